@@ -1,0 +1,119 @@
+"""What can go wrong, for people. One tree; the class gives the exit code, the number the case.
+
+    XferError                 exit  1   (a bug, when raised bare)
+    ├── ConfigError                 2   a key, value, option or combination
+    ├── DataError                   3   folders, classes, files that are no images
+    ├── WeightsError                4   source weights that do not fit or cannot be had
+    ├── ResumeError                 5   a run that cannot be continued as asked
+    ├── SafetyError                 6   refused: it could run somebody else's code
+    ├── DivergedError               7   NaN or Inf in loss or metric
+    ├── OutputError                 9   an output folder or file that cannot be written
+    ├── ExportError                10   an exported file that answers otherwise
+    └── Problems                        several of the above, reported together
+"""
+
+import difflib
+from collections.abc import Iterable, Sequence
+
+
+def printable(text: object) -> str:
+    """``text`` with control characters escaped, so that a file name cannot forge a log line."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
+
+
+def closest(word: str, words: Iterable[str]) -> str:
+    """A hint ``did you mean 'x'?`` with the nearest of ``words``, or the first few of them."""
+    allowed = [str(w) for w in words]
+    near = difflib.get_close_matches(word, allowed, n=1, cutoff=0.5)
+    if near:
+        return f"did you mean '{near[0]}'?"
+    return "allowed: " + ", ".join(allowed[:12]) + (", ..." if len(allowed) > 12 else "")
+
+
+class XferError(Exception):
+    """A mistake told in one line: where it is, what is wrong, what to type.
+
+    ``where`` is a file or config key; ``number`` the case, stable across releases.
+    """
+
+    exit = 1
+    base = 100
+
+    def __init__(self, where: object, what: str, fix: str, number: int = 0) -> None:
+        super().__init__(where, what, fix, number)
+        self.where = printable(where)
+        self.what = printable(what).rstrip(".")
+        self.fix = printable(fix)
+        self.number = self.base + number
+
+    def __str__(self) -> str:
+        return f"xfer: error E{self.number:03d}: {self.where}: {self.what}. Fix: {self.fix}"
+
+
+class ConfigError(XferError):
+    """A key, value, option or combination that cannot work."""
+
+    exit, base = 2, 200
+
+
+class DataError(XferError):
+    """Folders, classes or files that are not what they must be."""
+
+    exit, base = 3, 300
+
+
+class WeightsError(XferError):
+    """Source weights that do not fit the network or cannot be had."""
+
+    exit, base = 4, 400
+
+
+class ResumeError(XferError):
+    """A run that cannot be continued as asked."""
+
+    exit, base = 5, 500
+
+
+class SafetyError(XferError):
+    """Refused because it could run code that is not the user's."""
+
+    exit, base = 6, 600
+
+
+class DivergedError(XferError):
+    """NaN or Inf where a number must be."""
+
+    exit, base = 7, 700
+
+
+class OutputError(XferError):
+    """An output folder or file that cannot be written."""
+
+    exit, base = 9, 900
+
+
+class ExportError(XferError):
+    """An exported file that cannot be written or answers otherwise than the network."""
+
+    exit, base = 10, 950
+
+
+class Problems(XferError):
+    """Several mistakes at once; exits with the code of the first."""
+
+    def __init__(self, errors: Sequence[XferError]) -> None:
+        first = errors[0]
+        super().__init__(first.where, first.what, first.fix, 0)
+        self.errors = tuple(errors)
+        self.exit, self.number = first.exit, first.number
+
+    def __str__(self) -> str:
+        return "\n".join(str(error) for error in self.errors)
+
+
+def raise_all(errors: Sequence[XferError]) -> None:
+    """Raise nothing, the one error, or all of them together."""
+    if len(errors) == 1:
+        raise errors[0]
+    if errors:
+        raise Problems(errors)

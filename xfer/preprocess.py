@@ -1,0 +1,62 @@
+"""The one evaluation transform: PIL image in, normalised array out. PIL and numpy only.
+
+Sizes and offsets follow torchvision's ``Resize`` and ``CenterCrop`` on PIL images.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image as PIL
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from xfer.types import InputSpec
+
+_RESAMPLING = {
+    "nearest": PIL.Resampling.NEAREST,
+    "bilinear": PIL.Resampling.BILINEAR,
+    "bicubic": PIL.Resampling.BICUBIC,
+    "lanczos": PIL.Resampling.LANCZOS,
+}
+
+
+def fit_to_size(image: Image, spec: InputSpec) -> Image:
+    """Resize and centre-crop an RGB image to ``spec.size``."""
+    height, width = spec.size
+    resampling = _RESAMPLING[spec.interpolation]
+    if spec.resize is None:
+        return image.resize((width, height), resampling)
+    image = image.resize(_short_side(image.size, spec.resize), resampling)
+    # A crop larger than the image pads with black on both sides, as torchvision does.
+    left, top = round((image.width - width) / 2), round((image.height - height) / 2)
+    return image.crop((left, top, left + width, top + height))
+
+
+def _short_side(size: tuple[int, int], short: int) -> tuple[int, int]:
+    width, height = size
+    if width <= height:
+        return short, max(1, int(short * height / width))
+    return max(1, int(short * width / height)), short
+
+
+def normalise(image: Image, spec: InputSpec) -> npt.NDArray[np.float32]:
+    """An RGB image as float32 (3, height, width), less ``spec.mean``, divided by ``spec.std``."""
+    mean, std = (np.asarray(v, np.float32).reshape(3, 1, 1) for v in (spec.mean, spec.std))
+    pixels = np.asarray(image, np.uint8).transpose(2, 0, 1).astype(np.float32)
+    return np.ascontiguousarray((pixels / np.float32(255) - mean) / std)
+
+
+def prepare(image: Image, spec: InputSpec) -> npt.NDArray[np.float32]:
+    """The evaluation transform: RGB image in, float32 (3, height, width) out."""
+    return normalise(fit_to_size(image, spec), spec)
+
+
+def restore(array: npt.NDArray[np.float32], spec: InputSpec) -> npt.NDArray[np.uint8]:
+    """The picture in true colours, uint8 (height, width, 3): :func:`normalise` reversed."""
+    mean, std = (np.asarray(v, np.float32).reshape(3, 1, 1) for v in (spec.mean, spec.std))
+    pixels = np.clip((array * std + mean) * 255, 0, 255)
+    return np.round(pixels).astype(np.uint8).transpose(1, 2, 0)

@@ -1,0 +1,140 @@
+"""Files that are either whole or absent, and tensors that are read without running code."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from xfer.errors import OutputError, SafetyError, WeightsError
+from xfer.types import Plain
+
+# Holds for every torch.load in this process, also those inside libraries.
+os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
+
+
+def cache_dir() -> Path:
+    """Where xfer keeps what can be made again: ``$XFER_CACHE``, else ``~/.cache/xfer``."""
+    return Path(os.environ.get("XFER_CACHE") or Path.home() / ".cache" / "xfer")
+
+
+def file_sha256(path: Path) -> str:
+    """The sha256 of a file's bytes, in hex."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
+    """Let ``write`` fill a temporary file in the target folder, then rename it to ``path``.
+
+    The bytes and the folder entry are synced before this returns, so a kill at any moment
+    leaves the old file or the new one. Raises OutputError when the folder cannot be written.
+    """
+    part: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+        os.close(handle)
+        part = Path(name)
+        write(part)
+        part.chmod(0o666 & ~_umask())
+        _sync(part)
+        part.replace(path)
+        _sync(path.parent)
+    except OSError as error:
+        raise OutputError(
+            path, f"cannot be written ({error.strerror or error})", "free space or choose run.dir=DIR"
+        ) from error
+    finally:
+        if part is not None:
+            part.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write ``text`` as UTF-8, atomically."""
+    # surrogateescape: a file name that is no UTF-8 must not stop the report about it.
+    atomic_write(path, lambda part: part.write_bytes(text.encode("utf-8", "surrogateescape")))
+
+
+def write_json(path: Path, facts: object) -> None:
+    """Write ``facts`` as indented JSON, atomically. NaN is refused: it is no JSON."""
+    write_text(path, json.dumps(facts, indent=2, allow_nan=False, ensure_ascii=True) + "\n")
+
+
+def save_tensors(path: Path, facts: Plain) -> None:
+    """Save plain facts and tensors with ``torch.save``, atomically."""
+    import torch
+
+    atomic_write(path, lambda part: torch.save(facts, part))
+
+
+def load_tensors(path: Path) -> Any:
+    """Read a torch file with ``weights_only=True`` onto the CPU.
+
+    Raises WeightsError when it is missing or no torch file, SafetyError when it asks for code.
+    """
+    import pickle
+
+    import torch
+
+    if not path.is_file():
+        raise WeightsError(path, "there is no such file", "give the path of a checkpoint", 1)
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if "GLOBAL" in str(error) or "Unsupported" in str(error):
+            raise SafetyError(
+                path,
+                "its pickle asks for more than tensors: " + _first_line(error),
+                "save the bare state dict (torch.save(model.state_dict(), ...)) or use safetensors",
+                1,
+            ) from error
+        raise _not_a_torch_file(path, error) from error
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise _not_a_torch_file(path, error) from error
+
+
+def _not_a_torch_file(path: Path, error: Exception) -> WeightsError:
+    size = path.stat().st_size
+    return WeightsError(
+        path,
+        f"cannot be read as a torch file ({size} bytes; {_first_line(error)})",
+        "check that the download is complete",
+        2,
+    )
+
+
+def _first_line(error: Exception) -> str:
+    lines = [s for line in str(error).splitlines() if (s := line.strip())]
+    named = [line for line in lines if "GLOBAL" in line or "Unsupported" in line]
+    return (named or lines or [type(error).__name__])[0][:160]
+
+
+@contextmanager
+def output_errors(path: Path) -> Iterator[None]:
+    """Turn an OSError about an output into one line that names ``path``."""
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(
+            path, f"cannot be written ({error.strerror or error})", "free space or choose run.dir=DIR"
+        ) from error

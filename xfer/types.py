@@ -1,0 +1,209 @@
+"""Frozen values that the rooms of xfer hand to each other. No torch at import time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    import torch
+    from PIL.Image import Image
+
+    Array = npt.NDArray[Any]
+    StateDict = Mapping[str, torch.Tensor]
+
+Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
+Plain = dict[str, Any]
+"""JSON-like facts: str, int, float, bool, None, list and dict only."""
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """How an image becomes the network's input; one for validation, prediction, export, report.
+
+    ``size`` is (height, width) in pixels; ``resize`` the short side before the centre crop, or
+    ``None`` to squash straight to ``size``; ``mean`` and ``std`` are per RGB channel on 0..1.
+    """
+
+    size: tuple[int, int]
+    resize: int | None
+    interpolation: Interpolation
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    def to_plain(self) -> Plain:
+        """As JSON-like facts, for plan, checkpoint and ``preprocess.json``."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+    @classmethod
+    def from_plain(cls, facts: Plain) -> InputSpec:
+        """The reverse of :meth:`to_plain`."""
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in facts.items()})
+
+
+class Images(Protocol):
+    """A sequence of RGB pictures, decoded when asked for."""
+
+    def __getitem__(self, index: int, /) -> Image: ...
+
+    def __len__(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class Samples:
+    """One split: ``names`` (unique, the path below the root), ``labels`` int64 of shape (n,),
+    the ``images`` themselves and ``sha256`` over names, labels and file contents."""
+
+    names: tuple[str, ...]
+    labels: npt.NDArray[np.int64]
+    images: Images
+    sha256: str
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Classes in their fixed order, the splits by name, and remarks for the plan."""
+
+    classes: tuple[str, ...]
+    splits: Mapping[str, Samples]
+    remarks: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A state dict with its facts: where it came from, the sha256 of its file, and what the
+    file knows of its classes and input recipe (xfer checkpoints know both)."""
+
+    kind: str
+    state: StateDict | None
+    origin: str | None = None
+    sha256: str | None = None
+    classes: tuple[str, ...] | None = None
+    input: InputSpec | None = None
+
+
+@dataclass(frozen=True)
+class Card:
+    """What travels with trained weights, so that a file explains itself.
+
+    ``backbone`` and ``head`` are spec facts (``_target_`` and plain arguments).
+    """
+
+    backbone: Plain
+    head: Plain
+    classes: tuple[str, ...]
+    input: InputSpec
+    source: Plain = field(default_factory=dict)
+    experiment: str = ""
+
+    def to_plain(self) -> Plain:
+        """As JSON-like facts."""
+        return {
+            "backbone": dict(self.backbone),
+            "head": dict(self.head),
+            "classes": list(self.classes),
+            "input": self.input.to_plain(),
+            "source": dict(self.source),
+            "experiment": self.experiment,
+        }
+
+    @classmethod
+    def from_plain(cls, facts: Plain) -> Card:
+        """The reverse of :meth:`to_plain`."""
+        return cls(
+            **{
+                **facts,
+                "classes": tuple(facts["classes"]),
+                "input": InputSpec.from_plain(facts["input"]),
+            }
+        )
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """A network's answers on one split, in the order of its files.
+
+    ``logits`` float32 (n, classes); ``labels`` int64 (n,) or ``None`` when unknown.
+    """
+
+    names: tuple[str, ...]
+    logits: npt.NDArray[np.float32]
+    labels: npt.NDArray[np.int64] | None
+    classes: tuple[str, ...]
+
+    @property
+    def probabilities(self) -> npt.NDArray[np.float64]:
+        """Softmax of the logits in float64, shape (n, classes)."""
+        import numpy as np
+
+        z = self.logits.astype(np.float64)
+        z = np.exp(z - z.max(axis=1, keepdims=True))
+        return np.asarray(z / z.sum(axis=1, keepdims=True))
+
+
+@dataclass(frozen=True)
+class Score:
+    """The scores of one split. ``acc_ci95`` is Wilson's interval of the accuracy; ``confusion``
+    counts rows = true class, columns = predicted class; ``per_class`` holds, a class, ``n``,
+    ``precision``, ``recall`` and ``f1``."""
+
+    n: int
+    acc: float
+    acc_ci95: tuple[float, float]
+    loss: float
+    macro_f1: float
+    auroc: float | None
+    ece: float
+    top5: float | None
+    confusion: list[list[int]]
+    per_class: dict[str, dict[str, float]]
+    used_for_selection: bool
+
+    def to_plain(self) -> Plain:
+        """As JSON-like facts, as ``result.json`` holds them."""
+        return {**asdict(self), "acc_ci95": list(self.acc_ci95)}
+
+
+@dataclass(frozen=True)
+class Exported:
+    """One exported file and how far its answers are from the network's.
+
+    ``max_abs_diff`` is the largest logit difference over ``images`` real images at each of
+    ``batches``; ``agree`` the share of images whose top class is the same.
+    """
+
+    format: str
+    file: str
+    bytes: int
+    max_abs_diff: float
+    agree: float
+    images: int
+    batches: tuple[int, ...]
+    facts: Plain = field(default_factory=dict)
+
+
+Runner = Callable[["Array"], "Array"]
+"""Runs one exported file: float32 (n, 3, h, w) in, float32 logits (n, classes) out."""
+
+
+class Writer(Protocol):
+    """One export format: writes a file, and opens it again in its own runtime."""
+
+    @property
+    def file(self) -> str:
+        """The file's final name below ``export/``."""
+        ...
+
+    def write(self, net: torch.nn.Module, example: torch.Tensor, card: Card, path: Any) -> Plain:
+        """Write ``net`` to ``path`` and return facts for ``parity.json``."""
+        ...
+
+    def open(self, path: Any, card: Card) -> Runner:
+        """Re-read ``path`` and return a function that runs it."""
+        ...
