@@ -3,102 +3,163 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
+import http.client
 import tempfile
 import urllib.error
 import urllib.parse
 import urllib.request
 import zipfile
+import zlib
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
-from xfer.errors import DataError, SafetyError
-from xfer.storage import write_json
+from xfer.errors import DataError, OutputError, SafetyError
+from xfer.storage import atomic_write, write_json
 
 _LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 _CHUNK = 1 << 20
 _TIMEOUT = 30  # seconds without a byte
+_MAX_UNPACKED = 4 << 30
+_MAX_FILES = 1_000_000
 
 
 def fetch(url: str, target: Path, sha256: str | None = None) -> str:
     """Download ``url`` to ``target`` and return its sha256.
 
-    https only (plain http on loopback); a wrong length or hash leaves nothing behind. Raises
-    DataError or SafetyError naming the address.
+    https only (plain http on loopback), redirects included. A cut transfer or a wrong hash leaves
+    nothing behind. Raises DataError or SafetyError naming the address, OutputError naming the
+    file.
     """
-    _check_scheme(url)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(target.name + ".part")
+    _check_address(url)
+    found = ""
+
+    def write(part: Path) -> None:
+        nonlocal found
+        found = _stream(url, part, target)
+        if sha256 is not None and found != sha256.lower():
+            raise DataError(url, f"sha256 is {found}, expected {sha256}", "check the address", 21)
+
+    atomic_write(target, write)
+    return found
+
+
+def _check_address(url: str) -> None:
     try:
-        digest = _stream(url, part)
-        if sha256 is not None and digest != sha256:
-            raise DataError(url, f"sha256 is {digest}, expected {sha256}", "check the address", 21)
-        part.replace(target)
-    except (urllib.error.URLError, OSError) as error:
-        reason = getattr(error, "reason", None) or error
-        raise DataError(
-            url, f"cannot be downloaded ({reason})", f"put the file at {target} yourself", 20
-        ) from error
-    finally:
-        part.unlink(missing_ok=True)
-    return digest
-
-
-def _check_scheme(url: str) -> None:
-    parts = urllib.parse.urlsplit(url)
+        parts = urllib.parse.urlsplit(url)
+    except ValueError as error:
+        raise DataError(url, f"is no address ({error})", "use https://...", 24) from error
     if parts.scheme != "https" and not (parts.scheme == "http" and parts.hostname in _LOOPBACK):
         raise SafetyError(url, "only https addresses are opened", "use https://...", 10)
 
 
-def _stream(url: str, part: Path) -> str:
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """Checks an address before it is asked; https is never left."""
+
+    def http_error_302(self, req: Any, fp: Any, code: Any, msg: Any, headers: Any) -> Any:
+        goal = urllib.parse.urljoin(req.full_url, headers.get("Location", ""))
+        with closing(fp):
+            _check_address(goal)
+            if req.type == "https" and not goal.startswith("https:"):
+                raise SafetyError(req.full_url, f"leads to {goal}", "use the final address", 13)
+            return super().http_error_302(req, fp, code, msg, headers)
+
+    http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
+
+
+def _stream(url: str, part: Path, target: Path) -> str:
     from tqdm import tqdm
 
     digest = hashlib.sha256()
-    with urllib.request.urlopen(url, timeout=_TIMEOUT) as answer, part.open("wb") as out:  # noqa: S310
-        _check_scheme(answer.url)  # where redirects ended
-        length = int(answer.headers.get("Content-Length") or 0)
-        with tqdm(total=length or None, desc=part.stem, unit="B", unit_scale=True, delay=1) as bar:
-            while chunk := answer.read(_CHUNK):
-                digest.update(chunk)
-                out.write(chunk)
-                bar.update(len(chunk))
-        if length and part.stat().st_size != length:
-            raise OSError(f"got {part.stat().st_size} of {length} bytes")
+    with (
+        _open(url, target) as answer,
+        part.open("wb") as out,
+        tqdm(
+            total=answer.length, desc=target.name, unit="B", unit_scale=True, delay=1, leave=False
+        ) as bar,
+    ):
+        while chunk := _read(answer, url, target):
+            digest.update(chunk)
+            out.write(chunk)
+            bar.update(len(chunk))
     return digest.hexdigest()
+
+
+def _open(url: str, target: Path) -> Any:
+    try:
+        return urllib.request.build_opener(_Redirects).open(url, timeout=_TIMEOUT)
+    except urllib.error.HTTPError as error:
+        with closing(error):
+            raise _unreachable(url, target, error) from error
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        raise _unreachable(url, target, error) from error
+
+
+def _read(answer: Any, url: str, target: Path) -> bytes:
+    try:
+        chunk: bytes = answer.read(_CHUNK)
+        if not chunk and answer.length:
+            raise http.client.IncompleteRead(b"", answer.length)
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        raise _unreachable(url, target, error) from error
+    return chunk
+
+
+def _unreachable(url: str, target: Path, error: Exception) -> DataError:
+    reason = error.reason if type(error) is urllib.error.URLError else error
+    return DataError(
+        url, f"cannot be downloaded ({reason})", f"put the file at {target} yourself", 20
+    )
 
 
 def fetch_zip(url: str, folder: Path, member: str, sha256: str | None = None) -> str:
     """Download an archive and put its folder ``member`` at ``folder``; return the archive's sha256.
 
     The hash is written to ``folder/.origin.json``. Entries that would leave the folder, links and
-    archives over 4 GiB unpacked are refused.
+    archives over 4 GiB unpacked are refused. ``folder`` appears whole or not at all.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".unpack-") as staging:
-        archive = Path(staging) / "archive.zip"
-        digest = fetch(url, archive, sha256)
-        try:
-            with zipfile.ZipFile(archive) as packed:
-                _check_members(packed, url)
-                packed.extractall(Path(staging) / "out")
-        except zipfile.BadZipFile as error:
-            raise DataError(url, f"is no zip archive ({error})", "check the address", 22) from error
-        found = sorted((Path(staging) / "out").rglob(member), key=lambda p: len(p.parts))
-        if not found:
-            raise DataError(url, f"holds no folder '{member}'", "check the address", 23)
-        shutil.move(found[0], folder)
-    write_json(folder / ".origin.json", {"url": url, "sha256": digest})
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".unpack-") as staging:
+            archive = Path(staging) / "archive.zip"
+            digest = fetch(url, archive, sha256)
+            found = _unpack(archive, Path(staging) / "out", member, url)
+            write_json(found / ".origin.json", {"url": url, "sha256": digest})
+            if not folder.exists():  # another process may have been faster
+                found.rename(folder)
+    except OSError as error:
+        raise OutputError(
+            folder, f"cannot be written ({error.strerror or error})", "choose another folder"
+        ) from error
     return digest
 
 
+def _unpack(archive: Path, out: Path, member: str, url: str) -> Path:
+    try:
+        with zipfile.ZipFile(archive) as packed:
+            _check_members(packed, url)
+            packed.extractall(out)
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError) as error:
+        raise DataError(
+            url, f"is no sound zip archive ({error})", "check the address", 22
+        ) from error
+    found = [path for path in out.rglob(member) if path.is_dir() and "__MACOSX" not in path.parts]
+    if not found:
+        raise DataError(url, f"holds no folder '{member}'", "check the address", 23)
+    return min(found, key=lambda path: (len(path.parts), path))
+
+
 def _check_members(packed: zipfile.ZipFile, url: str) -> None:
-    total = 0
-    for entry in packed.infolist():
-        parts = Path(entry.filename.replace("\\", "/")).parts
+    entries = packed.infolist()
+    for entry in entries:
+        name = entry.filename.replace("\\", "/")
         is_link = (entry.external_attr >> 16) & 0o170000 == 0o120000
-        if ".." in parts or entry.filename.startswith(("/", "\\")) or is_link:
-            raise SafetyError(url, f"'{entry.filename}' would leave its folder", "do not use it", 11)
-        total += entry.file_size
-    if total > 4 << 30:
-        raise SafetyError(url, f"unpacks to {total} bytes; more than 4 GiB", "unpack it yourself", 12)
-
-
+        if ".." in name.split("/") or name.startswith("/") or name[1:2] == ":" or is_link:
+            raise SafetyError(
+                url, f"'{entry.filename}' would leave its folder", "do not use it", 11
+            )
+    total = sum(entry.file_size for entry in entries)
+    if total > _MAX_UNPACKED or len(entries) > _MAX_FILES:
+        raise SafetyError(
+            url, f"unpacks to {len(entries)} files of {total} bytes", "unpack it yourself", 12
+        )

@@ -1,15 +1,16 @@
 """What can go wrong, for people. One tree; the class gives the exit code, the number the case.
 
-    XferError                 exit  1   (a bug, when raised bare)
-    ├── ConfigError                 2   a key, value, option or combination
-    ├── DataError                   3   folders, classes, files that are no images
-    ├── WeightsError                4   source weights that do not fit or cannot be had
-    ├── ResumeError                 5   a run that cannot be continued as asked
-    ├── SafetyError                 6   refused: it could run somebody else's code
-    ├── DivergedError               7   NaN or Inf in loss or metric
-    ├── OutputError                 9   an output folder or file that cannot be written
-    ├── ExportError                10   an exported file that answers otherwise
-    └── Problems                        several of the above, reported together
+XferError                 exit  1   (a bug, when raised bare)
+├── ConfigError                 2   a key, value, option or combination
+├── DataError                   3   folders, classes, files that are no images
+├── WeightsError                4   source weights that do not fit or cannot be had
+├── ResumeError                 5   a run that cannot be continued as asked
+├── SafetyError                 6   refused: it could run somebody else's code
+├── DivergedError               7   NaN or Inf in loss or metric
+├── OutOfMemory                 8   the device or the machine has no memory left
+├── OutputError                 9   an output folder or file that cannot be written
+├── ExportError                10   an exported file that answers otherwise
+└── Problems                        several of the above, reported together
 """
 
 import difflib
@@ -84,6 +85,12 @@ class DivergedError(XferError):
     """NaN or Inf where a number must be."""
 
     exit, base = 7, 700
+
+
+class OutOfMemory(XferError):
+    """The device or the machine has no memory left."""
+
+    exit, base = 8, 800
 
 
 class OutputError(XferError):

@@ -11,26 +11,34 @@ import io
 import json
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from PIL import Image as PIL
-from PIL import ImageOps
+from PIL import ImageOps, UnidentifiedImageError
 
-from xfer.errors import DataError, printable
+from xfer.errors import DataError, OutputError, printable
 from xfer.storage import cache_dir, write_text
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
     from PIL.Image import Image
 
-SUFFIXES = frozenset(
-    ".jpg .jpeg .jpe .jfif .png .bmp .gif .webp .tif .tiff .ppm .pgm .pbm .avif".split()
-)
+_NAMED = "jpg jpeg jpe jfif png bmp gif webp tif tiff ppm pgm pbm avif"
+SUFFIXES = frozenset(f".{name}" for name in _NAMED.split())
+# Not every format that PIL knows: its EPS plugin starts Ghostscript, whatever the file is called.
+_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM", "AVIF")
 MAX_PIXELS = 64_000_000
-_CACHE_VERSION = 1
+_MAX_BYTES = 1 << 30
+_CACHE_VERSION = 2
+_BATCH = 32  # files a thread takes at once
+
+_Found = tuple[str, str | None]
+_Cache = dict[str, list[str]]
 
 
 @dataclass(frozen=True)
@@ -46,17 +54,29 @@ class Files:
         return len(self.paths)
 
 
+@dataclass(frozen=True, eq=False)
+class Arrays:
+    """Grey pictures, uint8 of shape (n, height, width), as a sequence of RGB pictures."""
+
+    pixels: npt.NDArray[np.uint8]
+
+    def __getitem__(self, index: int) -> Image:
+        return PIL.fromarray(self.pixels[index]).convert("RGB")
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+
 def decode(path: Path) -> Image:
     """Decode one file to RGB: EXIF orientation applied, alpha over white, 16 bit scaled to 8.
 
     Raises DataError naming the file.
     """
     try:
-        with PIL.open(path) as image:
+        with PIL.open(path, formats=_FORMATS) as image:
             _refuse_huge(image)
-            image.load()
             return _to_rgb(image)
-    except (OSError, ValueError, SyntaxError, PIL.DecompressionBombError) as error:
+    except Exception as error:  # PIL's plugins raise struct.error, IndexError and more
         raise _broken(path, _reason(error)) from error
 
 
@@ -66,113 +86,136 @@ def _refuse_huge(image: Image) -> None:
 
 
 def _to_rgb(image: Image) -> Image:
+    image.load()
     # Almost every file is an 8-bit RGB photograph: nothing to convert but its orientation.
     image = ImageOps.exif_transpose(image) if image.getexif() else image
-    if image.mode == "RGB":
-        return image if isinstance(image, PIL.Image) and image.__class__ is PIL.Image else image.copy()
-    if image.mode.startswith("I;16"):
-        return image.convert("I").point(lambda v: v / 257).convert("L").convert("RGB")
-    if image.mode == "I":
-        return image.point(lambda v: v / 257).convert("L").convert("RGB")
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+    if image.mode == "F" or image.mode.startswith("I"):
+        return _from_16_bit(image)
+    if image.has_transparency_data:
         image = image.convert("RGBA")
         white = PIL.new("RGBA", image.size, "white")
         return PIL.alpha_composite(white, image).convert("RGB")
-    return image.convert("RGB")
+    # A copy is a plain image, with no open file behind it.
+    return image.copy() if image.mode == "RGB" else image.convert("RGB")
+
+
+def _from_16_bit(image: Image) -> Image:
+    if image.mode == "F" or image.convert("I").getextrema()[1] > 65535:  # type: ignore[operator]
+        raise ValueError("its 32-bit pixels have no known range; save it with 8 or 16 bits")
+    return image.convert("I").point(lambda v: v / 257 + 0.5).convert("L").convert("RGB")
 
 
 def _reason(error: Exception) -> str:
-    if isinstance(error, PIL.UnidentifiedImageError):
+    if isinstance(error, UnidentifiedImageError):
         return "it is no image"
     return printable(error) or type(error).__name__
 
 
-def _broken(path: Path, reason: str) -> DataError:
-    return DataError(path, f"cannot be read as an image ({reason})", "remove or replace the file", 10)
+def _broken(path: Path, reason: str, more: int = 0) -> DataError:
+    others = f"; {more} more files are broken" if more else ""
+    return DataError(
+        path, f"cannot be read as an image ({reason}){others}", "remove or replace the file", 10
+    )
 
 
 def inspect(path: Path) -> tuple[str, str | None]:
     """Read one file: its sha256, and what is wrong with it (``None`` for a sound image).
 
-    A JPEG or PNG whose end marker is in place counts as whole; anything else is decoded.
+    A JPEG whose end marker is in place and a PNG whose checksums hold count as whole; anything
+    else is decoded.
     """
-    if not stat.S_ISREG(path.stat().st_mode):
-        return "", "it is no regular file"
-    data = path.read_bytes()
-    digest = hashlib.sha256(data).hexdigest()
-    if not data:
-        return digest, "the file is empty"
     try:
-        with PIL.open(io.BytesIO(data)) as image:
+        facts = path.stat()
+        if not stat.S_ISREG(facts.st_mode):
+            return "", "it is no regular file"
+        if facts.st_size > _MAX_BYTES:
+            return "", f"{facts.st_size} bytes; more than {_MAX_BYTES}"
+        data = path.read_bytes()
+    except OSError as error:
+        return "", error.strerror or _reason(error)
+    return hashlib.sha256(data).hexdigest(), _problem(data)
+
+
+def _problem(data: bytes) -> str | None:
+    if not data:
+        return "the file is empty"
+    try:
+        with PIL.open(io.BytesIO(data), formats=_FORMATS) as image:
             _refuse_huge(image)
-            if not _has_end(data, image.format or ""):
-                image.load()
-    except Exception as error:  # PIL's plugins raise struct.error, IndexError and more
-        return digest, _reason(error)
-    return digest, None
+            if image.format == "PNG":
+                image.verify()
+            elif image.format not in ("JPEG", "MPO") or not _has_end(data):
+                _to_rgb(image)
+    except Exception as error:  # as in decode
+        return _reason(error)
+    return None
 
 
-def _has_end(data: bytes, form: str) -> bool:
-    tail = data[-64:].rstrip(b"\0")
-    return (form in ("JPEG", "MPO") and tail.endswith(b"\xff\xd9")) or (
-        form == "PNG" and b"IEND\xaeB`\x82" in tail
-    )
+def _has_end(data: bytes) -> bool:
+    return data[-64:].rstrip(b"\0").endswith(b"\xff\xd9")
 
 
 def scan(paths: Sequence[Path], root: Path) -> list[str]:
-    """The sha256 of every file, in order.
+    """The sha256 of every file, in order. ``root`` names the cache.
 
-    Raises DataError naming the first files that are no sound images and counting the rest.
+    Raises DataError naming the first file that is no sound image and counting the rest.
     """
     known = _read_cache(root)
-    stats = [_stamp(path) for path in paths]
-    fresh = [i for i, path in enumerate(paths) if known.get(str(path), [None])[0] != stats[i]]
+    stamps = [_stamp(path) for path in paths]
+    fresh = [i for i, path in enumerate(paths) if known.get(str(path), [""])[0] != stamps[i]]
+    broken: list[tuple[Path, str]] = []
+    for i, (digest, problem) in zip(fresh, _inspect_all([paths[i] for i in fresh]), strict=True):
+        if problem is None:
+            known[str(paths[i])] = [stamps[i], digest]
+        else:
+            broken.append((paths[i], problem))
     if fresh:
-        with ThreadPoolExecutor(min(8, (os.cpu_count() or 1) * 2)) as pool:
-            found = pool.map(inspect, [paths[i] for i in fresh], chunksize=64)
-            for i, (digest, problem) in zip(fresh, _progress(found, len(fresh)), strict=True):
-                known[str(paths[i])] = [stats[i], digest, problem]
-        _write_cache(root, {str(path): known[str(path)] for path in paths})
-    rows = [known[str(path)] for path in paths]
-    broken = [(path, row[2]) for path, row in zip(paths, rows, strict=True) if row[2]]
+        _write_cache(root, known, paths)
     if broken:
-        path, reason = broken[0]
-        more = f" and {len(broken) - 1} more files" if len(broken) > 1 else ""
-        raise _broken(path, reason + more)
-    return [row[1] for row in rows]
+        raise _broken(*broken[0], more=len(broken) - 1)
+    return [known[str(path)][1] for path in paths]
 
 
-def _progress[T](items: T, total: int) -> T:
+def _inspect_all(paths: list[Path]) -> Iterator[_Found]:
     from tqdm import tqdm
 
-    bar: T = tqdm(items, total=total, desc="reading images", unit=" files", delay=2, leave=False)
-    return bar
+    # Threads: reading, hashing and decoding release the lock, and processes cost more to start.
+    batches = [paths[i : i + _BATCH] for i in range(0, len(paths), _BATCH)]
+    with (
+        ThreadPoolExecutor(min(8, 2 * (os.cpu_count() or 1))) as pool,
+        tqdm(total=len(paths), desc="reading images", unit=" files", delay=2, leave=False) as bar,
+    ):
+        for found in pool.map(lambda batch: [inspect(path) for path in batch], batches):
+            bar.update(len(found))
+            yield from found
 
 
 def _stamp(path: Path) -> str:
+    """Changes with every edit of the file; never what the cache holds when it cannot be read."""
     try:
         facts = path.stat()
-    except OSError as error:
-        raise _broken(path, _reason(error)) from error
+    except OSError:
+        return "missing"
     return f"{facts.st_size}-{facts.st_mtime_ns}-{facts.st_ctime_ns}"
 
 
 def _cache_file(root: Path) -> Path:
-    name = hashlib.sha256(str(root.resolve()).encode("utf-8", "surrogateescape")).hexdigest()[:24]
+    name = hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:24]
     return cache_dir() / "scan" / f"{name}.json"
 
 
-def _read_cache(root: Path) -> dict[str, list]:
+def _read_cache(root: Path) -> _Cache:
     try:
         facts = json.loads(_cache_file(root).read_text())
-        return facts["files"] if facts["version"] == _CACHE_VERSION else {}
+        return dict(facts["files"]) if facts["version"] == _CACHE_VERSION else {}
     except (OSError, ValueError, KeyError, TypeError):
         return {}  # a cache that cannot be read is made again
 
 
-def _write_cache(root: Path, files: dict[str, list]) -> None:
-    from xfer.errors import OutputError
-
+def _write_cache(root: Path, known: _Cache, paths: Sequence[Path]) -> None:
+    # Other splits of the same root were scanned at other times; files that are gone are dropped.
+    listed = {str(path) for path in paths}
+    files = {name: row for name, row in known.items() if name in listed or Path(name).exists()}
     try:
         write_text(_cache_file(root), json.dumps({"version": _CACHE_VERSION, "files": files}))
     except OutputError:

@@ -5,16 +5,16 @@ Sizes and offsets follow torchvision's ``Resize`` and ``CenterCrop`` on PIL imag
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image as PIL
 
+from xfer.types import InputSpec
+
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-    from xfer.types import InputSpec
 
 _RESAMPLING = {
     "nearest": PIL.Resampling.NEAREST,
@@ -60,3 +60,14 @@ def restore(array: npt.NDArray[np.float32], spec: InputSpec) -> npt.NDArray[np.u
     mean, std = (np.asarray(v, np.float32).reshape(3, 1, 1) for v in (spec.mean, spec.std))
     pixels = np.clip((array * std + mean) * 255, 0, 255)
     return np.round(pixels).astype(np.uint8).transpose(1, 2, 0)
+
+
+def of_torchvision(recipe: Any) -> InputSpec:
+    """The input spec of a torchvision weights' ``transforms()``."""
+    return InputSpec(
+        size=(int(recipe.crop_size[0]), int(recipe.crop_size[0])),
+        resize=int(recipe.resize_size[0]),
+        interpolation=recipe.interpolation.value,
+        mean=tuple(recipe.mean),
+        std=tuple(recipe.std),
+    )

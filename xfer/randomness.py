@@ -10,4 +10,6 @@ import hashlib
 def derive(purpose: str, *position: int | str) -> int:
     """A seed in [0, 2**63) for ``purpose`` at ``position``; stable across platforms and releases."""
     text = "\x1f".join([purpose, *map(str, position)])
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+    # surrogateescape: file names may be no UTF-8.
+    data = text.encode("utf-8", "surrogateescape")
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big") >> 1

@@ -48,7 +48,9 @@ def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
         _sync(path.parent)
     except OSError as error:
         raise OutputError(
-            path, f"cannot be written ({error.strerror or error})", "free space or choose run.dir=DIR"
+            path,
+            f"cannot be written ({error.strerror or error})",
+            "free space or choose run.dir=DIR",
         ) from error
     finally:
         if part is not None:
@@ -136,5 +138,7 @@ def output_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise OutputError(
-            path, f"cannot be written ({error.strerror or error})", "free space or choose run.dir=DIR"
+            path,
+            f"cannot be written ({error.strerror or error})",
+            "free space or choose run.dir=DIR",
         ) from error

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import numpy as np
     import numpy.typing as npt
     import torch
@@ -33,6 +35,11 @@ class InputSpec:
     interpolation: Interpolation
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+
+    def scaled(self, size: int) -> InputSpec:
+        """The same recipe at ``size`` x ``size`` pixels, the share of the crop kept."""
+        resize = None if self.resize is None else round(self.resize * size / min(self.size))
+        return replace(self, size=(size, size), resize=resize)
 
     def to_plain(self) -> Plain:
         """As JSON-like facts, for plan, checkpoint and ``preprocess.json``."""
@@ -175,13 +182,15 @@ class Exported:
     """One exported file and how far its answers are from the network's.
 
     ``max_abs_diff`` is the largest logit difference over ``images`` real images at each of
-    ``batches``; ``agree`` the share of images whose top class is the same.
+    ``batches``, at most ``bound``; ``agree`` the share of images whose top class is the same.
     """
 
     format: str
     file: str
     bytes: int
+    sha256: str
     max_abs_diff: float
+    bound: float
     agree: float
     images: int
     batches: tuple[int, ...]
@@ -197,13 +206,65 @@ class Writer(Protocol):
 
     @property
     def file(self) -> str:
-        """The file's final name below ``export/``."""
+        """The file's final name below ``export/``; its suffix names the format."""
         ...
 
-    def write(self, net: torch.nn.Module, example: torch.Tensor, card: Card, path: Any) -> Plain:
-        """Write ``net`` to ``path`` and return facts for ``parity.json``."""
+    def write(self, net: torch.nn.Module, images: Array, card: Card, path: Path) -> Plain:
+        """Write ``net`` to ``path`` and return facts for ``parity.json``.
+
+        ``images`` are real inputs, float32 (n, 3, h, w).
+        """
         ...
 
-    def open(self, path: Any, card: Card) -> Runner:
-        """Re-read ``path`` and return a function that runs it."""
+    def open(self, path: Path, net: torch.nn.Module) -> Runner:
+        """Re-read ``path`` and return a function that runs it.
+
+        Where a file holds tensors only, and no library builds their network, they are loaded
+        into a copy of ``net``.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Network:
+    """An architecture as its library builds it.
+
+    ``heads`` are the dotted paths of its classifier layers (distilled ViTs have two), ``dropped``
+    the prefixes of training-only auxiliary classifiers that are left out, ``input`` the
+    architecture's own recipe.
+    """
+
+    module: torch.nn.Module
+    heads: tuple[str, ...]
+    input: InputSpec
+    dropped: tuple[str, ...] = ()
+
+
+class Backbone(Protocol):
+    """An architecture. ``library`` says whose hub its pretrained weights come from."""
+
+    @property
+    def library(self) -> str: ...
+
+    @property
+    def name(self) -> str: ...
+
+    def build(self, classes: int | None = None) -> Network:
+        """The network with random weights; ``classes`` outputs, or the library's default."""
+        ...
+
+
+class Source(Protocol):
+    """Where initial weights come from."""
+
+    def load(self, backbone: Backbone) -> Weights:
+        """Read the weights for ``backbone``; raises WeightsError when they cannot be had."""
+        ...
+
+
+class Head(Protocol):
+    """What replaces the classifier layer."""
+
+    def build(self, old: torch.nn.Module, classes: int) -> torch.nn.Module:
+        """A layer that takes what ``old`` took and gives ``classes`` logits."""
         ...

@@ -1,0 +1,75 @@
+"""What all tests share: a cache of their own, the real assets, a server on loopback."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+Answer = Callable[[BaseHTTPRequestHandler], None]
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """No test reads or writes the user's cache."""
+    cache = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("XFER_CACHE", str(cache))
+    return cache
+
+
+@pytest.fixture(scope="session")
+def assets() -> Path:
+    """The real photographs and weights; the test is skipped where they are absent."""
+    beside = Path(__file__).parents[1].parent / "shared" / "assets"
+    path = Path(os.environ.get("XFER_ASSETS") or beside).resolve()
+    if not (path / "Canidae").is_dir():
+        pytest.skip(f"no assets in {path}; set XFER_ASSETS")
+    return path
+
+
+class Server:
+    """Answers below ``url`` with what is in ``routes``, and notes every path that was asked."""
+
+    def __init__(self) -> None:
+        self.routes: dict[str, bytes | Answer] = {}
+        self.asked: list[str] = []
+        server = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                server.asked.append(self.path)
+                answer = server.routes.get(self.path)
+                if callable(answer):
+                    answer(self)
+                elif answer is None:
+                    self.send_error(404)
+                else:
+                    self.send_response(200)
+                    self.send_header("Content-Length", str(len(answer)))
+                    self.end_headers()
+                    self.wfile.write(answer)
+
+            def log_message(self, *_: object) -> None:
+                """Keep the test's output clean."""
+
+        self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._http.server_address[1]}"
+        self._thread = threading.Thread(target=self._http.serve_forever, args=(0.01,))
+        self._thread.start()
+
+    def close(self) -> None:
+        self._http.shutdown()
+        self._thread.join()
+        self._http.server_close()
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    monkeypatch.setenv("no_proxy", "*")
+    running = Server()
+    yield running
+    running.close()

@@ -1,0 +1,146 @@
+"""``python -m xfer`` and the console script ``xfer``."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from xfer.errors import ConfigError, XferError
+from xfer.help import config_dir, page
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+
+def main() -> None:
+    """Run the command line and exit with the contract's codes."""
+    sys.exit(_main(sys.argv[1:]))
+
+
+def _main(arguments: list[str]) -> int:
+    try:
+        arguments = _take_allow(arguments)
+        folders = _user_folders(arguments)
+        if {"-h", "--help"} & set(arguments):
+            print(page([config_dir(), *folders]))
+            return 0
+        if "--version" in arguments:
+            import xfer
+
+            print(f"xfer {xfer.__version__}")
+            return 0
+        _hydra(arguments)
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:
+        return _tell_any(error)
+    return 0
+
+
+def _tell(error: XferError) -> int:
+    if os.environ.get("XFER_FULL_ERROR") == "1":
+        import traceback
+
+        traceback.print_exception(error)
+    print(error, file=sys.stderr)
+    return error.exit
+
+
+def _tell_any(error: Exception) -> int:
+    from yaml import YAMLError
+
+    from xfer.config import HydraException, OmegaConfBaseException, told
+
+    if isinstance(error, XferError):
+        return _tell(error)
+    if isinstance(error, HydraException | OmegaConfBaseException | YAMLError):
+        return _tell(told(error))
+    fix = "this is a bug in xfer: run again with XFER_FULL_ERROR=1 and report what it prints"
+    bug = XferError("xfer", f"{type(error).__name__}: {error}", fix, 0)
+    bug.__cause__ = error
+    return _tell(bug)
+
+
+def _take_allow(arguments: list[str]) -> list[str]:
+    """Move ``--allow PACKAGE`` into the environment, where jobs of a sweep see it too."""
+    rest = []
+    items = iter(arguments)
+    for item in items:
+        if item == "--allow" or item.startswith("--allow="):
+            package = item.partition("=")[2] or next(items, "")
+            if not package:
+                raise ConfigError("--allow", "needs a package name", "type --allow PACKAGE", 11)
+            os.environ["XFER_ALLOW"] = ",".join(
+                filter(None, [os.environ.get("XFER_ALLOW"), package])
+            )
+        else:
+            rest.append(item)
+    return rest
+
+
+def _user_folders(arguments: list[str]) -> list[str]:
+    found = []
+    for i, item in enumerate(arguments):
+        if item.startswith("--config-dir="):
+            found.append(item.partition("=")[2])
+        elif item in ("--config-dir", "-cd"):
+            found.append(arguments[i + 1] if i + 1 < len(arguments) else "")
+    for folder in found:
+        if not Path(folder).is_dir():
+            raise ConfigError(
+                "--config-dir", f"there is no folder '{folder}'", "give an existing folder", 12
+            )
+    return found
+
+
+def _hydra(arguments: list[str]) -> None:
+    import hydra
+
+    from xfer.config import parse, prepare_overrides
+
+    flags, overrides = _split(arguments)
+    parse(overrides)
+    # Lets Hydra hand its errors over instead of printing them in its own words.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    sys.argv = [sys.argv[0], *flags, *prepare_overrides(overrides)]
+    hydra.main(version_base="1.3", config_path=config_dir(), config_name="config")(_job)()
+
+
+def _job(cfg: DictConfig) -> float | None:
+    """One run; returns the best value of the monitored metric, for sweepers."""
+    from hydra.core.hydra_config import HydraConfig
+
+    from xfer.config import build
+    from xfer.run import run
+
+    alone = HydraConfig.get().mode.name == "RUN"
+    try:
+        result = run(build(cfg, HydraConfig.get()))
+    except Exception as error:
+        code = _tell_any(error)
+        if alone:
+            # Hydra would print its own lines about an exception, not about an exit.
+            raise SystemExit(code) from None
+        raise
+    best = (result.facts or {}).get("best")
+    return float(best["value"]) if best else None
+
+
+def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
+    flags: list[str] = []
+    overrides: list[str] = []
+    takes_value = False
+    for item in arguments:
+        (flags if item.startswith("-") or takes_value else overrides).append(item)
+        takes_value = item in _WITH_VALUE
+    return flags, overrides
+
+
+_WITH_VALUE = ("--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp", "--cfg", "-c")
+_WITH_VALUE += ("--package", "-p", "--info", "-i", "--experimental-rerun")
+
+
+if __name__ == "__main__":
+    main()

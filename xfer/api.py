@@ -1,0 +1,76 @@
+"""xfer from Python: the same runs without a command line, and trained networks as objects."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from xfer.run import Result
+    from xfer.types import Card
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The answer for one image. ``probabilities`` is by class name."""
+
+    path: str
+    label: str
+    confidence: float
+    probabilities: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Model:
+    """A trained network with its card. ``net`` is in evaluation mode on the CPU."""
+
+    net: nn.Module
+    card: Card
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names in the order of the logits."""
+        return self.card.classes
+
+    def predict(self, paths: str | Path | Sequence[str | Path]) -> list[Prediction]:
+        """Answers for files, folders (walked) or glob patterns, sorted within each.
+
+        Raises DataError when one names nothing or is no image.
+        """
+        from xfer.evaluate import answers
+        from xfer.predict import find
+
+        inputs = [paths] if isinstance(paths, str | Path) else paths
+        samples = find([str(path) for path in inputs])
+        found = answers(self.net, samples, self.card.input, self.card.classes)
+        return [
+            Prediction(
+                path,
+                self.classes[int(row.argmax())],
+                float(row.max()),
+                dict(zip(self.classes, row.tolist(), strict=True)),
+            )
+            for path, row in zip(found.names, found.probabilities, strict=True)
+        ]
+
+
+def load(path: str | Path) -> Model:
+    """A checkpoint or the best one of a run folder. Raises WeightsError or SafetyError."""
+    from xfer import schema
+    from xfer.network import open_checkpoint
+
+    net, card = open_checkpoint(Path(path), schema.build)
+    return Model(net, card)
+
+
+def run(experiment: str | None = None, overrides: Sequence[str] = ()) -> Result:
+    """One run, as ``xfer experiment=EXPERIMENT OVERRIDES...`` does it. Raises XferError."""
+    from xfer.config import compose_specs
+    from xfer.run import run as work
+
+    typed = [f"experiment={experiment}"] if experiment else []
+    return work(compose_specs([*typed, *overrides]))

@@ -1,0 +1,114 @@
+"""What training images go through. Validation never passes here.
+
+Every transform draws from torch's generator alone, which the loader seeds for each (epoch,
+image); mixing of a batch draws from the one seeded for each step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+from annotated_types import Ge, Gt, Le
+
+from xfer.preprocess import normalise, prepare
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    from PIL.Image import Image
+
+    from xfer.types import InputSpec
+
+    Transform = Callable[[Image], npt.NDArray[np.float32]]
+    Mix = Callable[[Any, Any], tuple[Any, Any]]
+
+Probability = Annotated[float, Ge(0), Le(1)]
+
+
+@dataclass(frozen=True)
+class Plain:
+    """No augmentation: training sees images as validation does."""
+
+    def transform(self, spec: InputSpec) -> Transform:
+        """RGB image to float32 (3, h, w)."""
+        return lambda image: prepare(image, spec)
+
+    def mix(self, classes: int) -> Mix | None:
+        """Batches are not mixed."""
+        return None
+
+
+@dataclass(frozen=True)
+class Standard:
+    """The tutorials' pipeline: a random crop of ``scale`` of the area and ``ratio`` of sides,
+    resized to the input size, then a horizontal flip with probability ``flip``."""
+
+    scale: tuple[Annotated[float, Gt(0), Le(1)], Annotated[float, Gt(0), Le(1)]] = (0.08, 1.0)
+    ratio: tuple[Annotated[float, Gt(0)], Annotated[float, Gt(0)]] = (0.75, 1.333)
+    flip: Probability = 0.5
+
+    def transform(self, spec: InputSpec) -> Transform:
+        """RGB image to float32 (3, h, w)."""
+        steps = _crop_and_flip(self, spec)
+        return lambda image: normalise(steps(image), spec)
+
+    def mix(self, classes: int) -> Mix | None:
+        """Batches are not mixed."""
+        return None
+
+
+@dataclass(frozen=True)
+class Strong(Standard):
+    """Standard, then RandAugment (Cubuk et al., 2020) with ``operations`` of ``magnitude`` (0 to
+    30), random erasing (Zhong et al., 2020) with probability ``erasing``, and of each batch
+    mixup (Zhang et al., 2018) or CutMix (Yun et al., 2019) with those alphas; 0 is off."""
+
+    operations: Annotated[int, Ge(0)] = 2
+    magnitude: Annotated[int, Ge(0), Le(30)] = 9
+    erasing: Probability = 0.25
+    mixup: Annotated[float, Ge(0)] = 0.0
+    cutmix: Annotated[float, Ge(0)] = 0.0
+
+    def transform(self, spec: InputSpec) -> Transform:
+        """RGB image to float32 (3, h, w)."""
+        import torch
+        from torchvision.transforms import InterpolationMode, v2
+
+        steps = v2.Compose(
+            [
+                _crop_and_flip(self, spec),
+                v2.RandAugment(
+                    self.operations, self.magnitude, interpolation=InterpolationMode.BILINEAR
+                ),
+            ]
+        )
+        erase = v2.RandomErasing(p=self.erasing)
+        return lambda image: erase(torch.from_numpy(normalise(steps(image), spec))).numpy()
+
+    def mix(self, classes: int) -> Mix | None:
+        """A function of images (n, 3, h, w) and labels (n,) that gives mixed images and class
+        probabilities (n, classes); ``None`` when both alphas are 0."""
+        from torchvision.transforms import v2
+
+        mixes: list[Any] = []
+        if self.mixup:
+            mixes.append(v2.MixUp(alpha=self.mixup, num_classes=classes))
+        if self.cutmix:
+            mixes.append(v2.CutMix(alpha=self.cutmix, num_classes=classes))
+        return v2.RandomChoice(mixes) if mixes else None
+
+
+def _crop_and_flip(recipe: Standard, spec: InputSpec) -> Callable[[Image], Image]:
+    from torchvision.transforms import InterpolationMode, v2
+
+    crop = v2.RandomResizedCrop(
+        spec.size,
+        scale=recipe.scale,
+        ratio=recipe.ratio,
+        interpolation=InterpolationMode(spec.interpolation),
+        antialias=True,
+    )
+    steps: Callable[[Image], Image] = v2.Compose([crop, v2.RandomHorizontalFlip(recipe.flip)])
+    return steps

@@ -1,0 +1,74 @@
+"""Any architecture of timm (pytorch-image-models)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+from annotated_types import Ge
+
+from xfer.backbone import index
+from xfer.errors import ConfigError
+from xfer.types import InputSpec, Network
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@dataclass(frozen=True)
+class Timm:
+    """``name`` as timm has it (``resnet18``, or with a weight tag ``resnet18.a1_in1k``);
+    ``args`` go to the architecture; ``image_size`` overrides the recipe's own pixels."""
+
+    library: ClassVar[str] = "timm"
+
+    name: str
+    args: dict[str, Any] = field(default_factory=dict)
+    image_size: Annotated[int, Ge(8)] | None = None
+
+    def __post_init__(self) -> None:
+        index.check("timm", self.name)
+
+    def build(self, classes: int | None = None) -> Network:
+        """Random weights, timm's own names; models without a classifier get one."""
+        import timm
+
+        config = timm.get_pretrained_cfg(self.name, allow_unregistered=False).to_dict()
+        args = dict(self.args)
+        if self.image_size is not None and config.get("fixed_input_size"):
+            args["img_size"] = self.image_size
+        outputs = classes or config["num_classes"] or 1000
+        try:
+            module = timm.create_model(self.name, pretrained=False, num_classes=outputs, **args)
+        except (TypeError, AssertionError, ValueError) as error:
+            raise ConfigError(
+                "backbone.args",
+                f"timm cannot build '{self.name}' ({error})",
+                "mend or drop args",
+                11,
+            ) from error
+        return Network(module, _heads(module), _input(config))
+
+
+def _heads(module: nn.Module) -> tuple[str, ...]:
+    names = module.pretrained_cfg["classifier"]  # type: ignore[index]
+    return (names,) if isinstance(names, str) else tuple(names)
+
+
+def _input(config: dict[str, Any]) -> InputSpec:
+    from timm.data import resolve_data_config
+
+    facts = resolve_data_config({}, pretrained_cfg=config)
+    height, width = facts["input_size"][1:]
+    if facts["crop_mode"] == "border":
+        raise ConfigError(
+            "backbone.name", "its 'border' crop is not supported", "choose another", 12
+        )
+    squash = facts["crop_mode"] == "squash"
+    return InputSpec(
+        size=(int(height), int(width)),
+        resize=None if squash else int(min(height, width) / facts["crop_pct"]),
+        interpolation=facts["interpolation"],
+        mean=tuple(facts["mean"]),
+        std=tuple(facts["std"]),
+    )

@@ -1,0 +1,107 @@
+"""A network's answers on a split, and their score."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Collection
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import nn
+
+from xfer.loader import EvalLoader, Pictures
+from xfer.metrics import score
+from xfer.preprocess import prepare
+from xfer.storage import write_text
+from xfer.types import InputSpec, Predictions, Samples, Score
+
+if TYPE_CHECKING:
+    from xfer.trainer import Trainer
+
+
+def device_of(trainer: Trainer) -> torch.device:
+    """Where to run: what ``accelerator`` says, or the best there is."""
+    if trainer.accelerator == "gpu" or (
+        trainer.accelerator == "auto" and torch.cuda.is_available()
+    ):
+        return torch.device("cuda")
+    return torch.device("mps" if trainer.accelerator == "mps" else "cpu")
+
+
+def device_name(device: torch.device) -> str:
+    """The GPU's product name, or the kind of processor."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def answers(
+    net: nn.Module,
+    samples: Samples,
+    spec: InputSpec,
+    classes: tuple[str, ...],
+    loading: tuple[int, int] = (64, 0),
+    device: torch.device | None = None,
+) -> Predictions:
+    """Logits for every image, once and in order. ``loading`` is (batch size, workers)."""
+    from tqdm import tqdm
+
+    device = device or torch.device("cpu")
+    net = net.to(device).eval()
+    loader = EvalLoader(Pictures(samples, lambda image: prepare(image, spec)), *loading, pin=False)
+    with torch.inference_mode():
+        found = [
+            net(images.to(device)).float().cpu()
+            for images, _ in tqdm(loader, desc="evaluating", delay=3, leave=False)
+        ]
+    logits = torch.cat(found).numpy()
+    known = samples.labels if (samples.labels >= 0).all() else None
+    return Predictions(samples.names, logits, known, classes)
+
+
+def score_of(predictions: Predictions, used_for_selection: bool) -> Score:
+    """The score of answers whose labels are known."""
+    if predictions.labels is None:
+        raise ValueError("predictions without labels have no score")
+    return score(
+        torch.from_numpy(predictions.logits),
+        torch.from_numpy(predictions.labels),
+        predictions.classes,
+        used_for_selection,
+    )
+
+
+def write_predictions(predictions: Predictions, path: Path) -> None:
+    """A CSV row an image: ``path, label, prediction, confidence, p_<class>...``.
+
+    ``label`` is left out where it is unknown. Cells that a spreadsheet would run as a formula
+    get a leading apostrophe.
+    """
+    probabilities, classes = predictions.probabilities, predictions.classes
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    labels = [] if predictions.labels is None else ["label"]
+    writer.writerow(["path", *labels, "prediction", "confidence", *(f"p_{c}" for c in classes)])
+    for i, (name, row) in enumerate(zip(predictions.names, probabilities, strict=True)):
+        top = int(np.argmax(predictions.logits[i]))
+        known = [] if predictions.labels is None else [_cell(classes[predictions.labels[i]])]
+        numbers = [f"{p:.6f}" for p in row]
+        writer.writerow([_cell(name), *known, _cell(classes[top]), f"{row[top]:.6f}", *numbers])
+    write_text(path, text.getvalue())
+
+
+def _cell(text: str) -> str:
+    return "'" + text if text[:1] in ("=", "+", "-", "@", "\t", "\r") else text
+
+
+def most_wrong(predictions: Predictions, limit: int = 24) -> list[int]:
+    """Positions of the wrongly answered images, the most confident first."""
+    if predictions.labels is None:
+        return []
+    chosen = predictions.logits.argmax(axis=1)
+    confidence = predictions.probabilities.max(axis=1)
+    wrong: Collection[int] = np.flatnonzero(chosen != predictions.labels)
+    return sorted((int(i) for i in wrong), key=lambda i: (-confidence[i], predictions.names[i]))[
+        :limit
+    ]

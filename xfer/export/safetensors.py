@@ -1,0 +1,78 @@
+"""The bare state dict, which timm or torchvision load and run without xfer."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from xfer.export import plain
+from xfer.export.gate import run_torch
+from xfer.export.metadata import metadata
+from xfer.types import Card
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import torch
+
+    from xfer.types import Array, Plain, Runner
+
+
+@dataclass(frozen=True)
+class Safetensors:
+    """Tensors in float32 under the library's own names, facts in the header.
+
+    ``plain_loadable`` is "yes", with the call that builds the model in ``load``, or the reason
+    why the library's model cannot stand in. ``bias_shift``, when there, was added to every
+    class bias: the library's model gives logits that much higher, and the same softmax.
+    """
+
+    file: ClassVar[str] = "model.safetensors"
+
+    def write(self, net: torch.nn.Module, images: Array, card: Card, path: Path) -> Plain:
+        """Write the state dict of ``net``; all header values are strings."""
+        from safetensors.torch import save
+
+        state = _tensors(net)
+        library, reason = plain.match(card, state)
+        facts: Plain = {"plain_loadable": reason or "yes"}
+        if library is not None:
+            facts["load"] = plain.call(card)
+            shift = plain.bias_shift(net, library, images)
+            if shift is not None:
+                name, facts["bias_shift"] = shift
+                state[name] += facts["bias_shift"]
+        header = {key: str(value) for key, value in facts.items()}
+        # save_file would report a full disk as an error of its own.
+        path.write_bytes(save(state, metadata(card) | header))
+        return facts
+
+    def open(self, path: Path, net: torch.nn.Module) -> Runner:
+        """The library's own model when the file says so, else a copy of ``net``."""
+        from copy import deepcopy
+
+        from safetensors import safe_open
+        from safetensors.torch import load_file
+
+        with safe_open(path, "pt") as file:
+            facts = file.metadata()
+        if facts["plain_loadable"] == "yes":
+            model = plain.build(Card.from_plain(json.loads(facts["card"])))
+        else:
+            model = deepcopy(net)
+        model.load_state_dict(load_file(path), strict=True)
+        run, shift = run_torch(model.eval()), float(facts.get("bias_shift", 0))
+        return lambda images: run(images) - shift
+
+
+def _tensors(net: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Copies on the CPU: floating point as float32, counters as they are."""
+    import torch
+
+    return {
+        name: tensor.detach()
+        .to("cpu", torch.float32 if tensor.is_floating_point() else tensor.dtype, copy=True)
+        .contiguous()
+        for name, tensor in net.state_dict().items()
+    }

@@ -1,0 +1,17 @@
+"""How strictly exported files are compared with the network."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from annotated_types import Ge, Gt
+
+
+@dataclass(frozen=True)
+class Gate:
+    """``tolerance``: the largest logit difference, times the largest logit where that is above 1.
+    ``images``: how many real validation images every file is compared on."""
+
+    tolerance: Annotated[float, Gt(0)] = 1e-4
+    images: Annotated[int, Ge(2)] = 64

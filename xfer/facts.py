@@ -1,0 +1,176 @@
+"""The plan as facts for ``plan.json``, and as a table for people."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from xfer.types import Dataset, Plain
+
+if TYPE_CHECKING:
+    from xfer.plan import Plan
+
+
+def plan_facts(plan: Plan) -> Plain:
+    """Every derived fact of ``plan``, JSON-like."""
+    specs, card = plan.specs, plan.card
+    facts: Plain = {
+        "experiment": specs.experiment,
+        "seed": specs.seed,
+        "stages": list(specs.stages),
+        "classes": list(card.classes),
+        "splits": _split_facts(plan.dataset),
+        "remarks": list(plan.dataset.remarks) if plan.dataset else [],
+        "backbone": dict(card.backbone),
+        "source": dict(card.source),
+        "head": dict(card.head),
+        "input": card.input.to_plain(),
+        "freeze": specs.facts["freeze"],
+        "features": specs.facts["features"],
+    }
+    if plan.rows:
+        facts |= _training_facts(plan)
+    return facts
+
+
+def _split_facts(dataset: Dataset | None) -> Plain:
+    if dataset is None:
+        return {}
+    return {
+        name: {
+            "n": len(samples),
+            "sha256": samples.sha256,
+            "per_class": {
+                c: int((samples.labels == i).sum()) for i, c in enumerate(dataset.classes)
+            },
+        }
+        for name, samples in dataset.splits.items()
+    }
+
+
+def _training_facts(plan: Plan) -> Plain:
+    trainer = plan.specs.trainer
+    return {
+        "parameters": [
+            {
+                "name": row.name,
+                "shape": list(plan.shapes[row.name]),
+                "group": "head" if row.head else "backbone",
+                "lr": row.lr,
+                "frozen": row.frozen,
+            }
+            for row in plan.rows
+        ],
+        "params": count_parameters(plan),
+        "steps": {
+            "batch_size": plan.specs.data.batch_size if plan.specs.data else None,
+            "accumulate": trainer.accumulate,
+            "per_epoch": plan.steps_per_epoch,
+            "epochs": trainer.max_epochs,
+            "total": plan.total_steps,
+        },
+    }
+
+
+def count_parameters(plan: Plan) -> dict[str, int]:
+    """Parameters in all, trainable and frozen, in numbers."""
+    sizes = {name: math.prod(shape) for name, shape in plan.shapes.items()}
+    frozen = sum(sizes[row.name] for row in plan.rows if row.frozen)
+    total = sum(sizes.values())
+    return {"total": total, "trainable": total - frozen, "frozen": frozen}
+
+
+def table(plan: Plan) -> str:
+    """The plan for people: what would run on what, and what would train."""
+    facts, card = plan.facts, plan.card
+    lines = [
+        ("experiment", f"{facts['experiment']}, seed {facts['seed']}"),
+        ("stages", ", ".join(facts["stages"]) or "none: this is the plan alone"),
+        (
+            "classes",
+            f"{len(card.classes)}: {', '.join(card.classes[:8])}"
+            + ", ..." * (len(card.classes) > 8),
+        ),
+        *((f"split {name}", _split_line(split)) for name, split in facts["splits"].items()),
+        ("backbone", _spec_line(card.backbone)),
+        ("source", _source_line(card.source)),
+        ("head", _spec_line(card.head)),
+        ("input", _input_line(plan)),
+        *_training_lines(facts),
+        *(("remark", remark) for remark in facts["remarks"]),
+    ]
+    width = max(len(name) for name, _ in lines)
+    return "\n".join(f"{name:<{width}}  {text}" for name, text in lines)
+
+
+def _split_line(split: Plain) -> str:
+    counts = split["per_class"].items()
+    shown = ", ".join(f"{name} {n}" for name, n in list(counts)[:6])
+    return f"{split['n']} images ({shown}{', ...' if len(counts) > 6 else ''})"
+
+
+def _spec_line(facts: Plain) -> str:
+    kind = str(facts["_target_"]).rpartition(".")[2].lower()
+    rest = ", ".join(
+        f"{k}={v}"
+        for k, v in facts.items()
+        if k not in ("_target_", "name") and v not in (None, {})
+    )
+    return (
+        " ".join([kind, str(facts.get("name", "")), f"({rest})" if rest else ""])
+        .replace("  ", " ")
+        .strip()
+    )
+
+
+def _source_line(source: Plain) -> str:
+    if not source.get("origin"):
+        return "none: random weights"
+    hashed = f", sha256 {source['sha256'][:12]}" if source.get("sha256") else ""
+    return (
+        f"{source['origin']}{hashed}; {source['loaded']} tensors loaded, "
+        f"{source['dropped']} of the old head dropped"
+    )
+
+
+def _input_line(plan: Plan) -> str:
+    spec = plan.card.input
+    height, width = spec.size
+    how = "squashed" if spec.resize is None else f"short side {spec.resize}, centre crop"
+    return f"{height} x {width} RGB ({how}, {spec.interpolation}); mean {spec.mean}, std {spec.std}"
+
+
+def _training_lines(facts: Plain) -> list[tuple[str, str]]:
+    if "params" not in facts:
+        return []
+    params, steps = facts["params"], facts["steps"]
+    lines = [
+        (
+            "parameters",
+            f"{params['total']:,}: {params['trainable']:,} train, {params['frozen']:,} frozen",
+        ),
+        *(("", line) for line in _parameter_lines(facts["parameters"])),
+        (
+            "steps",
+            f"{steps['epochs']} epochs of {steps['per_epoch']} = {steps['total']} "
+            f"(batches of {steps['batch_size']})",
+        ),
+    ]
+    return lines
+
+
+def _parameter_lines(rows: list[Plain]) -> list[str]:
+    """Neighbouring parameters of one module and one rate in one line."""
+    merged: list[list[object]] = []
+    for row in rows:
+        top = ".".join(str(row["name"]).split(".")[: 2 if row["group"] == "head" else 1])
+        key = [top, row["group"], row["lr"]]
+        size = math.prod(row["shape"])
+        if merged and merged[-1][:3] == key:
+            merged[-1][3] = int(str(merged[-1][3])) + size
+        else:
+            merged.append([*key, size])
+    return [
+        f"{str(name):<28} {str(group):<9} {'frozen' if lr == 0 else f'lr x {lr:g}':<9} {size:>12,}"
+        for name, group, lr, size in merged
+    ]

@@ -1,0 +1,160 @@
+"""Training: a Lightning Trainer around the classifier, its best epoch kept as ``best.ckpt``."""
+
+from __future__ import annotations
+
+import logging
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import TQDMProgressBar
+
+from xfer.errors import ConfigError, DataError
+from xfer.evaluate import device_name
+from xfer.history import AtomicIO, History
+from xfer.loader import EvalLoader, Pictures, TrainLoader
+from xfer.log import log
+from xfer.model import Classifier
+from xfer.network import assemble
+from xfer.preprocess import prepare
+from xfer.snapshot import Snapshot, read_snapshot, write_snapshot
+from xfer.types import Plain
+
+if TYPE_CHECKING:
+    from xfer.plan import Plan
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A finished fit: its best epoch and file, one row an epoch, and the wall time in seconds."""
+
+    best: Plain
+    checkpoint: Path
+    rows: list[Plain]
+    seconds: float
+    device: str
+
+
+def fit(plan: Plan, folder: Path, resume: Path | None = None) -> Fitted:
+    """Train as planned; go on from the resume file ``resume`` where one is given.
+
+    Raises DivergedError, DataError, ConfigError or OutputError; never finishes without a best
+    checkpoint.
+    """
+    began = time.perf_counter()
+    net = assemble(plan.parts, plan.weights)
+    module, history = Classifier(net, plan), History(plan, folder)
+    with _quiet():
+        trainer = _trainer(plan, folder, history)
+        loaders = _loaders(
+            plan, pin=isinstance(trainer.accelerator, pl.accelerators.CUDAAccelerator)
+        )
+        trainer.fit(module, *loaders, ckpt_path=resume, weights_only=True)
+    if history.best is None:
+        raise ConfigError(
+            "checkpoint.start_epoch",
+            "no epoch was looked at, so there is no best one",
+            "lower it",
+            110,
+        )
+    module.cpu()
+    path = _complete(folder / "checkpoints" / "best.ckpt", net)
+    best = history.best
+    log.info(
+        f"End training, the best {best['metric']} is: {best['value']:.4f}, "
+        f"the best epoch is {best['epoch']}"
+    )
+    return Fitted(best, path, history.rows, time.perf_counter() - began, device_name(trainer.strategy.root_device))
+
+
+def _loaders(plan: Plan, pin: bool) -> tuple[TrainLoader, EvalLoader]:
+    specs, spec = plan.specs, plan.card.input
+    if plan.dataset is None or specs.data is None:
+        raise DataError("data", "is needed to fit", "give data=... or data.root=DIR", 43)
+    train = Pictures(plan.dataset.splits["train"], specs.augment.transform(spec), specs.seed)
+    val = Pictures(plan.dataset.splits["val"], lambda image: prepare(image, spec))
+    workers = specs.data.workers
+    return (
+        TrainLoader(train, specs.data.batch_size, workers, pin),
+        EvalLoader(val, specs.data.eval_batch_size, workers, pin),
+    )
+
+
+def _trainer(plan: Plan, folder: Path, history: History) -> pl.Trainer:
+    options, specs = plan.specs.trainer, plan.specs
+    logger = specs.logger.build(folder, specs.experiment)
+    bar = _ProgressBar() if _is_terminal() else None
+    try:
+        return pl.Trainer(
+            max_epochs=options.max_epochs,
+            max_steps=options.max_steps or -1,
+            accelerator=options.accelerator,
+            devices=options.devices,
+            precision=options.precision,
+            accumulate_grad_batches=options.accumulate,
+            gradient_clip_val=options.clip_norm or None,
+            deterministic=options.deterministic,
+            logger=logger or False,
+            callbacks=[history, *([bar] if bar else [])],
+            plugins=[AtomicIO()],
+            enable_checkpointing=False,
+            enable_progress_bar=bar is not None,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,
+            default_root_dir=folder,
+        )
+    except (RuntimeError, ValueError, pl.utilities.exceptions.MisconfigurationException) as error:
+        raise ConfigError(
+            "trainer", str(error).splitlines()[0], "mend accelerator, devices or precision", 111
+        ) from error
+
+
+def _is_terminal() -> bool:
+    import sys
+
+    return sys.stderr.isatty()
+
+
+class _ProgressBar(TQDMProgressBar):
+    """One bar for the epoch in progress; finished epochs have their line."""
+
+    def __init__(self) -> None:
+        super().__init__(leave=False)
+
+    def get_metrics(self, trainer: Any, pl_module: Any) -> Any:
+        return {}
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Lightning's advertisements and hints stay out of the run; its errors do not."""
+    logger = logging.getLogger("pytorch_lightning")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        # More workers or a pinned loader are choices of the config, not mistakes.
+        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        warnings.filterwarnings(
+            "ignore", message=".*number of training batches.*logging interval.*"
+        )
+        # A frozen backbone is in evaluation mode on purpose.
+        warnings.filterwarnings("ignore", message=".*module.* in eval mode.*")
+        try:
+            yield
+        finally:
+            logger.setLevel(level)
+
+
+def _complete(path: Path, net: torch.nn.Module) -> Path:
+    """Make the best checkpoint whole: what trained, and the frozen rest."""
+    snapshot = read_snapshot(path)
+    state = {name: snapshot.state.get(name, tensor) for name, tensor in net.state_dict().items()}
+    write_snapshot(path, Snapshot(snapshot.card, state, snapshot.progress))
+    return path

@@ -1,0 +1,122 @@
+"""What replaces the old classifier, swapped in at the architecture's own path.
+
+Tensor names stay those of timm or torchvision, so freeze rules, checkpoints and exports speak
+one language.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
+
+from annotated_types import Ge, Gt, Lt
+
+from xfer.errors import ConfigError
+from xfer.types import Head, Network
+
+if TYPE_CHECKING:
+    from torch import nn
+
+Probability = Annotated[float, Ge(0), Lt(1)]
+
+
+@dataclass(frozen=True)
+class Linear:
+    """One layer of the old one's kind: Linear, or a 1x1 convolution where the old one was one."""
+
+    def build(self, old: nn.Module, classes: int) -> nn.Module:
+        """Names ``weight``, ``bias``; the library's default initialisation."""
+        from xfer.head import layers
+
+        return layers.like(old, layers.width(old), classes)
+
+
+@dataclass(frozen=True)
+class Dropout:
+    """Dropout with probability ``p``, then one layer; tensor names are those of a linear head."""
+
+    p: Probability = 0.5
+
+    def build(self, old: nn.Module, classes: int) -> nn.Module:
+        """Names ``weight``, ``bias``."""
+        from xfer.head import layers
+
+        return layers.with_dropout(old, classes, self.p)
+
+
+@dataclass(frozen=True)
+class Mlp:
+    """One hidden layer of ``hidden`` units, ReLU and dropout, then the classifier."""
+
+    hidden: Annotated[int, Gt(0)] = 256
+    dropout: Probability = 0.2
+
+    def build(self, old: nn.Module, classes: int) -> nn.Module:
+        """Names ``0.*`` (hidden) and ``3.*`` (classifier)."""
+        from torch import nn
+
+        from xfer.head import layers
+
+        hidden = layers.like(old, layers.width(old), self.hidden)
+        output = layers.like(hidden, self.hidden, classes)
+        return nn.Sequential(hidden, nn.ReLU(), nn.Dropout(self.dropout), output)
+
+
+@dataclass(frozen=True)
+class Pooled:
+    """Mean over all positions, flatten, one dense layer.
+
+    Where the architecture pools before its classifier (GoogLeNet, ResNet, Swin, ViT) its own
+    pooling is the mean; where the classifier is a convolution (SqueezeNet) the head pools.
+    """
+
+    def build(self, old: nn.Module, classes: int) -> nn.Module:
+        """Names ``dense.weight``, ``dense.bias``."""
+        from xfer.head import layers
+
+        return layers.PooledLinear(layers.width(old), classes, spatial=layers.is_conv(old))
+
+
+@dataclass(frozen=True)
+class Keep:
+    """The source's own head, loaded strictly: nothing is replaced."""
+
+    def build(self, old: nn.Module, classes: int) -> nn.Module:
+        """``old`` itself."""
+        return old
+
+
+def swap(network: Network, head: Head, classes: int) -> None:
+    """Replace the classifier layers of ``network`` in place.
+
+    An activation right behind the layer (torchvision's SqueezeNet has a ReLU there) is taken
+    out: it would cut negative logits to a dead zero. ``keep`` changes nothing.
+    """
+    if isinstance(head, Keep):
+        return
+    from torch import nn
+
+    for path in network.heads:
+        parent, _, name = path.rpartition(".")
+        owner = network.module.get_submodule(parent)
+        old = owner.get_submodule(name)
+        if not isinstance(old, nn.Linear | nn.Conv2d):
+            raise ConfigError(
+                "backbone.name",
+                f"its classifier '{path}' is a {type(old).__name__}, which no head can replace",
+                "choose another backbone, or head=keep",
+                20,
+            )
+        setattr(owner, name, head.build(old, classes))
+        _drop_activation(owner, name)
+
+
+def _drop_activation(owner: nn.Module, name: str) -> None:
+    from torch import nn
+
+    if not isinstance(owner, nn.Sequential):
+        return
+    names = list(owner._modules)
+    behind = names[names.index(name) + 1 :]
+    if behind and isinstance(owner.get_submodule(behind[0]), nn.ReLU):
+        setattr(owner, behind[0], nn.Identity())

@@ -1,0 +1,73 @@
+"""``xfer --help``: groups and options, read from the config files. No torch, no Hydra."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+GROUPS = (
+    "experiment",
+    "data",
+    "augment",
+    "backbone",
+    "source",
+    "head",
+    "freeze",
+    "loss",
+    "optim",
+    "schedule",
+    "trainer",
+    "checkpoint",
+    "features",
+    "export",
+    "logger",
+    "sweep",
+)
+
+
+def config_dir() -> str:
+    """The shipped configs: inside the package in a wheel, beside it in a checkout."""
+    here = Path(__file__).resolve().parent
+    return str(
+        next(d for d in (here / "conf", here.parent / "conf") if (d / "config.yaml").is_file())
+    )
+
+
+def options(group: str, folders: Sequence[str]) -> dict[str, str]:
+    """Option name to its first comment line, from every folder that has the group."""
+    files = [f for folder in folders for f in sorted((Path(folder) / group).glob("*.yaml"))]
+    return {file.stem: _summary(file) for file in files}
+
+
+def _summary(file: Path) -> str:
+    for line in file.read_text(encoding="utf-8").splitlines():
+        if line.startswith("# ") and not line.startswith("# @"):
+            return line[2:]
+    return ""
+
+
+def page(folders: Sequence[str]) -> str:
+    """The whole help."""
+    lines = [_USAGE]
+    for group in GROUPS:
+        lines.append(f"\n{group}=")
+        found = options(group, folders)
+        width = max((len(name) for name in found), default=0)
+        lines += [f"    {name:<{width}}  {text}".rstrip() for name, text in found.items()]
+    return "\n".join(lines)
+
+
+_USAGE = """\
+xfer: transfer learning for image classification, one experiment in one line.
+
+    xfer                                    a quick start on data that ships with it
+    xfer data.root=my_images                a pretrained ResNet-50 on your folder of images
+    xfer experiment=NAME [group=option] [key=value]
+    xfer -m experiment=NAME optim.lr=0.1,0.01          several runs
+    xfer stages=[] experiment=NAME          print the plan, do nothing
+    xfer stages=[evaluate] checkpoint.path=RUN_OR_FILE data.root=my_images
+    xfer stages=[predict] checkpoint.path=RUN_OR_FILE predict.input=FOLDER
+
+stages=[fit,evaluate,predict,export,report]  any subset; seed=0  run.dir=DIR
+--config-dir DIR  options of your own      --allow PACKAGE  classes of your own
+--version                                  XFER_FULL_ERROR=1  tracebacks"""

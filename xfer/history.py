@@ -1,0 +1,186 @@
+"""The record of a fit, written after every epoch in one order: best, history, resume file."""
+
+from __future__ import annotations
+
+import csv
+import io
+import statistics
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytorch_lightning as pl
+
+from xfer.log import log
+from xfer.snapshot import FORMAT, Snapshot, write_snapshot
+from xfer.storage import atomic_write, write_text
+from xfer.types import Plain
+
+if TYPE_CHECKING:
+    from xfer.model import Classifier
+    from xfer.plan import Plan
+
+
+class History(pl.Callback):
+    """Keeps a row an epoch, the best epoch, and every file under ``checkpoints/``.
+
+    All of it is in the resume file, so a run that goes on ends with the same history.
+    """
+
+    def __init__(self, plan: Plan, folder: Path) -> None:
+        self.plan, self.folder = plan, folder / "checkpoints"
+        self.csv = folder / "metrics.csv"
+        self.rows: list[Plain] = []
+        self.best: Plain | None = None
+        self.kept: list[str] = []
+        self._step_s: list[float] = []
+        self._started = self._epoch_started = time.perf_counter()
+
+    def state_dict(self) -> Plain:
+        """Rows, best and kept copies, in plain types."""
+        return {"rows": self.rows, "best": self.best, "kept": self.kept}
+
+    def load_state_dict(self, state: Plain) -> None:
+        """Go on with a saved record."""
+        self.rows, self.best, self.kept = state["rows"], state["best"], state["kept"]
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start the epoch's clock."""
+        self._epoch_started = time.perf_counter()
+        self._step_s.clear()
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Start the step's clock."""
+        self._started = time.perf_counter()
+
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Stop the step's clock; keep a copy every N steps."""
+        self._step_s.append(time.perf_counter() - self._started)
+        policy, step = self.plan.specs.checkpoint, trainer.global_step
+        last_of_epoch = batch_idx + 1 == trainer.num_training_batches
+        stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        if policy.every_n_steps and stepped and step % policy.every_n_steps == 0:
+            in_epoch = (batch_idx + 1) // trainer.accumulate_grad_batches
+            self._keep(trainer, f"{policy.prefix}-{trainer.current_epoch + 1}_{in_epoch}")
+            # After the last batch the validation is still to come: the epoch's end saves it.
+            if not last_of_epoch:
+                self._save_resume(trainer, "last")
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Classifier) -> None:  # type: ignore[override]
+        """Best, then history, then the resume file."""
+        row = self._row(trainer, pl_module)
+        self.rows.append(row)
+        self._update_best(row, pl_module)
+        self._write_csv()
+        self._say(row)
+        self._stop_early(trainer)
+        policy = self.plan.specs.checkpoint
+        if policy.every_n_epochs and row["epoch"] % policy.every_n_epochs == 0:
+            self._keep(trainer, f"{policy.prefix}_epoch{row['epoch']}")
+        self._save_resume(trainer, "last")
+
+    def _row(self, trainer: pl.Trainer, module: Classifier) -> Plain:
+        found = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val_")}
+        first = ("val_loss", "val_acc")
+        row = {
+            "epoch": trainer.current_epoch + 1,
+            "step": trainer.global_step,
+            "train_loss": module.epoch_loss(),
+            **{name: found[name] for name in first},
+            "lr": float(trainer.optimizers[0].param_groups[0]["lr"]),
+            "epoch_s": time.perf_counter() - self._epoch_started,
+            "step_ms": statistics.median(self._step_s) * 1000 if self._step_s else 0.0,
+            **{name: value for name, value in found.items() if name not in first},
+        }
+        for kind in trainer.loggers:
+            kind.log_metrics({"train_loss": row["train_loss"]}, step=trainer.global_step)
+        return row
+
+    def _update_best(self, row: Plain, module: Classifier) -> None:
+        policy = self.plan.specs.checkpoint
+        value = row[policy.monitor]
+        held = self.best and self.best["value"]
+        if not policy.looks_at(row["epoch"]) or not policy.improves(value, held):
+            return
+        self.best = {
+            "metric": policy.monitor,
+            "value": value,
+            "epoch": row["epoch"],
+            "step": row["step"],
+        }
+        frozen = module.fingerprint if module.frozen else None
+        state = module.best_state()
+        write_snapshot(
+            self.folder / "best.ckpt", Snapshot(self.plan.card, state, self.best, frozen)
+        )
+
+    def _write_csv(self) -> None:
+        text = io.StringIO()
+        writer = csv.DictWriter(text, list(self.rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.rows)
+        write_text(self.csv, text.getvalue())
+
+    def _say(self, row: Plain) -> None:
+        epochs = self.plan.specs.trainer.max_epochs
+        mark = "  best" if self.best and self.best["epoch"] == row["epoch"] else ""
+        log.info(
+            f"epoch {row['epoch']:>{len(str(epochs))}}/{epochs}  train loss {row['train_loss']:.4f}  "
+            f"val acc {row['val_acc']:.4f}  epoch {row['epoch_s']:.2f} s, "
+            f"{row['step_ms']:.1f} ms a step{mark}"
+        )
+
+    def _stop_early(self, trainer: pl.Trainer) -> None:
+        patience = self.plan.specs.trainer.patience
+        if patience and self.best and self.rows[-1]["epoch"] - self.best["epoch"] >= patience:
+            metric = self.plan.specs.checkpoint.monitor
+            log.info(f"stopped early: no better {metric} for {patience} epochs")
+            trainer.should_stop = True
+
+    def _keep(self, trainer: pl.Trainer, name: str) -> None:
+        self.kept.append(name)
+        self._save_resume(trainer, name)
+        while 0 < self.plan.specs.checkpoint.keep < len(self.kept):
+            (self.folder / f"{self.kept.pop(0)}.ckpt").unlink(missing_ok=True)
+
+    def _save_resume(self, trainer: pl.Trainer, name: str) -> None:
+        trainer.save_checkpoint(self.folder / f"{name}.ckpt")
+
+    def on_save_checkpoint(
+        self,
+        trainer: pl.Trainer,
+        pl_module: Classifier,
+        checkpoint: dict[str, Any],  # type: ignore[override]
+    ) -> None:
+        """Make every resume file a checkpoint that explains itself."""
+        checkpoint["xfer"] = {
+            "format": FORMAT,
+            "card": self.plan.card.to_plain(),
+            "progress": {"epoch": trainer.current_epoch + 1, "step": trainer.global_step},
+            "frozen": pl_module.fingerprint if pl_module.frozen else None,
+        }
+
+
+class AtomicIO(pl.plugins.io.TorchCheckpointIO):
+    """Lightning's checkpoints through :func:`xfer.storage.atomic_write`: never torn, never code."""
+
+    def save_checkpoint(self, checkpoint: Any, path: Any, storage_options: Any = None) -> None:
+        """Write to the target's own folder, sync, rename."""
+        import torch
+
+        atomic_write(Path(path), lambda part: torch.save(checkpoint, part))
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: Any = True) -> Any:
+        """Read tensors and plain types only."""
+        from xfer.storage import load_tensors
+
+        return load_tensors(Path(path))

@@ -1,0 +1,157 @@
+"""Batches whose order and augmentation depend on (seed, epoch, index) alone.
+
+The training loader knows its position, so a resumed run goes on with the next batch; the number
+of workers does not change what comes out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import Dataset as TorchDataset
+
+from xfer.errors import XferError
+from xfer.randomness import derive
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    from PIL.Image import Image
+
+    from xfer.types import Samples
+
+    Transform = Callable[[Image], npt.NDArray[np.float32]]
+
+Key = tuple[int, int]
+"""(epoch, index): what one training image is drawn for."""
+
+
+class Pictures(TorchDataset[Any]):
+    """Samples through a transform. A key is an index, or an (epoch, index) pair whose transform
+    draws from a generator of its own.
+
+    A broken file comes back as the error itself, because a worker process cannot raise it whole.
+    """
+
+    def __init__(self, samples: Samples, transform: Transform, seed: int = 0) -> None:
+        self.samples, self.transform, self.seed = samples, transform, seed
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, key: int | Key) -> Any:
+        epoch, index = key if isinstance(key, tuple) else (None, key)
+        try:
+            image = self.samples.images[index]
+            if epoch is None:
+                array = self.transform(image)
+            else:
+                with torch.random.fork_rng(devices=[]):
+                    torch.manual_seed(derive("augment", self.seed, epoch, index))
+                    array = self.transform(image)
+        except XferError as error:
+            return error
+        return array, int(self.samples.labels[index])
+
+
+def collate(items: list[Any]) -> Any:
+    """Stack to images float32 (n, 3, h, w) and labels int64 (n,); an error stays an error."""
+    for item in items:
+        if isinstance(item, XferError):
+            return item
+    images, labels = zip(*items, strict=True)
+    return torch.stack([torch.from_numpy(image) for image in images]), torch.tensor(labels)
+
+
+class Order(Sampler[list[Key]]):
+    """Shuffled batches of one epoch, a pure function of (seed, epoch).
+
+    A remainder of a single image joins the batch before it: batch normalisation cannot train on
+    one image.
+    """
+
+    def __init__(self, count: int, batch_size: int, seed: int) -> None:
+        self.count, self.batch_size, self.seed = count, batch_size, seed
+        self.epoch = 0
+        self.skip = 0
+        # Lightning looks for set_epoch on ``batch_sampler.sampler``.
+        self.sampler = self
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch (from 0) of the next iteration."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return batches(self.count, self.batch_size)
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        generator = torch.Generator().manual_seed(derive("order", self.seed, self.epoch))
+        order = torch.randperm(self.count, generator=generator).tolist()
+        starts = [i * self.batch_size for i in range(len(self))]
+        spans = zip(starts, [*starts[1:], self.count], strict=True)
+        groups = [[(self.epoch, index) for index in order[start:end]] for start, end in spans]
+        return iter(groups[self.skip :])
+
+
+def batches(count: int, batch_size: int) -> int:
+    """Training batches an epoch."""
+    whole, rest = divmod(count, batch_size)
+    return whole + (1 if rest > 1 or not whole else 0)
+
+
+class TrainLoader(DataLoader[Any]):
+    """A loader that can say and restore how many batches of the epoch it has given."""
+
+    def __init__(self, pictures: Pictures, batch_size: int, workers: int, pin: bool) -> None:
+        self.order = Order(len(pictures), batch_size, pictures.seed)
+        self.position = 0
+        super().__init__(
+            pictures,
+            batch_sampler=self.order,
+            num_workers=workers,
+            collate_fn=collate,
+            pin_memory=pin,
+            persistent_workers=workers > 0,
+        )
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        self.order.skip = self.position
+        for batch in super().__iter__():
+            # A finished epoch is position 0 of the next, not the end of this one.
+            self.position = (self.position + 1) % len(self.order)
+            yield _whole(batch)
+
+    def state_dict(self) -> dict[str, int]:
+        """Batches given in this epoch."""
+        return {"position": self.position}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on behind that many batches."""
+        self.position = state["position"]
+
+
+class EvalLoader(DataLoader[Any]):
+    """Every image once, in order, nothing dropped, nothing padded."""
+
+    def __init__(self, pictures: Pictures, batch_size: int, workers: int, pin: bool) -> None:
+        super().__init__(
+            pictures,
+            batch_size=batch_size,
+            num_workers=workers,
+            collate_fn=collate,
+            pin_memory=pin,
+            persistent_workers=workers > 0,
+        )
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        for batch in super().__iter__():
+            yield _whole(batch)
+
+
+def _whole(batch: Any) -> Any:
+    if isinstance(batch, XferError):
+        raise batch
+    return batch

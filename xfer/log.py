@@ -1,0 +1,41 @@
+"""xfer's voice: plain lines on the terminal, the same with times in ``run.log``."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+
+log = logging.getLogger("xfer")
+
+
+class _Terminal(logging.StreamHandler):  # type: ignore[type-arg]
+    """Writes to the ``sys.stdout`` of the moment, so that notebooks and tests can take it over."""
+
+    def __init__(self) -> None:
+        super().__init__(sys.stdout)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.stream = sys.stdout
+        super().emit(record)
+
+
+def open_log(folder: Path | None) -> None:
+    """Log to the terminal and, with a run folder, to its ``run.log``."""
+    close_log()
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    log.addHandler(_Terminal())
+    if folder is not None:
+        handler = logging.FileHandler(
+            folder / "run.log", encoding="utf-8", errors="backslashreplace"
+        )
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        log.addHandler(handler)
+
+
+def close_log() -> None:
+    """Detach and close every handler."""
+    for handler in list(log.handlers):
+        log.removeHandler(handler)
+        handler.close()

@@ -1,0 +1,88 @@
+"""Where metrics go besides ``metrics.csv``, which is always written. All of these work offline."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from xfer.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pytorch_lightning.loggers import Logger
+
+
+@dataclass(frozen=True)
+class Csv:
+    """Nothing besides ``metrics.csv``."""
+
+    def build(self, folder: Path, experiment: str) -> Logger | None:
+        """No further logger."""
+        return None
+
+
+@dataclass(frozen=True)
+class TensorBoard:
+    """Event files in ``tensorboard/`` of the run folder."""
+
+    needs: ClassVar[str] = "tensorboard"
+
+    def __post_init__(self) -> None:
+        _require(self.needs)
+
+    def build(self, folder: Path, experiment: str) -> Logger | None:
+        """The logger of this run."""
+        from pytorch_lightning.loggers import TensorBoardLogger
+
+        return TensorBoardLogger(folder, name="tensorboard", version="")
+
+
+@dataclass(frozen=True)
+class Mlflow:
+    """An MLflow store; ``uri`` as MLflow has it, or ``None`` for ``mlflow.db`` in the run folder."""
+
+    needs: ClassVar[str] = "mlflow"
+
+    uri: str | None = None
+
+    def __post_init__(self) -> None:
+        _require(self.needs)
+
+    def build(self, folder: Path, experiment: str) -> Logger | None:
+        """The logger of this run."""
+        from pytorch_lightning.loggers import MLFlowLogger
+
+        uri = self.uri or f"sqlite:///{(folder / 'mlflow.db').resolve()}"
+        return MLFlowLogger(experiment_name=experiment, run_name=folder.name, tracking_uri=uri)
+
+
+@dataclass(frozen=True)
+class Wandb:
+    """Weights & Biases; ``offline`` keeps everything in the run folder for a later sync."""
+
+    needs: ClassVar[str] = "wandb"
+
+    project: str = "xfer"
+    offline: bool = True
+
+    def __post_init__(self) -> None:
+        _require(self.needs)
+
+    def build(self, folder: Path, experiment: str) -> Logger | None:
+        """The logger of this run."""
+        from pytorch_lightning.loggers import WandbLogger
+
+        return WandbLogger(
+            name=folder.name, project=self.project, save_dir=folder, offline=self.offline
+        )
+
+
+def _require(package: str) -> None:
+    if find_spec(package) is None:
+        raise ConfigError(
+            "logger",
+            f"the package '{package}' is not installed",
+            f'pip install "xfer[{package}]"',
+            80,
+        )

@@ -1,0 +1,49 @@
+"""What training minimises."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from annotated_types import Ge, Gt, Lt
+
+from xfer.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@dataclass(frozen=True)
+class CrossEntropy:
+    """Cross-entropy. ``label_smoothing`` spreads that share of each target over all classes;
+    ``class_weights``: ``none``, ``balanced`` (inverse to the class's share of the training
+    images, mean 1) or one number a class in class order."""
+
+    label_smoothing: Annotated[float, Ge(0), Lt(1)] = 0.0
+    class_weights: Literal["none", "balanced"] | tuple[Annotated[float, Gt(0)], ...] = "none"
+
+    def weights(self, counts: Sequence[int]) -> list[float] | None:
+        """One weight a class from the training images ``counts`` a class."""
+        if self.class_weights == "none":
+            return None
+        if self.class_weights == "balanced":
+            return [sum(counts) / (len(counts) * n) for n in counts]
+        if len(self.class_weights) != len(counts):
+            raise ConfigError(
+                "loss.class_weights",
+                f"has {len(self.class_weights)} numbers for {len(counts)} classes",
+                "give one number a class, or balanced",
+                50,
+            )
+        return [float(w) for w in self.class_weights]  # type: ignore[arg-type]
+
+    def build(self, counts: Sequence[int]) -> nn.Module:
+        """Takes logits (n, classes) and labels (n,) or class probabilities (n, classes)."""
+        import torch
+
+        weights = self.weights(counts)
+        return torch.nn.CrossEntropyLoss(
+            weight=None if weights is None else torch.tensor(weights),
+            label_smoothing=self.label_smoothing,
+        )

@@ -1,0 +1,139 @@
+"""The network of a run: backbone, then source, then head swap, then freeze table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from xfer import freeze
+from xfer.errors import WeightsError
+from xfer.head import Keep, swap
+from xfer.randomness import derive
+from xfer.snapshot import Snapshot, fingerprint, read_snapshot
+from xfer.source.match import Match, loaded_state, match
+from xfer.types import Backbone, Card, Head, Network, Plain, Weights
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a network is made of."""
+
+    backbone: Backbone
+    head: Head
+    classes: int
+    seed: int = 0
+
+    @property
+    def keeps_head(self) -> bool:
+        """Whether the source's own head stays."""
+        return isinstance(self.head, Keep)
+
+    def bare(self) -> Network:
+        """The architecture before its head is swapped."""
+        return self.backbone.build(self.classes if self.keeps_head else None)
+
+
+def blueprint(parts: Parts) -> tuple[Network, Network]:
+    """The network before and after the head swap, on the meta device: shapes without memory."""
+    before, after = _on_meta(parts.bare), _on_meta(parts.bare)
+    with torch.device("meta"):
+        swap(after, parts.head, parts.classes)
+    return before, after
+
+
+def _on_meta(build: Callable[[], Network]) -> Network:
+    with torch.random.fork_rng(devices=[]):
+        try:
+            with torch.device("meta"):
+                return build()
+        except (NotImplementedError, RuntimeError):
+            # Some architectures compute with their fresh tensors; those are built for real.
+            return build()
+
+
+def shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Shapes by tensor name, parameters and buffers."""
+    return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+
+
+def check(parts: Parts, before: Network, weights: Weights) -> Match:
+    """Decide what of ``weights`` goes where; see :func:`xfer.source.match.match`."""
+    heads = () if parts.keeps_head else before.heads
+    return match(shapes(before.module), weights, heads, before.dropped)
+
+
+def assemble(parts: Parts, weights: Weights) -> nn.Module:
+    """The network with its weights loaded and its new head drawn from the seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive("initial", parts.seed))
+        network = parts.bare()
+        found = check(parts, network, weights)
+        if weights.state is not None:
+            fill(network.module, loaded_state(weights, found))
+        torch.manual_seed(derive("head", parts.seed))
+        swap(network, parts.head, parts.classes)
+    return network.module
+
+
+def fill(net: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
+    """Copy tensors by name; every name must exist with its shape. Others keep their values."""
+    own = net.state_dict()
+    for name, tensor in state.items():
+        if name not in own or own[name].shape != tensor.shape:
+            raise WeightsError(name, "does not fit the network", "check backbone.name and head", 31)
+        own[name].copy_(tensor)
+
+
+def restore(
+    path: Path, snapshot: Snapshot, parts: Parts, weights: Callable[[], Weights]
+) -> nn.Module:
+    """The network of a checkpoint. ``weights`` is asked for only when the checkpoint comes from an
+    interrupted run and holds what trained alone."""
+    source = Weights("none", None) if snapshot.frozen is None else weights()
+    net = assemble(parts, source)
+    missing = [n for n in net.state_dict() if n not in snapshot.state]
+    if snapshot.frozen is None and missing:
+        raise WeightsError(
+            path, f"lacks {len(missing)} tensors ({', '.join(missing[:3])})", "train again", 7
+        )
+    if snapshot.frozen is not None:
+        left = ((n, t) for n, t in net.state_dict().items() if n in set(missing))
+        if fingerprint(left) != snapshot.frozen:
+            raise WeightsError(
+                path,
+                "comes from an interrupted run whose source weights have changed since",
+                "finish that run with checkpoint.resume, or restore the source file",
+                8,
+            )
+    fill(net, snapshot.state)
+    return net
+
+
+def frozen_names(net: nn.Module, rows: list[freeze.Row]) -> set[str]:
+    """Names of every tensor that cannot move: frozen parameters, and buffers of modules that are
+    wholly frozen."""
+    names = {row.name for row in rows if row.frozen}
+    for path, module in net.named_modules():
+        own = list(module.parameters())
+        if own and not any(p.requires_grad for p in own):
+            names |= {f"{path}.{name}" if path else name for name, _ in module.named_buffers()}
+    return names & set(net.state_dict())
+
+
+def open_checkpoint(path: Path, make: Callable[[str, Plain], Any]) -> tuple[nn.Module, Card]:
+    """The network and card of a checkpoint or run folder, in evaluation mode. ``make`` builds a
+    spec of a group from its facts."""
+    file = path / "checkpoints" / "best.ckpt" if path.is_dir() else path
+    snapshot = read_snapshot(file)
+    return restore(file, snapshot, *pieces(snapshot.card, make)).eval(), snapshot.card
+
+
+def pieces(card: Card, make: Callable[[str, Plain], Any]) -> tuple[Parts, Callable[[], Weights]]:
+    """The parts of a card's network, and how to read its source weights again."""
+    parts = Parts(make("backbone", card.backbone), make("head", card.head), len(card.classes))
+    return parts, lambda: make("source", card.source["spec"]).load(parts.backbone)

@@ -1,0 +1,296 @@
+"""Specs to Plan: every fact of a run, derived and checked before anything is paid for."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from xfer.errors import ConfigError, DataError, WeightsError, XferError, closest, raise_all
+from xfer.head import Keep
+from xfer.types import Card, Dataset, InputSpec, Network, Plain, Weights
+
+if TYPE_CHECKING:
+    from xfer.augment import Plain as Augment
+    from xfer.checkpoint import Checkpoint
+    from xfer.data import Folder
+    from xfer.export import Gate
+    from xfer.freeze import Freeze, Row
+    from xfer.logger import Csv
+    from xfer.loss import CrossEntropy
+    from xfer.network import Parts
+    from xfer.optim import Sgd
+    from xfer.schedule import Constant
+    from xfer.source.match import Match
+    from xfer.trainer import Trainer
+    from xfer.types import Backbone, Head, Source, Writer
+
+T = TypeVar("T")
+STAGES = ("fit", "evaluate", "predict", "export", "report")
+
+
+@dataclass(frozen=True)
+class Exports:
+    """What is exported, and the gate that every file must pass."""
+
+    gate: Gate
+    writers: tuple[Writer, ...]
+
+
+@dataclass(frozen=True)
+class Specs:
+    """One run as asked for: the built config groups, and what the command line said itself.
+
+    ``data`` is ``None`` when no stage needs it; ``facts`` holds each group's plain arguments and
+    ``make`` builds a spec from such facts; ``explicit`` are the keys and groups that were typed;
+    ``config`` is the resolved configuration.
+    """
+
+    experiment: str
+    seed: int
+    stages: tuple[str, ...]
+    run_dir: str | None
+    predict_input: tuple[str, ...]
+    data: Folder | None
+    augment: Augment
+    backbone: Backbone
+    source: Source
+    head: Head
+    freeze: Freeze
+    loss: CrossEntropy
+    optim: Sgd
+    schedule: Constant
+    trainer: Trainer
+    checkpoint: Checkpoint
+    export: Exports
+    logger: Csv
+    facts: Mapping[str, Plain]
+    make: Callable[[str, Plain], Any]
+    explicit: frozenset[str] = frozenset()
+    config: Plain = field(default_factory=dict)
+    command: str = ""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that is known before the work. ``facts`` is what ``plan.json`` holds."""
+
+    specs: Specs
+    dataset: Dataset | None
+    card: Card
+    parts: Parts
+    weights: Weights
+    rows: list[Row]
+    shapes: dict[str, tuple[int, ...]]
+    facts: Plain
+
+    @property
+    def training(self) -> bool:
+        """Whether this run fits."""
+        return "fit" in self.specs.stages
+
+    @property
+    def train_counts(self) -> list[int]:
+        """Training images a class, in class order."""
+        counts = Counter(self._split("train").labels.tolist())
+        return [counts[i] for i in range(len(self.card.classes))]
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps an epoch."""
+        from xfer.loader import batches
+
+        data = self.specs.data
+        assert data is not None
+        count = batches(len(self._split("train")), data.batch_size)
+        return math.ceil(count / self.specs.trainer.accumulate)
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        total = self.steps_per_epoch * self.specs.trainer.max_epochs
+        return min(total, self.specs.trainer.max_steps or total)
+
+    def _split(self, name: str) -> Any:
+        assert self.dataset is not None
+        return self.dataset.splits[name]
+
+
+class _Attempts:
+    """Runs independent checks and keeps their errors, so that all are told together."""
+
+    def __init__(self) -> None:
+        self.errors: list[XferError] = []
+
+    def __call__(self, check: Callable[..., T], *args: Any) -> T | None:
+        try:
+            return check(*args)
+        except XferError as error:
+            self.errors.append(error)
+            return None
+
+
+def make_plan(specs: Specs) -> Plan:
+    """Derive and check every fact. Raises all problems together."""
+    _check_model_source(specs)
+    attempt = _Attempts()
+    training = "fit" in specs.stages or (not specs.stages and not specs.checkpoint.path)
+    dataset = attempt(specs.data.dataset, training) if specs.data else None
+    if specs.checkpoint.path:
+        plan = attempt(_from_checkpoint, specs, dataset)
+    else:
+        weights = attempt(specs.source.load, specs.backbone)
+        raise_all(attempt.errors)
+        plan = attempt(_from_specs, specs, dataset, weights)
+    raise_all(attempt.errors)
+    assert plan is not None
+    if training:
+        attempt(_check_training, plan)
+    raise_all(attempt.errors)
+    return plan
+
+
+def _check_model_source(specs: Specs) -> None:
+    """The model comes from exactly one place: fit, a checkpoint, or a source with its own head."""
+    keep = isinstance(specs.head, Keep)
+    kind = specs.facts.get("source", {}).get("_target_", "")
+    if "fit" in specs.stages and specs.checkpoint.path:
+        raise ConfigError(
+            "checkpoint.path",
+            "a run that fits makes its own checkpoint",
+            "drop 'fit' from stages, or start from those weights with source=run source.path=...",
+            101,
+        )
+    if specs.stages and "fit" not in specs.stages and not specs.checkpoint.path and not keep:
+        raise ConfigError(
+            "stages",
+            f"{list(specs.stages)} has no model to work on",
+            "add fit, or give checkpoint.path=FILE, or head=keep with a source",
+            102,
+        )
+    if keep and kind.endswith("Scratch") and not specs.checkpoint.path:
+        raise ConfigError(
+            "head",
+            "keep needs a source whose head it keeps",
+            "choose source=... or head=linear",
+            103,
+        )
+
+
+def _from_specs(specs: Specs, dataset: Dataset | None, weights: Weights) -> Plan:
+    from xfer.network import Parts, blueprint, check
+
+    classes = dataset.classes if dataset else weights.classes
+    if classes is None:
+        raise ConfigError(
+            "data", "is needed to know the classes", "give data=... or data.root=DIR", 104
+        )
+    if isinstance(specs.head, Keep) and weights.classes not in (None, classes):
+        raise _class_mismatch(classes, weights.classes or (), weights.origin or "source")
+    parts = Parts(specs.backbone, specs.head, len(classes), specs.seed)
+    before, after = blueprint(parts)
+    found = check(parts, before, weights)
+    spec = _input(weights.input or before.input, getattr(specs.backbone, "image_size", None))
+    card = Card(
+        backbone=specs.facts["backbone"],
+        head=specs.facts["head"],
+        classes=classes,
+        input=spec,
+        source=_source_facts(specs, weights, found),
+        experiment=specs.experiment,
+    )
+    rows, tensors = _table(specs, after) if dataset and "train" in dataset.splits else ([], {})
+    return _finish(specs, dataset, (card, parts, weights, rows, tensors))
+
+
+def _input(spec: InputSpec, image_size: int | None) -> InputSpec:
+    return spec.scaled(image_size) if image_size else spec
+
+
+def _source_facts(specs: Specs, weights: Weights, found: Match) -> Plain:
+    return {
+        "spec": dict(specs.facts["source"]),
+        "kind": weights.kind,
+        "origin": weights.origin,
+        "sha256": weights.sha256,
+        "coverage": found.coverage if weights.state is not None else None,
+        "loaded": len(found.loaded),
+        "dropped": len(found.dropped),
+        "missing": len(found.missing),
+        "unexpected": 0,
+    }
+
+
+def _table(specs: Specs, network: Network) -> tuple[list[Row], dict[str, tuple[int, ...]]]:
+    parameters = {name: tuple(p.shape) for name, p in network.module.named_parameters()}
+    return specs.freeze.table(list(parameters), network.heads), parameters
+
+
+def _from_checkpoint(specs: Specs, dataset: Dataset | None) -> Plan:
+    """The checkpoint's facts win over the experiment's; a typed contradiction is an error."""
+    from xfer.network import pieces
+    from xfer.snapshot import read_snapshot
+
+    path = Path(specs.checkpoint.path or "").expanduser()
+    snapshot = read_snapshot(path / "checkpoints" / "best.ckpt" if path.is_dir() else path)
+    card = snapshot.card
+    for group, facts in (("backbone", card.backbone), ("head", card.head)):
+        typed = [k for k in specs.explicit if k == group or k.startswith(f"{group}.")]
+        if typed and specs.facts[group] != facts:
+            raise ConfigError(
+                sorted(typed)[0], f"contradicts {path}, which holds {_short(facts)}", "drop it", 105
+            )
+    if dataset and dataset.classes != card.classes:
+        raise _class_mismatch(dataset.classes, card.classes, str(path))
+    parts, _ = pieces(card, specs.make)
+    return _finish(specs, dataset, (card, parts, Weights("checkpoint", None), [], {}))
+
+
+def _short(facts: Plain) -> str:
+    target = str(facts["_target_"]).rpartition(".")[2]
+    return target + (f" '{facts['name']}'" if "name" in facts else "")
+
+
+def _class_mismatch(
+    data: tuple[str, ...], model: tuple[str, ...], where: str
+) -> DataError | WeightsError:
+    extra, missing = sorted(set(data) - set(model)), sorted(set(model) - set(data))
+    if not extra and not missing:
+        return WeightsError(
+            where, "has the same classes in another order", "train again with this xfer", 41
+        )
+    parts = [f"the data lacks {missing[:5]}"] if missing else []
+    parts += [f"the data adds {extra[:5]}"] if extra else []
+    hint = (
+        closest(extra[0], missing)
+        if extra and missing
+        else f"give data with the {len(model)} classes {list(model)[:8]}"
+    )
+    return DataError(where, "; ".join(parts), hint, 42)
+
+
+def _check_training(plan: Plan) -> None:
+    from xfer.metrics import names
+
+    plan.specs.loss.weights(plan.train_counts)
+    known, monitor = names(len(plan.card.classes)), plan.specs.checkpoint.monitor
+    if monitor not in known:
+        raise ConfigError(
+            "checkpoint.monitor", f"no metric is called '{monitor}'", closest(monitor, known), 106
+        )
+    start, epochs = plan.specs.checkpoint.start_epoch, plan.specs.trainer.max_epochs
+    if start > epochs:
+        raise ConfigError(
+            "checkpoint.start_epoch", f"{start} is behind the last epoch {epochs}", "lower it", 107
+        )
+
+
+def _finish(specs: Specs, dataset: Dataset | None, made: tuple[Any, ...]) -> Plan:
+    from xfer.facts import plan_facts
+
+    plan = Plan(specs, dataset, *made, facts={})
+    plan.facts.update(plan_facts(plan))
+    return plan

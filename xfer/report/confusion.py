@@ -1,0 +1,129 @@
+"""Which class was taken for which: the whole matrix, and the pairs most often confused."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from xfer.report.canvas import FAINT, GREY, INK, VAL
+from xfer.report.lettering import fit, width
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+    from matplotlib.axes import Axes
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.figure import Figure
+    from matplotlib.text import Annotation
+
+    Counts = npt.NDArray[np.int64]
+
+NUMBERED, PAIRS = 40, 12
+_ZEROS, _LABELS = 12, 30
+
+
+def matrix(counts: Counts, classes: Sequence[str]) -> Figure:
+    """Counts (rows true, columns predicted) on the colour of their share of the row."""
+    import matplotlib
+    from matplotlib.colors import PowerNorm
+    from matplotlib.figure import Figure
+
+    many = len(classes)
+    side = max(1.6, min(0.8 * many, 4.8), 0.27 * many) if many <= NUMBERED else 8.5
+    figure = Figure(figsize=(side, side))
+    axes = figure.add_axes((0, 0, 1, 1))
+    totals = counts.sum(axis=1)
+    shares = np.ma.masked_invalid(counts / np.where(totals, totals, np.nan)[:, None])
+    # The square root keeps one mistake in a hundred visible; the colour bar shows the scale.
+    colours = matplotlib.colormaps["Blues"].with_extremes(bad=FAINT)
+    image = axes.imshow(shares, cmap=colours, norm=PowerNorm(0.5, 0, 1))
+    _name(axes, classes, totals, 72 * side / many)
+    if many <= NUMBERED:
+        _write(axes, counts, shares.filled(0), max(6.0, min(11.0, 30 * side / many)))
+    _scale(figure, image, side)
+    return figure
+
+
+def _name(axes: Axes, classes: Sequence[str], totals: Counts, room: float) -> None:
+    """Label the classes, or every k-th of very many, with the images of each true class.
+
+    ``room`` is the width of a cell in points.
+    """
+    every = 1 if len(classes) <= NUMBERED else -(-len(classes) // _LABELS)
+    shown = range(0, len(classes), every)
+    names = [fit(classes[i], 110, 8) for i in shown]
+    axes.set_xticks(shown, names, fontsize=8)
+    if max(width(name, 8) for name in names) > every * room - 4:
+        axes.tick_params(axis="x", labelrotation=45 if len(classes) <= _ZEROS else 90)
+        for label in axes.get_xticklabels():
+            label.set_rotation_mode("anchor")
+            label.set_horizontalalignment("right")
+            label.set_verticalalignment("center")
+    counted = [f"{name}  ({totals[i]:,})" for i, name in zip(shown, names, strict=True)]
+    axes.set_yticks(shown, counted, fontsize=8)
+    axes.tick_params(length=0 if every == 1 else 3)
+    axes.spines[:].set_visible(False)
+    some = "" if every == 1 else f", one in {every} named"
+    axes.set_xlabel(f"predicted class{some}", color=GREY)
+    axes.set_ylabel(f"true class (images){some}", color=GREY)
+
+
+def _write(axes: Axes, counts: Counts, shares: npt.NDArray[np.float64], size: float) -> None:
+    for (row, column), count in np.ndenumerate(counts):
+        if count or len(counts) <= _ZEROS:
+            dark = shares[row, column] > 0.3
+            colour = "white" if dark else INK if count else "#aaaaaa"
+            axes.text(
+                column, row, f"{count:,}", color=colour, fontsize=size, ha="center", va="center"
+            )
+
+
+def _scale(figure: Figure, image: ScalarMappable, side: float) -> None:
+    axes = figure.add_axes((1 + 0.15 / side, 0, 0.12 / side, 1))
+    ticks = [0, 0.01, 0.1, 0.25, 0.5, 1] if side > 3 else [0, 0.1, 0.25, 0.5, 1]
+    bar = figure.colorbar(image, cax=axes, ticks=ticks)
+    axes.set_yticklabels([f"{100 * tick:g} %" for tick in ticks], fontsize=8)
+    axes.spines[:].set_visible(False)
+    bar.set_label("share of the true class", fontsize=8, color=GREY)
+
+
+def pairs(counts: Counts) -> list[tuple[int, int, int]]:
+    """The most confused (true, predicted, count), most often first, at most ``PAIRS``."""
+    wrong = counts * (1 - np.eye(len(counts), dtype=counts.dtype))
+    order = np.argsort(-wrong, axis=None, kind="stable")[:PAIRS]
+    found = [divmod(int(i), len(counts)) for i in order]
+    return [(true, taken, int(wrong[true, taken])) for true, taken in found if wrong[true, taken]]
+
+
+def bars(counts: Counts, classes: Sequence[str]) -> Figure | None:
+    """One bar a confused pair; ``None`` when nothing is confused."""
+    from matplotlib.figure import Figure
+
+    rows = pairs(counts)
+    if not rows:
+        return None
+    totals = counts.sum(axis=1)
+    figure = Figure(figsize=(5.0, 0.29 * len(rows)))
+    axes = figure.add_axes((0, 0, 1, 1), yticks=[], xticks=[])
+    axes.barh(range(len(rows)), [count for *_, count in rows], color=VAL, height=0.62)
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.spines["bottom"].set_visible(False)
+    # Three texts a row: in one, a right-to-left name would turn the arrow round.
+    heads = ("true class", "predicted class", "images")
+    names = [(fit(classes[i], 126, 9), fit(classes[j], 126, 9)) for i, j, _ in rows]
+    left = -12 - max(width(name, 9) for name in (heads[1], *(name for _, name in names)))
+    for y, ((true, taken), (row, _, count)) in enumerate(zip(names, rows, strict=True)):
+        _beside(axes, true, (0, y), left - 24, "right")
+        _beside(axes, "→", (0, y), left - 12, "center")
+        _beside(axes, taken, (0, y), left, "left")
+        _beside(axes, f"{count:,} of {totals[row]:,}", (count, y), 5, "left")
+    for text, x, side in zip(heads, (left - 24, left, 0), ("right", "left", "left"), strict=True):
+        _beside(axes, text, (0, -0.9), x, side).set_color(GREY)
+    return figure
+
+
+def _beside(axes: Axes, text: str, at: tuple[float, float], x: float, side: str) -> Annotation:
+    return axes.annotate(
+        text, at, (x, 0), textcoords="offset points", ha=side, va="center", annotation_clip=False
+    )

@@ -1,0 +1,90 @@
+"""Loss, the chosen metric with its best epoch, and the learning rate, epoch by epoch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from xfer.report.canvas import GREY, RATE, TRAIN, VAL
+from xfer.report.lettering import drawable
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from xfer.types import Plain
+
+Points = list[tuple[float, float]]
+_MARKED = 40
+
+
+def panels(history: Sequence[Plain], best_epoch: int | None, metric: str) -> Figure | None:
+    """Three panels; ``None`` when no row has a number to draw."""
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    other = metric.replace("val_", "train_", 1)
+    lines = {key: points(history, key) for key in ("train_loss", "val_loss", other, metric, "lr")}
+    if not any(lines.values()):
+        return None
+    figure = Figure(figsize=(11.5, 3.1), layout=ConstrainedLayoutEngine(wspace=0.06))
+    loss, score, rate = figure.subplots(1, 3, width_ratios=(4, 4, 2.4))
+    _draw(loss, "loss", {"train": lines["train_loss"], "val": lines["val_loss"]}, best_epoch)
+    known = {"train": lines[other] if other != metric else [], "val": lines[metric]}
+    _draw(score, drawable(metric), known, best_epoch)
+    _mark_best(score, lines[metric], best_epoch)
+    _draw(rate, "learning rate", {"lr": lines["lr"]}, None)
+    return figure
+
+
+def points(history: Sequence[Plain], key: str) -> Points:
+    """The (epoch, value) of every row that has a finite number under ``key``."""
+    rows = [(row.get("epoch"), row.get(key)) for row in history]
+    return [
+        (float(x), float(y))
+        for x, y in rows
+        if x is not None and y is not None and math.isfinite(y)
+    ]
+
+
+def _draw(axes: Axes, title: str, lines: dict[str, Points], best_epoch: int | None) -> None:
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+    looks = {"train": (TRAIN, "s"), "val": (VAL, "o"), "lr": (RATE, "o")}
+    drawn = {name: line for name, line in lines.items() if line}
+    for name, line in drawn.items():
+        colour, marker = looks[name]
+        size = 3.5 if len(line) <= _MARKED else 0.0
+        axes.plot(
+            *zip(*line, strict=True), color=colour, marker=marker, ms=size, lw=1.6, label=name
+        )
+    epochs = [x for line in drawn.values() for x, _ in line]
+    if epochs:
+        beside = 0.5 + 0.01 * (max(epochs) - min(epochs))
+        axes.set_xlim(min(epochs) - beside, max(epochs) + beside)
+    else:
+        axes.text(0.5, 0.5, "not recorded", color=GREY, ha="center", transform=axes.transAxes)
+        axes.set(xticks=[], yticks=[])
+        return
+    if best_epoch is not None:
+        axes.axvline(best_epoch, color=GREY, lw=1, ls=(0, (3, 3)), zorder=1)
+    if len(drawn) > 1:
+        axes.legend(loc="best", fontsize=8, handlelength=1.6)
+    axes.grid(axis="y")
+    axes.margins(y=0.12)
+    axes.set(title=title, xlabel="epoch")
+    axes.xaxis.set_major_locator(
+        MaxNLocator(nbins=8, steps=[1, 2, 5, 10], integer=True, min_n_ticks=1)
+    )
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.4g}"))
+
+
+def _mark_best(axes: Axes, line: Points, best_epoch: int | None) -> None:
+    value = dict(line).get(float(best_epoch)) if best_epoch is not None else None
+    if best_epoch is None or value is None:
+        return
+    axes.plot([best_epoch], [value], "o", ms=8, mfc="white", mec=VAL, mew=2.2, zorder=5)
+    # In the title's line, where no curve can run through it.
+    axes.set_title(f"best {value:.3f} at epoch {best_epoch}", loc="right", color=VAL)

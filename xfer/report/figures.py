@@ -1,0 +1,85 @@
+"""The figures of a run: each is built, written as one PNG in one move, and its path returned.
+
+A figure that has nothing to show is not drawn: the function returns ``None`` and removes a file
+that an earlier report left at ``path``. Matplotlib's settings are the process's: draw from one
+thread at a time. Names are drawn as :mod:`xfer.report.lettering` says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from xfer.report import canvas, confusion, epochs, grids
+from xfer.storage import output_errors
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from xfer.report.confusion import Counts
+    from xfer.report.grids import Picture
+    from xfer.types import Plain
+
+
+def batch_grid(pictures: Sequence[Picture], titles: Sequence[str], path: Path) -> Path:
+    """Draw up to 24 ``pictures`` (uint8 (h, w, 3), true colours) under their class names."""
+    with canvas.style():
+        return canvas.save(grids.batch(pictures, titles), path)
+
+
+def prediction_grid(
+    pictures: Sequence[Picture],
+    predicted: Sequence[str],
+    right: Sequence[bool],
+    path: Path,
+    confidence: Sequence[float] | None = None,
+) -> Path:
+    """Draw up to 24 ``pictures`` under the predicted class: blue when right, red when wrong."""
+    with canvas.style():
+        return canvas.save(grids.predictions(pictures, predicted, right, confidence), path)
+
+
+def most_wrong(
+    pictures: Sequence[Picture], titles: Sequence[tuple[str, str, float]], path: Path
+) -> Path | None:
+    """Draw wrong answers in the order given, each title (true class, predicted, confidence).
+
+    ``None`` when ``pictures`` is empty.
+    """
+    with canvas.style():
+        return _save(grids.mistakes(pictures, titles) if pictures else None, path)
+
+
+def confusion_matrix(counts: Counts, classes: Sequence[str], path: Path) -> Path:
+    """Draw ``counts`` (classes, classes), rows true and columns predicted.
+
+    The colour is the share of the row; above 40 classes there are no numbers and few labels.
+    """
+    with canvas.style():
+        return canvas.save(confusion.matrix(counts, classes), path)
+
+
+def confused_pairs(counts: Counts, classes: Sequence[str], path: Path) -> Path | None:
+    """Draw the most confused pairs as bars; ``None`` when nothing is confused."""
+    with canvas.style():
+        return _save(confusion.bars(counts, classes), path)
+
+
+def curves(
+    history: Sequence[Plain], best_epoch: int | None, metric: str, path: Path
+) -> Path | None:
+    """Draw loss, ``metric`` and learning rate from the rows of ``metrics.csv``.
+
+    A value that is missing, ``None`` or not finite is left out; ``None`` when none remains.
+    """
+    with canvas.style():
+        return _save(epochs.panels(history, best_epoch, metric), path)
+
+
+def _save(figure: Figure | None, path: Path) -> Path | None:
+    if figure is not None:
+        return canvas.save(figure, path)
+    with output_errors(path):
+        path.unlink(missing_ok=True)
+    return None

@@ -1,0 +1,68 @@
+"""``result.json``: one run in numbers, for machines."""
+
+from __future__ import annotations
+
+import platform
+import statistics
+import time
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING
+
+from xfer.facts import count_parameters
+from xfer.types import Plain
+
+if TYPE_CHECKING:
+    from xfer.run import Work
+
+_PACKAGES = ("xfer", "torch", "torchvision", "timm", "pytorch-lightning", "torchmetrics", "onnx")
+
+
+def outcome(work: Work) -> Plain:
+    """Everything the contract names; ``None`` where a run has no such fact or nobody checked it."""
+    plan, specs = work.plan, work.plan.specs
+    return {
+        "experiment": specs.experiment,
+        "status": "finished",
+        "seed": specs.seed,
+        "best": _best(work),
+        "scores": {name: score.to_plain() for name, score in work.scores.items()},
+        "params": count_parameters(plan) if plan.rows else None,
+        "freeze": {"proved": None},
+        "source": {k: v for k, v in plan.card.source.items() if k != "spec"},
+        "timing": _timing(work),
+        "features": {"cached": False, "hit": None, "views": None},
+        "export": [{k: v for k, v in asdict(file).items() if k != "batches"} for file in work.exports],
+        "device": work.device,
+        "precision": specs.trainer.precision if work.fitted else "32-true",
+        "versions": _versions(),
+        "command": specs.command,
+    }
+
+
+def _best(work: Work) -> Plain | None:
+    if work.fitted is None:
+        return None
+    return {**work.fitted.best, "checkpoint": "checkpoints/best.ckpt"}
+
+
+def _timing(work: Work) -> Plain:
+    rows = work.fitted.rows if work.fitted else []
+    return {
+        "startup_s": work.startup_s,
+        "features_s": None,
+        "fit_s": work.fitted.seconds if work.fitted else None,
+        "epoch_s": [row["epoch_s"] for row in rows],
+        "step_ms_median": statistics.median(row["step_ms"] for row in rows) if rows else None,
+        "total_s": time.perf_counter() - work.began,
+    }
+
+
+def _versions() -> Plain:
+    found: Plain = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:  # a checkout that is not installed
+            found[package] = None
+    return found

@@ -1,0 +1,97 @@
+"""The run card as ``report.html``, one file that fetches and runs nothing, and ``report.md``.
+
+Every value passes one escape on its way into a template: HTML's by jinja2's autoescape, or
+Markdown's. Unprintable characters, lone surrogates among them, are written as Python escapes.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from xfer.errors import printable
+from xfer.report.canvas import DPI
+from xfer.report.card import CAPTIONS, sections, verdict
+from xfer.storage import write_text
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+    from markupsafe import Markup
+
+    from xfer.types import Plain
+
+_MARKS = re.compile(
+    r"[\\`*<\[\]|~$&]"  # emphasis, code, HTML, links, cells, math, entities
+    r"|(?<![^\W_])_|_(?![^\W_])"  # an underscore inside a word is no mark
+    r"|:(?=//)|(?<=www)\."  # bare addresses would become links
+    r"|^[-+=>#]|^\d{1,9}[.)](?=\s|$)"  # lists, quotes and headings
+)
+
+
+def render(folder: Path, result: Plain, plan: Plain, details: Plain) -> None:
+    """Write ``folder/report.html`` and ``folder/report.md`` from the facts of a run.
+
+    ``result`` is ``result.json`` and ``plan`` is ``plan.json``. ``details`` may hold, a split,
+    ``per_class`` and ``confusion``; and ``history`` (rows of ``metrics.csv``), ``exports``,
+    ``wrong`` (rows of path, label, prediction, confidence) and ``notes`` (texts). Whatever is
+    absent is left out. Figures are the PNG files in ``folder/figures``.
+    Raises OutputError when a file cannot be written.
+    """
+    drawn = {path.stem: path for path in sorted((folder / "figures").glob("*.png"))}
+    card = {
+        "title": result.get("experiment") or plan.get("experiment") or "run",
+        "verdict": verdict(result),
+        "command": printable(result.get("command") or ""),
+        "sections": sections(result, plan, details, drawn),
+        "captions": dict.fromkeys(drawn, "") | CAPTIONS,
+        "drawn": drawn,
+    }
+    html, markdown = _environments()
+    write_text(folder / "report.html", html.get_template("report.html.j2").render(card))
+    write_text(folder / "report.md", markdown.get_template("report.md.j2").render(card))
+
+
+def _environments() -> tuple[Environment, Environment]:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    shared: dict[str, Any] = {
+        "loader": FileSystemLoader(Path(__file__).parent),
+        "undefined": StrictUndefined,
+        "trim_blocks": True,
+        "lstrip_blocks": True,
+    }
+    html = Environment(autoescape=True, finalize=_plain, **shared)
+    html.filters["picture"] = _picture
+    return html, Environment(autoescape=False, finalize=_markdown, **shared)
+
+
+def _plain(value: Any) -> Any:
+    """``value`` without unprintable characters; what is HTML already stays as it is."""
+    return value if hasattr(value, "__html__") else printable(value)
+
+
+def _markdown(value: Any) -> Any:
+    """``value`` as text that Markdown shows and does not interpret."""
+    if hasattr(value, "__html__"):
+        return value
+    return _MARKS.sub(lambda mark: f"{mark[0][:-1]}\\{mark[0][-1]}", printable(value).strip())
+
+
+class _Picture(NamedTuple):
+    """A PNG file as a data URI, with its width and height in CSS pixels."""
+
+    uri: Markup
+    width: int
+    height: int
+
+
+def _picture(path: Path) -> _Picture:
+    from markupsafe import Markup
+
+    data = path.read_bytes()
+    # The header of a PNG holds width and height at bytes 16 and 20; CSS has 96 pixels an inch.
+    wide, high = (int.from_bytes(data[at : at + 4], "big") * 96 // DPI for at in (16, 20))
+    uri = "data:image/png;base64," + base64.b64encode(data).decode("ascii")
+    return _Picture(Markup(uri), wide, high)  # Base 64 has nothing to escape

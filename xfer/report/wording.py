@@ -1,0 +1,70 @@
+"""Values as a reader wants them: rounded, with units, a dash for what was not measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+ABSENT = "–"
+
+
+def number(value: Any) -> str:
+    """A count with separators, a share or loss with three decimals, ``–`` for ``None``."""
+    if value is None:
+        return ABSENT
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.3f}" if value == 0 or 0.001 <= abs(value) < 1e5 else f"{value:.2e}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def seconds(value: float | None) -> str:
+    """A duration: ``0.42 s``, ``12.3 s``, ``3 min 05 s``."""
+    if value is None:
+        return ABSENT
+    if value < 60:
+        return f"{value:.2f} s" if value < 1 else f"{value:.1f} s"
+    minutes, rest = divmod(round(value), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
+
+
+def size(value: int | None) -> str:
+    """A file size in decimal units: ``812 B``, ``4.7 kB``, ``2.9 MB``."""
+    if value is None:
+        return ABSENT
+    if value < 1000:
+        return f"{value} B"
+    scale, unit = (1e3, "kB") if value < 1e6 else (1e6, "MB") if value < 1e9 else (1e9, "GB")
+    return f"{value / scale:.1f} {unit}"
+
+
+def share(part: int, whole: int) -> str:
+    """A count and its share of ``whole``: ``1,026 (0.1 %)``."""
+    return f"{part:,} ({100 * part / whole:.1f} %)" if whole else f"{part:,}"
+
+
+def listed(value: Any, most: int = 6) -> str:
+    """A count as it is; a list as its length and first entries; ``–`` for ``None``."""
+    if not isinstance(value, (list, tuple)):
+        return number(value)
+    if not value:
+        return "0"
+    names = ", ".join(map(str, value[:most])) + (", ..." if len(value) > most else "")
+    return f"{len(value):,}: {names}"
+
+
+def words(value: Any) -> str:
+    """Nested plain facts in one line, a spec by its class: ``Timm, name resnet50``."""
+    if isinstance(value, Mapping):
+        kind = [str(value["_target_"]).rpartition(".")[2]] if "_target_" in value else []
+        rest = [
+            f"{key} {words(entry)}"
+            for key, entry in value.items()
+            if key != "_target_" and entry not in (None, {}, [])
+        ]
+        return ", ".join(kind + rest)
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return ", ".join(words(entry) for entry in value)
+    return number(value) if value is None or isinstance(value, bool) else str(value)

@@ -1,0 +1,142 @@
+"""Which run to go on with. Without ``checkpoint.resume`` every run is a new one."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from xfer.errors import OutputError, ResumeError
+from xfer.types import Plain
+
+_FREE = ("run", "stages", "checkpoint.resume", "predict")
+"""What may differ between a run and the command that goes on with it."""
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """A run that was there before. ``resume_file`` is ``None`` when it had not come to save one."""
+
+    folder: Path
+    resume_file: Path | None
+    finished: bool
+
+
+def fingerprint(config: Plain) -> str:
+    """sha256 over everything in ``config`` that decides what is trained."""
+    facts = json.dumps(sorted(flat(config).items()), default=str)
+    return hashlib.sha256(facts.encode()).hexdigest()
+
+
+def flat(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Dotted keys to values, without those that may differ."""
+    if prefix.rstrip(".") in _FREE:
+        return {}
+    if not isinstance(config, dict):
+        return {prefix.rstrip("."): config}
+    return {
+        k: v for key, value in config.items() for k, v in flat(value, f"{prefix}{key}.").items()
+    }
+
+
+def choose(resume: str | None, config: Plain, root: Path) -> Earlier | None:
+    """The run that ``checkpoint.resume`` names: a folder, or with ``auto`` the newest below
+    ``root`` with the same configuration that no process works on.
+
+    Raises ResumeError when a named run is none, is at work, or was configured otherwise.
+    """
+    if resume is None:
+        return None
+    if resume == "auto":
+        folders = sorted((p for p in root.glob("*/plan.json")), key=lambda p: p.parent.name)
+        for plan in reversed(folders):
+            facts = _read(plan)
+            if facts.get("fingerprint") == fingerprint(config) and not is_live(plan.parent):
+                return _earlier(plan.parent)
+        return None
+    return _named(Path(resume).expanduser(), config)
+
+
+def _named(folder: Path, config: Plain) -> Earlier:
+    facts = _read(folder / "plan.json")
+    if "fingerprint" not in facts:
+        raise ResumeError(
+            folder, "is no xfer run folder", "give checkpoint.resume=OUTPUT_FOLDER", 1
+        )
+    if is_live(folder):
+        raise ResumeError(folder, "is being worked on by another process", "wait for it", 2)
+    if facts["fingerprint"] != fingerprint(config):
+        before, now = flat(facts["config"]), flat(config)
+        changed = sorted(k for k in {*before, *now} if before.get(k) != now.get(k))
+        raise ResumeError(
+            folder,
+            "was configured otherwise: "
+            + "; ".join(f"{k} was {before.get(k)}, now {now.get(k)}" for k in changed[:5]),
+            "give the same options, or drop checkpoint.resume",
+            3,
+        )
+    return _earlier(folder)
+
+
+def check_same(earlier: Earlier, facts: Plain) -> None:
+    """Raise ResumeError when classes, data or source weights changed since ``earlier`` began."""
+    before = _read(earlier.folder / "plan.json")
+    for key, what in (("classes", "classes"), ("splits", "data"), ("source", "source weights")):
+        if before.get(key) != json.loads(json.dumps(facts[key])):
+            raise ResumeError(
+                earlier.folder, f"its {what} have changed since it began", "start a new run", 4
+            )
+
+
+def _earlier(folder: Path) -> Earlier:
+    last = folder / "checkpoints" / "last.ckpt"
+    finished = _read(folder / "status.json").get("state") == "finished"
+    return Earlier(folder, last if last.is_file() else None, finished)
+
+
+def _read(path: Path) -> Plain:
+    try:
+        facts: Plain = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}  # a folder without facts is no run that could go on
+    return facts
+
+
+def lock(folder: Path) -> IO[str]:
+    """Hold the run folder until the returned file is closed or the process ends.
+
+    Raises OutputError when another process holds it.
+    """
+    stream = (folder / ".lock").open("a")
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        stream.close()
+        raise OutputError(
+            folder, "another process works in this folder", "choose another run.dir", 3
+        ) from error
+    stream.write(f"{os.getpid()}\n")
+    stream.flush()
+    return stream
+
+
+def is_live(folder: Path) -> bool:
+    """Whether a process holds the run folder."""
+    if not (folder / ".lock").exists():
+        return False
+    try:
+        lock(folder).close()
+    except OutputError:
+        return True
+    return False
+
+
+def entries(folder: Path) -> Iterator[Path]:
+    """The files of a run folder that a finished run vouches for."""
+    passing = {"status.json", "run.log", ".lock"}
+    return (p for p in sorted(folder.rglob("*")) if p.is_file() and p.name not in passing)

@@ -1,0 +1,256 @@
+"""One run, top to bottom: plan, fit, evaluate, predict, export, report."""
+
+from __future__ import annotations
+
+import secrets
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from xfer.errors import OutOfMemory, OutputError, XferError
+from xfer.facts import table
+from xfer.log import close_log, log, open_log
+from xfer.plan import Plan, Specs, make_plan
+from xfer.resume import Earlier, check_same, choose, entries, fingerprint, lock
+from xfer.storage import file_sha256, output_errors, write_json, write_text
+from xfer.types import Exported, Plain, Predictions, Samples, Score
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from xfer.fit import Fitted
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run left: its folder, ``plan.json`` and, when it worked, ``result.json`` as facts."""
+
+    folder: Path
+    plan: Plain
+    facts: Plain | None
+
+
+@dataclass
+class Work:
+    """What the stages hand on."""
+
+    plan: Plan
+    folder: Path
+    startup_s: float
+    began: float
+    fitted: Fitted | None = None
+    predictions: dict[str, Predictions] = field(default_factory=dict)
+    scores: dict[str, Score] = field(default_factory=dict)
+    exports: list[Exported] = field(default_factory=list)
+    device: str = "cpu"
+
+
+def run(specs: Specs) -> Result:
+    """Do what ``specs`` ask for, in a folder of its own. Raises XferError."""
+    began = time.perf_counter()
+    open_log(None)
+    try:
+        earlier = choose(specs.checkpoint.resume, specs.config, Path("outputs") / specs.experiment)
+        if earlier and earlier.finished:
+            log.info(f"{earlier.folder} is finished: nothing to do")
+            return Result(earlier.folder, {}, None)
+        plan = make_plan(specs)
+        plan.facts.update(fingerprint=fingerprint(specs.config), config=specs.config)
+        if earlier:
+            check_same(earlier, plan.facts)
+        log.info(table(plan))
+        folder = earlier.folder if earlier else _make_folder(specs)
+        with _recorded(folder):
+            _write_plan(plan, folder)
+            work = Work(plan, folder, time.perf_counter() - began, began)
+            return Result(folder, plan.facts, _stages(work, earlier))
+    finally:
+        close_log()
+
+
+def _stages(work: Work, earlier: Earlier | None) -> Plain | None:
+    """The straight line. Each stage reads what the one before it left on disk."""
+    plan, stages = work.plan, work.plan.specs.stages
+    if not stages:
+        return None
+    if "fit" in stages:
+        from xfer.fit import fit
+
+        work.fitted = fit(plan, work.folder, earlier.resume_file if earlier else None)
+        work.device = work.fitted.device
+    net = _network(work)
+    if "evaluate" in stages:
+        _evaluate(work, net)
+    if "predict" in stages:
+        _predict(work, net)
+    if "export" in stages:
+        _export(work, net)
+    from xfer.report.finish import finish
+
+    return finish(work)
+
+
+def _network(work: Work) -> nn.Module:
+    """The network to evaluate and export: the best checkpoint read back from disk, or the source."""
+    from xfer.network import assemble, open_checkpoint
+
+    plan, specs = work.plan, work.plan.specs
+    if work.fitted:
+        return open_checkpoint(work.fitted.checkpoint, specs.make)[0]
+    if specs.checkpoint.path:
+        return open_checkpoint(Path(specs.checkpoint.path).expanduser(), specs.make)[0]
+    return assemble(plan.parts, plan.weights).eval()
+
+
+def _evaluate(work: Work, net: nn.Module) -> None:
+    from xfer.evaluate import score_of, write_predictions
+
+    for name, samples in work.plan.dataset.splits.items() if work.plan.dataset else ():
+        if name == "train":
+            continue
+        found = _answers(work, net, samples)
+        chosen = work.fitted is not None and name == "val"
+        score = score_of(found, used_for_selection=chosen)
+        work.predictions[name], work.scores[name] = found, score
+        write_predictions(found, work.folder / f"predictions_{name}.csv")
+        low, high = score.acc_ci95
+        log.info(
+            f"{name}: accuracy {score.acc:.4f} ({round(score.acc * score.n)} of {score.n}; "
+            f"95 % interval {low:.4f} to {high:.4f}), loss {score.loss:.4f}"
+        )
+
+
+def _predict(work: Work, net: nn.Module) -> None:
+    from xfer.evaluate import write_predictions
+    from xfer.predict import find
+
+    found = _answers(work, net, find(work.plan.specs.predict_input))
+    path = work.folder / "predictions.csv"
+    write_predictions(found, path)
+    chosen, confidence = found.logits.argmax(axis=1), found.probabilities.max(axis=1)
+    for i, name in enumerate(found.names[:20]):
+        log.info(f"{name}: {found.classes[chosen[i]]} ({confidence[i]:.3f})")
+    log.info(f"{len(found.names)} predictions in {path}")
+
+
+def _answers(work: Work, net: nn.Module, samples: Samples) -> Predictions:
+    from xfer.evaluate import answers, device_name, device_of
+
+    specs, card = work.plan.specs, work.plan.card
+    device = device_of(specs.trainer)
+    work.device = work.device if work.fitted else device_name(device)
+    loading = (specs.data.eval_batch_size, specs.data.workers) if specs.data else (64, 0)
+    return answers(net, samples, card.input, card.classes, loading, device)
+
+
+def _export(work: Work, net: nn.Module) -> None:
+    import numpy as np
+
+    from xfer.export import export
+    from xfer.preprocess import prepare
+
+    plan = work.plan
+    samples = _check_split(plan)
+    count = min(len(samples), plan.specs.export.gate.images)
+    images = np.stack(
+        [prepare(samples.images[i], plan.card.input) for i in _spread(len(samples), count)]
+    )
+    asked = plan.specs.export
+    folder = work.folder / "export"
+    work.exports = export(net.cpu(), images, asked.writers, plan.card, folder, asked.gate.tolerance)
+    for file in work.exports:
+        log.info(
+            f"export/{file.file}: {file.bytes:,} bytes; largest logit difference "
+            f"{file.max_abs_diff:.1e}, same top class on {file.agree:.1%} of {file.images} images"
+        )
+
+
+def _check_split(plan: Plan) -> Samples:
+    assert plan.dataset is not None
+    splits = plan.dataset.splits
+    return splits.get("val") or splits.get("test") or splits["train"]
+
+
+def _spread(n: int, count: int) -> list[int]:
+    """``count`` positions spread evenly over ``n``."""
+    return [i * n // count for i in range(count)]
+
+
+def _make_folder(specs: Specs) -> Path:
+    """A folder of this run's own: made, never shared."""
+    if specs.run_dir is not None:
+        folder = Path(specs.run_dir).expanduser()
+        if folder.is_dir() and any(folder.iterdir()):
+            raise OutputError(
+                folder,
+                "already holds files",
+                "choose another run.dir, or checkpoint.resume=" + str(folder),
+                2,
+            )
+        with output_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        return folder
+    stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    folder = Path("outputs") / specs.experiment / f"{stamp}_{secrets.token_hex(3)}"
+    with output_errors(folder):
+        folder.mkdir(parents=True)
+    return folder
+
+
+def _write_plan(plan: Plan, folder: Path) -> None:
+    import yaml
+
+    write_json(folder / "plan.json", plan.facts)
+    write_text(folder / "config.yaml", yaml.safe_dump(plan.specs.config, sort_keys=False))
+
+
+@contextmanager
+def _recorded(folder: Path) -> Iterator[None]:
+    """Log, lock and status of the run in ``folder``; a failure leaves ``error.log``."""
+    with output_errors(folder):
+        held = lock(folder)
+        open_log(folder)
+        write_json(folder / "status.json", {"state": "running"})
+    try:
+        yield
+    except BaseException as error:
+        told = _as_xfer(error)
+        write_text(folder / "error.log", "".join(traceback.format_exception(error)))
+        write_json(folder / "status.json", _failure(told))
+        if told is error or not isinstance(error, Exception):
+            raise
+        raise told from error
+    else:
+        files = {str(p.relative_to(folder)): file_sha256(p) for p in entries(folder)}
+        write_json(
+            folder / "status.json", {"state": "finished", "code": 0, "exit": 0, "files": files}
+        )
+        log.info(f"everything is in {folder}")
+    finally:
+        held.close()
+
+
+def _as_xfer(error: BaseException) -> BaseException:
+    """Out of memory told as such, whichever device ran out."""
+    if isinstance(error, MemoryError) or "OutOfMemoryError" in type(error).__name__:
+        return OutOfMemory(
+            "data.batch_size", str(error).split(". ")[0] or "no memory left", "lower it"
+        )
+    return error
+
+
+def _failure(error: BaseException) -> Plain:
+    known = isinstance(error, XferError)
+    return {
+        "state": "failed" if isinstance(error, Exception) else "interrupted",
+        "code": error.number if isinstance(error, XferError) else None,
+        "exit": error.exit if isinstance(error, XferError) else 1,
+        "message": f"{error.where}: {error.what}" if isinstance(error, XferError) else repr(error),
+        "remedy": error.fix if known else None,
+        "files": {},
+    }

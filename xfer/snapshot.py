@@ -1,0 +1,77 @@
+"""The checkpoint format: tensors, and the card that explains them. Plain types only.
+
+``best.ckpt`` is whole: it names its architecture, head, classes and input recipe and holds every
+tensor. While a run trains, its files hold what trains and the fingerprint of what is frozen.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from xfer.errors import WeightsError
+from xfer.storage import load_tensors, save_tensors
+from xfer.types import Card, Plain
+
+if TYPE_CHECKING:
+    import torch
+
+    from xfer.types import StateDict
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """``state`` by the network's own tensor names; ``frozen`` is ``None`` when the state is whole,
+    else the fingerprint of the tensors left out; ``progress`` says epoch, step, metric, value."""
+
+    card: Card
+    state: StateDict
+    progress: Plain = field(default_factory=dict)
+    frozen: str | None = None
+
+
+def write_snapshot(path: Path, snapshot: Snapshot) -> None:
+    """Save atomically."""
+    facts = {
+        "xfer": {
+            "format": FORMAT,
+            "card": snapshot.card.to_plain(),
+            "progress": snapshot.progress,
+            "frozen": snapshot.frozen,
+        },
+        "state_dict": {k: v.detach().cpu().contiguous() for k, v in snapshot.state.items()},
+    }
+    save_tensors(path, facts)
+
+
+def read_snapshot(path: Path) -> Snapshot:
+    """Read and check. Raises WeightsError for anything that is no xfer checkpoint."""
+    content = load_tensors(path)
+    facts = content.get("xfer") if isinstance(content, dict) else None
+    if not isinstance(facts, dict) or "card" not in facts:
+        raise WeightsError(
+            path, "is no xfer checkpoint", "for other weights use source=file source.path=...", 5
+        )
+    if facts["format"] > FORMAT:
+        raise WeightsError(
+            path, f"has format {facts['format']}, newer than this xfer", "update xfer", 6
+        )
+    state = {k.removeprefix("net."): v for k, v in content["state_dict"].items()}
+    return Snapshot(Card.from_plain(facts["card"]), state, facts["progress"], facts["frozen"])
+
+
+def fingerprint(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
+    """sha256 over names, dtypes, shapes and bytes, in the order of the names."""
+    import torch
+
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors, key=lambda item: item[0]):
+        plain = tensor.detach().cpu().contiguous()
+        digest.update(f"{name}|{plain.dtype}|{tuple(plain.shape)}|".encode())
+        digest.update(plain.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

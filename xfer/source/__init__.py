@@ -1,0 +1,8 @@
+"""Where the initial weights come from. Loading is strict; only the head may be excused."""
+
+from xfer.source.file import File
+from xfer.source.hub import Hub
+from xfer.source.none import Scratch
+from xfer.source.run import Run, Shipped
+
+__all__ = ["File", "Hub", "Run", "Scratch", "Shipped"]
