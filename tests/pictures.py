@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import os
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +26,15 @@ def encoded(form: str, seed: int = 0, mode: str = "RGB", **options: Any) -> byte
 
 
 def folders(root: Path, counts: dict[str, int]) -> Path:
-    """JPEG files ``root/<folder>/00.jpg`` and so on; every picture of the tree is another."""
-    seed = 0
+    """JPEG files ``root/<folder>/00.jpg`` and so on, each with the picture of its name."""
     for folder, count in counts.items():
         (root / folder).mkdir(parents=True, exist_ok=True)
         for i in range(count):
-            picture(seed).save(root / folder / f"{i:02d}.jpg")
-            seed += 1
+            name = f"{folder}/{i:02d}.jpg"
+            picture(seed(name)).save(root / name)
     return root
+
+
+def seed(name: str) -> int:
+    """The seed of the picture that :func:`folders` draws under a name."""
+    return zlib.crc32(os.fsencode(name))

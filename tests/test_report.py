@@ -142,7 +142,7 @@ def test_predicted_titles_are_blue_when_right_and_red_with_a_frame_when_wrong() 
     with canvas.style():
         figure = grids.predictions(plain(3), ["dogs", "wolves", "dogs"], right, [0.98, 0.61, 0.5])
     titles = [a.texts[0] for a in figure.axes]
-    assert [t.get_text() for t in titles] == ["dogs 0.98", "wolves 0.61", "dogs 0.50"]
+    assert [t.get_text() for t in titles] == ["dogs (0.98)", "wolves (0.61)", "dogs (0.50)"]
     assert [t.get_color() for t in titles] == ["blue", "red", "blue"]
     assert [a.spines["left"].get_visible() for a in figure.axes] == [False, True, False]
     assert [t.get_text() for t in figure.texts][:2] == ["2 right", "1 wrong"]
@@ -166,7 +166,7 @@ def test_a_mistake_shows_the_true_class_above_the_predicted_one() -> None:
     with canvas.style():
         figure = grids.mistakes(plain(1), [("dogs", "wolves", 0.931)])
     low, high = sorted(figure.axes[0].texts, key=lambda t: t.xyann[1])
-    assert (high.get_text(), low.get_text()) == ("dogs", "wolves 0.93")
+    assert (high.get_text(), low.get_text()) == ("dogs", "wolves (0.93)")
     assert low.get_color() == "red" != high.get_color()
 
 
@@ -534,6 +534,7 @@ def test_hostile_names_come_out_as_text(tmp_path: Path) -> None:
     for name in HOSTILE[:6]:
         assert name in text, name
     assert "line\\nbreak\\ttab\\x1b[31m" in text and "\\u202egnp.exe" in text
+    assert "W" * 199 + "…" in text
     assert "\\udcff\\ud800" in text and "狼 犬" in text and "{{ 7 * 7 }}" in text
 
 
@@ -630,5 +631,5 @@ def test_values_are_worded_for_readers() -> None:
     assert listed(["a", "b", "c"], 2) == "3: a, b, ..." and listed([]) == "0" and listed(7) == "7"
     assert (
         words({"_target_": "xfer.head.mlp.Mlp", "hidden": [8, 4], "bias": None})
-        == "Mlp, hidden 8, 4"
+        == "Mlp, hidden [8, 4]"
     )

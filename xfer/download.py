@@ -10,7 +10,8 @@ import urllib.parse
 import urllib.request
 import zipfile
 import zlib
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -71,45 +72,37 @@ def _stream(url: str, part: Path, target: Path) -> str:
     from tqdm import tqdm
 
     digest = hashlib.sha256()
-    with (
-        _open(url, target) as answer,
-        part.open("wb") as out,
-        tqdm(
-            total=answer.length, desc=target.name, unit="B", unit_scale=True, delay=1, leave=False
-        ) as bar,
-    ):
+    with _told(url, target):
+        answer = urllib.request.build_opener(_Redirects).open(url, timeout=_TIMEOUT)
+    bar = {"desc": target.name, "unit": "B", "unit_scale": True, "delay": 1, "leave": False}
+    with answer, part.open("wb") as out, tqdm(total=answer.length, **bar) as progress:
         while chunk := _read(answer, url, target):
             digest.update(chunk)
             out.write(chunk)
-            bar.update(len(chunk))
+            progress.update(len(chunk))
     return digest.hexdigest()
 
 
-def _open(url: str, target: Path) -> Any:
-    try:
-        return urllib.request.build_opener(_Redirects).open(url, timeout=_TIMEOUT)
-    except urllib.error.HTTPError as error:
-        with closing(error):
-            raise _unreachable(url, target, error) from error
-    except (OSError, http.client.HTTPException, ValueError) as error:
-        raise _unreachable(url, target, error) from error
-
-
 def _read(answer: Any, url: str, target: Path) -> bytes:
-    try:
+    with _told(url, target):
         chunk: bytes = answer.read(_CHUNK)
         if not chunk and answer.length:
             raise http.client.IncompleteRead(b"", answer.length)
+        return chunk
+
+
+@contextmanager
+def _told(url: str, target: Path) -> Iterator[None]:
+    """What the network raises as one line; what the disk raises is not caught here."""
+    try:
+        yield
     except (OSError, http.client.HTTPException, ValueError) as error:
-        raise _unreachable(url, target, error) from error
-    return chunk
-
-
-def _unreachable(url: str, target: Path, error: Exception) -> DataError:
-    reason = error.reason if type(error) is urllib.error.URLError else error
-    return DataError(
-        url, f"cannot be downloaded ({reason})", f"put the file at {target} yourself", 20
-    )
+        if isinstance(error, urllib.error.HTTPError):
+            error.close()
+        reason = error.reason if type(error) is urllib.error.URLError else error
+        raise DataError(
+            url, f"cannot be downloaded ({reason})", f"put the file at {target} yourself", 20
+        ) from error
 
 
 def fetch_zip(url: str, folder: Path, member: str, sha256: str | None = None) -> str:

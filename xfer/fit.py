@@ -64,6 +64,7 @@ def fit(plan: Plan, folder: Path, resume: Path | None = None) -> Fitted:
             110,
         )
     module.cpu()
+    module.check_frozen()
     path = _complete(folder / "checkpoints" / "best.ckpt", net)
     best = history.best
     log.info(
@@ -146,6 +147,8 @@ def _quiet() -> Iterator[None]:
         )
         # A frozen backbone is in evaluation mode on purpose.
         warnings.filterwarnings("ignore", message=".*module.* in eval mode.*")
+        # Lightning asks torch's pytrees in a way that torch is giving up.
+        warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
         try:
             yield
         finally:

@@ -89,8 +89,7 @@ class History(pl.Callback):
         self._save_resume(trainer, "last")
 
     def _row(self, trainer: pl.Trainer, module: Classifier) -> Plain:
-        found = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val_")}
-        first = ("val_loss", "val_acc")
+        found, first = module.found, ("val_loss", "val_acc")
         row = {
             "epoch": trainer.current_epoch + 1,
             "step": trainer.global_step,
@@ -102,7 +101,7 @@ class History(pl.Callback):
             **{name: value for name, value in found.items() if name not in first},
         }
         for kind in trainer.loggers:
-            kind.log_metrics({"train_loss": row["train_loss"]}, step=trainer.global_step)
+            kind.log_metrics({k: v for k, v in row.items() if k != "step"}, step=row["step"])
         return row
 
     def _update_best(self, row: Plain, module: Classifier) -> None:

@@ -50,7 +50,8 @@ class Pictures(TorchDataset[Any]):
                 array = self.transform(image)
             else:
                 with torch.random.fork_rng(devices=[]):
-                    torch.manual_seed(derive("augment", self.seed, epoch, index))
+                    # torch.manual_seed would also queue a call for every kind of device, slowly.
+                    torch.default_generator.manual_seed(derive("augment", self.seed, epoch, index))
                     array = self.transform(image)
         except XferError as error:
             return error

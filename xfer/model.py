@@ -12,7 +12,7 @@ from torchmetrics import MeanMetric
 
 from xfer import freeze, metrics, optim
 from xfer.ema import Ema
-from xfer.errors import DivergedError
+from xfer.errors import DivergedError, XferError
 from xfer.network import frozen_names
 from xfer.randomness import derive
 from xfer.snapshot import fingerprint
@@ -40,11 +40,14 @@ class Classifier(pl.LightningModule):
         self.ema = (
             Ema(net, self.moving(), decay) if (decay := plan.specs.trainer.ema_decay) else None
         )
+        self.found: dict[str, float] = {}
         self._answers: list[tuple[torch.Tensor, torch.Tensor]] = []
         if plan.specs.trainer.channels_last:
             net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if plan.specs.trainer.compile:
             net.compile()  # type: ignore[no-untyped-call]
+        # Lightning keeps the mode that a module comes with, so the guard must have acted before.
+        self.train()
 
     def moving(self) -> list[str]:
         """Names of the net's tensors that training changes."""
@@ -59,7 +62,10 @@ class Classifier(pl.LightningModule):
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Seed dropout and mixing for this step alone."""
-        torch.manual_seed(derive("step", self.plan.specs.seed, self.current_epoch, batch_idx))
+        seed = derive("step", self.plan.specs.seed, self.current_epoch, batch_idx)
+        torch.default_generator.manual_seed(seed)
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
 
     def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
         """The loss of one batch."""
@@ -86,13 +92,13 @@ class Classifier(pl.LightningModule):
         self._answers.append((self.net(images).float().cpu(), labels.cpu()))
 
     def on_validation_epoch_end(self) -> None:
-        """Log every metric of the split as ``val_<name>``."""
+        """Compute every metric of the split, as ``val_<name>`` in ``found``."""
         logits, labels = (torch.cat(parts) for parts in zip(*self._answers, strict=True))
         self._answers.clear()
-        found = {f"val_{name}": value for name, value in metrics.values(logits, labels).items()}
-        if math.isnan(found["val_loss"]):
+        # Kept here rather than logged: Lightning's logged values are rounded to float32.
+        self.found = {f"val_{name}": v for name, v in metrics.values(logits, labels).items()}
+        if math.isnan(self.found["val_loss"]):
             raise self._diverged("validation logits")
-        self.log_dict(found, logger=True)
 
     def on_validation_end(self) -> None:
         """Back to the weights that train."""
@@ -114,6 +120,12 @@ class Classifier(pl.LightningModule):
             f"{what} is NaN or Inf in epoch {self.current_epoch + 1} (learning rate {rate:g})",
             "lower optim.lr, or set trainer.clip_norm=1",
         )
+
+    def check_frozen(self) -> None:
+        """Raise XferError when a frozen tensor is not what it was before the first step."""
+        state = self.net.state_dict()
+        if fingerprint((n, t) for n, t in state.items() if n in self.frozen) != self.fingerprint:
+            raise XferError("freeze", "a frozen tensor moved during training", "report this bug", 1)
 
     def best_state(self) -> StateDict:
         """The net's moving tensors, averaged where an average is kept."""

@@ -30,7 +30,7 @@ def matrix(counts: Counts, classes: Sequence[str]) -> Figure:
     from matplotlib.figure import Figure
 
     many = len(classes)
-    side = max(1.6, min(0.8 * many, 4.8), 0.27 * many) if many <= NUMBERED else 8.5
+    side = max(1.6, min(0.7 * many, 4.6), 0.27 * many) if many <= NUMBERED else 8.5
     figure = Figure(figsize=(side, side))
     axes = figure.add_axes((0, 0, 1, 1))
     totals = counts.sum(axis=1)
@@ -72,7 +72,7 @@ def _name(axes: Axes, classes: Sequence[str], totals: Counts, room: float) -> No
 def _write(axes: Axes, counts: Counts, shares: npt.NDArray[np.float64], size: float) -> None:
     for (row, column), count in np.ndenumerate(counts):
         if count or len(counts) <= _ZEROS:
-            dark = shares[row, column] > 0.3
+            dark = shares[row, column] > 0.45
             colour = "white" if dark else INK if count else "#aaaaaa"
             axes.text(
                 column, row, f"{count:,}", color=colour, fontsize=size, ha="center", va="center"
@@ -104,7 +104,7 @@ def bars(counts: Counts, classes: Sequence[str]) -> Figure | None:
     if not rows:
         return None
     totals = counts.sum(axis=1)
-    figure = Figure(figsize=(5.0, 0.29 * len(rows)))
+    figure = Figure(figsize=(4.0, 0.29 * len(rows)))
     axes = figure.add_axes((0, 0, 1, 1), yticks=[], xticks=[])
     axes.barh(range(len(rows)), [count for *_, count in rows], color=VAL, height=0.62)
     axes.set_ylim(len(rows) - 0.5, -0.5)

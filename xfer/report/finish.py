@@ -69,7 +69,7 @@ def _draw_answers(work: Work, split: str, folder: Path) -> None:
 
     assert work.plan.dataset is not None
     samples, found = work.plan.dataset.splits[split], work.predictions[split]
-    classes, score = found.classes, work.scores[split]
+    classes = found.classes
     at = _spread(found, _GRID)
     chosen, confidence = _answers(found)
     figures.prediction_grid(
@@ -82,8 +82,9 @@ def _draw_answers(work: Work, split: str, folder: Path) -> None:
     wrong = most_wrong(found, _GRID)
     titles = [(classes[samples.labels[i]], classes[chosen[i]], confidence[i]) for i in wrong]
     figures.most_wrong(_pictures(work, samples, wrong), titles, folder / "most_wrong.png")
-    figures.confusion_matrix(score.confusion, classes, folder / "confusion_matrix.png")
-    figures.confused_pairs(score.confusion, classes, folder / "confused_pairs.png")
+    counts = np.asarray(work.scores[split].confusion)
+    figures.confusion_matrix(counts, classes, folder / "confusion_matrix.png")
+    figures.confused_pairs(counts, classes, folder / "confused_pairs.png")
 
 
 def _spread(found: Predictions, count: int) -> list[int]:
@@ -125,5 +126,3 @@ def _details(work: Work) -> Plain:
             for i in most_wrong(found, _GRID)
         ]
     return details
-
-

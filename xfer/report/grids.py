@@ -37,7 +37,7 @@ def predictions(
     confidence: Sequence[float] | None,
 ) -> Figure:
     """Each picture under what was predicted: blue when right, red with a frame when wrong."""
-    ends = [""] * len(predicted) if confidence is None else [f" {c:.2f}" for c in confidence]
+    ends = [""] * len(predicted) if confidence is None else [f" ({c:.2f})" for c in confidence]
     colours = [RIGHT if ok else WRONG for ok in right]
     rows = zip(predicted, ends, colours, strict=True)
     figure = _grid(pictures, [[(_ended(name, end), colour)] for name, end, colour in rows])
@@ -46,7 +46,9 @@ def predictions(
             _frame(axes)
     shown = colours[:LIMIT]
     legend = [(f"{shown.count(RIGHT)} right", RIGHT), (f"{shown.count(WRONG)} wrong", WRONG)]
-    note = "of the pictures shown" + (", with the confidence" if confidence is not None else "")
+    note = "of the pictures shown" + (
+        "; in brackets the confidence" if confidence is not None else ""
+    )
     _legend(figure, [*legend, (note, GREY)])
     return figure
 
@@ -54,11 +56,11 @@ def predictions(
 def mistakes(pictures: Sequence[Picture], titles: Sequence[tuple[str, str, float]]) -> Figure:
     """Each picture under its true class, then the predicted one in red with its confidence."""
     captions = [
-        [(fit(true, _ROOM, _FONT), INK), (_ended(taken, f" {confidence:.2f}"), WRONG)]
+        [(fit(true, _ROOM, _FONT), INK), (_ended(taken, f" ({confidence:.2f})"), WRONG)]
         for true, taken, confidence in titles
     ]
     figure = _grid(pictures, captions)
-    _legend(figure, [("true class", INK), ("predicted class, confidence", WRONG)])
+    _legend(figure, [("true class", INK), ("predicted class (confidence)", WRONG)])
     return figure
 
 

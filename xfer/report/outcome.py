@@ -32,7 +32,9 @@ def outcome(work: Work) -> Plain:
         "source": {k: v for k, v in plan.card.source.items() if k != "spec"},
         "timing": _timing(work),
         "features": {"cached": False, "hit": None, "views": None},
-        "export": [{k: v for k, v in asdict(file).items() if k != "batches"} for file in work.exports],
+        "export": [
+            {k: v for k, v in asdict(file).items() if k != "batches"} for file in work.exports
+        ],
         "device": work.device,
         "precision": specs.trainer.precision if work.fitted else "32-true",
         "versions": _versions(),

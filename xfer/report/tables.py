@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from xfer.report.wording import ABSENT, number, size
+from xfer.report.wording import ABSENT, number, short, size
 from xfer.types import Plain
 
 _OPEN = 12
@@ -29,7 +29,8 @@ class Table:
 
 
 def _table(title: str, head: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -> Table:
-    return Table(title, tuple(head), tuple(map(tuple, rows)), left)
+    cells = tuple(tuple(map(short, row)) for row in rows)
+    return Table(title, tuple(head), cells, left)
 
 
 def scores(found: Plain) -> tuple[Table, ...]:
@@ -99,9 +100,9 @@ def wrong(files: Sequence[Plain]) -> tuple[Table, ...]:
         [*(str(row.get(k)) for k in ("path", "label", "prediction")), number(row.get("confidence"))]
         for row in files[:_FILES]
     ]
-    more = f"the first {_FILES} of {len(files):,}" if len(files) > _FILES else f"{len(files):,}"
+    more = f", the first {_FILES} of {len(files):,}" if len(files) > _FILES else ""
     head = ("file", "true class", "predicted class", "confidence")
-    return (_table(f"Files ({more})", head, rows, 3),) if rows else ()
+    return (_table(f"Files{more}", head, rows, 3),) if rows else ()
 
 
 def exported(files: Sequence[Plain]) -> tuple[Table, ...]:

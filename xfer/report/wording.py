@@ -8,6 +8,12 @@ from typing import Any
 ABSENT = "–"
 
 
+def short(text: Any, most: int = 200) -> str:
+    """``text``, cut off where it would fill the page."""
+    whole = str(text)
+    return whole if len(whole) <= most else whole[: most - 1] + "…"
+
+
 def number(value: Any) -> str:
     """A count with separators, a share or loss with three decimals, ``–`` for ``None``."""
     if value is None:
@@ -51,20 +57,26 @@ def listed(value: Any, most: int = 6) -> str:
         return number(value)
     if not value:
         return "0"
-    names = ", ".join(map(str, value[:most])) + (", ..." if len(value) > most else "")
+    names = ", ".join(map(short, value[:most])) + (", ..." if len(value) > most else "")
     return f"{len(value):,}: {names}"
 
 
 def words(value: Any) -> str:
     """Nested plain facts in one line, a spec by its class: ``Timm, name resnet50``."""
+    if not isinstance(value, Mapping):
+        return _inner(value)
+    kind = [str(value["_target_"]).rpartition(".")[2]] if "_target_" in value else []
+    rest = [
+        f"{key} {_inner(entry)}"
+        for key, entry in value.items()
+        if key != "_target_" and entry not in (None, "", {}, [])
+    ]
+    return ", ".join(kind + rest)
+
+
+def _inner(value: Any) -> str:
     if isinstance(value, Mapping):
-        kind = [str(value["_target_"]).rpartition(".")[2]] if "_target_" in value else []
-        rest = [
-            f"{key} {words(entry)}"
-            for key, entry in value.items()
-            if key != "_target_" and entry not in (None, {}, [])
-        ]
-        return ", ".join(kind + rest)
+        return f"({words(value)})"
     if isinstance(value, Sequence) and not isinstance(value, str):
-        return ", ".join(words(entry) for entry in value)
+        return f"[{', '.join(map(_inner, value))}]"
     return number(value) if value is None or isinstance(value, bool) else str(value)
