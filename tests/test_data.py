@@ -146,6 +146,7 @@ def test_evaluation_needs_no_train_folder_and_does_not_look_into_one(tmp_path, s
     assert counts(Folder(str(root)).dataset(training=False)) == {split: [2, 1]}
     folders(tmp_path, {"val/a": 1, "val/b": 1, "train/a": 1, "train/other": 1})
     (root / "train" / "a" / "00.jpg").write_bytes(b"broken")
+    (root / "train" / "empty").mkdir()
     assert "train" not in Folder(str(root)).dataset(training=False).splits
 
 
@@ -155,6 +156,13 @@ def test_folders_inside_a_class_folder_are_walked(tmp_path):
     assert counts(found) == {"train": [2, 2], "val": [2, 2]}
     every = {name for split in names(found).values() for name in split}
     assert {"a/x/y/00.jpg", "a/00.jpg", "b/x/00.jpg"} <= every
+
+
+def test_suffixes_count_in_any_case(tmp_path):
+    root = folders(tmp_path, {"a": 4, "b": 4})
+    for path, suffix in zip(sorted((root / "a").iterdir()), (".JPG", ".Jpeg"), strict=False):
+        path.rename(path.with_suffix(suffix))
+    assert sum(map(len, Folder(str(root)).dataset(training=True).splits.values())) == 8
 
 
 def test_classes_are_sorted_as_plain_strings(tmp_path):
@@ -220,9 +228,10 @@ def test_a_circle_of_links_is_not_entered(tmp_path):
     (root / "b" / "deep" / "up").symlink_to(root)
     (root / "again").symlink_to(".")
     (root / "more").symlink_to("a")
+    (root / "above").symlink_to("..")
     found = Folder(str(root)).dataset(training=True)
     assert found.classes == ("a", "b") and sum(map(len, found.splits.values())) == 6
-    assert "left out (linked folders): 'a/self' and 3 more" in found.remarks
+    assert "left out (linked folders): 'a/self' and 4 more" in found.remarks
 
 
 def test_links_to_class_folders_elsewhere_and_to_files_are_followed(tmp_path):
@@ -473,7 +482,7 @@ def test_a_list_with_splits_is_taken_as_it_is(tmp_path):
     rows = pool(tmp_path, "path,label,split")
     for i, row in enumerate(rows[1:]):
         row.append("train" if i < 12 else "val" if i < 16 else "test")
-    rows.insert(4, [])  # blank lines are no images
+    rows[4:4] = [[], ["", "", ""]]  # blank lines are no images
     path = listed(
         tmp_path, [[rows[0][1], rows[0][2], rows[0][0]], *(r[1:] + r[:1] for r in rows[1:])]
     )

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import pickle
 import struct
@@ -38,7 +39,7 @@ def flipped(data: bytes, position: int) -> bytes:
 
 MODES = {
     "png": ["1", "L", "LA", "P", "RGB", "RGBA"],
-    "tif": ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr"],
+    "tif": ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK"],
     "jpg": ["1", "L", "RGB", "CMYK", "YCbCr"],
     "gif": ["1", "L", "P", "RGB"],
     "bmp": ["1", "L", "P", "RGB"],
@@ -320,6 +321,17 @@ def test_a_cache_that_cannot_be_read_is_made_again(tmp_path, own_cache, text):
     cache.write_text(text)
     assert scan([path], tmp_path) == expected
     assert "x.jpg" in cache.read_text()
+
+
+def test_a_cache_of_another_version_is_not_believed(tmp_path, own_cache):
+    path = write(tmp_path / "x.jpg", JPEG)
+    (digest,) = scan([path], tmp_path)
+    (cache,) = (own_cache / "scan").iterdir()
+    facts = json.loads(cache.read_text().replace(digest, "0" * 64))
+    for version in (facts["version"], facts["version"] + 1):
+        cache.write_text(json.dumps({**facts, "version": version}))
+        believed = version == facts["version"]
+        assert scan([path], tmp_path) == ["0" * 64 if believed else digest]
 
 
 def test_a_cache_that_cannot_be_written_stops_nothing(tmp_path, monkeypatch):

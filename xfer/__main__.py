@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from xfer.errors import ConfigError, XferError
 from xfer.help import config_dir, page
@@ -49,9 +49,11 @@ def _tell(error: XferError) -> int:
 
 
 def _tell_any(error: Exception) -> int:
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
 
-    from xfer.config import HydraException, OmegaConfBaseException, told
+    from xfer.config import told
 
     if isinstance(error, XferError):
         return _tell(error)
@@ -113,11 +115,12 @@ def _job(cfg: DictConfig) -> float | None:
     from hydra.core.hydra_config import HydraConfig
 
     from xfer.config import build
-    from xfer.run import run
+    from xfer.workflow import run
 
-    alone = HydraConfig.get().mode.name == "RUN"
+    hydra = cast("DictConfig", HydraConfig.get())
+    alone = hydra.mode.name == "RUN"
     try:
-        result = run(build(cfg, HydraConfig.get()))
+        result = run(build(cfg, hydra))
     except Exception as error:
         code = _tell_any(error)
         if alone:
@@ -138,8 +141,18 @@ def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
     return flags, overrides
 
 
-_WITH_VALUE = ("--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp", "--cfg", "-c")
-_WITH_VALUE += ("--package", "-p", "--info", "-i", "--experimental-rerun")
+_WITH_VALUE = (
+    "--config-dir",
+    "-cd",
+    "--config-name",
+    "-cn",
+    "--config-path",
+    "-cp",
+    "--cfg",
+    "-c",
+    "--info",
+    "-i",
+)
 
 
 if __name__ == "__main__":

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import nn
 
-    from xfer.run import Result
     from xfer.types import Card
+    from xfer.workflow import Result
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def load(path: str | Path) -> Model:
 def run(experiment: str | None = None, overrides: Sequence[str] = ()) -> Result:
     """One run, as ``xfer experiment=EXPERIMENT OVERRIDES...`` does it. Raises XferError."""
     from xfer.config import compose_specs
-    from xfer.run import run as work
+    from xfer.workflow import run as work
 
     typed = [f"experiment={experiment}"] if experiment else []
     return work(compose_specs([*typed, *overrides]))

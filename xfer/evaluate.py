@@ -48,11 +48,11 @@ def answers(
     from tqdm import tqdm
 
     device = device or torch.device("cpu")
-    net = net.to(device).eval()
+    net = net.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     loader = EvalLoader(Pictures(samples, lambda image: prepare(image, spec)), *loading, pin=False)
     with torch.inference_mode():
         found = [
-            net(images.to(device)).float().cpu()
+            net(images.to(device, memory_format=torch.channels_last)).float().cpu()
             for images, _ in tqdm(loader, desc="evaluating", delay=3, leave=False)
         ]
     logits = torch.cat(found).numpy()

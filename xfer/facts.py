@@ -144,7 +144,7 @@ def _training_lines(facts: Plain) -> list[tuple[str, str]]:
     if "params" not in facts:
         return []
     params, steps = facts["params"], facts["steps"]
-    lines = [
+    return [
         (
             "parameters",
             f"{params['total']:,}: {params['trainable']:,} train, {params['frozen']:,} frozen",
@@ -156,7 +156,6 @@ def _training_lines(facts: Plain) -> list[tuple[str, str]]:
             f"(batches of {steps['batch_size']})",
         ),
     ]
-    return lines
 
 
 def _parameter_lines(rows: list[Plain]) -> list[str]:
@@ -171,6 +170,6 @@ def _parameter_lines(rows: list[Plain]) -> list[str]:
         else:
             merged.append([*key, size])
     return [
-        f"{str(name):<28} {str(group):<9} {'frozen' if lr == 0 else f'lr x {lr:g}':<9} {size:>12,}"
+        f"{name!s:<28} {group!s:<9} {'frozen' if lr == 0 else f'lr x {lr:g}':<9} {size:>12,}"
         for name, group, lr, size in merged
     ]

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytorch_lightning as pl
 import torch
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.callbacks import TQDMProgressBar
 
 from xfer.errors import ConfigError, DataError
@@ -71,7 +72,13 @@ def fit(plan: Plan, folder: Path, resume: Path | None = None) -> Fitted:
         f"End training, the best {best['metric']} is: {best['value']:.4f}, "
         f"the best epoch is {best['epoch']}"
     )
-    return Fitted(best, path, history.rows, time.perf_counter() - began, device_name(trainer.strategy.root_device))
+    return Fitted(
+        best,
+        path,
+        history.rows,
+        time.perf_counter() - began,
+        device_name(trainer.strategy.root_device),
+    )
 
 
 def _loaders(plan: Plan, pin: bool) -> tuple[TrainLoader, EvalLoader]:
@@ -111,7 +118,7 @@ def _trainer(plan: Plan, folder: Path, history: History) -> pl.Trainer:
             use_distributed_sampler=False,
             default_root_dir=folder,
         )
-    except (RuntimeError, ValueError, pl.utilities.exceptions.MisconfigurationException) as error:
+    except (RuntimeError, ValueError, MisconfigurationException) as error:
         raise ConfigError(
             "trainer", str(error).splitlines()[0], "mend accelerator, devices or precision", 111
         ) from error

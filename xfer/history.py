@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytorch_lightning as pl
+from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from xfer.log import log
 from xfer.snapshot import FORMAT, Snapshot, write_snapshot
@@ -101,13 +102,13 @@ class History(pl.Callback):
             **{name: value for name, value in found.items() if name not in first},
         }
         for kind in trainer.loggers:
-            kind.log_metrics({k: v for k, v in row.items() if k != "step"}, step=row["step"])
+            kind.log_metrics({k: v for k, v in row.items() if k != "step"}, step=int(row["step"]))
         return row
 
     def _update_best(self, row: Plain, module: Classifier) -> None:
         policy = self.plan.specs.checkpoint
         value = row[policy.monitor]
-        held = self.best and self.best["value"]
+        held = self.best["value"] if self.best else None
         if not policy.looks_at(row["epoch"]) or not policy.improves(value, held):
             return
         self.best = {
@@ -133,9 +134,9 @@ class History(pl.Callback):
         epochs = self.plan.specs.trainer.max_epochs
         mark = "  best" if self.best and self.best["epoch"] == row["epoch"] else ""
         log.info(
-            f"epoch {row['epoch']:>{len(str(epochs))}}/{epochs}  train loss {row['train_loss']:.4f}  "
-            f"val acc {row['val_acc']:.4f}  epoch {row['epoch_s']:.2f} s, "
-            f"{row['step_ms']:.1f} ms a step{mark}"
+            f"epoch {row['epoch']:>{len(str(epochs))}}/{epochs}  "
+            f"train loss {row['train_loss']:.4f}  val acc {row['val_acc']:.4f}  "
+            f"epoch {row['epoch_s']:.2f} s, {row['step_ms']:.1f} ms a step{mark}"
         )
 
     def _stop_early(self, trainer: pl.Trainer) -> None:
@@ -154,11 +155,8 @@ class History(pl.Callback):
     def _save_resume(self, trainer: pl.Trainer, name: str) -> None:
         trainer.save_checkpoint(self.folder / f"{name}.ckpt")
 
-    def on_save_checkpoint(
-        self,
-        trainer: pl.Trainer,
-        pl_module: Classifier,
-        checkpoint: dict[str, Any],  # type: ignore[override]
+    def on_save_checkpoint(  # type: ignore[override]
+        self, trainer: pl.Trainer, pl_module: Classifier, checkpoint: dict[str, Any]
     ) -> None:
         """Make every resume file a checkpoint that explains itself."""
         checkpoint["xfer"] = {
@@ -169,7 +167,7 @@ class History(pl.Callback):
         }
 
 
-class AtomicIO(pl.plugins.io.TorchCheckpointIO):
+class AtomicIO(TorchCheckpointIO):
     """Lightning's checkpoints through :func:`xfer.storage.atomic_write`: never torn, never code."""
 
     def save_checkpoint(self, checkpoint: Any, path: Any, storage_options: Any = None) -> None:

@@ -40,7 +40,7 @@ class TensorBoard:
 
 @dataclass(frozen=True)
 class Mlflow:
-    """An MLflow store; ``uri`` as MLflow has it, or ``None`` for ``mlflow.db`` in the run folder."""
+    """An MLflow store: ``uri`` as MLflow has it, or ``mlflow.db`` in the run folder."""
 
     needs: ClassVar[str] = "mlflow"
 

@@ -36,7 +36,7 @@ class CrossEntropy:
                 "give one number a class, or balanced",
                 50,
             )
-        return [float(w) for w in self.class_weights]  # type: ignore[arg-type]
+        return [float(w) for w in self.class_weights]
 
     def build(self, counts: Sequence[int]) -> nn.Module:
         """Takes logits (n, classes) and labels (n,) or class probabilities (n, classes)."""

@@ -43,9 +43,9 @@ class Classifier(pl.LightningModule):
         self.found: dict[str, float] = {}
         self._answers: list[tuple[torch.Tensor, torch.Tensor]] = []
         if plan.specs.trainer.channels_last:
-            net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            net.to(memory_format=torch.channels_last)
         if plan.specs.trainer.compile:
-            net.compile()  # type: ignore[no-untyped-call]
+            net.compile()
         # Lightning keeps the mode that a module comes with, so the guard must have acted before.
         self.train()
 

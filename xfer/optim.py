@@ -113,7 +113,7 @@ class Timm:
         """The optimizer over ``groups``."""
         from timm.optim import create_optimizer_v2, list_optimizers
 
-        if self.name not in (known := list_optimizers()):
+        if self.name not in (known := [str(n) for n in list_optimizers()]):
             raise ConfigError(
                 "optim.name", f"timm has no optimizer '{self.name}'", closest(self.name, known), 60
             )

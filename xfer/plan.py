@@ -85,7 +85,7 @@ class Plan:
     weights: Weights
     rows: list[Row]
     shapes: dict[str, tuple[int, ...]]
-    facts: Plain
+    facts: Plain = field(default_factory=dict)
 
     @property
     def training(self) -> bool:
@@ -291,6 +291,6 @@ def _check_training(plan: Plan) -> None:
 def _finish(specs: Specs, dataset: Dataset | None, made: tuple[Any, ...]) -> Plan:
     from xfer.facts import plan_facts
 
-    plan = Plan(specs, dataset, *made, facts={})
+    plan = Plan(specs, dataset, *made)
     plan.facts.update(plan_facts(plan))
     return plan

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -35,7 +34,9 @@ def _expand(text: str) -> list[Path]:
     elif path.is_file():
         found = [path]
     else:
-        matches = sorted(Path(p) for p in glob.glob(str(path), recursive=True))
+        root = Path(path.anchor) if path.is_absolute() else Path()
+        pattern = str(path.relative_to(path.anchor) if path.is_absolute() else path)
+        matches = sorted(root.glob(pattern))
         found = [p for p in matches if p.is_file() and p.suffix.lower() in SUFFIXES]
     if not found:
         raise DataError(

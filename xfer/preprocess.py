@@ -59,7 +59,7 @@ def restore(array: npt.NDArray[np.float32], spec: InputSpec) -> npt.NDArray[np.u
     """The picture in true colours, uint8 (height, width, 3): :func:`normalise` reversed."""
     mean, std = (np.asarray(v, np.float32).reshape(3, 1, 1) for v in (spec.mean, spec.std))
     pixels = np.clip((array * std + mean) * 255, 0, 255)
-    return np.round(pixels).astype(np.uint8).transpose(1, 2, 0)
+    return np.asarray(np.round(pixels).transpose(1, 2, 0), np.uint8)
 
 
 def of_torchvision(recipe: Any) -> InputSpec:

@@ -8,7 +8,7 @@ import hashlib
 
 
 def derive(purpose: str, *position: int | str) -> int:
-    """A seed in [0, 2**63) for ``purpose`` at ``position``; stable across platforms and releases."""
+    """A seed in [0, 2**63) for ``purpose`` at ``position``; the same on every platform."""
     text = "\x1f".join([purpose, *map(str, position)])
     # surrogateescape: file names may be no UTF-8.
     data = text.encode("utf-8", "surrogateescape")

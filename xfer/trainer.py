@@ -16,8 +16,9 @@ class Trainer:
     ``clip_norm``: largest gradient norm, 0 is off. ``ema_decay``: of the moving average of the
     weights that is validated and kept, 0 is off. ``patience``: epochs without a better value of
     the monitored metric before the run stops, 0 is off. ``compile``: the network through
-    torch.compile. ``deterministic``: only reproducible kernels (needed for bit-identical runs on
-    a GPU). ``max_steps``: stop after so many optimizer steps, 0 is no limit."""
+    torch.compile. ``channels_last``: the memory layout that convolutions like. ``deterministic``:
+    only reproducible kernels (needed for bit-identical runs on a GPU). ``max_steps``: stop after
+    so many optimizer steps, 0 is no limit."""
 
     max_epochs: Annotated[int, Gt(0)] = 10
     accelerator: Literal["auto", "cpu", "gpu", "mps"] = "auto"
@@ -29,5 +30,5 @@ class Trainer:
     patience: Annotated[int, Ge(0)] = 0
     max_steps: Annotated[int, Ge(0)] = 0
     compile: bool = False
-    channels_last: bool = False
+    channels_last: bool = True
     deterministic: bool = False

@@ -48,7 +48,8 @@ class InputSpec:
     @classmethod
     def from_plain(cls, facts: Plain) -> InputSpec:
         """The reverse of :meth:`to_plain`."""
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in facts.items()})
+        values: Plain = {k: tuple(v) if isinstance(v, list) else v for k, v in facts.items()}
+        return cls(**values)
 
 
 class Images(Protocol):
@@ -244,10 +245,14 @@ class Backbone(Protocol):
     """An architecture. ``library`` says whose hub its pretrained weights come from."""
 
     @property
-    def library(self) -> str: ...
+    def library(self) -> str:
+        """``timm``, ``torchvision`` or a name of one's own."""
+        ...
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """The architecture's name in its library."""
+        ...
 
     def build(self, classes: int | None = None) -> Network:
         """The network with random weights; ``classes`` outputs, or the library's default."""

@@ -69,4 +69,4 @@ def _head(module: nn.Module, classes: int) -> str:
         for name, layer in module.named_modules()
         if classes in (getattr(layer, "out_features", None), getattr(layer, "out_channels", None))
     ]
-    return found[-1]
+    return str(found[-1])

@@ -35,6 +35,8 @@ def panels(history: Sequence[Plain], best_epoch: int | None, metric: str) -> Fig
     _draw(score, drawable(metric), known, best_epoch)
     _mark_best(score, lines[metric], best_epoch)
     _draw(rate, "learning rate", {"lr": lines["lr"]}, None)
+    if lines["lr"]:  # from zero: a constant rate is no noise around itself
+        rate.set_ylim(bottom=-0.04 * rate.get_ylim()[1])
     return figure
 
 

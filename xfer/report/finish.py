@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from xfer.run import Work
+    from xfer.workflow import Work
 
 _GRID = 24
 

@@ -13,7 +13,7 @@ from xfer.facts import count_parameters
 from xfer.types import Plain
 
 if TYPE_CHECKING:
-    from xfer.run import Work
+    from xfer.workflow import Work
 
 _PACKAGES = ("xfer", "torch", "torchvision", "timm", "pytorch-lightning", "torchmetrics", "onnx")
 

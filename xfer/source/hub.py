@@ -61,7 +61,10 @@ def _timm(name: str, tag: str | None) -> Weights:
         raise _unreachable(full, error) from error
     path = _cached_timm(config)
     return Weights(
-        "hub", module.state_dict(), origin=f"timm:{full}", sha256=path and file_sha256(path)
+        "hub",
+        module.state_dict(),
+        origin=f"timm:{full}",
+        sha256=file_sha256(path) if path else None,
     )
 
 

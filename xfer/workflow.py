@@ -96,7 +96,7 @@ def _stages(work: Work, earlier: Earlier | None) -> Plain | None:
 
 
 def _network(work: Work) -> nn.Module:
-    """The network to evaluate and export: the best checkpoint read back from disk, or the source."""
+    """What is evaluated and exported: the best checkpoint, read back from disk, or the source."""
     from xfer.network import assemble, open_checkpoint
 
     plan, specs = work.plan, work.plan.specs
@@ -150,6 +150,7 @@ def _answers(work: Work, net: nn.Module, samples: Samples) -> Predictions:
 
 def _export(work: Work, net: nn.Module) -> None:
     import numpy as np
+    import torch
 
     from xfer.export import export
     from xfer.preprocess import prepare
@@ -162,7 +163,8 @@ def _export(work: Work, net: nn.Module) -> None:
     )
     asked = plan.specs.export
     folder = work.folder / "export"
-    work.exports = export(net.cpu(), images, asked.writers, plan.card, folder, asked.gate.tolerance)
+    net = net.to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    work.exports = export(net, images, asked.writers, plan.card, folder, asked.gate.tolerance)
     for file in work.exports:
         log.info(
             f"export/{file.file}: {file.bytes:,} bytes; largest logit difference "
@@ -245,12 +247,11 @@ def _as_xfer(error: BaseException) -> BaseException:
 
 
 def _failure(error: BaseException) -> Plain:
-    known = isinstance(error, XferError)
     return {
         "state": "failed" if isinstance(error, Exception) else "interrupted",
         "code": error.number if isinstance(error, XferError) else None,
         "exit": error.exit if isinstance(error, XferError) else 1,
         "message": f"{error.where}: {error.what}" if isinstance(error, XferError) else repr(error),
-        "remedy": error.fix if known else None,
+        "remedy": error.fix if isinstance(error, XferError) else None,
         "files": {},
     }
