@@ -45,6 +45,12 @@ class History(pl.Callback):
         """Go on with a saved record."""
         self.rows, self.best, self.kept = state["rows"], state["best"], state["kept"]
 
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Remove copies made after the state that a killed run goes on from."""
+        for file in self.folder.glob(f"{self.plan.specs.checkpoint.prefix}[-_]*.ckpt"):
+            if file.stem not in self.kept:
+                file.unlink()
+
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the epoch's clock."""
         self._epoch_started = time.perf_counter()

@@ -6,7 +6,6 @@ import math
 
 import torch
 from torch.nn import functional as F
-from torchmetrics.functional import classification as tm
 
 from xfer.types import Score
 
@@ -35,6 +34,9 @@ def values(logits: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
     Accuracy counts images, F1 and AUROC are means over classes, the calibration error has 15
     bins (Guo et al., 2017). A value that logits of NaN would make up is NaN.
     """
+    # Imported here: the plan needs the names alone, and torchmetrics takes two seconds.
+    from torchmetrics.functional import classification as tm
+
     logits = logits.float()
     classes = logits.shape[1]
     if not torch.isfinite(logits).all():
@@ -57,7 +59,9 @@ def _auroc(probabilities: torch.Tensor, labels: torch.Tensor) -> torch.Tensor | 
     counts = torch.bincount(labels, minlength=classes)
     if bool((counts == 0).any()) or bool((counts == len(labels)).any()):
         return math.nan  # undefined for a class without, or with only, positive images
-    return tm.multiclass_auroc(probabilities, labels, classes, average="macro")
+    from torchmetrics.functional.classification import multiclass_auroc
+
+    return multiclass_auroc(probabilities, labels, classes, average="macro")
 
 
 def score(

@@ -201,6 +201,7 @@ def _from_specs(specs: Specs, dataset: Dataset | None, weights: Weights) -> Plan
         input=spec,
         source=_source_facts(specs, weights, found),
         experiment=specs.experiment,
+        splits={n: s.sha256 for n, s in dataset.splits.items()} if dataset else {},
     )
     rows, tensors = _table(specs, after) if dataset and "train" in dataset.splits else ([], {})
     return _finish(specs, dataset, (card, parts, weights, rows, tensors))

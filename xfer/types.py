@@ -100,7 +100,8 @@ class Weights:
 class Card:
     """What travels with trained weights, so that a file explains itself.
 
-    ``backbone`` and ``head`` are spec facts (``_target_`` and plain arguments).
+    ``backbone`` and ``head`` are spec facts (``_target_`` and plain arguments); ``splits`` the
+    sha256 of the data it was trained and chosen on, by split name.
     """
 
     backbone: Plain
@@ -109,6 +110,7 @@ class Card:
     input: InputSpec
     source: Plain = field(default_factory=dict)
     experiment: str = ""
+    splits: Mapping[str, str] = field(default_factory=dict)
 
     def to_plain(self) -> Plain:
         """As JSON-like facts."""
@@ -119,6 +121,7 @@ class Card:
             "input": self.input.to_plain(),
             "source": dict(self.source),
             "experiment": self.experiment,
+            "splits": dict(self.splits),
         }
 
     @classmethod

@@ -114,8 +114,10 @@ def _evaluate(work: Work, net: nn.Module) -> None:
         if name == "train":
             continue
         found = _answers(work, net, samples)
-        chosen = work.fitted is not None and name == "val"
-        score = score_of(found, used_for_selection=chosen)
+        seen = {work.plan.card.splits.get(split): split for split in ("val", "train")}
+        score = score_of(found, used_for_selection=samples.sha256 in seen)
+        if seen.get(samples.sha256) == "train":
+            log.warning(f"{name}: these are the images that the checkpoint was trained on")
         work.predictions[name], work.scores[name] = found, score
         write_predictions(found, work.folder / f"predictions_{name}.csv")
         low, high = score.acc_ci95
@@ -216,6 +218,8 @@ def _recorded(folder: Path) -> Iterator[None]:
     """Log, lock and status of the run in ``folder``; a failure leaves ``error.log``."""
     with output_errors(folder):
         held = lock(folder)
+        for part in folder.rglob(".*.part"):  # left by a killed process
+            part.unlink()
         open_log(folder)
         write_json(folder / "status.json", {"state": "running"})
     try:

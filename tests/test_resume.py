@@ -1,0 +1,164 @@
+"""A killed run goes on where its last file was, and ends as the run that nobody killed."""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from xfer.errors import OutputError, ResumeError
+from xfer.resume import check_same, choose, fingerprint, flat, is_live, lock
+from xfer.storage import load_tensors, write_json
+
+OPTIONS = [
+    "experiment=digits_freeze",
+    "augment=standard",
+    "freeze=none",
+    "head=dropout",
+    "optim.lr=0.02",
+    "trainer.max_epochs=5",
+    "trainer.ema_decay=0.9",
+    "checkpoint.every_n_steps=5",
+    "checkpoint.keep=2",
+    "stages=[fit,evaluate]",
+]
+CLOCKS = {"epoch_s", "step_ms"}
+
+
+def start(folder: Path, *extra: str, **env: str) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, "-m", "xfer", *OPTIONS, *extra],
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **env},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(process: "subprocess.Popen[str]") -> str:
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, output
+    return output
+
+
+def only_run(folder: Path) -> Path:
+    (found,) = (folder / "outputs" / "digits_freeze").iterdir()
+    return found
+
+
+def rows(run: Path) -> list[dict[str, str]]:
+    with (run / "metrics.csv").open() as stream:
+        return [{k: v for k, v in row.items() if k not in CLOCKS} for row in csv.DictReader(stream)]
+
+
+def wait_for(condition, process: "subprocess.Popen[str]") -> None:
+    for _ in range(20000):
+        if condition():
+            return
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.005)
+    raise AssertionError("the run never came that far")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    finish(start(folder))
+    return only_run(folder)
+
+
+def test_two_sigkills_and_other_workers_change_nothing(whole, tmp_path):
+    kept = "outputs/digits_freeze/*/checkpoints/checkpoint-{}_*.ckpt"
+    first = start(tmp_path, "checkpoint.resume=auto")
+    wait_for(lambda: list(tmp_path.glob(kept.format(1))), first)
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    second = start(tmp_path, "checkpoint.resume=auto")
+    wait_for(lambda: list(tmp_path.glob(kept.format(3))), second)
+    second.send_signal(signal.SIGKILL)
+    second.wait()
+    finish(start(tmp_path, "checkpoint.resume=auto"))
+    run = only_run(tmp_path)
+    assert rows(run) == rows(whole)
+    assert (run / "predictions_val.csv").read_text() == (whole / "predictions_val.csv").read_text()
+    ours, theirs = (load_tensors(r / "checkpoints/best.ckpt") for r in (run, whole))
+    assert ours["xfer"]["progress"] == theirs["xfer"]["progress"]
+    assert all(ours["state_dict"][k].equal(v) for k, v in theirs["state_dict"].items())
+    names = lambda folder: sorted(p.name for p in (folder / "checkpoints").iterdir())  # noqa: E731
+    assert names(run) == names(whole)
+
+
+def test_a_finished_run_is_left_alone(whole):
+    before = {p: p.stat().st_mtime_ns for p in whole.rglob("*") if p.is_file()}
+    folder = whole.parents[2]
+    output = finish(start(folder, "checkpoint.resume=auto"))
+    assert "is finished: nothing to do" in output
+    assert {p: p.stat().st_mtime_ns for p in whole.rglob("*") if p.is_file()} == before
+
+
+def test_every_file_is_read_without_code(whole):
+    for file in (whole / "checkpoints").iterdir():
+        assert load_tensors(file)["xfer"]["card"]["classes"] == ["5", "6", "7", "8", "9"]
+
+
+def config(lr: float = 0.1, resume: str | None = None) -> dict:
+    return {"optim": {"lr": lr}, "run": {"dir": None}, "checkpoint": {"resume": resume}, "stages": []}
+
+
+def earlier_run(root: Path, **facts) -> Path:
+    folder = root / "2026-01-01_00-00-00_abc"
+    folder.mkdir(parents=True)
+    settings = config()
+    write_json(folder / "plan.json", {"fingerprint": fingerprint(settings), "config": settings, **facts})
+    return folder
+
+
+def test_auto_finds_the_newest_run_of_the_same_configuration(tmp_path):
+    folder = earlier_run(tmp_path)
+    found = choose("auto", config(resume="auto"), tmp_path)
+    assert found is not None and found.folder == folder and not found.finished
+    assert choose("auto", config(lr=0.2), tmp_path) is None
+    assert choose(None, config(), tmp_path) is None
+
+
+def test_a_live_run_is_left_alone(tmp_path):
+    folder = earlier_run(tmp_path)
+    with lock(folder):
+        assert is_live(folder)
+        assert choose("auto", config(), tmp_path) is None
+        with pytest.raises(ResumeError, match="another process"):
+            choose(str(folder), config(), tmp_path)
+        with pytest.raises(OutputError, match="another process"):
+            lock(folder)
+    assert not is_live(folder)
+
+
+def test_a_changed_configuration_is_refused_with_its_keys(tmp_path):
+    folder = earlier_run(tmp_path)
+    with pytest.raises(ResumeError, match=r"optim.lr was 0.1, now 0.2") as told:
+        choose(str(folder), config(lr=0.2), tmp_path)
+    assert told.value.exit == 5
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path):
+    with pytest.raises(ResumeError, match="no xfer run folder"):
+        choose(str(tmp_path), config(), tmp_path)
+
+
+@pytest.mark.parametrize(("key", "what"), [("classes", "classes"), ("splits", "data"), ("source", "source")])
+def test_changed_inputs_are_refused(tmp_path, key, what):
+    facts = {"classes": ["a"], "splits": {"train": 1}, "source": {"sha256": "x"}}
+    earlier_run(tmp_path, **facts)
+    found = choose("auto", config(), tmp_path)
+    check_same(found, facts)
+    with pytest.raises(ResumeError, match=what):
+        check_same(found, {**facts, key: "other"})
+
+
+def test_what_may_differ_is_no_part_of_the_fingerprint():
+    assert flat({"run": {"dir": "x"}, "stages": ["fit"], "seed": 1}) == {"seed": 1}
