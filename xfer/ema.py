@@ -47,6 +47,7 @@ class Ema:
             state[name].copy_(average)
             average.copy_(held)
 
-    def load(self, shadow: Mapping[str, torch.Tensor]) -> None:
-        """Go on with a saved average."""
+    def load(self, shadow: Mapping[str, torch.Tensor], step: int) -> None:
+        """Go on with the average saved after optimizer step ``step``."""
+        self._step = step
         self.shadow = {name: shadow[name].clone() for name in self.shadow}

@@ -124,12 +124,21 @@ def apply(net: nn.Module, rows: Sequence[Row]) -> None:
 
 
 def hold(net: nn.Module) -> None:
-    """Put every wholly frozen module into inference mode; call after each ``net.train()``."""
+    """Put every wholly frozen module into inference mode; call after each ``net.train()``.
+
+    A module without parameters (dropout) goes with the next one beside it that has some.
+    """
     parameters = list(net.parameters())
     if not parameters:
         return
     if not any(p.requires_grad for p in parameters):
         net.eval()
         return
-    for child in net.children():
-        hold(child)
+    before_frozen = False
+    for child in reversed(list(net.children())):
+        own = list(child.parameters())
+        if own:
+            before_frozen = not any(p.requires_grad for p in own)
+            hold(child)
+        elif before_frozen:
+            child.eval()

@@ -50,10 +50,10 @@ class History(pl.Callback):
         for file in self.folder.glob(f"{self.plan.specs.checkpoint.prefix}[-_]*.ckpt"):
             if file.stem not in self.kept:
                 file.unlink()
+        self._epoch_started = time.perf_counter()
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start the epoch's clock."""
-        self._epoch_started = time.perf_counter()
+        """Forget the last epoch's steps."""
         self._step_s.clear()
 
     def on_train_batch_start(
@@ -85,6 +85,8 @@ class History(pl.Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Classifier) -> None:  # type: ignore[override]
         """Best, then history, then the resume file."""
         row = self._row(trainer, pl_module)
+        # An epoch ends here: writing its files is the next one's time.
+        self._epoch_started = time.perf_counter()
         self.rows.append(row)
         self._update_best(row, pl_module)
         self._write_csv()

@@ -30,7 +30,8 @@ class Classifier(pl.LightningModule):
         self.net, self.plan = net, plan
         self.loss = plan.specs.loss.build(plan.train_counts)
         self.mix = plan.specs.augment.mix(len(plan.card.classes))
-        self.train_loss = MeanMetric()
+        # The default would leave NaN out of the mean.
+        self.train_loss = MeanMetric(nan_strategy="disable")
         self.train_loss.persistent(True)
         freeze.apply(net, plan.rows)
         self.frozen = frozen_names(net, plan.rows)
@@ -146,7 +147,7 @@ class Classifier(pl.LightningModule):
         own = self.net.state_dict()
         checkpoint["state_dict"] |= {f"net.{name}": own[name] for name in self.frozen}
         if self.ema is not None:
-            self.ema.load(checkpoint["ema"])
+            self.ema.load(checkpoint["ema"], checkpoint["global_step"])
 
     def configure_optimizers(self) -> Any:
         """The optimizer over everything that will ever train, and its schedule by step."""

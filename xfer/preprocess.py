@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image as PIL
 
+from xfer.errors import ConfigError
 from xfer.types import InputSpec
 
 if TYPE_CHECKING:
@@ -31,9 +32,13 @@ def fit_to_size(image: Image, spec: InputSpec) -> Image:
     if spec.resize is None:
         return image.resize((width, height), resampling)
     image = image.resize(_short_side(image.size, spec.resize), resampling)
-    # A crop larger than the image pads with black on both sides, as torchvision does.
-    left, top = round((image.width - width) / 2), round((image.height - height) / 2)
+    left, top = _margin(image.width, width), _margin(image.height, height)
     return image.crop((left, top, left + width, top + height))
+
+
+def _margin(have: int, want: int) -> int:
+    """Where a centre crop starts; below 0 it pads with black, as torchvision rounds both."""
+    return round((have - want) / 2) if have >= want else -((want - have) // 2)
 
 
 def _short_side(size: tuple[int, int], short: int) -> tuple[int, int]:
@@ -60,6 +65,29 @@ def restore(array: npt.NDArray[np.float32], spec: InputSpec) -> npt.NDArray[np.u
     mean, std = (np.asarray(v, np.float32).reshape(3, 1, 1) for v in (spec.mean, spec.std))
     pixels = np.clip((array * std + mean) * 255, 0, 255)
     return np.asarray(np.round(pixels).transpose(1, 2, 0), np.uint8)
+
+
+def of_timm(config: dict[str, Any]) -> InputSpec:
+    """The input spec of a timm model's pretrained configuration.
+
+    Raises ConfigError for a crop that xfer does not have.
+    """
+    from timm.data import resolve_data_config
+
+    facts = resolve_data_config({}, pretrained_cfg=config)
+    height, width = facts["input_size"][1:]
+    if facts["crop_mode"] == "border":
+        raise ConfigError(
+            "backbone.name", "its 'border' crop is not supported", "choose another", 12
+        )
+    squash = facts["crop_mode"] == "squash"
+    return InputSpec(
+        size=(int(height), int(width)),
+        resize=None if squash else int(min(height, width) / facts["crop_pct"]),
+        interpolation=facts["interpolation"],
+        mean=tuple(facts["mean"]),
+        std=tuple(facts["std"]),
+    )
 
 
 def of_torchvision(recipe: Any) -> InputSpec:

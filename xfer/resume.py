@@ -127,11 +127,12 @@ def lock(folder: Path) -> IO[str]:
 
 def is_live(folder: Path) -> bool:
     """Whether a process holds the run folder."""
-    if not (folder / ".lock").exists():
-        return False
     try:
-        lock(folder).close()
-    except OutputError:
+        with (folder / ".lock").open() as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
         return True
     return False
 

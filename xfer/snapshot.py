@@ -61,7 +61,11 @@ def read_snapshot(path: Path) -> Snapshot:
         raise WeightsError(
             path, f"has format {facts['format']}, newer than this xfer", "update xfer", 6
         )
-    state = {k.removeprefix("net."): v for k, v in content["state_dict"].items()}
+    state = content["state_dict"]
+    if "loops" in content:
+        # A resume file: the network beside the state of metrics; the average is what was scored.
+        state = {k.removeprefix("net."): v for k, v in state.items() if k.startswith("net.")}
+        state |= content["ema"] or {}
     return Snapshot(Card.from_plain(facts["card"]), state, facts["progress"], facts["frozen"])
 
 

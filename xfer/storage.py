@@ -103,7 +103,7 @@ def load_tensors(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        if "GLOBAL" in str(error) or "Unsupported" in str(error):
+        if "GLOBAL" in str(error) or ("Unsupported" in str(error) and _is_pickled(path)):
             raise SafetyError(
                 path,
                 "its pickle asks for more than tensors: " + _first_line(error),
@@ -111,8 +111,21 @@ def load_tensors(path: Path) -> Any:
                 1,
             ) from error
         raise _not_a_torch_file(path, error) from error
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
+    except _DAMAGED as error:
         raise _not_a_torch_file(path, error) from error
+
+
+# What torch's reader was seen to raise on damaged bytes.
+_DAMAGED = (
+    *(OSError, RuntimeError, EOFError, ValueError),
+    *(LookupError, AssertionError, TypeError, AttributeError),
+)
+
+
+def _is_pickled(path: Path) -> bool:
+    """Whether the file starts as torch's files do; a web page or a pointer asks for nothing."""
+    with path.open("rb") as stream:
+        return stream.read(2).startswith((b"PK", b"\x80"))
 
 
 def _not_a_torch_file(path: Path, error: Exception) -> WeightsError:

@@ -9,7 +9,8 @@ from annotated_types import Ge
 
 from xfer.backbone import index
 from xfer.errors import ConfigError
-from xfer.types import InputSpec, Network
+from xfer.preprocess import of_timm
+from xfer.types import Network
 
 if TYPE_CHECKING:
     from torch import nn
@@ -47,28 +48,16 @@ class Timm:
                 "mend or drop args",
                 11,
             ) from error
-        return Network(module, _heads(module), _input(config))
+        return Network(module, _heads(module), of_timm(config))
 
 
 def _heads(module: nn.Module) -> tuple[str, ...]:
     names = module.pretrained_cfg["classifier"]  # type: ignore[index]
-    return (names,) if isinstance(names, str) else tuple(names)
-
-
-def _input(config: dict[str, Any]) -> InputSpec:
-    from timm.data import resolve_data_config
-
-    facts = resolve_data_config({}, pretrained_cfg=config)
-    height, width = facts["input_size"][1:]
-    if facts["crop_mode"] == "border":
+    if not names:
         raise ConfigError(
-            "backbone.name", "its 'border' crop is not supported", "choose another", 12
+            "backbone.name",
+            "timm builds it without a classifier that a head could replace",
+            "choose another backbone",
+            13,
         )
-    squash = facts["crop_mode"] == "squash"
-    return InputSpec(
-        size=(int(height), int(width)),
-        resize=None if squash else int(min(height, width) / facts["crop_pct"]),
-        interpolation=facts["interpolation"],
-        mean=tuple(facts["mean"]),
-        std=tuple(facts["std"]),
-    )
+    return (names,) if isinstance(names, str) else tuple(names)

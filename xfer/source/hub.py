@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from xfer.errors import ConfigError, WeightsError, closest
-from xfer.preprocess import of_torchvision
+from xfer.preprocess import of_timm, of_torchvision
 from xfer.storage import file_sha256
 from xfer.types import Backbone, Weights
 
@@ -65,6 +66,7 @@ def _timm(name: str, tag: str | None) -> Weights:
         module.state_dict(),
         origin=f"timm:{full}",
         sha256=file_sha256(path) if path else None,
+        input=of_timm(config.to_dict()),
     )
 
 
@@ -102,11 +104,15 @@ def _torchvision(name: str, tag: str | None) -> Weights:
     path = _cached_torchvision(weights.url)
     return Weights(
         "hub",
-        state,
+        {_DENSENET.sub(r"\1\2.", name): tensor for name, tensor in state.items()},
         origin=f"torchvision:{weights}",
         sha256=file_sha256(path),
         input=of_torchvision(weights.transforms()),
     )
+
+
+# DenseNet's published files are older than its layers' names; torchvision renames as it loads.
+_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12])\.")
 
 
 def _cached_torchvision(url: str) -> Path:

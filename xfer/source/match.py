@@ -38,13 +38,20 @@ def match(
     if weights.state is None:
         return Match((), (), tuple(wanted), 0.0)
     excused = tuple(f"{path}." for path in (*heads, *dropped))
-    backbone = {name: shape for name, shape in wanted.items() if not name.startswith(excused)}
-    given = {n: tuple(t.shape) for n, t in weights.state.items() if not n.startswith(excused)}
+    state = weights.state
+    backbone = {
+        name: shape
+        for name, shape in wanted.items()
+        # Files older than batch normalisation's counter lack it; torch loads those strictly too.
+        if not name.startswith(excused)
+        and (name in state or not name.endswith(".num_batches_tracked"))
+    }
+    given = {n: tuple(t.shape) for n, t in state.items() if not n.startswith(excused)}
     if backbone != given:
         raise _mismatch(backbone, given, weights)
     return Match(
         loaded=tuple(given),
-        dropped=tuple(n for n in weights.state if n not in given),
+        dropped=tuple(n for n in state if n not in given),
         missing=tuple(n for n in wanted if n not in backbone),
         coverage=1.0,
     )

@@ -1,0 +1,180 @@
+"""The contract of every backbone: where its head is, what its input is, what its tensors are called."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from xfer.backbone import Timm, Torchvision, index
+from xfer.errors import ConfigError
+from xfer.head import Linear
+from xfer.network import Parts, blueprint, shapes
+from xfer.preprocess import of_torchvision
+from xfer.types import Backbone
+
+TIMM = [
+    "deit_tiny_distilled_patch16_224",
+    "levit_128s",
+    "swin_tiny_patch4_window7_224",
+    "mobilenetv3_small_100",
+    "vit_small_patch14_dinov2.lvd142m",
+]
+TORCHVISION = [
+    *("inception_v3", "densenet121", "vgg11", "mnasnet0_5", "regnet_y_400mf", "vit_b_16"),
+    *("swin_t", "maxvit_t", "convnext_tiny", "mobilenet_v2", "efficientnet_b0"),
+]
+
+
+def shipped() -> dict[str, Backbone]:
+    """Every option of conf/backbone that names its model."""
+    found: dict[str, Backbone] = {}
+    for file in sorted((Path(__file__).parents[1] / "conf" / "backbone").glob("*.yaml")):
+        facts: dict[str, Any] = yaml.safe_load(file.read_text())
+        kind = {"Timm": Timm, "Torchvision": Torchvision}[facts.pop("_target_").split(".")[-1]]
+        if facts["name"] != "???":
+            found[file.stem] = kind(**facts)
+    return found
+
+
+BACKBONES: dict[str, Backbone] = {
+    **shipped(),
+    **{name: Timm(name) for name in TIMM},
+    **{f"torchvision {name}": Torchvision(name) for name in TORCHVISION},
+}
+
+
+def check_contract(backbone: Backbone) -> None:
+    """Heads are plain layers; a swap changes no tensor outside them, and they give the classes."""
+    before, after = blueprint(Parts(backbone, Linear(), 2))
+    assert before.heads and before.heads == after.heads
+    for path in before.heads:
+        old, new = before.module.get_submodule(path), after.module.get_submodule(path)
+        assert isinstance(old, torch.nn.Linear | torch.nn.Conv2d), path
+        assert new.weight.shape[:2] == (2, old.weight.shape[1])
+    prefixes = tuple(f"{path}." for path in before.heads)
+    kept, now = (
+        {n: s for n, s in shapes(network.module).items() if not n.startswith(prefixes)}
+        for network in (before, after)
+    )
+    assert kept == now and kept
+    own = {f"{path}.{n}" for path in before.heads for n in ("weight", "bias")}
+    assert own == {n for n in shapes(after.module) if n.startswith(prefixes)}
+
+
+def test_conf_has_the_backbones_that_these_tests_go_through() -> None:
+    assert len(shipped()) == 9
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_a_backbone_has_heads_that_swap_and_nothing_else_changes(name: str) -> None:
+    check_contract(BACKBONES[name])
+
+
+@pytest.mark.parametrize("name", TORCHVISION[:4])
+def test_a_torchvision_backbone_has_the_recipe_of_its_default_weights(name: str) -> None:
+    from torchvision import models
+
+    spec = Torchvision(name).build().input
+    assert spec == of_torchvision(models.get_model_weights(name).DEFAULT.transforms())
+    assert spec.size == ((299, 299) if name == "inception_v3" else (224, 224))
+
+
+def test_a_timm_backbone_has_the_recipe_that_timm_resolves() -> None:
+    spec = Timm("mobilenetv3_large_100").build().input
+    assert (spec.size, spec.resize, spec.interpolation) == ((224, 224), 256, "bicubic")
+    other = Timm("resnet18.tv_in1k").build().input
+    assert (other.resize, other.interpolation) == (256, "bilinear")
+    assert Timm("resnet18.a1_in1k").build().input.resize == 235
+
+
+def test_two_headed_networks_name_both() -> None:
+    assert Timm("deit_tiny_distilled_patch16_224").build().heads == ("head", "head_dist")
+    assert Timm("levit_128s").build().heads == ("head.linear", "head_dist.linear")
+
+
+def test_auxiliary_classifiers_are_not_built_and_may_be_dropped() -> None:
+    network = Torchvision("googlenet").build()
+    assert not [n for n in network.module.state_dict() if n.startswith(network.dropped)]
+    assert network.dropped == ("aux1", "aux2", "AuxLogits")
+    assert Torchvision("squeezenet1_0").build().dropped == ()
+
+
+def test_a_fixed_size_transformer_is_built_for_the_size_asked_for() -> None:
+    net = Timm("vit_small_patch16_224", image_size=32).build().module
+    assert net.pos_embed.shape[1] == 1 + (32 // 16) ** 2
+    with torch.device("meta"):
+        encoder = Torchvision("vit_b_16", image_size=32).build().module.encoder
+    assert encoder.pos_embedding.shape[1] == 1 + (32 // 16) ** 2
+
+
+def test_a_misspelt_name_offers_the_closest() -> None:
+    with pytest.raises(ConfigError, match="did you mean 'resnet18'"):
+        Timm("resnt18")
+    with pytest.raises(ConfigError, match="backbone=torchvision backbone.name=squeezenet1_0"):
+        Timm("squeezenet1_0")
+    with pytest.raises(ConfigError, match="backbone=timm"):
+        Torchvision("mobilenetv3_small_100")
+
+
+def test_a_misspelt_name_costs_no_import_of_torch() -> None:
+    script = (
+        "import sys\nfrom xfer.backbone import Timm\n"
+        "try: Timm('resnt18')\nexcept Exception as e: print(e)\n"
+        "assert not {'torch', 'timm'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0 and "resnet18" in done.stdout, done.stderr
+
+
+def test_arguments_that_a_library_refuses_are_named() -> None:
+    with pytest.raises(ConfigError, match=r"backbone\.args"):
+        Timm("resnet18", args={"colour": 1}).build()
+    with pytest.raises(ConfigError, match=r"backbone\.args"):
+        Torchvision("squeezenet1_0", args={"colour": 1}).build()
+
+
+def test_a_network_without_a_classifier_is_refused_in_one_line() -> None:
+    with pytest.raises(ConfigError, match="without a classifier"), torch.device("meta"):
+        Timm("qwen3_vit_88m_enc").build()
+
+
+def test_the_shipped_index_is_of_the_installed_libraries() -> None:
+    facts = json.loads(index._FILE.read_text())
+    for library in ("timm", "torchvision"):
+        assert set(facts[library]["names"]) == set(index._installed(library))
+        assert index.names(library) == frozenset(facts[library]["names"])
+
+
+@pytest.mark.slow
+def test_every_torchvision_classification_model_keeps_the_contract() -> None:
+    names = index._installed("torchvision")
+    assert len(names) >= 80
+    failed = {n: e for n in names if (e := _failure(Torchvision(n)))}
+    assert not failed
+
+
+@pytest.mark.slow
+def test_sixty_timm_models_drawn_by_chance_keep_the_contract() -> None:
+    import timm
+
+    names = random.Random(7).sample(timm.list_models(), 60)
+    failed = {n: e for n in names if (e := _failure(Timm(n)))}
+    assert not failed
+
+
+def _failure(backbone: Backbone) -> str | None:
+    try:
+        check_contract(backbone)
+    except ConfigError as error:
+        return None if error.number in (212, 213) else str(error)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"[:300]
+    return None

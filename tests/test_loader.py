@@ -1,0 +1,161 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from pictures import folders, picture
+
+from xfer.augment import Strong
+from xfer.errors import DataError
+from xfer.images import Files
+from xfer.loader import EvalLoader, Order, Pictures, TrainLoader, batches
+from xfer.preprocess import prepare
+from xfer.types import InputSpec, Samples
+
+SPEC = InputSpec((8, 8), 8, "bilinear", (0.5,) * 3, (0.5,) * 3)
+
+
+class Drawn:
+    """Pictures drawn when asked for."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def __getitem__(self, index: int) -> object:
+        return picture(index)
+
+    def __len__(self) -> int:
+        return self.count
+
+
+def samples(count: int) -> Samples:
+    names = tuple(str(i) for i in range(count))
+    return Samples(names, np.arange(count, dtype=np.int64), Drawn(count), "")  # type: ignore[arg-type]
+
+
+def loader(count: int = 11, workers: int = 0, seed: int = 0, size: int = 3) -> TrainLoader:
+    pictures = Pictures(samples(count), Strong(mixup=0.2).transform(SPEC), seed)
+    return TrainLoader(pictures, size, workers, pin=False)
+
+
+def epoch(given: TrainLoader, number: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    given.order.set_epoch(number)
+    return list(given)
+
+
+def same(
+    one: list[tuple[torch.Tensor, torch.Tensor]], other: list[tuple[torch.Tensor, torch.Tensor]]
+) -> bool:
+    return len(one) == len(other) and all(
+        torch.equal(a, c) and torch.equal(b, d) for (a, b), (c, d) in zip(one, other, strict=True)
+    )
+
+
+def orders(count: int, size: int, seed: int, number: int) -> list[list[int]]:
+    order = Order(count, size, seed)
+    order.set_epoch(number)
+    return [[index for _, index in batch] for batch in order]
+
+
+def test_the_order_depends_on_seed_and_epoch_alone() -> None:
+    found = {(s, e): orders(20, 4, s, e) for s in (0, 1) for e in (0, 1)}
+    torch.rand(5)
+    assert all(found[key] == orders(20, 4, *key) for key in found)
+    assert len({str(value) for value in found.values()}) == 4
+    assert all(sorted(sum(value, [])) == list(range(20)) for value in found.values())
+
+
+@pytest.mark.parametrize(
+    ("count", "size", "expected"),
+    [
+        (9, 4, [4, 5]),
+        (8, 4, [4, 4]),
+        (10, 4, [4, 4, 2]),
+        (1, 4, [1]),
+        (3, 1, [1, 1, 1]),
+        (5, 9, [5]),
+    ],
+)
+def test_a_remainder_of_one_image_joins_the_batch_before(
+    count: int, size: int, expected: list[int]
+) -> None:
+    found = orders(count, size, 0, 0)
+    assert [len(batch) for batch in found] == expected
+    assert batches(count, size) == len(expected) == len(Order(count, size, 0))
+    assert sorted(sum(found, [])) == list(range(count))
+
+
+def test_batches_are_the_same_with_and_without_workers_and_across_epochs() -> None:
+    alone, helped = loader(), loader(workers=2)
+    for number in (0, 1, 3):
+        assert same(epoch(alone, number), epoch(helped, number))
+    assert not same(epoch(alone, 0), epoch(alone, 1))
+    assert not same(epoch(alone, 0), epoch(loader(seed=1), 0))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_loader_goes_on_behind_any_batch(workers: int) -> None:
+    whole = epoch(loader(), 2)
+    for given in range(len(whole)):
+        first = loader()
+        first.order.set_epoch(2)
+        running: Iterator[object] = iter(first)
+        for _ in range(given):
+            next(running)
+        state = first.state_dict()
+        assert state == {"position": given}
+        again = loader(workers=workers if given == 2 else 0)
+        again.load_state_dict(state)
+        assert same(epoch(again, 2), whole[given:])
+        assert same(epoch(again, 3), epoch(loader(), 3)), "the next epoch is whole again"
+
+
+def test_a_finished_epoch_is_the_beginning_of_the_next() -> None:
+    given = loader()
+    epoch(given, 0)
+    assert given.state_dict() == {"position": 0}
+
+
+def test_augmentation_depends_on_seed_epoch_and_index_alone() -> None:
+    pictures = Pictures(samples(4), Strong().transform(SPEC), seed=5)
+    first = pictures[(1, 2)][0]
+    torch.rand(7)
+    pictures[(0, 0)]
+    assert np.array_equal(pictures[(1, 2)][0], first)
+    assert not np.array_equal(pictures[(2, 2)][0], first)
+    other = Pictures(samples(4), Strong().transform(SPEC), seed=6)
+    assert not np.array_equal(other[(1, 2)][0], first)
+
+
+def test_drawing_an_image_leaves_the_random_state_alone() -> None:
+    before = torch.random.get_rng_state()
+    Pictures(samples(2), Strong().transform(SPEC))[(0, 0)]
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_evaluation_gives_every_image_once_in_order(workers: int) -> None:
+    plain = Pictures(samples(11), lambda image: prepare(image, SPEC))
+    given = EvalLoader(plain, 4, workers, pin=False)
+    for _ in range(2):
+        images, labels = zip(*given, strict=True)
+        assert [len(x) for x in images] == [4, 4, 3]
+        assert torch.cat(labels).tolist() == list(range(11))
+        expected = np.stack([prepare(picture(i), SPEC) for i in range(11)])
+        assert np.array_equal(torch.cat(images).numpy(), expected)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_file_that_broke_since_the_scan_is_named(tmp_path: Path, workers: int) -> None:
+    files = sorted(folders(tmp_path, {"a": 4}).rglob("*.jpg"))
+    files[2].write_bytes(b"no image")
+    broken = Samples(tuple(map(str, files)), np.zeros(4, np.int64), Files(tuple(files)), "")
+    plain = Pictures(broken, lambda image: prepare(image, SPEC))
+    with pytest.raises(DataError, match=files[2].name) as told:
+        list(EvalLoader(plain, 2, workers, pin=False))
+    assert told.value.number == 310 and "\n" not in str(told.value)
+    with pytest.raises(DataError, match=files[2].name):
+        list(TrainLoader(plain, 2, workers, pin=False))

@@ -1,0 +1,249 @@
+"""Whole runs on real data, every stage, through the Python door."""
+
+import csv
+import json
+import shutil
+
+import numpy as np
+import onnxruntime
+import pytest
+from PIL import Image
+
+import xfer
+from xfer.errors import ConfigError, DataError, OutputError, WeightsError
+from xfer.images import decode
+from xfer.preprocess import prepare
+from xfer.storage import file_sha256
+from xfer.types import InputSpec
+
+FILES = """
+    config.yaml plan.json metrics.csv predictions_val.csv report.html report.md result.json
+    status.json run.log checkpoints/best.ckpt checkpoints/last.ckpt export/model.onnx
+    export/model.safetensors export/labels.json export/preprocess.json export/parity.json
+    figures/batch_grid.png figures/prediction_grid.png figures/confusion_matrix.png
+    figures/curves.png
+""".split()
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    """The quick start, two epochs of it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("digits"))
+        result = xfer.run("digits_freeze", ["trainer.max_epochs=2"])
+        yield result.folder.resolve(), result
+
+
+def facts(folder, name="result.json"):
+    return json.loads((folder / name).read_text())
+
+
+def table(folder, name):
+    with (folder / name).open() as stream:
+        return list(csv.DictReader(stream))
+
+
+def test_every_file_of_the_contract_is_there(digits):
+    folder, _ = digits
+    assert [name for name in FILES if not (folder / name).is_file()] == []
+
+
+def test_status_vouches_for_every_file(digits):
+    folder, _ = digits
+    status = facts(folder, "status.json")
+    assert status["state"] == "finished" and status["exit"] == 0
+    assert {"result.json", "checkpoints/best.ckpt", "export/model.onnx"} <= set(status["files"])
+    assert all(file_sha256(folder / name) == digest for name, digest in status["files"].items())
+
+
+def test_result_has_the_keys_of_the_contract(digits):
+    folder, result = digits
+    found = facts(folder)
+    assert found == result.facts
+    assert set(found) == set(
+        "experiment status seed best scores params freeze source timing features export device "
+        "precision versions command".split()
+    )
+    assert found["params"] == {"total": 91541, "trainable": 325, "frozen": 91216}
+    assert found["freeze"]["proved"] is None
+    assert found["source"]["coverage"] == 1.0 and found["source"]["dropped"] == 2
+    assert {e["format"] for e in found["export"]} == {"onnx", "safetensors"}
+
+
+def test_the_reloaded_best_scores_what_training_saw(digits):
+    folder, _ = digits
+    found = facts(folder)
+    best, score = found["best"], found["scores"]["val"]
+    row = table(folder, "metrics.csv")[best["epoch"] - 1]
+    assert best["value"] == float(row["val_acc"]) == score["acc"]
+    assert score["n"] == 179 and score["used_for_selection"] is True
+    low, high = score["acc_ci95"]
+    assert low < score["acc"] < high
+
+
+def test_predictions_name_every_image_once(digits):
+    folder, _ = digits
+    rows = table(folder, "predictions_val.csv")
+    assert len({row["path"] for row in rows}) == len(rows) == 179
+    right = sum(row["label"] == row["prediction"] for row in rows)
+    assert right / 179 == facts(folder)["scores"]["val"]["acc"]
+    for row in rows[:20]:
+        shares = [float(row[f"p_{c}"]) for c in "56789"]
+        assert sum(shares) == pytest.approx(1, abs=1e-5)
+        assert max(shares) == float(row["confidence"])
+
+
+def test_the_backbone_never_moved(digits):
+    from xfer.source import Shipped
+
+    folder, _ = digits
+    model = xfer.load(folder)
+    source = Shipped("digits_0_4").load(xfer.backbone.Timm("resnet18")).state
+    moved = [n for n, t in model.net.state_dict().items() if not t.equal(source[n])]
+    assert moved == ["fc.weight", "fc.bias"]
+
+
+def test_the_onnx_file_explains_itself_and_answers_alike(digits):
+    folder, _ = digits
+    session = onnxruntime.InferenceSession(folder / "export" / "model.onnx")
+    stored = session.get_modelmeta().custom_metadata_map
+    assert json.loads(stored["classes"]) == list("56789")
+    spec = InputSpec.from_plain(json.loads(stored["preprocess"]))
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 50, 3), np.uint8))
+    path = folder.parent / "picture.png"
+    picture.save(path)
+    (logits,) = session.run(None, {session.get_inputs()[0].name: prepare(decode(path), spec)[None]})
+    (answer,) = xfer.load(folder).predict(path)
+    assert answer.label == "56789"[int(logits.argmax())]
+    shares = np.exp(logits[0]) / np.exp(logits[0]).sum()
+    assert list(answer.probabilities.values()) == pytest.approx(shares.tolist(), abs=1e-5)
+
+
+def test_the_same_seed_gives_the_same_weights(digits, tmp_path, monkeypatch):
+    folder, _ = digits
+    monkeypatch.chdir(tmp_path)
+    options = ["trainer.max_epochs=2", "stages=[fit]", "data.workers=2"]
+    again = xfer.run("digits_freeze", options).folder
+    ours, theirs = (xfer.load(f).net.state_dict() for f in (again, folder))
+    assert all(tensor.equal(theirs[name]) for name, tensor in ours.items())
+    other = xfer.run("digits_freeze", [*options, "seed=1"]).folder
+    assert not xfer.load(other).net.fc.weight.equal(theirs["fc.weight"])
+
+
+def test_a_checkpoint_alone_evaluates_exports_and_predicts(digits, tmp_path, monkeypatch):
+    folder, _ = digits
+    monkeypatch.chdir(tmp_path)
+    checkpoint = f"checkpoint.path={folder}"
+    found = xfer.run(
+        overrides=["stages=[evaluate,export,report]", checkpoint, "data=digits", "export=onnx"]
+    )
+    assert found.facts["scores"]["val"]["acc"] == facts(folder)["scores"]["val"]["acc"]
+    assert found.facts["scores"]["val"]["used_for_selection"] is True
+    assert [e["format"] for e in found.facts["export"]] == ["onnx"]
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for i in range(3):
+        Image.new("L", (20 + i, 30), 40 * i).save(pictures / f"{i}.png")
+    named = xfer.run(overrides=["stages=[predict]", checkpoint, f"predict.input={pictures}"])
+    rows = table(named.folder, "predictions.csv")
+    assert [row["path"] for row in rows] == [str(pictures / f"{i}.png") for i in range(3)]
+    assert "label" not in rows[0]
+
+
+def test_last_and_interrupted_checkpoints_evaluate_too(digits, tmp_path, monkeypatch):
+    folder, _ = digits
+    monkeypatch.chdir(tmp_path)
+    last = folder / "checkpoints" / "last.ckpt"
+    model = xfer.load(last)
+    assert model.classes == tuple("56789")
+    rows = table(folder, "metrics.csv")
+    found = xfer.run(overrides=["stages=[evaluate]", f"checkpoint.path={last}", "data=digits"])
+    assert found.facts["scores"]["val"]["acc"] == float(rows[-1]["val_acc"])
+
+
+def test_other_classes_than_the_checkpoints_are_refused(digits, tmp_path, monkeypatch):
+    folder, _ = digits
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match="lacks") as told:
+        xfer.run(overrides=["stages=[evaluate]", f"checkpoint.path={folder}", "data=digits_0_4"])
+    assert told.value.exit == 3
+    with pytest.raises(ConfigError, match="contradicts"):
+        xfer.run(
+            overrides=["stages=[evaluate]", f"checkpoint.path={folder}", "data=digits", "head=mlp"]
+        )
+
+
+def test_a_second_transfer_starts_from_the_first(digits, tmp_path, monkeypatch):
+    folder, _ = digits
+    monkeypatch.chdir(tmp_path)
+    options = ["data=digits_0_4", "source=run", f"source.path={folder}", "stages=[]"]
+    plan = xfer.run("digits_freeze", options).plan
+    assert plan["source"]["kind"] == "run" and plan["source"]["coverage"] == 1.0
+    with pytest.raises(WeightsError, match="its backbone is 'resnet18'"):
+        xfer.run("digits_freeze", [*options, "backbone=resnet50"])
+
+
+def test_a_run_folder_is_never_shared(digits, tmp_path, monkeypatch):
+    folder, _ = digits
+    with pytest.raises(OutputError, match="already holds files") as told:
+        xfer.run("digits_freeze", [f"run.dir={folder}"])
+    assert told.value.exit == 9
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "outputs").write_text("a file where the folder must be")
+    with pytest.raises(OutputError, match="cannot be written"):
+        xfer.run("digits_freeze", ["stages=[]"])
+
+
+def test_diverging_is_an_error_that_keeps_the_last_good_epoch(tmp_path, monkeypatch):
+    from xfer.errors import DivergedError
+
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DivergedError, match="NaN or Inf") as told:
+        xfer.run("digits_finetune", ["optim.lr=9000", "trainer.max_epochs=3", "stages=[fit]"])
+    assert told.value.exit == 7
+    (folder,) = (tmp_path / "outputs" / "digits_finetune").iterdir()
+    assert facts(folder, "status.json")["state"] == "failed"
+    assert "DivergedError" in (folder / "error.log").read_text()
+
+
+def test_early_stopping_and_every_kind_of_copy(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    options = """
+        trainer.max_epochs=30 trainer.patience=1 checkpoint=every_epoch checkpoint.keep=2
+        checkpoint.prefix=kept trainer.accumulate=2 trainer.clip_norm=1 loss=smoothed
+        optim.lr=0.00001 stages=[fit]
+    """.split()
+    folder = xfer.run("digits_freeze", options).folder
+    rows = table(folder, "metrics.csv")
+    assert len(rows) < 30 and int(rows[0]["step"]) == 12
+    copies = sorted(p.stem for p in (folder / "checkpoints").glob("kept*"))
+    assert copies == sorted(f"kept_epoch{n}" for n in (len(rows) - 1, len(rows)))
+
+
+def test_a_folder_of_photographs_is_a_whole_command(assets, tmp_path, monkeypatch):
+    """S8 and S12: the tutorials' pipeline on real photographs, seen through the reloaded best."""
+    monkeypatch.chdir(tmp_path)
+    for part in ("dogs", "wolves"):
+        files = sorted((assets / "Canidae" / "train" / part).iterdir())[:20]
+        for file in files:
+            (tmp_path / "mine" / part).mkdir(parents=True, exist_ok=True)
+            shutil.copy(file, tmp_path / "mine" / part)
+    weights = assets / "weights" / "squeezenet1_0_imagenet.safetensors"
+    options = f"""
+        data.root=mine backbone=squeezenet1_0 source=file source.path={weights} data.workers=0
+        trainer.max_epochs=2 optim.lr=0.003 backbone.image_size=96
+    """.split()
+    result = xfer.run(overrides=options)
+    assert [s["n"] for s in result.plan["splits"].values()] == [32, 8]
+    assert result.plan["input"]["size"] == [96, 96]
+    for name in ("batch_grid", "prediction_grid", "curves", "confusion_matrix"):
+        with Image.open(result.folder / "figures" / f"{name}.png") as figure:
+            assert min(figure.size) > 200
+    assert result.facts["export"][1]["facts"]["plain_loadable"] == "yes"
+
+
+def test_mixed_batches_train(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    options = ["augment=mixed", "loss=balanced", "trainer.max_epochs=1", "stages=[fit]"]
+    rows = table(xfer.run("digits_finetune", options).folder, "metrics.csv")
+    assert 0 < float(rows[0]["train_loss"]) < 10
