@@ -1,0 +1,181 @@
+"""The documentation: every command composes, every option and key is described, Python runs."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from xfer import schema
+from xfer.__main__ import _main
+from xfer.config import compose_specs
+from xfer.errors import XferError
+from xfer.help import GROUPS, config_dir, options
+
+ROOT = Path(__file__).parents[1]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
+CONF = Path(config_dir())
+
+
+class Command(NamedTuple):
+    page: Path
+    text: str
+    told: tuple[str, ...]
+
+
+def commands() -> Iterator[Command]:
+    """Commands in console blocks, in running text, and at the top of experiments."""
+    for page in PAGES:
+        text = page.read_text()
+        for block in re.findall(r"^```console\n(.*?)^```", text, re.M | re.S):
+            for part in re.split(r"^\$ ", block, flags=re.M):
+                line, *output = part.splitlines() or [""]
+                if found := re.search(r"-m xfer\b.*", line):
+                    told = (o for o in output if o.startswith("xfer: error"))
+                    yield Command(page, found[0], tuple(told))
+        for line in re.findall(r"`(?:\S*/)?python (-m xfer[^`]*)`", text):
+            yield Command(page, line, ())
+    for file in sorted((CONF / "experiment").glob("*.yaml")):
+        for line in re.findall(r"^# .*python (-m xfer.*)", file.read_text(), re.M):
+            yield Command(file, line, ())
+
+
+def named_files(page: Path, folder: Path) -> None:
+    """Write the files that a page shows, each behind its name."""
+    shown = re.findall(r"^`([\w./]+)`:\n\n```\w+\n(.*?)^```", page.read_text(), re.M | re.S)
+    for name, text in shown:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+
+def words_of(command: Command) -> tuple[list[str], list[str], list[str]]:
+    """Config folders, allowed packages and overrides."""
+    words = shlex.split(command.text, comments=True)[2:]
+    folders, allowed, overrides = [], [], []
+    while words:
+        word = words.pop(0)
+        if word == "--config-dir":
+            folders.append(words.pop(0))
+        elif word == "--allow":
+            allowed.append(words.pop(0))
+        elif word != "-m":
+            overrides.append(word)
+    if "-m" in shlex.split(command.text)[2:]:
+        overrides = [first_of_sweep(text) for text in overrides]
+    return folders, allowed, overrides
+
+
+def first_of_sweep(text: str) -> str:
+    override = OverridesParser.create().parse_override(text)
+    if not override.is_sweep_override():
+        return text
+    return f"{override.key_or_group}={next(override.sweep_string_iterator())}"
+
+
+def compose(command: Command, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folders, allowed, overrides = words_of(command)
+    named_files(command.page, folder)
+    monkeypatch.chdir(folder)
+    monkeypatch.syspath_prepend(str(folder))
+    monkeypatch.setenv("XFER_ALLOW", ",".join(allowed))
+    # Whether a logger's package is installed here says nothing about the command.
+    monkeypatch.setattr("xfer.logger._require", lambda package: None)
+    compose_specs(overrides, folders)
+
+
+COMMANDS = list(commands())
+
+
+def test_commands_are_found_in_every_place() -> None:
+    places = {command.page.parent.name for command in COMMANDS}
+    assert {ROOT.name, "docs", "groups", "howto", "experiment"} <= places
+
+
+@pytest.mark.parametrize(
+    "command", COMMANDS, ids=[f"{c.page.stem}: {c.text[3:]}"[:90] for c in COMMANDS]
+)
+def test_every_command_of_the_documentation_composes(
+    command: Command,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = shlex.split(command.text)
+    if {"--help", "--version"} & set(words):
+        assert _main(words[2:]) == 0
+        assert capsys.readouterr().out
+    elif command.told:
+        with pytest.raises(XferError) as caught:
+            compose(command, tmp_path, monkeypatch)
+        assert str(caught.value).splitlines() == list(command.told)
+    else:
+        compose(command, tmp_path, monkeypatch)
+
+
+def targets(node: Any) -> Iterator[str]:
+    if isinstance(node, dict):
+        if "_target_" in node:
+            yield str(node["_target_"])
+        for inner in node.values():
+            yield from targets(inner)
+
+
+def wanted_on_page(group: str) -> set[str]:
+    """Options of ``group``, and the dotted keys of the classes that they name."""
+    wanted = set(options(group, [str(CONF)]))
+    for file in (CONF / group).glob("*.yaml"):
+        node = yaml.safe_load(file.read_text()) or {}
+        for target in targets(node) if group != "experiment" else ():
+            module, _, name = target.rpartition(".")
+            kind = getattr(importlib.import_module(module), name)
+            prefix = group if "_target_" in node else f"{group}.{file.stem}"
+            wanted |= {f"{prefix}.{key}" for key in schema.signature(kind)}
+    if group == "export":
+        gate = importlib.import_module("xfer.export").Gate
+        wanted |= {f"export.{key}" for key in schema.signature(gate)}
+    return wanted
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_the_page_of_a_group_names_every_option_and_key(group: str) -> None:
+    text = (ROOT / "docs" / "groups" / f"{group}.md").read_text()
+    missing = {name for name in wanted_on_page(group) if f"`{name}`" not in text}
+    assert not missing
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_the_page_of_a_group_names_no_key_that_is_not_there(group: str) -> None:
+    text = (ROOT / "docs" / "groups" / f"{group}.md").read_text()
+    rows = set(re.findall(rf"^\| `({group}\.[\w.]+)` \|", text, re.M))
+    assert rows <= wanted_on_page(group)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=[str(p.relative_to(ROOT)) for p in PAGES])
+def test_every_link_leads_somewhere(page: Path) -> None:
+    links = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text())
+    broken = [
+        link
+        for link in links
+        if not link.startswith("https://") and not (page.parent / link).exists()
+    ]
+    assert not broken
+
+
+def test_the_python_page_does_what_it_shows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    failed, tried = doctest.testfile(
+        str(ROOT / "docs" / "python.md"), module_relative=False, optionflags=doctest.ELLIPSIS
+    )
+    assert tried > 10
+    assert failed == 0

@@ -1,0 +1,32 @@
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from xfer import logger
+from xfer.errors import ConfigError
+from xfer.logger import Csv, Mlflow, TensorBoard, Wandb
+
+
+def test_csv_needs_no_further_logger(tmp_path: Path) -> None:
+    assert Csv().build(tmp_path, "e") is None and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kind", [TensorBoard, Mlflow, Wandb])
+def test_a_logger_whose_package_is_missing_says_what_to_install(
+    kind: type[TensorBoard], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logger, "find_spec", lambda _: None)
+    with pytest.raises(ConfigError, match=rf'pip install "xfer\[{kind.needs}\]"'):
+        kind()
+
+
+@pytest.mark.skipif(find_spec("tensorboard") is None, reason="tensorboard is not installed")
+def test_tensorboard_writes_its_events_into_the_run_folder(tmp_path: Path) -> None:
+    made = TensorBoard().build(tmp_path, "e")
+    assert made is not None
+    made.log_metrics({"val_acc": 0.5}, step=1)
+    made.finalize("success")
+    assert [p.parent for p in tmp_path.rglob("events.out.*")] == [tmp_path / "tensorboard"]

@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from xfer.errors import ConfigError
+from xfer.optim import AdamW, Sgd, Timm, Torch, groups
+
+
+def parts() -> tuple[nn.Module, dict[str, float]]:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1), nn.Linear(4, 2))
+    multiples = {
+        n: {"0": 0.0, "1": 0.1, "2": 0.1, "3": 1.0}[n[0]] for n, _ in net.named_parameters()
+    }
+    return net, multiples
+
+
+def test_groups_hold_everything_that_trains_once_and_nothing_frozen() -> None:
+    net, multiples = parts()
+    found = groups(net.named_parameters(), multiples, lr=0.5, weight_decay=0.01)
+    names = {id(p): n for n, p in net.named_parameters()}
+    held = [names[id(p)] for group in found for p in group["params"]]
+    assert sorted(held) == sorted(n for n in multiples if multiples[n] > 0)
+    for group in found:
+        for parameter in group["params"]:
+            name = names[id(parameter)]
+            assert group["lr"] == pytest.approx(0.5 * multiples[name])
+            assert group["weight_decay"] == (0.01 if parameter.ndim > 1 else 0.0), name
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        Sgd(lr=0.1, weight_decay=0.01, momentum=0.5, nesterov=True),
+        AdamW(lr=0.1, weight_decay=0.01, betas=(0.8, 0.9)),
+        Torch("RMSprop", lr=0.1, weight_decay=0.01),
+        Timm("lamb", lr=0.1, weight_decay=0.01),
+    ],
+)
+def test_an_optimizer_keeps_rate_and_decay_of_its_groups_and_trains(
+    spec: Sgd | AdamW | Torch | Timm,
+) -> None:
+    net, multiples = parts()
+    optimizer = spec.build(groups(net.named_parameters(), multiples, spec.lr, spec.weight_decay))
+    found = {(g["lr"], g["weight_decay"]) for g in optimizer.param_groups}
+    assert found == {
+        (pytest.approx(0.1 * m), d) for m, d in [(0.1, 0.01), (0.1, 0), (1, 0.01), (1, 0)]
+    } or (
+        sorted(found) == pytest.approx(sorted([(0.01, 0.01), (0.01, 0.0), (0.1, 0.01), (0.1, 0.0)]))
+    )
+    before = {n: p.clone() for n, p in net.named_parameters()}
+    for parameter in net.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    moved = {n for n, p in net.named_parameters() if not torch.equal(p, before[n])}
+    assert moved == {n for n in multiples if multiples[n] > 0}
+
+
+def test_the_fields_of_sgd_and_adamw_arrive() -> None:
+    group = {"params": [nn.Parameter(torch.ones(2, 2))]}
+    sgd = Sgd(lr=0.1, momentum=0.5, nesterov=True).build([dict(group)]).param_groups[0]
+    assert (sgd["lr"], sgd["momentum"], sgd["nesterov"]) == (0.1, 0.5, True)
+    assert AdamW(lr=0.1, betas=(0.8, 0.9)).build([dict(group)]).param_groups[0]["betas"] == (
+        0.8,
+        0.9,
+    )
+    args = Torch("SGD", lr=0.1, args={"momentum": 0.3}).build([dict(group)]).param_groups[0]
+    assert args["momentum"] == 0.3
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        (Torch("RMSprob", lr=0.1), "did you mean 'RMSprop'"),
+        (Torch("Optimizer", lr=0.1), "no optimizer 'Optimizer'"),
+        (Torch("LBFGS", lr=0.1), "no optimizer 'LBFGS'"),
+        (Timm("lambb", lr=0.1), "did you mean 'lamb'"),
+        (Torch("Adam", lr=0.1, args={"speed": 1}), r"optim\.args.*speed"),
+        (Timm("lamb", lr=0.1, args={"speed": 1}), r"optim\.args.*speed"),
+    ],
+)
+def test_a_wrong_name_or_argument_is_told_with_the_nearest(
+    spec: Torch | Timm, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        spec.build([{"params": [nn.Parameter(torch.ones(2, 2))]}])

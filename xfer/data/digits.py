@@ -1,0 +1,40 @@
+"""The handwritten digits that scikit-learn ships: real data without a download."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from annotated_types import Ge, Le, MinLen
+
+from xfer.data.gather import of_arrays
+from xfer.data.loading import Loading, Row, divide
+from xfer.types import Dataset
+
+Digit = Annotated[int, Ge(0), Le(9)]
+
+
+@dataclass(frozen=True)
+class Digits(Loading):
+    """1,797 pictures of 8 x 8 pixels in 17 grey levels, about 180 of each digit.
+
+    From the test part of E. Alpaydin and C. Kaynak's Optical Recognition of Handwritten Digits
+    (UCI, 1998), as ``sklearn.datasets.load_digits`` gives it; ``digits`` chooses the classes.
+    """
+
+    digits: Annotated[tuple[Digit, ...], MinLen(2)]
+
+    def dataset(self, training: bool) -> Dataset:
+        """See :meth:`Loading.dataset`."""
+        import numpy as np
+        from sklearn.datasets import load_digits
+
+        bunch = load_digits()
+        grey = np.round(bunch.images * (255 / 16)).astype(np.uint8)
+        pixels = {f"digits/{i:04d}": picture for i, picture in enumerate(grey)}
+        rows = [
+            Row(name, str(digit))
+            for name, digit in zip(pixels, bunch.target.tolist(), strict=True)
+            if digit in self.digits
+        ]
+        return of_arrays(divide(rows, self, "data.digits", training), pixels)

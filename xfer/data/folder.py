@@ -1,0 +1,137 @@
+"""Images sorted into one folder per class, with or without folders per split."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated
+
+from annotated_types import MinLen
+
+from xfer.data.gather import of_files
+from xfer.data.loading import SPLITS, Loading, Row, divide, place, shares
+from xfer.data.tree import Tree
+from xfer.download import fetch_zip
+from xfer.errors import DataError, printable
+from xfer.types import Dataset
+
+_CANIDAE = (
+    "https://mindspore-website.obs.cn-north-4.myhuaweicloud.com"
+    "/notebook/datasets/intermediate/Canidae_data.zip"
+)
+_SYNONYMS = {"training": "train", "valid": "val", "validation": "val", "dev": "val", "eval": "val"}
+_SYNONYMS |= {"testing": "test"} | {split: split for split in SPLITS}
+
+
+@dataclass(frozen=True)
+class Folder(Loading):
+    """``root/train/<class>/``, ``root/val/<class>/`` and optionally ``root/test/<class>/``.
+
+    Without ``val/`` it is split off ``train/``; class folders directly below ``root`` are split
+    too. Folders inside a class folder are walked; hidden files, files without an image's suffix
+    and linked folders that could lead in a circle are left out with a remark.
+    """
+
+    root: Annotated[str, MinLen(1)]
+
+    def dataset(self, training: bool) -> Dataset:
+        """See :meth:`Loading.dataset`."""
+        root = place(self.root)
+        tree = Tree(root)
+        splits = _splits(tree)
+        if not training and set(shares(self, splits)) == {"train"}:
+            splits = [split for split in splits if split != "train"]  # nothing is held out of it
+        rows = [row for split in splits for row in _rows(tree, split)]
+        return of_files(divide(rows, self, root, training), root, tree.remarks())
+
+
+@dataclass(frozen=True)
+class Canidae(Folder):
+    """Dogs against wolves, the photographs of the MindSpore tutorials; downloaded when missing."""
+
+    url: str = _CANIDAE
+    sha256: str | None = None
+
+    def dataset(self, training: bool) -> Dataset:
+        """See :meth:`Loading.dataset`."""
+        root = place(self.root)
+        if not root.exists():
+            self._download(root)
+        found = super().dataset(training)
+        return replace(found, remarks=(*_origin(root), *found.remarks))
+
+    def _download(self, root: Path) -> None:
+        try:
+            fetch_zip(self.url, root, "Canidae", self.sha256)
+        except DataError as error:
+            raise DataError(
+                root,
+                f"there is no such folder, and {error.where} {error.what}",
+                f"put the images into {root}/train/{{dogs,wolves}} and {root}/val/{{dogs,wolves}},"
+                " or set XFER_DATA=DIR where DIR/Canidae holds them",
+                25,
+            ) from error
+
+
+def _origin(root: Path) -> list[str]:
+    path = root / ".origin.json"
+    if not path.is_file():
+        return []
+    facts = json.loads(path.read_text())
+    return [printable(f"downloaded from {facts['url']}, sha256 {facts['sha256']}")]
+
+
+def _splits(tree: Tree) -> list[str]:
+    """The split folders below the root; one empty name when the class folders are there."""
+    top = tree.folders("")
+    splits = [split for split in SPLITS if split in top]
+    if len(splits) < len(top) and not any(map(tree.has_folders, splits)):
+        splits = []  # classes that happen to be called train or test
+    for name in sorted(set(top) - set(splits)):
+        _refuse_misnamed(tree, name, bool(splits))
+        if splits:
+            tree.leave_out(name, "beside the splits")
+    if not splits and len(top) == 1 and tree.has_folders(top[0]):
+        raise DataError(
+            tree.root,
+            f"holds one folder, '{top[0]}', and that holds folders",
+            f"did you mean data.root={tree.root / top[0]}?",
+            5,
+        )
+    return splits or [""]
+
+
+def _refuse_misnamed(tree: Tree, name: str, beside: bool) -> None:
+    near = difflib.get_close_matches(name.lower(), SPLITS, 1) if beside else []
+    meant = _SYNONYMS.get(name.lower(), near[0] if near else None)
+    if meant and tree.has_folders(name):
+        raise DataError(
+            tree.root / name,
+            f"is no name of a split; did you mean '{meant}'?",
+            f"rename the folder to {tree.root / meant}",
+            3,
+        )
+
+
+def _rows(tree: Tree, split: str) -> list[Row]:
+    labels = tree.folders(split)
+    if not labels:
+        left_out = "".join(f"; {remark}" for remark in tree.remarks())
+        raise DataError(
+            tree.root / split,
+            f"holds no class folders{left_out}",
+            "sort the images into one folder per class, such as "
+            f"{tree.root / split / 'cats'} and {tree.root / split / 'dogs'}",
+            2,
+        )
+    return [Row(name, label, split) for label in labels for name in _images(tree, split, label)]
+
+
+def _images(tree: Tree, split: str, label: str) -> list[str]:
+    below = f"{split}/{label}" if split else label
+    names = tree.images(below)
+    if not names:
+        raise DataError(tree.root / below, "holds no images", "add images or remove the folder", 7)
+    return names

@@ -1,0 +1,184 @@
+"""What every data option shares: how images are loaded, and the stratified split."""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, NamedTuple
+
+from annotated_types import Ge, Gt, Le, Lt
+
+from xfer.errors import ConfigError, DataError, closest
+from xfer.randomness import derive
+from xfer.types import Dataset
+
+SPLITS = ("train", "val", "test")
+_EPSILON = 1e-9  # of a sum of fractions
+
+
+def place(text: str) -> Path:
+    """An absolute path: a worker or a later run may have another working directory."""
+    try:
+        return Path(os.path.normpath(Path(text).expanduser().absolute()))
+    except RuntimeError as error:
+        raise DataError(
+            text, "names a home folder that is not there", "write the path out", 1
+        ) from error
+
+
+class Row(NamedTuple):
+    """One image: its unique name, its class, and its split (empty while it has none)."""
+
+    name: str
+    label: str
+    split: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loading(ABC):
+    """The keys that every option has.
+
+    ``workers`` are processes that decode images. Where ``val`` or ``test`` is missing, the
+    fractions say how much of every class is held out, ``split_seed`` which images.
+    """
+
+    batch_size: Annotated[int, Gt(0)] = 24
+    eval_batch_size: Annotated[int, Gt(0)] = 64
+    workers: Annotated[int, Ge(0)] = 2
+    val_fraction: Annotated[float, Ge(0), Le(1)] = 0.2
+    test_fraction: Annotated[float, Ge(0), Lt(1)] = 0.0
+    split_seed: Annotated[int, Ge(0)] = 0
+
+    @abstractmethod
+    def dataset(self, training: bool) -> Dataset:
+        """The classes and splits, every file checked.
+
+        ``training`` asks for ``train`` and ``val``; without it ``train`` is left out, and what
+        is held out is the same. Raises DataError naming the folder or file.
+        """
+
+
+def shares(how: Loading, given: Collection[str]) -> dict[str, float]:
+    """What becomes of images that have no split yet, or that of ``train`` alone.
+
+    Raises ConfigError when the fractions are over 1 together.
+    """
+    found = {
+        "test": 0.0 if "test" in given else how.test_fraction,
+        "val": 0.0 if "val" in given else how.val_fraction,
+    }
+    rest = 1 - sum(found.values())
+    if rest < -_EPSILON:
+        raise ConfigError(
+            "data.val_fraction", "is over 1 with data.test_fraction", "lower one of them", 60
+        )
+    found["train"] = rest if rest > _EPSILON else 0.0
+    return {split: share for split, share in found.items() if share}
+
+
+def divide(rows: list[Row], how: Loading, where: object, training: bool) -> list[Row]:
+    """Give every row a split, keep those that are asked for, and check classes and splits.
+
+    What has no split, and ``train`` where ``val`` or ``test`` is missing, is divided by
+    :func:`shares`. The order stays. Raises DataError naming ``where``.
+    """
+    parts = shares(how, {row.split for row in rows})
+    taken = _hold_out([row for row in rows if row.split in ("", "train")], parts, how, where)
+    rows = [row._replace(split=taken.get(row.name, row.split)) for row in rows]
+    rows = [row for row in rows if training or row.split != "train"]
+    _check_splits(rows, where, training)
+    _check_classes(rows, where)
+    return rows
+
+
+def _hold_out(
+    pool: list[Row], parts: dict[str, float], how: Loading, where: object
+) -> dict[str, str]:
+    """The split of every name. Each class is ranked by hashes of seed and name, so that neither
+    the order of the files nor a new file moves the others from one split to another."""
+    classes: dict[str, list[str]] = {}
+    for row in pool:
+        classes.setdefault(row.label, []).append(row.name)
+    _check_counts(classes, list(parts), where)
+    taken: dict[str, str] = {}
+    for label, names in classes.items():
+        ranked = sorted((derive("split", how.split_seed, label, name), name) for name in names)
+        start = 0
+        for split, count in _counts(len(names), parts).items():
+            taken.update((name, split) for _, name in ranked[start : start + count])
+            start += count
+    return taken
+
+
+def _counts(total: int, parts: dict[str, float]) -> dict[str, int]:
+    """Whole numbers near the shares, at least one each; the last split takes the remainder."""
+    counts: dict[str, int] = {}
+    for split, share in parts.items():
+        spare = total - sum(counts.values()) - (len(parts) - len(counts) - 1)
+        counts[split] = min(max(1, int(total * share + 0.5)), spare)
+    counts[split] += total - sum(counts.values())
+    return counts
+
+
+def _check_counts(classes: dict[str, list[str]], splits: list[str], where: object) -> None:
+    few = sorted(label for label, names in classes.items() if len(names) < len(splits))
+    if few:
+        others = f" (and {len(few) - 1} more classes)" if len(few) > 1 else ""
+        raise DataError(
+            where,
+            f"class '{few[0]}' has {len(classes[few[0]])} image(s){others};"
+            f" {', '.join(sorted(splits))} need one each",
+            "add images, remove the class, or give the splits folders of their own",
+            8,
+        )
+
+
+def _check_splits(rows: list[Row], where: object, training: bool) -> None:
+    given = {row.split for row in rows}
+    for split in ("train", "val") if training else ():
+        if split not in given:
+            raise DataError(where, f"there is no '{split}' part", _REMEDY[split], 4)
+    if not given:
+        raise DataError(where, "there is nothing to evaluate", _REMEDY["val"], 4)
+
+
+_REMEDY = {
+    "train": "add train/<class>/, or set data.val_fraction=0.2 where it is higher",
+    "val": "add val/<class>/, or set data.val_fraction=0.2 to split it off",
+}
+
+
+def _check_classes(rows: list[Row], where: object) -> None:
+    found: dict[str, set[str]] = {}
+    for row in rows:
+        found.setdefault(row.split, set()).add(row.label)
+    first, *others = (split for split in SPLITS if split in found)
+    for split in others:
+        if found[split] != found[first]:
+            raise _differ(where, first, found[first], split, found[split])
+    if len(found[first]) < 2:
+        raise DataError(
+            where,
+            f"there is one class ('{min(found[first])}'); it takes two to tell apart",
+            "add the images of a second class",
+            5,
+        )
+
+
+def _differ(
+    where: object, first: str, expected: set[str], split: str, found: set[str]
+) -> DataError:
+    missing, extra = sorted(expected - found), sorted(found - expected)
+    parts = [f"has no class {_listed(missing)}"] if missing else []
+    parts += [f"has the class {_listed(extra)}"] if extra else []
+    fix = f"let {first} and {split} have the same classes"
+    if extra:
+        fix += f"; for '{extra[0]}' {closest(extra[0], missing or sorted(expected))}"
+    return DataError(where, f"{split} {' and '.join(parts)}, unlike {first}", fix, 6)
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(f"'{name}'" for name in names[:5]) + (", ..." if len(names) > 5 else "")

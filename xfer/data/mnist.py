@@ -1,0 +1,96 @@
+"""MNIST, from the public IDX files."""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from annotated_types import MinLen
+
+from xfer.data.gather import of_arrays
+from xfer.data.loading import Loading, Row, divide, place
+from xfer.download import fetch
+from xfer.errors import DataError
+from xfer.storage import file_sha256
+from xfer.types import Dataset
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+
+# What torchvision and gzip raise for damaged files.
+_BROKEN = (OSError, EOFError, zlib.error, RuntimeError, ValueError, TypeError, LookupError)
+
+
+@dataclass(frozen=True)
+class Mnist(Loading):
+    """60,000 handwritten digits for ``train`` and ``val``, 10,000 for ``test``; 28 x 28 pixels.
+
+    The files of Y. LeCun, C. Cortes and C. Burges, downloaded into ``root/raw`` when missing and
+    read by ``torchvision.datasets.MNIST``. ``mirror`` is another address that serves them; what
+    it gives is not compared with the published checksums, but told with its own. Without
+    training only the test files are used.
+    """
+
+    root: Annotated[str, MinLen(1)]
+    mirror: str | None = None
+
+    def dataset(self, training: bool) -> Dataset:
+        """See :meth:`Loading.dataset`."""
+        root = place(self.root)
+        rows: list[Row] = []
+        pixels: dict[str, npt.NDArray[np.uint8]] = {}
+        for split in ("train", "test") if training else ("test",):
+            pictures, digits = _read(root, split, self.mirror)
+            names = [f"{split}/{i:05d}" for i in range(len(digits))]
+            rows += [
+                Row(name, str(digit), split) for name, digit in zip(names, digits, strict=True)
+            ]
+            pixels |= dict(zip(names, pictures, strict=True))
+        return of_arrays(divide(rows, self, root, training), pixels, _origin(root, self.mirror))
+
+
+def _read(root: Path, split: str, mirror: str | None) -> tuple[Any, list[int]]:
+    """Pictures uint8 (n, 28, 28) and digits of ``train`` or ``test``."""
+    from torchvision.datasets import MNIST
+
+    raw, prefix = root / "raw", "train" if split == "train" else "t10k"
+    # torchvision would go on with plain http where https fails.
+    address = mirror or next(url for url in MNIST.mirrors if url.startswith("https:"))
+    files = {name: None if mirror else md5 for name, md5 in MNIST.resources if prefix in name}
+    missing = [name for name in files if not (raw / Path(name).stem).is_file()]
+    _download([name for name in missing if not (raw / name).is_file()], raw, address)
+    here = {"raw_folder": str(raw), "mirrors": [address], "resources": list(files.items())}
+    try:
+        found = type("Mnist", (MNIST,), here)(root, split == "train", download=bool(missing))
+        digits = found.targets.tolist()
+        if len(digits) != len(found.data) or not set(digits) <= set(range(10)):
+            raise ValueError("images and labels do not fit")
+    except (*_BROKEN, AssertionError) as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise DataError(
+            raw, f"holds MNIST files that cannot be read ({reason})", "remove the folder", 31
+        ) from error
+    return found.data.numpy(), digits
+
+
+def _download(files: list[str], raw: Path, address: str) -> None:
+    try:
+        for name in files:
+            fetch(f"{address.rstrip('/')}/{name}", raw / name)
+    except DataError as error:
+        raise DataError(
+            raw,
+            f"lacks MNIST files, and {error.where} {error.what}",
+            f"put {' and '.join(files)} there, or give data.mirror=ADDRESS",
+            30,
+        ) from error
+
+
+def _origin(root: Path, mirror: str | None) -> list[str]:
+    """What a mirror gave."""
+    files = sorted((root / "raw").glob("*.gz")) if mirror else []
+    return [f"{path.name} from {mirror}: sha256 {file_sha256(path)}" for path in files]
