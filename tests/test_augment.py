@@ -28,7 +28,7 @@ def test_what_is_drawn_depends_on_torchs_generator_alone(kind: Standard) -> None
     transform, image = kind.transform(SPEC), picture(1, (100, 60))
 
     def draw(seed: int) -> list[bytes]:
-        np.random.seed(torch.seed() % 2**31)  # noqa: NPY002
+        np.random.seed(torch.seed() % 2**31)
         torch.manual_seed(seed)
         return [transform(image).tobytes() for _ in range(3)]
 

@@ -80,7 +80,7 @@ def test_a_linear_head_on_a_heavy_backbone_gives_class_logits(name: str) -> None
 
 @pytest.mark.parametrize("family", ["resnet", "squeezenet"])
 def test_a_dropout_head_drops_while_training_under_plain_names(family: str) -> None:
-    backbone, size = FAMILIES[family]
+    backbone, _ = FAMILIES[family]
     net = assemble(Parts(backbone, Dropout(0.5), 2), NONE)
     plain = assemble(Parts(backbone, Linear(), 2), NONE)
     assert list(net.state_dict()) == list(plain.state_dict())

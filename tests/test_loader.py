@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -65,7 +66,7 @@ def test_the_order_depends_on_seed_and_epoch_alone() -> None:
     torch.rand(5)
     assert all(found[key] == orders(20, 4, *key) for key in found)
     assert len({str(value) for value in found.values()}) == 4
-    assert all(sorted(sum(value, [])) == list(range(20)) for value in found.values())
+    assert all(sorted(chain(*value)) == list(range(20)) for value in found.values())
 
 
 @pytest.mark.parametrize(
@@ -85,7 +86,7 @@ def test_a_remainder_of_one_image_joins_the_batch_before(
     found = orders(count, size, 0, 0)
     assert [len(batch) for batch in found] == expected
     assert batches(count, size) == len(expected) == len(Order(count, size, 0))
-    assert sorted(sum(found, [])) == list(range(count))
+    assert sorted(chain(*found)) == list(range(count))
 
 
 def test_batches_are_the_same_with_and_without_workers_and_across_epochs() -> None:

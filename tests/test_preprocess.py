@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 from pictures import picture
+from PIL import Image
 
 from xfer.errors import ConfigError
 from xfer.images import decode

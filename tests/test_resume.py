@@ -1,6 +1,7 @@
 """A killed run goes on where its last file was, and ends as the run that nobody killed."""
 
 import csv
+import json
 import os
 import signal
 import subprocess
@@ -175,3 +176,15 @@ def test_changed_inputs_are_refused(tmp_path, key, what):
 
 def test_what_may_differ_is_no_part_of_the_fingerprint():
     assert flat({"run": {"dir": "x"}, "stages": ["fit"], "seed": 1}) == {"seed": 1}
+
+
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_a_run_with_its_code_and_it_can_go_on(sent, code, tmp_path):
+    process = start(tmp_path, "trainer.max_epochs=200")
+    wait_for(lambda: list(tmp_path.glob("outputs/digits_freeze/*/metrics.csv")), process)
+    process.send_signal(sent)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == code, output
+    status = json.loads((only_run(tmp_path) / "status.json").read_text())
+    assert (status["state"], status["exit"]) == ("interrupted", code)
+    assert (only_run(tmp_path) / "checkpoints" / "last.ckpt").is_file()

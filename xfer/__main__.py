@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from xfer.errors import ConfigError, XferError
+from xfer.errors import ConfigError, XferError, closest
 from xfer.help import config_dir, page
 
 if TYPE_CHECKING:
@@ -100,10 +100,9 @@ def _user_folders(arguments: list[str]) -> list[str]:
 def _hydra(arguments: list[str]) -> None:
     import hydra
 
-    from xfer.config import parse, prepare_overrides
+    from xfer.config import prepare_overrides
 
     flags, overrides = _split(arguments)
-    parse(overrides)
     # Lets Hydra hand its errors over instead of printing them in its own words.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     sys.argv = [sys.argv[0], *flags, *prepare_overrides(overrides)]
@@ -136,23 +135,18 @@ def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
     overrides: list[str] = []
     takes_value = False
     for item in arguments:
+        if item.startswith("-") and item.partition("=")[0] not in (*_WITH_VALUE, *_ALONE):
+            known = ("--help", "--version", "--allow", *_WITH_VALUE, *_ALONE)
+            raise ConfigError(
+                "command line", f"there is no flag '{item}'", closest(item, known), 15
+            )
         (flags if item.startswith("-") or takes_value else overrides).append(item)
         takes_value = item in _WITH_VALUE
     return flags, overrides
 
 
-_WITH_VALUE = (
-    "--config-dir",
-    "-cd",
-    "--config-name",
-    "-cn",
-    "--config-path",
-    "-cp",
-    "--cfg",
-    "-c",
-    "--info",
-    "-i",
-)
+_ALONE = ("-m", "--multirun", "--resolve", "--hydra-help", "-sc", "--shell-completion")
+_WITH_VALUE = ("--config-dir", "-cd", "--cfg", "-c", "--info", "-i", "--package", "-p")
 
 
 if __name__ == "__main__":

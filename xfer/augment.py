@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from annotated_types import Ge, Gt, Le
 
+from xfer.errors import ConfigError
 from xfer.preprocess import normalise, prepare
 
 if TYPE_CHECKING:
@@ -48,6 +49,16 @@ class Standard:
     scale: tuple[Annotated[float, Gt(0), Le(1)], Annotated[float, Gt(0), Le(1)]] = (0.08, 1.0)
     ratio: tuple[Annotated[float, Gt(0)], Annotated[float, Gt(0)]] = (0.75, 1.333)
     flip: Probability = 0.5
+
+    def __post_init__(self) -> None:
+        for name, (low, high) in (("scale", self.scale), ("ratio", self.ratio)):
+            if low > high:
+                raise ConfigError(
+                    f"augment.{name}",
+                    f"{low} is above {high}",
+                    f"type augment.{name}=[{high},{low}]",
+                    90,
+                )
 
     def transform(self, spec: InputSpec) -> Transform:
         """RGB image to float32 (3, h, w)."""

@@ -42,6 +42,15 @@ class Checkpoint:
                 "use letters, digits, _ or -",
                 70,
             )
+        falling = self.monitor.endswith(("loss", "_ece"))
+        if falling != (self.mode == "min"):
+            mode = "min" if falling else "max"
+            raise ConfigError(
+                "checkpoint.mode",
+                f"is {self.mode}, but the best {self.monitor} is its {mode}imum",
+                f"type checkpoint.mode={mode}",
+                72,
+            )
         if self.prefix in ("best", "last"):
             raise ConfigError("checkpoint.prefix", f"'{self.prefix}' is taken", "use another", 71)
 

@@ -25,9 +25,10 @@ def printable(text: object) -> str:
 def closest(word: str, words: Iterable[str]) -> str:
     """A hint ``did you mean 'x'?`` with the nearest of ``words``, or the first few of them."""
     allowed = [str(w) for w in words]
-    near = difflib.get_close_matches(word, allowed, n=1, cutoff=0.5)
+    lowered = {w.lower(): w for w in allowed}
+    near = difflib.get_close_matches(word.lower(), lowered, n=1, cutoff=0.5)
     if near:
-        return f"did you mean '{near[0]}'?"
+        return f"did you mean '{lowered[near[0]]}'?"
     return "allowed: " + ", ".join(allowed[:12]) + (", ..." if len(allowed) > 12 else "")
 
 

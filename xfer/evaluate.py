@@ -53,7 +53,7 @@ def answers(
     with torch.inference_mode():
         found = [
             net(images.to(device, memory_format=torch.channels_last)).float().cpu()
-            for images, _ in tqdm(loader, desc="evaluating", delay=3, leave=False)
+            for images, _ in tqdm(loader, desc="evaluating", delay=3, leave=False, disable=None)
         ]
     logits = torch.cat(found).numpy()
     known = samples.labels if (samples.labels >= 0).all() else None

@@ -15,6 +15,7 @@ import pytorch_lightning as pl
 import torch
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.callbacks import TQDMProgressBar
+from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from xfer.errors import ConfigError, DataError
 from xfer.evaluate import device_name
@@ -51,7 +52,7 @@ def fit(plan: Plan, folder: Path, resume: Path | None = None) -> Fitted:
     began = time.perf_counter()
     net = assemble(plan.parts, plan.weights)
     module, history = Classifier(net, plan), History(plan, folder)
-    with _quiet():
+    with _quiet(), _signals():
         trainer = _trainer(plan, folder, history)
         loaders = _loaders(
             plan, pin=isinstance(trainer.accelerator, pl.accelerators.CUDAAccelerator)
@@ -62,7 +63,7 @@ def fit(plan: Plan, folder: Path, resume: Path | None = None) -> Fitted:
             "checkpoint.start_epoch",
             "no epoch was looked at, so there is no best one",
             "lower it",
-            110,
+            91,
         )
     module.cpu()
     module.check_frozen()
@@ -120,7 +121,7 @@ def _trainer(plan: Plan, folder: Path, history: History) -> pl.Trainer:
         )
     except (RuntimeError, ValueError, MisconfigurationException) as error:
         raise ConfigError(
-            "trainer", str(error).splitlines()[0], "mend accelerator, devices or precision", 111
+            "trainer", str(error).splitlines()[0], "mend accelerator, devices or precision", 92
         ) from error
 
 
@@ -138,6 +139,19 @@ class _ProgressBar(TQDMProgressBar):
 
     def get_metrics(self, trainer: Any, pl_module: Any) -> Any:
         return {}
+
+
+@contextmanager
+def _signals() -> Iterator[None]:
+    """Lightning ends a process that was told to stop with 0 or 1; the contract says 143 and 130."""
+    try:
+        yield
+    except SIGTERMException as error:
+        raise SystemExit(143) from error
+    except SystemExit as error:
+        if isinstance(error.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from error
+        raise
 
 
 @contextmanager

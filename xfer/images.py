@@ -183,7 +183,7 @@ def _inspect_all(paths: list[Path]) -> Iterator[_Found]:
     batches = [paths[i : i + _BATCH] for i in range(0, len(paths), _BATCH)]
     with (
         ThreadPoolExecutor(min(8, 2 * (os.cpu_count() or 1))) as pool,
-        tqdm(total=len(paths), desc="reading images", unit=" files", delay=2, leave=False) as bar,
+        tqdm(total=len(paths), desc="reading images", delay=2, leave=False, disable=None) as bar,
     ):
         for found in pool.map(lambda batch: [inspect(path) for path in batch], batches):
             bar.update(len(found))

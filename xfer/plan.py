@@ -162,21 +162,21 @@ def _check_model_source(specs: Specs) -> None:
             "checkpoint.path",
             "a run that fits makes its own checkpoint",
             "drop 'fit' from stages, or start from those weights with source=run source.path=...",
-            101,
+            81,
         )
     if specs.stages and "fit" not in specs.stages and not specs.checkpoint.path and not keep:
         raise ConfigError(
             "stages",
             f"{list(specs.stages)} has no model to work on",
             "add fit, or give checkpoint.path=FILE, or head=keep with a source",
-            102,
+            82,
         )
     if keep and kind.endswith("Scratch") and not specs.checkpoint.path:
         raise ConfigError(
             "head",
             "keep needs a source whose head it keeps",
             "choose source=... or head=linear",
-            103,
+            83,
         )
 
 
@@ -186,7 +186,7 @@ def _from_specs(specs: Specs, dataset: Dataset | None, weights: Weights) -> Plan
     classes = dataset.classes if dataset else weights.classes
     if classes is None:
         raise ConfigError(
-            "data", "is needed to know the classes", "give data=... or data.root=DIR", 104
+            "data", "is needed to know the classes", "give data=... or data.root=DIR", 84
         )
     if isinstance(specs.head, Keep) and weights.classes not in (None, classes):
         raise _class_mismatch(classes, weights.classes or (), weights.origin or "source")
@@ -242,7 +242,7 @@ def _from_checkpoint(specs: Specs, dataset: Dataset | None) -> Plan:
         typed = [k for k in specs.explicit if k == group or k.startswith(f"{group}.")]
         if typed and specs.facts[group] != facts:
             raise ConfigError(
-                sorted(typed)[0], f"contradicts {path}, which holds {_short(facts)}", "drop it", 105
+                sorted(typed)[0], f"contradicts {path}, which holds {_short(facts)}", "drop it", 85
             )
     if dataset and dataset.classes != card.classes:
         raise _class_mismatch(dataset.classes, card.classes, str(path))
@@ -280,12 +280,17 @@ def _check_training(plan: Plan) -> None:
     known, monitor = names(len(plan.card.classes)), plan.specs.checkpoint.monitor
     if monitor not in known:
         raise ConfigError(
-            "checkpoint.monitor", f"no metric is called '{monitor}'", closest(monitor, known), 106
+            "checkpoint.monitor", f"no metric is called '{monitor}'", closest(monitor, known), 86
         )
+    if plan.specs.trainer.accelerator == "gpu":
+        import torch
+
+        if not torch.cuda.is_available():
+            raise ConfigError("trainer.accelerator", "there is no GPU here", "use trainer=cpu", 88)
     start, epochs = plan.specs.checkpoint.start_epoch, plan.specs.trainer.max_epochs
     if start > epochs:
         raise ConfigError(
-            "checkpoint.start_epoch", f"{start} is behind the last epoch {epochs}", "lower it", 107
+            "checkpoint.start_epoch", f"{start} is behind the last epoch {epochs}", "lower it", 87
         )
 
 

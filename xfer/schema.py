@@ -11,12 +11,13 @@ import importlib
 import inspect
 import json
 import os
+import re
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import MISSING, asdict, fields, is_dataclass
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from xfer.errors import ConfigError, SafetyError, XferError, closest, raise_all
 from xfer.types import Plain
@@ -25,27 +26,52 @@ Where = Callable[[str], str]
 """Names the place a dotted key was set: a file, or the command line."""
 
 
-def build(group: str, node: Any, where: Where = lambda key: key) -> Any:
-    """The spec that ``node`` describes. Raises all of its problems together."""
+def build(
+    group: str,
+    node: Any,
+    where: Where = lambda key: key,
+    prefix: str = "",
+    elsewhere: Where = lambda key: "",
+) -> Any:
+    """The spec that ``node`` describes. Raises all of its problems together.
+
+    ``prefix`` is the dotted key of ``node`` where that is not ``group``; ``elsewhere`` gives the
+    remedy for a key that only another option of the group has, or nothing.
+    """
+    prefix = prefix or group
     if not isinstance(node, dict) or "_target_" not in node:
-        raise ConfigError(where(group), f"{group} names no class", f"choose {group}=OPTION", 5)
-    kind = _kind(group, str(node["_target_"]), where)
+        raise ConfigError(where(prefix), f"{prefix} names no class", f"choose {group}=OPTION", 5)
+    target = str(node["_target_"])
+    kind = load_class(group, target, where, f"{prefix}._target_")
     given = {key: value for key, value in node.items() if key != "_target_"}
     schema = signature(kind)
+    known = [f"{prefix}.{name}" for name in schema]
     problems: list[XferError] = []
-    for key in given.keys() - schema.keys():
-        problems.append(unknown(f"{group}.{key}", [f"{group}.{name}" for name in schema], where))
+    for name in sorted(given.keys() - schema.keys()):
+        key = f"{prefix}.{name}"
+        problems.append(unknown(key, known, where, elsewhere(key)))
     arguments = {}
     for name, (hint, default) in schema.items():
         try:
             if name in given:
-                arguments[name] = convert(f"{group}.{name}", given[name], hint, where)
+                arguments[name] = convert(f"{prefix}.{name}", given[name], hint, where)
             elif default is MISSING:
-                raise missing(f"{group}.{name}")
+                raise missing(f"{prefix}.{name}")
         except XferError as error:
             problems.append(error)
     raise_all(problems)
-    return kind(**arguments)
+    return _made(kind, arguments, prefix, where)
+
+
+def _made(kind: Any, arguments: dict[str, Any], prefix: str, where: Where) -> Any:
+    try:
+        return kind(**arguments)
+    except XferError as error:
+        error.where = where(error.where)
+        raise
+    except Exception as error:  # a class of the user's own may raise anything
+        what = f"{kind.__name__} refuses its arguments ({error})"
+        raise ConfigError(where(prefix), what, f"mend {prefix}", 14) from error
 
 
 def facts(group: str, spec: Any, node: Plain) -> Plain:
@@ -79,17 +105,56 @@ def convert(key: str, value: Any, hint: Any, where: Where) -> Any:
     if value == "???":
         raise missing(key)
     try:
-        # Through JSON, because strict validation of Python objects wants tuples and dataclasses.
-        return TypeAdapter(hint).validate_json(json.dumps(value), strict=True)
-    except ValidationError as error:
-        details = error.errors()
-        # Of a union every member complains; the one about the value's own kind says most.
-        detail = next((d for d in details if not d["type"].endswith("_type")), details[0])
-        inner = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in _path(detail["loc"]))
-        what = detail["msg"].replace("Input should be", "must be")
+        text = json.dumps(value, allow_nan=False)
+    except ValueError as error:
         raise ConfigError(
-            where(key), f"{key}{inner} is {value!r}, but {what}", f"type {key}=VALUE", 2
+            where(key), f"is {value}, but must be a finite number", f"type {key}=NUMBER", 2
         ) from error
+    try:
+        # Through JSON, because strict validation of Python objects wants tuples and dataclasses.
+        return TypeAdapter(hint, config=_no_extras(hint)).validate_json(text, strict=True)
+    except ValidationError as error:
+        raise _mistyped(key, error, where) from error
+
+
+def _no_extras(hint: Any) -> ConfigDict | None:
+    return None if is_dataclass(hint) else ConfigDict(extra="forbid")
+
+
+_KINDS = (
+    # The start of pydantic's name for the mistake, what must be there, how that is typed.
+    ("int", "must be a whole number", "WHOLE_NUMBER"),
+    ("float", "must be a number", "NUMBER"),
+    ("bool", "must be true or false", "true|false"),
+    ("string_type", "must be text", "TEXT"),
+    ("string_too_short", "must not be empty", "TEXT"),
+    ("tuple", "must be a list", "[A,B]"),
+    ("dict", "must be {name: value}", "'{NAME: VALUE}'"),
+    ("dataclass", "must be {name: value}", "'{NAME: VALUE}'"),
+    ("greater", "", "NUMBER"),
+    ("less", "", "NUMBER"),
+)
+
+
+def _mistyped(key: str, error: ValidationError, where: Where) -> ConfigError:
+    """Of a union every member complains; the one that looked deepest says most."""
+    details = error.errors()
+    detail = max(details, key=lambda d: (len(_path(d["loc"])), not d["type"].endswith("_type")))
+    kind, value = detail["type"], detail["input"]
+    place = key + "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in _path(detail["loc"]))
+    if kind == "missing":
+        return ConfigError(where(key), f"{place} must be given", f"add {place}", 2)
+    if kind == "unexpected_keyword_argument":
+        return ConfigError(where(key), f"there is no key '{place}'", "drop it", 1)
+    found = next((k for k in _KINDS if kind.startswith(k[0])), ("", "", "VALUE"))
+    what = found[1] or detail["msg"].replace("Input should be", "must be")
+    fix = f"type {key}={found[2]}" if place == key else f"write {found[2]} for {place}"
+    if kind == "tuple_type" and isinstance(value, str) and place == key:
+        fix = f"type {key}=[{value}]"
+    if kind == "literal_error":
+        fix = closest(str(value), re.findall(r"'([^']*)'", detail["msg"]))
+    told = "" if place == key else f"{place} "
+    return ConfigError(where(key), f"{told}is {json.dumps(value)}, but {what}", fix, 2)
 
 
 def _path(loc: tuple[int | str, ...]) -> list[int | str]:
@@ -101,9 +166,18 @@ def _path(loc: tuple[int | str, ...]) -> list[int | str]:
     ]
 
 
-def unknown(key: str, known: list[str], where: Where) -> ConfigError:
+def unknown(key: str, known: Sequence[str], where: Where, fix: str = "") -> ConfigError:
     """The error for a key that nobody reads."""
-    return ConfigError(where(key), f"there is no key '{key}'", closest(key, sorted(known)), 1)
+    return ConfigError(where(key), f"there is no key '{key}'", fix or _nearest(key, known), 1)
+
+
+def _nearest(key: str, known: Sequence[str]) -> str:
+    leaf = key.rpartition(".")[2]
+    leaves = {k: k.rpartition(".")[2] for k in known}
+    same = [k for k, other in leaves.items() if other == leaf or other.endswith(f"_{leaf}")]
+    if same:
+        return f"did you mean '{same[0]}'?"
+    return closest(key, sorted(known)) if known else f"drop it: {key.split('.')[0]} takes no keys"
 
 
 def missing(key: str) -> ConfigError:
@@ -111,43 +185,37 @@ def missing(key: str) -> ConfigError:
     return ConfigError(key, "must be given", f"type {key}=VALUE", 3)
 
 
+def leaves(key: str, node: Any) -> list[str]:
+    """The dotted keys of every value in ``node``, which is at ``key``."""
+    if not isinstance(node, dict):
+        return [key]
+    return [leaf for name, inner in node.items() for leaf in leaves(f"{key}.{name}", inner)]
+
+
 def allowed() -> tuple[str, ...]:
     """Packages, besides xfer, whose classes a config may name."""
     return tuple(p.strip() for p in os.environ.get("XFER_ALLOW", "").split(",") if p.strip())
 
 
-def _kind(group: str, target: str, where: Where) -> Any:
+def load_class(group: str, target: str, where: Where, key: str = "") -> Any:
+    """The class that ``target`` names. Raises SafetyError unless it is of ``xfer.<group>`` or of
+    an allowed package, ConfigError when it cannot be imported."""
     module, _, name = target.rpartition(".")
     own = target.startswith(f"xfer.{group}.")
-    key = f"{group}._target_"
-    if not own and not any(target.startswith(f"{package}.") for package in allowed()):
-        package = target.split(".")[0]
-        fix = (
-            "name a class of " + f"xfer.{group}"
-            if package == "xfer"
-            else f"add --allow {package} if you trust it"
-        )
+    package = target.split(".")[0]
+    if not own and not any(target.startswith(f"{p}.") for p in allowed()):
+        trust = f"add --allow {package} if you trust it"
+        fix = f"name a class of xfer.{group}" if package == "xfer" else trust
         raise SafetyError(where(key), f"'{target}' may not be used for {group}", fix, 1)
     try:
         kind = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
+    except Exception as error:  # a module of the user's own may raise anything
         raise ConfigError(
             where(key), f"'{target}' cannot be imported ({error})", "check its spelling", 6
         ) from error
-    if not isinstance(kind, type):
-        raise SafetyError(where(key), f"'{target}' is no class", "name a class", 2)
+    # What a module of xfer merely imports is not on offer.
+    if not isinstance(kind, type) or (own and not kind.__module__.startswith(f"xfer.{group}")):
+        raise SafetyError(
+            where(key), f"'{target}' is no class for {group}", "name a class of it", 2
+        )
     return kind
-
-
-def check_keys(node: Mapping[str, Any], known: Mapping[str, Any], where: Where) -> list[XferError]:
-    """Errors for keys of ``node`` that ``known`` (nested the same way) does not have."""
-    problems: list[XferError] = []
-    for key in node:
-        if key not in known:
-            problems.append(unknown(str(key), list(known), where))
-        elif isinstance(inner := known[key], dict):
-            for name in node[key] or {}:
-                if name not in inner:
-                    options = [f"{key}.{n}" for n in inner]
-                    problems.append(unknown(f"{key}.{name}", options, where))
-    return problems

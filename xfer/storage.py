@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import struct
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -101,7 +103,11 @@ def load_tensors(path: Path) -> Any:
     if not path.is_file():
         raise WeightsError(path, "there is no such file", "give the path of a checkpoint", 1)
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        # An open file, because torch.load would trust a name that ends in .safetensors.
+        with path.open("rb") as stream, warnings.catch_warnings():
+            # A pickle of another protocol is read or refused; either says enough.
+            warnings.filterwarnings("ignore", message="Detected pickle protocol")
+            return torch.load(stream, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if "GLOBAL" in str(error) or ("Unsupported" in str(error) and _is_pickled(path)):
             raise SafetyError(
@@ -118,7 +124,7 @@ def load_tensors(path: Path) -> Any:
 # What torch's reader was seen to raise on damaged bytes.
 _DAMAGED = (
     *(OSError, RuntimeError, EOFError, ValueError),
-    *(LookupError, AssertionError, TypeError, AttributeError),
+    *(LookupError, AssertionError, TypeError, AttributeError, struct.error),
 )
 
 

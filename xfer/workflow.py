@@ -250,11 +250,18 @@ def _as_xfer(error: BaseException) -> BaseException:
     return error
 
 
+def _exit_code(error: BaseException) -> int:
+    if isinstance(error, KeyboardInterrupt):
+        return 130
+    code = getattr(error, "exit", getattr(error, "code", 1))
+    return code if isinstance(code, int) else 1
+
+
 def _failure(error: BaseException) -> Plain:
     return {
         "state": "failed" if isinstance(error, Exception) else "interrupted",
         "code": error.number if isinstance(error, XferError) else None,
-        "exit": error.exit if isinstance(error, XferError) else 1,
+        "exit": _exit_code(error),
         "message": f"{error.where}: {error.what}" if isinstance(error, XferError) else repr(error),
         "remedy": error.fix if isinstance(error, XferError) else None,
         "files": {},

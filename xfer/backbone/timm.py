@@ -53,11 +53,12 @@ class Timm:
 
 def _heads(module: nn.Module) -> tuple[str, ...]:
     names = module.pretrained_cfg["classifier"]  # type: ignore[index]
-    if not names:
+    paths = (names,) if isinstance(names, str) else tuple(names or ())
+    if not paths or not {name for name, _ in module.named_modules()}.issuperset(paths):
         raise ConfigError(
             "backbone.name",
             "timm builds it without a classifier that a head could replace",
             "choose another backbone",
             13,
         )
-    return (names,) if isinstance(names, str) else tuple(names)
+    return paths

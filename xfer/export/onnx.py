@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import io
-import logging
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
@@ -65,12 +63,12 @@ def _trace(net: torch.nn.Module, images: Array, opset: int) -> torch.onnx.ONNXPr
 
     # Two copies of one image: a batch of 1 could be taken for a constant.
     example = torch.from_numpy(images[:1]).repeat(2, 1, 1, 1)
-    with _quiet():
+    # It prints its progress, and pages of advice; what goes wrong is in its exception.
+    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
         program = torch.onnx.export(
             net,
             (example,),
             dynamo=True,
-            verbose=False,
             external_data=False,
             input_names=["images"],
             output_names=["logits"],
@@ -82,15 +80,3 @@ def _trace(net: torch.nn.Module, images: Array, opset: int) -> torch.onnx.ONNXPr
         # It tells the paths of the machine that exported.
         node.metadata_props.pop("pkg.torch.onnx.stack_trace", None)
     return program
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Drop what the exporter prints and logs; what goes wrong is in its exception."""
-    before = logging.root.manager.disable
-    logging.disable(logging.ERROR)
-    try:
-        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-            yield
-    finally:
-        logging.disable(before)

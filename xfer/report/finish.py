@@ -123,6 +123,9 @@ def _details(work: Work) -> Plain:
                 "prediction": found.classes[chosen[i]],
                 "confidence": confidence[i],
             }
-            for i in most_wrong(found, _GRID)
+            for i in most_wrong(found, len(found.names))
+        ]
+        details["notes"] = [
+            f"Predictions, mistakes and confusion are drawn from the {split} images."
         ]
     return details

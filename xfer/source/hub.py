@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import logging
 import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -45,10 +46,9 @@ def _timm(name: str, tag: str | None) -> Weights:
 
     full = name if tag is None else f"{name.split('.')[0]}.{tag}"
     known = timm.list_pretrained(f"{name.split('.')[0]}.*")
-    config = timm.get_pretrained_cfg(full)
-    if config is None or (tag is not None and full not in known):
+    if tag is not None and full not in known:
         tags = [entry.split(".", 1)[1] for entry in known]
-        raise ConfigError("source.tag", f"timm has no '{full}'", closest(tag or "", tags), 41)
+        raise ConfigError("source.tag", f"timm has no '{full}'", closest(tag, tags), 41)
     if not known:
         raise WeightsError(
             "source",
@@ -56,11 +56,16 @@ def _timm(name: str, tag: str | None) -> Weights:
             "use source=file or source=none",
             10,
         )
+    config = timm.get_pretrained_cfg(full)
+    # The client logs each failed request before it raises; the error below says it once.
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     try:
         module = timm.create_model(full, pretrained=True)
     except Exception as error:  # the hub's client raises many kinds, none of them xfer's bug
         raise _unreachable(full, error) from error
     path = _cached_timm(config)
+    # The name alone means the library's default tag of the day: say which that was.
+    full = f"{config.architecture}.{config.tag}" if config.tag else full
     return Weights(
         "hub",
         module.state_dict(),

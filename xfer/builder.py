@@ -1,0 +1,153 @@
+"""A composed configuration, now plain, to specs: every group is built, every problem kept."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+from annotated_types import Ge, Lt
+
+from xfer import schema
+from xfer.errors import ConfigError, XferError, closest, raise_all
+from xfer.help import GROUPS
+from xfer.places import Places, override_key
+from xfer.plan import STAGES, Exports, Specs
+from xfer.types import Plain
+
+_SPEC_GROUPS = tuple(g for g in GROUPS if g not in ("experiment", "sweep", "export", "features"))
+_GENERAL = ("seed", "stages", "run.dir", "predict.input")
+Seed = Annotated[int, Ge(0), Lt(2**32)]
+
+
+class Builder:
+    """Builds every group and keeps the errors, so that all are told together."""
+
+    def __init__(self, plain: Plain, where: Places) -> None:
+        self.plain, self.where = plain, where
+        self.problems: list[XferError] = []
+        self.facts: dict[str, Plain] = {}
+
+    def specs(self, experiment: str, typed: Sequence[str]) -> Specs:
+        """What the run is asked to do. Raises all problems together."""
+        stages = self.value("stages", tuple[str, ...]) or ()
+        needs_data = not stages or {"fit", "evaluate", "export"} & set(stages)
+        built = {
+            group: self.group(group)
+            for group in (*_SPEC_GROUPS, "features")
+            if group != "data" or needs_data
+        }
+        inputs = self.value("predict.input", str | tuple[str, ...] | None)
+        general = {
+            "seed": self.value("seed", Seed),
+            "run_dir": self.value("run.dir", str | None),
+            "export": self.exports(),
+        }
+        self.unknown_keys()
+        self.contradictions(stages, inputs)
+        raise_all(self.problems)
+        built.setdefault("data", None)
+        built.pop("features")
+        return Specs(
+            experiment=experiment,
+            stages=stages,
+            predict_input=(inputs,) if isinstance(inputs, str) else tuple(inputs or ()),
+            facts=self.facts,
+            make=schema.build,
+            explicit=frozenset(override_key(text) for text in typed),
+            config=self.resolved(),
+            command=shlex.join(["python", "-m", "xfer", *typed]),
+            **general,
+            **built,
+        )
+
+    def unknown_keys(self) -> None:
+        """Keys outside the groups' own, which the specs do not see."""
+        known = [f"{g}.{key}" for g, node in self.facts.items() for key in node if key[0] != "_"]
+        known = [*_GENERAL, *GROUPS, *known]
+        for top, node in self.plain.items():
+            if top not in (*_SPEC_GROUPS, "export", "features", "seed", "stages"):
+                self.problems += [
+                    schema.unknown(key, known, self.where)
+                    for key in schema.leaves(str(top), node)
+                    if key not in known or key in GROUPS
+                ]
+
+    def group(self, name: str) -> Any:
+        """The spec of one group, or ``None`` and problems."""
+        try:
+            spec = schema.build(name, self.plain.get(name), self.where, name, self.where.elsewhere)
+        except XferError as error:
+            self.problems += getattr(error, "errors", [error])
+            return None
+        self.facts[name] = schema.facts(name, spec, self.plain[name])
+        return spec
+
+    def value(self, key: str, hint: Any) -> Any:
+        """One value outside the groups, or ``None`` and a problem."""
+        node: Any = self.plain
+        for part in key.split("."):
+            node = node.get(part) if isinstance(node, dict) else None
+        try:
+            return schema.convert(key, node, hint, self.where)
+        except XferError as error:
+            self.problems.append(error)
+            return None
+
+    def exports(self) -> Exports | None:
+        """The export group is a list of writers by name beside the gate's own two keys."""
+        node = self.plain.get("export") or {}
+        if not isinstance(node, dict):
+            self.problems.append(schema.unknown("export", ["export.tolerance"], self.where))
+            return None
+        named = {key: value for key, value in node.items() if isinstance(value, dict)}
+        writers = [self.writer(key, value) for key, value in named.items()]
+        rest = {key: value for key, value in node.items() if key not in named}
+        try:
+            target = {"_target_": "xfer.export.Gate", **rest}
+            gate = schema.build("export", target, self.where)
+        except XferError as error:
+            self.problems += getattr(error, "errors", [error])
+            return None
+        return Exports(gate, tuple(w for w in writers if w is not None))
+
+    def writer(self, name: str, node: Plain) -> Any:
+        """One exporter, or ``None`` and problems."""
+        try:
+            return schema.build("export", node, self.where, f"export.{name}")
+        except XferError as error:
+            self.problems += getattr(error, "errors", [error])
+            return None
+
+    def contradictions(self, stages: tuple[str, ...], inputs: Any) -> None:
+        """Values that are fine alone and wrong together."""
+        for stage in stages:
+            if stage not in STAGES:
+                self.problems.append(
+                    ConfigError("stages", f"there is no stage '{stage}'", closest(stage, STAGES), 8)
+                )
+        if "predict" in stages and not inputs:
+            self.problems.append(schema.missing("predict.input"))
+        if inputs and "predict" not in stages:
+            self.problems.append(
+                ConfigError(
+                    "predict.input",
+                    "is given but stages has no 'predict'",
+                    "type stages=[predict], or drop predict.input",
+                    9,
+                )
+            )
+        trainer = self.facts.get("trainer", {})
+        if trainer.get("precision") == "16-mixed" and trainer.get("accelerator") == "cpu":
+            self.problems.append(
+                ConfigError(
+                    "trainer.precision",
+                    "16-mixed needs a GPU, trainer.accelerator is cpu",
+                    "type trainer.precision=bf16-mixed",
+                    10,
+                )
+            )
+
+    def resolved(self) -> Plain:
+        """The configuration with every default spelt out."""
+        return {**self.plain, **self.facts}
