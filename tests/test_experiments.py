@@ -12,13 +12,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pictures import picture
 
 import xfer
 
-from pictures import picture
-
 REVISION = "0123456789abcdef0123456789abcdef01234567"
-QUICK = ["trainer.max_epochs=1", "data.workers=0", "backbone.image_size=64", "trainer.accelerator=cpu"]
+QUICK = [
+    "trainer.max_epochs=1",
+    "data.workers=0",
+    "backbone.image_size=64",
+    "trainer.accelerator=cpu",
+]
 
 
 @pytest.fixture
@@ -53,7 +57,9 @@ def timm_cache(root: Path, name: str, monkeypatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
 
 
-@pytest.mark.parametrize(("experiment", "trainable"), [("canidae_freeze", 4098), ("canidae_finetune", None)])
+@pytest.mark.parametrize(
+    ("experiment", "trainable"), [("canidae_freeze", 4098), ("canidae_finetune", None)]
+)
 def test_canidae_from_the_hub(experiment, trainable, place, monkeypatch):
     timm_cache(place / "hub", "resnet50.a1_in1k", monkeypatch)
     split_folders(place / "data" / "Canidae", ["dogs", "wolves"], 4)
@@ -139,7 +145,9 @@ def test_digits_pretrain_makes_what_is_shipped(place):
 
     shipped = Shipped("digits_0_4").load(xfer.backbone.Timm("resnet18"))
     assert shipped.classes == tuple("01234")
-    assert Path(xfer.__file__).with_name("source").joinpath("digits_0_4.ckpt").stat().st_size < 500_000
+    assert (
+        Path(xfer.__file__).with_name("source").joinpath("digits_0_4.ckpt").stat().st_size < 500_000
+    )
     result = xfer.run("digits_pretrain", ["trainer.max_epochs=3", "stages=[fit]"])
     made = xfer.load(result.folder).net.state_dict()
     assert {n: t.shape for n, t in made.items()} == {n: t.shape for n, t in shipped.state.items()}

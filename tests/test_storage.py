@@ -45,6 +45,14 @@ def test_a_kill_in_the_middle_of_a_write_leaves_the_old_file(tmp_path: Path) -> 
     assert target.read_text() == "new"
 
 
+def test_who_reads_the_old_file_while_it_is_replaced_reads_all_of_it(tmp_path: Path) -> None:
+    target = tmp_path / "file"
+    target.write_text("old")
+    with target.open() as reader:
+        write_text(target, "new")
+        assert reader.read() == "old" and target.read_text() == "new"
+
+
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
     target = tmp_path / "file"
     target.write_text("old")

@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 
+class _ToldError(Exception):
+    """A job of a sweep failed and has said why; carries its exit code to the end of the sweep."""
+
+
 def main() -> None:
     """Run the command line and exit with the contract's codes."""
     sys.exit(_main(sys.argv[1:]))
@@ -55,6 +59,8 @@ def _tell_any(error: Exception) -> int:
 
     from xfer.config import told
 
+    if isinstance(error, _ToldError):
+        return int(error.args[0])
     if isinstance(error, XferError):
         return _tell(error)
     if isinstance(error, HydraException | OmegaConfBaseException | YAMLError):
@@ -125,7 +131,7 @@ def _job(cfg: DictConfig) -> float | None:
         if alone:
             # Hydra would print its own lines about an exception, not about an exit.
             raise SystemExit(code) from None
-        raise
+        raise _ToldError(code) from error
     best = (result.facts or {}).get("best")
     return float(best["value"]) if best else None
 
@@ -142,6 +148,8 @@ def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
             )
         (flags if item.startswith("-") or takes_value else overrides).append(item)
         takes_value = item in _WITH_VALUE
+    if takes_value:
+        raise ConfigError(arguments[-1], "needs a value", f"type {arguments[-1]} VALUE", 16)
     return flags, overrides
 
 

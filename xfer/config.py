@@ -54,6 +54,8 @@ def _parse(overrides: Sequence[str]) -> None:
     for text in overrides:
         try:
             override = OverridesParser.create().parse_override(text)
+            if not override.key_or_group:
+                raise HydraException("no key")
         except HydraException as error:
             fix = "write key=value; put values with spaces or *?[]{}, in quotes: 'key=\"a b\"'"
             raise ConfigError("command line", f"'{text}' is not understood", fix, 7) from error
@@ -111,7 +113,7 @@ def told(error: Exception) -> ConfigError:
                 f"type {key}=OPTION" if key in GROUPS else closest(key, GROUPS)
             )
             where = "configuration" if "$" in what or "variable" in what else "command line"
-            return ConfigError(where, what.format(found[1]), fix, 1)
+            return ConfigError(where, what.format(found[1].lstrip("+")), fix, 1)
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     what = "; ".join(lines[:2]) or type(error).__name__
     return ConfigError("configuration", what, "mend that file or override; see xfer --help", 7)

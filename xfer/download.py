@@ -74,7 +74,14 @@ def _stream(url: str, part: Path, target: Path) -> str:
     digest = hashlib.sha256()
     with _told(url, target):
         answer = urllib.request.build_opener(_Redirects).open(url, timeout=_TIMEOUT)
-    bar = {"desc": target.name, "unit": "B", "unit_scale": True, "delay": 1, "leave": False, "disable": None}
+    bar = {
+        "desc": target.name,
+        "unit": "B",
+        "unit_scale": True,
+        "delay": 1,
+        "leave": False,
+        "disable": None,
+    }
     with answer, part.open("wb") as out, tqdm(total=answer.length, **bar) as progress:
         while chunk := _read(answer, url, target):
             digest.update(chunk)

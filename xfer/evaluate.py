@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from xfer.errors import DivergedError
 from xfer.loader import EvalLoader, Pictures
 from xfer.metrics import score
 from xfer.preprocess import prepare
@@ -56,6 +57,9 @@ def answers(
             for images, _ in tqdm(loader, desc="evaluating", delay=3, leave=False, disable=None)
         ]
     logits = torch.cat(found).numpy()
+    if not np.isfinite(logits).all():
+        name = samples.names[int(np.flatnonzero(~np.isfinite(logits).all(axis=1))[0])]
+        raise DivergedError(name, "the network answers NaN or Inf", "use another checkpoint", 1)
     known = samples.labels if (samples.labels >= 0).all() else None
     return Predictions(samples.names, logits, known, classes)
 

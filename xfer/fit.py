@@ -59,10 +59,11 @@ def fit(plan: Plan, folder: Path, resume: Path | None = None) -> Fitted:
         )
         trainer.fit(module, *loaders, ckpt_path=resume, weights_only=True)
     if history.best is None:
+        metric = plan.specs.checkpoint.monitor
         raise ConfigError(
-            "checkpoint.start_epoch",
-            "no epoch was looked at, so there is no best one",
-            "lower it",
+            "checkpoint.monitor",
+            f"no epoch looked at had a {metric}",
+            "use val_acc or val_loss",
             91,
         )
     module.cpu()

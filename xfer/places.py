@@ -26,12 +26,12 @@ class Places:
         self, choices: Mapping[str, Any], typed: Sequence[str], folders: Sequence[str]
     ) -> None:
         self._choices = choices
-        self._typed = {override_key(text) for text in typed} - set(GROUPS)
+        self._typed = {override_key(text) for text in typed}
         self._roots = [Path(folder) for folder in folders if folder and Path(folder).is_dir()]
 
     def __call__(self, key: str) -> str:
         """``key`` behind the place where it, or a value that holds it, was set."""
-        if any(f"{key}.".startswith(f"{t}.") or t.startswith(f"{key}.") for t in self._typed):
+        if any(_covers(typed, key) for typed in self._typed):
             return f"command line: {key}"
         for file, inner in self._files(key):
             if _holds(file, inner):
@@ -58,6 +58,13 @@ class Places:
             for file in (root / f"{name}.yaml" for root in self._roots):
                 if file.is_file():
                     yield file, inner
+
+
+def _covers(typed: str, key: str) -> bool:
+    """Whether that override set ``key``; the choice of a group's option sets none of its keys."""
+    if typed in GROUPS:
+        return typed == key
+    return f"{key}.".startswith(f"{typed}.") or typed.startswith(f"{key}.")
 
 
 def _holds(file: Path, parts: Sequence[str]) -> bool:

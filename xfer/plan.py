@@ -195,7 +195,8 @@ def _from_specs(specs: Specs, dataset: Dataset | None, weights: Weights) -> Plan
     found = check(parts, before, weights)
     spec = _input(weights.input or before.input, getattr(specs.backbone, "image_size", None))
     card = Card(
-        backbone=specs.facts["backbone"],
+        # With what the builder added by itself, so that the card alone rebuilds the network.
+        backbone={**specs.facts["backbone"], **({"args": before.args} if before.args else {})},
         head=specs.facts["head"],
         classes=classes,
         input=spec,
@@ -240,7 +241,7 @@ def _from_checkpoint(specs: Specs, dataset: Dataset | None) -> Plan:
     card = snapshot.card
     for group, facts in (("backbone", card.backbone), ("head", card.head)):
         typed = [k for k in specs.explicit if k == group or k.startswith(f"{group}.")]
-        if typed and specs.facts[group] != facts:
+        if typed and not _agrees(specs.facts[group], facts):
             raise ConfigError(
                 sorted(typed)[0], f"contradicts {path}, which holds {_short(facts)}", "drop it", 85
             )
@@ -248,6 +249,14 @@ def _from_checkpoint(specs: Specs, dataset: Dataset | None) -> Plan:
         raise _class_mismatch(dataset.classes, card.classes, str(path))
     parts, _ = pieces(card, specs.make)
     return _finish(specs, dataset, (card, parts, Weights("checkpoint", None), [], {}))
+
+
+def _agrees(asked: Plain, held: Plain) -> bool:
+    """Whether a checkpoint holds what is asked for; it may hold more arguments."""
+    return all(
+        _agrees(value, held.get(key) or {}) if isinstance(value, dict) else held.get(key) == value
+        for key, value in asked.items()
+    )
 
 
 def _short(facts: Plain) -> str:

@@ -81,6 +81,10 @@ def of_timm(config: dict[str, Any]) -> InputSpec:
             "backbone.name", "its 'border' crop is not supported", "choose another", 12
         )
     squash = facts["crop_mode"] == "squash"
+    if squash and facts["crop_pct"] != 1:
+        raise ConfigError(
+            "backbone.name", "its squash before a crop is not supported", "choose another", 14
+        )
     return InputSpec(
         size=(int(height), int(width)),
         resize=None if squash else int(min(height, width) / facts["crop_pct"]),

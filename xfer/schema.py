@@ -176,7 +176,7 @@ def _nearest(key: str, known: Sequence[str]) -> str:
     leaves = {k: k.rpartition(".")[2] for k in known}
     same = [k for k, other in leaves.items() if other == leaf or other.endswith(f"_{leaf}")]
     if same:
-        return f"did you mean '{same[0]}'?"
+        return f"did you mean '{min(same, key=lambda k: len(leaves[k]))}'?"
     return closest(key, sorted(known)) if known else f"drop it: {key.split('.')[0]} takes no keys"
 
 

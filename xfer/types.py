@@ -235,13 +235,14 @@ class Network:
 
     ``heads`` are the dotted paths of its classifier layers (distilled ViTs have two), ``dropped``
     the prefixes of training-only auxiliary classifiers that are left out, ``input`` the
-    architecture's own recipe.
+    architecture's own recipe, ``args`` everything its builder was given beside the classes.
     """
 
     module: torch.nn.Module
     heads: tuple[str, ...]
     input: InputSpec
     dropped: tuple[str, ...] = ()
+    args: Plain = field(default_factory=dict)
 
 
 class Backbone(Protocol):

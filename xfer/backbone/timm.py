@@ -48,7 +48,7 @@ class Timm:
                 "mend or drop args",
                 11,
             ) from error
-        return Network(module, _heads(module), of_timm(config))
+        return Network(module, _heads(module), of_timm(config), args=args)
 
 
 def _heads(module: nn.Module) -> tuple[str, ...]:

@@ -59,7 +59,7 @@ class Torchvision:
             ) from error
         recipe = models.get_model_weights(self.name).DEFAULT.transforms()
         dropped = _AUXILIARY if self.name in _ARGS else ()
-        return Network(module, (_head(module, classes),), of_torchvision(recipe), dropped)
+        return Network(module, (_head(module, classes),), of_torchvision(recipe), dropped, args)
 
 
 def _head(module: nn.Module, classes: int) -> str:

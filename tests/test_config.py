@@ -1,0 +1,428 @@
+"""What the configuration refuses, and in which words. No test here touches data or weights."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from xfer import schema
+from xfer.config import QUICK_START, compose_specs, prepare_overrides
+from xfer.errors import ConfigError, Problems, SafetyError, XferError
+from xfer.plan import make_plan
+
+LINE = re.compile(r"xfer: error E\d{3}: .+: .+\. Fix: .+")
+TASK = "experiment=digits_freeze"
+
+
+def refused(*typed: str, config_dirs: tuple[str, ...] = ()) -> XferError:
+    """The error, which is an exit 2 told in whole lines."""
+    with pytest.raises(XferError) as caught:
+        compose_specs([TASK, *typed], config_dirs)
+    lines = str(caught.value).splitlines()
+    assert all(LINE.fullmatch(line) for line in lines), lines
+    return caught.value
+
+
+def message(*typed: str) -> str:
+    error = refused(*typed)
+    assert error.exit == 2
+    return str(error)
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("sed=1", "seed"),
+        ("optim.lrr=1", "optim.lr"),
+        ("optimm.lr=1", "optim.lr"),
+        ("Optim.LR=1", "optim.lr"),
+        ("lr=0.1", "optim.lr"),
+        ("epochs=5", "trainer.max_epochs"),
+        ("batch_size=8", "data.batch_size"),
+        ("run.dri=x", "run.dir"),
+        ("predict=photos", "predict.input"),
+        ("backbone.image_sise=32", "backbone.image_size"),
+        ("export.tolerence=1", "export.tolerance"),
+        ("export.onnx.opsett=20", "export.onnx.opset"),
+        ("optimm=sgd", "optim"),
+    ],
+)
+def test_an_unknown_key_is_met_with_the_closest_whole_key(typed: str, offered: str) -> None:
+    key = typed.partition("=")[0]
+    assert message(typed).startswith(f"xfer: error E201: command line: {key}: ")
+    assert message(typed).endswith(f"Fix: did you mean '{offered}'?")
+
+
+@pytest.mark.parametrize("prefix", ["", "+", "++"])
+def test_a_plus_gains_nothing(prefix: str) -> None:
+    assert message(f"{prefix}optim.foo=1").startswith("xfer: error E201: command line: optim.foo:")
+    assert "E201: command line: foo:" in message(f"{prefix}foo=1")
+    assert compose_specs([TASK, f"{prefix}optim.nesterov=true"]).facts["optim"]["nesterov"] is True
+    assert compose_specs([TASK, f"{prefix}optim=adamw"]).facts["optim"]["betas"] == [0.9, 0.999]
+
+
+def test_a_key_of_another_option_names_that_option() -> None:
+    assert message("head.p=0.2").endswith("Fix: choose head=dropout, which has it, or drop it")
+    assert message("optim.betas=[0.9,0.99]").endswith(
+        "choose optim=adamw, which has it, or drop it"
+    )
+    assert message("logger.x=1").endswith("Fix: drop it: logger takes no keys")
+
+
+def test_an_unknown_key_inside_a_rule_is_refused() -> None:
+    text = message("freeze.rules=[{match: head, lr: 1, rate: 2}]")
+    assert "there is no key 'freeze.rules[0].rate'" in text
+
+
+@pytest.mark.parametrize("typed", ["sweep.x=1", "experiment.x=1", "run=5", "run.x=1"])
+def test_no_corner_of_the_configuration_takes_strange_keys(typed: str) -> None:
+    assert "E201" in message(typed)
+
+
+@pytest.mark.parametrize(
+    ("typed", "allowed", "form"),
+    [
+        ("optim.lr=-1", "greater than 0", "optim.lr=NUMBER"),
+        ("optim.lr=0", "greater than 0", "optim.lr=NUMBER"),
+        ("optim.lr=nan", "a finite number", "optim.lr=NUMBER"),
+        ("optim.lr=inf", "a finite number", "optim.lr=NUMBER"),
+        ("optim.lr=abc", "a number", "optim.lr=NUMBER"),
+        ("optim.lr='0.1'", "a number", "optim.lr=NUMBER"),
+        ("optim.lr=null", "a number", "optim.lr=NUMBER"),
+        ("optim.lr.x=1", "a number", "optim.lr=NUMBER"),
+        ("data.batch_size=0", "greater than 0", "data.batch_size=NUMBER"),
+        ("data.workers=-1", "greater than or equal to 0", "data.workers=NUMBER"),
+        ("trainer.max_epochs=1.5", "a whole number", "trainer.max_epochs=WHOLE_NUMBER"),
+        ("trainer.max_epochs=true", "a whole number", "trainer.max_epochs=WHOLE_NUMBER"),
+        ("trainer.deterministic=1", "true or false", "trainer.deterministic=true|false"),
+        ("seed=-1", "greater than or equal to 0", "seed=NUMBER"),
+        ("seed=4294967296", "less than 4294967296", "seed=NUMBER"),
+        ("seed=1.5", "a whole number", "seed=WHOLE_NUMBER"),
+        ("stages=fit", "a list", "stages=[fit]"),
+        ("run.dir=5", "text", "run.dir=TEXT"),
+        ("backbone.args=3", "{name: value}", "backbone.args='{NAME: VALUE}'"),
+        ("backbone.image_size=4", "greater than or equal to 8", "backbone.image_size=NUMBER"),
+        ("export.onnx.opset=3", "greater than or equal to 18", "export.onnx.opset=NUMBER"),
+    ],
+)
+def test_a_wrong_value_is_met_with_what_is_allowed(typed: str, allowed: str, form: str) -> None:
+    key = form.partition("=")[0]
+    text = message(typed)
+    assert text.startswith(f"xfer: error E202: command line: {key}: is ")
+    assert text.endswith(f", but must be {allowed}. Fix: type {form}")
+
+
+def test_a_wrong_choice_is_met_with_the_closest_one() -> None:
+    assert message("trainer.precision=bf16-mix").endswith("Fix: did you mean 'bf16-mixed'?")
+    assert message("loss.class_weights=balance").endswith("Fix: did you mean 'balanced'?")
+
+
+def test_a_wrong_value_inside_a_list_is_named_by_its_place() -> None:
+    rules = "freeze.rules=[{match: head, lr: 1}, {match: backbone, lr: -1}]"
+    assert "freeze.rules[1].lr is -1, but must be greater than or equal to 0" in message(rules)
+    assert "freeze.rules[0].lr must be given" in message("freeze.rules=[{match: head}]")
+    assert 'loss.class_weights[1] is "a", but must be a number' in message(
+        "loss.class_weights=[1,a]"
+    )
+
+
+def test_a_rule_of_a_spec_names_the_place_too() -> None:
+    text = message("checkpoint.prefix=a/b")
+    assert text.startswith("xfer: error E270: command line: checkpoint.prefix: 'a/b' makes no file")
+
+
+@pytest.mark.parametrize(
+    ("typed", "told"),
+    [
+        ("optim=sgdd", "E204: optim: there is no option 'sgdd'. Fix: did you mean 'sgd'?"),
+        ("experiment=digits_frezze", "E204: experiment: there is no option"),
+        ("optim=5", "E204: command line: 'optim=5' names no option. Fix: type optim=OPTION"),
+        ("optim=null", "E204: command line: 'optim=null' names no option"),
+        (
+            "data=[folder,csv]",
+            "E205: command line: data: must be one option. Fix: type data=OPTION",
+        ),
+        ("~optim", "E205: command line: optim: must be one option. Fix: type optim=OPTION"),
+        (
+            "~experiment",
+            "E205: command line: experiment: must be one option. Fix: type experiment=OPTION",
+        ),
+        ("~export", "'~export' cannot be taken away"),
+        ("~foo", "there is no key 'foo'. Fix: drop '~foo'"),
+        ("~optim.lr", "E203: optim.lr: must be given. Fix: type optim.lr=VALUE"),
+        ("~seed", "E202: command line: seed: is null"),
+        ("optim@there=sgd", "there is no group 'optim@there'. Fix: type optim=OPTION"),
+        ("optim/fast=sgd", "there is no group 'optim/fast'. Fix: did you mean 'optim'?"),
+        ("hydra/launcher=jobliib", "E204: hydra/launcher: there is no option 'jobliib'"),
+        ("backbone.name=resnet5O", "E210: command line: backbone.name: timm has no model"),
+        ("stages=[fti]", "E208: stages: there is no stage 'fti'. Fix: did you mean 'fit'?"),
+    ],
+)
+def test_a_wrong_option_is_met_with_a_right_one(typed: str, told: str) -> None:
+    assert told in message(typed)
+
+
+@pytest.mark.parametrize(
+    "typed", ["stages=[fit", "optim.lr", "=3", "/optim=sgd", "a=b=[", "data root=x"]
+)
+def test_what_is_no_override_is_told_with_how_to_write_one(typed: str) -> None:
+    assert message(typed).startswith(f"xfer: error E207: command line: '{typed}' is not understood")
+    assert "write key=value" in message(typed)
+
+
+def test_several_values_without_a_sweep_are_told() -> None:
+    assert message("optim.lr=0.1,0.2").endswith(
+        "'optim.lr=0.1,0.2' is several values. Fix: add -m for several runs"
+    )
+
+
+def test_interpolations_that_lead_nowhere_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NOT_SET", raising=False)
+    assert "the variable NOT_SET is not set. Fix: set NOT_SET=" in message(
+        "data.split_seed=${oc.env:NOT_SET}"
+    )
+    assert "'${optim.lrr}' names no key" in message("optim.lr=${optim.lrr}")
+    assert "Recursive interpolation" in message("optim.lr=${optim.lr}")
+
+
+def test_an_interpolation_in_an_override_works_and_the_command_keeps_it() -> None:
+    specs = compose_specs([TASK, "optim.lr=${schedule.warmup_epochs}", "schedule.warmup_epochs=2"])
+    assert specs.optim.lr == 2
+    assert "${schedule.warmup_epochs}" in specs.command
+
+
+@pytest.mark.parametrize(
+    ("typed", "told"),
+    [
+        (["predict.input=x"], "E209: predict.input: is given but stages has no 'predict'"),
+        (["stages=[predict]"], "E203: predict.input: must be given"),
+        (["stages=[predict]", "predict.input=[]"], "E203: predict.input: must be given"),
+        (["trainer=cpu", "trainer.precision=16-mixed"], "Fix: type trainer.precision=bf16-mixed"),
+        (["augment=standard", "augment.scale=[0.5,0.2]"], "Fix: type augment.scale=[0.2,0.5]"),
+    ],
+)
+def test_values_that_contradict_each_other_are_refused(typed: list[str], told: str) -> None:
+    assert told in message(*typed)
+
+
+@pytest.mark.parametrize(
+    ("typed", "told"),
+    [
+        (["checkpoint.path=x"], "E281: checkpoint.path: a run that fits makes its own"),
+        (["stages=[evaluate]"], "E282: stages: ['evaluate'] has no model to work on"),
+        (["head=keep", "source=none"], "E283: head: keep needs a source whose head it keeps"),
+    ],
+)
+def test_a_model_from_two_places_or_none_is_refused(typed: list[str], told: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        make_plan(compose_specs([TASK, *typed]))
+    assert told in str(caught.value)
+
+
+def test_fractions_that_leave_nothing_to_train_on_are_refused() -> None:
+    typed = ["data.val_fraction=0.6", "data.test_fraction=0.6"]
+    with pytest.raises(
+        ConfigError, match=r"data\.val_fraction: is over 1 with data\.test_fraction"
+    ):
+        make_plan(compose_specs([TASK, *typed]))
+
+
+def test_all_problems_are_told_together() -> None:
+    error = refused(
+        "optim.lrr=1", "data.batch_size=0", "stages=[fit,x]", "foo=1", "export.images=1"
+    )
+    assert isinstance(error, Problems)
+    keys = ("optim.lrr", "data.batch_size", "stages", "foo", "export.images")
+    assert len(error.errors) == 5
+    assert all(any(key in str(line.where) for line in error.errors) for key in keys)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder of the user's with an experiment that holds mistakes."""
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text(
+        "# @package _global_\ndefaults:\n  - override /data: digits\n  - override /optim: odd\n"
+        "optim: {lrr: 3}\ntrainer: {max_epochs: 0}\nlearning: {rate: 1}\n"
+    )
+    (tmp_path / "optim").mkdir()
+    (tmp_path / "optim" / "odd.yaml").write_text("_target_: xfer.optim.Sgd\nlr: fast\n")
+    return tmp_path
+
+
+def test_the_file_that_holds_the_wrong_key_is_named(folder: Path) -> None:
+    with pytest.raises(Problems) as caught:
+        compose_specs(["experiment=mine"], [str(folder)])
+    mine = folder / "experiment" / "mine.yaml"
+    assert {str(e.where) for e in caught.value.errors} == {
+        f"{mine}: optim.lrr",
+        f"{folder}/optim/odd.yaml: optim.lr",
+        f"{mine}: trainer.max_epochs",
+        f"{mine}: learning.rate",
+    }
+
+
+def test_the_command_line_is_named_before_a_file(folder: Path) -> None:
+    with pytest.raises(Problems) as caught:
+        compose_specs(["experiment=mine", "trainer.max_epochs=-3"], [str(folder)])
+    assert "command line: trainer.max_epochs: is -3" in str(caught.value)
+
+
+def test_a_broken_file_is_named(folder: Path) -> None:
+    (folder / "optim" / "odd.yaml").write_text("lr: [1\n")
+    with pytest.raises(ConfigError) as caught:
+        compose_specs(["experiment=mine"], [str(folder)])
+    assert f"{folder}/optim/odd.yaml" in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "os.system",
+        "subprocess.Popen",
+        "torch.optim.SGD",
+        "xfer.data.Folder",
+        "xfer.optimistic.Sgd",
+        "xfer.optim.groups",
+        "xfer.optim.ConfigError",
+        "system",
+        "5",
+    ],
+)
+def test_a_class_from_elsewhere_is_refused_for_safety(target: str) -> None:
+    error = refused(f"optim._target_={target}")
+    assert isinstance(error, SafetyError)
+    assert error.exit == 6
+    assert str(error.where) == "command line: optim._target_"
+
+
+def test_what_a_module_merely_imports_is_not_on_offer() -> None:
+    error = refused("source._target_=xfer.source.file.Path")
+    assert (error.exit, error.number) == (6, 602)
+
+
+def test_a_misspelt_class_of_xfer_is_a_configuration_error() -> None:
+    assert "E206: command line: optim._target_: 'xfer.optim.Sdg' cannot be imported" in message(
+        "optim._target_=xfer.optim.Sdg"
+    )
+
+
+@pytest.fixture
+def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A package of the user's with one head."""
+    (tmp_path / "my_heads.py").write_text(
+        "class Tall:\n"
+        "    def __init__(self, height: int, width: int = 2) -> None:\n"
+        "        if height > 9:\n"
+        "            raise ValueError('too tall')\n"
+        "        self.height = height\n"
+        "    def build(self, old, classes):\n"
+        "        return old\n"
+        "def function() -> None: ...\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "my_heads", raising=False)
+    return "head._target_=my_heads.Tall"
+
+
+def test_a_class_of_the_user_is_used_when_allowed_and_only_then(
+    plugin: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    error = refused(plugin, "head.height=3")
+    assert (error.exit, error.fix) == (6, "add --allow my_heads if you trust it")
+    assert "my_heads" not in sys.modules
+    monkeypatch.setenv("XFER_ALLOW", "other, my_heads")
+    specs = compose_specs([TASK, plugin, "head.height=3"])
+    assert specs.head.height == 3  # type: ignore[attr-defined]
+    assert specs.facts["head"] == {"_target_": "my_heads.Tall", "height": 3}
+
+
+@pytest.mark.parametrize(
+    ("typed", "told"),
+    [
+        (["head.hight=3"], "did you mean 'head.height'?"),
+        (["head.height=tall"], 'command line: head.height: is "tall", but must be a whole number'),
+        (["head.height=10"], "Tall refuses its arguments (too tall)"),
+        ([], "E203: head.height: must be given"),
+        (["head.height=3", "head._target_=my_heads.Small"], "'my_heads.Small' cannot be imported"),
+        (["head._target_=my_headz.Tall"], "add --allow my_headz"),
+        (["head._target_=my_heads.function"], "'my_heads.function' is no class for head"),
+    ],
+)
+def test_a_class_of_the_user_is_checked_like_any_other(
+    typed: list[str], told: str, plugin: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XFER_ALLOW", "my_heads")
+    assert told in str(refused(plugin, *typed))
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        "experiment=default",
+        "data=folder",
+        "data.root=x",
+        "data.file=x.csv",
+        "checkpoint.path=x",
+        "+data.root=x",
+    ],
+)
+def test_a_task_on_the_command_line_keeps_the_quick_start_away(typed: str) -> None:
+    assert QUICK_START not in prepare_overrides([typed])
+
+
+@pytest.mark.parametrize(
+    "typed", [[], ["checkpoint.resume=auto"], ["optim.lr=1", "head=mlp"], ["stages=[]"]]
+)
+def test_without_a_task_the_quick_start_is_chosen(typed: list[str]) -> None:
+    assert prepare_overrides(typed)[0] == QUICK_START
+    assert compose_specs(typed).experiment == "digits_freeze"
+
+
+def test_a_folder_of_images_alone_is_a_whole_command() -> None:
+    specs = compose_specs(["data.root=photos"])
+    assert specs.experiment == "default"
+    assert (specs.data.root, specs.backbone.name) == ("photos", "resnet50")  # type: ignore[union-attr]
+    assert specs.explicit == {"data.root"}
+
+
+def test_data_is_not_asked_for_where_no_stage_needs_it() -> None:
+    specs = compose_specs(["stages=[predict]", "predict.input=x", "checkpoint.path=y"])
+    assert specs.data is None
+    with pytest.raises(ConfigError, match=r"E203: data\.root: must be given"):
+        compose_specs(["stages=[evaluate]", "checkpoint.path=y"])
+
+
+def test_the_resolved_configuration_spells_out_every_default() -> None:
+    config = compose_specs([TASK]).config
+    assert config["optim"]["nesterov"] is False
+    assert config["checkpoint"]["tie"] == "first"
+    assert set(config) >= {"seed", "stages", "run", "predict", "data", "export"}
+
+
+def test_a_folder_with_a_space_and_a_comma_can_hold_options(tmp_path: Path) -> None:
+    place = tmp_path / "my conf, old=1"
+    (place / "head").mkdir(parents=True)
+    (place / "head" / "wide.yaml").write_text("_target_: xfer.head.Mlp\nhidden: 1024\n")
+    assert compose_specs([TASK, "head=wide"], [str(place)]).facts["head"]["hidden"] == 1024
+
+
+def test_composing_imports_no_torch() -> None:
+    code = (
+        "import sys; from xfer.config import compose_specs; compose_specs([]);"
+        "sys.exit(bool({'torch', 'timm', 'torchvision', 'matplotlib'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_spec_is_built_from_its_facts_alone() -> None:
+    facts = {"_target_": "xfer.head.Mlp", "hidden": 8, "dropout": 0.1}
+    spec = schema.build("head", facts)
+    assert schema.facts("head", spec, facts) == facts
+    with pytest.raises(ConfigError, match="choose head=OPTION"):
+        schema.build("head", {"hidden": 8})
