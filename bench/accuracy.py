@@ -88,7 +88,7 @@ def trained(experiment, file, seed, extra):
 
 def summary(name, scores, seconds=None):
     spread = statistics.stdev(scores) if len(scores) > 1 else 0.0
-    took = f"  {seconds / len(scores):6.1f} s a run" if seconds else ""
+    took = f"  {seconds:6.1f} s a run" if seconds else ""
     print(
         f"{name:<22} {statistics.mean(scores):.4f} +- {spread:.4f}  {len(scores)} runs{took}",
         flush=True,
@@ -110,11 +110,14 @@ def main():
     with tempfile.TemporaryDirectory() as scratch:
         os.chdir(scratch)
         files = [manifest(Path(scratch), paths, labels, fold, i) for i, fold in enumerate(folds)]
-        for experiment in options.experiments:
-            began, scores = time.perf_counter(), []
-            for seed in range(options.seeds):
-                scores += [trained(experiment, file, seed, options.overrides) for file in files]
-                summary(f"{experiment}, {seed + 1} seeds", scores, time.perf_counter() - began)
+        scores = {experiment: [] for experiment in options.experiments}
+        for seed in range(options.seeds):
+            for experiment, found in scores.items():
+                began = time.perf_counter()
+                new = [trained(experiment, file, seed, options.overrides) for file in files]
+                found += new
+                seconds = (time.perf_counter() - began) / len(new)
+                summary(f"{experiment}, {seed + 1} seeds", found, seconds)
 
 
 if __name__ == "__main__":
