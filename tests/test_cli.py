@@ -95,7 +95,6 @@ MISTAKES = {
     "nothing to predict": (["stages=[predict]"], 2, "type predict.input=VALUE"),
     "no model": (["stages=[evaluate]", "data=digits"], 2, "checkpoint.path=FILE"),
     "foreign class": (["optim._target_=os.system"], 6, "add --allow os if you trust it"),
-    "sweep of a missing option": (["-m", "optim=sgdd,sgd"], 2, "did you mean 'sgd'?"),
 }
 
 
@@ -148,6 +147,13 @@ def test_allow_admits_a_class_of_the_user(here: Path) -> None:
     assert 'optim.lr: is "fast", but must be a whole number' in done.stderr
 
 
+def test_a_sweep_over_an_option_that_is_not_there_starts_no_job(here: Path) -> None:
+    done = run(here, "-m", "optim=sgd,sgdd", "data.root=x", "hydra.sweep.dir=sweep")
+    assert done.returncode == 2
+    assert LINE.fullmatch(done.stderr.strip())
+    assert not list(here.rglob("plan.json"))
+
+
 def test_every_job_of_a_sweep_says_what_is_wrong_with_it_once(here: Path) -> None:
     done = run(here, "-m", "optim.lr=-1,-2")
     told = [line for line in done.stderr.splitlines() if line.startswith("xfer: error")]
@@ -188,6 +194,6 @@ def test_one_bad_job_of_a_sweep_leaves_the_others_alone(here: Path) -> None:
     assert done.returncode == 2
     assert done.stderr.count("xfer: error") == 1
     assert "optim.lr: is -1" in done.stderr
-    assert not (here / "sweep" / "0").exists()
+    assert not (here / "sweep" / "0" / "plan.json").exists()
     plan = json.loads((here / "sweep" / "1" / "plan.json").read_text())
     assert plan["config"]["optim"]["lr"] == 0.1

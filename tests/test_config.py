@@ -223,6 +223,32 @@ def test_a_model_from_two_places_or_none_is_refused(typed: list[str], told: str)
     assert told in str(caught.value)
 
 
+SHIPPED = Path(__file__).parents[1] / "xfer" / "source" / "digits_0_4.ckpt"
+
+
+@pytest.mark.parametrize(
+    ("typed", "key"),
+    [
+        (["backbone=resnet50"], "backbone"),
+        (["backbone.name=resnet50"], "backbone"),
+        (["head=mlp"], "head"),
+    ],
+)
+def test_a_typed_contradiction_of_the_checkpoint_is_refused(typed: list[str], key: str) -> None:
+    asked = [f"checkpoint.path={SHIPPED}", "stages=[evaluate]", "data=digits_0_4", *typed]
+    with pytest.raises(ConfigError) as caught:
+        make_plan(compose_specs(asked))
+    assert caught.value.exit == 2
+    assert str(caught.value.where).startswith(key)
+    assert LINE.fullmatch(str(caught.value))
+
+
+def test_what_agrees_with_the_checkpoint_may_be_typed_and_the_checkpoint_wins() -> None:
+    asked = [f"checkpoint.path={SHIPPED}", "stages=[evaluate]", "data=digits_0_4"]
+    plan = make_plan(compose_specs([*asked, "head=linear"]))
+    assert plan.card.backbone["image_size"] == 32
+
+
 def test_fractions_that_leave_nothing_to_train_on_are_refused() -> None:
     typed = ["data.val_fraction=0.6", "data.test_fraction=0.6"]
     with pytest.raises(

@@ -1,0 +1,78 @@
+"""Answers, their table and the most confident mistakes."""
+
+import csv
+
+import numpy as np
+import pytest
+import torch
+
+from xfer.errors import DivergedError
+from xfer.evaluate import answers, most_wrong, score_of, write_predictions
+from xfer.images import Arrays
+from xfer.types import InputSpec, Predictions, Samples
+
+SPEC = InputSpec((8, 8), 8, "bilinear", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+
+
+def predictions(logits, labels, names=None, classes=("a", "b")):
+    logits = np.asarray(logits, np.float32)
+    names = names or tuple(f"{i}.jpg" for i in range(len(logits)))
+    return Predictions(names, logits, labels if labels is None else np.array(labels), classes)
+
+
+def samples(n=5):
+    pixels = np.random.default_rng(0).integers(0, 255, (n, 8, 8, 3), np.uint8)
+    return Samples(tuple(map(str, range(n))), np.arange(n) % 2, Arrays(pixels), "")
+
+
+class Mean(torch.nn.Module):
+    def forward(self, x):
+        mean = x.mean((1, 2, 3))
+        return torch.stack([mean, -mean], 1)
+
+
+def test_every_image_is_answered_once_in_order_whatever_the_batch():
+    one, many = (answers(Mean(), samples(), SPEC, ("a", "b"), (n, 0)) for n in (1, 4))
+    assert one.names == many.names == ("0", "1", "2", "3", "4")
+    np.testing.assert_allclose(one.logits, many.logits, atol=1e-6)
+    assert score_of(one, False).n == 5
+
+
+def test_nan_names_the_image():
+    class Broken(Mean):
+        def forward(self, x):
+            return super().forward(x) * torch.nan
+
+    with pytest.raises(DivergedError, match="xfer: error E701: 0: "):
+        answers(Broken(), samples(), SPEC, ("a", "b"))
+
+
+def test_the_table_has_a_share_for_every_class(tmp_path):
+    write_predictions(predictions([[2, 0], [0, 1]], [0, 0]), tmp_path / "p.csv")
+    with (tmp_path / "p.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    assert [(r["path"], r["label"], r["prediction"]) for r in rows] == [
+        ("0.jpg", "a", "a"),
+        ("1.jpg", "a", "b"),
+    ]
+    assert float(rows[0]["p_a"]) == pytest.approx(1 / (1 + np.exp(-2)), abs=1e-6)
+
+
+def test_a_spreadsheet_runs_nothing(tmp_path):
+    hostile = predictions([[1, 0]], [0], ('=cmd|"/c calc"!A1',), ("@sum(a)", "+b"))
+    write_predictions(hostile, tmp_path / "p.csv")
+    with (tmp_path / "p.csv").open() as stream:
+        (row,) = csv.DictReader(stream)
+    assert row["path"].startswith("'=") and row["label"].startswith("'@")
+
+
+def test_unknown_labels_leave_the_column_out(tmp_path):
+    write_predictions(predictions([[1, 0]], None), tmp_path / "p.csv")
+    assert (tmp_path / "p.csv").read_text().startswith("path,prediction,confidence,p_a,p_b\n")
+
+
+def test_mistakes_come_most_confident_first():
+    found = predictions([[1, 0], [0, 3], [0, 2], [5, 0]], [0, 0, 0, 0])
+    assert most_wrong(found) == [1, 2]
+    assert most_wrong(found, limit=1) == [1]
+    assert most_wrong(predictions([[0, 1]], None)) == []

@@ -1,0 +1,89 @@
+"""The training step: what is frozen stays, what trains moves, and a break of that is found."""
+
+import pytest
+import pytorch_lightning as pl
+import torch
+
+from xfer.config import compose_specs
+from xfer.errors import XferError
+from xfer.loader import Pictures, TrainLoader
+from xfer.model import Classifier
+from xfer.network import assemble
+from xfer.plan import make_plan
+
+
+def classifier(*overrides):
+    plan = make_plan(compose_specs(["experiment=digits_freeze", *overrides]))
+    return Classifier(assemble(plan.parts, plan.weights), plan)
+
+
+def train(module, steps=3):
+    plan = module.plan
+    pictures = Pictures(plan.dataset.splits["train"], plan.specs.augment.transform(plan.card.input))
+    trainer = pl.Trainer(
+        max_steps=steps,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        import warnings
+
+        patch.setattr(warnings, "showwarning", lambda *args: None)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            trainer.fit(module, TrainLoader(pictures, 32, 0, pin=False))
+
+
+def test_only_the_head_moves_and_the_rest_is_in_inference_mode():
+    module = classifier("head=dropout")
+    before = {n: t.clone() for n, t in module.net.state_dict().items()}
+    train(module)
+    moved = [n for n, t in module.net.state_dict().items() if not t.equal(before[n])]
+    assert moved == ["fc.weight", "fc.bias"] == module.moving()
+    module.check_frozen()
+    module.train()
+    assert module.net.fc.training and not module.net.bn1.training
+
+
+def test_fine_tuning_moves_statistics_too():
+    module = classifier("freeze=none")
+    before = module.net.bn1.running_mean.clone()
+    train(module)
+    assert not module.net.bn1.running_mean.equal(before)
+    assert module.frozen == set()
+
+
+def test_a_frozen_tensor_that_moved_is_found():
+    module = classifier()
+    module.net.bn1.running_mean.add_(1e-7)
+    with pytest.raises(XferError, match="frozen tensor moved"):
+        module.check_frozen()
+
+
+def test_the_optimizer_holds_what_trains_and_nothing_else():
+    layer4 = r"{match: 'layer4\..*', lr: 0.1}"
+    rules = f"freeze.rules=[{{match: head, lr: 1}}, {layer4}, {{match: backbone, lr: 0}}]"
+    module = classifier("freeze=rules", rules, "optim.weight_decay=0.01")
+    optimizer = module.configure_optimizers()["optimizer"]
+    held = [p for group in optimizer.param_groups for p in group["params"]]
+    trains = [p for p in module.net.parameters() if p.requires_grad]
+    assert {id(p) for p in held} == {id(p) for p in trains} and len(held) == len(trains)
+    rates = {round(group["initial_lr"], 6) for group in optimizer.param_groups}
+    assert rates == {0.1, 0.01}
+    for group in optimizer.param_groups:
+        decayed = {p.ndim > 1 for p in group["params"]}
+        assert decayed == {group["weight_decay"] > 0}
+
+
+def test_nan_answers_are_no_score():
+    from xfer.errors import DivergedError
+
+    module = classifier()
+    module._answers = [(torch.full((4, 5), torch.nan), torch.arange(4))]
+    module.optimizers = lambda: torch.optim.SGD(module.net.fc.parameters(), lr=0.5)
+    module._trainer = type("Trainer", (), {"current_epoch": 0})()
+    with pytest.raises(DivergedError, match=r"NaN or Inf in epoch 1 \(learning rate 0.5\)"):
+        module.on_validation_epoch_end()

@@ -1,0 +1,75 @@
+"""Networks from checkpoints, whole or of an interrupted run."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from xfer import schema
+from xfer.config import compose_specs
+from xfer.errors import WeightsError
+from xfer.network import assemble, blueprint, fill, open_checkpoint, shapes
+from xfer.plan import make_plan
+from xfer.snapshot import Snapshot, fingerprint, write_snapshot
+
+
+@pytest.fixture(scope="module")
+def plan():
+    return make_plan(compose_specs(["experiment=digits_freeze"]))
+
+
+def save(path, plan, net, keep, frozen):
+    state = {n: t for n, t in net.state_dict().items() if keep(n)}
+    write_snapshot(path, Snapshot(plan.card, state, {"epoch": 1}, frozen))
+
+
+def rest(net):
+    return fingerprint((n, t) for n, t in net.state_dict().items() if not n.startswith("fc."))
+
+
+def test_the_blueprint_has_the_shapes_of_the_network(plan):
+    _, after = blueprint(plan.parts)
+    assert shapes(after.module) == shapes(assemble(plan.parts, plan.weights))
+    assert {p.device.type for p in after.module.parameters()} == {"meta"}
+
+
+def test_an_interrupted_runs_checkpoint_is_completed_from_its_source(plan, tmp_path):
+    net = assemble(plan.parts, plan.weights)
+    with torch.no_grad():
+        net.fc.weight.add_(1)
+    path = tmp_path / "best.ckpt"
+    save(path, plan, net, lambda n: n.startswith("fc."), rest(net))
+    again, card = open_checkpoint(path, schema.build)
+    assert all(t.equal(net.state_dict()[n]) for n, t in again.state_dict().items())
+    assert card == plan.card and not again.training
+
+
+def test_source_weights_that_changed_since_are_refused(plan, tmp_path):
+    net = assemble(plan.parts, plan.weights)
+    path = tmp_path / "best.ckpt"
+    save(path, plan, net, lambda n: n.startswith("fc."), "another fingerprint")
+    with pytest.raises(WeightsError, match="source weights have changed"):
+        open_checkpoint(path, schema.build)
+
+
+def test_a_whole_checkpoint_with_a_hole_is_refused(plan, tmp_path):
+    net = assemble(plan.parts, plan.weights)
+    path = tmp_path / "best.ckpt"
+    save(path, plan, net, lambda n: n != "bn1.weight", None)
+    with pytest.raises(WeightsError, match=r"lacks 1 tensors \(bn1.weight\)"):
+        open_checkpoint(path, schema.build)
+
+
+def test_a_tensor_of_another_shape_is_refused(plan):
+    net = assemble(plan.parts, plan.weights)
+    with pytest.raises(WeightsError, match=r"fc\.bias"):
+        fill(net, {"fc.bias": torch.zeros(7)})
+
+
+def test_the_head_depends_on_the_seed_alone(plan):
+    torch.manual_seed(123)
+    one = assemble(plan.parts, plan.weights).fc.weight
+    torch.manual_seed(456)
+    same = assemble(plan.parts, plan.weights).fc.weight
+    other = assemble(dataclasses.replace(plan.parts, seed=1), plan.weights).fc.weight
+    assert one.equal(same) and not one.equal(other)

@@ -1,0 +1,42 @@
+"""Which files an input names."""
+
+import pytest
+from pictures import folders
+
+from xfer.errors import DataError
+from xfer.predict import find
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folders(tmp_path, {"a": 2, "a/deeper": 1, "b": 1})
+    (tmp_path / "a" / "notes.txt").write_text("no image")
+    return tmp_path
+
+
+def test_folders_files_and_patterns(place):
+    assert find(["a"]).names == ("a/00.jpg", "a/01.jpg", "a/deeper/00.jpg")
+    assert find(["b/00.jpg"]).names == ("b/00.jpg",)
+    assert find(["*/00.jpg"]).names == ("a/00.jpg", "b/00.jpg")
+    assert find([f"{place}/**/01.jpg"]).names == (f"{place}/a/01.jpg",)
+
+
+def test_a_file_named_twice_is_predicted_once(place):
+    assert len(find(["a", "a/00.jpg", "b"])) == 4
+
+
+def test_labels_are_unknown(place):
+    assert (find(["a"]).labels == -1).all()
+
+
+@pytest.mark.parametrize("text", ["nothing", "a/*.png", "*/x.jpg"])
+def test_an_input_that_names_nothing_is_an_error(place, text):
+    with pytest.raises(DataError, match="names no image file"):
+        find([text])
+
+
+def test_a_file_that_is_no_image_is_named(place):
+    (place / "b" / "bad.jpg").write_text("text")
+    with pytest.raises(DataError, match=r"bad\.jpg"):
+        find(["b"])
