@@ -12,7 +12,7 @@ from xfer import schema
 from xfer.config import compose_specs
 from xfer.errors import ConfigError, Problems
 from xfer.help import GROUPS, config_dir, options, page
-from xfer.plan import Specs
+from xfer.specs import Specs
 
 CONF = Path(config_dir())
 FILES = sorted(p for p in CONF.rglob("*.yaml") if p != CONF / "config.yaml")

@@ -20,7 +20,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("storage",),
     ("preprocess", "images", "download", "snapshot", "resume"),
     NOUNS,
-    ("network", "loader", "metrics", "ema", "predict", "facts", "schema"),
+    ("network", "loader", "metrics", "ema", "predict", "facts", "schema", "specs"),
     ("plan", "places", "evaluate"),
     ("model", "builder"),
     ("history",),

@@ -12,7 +12,7 @@ from xfer import schema
 from xfer.errors import ConfigError, XferError, closest, raise_all
 from xfer.help import GROUPS
 from xfer.places import Places, override_key
-from xfer.plan import STAGES, Exports, Specs
+from xfer.specs import STAGES, Exports, Specs
 from xfer.types import Plain
 
 _SPEC_GROUPS = tuple(g for g in GROUPS if g not in ("experiment", "sweep", "export", "features"))

@@ -20,7 +20,7 @@ from xfer.builder import Builder
 from xfer.errors import ConfigError, closest
 from xfer.help import GROUPS, config_dir
 from xfer.places import Places, override_key
-from xfer.plan import Specs
+from xfer.specs import Specs
 from xfer.types import Plain
 
 OmegaConf.register_new_resolver(

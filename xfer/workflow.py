@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING
 from xfer.errors import OutOfMemory, OutputError, XferError
 from xfer.facts import table
 from xfer.log import close_log, log, open_log
-from xfer.plan import Plan, Specs, make_plan
+from xfer.plan import Plan, make_plan
 from xfer.resume import Earlier, check_same, choose, entries, fingerprint, lock
+from xfer.specs import Specs
 from xfer.storage import file_sha256, output_errors, write_json, write_text
 from xfer.types import Exported, Plain, Predictions, Samples, Score
 
@@ -59,6 +60,8 @@ def run(specs: Specs) -> Result:
         if earlier and earlier.finished:
             log.info(f"{earlier.folder} is finished: nothing to do")
             return Result(earlier.folder, {}, None)
+        if earlier is None:
+            _refuse_taken(specs)
         plan = make_plan(specs)
         plan.facts.update(fingerprint=fingerprint(specs.config), config=specs.config)
         if earlier:
@@ -185,17 +188,25 @@ def _spread(n: int, count: int) -> list[int]:
     return [i * n // count for i in range(count)]
 
 
-def _make_folder(specs: Specs) -> Path:
-    """A folder of this run's own: made, never shared."""
-    if specs.run_dir is not None:
-        folder = Path(specs.run_dir).expanduser()
-        if folder.is_dir() and any(folder.iterdir()):
+def _refuse_taken(specs: Specs) -> None:
+    """Raise OutputError, before any cost, for a ``run.dir`` that cannot be this run's own."""
+    if specs.run_dir is None:
+        return
+    folder = Path(specs.run_dir).expanduser()
+    with output_errors(folder):
+        if folder.exists() and any(folder.iterdir()):
             raise OutputError(
                 folder,
                 "already holds files",
                 "choose another run.dir, or checkpoint.resume=" + str(folder),
                 2,
             )
+
+
+def _make_folder(specs: Specs) -> Path:
+    """A folder of this run's own: made, never shared."""
+    if specs.run_dir is not None:
+        folder = Path(specs.run_dir).expanduser()
         with output_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
         return folder

@@ -1,0 +1,66 @@
+"""One run as asked for: the built config groups, before any fact is derived."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from xfer.types import Plain
+
+if TYPE_CHECKING:
+    from xfer.augment import Plain as Augment
+    from xfer.checkpoint import Checkpoint
+    from xfer.data import Folder
+    from xfer.export import Gate
+    from xfer.freeze import Freeze
+    from xfer.logger import Csv
+    from xfer.loss import CrossEntropy
+    from xfer.optim import Sgd
+    from xfer.schedule import Constant
+    from xfer.trainer import Trainer
+    from xfer.types import Backbone, Head, Source, Writer
+
+STAGES = ("fit", "evaluate", "predict", "export", "report")
+
+
+@dataclass(frozen=True)
+class Exports:
+    """What is exported, and the gate that every file must pass."""
+
+    gate: Gate
+    writers: tuple[Writer, ...]
+
+
+@dataclass(frozen=True)
+class Specs:
+    """One run as asked for: the built config groups, and what the command line said itself.
+
+    ``data`` is ``None`` when no stage needs it; ``facts`` holds each group's plain arguments and
+    ``make`` builds a spec from such facts; ``explicit`` are the keys and groups that were typed;
+    ``config`` is the resolved configuration.
+    """
+
+    experiment: str
+    seed: int
+    stages: tuple[str, ...]
+    run_dir: str | None
+    predict_input: tuple[str, ...]
+    data: Folder | None
+    augment: Augment
+    backbone: Backbone
+    source: Source
+    head: Head
+    freeze: Freeze
+    loss: CrossEntropy
+    optim: Sgd
+    schedule: Constant
+    trainer: Trainer
+    checkpoint: Checkpoint
+    export: Exports
+    logger: Csv
+    facts: Mapping[str, Plain]
+    make: Callable[[str, Plain], Any]
+    explicit: frozenset[str] = frozenset()
+    config: Plain = field(default_factory=dict)
+    command: str = ""
