@@ -73,7 +73,14 @@ class Wandb:
         """The logger of this run."""
         from pytorch_lightning.loggers import WandbLogger
 
-        return WandbLogger(
+        class Closing(WandbLogger):
+            """Ends its run, or the next one of this process would go on with it."""
+
+            def finalize(self, status: str) -> None:
+                super().finalize(status)
+                self.experiment.finish()
+
+        return Closing(
             name=folder.name, project=self.project, save_dir=folder, offline=self.offline
         )
 
