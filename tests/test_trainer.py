@@ -1,9 +1,12 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from xfer import schema
-from xfer.errors import XferError
+from xfer.config import compose_specs
+from xfer.errors import ConfigError, XferError
+from xfer.plan import make_plan
 from xfer.trainer import Trainer
 
 
@@ -41,3 +44,23 @@ def test_the_defaults_are_one_best_device_in_full_precision() -> None:
 def test_a_value_out_of_range_is_told_by_its_key(key: str, value: object) -> None:
     with pytest.raises(XferError, match=rf"trainer\.{key}"):
         built(**{key: value})
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("trainer.devices=2", "several devices is not there yet"),
+        ("checkpoint.monitor=val_acx", "no metric is called 'val_acx'"),
+        ("checkpoint.start_epoch=21", "21 is behind the last epoch 20"),
+        ("checkpoint.monitor=val_loss", "the best val_loss is its minimum"),
+    ],
+)
+def test_what_cannot_be_trained_is_told_before_training(override: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        make_plan(compose_specs(["experiment=digits_freeze", override]))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_told_before_training() -> None:
+    with pytest.raises(ConfigError, match="no GPU here"):
+        make_plan(compose_specs(["experiment=digits_freeze", "trainer=gpu"]))

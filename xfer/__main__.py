@@ -83,7 +83,7 @@ def _take_allow(arguments: list[str]) -> list[str]:
         if item == "--allow" or item.startswith("--allow="):
             package = item.partition("=")[2] or next(items, "")
             if not package:
-                raise ConfigError("--allow", "needs a package name", "type --allow PACKAGE", 11)
+                raise ConfigError("--allow", "needs a package name", "type --allow PACKAGE", 17)
             os.environ["XFER_ALLOW"] = ",".join(
                 filter(None, [os.environ.get("XFER_ALLOW"), package])
             )
@@ -102,7 +102,7 @@ def _user_folders(arguments: list[str]) -> list[str]:
     for folder in found:
         if not Path(folder).is_dir():
             raise ConfigError(
-                "--config-dir", f"there is no folder '{folder}'", "give an existing folder", 12
+                "--config-dir", f"there is no folder '{folder}'", "give an existing folder", 18
             )
     return found
 

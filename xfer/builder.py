@@ -144,7 +144,7 @@ class Builder:
                     "trainer.precision",
                     "16-mixed needs a GPU, trainer.accelerator is cpu",
                     "type trainer.precision=bf16-mixed",
-                    10,
+                    22,
                 )
             )
 

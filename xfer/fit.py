@@ -103,7 +103,6 @@ def _trainer(plan: Plan, folder: Path, history: History) -> pl.Trainer:
     try:
         return pl.Trainer(
             max_epochs=options.max_epochs,
-            max_steps=options.max_steps or -1,
             accelerator=options.accelerator,
             devices=options.devices,
             precision=options.precision,

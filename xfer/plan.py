@@ -59,8 +59,7 @@ class Plan:
     @property
     def total_steps(self) -> int:
         """Optimizer steps of the whole run."""
-        total = self.steps_per_epoch * self.specs.trainer.max_epochs
-        return min(total, self.specs.trainer.max_steps or total)
+        return self.steps_per_epoch * self.specs.trainer.max_epochs
 
     def _split(self, name: str) -> Any:
         assert self.dataset is not None
@@ -238,6 +237,10 @@ def _check_training(plan: Plan) -> None:
     if monitor not in known:
         raise ConfigError(
             "checkpoint.monitor", f"no metric is called '{monitor}'", closest(monitor, known), 86
+        )
+    if plan.specs.trainer.devices > 1:
+        raise ConfigError(
+            "trainer.devices", "training on several devices is not there yet", "use 1", 89
         )
     if plan.specs.trainer.accelerator == "gpu":
         import torch

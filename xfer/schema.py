@@ -71,7 +71,7 @@ def _made(kind: Any, arguments: dict[str, Any], prefix: str, where: Where) -> An
         raise
     except Exception as error:  # a class of the user's own may raise anything
         what = f"{kind.__name__} refuses its arguments ({error})"
-        raise ConfigError(where(prefix), what, f"mend {prefix}", 14) from error
+        raise ConfigError(where(prefix), what, f"mend {prefix}", 21) from error
 
 
 def facts(group: str, spec: Any, node: Plain) -> Plain:

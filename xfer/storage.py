@@ -114,7 +114,7 @@ def load_tensors(path: Path) -> Any:
                 path,
                 "its pickle asks for more than tensors: " + _first_line(error),
                 "save the bare state dict (torch.save(model.state_dict(), ...)) or use safetensors",
-                1,
+                20,
             ) from error
         raise _not_a_torch_file(path, error) from error
     except _DAMAGED as error:

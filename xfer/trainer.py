@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Lt
 
-Precision = Literal["32-true", "16-mixed", "bf16-mixed", "bf16-true", "64-true"]
+Precision = Literal["32-true", "16-mixed", "bf16-mixed"]
 
 
 @dataclass(frozen=True)
@@ -17,8 +17,7 @@ class Trainer:
     weights that is validated and kept, 0 is off. ``patience``: epochs without a better value of
     the monitored metric before the run stops, 0 is off. ``compile``: the network through
     torch.compile. ``channels_last``: the memory layout that convolutions like. ``deterministic``:
-    only reproducible kernels (needed for bit-identical runs on a GPU). ``max_steps``: stop after
-    so many optimizer steps, 0 is no limit."""
+    only reproducible kernels (needed for bit-identical runs on a GPU)."""
 
     max_epochs: Annotated[int, Gt(0)] = 10
     accelerator: Literal["auto", "cpu", "gpu", "mps"] = "auto"
@@ -28,7 +27,6 @@ class Trainer:
     clip_norm: Annotated[float, Ge(0)] = 0.0
     ema_decay: Annotated[float, Ge(0), Lt(1)] = 0.0
     patience: Annotated[int, Ge(0)] = 0
-    max_steps: Annotated[int, Ge(0)] = 0
     compile: bool = False
     channels_last: bool = True
     deterministic: bool = False

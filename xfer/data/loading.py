@@ -73,7 +73,7 @@ def shares(how: Loading, given: Collection[str]) -> dict[str, float]:
     rest = 1 - sum(found.values())
     if rest < -_EPSILON:
         raise ConfigError(
-            "data.val_fraction", "is over 1 with data.test_fraction", "lower one of them", 60
+            "data.val_fraction", "is over 1 with data.test_fraction", "lower one of them", 65
         )
     found["train"] = rest if rest > _EPSILON else 0.0
     return {split: share for split, share in found.items() if share}
