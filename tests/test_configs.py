@@ -63,7 +63,7 @@ def composed(experiment: str, chosen: dict[str, str]) -> Specs:
 
 
 def test_every_option_is_found() -> None:
-    assert len(OPTIONS) == 72
+    assert len(OPTIONS) == 73
     assert {group for group, _ in OPTIONS} == set(GROUPS)
 
 
