@@ -8,6 +8,7 @@ import torch
 from xfer import schema
 from xfer.config import compose_specs
 from xfer.errors import WeightsError
+from xfer.head import Dropout, Linear, Mlp, Pooled
 from xfer.network import assemble, blueprint, fill, open_checkpoint, shapes
 from xfer.plan import make_plan
 from xfer.snapshot import Snapshot, fingerprint, write_snapshot
@@ -67,9 +68,16 @@ def test_a_tensor_of_another_shape_is_refused(plan):
 
 
 def test_the_head_depends_on_the_seed_alone(plan):
+    parts = dataclasses.replace(plan.parts, head=Mlp())
     torch.manual_seed(123)
-    one = assemble(plan.parts, plan.weights).fc.weight
+    one = assemble(parts, plan.weights).fc[0].weight
     torch.manual_seed(456)
-    same = assemble(plan.parts, plan.weights).fc.weight
-    other = assemble(dataclasses.replace(plan.parts, seed=1), plan.weights).fc.weight
+    same = assemble(parts, plan.weights).fc[0].weight
+    other = assemble(dataclasses.replace(parts, seed=1), plan.weights).fc[0].weight
     assert one.equal(same) and not one.equal(other)
+
+
+@pytest.mark.parametrize("head", [Linear(), Dropout(), Mlp(), Pooled()])
+def test_every_class_is_equally_likely_before_the_first_step(plan, head):
+    net = assemble(dataclasses.replace(plan.parts, head=head), plan.weights).eval()
+    assert net(torch.rand(2, 3, 32, 32)).eq(0).all()

@@ -1,7 +1,9 @@
 """What replaces the old classifier, swapped in at the architecture's own path.
 
 Tensor names stay those of timm or torchvision, so freeze rules, checkpoints and exports speak
-one language.
+one language. The last layer of every new head starts from zero, as in BiT (Kolesnikov et al.,
+2020): all classes are equally likely at first, and no gradient of a random head disturbs the
+backbone.
 """
 
 from __future__ import annotations
@@ -25,10 +27,10 @@ class Linear:
     """One layer of the old one's kind: Linear, or a 1x1 convolution where the old one was one."""
 
     def build(self, old: nn.Module, classes: int) -> nn.Module:
-        """Names ``weight``, ``bias``; the library's default initialisation."""
+        """Names ``weight``, ``bias``."""
         from xfer.head import layers
 
-        return layers.like(old, layers.width(old), classes)
+        return layers.zeroed(layers.like(old, layers.width(old), classes))
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class Dropout:
         """Names ``weight``, ``bias``."""
         from xfer.head import layers
 
-        return layers.with_dropout(old, classes, self.p)
+        return layers.zeroed(layers.with_dropout(old, classes, self.p))
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ class Mlp:
         from xfer.head import layers
 
         hidden = layers.like(old, layers.width(old), self.hidden)
-        output = layers.like(hidden, self.hidden, classes)
+        output = layers.zeroed(layers.like(hidden, self.hidden, classes))
         return nn.Sequential(hidden, nn.ReLU(), nn.Dropout(self.dropout), output)
 
 

@@ -22,6 +22,13 @@ def like(old: nn.Module, inputs: int, outputs: int) -> nn.Module:
     return nn.Conv2d(inputs, outputs, 1) if is_conv(old) else nn.Linear(inputs, outputs)
 
 
+def zeroed(layer: nn.Module) -> nn.Module:
+    """``layer`` with weights and biases of zero."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    return layer
+
+
 def with_dropout(old: nn.Module, outputs: int, p: float) -> nn.Module:
     """A fresh layer of the kind of ``old`` that drops inputs while training."""
     inputs = width(old)
@@ -57,7 +64,7 @@ class PooledLinear(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, *, spatial: bool) -> None:
         super().__init__()
-        self.dense = nn.Linear(inputs, outputs)
+        self.dense = zeroed(nn.Linear(inputs, outputs))
         self.spatial = spatial
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
