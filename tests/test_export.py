@@ -19,6 +19,7 @@ import pytest
 import timm
 import torch
 import torchvision
+from networks import awake
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
@@ -68,6 +69,7 @@ def make(backbone: Any, head: Any, seed: int = 0) -> tuple[nn.Module, Card]:
     torch.manual_seed(seed)
     network = backbone.build()
     swap(network, head, len(CLASSES))
+    awake(network.module, seed)
     for module in network.module.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.running_mean.uniform_(-0.3, 0.3)
@@ -122,6 +124,7 @@ def squeezenet(assets: Path, images: Images, tmp_path_factory: pytest.TempPathFa
     network.module.load_state_dict(load_file(weights))
     torch.manual_seed(0)
     swap(network, Linear(), 2)
+    awake(network.module)
     card = Card(facts(backbone), facts(Linear()), CLASSES, SPEC, {"kind": "file"}, "a_test")
     folder = tmp_path_factory.mktemp("export")
     net = network.module.eval()

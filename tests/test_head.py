@@ -4,6 +4,7 @@ from itertools import product
 
 import pytest
 import torch
+from networks import awake
 from test_backbone import BACKBONES
 from torch import nn
 
@@ -55,13 +56,8 @@ HEAVY: dict[str, tuple[Backbone, int]] = {
 
 
 def assemble(parts: Parts, weights: Weights) -> nn.Module:
-    """A network whose head is no longer zero, so that its answers can differ."""
-    net = fresh(parts, weights)
-    torch.manual_seed(0)
-    for parameter in net.parameters():
-        if parameter.ndim > 1 and not parameter.any():
-            nn.init.normal_(parameter)
-    return net
+    """A network whose head is no longer zero."""
+    return awake(fresh(parts, weights))
 
 
 def check_output(backbone: Backbone, size: int, head: Head, classes: int = 2) -> nn.Module:
