@@ -39,21 +39,17 @@ def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
     """
     part: Path | None = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-        os.close(handle)
-        part = Path(name)
-        write(part)
-        part.chmod(0o666 & ~_umask())
-        _sync(part)
-        part.replace(path)
-        _sync(path.parent)
-    except OSError as error:
-        raise OutputError(
-            path,
-            f"cannot be written ({error.strerror or error})",
-            "free space or choose run.dir=DIR",
-        ) from error
+        with output_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            prefix = f".{path.name}."
+            handle, name = tempfile.mkstemp(prefix=prefix, suffix=".part", dir=path.parent)
+            os.close(handle)
+            part = Path(name)
+            write(part)
+            part.chmod(0o666 & ~_umask())
+            _sync(part)
+            part.replace(path)
+            _sync(path.parent)
     finally:
         if part is not None:
             part.unlink(missing_ok=True)
