@@ -11,7 +11,8 @@ from xfer.errors import ConfigError
 from xfer.freeze import Freeze, Rule, apply, hold
 from xfer.head import Linear
 from xfer.network import Parts, assemble, frozen_names
-from xfer.types import Backbone, Weights
+from xfer.types import Backbone
+from xfer.weights import Weights
 
 NAMES = ["stem.weight", "layer1.0.weight", "layer1.0.bias", "layer10.0.weight", "fc.weight"]
 HEAD_ONLY = Freeze((Rule("head", 1), Rule("backbone", 0)))

@@ -13,7 +13,8 @@ from xfer.errors import ConfigError
 from xfer.head import Dropout, Keep, Linear, Mlp, Pooled, swap
 from xfer.network import Parts
 from xfer.network import assemble as fresh
-from xfer.types import Backbone, Head, InputSpec, Network, Weights
+from xfer.types import Backbone, Head, InputSpec, Network
+from xfer.weights import Weights
 
 NONE = Weights("none", None)
 HEADS: dict[str, Head] = {

@@ -17,7 +17,7 @@ NOUNS = tuple(g for g in GROUPS if g not in ("experiment", "sweep"))
 
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "types", "log", "randomness", "help"),
-    ("storage",),
+    ("storage", "weights"),
     ("preprocess", "images", "download", "snapshot", "resume"),
     NOUNS,
     ("network", "loader", "metrics", "ema", "predict", "facts", "schema", "specs"),

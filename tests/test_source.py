@@ -18,7 +18,8 @@ from xfer.preprocess import of_timm, of_torchvision
 from xfer.snapshot import Snapshot, write_snapshot
 from xfer.source import File, Hub, Run, Scratch, Shipped
 from xfer.source.match import match
-from xfer.types import Card, InputSpec, Weights
+from xfer.types import Card, InputSpec
+from xfer.weights import Weights
 
 SMALL = BACKBONES["digits_resnet"]
 

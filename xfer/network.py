@@ -16,7 +16,8 @@ from xfer.head import Keep, swap
 from xfer.randomness import derive
 from xfer.snapshot import Snapshot, fingerprint, read_snapshot
 from xfer.source.match import Match, loaded_state, match
-from xfer.types import Backbone, Card, Head, Network, Plain, Weights
+from xfer.types import Backbone, Card, Head, Network, Plain
+from xfer.weights import Weights
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from xfer.errors import ConfigError, DataError, WeightsError, XferError, closest, raise_all
 from xfer.head import Keep
-from xfer.types import Card, Dataset, InputSpec, Network, Plain, Weights
+from xfer.types import Card, Dataset, InputSpec, Network, Plain
+from xfer.weights import Weights
 
 if TYPE_CHECKING:
     from xfer.freeze import Row

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from xfer.optim import Sgd
     from xfer.schedule import Constant
     from xfer.trainer import Trainer
-    from xfer.types import Backbone, Head, Source, Writer
+    from xfer.types import Backbone, Head, Writer
+    from xfer.weights import Source
 
 STAGES = ("fit", "evaluate", "predict", "export", "report")
 

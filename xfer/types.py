@@ -84,19 +84,6 @@ class Dataset:
 
 
 @dataclass(frozen=True)
-class Weights:
-    """A state dict with its facts: where it came from, the sha256 of its file, and what the
-    file knows of its classes and input recipe (xfer checkpoints know both)."""
-
-    kind: str
-    state: StateDict | None
-    origin: str | None = None
-    sha256: str | None = None
-    classes: tuple[str, ...] | None = None
-    input: InputSpec | None = None
-
-
-@dataclass(frozen=True)
 class Card:
     """What travels with trained weights, so that a file explains itself.
 
@@ -260,14 +247,6 @@ class Backbone(Protocol):
 
     def build(self, classes: int | None = None) -> Network:
         """The network with random weights; ``classes`` outputs, or the library's default."""
-        ...
-
-
-class Source(Protocol):
-    """Where initial weights come from."""
-
-    def load(self, backbone: Backbone) -> Weights:
-        """Read the weights for ``backbone``; raises WeightsError when they cannot be had."""
         ...
 
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from xfer.errors import WeightsError
 from xfer.storage import file_sha256, load_tensors
-from xfer.types import Backbone, Weights
+from xfer.types import Backbone
+from xfer.weights import Weights
 
 if TYPE_CHECKING:
     from xfer.types import StateDict

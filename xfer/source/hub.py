@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from xfer.errors import ConfigError, WeightsError, closest
 from xfer.preprocess import of_timm, of_torchvision
 from xfer.storage import file_sha256
-from xfer.types import Backbone, Weights
+from xfer.types import Backbone
+from xfer.weights import Weights
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from xfer.errors import WeightsError
-from xfer.types import Weights
+from xfer.weights import Weights
 
 if TYPE_CHECKING:
     from xfer.types import StateDict

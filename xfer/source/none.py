@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from xfer.types import Backbone, Weights
+from xfer.types import Backbone
+from xfer.weights import Weights
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ from typing import Literal
 from xfer.errors import WeightsError
 from xfer.snapshot import read_snapshot
 from xfer.storage import file_sha256
-from xfer.types import Backbone, Weights
+from xfer.types import Backbone
+from xfer.weights import Weights
 
 
 @dataclass(frozen=True)
