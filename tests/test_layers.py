@@ -18,9 +18,11 @@ NOUNS = tuple(g for g in GROUPS if g not in ("experiment", "sweep"))
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "types", "log", "randomness", "help"),
     ("storage", "weights"),
-    ("preprocess", "images", "download", "snapshot", "resume"),
+    ("transfer",),
+    ("preprocess", "images", "download", "snapshot", "resume", "compat"),
     NOUNS,
-    ("network", "loader", "metrics", "ema", "predict", "facts", "schema", "specs"),
+    ("network", "loader", "metrics", "ema", "momenta", "predict", "facts", "schema", "specs"),
+    ("classes",),
     ("plan", "places", "evaluate"),
     ("model", "builder"),
     ("history",),
@@ -42,7 +44,7 @@ HEAVY = {
 }  # fmt: skip
 # Subclasses and helpers of torch; everything else gets by without it until it works.
 OF_TORCH = {"head.layers"} | {
-    "ema", "evaluate", "fit", "history", "loader", "metrics", "model", "network"
+    "compat", "ema", "evaluate", "fit", "history", "loader", "metrics", "model", "momenta", "network"
 }  # fmt: skip
 
 

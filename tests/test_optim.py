@@ -1,11 +1,17 @@
 from __future__ import annotations
 
+import re
+from collections import OrderedDict
+from typing import Literal
+
 import pytest
+import timm
+import timm.layers.grn
 import torch
 from torch import nn
 
 from xfer.errors import ConfigError
-from xfer.optim import AdamW, Sgd, Timm, Torch, groups
+from xfer.optim import AdamW, Sgd, Timm, Torch, groups, norm_parameters
 
 
 def parts() -> tuple[nn.Module, dict[str, float]]:
@@ -18,7 +24,7 @@ def parts() -> tuple[nn.Module, dict[str, float]]:
 
 def test_groups_hold_everything_that_trains_once_and_nothing_frozen() -> None:
     net, multiples = parts()
-    found = groups(net.named_parameters(), multiples, lr=0.5, weight_decay=0.01)
+    found = groups(net, multiples, Sgd(lr=0.5, weight_decay=0.01))
     names = {id(p): n for n, p in net.named_parameters()}
     held = [names[id(p)] for group in found for p in group["params"]]
     assert sorted(held) == sorted(n for n in multiples if multiples[n] > 0)
@@ -27,6 +33,70 @@ def test_groups_hold_everything_that_trains_once_and_nothing_frozen() -> None:
             name = names[id(parameter)]
             assert group["lr"] == pytest.approx(0.5 * multiples[name])
             assert group["weight_decay"] == (0.01 if parameter.ndim > 1 else 0.0), name
+
+
+def decayed(net: nn.Module, decay: Literal["matrices", "no_norms", "all"]) -> set[str]:
+    """Names of the parameters in groups with weight decay."""
+    spec = Sgd(lr=0.5, weight_decay=0.01, decay=decay)
+    names = {id(p): n for n, p in net.named_parameters()}
+    found = groups(net, dict.fromkeys(names.values(), 1.0), spec)
+    assert {group["weight_decay"] for group in found} <= {0.0, 0.01}
+    return {names[id(p)] for g in found if g["weight_decay"] > 0 for p in g["params"]}
+
+
+def test_the_three_ways_to_decay() -> None:
+    net, multiples = parts()
+    assert decayed(net, "matrices") == {"0.weight", "2.weight", "3.weight"}
+    assert decayed(net, "no_norms") == set(multiples) - {"1.weight", "1.bias"}
+    assert decayed(net, "all") == set(multiples)
+
+
+@pytest.mark.parametrize(
+    "norm",
+    [
+        nn.BatchNorm2d(4),
+        nn.SyncBatchNorm(4),
+        nn.InstanceNorm2d(4, affine=True),
+        nn.GroupNorm(2, 4),
+        nn.LayerNorm(4),
+        nn.RMSNorm(4),
+        timm.layers.LayerNorm2d(4),
+        timm.layers.RmsNorm(4),
+        timm.layers.SimpleNorm2d(4),
+        timm.layers.BatchNormAct2d(4),
+        timm.layers.GroupNormAct(4, num_groups=2),
+        timm.layers.SplitBatchNorm2d(4),
+        timm.layers.EvoNorm2dS0(4),
+        timm.layers.FilterResponseNormTlu2d(4),
+        timm.layers.grn.GlobalResponseNorm(4),
+    ],
+    ids=lambda norm: type(norm).__name__,
+)
+def test_every_kind_of_normalisation_layer_is_found(norm: nn.Module) -> None:
+    net = nn.Sequential(OrderedDict(conv=nn.Conv2d(3, 4, 1), inner=nn.Sequential(norm)))
+    assert len(list(norm.parameters())) > 0
+    assert decayed(net, "no_norms") == {"conv.weight", "conv.bias"}
+
+
+def test_what_is_inside_a_normalisation_layer_but_no_part_of_it_is_decayed() -> None:
+    net = timm.layers.BatchNormAct2d(4, act_layer=nn.PReLU)
+    assert norm_parameters(net) == {"weight", "bias"}
+    assert decayed(net, "no_norms") == {"act.weight"}
+
+
+@pytest.mark.parametrize(
+    ("name", "norms"),
+    [
+        ("resnet18", r"(bn\d|downsample\.1)\."),
+        ("vit_tiny_patch16_224", r"norm\d?\."),
+        ("convnextv2_atto", r"(norm|grn|downsample\.0|stem\.1)\."),
+    ],
+)
+def test_a_network_of_timm_has_the_norms_that_its_names_say(name: str, norms: str) -> None:
+    with torch.device("meta"):
+        net = timm.create_model(name)
+    expected = {n for n, _ in net.named_parameters() if re.search(norms, n)}
+    assert len(expected) > 20 and norm_parameters(net) == expected
 
 
 @pytest.mark.parametrize(
@@ -42,7 +112,7 @@ def test_an_optimizer_keeps_rate_and_decay_of_its_groups_and_trains(
     spec: Sgd | AdamW | Torch | Timm,
 ) -> None:
     net, multiples = parts()
-    optimizer = spec.build(groups(net.named_parameters(), multiples, spec.lr, spec.weight_decay))
+    optimizer = spec.build(groups(net, multiples, spec))
     found = sorted((g["lr"], g["weight_decay"]) for g in optimizer.param_groups)
     expected = [(0.01, 0.0), (0.01, 0.01), (0.1, 0.0), (0.1, 0.01)]
     assert [pair == pytest.approx(want) for pair, want in zip(found, expected, strict=True)] == [

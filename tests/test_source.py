@@ -52,7 +52,7 @@ def test_a_file_is_read_by_its_content_whatever_it_is_called(
         if not name.startswith("fc."):
             assert torch.equal(net.state_dict()[name], tensor), name
     found = check(Parts(SMALL, Linear(), 2), SMALL.build(), weights)
-    assert set(found.dropped) == set(found.missing) == {"fc.weight", "fc.bias"}
+    assert set(found.of("dropped head")) == set(found.missing) == {"fc.weight", "fc.bias"}
     assert found.coverage == 1 and weights.kind == "file" and len(weights.sha256 or "") == 64
 
 
@@ -64,10 +64,14 @@ def test_keep_loads_the_head_as_well(tmp_path: Path) -> None:
         assemble(Parts(SMALL, Keep(), 3), weights)
 
 
-def test_a_prefix_is_recognised_and_told() -> None:
+def test_a_prefix_before_all_names_is_taken_off_and_reported() -> None:
     weights = Weights("file", {f"module.{n}": t for n, t in state().items()}, "a.pt")
-    with pytest.raises(WeightsError, match=r"prefix 'module\.'"):
-        assemble(Parts(SMALL, Linear(), 2), weights)
+    net = assemble(Parts(SMALL, Linear(), 2), weights)
+    assert torch.equal(net.conv1.weight, state()["conv1.weight"])
+    found = check(Parts(SMALL, Linear(), 2), SMALL.build(), weights)
+    assert found.prefix == "module."
+    assert {row.key for row in found.rows if row.name == "conv1.weight"} == {"module.conv1.weight"}
+    assert found.of("renamed")[0] == "conv1.weight" and found.coverage == 1
 
 
 def test_weights_of_another_architecture_are_told_with_examples_of_both_sides() -> None:
@@ -102,9 +106,8 @@ def test_files_older_than_the_counter_of_batch_normalisation_load() -> None:
 def test_auxiliary_classifiers_of_the_file_are_dropped() -> None:
     net = Torchvision("googlenet").build()
     given = dict(net.module.state_dict()) | {"aux1.fc.weight": torch.ones(2)}
-    shapes = {n: tuple(t.shape) for n, t in net.module.state_dict().items()}
-    found = match(shapes, Weights("hub", given), net.heads, net.dropped)
-    assert set(found.dropped) == {"aux1.fc.weight", "fc.weight", "fc.bias"}
+    found = match(net.module.state_dict(), Weights("hub", given), net.heads, net.dropped)
+    assert set(found.of("dropped head")) == {"aux1.fc.weight", "fc.weight", "fc.bias"}
 
 
 @pytest.mark.parametrize("name", NO_TORCH_FILES)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from annotated_types import Ge, Gt, Le
 
@@ -32,6 +32,8 @@ Probability = Annotated[float, Ge(0), Le(1)]
 class Plain:
     """No augmentation: training sees images as validation does."""
 
+    seed: ClassVar[int] = 0
+
     def transform(self, spec: InputSpec) -> Transform:
         """RGB image to float32 (3, h, w)."""
         return lambda image: prepare(image, spec)
@@ -44,11 +46,13 @@ class Plain:
 @dataclass(frozen=True)
 class Standard:
     """The tutorials' pipeline: a random crop of ``scale`` of the area and ``ratio`` of sides,
-    resized to the input size, then a horizontal flip with probability ``flip``."""
+    resized to the input size, then a horizontal flip with probability ``flip``. ``seed`` is its
+    own, so that runs that differ in the run's seed see the same pictures."""
 
     scale: tuple[Annotated[float, Gt(0), Le(1)], Annotated[float, Gt(0), Le(1)]] = (0.08, 1.0)
     ratio: tuple[Annotated[float, Gt(0)], Annotated[float, Gt(0)]] = (0.75, 1.333)
     flip: Probability = 0.5
+    seed: Annotated[int, Ge(0)] = 0
 
     def __post_init__(self) -> None:
         for name, (low, high) in (("scale", self.scale), ("ratio", self.ratio)):

@@ -2,114 +2,103 @@
 
 from __future__ import annotations
 
-import hashlib
-import http.client
+import re
+import string
 import tempfile
-import urllib.error
 import urllib.parse
 import urllib.request
 import zipfile
 import zlib
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from xfer.errors import DataError, OutputError, SafetyError
+from xfer.errors import DataError, OutputError, SafetyError, WeightsError
 from xfer.storage import atomic_write, write_json
+from xfer.transfer import Manner, Transfer, no_room, shown
 
 _LOOPBACK = {"localhost", "127.0.0.1", "::1"}
-_CHUNK = 1 << 20
-_TIMEOUT = 30  # seconds without a byte
 _MAX_UNPACKED = 4 << 30
 _MAX_FILES = 1_000_000
 
+DATA = Manner(DataError, 20)
+WEIGHTS = Manner(WeightsError, 50)
+KEPT_WEIGHTS = Manner(WeightsError, 50, keep=True)
 
-def fetch(url: str, target: Path, sha256: str | None = None) -> str:
-    """Download ``url`` to ``target`` and return its sha256.
 
-    https only (plain http on loopback), redirects included. A cut transfer or a wrong hash leaves
-    nothing behind. Raises DataError or SafetyError naming the address, OutputError naming the
-    file.
+def fetch(url: str, target: Path, sha256: str | None = None, manner: Manner = DATA) -> str:
+    """Download ``url`` to ``target`` and return its sha256. ``sha256`` may be its first digits.
+
+    https only (plain http on loopback), redirects included. A transfer that is cut or stalls and
+    an answer 5xx are tried three times; the server is asked to go on where it stopped when it
+    says that the file is the same. Nothing is written to ``target`` but the whole file. Raises
+    ``manner``'s error or SafetyError naming the address without its password and query,
+    OutputError naming the file.
     """
-    _check_address(url)
+    _check_address(url, target, manner)
+    opener = urllib.request.build_opener(_Redirects(manner))
+    if manner.keep:
+        return _fetch_kept(Transfer(url, target, _part(target), sha256, manner, opener))
     found = ""
 
     def write(part: Path) -> None:
         nonlocal found
-        found = _stream(url, part, target)
-        if sha256 is not None and found != sha256.lower():
-            raise DataError(url, f"sha256 is {found}, expected {sha256}", "check the address", 21)
+        found = Transfer(url, target, part, sha256, manner, opener).complete()
 
     atomic_write(target, write)
     return found
 
 
-def _check_address(url: str) -> None:
+def _part(target: Path) -> Path:
+    return target.with_name(f"{target.name}.part")
+
+
+def _fetch_kept(transfer: Transfer) -> str:
+    target = transfer.target
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        found = transfer.complete()
+        atomic_write(target, transfer.part.replace)
+        transfer.mark.unlink(missing_ok=True)
+    except OSError as error:
+        raise no_room(target, error.strerror or str(error)) from error
+    return found
+
+
+def _check_address(url: str, where: object, manner: Manner) -> None:
     try:
         parts = urllib.parse.urlsplit(url)
+        host, _ = parts.hostname, parts.port
+        if re.search(r"[^!-~]", url):
+            raise ValueError("it has a character that must be written as %XX")
     except ValueError as error:
-        raise DataError(url, f"is no address ({error})", "use https://...", 24) from error
-    if parts.scheme != "https" and not (parts.scheme == "http" and parts.hostname in _LOOPBACK):
-        raise SafetyError(url, "only https addresses are opened", "use https://...", 10)
+        # The reason would quote the address, and with it a password that made it malformed.
+        raise manner.error(
+            where, "its source is no address", "use https://...", manner.number + 4
+        ) from error
+    if parts.scheme != "https" and not (parts.scheme == "http" and host in _LOOPBACK):
+        raise SafetyError(shown(url), "only https addresses are opened", "use https://...", 10)
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
     """Checks an address before it is asked; https is never left."""
 
+    def __init__(self, manner: Manner = DATA) -> None:
+        self.manner = manner
+
     def http_error_302(self, req: Any, fp: Any, code: Any, msg: Any, headers: Any) -> Any:
-        goal = urllib.parse.urljoin(req.full_url, headers.get("Location", ""))
+        if not headers.get("Location"):
+            return None  # urllib would follow an unchecked header "URI"
         with closing(fp):
-            _check_address(goal)
+            goal = urllib.parse.urljoin(req.full_url, headers["Location"])
+            goal = urllib.parse.quote(goal, safe=string.punctuation, encoding="iso-8859-1")
+            _check_address(goal, shown(req.full_url), self.manner)
             if req.type == "https" and not goal.startswith("https:"):
-                raise SafetyError(req.full_url, f"leads to {goal}", "use the final address", 13)
+                told = f"leads to {shown(goal)}"
+                raise SafetyError(shown(req.full_url), told, "use the final address", 13)
             return super().http_error_302(req, fp, code, msg, headers)
 
     http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
-
-
-def _stream(url: str, part: Path, target: Path) -> str:
-    from tqdm import tqdm
-
-    digest = hashlib.sha256()
-    with _told(url, target):
-        answer = urllib.request.build_opener(_Redirects).open(url, timeout=_TIMEOUT)
-    bar = {
-        "desc": target.name,
-        "unit": "B",
-        "unit_scale": True,
-        "delay": 1,
-        "leave": False,
-        "disable": None,
-    }
-    with answer, part.open("wb") as out, tqdm(total=answer.length, **bar) as progress:
-        while chunk := _read(answer, url, target):
-            digest.update(chunk)
-            out.write(chunk)
-            progress.update(len(chunk))
-    return digest.hexdigest()
-
-
-def _read(answer: Any, url: str, target: Path) -> bytes:
-    with _told(url, target):
-        chunk: bytes = answer.read(_CHUNK)
-        if not chunk and answer.length:
-            raise http.client.IncompleteRead(b"", answer.length)
-        return chunk
-
-
-@contextmanager
-def _told(url: str, target: Path) -> Iterator[None]:
-    """What the network raises as one line; what the disk raises is not caught here."""
-    try:
-        yield
-    except (OSError, http.client.HTTPException, ValueError) as error:
-        if isinstance(error, urllib.error.HTTPError):
-            error.close()
-        reason = error.reason if type(error) is urllib.error.URLError else error
-        raise DataError(
-            url, f"cannot be downloaded ({reason})", f"put the file at {target} yourself", 20
-        ) from error
 
 
 def fetch_zip(url: str, folder: Path, member: str, sha256: str | None = None) -> str:
@@ -123,8 +112,8 @@ def fetch_zip(url: str, folder: Path, member: str, sha256: str | None = None) ->
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".unpack-") as staging:
             archive = Path(staging) / "archive.zip"
             digest = fetch(url, archive, sha256)
-            found = _unpack(archive, Path(staging) / "out", member, url)
-            write_json(found / ".origin.json", {"url": url, "sha256": digest})
+            found = _unpack(archive, Path(staging) / "out", member, shown(url))
+            write_json(found / ".origin.json", {"url": shown(url), "sha256": digest})
             if not folder.exists():  # another process may have been faster
                 found.rename(folder)
     except OSError as error:

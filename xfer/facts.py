@@ -22,7 +22,7 @@ def plan_facts(plan: Plan) -> Plain:
         "splits": _split_facts(plan.dataset),
         "remarks": list(plan.dataset.remarks) if plan.dataset else [],
         "backbone": dict(card.backbone),
-        "source": dict(card.source),
+        "source": {**card.source, **({"compat": card.compat} if card.compat else {})},
         "head": dict(card.head),
         "input": card.input.to_plain(),
         "freeze": specs.facts["freeze"],
@@ -94,6 +94,7 @@ def table(plan: Plan) -> str:
         *((f"split {name}", _split_line(split)) for name, split in facts["splits"].items()),
         ("backbone", _spec_line(card.backbone)),
         ("source", _source_line(card.source)),
+        *_load_lines(plan.load),
         ("head", _spec_line(card.head)),
         ("input", _input_line(plan)),
         *_training_lines(facts),
@@ -127,10 +128,32 @@ def _source_line(source: Plain) -> str:
     if not source.get("origin"):
         return "none: random weights"
     hashed = f", sha256 {source['sha256'][:12]}" if source.get("sha256") else ""
-    return (
-        f"{source['origin']}{hashed}; {source['loaded']} tensors loaded, "
-        f"{source['dropped']} of the old head dropped"
-    )
+    return f"{source['origin']}{hashed}"
+
+
+def _load_lines(load: Plain) -> list[tuple[str, str]]:
+    """What became of the source's tensors: a line a fate, each with its first examples."""
+    if not load:
+        return []
+    covered = load["coverage"]
+    share = f"{covered['parameters']:.1%} of the backbone's numbers, {covered['tensors']:.1%} of "
+    lines = [f"{load['format']}: {share}its tensors"] if "format" in load else []
+    for fate, count in load["counts"].items():
+        rows = [row for row in load["rows"] if row["fate"] == fate]
+        shown = "; ".join(map(_load_example, rows[: 1 if fate == "loaded" else 3]))
+        lines.append(f"{count:>5} {fate}: {shown}{'; ...' if count > 3 else ''}")
+    for name, members in (load.get("head") or {}).items():
+        lines.append(f"class {name}: {', '.join(members) or 'new, starts from zero'}")
+    if state := load.get("optimizer"):
+        left = f"; left out: {', '.join(state['dropped'])}" if state["dropped"] else ""
+        lines.append(f"{state['algorithm']} state of {state['continued']} parameters goes on{left}")
+    return [("", line) for line in lines]
+
+
+def _load_example(row: Plain) -> str:
+    name, key, note = row["name"], row["key"], row.get("note")
+    renamed = f"{name} from {key}" if name and key and name != key else str(name or key)
+    return renamed + (f" ({note})" if note else "")
 
 
 def _input_line(plan: Plan) -> str:

@@ -87,11 +87,11 @@ def _loaders(plan: Plan, pin: bool) -> tuple[TrainLoader, EvalLoader]:
     specs, spec = plan.specs, plan.card.input
     if plan.dataset is None or specs.data is None:
         raise DataError("data", "is needed to fit", "give data=... or data.root=DIR", 43)
-    train = Pictures(plan.dataset.splits["train"], specs.augment.transform(spec), specs.seed)
+    train = Pictures(plan.dataset.splits["train"], specs.augment.transform(spec), specs.augment.seed)
     val = Pictures(plan.dataset.splits["val"], lambda image: prepare(image, spec))
     workers = specs.data.workers
     return (
-        TrainLoader(train, specs.data.batch_size, workers, pin),
+        TrainLoader(train, specs.data.batch_size, workers, pin, specs.seed),
         EvalLoader(val, specs.data.eval_batch_size, workers, pin),
     )
 

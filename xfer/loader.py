@@ -7,7 +7,7 @@ of workers does not change what comes out.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch.utils.data import DataLoader, Sampler
@@ -27,6 +27,19 @@ if TYPE_CHECKING:
 
 Key = tuple[int, int]
 """(epoch, index): what one training image is drawn for."""
+
+
+class Collated(Protocol):
+    """A dataset that knows how a batch is put together."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, key: Any, /) -> Any: ...
+
+    @staticmethod
+    def collate(items: list[Any]) -> Any:
+        """A batch: inputs (n, ...) and labels int64 (n,), or the error of one item."""
+        ...
 
 
 class Pictures(TorchDataset[Any]):
@@ -57,14 +70,14 @@ class Pictures(TorchDataset[Any]):
             return error
         return array, int(self.samples.labels[index])
 
-
-def collate(items: list[Any]) -> Any:
-    """Stack to images float32 (n, 3, h, w) and labels int64 (n,); an error stays an error."""
-    for item in items:
-        if isinstance(item, XferError):
-            return item
-    images, labels = zip(*items, strict=True)
-    return torch.stack([torch.from_numpy(image) for image in images]), torch.tensor(labels)
+    @staticmethod
+    def collate(items: list[Any]) -> Any:
+        """Stack to images float32 (n, 3, h, w) and labels int64 (n,); an error stays an error."""
+        for item in items:
+            if isinstance(item, XferError):
+                return item
+        images, labels = zip(*items, strict=True)
+        return torch.stack([torch.from_numpy(image) for image in images]), torch.tensor(labels)
 
 
 class Order(Sampler[list[Key]]):
@@ -106,14 +119,16 @@ def batches(count: int, batch_size: int) -> int:
 class TrainLoader(DataLoader[Any]):
     """A loader that can say and restore how many batches of the epoch it has given."""
 
-    def __init__(self, pictures: Pictures, batch_size: int, workers: int, pin: bool) -> None:
-        self.order = Order(len(pictures), batch_size, pictures.seed)
+    def __init__(
+        self, pictures: Collated, batch_size: int, workers: int, pin: bool, seed: int
+    ) -> None:
+        self.order = Order(len(pictures), batch_size, seed)
         self.position = 0
         super().__init__(
             pictures,
             batch_sampler=self.order,
             num_workers=workers,
-            collate_fn=collate,
+            collate_fn=pictures.collate,
             pin_memory=pin,
             persistent_workers=workers > 0,
         )
@@ -137,12 +152,12 @@ class TrainLoader(DataLoader[Any]):
 class EvalLoader(DataLoader[Any]):
     """Every image once, in order, nothing dropped, nothing padded."""
 
-    def __init__(self, pictures: Pictures, batch_size: int, workers: int, pin: bool) -> None:
+    def __init__(self, pictures: Collated, batch_size: int, workers: int, pin: bool) -> None:
         super().__init__(
             pictures,
             batch_size=batch_size,
             num_workers=workers,
-            collate_fn=collate,
+            collate_fn=pictures.collate,
             pin_memory=pin,
             persistent_workers=workers > 0,
         )

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torchmetrics import MeanMetric
 
-from xfer import freeze, metrics, optim
+from xfer import freeze, metrics, momenta, optim
 from xfer.ema import Ema
 from xfer.errors import DivergedError, XferError
 from xfer.network import frozen_names
@@ -153,10 +153,9 @@ class Classifier(pl.LightningModule):
         """The optimizer over everything that will ever train, and its schedule by step."""
         specs = self.plan.specs
         multiples = {row.name: row.lr for row in self.plan.rows}
-        groups = optim.groups(
-            self.net.named_parameters(), multiples, specs.optim.lr, specs.optim.weight_decay
-        )
-        optimizer = specs.optim.build(groups)
+        optimizer = specs.optim.build(optim.groups(self.net, multiples, specs.optim))
+        if self.plan.momenta is not None:
+            momenta.load(optimizer, dict(self.net.named_parameters()), self.plan.momenta)
         steps, total = self.plan.steps_per_epoch, self.plan.total_steps
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: specs.schedule.factor(step, steps, total)

@@ -3,47 +3,66 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from xfer import freeze
+from xfer import compat, freeze
 from xfer.errors import WeightsError
 from xfer.head import Keep, swap
 from xfer.randomness import derive
 from xfer.snapshot import Snapshot, fingerprint, read_snapshot
-from xfer.source.match import Match, loaded_state, match
+from xfer.source.match import Match, match
 from xfer.types import Backbone, Card, Head, Network, Plain
 from xfer.weights import Weights
 
 
 @dataclass(frozen=True)
 class Parts:
-    """What a network is made of."""
+    """What a network is made of.
+
+    ``kept`` when the head comes whole from the source. ``source_classes`` is the source's number
+    of classes, ``rows`` its rows that each class of a remapped head starts from; ``compat`` what
+    makes the layers compute what the source's own library does.
+    """
 
     backbone: Backbone
     head: Head
     classes: int
     seed: int = 0
+    kept: bool = False
+    source_classes: int | None = None
+    rows: tuple[tuple[int, ...], ...] = ()
+    compat: Plain = field(default_factory=dict)
 
     @property
-    def keeps_head(self) -> bool:
-        """Whether the source's own head stays."""
-        return isinstance(self.head, Keep)
+    def whole(self) -> bool:
+        """Whether the source's head is needed, so that it must fit as well."""
+        return self.kept or isinstance(self.head, Keep) or bool(self.rows)
 
     def bare(self) -> Network:
-        """The architecture before its head is swapped."""
-        return self.backbone.build(self.classes if self.keeps_head else None)
+        """The architecture that the source must fit."""
+        own = isinstance(self.head, Keep)
+        network = self.backbone.build(self.classes if own else self.source_classes)
+        compat.apply(network.module, self.compat)
+        if self.kept:
+            swap(network, self.head, self.classes)
+        return network
+
+    def finish(self, network: Network) -> None:
+        """Swap in the new head, unless the source's own stays."""
+        if not self.kept:
+            swap(network, self.head, self.classes, self.rows)
 
 
 def blueprint(parts: Parts) -> tuple[Network, Network]:
     """The network before and after the head swap, on the meta device: shapes without memory."""
     before, after = _on_meta(parts.bare), _on_meta(parts.bare)
     with torch.device("meta"):
-        swap(after, parts.head, parts.classes)
+        parts.finish(after)
     return before, after
 
 
@@ -64,8 +83,8 @@ def shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
 
 def check(parts: Parts, before: Network, weights: Weights) -> Match:
     """Decide what of ``weights`` goes where; see :func:`xfer.source.match.match`."""
-    heads = () if parts.keeps_head else before.heads
-    return match(shapes(before.module), weights, heads, before.dropped)
+    heads = () if parts.whole else before.heads
+    return match(before.module.state_dict(), weights, heads, before.dropped)
 
 
 def assemble(parts: Parts, weights: Weights) -> nn.Module:
@@ -75,9 +94,9 @@ def assemble(parts: Parts, weights: Weights) -> nn.Module:
         network = parts.bare()
         found = check(parts, network, weights)
         if weights.state is not None:
-            fill(network.module, loaded_state(weights, found))
+            fill(network.module, found.state)
         torch.manual_seed(derive("head", parts.seed))
-        swap(network, parts.head, parts.classes)
+        parts.finish(network)
     return network.module
 
 
@@ -136,5 +155,14 @@ def open_checkpoint(path: Path, make: Callable[[str, Plain], Any]) -> tuple[nn.M
 
 def pieces(card: Card, make: Callable[[str, Plain], Any]) -> tuple[Parts, Callable[[], Weights]]:
     """The parts of a card's network, and how to read its source weights again."""
-    parts = Parts(make("backbone", card.backbone), make("head", card.head), len(card.classes))
+    rows = tuple(tuple(row) for row in card.source.get("rows") or ())
+    parts = Parts(
+        make("backbone", card.backbone),
+        make("head", card.head),
+        len(card.classes),
+        kept=bool(card.source.get("kept")),
+        source_classes=card.source.get("classes"),
+        rows=rows,
+        compat=card.compat,
+    )
     return parts, lambda: make("source", card.source["spec"]).load(parts.backbone)

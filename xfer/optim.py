@@ -1,14 +1,10 @@
-"""Optimizers. Parameters come in groups by learning-rate multiple; weight decay spares vectors.
-
-Biases and the scales of normalisation layers (tensors of fewer than two dimensions) are not
-decayed, as in timm.
-"""
+"""Optimizers. Parameters come in groups by learning-rate multiple and by whether they decay."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Lt
 
@@ -21,30 +17,64 @@ if TYPE_CHECKING:
 Rate = Annotated[float, Gt(0), Lt(1e4)]
 Decay = Annotated[float, Ge(0), Lt(1e4)]
 
-
-def groups(
-    parameters: Iterable[tuple[str, nn.Parameter]],
-    multiples: Mapping[str, float],
-    lr: float,
-    weight_decay: float,
-) -> list[dict[str, Any]]:
-    """Optimizer groups of everything that trains: by multiple, and whether it is decayed."""
-    found: dict[tuple[float, bool], list[nn.Parameter]] = {}
-    for name, parameter in parameters:
-        if multiples[name] > 0:
-            found.setdefault((multiples[name], parameter.ndim > 1), []).append(parameter)
-    return [
-        {"params": members, "lr": lr * multiple, "weight_decay": weight_decay if decayed else 0.0}
-        for (multiple, decayed), members in found.items()
-    ]
+# Normalisation layers of timm that are not subclasses of torch's.
+_OF_TIMM = tuple(
+    f"timm.layers.{name}"
+    for name in ("norm", "norm_act", "evo_norm", "filter_response_norm", "grn", "inplace_abn")
+)
 
 
-@dataclass(frozen=True)
-class Sgd:
-    """Stochastic gradient descent with momentum (torch.optim.SGD)."""
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What every optimizer is told.
+
+    ``decay`` says which tensors ``weight_decay`` is for: ``matrices`` those of two dimensions and
+    more, which spares biases and normalisation layers (timm); ``no_norms`` all but the parameters
+    of normalisation layers (MindSpore, which spares gamma and beta); ``all`` (torch).
+    """
 
     lr: Rate
     weight_decay: Decay = 0.0
+    decay: Literal["matrices", "no_norms", "all"] = "matrices"
+
+
+def groups(
+    net: nn.Module, multiples: Mapping[str, float], options: Options
+) -> list[dict[str, Any]]:
+    """Optimizer groups of everything that trains; ``multiples`` of ``lr`` by parameter name."""
+    spared = norm_parameters(net) if options.decay == "no_norms" else set()
+    found: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    for name, parameter in net.named_parameters():
+        decays = parameter.ndim > 1 if options.decay == "matrices" else name not in spared
+        if multiples[name] > 0:
+            found.setdefault((multiples[name], decays), []).append(parameter)
+    return [
+        {
+            "params": members,
+            "lr": options.lr * multiple,
+            "weight_decay": options.weight_decay if decays else 0.0,
+        }
+        for (multiple, decays), members in found.items()
+    ]
+
+
+def norm_parameters(net: nn.Module) -> set[str]:
+    """Names of the parameters that normalisation layers of torch or timm own."""
+    from torch import nn
+
+    kinds = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
+    return {
+        name
+        for path, module in net.named_modules()
+        if isinstance(module, kinds) or any(k.__module__ in _OF_TIMM for k in type(module).__mro__)
+        for name, _ in module.named_parameters(path, recurse=False)
+    }
+
+
+@dataclass(frozen=True)
+class Sgd(Options):
+    """Stochastic gradient descent with momentum (torch.optim.SGD)."""
+
     momentum: Annotated[float, Ge(0), Lt(1)] = 0.9
     nesterov: bool = False
 
@@ -56,10 +86,9 @@ class Sgd:
 
 
 @dataclass(frozen=True)
-class AdamW:
+class AdamW(Options):
     """Adam with decoupled weight decay (Loshchilov and Hutter, 2019; torch.optim.AdamW)."""
 
-    lr: Rate
     weight_decay: Decay = 0.01
     betas: tuple[Annotated[float, Ge(0), Lt(1)], Annotated[float, Ge(0), Lt(1)]] = (0.9, 0.999)
 
@@ -71,12 +100,10 @@ class AdamW:
 
 
 @dataclass(frozen=True)
-class Torch:
+class Torch(Options):
     """Any class of torch.optim by its name; ``args`` are its further arguments."""
 
     name: str
-    lr: Rate
-    weight_decay: Decay = 0.0
     args: dict[str, Any] = field(default_factory=dict)
 
     def build(self, groups: list[dict[str, Any]]) -> Optimizer:
@@ -101,12 +128,10 @@ class Torch:
 
 
 @dataclass(frozen=True)
-class Timm:
+class Timm(Options):
     """Any optimizer of timm by its name (``lamb``, ``adan``, ``lion``...)."""
 
     name: str
-    lr: Rate
-    weight_decay: Decay = 0.0
     args: dict[str, Any] = field(default_factory=dict)
 
     def build(self, groups: list[dict[str, Any]]) -> Optimizer:

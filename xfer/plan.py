@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from xfer.errors import ConfigError, DataError, WeightsError, XferError, closest, raise_all
-from xfer.head import Keep
+from xfer.classes import class_mismatch, joined
+from xfer.errors import ConfigError, XferError, closest, raise_all
+from xfer.head import Keep, Remap
+from xfer.head.names import Naming, adopt
 from xfer.types import Card, Dataset, InputSpec, Network, Plain
 from xfer.weights import Weights
 
@@ -19,13 +21,15 @@ if TYPE_CHECKING:
     from xfer.network import Parts
     from xfer.source.match import Match
     from xfer.specs import Specs
+    from xfer.weights import Momenta
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that is known before the work. ``facts`` is what ``plan.json`` holds."""
+    """Everything that is known before the work. ``facts`` is what ``plan.json`` holds, ``load``
+    what ``load_report.json`` holds; ``momenta`` the source's optimizer state, to go on from."""
 
     specs: Specs
     dataset: Dataset | None
@@ -35,6 +39,8 @@ class Plan:
     rows: list[Row]
     shapes: dict[str, tuple[int, ...]]
     facts: Plain = field(default_factory=dict)
+    load: Plain = field(default_factory=dict)
+    momenta: Momenta | None = None
 
     @property
     def training(self) -> bool:
@@ -103,7 +109,7 @@ def make_plan(specs: Specs) -> Plan:
 
 def _check_model_source(specs: Specs) -> None:
     """The model comes from exactly one place: fit, a checkpoint, or a source with its own head."""
-    keep = isinstance(specs.head, Keep)
+    keep = isinstance(specs.head, Keep | Remap)
     kind = specs.facts.get("source", {}).get("_target_", "")
     if "fit" in specs.stages and specs.checkpoint.path:
         raise ConfigError(
@@ -116,61 +122,84 @@ def _check_model_source(specs: Specs) -> None:
         raise ConfigError(
             "stages",
             f"{list(specs.stages)} has no model to work on",
-            "add fit, or give checkpoint.path=FILE, or head=keep with a source",
+            "add fit, or give checkpoint.path=FILE, or head=keep or head=remap with a source",
             82,
         )
     if keep and kind.endswith("Scratch") and not specs.checkpoint.path:
         raise ConfigError(
             "head",
-            "keep needs a source whose head it keeps",
+            f"{type(specs.head).__name__.lower()} needs a source with a head of its own",
             "choose source=... or head=linear",
             83,
         )
 
 
 def _from_specs(specs: Specs, dataset: Dataset | None, weights: Weights) -> Plan:
-    from xfer.network import Parts, blueprint, check
+    from xfer.network import blueprint, check
+    from xfer.source.account import account
 
-    classes = dataset.classes if dataset else weights.classes
-    if classes is None:
-        raise ConfigError(
-            "data", "is needed to know the classes", "give data=... or data.root=DIR", 84
-        )
-    if isinstance(specs.head, Keep) and weights.classes not in (None, classes):
-        raise _class_mismatch(classes, weights.classes or (), weights.origin or "source")
-    parts = Parts(specs.backbone, specs.head, len(classes), specs.seed)
+    dataset, classes, parts = joined(specs, dataset, weights)
     before, after = blueprint(parts)
     found = check(parts, before, weights)
     spec = _input(weights.input or before.input, getattr(specs.backbone, "image_size", None))
+    kept = weights.head if parts.kept and weights.head else specs.facts["head"]
     card = Card(
         # With what the builder added by itself, so that the card alone rebuilds the network.
         backbone={**specs.facts["backbone"], **({"args": before.args} if before.args else {})},
-        head=specs.facts["head"],
+        head=kept,
         classes=classes,
         input=spec,
-        source=_source_facts(specs, weights, found),
+        source=_source_facts(specs, weights, found, parts),
         experiment=specs.experiment,
         splits={n: s.sha256 for n, s in dataset.splits.items()} if dataset else {},
+        compat=weights.compat,
     )
     rows, tensors = _table(specs, after) if dataset and "train" in dataset.splits else ([], {})
-    return _finish(specs, dataset, (card, parts, weights, rows, tensors))
+    plan = Plan(specs, dataset, card, parts, weights, rows, tensors)
+    if weights.state is not None:
+        plan.load.update(account(weights, found, before.heads))
+    if parts.rows and weights.classes:
+        own = weights.classes
+        plan.load["head"] = {
+            name: [own[i] for i in members]
+            for name, members in zip(classes, parts.rows, strict=True)
+        }
+    if weights.optimizer is not None:
+        plan = _with_momenta(plan, found, () if parts.kept else before.heads)
+    return _finish(plan)
+
+
+def _with_momenta(plan: Plan, found: Match, heads: tuple[str, ...]) -> Plan:
+    from xfer.source.continued import continued
+
+    momenta, dropped = continued(plan.weights, found, heads)
+    plan.load["optimizer"] = {
+        "algorithm": momenta.algorithm,
+        "continued": len(momenta.buffers),
+        "dropped": dropped,
+    }
+    return replace(plan, momenta=momenta)
 
 
 def _input(spec: InputSpec, image_size: int | None) -> InputSpec:
     return spec.scaled(image_size) if image_size else spec
 
 
-def _source_facts(specs: Specs, weights: Weights, found: Match) -> Plain:
+def _source_facts(specs: Specs, weights: Weights, found: Match, parts: Parts) -> Plain:
+    """What ``result.json`` says of the source, and what fetches and places it again."""
     return {
-        "spec": dict(specs.facts["source"]),
+        "spec": {**specs.facts["source"], **weights.pinned},
         "kind": weights.kind,
         "origin": weights.origin,
         "sha256": weights.sha256,
         "coverage": found.coverage if weights.state is not None else None,
-        "loaded": len(found.loaded),
-        "dropped": len(found.dropped),
+        "loaded": len(found.of("loaded", "renamed", "adapted")),
+        "dropped": len(found.of("dropped head", "left out")),
         "missing": len(found.missing),
         "unexpected": 0,
+        "kept": parts.kept,
+        "classes": parts.source_classes,
+        "rows": [list(row) for row in parts.rows],
     }
 
 
@@ -193,10 +222,12 @@ def _from_checkpoint(specs: Specs, dataset: Dataset | None) -> Plan:
             raise ConfigError(
                 sorted(typed)[0], f"contradicts {path}, which holds {_short(facts)}", "drop it", 85
             )
+    if dataset and str(card.head["_target_"]).endswith(".Keep"):
+        dataset = adopt(dataset, Naming(card.classes), card.head.get("aliases") or {})
     if dataset and dataset.classes != card.classes:
-        raise _class_mismatch(dataset.classes, card.classes, str(path))
+        raise class_mismatch(dataset.classes, card.classes, str(path))
     parts, _ = pieces(card, specs.make)
-    return _finish(specs, dataset, (card, parts, Weights("checkpoint", None), [], {}))
+    return _finish(Plan(specs, dataset, card, parts, Weights("checkpoint", None), [], {}))
 
 
 def _agrees(asked: Plain, held: Plain) -> bool:
@@ -210,24 +241,6 @@ def _agrees(asked: Plain, held: Plain) -> bool:
 def _short(facts: Plain) -> str:
     target = str(facts["_target_"]).rpartition(".")[2]
     return target + (f" '{facts['name']}'" if "name" in facts else "")
-
-
-def _class_mismatch(
-    data: tuple[str, ...], model: tuple[str, ...], where: str
-) -> DataError | WeightsError:
-    extra, missing = sorted(set(data) - set(model)), sorted(set(model) - set(data))
-    if not extra and not missing:
-        return WeightsError(
-            where, "has the same classes in another order", "train again with this xfer", 41
-        )
-    parts = [f"the data lacks {missing[:5]}"] if missing else []
-    parts += [f"the data adds {extra[:5]}"] if extra else []
-    hint = (
-        closest(extra[0], missing)
-        if extra and missing
-        else f"give data with the {len(model)} classes {list(model)[:8]}"
-    )
-    return DataError(where, "; ".join(parts), hint, 42)
 
 
 def _check_training(plan: Plan) -> None:
@@ -255,9 +268,8 @@ def _check_training(plan: Plan) -> None:
         )
 
 
-def _finish(specs: Specs, dataset: Dataset | None, made: tuple[Any, ...]) -> Plan:
+def _finish(plan: Plan) -> Plan:
     from xfer.facts import plan_facts
 
-    plan = Plan(specs, dataset, *made)
     plan.facts.update(plan_facts(plan))
     return plan

@@ -121,6 +121,7 @@ def load_tensors(path: Path) -> Any:
 _DAMAGED = (
     *(OSError, RuntimeError, EOFError, ValueError),
     *(LookupError, AssertionError, TypeError, AttributeError, struct.error),
+    *(ArithmeticError, MemoryError),
 )
 
 
@@ -141,7 +142,9 @@ def _not_a_torch_file(path: Path, error: Exception) -> WeightsError:
 
 
 def _first_line(error: Exception) -> str:
-    lines = [s for line in str(error).splitlines() if (s := line.strip())]
+    # torch's advice to switch its check off is not passed on.
+    text = str(error).partition(" Please use ")[0]
+    lines = [s for line in text.splitlines() if (s := line.strip()) and "weights_only" not in s]
     named = [line for line in lines if "GLOBAL" in line or "Unsupported" in line]
     return (named or lines or [type(error).__name__])[0][:160]
 

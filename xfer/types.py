@@ -88,7 +88,8 @@ class Card:
     """What travels with trained weights, so that a file explains itself.
 
     ``backbone`` and ``head`` are spec facts (``_target_`` and plain arguments); ``splits`` the
-    sha256 of the data it was trained and chosen on, by split name.
+    sha256 of the data it was trained and chosen on, by split name; ``compat`` what the layers
+    need to compute as the source's own library does (see :mod:`xfer.compat`).
     """
 
     backbone: Plain
@@ -98,6 +99,7 @@ class Card:
     source: Plain = field(default_factory=dict)
     experiment: str = ""
     splits: Mapping[str, str] = field(default_factory=dict)
+    compat: Plain = field(default_factory=dict)
 
     def to_plain(self) -> Plain:
         """As JSON-like facts."""
@@ -109,6 +111,7 @@ class Card:
             "source": dict(self.source),
             "experiment": self.experiment,
             "splits": dict(self.splits),
+            "compat": dict(self.compat),
         }
 
     @classmethod

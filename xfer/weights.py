@@ -61,8 +61,9 @@ class Weights:
     knows of its classes and input recipe, ``synonyms`` further names a class. ``renamed`` gives
     the file's name of each tensor that had another, ``asides`` the entries that are no weights
     or were dropped, with the reason. ``compat`` is what a network must be built with to compute
-    the same function (see :mod:`xfer.compat`). ``allow_missing`` and ``min_coverage`` are what
-    the user excused; ``pinned`` are source arguments that fetch these very weights again.
+    the same function (see :mod:`xfer.compat`), ``head`` the facts of its head where they are
+    known. ``allow_missing`` and ``min_coverage`` are what the user excused; ``pinned`` are source
+    arguments that fetch these very weights again.
     """
 
     kind: str
@@ -76,6 +77,7 @@ class Weights:
     asides: Mapping[str, str] = field(default_factory=dict)
     optimizer: OptimizerState | None = None
     compat: Plain = field(default_factory=dict)
+    head: Plain | None = None
     allow_missing: tuple[str, ...] = ()
     min_coverage: float = 1.0
     resize_positions: bool = False

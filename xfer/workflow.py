@@ -221,6 +221,8 @@ def _write_plan(plan: Plan, folder: Path) -> None:
     import yaml
 
     write_json(folder / "plan.json", plan.facts)
+    if plan.load:
+        write_json(folder / "load_report.json", plan.load)
     write_text(folder / "config.yaml", yaml.safe_dump(plan.specs.config, sort_keys=False))
 
 

@@ -17,7 +17,7 @@ _CALLS = {
     "xfer.backbone.Timm": "timm.create_model",
     "xfer.backbone.Torchvision": "torchvision.models.get_model",
 }
-_ONE_LAYER = {"xfer.head.Linear", "xfer.head.Dropout", "xfer.head.Keep"}
+_ONE_LAYER = {"xfer.head.Linear", "xfer.head.Dropout", "xfer.head.Keep", "xfer.head.Remap"}
 
 
 def call(card: Card) -> str:
@@ -55,6 +55,8 @@ def match(card: Card, state: Mapping[str, torch.Tensor]) -> tuple[nn.Module | No
     backbone, head = card.backbone["_target_"], card.head["_target_"]
     if backbone not in _CALLS:
         return None, f"the backbone {backbone} is no model of timm or torchvision"
+    if card.compat:
+        return None, f"its layers compute as MindSpore's do ({card.compat.get('dialect')})"
     if head not in _ONE_LAYER:
         return None, f"the head {head} is more than the library's one layer"
     library = build(card)

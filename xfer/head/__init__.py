@@ -8,7 +8,8 @@ backbone.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated
 
 from annotated_types import Ge, Gt, Lt
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 Probability = Annotated[float, Ge(0), Lt(1)]
+Rows = Sequence[Sequence[int]]
 
 
 @dataclass(frozen=True)
@@ -81,15 +83,53 @@ class Pooled:
 
 @dataclass(frozen=True)
 class Keep:
-    """The source's own head, loaded strictly: nothing is replaced."""
+    """The source's own head, loaded strictly: nothing is replaced.
+
+    ``aliases``: the source's class name of a data folder that is called otherwise.
+    """
+
+    aliases: dict[str, str] = field(default_factory=dict)
 
     def build(self, old: nn.Module, classes: int) -> nn.Module:
         """``old`` itself."""
         return old
 
 
-def swap(network: Network, head: Head, classes: int) -> None:
-    """Replace the classifier layers of ``network`` in place.
+@dataclass(frozen=True)
+class Remap:
+    """One layer, whose rows are taken from the source's head by class name.
+
+    ``aliases``: the source's class name of a class that is called otherwise, or several, whose
+    rows are averaged. Classes that the source does not have start from zero. Where all are known
+    the network answers before any training.
+    """
+
+    aliases: dict[str, str | tuple[str, ...]] = field(default_factory=dict)
+
+    def build(self, old: nn.Module, classes: int) -> nn.Module:
+        """Names ``weight``, ``bias``; zero until :func:`carry` fills the rows."""
+        from xfer.head import layers
+
+        return layers.zeroed(layers.like(old, layers.width(old), classes))
+
+    def several(self) -> dict[str, tuple[str, ...]]:
+        """The aliases, each a tuple."""
+        return {k: (v,) if isinstance(v, str) else v for k, v in self.aliases.items()}
+
+
+def carry(old: nn.Module, new: nn.Module, rows: Rows) -> None:
+    """Give each class of ``new`` the mean of its ``rows`` of ``old``; none leaves it at zero."""
+    import torch
+
+    with torch.no_grad():
+        for target, source in zip(new.parameters(), old.parameters(), strict=True):
+            for i, members in enumerate(rows):
+                if members:
+                    target[i] = source[list(members)].mean(dim=0)
+
+
+def swap(network: Network, head: Head, classes: int, rows: Rows = ()) -> None:
+    """Replace the classifier layers of ``network`` in place; ``rows`` are for :func:`carry`.
 
     An activation right behind the layer (torchvision's SqueezeNet has a ReLU there) is taken
     out: it would cut negative logits to a dead zero. ``keep`` changes nothing.
@@ -109,7 +149,10 @@ def swap(network: Network, head: Head, classes: int) -> None:
                 "choose another backbone, or head=keep",
                 20,
             )
-        setattr(owner, name, head.build(old, classes))
+        new = head.build(old, classes)
+        if rows:
+            carry(old, new, rows)
+        setattr(owner, name, new)
         _drop_activation(owner, name)
 
 

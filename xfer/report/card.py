@@ -78,7 +78,11 @@ def sections(result: Plain, plan: Plain, details: Plain, drawn: Collection[str])
     wrong, remarks = details.get("wrong"), plan.get("remarks") or []
     parts = [
         Section("Scores", tables=tables.scores(result.get("scores") or {})),
-        Section("Weights", facts=facts.loaded(result, plan) + facts.frozen(result, plan)),
+        Section(
+            "Weights",
+            facts=facts.loaded(result, plan) + facts.frozen(result, plan),
+            tables=tables.loaded(details.get("load") or {}),
+        ),
         Section("Data", facts=facts.data(plan), tables=tables.splits(plan.get("splits") or {})),
         Section(
             "Training",

@@ -58,7 +58,7 @@ def _first_batch(work: Work) -> tuple[list[npt.NDArray[np.uint8]], list[str]]:
     plan, specs = work.plan, work.plan.specs
     assert plan.dataset is not None and specs.data is not None
     samples, spec = plan.dataset.splits["train"], plan.card.input
-    pictures = Pictures(samples, specs.augment.transform(spec), specs.seed)
+    pictures = Pictures(samples, specs.augment.transform(spec), specs.augment.seed)
     keys = next(iter(Order(len(samples), specs.data.batch_size, specs.seed)))[:_GRID]
     shown = [pictures[key] for key in keys]
     return [restore(a, spec) for a, _ in shown], [plan.card.classes[label] for _, label in shown]
@@ -111,6 +111,7 @@ def _details(work: Work) -> Plain:
         "confusion": {name: score.confusion for name, score in work.scores.items()},
         "history": work.fitted.rows if work.fitted else [],
         "exports": [file.__dict__ for file in work.exports],
+        "load": work.plan.load,
     }
     if split:
         found = work.predictions[split]

@@ -29,7 +29,11 @@ def outcome(work: Work) -> Plain:
         "scores": {name: score.to_plain() for name, score in work.scores.items()},
         "params": count_parameters(plan) if plan.rows else None,
         "freeze": {"proved": None},
-        "source": {k: v for k, v in plan.card.source.items() if k != "spec"},
+        "source": {
+            k: v
+            for k, v in plan.card.source.items()
+            if k not in ("spec", "kept", "classes", "rows")
+        },
         "timing": _timing(work),
         "features": {"cached": False, "hit": None, "views": None},
         "export": [

@@ -78,6 +78,22 @@ def _cell(key: str, value: Any) -> str:
     return number(int(value) if key in ("epoch", "step") and value is not None else value)
 
 
+def loaded(found: Plain) -> tuple[Table, ...]:
+    """What became of every tensor of the source, and of the network's that it lacks."""
+    rows = [
+        [
+            str(row.get("key") or ABSENT),
+            str(row.get("name") or ABSENT),
+            str(row.get("fate")),
+            str(row.get("shape") or ABSENT),
+            str(row.get("note") or ""),
+        ]
+        for row in found.get("rows") or []
+    ]
+    head = ("in the file", "in the network", "fate", "shape", "note")
+    return (_table("Every tensor", head, rows, 5),) if rows else ()
+
+
 def per_class(found: Plain) -> tuple[Table, ...]:
     """One table a split, one row a class."""
     keys = ("n", "precision", "recall", "f1")

@@ -1,140 +1,99 @@
-"""Published weights: timm's from the Hugging Face hub, torchvision's from its own store."""
+"""Published weights: timm's and torchvision's own, and any file of a Hugging Face repository."""
 
 from __future__ import annotations
 
-import logging
-import re
-import warnings
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
 
-from xfer.errors import ConfigError, WeightsError, closest
-from xfer.preprocess import of_timm, of_torchvision
-from xfer.storage import file_sha256
+from xfer.errors import ConfigError, XferError
+from xfer.source import huggingface, imagenet
+from xfer.source.library import Published, of_timm_hub, of_torchvision_hub
+from xfer.source.rules import Rules
 from xfer.types import Backbone
 from xfer.weights import Weights
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
 
 @dataclass(frozen=True)
-class Hub:
-    """The weights that ``backbone``'s own library publishes for it.
+class Hub(Rules):
+    """The weights that ``backbone``'s own library publishes for it, or a file of a repository.
 
     ``tag`` names one of several: for timm the part behind the dot (``a1_in1k``), for torchvision
-    the enum member (``IMAGENET1K_V1``); ``None`` is the library's default.
+    the enum member (``IMAGENET1K_V1``); ``None`` is the library's default. ``path`` takes a file
+    of any repository instead, ``hf://owner/repo/file``, its entry ``key``. ``revision`` is a
+    branch, tag or commit hash. ``local_files_only`` takes what the cache has and asks nobody.
     """
 
     tag: str | None = None
+    path: str | None = None
+    revision: str | None = None
+    key: str | None = None
+    local_files_only: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.path is None:
+            if self.key is not None:
+                raise _contradiction("source.key", "is of source.path, which is not given")
+            return
+        address = self._address()
+        if self.tag is not None:
+            raise _contradiction("source.tag", f"is not of {address.shown}")
 
     def load(self, backbone: Backbone) -> Weights:
         """From the local cache, else from the hub. Raises WeightsError when neither has it."""
+        if self.path is not None:
+            return self._file()
         if backbone.library == "timm":
-            return _timm(backbone.name, self.tag)
-        if backbone.library == "torchvision":
-            return _torchvision(backbone.name, self.tag)
-        raise ConfigError(
-            "source",
-            f"no hub holds weights for '{backbone.name}'",
-            "use source=file or source=none",
-            40,
+            found = of_timm_hub(backbone.name, self.tag, self.revision, self.local_files_only)
+        elif backbone.library == "torchvision":
+            if self.revision is not None:
+                raise _contradiction("source.revision", "is not of torchvision's weights")
+            found = of_torchvision_hub(backbone.name, self.tag, self.local_files_only)
+        else:
+            raise ConfigError(
+                "source",
+                f"no hub holds weights for '{backbone.name}'",
+                "use source=file or source=none",
+                40,
+            )
+        return self._published(found)
+
+    def _address(self) -> huggingface.Address:
+        repo, file, revision = huggingface.parse(self.path or "")
+        if revision is not None and self.revision is not None:
+            raise _contradiction("source.revision", "is also in source.path")
+        wanted = self.revision if revision is None else revision
+        return huggingface.Address(repo, (file,), "main" if wanted is None else wanted)
+
+    def _file(self) -> Weights:
+        from xfer.source.reading import read
+
+        address = self._address()
+        found = huggingface.find(address, self.local_files_only)
+        sha256 = huggingface.checked_sha256(found.path)
+        origin = f"{address.shown}@{found.revision}"
+        try:
+            content = read(found.path, self.key)
+        except XferError as error:
+            error.where = f"{origin} ({error.where})"
+            raise
+        weights = self.weights("hub", content, origin, sha256)
+        pinned = {"path": address.shown, "revision": found.revision}
+        return replace(weights, pinned=pinned, facts={**weights.facts, "revision": found.revision})
+
+    def _published(self, found: Published) -> Weights:
+        weights = self.weights("hub", found.content, found.origin, found.sha256)
+        if weights.classes is None and found.has_imagenet_classes:
+            classes, synonyms = imagenet.classes(), imagenet.synonyms()
+            weights = replace(weights, classes=classes, synonyms=synonyms)
+        before = {new: weights.renamed.get(new, new) for new in weights.state or ()}
+        names = {new: found.renamed.get(name, name) for new, name in before.items()}
+        return replace(
+            weights,
+            input=found.input,
+            pinned=found.pinned,
+            renamed={new: old for new, old in names.items() if new != old},
         )
 
 
-def _timm(name: str, tag: str | None) -> Weights:
-    import timm
-
-    full = name if tag is None else f"{name.split('.')[0]}.{tag}"
-    known = timm.list_pretrained(f"{name.split('.')[0]}.*")
-    if tag is not None and full not in known:
-        tags = [entry.split(".", 1)[1] for entry in known]
-        raise ConfigError("source.tag", f"timm has no '{full}'", closest(tag, tags), 41)
-    if not known:
-        raise WeightsError(
-            "source",
-            f"timm publishes no weights for '{name}'",
-            "use source=file or source=none",
-            10,
-        )
-    config = timm.get_pretrained_cfg(full)
-    # The client logs each failed request before it raises; the error below says it once.
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
-    try:
-        module = timm.create_model(full, pretrained=True)
-    except Exception as error:  # the hub's client raises many kinds, none of them xfer's bug
-        raise _unreachable(full, error) from error
-    path = _cached_timm(config)
-    # The name alone means the library's default tag of the day: say which that was.
-    full = f"{config.architecture}.{config.tag}" if config.tag else full
-    return Weights(
-        "hub",
-        module.state_dict(),
-        origin=f"timm:{full}",
-        sha256=file_sha256(path) if path else None,
-        input=of_timm(config.to_dict()),
-    )
-
-
-def _cached_timm(config: Any) -> Path | None:
-    from pathlib import Path
-
-    from huggingface_hub import try_to_load_from_cache
-
-    for name in (config.hf_hub_filename, "model.safetensors", "pytorch_model.bin"):
-        found = name and try_to_load_from_cache(config.hf_hub_id, name)
-        if isinstance(found, str):
-            return Path(found)
-    return None
-
-
-def _torchvision(name: str, tag: str | None) -> Weights:
-    from torchvision import models
-
-    enum = models.get_model_weights(name)
-    if tag is not None and tag not in enum.__members__:
-        raise ConfigError(
-            "source.tag",
-            f"torchvision has no '{tag}' for {name}",
-            closest(tag, enum.__members__),
-            41,
-        )
-    weights = enum[tag] if tag else enum.DEFAULT
-    try:
-        with warnings.catch_warnings():
-            # torch.hub warns of its own progress bar in notebooks.
-            warnings.simplefilter("ignore", UserWarning)
-            state = weights.get_state_dict(progress=True, check_hash=True)
-    except Exception as error:  # urllib, ssl and hash errors alike: the weights were not had
-        raise _unreachable(str(weights), error) from error
-    path = _cached_torchvision(weights.url)
-    return Weights(
-        "hub",
-        {_DENSENET.sub(r"\1\2.", name): tensor for name, tensor in state.items()},
-        origin=f"torchvision:{weights}",
-        sha256=file_sha256(path),
-        input=of_torchvision(weights.transforms()),
-    )
-
-
-# DenseNet's published files are older than its layers' names; torchvision renames as it loads.
-_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12])\.")
-
-
-def _cached_torchvision(url: str) -> Path:
-    from pathlib import Path
-
-    import torch
-
-    return Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
-
-
-def _unreachable(what: str, error: Exception) -> WeightsError:
-    first = str(error).strip().splitlines()
-    reason = f"{type(error).__name__}: {first[0][:160] if first else ''}"
-    return WeightsError(
-        "source",
-        f"'{what}' is neither in the cache nor to be had from the hub ({reason})",
-        "connect once, or use source=file source.path=FILE",
-        11,
-    )
+def _contradiction(key: str, what: str) -> ConfigError:
+    return ConfigError(key, what, f"drop {key}", 49)

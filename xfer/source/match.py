@@ -1,97 +1,205 @@
-"""Strict matching of a state dict to a network: only the head is excused, by name."""
+"""Strict matching of a state dict to a network: what becomes of every tensor, none in silence."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Literal
 
-from xfer.errors import WeightsError
-from xfer.weights import Weights
+from xfer.errors import ConfigError, closest
+from xfer.source.adapt import adapted
+from xfer.source.mismatch import ambiguous, mismatch
 
 if TYPE_CHECKING:
-    from xfer.types import StateDict
+    import torch
 
-Shape = tuple[int, ...]
+    from xfer.types import StateDict
+    from xfer.weights import Shape, Weights
+
+Fate = Literal[
+    "loaded", "renamed", "adapted", "dropped head", "left out",
+    "unexpected", "missing", "wrong shape", "initialised",
+]  # fmt: skip
+USED = ("loaded", "renamed", "adapted")
+
+
+@dataclass(frozen=True)
+class Row:
+    """What became of one tensor. ``name`` is the network's name, ``key`` the file's; either may
+    be absent. ``shape`` is the file's, or the network's where the file has none."""
+
+    name: str | None
+    key: str | None
+    fate: Fate
+    shape: Shape = ()
+    note: str = ""
 
 
 @dataclass(frozen=True)
 class Match:
-    """``loaded`` and ``dropped`` are checkpoint names, ``missing`` network names that stay as
-    initialised. ``coverage`` is the share of the backbone's parameters and buffers, counted in
-    numbers, that were loaded; 1.0 unless there was nothing to load."""
+    """One row a tensor of the file or of the network, and the ``state`` that goes into it.
 
-    loaded: tuple[str, ...]
-    dropped: tuple[str, ...]
-    missing: tuple[str, ...]
-    coverage: float
+    ``coverage`` is the share of the backbone that was loaded, parameters and buffers counted in
+    numbers; ``tensor_coverage`` the same counted in tensors; ``prefix`` what stood before the
+    network's names in the file.
+    """
+
+    rows: tuple[Row, ...] = ()
+    state: StateDict = field(default_factory=dict)
+    coverage: float = 0.0
+    tensor_coverage: float = 0.0
+    prefix: str = ""
+
+    def of(self, *fates: str) -> tuple[str, ...]:
+        """The network's names, else the file's, of the rows with one of ``fates``."""
+        return tuple(row.name or row.key or "" for row in self.rows if row.fate in fates)
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """Network tensors that keep their initial values."""
+        fates = ("missing", "wrong shape", "initialised", "dropped head")
+        return tuple(row.name for row in self.rows if row.name and row.fate in fates)
 
 
 def match(
-    wanted: Mapping[str, Shape], weights: Weights, heads: Sequence[str], dropped: Sequence[str]
+    wanted: Mapping[str, torch.Tensor],
+    weights: Weights,
+    heads: Sequence[str],
+    dropped: Sequence[str],
 ) -> Match:
-    """Decide what becomes of every tensor. ``heads`` are the dotted paths that may differ (empty
-    for ``head=keep``), ``dropped`` the prefixes of auxiliary heads.
+    """Decide what becomes of every tensor. ``wanted`` is the network's own state, on any device;
+    ``heads`` are the dotted paths that may differ (empty for ``head=keep``), ``dropped`` the
+    prefixes of auxiliary heads.
 
-    Raises WeightsError with examples from both sides when anything else does not fit.
+    One prefix before all names (``module.``, ``model.``...) is taken off. Raises WeightsError
+    with examples from both sides when anything but the heads does not fit.
     """
     if weights.state is None:
-        return Match((), (), tuple(wanted), 0.0)
+        return Match(tuple(Row(n, None, "initialised", tuple(t.shape)) for n, t in wanted.items()))
     excused = tuple(f"{path}." for path in (*heads, *dropped))
-    state = weights.state
-    backbone = {
-        name: shape
-        for name, shape in wanted.items()
+    backbone = [name for name in wanted if not name.startswith(excused)]
+    prefix = _common_prefix(backbone, weights)
+    rows, state = [], {}
+    for name, target in wanted.items():
+        if name.startswith(excused):
+            row, tensor = _head(name, target, prefix, weights), None
+        else:
+            row, tensor = _fit(name, target, prefix, weights)
+        rows.append(row)
+        if tensor is not None:
+            state[name] = tensor
+    rows += _left(wanted, prefix, weights, excused)
+    return _checked(_allowed(rows, weights), state, wanted, weights, excused, prefix)
+
+
+def _head(name: str, target: torch.Tensor, prefix: str, weights: Weights) -> Row:
+    found = (weights.state or {}).get(prefix + name)
+    if found is None:
+        return Row(name, None, "initialised", tuple(target.shape))
+    return Row(name, _key(prefix + name, weights), "dropped head", tuple(found.shape))
+
+
+def _fit(
+    name: str, target: torch.Tensor, prefix: str, weights: Weights
+) -> tuple[Row, torch.Tensor | None]:
+    given, shape = (weights.state or {}).get(prefix + name), tuple(target.shape)
+    if given is None:
         # Files older than batch normalisation's counter lack it; torch loads those strictly too.
-        if not name.startswith(excused)
-        and (name in state or not name.endswith(".num_batches_tracked"))
-    }
-    given = {n: tuple(t.shape) for n, t in state.items() if not n.startswith(excused)}
-    if backbone != given:
-        raise _mismatch(backbone, given, weights)
-    return Match(
-        loaded=tuple(given),
-        dropped=tuple(n for n in state if n not in given),
-        missing=tuple(n for n in wanted if n not in backbone),
-        coverage=1.0,
-    )
+        counter = name.endswith("num_batches_tracked")
+        return Row(name, None, "initialised" if counter else "missing", shape), None
+    row = Row(name, _key(prefix + name, weights), "loaded", tuple(given.shape))
+    if given.is_floating_point() != target.is_floating_point():
+        note = f"{_dtype(given)} for {_dtype(target)}"
+        return replace(row, fate="wrong shape", note=note), None
+    if row.shape == shape:
+        note = "" if given.dtype == target.dtype else f"{_dtype(given)} as {_dtype(target)}"
+        return replace(row, fate="loaded" if row.key == name else "renamed", note=note), given
+    other = adapted(name, given, shape, weights)
+    if other is None:
+        return replace(row, fate="wrong shape", note=f"{list(row.shape)} for {list(shape)}"), None
+    return replace(row, fate="adapted", note=other[1]), other[0]
 
 
-def loaded_state(weights: Weights, found: Match) -> StateDict:
-    """The tensors of ``weights`` that go into the network."""
-    return {name: (weights.state or {})[name] for name in found.loaded}
+def _dtype(tensor: torch.Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
-def _mismatch(wanted: dict[str, Shape], given: dict[str, Shape], weights: Weights) -> WeightsError:
-    missing = [n for n in wanted if n not in given]
-    unexpected = [n for n in given if n not in wanted]
-    wrong = [
-        f"{n} {list(given[n])} for {list(s)}" for n, s in wanted.items() if given.get(n, s) != s
+def _key(source: str, weights: Weights) -> str:
+    return weights.renamed.get(source, source)
+
+
+def _left(
+    wanted: Mapping[str, torch.Tensor], prefix: str, weights: Weights, excused: tuple[str, ...]
+) -> list[Row]:
+    """The file's entries that no tensor of the network asks for."""
+    rows = []
+    for source, tensor in (weights.state or {}).items():
+        inner = source.removeprefix(prefix)
+        if inner not in wanted or not source.startswith(prefix):
+            fate: Fate = "dropped head" if inner.startswith(excused) else "unexpected"
+            rows.append(Row(None, _key(source, weights), fate, tuple(tensor.shape)))
+    rows += [Row(None, key, "left out", note=why) for key, why in weights.asides.items()]
+    return rows
+
+
+def _common_prefix(backbone: Sequence[str], weights: Weights) -> str:
+    """What stands before the names of ``backbone`` in the file: mostly nothing, or one wrapper's
+    name. Several complete copies of the network are never chosen from."""
+    state = weights.state or {}
+    if any(name in state for name in backbone):
+        return ""
+    longest = max(backbone, key=len, default="")
+    found = {key.removesuffix(longest) for key in state if longest and key.endswith(f".{longest}")}
+    hits = {p: sum(p + name in state for name in backbone) for p in sorted(found)}
+    best = [p for p, n in hits.items() if n == max(hits.values())]
+    if len(best) > 1:
+        raise ambiguous(best, weights)
+    return best[0] if best else ""
+
+
+def _allowed(rows: list[Row], weights: Weights) -> list[Row]:
+    """Excuse what ``allow_missing`` names. Raises ConfigError for a pattern that excuses none."""
+    lacking = [row.name for row in rows if row.name and row.fate in ("missing", "wrong shape")]
+    for i, pattern in enumerate(weights.allow_missing):
+        if not any(re.fullmatch(pattern, name) for name in lacking):
+            raise ConfigError(
+                f"source.allow_missing[{i}]",
+                f"'{pattern}' matches no tensor that is missing",
+                closest(pattern.replace("\\", ""), lacking) if lacking else "drop it",
+                53,
+            )
+    excused = {n for n in lacking if any(re.fullmatch(p, n) for p in weights.allow_missing)}
+    return [
+        replace(row, note=f"{row.note} (allowed)".strip()) if row.name in excused else row
+        for row in rows
     ]
-    parts = [
-        f"{len(names)} {kind} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
-        for kind, names in (
-            ("missing", missing),
-            ("unexpected", unexpected),
-            ("of another shape", wrong),
-        )
-        if names
+
+
+def _checked(
+    rows: list[Row],
+    state: dict[str, torch.Tensor],
+    wanted: Mapping[str, torch.Tensor],
+    weights: Weights,
+    excused: tuple[str, ...],
+    prefix: str,
+) -> Match:
+    asked = [
+        row
+        for row in rows
+        if row.name and row.fate != "initialised" and not row.name.startswith(excused)
     ]
-    return WeightsError(
-        weights.origin or "source",
-        "does not fit the network: " + "; ".join(parts),
-        _remedy(wanted, given, len(wrong), len(missing)),
-        30,
+    used = [row for row in asked if row.fate in USED]
+    numbers = sum(wanted[row.name or ""].numel() for row in asked)
+    found = Match(
+        tuple(rows),
+        state,
+        coverage=sum(wanted[row.name or ""].numel() for row in used) / max(1, numbers),
+        tensor_coverage=len(used) / max(1, len(asked)),
+        prefix=prefix,
     )
-
-
-def _remedy(wanted: dict[str, Shape], given: dict[str, Shape], wrong: int, missing: int) -> str:
-    for name in given:
-        for target in wanted:
-            if name != target and name.endswith("." + target):
-                prefix = name.removesuffix(target)
-                return f"the names carry the prefix '{prefix}': save the inner network's state_dict"
-        break
-    if wrong and not missing:
-        return "the sizes differ: check backbone.name, backbone.args and the number of classes"
-    return "these are weights of another architecture: check backbone.name"
+    lacking = [row for row in asked if row.fate not in USED and "(allowed)" not in row.note]
+    short = lacking and not found.coverage >= weights.min_coverage < 1
+    if not used or short or found.of("unexpected"):
+        raise mismatch(found.rows, weights, not excused)
+    return found

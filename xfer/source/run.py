@@ -40,6 +40,9 @@ class Run:
             sha256=file_sha256(path),
             classes=snapshot.card.classes,
             input=snapshot.card.input,
+            compat=snapshot.card.compat,
+            head=snapshot.card.head,
+            facts={"format": "xfer checkpoint"},
         )
 
 

@@ -1,0 +1,108 @@
+"""The classes of a run: those of the data, of the source, and how the one becomes the other."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from xfer.errors import ConfigError, DataError, WeightsError, closest
+from xfer.head import Keep, Remap
+from xfer.head.names import Naming, adopt, rows
+
+if TYPE_CHECKING:
+    from xfer.network import Parts
+    from xfer.specs import Specs
+    from xfer.types import Dataset
+    from xfer.weights import Weights
+
+
+def joined(
+    specs: Specs, dataset: Dataset | None, weights: Weights
+) -> tuple[Dataset | None, tuple[str, ...], Parts]:
+    """The data in the run's classes, those classes, and the parts of the network over them.
+
+    ``head=keep`` takes the source's classes, every other head the data's. Raises DataError for a
+    folder that a kept head does not know, ConfigError when the classes are not to be had.
+    """
+    from xfer.network import Parts
+
+    own, head = weights.classes, specs.head
+    known = len(own) if own else None
+    if isinstance(head, Keep):
+        dataset = _kept(head, dataset, weights)
+        made = specs.make("head", weights.head) if weights.head else head
+        classes = _given(own or (dataset.classes if dataset else None))
+        parts = Parts(specs.backbone, made, len(classes), kept=True, source_classes=known)
+    else:
+        classes = _given(dataset.classes if dataset else own)
+        parts = Parts(specs.backbone, head, len(classes))
+    if isinstance(head, Remap):
+        found = _remapped(head, classes, weights, ready="fit" not in specs.stages)
+        parts = replace(parts, rows=found, source_classes=known)
+    return dataset, classes, replace(parts, seed=specs.seed, compat=weights.compat)
+
+
+def _given(classes: tuple[str, ...] | None) -> tuple[str, ...]:
+    if classes is None:
+        raise ConfigError(
+            "data", "is needed to know the classes", "give data=... or data.root=DIR", 84
+        )
+    return classes
+
+
+def _kept(head: Keep, dataset: Dataset | None, weights: Weights) -> Dataset | None:
+    if dataset is None:
+        return None
+    if weights.classes is not None:
+        return adopt(dataset, Naming(weights.classes, weights.synonyms), head.aliases)
+    if head.aliases:
+        raise ConfigError(
+            "head.aliases",
+            "the source's class names are not known",
+            "give source.classes=FILE or [NAMES]",
+            28,
+        )
+    told = "the source's class names are not known: the data's order is taken for its own"
+    return replace(dataset, remarks=(*dataset.remarks, told))
+
+
+def _remapped(
+    head: Remap, classes: tuple[str, ...], weights: Weights, ready: bool
+) -> tuple[tuple[int, ...], ...]:
+    """The rows of each class. ``ready`` when the network is to answer without training."""
+    if weights.classes is None:
+        raise ConfigError(
+            "source.classes",
+            "head=remap needs the names of the source's classes",
+            "give source.classes=FILE, [NAMES] or imagenet",
+            29,
+        )
+    found = rows(classes, Naming(weights.classes, weights.synonyms), head.several())
+    new = [name for name, members in zip(classes, found, strict=True) if not members]
+    if new and ready:
+        raise ConfigError(
+            "head",
+            f"the source has no class for {new[:5]}, so that nothing can be scored untrained",
+            "give head.aliases, or add fit to stages",
+            30,
+        )
+    return found
+
+
+def class_mismatch(
+    data: tuple[str, ...], model: tuple[str, ...], where: str
+) -> DataError | WeightsError:
+    """The error for data whose classes are not the model's, which is at ``where``."""
+    extra, missing = sorted(set(data) - set(model)), sorted(set(model) - set(data))
+    if not extra and not missing:
+        return WeightsError(
+            where, "has the same classes in another order", "train again with this xfer", 41
+        )
+    parts = [f"the data lacks {missing[:5]}"] if missing else []
+    parts += [f"the data adds {extra[:5]}"] if extra else []
+    hint = (
+        closest(extra[0], missing)
+        if extra and missing
+        else f"give data with the {len(model)} classes {list(model)[:8]}"
+    )
+    return DataError(where, "; ".join(parts), hint, 42)

@@ -1,0 +1,41 @@
+"""Whether the output of a frozen prefix is computed once and kept."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal
+
+from annotated_types import Gt
+
+Use = Literal["never", "auto", "require"]
+
+
+@dataclass(frozen=True)
+class Never:
+    """Every epoch runs the whole network on every image."""
+
+    use: ClassVar[Use] = "never"
+
+
+@dataclass(frozen=True)
+class Auto:
+    """Where a prefix is frozen its output is kept in ``dir`` (default: below ``$XFER_CACHE``), at
+    most ``max_gb`` gigabytes of it, the least recently used dropped first.
+
+    ``views`` differently augmented views an image are computed, and used in turn; 1 takes the
+    evaluation transform, ``max`` one view an epoch, as without a cache. What cannot be kept is
+    said, and trained as usual.
+    """
+
+    use: ClassVar[Use] = "auto"
+
+    dir: str | None = None
+    views: Annotated[int, Gt(0)] | Literal["max"] = 1
+    max_gb: Annotated[float, Gt(0)] = 20.0
+
+
+@dataclass(frozen=True)
+class Require(Auto):
+    """As :class:`Auto`, but what cannot be kept is an error."""
+
+    use: ClassVar[Use] = "require"

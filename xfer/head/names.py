@@ -1,0 +1,124 @@
+"""Which class of the source is meant: by name, by a synonym, or by the user's alias table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from xfer.errors import ConfigError, DataError, closest
+
+if TYPE_CHECKING:
+    from xfer.types import Dataset
+
+
+@dataclass(frozen=True)
+class Naming:
+    """The source's ``classes`` in order, with further ``synonyms`` a class (or none at all).
+
+    A name that is written alike comes first; else case does not count, and space, ``_`` and
+    ``-`` are one.
+    """
+
+    classes: tuple[str, ...]
+    synonyms: tuple[tuple[str, ...], ...] = ()
+
+    def index(self, name: str) -> int | None:
+        """The class called ``name``: by its own name first, else by a synonym that only one
+        class has; ``None`` when there is none. Raises ConfigError for a synonym of several."""
+        if name in self.classes:
+            return self.classes.index(name)
+        for names in (tuple((c,) for c in self.classes), self.synonyms):
+            found = [i for i, own in enumerate(names) if _plain(name) in map(_plain, own)]
+            if len(found) == 1:
+                return found[0]
+            if found:
+                meant = ", ".join(repr(self.classes[i]) for i in found)
+                raise ConfigError(
+                    "head.aliases", f"'{name}' may be {meant}", f"say which: {{{name}: NAME}}", 24
+                )
+        return None
+
+    def closest(self, name: str) -> str:
+        """A hint with the nearest class name."""
+        return closest(name, self.classes)
+
+
+def _plain(name: str) -> str:
+    return name.casefold().replace("_", " ").replace("-", " ").strip()
+
+
+def rows(
+    classes: Sequence[str], naming: Naming, aliases: Mapping[str, tuple[str, ...]]
+) -> tuple[tuple[int, ...], ...]:
+    """For every class the source's classes that it is made of; an empty tuple where it is new.
+
+    Raises ConfigError for an alias that names no class of either side, and when no class is
+    known to the source at all.
+    """
+    _check_aliases(aliases, classes)
+    found = []
+    for name in classes:
+        known = [(alias, naming.index(alias)) for alias in aliases.get(name, (name,))]
+        unknown = [alias for alias, index in known if index is None]
+        if unknown and name in aliases:
+            raise ConfigError(
+                f"head.aliases.{name}",
+                f"the source has no class '{unknown[0]}'",
+                naming.closest(unknown[0]),
+                25,
+            )
+        found.append(tuple(index for _, index in known if index is not None))
+    if not any(found):
+        raise ConfigError(
+            "head",
+            f"the source knows none of the classes {list(classes)[:5]}",
+            "give head.aliases='{CLASS: [NAME]}', or use head=linear",
+            26,
+        )
+    return tuple(found)
+
+
+def _check_aliases(aliases: Mapping[str, object], classes: Sequence[str]) -> None:
+    for name in aliases:
+        if name not in classes:
+            raise ConfigError(
+                "head.aliases", f"the data has no class '{name}'", closest(name, classes), 27
+            )
+
+
+def adopt(dataset: Dataset, naming: Naming, aliases: Mapping[str, str]) -> Dataset:
+    """``dataset`` with the source's classes: every folder is the class that it names.
+
+    Raises DataError for a folder that names no class, ConfigError for a wrong alias.
+    """
+    import numpy as np
+
+    _check_aliases(aliases, dataset.classes)
+    numbers: list[int] = []
+    for folder in dataset.classes:
+        index = naming.index(aliases.get(folder, folder))
+        if index is None:
+            raise DataError(
+                folder,
+                f"'{aliases.get(folder, folder)}' is none of the source's "
+                f"{len(naming.classes)} classes",
+                f"{naming.closest(folder)} or type head.aliases='{{{folder}: NAME}}'",
+                44,
+            )
+        if index in numbers:
+            other = dataset.classes[numbers.index(index)]
+            raise DataError(
+                folder,
+                f"names the class '{naming.classes[index]}', as folder '{other}' does",
+                "merge the two folders, or type head.aliases='{FOLDER: NAME}'",
+                45,
+            )
+        numbers.append(index)
+    table = np.asarray(numbers, np.int64)
+    splits = {n: replace(s, labels=table[s.labels]) for n, s in dataset.splits.items()}
+    same = tuple(numbers) == tuple(range(len(naming.classes)))
+    remark = () if same else (f"folders are matched to {len(naming.classes)} classes by name",)
+    return replace(
+        dataset, classes=naming.classes, splits=splits, remarks=(*dataset.remarks, *remark)
+    )

@@ -1,0 +1,43 @@
+"""The load report: what became of every tensor, as facts for ``load_report.json``."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from xfer.snapshot import fingerprint
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from xfer.source.match import Match, Row
+    from xfer.types import Plain
+    from xfer.weights import Weights
+
+
+def account(weights: Weights, found: Match, heads: Sequence[str]) -> Plain:
+    """The facts of ``load_report.json``; JSON-like.
+
+    ``rows`` has one entry a tensor of the file or of the network; ``coverage`` counts the
+    backbone; ``fingerprint`` is the sha256 over the loaded backbone's names, types, shapes and
+    bytes (:func:`xfer.snapshot.fingerprint`). ``heads`` are the classifier's dotted paths.
+    """
+    prefixes = tuple(f"{head}." for head in heads)
+    backbone = [(n, t) for n, t in found.state.items() if not n.startswith(prefixes)]
+    return {
+        "kind": weights.kind,
+        "origin": weights.origin,
+        "sha256": weights.sha256,
+        "fingerprint": fingerprint(backbone) if backbone else None,
+        "coverage": {"parameters": found.coverage, "tensors": found.tensor_coverage},
+        "counts": dict(Counter(row.fate for row in found.rows)),
+        **weights.facts,
+        "prefix": found.prefix or weights.facts.get("prefix"),
+        "rebuilt": dict(weights.compat),
+        "rows": [_row(row) for row in found.rows],
+    }
+
+
+def _row(row: Row) -> Plain:
+    facts = {"name": row.name, "key": row.key, "fate": row.fate, "shape": list(row.shape)}
+    return {**facts, "note": row.note} if row.note else facts

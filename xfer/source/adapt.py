@@ -1,0 +1,53 @@
+"""Tensors that hold the same numbers in another shape."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+    from xfer.weights import Shape, Weights
+
+
+def adapted(
+    name: str, tensor: torch.Tensor, shape: Shape, weights: Weights
+) -> tuple[torch.Tensor, str] | None:
+    """``tensor`` in ``shape`` and how it was done, or ``None`` where there is no such way.
+
+    Trailing ones come and go (a 1x1 convolution is a dense layer); MindSpore up to 1.0 wrote
+    depthwise kernels as (1, c, h, w); position embeddings are resampled where the user asked.
+    """
+    given = tuple(tensor.shape)
+    if _bare(given) == _bare(shape):
+        return tensor.reshape(shape), f"{list(given)} as {list(shape)}"
+    depthwise = len(given) == len(shape) == 4 and given[0] == shape[1] == 1
+    swapped = depthwise and (given[1], *given[2:]) == (shape[0], *shape[2:])
+    if weights.kind == "mindspore" and swapped:
+        return tensor.transpose(0, 1), "depthwise kernel with its first two axes swapped"
+    if weights.resize_positions and name.rsplit(".", 1)[-1] in ("pos_embed", "pos_embedding"):
+        return _positions(tensor, shape)
+    return None
+
+
+def _bare(shape: Shape) -> Shape:
+    while shape and shape[-1] == 1:
+        shape = shape[:-1]
+    return shape
+
+
+def _positions(tensor: torch.Tensor, shape: Shape) -> tuple[torch.Tensor, str] | None:
+    """(1, prefix + h * w, c) resampled bicubically, as timm does it; square grids only."""
+    if tensor.ndim != 3 or len(shape) != 3 or tensor.shape[2] != shape[2]:
+        return None
+    from timm.layers import resample_abs_pos_embed
+
+    for prefix in (0, 1, 2):
+        old, new = (math.isqrt(n - prefix) for n in (tensor.shape[1], shape[1]))
+        if (old * old + prefix, new * new + prefix) == (tensor.shape[1], shape[1]):
+            found = resample_abs_pos_embed(
+                tensor, [new, new], old_size=[old, old], num_prefix_tokens=prefix
+            )
+            return found, f"positions resampled from {old}x{old} to {new}x{new}"
+    return None

@@ -1,0 +1,230 @@
+"""Files of repositories that speak the Hugging Face hub's protocol, pinned to a commit."""
+
+from __future__ import annotations
+
+import logging
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from xfer.errors import ConfigError, WeightsError
+from xfer.log import log
+from xfer.storage import file_sha256
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_NAME = re.compile(r"[A-Za-z0-9_](?:[\w.-]{0,94}[A-Za-z0-9_])?", re.ASCII)
+_REVISION = re.compile(r"[A-Za-z0-9_][\w./+-]{0,199}", re.ASCII)
+_FILE = re.compile(r"[^\\:*?\"<>|@]{1,255}")
+
+
+@dataclass(frozen=True)
+class Address:
+    """``repo`` is ``owner/name``; ``files`` are tried in order, the first that is there is meant;
+    ``revision`` a branch, tag or commit. Raises ConfigError for names that no repository has."""
+
+    repo: str
+    files: tuple[str, ...]
+    revision: str = "main"
+
+    def __post_init__(self) -> None:
+        owner, _, name = self.repo.partition("/")
+        unsound = [n for n in (owner, name) if not _NAME.fullmatch(n) or ".." in n or "--" in n]
+        if unsound:
+            raise _unsound("source.path", self.repo, "repository", "hf://OWNER/REPO/FILE")
+        for file in self.files:
+            if not _FILE.fullmatch(file) or not file.isprintable() or not _relative(file):
+                raise _unsound("source.path", file, "file", "hf://OWNER/REPO/FILE")
+        if not _REVISION.fullmatch(self.revision) or not _relative(self.revision):
+            raise _unsound("source.revision", self.revision, "revision", "a branch, tag or commit")
+
+    @property
+    def shown(self) -> str:
+        """As people write it."""
+        return f"hf://{self.repo}/{self.files[0]}"
+
+
+@dataclass(frozen=True)
+class Found:
+    """``file`` of the address is at ``path``, as it was in the commit ``revision``."""
+
+    path: Path
+    file: str
+    revision: str
+
+
+def parse(text: str) -> tuple[str, str, str | None]:
+    """Repository, file and revision of ``hf://owner/repo/file@revision``."""
+    parts = re.fullmatch(r"hf://([^/@]+/[^/@]+)/([^@]+)(?:@([^@]+))?", text)
+    if parts is None:
+        raise ConfigError(
+            "source.path",
+            f"'{text[:160]}' names no file of a repository",
+            "write hf://OWNER/REPO/FILE or hf://OWNER/REPO/FILE@REVISION",
+            46,
+        )
+    return parts[1], parts[2], parts[3]
+
+
+def _relative(path: str) -> bool:
+    return not {"", ".", ".."} & set(path.split("/")) and ".." not in path
+
+
+def _unsound(key: str, name: str, what: str, form: str) -> ConfigError:
+    return ConfigError(key, f"'{name[:160]}' cannot be a {what}", f"write {form}", 47)
+
+
+def find(address: Address, local_files_only: bool = False) -> Found:
+    """The file of ``address``, from the client's cache or from the hub.
+
+    A cached commit is used without a request. A branch or tag is asked for; where the hub cannot
+    be reached, what the cache last knew of it is used, and the log says so. With
+    ``local_files_only`` nothing is asked. Raises WeightsError, with a number a cause.
+    """
+    from huggingface_hub.utils import logging as client
+
+    # The client logs each failed request with its address, which may be signed, before it raises;
+    # the error below says it once.
+    client.set_verbosity(logging.CRITICAL)
+    cached = _cached(address)
+    if cached and (local_files_only or _COMMIT.fullmatch(address.revision)):
+        return cached
+    if local_files_only:
+        raise unreachable(address.shown, "source.local_files_only=true")
+    return _asked(address, cached)
+
+
+def _cached(address: Address) -> Found | None:
+    # hf_hub_download(local_files_only=True) asks the hub for a list to put into its user agent.
+    from huggingface_hub import try_to_load_from_cache
+
+    for file in address.files:
+        try:
+            path = try_to_load_from_cache(address.repo, file, revision=address.revision)
+        except (OSError, ValueError):  # a cache that somebody damaged
+            continue
+        if isinstance(path, str):
+            found = _found(Path(path), file)
+            if _COMMIT.fullmatch(found.revision):
+                return found
+    return None
+
+
+def _found(path: Path, file: str) -> Found:
+    return Found(path, file, path.parents[file.count("/")].name)
+
+
+def _asked(address: Address, cached: Found | None) -> Found:
+    from huggingface_hub import hf_hub_download
+
+    for file in address.files:
+        try:
+            _check_commit(address, file)
+            path = hf_hub_download(address.repo, file, revision=address.revision)
+        except Exception as error:  # the client raises many kinds, none of them xfer's bug
+            if _is_missing(error):
+                continue
+            return _instead(error, address, cached)
+        return _found(Path(path), file)
+    raise WeightsError(
+        address.shown,
+        f"revision '{address.revision}' has no such file",
+        "check the name, or give another source.revision",
+        57,
+    )
+
+
+def _is_missing(error: Exception) -> bool:
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    return isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError)
+
+
+def _instead(error: Exception, address: Address, cached: Found | None) -> Found:
+    """What the cache has, when the hub did not answer. Raises WeightsError when it refused."""
+    refused = _refusal(error, address)
+    if refused or not cached:
+        raise refused or unreachable(address.shown, brief(error)) from error
+    log.warning(
+        "the hub cannot be reached (%s): %s@%s is taken from the cache as of commit %s",
+        *(brief(error), address.shown, address.revision, cached.revision),
+    )
+    return cached
+
+
+def _check_commit(address: Address, file: str) -> None:
+    """Ask what the revision is now. The download itself would hide that nobody answered."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+
+    url = hf_hub_url(address.repo, file, revision=address.revision)
+    commit = get_hf_file_metadata(url).commit_hash
+    if not _COMMIT.fullmatch(commit or ""):
+        raise ValueError("the server names no commit, so it is no hub")
+
+
+def _refusal(error: Exception, address: Address) -> WeightsError | None:
+    """The hub's refusal as one line, or ``None`` when it did not answer or is out of order."""
+    from huggingface_hub import errors
+
+    site = f"https://huggingface.co/{address.repo}"
+    token = "set HF_TOKEN to a token that may read it"
+    by_kind: tuple[tuple[type[Exception], int, str, str], ...] = (
+        (errors.GatedRepoError, 52, "is gated: its owner must let you in", f"ask on {site}"),
+        (
+            errors.RevisionNotFoundError,
+            56,
+            f"there is no revision '{address.revision}'",
+            "give another source.revision",
+        ),
+        (
+            errors.RepositoryNotFoundError,
+            53,
+            "there is no such repository, or it is private",
+            f"check the name, or {token}",
+        ),
+    )
+    for kind, number, what, fix in by_kind:
+        if isinstance(error, kind):
+            return WeightsError(address.shown, what, fix, number)
+    by_status = {
+        401: (58, "the hub wants a valid token (HTTP 401)", token),
+        403: (59, "the hub denies access (HTTP 403)", token),
+        404: (57, "is not there (HTTP 404)", "check the name"),
+    }
+    number, what, fix = by_status.get(_status(error) or 0, (0, "", ""))
+    return WeightsError(address.shown, what, fix, number) if number else None
+
+
+def checked_sha256(path: Path) -> str:
+    """The sha256 of a file in the client's cache, which keeps large files under that name.
+
+    Raises WeightsError when the two differ.
+    """
+    found, name = file_sha256(path), path.resolve().name
+    if re.fullmatch("[0-9a-f]{64}", name) and name != found:
+        raise WeightsError(
+            path, f"sha256 is {found}, expected {name}", f"delete {path.resolve()}", 51
+        )
+    return found
+
+
+def brief(error: Exception) -> str:
+    """``error`` in a line, without the queries of addresses: they may be signed."""
+    status = _status(error)
+    if status is not None:
+        return f"HTTP {status}"
+    first = (str(error).strip().splitlines() or [""])[0]
+    return f"{type(error).__name__}: {re.sub(r'[?][^ ]*', '', first)[:160]}"
+
+
+def _status(error: Exception) -> int | None:
+    return getattr(getattr(error, "response", None), "status_code", None)
+
+
+def unreachable(what: str, reason: str) -> WeightsError:
+    """The error for weights that are neither here nor to be had."""
+    return WeightsError(
+        "source",
+        f"'{what}' is neither in the cache nor to be had from the hub ({reason})",
+        "connect once, or use source=file source.path=FILE",
+        11,
+    )

@@ -1,0 +1,179 @@
+"""The weights that timm and torchvision publish for their own networks."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from xfer.download import WEIGHTS, fetch
+from xfer.errors import ConfigError, OutputError, WeightsError, XferError, closest
+from xfer.preprocess import of_timm, of_torchvision
+from xfer.source import huggingface, imagenet
+from xfer.storage import file_sha256
+from xfer.types import InputSpec, Plain
+from xfer.weights import Content
+
+if TYPE_CHECKING:
+    from xfer.types import StateDict
+
+
+@dataclass(frozen=True)
+class Published:
+    """Weights under the network's names, and what their publisher says of them.
+
+    ``renamed`` gives the file's name of each tensor that had another; ``pinned`` the source
+    arguments that fetch these very weights again.
+    """
+
+    content: Content
+    origin: str
+    sha256: str
+    input: InputSpec
+    has_imagenet_classes: bool
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    pinned: Plain = field(default_factory=dict)
+
+
+def of_timm_hub(name: str, tag: str | None, revision: str | None, local: bool) -> Published:
+    """timm's weights for ``name``, read and fitted by timm's own functions.
+
+    Raises ConfigError for an unknown ``tag``, WeightsError when the file cannot be had or read.
+    """
+    full, config = _timm_config(name, tag)
+    origin = f"timm:{config.architecture}.{config.tag}" if config.tag else f"timm:{full}"
+    facts: Plain = {}
+    if config.hf_hub_id:
+        usual = ("model.safetensors", "pytorch_model.bin")
+        files = (config.hf_hub_filename,) if config.hf_hub_filename else usual
+        address = huggingface.Address(config.hf_hub_id, files, "main" if revision is None else revision)
+        found = huggingface.find(address, local)
+        path, sha256 = found.path, huggingface.checked_sha256(found.path)
+        facts = {"repository": address.repo, "file": found.file, "revision": found.revision}
+    else:
+        if revision is not None:
+            what = "these weights of timm's have no revisions"
+            raise ConfigError("source.revision", what, "drop source.revision", 48)
+        path = stored(config.url, local)
+        sha256 = file_sha256(path)
+    return Published(
+        Content(f"{path.suffix[1:]}, fitted by timm", _fitted(full, path, origin), facts=facts),
+        origin,
+        sha256,
+        of_timm(config.to_dict()),
+        has_imagenet_classes(config),
+        pinned={"revision": facts["revision"]} if facts else {},
+    )
+
+
+def _timm_config(name: str, tag: str | None) -> tuple[str, Any]:
+    import timm
+
+    stem = name.split(".")[0]
+    full = name if tag is None else f"{stem}.{tag}"
+    known = timm.list_pretrained(f"{stem}.*")
+    if tag is not None and full not in known:
+        tags = [entry.split(".", 1)[1] for entry in known]
+        raise ConfigError("source.tag", f"timm has no '{full}'", closest(tag, tags), 41)
+    if not known:
+        raise WeightsError(
+            "source",
+            f"timm publishes no weights for '{name}'",
+            "use source=file or source=none",
+            10,
+        )
+    return full, timm.get_pretrained_cfg(full)
+
+
+def has_imagenet_classes(config: Any) -> bool:
+    """Whether a pretrained configuration of timm says that its classes are ImageNet-1k's. Its tag
+    names the data sets; the number of classes alone would be a guess."""
+    return config.num_classes == 1000 and "in1k" in (config.tag or "").split("_")
+
+
+def _fitted(full: str, path: Path, origin: str) -> StateDict:
+    """The state of timm's network after timm loaded ``path`` into it."""
+    import timm
+
+    from xfer.source.reading import read
+
+    with _named(origin):
+        if path.suffix != ".safetensors":
+            read(path)  # timm's own reader has fewer checks
+    overlay = {"file": str(path), "custom_load": False}
+    try:
+        module = timm.create_model(full, pretrained=True, pretrained_cfg_overlay=overlay)
+    except Exception as error:  # whatever the file's content provoked
+        with _named(origin):
+            read(path)
+        what = f"timm cannot load its file ({huggingface.brief(error)})"
+        raise WeightsError(origin, what, f"delete {path} to fetch it again", 55) from error
+    state: StateDict = module.state_dict()
+    return state
+
+
+def of_torchvision_hub(name: str, tag: str | None, local: bool) -> Published:
+    """torchvision's weights for ``name``. Raises as :func:`of_timm_hub`."""
+    from torchvision import models
+
+    from xfer.source.reading import read
+
+    enum = models.get_model_weights(name)
+    if tag is not None and tag not in enum.__members__:
+        raise ConfigError(
+            "source.tag",
+            f"torchvision has no '{tag}' for {name}",
+            closest(tag, enum.__members__),
+            41,
+        )
+    weights = enum[tag] if tag else enum.DEFAULT
+    path = stored(weights.url, local)
+    with _named(f"torchvision:{weights}"):
+        content = read(path)
+    names = {_DENSENET.sub(r"\1\2.", old): old for old in content.state}
+    return Published(
+        Content(content.format, {new: content.state[old] for new, old in names.items()}),
+        f"torchvision:{weights}",
+        file_sha256(path),
+        of_torchvision(weights.transforms()),
+        imagenet.lists(weights.meta.get("categories") or ()),
+        {new: old for new, old in names.items() if new != old},
+        {"tag": weights.name},
+    )
+
+
+# DenseNet's published files are older than its layers' names; torchvision renames as it loads.
+_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12])\.")
+
+
+def stored(url: str, local: bool) -> Path:
+    """A file of torch's own store, fetched when it is missing unless ``local``. The end of its
+    name is how its sha256 begins. Raises WeightsError when it cannot be had."""
+    import torch
+
+    path = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
+    if path.is_file():
+        return path
+    if local:
+        raise huggingface.unreachable(path.name, "source.local_files_only=true")
+    prefix = re.search(r"-([0-9a-f]{8,64})\.", path.name)
+    try:
+        fetch(url, path, prefix[1] if prefix else None, WEIGHTS)
+    except OutputError:
+        raise
+    except XferError as error:
+        raise huggingface.unreachable(path.name, error.what) from error
+    return path
+
+
+@contextmanager
+def _named(origin: str) -> Iterator[None]:
+    """Let an error about a file of a cache name what the file was fetched as."""
+    try:
+        yield
+    except XferError as error:
+        error.where = f"{origin} ({error.where})"
+        raise

@@ -1,0 +1,183 @@
+"""What every source lets its user say: other names, what to leave out, what to excuse."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from annotated_types import Ge, Le
+
+from xfer.errors import ConfigError, WeightsError, closest
+from xfer.weights import Content, Weights
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Rename:
+    """``match``: a regular expression, searched in a name; ``to`` takes the place of each match
+    and may use its groups (``\\1``)."""
+
+    match: str
+    to: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rules:
+    """The part that all sources share. Patterns of ``drop`` and ``allow_missing`` must match a
+    whole name.
+
+    ``strip``: take only names that start so, without that start. ``rename``: rules in order, each
+    on what the one before left. ``drop``: entries of the file, by its own names, that are left
+    out. ``allow_missing``: network tensors that may stay as initialised. ``min_coverage``: the
+    least share of the backbone's numbers that must be loaded. ``resize_positions``: resample the
+    position embedding of a vision transformer to another image size. ``classes``: the names of
+    the file's classes in order: a list, a text or JSON file of them, or ``imagenet``.
+    ``optimizer``: ``resume`` goes on with the momenta that the file holds.
+    """
+
+    strip: str | None = None
+    rename: tuple[Rename, ...] = ()
+    drop: tuple[str, ...] = ()
+    allow_missing: tuple[str, ...] = ()
+    min_coverage: Annotated[float, Ge(0), Le(1)] = 1.0
+    resize_positions: bool = False
+    classes: str | tuple[str, ...] | None = None
+    optimizer: Literal["ignore", "resume"] = "ignore"
+
+    def __post_init__(self) -> None:
+        patterns = {f"source.rename[{i}].match": r.match for i, r in enumerate(self.rename)}
+        patterns |= {f"source.drop[{i}]": p for i, p in enumerate(self.drop)}
+        patterns |= {f"source.allow_missing[{i}]": p for i, p in enumerate(self.allow_missing)}
+        for key, pattern in patterns.items():
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ConfigError(
+                    key, f"'{pattern}' is no pattern ({error})", "write e.g. layer4\\..*", 42
+                ) from error
+
+    def weights(self, kind: str, content: Content, origin: str, sha256: str | None) -> Weights:
+        """``content`` under the names that the rules give, with what they excuse.
+
+        Raises ConfigError for a rule that nothing in the file obeys.
+        """
+        state, renamed, asides = self._applied(content.state)
+        classes, synonyms = self.class_names()
+        if self.optimizer == "resume" and content.optimizer is None:
+            raise WeightsError(
+                origin, "holds no optimizer state", "drop source.optimizer=resume", 33
+            )
+        return Weights(
+            kind,
+            state,
+            origin=origin,
+            sha256=sha256,
+            classes=classes,
+            synonyms=synonyms,
+            renamed=renamed,
+            asides={**content.asides, **asides},
+            optimizer=content.optimizer if self.optimizer == "resume" else None,
+            allow_missing=self.allow_missing,
+            min_coverage=self.min_coverage,
+            resize_positions=self.resize_positions,
+            facts={"format": content.format, **content.facts},
+        )
+
+    def _applied(
+        self, given: Mapping[str, torch.Tensor]
+    ) -> tuple[dict[str, torch.Tensor], dict[str, str], dict[str, str]]:
+        """Tensors by new name, the old name of those that changed, and what was left out."""
+        asides = self._left_out(list(given))
+        names: dict[str, str] = {}
+        for old in given:
+            if old not in asides:
+                new = self._renamed(old)
+                if new in names:
+                    raise ConfigError(
+                        "source.rename",
+                        f"'{names[new]}' and '{old}' both become '{new}'",
+                        "make the patterns narrower",
+                        43,
+                    )
+                names[new] = old
+        self._refuse_idle_renames(names.values())
+        state = {new: given[old] for new, old in names.items()}
+        return state, {new: old for new, old in names.items() if new != old}, asides
+
+    def _left_out(self, names: list[str]) -> dict[str, str]:
+        left: dict[str, str] = {}
+        for i, pattern in enumerate(self.drop):
+            found = [name for name in names if re.fullmatch(pattern, name)]
+            if not found:
+                raise _idle(f"source.drop[{i}]", pattern, names)
+            left |= dict.fromkeys(found, "dropped by source.drop")
+        if self.strip is not None:
+            outside = [name for name in names if not name.startswith(self.strip)]
+            if len(outside) == len(names):
+                raise _idle("source.strip", self.strip, names)
+            left |= dict.fromkeys(outside, f"not below '{self.strip}'")
+        return left
+
+    def _renamed(self, name: str) -> str:
+        name = name.removeprefix(self.strip or "")
+        for rule in self.rename:
+            name = _substituted(rule, name)
+        return name
+
+    def _refuse_idle_renames(self, names: Any) -> None:
+        left = [name.removeprefix(self.strip or "") for name in names]
+        for i, rule in enumerate(self.rename):
+            after = [_substituted(rule, name) for name in left]
+            if after == left:
+                raise _idle(f"source.rename[{i}]", rule.match, left)
+            left = after
+
+    def class_names(self) -> tuple[tuple[str, ...] | None, tuple[tuple[str, ...], ...]]:
+        """The names of the file's classes in order, or ``None``, and their synonyms."""
+        if self.classes == "imagenet":
+            from xfer.source import imagenet
+
+            return imagenet.classes(), imagenet.synonyms()
+        if isinstance(self.classes, str):
+            return _listed(Path(self.classes).expanduser()), ()
+        return self.classes, ()
+
+
+def _substituted(rule: Rename, name: str) -> str:
+    try:
+        return re.sub(rule.match, rule.to, name)
+    except (re.error, IndexError) as error:
+        raise ConfigError(
+            "source.rename", f"'{rule.to}' is no replacement ({error})", "write e.g. \\1.conv", 44
+        ) from error
+
+
+def _idle(key: str, pattern: str, names: list[str]) -> ConfigError:
+    stages = dict.fromkeys(".".join(name.split(".")[:k]) for name in names for k in (1, 2))
+    plain = pattern.replace("\\", "").rstrip(".*")
+    return ConfigError(key, f"'{pattern}' matches no name in the file", closest(plain, stages), 50)
+
+
+def _listed(path: Path) -> tuple[str, ...]:
+    """Class names from a text file, one a line, or from a JSON list or ``{index: name}``."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        found = json.loads(text) if text.lstrip()[:1] in ("[", "{") else text.splitlines()
+        if isinstance(found, dict):
+            found = [found[str(i)] for i in range(len(found))]
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigError(
+            "source.classes", f"'{path}' cannot be read ({error})", "give a list of names", 51
+        ) from error
+    names = tuple(name for name in found if isinstance(name, str) and name.strip())
+    if not names or len(names) != len(found) or len(set(names)) != len(names):
+        raise ConfigError(
+            "source.classes", f"'{path}' must hold distinct names", "write one a line", 52
+        )
+    return names

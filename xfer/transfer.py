@@ -1,0 +1,235 @@
+"""One file over the network: bounded, hashed, taken up again where it was cut."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import http.client
+import re
+import shutil
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from xfer.errors import OutputError, XferError
+
+_CHUNK = 1 << 20
+_TIMEOUT = 30  # seconds without a byte, or with fewer than _LEAST bytes
+_LEAST = 30 << 10
+_PAUSES = (1.0, 4.0)  # seconds before the second and the third try
+_MAX_BYTES = 32 << 30
+_RESERVE = 256 << 20  # bytes of the disk that are left free
+
+
+@dataclass(frozen=True)
+class Manner:
+    """What a file is fetched as: the class and first number of its errors, and whether a transfer
+    that fails leaves its bytes behind for the next process (``<target>.part``). Who keeps them
+    must fetch a target in one process at a time."""
+
+    error: type[XferError]
+    number: int
+    keep: bool = False
+
+
+def shown(url: str) -> str:
+    """``url`` without password, query and fragment, any of which may be a secret."""
+    return re.split(r"[?#]", re.sub(r"//[^/?#]*@", "//", url), maxsplit=1)[0]
+
+
+def no_room(target: Path, reason: str) -> OutputError:
+    """The error for a disk that does not take ``target``."""
+    return OutputError(target, f"cannot be written ({reason})", "free space, or set XFER_CACHE=DIR")
+
+
+class _Cut(Exception):
+    """A transfer that another try may complete."""
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """One address to the file ``part``, in three tries if need be; ``opener`` decides which
+    addresses may be asked."""
+
+    url: str
+    target: Path
+    part: Path
+    sha256: str | None
+    manner: Manner
+    opener: urllib.request.OpenerDirector
+
+    @property
+    def mark(self) -> Path:
+        """Holds what the server calls the version that ``part`` is of."""
+        return self.part.with_name(f"{self.part.name}.mark")
+
+    def complete(self) -> str:
+        """Try until ``part`` is whole, and return its sha256."""
+        try:
+            for pause in _PAUSES:
+                try:
+                    return self._once()
+                except _Cut:
+                    time.sleep(pause)
+            return self._once()
+        except _Cut as cut:
+            raise self._failed(str(cut)) from cut
+        finally:
+            if not (self.manner.keep and self.part.is_file()):
+                self.mark.unlink(missing_ok=True)
+
+    def _once(self) -> str:
+        had, digest = 0, hashlib.sha256()
+        if self.mark.is_file() and self.part.is_file():
+            had = self.part.stat().st_size
+            with self.part.open("rb") as stream:
+                digest = hashlib.file_digest(stream, "sha256")
+            if self.sha256 and digest.hexdigest().startswith(self.sha256.lower()):
+                return digest.hexdigest()
+        with self._open(had) as answer:
+            start, end = self._range(answer, had)
+            digest = digest if start else hashlib.sha256()
+            self._copy(answer, start, end, digest)
+        self._check(digest.hexdigest(), start, answer)
+        return digest.hexdigest()
+
+    def _open(self, had: int) -> Any:
+        parts = urllib.parse.urlsplit(self.url)
+        user, _, host = parts.netloc.rpartition("@")
+        request = urllib.request.Request(parts._replace(netloc=host).geturl())
+        if user:
+            secret = base64.b64encode(urllib.parse.unquote(user).encode()).decode()
+            request.add_unredirected_header("Authorization", f"Basic {secret}")
+        if had:
+            request.add_header("Range", f"bytes={had}-")
+            request.add_header("If-Range", self._marked())
+        with self._told():
+            return self.opener.open(request, timeout=_TIMEOUT)
+
+    def _range(self, answer: Any, had: int) -> tuple[int, int | None]:
+        """Where in the file the answer begins, and the size of the whole file if it is told."""
+        if answer.headers.get("Content-Encoding", "identity") != "identity":
+            raise self._failed("the server compresses it")
+        if answer.status == 200:
+            return 0, answer.length
+        if answer.status != 206:
+            raise self._failed(f"HTTP status {answer.status}")
+        text = answer.headers.get("Content-Range", "")
+        told = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", text)
+        if told is None or int(told[1]) != had or (had and self._changed(answer)):
+            self.mark.unlink(missing_ok=True)
+            raise _Cut(f"another part or version was sent: {text[:80] or 'no range'}")
+        return had, None if told[2] == "*" else int(told[2])
+
+    def _changed(self, answer: Any) -> bool:
+        """Whether a server that did not heed If-Range goes on with another version."""
+        marks = {answer.headers.get("ETag"), answer.headers.get("Last-Modified")} - {None}
+        return bool(marks) and self._marked() not in marks
+
+    def _marked(self) -> str:
+        return self.mark.read_text(encoding="latin-1")
+
+    def _copy(self, answer: Any, start: int, end: int | None, digest: Any) -> None:
+        from tqdm import tqdm
+
+        room, size = self._room(start, end), start
+        bar = {"desc": self.target.name[:40], "unit": "B", "unit_scale": True, "delay": 1}
+        with (
+            self.part.open("ab" if start else "wb") as out,
+            tqdm(total=end, initial=start, leave=False, disable=None, **bar) as progress,
+        ):
+            if not start:
+                self._remember(answer)
+            for chunk in self._chunks(answer):
+                size += len(chunk)
+                if size > room:
+                    raise self._too_large(room, size)
+                digest.update(chunk)
+                out.write(chunk)
+                progress.update(len(chunk))
+        if end is not None and size != end:
+            raise _Cut(f"{size} of {end} bytes")
+
+    def _room(self, start: int, end: int | None) -> int:
+        """The largest size that the file may have."""
+        free = shutil.disk_usage(self.part.parent).free - _RESERVE
+        room = min(_MAX_BYTES, start + max(free, 0))
+        if end is not None and end > room:
+            raise self._too_large(room, end)
+        return room
+
+    def _too_large(self, room: int, size: int) -> XferError:
+        self.part.unlink(missing_ok=True)
+        if room < _MAX_BYTES:
+            return no_room(self.target, f"it has {size} bytes or more, the disk room for {room}")
+        return self._failed(f"it has {size} bytes or more, {room} are allowed")
+
+    def _remember(self, answer: Any) -> None:
+        mark = answer.headers.get("ETag", "")
+        if not mark.startswith('"'):  # none, or a weak one, which does not promise the same bytes
+            mark = answer.headers.get("Last-Modified", "") if self.sha256 else ""
+        self.mark.unlink(missing_ok=True)
+        if mark.isprintable() and mark:
+            self.mark.write_text(mark, encoding="latin-1")
+
+    def _chunks(self, answer: Any) -> Iterator[bytes]:
+        since, got = time.monotonic(), 0
+        while True:
+            with self._told():
+                chunk: bytes = answer.read1(_CHUNK)
+                if not chunk and answer.length:
+                    raise http.client.IncompleteRead(b"", answer.length)
+            if not chunk:
+                return
+            got += len(chunk)
+            if time.monotonic() - since > _TIMEOUT:
+                if got < _LEAST:
+                    raise _Cut(f"{got} bytes in {_TIMEOUT} s")
+                since, got = time.monotonic(), 0
+            yield chunk
+
+    def _check(self, found: str, start: int, answer: Any) -> None:
+        if self.sha256 is None or found.startswith(self.sha256.lower()):
+            return
+        self.part.unlink(missing_ok=True)
+        page = ", and it is a web page" * (answer.headers.get_content_type() == "text/html")
+        what = f"sha256 is {found}, expected {self.sha256}{page}"
+        if start:  # the bytes of an earlier try may be at fault
+            raise _Cut(what)
+        raise self.manner.error(shown(self.url), what, "check the address", self.manner.number + 1)
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """What the network raises as one line; what the disk raises is not caught here."""
+        try:
+            yield
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            code = error.code if isinstance(error, urllib.error.HTTPError) else 0
+            if code == 416:  # the part is longer than the file
+                self.mark.unlink(missing_ok=True)
+            if code:
+                error.close()  # type: ignore[union-attr]
+            reason = error.reason if type(error) is urllib.error.URLError else error
+            line = (str(reason).splitlines() or [type(error).__name__])[0][:160]
+            # A connection that could not be made, a refusal and a senseless address stay so.
+            if (
+                code >= 500
+                or code == 416
+                or not isinstance(error, (urllib.error.URLError, ValueError))
+            ):
+                raise _Cut(line) from error
+            raise self._failed(line) from error
+
+    def _failed(self, reason: str) -> XferError:
+        return self.manner.error(
+            shown(self.url),
+            f"cannot be downloaded ({reason})",
+            f"put the file at {self.target} yourself",
+            self.manner.number,
+        )
