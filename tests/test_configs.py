@@ -31,6 +31,8 @@ GIVEN = {
     ("source", "mindspore"): "source.path=weights.ckpt",
     ("source", "run"): "source.path=run",
     ("source", "url"): f"source.url=https://example.org/a.pt source.sha256={'0' * 64}",
+    ("freeze", "first_n"): "freeze.n=2",
+    ("freeze", "up_to"): "freeze.stage=layer2",
     ("freeze", "rules"): "freeze.rules=[{match: head, lr: 1}, {match: backbone, lr: 0.1}]",
     ("optim", "timm"): "optim.name=lamb",
     ("optim", "torch"): "optim.name=RMSprop",
@@ -72,7 +74,7 @@ def _parts(text: str) -> list[str]:
 
 
 def test_every_option_is_found() -> None:
-    assert len(OPTIONS) == 73
+    assert len(OPTIONS) == 89
     assert {group for group, _ in OPTIONS} == set(GROUPS)
 
 

@@ -17,15 +17,28 @@ NOUNS = tuple(g for g in GROUPS if g not in ("experiment", "sweep"))
 
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "types", "log", "randomness", "help"),
-    ("storage", "weights"),
+    ("storage", "weights", "patterns"),
     ("transfer",),
-    ("preprocess", "images", "download", "snapshot", "resume", "compat"),
+    ("preprocess", "images", "download", "snapshot", "resume", "compat", "norms"),
     NOUNS,
-    ("network", "loader", "metrics", "ema", "momenta", "predict", "facts", "schema", "specs"),
+    (
+        "network",
+        "decoded",
+        "loader",
+        "metrics",
+        "ema",
+        "momenta",
+        "predict",
+        "facts",
+        "schema",
+        "specs",
+    ),
     ("classes",),
     ("plan", "places", "evaluate"),
     ("model", "builder"),
-    ("history",),
+    ("history", "extraction", "lr_find"),
+    ("feed",),
+    ("phases",),
     ("fit",),
     ("report",),
     ("workflow",),
@@ -44,7 +57,8 @@ HEAVY = {
 }  # fmt: skip
 # Subclasses and helpers of torch; everything else gets by without it until it works.
 OF_TORCH = {"head.layers"} | {
-    "compat", "ema", "evaluate", "fit", "history", "loader", "metrics", "model", "momenta", "network"
+    "compat", "ema", "evaluate", "extraction", "features.absent", "features.cut", "features.find",
+    "features.proof", "feed", "fit", "history", "loader", "lr_find", "metrics", "model", "momenta", "network", "phases",
 }  # fmt: skip
 
 

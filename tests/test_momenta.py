@@ -61,7 +61,7 @@ def train(net: nn.Module, optimizer: torch.optim.Optimizer, steps: list[Batch]) 
 
 
 def ours(net: nn.Module, spec: Any) -> torch.optim.Optimizer:
-    multiples = {n: float(p.requires_grad) for n, p in net.named_parameters()}
+    multiples = {n: (float(p.requires_grad),) for n, p in net.named_parameters()}
     optimizer: torch.optim.Optimizer = spec.build(groups(net, multiples, spec))
     return optimizer
 

@@ -11,15 +11,14 @@ import torch
 from torch import nn
 
 from xfer.errors import ConfigError
-from xfer.optim import AdamW, Sgd, Timm, Torch, groups, norm_parameters
+from xfer.norms import norm_parameters
+from xfer.optim import AdamW, Sgd, Timm, Torch, groups
 
 
-def parts() -> tuple[nn.Module, dict[str, float]]:
+def parts() -> tuple[nn.Module, dict[str, tuple[float, ...]]]:
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1), nn.Linear(4, 2))
-    multiples = {
-        n: {"0": 0.0, "1": 0.1, "2": 0.1, "3": 1.0}[n[0]] for n, _ in net.named_parameters()
-    }
-    return net, multiples
+    of_part = {"0": (0.0, 0.0), "1": (0.0, 0.1), "2": (0.1, 0.05), "3": (1.0, 0.5)}
+    return net, {n: of_part[n[0]] for n, _ in net.named_parameters()}
 
 
 def test_groups_hold_everything_that_trains_once_and_nothing_frozen() -> None:
@@ -27,11 +26,13 @@ def test_groups_hold_everything_that_trains_once_and_nothing_frozen() -> None:
     found = groups(net, multiples, Sgd(lr=0.5, weight_decay=0.01))
     names = {id(p): n for n, p in net.named_parameters()}
     held = [names[id(p)] for group in found for p in group["params"]]
-    assert sorted(held) == sorted(n for n in multiples if multiples[n] > 0)
+    assert sorted(held) == sorted(n for n in multiples if any(multiples[n]))
     for group in found:
         for parameter in group["params"]:
             name = names[id(parameter)]
-            assert group["lr"] == pytest.approx(0.5 * multiples[name])
+            rates = [group["lr"] * share for share in group["phases"]]
+            assert rates == pytest.approx([0.5 * multiple for multiple in multiples[name]])
+            assert max(group["phases"]) == 1
             assert group["weight_decay"] == (0.01 if parameter.ndim > 1 else 0.0), name
 
 
@@ -39,7 +40,7 @@ def decayed(net: nn.Module, decay: Literal["matrices", "no_norms", "all"]) -> se
     """Names of the parameters in groups with weight decay."""
     spec = Sgd(lr=0.5, weight_decay=0.01, decay=decay)
     names = {id(p): n for n, p in net.named_parameters()}
-    found = groups(net, dict.fromkeys(names.values(), 1.0), spec)
+    found = groups(net, dict.fromkeys(names.values(), (1.0,)), spec)
     assert {group["weight_decay"] for group in found} <= {0.0, 0.01}
     return {names[id(p)] for g in found if g["weight_decay"] > 0 for p in g["params"]}
 
@@ -114,16 +115,17 @@ def test_an_optimizer_keeps_rate_and_decay_of_its_groups_and_trains(
     net, multiples = parts()
     optimizer = spec.build(groups(net, multiples, spec))
     found = sorted((g["lr"], g["weight_decay"]) for g in optimizer.param_groups)
-    expected = [(0.01, 0.0), (0.01, 0.01), (0.1, 0.0), (0.1, 0.01)]
+    # The norm's two vectors; the bias and the matrix of a convolution; those of the last layer.
+    expected = [(0.01, 0.0), (0.01, 0.0), (0.01, 0.01), (0.1, 0.0), (0.1, 0.01)]
     assert [pair == pytest.approx(want) for pair, want in zip(found, expected, strict=True)] == [
         True
-    ] * 4
+    ] * 5
     before = {n: p.clone() for n, p in net.named_parameters()}
     for parameter in net.parameters():
         parameter.grad = torch.ones_like(parameter)
     optimizer.step()
     moved = {n for n, p in net.named_parameters() if not torch.equal(p, before[n])}
-    assert moved == {n for n in multiples if multiples[n] > 0}
+    assert moved == {n for n in multiples if any(multiples[n])}
 
 
 def test_the_fields_of_sgd_and_adamw_arrive() -> None:

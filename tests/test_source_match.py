@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from test_backbone import BACKBONES
 from xfer.errors import ConfigError, WeightsError
 from xfer.head import Linear
 from xfer.network import Parts, assemble, check
+from xfer.patterns import matches, substituted
 from xfer.source import File
 from xfer.source.account import account
 from xfer.source.match import Match
@@ -88,6 +90,55 @@ def test_a_rule_that_does_nothing_or_cannot_be_read_is_a_mistake(
 ) -> None:
     with pytest.raises(ConfigError, match=told):
         found(through(Rules(**rules), tensors()))
+
+
+# Each reads a name in ways that double with every character.
+CATASTROPHES: list[tuple[str, dict[str, Any]]] = [
+    ("source.drop[1]", {"drop": ("fc.*", r"(.|.)*[A-Z]")}),
+    ("source.rename[0]", {"rename": (Rename(r"^(.|.)*[A-Z]", ""),)}),
+    ("source.allow_missing[0]", {"allow_missing": (r"(.|.)*[A-Z]",)}),
+]
+
+
+@pytest.mark.parametrize(("key", "rules"), CATASTROPHES)
+def test_a_pattern_that_would_take_years_is_a_mistake_that_names_its_key(
+    key: str, rules: dict[str, Any]
+) -> None:
+    state = {n: t for n, t in tensors().items() if not n.startswith("layer3")}
+    with pytest.raises(ConfigError, match=rf"{re.escape(key)}: .*takes more than") as told:
+        found(through(Rules(**rules), state))
+    assert told.value.exit == 2 and "\n" not in str(told.value)
+
+
+LARGE = {
+    "billions": r"((a{1000}){1000}){1000}",
+    "characters": "a" * 501,
+    "groups": "(" * 5000 + ")" * 5000,
+    "count": "a{99999999999999999999}",
+    "approximate": "layer{e}",
+    "recursive": "(?R)",
+    "named list": r"\L<a>",
+}
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_a_pattern_that_is_larger_than_names_need_is_none(name: str) -> None:
+    with pytest.raises(ConfigError, match=r"source\.drop\[0\]: .*is no pattern") as told:
+        Rules(drop=(LARGE[name],))
+    assert len(str(told.value)) < 300
+
+
+def test_patterns_mean_what_they_mean_in_python() -> None:
+    names = ("layer1.0.conv1.weight", "fc.bias", "a{b}", "head.7.w", "head.77.w", "head.777.w")
+    for pattern in (
+        *(r"layer\d\..*", r"(?!fc).*", r"a\{b\}", r"[a\{]+b?.*", r"head\.\d{1,2}\.w", r".*(?<=w)"),
+        *(r"(?i)FC\.BIAS", r"(\w)\1.*", r"(?P<x>.)ead.*", r"fc|fc\.bias", r"\S+?", r"[^.]*", ""),
+    ):
+        for name in names:
+            expected = re.fullmatch(pattern, name) is not None
+            assert matches(pattern, name, "source.drop") == expected, (pattern, name)
+            ours = substituted(pattern, r"<\g<0>>", name, "source.rename")
+            assert ours == re.sub(pattern, r"<\g<0>>", name), (pattern, name)
 
 
 def test_only_what_is_named_may_be_missing() -> None:

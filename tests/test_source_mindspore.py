@@ -259,7 +259,7 @@ def test_a_head_of_several_layers_keeps_its_names() -> None:
 def test_a_network_that_is_half_of_the_file_is_not_guessed() -> None:
     both = [*googlenet("teacher.", "teacher.classifier.").state]
     both += googlenet("student.", "student.classifier.").state
-    with pytest.raises(WeightsError, match="no known dialect"):
+    with pytest.raises(WeightsError, match=r"'student\.', 'teacher\.'.*source\.strip=student\."):
         translate(content(both), "torchvision", "googlenet")
 
 
@@ -362,6 +362,38 @@ def test_a_prefix_is_reported(tmp_path: Path) -> None:
     weights = MindSpore(str(tmp_path / "b")).load(CV)
     assert weights.facts["prefix"] == "backbone."
     assert weights.renamed["conv1.weight"] == "backbone.conv1.weight"
+
+
+def test_of_two_networks_in_a_file_strip_chooses_one(tmp_path: Path) -> None:
+    tensors = read(written(tmp_path / "a", {"format": "ms"})).state
+    both = {f"teacher.{n}": t for n, t in tensors.items()}
+    both |= {f"student.{n}": t + 1 for n, t in tensors.items()}
+    both |= {f"moments.{n}": torch.full_like(t, 3) for n, t in both.items() if "moving" not in n}
+    path = str(tmp_path / "b")
+    save_file(both, path, {"format": "ms"})
+    with pytest.raises(WeightsError, match=r"source\.strip=student\."):
+        MindSpore(path).load(CV)
+    for start, other, more in (("teacher.", "student.", 0), ("student.", "teacher.", 1)):
+        weights = MindSpore(path, strip=start).load(CV)
+        assert weights.state is not None and len(weights.state) == len(tensors)
+        assert torch.equal(weights.state["conv1.weight"], tensors["conv1.weight"] + more)
+        assert weights.renamed["bn1.weight"] == f"{start}bn1.gamma"
+        assert weights.renamed["conv1.weight"] == f"{start}conv1.weight"
+        assert weights.asides[f"{other}conv1.weight"] == f"not below '{start}'"
+        assert weights.asides[f"moments.{start}conv1.weight"] == "optimizer state"
+        found = check(Parts(CV, Linear(), 2, compat=weights.compat), CV.build(2), weights)
+        assert found.coverage == 1
+    with pytest.raises(ConfigError, match=r"source\.strip.*matches no name"):
+        MindSpore(path, strip="pupil.").load(CV)
+
+
+def test_strip_leaves_out_a_tensor_that_is_called_as_the_network_calls_one(tmp_path: Path) -> None:
+    tensors = read(written(tmp_path / "a", {"format": "ms"})).state
+    more = {f"net.{n}": t for n, t in tensors.items()} | {"fc.weight": torch.zeros(3)}
+    save_file(more, tmp_path / "b", {"format": "ms"})
+    weights = MindSpore(str(tmp_path / "b"), strip="net.").load(CV)
+    assert weights.asides == {"fc.weight": "not below 'net.'"}
+    assert weights.renamed["fc.weight"] == "net.classifier.weight"
 
 
 def test_files_of_others_are_told(tmp_path: Path) -> None:

@@ -16,8 +16,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from xfer.errors import WeightsError, XferError
-from xfer.source import mindir, mindspore_ckpt
+from xfer.errors import SafetyError, WeightsError, XferError
+from xfer.source import mindir, mindspore, mindspore_ckpt
 from xfer.source.mindspore_ckpt import is_encrypted, is_mindspore_ckpt
 from xfer.source.mindspore_safetensors import read_safetensors
 from xfer.weights import Content, Momenta, Shape
@@ -171,6 +171,8 @@ NO_MINDSPORE = {
     "ones": b"\xff" * 300,
     "onnx": number(1, 8) + block(2, b"pytorch") + block(7, bytes(200)),
     "tensorflow": block(1, block(1, b"input") + block(2, b"Placeholder") + block(5, bytes(99))) * 3,
+    "tensorflow without attributes": block(1, block(1, b"a") + block(2, b"NoOp")) * 30,
+    "some protobuf": block(1, block(1, b"a") + block(5, b"\x08")) * 30,
     "caffe": block(1, b"GoogLeNet") + block(100, bytes(300)),
 }
 
@@ -568,6 +570,30 @@ def test_a_checksum_of_a_huge_counter_allocates_nothing(tmp_path: Path) -> None:
     tensors = {"a.w": floats(4), "epoch_num": np.array(2**62)}
     told = refused(tmp_path, saved(tensors, {"crc_num": "1"}), ".safetensors")
     assert told.number == 462
+
+
+HEADERS = {
+    "behind the file": (8 + 2, 100, WeightsError, "its header alone is 100 bytes"),
+    "of 2**31 bytes": (8 + 2, 2**31, WeightsError, "its header alone"),
+    "of 50 megabytes": (60_000_000, 50_000_000, SafetyError, "more than any network"),
+}
+
+
+@pytest.mark.parametrize("name", HEADERS)
+def test_the_size_that_a_header_claims_is_checked_before_it_is_read(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import safetensors
+
+    size, claimed, error, what = HEADERS[name]
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(claimed.to_bytes(8, "little") + b"{}")
+    os.truncate(path, size)
+    monkeypatch.setattr(safetensors, "safe_open", lambda *_: pytest.fail("it was opened"))
+    for reader in (read_safetensors, mindspore.read):
+        with pytest.raises(error, match=what) as told:
+            reader(path)
+        assert "\n" not in str(told.value) and str(path) in told.value.where
 
 
 def test_quantised_safetensors_are_named(tmp_path: Path) -> None:

@@ -17,7 +17,8 @@ from xfer.storage import file_sha256
 from xfer.types import InputSpec
 
 FILES = """
-    config.yaml plan.json metrics.csv predictions_val.csv report.html report.md result.json
+    config.yaml plan.json load_report.json freeze_proof.json metrics.csv predictions_val.csv
+    report.html report.md result.json
     status.json run.log checkpoints/best.ckpt checkpoints/last.ckpt export/model.onnx
     export/model.safetensors export/labels.json export/preprocess.json export/parity.json
     figures/batch_grid.png figures/prediction_grid.png figures/confusion_matrix.png
@@ -65,7 +66,7 @@ def test_result_has_the_keys_of_the_contract(digits):
         "precision versions command".split()
     )
     assert found["params"] == {"total": 91541, "trainable": 325, "frozen": 91216}
-    assert found["freeze"]["proved"] is None
+    assert found["freeze"]["proved"] is True
     assert found["source"]["coverage"] == 1.0 and found["source"]["dropped"] == 2
     assert {e["format"] for e in found["export"]} == {"onnx", "safetensors"}
 

@@ -15,7 +15,7 @@ from xfer.places import Places, override_key
 from xfer.specs import STAGES, Exports, Specs
 from xfer.types import Plain
 
-_SPEC_GROUPS = tuple(g for g in GROUPS if g not in ("experiment", "sweep", "export", "features"))
+_SPEC_GROUPS = tuple(g for g in GROUPS if g not in ("experiment", "sweep", "export"))
 _GENERAL = ("seed", "stages", "run.dir", "predict.input")
 Seed = Annotated[int, Ge(0), Lt(2**32)]
 
@@ -31,11 +31,9 @@ class Builder:
     def specs(self, experiment: str, typed: Sequence[str]) -> Specs:
         """What the run is asked to do. Raises all problems together."""
         stages = self.value("stages", tuple[str, ...]) or ()
-        needs_data = not stages or {"fit", "evaluate", "export"} & set(stages)
+        needs_data = not stages or {"lr_find", "fit", "evaluate", "export"} & set(stages)
         built = {
-            group: self.group(group)
-            for group in (*_SPEC_GROUPS, "features")
-            if group != "data" or needs_data
+            group: self.group(group) for group in _SPEC_GROUPS if group != "data" or needs_data
         }
         inputs = self.value("predict.input", str | tuple[str, ...] | None)
         general = {
@@ -47,7 +45,6 @@ class Builder:
         self.contradictions(stages, inputs)
         raise_all(self.problems)
         built.setdefault("data", None)
-        built.pop("features")
         return Specs(
             experiment=experiment,
             stages=stages,
@@ -66,7 +63,7 @@ class Builder:
         known = [f"{g}.{key}" for g, node in self.facts.items() for key in node if key[0] != "_"]
         known = [*_GENERAL, *GROUPS, *known]
         for top, node in self.plain.items():
-            if top not in (*_SPEC_GROUPS, "export", "features", "seed", "stages"):
+            if top not in (*_SPEC_GROUPS, "export", "seed", "stages"):
                 self.problems += [
                     schema.unknown(key, known, self.where)
                     for key in schema.leaves(str(top), node)

@@ -37,7 +37,7 @@ def joined(
         classes = _given(dataset.classes if dataset else own)
         parts = Parts(specs.backbone, head, len(classes))
     if isinstance(head, Remap):
-        found = _remapped(head, classes, weights, ready="fit" not in specs.stages)
+        found = _remapped(head, classes, weights, ready=not specs.trains)
         parts = replace(parts, rows=found, source_classes=known)
     return dataset, classes, replace(parts, seed=specs.seed, compat=weights.compat)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from xfer.freeze import ever
 from xfer.types import Dataset, Plain
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ def plan_facts(plan: Plan) -> Plain:
         "freeze": specs.facts["freeze"],
         "features": specs.facts["features"],
     }
-    if plan.rows:
+    if plan.phases:
         facts |= _training_facts(plan)
     return facts
 
@@ -49,17 +50,24 @@ def _split_facts(dataset: Dataset | None) -> Plain:
 
 
 def _training_facts(plan: Plan) -> Plain:
-    trainer = plan.specs.trainer
+    trainer, rates = plan.specs.trainer, ever(plan.phases)
+    stages = {name: stage for stage, names in plan.layout.stages for name in names}
     return {
         "parameters": [
             {
                 "name": row.name,
                 "shape": list(plan.shapes[row.name]),
                 "group": "head" if row.head else "backbone",
-                "lr": row.lr,
-                "frozen": row.frozen,
+                "stage": stages.get(row.name),
+                "lr": max(rates[row.name]),
+                "frozen": not any(rates[row.name]),
+                **({"phases": list(rates[row.name])} if len(plan.phases) > 1 else {}),
             }
-            for row in plan.rows
+            for row in plan.phases[0].rows
+        ],
+        "phases": [
+            {"name": phase.name, "start": phase.start, "patience": phase.patience}
+            for phase in plan.phases
         ],
         "params": count_parameters(plan),
         "steps": {
@@ -75,7 +83,7 @@ def _training_facts(plan: Plan) -> Plain:
 def count_parameters(plan: Plan) -> dict[str, int]:
     """Parameters in all, trainable and frozen, in numbers."""
     sizes = {name: math.prod(shape) for name, shape in plan.shapes.items()}
-    frozen = sum(sizes[row.name] for row in plan.rows if row.frozen)
+    frozen = sum(sizes[name] for name, rates in ever(plan.phases).items() if not any(rates))
     total = sum(sizes.values())
     return {"total": total, "trainable": total - frozen, "frozen": frozen}
 
@@ -182,17 +190,22 @@ def _training_lines(facts: Plain) -> list[tuple[str, str]]:
 
 
 def _parameter_lines(rows: list[Plain]) -> list[str]:
-    """Neighbouring parameters of one module and one rate in one line."""
+    """Neighbouring parameters of one stage and one rate in one line."""
     merged: list[list[object]] = []
     for row in rows:
-        top = ".".join(str(row["name"]).split(".")[: 2 if row["group"] == "head" else 1])
-        key = [top, row["group"], row["lr"]]
+        key = [row["stage"] or row["name"], row["group"], _rates(row)]
         size = math.prod(row["shape"])
         if merged and merged[-1][:3] == key:
             merged[-1][3] = int(str(merged[-1][3])) + size
         else:
             merged.append([*key, size])
     return [
-        f"{name!s:<28} {group!s:<9} {'frozen' if lr == 0 else f'lr x {lr:g}':<9} {size:>12,}"
-        for name, group, lr, size in merged
+        f"{name!s:<28} {group!s:<9} {rates!s:<9} {size:>12,}" for name, group, rates, size in merged
     ]
+
+
+def _rates(row: Plain) -> str:
+    """The multiple of the learning rate, phase by phase where it changes."""
+    rates = row.get("phases") or [row["lr"]]
+    told = ["frozen" if rate == 0 else f"lr x {rate:g}" for rate in rates]
+    return told[0] if len(set(told)) == 1 else ", then ".join(told)

@@ -7,7 +7,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,13 +17,16 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.callbacks import TQDMProgressBar
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
+from xfer.decoded import decoded
 from xfer.errors import ConfigError, DataError
-from xfer.evaluate import device_name
+from xfer.evaluate import device_name, device_of
+from xfer.feed import Feed
 from xfer.history import AtomicIO, History
 from xfer.loader import EvalLoader, Pictures, TrainLoader
 from xfer.log import log
 from xfer.model import Classifier
 from xfer.network import assemble
+from xfer.phases import Phases
 from xfer.preprocess import prepare
 from xfer.snapshot import Snapshot, read_snapshot, write_snapshot
 from xfer.types import Plain
@@ -34,13 +37,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Fitted:
-    """A finished fit: its best epoch and file, one row an epoch, and the wall time in seconds."""
+    """A finished fit: its best epoch and file, one row an epoch, the wall time in seconds, whether
+    what was frozen is proved to have stayed, and what is known of its features and their time."""
 
     best: Plain
     checkpoint: Path
     rows: list[Plain]
     seconds: float
     device: str
+    proved: bool
+    features: Plain
+    features_s: float | None
 
 
 def fit(plan: Plan, folder: Path, resume: Path | None = None) -> Fitted:
@@ -50,13 +57,14 @@ def fit(plan: Plan, folder: Path, resume: Path | None = None) -> Fitted:
     checkpoint.
     """
     began = time.perf_counter()
+    plan = _decoded(plan)
     net = assemble(plan.parts, plan.weights)
     module, history = Classifier(net, plan), History(plan, folder)
     with _quiet(), _signals():
-        trainer = _trainer(plan, folder, history)
-        loaders = _loaders(
-            plan, pin=isinstance(trainer.accelerator, pl.accelerators.CUDAAccelerator)
-        )
+        feed = Feed(plan, *_loaders(plan))
+        phases = Phases(plan, folder, history, feed)
+        trainer = _trainer(plan, folder, [phases, history])
+        loaders = feed.train, feed.val
         trainer.fit(module, *loaders, ckpt_path=resume, weights_only=True)
     if history.best is None:
         metric = plan.specs.checkpoint.monitor
@@ -67,7 +75,6 @@ def fit(plan: Plan, folder: Path, resume: Path | None = None) -> Fitted:
             91,
         )
     module.cpu()
-    module.check_frozen()
     path = _complete(folder / "checkpoints" / "best.ckpt", net)
     best = history.best
     log.info(
@@ -80,23 +87,33 @@ def fit(plan: Plan, folder: Path, resume: Path | None = None) -> Fitted:
         history.rows,
         time.perf_counter() - began,
         device_name(trainer.strategy.root_device),
+        phases.proved,
+        feed.facts,
+        feed.seconds if feed.facts["cached"] else None,
     )
 
 
-def _loaders(plan: Plan, pin: bool) -> tuple[TrainLoader, EvalLoader]:
-    specs, spec = plan.specs, plan.card.input
-    if plan.dataset is None or specs.data is None:
+def _decoded(plan: Plan) -> Plan:
+    """The plan, whose images are decoded once where they fit."""
+    if plan.dataset is None or plan.specs.data is None:
         raise DataError("data", "is needed to fit", "give data=... or data.root=DIR", 43)
-    train = Pictures(plan.dataset.splits["train"], specs.augment.transform(spec), specs.augment.seed)
-    val = Pictures(plan.dataset.splits["val"], lambda image: prepare(image, spec))
-    workers = specs.data.workers
+    return replace(plan, dataset=decoded(plan.dataset, plan.specs.data.decoded_gb))
+
+
+def _loaders(plan: Plan) -> tuple[TrainLoader, EvalLoader]:
+    specs, spec = plan.specs, plan.card.input
+    assert plan.dataset is not None and specs.data is not None
+    splits, augment = plan.dataset.splits, specs.augment
+    train = Pictures(splits["train"], augment.transform(spec), augment.seed)
+    val = Pictures(splits["val"], lambda image: prepare(image, spec))
+    workers, pin = specs.data.workers, device_of(specs.trainer).type == "cuda"
     return (
         TrainLoader(train, specs.data.batch_size, workers, pin, specs.seed),
         EvalLoader(val, specs.data.eval_batch_size, workers, pin),
     )
 
 
-def _trainer(plan: Plan, folder: Path, history: History) -> pl.Trainer:
+def _trainer(plan: Plan, folder: Path, callbacks: list[pl.Callback]) -> pl.Trainer:
     options, specs = plan.specs.trainer, plan.specs
     logger = specs.logger.build(folder, specs.experiment)
     bar = _ProgressBar() if _is_terminal() else None
@@ -110,7 +127,7 @@ def _trainer(plan: Plan, folder: Path, history: History) -> pl.Trainer:
             gradient_clip_val=options.clip_norm or None,
             deterministic=options.deterministic,
             logger=logger or False,
-            callbacks=[history, *([bar] if bar else [])],
+            callbacks=[*callbacks, *([bar] if bar else [])],
             plugins=[AtomicIO()],
             enable_checkpointing=False,
             enable_progress_bar=bar is not None,

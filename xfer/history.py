@@ -52,6 +52,10 @@ class History(pl.Callback):
                 file.unlink()
         self._epoch_started = time.perf_counter()
 
+    def exclude(self, seconds: float) -> None:
+        """Leave ``seconds`` that were spent on features out of the epoch's time."""
+        self._epoch_started += seconds
+
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Forget the last epoch's steps."""
         self._step_s.clear()
@@ -104,7 +108,7 @@ class History(pl.Callback):
             "step": trainer.global_step,
             "train_loss": module.epoch_loss(),
             **{name: found[name] for name in first},
-            "lr": float(trainer.optimizers[0].param_groups[0]["lr"]),
+            "lr": max(float(group["lr"]) for group in trainer.optimizers[0].param_groups),
             "epoch_s": time.perf_counter() - self._epoch_started,
             "step_ms": statistics.median(self._step_s) * 1000 if self._step_s else 0.0,
             **{name: value for name, value in found.items() if name not in first},

@@ -6,7 +6,7 @@ of workers does not change what comes out.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -29,16 +29,11 @@ Key = tuple[int, int]
 """(epoch, index): what one training image is drawn for."""
 
 
-class Collated(Protocol):
-    """A dataset that knows how a batch is put together."""
+class Batches(Protocol):
+    """What gives whole batches by their keys, in place of images: computed features."""
 
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, key: Any, /) -> Any: ...
-
-    @staticmethod
-    def collate(items: list[Any]) -> Any:
-        """A batch: inputs (n, ...) and labels int64 (n,), or the error of one item."""
+    def batch(self, keys: Sequence[int] | Sequence[Key], /) -> tuple[torch.Tensor, torch.Tensor]:
+        """Inputs (n, ...) and labels int64 (n,)."""
         ...
 
 
@@ -117,10 +112,15 @@ def batches(count: int, batch_size: int) -> int:
 
 
 class TrainLoader(DataLoader[Any]):
-    """A loader that can say and restore how many batches of the epoch it has given."""
+    """A loader that can say and restore how many batches of the epoch it has given.
+
+    Where ``features`` are set, they come in place of the images, in the same order.
+    """
+
+    features: Batches | None = None
 
     def __init__(
-        self, pictures: Collated, batch_size: int, workers: int, pin: bool, seed: int
+        self, pictures: Pictures, batch_size: int, workers: int, pin: bool, seed: int
     ) -> None:
         self.order = Order(len(pictures), batch_size, seed)
         self.position = 0
@@ -135,7 +135,8 @@ class TrainLoader(DataLoader[Any]):
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         self.order.skip = self.position
-        for batch in super().__iter__():
+        kept = self.features
+        for batch in super().__iter__() if kept is None else map(kept.batch, self.order):
             # A finished epoch is position 0 of the next, not the end of this one.
             self.position = (self.position + 1) % len(self.order)
             yield _whole(batch)
@@ -150,9 +151,11 @@ class TrainLoader(DataLoader[Any]):
 
 
 class EvalLoader(DataLoader[Any]):
-    """Every image once, in order, nothing dropped, nothing padded."""
+    """Every image once, in order, nothing dropped, nothing padded; or their ``features``."""
 
-    def __init__(self, pictures: Collated, batch_size: int, workers: int, pin: bool) -> None:
+    features: Batches | None = None
+
+    def __init__(self, pictures: Pictures, batch_size: int, workers: int, pin: bool) -> None:
         super().__init__(
             pictures,
             batch_size=batch_size,
@@ -163,7 +166,8 @@ class EvalLoader(DataLoader[Any]):
         )
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        for batch in super().__iter__():
+        kept, chunks = self.features, self._index_sampler
+        for batch in super().__iter__() if kept is None else map(kept.batch, chunks):
             yield _whole(batch)
 
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pytorch_lightning as pl
 import torch
 from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric
 
 from xfer import freeze, metrics, momenta, optim
 from xfer.ema import Ema
-from xfer.errors import DivergedError, XferError
-from xfer.network import frozen_names
+from xfer.errors import DivergedError
 from xfer.randomness import derive
 from xfer.snapshot import fingerprint
 
@@ -23,7 +24,12 @@ if TYPE_CHECKING:
 
 
 class Classifier(pl.LightningModule):
-    """Trains ``net`` as ``plan`` says. Frozen modules stay in inference mode throughout."""
+    """Trains ``net`` as ``plan`` says, phase by phase; ``frozen`` is what never moves in any.
+
+    Frozen modules stay in inference mode. ``cut`` says that the net takes features, not images.
+    """
+
+    cut = False
 
     def __init__(self, net: nn.Module, plan: Plan) -> None:
         super().__init__()
@@ -33,8 +39,9 @@ class Classifier(pl.LightningModule):
         # The default would leave NaN out of the mean.
         self.train_loss = MeanMetric(nan_strategy="disable")
         self.train_loss.persistent(True)
-        freeze.apply(net, plan.rows)
-        self.frozen = frozen_names(net, plan.rows)
+        self.phase = 0
+        freeze.apply(net, plan.phases[0].rows)
+        self.frozen = set.intersection(*map(self.frozen_in, range(len(plan.phases))))
         self.fingerprint = fingerprint(
             (n, t) for n, t in net.state_dict().items() if n in self.frozen
         )
@@ -50,6 +57,21 @@ class Classifier(pl.LightningModule):
         # Lightning keeps the mode that a module comes with, so the guard must have acted before.
         self.train()
 
+    def frozen_in(self, phase: int) -> set[str]:
+        """Names of the tensors that ``phase`` keeps as they are."""
+        rows, policy = self.plan.phases[phase].rows, self.plan.specs.freeze
+        return freeze.frozen(self.net, rows, policy.batch_norm)
+
+    def enter(self, phase: int, rates: LambdaLR) -> None:
+        """From the next step on, train what ``phase`` says, at its rates."""
+        self.phase = phase
+        freeze.apply(self.net, self.plan.phases[phase].rows)
+        self.zero_grad(set_to_none=True)
+        self.train()
+        groups = zip(rates.optimizer.param_groups, rates.base_lrs, rates.lr_lambdas, strict=True)
+        for group, base, factor in groups:
+            group["lr"] = base * factor(rates.last_epoch)
+
     def moving(self) -> list[str]:
         """Names of the net's tensors that training changes."""
         return [name for name in self.net.state_dict() if name not in self.frozen]
@@ -58,23 +80,32 @@ class Classifier(pl.LightningModule):
         """Training mode, but for what is frozen."""
         super().train(mode)
         if mode:
-            freeze.hold(self.net)
+            freeze.hold(self.net, self.plan.specs.freeze.batch_norm)
         return self
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Seed dropout and mixing for this step alone."""
-        seed = derive("step", self.plan.specs.seed, self.current_epoch, batch_idx)
+        self.seed_step(self.current_epoch, batch_idx)
+
+    def seed_step(self, epoch: int, step: int) -> None:
+        """Make what ``step`` of ``epoch`` draws a function of the two and the run's seed."""
+        seed = derive("step", self.plan.specs.seed, epoch, step)
         torch.default_generator.manual_seed(seed)
         if self.device.type == "cuda":
             torch.cuda.manual_seed(seed)
 
     def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
-        """The loss of one batch."""
+        """The loss of one batch, which joins the epoch's."""
+        loss = self.loss_of(batch)
+        self.train_loss.update(loss.detach(), len(batch[1]))
+        return loss
+
+    def loss_of(self, batch: Any) -> torch.Tensor:
+        """The loss of images (n, 3, h, w) or features (n, size) and labels int64 (n,)."""
         images, labels = self._placed(batch)
         if self.mix is not None:
             images, labels = self.mix(images, labels)
         loss: torch.Tensor = self.loss(self.net(images), labels)
-        self.train_loss.update(loss.detach(), len(images))
         return loss
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
@@ -122,12 +153,6 @@ class Classifier(pl.LightningModule):
             "lower optim.lr, or set trainer.clip_norm=1",
         )
 
-    def check_frozen(self) -> None:
-        """Raise XferError when a frozen tensor is not what it was before the first step."""
-        state = self.net.state_dict()
-        if fingerprint((n, t) for n, t in state.items() if n in self.frozen) != self.fingerprint:
-            raise XferError("freeze", "a frozen tensor moved during training", "report this bug", 1)
-
     def best_state(self) -> StateDict:
         """The net's moving tensors, averaged where an average is kept."""
         state = self.net.state_dict()
@@ -150,16 +175,18 @@ class Classifier(pl.LightningModule):
             self.ema.load(checkpoint["ema"], checkpoint["global_step"])
 
     def configure_optimizers(self) -> Any:
-        """The optimizer over everything that will ever train, and its schedule by step."""
+        """The optimizer over everything that will ever train, and its rates by step and phase."""
         specs = self.plan.specs
-        multiples = {row.name: row.lr for row in self.plan.rows}
+        multiples = freeze.ever(self.plan.phases)
         optimizer = specs.optim.build(optim.groups(self.net, multiples, specs.optim))
         if self.plan.momenta is not None:
             momenta.load(optimizer, dict(self.net.named_parameters()), self.plan.momenta)
         steps, total = self.plan.steps_per_epoch, self.plan.total_steps
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: specs.schedule.factor(step, steps, total)
-        )
+
+        def rate(shares: Sequence[float]) -> Callable[[int], float]:
+            return lambda step: shares[self.phase] * specs.schedule.factor(step, steps, total)
+
+        schedule = LambdaLR(optimizer, [rate(g["phases"]) for g in optimizer.param_groups])
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": schedule, "interval": "step"},
@@ -167,6 +194,6 @@ class Classifier(pl.LightningModule):
 
     def _placed(self, batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
         images, labels = batch
-        if self.plan.specs.trainer.channels_last:
+        if self.plan.specs.trainer.channels_last and not self.cut:
             images = images.contiguous(memory_format=torch.channels_last)
         return images, labels

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from xfer import compat, freeze
+from xfer import compat
 from xfer.errors import WeightsError
 from xfer.head import Keep, swap
 from xfer.randomness import derive
@@ -132,17 +132,6 @@ def restore(
             )
     fill(net, snapshot.state)
     return net
-
-
-def frozen_names(net: nn.Module, rows: list[freeze.Row]) -> set[str]:
-    """Names of every tensor that cannot move: frozen parameters, and buffers of modules that are
-    wholly frozen."""
-    names = {row.name for row in rows if row.frozen}
-    for path, module in net.named_modules():
-        own = list(module.parameters())
-        if own and not any(p.requires_grad for p in own):
-            names |= {f"{path}.{name}" if path else name for name, _ in module.named_buffers()}
-    return names & set(net.state_dict())
 
 
 def open_checkpoint(path: Path, make: Callable[[str, Plain], Any]) -> tuple[nn.Module, Card]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from annotated_types import Ge, Gt, Lt
 
 from xfer.errors import ConfigError, closest
+from xfer.norms import norm_parameters
 
 if TYPE_CHECKING:
     from torch import nn
@@ -16,12 +17,6 @@ if TYPE_CHECKING:
 
 Rate = Annotated[float, Gt(0), Lt(1e4)]
 Decay = Annotated[float, Ge(0), Lt(1e4)]
-
-# Normalisation layers of timm that are not subclasses of torch's.
-_OF_TIMM = tuple(
-    f"timm.layers.{name}"
-    for name in ("norm", "norm_act", "evo_norm", "filter_response_norm", "grn", "inplace_abn")
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,36 +34,26 @@ class Options:
 
 
 def groups(
-    net: nn.Module, multiples: Mapping[str, float], options: Options
+    net: nn.Module, multiples: Mapping[str, tuple[float, ...]], options: Options
 ) -> list[dict[str, Any]]:
-    """Optimizer groups of everything that trains; ``multiples`` of ``lr`` by parameter name."""
+    """Optimizer groups of everything that ever trains; ``multiples`` of ``lr``, one a phase, by
+    parameter name. A group has the largest as its ``lr`` and the share of it in each phase as its
+    ``phases``."""
     spared = norm_parameters(net) if options.decay == "no_norms" else set()
-    found: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    found: dict[tuple[tuple[float, ...], bool], list[nn.Parameter]] = {}
     for name, parameter in net.named_parameters():
         decays = parameter.ndim > 1 if options.decay == "matrices" else name not in spared
-        if multiples[name] > 0:
+        if any(multiples[name]):
             found.setdefault((multiples[name], decays), []).append(parameter)
     return [
         {
             "params": members,
-            "lr": options.lr * multiple,
+            "lr": options.lr * max(rates),
+            "phases": tuple(rate / max(rates) for rate in rates),
             "weight_decay": options.weight_decay if decays else 0.0,
         }
-        for (multiple, decays), members in found.items()
+        for (rates, decays), members in found.items()
     ]
-
-
-def norm_parameters(net: nn.Module) -> set[str]:
-    """Names of the parameters that normalisation layers of torch or timm own."""
-    from torch import nn
-
-    kinds = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
-    return {
-        name
-        for path, module in net.named_modules()
-        if isinstance(module, kinds) or any(k.__module__ in _OF_TIMM for k in type(module).__mro__)
-        for name, _ in module.named_parameters(path, recurse=False)
-    }
 
 
 @dataclass(frozen=True)

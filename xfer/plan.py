@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from xfer.classes import class_mismatch, joined
 from xfer.errors import ConfigError, XferError, closest, raise_all
+from xfer.freeze import Layout, Phase, layout
 from xfer.head import Keep, Remap
 from xfer.head.names import Naming, adopt
 from xfer.types import Card, Dataset, InputSpec, Network, Plain
 from xfer.weights import Weights
 
 if TYPE_CHECKING:
-    from xfer.freeze import Row
     from xfer.network import Parts
     from xfer.source.match import Match
     from xfer.specs import Specs
@@ -36,16 +36,17 @@ class Plan:
     card: Card
     parts: Parts
     weights: Weights
-    rows: list[Row]
+    phases: tuple[Phase, ...]
     shapes: dict[str, tuple[int, ...]]
     facts: Plain = field(default_factory=dict)
     load: Plain = field(default_factory=dict)
     momenta: Momenta | None = None
+    layout: Layout = Layout((), (), (), ())
 
     @property
     def training(self) -> bool:
-        """Whether this run fits."""
-        return "fit" in self.specs.stages
+        """Whether this run trains something."""
+        return self.specs.trains
 
     @property
     def train_counts(self) -> list[int]:
@@ -91,7 +92,7 @@ def make_plan(specs: Specs) -> Plan:
     """Derive and check every fact. Raises all problems together."""
     _check_model_source(specs)
     attempt = _Attempts()
-    training = "fit" in specs.stages or (not specs.stages and not specs.checkpoint.path)
+    training = specs.trains or (not specs.stages and not specs.checkpoint.path)
     dataset = attempt(specs.data.dataset, training) if specs.data else None
     if specs.checkpoint.path:
         plan = attempt(_from_checkpoint, specs, dataset)
@@ -111,14 +112,14 @@ def _check_model_source(specs: Specs) -> None:
     """The model comes from exactly one place: fit, a checkpoint, or a source with its own head."""
     keep = isinstance(specs.head, Keep | Remap)
     kind = specs.facts.get("source", {}).get("_target_", "")
-    if "fit" in specs.stages and specs.checkpoint.path:
+    if specs.trains and specs.checkpoint.path:
         raise ConfigError(
             "checkpoint.path",
             "a run that fits makes its own checkpoint",
             "drop 'fit' from stages, or start from those weights with source=run source.path=...",
             81,
         )
-    if specs.stages and "fit" not in specs.stages and not specs.checkpoint.path and not keep:
+    if specs.stages and not specs.trains and not specs.checkpoint.path and not keep:
         raise ConfigError(
             "stages",
             f"{list(specs.stages)} has no model to work on",
@@ -154,8 +155,9 @@ def _from_specs(specs: Specs, dataset: Dataset | None, weights: Weights) -> Plan
         splits={n: s.sha256 for n, s in dataset.splits.items()} if dataset else {},
         compat=weights.compat,
     )
-    rows, tensors = _table(specs, after) if dataset and "train" in dataset.splits else ([], {})
-    plan = Plan(specs, dataset, card, parts, weights, rows, tensors)
+    plan = Plan(specs, dataset, card, parts, weights, (), {})
+    if dataset and "train" in dataset.splits:
+        plan = _with_phases(plan, after)
     if weights.state is not None:
         plan.load.update(account(weights, found, before.heads))
     if parts.rows and weights.classes:
@@ -203,9 +205,15 @@ def _source_facts(specs: Specs, weights: Weights, found: Match, parts: Parts) ->
     }
 
 
-def _table(specs: Specs, network: Network) -> tuple[list[Row], dict[str, tuple[int, ...]]]:
-    parameters = {name: tuple(p.shape) for name, p in network.module.named_parameters()}
-    return specs.freeze.table(list(parameters), network.heads), parameters
+def _with_phases(plan: Plan, network: Network) -> Plan:
+    """With what trains when, the shape of every parameter, and what the network is made of."""
+    found = layout(network.module, network.heads)
+    return replace(
+        plan,
+        phases=plan.specs.freeze.phases(found, plan.specs.trainer.max_epochs),
+        shapes={name: tuple(p.shape) for name, p in network.module.named_parameters()},
+        layout=found,
+    )
 
 
 def _from_checkpoint(specs: Specs, dataset: Dataset | None) -> Plan:
@@ -227,7 +235,7 @@ def _from_checkpoint(specs: Specs, dataset: Dataset | None) -> Plan:
     if dataset and dataset.classes != card.classes:
         raise class_mismatch(dataset.classes, card.classes, str(path))
     parts, _ = pieces(card, specs.make)
-    return _finish(Plan(specs, dataset, card, parts, Weights("checkpoint", None), [], {}))
+    return _finish(Plan(specs, dataset, card, parts, Weights("checkpoint", None), (), {}))
 
 
 def _agrees(asked: Plain, held: Plain) -> bool:

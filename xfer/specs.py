@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from xfer.checkpoint import Checkpoint
     from xfer.data import Folder
     from xfer.export import Gate
-    from xfer.freeze import Freeze
+    from xfer.features import Auto, Never
+    from xfer.freeze import Policy
     from xfer.logger import Csv
     from xfer.loss import CrossEntropy
     from xfer.optim import Sgd
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from xfer.types import Backbone, Head, Writer
     from xfer.weights import Source
 
-STAGES = ("fit", "evaluate", "predict", "export", "report")
+STAGES = ("lr_find", "fit", "evaluate", "predict", "export", "report")
 
 
 @dataclass(frozen=True)
@@ -52,12 +53,13 @@ class Specs:
     backbone: Backbone
     source: Source
     head: Head
-    freeze: Freeze
+    freeze: Policy
     loss: CrossEntropy
     optim: Sgd
     schedule: Constant
     trainer: Trainer
     checkpoint: Checkpoint
+    features: Never | Auto
     export: Exports
     logger: Csv
     facts: Mapping[str, Plain]
@@ -65,3 +67,8 @@ class Specs:
     explicit: frozenset[str] = frozenset()
     config: Plain = field(default_factory=dict)
     command: str = ""
+
+    @property
+    def trains(self) -> bool:
+        """Whether a stage needs a model to train."""
+        return bool({"fit", "lr_find"} & set(self.stages))

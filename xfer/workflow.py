@@ -81,21 +81,33 @@ def _stages(work: Work, earlier: Earlier | None) -> Plain | None:
     plan, stages = work.plan, work.plan.specs.stages
     if not stages:
         return None
+    if "lr_find" in stages:
+        _find_rate(work)
     if "fit" in stages:
         from xfer.fit import fit
 
         work.fitted = fit(plan, work.folder, earlier.resume_file if earlier else None)
         work.device = work.fitted.device
-    net = _network(work)
-    if "evaluate" in stages:
+    net = _network(work) if {"evaluate", "predict", "export"} & set(stages) else None
+    if net and "evaluate" in stages:
         _evaluate(work, net)
-    if "predict" in stages:
+    if net and "predict" in stages:
         _predict(work, net)
-    if "export" in stages:
+    if net and "export" in stages:
         _export(work, net)
     from xfer.report.finish import finish
 
     return finish(work)
+
+
+def _find_rate(work: Work) -> None:
+    from xfer.lr_find import lr_find
+    from xfer.report.figures import climb
+
+    found = lr_find(work.plan)
+    write_json(work.folder / "lr_find.json", found)
+    path = climb(found, work.folder / "figures" / "lr_find.png")
+    log.info(f"optim.lr={found['suggested']:.2g} is proposed, see {path}")
 
 
 def _network(work: Work) -> nn.Module:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Gt
 
+from xfer.storage import cache_dir
+
 Use = Literal["never", "auto", "require"]
+UNCACHED = {"cached": False, "hit": None, "views": None}
+"""What ``result.json`` says of a run without features."""
 
 
 @dataclass(frozen=True)
@@ -39,3 +44,8 @@ class Require(Auto):
     """As :class:`Auto`, but what cannot be kept is an error."""
 
     use: ClassVar[Use] = "require"
+
+
+def folder(asked: str | None) -> Path:
+    """Where features are kept."""
+    return Path(asked).expanduser() if asked else cache_dir() / "features"

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from xfer.report import canvas, confusion, epochs, grids
+from xfer.report import canvas, confusion, epochs, grids, rates
 from xfer.storage import output_errors
 
 if TYPE_CHECKING:
@@ -75,6 +75,12 @@ def curves(
     """
     with canvas.style():
         return _save(epochs.panels(history, best_epoch, metric), path)
+
+
+def climb(found: Plain, path: Path) -> Path:
+    """Draw the smoothed loss over the learning rate, and the rate that is suggested."""
+    with canvas.style():
+        return canvas.save(rates.climb(found), path)
 
 
 def _save(figure: Figure | None, path: Path) -> Path | None:

@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
 from xfer.facts import count_parameters
+from xfer.features import UNCACHED
 from xfer.types import Plain
 
 if TYPE_CHECKING:
@@ -27,15 +28,15 @@ def outcome(work: Work) -> Plain:
         "seed": specs.seed,
         "best": _best(work),
         "scores": {name: score.to_plain() for name, score in work.scores.items()},
-        "params": count_parameters(plan) if plan.rows else None,
-        "freeze": {"proved": None},
+        "params": count_parameters(plan) if plan.phases else None,
+        "freeze": {"proved": work.fitted.proved if work.fitted else None},
         "source": {
             k: v
             for k, v in plan.card.source.items()
             if k not in ("spec", "kept", "classes", "rows")
         },
         "timing": _timing(work),
-        "features": {"cached": False, "hit": None, "views": None},
+        "features": work.fitted.features if work.fitted else dict(UNCACHED),
         "export": [
             {k: v for k, v in asdict(file).items() if k != "batches"} for file in work.exports
         ],
@@ -56,7 +57,7 @@ def _timing(work: Work) -> Plain:
     rows = work.fitted.rows if work.fitted else []
     return {
         "startup_s": work.startup_s,
-        "features_s": None,
+        "features_s": work.fitted.features_s if work.fitted else None,
         "fit_s": work.fitted.seconds if work.fitted else None,
         "epoch_s": [row["epoch_s"] for row in rows],
         "step_ms_median": statistics.median(row["step_ms"] for row in rows) if rows else None,

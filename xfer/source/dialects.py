@@ -84,6 +84,8 @@ def _recognised(names: list[str], where: object) -> tuple[str, str]:
         )
     if fits:
         return fits[0]
+    for facts in known.values():
+        _refuse_several(_prefixes(names, facts.get("marks", ())), where)
     for stranger in _shipped()["strangers"]:
         if _prefix(names, stranger["marks"]) is not None:
             raise WeightsError(
@@ -126,15 +128,30 @@ def _asked(names: list[str], dialect: str, where: object) -> str:
 def _prefix(names: Sequence[str], marks: Sequence[str]) -> str | None:
     """What stands before the marks in more than half of all names; ``None`` where a mark is not
     there. MindSpore's own loader takes off one prefix too (``_load_dismatch_prefix_params``)."""
+    for prefix in _prefixes(names, marks):
+        if 2 * sum(name.startswith(prefix) for name in names) > len(names):
+            return prefix
+    return None
+
+
+def _prefixes(names: Sequence[str], marks: Sequence[str]) -> list[str]:
+    """All that stands before every mark somewhere, the shortest first."""
     shared: set[str] | None = None
     for mark in marks:
         pattern = re.compile(rf"((?:.+?\.)?){mark}")
         here = {found[1] for name in names if (found := pattern.fullmatch(name))}
         shared = here if shared is None else shared & here
-    for prefix in sorted(shared or (), key=len):
-        if 2 * sum(name.startswith(prefix) for name in names) > len(names):
-            return prefix
-    return None
+    return sorted(shared or (), key=lambda prefix: (len(prefix), prefix))
+
+
+def _refuse_several(prefixes: Sequence[str], where: object) -> None:
+    if len(prefixes) > 1:
+        raise WeightsError(
+            where,
+            f"holds several networks, below {', '.join(map(repr, prefixes[:5]))}",
+            f"choose one: source.strip={prefixes[0]}",
+            77,
+        )
 
 
 def _check_architecture(

@@ -49,7 +49,9 @@ def of_timm_hub(name: str, tag: str | None, revision: str | None, local: bool) -
     if config.hf_hub_id:
         usual = ("model.safetensors", "pytorch_model.bin")
         files = (config.hf_hub_filename,) if config.hf_hub_filename else usual
-        address = huggingface.Address(config.hf_hub_id, files, "main" if revision is None else revision)
+        address = huggingface.Address(
+            config.hf_hub_id, files, "main" if revision is None else revision
+        )
         found = huggingface.find(address, local)
         path, sha256 = found.path, huggingface.checked_sha256(found.path)
         facts = {"repository": address.repo, "file": found.file, "revision": found.revision}

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 from xfer.errors import ConfigError, closest
+from xfer.patterns import matches
 from xfer.source.adapt import adapted
 from xfer.source.mismatch import ambiguous, mismatch
 
@@ -161,15 +161,18 @@ def _common_prefix(backbone: Sequence[str], weights: Weights) -> str:
 def _allowed(rows: list[Row], weights: Weights) -> list[Row]:
     """Excuse what ``allow_missing`` names. Raises ConfigError for a pattern that excuses none."""
     lacking = [row.name for row in rows if row.name and row.fate in ("missing", "wrong shape")]
+    excused: set[str] = set()
     for i, pattern in enumerate(weights.allow_missing):
-        if not any(re.fullmatch(pattern, name) for name in lacking):
+        key = f"source.allow_missing[{i}]"
+        found = {name for name in lacking if matches(pattern, name, key)}
+        if not found:
             raise ConfigError(
-                f"source.allow_missing[{i}]",
+                key,
                 f"'{pattern}' matches no tensor that is missing",
                 closest(pattern.replace("\\", ""), lacking) if lacking else "drop it",
                 53,
             )
-    excused = {n for n in lacking if any(re.fullmatch(p, n) for p in weights.allow_missing)}
+        excused |= found
     return [
         replace(row, note=f"{row.note} (allowed)".strip()) if row.name in excused else row
         for row in rows

@@ -15,6 +15,7 @@ from xfer.source.foreign import refusal
 from xfer.source.mindspore_safetensors import read_safetensors
 from xfer.source.rules import Rules
 from xfer.source.sound import check_tensors
+from xfer.source.tensors import check_header
 from xfer.storage import file_sha256
 from xfer.types import Backbone
 from xfer.weights import Content, Weights
@@ -36,7 +37,8 @@ class MindSpore(Rules):
     ``dialect``: whose names they are; ``auto`` recognises them, ``plain`` means torch's but for
     gamma, beta, moving_mean and moving_variance. ``compat``: with ``exact`` the network is built
     to compute what MindSpore's does (norms' eps, ``same`` padding, pooling), with ``plain`` it is
-    the library's own. Renames and drops of the user come after those of the dialect.
+    the library's own. ``strip`` takes the file's own names, before the dialect; renames and drops
+    of the user come after it.
     """
 
     path: str
@@ -59,14 +61,19 @@ class MindSpore(Rules):
         the file is no MindSpore file, or of a network other than ``backbone``."""
         path = Path(self.path).expanduser()
         content = read(path)
-        found = translate(content, backbone.library, backbone.name, self.dialect, path)
-        weights = self.weights("mindspore", renamed(content, found), str(path), file_sha256(path))
+        outside = self.outside(list(content.state))
+        inner = _below(content, self.strip or "")
+        found = translate(inner, backbone.library, backbone.name, self.dialect, path)
+        rules = replace(self, strip=None)
+        weights = rules.weights("mindspore", renamed(inner, found), str(path), file_sha256(path))
+        weights = with_own_names(weights, found, self.strip or "")
         exact = self.compat == "exact" and bool(found.compat)
         facts = {"dialect": found.dialect, "compat": "exact" if exact else "plain"}
         if found.prefix:
             facts["prefix"] = found.prefix
         return replace(
-            with_own_names(weights, found),
+            weights,
+            asides={**weights.asides, **outside},
             compat=found.compat if exact else {},
             facts={**facts, **weights.facts},
         )
@@ -88,9 +95,11 @@ def read(path: Path) -> Content:
 
 
 def _is_of_torch(path: Path) -> bool:
-    """Whether a safetensors file says so. One that cannot be read does not."""
+    """Whether a safetensors file says so. One that cannot be read does not. Raises as
+    :func:`xfer.source.tensors.check_header`."""
     from safetensors import SafetensorError, safe_open
 
+    check_header(path)
     try:
         with safe_open(path, framework="pt") as file:
             return (file.metadata() or {}).get("format") == "pt"
@@ -98,15 +107,21 @@ def _is_of_torch(path: Path) -> bool:
         return False
 
 
+def _below(content: Content, start: str) -> Content:
+    """``content`` with the weights whose names begin with ``start``, by the rest of the name."""
+    state = {n.removeprefix(start): t for n, t in content.state.items() if n.startswith(start)}
+    return replace(content, state=state)
+
+
 def renamed(content: Content, found: Translation) -> Content:
     """``content`` with the weights under torch's names."""
     return replace(content, state={found.names[old]: t for old, t in content.state.items()})
 
 
-def with_own_names(weights: Weights, found: Translation) -> Weights:
+def with_own_names(weights: Weights, found: Translation, start: str = "") -> Weights:
     """``weights`` that were made from translated content, with the file's own names wherever the
-    report speaks of the file."""
-    own = {new: old for old, new in found.names.items()}
+    report speaks of the file. ``start`` stood before each of them there."""
+    own = {new: start + old for old, new in found.names.items()}
     source = {name: weights.renamed.get(name, name) for name in weights.state or ()}
     pairs = {name: own[translated] for name, translated in source.items()}
     return replace(

@@ -42,6 +42,8 @@ _VALUE = {1: (BYTES, 1), 2: (BYTES, 1), 3: (BYTES, 1)}
 _TENSOR = {1: (VARINT, MOST_DIMS), 2: (BYTES, 1), 3: (BYTES, 1)}
 _MARK, _TRAILER = b"crc_num", 17
 _CHUNK = 1 << 20
+_STARTS = (b"\x12\x08", b"\x12\x12", b"\x1a\x0a")
+"""How a value goes on behind its tag, without lengths: a tensor with dims, one without, a map."""
 
 
 @dataclass(slots=True)
@@ -70,7 +72,8 @@ def is_mindspore_ckpt(head: bytes, size: int) -> bool:
         if inner >= end:
             return at + length <= size
         content, first = wire.varint(inner + 1, end)
-        return head[inner] in (0x12, 0x1A) and first + content == at + length
+        starts = head[inner : inner + 1] + head[first : first + 1]
+        return starts in _STARTS and first + content == at + length
     except Malformed:
         return False
 

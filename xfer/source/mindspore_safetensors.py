@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from xfer.errors import WeightsError
 from xfer.source.mindspore_state import sorted_out
+from xfer.source.tensors import check_header
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -23,13 +24,15 @@ FORMAT = "MindSpore safetensors"
 def read_safetensors(path: Path) -> Content:
     """The weights by MindSpore's names, apart from what training left beside them.
 
-    Raises WeightsError when the file is damaged, its checksum is wrong, or it has no weights.
+    Raises WeightsError when the file is damaged, its checksum is wrong, or it has no weights,
+    SafetyError when its header is larger than any network needs.
     """
     from safetensors import SafetensorError, safe_open
     from safetensors.torch import load_file
 
     if not path.is_file():
         raise WeightsError(path, "there is no such file", "give source.path=FILE", 1)
+    check_header(path)
     try:
         with safe_open(path, "pt") as opened:
             metadata = dict(opened.metadata() or {})

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from annotated_types import Ge, Le
 
 from xfer.errors import ConfigError, WeightsError, closest
+from xfer.patterns import compiled, matches, substituted
 from xfer.weights import Content, Weights
 
 if TYPE_CHECKING:
@@ -55,12 +55,7 @@ class Rules:
         patterns |= {f"source.drop[{i}]": p for i, p in enumerate(self.drop)}
         patterns |= {f"source.allow_missing[{i}]": p for i, p in enumerate(self.allow_missing)}
         for key, pattern in patterns.items():
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                raise ConfigError(
-                    key, f"'{pattern}' is no pattern ({error})", "write e.g. layer4\\..*", 42
-                ) from error
+            compiled(pattern, key)
 
     def weights(self, kind: str, content: Content, origin: str, sha256: str | None) -> Weights:
         """``content`` under the names that the rules give, with what they excuse.
@@ -113,29 +108,33 @@ class Rules:
     def _left_out(self, names: list[str]) -> dict[str, str]:
         left: dict[str, str] = {}
         for i, pattern in enumerate(self.drop):
-            found = [name for name in names if re.fullmatch(pattern, name)]
+            found = [name for name in names if matches(pattern, name, f"source.drop[{i}]")]
             if not found:
                 raise _idle(f"source.drop[{i}]", pattern, names)
             left |= dict.fromkeys(found, "dropped by source.drop")
-        if self.strip is not None:
-            outside = [name for name in names if not name.startswith(self.strip)]
-            if len(outside) == len(names):
-                raise _idle("source.strip", self.strip, names)
-            left |= dict.fromkeys(outside, f"not below '{self.strip}'")
-        return left
+        return left | self.outside(names)
+
+    def outside(self, names: Sequence[str]) -> dict[str, str]:
+        """Those of ``names`` that ``strip`` leaves out, with the reason. Raises ConfigError when
+        it leaves nothing."""
+        start = self.strip or ""
+        found = [name for name in names if not name.startswith(start)]
+        if names and len(found) == len(names):
+            raise _idle("source.strip", start, names)
+        return dict.fromkeys(found, f"not below '{start}'")
 
     def _renamed(self, name: str) -> str:
         name = name.removeprefix(self.strip or "")
-        for rule in self.rename:
-            name = _substituted(rule, name)
+        for i, rule in enumerate(self.rename):
+            name = substituted(rule.match, rule.to, name, _key(i))
         return name
 
     def _refuse_idle_renames(self, names: Any) -> None:
         left = [name.removeprefix(self.strip or "") for name in names]
         for i, rule in enumerate(self.rename):
-            after = [_substituted(rule, name) for name in left]
+            after = [substituted(rule.match, rule.to, name, _key(i)) for name in left]
             if after == left:
-                raise _idle(f"source.rename[{i}]", rule.match, left)
+                raise _idle(_key(i), rule.match, left)
             left = after
 
     def class_names(self) -> tuple[tuple[str, ...] | None, tuple[tuple[str, ...], ...]]:
@@ -149,16 +148,11 @@ class Rules:
         return self.classes, ()
 
 
-def _substituted(rule: Rename, name: str) -> str:
-    try:
-        return re.sub(rule.match, rule.to, name)
-    except (re.error, IndexError) as error:
-        raise ConfigError(
-            "source.rename", f"'{rule.to}' is no replacement ({error})", "write e.g. \\1.conv", 44
-        ) from error
+def _key(position: int) -> str:
+    return f"source.rename[{position}]"
 
 
-def _idle(key: str, pattern: str, names: list[str]) -> ConfigError:
+def _idle(key: str, pattern: str, names: Sequence[str]) -> ConfigError:
     stages = dict.fromkeys(".".join(name.split(".")[:k]) for name in names for k in (1, 2))
     plain = pattern.replace("\\", "").rstrip(".*")
     return ConfigError(key, f"'{pattern}' matches no name in the file", closest(plain, stages), 50)

@@ -24,7 +24,7 @@ def read_safetensors(path: Path) -> Content:
     from safetensors import SafetensorError, safe_open
     from safetensors.torch import load_file
 
-    _check_header(path)
+    check_header(path)
     try:
         with safe_open(path, framework="pt") as file:
             metadata = dict(file.metadata() or {})
@@ -36,7 +36,9 @@ def read_safetensors(path: Path) -> Content:
     return Content(form, state, facts={"metadata": metadata} if metadata and kept else {})
 
 
-def _check_header(path: Path) -> None:
+def check_header(path: Path) -> None:
+    """Refuse, before anything is allocated, a header that ends behind the file (WeightsError) or
+    is larger than any network needs (SafetyError)."""
     with path.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
     size = path.stat().st_size

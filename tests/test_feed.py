@@ -1,0 +1,154 @@
+"""Training on features gives what training on images gives, and refuses what it cannot."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from test_resume import finish, kill, only_run, rows, start, wait_for
+
+import xfer
+from xfer.errors import ConfigError
+from xfer.storage import load_tensors
+
+SHORT = ["stages=[fit,evaluate]", "augment=standard", "trainer.max_epochs=3", "optim.lr=0.02"]
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def fit(*options):
+    return xfer.run("digits_freeze", [*SHORT, *options]).folder
+
+
+def facts(run):
+    return json.loads((run / "result.json").read_text())["features"]
+
+
+def same(a, b):
+    """Whether weights, metrics, best epoch, resume state and predictions are the same bits."""
+    for name in ("best", "last"):
+        ours, theirs = (load_tensors(run / f"checkpoints/{name}.ckpt") for run in (a, b))
+        assert ours["xfer"]["progress"] == theirs["xfer"]["progress"]
+        assert set(ours["state_dict"]) == set(theirs["state_dict"])
+        assert all(ours["state_dict"][k].equal(v) for k, v in theirs["state_dict"].items())
+    assert rows(a) == rows(b)
+    assert (a / "predictions_val.csv").read_text() == (b / "predictions_val.csv").read_text()
+    return True
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["freeze=head_only", "head=dropout"],
+        ["freeze=last_stage", "trainer.ema_decay=0.9", "trainer.accumulate=2"],
+        ["freeze=lp_ft", "freeze.probe_epochs=2", "trainer.clip_norm=1"],
+    ],
+    ids=["head_only", "last_stage", "lp_ft"],
+)
+def test_as_many_views_as_epochs_train_bit_for_bit_as_without(options, workers):
+    options = [*options, f"data.workers={workers}"]
+    plain = fit(*options, "features=never")
+    kept = fit(*options, "features=require", "features.views=max")
+    assert facts(plain)["cached"] is False
+    assert facts(kept)["cached"] is True and facts(kept)["hit"] is False
+    assert facts(kept)["views"] == 3
+    assert same(plain, kept)
+    again = fit(*options, "features=require", "features.views=max")
+    assert facts(again)["hit"] is True and same(plain, again)
+
+
+def test_one_view_is_the_evaluation_view():
+    plain = fit("augment=none", "features=never")
+    kept = fit("features=require", "features.views=1")
+    assert facts(kept)["views"] == 1
+    ours, theirs = (load_tensors(r / "checkpoints/last.ckpt")["state_dict"] for r in (plain, kept))
+    # Chunks in the order of the files, where training has them shuffled: equal but for rounding.
+    assert all(ours[k].allclose(v, atol=1e-5) for k, v in theirs.items())
+
+
+def test_features_serve_every_run_over_what_is_behind_the_cut():
+    fit("features=require")
+    for options in (["optim.lr=0.5"], ["head=mlp"], ["schedule=cosine"], ["seed=3"]):
+        if options != ["seed=3"]:
+            assert facts(fit("features=require", *options))["hit"] is True
+
+
+def test_other_images_or_another_recipe_are_other_features():
+    fit("features=require")
+    assert facts(fit("features=require", "data=digits_0_4"))["hit"] is False
+
+
+def only_entry(own_cache):
+    (entry,) = [p for p in (own_cache / "features").glob("*.npy") if p.stat().st_size > 100_000]
+    return entry
+
+
+@pytest.mark.parametrize("harm", ["flipped", "cut", "foreign"])
+def test_an_entry_that_is_not_what_it_was_is_computed_again(own_cache, harm, caplog):
+    plain = fit("features=require")
+    entry = only_entry(own_cache)
+    content = bytearray(entry.read_bytes())
+    if harm == "flipped":
+        content[5000] ^= 1
+    if harm == "cut":
+        del content[5000:]
+    if harm == "foreign":
+        content[:] = b"\x93NUMPY" + bytes(len(content) - 6)
+    entry.write_bytes(content)
+    kept = fit("features=require")
+    assert facts(kept)["hit"] is False
+    assert same(plain, kept)
+
+
+def test_what_cannot_be_kept_is_said_by_auto_and_refused_by_require(capsys):
+    run = fit("augment=strong", "augment.mixup=0.2", "trainer.max_epochs=1", "features=auto")
+    assert facts(run)["cached"] is False
+    assert "features are not kept: augment mixes whole images" in (run / "run.log").read_text()
+    with pytest.raises(ConfigError, match=r"cannot be kept: augment mixes.*features=auto"):
+        fit("augment=strong", "augment.mixup=0.2", "trainer.max_epochs=1", "features=require")
+
+
+@pytest.mark.parametrize("options", [["freeze=none"], ["freeze.batch_norm=adapt"]])
+def test_a_prefix_that_trains_or_adapts_is_not_cut(options):
+    with pytest.raises(ConfigError, match="cannot be kept"):
+        fit("features=require", *options)
+
+
+def test_two_processes_compute_one_entry(tmp_path, own_cache):
+    options = [*SHORT, "experiment=digits_freeze", "features=require"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    runs = [
+        subprocess.Popen(
+            [sys.executable, "-m", "xfer", *options, f"run.dir={tmp_path / name}"],
+            cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )
+        for name in ("a", "b")
+    ]  # fmt: skip
+    for run in runs:
+        finish(run)
+    assert len(list((own_cache / "features").glob("*.npy"))) == 2
+    hits = sorted(facts(tmp_path / name)["hit"] for name in ("a", "b"))
+    assert hits[0] is False
+    assert same(tmp_path / "a", tmp_path / "b")
+
+
+def test_a_run_killed_on_features_ends_as_the_whole_one(tmp_path):
+    options = ["freeze=head_only", "augment=standard", "features=require", "features.views=max"]
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "killed").mkdir()
+    finish(start(tmp_path / "whole", *options))
+    first = start(tmp_path / "killed", *options, "checkpoint.resume=auto", XFER_CACHE=str(tmp_path))
+    kept = "killed/outputs/digits_freeze/*/checkpoints/checkpoint-2_*.ckpt"
+    wait_for(lambda: list(tmp_path.glob(kept)), first)
+    kill(first)
+    second = start(
+        tmp_path / "killed", *options, "checkpoint.resume=auto", XFER_CACHE=str(tmp_path)
+    )
+    finish(second)
+    assert same(only_run(tmp_path / "killed"), only_run(tmp_path / "whole"))

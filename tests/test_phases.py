@@ -1,0 +1,127 @@
+"""Phases of a fit: entered in time, proved, and found again by a run that was killed."""
+
+import json
+
+import pytest
+from test_resume import finish, kill, only_run, rows, start, wait_for
+
+import xfer
+from xfer.errors import ConfigError, XferError
+from xfer.storage import load_tensors
+
+SHORT = ["data.workers=0", "stages=[fit]"]
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def fit(*options):
+    folder = xfer.run("digits_freeze", [*SHORT, *options]).folder
+    return folder, json.loads((folder / "freeze_proof.json").read_text())
+
+
+def weights(file):
+    return load_tensors(file)["state_dict"]
+
+
+def changed(a, b):
+    """The stages whose tensors differ."""
+    return {name.split(".")[0] for name in a if not a[name].equal(b[name])}
+
+
+def test_the_proof_holds_a_hash_of_every_frozen_tensor_before_and_after():
+    run, proof = fit("trainer.max_epochs=1")
+    state = weights(run / "checkpoints/best.ckpt")
+    assert proof["proved"] and proof["moved"] == []
+    assert set(proof["hashes"]) == set(state) - {"fc.weight", "fc.bias"}
+    assert all(h["before"] == h["after"] for h in proof["hashes"].values())
+    assert "bn1.running_mean" in proof["hashes"]
+    assert json.loads((run / "result.json").read_text())["freeze"] == {"proved": True}
+
+
+def test_a_frozen_tensor_that_moves_fails_the_run(monkeypatch):
+    # What holds statistics still is taken away: the batches move them.
+    monkeypatch.setattr("xfer.freeze.hold", lambda *_: None)
+    with pytest.raises(XferError, match=r"frozen tensor moved.*bn1\.num_batches_tracked"):
+        fit("trainer.max_epochs=1")
+    (run,) = (p.parent for p in (run for run in only_runs().glob("*/freeze_proof.json")))
+    proof = json.loads((run / "freeze_proof.json").read_text())
+    assert proof["proved"] is False and "bn1.running_mean" in proof["moved"]
+    assert json.loads((run / "status.json").read_text())["state"] == "failed"
+
+
+def only_runs():
+    from pathlib import Path
+
+    return Path("outputs/digits_freeze")
+
+
+def test_gradual_trains_one_stage_more_each_phase():
+    run, proof = fit(
+        *("freeze=gradual", "freeze.every=1", "trainer.max_epochs=6", "augment=none"),
+        *("checkpoint.every_n_epochs=1", "checkpoint.keep=0", "freeze.lr=1", "optim.lr=0.05"),
+    )
+    plan = json.loads((run / "plan.json").read_text())
+    assert [phase["start"] for phase in plan["phases"]] == [0, 1, 2, 3, 4, 5]
+    first, second, third = (
+        weights(run / f"checkpoints/checkpoint_epoch{n}.ckpt") for n in (1, 2, 3)
+    )
+    assert changed(first, second) == {"net"}
+    moved = [n for n in first if n.startswith("net.") and not first[n].equal(second[n])]
+    assert {n.split(".")[1] for n in moved} == {"layer4", "fc"}
+    moved = [n for n in second if n.startswith("net.") and not second[n].equal(third[n])]
+    assert {n.split(".")[1] for n in moved} == {"layer3", "layer4", "fc"}
+    assert [phase["from_epoch"] for phase in proof["phases"]] == [1, 2, 3, 4, 5, 6]
+    frozen = [len(phase["hashes"]) for phase in proof["phases"]]
+    assert frozen[0] > frozen[1] > frozen[2] and proof["proved"]
+
+
+def test_the_rate_of_a_new_phase_holds_from_its_first_step():
+    run, _ = fit(
+        *("freeze=lp_ft", "freeze.probe_epochs=1", "trainer.max_epochs=2", "freeze.head_lr=0.125"),
+        *("schedule=constant", "optim.lr=0.08"),
+    )
+    assert [float(row["lr"]) for row in rows(run)] == [0.08, 0.01]
+
+
+def test_a_phase_waits_for_the_metric():
+    run, proof = fit(
+        *("freeze=lp_ft", "freeze.probe_epochs=null", "freeze.patience=2"),
+        *("trainer.max_epochs=8", "optim.lr=1e-9"),
+    )
+    # At this rate nothing gets better than the first epoch: the probe ends two epochs later.
+    assert [float(row["val_acc"]) for row in rows(run)[:3]]
+    assert [phase["from_epoch"] for phase in proof["phases"]] == [1, 4]
+
+
+def test_a_phase_behind_the_last_epoch_is_refused():
+    with pytest.raises(ConfigError, match="would start at epoch 5"):
+        fit("freeze=lp_ft", "freeze.probe_epochs=5", "trainer.max_epochs=3")
+
+
+PHASED = ["freeze=gradual", "freeze.every=1", "trainer.max_epochs=7", "features=never"]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    finish(start(folder, *PHASED))
+    return only_run(folder)
+
+
+@pytest.mark.parametrize("epoch", [1, 2, 3])
+def test_a_run_killed_inside_or_between_phases_ends_as_the_whole_one(whole, tmp_path, epoch):
+    process = start(tmp_path, *PHASED, "checkpoint.resume=auto")
+    kept = f"outputs/digits_freeze/*/checkpoints/checkpoint-{epoch}_*.ckpt"
+    wait_for(lambda: list(tmp_path.glob(kept)), process)
+    kill(process)
+    finish(start(tmp_path, *PHASED, "checkpoint.resume=auto"))
+    run = only_run(tmp_path)
+    assert rows(run) == rows(whole)
+    ours, theirs = (weights(r / "checkpoints/best.ckpt") for r in (run, whole))
+    assert all(ours[name].equal(tensor) for name, tensor in theirs.items())
+    proofs = [json.loads((r / "freeze_proof.json").read_text()) for r in (run, whole)]
+    assert proofs[0] == proofs[1]

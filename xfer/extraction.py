@@ -1,0 +1,223 @@
+"""The features of a run's images: computed by its frozen prefix, or found in the store."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from xfer.errors import XferError
+from xfer.features.cut import Cut, extract, prefix_state
+from xfer.features.find import Refusal, find
+from xfer.features.store import Entry, Store, digest, rows
+from xfer.loader import Order, Pictures
+from xfer.preprocess import prepare
+from xfer.snapshot import fingerprint
+from xfer.storage import write_json
+from xfer.types import Plain, Samples
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from xfer.model import Classifier
+    from xfer.plan import Plan
+
+_CHECKED = 2
+"""Images that prove a cut, and whose features are computed again whenever an entry is used."""
+_TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 5e-2}
+"""The share of the largest feature by which a batch of another size may differ."""
+
+
+class Extraction:
+    """Images of one run to features, as the uncached run would compute them.
+
+    Some kernels answer otherwise for another batch. With ``exact`` view e is computed in the very
+    batches of epoch e; else in chunks of the batch size, which serve every order. ``difference``
+    is the largest one between a kept feature and the same computed again.
+    """
+
+    def __init__(self, plan: Plan, module: Classifier, store: Store, exact: bool) -> None:
+        self.plan, self.net, self.store, self.exact = plan, module.net, store, exact
+        self.device = module.device
+        self.channels_last = plan.specs.trainer.channels_last
+        self.difference = 0.0
+        precision = plan.specs.trainer.precision
+        kinds = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+        self.autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
+        if precision in kinds:
+            self.autocast = lambda: torch.autocast(self.device.type, kinds[precision])
+
+    def cut(self) -> Cut | Refusal:
+        """Where the network can be cut: proved on real images, or known from an earlier proof of
+        the same layers in the same state. The network must be in training mode."""
+        facts = self._layers()
+        path = self.store.folder / "cuts" / f"{digest(facts)}.json"
+        if known := _known(path, facts):
+            return known
+        with self.autocast():
+            found = find(self.net, self._images("train", None, _CHECKED), self.plan.layout.heads)
+        if isinstance(found, Cut):
+            write_json(path, {"layers": facts, "cut": found.to_plain()})
+        return found
+
+    def _layers(self) -> Plain:
+        """Everything that a cut depends on: it holds for any weights."""
+        frozen = [name for name, p in self.net.named_parameters() if not p.requires_grad]
+        resting = [name for name, module in self.net.named_modules() if not module.training]
+        state = json.dumps([frozen, resting])
+        return {
+            **self._recipe(),
+            "head": self.plan.card.head,
+            "classes": len(self.plan.card.classes),
+            "state": hashlib.sha256(state.encode()).hexdigest(),
+        }
+
+    def _recipe(self) -> Plain:
+        return {
+            "backbone": self.plan.card.backbone,
+            "compat": self.plan.card.compat,
+            "input": self.plan.card.input.to_plain(),
+            "precision": self.plan.specs.trainer.precision,
+            "channels_last": self.channels_last,
+            "device": self.device.type,
+            "versions": {name: version(name) for name in ("torch", "torchvision", "timm")},
+        }
+
+    def samples(self, split: str) -> Samples:
+        """One split of the data."""
+        assert self.plan.dataset is not None
+        return self.plan.dataset.splits[split]
+
+    def key(self, cut: Cut) -> Plain:
+        """Everything that the features depend on, but the images and their augmentation."""
+        return {
+            **self._recipe(),
+            "weights": fingerprint(prefix_state(self.net, cut)),
+            "cut": cut.to_plain(),
+            "threads": torch.get_num_threads(),
+        }
+
+    def entry(self, cut: Cut, key: Plain, split: str, view: int | None) -> Entry:
+        """One view of a split, found or computed; ``view`` ``None`` is the evaluation transform.
+
+        Raises XferError when what is found is not what is computed again, OutputError when it
+        cannot be kept, DataError for a broken image.
+        """
+        chunk = self._chunk(split)
+        augment = None if view is None else self.plan.specs.facts["augment"]
+        samples = self.samples(split)
+        order = self.plan.specs.seed if self._in_epochs_order(view) else None
+        what = {"data": samples.sha256, "augment": augment, "view": view}
+        full = {**key, **what, "chunk": chunk, "order": order}
+        found = self.store.entry(full, len(samples), lambda: self._chunks(cut, split, view))
+        self._check(cut, found, split, view)
+        return found
+
+    def positions(self, split: str, view: int | None) -> npt.NDArray[np.int64]:
+        """The row of every image in the entry of a view."""
+        found = np.empty(len(self.samples(split)), np.int64)
+        found[np.concatenate(self._batches(split, view))] = np.arange(len(found))
+        return found
+
+    def _in_epochs_order(self, view: int | None) -> bool:
+        return self.exact and view is not None
+
+    def _batches(self, split: str, view: int | None) -> list[list[int]]:
+        """The images of a split as they are computed together."""
+        count, chunk = len(self.samples(split)), self._chunk(split)
+        if view is not None and self.exact:
+            order = Order(count, chunk, self.plan.specs.seed)
+            order.set_epoch(view)
+            return [[index for _, index in batch] for batch in order]
+        return [list(range(i, min(i + chunk, count))) for i in range(0, count, chunk)]
+
+    def _chunk(self, split: str) -> int:
+        data = self.plan.specs.data
+        assert data is not None
+        return data.batch_size if split == "train" else data.eval_batch_size
+
+    def _pictures(self, split: str, view: int | None) -> Pictures:
+        spec, augment = self.plan.card.input, self.plan.specs.augment
+        if view is None:
+            return Pictures(self.samples(split), lambda image: prepare(image, spec))
+        return Pictures(self.samples(split), augment.transform(spec), augment.seed)
+
+    def _images(self, split: str, view: int | None, count: int) -> torch.Tensor:
+        """The first ``count`` images as a batch on the device."""
+        pictures = self._pictures(split, view)
+        keys = _keys(view, range(min(count, len(pictures))))
+        return self._placed(_whole(pictures.collate([pictures[key] for key in keys])))
+
+    def _placed(self, images: torch.Tensor) -> torch.Tensor:
+        """``images`` on the device, laid out as training lays them out."""
+        images = images.to(self.device)
+        if self.channels_last:
+            return images.contiguous(memory_format=torch.channels_last)
+        return images
+
+    def _chunks(self, cut: Cut, split: str, view: int | None) -> Iterator[torch.Tensor]:
+        """Features (n, size) of a split, batch by batch. A remainder of train is filled up to a
+        whole chunk, unless the uncached run has the same; that of val is one there as well."""
+        from tqdm import tqdm
+
+        pictures, chunk = self._pictures(split, view), self._chunk(split)
+        data = self.plan.specs.data
+        assert data is not None
+        pads = split == "train" and not self._in_epochs_order(view) and chunk < len(pictures)
+        loader: DataLoader[Any] = DataLoader(
+            pictures,
+            batch_sampler=[_keys(view, batch) for batch in self._batches(split, view)],
+            num_workers=data.workers,
+            collate_fn=pictures.collate,
+        )
+        for batch in tqdm(loader, f"features of {split}", delay=3, leave=False, disable=None):
+            images = _whole(batch)
+            n = len(images)
+            if pads and n < chunk:
+                images = torch.cat([images, images[:1].expand(chunk - n, *images.shape[1:])])
+            with self.autocast():
+                yield extract(self.net, cut, self._placed(images))[:n].cpu()
+
+    def _check(self, cut: Cut, entry: Entry, split: str, view: int | None) -> None:
+        """Raise XferError when kept features differ by more than another batch size explains."""
+        images = self._images(split, view, _CHECKED)
+        kept = rows(entry, self.positions(split, view)[: len(images)]).float()
+        with self.autocast():
+            again = extract(self.net, cut, images).cpu()
+        difference = float((kept - again.float()).abs().max())
+        if not difference <= _TOLERANCE[again.dtype] * max(1.0, float(again.float().abs().max())):
+            raise XferError(
+                entry.path,
+                f"its features differ by {difference:.1e} from the same computed again",
+                "delete it, and report this bug",
+                2,
+            )
+        self.difference = max(self.difference, difference)
+
+
+def _known(path: Path, facts: Plain) -> Cut | None:
+    """The cut that an earlier run wrote; ``None`` for what is not there or says something else."""
+    try:
+        found = json.loads(path.read_text())
+        return Cut.from_plain(found["cut"]) if found["layers"] == facts else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _keys(view: int | None, indices: Sequence[int]) -> list[Any]:
+    return list(indices) if view is None else [(view, i) for i in indices]
+
+
+def _whole(batch: Any) -> torch.Tensor:
+    if isinstance(batch, XferError):
+        raise batch
+    images: torch.Tensor = batch[0]
+    return images

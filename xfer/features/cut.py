@@ -1,0 +1,241 @@
+"""A network that is run up to a cut once, and from the cut on in every step.
+
+A cut is the input of one module (of several, for two classifiers side by side): all before it is
+frozen, draws no random number and moves no statistic, and all behind it depends on the images
+through that input alone. :func:`xfer.features.find.find` finds one.
+
+The tail is the same network, with its own code and names, on images that are
+:class:`~xfer.features.absent.Absent`: an answer that needs a value from before the cut is an
+error, in every step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import chain, count
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from xfer.errors import ConfigError
+from xfer.features.absent import Absent, Unsound, each, leaves, shortcut, tensors
+from xfer.types import Plain
+
+
+@dataclass(frozen=True)
+class Part:
+    """A tensor that enters at the cut: input number ``index`` of ``module``. ``shape`` and
+    ``strides`` (in elements) are those of one image."""
+
+    module: str
+    index: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Where the frozen prefix ends. ``parts`` come in the order of their use and have ``dtype``;
+    ``image`` and ``image_dtype`` are those of one image; ``after`` names the outermost modules
+    that are called behind the cut only."""
+
+    parts: tuple[Part, ...]
+    dtype: str
+    image: tuple[int, ...]
+    image_dtype: str
+    after: tuple[str, ...]
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """Dotted paths of the modules whose inputs are cached, in the order of their calls."""
+        return tuple(dict.fromkeys(part.module for part in self.parts))
+
+    @property
+    def size(self) -> int:
+        """Numbers an image."""
+        return sum(prod(part.shape) for part in self.parts)
+
+    def bytes_per_image(self, dtype: torch.dtype | None = None) -> int:
+        """Stored as ``dtype``, or as they are computed."""
+        return self.size * (dtype or dtype_of(self.dtype)).itemsize
+
+    def to_plain(self) -> Plain:
+        """As JSON-like facts, for plan and cache key."""
+        parts = [{**asdict(p), "shape": [*p.shape], "strides": [*p.strides]} for p in self.parts]
+        return {**asdict(self), "parts": parts, "image": [*self.image], "after": [*self.after]}
+
+    @classmethod
+    def from_plain(cls, facts: Plain) -> Cut:
+        """The reverse of :meth:`to_plain`."""
+        parts = tuple(
+            Part(p["module"], p["index"], tuple(p["shape"]), tuple(p["strides"]))
+            for p in facts["parts"]
+        )
+        lists = {key: tuple(facts[key]) for key in ("image", "after")}
+        return cls(**{**facts, **lists, "parts": parts})
+
+
+def extract(net: nn.Module, cut: Cut, images: Tensor) -> Tensor:
+    """What enters at the cut, (n, ``cut.size``), computed in inference mode, without a gradient.
+
+    Nothing behind the cut is computed. Raises ConfigError when the network is of another shape.
+    """
+    found: dict[Part, Tensor] = {}
+
+    def keep(path: str, inputs: Sequence[Tensor]) -> None:
+        for part in cut.parts:
+            if part.module == path:
+                found[part] = _block(inputs[part.index], part)
+        if path == cut.modules[-1]:
+            raise _Reached
+
+    with torch.no_grad(), inference(net), ExitStack() as hooks, suppress(_Reached):
+        for path in cut.modules:
+            before(module_at(net, path), partial(keep, path), hooks)
+        net(images)
+    return torch.cat([found[part] for part in cut.parts], dim=1)
+
+
+class _Reached(Exception):
+    """The cut; what is behind it is not computed."""
+
+
+def _block(tensor: Tensor, part: Part) -> Tensor:
+    """A copy as (n, numbers an image), in the order in which ``part`` has them in memory."""
+    n, size = len(tensor), prod(part.shape)
+    if tuple(tensor.shape[1:]) != part.shape:
+        what = f"'{part.module}' takes {tuple(tensor.shape[1:])} an image, the cut {part.shape}"
+        raise ConfigError("features", what, "delete the cached features", 105)
+    block = tensor.new_empty((n, size))
+    block.as_strided((n, *part.shape), (size, *part.strides)).copy_(tensor)
+    return block
+
+
+def prefix_state(net: nn.Module, cut: Cut) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor that the features can depend on, by name: all that is frozen, but for modules
+    behind the cut. Other facts of the layers (padding, eps) are no tensors."""
+    behind = tuple(f"{path}." for path in cut.after)
+    for name, tensor in chain(
+        net.named_parameters(remove_duplicate=False), net.named_buffers(remove_duplicate=False)
+    ):
+        if not tensor.requires_grad and not name.startswith(behind):
+            yield name, tensor
+
+
+class Tail:
+    """From here on ``net(features)`` computes what is behind the cut, and gives what the whole
+    network gives. Features are (n, ``cut.size``) on the network's device. Names, parameters and
+    modes stay; :meth:`remove` makes the network whole again."""
+
+    def __init__(self, net: nn.Module, cut: Cut) -> None:
+        self.cut = cut
+        self._features: dict[Part, Tensor] = {}
+        self._hooks = [
+            net.register_forward_pre_hook(lambda _, args: self._enter(*args)),
+            net.register_forward_hook(lambda _, __, output: self._leave(output)),
+        ]
+        for path in cut.modules:
+            feed = module_at(net, path).register_forward_pre_hook(
+                self._feed(path), with_kwargs=True
+            )
+            self._hooks.append(feed)
+        self._skipped = [
+            (module, module.__dict__.get("forward"))
+            for path, module in net.named_modules()
+            if not any(nested(path, own) or nested(own, path) for own in cut.modules)
+        ]
+        for module, _ in self._skipped:
+            module.__dict__["forward"] = shortcut(module)
+
+    def remove(self) -> None:
+        """The whole network again."""
+        for hook in self._hooks:
+            hook.remove()
+        for module, forward in self._skipped:
+            del module.__dict__["forward"]
+            if forward is not None:
+                module.__dict__["forward"] = forward
+        self._skipped = []
+
+    def _enter(self, features: Tensor) -> Tensor:
+        cut = self.cut
+        if features.shape[1:] != (cut.size,):
+            what = f"features are {tuple(features.shape)}, the cut asks for (n, {cut.size})"
+            raise ConfigError("features", what, "delete the cached features", 106)
+        sizes = [prod(part.shape) for part in cut.parts]
+        pieces = torch.split(features.to(dtype_of(cut.dtype)), sizes, dim=1)
+        for part, piece in zip(cut.parts, pieces, strict=True):
+            # A copy: some architectures drop out in place, and the caller may use it again.
+            dense = piece.clone(memory_format=torch.contiguous_format)
+            strides = (dense.stride(0), *part.strides)
+            self._features[part] = dense.as_strided((len(dense), *part.shape), strides)
+        shape, dtype = (len(features), *cut.image), dtype_of(cut.image_dtype)
+        return Absent(torch.empty(shape, dtype=dtype, device="meta"), features.device)
+
+    def _feed(self, path: str) -> Callable[..., Any]:
+        parts = {part.index: part for part in self.cut.parts if part.module == path}
+
+        def hook(_: nn.Module, args: Any, kwargs: Any) -> Any:
+            number = count()
+
+            def fed(leaf: Any) -> Any:
+                if not isinstance(leaf, Tensor):
+                    return leaf
+                part = parts.get(next(number))
+                return leaf if part is None else self._features.pop(part)
+
+            return each(fed, (args, kwargs))
+
+        return hook
+
+    def _leave(self, output: Any) -> None:
+        if any(isinstance(leaf, Absent) for leaf in leaves(output)):
+            raise Unsound("values from before the cut are used behind it as well")
+
+
+def dtype_of(name: str) -> torch.dtype:
+    """``float32`` as torch has it."""
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
+
+
+def nested(path: str, outer: str) -> bool:
+    """Whether ``path`` is ``outer`` or inside it."""
+    return not outer or path == outer or path.startswith(f"{outer}.")
+
+
+def module_at(net: nn.Module, path: str) -> nn.Module:
+    """The module at a dotted path; raises ConfigError when there is none."""
+    try:
+        return net.get_submodule(path)
+    except AttributeError as error:
+        what = f"the network has no module '{path}' to be cut at"
+        raise ConfigError("features", what, "delete the cached features", 107) from error
+
+
+def before(module: nn.Module, act: Callable[[Sequence[Tensor]], None], hooks: ExitStack) -> None:
+    """Call ``act`` with the input tensors of ``module`` before each of its calls."""
+
+    def hook(_: nn.Module, args: Any, kwargs: Any) -> None:
+        act(tensors((args, kwargs)))
+
+    hooks.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
+
+
+@contextmanager
+def inference(net: nn.Module) -> Iterator[None]:
+    """Evaluation mode for a while; every module then has its own mode again."""
+    modes = [(module, module.training) for module in net.modules()]
+    try:
+        net.eval()
+        # Of the network itself alone: some call their auxiliary heads in training only.
+        net.training = True
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode

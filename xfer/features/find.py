@@ -1,0 +1,177 @@
+"""The latest place at which a partly frozen network can be cut.
+
+The finder watches one training step and proposes the latest inputs that are computed by what is
+frozen; it takes one only when it is proved (see :mod:`xfer.features.proof`).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from xfer.errors import printable
+from xfer.features.cut import Cut, Part, nested
+from xfer.features.proof import Look, Whole, chance
+
+_IMAGES = 2  # that a proof takes
+_TRIES = 8  # proposals that are tried
+_RECENT = 64  # calls whose inputs the finder keeps in memory
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why a network cannot be cut, in one line."""
+
+    reason: str
+
+
+def find(net: nn.Module, example: Tensor, heads: Sequence[str]) -> Cut | Refusal:
+    """The latest cut of ``net`` that the first two images of ``example`` (n, 3, h, w) prove.
+
+    ``net`` is in the mode in which it trains, frozen modules held, and without a ``Tail``; it is
+    left as it is. The inputs of ``heads`` come first, then the input of one module, the latest
+    first.
+    """
+    if len(example) < _IMAGES:
+        return Refusal(f"a cut is proved on {_IMAGES} images or more")
+    watch = _Watch(example[:_IMAGES], tuple(heads))
+    try:
+        whole = Whole(net, watch.images, watch.over)
+    except Exception as error:
+        return Refusal(f"the network fails on {_IMAGES} images: {printable(error)[:200]}")
+    refused = "nothing frozen is computed before the first layer that trains or is random"
+    for n, chosen in enumerate(watch.proposals(whole.drawers())[:_TRIES]):
+        cut = watch.cut(chosen)
+        reason = whole.refutes(cut)
+        if reason is None:
+            return cut
+        refused = refused if n else reason
+    return Refusal(refused)
+
+
+@dataclass(frozen=True)
+class _Call:
+    """The ``order``-th call of a module, which of its inputs could be cached, and their
+    identity."""
+
+    order: int
+    path: str
+    inputs: dict[int, Tensor]
+    key: tuple[tuple[int, int], ...]
+
+
+class _Watch:
+    """The calls of one training step on ``images``, and those whose input is computed by what is
+    frozen."""
+
+    def __init__(self, images: Tensor, heads: tuple[str, ...]) -> None:
+        self.images, self.heads = images, heads
+        self.calls: list[str] = []
+        self.at_heads: list[_Call] = []
+        self.could_draw: list[_Call] = []
+        self.recent: deque[_Call] = deque(maxlen=_RECENT)
+        self._computed, self._untouched = False, True
+
+    def over(self, net: nn.Module) -> Look:
+        """What is to be called before each call of one of the modules of ``net``."""
+        fixed = [*net.parameters(), *net.buffers()]
+        modules = dict(net.named_modules())
+        own = {path for path, m in modules.items() if any(True for _ in m.parameters(False))}
+
+        def state() -> Any:
+            return chance(self.images.device), [tensor._version for tensor in fixed]
+
+        start: list[Any] = []
+
+        def look(path: str, inputs: Sequence[Tensor]) -> None:
+            if self._untouched:
+                start.extend([] if start else [state()])
+                self._untouched = state() == start[0]
+            self._note(path, inputs, modules[path].training and path not in own)
+            self._computed = self._computed or path in own
+
+        return look
+
+    def _note(self, path: str, inputs: Sequence[Tensor], could_draw: bool) -> None:
+        found = {i: tensor for i, tensor in enumerate(inputs) if self._is_of_images(tensor)}
+        # A layer that works in place gives the tensor that it took, with another version.
+        key = tuple((id(tensor), tensor._version) for tensor in found.values())
+        call = _Call(len(self.calls), path, found, key)
+        frozen = not any(t.requires_grad or t is self.images for t in found.values())
+        if self._computed and frozen and len({t.dtype for t in found.values()}) == 1:
+            if self._untouched:
+                self.recent.append(call)
+            if path in self.heads:
+                self.at_heads.append(call)
+            if could_draw:
+                self.could_draw.append(call)
+        self.calls.append(path)
+
+    def _is_of_images(self, tensor: Tensor) -> bool:
+        many = tensor.ndim > 0 and len(tensor) == len(self.images)
+        return many and tensor.is_floating_point()
+
+    def proposals(self, drawers: Collection[str]) -> list[list[_Call]]:
+        """All heads at once, then with the one of ``drawers`` before each (dropout) in its place;
+        then single modules, the latest first and the outermost of several that take the same
+        tensors."""
+        by_input: dict[Any, _Call] = {}
+        for call in self.recent:
+            if self.calls.count(call.path) == 1:
+                by_input.setdefault(call.key, call)
+        found = [[call] for call in reversed(by_input.values())]
+        if sorted(call.path for call in self.at_heads) == sorted(self.heads):
+            found = [self.at_heads, self._before_heads(drawers), *found]
+        return [chosen for i, chosen in enumerate(found) if chosen not in found[:i]]
+
+    def _before_heads(self, drawers: Collection[str]) -> list[_Call]:
+        found: list[_Call] = []
+        for head in self.at_heads:
+            last = found[-1].order if found else -1
+            drew = [c for c in self.could_draw if last < c.order < head.order and c.path in drawers]
+            found.append(drew[-1] if drew else head)
+        return found
+
+    def cut(self, chosen: Sequence[_Call]) -> Cut:
+        """The cut at the inputs of ``chosen``."""
+        parts = tuple(
+            Part(call.path, index, tuple(tensor.shape[1:]), _strides(tensor))
+            for call in chosen
+            for index, tensor in call.inputs.items()
+        )
+        dtype = next(iter(chosen[0].inputs.values())).dtype
+        after = self._after([call.path for call in chosen], chosen[-1].order)
+        image = tuple(self.images.shape[1:])
+        return Cut(parts, _name(dtype), image, _name(self.images.dtype), after)
+
+    def _after(self, own: Sequence[str], last: int) -> tuple[str, ...]:
+        earlier = {
+            ".".join(path.split(".")[:depth])
+            for path in self.calls[: last + 1]
+            if not any(nested(path, cut) for cut in own)
+            for depth in range(1, path.count(".") + 2)
+        }
+        found: list[str] = []
+        for path in [*own, *self.calls[last + 1 :]]:
+            if path not in earlier and not any(nested(path, outer) for outer in found):
+                found.append(path)
+        return tuple(found)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _strides(tensor: Tensor) -> tuple[int, ...]:
+    """Of one image: as they are where it fills its memory, else those of a contiguous copy."""
+    filled = 1
+    for stride, size in sorted(zip(tensor.stride()[1:], tensor.shape[1:], strict=True)):
+        if size != 1 and stride != filled:
+            return tensor[0].contiguous().stride()
+        filled *= size
+    return tensor.stride()[1:]

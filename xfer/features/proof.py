@@ -1,0 +1,187 @@
+"""Whether a network can be cut: one training step and one evaluation, whole and from the cut on."""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from xfer.errors import printable
+from xfer.features.absent import Unsound, tensors
+from xfer.features.cut import Cut, Tail, before, extract
+
+_NEAR = 0.05  # of the largest feature: far above rounding, far below another batch's statistics
+
+Look = Callable[[str, Sequence[Tensor]], None]
+
+
+def verify(net: nn.Module, cut: Cut, images: Tensor) -> str | None:
+    """Why ``cut`` is none of ``net``, in one line; ``None`` when ``images`` (n >= 2) prove it.
+
+    ``net`` is in the mode in which it trains and is left as it is. Compared bit for bit: the
+    answers and gradients of one training step, all tensors after it, and the answers in
+    evaluation.
+    """
+    return Whole(net, images).refutes(cut)
+
+
+@dataclass(frozen=True)
+class _Moment:
+    """A module is entered, with inputs of which those in ``train`` depend on what trains, or
+    left; ``chance`` tells the states of the random numbers apart."""
+
+    path: str
+    chance: int
+    train: tuple[int, ...] | None
+
+
+class Whole:
+    """What one training step and one evaluation of the whole network leave, on a copy of it.
+
+    What ``watch`` gives for that copy is called before each call of a module, with the module's
+    path and input tensors.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        images: Tensor,
+        watch: Callable[[nn.Module], Look] = lambda _: lambda *_: None,
+    ) -> None:
+        self.net, self.images = _lively(net), images
+        self._moments: list[_Moment] = []
+        copied = _copied(self.net)
+        look = watch(copied)
+        with ExitStack() as hooks:
+            for path, module in copied.named_modules():
+                before(module, partial(self._enter, look, path), hooks)
+                hooks.callback(module.register_forward_hook(partial(self._leave, path)).remove)
+            self._left = _step(copied, images)
+        self._left |= _answers(copied.eval(), images)
+
+    def drawers(self) -> set[str]:
+        """Paths of the modules that draw random numbers themselves, not by one inside them."""
+        return {
+            entered.path
+            for entered, left in pairwise(self._moments)
+            if entered.path == left.path and left.train is None and entered.chance != left.chance
+        }
+
+    def refutes(self, cut: Cut) -> str | None:
+        """Why ``cut`` is none of this network; see :func:`verify`."""
+        try:
+            self._guard(cut)
+            features = extract(self.net, cut, self.images)
+            one = extract(self.net, cut, self.images[:1])
+            if one.shape != features[:1].shape or not _near(one, features[:1]):
+                return f"what enters '{cut.modules[0]}' depends on the other images of the batch"
+            tail = _copied(self.net)
+            Tail(tail, cut)
+            found = _step(tail, features)
+            found |= _answers(tail.eval(), features)
+        except Unsound as reason:
+            return str(reason)
+        except Exception as error:
+            return f"behind '{cut.modules[0]}': {printable(error)[:200]}"
+        left = self._left
+        wrong = [k for k in left.keys() | found.keys() if not _same(left.get(k), found.get(k))]
+        return f"{min(wrong)} differs from the whole network's" if wrong else None
+
+    def _enter(self, look: Look, path: str, inputs: Sequence[Tensor]) -> None:
+        train = tuple(i for i, tensor in enumerate(inputs) if tensor.requires_grad)
+        self._moments.append(_Moment(path, chance(self.images.device), train))
+        look(path, inputs)
+
+    def _leave(self, path: str, *_: Any) -> None:
+        self._moments.append(_Moment(path, chance(self.images.device), None))
+
+    def _guard(self, cut: Cut) -> None:
+        """Raise Unsound when a random number is drawn before the last of the cut's modules is
+        called, but by one of them, or when what enters them depends on what trains."""
+        known = self._moments[0].chance
+        for moment in self._moments:
+            path = moment.path
+            if path not in cut.modules:
+                continue
+            if moment.train is None:
+                known = moment.chance
+            elif moment.chance != known:
+                raise Unsound(f"random numbers are drawn before '{path}'")
+            elif any(part.index in moment.train for part in cut.parts if part.module == path):
+                raise Unsound(f"what enters '{path}' depends on what trains")
+
+
+def chance(device: torch.device) -> int:
+    """Tells the states of all random numbers that a network could draw apart."""
+    states = [torch.get_rng_state()]
+    if device.type == "cuda":
+        states.append(torch.cuda.get_rng_state(device))
+    return hash((random.getstate(), *(state.numpy().tobytes() for state in states)))
+
+
+def _copied(net: nn.Module) -> nn.Module:
+    """A copy that shares what is frozen."""
+    return copy.deepcopy(net, {id(p): p for p in net.parameters() if not p.requires_grad})
+
+
+def _lively(net: nn.Module) -> nn.Module:
+    """A copy whose trainable tensors all have numbers, so that a zero head hides nothing."""
+    lively = _copied(net)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in lively.parameters():
+        if parameter.requires_grad and bool((parameter == parameter.flatten()[0]).all()):
+            drawn = torch.randn(parameter.shape, generator=generator) * 0.05
+            parameter.data.copy_(drawn)
+    return lively
+
+
+def _step(net: nn.Module, batch: Tensor) -> dict[str, Tensor]:
+    """What one training step leaves, by name."""
+    with _seeded(batch.device):
+        answers = tensors(net(batch))
+        loss = sum((a.float().square().mean() for a in answers), torch.zeros(()))
+        loss.backward()  # type: ignore[no-untyped-call]
+        found = {"the random state": torch.get_rng_state()}
+    found |= {f"answer {i} in training": answer for i, answer in enumerate(answers)}
+    for name, parameter in net.named_parameters():
+        if parameter.grad is not None:
+            found[f"the gradient of '{name}'"] = parameter.grad
+    return found | {f"'{name}'": buffer for name, buffer in net.named_buffers()}
+
+
+@torch.no_grad()
+def _answers(net: nn.Module, batch: Tensor) -> dict[str, Tensor]:
+    with _seeded(batch.device):
+        answers = tensors(net(batch))
+    return {f"answer {i} in evaluation": answer for i, answer in enumerate(answers)}
+
+
+def _same(a: Tensor | None, b: Tensor | None) -> bool:
+    """Bit for bit."""
+    if a is None or b is None or a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    first, second = (t.detach().flatten().contiguous().view(torch.uint8) for t in (a, b))
+    return torch.equal(first, second)
+
+
+def _near(a: Tensor, b: Tensor) -> bool:
+    return bool((a.float() - b.float()).abs().max() <= _NEAR * b.float().abs().max())
+
+
+@contextmanager
+def _seeded(device: torch.device) -> Iterator[None]:
+    """The same random numbers every time, and the caller's again afterwards."""
+    state = random.getstate()
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(0)
+        random.seed(0)
+        yield
+    random.setstate(state)

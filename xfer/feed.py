@@ -1,0 +1,189 @@
+"""What each phase of a fit trains on: images, or the features of what the phase has frozen."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+
+from xfer.errors import ConfigError
+from xfer.extraction import Extraction
+from xfer.features import UNCACHED, Auto, folder
+from xfer.features.cut import Cut, Tail
+from xfer.features.find import Refusal
+from xfer.features.store import Entry, Store, rows
+from xfer.loader import EvalLoader, Key, TrainLoader
+from xfer.log import log
+from xfer.types import Plain, Samples
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from xfer.model import Classifier
+    from xfer.plan import Plan
+
+
+class Feed:
+    """Switches the loaders and the network between images and features.
+
+    ``facts`` is what ``result.json`` says of it; ``seconds`` of wall time went into features.
+    """
+
+    def __init__(self, plan: Plan, train: TrainLoader, val: EvalLoader) -> None:
+        self.plan, self.train, self.val = plan, train, val
+        self.facts: Plain = dict(UNCACHED)
+        self.seconds = 0.0
+        self._kept: Kept | None = None
+        self._tail: Tail | None = None
+
+    def enter(self, module: Classifier) -> None:
+        """Cut the network of ``module`` where its phase has frozen a prefix, if that is asked for.
+
+        Raises ConfigError when features are required and cannot be kept.
+        """
+        options = self.plan.specs.features
+        if not isinstance(options, Auto):
+            return
+        began = time.perf_counter()
+        views, epochs = _views(self.plan, options), self.plan.specs.trainer.max_epochs
+        store = Store(folder(options.dir), options.max_gb)
+        work = Extraction(self.plan, module, store, exact=views == epochs)
+        reason = _obstacle(self.plan)
+        cut = Refusal(reason) if reason else work.cut()
+        if isinstance(cut, Refusal):
+            self._refuse(cut.reason, module.phase)
+        else:
+            self._module, self._kept = module, Kept(work, cut, views)
+            self.train.features = Rows(self._kept.train, views, work.samples("train"))
+            self.val.features = Rows(self._kept.val, 1, work.samples("val"))
+        self.seconds += time.perf_counter() - began
+
+    def _refuse(self, reason: str, phase: int) -> None:
+        """Raise ConfigError where features are required, unless only other phases freeze."""
+        freezes = [any(row.frozen for row in phase.rows) for phase in self.plan.phases]
+        if self.plan.specs.features.use == "require" and (freezes[phase] or not any(freezes)):
+            raise ConfigError("features", f"cannot be kept: {reason}", "use features=auto", 130)
+        log.info(f"features are not kept: {reason}")
+
+    def ready(self, epoch: int) -> None:
+        """Have the features of ``epoch`` (from 0), and a network that takes them."""
+        kept = self._kept
+        if kept is None:
+            return
+        began, first = time.perf_counter(), not kept.train
+        if not kept.has(epoch):
+            self._make_whole()
+            kept.prepare(epoch)
+            self.facts = kept.facts(self.facts)
+        if self._tail is None:
+            self._tail, self._module.cut = Tail(self._module.net, kept.cut), True
+        if first:
+            log.info(_told(self.facts))
+        self.seconds += time.perf_counter() - began
+
+    def leave(self) -> None:
+        """The whole network on images again."""
+        self._make_whole()
+        self._kept = self.train.features = self.val.features = None
+
+    def _make_whole(self) -> None:
+        if self._tail is not None:
+            self._tail.remove()
+            self._tail, self._module.cut = None, False
+
+
+class Kept:
+    """The features of one phase by view: ``train`` by number, ``val`` has the one."""
+
+    def __init__(self, work: Extraction, cut: Cut, views: int) -> None:
+        self.work, self.cut, self.views = work, cut, views
+        self.key = work.key(cut)
+        self.train: dict[int, View] = {}
+        self.val: dict[int, View] = {}
+
+    def has(self, epoch: int) -> bool:
+        """Whether the epoch's features are there."""
+        return epoch % self.views in self.train
+
+    def prepare(self, epoch: int) -> None:
+        """Find or compute the features of ``epoch``; those of val as well, the first time."""
+        view = epoch % self.views
+        shown = None if self.views == 1 else view
+        self.train[view] = self._view("train", shown)
+        if not self.val:
+            self.val[0] = self._view("val", None)
+
+    def _view(self, split: str, view: int | None) -> View:
+        entry = self.work.entry(self.cut, self.key, split, view)
+        return View(entry, self.work.positions(split, view))
+
+    def facts(self, before: Plain) -> Plain:
+        """What is to be said, added to what was said ``before`` of an earlier phase."""
+        entries = [view.entry for view in (*self.train.values(), *self.val.values())]
+        hit = all(entry.hit for entry in entries)
+        return {
+            "cached": True,
+            "hit": hit and before["hit"] is not False,
+            "views": self.views,
+            "cut": list(self.cut.modules),
+            "bytes_per_image": self.cut.bytes_per_image(),
+            "bytes": sum(entry.path.stat().st_size for entry in entries),
+            "difference": self.work.difference,
+        }
+
+
+class View(NamedTuple):
+    """The features of a split in one view, and the row of every image."""
+
+    entry: Entry
+    positions: npt.NDArray[np.int64]
+
+
+class Rows:
+    """The features of one split, batch by batch, by index or (epoch, index)."""
+
+    def __init__(self, kept: dict[int, View], views: int, samples: Samples) -> None:
+        self.kept, self.views = kept, views
+        self.labels = torch.from_numpy(samples.labels)
+
+    def batch(self, keys: Sequence[int] | Sequence[Key]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Features (n, ...) and labels int64 (n,); the epoch chooses the view."""
+        first: Any = keys[0]
+        epoch = first[0] if isinstance(first, tuple) else 0
+        indices = [key[1] if isinstance(key, tuple) else key for key in keys]
+        view = self.kept[epoch % self.views]
+        return rows(view.entry, view.positions[indices]), self.labels[indices]
+
+
+def _obstacle(plan: Plan) -> str | None:
+    """Why a run cannot train on features, whatever its network is."""
+    if plan.specs.augment.mix(len(plan.card.classes)) is not None:
+        return "augment mixes whole images (mixup, cutmix)"
+    if plan.specs.trainer.compile:
+        return "trainer.compile is on"
+    if plan.specs.freeze.batch_norm != "eval":
+        return f"freeze.batch_norm={plan.specs.freeze.batch_norm} moves statistics"
+    return None
+
+
+def _views(plan: Plan, options: Auto) -> int:
+    """How many differently augmented views of an image are used in turn."""
+    if plan.specs.facts["augment"]["_target_"].endswith(".Plain"):
+        return 1
+    epochs = plan.specs.trainer.max_epochs
+    return epochs if options.views == "max" else min(options.views, epochs)
+
+
+def _told(facts: Plain) -> str:
+    again = "found" if facts["hit"] else "computed"
+    views = facts["views"]
+    shown = "the evaluation view of each image" if views == 1 else f"{views} views an image"
+    exact = facts["difference"]
+    same = "bit for bit" if exact == 0 else f"within {exact:.1e}"
+    return (
+        f"features at {', '.join(facts['cut'])} {again}: {shown}, {facts['bytes'] / 1e6:.1f} MB; "
+        f"the same computed again is equal {same}"
+    )

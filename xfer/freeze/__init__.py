@@ -1,0 +1,42 @@
+"""Which parameters train and how fast: one learning-rate multiple a parameter, phase by phase.
+
+The idea of ordered name patterns with learning-rate multiples follows big_vision; frozen means
+inference mode, as in Keras: no gradient, no dropout, no moving statistics.
+"""
+
+from xfer.freeze.audit import audit
+from xfer.freeze.graded import Discriminative, Gradual, LayerDecay, LpFt
+from xfer.freeze.mode import apply, hold
+from xfer.freeze.policy import BatchNorm, Policy
+from xfer.freeze.proof import frozen, hashes, verdict
+from xfer.freeze.rules import Freeze, Later, Rule
+from xfer.freeze.split import FirstN, LastStage, UpTo
+from xfer.freeze.table import Layout, Phase, Row, ever
+from xfer.freeze.tree import layout, stages
+
+__all__ = [
+    "BatchNorm",
+    "Discriminative",
+    "FirstN",
+    "Freeze",
+    "Gradual",
+    "LastStage",
+    "Later",
+    "LayerDecay",
+    "Layout",
+    "LpFt",
+    "Phase",
+    "Policy",
+    "Row",
+    "Rule",
+    "UpTo",
+    "apply",
+    "audit",
+    "ever",
+    "frozen",
+    "hashes",
+    "hold",
+    "layout",
+    "stages",
+    "verdict",
+]

@@ -1,0 +1,93 @@
+"""Policies with a multiple a stage, or a stage at a time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from annotated_types import Ge, Gt, Le
+
+from xfer.freeze.policy import Policy
+from xfer.freeze.rules import one_of
+from xfer.freeze.table import Layout, Phase
+
+Multiple = Annotated[float, Gt(0)]
+Share = Annotated[float, Gt(0), Le(1)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerDecay(Policy):
+    """Everything trains; the multiple is ``decay`` to the power of the stage's distance from the
+    head, whose own is 1 (ELECTRA, Clark et al. 2020; BEiT, Bao et al. 2022)."""
+
+    decay: Share = 0.75
+
+    def planned(self, layout: Layout, epochs: int) -> list[Phase]:
+        """One phase."""
+        count = len(layout.stages)
+        stages = [self.decay ** (count - i) for i in range(count)]
+        return [Phase(layout.rows(1, stages), 0, None, "phase 1")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Discriminative(Policy):
+    """Everything trains; the multiples rise by one factor from stage to stage, from ``lowest`` at
+    the first to 1 at the head (the sliced learning rates of fastai)."""
+
+    lowest: Share = 0.01
+
+    def planned(self, layout: Layout, epochs: int) -> list[Phase]:
+        """One phase."""
+        count = len(layout.stages)
+        stages = [self.lowest ** ((count - i) / count) for i in range(count)]
+        return [Phase(layout.rows(1, stages), 0, None, "phase 1")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gradual(Policy):
+    """The head trains first, then one stage more from the last to the first, every ``every``
+    epochs; ``lr`` is the stages' multiple, the head's is 1 (ULMFiT, Howard and Ruder 2018)."""
+
+    every: Annotated[int, Ge(1)] = 1
+    lr: Multiple = 0.01
+
+    def planned(self, layout: Layout, epochs: int) -> list[Phase]:
+        """One phase for the head, and one a stage."""
+        names = [name for name, _ in reversed(layout.stages)]
+        count = len(names)
+        found = []
+        for i, name in enumerate(["head alone", *names]):
+            stages = [0.0] * (count - i) + [self.lr] * i
+            found.append(Phase(layout.rows(1, stages), i * self.every, None, name))
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class LpFt(Policy):
+    """Linear probe, then fine-tune from it (Kumar et al. 2022).
+
+    The head trains alone for ``probe_epochs`` epochs, or until the monitored metric had no new
+    best for ``patience`` epochs; with neither, for half of the run. Then everything trains, the
+    backbone at the multiple ``backbone_lr`` and the head at ``head_lr``.
+    """
+
+    probe_epochs: Annotated[int, Ge(1)] | None = None
+    patience: Annotated[int, Ge(1)] | None = None
+    backbone_lr: Multiple = 0.01
+    head_lr: Multiple = 0.01
+
+    def __post_init__(self) -> None:
+        if self.probe_epochs is not None and self.patience is not None:
+            raise one_of("freeze", "probe_epochs", "patience")
+
+    def planned(self, layout: Layout, epochs: int) -> list[Phase]:
+        """Two phases."""
+        count = len(layout.stages)
+        start = None
+        if self.patience is None:
+            start = self.probe_epochs or max(1, epochs // 2)
+        tuned = layout.rows(self.head_lr, [self.backbone_lr] * count)
+        return [
+            Phase(layout.rows(1, [0.0] * count), 0, None, "linear probe"),
+            Phase(tuned, start, self.patience, "fine-tune"),
+        ]

@@ -1,0 +1,63 @@
+"""The proof that frozen is frozen: a hash of every such tensor before and after."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from xfer.freeze.mode import batch_norms
+from xfer.freeze.policy import BatchNorm
+from xfer.freeze.table import Row
+from xfer.snapshot import fingerprint
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from xfer.types import Plain
+
+
+def frozen(net: nn.Module, rows: Sequence[Row], batch_norm: BatchNorm = "eval") -> set[str]:
+    """Names of every tensor of the state that cannot move while ``rows`` hold: the parameters
+    that they freeze, and the buffers of modules that are wholly frozen.
+
+    The statistics of a BatchNorm move with ``adapt`` and ``train``, and are left out.
+    """
+    still = {row.name for row in rows if row.frozen}
+    norms = {path for path, _ in batch_norms(net)} if batch_norm != "eval" else set()
+    found = set(still)
+    for path, module in net.named_modules():
+        start = f"{path}." if path else ""
+        own = {start + name for name, _ in module.named_parameters()}
+        if batch_norm == "train":
+            own = {name for name in own if name.rpartition(".")[0] not in norms}
+        if own and own <= still:
+            buffers = (start + name for name, _ in module.named_buffers())
+            found |= {name for name in buffers if name.rpartition(".")[0] not in norms}
+    return found & set(net.state_dict())
+
+
+def hashes(state: Mapping[str, torch.Tensor], names: Iterable[str]) -> dict[str, str]:
+    """sha256 of each named tensor's name, dtype, shape and bytes. A name that ``state`` lacks is
+    left out, which :func:`verdict` tells as moved."""
+    return {name: fingerprint([(name, state[name])]) for name in sorted(names) if name in state}
+
+
+def verdict(before: Mapping[str, str], after: Mapping[str, str]) -> Plain:
+    """What ``freeze_proof.json`` holds: whether nothing ``moved``, the number of tensors, one
+    sha256 over all of them, and each one's own, before and after."""
+    names = sorted({*before, *after})
+    moved = [name for name in names if before.get(name) != after.get(name)]
+    return {
+        "proved": not moved,
+        "tensors": len(names),
+        "moved": moved,
+        "sha256": {"before": _over(before), "after": _over(after)},
+        "hashes": {n: {"before": before.get(n), "after": after.get(n)} for n in names},
+    }
+
+
+def _over(found: Mapping[str, str]) -> str:
+    lines = "".join(f"{name} {found[name]}\n" for name in sorted(found))
+    return hashlib.sha256(lines.encode()).hexdigest()

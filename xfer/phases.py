@@ -1,0 +1,149 @@
+"""The phases of a fit: each is entered in time, audited, and proved to have kept what it froze."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytorch_lightning as pl
+from torch.optim.lr_scheduler import LambdaLR
+
+from xfer import freeze
+from xfer.errors import XferError
+from xfer.feed import Feed
+from xfer.history import History
+from xfer.log import log
+from xfer.storage import write_json
+from xfer.types import Plain
+
+if TYPE_CHECKING:
+    from xfer.model import Classifier
+    from xfer.plan import Plan
+
+
+class Phases(pl.Callback):
+    """Enters the phases of the freeze policy and leaves ``freeze_proof.json``.
+
+    Its state is in the resume file, so a run that goes on is in the same phase and is held to the
+    same hashes. ``feed`` gives each phase its images, or their features.
+    """
+
+    def __init__(self, plan: Plan, folder: Path, history: History, feed: Feed) -> None:
+        self.plan, self.proof = plan, folder / "freeze_proof.json"
+        self.history, self.feed = history, feed
+        self.starts: list[int] = []
+        self.before: dict[str, str] = {}
+        self.verdicts: list[Plain] = []
+        self.audits: list[Plain] = []
+        self._entered: int | None = None
+
+    def state_dict(self) -> Plain:
+        """The epochs (from 0) at which phases began, and what is known of frozen tensors."""
+        return {"starts": self.starts, "before": self.before, "verdicts": self.verdicts}
+
+    def load_state_dict(self, state: Plain) -> None:
+        """Go on with a saved record."""
+        self.starts, self.before = list(state["starts"]), dict(state["before"])
+        self.verdicts = list(state["verdicts"])
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Classifier) -> None:  # type: ignore[override]
+        """Enter the phase that the first or the resumed epoch belongs to."""
+        self._turn(trainer, pl_module)
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: Classifier) -> None:  # type: ignore[override]
+        """Enter the next phase when its time has come."""
+        self._turn(trainer, pl_module)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: Classifier) -> None:  # type: ignore[override]
+        """Prove the last phase."""
+        self._prove(pl_module)
+        self.feed.leave()
+
+    def on_exception(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        exception: BaseException,
+    ) -> None:
+        """Make the network whole again."""
+        self.feed.leave()
+
+    @property
+    def proved(self) -> bool:
+        """Whether every tensor kept its hash in every phase that had frozen it."""
+        return all(verdict["proved"] for verdict in self.verdicts)
+
+    def _turn(self, trainer: pl.Trainer, module: Classifier) -> None:
+        before = self.feed.seconds
+        self._move_on(trainer, module)
+        self.feed.ready(trainer.current_epoch)
+        self.history.exclude(self.feed.seconds - before)
+
+    def _move_on(self, trainer: pl.Trainer, module: Classifier) -> None:
+        epoch = trainer.current_epoch
+        if not self.starts:
+            self.starts = [0]
+            self.before = self._hashes(module, 0)
+        while self._is_due(len(self.starts), epoch):
+            if self._entered is None:
+                self._enter(len(self.starts) - 1, trainer, module)
+            self._prove(module)
+            self.starts.append(epoch)
+            self.before = self._hashes(module, len(self.starts) - 1)
+        if self._entered != len(self.starts) - 1:
+            self._enter(len(self.starts) - 1, trainer, module)
+
+    def _is_due(self, number: int, epoch: int) -> bool:
+        if number == len(self.plan.phases):
+            return False
+        phase = self.plan.phases[number]
+        if phase.start is not None:
+            return epoch >= phase.start
+        assert phase.patience is not None
+        best = self.history.best["epoch"] if self.history.best else 0
+        return bool(epoch - max(best, self.starts[-1]) >= phase.patience)
+
+    def _enter(self, number: int, trainer: pl.Trainer, module: Classifier) -> None:
+        self.feed.leave()
+        rates = trainer.lr_scheduler_configs[0].scheduler
+        assert isinstance(rates, LambdaLR)
+        module.enter(number, rates)
+        phases = self.plan.phases
+        audit = freeze.audit(
+            trainer.optimizers[0], list(module.net.named_parameters()), phases, number
+        )
+        name, epoch = phases[number].name, self.starts[-1] + 1
+        self.audits.append({"phase": name, "epoch": epoch, "groups": audit})
+        if len(phases) > 1:
+            log.info(f"phase {number + 1} of {len(phases)}: {phases[number].name}")
+        self.feed.enter(module)
+        self._entered = number
+
+    def _hashes(self, module: Classifier, number: int) -> dict[str, str]:
+        return freeze.hashes(module.net.state_dict(), module.frozen_in(number))
+
+    def _prove(self, module: Classifier) -> None:
+        """Compare what the phase froze with what it was. Raises XferError when a tensor moved."""
+        number = len(self.starts) - 1
+        after = freeze.hashes(module.net.state_dict(), self.before)
+        verdict = freeze.verdict(self.before, after)
+        phase = {"phase": self.plan.phases[number].name, "from_epoch": self.starts[-1] + 1}
+        self.verdicts.append({**phase, **verdict})
+        write_json(self.proof, self._proof())
+        if not verdict["proved"]:
+            raise XferError(
+                "freeze",
+                f"a frozen tensor moved during training ({', '.join(verdict['moved'][:3])})",
+                "report this bug; freeze_proof.json has the hashes",
+                1,
+            )
+
+    def _proof(self) -> Plain:
+        """The verdict over the whole fit on what no phase trains, and over each phase."""
+        hashes = [verdict["hashes"] for verdict in self.verdicts]
+        still = set.intersection(*map(set, hashes))
+        whole = freeze.verdict(
+            {name: hashes[0][name]["before"] for name in still},
+            {name: hashes[-1][name]["after"] for name in still},
+        )
+        return {**whole, "proved": whole["proved"] and self.proved, "phases": self.verdicts}
