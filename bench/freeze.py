@@ -126,15 +126,12 @@ def measure(model, options, cache):
         )
     first, again, low, loop = map(statistics.median, (firsts, agains, floors, loops))
     print(f"{model}, {options.epochs} epochs, {options.precision}, medians of {options.rounds}")
-    print(
-        f"  frozen step on images, times faster than fine-tuning   {statistics.median(steps):.2f}"
-    )
+    print(f"  frozen step on images: fine-tuning takes {statistics.median(steps):.2f} x as long")
     print(f"  first run: {first:.2f} s = {first / low:.2f} x the floor ({low:.2f} s)")
     print(f"             allowed 1.3 x the floor + 2 s = {1.3 * low + 2:.2f} s")
     print(f"  again:     {again:.2f} s")
-    print(
-        f"  plain Lightning loop {loop:.1f} s: {loop / first:.1f} x first, {loop / again:.0f} x again"
-    )
+    print(f"  plain Lightning loop: {loop:.1f} s = {loop / first:.1f} x first, ", end="")
+    print(f"{loop / again:.0f} x again")
 
 
 def main():

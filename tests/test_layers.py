@@ -58,7 +58,8 @@ HEAVY = {
 # Subclasses and helpers of torch; everything else gets by without it until it works.
 OF_TORCH = {"head.layers"} | {
     "compat", "ema", "evaluate", "extraction", "features.absent", "features.cut", "features.find",
-    "features.proof", "feed", "fit", "history", "loader", "lr_find", "metrics", "model", "momenta", "network", "phases",
+    "features.proof", "feed", "fit", "history", "loader", "lr_find", "metrics", "model", "momenta",
+    "network", "phases",
 }  # fmt: skip
 
 

@@ -41,7 +41,7 @@ class Plan:
     facts: Plain = field(default_factory=dict)
     load: Plain = field(default_factory=dict)
     momenta: Momenta | None = None
-    layout: Layout = Layout((), (), (), ())
+    layout: Layout = field(default_factory=lambda: Layout((), (), (), ()))
 
     @property
     def training(self) -> bool:

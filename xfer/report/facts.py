@@ -39,8 +39,12 @@ def frozen(result: Plain, plan: Plain) -> Facts:
         None: "not proved yet",
     }
     facts = [("Parameters", number(total))]
-    rules = (plan.get("freeze") or {}).get("rules")
+    policy = plan.get("freeze") or {}
+    rules = policy.get("rules")
     facts += [("Rules", ", ".join(map(_rule, rules)))] if rules else []
+    facts += [] if rules or not policy else [("Policy", _policy(policy))]
+    phases = [phase["name"] for phase in plan.get("phases") or []]
+    facts += [("Phases", ", then ".join(phases))] if len(phases) > 1 else []
     if params.get("trainable") is not None:
         facts.append(("Trainable", share(params["trainable"], total)))
     if frozen is not None:
@@ -48,6 +52,11 @@ def frozen(result: Plain, plan: Plain) -> Facts:
     if frozen:
         facts.append(("Frozen kept", proved[(result.get("freeze") or {}).get("proved")]))
     return tuple(facts)
+
+
+def _policy(policy: Plain) -> str:
+    keys = (f"{k}={v}" for k, v in policy.items() if k[0] != "_" and v is not None)
+    return f"{str(policy['_target_']).rpartition('.')[2]} ({', '.join(keys)})"
 
 
 def _rule(rule: Plain) -> str:
