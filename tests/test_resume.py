@@ -27,7 +27,7 @@ OPTIONS = [
     "checkpoint.keep=2",
     "stages=[fit,evaluate]",
 ]
-CLOCKS = {"epoch_s", "step_ms"}
+CLOCKS = {"epoch_s", "step_ms", "data_share"}
 
 
 def start(folder: Path, *extra: str, **env: str) -> "subprocess.Popen[str]":

@@ -15,6 +15,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from xfer.errors import XferError
+from xfer.features import Auto, folder
 from xfer.features.cut import Cut, extract, prefix_state
 from xfer.features.find import Refusal, find
 from xfer.features.store import Entry, Store, digest, rows
@@ -39,13 +40,16 @@ _TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 5e-2}
 class Extraction:
     """Images of one run to features, as the uncached run would compute them.
 
-    Some kernels answer otherwise for another batch. With ``exact`` view e is computed in the very
-    batches of epoch e; else in chunks of the batch size, which serve every order. ``difference``
-    is the largest one between a kept feature and the same computed again.
+    Some kernels answer otherwise for another batch. With one of the ``views`` an epoch this is
+    ``exact``: view e is computed in the very batches of epoch e. Else chunks of ``batch_size``
+    serve every order. ``difference`` is the largest one between a kept feature and the same
+    computed again.
     """
 
-    def __init__(self, plan: Plan, module: Classifier, store: Store, exact: bool) -> None:
-        self.plan, self.net, self.store, self.exact = plan, module.net, store, exact
+    def __init__(self, plan: Plan, module: Classifier, options: Auto, views: int) -> None:
+        self.plan, self.net, self.batch_size = plan, module.net, options.batch_size
+        self.store = Store(folder(options.dir), options.max_gb)
+        self.exact = views == plan.specs.trainer.max_epochs and not options.batch_size
         self.device = module.device
         self.channels_last = plan.specs.trainer.channels_last
         self.difference = 0.0
@@ -142,7 +146,9 @@ class Extraction:
     def _chunk(self, split: str) -> int:
         data = self.plan.specs.data
         assert data is not None
-        return data.batch_size if split == "train" else data.eval_batch_size
+        if split != "train":
+            return data.eval_batch_size
+        return data.batch_size if self.exact else (self.batch_size or data.batch_size)
 
     def _pictures(self, split: str, view: int | None) -> Pictures:
         spec, augment = self.plan.card.input, self.plan.specs.augment

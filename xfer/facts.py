@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from xfer.freeze import ever
@@ -27,7 +28,7 @@ def plan_facts(plan: Plan) -> Plain:
         "head": dict(card.head),
         "input": card.input.to_plain(),
         "freeze": specs.facts["freeze"],
-        "features": specs.facts["features"],
+        "features": {**specs.facts["features"], **plan.facts.get("features", {})},
     }
     if plan.phases:
         facts |= _training_facts(plan)
@@ -181,6 +182,7 @@ def _training_lines(facts: Plain) -> list[tuple[str, str]]:
             f"{params['total']:,}: {params['trainable']:,} train, {params['frozen']:,} frozen",
         ),
         *(("", line) for line in _parameter_lines(facts["parameters"])),
+        *_feature_lines(facts["features"]),
         (
             "steps",
             f"{steps['epochs']} epochs of {steps['per_epoch']} = {steps['total']} "
@@ -204,8 +206,25 @@ def _parameter_lines(rows: list[Plain]) -> list[str]:
     ]
 
 
+def _feature_lines(facts: Plain) -> list[tuple[str, str]]:
+    if "cut" not in facts:
+        return []
+    told = f"at {facts['cut']}"
+    if "bytes" in facts:
+        told = (
+            f"{told}: {facts['bytes_per_image'] / 1e3:,.1f} kB an image, {facts['views']} view(s): "
+            f"{facts['bytes'] / 1e6:,.1f} MB"
+        )
+    return [("features", told)]
+
+
 def _rates(row: Plain) -> str:
     """The multiple of the learning rate, phase by phase where it changes."""
     rates = row.get("phases") or [row["lr"]]
     told = ["frozen" if rate == 0 else f"lr x {rate:g}" for rate in rates]
-    return told[0] if len(set(told)) == 1 else ", then ".join(told)
+    later = [
+        f", {now} from phase {i}"
+        for i, (before, now) in enumerate(pairwise(told), 2)
+        if now != before
+    ]
+    return told[0] + "".join(later)

@@ -10,10 +10,10 @@ import torch
 
 from xfer.errors import ConfigError
 from xfer.extraction import Extraction
-from xfer.features import UNCACHED, Auto, folder
+from xfer.features import UNCACHED, Auto
 from xfer.features.cut import Cut, Tail
 from xfer.features.find import Refusal
-from xfer.features.store import Entry, Store, rows
+from xfer.features.store import Entry, rows
 from xfer.loader import EvalLoader, Key, TrainLoader
 from xfer.log import log
 from xfer.types import Plain, Samples
@@ -48,9 +48,8 @@ class Feed:
         if not isinstance(options, Auto):
             return
         began = time.perf_counter()
-        views, epochs = _views(self.plan, options), self.plan.specs.trainer.max_epochs
-        store = Store(folder(options.dir), options.max_gb)
-        work = Extraction(self.plan, module, store, exact=views == epochs)
+        views = _views(self.plan, options)
+        work = Extraction(self.plan, module, options, views)
         reason = _obstacle(self.plan)
         cut = Refusal(reason) if reason else work.cut()
         if isinstance(cut, Refusal):
@@ -128,6 +127,7 @@ class Kept:
             "cached": True,
             "hit": hit and before["hit"] is not False,
             "views": self.views,
+            "exact": self.work.exact,
             "cut": list(self.cut.modules),
             "bytes_per_image": self.cut.bytes_per_image(),
             "bytes": sum(entry.path.stat().st_size for entry in entries),
@@ -181,9 +181,13 @@ def _told(facts: Plain) -> str:
     again = "found" if facts["hit"] else "computed"
     views = facts["views"]
     shown = "the evaluation view of each image" if views == 1 else f"{views} views an image"
-    exact = facts["difference"]
-    same = "bit for bit" if exact == 0 else f"within {exact:.1e}"
-    return (
-        f"features at {', '.join(facts['cut'])} {again}: {shown}, {facts['bytes'] / 1e6:.1f} MB; "
-        f"the same computed again is equal {same}"
-    )
+    apart = facts["difference"]
+    same = "trained bit for bit as on images"
+    if not facts["exact"]:
+        same = (
+            "equal "
+            + ("bit for bit" if apart == 0 else f"within {apart:.1e}")
+            + " in other batches"
+        )
+    place = ", ".join(facts["cut"])
+    return f"features at {place} {again}: {shown}, {facts['bytes'] / 1e6:.1f} MB; {same}"

@@ -35,7 +35,8 @@ class History(pl.Callback):
         self.best: Plain | None = None
         self.kept: list[str] = []
         self._step_s: list[float] = []
-        self._started = self._epoch_started = time.perf_counter()
+        self._waited = 0.0
+        self._started = self._ended = self._epoch_started = time.perf_counter()
 
     def state_dict(self) -> Plain:
         """Rows, best and kept copies, in plain types."""
@@ -59,12 +60,14 @@ class History(pl.Callback):
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Forget the last epoch's steps."""
         self._step_s.clear()
+        self._waited, self._ended = 0.0, time.perf_counter()
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Start the step's clock."""
+        """Start the step's clock; what has passed since the last step was spent on the data."""
         self._started = time.perf_counter()
+        self._waited += self._started - self._ended
 
     def on_train_batch_end(
         self,
@@ -85,6 +88,7 @@ class History(pl.Callback):
             # After the last batch the validation is still to come: the epoch's end saves it.
             if not last_of_epoch:
                 self._save_resume(trainer, "last")
+        self._ended = time.perf_counter()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Classifier) -> None:  # type: ignore[override]
         """Best, then history, then the resume file."""
@@ -112,6 +116,9 @@ class History(pl.Callback):
             "epoch_s": time.perf_counter() - self._epoch_started,
             "step_ms": statistics.median(self._step_s) * 1000 if self._step_s else 0.0,
             **{name: value for name, value in found.items() if name not in first},
+            "data_share": self._waited / (self._waited + sum(self._step_s))
+            if self._step_s
+            else 0.0,
         }
         for kind in trainer.loggers:
             kind.log_metrics({k: v for k, v in row.items() if k != "step"}, step=int(row["step"]))

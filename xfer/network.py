@@ -76,6 +76,28 @@ def _on_meta(build: Callable[[], Network]) -> Network:
             return build()
 
 
+def width_at_heads(network: Network, size: tuple[int, int]) -> int | None:
+    """Numbers an image that enter the heads of a network on the meta device; ``None`` for one
+    that cannot be run there."""
+    found: dict[str, int] = {}
+    images = torch.empty((2, 3, *size), device="meta")
+    handles = [
+        network.module.get_submodule(path).register_forward_pre_hook(
+            lambda _, args, path=path: found.update({path: args[0].numel() // len(images)})
+        )
+        for path in network.heads
+    ]
+    try:
+        network.module.eval()(images)
+    except (NotImplementedError, RuntimeError, IndexError, AttributeError):
+        # Some compute with values, which are not there; the fit finds out with real images.
+        return None
+    finally:
+        for handle in handles:
+            handle.remove()
+    return sum(found.values()) or None
+
+
 def shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
     """Shapes by tensor name, parameters and buffers."""
     return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}

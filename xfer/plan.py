@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from xfer.classes import class_mismatch, joined
 from xfer.errors import ConfigError, XferError, closest, raise_all
+from xfer.features import Auto
 from xfer.freeze import Layout, Phase, layout
 from xfer.head import Keep, Remap
 from xfer.head.names import Naming, adopt
@@ -158,6 +159,7 @@ def _from_specs(specs: Specs, dataset: Dataset | None, weights: Weights) -> Plan
     plan = Plan(specs, dataset, card, parts, weights, (), {})
     if dataset and "train" in dataset.splits:
         plan = _with_phases(plan, after)
+        plan.facts["features"] = _expected_features(plan, after)
     if weights.state is not None:
         plan.load.update(account(weights, found, before.heads))
     if parts.rows and weights.classes:
@@ -214,6 +216,27 @@ def _with_phases(plan: Plan, network: Network) -> Plan:
         shapes={name: tuple(p.shape) for name, p in network.module.named_parameters()},
         layout=found,
     )
+
+
+def _expected_features(plan: Plan, network: Network) -> Plain:
+    """What features at the heads would take, where they are asked for and only heads train at
+    first; what is behind an inner cut is known when the fit has proved one."""
+    from xfer.network import width_at_heads
+
+    options, data = plan.specs.features, plan.dataset
+    if not isinstance(options, Auto) or data is None:
+        return {}
+    if not all(row.head or row.frozen for row in plan.phases[0].rows):
+        return {"cut": "the last frozen input that the fit can prove"}
+    width = width_at_heads(network, plan.card.input.size)
+    if width is None:
+        return {"cut": "the input of the head"}
+    number = 4 if plan.specs.trainer.precision == "32-true" else 2
+    epochs = plan.specs.trainer.max_epochs
+    views = epochs if options.views == "max" else min(options.views, epochs)
+    images = views * len(data.splits["train"]) + len(data.splits["val"])
+    sizes = {"bytes_per_image": width * number, "bytes": width * number * images}
+    return {"cut": "the input of the head", "views": views, **sizes}
 
 
 def _from_checkpoint(specs: Specs, dataset: Dataset | None) -> Plan:

@@ -28,14 +28,16 @@ class Auto:
     most ``max_gb`` gigabytes of it, the least recently used dropped first.
 
     ``views`` differently augmented views an image are computed, and used in turn; 1 takes the
-    evaluation transform, ``max`` one view an epoch, as without a cache. What cannot be kept is
-    said, and trained as usual.
+    evaluation transform, ``max`` one view an epoch, as without a cache. ``batch_size`` images are
+    computed together, ``None`` as many as are trained together. What cannot be kept is said, and
+    trained as usual.
     """
 
     use: ClassVar[Use] = "auto"
 
     dir: str | None = None
     views: Annotated[int, Gt(0)] | Literal["max"] = 1
+    batch_size: Annotated[int, Gt(0)] | None = None
     max_gb: Annotated[float, Gt(0)] = 20.0
 
 

@@ -60,6 +60,7 @@ def _timing(work: Work) -> Plain:
         "features_s": work.fitted.features_s if work.fitted else None,
         "fit_s": work.fitted.seconds if work.fitted else None,
         "epoch_s": [row["epoch_s"] for row in rows],
+        "data_share": statistics.median(row["data_share"] for row in rows) if rows else None,
         "step_ms_median": statistics.median(row["step_ms"] for row in rows) if rows else None,
         "total_s": time.perf_counter() - work.began,
     }

@@ -1,0 +1,74 @@
+"""Freeze strategies on Canidae with SqueezeNet weights: accuracy, interval, time, trainable share.
+
+    python bench/strategies.py [--strategies head_only last_stage gradual lp_ft none] [--seeds 1]
+
+Every strategy is scored once on each of five stratified folds of the 300 photographs, at its last
+epoch; the interval is Wilson's over all of them, which are 300 for one seed. The settings are
+those of the experiment ``canidae_squeezenet_finetune``, so the strategies differ in ``freeze``
+alone. Further options go to every run behind ``--``. Assets: XFER_ASSETS.
+"""
+
+import argparse
+import contextlib
+import csv
+import io
+import os
+import statistics
+import tempfile
+from pathlib import Path
+
+from accuracy import manifest, photographs
+from sklearn.model_selection import StratifiedKFold
+
+from xfer.metrics import wilson
+
+
+def run(file, seed, strategy, options):
+    """Accuracy at the last epoch, seconds of the fit, share of the parameters that train."""
+    import xfer
+
+    fixed = [
+        *("data=csv", f"data.file={file}", "data.workers=0", "stages=[fit]", f"seed={seed}"),
+        *(f"freeze={strategy}", "checkpoint.monitor=val_loss"),
+    ]
+    with contextlib.redirect_stdout(io.StringIO()):
+        result = xfer.run("canidae_squeezenet_finetune", [*fixed, *options])
+    with (result.folder / "metrics.csv").open() as stream:
+        last = list(csv.DictReader(stream))[-1]
+    params = result.facts["params"]
+    share = params["trainable"] / params["total"]
+    return float(last["val_acc"]), result.facts["timing"]["fit_s"], share
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    names = ["head_only", "last_stage", "gradual", "lp_ft", "none"]
+    parser.add_argument("--strategies", nargs="+", default=names)
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("options", nargs="*", help="further key=value for every run")
+    options = parser.parse_args()
+    paths, labels = photographs()
+    folds = StratifiedKFold(5, shuffle=True, random_state=0).split(paths, labels)
+    with tempfile.TemporaryDirectory() as scratch:
+        os.chdir(scratch)
+        files = [manifest(Path(scratch), paths, labels, fold, i) for i, fold in enumerate(folds)]
+        print("strategy     accuracy  95 % interval       fit (s)  trainable", flush=True)
+        for strategy in options.strategies:
+            found = [
+                run(file, seed, strategy, options.options)
+                for seed in range(options.seeds)
+                for file in files
+            ]
+            report(strategy, found, len(paths))
+
+
+def report(strategy, found, images):
+    accuracy = statistics.mean(row[0] for row in found)
+    low, high = wilson(round(accuracy * images), images)
+    seconds = statistics.median(row[1] for row in found)
+    told = f"{accuracy:.4f}    {low:.4f} to {high:.4f}   {seconds:7.1f}  {found[0][2]:.2%}"
+    print(f"{strategy:<12} {told}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
