@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -30,6 +29,7 @@ _LOWEST, _HIGHEST = 1e-7, 10.0
 _SMOOTHING = 0.95
 _DIVERGED = 4.0  # times the lowest smoothed loss
 _FIRST_LOOKED_AT = 10  # steps; the average is noise before
+_REACH = 2  # steps to either side, over which the fall is measured
 
 
 def lr_find(plan: Plan) -> Plain:
@@ -92,21 +92,20 @@ def _step(module: Classifier, optimizer: Any, batch: Any, number: int) -> float:
 def _read(rates: list[float], losses: list[float]) -> Plain:
     """Where the loss falls fastest, and its longest way down."""
     first = min(_FIRST_LOOKED_AT, len(losses) // 2)
-    tail = losses[first:]
-    slopes = [after - before for before, after in pairwise(tail)]
-    if not slopes or min(slopes) >= 0:
+    falls = [
+        losses[i - _REACH] - losses[i + _REACH] for i in range(first + _REACH, len(losses) - _REACH)
+    ]
+    if not falls or max(falls) <= 0:
         raise DivergedError(
             "optim.lr",
             f"no learning rate from {_LOWEST:g} to {_HIGHEST:g} lowered the loss",
             "look at the data, the weights and freeze",
             3,
         )
-    steepest = first + slopes.index(min(slopes))
-    start, end = _longest_fall(tail)
-    valley = first + start + (end - start) * 2 // 3
+    start, end = _longest_fall(losses[first:])
     return {
-        "suggested": rates[valley],
-        "steepest": rates[steepest],
+        "suggested": rates[first + start + (end - start) * 2 // 3],
+        "steepest": rates[first + _REACH + falls.index(max(falls))],
         "rates": rates,
         "losses": losses,
     }

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 def climb(found: Plain) -> Figure:
     """One panel: the smoothed loss of the climb, the suggested and the steepest rate marked."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter
 
     figure = Figure(figsize=(6.4, 3.4), layout="constrained")
     axes = figure.subplots()
@@ -24,6 +25,7 @@ def climb(found: Plain) -> Figure:
         loss = found["losses"][found["rates"].index(rate)]
         axes.plot([rate], [loss], "o", color=colour, label=f"{name}: {rate:.2g}")
     axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda rate, _: f"{rate:g}"))
     axes.set_xlabel("optim.lr")
     axes.set_ylabel("training loss, smoothed")
     axes.legend(frameon=False)
