@@ -214,7 +214,7 @@ def test_values_that_contradict_each_other_are_refused(typed: list[str], told: s
     [
         (["checkpoint.path=x"], "E281: checkpoint.path: a run that fits makes its own"),
         (["stages=[evaluate]"], "E282: stages: ['evaluate'] has no model to work on"),
-        (["head=keep", "source=none"], "E283: head: keep needs a source whose head it keeps"),
+        (["head=keep", "source=none"], "E283: head: keep needs a source with a head of its own"),
     ],
 )
 def test_a_model_from_two_places_or_none_is_refused(typed: list[str], told: str) -> None:

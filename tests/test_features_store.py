@@ -145,7 +145,7 @@ def test_every_field_of_the_key_is_another_entry_and_the_order_is_none(tmp_path)
 
 @pytest.mark.parametrize("max_gb", [0, -1.0, math.nan])
 def test_a_limit_that_holds_nothing_is_refused(tmp_path, max_gb):
-    with pytest.raises(ConfigError, match=r"E300.*max_gb"):
+    with pytest.raises(ConfigError, match=r"E254.*max_gb"):
         Store(tmp_path, max_gb)
 
 

@@ -32,6 +32,7 @@ Probability = Annotated[float, Ge(0), Le(1)]
 class Plain:
     """No augmentation: training sees images as validation does."""
 
+    random: ClassVar[bool] = False
     seed: ClassVar[int] = 0
 
     def transform(self, spec: InputSpec) -> Transform:
@@ -48,6 +49,8 @@ class Standard:
     """The tutorials' pipeline: a random crop of ``scale`` of the area and ``ratio`` of sides,
     resized to the input size, then a horizontal flip with probability ``flip``. ``seed`` is its
     own, so that runs that differ in the run's seed see the same pictures."""
+
+    random: ClassVar[bool] = True
 
     scale: tuple[Annotated[float, Gt(0), Le(1)], Annotated[float, Gt(0), Le(1)]] = (0.08, 1.0)
     ratio: tuple[Annotated[float, Gt(0)], Annotated[float, Gt(0)]] = (0.75, 1.333)

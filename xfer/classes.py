@@ -37,7 +37,7 @@ def joined(
         classes = _given(dataset.classes if dataset else own)
         parts = Parts(specs.backbone, head, len(classes))
     if isinstance(head, Remap):
-        found = _remapped(head, classes, weights, ready=not specs.trains)
+        found = _remapped(head, classes, weights, ready=specs.answers)
         parts = replace(parts, rows=found, source_classes=known)
     return dataset, classes, replace(parts, seed=specs.seed, compat=weights.compat)
 
@@ -84,7 +84,7 @@ def _remapped(
             "head",
             f"the source has no class for {new[:5]}, so that nothing can be scored untrained",
             "give head.aliases, or add fit to stages",
-            30,
+            63,
         )
     return found
 

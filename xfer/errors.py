@@ -14,7 +14,10 @@ XferError                 exit  1   (a bug, when raised bare)
 """
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
 def printable(text: object) -> str:
@@ -125,3 +128,18 @@ def raise_all(errors: Sequence[XferError]) -> None:
         raise errors[0]
     if errors:
         raise Problems(errors)
+
+
+class Attempts:
+    """Runs independent checks and keeps their errors, so that all are told together."""
+
+    def __init__(self) -> None:
+        self.errors: list[XferError] = []
+
+    def __call__(self, check: Callable[..., T], *args: Any) -> T | None:
+        """What ``check`` returns, or ``None`` and an error more."""
+        try:
+            return check(*args)
+        except XferError as error:
+            self.errors.append(error)
+            return None

@@ -15,7 +15,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from xfer.errors import XferError
-from xfer.features import Auto, folder
+from xfer.features import Auto, folder, views
 from xfer.features.cut import Cut, extract, prefix_state
 from xfer.features.find import Refusal, find
 from xfer.features.store import Entry, Store, digest, rows
@@ -46,10 +46,12 @@ class Extraction:
     computed again.
     """
 
-    def __init__(self, plan: Plan, module: Classifier, options: Auto, views: int) -> None:
+    def __init__(self, plan: Plan, module: Classifier, options: Auto) -> None:
         self.plan, self.net, self.batch_size = plan, module.net, options.batch_size
         self.store = Store(folder(options.dir), options.max_gb)
-        self.exact = views == plan.specs.trainer.max_epochs and not options.batch_size
+        epochs = plan.specs.trainer.max_epochs
+        self.views = views(options, plan.specs.augment.random, epochs)
+        self.exact = self.views == epochs and options.batch_size is None
         self.device = module.device
         self.channels_last = plan.specs.trainer.channels_last
         self.difference = 0.0

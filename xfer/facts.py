@@ -212,8 +212,8 @@ def _feature_lines(facts: Plain) -> list[tuple[str, str]]:
     told = f"at {facts['cut']}"
     if "bytes" in facts:
         told = (
-            f"{told}: {facts['bytes_per_image'] / 1e3:,.1f} kB an image, {facts['views']} view(s): "
-            f"{facts['bytes'] / 1e6:,.1f} MB"
+            f"{told}: at most {facts['bytes_per_image'] / 1e3:,.1f} kB an image, "
+            f"{facts['count']} view(s): {facts['bytes'] / 1e6:,.1f} MB"
         )
     return [("features", told)]
 

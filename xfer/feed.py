@@ -48,15 +48,14 @@ class Feed:
         if not isinstance(options, Auto):
             return
         began = time.perf_counter()
-        views = _views(self.plan, options)
-        work = Extraction(self.plan, module, options, views)
+        work = Extraction(self.plan, module, options)
         reason = _obstacle(self.plan)
         cut = Refusal(reason) if reason else work.cut()
         if isinstance(cut, Refusal):
             self._refuse(cut.reason, module.phase)
         else:
-            self._module, self._kept = module, Kept(work, cut, views)
-            self.train.features = Rows(self._kept.train, views, work.samples("train"))
+            self._module, self._kept = module, Kept(work, cut)
+            self.train.features = Rows(self._kept.train, self._kept.views, work.samples("train"))
             self.val.features = Rows(self._kept.val, 1, work.samples("val"))
         self.seconds += time.perf_counter() - began
 
@@ -64,7 +63,7 @@ class Feed:
         """Raise ConfigError where features are required, unless only other phases freeze."""
         freezes = [any(row.frozen for row in phase.rows) for phase in self.plan.phases]
         if self.plan.specs.features.use == "require" and (freezes[phase] or not any(freezes)):
-            raise ConfigError("features", f"cannot be kept: {reason}", "use features=auto", 130)
+            raise ConfigError("features", f"cannot be kept: {reason}", "use features=auto", 59)
         log.info(f"features are not kept: {reason}")
 
     def ready(self, epoch: int) -> None:
@@ -97,8 +96,8 @@ class Feed:
 class Kept:
     """The features of one phase by view: ``train`` by number, ``val`` has the one."""
 
-    def __init__(self, work: Extraction, cut: Cut, views: int) -> None:
-        self.work, self.cut, self.views = work, cut, views
+    def __init__(self, work: Extraction, cut: Cut) -> None:
+        self.work, self.cut, self.views = work, cut, work.views or 1
         self.key = work.key(cut)
         self.train: dict[int, View] = {}
         self.val: dict[int, View] = {}
@@ -110,7 +109,7 @@ class Kept:
     def prepare(self, epoch: int) -> None:
         """Find or compute the features of ``epoch``; those of val as well, the first time."""
         view = epoch % self.views
-        shown = None if self.views == 1 else view
+        shown = None if self.work.views is None else view
         self.train[view] = self._view("train", shown)
         if not self.val:
             self.val[0] = self._view("val", None)
@@ -127,6 +126,7 @@ class Kept:
             "cached": True,
             "hit": hit and before["hit"] is not False,
             "views": self.views,
+            "augmented": self.work.views is not None,
             "exact": self.work.exact,
             "cut": list(self.cut.modules),
             "bytes_per_image": self.cut.bytes_per_image(),
@@ -169,18 +169,11 @@ def _obstacle(plan: Plan) -> str | None:
     return None
 
 
-def _views(plan: Plan, options: Auto) -> int:
-    """How many differently augmented views of an image are used in turn."""
-    if plan.specs.facts["augment"]["_target_"].endswith(".Plain"):
-        return 1
-    epochs = plan.specs.trainer.max_epochs
-    return epochs if options.views == "max" else min(options.views, epochs)
-
-
 def _told(facts: Plain) -> str:
     again = "found" if facts["hit"] else "computed"
-    views = facts["views"]
-    shown = "the evaluation view of each image" if views == 1 else f"{views} views an image"
+    shown = f"{facts['views']} views an image"
+    if not facts["augmented"]:
+        shown = "the evaluation view of each image"
     apart = facts["difference"]
     same = "trained bit for bit as on images"
     if not facts["exact"]:

@@ -38,7 +38,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Fitted:
     """A finished fit: its best epoch and file, one row an epoch, the wall time in seconds, whether
-    what was frozen is proved to have stayed, and what is known of its features and their time."""
+    what was frozen is proved to have stayed, the optimizer's groups phase by phase, and what is
+    known of its features and their time."""
 
     best: Plain
     checkpoint: Path
@@ -46,6 +47,7 @@ class Fitted:
     seconds: float
     device: str
     proved: bool
+    audits: list[Plain]
     features: Plain
     features_s: float | None
 
@@ -88,6 +90,7 @@ def fit(plan: Plan, folder: Path, resume: Path | None = None) -> Fitted:
         time.perf_counter() - began,
         device_name(trainer.strategy.root_device),
         phases.proved,
+        phases.audits,
         feed.facts,
         feed.seconds if feed.facts["cached"] else None,
     )

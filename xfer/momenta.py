@@ -45,7 +45,7 @@ def load(
     """
     if unknown := [name for name in momenta.buffers if name not in named]:
         what = f"the file has state of '{unknown[0]}', which the network does not have"
-        raise WeightsError(_WHERE, what, _IGNORE, 108)
+        raise WeightsError(_WHERE, what, _IGNORE, 29)
     group_of = {p: i for i, g in enumerate(optimizer.param_groups) for p in g["params"]}
     trains = [name for name, parameter in named.items() if parameter in group_of]
     continued = [name for name in trains if name in momenta.buffers]
@@ -54,7 +54,7 @@ def load(
             _WHERE,
             "nothing that trains has state in the file",
             f"type freeze=none, or {_IGNORE.removeprefix('type ')}",
-            109,
+            34,
         )
     kept = [_first_state(optimizer, group) for group in optimizer.param_groups]
     made: dict[torch.Tensor, dict[str, Any]] = {}
@@ -116,7 +116,7 @@ def _check_kind(
         f"the file holds the state of {algorithm} ({', '.join(sorted(given))}), "
         f"but {kind} as configured keeps {keeps}",
         f"type {_choice(algorithm, given)}, or source.optimizer=ignore",
-        107,
+        28,
     )
 
 
@@ -153,4 +153,4 @@ def _fitted(
 
 
 def _unfit(name: str, key: str, why: str) -> WeightsError:
-    return WeightsError(_WHERE, f"the state '{key}' of '{name}' {why}", _IGNORE, 108)
+    return WeightsError(_WHERE, f"the state '{key}' of '{name}' {why}", _IGNORE, 29)

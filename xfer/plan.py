@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from xfer.classes import class_mismatch, joined
-from xfer.errors import ConfigError, XferError, closest, raise_all
-from xfer.features import Auto
+from xfer.errors import Attempts, ConfigError, closest, raise_all
+from xfer.features import Auto, views
 from xfer.freeze import Layout, Phase, layout
 from xfer.head import Keep, Remap
 from xfer.head.names import Naming, adopt
@@ -23,8 +22,6 @@ if TYPE_CHECKING:
     from xfer.source.match import Match
     from xfer.specs import Specs
     from xfer.weights import Momenta
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -75,24 +72,10 @@ class Plan:
         return self.dataset.splits[name]
 
 
-class _Attempts:
-    """Runs independent checks and keeps their errors, so that all are told together."""
-
-    def __init__(self) -> None:
-        self.errors: list[XferError] = []
-
-    def __call__(self, check: Callable[..., T], *args: Any) -> T | None:
-        try:
-            return check(*args)
-        except XferError as error:
-            self.errors.append(error)
-            return None
-
-
 def make_plan(specs: Specs) -> Plan:
     """Derive and check every fact. Raises all problems together."""
     _check_model_source(specs)
-    attempt = _Attempts()
+    attempt = Attempts()
     training = specs.trains or (not specs.stages and not specs.checkpoint.path)
     dataset = attempt(specs.data.dataset, training) if specs.data else None
     if specs.checkpoint.path:
@@ -120,7 +103,8 @@ def _check_model_source(specs: Specs) -> None:
             "drop 'fit' from stages, or start from those weights with source=run source.path=...",
             81,
         )
-    if specs.stages and not specs.trains and not specs.checkpoint.path and not keep:
+    needs = set(specs.stages) - ({"lr_find", "report"} if "lr_find" in specs.stages else set())
+    if needs and "fit" not in specs.stages and not specs.checkpoint.path and not keep:
         raise ConfigError(
             "stages",
             f"{list(specs.stages)} has no model to work on",
@@ -231,12 +215,11 @@ def _expected_features(plan: Plan, network: Network) -> Plain:
     width = width_at_heads(network, plan.card.input.size)
     if width is None:
         return {"cut": "the input of the head"}
-    number = 4 if plan.specs.trainer.precision == "32-true" else 2
-    epochs = plan.specs.trainer.max_epochs
-    views = epochs if options.views == "max" else min(options.views, epochs)
-    images = views * len(data.splits["train"]) + len(data.splits["val"])
-    sizes = {"bytes_per_image": width * number, "bytes": width * number * images}
-    return {"cut": "the input of the head", "views": views, **sizes}
+    count = views(options, plan.specs.augment.random, plan.specs.trainer.max_epochs) or 1
+    images = count * len(data.splits["train"]) + len(data.splits["val"])
+    # At most: a layer under autocast may hand on two bytes a number.
+    sizes = {"bytes_per_image": width * 4, "bytes": width * 4 * images}
+    return {"cut": "the input of the head", "count": count, **sizes}
 
 
 def _from_checkpoint(specs: Specs, dataset: Dataset | None) -> Plan:

@@ -72,3 +72,10 @@ class Specs:
     def trains(self) -> bool:
         """Whether a stage needs a model to train."""
         return bool({"fit", "lr_find"} & set(self.stages))
+
+    @property
+    def answers(self) -> bool:
+        """Whether a stage needs a model that has been trained elsewhere."""
+        return "fit" not in self.stages and bool(
+            {"evaluate", "predict", "export"} & set(self.stages)
+        )

@@ -48,6 +48,13 @@ class Require(Auto):
     use: ClassVar[Use] = "require"
 
 
+def views(options: Auto, augments: bool, epochs: int) -> int | None:
+    """Differently augmented views an image in a fit; ``None`` for the evaluation view alone."""
+    if not augments or options.views == 1:
+        return None
+    return epochs if options.views == "max" else min(options.views, epochs)
+
+
 def folder(asked: str | None) -> Path:
     """Where features are kept."""
     return Path(asked).expanduser() if asked else cache_dir() / "features"

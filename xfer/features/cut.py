@@ -110,7 +110,7 @@ def _block(tensor: Tensor, part: Part) -> Tensor:
     n, size = len(tensor), prod(part.shape)
     if tuple(tensor.shape[1:]) != part.shape:
         what = f"'{part.module}' takes {tuple(tensor.shape[1:])} an image, the cut {part.shape}"
-        raise ConfigError("features", what, "delete the cached features", 105)
+        raise ConfigError("features", what, "delete the cached features", 55)
     block = tensor.new_empty((n, size))
     block.as_strided((n, *part.shape), (size, *part.strides)).copy_(tensor)
     return block
@@ -166,7 +166,7 @@ class Tail:
         cut = self.cut
         if features.shape[1:] != (cut.size,):
             what = f"features are {tuple(features.shape)}, the cut asks for (n, {cut.size})"
-            raise ConfigError("features", what, "delete the cached features", 106)
+            raise ConfigError("features", what, "delete the cached features", 57)
         sizes = [prod(part.shape) for part in cut.parts]
         pieces = torch.split(features.to(dtype_of(cut.dtype)), sizes, dim=1)
         for part, piece in zip(cut.parts, pieces, strict=True):
@@ -215,7 +215,7 @@ def module_at(net: nn.Module, path: str) -> nn.Module:
         return net.get_submodule(path)
     except AttributeError as error:
         what = f"the network has no module '{path}' to be cut at"
-        raise ConfigError("features", what, "delete the cached features", 107) from error
+        raise ConfigError("features", what, "delete the cached features", 58) from error
 
 
 def before(module: nn.Module, act: Callable[[Sequence[Tensor]], None], hooks: ExitStack) -> None:

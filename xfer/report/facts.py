@@ -51,7 +51,18 @@ def frozen(result: Plain, plan: Plain) -> Facts:
         facts.append(("Frozen", share(frozen, total)))
     if frozen:
         facts.append(("Frozen kept", proved[(result.get("freeze") or {}).get("proved")]))
+    audits = (result.get("freeze") or {}).get("groups") or []
+    facts += [(f"Optimizer, {audit['phase']}", _groups(audit)) for audit in audits]
     return tuple(facts)
+
+
+def _groups(audit: Plain) -> str:
+    """Where a phase begins, its rates and decays by group."""
+    groups = (
+        f"{group['tensors']} tensors at {group['lr']:.3g}, decay {group['weight_decay']:g}"
+        for group in audit["groups"]
+    )
+    return f"from epoch {audit['epoch']}: " + "; ".join(groups)
 
 
 def _policy(policy: Plain) -> str:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from xfer.preprocess import fit_to_size, restore
+from xfer.preprocess import fit_to_size, prepare, restore
 from xfer.report import figures
 from xfer.report.outcome import outcome
 from xfer.report.page import render
@@ -58,7 +58,12 @@ def _first_batch(work: Work) -> tuple[list[npt.NDArray[np.uint8]], list[str]]:
     plan, specs = work.plan, work.plan.specs
     assert plan.dataset is not None and specs.data is not None
     samples, spec = plan.dataset.splits["train"], plan.card.input
-    pictures = Pictures(samples, specs.augment.transform(spec), specs.augment.seed)
+    assert work.fitted is not None
+    kept = work.fitted.features
+    if kept["cached"] and not kept["augmented"]:
+        pictures = Pictures(samples, lambda image: prepare(image, spec))
+    else:
+        pictures = Pictures(samples, specs.augment.transform(spec), specs.augment.seed)
     keys = next(iter(Order(len(samples), specs.data.batch_size, specs.seed)))[:_GRID]
     shown = [pictures[key] for key in keys]
     return [restore(a, spec) for a, _ in shown], [plan.card.classes[label] for _, label in shown]

@@ -29,7 +29,10 @@ def outcome(work: Work) -> Plain:
         "best": _best(work),
         "scores": {name: score.to_plain() for name, score in work.scores.items()},
         "params": count_parameters(plan) if plan.phases else None,
-        "freeze": {"proved": work.fitted.proved if work.fitted else None},
+        "freeze": {
+            "proved": work.fitted.proved if work.fitted else None,
+            "groups": work.fitted.audits if work.fitted else [],
+        },
         "source": {
             k: v
             for k, v in plan.card.source.items()

@@ -111,7 +111,7 @@ def _asked(names: list[str], dialect: str, where: object) -> str:
     """The prefix before the names of ``dialect``."""
     known = _shipped()["dialects"]
     if dialect not in known:
-        raise ConfigError("source.dialect", f"'{dialect}' is none", closest(dialect, known), 46)
+        raise ConfigError("source.dialect", f"'{dialect}' is none", closest(dialect, known), 64)
     if "marks" not in known[dialect]:
         return ""
     prefix = _prefix(names, known[dialect]["marks"])

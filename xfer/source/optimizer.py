@@ -124,7 +124,7 @@ def _memory(state: dict[Any, Any], known: set[int]) -> Memory:
         if kept:
             found[index] = kept
     if not found:
-        raise WeightsError(_WHERE, "the file's optimizer remembers nothing", _IGNORE, 104)
+        raise WeightsError(_WHERE, "the file's optimizer remembers nothing", _IGNORE, 25)
     return found
 
 
@@ -142,7 +142,7 @@ def _tensor(index: int, key: str, value: Any) -> torch.Tensor:
     if not plain or value.dtype not in wanted:
         kind = str(value.dtype) if isinstance(value, torch.Tensor) else type(value).__name__
         what = f"its entry {index}.{key[:40]} is a {kind}, no plain tensor"
-        raise WeightsError(_WHERE, what, _IGNORE, 101)
+        raise WeightsError(_WHERE, what, _IGNORE, 22)
     # Of the class, because a pickle can give a tensor an attribute named detach.
     tensor = torch.Tensor.detach(value)
     return tensor.reshape(()).float() if key in _NUMBERS and tensor.numel() == 1 else tensor
@@ -159,7 +159,7 @@ def _algorithm(memory: Memory) -> str:
         _WHERE,
         f"no optimizer of torch keeps ({') and ('.join(kinds[:3])}) a parameter",
         _IGNORE,
-        103,
+        24,
     )
 
 
@@ -174,10 +174,10 @@ def _shape(index: int, buffers: Mapping[str, torch.Tensor]) -> Shape:
 def _check_name(name: str, shape: Shape, parameters: Mapping[str, Shape]) -> None:
     if name not in parameters:
         what = f"the file has state of '{name[:80]}', but no such weight"
-        raise WeightsError(_WHERE, what, _IGNORE, 105)
+        raise WeightsError(_WHERE, what, _IGNORE, 26)
     if shape != parameters[name]:
         what = f"the state of '{name}' is {list(shape)}, the weight {list(parameters[name])}"
-        raise WeightsError(_WHERE, what, _IGNORE, 105)
+        raise WeightsError(_WHERE, what, _IGNORE, 26)
 
 
 def _check_values(name: str, key: str, tensor: torch.Tensor) -> None:
@@ -189,8 +189,8 @@ def _check_values(name: str, key: str, tensor: torch.Tensor) -> None:
         fine = not bool((tensor < 0).any())
     if not fine:
         what = f"the state '{key}' of '{name}' holds NaN, Inf or what it cannot be"
-        raise WeightsError(_WHERE, what, _IGNORE, 102)
+        raise WeightsError(_WHERE, what, _IGNORE, 23)
 
 
 def _damaged(what: str) -> WeightsError:
-    return WeightsError(_WHERE, f"the file's optimizer state {what}", _IGNORE, 100)
+    return WeightsError(_WHERE, f"the file's optimizer state {what}", _IGNORE, 21)

@@ -112,7 +112,7 @@ def _misfit(why: str) -> WeightsError:
         "source.optimizer",
         f"the file's optimizer state does not fit its weights: {why}",
         "type source.optimizer=ignore",
-        105,
+        26,
     )
 
 
@@ -122,5 +122,5 @@ def _ambiguous(why: str) -> WeightsError:
         f"which parameter is which in the file's optimizer state cannot be told: {why}",
         "give the optimizer model.named_parameters() before saving, "
         "or type source.optimizer=ignore",
-        106,
+        27,
     )

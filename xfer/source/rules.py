@@ -155,7 +155,7 @@ def _key(position: int) -> str:
 def _idle(key: str, pattern: str, names: Sequence[str]) -> ConfigError:
     stages = dict.fromkeys(".".join(name.split(".")[:k]) for name in names for k in (1, 2))
     plain = pattern.replace("\\", "").rstrip(".*")
-    return ConfigError(key, f"'{pattern}' matches no name in the file", closest(plain, stages), 50)
+    return ConfigError(key, f"'{pattern}' matches no name in the file", closest(plain, stages), 66)
 
 
 def _listed(path: Path) -> tuple[str, ...]:
