@@ -1,6 +1,7 @@
 """What freezing saves: whole fits against plain Lightning loops and the floor, as ratios.
 
     python bench/freeze.py [--models resnet18 resnet50] [--epochs 20] [--precision 32-true]
+    python bench/freeze.py --models resnet18 --trials 32
 
 Canidae (XFER_ASSETS, default ../shared/assets), random weights (the time does not depend on
 them), batches of 24, no data workers beside the one process, so that every turn has the same
@@ -134,17 +135,38 @@ def measure(model, options, cache):
     print(f"{loop / again:.0f} x again")
 
 
+def trials(model, options):
+    """Many trials over rate and head on one set of features, against one trial on images."""
+    kept = ("freeze=head_only", "features=require", "features.views=1")
+    began = time.process_time()
+    for i in range(options.trials):
+        head = ("linear", "dropout", "mlp", "linear")[i % 4]
+        fit(model, options, *kept, f"optim.lr={0.001 * 1.3**i:g}", f"head={head}")
+    many, began = time.process_time() - began, time.process_time()
+    fit(model, options, "freeze=head_only", "features=never", "trainer.precision=32-true")
+    one = time.process_time() - began
+    print(
+        f"{model}: {options.trials} trials on features take {many:.1f} s of processor time, one "
+        f"trial on images in fp32 {one:.1f} s: {many / one:.2f} x",
+        flush=True,
+    )
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--models", nargs="+", default=["resnet18", "resnet50"])
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--precision", default="32-true")
+    parser.add_argument("--trials", type=int, default=0, help="measure so many trials instead")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         os.chdir(scratch)
         os.environ["XFER_CACHE"] = str(Path(scratch) / "cache")
         for model in options.models:
+            if options.trials:
+                trials(model, options)
+                continue
             measure(model, options, Path(scratch) / "cache" / "features")
 
 

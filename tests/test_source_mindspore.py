@@ -25,6 +25,7 @@ from xfer.errors import ConfigError, WeightsError
 from xfer.head import Keep, Linear
 from xfer.network import Parts, assemble, check
 from xfer.source import dialects
+from xfer.source.account import account, mark_continued
 from xfer.source.continued import continued
 from xfer.source.dialects import translate
 from xfer.source.mindspore import MindSpore, read
@@ -100,6 +101,12 @@ def test_the_momenta_come_under_the_networks_names(assets: Path) -> None:
     assert sorted(dropped) == ["end_point.bias", "end_point.weight"]
     assert "momentum_buffer" in momenta.buffers["layer4.0.downsample.0.weight"]
     assert len(momenta.buffers) == sum("running" not in n for n in found.state)
+    report = account(weights, found, ("fc",))
+    mark_continued(report, momenta)
+    fates = {row["key"]: row["fate"] for row in report["rows"]}
+    assert fates["moments.layer4.0.bn2.beta"] == "continued"
+    assert fates["moments.end_point.bias"] == "left out"
+    assert report["counts"]["continued"] == len(momenta.buffers)
 
 
 # Names ------------------------------------------------------------------------------------------

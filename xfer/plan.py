@@ -158,9 +158,11 @@ def _from_specs(specs: Specs, dataset: Dataset | None, weights: Weights) -> Plan
 
 
 def _with_momenta(plan: Plan, found: Match, heads: tuple[str, ...]) -> Plan:
+    from xfer.source.account import mark_continued
     from xfer.source.continued import continued
 
     momenta, dropped = continued(plan.weights, found, heads)
+    mark_continued(plan.load, momenta)
     plan.load["optimizer"] = {
         "algorithm": momenta.algorithm,
         "continued": len(momenta.buffers),

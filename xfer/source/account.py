@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from xfer.source.match import Match, Row
     from xfer.types import Plain
-    from xfer.weights import Weights
+    from xfer.weights import Momenta, Weights
 
 
 def account(weights: Weights, found: Match, heads: Sequence[str]) -> Plain:
@@ -36,6 +36,16 @@ def account(weights: Weights, found: Match, heads: Sequence[str]) -> Plain:
         "rebuilt": dict(weights.compat),
         "rows": [_row(row) for row in found.rows],
     }
+
+
+def mark_continued(report: Plain, momenta: Momenta) -> None:
+    """Say so of the rows of ``report`` whose optimizer state the run goes on with."""
+    went_on = {row["key"] for row in report["rows"] if row["name"] in momenta.buffers}
+    for row in report["rows"]:
+        # A MindSpore entry is called after its parameter, behind the name of the state.
+        if row.get("note") == "optimizer state" and row["key"].partition(".")[2] in went_on:
+            row["fate"] = "continued"
+    report["counts"] = dict(Counter(row["fate"] for row in report["rows"]))
 
 
 def _row(row: Row) -> Plain:
