@@ -170,6 +170,37 @@ def test_the_reader_of_weights_finds_them_in_the_file(tiny: Path) -> None:
     assert content.state["conv1.weight"].shape == state["conv1.weight"].shape
 
 
+def test_operators_that_the_families_do_not_need_are_right_too(
+    images: Images, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    net = Mixture().eval()
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.uniform_(-0.3, 0.3)
+            module.running_var.uniform_(0.5, 2)
+    want = logits(net, images)
+    (entry,) = export(net, images, [Mindir()], card(), tmp_path, 1e-5)
+    assert want.std() > 1e-2 and entry.agree == 1
+
+
+class Mixture(nn.Module):
+    """Averages with and without borders, a norm before its convolution, chunks, both GELUs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.conv = nn.BatchNorm2d(3), nn.Conv2d(3, 8, 3, 2)
+        self.even, self.odd = nn.AvgPool2d(2, 2), nn.AvgPool2d((3, 5), 2, (1, 2))
+        self.exact, self.tanh = nn.GELU(), nn.GELU(approximate="tanh")
+        self.last = nn.Linear(8, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.odd(self.exact(self.even(self.conv(self.norm(x) / 2 - 0.1))))
+        first, second = x.chunk(2, 1)
+        x = torch.cat([self.tanh(second), first.sigmoid() * second.erf()], 1)
+        return self.last(x.flatten(2).transpose(1, 2)[:, 3:].mean(1))
+
+
 # ---- what MindIR cannot hold
 
 
@@ -322,6 +353,16 @@ def test_the_real_mindspore_agrees(
         print(f"\n| {backbone.name} | {np.abs(want).max():.3g} | {worst} |")
     assert want.std() > 1e-4, "the test cannot fail"
     assert max(worst.values()) <= 1e-4 * max(1, np.abs(want).max())
+
+
+@pytest.mark.slow
+@needs_mindspore
+def test_the_real_mindspore_agrees_on_the_other_operators(images: Images, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = Mixture().eval()
+    want = logits(net, images)
+    got = by_mindspore(written(net, images, tmp_path), images)
+    assert all(np.abs(z - want[: len(z)]).max() < 1e-5 for z in got.values())
 
 
 @pytest.mark.slow

@@ -81,10 +81,21 @@ def conv(graph: Graph, node: onnx.NodeProto) -> None:
     weight = graph.shapes[node.input[1]]
     if len(weight) != 4:
         raise refuse(node, f"is a convolution over {len(weight) - 2} axes, MindIR's over 2")
+    done = _convolution(graph, node, [graph.ref(n) for n in node.input[:2]], weight, given)
+    if len(node.input) > 2:
+        add_bias(graph, node, done, graph.ref(node.input[2]))
+
+
+def _convolution(
+    graph: Graph,
+    node: onnx.NodeProto,
+    inputs: list[str],
+    weight: tuple[int, ...],
+    given: dict[str, Any],
+) -> str:
     top, left, bottom, right = given.get("pads", (0, 0, 0, 0))
     pads, group = (top, bottom, left, right), given.get("group", 1)
-    inputs = [graph.ref(name) for name in node.input[:2]]
-    done = graph.emit(
+    return graph.emit(
         node,
         "Conv2D",
         inputs,
@@ -103,8 +114,6 @@ def conv(graph: Graph, node: onnx.NodeProto) -> None:
         input_names=["x", "w"],
         output_names=["output"],
     )
-    if len(node.input) > 2:
-        add_bias(graph, node, done, graph.ref(node.input[2]))
 
 
 def add_bias(graph: Graph, node: onnx.NodeProto, x: str, bias: str) -> None:
@@ -157,39 +166,40 @@ def max_pool(graph: Graph, node: onnx.NodeProto) -> None:
     if any(begin + end):
         _only_positive(graph, node)
         x = _bordered(graph, node, x, begin, end)
-    _pool(graph, node, x, "MaxPool", given)
-    if _positive(graph, node.input[0]):
-        graph.positive.add(node.output[0])
-
-
-def average_pool(graph: Graph, node: onnx.NodeProto) -> None:
-    """Borders count as zeros, or there are none."""
-    given = settings(node)
-    _explicit(node, given)
-    begin, end = _borders(graph, node, given)
-    x = graph.ref(node.input[0])
-    if any(begin + end):
-        if not given.get("count_include_pad", 0) or given.get("ceil_mode", 0):
-            raise refuse(node, "does not count its padding")
-        x = _bordered(graph, node, x, begin, end)
-    _pool(graph, node, x, "AvgPool", given)
-
-
-def _pool(
-    graph: Graph, node: onnx.NodeProto, x: str, primitive: str, given: dict[str, Any]
-) -> None:
-    window = tuple(given["kernel_shape"])
     graph.emit(
         node,
-        primitive,
+        "MaxPool",
         [x],
-        kernel_size=(1, 1, *window),
+        kernel_size=(1, 1, *given["kernel_shape"]),
         strides=(1, 1, *given.get("strides", (1, 1))),
         pad_mode="VALID",
         format="NCHW",
         data_format="NCHW",
         **_NAMES,
     )
+    if _positive(graph, node.input[0]):
+        graph.positive.add(node.output[0])
+
+
+def average_pool(graph: Graph, node: onnx.NodeProto) -> None:
+    """A convolution of each channel alone: MindSpore 2.0 and 2.10 disagree on the attributes of
+    AvgPool. Borders count as zeros, or there are none."""
+    given = settings(node)
+    _explicit(node, given)
+    begin, end = _borders(graph, node, given)
+    if any(begin + end) and (not given.get("count_include_pad", 0) or given.get("ceil_mode", 0)):
+        raise refuse(node, "does not count its padding")
+    channels, window = graph.shapes[node.input[0]][1], tuple(given["kernel_shape"])
+    weight = np.full((channels, 1, *window), 1 / np.prod(window), np.float32)
+    _convolution(
+        graph,
+        node,
+        [graph.ref(node.input[0]), graph.changed(f"{node.output[0]}.mean", weight)],
+        weight.shape,
+        {**given, "pads": (*begin, *end), "group": channels},
+    )
+    if _positive(graph, node.input[0]):
+        graph.positive.add(node.output[0])
 
 
 def _borders(

@@ -81,22 +81,12 @@ def _conv(inputs: list[Tensor], given: Attributes) -> Tensor:
     )
 
 
-def _window(given: Attributes) -> tuple[Any, Any]:
-    if given["pad_mode"] != "VALID" or given["format"] != "NCHW":
-        raise Malformed("a pool that is padded by a rule")
-    return given["kernel_size"][2:], given["strides"][2:]
-
-
 def _max_pool(inputs: list[Tensor], given: Attributes) -> Tensor:
     from torch.nn import functional
 
-    return functional.max_pool2d(inputs[0], *_window(given))
-
-
-def _avg_pool(inputs: list[Tensor], given: Attributes) -> Tensor:
-    from torch.nn import functional
-
-    return functional.avg_pool2d(inputs[0], *_window(given))
+    if given["pad_mode"] != "VALID" or given["format"] != "NCHW":
+        raise Malformed("a pool that is padded by a rule")
+    return functional.max_pool2d(inputs[0], given["kernel_size"][2:], given["strides"][2:])
 
 
 def _pad(inputs: list[Tensor], given: Attributes) -> Tensor:
@@ -157,7 +147,6 @@ def _relu6(x: Tensor) -> Tensor:
 
 _PRIMITIVES: dict[str, Callable[[list[Any], Attributes], Any]] = {
     "Add": lambda x, _: x[0] + x[1],
-    "AvgPool": _avg_pool,
     "BatchMatMul": _batch_matmul,
     "BiasAdd": _bias_add,
     "Concat": _concat,
