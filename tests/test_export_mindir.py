@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from networks import awake
@@ -19,6 +20,7 @@ from torch import nn
 from xfer.backbone import Timm, Torchvision
 from xfer.errors import ExportError
 from xfer.export import Mindir, export
+from xfer.export.mindir_graph import graph_of
 from xfer.export.mindir_read import read
 from xfer.export.mindir_run import runner
 from xfer.head import Keep, Linear, Mlp, swap
@@ -234,6 +236,27 @@ def test_what_mindir_cannot_hold_is_named_and_refused(
         export(After(layer).eval(), images, [Mindir()], card(), tmp_path, 1e-4)
     assert reason in str(caught.value) and caught.value.exit == 10
     assert "ONNX" in caught.value.fix
+    assert not (tmp_path / "model.mindir").exists()
+
+
+def test_a_size_that_is_no_multiple_of_the_batch_is_refused(images: Images) -> None:
+    twice = onnx.helper.make_node("Concat", ["images", "one"], ["logits"], axis=0)
+    one = onnx.numpy_helper.from_array(images[:1], "one")
+    shape = onnx.helper.make_tensor_value_info("images", 1, ["n", 3, 64, 64])
+    out = onnx.helper.make_tensor_value_info("logits", 1, None)
+    graph = onnx.helper.make_graph([twice], "g", [shape], [out], [one])
+    opsets = [onnx.helper.make_opsetid("", 20)]
+    model = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=10)
+    with pytest.raises(ExportError, match=r"'logits' follows the batch as \(3, 3, 64, 64\)"):
+        graph_of(model, images)
+
+
+def test_a_file_that_protobuf_could_not_read_is_not_written(
+    images: Images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("xfer.export.mindir._LARGEST", 100_000)
+    with pytest.raises(ExportError, match="one MindIR file holds 100,000"):
+        written(make(TINY), images, tmp_path)
     assert not (tmp_path / "model.mindir").exists()
 
 
