@@ -18,7 +18,7 @@ NOUNS = tuple(g for g in GROUPS if g not in ("experiment", "sweep"))
 
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "types", "log", "randomness", "help"),
-    ("storage", "weights", "patterns"),
+    ("storage", "weights", "patterns", "protobuf", "dialects"),
     ("transfer",),
     ("preprocess", "images", "download", "snapshot", "resume", "compat", "norms"),
     NOUNS,

@@ -19,12 +19,11 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from xfer import compat
+from xfer import compat, dialects
 from xfer.backbone import Timm, Torchvision
 from xfer.errors import ConfigError, WeightsError
 from xfer.head import Keep, Linear
 from xfer.network import Parts, assemble, check
-from xfer.source import dialects
 from xfer.source.account import account, mark_continued
 from xfer.source.continued import continued
 from xfer.source.dialects import translate
@@ -47,7 +46,7 @@ FILES = [
     "cv_v2.10.ckpt",
     "cv_v2.10.safetensors",
 ]
-TABLE = json.loads(Path(dialects.__file__).with_suffix(".json").read_text())
+TABLE = dialects.shipped()
 NAMES = [name for name, facts in TABLE["dialects"].items() if "marks" in facts]
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from xfer.errors import OutOfMemory, OutputError, XferError
+from xfer.export import refuse_early
 from xfer.facts import table
 from xfer.log import close_log, log, open_log
 from xfer.plan import Plan, make_plan
@@ -63,6 +64,8 @@ def run(specs: Specs) -> Result:
         if earlier is None:
             _refuse_taken(specs)
         plan = make_plan(specs)
+        if "export" in specs.stages:
+            refuse_early(specs.export.writers, plan.card)
         plan.facts.update(fingerprint=fingerprint(specs.config), config=specs.config)
         if earlier:
             check_same(earlier, plan.facts)

@@ -33,7 +33,7 @@ class Onnx:
         """Trace ``net`` with a free batch size; facts in ``metadata_props``, as strings."""
         import onnx
 
-        model = _trace(net, images, self.opset).model_proto
+        model = trace(net, images, self.opset).model_proto
         written = {entry.domain: entry.version for entry in model.opset_import}[""]
         if written != self.opset:  # the exporter keeps its own opset when it cannot convert
             what = f"the network cannot be written in opset {self.opset}, only in {written}"
@@ -58,7 +58,8 @@ class Onnx:
         return run
 
 
-def _trace(net: torch.nn.Module, images: Array, opset: int) -> torch.onnx.ONNXProgram:
+def trace(net: torch.nn.Module, images: Array, opset: int) -> torch.onnx.ONNXProgram:
+    """``net`` as an ONNX graph from ``images``, of any batch size, to ``logits``."""
     import torch
 
     # Two copies of one image: a batch of 1 could be taken for a constant.

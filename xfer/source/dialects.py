@@ -1,27 +1,16 @@
-"""MindSpore's names for layers of networks that timm and torchvision have too.
-
-``dialects.json`` holds the facts. ``suffixes``: what every dialect calls the tensors of a norm.
-``dialects``, by name: ``marks``, patterns of names that only this dialect has, all of which must
-be there; ``suits``, the architectures that compute the same, by library; ``head``, its classifier;
-``rename``, rules in order, then those of ``rename_in`` for one library; ``compat``, what makes the
-function equal (:mod:`xfer.compat`). ``strangers``: names that are known and have no map.
-"""
+"""MindSpore's names in a file, recognised and translated; the names are in :mod:`xfer.dialects`."""
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
-from pathlib import Path
 
+from xfer.dialects import shipped, suits, to_torch
 from xfer.errors import ConfigError, WeightsError, closest
 from xfer.types import Plain
 from xfer.weights import Content
-
-_FILE = Path(__file__).with_name("dialects.json")
 
 
 @dataclass(frozen=True)
@@ -54,27 +43,19 @@ def translate(
         dialect, prefix = _recognised(names, where)
     else:
         prefix = _asked(names, dialect, where)
-    facts = _shipped()["dialects"][dialect]
+    facts = shipped()["dialects"][dialect]
     _check_architecture(dialect, facts, library, architecture, where)
-    rules = [*facts["rename"], *facts.get("rename_in", {}).get(library, ())]
     own = _stripped(names, prefix, facts.get("head"))
-    norms = {name.removesuffix("gamma") for name in own.values() if name.endswith(".gamma")}
-    norms &= {name.removesuffix("beta") for name in own.values() if name.endswith(".beta")}
-    new = {old: _renamed(_suffixed(name, norms), rules) for old, name in own.items()}
+    torch = to_torch(own.values(), dialect, library)
+    new = {old: torch[name] for old, name in own.items()}
     _refuse_collisions(new, where)
     compat = {"dialect": dialect, **facts["compat"]} if facts["compat"] else {}
     return Translation(dialect, new, compat, prefix)
 
 
-@cache
-def _shipped() -> Plain:
-    facts: Plain = json.loads(_FILE.read_text(encoding="utf-8"))
-    return facts
-
-
 def _recognised(names: list[str], where: object) -> tuple[str, str]:
     """The one dialect whose marks are all there, and the prefix before them."""
-    known = _shipped()["dialects"]
+    known = shipped()["dialects"]
     found = {d: _prefix(names, f["marks"]) for d, f in known.items() if "marks" in f}
     fits = [(dialect, prefix) for dialect, prefix in found.items() if prefix is not None]
     if len(fits) > 1:
@@ -86,7 +67,7 @@ def _recognised(names: list[str], where: object) -> tuple[str, str]:
         return fits[0]
     for facts in known.values():
         _refuse_several(_prefixes(names, facts.get("marks", ())), where)
-    for stranger in _shipped()["strangers"]:
+    for stranger in shipped()["strangers"]:
         if _prefix(names, stranger["marks"]) is not None:
             raise WeightsError(
                 where,
@@ -104,12 +85,12 @@ def _recognised(names: list[str], where: object) -> tuple[str, str]:
 
 
 def _about() -> str:
-    return ", ".join(f"{d} ({f['about']})" for d, f in _shipped()["dialects"].items())
+    return ", ".join(f"{d} ({f['about']})" for d, f in shipped()["dialects"].items())
 
 
 def _asked(names: list[str], dialect: str, where: object) -> str:
     """The prefix before the names of ``dialect``."""
-    known = _shipped()["dialects"]
+    known = shipped()["dialects"]
     if dialect not in known:
         raise ConfigError("source.dialect", f"'{dialect}' is none", closest(dialect, known), 64)
     if "marks" not in known[dialect]:
@@ -159,10 +140,9 @@ def _check_architecture(
 ) -> None:
     """Refuse an architecture of a known library that is another network. A library of the user's
     own is let through: the strict match of names and shapes decides."""
-    suits: dict[str, str] | None = facts.get("suits")
-    if suits is None or library not in ("timm", "torchvision"):
+    if "suits" not in facts or library not in ("timm", "torchvision"):
         return
-    if not re.fullmatch(suits.get(library, "(?!)"), architecture.split(".")[0]):
+    if not suits(facts, library, architecture):
         raise WeightsError(
             where,
             f"holds {facts['about']} ({dialect}), which {library}'s {architecture} is not",
@@ -181,21 +161,6 @@ def _stripped(names: list[str], prefix: str, head: str | None) -> dict[str, str]
     if len({found[1] for found in bare.values()}) != 1:
         return own
     return {old: f"{head}.{bare[n][2]}" if n in bare else n for old, n in own.items()}
-
-
-def _suffixed(name: str, norms: set[str]) -> str:
-    """``name`` with torch's word for a norm's tensor. A ``gamma`` without a ``beta`` beside it is
-    a layer scale, which torch calls gamma too."""
-    layer, dot, last = name.rpartition(".")
-    if last in ("gamma", "beta") and layer + dot not in norms:
-        return name
-    return layer + dot + str(_shipped()["suffixes"].get(last, last))
-
-
-def _renamed(name: str, rules: Sequence[Sequence[str]]) -> str:
-    for pattern, to in rules:
-        name = re.sub(pattern, to, name)
-    return name
 
 
 def _refuse_collisions(new: Mapping[str, str], where: object) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import mmap
 from typing import TYPE_CHECKING
 
+from xfer.protobuf import BYTES, VARINT, Field, Malformed, Wire
 from xfer.source.mindspore_state import sorted_out
 from xfer.source.mindspore_tensors import (
     MOST_DIMS,
@@ -21,7 +22,6 @@ from xfer.source.mindspore_tensors import (
     opened,
     read_tensors,
 )
-from xfer.source.protobuf import BYTES, VARINT, Field, Malformed, Wire
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO
 
 from xfer.errors import WeightsError
+from xfer.protobuf import BYTES, LONGEST_TEXT, VARINT, Field, Malformed, Wire
 from xfer.source.mindspore_state import sorted_out
 from xfer.source.mindspore_tensors import (
     MOST_DIMS,
@@ -27,7 +28,6 @@ from xfer.source.mindspore_tensors import (
     opened,
     read_tensors,
 )
-from xfer.source.protobuf import BYTES, LONGEST_TEXT, VARINT, Field, Malformed, Wire
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO
 
 from xfer.errors import WeightsError
-from xfer.source.protobuf import Malformed
+from xfer.protobuf import Malformed
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -1,0 +1,108 @@
+"""MindIR, MindSpore's graph format, made of the ONNX graph; MindSpore is not needed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, ClassVar
+
+from xfer.errors import ExportError
+from xfer.export import mindir_layers as layers
+from xfer.export import mindir_shapes as shapes
+from xfer.export.metadata import metadata
+from xfer.export.mindir_graph import FIX, Graph, graph_of, refuse
+from xfer.export.onnx import trace
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import onnx
+    import torch
+
+    from xfer.types import Array, Card, Plain, Runner
+
+_OPSET = 20
+_LARGEST = (1 << 31) - 1  # protobuf reads no longer message
+
+_OPERATORS: dict[str, Callable[[Graph, onnx.NodeProto], None]] = {
+    "Add": partial(layers.pair, primitive="Add"),
+    "AveragePool": layers.average_pool,
+    "BatchNormalization": layers.batch_norm,
+    "Clip": layers.clip,
+    "Concat": shapes.concat,
+    "Conv": layers.conv,
+    "Div": partial(layers.pair, primitive="RealDiv"),
+    "Erf": partial(layers.single, primitive="Erf"),
+    "Expand": shapes.expand,
+    "Flatten": shapes.reshape,
+    "Gather": shapes.gather,
+    "Gelu": layers.gelu,
+    "Gemm": shapes.gemm,
+    "GlobalAveragePool": shapes.global_average_pool,
+    "HardSigmoid": layers.hard_sigmoid,
+    "HardSwish": partial(layers.single, primitive="HSwish"),
+    "Identity": shapes.same,
+    "LayerNormalization": shapes.layer_norm,
+    "MatMul": shapes.matmul,
+    "MaxPool": layers.max_pool,
+    "Mul": partial(layers.pair, primitive="Mul"),
+    "Pad": layers.pad,
+    "ReduceMean": shapes.reduce_mean,
+    "Relu": partial(layers.single, primitive="ReLU"),
+    "Reshape": shapes.reshape,
+    "Sigmoid": partial(layers.single, primitive="Sigmoid"),
+    "Slice": shapes.cut,
+    "Softmax": shapes.softmax,
+    "Split": shapes.split,
+    "Squeeze": shapes.reshape,
+    "Sub": partial(layers.pair, primitive="Sub"),
+    "Transpose": shapes.transpose,
+    "Unsqueeze": shapes.reshape,
+}
+
+
+@dataclass(frozen=True)
+class Mindir:
+    """One ``.mindir`` that MindSpore 2.0 to 2.10 load: ``images`` float32 (batch, 3, h, w) to
+    logits, any batch, class names and preprocessing in its ``user_info``."""
+
+    file: ClassVar[str] = "model.mindir"
+
+    def write(self, net: torch.nn.Module, images: Array, card: Card, path: Path) -> Plain:
+        """Trace ``net`` and write its operators as MindSpore's. Raises ExportError for one that
+        is not in the table, by name."""
+        model = trace(net, images, _OPSET).model_proto
+        graph = graph_of(model, images)
+        for node in model.graph.node:
+            # What is computed from shapes and constants alone is known, and not written.
+            if not _is_known(graph, node):
+                _OPERATORS.get(node.op_type, _refuse)(graph, node)
+        content = _content(graph, card)
+        path.write_bytes(content)
+        return {"mind_ir_version": 1, "operators": len(graph.file.nodes)}
+
+    def open(self, path: Path, net: torch.nn.Module) -> Runner:
+        """The file alone, run by xfer's own interpreter on the CPU."""
+        from xfer.export.mindir_run import runner
+
+        return runner(path)
+
+
+def _refuse(graph: Graph, node: onnx.NodeProto) -> None:
+    raise refuse(node, f"xfer cannot write {node.op_type} as MindIR")
+
+
+def _is_known(graph: Graph, node: onnx.NodeProto) -> bool:
+    """Whether a node gives constants, or sizes that follow the batch."""
+    return all(name in graph.values or name in graph.sizes for name in node.output)
+
+
+def _content(graph: Graph, card: Card) -> bytes:
+    output = graph.model.graph.output[0].name
+    entry = (graph.refs["images"], graph.shapes["images"])
+    content = graph.file.dump(entry, (graph.ref(output), graph.shapes[output]), metadata(card))
+    if len(content) > _LARGEST:
+        what = f"needs {len(content):,} bytes, one MindIR file holds {_LARGEST:,}"
+        raise ExportError("mindir", what, FIX, 23)
+    return content

@@ -1,0 +1,175 @@
+"""Runs a ``.mindir`` with torch, as MindSpore's documentation says of each primitive.
+
+It shares nothing with the writer but the field numbers, so that it finds the writer's mistakes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from xfer.export.mindir_read import Call, Program, read
+from xfer.protobuf import Malformed
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import Tensor
+
+    from xfer.types import Array, Runner
+
+Attributes = dict[str, Any]
+
+
+def runner(path: Path) -> Runner:
+    """``path`` as a function of images. Raises Malformed for a file that is none of xfer's."""
+    import torch
+
+    program = read(path)
+    weights = {name: torch.from_numpy(values.copy()) for name, values in program.tensors.items()}
+
+    def run(images: Array) -> Array:
+        with torch.inference_mode():
+            logits: Array = _run(program, weights, torch.from_numpy(images)).numpy()
+            return logits
+
+    return run
+
+
+def _run(program: Program, weights: dict[str, Tensor], images: Tensor) -> Tensor:
+    last = {name: i for i, call in enumerate(program.calls) for name in call.inputs}
+    known: dict[str, Any] = {**weights, **program.constants, program.entry: images}
+    for i, call in enumerate(program.calls):
+        known[call.output] = _result(call, [known[name] for name in call.inputs])
+        for name in call.inputs:
+            if last[name] == i and name not in weights:
+                known.pop(name, None)  # else all activations would be held at once
+    answer: Tensor = known[program.answer]
+    return answer
+
+
+def _result(call: Call, inputs: list[Any]) -> Any:
+    if call.primitive not in _PRIMITIVES:
+        raise Malformed(f"the primitive '{call.primitive}' is not known")
+    result = _PRIMITIVES[call.primitive](inputs, call.attributes)
+    if call.dims is not None:
+        # MindSpore plans its memory by the shape in the file.
+        found = tuple(result.shape)
+        fits = len(found) == len(call.dims) and all(
+            want in (-1, size) for want, size in zip(call.dims, found, strict=True)
+        )
+        if not fits:
+            raise Malformed(f"'{call.output}' is {found}, the file says {call.dims}")
+    return result
+
+
+def _conv(inputs: list[Tensor], given: Attributes) -> Tensor:
+    from torch.nn import functional
+
+    top, bottom, left, right = given["pad_list"]
+    if given["pad_mode"] != "pad" or given["format"] != "NCHW" or given["mode"] != 1:
+        raise Malformed("a convolution that is padded by a rule")
+    padded = functional.pad(inputs[0], (left, right, top, bottom))
+    return functional.conv2d(
+        padded,
+        inputs[1],
+        None,
+        given["stride"][2:],
+        0,
+        given["dilation"][2:],
+        given["group"],
+    )
+
+
+def _max_pool(inputs: list[Tensor], given: Attributes) -> Tensor:
+    from torch.nn import functional
+
+    if given["pad_mode"] != "VALID" or given["format"] != "NCHW":
+        raise Malformed("a pool that is padded by a rule")
+    return functional.max_pool2d(inputs[0], given["kernel_size"][2:], given["strides"][2:])
+
+
+def _pad(inputs: list[Tensor], given: Attributes) -> Tensor:
+    from torch.nn import functional
+
+    flat = [n for before, after in reversed(given["paddings"]) for n in (before, after)]
+    return functional.pad(inputs[0], flat)
+
+
+def _bias_add(inputs: list[Tensor], given: Attributes) -> Tensor:
+    x, bias = inputs
+    return x + bias.reshape(1, -1, *[1] * (x.ndim - 2))
+
+
+def _slice(inputs: list[Any], given: Attributes) -> Tensor:
+    x, begin, size = inputs
+    spans = zip(begin, size, strict=True)
+    return x[tuple(slice(b, None if n == -1 else b + n) for b, n in spans)]  # type: ignore[no-any-return]
+
+
+def _matmul(inputs: list[Tensor], given: Attributes) -> Tensor:
+    x, y = inputs
+    if x.ndim != 2 or y.ndim != 2:
+        raise Malformed("MatMul takes two matrices")
+    return (x.T if given["transpose_a"] else x) @ (y.T if given["transpose_b"] else y)
+
+
+def _batch_matmul(inputs: list[Tensor], given: Attributes) -> Tensor:
+    x, y = inputs
+    if given["transpose_a"] or given["transpose_b"] or x.shape[:-2] != y.shape[:-2]:
+        raise Malformed("BatchMatMul takes two stacks of as many matrices")
+    return x @ y
+
+
+def _layer_norm(inputs: list[Tensor], given: Attributes) -> tuple[Tensor]:
+    x, scale, shift = inputs
+    axes = list(range(given["begin_norm_axis"], x.ndim))
+    mean = x.mean(axes, keepdim=True)
+    var = (x - mean).square().mean(axes, keepdim=True)
+    return (((x - mean) / (var + given["epsilon"]).sqrt()) * scale + shift,)
+
+
+def _gelu(inputs: list[Tensor], given: Attributes) -> Tensor:
+    from torch.nn import functional
+
+    return functional.gelu(inputs[0], approximate="tanh")
+
+
+def _concat(inputs: list[Any], given: Attributes) -> Tensor:
+    import torch
+
+    return torch.cat(list(inputs[0]), given["axis"])
+
+
+def _relu6(x: Tensor) -> Tensor:
+    return x.clamp(0, 6)
+
+
+_PRIMITIVES: dict[str, Callable[[list[Any], Attributes], Any]] = {
+    "Add": lambda x, _: x[0] + x[1],
+    "BatchMatMul": _batch_matmul,
+    "BiasAdd": _bias_add,
+    "Concat": _concat,
+    "Conv2D": _conv,
+    "Erf": lambda x, _: x[0].erf(),
+    "GeLU": _gelu,
+    "HSigmoid": lambda x, _: _relu6(x[0] + 3) / 6,
+    "HSwish": lambda x, _: x[0] * _relu6(x[0] + 3) / 6,
+    "LayerNorm": _layer_norm,
+    "MakeTuple": lambda x, _: tuple(x),
+    "MatMul": _matmul,
+    "MaxPool": _max_pool,
+    "Mul": lambda x, _: x[0] * x[1],
+    "Pad": _pad,
+    "ReLU": lambda x, _: x[0].clamp(min=0),
+    "ReLU6": lambda x, _: _relu6(x[0]),
+    "RealDiv": lambda x, _: x[0] / x[1],
+    "ReduceMean": lambda x, given: x[0].mean(x[1], keepdim=given["keep_dims"]),
+    "Reshape": lambda x, _: x[0].reshape(x[1]),
+    "Sigmoid": lambda x, _: x[0].sigmoid(),
+    "Slice": _slice,
+    "Softmax": lambda x, given: x[0].softmax(given["axis"][0]),
+    "Sub": lambda x, _: x[0] - x[1],
+    "Transpose": lambda x, _: x[0].permute(x[1]),
+    "TupleGetItem": lambda x, _: x[0][x[1]],
+}
