@@ -16,7 +16,7 @@ PACKAGE = ROOT / "xfer"
 NOUNS = tuple(g for g in GROUPS if g not in ("experiment", "sweep"))
 
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors", "types", "log", "randomness", "help"),
+    ("errors", "types", "log", "randomness", "help", "seal"),
     ("storage", "weights", "patterns"),
     ("transfer",),
     ("preprocess", "images", "download", "snapshot", "resume", "compat", "norms"),
@@ -28,12 +28,13 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "metrics",
         "ema",
         "momenta",
+        "memory",
         "predict",
         "facts",
         "schema",
         "specs",
     ),
-    ("classes",),
+    ("classes", "numbers"),
     ("plan", "places", "evaluate"),
     ("model", "builder"),
     ("history", "extraction", "lr_find"),
@@ -58,8 +59,8 @@ HEAVY = {
 # Subclasses and helpers of torch; everything else gets by without it until it works.
 OF_TORCH = {"head.layers"} | {
     "compat", "ema", "evaluate", "extraction", "features.absent", "features.cut", "features.find",
-    "features.proof", "feed", "fit", "history", "loader", "lr_find", "metrics", "model", "momenta",
-    "network", "phases",
+    "features.proof", "feed", "fit", "history", "loader", "lr_find", "memory", "metrics", "model",
+    "momenta", "network", "numbers", "phases",
 }  # fmt: skip
 
 

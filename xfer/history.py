@@ -6,6 +6,7 @@ import csv
 import io
 import statistics
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +14,10 @@ import pytorch_lightning as pl
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from xfer.log import log
+from xfer.resume import LAST, PREVIOUS
+from xfer.seal import sealed
 from xfer.snapshot import FORMAT, Snapshot, write_snapshot
-from xfer.storage import atomic_write, write_text
+from xfer.storage import load_tensors, save_tensors, write_text
 from xfer.types import Plain
 
 if TYPE_CHECKING:
@@ -136,6 +139,7 @@ class History(pl.Callback):
             "epoch": row["epoch"],
             "step": row["step"],
         }
+        module.check_numbers()
         frozen = module.fingerprint if module.frozen else None
         state = module.best_state()
         write_snapshot(
@@ -172,7 +176,14 @@ class History(pl.Callback):
             (self.folder / f"{self.kept.pop(0)}.ckpt").unlink(missing_ok=True)
 
     def _save_resume(self, trainer: pl.Trainer, name: str) -> None:
+        module: Any = trainer.lightning_module
+        module.check_numbers()
         trainer.save_checkpoint(self.folder / f"{name}.ckpt")
+
+    def close(self) -> None:
+        """Let the file before the last one go, once the last one is known to be whole."""
+        if sealed(self.folder / LAST):
+            (self.folder / PREVIOUS).unlink(missing_ok=True)
 
     def on_save_checkpoint(  # type: ignore[override]
         self, trainer: pl.Trainer, pl_module: Classifier, checkpoint: dict[str, Any]
@@ -187,16 +198,22 @@ class History(pl.Callback):
 
 
 class AtomicIO(TorchCheckpointIO):
-    """Lightning's checkpoints through :func:`xfer.storage.atomic_write`: never torn, never code."""
+    """Lightning's checkpoints through :func:`xfer.storage.save_tensors`: never torn, never code.
+
+    The last resume file stays as ``previous.ckpt`` when a new one takes its place.
+    """
 
     def save_checkpoint(self, checkpoint: Any, path: Any, storage_options: Any = None) -> None:
-        """Write to the target's own folder, sync, rename."""
-        import torch
-
-        atomic_write(Path(path), lambda part: torch.save(checkpoint, part))
+        """Write to the target's own folder, sync, read back, rename."""
+        path = Path(path)
+        save_tensors(path, checkpoint, partial(_keep_previous, path))
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: Any = True) -> Any:
         """Read tensors and plain types only."""
-        from xfer.storage import load_tensors
-
         return load_tensors(Path(path))
+
+
+def _keep_previous(path: Path) -> None:
+    # A kill after this leaves a run without last.ckpt, which goes on from the previous one.
+    if path.name == LAST and path.is_file():
+        path.replace(path.with_name(PREVIOUS))

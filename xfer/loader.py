@@ -97,12 +97,15 @@ class Order(Sampler[list[Key]]):
         return batches(self.count, self.batch_size)
 
     def __iter__(self) -> Iterator[list[Key]]:
+        return iter(self.groups()[self.skip :])
+
+    def groups(self) -> list[list[Key]]:
+        """The keys of every batch of the epoch."""
         generator = torch.Generator().manual_seed(derive("order", self.seed, self.epoch))
         order = torch.randperm(self.count, generator=generator).tolist()
         starts = [i * self.batch_size for i in range(len(self))]
         spans = zip(starts, [*starts[1:], self.count], strict=True)
-        groups = [[(self.epoch, index) for index in order[start:end]] for start, end in spans]
-        return iter(groups[self.skip :])
+        return [[(self.epoch, index) for index in order[start:end]] for start, end in spans]
 
 
 def batches(count: int, batch_size: int) -> int:

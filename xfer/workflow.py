@@ -16,7 +16,7 @@ from xfer.errors import OutOfMemory, OutputError, XferError
 from xfer.facts import table
 from xfer.log import close_log, log, open_log
 from xfer.plan import Plan, make_plan
-from xfer.resume import Earlier, check_same, choose, entries, fingerprint, lock
+from xfer.resume import Earlier, check_same, choose, entries, fingerprint, lock, resume_file
 from xfer.specs import Specs
 from xfer.storage import file_sha256, output_errors, write_json, write_text
 from xfer.types import Exported, Plain, Predictions, Samples, Score
@@ -86,7 +86,7 @@ def _stages(work: Work, earlier: Earlier | None) -> Plain | None:
     if "fit" in stages:
         from xfer.fit import fit
 
-        work.fitted = fit(plan, work.folder, earlier.resume_file if earlier else None)
+        work.fitted = fit(plan, work.folder, resume_file(work.folder) if earlier else None)
         work.device = work.fitted.device
     net = _network(work) if {"evaluate", "predict", "export"} & set(stages) else None
     if net and "evaluate" in stages:
@@ -267,10 +267,19 @@ def _recorded(folder: Path) -> Iterator[None]:
 
 
 def _as_xfer(error: BaseException) -> BaseException:
-    """Out of memory told as such, whichever device ran out."""
-    if isinstance(error, MemoryError) or "OutOfMemoryError" in type(error).__name__:
+    """Out of memory told as such, whichever device ran out; and a data worker that was killed."""
+    from xfer.memory import ran_out
+
+    if ran_out(error):
         return OutOfMemory(
-            "data.batch_size", str(error).split(". ")[0] or "no memory left", "lower it"
+            "data.eval_batch_size",
+            str(error).split(". ")[0] or "no memory left",
+            "lower it, and data.decoded_gb",
+            3,
+        )
+    if isinstance(error, RuntimeError) and "killed by signal: Killed" in str(error):
+        return OutOfMemory(
+            "data.workers", "the system killed a data worker", "lower it, and data.decoded_gb", 4
         )
     return error
 
