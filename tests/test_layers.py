@@ -17,7 +17,7 @@ NOUNS = tuple(g for g in GROUPS if g not in ("experiment", "sweep"))
 
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "types", "log", "randomness", "help", "seal"),
-    ("storage", "weights", "patterns"),
+    ("storage", "weights", "patterns", "signals"),
     ("transfer",),
     ("preprocess", "images", "download", "snapshot", "resume", "compat", "norms"),
     NOUNS,
@@ -37,7 +37,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("classes", "numbers"),
     ("plan", "places", "evaluate"),
     ("model", "builder"),
-    ("history", "extraction", "lr_find"),
+    ("history", "extraction", "lr_find", "record"),
     ("feed",),
     ("phases",),
     ("fit",),

@@ -15,7 +15,6 @@ import pytorch_lightning as pl
 import torch
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.callbacks import TQDMProgressBar
-from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from xfer.decoded import decoded
 from xfer.errors import ConfigError, DataError, OutOfMemory
@@ -29,6 +28,7 @@ from xfer.model import Classifier
 from xfer.network import assemble
 from xfer.phases import Phases
 from xfer.preprocess import prepare
+from xfer.signals import stop
 from xfer.snapshot import Snapshot, read_snapshot, write_snapshot
 from xfer.types import Plain
 
@@ -61,7 +61,7 @@ def fit(plan: Plan, folder: Path, resume: Path | None = None) -> Fitted:
     plan = _decoded(plan)
     net = assemble(plan.parts, plan.weights)
     module, history = Classifier(net, plan), History(plan, folder)
-    with _quiet(), _signals():
+    with _quiet():
         feed = Feed(plan, *_loaders(plan))
         phases = Phases(plan, folder, history, feed)
         trainer = _trainer(plan, folder, [phases, history])
@@ -101,9 +101,12 @@ def fit(plan: Plan, folder: Path, resume: Path | None = None) -> Fitted:
 
 
 def _out_of_memory(work: Callable[[], object]) -> bool:
+    """Whether ``work`` ran out of memory. Raises Stopped where a signal is behind its failure."""
     try:
         work()
     except (MemoryError, RuntimeError) as error:
+        # A signal to the whole group also ends the data workers, which the run cannot do without.
+        stop.obey()
         if not ran_out(error):
             raise
         # Nothing may hold the error: its frames hold the tensors that filled the memory.
@@ -205,19 +208,6 @@ class _ProgressBar(TQDMProgressBar):
 
     def get_metrics(self, trainer: Any, pl_module: Any) -> Any:
         return {}
-
-
-@contextmanager
-def _signals() -> Iterator[None]:
-    """Lightning ends a process that was told to stop with 0 or 1; the contract says 143 and 130."""
-    try:
-        yield
-    except SIGTERMException as error:
-        raise SystemExit(143) from error
-    except SystemExit as error:
-        if isinstance(error.__context__, KeyboardInterrupt):
-            raise KeyboardInterrupt from error
-        raise
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import signal
 import statistics
 import time
 from functools import partial
@@ -16,6 +17,7 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 from xfer.log import log
 from xfer.resume import LAST, PREVIOUS
 from xfer.seal import sealed
+from xfer.signals import install, stop
 from xfer.snapshot import FORMAT, Snapshot, write_snapshot
 from xfer.storage import load_tensors, save_tensors, write_text
 from xfer.types import Plain
@@ -55,13 +57,15 @@ class History(pl.Callback):
             if file.stem not in self.kept:
                 file.unlink()
         self._epoch_started = time.perf_counter()
+        install()
 
     def exclude(self, seconds: float) -> None:
         """Leave ``seconds`` that were spent on features out of the epoch's time."""
         self._epoch_started += seconds
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Forget the last epoch's steps."""
+        """Forget the last epoch's steps; from here on a signal waits for the step in progress."""
+        stop.waits = True
         self._step_s.clear()
         self._waited, self._ended = 0.0, time.perf_counter()
 
@@ -91,6 +95,9 @@ class History(pl.Callback):
             # After the last batch the validation is still to come: the epoch's end saves it.
             if not last_of_epoch:
                 self._save_resume(trainer, "last")
+        if stop.asked and stepped and not last_of_epoch:
+            self._save_resume(trainer, "last")
+            self._obey(trainer)
         self._ended = time.perf_counter()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Classifier) -> None:  # type: ignore[override]
@@ -107,6 +114,14 @@ class History(pl.Callback):
         if policy.every_n_epochs and row["epoch"] % policy.every_n_epochs == 0:
             self._keep(trainer, f"{policy.prefix}_epoch{row['epoch']}")
         self._save_resume(trainer, "last")
+        self._obey(trainer)
+        stop.waits = False
+
+    def _obey(self, trainer: pl.Trainer) -> None:
+        if stop.asked:
+            name, step = signal.Signals(stop.asked).name, trainer.global_step
+            log.info(f"stopped by {name} after step {step}; checkpoint.resume=auto goes on")
+        stop.obey()
 
     def _row(self, trainer: pl.Trainer, module: Classifier) -> Plain:
         found, first = module.found, ("val_loss", "val_acc")

@@ -15,6 +15,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from xfer.errors import XferError
 from xfer.randomness import derive
+from xfer.signals import ignore_in_worker
 
 if TYPE_CHECKING:
     import numpy as np
@@ -134,6 +135,7 @@ class TrainLoader(DataLoader[Any]):
             collate_fn=pictures.collate,
             pin_memory=pin,
             persistent_workers=workers > 0,
+            worker_init_fn=ignore_in_worker,
         )
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
@@ -166,6 +168,7 @@ class EvalLoader(DataLoader[Any]):
             collate_fn=pictures.collate,
             pin_memory=pin,
             persistent_workers=workers > 0,
+            worker_init_fn=ignore_in_worker,
         )
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]

@@ -189,6 +189,9 @@ class Classifier(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what trains, and the fingerprint of the rest."""
+        if self.ema is not None:
+            # Callbacks save before the module's own hook has followed the step.
+            self.ema.update(self.net, self.global_step)
         left_out = {f"net.{name}" for name in self.frozen}
         checkpoint["state_dict"] = {
             k: v for k, v in checkpoint["state_dict"].items() if k not in left_out

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import secrets
 import time
-import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from xfer.errors import OutOfMemory, OutputError, XferError
+from xfer.errors import OutputError
 from xfer.facts import table
 from xfer.log import close_log, log, open_log
 from xfer.plan import Plan, make_plan
-from xfer.resume import Earlier, check_same, choose, entries, fingerprint, lock, resume_file
+from xfer.record import recorded
+from xfer.resume import Earlier, check_same, choose, fingerprint, resume_file
+from xfer.signals import heeded
 from xfer.specs import Specs
-from xfer.storage import file_sha256, output_errors, write_json, write_text
+from xfer.storage import output_errors, write_json, write_text
 from xfer.types import Exported, Plain, Predictions, Samples, Score
 
 if TYPE_CHECKING:
@@ -53,6 +52,11 @@ class Work:
 
 def run(specs: Specs) -> Result:
     """Do what ``specs`` ask for, in a folder of its own. Raises XferError."""
+    with heeded():
+        return _run(specs)
+
+
+def _run(specs: Specs) -> Result:
     began = time.perf_counter()
     open_log(None)
     try:
@@ -68,7 +72,7 @@ def run(specs: Specs) -> Result:
             check_same(earlier, plan.facts)
         log.info(table(plan))
         folder = earlier.folder if earlier else _make_folder(specs)
-        with _recorded(folder):
+        with recorded(folder):
             _write_plan(plan, folder)
             work = Work(plan, folder, time.perf_counter() - began, began)
             return Result(folder, plan.facts, _stages(work, earlier))
@@ -236,67 +240,3 @@ def _write_plan(plan: Plan, folder: Path) -> None:
     if plan.load:
         write_json(folder / "load_report.json", plan.load)
     write_text(folder / "config.yaml", yaml.safe_dump(plan.specs.config, sort_keys=False))
-
-
-@contextmanager
-def _recorded(folder: Path) -> Iterator[None]:
-    """Log, lock and status of the run in ``folder``; a failure leaves ``error.log``."""
-    with output_errors(folder):
-        held = lock(folder)
-        for part in folder.rglob(".*.part"):  # left by a killed process
-            part.unlink()
-        open_log(folder)
-        write_json(folder / "status.json", {"state": "running"})
-    try:
-        yield
-    except BaseException as error:
-        told = _as_xfer(error)
-        write_text(folder / "error.log", "".join(traceback.format_exception(error)))
-        write_json(folder / "status.json", _failure(told))
-        if told is error or not isinstance(error, Exception):
-            raise
-        raise told from error
-    else:
-        files = {str(p.relative_to(folder)): file_sha256(p) for p in entries(folder)}
-        write_json(
-            folder / "status.json", {"state": "finished", "code": 0, "exit": 0, "files": files}
-        )
-        log.info(f"everything is in {folder}")
-    finally:
-        held.close()
-
-
-def _as_xfer(error: BaseException) -> BaseException:
-    """Out of memory told as such, whichever device ran out; and a data worker that was killed."""
-    from xfer.memory import ran_out
-
-    if ran_out(error):
-        return OutOfMemory(
-            "data.eval_batch_size",
-            str(error).split(". ")[0] or "no memory left",
-            "lower it, and data.decoded_gb",
-            3,
-        )
-    if isinstance(error, RuntimeError) and "killed by signal: Killed" in str(error):
-        return OutOfMemory(
-            "data.workers", "the system killed a data worker", "lower it, and data.decoded_gb", 4
-        )
-    return error
-
-
-def _exit_code(error: BaseException) -> int:
-    if isinstance(error, KeyboardInterrupt):
-        return 130
-    code = getattr(error, "exit", getattr(error, "code", 1))
-    return code if isinstance(code, int) else 1
-
-
-def _failure(error: BaseException) -> Plain:
-    return {
-        "state": "failed" if isinstance(error, Exception) else "interrupted",
-        "code": error.number if isinstance(error, XferError) else None,
-        "exit": _exit_code(error),
-        "message": f"{error.where}: {error.what}" if isinstance(error, XferError) else repr(error),
-        "remedy": error.fix if isinstance(error, XferError) else None,
-        "files": {},
-    }
