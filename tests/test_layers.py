@@ -16,7 +16,7 @@ PACKAGE = ROOT / "xfer"
 NOUNS = tuple(g for g in GROUPS if g not in ("experiment", "sweep"))
 
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors", "types", "log", "randomness", "help", "seal"),
+    ("errors", "types", "log", "randomness", "help", "seal", "looks"),
     ("storage", "weights", "patterns", "signals"),
     ("transfer",),
     ("preprocess", "images", "download", "snapshot", "resume", "compat", "norms"),
