@@ -37,7 +37,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("classes", "numbers"),
     ("plan", "places", "evaluate"),
     ("model", "builder"),
-    ("history", "extraction", "lr_find", "record"),
+    ("history", "extraction", "lr_find", "record", "room"),
     ("feed",),
     ("phases",),
     ("fit",),

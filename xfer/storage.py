@@ -89,7 +89,13 @@ def save_tensors(path: Path, facts: Plain, before: Callable[[], object] | None =
     import torch
 
     def write(part: Path) -> None:
-        torch.save(facts, part)
+        try:
+            torch.save(facts, part)
+        except RuntimeError as error:
+            # What torch makes of a disk that is full.
+            if not any(words in str(error) for words in _TORN):
+                raise
+            raise OSError(28, "No space left on device, or a failed write") from error
         seal(part)
         _sync(part)
         if not sealed(part):
@@ -131,6 +137,9 @@ def load_tensors(path: Path) -> Any:
         raise _not_a_torch_file(path, error) from error
     except _DAMAGED as error:
         raise _not_a_torch_file(path, error) from error
+
+
+_TORN = ("PytorchStreamWriter", "inline_container", "iostream error")
 
 
 def damaged(path: Path) -> WeightsError:

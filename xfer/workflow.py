@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -15,6 +16,7 @@ from xfer.log import close_log, log, open_log
 from xfer.plan import Plan, make_plan
 from xfer.record import recorded
 from xfer.resume import Earlier, check_same, choose, fingerprint, resume_file
+from xfer.room import check_folder, check_space
 from xfer.signals import heeded
 from xfer.specs import Specs
 from xfer.storage import output_errors, write_json, write_text
@@ -66,6 +68,7 @@ def _run(specs: Specs) -> Result:
             return Result(earlier.folder, {}, None)
         if earlier is None:
             _refuse_taken(specs)
+            check_folder(Path(specs.run_dir or "outputs").expanduser())
         plan = make_plan(specs)
         plan.facts.update(fingerprint=fingerprint(specs.config), config=specs.config)
         if earlier:
@@ -73,6 +76,7 @@ def _run(specs: Specs) -> Result:
         log.info(table(plan))
         folder = earlier.folder if earlier else _make_folder(specs)
         with recorded(folder):
+            check_space(plan, folder)
             _write_plan(plan, folder)
             work = Work(plan, folder, time.perf_counter() - began, began)
             return Result(folder, plan.facts, _stages(work, earlier))
@@ -226,11 +230,13 @@ def _make_folder(specs: Specs) -> Path:
         with output_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
         return folder
-    stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
-    folder = Path("outputs") / specs.experiment / f"{stamp}_{secrets.token_hex(3)}"
-    with output_errors(folder):
-        folder.mkdir(parents=True)
-    return folder
+    root = Path("outputs") / specs.experiment
+    while True:
+        stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+        folder = root / f"{stamp}_{secrets.token_hex(3)}"
+        with output_errors(folder), suppress(FileExistsError):
+            folder.mkdir(parents=True)
+            return folder
 
 
 def _write_plan(plan: Plan, folder: Path) -> None:
