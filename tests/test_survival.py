@@ -38,5 +38,5 @@ def test_a_loader_that_forgets_its_place_is_found_out():
 
 @pytest.mark.slow
 def test_five_hundred_kills_change_nothing():
-    found = survival("--kills", "500", "--seed", "1")
+    found = survival("--kills", "500", "--seed", "1", "--report")
     assert found["kills"] >= 500 and found["different"] == []

@@ -10,6 +10,16 @@ from pathlib import Path
 log = logging.getLogger("xfer")
 
 
+def _escaped(record: logging.LogRecord) -> bool:
+    """A file name must not steer the terminal: control characters are written out."""
+    text = record.getMessage()
+    shown = (
+        c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text
+    )
+    record.msg, record.args = "".join(shown), None
+    return True
+
+
 class _Terminal(logging.StreamHandler):  # type: ignore[type-arg]
     """Writes to the ``sys.stdout`` of the moment, so that notebooks and tests can take it over."""
 
@@ -37,6 +47,7 @@ def open_log(folder: Path | None) -> None:
     close_log()
     log.setLevel(logging.INFO)
     log.propagate = False
+    log.addFilter(_escaped)
     log.addHandler(_Terminal())
     if folder is not None:
         handler = _File(folder / "run.log", encoding="utf-8", errors="backslashreplace")

@@ -10,7 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from xfer.errors import OutputError
+from xfer.errors import OutputError, printable
 from xfer.facts import table
 from xfer.log import close_log, log, open_log
 from xfer.plan import Plan, make_plan
@@ -159,7 +159,7 @@ def _predict(work: Work, net: nn.Module) -> None:
     write_predictions(found, path)
     chosen, confidence = found.logits.argmax(axis=1), found.probabilities.max(axis=1)
     for i, name in enumerate(found.names[:20]):
-        log.info(f"{name}: {found.classes[chosen[i]]} ({confidence[i]:.3f})")
+        log.info(f"{printable(name)}: {found.classes[chosen[i]]} ({confidence[i]:.3f})")
     log.info(f"{len(found.names)} predictions in {path}")
 
 
