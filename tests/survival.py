@@ -79,8 +79,8 @@ def survive(folder: Path, whole: Path, took: float, dice: random.Random) -> tupl
         child = begin(folder)
         time.sleep(dice.uniform(0, 0.7 * took))
         os.kill(child, signal.SIGKILL)
-        if end(child) == 0:
-            break  # it had finished
+        if end(child) != -signal.SIGKILL:
+            break  # it had finished, or will fail again below
         landed += 1
     code = end(begin(folder))
     try:

@@ -26,8 +26,9 @@ def check_folder(folder: Path) -> None:
         while not there.exists():
             there = there.parent
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        what = "may not be written" if there.is_dir() else "is a file, not a folder"
-        raise OutputError(there, what, "choose run.dir=DIR where you may write", 15)
+        why = "no permission" if there.is_dir() else "a file, not a folder"
+        fix = "choose run.dir=DIR where you may write"
+        raise OutputError(there, f"cannot be written ({why})", fix, 15)
 
 
 def check_space(plan: Plan, folder: Path) -> None:
