@@ -263,7 +263,7 @@ def test_hostile_names_are_read_cached_and_never_reach_the_terminal_raw(tmp_path
 # The cache
 
 
-def no_reading(path: Path) -> tuple[str, None]:
+def no_reading(path: Path) -> tuple[str, None, str]:
     pytest.fail(f"{path} was read again")
 
 
@@ -307,13 +307,13 @@ def test_files_that_are_gone_leave_the_cache(tmp_path, own_cache):
 def test_a_broken_file_is_looked_at_again(tmp_path, monkeypatch):
     path = write(tmp_path / "x.jpg", JPEG)
     with monkeypatch.context() as patch:
-        patch.setattr(images, "inspect", lambda path: ("", "Input/output error"))
+        patch.setattr(images, "inspect", lambda path: ("", "Input/output error", ""))
         with pytest.raises(DataError, match="Input/output"):
             scan([path], tmp_path)
     assert scan([path], tmp_path)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"version": 99, "files": {}}', '{"version": 2}'])
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"version": 99, "files": {}}', '{"version": 3}'])
 def test_a_cache_that_cannot_be_read_is_made_again(tmp_path, own_cache, text):
     path = write(tmp_path / "x.jpg", JPEG)
     expected = scan([path], tmp_path)

@@ -17,8 +17,8 @@ PACKAGE = ROOT / "xfer"
 NOUNS = tuple(g for g in GROUPS if g not in ("experiment", "sweep"))
 
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors", "types", "log", "randomness", "help"),
-    ("storage", "weights", "patterns", "protobuf", "dialects"),
+    ("errors", "types", "log", "randomness", "help", "seal", "looks"),
+    ("storage", "weights", "patterns", "protobuf", "dialects", "signals"),
     ("transfer",),
     ("preprocess", "images", "download", "snapshot", "resume", "compat", "norms"),
     NOUNS,
@@ -29,15 +29,16 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "metrics",
         "ema",
         "momenta",
+        "memory",
         "predict",
         "facts",
         "schema",
         "specs",
     ),
-    ("classes",),
+    ("classes", "numbers"),
     ("plan", "places", "evaluate"),
     ("model", "builder"),
-    ("history", "extraction", "lr_find"),
+    ("history", "extraction", "lr_find", "record", "room"),
     ("feed",),
     ("phases",),
     ("fit",),
@@ -59,8 +60,8 @@ HEAVY = {
 # Subclasses and helpers of torch; everything else gets by without it until it works.
 OF_TORCH = {"head.layers"} | {
     "compat", "ema", "evaluate", "extraction", "features.absent", "features.cut", "features.find",
-    "features.proof", "feed", "fit", "history", "loader", "lr_find", "metrics", "model", "momenta",
-    "network", "phases",
+    "features.proof", "feed", "fit", "history", "loader", "lr_find", "memory", "metrics", "model",
+    "momenta", "network", "numbers", "phases",
 }  # fmt: skip
 
 

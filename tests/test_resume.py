@@ -30,7 +30,9 @@ OPTIONS = [
 CLOCKS = {"epoch_s", "step_ms", "data_share"}
 
 
-def start(folder: Path, *extra: str, **env: str) -> "subprocess.Popen[str]":
+def start(
+    folder: Path, *extra: str, start_new_session: bool = False, **env: str
+) -> "subprocess.Popen[str]":
     return subprocess.Popen(
         [sys.executable, "-m", "xfer", *OPTIONS, *extra],
         cwd=folder,
@@ -38,6 +40,7 @@ def start(folder: Path, *extra: str, **env: str) -> "subprocess.Popen[str]":
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        start_new_session=start_new_session,
     )
 
 
@@ -96,13 +99,7 @@ def test_two_sigkills_change_nothing(whole, tmp_path):
     kill(second)
     finish(start(tmp_path, "checkpoint.resume=auto"))
     run = only_run(tmp_path)
-    assert rows(run) == rows(whole)
-    assert (run / "predictions_val.csv").read_text() == (whole / "predictions_val.csv").read_text()
-    ours, theirs = (load_tensors(r / "checkpoints/best.ckpt") for r in (run, whole))
-    assert ours["xfer"]["progress"] == theirs["xfer"]["progress"]
-    assert all(ours["state_dict"][k].equal(v) for k, v in theirs["state_dict"].items())
-    names = lambda folder: sorted(p.name for p in (folder / "checkpoints").iterdir())  # noqa: E731
-    assert names(run) == names(whole)
+    assert_same(run, whole)
 
 
 def test_a_finished_run_is_left_alone(whole):
@@ -185,13 +182,107 @@ def test_what_may_differ_is_no_part_of_the_fingerprint():
     assert flat({"run": {"dir": "x"}, "stages": ["fit"], "seed": 1}) == {"seed": 1}
 
 
-@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_ends_a_run_with_its_code_and_it_can_go_on(sent, code, tmp_path):
-    process = start(tmp_path, "trainer.max_epochs=200")
-    wait_for(lambda: list(tmp_path.glob("outputs/digits_freeze/*/metrics.csv")), process)
+SIGNALS = [
+    (signal.SIGINT, 130),
+    (signal.SIGTERM, 143),
+    (signal.SIGUSR2, 143),
+]
+
+
+@pytest.mark.parametrize(("sent", "code"), SIGNALS)
+def test_a_signal_saves_the_step_in_progress_and_the_run_ends_as_if_it_never_came(
+    whole, tmp_path, sent, code
+):
+    process = start(tmp_path)
+    kept = "outputs/digits_freeze/*/checkpoints/checkpoint-2_*.ckpt"
+    wait_for(lambda: list(tmp_path.glob(kept)), process)
     process.send_signal(sent)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == code, output
-    status = json.loads((only_run(tmp_path) / "status.json").read_text())
+    run = only_run(tmp_path)
+    status = json.loads((run / "status.json").read_text())
     assert (status["state"], status["exit"]) == ("interrupted", code)
-    assert (only_run(tmp_path) / "checkpoints" / "last.ckpt").is_file()
+    assert signal.Signals(sent).name in status["message"]
+    assert status["last_good_checkpoint"] == "checkpoints/last.ckpt"
+    saved = load_tensors(run / "checkpoints" / "last.ckpt")["xfer"]["progress"]["step"]
+    assert f"after step {saved};" in output
+    finish(start(tmp_path, "checkpoint.resume=auto"))
+    assert_same(run, whole)
+
+
+def assert_same(run: Path, whole: Path) -> None:
+    """Everything but the clocks, bit for bit."""
+    assert rows(run) == rows(whole)
+    assert (run / "predictions_val.csv").read_text() == (whole / "predictions_val.csv").read_text()
+    for name in ("best", "last"):
+        ours, theirs = (load_tensors(r / f"checkpoints/{name}.ckpt") for r in (run, whole))
+        assert_equal(ours, theirs, name)
+    names = lambda folder: sorted(p.name for p in (folder / "checkpoints").iterdir())  # noqa: E731
+    assert names(run) == names(whole)
+
+
+def assert_equal(ours, theirs, where: str) -> None:
+    if isinstance(theirs, dict):
+        assert ours.keys() == theirs.keys(), where
+        for key in theirs.keys() - CLOCKS:
+            assert_equal(ours[key], theirs[key], f"{where}.{key}")
+    elif isinstance(theirs, list | tuple):
+        assert len(ours) == len(theirs), where
+        for i, (a, b) in enumerate(zip(ours, theirs, strict=True)):
+            assert_equal(a, b, f"{where}[{i}]")
+    elif hasattr(theirs, "dtype"):
+        assert ours.dtype == theirs.dtype and ours.equal(theirs), where
+    else:
+        assert ours == theirs, where
+
+
+def test_data_workers_end_with_the_run(tmp_path):
+    process = start(tmp_path, "trainer.max_epochs=200", "data.workers=2", start_new_session=True)
+    wait_for(lambda: list(tmp_path.glob("outputs/digits_freeze/*/metrics.csv")), process)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    assert len(children) >= 2
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 130, output
+    assert [child for child in children if Path(f"/proc/{child}").exists()] == []
+    status = json.loads((only_run(tmp_path) / "status.json").read_text())
+    assert status["message"] == "stopped by SIGINT"
+
+
+def test_a_signal_outside_training_ends_the_run_at_once(tmp_path):
+    process = start(tmp_path, "checkpoint.resume=null")
+    wait_for(lambda: list(tmp_path.glob("outputs/digits_freeze/*/status.json")), process)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=120)
+    assert process.returncode == 143
+
+
+def test_slurm_is_asked_to_requeue(tmp_path):
+    (tmp_path / "scontrol").write_text('#!/bin/sh\necho "$@" > "$(dirname "$0")/asked"\n')
+    (tmp_path / "scontrol").chmod(0o755)
+    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+    process = start(tmp_path, "trainer.max_epochs=200", PATH=path, SLURM_JOB_ID="77")
+    wait_for(lambda: list(tmp_path.glob("outputs/digits_freeze/*/metrics.csv")), process)
+    process.send_signal(signal.SIGUSR1)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 143, output
+    assert (tmp_path / "asked").read_text() == "requeue 77\n"
+
+
+def test_who_handled_the_signal_before_is_called_after_the_run():
+    """submitit's own handler requeues the job."""
+    from xfer.signals import Stopped, heeded
+
+    called = []
+    before = signal.signal(signal.SIGUSR2, lambda number, frame: called.append(number))
+    try:
+        with pytest.raises(Stopped), heeded():
+            os.kill(os.getpid(), signal.SIGUSR2)
+            time.sleep(1)
+        assert called == [signal.SIGUSR2]
+        with heeded():
+            pass
+        os.kill(os.getpid(), signal.SIGUSR2)
+        assert called == [signal.SIGUSR2] * 2
+    finally:
+        signal.signal(signal.SIGUSR2, before)

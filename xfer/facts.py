@@ -23,6 +23,7 @@ def plan_facts(plan: Plan) -> Plain:
         "classes": list(card.classes),
         "splits": _split_facts(plan.dataset),
         "remarks": list(plan.dataset.remarks) if plan.dataset else [],
+        "leakage": [list(leak) for leak in plan.dataset.leaks] if plan.dataset else [],
         "backbone": dict(card.backbone),
         "source": {**card.source, **({"compat": card.compat} if card.compat else {})},
         "head": dict(card.head),

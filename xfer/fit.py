@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,19 +15,20 @@ import pytorch_lightning as pl
 import torch
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.callbacks import TQDMProgressBar
-from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from xfer.decoded import decoded
-from xfer.errors import ConfigError, DataError
+from xfer.errors import ConfigError, DataError, OutOfMemory
 from xfer.evaluate import device_name, device_of
 from xfer.feed import Feed
 from xfer.history import AtomicIO, History
 from xfer.loader import EvalLoader, Pictures, TrainLoader
 from xfer.log import log
+from xfer.memory import ran_out, too_large
 from xfer.model import Classifier
 from xfer.network import assemble
 from xfer.phases import Phases
 from xfer.preprocess import prepare
+from xfer.signals import stop
 from xfer.snapshot import Snapshot, read_snapshot, write_snapshot
 from xfer.types import Plain
 
@@ -62,12 +63,17 @@ def fit(plan: Plan, folder: Path, resume: Path | None = None) -> Fitted:
     plan = _decoded(plan)
     net = assemble(plan.parts, plan.weights)
     module, history = Classifier(net, plan), History(plan, folder)
-    with _quiet(), _signals():
+    with _quiet():
         feed = Feed(plan, *_loaders(plan))
         phases = Phases(plan, folder, history, feed)
         trainer = _trainer(plan, folder, [phases, history])
         loaders = feed.train, feed.val
-        trainer.fit(module, *loaders, ckpt_path=resume, weights_only=True)
+        if _out_of_memory(
+            lambda: trainer.fit(module, *loaders, ckpt_path=resume, weights_only=True)
+        ):
+            raise _too_large(module, plan)
+    if not history.rows:
+        raise DataError("data", "has no batch to train on", "add images", 46)
     if history.best is None:
         metric = plan.specs.checkpoint.monitor
         raise ConfigError(
@@ -76,6 +82,7 @@ def fit(plan: Plan, folder: Path, resume: Path | None = None) -> Fitted:
             "use val_acc or val_loss",
             91,
         )
+    history.close()
     module.cpu()
     path = _complete(folder / "checkpoints" / "best.ckpt", net)
     best = history.best
@@ -94,6 +101,51 @@ def fit(plan: Plan, folder: Path, resume: Path | None = None) -> Fitted:
         feed.facts,
         feed.seconds if feed.facts["cached"] else None,
     )
+
+
+def _out_of_memory(work: Callable[[], object]) -> bool:
+    """Whether ``work`` ran out of memory. Raises Stopped where a signal is behind its failure."""
+    try:
+        work()
+    except (MemoryError, RuntimeError) as error:
+        # A signal to the whole group also ends the data workers, which the run cannot do without.
+        stop.obey()
+        if not ran_out(error):
+            raise
+        # Nothing may hold the error: its frames hold the tensors that filled the memory.
+        return True
+    return False
+
+
+def _too_large(module: Classifier, plan: Plan) -> OutOfMemory:
+    """The error that names the batch size which fits, tried with blank images."""
+    data, device = plan.specs.data, device_of(plan.specs.trainer)
+    assert data is not None
+    training = module.training
+    module.to(device).zero_grad(set_to_none=True)
+    # As much as an optimizer of two moments takes.
+    moments = [torch.empty_like(p) for _ in range(2) for p in module.parameters()]
+
+    def step(size: int) -> None:
+        images = torch.zeros(size, 3, *plan.card.input.size, device=device)
+        labels = torch.zeros(size, dtype=torch.int64, device=device)
+        with (
+            torch.set_grad_enabled(training),
+            torch.autocast(device.type, torch.bfloat16, plan.specs.trainer.precision != "32-true"),
+        ):
+            loss = module.loss_of((images, labels))
+        if training:
+            loss.backward()  # type: ignore[no-untyped-call]
+        module.zero_grad(set_to_none=True)
+
+    key, size = (
+        ("data.batch_size", data.batch_size)
+        if training
+        else ("data.eval_batch_size", data.eval_batch_size)
+    )
+    error = too_large(key, size, step)
+    moments.clear()
+    return error
 
 
 def _decoded(plan: Plan) -> Plan:
@@ -159,19 +211,6 @@ class _ProgressBar(TQDMProgressBar):
 
     def get_metrics(self, trainer: Any, pl_module: Any) -> Any:
         return {}
-
-
-@contextmanager
-def _signals() -> Iterator[None]:
-    """Lightning ends a process that was told to stop with 0 or 1; the contract says 143 and 130."""
-    try:
-        yield
-    except SIGTERMException as error:
-        raise SystemExit(143) from error
-    except SystemExit as error:
-        if isinstance(error.__context__, KeyboardInterrupt):
-            raise KeyboardInterrupt from error
-        raise
 
 
 @contextmanager

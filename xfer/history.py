@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
+import signal
 import statistics
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +15,11 @@ import pytorch_lightning as pl
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from xfer.log import log
+from xfer.resume import LAST, PREVIOUS
+from xfer.seal import sealed
+from xfer.signals import install, stop
 from xfer.snapshot import FORMAT, Snapshot, write_snapshot
-from xfer.storage import atomic_write, write_text
+from xfer.storage import load_tensors, save_tensors, write_text
 from xfer.types import Plain
 
 if TYPE_CHECKING:
@@ -52,13 +57,15 @@ class History(pl.Callback):
             if file.stem not in self.kept:
                 file.unlink()
         self._epoch_started = time.perf_counter()
+        install()
 
     def exclude(self, seconds: float) -> None:
         """Leave ``seconds`` that were spent on features out of the epoch's time."""
         self._epoch_started += seconds
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Forget the last epoch's steps."""
+        """Forget the last epoch's steps; from here on a signal waits for the step in progress."""
+        stop.waits = True
         self._step_s.clear()
         self._waited, self._ended = 0.0, time.perf_counter()
 
@@ -88,6 +95,9 @@ class History(pl.Callback):
             # After the last batch the validation is still to come: the epoch's end saves it.
             if not last_of_epoch:
                 self._save_resume(trainer, "last")
+        if stop.asked and stepped and not last_of_epoch:
+            self._save_resume(trainer, "last")
+            self._obey(trainer)
         self._ended = time.perf_counter()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Classifier) -> None:  # type: ignore[override]
@@ -104,6 +114,14 @@ class History(pl.Callback):
         if policy.every_n_epochs and row["epoch"] % policy.every_n_epochs == 0:
             self._keep(trainer, f"{policy.prefix}_epoch{row['epoch']}")
         self._save_resume(trainer, "last")
+        self._obey(trainer)
+        stop.waits = False
+
+    def _obey(self, trainer: pl.Trainer) -> None:
+        if stop.asked:
+            name, step = signal.Signals(stop.asked).name, trainer.global_step
+            log.info(f"stopped by {name} after step {step}; checkpoint.resume=auto goes on")
+        stop.obey()
 
     def _row(self, trainer: pl.Trainer, module: Classifier) -> Plain:
         found, first = module.found, ("val_loss", "val_acc")
@@ -136,6 +154,7 @@ class History(pl.Callback):
             "epoch": row["epoch"],
             "step": row["step"],
         }
+        module.check_numbers()
         frozen = module.fingerprint if module.frozen else None
         state = module.best_state()
         write_snapshot(
@@ -172,7 +191,14 @@ class History(pl.Callback):
             (self.folder / f"{self.kept.pop(0)}.ckpt").unlink(missing_ok=True)
 
     def _save_resume(self, trainer: pl.Trainer, name: str) -> None:
+        module: Any = trainer.lightning_module
+        module.check_numbers()
         trainer.save_checkpoint(self.folder / f"{name}.ckpt")
+
+    def close(self) -> None:
+        """Let the file before the last one go, once the last one is known to be whole."""
+        if sealed(self.folder / LAST):
+            (self.folder / PREVIOUS).unlink(missing_ok=True)
 
     def on_save_checkpoint(  # type: ignore[override]
         self, trainer: pl.Trainer, pl_module: Classifier, checkpoint: dict[str, Any]
@@ -187,16 +213,22 @@ class History(pl.Callback):
 
 
 class AtomicIO(TorchCheckpointIO):
-    """Lightning's checkpoints through :func:`xfer.storage.atomic_write`: never torn, never code."""
+    """Lightning's checkpoints through :func:`xfer.storage.save_tensors`: never torn, never code.
+
+    The last resume file stays as ``previous.ckpt`` when a new one takes its place.
+    """
 
     def save_checkpoint(self, checkpoint: Any, path: Any, storage_options: Any = None) -> None:
-        """Write to the target's own folder, sync, rename."""
-        import torch
-
-        atomic_write(Path(path), lambda part: torch.save(checkpoint, part))
+        """Write to the target's own folder, sync, read back, rename."""
+        path = Path(path)
+        save_tensors(path, checkpoint, partial(_keep_previous, path))
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: Any = True) -> Any:
         """Read tensors and plain types only."""
-        from xfer.storage import load_tensors
-
         return load_tensors(Path(path))
+
+
+def _keep_previous(path: Path) -> None:
+    # A kill after this leaves a run without last.ckpt, which goes on from the previous one.
+    if path.name == LAST and path.is_file():
+        path.replace(path.with_name(PREVIOUS))

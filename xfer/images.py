@@ -15,12 +15,13 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from PIL import Image as PIL
 from PIL import ImageOps, UnidentifiedImageError
 
 from xfer.errors import DataError, OutputError, printable
+from xfer.looks import look
 from xfer.storage import cache_dir, write_text
 
 if TYPE_CHECKING:
@@ -34,10 +35,10 @@ SUFFIXES = frozenset(f".{name}" for name in _NAMED.split())
 _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM", "AVIF")
 MAX_PIXELS = 64_000_000
 _MAX_BYTES = 1 << 30
-_CACHE_VERSION = 2
+_CACHE_VERSION = 3
 _BATCH = 32  # files a thread takes at once
 
-_Found = tuple[str, str | None]
+_Found = tuple[str, str | None, str]
 _Cache = dict[str, list[str]]
 
 
@@ -118,8 +119,8 @@ def _broken(path: Path, reason: str, more: int = 0) -> DataError:
     )
 
 
-def inspect(path: Path) -> tuple[str, str | None]:
-    """Read one file: its sha256, and what is wrong with it (``None`` for a sound image).
+def inspect(path: Path) -> tuple[str, str | None, str]:
+    """Read one file: its sha256, what is wrong with it (``None`` for a sound image), its looks.
 
     A JPEG whose end marker is in place and a PNG whose checksums hold count as whole; anything
     else is decoded.
@@ -127,13 +128,14 @@ def inspect(path: Path) -> tuple[str, str | None]:
     try:
         facts = path.stat()
         if not stat.S_ISREG(facts.st_mode):
-            return "", "it is no regular file"
+            return "", "it is no regular file", ""
         if facts.st_size > _MAX_BYTES:
-            return "", f"{facts.st_size} bytes; more than {_MAX_BYTES}"
+            return "", f"{facts.st_size} bytes; more than {_MAX_BYTES}", ""
         data = path.read_bytes()
     except OSError as error:
-        return "", error.strerror or _reason(error)
-    return hashlib.sha256(data).hexdigest(), _problem(data)
+        return "", error.strerror or _reason(error), ""
+    problem = _problem(data)
+    return hashlib.sha256(data).hexdigest(), problem, "" if problem else _look(data)
 
 
 def _problem(data: bytes) -> str | None:
@@ -151,8 +153,26 @@ def _problem(data: bytes) -> str | None:
     return None
 
 
+def _look(data: bytes) -> str:
+    try:
+        with PIL.open(io.BytesIO(data), formats=_FORMATS) as image:
+            image.draft("L", (34, 32))  # a JPEG is decoded at an eighth of its size
+            return look(ImageOps.exif_transpose(image))
+    except Exception:  # as in decode; what only a whole decoding finds, training will name
+        return ""
+
+
 def _has_end(data: bytes) -> bool:
     return data[-64:].rstrip(b"\0").endswith(b"\xff\xd9")
+
+
+class Facts(NamedTuple):
+    """A file as it was read: its sha256, what is wrong with it, and its :func:`look`."""
+
+    path: Path
+    sha256: str
+    problem: str | None
+    look: str
 
 
 def scan(paths: Sequence[Path], root: Path) -> list[str]:
@@ -160,20 +180,37 @@ def scan(paths: Sequence[Path], root: Path) -> list[str]:
 
     Raises DataError naming the first file that is no sound image and counting the rest.
     """
+    found = examine(paths, root)
+    if broken := [facts for facts in found if facts.problem]:
+        raise broken_files(broken)
+    return [facts.sha256 for facts in found]
+
+
+def broken_files(broken: Sequence[Facts]) -> DataError:
+    """The error about files that are no sound images."""
+    return _broken(broken[0].path, str(broken[0].problem), more=len(broken) - 1)
+
+
+def examine(paths: Sequence[Path], root: Path) -> list[Facts]:
+    """Every file as it was read, in order. ``root`` names the cache."""
     known = _read_cache(root)
     stamps = [_stamp(path) for path in paths]
     fresh = [i for i, path in enumerate(paths) if known.get(str(path), [""])[0] != stamps[i]]
-    broken: list[tuple[Path, str]] = []
-    for i, (digest, problem) in zip(fresh, _inspect_all([paths[i] for i in fresh]), strict=True):
+    broken: dict[int, str] = {}
+    for i, found in zip(fresh, _inspect_all([paths[i] for i in fresh]), strict=True):
+        digest, problem, looks = found
         if problem is None:
-            known[str(paths[i])] = [stamps[i], digest]
+            known[str(paths[i])] = [stamps[i], digest, looks]
         else:
-            broken.append((paths[i], problem))
+            broken[i] = problem
     if fresh:
         _write_cache(root, known, paths)
-    if broken:
-        raise _broken(*broken[0], more=len(broken) - 1)
-    return [known[str(path)][1] for path in paths]
+    return [
+        Facts(path, "", broken[i], "")
+        if i in broken
+        else Facts(path, known[str(path)][1], None, known[str(path)][2])
+        for i, path in enumerate(paths)
+    ]
 
 
 def _inspect_all(paths: list[Path]) -> Iterator[_Found]:

@@ -15,6 +15,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from xfer.errors import XferError
 from xfer.randomness import derive
+from xfer.signals import ignore_in_worker
 
 if TYPE_CHECKING:
     import numpy as np
@@ -97,12 +98,15 @@ class Order(Sampler[list[Key]]):
         return batches(self.count, self.batch_size)
 
     def __iter__(self) -> Iterator[list[Key]]:
+        return iter(self.groups()[self.skip :])
+
+    def groups(self) -> list[list[Key]]:
+        """The keys of every batch of the epoch."""
         generator = torch.Generator().manual_seed(derive("order", self.seed, self.epoch))
         order = torch.randperm(self.count, generator=generator).tolist()
         starts = [i * self.batch_size for i in range(len(self))]
         spans = zip(starts, [*starts[1:], self.count], strict=True)
-        groups = [[(self.epoch, index) for index in order[start:end]] for start, end in spans]
-        return iter(groups[self.skip :])
+        return [[(self.epoch, index) for index in order[start:end]] for start, end in spans]
 
 
 def batches(count: int, batch_size: int) -> int:
@@ -131,6 +135,7 @@ class TrainLoader(DataLoader[Any]):
             collate_fn=pictures.collate,
             pin_memory=pin,
             persistent_workers=workers > 0,
+            worker_init_fn=ignore_in_worker,
         )
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
@@ -163,6 +168,7 @@ class EvalLoader(DataLoader[Any]):
             collate_fn=pictures.collate,
             pin_memory=pin,
             persistent_workers=workers > 0,
+            worker_init_fn=ignore_in_worker,
         )
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]

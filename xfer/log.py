@@ -4,9 +4,20 @@ from __future__ import annotations
 
 import logging
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 log = logging.getLogger("xfer")
+
+
+def _escaped(record: logging.LogRecord) -> bool:
+    """A file name must not steer the terminal: control characters are written out."""
+    text = record.getMessage()
+    shown = (
+        c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text
+    )
+    record.msg, record.args = "".join(shown), None
+    return True
 
 
 class _Terminal(logging.StreamHandler):  # type: ignore[type-arg]
@@ -20,16 +31,26 @@ class _Terminal(logging.StreamHandler):  # type: ignore[type-arg]
         super().emit(record)
 
 
+class _File(logging.FileHandler):
+    """``run.log``; a disk that is full costs its lines, which the terminal has, and not the run."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        pass
+
+    def close(self) -> None:
+        with suppress(OSError):
+            super().close()
+
+
 def open_log(folder: Path | None) -> None:
     """Log to the terminal and, with a run folder, to its ``run.log``."""
     close_log()
     log.setLevel(logging.INFO)
     log.propagate = False
+    log.addFilter(_escaped)
     log.addHandler(_Terminal())
     if folder is not None:
-        handler = logging.FileHandler(
-            folder / "run.log", encoding="utf-8", errors="backslashreplace"
-        )
+        handler = _File(folder / "run.log", encoding="utf-8", errors="backslashreplace")
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         log.addHandler(handler)
 

@@ -15,6 +15,7 @@ from torchmetrics import MeanMetric
 from xfer import freeze, metrics, momenta, optim
 from xfer.ema import Ema
 from xfer.errors import DivergedError
+from xfer.numbers import Watch, norm, place
 from xfer.randomness import derive
 from xfer.snapshot import fingerprint
 
@@ -48,6 +49,7 @@ class Classifier(pl.LightningModule):
         self.ema = (
             Ema(net, self.moving(), decay) if (decay := plan.specs.trainer.ema_decay) else None
         )
+        self.watch = Watch()
         self.found: dict[str, float] = {}
         self._answers: list[tuple[torch.Tensor, torch.Tensor]] = []
         if plan.specs.trainer.channels_last:
@@ -85,6 +87,7 @@ class Classifier(pl.LightningModule):
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Seed dropout and mixing for this step alone."""
+        self.watch.check()
         self.seed_step(self.current_epoch, batch_idx)
 
     def seed_step(self, epoch: int, step: int) -> None:
@@ -97,6 +100,7 @@ class Classifier(pl.LightningModule):
     def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
         """The loss of one batch, which joins the epoch's."""
         loss = self.loss_of(batch)
+        self.watch.note(loss, "the training loss", self._in_batch(batch_idx))
         self.train_loss.update(loss.detach(), len(batch[1]))
         return loss
 
@@ -107,6 +111,21 @@ class Classifier(pl.LightningModule):
             images, labels = self.mix(images, labels)
         loss: torch.Tensor = self.loss(self.net(images), labels)
         return loss
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Stop before a gradient that is NaN or Inf spoils the weights."""
+        if self.plan.specs.trainer.precision == "16-mixed":
+            return  # its scaler leaves out such steps
+        gradients = (p.grad for p in self.net.parameters() if p.grad is not None)
+        batch = self.trainer.fit_loop.batch_idx
+        self.watch.note(norm(gradients), "the gradient", self._in_batch(batch))
+
+    def check_numbers(self) -> None:
+        """Raise DivergedError where a loss, a gradient or a weight is NaN or Inf."""
+        self.watch.check()
+        state = self.net.state_dict()
+        if not torch.isfinite(norm(state[name] for name in self.moving())):
+            raise self._diverged("a weight", f"epoch {self.current_epoch + 1}", 6)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Follow the weights after each optimizer step."""
@@ -129,8 +148,8 @@ class Classifier(pl.LightningModule):
         self._answers.clear()
         # Kept here rather than logged: Lightning's logged values are rounded to float32.
         self.found = {f"val_{name}": v for name, v in metrics.values(logits, labels).items()}
-        if math.isnan(self.found["val_loss"]):
-            raise self._diverged("validation logits")
+        if not math.isfinite(self.found["val_loss"]):
+            raise self._diverged("the validation loss", f"epoch {self.current_epoch + 1}", 5)
 
     def on_validation_end(self) -> None:
         """Back to the weights that train."""
@@ -139,18 +158,27 @@ class Classifier(pl.LightningModule):
 
     def epoch_loss(self) -> float:
         """The mean training loss of the epoch, over images; resets it. Raises DivergedError."""
+        self.watch.check()
         value = float(self.train_loss.compute())
         self.train_loss.reset()
-        if not math.isfinite(value):
-            raise self._diverged("training loss")
         return value
 
-    def _diverged(self, what: str) -> DivergedError:
-        rate = self.optimizers().param_groups[0]["lr"]  # type: ignore[union-attr]
+    def _in_batch(self, batch: int) -> Callable[[str], DivergedError]:
+        def told(what: str) -> DivergedError:
+            assert self.plan.dataset is not None
+            order = self.trainer.train_dataloader.order  # type: ignore[union-attr]
+            where = place(order, batch, self.plan.dataset.splits["train"].names)
+            return self._diverged(what, where, 4)
+
+        return told
+
+    def _diverged(self, what: str, where: str, number: int) -> DivergedError:
+        rate = max(group["lr"] for group in self.optimizers().param_groups)  # type: ignore[union-attr]
         return DivergedError(
             "optim.lr",
-            f"{what} is NaN or Inf in epoch {self.current_epoch + 1} (learning rate {rate:g})",
+            f"{what} is NaN or Inf in {where}, at learning rate {rate:g}",
             "lower optim.lr, or set trainer.clip_norm=1",
+            number,
         )
 
     def best_state(self) -> StateDict:

@@ -11,19 +11,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from xfer.errors import OutputError, ResumeError
+from xfer.errors import OutputError, ResumeError, printable
+from xfer.log import log
+from xfer.seal import sealed
 from xfer.types import Plain
 
+BEST, LAST, PREVIOUS = "best.ckpt", "last.ckpt", "previous.ckpt"
 _FREE = ("run", "stages", "checkpoint.resume", "predict")
 """What may differ between a run and the command that goes on with it."""
 
 
 @dataclass(frozen=True)
 class Earlier:
-    """A run that was there before. ``resume_file`` is ``None`` when it had not come to save one."""
+    """A run that was there before."""
 
     folder: Path
-    resume_file: Path | None
     finished: bool
 
 
@@ -94,9 +96,35 @@ def check_same(earlier: Earlier, facts: Plain) -> None:
 
 
 def _earlier(folder: Path) -> Earlier:
-    last = folder / "checkpoints" / "last.ckpt"
-    finished = _read(folder / "status.json").get("state") == "finished"
-    return Earlier(folder, last if last.is_file() else None, finished)
+    return Earlier(folder, _read(folder / "status.json").get("state") == "finished")
+
+
+def resume_file(folder: Path) -> Path | None:
+    """The file to go on from: the last one, or where that is damaged the one before, which takes
+    its place; ``None`` when the run had not come to save one.
+
+    What a run does next is a function of where it stands, so an older file loses time and nothing
+    else. Raises ResumeError when neither is whole, or the best checkpoint is damaged.
+    """
+    last, previous, best = (folder / "checkpoints" / name for name in (LAST, PREVIOUS, BEST))
+    if not (last.is_file() or previous.is_file()):
+        return None
+    if not _is_whole(last):
+        what = "is damaged" if last.exists() else "is missing"
+        if not _is_whole(previous):
+            raise ResumeError(last, f"{what}, and there is no whole file before it", _ANEW, 5)
+        log.warning(f"{printable(last)} {what}: going on from the file before it")
+        previous.replace(last)
+    if best.exists() and not _is_whole(best):
+        raise ResumeError(best, "is damaged: its bytes do not match the sha256 inside", _ANEW, 6)
+    return last
+
+
+def _is_whole(path: Path) -> bool:
+    return path.is_file() and sealed(path) is True
+
+
+_ANEW = "start a new run: the same command without checkpoint.resume"
 
 
 def _read(path: Path) -> Plain:

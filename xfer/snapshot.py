@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from xfer.errors import WeightsError
-from xfer.storage import load_tensors, save_tensors
+from xfer.seal import sealed
+from xfer.storage import damaged, load_tensors, save_tensors
 from xfer.types import Card, Plain
 
 if TYPE_CHECKING:
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
 
     from xfer.types import StateDict
 
-FORMAT = 1
+FORMAT = 2
+"""2: the file holds its own sha256."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,8 @@ def read_snapshot(path: Path) -> Snapshot:
         raise WeightsError(
             path, f"has format {facts['format']}, newer than this xfer", "update xfer", 6
         )
+    if facts["format"] > 1 and not sealed(path):
+        raise damaged(path)
     state = content["state_dict"]
     if "loops" in content:
         # A resume file: the network beside the state of metrics; the average is what was scored.

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from xfer.errors import OutputError, SafetyError, WeightsError
+from xfer.seal import seal, sealed
 from xfer.types import Plain
 
 # Holds for every torch.load in this process, also those inside libraries.
@@ -80,17 +81,36 @@ def write_json(path: Path, facts: object) -> None:
     write_text(path, json.dumps(facts, indent=2, allow_nan=False, ensure_ascii=True) + "\n")
 
 
-def save_tensors(path: Path, facts: Plain) -> None:
-    """Save plain facts and tensors with ``torch.save``, atomically."""
+def save_tensors(path: Path, facts: Plain, before: Callable[[], object] | None = None) -> None:
+    """Save plain facts and tensors with ``torch.save``, atomically and with their sha256 inside.
+
+    ``before`` is called when the new file is whole and read back, before it takes its name.
+    """
     import torch
 
-    atomic_write(path, lambda part: torch.save(facts, part))
+    def write(part: Path) -> None:
+        try:
+            torch.save(facts, part)
+        except RuntimeError as error:
+            # What torch makes of a disk that is full.
+            if not any(words in str(error) for words in _TORN):
+                raise
+            raise OSError(28, "No space left on device, or a failed write") from error
+        seal(part)
+        _sync(part)
+        if not sealed(part):
+            raise OSError(5, "reads back otherwise than it was written")
+        if before is not None:
+            before()
+
+    atomic_write(path, write)
 
 
 def load_tensors(path: Path) -> Any:
     """Read a torch file with ``weights_only=True`` onto the CPU.
 
-    Raises WeightsError when it is missing or no torch file, SafetyError when it asks for code.
+    Raises WeightsError when it is missing, damaged or no torch file, SafetyError when it asks for
+    code.
     """
     import pickle
 
@@ -98,6 +118,8 @@ def load_tensors(path: Path) -> Any:
 
     if not path.is_file():
         raise WeightsError(path, "there is no such file", "give the path of a checkpoint", 1)
+    if sealed(path) is False:
+        raise damaged(path)
     try:
         # An open file, because torch.load would trust a name that ends in .safetensors.
         with path.open("rb") as stream, warnings.catch_warnings():
@@ -115,6 +137,15 @@ def load_tensors(path: Path) -> Any:
         raise _not_a_torch_file(path, error) from error
     except _DAMAGED as error:
         raise _not_a_torch_file(path, error) from error
+
+
+_TORN = ("PytorchStreamWriter", "inline_container", "iostream error")
+
+
+def damaged(path: Path) -> WeightsError:
+    """The error about a file whose bytes are not those that were written."""
+    what = "is damaged: its bytes do not match the sha256 inside"
+    return WeightsError(path, what, "use another copy of the file", 9)
 
 
 # What torch's reader was seen to raise on damaged bytes.

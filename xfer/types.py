@@ -76,11 +76,13 @@ class Samples:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Classes in their fixed order, the splits by name, and remarks for the plan."""
+    """Classes in their fixed order, the splits by name, and remarks for the plan; ``leaks`` are
+    (held-out image, training image, kind) that are the same or look alike."""
 
     classes: tuple[str, ...]
     splits: Mapping[str, Samples]
     remarks: tuple[str, ...] = ()
+    leaks: tuple[tuple[str, ...], ...] = ()
 
 
 @dataclass(frozen=True)

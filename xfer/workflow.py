@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import secrets
 import time
-import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from xfer.errors import OutOfMemory, OutputError, XferError
+from xfer.errors import OutputError, printable
 from xfer.export import refuse_early
 from xfer.facts import table
 from xfer.log import close_log, log, open_log
 from xfer.plan import Plan, make_plan
-from xfer.resume import Earlier, check_same, choose, entries, fingerprint, lock
+from xfer.record import recorded
+from xfer.resume import Earlier, check_same, choose, fingerprint, resume_file
+from xfer.room import check_folder, check_space
+from xfer.signals import heeded
 from xfer.specs import Specs
-from xfer.storage import file_sha256, output_errors, write_json, write_text
+from xfer.storage import output_errors, write_json, write_text
 from xfer.types import Exported, Plain, Predictions, Samples, Score
 
 if TYPE_CHECKING:
@@ -54,6 +55,11 @@ class Work:
 
 def run(specs: Specs) -> Result:
     """Do what ``specs`` ask for, in a folder of its own. Raises XferError."""
+    with heeded():
+        return _run(specs)
+
+
+def _run(specs: Specs) -> Result:
     began = time.perf_counter()
     open_log(None)
     try:
@@ -63,6 +69,7 @@ def run(specs: Specs) -> Result:
             return Result(earlier.folder, {}, None)
         if earlier is None:
             _refuse_taken(specs)
+            check_folder(Path(specs.run_dir or "outputs").expanduser())
         plan = make_plan(specs)
         if "export" in specs.stages:
             refuse_early(specs.export.writers, plan.card)
@@ -71,7 +78,8 @@ def run(specs: Specs) -> Result:
             check_same(earlier, plan.facts)
         log.info(table(plan))
         folder = earlier.folder if earlier else _make_folder(specs)
-        with _recorded(folder):
+        with recorded(folder):
+            check_space(plan, folder)
             _write_plan(plan, folder)
             work = Work(plan, folder, time.perf_counter() - began, began)
             return Result(folder, plan.facts, _stages(work, earlier))
@@ -89,7 +97,7 @@ def _stages(work: Work, earlier: Earlier | None) -> Plain | None:
     if "fit" in stages:
         from xfer.fit import fit
 
-        work.fitted = fit(plan, work.folder, earlier.resume_file if earlier else None)
+        work.fitted = fit(plan, work.folder, resume_file(work.folder) if earlier else None)
         work.device = work.fitted.device
     net = _network(work) if {"evaluate", "predict", "export"} & set(stages) else None
     if net and "evaluate" in stages:
@@ -154,7 +162,7 @@ def _predict(work: Work, net: nn.Module) -> None:
     write_predictions(found, path)
     chosen, confidence = found.logits.argmax(axis=1), found.probabilities.max(axis=1)
     for i, name in enumerate(found.names[:20]):
-        log.info(f"{name}: {found.classes[chosen[i]]} ({confidence[i]:.3f})")
+        log.info(f"{printable(name)}: {found.classes[chosen[i]]} ({confidence[i]:.3f})")
     log.info(f"{len(found.names)} predictions in {path}")
 
 
@@ -225,11 +233,13 @@ def _make_folder(specs: Specs) -> Path:
         with output_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
         return folder
-    stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
-    folder = Path("outputs") / specs.experiment / f"{stamp}_{secrets.token_hex(3)}"
-    with output_errors(folder):
-        folder.mkdir(parents=True)
-    return folder
+    root = Path("outputs") / specs.experiment
+    while True:
+        stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+        folder = root / f"{stamp}_{secrets.token_hex(3)}"
+        with output_errors(folder), suppress(FileExistsError):
+            folder.mkdir(parents=True)
+            return folder
 
 
 def _write_plan(plan: Plan, folder: Path) -> None:
@@ -239,58 +249,3 @@ def _write_plan(plan: Plan, folder: Path) -> None:
     if plan.load:
         write_json(folder / "load_report.json", plan.load)
     write_text(folder / "config.yaml", yaml.safe_dump(plan.specs.config, sort_keys=False))
-
-
-@contextmanager
-def _recorded(folder: Path) -> Iterator[None]:
-    """Log, lock and status of the run in ``folder``; a failure leaves ``error.log``."""
-    with output_errors(folder):
-        held = lock(folder)
-        for part in folder.rglob(".*.part"):  # left by a killed process
-            part.unlink()
-        open_log(folder)
-        write_json(folder / "status.json", {"state": "running"})
-    try:
-        yield
-    except BaseException as error:
-        told = _as_xfer(error)
-        write_text(folder / "error.log", "".join(traceback.format_exception(error)))
-        write_json(folder / "status.json", _failure(told))
-        if told is error or not isinstance(error, Exception):
-            raise
-        raise told from error
-    else:
-        files = {str(p.relative_to(folder)): file_sha256(p) for p in entries(folder)}
-        write_json(
-            folder / "status.json", {"state": "finished", "code": 0, "exit": 0, "files": files}
-        )
-        log.info(f"everything is in {folder}")
-    finally:
-        held.close()
-
-
-def _as_xfer(error: BaseException) -> BaseException:
-    """Out of memory told as such, whichever device ran out."""
-    if isinstance(error, MemoryError) or "OutOfMemoryError" in type(error).__name__:
-        return OutOfMemory(
-            "data.batch_size", str(error).split(". ")[0] or "no memory left", "lower it"
-        )
-    return error
-
-
-def _exit_code(error: BaseException) -> int:
-    if isinstance(error, KeyboardInterrupt):
-        return 130
-    code = getattr(error, "exit", getattr(error, "code", 1))
-    return code if isinstance(code, int) else 1
-
-
-def _failure(error: BaseException) -> Plain:
-    return {
-        "state": "failed" if isinstance(error, Exception) else "interrupted",
-        "code": error.number if isinstance(error, XferError) else None,
-        "exit": _exit_code(error),
-        "message": f"{error.where}: {error.what}" if isinstance(error, XferError) else repr(error),
-        "remedy": error.fix if isinstance(error, XferError) else None,
-        "files": {},
-    }

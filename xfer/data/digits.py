@@ -37,4 +37,4 @@ class Digits(Loading):
             for name, digit in zip(pixels, bunch.target.tolist(), strict=True)
             if digit in self.digits
         ]
-        return of_arrays(divide(rows, self, "data.digits", training), pixels)
+        return of_arrays(divide(rows, self, "data.digits", training), pixels, self)

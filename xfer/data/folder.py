@@ -44,7 +44,7 @@ class Folder(Loading):
         if not training and set(shares(self, splits)) == {"train"}:
             splits = [split for split in splits if split != "train"]  # nothing is held out of it
         rows = [row for split in splits for row in _rows(tree, split)]
-        return of_files(divide(rows, self, root, training), root, tree.remarks())
+        return of_files(divide(rows, self, root, training), root, self, tree.remarks())
 
 
 @dataclass(frozen=True)

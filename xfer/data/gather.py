@@ -5,14 +5,16 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from xfer.data.loading import SPLITS, Row
-from xfer.errors import printable
-from xfer.images import Arrays, Files, scan
+from xfer.data.leaks import check, conflicts, leaks, told
+from xfer.data.loading import SPLITS, Loading, Row
+from xfer.errors import DataError, printable
+from xfer.images import Arrays, Facts, Files, broken_files, examine
 from xfer.types import Dataset, Images, Samples
 
 if TYPE_CHECKING:
@@ -22,19 +24,75 @@ _IMBALANCED = 10  # largest class over smallest
 _FEW = 30  # images
 
 
-def of_files(rows: list[Row], root: Path, remarks: Iterable[str] = ()) -> Dataset:
-    """The image files ``root / name``, every one read. Raises DataError for broken ones."""
-    paths = [root / row.name for row in rows]
-    return _gather(rows, paths, scan(paths, root), lambda some: Files(tuple(some)), remarks)
+def of_files(rows: list[Row], root: Path, how: Loading, remarks: Iterable[str] = ()) -> Dataset:
+    """The image files ``root / name``, every one read.
+
+    Raises DataError for broken ones, unless ``how`` skips them, and for leakage as it says.
+    """
+    found = examine([root / row.name for row in rows], root)
+    kept, skipped = rows, list[str]()
+    if how.on_bad == "skip":
+        kept, found, skipped = _sound(rows, found, root)
+    elif broken := [facts for facts in found if facts.problem]:
+        raise broken_files(broken)
+    paths = [facts.path for facts in found]
+    hashes, looks = [facts.sha256 for facts in found], [facts.look for facts in found]
+    dataset = _gather(kept, paths, hashes, lambda some: Files(tuple(some)), [*remarks, *skipped])
+    return _with_leaks(dataset, kept, (hashes, looks), how, root)
 
 
 def of_arrays(
-    rows: list[Row], pixels: Mapping[str, npt.NDArray[np.uint8]], remarks: Iterable[str] = ()
+    rows: list[Row],
+    pixels: Mapping[str, npt.NDArray[np.uint8]],
+    how: Loading,
+    remarks: Iterable[str] = (),
 ) -> Dataset:
     """Grey pictures by name, uint8 (height, width), all of one size."""
     arrays = [pixels[row.name] for row in rows]
     hashes = [hashlib.sha256(array.tobytes()).hexdigest() for array in arrays]
-    return _gather(rows, arrays, hashes, lambda some: Arrays(np.stack(some)), remarks)
+    dataset = _gather(rows, arrays, hashes, lambda some: Arrays(np.stack(some)), remarks)
+    return _with_leaks(dataset, rows, (hashes, []), how, "data")
+
+
+def _sound(
+    rows: list[Row], found: list[Facts], root: Path
+) -> tuple[list[Row], list[Facts], list[str]]:
+    """What is no broken file, and a remark about the others. Raises DataError when a class of a
+    split has none left."""
+    pairs = list(zip(rows, found, strict=True))
+    kept = [(row, facts) for row, facts in pairs if facts.problem is None]
+    bad = [f"'{row.name}': {facts.problem}" for row, facts in pairs if facts.problem]
+    lost = {(r.split, r.label) for r in rows} - {(r.split, r.label) for r, _ in kept}
+    if lost:
+        split, label = min(lost)
+        raise DataError(
+            root,
+            f"class '{label}' has no sound image in {split}; the first broken one is {bad[0]}",
+            "replace the broken files",
+            19,
+        )
+    more = "; ..." if len(bad) > 5 else ""
+    told = [f"skipped {len(bad)} broken files ({'; '.join(bad[:5])}{more})"] if bad else []
+    return [row for row, _ in kept], [facts for _, facts in kept], [printable(t) for t in told]
+
+
+def _with_leaks(
+    dataset: Dataset,
+    rows: list[Row],
+    known: tuple[list[str], list[str]],
+    how: Loading,
+    where: object,
+) -> Dataset:
+    """With what is known of images on both sides of a split; ``known`` are hashes and looks."""
+    if how.leakage == "ignore":
+        return dataset
+    hashes, looks = known
+    found = leaks(rows, hashes, looks)
+    check(found, how, where)
+    train = sum(row.split == "train" for row in rows)
+    compared = train * (len(rows) - train) if looks else 0
+    lines = [printable(line) for line in (*told(found, compared), *conflicts(rows, hashes))]
+    return replace(dataset, remarks=(*dataset.remarks, *lines), leaks=tuple(map(tuple, found)))
 
 
 def _gather(
@@ -56,7 +114,7 @@ def _gather(
                 images=images([items[i] for i in picked]),
                 sha256=_fingerprint((rows[i], hashes[i]) for i in picked),
             )
-    return Dataset(classes, splits, (*remarks, *_remarks(rows, hashes)))
+    return Dataset(classes, splits, (*remarks, *_remarks(rows)))
 
 
 def _fingerprint(rows: Iterable[tuple[Row, str]]) -> str:
@@ -67,7 +125,7 @@ def _fingerprint(rows: Iterable[tuple[Row, str]]) -> str:
     return total.hexdigest()
 
 
-def _remarks(rows: list[Row], hashes: list[str]) -> list[str]:
+def _remarks(rows: list[Row]) -> list[str]:
     counts = Counter(row.label for row in rows)
     (most, many), *_, (least, few) = counts.most_common()
     val = sum(row.split == "val" for row in rows)
@@ -76,20 +134,4 @@ def _remarks(rows: list[Row], hashes: list[str]) -> list[str]:
         found.append(f"classes are imbalanced: {many} images of '{most}', {few} of '{least}'")
     if 0 < val < _FEW:
         found.append(f"val has {val} images: each is {100 / val:.1f} points of accuracy")
-    return [printable(remark) for remark in found + _twins(rows, hashes)]
-
-
-def _twins(rows: list[Row], hashes: list[str]) -> list[str]:
-    """Files of the same bytes on both sides of a split make a score too good."""
-    trained = {
-        digest: row.name for row, digest in zip(rows, hashes, strict=True) if row.split == "train"
-    }
-    pairs = [
-        (row.name, trained[digest])
-        for row, digest in zip(rows, hashes, strict=True)
-        if row.split != "train" and digest in trained
-    ]
-    if not pairs:
-        return []
-    held, twin = pairs[0]
-    return [f"held-out images that are also in train: {len(pairs)} ('{held}' is '{twin}')"]
+    return [printable(remark) for remark in found]

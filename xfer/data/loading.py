@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 from annotated_types import Ge, Gt, Le, Lt
 
@@ -44,7 +44,8 @@ class Loading(ABC):
     ``workers`` are processes that decode images. They share up to ``decoded_gb`` gigabytes of
     memory for what they decoded, so that training decodes a file once; 0 decodes anew. Where
     ``val`` or ``test`` is missing, the fractions say how much of every class is held out,
-    ``split_seed`` which images.
+    ``split_seed`` which images. ``on_bad`` says what becomes of files that are no sound images,
+    ``leakage`` of images on both sides of a split.
     """
 
     batch_size: Annotated[int, Gt(0)] = 24
@@ -54,6 +55,8 @@ class Loading(ABC):
     val_fraction: Annotated[float, Ge(0), Le(1)] = 0.2
     test_fraction: Annotated[float, Ge(0), Lt(1)] = 0.0
     split_seed: Annotated[int, Ge(0)] = 0
+    on_bad: Literal["error", "skip"] = "error"
+    leakage: Literal["error", "warn", "ignore"] = "warn"
 
     @abstractmethod
     def dataset(self, training: bool) -> Dataset:

@@ -33,7 +33,7 @@ class Manifest(Loading):
         """See :meth:`Loading.dataset`."""
         path = place(self.file)
         rows = divide(_rows(path), self, path, training)
-        return of_files(rows, path.parent)
+        return of_files(rows, path.parent, self)
 
 
 def _rows(path: Path) -> list[Row]:

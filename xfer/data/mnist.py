@@ -50,7 +50,9 @@ class Mnist(Loading):
                 Row(name, str(digit), split) for name, digit in zip(names, digits, strict=True)
             ]
             pixels |= dict(zip(names, pictures, strict=True))
-        return of_arrays(divide(rows, self, root, training), pixels, _origin(root, self.mirror))
+        return of_arrays(
+            divide(rows, self, root, training), pixels, self, _origin(root, self.mirror)
+        )
 
 
 def _read(root: Path, split: str, mirror: str | None) -> tuple[Any, list[int]]:

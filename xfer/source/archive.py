@@ -9,6 +9,7 @@ import zlib
 from pathlib import Path
 
 from xfer.errors import SafetyError, WeightsError
+from xfer.seal import seal_bytes
 
 MEMBERS = 50_000
 FREE = 16 * 1024 * 1024
@@ -70,8 +71,12 @@ def _directory(path: Path) -> tuple[int, int]:
     """
     with path.open("rb") as stream:
         end = stream.seek(0, os.SEEK_END)
-        stream.seek(max(0, end - 98))
-        tail = stream.read(98)
+        stream.seek(max(0, end - 98 - 98))
+        tail = stream.read()
+    if own := seal_bytes(tail):
+        # The one comment that is allowed is the checksum of xfer's own checkpoints.
+        end, tail = end - own, tail[: -own - 2] + b"\x00\x00"
+    tail = tail[-98:]
     if len(tail) < 22 or tail[-22:-18] != b"PK\x05\x06" or tail[-2:] != b"\x00\x00":
         raise ValueError("its end is missing")
     count, length, offset = struct.unpack("<HII", tail[-12:-2])

@@ -1,0 +1,119 @@
+"""A disk that is full or may not be written costs a run its next file, never the last good one."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+import xfer
+from xfer import storage, workflow
+from xfer.errors import OutputError
+from xfer.resume import LAST
+from xfer.room import check_folder
+from xfer.seal import sealed
+from xfer.storage import file_sha256
+
+OPTIONS = ["trainer.max_epochs=2", "export=safetensors"]
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """A disk of 8 megabytes."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=8m", "none", str(folder)]
+    if subprocess.run(command, check=False, capture_output=True).returncode:
+        pytest.skip("may not mount a small disk here")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def fill(disk: Path) -> None:
+    with (disk / "filler").open("ab", buffering=0) as stream:
+        for size in (1 << 20, 1 << 12, 1):
+            try:
+                while True:
+                    stream.write(b"x" * size)
+            except OSError:
+                continue
+
+
+WRITERS = [
+    *("plan.json", "config.yaml", "best.ckpt", "last.ckpt", "metrics.csv", "freeze_proof.json"),
+    *("predictions_val.csv", "model.safetensors", "parity.json", "curves.png", "report.html"),
+    *("result.json", "status.json"),
+]
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_full_disk_is_told_and_the_run_goes_on_when_there_is_room(disk, monkeypatch, name):
+    """The disk is filled at the moment when the file is begun, for checkpoints the second time."""
+    original, seen = storage.tempfile.mkstemp, []
+
+    def mkstemp(prefix, **options):
+        if prefix.startswith((f".{name}.", name)):
+            seen.append(name)
+            if len(seen) == (2 if name in ("last.ckpt", "metrics.csv", "status.json") else 1):
+                fill(disk)
+        return original(prefix=prefix, **options)
+
+    monkeypatch.setattr(storage.tempfile, "mkstemp", mkstemp)
+    run = disk / "run"
+    with pytest.raises(OutputError, match="No space left") as told:
+        xfer.run("digits_freeze", [f"run.dir={run}", *OPTIONS])
+    assert told.value.exit == 9 and seen
+    monkeypatch.undo()
+    assert list(run.rglob(".*.part")) == []
+    checkpoints = list(run.glob("checkpoints/*"))
+    assert all(sealed(file) for file in checkpoints)
+    if name not in ("plan.json", "config.yaml", "best.ckpt"):
+        assert (run / "checkpoints" / LAST) in checkpoints
+    (disk / "filler").unlink()
+    if not (run / "plan.json").exists():
+        return  # nothing had begun
+    xfer.run("digits_freeze", [f"run.dir={run}", f"checkpoint.resume={run}", *OPTIONS])
+    status = json.loads((run / "status.json").read_text())
+    assert status["state"] == "finished"
+    assert all(file_sha256(run / file) == digest for file, digest in status["files"].items())
+
+
+def test_a_disk_without_room_is_refused_before_the_first_step(disk):
+    with (disk / "filler").open("wb") as stream:
+        stream.write(b"x" * (6 << 20))
+    with pytest.raises(OutputError, match=r"E914: .*bytes are free, the run needs about"):
+        xfer.run("digits_freeze", [f"run.dir={disk / 'run'}", *OPTIONS])
+    assert not (disk / "run" / "plan.json").exists()
+
+
+def test_a_read_only_disk_is_refused_before_planning(disk, monkeypatch):
+    subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+    monkeypatch.setattr(workflow, "make_plan", lambda specs: pytest.fail("planned"))
+    with pytest.raises(OutputError, match=r"E915: .*cannot be written"):
+        xfer.run("digits_freeze", [f"run.dir={disk / 'a' / 'run'}"])
+
+
+def test_a_file_in_the_place_of_a_folder_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="file"):
+        check_folder(tmp_path / "file" / "run")
+    with pytest.raises(OutputError, match="name too long"):
+        check_folder(tmp_path / ("x" * 300))
+    check_folder(tmp_path / "a" / "b")
+
+
+def test_sixty_four_runs_of_one_second_get_folders_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    # So few endings that almost all collide.
+    monkeypatch.setattr(workflow.secrets, "token_hex", lambda _: os.urandom(1).hex())
+
+    class Specs:
+        run_dir, experiment = None, "many"
+
+    with ThreadPoolExecutor(64) as pool:
+        folders = list(pool.map(lambda _: workflow._make_folder(Specs()), range(64)))
+    assert len(set(folders)) == 64 and all(folder.is_dir() for folder in folders)

@@ -1,0 +1,111 @@
+"""What a run folder says of its run: lock, log, ``status.json``, and ``error.log`` of a failure."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from signal import Signals
+
+from xfer.errors import OutOfMemory, OutputError, XferError, printable
+from xfer.log import log, open_log
+from xfer.resume import BEST, LAST, entries, lock
+from xfer.seal import sealed
+from xfer.signals import Stopped
+from xfer.storage import file_sha256, output_errors, write_json, write_text
+
+
+@dataclass(frozen=True)
+class Status:
+    """``status.json``. ``state``: running, finished, failed or interrupted; ``code``: the number
+    of the error; ``files``: sha256 by path of every file of a finished run, and of the sound
+    checkpoints of any other."""
+
+    state: str
+    code: int | None = None
+    exit: int | None = None
+    message: str | None = None
+    remedy: str | None = None
+    last_good_checkpoint: str | None = None
+    files: dict[str, str] = field(default_factory=dict)
+
+    def write(self, folder: Path) -> None:
+        """Into the run folder, atomically."""
+        write_json(folder / "status.json", asdict(self))
+
+
+@contextmanager
+def recorded(folder: Path) -> Iterator[None]:
+    """Log, lock and status of the run in ``folder``; a failure leaves ``error.log``."""
+    with output_errors(folder):
+        held = lock(folder)
+        for part in folder.rglob(".*.part"):  # left by a killed process
+            part.unlink()
+        open_log(folder)
+        Status("running").write(folder)
+    try:
+        yield
+        files = {str(p.relative_to(folder)): file_sha256(p) for p in entries(folder)}
+        Status("finished", 0, 0, last_good_checkpoint=_last_good(folder), files=files).write(folder)
+        log.info(f"everything is in {printable(folder)}")
+    except BaseException as error:
+        told = _as_xfer(error)
+        _tell(folder, error, told)
+        if told is error or not isinstance(error, Exception):
+            raise
+        raise told from error
+    finally:
+        held.close()
+
+
+def _tell(folder: Path, error: BaseException, told: BaseException) -> None:
+    try:
+        # The status first: it is what a scheduler reads.
+        _failure(told, folder).write(folder)
+        write_text(folder / "error.log", "".join(traceback.format_exception(error)))
+    except OutputError as full:
+        # A full disk is often the very error that is told.
+        log.warning(f"status.json or error.log is not written: {full.what}")
+
+
+def _last_good(folder: Path) -> str | None:
+    """The newest checkpoint whose bytes are those that were written."""
+    for name in (LAST, BEST):
+        path = folder / "checkpoints" / name
+        if path.is_file() and sealed(path):
+            return f"checkpoints/{name}"
+    return None
+
+
+def _failure(error: BaseException, folder: Path) -> Status:
+    last = _last_good(folder)
+    good = (last, {last: file_sha256(folder / last)} if last else {})
+    if isinstance(error, XferError):
+        what = f"{error.where}: {error.what}"
+        return Status("failed", error.number, error.exit, what, error.fix, *good)
+    if isinstance(error, Stopped):
+        what, fix = f"stopped by {Signals(error.number).name}", "run again with checkpoint.resume="
+        return Status("interrupted", None, error.exit, what, f"{fix}{printable(folder)}", *good)
+    code = 130 if isinstance(error, KeyboardInterrupt) else 1
+    state = "failed" if isinstance(error, Exception) else "interrupted"
+    return Status(state, None, code, printable(repr(error)), "see error.log", *good)
+
+
+def _as_xfer(error: BaseException) -> BaseException:
+    """Out of memory told as such, whichever device ran out; and a data worker that was killed."""
+    from xfer.memory import ran_out
+
+    if ran_out(error):
+        return OutOfMemory(
+            "data.eval_batch_size",
+            str(error).split(". ")[0] or "no memory left",
+            "lower it, and data.decoded_gb",
+            3,
+        )
+    if isinstance(error, RuntimeError) and "killed by signal: Killed" in str(error):
+        return OutOfMemory(
+            "data.workers", "the system killed a data worker", "lower it, and data.decoded_gb", 4
+        )
+    return error

@@ -1,0 +1,119 @@
+"""Signals that ask a run to stop: at once, or while training after the step in progress."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from xfer.log import log
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+
+
+class Stopped(SystemExit):
+    """A signal ended the run: 130 for SIGINT, 143 for the others."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.exit = 130 if number == signal.SIGINT else 143
+        super().__init__(self.exit)
+
+
+class Stop:
+    """What the signals of a run asked for. While ``waits``, they are noted and not obeyed."""
+
+    def __init__(self) -> None:
+        self.asked: int | None = None
+        self.waits = False
+        self.owner = os.getpid()
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        """The handler. A second SIGINT does not wait."""
+        if os.getpid() != self.owner:
+            _in_a_worker(number)
+        elif self.waits and not (self.asked == number == signal.SIGINT):
+            self.asked = number
+        else:
+            raise Stopped(number)
+
+    def obey(self) -> None:
+        """Raise Stopped where a signal was noted."""
+        if self.asked is not None:
+            raise Stopped(self.asked)
+
+
+def _in_a_worker(number: int) -> None:
+    # Ctrl+C reaches the whole group; whether a worker is still needed, the run knows.
+    if number == signal.SIGTERM:
+        os._exit(143)
+
+
+stop = Stop()
+"""Of this process; a process does one run at a time."""
+
+
+def ignore_in_worker(_: int) -> None:
+    """For a data worker: what is for the run is not for it."""
+    for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+@contextmanager
+def heeded() -> Iterator[None]:
+    """Within, signals end the run in good order; who handled SIGUSR1 or SIGUSR2 before is called
+    after it (submitit requeues so), and a Slurm job that got SIGUSR1 is requeued."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    stop.asked, stop.waits, stop.owner = None, False, os.getpid()
+    before = {number: signal.getsignal(number) for number in _SIGNALS}
+    install()
+    try:
+        yield
+    except Stopped as error:
+        _restore(before)
+        _requeue(error.number, before[signal.Signals(error.number)])
+        if error.number == signal.SIGINT:
+            # As Python has it: a notebook or a caller knows what to do.
+            raise KeyboardInterrupt from error
+        raise
+    finally:
+        _restore(before)
+
+
+def install() -> None:
+    """Take the signals; once more where a library has put its own handlers over ours."""
+    if threading.current_thread() is threading.main_thread():
+        for number in _SIGNALS:
+            signal.signal(number, stop)
+
+
+_Handler = Callable[[int, FrameType | None], object] | int | None
+
+
+def _restore(before: dict[signal.Signals, _Handler]) -> None:
+    for number, handler in before.items():
+        signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+
+def _requeue(number: int, handler: _Handler) -> None:
+    if number not in (signal.SIGUSR1, signal.SIGUSR2):
+        return
+    if callable(handler):
+        handler(number, None)
+        return
+    job = os.environ.get("SLURM_JOB_ID", "")
+    if array := os.environ.get("SLURM_ARRAY_JOB_ID"):
+        job = f"{array}_{os.environ.get('SLURM_ARRAY_TASK_ID', '')}"
+    program = shutil.which("scontrol")
+    if number == signal.SIGUSR1 and program and re.fullmatch(r"\d+(_\d+)?", job):
+        done = subprocess.run([program, "requeue", job], check=False)
+        log.info(f"scontrol requeue {job}: exit {done.returncode}")
