@@ -19,7 +19,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "types", "log", "randomness", "help"),
     ("storage", "weights", "patterns"),
     ("transfer",),
-    ("preprocess", "images", "download", "snapshot", "resume", "compat", "norms"),
+    ("preprocess", "images", "download", "snapshot", "resume", "compat", "norms", "session"),
     NOUNS,
     (
         "network",
@@ -35,7 +35,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ),
     ("classes",),
     ("plan", "places", "evaluate"),
-    ("model", "builder"),
+    ("model", "builder", "handover"),
     ("history", "extraction", "lr_find"),
     ("feed",),
     ("phases",),
@@ -56,7 +56,7 @@ HEAVY = {
     "sklearn", "timm", "torch", "torchmetrics", "torchvision",
 }  # fmt: skip
 # Subclasses and helpers of torch; everything else gets by without it until it works.
-OF_TORCH = {"head.layers"} | {
+OF_TORCH = {"head.layers", "export.pixels"} | {
     "compat", "ema", "evaluate", "extraction", "features.absent", "features.cut", "features.find",
     "features.proof", "feed", "fit", "history", "loader", "lr_find", "metrics", "model", "momenta",
     "network", "phases",

@@ -80,6 +80,12 @@ def decode(path: Path) -> Image:
         raise _broken(path, _reason(error)) from error
 
 
+def decode_bytes(data: bytes) -> Image:
+    """The same for the bytes of a file that is sound."""
+    with PIL.open(io.BytesIO(data), formats=_FORMATS) as image:
+        return _to_rgb(image)
+
+
 def _refuse_huge(image: Image) -> None:
     if image.width * image.height > MAX_PIXELS:
         raise ValueError(f"{image.width} x {image.height} pixels; more than {MAX_PIXELS}")

@@ -114,11 +114,9 @@ def _network(work: Work) -> nn.Module:
     """What is evaluated and exported: the best checkpoint, read back from disk, or the source."""
     from xfer.network import assemble, open_checkpoint
 
-    plan, specs = work.plan, work.plan.specs
-    if work.fitted:
-        return open_checkpoint(work.fitted.checkpoint, specs.make)[0]
-    if specs.checkpoint.path:
-        return open_checkpoint(Path(specs.checkpoint.path).expanduser(), specs.make)[0]
+    plan, path = work.plan, _checkpoint(work)
+    if path:
+        return open_checkpoint(path, plan.specs.make)[0]
     return assemble(plan.parts, plan.weights).eval()
 
 
@@ -166,38 +164,19 @@ def _answers(work: Work, net: nn.Module, samples: Samples) -> Predictions:
 
 
 def _export(work: Work, net: nn.Module) -> None:
-    import numpy as np
-    import torch
+    from xfer.handover import hand_over
 
-    from xfer.export import export
-    from xfer.preprocess import prepare
-
-    plan = work.plan
-    samples = _check_split(plan)
-    count = min(len(samples), plan.specs.export.gate.images)
-    images = np.stack(
-        [prepare(samples.images[i], plan.card.input) for i in _spread(len(samples), count)]
-    )
-    asked = plan.specs.export
-    folder = work.folder / "export"
-    net = net.to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-    work.exports = export(net, images, asked.writers, plan.card, folder, asked.gate.tolerance)
-    for file in work.exports:
-        log.info(
-            f"export/{file.file}: {file.bytes:,} bytes; largest logit difference "
-            f"{file.max_abs_diff:.1e}, same top class on {file.agree:.1%} of {file.images} images"
-        )
+    work.exports = hand_over(work.plan, net, work.folder / "export", _checkpoint(work))
 
 
-def _check_split(plan: Plan) -> Samples:
-    assert plan.dataset is not None
-    splits = plan.dataset.splits
-    return splits.get("val") or splits.get("test") or splits["train"]
-
-
-def _spread(n: int, count: int) -> list[int]:
-    """``count`` positions spread evenly over ``n``."""
-    return [i * n // count for i in range(count)]
+def _checkpoint(work: Work) -> Path | None:
+    """The checkpoint that is evaluated and exported, unless the network is the source's own."""
+    if work.fitted:
+        return work.fitted.checkpoint
+    if work.plan.specs.checkpoint.path is None:
+        return None
+    path = Path(work.plan.specs.checkpoint.path).expanduser()
+    return path / "checkpoints" / "best.ckpt" if path.is_dir() else path
 
 
 def _refuse_taken(specs: Specs) -> None:
