@@ -34,7 +34,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "specs",
     ),
     ("classes",),
-    ("plan", "places", "evaluate"),
+    ("plan", "places", "evaluate", "standalone"),
     ("model", "builder", "handover"),
     ("history", "extraction", "lr_find"),
     ("feed",),

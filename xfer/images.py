@@ -166,6 +166,14 @@ def scan(paths: Sequence[Path], root: Path) -> list[str]:
 
     Raises DataError naming the first file that is no sound image and counting the rest.
     """
+    known, broken = sound(paths, root)
+    if broken:
+        raise _broken(*broken[0], more=len(broken) - 1)
+    return [known[str(path)] for path in paths]
+
+
+def sound(paths: Sequence[Path], root: Path) -> tuple[dict[str, str], list[tuple[Path, str]]]:
+    """The sha256 of every sound file by its name, and what is wrong with each of the others."""
     known = _read_cache(root)
     stamps = [_stamp(path) for path in paths]
     fresh = [i for i, path in enumerate(paths) if known.get(str(path), [""])[0] != stamps[i]]
@@ -177,9 +185,8 @@ def scan(paths: Sequence[Path], root: Path) -> list[str]:
             broken.append((paths[i], problem))
     if fresh:
         _write_cache(root, known, paths)
-    if broken:
-        raise _broken(*broken[0], more=len(broken) - 1)
-    return [known[str(path)][1] for path in paths]
+    left = {path for path, _ in broken}
+    return {str(path): known[str(path)][1] for path in paths if path not in left}, broken
 
 
 def _inspect_all(paths: list[Path]) -> Iterator[_Found]:

@@ -35,6 +35,16 @@ class Exports:
 
 
 @dataclass(frozen=True)
+class ModelFile:
+    """An exported file to predict with. ``labels`` are class names, or a file of them, and
+    ``recipe`` a ``preprocess.json``, for a file that does not say so itself."""
+
+    path: str
+    labels: str | tuple[str, ...] | None = None
+    recipe: str | None = None
+
+
+@dataclass(frozen=True)
 class Specs:
     """One run as asked for: the built config groups, and what the command line said itself.
 
@@ -67,6 +77,7 @@ class Specs:
     explicit: frozenset[str] = frozenset()
     config: Plain = field(default_factory=dict)
     command: str = ""
+    predict_with: ModelFile | None = None
 
     @property
     def trains(self) -> bool:

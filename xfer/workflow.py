@@ -18,7 +18,7 @@ from xfer.log import close_log, log, open_log
 from xfer.plan import Plan, make_plan
 from xfer.resume import Earlier, check_same, choose, entries, fingerprint, lock
 from xfer.specs import Specs
-from xfer.storage import file_sha256, output_errors, write_json, write_text
+from xfer.storage import file_sha256, output_errors, write_json, write_text, yaml_text
 from xfer.types import Exported, Plain, Predictions, Samples, Score
 
 if TYPE_CHECKING:
@@ -56,6 +56,8 @@ def run(specs: Specs) -> Result:
     began = time.perf_counter()
     open_log(None)
     try:
+        if specs.predict_with:
+            return _alone(specs, began)
         earlier = choose(specs.checkpoint.resume, specs.config, Path("outputs") / specs.experiment)
         if earlier and earlier.finished:
             log.info(f"{earlier.folder} is finished: nothing to do")
@@ -74,6 +76,22 @@ def run(specs: Specs) -> Result:
             return Result(folder, plan.facts, _stages(work, earlier))
     finally:
         close_log()
+
+
+def _alone(specs: Specs, began: float) -> Result:
+    """Predict with an exported file. Nothing here imports torch."""
+    from xfer.standalone import facts, open_model, predict
+
+    _refuse_taken(specs)
+    assert specs.predict_with is not None
+    model = open_model(specs.predict_with)
+    plan = facts(specs, model)
+    log.info("\n".join(f"{key:<10}  {value}" for key, value in plan.items() if key != "config"))
+    folder = _make_folder(specs)
+    with _recorded(folder):
+        write_json(folder / "plan.json", plan)
+        write_text(folder / "config.yaml", yaml_text(specs.config))
+        return Result(folder, plan, predict(specs, model, folder, began))
 
 
 def _stages(work: Work, earlier: Earlier | None) -> Plain | None:
@@ -121,7 +139,8 @@ def _network(work: Work) -> nn.Module:
 
 
 def _evaluate(work: Work, net: nn.Module) -> None:
-    from xfer.evaluate import score_of, write_predictions
+    from xfer.evaluate import score_of
+    from xfer.predict import write_predictions
 
     for name, samples in work.plan.dataset.splits.items() if work.plan.dataset else ():
         if name == "train":
@@ -141,16 +160,13 @@ def _evaluate(work: Work, net: nn.Module) -> None:
 
 
 def _predict(work: Work, net: nn.Module) -> None:
-    from xfer.evaluate import write_predictions
-    from xfer.predict import find
+    from xfer.predict import find_sound, told, write_predictions
 
-    found = _answers(work, net, find(work.plan.specs.predict_input))
+    found = _answers(work, net, find_sound(work.plan.specs.predict_input))
     path = work.folder / "predictions.csv"
     write_predictions(found, path)
-    chosen, confidence = found.logits.argmax(axis=1), found.probabilities.max(axis=1)
-    for i, name in enumerate(found.names[:20]):
-        log.info(f"{name}: {found.classes[chosen[i]]} ({confidence[i]:.3f})")
-    log.info(f"{len(found.names)} predictions in {path}")
+    for line in told(found, path):
+        log.info(line)
 
 
 def _answers(work: Work, net: nn.Module, samples: Samples) -> Predictions:
@@ -209,12 +225,10 @@ def _make_folder(specs: Specs) -> Path:
 
 
 def _write_plan(plan: Plan, folder: Path) -> None:
-    import yaml
-
     write_json(folder / "plan.json", plan.facts)
     if plan.load:
         write_json(folder / "load_report.json", plan.load)
-    write_text(folder / "config.yaml", yaml.safe_dump(plan.specs.config, sort_keys=False))
+    write_text(folder / "config.yaml", yaml_text(plan.specs.config))
 
 
 @contextmanager
