@@ -50,7 +50,7 @@ class Onnx:
         """Trace ``net`` with a free batch size; facts in ``metadata_props``, as strings."""
         import onnx
 
-        traced = _pictures(net, card, self) if self.input == "image" else _tensors(net, images)
+        traced = _pictures(net, card, self) if self.input == "image" else tensors(net, images)
         model = trace(*traced, self.opset).model_proto
         written = {entry.domain: entry.version for entry in model.opset_import}[""]
         if written != self.opset:  # the exporter keeps its own opset when it cannot convert
@@ -78,7 +78,8 @@ Traced = tuple["nn.Module", "torch.Tensor", dict[int, Any], str]
 """A network, an example of its input, its free dimensions, and the name of its output."""
 
 
-def _tensors(net: nn.Module, images: Array) -> Traced:
+def tensors(net: nn.Module, images: Array) -> Traced:
+    """``net`` from preprocessed images to logits, the batch size free."""
     import torch
 
     # Two copies of one image: a batch of 1 could be taken for a constant.
