@@ -41,6 +41,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("phases",),
     ("fit",),
     ("report",),
+    ("benchmark",),
     ("workflow",),
     ("config",),
     ("api",),

@@ -32,7 +32,7 @@ class Builder:
     def specs(self, experiment: str, typed: Sequence[str]) -> Specs:
         """What the run is asked to do. Raises all problems together."""
         stages = self.value("stages", tuple[str, ...]) or ()
-        needs_data = not stages or {"lr_find", "fit", "evaluate", "export"} & set(stages)
+        needs_data = not stages or set(STAGES) & set(stages) - {"predict", "report"}
         built = {
             group: self.group(group) for group in _SPEC_GROUPS if group != "data" or needs_data
         }

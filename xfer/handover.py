@@ -30,9 +30,9 @@ def hand_over(plan: Plan, net: nn.Module, folder: Path, checkpoint: Path | None)
 
     from xfer.export import Evidence, export
 
-    asked, samples, spec = plan.specs.export, _check_split(plan), plan.card.input
-    at = _spread(len(samples), min(len(samples), asked.gate.images))
-    chosen = _Chosen(samples.images, at)
+    asked, samples, spec = plan.specs.export, check_split(plan), plan.card.input
+    at = spread(len(samples), min(len(samples), asked.gate.images))
+    chosen = Chosen(samples.images, at)
     approximate = [w for w in asked.writers if getattr(w, "trial", "logits") == "score"]
     evidence = Evidence(
         photos=chosen,
@@ -67,7 +67,7 @@ def _line(file: Exported) -> str:
 
 
 @dataclass(frozen=True)
-class _Chosen:
+class Chosen:
     """Some pictures of a split, decoded when asked for."""
 
     images: Images
@@ -80,7 +80,8 @@ class _Chosen:
         return len(self.at)
 
 
-def _check_split(plan: Plan) -> Samples:
+def check_split(plan: Plan) -> Samples:
+    """The split whose images files are tried on: val, else test, else train."""
     assert plan.dataset is not None
     splits = plan.dataset.splits
     return splits.get("val") or splits.get("test") or splits["train"]
@@ -92,7 +93,7 @@ def _calibration(plan: Plan, writers: Sequence[object]) -> Array | None:
     count = max((getattr(writer, "images", _BATCH) for writer in writers), default=0)
     if samples is None or not count:
         return None
-    at = _spread(len(samples), min(len(samples), count))
+    at = spread(len(samples), min(len(samples), count))
     return np.stack([prepare(samples.images[i], plan.card.input) for i in at])
 
 
@@ -102,6 +103,6 @@ def _labelled(samples: Samples, spec: InputSpec) -> Iterator[tuple[Array, Array]
         yield np.stack([prepare(samples.images[i], spec) for i in at]), samples.labels[list(at)]
 
 
-def _spread(n: int, count: int) -> list[int]:
+def spread(n: int, count: int) -> list[int]:
     """``count`` positions spread evenly over ``n``."""
     return [i * n // count for i in range(count)]

@@ -14,8 +14,9 @@ if TYPE_CHECKING:
     from xfer.types import Array
 
 
-def open_session(path: Path) -> Any:
-    """An ``InferenceSession`` of an ONNX file on the CPU, from the file alone.
+def open_session(path: Path, threads: int = 0) -> Any:
+    """An ``InferenceSession`` of an ONNX file on the CPU, from the file alone; 0 ``threads`` are
+    as many as it likes.
 
     Raises WeightsError for a file that is missing or that onnxruntime cannot run.
     """
@@ -25,8 +26,10 @@ def open_session(path: Path) -> Any:
 
     if not path.is_file():
         raise WeightsError(path, "there is no such file", "give an ONNX file", 34)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
     try:
-        return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its errors share no class of their own
         lines = str(error).strip().splitlines() or [type(error).__name__]
         what = f"onnxruntime cannot run it ({lines[0][:160]})"

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from xfer.types import Backbone, Head, Writer
     from xfer.weights import Source
 
-STAGES = ("lr_find", "fit", "evaluate", "predict", "export", "report")
+STAGES = ("lr_find", "fit", "evaluate", "predict", "export", "benchmark", "report")
 
 
 @dataclass(frozen=True)
@@ -83,3 +83,9 @@ class Specs:
     def trains(self) -> bool:
         """Whether a stage needs a model to train."""
         return bool({"fit", "lr_find"} & set(self.stages))
+
+    @property
+    def calibrates(self) -> bool:
+        """Whether an exported file needs training images."""
+        approximate = any(getattr(w, "trial", "") == "score" for w in self.export.writers)
+        return "export" in self.stages and approximate

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from xfer.fit import Fitted
 
 
+_NEED_NET = {"evaluate", "predict", "export", "benchmark"}
+
+
 @dataclass(frozen=True)
 class Result:
     """What a run left: its folder, ``plan.json`` and, when it worked, ``result.json`` as facts."""
@@ -106,13 +109,17 @@ def _stages(work: Work, earlier: Earlier | None) -> Plain | None:
 
         work.fitted = fit(plan, work.folder, earlier.resume_file if earlier else None)
         work.device = work.fitted.device
-    net = _network(work) if {"evaluate", "predict", "export"} & set(stages) else None
+    net = _network(work) if _NEED_NET & set(stages) else None
     if net and "evaluate" in stages:
         _evaluate(work, net)
     if net and "predict" in stages:
         _predict(work, net)
     if net and "export" in stages:
         _export(work, net)
+    if net and "benchmark" in stages:
+        from xfer.benchmark import benchmark
+
+        benchmark(plan, net, _checkpoint(work), work.folder)
     from xfer.report.finish import finish
 
     return finish(work)
