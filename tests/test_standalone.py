@@ -168,7 +168,7 @@ def test_a_foreign_file_needs_labels_and_a_recipe_and_says_so(place: Path) -> No
     with pytest.raises(ConfigError, match=r"E298: .*is no recipe"):
         predicted(*asked, "predict.recipe=r.json", "predict.labels=[red,green,blue]")
     (place / "r.json").write_text(json.dumps(RECIPE | {"size": [9, 8]}))
-    with pytest.raises(WeightsError, match=r"E437: .*shape \(3, 9, 8\)"):
+    with pytest.raises(WeightsError, match=r"E445: .*shape \(3, 9, 8\)"):
         predicted(*asked, "predict.recipe=r.json", "predict.labels=[red,green,blue]")
 
 
@@ -185,9 +185,9 @@ def test_what_is_no_image_classifier_is_refused(place: Path) -> None:
     foreign(place / "four.onnx", ("n", 4, 8, 8))
     (place / "text.onnx").write_text("text")
     for name, message in {
-        "four.onnx": "E436: .*does not take images",
-        "text.onnx": "E435: .*onnxruntime cannot run it",
-        "none.onnx": "E434: .*no such file",
+        "four.onnx": "E444: .*does not take images",
+        "text.onnx": "E443: .*onnxruntime cannot run it",
+        "none.onnx": "E442: .*no such file",
     }.items():
         with pytest.raises(WeightsError, match=message):
             predicted(f"predict.model={name}", "predict.input=photos")

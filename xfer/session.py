@@ -25,7 +25,7 @@ def open_session(path: Path, threads: int = 0) -> Any:
     import onnxruntime
 
     if not path.is_file():
-        raise WeightsError(path, "there is no such file", "give an ONNX file", 34)
+        raise WeightsError(path, "there is no such file", "give an ONNX file", 42)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     try:
@@ -33,7 +33,7 @@ def open_session(path: Path, threads: int = 0) -> Any:
     except Exception as error:  # its errors share no class of their own
         lines = str(error).strip().splitlines() or [type(error).__name__]
         what = f"onnxruntime cannot run it ({lines[0][:160]})"
-        raise WeightsError(path, what, "give a whole ONNX file", 35) from error
+        raise WeightsError(path, what, "give a whole ONNX file", 43) from error
 
 
 def runner(session: Any) -> Callable[[Array], Array]:

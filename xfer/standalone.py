@@ -77,7 +77,7 @@ def _input(path: Path, session: Any) -> tuple[int | None, bool]:
     if len(puts) != 1 or len(shape) != 4 or shape[1] != 3 or puts[0].type not in kinds:
         found = ", ".join(f"{put.name} {put.type} {put.shape}" for put in puts)
         fix = "give a file with one input (n, 3, height, width), float32 or uint8"
-        raise WeightsError(path, f"does not take images: its input is {found}", fix, 36)
+        raise WeightsError(path, f"does not take images: its input is {found}", fix, 44)
     return (shape[0] if isinstance(shape[0], int) else None), kinds[puts[0].type]
 
 
@@ -249,12 +249,12 @@ def _run(model: Model, images: Array) -> Array:
     except Exception as error:  # onnxruntime's errors share no class of their own
         line = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
         what = f"cannot run images of shape {images.shape[1:]} ({line})"
-        raise WeightsError(model.path, what, "check predict.recipe", 37) from error
+        raise WeightsError(model.path, what, "check predict.recipe", 45) from error
     if found.shape != (len(images), len(model.classes)):
         what = f"answers {found.shape} for {len(images)} images and {len(model.classes)} classes"
-        raise WeightsError(model.path, what, "check predict.labels", 38)
+        raise WeightsError(model.path, what, "check predict.labels", 46)
     if not np.isfinite(found).all():
-        raise WeightsError(model.path, "answers NaN or Inf", "export it again", 39)
+        raise WeightsError(model.path, "answers NaN or Inf", "export it again", 47)
     return found[:n]
 
 
