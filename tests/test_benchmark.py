@@ -11,20 +11,17 @@ import xfer
 from xfer.errors import ExportError
 
 
+FILE = Path(xfer.__file__).parent / "source" / "digits_0_4.ckpt"
+SHIPPED = [f"checkpoint.path={FILE}", "data=digits_0_4"]
+
+
+@pytest.mark.slow
 def test_every_file_is_measured_beside_torch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    options = ["trainer.max_epochs=1", "stages=[fit,export]", "export=[onnx,pt2]"]
-    run = xfer.run("digits_freeze", options).folder
-    result = xfer.run(
-        overrides=[
-            "stages=[benchmark]",
-            f"checkpoint.path={run}",
-            "data=digits",
-            "export.images=20",
-        ]
-    )
+    stages = "stages=[export,benchmark]"
+    result = xfer.run(overrides=[stages, *SHIPPED, "export=[onnx,pt2]", "export.images=20"])
     rows = json.loads((result.folder / "benchmark.json").read_text())
     assert [row["name"] for row in rows] == ["torch, eager", "model.onnx", "model.pt2"]
     assert rows[0]["faster"] == rows[0]["faster_batch"] == 1.0
@@ -38,6 +35,5 @@ def test_every_file_is_measured_beside_torch(
 
 def test_nothing_to_measure_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    run = xfer.run("digits_freeze", ["trainer.max_epochs=1", "stages=[fit]"]).folder
     with pytest.raises(ExportError, match=r"E997: .*no exported file to measure"):
-        xfer.run(overrides=["stages=[benchmark]", f"checkpoint.path={run}", "data=digits"])
+        xfer.run(overrides=["stages=[benchmark]", *SHIPPED])

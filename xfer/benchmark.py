@@ -20,6 +20,7 @@ from xfer.log import log
 from xfer.preprocess import prepare
 from xfer.report.figures import speeds_of
 from xfer.session import open_session, runner
+from xfer.standalone import warn_if_stale
 from xfer.storage import write_json
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 ROUNDS = 7
 _ONE, _BATCH = 5, 16  # runs of one image a round; images of the larger batch
-_STARTS = 3
+_STARTS = 2
 _RUNS = {".onnx": "onnxruntime", ".pt2": "torch.export", ".torchscript": "TorchScript"}
 
 
@@ -52,7 +53,7 @@ def benchmark(plan: RunPlan, net: nn.Module, checkpoint: Path | None, folder: Pa
     """Measure the files of this run, or those beside ``checkpoint``: ``benchmark.json``, a figure
     and a table on the terminal. Raises ExportError when there is none."""
     folders = [folder / "export"]
-    if checkpoint:
+    if checkpoint and checkpoint.parent.name == "checkpoints":
         folders.append(checkpoint.parent.parent / "export")
     rows = measured(plan, net, checkpoint, folders)
     write_json(folder / "benchmark.json", rows)
@@ -96,6 +97,8 @@ def _files(folders: Sequence[Path]) -> list[Path]:
     for folder in folders:
         found = [p for p in sorted(folder.glob("*")) if p.suffix in _RUNS]
         if found:
+            for file in found:
+                warn_if_stale(file)
             return found
     where = folders[0] if folders else "export"
     fix = "add the stage export, or give the checkpoint.path of a run with exported files"
@@ -156,7 +159,8 @@ def start(file: str) -> None:
 
 
 def _starts(contestants: list[Contestant]) -> list[float | None]:
-    """Seconds of a fresh process that imports the runtime and opens the file."""
+    """Seconds of a fresh process that imports the runtime and opens the file, the best of two:
+    the first also reads it from the disk."""
     times: list[list[float]] = [[] for _ in contestants]
     for _ in range(_STARTS):
         for i, contestant in enumerate(contestants):
@@ -164,7 +168,7 @@ def _starts(contestants: list[Contestant]) -> list[float | None]:
                 began = time.perf_counter()
                 subprocess.run([sys.executable, "-c", contestant.start], check=True)
                 times[i].append(time.perf_counter() - began)
-    return [median(found) if found else None for found in times]
+    return [min(found) if found else None for found in times]
 
 
 def _turns(

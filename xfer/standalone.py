@@ -65,7 +65,7 @@ def open_model(asked: ModelFile) -> Model:
     except XferError as error:
         errors.append(error)
     raise_all(errors)
-    _warn_if_stale(path)
+    warn_if_stale(path)
     return Model(path, runner(session), classes, recipe, 1 if pictures else batch)
 
 
@@ -120,7 +120,7 @@ def _read(key: str, file: str) -> str:
         raise ConfigError(key, what, "give an existing file", 99) from error
 
 
-def _warn_if_stale(path: Path) -> None:
+def warn_if_stale(path: Path) -> None:
     """A run that went on after its export has a newer checkpoint beside the old file."""
     checkpoint = path.resolve().parent.parent / "checkpoints" / "best.ckpt"
     if path.resolve().parent.name != "export" or not checkpoint.is_file():
