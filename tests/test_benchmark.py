@@ -10,7 +10,6 @@ import pytest
 import xfer
 from xfer.errors import ExportError
 
-
 FILE = Path(xfer.__file__).parent / "source" / "digits_0_4.ckpt"
 SHIPPED = [f"checkpoint.path={FILE}", "data=digits_0_4"]
 
