@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from xfer.errors import DivergedError
-from xfer.evaluate import answers, most_wrong, score_of, write_predictions
+from xfer.evaluate import answers, most_wrong, score_of
 from xfer.images import Arrays
+from xfer.predict import write_predictions
 from xfer.types import InputSpec, Predictions, Samples
 
 SPEC = InputSpec((8, 8), 8, "bilinear", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))

@@ -20,7 +20,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "types", "log", "randomness", "help", "seal", "looks"),
     ("storage", "weights", "patterns", "protobuf", "dialects", "signals"),
     ("transfer",),
-    ("preprocess", "images", "download", "snapshot", "resume", "compat", "norms"),
+    ("preprocess", "images", "download", "snapshot", "resume", "compat", "norms", "session"),
     NOUNS,
     (
         "network",
@@ -36,13 +36,14 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "specs",
     ),
     ("classes", "numbers"),
-    ("plan", "places", "evaluate"),
-    ("model", "builder"),
+    ("plan", "places", "evaluate", "standalone"),
+    ("model", "builder", "handover"),
     ("history", "extraction", "lr_find", "record", "room"),
     ("feed",),
     ("phases",),
     ("fit",),
     ("report",),
+    ("benchmark",),
     ("workflow",),
     ("config",),
     ("api",),
@@ -58,7 +59,7 @@ HEAVY = {
     "sklearn", "timm", "torch", "torchmetrics", "torchvision",
 }  # fmt: skip
 # Subclasses and helpers of torch; everything else gets by without it until it works.
-OF_TORCH = {"head.layers"} | {
+OF_TORCH = {"head.layers", "export.pixels"} | {
     "compat", "ema", "evaluate", "extraction", "features.absent", "features.cut", "features.find",
     "features.proof", "feed", "fit", "history", "loader", "lr_find", "memory", "metrics", "model",
     "momenta", "network", "numbers", "phases",

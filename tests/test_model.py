@@ -74,5 +74,5 @@ def test_nan_answers_are_no_score():
     module._answers = [(torch.full((4, 5), torch.nan), torch.arange(4))]
     module.optimizers = lambda: torch.optim.SGD(module.net.fc.parameters(), lr=0.5)
     module._trainer = type("Trainer", (), {"current_epoch": 0})()
-    with pytest.raises(DivergedError, match="NaN or Inf in epoch 1, at learning rate 0.5"):
+    with pytest.raises(DivergedError, match=r"NaN or Inf in epoch 1, at learning rate 0\.5"):
         module.on_validation_epoch_end()

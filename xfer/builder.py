@@ -12,11 +12,12 @@ from xfer import schema
 from xfer.errors import ConfigError, XferError, closest, raise_all
 from xfer.help import GROUPS
 from xfer.places import Places, override_key
-from xfer.specs import STAGES, Exports, Specs
+from xfer.specs import STAGES, Exports, ModelFile, Specs
 from xfer.types import Plain
 
 _SPEC_GROUPS = tuple(g for g in GROUPS if g not in ("experiment", "sweep", "export"))
-_GENERAL = ("seed", "stages", "run.dir", "predict.input")
+_PREDICT = ("predict.input", "predict.model", "predict.labels", "predict.recipe")
+_GENERAL = ("seed", "stages", "run.dir", *_PREDICT)
 Seed = Annotated[int, Ge(0), Lt(2**32)]
 
 
@@ -31,7 +32,7 @@ class Builder:
     def specs(self, experiment: str, typed: Sequence[str]) -> Specs:
         """What the run is asked to do. Raises all problems together."""
         stages = self.value("stages", tuple[str, ...]) or ()
-        needs_data = not stages or {"lr_find", "fit", "evaluate", "export"} & set(stages)
+        needs_data = not stages or set(STAGES) & set(stages) - {"predict", "report"}
         built = {
             group: self.group(group) for group in _SPEC_GROUPS if group != "data" or needs_data
         }
@@ -40,6 +41,7 @@ class Builder:
             "seed": self.value("seed", Seed),
             "run_dir": self.value("run.dir", str | None),
             "export": self.exports(),
+            "predict_with": self.model_file(stages),
         }
         self.unknown_keys()
         self.contradictions(stages, inputs)
@@ -90,6 +92,26 @@ class Builder:
         except XferError as error:
             self.problems.append(error)
             return None
+
+    def model_file(self, stages: tuple[str, ...]) -> ModelFile | None:
+        """The exported file to predict with, which leaves no room for another model."""
+        path = self.value("predict.model", str | None)
+        labels = self.value("predict.labels", str | tuple[str, ...] | None)
+        recipe = self.value("predict.recipe", str | None)
+        if path is None:
+            for key, value in (("predict.labels", labels), ("predict.recipe", recipe)):
+                if value is not None:
+                    what, fix = "describes predict.model, which is not given", "drop it"
+                    self.problems.append(ConfigError(key, what, fix, 94))
+            return None
+        if stages != ("predict",):
+            what = f"predicts with that file alone; stages is {list(stages)}"
+            fix = "type stages=[predict]"
+            self.problems.append(ConfigError("predict.model", what, fix, 95))
+        if (self.plain.get("checkpoint") or {}).get("path"):
+            what = "and checkpoint.path are two models"
+            self.problems.append(ConfigError("predict.model", what, "drop one of them", 96))
+        return ModelFile(path, labels, recipe)
 
     def exports(self) -> Exports | None:
         """The export group is a list of writers by name beside the gate's own two keys."""

@@ -27,7 +27,7 @@ OmegaConf.register_new_resolver(
     "xfer.unique", lambda: secrets.token_hex(3), use_cache=True, replace=True
 )
 
-_TASK = ("experiment", "data", "data.root", "data.file", "checkpoint.path")
+_TASK = ("experiment", "data", "data.root", "data.file", "checkpoint.path", "predict.model")
 QUICK_START = "experiment=digits_freeze"
 
 

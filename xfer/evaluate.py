@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Collection
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,7 +13,6 @@ from xfer.errors import DivergedError
 from xfer.loader import EvalLoader, Pictures
 from xfer.metrics import score
 from xfer.preprocess import prepare
-from xfer.storage import write_text
 from xfer.types import InputSpec, Predictions, Samples, Score
 
 if TYPE_CHECKING:
@@ -74,29 +70,6 @@ def score_of(predictions: Predictions, used_for_selection: bool) -> Score:
         predictions.classes,
         used_for_selection,
     )
-
-
-def write_predictions(predictions: Predictions, path: Path) -> None:
-    """A CSV row an image: ``path, label, prediction, confidence, p_<class>...``.
-
-    ``label`` is left out where it is unknown. Cells that a spreadsheet would run as a formula
-    get a leading apostrophe.
-    """
-    probabilities, classes = predictions.probabilities, predictions.classes
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    labels = [] if predictions.labels is None else ["label"]
-    writer.writerow(["path", *labels, "prediction", "confidence", *(f"p_{c}" for c in classes)])
-    for i, (name, row) in enumerate(zip(predictions.names, probabilities, strict=True)):
-        top = int(np.argmax(predictions.logits[i]))
-        known = [] if predictions.labels is None else [_cell(classes[predictions.labels[i]])]
-        numbers = [f"{p:.6f}" for p in row]
-        writer.writerow([_cell(name), *known, _cell(classes[top]), f"{row[top]:.6f}", *numbers])
-    write_text(path, text.getvalue())
-
-
-def _cell(text: str) -> str:
-    return "'" + text if text[:1] in ("=", "+", "-", "@", "\t", "\r") else text
 
 
 def most_wrong(predictions: Predictions, limit: int = 24) -> list[int]:

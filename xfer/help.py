@@ -67,7 +67,9 @@ xfer: transfer learning for image classification, one experiment in one line.
     xfer stages=[] experiment=NAME          print the plan, do nothing
     xfer stages=[evaluate] checkpoint.path=RUN_OR_FILE data.root=my_images
     xfer stages=[predict] checkpoint.path=RUN_OR_FILE predict.input=FOLDER
+    xfer stages=[predict] predict.model=model.onnx predict.input=FOLDER
+    xfer stages=[benchmark] checkpoint.path=RUN data.root=my_images
 
-stages=[lr_find,fit,evaluate,predict,export,report]  any subset; seed=0  run.dir=DIR
+stages=[lr_find,fit,evaluate,predict,export,benchmark,report]  any subset; seed=0  run.dir=DIR
 --config-dir DIR  options of your own      --allow PACKAGE  classes of your own
 --version                                  XFER_FULL_ERROR=1  tracebacks"""

@@ -81,6 +81,12 @@ def decode(path: Path) -> Image:
         raise _broken(path, _reason(error)) from error
 
 
+def decode_bytes(data: bytes) -> Image:
+    """The same for the bytes of a file that is sound."""
+    with PIL.open(io.BytesIO(data), formats=_FORMATS) as image:
+        return _to_rgb(image)
+
+
 def _refuse_huge(image: Image) -> None:
     if image.width * image.height > MAX_PIXELS:
         raise ValueError(f"{image.width} x {image.height} pixels; more than {MAX_PIXELS}")
@@ -189,6 +195,13 @@ def scan(paths: Sequence[Path], root: Path) -> list[str]:
 def broken_files(broken: Sequence[Facts]) -> DataError:
     """The error about files that are no sound images."""
     return _broken(broken[0].path, str(broken[0].problem), more=len(broken) - 1)
+
+
+def sound(paths: Sequence[Path], root: Path) -> tuple[dict[str, str], list[tuple[Path, str]]]:
+    """The sha256 of every sound file by its name, and what is wrong with each of the others."""
+    found = examine(paths, root)
+    good = {str(facts.path): facts.sha256 for facts in found if not facts.problem}
+    return good, [(facts.path, facts.problem) for facts in found if facts.problem]
 
 
 def examine(paths: Sequence[Path], root: Path) -> list[Facts]:

@@ -77,7 +77,8 @@ def make_plan(specs: Specs) -> Plan:
     _check_model_source(specs)
     attempt = Attempts()
     training = specs.trains or (not specs.stages and not specs.checkpoint.path)
-    dataset = attempt(specs.data.dataset, training) if specs.data else None
+    whole = training or specs.calibrates
+    dataset = attempt(specs.data.dataset, whole) if specs.data else None
     if specs.checkpoint.path:
         plan = attempt(_from_checkpoint, specs, dataset)
     else:

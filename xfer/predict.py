@@ -1,15 +1,19 @@
-"""Prediction on files that nobody has labelled."""
+"""Which files are predicted, and the table of the answers. No torch."""
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from xfer.errors import DataError
-from xfer.images import SUFFIXES, Files, scan
-from xfer.types import Samples
+from xfer.errors import DataError, printable
+from xfer.images import SUFFIXES, Files, scan, sound
+from xfer.log import log
+from xfer.storage import write_text
+from xfer.types import Predictions, Samples
 
 
 def find(inputs: Sequence[str]) -> Samples:
@@ -17,8 +21,33 @@ def find(inputs: Sequence[str]) -> Samples:
 
     Raises DataError when an input names nothing or a file is no image.
     """
-    paths = list(dict.fromkeys(path for text in inputs for path in _expand(text)))
+    paths = _paths(inputs)
     scan(paths, Path.cwd())
+    return _samples(paths)
+
+
+def find_sound(inputs: Sequence[str]) -> Samples:
+    """The same without the broken files, which are counted in a warning.
+
+    Raises DataError when an input names nothing, or no file is an image.
+    """
+    paths = _paths(inputs)
+    known, broken = sound(paths, Path.cwd())
+    if not known:
+        path, problem = broken[0]
+        what = f"none of {len(paths)} files is an image ({path.name}: {problem})"
+        raise DataError(inputs[0], what, "give a folder of images", 46)
+    if broken:
+        shown = "; ".join(f"{printable(path)}: {problem}" for path, problem in broken[:5])
+        log.warning(f"{len(broken)} of {len(paths)} files are broken and left out: {shown}")
+    return _samples([path for path in paths if str(path) in known])
+
+
+def _paths(inputs: Sequence[str]) -> list[Path]:
+    return list(dict.fromkeys(path for text in inputs for path in _expand(text)))
+
+
+def _samples(paths: Sequence[Path]) -> Samples:
     return Samples(
         names=tuple(str(path) for path in paths),
         labels=np.full(len(paths), -1, np.int64),
@@ -43,3 +72,34 @@ def _expand(text: str) -> list[Path]:
             text, "names no image file", "give predict.input=FOLDER, FILE or 'GLOB'", 44
         )
     return found
+
+
+def told(found: Predictions, path: Path) -> list[str]:
+    """The answers for people: the first 20, and where all of them are."""
+    chosen, confidence = found.logits.argmax(axis=1), found.probabilities.max(axis=1)
+    shown = zip(found.names[:20], chosen, confidence, strict=False)
+    lines = [f"{name}: {found.classes[top]} ({sure:.3f})" for name, top, sure in shown]
+    return [*lines, f"{len(found.names)} predictions in {path}"]
+
+
+def write_predictions(predictions: Predictions, path: Path) -> None:
+    """A CSV row an image: ``path, label, prediction, confidence, p_<class>...``.
+
+    ``label`` is left out where it is unknown. Cells that a spreadsheet would run as a formula
+    get a leading apostrophe.
+    """
+    probabilities, classes = predictions.probabilities, predictions.classes
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    labels = [] if predictions.labels is None else ["label"]
+    writer.writerow(["path", *labels, "prediction", "confidence", *(f"p_{c}" for c in classes)])
+    for i, (name, row) in enumerate(zip(predictions.names, probabilities, strict=True)):
+        top = int(np.argmax(predictions.logits[i]))
+        known = [] if predictions.labels is None else [_cell(classes[predictions.labels[i]])]
+        numbers = [f"{p:.6f}" for p in row]
+        writer.writerow([_cell(name), *known, _cell(classes[top]), f"{row[top]:.6f}", *numbers])
+    write_text(path, text.getvalue())
+
+
+def _cell(text: str) -> str:
+    return "'" + text if text[:1] in ("=", "+", "-", "@", "\t", "\r") else text

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from xfer.types import Backbone, Head, Writer
     from xfer.weights import Source
 
-STAGES = ("lr_find", "fit", "evaluate", "predict", "export", "report")
+STAGES = ("lr_find", "fit", "evaluate", "predict", "export", "benchmark", "report")
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,16 @@ class Exports:
 
     gate: Gate
     writers: tuple[Writer, ...]
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """An exported file to predict with. ``labels`` are class names, or a file of them, and
+    ``recipe`` a ``preprocess.json``, for a file that does not say so itself."""
+
+    path: str
+    labels: str | tuple[str, ...] | None = None
+    recipe: str | None = None
 
 
 @dataclass(frozen=True)
@@ -67,6 +77,7 @@ class Specs:
     explicit: frozenset[str] = frozenset()
     config: Plain = field(default_factory=dict)
     command: str = ""
+    predict_with: ModelFile | None = None
 
     @property
     def trains(self) -> bool:
@@ -79,3 +90,9 @@ class Specs:
         return "fit" not in self.stages and bool(
             {"evaluate", "predict", "export"} & set(self.stages)
         )
+
+    @property
+    def calibrates(self) -> bool:
+        """Whether an exported file needs training images."""
+        approximate = any(getattr(w, "trial", "") == "score" for w in self.export.writers)
+        return "export" in self.stages and approximate

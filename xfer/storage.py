@@ -81,6 +81,13 @@ def write_json(path: Path, facts: object) -> None:
     write_text(path, json.dumps(facts, indent=2, allow_nan=False, ensure_ascii=True) + "\n")
 
 
+def yaml_text(facts: Plain) -> str:
+    """``facts`` as YAML, in their own order."""
+    import yaml
+
+    return str(yaml.safe_dump(facts, sort_keys=False))
+
+
 def save_tensors(path: Path, facts: Plain, before: Callable[[], object] | None = None) -> None:
     """Save plain facts and tensors with ``torch.save``, atomically and with their sha256 inside.
 

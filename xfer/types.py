@@ -177,8 +177,11 @@ class Score:
 class Exported:
     """One exported file and how far its answers are from the network's.
 
-    ``max_abs_diff`` is the largest logit difference over ``images`` real images at each of
-    ``batches``, at most ``bound``; ``agree`` the share of images whose top class is the same.
+    ``max_abs_diff`` is the largest difference of ``compared`` (logits or probabilities) over
+    ``images`` real images at each of ``batches``, at most ``bound``, and ``mean_abs_diff`` the
+    mean; ``agree`` the share of images whose top class is the same, ``close`` the number of those
+    whose two best classes differ by less than twice the bound. ``acc`` is the file's accuracy,
+    ``acc_network`` the network's, ``None`` where labels are not known.
     """
 
     format: str
@@ -186,15 +189,21 @@ class Exported:
     bytes: int
     sha256: str
     max_abs_diff: float
-    bound: float
+    bound: float | None
     agree: float
     images: int
     batches: tuple[int, ...]
     facts: Plain = field(default_factory=dict)
+    compared: str = "logits"
+    mean_abs_diff: float = 0.0
+    close: int = 0
+    acc: float | None = None
+    acc_network: float | None = None
 
 
 Runner = Callable[["Array"], "Array"]
-"""Runs one exported file: float32 (n, 3, h, w) in, float32 logits (n, classes) out."""
+"""Runs one exported file: float32 (n, 3, h, w) in, float32 logits (n, classes) out. A file that
+takes pictures: uint8 (n, 3, any, any) in, float32 probabilities (n, classes) out."""
 
 
 class Writer(Protocol):

@@ -10,7 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from xfer.errors import OutputError, printable
+from xfer.errors import OutputError
 from xfer.export import refuse_early
 from xfer.facts import table
 from xfer.log import close_log, log, open_log
@@ -20,13 +20,16 @@ from xfer.resume import Earlier, check_same, choose, fingerprint, resume_file
 from xfer.room import check_folder, check_space
 from xfer.signals import heeded
 from xfer.specs import Specs
-from xfer.storage import output_errors, write_json, write_text
+from xfer.storage import output_errors, write_json, write_text, yaml_text
 from xfer.types import Exported, Plain, Predictions, Samples, Score
 
 if TYPE_CHECKING:
     from torch import nn
 
     from xfer.fit import Fitted
+
+
+_NEED_NET = {"evaluate", "predict", "export", "benchmark"}
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,8 @@ def _run(specs: Specs) -> Result:
     began = time.perf_counter()
     open_log(None)
     try:
+        if specs.predict_with:
+            return _alone(specs, began)
         earlier = choose(specs.checkpoint.resume, specs.config, Path("outputs") / specs.experiment)
         if earlier and earlier.finished:
             log.info(f"{earlier.folder} is finished: nothing to do")
@@ -87,6 +92,22 @@ def _run(specs: Specs) -> Result:
         close_log()
 
 
+def _alone(specs: Specs, began: float) -> Result:
+    """Predict with an exported file. Nothing here imports torch."""
+    from xfer.standalone import facts, open_model, predict
+
+    _refuse_taken(specs)
+    assert specs.predict_with is not None
+    model = open_model(specs.predict_with)
+    plan = facts(specs, model)
+    log.info("\n".join(f"{key:<10}  {value}" for key, value in plan.items() if key != "config"))
+    folder = _make_folder(specs)
+    with recorded(folder):
+        write_json(folder / "plan.json", plan)
+        write_text(folder / "config.yaml", yaml_text(specs.config))
+        return Result(folder, plan, predict(specs, model, folder, began))
+
+
 def _stages(work: Work, earlier: Earlier | None) -> Plain | None:
     """The straight line. Each stage reads what the one before it left on disk."""
     plan, stages = work.plan, work.plan.specs.stages
@@ -99,13 +120,17 @@ def _stages(work: Work, earlier: Earlier | None) -> Plain | None:
 
         work.fitted = fit(plan, work.folder, resume_file(work.folder) if earlier else None)
         work.device = work.fitted.device
-    net = _network(work) if {"evaluate", "predict", "export"} & set(stages) else None
+    net = _network(work) if _NEED_NET & set(stages) else None
     if net and "evaluate" in stages:
         _evaluate(work, net)
     if net and "predict" in stages:
         _predict(work, net)
     if net and "export" in stages:
         _export(work, net)
+    if net and "benchmark" in stages:
+        from xfer.benchmark import benchmark
+
+        benchmark(plan, net, _checkpoint(work), work.folder)
     from xfer.report.finish import finish
 
     return finish(work)
@@ -125,16 +150,15 @@ def _network(work: Work) -> nn.Module:
     """What is evaluated and exported: the best checkpoint, read back from disk, or the source."""
     from xfer.network import assemble, open_checkpoint
 
-    plan, specs = work.plan, work.plan.specs
-    if work.fitted:
-        return open_checkpoint(work.fitted.checkpoint, specs.make)[0]
-    if specs.checkpoint.path:
-        return open_checkpoint(Path(specs.checkpoint.path).expanduser(), specs.make)[0]
+    plan, path = work.plan, _checkpoint(work)
+    if path:
+        return open_checkpoint(path, plan.specs.make)[0]
     return assemble(plan.parts, plan.weights).eval()
 
 
 def _evaluate(work: Work, net: nn.Module) -> None:
-    from xfer.evaluate import score_of, write_predictions
+    from xfer.evaluate import score_of
+    from xfer.predict import write_predictions
 
     for name, samples in work.plan.dataset.splits.items() if work.plan.dataset else ():
         if name == "train":
@@ -154,16 +178,13 @@ def _evaluate(work: Work, net: nn.Module) -> None:
 
 
 def _predict(work: Work, net: nn.Module) -> None:
-    from xfer.evaluate import write_predictions
-    from xfer.predict import find
+    from xfer.predict import find_sound, told, write_predictions
 
-    found = _answers(work, net, find(work.plan.specs.predict_input))
+    found = _answers(work, net, find_sound(work.plan.specs.predict_input))
     path = work.folder / "predictions.csv"
     write_predictions(found, path)
-    chosen, confidence = found.logits.argmax(axis=1), found.probabilities.max(axis=1)
-    for i, name in enumerate(found.names[:20]):
-        log.info(f"{printable(name)}: {found.classes[chosen[i]]} ({confidence[i]:.3f})")
-    log.info(f"{len(found.names)} predictions in {path}")
+    for line in told(found, path):
+        log.info(line)
 
 
 def _answers(work: Work, net: nn.Module, samples: Samples) -> Predictions:
@@ -177,38 +198,19 @@ def _answers(work: Work, net: nn.Module, samples: Samples) -> Predictions:
 
 
 def _export(work: Work, net: nn.Module) -> None:
-    import numpy as np
-    import torch
+    from xfer.handover import hand_over
 
-    from xfer.export import export
-    from xfer.preprocess import prepare
-
-    plan = work.plan
-    samples = _check_split(plan)
-    count = min(len(samples), plan.specs.export.gate.images)
-    images = np.stack(
-        [prepare(samples.images[i], plan.card.input) for i in _spread(len(samples), count)]
-    )
-    asked = plan.specs.export
-    folder = work.folder / "export"
-    net = net.to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-    work.exports = export(net, images, asked.writers, plan.card, folder, asked.gate.tolerance)
-    for file in work.exports:
-        log.info(
-            f"export/{file.file}: {file.bytes:,} bytes; largest logit difference "
-            f"{file.max_abs_diff:.1e}, same top class on {file.agree:.1%} of {file.images} images"
-        )
+    work.exports = hand_over(work.plan, net, work.folder / "export", _checkpoint(work))
 
 
-def _check_split(plan: Plan) -> Samples:
-    assert plan.dataset is not None
-    splits = plan.dataset.splits
-    return splits.get("val") or splits.get("test") or splits["train"]
-
-
-def _spread(n: int, count: int) -> list[int]:
-    """``count`` positions spread evenly over ``n``."""
-    return [i * n // count for i in range(count)]
+def _checkpoint(work: Work) -> Path | None:
+    """The checkpoint that is evaluated and exported, unless the network is the source's own."""
+    if work.fitted:
+        return work.fitted.checkpoint
+    if work.plan.specs.checkpoint.path is None:
+        return None
+    path = Path(work.plan.specs.checkpoint.path).expanduser()
+    return path / "checkpoints" / "best.ckpt" if path.is_dir() else path
 
 
 def _refuse_taken(specs: Specs) -> None:
@@ -243,9 +245,7 @@ def _make_folder(specs: Specs) -> Path:
 
 
 def _write_plan(plan: Plan, folder: Path) -> None:
-    import yaml
-
     write_json(folder / "plan.json", plan.facts)
     if plan.load:
         write_json(folder / "load_report.json", plan.load)
-    write_text(folder / "config.yaml", yaml.safe_dump(plan.specs.config, sort_keys=False))
+    write_text(folder / "config.yaml", yaml_text(plan.specs.config))

@@ -2,13 +2,28 @@
 
 from xfer.export.air import Air
 from xfer.export.early import refuse_early
+from xfer.export.evidence import Evidence
 from xfer.export.gate import export
+from xfer.export.int8 import Int8
 from xfer.export.mindir import Mindir
 from xfer.export.mindspore_ckpt import MindSporeCkpt
 from xfer.export.onnx import Onnx
+from xfer.export.pt2 import Pt2
 from xfer.export.safetensors import Safetensors
 from xfer.export.settings import Gate
+from xfer.export.torchscript import TorchScript
 
 __all__ = [
-    "Air", "Gate", "MindSporeCkpt", "Mindir", "Onnx", "Safetensors", "export", "refuse_early",
-]  # fmt: skip
+    "Air",
+    "Evidence",
+    "Gate",
+    "Int8",
+    "MindSporeCkpt",
+    "Mindir",
+    "Onnx",
+    "Pt2",
+    "Safetensors",
+    "TorchScript",
+    "export",
+    "refuse_early",
+]

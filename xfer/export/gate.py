@@ -14,6 +14,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from xfer.errors import ExportError, XferError, raise_all
+from xfer.export.compare import FIX, refuse_nan
+from xfer.export.evidence import Evidence
+from xfer.export.trials import Trials, answers
 from xfer.storage import atomic_write, file_sha256, write_json
 from xfer.types import Exported
 
@@ -21,10 +24,6 @@ if TYPE_CHECKING:
     import torch
 
     from xfer.types import Array, Card, Plain, Runner, Writer
-
-    Answers = dict[int, Array]
-
-_FIX = "choose other formats, export=[...] or export=none; the checkpoint is not affected"
 
 
 def export(
@@ -34,12 +33,14 @@ def export(
     card: Card,
     folder: Path,
     tolerance: float,
+    evidence: Evidence | None = None,
 ) -> list[Exported]:
     """Write ``net`` in every format, each under its final name only after it passed the gate.
 
     ``net`` is on the CPU, float32, in eval mode; ``images`` float32 (n, 3, h, w), preprocessed
     validation images, n > 0. No logit may be further than ``tolerance * max(1, max|logit|)``
     from the network's; so the top class agrees wherever the two best differ by twice that.
+    A writer's ``trial`` (one of :class:`Trials`) may name another way, which needs ``evidence``.
 
     All formats are tried. One that fails also loses the file of an earlier export: that was made
     from other weights, and nobody could tell it from the one refused. ``parity.json`` lists what
@@ -47,12 +48,15 @@ def export(
     ExportError (Problems for several) at the end, OutputError when the folder cannot be written.
     """
     _check(net, images)
-    comparison = _Comparison(net, images, _answers(run_torch(net), images), card, tolerance)
+    run = run_torch(net)
+    expected = answers(run, images)
+    given = evidence or Evidence()
+    gate = _Gate(net, Trials(run, images, expected, card, tolerance, given))
     done: list[Exported] = []
     errors: list[XferError] = []
     for writer in writers:
         try:
-            done.append(comparison.admit(writer, folder / writer.file))
+            done.append(gate.admit(writer, folder / writer.file))
         except ExportError as error:
             (folder / writer.file).unlink(missing_ok=True)
             errors.append(error)
@@ -83,92 +87,64 @@ def _check(net: torch.nn.Module, images: Array) -> None:
         raise ExportError("export", "the network is in training mode", "call net.eval() first", 2)
 
 
-def _answers(run: Runner, images: Array) -> Answers:
-    """Logits by batch size: 1 on the first 8 images, 2 on the first 16, n on all n."""
-    n = len(images)
-    counts = {size: min(count, n) for size, count in {1: 8, 2: 16, n: n}.items() if size <= n}
-    return {size: _batched(run, images[:count], size) for size, count in counts.items()}
-
-
-def _batched(run: Runner, images: Array, size: int) -> Array:
-    return np.concatenate([run(images[i : i + size]) for i in range(0, len(images), size)])
-
-
 @dataclass(frozen=True)
-class _Comparison:
-    """The network, and the answers that every file must give again."""
+class _Gate:
+    """The network, and the trials that its files must pass."""
 
     net: torch.nn.Module
-    images: Array
-    expected: Answers
-    card: Card
-    tolerance: float
+    trials: Trials
 
     def admit(self, writer: Writer, path: Path) -> Exported:
-        """Write, re-open and compare under a temporary name; then give the file its name."""
+        """Write, re-open and try under a temporary name; then give the file its name."""
         found: Plain = {}
+        trials, name = self.trials, _format(writer)
 
         def write(part: Path) -> None:
-            _refuse_nan(path, self.expected, "the network itself", "train it again: it diverged")
-            with _library_errors(path, "written"):
-                facts = writer.write(self.net, self.images, self.card, part)
-            with _library_errors(path, "run"):
-                answers = _answers(writer.open(part, self.net), self.images)
-            found.update(self.compare(path, answers), facts=facts)
+            fix = "train it again: it diverged"
+            refuse_nan(path, name, trials.expected, "the network itself", fix)
+            with _library_errors(path, name, "written"):
+                facts = writer.write(self.net, self._inputs(writer, path), trials.card, part)
+            with _library_errors(path, name, "run"):
+                trial = getattr(trials, getattr(writer, "trial", "logits"))
+                told: Plain = trial(path, name, writer.open(part, self.net))
+            found.update(told, facts=facts)
 
         atomic_write(path, write)
         return Exported(
-            format=_format(path),
+            format=name,
             file=path.name,
             bytes=path.stat().st_size,
             sha256=file_sha256(path),
-            images=len(self.images),
-            batches=tuple(self.expected),
+            images=found.pop("pictures", len(trials.images)),
+            batches=tuple(trials.expected),
             **found,
         )
 
-    def compare(self, path: Path, answers: Answers) -> Plain:
-        """Largest difference, its bound, and agreement at the worst batch size."""
-        _refuse_nan(path, answers, "the file", _FIX)
-        pairs = [(want, answers[size]) for size, want in self.expected.items()]
-        for want, got in pairs:
-            if want.shape != got.shape:
-                what = (
-                    f"{_format(path)} gives logits of shape {got.shape}, the network {want.shape}"
-                )
-                raise ExportError(path, what, _FIX, 5)
-        bound = self.tolerance * max(1.0, *(float(np.abs(want).max()) for want, _ in pairs))
-        worst = max(float(np.abs(want.astype(np.float64) - got).max()) for want, got in pairs)
-        agree = min(float(np.mean(want.argmax(1) == got.argmax(1))) for want, got in pairs)
-        if worst > bound:
-            what = (
-                f"{_format(path)} answers otherwise than the network: logits differ by up to "
-                f"{worst:.3g}, allowed is {bound:.3g}; the top class agrees on {agree:.1%}"
-            )
-            raise ExportError(path, what, _FIX, 6)
-        return {"max_abs_diff": worst, "bound": bound, "agree": agree}
+    def _inputs(self, writer: Writer, path: Path) -> Array:
+        """Real inputs to write with; a file that is scored on val must not be fitted to it."""
+        if getattr(writer, "trial", "logits") != "score":
+            return self.trials.images
+        found = self.trials.evidence.calibration
+        if found is None or not len(found):
+            what = f"{_format(writer)} is calibrated on training images, and there are none"
+            raise ExportError(path, what, "give data with a train split", 46)
+        return np.asarray(found)
 
 
-def _format(path: Path) -> str:
-    return path.suffix.removeprefix(".")
-
-
-def _refuse_nan(path: Path, answers: Answers, who: str, fix: str) -> None:
-    if not all(np.isfinite(logits).all() for logits in answers.values()):
-        what = f"{_format(path)}: {who} answers NaN or Inf on real images"
-        raise ExportError(path, what, fix, 4)
+def _format(writer: Writer) -> str:
+    return str(getattr(writer, "format", Path(writer.file).suffix.removeprefix(".")))
 
 
 @contextmanager
-def _library_errors(path: Path, verb: str) -> Iterator[None]:
+def _library_errors(path: Path, name: str, verb: str) -> Iterator[None]:
     """Tell any exception of an exporter or runtime in one line; a full disk stays an OSError."""
     try:
         yield
     except (XferError, OSError, MemoryError):
         raise
     except Exception as error:
-        what = f"{_format(path)} cannot be {verb}: {_first_line(error)}"
-        raise ExportError(path, what, _FIX, 3) from error
+        what = f"{name} cannot be {verb}: {_first_line(error)}"
+        raise ExportError(path, what, FIX, 3) from error
 
 
 def _first_line(error: BaseException) -> str:

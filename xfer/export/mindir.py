@@ -12,7 +12,7 @@ from xfer.export import mindir_layers as layers
 from xfer.export import mindir_shapes as shapes
 from xfer.export.metadata import metadata
 from xfer.export.mindir_graph import FIX, Graph, graph_of, refuse
-from xfer.export.onnx import trace
+from xfer.export.onnx import tensors, trace
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -72,7 +72,7 @@ class Mindir:
     def write(self, net: torch.nn.Module, images: Array, card: Card, path: Path) -> Plain:
         """Trace ``net`` and write its operators as MindSpore's. Raises ExportError for one that
         is not in the table, by name."""
-        model = trace(net, images, _OPSET).model_proto
+        model = trace(*tensors(net, images), _OPSET).model_proto
         graph = graph_of(model, images)
         for node in model.graph.node:
             # What is computed from shapes and constants alone is known, and not written.

@@ -3,67 +3,108 @@
 from __future__ import annotations
 
 import io
-import os
+import re
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from annotated_types import Interval
 
-from xfer.errors import ExportError
+from xfer.errors import ConfigError, ExportError
 from xfer.export.metadata import metadata
+from xfer.session import open_session, runner
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     import torch
+    from torch import nn
 
     from xfer.types import Array, Card, Plain, Runner
+
+_SUFFIX = ".onnx"
 
 
 @dataclass(frozen=True)
 class Onnx:
-    """One self-contained ONNX file: ``images`` float32 (batch, 3, h, w) to ``logits``."""
+    """One self-contained ONNX file, any batch size.
 
-    file: ClassVar[str] = "model.onnx"
+    ``input`` is ``tensor``: ``images`` float32 (batch, 3, h, w), preprocessed, to ``logits``; or
+    ``image``: ``images`` uint8 (batch, 3, any height, any width) RGB to ``probabilities``, with
+    resize, crop, normalisation and softmax in the graph. ``file`` gets the suffix it lacks.
+    """
 
     opset: Annotated[int, Interval(ge=18, le=24)] = 20
+    input: Literal["tensor", "image"] = "tensor"
+    file: str = "model.onnx"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "file", with_suffix(self.file, _SUFFIX))
+
+    @property
+    def trial(self) -> str:
+        """The trial of :class:`xfer.export.trials.Trials` that the file must pass."""
+        return "pictures" if self.input == "image" else "logits"
 
     def write(self, net: torch.nn.Module, images: Array, card: Card, path: Path) -> Plain:
         """Trace ``net`` with a free batch size; facts in ``metadata_props``, as strings."""
         import onnx
 
-        model = trace(net, images, self.opset).model_proto
+        traced = _pictures(net, card, self) if self.input == "image" else tensors(net, images)
+        model = trace(*traced, self.opset).model_proto
         written = {entry.domain: entry.version for entry in model.opset_import}[""]
         if written != self.opset:  # the exporter keeps its own opset when it cannot convert
             what = f"the network cannot be written in opset {self.opset}, only in {written}"
             raise ExportError(self.file, what, f"set export.onnx.opset={written}", 10)
-        onnx.helper.set_model_props(model, metadata(card))
+        onnx.helper.set_model_props(model, metadata(card) | {"input": self.input})
         onnx.checker.check_model(model, full_check=True)
         path.write_bytes(model.SerializeToString())
-        return {"opset": written, "ir": model.ir_version}
+        return {"opset": written, "ir": model.ir_version, "input": self.input}
 
     def open(self, path: Path, net: torch.nn.Module) -> Runner:
         """The file alone, on the CPU."""
-        # Read when onnxruntime is imported: its wheels report usage since 1.29.
-        os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-        import onnxruntime
-
-        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-
-        def run(images: Array) -> Array:
-            logits: Array = session.run(["logits"], {"images": images})[0]
-            return logits
-
-        return run
+        return runner(open_session(path))
 
 
-def trace(net: torch.nn.Module, images: Array, opset: int) -> torch.onnx.ONNXProgram:
-    """``net`` as an ONNX graph from ``images``, of any batch size, to ``logits``."""
+def with_suffix(file: str, suffix: str) -> str:
+    """``file`` with the suffix of its format. Raises ConfigError for what is no bare name."""
+    if not re.fullmatch(r"\w[\w .-]*", file) or len(file) > 200:
+        fix = "give letters, digits, '-' and '_'; the folder is the run's own"
+        raise ConfigError("export", f"'{file}' is no name for an exported file", fix, 93)
+    return file if file.endswith(suffix) else file + suffix
+
+
+Traced = tuple["nn.Module", "torch.Tensor", dict[int, Any], str]
+"""A network, an example of its input, its free dimensions, and the name of its output."""
+
+
+def tensors(net: nn.Module, images: Array) -> Traced:
+    """``net`` from preprocessed images to logits, the batch size free."""
     import torch
 
     # Two copies of one image: a batch of 1 could be taken for a constant.
     example = torch.from_numpy(images[:1]).repeat(2, 1, 1, 1)
+    return net, example, {0: torch.export.Dim("batch", min=1)}, "logits"
+
+
+def _pictures(net: nn.Module, card: Card, spec: Onnx) -> Traced:
+    import torch
+
+    from xfer.export.pixels import FromPixels
+
+    whole = FromPixels(net, card.input, spec.file).eval()
+    # No side equals another or the recipe's: equal numbers could be taken for one.
+    example = torch.zeros((2, 3, 301, 433), dtype=torch.uint8)
+    sides = {2: torch.export.Dim("height", min=1), 3: torch.export.Dim("width", min=1)}
+    return whole, example, {0: torch.export.Dim("batch", min=1), **sides}, "probabilities"
+
+
+def trace(
+    net: nn.Module, example: torch.Tensor, free: dict[int, Any], output: str, opset: int
+) -> torch.onnx.ONNXProgram:
+    """``net`` as an ONNX program from ``images`` to ``output``."""
+    import torch
+
     # It prints its progress, and pages of advice; what goes wrong is in its exception.
     with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
         program = torch.onnx.export(
@@ -72,9 +113,9 @@ def trace(net: torch.nn.Module, images: Array, opset: int) -> torch.onnx.ONNXPro
             dynamo=True,
             external_data=False,
             input_names=["images"],
-            output_names=["logits"],
+            output_names=[output],
             opset_version=opset,
-            dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
+            dynamic_shapes=(free,),
         )
     assert program is not None  # only the old exporter returns None
     for node in program.model.graph.all_nodes():

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from xfer.report import canvas, confusion, epochs, grids, rates
+from xfer.report import canvas, confusion, epochs, grids, rates, speeds
 from xfer.storage import output_errors
 
 if TYPE_CHECKING:
@@ -81,6 +81,12 @@ def climb(found: Plain, path: Path) -> Path:
     """Draw the smoothed loss over the learning rate, and the rate that is suggested."""
     with canvas.style():
         return canvas.save(rates.climb(found), path)
+
+
+def speeds_of(rows: Sequence[Plain], path: Path) -> Path:
+    """Draw the rows of ``benchmark.json``: time of one image, images a second."""
+    with canvas.style():
+        return canvas.save(speeds.bars(rows), path)
 
 
 def _save(figure: Figure | None, path: Path) -> Path | None:

@@ -1,0 +1,220 @@
+"""An exported file predicts alone, as the checkpoint does, and torch is never imported."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from pictures import folders
+
+import xfer
+from xfer.errors import ConfigError, DataError, Problems, WeightsError
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A short real run, exported both ways."""
+    place = tmp_path_factory.mktemp("run")
+    before = Path.cwd()
+    os.chdir(place)
+    try:
+        options = ["trainer.max_epochs=1", "stages=[fit,export]", "export=[onnx,onnx_image]"]
+        return xfer.run("digits_freeze", options).folder.resolve()
+    finally:
+        os.chdir(before)
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return folders(tmp_path, {"photos": 40})
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def predicted(*overrides: str) -> list[dict[str, str]]:
+    result = xfer.run(overrides=["stages=[predict]", *overrides])
+    return table(result.folder / "predictions.csv")
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "model_image.onnx"])
+def test_the_file_gives_the_table_of_the_checkpoint(
+    name: str, run_folder: Path, place: Path
+) -> None:
+    want = predicted(f"checkpoint.path={run_folder}", "predict.input=photos")
+    got = predicted(f"predict.model={run_folder}/export/{name}", "predict.input=photos")
+    assert len(want) == 40
+    assert [list(row) for row in got] == [list(row) for row in want]
+    for a, b in zip(want, got, strict=True):
+        assert (a["path"], a["prediction"]) == (b["path"], b["prediction"])
+        for key in set(a) - {"path", "prediction"}:
+            assert float(a[key]) == pytest.approx(float(b[key]), abs=3e-6)
+
+
+NO_TORCH = """
+import sys
+
+class Barrier:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("torch", "torchvision", "timm", "pytorch_lightning", "onnx"):
+            raise RuntimeError("imported " + name)
+
+sys.meta_path.insert(0, Barrier())
+sys.argv = ["xfer", *sys.argv[1:]]
+from xfer.__main__ import main
+main()
+"""
+
+
+def command(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", NO_TORCH, *words],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_the_whole_command_runs_without_torch_and_reports_nothing_home(
+    run_folder: Path, place: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    home = tmp_path_factory.mktemp("home")
+    model = f"predict.model={run_folder}/export/model.onnx"
+    where = {"HOME": str(home), "XDG_CACHE_HOME": str(home)}
+    done = command("stages=[predict]", model, "predict.input=photos", "run.dir=out", **where)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "40 predictions in out/predictions.csv" in done.stdout
+    assert list(home.iterdir()) == []
+    result = json.loads(Path("out/result.json").read_text())
+    assert (result["status"], result["predicted"]) == ("finished", 40)
+    status = json.loads(Path("out/status.json").read_text())
+    assert {"predictions.csv", "plan.json", "config.yaml"} <= set(status["files"])
+    # The barrier works: the same through the checkpoint needs torch.
+    other = command("stages=[predict]", f"checkpoint.path={run_folder}", "predict.input=photos")
+    assert other.returncode == 1
+    assert "imported torch" in other.stderr
+
+
+def test_broken_images_are_counted_and_left_out(
+    run_folder: Path, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (place / "photos" / "07.jpg").write_bytes(b"no image")
+    (place / "photos" / "09.png").write_bytes(b"")
+    model = f"predict.model={run_folder}/export/model.onnx"
+    rows = predicted(model, "predict.input=photos")
+    told = capsys.readouterr().out
+    assert "2 of 41 files are broken and left out: photos/07.jpg: it is no image" in told
+    assert len(rows) == 39
+    assert "photos/07.jpg" not in {row["path"] for row in rows}
+    same = predicted(f"checkpoint.path={run_folder}", "predict.input=photos")
+    assert [row["path"] for row in same] == [row["path"] for row in rows]
+
+
+def test_a_folder_of_broken_images_alone_is_an_error(run_folder: Path, place: Path) -> None:
+    (place / "bad").mkdir()
+    (place / "bad" / "a.jpg").write_bytes(b"no image")
+    with pytest.raises(DataError, match="E346: bad: none of 1 files is an image"):
+        predicted(f"predict.model={run_folder}/export/model.onnx", "predict.input=bad")
+
+
+def foreign(path: Path, shape: tuple[Any, ...] = ("n", 3, 8, 8), kind: int = 1) -> Path:
+    """Somebody's own file: the mean of each channel, no metadata."""
+    helper = onnx.helper
+    graph = helper.make_graph(
+        [helper.make_node("ReduceMean", ["x", "axes"], ["y"], keepdims=0)],
+        "means",
+        [helper.make_tensor_value_info("x", kind, shape)],
+        [helper.make_tensor_value_info("y", kind, (shape[0], 3))],
+        [onnx.numpy_helper.from_array(np.array([2, 3]), "axes")],
+    )
+    opset = [helper.make_opsetid("", 18)]
+    onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=9), path)
+    return path
+
+
+RECIPE = {
+    "size": [8, 8], "resize": None, "interpolation": "bilinear",
+    "mean": [0, 0, 0], "std": [1, 1, 1],
+}  # fmt: skip
+
+
+def test_a_foreign_file_needs_labels_and_a_recipe_and_says_so(place: Path) -> None:
+    foreign(place / "own.onnx")
+    asked = ("predict.model=own.onnx", "predict.input=photos")
+    with pytest.raises(Problems) as caught:
+        predicted(*asked)
+    assert [error.number for error in caught.value.errors] == [297, 298]
+    assert "predict.recipe=preprocess.json" in str(caught.value)
+    (place / "r.json").write_text(json.dumps(RECIPE))
+    (place / "labels.txt").write_text("red\ngreen\nblue\n")
+    rows = predicted(*asked, "predict.recipe=r.json", "predict.labels=[red,green,blue]")
+    assert rows == predicted(*asked, "predict.recipe=r.json", "predict.labels=labels.txt")
+    assert list(rows[0]) == ["path", "prediction", "confidence", "p_red", "p_green", "p_blue"]
+    with pytest.raises(WeightsError, match=r"answers \(32, 3\) for 32 images and 2 classes"):
+        predicted(*asked, "predict.recipe=r.json", "predict.labels=[red,green]")
+    (place / "r.json").write_text("[]")
+    with pytest.raises(ConfigError, match=r"E298: .*is no recipe"):
+        predicted(*asked, "predict.recipe=r.json", "predict.labels=[red,green,blue]")
+    (place / "r.json").write_text(json.dumps(RECIPE | {"size": [9, 8]}))
+    with pytest.raises(WeightsError, match=r"E445: .*shape \(3, 9, 8\)"):
+        predicted(*asked, "predict.recipe=r.json", "predict.labels=[red,green,blue]")
+
+
+def test_a_fixed_batch_size_is_filled_up(place: Path) -> None:
+    (place / "r.json").write_text(json.dumps(RECIPE))
+    asked = ("predict.input=photos", "predict.recipe=r.json", "predict.labels=[red,green,blue]")
+    foreign(place / "free.onnx")
+    foreign(place / "seven.onnx", (7, 3, 8, 8))
+    want = predicted("predict.model=free.onnx", *asked)
+    assert predicted("predict.model=seven.onnx", *asked) == want
+
+
+def test_what_is_no_image_classifier_is_refused(place: Path) -> None:
+    foreign(place / "four.onnx", ("n", 4, 8, 8))
+    (place / "text.onnx").write_text("text")
+    for name, message in {
+        "four.onnx": "E444: .*does not take images",
+        "text.onnx": "E443: .*onnxruntime cannot run it",
+        "none.onnx": "E442: .*no such file",
+    }.items():
+        with pytest.raises(WeightsError, match=message):
+            predicted(f"predict.model={name}", "predict.input=photos")
+
+
+def test_a_file_older_than_its_checkpoint_is_noticed(
+    run_folder: Path, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = run_folder / "export" / "model.onnx"
+    asked = (f"predict.model={model}", "predict.input=photos/00.jpg")
+    predicted(*asked)
+    assert "older than its checkpoint" not in capsys.readouterr().out
+    late = model.stat().st_mtime + 5
+    os.utime(run_folder / "checkpoints" / "best.ckpt", (late, late))
+    predicted(*asked)
+    told = capsys.readouterr().out
+    assert "older than its checkpoint; to export again: stages=[export] checkpoint" in told
+
+
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        (["predict.labels=[a,b]", "checkpoint.path=x"], "E294: predict.labels"),
+        (["predict.model=m.onnx", "checkpoint.path=x"], "E296: predict.model"),
+        (["predict.model=m.onnx", "stages=[predict,export]", "data=digits"], "E295: predict.model"),
+    ],
+)
+def test_two_models_or_none_are_contradictions(typed: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        xfer.run(overrides=["predict.input=x", "stages=[predict]", *typed])

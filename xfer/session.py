@@ -1,0 +1,47 @@
+"""onnxruntime, opened so that it reports nothing home and fails in one line."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from xfer.errors import WeightsError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from xfer.types import Array
+
+
+def open_session(path: Path, threads: int = 0) -> Any:
+    """An ``InferenceSession`` of an ONNX file on the CPU, from the file alone; 0 ``threads`` are
+    as many as it likes.
+
+    Raises WeightsError for a file that is missing or that onnxruntime cannot run.
+    """
+    # Read when onnxruntime is imported: its wheels report usage since 1.29.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    import onnxruntime
+
+    if not path.is_file():
+        raise WeightsError(path, "there is no such file", "give an ONNX file", 42)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    try:
+        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # its errors share no class of their own
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        what = f"onnxruntime cannot run it ({lines[0][:160]})"
+        raise WeightsError(path, what, "give a whole ONNX file", 43) from error
+
+
+def runner(session: Any) -> Callable[[Array], Array]:
+    """A function from the one input of ``session`` to its first output."""
+    name, out = session.get_inputs()[0].name, session.get_outputs()[0].name
+
+    def run(images: Array) -> Array:
+        found: Array = session.run([out], {name: images})[0]
+        return found
+
+    return run

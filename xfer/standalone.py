@@ -1,0 +1,265 @@
+"""Prediction with an exported file alone: onnxruntime, Pillow and numpy, no torch."""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from xfer.errors import ConfigError, DataError, WeightsError, XferError, raise_all
+from xfer.images import decode
+from xfer.log import log
+from xfer.predict import find_sound, told, write_predictions
+from xfer.preprocess import prepare
+from xfer.session import open_session, runner
+from xfer.storage import file_sha256, write_json
+from xfer.types import InputSpec, Plain, Predictions
+
+if TYPE_CHECKING:
+    from xfer.specs import ModelFile, Specs
+    from xfer.types import Array, Runner, Samples
+
+_BATCH = 32
+_THREADS = 2  # decoding images while the network works on those before
+
+
+@dataclass(frozen=True)
+class Model:
+    """An opened file. ``recipe`` is ``None`` for one that takes pictures as they are; ``batch``
+    the only batch size that it runs, or ``None``."""
+
+    path: Path
+    run: Runner
+    classes: tuple[str, ...]
+    recipe: InputSpec | None
+    batch: int | None
+
+
+def open_model(asked: ModelFile) -> Model:
+    """Open the file, and learn its classes and recipe from it or from ``asked``.
+
+    Raises WeightsError for what is no image classifier in ONNX, ConfigError for labels or a
+    recipe that are nowhere, or at fault.
+    """
+    path = Path(asked.path).expanduser()
+    session = open_session(path)
+    batch, pictures = _input(path, session)
+    said = session.get_modelmeta().custom_metadata_map
+    errors: list[XferError] = []
+    classes: tuple[str, ...] = ()
+    recipe: InputSpec | None = None
+    try:
+        classes = _classes(path, asked.labels, said)
+    except XferError as error:
+        errors.append(error)
+    try:
+        recipe = None if pictures else _recipe(path, asked.recipe, said)
+    except XferError as error:
+        errors.append(error)
+    raise_all(errors)
+    warn_if_stale(path)
+    return Model(path, runner(session), classes, recipe, 1 if pictures else batch)
+
+
+def _input(path: Path, session: Any) -> tuple[int | None, bool]:
+    """The fixed batch size, if any, and whether pictures go in as they are."""
+    puts = session.get_inputs()
+    kinds = {"tensor(float)": False, "tensor(uint8)": True}
+    shape = puts[0].shape if puts else []
+    if len(puts) != 1 or len(shape) != 4 or shape[1] != 3 or puts[0].type not in kinds:
+        found = ", ".join(f"{put.name} {put.type} {put.shape}" for put in puts)
+        fix = "give a file with one input (n, 3, height, width), float32 or uint8"
+        raise WeightsError(path, f"does not take images: its input is {found}", fix, 44)
+    return (shape[0] if isinstance(shape[0], int) else None), kinds[puts[0].type]
+
+
+def _classes(
+    path: Path, labels: str | tuple[str, ...] | None, said: dict[str, str]
+) -> tuple[str, ...]:
+    if labels is None and "classes" not in said:
+        what = f"{path} does not hold its class names"
+        fix = "type predict.labels=[A,B,...] or predict.labels=labels.json"
+        raise ConfigError("predict.labels", what, fix, 97)
+    if isinstance(labels, tuple):
+        return labels
+    if labels is None:
+        return tuple(json.loads(said["classes"]))
+    text = _read("predict.labels", labels)
+    try:
+        found = json.loads(text)
+    except ValueError:
+        found = text.split("\n")  # a class a line
+    return tuple(str(name).strip() for name in found if str(name).strip())
+
+
+def _recipe(path: Path, file: str | None, said: dict[str, str]) -> InputSpec:
+    if file is None and "preprocess" not in said:
+        what = f"{path} does not hold the recipe of its input"
+        raise ConfigError("predict.recipe", what, "type predict.recipe=preprocess.json", 98)
+    text = said["preprocess"] if file is None else _read("predict.recipe", file)
+    try:
+        return InputSpec.from_plain(json.loads(text))
+    except (ValueError, TypeError, AttributeError) as error:
+        fix = "give size, resize, interpolation, mean and std as preprocess.json has them"
+        raise ConfigError("predict.recipe", f"{file} is no recipe ({error})", fix, 98) from error
+
+
+def _read(key: str, file: str) -> str:
+    try:
+        return Path(file).expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        what = f"'{file}' cannot be read ({getattr(error, 'strerror', None) or error})"
+        raise ConfigError(key, what, "give an existing file", 99) from error
+
+
+def warn_if_stale(path: Path) -> None:
+    """A run that went on after its export has a newer checkpoint beside the old file."""
+    checkpoint = path.resolve().parent.parent / "checkpoints" / "best.ckpt"
+    if path.resolve().parent.name != "export" or not checkpoint.is_file():
+        return
+    if checkpoint.stat().st_mtime > path.stat().st_mtime:
+        fix = f"stages=[export] checkpoint.path={checkpoint.parent.parent}"
+        log.warning(f"{path} is older than its checkpoint; to export again: {fix}")
+
+
+def facts(specs: Specs, model: Model) -> Plain:
+    """What is known before the work, for ``plan.json``."""
+    return {
+        "experiment": specs.experiment,
+        "stages": list(specs.stages),
+        "model": str(model.path),
+        "sha256": file_sha256(model.path),
+        "classes": list(model.classes),
+        "input": model.recipe.to_plain() if model.recipe else "pictures of any size",
+        "config": specs.config,
+    }
+
+
+def predict(specs: Specs, model: Model, folder: Path, began: float) -> Plain:
+    """Predict every image, write ``predictions.csv`` and ``result.json``."""
+    samples = find_sound(specs.predict_input)
+    start = time.perf_counter()
+    found = answers(model, samples)
+    seconds = time.perf_counter() - start
+    write_predictions(found, folder / "predictions.csv")
+    for line in told(found, folder / "predictions.csv"):
+        log.info(line)
+    timing = {
+        "startup_s": start - began,
+        "predict_s": seconds,
+        "total_s": time.perf_counter() - began,
+    }
+    result: Plain = {
+        **{"experiment": specs.experiment, "status": "finished", "seed": specs.seed},
+        **{"best": None, "scores": {}, "params": None, "freeze": {"proved": None}},
+        "source": {"kind": "onnx", "origin": str(model.path), "sha256": file_sha256(model.path)},
+        "timing": timing,
+        "features": {"cached": False, "hit": None, "views": None},
+        **{"export": [], "device": "cpu", "precision": "32-true"},
+        "predicted": len(found.names),
+        "versions": _versions(),
+        "command": specs.command,
+    }
+    write_json(folder / "result.json", result)
+    return result
+
+
+def _versions() -> Plain:
+    found: Plain = {"python": platform.python_version()}
+    for package in ("xfer", "onnxruntime", "pillow", "numpy"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = None
+    return found
+
+
+def answers(model: Model, samples: Samples) -> Predictions:
+    """Logits for every image that can be decoded, in order; the others are counted in a warning.
+
+    Raises DataError when none can be, WeightsError for answers that are no logits of the classes.
+    """
+    from tqdm import tqdm
+
+    names: list[str] = []
+    rows: list[Array] = []
+    broken: list[DataError] = []
+    with tqdm(total=len(samples), desc="predicting", delay=2, leave=False, disable=None) as bar:
+        for batch, loaded in _batches(model, samples):
+            good = [(n, x) for n, x in zip(batch, loaded, strict=True) if isinstance(x, np.ndarray)]
+            broken += [x for x in loaded if isinstance(x, DataError)]
+            if good:
+                names += [n for n, _ in good]
+                rows.append(_run(model, np.stack([x for _, x in good])))
+            bar.update(len(batch))
+    if broken:
+        log.warning(f"{len(broken)} of {len(samples)} files are broken and left out: {broken[0]}")
+    if not rows:
+        raise broken[0]
+    return Predictions(tuple(names), _logits(np.concatenate(rows)), None, model.classes)
+
+
+def _batches(
+    model: Model, samples: Samples
+) -> Iterator[tuple[tuple[str, ...], list[Array | DataError]]]:
+    """Names and loaded images a batch; the next batch loads while this one is worked on."""
+    size = model.batch or _BATCH
+    with ThreadPoolExecutor(_THREADS) as pool:
+        waiting: list[tuple[tuple[str, ...], list[Future[Array | DataError]]]] = []
+        for start in range(0, len(samples), size):
+            names = samples.names[start : start + size]
+            waiting.append((names, [pool.submit(_load, name, model.recipe) for name in names]))
+            if len(waiting) > 1 + _BATCH // size:
+                yield _done(*waiting.pop(0))
+        for names, futures in waiting:
+            yield _done(names, futures)
+
+
+def _done(
+    names: tuple[str, ...], futures: list[Future[Array | DataError]]
+) -> tuple[tuple[str, ...], list[Array | DataError]]:
+    return names, [future.result() for future in futures]
+
+
+def _load(name: str, recipe: InputSpec | None) -> Array | DataError:
+    try:
+        picture = decode(Path(name))
+    except DataError as error:
+        return error
+    if recipe is not None:
+        return prepare(picture, recipe)
+    return np.ascontiguousarray(np.asarray(picture).transpose(2, 0, 1))
+
+
+def _run(model: Model, images: Array) -> Array:
+    """Answers (n, classes); a batch that is too small for the file is filled up."""
+    n = len(images)
+    if model.batch and n < model.batch:
+        images = np.concatenate([images, np.repeat(images[-1:], model.batch - n, axis=0)])
+    try:
+        found = model.run(images)
+    except Exception as error:  # onnxruntime's errors share no class of their own
+        line = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+        what = f"cannot run images of shape {images.shape[1:]} ({line})"
+        raise WeightsError(model.path, what, "check predict.recipe", 45) from error
+    if found.shape != (len(images), len(model.classes)):
+        what = f"answers {found.shape} for {len(images)} images and {len(model.classes)} classes"
+        raise WeightsError(model.path, what, "check predict.labels", 46)
+    if not np.isfinite(found).all():
+        raise WeightsError(model.path, "answers NaN or Inf", "export it again", 47)
+    return found[:n]
+
+
+def _logits(found: Array) -> Array:
+    """Answers as logits. Rows that are all positive and sum to 1 are probabilities already."""
+    if (found >= 0).all() and np.allclose(found.sum(axis=1), 1, atol=1e-4):
+        return np.log(np.maximum(found, 1e-30)).astype(np.float32)
+    return found.astype(np.float32)
