@@ -14,6 +14,8 @@ from xfer.storage import load_tensors
 
 SHORT = ["stages=[fit,evaluate]", "augment=standard", "trainer.max_epochs=3", "optim.lr=0.02"]
 
+ONE = ["features=require", "features.views=1"]
+
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch):
@@ -73,15 +75,15 @@ def test_one_view_is_the_evaluation_view():
 
 
 def test_features_serve_every_run_over_what_is_behind_the_cut():
-    fit("features=require")
+    fit(*ONE)
     for options in (["optim.lr=0.5"], ["head=mlp"], ["schedule=cosine"], ["seed=3"]):
         if options != ["seed=3"]:
-            assert facts(fit("features=require", *options))["hit"] is True
+            assert facts(fit(*ONE, *options))["hit"] is True
 
 
 def test_other_images_or_another_recipe_are_other_features():
-    fit("features=require")
-    assert facts(fit("features=require", "data=digits_0_4"))["hit"] is False
+    fit(*ONE)
+    assert facts(fit(*ONE, "data=digits_0_4"))["hit"] is False
 
 
 def only_entry(own_cache):
@@ -91,7 +93,7 @@ def only_entry(own_cache):
 
 @pytest.mark.parametrize("harm", ["flipped", "cut", "foreign"])
 def test_an_entry_that_is_not_what_it_was_is_computed_again(own_cache, harm, caplog):
-    plain = fit("features=require")
+    plain = fit(*ONE)
     entry = only_entry(own_cache)
     content = bytearray(entry.read_bytes())
     if harm == "flipped":
@@ -101,7 +103,7 @@ def test_an_entry_that_is_not_what_it_was_is_computed_again(own_cache, harm, cap
     if harm == "foreign":
         content[:] = b"\x93NUMPY" + bytes(len(content) - 6)
     entry.write_bytes(content)
-    kept = fit("features=require")
+    kept = fit(*ONE)
     assert facts(kept)["hit"] is False
     assert same(plain, kept)
 
@@ -121,7 +123,7 @@ def test_a_prefix_that_trains_or_adapts_is_not_cut(options):
 
 
 def test_two_processes_compute_one_entry(tmp_path, own_cache):
-    options = [*SHORT, "experiment=digits_freeze", "features=require"]
+    options = [*SHORT, "experiment=digits_freeze", *ONE]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     runs = [
         subprocess.Popen(

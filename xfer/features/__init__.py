@@ -36,7 +36,7 @@ class Auto:
     use: ClassVar[Use] = "auto"
 
     dir: str | None = None
-    views: Annotated[int, Gt(0)] | Literal["max"] = 1
+    views: Annotated[int, Gt(0)] | Literal["max"] = 4
     batch_size: Annotated[int, Gt(0)] | None = None
     max_gb: Annotated[float, Gt(0)] = 20.0
 
