@@ -186,7 +186,7 @@ def test_a_folder_that_cannot_be_made_is_told(here: Path) -> None:
     done = run(here, "stages=[]", "run.dir=file/below")
     assert done.returncode == 9
     assert LINE.fullmatch(done.stderr.strip())
-    assert "file/below: cannot be written" in done.stderr
+    assert "file: cannot be written (a file, not a folder)" in done.stderr
 
 
 def test_one_bad_job_of_a_sweep_leaves_the_others_alone(here: Path) -> None:

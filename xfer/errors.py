@@ -29,10 +29,18 @@ def closest(word: str, words: Iterable[str]) -> str:
     """A hint ``did you mean 'x'?`` with the nearest of ``words``, or the first few of them."""
     allowed = [str(w) for w in words]
     lowered = {w.lower(): w for w in allowed}
-    near = difflib.get_close_matches(word.lower(), lowered, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(word.lower(), lowered, n=5, cutoff=0.5)
     if near:
-        return f"did you mean '{lowered[near[0]]}'?"
+        # Of equally close ones the first of ``words``, which puts the usual before the rare.
+        nearest = difflib.SequenceMatcher(b=word.lower())
+        ratios = {w: _ratio(nearest, w) for w in lowered if w in near}
+        return f"did you mean '{lowered[max(ratios, key=lambda w: ratios[w])]}'?"
     return "allowed: " + ", ".join(allowed[:12]) + (", ..." if len(allowed) > 12 else "")
+
+
+def _ratio(matcher: difflib.SequenceMatcher[str], word: str) -> float:
+    matcher.set_seq1(word)
+    return matcher.ratio()
 
 
 class XferError(Exception):
