@@ -1,6 +1,6 @@
 """Accuracy on Canidae with SqueezeNet weights: frozen, fine-tuned, and logistic regression.
 
-    python bench/accuracy.py [--seeds 5] [--folds 5] [--experiments freeze finetune]
+    python bench/accuracy.py [--seeds 5] [--first-seed 0] [--folds 5] [--experiments freeze finetune]
 
 60 validation photographs are too few to tune on, so all 300 are split into stratified folds, and
 every figure is of the last epoch, never of the best one. The logistic regression (scikit-learn)
@@ -98,6 +98,7 @@ def summary(name, scores, seconds=None):
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--folds", type=int, default=5)
     parser.add_argument("--experiments", nargs="*", default=["freeze", "finetune"])
     parser.add_argument("overrides", nargs="*", help="further key=value for every run")
@@ -111,13 +112,14 @@ def main():
         os.chdir(scratch)
         files = [manifest(Path(scratch), paths, labels, fold, i) for i, fold in enumerate(folds)]
         scores = {experiment: [] for experiment in options.experiments}
-        for seed in range(options.seeds):
+        for seed in range(options.first_seed, options.first_seed + options.seeds):
             for experiment, found in scores.items():
                 began = time.perf_counter()
                 new = [trained(experiment, file, seed, options.overrides) for file in files]
                 found += new
                 seconds = (time.perf_counter() - began) / len(new)
-                summary(f"{experiment}, {seed + 1} seeds", found, seconds)
+                count = seed + 1 - options.first_seed
+                summary(f"{experiment}, {count} seeds", found, seconds)
 
 
 if __name__ == "__main__":

@@ -67,11 +67,12 @@ def rows(run: Path) -> list[dict[str, str]]:
 
 
 def wait_for(condition, process: "subprocess.Popen[str]") -> None:
-    for _ in range(20000):
+    for _ in range(60000):
         if condition():
             return
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.005)
+    kill(process)
     raise AssertionError("the run never came that far")
 
 
