@@ -1,6 +1,7 @@
 """Accuracy on Canidae with SqueezeNet weights: frozen, fine-tuned, and logistic regression.
 
-    python bench/accuracy.py [--seeds 5] [--first-seed 0] [--folds 5] [--experiments freeze finetune]
+    python bench/accuracy.py [--seeds 5] [--first-seed 0] [--folds 5]
+        [--experiments freeze finetune]
 
 60 validation photographs are too few to tune on, so all 300 are split into stratified folds, and
 every figure is of the last epoch, never of the best one. The logistic regression (scikit-learn)
