@@ -29,7 +29,7 @@ def run(file, seed, strategy, options):
 
     fixed = [
         *("data=csv", f"data.file={file}", "data.workers=0", "stages=[fit]", f"seed={seed}"),
-        *(f"freeze={strategy}", "checkpoint.monitor=val_loss", "optim=adamw", "optim.lr=0.001"),
+        *(f"freeze={strategy}", "optim=adamw", "optim.lr=0.001"),
         *("trainer.max_epochs=10", "schedule=cosine"),
     ]
     with contextlib.redirect_stdout(io.StringIO()):
