@@ -31,6 +31,20 @@ def assets() -> Path:
     return path
 
 
+def answered(status: int, body: bytes = b"", **headers: str) -> Answer:
+    """An answer with these headers, whatever the body is."""
+
+    def answer(handler: BaseHTTPRequestHandler) -> None:
+        handler.send_response(status)
+        for name, value in headers.items():
+            handler.send_header(name.replace("_", "-"), value)
+        handler.end_headers()
+        handler.wfile.write(body)
+        handler.close_connection = True
+
+    return answer
+
+
 class Server:
     """Answers below ``url`` with what is in ``routes``, and notes every path that was asked."""
 

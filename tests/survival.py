@@ -17,7 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from test_resume import OPTIONS, assert_same
+from runs import OPTIONS, assert_same
 
 from xfer.storage import file_sha256
 

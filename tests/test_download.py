@@ -10,6 +10,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from conftest import answered
 
 from xfer import download
 from xfer.download import fetch, fetch_zip
@@ -17,20 +18,6 @@ from xfer.errors import DataError, OutputError, SafetyError
 
 DATA = bytes(range(256)) * 5000  # more than one chunk
 SHA = hashlib.sha256(DATA).hexdigest()
-
-
-def headed(status: int, body: bytes = b"", **headers: str):
-    """An answer with these headers, whatever the body is."""
-
-    def answer(handler) -> None:
-        handler.send_response(status)
-        for name, value in headers.items():
-            handler.send_header(name.replace("_", "-"), value)
-        handler.end_headers()
-        handler.wfile.write(body)
-        handler.close_connection = True
-
-    return answer
 
 
 def packed(files: dict[str, bytes], **modes: int) -> bytes:
@@ -55,19 +42,19 @@ def test_a_file_arrives_whole_with_its_hash(server, tmp_path):
 
 
 def test_an_answer_without_a_length_is_taken_to_its_end(server, tmp_path):
-    server.routes["/x.bin"] = headed(200, DATA)
+    server.routes["/x.bin"] = answered(200, DATA)
     assert fetch(f"{server.url}/x.bin", tmp_path / "x.bin") == SHA
 
 
 CUT = {
-    "length too large": headed(200, DATA, Content_Length=str(len(DATA) + 10)),
-    "no byte at all": headed(200, b"", Content_Length="10"),
-    "cut chunk": headed(200, b"8\r\nabcd", Transfer_Encoding="chunked"),
-    "chunk of no size": headed(200, b"size\r\nabcd\r\n0\r\n\r\n", Transfer_Encoding="chunked"),
-    "not found": headed(404),
-    "broken server": headed(500, b"sorry"),
-    "redirect in a circle": headed(302, Location="/x.bin"),
-    "redirect to nowhere": headed(302, Location="http://127.0.0.1:1/"),
+    "length too large": answered(200, DATA, Content_Length=str(len(DATA) + 10)),
+    "no byte at all": answered(200, b"", Content_Length="10"),
+    "cut chunk": answered(200, b"8\r\nabcd", Transfer_Encoding="chunked"),
+    "chunk of no size": answered(200, b"size\r\nabcd\r\n0\r\n\r\n", Transfer_Encoding="chunked"),
+    "not found": answered(404),
+    "broken server": answered(500, b"sorry"),
+    "redirect in a circle": answered(302, Location="/x.bin"),
+    "redirect to nowhere": answered(302, Location="http://127.0.0.1:1/"),
     "no http": lambda handler: handler.wfile.write(b"hello\r\n"),
 }
 
@@ -112,7 +99,7 @@ def test_a_wrong_hash_leaves_nothing(server, tmp_path):
 def test_only_https_is_opened_and_http_only_on_loopback(server, tmp_path, url):
     with pytest.raises(SafetyError, match="only https") as caught:
         fetch(url, tmp_path / "x")
-    server.routes["/x"] = headed(302, Location=url)
+    server.routes["/x"] = answered(302, Location=url)
     if url.startswith(("/etc", "//")):  # here a redirect stays on loopback
         return
     with pytest.raises(SafetyError, match="only https"):
@@ -131,7 +118,7 @@ def test_https_does_not_lead_to_a_service_on_this_machine(server):
 
 
 def test_a_redirect_on_loopback_is_followed(server, tmp_path):
-    server.routes |= {"/old": headed(301, Location="/x.bin"), "/x.bin": DATA}
+    server.routes |= {"/old": answered(301, Location="/x.bin"), "/x.bin": DATA}
     assert fetch(f"{server.url}/old", tmp_path / "x.bin") == SHA
 
 
@@ -179,7 +166,7 @@ def test_a_folder_that_appeared_meanwhile_is_kept(server, tmp_path):
     def answer(handler) -> None:
         (tmp_path / "Canidae").mkdir()
         (tmp_path / "Canidae" / "theirs").touch()
-        headed(200, packed({"Canidae/ours": b""}))(handler)
+        answered(200, packed({"Canidae/ours": b""}))(handler)
 
     server.routes["/x.zip"] = answer
     fetch_zip(f"{server.url}/x.zip", tmp_path / "Canidae", "Canidae")

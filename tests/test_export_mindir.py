@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from networks import awake
+from networks import make
 from torch import nn
 
 from xfer.backbone import Timm, Torchvision
@@ -23,7 +23,7 @@ from xfer.export import Mindir, export
 from xfer.export.mindir_graph import graph_of
 from xfer.export.mindir_read import read
 from xfer.export.mindir_run import runner
-from xfer.head import Keep, Linear, Mlp, swap
+from xfer.head import Keep, Linear, Mlp
 from xfer.images import decode
 from xfer.network import Parts, assemble
 from xfer.preprocess import prepare
@@ -80,21 +80,6 @@ def facts(spec: Any) -> dict[str, Any]:
 def card(backbone: Any = TINY, head: Any = None) -> Card:
     spec = InputSpec((64, 64), 72, "bilinear", MEAN, STD)
     return Card(facts(backbone), facts(head or Linear()), CLASSES, spec)
-
-
-def make(backbone: Any, head: Any = None) -> nn.Module:
-    """A network as xfer makes it, random weights, with statistics that are not the initial ones."""
-    torch.manual_seed(0)
-    network = backbone.build()
-    swap(network, head or Linear(), len(CLASSES))
-    awake(network.module)
-    for module in network.module.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.running_mean.uniform_(-0.3, 0.3)
-            module.running_var.uniform_(0.5, 2)
-        elif isinstance(module, nn.LayerNorm):
-            nn.init.normal_(module.bias, std=0.2)
-    return network.module.eval()
 
 
 def logits(net: nn.Module, images: Images) -> Images:

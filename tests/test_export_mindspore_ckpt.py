@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from networks import awake
+from networks import make
 from torch import nn
 
 from xfer.backbone import Timm, Torchvision
@@ -22,7 +22,7 @@ from xfer.dialects import shipped
 from xfer.errors import ExportError, Problems, WeightsError
 from xfer.export import Air, MindSporeCkpt, Onnx, export, refuse_early
 from xfer.export.mindspore_names import back, chosen, names
-from xfer.head import Keep, Linear, Mlp, swap
+from xfer.head import Keep, Linear, Mlp
 from xfer.network import Parts, assemble
 from xfer.protobuf import Malformed, Wire
 from xfer.source.dialects import translate
@@ -61,19 +61,6 @@ def card(backbone: Any, head: Any = None, dialect: str = "") -> Card:
     spec = InputSpec((64, 64), 72, "bilinear", (0.5,) * 3, (0.2,) * 3)
     compat = {"dialect": dialect} if dialect else {}
     return Card(facts(backbone), facts(head or Linear()), CLASSES, spec, compat=compat)
-
-
-def make(backbone: Any, head: Any = None) -> nn.Module:
-    torch.manual_seed(0)
-    network = backbone.build()
-    swap(network, head or Linear(), len(CLASSES))
-    awake(network.module)
-    for module in network.module.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.running_mean.uniform_(-0.3, 0.3)
-            module.running_var.uniform_(0.5, 2)
-            module.num_batches_tracked.fill_(7)
-    return network.module.eval()
 
 
 def images(n: int = 3) -> Any:

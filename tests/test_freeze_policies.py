@@ -32,7 +32,7 @@ from xfer.freeze import (
 from xfer.help import config_dir
 from xfer.types import Backbone
 
-EPOCHS = 20
+EPOCHS = 24
 NETS: dict[str, Backbone] = {
     "resnet": Torchvision("resnet18"),
     "mobilenet": Torchvision("mobilenet_v3_small"),
@@ -187,7 +187,7 @@ def test_a_linear_probe_ends_after_its_epochs_or_without_progress_or_half_way() 
     for given, start, patience in (
         (LpFt(probe_epochs=7), 7, None),
         (LpFt(patience=3), None, 3),
-        (LpFt(), 10, None),
+        (LpFt(), EPOCHS // 2, None),
     ):
         probe, tune = given.phases(known("resnet"), EPOCHS)
         assert (probe.name, probe.start) == ("linear probe", 0)

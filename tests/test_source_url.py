@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Server
+from conftest import Server, answered
 from safetensors.torch import save
 from test_backbone import BACKBONES
 
@@ -67,18 +67,6 @@ class Ranged:
         cut = self.cuts.pop(0) if self.cuts else size
         handler.wfile.write(self.data[start : start + cut])
         handler.close_connection = True
-
-
-def answered(status: int, body: bytes = b"", **headers: str) -> Callable[..., None]:
-    def answer(handler: BaseHTTPRequestHandler) -> None:
-        handler.send_response(status)
-        for name, value in headers.items():
-            handler.send_header(name.replace("_", "-"), value)
-        handler.end_headers()
-        handler.wfile.write(body)
-        handler.close_connection = True
-
-    return answer
 
 
 def in_turn(*answers: Callable[..., None]) -> Callable[..., None]:

@@ -15,8 +15,23 @@ import re
 from collections.abc import Collection, Iterable, Sequence
 from functools import cache
 from pathlib import Path
+from typing import Literal
 
 from xfer.types import Plain
+
+DialectName = Literal[
+    "auto",
+    "zoo_resnet_basic",
+    "zoo_resnet_bottleneck",
+    "zoo_googlenet",
+    "mindcv_resnet",
+    "mindcv_seresnet",
+    "mindcv_squeezenet1_0",
+    "mindcv_squeezenet1_1",
+    "mindcv_vit",
+    "plain",
+]
+"""What may be asked for: a dialect of the file, or to find it out, or torch's own names."""
 
 _FILE = Path(__file__).with_name("dialects.json")
 

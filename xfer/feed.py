@@ -36,6 +36,7 @@ class Feed:
         self.plan, self.train, self.val = plan, train, val
         self.facts: Plain = dict(UNCACHED)
         self.seconds = 0.0
+        self._module: Classifier | None = None
         self._kept: Kept | None = None
         self._tail: Tail | None = None
 
@@ -68,8 +69,8 @@ class Feed:
 
     def ready(self, epoch: int) -> None:
         """Have the features of ``epoch`` (from 0), and a network that takes them."""
-        kept = self._kept
-        if kept is None:
+        kept, module = self._kept, self._module
+        if kept is None or module is None:
             return
         began, first = time.perf_counter(), not kept.train
         if not kept.has(epoch):
@@ -77,9 +78,9 @@ class Feed:
             kept.prepare(epoch)
             self.facts = kept.facts(self.facts)
         if self._tail is None:
-            self._tail, self._module.cut = Tail(self._module.net, kept.cut), True
+            self._tail, module.cut = Tail(module.net, kept.cut), True
         if first:
-            log.info(_told(self.facts))
+            log.info(_told(self.facts, kept.most_bytes))
         self.seconds += time.perf_counter() - began
 
     def leave(self) -> None:
@@ -88,7 +89,7 @@ class Feed:
         self._kept = self.train.features = self.val.features = None
 
     def _make_whole(self) -> None:
-        if self._tail is not None:
+        if self._tail is not None and self._module is not None:
             self._tail.remove()
             self._tail, self._module.cut = None, False
 
@@ -117,6 +118,12 @@ class Kept:
     def _view(self, split: str, view: int | None) -> View:
         entry = self.work.entry(self.cut, self.key, split, view)
         return View(entry, self.work.positions(split, view))
+
+    @property
+    def most_bytes(self) -> int:
+        """What all views take once each has been used."""
+        images = self.views * len(self.work.samples("train")) + len(self.work.samples("val"))
+        return images * self.cut.bytes_per_image()
 
     def facts(self, before: Plain) -> Plain:
         """What is to be said, added to what was said ``before`` of an earlier phase."""
@@ -169,18 +176,14 @@ def _obstacle(plan: Plan) -> str | None:
     return None
 
 
-def _told(facts: Plain) -> str:
+def _told(facts: Plain, most_bytes: int) -> str:
     again = "found" if facts["hit"] else "computed"
     shown = f"{facts['views']} views an image"
     if not facts["augmented"]:
         shown = "the evaluation view of each image"
-    apart = facts["difference"]
-    same = "trained bit for bit as on images"
+    apart, same = facts["difference"], "trained bit for bit as on images"
     if not facts["exact"]:
-        same = (
-            "equal "
-            + ("bit for bit" if apart == 0 else f"within {apart:.1e}")
-            + " in other batches"
-        )
+        near = "bit for bit" if apart == 0 else f"within {apart:.1e}"
+        same = f"equal {near} in other batches"
     place = ", ".join(facts["cut"])
-    return f"features at {place} {again}: {shown}, {facts['bytes'] / 1e6:.1f} MB; {same}"
+    return f"features at {place} {again}: {shown}, {most_bytes / 1e6:.1f} MB; {same}"

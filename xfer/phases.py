@@ -38,13 +38,19 @@ class Phases(pl.Callback):
         self._entered: int | None = None
 
     def state_dict(self) -> Plain:
-        """The epochs (from 0) at which phases began, and what is known of frozen tensors."""
-        return {"starts": self.starts, "before": self.before, "verdicts": self.verdicts}
+        """The epochs (from 0) at which phases began, what is known of frozen tensors, and the
+        optimizer's groups at the start of each."""
+        return {
+            "starts": self.starts,
+            "before": self.before,
+            "verdicts": self.verdicts,
+            "audits": self.audits,
+        }
 
     def load_state_dict(self, state: Plain) -> None:
         """Go on with a saved record."""
         self.starts, self.before = list(state["starts"]), dict(state["before"])
-        self.verdicts = list(state["verdicts"])
+        self.verdicts, self.audits = list(state["verdicts"]), list(state["audits"])
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Classifier) -> None:  # type: ignore[override]
         """Enter the phase that the first or the resumed epoch belongs to."""
@@ -113,7 +119,8 @@ class Phases(pl.Callback):
             trainer.optimizers[0], list(module.net.named_parameters()), phases, number
         )
         name, epoch = phases[number].name, self.starts[-1] + 1
-        self.audits.append({"phase": name, "epoch": epoch, "groups": audit})
+        if len(self.audits) == number:  # not again in the middle of a phase
+            self.audits.append({"phase": name, "epoch": epoch, "groups": audit})
         if len(phases) > 1:
             log.info(f"phase {number + 1} of {len(phases)}: {phases[number].name}")
         self.feed.enter(module)

@@ -17,8 +17,11 @@ from xfer.seal import sealed
 from xfer.types import Plain
 
 BEST, LAST, PREVIOUS = "best.ckpt", "last.ckpt", "previous.ckpt"
-_FREE = ("run", "stages", "checkpoint.resume", "predict")
-"""What may differ between a run and the command that goes on with it."""
+_FREE = (
+    *("run", "stages", "checkpoint.resume", "predict"),
+    *("data.workers", "data.decoded_gb", "features.dir", "features.max_gb"),
+)
+"""What may differ between a run and the command that goes on with it: none decides a number."""
 
 
 @dataclass(frozen=True)

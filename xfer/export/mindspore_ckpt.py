@@ -12,10 +12,11 @@ from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass
 from math import prod
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
+from xfer.dialects import DialectName
 from xfer.errors import ExportError
 from xfer.export.gate import run_torch
 from xfer.export.mindspore_names import back, chosen, difference, names
@@ -47,18 +48,7 @@ class MindSporeCkpt:
 
     file: ClassVar[str] = "model.ckpt"
 
-    dialect: Literal[
-        "auto",
-        "zoo_resnet_basic",
-        "zoo_resnet_bottleneck",
-        "zoo_googlenet",
-        "mindcv_resnet",
-        "mindcv_seresnet",
-        "mindcv_squeezenet1_0",
-        "mindcv_squeezenet1_1",
-        "mindcv_vit",
-        "plain",
-    ] = "auto"
+    dialect: DialectName = "auto"
     crc: bool = False
 
     def check(self, card: Card) -> None:

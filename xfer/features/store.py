@@ -98,23 +98,22 @@ class Store:
                 if slot.stamp() == seen:
                     return self._renewed(slot, key, n, compute, found)
 
+    def forget(self, key: Plain, reason: str) -> None:
+        """Remove the entry of ``key``, which is unsound for ``reason``; it is said."""
+        with locked(slot := Slot(self.folder, digest(key)), fcntl.LOCK_EX):
+            _clear(slot, reason)
+
     def _renewed(self, slot: Slot, key: Plain, n: int, compute: Compute, reason: str) -> Entry:
         """Compute the entry in place of what is unsound for ``reason``."""
-        if reason:
-            log.warning("%s: %s: computing it again", slot.array, reason)
-        with told(slot.array):
-            slot.clear()
+        _clear(slot, reason)
         try:
             self._build(slot, key, n, compute)
             found = _read(slot, key, n)
             if isinstance(found, Entry):
                 return replace(found, hit=False)
-            raise OutputError(
-                slot.array,
-                f"reads back otherwise than it was written ({found or 'it is gone'})",
-                "check the disk, choose features.dir=DIR, or features=never",
-                13,
-            )
+            what = f"reads back otherwise than it was written ({found or 'it is gone'})"
+            advice = "check the disk, choose features.dir=DIR, or features=never"
+            raise OutputError(slot.array, what, advice, 13)
         except BaseException:
             with suppress(OSError):
                 slot.clear()
@@ -135,6 +134,13 @@ class Store:
                 atomic_write(slot.array, part.replace)
                 facts = {"shape": form.shape, "dtype": form.dtype, "sha256": sha256.hexdigest()}
                 write_json(slot.manifest, {"format": _FORMAT, "key": key, **facts})
+
+
+def _clear(slot: Slot, reason: str) -> None:
+    if reason:
+        log.warning("%s: %s: computing it again", slot.array, reason)
+    with told(slot.array):
+        slot.clear()
 
 
 @dataclass(frozen=True)

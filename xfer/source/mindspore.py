@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from xfer.dialects import DialectName
 from xfer.errors import WeightsError
 from xfer.source import mindir, mindspore_ckpt
 from xfer.source.detect import LEGACY, NPZ, SAFETENSORS, TORCH, kind_of
@@ -42,18 +43,7 @@ class MindSpore(Rules):
     """
 
     path: str
-    dialect: Literal[
-        "auto",
-        "zoo_resnet_basic",
-        "zoo_resnet_bottleneck",
-        "zoo_googlenet",
-        "mindcv_resnet",
-        "mindcv_seresnet",
-        "mindcv_squeezenet1_0",
-        "mindcv_squeezenet1_1",
-        "mindcv_vit",
-        "plain",
-    ] = "auto"
+    dialect: DialectName = "auto"
     compat: Literal["exact", "plain"] = "exact"
 
     def load(self, backbone: Backbone) -> Weights:

@@ -1,0 +1,114 @@
+"""Runs of the digits in processes of their own: started, killed, and compared bit for bit."""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from xfer.errors import WeightsError
+from xfer.storage import load_tensors
+
+OPTIONS = [
+    "experiment=digits_freeze",
+    "augment=standard",
+    "freeze=none",
+    "head=dropout",
+    "optim.lr=0.02",
+    "trainer.max_epochs=5",
+    "trainer.ema_decay=0.9",
+    "checkpoint.every_n_steps=5",
+    "checkpoint.keep=2",
+    "stages=[fit,evaluate]",
+]
+CLOCKS = {"epoch_s", "step_ms", "data_share"}
+
+
+def start(
+    folder: Path, *extra: str, start_new_session: bool = False, **env: str
+) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, "-m", "xfer", *OPTIONS, *extra],
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **env},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=start_new_session,
+    )
+
+
+def finish(process: "subprocess.Popen[str]") -> str:
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, output
+    return output
+
+
+def kill(process: "subprocess.Popen[str]") -> None:
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+
+
+def only_run(folder: Path) -> Path:
+    (found,) = (folder / "outputs" / "digits_freeze").iterdir()
+    return found
+
+
+def rows(run: Path) -> list[dict[str, str]]:
+    with (run / "metrics.csv").open() as stream:
+        return [{k: v for k, v in row.items() if k not in CLOCKS} for row in csv.DictReader(stream)]
+
+
+def wait_for(condition, process: "subprocess.Popen[str]") -> None:
+    """Returns when ``condition`` holds; else the process ends with the test."""
+    try:
+        for _ in range(60000):
+            if condition():
+                return
+            assert process.poll() is None, "the run ended before"
+            time.sleep(0.005)
+        raise AssertionError("the run never came that far")
+    except BaseException:
+        process.kill()
+        print(process.communicate()[0])
+        raise
+
+
+def in_an_epoch(folder: Path, after: int) -> bool:
+    """Whether the resume file is of a step inside an epoch, behind step ``after``."""
+    for file in folder.glob("outputs/digits_freeze/*/checkpoints/last.ckpt"):
+        try:
+            step = load_tensors(file)["xfer"]["progress"]["step"]
+        except (WeightsError, FileNotFoundError):
+            return False  # just renamed to make room for the next one
+        return bool(step > after and step % 23)
+    return False
+
+
+def assert_same(run: Path, whole: Path) -> None:
+    """Everything but the clocks, bit for bit."""
+    assert rows(run) == rows(whole)
+    assert (run / "predictions_val.csv").read_text() == (whole / "predictions_val.csv").read_text()
+    for name in ("best", "last"):
+        ours, theirs = (load_tensors(r / f"checkpoints/{name}.ckpt") for r in (run, whole))
+        assert_equal(ours, theirs, name)
+    names = lambda folder: sorted(p.name for p in (folder / "checkpoints").iterdir())  # noqa: E731
+    assert names(run) == names(whole)
+
+
+def assert_equal(ours, theirs, where: str) -> None:
+    if isinstance(theirs, dict):
+        assert ours.keys() == theirs.keys(), where
+        for key in theirs.keys() - CLOCKS:
+            assert_equal(ours[key], theirs[key], f"{where}.{key}")
+    elif isinstance(theirs, list | tuple):
+        assert len(ours) == len(theirs), where
+        for i, (a, b) in enumerate(zip(ours, theirs, strict=True)):
+            assert_equal(a, b, f"{where}[{i}]")
+    elif hasattr(theirs, "dtype"):
+        assert ours.dtype == theirs.dtype and ours.equal(theirs), where
+    else:
+        assert ours == theirs, where
