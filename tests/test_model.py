@@ -39,7 +39,7 @@ def test_only_the_head_moves_and_the_rest_is_in_inference_mode():
     before = {n: t.clone() for n, t in module.net.state_dict().items()}
     train(module)
     moved = [n for n, t in module.net.state_dict().items() if not t.equal(before[n])]
-    assert moved == ["fc.weight", "fc.bias"] == module.moving()
+    assert moved == ["fc.weight", "fc.bias"] == list(module.moving())
     module.train()
     assert module.net.fc.training and not module.net.bn1.training
 

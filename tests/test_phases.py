@@ -98,6 +98,19 @@ def test_a_phase_waits_for_the_metric():
     assert [phase["from_epoch"] for phase in proof["phases"]] == [1, 4]
 
 
+def test_early_stopping_waits_for_the_last_phase_and_counts_from_its_start():
+    run, proof = fit(
+        *("freeze=lp_ft", "freeze.probe_epochs=4", "trainer.patience=2"),
+        *("trainer.max_epochs=12", "optim.lr=1e-9"),
+    )
+    # The probe gets no better after its first epoch, for longer than the patience.
+    accuracies = [float(row["val_acc"]) for row in rows(run)]
+    assert max(accuracies[1:4]) <= accuracies[0]
+    assert [phase["from_epoch"] for phase in proof["phases"]] == [1, 5]
+    best = accuracies.index(max(accuracies)) + 1
+    assert len(accuracies) == max(best, 4) + 2 < 12
+
+
 def test_a_phase_behind_the_last_epoch_is_refused():
     with pytest.raises(ConfigError, match="would start at epoch 5"):
         fit("freeze=lp_ft", "freeze.probe_epochs=5", "trainer.max_epochs=3")

@@ -31,6 +31,7 @@ class History(pl.Callback):
     """Keeps a row an epoch, the best epoch, and every file under ``checkpoints/``.
 
     All of it is in the resume file, so a run that goes on ends with the same history.
+    ``last_phase_from`` is set from outside: the epoch (from 0) at which the last phase began.
     """
 
     def __init__(self, plan: Plan, folder: Path) -> None:
@@ -39,6 +40,7 @@ class History(pl.Callback):
         self.rows: list[Plain] = []
         self.best: Plain | None = None
         self.kept: list[str] = []
+        self.last_phase_from: int | None = None
         self._step_s: list[float] = []
         self._waited = 0.0
         self._started = self._ended = self._epoch_started = time.perf_counter()
@@ -178,8 +180,10 @@ class History(pl.Callback):
         )
 
     def _stop_early(self, trainer: pl.Trainer) -> None:
-        patience = self.plan.specs.trainer.patience
-        if patience and self.best and self.rows[-1]["epoch"] - self.best["epoch"] >= patience:
+        patience, start = self.plan.specs.trainer.patience, self.last_phase_from
+        if not patience or not self.best or start is None:
+            return  # a later phase would never begin
+        if self.rows[-1]["epoch"] - max(self.best["epoch"], start) >= patience:
             metric = self.plan.specs.checkpoint.monitor
             log.info(f"stopped early: no better {metric} for {patience} epochs")
             trainer.should_stop = True

@@ -46,9 +46,8 @@ class Classifier(pl.LightningModule):
         self.fingerprint = fingerprint(
             (n, t) for n, t in net.state_dict().items() if n in self.frozen
         )
-        self.ema = (
-            Ema(net, self.moving(), decay) if (decay := plan.specs.trainer.ema_decay) else None
-        )
+        decay = plan.specs.trainer.ema_decay
+        self.ema = Ema(net, list(self.moving()), decay) if decay else None
         self.watch = Watch()
         self.found: dict[str, float] = {}
         self._answers: list[tuple[torch.Tensor, torch.Tensor]] = []
@@ -74,9 +73,9 @@ class Classifier(pl.LightningModule):
         for group, base, factor in groups:
             group["lr"] = base * factor(rates.last_epoch)
 
-    def moving(self) -> list[str]:
-        """Names of the net's tensors that training changes."""
-        return [name for name in self.net.state_dict() if name not in self.frozen]
+    def moving(self) -> StateDict:
+        """The net's tensors that training changes."""
+        return {k: tensor for k, tensor in self.net.state_dict().items() if k not in self.frozen}
 
     def train(self, mode: bool = True) -> Classifier:
         """Training mode, but for what is frozen."""
@@ -116,15 +115,16 @@ class Classifier(pl.LightningModule):
         """Stop before a gradient that is NaN or Inf spoils the weights."""
         if self.plan.specs.trainer.precision == "16-mixed":
             return  # its scaler leaves out such steps
-        gradients = (p.grad for p in self.net.parameters() if p.grad is not None)
+        # Of the optimizer's tensors: a walk through a deep network would cost more than the step.
+        tensors = (p for group in optimizer.param_groups for p in group["params"])
+        gradients = (p.grad for p in tensors if p.grad is not None)
         batch = self.trainer.fit_loop.batch_idx
         self.watch.note(norm(gradients), "the gradient", self._in_batch(batch))
 
     def check_numbers(self) -> None:
         """Raise DivergedError where a loss, a gradient or a weight is NaN or Inf."""
         self.watch.check()
-        state = self.net.state_dict()
-        if not torch.isfinite(norm(state[name] for name in self.moving())):
+        if not torch.isfinite(norm(self.moving().values())):
             raise self._diverged("a weight", f"epoch {self.current_epoch + 1}", 6)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
@@ -183,9 +183,8 @@ class Classifier(pl.LightningModule):
 
     def best_state(self) -> StateDict:
         """The net's moving tensors, averaged where an average is kept."""
-        state = self.net.state_dict()
         averaged = self.ema.shadow if self.ema is not None else {}
-        return {name: averaged.get(name, state[name]) for name in self.moving()}
+        return {name: averaged.get(name, tensor) for name, tensor in self.moving().items()}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what trains, and the fingerprint of the rest."""

@@ -124,6 +124,7 @@ class Phases(pl.Callback):
         if len(phases) > 1:
             log.info(f"phase {number + 1} of {len(phases)}: {phases[number].name}")
         self.feed.enter(module)
+        self.history.last_phase_from = self.starts[-1] if number + 1 == len(phases) else None
         self._entered = number
 
     def _hashes(self, module: Classifier, number: int) -> dict[str, str]:

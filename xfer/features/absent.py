@@ -49,6 +49,7 @@ class Absent(Tensor):
     absent too; to read a number from it, or to write it into a real tensor, is an error."""
 
     meta: Tensor
+    kind: str
 
     @staticmethod
     def __new__(cls, meta: Tensor, device: torch.device) -> Absent:
@@ -58,7 +59,8 @@ class Absent(Tensor):
         )
 
     def __init__(self, meta: Tensor, device: torch.device) -> None:
-        self.meta = meta
+        # Read from here for every module of every step, which from the tensor itself is slow.
+        self.meta, self.kind = meta, device.type
 
     def __repr__(self) -> str:  # type: ignore[override]
         return f"Absent{tuple(self.shape)}"
@@ -114,7 +116,7 @@ def shortcut(module: nn.Module) -> Callable[..., Any]:
         absent = next((leaf for leaf in given if isinstance(leaf, Absent)), None)
         if absent is None:
             return forward(*args, **kwargs)
-        cast = torch.is_autocast_enabled(absent.device.type)
+        cast = torch.is_autocast_enabled(absent.kind)
         key = (module.training, cast, *kwargs, *map(_described, given))
         if key not in known:
             output = forward(*args, **kwargs)
@@ -130,4 +132,7 @@ _REPEATABLE = (Absent, int, float, str, type(None))
 
 
 def _described(leaf: Any) -> Any:
-    return (type(leaf), leaf.shape, leaf.dtype) if isinstance(leaf, Tensor) else leaf
+    if isinstance(leaf, Tensor):
+        form = leaf.meta if isinstance(leaf, Absent) else leaf
+        return type(leaf), form.shape, form.dtype
+    return leaf
