@@ -32,4 +32,7 @@ def make(backbone: Backbone, head: Head | None = None) -> nn.Module:
             module.num_batches_tracked.fill_(7)
         elif isinstance(module, nn.LayerNorm):
             nn.init.normal_(module.bias, std=0.2)
+    for name, parameter in network.module.named_parameters():
+        if name.endswith(".gamma"):  # of ConvNeXt: a scale of 1e-6 makes a block do nothing
+            nn.init.uniform_(parameter, 0.3, 1)
     return network.module.eval()

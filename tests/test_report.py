@@ -474,6 +474,31 @@ def test_the_card_gives_the_verdict_the_command_and_the_facts(tmp_path: Path) ->
         assert "torch 2.15.0" in text and "9f" * 32 in text and "3.8e-06" in text
 
 
+def test_an_exported_file_says_what_goes_in_and_what_was_compared(tmp_path: Path) -> None:
+    result, plan, details = facts()
+    common = {"format": "onnx", "bytes": 3_000_000, "agree": 1.0, "images": 60}
+    details["exports"] = [
+        common | {"file": "model.onnx", "facts": {"input": "tensor"}, "compared": "logits"}
+        | {"max_abs_diff": 4e-5, "bound": 9e-3},
+        common | {"file": "model_image.onnx", "facts": {"input": "image"}, "bound": 1e-3}
+        | {"compared": "probabilities", "max_abs_diff": 5e-6},
+        common | {"file": "model_int8.onnx", "facts": {}, "compared": "logits", "bound": None}
+        | {"max_abs_diff": 0.4},
+    ]  # fmt: skip
+    _, markdown = page(tmp_path, result, plan, details)
+    (table,) = [rows for rows in table_rows(markdown) if rows[0][0] == "format"]
+    assert [row[2] for row in table[2:]] == [
+        "prepared images",
+        "pictures of any size",
+        "prepared images",
+    ]
+    assert [row[4:6] for row in table[2:]] == [
+        ["4.0e-05 of logits", "9.0e-03"],
+        ["5.0e-06 of probabilities", "1.0e-03"],
+        ["4.0e-01 of logits", "–"],
+    ]
+
+
 @pytest.mark.parametrize(
     ("proved", "told"), [(None, "not proved yet"), (True, "proved: every"), (False, "broken: ")]
 )

@@ -17,6 +17,7 @@ from pictures import folders
 
 import xfer
 from xfer.errors import ConfigError, DataError, Problems, WeightsError
+from xfer.images import inspect
 
 
 @pytest.fixture(scope="module")
@@ -120,6 +121,39 @@ def test_broken_images_are_counted_and_left_out(
     assert "photos/07.jpg" not in {row["path"] for row in rows}
     same = predicted(f"checkpoint.path={run_folder}", "predict.input=photos")
     assert [row["path"] for row in same] == [row["path"] for row in rows]
+
+
+def broken_inside(path: Path) -> Path:
+    """A JPEG whose beginning and end are in place and whose code table is nonsense."""
+    data = path.read_bytes()
+    at = data.index(b"\xff\xc4") + 5
+    path.write_bytes(data[:at] + b"\xff" * 16 + data[at + 16 :])
+    return path
+
+
+@pytest.mark.parametrize("kind", ["file", "checkpoint"])
+def test_what_only_decoding_finds_broken_is_counted_and_left_out(
+    kind: str, run_folder: Path, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = {
+        "file": f"predict.model={run_folder}/export/model.onnx",
+        "checkpoint": f"checkpoint.path={run_folder}",
+    }[kind]
+    whole = predicted(model, "predict.input=photos")
+    for name in ("00", "17", "39"):
+        broken_inside(place / "photos" / f"{name}.jpg")
+    assert inspect(place / "photos" / "17.jpg")[1] is None, "the scan must not find it"
+    rows = predicted(model, "predict.input=photos")
+    told = capsys.readouterr().out
+    assert "3 of 40 files are broken and left out: " in told
+    assert "photos/00.jpg: cannot be read as an image (broken data stream" in told
+    want = [row for i, row in enumerate(whole) if i not in (0, 17, 39)]
+    for key in ("path", "prediction"):
+        assert [row[key] for row in rows] == [row[key] for row in want]
+    for row, other in zip(rows, want, strict=True):
+        assert float(row["confidence"]) == pytest.approx(float(other["confidence"]), abs=1e-5)
+    with pytest.raises(DataError, match=r"E310: .*17\.jpg: cannot be read as an image"):
+        predicted(model, "predict.input=photos/17.jpg")
 
 
 def test_a_folder_of_broken_images_alone_is_an_error(run_folder: Path, place: Path) -> None:

@@ -9,13 +9,15 @@ import numpy as np
 import torch
 from torch import nn
 
-from xfer.errors import DivergedError
+from xfer.errors import DivergedError, XferError
 from xfer.loader import EvalLoader, Pictures
 from xfer.metrics import score
 from xfer.preprocess import prepare
 from xfer.types import InputSpec, Predictions, Samples, Score
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
+
     from xfer.trainer import Trainer
 
 
@@ -40,24 +42,43 @@ def answers(
     classes: tuple[str, ...],
     loading: tuple[int, int] = (64, 0),
     device: torch.device | None = None,
+    broken: list[XferError] | None = None,
 ) -> Predictions:
-    """Logits for every image, once and in order. ``loading`` is (batch size, workers)."""
+    """Logits for every image, once and in order. ``loading`` is (batch size, workers).
+
+    Images that cannot be decoded are left out where there is a list ``broken`` to put their
+    errors into; without it the first one's DataError is raised.
+    """
     from tqdm import tqdm
 
     device = device or torch.device("cpu")
     net = net.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-    loader = EvalLoader(Pictures(samples, lambda image: prepare(image, spec)), *loading, pin=False)
+    pictures = Pictures(samples, lambda image: prepare(image, spec))
+    loader = EvalLoader(pictures, *loading, pin=False, sound=True)
+    found: list[npt.NDArray[np.float32]] = []
+    sound: list[bool] = []
     with torch.inference_mode():
-        found = [
-            net(images.to(device, memory_format=torch.channels_last)).float().cpu()
-            for images, _ in tqdm(loader, desc="evaluating", delay=3, leave=False, disable=None)
-        ]
-    logits = torch.cat(found).numpy()
+        for batch, errors in tqdm(loader, desc="evaluating", delay=3, leave=False, disable=None):
+            _keep_or_raise([error for error in errors if error], broken)
+            sound += [error is None for error in errors]
+            if batch:
+                images = batch[0].to(device, memory_format=torch.channels_last)
+                found.append(net(images).float().cpu().numpy())
+    logits = np.concatenate(found) if found else np.empty((0, len(classes)), np.float32)
+    kept = np.flatnonzero(sound)
+    names = tuple(samples.names[i] for i in kept)
     if not np.isfinite(logits).all():
-        name = samples.names[int(np.flatnonzero(~np.isfinite(logits).all(axis=1))[0])]
+        name = names[int(np.flatnonzero(~np.isfinite(logits).all(axis=1))[0])]
         raise DivergedError(name, "the network answers NaN or Inf", "use another checkpoint", 1)
-    known = samples.labels if (samples.labels >= 0).all() else None
-    return Predictions(samples.names, logits, known, classes)
+    labels = samples.labels[kept]
+    return Predictions(names, logits, labels if (labels >= 0).all() else None, classes)
+
+
+def _keep_or_raise(errors: list[XferError], broken: list[XferError] | None) -> None:
+    if errors and broken is None:
+        raise errors[0]
+    if broken is not None:
+        broken += errors
 
 
 def score_of(predictions: Predictions, used_for_selection: bool) -> Score:

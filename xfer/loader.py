@@ -75,6 +75,13 @@ class Pictures(TorchDataset[Any]):
         images, labels = zip(*items, strict=True)
         return torch.stack([torch.from_numpy(image) for image in images]), torch.tensor(labels)
 
+    @staticmethod
+    def collate_sound(items: list[Any]) -> Any:
+        """Stack what could be read, ``None`` where nothing could, and every item's error."""
+        errors = [item if isinstance(item, XferError) else None for item in items]
+        good = [item for item in items if not isinstance(item, XferError)]
+        return (Pictures.collate(good) if good else None), errors
+
 
 class Order(Sampler[list[Key]]):
     """Shuffled batches of one epoch, a pure function of (seed, epoch).
@@ -156,16 +163,21 @@ class TrainLoader(DataLoader[Any]):
 
 
 class EvalLoader(DataLoader[Any]):
-    """Every image once, in order, nothing dropped, nothing padded; or their ``features``."""
+    """Every image once, in order, nothing dropped, nothing padded; or their ``features``.
+
+    ``sound`` gives batches as :meth:`Pictures.collate_sound` does, in place of raising.
+    """
 
     features: Batches | None = None
 
-    def __init__(self, pictures: Pictures, batch_size: int, workers: int, pin: bool) -> None:
+    def __init__(
+        self, pictures: Pictures, batch_size: int, workers: int, pin: bool, sound: bool = False
+    ) -> None:
         super().__init__(
             pictures,
             batch_size=batch_size,
             num_workers=workers,
-            collate_fn=pictures.collate,
+            collate_fn=pictures.collate_sound if sound else pictures.collate,
             pin_memory=pin,
             persistent_workers=workers > 0,
             worker_init_fn=ignore_in_worker,

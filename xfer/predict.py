@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from xfer.errors import DataError, printable
+from xfer.errors import DataError, XferError, printable
 from xfer.images import SUFFIXES, Files, scan, sound
 from xfer.log import log
 from xfer.storage import write_text
@@ -72,6 +72,14 @@ def _expand(text: str) -> list[Path]:
             text, "names no image file", "give predict.input=FOLDER, FILE or 'GLOB'", 44
         )
     return found
+
+
+def tell_broken(broken: Sequence[XferError], count: int) -> None:
+    """Count what only decoding found to be broken, in a warning; raise when it is all ``count``."""
+    if len(broken) == count:
+        raise broken[0]
+    if broken:
+        log.warning(f"{len(broken)} of {count} files are broken and left out: {broken[0]}")
 
 
 def told(found: Predictions, path: Path) -> list[str]:

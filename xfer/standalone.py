@@ -17,7 +17,7 @@ import numpy as np
 from xfer.errors import ConfigError, DataError, WeightsError, XferError, raise_all
 from xfer.images import decode
 from xfer.log import log
-from xfer.predict import find_sound, told, write_predictions
+from xfer.predict import find_sound, tell_broken, told, write_predictions
 from xfer.preprocess import prepare
 from xfer.session import open_session, runner
 from xfer.storage import file_sha256, write_json
@@ -200,10 +200,7 @@ def answers(model: Model, samples: Samples) -> Predictions:
                 names += [n for n, _ in good]
                 rows.append(_run(model, np.stack([x for _, x in good])))
             bar.update(len(batch))
-    if broken:
-        log.warning(f"{len(broken)} of {len(samples)} files are broken and left out: {broken[0]}")
-    if not rows:
-        raise broken[0]
+    tell_broken(broken, len(samples))
     return Predictions(tuple(names), _logits(np.concatenate(rows)), None, model.classes)
 
 

@@ -10,7 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from xfer.errors import OutputError
+from xfer.errors import OutputError, XferError
 from xfer.export import refuse_early
 from xfer.facts import table
 from xfer.log import close_log, log, open_log
@@ -178,23 +178,27 @@ def _evaluate(work: Work, net: nn.Module) -> None:
 
 
 def _predict(work: Work, net: nn.Module) -> None:
-    from xfer.predict import find_sound, told, write_predictions
+    from xfer.predict import find_sound, tell_broken, told, write_predictions
 
-    found = _answers(work, net, find_sound(work.plan.specs.predict_input))
+    samples, broken = find_sound(work.plan.specs.predict_input), list[XferError]()
+    found = _answers(work, net, samples, broken)
+    tell_broken(broken, len(samples))
     path = work.folder / "predictions.csv"
     write_predictions(found, path)
     for line in told(found, path):
         log.info(line)
 
 
-def _answers(work: Work, net: nn.Module, samples: Samples) -> Predictions:
+def _answers(
+    work: Work, net: nn.Module, samples: Samples, broken: list[XferError] | None = None
+) -> Predictions:
     from xfer.evaluate import answers, device_name, device_of
 
     specs, card = work.plan.specs, work.plan.card
     device = device_of(specs.trainer)
     work.device = work.device if work.fitted else device_name(device)
     loading = (specs.data.eval_batch_size, specs.data.workers) if specs.data else (64, 0)
-    return answers(net, samples, card.input, card.classes, loading, device)
+    return answers(net, samples, card.input, card.classes, loading, device, broken)
 
 
 def _export(work: Work, net: nn.Module) -> None:

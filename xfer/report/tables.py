@@ -122,16 +122,27 @@ def wrong(files: Sequence[Plain]) -> tuple[Table, ...]:
 
 
 def exported(files: Sequence[Plain]) -> tuple[Table, ...]:
-    """The exported files, and how far their answers are from the network's."""
+    """The exported files, what goes in, and how far their answers are from the network's."""
     rows = [
         [
             *(str(row.get(key) or ABSENT) for key in ("format", "file")),
+            ABSENT if row.get("facts") is None else _TAKES[row["facts"].get("input", "tensor")],
             size(row.get("bytes")),
-            ABSENT if row.get("max_abs_diff") is None else f"{row['max_abs_diff']:.1e}",
+            _difference(row),
+            ABSENT if row.get("bound") is None else f"{row['bound']:.1e}",
             ABSENT if row.get("agree") is None else f"{100 * row['agree']:.1f} %",
             number(row.get("images")),
         ]
         for row in files
     ]
-    head = ("format", "file", "size", "largest logit difference", "same top class", "on images")
-    return (_table("", head, rows, 2),)
+    head = ("format", "file", "takes", "size", "largest difference", "allowed", "same top class")
+    return (_table("", (*head, "on images"), rows, 3),)
+
+
+_TAKES = {"tensor": "prepared images", "image": "pictures of any size"}
+
+
+def _difference(row: Plain) -> str:
+    if row.get("max_abs_diff") is None:
+        return ABSENT
+    return f"{row['max_abs_diff']:.1e} of {row.get('compared', 'logits')}"
