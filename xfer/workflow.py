@@ -15,6 +15,7 @@ from xfer.export import refuse_early
 from xfer.facts import table
 from xfer.log import close_log, log, open_log
 from xfer.plan import Plan, make_plan
+from xfer.ranks import called, leading, quieten, slurm_task
 from xfer.record import recorded
 from xfer.resume import Earlier, check_same, choose, fingerprint, resume_file
 from xfer.room import check_folder, check_space
@@ -58,8 +59,25 @@ class Work:
 
 def run(specs: Specs) -> Result:
     """Do what ``specs`` ask for, in a folder of its own. Raises XferError."""
+    task = slurm_task()
     with heeded():
-        return _run(specs)
+        if task and task[0] > 0:
+            return _follow(task[0])
+        quieten(specs.trainer.devices)
+        with leading():
+            return _run(specs)
+
+
+def _follow(number: int) -> Result:
+    """Take part in the fit that the first task of this Slurm step leads, if there comes one."""
+    folder = called()
+    if folder is None:
+        return Result(Path(), {}, None)
+    from xfer.rank import take_part
+
+    if code := take_part(folder, number):
+        raise SystemExit(code)
+    return Result(folder, {}, None)
 
 
 def _run(specs: Specs) -> Result:
