@@ -21,7 +21,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("storage", "weights", "patterns", "protobuf", "dialects", "signals", "team"),
     ("transfer",),
     ("preprocess", "images", "download", "snapshot", "resume", "compat", "norms", "session"),
-    ("ranks",),
+    ("ranks", "cluster"),
     NOUNS,
     (
         "network",

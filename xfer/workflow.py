@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import time
 from contextlib import suppress
@@ -86,7 +87,8 @@ def _run(specs: Specs) -> Result:
     try:
         if specs.predict_with:
             return _alone(specs, began)
-        earlier = choose(specs.checkpoint.resume, specs.config, Path("outputs") / specs.experiment)
+        root = Path("outputs") / specs.experiment
+        earlier = choose(_resume(specs), specs.config, root, specs.run_dir)
         if earlier and earlier.finished:
             log.info(f"{earlier.folder} is finished: nothing to do")
             return Result(earlier.folder, {}, None)
@@ -108,6 +110,12 @@ def _run(specs: Specs) -> Result:
             return Result(folder, plan.facts, _stages(work, earlier))
     finally:
         close_log()
+
+
+def _resume(specs: Specs) -> str | None:
+    """A job that Slurm has queued again goes on in its own folder, without being told."""
+    again = specs.run_dir is not None and os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
+    return specs.checkpoint.resume or ("auto" if again else None)
 
 
 def _alone(specs: Specs, began: float) -> Result:
