@@ -18,9 +18,10 @@ NOUNS = tuple(g for g in GROUPS if g not in ("experiment", "sweep"))
 
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "types", "log", "randomness", "help", "seal", "looks"),
-    ("storage", "weights", "patterns", "protobuf", "dialects", "signals"),
+    ("storage", "weights", "patterns", "protobuf", "dialects", "signals", "team"),
     ("transfer",),
     ("preprocess", "images", "download", "snapshot", "resume", "compat", "norms", "session"),
+    ("ranks", "cluster"),
     NOUNS,
     (
         "network",
@@ -35,13 +36,14 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "schema",
         "specs",
     ),
-    ("classes", "numbers"),
+    ("classes", "numbers", "devices"),
     ("plan", "places", "evaluate", "standalone"),
     ("model", "builder", "handover"),
     ("history", "extraction", "lr_find", "record", "room"),
-    ("feed",),
+    ("joint", "feed"),
     ("phases",),
     ("fit",),
+    ("rank",),
     ("report",),
     ("benchmark",),
     ("workflow",),
@@ -62,7 +64,7 @@ HEAVY = {
 OF_TORCH = {"head.layers", "export.pixels"} | {
     "compat", "ema", "evaluate", "extraction", "features.absent", "features.cut", "features.find",
     "features.proof", "feed", "fit", "history", "loader", "lr_find", "memory", "metrics", "model",
-    "momenta", "network", "numbers", "phases",
+    "momenta", "network", "numbers", "phases", "joint", "team",
 }  # fmt: skip
 
 

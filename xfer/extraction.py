@@ -19,7 +19,7 @@ from xfer.features import Auto, folder, views
 from xfer.features.cut import Cut, extract, prefix_state
 from xfer.features.find import Refusal, find
 from xfer.features.store import Entry, Store, digest, rows
-from xfer.loader import Order, Pictures
+from xfer.loader import Order, Pictures, Share
 from xfer.preprocess import prepare
 from xfer.snapshot import fingerprint
 from xfer.storage import write_json
@@ -52,7 +52,7 @@ class Extraction:
         epochs = plan.specs.trainer.max_epochs
         self.views = views(options, plan.specs.augment.random, epochs)
         self.exact = self.views == epochs and options.batch_size is None
-        self.device = module.device
+        self.device, self.ranks = module.device, plan.specs.trainer.devices
         self.channels_last = plan.specs.trainer.channels_last
         self.difference = 0.0
         precision = plan.specs.trainer.precision
@@ -123,6 +123,8 @@ class Extraction:
         order = self.plan.specs.seed if self._in_epochs_order(view) else None
         what = {"data": samples.sha256, "augment": augment, "view": view}
         full = {**key, **what, "chunk": chunk, "order": order}
+        if order is not None and self.ranks > 1:
+            full["ranks"] = self.ranks
 
         def compute() -> Iterator[torch.Tensor]:
             return self._chunks(cut, split, view)
@@ -152,9 +154,9 @@ class Extraction:
         """The images of a split as they are computed together."""
         count, chunk = len(self.samples(split)), self._chunk(split)
         if view is not None and self._in_epochs_order(view):
-            order = Order(count, chunk, self.plan.specs.seed)
+            order = Order(count, chunk, self.plan.specs.seed, Share(0, self.ranks))
             order.set_epoch(view)
-            return [[index for _, index in batch] for batch in order]
+            return [[index for _, index in part] for batch in order.parts() for part in batch]
         return [list(range(i, min(i + chunk, count))) for i in range(0, count, chunk)]
 
     def _chunk(self, split: str) -> int:

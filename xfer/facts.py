@@ -75,6 +75,7 @@ def _training_facts(plan: Plan) -> Plain:
         "steps": {
             "batch_size": plan.specs.data.batch_size if plan.specs.data else None,
             "accumulate": trainer.accumulate,
+            "devices": trainer.devices,
             "per_epoch": plan.steps_per_epoch,
             "epochs": trainer.max_epochs,
             "total": plan.total_steps,
@@ -187,9 +188,14 @@ def _training_lines(facts: Plain) -> list[tuple[str, str]]:
         (
             "steps",
             f"{steps['epochs']} epochs of {steps['per_epoch']} = {steps['total']} "
-            f"(batches of {steps['batch_size']})",
+            f"(batches of {_batch_line(steps)})",
         ),
     ]
+
+
+def _batch_line(steps: Plain) -> str:
+    size, devices = steps["batch_size"], steps["devices"]
+    return str(size) if devices == 1 else f"{size} on each of {devices} devices"
 
 
 def _parameter_lines(rows: list[Plain]) -> list[str]:

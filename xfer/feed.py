@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from xfer.model import Classifier
     from xfer.plan import Plan
+    from xfer.team import Team
 
 
 class Feed:
@@ -32,8 +33,8 @@ class Feed:
     ``facts`` is what ``result.json`` says of it; ``seconds`` of wall time went into features.
     """
 
-    def __init__(self, plan: Plan, train: TrainLoader, val: EvalLoader) -> None:
-        self.plan, self.train, self.val = plan, train, val
+    def __init__(self, plan: Plan, train: TrainLoader, val: EvalLoader, team: Team) -> None:
+        self.plan, self.train, self.val, self.team = plan, train, val, team
         self.facts: Plain = dict(UNCACHED)
         self.seconds = 0.0
         self._module: Classifier | None = None
@@ -51,7 +52,8 @@ class Feed:
         began = time.perf_counter()
         work = Extraction(self.plan, module, options)
         reason = _obstacle(self.plan)
-        cut = Refusal(reason) if reason else work.cut()
+        with self.team.leader_first():
+            cut = Refusal(reason) if reason else work.cut()
         if isinstance(cut, Refusal):
             self._refuse(cut.reason, module.phase)
         else:
@@ -75,7 +77,8 @@ class Feed:
         began, first = time.perf_counter(), not kept.train
         if not kept.has(epoch):
             self._make_whole()
-            kept.prepare(epoch)
+            with self.team.leader_first():
+                kept.prepare(epoch)
             self.facts = kept.facts(self.facts)
         if self._tail is None:
             self._tail, module.cut = Tail(module.net, kept.cut), True

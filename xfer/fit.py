@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytorch_lightning as pl
 import torch
@@ -21,7 +21,8 @@ from xfer.errors import ConfigError, DataError, OutOfMemory
 from xfer.evaluate import device_name, device_of
 from xfer.feed import Feed
 from xfer.history import AtomicIO, History
-from xfer.loader import EvalLoader, Pictures, TrainLoader
+from xfer.joint import followed, led
+from xfer.loader import EvalLoader, Pictures, Share, TrainLoader, shared_size
 from xfer.log import log
 from xfer.memory import ran_out, too_large
 from xfer.model import Classifier
@@ -30,10 +31,12 @@ from xfer.phases import Phases
 from xfer.preprocess import prepare
 from xfer.signals import stop
 from xfer.snapshot import Snapshot, read_snapshot, write_snapshot
+from xfer.team import Place, Team, Together
 from xfer.types import Plain
 
 if TYPE_CHECKING:
     from xfer.plan import Plan
+    from xfer.specs import Specs
 
 
 @dataclass(frozen=True)
@@ -60,13 +63,52 @@ def fit(plan: Plan, folder: Path, resume: Path | None = None) -> Fitted:
     checkpoint.
     """
     began = time.perf_counter()
-    plan = _decoded(plan)
+    with led(plan, folder, resume) as team:
+        done = _train(plan, folder, resume, team)
+    done.history.close()
+    path = _complete(folder / "checkpoints" / "best.ckpt", done.net)
+    best = done.history.best
+    assert best is not None
+    log.info(
+        f"End training, the best {best['metric']} is: {best['value']:.4f}, "
+        f"the best epoch is {best['epoch']}"
+    )
+    feed, phases = done.phases.feed, done.phases
+    return Fitted(
+        best,
+        path,
+        done.history.rows,
+        time.perf_counter() - began,
+        device_name(done.device),
+        phases.proved,
+        phases.audits,
+        feed.facts,
+        feed.seconds if feed.facts["cached"] else None,
+    )
+
+
+def take_part(specs: Specs, folder: Path, number: int) -> None:
+    """Train as rank ``number`` (from 1) of the run that rank 0 leads in ``folder``."""
+    with followed(specs, folder, number) as (team, plan, resume):
+        _train(plan, folder, resume, team)
+
+
+class _Trained(NamedTuple):
+    net: torch.nn.Module
+    history: History
+    phases: Phases
+    device: torch.device
+
+
+def _train(plan: Plan, folder: Path, resume: Path | None, team: Team) -> _Trained:
+    plan = _decoded(plan, team)
     net = assemble(plan.parts, plan.weights)
-    module, history = Classifier(net, plan), History(plan, folder)
+    team.same(net)
+    module, history = Classifier(net, plan, team), History(plan, folder, team)
     with _quiet():
-        feed = Feed(plan, *_loaders(plan))
+        feed = Feed(plan, *_loaders(plan, team), team)
         phases = Phases(plan, folder, history, feed)
-        trainer = _trainer(plan, folder, [phases, history])
+        trainer = _trainer(plan, folder, [phases, history], team)
         loaders = feed.train, feed.val
         if _out_of_memory(
             lambda: trainer.fit(module, *loaders, ckpt_path=resume, weights_only=True)
@@ -82,25 +124,9 @@ def fit(plan: Plan, folder: Path, resume: Path | None = None) -> Fitted:
             "use val_acc or val_loss",
             91,
         )
-    history.close()
+    device = trainer.strategy.root_device
     module.cpu()
-    path = _complete(folder / "checkpoints" / "best.ckpt", net)
-    best = history.best
-    log.info(
-        f"End training, the best {best['metric']} is: {best['value']:.4f}, "
-        f"the best epoch is {best['epoch']}"
-    )
-    return Fitted(
-        best,
-        path,
-        history.rows,
-        time.perf_counter() - began,
-        device_name(trainer.strategy.root_device),
-        phases.proved,
-        phases.audits,
-        feed.facts,
-        feed.seconds if feed.facts["cached"] else None,
-    )
+    return _Trained(net, history, phases, device)
 
 
 def _out_of_memory(work: Callable[[], object]) -> bool:
@@ -148,30 +174,32 @@ def _too_large(module: Classifier, plan: Plan) -> OutOfMemory:
     return error
 
 
-def _decoded(plan: Plan) -> Plan:
-    """The plan, whose images are decoded once where they fit."""
+def _decoded(plan: Plan, team: Team) -> Plan:
+    """The plan, whose images are decoded once where they fit; each rank keeps its own."""
     if plan.dataset is None or plan.specs.data is None:
         raise DataError("data", "is needed to fit", "give data=... or data.root=DIR", 43)
-    return replace(plan, dataset=decoded(plan.dataset, plan.specs.data.decoded_gb))
+    most = plan.specs.data.decoded_gb / team.ranks
+    return replace(plan, dataset=decoded(plan.dataset, most))
 
 
-def _loaders(plan: Plan) -> tuple[TrainLoader, EvalLoader]:
-    specs, spec = plan.specs, plan.card.input
+def _loaders(plan: Plan, team: Team) -> tuple[TrainLoader, EvalLoader]:
+    specs, spec, share = plan.specs, plan.card.input, Share(team.rank, team.ranks)
     assert plan.dataset is not None and specs.data is not None
     splits, augment = plan.dataset.splits, specs.augment
     train = Pictures(splits["train"], augment.transform(spec), augment.seed)
     val = Pictures(splits["val"], lambda image: prepare(image, spec))
     workers, pin = specs.data.workers, device_of(specs.trainer).type == "cuda"
+    size = shared_size(len(val), specs.data.eval_batch_size, team.ranks)
     return (
-        TrainLoader(train, specs.data.batch_size, workers, pin, specs.seed),
-        EvalLoader(val, specs.data.eval_batch_size, workers, pin),
+        TrainLoader(train, specs.data.batch_size, workers, pin, specs.seed, share),
+        EvalLoader(val, size, workers, pin, share),
     )
 
 
-def _trainer(plan: Plan, folder: Path, callbacks: list[pl.Callback]) -> pl.Trainer:
+def _trainer(plan: Plan, folder: Path, callbacks: list[pl.Callback], team: Team) -> pl.Trainer:
     options, specs = plan.specs.trainer, plan.specs
-    logger = specs.logger.build(folder, specs.experiment)
-    bar = _ProgressBar() if _is_terminal() else None
+    logger = specs.logger.build(folder, specs.experiment) if team.leads else None
+    bar = _ProgressBar() if team.leads and _is_terminal() else None
     try:
         return pl.Trainer(
             max_epochs=options.max_epochs,
@@ -183,7 +211,8 @@ def _trainer(plan: Plan, folder: Path, callbacks: list[pl.Callback]) -> pl.Train
             deterministic=options.deterministic,
             logger=logger or False,
             callbacks=[*callbacks, *([bar] if bar else [])],
-            plugins=[AtomicIO()],
+            plugins=[AtomicIO(), Place(team)],
+            strategy=Together() if team.ranks > 1 else "auto",
             enable_checkpointing=False,
             enable_progress_bar=bar is not None,
             enable_model_summary=False,

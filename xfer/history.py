@@ -25,6 +25,7 @@ from xfer.types import Plain
 if TYPE_CHECKING:
     from xfer.model import Classifier
     from xfer.plan import Plan
+    from xfer.team import Team
 
 
 class History(pl.Callback):
@@ -34,8 +35,8 @@ class History(pl.Callback):
     ``last_phase_from`` is set from outside: the epoch (from 0) at which the last phase began.
     """
 
-    def __init__(self, plan: Plan, folder: Path) -> None:
-        self.plan, self.folder = plan, folder / "checkpoints"
+    def __init__(self, plan: Plan, folder: Path, team: Team) -> None:
+        self.plan, self.folder, self.team = plan, folder / "checkpoints", team
         self.csv = folder / "metrics.csv"
         self.rows: list[Plain] = []
         self.best: Plain | None = None
@@ -56,7 +57,7 @@ class History(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Remove copies made after the state that a killed run goes on from."""
         for file in self.folder.glob(f"{self.plan.specs.checkpoint.prefix}[-_]*.ckpt"):
-            if file.stem not in self.kept:
+            if self.team.leads and file.stem not in self.kept:
                 file.unlink()
         self._epoch_started = time.perf_counter()
         install()
@@ -97,7 +98,7 @@ class History(pl.Callback):
             # After the last batch the validation is still to come: the epoch's end saves it.
             if not last_of_epoch:
                 self._save_resume(trainer, "last")
-        if stop.asked and stepped and not last_of_epoch:
+        if stepped and not last_of_epoch and self._asked():
             self._save_resume(trainer, "last")
             self._obey(trainer)
         self._ended = time.perf_counter()
@@ -109,18 +110,26 @@ class History(pl.Callback):
         self._epoch_started = time.perf_counter()
         self.rows.append(row)
         self._update_best(row, pl_module)
-        self._write_csv()
-        self._say(row)
+        if self.team.leads:
+            self._write_csv()
+            self._say(row)
         self._stop_early(trainer)
         policy = self.plan.specs.checkpoint
         if policy.every_n_epochs and row["epoch"] % policy.every_n_epochs == 0:
             self._keep(trainer, f"{policy.prefix}_epoch{row['epoch']}")
         self._save_resume(trainer, "last")
-        self._obey(trainer)
-        stop.waits = False
+        if self._asked():
+            self._obey(trainer)
+        # The other ranks stop when the first one says so, wherever they are.
+        stop.waits = not self.team.leads
+
+    def _asked(self) -> bool:
+        """Whether a signal has reached any rank; all of them stop behind the same step."""
+        stop.asked = self.team.largest(stop.asked or 0) or None
+        return stop.asked is not None
 
     def _obey(self, trainer: pl.Trainer) -> None:
-        if stop.asked:
+        if stop.asked and self.team.leads:
             name, step = signal.Signals(stop.asked).name, trainer.global_step
             log.info(f"stopped by {name} after step {step}; checkpoint.resume=auto goes on")
         stop.obey()
@@ -157,6 +166,8 @@ class History(pl.Callback):
             "step": row["step"],
         }
         module.check_numbers()
+        if not self.team.leads:
+            return
         frozen = module.fingerprint if module.frozen else None
         state = module.best_state()
         write_snapshot(
@@ -192,7 +203,9 @@ class History(pl.Callback):
         self.kept.append(name)
         self._save_resume(trainer, name)
         while 0 < self.plan.specs.checkpoint.keep < len(self.kept):
-            (self.folder / f"{self.kept.pop(0)}.ckpt").unlink(missing_ok=True)
+            old = self.folder / f"{self.kept.pop(0)}.ckpt"
+            if self.team.leads:
+                old.unlink(missing_ok=True)
 
     def _save_resume(self, trainer: pl.Trainer, name: str) -> None:
         module: Any = trainer.lightning_module

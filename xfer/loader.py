@@ -7,7 +7,7 @@ of workers does not change what comes out.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 from torch.utils.data import DataLoader, Sampler
@@ -28,6 +28,16 @@ if TYPE_CHECKING:
 
 Key = tuple[int, int]
 """(epoch, index): what one training image is drawn for."""
+
+
+class Share(NamedTuple):
+    """What part of the batches is this process's: that of ``rank`` (from 0) of ``ranks``."""
+
+    rank: int = 0
+    ranks: int = 1
+
+
+ALL = Share()
 
 
 class Batches(Protocol):
@@ -86,12 +96,15 @@ class Pictures(TorchDataset[Any]):
 class Order(Sampler[list[Key]]):
     """Shuffled batches of one epoch, a pure function of (seed, epoch).
 
-    A remainder of a single image joins the batch before it: batch normalisation cannot train on
+    Of ``ranks`` processes each takes its even part of every batch of ``ranks * batch_size``
+    images, so all of them together see what one process with that batch size would. A remainder
+    of less than two images a rank joins the batch before it: batch normalisation cannot train on
     one image.
     """
 
-    def __init__(self, count: int, batch_size: int, seed: int) -> None:
+    def __init__(self, count: int, batch_size: int, seed: int, share: Share = ALL) -> None:
         self.count, self.batch_size, self.seed = count, batch_size, seed
+        self.rank, self.ranks = share
         self.epoch = 0
         self.skip = 0
         # Lightning looks for set_epoch on ``batch_sampler.sampler``.
@@ -102,24 +115,39 @@ class Order(Sampler[list[Key]]):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return batches(self.count, self.batch_size)
+        return batches(self.count, self.batch_size, self.ranks)
 
     def __iter__(self) -> Iterator[list[Key]]:
         return iter(self.groups()[self.skip :])
 
     def groups(self) -> list[list[Key]]:
-        """The keys of every batch of the epoch."""
+        """The keys of every batch of the epoch, as far as they are this rank's."""
+        return [parts[self.rank] for parts in self.parts()]
+
+    def parts(self) -> list[list[list[Key]]]:
+        """The keys of every batch of the epoch, rank by rank."""
         generator = torch.Generator().manual_seed(derive("order", self.seed, self.epoch))
         order = torch.randperm(self.count, generator=generator).tolist()
-        starts = [i * self.batch_size for i in range(len(self))]
+        size = self.batch_size * self.ranks
+        starts = [i * size for i in range(len(self))]
         spans = zip(starts, [*starts[1:], self.count], strict=True)
-        return [[(self.epoch, index) for index in order[start:end]] for start, end in spans]
+        keys = [[(self.epoch, index) for index in order[start:end]] for start, end in spans]
+        return [[batch[rank :: self.ranks] for rank in range(self.ranks)] for batch in keys]
+
+    def weight(self, batch: int) -> float:
+        """What this rank's mean loss of batch ``batch`` (from 0) must be multiplied by, so that
+        the mean over the ranks is the mean over the images."""
+        last = batch + 1 == len(self)
+        size = self.batch_size * self.ranks
+        whole = self.count - batch * size if last else size
+        own = len(range(self.rank, whole, self.ranks))
+        return own * self.ranks / whole
 
 
-def batches(count: int, batch_size: int) -> int:
+def batches(count: int, batch_size: int, ranks: int = 1) -> int:
     """Training batches an epoch."""
-    whole, rest = divmod(count, batch_size)
-    return whole + (1 if rest > 1 or not whole else 0)
+    whole, rest = divmod(count, batch_size * ranks)
+    return whole + (1 if rest >= 2 * ranks or not whole else 0)
 
 
 class TrainLoader(DataLoader[Any]):
@@ -131,9 +159,15 @@ class TrainLoader(DataLoader[Any]):
     features: Batches | None = None
 
     def __init__(
-        self, pictures: Pictures, batch_size: int, workers: int, pin: bool, seed: int
+        self,
+        pictures: Pictures,
+        batch_size: int,
+        workers: int,
+        pin: bool,
+        seed: int,
+        share: Share = ALL,
     ) -> None:
-        self.order = Order(len(pictures), batch_size, seed)
+        self.order = Order(len(pictures), batch_size, seed, share)
         self.position = 0
         super().__init__(
             pictures,
@@ -165,17 +199,28 @@ class TrainLoader(DataLoader[Any]):
 class EvalLoader(DataLoader[Any]):
     """Every image once, in order, nothing dropped, nothing padded; or their ``features``.
 
-    ``sound`` gives batches as :meth:`Pictures.collate_sound` does, in place of raising.
+    ``sound`` gives batches as :meth:`Pictures.collate_sound` does, in place of raising. With a
+    ``share`` the batches of one process only; :func:`shared_size` says how large they may be, so
+    that no process is left without.
     """
 
     features: Batches | None = None
 
     def __init__(
-        self, pictures: Pictures, batch_size: int, workers: int, pin: bool, sound: bool = False
+        self,
+        pictures: Pictures,
+        batch_size: int,
+        workers: int,
+        pin: bool,
+        share: Share = ALL,
+        sound: bool = False,
     ) -> None:
+        count = len(pictures)
+        chunks = [list(range(i, min(i + batch_size, count))) for i in range(0, count, batch_size)]
+        self.chunks = chunks[share.rank :: share.ranks]
         super().__init__(
             pictures,
-            batch_size=batch_size,
+            batch_sampler=self.chunks,
             num_workers=workers,
             collate_fn=pictures.collate_sound if sound else pictures.collate,
             pin_memory=pin,
@@ -184,9 +229,14 @@ class EvalLoader(DataLoader[Any]):
         )
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        kept, chunks = self.features, self._index_sampler
-        for batch in super().__iter__() if kept is None else map(kept.batch, chunks):
+        kept = self.features
+        for batch in super().__iter__() if kept is None else map(kept.batch, self.chunks):
             yield _whole(batch)
+
+
+def shared_size(count: int, batch_size: int, ranks: int) -> int:
+    """The largest batch, ``batch_size`` at most, that leaves each of ``ranks`` at least one."""
+    return min(batch_size, max(1, count // ranks)) if ranks > 1 else batch_size
 
 
 def _whole(batch: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 import pytorch_lightning as pl
@@ -18,6 +19,7 @@ from xfer.errors import DivergedError
 from xfer.numbers import Watch, norm, place
 from xfer.randomness import derive
 from xfer.snapshot import fingerprint
+from xfer.team import ALONE, Team
 
 if TYPE_CHECKING:
     from xfer.plan import Plan
@@ -32,9 +34,9 @@ class Classifier(pl.LightningModule):
 
     cut = False
 
-    def __init__(self, net: nn.Module, plan: Plan) -> None:
+    def __init__(self, net: nn.Module, plan: Plan, team: Team = ALONE) -> None:
         super().__init__()
-        self.net, self.plan = net, plan
+        self.net, self.plan, self.team = net, plan, team
         self.loss = plan.specs.loss.build(plan.train_counts)
         self.mix = plan.specs.augment.mix(len(plan.card.classes))
         # The default would leave NaN out of the mean.
@@ -91,7 +93,8 @@ class Classifier(pl.LightningModule):
 
     def seed_step(self, epoch: int, step: int) -> None:
         """Make what ``step`` of ``epoch`` draws a function of the two and the run's seed."""
-        seed = derive("step", self.plan.specs.seed, epoch, step)
+        rank = [self.team.rank] if self.team.rank else []  # each has images of its own
+        seed = derive("step", self.plan.specs.seed, epoch, step, *rank)
         torch.default_generator.manual_seed(seed)
         if self.device.type == "cuda":
             torch.cuda.manual_seed(seed)
@@ -101,6 +104,8 @@ class Classifier(pl.LightningModule):
         loss = self.loss_of(batch)
         self.watch.note(loss, "the training loss", self._in_batch(batch_idx))
         self.train_loss.update(loss.detach(), len(batch[1]))
+        if self.team.ranks > 1:
+            loss = loss * self.trainer.train_dataloader.order.weight(batch_idx)  # type: ignore[union-attr]
         return loss
 
     def loss_of(self, batch: Any) -> torch.Tensor:
@@ -136,6 +141,8 @@ class Classifier(pl.LightningModule):
         """Validate the averaged weights where there are any."""
         if self.ema is not None:
             self.ema.swap(self.net)
+        # Moving statistics are those of rank 0, which are saved.
+        self.team.same_buffers(self.net)
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Collect the answers; the metrics are computed on the whole split."""
@@ -144,7 +151,10 @@ class Classifier(pl.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Compute every metric of the split, as ``val_<name>`` in ``found``."""
-        logits, labels = (torch.cat(parts) for parts in zip(*self._answers, strict=True))
+        # In the order of the split: the ranks took its batches in turn.
+        turns = zip_longest(*self.team.gathered(self._answers))
+        answers = [answer for turn in turns for answer in turn if answer is not None]
+        logits, labels = (torch.cat(parts) for parts in zip(*answers, strict=True))
         self._answers.clear()
         # Kept here rather than logged: Lightning's logged values are rounded to float32.
         self.found = {f"val_{name}": v for name, v in metrics.values(logits, labels).items()}
@@ -196,11 +206,16 @@ class Classifier(pl.LightningModule):
             k: v for k, v in checkpoint["state_dict"].items() if k not in left_out
         }
         checkpoint["ema"] = None if self.ema is None else dict(self.ema.shadow)
+        if self.team.ranks > 1:
+            checkpoint["train_loss"] = self.team.gathered(self.train_loss.state_dict())
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Complete the state with the frozen tensors that the run's source gave."""
         own = self.net.state_dict()
         checkpoint["state_dict"] |= {f"net.{name}": own[name] for name in self.frozen}
+        if self.team.ranks > 1:  # each goes on with the sum that was its own
+            own_loss = checkpoint["train_loss"][self.team.rank]
+            checkpoint["state_dict"] |= {f"train_loss.{k}": v for k, v in own_loss.items()}
         if self.ema is not None:
             self.ema.load(checkpoint["ema"], checkpoint["global_step"])
 

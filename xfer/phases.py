@@ -14,6 +14,7 @@ from xfer.feed import Feed
 from xfer.history import History
 from xfer.log import log
 from xfer.storage import write_json
+from xfer.team import Together
 from xfer.types import Plain
 
 if TYPE_CHECKING:
@@ -114,6 +115,8 @@ class Phases(pl.Callback):
         rates = trainer.lr_scheduler_configs[0].scheduler
         assert isinstance(rates, LambdaLR)
         module.enter(number, rates)
+        if isinstance(trainer.strategy, Together):
+            trainer.strategy.renew()
         phases = self.plan.phases
         audit = freeze.audit(
             trainer.optimizers[0], list(module.net.named_parameters()), phases, number
@@ -137,13 +140,28 @@ class Phases(pl.Callback):
         verdict = freeze.verdict(self.before, after)
         phase = {"phase": self.plan.phases[number].name, "from_epoch": self.starts[-1] + 1}
         self.verdicts.append({**phase, **verdict})
-        write_json(self.proof, self._proof())
+        if module.team.ranks > 1:
+            self._compare(module)
+        if module.team.leads:
+            write_json(self.proof, self._proof())
         if not verdict["proved"]:
             raise XferError(
                 "freeze",
                 f"a frozen tensor moved during training ({', '.join(verdict['moved'][:3])})",
                 "report this bug; freeze_proof.json has the hashes",
                 1,
+            )
+
+    def _compare(self, module: Classifier) -> None:
+        """Raise XferError when the ranks have come to different weights."""
+        own = freeze.hashes(module.net.state_dict(), dict(module.net.named_parameters()))
+        apart = [name for name in own if len({h[name] for h in module.team.gathered(own)}) > 1]
+        if apart:
+            raise XferError(
+                "trainer.devices",
+                f"the ranks have come to different weights ({', '.join(apart[:3])})",
+                "report this bug",
+                12,
             )
 
     def _proof(self) -> Plain:

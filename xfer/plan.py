@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xfer.classes import class_mismatch, joined
+from xfer.devices import check_devices
 from xfer.errors import Attempts, ConfigError, closest, raise_all
 from xfer.features import Auto, views
 from xfer.freeze import Layout, Phase, layout
@@ -59,8 +60,9 @@ class Plan:
 
         data = self.specs.data
         assert data is not None
-        count = batches(len(self._split("train")), data.batch_size)
-        return math.ceil(count / self.specs.trainer.accumulate)
+        trainer = self.specs.trainer
+        count = batches(len(self._split("train")), data.batch_size, trainer.devices)
+        return math.ceil(count / trainer.accumulate)
 
     @property
     def total_steps(self) -> int:
@@ -269,15 +271,10 @@ def _check_training(plan: Plan) -> None:
         raise ConfigError(
             "checkpoint.monitor", f"no metric is called '{monitor}'", closest(monitor, known), 86
         )
-    if plan.specs.trainer.devices > 1:
-        raise ConfigError(
-            "trainer.devices", "training on several devices is not there yet", "use 1", 89
-        )
-    if plan.specs.trainer.accelerator == "gpu":
-        import torch
-
-        if not torch.cuda.is_available():
-            raise ConfigError("trainer.accelerator", "there is no GPU here", "use trainer=cpu", 88)
+    check_devices(
+        plan.specs,
+        {name: len(s) for name, s in plan.dataset.splits.items()} if plan.dataset else {},
+    )
     start, epochs = plan.specs.checkpoint.start_epoch, plan.specs.trainer.max_epochs
     if start > epochs:
         raise ConfigError(

@@ -51,7 +51,7 @@ def recorded(folder: Path) -> Iterator[None]:
         Status("finished", 0, 0, last_good_checkpoint=_last_good(folder), files=files).write(folder)
         log.info(f"everything is in {printable(folder)}")
     except BaseException as error:
-        told = _as_xfer(error)
+        told = as_xfer(error)
         _tell(folder, error, told)
         if told is error or not isinstance(error, Exception):
             raise
@@ -93,7 +93,7 @@ def _failure(error: BaseException, folder: Path) -> Status:
     return Status(state, None, code, printable(repr(error)), "see error.log", *good)
 
 
-def _as_xfer(error: BaseException) -> BaseException:
+def as_xfer(error: BaseException) -> BaseException:
     """Out of memory told as such, whichever device ran out; and a data worker that was killed."""
     from xfer.memory import ran_out
 

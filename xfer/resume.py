@@ -49,14 +49,20 @@ def flat(config: Any, prefix: str = "") -> dict[str, Any]:
     }
 
 
-def choose(resume: str | None, config: Plain, root: Path) -> Earlier | None:
+def choose(
+    resume: str | None, config: Plain, root: Path, run_dir: str | None = None
+) -> Earlier | None:
     """The run that ``checkpoint.resume`` names: a folder, or with ``auto`` the newest below
-    ``root`` with the same configuration that no process works on.
+    ``root`` with the same configuration that no process works on. Where ``run_dir`` fixes the
+    folder, ``auto`` is the run in it, if one has begun there.
 
     Raises ResumeError when a named run is none, is at work, or was configured otherwise.
     """
     if resume is None:
         return None
+    if resume == "auto" and run_dir is not None:
+        folder = Path(run_dir).expanduser()
+        return _named(folder, config) if "fingerprint" in _read(folder / "plan.json") else None
     if resume == "auto":
         folders = sorted((p for p in root.glob("*/plan.json")), key=lambda p: p.parent.name)
         for plan in reversed(folders):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import time
 from contextlib import suppress
@@ -15,6 +16,7 @@ from xfer.export import refuse_early
 from xfer.facts import table
 from xfer.log import close_log, log, open_log
 from xfer.plan import Plan, make_plan
+from xfer.ranks import called, leading, quieten, slurm_task
 from xfer.record import recorded
 from xfer.resume import Earlier, check_same, choose, fingerprint, resume_file
 from xfer.room import check_folder, check_space
@@ -58,8 +60,25 @@ class Work:
 
 def run(specs: Specs) -> Result:
     """Do what ``specs`` ask for, in a folder of its own. Raises XferError."""
+    task = slurm_task()
     with heeded():
-        return _run(specs)
+        if task and task[0] > 0:
+            return _follow(task[0])
+        quieten(specs.trainer.devices)
+        with leading():
+            return _run(specs)
+
+
+def _follow(number: int) -> Result:
+    """Take part in the fit that the first task of this Slurm step leads, if there comes one."""
+    folder = called()
+    if folder is None:
+        return Result(Path(), {}, None)
+    from xfer.rank import take_part
+
+    if code := take_part(folder, number):
+        raise SystemExit(code)
+    return Result(folder, {}, None)
 
 
 def _run(specs: Specs) -> Result:
@@ -68,7 +87,8 @@ def _run(specs: Specs) -> Result:
     try:
         if specs.predict_with:
             return _alone(specs, began)
-        earlier = choose(specs.checkpoint.resume, specs.config, Path("outputs") / specs.experiment)
+        root = Path("outputs") / specs.experiment
+        earlier = choose(_resume(specs), specs.config, root, specs.run_dir)
         if earlier and earlier.finished:
             log.info(f"{earlier.folder} is finished: nothing to do")
             return Result(earlier.folder, {}, None)
@@ -90,6 +110,12 @@ def _run(specs: Specs) -> Result:
             return Result(folder, plan.facts, _stages(work, earlier))
     finally:
         close_log()
+
+
+def _resume(specs: Specs) -> str | None:
+    """A job that Slurm has queued again goes on in its own folder, without being told."""
+    again = specs.run_dir is not None and os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
+    return specs.checkpoint.resume or ("auto" if again else None)
 
 
 def _alone(specs: Specs, began: float) -> Result:

@@ -1,0 +1,76 @@
+#!/usr/bin/env bash
+# node.sh up|down FOLDER: a whole Slurm on this machine, for tests. All its state is in FOLDER.
+# Needs root and the packages slurmctld, slurmd, slurm-client and munge; systemd is not needed.
+set -euo pipefail
+action=$1 home=$2
+export SLURM_CONF=$home/slurm.conf
+
+configure() {
+  mkdir -p "$home"/{state,spool,log,pid}
+  dd if=/dev/urandom of="$home/key" bs=1024 count=1 status=none
+  chmod 400 "$home/key"
+  # Two GPUs that only the scheduler believes in: any character device will do for a file.
+  echo 'NodeName=localhost Name=gpu Type=test File=/dev/tty[0-1] Flags=nvidia_gpu_env' \
+    > "$home/gres.conf"
+  cat > "$SLURM_CONF" <<CONF
+ClusterName=test
+SlurmctldHost=localhost(127.0.0.1)
+SlurmctldPort=27817
+SlurmdPort=27818
+SlurmUser=root
+SlurmdUser=root
+AuthType=auth/munge
+# A job that is queued again waits until its credential has expired; the default is two minutes.
+AuthInfo=socket=$home/munge.socket,cred_expire=5
+StateSaveLocation=$home/state
+SlurmdSpoolDir=$home/spool
+SlurmctldPidFile=$home/pid/slurmctld
+SlurmdPidFile=$home/pid/slurmd
+SlurmctldLogFile=$home/log/slurmctld
+SlurmdLogFile=$home/log/slurmd
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+MpiDefault=none
+JobAcctGatherType=jobacct_gather/none
+AccountingStorageType=accounting_storage/none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+SchedulerParameters=bf_interval=1,sched_interval=1,batch_sched_delay=1
+ReturnToService=2
+KillWait=30
+MaxArraySize=1001
+SlurmdParameters=config_overrides
+GresTypes=gpu
+NodeName=localhost NodeAddr=127.0.0.1 CPUs=4 RealMemory=8000 Gres=gpu:test:2 State=UNKNOWN
+PartitionName=usual Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=1
+PartitionName=urgent Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=9
+CONF
+}
+
+up() {
+  configure
+  munged --force --key-file="$home/key" --socket="$home/munge.socket" \
+    --pid-file="$home/pid/munged" --log-file="$home/log/munged" --seed-file="$home/seed"
+  slurmctld -c
+  slurmd -N localhost
+  for _ in $(seq 100); do
+    if sinfo --noheader --format=%T 2> /dev/null | grep -q idle; then return; fi
+    sleep 0.2
+  done
+  echo "Slurm did not start; its logs:" >&2
+  tail "$home"/log/* >&2
+  exit 1
+}
+
+down() {
+  for daemon in slurmd slurmctld munged; do
+    file=$home/pid/$daemon
+    [ -f "$file" ] || continue
+    kill "$(cat "$file")"
+    for _ in $(seq 100); do [ -f "$file" ] || break; sleep 0.1; done
+  done
+}
+
+"$action"

@@ -1,0 +1,242 @@
+"""Two real processes train one network: what they share, what one of them alone does, and how a
+run of several ends when one of them does."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from runs import assert_same, finish, in_an_epoch, only_run, rows, start, wait_for
+
+from xfer.config import compose_specs
+from xfer.errors import ConfigError
+from xfer.plan import make_plan
+from xfer.storage import load_tensors
+
+TWO = ["trainer.devices=2", "trainer.accelerator=cpu", "data.batch_size=16"]
+PHASED = [*TWO, "freeze=lp_ft", "freeze.probe_epochs=1", "trainer.max_epochs=3"]
+HEAD = ["freeze=head_only", "head=linear", "trainer.ema_decay=0", "trainer.max_epochs=2"]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("whole")
+    finish(start(folder, *PHASED))
+    return only_run(folder)
+
+
+def ranks_of(process: subprocess.Popen[str]) -> list[int]:
+    """The processes that a run has started as further ranks."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    return [c for c in map(int, children) if b"xfer.rank" in command_of(c)]
+
+
+def command_of(process: int) -> bytes:
+    try:
+        return Path(f"/proc/{process}/cmdline").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return b""
+
+
+def assert_gone(ranks: list[int]) -> None:
+    """Whoever adopts a rank that lost its leader, it must end; nothing may be waited for here."""
+    for _ in range(400):
+        if not any(b"xfer.rank" in command_of(rank) for rank in ranks):
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"still there: {ranks}")
+
+
+def moved(run: Path) -> set[str]:
+    """Names of the tensors that differ between the source and the best checkpoint."""
+    proof = json.loads((run / "freeze_proof.json").read_text())
+    return {phase["phase"]: set(phase["hashes"]) for phase in proof["phases"]}  # type: ignore[return-value]
+
+
+def test_every_validation_image_counts_once(whole):
+    result = json.loads((whole / "result.json").read_text())
+    assert result["scores"]["val"]["n"] == 179  # odd: two ranks cannot share it evenly
+    for row in rows(whole):
+        assert float(row["val_acc"]) * 179 == pytest.approx(round(float(row["val_acc"]) * 179))
+    # What the ranks found together is what one process finds on the saved weights.
+    best = max(float(row["val_acc"]) for row in rows(whole))
+    assert result["scores"]["val"]["acc"] == pytest.approx(best, abs=1e-12)
+    with (whole / "predictions_val.csv").open() as stream:
+        assert len(list(csv.DictReader(stream))) == 179
+
+
+def test_phases_freeze_and_train_on_every_rank(whole):
+    proof = json.loads((whole / "freeze_proof.json").read_text())
+    probe, tune = proof["phases"]
+    assert proof["proved"] and probe["proved"] and tune["proved"]
+    # The second phase trains what the first had frozen; that the ranks' weights are the same at
+    # the end of each phase, the run itself has compared.
+    held = {name: hashes["after"] for name, hashes in probe["hashes"].items()}
+    assert "conv1.weight" in held and "conv1.weight" not in tune["hashes"]
+    state = load_tensors(whole / "checkpoints" / "last.ckpt")["state_dict"]
+    assert "net.conv1.weight" in state  # it trains, so it is saved
+
+
+def test_only_the_first_rank_writes(whole):
+    lines = (whole / "run.log").read_text().splitlines()
+    assert len([line for line in lines if "epoch 1/3" in line]) == 1
+    assert len(rows(whole)) == 3
+    assert not (whole / ".ranks").exists()
+    plan = json.loads((whole / "plan.json").read_text())
+    assert plan["steps"]["devices"] == 2 and plan["steps"]["per_epoch"] == 23
+
+
+def test_a_stop_and_a_kill_change_nothing(whole, tmp_path):
+    again = [*PHASED, "checkpoint.resume=auto"]
+    first = start(tmp_path, *again, start_new_session=True)
+    wait_for(lambda: in_an_epoch(tmp_path, 0), first)
+    ranks = ranks_of(first)
+    assert len(ranks) == 1
+    os.killpg(first.pid, signal.SIGTERM)  # as a scheduler does: every process of the job
+    output = first.communicate(timeout=120)[0]
+    assert first.returncode == 143, output
+    assert "stopped by SIGTERM" in output
+    assert_gone(ranks)
+    assert json.loads((only_run(tmp_path) / "status.json").read_text())["state"] == "interrupted"
+    second = start(tmp_path, *again)
+    wait_for(lambda: in_an_epoch(tmp_path, 30), second)
+    ranks = ranks_of(second)
+    second.kill()
+    second.communicate()
+    assert_gone(ranks)
+    finish(start(tmp_path, *again))
+    assert_same(only_run(tmp_path), whole)
+
+
+def test_a_rank_that_is_killed_ends_the_run(tmp_path):
+    run = start(tmp_path, *PHASED, "trainer.max_epochs=50")
+    wait_for(lambda: in_an_epoch(tmp_path, 0), run)
+    (rank,) = ranks_of(run)
+    os.kill(rank, signal.SIGKILL)
+    output = run.communicate(timeout=120)[0]
+    assert run.returncode == 8, output
+    assert "rank 1" in output and "Traceback" not in output
+    status = json.loads((only_run(tmp_path) / "status.json").read_text())
+    assert (status["state"], status["exit"]) == ("failed", 8)
+    assert status["last_good_checkpoint"] == "checkpoints/last.ckpt"
+    assert_gone([rank])
+
+
+PART = """
+import sys
+from dataclasses import dataclass
+from xfer.augment import Plain
+from xfer.errors import DataError
+
+@dataclass(frozen=True)
+class Broken(Plain):
+    seed: int = 0
+    def transform(self, spec):
+        if sys.argv[0].endswith("rank.py"):
+            raise DataError("picture.png", "is broken for rank 1", "mend it", 1)
+        return super().transform(spec)
+"""
+
+
+def test_what_another_rank_fails_of_is_what_the_run_says(tmp_path):
+    (tmp_path / "parts.py").write_text(PART)
+    (tmp_path / "conf" / "augment").mkdir(parents=True)
+    (tmp_path / "conf" / "augment" / "broken.yaml").write_text("_target_: parts.Broken\n")
+    options = ["--allow", "parts", "--config-dir", "conf", "augment=broken"]
+    run = start(tmp_path, *TWO, *options, PYTHONPATH=f"{tmp_path}:{os.environ['PYTHONPATH']}")
+    output = run.communicate(timeout=120)[0]
+    assert run.returncode == 3, output
+    assert "xfer: error E301: picture.png: is broken for rank 1. Fix: mend it" in output
+    assert "Traceback" not in output
+
+
+@pytest.fixture(scope="module")
+def head_alone(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("two")
+    finish(start(folder, *TWO, *HEAD))
+    return only_run(folder)
+
+
+def test_two_ranks_train_as_one_with_twice_the_batch(head_alone, tmp_path):
+    finish(start(tmp_path, *HEAD, "data.batch_size=32", "trainer.accelerator=cpu"))
+    one = only_run(tmp_path)
+    ours, theirs = (load_tensors(r / "checkpoints" / "last.ckpt") for r in (head_alone, one))
+    for name in ("net.fc.weight", "net.fc.bias"):
+        torch.testing.assert_close(
+            ours["state_dict"][name], theirs["state_dict"][name], rtol=1e-4, atol=1e-5
+        )
+    for two_row, row in zip(rows(head_alone), rows(one), strict=True):
+        assert two_row["step"] == row["step"] and two_row["val_acc"] == row["val_acc"]
+        assert float(two_row["train_loss"]) == pytest.approx(float(row["train_loss"]), rel=1e-5)
+
+
+def test_ranks_train_on_the_features_that_the_first_has_made(head_alone, tmp_path):
+    finish(start(tmp_path, *TWO, *HEAD, "features=require", "features.views=2"))
+    run = only_run(tmp_path)
+    kept = json.loads((run / "result.json").read_text())["features"]
+    assert kept["cached"] and kept["exact"] and not kept["hit"]
+    assert rows(run) == rows(head_alone)
+    ours, theirs = (load_tensors(r / "checkpoints" / "best.ckpt") for r in (run, head_alone))
+    for name, tensor in theirs["state_dict"].items():
+        assert ours["state_dict"][name].equal(tensor), name
+
+
+def test_tasks_that_slurm_started_take_part(head_alone, tmp_path):
+    # As srun does: the same command in two processes that know their number.
+    tasks = [
+        start(
+            tmp_path,
+            *TWO,
+            *HEAD,
+            SLURM_JOB_ID=str(os.getpid()),
+            SLURM_STEP_NUM_TASKS="2",
+            SLURM_PROCID=str(number),
+        )
+        for number in (1, 0)
+    ]
+    for task in tasks:
+        finish(task)
+    run = only_run(tmp_path)
+    assert rows(run) == rows(head_alone)
+    assert not (run / ".ranks").exists()
+
+
+def test_other_tasks_end_with_a_first_one_that_cannot_begin(tmp_path):
+    wrong = ["trainer.devices=3", "trainer.accelerator=cpu"]
+    env = {"SLURM_JOB_ID": f"1{os.getpid()}", "SLURM_STEP_NUM_TASKS": "2"}
+    tasks = [start(tmp_path, *wrong, SLURM_PROCID=n, **env) for n in ("1", "0")]
+    outputs = [task.communicate(timeout=120)[0] for task in tasks]
+    assert [task.returncode for task in tasks] == [0, 2], outputs
+    assert "Slurm has started 2 tasks" in outputs[1]
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("trainer.devices=400", "400 devices cannot share"),
+        ("trainer.devices=180", "cannot share the 179 images of val"),
+    ],
+)
+def test_more_devices_than_images_are_told_before_training(override: str, said: str) -> None:
+    command = ["experiment=digits_freeze", "trainer.accelerator=cpu", override]
+    with pytest.raises(ConfigError, match=said):
+        make_plan(compose_specs(command))
+
+
+def test_the_command_of_a_rank_needs_no_argument_of_its_own_run() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "xfer.rank", "nowhere", "1"],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 1  # its leader is gone

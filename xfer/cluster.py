@@ -1,0 +1,129 @@
+"""What a Slurm cluster can take, asked of Slurm itself before anything is submitted."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from xfer.errors import ConfigError, XferError, closest, raise_all
+
+_WHERE = "hydra.launcher"
+
+
+@dataclass(frozen=True)
+class Request:
+    """What one job asks of one node: ``tasks`` processes of ``cpus_per_task`` cores, ``gpus``
+    GPUs and ``mem_gb`` gigabytes; it trains on ``devices`` of ``accelerator``."""
+
+    partition: str | None
+    devices: int
+    tasks: int
+    gpus: int
+    cpus_per_task: int
+    mem_gb: int | None
+    accelerator: str = "auto"
+
+
+class Node(NamedTuple):
+    """The largest of a partition's kinds of nodes: cores, memory in MB, GPUs."""
+
+    partition: str
+    default: bool
+    cpus: int
+    memory: int
+    gpus: int
+
+
+def check(request: Request) -> None:
+    """Raise ConfigError, all problems together, for what the cluster could never run."""
+    if not shutil.which("sbatch"):
+        raise ConfigError(
+            "hydra/launcher", "there is no Slurm here (no sbatch)", "use hydra/launcher=slots", 75
+        )
+    found = nodes(_output("sinfo", "-h", "-o", "%P|%c|%m|%G"))
+    problems = [*_tied(request), *_fits(request, found)]
+    raise_all(problems)
+
+
+def _tied(request: Request) -> list[XferError]:
+    problems: list[XferError] = []
+    if request.tasks != request.devices:
+        what = f"is {request.tasks}, trainer.devices is {request.devices}"
+        fix = "drop tasks_per_node: it is one task a device"
+        problems.append(ConfigError(f"{_WHERE}.tasks_per_node", what, fix, 23))
+    if request.accelerator == "gpu" and request.gpus < request.devices:
+        what = f"is {request.gpus}, trainer.devices is {request.devices}"
+        fix = "drop gpus_per_node: it is one GPU a device"
+        problems.append(ConfigError(f"{_WHERE}.gpus_per_node", what, fix, 23))
+    return problems
+
+
+def _fits(request: Request, found: list[Node]) -> list[XferError]:
+    names = sorted({node.partition for node in found})
+    if request.partition is not None and request.partition not in names:
+        what = f"there is no partition '{request.partition}'"
+        return [ConfigError(f"{_WHERE}.partition", what, closest(request.partition, names), 74)]
+    there = [
+        node
+        for node in found
+        if (node.default if request.partition is None else node.partition == request.partition)
+    ]
+    if not there:
+        fix = f"type {_WHERE}.partition=NAME; {closest('', names)}"
+        return [ConfigError(f"{_WHERE}.partition", "the cluster has no default", fix, 74)]
+    most = {name: max(getattr(node, name) for node in there) for name in ("cpus", "memory", "gpus")}
+    asked = {
+        "gpus_per_node": (request.gpus, most["gpus"], "GPUs"),
+        "cpus_per_task": (request.tasks * request.cpus_per_task, most["cpus"], "cores"),
+        "mem_gb": ((request.mem_gb or 0), most["memory"] // 1000, "GB"),
+    }
+    return [
+        ConfigError(
+            f"{_WHERE}.{key}",
+            f"asks for {wanted} {unit}, and no node of partition '{there[0].partition}' "
+            f"has more than {there_are}",
+            "ask for less, or another partition",
+            74,
+        )
+        for key, (wanted, there_are, unit) in asked.items()
+        if wanted > there_are
+    ]
+
+
+def nodes(text: str) -> list[Node]:
+    """The kinds of nodes by partition, of ``sinfo -o "%P|%c|%m|%G"``."""
+    found = []
+    for line in text.splitlines():
+        name, cpus, memory, gres = line.split("|")
+        gpus = sum(int(n) for n in re.findall(r"(?:^|,)gpu(?::[^:,(]+)?:(\d+)", gres))
+        # sinfo writes 8+ where the nodes of one line differ.
+        least = int(cpus.rstrip("+")), int(memory.rstrip("+"))
+        found.append(Node(name.rstrip("*"), name.endswith("*"), *least, gpus))
+    return found
+
+
+def largest_array() -> int:
+    """How many jobs one array of this cluster may hold."""
+    found = re.search(r"^MaxArraySize\s*=\s*(\d+)", _output("scontrol", "show", "config"), re.M)
+    # The largest index is one less, and indices begin at 0.
+    return max(1, int(found[1]) - 1) if found else 1000
+
+
+def is_queued(job: str) -> bool:
+    """Whether a job waits, runs or ends just now; one that Slurm has forgotten does not."""
+    done = subprocess.run(
+        ["squeue", "-h", "-j", job, "-o", "%T"], capture_output=True, text=True, check=False
+    )
+    forgotten = "Invalid job id" in done.stderr
+    return bool(done.stdout.strip()) or (done.returncode != 0 and not forgotten)
+
+
+def _output(*command: str) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        said = (done.stderr.strip().splitlines() or ["no answer"])[-1]
+        raise ConfigError("hydra/launcher", f"{command[0]}: {said}", "see whether Slurm runs", 75)
+    return done.stdout

@@ -1,0 +1,106 @@
+"""A fit by several processes: rank 0 calls the others and sends them the plan; they join."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import distributed
+from torch._C._distributed_c10d import Store, TCPStore
+
+from xfer.errors import XferError
+from xfer.evaluate import device_of
+from xfer.network import pieces
+from xfer.plan import Plan
+from xfer.ranks import Others, meeting
+from xfer.team import ALONE, Team
+from xfer.weights import Weights
+
+if TYPE_CHECKING:
+    from xfer.specs import Specs
+    from xfer.trainer import Trainer
+
+_HERE = "127.0.0.1"
+_ARRIVAL = 900.0
+"""Seconds until every rank must have joined: it imports torch and opens no data before."""
+
+
+@contextmanager
+def led(plan: Plan, folder: Path, resume: Path | None) -> Iterator[Team]:
+    """Within, the team of a run in ``folder``, which this process leads.
+
+    Whatever happens inside, no other rank outlives it. Raises the XferError that another rank
+    failed of.
+    """
+    trainer = plan.specs.trainer
+    if trainer.devices == 1:
+        yield ALONE
+        return
+    others = Others(folder, trainer.devices)
+    try:
+        store = TCPStore(_HERE, 0, trainer.devices, True, wait_for_workers=False)
+        others.call(store.port)
+        _await(store, others)
+        with _joined(store, 0, trainer) as team:
+            # The weights follow tensor by tensor.
+            team.told((replace(plan, specs=None, parts=None, weights=None), resume))  # type: ignore[arg-type]
+            yield team
+        others.wait()
+    except RuntimeError as error:
+        if is_lost(error) and (told := others.failure()):
+            raise told from error
+        raise
+    finally:
+        others.end()
+
+
+def is_lost(error: Exception) -> bool:
+    """Whether ``error`` says that another rank is gone."""
+    return isinstance(error, distributed.DistError) or "gloo" in str(error)
+
+
+@contextmanager
+def followed(specs: Specs, folder: Path, number: int) -> Iterator[tuple[Team, Plan, Path | None]]:
+    """Within, the team, as rank ``number``; the plan as rank 0 has made it, without weights, and
+    the resume file to go on from."""
+    port, ranks = meeting(folder)
+    store = TCPStore(_HERE, port, ranks, False)
+    store.set(f"rank{number}", "here")
+    with _joined(store, number, specs.trainer) as team:
+        sent, resume = team.told((_NO_PLAN, None))
+        parts, _ = pieces(sent.card, specs.make)
+        yield team, replace(sent, specs=specs, parts=parts, weights=Weights("none", None)), resume
+
+
+_NO_PLAN: Plan = None  # type: ignore[assignment]
+
+
+@contextmanager
+def _joined(store: Store, rank: int, trainer: Trainer) -> Iterator[Team]:
+    """Be one of the processes that meet at ``store``."""
+    gpu = device_of(trainer).type == "cuda"
+    if gpu:
+        torch.cuda.set_device(rank)
+    backend = "nccl" if gpu else "gloo"
+    distributed.init_process_group(backend, store=store, rank=rank, world_size=trainer.devices)
+    try:
+        yield Team(rank, trainer.devices)
+    finally:
+        distributed.destroy_process_group()
+
+
+def _await(store: Store, others: Others) -> None:
+    """Until every rank has come. Raises XferError when one ends before, or comes too late."""
+    deadline = time.monotonic() + _ARRIVAL
+    while not store.check([f"rank{number}" for number in range(1, others.ranks)]):
+        if failed := others.failed():
+            raise failed
+        if time.monotonic() > deadline:
+            late = f"not every rank has come within {_ARRIVAL:.0f} s"
+            raise XferError("trainer.devices", late, "see what the other tasks printed", 13)
+        time.sleep(0.05)

@@ -1,0 +1,74 @@
+"""``python -m xfer.rank FOLDER NUMBER``: one more process of a run that trains on several devices.
+
+It begins from the ``plan.json`` that rank 0 has saved, takes part in the fit, and ends. What
+cannot be read there (the images' names, what trains when) rank 0 sends; the weights as well.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import threading
+import traceback
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from xfer.builder import Builder
+from xfer.errors import XferError
+from xfer.log import log
+from xfer.places import Places
+from xfer.ranks import tell
+from xfer.record import as_xfer
+from xfer.signals import Stopped, heeded, stop
+
+if TYPE_CHECKING:
+    from xfer.specs import Specs
+
+
+def main() -> None:
+    """End with rank 0, whatever ends it."""
+    threading.Thread(target=_end_with_the_leader, daemon=True).start()
+    with heeded():
+        code = take_part(Path(sys.argv[1]), int(sys.argv[2]))
+    sys.exit(code)
+
+
+def _end_with_the_leader() -> None:
+    os.read(0, 1)
+    os._exit(1)
+
+
+def take_part(folder: Path, number: int) -> int:
+    """Train as rank ``number`` of the run in ``folder``; the exit code. Errors go to rank 0."""
+    from xfer.fit import take_part as fit
+    from xfer.joint import is_lost
+
+    log.addHandler(logging.NullHandler())  # rank 0 says it
+    log.propagate = False
+    stop.waits = True  # for the step behind which all ranks stop
+    try:
+        with suppress(Stopped):
+            fit(_specs(folder), folder, number)
+    except Exception as error:
+        if is_lost(error):
+            return 1  # who is gone has said why, or rank 0 sees it
+        told = as_xfer(error)
+        if not isinstance(told, XferError):
+            traceback.print_exc()
+            what = f"{type(error).__name__}: {error}"
+            told = XferError(f"rank {number}", what, "this is a bug in xfer: report it", 14)
+        tell(folder, number, told)
+        return told.exit
+    return 0
+
+
+def _specs(folder: Path) -> Specs:
+    plan = json.loads((folder / "plan.json").read_text())
+    return Builder(plan["config"], Places({}, [], [])).specs(plan["experiment"], [])
+
+
+if __name__ == "__main__":
+    main()

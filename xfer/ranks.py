@@ -1,0 +1,220 @@
+"""The other processes of a run on several devices: started, watched, and never left behind.
+
+A run is led by rank 0, which plans, writes every file and does all stages. The others take part in
+the fit alone. xfer starts them itself, as ``python -m xfer.rank FOLDER NUMBER``; where Slurm has
+started one task a device, tasks other than the first wait until the first says which folder it is.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from xfer import errors
+from xfer.errors import ConfigError, OutOfMemory, XferError
+from xfer.storage import cache_dir, write_json
+from xfer.types import Plain
+
+_GRACE = 20.0
+"""Seconds in which a rank that is told to end, or has lost the others, must have ended."""
+_ARRIVAL = 900.0
+"""Seconds until the first task of Slurm's must have come this far."""
+_KEPT = 7 * 24 * 3600.0
+
+
+def slurm_task() -> tuple[int, int] | None:
+    """Number and count where Slurm has started several tasks of this run at once (``srun``)."""
+    count = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
+    number = os.environ.get("SLURM_PROCID", "0")
+    if count == "1" or not (count.isdigit() and number.isdigit()):
+        return None
+    return int(number), int(count)
+
+
+def quieten(devices: int) -> None:
+    """Where torch is still to come: without its remarks on how gradients are averaged."""
+    if devices > 1:
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+
+
+def check_tasks(devices: int) -> None:
+    """Raise ConfigError where Slurm has started another number of tasks than devices."""
+    task = slurm_task()
+    if task and task[1] != devices:
+        raise ConfigError(
+            "trainer.devices",
+            f"is {devices}, and Slurm has started {task[1]} tasks on "
+            f"{os.environ.get('SLURM_STEP_NUM_NODES', '1')} node(s)",
+            "ask Slurm for one node and one task a device (--nodes=1 --ntasks-per-node), "
+            "or for one task",
+            23,
+        )
+
+
+class Others:
+    """What rank 0 knows of the other ranks of a fit in ``folder``."""
+
+    def __init__(self, folder: Path, ranks: int) -> None:
+        self.folder, self.ranks = folder, ranks
+        self.processes: list[subprocess.Popen[bytes]] = []
+
+    def call(self, port: int) -> None:
+        """Say where to meet, and start them unless Slurm has."""
+        place = _word(self.folder)
+        for file in place.parent.glob("*.json"):  # of a fit that was killed
+            file.unlink()
+        write_json(place, {"port": port, "ranks": self.ranks})
+        if slurm_task():
+            write_json(_rendezvous(), {"folder": str(self.folder.resolve())})
+            return
+        path = os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)
+        for number in range(1, self.ranks):
+            command = [sys.executable, "-P", "-m", "xfer.rank", str(self.folder), str(number)]
+            # The pipe closes when this process ends, however it ends; a rank ends with it.
+            self.processes.append(
+                subprocess.Popen(
+                    command, stdin=subprocess.PIPE, env={**os.environ, "PYTHONPATH": path}
+                )
+            )
+
+    def failure(self) -> XferError | None:
+        """What another rank failed of, if one did: it may be about to say so."""
+        deadline = time.monotonic() + _GRACE
+        while (found := self.failed()) is None and time.monotonic() < deadline:
+            time.sleep(0.1)
+        return found
+
+    def failed(self) -> XferError | None:
+        """What another rank has failed of by now."""
+        codes = {number: p.poll() for number, p in enumerate(self.processes, 1)}
+        # The words of one that had a reason go before the exit code of one that lost the others.
+        if told := self._told():
+            return told
+        ended = sorted((code, number) for number, code in codes.items() if code)
+        # A killed one, below 0, before those that lost it.
+        return _of_exit(ended[0][1], ended[0][0]) if ended else None
+
+    def _told(self) -> XferError | None:
+        for number in range(1, self.ranks):
+            path = _error_of(self.folder, number)
+            if path.is_file():
+                facts = json.loads(path.read_text())
+                kind = getattr(errors, facts.pop("kind"))
+                error: XferError = kind(**facts)
+                return error
+        return None
+
+    def wait(self) -> None:
+        """Until every rank has ended its fit. Raises XferError where one failed at the very end."""
+        for process in self.processes:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(_GRACE)
+        if failed := self.failed():
+            raise failed
+
+    def end(self) -> None:
+        """End every rank, at once."""
+        for process in self.processes:
+            process.kill()
+            process.wait()
+            assert process.stdin is not None
+            process.stdin.close()
+        self._clear()
+
+    def _clear(self) -> None:
+        place = _word(self.folder).parent
+        for file in place.glob("*.json"):
+            file.unlink()
+        if place.is_dir():
+            place.rmdir()
+
+
+def _of_exit(number: int, code: int) -> XferError:
+    if code == -9:
+        return OutOfMemory(
+            "trainer.devices",
+            f"the system killed rank {number}",
+            "lower data.batch_size, data.workers or data.decoded_gb",
+            6,
+        )
+    return XferError(
+        "trainer.devices", f"rank {number} ended with exit code {code}", "see what it printed", 11
+    )
+
+
+def meeting(folder: Path) -> tuple[int, int]:
+    """Port and number of ranks of the fit in ``folder``, for a rank other than 0."""
+    facts = json.loads(_word(folder).read_text())
+    return int(facts["port"]), int(facts["ranks"])
+
+
+def tell(folder: Path, number: int, error: XferError) -> None:
+    """Leave rank 0 word of what this rank failed of."""
+    facts = {"where": error.where, "what": error.what, "fix": error.fix}
+    kind, case = type(error).__name__, error.number - error.base
+    path = _error_of(folder, number)
+    if path.parent.is_dir():
+        write_json(path, {"kind": kind, **facts, "number": case})
+
+
+def _word(folder: Path) -> Path:
+    return folder / ".ranks" / "meeting.json"
+
+
+def _error_of(folder: Path, number: int) -> Path:
+    return folder / ".ranks" / f"error{number}.json"
+
+
+def _rendezvous() -> Path:
+    """Where tasks of one Slurm step find each other: the same for each of them, and no others'."""
+    parts = ("JOB_ID", "STEP_ID", "RESTART_COUNT")
+    name = "_".join(os.environ.get(f"SLURM_{part}", "0") for part in parts)
+    return cache_dir() / "ranks" / f"{name}.json"
+
+
+@contextmanager
+def leading() -> Iterator[None]:
+    """Within, the tasks that Slurm started beside this one wait for word; behind, for none."""
+    task = slurm_task()
+    if task is None:
+        yield
+        return
+    path = _rendezvous()
+    write_json(path, {"leader": os.getpid()})
+    for old in path.parent.glob("*.json"):
+        if old.stat().st_mtime < time.time() - _KEPT:
+            old.unlink(missing_ok=True)
+    try:
+        yield
+    finally:
+        write_json(path, {"over": True})
+
+
+def called() -> Path | None:
+    """The folder of the fit that this task of Slurm is to take part in; ``None`` when rank 0 has
+    ended without one."""
+    path, leader = _rendezvous(), 0
+    deadline = time.monotonic() + _ARRIVAL
+    while True:
+        facts: Plain = json.loads(path.read_text()) if path.exists() else {}
+        if "folder" in facts:
+            return Path(facts["folder"])
+        leader = facts.get("leader", leader)
+        gone = not _is_alive(leader) if leader else time.monotonic() > deadline
+        if "over" in facts or gone:
+            return None
+        time.sleep(0.2)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True
