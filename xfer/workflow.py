@@ -66,6 +66,8 @@ def _run(specs: Specs) -> Result:
     began = time.perf_counter()
     open_log(None)
     try:
+        if specs.sweep_dir:
+            return _leaderboard(specs.sweep_dir)
         if specs.predict_with:
             return _alone(specs, began)
         earlier = choose(specs.checkpoint.resume, specs.config, Path("outputs") / specs.experiment)
@@ -90,6 +92,13 @@ def _run(specs: Specs) -> Result:
             return Result(folder, plan.facts, _stages(work, earlier))
     finally:
         close_log()
+
+
+def _leaderboard(folder: str) -> Result:
+    """The leaderboard of a sweep that has been run. Nothing here imports torch."""
+    from xfer.leaderboard import write
+
+    return Result(write(Path(folder).expanduser()).parent, {}, None)
 
 
 def _alone(specs: Specs, began: float) -> Result:

@@ -1,0 +1,61 @@
+"""What the jobs of a sweep are compared by, read from a job's ``result.json``."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from xfer.statistics import wilson
+from xfer.types import Plain
+
+
+@dataclass(frozen=True)
+class Objective:
+    """``metric`` is the monitored one, ``<split>_<score>``, or a dotted key of ``result.json``."""
+
+    metric: str
+    maximize: bool = True
+
+    def value(self, result: Plain) -> float | None:
+        """Its value in ``result.json``; ``None`` where that has no such number."""
+        if entry(result, "best.metric") == self.metric:
+            return number_at(result, "best.value")
+        split, _, name = self.metric.partition("_")
+        scored = number_at(result, f"scores.{split}.{name}")
+        return number_at(result, self.metric) if scored is None else scored
+
+    @property
+    def split(self) -> str:
+        """The split whose images it is measured on; ``val`` for what is measured on none."""
+        start = self.metric.removeprefix("scores.").replace(".", "_").partition("_")[0]
+        return start if start in ("test", "train") else "val"
+
+    @property
+    def is_share(self) -> bool:
+        """Whether it is a share of images, which has Wilson's interval."""
+        return self.metric.replace(".", "_").endswith(("_acc", "_top5"))
+
+    def interval(self, value: float, images: int | None) -> tuple[float, float] | None:
+        """Wilson's 95 % interval of a share of ``images``; ``None`` for any other number."""
+        if not (self.is_share and images):
+            return None
+        return wilson(round(value * images), images)
+
+    def gain(self, value: float) -> float:
+        """``value``, or its negative, so that more is better."""
+        return value if self.maximize else -value
+
+
+def entry(node: object, key: str) -> object:
+    """What is at the dotted ``key`` of JSON facts; ``None`` where there is nothing."""
+    for part in key.split("."):
+        node = node.get(part) if isinstance(node, dict) else None
+    return node
+
+
+def number_at(node: object, key: str) -> float | None:
+    """The finite number at the dotted ``key``; ``None`` where there is none."""
+    value = entry(node, key)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return value
