@@ -115,20 +115,15 @@ class Builder:
         return ModelFile(path, labels, recipe)
 
     def sweep_dir(self, stages: tuple[str, ...]) -> str | None:
-        """The folder of the sweep whose leaderboard is written, which is all that is done then."""
+        """The folder of a sweep; a leaderboard needs it, and is all that is done then."""
         folder: str | None = self.value("sweep.dir", str | None)
         if "leaderboard" in stages and folder is None:
             fix = "type sweep.dir=outputs/multirun/EXPERIMENT/SWEEP"
             self.problems.append(ConfigError("sweep.dir", "must be given", fix, 3))
-        if ("leaderboard" in stages or folder is not None) and stages != ("leaderboard",):
-            self.problems.append(
-                ConfigError(
-                    "sweep.dir",
-                    f"is for the leaderboard alone; stages is {list(stages)}",
-                    "type stages=[leaderboard], or drop sweep.dir",
-                    76,
-                )
-            )
+        if "leaderboard" in stages and stages != ("leaderboard",):
+            what = f"the leaderboard is of runs that are over; stages is {list(stages)}"
+            fix = "type stages=[leaderboard]"
+            self.problems.append(ConfigError("stages", what, fix, 76))
         return folder
 
     def exports(self) -> Exports | None:

@@ -66,8 +66,8 @@ def _run(specs: Specs) -> Result:
     began = time.perf_counter()
     open_log(None)
     try:
-        if specs.sweep_dir:
-            return _leaderboard(specs.sweep_dir)
+        if "leaderboard" in specs.stages:
+            return _leaderboard(specs)
         if specs.predict_with:
             return _alone(specs, began)
         earlier = choose(specs.checkpoint.resume, specs.config, Path("outputs") / specs.experiment)
@@ -94,11 +94,14 @@ def _run(specs: Specs) -> Result:
         close_log()
 
 
-def _leaderboard(folder: str) -> Result:
+def _leaderboard(specs: Specs) -> Result:
     """The leaderboard of a sweep that has been run. Nothing here imports torch."""
     from xfer.leaderboard import write
 
-    return Result(write(Path(folder).expanduser()).parent, {}, None)
+    assert specs.sweep_dir is not None
+    path = write(Path(specs.sweep_dir).expanduser())
+    log.info(f"leaderboard: {path}")
+    return Result(path.parent, {}, None)
 
 
 def _alone(specs: Specs, began: float) -> Result:

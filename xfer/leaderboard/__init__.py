@@ -19,7 +19,7 @@ __all__ = ["write"]
 def write(folder: Path) -> Path:
     """Write ``leaderboard.csv``, ``.md`` and ``.html`` into a sweep's ``folder``, and its figures.
 
-    Every job is listed, whatever became of it. Returns the path of the HTML page. Raises
+    Every job is listed, whatever became of it. Logs the verdict and returns the HTML page. Raises
     ConfigError when ``folder`` is no sweep, OutputError when it cannot be written.
     """
     sweep = read(folder)
@@ -47,5 +47,5 @@ def write(folder: Path) -> Path:
         "drawn": drawn,
     }
     lay_out(folder / "leaderboard", card)
-    log.info("\n".join([*lines, f"leaderboard in {folder / 'leaderboard.html'}"]))
+    log.info("\n".join(lines))
     return folder / "leaderboard.html"

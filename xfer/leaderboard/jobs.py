@@ -13,9 +13,10 @@ from xfer.types import Plain
 
 @dataclass(frozen=True)
 class Job:
-    """One job. ``state`` is ``finished``, ``failed``, ``unfinished`` or ``not started``, ``why``
-    what is known of that; ``values`` has one entry an objective; ``images`` counts those that the
-    first objective was measured on, ``split`` is the sha256 of their split."""
+    """One job. ``state`` is ``finished``, ``pruned`` (ended early by the sweep, with the value that
+    it had), ``failed``, ``unfinished`` or ``not started``, ``why`` what is known of that;
+    ``values`` has one entry an objective; ``images`` counts those that the first objective was
+    measured on, ``split`` is the sha256 of their split."""
 
     number: int
     folder: Path
@@ -46,9 +47,10 @@ def read_job(number: int, folder: Path, objectives: Sequence[Objective], said: P
     if asked and not (isinstance(parameters, dict) and isinstance(overrides, list)):
         wrong = "job.json is not what a sweep writes"
     state, why = _state(status, result, wrong or torn or bad)
-    values = tuple(o.value(result) if state == "finished" else None for o in objectives)
+    over = state == "finished"
+    values = tuple(o.value(folder, result) if over else None for o in objectives)
     absent = [o.metric for o, v in zip(objectives, values, strict=True) if v is None]
-    if state == "finished" and absent:
+    if over and absent:
         why = f"has no {', '.join(absent)}"
     split = objectives[0].split
     n = entry(result, f"scores.{split}.n") or entry(plan, f"splits.{split}.n")
@@ -56,11 +58,11 @@ def read_job(number: int, folder: Path, objectives: Sequence[Objective], said: P
     return Job(
         number,
         folder,
-        state,
+        "pruned" if over and (folder / "pruned.json").exists() else state,
         why,
         dict(parameters) if isinstance(parameters, dict) else {},
         tuple(map(str, overrides)) if isinstance(overrides, list) else (),
-        result if state == "finished" else {},
+        result if over else {},
         values,
         n if isinstance(n, int) else None,
         digest if isinstance(digest, str) else None,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 from xfer.statistics import wilson
 from xfer.types import Plain
@@ -11,18 +13,23 @@ from xfer.types import Plain
 
 @dataclass(frozen=True)
 class Objective:
-    """``metric`` is the monitored one, ``<split>_<score>``, or a dotted key of ``result.json``."""
+    """``metric`` is a column of ``metrics.csv``, taken at the best epoch, ``<split>_<score>`` of
+    the evaluation, or a dotted key of ``result.json``."""
 
     metric: str
     maximize: bool = True
 
-    def value(self, result: Plain) -> float | None:
-        """Its value in ``result.json``; ``None`` where that has no such number."""
+    def value(self, folder: Path, result: Plain) -> float | None:
+        """Its value in the run folder with this ``result.json``; ``None`` where there is none."""
         if entry(result, "best.metric") == self.metric:
             return number_at(result, "best.value")
         split, _, name = self.metric.partition("_")
-        scored = number_at(result, f"scores.{split}.{name}")
-        return number_at(result, self.metric) if scored is None else scored
+        found = (
+            number_at(result, self.metric),
+            _logged(folder, self.metric, entry(result, "best.epoch")),
+            number_at(result, f"scores.{split}.{name}"),
+        )
+        return next((value for value in found if value is not None), None)
 
     @property
     def split(self) -> str:
@@ -44,6 +51,16 @@ class Objective:
     def gain(self, value: float) -> float:
         """``value``, or its negative, so that more is better."""
         return value if self.maximize else -value
+
+
+def _logged(folder: Path, metric: str, epoch: object) -> float | None:
+    """The column ``metric`` of ``metrics.csv`` in the row of ``epoch``."""
+    try:
+        with (folder / "metrics.csv").open(encoding="utf-8", newline="") as stream:
+            cells = {row["epoch"]: row.get(metric) for row in csv.DictReader(stream)}
+        return number_at({"cell": float(cells.get(str(epoch)) or "nan")}, "cell")
+    except (OSError, ValueError, KeyError, csv.Error):
+        return None  # the job is listed as one without that value
 
 
 def entry(node: object, key: str) -> object:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Sequence
 
+from xfer.errors import printable
 from xfer.leaderboard import table
 from xfer.leaderboard.importance import Importance
 from xfer.leaderboard.jobs import Job
@@ -21,7 +22,7 @@ CAPTIONS = {
     "pareto": "The two objectives. No job is better than one of the front in one of them without "
     "being worse in the other.",
 }
-_STATES = ("finished", "failed", "unfinished", "not started")
+_STATES = ("finished", "pruned", "failed", "unfinished", "not started")
 
 
 def verdict(sweep: Sweep, rows: Sequence[Row]) -> list[str]:
@@ -64,7 +65,7 @@ def _listed(numbers: Sequence[int]) -> str:
 def command(rows: Sequence[Row]) -> str:
     """The command of the first job, quoted for a shell; empty when there is none."""
     first = next((row.job for row in rows if row.rank == 1), None)
-    return str(first.result.get("command") or "") if first else ""
+    return printable(first.result.get("command") or "") if first else ""
 
 
 def sections(
