@@ -20,7 +20,7 @@ from pathlib import Path
 from accuracy import manifest, photographs
 from sklearn.model_selection import StratifiedKFold
 
-from xfer.metrics import wilson
+from xfer.statistics import wilson
 
 
 def run(file, seed, strategy, options):

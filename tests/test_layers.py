@@ -17,7 +17,7 @@ PACKAGE = ROOT / "xfer"
 NOUNS = tuple(g for g in GROUPS if g not in ("experiment", "sweep"))
 
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors", "types", "log", "randomness", "help", "seal", "looks"),
+    ("errors", "types", "log", "randomness", "help", "seal", "looks", "statistics"),
     ("storage", "weights", "patterns", "protobuf", "dialects", "signals", "team"),
     ("transfer",),
     ("preprocess", "images", "download", "snapshot", "resume", "compat", "norms", "session"),
@@ -45,7 +45,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("fit",),
     ("rank",),
     ("report",),
-    ("benchmark",),
+    ("benchmark", "leaderboard"),
     ("workflow",),
     ("config",),
     ("api",),

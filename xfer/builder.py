@@ -17,7 +17,7 @@ from xfer.types import Plain
 
 _SPEC_GROUPS = tuple(g for g in GROUPS if g not in ("experiment", "sweep", "export"))
 _PREDICT = ("predict.input", "predict.model", "predict.labels", "predict.recipe")
-_GENERAL = ("seed", "stages", "run.dir", *_PREDICT)
+_GENERAL = ("seed", "stages", "run.dir", "sweep.dir", *_PREDICT)
 Seed = Annotated[int, Ge(0), Lt(2**32)]
 
 
@@ -32,7 +32,7 @@ class Builder:
     def specs(self, experiment: str, typed: Sequence[str]) -> Specs:
         """What the run is asked to do. Raises all problems together."""
         stages = self.value("stages", tuple[str, ...]) or ()
-        needs_data = not stages or set(STAGES) & set(stages) - {"predict", "report"}
+        needs_data = not stages or set(STAGES) & set(stages) - {"predict", "report", "leaderboard"}
         built = {
             group: self.group(group) for group in _SPEC_GROUPS if group != "data" or needs_data
         }
@@ -42,6 +42,7 @@ class Builder:
             "run_dir": self.value("run.dir", str | None),
             "export": self.exports(),
             "predict_with": self.model_file(stages),
+            "sweep_dir": self.sweep_dir(stages),
         }
         self.unknown_keys()
         self.contradictions(stages, inputs)
@@ -112,6 +113,18 @@ class Builder:
             what = "and checkpoint.path are two models"
             self.problems.append(ConfigError("predict.model", what, "drop one of them", 96))
         return ModelFile(path, labels, recipe)
+
+    def sweep_dir(self, stages: tuple[str, ...]) -> str | None:
+        """The folder of a sweep; a leaderboard needs it, and is all that is done then."""
+        folder: str | None = self.value("sweep.dir", str | None)
+        if "leaderboard" in stages and folder is None:
+            fix = "type sweep.dir=outputs/multirun/EXPERIMENT/SWEEP"
+            self.problems.append(ConfigError("sweep.dir", "must be given", fix, 3))
+        if "leaderboard" in stages and stages != ("leaderboard",):
+            what = f"the leaderboard is of runs that are over; stages is {list(stages)}"
+            fix = "type stages=[leaderboard]"
+            self.problems.append(ConfigError("stages", what, fix, 76))
+        return folder
 
     def exports(self) -> Exports | None:
         """The export group is a list of writers by name beside the gate's own two keys."""

@@ -69,6 +69,7 @@ xfer: transfer learning for image classification, one experiment in one line.
     xfer stages=[predict] checkpoint.path=RUN_OR_FILE predict.input=FOLDER
     xfer stages=[predict] predict.model=model.onnx predict.input=FOLDER
     xfer stages=[benchmark] checkpoint.path=RUN data.root=my_images
+    xfer stages=[leaderboard] sweep.dir=SWEEP
 
 stages=[lr_find,fit,evaluate,predict,export,benchmark,report]  any subset; seed=0  run.dir=DIR
 --config-dir DIR  options of your own      --allow PACKAGE  classes of your own

@@ -1,4 +1,4 @@
-"""Scores of a whole split at once, through torchmetrics; and the interval of an accuracy."""
+"""Scores of a whole split at once, through torchmetrics."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import math
 import torch
 from torch.nn import functional as F
 
+from xfer.statistics import wilson
 from xfer.types import Score
 
 NAMES = ("loss", "acc", "macro_f1", "auroc", "ece", "top5")
@@ -16,16 +17,6 @@ NAMES = ("loss", "acc", "macro_f1", "auroc", "ece", "top5")
 def names(classes: int) -> list[str]:
     """The metric names a run over ``classes`` classes can be monitored by."""
     return [f"val_{name}" for name in NAMES if name != "top5" or classes > 5] + ["train_loss"]
-
-
-def wilson(right: int, n: int, z: float = 1.959963984540054) -> tuple[float, float]:
-    """Wilson's score interval of ``right`` out of ``n`` (E. B. Wilson, 1927); 95 % by default."""
-    if n == 0:
-        return 0.0, 1.0
-    share, zz = right / n, z * z / n
-    centre = (share + zz / 2) / (1 + zz)
-    half = z * math.sqrt(share * (1 - share) / n + zz / (4 * n)) / (1 + zz)
-    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def values(logits: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:

@@ -103,11 +103,12 @@ def write_predictions(predictions: Predictions, path: Path) -> None:
     writer.writerow(["path", *labels, "prediction", "confidence", *(f"p_{c}" for c in classes)])
     for i, (name, row) in enumerate(zip(predictions.names, probabilities, strict=True)):
         top = int(np.argmax(predictions.logits[i]))
-        known = [] if predictions.labels is None else [_cell(classes[predictions.labels[i]])]
+        known = [] if predictions.labels is None else [cell(classes[predictions.labels[i]])]
         numbers = [f"{p:.6f}" for p in row]
-        writer.writerow([_cell(name), *known, _cell(classes[top]), f"{row[top]:.6f}", *numbers])
+        writer.writerow([cell(name), *known, cell(classes[top]), f"{row[top]:.6f}", *numbers])
     write_text(path, text.getvalue())
 
 
-def _cell(text: str) -> str:
+def cell(text: str) -> str:
+    """``text`` as a CSV cell that no spreadsheet runs as a formula."""
     return "'" + text if text[:1] in ("=", "+", "-", "@", "\t", "\r") else text

@@ -18,7 +18,7 @@ from xfer.types import Plain
 
 BEST, LAST, PREVIOUS = "best.ckpt", "last.ckpt", "previous.ckpt"
 _FREE = (
-    *("run", "stages", "checkpoint.resume", "predict"),
+    *("run", "stages", "checkpoint.resume", "predict", "sweep"),
     *("data.workers", "data.decoded_gb", "features.dir", "features.max_gb"),
 )
 """What may differ between a run and the command that goes on with it: none decides a number."""

@@ -23,7 +23,10 @@ if TYPE_CHECKING:
     from xfer.types import Backbone, Head, Writer
     from xfer.weights import Source
 
-STAGES = ("lr_find", "fit", "evaluate", "predict", "export", "benchmark", "report")
+STAGES = (
+    *("lr_find", "fit", "evaluate", "predict", "export", "benchmark", "report"),
+    "leaderboard",
+)
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,7 @@ class Specs:
     config: Plain = field(default_factory=dict)
     command: str = ""
     predict_with: ModelFile | None = None
+    sweep_dir: str | None = None
 
     @property
     def trains(self) -> bool:

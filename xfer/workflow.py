@@ -85,6 +85,8 @@ def _run(specs: Specs) -> Result:
     began = time.perf_counter()
     open_log(None)
     try:
+        if "leaderboard" in specs.stages:
+            return _leaderboard(specs)
         if specs.predict_with:
             return _alone(specs, began)
         root = Path("outputs") / specs.experiment
@@ -116,6 +118,16 @@ def _resume(specs: Specs) -> str | None:
     """A job that Slurm has queued again goes on in its own folder, without being told."""
     again = specs.run_dir is not None and os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
     return specs.checkpoint.resume or ("auto" if again else None)
+
+
+def _leaderboard(specs: Specs) -> Result:
+    """The leaderboard of a sweep that has been run. Nothing here imports torch."""
+    from xfer.leaderboard import write
+
+    assert specs.sweep_dir is not None
+    path = write(Path(specs.sweep_dir).expanduser())
+    log.info(f"leaderboard: {path}")
+    return Result(path.parent, {}, None)
 
 
 def _alone(specs: Specs, began: float) -> Result:

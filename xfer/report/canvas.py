@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from xfer.report.lettering import families
-from xfer.storage import atomic_write
+from xfer.storage import atomic_write, output_errors
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -65,3 +65,12 @@ def save(figure: Figure, path: Path) -> Path:
         ),
     )
     return path
+
+
+def save_any(figure: Figure | None, path: Path) -> Path | None:
+    """The same; where there is nothing to draw, remove what an earlier report left at ``path``."""
+    if figure is not None:
+        return save(figure, path)
+    with output_errors(path):
+        path.unlink(missing_ok=True)
+    return None

@@ -12,11 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from xfer.report import canvas, confusion, epochs, grids, rates, speeds
-from xfer.storage import output_errors
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
     from xfer.report.confusion import Counts
     from xfer.report.grids import Picture
     from xfer.types import Plain
@@ -48,7 +45,7 @@ def most_wrong(
     ``None`` when ``pictures`` is empty.
     """
     with canvas.style():
-        return _save(grids.mistakes(pictures, titles) if pictures else None, path)
+        return canvas.save_any(grids.mistakes(pictures, titles) if pictures else None, path)
 
 
 def confusion_matrix(counts: Counts, classes: Sequence[str], path: Path) -> Path:
@@ -63,7 +60,7 @@ def confusion_matrix(counts: Counts, classes: Sequence[str], path: Path) -> Path
 def confused_pairs(counts: Counts, classes: Sequence[str], path: Path) -> Path | None:
     """Draw the most confused pairs as bars; ``None`` when nothing is confused."""
     with canvas.style():
-        return _save(confusion.bars(counts, classes), path)
+        return canvas.save_any(confusion.bars(counts, classes), path)
 
 
 def curves(
@@ -74,7 +71,7 @@ def curves(
     A value that is missing, ``None`` or not finite is left out; ``None`` when none remains.
     """
     with canvas.style():
-        return _save(epochs.panels(history, best_epoch, metric), path)
+        return canvas.save_any(epochs.panels(history, best_epoch, metric), path)
 
 
 def climb(found: Plain, path: Path) -> Path:
@@ -87,11 +84,3 @@ def speeds_of(rows: Sequence[Plain], path: Path) -> Path:
     """Draw the rows of ``benchmark.json``: time of one image, images a second."""
     with canvas.style():
         return canvas.save(speeds.bars(rows), path)
-
-
-def _save(figure: Figure | None, path: Path) -> Path | None:
-    if figure is not None:
-        return canvas.save(figure, path)
-    with output_errors(path):
-        path.unlink(missing_ok=True)
-    return None

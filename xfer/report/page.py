@@ -48,9 +48,16 @@ def render(folder: Path, result: Plain, plan: Plain, details: Plain) -> None:
         "captions": dict.fromkeys(drawn, "") | CAPTIONS,
         "drawn": drawn,
     }
+    lay_out(folder / "report", card)
+
+
+def lay_out(path: Path, card: Plain) -> None:
+    """Write ``path`` with the suffixes ``.html`` and ``.md``. ``card`` is what the templates name:
+    ``title``, ``verdict`` (lines), ``command``, ``sections``, ``captions`` and ``drawn`` (the PNG
+    file in ``figures/`` by figure name)."""
     html, markdown = _environments()
-    write_text(folder / "report.html", html.get_template("report.html.j2").render(card))
-    write_text(folder / "report.md", markdown.get_template("report.md.j2").render(card))
+    write_text(path.with_suffix(".html"), html.get_template("report.html.j2").render(card))
+    write_text(path.with_suffix(".md"), markdown.get_template("report.md.j2").render(card))
 
 
 def _environments() -> tuple[Environment, Environment]:

@@ -15,17 +15,19 @@ _FILES = 50
 
 @dataclass(frozen=True)
 class Table:
-    """A table of texts; the first ``left`` columns are words, the rest numbers."""
+    """A table of texts; the first ``left`` columns are words, the rest numbers. Above ``most`` rows
+    it is folded."""
 
     title: str
     head: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     left: int = 1
+    most: int = _OPEN
 
     @property
     def folded(self) -> bool:
         """Whether it is too long to stand open on a page."""
-        return len(self.rows) > _OPEN
+        return len(self.rows) > self.most
 
 
 def _table(title: str, head: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -> Table:

@@ -1,0 +1,51 @@
+"""The leaderboard of a sweep folder, from what its jobs left; without their data, without torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from xfer.leaderboard import figures, page, table
+from xfer.leaderboard.importance import importance
+from xfer.leaderboard.ranking import duel, groups, rank
+from xfer.leaderboard.sweep import read
+from xfer.log import log
+from xfer.report import canvas
+from xfer.report.page import lay_out
+from xfer.storage import write_text
+
+__all__ = ["write"]
+
+
+def write(folder: Path) -> Path:
+    """Write ``leaderboard.csv``, ``.md`` and ``.html`` into a sweep's ``folder``, and its figures.
+
+    Every job is listed, whatever became of it. Logs the verdict and returns the HTML page. Raises
+    ConfigError when ``folder`` is no sweep, OutputError when it cannot be written.
+    """
+    sweep = read(folder)
+    rows = rank(sweep)
+    tested, decided = duel(rows, sweep.objectives[0].split), importance(sweep)
+    with canvas.style():
+        built = {
+            "trials": figures.trials(sweep, rows),
+            "importance": figures.bars(decided),
+            "pareto": figures.pareto(sweep, rows),
+        }
+        paths = {
+            name: canvas.save_any(figure, folder / "figures" / f"{name}.png")
+            for name, figure in built.items()
+        }
+    drawn = {name: path for name, path in paths.items() if path}
+    write_text(folder / "leaderboard.csv", table.text(sweep, rows))
+    lines = page.verdict(sweep, rows)
+    card = {
+        "title": f"{sweep.experiment}, leaderboard",
+        "verdict": lines,
+        "command": page.command(rows),
+        "sections": page.sections(sweep, rows, groups(sweep), (tested, decided), drawn),
+        "captions": page.CAPTIONS,
+        "drawn": drawn,
+    }
+    lay_out(folder / "leaderboard", card)
+    log.info("\n".join(lines))
+    return folder / "leaderboard.html"

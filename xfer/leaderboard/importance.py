@@ -1,0 +1,75 @@
+"""How much each parameter decided the value, as a random forest sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from xfer.leaderboard.ranking import has_value
+from xfer.leaderboard.sweep import Sweep
+from xfer.types import Plain
+
+if TYPE_CHECKING:
+    from xfer.types import Array
+
+FEWEST = 10
+_TREES, _SHUFFLES = 200, 20
+
+
+@dataclass(frozen=True)
+class Importance:
+    """``drops`` by parameter, the largest first: the mean loss of R² when its column is shuffled,
+    and its standard deviation. ``r2`` is the forest's on trials that a tree has not seen; ``why``
+    says why there is no forest."""
+
+    drops: dict[str, tuple[float, float]]
+    r2: float | None = None
+    why: str = ""
+
+
+def importance(sweep: Sweep) -> Importance:
+    """Permutation importance (L. Breiman, 2001) for the first objective, by scikit-learn's random
+    forest. It is left out where there is too little to learn from."""
+    done = [job for job in sweep.jobs if has_value(job) and job.parameters]
+    if not sweep.varied:
+        return Importance({}, why="no parameter varies")
+    if len(done) < FEWEST:
+        return Importance(
+            {}, why=f"{len(done)} jobs have a value, and at least {FEWEST} are needed"
+        )
+    values = np.array([job.values[0] for job in done], np.float64)
+    if np.ptp(values) == 0:
+        return Importance({}, why="all jobs have the same value")
+    columns = _columns([job.parameters for job in done], sweep.varied)
+    from sklearn.ensemble import RandomForestRegressor
+    from sklearn.inspection import permutation_importance
+
+    forest = RandomForestRegressor(_TREES, oob_score=True, random_state=0).fit(columns, values)
+    r2 = float(forest.oob_score_)
+    if not r2 > 0:
+        return Importance(
+            {},
+            r2,
+            "a forest predicts trials that it has not seen no better than "
+            f"their mean does (R² {r2:.2f})",
+        )
+    found = permutation_importance(forest, columns, values, n_repeats=_SHUFFLES, random_state=0)
+    pairs = zip(found.importances_mean.tolist(), found.importances_std.tolist(), strict=True)
+    drops = sorted(zip(sweep.varied, pairs, strict=True), key=lambda entry: -entry[1][0])
+    return Importance(dict(drops), r2)
+
+
+def _columns(parameters: Sequence[Plain], names: Sequence[str]) -> Array:
+    """Numbers as they are, other values by their place in the alphabet, absent ones as NaN."""
+    columns = [_column([found.get(name) for found in parameters]) for name in names]
+    return np.array(columns, np.float64).T
+
+
+def _column(values: Sequence[Any]) -> list[float]:
+    if all(value is None or isinstance(value, int | float) for value in values):
+        return [float("nan") if value is None else float(value) for value in values]
+    places = {text: i for i, text in enumerate(sorted({str(value) for value in values}))}
+    return [float(places[str(value)]) for value in values]

@@ -1,0 +1,182 @@
+"""What the page of a leaderboard says, as the plain sections that the run card is made of."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Sequence
+
+from xfer.errors import printable
+from xfer.leaderboard import table
+from xfer.leaderboard.importance import Importance
+from xfer.leaderboard.jobs import Job
+from xfer.leaderboard.objective import Objective, entry
+from xfer.leaderboard.ranking import Duel, Group, Row
+from xfer.leaderboard.sweep import Sweep
+from xfer.report.card import Section
+from xfer.statistics import wilson
+
+CAPTIONS = {
+    "trials": "The first objective of every job, and the best that was known by then.",
+    "importance": "How much of the explained variance (R²) a random forest loses when a parameter "
+    "is shuffled among the jobs; the lines are standard deviations over 20 shuffles.",
+    "pareto": "The two objectives. No job is better than one of the front in one of them without "
+    "being worse in the other.",
+}
+_STATES = ("finished", "pruned", "failed", "unfinished", "not started")
+
+
+def verdict(sweep: Sweep, rows: Sequence[Row]) -> list[str]:
+    """The leaderboard in a few lines: the best, how many jobs there are, and what that is worth."""
+    counts = Counter(row.job.state for row in rows)
+    states = ", ".join(f"{counts[state]} {state}" for state in _STATES if counts[state])
+    jobs = f"{len(rows)} jobs: {states}" if rows else "No job has begun"
+    first = [row.job for row in rows if row.rank == 1]
+    if not first:
+        return ["No job has a value yet", jobs]
+    if len(sweep.objectives) > 1:
+        aims = " and ".join(f"{o.metric} ({_aim(o)})" for o in sweep.objectives)
+        lead = f"{len(first)} of {len(rows)} jobs are on the Pareto front of {aims}"
+        return [lead, f"First by {sweep.objectives[0].metric}: {_told(sweep, first[0])}", jobs]
+    ties = f", tied with {_listed([job.number for job in first[1:]])}" if len(first) > 1 else ""
+    return [f"Best: {_told(sweep, first[0])}{ties}", jobs]
+
+
+def _aim(objective: Objective) -> str:
+    return "more is better" if objective.maximize else "less is better"
+
+
+def _told(sweep: Sweep, job: Job) -> str:
+    objective, value = sweep.objectives[0], job.values[0]
+    assert value is not None
+    text = f"job {job.number}, {objective.metric} {table.figure(value)}"
+    ends = objective.interval(value, job.images)
+    if ends is None or job.images is None:
+        return text
+    right = round(value * job.images)
+    interval = f"95 % interval {ends[0]:.3f} to {ends[1]:.3f}"
+    return f"{text} ({right:,} of {job.images:,}; {interval})"
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    shown = ", ".join(map(str, numbers[:8])) + (", ..." if len(numbers) > 8 else "")
+    return f"job{'s' if len(numbers) > 1 else ''} {shown}"
+
+
+def command(rows: Sequence[Row]) -> str:
+    """The command of the first job, quoted for a shell; empty when there is none."""
+    first = next((row.job for row in rows if row.rank == 1), None)
+    return printable(first.result.get("command") or "") if first else ""
+
+
+def sections(
+    sweep: Sweep,
+    rows: Sequence[Row],
+    grouped: Sequence[Group],
+    found: tuple[Duel, Importance],
+    drawn: Collection[str],
+) -> list[Section]:
+    """All parts in reading order; those without content are left out."""
+    tested, decided = found
+
+    def here(name: str) -> tuple[str, ...]:
+        return (name,) if name in drawn else ()
+
+    marked = any(row.baseline for row in rows)
+    parts = [
+        Section(
+            "Jobs",
+            (*_honest(sweep, rows), *(() if marked else (_NO_BASELINE,))),
+            tables=(table.board(sweep, rows), *table.lost(rows, sweep)) if rows else (),
+        ),
+        _best(rows),
+        Section("Seeds", (_SEEDS,) if grouped else (), tables=table.seeds(sweep, grouped)),
+        Section("First against second", _compared(sweep, rows, tested)),
+        Section("Pareto front", figures=here("pareto")),
+        Section("Jobs in their order", figures=here("trials")),
+        Section("Parameter importance", (_decided(sweep, decided),), figures=here("importance")),
+        Section("Remarks", sweep.remarks),
+    ]
+    return [p for p in parts if p.text or p.facts or p.tables or p.figures]
+
+
+_RANKS = (
+    "A job's rank is one more than the number of jobs that are at least as good in every objective "
+    "and better in one; 1 is the Pareto front."
+)
+_NO_BASELINE = "No job is marked as the baseline: none has the values that the sweep began from."
+_SEEDS = "Jobs that differ only in seed. The standard deviation is that of a sample (n - 1)."
+
+
+def _honest(sweep: Sweep, rows: Sequence[Row]) -> tuple[str, ...]:
+    """What choosing the best of many on the same images is worth."""
+    valued = [row.job for row in rows if row.rank is not None]
+    if not valued:
+        return ()
+    objective, best = sweep.objectives[0], valued[0]
+    lines = [_RANKS] if len(sweep.objectives) > 1 else []
+    if best.images and objective.is_share:
+        lines.append(
+            f"The best of {len(valued)} jobs was chosen on the same {best.images:,} "
+            f"{objective.split} images that its value is measured on, as was its epoch: the value "
+            "is optimistic, the more so the more jobs there are, and its interval does not "
+            "account for that."
+        )
+        lines.append(_elsewhere(best, objective))
+    splits = {job.split for job in valued if job.split}
+    if len(splits) > 1:
+        lines.append(
+            f"The jobs were measured on {len(splits)} different sets of {objective.split} images: "
+            "their values are not of one kind."
+        )
+    return tuple(lines)
+
+
+def _elsewhere(best: Job, objective: Objective) -> str:
+    share, n = (entry(best.result, f"scores.test.{key}") for key in ("acc", "n"))
+    chosen = entry(best.result, "scores.test.used_for_selection") is not False
+    if objective.split == "val" and isinstance(share, float) and isinstance(n, int) and not chosen:
+        low, high = wilson(round(share * n), n)
+        return (
+            f"On the {n:,} test images, which chose nothing, job {best.number} has an accuracy of "
+            f"{share:.4f} ({round(share * n):,} of {n:,}; 95 % interval {low:.3f} to {high:.3f})."
+        )
+    return "For an unbiased value, score the chosen job alone on images that chose nothing."
+
+
+def _best(rows: Sequence[Row]) -> Section:
+    first = next((row.job for row in rows if row.rank == 1), None)
+    if first is None:
+        return Section("Best run")
+    name = entry(first.result, "best.checkpoint")
+    path = first.folder / str(name)
+    there = "" if path.is_file() else " (not there)"
+    checkpoint = f"{path}{there}" if name else "none: it did not train"
+    return Section("Best run", facts=(("Folder", str(first.folder)), ("Checkpoint", checkpoint)))
+
+
+def _compared(sweep: Sweep, rows: Sequence[Row], tested: Duel) -> tuple[str, ...]:
+    best = [row.job for row in rows if row.rank is not None][:2]
+    if tested.p is None:
+        return (f"Not tested: {tested.why}.",)
+    one, other = best
+    lines = [
+        f"Of {tested.images:,} {sweep.objectives[0].split} images, {tested.first:,} were right in "
+        f"job {one.number} alone and {tested.second:,} in job {other.number} alone. McNemar's "
+        f"exact test: p = {tested.p:.2g}.",
+        "Equally good classifiers differ at least that much with that probability."
+        + (" That is no evidence for either." if tested.p >= 0.05 else "")
+        + " The two were chosen as the first of all jobs, which p does not account for.",
+    ]
+    if one.parameters and one.seedless == other.seedless:
+        lines.append("They differ only in their seed.")
+    return tuple(lines)
+
+
+def _decided(sweep: Sweep, found: Importance) -> str:
+    if found.why:
+        return f"Left out: {found.why}."
+    return (
+        f"Permutation importance for {sweep.objectives[0].metric}, by scikit-learn's random forest "
+        f"of 200 trees; on jobs that a tree has not seen it explains R² {found.r2:.2f} of the "
+        "variance. It says what mattered among these jobs, and nothing about other values."
+    )

@@ -1,0 +1,156 @@
+"""Who is first: ranks, the baseline, the groups of seeds, and the first two against each other."""
+
+from __future__ import annotations
+
+import csv
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from xfer.leaderboard.jobs import Job
+from xfer.leaderboard.objective import Objective
+from xfer.leaderboard.sweep import Sweep
+from xfer.places import override_key
+from xfer.statistics import mcnemar
+
+
+@dataclass(frozen=True)
+class Row:
+    """A job in its place. ``rank`` is ``None`` for a job without a value."""
+
+    job: Job
+    rank: int | None
+    baseline: bool
+
+
+@dataclass(frozen=True)
+class Group:
+    """Jobs that differ only in ``seed``. ``means`` and ``spreads`` (standard deviation with n - 1,
+    ``None`` for one job) have an entry an objective and are over the ``n`` jobs with a value."""
+
+    jobs: tuple[Job, ...]
+    n: int
+    means: tuple[float, ...]
+    spreads: tuple[float | None, ...]
+
+
+@dataclass(frozen=True)
+class Duel:
+    """McNemar's exact test of two jobs: how many ``images`` only the ``first`` or only the
+    ``second`` got right. ``why`` says why there is no test."""
+
+    images: int = 0
+    first: int = 0
+    second: int = 0
+    p: float | None = None
+    why: str = ""
+
+
+def rank(sweep: Sweep) -> list[Row]:
+    """Every job, the best first and those without a value last.
+
+    A job's rank is one more than the number of jobs that are as good in every objective and
+    better in one (C. M. Fonseca and P. J. Fleming, 1993): with one objective its place, ties
+    sharing the better one; with several 1 is the Pareto front.
+    """
+    scored = {job.number: gains(job, sweep.objectives) for job in sweep.jobs if has_value(job)}
+    ranks = {n: 1 + sum(_dominates(b, a) for b in scored.values()) for n, a in scored.items()}
+    rows = [Row(job, ranks.get(job.number), _is_baseline(job, sweep)) for job in sweep.jobs]
+    return sorted(rows, key=lambda row: _place(row, scored))
+
+
+def has_value(job: Job) -> bool:
+    """Whether the job can be compared."""
+    return None not in job.values
+
+
+def gains(job: Job, objectives: Sequence[Objective]) -> tuple[float, ...]:
+    """The job's values, more being better."""
+    pairs = zip(objectives, job.values, strict=True)
+    return tuple(objective.gain(value) for objective, value in pairs if value is not None)
+
+
+def _dominates(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
+    return one != other and all(a >= b for a, b in zip(one, other, strict=True))
+
+
+def _place(row: Row, scored: dict[int, tuple[float, ...]]) -> tuple[float, float, int]:
+    number = row.job.number
+    if row.rank is None:
+        return float("inf"), 0.0, number
+    return row.rank, -scored[number][0], number
+
+
+def _is_baseline(job: Job, sweep: Sweep) -> bool:
+    """Whether the job has the baseline's values; any seed of it counts."""
+    if sweep.baseline is None or not (job.parameters or job.overrides):
+        return False
+    wanted = {override_key(text): _value(text) for text in sweep.baseline}
+    own = {override_key(text): _value(text) for text in job.overrides} | job.parameters
+    keys = (job.parameters.keys() | (wanted.keys() & own.keys())) - {"seed"}
+    return all(key in wanted and wanted[key] == own[key] for key in keys)
+
+
+def _value(override: str) -> Any:
+    text = override.partition("=")[2]
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+
+
+def groups(sweep: Sweep) -> list[Group]:
+    """Jobs that differ only in ``seed``, the best mean of the first objective first; empty when no
+    two jobs share their other parameters."""
+    found: dict[str, list[Job]] = {}
+    for job in sweep.jobs:
+        if job.parameters:
+            found.setdefault(job.seedless, []).append(job)
+    if all(len(jobs) < 2 for jobs in found.values()):
+        return []
+    made = [_group(jobs) for jobs in found.values()]
+    sign = sweep.objectives[0].gain
+    return sorted(made, key=lambda g: -sign(g.means[0]) if g.means else float("inf"))
+
+
+def _group(jobs: Sequence[Job]) -> Group:
+    columns = list(zip(*(job.values for job in jobs if has_value(job)), strict=True))
+    known = [[value for value in column if value is not None] for column in columns]
+    means = tuple(statistics.fmean(column) for column in known)
+    spreads = tuple(statistics.stdev(c) if len(c) > 1 else None for c in known)
+    return Group(tuple(jobs), len(known[0]) if known else 0, means, spreads)
+
+
+def duel(rows: Sequence[Row], split: str) -> Duel:
+    """The first two rows against each other, on the images of ``split`` that both answered."""
+    best = [row.job for row in rows if row.rank is not None][:2]
+    if len(best) < 2:
+        return Duel(why="fewer than two jobs have a value")
+    answers = [_answers(job.folder / f"predictions_{split}.csv") for job in best]
+    for job, found in zip(best, answers, strict=True):
+        if not found:
+            return Duel(why=f"job {job.number} has no readable predictions_{split}.csv")
+    one, other = answers
+    if {k: label for k, (label, _) in one.items()} != {k: label for k, (label, _) in other.items()}:
+        shared = len(one.keys() & other.keys())
+        return Duel(
+            why=f"they did not answer the same images with the same labels: {len(one)} and "
+            f"{len(other)}, of which {shared} share their path"
+        )
+    hits = [(one[k][0] == one[k][1], other[k][0] == other[k][1]) for k in one]
+    first, second = sum(a and not b for a, b in hits), sum(b and not a for a, b in hits)
+    return Duel(len(hits), first, second, mcnemar(first, second))
+
+
+def _answers(path: Path) -> dict[str, tuple[str, str]]:
+    """The (label, prediction) of every image by its path; empty where they cannot be read."""
+    try:
+        with path.open(encoding="utf-8", errors="surrogateescape", newline="") as stream:
+            rows = list(csv.DictReader(stream))
+        return {row["path"]: (row["label"], row["prediction"]) for row in rows}
+    except (OSError, csv.Error, KeyError):
+        return {}
