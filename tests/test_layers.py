@@ -17,11 +17,11 @@ PACKAGE = ROOT / "xfer"
 NOUNS = tuple(g for g in GROUPS if g not in ("experiment", "sweep"))
 
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors", "types", "log", "randomness", "help", "seal", "looks"),
+    ("errors", "types", "log", "randomness", "help", "seal", "looks", "logged"),
     ("storage", "weights", "patterns", "protobuf", "dialects", "signals"),
     ("transfer",),
     ("preprocess", "images", "download", "snapshot", "resume", "compat", "norms", "session"),
-    NOUNS,
+    (*NOUNS, "sweep"),
     (
         "network",
         "decoded",
@@ -37,17 +37,20 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ),
     ("classes", "numbers"),
     ("plan", "places", "evaluate", "standalone"),
-    ("model", "builder", "handover"),
+    ("model", "builder", "handover", "outlook"),
     ("history", "extraction", "lr_find", "record", "room"),
+    ("pruning", "leaderboard"),
     ("feed",),
     ("phases",),
     ("fit",),
     ("report",),
     ("benchmark",),
-    ("workflow",),
+    ("workflow", "conduct"),
+    ("runners",),
     ("config",),
     ("api",),
     ("", "__main__"),
+    ("keeper",),
 )
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 
@@ -62,7 +65,7 @@ HEAVY = {
 OF_TORCH = {"head.layers", "export.pixels"} | {
     "compat", "ema", "evaluate", "extraction", "features.absent", "features.cut", "features.find",
     "features.proof", "feed", "fit", "history", "loader", "lr_find", "memory", "metrics", "model",
-    "momenta", "network", "numbers", "phases",
+    "momenta", "network", "numbers", "phases", "pruning",
 }  # fmt: skip
 
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from xfer.metrics import names, score, values, wilson
+from xfer.logged import names
+from xfer.metrics import score, values, wilson
 
 
 def answers(n: int, classes: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -130,6 +130,10 @@ class Problems(XferError):
         return "\n".join(str(error) for error in self.errors)
 
 
+class JobFailed(Exception):
+    """A job of a sweep failed and has said why: its exit code and what it told."""
+
+
 def raise_all(errors: Sequence[XferError]) -> None:
     """Raise nothing, the one error, or all of them together."""
     if len(errors) == 1:

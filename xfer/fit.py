@@ -28,6 +28,7 @@ from xfer.model import Classifier
 from xfer.network import assemble
 from xfer.phases import Phases
 from xfer.preprocess import prepare
+from xfer.pruning import pruning
 from xfer.signals import stop
 from xfer.snapshot import Snapshot, read_snapshot, write_snapshot
 from xfer.types import Plain
@@ -66,7 +67,7 @@ def fit(plan: Plan, folder: Path, resume: Path | None = None) -> Fitted:
     with _quiet():
         feed = Feed(plan, *_loaders(plan))
         phases = Phases(plan, folder, history, feed)
-        trainer = _trainer(plan, folder, [phases, history])
+        trainer = _trainer(plan, folder, [phases, history, *pruning(folder, history)])
         loaders = feed.train, feed.val
         if _out_of_memory(
             lambda: trainer.fit(module, *loaders, ckpt_path=resume, weights_only=True)

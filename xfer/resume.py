@@ -17,8 +17,11 @@ from xfer.seal import sealed
 from xfer.types import Plain
 
 BEST, LAST, PREVIOUS = "best.ckpt", "last.ckpt", "previous.ckpt"
+JOB, OUTPUT = "job.json", "output.log"
+BESIDE = (JOB, OUTPUT)
+"""What a sweep writes into the run folder of a job, before and beside the run."""
 _FREE = (
-    *("run", "stages", "checkpoint.resume", "predict"),
+    *("run", "stages", "checkpoint.resume", "predict", "sweep"),
     *("data.workers", "data.decoded_gb", "features.dir", "features.max_gb"),
 )
 """What may differ between a run and the command that goes on with it: none decides a number."""
@@ -49,14 +52,20 @@ def flat(config: Any, prefix: str = "") -> dict[str, Any]:
     }
 
 
-def choose(resume: str | None, config: Plain, root: Path) -> Earlier | None:
+def choose(
+    resume: str | None, config: Plain, root: Path, run_dir: str | None = None
+) -> Earlier | None:
     """The run that ``checkpoint.resume`` names: a folder, or with ``auto`` the newest below
-    ``root`` with the same configuration that no process works on.
+    ``root`` with the same configuration that no process works on. Where ``run_dir`` fixes the
+    folder, ``auto`` is the run in it, if one has begun there.
 
     Raises ResumeError when a named run is none, is at work, or was configured otherwise.
     """
     if resume is None:
         return None
+    if resume == "auto" and run_dir is not None:
+        folder = Path(run_dir).expanduser()
+        return _named(folder, config) if "fingerprint" in _read(folder / "plan.json") else None
     if resume == "auto":
         folders = sorted((p for p in root.glob("*/plan.json")), key=lambda p: p.parent.name)
         for plan in reversed(folders):
@@ -170,5 +179,5 @@ def is_live(folder: Path) -> bool:
 
 def entries(folder: Path) -> Iterator[Path]:
     """The files of a run folder that a finished run vouches for."""
-    passing = {"status.json", "run.log", ".lock"}
+    passing = {"status.json", "run.log", ".lock", *BESIDE}
     return (p for p in sorted(folder.rglob("*")) if p.is_file() and p.name not in passing)

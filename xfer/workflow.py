@@ -16,7 +16,7 @@ from xfer.facts import table
 from xfer.log import close_log, log, open_log
 from xfer.plan import Plan, make_plan
 from xfer.record import recorded
-from xfer.resume import Earlier, check_same, choose, fingerprint, resume_file
+from xfer.resume import BESIDE, Earlier, check_same, choose, fingerprint, resume_file
 from xfer.room import check_folder, check_space
 from xfer.signals import heeded
 from xfer.specs import Specs
@@ -68,7 +68,8 @@ def _run(specs: Specs) -> Result:
     try:
         if specs.predict_with:
             return _alone(specs, began)
-        earlier = choose(specs.checkpoint.resume, specs.config, Path("outputs") / specs.experiment)
+        root = Path("outputs") / specs.experiment
+        earlier = choose(specs.checkpoint.resume, specs.config, root, specs.run_dir)
         if earlier and earlier.finished:
             log.info(f"{earlier.folder} is finished: nothing to do")
             return Result(earlier.folder, {}, None)
@@ -219,7 +220,7 @@ def _refuse_taken(specs: Specs) -> None:
         return
     folder = Path(specs.run_dir).expanduser()
     with output_errors(folder):
-        if folder.exists() and any(folder.iterdir()):
+        if folder.exists() and any(path.name not in BESIDE for path in folder.iterdir()):
             raise OutputError(
                 folder,
                 "already holds files",
