@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from xfer.errors import Attempts, ConfigError, raise_all
+from xfer.errors import Attempts, SweepError, raise_all
 from xfer.log import close_log, log, open_log
 from xfer.resume import fingerprint
 from xfer.sweep import Sweep
@@ -103,12 +103,12 @@ def _check(asked: Asked, compose: Compose) -> Specs:
     if not asked.space:
         what = "nothing varies: the search space is empty"
         fix = "type values, e.g. optim.lr=0.1,0.01, or sweep=seeds, or drop -m"
-        raise ConfigError("sweep.params", what, fix, 113)
+        raise SweepError("sweep.params", what, fix, 13)
     for p in asked.space:
         size = p.high > p.low if isinstance(p, Interval) else len(p.texts)
         if not size or (isinstance(p, Interval) and p.log and p.low <= 0):
             what = "has no value" if not size else "starts at 0 or below, which has no logarithm"
-            raise ConfigError(p.key, what, "mend its range", 114)
+            raise SweepError(p.key, what, "mend its range", 14)
     attempt, told = Attempts(), set[str]()
     found = [attempt(compose, texts) for texts in probes(asked.space)]
     fresh = [e for e in attempt.errors if not (str(e) in told or told.add(str(e)))]  # type: ignore[func-returns-value]

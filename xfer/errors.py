@@ -10,6 +10,7 @@ XferError                 exit  1   (a bug, when raised bare)
 ├── OutOfMemory                 8   the device or the machine has no memory left
 ├── OutputError                 9   an output folder or file that cannot be written
 ├── ExportError                10   an exported file that answers otherwise
+├── SweepError                   2   several runs that cannot be had as asked
 └── Problems                        several of the above, reported together
 """
 
@@ -115,6 +116,12 @@ class ExportError(XferError):
     """An exported file that cannot be written or answers otherwise than the network."""
 
     exit, base = 10, 950
+
+
+class SweepError(XferError):
+    """Several runs that cannot be had as asked for."""
+
+    exit, base = 2, 150
 
 
 class Problems(XferError):

@@ -10,7 +10,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 from hydra.errors import HydraException
 
-from xfer.errors import ConfigError
+from xfer.errors import SweepError
 from xfer.sweep.space import Choice, Interval, Parameter
 
 
@@ -40,14 +40,14 @@ def _parsed(parser: OverridesParser, text: str, where: str) -> Override:
         return parser.parse_override(text)
     except HydraException as error:
         fix = "write a,b,c or choice(a,b), range(1,9), interval(0,1), tag(log,interval(1e-4,1))"
-        raise ConfigError(where, f"'{text}' is not understood", fix, 115) from error
+        raise SweepError(where, f"'{text}' is not understood", fix, 15) from error
 
 
 def _parameter(parser: OverridesParser, override: Override) -> Parameter:
     key, value = str(override.key_or_group), override.value()
     if getattr(value, "shuffle", False):
         what = "shuffle would be another order at every call"
-        raise ConfigError(key, what, "drop it, or type sweep.sampler=random", 116)
+        raise SweepError(key, what, "drop it, or type sweep.sampler=random", 16)
     if isinstance(value, IntervalSweep):
         assert value.start is not None and value.end is not None
         whole = isinstance(value.start, int) and isinstance(value.end, int)

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt
 
-from xfer.errors import ConfigError
+from xfer.errors import SweepError
 
 Direction = Literal["maximize", "minimize"]
 Sampler = Literal["grid", "random", "tpe", "cmaes", "gp", "nsga2"]
@@ -47,16 +47,16 @@ class Sweep:
     def __post_init__(self) -> None:
         if self.sampler == "grid" and self.n_trials is not None:
             what = "is for samplers; a grid has as many jobs as combinations"
-            raise ConfigError("sweep.n_trials", what, "drop it, or type sweep.sampler=tpe", 101)
+            raise SweepError("sweep.n_trials", what, "drop it, or type sweep.sampler=tpe", 1)
         if self.sampler != "grid" and self.n_trials is None:
             what = f"must be given for sweep.sampler={self.sampler}"
-            raise ConfigError("sweep.n_trials", what, "type sweep.n_trials=32", 102)
+            raise SweepError("sweep.n_trials", what, "type sweep.n_trials=32", 2)
         if self.pruner != "none" and (self.sampler == "grid" or len(self.objectives) > 1):
             what = "needs a sampler of Optuna and a single objective"
-            raise ConfigError("sweep.pruner", what, "drop it, or type sweep.sampler=tpe", 103)
+            raise SweepError("sweep.pruner", what, "drop it, or type sweep.sampler=tpe", 3)
         if self.sampler == "cmaes" and len(self.objectives) > 1:
             what = "cmaes has one objective"
-            raise ConfigError("sweep.sampler", what, "type sweep.sampler=nsga2", 104)
+            raise SweepError("sweep.sampler", what, "type sweep.sampler=nsga2", 4)
         if self.sampler == "grid" and (self.storage or self.study):
             what = "is for samplers of Optuna; a grid needs none"
-            raise ConfigError("sweep.storage", what, "drop it, or type sweep.sampler=tpe", 105)
+            raise SweepError("sweep.storage", what, "drop it, or type sweep.sampler=tpe", 5)

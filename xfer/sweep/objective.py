@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from xfer.errors import ConfigError, closest
+from xfer.errors import SweepError, closest
 from xfer.logged import names
 from xfer.sweep import Direction
 
@@ -32,7 +32,7 @@ def objectives(
 ) -> tuple[Objective, ...]:
     """Those ``asked`` for, else the ``monitor``ed metric with its mode (max or min).
 
-    Raises ConfigError for what a job with these ``stages`` never logs.
+    Raises SweepError for what a job with these ``stages`` never logs.
     """
     ours: Direction = "maximize" if monitor[1] == "max" else "minimize"
     wanted = dict(asked) or {monitor[0]: ours}
@@ -42,7 +42,7 @@ def objectives(
             what = f"'{metric}' is never logged with stages=[{','.join(stages)}]"
             key = "sweep.objectives" if asked else "checkpoint.monitor"
             fix = closest(metric, known) if known else "add fit to stages"
-            raise ConfigError(key, what, fix, 107)
+            raise SweepError(key, what, fix, 7)
     return tuple(Objective(metric, direction) for metric, direction in wanted.items())
 
 

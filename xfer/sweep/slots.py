@@ -7,7 +7,7 @@ import shutil
 import subprocess
 from dataclasses import dataclass
 
-from xfer.errors import ConfigError
+from xfer.errors import SweepError
 
 KEY = "hydra.launcher.slots"
 
@@ -36,17 +36,17 @@ class Slot:
 
 def divide(count: int | None, jobs_per_gpu: int, uses_gpu: bool) -> list[Slot]:
     """The slots of this machine: ``jobs_per_gpu`` on every GPU; without one, ``count`` (default
-    1) that divide the cores. Raises ConfigError where there is not as much as is asked for."""
+    1) that divide the cores. Raises SweepError where there is not as much as is asked for."""
     gpus = visible_gpus() if uses_gpu else []
     cores = usable_cores()
     shares = [gpu for gpu in gpus for _ in range(jobs_per_gpu)]
     wanted = count or len(shares) or 1
     if shares and wanted > len(shares):
         what = f"is {wanted}, but {len(gpus)} GPUs with {jobs_per_gpu} jobs each take {len(shares)}"
-        raise ConfigError(KEY, what, "raise hydra.launcher.jobs_per_gpu, or lower it", 111)
+        raise SweepError(KEY, what, "raise hydra.launcher.jobs_per_gpu, or lower it", 11)
     if wanted > len(cores):
         what = f"{wanted} slots need as many cores, there are {len(cores)}"
-        raise ConfigError(KEY, what, f"type {KEY}={len(cores)} or fewer", 112)
+        raise SweepError(KEY, what, f"type {KEY}={len(cores)} or fewer", 12)
     edges = [i * len(cores) // wanted for i in range(wanted + 1)]
     return [
         Slot(i, tuple(cores[edges[i] : edges[i + 1]]), shares[i] if shares else None)

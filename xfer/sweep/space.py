@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from xfer.errors import ConfigError
+from xfer.errors import SweepError
 from xfer.types import Plain
 
 
@@ -48,13 +48,13 @@ class Job:
 
 
 def grid(space: Sequence[Parameter]) -> list[Job]:
-    """Every combination, the last parameter fastest. Raises ConfigError for an interval."""
+    """Every combination, the last parameter fastest. Raises SweepError for an interval."""
     rows: list[list[tuple[str, Any]]] = []
     for parameter in space:
         if isinstance(parameter, Interval):
             what = "an interval has no grid of values"
             fix = "type sweep.sampler=tpe sweep.n_trials=32, or list values"
-            raise ConfigError(parameter.key, what, fix, 106)
+            raise SweepError(parameter.key, what, fix, 6)
         rows.append(list(zip(parameter.texts, parameter.values, strict=True)))
     return [_job(i, space, row) for i, row in enumerate(itertools.product(*rows))]
 

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from xfer.errors import ConfigError
+from xfer.errors import SweepError
 from xfer.sweep import Sweep
 from xfer.sweep.objective import Objective
 from xfer.sweep.space import Choice, Job, Parameter, chosen
@@ -39,7 +39,7 @@ class Study:
     study: optuna.Study = field(init=False)
 
     def open(self, mark: str) -> None:
-        """Find or make the study. Raises ConfigError where the storage cannot be used, or holds
+        """Find or make the study. Raises SweepError where the storage cannot be used, or holds
         another sweep under this name."""
         optuna = _optuna()
         directions = [objective.direction for objective in self.objectives]
@@ -55,7 +55,7 @@ class Study:
                 self.study.set_user_attr("xfer", held := mark)
         if held != mark:
             what = f"the study '{self.name}' there is of another sweep"
-            raise ConfigError("sweep.storage", what, "type sweep.study=ANOTHER_NAME", 108)
+            raise SweepError("sweep.storage", what, "type sweep.study=ANOTHER_NAME", 8)
 
     def begun(self) -> list[Job]:
         """Jobs that were asked for and never told the end of."""
@@ -168,7 +168,7 @@ def _optuna() -> Any:
         import optuna
     except ImportError as error:
         fix = "pip install 'xfer[sweep]', or sweep.sampler=grid"
-        raise ConfigError("sweep.sampler", "Optuna is not installed", fix, 109) from error
+        raise SweepError("sweep.sampler", "Optuna is not installed", fix, 9) from error
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     return optuna
 
@@ -216,9 +216,9 @@ def _sampler(options: Sweep, number: int) -> Any:
 def _told(storage: str) -> Iterator[None]:
     try:
         yield
-    except ConfigError:
+    except SweepError:
         raise
     except Exception as error:  # every kind of storage has errors of its own
         what = f"{storage} cannot be used ({str(error).splitlines()[0][:200]})"
         fix = "check the URL, and that its driver is installed"
-        raise ConfigError("sweep.storage", what, fix, 110) from error
+        raise SweepError("sweep.storage", what, fix, 10) from error
