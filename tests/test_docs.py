@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import pytest
 import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import IntervalSweep
 
 from xfer import schema
 from xfer.__main__ import _main
@@ -78,6 +79,9 @@ def first_of_sweep(text: str) -> str:
     override = OverridesParser.create().parse_override(text)
     if not override.is_sweep_override():
         return text
+    value = override.value()
+    if isinstance(value, IntervalSweep):
+        return f"{override.key_or_group}={value.start}"
     return f"{override.key_or_group}={next(override.sweep_string_iterator())}"
 
 

@@ -17,12 +17,12 @@ PACKAGE = ROOT / "xfer"
 NOUNS = tuple(g for g in GROUPS if g not in ("experiment", "sweep"))
 
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors", "types", "log", "randomness", "help", "seal", "looks", "statistics"),
+    ("errors", "types", "log", "randomness", "help", "seal", "looks", "statistics", "logged"),
     ("storage", "weights", "patterns", "protobuf", "dialects", "signals", "team"),
     ("transfer",),
     ("preprocess", "images", "download", "snapshot", "resume", "compat", "norms", "session"),
     ("ranks", "cluster"),
-    NOUNS,
+    (*NOUNS, "sweep"),
     (
         "network",
         "decoded",
@@ -38,18 +38,20 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ),
     ("classes", "numbers", "devices"),
     ("plan", "places", "evaluate", "standalone"),
-    ("model", "builder", "handover"),
+    ("model", "builder", "handover", "outlook"),
     ("history", "extraction", "lr_find", "record", "room"),
-    ("joint", "feed"),
+    ("pruning", "joint", "feed"),
     ("phases",),
     ("fit",),
     ("rank",),
     ("report",),
     ("benchmark", "leaderboard"),
-    ("workflow",),
+    ("workflow", "conduct"),
+    ("runners",),
     ("config",),
     ("api",),
     ("", "__main__"),
+    ("keeper",),
 )
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 
@@ -64,7 +66,7 @@ HEAVY = {
 OF_TORCH = {"head.layers", "export.pixels"} | {
     "compat", "ema", "evaluate", "extraction", "features.absent", "features.cut", "features.find",
     "features.proof", "feed", "fit", "history", "loader", "lr_find", "memory", "metrics", "model",
-    "momenta", "network", "numbers", "phases", "joint", "team",
+    "momenta", "network", "numbers", "phases", "joint", "team", "pruning",
 }  # fmt: skip
 
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from xfer.metrics import names, score, values
+from xfer.logged import names
+from xfer.metrics import score, values
 from xfer.statistics import wilson
 
 

@@ -7,15 +7,11 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from xfer.errors import ConfigError, XferError, closest
+from xfer.errors import ConfigError, JobFailed, XferError, closest
 from xfer.help import config_dir, page
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
-
-
-class _ToldError(Exception):
-    """A job of a sweep failed and has said why; carries its exit code to the end of the sweep."""
 
 
 def main() -> None:
@@ -63,7 +59,7 @@ def _tell_any(error: Exception) -> int:
 
     from xfer.config import told
 
-    if isinstance(error, _ToldError):
+    if isinstance(error, JobFailed):
         return int(error.args[0])
     if isinstance(error, XferError):
         return _tell(error)
@@ -135,7 +131,7 @@ def _job(cfg: DictConfig) -> float | None:
         if alone:
             # Hydra would print its own lines about an exception, not about an exit.
             raise SystemExit(code) from None
-        raise _ToldError(code) from error
+        raise JobFailed(code, str(error)) from error
     best = (result.facts or {}).get("best")
     return float(best["value"]) if best else None
 

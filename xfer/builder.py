@@ -15,7 +15,7 @@ from xfer.places import Places, override_key
 from xfer.specs import STAGES, Exports, ModelFile, Specs
 from xfer.types import Plain
 
-_SPEC_GROUPS = tuple(g for g in GROUPS if g not in ("experiment", "sweep", "export"))
+_SPEC_GROUPS = tuple(g for g in GROUPS if g not in ("experiment", "export"))
 _PREDICT = ("predict.input", "predict.model", "predict.labels", "predict.recipe")
 _GENERAL = ("seed", "stages", "run.dir", "sweep.dir", *_PREDICT)
 Seed = Annotated[int, Ge(0), Lt(2**32)]

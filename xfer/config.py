@@ -135,7 +135,7 @@ def build(cfg: DictConfig, hydra: DictConfig) -> Specs:
             if "run.dir" in map(override_key, typed):
                 fix = "type hydra.sweep.dir=DIR"
                 raise ConfigError("run.dir", "names one folder for several runs", fix, 19)
-            job = Path(hydra.sweep.dir) / str(hydra.job.num)
+            job = Path(hydra.sweep.dir) / str(hydra.sweep.subdir)
             OmegaConf.update(groups, "run.dir", str(job), force_add=True)
         plain: Plain = OmegaConf.to_container(groups, resolve=True)  # type: ignore[assignment]
     except OmegaConfBaseException as error:

@@ -10,6 +10,7 @@ XferError                 exit  1   (a bug, when raised bare)
 ├── OutOfMemory                 8   the device or the machine has no memory left
 ├── OutputError                 9   an output folder or file that cannot be written
 ├── ExportError                10   an exported file that answers otherwise
+├── SweepError                   2   several runs that cannot be had as asked
 └── Problems                        several of the above, reported together
 """
 
@@ -117,6 +118,12 @@ class ExportError(XferError):
     exit, base = 10, 950
 
 
+class SweepError(XferError):
+    """Several runs that cannot be had as asked for."""
+
+    exit, base = 2, 150
+
+
 class Problems(XferError):
     """Several mistakes at once; exits with the code of the first."""
 
@@ -128,6 +135,10 @@ class Problems(XferError):
 
     def __str__(self) -> str:
         return "\n".join(str(error) for error in self.errors)
+
+
+class JobFailed(Exception):
+    """A job of a sweep failed and has said why: its exit code and what it told."""
 
 
 def raise_all(errors: Sequence[XferError]) -> None:

@@ -29,6 +29,7 @@ from xfer.model import Classifier
 from xfer.network import assemble
 from xfer.phases import Phases
 from xfer.preprocess import prepare
+from xfer.pruning import pruning
 from xfer.signals import stop
 from xfer.snapshot import Snapshot, read_snapshot, write_snapshot
 from xfer.team import Place, Team, Together
@@ -108,7 +109,8 @@ def _train(plan: Plan, folder: Path, resume: Path | None, team: Team) -> _Traine
     with _quiet():
         feed = Feed(plan, *_loaders(plan, team), team)
         phases = Phases(plan, folder, history, feed)
-        trainer = _trainer(plan, folder, [phases, history], team)
+        callbacks = [phases, history, *pruning(folder, history)]
+        trainer = _trainer(plan, folder, callbacks, team)
         loaders = feed.train, feed.val
         if _out_of_memory(
             lambda: trainer.fit(module, *loaders, ckpt_path=resume, weights_only=True)

@@ -7,16 +7,9 @@ import math
 import torch
 from torch.nn import functional as F
 
+from xfer.logged import names
 from xfer.statistics import wilson
 from xfer.types import Score
-
-NAMES = ("loss", "acc", "macro_f1", "auroc", "ece", "top5")
-"""What a validation logs, as ``val_<name>``; ``top5`` only where there are more than 5 classes."""
-
-
-def names(classes: int) -> list[str]:
-    """The metric names a run over ``classes`` classes can be monitored by."""
-    return [f"val_{name}" for name in NAMES if name != "top5" or classes > 5] + ["train_loss"]
 
 
 def values(logits: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:

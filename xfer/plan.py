@@ -263,7 +263,7 @@ def _short(facts: Plain) -> str:
 
 
 def _check_training(plan: Plan) -> None:
-    from xfer.metrics import names
+    from xfer.logged import names
 
     plan.specs.loss.weights(plan.train_counts)
     known, monitor = names(len(plan.card.classes)), plan.specs.checkpoint.monitor

@@ -17,6 +17,9 @@ from xfer.seal import sealed
 from xfer.types import Plain
 
 BEST, LAST, PREVIOUS = "best.ckpt", "last.ckpt", "previous.ckpt"
+JOB, OUTPUT = "job.json", "output.log"
+BESIDE = (JOB, OUTPUT)
+"""What a sweep writes into the run folder of a job, before and beside the run."""
 _FREE = (
     *("run", "stages", "checkpoint.resume", "predict", "sweep"),
     *("data.workers", "data.decoded_gb", "features.dir", "features.max_gb"),
@@ -176,5 +179,5 @@ def is_live(folder: Path) -> bool:
 
 def entries(folder: Path) -> Iterator[Path]:
     """The files of a run folder that a finished run vouches for."""
-    passing = {"status.json", "run.log", ".lock"}
+    passing = {"status.json", "run.log", ".lock", *BESIDE}
     return (p for p in sorted(folder.rglob("*")) if p.is_file() and p.name not in passing)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from xfer.loss import CrossEntropy
     from xfer.optim import Sgd
     from xfer.schedule import Constant
+    from xfer.sweep import Sweep
     from xfer.trainer import Trainer
     from xfer.types import Backbone, Head, Writer
     from xfer.weights import Source
@@ -75,6 +76,7 @@ class Specs:
     features: Never | Auto
     export: Exports
     logger: Csv
+    sweep: Sweep
     facts: Mapping[str, Plain]
     make: Callable[[str, Plain], Any]
     explicit: frozenset[str] = frozenset()

@@ -18,7 +18,7 @@ from xfer.log import close_log, log, open_log
 from xfer.plan import Plan, make_plan
 from xfer.ranks import called, leading, quieten, slurm_task
 from xfer.record import recorded
-from xfer.resume import Earlier, check_same, choose, fingerprint, resume_file
+from xfer.resume import BESIDE, Earlier, check_same, choose, fingerprint, resume_file
 from xfer.room import check_folder, check_space
 from xfer.signals import heeded
 from xfer.specs import Specs
@@ -261,7 +261,7 @@ def _refuse_taken(specs: Specs) -> None:
         return
     folder = Path(specs.run_dir).expanduser()
     with output_errors(folder):
-        if folder.exists() and any(folder.iterdir()):
+        if folder.exists() and any(path.name not in BESIDE for path in folder.iterdir()):
             raise OutputError(
                 folder,
                 "already holds files",

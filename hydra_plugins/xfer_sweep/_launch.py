@@ -1,0 +1,67 @@
+"""The slots of this machine for any sweeper."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hydra.core.utils import JobReturn, JobStatus
+from omegaconf import DictConfig, OmegaConf
+
+from xfer.errors import JobFailed
+from xfer.runners import quoted
+from xfer.sweep.ledger import Ledger
+from xfer.sweep.pool import Pool, Task
+from xfer.sweep.slots import Slot, divide
+
+if TYPE_CHECKING:
+    from hydra_plugins.xfer_sweep import SlotLauncher
+
+
+def slots(launcher: SlotLauncher, accelerator: str) -> list[Slot]:
+    """Those that the launcher's options ask for."""
+    return divide(launcher.slots, launcher.jobs_per_gpu, accelerator in ("auto", "gpu"))
+
+
+def flags(config: DictConfig) -> list[str]:
+    """The words that make a job find the configuration of the sweep."""
+    found = []
+    for source in config.hydra.runtime.config_sources:
+        if source.provider == "command-line":
+            found += ["--config-dir", str(source.path)]
+    raw = OmegaConf.to_container(config.hydra.overrides.hydra, resolve=False)
+    return found + [str(t) for t in raw if str(t).startswith("hydra.searchpath")]  # type: ignore[union-attr]
+
+
+def launch(
+    launcher: SlotLauncher, config: DictConfig, rows: Sequence[Sequence[str]], first: int
+) -> list[JobReturn]:
+    """Run every row of overrides as a job, numbered from ``first``."""
+    ledger, shared = Ledger(Path(config.hydra.sweep.dir)), flags(config)
+    tasks = []
+    for number, row in enumerate(rows, first):
+        folder = ledger(number)
+        folder.mkdir(parents=True, exist_ok=True)
+        own = [text.lstrip("+") for text in row] + [f"run.dir={quoted(str(folder))}"]
+        tasks.append(Task(number, (*shared, *own), folder))
+    found = {task.number: JobReturn(overrides=list(rows[task.number - first])) for task in tasks}
+
+    def ended(task: Task, code: int) -> None:
+        done, line = found[task.number], ledger.settle(task.number, code)
+        done.status = JobStatus.FAILED if code else JobStatus.COMPLETED
+        done.return_value = JobFailed(code, line) if code else _best(task.folder)
+        if code:
+            print(f"job {task.number}, exit {code}: {line}")
+
+    waiting = list(tasks)
+    pool = Pool(slots(launcher, str(OmegaConf.select(config, "trainer.accelerator") or "auto")))
+    pool.persistent = launcher.persistent
+    pool.run(lambda: waiting.pop(0) if waiting else None, ended)
+    return [found[task.number] for task in tasks]
+
+
+def _best(folder: Path) -> float | None:
+    best = json.loads((folder / "result.json").read_text()).get("best")
+    return float(best["value"]) if best else None

@@ -1,0 +1,64 @@
+"""A search space from Hydra's override grammar."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
+from hydra.errors import HydraException
+
+from xfer.errors import SweepError
+from xfer.sweep.space import Choice, Interval, Parameter
+
+
+def parse(
+    params: Mapping[str, str], typed: Sequence[str], loader: ConfigLoader
+) -> tuple[tuple[Parameter, ...], tuple[str, ...]]:
+    """What varies, and the overrides that do not. What is ``typed`` wins over ``params``."""
+    parser = OverridesParser.create(config_loader=loader)
+    space: dict[str, Parameter] = {}
+    for key, text in params.items():
+        override = _parsed(parser, f"{key}={text}", f"sweep.params.{key}")
+        space[key] = _parameter(parser, override)
+    fixed = []
+    for text in typed:
+        override = _parsed(parser, text, "command line")
+        key = str(override.key_or_group)
+        if override.is_sweep_override():
+            space[key] = _parameter(parser, override)
+        else:
+            space.pop(key, None)
+            fixed.append(text.lstrip("+"))
+    return tuple(space.values()), tuple(fixed)
+
+
+def _parsed(parser: OverridesParser, text: str, where: str) -> Override:
+    try:
+        return parser.parse_override(text)
+    except HydraException as error:
+        fix = "write a,b,c or choice(a,b), range(1,9), interval(0,1), tag(log,interval(1e-4,1))"
+        raise SweepError(where, f"'{text}' is not understood", fix, 15) from error
+
+
+def _parameter(parser: OverridesParser, override: Override) -> Parameter:
+    key, value = str(override.key_or_group), override.value()
+    if getattr(value, "shuffle", False):
+        what = "shuffle would be another order at every call"
+        raise SweepError(key, what, "drop it, or type sweep.sampler=random", 16)
+    if isinstance(value, IntervalSweep):
+        assert value.start is not None and value.end is not None
+        whole = isinstance(value.start, int) and isinstance(value.end, int)
+        return Interval(key, value.start, value.end, whole, "log" in value.tags)
+    if not override.is_sweep_override():
+        text = str(override.get_value_element_as_str())
+        return Choice(key, (text,), (_plain(parser, key, text),))
+    texts = tuple(override.sweep_string_iterator())
+    plain = tuple(_plain(parser, key, text) for text in texts)
+    return Choice(key, texts, plain, ordered=isinstance(value, RangeSweep))
+
+
+def _plain(parser: OverridesParser, key: str, text: str) -> Any:
+    return parser.parse_override(f"{key}={text}").value()

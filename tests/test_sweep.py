@@ -1,0 +1,298 @@
+"""The search space, Optuna's trials, the ledger and the slots, without a run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hydra.core.config_loader import ConfigLoader
+
+from hydra_plugins.xfer_sweep._space import parse
+from xfer.errors import ResumeError, SweepError
+from xfer.sweep import Sweep
+from xfer.sweep.ledger import Head, Ledger, find, hold
+from xfer.sweep.objective import Objective, objectives, values
+from xfer.sweep.slots import divide
+from xfer.sweep.space import Choice, Interval, Job, grid, probes
+from xfer.sweep.study import Study
+
+NO_LOADER: ConfigLoader = None  # type: ignore[assignment]
+RATE = Interval("optim.lr", 1e-4, 0.1, log=True)
+HEAD = Choice("head", ("linear", "mlp"), ("linear", "mlp"))
+ACC = Objective("val_acc", "maximize")
+
+
+def space_of(*typed: str, **params: str):
+    return parse({k.replace("__", "."): v for k, v in params.items()}, typed, NO_LOADER)
+
+
+def test_the_grammar_of_hydra_becomes_choices_and_intervals():
+    space, fixed = space_of(
+        "++optim.lr=tag(log,interval(0.0001,0.1))",
+        "head=linear,mlp",
+        "data.batch_size=int(interval(16,64))",
+        "trainer.max_epochs=range(1,8,3)",
+        "++augment.scale=[0.5,1],[0.8,1]",
+        "++seed=3",
+    )
+    assert fixed == ("seed=3",)
+    assert space == (
+        RATE,
+        HEAD,
+        Interval("data.batch_size", 16, 64, whole=True),
+        Choice("trainer.max_epochs", ("1", "4", "7"), (1, 4, 7), ordered=True),
+        Choice("augment.scale", ("[0.5,1]", "[0.8,1]"), ([0.5, 1], [0.8, 1])),
+    )
+
+
+def test_what_is_typed_wins_over_a_file():
+    space, fixed = space_of("head=linear,mlp", "seed=7", seed="0,1,2", optim__lr="0.1", head="keep")
+    assert space == (Choice("optim.lr", ("0.1",), (0.1,)), HEAD)
+    assert fixed == ("seed=7",)
+
+
+@pytest.mark.parametrize("text", ["optim.lr=interval(1)", "head=choice(a", "seed=shuffle(1,2)"])
+def test_a_space_that_cannot_be_is_refused(text: str):
+    with pytest.raises(SweepError):
+        space_of(text)
+
+
+def test_a_grid_has_every_combination_and_its_probes_every_value():
+    seeds = Choice("seed", ("0", "1", "2"), (0, 1, 2))
+    jobs = grid([HEAD, seeds])
+    assert [job.number for job in jobs] == list(range(6))
+    assert jobs[4] == Job(4, ("head=mlp", "seed=1"), {"head": "mlp", "seed": 1})
+    seen = {text for row in probes([HEAD, seeds, RATE]) for text in row}
+    assert seen == {
+        *("head=linear", "head=mlp", "seed=0", "seed=1", "seed=2"),
+        *("optim.lr=0.0001", "optim.lr=0.1"),
+    }
+    with pytest.raises(SweepError, match="no grid of values"):
+        grid([RATE])
+
+
+def study(folder: Path, sampler: str, space=(RATE, HEAD), mark="a", **options) -> Study:
+    sweep = Sweep(sampler=sampler, n_trials=12, **options)  # type: ignore[arg-type]
+    kinds = [Objective(m, d) for m, d in sweep.objectives.items()] or [ACC]
+    made = Study(sweep, space, kinds, str(folder / "optuna.journal"), "digits")
+    made.open(mark)
+    return made
+
+
+def toy(job: Job) -> float:
+    return -abs(job.parameters["optim.lr"] - 0.01) + (job.parameters.get("head") == "mlp")
+
+
+@pytest.mark.parametrize("sampler", ["random", "tpe", "cmaes", "gp", "nsga2"])
+def test_a_sampler_proposes_from_the_space_and_a_new_process_goes_on(sampler: str, tmp_path: Path):
+    space = (RATE, Interval("data.batch_size", 16, 64, whole=True), HEAD)
+    # 10 random ones come first with two of the samplers.
+    for number in range(12):
+        again = study(tmp_path, sampler, space)  # as after a kill
+        job = again.ask(number)
+        assert job.number == number
+        assert 1e-4 <= job.parameters["optim.lr"] <= 0.1
+        assert job.parameters["data.batch_size"] in range(16, 65)
+        assert job.parameters["head"] in HEAD.texts
+        again.tell(job, [toy(job)])
+    done = study(tmp_path, sampler, space).study
+    assert [t.state.name for t in done.trials] == ["COMPLETE"] * 12
+    assert len({t.params["optim.lr"] for t in done.trials}) == 12
+
+
+def test_several_objectives_are_kept_apart(tmp_path: Path):
+    wanted = {"val_acc": "maximize", "params.total": "minimize"}
+    ours = study(tmp_path, "nsga2", objectives=wanted)
+    for number in range(4):
+        ours.tell(ours.ask(number), [0.5 + number / 10, 100 * number])
+    assert len(ours.study.best_trials) == 4
+
+
+def test_random_draws_do_not_depend_on_interruptions(tmp_path: Path):
+    for name in ("whole", "killed"):
+        (tmp_path / name).mkdir()
+    ours = study(tmp_path / "whole", "random")
+    whole = [ours.ask(number) for number in range(5)]
+    killed = [study(tmp_path / "killed", "random").ask(number) for number in range(5)]
+    assert whole == killed
+    assert len({job.overrides for job in whole}) == 5
+
+
+def test_a_trial_without_a_job_is_taken_up(tmp_path: Path):
+    ours = study(tmp_path, "random")
+    whole = study(tmp_path, "random").ask(0)
+    # Killed after Optuna gave the values, before the job's number was noted.
+    ours.study.ask({})
+    taken = study(tmp_path, "random").ask(1)
+    assert taken.number == 1 and "optim.lr" in taken.parameters
+    assert len(study(tmp_path, "random").study.trials) == 2
+    assert study(tmp_path, "random").begun() == [whole, taken]
+
+
+def test_a_job_that_failed_and_later_finished_counts_once(tmp_path: Path):
+    ours = study(tmp_path, "tpe")
+    job = ours.ask(0)
+    ours.tell(job, None)
+    assert ours.begun() == []
+    ours.tell(job, [0.9])
+    ours.tell(job, [0.9])
+    assert [t.state.name for t in ours.study.trials] == ["FAIL", "COMPLETE"]
+    assert ours.study.best_value == 0.9 and ours.study.best_trial.user_attrs["job"] == 0
+
+
+def test_a_storage_of_another_study_is_refused(tmp_path: Path):
+    study(tmp_path, "tpe")
+    with pytest.raises(SweepError, match="of another sweep"):
+        study(tmp_path, "tpe", mark="b")
+
+
+def test_any_storage_url_of_optuna_will_do(tmp_path: Path):
+    sweep = Sweep(sampler="random", n_trials=2)
+    url = f"sqlite:///{tmp_path}/study.db"
+    for number in range(2):
+        ours = Study(sweep, (RATE,), [ACC], url, "digits")
+        ours.open("a")
+        ours.tell(ours.ask(number), [0.5])
+        ours.study._storage.remove_session()
+    assert len(ours.study.trials) == 2
+    ours.study._storage.remove_session()
+    ours.study._storage._backend.engine.dispose()  # type: ignore[attr-defined]
+    with pytest.raises(SweepError, match="cannot be used"):
+        Study(sweep, (RATE,), [ACC], "nosuch://x", "digits").open("a")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"n_trials": 3},
+        {"sampler": "tpe"},
+        {"pruner": "median"},
+        {"storage": "sqlite:///x"},
+        {
+            "sampler": "cmaes",
+            "n_trials": 3,
+            "objectives": {"val_acc": "maximize", "params.total": "minimize"},
+        },
+    ],
+)
+def test_options_that_contradict_each_other_are_refused(options: dict):
+    with pytest.raises(SweepError):
+        Sweep(**options)
+
+
+def test_an_objective_that_is_never_logged_is_refused():
+    fit = ("fit", "evaluate")
+    assert objectives({}, ("val_loss", "min"), fit) == (Objective("val_loss", "minimize"),)
+    assert objectives({"params.total": "minimize"}, ("val_acc", "max"), fit)
+    for asked, stages in (({"val_accuracy": "maximize"}, fit), ({}, ("predict",))):
+        with pytest.raises(SweepError, match="never logged"):
+            objectives(asked, ("val_acc", "max"), stages)  # type: ignore[arg-type]
+    with pytest.raises(SweepError, match="never logged"):
+        objectives({"scores.val.acc": "maximize"}, ("val_acc", "max"), ("fit",))
+
+
+def test_objectives_are_those_of_the_best_epoch(tmp_path: Path):
+    facts = {"best": {"metric": "val_acc", "value": 0.75, "epoch": 2}, "params": {"total": 9}}
+    (tmp_path / "result.json").write_text(json.dumps(facts))
+    (tmp_path / "metrics.csv").write_text("epoch,val_loss\n1,0.1\n2,0.5\n")
+    names = ("val_acc", "val_loss", "params.total", "timing.fit_s")
+    wanted = [Objective(name, "maximize") for name in names]
+    assert values(tmp_path, wanted[:3]) == [0.75, 0.5, 9.0]
+    assert values(tmp_path, wanted) is None
+
+
+def test_slots_share_no_core_and_refuse_what_is_not_there(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("xfer.sweep.slots.usable_cores", lambda: [0, 1, 4, 5, 6])
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    slots = divide(2, 1, True)
+    assert [slot.cores for slot in slots] == [(0, 1), (4, 5, 6)]
+    assert [slot.environment()["OMP_NUM_THREADS"] for slot in slots] == ["2", "3"]
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert [slot.threads for slot in slots] == [1, 1]
+    assert len(divide(None, 1, True)) == 1
+    with pytest.raises(SweepError, match="6 slots need as many cores, there are 5"):
+        divide(6, 1, True)
+
+
+def test_slots_take_turns_on_gpus(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("xfer.sweep.slots.usable_cores", lambda: list(range(8)))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
+    slots = divide(None, 2, True)
+    assert [slot.environment()["CUDA_VISIBLE_DEVICES"] for slot in slots] == ["2", "2", "3", "3"]
+    assert sorted(core for slot in slots for core in slot.cores) == list(range(8))
+    assert [slot.gpu for slot in divide(3, 1, False)] == [None] * 3
+    with pytest.raises(SweepError, match="2 GPUs with 1 jobs each take 2"):
+        divide(3, 1, True)
+
+
+JOB = Job(1, ("optim.lr=0.1",), {"optim.lr": 0.1})
+
+
+def status(folder: Path, **facts: object) -> None:
+    (folder / "status.json").write_text(json.dumps(facts))
+
+
+def test_a_job_that_can_go_on_keeps_its_folder_and_another_begins_anew(tmp_path: Path):
+    ledger = Ledger(tmp_path)
+    folder = ledger.prepare(JOB)
+    (folder / "output.log").write_text("said\n")
+    (folder / "metrics.csv").write_text("epoch\n")
+    assert ledger.prepare(JOB) == folder and not (folder / "metrics.csv").exists()
+    (folder / "metrics.csv").write_text("epoch\n")
+    (folder / "plan.json").write_text('{"fingerprint": "a"}')
+    ledger.prepare(JOB)
+    assert (folder / "metrics.csv").exists()
+    status(folder, state="failed", exit=ResumeError.exit)
+    ledger.prepare(JOB)
+    assert {p.name for p in folder.iterdir()} == {"job.json", "output.log"}
+    facts = json.loads((folder / "job.json").read_text())
+    assert facts == {"job": 1, "overrides": ["optim.lr=0.1"], "parameters": {"optim.lr": 0.1}}
+    assert list(ledger.jobs()) == [JOB]
+
+
+def test_the_status_is_true_whatever_became_of_a_job(tmp_path: Path):
+    ledger = Ledger(tmp_path)
+    folder = ledger.prepare(JOB)
+    (folder / "output.log").write_text("xfer: error E401: a: is gone. Fix: bring it\nlast\n")
+    line = "xfer: error E401: a: is gone. Fix: bring it"
+    assert ledger.settle(1, 4) == line
+    found = json.loads((folder / "status.json").read_text())
+    assert (found["state"], found["code"], found["exit"]) == ("failed", 401, 4)
+    assert (found["message"], found["remedy"]) == ("a: is gone", "bring it")
+    status(folder, state="running")
+    (folder / "output.log").write_text("")
+    assert "killed by signal 9" in ledger.settle(1, 137)
+    assert ledger.state(1) == "failed"
+    status(folder, state="running")
+    ledger.settle(1, 143)
+    assert ledger.state(1) == "interrupted"
+
+
+def test_the_sweep_to_go_on_with_is_found_by_what_it_is(tmp_path: Path):
+    for name, mark in (("2026-01-01", "a"), ("2026-01-02", "a"), ("2026-01-03", "b")):
+        (tmp_path / name).mkdir()
+        Ledger(tmp_path / name).open(Head("digits", "c", (ACC,), (), 3, 1, mark))
+    assert find(None, True, tmp_path, "a") == tmp_path / "2026-01-02"
+    assert find(None, False, tmp_path, "a") is None
+    with hold(tmp_path / "2026-01-02"):
+        assert find(None, True, tmp_path, "a") == tmp_path / "2026-01-01"
+        with pytest.raises(ResumeError, match="another sweep works here"):
+            hold(tmp_path / "2026-01-02")
+    with pytest.raises(ResumeError, match="holds another sweep"):
+        find(str(tmp_path / "2026-01-03"), False, tmp_path, "a")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "file").touch()
+    with pytest.raises(ResumeError, match="holds files and no sweep"):
+        find(str(tmp_path / "other"), False, tmp_path, "a")
+    assert find(str(tmp_path / "2026-01-03"), False, tmp_path, "b") == tmp_path / "2026-01-03"
+
+
+def test_another_number_of_threads_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    for threads in (2, 1):
+        Ledger(tmp_path).open(Head("digits", "c", (ACC,), (), 3, threads, "a"))
+    facts = json.loads((tmp_path / "sweep.json").read_text())
+    assert facts["objectives"] == [{"metric": "val_acc", "direction": "maximize"}]
+    assert (facts["format"], facts["jobs"], facts["baseline"]) == (1, 3, None)
+    assert "2 threads before and have 1 now" in caplog.text

@@ -1,0 +1,194 @@
+"""Sweeps as people meet them: real processes that fail, are stopped, are killed, and go on."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import signal
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from sweeps import QUICK, WARM, begun, ledger, photos, process_of, state, sweep, until
+
+from xfer.__main__ import _main
+
+MISTAKES = {
+    "an empty space": ([], "nothing varies"),
+    "an empty file": (["sweep=none"], "nothing varies"),
+    "no such parameter": (["optim.lrr=0.1,0.2"], "did you mean 'optim.lr'?"),
+    "no such parameter in a file": (["sweep.params={optim.lrr: '1,2'}"], "'optim.lrr'"),
+    "no such option": (["head=linear,linaer"], "did you mean 'linear'?"),
+    "a value out of range": (["optim.lr=0.1,-1"], "optim.lr: is -1"),
+    "never logged": (["seed=0,1", "sweep.objectives={val_accuracy: maximize}"], "never logged"),
+    "unknown sampler": (["seed=0,1", "sweep.sampler=tpee"], "did you mean 'tpe'?"),
+    "no number of trials": (["seed=0,1", "sweep.sampler=tpe"], "type sweep.n_trials=32"),
+    "an interval in a grid": (["optim.lr=interval(0.1,1)"], "no grid of values"),
+    "an empty interval": (["optim.lr=interval(1,1)"], "has no value"),
+    "a storage that is none": (
+        ["seed=0,1", "sweep.sampler=tpe", "sweep.n_trials=2", "sweep.storage=nosuch://x"],
+        "cannot be used",
+    ),
+    "more slots than cores": (["seed=0,1", "hydra.launcher.slots=999"], "999 slots need"),
+    "a folder of something else": (["seed=0,1", "sweep.dir=taken"], "holds files and no sweep"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_is_found_before_the_first_job(
+    name: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    typed, words = MISTAKES[name]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["xfer"])
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "file").touch()
+    code = _main([*QUICK, *typed])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("xfer: error E") and words in line
+    assert code == (5 if name == "a folder of something else" else 2)
+    assert not list(tmp_path.rglob("job.json"))
+
+
+def test_a_failed_job_hides_nothing_and_the_same_command_runs_it_alone(tmp_path: Path):
+    photos(tmp_path / "one")
+    command = [
+        *QUICK,
+        *("data=folder", "data.root=one,two", "optim.lr=0.1,0.01", "sweep.dir=s", "stages=[fit]"),
+        *("features=auto", "features.views=1", WARM),
+    ]
+    done = sweep(tmp_path, *command, *(["hydra.launcher.slots=2"] * (os.cpu_count() != 1)))
+    assert done.returncode == 3
+    assert "2 of 4 jobs finished, 2 failed" in done.stdout
+    for number in (2, 3):
+        assert re.search(rf"job {number}, exit 3: xfer: error E3\d\d: .*two", done.stdout)
+        status = json.loads((tmp_path / f"s/{number}/status.json").read_text())
+        assert (status["state"], status["exit"]) == ("failed", 3)
+    # Two jobs at once on the same images: one computed their features, the other waited.
+    hits = [json.loads((tmp_path / f"s/{n}/result.json").read_text()) for n in (0, 1)]
+    assert sorted(result["features"]["hit"] for result in hits) == [False, True]
+    facts = json.loads((tmp_path / "s/sweep.json").read_text())
+    assert (facts["jobs"], facts["objectives"][0]["metric"]) == (4, "val_acc")
+
+    before = {n: (tmp_path / f"s/{n}/result.json").stat().st_mtime_ns for n in (0, 1)}
+    photos(tmp_path / "two")
+    again = sweep(tmp_path, *command)
+    assert again.returncode == 0, again.stdout
+    begun_ = re.findall(r"^job (\d+): data", again.stdout, re.M)
+    assert begun_ == ["2", "3"]
+    assert before == {n: (tmp_path / f"s/{n}/result.json").stat().st_mtime_ns for n in (0, 1)}
+
+
+def cores_of(pid: int) -> set[int]:
+    return os.sched_getaffinity(pid)
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
+def test_slots_share_no_core_and_ctrl_c_leaves_no_orphan(tmp_path: Path):
+    command = [*QUICK, "trainer.max_epochs=500", "seed=0,1,2", "sweep.dir=s"]
+    folders = [tmp_path / "s" / name for name in ("0", "1")]
+    with begun(tmp_path, *command, "hydra.launcher.slots=2") as process:
+        until(lambda: all((f / "metrics.csv").exists() for f in folders), process)
+        pids = [process_of(folder) for folder in folders]
+        assert all(pids)
+        first, second = (cores_of(pid) for pid in pids if pid)
+        assert first and second and not first & second
+        process.send_signal(signal.SIGINT)
+        output, _ = process.communicate(timeout=200)
+    assert process.returncode == 130, output
+    assert [process_of(folder) for folder in folders] == [None, None]
+    assert [state(folder) for folder in folders] == ["interrupted"] * 2
+    assert not (tmp_path / "s" / "2").exists(), "no job begins after the signal"
+    assert all((folder / "checkpoints" / "last.ckpt").exists() for folder in folders)
+
+
+def at_work(folder: Path) -> bool:
+    """Whether a job has come past its first epoch."""
+    return (folder / "metrics.csv").exists() and process_of(folder) is not None
+
+
+RANDOM = [
+    *QUICK,
+    *("optim.lr=tag(log,interval(0.001,0.5))", "head=linear,mlp", "sweep.sampler=random"),
+    *("trainer.max_epochs=6", "checkpoint.every_n_steps=5", "checkpoint.keep=1", WARM),
+]
+
+
+def test_a_sweep_that_was_stopped_and_killed_ends_like_one_that_was_not(tmp_path: Path):
+    assert sweep(tmp_path, *RANDOM, "sweep.n_trials=2", "sweep.dir=whole").returncode == 0
+    command = [*RANDOM, "sweep.n_trials=2", "checkpoint.resume=auto"]
+    folders = lambda: list(tmp_path.glob("outputs/multirun/*/*"))  # noqa: E731
+    # One call is killed with a job at work, the next one's job.
+    for victim in ("sweep", "job"):
+        with begun(tmp_path, *command) as process:
+            number = "0" if victim == "sweep" else "1"
+            working = lambda n=number: [f / n for f in folders() if at_work(f / n)]  # noqa: E731
+            until(working, process)
+            pid = process_of(working()[0])
+            assert pid
+            os.kill(process.pid if victim == "sweep" else pid, signal.SIGKILL)
+            process.communicate()
+            assert process.returncode == (-signal.SIGKILL if victim == "sweep" else 137)
+    until(lambda: process_of(folders()[0] / "0") is None)
+    assert sweep(tmp_path, *command).returncode == 0
+    (folder,) = folders()
+    assert ledger(folder) == ledger(tmp_path / "whole")
+    told_ = sweep(tmp_path, *command)
+    assert told_.returncode == 0 and "2 of 2 jobs are finished already" in told_.stdout
+
+
+def test_a_plan_lists_the_jobs_and_starts_nothing(tmp_path: Path):
+    lines = sweep(
+        tmp_path, *QUICK, "stages=[]", "optim.lr=0.1,0.01", "seed=0,1", "features=auto"
+    ).stdout
+    assert re.findall(r"^job (\d): (.*)$", lines, re.M)[3] == ("3", "optim.lr=0.01 seed=1")
+    assert "4 jobs" in lines and "Tflop" in lines and "1 sets of" in lines
+    assert "nothing was started" in lines
+    assert not list(tmp_path.rglob("job.json"))
+
+
+def test_hydra_s_own_launcher_and_sweeper_still_do(tmp_path: Path):
+    done = sweep(tmp_path, *QUICK, "seed=0,1", "hydra/launcher=basic", "sweep.dir=s")
+    assert done.returncode == 0, done.stdout
+    assert [state(tmp_path / "s" / n) for n in "01"] == ["finished"] * 2
+    done = sweep(tmp_path, *QUICK, "seed=0,1", "hydra/sweeper=basic", WARM, "hydra.sweep.dir=b")
+    assert done.returncode == 0, done.stdout
+    assert [state(tmp_path / "b" / n) for n in "01"] == ["finished"] * 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sampler", ["grid", "random", "tpe"])
+def test_twelve_jobs_and_ten_kills_make_the_same_ledger(sampler: str, tmp_path: Path):
+    space = {
+        "grid": ["optim.lr=0.3,0.1,0.03,0.01", "head=linear,dropout,mlp"],
+    }.get(sampler, [*RANDOM[4:6], f"sweep.sampler={sampler}", "sweep.n_trials=12"])
+    shared = [*QUICK, *space, "trainer.max_epochs=5", WARM, "hydra.launcher.slots=2"]
+    if sampler != "tpe":
+        assert sweep(tmp_path, *shared, "sweep.dir=whole").returncode == 0
+    dice, kills, folder = random.Random(0), 0, tmp_path / "s"
+    while kills < 10:
+        with begun(tmp_path, *shared, "sweep.dir=s") as process:
+            until(lambda: any(process_of(f) for f in folder.glob("[0-9]*")), process)
+            time.sleep(dice.uniform(0, 4))
+            jobs = [pid for f in folder.glob("[0-9]*") if (pid := process_of(f))]
+            for pid in dice.choice(([process.pid], jobs[:1], [process.pid, *jobs])):
+                with suppress(ProcessLookupError):  # it may have just ended
+                    os.kill(pid, signal.SIGKILL)
+                    kills += 1
+            if process.poll() is None and dice.random() < 0.5:
+                process.kill()
+    until(lambda: not any(process_of(f) for f in folder.glob("[0-9]*")))
+    done = sweep(tmp_path, *shared, "sweep.dir=s")
+    assert done.returncode == 0, done.stdout
+    found = ledger(folder)
+    assert sorted(found) == list(range(12))
+    if sampler != "tpe":
+        assert found == ledger(tmp_path / "whole")
+    assert len({tuple(job["overrides"]) for job in found.values()}) == 12

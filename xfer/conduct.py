@@ -1,0 +1,218 @@
+"""A sweep from its first job to its exit code: what is missing is run, what failed is told."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from xfer.errors import Attempts, SweepError, raise_all
+from xfer.log import close_log, log, open_log
+from xfer.resume import fingerprint
+from xfer.sweep import Sweep
+from xfer.sweep.ledger import Head, Ledger, find, hold, mark
+from xfer.sweep.objective import Objective, objectives, values
+from xfer.sweep.space import Interval, Job, Parameter, grid, probes
+from xfer.sweep.study import JOURNAL, Study
+
+if TYPE_CHECKING:
+    from xfer.specs import Specs
+
+Compose = Callable[[Sequence[str]], "Specs"]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A sweep as asked for: what varies, and the overrides that all jobs share. ``folder`` is
+    where a new one goes; where the user ``named`` it, a sweep in it goes on."""
+
+    space: tuple[Parameter, ...]
+    fixed: tuple[str, ...]
+    command: str
+    folder: Path
+    named: bool = False
+
+
+class Runner(Protocol):
+    """Who runs jobs."""
+
+    @property
+    def threads(self) -> int | None:
+        """Threads of each job, where that is known."""
+
+    def run(self, conductor: Conductor) -> None:
+        """Run what ``conductor.take`` gives, and hand every exit code to ``conductor.ended``."""
+
+
+def conduct(asked: Asked, compose: Compose, runner: Callable[[Specs], Runner]) -> int:
+    """Run the sweep, or go on with it; its exit code is that of the first job that failed.
+
+    Raises XferError before the first job for what is wrong with the sweep, Stopped when a signal
+    ended it.
+    """
+    first = _check(asked, compose)
+    options = first.sweep
+    jobs = grid(asked.space) if options.sampler == "grid" else []
+    if not first.stages:
+        from xfer.outlook import outlook
+
+        outlook(asked.space, jobs, options, compose)
+        return 0
+    monitor = (first.checkpoint.monitor, first.checkpoint.mode)
+    wanted = objectives(options.objectives, monitor, first.stages)
+    search = {"sampler": options.sampler, "seed": options.seed, "objectives": repr(wanted)}
+    ours = mark(fingerprint(first.config), asked.space, search)
+    auto = first.checkpoint.resume == "auto"
+    named = options.dir or (str(asked.folder) if asked.named else None)
+    folder = find(named, auto, asked.folder.parent, ours) or asked.folder
+    able = runner(first)
+    held = hold(folder)
+    open_log(folder)
+    try:
+        total = len(jobs) if options.sampler == "grid" else options.n_trials
+        ledger = Ledger(folder)
+        study = None
+        if options.sampler != "grid":
+            place = options.storage or str(folder.resolve() / JOURNAL)
+            name = options.study or first.experiment
+            study = Study(options, asked.space, wanted, place, name)
+            study.open(ours)
+        ledger.open(
+            Head(
+                first.experiment, asked.command, wanted, options.baseline, total, able.threads, ours
+            )
+        )
+        conductor = Conductor(ledger, options, wanted, jobs, total or 0, study)
+        conductor.recall()
+        try:
+            able.run(conductor)
+        except SystemExit:
+            log.info(f"stopped; with sweep.dir={folder} the same command goes on")
+            raise
+        return conductor.close()
+    finally:
+        close_log()
+        held.close()
+
+
+def _check(asked: Asked, compose: Compose) -> Specs:
+    """The specs of a job, once every value that may come up has been seen to build."""
+    if not asked.space:
+        what = "nothing varies: the search space is empty"
+        fix = "type values, e.g. optim.lr=0.1,0.01, or sweep=seeds, or drop -m"
+        raise SweepError("sweep.params", what, fix, 13)
+    for p in asked.space:
+        size = p.high > p.low if isinstance(p, Interval) else len(p.texts)
+        if not size or (isinstance(p, Interval) and p.log and p.low <= 0):
+            what = "has no value" if not size else "starts at 0 or below, which has no logarithm"
+            raise SweepError(p.key, what, "mend its range", 14)
+    attempt, told = Attempts(), set[str]()
+    found = [attempt(compose, texts) for texts in probes(asked.space)]
+    fresh = [e for e in attempt.errors if not (str(e) in told or told.add(str(e)))]  # type: ignore[func-returns-value]
+    raise_all(fresh)
+    assert found[0] is not None
+    return found[0]
+
+
+@dataclass
+class Conductor:
+    """Decides which job comes next, and keeps the ledger and the study true."""
+
+    ledger: Ledger
+    options: Sweep
+    objectives: Sequence[Objective]
+    jobs: Sequence[Job]
+    total: int
+    study: Study | None
+    failed: dict[int, tuple[int, str]] = field(default_factory=dict)
+    stopping: bool = False
+    _known: dict[int, Job] = field(default_factory=dict)
+    _waiting: list[Job] = field(default_factory=list)
+    _attempts: dict[int, int] = field(default_factory=dict)
+    _began: dict[int, float] = field(default_factory=dict)
+
+    def recall(self) -> None:
+        """What an earlier call of the same command left: finished jobs count, others wait."""
+        begun = [*self.ledger.jobs(), *(self.study.begun() if self.study else [])]
+        known = {job.number: job for job in [*begun, *self.jobs]}
+        self._known = dict(sorted(known.items()))
+        for number, job in self._known.items():
+            if self.ledger.state(number) == "finished":
+                if self.study:
+                    self.study.tell(job, values(self.ledger(number), self.objectives))
+            else:
+                self._waiting.append(job)
+        done = len(self._known) - len(self._waiting)
+        if done:
+            log.info(f"{done} of {self.total} jobs are finished already")
+        log.info(f"sweep of {self.total} jobs in {self.ledger.folder}")
+
+    def take(self) -> Job | None:
+        """The next job, its folder ready; ``None`` when nothing is left to begin."""
+        if self._waiting:
+            job = self._waiting.pop(0)
+        elif self.study and len(self._known) < self.total:
+            number = max(self._known, default=-1) + 1
+            job = self._known[number] = self.study.ask(number)
+        else:
+            return None
+        self.ledger.prepare(job)
+        self._began[job.number] = time.perf_counter()
+        log.info(f"job {job.number}: {' '.join(job.overrides)}")
+        return job
+
+    def ended(self, job: Job, code: int) -> bool:
+        """Note the end of a job; whether the sweep must stop because of it."""
+        line = self.ledger.settle(job.number, code)
+        seconds = time.perf_counter() - self._began[job.number]
+        if code == 0:
+            self.failed.pop(job.number, None)
+            found = values(self.ledger(job.number), self.objectives)
+            self._say(job, found, seconds)
+            if self.study:
+                self.study.tell(job, found)
+            return False
+        if self.stopping and self.ledger.state(job.number) == "interrupted":
+            log.info(f"job {job.number} has stopped, its state is saved")
+            return False
+        self._attempts[job.number] = self._attempts.get(job.number, 0) + 1
+        again = self._attempts[job.number] <= self.options.retries
+        told = f"job {job.number}, exit {code}: {line}" + ("; once more" if again else "")
+        log.warning(told)
+        if again:
+            self._waiting.append(job)
+            return False
+        self.failed[job.number] = code, line
+        if self.study and self.ledger.state(job.number) == "failed":
+            self.study.tell(job, None)
+        self.stopping = self.stopping or self.options.fail_fast
+        return self.options.fail_fast
+
+    def _say(self, job: Job, found: list[float] | None, seconds: float) -> None:
+        if found is None:
+            metrics = ", ".join(o.metric for o in self.objectives)
+            log.warning(f"job {job.number} finished, but left no {metrics}")
+            return
+        pairs = zip(self.objectives, found, strict=True)
+        shown = ", ".join(f"{o.metric} {value:.6g}" for o, value in pairs)
+        pruned = "  pruned" if (self.ledger(job.number) / "pruned.json").exists() else ""
+        log.info(f"job {job.number}: {shown} after {seconds:.1f} s{pruned}")
+
+    def close(self) -> int:
+        """Tell how it went and write the leaderboard; the exit code of the sweep."""
+        from xfer.leaderboard import write
+
+        states = [self.ledger.state(number) for number in self._known]
+        done = states.count("finished")
+        log.info(f"{done} of {self.total} jobs finished, {len(self.failed)} failed")
+        for number, (code, line) in sorted(self.failed.items()):
+            print(f"job {number}, exit {code}: {line}", file=sys.stderr)
+        if done:
+            log.info(f"leaderboard: {write(self.ledger.folder)}")
+        if done < self.total:
+            folder = self.ledger.folder
+            log.info(f"with sweep.dir={folder} the same command runs what is missing or failed")
+        return self.failed[min(self.failed)][0] if self.failed else 0

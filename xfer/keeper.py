@@ -1,0 +1,138 @@
+"""The process that starts the jobs of one slot, and stops them when whoever asked for them is gone.
+
+It reads orders as lines of JSON, ``{"run": [...], "output": FILE}`` and ``{"signal": 15}``, and
+writes the exit code of every job. A job is a fresh process; with ``--persistent`` it is forked
+from this one, which has imported what a run needs and computed nothing. Either way a crash ends
+the job alone.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+from contextlib import suppress
+from types import FrameType
+
+_NEEDED = (
+    *("timm", "torchvision.transforms.v2", "torchmetrics.functional.classification", "tqdm"),
+    *("sklearn.datasets", "sklearn.metrics", "hydra", "xfer.config", "xfer.workflow", "xfer.fit"),
+    *("xfer.evaluate", "xfer.report.finish", "torch.optim.sgd", "torch.optim.adamw"),
+)
+
+
+def main(arguments: list[str]) -> None:
+    """Serve one slot until the input ends."""
+    cores, persistent = json.loads(arguments[0]), "--persistent" in arguments
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, cores)
+    if persistent:
+        for module in _NEEDED:
+            importlib.import_module(module)
+    Keeper(persistent).serve()
+
+
+class Keeper:
+    """One job at a time, which is waited for and never polled."""
+
+    def __init__(self, persistent: bool) -> None:
+        self.persistent = persistent
+        self.child: int | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._ended, self._wake = os.pipe()
+        for end in (self._ended, self._wake):
+            os.set_blocking(end, False)
+        signal.signal(signal.SIGCHLD, self._noted)
+        self._text = b""
+
+    def _noted(self, number: int, frame: FrameType | None) -> None:
+        os.write(self._wake, b".")
+
+    def serve(self) -> None:
+        """Obey orders; when there is nobody left to give any, end the job in good order."""
+        open_, inputs = True, [0, self._ended]
+        while open_ or self.child is not None:
+            ready = select.select(inputs, [], [])[0]
+            if self._ended in ready:
+                os.read(self._ended, 4096)
+                self._reap()
+            if 0 in ready:
+                text = os.read(0, 65536)
+                if not text:
+                    open_, inputs = False, [self._ended]
+                    self._signal(signal.SIGTERM)
+                self._obey(text)
+
+    def _obey(self, text: bytes) -> None:
+        *lines, self._text = (self._text + text).split(b"\n")
+        for line in lines:
+            order = json.loads(line)
+            if "run" in order:
+                self.child = self._start(order["run"], order["output"])
+            else:
+                self._signal(order["signal"])
+
+    def _signal(self, number: int) -> None:
+        if self.child is not None:
+            os.kill(self.child, number)
+
+    def _start(self, arguments: list[str], output: str) -> int:
+        stream = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        try:
+            if not self.persistent:
+                command = [sys.executable, "-m", "xfer", *arguments]
+                nothing = subprocess.DEVNULL
+                self._process = subprocess.Popen(
+                    command, stdin=nothing, stdout=stream, stderr=stream
+                )
+                return self._process.pid
+            child = os.fork()
+            if child == 0:
+                self._be_a_job(arguments, stream)
+            return child
+        finally:
+            os.close(stream)
+
+    def _be_a_job(self, arguments: list[str], stream: int) -> None:
+        """In the forked process: the run, and an end that nothing above sees."""
+        code = 1
+        try:
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            nothing = os.open(os.devnull, os.O_RDONLY)
+            for source, target in ((nothing, 0), (stream, 1), (stream, 2)):
+                os.dup2(source, target)
+            from xfer.__main__ import _main
+
+            code = _main(arguments)
+        except SystemExit as error:
+            code = error.code if isinstance(error.code, int) else 1
+        except BaseException:
+            import traceback
+
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+
+    def _reap(self) -> None:
+        if self.child is None:
+            return
+        child, status = os.waitpid(self.child, os.WNOHANG)
+        if child:
+            self.child = None
+            code = os.waitstatus_to_exitcode(status)
+            told = code if code >= 0 else 128 - code
+            if self._process is not None:
+                self._process.returncode = code
+            # Whoever asked may be gone; then the input ends as well.
+            with suppress(BrokenPipeError):
+                os.write(1, f"{told}\n".encode())
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

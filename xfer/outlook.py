@@ -1,0 +1,121 @@
+"""What a sweep would run and cost, before anything is started."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from xfer.features import Auto, views
+from xfer.freeze import ever
+from xfer.log import log, open_log
+from xfer.plan import Plan, make_plan
+from xfer.sweep import Sweep
+from xfer.sweep.space import Job, Parameter, probes
+
+if TYPE_CHECKING:
+    from xfer.specs import Specs
+
+# What no fact of a plan depends on but the rates.
+_FREE = ("optim", "schedule", "loss", "logger", "export", "sweep", "run", "checkpoint", "seed")
+
+
+def outlook(
+    space: Sequence[Parameter],
+    jobs: Sequence[Job],
+    options: Sweep,
+    compose: Callable[[Sequence[str]], Specs],
+) -> None:
+    """List the jobs, what they would compute and what they would share. Raises XferError for what
+    a plan finds."""
+    open_log(None)
+    rows = [job.overrides for job in jobs] or probes(space)
+    count = len(jobs) or options.n_trials or 0
+    for number, row in enumerate(rows if jobs else ()):
+        log.info(f"job {number}: {' '.join(row)}")
+    if not jobs:
+        log.info(f"{count} trials of {options.sampler} over")
+        for parameter in space:
+            log.info(f"  {parameter}")
+    plans: dict[str, Plan] = {}
+    found = [_plan(compose(row), plans) for row in rows]
+    log.info("\n".join([f"{count} jobs", *_costs(found, count / len(found))]))
+    log.info("stages=[]: nothing was started")
+
+
+def _plan(specs: Specs, known: dict[str, Plan]) -> tuple[Specs, Plan]:
+    kept = {key: value for key, value in specs.config.items() if key not in _FREE}
+    text = json.dumps(kept, sort_keys=True, default=str)
+    if text not in known:
+        known[text] = make_plan(specs)
+    return specs, known[text]
+
+
+def _costs(found: Sequence[tuple[Specs, Plan]], times: float) -> list[str]:
+    """``times``: jobs for each one that was planned."""
+    sets: dict[str, int] = {}
+    passes, whole = 0.0, 0
+    for specs, plan in found:
+        train, val = (_count(plan, split) for split in ("train", "val"))
+        epochs = specs.trainer.max_epochs
+        backward = 3 if _trains_backbone(plan) else 1
+        full = epochs * (backward * train + val)
+        whole += full
+        key, size = _shared(specs, plan, train, val)
+        if key is None:
+            passes += full * times
+        else:
+            sets[key] = size
+    passes += sum(sets.values())
+    ops = _operations(found[0][1])
+    told = [f"whole network: {passes:,.0f} image passes{_tera(passes, ops)}"]
+    reuse = f"; without features {whole * times:,.0f}" if sets else "; no job shares features"
+    told[0] += reuse
+    if sets:
+        told.append(f"features: {len(sets)} sets of {max(sets.values()):,} images at most, shared")
+    told.append("a backward pass counts as two; how fast this machine is, the first job tells")
+    return told
+
+
+def _count(plan: Plan, split: str) -> int:
+    return len(plan.dataset.splits[split]) if plan.dataset else 0
+
+
+def _trains_backbone(plan: Plan) -> bool:
+    heads = {row.name for row in plan.phases[0].rows if row.head}
+    return any(any(rates) for name, rates in ever(plan.phases).items() if name not in heads)
+
+
+def _shared(specs: Specs, plan: Plan, train: int, val: int) -> tuple[str | None, int]:
+    """A name for the features of a job, and the images they take; ``None`` without features."""
+    options = specs.features
+    if not isinstance(options, Auto) or _trains_backbone(plan):
+        return None, 0
+    epochs = specs.trainer.max_epochs
+    count = views(options, specs.augment.random, epochs)
+    what: list[Any] = [plan.card.backbone, plan.card.source, plan.card.input.to_plain()]
+    what += [plan.card.splits, specs.facts["augment"], specs.trainer.precision, count]
+    if count == epochs and options.batch_size is None:
+        what.append(specs.seed)  # views in the order of their epoch
+    return json.dumps(what, sort_keys=True, default=str), (count or 1) * train + val
+
+
+def _operations(plan: Plan) -> int | None:
+    """Multiplications and additions of one image's forward pass; ``None`` where that cannot be
+    counted without values."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from xfer.network import blueprint
+
+    network = blueprint(plan.parts)[1].module.eval()
+    try:
+        with FlopCounterMode(display=False) as counter:
+            network(torch.empty((1, 3, *plan.card.input.size), device="meta"))
+    except (NotImplementedError, RuntimeError, IndexError, AttributeError):
+        return None
+    return int(counter.get_total_flops())
+
+
+def _tera(passes: float, ops: int | None) -> str:
+    return f", about {passes * ops / 1e12:,.3g} Tflop" if ops else ""

@@ -1,0 +1,60 @@
+"""Trials that fall behind end early: a callback that tells a sweep's study how a run is doing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytorch_lightning as pl
+
+from xfer.log import log
+from xfer.resume import JOB
+from xfer.storage import write_json
+from xfer.sweep.study import open_trial
+from xfer.types import Plain
+
+if TYPE_CHECKING:
+    from xfer.history import History
+
+
+class Pruning(pl.Callback):
+    """Reports the objective of every epoch, and stops the run where the study's pruner says so.
+
+    Rank 0 alone talks to the storage; the others do as it says.
+    """
+
+    def __init__(self, facts: Plain, folder: Path, history: History) -> None:
+        self.facts, self.folder, self.history = facts, folder, history
+        self._trial: Any = None
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """After the record of the epoch, which has the objective."""
+        ours = self._is_behind(trainer.current_epoch + 1) if trainer.is_global_zero else False
+        if trainer.strategy.broadcast(ours):
+            trainer.should_stop = True
+
+    def _is_behind(self, epoch: int) -> bool:
+        if self._trial is None:
+            self._trial = open_trial(self.facts)
+        trial, metric = self._trial, self.facts["metric"]
+        if trial is None:
+            return False  # it has ended before and is run again: nothing is compared
+        value = float(self.history.rows[-1][metric])
+        if epoch not in trial.storage.get_trial(trial._trial_id).intermediate_values:
+            trial.report(value, epoch)
+        if epoch < self.facts["epochs"] or not trial.should_prune():
+            return False
+        trial.set_user_attr("pruned", epoch)
+        write_json(self.folder / "pruned.json", {"epoch": epoch, "metric": metric, "value": value})
+        log.info(f"pruned after epoch {epoch}: {metric} {value:.4f} is behind other trials")
+        return True
+
+
+def pruning(folder: Path, history: History) -> list[pl.Callback]:
+    """The callback for a run whose sweep prunes, else nothing."""
+    try:
+        facts = json.loads((folder / JOB).read_text()).get("trial")
+    except FileNotFoundError:
+        return []  # no job of a sweep
+    return [Pruning(facts, folder, history)] if facts else []

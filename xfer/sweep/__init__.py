@@ -1,0 +1,62 @@
+"""Several runs as one sweep: what is varied, how values are chosen, what becomes of a failure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Gt
+
+from xfer.errors import SweepError
+
+Direction = Literal["maximize", "minimize"]
+Sampler = Literal["grid", "random", "tpe", "cmaes", "gp", "nsga2"]
+Pruner = Literal["none", "median", "halving"]
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """``params``: key or group to values in Hydra's syntax, as after ``-m``. ``sampler``: ``grid``
+    runs every combination; the others ask Optuna for ``n_trials`` in all, also over several calls
+    of the same command, and start from ``seed``. ``objectives``: metric or dotted number of
+    ``result.json`` to direction; none is ``checkpoint.monitor``. ``pruner`` ends trials that fall
+    behind, once ``prune_trials`` have ended and ``prune_epochs`` have passed.
+
+    ``storage``: URL of an Optuna storage (default: a journal in the sweep's folder), ``study`` its
+    name there. ``dir``: the sweep's folder; one that holds this sweep goes on. ``baseline``:
+    overrides that mark a job. ``retries``: further attempts of a failed job; ``fail_fast``: the
+    first failure ends the sweep. ``batch``: trials asked for at once where the launcher blocks.
+    """
+
+    params: dict[str, str] = field(default_factory=dict)
+    sampler: Sampler = "grid"
+    n_trials: Annotated[int, Gt(0)] | None = None
+    seed: Annotated[int, Ge(0)] = 0
+    objectives: dict[str, Direction] = field(default_factory=dict)
+    pruner: Pruner = "none"
+    prune_trials: Annotated[int, Ge(0)] = 5
+    prune_epochs: Annotated[int, Gt(0)] = 1
+    storage: str | None = None
+    study: str | None = None
+    dir: str | None = None
+    baseline: tuple[str, ...] = ()
+    retries: Annotated[int, Ge(0)] = 0
+    fail_fast: bool = False
+    batch: Annotated[int, Gt(0)] = 4
+
+    def __post_init__(self) -> None:
+        if self.sampler == "grid" and self.n_trials is not None:
+            what = "is for samplers; a grid has as many jobs as combinations"
+            raise SweepError("sweep.n_trials", what, "drop it, or type sweep.sampler=tpe", 1)
+        if self.sampler != "grid" and self.n_trials is None:
+            what = f"must be given for sweep.sampler={self.sampler}"
+            raise SweepError("sweep.n_trials", what, "type sweep.n_trials=32", 2)
+        if self.pruner != "none" and (self.sampler == "grid" or len(self.objectives) > 1):
+            what = "needs a sampler of Optuna and a single objective"
+            raise SweepError("sweep.pruner", what, "drop it, or type sweep.sampler=tpe", 3)
+        if self.sampler == "cmaes" and len(self.objectives) > 1:
+            what = "cmaes has one objective"
+            raise SweepError("sweep.sampler", what, "type sweep.sampler=nsga2", 4)
+        if self.sampler == "grid" and (self.storage or self.study):
+            what = "is for samplers of Optuna; a grid needs none"
+            raise SweepError("sweep.storage", what, "drop it, or type sweep.sampler=tpe", 5)

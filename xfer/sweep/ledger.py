@@ -1,0 +1,201 @@
+"""The folder of a sweep: ``sweep.json``, and a folder for every job with what became of it."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Literal
+
+from xfer.errors import ResumeError, XferError
+from xfer.log import log
+from xfer.resume import BESIDE, JOB, OUTPUT, is_live, lock
+from xfer.storage import output_errors, write_json
+from xfer.sweep.objective import Objective
+from xfer.sweep.space import Job
+from xfer.types import Plain
+
+State = Literal["missing", "running", "interrupted", "failed", "finished"]
+_SWEEP = "sweep.json"
+
+
+@dataclass(frozen=True)
+class Head:
+    """What ``sweep.json`` says of the sweep as a whole. ``total``: jobs asked for; ``mark`` tells
+    one sweep from another."""
+
+    experiment: str
+    command: str
+    objectives: tuple[Objective, ...]
+    baseline: tuple[str, ...]
+    total: int | None
+    threads: int | None
+    mark: str
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """The jobs of one sweep below ``folder``."""
+
+    folder: Path
+
+    def __call__(self, number: int) -> Path:
+        """The folder of a job, which is its run folder."""
+        return self.folder / str(number)
+
+    def open(self, head: Head) -> None:
+        """Write ``sweep.json``."""
+        facts = {
+            "format": 1,
+            "experiment": head.experiment,
+            "command": head.command,
+            "objectives": [asdict(objective) for objective in head.objectives],
+            "baseline": list(head.baseline) or None,
+            "jobs": head.total,
+            "threads": head.threads,
+            "fingerprint": head.mark,
+        }
+        before = _read(self.folder / _SWEEP).get("threads")
+        if before not in (None, head.threads):
+            log.warning(
+                f"jobs had {before} threads before and have {head.threads} now: what goes on is "
+                "not the same bit for bit, and features are computed again"
+            )
+        write_json(self.folder / _SWEEP, facts)
+
+    def state(self, number: int) -> State:
+        """What became of a job so far; one that was killed is ``running``."""
+        state: State = _read(self(number) / "status.json").get("state", "missing")
+        return state
+
+    def code(self, number: int) -> int:
+        """The exit code that a job's status names."""
+        return int(_read(self(number) / "status.json").get("exit") or 0)
+
+    def jobs(self) -> Iterator[Job]:
+        """Every job that was begun, by number."""
+        for path in sorted(self.folder.glob(f"*/{JOB}"), key=lambda p: p.parent.name.zfill(9)):
+            facts = _read(path)
+            if facts:
+                texts = tuple(facts["overrides"])
+                yield Job(facts["job"], texts, facts["parameters"], facts.get("trial"))
+
+    def prepare(self, job: Job) -> Path:
+        """The folder of a job that is about to start.
+
+        One that was interrupted goes on where it stood. What cannot go on is emptied.
+        """
+        folder = self(job.number)
+        with output_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        _wait_for(folder)
+        status, plan = (_read(folder / name) for name in ("status.json", "plan.json"))
+        refused = status.get("exit") == ResumeError.exit
+        if "fingerprint" not in plan or refused:
+            _empty(folder)
+        (folder / "error.log").unlink(missing_ok=True)
+        facts = {"job": job.number, "overrides": job.overrides, "parameters": job.parameters}
+        write_json(folder / JOB, {**facts, **({"trial": job.trial} if job.trial else {})})
+        return folder
+
+    def settle(self, number: int, code: int) -> str:
+        """Make ``status.json`` true for a job that ended with ``code``; what is to be told of a
+        failure, or nothing."""
+        folder = self(number)
+        status = _read(folder / "status.json")
+        if code == 0:
+            return ""
+        if status.get("state") not in ("failed", "interrupted"):
+            status = _failed(code, _last_line(folder / OUTPUT))
+            write_json(folder / "status.json", status)
+        if not status.get("code"):
+            return f"{status['message']}. Fix: {status['remedy']}"
+        return f"xfer: error E{status['code']:03d}: {status['message']}. Fix: {status['remedy']}"
+
+
+def _failed(code: int, line: str) -> Plain:
+    """The status of a job that could not write its own."""
+    found = line.removeprefix("xfer: error E")
+    number, what, fix = None, line or "it said nothing", "see output.log"
+    if found != line:
+        head, _, rest = found.partition(": ")
+        what, _, fix = rest.rpartition(". Fix: ")
+        number = int(head)
+    elif code > 128:
+        what = f"killed by signal {code - 128}" + (f" ({line})" if line else "")
+    state = "interrupted" if code in (130, 143) else "failed"
+    facts = {"state": state, "code": number, "exit": code, "message": what, "remedy": fix}
+    return {**facts, "last_good_checkpoint": None, "files": {}}
+
+
+def _last_line(path: Path) -> str:
+    """The last error that a job told, else the last thing that it said."""
+    if not path.is_file():
+        return ""
+    lines = [line for line in path.read_text(errors="replace").splitlines() if line.strip()]
+    told = [line for line in lines if line.startswith("xfer: error E")]
+    return (told or lines or [""])[-1][:500]
+
+
+def _wait_for(folder: Path) -> None:
+    """A job that a killed sweep left behind may still be saving its state."""
+    if not is_live(folder):
+        return
+    log.info(f"waiting for a process that works in {folder}")
+    with (folder / ".lock").open() as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+
+
+def _empty(folder: Path) -> None:
+    for path in folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name not in BESIDE:
+            path.unlink()
+
+
+def mark(config_fingerprint: str, space: Sequence[object], options: Plain) -> str:
+    """A hash of what makes a sweep that sweep: the run's own, the space and its search."""
+    text = json.dumps([config_fingerprint, [repr(p) for p in space], options], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def find(folder: str | None, auto: bool, root: Path, mark: str) -> Path | None:
+    """The sweep to go on with: in ``folder``, or with ``auto`` the newest below ``root`` with this
+    ``mark`` that no process works on. Raises ResumeError where ``folder`` holds another."""
+    if folder is not None:
+        path = Path(folder).expanduser()
+        facts = _read(path / _SWEEP)
+        if facts and facts.get("fingerprint") != mark:
+            fix = "give the same options, or another sweep.dir"
+            raise ResumeError(path, f"holds another sweep: {facts.get('command')}", fix, 10)
+        if not facts and path.is_dir() and any(path.iterdir()):
+            raise ResumeError(path, "holds files and no sweep", "choose another sweep.dir", 11)
+        return path
+    if auto:
+        for path in sorted(root.glob(f"*/{_SWEEP}"), key=lambda p: p.parent.name, reverse=True):
+            if _read(path).get("fingerprint") == mark and not is_live(path.parent):
+                return path.parent
+    return None
+
+
+def hold(folder: Path) -> IO[str]:
+    """Keep other sweeps out of ``folder`` until the returned file is closed."""
+    with output_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    try:
+        return lock(folder)
+    except XferError as error:
+        raise ResumeError(folder, "another sweep works here", "wait for it", 12) from error
+
+
+def _read(path: Path) -> Plain:
+    try:
+        facts: Plain = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}  # nothing was written there, which is the answer
+    return facts

@@ -1,0 +1,75 @@
+"""What one machine offers to jobs: cores for each, or a share of a GPU."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from dataclasses import dataclass
+
+from xfer.errors import SweepError
+
+KEY = "hydra.launcher.slots"
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Room for one job at a time: these ``cores`` and, on a machine that has some, this GPU."""
+
+    number: int
+    cores: tuple[int, ...]
+    gpu: str | None = None
+
+    @property
+    def threads(self) -> int:
+        """Threads of a job: one a core, or fewer where ``OMP_NUM_THREADS`` says so."""
+        asked, most = os.environ.get("OMP_NUM_THREADS", ""), len(self.cores)
+        return min(most, int(asked)) if asked.isdigit() and int(asked) else most
+
+    def environment(self) -> dict[str, str]:
+        """That of a job."""
+        found = {**os.environ, "OMP_NUM_THREADS": str(self.threads)}
+        if self.gpu is not None:
+            found["CUDA_VISIBLE_DEVICES"] = self.gpu
+        return found
+
+
+def divide(count: int | None, jobs_per_gpu: int, uses_gpu: bool) -> list[Slot]:
+    """The slots of this machine: ``jobs_per_gpu`` on every GPU; without one, ``count`` (default
+    1) that divide the cores. Raises SweepError where there is not as much as is asked for."""
+    gpus = visible_gpus() if uses_gpu else []
+    cores = usable_cores()
+    shares = [gpu for gpu in gpus for _ in range(jobs_per_gpu)]
+    wanted = count or len(shares) or 1
+    if shares and wanted > len(shares):
+        what = f"is {wanted}, but {len(gpus)} GPUs with {jobs_per_gpu} jobs each take {len(shares)}"
+        raise SweepError(KEY, what, "raise hydra.launcher.jobs_per_gpu, or lower it", 11)
+    if wanted > len(cores):
+        what = f"{wanted} slots need as many cores, there are {len(cores)}"
+        raise SweepError(KEY, what, f"type {KEY}={len(cores)} or fewer", 12)
+    edges = [i * len(cores) // wanted for i in range(wanted + 1)]
+    return [
+        Slot(i, tuple(cores[edges[i] : edges[i + 1]]), shares[i] if shares else None)
+        for i in range(wanted)
+    ]
+
+
+def usable_cores() -> list[int]:
+    """The cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs that jobs may use, as ``CUDA_VISIBLE_DEVICES`` names them."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is not None:
+        return [name.strip() for name in named.split(",") if name.strip() not in ("", "-1")]
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return []
+    listed = subprocess.run([program, "-L"], capture_output=True, text=True, check=False)
+    if listed.returncode:
+        return []
+    return [str(i) for i, _ in enumerate(s for s in listed.stdout.splitlines() if s[:4] == "GPU ")]
