@@ -1,7 +1,8 @@
 """Runs that are killed at random times and begun again, held against the run that nobody killed.
 
-``python tests/survival.py --kills 500`` is the whole proof; ``tests/test_survival.py`` a part of
-it. A warm parent forks every run, because importing torch would take most of the time.
+``python tests/survival.py --kills 500 --report`` is the whole proof, ``tests/test_survival.py`` a
+part of it. It ends at its kills or, with ``--minutes``, after the run in which the time is over. A
+warm parent forks every run, because importing torch would take most of the time.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import importlib
 import json
 import os
 import random
+import shutil
 import signal
 import sys
 import tempfile
@@ -105,6 +107,7 @@ def main() -> None:
     """Print the counts as JSON."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--kills", type=int, default=500)
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no run after them")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--spoilt", action="store_true", help="the negative control")
     parser.add_argument("--report", action="store_true", help="with figures and report")
@@ -116,6 +119,7 @@ def main() -> None:
     if asked.spoilt:
         spoil()
     dice, kills, runs = random.Random(asked.seed), 0, 0
+    until = time.monotonic() + 60 * asked.minutes
     different: list[str] = []
     with tempfile.TemporaryDirectory() as place:
         root = Path(place)
@@ -126,10 +130,12 @@ def main() -> None:
             took = time.monotonic() - began
         whole = finished(root / "whole")
         assert_same(finished(root / "first"), whole)
-        while kills < asked.kills:
+        while kills < asked.kills and time.monotonic() < until:
             (folder := root / f"run{runs}").mkdir()
             landed, what = survive(folder, whole, took, dice)
             runs, kills = runs + 1, kills + landed
+            if not what:
+                shutil.rmtree(folder)
             different += [what] if what else []
             counts = f"{runs} runs, {kills} kills, {len(different)} differ"
             print(counts, file=sys.stderr, flush=True)
