@@ -107,7 +107,9 @@ def main() -> None:
     """Print the counts as JSON."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--kills", type=int, default=500)
-    parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no run after them")
+    parser.add_argument(
+        "--minutes", type=float, default=float("inf"), help="begin no run after them"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--spoilt", action="store_true", help="the negative control")
     parser.add_argument("--report", action="store_true", help="with figures and report")
