@@ -17,6 +17,7 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from runs import OPTIONS, assert_same
@@ -33,8 +34,16 @@ IMPORTED = [
 COMMAND = [*OPTIONS[1:], *MORE, "checkpoint.resume=auto"]
 
 
-def begin(folder: Path) -> int:
-    """Fork a run in ``folder``; its process id."""
+def warm() -> None:
+    """Import all that a run does, once for all of them."""
+    for module in IMPORTED:
+        importlib.import_module(module)
+
+
+def begin(
+    folder: Path, command: list[str] = COMMAND, prepare: Callable[[], object] = lambda: None
+) -> int:
+    """Fork a run in ``folder``, with a cache of its own, after ``prepare``; its process id."""
     child = os.fork()
     if child:
         return child
@@ -44,9 +53,11 @@ def begin(folder: Path) -> int:
         output = os.open("output", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(output, 1)
         os.dup2(output, 2)
+        os.environ["XFER_CACHE"] = str(folder / "cache")
         import xfer
 
-        xfer.run("digits_freeze", COMMAND)
+        prepare()
+        xfer.run("digits_freeze", command)
         code = 0
     except BaseException:
         import traceback
@@ -84,7 +95,14 @@ def survive(folder: Path, whole: Path, took: float, dice: random.Random) -> tupl
         if end(child) != -signal.SIGKILL:
             break  # it had finished, or will fail again below
         landed += 1
-    code = end(begin(folder))
+    return landed, difference(end(begin(folder)), folder, whole)
+
+
+def difference(code: int, folder: Path, whole: Path) -> str:
+    """What is otherwise than in ``whole``, the run that nobody killed; nothing where nothing is.
+
+    ``code`` is the exit code of the last run in ``folder``.
+    """
     try:
         assert code == 0, f"exit {code}: " + (folder / "output").read_text()[-2000:]
         run = finished(folder)
@@ -92,8 +110,8 @@ def survive(folder: Path, whole: Path, took: float, dice: random.Random) -> tupl
         files = [{str(p.relative_to(r)) for p in r.rglob("*")} for r in (run, whole)]
         assert files[0] == files[1], files[0] ^ files[1]
     except AssertionError as error:
-        return landed, str(error)[:2000] or "differs"
-    return landed, ""
+        return str(error)[:2000] or "differs"
+    return ""
 
 
 def spoil() -> None:
@@ -110,14 +128,14 @@ def main() -> None:
     parser.add_argument(
         "--minutes", type=float, default=float("inf"), help="begin no run after them"
     )
+    parser.add_argument("--runs", type=int, default=0, help="at least so many")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--spoilt", action="store_true", help="the negative control")
     parser.add_argument("--report", action="store_true", help="with figures and report")
     asked = parser.parse_args()
     if asked.report:
         COMMAND.append("stages=[fit,evaluate,export,report]")
-    for module in IMPORTED:
-        importlib.import_module(module)
+    warm()
     if asked.spoilt:
         spoil()
     dice, kills, runs = random.Random(asked.seed), 0, 0
@@ -132,7 +150,7 @@ def main() -> None:
             took = time.monotonic() - began
         whole = finished(root / "whole")
         assert_same(finished(root / "first"), whole)
-        while kills < asked.kills and time.monotonic() < until:
+        while (kills < asked.kills or runs < asked.runs) and time.monotonic() < until:
             (folder := root / f"run{runs}").mkdir()
             landed, what = survive(folder, whole, took, dice)
             runs, kills = runs + 1, kills + landed

@@ -82,6 +82,7 @@ def fit(plan: Plan, folder: Path, resume: Path | None = None) -> Fitted:
             "use val_acc or val_loss",
             91,
         )
+    phases.finish(module)
     history.close()
     module.cpu()
     path = _complete(folder / "checkpoints" / "best.ckpt", net)
