@@ -31,7 +31,7 @@ MEGABYTES = 4
 
 def other_file_systems() -> tuple[Path, Path] | None:
     """A folder for temporary files and one on another file system; ``None`` where there is one."""
-    found = {os.stat(p).st_dev: Path(p) for p in reversed(PLACES) if os.access(p, os.W_OK)}
+    found = {Path(p).stat().st_dev: Path(p) for p in reversed(PLACES) if os.access(p, os.W_OK)}
     folders = list(found.values())
     return (folders[0], folders[-1]) if len(folders) > 1 else None
 

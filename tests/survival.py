@@ -24,7 +24,7 @@ from runs import OPTIONS, assert_same
 
 from xfer.storage import file_sha256
 
-MORE = ["trainer.max_epochs=3", "stages=[fit,evaluate,export]", "export=safetensors"]
+MORE = ["stages=[fit,evaluate,export]", "export=safetensors"]
 # Everything that a run imports.
 IMPORTED = [
     *("matplotlib.pyplot", "timm", "torchvision.transforms.v2", "sklearn.datasets", "jinja2"),
@@ -129,10 +129,12 @@ def main() -> None:
         "--minutes", type=float, default=float("inf"), help="begin no run after them"
     )
     parser.add_argument("--runs", type=int, default=0, help="at least so many")
+    parser.add_argument("--epochs", type=int, default=3, help="of every run")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--spoilt", action="store_true", help="the negative control")
     parser.add_argument("--report", action="store_true", help="with figures and report")
     asked = parser.parse_args()
+    COMMAND.append(f"trainer.max_epochs={asked.epochs}")
     if asked.report:
         COMMAND.append("stages=[fit,evaluate,export,report]")
     warm()

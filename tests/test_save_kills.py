@@ -1,4 +1,4 @@
-"""A kill during a save onto another file system tears no file; Lightning's own writer tears some."""
+"""A kill during a save onto another file system tears no file; Lightning's own writer does."""
 
 from __future__ import annotations
 
