@@ -24,11 +24,13 @@ from survival import begin, difference, end, finished, spoil, warm
 
 IMAGES = [*OPTIONS[1:], "trainer.max_epochs=2", "checkpoint.resume=auto"]
 EARLY = [*IMAGES, "trainer.patience=1", "trainer.max_epochs=9", "optim.lr=1e-7"]
+BALANCED = [*IMAGES, "data.sampler=balanced"]
 FEATURES = [*IMAGES, "freeze=head_only", "features=require"]
 OUTPUTS = [*IMAGES, "stages=[fit,evaluate,export,report]", "export=safetensors"]
 # name: command, function, and at which of its calls.
 POINTS = {
     "forward": (IMAGES, "xfer.model:Classifier.training_step", 30),
+    "forward_balanced": (BALANCED, "xfer.model:Classifier.training_step", 30),
     "backward": (IMAGES, "torch:Tensor.backward", 30),
     "optimizer_step": (IMAGES, "torch.optim:SGD.step", 30),
     "schedule_step": (IMAGES, "xfer.model:Classifier.lr_scheduler_step", 30),

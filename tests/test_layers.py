@@ -18,7 +18,7 @@ NOUNS = tuple(g for g in GROUPS if g not in ("experiment", "sweep"))
 
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "types", "log", "randomness", "help", "seal", "looks"),
-    ("storage", "weights", "patterns", "protobuf", "dialects", "signals"),
+    ("storage", "weights", "balance", "patterns", "protobuf", "dialects", "signals"),
     ("transfer",),
     ("preprocess", "images", "download", "snapshot", "resume", "compat", "norms", "session"),
     NOUNS,
@@ -38,7 +38,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("classes", "numbers"),
     ("plan", "places", "evaluate", "standalone"),
     ("model", "builder", "handover"),
-    ("history", "extraction", "lr_find", "record", "room"),
+    ("history", "halving", "extraction", "lr_find", "record", "room"),
     ("feed",),
     ("phases",),
     ("fit",),

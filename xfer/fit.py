@@ -20,10 +20,11 @@ from xfer.decoded import decoded
 from xfer.errors import ConfigError, DataError, OutOfMemory
 from xfer.evaluate import device_name, device_of
 from xfer.feed import Feed
+from xfer.halving import recall, smaller
 from xfer.history import AtomicIO, History
 from xfer.loader import EvalLoader, Pictures, TrainLoader
 from xfer.log import log
-from xfer.memory import ran_out, too_large
+from xfer.memory import free, ran_out, too_large
 from xfer.model import Classifier
 from xfer.network import assemble
 from xfer.phases import Phases
@@ -56,10 +57,19 @@ class Fitted:
 def fit(plan: Plan, folder: Path, resume: Path | None = None) -> Fitted:
     """Train as planned; go on from the resume file ``resume`` where one is given.
 
-    Raises DivergedError, DataError, ConfigError or OutputError; never finishes without a best
-    checkpoint.
+    Raises DivergedError, DataError, ConfigError, OutputError or, unless smaller batches are asked
+    for and fit, OutOfMemory; never finishes without a best checkpoint.
     """
-    began = time.perf_counter()
+    began, plan = time.perf_counter(), recall(plan, folder)
+    while True:
+        try:
+            return _fit(plan, folder, resume, began)
+        except OutOfMemory as error:
+            plan, resume = smaller(plan, folder, error), None
+        free()
+
+
+def _fit(plan: Plan, folder: Path, resume: Path | None, began: float) -> Fitted:
     plan = _decoded(plan)
     net = assemble(plan.parts, plan.weights)
     module, history = Classifier(net, plan), History(plan, folder)
@@ -163,10 +173,9 @@ def _loaders(plan: Plan) -> tuple[TrainLoader, EvalLoader]:
     train = Pictures(splits["train"], augment.transform(spec), augment.seed)
     val = Pictures(splits["val"], lambda image: prepare(image, spec))
     workers, pin = specs.data.workers, device_of(specs.trainer).type == "cuda"
-    return (
-        TrainLoader(train, specs.data.batch_size, workers, pin, specs.seed),
-        EvalLoader(val, specs.data.eval_batch_size, workers, pin),
-    )
+    loader = TrainLoader(train, specs.data.batch_size, workers, pin, specs.seed)
+    loader.order.labels = specs.data.balance(splits["train"].labels)
+    return loader, EvalLoader(val, specs.data.eval_batch_size, workers, pin)
 
 
 def _trainer(plan: Plan, folder: Path, callbacks: list[pl.Callback]) -> pl.Trainer:
