@@ -1,7 +1,8 @@
 """Runs that are killed at random times and begun again, held against the run that nobody killed.
 
-``python tests/survival.py --kills 500`` is the whole proof; ``tests/test_survival.py`` a part of
-it. A warm parent forks every run, because importing torch would take most of the time.
+``python tests/survival.py --kills 500 --report`` is the whole proof, ``tests/test_survival.py`` a
+part of it. It ends at its kills or, with ``--minutes``, after the run in which the time is over. A
+warm parent forks every run, because importing torch would take most of the time.
 """
 
 from __future__ import annotations
@@ -11,17 +12,19 @@ import importlib
 import json
 import os
 import random
+import shutil
 import signal
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from runs import OPTIONS, assert_same
 
 from xfer.storage import file_sha256
 
-MORE = ["trainer.max_epochs=3", "stages=[fit,evaluate,export]", "export=safetensors"]
+MORE = ["stages=[fit,evaluate,export]", "export=safetensors"]
 # Everything that a run imports.
 IMPORTED = [
     *("matplotlib.pyplot", "timm", "torchvision.transforms.v2", "sklearn.datasets", "jinja2"),
@@ -31,8 +34,16 @@ IMPORTED = [
 COMMAND = [*OPTIONS[1:], *MORE, "checkpoint.resume=auto"]
 
 
-def begin(folder: Path) -> int:
-    """Fork a run in ``folder``; its process id."""
+def warm() -> None:
+    """Import all that a run does, once for all of them."""
+    for module in IMPORTED:
+        importlib.import_module(module)
+
+
+def begin(
+    folder: Path, command: list[str] = COMMAND, prepare: Callable[[], object] = lambda: None
+) -> int:
+    """Fork a run in ``folder``, with a cache of its own, after ``prepare``; its process id."""
     child = os.fork()
     if child:
         return child
@@ -42,9 +53,11 @@ def begin(folder: Path) -> int:
         output = os.open("output", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(output, 1)
         os.dup2(output, 2)
+        os.environ["XFER_CACHE"] = str(folder / "cache")
         import xfer
 
-        xfer.run("digits_freeze", COMMAND)
+        prepare()
+        xfer.run("digits_freeze", command)
         code = 0
     except BaseException:
         import traceback
@@ -82,7 +95,14 @@ def survive(folder: Path, whole: Path, took: float, dice: random.Random) -> tupl
         if end(child) != -signal.SIGKILL:
             break  # it had finished, or will fail again below
         landed += 1
-    code = end(begin(folder))
+    return landed, difference(end(begin(folder)), folder, whole)
+
+
+def difference(code: int, folder: Path, whole: Path) -> str:
+    """What is otherwise than in ``whole``, the run that nobody killed; nothing where nothing is.
+
+    ``code`` is the exit code of the last run in ``folder``.
+    """
     try:
         assert code == 0, f"exit {code}: " + (folder / "output").read_text()[-2000:]
         run = finished(folder)
@@ -90,8 +110,8 @@ def survive(folder: Path, whole: Path, took: float, dice: random.Random) -> tupl
         files = [{str(p.relative_to(r)) for p in r.rglob("*")} for r in (run, whole)]
         assert files[0] == files[1], files[0] ^ files[1]
     except AssertionError as error:
-        return landed, str(error)[:2000] or "differs"
-    return landed, ""
+        return str(error)[:2000] or "differs"
+    return ""
 
 
 def spoil() -> None:
@@ -105,17 +125,23 @@ def main() -> None:
     """Print the counts as JSON."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--kills", type=int, default=500)
+    parser.add_argument(
+        "--minutes", type=float, default=float("inf"), help="begin no run after them"
+    )
+    parser.add_argument("--runs", type=int, default=0, help="at least so many")
+    parser.add_argument("--epochs", type=int, default=3, help="of every run")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--spoilt", action="store_true", help="the negative control")
     parser.add_argument("--report", action="store_true", help="with figures and report")
     asked = parser.parse_args()
+    COMMAND.append(f"trainer.max_epochs={asked.epochs}")
     if asked.report:
         COMMAND.append("stages=[fit,evaluate,export,report]")
-    for module in IMPORTED:
-        importlib.import_module(module)
+    warm()
     if asked.spoilt:
         spoil()
     dice, kills, runs = random.Random(asked.seed), 0, 0
+    until = time.monotonic() + 60 * asked.minutes
     different: list[str] = []
     with tempfile.TemporaryDirectory() as place:
         root = Path(place)
@@ -126,10 +152,12 @@ def main() -> None:
             took = time.monotonic() - began
         whole = finished(root / "whole")
         assert_same(finished(root / "first"), whole)
-        while kills < asked.kills:
+        while (kills < asked.kills or runs < asked.runs) and time.monotonic() < until:
             (folder := root / f"run{runs}").mkdir()
             landed, what = survive(folder, whole, took, dice)
             runs, kills = runs + 1, kills + landed
+            if not what:
+                shutil.rmtree(folder)
             different += [what] if what else []
             counts = f"{runs} runs, {kills} kills, {len(different)} differ"
             print(counts, file=sys.stderr, flush=True)

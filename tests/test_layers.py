@@ -18,7 +18,7 @@ NOUNS = tuple(g for g in GROUPS if g not in ("experiment", "sweep"))
 
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "types", "log", "randomness", "help", "seal", "looks", "statistics", "logged"),
-    ("storage", "weights", "patterns", "protobuf", "dialects", "signals", "team"),
+    ("storage", "weights", "balance", "patterns", "protobuf", "dialects", "signals", "team"),
     ("transfer",),
     ("preprocess", "images", "download", "snapshot", "resume", "compat", "norms", "session"),
     ("ranks", "cluster"),
@@ -39,7 +39,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("classes", "numbers", "devices"),
     ("plan", "places", "evaluate", "standalone"),
     ("model", "builder", "handover", "outlook"),
-    ("history", "extraction", "lr_find", "record", "room"),
+    ("history", "halving", "extraction", "lr_find", "record", "room"),
     ("pruning", "joint", "feed"),
     ("phases",),
     ("fit",),

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
@@ -160,3 +161,44 @@ def test_a_file_that_broke_since_the_scan_is_named(tmp_path: Path, workers: int)
     assert told.value.number == 310 and "\n" not in str(told.value)
     with pytest.raises(DataError, match=files[2].name):
         list(TrainLoader(plain, 2, workers, pin=False, seed=0))
+
+
+def counted(order: Order) -> list[tuple[int, int]]:
+    assert order.labels is not None
+    found = Counter(order.labels[key[1]] for batch in order.groups() for key in batch)
+    return sorted(found.items())
+
+
+def test_a_balanced_order_shows_every_class_as_often_and_every_image_of_a_class_too() -> None:
+    labels = [0] * 70 + [1] * 25 + [2] * 5
+    order = Order(100, 8, 3)
+    order.labels = labels
+    seen: Counter[int] = Counter()
+    for number in range(40):
+        order.set_epoch(number)
+        keys = list(chain(*order.groups()))
+        assert len(keys) == len(set(keys)) == 100, "the same augmentation comes twice"
+        assert sorted(count for _, count in counted(order)) == [33, 33, 34]
+        per_image = Counter(key[1] for key in keys)
+        assert {per_image[i] for i in range(95, 100)} <= {6, 7}
+        seen.update(per_image)
+    assert set(seen) == set(range(100)), "some image never comes"
+
+
+def test_a_balanced_order_depends_on_seed_and_epoch_alone() -> None:
+    def drawn(seed: int, number: int) -> list[list[tuple[int, ...]]]:
+        order = Order(20, 4, seed)
+        order.labels = [0] * 17 + [1] * 3
+        order.set_epoch(number)
+        return order.groups()
+
+    found = {(s, e): drawn(s, e) for s in (0, 1) for e in (0, 1)}
+    torch.rand(5)
+    assert all(found[key] == drawn(*key) for key in found)
+    assert len({str(value) for value in found.values()}) == 4
+
+
+def test_an_image_that_comes_again_is_augmented_anew() -> None:
+    pictures = Pictures(samples(4), Strong().transform(SPEC), seed=5)
+    assert not np.array_equal(pictures[(1, 2)][0], pictures[(1, 2, 1)][0])
+    assert np.array_equal(pictures[(1, 2, 1)][0], pictures[(1, 2, 1)][0])

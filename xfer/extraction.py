@@ -51,7 +51,9 @@ class Extraction:
         self.store = Store(folder(options.dir), options.max_gb)
         epochs = plan.specs.trainer.max_epochs
         self.views = views(options, plan.specs.augment.random, epochs)
-        self.exact = self.views == epochs and options.batch_size is None
+        balanced = plan.specs.data is not None and plan.specs.data.sampler == "balanced"
+        # Batches in which an image comes twice or not at all are no order for an entry.
+        self.exact = self.views == epochs and options.batch_size is None and not balanced
         self.device, self.ranks = module.device, plan.specs.trainer.devices
         self.channels_last = plan.specs.trainer.channels_last
         self.difference = 0.0

@@ -20,11 +20,12 @@ from xfer.decoded import decoded
 from xfer.errors import ConfigError, DataError, OutOfMemory
 from xfer.evaluate import device_name, device_of
 from xfer.feed import Feed
+from xfer.halving import recall, smaller
 from xfer.history import AtomicIO, History
 from xfer.joint import followed, led
 from xfer.loader import EvalLoader, Pictures, Share, TrainLoader, shared_size
 from xfer.log import log
-from xfer.memory import ran_out, too_large
+from xfer.memory import free, ran_out, too_large
 from xfer.model import Classifier
 from xfer.network import assemble
 from xfer.phases import Phases
@@ -60,12 +61,11 @@ class Fitted:
 def fit(plan: Plan, folder: Path, resume: Path | None = None) -> Fitted:
     """Train as planned; go on from the resume file ``resume`` where one is given.
 
-    Raises DivergedError, DataError, ConfigError or OutputError; never finishes without a best
-    checkpoint.
+    Raises DivergedError, DataError, ConfigError, OutputError or, unless smaller batches are asked
+    for and fit, OutOfMemory; never finishes without a best checkpoint.
     """
     began = time.perf_counter()
-    with led(plan, folder, resume) as team:
-        done = _train(plan, folder, resume, team)
+    done = _lead(recall(plan, folder), folder, resume)
     done.history.close()
     path = _complete(folder / "checkpoints" / "best.ckpt", done.net)
     best = done.history.best
@@ -101,6 +101,17 @@ class _Trained(NamedTuple):
     device: torch.device
 
 
+def _lead(plan: Plan, folder: Path, resume: Path | None) -> _Trained:
+    """Train, in smaller batches where memory runs out and they are asked for."""
+    while True:
+        try:
+            with led(plan, folder, resume) as team:
+                return _train(plan, folder, resume, team)
+        except OutOfMemory as error:
+            plan, resume = smaller(plan, folder, error), None
+        free()
+
+
 def _train(plan: Plan, folder: Path, resume: Path | None, team: Team) -> _Trained:
     plan = _decoded(plan, team)
     net = assemble(plan.parts, plan.weights)
@@ -126,6 +137,7 @@ def _train(plan: Plan, folder: Path, resume: Path | None, team: Team) -> _Traine
             "use val_acc or val_loss",
             91,
         )
+    phases.finish(module)
     device = trainer.strategy.root_device
     module.cpu()
     return _Trained(net, history, phases, device)
@@ -192,10 +204,9 @@ def _loaders(plan: Plan, team: Team) -> tuple[TrainLoader, EvalLoader]:
     val = Pictures(splits["val"], lambda image: prepare(image, spec))
     workers, pin = specs.data.workers, device_of(specs.trainer).type == "cuda"
     size = shared_size(len(val), specs.data.eval_batch_size, team.ranks)
-    return (
-        TrainLoader(train, specs.data.batch_size, workers, pin, specs.seed, share),
-        EvalLoader(val, size, workers, pin, share),
-    )
+    loader = TrainLoader(train, specs.data.batch_size, workers, pin, specs.seed, share)
+    loader.order.labels = specs.data.balance(splits["train"].labels)
+    return loader, EvalLoader(val, size, workers, pin, share)
 
 
 def _trainer(plan: Plan, folder: Path, callbacks: list[pl.Callback], team: Team) -> pl.Trainer:

@@ -55,10 +55,12 @@ class History(pl.Callback):
         self.rows, self.best, self.kept = state["rows"], state["best"], state["kept"]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Remove copies made after the state that a killed run goes on from."""
+        """Remove copies made after the state that a killed run goes on from; end where it did."""
         for file in self.folder.glob(f"{self.plan.specs.checkpoint.prefix}[-_]*.ckpt"):
             if self.team.leads and file.stem not in self.kept:
                 file.unlink()
+        if self.rows:
+            self._stop_early(trainer)
         self._epoch_started = time.perf_counter()
         install()
 

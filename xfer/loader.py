@@ -13,6 +13,7 @@ import torch
 from torch.utils.data import DataLoader, Sampler
 from torch.utils.data import Dataset as TorchDataset
 
+from xfer.balance import balanced
 from xfer.errors import XferError
 from xfer.randomness import derive
 from xfer.signals import ignore_in_worker
@@ -26,8 +27,9 @@ if TYPE_CHECKING:
 
     Transform = Callable[[Image], npt.NDArray[np.float32]]
 
-Key = tuple[int, int]
-"""(epoch, index): what one training image is drawn for."""
+Key = tuple[int, ...]
+"""(epoch, index): what one training image is drawn for; (epoch, index, time) from the second time
+on in the same epoch."""
 
 
 class Share(NamedTuple):
@@ -62,7 +64,7 @@ class Pictures(TorchDataset[Any]):
         return len(self.samples)
 
     def __getitem__(self, key: int | Key) -> Any:
-        epoch, index = key if isinstance(key, tuple) else (None, key)
+        epoch, index, *again = key if isinstance(key, tuple) else (None, key)
         try:
             image = self.samples.images[index]
             if epoch is None:
@@ -70,7 +72,8 @@ class Pictures(TorchDataset[Any]):
             else:
                 with torch.random.fork_rng(devices=[]):
                     # torch.manual_seed would also queue a call for every kind of device, slowly.
-                    torch.default_generator.manual_seed(derive("augment", self.seed, epoch, index))
+                    seed = derive("augment", self.seed, epoch, index, *again)
+                    torch.default_generator.manual_seed(seed)
                     array = self.transform(image)
         except XferError as error:
             return error
@@ -99,8 +102,10 @@ class Order(Sampler[list[Key]]):
     Of ``ranks`` processes each takes its even part of every batch of ``ranks * batch_size``
     images, so all of them together see what one process with that batch size would. A remainder
     of less than two images a rank joins the batch before it: batch normalisation cannot train on
-    one image.
+    one image. Where ``labels`` are set, every class comes equally often.
     """
+
+    labels: Sequence[int] | None = None
 
     def __init__(self, count: int, batch_size: int, seed: int, share: Share = ALL) -> None:
         self.count, self.batch_size, self.seed = count, batch_size, seed
@@ -126,13 +131,22 @@ class Order(Sampler[list[Key]]):
 
     def parts(self) -> list[list[list[Key]]]:
         """The keys of every batch of the epoch, rank by rank."""
-        generator = torch.Generator().manual_seed(derive("order", self.seed, self.epoch))
-        order = torch.randperm(self.count, generator=generator).tolist()
-        size = self.batch_size * self.ranks
+        keys, size = self._keys(), self.batch_size * self.ranks
         starts = [i * size for i in range(len(self))]
         spans = zip(starts, [*starts[1:], self.count], strict=True)
-        keys = [[(self.epoch, index) for index in order[start:end]] for start, end in spans]
-        return [[batch[rank :: self.ranks] for rank in range(self.ranks)] for batch in keys]
+        batches = [keys[start:end] for start, end in spans]
+        return [[batch[rank :: self.ranks] for rank in range(self.ranks)] for batch in batches]
+
+    def _keys(self) -> list[Key]:
+        generator = torch.Generator().manual_seed(derive("order", self.seed, self.epoch))
+
+        def shuffled(count: int) -> list[int]:
+            order: list[int] = torch.randperm(count, generator=generator).tolist()
+            return order
+
+        if self.labels is None:
+            return [(self.epoch, index) for index in shuffled(self.count)]
+        return [(self.epoch, *draw) for draw in balanced(self.labels, shuffled)]
 
     def weight(self, batch: int) -> float:
         """What this rank's mean loss of batch ``batch`` (from 0) must be multiplied by, so that

@@ -69,6 +69,7 @@ def _batches(plan: Plan, device: torch.device) -> Iterator[Any]:
         plan.dataset.splits["train"], augment.transform(plan.card.input), augment.seed
     )
     loader = TrainLoader(pictures, specs.data.batch_size, 0, device.type == "cuda", specs.seed)
+    loader.order.labels = specs.data.balance(pictures.samples.labels)
     epoch = 0
     while True:
         loader.order.set_epoch(epoch)

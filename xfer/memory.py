@@ -26,7 +26,7 @@ def too_large(key: str, size: int, step: Callable[[int], object]) -> OutOfMemory
     """
     what, fitting = f"batches of {size} images take more memory than there is", size // 2
     while fitting:
-        _free()
+        free()
         try:
             step(fitting)
         except (MemoryError, RuntimeError) as error:
@@ -35,13 +35,14 @@ def too_large(key: str, size: int, step: Callable[[int], object]) -> OutOfMemory
             fitting //= 2
         else:
             return OutOfMemory(key, what, f"type {key}={fitting}, which was tried and fits", 1)
-    _free()
+    free()
     return OutOfMemory(
         key, f"{what}, and so does one image", "choose a smaller backbone or image size", 2
     )
 
 
-def _free() -> None:
+def free() -> None:
+    """Give back what nothing holds any more."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -49,7 +49,7 @@ def norm(tensors: Iterable[torch.Tensor]) -> torch.Tensor:
 def place(order: Order, batch: int, names: tuple[str, ...]) -> str:
     """Batch ``batch`` (from 0) of an epoch, and its first images, for a message."""
     groups = order.groups()
-    shown = [names[index] for _, index in groups[batch][:3]]
+    shown = [names[index] for _, index, *_ in groups[batch][:3]]
     more = f" and {len(groups[batch]) - 3} more" if len(groups[batch]) > 3 else ""
     return (
         f"batch {batch + 1} of {len(groups)} of epoch {order.epoch + 1} ({', '.join(shown)}{more})"

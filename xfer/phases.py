@@ -62,9 +62,13 @@ class Phases(pl.Callback):
         self._turn(trainer, pl_module)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Classifier) -> None:  # type: ignore[override]
-        """Prove the last phase."""
-        self._prove(pl_module)
+        """Make the network whole again."""
         self.feed.leave()
+
+    def finish(self, module: Classifier) -> None:
+        """Prove the last phase. After the fit rather than at its end, which a run that was killed
+        behind its last epoch has behind it. Raises XferError when a tensor moved."""
+        self._prove(module)
 
     def on_exception(
         self,

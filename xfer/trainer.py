@@ -17,7 +17,8 @@ class Trainer:
     weights that is validated and kept, 0 is off. ``patience``: epochs without a better value of
     the monitored metric before the run stops, 0 is off. ``compile``: the network through
     torch.compile. ``channels_last``: the memory layout that convolutions like. ``deterministic``:
-    only reproducible kernels (needed for bit-identical runs on a GPU)."""
+    only reproducible kernels (needed for bit-identical runs on a GPU). ``on_oom``: what to do when
+    memory runs out, ``halve`` the batch and double ``accumulate`` and begin the fit again."""
 
     max_epochs: Annotated[int, Gt(0)] = 10
     accelerator: Literal["auto", "cpu", "gpu", "mps"] = "auto"
@@ -30,3 +31,4 @@ class Trainer:
     compile: bool = False
     channels_last: bool = True
     deterministic: bool = False
+    on_oom: Literal["error", "halve"] = "error"

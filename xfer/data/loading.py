@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
@@ -45,7 +45,8 @@ class Loading(ABC):
     memory for what they decoded, so that training decodes a file once; 0 decodes anew. Where
     ``val`` or ``test`` is missing, the fractions say how much of every class is held out,
     ``split_seed`` which images. ``on_bad`` says what becomes of files that are no sound images,
-    ``leakage`` of images on both sides of a split.
+    ``leakage`` of images on both sides of a split. ``sampler`` says how often an epoch trains on
+    an image: ``shuffled`` once, ``balanced`` so that every class comes equally often.
     """
 
     batch_size: Annotated[int, Gt(0)] = 24
@@ -57,6 +58,11 @@ class Loading(ABC):
     split_seed: Annotated[int, Ge(0)] = 0
     on_bad: Literal["error", "skip"] = "error"
     leakage: Literal["error", "warn", "ignore"] = "warn"
+    sampler: Literal["shuffled", "balanced"] = "shuffled"
+
+    def balance(self, labels: Iterable[int]) -> list[int] | None:
+        """The training ``labels`` to balance by; ``None`` where every image comes once."""
+        return [int(label) for label in labels] if self.sampler == "balanced" else None
 
     @abstractmethod
     def dataset(self, training: bool) -> Dataset:

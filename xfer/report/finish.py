@@ -64,7 +64,9 @@ def _first_batch(work: Work) -> tuple[list[npt.NDArray[np.uint8]], list[str]]:
         pictures = Pictures(samples, lambda image: prepare(image, spec))
     else:
         pictures = Pictures(samples, specs.augment.transform(spec), specs.augment.seed)
-    keys = next(iter(Order(len(samples), specs.data.batch_size, specs.seed)))[:_GRID]
+    order = Order(len(samples), specs.data.batch_size, specs.seed)
+    order.labels = specs.data.balance(samples.labels)
+    keys = next(iter(order))[:_GRID]
     shown = [pictures[key] for key in keys]
     return [restore(a, spec) for a, _ in shown], [plan.card.classes[label] for _, label in shown]
 

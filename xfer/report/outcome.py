@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from xfer.facts import count_parameters
 from xfer.features import UNCACHED
+from xfer.halving import told
 from xfer.types import Plain
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ def outcome(work: Work) -> Plain:
         "export": [
             {k: v for k, v in asdict(file).items() if k != "batches"} for file in work.exports
         ],
+        "memory": told(work.folder),
         "device": work.device,
         "precision": specs.trainer.precision if work.fitted else "32-true",
         "versions": _versions(),

@@ -1,0 +1,38 @@
+"""A kill during a save onto another file system tears no file; Lightning's own writer does."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).with_name("save_kills.py")
+
+
+def save_kills(*options: str) -> dict:
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), *options], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    found: dict | None = json.loads(done.stdout.splitlines()[-1])
+    if found is None:
+        pytest.skip("there is one file system only")
+    return found
+
+
+def test_a_hundred_kills_during_saves_leave_whole_files():
+    found = save_kills("--kills", "100")
+    assert found["corrupt"] == [] and found["cut"] >= 20, "too few kills hit a save"
+
+
+def test_a_writer_that_moves_its_file_is_found_out():
+    assert save_kills("--kills", "30", "--stock")["corrupt"], "no torn file is seen"
+
+
+@pytest.mark.slow
+def test_a_thousand_kills_during_saves_leave_whole_files():
+    found = save_kills("--kills", "1000", "--seed", "1")
+    assert found["corrupt"] == [] and found["cut"] >= 200
