@@ -14,9 +14,11 @@ import numpy as np
 import onnx
 import pytest
 from pictures import folders
+from PIL import Image
 
 import xfer
 from xfer.errors import ConfigError, DataError, Problems, WeightsError
+from xfer.export.evidence import SIZES
 from xfer.images import inspect
 
 
@@ -61,6 +63,35 @@ def test_the_file_gives_the_table_of_the_checkpoint(
         assert (a["path"], a["prediction"]) == (b["path"], b["prediction"])
         for key in set(a) - {"path", "prediction"}:
             assert float(a[key]) == pytest.approx(float(b[key]), abs=3e-6)
+
+
+KINDS = {
+    "jpg": "RGB", "jpeg": "CMYK", "png": "RGB", "alpha.png": "RGBA", "grey.png": "L",
+    "webp": "RGB", "gif": "P", "bmp": "RGB", "tif": "RGB",
+}  # fmt: skip
+
+
+def test_108_sizes_and_kinds_of_files_give_the_answers_of_the_checkpoint(
+    run_folder: Path, place: Path, assets: Path
+) -> None:
+    (place / "all").mkdir()
+    photos = sorted((assets / "Canidae" / "val").rglob("*.jpg"))
+    for i, size in enumerate(SIZES):
+        with Image.open(photos[i]) as photo:
+            for kind, mode in KINDS.items():
+                picture = photo.convert("RGB").resize(size).convert(mode)
+                if mode == "RGBA":
+                    picture.putalpha(photo.convert("L").resize(size))
+                picture.save(place / "all" / f"{i}.{kind}")
+    want = predicted(f"checkpoint.path={run_folder}", "predict.input=all")
+    got = predicted(f"predict.model={run_folder}/export/model_image.onnx", "predict.input=all")
+    assert len(want) == len(SIZES) * len(KINDS) == 108
+    assert [row["path"] for row in got] == [row["path"] for row in want]
+    assert [row["prediction"] for row in got] == [row["prediction"] for row in want]
+    for key in want[0]:
+        if key.startswith("p_"):
+            far = [abs(float(a[key]) - float(b[key])) for a, b in zip(want, got, strict=True)]
+            assert max(far) <= 1e-3
 
 
 NO_TORCH = """
@@ -225,11 +256,13 @@ def test_a_file_exported_with_a_fixed_batch_size_predicts_a_folder(
             "stages=[export]",
             f"checkpoint.path={run_folder}",
             "data=digits",
-            "export=[onnx]",
+            "export=[onnx,mindir]",
             "export.onnx.batch=7",
             "export.onnx.file=seven",
+            "export.mindir.file=named",
         ]
     )
+    assert (exported.folder / "export" / "named.mindir").is_file()
     file = exported.folder / "export" / "seven.onnx"
     (put,) = onnx.load(file).graph.input
     dims = [d.dim_value or d.dim_param for d in put.type.tensor_type.shape.dim]

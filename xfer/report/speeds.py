@@ -17,7 +17,7 @@ _SHOWN = (
     ("bytes", "size, MB", 1e-6, ".1f"),
     ("start_s", "start, s", 1, ".2f"),
     ("ms", "one image, ms", 1, ".2f"),
-    ("images_per_s", "in batches, images a second", 1, ".0f"),
+    ("images_per_s", "in batches, images a second", 1, ".3g"),
     ("top1", "top-1 accuracy", 1, ".3f"),
 )
 
