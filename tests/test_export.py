@@ -6,6 +6,7 @@ import copy
 import errno
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import asdict, dataclass, replace
@@ -24,6 +25,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
 
+import xfer
 from xfer.backbone import Timm, Torchvision
 from xfer.errors import ExportError, OutputError, Problems, XferError
 from xfer.export import Onnx, Safetensors, export
@@ -542,6 +544,17 @@ def test_a_folder_that_cannot_be_made_is_told_as_such(small: Images, tmp_path: P
     assert caught.value.exit == 9
 
 
+def test_a_folder_that_may_only_be_read_is_told_as_such(small: Images, tmp_path: Path) -> None:
+    net, card = tiny()
+    folder = tmp_path / "export"
+    folder.mkdir(0o555)
+    if os.access(folder, os.W_OK):  # nothing is forbidden to root but what is mounted so
+        folder = Path("/sys/kernel")
+    with pytest.raises(OutputError, match=r"cannot be written \((Permission|Operation)") as caught:
+        export(net, small, [Safetensors()], card, folder, TOLERANCE)
+    assert caught.value.exit == 9
+
+
 def test_one_image_is_compared_at_batch_one(small: Images, tmp_path: Path) -> None:
     net, card = tiny()
     (entry,) = export(net, small[:1], [Onnx()], card, tmp_path, TOLERANCE)
@@ -573,6 +586,17 @@ def test_onnxruntime_reports_nothing_home(squeezenet: Case, tmp_path: Path) -> N
         XDG_CACHE_HOME=str(tmp_path),
     )
     assert not names(tmp_path)
+
+
+def test_every_module_that_imports_onnxruntime_turns_its_reports_off_first() -> None:
+    found = 0
+    for file in Path(xfer.__file__).parent.rglob("*.py"):
+        text = file.read_text()
+        used = re.search(r"^ *(import|from) onnxruntime", text, re.MULTILINE)
+        if used:
+            found += 1
+            assert 0 < text.find('setdefault("ORT_DISABLE_TELEMETRY", "1")') < used.start(), file
+    assert found == 3
 
 
 # ---- more architectures

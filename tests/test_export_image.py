@@ -16,7 +16,7 @@ from test_export import CLASSES, SPEC, TINY, make, names, tiny
 
 from xfer.backbone import Timm
 from xfer.errors import ConfigError, ExportError
-from xfer.export import Evidence, Onnx, export
+from xfer.export import Evidence, Int8, Mindir, Onnx, export
 from xfer.export.evidence import FORMS, SIZES, recoded
 from xfer.head import Linear
 from xfer.images import decode
@@ -147,10 +147,11 @@ def test_both_kinds_of_input_stand_side_by_side(photos: list[Image.Image], tmp_p
 
 
 def test_a_missing_suffix_is_added_and_a_path_is_no_name() -> None:
-    assert (Onnx(file="dogs").file, Onnx(file="dogs.onnx").file) == ("dogs.onnx", "dogs.onnx")
-    for name in ("", "a/b", "../b.onnx", ".hidden", "a\nb"):
-        with pytest.raises(ConfigError, match="E293"):
-            Onnx(file=name)
+    for writer, suffix in ((Onnx, ".onnx"), (Int8, ".onnx"), (Mindir, ".mindir")):
+        assert writer(file="dogs").file == writer(file=f"dogs{suffix}").file == f"dogs{suffix}"
+        for name in ("", "a/b", "../b.onnx", ".hidden", "a\nb"):
+            with pytest.raises(ConfigError, match="E293"):
+                writer(file=name)
 
 
 def test_the_trial_pictures_are_real_files_of_every_form(photos: list[Image.Image]) -> None:

@@ -7,7 +7,7 @@ import torch
 
 from xfer import schema
 from xfer.config import compose_specs
-from xfer.errors import WeightsError
+from xfer.errors import ConfigError, WeightsError
 from xfer.head import Dropout, Linear, Mlp, Pooled
 from xfer.network import assemble, blueprint, fill, open_checkpoint, shapes
 from xfer.plan import make_plan
@@ -32,6 +32,25 @@ def test_the_blueprint_has_the_shapes_of_the_network(plan):
     _, after = blueprint(plan.parts)
     assert shapes(after.module) == shapes(assemble(plan.parts, plan.weights))
     assert {p.device.type for p in after.module.parameters()} == {"meta"}
+
+
+class Masked(torch.nn.Linear):
+    """Two inputs, and one that need not be given."""
+
+    def forward(self, images, mask, scale=1.0):
+        return super().forward(images) * mask * scale
+
+
+def test_a_network_of_several_inputs_is_refused_before_anything_is_trained(plan, monkeypatch):
+    build = type(plan.parts.backbone).build
+
+    def masked(self, classes=None):
+        return dataclasses.replace(build(self, classes), module=Masked(2, 2), heads=("",))
+
+    monkeypatch.setattr(type(plan.parts.backbone), "build", masked)
+    parts = dataclasses.replace(plan.parts, kept=False)
+    with pytest.raises(ConfigError, match=r"E200: backbone: takes 2 inputs \(images, mask\)"):
+        blueprint(parts)
 
 
 def test_an_interrupted_runs_checkpoint_is_completed_from_its_source(plan, tmp_path):

@@ -14,9 +14,11 @@ import numpy as np
 import onnx
 import pytest
 from pictures import folders
+from PIL import Image
 
 import xfer
 from xfer.errors import ConfigError, DataError, Problems, WeightsError
+from xfer.export.evidence import SIZES
 from xfer.images import inspect
 
 
@@ -61,6 +63,35 @@ def test_the_file_gives_the_table_of_the_checkpoint(
         assert (a["path"], a["prediction"]) == (b["path"], b["prediction"])
         for key in set(a) - {"path", "prediction"}:
             assert float(a[key]) == pytest.approx(float(b[key]), abs=3e-6)
+
+
+KINDS = {
+    "jpg": "RGB", "jpeg": "CMYK", "png": "RGB", "alpha.png": "RGBA", "grey.png": "L",
+    "webp": "RGB", "gif": "P", "bmp": "RGB", "tif": "RGB",
+}  # fmt: skip
+
+
+def test_108_sizes_and_kinds_of_files_give_the_answers_of_the_checkpoint(
+    run_folder: Path, place: Path, assets: Path
+) -> None:
+    (place / "all").mkdir()
+    photos = sorted((assets / "Canidae" / "val").rglob("*.jpg"))
+    for i, size in enumerate(SIZES):
+        with Image.open(photos[i]) as photo:
+            for kind, mode in KINDS.items():
+                picture = photo.convert("RGB").resize(size).convert(mode)
+                if mode == "RGBA":
+                    picture.putalpha(photo.convert("L").resize(size))
+                picture.save(place / "all" / f"{i}.{kind}")
+    want = predicted(f"checkpoint.path={run_folder}", "predict.input=all")
+    got = predicted(f"predict.model={run_folder}/export/model_image.onnx", "predict.input=all")
+    assert len(want) == len(SIZES) * len(KINDS) == 108
+    assert [row["path"] for row in got] == [row["path"] for row in want]
+    assert [row["prediction"] for row in got] == [row["prediction"] for row in want]
+    for key in want[0]:
+        if key.startswith("p_"):
+            far = [abs(float(a[key]) - float(b[key])) for a, b in zip(want, got, strict=True)]
+            assert max(far) <= 1e-3
 
 
 NO_TORCH = """
@@ -163,14 +194,16 @@ def test_a_folder_of_broken_images_alone_is_an_error(run_folder: Path, place: Pa
         predicted(f"predict.model={run_folder}/export/model.onnx", "predict.input=bad")
 
 
-def foreign(path: Path, shape: tuple[Any, ...] = ("n", 3, 8, 8), kind: int = 1) -> Path:
-    """Somebody's own file: the mean of each channel, no metadata."""
+def foreign(
+    path: Path, shape: tuple[Any, ...] = ("n", 3, 8, 8), kind: int = 1, more: tuple[str, ...] = ()
+) -> Path:
+    """Somebody's own file: the mean of each channel, no metadata. ``more`` are further inputs."""
     helper = onnx.helper
     graph = helper.make_graph(
         [helper.make_node("ReduceMean", ["x", "axes"], ["y"], keepdims=0)],
         "means",
-        [helper.make_tensor_value_info("x", kind, shape)],
-        [helper.make_tensor_value_info("y", kind, (shape[0], 3))],
+        [helper.make_tensor_value_info(name, kind, shape) for name in ("x", *more)],
+        [helper.make_tensor_value_info("y", kind, (*shape[:1], 3))],
         [onnx.numpy_helper.from_array(np.array([2, 3]), "axes")],
     )
     opset = [helper.make_opsetid("", 18)]
@@ -215,11 +248,43 @@ def test_a_fixed_batch_size_is_filled_up(place: Path) -> None:
     assert predicted("predict.model=seven.onnx", *asked) == want
 
 
+def test_a_file_exported_with_a_fixed_batch_size_predicts_a_folder(
+    run_folder: Path, place: Path
+) -> None:
+    exported = xfer.run(
+        overrides=[
+            "stages=[export]",
+            f"checkpoint.path={run_folder}",
+            "data=digits",
+            "export=[onnx,mindir]",
+            "export.onnx.batch=7",
+            "export.onnx.file=seven",
+            "export.mindir.file=named",
+        ]
+    )
+    assert (exported.folder / "export" / "named.mindir").is_file()
+    file = exported.folder / "export" / "seven.onnx"
+    (put,) = onnx.load(file).graph.input
+    dims = [d.dim_value or d.dim_param for d in put.type.tensor_type.shape.dim]
+    assert dims == [7, 3, 32, 32]
+    want = predicted(f"predict.model={run_folder}/export/model.onnx", "predict.input=photos")
+    got = predicted(f"predict.model={file}", "predict.input=photos")
+    assert [row["prediction"] for row in got] == [row["prediction"] for row in want]
+    for row, other in zip(got, want, strict=True):
+        assert float(row["confidence"]) == pytest.approx(float(other["confidence"]), abs=3e-6)
+
+
 def test_what_is_no_image_classifier_is_refused(place: Path) -> None:
     foreign(place / "four.onnx", ("n", 4, 8, 8))
+    foreign(place / "flat.onnx", ("n", 3, 8, 8, 1))
+    foreign(place / "double.onnx", kind=onnx.TensorProto.DOUBLE)
+    foreign(place / "two.onnx", more=("mask",))
     (place / "text.onnx").write_text("text")
     for name, message in {
         "four.onnx": "E444: .*does not take images",
+        "flat.onnx": "E444: .*does not take images",
+        "double.onnx": r"E444: .*its input is x tensor\(double\)",
+        "two.onnx": "E444: .*its input is x .*, mask .*one input",
         "text.onnx": "E443: .*onnxruntime cannot run it",
         "none.onnx": "E442: .*no such file",
     }.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from torch import nn
 
 from xfer import compat
-from xfer.errors import WeightsError
+from xfer.errors import ConfigError, WeightsError
 from xfer.head import Keep, swap
 from xfer.randomness import derive
 from xfer.snapshot import Snapshot, fingerprint, read_snapshot
@@ -59,11 +60,27 @@ class Parts:
 
 
 def blueprint(parts: Parts) -> tuple[Network, Network]:
-    """The network before and after the head swap, on the meta device: shapes without memory."""
+    """The network before and after the head swap, on the meta device: shapes without memory.
+
+    Raises ConfigError for one that takes more than images.
+    """
     before, after = _on_meta(parts.bare), _on_meta(parts.bare)
+    _refuse_more_inputs(before.module)
     with torch.device("meta"):
         parts.finish(after)
     return before, after
+
+
+def _refuse_more_inputs(net: nn.Module) -> None:
+    needed = [
+        name
+        for name, entry in signature(net.forward).parameters.items()
+        if entry.default is entry.empty and entry.kind < entry.VAR_POSITIONAL
+    ]
+    if len(needed) > 1:
+        what = f"takes {len(needed)} inputs ({', '.join(needed)}), xfer gives images alone"
+        fix = "wrap it into a network whose forward takes one float32 tensor (n, 3, height, width)"
+        raise ConfigError("backbone", what, fix, 0)
 
 
 def _on_meta(build: Callable[[], Network]) -> Network:

@@ -37,11 +37,23 @@ def open_session(path: Path, threads: int = 0) -> Any:
 
 
 def runner(session: Any) -> Callable[[Array], Array]:
-    """A function from the one input of ``session`` to its first output."""
+    """A function from the one input of ``session`` to its first output, for any number of images.
+
+    A file of one batch size gets them in groups of that size, the last one filled up.
+    """
     name, out = session.get_inputs()[0].name, session.get_outputs()[0].name
+    size = session.get_inputs()[0].shape[0]
 
     def run(images: Array) -> Array:
         found: Array = session.run([out], {name: images})[0]
         return found
 
-    return run
+    def grouped(images: Array) -> Array:
+        import numpy as np
+
+        spare = np.repeat(images[-1:], -len(images) % size, axis=0)
+        whole = np.concatenate([images, spare])
+        groups = [run(whole[i : i + size]) for i in range(0, len(whole), size)]
+        return np.concatenate(groups)[: len(images)]
+
+    return grouped if isinstance(size, int) else run

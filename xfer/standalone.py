@@ -237,10 +237,7 @@ def _load(name: str, recipe: InputSpec | None) -> Array | DataError:
 
 
 def _run(model: Model, images: Array) -> Array:
-    """Answers (n, classes); a batch that is too small for the file is filled up."""
-    n = len(images)
-    if model.batch and n < model.batch:
-        images = np.concatenate([images, np.repeat(images[-1:], model.batch - n, axis=0)])
+    """Answers (n, classes)."""
     try:
         found = model.run(images)
     except Exception as error:  # onnxruntime's errors share no class of their own
@@ -252,7 +249,7 @@ def _run(model: Model, images: Array) -> Array:
         raise WeightsError(model.path, what, "check predict.labels", 46)
     if not np.isfinite(found).all():
         raise WeightsError(model.path, "answers NaN or Inf", "export it again", 47)
-    return found[:n]
+    return found
 
 
 def _logits(found: Array) -> Array:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from xfer.errors import ExportError
 from xfer.export import mindir_layers as layers
 from xfer.export import mindir_shapes as shapes
 from xfer.export.metadata import metadata
 from xfer.export.mindir_graph import FIX, Graph, graph_of, refuse
-from xfer.export.onnx import tensors, trace
+from xfer.export.onnx import tensors, trace, with_suffix
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -65,9 +65,13 @@ _OPERATORS: dict[str, Callable[[Graph, onnx.NodeProto], None]] = {
 @dataclass(frozen=True)
 class Mindir:
     """One ``.mindir`` that MindSpore 2.0 to 2.10 load: ``images`` float32 (batch, 3, h, w) to
-    logits, any batch, class names and preprocessing in its ``user_info``."""
+    logits, any batch, class names and preprocessing in its ``user_info``. ``file`` gets the suffix
+    it lacks."""
 
-    file: ClassVar[str] = "model.mindir"
+    file: str = "model.mindir"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "file", with_suffix(self.file, ".mindir"))
 
     def write(self, net: torch.nn.Module, images: Array, card: Card, path: Path) -> Plain:
         """Trace ``net`` and write its operators as MindSpore's. Raises ExportError for one that

@@ -8,7 +8,7 @@ from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from annotated_types import Interval
+from annotated_types import Ge, Interval
 
 from xfer.errors import ConfigError, ExportError
 from xfer.export.metadata import metadata
@@ -27,7 +27,7 @@ _SUFFIX = ".onnx"
 
 @dataclass(frozen=True)
 class Onnx:
-    """One self-contained ONNX file, any batch size.
+    """One self-contained ONNX file, any batch size unless ``batch`` fixes one.
 
     ``input`` is ``tensor``: ``images`` float32 (batch, 3, h, w), preprocessed, to ``logits``; or
     ``image``: ``images`` uint8 (batch, 3, any height, any width) RGB to ``probabilities``, with
@@ -37,6 +37,7 @@ class Onnx:
     opset: Annotated[int, Interval(ge=18, le=24)] = 20
     input: Literal["tensor", "image"] = "tensor"
     file: str = "model.onnx"
+    batch: Annotated[int, Ge(1)] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "file", with_suffix(self.file, _SUFFIX))
@@ -51,7 +52,7 @@ class Onnx:
         import onnx
 
         traced = _pictures(net, card, self) if self.input == "image" else tensors(net, images)
-        model = trace(*traced, self.opset).model_proto
+        model = trace(*self._fixed(*traced), self.opset).model_proto
         written = {entry.domain: entry.version for entry in model.opset_import}[""]
         if written != self.opset:  # the exporter keeps its own opset when it cannot convert
             what = f"the network cannot be written in opset {self.opset}, only in {written}"
@@ -64,6 +65,15 @@ class Onnx:
     def open(self, path: Path, net: torch.nn.Module) -> Runner:
         """The file alone, on the CPU."""
         return runner(open_session(path))
+
+    def _fixed(
+        self, net: nn.Module, example: torch.Tensor, free: dict[int, Any], output: str
+    ) -> Traced:
+        """The same with ``batch`` images as an example and no free batch size, where it is set."""
+        if self.batch is None:
+            return net, example, free, output
+        example = example[:1].repeat(self.batch, 1, 1, 1)
+        return net, example, {axis: size for axis, size in free.items() if axis}, output
 
 
 def with_suffix(file: str, suffix: str) -> str:

@@ -1,4 +1,4 @@
-"""The benchmark of exported files: time of one image, and images a second."""
+"""The benchmark of exported files: size, start, time of one image, images a second, accuracy."""
 
 from __future__ import annotations
 
@@ -12,20 +12,30 @@ if TYPE_CHECKING:
 
     from xfer.types import Plain
 
+# Key of a row, its unit as drawn, units a number of the row, format.
+_SHOWN = (
+    ("bytes", "size, MB", 1e-6, ".1f"),
+    ("start_s", "start, s", 1, ".2f"),
+    ("ms", "one image, ms", 1, ".2f"),
+    ("images_per_s", "in batches, images a second", 1, ".3g"),
+    ("top1", "top-1 accuracy", 1, ".3f"),
+)
+
 
 def bars(rows: Sequence[Plain]) -> Figure:
-    """Two panels of bars, a bar a contestant; eager torch is first and in another colour."""
+    """A panel a measure, a bar a contestant; eager torch is first and in another colour. What was
+    not measured has no bar."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 0.8 + 0.4 * len(rows)), layout="constrained")
+    figure = Figure(figsize=(14, 0.9 + 0.4 * len(rows)), layout="constrained")
     names = [row["name"] for row in rows]
     colours = [TRAIN, *[VAL] * (len(rows) - 1)]
-    panels = figure.subplots(1, 2, sharey=True)
-    shown = (("ms", "ms for one image", ".2f"), ("images_per_s", "images a second", ".0f"))
-    for axes, (key, label, form) in zip(panels, shown, strict=True):
-        drawn = axes.barh(names, [row[key] for row in rows], color=colours)
-        axes.bar_label(drawn, [format(row[key], form) for row in rows], padding=3)
-        axes.margins(x=0.15)
+    panels = figure.subplots(1, len(_SHOWN), sharey=True)
+    for axes, (key, label, unit, form) in zip(panels, _SHOWN, strict=True):
+        values = [None if row[key] is None else row[key] * unit for row in rows]
+        drawn = axes.barh(names, [value or 0 for value in values], color=colours)
+        axes.bar_label(drawn, ["" if v is None else format(v, form) for v in values], padding=3)
+        axes.margins(x=0.3)
         axes.set_xlabel(label)
     panels[0].invert_yaxis()
     return figure
