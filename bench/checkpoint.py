@@ -126,7 +126,7 @@ def main():
                     whole = fitted(options, asked.epochs)
                 verdict = "kept" if spent.seconds <= max(0.05 * whole, 0.2) else "BROKEN"
                 print(
-                    f"{name:<28} round {number + 1}: {without:6.2f} s without, {whole:6.2f} s with, "
+                    f"{name:<28} round {number + 1}: {without:.2f} s without, {whole:.2f} s with, "
                     f"ratio {whole / without:5.3f}; {spent.seconds:6.3f} s in checkpoints = "
                     f"{spent.seconds / whole:6.2%}, {verdict}",
                     flush=True,

@@ -83,7 +83,7 @@ def _run(specs: Specs) -> Result:
             check_same(earlier, plan.facts)
         log.info(table(plan))
         folder = earlier.folder if earlier else _make_folder(specs)
-        with recorded(folder):
+        with recorded(folder, goes_on=earlier is not None):
             check_space(plan, folder)
             _write_plan(plan, folder)
             work = Work(plan, folder, time.perf_counter() - began, began)
