@@ -24,8 +24,18 @@ from xfer.history import History
 ALL = ["stages=[fit]", "data.workers=0"]
 CASES = {
     "small network, all of it": ["freeze=none", "augment=standard"],
-    "ResNet-18, all of it": ["backbone=resnet18", "freeze=none", "source=none"],
-    "ResNet-18, head on features": ["backbone=resnet18", "source=none", "features=require"],
+    "ResNet-18, all of it": [
+        "backbone=resnet18",
+        "backbone.image_size=64",
+        "freeze=none",
+        "source=none",
+    ],
+    "ResNet-18, head on features": [
+        "backbone=resnet18",
+        "backbone.image_size=64",
+        "source=none",
+        "features=require",
+    ],
 }
 
 
