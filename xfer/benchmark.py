@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from xfer.errors import ExportError
+from xfer.errors import ExportError, printable
 from xfer.export.evidence import pixels, same_size
 from xfer.handover import Chosen, check_split, spread
-from xfer.log import log
+from xfer.log import LINES, log
 from xfer.preprocess import prepare
 from xfer.report.figures import speeds_of
 from xfer.session import open_session, runner
@@ -58,7 +58,7 @@ def benchmark(plan: RunPlan, net: nn.Module, checkpoint: Path | None, folder: Pa
     rows = measured(plan, net, checkpoint, folders)
     write_json(folder / "benchmark.json", rows)
     path = speeds_of(rows, folder / "figures" / "benchmark.png")
-    log.info("\n".join([*lines(rows), f"drawn in {path}"]))
+    log.info("\n".join([*map(printable, lines(rows)), f"drawn in {printable(path)}"]), extra=LINES)
 
 
 def measured(

@@ -6,6 +6,7 @@ import math
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
+from xfer.errors import printable
 from xfer.freeze import ever
 from xfer.types import Dataset, Plain
 
@@ -112,7 +113,7 @@ def table(plan: Plan) -> str:
         *(("remark", remark) for remark in facts["remarks"]),
     ]
     width = max(len(name) for name, _ in lines)
-    return "\n".join(f"{name:<{width}}  {text}" for name, text in lines)
+    return "\n".join(f"{name:<{width}}  {printable(text)}" for name, text in lines)
 
 
 def _split_line(split: Plain) -> str:

@@ -8,13 +8,15 @@ from contextlib import suppress
 from pathlib import Path
 
 log = logging.getLogger("xfer")
+LINES = {"lines": True}
 
 
 def _escaped(record: logging.LogRecord) -> bool:
-    """A file name must not steer the terminal: control characters are written out."""
-    text = record.getMessage()
+    """A file name must not steer the terminal, or forge a line: control characters are written
+    out. Only what is logged with ``extra=LINES`` is of several lines."""
+    text, kept = record.getMessage(), "\n" if hasattr(record, "lines") else ""
     shown = (
-        c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text
+        c if c.isprintable() or c == kept else c.encode("unicode_escape").decode() for c in text
     )
     record.msg, record.args = "".join(shown), None
     return True

@@ -111,4 +111,8 @@ def write_predictions(predictions: Predictions, path: Path) -> None:
 
 def cell(text: str) -> str:
     """``text`` as a CSV cell that no spreadsheet runs as a formula."""
-    return "'" + text if text[:1] in ("=", "+", "-", "@", "\t", "\r") else text
+    return "'" + text if text.startswith(_FORMULA) else text
+
+
+# The four signs also in full width, which some spreadsheets take for the same.
+_FORMULA = tuple("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20")

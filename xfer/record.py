@@ -37,10 +37,17 @@ class Status:
 
 
 @contextmanager
-def recorded(folder: Path) -> Iterator[None]:
-    """Log, lock and status of the run in ``folder``; a failure leaves ``error.log``."""
+def recorded(folder: Path, goes_on: bool = False) -> Iterator[None]:
+    """Log, lock and status of the run in ``folder``; a failure leaves ``error.log``.
+
+    Raises OutputError where another process works in it or, unless the run ``goes_on``, has.
+    """
     with output_errors(folder):
         held = lock(folder)
+        if not goes_on and (folder / "status.json").exists():
+            held.close()
+            what = "another process was quicker and has worked in this folder"
+            raise OutputError(folder, what, "choose another run.dir", 4)
         for part in folder.rglob(".*.part"):  # left by a killed process
             part.unlink()
         open_log(folder)

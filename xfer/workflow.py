@@ -11,10 +11,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from xfer.errors import OutputError, XferError
+from xfer.errors import OutputError, XferError, printable
 from xfer.export import refuse_early
 from xfer.facts import table
-from xfer.log import close_log, log, open_log
+from xfer.log import LINES, close_log, log, open_log
 from xfer.plan import Plan, make_plan
 from xfer.ranks import called, leading, quieten, slurm_task
 from xfer.record import recorded
@@ -103,9 +103,9 @@ def _run(specs: Specs) -> Result:
         plan.facts.update(fingerprint=fingerprint(specs.config), config=specs.config)
         if earlier:
             check_same(earlier, plan.facts)
-        log.info(table(plan))
+        log.info(table(plan), extra=LINES)
         folder = earlier.folder if earlier else _make_folder(specs)
-        with recorded(folder):
+        with recorded(folder, goes_on=earlier is not None):
             check_space(plan, folder)
             _write_plan(plan, folder)
             work = Work(plan, folder, time.perf_counter() - began, began)
@@ -138,7 +138,8 @@ def _alone(specs: Specs, began: float) -> Result:
     assert specs.predict_with is not None
     model = open_model(specs.predict_with)
     plan = facts(specs, model)
-    log.info("\n".join(f"{key:<10}  {value}" for key, value in plan.items() if key != "config"))
+    told = [f"{key:<10}  {printable(value)}" for key, value in plan.items() if key != "config"]
+    log.info("\n".join(told), extra=LINES)
     folder = _make_folder(specs)
     with recorded(folder):
         write_json(folder / "plan.json", plan)

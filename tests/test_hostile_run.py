@@ -1,0 +1,112 @@
+"""A whole run on classes and files whose names attack what is made of them."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from pictures import picture
+
+from xfer.snapshot import read_snapshot
+
+CLASSES = [
+    "=cmd|' \u202ecalc'!A0",
+    "<img src=x onerror=alert(1)>",
+    "a\nxfer: error E101: forged. Fix: none",
+    "\x1b]0;title\x07\x1b[2J|`x`\\",
+    "{{ 7*7 }} ${oc.env:HOME} %s",
+]
+FILES = [
+    "=1+1.jpg",
+    "-rf.jpg",
+    "\n=2+2.jpg",
+    "<script>alert(1)<script>.jpg",
+    "\x1b[31m.jpg",
+    "\udcff.jpg",
+]
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, str]:
+    """The run folder, where it was started, and what was said."""
+    place = tmp_path_factory.mktemp("place")
+    for i, label in enumerate(CLASSES):
+        (folder := place / "data" / label).mkdir(parents=True)
+        for j, name in enumerate(FILES):
+            picture(100 * i + j).save(os.fsencode(folder) + b"/" + os.fsencode(name), "JPEG")
+    options = ["experiment=digits_freeze", "data=folder", "data.root=data", "data.workers=0"]
+    options += ["trainer.max_epochs=1", "stages=[fit,evaluate,export,report]"]
+    said = subprocess.run(
+        [sys.executable, "-m", "xfer", *options, "export=safetensors", "run.dir=run"],
+        cwd=place,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        check=False,
+    )
+    text = (said.stdout + said.stderr).decode("utf-8", "surrogateescape")
+    assert said.returncode == 0, text
+    return place / "run", place, text
+
+
+def test_nothing_is_written_elsewhere_and_no_file_is_called_by_a_class(done):
+    run, place, _ = done
+    assert sorted(path.name for path in place.iterdir()) == ["data", "run"]
+    assert sum(len(files) for *_, files in os.walk(place / "data")) == len(CLASSES) * len(FILES)
+    names = [str(path.relative_to(run)) for path in run.rglob("*")]
+    assert all(name.isascii() and not set(name) & set("<>=|'\"`\n\x1b ") for name in names), names
+
+
+def test_the_terminal_and_the_log_get_no_control_character_and_no_forged_line(done):
+    run, _, said = done
+    for text in (said, (run / "run.log").read_bytes().decode("utf-8", "surrogateescape")):
+        assert all(c.isprintable() or c == "\n" for c in text)
+        assert not [line for line in text.splitlines() if line.startswith("xfer: error")]
+
+
+def test_no_cell_of_a_table_is_a_formula(done):
+    run, _, _ = done
+    tables = list(run.rglob("*.csv"))
+    assert run / "predictions_val.csv" in tables
+    for table in tables:
+        with table.open(newline="", encoding="utf-8", errors="surrogateescape") as stream:
+            for row in csv.reader(stream):
+                assert not [cell for cell in row if cell[:1] in tuple("=+@\t\r\n")], row
+                assert not [c for c in row if c[:1] == "-" and not c[1:2].isdigit()], row
+
+
+class Elements(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.bad: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag in ("script", "iframe", "object", "embed", "base", "link", "form"):
+            self.bad.append(tag)
+        for name, value in attrs:
+            outside = name in ("src", "href") and not (value or "").startswith(("data:", "#"))
+            if name.startswith("on") or outside:
+                self.bad.append(f"{tag} {name}={value}")
+
+
+def test_the_page_runs_and_loads_nothing(done):
+    run, _, _ = done
+    page, elements = (run / "report.html").read_text(), Elements()
+    elements.feed(page)
+    assert elements.bad == []
+    assert "&lt;img src=x onerror=alert(1)&gt;" in page
+    assert "{{ 7*7 }}" in page, "a name was taken for a template"
+
+
+def test_names_come_back_as_they_are(done):
+    run, _, _ = done
+    expected = sorted(CLASSES)
+    assert json.loads((run / "plan.json").read_text())["classes"] == expected
+    assert list(read_snapshot(run / "checkpoints" / "best.ckpt").card.classes) == expected
+    labels = json.loads((run / "export" / "labels.json").read_text())
+    assert sorted(labels if isinstance(labels, list) else labels["classes"]) == expected
