@@ -177,7 +177,7 @@ def test_a_job_that_is_killed_does_not_hide_the_others(place: Path) -> None:
     work = begin(place, *CPU, *TASK, "seed=0,1", "trainer.max_epochs=5", "hydra.sweep.dir=sweep")
     until(lambda: all(epochs(place / "sweep" / n) >= 1 for n in "01"), work)
     slurm("scancel", "--signal=KILL", "{ArrayJobId}_{ArrayTaskId}".format(**jobs()["1"]))
-    output = work.communicate(timeout=240)[0]
+    output = work.communicate(timeout=600)[0]
     assert work.returncode == 1, output
     assert "Slurm has ended it, and it left no result" in output
     state = json.loads((place / "sweep" / "0" / "status.json").read_text())["state"]
