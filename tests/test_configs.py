@@ -16,7 +16,8 @@ from xfer.help import GROUPS, config_dir, options, page
 from xfer.specs import Specs
 
 CONF = Path(config_dir())
-FILES = sorted(p for p in CONF.rglob("*.yaml") if p != CONF / "config.yaml")
+OURS = (p for p in CONF.rglob("*.yaml") if CONF / "hydra" not in p.parents)
+FILES = sorted(p for p in OURS if p != CONF / "config.yaml")
 OPTIONS = [(p.parent.relative_to(CONF).as_posix(), p.stem) for p in FILES]
 EXPERIMENTS = [option for group, option in OPTIONS if group == "experiment"]
 KEEPS_NOTHING = ("experiment", "sweep", "export")

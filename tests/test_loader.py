@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from itertools import chain
+from itertools import chain, zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ from pictures import folders, picture
 from xfer.augment import Strong
 from xfer.errors import DataError
 from xfer.images import Files
-from xfer.loader import EvalLoader, Order, Pictures, TrainLoader, batches
+from xfer.loader import EvalLoader, Order, Pictures, Share, TrainLoader, batches, shared_size
 from xfer.preprocess import prepare
 from xfer.types import InputSpec, Samples
 
@@ -202,3 +202,48 @@ def test_an_image_that_comes_again_is_augmented_anew() -> None:
     pictures = Pictures(samples(4), Strong().transform(SPEC), seed=5)
     assert not np.array_equal(pictures[(1, 2)][0], pictures[(1, 2, 1)][0])
     assert np.array_equal(pictures[(1, 2, 1)][0], pictures[(1, 2, 1)][0])
+
+
+@pytest.mark.parametrize(
+    ("count", "size", "ranks"), [(11, 2, 2), (717, 16, 2), (50, 7, 3), (9, 4, 4)]
+)
+def test_the_parts_of_the_ranks_are_the_batches_of_one_process(count: int, size: int, ranks: int):
+    given = [Order(count, size, 3, Share(rank, ranks)) for rank in range(ranks)]
+    for order in given:
+        order.set_epoch(1)
+    together = [sorted(key for part in parts for key in part) for parts in given[0].parts()]
+    assert sorted(key for batch in together for key in batch) == [(1, i) for i in range(count)]
+    own = [order.groups() for order in given]
+    assert [sorted(k for part in turn for k in part) for turn in zip(*own, strict=True)] == together
+    whole = Order(count, size * ranks, 3)
+    whole.set_epoch(1)
+    same = zip(together[:-1], whole.groups(), strict=False)
+    assert all(batch == sorted(group) for batch, group in same)
+    sizes = [len(part) for groups in own for part in groups]
+    assert min(sizes) >= 2 and all(len(order) == len(together) for order in given)
+
+
+@pytest.mark.parametrize(("count", "size", "ranks"), [(13, 4, 2), (50, 7, 3)])
+def test_weighted_means_of_the_ranks_are_the_mean_over_the_images(
+    count: int, size: int, ranks: int
+):
+    given = [Order(count, size, 0, Share(rank, ranks)) for rank in range(ranks)]
+    for number, parts in enumerate(given[0].parts()):
+        means = [sum(index for _, index in part) / len(part) for part in parts]
+        weighted = [m * order.weight(number) for m, order in zip(means, given, strict=True)]
+        indices = [index for part in parts for _, index in part]
+        assert sum(weighted) / ranks == pytest.approx(sum(indices) / len(indices))
+
+
+@pytest.mark.parametrize(
+    ("count", "size", "ranks"), [(11, 4, 2), (179, 64, 3), (5, 64, 4), (4, 1, 4)]
+)
+def test_validation_is_dealt_out_and_never_padded(count: int, size: int, ranks: int) -> None:
+    pictures = Pictures(samples(count), lambda image: np.zeros((3, 2, 2), np.float32))
+    size = shared_size(count, size, ranks)
+    dealt = [EvalLoader(pictures, size, 0, False, Share(rank, ranks)) for rank in range(ranks)]
+    labels = [[batch[1].tolist() for batch in loader] for loader in dealt]
+    assert all(labels)
+    assert sorted(label for own in labels for batch in own for label in batch) == list(range(count))
+    turns = [batch for turn in zip_longest(*labels) for batch in turn if batch is not None]
+    assert [label for batch in turns for label in batch] == list(range(count))

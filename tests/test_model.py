@@ -21,16 +21,16 @@ def classifier(*overrides):
 def train(module, steps=3):
     plan = module.plan
     pictures = Pictures(plan.dataset.splits["train"], plan.specs.augment.transform(plan.card.input))
-    trainer = pl.Trainer(
-        max_steps=steps,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Lightning's hints are silenced in fit, not here
+        trainer = pl.Trainer(
+            max_steps=steps,
+            accelerator="cpu",
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
         trainer.fit(module, TrainLoader(pictures, 32, 0, pin=False, seed=0))
 
 

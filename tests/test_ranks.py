@@ -55,12 +55,6 @@ def assert_gone(ranks: list[int]) -> None:
     raise AssertionError(f"still there: {ranks}")
 
 
-def moved(run: Path) -> set[str]:
-    """Names of the tensors that differ between the source and the best checkpoint."""
-    proof = json.loads((run / "freeze_proof.json").read_text())
-    return {phase["phase"]: set(phase["hashes"]) for phase in proof["phases"]}  # type: ignore[return-value]
-
-
 def test_every_validation_image_counts_once(whole):
     result = json.loads((whole / "result.json").read_text())
     assert result["scores"]["val"]["n"] == 179  # odd: two ranks cannot share it evenly
@@ -116,6 +110,7 @@ def test_a_stop_and_a_kill_change_nothing(whole, tmp_path):
     assert_same(only_run(tmp_path), whole)
 
 
+@pytest.mark.slow
 def test_a_rank_that_is_killed_ends_the_run(tmp_path):
     run = start(tmp_path, *PHASED, "trainer.max_epochs=50")
     wait_for(lambda: in_an_epoch(tmp_path, 0), run)
@@ -178,6 +173,7 @@ def test_two_ranks_train_as_one_with_twice_the_batch(head_alone, tmp_path):
         assert float(two_row["train_loss"]) == pytest.approx(float(row["train_loss"]), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_ranks_train_on_the_features_that_the_first_has_made(head_alone, tmp_path):
     finish(start(tmp_path, *TWO, *HEAD, "features=require", "features.views=2"))
     run = only_run(tmp_path)
@@ -189,6 +185,7 @@ def test_ranks_train_on_the_features_that_the_first_has_made(head_alone, tmp_pat
         assert ours["state_dict"][name].equal(tensor), name
 
 
+@pytest.mark.slow
 def test_tasks_that_slurm_started_take_part(head_alone, tmp_path):
     # As srun does: the same command in two processes that know their number.
     tasks = [
@@ -209,6 +206,7 @@ def test_tasks_that_slurm_started_take_part(head_alone, tmp_path):
     assert not (run / ".ranks").exists()
 
 
+@pytest.mark.slow
 def test_other_tasks_end_with_a_first_one_that_cannot_begin(tmp_path):
     wrong = ["trainer.devices=3", "trainer.accelerator=cpu"]
     env = {"SLURM_JOB_ID": f"1{os.getpid()}", "SLURM_STEP_NUM_TASKS": "2"}

@@ -49,7 +49,7 @@ def test_a_value_out_of_range_is_told_by_its_key(key: str, value: object) -> Non
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("trainer.devices=2", "several devices is not there yet"),
+        ("trainer.devices=400", "400 devices cannot share the 717 images of train"),
         ("checkpoint.monitor=val_acx", "no metric is called 'val_acx'"),
         ("checkpoint.start_epoch=21", "21 is behind the last epoch 20"),
         ("checkpoint.monitor=val_loss", "the best val_loss is its minimum"),

@@ -103,7 +103,8 @@ class Classifier(pl.LightningModule):
         """The loss of one batch, which joins the epoch's."""
         loss = self.loss_of(batch)
         self.watch.note(loss, "the training loss", self._in_batch(batch_idx))
-        self.train_loss.update(loss.detach(), len(batch[1]))
+        # A value an image: a metric that lets NaN pass forgets the weights it is given.
+        self.train_loss.update(loss.detach().expand(len(batch[1])))
         if self.team.ranks > 1:
             loss = loss * self.trainer.train_dataloader.order.weight(batch_idx)  # type: ignore[union-attr]
         return loss

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import multiprocessing
 import os
 import sys
 import threading
@@ -33,7 +34,12 @@ def main() -> None:
     threading.Thread(target=_end_with_the_leader, daemon=True).start()
     with heeded():
         code = take_part(Path(sys.argv[1]), int(sys.argv[2]))
-    sys.exit(code)
+    for worker in multiprocessing.active_children():
+        worker.terminate()
+        worker.join()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # rank 0 waits, and taking torch down takes longer than what is left to do
 
 
 def _end_with_the_leader() -> None:

@@ -61,10 +61,10 @@ class Work:
 def run(specs: Specs) -> Result:
     """Do what ``specs`` ask for, in a folder of its own. Raises XferError."""
     task = slurm_task()
+    quieten(specs.trainer.devices)
     with heeded():
         if task and task[0] > 0:
             return _follow(task[0])
-        quieten(specs.trainer.devices)
         with leading():
             return _run(specs)
 
