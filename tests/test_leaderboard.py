@@ -164,6 +164,15 @@ def test_the_baseline_is_marked_with_each_of_its_seeds(swept: Path) -> None:
     assert text.count("(baseline)") == 2
 
 
+def test_without_a_named_baseline_the_experiments_own_values_are_one(sweep: Path) -> None:
+    head(sweep, jobs=4, experiment="digits_freeze")
+    assert not any(row["baseline"] for row in board(sweep)[0])
+    xfer.run(None, ["stages=[leaderboard]", f"sweep.dir={sweep}"])
+    # digits_freeze has optim.lr=0.1; trainer.max_epochs was given to all jobs.
+    assert {row["optim.lr"] for row in table(sweep) if row["baseline"] == "yes"} == {"0.1"}
+    assert len([row for row in table(sweep) if row["baseline"] == "yes"]) == 2
+
+
 def test_a_sweep_without_a_record_is_read_from_the_configurations(sweep: Path) -> None:
     wanted = [(row["rank"], row["job"], row["optim.lr"], row["seed"]) for row in board(sweep)[0]]
     (sweep / "sweep.json").unlink()
