@@ -287,6 +287,23 @@ def test_a_pruned_job_says_so_and_keeps_its_value(tmp_path: Path) -> None:
     assert "2 jobs: 1 finished, 1 pruned" in text
 
 
+def test_the_command_leaves_out_where_the_sweep_put_the_job(tmp_path: Path) -> None:
+    head(tmp_path)
+    path = job(tmp_path, 0, 0.9, lr=1) / "result.json"
+    words = [
+        "python",
+        "-m",
+        "xfer",
+        "data.root=my images",
+        "run.dir='a/0'",
+        "checkpoint.resume=auto",
+    ]
+    facts(path, **{**json.loads(path.read_text()), "command": shlex.join(words)})
+    assert "\n    python -m xfer 'data.root=my images'\n" in board(tmp_path)[1]
+    facts(path, **{**json.loads(path.read_text()), "command": "python 'torn"})
+    assert "\n    python 'torn\n" in board(tmp_path)[1]
+
+
 def test_a_job_without_the_objective_is_listed_without_rank(tmp_path: Path) -> None:
     head(tmp_path, "scores.test.acc")
     job(tmp_path, 0, 0.9, lr=1)
