@@ -164,6 +164,15 @@ def test_the_baseline_is_marked_with_each_of_its_seeds(swept: Path) -> None:
     assert text.count("(baseline)") == 2
 
 
+def test_without_a_named_baseline_the_experiments_own_values_are_one(sweep: Path) -> None:
+    head(sweep, jobs=4, experiment="digits_freeze")
+    assert not any(row["baseline"] for row in board(sweep)[0])
+    xfer.run(None, ["stages=[leaderboard]", f"sweep.dir={sweep}"])
+    # digits_freeze has optim.lr=0.1; trainer.max_epochs was given to all jobs.
+    assert {row["optim.lr"] for row in table(sweep) if row["baseline"] == "yes"} == {"0.1"}
+    assert len([row for row in table(sweep) if row["baseline"] == "yes"]) == 2
+
+
 def test_a_sweep_without_a_record_is_read_from_the_configurations(sweep: Path) -> None:
     wanted = [(row["rank"], row["job"], row["optim.lr"], row["seed"]) for row in board(sweep)[0]]
     (sweep / "sweep.json").unlink()
@@ -276,6 +285,23 @@ def test_a_pruned_job_says_so_and_keeps_its_value(tmp_path: Path) -> None:
     rows, text = board(tmp_path)
     assert [(row["state"], row["rank"]) for row in rows] == [("finished", "1"), ("pruned", "2")]
     assert "2 jobs: 1 finished, 1 pruned" in text
+
+
+def test_the_command_leaves_out_where_the_sweep_put_the_job(tmp_path: Path) -> None:
+    head(tmp_path)
+    path = job(tmp_path, 0, 0.9, lr=1) / "result.json"
+    words = [
+        "python",
+        "-m",
+        "xfer",
+        "data.root=my images",
+        "run.dir='a/0'",
+        "checkpoint.resume=auto",
+    ]
+    facts(path, **{**json.loads(path.read_text()), "command": shlex.join(words)})
+    assert "\n    python -m xfer 'data.root=my images'\n" in board(tmp_path)[1]
+    facts(path, **{**json.loads(path.read_text()), "command": "python 'torn"})
+    assert "\n    python 'torn\n" in board(tmp_path)[1]
 
 
 def test_a_job_without_the_objective_is_listed_without_rank(tmp_path: Path) -> None:

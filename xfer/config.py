@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import yaml
@@ -140,4 +141,6 @@ def build(cfg: DictConfig, hydra: DictConfig) -> Specs:
         plain: Plain = OmegaConf.to_container(groups, resolve=True)  # type: ignore[assignment]
     except OmegaConfBaseException as error:
         raise told(error) from error
-    return Builder(plain, places).specs(choices["experiment"], typed)
+    specs = Builder(plain, places).specs(choices["experiment"], typed)
+    folders = [str(s.path) for s in hydra.runtime.config_sources if s.provider == "command-line"]
+    return replace(specs, compose=lambda overrides: compose_specs(overrides, folders).config)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -54,7 +54,7 @@ class Specs:
 
     ``data`` is ``None`` when no stage needs it; ``facts`` holds each group's plain arguments and
     ``make`` builds a spec from such facts; ``explicit`` are the keys and groups that were typed;
-    ``config`` is the resolved configuration.
+    ``config`` is the resolved configuration; ``compose`` gives that of other overrides.
     """
 
     experiment: str
@@ -84,6 +84,7 @@ class Specs:
     command: str = ""
     predict_with: ModelFile | None = None
     sweep_dir: str | None = None
+    compose: Callable[[Sequence[str]], Plain] | None = None
 
     @property
     def trains(self) -> bool:

@@ -125,7 +125,7 @@ def _leaderboard(specs: Specs) -> Result:
     from xfer.leaderboard import write
 
     assert specs.sweep_dir is not None
-    path = write(Path(specs.sweep_dir).expanduser())
+    path = write(Path(specs.sweep_dir).expanduser(), specs.compose)
     log.info(f"leaderboard: {path}")
     return Result(path.parent, {}, None)
 

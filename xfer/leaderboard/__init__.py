@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from xfer.leaderboard import figures, page, table
+from xfer.leaderboard.baseline import Compose, baseline
 from xfer.leaderboard.importance import importance
 from xfer.leaderboard.ranking import duel, groups, rank
 from xfer.leaderboard.sweep import read
@@ -16,14 +17,16 @@ from xfer.storage import write_text
 __all__ = ["write"]
 
 
-def write(folder: Path) -> Path:
+def write(folder: Path, compose: Compose | None = None) -> Path:
     """Write ``leaderboard.csv``, ``.md`` and ``.html`` into a sweep's ``folder``, and its figures.
 
-    Every job is listed, whatever became of it. Logs the verdict and returns the HTML page. Raises
-    ConfigError when ``folder`` is no sweep, OutputError when it cannot be written.
+    Every job is listed, whatever became of it. With ``compose``, which gives the configuration that
+    overrides make, the jobs that are the experiment as it is are marked where the sweep names no
+    baseline. Logs the verdict and returns the path of the HTML page. Raises ConfigError when
+    ``folder`` is no sweep, OutputError when it cannot be written.
     """
     sweep = read(folder)
-    rows = rank(sweep)
+    rows = rank(sweep, baseline(sweep, compose))
     tested, decided = duel(rows, sweep.objectives[0].split), importance(sweep)
     with canvas.style():
         built = {

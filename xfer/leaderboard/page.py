@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Collection, Sequence
 
@@ -12,6 +13,7 @@ from xfer.leaderboard.jobs import Job
 from xfer.leaderboard.objective import Objective, entry
 from xfer.leaderboard.ranking import Duel, Group, Row
 from xfer.leaderboard.sweep import Sweep
+from xfer.places import override_key
 from xfer.report.card import Section
 from xfer.statistics import wilson
 
@@ -22,6 +24,7 @@ CAPTIONS = {
     "pareto": "The two objectives. No job is better than one of the front in one of them without "
     "being worse in the other.",
 }
+_OF_THE_SWEEP = ("run.dir", "checkpoint.resume")
 _STATES = ("finished", "pruned", "failed", "unfinished", "not started")
 
 
@@ -63,9 +66,19 @@ def _listed(numbers: Sequence[int]) -> str:
 
 
 def command(rows: Sequence[Row]) -> str:
-    """The command of the first job, quoted for a shell; empty when there is none."""
+    """The command of the first job, quoted for a shell; empty when there is none.
+
+    Where the sweep put the job is left out: the command would go on with a run that is finished.
+    """
     first = next((row.job for row in rows if row.rank == 1), None)
-    return printable(first.result.get("command") or "") if first else ""
+    if first is None:
+        return ""
+    text = str(first.result.get("command") or "")
+    try:
+        words = shlex.split(text)
+    except ValueError:
+        return printable(text)
+    return printable(shlex.join(w for w in words if override_key(w) not in _OF_THE_SWEEP))
 
 
 def sections(

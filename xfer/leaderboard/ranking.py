@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import csv
 import statistics
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import yaml
 
 from xfer.leaderboard.jobs import Job
 from xfer.leaderboard.objective import Objective
 from xfer.leaderboard.sweep import Sweep
-from xfer.places import override_key
 from xfer.statistics import mcnemar
 
 
@@ -50,8 +46,8 @@ class Duel:
     why: str = ""
 
 
-def rank(sweep: Sweep) -> list[Row]:
-    """Every job, the best first and those without a value last.
+def rank(sweep: Sweep, baseline: Collection[int] = ()) -> list[Row]:
+    """Every job, the best first and those without a value last; ``baseline`` are numbers of jobs.
 
     A job's rank is one more than the number of jobs that are as good in every objective and
     better in one (C. M. Fonseca and P. J. Fleming, 1993): with one objective its place, ties
@@ -59,7 +55,7 @@ def rank(sweep: Sweep) -> list[Row]:
     """
     scored = {job.number: gains(job, sweep.objectives) for job in sweep.jobs if has_value(job)}
     ranks = {n: 1 + sum(_dominates(b, a) for b in scored.values()) for n, a in scored.items()}
-    rows = [Row(job, ranks.get(job.number), _is_baseline(job, sweep)) for job in sweep.jobs]
+    rows = [Row(job, ranks.get(job.number), job.number in baseline) for job in sweep.jobs]
     return sorted(rows, key=lambda row: _place(row, scored))
 
 
@@ -83,24 +79,6 @@ def _place(row: Row, scored: dict[int, tuple[float, ...]]) -> tuple[float, float
     if row.rank is None:
         return float("inf"), 0.0, number
     return row.rank, -scored[number][0], number
-
-
-def _is_baseline(job: Job, sweep: Sweep) -> bool:
-    """Whether the job has the baseline's values; any seed of it counts."""
-    if sweep.baseline is None or not (job.parameters or job.overrides):
-        return False
-    wanted = {override_key(text): _value(text) for text in sweep.baseline}
-    own = {override_key(text): _value(text) for text in job.overrides} | job.parameters
-    keys = (job.parameters.keys() | (wanted.keys() & own.keys())) - {"seed"}
-    return all(key in wanted and wanted[key] == own[key] for key in keys)
-
-
-def _value(override: str) -> Any:
-    text = override.partition("=")[2]
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
-        return text
 
 
 def groups(sweep: Sweep) -> list[Group]:

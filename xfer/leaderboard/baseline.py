@@ -1,0 +1,84 @@
+"""Which jobs of a sweep are its baseline: those that the sweep names, or that change nothing."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import yaml
+
+from xfer.errors import XferError
+from xfer.leaderboard.jobs import Job, read_facts
+from xfer.leaderboard.sweep import Sweep
+from xfer.places import override_key
+from xfer.resume import flat
+from xfer.types import Plain
+
+Compose = Callable[[Sequence[str]], Plain]
+"""The configuration that overrides make."""
+
+
+def baseline(sweep: Sweep, compose: Compose | None) -> frozenset[int]:
+    """The numbers of the jobs that are the baseline, with whatever seed."""
+    if sweep.baseline is not None:
+        wanted = _values(sweep.baseline)
+        return frozenset(job.number for job in sweep.jobs if _has(job, wanted))
+    own = _own(sweep, compose) if compose else None
+    if own is None:
+        return frozenset()
+    return frozenset(job.number for job in sweep.jobs if _config(job) == own)
+
+
+def _has(job: Job, wanted: Plain) -> bool:
+    if not (job.parameters or job.overrides):
+        return False
+    own = _values(job.overrides) | job.parameters
+    keys = (job.parameters.keys() | (wanted.keys() & own.keys())) - {"seed"}
+    return all(key in wanted and wanted[key] == own[key] for key in keys)
+
+
+def _values(overrides: Sequence[str]) -> Plain:
+    return {override_key(text): _value(text.partition("=")[2]) for text in overrides}
+
+
+def _value(text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+
+
+def _own(sweep: Sweep, compose: Compose) -> Plain | None:
+    """What the jobs' commands make without what the sweep varies; ``None`` where they do not say,
+    or make nothing any more."""
+    typed = [_typed(job) for job in sweep.jobs if job.result.get("command")]
+    if len(typed) < 2 or not sweep.varied:
+        return None
+    shared = [text for text in typed[0] if all(text in other for other in typed[1:])]
+    fixed = [text for text in shared if override_key(text) not in sweep.varied]
+    try:
+        return _comparable(compose(fixed))
+    except XferError:
+        return None  # options of another place or version: there is no telling
+
+
+def _typed(job: Job) -> list[str]:
+    try:
+        return shlex.split(str(job.result["command"]))[3:]
+    except ValueError:
+        return []
+
+
+def _config(job: Job) -> Plain | None:
+    plan, _ = read_facts(job.folder / "plan.json")
+    config = plan.get("config")
+    return _comparable(config) if isinstance(config, dict) else None
+
+
+def _comparable(config: Plain) -> Plain:
+    """What decides a run, its seed apart."""
+    facts: Plain = json.loads(json.dumps(flat(config), default=str, sort_keys=True))
+    facts.pop("seed", None)
+    return facts
