@@ -16,6 +16,7 @@ from xfer.sweep.objective import Objective, objectives, values
 from xfer.sweep.slots import divide
 from xfer.sweep.space import Choice, Interval, Job, grid, probes
 from xfer.sweep.study import Study
+from xfer.sweep.table import Table
 
 NO_LOADER: ConfigLoader = None  # type: ignore[assignment]
 RATE = Interval("optim.lr", 1e-4, 0.1, log=True)
@@ -200,6 +201,19 @@ def test_objectives_are_those_of_the_best_epoch(tmp_path: Path):
     wanted = [Objective(name, "maximize") for name in names]
     assert values(tmp_path, wanted[:3]) == [0.75, 0.5, 9.0]
     assert values(tmp_path, wanted) is None
+
+
+def test_the_table_is_redrawn_in_place(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "metrics.csv").write_text("epoch\n1\n2\n")
+    table = Table(shown=True)
+    table.draw({1: (7, "head=mlp", tmp_path), 0: (3, "head=linear", tmp_path / "none")})
+    table.clear()
+    first, second, end = capsys.readouterr().out.split("\n")
+    assert first.startswith("  slot 0  job 3  epoch 0") and first.endswith("head=linear")
+    assert second.startswith("  slot 1  job 7  epoch 2")
+    assert end == "\x1b[2A\x1b[J"
+    Table(shown=False).draw({0: (3, "", tmp_path)})
+    assert capsys.readouterr().out == ""
 
 
 def test_slots_share_no_core_and_refuse_what_is_not_there(monkeypatch: pytest.MonkeyPatch):
