@@ -1,22 +1,24 @@
-"""What a further trial of a sweep costs, and 32 of them against one trial on images.
+"""What a further trial of a sweep costs, against the start-up of a process.
 
-    XFER_ASSETS=ASSETS python bench/sweep.py [--trials 32] [--epochs 20] [--slots 2]
+    XFER_ASSETS=ASSETS python bench/sweep.py [--trials 32] [--epochs 20] [--slots 2] [--uncached]
 
 Canidae (default ../shared/assets), a frozen ResNet-18 with random weights (the time does not
 depend on them), fp32, batches of 24, one view of each image in the feature cache, stages fit and
-evaluate. A trial more is (seconds of the whole sweep - of a sweep of as many trials as slots) over
-the further trials. Starting up is ``python -m xfer`` on the digits for one epoch without training
-counted: the seconds of a process that only plans.
+evaluate. A further trial is a whole sweep less one of as many trials as slots, over the trials
+between them; start-up is a process that only plans. Wall time is divided by the slots, time of
+the processor is not: on a machine that others use, compare the latter.
 """
 
 import argparse
 import os
-import statistics
+import resource
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+
+import numpy as np
 
 ASSETS = Path(os.environ.setdefault("XFER_ASSETS", "../shared/assets")).resolve()
 os.environ |= {"XFER_ASSETS": str(ASSETS), "XFER_DATA": str(ASSETS)}
@@ -27,12 +29,15 @@ TRIAL = [
 
 
 def seconds(folder, *typed):
-    began = time.perf_counter()
+    """Wall and processor seconds of a command and everything that it starts."""
+    began, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
     command = [sys.executable, "-m", "xfer", *typed]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(done.stdout[-2000:] + done.stderr[-2000:])
-    return time.perf_counter() - began
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    used = after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
+    return np.array([time.perf_counter() - began, used])
 
 
 def sweep(folder, options, count, persistent):
@@ -57,22 +62,26 @@ def main():
         os.environ["XFER_CACHE"] = str(Path(folder) / "cache")
         epochs = f"trainer.max_epochs={options.epochs}"
         first = seconds(folder, *TRIAL, epochs, "features=require", "features.views=1")
-        plans = [seconds(folder, *TRIAL, "stages=[]") for _ in range(3)]
-        starting = statistics.median(plans)
-        print(f"first run with its features {first:.1f} s; start-up of a process {starting:.2f} s")
+        starting = np.median([seconds(folder, *TRIAL, "stages=[]") for _ in range(3)], axis=0)
+        print(f"wall s / processor s: first run with its features {told(first)}; ", end="")
+        print(f"start-up of a process {told(starting)}", flush=True)
         for persistent in (False, True):
             few = sweep(folder, options, options.slots, persistent)
             many = sweep(folder, options, options.trials, persistent)
             further = (many - few) / (options.trials - options.slots)
-            share = further / (starting / options.slots)
+            share = further / starting * [options.slots, 1]
             print(
-                f"persistent={persistent}: {options.trials} trials {many:.1f} s, a further trial "
-                f"{further:.2f} s = {share:.2f} x start-up / {options.slots} slots",
+                f"persistent={persistent}: {options.trials} trials {told(many)}, a further trial "
+                f"{told(further)}, over start-up a slot {told(share)}",
                 flush=True,
             )
         if options.uncached:
             one = seconds(folder, *TRIAL, epochs, "features=never")
-            print(f"one trial on images: {one:.1f} s")
+            print(f"one trial on images: {told(one)}")
+
+
+def told(pair):
+    return f"{pair[0]:.2f} / {pair[1]:.2f}"
 
 
 if __name__ == "__main__":

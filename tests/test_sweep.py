@@ -186,9 +186,16 @@ def test_an_objective_that_is_never_logged_is_refused():
     fit = ("fit", "evaluate")
     assert objectives({}, ("val_loss", "min"), fit) == (Objective("val_loss", "minimize"),)
     assert objectives({"params.total": "minimize"}, ("val_acc", "max"), fit)
-    for asked, stages in (({"val_accuracy": "maximize"}, fit), ({}, ("predict",))):
+    acc = ("val_acc", "max")
+    assert objectives({}, acc, ("evaluate",), True) == (Objective("scores.val.acc", "maximize"),)
+    assert objectives({}, acc, ("predict",)) == ()
+    for asked, monitor, stages in (
+        ({"val_accuracy": "maximize"}, acc, fit),
+        ({}, ("val_accuracy", "max"), fit),
+        ({}, acc, ("predict",)),
+    ):
         with pytest.raises(SweepError, match="never logged"):
-            objectives(asked, ("val_acc", "max"), stages)  # type: ignore[arg-type]
+            objectives(asked, monitor, stages, True)  # type: ignore[arg-type]
     with pytest.raises(SweepError, match="never logged"):
         objectives({"scores.val.acc": "maximize"}, ("val_acc", "max"), ("fit",))
 
