@@ -162,6 +162,14 @@ def test_every_job_of_a_sweep_says_what_is_wrong_with_it_once(here: Path) -> Non
     assert "Traceback" not in done.stderr
 
 
+def test_one_bad_value_of_a_sweep_is_told_before_any_job(here: Path) -> None:
+    done = run(here, "-m", "optim.lr=-1,0.1", "hydra.sweep.dir=sweep")
+    assert done.returncode == 2
+    assert done.stderr.count("xfer: error") == 1
+    assert "optim.lr: is -1" in done.stderr
+    assert not (here / "sweep").exists()
+
+
 # From here on torch is imported: few processes, each for several proofs.
 
 
@@ -187,13 +195,3 @@ def test_a_folder_that_cannot_be_made_is_told(here: Path) -> None:
     assert done.returncode == 9
     assert LINE.fullmatch(done.stderr.strip())
     assert "file: cannot be written (a file, not a folder)" in done.stderr
-
-
-def test_one_bad_job_of_a_sweep_leaves_the_others_alone(here: Path) -> None:
-    done = run(here, "-m", "stages=[]", "optim.lr=-1,0.1", "hydra.sweep.dir=sweep")
-    assert done.returncode == 2
-    assert done.stderr.count("xfer: error") == 1
-    assert "optim.lr: is -1" in done.stderr
-    assert not (here / "sweep" / "0" / "plan.json").exists()
-    plan = json.loads((here / "sweep" / "1" / "plan.json").read_text())
-    assert plan["config"]["optim"]["lr"] == 0.1

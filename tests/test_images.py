@@ -8,6 +8,7 @@ import struct
 import subprocess
 import sys
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from PIL import Image
 
 from xfer import images
 from xfer.errors import DataError
-from xfer.images import Arrays, Files, decode, scan
+from xfer.images import Arrays, Files, _alone, decode, scan
 
 JPEG, PNG, GIF = encoded("JPEG"), encoded("PNG"), encoded("GIF")
 
@@ -359,3 +360,14 @@ def test_a_png_header_that_lies_about_its_size_is_refused(tmp_path):
     lying = PNG[:16] + struct.pack(">II", 60_000, 60_000) + PNG[24:]
     with pytest.raises(DataError, match=r"x\.png"):
         scan([write(tmp_path / "x.png", lying)], tmp_path)
+
+
+def test_a_scan_waits_for_the_one_that_is_at_work(tmp_path):
+    path, found = write(tmp_path / "x.jpg", JPEG), []
+    thread = Thread(target=lambda: found.append(scan([path], tmp_path)))
+    with _alone(tmp_path):
+        thread.start()
+        thread.join(0.3)
+        assert not found
+    thread.join()
+    assert len(found[0]) == 1

@@ -149,7 +149,7 @@ def test_a_plan_lists_the_jobs_and_starts_nothing(tmp_path: Path):
         tmp_path, *QUICK, "stages=[]", "optim.lr=0.1,0.01", "seed=0,1", "features=auto"
     ).stdout
     assert re.findall(r"^job (\d): (.*)$", lines, re.M)[3] == ("3", "optim.lr=0.01 seed=1")
-    assert "4 jobs" in lines and "Tflop" in lines and "1 sets of" in lines
+    assert "4 jobs" in lines and "Tflop" in lines and "1 set of" in lines
     assert "nothing was started" in lines
     assert not list(tmp_path.rglob("job.json"))
 

@@ -61,41 +61,45 @@ def conduct(asked: Asked, compose: Compose, runner: Callable[[Specs], Runner]) -
 
         outlook(asked.space, jobs, options, compose)
         return 0
+    searches = options.sampler != "grid"
     monitor = (first.checkpoint.monitor, first.checkpoint.mode)
-    wanted = objectives(options.objectives, monitor, first.stages)
+    wanted = objectives(options.objectives, monitor, first.stages, searches)
     search = {"sampler": options.sampler, "seed": options.seed, "objectives": repr(wanted)}
     ours = mark(fingerprint(first.config), asked.space, search)
     auto = first.checkpoint.resume == "auto"
     named = options.dir or (str(asked.folder) if asked.named else None)
     folder = find(named, auto, asked.folder.parent, ours) or asked.folder
     able = runner(first)
-    held = hold(folder)
-    open_log(folder)
-    try:
-        total = len(jobs) if options.sampler == "grid" else options.n_trials
-        ledger = Ledger(folder)
-        study = None
-        if options.sampler != "grid":
-            place = options.storage or str(folder.resolve() / JOURNAL)
-            name = options.study or first.experiment
-            study = Study(options, asked.space, wanted, place, name)
-            study.open(ours)
-        ledger.open(
-            Head(
-                first.experiment, asked.command, wanted, options.baseline, total, able.threads, ours
-            )
-        )
-        conductor = Conductor(ledger, options, wanted, jobs, total or 0, study)
-        conductor.recall()
+    study = None
+    if searches:
+        place = options.storage or str(folder.resolve() / JOURNAL)
+        study = Study(options, asked.space, wanted, place, options.study or first.experiment)
+    if study and options.storage:
+        study.open(ours)  # before there is a folder, since it may be refused
+    total = options.n_trials if options.n_trials else len(jobs)
+    head = Head(
+        first.experiment, asked.command, wanted, options.baseline, total, able.threads, ours
+    )
+    with hold(folder):
+        open_log(folder)
         try:
-            able.run(conductor)
-        except SystemExit:
-            log.info(f"stopped; with sweep.dir={folder} the same command goes on")
-            raise
-        return conductor.close()
-    finally:
-        close_log()
-        held.close()
+            ledger = Ledger(folder)
+            if study and not options.storage:
+                study.open(ours)
+            ledger.open(head)
+            return _run(Conductor(ledger, options, wanted, jobs, total, study), able)
+        finally:
+            close_log()
+
+
+def _run(conductor: Conductor, runner: Runner) -> int:
+    conductor.recall()
+    try:
+        runner.run(conductor)
+    except SystemExit:
+        log.info(f"stopped; with sweep.dir={conductor.ledger.folder} the same command goes on")
+        raise
+    return conductor.close()
 
 
 def _check(asked: Asked, compose: Compose) -> Specs:
@@ -109,10 +113,10 @@ def _check(asked: Asked, compose: Compose) -> Specs:
         if not size or (isinstance(p, Interval) and p.log and p.low <= 0):
             what = "has no value" if not size else "starts at 0 or below, which has no logarithm"
             raise SweepError(p.key, what, "mend its range", 14)
-    attempt, told = Attempts(), set[str]()
+    attempt = Attempts()
     found = [attempt(compose, texts) for texts in probes(asked.space)]
-    fresh = [e for e in attempt.errors if not (str(e) in told or told.add(str(e)))]  # type: ignore[func-returns-value]
-    raise_all(fresh)
+    # What is wrong with every job is told once.
+    raise_all(list({str(error): error for error in attempt.errors}.values()))
     assert found[0] is not None
     return found[0]
 
@@ -197,7 +201,7 @@ class Conductor:
             log.warning(f"job {job.number} finished, but left no {metrics}")
             return
         pairs = zip(self.objectives, found, strict=True)
-        shown = ", ".join(f"{o.metric} {value:.6g}" for o, value in pairs)
+        shown = ", ".join(f"{o.metric} {value:.6g}" for o, value in pairs) or "finished"
         pruned = "  pruned" if (self.ledger(job.number) / "pruned.json").exists() else ""
         log.info(f"job {job.number}: {shown} after {seconds:.1f} s{pruned}")
 
@@ -210,7 +214,7 @@ class Conductor:
         log.info(f"{done} of {self.total} jobs finished, {len(self.failed)} failed")
         for number, (code, line) in sorted(self.failed.items()):
             print(f"job {number}, exit {code}: {line}", file=sys.stderr)
-        if done:
+        if done and self.objectives:
             log.info(f"leaderboard: {write(self.ledger.folder)}")
         if done < self.total:
             folder = self.ledger.folder

@@ -6,6 +6,7 @@ are cached by path, size, mtime and ctime; user files are never modified.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import io
 import json
@@ -13,6 +14,7 @@ import os
 import stat
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -205,7 +207,29 @@ def sound(paths: Sequence[Path], root: Path) -> tuple[dict[str, str], list[tuple
 
 
 def examine(paths: Sequence[Path], root: Path) -> list[Facts]:
-    """Every file as it was read, in order. ``root`` names the cache."""
+    """Every file as it was read, in order. ``root`` names the cache; while one process scans it,
+    others that ask for it wait and find the result."""
+    with _alone(root):
+        return _examine(paths, root)
+
+
+@contextmanager
+def _alone(root: Path) -> Iterator[None]:
+    path = cache_dir() / "locks" / _cache_file(root).stem
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    except OSError:
+        yield  # a read-only home has no result to wait for
+        return
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _examine(paths: Sequence[Path], root: Path) -> list[Facts]:
     known = _read_cache(root)
     stamps = [_stamp(path) for path in paths]
     fresh = [i for i, path in enumerate(paths) if known.get(str(path), [""])[0] != stamps[i]]

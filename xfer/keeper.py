@@ -15,6 +15,7 @@ import select
 import signal
 import subprocess
 import sys
+import warnings
 from contextlib import suppress
 from types import FrameType
 
@@ -90,7 +91,10 @@ class Keeper:
                     command, stdin=nothing, stdout=stream, stderr=stream
                 )
                 return self._process.pid
-            child = os.fork()
+            with warnings.catch_warnings():
+                # The threads of a BLAS, which has handlers of its own for a fork.
+                warnings.filterwarnings("ignore", ".*multi-threaded.*", DeprecationWarning)
+                child = os.fork()
             if child == 0:
                 self._be_a_job(arguments, stream)
             return child

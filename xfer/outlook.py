@@ -11,7 +11,7 @@ from xfer.freeze import ever
 from xfer.log import log, open_log
 from xfer.plan import Plan, make_plan
 from xfer.sweep import Sweep
-from xfer.sweep.space import Job, Parameter, probes
+from xfer.sweep.space import Interval, Job, Parameter, probes
 
 if TYPE_CHECKING:
     from xfer.specs import Specs
@@ -36,11 +36,17 @@ def outlook(
     if not jobs:
         log.info(f"{count} trials of {options.sampler} over")
         for parameter in space:
-            log.info(f"  {parameter}")
+            log.info(f"  {parameter.key}: {_range(parameter)}")
     plans: dict[str, Plan] = {}
     found = [_plan(compose(row), plans) for row in rows]
     log.info("\n".join([f"{count} jobs", *_costs(found, count / len(found))]))
     log.info("stages=[]: nothing was started")
+
+
+def _range(parameter: Parameter) -> str:
+    if isinstance(parameter, Interval):
+        return f"{parameter.low:g} to {parameter.high:g}" + ", log" * parameter.log
+    return ", ".join(parameter.texts)
 
 
 def _plan(specs: Specs, known: dict[str, Plan]) -> tuple[Specs, Plan]:
@@ -72,7 +78,8 @@ def _costs(found: Sequence[tuple[Specs, Plan]], times: float) -> list[str]:
     reuse = f"; without features {whole * times:,.0f}" if sets else "; no job shares features"
     told[0] += reuse
     if sets:
-        told.append(f"features: {len(sets)} sets of {max(sets.values()):,} images at most, shared")
+        count = f"{len(sets)} set" + "s" * (len(sets) > 1)
+        told.append(f"features: {count} of up to {max(sets.values()):,} images, shared by the jobs")
     told.append("a backward pass counts as two; how fast this machine is, the first job tells")
     return told
 

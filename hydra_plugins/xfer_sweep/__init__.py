@@ -10,7 +10,7 @@ from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf, read_write
 
 
 @dataclass
@@ -73,6 +73,10 @@ class XferSweeper(Sweeper):
         """Keep what Hydra hands over, and make the launcher."""
         from hydra.core.plugins import Plugins
 
+        if folder := OmegaConf.select(config, "sweep.dir"):
+            # Launchers put files of their own there, and look here for it.
+            with read_write(config):
+                config.hydra.sweep.dir = str(folder)
         self.context, self.config = hydra_context, config
         self.launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config

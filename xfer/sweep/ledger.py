@@ -21,6 +21,8 @@ from xfer.types import Plain
 
 State = Literal["missing", "running", "interrupted", "failed", "finished"]
 _SWEEP = "sweep.json"
+_OURS = (".lock", "run.log", "optuna.journal", "optuna.journal.lock")
+"""What a sweep leaves that was refused, or killed before it began."""
 
 
 @dataclass(frozen=True)
@@ -173,7 +175,8 @@ def find(folder: str | None, auto: bool, root: Path, mark: str) -> Path | None:
         if facts and facts.get("fingerprint") != mark:
             fix = "give the same options, or another sweep.dir"
             raise ResumeError(path, f"holds another sweep: {facts.get('command')}", fix, 10)
-        if not facts and path.is_dir() and any(path.iterdir()):
+        taken = path.is_dir() and any(p.name not in _OURS for p in path.iterdir())
+        if taken and not facts:
             raise ResumeError(path, "holds files and no sweep", "choose another sweep.dir", 11)
         return path
     if auto:

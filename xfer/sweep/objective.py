@@ -28,22 +28,32 @@ class Objective:
 
 
 def objectives(
-    asked: Mapping[str, Direction], monitor: tuple[str, str], stages: Sequence[str]
+    asked: Mapping[str, Direction],
+    monitor: tuple[str, str],
+    stages: Sequence[str],
+    searches: bool = False,
 ) -> tuple[Objective, ...]:
-    """Those ``asked`` for, else the ``monitor``ed metric with its mode (max or min).
+    """Those ``asked`` for, else the ``monitor``ed metric with its mode (max or min), where jobs
+    train; the accuracy where they only evaluate; none where they do neither.
 
-    Raises SweepError for what a job with these ``stages`` never logs.
+    Raises SweepError for what a job with these ``stages`` never logs, and for a sweep that
+    ``searches`` for nothing.
     """
-    ours: Direction = "maximize" if monitor[1] == "max" else "minimize"
-    wanted = dict(asked) or {monitor[0]: ours}
     known = _known(stages)
-    for metric in wanted:
+    for metric in asked:
         if metric not in known:
             what = f"'{metric}' is never logged with stages=[{','.join(stages)}]"
-            key = "sweep.objectives" if asked else "checkpoint.monitor"
             fix = closest(metric, known) if known else "add fit to stages"
-            raise SweepError(key, what, fix, 7)
-    return tuple(Objective(metric, direction) for metric, direction in wanted.items())
+            raise SweepError("sweep.objectives", what, fix, 8)
+    if asked:
+        return tuple(Objective(metric, direction) for metric, direction in asked.items())
+    if "fit" in stages and monitor[0] in known:
+        return (Objective(monitor[0], "maximize" if monitor[1] == "max" else "minimize"),)
+    if "fit" in stages or (searches and not known):
+        what = f"'{monitor[0]}' is never logged with stages=[{','.join(stages)}]"
+        fix = closest(monitor[0], known) if known else "add fit to stages"
+        raise SweepError("checkpoint.monitor", what, fix, 17)
+    return (Objective("scores.val.acc", "maximize"),) if known else ()
 
 
 def _known(stages: Sequence[str]) -> list[str]:

@@ -1,0 +1,88 @@
+"""What a further trial of a sweep costs, against the start-up of a process.
+
+    XFER_ASSETS=ASSETS python bench/sweep.py [--trials 32] [--epochs 20] [--slots 2] [--uncached]
+
+Canidae (default ../shared/assets), a frozen ResNet-18 with random weights (the time does not
+depend on them), fp32, batches of 24, one view of each image in the feature cache, stages fit and
+evaluate. A further trial is a whole sweep less one of as many trials as slots, over the trials
+between them; start-up is a process that only plans. Wall time is divided by the slots, time of
+the processor is not: on a machine that others use, compare the latter.
+"""
+
+import argparse
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+ASSETS = Path(os.environ.setdefault("XFER_ASSETS", "../shared/assets")).resolve()
+os.environ |= {"XFER_ASSETS": str(ASSETS), "XFER_DATA": str(ASSETS)}
+TRIAL = [
+    *("experiment=default", "data=canidae", "backbone=resnet18", "source=none", "optim=sgd"),
+    *("freeze=head_only", "data.batch_size=24", "data.workers=0", "stages=[fit,evaluate]"),
+]
+
+
+def seconds(folder, *typed):
+    """Wall and processor seconds of a command and everything that it starts."""
+    began, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
+    command = [sys.executable, "-m", "xfer", *typed]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(done.stdout[-2000:] + done.stderr[-2000:])
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    used = after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
+    return np.array([time.perf_counter() - began, used])
+
+
+def sweep(folder, options, count, persistent):
+    """Seconds of a sweep of ``count`` trials over the rate, whose features are there."""
+    rates = ",".join(f"{0.001 * 1.2**i:.6g}" for i in range(count))
+    return seconds(
+        folder,
+        *("-m", *TRIAL, f"trainer.max_epochs={options.epochs}", "features=require"),
+        *("features.views=1", f"optim.lr={rates}", f"hydra.launcher.slots={options.slots}"),
+        f"hydra.launcher.persistent={str(persistent).lower()}",
+    )
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--trials", type=int, default=32)
+    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--slots", type=int, default=2)
+    parser.add_argument("--uncached", action="store_true", help="one trial on images as well")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["XFER_CACHE"] = str(Path(folder) / "cache")
+        epochs = f"trainer.max_epochs={options.epochs}"
+        first = seconds(folder, *TRIAL, epochs, "features=require", "features.views=1")
+        starting = np.median([seconds(folder, *TRIAL, "stages=[]") for _ in range(3)], axis=0)
+        print(f"wall s / processor s: first run with its features {told(first)}; ", end="")
+        print(f"start-up of a process {told(starting)}", flush=True)
+        for persistent in (False, True):
+            few = sweep(folder, options, options.slots, persistent)
+            many = sweep(folder, options, options.trials, persistent)
+            further = (many - few) / (options.trials - options.slots)
+            share = further / starting * [options.slots, 1]
+            print(
+                f"persistent={persistent}: {options.trials} trials {told(many)}, a further trial "
+                f"{told(further)}, over start-up a slot {told(share)}",
+                flush=True,
+            )
+        if options.uncached:
+            one = seconds(folder, *TRIAL, epochs, "features=never")
+            print(f"one trial on images: {told(one)}")
+
+
+def told(pair):
+    return f"{pair[0]:.2f} / {pair[1]:.2f}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,135 @@
+"""What comes next, what is tried again, and what the exit code is, with jobs that cost nothing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from xfer.conduct import Conductor
+from xfer.log import close_log, open_log
+from xfer.runners import BatchRunner, quoted
+from xfer.sweep import Sweep
+from xfer.sweep.ledger import Head, Ledger
+from xfer.sweep.objective import Objective
+from xfer.sweep.space import Choice, Interval, Job, grid
+from xfer.sweep.study import JOURNAL, Study
+
+ACC = Objective("val_acc", "maximize")
+SEEDS = grid([Choice("seed", ("0", "1", "2", "3"), (0, 1, 2, 3))])
+
+
+class Launcher:
+    """Ends each job with the next of its codes, 0 where there is none, and leaves what a run
+    leaves."""
+
+    def __init__(self, **codes: list[int]) -> None:
+        self.codes = {int(name.removeprefix("job")): list(found) for name, found in codes.items()}
+        self.ran: list[list[int]] = []
+
+    def __call__(self, jobs: Sequence[tuple[Job, Path]]) -> list[tuple[int, str]]:
+        self.ran.append([job.number for job, _ in jobs])
+        return [self.end(job, folder) for job, folder in jobs]
+
+    def end(self, job: Job, folder: Path) -> tuple[int, str]:
+        code = next(iter(self.codes.get(job.number, [])), 0)
+        if code:
+            self.codes[job.number].pop(0)
+            return code, f"xfer: error E70{code}: seed: diverged. Fix: lower it"
+        best = {"metric": "val_acc", "value": 0.5 + job.number / 10, "epoch": 1}
+        (folder / "result.json").write_text(json.dumps({"best": best}))
+        (folder / "status.json").write_text('{"state": "finished"}')
+        return 0, ""
+
+
+def conduct(folder: Path, launcher: Launcher, size: int = 9, study=None, **options) -> int:
+    sweep = Sweep(**options)
+    ledger = Ledger(folder)
+    total = sweep.n_trials or len(SEEDS)
+    ledger.open(Head("digits", "command", (ACC,), (), total, None, "mark"))
+    jobs = [] if study else SEEDS
+    conductor = Conductor(ledger, sweep, (ACC,), jobs, total, study)
+    open_log(folder)
+    try:
+        conductor.recall()
+        BatchRunner(launcher, size).run(conductor)
+        return conductor.close()
+    finally:
+        close_log()
+
+
+def test_a_failure_is_told_and_the_others_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    launcher = Launcher(job1=[7], job3=[4])
+    assert conduct(tmp_path, launcher) == 7
+    assert launcher.ran == [[0, 1, 2, 3]]
+    found = capsys.readouterr()
+    assert found.out.count("job 1, exit 7: xfer: error E707: seed: diverged") == 1
+    assert found.err.splitlines()[0].startswith("job 1, exit 7") and "job 3" in found.err
+    again = Launcher()
+    assert conduct(tmp_path, again) == 0
+    assert again.ran == [[1, 3]]
+    none = Launcher()
+    assert conduct(tmp_path, none) == 0
+    assert none.ran == []
+
+
+def test_a_failed_job_is_tried_again_as_often_as_is_asked_for(tmp_path: Path):
+    launcher = Launcher(job1=[7, 7], job2=[8, 8, 8])
+    assert conduct(tmp_path, launcher, retries=2) == 8
+    assert launcher.ran == [[0, 1, 2, 3], [1, 2], [1, 2]]
+    assert [Ledger(tmp_path).state(number) for number in range(4)] == [
+        *("finished", "finished", "failed", "finished"),
+    ]
+
+
+def test_the_first_failure_ends_the_sweep_where_that_is_asked_for(tmp_path: Path):
+    launcher = Launcher(job1=[7])
+    assert conduct(tmp_path, launcher, size=1, fail_fast=True) == 7
+    assert launcher.ran == [[0], [1]]
+
+
+def test_trials_are_a_total_and_go_on_with_the_ledger(tmp_path: Path):
+    def study(count: int) -> Study:
+        sweep = Sweep(sampler="random", n_trials=count)
+        space = [Interval("optim.lr", 0.1, 1)]
+        made = Study(sweep, space, [ACC], str(tmp_path / JOURNAL), "digits")
+        made.open("mark")
+        return made
+
+    options = {"sampler": "random", "size": 2}
+    first = Launcher(job1=[7])
+    assert conduct(tmp_path, first, study=study(3), n_trials=3, **options) == 7
+    assert first.ran == [[0, 1], [2]]
+    # Finished, and the study was never told: killed in between.
+    asked = study(4).ask(3)
+    Launcher().end(asked, Ledger(tmp_path).prepare(asked))
+    second = Launcher()
+    assert conduct(tmp_path, second, study=study(6), n_trials=6, **options) == 0
+    assert second.ran == [[1, 4], [5]]
+    trials = study(6).study.trials
+    states = [(t.user_attrs["job"], t.state.name) for t in trials]
+    assert sorted(states) == [
+        *((0, "COMPLETE"), (1, "COMPLETE"), (1, "FAIL"), (2, "COMPLETE"), (3, "COMPLETE")),
+        *((4, "COMPLETE"), (5, "COMPLETE")),
+    ]
+
+
+def test_a_job_without_the_objective_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    launcher = Launcher()
+    launcher.end = lambda job, folder: (  # type: ignore[method-assign]
+        (folder / "status.json").write_text('{"state": "finished"}') and (0, "")
+    )
+    assert conduct(tmp_path, launcher) == 0
+    assert "job 2 finished, but left no val_acc" in capsys.readouterr().out
+
+
+def test_a_folder_with_quotes_is_one_value():
+    assert quoted("it's") == "'it\\'s'"
+
+
+def test_the_plugin_is_shipped_and_shares_its_namespace():
+    root = Path(__file__).parents[1]
+    assert '"hydra_plugins"' in (root / "pyproject.toml").read_text()
+    assert not (root / "hydra_plugins" / "__init__.py").exists(), "other plugins would be hidden"
