@@ -3,7 +3,7 @@
 ``python tests/save_kills.py --kills 1000`` is the whole proof. A forked process saves the same
 checkpoint path again and again and is killed at a random moment; what is there must be whole, and
 must go on from one kill to the next. ``--stock`` writes with Lightning's own writer instead, which
-moves the file from the temporary folder and leaves torn ones: the harness must see that.
+moves the file from the temporary folder and leaves torn ones: the harness must see the first.
 """
 
 from __future__ import annotations
@@ -103,12 +103,14 @@ def main() -> None:
         tempfile.TemporaryDirectory(dir=places[1]) as there,
     ):
         (folder := Path(there) / "checkpoints").mkdir()
-        for kill in range(asked.kills):
+        kills = 0
+        while kills < asked.kills and not (asked.stock and corrupt):
+            kills += 1
             cut += killed(folder, Path(here), asked.stock, dice)
             corrupt += [what] if (what := problem(Path(there), asked.stock)) else []
-            if (kill + 1) % 50 == 0:
-                print(kill + 1, cut, len(corrupt), file=sys.stderr, flush=True)
-    print(json.dumps({"kills": asked.kills, "cut": cut, "corrupt": corrupt}))
+            if kills % 50 == 0:
+                print(kills, cut, len(corrupt), file=sys.stderr, flush=True)
+    print(json.dumps({"kills": kills, "cut": cut, "corrupt": corrupt}))
 
 
 if __name__ == "__main__":

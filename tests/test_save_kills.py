@@ -29,7 +29,7 @@ def test_a_hundred_kills_during_saves_leave_whole_files():
 
 
 def test_a_writer_that_moves_its_file_is_found_out():
-    assert save_kills("--kills", "30", "--stock")["corrupt"], "no torn file is seen"
+    assert save_kills("--kills", "300", "--stock")["corrupt"], "no torn file is seen"
 
 
 @pytest.mark.slow
