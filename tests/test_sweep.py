@@ -246,6 +246,8 @@ def test_slots_take_turns_on_gpus(monkeypatch: pytest.MonkeyPatch):
     assert [slot.gpu for slot in divide(3, 1, False)] == [None] * 3
     with pytest.raises(SweepError, match="2 GPUs with 1 jobs each take 2"):
         divide(3, 1, True)
+    with pytest.raises(SweepError, match="a slot has one GPU"):
+        divide(None, 1, True, devices=2)
 
 
 JOB = Job(1, ("optim.lr=0.1",), {"optim.lr": 0.1})

@@ -20,9 +20,10 @@ if TYPE_CHECKING:
     from hydra_plugins.xfer_sweep import SlotLauncher
 
 
-def slots(launcher: SlotLauncher, accelerator: str) -> list[Slot]:
+def slots(launcher: SlotLauncher, accelerator: str, devices: int = 1) -> list[Slot]:
     """Those that the launcher's options ask for."""
-    return divide(launcher.slots, launcher.jobs_per_gpu, accelerator in ("auto", "gpu"))
+    uses_gpu = accelerator in ("auto", "gpu")
+    return divide(launcher.slots, launcher.jobs_per_gpu, uses_gpu, devices)
 
 
 def flags(config: DictConfig) -> list[str]:

@@ -54,7 +54,7 @@ def sweep(
     def runner(specs: Specs) -> Runner:
         if isinstance(launcher, SlotLauncher):
             return SlotRunner(
-                slots(launcher, specs.trainer.accelerator),
+                slots(launcher, specs.trainer.accelerator, specs.trainer.devices),
                 launcher.persistent,
                 [*flags(config), *shared],
             )

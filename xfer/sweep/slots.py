@@ -34,13 +34,18 @@ class Slot:
         return found
 
 
-def divide(count: int | None, jobs_per_gpu: int, uses_gpu: bool) -> list[Slot]:
+def divide(count: int | None, jobs_per_gpu: int, uses_gpu: bool, devices: int = 1) -> list[Slot]:
     """The slots of this machine: ``jobs_per_gpu`` on every GPU; without one, ``count`` (default
-    1) that divide the cores. Raises SweepError where there is not as much as is asked for."""
+    1) that divide the cores. Raises SweepError where there is not as much as is asked for, also
+    by a job that wants several ``devices``."""
     gpus = visible_gpus() if uses_gpu else []
     cores = usable_cores()
     shares = [gpu for gpu in gpus for _ in range(jobs_per_gpu)]
     wanted = count or len(shares) or 1
+    if shares and devices > 1:
+        what = f"is {devices}, but a slot has one GPU"
+        fix = "use 1, or a launcher that gives a job several"
+        raise SweepError("trainer.devices", what, fix, 18)
     if shares and wanted > len(shares):
         what = f"is {wanted}, but {len(gpus)} GPUs with {jobs_per_gpu} jobs each take {len(shares)}"
         raise SweepError(KEY, what, "raise hydra.launcher.jobs_per_gpu, or lower it", 11)
