@@ -154,6 +154,7 @@ def test_a_plan_lists_the_jobs_and_starts_nothing(tmp_path: Path):
     assert not list(tmp_path.rglob("job.json"))
 
 
+@pytest.mark.slow
 def test_hydra_s_own_launcher_and_sweeper_still_do(tmp_path: Path):
     done = sweep(tmp_path, *QUICK, "seed=0,1", "hydra/launcher=basic", "sweep.dir=s")
     assert done.returncode == 0, done.stdout
