@@ -17,11 +17,13 @@ from xfer.sweep.ledger import Head, Ledger, find, hold, mark
 from xfer.sweep.objective import Objective, objectives, values
 from xfer.sweep.space import Interval, Job, Parameter, grid, probes
 from xfer.sweep.study import JOURNAL, Study
+from xfer.types import Plain
 
 if TYPE_CHECKING:
     from xfer.specs import Specs
 
 Compose = Callable[[Sequence[str]], "Specs"]
+Configure = Callable[[Sequence[str]], Plain]
 
 
 @dataclass(frozen=True)
@@ -87,19 +89,20 @@ def conduct(asked: Asked, compose: Compose, runner: Callable[[Specs], Runner]) -
             if study and not options.storage:
                 study.open(ours)
             ledger.open(head)
-            return _run(Conductor(ledger, options, wanted, jobs, total, study), able)
+            conductor = Conductor(ledger, options, wanted, jobs, total, study)
+            return _run(conductor, able, lambda overrides: compose(overrides).config)
         finally:
             close_log()
 
 
-def _run(conductor: Conductor, runner: Runner) -> int:
+def _run(conductor: Conductor, runner: Runner, configure: Configure) -> int:
     conductor.recall()
     try:
         runner.run(conductor)
     except SystemExit:
         log.info(f"stopped; with sweep.dir={conductor.ledger.folder} the same command goes on")
         raise
-    return conductor.close()
+    return conductor.close(configure)
 
 
 def _check(asked: Asked, compose: Compose) -> Specs:
@@ -205,8 +208,9 @@ class Conductor:
         pruned = "  pruned" if (self.ledger(job.number) / "pruned.json").exists() else ""
         log.info(f"job {job.number}: {shown} after {seconds:.1f} s{pruned}")
 
-    def close(self) -> int:
-        """Tell how it went and write the leaderboard; the exit code of the sweep."""
+    def close(self, configure: Configure | None = None) -> int:
+        """Tell how it went and write the leaderboard, which has ``configure`` say what overrides
+        make; the exit code of the sweep."""
         from xfer.leaderboard import write
 
         states = [self.ledger.state(number) for number in self._known]
@@ -215,7 +219,7 @@ class Conductor:
         for number, (code, line) in sorted(self.failed.items()):
             print(f"job {number}, exit {code}: {line}", file=sys.stderr)
         if done and self.objectives:
-            log.info(f"leaderboard: {write(self.ledger.folder)}")
+            log.info(f"leaderboard: {write(self.ledger.folder, configure)}")
         if done < self.total:
             folder = self.ledger.folder
             log.info(f"with sweep.dir={folder} the same command runs what is missing or failed")

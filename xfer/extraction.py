@@ -140,7 +140,7 @@ class Extraction:
             agrees = self._agrees(cut, found, split, view)
         if not agrees:
             apart = f"its features differ by {self.difference:.1e} from the same computed again"
-            raise XferError(found.path, apart, "report this bug, and use features=never", 2)
+            raise XferError(found.path, apart, "report this bug, and use features=never", 16)
         return found
 
     def positions(self, split: str, view: int | None) -> npt.NDArray[np.int64]:

@@ -50,5 +50,6 @@ def write(folder: Path, compose: Compose | None = None) -> Path:
         "drawn": drawn,
     }
     lay_out(folder / "leaderboard", card)
-    log.info("\n".join(lines))
+    for line in lines:
+        log.info(line)
     return folder / "leaderboard.html"
