@@ -39,7 +39,8 @@ def outlook(
             log.info(f"  {parameter.key}: {_range(parameter)}")
     plans: dict[str, Plan] = {}
     found = [_plan(compose(row), plans) for row in rows]
-    log.info("\n".join([f"{count} jobs", *_costs(found, count / len(found))]))
+    for line in (f"{count} jobs", *_costs(found, count / len(found))):
+        log.info(line)
     log.info("stages=[]: nothing was started")
 
 
