@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from xfer.leaderboard.objective import Objective, entry
+from xfer.sweep.objective import Objective, entry
 from xfer.types import Plain
 
 

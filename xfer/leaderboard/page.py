@@ -10,12 +10,12 @@ from xfer.errors import printable
 from xfer.leaderboard import table
 from xfer.leaderboard.importance import Importance
 from xfer.leaderboard.jobs import Job
-from xfer.leaderboard.objective import Objective, entry
 from xfer.leaderboard.ranking import Duel, Group, Row
 from xfer.leaderboard.sweep import Sweep
 from xfer.places import override_key
 from xfer.report.card import Section
 from xfer.statistics import wilson
+from xfer.sweep.objective import Objective, entry
 
 CAPTIONS = {
     "trials": "The first objective of every job, and the best that was known by then.",

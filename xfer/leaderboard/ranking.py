@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from xfer.leaderboard.jobs import Job
-from xfer.leaderboard.objective import Objective
 from xfer.leaderboard.sweep import Sweep
 from xfer.statistics import mcnemar
+from xfer.sweep.objective import Objective
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,9 @@ import yaml
 
 from xfer.errors import ConfigError
 from xfer.leaderboard.jobs import Job, read_facts, read_job
-from xfer.leaderboard.objective import Objective
 from xfer.resume import flat
+from xfer.sweep import Direction
+from xfer.sweep.objective import Objective
 from xfer.types import Plain
 
 _MARKS = ("job.json", "config.yaml", "status.json")
@@ -90,7 +91,7 @@ def _asked(
     folder: Path, record: Plain
 ) -> tuple[tuple[Objective, ...], tuple[str, ...] | None, int]:
     try:
-        directions = {"maximize": True, "minimize": False}
+        directions: dict[str, Direction] = {"maximize": "maximize", "minimize": "minimize"}
         objectives = tuple(
             Objective(str(entry["metric"]), directions[entry["direction"]])
             for entry in record["objectives"]

@@ -9,12 +9,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from xfer.leaderboard.jobs import Job
-from xfer.leaderboard.objective import Objective, entry, number_at
 from xfer.leaderboard.ranking import Group, Row
 from xfer.leaderboard.sweep import Sweep
 from xfer.predict import cell
 from xfer.report.tables import Table
 from xfer.report.wording import ABSENT, number, seconds, short
+from xfer.sweep.objective import Objective, entry, number_at
 from xfer.types import Plain
 
 _OPEN = 100

@@ -1,17 +1,19 @@
-"""What a sweep looks for, read from what a finished job left."""
+"""What a sweep looks for and its jobs are compared by, read from what a finished job left."""
 
 from __future__ import annotations
 
 import csv
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from xfer.errors import SweepError, closest
 from xfer.logged import names
+from xfer.statistics import wilson
 from xfer.sweep import Direction
+from xfer.types import Plain
 
 _PARAMS = ("params.total", "params.trainable", "params.frozen")
 _TIMES = ("timing.fit_s", "timing.total_s", "timing.step_ms_median")
@@ -20,11 +22,49 @@ _SCORES = tuple(f"scores.val.{name}" for name in ("acc", "loss", "macro_f1"))
 
 @dataclass(frozen=True)
 class Objective:
-    """``metric`` is a column of ``metrics.csv``, taken at the best epoch, or a dotted number of
-    ``result.json``."""
+    """``metric`` is a column of ``metrics.csv``, taken at the best epoch, ``<split>_<score>`` of
+    the evaluation, or a dotted key of ``result.json``."""
 
     metric: str
-    direction: Direction
+    direction: Direction = "maximize"
+
+    @property
+    def maximize(self) -> bool:
+        """Whether more is better."""
+        return self.direction == "maximize"
+
+    def value(self, folder: Path, result: Plain) -> float | None:
+        """Its value in the run folder with this ``result.json``; ``None`` where there is none."""
+        if entry(result, "best.metric") == self.metric:
+            return number_at(result, "best.value")
+        split, _, name = self.metric.partition("_")
+        found = (
+            number_at(result, self.metric),
+            _logged(folder, self.metric, entry(result, "best.epoch")),
+            number_at(result, f"scores.{split}.{name}"),
+        )
+        return next((value for value in found if value is not None), None)
+
+    @property
+    def split(self) -> str:
+        """The split whose images it is measured on; ``val`` for what is measured on none."""
+        start = self.metric.removeprefix("scores.").replace(".", "_").partition("_")[0]
+        return start if start in ("test", "train") else "val"
+
+    @property
+    def is_share(self) -> bool:
+        """Whether it is a share of images, which has Wilson's interval."""
+        return self.metric.replace(".", "_").endswith(("_acc", "_top5"))
+
+    def interval(self, value: float, images: int | None) -> tuple[float, float] | None:
+        """Wilson's 95 % interval of a share of ``images``; ``None`` for any other number."""
+        if not (self.is_share and images):
+            return None
+        return wilson(round(value * images), images)
+
+    def gain(self, value: float) -> float:
+        """``value``, or its negative, so that more is better."""
+        return value if self.maximize else -value
 
 
 def objectives(
@@ -65,19 +105,33 @@ def values(folder: Path, wanted: Sequence[Objective]) -> list[float] | None:
     """The objectives of a finished job in ``folder``; ``None`` where one of them is not there."""
     try:
         result = json.loads((folder / "result.json").read_text())
-        found = [_value(folder, result, objective.metric) for objective in wanted]
-        return [float(value) for value in found]
-    except (OSError, ValueError, KeyError, TypeError, StopIteration):
+    except (OSError, ValueError):
         return None
+    found = [objective.value(folder, result) for objective in wanted]
+    known = [value for value in found if value is not None]
+    return known if len(known) == len(wanted) else None
 
 
-def _value(folder: Path, result: Any, metric: str) -> Any:
-    if "." in metric:
-        for part in metric.split("."):
-            result = result[part]
-        return result
-    best = result["best"]
-    if best["metric"] == metric:
-        return best["value"]
-    with (folder / "metrics.csv").open() as stream:
-        return next(r[metric] for r in csv.DictReader(stream) if int(r["epoch"]) == best["epoch"])
+def _logged(folder: Path, metric: str, epoch: object) -> float | None:
+    """The column ``metric`` of ``metrics.csv`` in the row of ``epoch``."""
+    try:
+        with (folder / "metrics.csv").open(encoding="utf-8", newline="") as stream:
+            cells = {row["epoch"]: row.get(metric) for row in csv.DictReader(stream)}
+        return number_at({"cell": float(cells.get(str(epoch)) or "nan")}, "cell")
+    except (OSError, ValueError, KeyError, csv.Error):
+        return None  # the job is listed as one without that value
+
+
+def entry(node: object, key: str) -> object:
+    """What is at the dotted ``key`` of JSON facts; ``None`` where there is nothing."""
+    for part in key.split("."):
+        node = node.get(part) if isinstance(node, dict) else None
+    return node
+
+
+def number_at(node: object, key: str) -> float | None:
+    """The finite number at the dotted ``key``; ``None`` where there is none."""
+    value = entry(node, key)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return value
