@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+# One test process a core: more threads than that would only wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 Answer = Callable[[BaseHTTPRequestHandler], None]
 
 
