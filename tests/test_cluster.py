@@ -10,8 +10,8 @@ from xfer.cluster import Node, Request, check, nodes
 from xfer.errors import ConfigError, Problems
 from xfer.help import config_dir
 
-SINFO = """cpu*|64|256000+|(null)
-gpu|32+|512000|gpu:a100:4(S:0-1),gpu:t4:2,license:1
+SINFO = """cpu*|64|262144+|(null)
+gpu|32+|524288|gpu:a100:4(S:0-1),gpu:t4:2,license:1
 old|8|16000|gpu:1
 """
 ASKED = Request("gpu", 2, 2, 2, 8, 64)
@@ -28,8 +28,8 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_sinfo_is_read() -> None:
     assert nodes(SINFO) == [
-        Node("cpu", True, 64, 256000, 0),
-        Node("gpu", False, 32, 512000, 6),
+        Node("cpu", True, 64, 262144, 0),
+        Node("gpu", False, 32, 524288, 6),
         Node("old", False, 8, 16000, 1),
     ]
 

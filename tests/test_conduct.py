@@ -95,7 +95,7 @@ def test_trials_are_a_total_and_go_on_with_the_ledger(tmp_path: Path):
         sweep = Sweep(sampler="random", n_trials=count)
         space = [Interval("optim.lr", 0.1, 1)]
         made = Study(sweep, space, [ACC], str(tmp_path / JOURNAL), "digits")
-        made.open("mark")
+        made.open("mark", tmp_path)
         return made
 
     options = {"sampler": "random", "size": 2}

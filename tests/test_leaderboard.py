@@ -22,7 +22,12 @@ from scipy.stats import binomtest
 import xfer
 from xfer.errors import ConfigError
 from xfer.leaderboard import write
+from xfer.leaderboard.baseline import baseline
+from xfer.leaderboard.jobs import Job
+from xfer.leaderboard.ranking import groups
+from xfer.leaderboard.sweep import Sweep
 from xfer.statistics import mcnemar
+from xfer.sweep.objective import Objective
 
 BASIC = ("hydra/sweeper=basic", "hydra/launcher=basic")
 SPACE = list(itertools.product((0.1, 0.01), (0, 1)))
@@ -475,3 +480,20 @@ def test_without_a_record_the_jobs_must_monitor_one_metric(tmp_path: Path) -> No
         (tmp_path / str(number) / "config.yaml").write_text(text)
     number, told = refused(f"sweep.dir={tmp_path}")
     assert number == 279 and "val_acc, val_loss" in told
+
+
+def test_a_job_that_was_proposed_twice_is_no_second_seed(tmp_path: Path) -> None:
+    values = {(0, 0): 0.5, (1, 0): 0.5, (2, 1): 0.7}
+    jobs = tuple(
+        Job(n, tmp_path, "finished", "", {"optim.lr": 0.1, "seed": seed}, (), {}, (v,), None, None)
+        for (n, seed), v in values.items()
+    )
+    sweep = Sweep(tmp_path, "digits", (Objective("val_acc"),), None, jobs)
+    (found,) = groups(sweep)
+    assert found.n == 2 and found.means == (pytest.approx(0.6),)
+
+
+def test_a_number_with_an_exponent_names_the_baseline(tmp_path: Path) -> None:
+    job = Job(0, tmp_path, "finished", "", {"optim.lr": 0.001}, (), {}, (0.5,), None, None)
+    sweep = Sweep(tmp_path, "digits", (Objective("val_acc"),), ("optim.lr=1e-3",), (job,))
+    assert baseline(sweep, None) == {0}

@@ -77,7 +77,7 @@ def study(folder: Path, sampler: str, space=(RATE, HEAD), mark="a", **options) -
     sweep = Sweep(sampler=sampler, n_trials=12, **options)  # type: ignore[arg-type]
     kinds = [Objective(m, d) for m, d in sweep.objectives.items()] or [ACC]
     made = Study(sweep, space, kinds, str(folder / "optuna.journal"), "digits")
-    made.open(mark)
+    made.open(mark, folder)
     return made
 
 
@@ -127,7 +127,8 @@ def test_a_trial_without_a_job_is_taken_up(tmp_path: Path):
     ours.study.ask({})
     taken = study(tmp_path, "random").ask(1)
     assert taken.number == 1 and "optim.lr" in taken.parameters
-    assert len(study(tmp_path, "random").study.trials) == 2
+    trials = study(tmp_path, "random").study.trials
+    assert [trial.state.name for trial in trials] == ["RUNNING", "FAIL", "RUNNING"]
     assert study(tmp_path, "random").begun() == [whole, taken]
 
 
@@ -153,14 +154,40 @@ def test_any_storage_url_of_optuna_will_do(tmp_path: Path):
     url = f"sqlite:///{tmp_path}/study.db"
     for number in range(2):
         ours = Study(sweep, (RATE,), [ACC], url, "digits")
-        ours.open("a")
+        ours.open("a", tmp_path)
         ours.tell(ours.ask(number), [0.5])
         ours.study._storage.remove_session()
     assert len(ours.study.trials) == 2
     ours.study._storage.remove_session()
     ours.study._storage._backend.engine.dispose()  # type: ignore[attr-defined]
     with pytest.raises(SweepError, match="cannot be used"):
-        Study(sweep, (RATE,), [ACC], "nosuch://x", "digits").open("a")
+        Study(sweep, (RATE,), [ACC], "nosuch://x", "digits").open("a", tmp_path)
+
+
+def test_a_storage_that_others_reach_serves_one_folder(tmp_path: Path):
+    url = f"sqlite:///{tmp_path}/study.db"
+    sweep = Sweep(sampler="random", n_trials=2, storage=url)
+    ours = [Study(sweep, (RATE,), [ACC], url, "digits") for _ in range(2)]
+    ours[0].open("a", tmp_path / "first")
+    ours[0].open("a", tmp_path / "first")
+    with pytest.raises(SweepError, match=r"E169: .*of the sweep in .*first.*sweep.dir=.*first"):
+        ours[1].open("a", tmp_path / "second")
+    for made in ours:
+        made.study._storage.remove_session()
+        made.study._storage._backend.engine.dispose()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(("count", "share"), [(0, 1), (-1, 1), (None, 0)])
+def test_slots_are_counted_from_one(count: int | None, share: int):
+    with pytest.raises(SweepError, match=r"E171: hydra\.launcher"):
+        divide(count, share, False)
+
+
+def test_a_pruner_needs_what_every_epoch_logs():
+    with pytest.raises(SweepError, match=r"E170: sweep\.pruner"):
+        Sweep(
+            sampler="tpe", n_trials=3, pruner="median", objectives={"params.trainable": "minimize"}
+        )
 
 
 @pytest.mark.parametrize(

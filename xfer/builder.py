@@ -173,11 +173,11 @@ class Builder:
         if all(self.facts.get(group, {}).get(key) == "balanced" for group, key in asked):
             what = "makes up for the classes' sizes, and loss.class_weights=balanced does again"
             fix = "type loss.class_weights=none, or drop data.sampler"
-            self.problems.append(ConfigError("data.sampler", what, fix, 74))
+            self.problems.append(ConfigError("data.sampler", what, fix, 89))
         trainer = self.facts.get("trainer", {})
         if trainer.get("on_oom") == "halve" and trainer.get("devices", 1) > 1:
             what, fix = "halve works on one device alone", "type trainer.on_oom=error"
-            self.problems.append(ConfigError("trainer.on_oom", what, fix, 75))
+            self.problems.append(ConfigError("trainer.on_oom", what, fix, 25))
         if trainer.get("precision") == "16-mixed" and trainer.get("accelerator") == "cpu":
             self.problems.append(
                 ConfigError(

@@ -14,7 +14,7 @@ from xfer.errors import ConfigError
 @dataclass(frozen=True)
 class Checkpoint:
     """``path`` evaluates an earlier checkpoint instead of training; ``resume`` goes on with a
-    run: ``auto`` with the newest unfinished one of this experiment, else a run folder.
+    run: ``auto`` with the newest one of this experiment, else a run folder.
 
     The best epoch is the first or ``latest`` (``tie``) to reach the ``mode`` of ``monitor``,
     looked at from ``start_epoch`` (1-based) on, every ``interval`` epochs. Besides best and last,

@@ -54,7 +54,8 @@ def _tied(request: Request) -> list[XferError]:
         what = f"is {request.tasks}, trainer.devices is {request.devices}"
         fix = "drop tasks_per_node: it is one task a device"
         problems.append(ConfigError(f"{_WHERE}.tasks_per_node", what, fix, 23))
-    if request.accelerator == "gpu" and request.gpus < request.devices:
+    on_gpus = request.accelerator == "gpu" or (request.accelerator == "auto" and request.gpus)
+    if on_gpus and request.gpus < request.devices:
         what = f"is {request.gpus}, trainer.devices is {request.devices}"
         fix = "drop gpus_per_node: it is one GPU a device"
         problems.append(ConfigError(f"{_WHERE}.gpus_per_node", what, fix, 23))
@@ -78,7 +79,7 @@ def _fits(request: Request, found: list[Node]) -> list[XferError]:
     asked = {
         "gpus_per_node": (request.gpus, most["gpus"], "GPUs"),
         "cpus_per_task": (request.tasks * request.cpus_per_task, most["cpus"], "cores"),
-        "mem_gb": ((request.mem_gb or 0), most["memory"] // 1000, "GB"),
+        "mem_gb": ((request.mem_gb or 0), most["memory"] // 1024, "GB"),
     }
     return [
         ConfigError(

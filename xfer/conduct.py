@@ -77,7 +77,7 @@ def conduct(asked: Asked, compose: Compose, runner: Callable[[Specs], Runner]) -
         place = options.storage or str(folder.resolve() / JOURNAL)
         study = Study(options, asked.space, wanted, place, options.study or first.experiment)
     if study and options.storage:
-        study.open(ours)  # before there is a folder, since it may be refused
+        study.open(ours, folder)  # before there is a folder, since it may be refused
     total = options.n_trials if options.n_trials else len(jobs)
     head = Head(
         first.experiment, asked.command, wanted, options.baseline, total, able.threads, ours
@@ -87,7 +87,7 @@ def conduct(asked: Asked, compose: Compose, runner: Callable[[Specs], Runner]) -
         try:
             ledger = Ledger(folder)
             if study and not options.storage:
-                study.open(ours)
+                study.open(ours, folder)
             ledger.open(head)
             conductor = Conductor(ledger, options, wanted, jobs, total, study)
             return _run(conductor, able, lambda overrides: compose(overrides).config)
@@ -109,7 +109,7 @@ def _check(asked: Asked, compose: Compose) -> Specs:
     """The specs of a job, once every value that may come up has been seen to build."""
     if not asked.space:
         what = "nothing varies: the search space is empty"
-        fix = "type values, e.g. optim.lr=0.1,0.01, or sweep=seeds, or drop -m"
+        fix = "type values, e.g. optim.lr=0.1,0.01, or for one job seed=choice(0), or drop -m"
         raise SweepError("sweep.params", what, fix, 13)
     for p in asked.space:
         size = p.high > p.low if isinstance(p, Interval) else len(p.texts)

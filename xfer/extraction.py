@@ -19,7 +19,7 @@ from xfer.features import Auto, folder, views
 from xfer.features.cut import Cut, extract, prefix_state
 from xfer.features.find import Refusal, find
 from xfer.features.store import Entry, Store, digest, rows
-from xfer.loader import Order, Pictures, Share
+from xfer.loader import Order, Pictures, Share, shared_size
 from xfer.preprocess import prepare
 from xfer.snapshot import fingerprint
 from xfer.storage import write_json
@@ -165,7 +165,7 @@ class Extraction:
         data = self.plan.specs.data
         assert data is not None
         if split != "train":
-            return data.eval_batch_size
+            return shared_size(len(self.samples(split)), data.eval_batch_size, self.ranks)
         return data.batch_size if self.exact else (self.batch_size or data.batch_size)
 
     def _pictures(self, split: str, view: int | None) -> Pictures:

@@ -51,7 +51,7 @@ class Feed:
             return
         began = time.perf_counter()
         work = Extraction(self.plan, module, options)
-        reason = _obstacle(self.plan)
+        reason = _obstacle(self.plan, options)
         with self.team.leader_first():
             cut = Refusal(reason) if reason else work.cut()
         if isinstance(cut, Refusal):
@@ -168,7 +168,7 @@ class Rows:
         return rows(view.entry, view.positions[indices]), self.labels[indices]
 
 
-def _obstacle(plan: Plan) -> str | None:
+def _obstacle(plan: Plan, options: Auto) -> str | None:
     """Why a run cannot train on features, whatever its network is."""
     if plan.specs.augment.mix(len(plan.card.classes)) is not None:
         return "augment mixes whole images (mixup, cutmix)"
@@ -176,6 +176,9 @@ def _obstacle(plan: Plan) -> str | None:
         return "trainer.compile is on"
     if plan.specs.freeze.batch_norm != "eval":
         return f"freeze.batch_norm={plan.specs.freeze.batch_norm} moves statistics"
+    data, random = plan.specs.data, plan.specs.augment.random and options.views != 1
+    if data is not None and data.sampler == "balanced" and random:
+        return "data.sampler=balanced augments an image anew each time it comes"
     return None
 
 

@@ -109,6 +109,8 @@ def _lead(plan: Plan, folder: Path, resume: Path | None) -> _Trained:
                 return _train(plan, folder, resume, team)
         except OutOfMemory as error:
             plan, resume = smaller(plan, folder, error), None
+        stop.waits = False  # as before the first epoch
+        stop.obey()
         free()
 
 

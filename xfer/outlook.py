@@ -74,7 +74,8 @@ def _costs(found: Sequence[tuple[Specs, Plan]], times: float) -> list[str]:
         else:
             sets[key] = size
     passes += sum(sets.values())
-    ops = _operations(found[0][1])
+    counts = {_operations(plan) for plan in {id(plan): plan for _, plan in found}.values()}
+    ops = counts.pop() if len(counts) == 1 else None  # several networks have no one figure
     told = [f"whole network: {passes:,.0f} image passes{_tera(passes, ops)}"]
     reuse = f"; without features {whole * times:,.0f}" if sets else "; no job shares features"
     told[0] += reuse

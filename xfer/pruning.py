@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,10 +29,17 @@ class Pruning(pl.Callback):
         self.facts, self.folder, self.history = facts, folder, history
         self._trial: Any = None
 
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """End where it did: that a trial was pruned is not in its resume file."""
+        path = self.folder / "pruned.json"
+        pruned = json.loads(path.read_text())["epoch"] if path.exists() else math.inf
+        if self.history.rows and self.history.rows[-1]["epoch"] >= pruned:
+            trainer.should_stop = True
+
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """After the record of the epoch, which has the objective."""
-        ours = self._is_behind(trainer.current_epoch + 1) if trainer.is_global_zero else False
-        if trainer.strategy.broadcast(ours):
+        team = self.history.team
+        if team.told(team.leads and self._is_behind(trainer.current_epoch + 1)):
             trainer.should_stop = True
 
     def _is_behind(self, epoch: int) -> bool:
@@ -43,10 +51,10 @@ class Pruning(pl.Callback):
         value = float(self.history.rows[-1][metric])
         if epoch not in trial.storage.get_trial(trial._trial_id).intermediate_values:
             trial.report(value, epoch)
-        if epoch < self.facts["epochs"] or not trial.should_prune():
-            return False
-        trial.set_user_attr("pruned", epoch)
+        if not self.history.best or epoch < self.facts["epochs"] or not trial.should_prune():
+            return False  # without a best epoch there would be nothing to keep
         write_json(self.folder / "pruned.json", {"epoch": epoch, "metric": metric, "value": value})
+        trial.set_user_attr("pruned", epoch)
         log.info(f"pruned after epoch {epoch}: {metric} {value:.4f} is behind other trials")
         return True
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -128,11 +129,8 @@ class Others:
         self._clear()
 
     def _clear(self) -> None:
-        place = _word(self.folder).parent
-        for file in place.glob("*.json"):
-            file.unlink()
-        if place.is_dir():
-            place.rmdir()
+        # One that was killed while it told has left half a file; that must not hide its error.
+        shutil.rmtree(_word(self.folder).parent, ignore_errors=True)
 
 
 def _of_exit(number: int, code: int) -> XferError:
@@ -171,10 +169,19 @@ def _error_of(folder: Path, number: int) -> Path:
     return folder / ".ranks" / f"error{number}.json"
 
 
+_runs = 0
+
+
+def next_run() -> None:
+    """What follows is about another run than before; every task of a Slurm step counts alike."""
+    global _runs
+    _runs += 1
+
+
 def _rendezvous() -> Path:
     """Where tasks of one Slurm step find each other: the same for each of them, and no others'."""
     parts = ("JOB_ID", "STEP_ID", "RESTART_COUNT")
-    name = "_".join(os.environ.get(f"SLURM_{part}", "0") for part in parts)
+    name = "_".join([*(os.environ.get(f"SLURM_{part}", "0") for part in parts), str(_runs)])
     return cache_dir() / "ranks" / f"{name}.json"
 
 

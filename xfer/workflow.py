@@ -16,7 +16,7 @@ from xfer.export import refuse_early
 from xfer.facts import table
 from xfer.log import LINES, close_log, log, open_log
 from xfer.plan import Plan, make_plan
-from xfer.ranks import called, leading, quieten, slurm_task
+from xfer.ranks import called, leading, next_run, quieten, slurm_task
 from xfer.record import recorded
 from xfer.resume import BESIDE, Earlier, check_same, choose, fingerprint, resume_file
 from xfer.room import check_folder, check_space
@@ -60,6 +60,7 @@ class Work:
 
 def run(specs: Specs) -> Result:
     """Do what ``specs`` ask for, in a folder of its own. Raises XferError."""
+    next_run()
     task = slurm_task()
     quieten(specs.trainer.devices)
     with heeded():
@@ -232,8 +233,9 @@ def _answers(
     work: Work, net: nn.Module, samples: Samples, broken: list[XferError] | None = None
 ) -> Predictions:
     from xfer.evaluate import answers, device_name, device_of
+    from xfer.halving import recall
 
-    specs, card = work.plan.specs, work.plan.card
+    specs, card = recall(work.plan, work.folder).specs, work.plan.card
     device = device_of(specs.trainer)
     work.device = work.device if work.fitted else device_name(device)
     loading = (specs.data.eval_batch_size, specs.data.workers) if specs.data else (64, 0)

@@ -59,6 +59,12 @@ class SlurmLauncher(Launcher):
             "config": config,
         }
 
+    def check(self, overrides: Sequence[str]) -> None:
+        """Raise ConfigError for what the cluster could never run."""
+        from hydra_plugins.xfer_slurm import _launch
+
+        _launch.asked(self.params, self.given["config"], [overrides])
+
     def launch(
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
     ) -> Sequence[JobReturn]:

@@ -28,12 +28,7 @@ def launch(
 ) -> list[JobReturn]:
     """See :class:`hydra_plugins.xfer_slurm.SlurmLauncher`."""
     config = given["config"]
-    plain: dict[str, Any] = {
-        key: OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
-        for key, value in params.items()
-    }
-    request = _request(plain, config, job_overrides)
-    check(request)
+    plain, request = asked(params, config, job_overrides)
     try:
         import submitit
         from hydra_plugins.hydra_submitit_launcher.submitit_launcher import SlurmLauncher
@@ -60,6 +55,20 @@ def launch(
         for submitted in executor.map_array(job, *zip(*rows[start : start + size], strict=True))
     ]
     return [_outcome(submitted) for submitted in jobs]
+
+
+def asked(
+    params: dict[str, Any], config: DictConfig, job_overrides: Sequence[Sequence[str]]
+) -> tuple[dict[str, Any], Request]:
+    """The launcher's options as plain values, and what they ask of the cluster. Raises ConfigError
+    where it could never run that."""
+    plain: dict[str, Any] = {
+        key: OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+        for key, value in params.items()
+    }
+    request = _request(plain, config, job_overrides)
+    check(request)
+    return plain, request
 
 
 def _request(

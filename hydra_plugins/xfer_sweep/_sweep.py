@@ -14,12 +14,13 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from hydra_plugins.xfer_slurm import SlurmLauncher
 from hydra_plugins.xfer_sweep import SlotLauncher
 from hydra_plugins.xfer_sweep._launch import flags, slots
 from hydra_plugins.xfer_sweep._space import parse
 from xfer.conduct import Asked, Runner, conduct
 from xfer.config import build, prepare_overrides, told
-from xfer.errors import JobFailed
+from xfer.errors import JobFailed, XferError
 from xfer.places import override_key
 from xfer.runners import BatchRunner, SlotRunner, quoted
 from xfer.specs import Specs
@@ -58,6 +59,7 @@ def sweep(
                 launcher.persistent,
                 [*flags(config), *shared],
             )
+        _ask(launcher, shared)
         size = specs.sweep.batch if specs.sweep.sampler != "grid" else 10**6
         return BatchRunner(launch, size)
 
@@ -76,6 +78,12 @@ def sweep(
     return conduct(asked, compose, runner)
 
 
+def _ask(launcher: Launcher, shared: Sequence[str]) -> None:
+    """Raise XferError where the launcher knows by now that it could not run such jobs."""
+    if isinstance(launcher, SlurmLauncher):
+        launcher.check(shared)
+
+
 def _is_own(key: str) -> bool:
     return key in _OWN or key.startswith("sweep.")
 
@@ -86,4 +94,6 @@ def _outcome(done: JobReturn) -> tuple[int, str]:
     error = done._return_value
     if isinstance(error, JobFailed):
         return int(error.args[0]), str(error.args[1])
+    if isinstance(error, XferError):
+        return error.exit, str(error)
     return 1, f"{type(error).__name__}: {error}"

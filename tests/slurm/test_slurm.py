@@ -150,7 +150,7 @@ def test_jobs_that_are_preempted_or_out_of_time_end_as_if_nothing_had_been(place
 
 def test_two_tasks_train_one_network(place: Path) -> None:
     two = [*TASK, "augment=standard", "trainer.max_epochs=3", "trainer.devices=2"]
-    finish(begin(place, *CPU, *two, "seed=0", "hydra.sweep.dir=sweep"))
+    finish(begin(place, *CPU, *two, "seed=choice(0)", "hydra.sweep.dir=sweep"))
     assert "NumTasks=2 CPUs/Task=1" in slurm("scontrol", "show", "job", "-o")
     finish(begin(place, *two, "seed=0", "run.dir=alone"))
     assert_same(place / "sweep" / "0", place / "alone")

@@ -45,9 +45,14 @@ def _values(overrides: Sequence[str]) -> Plain:
 
 def _value(text: str) -> Any:
     try:
-        return yaml.safe_load(text)
+        found = yaml.safe_load(text)
     except yaml.YAMLError:
         return text
+    try:
+        # YAML takes 1e-3 for a text, Hydra does not.
+        return float(found) if isinstance(found, str) else found
+    except ValueError:
+        return found
 
 
 def _own(sweep: Sweep, compose: Compose) -> Plain | None:

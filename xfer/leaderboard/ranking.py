@@ -82,15 +82,18 @@ def _place(row: Row, scored: dict[int, tuple[float, ...]]) -> tuple[float, float
 
 
 def groups(sweep: Sweep) -> list[Group]:
-    """Jobs that differ only in ``seed``, the best mean of the first objective first; empty when no
-    two jobs share their other parameters."""
-    found: dict[str, list[Job]] = {}
+    """Jobs that differ only in ``seed``, one for each, the best mean of the first objective first;
+    empty when no two jobs share their other parameters."""
+    found: dict[str, dict[str, Job]] = {}
     for job in sweep.jobs:
         if job.parameters:
-            found.setdefault(job.seedless, []).append(job)
+            group, seed = found.setdefault(job.seedless, {}), str(job.parameters.get("seed"))
+            # A sampler may propose the same job twice, which says nothing of a spread.
+            if seed not in group or not has_value(group[seed]):
+                group[seed] = job
     if all(len(jobs) < 2 for jobs in found.values()):
         return []
-    made = [_group(jobs) for jobs in found.values()]
+    made = [_group(list(jobs.values())) for jobs in found.values()]
     sign = sweep.objectives[0].gain
     return sorted(made, key=lambda g: -sign(g.means[0]) if g.means else float("inf"))
 

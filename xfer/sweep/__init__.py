@@ -54,6 +54,9 @@ class Sweep:
         if self.pruner != "none" and (self.sampler == "grid" or len(self.objectives) > 1):
             what = "needs a sampler of Optuna and a single objective"
             raise SweepError("sweep.pruner", what, "drop it, or type sweep.sampler=tpe", 3)
+        if self.pruner != "none" and any("." in metric for metric in self.objectives):
+            what = "compares epochs, and the objective is known only when a job has ended"
+            raise SweepError("sweep.pruner", what, "take a metric, such as val_acc", 20)
         if self.sampler == "cmaes" and len(self.objectives) > 1:
             what = "cmaes has one objective"
             raise SweepError("sweep.sampler", what, "type sweep.sampler=nsga2", 4)

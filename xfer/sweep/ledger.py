@@ -175,7 +175,9 @@ def find(folder: str | None, auto: bool, root: Path, mark: str) -> Path | None:
         if facts and facts.get("fingerprint") != mark:
             fix = "give the same options, or another sweep.dir"
             raise ResumeError(path, f"holds another sweep: {facts.get('command')}", fix, 10)
-        taken = path.is_dir() and any(p.name not in _OURS for p in path.iterdir())
+        taken = path.is_dir() and any(
+            p.name not in _OURS and p.suffix != ".part" for p in path.iterdir()
+        )
         if taken and not facts:
             raise ResumeError(path, "holds files and no sweep", "choose another sweep.dir", 11)
         return path

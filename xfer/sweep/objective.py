@@ -84,7 +84,7 @@ def objectives(
         if metric not in known:
             what = f"'{metric}' is never logged with stages=[{','.join(stages)}]"
             fix = closest(metric, known) if known else "add fit to stages"
-            raise SweepError("sweep.objectives", what, fix, 8)
+            raise SweepError("sweep.objectives", what, fix, 7)
     if asked:
         return tuple(Objective(metric, direction) for metric, direction in asked.items())
     if "fit" in stages and monitor[0] in known:

@@ -38,6 +38,9 @@ def divide(count: int | None, jobs_per_gpu: int, uses_gpu: bool, devices: int = 
     """The slots of this machine: ``jobs_per_gpu`` on every GPU; without one, ``count`` (default
     1) that divide the cores. Raises SweepError where there is not as much as is asked for, also
     by a job that wants several ``devices``."""
+    for key, value in ((KEY, count), ("hydra.launcher.jobs_per_gpu", jobs_per_gpu)):
+        if value is not None and value < 1:
+            raise SweepError(key, f"is {value}", "type 1 or more", 21)
     gpus = visible_gpus() if uses_gpu else []
     cores = usable_cores()
     shares = [gpu for gpu in gpus for _ in range(jobs_per_gpu)]

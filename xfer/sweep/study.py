@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xfer.errors import SweepError
@@ -38,9 +39,9 @@ class Study:
     name: str
     study: optuna.Study = field(init=False)
 
-    def open(self, mark: str) -> None:
-        """Find or make the study. Raises SweepError where the storage cannot be used, or holds
-        another sweep under this name."""
+    def open(self, mark: str, folder: Path) -> None:
+        """Find or make the study of the sweep in ``folder``. Raises SweepError where the storage
+        cannot be used, or holds another sweep under this name."""
         optuna = _optuna()
         directions = [objective.direction for objective in self.objectives]
         with _told(self.storage):
@@ -53,9 +54,16 @@ class Study:
             held = self.study.user_attrs.get("xfer")
             if held is None and not self.study.get_trials(deepcopy=False):
                 self.study.set_user_attr("xfer", held := mark)
+                self.study.set_user_attr("folder", str(folder.resolve()))
+            home = self.study.user_attrs.get("folder")
         if held != mark:
             what = f"the study '{self.name}' there is of another sweep"
             raise SweepError("sweep.storage", what, "type sweep.study=ANOTHER_NAME", 8)
+        # A journal moves with its folder; what others can reach knows where its jobs are.
+        if self.options.storage and home != str(folder.resolve()):
+            what = f"the study '{self.name}' there is of the sweep in {home}"
+            fix = f"type sweep.dir={home}, or sweep.study=ANOTHER_NAME"
+            raise SweepError("sweep.storage", what, fix, 19)
 
     def begun(self) -> list[Job]:
         """Jobs that were asked for and never told the end of."""
@@ -67,15 +75,13 @@ class Study:
         trials = self.study.get_trials(deepcopy=False)
         # Asked for by a sweep that was killed before it gave the trial a number.
         left = [t for t in trials if not t.state.is_finished() and "job" not in t.user_attrs]
+        for half in left:
+            self.study.tell(half.number, state=_optuna().trial.TrialState.FAIL)
+        # Anew for each job: half of a trial has drawn half of its numbers.
         self.study.sampler = _sampler(self.options, number)
-        if left:
-            trial = _optuna().trial.Trial(self.study, left[0]._trial_id)
-            for name, distribution in _distributions(self.space).items():
-                trial._suggest(name, distribution)
-        else:
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", category=_optuna().exceptions.ExperimentalWarning)
-                trial = self.study.ask(_distributions(self.space))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=_optuna().exceptions.ExperimentalWarning)
+            trial = self.study.ask(_distributions(self.space))
         trial.set_user_attr("job", number)
         return self._job(trial)
 
