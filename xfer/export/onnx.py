@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import torch
+    from onnx import ModelProto
     from torch import nn
 
     from xfer.types import Array, Card, Plain, Runner
@@ -57,10 +58,19 @@ class Onnx:
         if written != self.opset:  # the exporter keeps its own opset when it cannot convert
             what = f"the network cannot be written in opset {self.opset}, only in {written}"
             raise ExportError(self.file, what, f"set export.onnx.opset={written}", 10)
+        self._check_batch(model)
         onnx.helper.set_model_props(model, metadata(card) | {"input": self.input})
         onnx.checker.check_model(model, full_check=True)
         path.write_bytes(model.SerializeToString())
         return {"opset": written, "ir": model.ir_version, "input": self.input}
+
+    def _check_batch(self, model: ModelProto) -> None:
+        """Raise ExportError where the exporter has fixed a batch size that was to be free."""
+        first = model.graph.input[0].type.tensor_type.shape.dim[0]
+        if self.batch is None and first.HasField("dim_value"):
+            size = first.dim_value
+            what = f"the network's code takes {size} for the size of every batch"
+            raise ExportError(self.file, what, f"mend it, or set export.onnx.batch={size}", 48)
 
     def open(self, path: Path, net: torch.nn.Module) -> Runner:
         """The file alone, on the CPU."""
