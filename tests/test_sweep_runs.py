@@ -33,6 +33,7 @@ MISTAKES = {
         "cannot be used",
     ),
     "more slots than cores": (["seed=0,1", "hydra.launcher.slots=999"], "999 slots need"),
+    "one run to go on with": (["seed=0,1", "checkpoint.resume=a/run"], "names one run"),
     "a folder of something else": (["seed=0,1", "sweep.dir=taken"], "holds files and no sweep"),
 }
 

@@ -17,7 +17,7 @@ from xfer.types import Plain
 
 _SPEC_GROUPS = tuple(g for g in GROUPS if g not in ("experiment", "export"))
 _PREDICT = ("predict.input", "predict.model", "predict.labels", "predict.recipe")
-_GENERAL = ("seed", "stages", "run.dir", "sweep.dir", *_PREDICT)
+_GENERAL = ("seed", "stages", "run.dir", *_PREDICT)
 Seed = Annotated[int, Ge(0), Lt(2**32)]
 
 
@@ -42,10 +42,10 @@ class Builder:
             "run_dir": self.value("run.dir", str | None),
             "export": self.exports(),
             "predict_with": self.model_file(stages),
-            "sweep_dir": self.sweep_dir(stages),
         }
         self.unknown_keys()
         self.contradictions(stages, inputs)
+        self.leaderboard(stages)
         raise_all(self.problems)
         built.setdefault("data", None)
         return Specs(
@@ -114,17 +114,15 @@ class Builder:
             self.problems.append(ConfigError("predict.model", what, "drop one of them", 96))
         return ModelFile(path, labels, recipe)
 
-    def sweep_dir(self, stages: tuple[str, ...]) -> str | None:
-        """The folder of a sweep; a leaderboard needs it, and is all that is done then."""
-        folder: str | None = self.value("sweep.dir", str | None)
-        if "leaderboard" in stages and folder is None:
+    def leaderboard(self, stages: tuple[str, ...]) -> None:
+        """It needs the folder of a sweep, and is all that is done then."""
+        if "leaderboard" in stages and self.facts.get("sweep", {}).get("dir") is None:
             fix = "type sweep.dir=outputs/multirun/EXPERIMENT/SWEEP"
             self.problems.append(ConfigError("sweep.dir", "must be given", fix, 3))
         if "leaderboard" in stages and stages != ("leaderboard",):
             what = f"the leaderboard is of runs that are over; stages is {list(stages)}"
             fix = "type stages=[leaderboard]"
             self.problems.append(ConfigError("stages", what, fix, 76))
-        return folder
 
     def exports(self) -> Exports | None:
         """The export group is a list of writers by name beside the gate's own two keys."""

@@ -69,6 +69,9 @@ def conduct(asked: Asked, compose: Compose, runner: Callable[[Specs], Runner]) -
     search = {"sampler": options.sampler, "seed": options.seed, "objectives": repr(wanted)}
     ours = mark(fingerprint(first.config), asked.space, search)
     auto = first.checkpoint.resume == "auto"
+    if first.checkpoint.resume not in (None, "auto"):
+        what = "names one run, and a sweep has several"
+        raise SweepError("checkpoint.resume", what, "type sweep.dir=FOLDER of the sweep", 22)
     named = options.dir or (str(asked.folder) if asked.named else None)
     folder = find(named, auto, asked.folder.parent, ours) or asked.folder
     able = runner(first)

@@ -83,7 +83,6 @@ class Specs:
     config: Plain = field(default_factory=dict)
     command: str = ""
     predict_with: ModelFile | None = None
-    sweep_dir: str | None = None
     compose: Callable[[Sequence[str]], Plain] | None = None
 
     @property

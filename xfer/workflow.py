@@ -125,8 +125,8 @@ def _leaderboard(specs: Specs) -> Result:
     """The leaderboard of a sweep that has been run. Nothing here imports torch."""
     from xfer.leaderboard import write
 
-    assert specs.sweep_dir is not None
-    path = write(Path(specs.sweep_dir).expanduser(), specs.compose)
+    assert specs.sweep.dir is not None
+    path = write(Path(specs.sweep.dir).expanduser(), specs.compose)
     log.info(f"leaderboard: {path}")
     return Result(path.parent, {}, None)
 

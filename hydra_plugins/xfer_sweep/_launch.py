@@ -64,5 +64,6 @@ def launch(
 
 
 def _best(folder: Path) -> float | None:
-    best = json.loads((folder / "result.json").read_text()).get("best")
+    path = folder / "result.json"
+    best = json.loads(path.read_text()).get("best") if path.is_file() else None
     return float(best["value"]) if best else None

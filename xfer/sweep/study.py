@@ -39,6 +39,9 @@ class Study:
     name: str
     study: optuna.Study = field(init=False)
 
+    def __post_init__(self) -> None:
+        _optuna()  # that it is missing must be told before there is a folder
+
     def open(self, mark: str, folder: Path) -> None:
         """Find or make the study of the sweep in ``folder``. Raises SweepError where the storage
         cannot be used, or holds another sweep under this name."""
