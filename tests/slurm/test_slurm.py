@@ -1,6 +1,6 @@
 """Jobs on a real Slurm of one node, started here: submitted, preempted, out of time, and resumed.
 
-Needs root and Debian's slurmctld, slurmd, slurm-client and munge: ``pytest -m slurm``.
+Needs root and Debian's slurmctld, slurmd, slurm-client and munge: ``pytest -n 0 -m slurm``.
 """
 
 from __future__ import annotations
@@ -177,6 +177,8 @@ def test_a_job_that_is_killed_does_not_hide_the_others(place: Path) -> None:
     slurm("scancel", "--signal=KILL", "{ArrayJobId}_{ArrayTaskId}".format(**jobs()["1"]))
     output = work.communicate(timeout=600)[0]
     assert work.returncode == 1, output
-    assert "Slurm has ended it, and it left no result" in output
+    # Slurm may have asked it to stop before; then it has said so itself.
+    assert re.search(r"job 1, exit 1: .*(left no result|stopped by SIG)", output), output
+    assert "1 of 2 jobs finished, 1 failed" in output
     state = json.loads((place / "sweep" / "0" / "status.json").read_text())["state"]
     assert state == "finished"
