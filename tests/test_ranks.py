@@ -146,7 +146,8 @@ def test_what_another_rank_fails_of_is_what_the_run_says(tmp_path):
     (tmp_path / "conf" / "augment").mkdir(parents=True)
     (tmp_path / "conf" / "augment" / "broken.yaml").write_text("_target_: parts.Broken\n")
     options = ["--allow", "parts", "--config-dir", "conf", "augment=broken"]
-    run = start(tmp_path, *TWO, *options, PYTHONPATH=f"{tmp_path}:{os.environ['PYTHONPATH']}")
+    path = os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")]))
+    run = start(tmp_path, *TWO, *options, PYTHONPATH=path)
     output = run.communicate(timeout=120)[0]
     assert run.returncode == 3, output
     assert "xfer: error E301: picture.png: is broken for rank 1. Fix: mend it" in output

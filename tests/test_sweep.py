@@ -81,6 +81,12 @@ def study(folder: Path, sampler: str, space=(RATE, HEAD), mark="a", **options) -
     return made
 
 
+def disconnect(made: Study) -> None:
+    """From a database, which a process that ends does anyway."""
+    made.study._storage.remove_session()
+    made.study._storage._backend.engine.dispose()  # type: ignore[attr-defined]
+
+
 def toy(job: Job) -> float:
     return -abs(job.parameters["optim.lr"] - 0.01) + (job.parameters.get("head") == "mlp")
 
@@ -156,10 +162,8 @@ def test_any_storage_url_of_optuna_will_do(tmp_path: Path):
         ours = Study(sweep, (RATE,), [ACC], url, "digits")
         ours.open("a", tmp_path)
         ours.tell(ours.ask(number), [0.5])
-        ours.study._storage.remove_session()
-    assert len(ours.study.trials) == 2
-    ours.study._storage.remove_session()
-    ours.study._storage._backend.engine.dispose()  # type: ignore[attr-defined]
+        assert len(ours.study.trials) == number + 1
+        disconnect(ours)
     with pytest.raises(SweepError, match="cannot be used"):
         Study(sweep, (RATE,), [ACC], "nosuch://x", "digits").open("a", tmp_path)
 
@@ -168,13 +172,12 @@ def test_a_storage_that_others_reach_serves_one_folder(tmp_path: Path):
     url = f"sqlite:///{tmp_path}/study.db"
     sweep = Sweep(sampler="random", n_trials=2, storage=url)
     ours = [Study(sweep, (RATE,), [ACC], url, "digits") for _ in range(2)]
-    ours[0].open("a", tmp_path / "first")
-    ours[0].open("a", tmp_path / "first")
+    for _ in range(2):
+        ours[0].open("a", tmp_path / "first")
+        disconnect(ours[0])
     with pytest.raises(SweepError, match=r"E169: .*of the sweep in .*first.*sweep.dir=.*first"):
         ours[1].open("a", tmp_path / "second")
-    for made in ours:
-        made.study._storage.remove_session()
-        made.study._storage._backend.engine.dispose()  # type: ignore[attr-defined]
+    disconnect(ours[1])
 
 
 @pytest.mark.parametrize(("count", "share"), [(0, 1), (-1, 1), (None, 0)])
