@@ -164,6 +164,15 @@ def batches(count: int, batch_size: int, ranks: int = 1) -> int:
     return whole + (1 if rest >= 2 * ranks or not whole else 0)
 
 
+def _working(workers: int, pin: bool) -> dict[str, Any]:
+    return {
+        "num_workers": workers,
+        "persistent_workers": workers > 0,
+        "worker_init_fn": ignore_in_worker,
+        "pin_memory": pin,
+    }
+
+
 class TrainLoader(DataLoader[Any]):
     """A loader that can say and restore how many batches of the epoch it has given.
 
@@ -186,11 +195,8 @@ class TrainLoader(DataLoader[Any]):
         super().__init__(
             pictures,
             batch_sampler=self.order,
-            num_workers=workers,
             collate_fn=pictures.collate,
-            pin_memory=pin,
-            persistent_workers=workers > 0,
-            worker_init_fn=ignore_in_worker,
+            **_working(workers, pin),
         )
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
@@ -235,11 +241,8 @@ class EvalLoader(DataLoader[Any]):
         super().__init__(
             pictures,
             batch_sampler=self.chunks,
-            num_workers=workers,
             collate_fn=pictures.collate_sound if sound else pictures.collate,
-            pin_memory=pin,
-            persistent_workers=workers > 0,
-            worker_init_fn=ignore_in_worker,
+            **_working(workers, pin),
         )
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]

@@ -70,8 +70,7 @@ class Store:
 
     def __post_init__(self) -> None:
         if not self.max_gb > 0:
-            what = f"{self.max_gb} is no size"
-            raise ConfigError("features.max_gb", what, "give gigabytes, e.g. 20", 54)
+            raise ConfigError("features.max_gb", f"{self.max_gb} is no size", "type e.g. 20", 54)
 
     def entry(self, key: Plain, n: int, compute: Compute) -> Entry:
         """The entry of ``key`` with ``n`` rows; when there is none, one process computes it.
