@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -64,8 +64,19 @@ def answers(
             if batch:
                 images = batch[0].to(device, memory_format=torch.channels_last)
                 found.append(net(images).float().cpu().numpy())
+    return predictions(samples, np.flatnonzero(sound).tolist(), found, classes)
+
+
+def predictions(
+    samples: Samples,
+    kept: Iterable[int],
+    found: Sequence[npt.NDArray[np.float32]],
+    classes: tuple[str, ...],
+) -> Predictions:
+    """Batches of logits ``found``, float32 (n, classes), for the images at ``kept``. Raises
+    DivergedError where one is not finite."""
     logits = np.concatenate(found) if found else np.empty((0, len(classes)), np.float32)
-    kept = np.flatnonzero(sound)
+    kept = [*kept]
     names = tuple(samples.names[i] for i in kept)
     if not np.isfinite(logits).all():
         name = names[int(np.flatnonzero(~np.isfinite(logits).all(axis=1))[0])]

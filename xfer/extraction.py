@@ -21,7 +21,7 @@ from xfer.features.find import Refusal, find
 from xfer.features.store import Entry, Store, digest, rows
 from xfer.loader import Order, Pictures, Share, shared_size
 from xfer.preprocess import prepare
-from xfer.snapshot import fingerprint
+from xfer.snapshot import over, tensor_sha256
 from xfer.storage import write_json
 from xfer.types import Plain, Samples
 
@@ -31,8 +31,10 @@ if TYPE_CHECKING:
     from xfer.model import Classifier
     from xfer.plan import Plan
 
-_CHECKED = 2
-"""Images that prove a cut, and whose features are computed again whenever an entry is used."""
+_PROVING = 2
+"""Images that prove a cut: more than one, to see what an answer takes from its neighbours."""
+_CHECKED = 1
+"""Images whose features are computed again whenever an entry is used."""
 _TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 5e-2}
 """The share of the largest feature by which a batch of another size may differ."""
 
@@ -43,11 +45,12 @@ class Extraction:
     Some kernels answer otherwise for another batch. With one of the ``views`` an epoch this is
     ``exact``: view e is computed in the very batches of epoch e. Else chunks of ``batch_size``
     serve every order. ``difference`` is the largest one between a kept feature and the same
-    computed again.
+    computed again. ``precise`` is computed in float32.
     """
 
     def __init__(self, plan: Plan, module: Classifier, options: Auto) -> None:
-        self.plan, self.net, self.batch_size = plan, module.net, options.batch_size
+        self.plan, self.net, self.hashes = plan, module.net, module.hashes
+        self.batch_size = options.batch_size
         self.store = Store(folder(options.dir), options.max_gb)
         epochs = plan.specs.trainer.max_epochs
         self.views = views(options, plan.specs.augment.random, epochs)
@@ -59,8 +62,9 @@ class Extraction:
         self.difference = 0.0
         precision = plan.specs.trainer.precision
         kinds = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+        self.precise = precision not in kinds
         self.autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
-        if precision in kinds:
+        if not self.precise:
             self.autocast = lambda: torch.autocast(self.device.type, kinds[precision])
 
     def cut(self) -> Cut | Refusal:
@@ -71,7 +75,7 @@ class Extraction:
         if known := _known(path, facts):
             return known
         with self.autocast():
-            found = find(self.net, self._images("train", None, _CHECKED), self.plan.layout.heads)
+            found = find(self.net, self._images("train", None, _PROVING), self.plan.layout.heads)
         if isinstance(found, Cut):
             write_json(path, {"layers": facts, "cut": found.to_plain()})
         return found
@@ -108,7 +112,12 @@ class Extraction:
         """Everything that the features depend on, but the images and their augmentation."""
         return {
             **self._recipe(),
-            "weights": fingerprint(prefix_state(self.net, cut)),
+            "weights": over(
+                {
+                    name: self.hashes.get(name) or tensor_sha256(name, tensor)
+                    for name, tensor in prefix_state(self.net, cut)
+                }
+            ),
             "cut": cut.to_plain(),
             "threads": torch.get_num_threads(),
         }
@@ -119,7 +128,7 @@ class Extraction:
         What is found and does not agree with the network is computed anew. Raises OutputError when
         it cannot be kept, DataError for a broken image, XferError when it never agrees.
         """
-        chunk = self._chunk(split)
+        chunk = self.chunk(split)
         augment = None if view is None else self.plan.specs.facts["augment"]
         samples = self.samples(split)
         order = self.plan.specs.seed if self._in_epochs_order(view) else None
@@ -146,22 +155,23 @@ class Extraction:
     def positions(self, split: str, view: int | None) -> npt.NDArray[np.int64]:
         """The row of every image in the entry of a view."""
         found = np.empty(len(self.samples(split)), np.int64)
-        found[np.concatenate(self._batches(split, view))] = np.arange(len(found))
+        found[np.concatenate(self.batches(split, view))] = np.arange(len(found))
         return found
 
     def _in_epochs_order(self, view: int | None) -> bool:
         return self.exact and view is not None
 
-    def _batches(self, split: str, view: int | None) -> list[list[int]]:
+    def batches(self, split: str, view: int | None) -> list[list[int]]:
         """The images of a split as they are computed together."""
-        count, chunk = len(self.samples(split)), self._chunk(split)
+        count, chunk = len(self.samples(split)), self.chunk(split)
         if view is not None and self._in_epochs_order(view):
             order = Order(count, chunk, self.plan.specs.seed, Share(0, self.ranks))
             order.set_epoch(view)
             return [[index for _, index in part] for batch in order.parts() for part in batch]
         return [list(range(i, min(i + chunk, count))) for i in range(0, count, chunk)]
 
-    def _chunk(self, split: str) -> int:
+    def chunk(self, split: str) -> int:
+        """Images that are computed together."""
         data = self.plan.specs.data
         assert data is not None
         if split != "train":
@@ -192,13 +202,13 @@ class Extraction:
         whole chunk, unless the uncached run has the same; that of val is one there as well."""
         from tqdm import tqdm
 
-        pictures, chunk = self._pictures(split, view), self._chunk(split)
+        pictures, chunk = self._pictures(split, view), self.chunk(split)
         data = self.plan.specs.data
         assert data is not None
         pads = split == "train" and not self._in_epochs_order(view) and chunk < len(pictures)
         loader: DataLoader[Any] = DataLoader(
             pictures,
-            batch_sampler=[_keys(view, batch) for batch in self._batches(split, view)],
+            batch_sampler=[_keys(view, batch) for batch in self.batches(split, view)],
             num_workers=data.workers,
             collate_fn=pictures.collate,
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -11,16 +12,18 @@ import torch
 from xfer.errors import ConfigError
 from xfer.extraction import Extraction
 from xfer.features import UNCACHED, Auto
-from xfer.features.cut import Cut, Tail
+from xfer.features.cut import Cut, Tail, prefix_state
 from xfer.features.find import Refusal
 from xfer.features.store import Entry, rows
 from xfer.loader import EvalLoader, Key, TrainLoader
 from xfer.log import log
+from xfer.snapshot import fingerprint
 from xfer.types import Plain, Samples
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
+    from torch import nn
 
     from xfer.model import Classifier
     from xfer.plan import Plan
@@ -30,13 +33,15 @@ if TYPE_CHECKING:
 class Feed:
     """Switches the loaders and the network between images and features.
 
-    ``facts`` is what ``result.json`` says of it; ``seconds`` of wall time went into features.
+    ``facts`` is what ``result.json`` says of it; ``seconds`` of wall time went into features;
+    ``last`` are those of the phase that was left last, if it had any.
     """
 
     def __init__(self, plan: Plan, train: TrainLoader, val: EvalLoader, team: Team) -> None:
         self.plan, self.train, self.val, self.team = plan, train, val, team
         self.facts: Plain = dict(UNCACHED)
         self.seconds = 0.0
+        self.last: Kept | None = None
         self._module: Classifier | None = None
         self._kept: Kept | None = None
         self._tail: Tail | None = None
@@ -89,6 +94,7 @@ class Feed:
     def leave(self) -> None:
         """The whole network on images again."""
         self._make_whole()
+        self.last = self._kept
         self._kept = self.train.features = self.val.features = None
 
     def _make_whole(self) -> None:
@@ -121,6 +127,30 @@ class Kept:
     def _view(self, split: str, view: int | None) -> View:
         entry = self.work.entry(self.cut, self.key, split, view)
         return View(entry, self.work.positions(split, view))
+
+    def serve(self, net: nn.Module, samples: Samples, size: int, device: torch.device) -> bool:
+        """Whether the features of val give, bit for bit, what ``net`` gives on the images of
+        ``samples`` in float32 and batches of ``size``: the same images, weights and batches."""
+        work, state = self.work, dict(chain(net.named_parameters(), net.named_buffers()))
+        names = [name for name, _ in prefix_state(work.net, self.cut)]
+        same = [
+            *(bool(self.val), samples.sha256 == work.samples("val").sha256),
+            *(work.precise, work.channels_last, work.ranks == 1, work.device == device),
+            *(size == work.chunk("val"), set(names) <= set(state)),
+        ]
+        return all(same) and fingerprint((n, state[n]) for n in names) == self.key["weights"]
+
+    def logits(self, net: nn.Module) -> list[npt.NDArray[np.float32]]:
+        """What ``net`` gives for val, batch by batch; only what is behind the cut is computed."""
+        device = self.work.device
+        net = net.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+        rows, tail = Rows(self.val, 1, self.work.samples("val")), Tail(net, self.cut)
+        try:
+            with torch.inference_mode():
+                batches = [rows.batch(keys)[0] for keys in self.work.batches("val", None)]
+                return [net(features.to(device)).cpu().numpy() for features in batches]
+        finally:
+            tail.remove()
 
     @property
     def most_bytes(self) -> int:

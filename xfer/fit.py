@@ -19,7 +19,7 @@ from pytorch_lightning.callbacks import TQDMProgressBar
 from xfer.decoded import decoded
 from xfer.errors import ConfigError, DataError, OutOfMemory
 from xfer.evaluate import device_name, device_of
-from xfer.feed import Feed
+from xfer.feed import Feed, Kept
 from xfer.halving import recall, smaller
 from xfer.history import AtomicIO, History
 from xfer.joint import followed, led
@@ -44,8 +44,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Fitted:
     """A finished fit: its best epoch and file, one row an epoch, the wall time in seconds, whether
-    what was frozen is proved to have stayed, the optimizer's groups phase by phase, and what is
-    known of its features and their time."""
+    what was frozen is proved to have stayed, the optimizer's groups phase by phase, what is known
+    of its features and their time, and the features themselves where its last epochs had some."""
 
     best: Plain
     checkpoint: Path
@@ -56,6 +56,7 @@ class Fitted:
     audits: list[Plain]
     features: Plain
     features_s: float | None
+    kept: Kept | None
 
 
 def fit(plan: Plan, folder: Path, resume: Path | None = None) -> Fitted:
@@ -85,6 +86,7 @@ def fit(plan: Plan, folder: Path, resume: Path | None = None) -> Fitted:
         phases.audits,
         feed.facts,
         feed.seconds if feed.facts["cached"] else None,
+        feed.last,
     )
 
 
@@ -271,6 +273,8 @@ def _quiet() -> Iterator[None]:
         )
         # A frozen backbone is in evaluation mode on purpose.
         warnings.filterwarnings("ignore", message=".*module.* in eval mode.*")
+        # A run outside Slurm on a machine that has it is no mistake either.
+        warnings.filterwarnings("ignore", message=".*`srun` command is available.*")
         # Lightning asks torch's pytrees in a way that torch is giving up.
         warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
         try:

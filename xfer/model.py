@@ -18,7 +18,7 @@ from xfer.ema import Ema
 from xfer.errors import DivergedError
 from xfer.numbers import Watch, norm, place
 from xfer.randomness import derive
-from xfer.snapshot import fingerprint
+from xfer.snapshot import over
 from xfer.team import ALONE, Team
 
 if TYPE_CHECKING:
@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
 
 class Classifier(pl.LightningModule):
-    """Trains ``net`` as ``plan`` says, phase by phase; ``frozen`` is what never moves in any.
+    """Trains ``net`` as ``plan`` says, phase by phase; ``frozen`` is what never moves in any,
+    and has these ``hashes``.
 
     Frozen modules stay in inference mode. ``cut`` says that the net takes features, not images.
     """
@@ -45,9 +46,8 @@ class Classifier(pl.LightningModule):
         self.phase = 0
         freeze.apply(net, plan.phases[0].rows)
         self.frozen = set.intersection(*map(self.frozen_in, range(len(plan.phases))))
-        self.fingerprint = fingerprint(
-            (n, t) for n, t in net.state_dict().items() if n in self.frozen
-        )
+        self.hashes = freeze.hashes(net.state_dict(), self.frozen)
+        self.fingerprint = over(self.hashes)
         decay = plan.specs.trainer.ema_decay
         self.ema = Ema(net, list(self.moving()), decay) if decay else None
         self.watch = Watch()

@@ -135,7 +135,9 @@ class Phases(pl.Callback):
         self._entered = number
 
     def _hashes(self, module: Classifier, number: int) -> dict[str, str]:
-        return freeze.hashes(module.net.state_dict(), module.frozen_in(number))
+        frozen = module.frozen_in(number)
+        known = {name: own for name, own in module.hashes.items() if name in frozen}
+        return known | freeze.hashes(module.net.state_dict(), frozen - known.keys())
 
     def _prove(self, module: Classifier) -> None:
         """Compare what the phase froze with what it was. Raises XferError when a tensor moved."""

@@ -7,7 +7,7 @@ tensor. While a run trains, its files hold what trains and the fingerprint of wh
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -74,12 +74,21 @@ def read_snapshot(path: Path) -> Snapshot:
 
 
 def fingerprint(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
-    """sha256 over names, dtypes, shapes and bytes, in the order of the names."""
+    """One sha256 over those of all tensors, in the order of their names."""
+    return over({name: tensor_sha256(name, tensor) for name, tensor in tensors})
+
+
+def tensor_sha256(name: str, tensor: torch.Tensor) -> str:
+    """sha256 over a tensor's name, dtype, shape and bytes, in hex."""
     import torch
 
-    digest = hashlib.sha256()
-    for name, tensor in sorted(tensors, key=lambda item: item[0]):
-        plain = tensor.detach().cpu().contiguous()
-        digest.update(f"{name}|{plain.dtype}|{tuple(plain.shape)}|".encode())
-        digest.update(plain.reshape(-1).view(torch.uint8).numpy().data)
+    plain = tensor.detach().cpu().contiguous()
+    digest = hashlib.sha256(f"{name}|{plain.dtype}|{tuple(plain.shape)}|".encode())
+    digest.update(plain.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def over(hashes: Mapping[str, str]) -> str:
+    """The fingerprint of tensors whose own ``hashes`` are known, by name."""
+    lines = "".join(f"{name} {hashes[name]}\n" for name in sorted(hashes))
+    return hashlib.sha256(lines.encode()).hexdigest()

@@ -232,13 +232,16 @@ def _predict(work: Work, net: nn.Module) -> None:
 def _answers(
     work: Work, net: nn.Module, samples: Samples, broken: list[XferError] | None = None
 ) -> Predictions:
-    from xfer.evaluate import answers, device_name, device_of
+    from xfer.evaluate import answers, device_name, device_of, predictions
     from xfer.halving import recall
 
     specs, card = recall(work.plan, work.folder).specs, work.plan.card
     device = device_of(specs.trainer)
     work.device = work.device if work.fitted else device_name(device)
     loading = (specs.data.eval_batch_size, specs.data.workers) if specs.data else (64, 0)
+    kept = work.fitted.kept if work.fitted else None
+    if kept and kept.serve(net, samples, loading[0], device):
+        return predictions(samples, range(len(samples)), kept.logits(net), card.classes)
     return answers(net, samples, card.input, card.classes, loading, device, broken)
 
 

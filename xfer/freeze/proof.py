@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from xfer.freeze.mode import batch_norms
 from xfer.freeze.policy import BatchNorm
 from xfer.freeze.table import Row
-from xfer.snapshot import fingerprint
+from xfer.snapshot import over, tensor_sha256
 
 if TYPE_CHECKING:
     import torch
@@ -41,7 +40,7 @@ def frozen(net: nn.Module, rows: Sequence[Row], batch_norm: BatchNorm = "eval") 
 def hashes(state: Mapping[str, torch.Tensor], names: Iterable[str]) -> dict[str, str]:
     """sha256 of each named tensor's name, dtype, shape and bytes. A name that ``state`` lacks is
     left out, which :func:`verdict` tells as moved."""
-    return {name: fingerprint([(name, state[name])]) for name in sorted(names) if name in state}
+    return {name: tensor_sha256(name, state[name]) for name in sorted(names) if name in state}
 
 
 def verdict(before: Mapping[str, str], after: Mapping[str, str]) -> Plain:
@@ -53,11 +52,6 @@ def verdict(before: Mapping[str, str], after: Mapping[str, str]) -> Plain:
         "proved": not moved,
         "tensors": len(names),
         "moved": moved,
-        "sha256": {"before": _over(before), "after": _over(after)},
+        "sha256": {"before": over(before), "after": over(after)},
         "hashes": {n: {"before": before.get(n), "after": after.get(n)} for n in names},
     }
-
-
-def _over(found: Mapping[str, str]) -> str:
-    lines = "".join(f"{name} {found[name]}\n" for name in sorted(found))
-    return hashlib.sha256(lines.encode()).hexdigest()
