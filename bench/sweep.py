@@ -5,8 +5,9 @@
 Canidae (default ../shared/assets), a frozen ResNet-18 with random weights (the time does not
 depend on them), fp32, batches of 24, one view of each image in the feature cache, stages fit and
 evaluate. A further trial is a whole sweep less one of as many trials as slots, over the trials
-between them; start-up is a process that only plans. Wall time is divided by the slots, time of
-the processor is not: on a machine that others use, compare the latter.
+between them. Start-up is a process that imports all that training needs, plans, and ends; one that
+only plans imports less. Wall time is divided by the slots, time of the processor is not: on a
+machine that others use, compare the latter.
 """
 
 import argparse
@@ -28,10 +29,14 @@ TRIAL = [
 ]
 
 
-def seconds(folder, *typed):
+XFER = ("-m", "xfer")
+READY = ("-c", "import xfer.fit, xfer.evaluate; from xfer.__main__ import main; main()")
+
+
+def seconds(folder, *typed, program=XFER):
     """Wall and processor seconds of a command and everything that it starts."""
     began, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
-    command = [sys.executable, "-m", "xfer", *typed]
+    command = [sys.executable, *program, *typed]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(done.stdout[-2000:] + done.stderr[-2000:])
@@ -62,9 +67,12 @@ def main():
         os.environ["XFER_CACHE"] = str(Path(folder) / "cache")
         epochs = f"trainer.max_epochs={options.epochs}"
         first = seconds(folder, *TRIAL, epochs, "features=require", "features.views=1")
-        starting = np.median([seconds(folder, *TRIAL, "stages=[]") for _ in range(3)], axis=0)
-        print(f"wall s / processor s: first run with its features {told(first)}; ", end="")
-        print(f"start-up of a process {told(starting)}", flush=True)
+        planning, starting = (
+            np.median([seconds(folder, *TRIAL, "stages=[]", program=p) for _ in range(3)], axis=0)
+            for p in (XFER, READY)
+        )
+        print(f"wall s / processor s: first run with its features {told(first)}; start-up of a ")
+        print(f"process {told(starting)}, of one that only plans {told(planning)}", flush=True)
         for persistent in (False, True):
             few = sweep(folder, options, options.slots, persistent)
             many = sweep(folder, options, options.trials, persistent)

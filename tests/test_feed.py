@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from pictures import folders
 from runs import assert_same, finish, in_an_epoch, kill, only_run, start, wait_for
 
 import xfer
@@ -157,3 +158,68 @@ def test_a_run_killed_on_features_ends_as_the_whole_one(tmp_path):
     )
     finish(second)
     assert_same(only_run(tmp_path / "killed"), only_run(tmp_path / "whole"))
+
+
+FAMILIES = {
+    "resnet18": ["backbone=timm", "backbone.name=resnet18"],
+    "squeezenet": ["backbone=torchvision", "backbone.name=squeezenet1_0"],
+    "vit": ["backbone=timm", "backbone.name=vit_tiny_patch16_224"],
+    "googlenet": ["backbone=torchvision", "backbone.name=googlenet"],
+}
+
+
+def small(root, *options):
+    """A run on nine pictures for training and seven for val, in batches of four."""
+    folders(root / "train", {"a": 5, "b": 4})
+    folders(root / "val", {"a": 4, "b": 3})
+    fixed = [f"data.root={root}", "source=none", "freeze=head_only", "data.leakage=ignore"]
+    sizes = ["data.batch_size=4", "data.eval_batch_size=4", "data.workers=0"]
+    once = ["trainer.max_epochs=1", "optim.lr=0.01"]
+    return xfer.run(None, ["experiment=default", *fixed, *sizes, *once, *options]).folder
+
+
+def no_images(*_):
+    raise AssertionError("images are decoded again")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_was_trained_on_features_is_evaluated_on_them_bit_for_bit(
+    family, tmp_path, monkeypatch
+):
+    root, options = tmp_path / "pictures", FAMILIES[family]
+    with monkeypatch.context() as patch:
+        patch.setattr("xfer.evaluate.answers", no_images)
+        kept = small(root, *options, *ONE, "stages=[fit,evaluate]")
+    again = small(root, *options, "stages=[evaluate]", f"checkpoint.path={kept}")
+    ours, theirs = ((run / "predictions_val.csv").read_bytes() for run in (kept, again))
+    assert ours == theirs and ours.count(b"\n") == 8
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["trainer.precision=bf16-mixed"],
+        ["trainer.channels_last=false"],
+        ["freeze=lp_ft", "freeze.probe_epochs=1", "trainer.max_epochs=2", "features=auto"],
+    ],
+    ids=["half", "other layout", "no features in the end"],
+)
+def test_features_that_are_not_what_evaluation_would_compute_do_not_serve(
+    options, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("xfer.evaluate.answers", no_images)
+    with pytest.raises(AssertionError, match="decoded again"):
+        small(tmp_path / "pictures", *FAMILIES["squeezenet"], *ONE, *options)
+
+
+def test_features_serve_no_other_weights_and_no_other_images(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr("xfer.feed.Kept.serve", lambda *given: seen.append(given) or False)
+    small(tmp_path / "pictures", *FAMILIES["squeezenet"], *ONE, "stages=[fit,evaluate]")
+    monkeypatch.undo()
+    ((kept, net, samples, size, device),) = seen
+    assert kept.serve(net, samples, size, device)
+    assert not kept.serve(net, samples, size + 1, device)
+    assert not kept.serve(net, kept.work.samples("train"), size, device)
+    net.get_parameter("features.0.weight").data[0, 0, 0, 0] += 1e-6
+    assert not kept.serve(net, samples, size, device)

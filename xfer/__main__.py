@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
 import sys
 from pathlib import Path
@@ -14,9 +16,31 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 
+_NOBODY_READS = 141
+"""What a shell makes of SIGPIPE."""
+
+
 def main() -> None:
     """Run the command line and exit with the contract's codes."""
-    sys.exit(_main(sys.argv[1:]))
+    # Nearly all that is allocated while libraries are imported stays; to look through it again and
+    # again for garbage takes as long as the imports.
+    gc.set_threshold(100_000, 10, 10)
+    codes: list[int] = []
+    atexit.register(_leave, codes)  # the first to be registered, so the last to be called
+    codes.append(_main(sys.argv[1:]))
+    sys.exit(codes[0])
+
+
+def _leave(codes: list[int]) -> None:
+    """End the process: all files are closed, and to take the libraries apart, object by object,
+    takes as long as to import them. An exit that is not ours goes the usual way."""
+    if codes:
+        try:
+            sys.stdout.flush()
+            sys.stderr.flush()
+        except BrokenPipeError:
+            os._exit(_NOBODY_READS)
+        os._exit(codes[0])
 
 
 def _main(arguments: list[str]) -> int:
@@ -37,7 +61,7 @@ def _main(arguments: list[str]) -> int:
     except BrokenPipeError:
         # Whoever read the output has seen enough; the interpreter must not complain either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
+        return _NOBODY_READS
     except Exception as error:
         return _tell_any(error)
     return 0

@@ -8,6 +8,7 @@ the job alone.
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import os
@@ -32,8 +33,10 @@ def main(arguments: list[str]) -> None:
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, cores)
     if persistent:
+        gc.set_threshold(100_000, 10, 10)
         for module in _NEEDED:
             importlib.import_module(module)
+        gc.freeze()  # a job that looks for garbage would copy every page it shares with this one
     Keeper(persistent).serve()
 
 
