@@ -1,6 +1,6 @@
 """What freezing saves: whole fits against plain Lightning loops and the floor, as ratios.
 
-    python bench/freeze.py [--models resnet18 resnet50] [--epochs 20] [--precision 32-true]
+    python bench/freeze.py [--models resnet18 resnet50] [--views 1] [--precision 32-true]
     python bench/freeze.py --models resnet18 --trials 32
 
 Canidae (XFER_ASSETS, default ../shared/assets), random weights (the time does not depend on
@@ -113,7 +113,7 @@ def measure(model, options, cache):
     steps, firsts, agains, floors, loops = [], [], [], [], []
     for _ in range(options.rounds):
         shutil.rmtree(cache, ignore_errors=True)
-        features = ("freeze=head_only", "features=require", "features.views=1")
+        features = ("freeze=head_only", "features=require", f"features.views={options.views}")
         firsts.append(fit(model, options, *features)[0])
         agains.append(fit(model, options, *features)[0])
         floors.append(floor(model, options))
@@ -126,7 +126,8 @@ def measure(model, options, cache):
             flush=True,
         )
     first, again, low, loop = map(statistics.median, (firsts, agains, floors, loops))
-    print(f"{model}, {options.epochs} epochs, {options.precision}, medians of {options.rounds}")
+    kind = f"{options.views} views, {options.precision}"
+    print(f"{model}, {options.epochs} epochs, {kind}, medians of {options.rounds}")
     print(f"  frozen step on images: fine-tuning takes {statistics.median(steps):.2f} x as long")
     print(f"  first run: {first:.2f} s = {first / low:.2f} x the floor ({low:.2f} s)")
     print(f"             allowed 1.3 x the floor + 2 s = {1.3 * low + 2:.2f} s")
@@ -158,6 +159,7 @@ def main():
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--precision", default="32-true")
+    parser.add_argument("--views", default="1", help="features.views of the frozen fits")
     parser.add_argument("--trials", type=int, default=0, help="measure so many trials instead")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:

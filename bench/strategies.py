@@ -28,7 +28,7 @@ from xfer.statistics import wilson
 def run(file, seed, strategy, options):
     """Accuracy at the last epoch, processor seconds, share of the parameters that ever train."""
     import xfer
-    import xfer.fit  # noqa: F401  its imports are no part of the first run
+    import xfer.fit  # its imports are no part of the first run
 
     fixed = [
         *("data=csv", f"data.file={file}", "data.workers=0", "stages=[fit]", f"seed={seed}"),
