@@ -120,6 +120,17 @@ def test_what_cannot_be_kept_is_said_by_auto_and_refused_by_require():
         fit("augment=strong", "augment.mixup=0.2", "trainer.max_epochs=1", "features=require")
 
 
+def test_images_that_come_several_times_an_epoch_are_not_kept_where_each_is_another():
+    balanced = ["data.sampler=balanced", "trainer.max_epochs=1"]
+    run = fit(*balanced, "features=auto")
+    assert facts(run)["cached"] is False
+    assert "features are not kept: data.sampler=balanced augments" in (run / "run.log").read_text()
+    with pytest.raises(ConfigError, match=r"E259: .*cannot be kept: data\.sampler=balanced"):
+        fit(*balanced, "features=require")
+    for same in (["features.views=1"], ["augment=none"]):  # an image is the same each time
+        assert facts(fit(*balanced, "features=require", *same))["cached"] is True
+
+
 @pytest.mark.parametrize("options", [["freeze=none"], ["freeze.batch_norm=adapt"]])
 def test_a_prefix_that_trains_or_adapts_is_not_cut(options):
     with pytest.raises(ConfigError, match="cannot be kept"):

@@ -155,6 +155,44 @@ def test_a_plan_lists_the_jobs_and_starts_nothing(tmp_path: Path):
     assert not list(tmp_path.rglob("job.json"))
 
 
+NARROW = "{layers: [1, 1, 1, 1], channels: [4, 8, 16, 32], stem_type: ''}"
+WIDE = "{layers: [1, 1, 1, 1], channels: [16, 32, 64, 128], stem_type: ''}"
+
+
+def test_a_plan_counts_each_network_s_own_operations(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["xfer"])
+
+    def outlook(args: str, *typed: str) -> tuple[int, float]:
+        plan = [*QUICK, "stages=[]", "source=none", "seed=0,1", "trainer.max_epochs=20"]
+        assert _main([*plan, f"++backbone.args={args}", *typed]) == 0
+        passes, tera = re.findall(
+            r"whole network: ([\d,]+) image passes, about (\S+) Tflop", capsys.readouterr().out
+        )[0]
+        return int(passes.replace(",", "")), float(tera)
+
+    narrow, wide, both = outlook(NARROW), outlook(WIDE), outlook(f"{NARROW},{WIDE}")
+    assert both[0] == 2 * narrow[0] == 2 * wide[0]
+    assert wide[1] > 1.2 * narrow[1]
+    assert both[1] == pytest.approx(narrow[1] + wide[1], rel=0.01)
+    # Features are computed once for both seeds, with each network's own operations as well.
+    kept = outlook(f"{NARROW},{WIDE}", "features=auto", "features.views=1")
+    assert kept[0] == 2 * (717 + 179)
+    assert kept[1] / both[1] == pytest.approx(kept[0] / both[0], rel=0.01)
+
+
+def test_a_batch_s_failure_is_told_once_and_is_the_exit_code_of_the_sweep(tmp_path: Path):
+    photos(tmp_path / "one")
+    given = ["data=folder", "data.root=nowhere,one", "stages=[fit]", "sweep.dir=s"]
+    done = sweep(tmp_path, *QUICK, *given, "hydra/launcher=basic")
+    assert done.returncode == 3, done.stdout
+    told = re.findall(r"^job 0, exit 3: xfer: error E3\d\d: \S*nowhere", done.stdout, re.M)
+    assert len(told) == 2, done.stdout  # when it happens, and at the end
+    assert [state(tmp_path / "s" / n) for n in "01"] == ["failed", "finished"]
+
+
 @pytest.mark.slow
 def test_hydra_s_own_launcher_and_sweeper_still_do(tmp_path: Path):
     done = sweep(tmp_path, *QUICK, "seed=0,1", "hydra/launcher=basic", "sweep.dir=s")
