@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -168,3 +169,43 @@ def test_a_run_killed_on_features_ends_as_the_whole_one(tmp_path):
     )
     finish(second)
     assert_same(only_run(tmp_path / "killed"), only_run(tmp_path / "whole"))
+
+
+# Kills itself behind the save of epoch LAST.
+KILLED = """
+import os, signal, sys
+import xfer.history
+from xfer.__main__ import main
+
+whole = xfer.history.History.on_train_epoch_end
+
+def killed(self, trainer, module):
+    whole(self, trainer, module)
+    if len(self.rows) == LAST:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+xfer.history.History.on_train_epoch_end = killed
+sys.argv = ["xfer", "experiment=digits_freeze", *sys.argv[1:]]
+main()
+"""
+
+
+@pytest.mark.parametrize("last", [3, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_run_killed_behind_an_epoch_says_the_same_of_its_features(tmp_path, last):
+    options = [*SHORT, "features=require", "features.views=max", "checkpoint.resume=auto"]
+    script = KILLED.replace("LAST", str(last))
+    killed = subprocess.run(
+        [sys.executable, "-c", script, *options, "run.dir=killed"],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        check=False,
+    )
+    assert killed.returncode == -9, killed.stderr
+    run = fit(*options, "run.dir=killed")
+    shutil.rmtree(os.environ["XFER_CACHE"])
+    whole = fit(*options, "run.dir=whole")
+    assert_same(run, whole)
+    said, expected = facts(run), facts(whole)
+    if last == 1:  # only the views of the epochs that were left are on its mind
+        assert said.pop("bytes") < expected.pop("bytes")
+    assert said == expected and said["cached"] is True and said["hit"] is False
