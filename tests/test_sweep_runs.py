@@ -7,6 +7,7 @@ import os
 import random
 import re
 import signal
+import sys
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -34,6 +35,12 @@ MISTAKES = {
     ),
     "more slots than cores": (["seed=0,1", "hydra.launcher.slots=999"], "999 slots need"),
     "one run to go on with": (["seed=0,1", "checkpoint.resume=a/run"], "names one run"),
+    "one run among others": (["checkpoint.resume=auto,a/run"], "names one run"),
+    "one run, to be looked at": (["seed=0,1", "checkpoint.resume=a", "stages=[]"], "names one run"),
+    "one run in Hydra's own sweep": (
+        ["seed=0,1", "checkpoint.resume=a/run", "hydra/sweeper=basic"],
+        "names one run",
+    ),
     "a folder of something else": (["seed=0,1", "sweep.dir=taken"], "holds files and no sweep"),
 }
 
@@ -55,7 +62,52 @@ def test_a_mistake_is_found_before_the_first_job(
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("xfer: error E") and words in line
     assert code == (5 if name == "a folder of something else" else 2)
-    assert not list(tmp_path.rglob("job.json"))
+    assert not list(tmp_path.rglob("job.json")) and not list(tmp_path.rglob("plan.json"))
+
+
+def test_one_run_is_no_job_of_hydra_s_own_launcher_either(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["xfer"])
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    own = ["hydra/sweeper=basic", "hydra/launcher=basic", "checkpoint.resume=a/run", "seed=0"]
+    assert _main([*QUICK, *own]) == 2
+    line, hydra_s = capsys.readouterr().err.splitlines()
+    assert line.startswith("xfer: error E172: checkpoint.resume: names one run")
+    assert hydra_s.startswith("Error executing job with overrides")
+    assert not list(tmp_path.rglob("plan.json"))
+
+
+@pytest.mark.parametrize(("package", "sampler"), [("optuna", "tpe"), ("cmaes", "cmaes")])
+def test_a_package_that_is_missing_is_told_and_leaves_no_folder(
+    package: str,
+    sampler: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["xfer"])
+    monkeypatch.setitem(sys.modules, package, None)
+    space = ["optim.lr=interval(0.1,1)", f"sweep.sampler={sampler}", "sweep.n_trials=2"]
+    assert _main([*QUICK, *space]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"xfer: error E159: sweep.sampler: {package} is not installed. Fix: pip")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("launcher", ["slots", pytest.param("basic", marks=pytest.mark.slow)])
+def test_hydra_s_own_sweeper_plans_each_job(launcher: str, tmp_path: Path):
+    given = ["stages=[]", "hydra/sweeper=basic", f"hydra/launcher={launcher}", "hydra.sweep.dir=b"]
+    done = sweep(tmp_path, "-m", "experiment=digits_freeze", "seed=3", *given)
+    assert done.returncode == 0 and "error" not in done.stdout
+    assert ("experiment   digits_freeze, seed 3" in done.stdout) == (launcher == "basic")
+    assert ("job 0, finished; what it said is in b/0/output.log" in done.stdout) == (
+        launcher == "slots"
+    )
+    assert json.loads((tmp_path / "b/0/plan.json").read_text())["config"]["seed"] == 3
+    assert not (tmp_path / "b/0/result.json").exists()
 
 
 def test_a_failed_job_hides_nothing_and_the_same_command_runs_it_alone(tmp_path: Path):
