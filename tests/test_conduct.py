@@ -7,8 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from hydra.core.utils import JobReturn, JobStatus
 
+from hydra_plugins.xfer_sweep._sweep import _outcome
 from xfer.conduct import Conductor
+from xfer.errors import DataError, JobFailed
 from xfer.log import close_log, open_log
 from xfer.runners import BatchRunner, quoted
 from xfer.sweep import Sweep
@@ -123,6 +126,16 @@ def test_a_job_without_the_objective_is_told(tmp_path: Path, capsys: pytest.Capt
     )
     assert conduct(tmp_path, launcher) == 0
     assert "job 2 finished, but left no val_acc" in capsys.readouterr().out
+
+
+def test_what_a_launcher_says_of_a_job_gives_its_exit_code():
+    returned = JobReturn(status=JobStatus.FAILED)
+    for error, code in ((DataError("d", "is gone", "bring it", 1), 3), (OSError("x"), 1)):
+        returned.return_value = error
+        assert _outcome(returned)[0] == code
+        assert str(error) in _outcome(returned)[1]
+    returned.return_value = JobFailed(7, "diverged")
+    assert _outcome(returned) == (7, "diverged")
 
 
 def test_a_folder_with_quotes_is_one_value():

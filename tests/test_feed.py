@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -121,6 +122,17 @@ def test_what_cannot_be_kept_is_said_by_auto_and_refused_by_require():
         fit("augment=strong", "augment.mixup=0.2", "trainer.max_epochs=1", "features=require")
 
 
+def test_images_that_come_several_times_an_epoch_are_not_kept_where_each_is_another():
+    balanced = ["data.sampler=balanced", "trainer.max_epochs=1"]
+    run = fit(*balanced, "features=auto")
+    assert facts(run)["cached"] is False
+    assert "features are not kept: data.sampler=balanced augments" in (run / "run.log").read_text()
+    with pytest.raises(ConfigError, match=r"E259: .*cannot be kept: data\.sampler=balanced"):
+        fit(*balanced, "features=require")
+    for same in (["features.views=1"], ["augment=none"]):  # an image is the same each time
+        assert facts(fit(*balanced, "features=require", *same))["cached"] is True
+
+
 @pytest.mark.parametrize("options", [["freeze=none"], ["freeze.batch_norm=adapt"]])
 def test_a_prefix_that_trains_or_adapts_is_not_cut(options):
     with pytest.raises(ConfigError, match="cannot be kept"):
@@ -158,6 +170,46 @@ def test_a_run_killed_on_features_ends_as_the_whole_one(tmp_path):
     )
     finish(second)
     assert_same(only_run(tmp_path / "killed"), only_run(tmp_path / "whole"))
+
+
+# Kills itself behind the save of epoch LAST.
+KILLED = """
+import os, signal, sys
+import xfer.history
+from xfer.__main__ import main
+
+whole = xfer.history.History.on_train_epoch_end
+
+def killed(self, trainer, module):
+    whole(self, trainer, module)
+    if len(self.rows) == LAST:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+xfer.history.History.on_train_epoch_end = killed
+sys.argv = ["xfer", "experiment=digits_freeze", *sys.argv[1:]]
+main()
+"""
+
+
+@pytest.mark.parametrize("last", [3, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_run_killed_behind_an_epoch_says_the_same_of_its_features(tmp_path, last):
+    options = [*SHORT, "features=require", "features.views=max", "checkpoint.resume=auto"]
+    script = KILLED.replace("LAST", str(last))
+    killed = subprocess.run(
+        [sys.executable, "-c", script, *options, "run.dir=killed"],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        check=False,
+    )
+    assert killed.returncode == -9, killed.stderr
+    run = fit(*options, "run.dir=killed")
+    shutil.rmtree(os.environ["XFER_CACHE"])
+    whole = fit(*options, "run.dir=whole")
+    assert_same(run, whole)
+    said, expected = facts(run), facts(whole)
+    if last == 1:  # only the views of the epochs that were left are on its mind
+        assert said.pop("bytes") < expected.pop("bytes")
+    assert said == expected and said["cached"] is True and said["hit"] is False
 
 
 FAMILIES = {

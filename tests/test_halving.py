@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,35 +14,72 @@ from runs import OPTIONS, assert_same, only_run
 
 from xfer.loader import batches
 
-# Memory that holds LIMIT images: more of them end as torch ends them.
+# Memory that holds LIMIT images to train on and SEEN to look at: more of them end as torch ends
+# them. At the moment WHEN the process sends itself SIGNAL.
 STARVED = """
 import os, signal, sys, torch
-import xfer.model
+import xfer.fit, xfer.halving, xfer.model
 from xfer.__main__ import main
 
 whole, steps = xfer.model.Classifier.loss_of, 0
 
+def reached(moment):
+    if moment == "WHEN":
+        os.kill(os.getpid(), signal.SIGNAL)
+
 def starved(self, batch):
     global steps
     if len(batch[1]) > LIMIT and self.training:
+        reached("the step that fails")
         raise torch.OutOfMemoryError("out of memory")
     steps += 1
-    if steps == KILLED:
-        os.kill(os.getpid(), signal.SIGKILL)
+    if self.training and steps == 1:
+        reached("a smaller one is tried")
+    reached(f"step {steps}")
     return whole(self, batch)
 
+def looking(module, inputs):
+    if module.__class__.__name__ == "ResNet" and not module.training and len(inputs[0]) > SEEN:
+        raise torch.OutOfMemoryError("out of memory")
+
+def before(moment, work):
+    def told(*given):
+        reached(moment(given[1]))
+        return work(*given)
+    return told
+
 xfer.model.Classifier.loss_of = starved
+torch.nn.modules.module.register_module_forward_pre_hook(looking)
+xfer.halving.write_json = before(
+    lambda sizes: f"no checkpoint is left for batches of {sizes['batch_size']}",
+    xfer.halving.write_json,
+)
+xfer.halving._with = before(
+    lambda sizes: f"batches of {sizes['batch_size']} are written down", xfer.halving._with
+)
 sys.argv = ["xfer", *sys.argv[1:]]
 main()
 """
 HALVE = ["trainer.on_oom=halve", "checkpoint.resume=auto"]
 
 
-def run(folder: Path, *extra: str, limit: int = 10**6, killed: int = 0) -> tuple[int, str]:
+def run(
+    folder: Path,
+    *extra: str,
+    limit: int = 10**6,
+    seen: int = 10**6,
+    when: str = "",
+    sent: str = "SIGKILL",
+) -> tuple[int, str]:
+    words = {"LIMIT": limit, "SEEN": seen, "WHEN": when, "SIGNAL": sent}
+    script = re.sub("|".join(words), lambda found: str(words[found[0]]), STARVED)
+    return ended(folder, script, *OPTIONS, "trainer.max_epochs=2", *extra)
+
+
+def ended(folder: Path, script: str, *options: str) -> tuple[int, str]:
     folder.mkdir(exist_ok=True)
-    script = STARVED.replace("LIMIT", str(limit)).replace("KILLED", str(killed))
     done = subprocess.run(
-        [sys.executable, "-c", script, *OPTIONS, "trainer.max_epochs=2", *extra],
+        [sys.executable, "-c", script, *options],
         cwd=folder,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
@@ -73,7 +111,7 @@ def test_it_ends_as_the_run_configured_so(halved: Path, tmp_path: Path):
 
 
 def test_a_kill_after_it_changes_nothing(halved: Path, tmp_path: Path):
-    code, _ = run(tmp_path, *HALVE, limit=9, killed=130)
+    code, _ = run(tmp_path, *HALVE, limit=9, when="step 130")
     assert code == -9
     # Memory is no longer short: the run goes on with the batches that it came to all the same.
     code, said = run(tmp_path, *HALVE)
@@ -85,6 +123,74 @@ def test_without_the_option_nothing_is_halved(tmp_path: Path):
     code, said = run(tmp_path, limit=9)
     assert code == 8 and "type data.batch_size=8, which was tried and fits" in said
     assert not list(tmp_path.rglob("memory.json"))
+
+
+@pytest.mark.parametrize(
+    ("when", "sent"),
+    [
+        pytest.param("the step that fails", "SIGTERM", marks=pytest.mark.slow),
+        pytest.param("a smaller one is tried", "SIGTERM", marks=pytest.mark.slow),
+        ("batches of 8 are written down", "SIGTERM"),
+        pytest.param("no checkpoint is left for batches of 8", "SIGKILL", marks=pytest.mark.slow),
+    ],
+)
+def test_a_signal_between_two_attempts_ends_the_run_at_once(
+    halved: Path, tmp_path: Path, when: str, sent: str
+):
+    code, said = run(tmp_path, *HALVE, limit=9, when=when, sent=sent)
+    assert code == (143 if sent == "SIGTERM" else -9), said
+    # No step of a further attempt was taken.
+    assert not list(tmp_path.rglob("last.ckpt")) and not list(tmp_path.rglob("metrics.csv"))
+    code, said = run(tmp_path, *HALVE, limit=9)
+    assert code == 0, said
+    assert_same(only_run(tmp_path), halved)
+
+
+def test_evaluation_takes_the_batches_that_validation_came_to(tmp_path: Path):
+    code, said = run(tmp_path, *HALVE, "trainer.max_epochs=1", seen=20)
+    assert code == 0 and "(validation: 16)" in said, said
+    sizes = json.loads((only_run(tmp_path) / "memory.json").read_text())
+    assert (sizes["batch_size"], sizes["eval_batch_size"]) == (32, 16)
+    found = json.loads((only_run(tmp_path) / "result.json").read_text())
+    assert found["scores"]["val"]["n"] == 179
+
+
+# As many MiB more as ROOM, of addresses: torch's own allocator is then refused.
+LIMITED = """
+import resource, sys, torch
+from xfer.__main__ import main
+sys.argv = ["xfer", *sys.argv[1:]]
+import xfer.fit, xfer.evaluate, timm, torchvision, sklearn.datasets, torchmetrics
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + (ROOM << 20),) * 2)
+main()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="needs limits of the address space")
+def test_memory_that_truly_ends_is_made_do_with(tmp_path: Path):
+    def starve(name: str, *extra: str, room: int = 800) -> tuple[int, str]:
+        options = ["experiment=digits_finetune", "stages=[fit,evaluate]", "trainer.max_epochs=1"]
+        options += ["backbone.image_size=64", *extra]
+        return ended(tmp_path / name, LIMITED.replace("ROOM", str(room)), *options)
+
+    large = ["data.batch_size=700"]
+    code, said = starve("default", *large)
+    found = re.search(r"E801: data\.batch_size: .*700.*type data\.batch_size=(\d+),", said)
+    assert code == 8 and found, said
+    code, said = starve("halved", *large, "trainer.on_oom=halve")
+    assert code == 0, said
+    (halved,) = tmp_path.glob("halved/outputs/*/*")
+    sizes = json.loads((halved / "result.json").read_text())["memory"]
+    size = sizes["batch_size"]
+    assert size * sizes["accumulate"] == 700 and size <= int(found[1])
+    # Where memory is plenty, a run of that size ends the same.
+    asked = [f"data.batch_size={size}", f"trainer.accumulate={sizes['accumulate']}"]
+    code, said = starve("asked", *asked, room=10**5)
+    assert code == 0, said
+    (whole,) = tmp_path.glob("asked/outputs/*/*")
+    assert_same(halved, whole)
 
 
 @pytest.mark.parametrize("accumulate", [1, 3])

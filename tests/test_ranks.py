@@ -17,8 +17,9 @@ import torch
 from runs import assert_same, finish, in_an_epoch, only_run, rows, start, wait_for
 
 from xfer.config import compose_specs
-from xfer.errors import ConfigError
+from xfer.errors import ConfigError, DataError
 from xfer.plan import make_plan
+from xfer.ranks import tell
 from xfer.storage import load_tensors
 
 TWO = ["trainer.devices=2", "trainer.accelerator=cpu", "data.batch_size=16"]
@@ -106,7 +107,12 @@ def test_a_stop_and_a_kill_change_nothing(whole, tmp_path):
     second.kill()
     second.communicate()
     assert_gone(ranks)
+    # What the killed run's ranks may have left to say is not the next one's failure.
+    left = only_run(tmp_path) / ".ranks"
+    assert (left / "meeting.json").exists()
+    tell(only_run(tmp_path), 1, DataError("old.png", "is broken", "mend it", 1))
     finish(start(tmp_path, *again))
+    assert not left.exists()
     assert_same(only_run(tmp_path), whole)
 
 
@@ -123,6 +129,7 @@ def test_a_rank_that_is_killed_ends_the_run(tmp_path):
     assert (status["state"], status["exit"]) == ("failed", 8)
     assert status["last_good_checkpoint"] == "checkpoints/last.ckpt"
     assert_gone([rank])
+    assert not (only_run(tmp_path) / ".ranks").exists()
 
 
 PART = """
@@ -187,6 +194,22 @@ def test_ranks_train_on_the_features_that_the_first_has_made(head_alone, tmp_pat
 
 
 @pytest.mark.slow
+def test_validation_features_come_in_the_batches_that_the_ranks_share(own_cache, tmp_path):
+    # One batch would be enough for all images; two ranks share two.
+    options = [*TWO, *HEAD, "trainer.max_epochs=1", "data.eval_batch_size=179"]
+    for name in ("plain", "kept"):
+        (tmp_path / name).mkdir()
+    finish(start(tmp_path / "plain", *options, "features=never"))
+    finish(start(tmp_path / "kept", *options, "features=require", "features.views=max"))
+    plain, kept = (only_run(tmp_path / name) for name in ("plain", "kept"))
+    assert_same(kept, plain)
+    manifests = (own_cache / "features").glob("*.json")
+    keys = [json.loads(path.read_text()).get("key", {}) for path in manifests]
+    (val,) = [key for key in keys if key.get("view", 0) is None]
+    assert val["chunk"] == 89
+
+
+@pytest.mark.slow
 def test_tasks_that_slurm_started_take_part(head_alone, tmp_path):
     # As srun does: the same command in two processes that know their number.
     tasks = [
@@ -205,6 +228,42 @@ def test_tasks_that_slurm_started_take_part(head_alone, tmp_path):
     run = only_run(tmp_path)
     assert rows(run) == rows(head_alone)
     assert not (run / ".ranks").exists()
+
+
+TWICE = """
+import xfer
+for seed in (3, 4):
+    xfer.run("digits_freeze", [*OPTIONS, f"seed={seed}"])
+"""
+
+
+@pytest.mark.slow
+def test_a_second_run_in_one_slurm_step_has_its_own_ranks(tmp_path):
+    short = [*TWO, "trainer.max_epochs=1", "stages=[fit]"]
+    env = {**os.environ, "SLURM_JOB_ID": f"2{os.getpid()}", "SLURM_STEP_NUM_TASKS": "2"}
+    tasks = [
+        subprocess.Popen(
+            [sys.executable, "-c", TWICE.replace("OPTIONS", repr(short))],
+            cwd=tmp_path,
+            env={**env, "OMP_NUM_THREADS": "1", "SLURM_PROCID": number},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for number in ("1", "0")
+    ]
+    try:
+        outputs = [task.communicate(timeout=200)[0] for task in tasks]
+    finally:
+        for task in tasks:
+            task.kill()
+            task.communicate()
+    assert [task.returncode for task in tasks] == [0, 0], outputs
+    runs = sorted((tmp_path / "outputs" / "digits_freeze").iterdir())
+    plans = [json.loads((run / "plan.json").read_text()) for run in runs]
+    assert [plan["config"]["seed"] for plan in plans] == [3, 4]
+    # The ranks have compared their weights at the end of each.
+    assert all(json.loads((run / "freeze_proof.json").read_text())["proved"] for run in runs)
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from weights_files import encrypted
 
 from xfer.errors import SafetyError, WeightsError, XferError
 from xfer.source import mindir, mindspore, mindspore_ckpt
@@ -308,7 +309,7 @@ def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
 def test_encrypted_files_are_recognised_and_the_cipher_named(
     tmp_path: Path, first: int, cipher: str
 ) -> None:
-    data = bytes([first, 0x5E, 0x3A, 0x7F]) + os.urandom(500)
+    data = encrypted(first)
     assert is_encrypted(data[:300]) and not is_mindspore_ckpt(data[:300], len(data))
     for suffix in (".ckpt", ".mindir"):
         told = refused(tmp_path, data, suffix)

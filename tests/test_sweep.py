@@ -349,28 +349,3 @@ def test_another_number_of_threads_is_told(tmp_path: Path, caplog: pytest.LogCap
     assert facts["objectives"] == [{"metric": "val_acc", "direction": "maximize"}]
     assert (facts["format"], facts["jobs"], facts["baseline"]) == (1, 3, None)
     assert "2 threads before and have 1 now" in caplog.text
-
-
-@pytest.mark.filterwarnings("ignore:.*srun.*")  # Lightning's hint on a machine that has Slurm
-def test_a_trial_that_falls_behind_ends_early_and_says_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    import xfer
-
-    ours = study(tmp_path, "random", pruner="median", prune_trials=1)
-    ours.ask(0)
-    trial = ours.study.trials[0]
-    ours.study._storage.set_trial_intermediate_value(trial._trial_id, 1, 0.99)
-    ours.study._storage.set_trial_intermediate_value(trial._trial_id, 2, 0.99)
-    ours.tell(ours.begun()[0], [0.99])
-    job = ours.ask(1)
-    folder = Ledger(tmp_path).prepare(job)
-    monkeypatch.chdir(tmp_path)
-    own = [f"run.dir={folder}", "checkpoint.resume=auto", "stages=[fit]", "trainer.max_epochs=3"]
-    result = xfer.run("digits_freeze", own)
-    assert len(result.facts["timing"]["epoch_s"]) == 1  # type: ignore[index]
-    pruned = json.loads((folder / "pruned.json").read_text())
-    assert (pruned["epoch"], pruned["metric"]) == (1, "val_acc") and pruned["value"] < 0.99
-    ours.tell(job, values(folder, [ACC]))
-    assert [t.state.name for t in ours.study.trials] == ["COMPLETE", "PRUNED"]
-    assert ours.study.trials[1].intermediate_values == {1: pruned["value"]}

@@ -7,6 +7,7 @@ import os
 import random
 import re
 import signal
+import sys
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -34,6 +35,12 @@ MISTAKES = {
     ),
     "more slots than cores": (["seed=0,1", "hydra.launcher.slots=999"], "999 slots need"),
     "one run to go on with": (["seed=0,1", "checkpoint.resume=a/run"], "names one run"),
+    "one run among others": (["checkpoint.resume=auto,a/run"], "names one run"),
+    "one run, to be looked at": (["seed=0,1", "checkpoint.resume=a", "stages=[]"], "names one run"),
+    "one run in Hydra's own sweep": (
+        ["seed=0,1", "checkpoint.resume=a/run", "hydra/sweeper=basic"],
+        "names one run",
+    ),
     "a folder of something else": (["seed=0,1", "sweep.dir=taken"], "holds files and no sweep"),
 }
 
@@ -55,7 +62,52 @@ def test_a_mistake_is_found_before_the_first_job(
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("xfer: error E") and words in line
     assert code == (5 if name == "a folder of something else" else 2)
-    assert not list(tmp_path.rglob("job.json"))
+    assert not list(tmp_path.rglob("job.json")) and not list(tmp_path.rglob("plan.json"))
+
+
+def test_one_run_is_no_job_of_hydra_s_own_launcher_either(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["xfer"])
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    own = ["hydra/sweeper=basic", "hydra/launcher=basic", "checkpoint.resume=a/run", "seed=0"]
+    assert _main([*QUICK, *own]) == 2
+    line, hydra_s = capsys.readouterr().err.splitlines()
+    assert line.startswith("xfer: error E172: checkpoint.resume: names one run")
+    assert hydra_s.startswith("Error executing job with overrides")
+    assert not list(tmp_path.rglob("plan.json"))
+
+
+@pytest.mark.parametrize(("package", "sampler"), [("optuna", "tpe"), ("cmaes", "cmaes")])
+def test_a_package_that_is_missing_is_told_and_leaves_no_folder(
+    package: str,
+    sampler: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["xfer"])
+    monkeypatch.setitem(sys.modules, package, None)
+    space = ["optim.lr=interval(0.1,1)", f"sweep.sampler={sampler}", "sweep.n_trials=2"]
+    assert _main([*QUICK, *space]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"xfer: error E159: sweep.sampler: {package} is not installed. Fix: pip")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("launcher", ["slots", pytest.param("basic", marks=pytest.mark.slow)])
+def test_hydra_s_own_sweeper_plans_each_job(launcher: str, tmp_path: Path):
+    given = ["stages=[]", "hydra/sweeper=basic", f"hydra/launcher={launcher}", "hydra.sweep.dir=b"]
+    done = sweep(tmp_path, "-m", "experiment=digits_freeze", "seed=3", *given)
+    assert done.returncode == 0 and "error" not in done.stdout
+    assert ("experiment   digits_freeze, seed 3" in done.stdout) == (launcher == "basic")
+    assert ("job 0, finished; what it said is in b/0/output.log" in done.stdout) == (
+        launcher == "slots"
+    )
+    assert json.loads((tmp_path / "b/0/plan.json").read_text())["config"]["seed"] == 3
+    assert not (tmp_path / "b/0/result.json").exists()
 
 
 def test_a_failed_job_hides_nothing_and_the_same_command_runs_it_alone(tmp_path: Path):
@@ -153,6 +205,44 @@ def test_a_plan_lists_the_jobs_and_starts_nothing(tmp_path: Path):
     assert "4 jobs" in lines and "Tflop" in lines and "1 set of" in lines
     assert "nothing was started" in lines
     assert not list(tmp_path.rglob("job.json"))
+
+
+NARROW = "{layers: [1, 1, 1, 1], channels: [4, 8, 16, 32], stem_type: ''}"
+WIDE = "{layers: [1, 1, 1, 1], channels: [16, 32, 64, 128], stem_type: ''}"
+
+
+def test_a_plan_counts_each_network_s_own_operations(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["xfer"])
+
+    def outlook(args: str, *typed: str) -> tuple[int, float]:
+        plan = [*QUICK, "stages=[]", "source=none", "seed=0,1", "trainer.max_epochs=20"]
+        assert _main([*plan, f"++backbone.args={args}", *typed]) == 0
+        passes, tera = re.findall(
+            r"whole network: ([\d,]+) image passes, about (\S+) Tflop", capsys.readouterr().out
+        )[0]
+        return int(passes.replace(",", "")), float(tera)
+
+    narrow, wide, both = outlook(NARROW), outlook(WIDE), outlook(f"{NARROW},{WIDE}")
+    assert both[0] == 2 * narrow[0] == 2 * wide[0]
+    assert wide[1] > 1.2 * narrow[1]
+    assert both[1] == pytest.approx(narrow[1] + wide[1], rel=0.01)
+    # Features are computed once for both seeds, with each network's own operations as well.
+    kept = outlook(f"{NARROW},{WIDE}", "features=auto", "features.views=1")
+    assert kept[0] == 2 * (717 + 179)
+    assert kept[1] / both[1] == pytest.approx(kept[0] / both[0], rel=0.01)
+
+
+def test_a_batch_s_failure_is_told_once_and_is_the_exit_code_of_the_sweep(tmp_path: Path):
+    photos(tmp_path / "one")
+    given = ["data=folder", "data.root=nowhere,one", "stages=[fit]", "sweep.dir=s"]
+    done = sweep(tmp_path, *QUICK, *given, "hydra/launcher=basic")
+    assert done.returncode == 3, done.stdout
+    told = re.findall(r"^job 0, exit 3: xfer: error E3\d\d: \S*nowhere", done.stdout, re.M)
+    assert len(told) == 2, done.stdout  # when it happens, and at the end
+    assert [state(tmp_path / "s" / n) for n in "01"] == ["failed", "finished"]
 
 
 @pytest.mark.slow

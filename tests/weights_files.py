@@ -191,6 +191,23 @@ BOMBS: dict[str, Callable[[], bytes]] = {
     "onnx-like varints": lambda: b"\x08\x07\x12\xff\xff\xff\xff\x0f" + b"\xff" * 1000,
 }
 
+
+def encrypted(cipher: int) -> bytes:
+    """A checkpoint as MindSpore encrypts it: two blocks, each the magic of its ``cipher``, a tag
+    where that is AES-GCM, and a length that counts the vector, the text and the lengths of both."""
+    dice = np.random.default_rng(cipher)
+
+    def part(size: int) -> bytes:
+        return struct.pack("<I", size) + dice.bytes(size)
+
+    def block(size: int) -> bytes:
+        inside = part(16) + part(size)
+        tag = dice.bytes(16) if cipher == 0xD8 else b""
+        return bytes([cipher, 0x5E, 0x3A, 0x7F]) + tag + struct.pack("<I", len(inside)) + inside
+
+    return block(4096) + block(1008)
+
+
 FOREIGN: dict[str, tuple[bytes, str]] = {
     "empty": (b"", r"is empty \(0 bytes\)"),
     "zeros": (b"\0" * 5000, "zero bytes"),
@@ -245,7 +262,10 @@ FOREIGN: dict[str, tuple[bytes, str]] = {
     "plain pickle": (pickle.dumps({"a": [1.0]}), r"none of torch\.save"),
     "protocol 0": (pickle.dumps({"a": [1.0]}, 0), r"none of torch\.save"),
     "bytes": (bytes(range(1, 256)), "no file of weights that xfer knows"),
-    "mindspore encrypted": (b"\x82\x83\x40\xaf" * 20, "."),
+    "mindspore, AES-GCM": (encrypted(0xD8), "E484: .*encrypted MindSpore checkpoint.*enc_key"),
+    "mindspore, AES-CBC": (encrypted(0xD9), "E484: .*encrypted MindSpore checkpoint"),
+    "mindspore, SM4-CBC": (encrypted(0xDA), "E484: .*encrypted MindSpore checkpoint"),
+    "mindspore, AES-CBC, cut": (encrypted(0xD9)[:4], "E484: .*encrypted MindSpore checkpoint"),
     "encrypted zip": (
         zip_of(("a/data.pkl", b"\x80\x02N.")).replace(
             b"PK\1\2\x14\3\x14\0\0", b"PK\1\2\x14\3\x14\0\1"

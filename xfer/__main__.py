@@ -143,13 +143,17 @@ def _job(cfg: DictConfig) -> float | None:
     """One run; returns the best value of the monitored metric, for sweepers."""
     from hydra.core.hydra_config import HydraConfig
 
+    from xfer.conduct import refuse_one_run
     from xfer.config import build
     from xfer.workflow import run
 
     hydra = cast("DictConfig", HydraConfig.get())
     alone = hydra.mode.name == "RUN"
     try:
-        result = run(build(cfg, hydra))
+        specs = build(cfg, hydra)
+        if not alone:
+            refuse_one_run(specs.checkpoint.resume)
+        result = run(specs)
     except Exception as error:
         code = _tell_any(error)
         if alone:

@@ -69,9 +69,6 @@ def conduct(asked: Asked, compose: Compose, runner: Callable[[Specs], Runner]) -
     search = {"sampler": options.sampler, "seed": options.seed, "objectives": repr(wanted)}
     ours = mark(fingerprint(first.config), asked.space, search)
     auto = first.checkpoint.resume == "auto"
-    if first.checkpoint.resume not in (None, "auto"):
-        what = "names one run, and a sweep has several"
-        raise SweepError("checkpoint.resume", what, "type sweep.dir=FOLDER of the sweep", 22)
     named = options.dir or (str(asked.folder) if asked.named else None)
     folder = find(named, auto, asked.folder.parent, ours) or asked.folder
     able = runner(first)
@@ -123,8 +120,19 @@ def _check(asked: Asked, compose: Compose) -> Specs:
     found = [attempt(compose, texts) for texts in probes(asked.space)]
     # What is wrong with every job is told once.
     raise_all(list({str(error): error for error in attempt.errors}.values()))
+    for specs in found:
+        assert specs is not None
+        refuse_one_run(specs.checkpoint.resume)
     assert found[0] is not None
     return found[0]
+
+
+def refuse_one_run(resume: str | None) -> None:
+    """Raise SweepError where the ``resume`` of several jobs names a folder."""
+    if resume not in (None, "auto"):
+        what = "names one run, and a sweep has several"
+        fix = "type checkpoint.resume=auto, or sweep.dir=FOLDER of the sweep"
+        raise SweepError("checkpoint.resume", what, fix, 22)
 
 
 @dataclass

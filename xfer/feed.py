@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Sequence
 from itertools import chain
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -18,6 +20,7 @@ from xfer.features.store import Entry, rows
 from xfer.loader import EvalLoader, Key, TrainLoader
 from xfer.log import log
 from xfer.snapshot import fingerprint
+from xfer.storage import write_json
 from xfer.types import Plain, Samples
 
 if TYPE_CHECKING:
@@ -33,13 +36,17 @@ if TYPE_CHECKING:
 class Feed:
     """Switches the loaders and the network between images and features.
 
-    ``facts`` is what ``result.json`` says of it; ``seconds`` of wall time went into features;
-    ``last`` are those of the phase that was left last, if it had any.
+    ``facts`` is what ``result.json`` says of it, and ``features.json`` in ``folder`` until then: a
+    run that goes on behind its last epoch enters no phase any more. ``seconds`` of wall time went
+    into features. ``last`` are those of the phase that was left last, if it had any.
     """
 
-    def __init__(self, plan: Plan, train: TrainLoader, val: EvalLoader, team: Team) -> None:
-        self.plan, self.train, self.val, self.team = plan, train, val, team
-        self.facts: Plain = dict(UNCACHED)
+    def __init__(
+        self, plan: Plan, folder: Path, loaders: tuple[TrainLoader, EvalLoader], team: Team
+    ) -> None:
+        self.plan, self.note, self.team = plan, folder / "features.json", team
+        self.train, self.val = loaders
+        self.facts: Plain = _noted(self.note)
         self.seconds = 0.0
         self.last: Kept | None = None
         self._module: Classifier | None = None
@@ -85,10 +92,12 @@ class Feed:
             with self.team.leader_first():
                 kept.prepare(epoch)
             self.facts = kept.facts(self.facts)
+            if self.team.leads:
+                write_json(self.note, self.facts)
         if self._tail is None:
             self._tail, module.cut = Tail(module.net, kept.cut), True
         if first:
-            log.info(_told(self.facts, kept.most_bytes))
+            log.info(_told(self.facts, kept.found, kept.most_bytes))
         self.seconds += time.perf_counter() - began
 
     def leave(self) -> None:
@@ -152,6 +161,14 @@ class Kept:
         finally:
             tail.remove()
 
+    def _entries(self) -> list[Entry]:
+        return [view.entry for view in (*self.train.values(), *self.val.values())]
+
+    @property
+    def found(self) -> bool:
+        """Whether none of them had to be computed."""
+        return all(entry.hit for entry in self._entries())
+
     @property
     def most_bytes(self) -> int:
         """What all views take once each has been used."""
@@ -160,17 +177,15 @@ class Kept:
 
     def facts(self, before: Plain) -> Plain:
         """What is to be said, added to what was said ``before`` of an earlier phase."""
-        entries = [view.entry for view in (*self.train.values(), *self.val.values())]
-        hit = all(entry.hit for entry in entries)
         return {
             "cached": True,
-            "hit": hit and before["hit"] is not False,
+            "hit": self.found and before["hit"] is not False,
             "views": self.views,
             "augmented": self.work.views is not None,
             "exact": self.work.exact,
             "cut": list(self.cut.modules),
             "bytes_per_image": self.cut.bytes_per_image(),
-            "bytes": sum(entry.path.stat().st_size for entry in entries),
+            "bytes": sum(entry.path.stat().st_size for entry in self._entries()),
             "difference": self.work.difference,
         }
 
@@ -198,6 +213,12 @@ class Rows:
         return rows(view.entry, view.positions[indices]), self.labels[indices]
 
 
+def _noted(path: Path) -> Plain:
+    """What an earlier process of the run has noted of its features."""
+    facts: Plain = json.loads(path.read_text()) if path.is_file() else dict(UNCACHED)
+    return facts
+
+
 def _obstacle(plan: Plan, options: Auto) -> str | None:
     """Why a run cannot train on features, whatever its network is."""
     if plan.specs.augment.mix(len(plan.card.classes)) is not None:
@@ -212,8 +233,8 @@ def _obstacle(plan: Plan, options: Auto) -> str | None:
     return None
 
 
-def _told(facts: Plain, most_bytes: int) -> str:
-    again = "found" if facts["hit"] else "computed"
+def _told(facts: Plain, found: bool, most_bytes: int) -> str:
+    again = "found" if found else "computed"
     shown = f"{facts['views']} views an image"
     if not facts["augmented"]:
         shown = "the evaluation view of each image"

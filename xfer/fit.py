@@ -122,7 +122,7 @@ def _train(plan: Plan, folder: Path, resume: Path | None, team: Team) -> _Traine
     team.same(net)
     module, history = Classifier(net, plan, team), History(plan, folder, team)
     with _quiet():
-        feed = Feed(plan, *_loaders(plan, team), team)
+        feed = Feed(plan, folder, _loaders(plan, team), team)
         phases = Phases(plan, folder, history, feed)
         callbacks = [phases, history, *pruning(folder, history)]
         trainer = _trainer(plan, folder, callbacks, team)

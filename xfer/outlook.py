@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from xfer.features import Auto, views
 from xfer.freeze import ever
@@ -60,9 +60,12 @@ def _plan(specs: Specs, known: dict[str, Plan]) -> tuple[Specs, Plan]:
 
 def _costs(found: Sequence[tuple[Specs, Plan]], times: float) -> list[str]:
     """``times``: jobs for each one that was planned."""
-    sets: dict[str, int] = {}
-    passes, whole = 0.0, 0
+    figures = {id(plan): _operations(plan) for plan in {id(p): p for _, p in found}.values()}
+    alone: list[_Work] = []
+    sets: dict[str, _Work] = {}
+    whole = 0
     for specs, plan in found:
+        ops = figures[id(plan)]
         train, val = (_count(plan, split) for split in ("train", "val"))
         epochs = specs.trainer.max_epochs
         backward = 3 if _trains_backbone(plan) else 1
@@ -70,20 +73,26 @@ def _costs(found: Sequence[tuple[Specs, Plan]], times: float) -> list[str]:
         whole += full
         key, size = _shared(specs, plan, train, val)
         if key is None:
-            passes += full * times
+            alone.append(_Work(full * times, ops))
         else:
-            sets[key] = size
-    passes += sum(sets.values())
-    counts = {_operations(plan) for plan in {id(plan): plan for _, plan in found}.values()}
-    ops = counts.pop() if len(counts) == 1 else None  # several networks have no one figure
-    told = [f"whole network: {passes:,.0f} image passes{_tera(passes, ops)}"]
+            sets[key] = _Work(size, ops)
+    work = [*alone, *sets.values()]
+    told = [f"whole network: {sum(w.passes for w in work):,.0f} image passes{_tera(work)}"]
     reuse = f"; without features {whole * times:,.0f}" if sets else "; no job shares features"
     told[0] += reuse
     if sets:
         count = f"{len(sets)} set" + "s" * (len(sets) > 1)
-        told.append(f"features: {count} of up to {max(sets.values()):,} images, shared by the jobs")
+        most = max(w.passes for w in sets.values())
+        told.append(f"features: {count} of up to {most:,.0f} images, shared by the jobs")
     told.append("a backward pass counts as two; how fast this machine is, the first job tells")
     return told
+
+
+class _Work(NamedTuple):
+    """Images that pass a network, and the operations of each; ``None`` where they are unknown."""
+
+    passes: float
+    ops: int | None
 
 
 def _count(plan: Plan, split: str) -> int:
@@ -126,5 +135,7 @@ def _operations(plan: Plan) -> int | None:
     return int(counter.get_total_flops())
 
 
-def _tera(passes: float, ops: int | None) -> str:
-    return f", about {passes * ops / 1e12:,.3g} Tflop" if ops else ""
+def _tera(work: Sequence[_Work]) -> str:
+    """Each network's passes by its own operations; nothing where one of them is unknown."""
+    known = [w.passes * w.ops for w in work if w.ops]
+    return f", about {sum(known) / 1e12:,.3g} Tflop" if len(known) == len(work) else ""

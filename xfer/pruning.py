@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,22 +29,30 @@ class Pruning(pl.Callback):
         self._trial: Any = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """End where it did: that a trial was pruned is not in its resume file."""
-        path = self.folder / "pruned.json"
-        pruned = json.loads(path.read_text())["epoch"] if path.exists() else math.inf
-        if self.history.rows and self.history.rows[-1]["epoch"] >= pruned:
-            trainer.should_stop = True
+        """Decide on the epoch that a killed run goes on behind: whether it was pruned there, or
+        looked at at all, is not in its resume file."""
+        if self.history.rows:
+            self._decide(trainer, self.history.rows[-1]["epoch"])
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """After the record of the epoch, which has the objective."""
+        self._decide(trainer, trainer.current_epoch + 1)
+
+    def _decide(self, trainer: pl.Trainer, epoch: int) -> None:
         team = self.history.team
-        if team.told(team.leads and self._is_behind(trainer.current_epoch + 1)):
+        if team.told(team.leads and self._is_behind(epoch)):
             trainer.should_stop = True
 
     def _is_behind(self, epoch: int) -> bool:
         if self._trial is None:
             self._trial = open_trial(self.facts)
-        trial, metric = self._trial, self.facts["metric"]
+        trial, metric, note = self._trial, self.facts["metric"], self.folder / "pruned.json"
+        if note.exists():
+            # Others have ended since: the pruner might say something else now.
+            pruned = int(json.loads(note.read_text())["epoch"])
+            if trial is not None:
+                trial.set_user_attr("pruned", pruned)
+            return epoch >= pruned
         if trial is None:
             return False  # it has ended before and is run again: nothing is compared
         value = float(self.history.rows[-1][metric])
@@ -53,7 +60,7 @@ class Pruning(pl.Callback):
             trial.report(value, epoch)
         if not self.history.best or epoch < self.facts["epochs"] or not trial.should_prune():
             return False  # without a best epoch there would be nothing to keep
-        write_json(self.folder / "pruned.json", {"epoch": epoch, "metric": metric, "value": value})
+        write_json(note, {"epoch": epoch, "metric": metric, "value": value})
         trial.set_user_attr("pruned", epoch)
         log.info(f"pruned after epoch {epoch}: {metric} {value:.4f} is behind other trials")
         return True

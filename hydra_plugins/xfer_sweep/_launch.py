@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING
 from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig, OmegaConf
 
+from xfer.conduct import refuse_one_run
 from xfer.errors import JobFailed
+from xfer.places import override_key
+from xfer.resume import OUTPUT
 from xfer.runners import quoted
 from xfer.sweep.ledger import Ledger
 from xfer.sweep.pool import Pool, Task
@@ -39,7 +42,10 @@ def flags(config: DictConfig) -> list[str]:
 def launch(
     launcher: SlotLauncher, config: DictConfig, rows: Sequence[Sequence[str]], first: int
 ) -> list[JobReturn]:
-    """Run every row of overrides as a job, numbered from ``first``."""
+    """Run every row of overrides as a job, numbered from ``first``. Raises SweepError where they
+    are to go on in one folder."""
+    for row in rows:
+        refuse_one_run(_resume(config, row))
     ledger, shared = Ledger(Path(config.hydra.sweep.dir)), flags(config)
     tasks = []
     for number, row in enumerate(rows, first):
@@ -53,14 +59,21 @@ def launch(
         done, line = found[task.number], ledger.settle(task.number, code)
         done.status = JobStatus.FAILED if code else JobStatus.COMPLETED
         done.return_value = JobFailed(code, line) if code else _best(task.folder)
-        if code:
-            print(f"job {task.number}, exit {code}: {line}")
+        told = f"exit {code}: {line}" if code else "finished"
+        print(f"job {task.number}, {told}; what it said is in {task.folder / OUTPUT}")
 
     waiting = list(tasks)
     pool = Pool(slots(launcher, str(OmegaConf.select(config, "trainer.accelerator") or "auto")))
     pool.persistent = launcher.persistent
     pool.run(lambda: waiting.pop(0) if waiting else None, ended)
     return [found[task.number] for task in tasks]
+
+
+def _resume(config: DictConfig, row: Sequence[str]) -> str | None:
+    """``checkpoint.resume`` of a job, as typed, else as configured."""
+    typed = [text.partition("=")[2] for text in row if override_key(text) == "checkpoint.resume"]
+    asked = typed[-1] if typed else OmegaConf.select(config, "checkpoint.resume")
+    return None if asked in (None, "null") else str(asked)
 
 
 def _best(folder: Path) -> float | None:

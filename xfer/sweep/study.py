@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import importlib
 import os
 import warnings
 from collections.abc import Iterator, Sequence
@@ -40,7 +41,10 @@ class Study:
     study: optuna.Study = field(init=False)
 
     def __post_init__(self) -> None:
-        _optuna()  # that it is missing must be told before there is a folder
+        # What is missing must be told before there is a folder.
+        _optuna()
+        if self.options.sampler == "cmaes":
+            _installed("cmaes")
 
     def open(self, mark: str, folder: Path) -> None:
         """Find or make the study of the sweep in ``folder``. Raises SweepError where the storage
@@ -173,13 +177,17 @@ class _Lock:
 
 
 def _optuna() -> Any:
-    try:
-        import optuna
-    except ImportError as error:
-        fix = "pip install 'xfer[sweep]', or sweep.sampler=grid"
-        raise SweepError("sweep.sampler", "Optuna is not installed", fix, 9) from error
+    optuna = _installed("optuna")
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     return optuna
+
+
+def _installed(package: str) -> Any:
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        fix = "pip install 'xfer[sweep]', or sweep.sampler=grid"
+        raise SweepError("sweep.sampler", f"{package} is not installed", fix, 9) from error
 
 
 def _distributions(space: Sequence[Parameter]) -> dict[str, Any]:

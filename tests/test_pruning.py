@@ -1,0 +1,131 @@
+"""Trials that fall behind end early: alone, on two ranks, and after a kill at any moment."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import xfer
+from xfer.sweep import Sweep
+from xfer.sweep.ledger import Ledger
+from xfer.sweep.objective import Objective, values
+from xfer.sweep.space import Interval, Job
+from xfer.sweep.study import Study
+
+ACC = Objective("val_acc", "maximize")
+TRAINED = ["stages=[fit]", "trainer.max_epochs=3", "checkpoint.resume=auto"]
+TWO = ["trainer.devices=2", "trainer.accelerator=cpu", "data.batch_size=16"]
+
+
+class Trials:
+    """A study whose first trial was better in every epoch than a second one can be."""
+
+    def __init__(self, folder: Path) -> None:
+        options = Sweep(sampler="random", n_trials=9, pruner="median", prune_trials=1)
+        space = (Interval("optim.lr", 1e-4, 0.1, log=True),)
+        self.study = Study(options, space, [ACC], str(folder / "optuna.journal"), "digits")
+        self.study.open("mark", folder)
+        self.add(0, 0.99)
+        self.job = self.study.ask(1)
+        self.folder = Ledger(folder).prepare(self.job)
+
+    def add(self, number: int, value: float) -> Job:
+        """A trial that has had ``value`` in every epoch."""
+        job = self.study.ask(number)
+        trial = self.study.study.trials[-1]
+        for epoch in (1, 2, 3):
+            storage = self.study.study._storage
+            storage.set_trial_intermediate_value(trial._trial_id, epoch, value)
+        self.study.tell(job, [value])
+        return job
+
+    def assert_pruned(self, epoch: int) -> None:
+        """The run ended behind that epoch, its folder says so, and so does the study."""
+        timing = json.loads((self.folder / "result.json").read_text())["timing"]
+        assert len(timing["epoch_s"]) == epoch
+        note = json.loads((self.folder / "pruned.json").read_text())
+        assert (note["epoch"], note["metric"]) == (epoch, "val_acc") and note["value"] < 0.99
+        self.study.tell(self.job, values(self.folder, [ACC]))
+        trial = self.study.study.trials[1]
+        assert trial.state.name == "PRUNED"
+        assert len(trial.intermediate_values) == epoch
+        assert trial.intermediate_values[epoch] == note["value"]
+
+
+@pytest.fixture
+def trials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Trials:
+    monkeypatch.chdir(tmp_path)
+    return Trials(tmp_path)
+
+
+def test_a_trial_that_falls_behind_ends_early_and_says_so(trials: Trials):
+    xfer.run("digits_freeze", [*TRAINED, f"run.dir={trials.folder}"])
+    trials.assert_pruned(1)
+
+
+def test_no_trial_is_pruned_before_it_has_a_best_epoch(trials: Trials):
+    xfer.run("digits_freeze", [*TRAINED, f"run.dir={trials.folder}", "checkpoint.start_epoch=2"])
+    trials.assert_pruned(2)
+
+
+# Kills itself at the moment WHEN.
+KILLED = """
+import os, signal, sys
+import xfer.history, xfer.pruning
+from xfer.__main__ import main
+
+def at(owner, name, moment, behind):
+    work = getattr(owner, name)
+    def done(*given):
+        if moment == "WHEN" and not behind:
+            os.kill(os.getpid(), signal.SIGKILL)
+        work(*given)
+        if moment == "WHEN":
+            os.kill(os.getpid(), signal.SIGKILL)
+    setattr(owner, name, done)
+
+at(xfer.history.History, "on_train_epoch_end", "the study has heard nothing", True)
+at(xfer.pruning, "write_json", "the folder does not say so", False)
+at(xfer.pruning, "write_json", "the trial is not marked", True)
+sys.argv = ["xfer", "experiment=digits_freeze", *sys.argv[1:]]
+main()
+"""
+
+
+def run(trials: Trials, *options: str, when: str = "") -> None:
+    script, own = KILLED.replace("WHEN", when), f"run.dir={trials.folder}"
+    done = subprocess.run(
+        [sys.executable, "-c", script, *TRAINED, *options, own],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == (-9 if when else 0), done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    "when",
+    [
+        pytest.param("the folder does not say so", marks=pytest.mark.slow),
+        "the trial is not marked",
+    ],
+)
+def test_a_pruned_trial_that_is_killed_ends_where_it_was_pruned(trials: Trials, when: str):
+    run(trials, when=when)
+    if when == "the trial is not marked":
+        for number in range(2, 7):
+            trials.add(number, 0.01)  # the pruner would let it go on now
+    run(trials)
+    trials.assert_pruned(1)
+
+
+def test_two_ranks_are_pruned_together_also_after_a_kill(trials: Trials):
+    run(trials, *TWO, when="the study has heard nothing")
+    run(trials, *TWO)
+    trials.assert_pruned(1)
