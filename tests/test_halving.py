@@ -125,13 +125,14 @@ def test_without_the_option_nothing_is_halved(tmp_path: Path):
     assert not list(tmp_path.rglob("memory.json"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("when", "sent"),
     [
-        pytest.param("the step that fails", "SIGTERM", marks=pytest.mark.slow),
-        pytest.param("a smaller one is tried", "SIGTERM", marks=pytest.mark.slow),
+        ("the step that fails", "SIGTERM"),
+        ("a smaller one is tried", "SIGTERM"),
         ("batches of 8 are written down", "SIGTERM"),
-        pytest.param("no checkpoint is left for batches of 8", "SIGKILL", marks=pytest.mark.slow),
+        ("no checkpoint is left for batches of 8", "SIGKILL"),
     ],
 )
 def test_a_signal_between_two_attempts_ends_the_run_at_once(

@@ -121,11 +121,15 @@ def test_a_pruned_trial_that_is_killed_ends_where_it_was_pruned(trials: Trials, 
     if when == "the trial is not marked":
         for number in range(2, 7):
             trials.add(number, 0.01)  # the pruner would let it go on now
-    run(trials)
+    xfer.run("digits_freeze", [*TRAINED, f"run.dir={trials.folder}"])
     trials.assert_pruned(1)
 
 
-def test_two_ranks_are_pruned_together_also_after_a_kill(trials: Trials):
-    run(trials, *TWO, when="the study has heard nothing")
+@pytest.mark.parametrize(
+    "when", ["", pytest.param("the study has heard nothing", marks=pytest.mark.slow)]
+)
+def test_two_ranks_are_pruned_together_also_after_a_kill(trials: Trials, when: str):
+    if when:
+        run(trials, *TWO, when=when)
     run(trials, *TWO)
     trials.assert_pruned(1)

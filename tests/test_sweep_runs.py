@@ -235,6 +235,7 @@ def test_a_plan_counts_each_network_s_own_operations(
     assert kept[1] / both[1] == pytest.approx(kept[0] / both[0], rel=0.01)
 
 
+@pytest.mark.slow
 def test_a_batch_s_failure_is_told_once_and_is_the_exit_code_of_the_sweep(tmp_path: Path):
     photos(tmp_path / "one")
     given = ["data=folder", "data.root=nowhere,one", "stages=[fit]", "sweep.dir=s"]
