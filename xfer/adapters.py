@@ -59,15 +59,18 @@ def put(net: nn.Module, adapters: Plain) -> None:
     ``adapters["scale"]``; an empty dict changes nothing.
 
     A is drawn as in the reference implementation (loralib), B is zero, so that the network
-    answers as before. Raises WeightsError for a name that can have none.
+    answers as before. Raises WeightsError for a name that can have none of that rank.
     """
-    known = {matrix.name for matrix in matrices(net)} if adapters else set()
-    for name in adapters.get("weights", ()):
-        if name not in known:
-            what = "is to have an adapter, and is no weight of the network that can"
-            raise WeightsError(name, what, "check backbone.name and head", 32)
+    if not adapters:
+        return
+    rank, known = adapters["rank"], {matrix.name: matrix for matrix in matrices(net)}
+    for name in adapters["weights"]:
+        matrix = known.get(name)
+        if matrix is None or not 1 <= rank <= min(matrix.rows, matrix.columns):
+            what = f"is no weight of the network that can have an adapter of rank {rank}"
+            raise WeightsError(name, what, "check backbone.name and head", 12)
         path, _, attribute = name.rpartition(".")
-        _adapt(net.get_submodule(path), attribute, adapters["rank"], adapters["scale"])
+        _adapt(net.get_submodule(path), attribute, rank, adapters["scale"])
 
 
 def _adapt(module: nn.Module, attribute: str, rank: int, scale: float) -> None:
