@@ -182,13 +182,10 @@ def test_attention_that_never_calls_its_layers_is_adapted(name: str) -> None:
     """Both hand weights to a function: a wrapped layer would never run."""
     backbone, size = FAMILIES[name]
     net = make(backbone)
-    names = {matrix.name for matrix in matrices(net)}
-    inner = {
-        n for n in names if n.endswith(("in_proj_weight", "out_proj.weight", "attn.qkv.weight"))
-    }
+    names = [matrix.name for matrix in matrices(net)]
+    inner = [n for n in names if n.endswith(("in_proj_weight", "out_proj.weight", "qkv.weight"))]
     assert inner
-    apply_to = {"rank": 2, "scale": 1.0, "weights": sorted(inner)}
-    put(net, apply_to)
+    put(net, {"rank": 2, "scale": 1.0, "weights": inner})
     net(torch.randn(2, 3, size, size)).sum().backward()
     check_read(net.named_parameters(), [f for n in inner for f in factors(n)])
 
@@ -229,23 +226,41 @@ def test_while_the_head_is_zero_gradients_are_zero_but_there() -> None:
 class Unread(nn.Module):
     """A layer that is there and is not used."""
 
-    def __init__(self) -> None:
+    def __init__(self, classes: int = 2) -> None:
         super().__init__()
-        self.used, self.unused, self.fc = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 2)
+        self.used, self.unused = nn.Conv2d(3, 8, 8, 8), nn.Linear(8, 8)
+        self.fc = nn.Linear(8, classes)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.fc(self.used(x))
+        return self.fc(self.used(x).mean((2, 3)))
+
+
+class Idle(Timm):
+    """A backbone of the user's own with such a layer."""
+
+    def build(self, classes: int | None = None) -> Network:
+        return Network(Unread(classes or 10), ("fc",), SPEC)
 
 
 def test_an_adapter_of_a_weight_that_is_never_read_is_an_error() -> None:
     net = Unread()
     own = Lora(rank=2).adapters(layout(net, ["fc"]))
     put(net, own)
-    net(torch.randn(2, 8)).sum().backward()
+    net(torch.randn(2, 3, 32, 32)).sum().backward()
     adapters = [f for name in own["weights"] for f in factors(name)]
     with pytest.raises(ConfigError, match=r"E232: freeze\.targets: .*never reads 'unused\.weight'"):
         check_read(net.named_parameters(), adapters)
     check_read(net.named_parameters(), [f for f in adapters if f.startswith("used")])
+
+
+def test_a_run_looks_at_it_in_its_first_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XFER_ALLOW", "test_lora")
+    own = ["backbone._target_=test_lora.Idle", "source=none", "trainer.max_epochs=1"]
+    with pytest.raises(ConfigError, match=r"E232: .*never reads 'unused\.weight'"):
+        run(tmp_path / "run", *own, "freeze.rank=2", "stages=[fit]")
+    run(tmp_path / "mended", *own, "freeze.rank=2", "stages=[fit]", "freeze.targets=used")
 
 
 def test_a_frozen_weight_below_an_adapter_that_moves_is_found() -> None:
@@ -292,14 +307,8 @@ def test_a_key_out_of_range_is_refused(key: str, value: object, message: str) ->
 
 
 def test_without_targets_an_adapter_is_smaller_than_its_weight() -> None:
-    found = Layout(
-        ("a.weight", "b.weight"),
-        (),
-        (),
-        (),
-        (),
-        (Matrix("a.weight", 9, 9), Matrix("b.weight", 8, 8)),
-    )
+    names = ("a.weight", "b.weight")
+    found = Layout(names, (), (), (), (), (Matrix(names[0], 9, 9), Matrix(names[1], 8, 8)))
     assert Lora(rank=4).adapters(found)["weights"] == ["a.weight"]
     assert Lora(rank=4, targets=".*").adapters(found)["weights"] == ["a.weight", "b.weight"]
     assert Lora(rank=4, alpha=2).adapters(found)["scale"] == 0.5
