@@ -14,6 +14,7 @@ import runs
 import torch
 from networks import awake, make
 from runs import assert_same, finish, in_an_epoch, kill, only_run, start, wait_for
+from safetensors import safe_open
 from safetensors.torch import load_file
 from test_backbone import BACKBONES
 from torch import nn
@@ -328,10 +329,13 @@ def test_a_checkpoint_whose_adapters_do_not_fit_is_refused() -> None:
 
 def test_under_autocast_the_sum_is_formed_in_full_precision() -> None:
     net = nn.Sequential(nn.Linear(64, 64, bias=False))
-    put(net, {"rank": 4, "scale": 1.0, "weights": ["0.weight"]})
+    plain = net[0].weight.detach().clone()
+    put(net, {"rank": 4, "scale": 0.5, "weights": ["0.weight"]})
     awake(net)
+    b, a = net[0].weight_lora_b.detach(), net[0].weight_lora_a.detach()  # type: ignore
     with torch.autocast("cpu", torch.bfloat16):
         read = net[0].weight.detach()
+    assert torch.equal(read, plain + 0.5 * (b @ a)) and not torch.equal(read, plain)
     assert read.dtype == torch.float32 and torch.equal(read, merge(net)[0].weight)  # type: ignore[index]
 
 
@@ -408,6 +412,8 @@ def test_the_finished_checkpoint_and_the_exports_know_of_no_adapter(trained: Pat
     files = load_file(trained / "export" / "model.safetensors")
     assert set(best.state) == set(plain) == set(files)
     assert all(torch.equal(files[name], best.state[name]) for name in plain)
+    with safe_open(trained / "export" / "model.safetensors", "pt") as opened:
+        assert "adapters" not in str(opened.metadata())
 
 
 def test_the_proof_is_over_the_weights_below_the_adapters(trained: Path) -> None:
@@ -425,7 +431,8 @@ def test_a_network_that_was_not_fitted_is_exported_without_adapters(
     trained: Path, tmp_path: Path
 ) -> None:
     source = ["source=run", f"source.path={trained}", "head=keep"]
-    own = run(tmp_path / "run", *source, "stages=[export]", "export=safetensors")
+    # The 8-bit file is calibrated on training images, so that the plan has all that a fit needs.
+    own = run(tmp_path / "run", *source, "stages=[export]", "export=[safetensors,int8]")
     files = load_file(own / "export" / "model.safetensors")
     assert files.keys() == load_file(trained / "export" / "model.safetensors").keys()
 
@@ -484,6 +491,20 @@ def test_a_killed_run_opens_merged_and_goes_on_bit_for_bit(
             assert torch.equal(net(images), unmerged(file)(images)), file.name
     finish(start(tmp_path, "checkpoint.resume=auto"))
     assert_same(only_run(tmp_path), only_run(tmp_path / "whole"))
+
+
+def test_a_run_that_ended_after_its_checkpoint_was_merged_does_not_merge_again(
+    trained: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(trained, tmp_path / "run")
+    (tmp_path / "run" / "status.json").write_text('{"state": "running"}')
+    again = ["trainer.max_epochs=5", f"checkpoint.resume={tmp_path / 'run'}", "stages=[fit]"]
+    api.run(overrides=[*DIGITS, *again])
+    ours, theirs = (
+        read_snapshot(f / "checkpoints" / "best.ckpt") for f in (tmp_path / "run", trained)
+    )
+    assert ours.state.keys() == theirs.state.keys() and ours.frozen is None
+    assert all(torch.equal(ours.state[name], theirs.state[name]) for name in theirs.state)
 
 
 def test_a_file_of_an_interrupted_run_does_not_open_on_other_weights(
