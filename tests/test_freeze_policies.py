@@ -12,6 +12,7 @@ import yaml
 from torch import nn
 
 from xfer import schema
+from xfer.adapters import put
 from xfer.backbone import Timm, Torchvision
 from xfer.errors import ConfigError
 from xfer.freeze import (
@@ -61,10 +62,15 @@ REFUSED = {("bn_only", "squeezenet")}
 
 
 @cache
-def known(name: str) -> Layout:
+def known(name: str, option: str = "") -> Layout:
+    """What a policy is told of a network; with ``lora`` once that has its adapters."""
     with torch.device("meta"):
         network = NETS[name].build(2)
-    return layout(network.module, network.heads)
+        found = layout(network.module, network.heads)
+        own = policy(option).adapters(found) if option == "lora" else {}
+        put(network.module, own)
+    names = [name for name, _ in network.module.named_parameters()]
+    return found.adapted(own["weights"], names) if own else found
 
 
 def policy(option: str, **given: Any) -> Policy:
@@ -79,7 +85,7 @@ def shipped(option: str, name: str) -> tuple[Phase, ...]:
     given = OPEN.get(option, {})
     if option == "up_to":
         given = {"stage": NAMED[name][2]}
-    return policy(option, **given).phases(known(name), EPOCHS)
+    return policy(option, **given).phases(known(name, option), EPOCHS)
 
 
 @pytest.mark.parametrize("name", NETS)
@@ -105,7 +111,7 @@ def test_the_policy_gives_every_parameter_a_multiple_in_every_phase(option: str,
     phases = shipped(option, name)
     assert phases[0].start == 0
     for phase in phases:
-        assert tuple(row.name for row in phase.rows) == known(name).names
+        assert tuple(row.name for row in phase.rows) == known(name, option).names
         head = [row.lr for row in phase.rows if row.head]
         assert min(head) == max(head) > 0
     assert len({phase.name for phase in phases}) == len(phases)
@@ -131,6 +137,8 @@ def test_a_policy_trains_what_its_name_says(name: str) -> None:
     assert trained("first_n", name) == behind(name, 2)
     names = [stage for stage, _ in known(name).stages]
     assert trained("up_to", name) == behind(name, names.index(NAMED[name][2]) + 1)
+    adapters = set(known(name, "lora").adapters)
+    assert trained("lora", name) == adapters and not adapters & everything
     assert trained("bias_only", name) == {n for n in everything if n.endswith("bias")}
     if name != "squeezenet":
         assert trained("bn_only", name) == set(known(name).norms) - {

@@ -20,7 +20,17 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "types", "log", "randomness", "help", "seal", "looks", "statistics", "logged"),
     ("storage", "weights", "balance", "patterns", "protobuf", "dialects", "signals", "team"),
     ("transfer",),
-    ("preprocess", "images", "download", "snapshot", "resume", "compat", "norms", "session"),
+    (
+        "preprocess",
+        "images",
+        "download",
+        "snapshot",
+        "resume",
+        "compat",
+        "norms",
+        "adapters",
+        "session",
+    ),
     ("ranks", "cluster"),
     (*NOUNS, "sweep"),
     (

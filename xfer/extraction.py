@@ -88,6 +88,7 @@ class Extraction:
         return {
             **self._recipe(),
             "head": self.plan.card.head,
+            "adapters": self.plan.card.adapters,
             "classes": len(self.plan.card.classes),
             "state": hashlib.sha256(state.encode()).hexdigest(),
         }

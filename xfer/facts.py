@@ -55,12 +55,13 @@ def _split_facts(dataset: Dataset | None) -> Plain:
 def _training_facts(plan: Plan) -> Plain:
     trainer, rates = plan.specs.trainer, ever(plan.phases)
     stages = {name: stage for stage, names in plan.layout.stages for name in names}
+    own = set(plan.layout.adapters)
     return {
         "parameters": [
             {
                 "name": row.name,
                 "shape": list(plan.shapes[row.name]),
-                "group": "head" if row.head else "backbone",
+                "group": "head" if row.head else "adapter" if row.name in own else "backbone",
                 "stage": stages.get(row.name),
                 "lr": max(rates[row.name]),
                 "frozen": not any(rates[row.name]),
@@ -200,17 +201,14 @@ def _batch_line(steps: Plain) -> str:
 
 
 def _parameter_lines(rows: list[Plain]) -> list[str]:
-    """Neighbouring parameters of one stage and one rate in one line."""
-    merged: list[list[object]] = []
+    """The parameters of one stage and one rate in one line."""
+    sizes: dict[tuple[str, str, str], int] = {}
     for row in rows:
-        key = [row["stage"] or row["name"], row["group"], _rates(row)]
-        size = math.prod(row["shape"])
-        if merged and merged[-1][:3] == key:
-            merged[-1][3] = int(str(merged[-1][3])) + size
-        else:
-            merged.append([*key, size])
+        key = (row["stage"] or row["name"], row["group"], _rates(row))
+        sizes[key] = sizes.get(key, 0) + math.prod(row["shape"])
     return [
-        f"{name!s:<28} {group!s:<9} {rates!s:<9} {size:>12,}" for name, group, rates, size in merged
+        f"{name:<28} {group:<9} {rates:<9} {size:>12,}"
+        for (name, group, rates), size in sizes.items()
     ]
 
 

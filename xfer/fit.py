@@ -16,6 +16,7 @@ import torch
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.callbacks import TQDMProgressBar
 
+from xfer.adapters import merge
 from xfer.decoded import decoded
 from xfer.errors import ConfigError, DataError, OutOfMemory
 from xfer.evaluate import device_name, device_of
@@ -27,7 +28,7 @@ from xfer.loader import EvalLoader, Pictures, Share, TrainLoader, shared_size
 from xfer.log import log
 from xfer.memory import free, ran_out, too_large
 from xfer.model import Classifier
-from xfer.network import assemble
+from xfer.network import assemble, fill
 from xfer.phases import Phases
 from xfer.preprocess import prepare
 from xfer.pruning import pruning
@@ -284,8 +285,10 @@ def _quiet() -> Iterator[None]:
 
 
 def _complete(path: Path, net: torch.nn.Module) -> Path:
-    """Make the best checkpoint whole: what trained, and the frozen rest."""
+    """Make the best checkpoint whole: what trained and the frozen rest, adapters merged."""
     snapshot = read_snapshot(path)
-    state = {name: snapshot.state.get(name, tensor) for name, tensor in net.state_dict().items()}
-    write_snapshot(path, Snapshot(snapshot.card, state, snapshot.progress))
+    if snapshot.frozen is not None:  # else it is whole: a run that goes on had come this far
+        fill(net, snapshot.state)
+        state = merge(net).state_dict()
+        write_snapshot(path, Snapshot(snapshot.card.merged(), state, snapshot.progress))
     return path

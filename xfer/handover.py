@@ -52,6 +52,7 @@ def hand_over(plan: Plan, net: nn.Module, folder: Path, checkpoint: Path | None)
 
 def _traceable(card: Card, checkpoint: Path | None) -> Card:
     """The card with the hash of the checkpoint, so that a file says what it was made from."""
+    card = card.merged()
     if checkpoint is None:
         return card
     return replace(card, source={**card.source, "checkpoint": file_sha256(checkpoint)})

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from xfer import compat
+from xfer import adapters, compat
 from xfer.errors import ConfigError, WeightsError
 from xfer.head import Keep, swap
 from xfer.randomness import derive
@@ -27,7 +27,8 @@ class Parts:
 
     ``kept`` when the head comes whole from the source. ``source_classes`` is the source's number
     of classes, ``rows`` its rows that each class of a remapped head starts from; ``compat`` what
-    makes the layers compute what the source's own library does.
+    makes the layers compute what the source's own library does. ``adapters`` are what a fit trains
+    beside frozen weights, see :mod:`xfer.adapters`.
     """
 
     backbone: Backbone
@@ -38,6 +39,7 @@ class Parts:
     source_classes: int | None = None
     rows: tuple[tuple[int, ...], ...] = ()
     compat: Plain = field(default_factory=dict)
+    adapters: Plain = field(default_factory=dict)
 
     @property
     def whole(self) -> bool:
@@ -54,9 +56,10 @@ class Parts:
         return network
 
     def finish(self, network: Network) -> None:
-        """Swap in the new head, unless the source's own stays."""
+        """Swap in the new head, unless the source's own stays; then put adapters in."""
         if not self.kept:
             swap(network, self.head, self.classes, self.rows)
+        adapters.put(network.module, self.adapters)
 
 
 def blueprint(parts: Parts) -> tuple[Network, Network]:
@@ -151,8 +154,8 @@ def fill(net: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
 def restore(
     path: Path, snapshot: Snapshot, parts: Parts, weights: Callable[[], Weights]
 ) -> nn.Module:
-    """The network of a checkpoint. ``weights`` is asked for only when the checkpoint comes from an
-    interrupted run and holds what trained alone."""
+    """The network of a checkpoint, adapters merged. ``weights`` is asked for only when the
+    checkpoint comes from an interrupted run and holds what trained alone."""
     source = Weights("none", None) if snapshot.frozen is None else weights()
     net = assemble(parts, source)
     missing = [n for n in net.state_dict() if n not in snapshot.state]
@@ -170,7 +173,7 @@ def restore(
                 8,
             )
     fill(net, snapshot.state)
-    return net
+    return adapters.merge(net)
 
 
 def open_checkpoint(path: Path, make: Callable[[str, Plain], Any]) -> tuple[nn.Module, Card]:
@@ -178,7 +181,8 @@ def open_checkpoint(path: Path, make: Callable[[str, Plain], Any]) -> tuple[nn.M
     spec of a group from its facts."""
     file = path / "checkpoints" / "best.ckpt" if path.is_dir() else path
     snapshot = read_snapshot(file)
-    return restore(file, snapshot, *pieces(snapshot.card, make)).eval(), snapshot.card
+    net = restore(file, snapshot, *pieces(snapshot.card, make))
+    return net.eval(), snapshot.card.merged()
 
 
 def pieces(card: Card, make: Callable[[str, Plain], Any]) -> tuple[Parts, Callable[[], Weights]]:
@@ -192,5 +196,6 @@ def pieces(card: Card, make: Callable[[str, Plain], Any]) -> tuple[Parts, Callab
         source_classes=card.source.get("classes"),
         rows=rows,
         compat=card.compat,
+        adapters=card.adapters,
     )
     return parts, lambda: make("source", card.source["spec"]).load(parts.backbone)

@@ -18,6 +18,8 @@ from xfer.team import Together
 from xfer.types import Plain
 
 if TYPE_CHECKING:
+    from torch.optim import Optimizer
+
     from xfer.model import Classifier
     from xfer.plan import Plan
 
@@ -37,6 +39,7 @@ class Phases(pl.Callback):
         self.verdicts: list[Plain] = []
         self.audits: list[Plain] = []
         self._entered: int | None = None
+        self._unread = set(plan.layout.adapters)
 
     def state_dict(self) -> Plain:
         """The epochs (from 0) at which phases began, what is known of frozen tensors, and the
@@ -60,6 +63,14 @@ class Phases(pl.Callback):
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: Classifier) -> None:  # type: ignore[override]
         """Enter the next phase when its time has come."""
         self._turn(trainer, pl_module)
+
+    def on_before_optimizer_step(  # type: ignore[override]
+        self, trainer: pl.Trainer, pl_module: Classifier, optimizer: Optimizer
+    ) -> None:
+        """See in the first step that every adapter is read. Raises ConfigError."""
+        if self._unread:
+            freeze.check_read(pl_module.net.named_parameters(), self._unread)
+            self._unread = set()
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Classifier) -> None:  # type: ignore[override]
         """Make the network whole again."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from xfer import adapters
 from xfer.classes import class_mismatch, joined
 from xfer.devices import check_devices
 from xfer.errors import Attempts, ConfigError, closest, raise_all
@@ -197,8 +198,14 @@ def _source_facts(specs: Specs, weights: Weights, found: Match, parts: Parts) ->
 
 
 def _with_phases(plan: Plan, network: Network) -> Plan:
-    """With what trains when, the shape of every parameter, and what the network is made of."""
+    """With what trains when, its adapters, the shape of every parameter, and what the network is
+    made of."""
     found = layout(network.module, network.heads)
+    if own := plan.specs.freeze.adapters(found):
+        adapters.put(network.module, own)
+        found = found.adapted(own["weights"], [*dict(network.module.named_parameters())])
+        parts, card = replace(plan.parts, adapters=own), replace(plan.card, adapters=own)
+        plan = replace(plan, parts=parts, card=card)
     return replace(
         plan,
         phases=plan.specs.freeze.phases(found, plan.specs.trainer.max_epochs),
@@ -234,7 +241,7 @@ def _from_checkpoint(specs: Specs, dataset: Dataset | None) -> Plan:
 
     path = Path(specs.checkpoint.path or "").expanduser()
     snapshot = read_snapshot(path / "checkpoints" / "best.ckpt" if path.is_dir() else path)
-    card = snapshot.card
+    card = snapshot.card.merged()
     for group, facts in (("backbone", card.backbone), ("head", card.head)):
         typed = [k for k in specs.explicit if k == group or k.startswith(f"{group}.")]
         if typed and not _agrees(specs.facts[group], facts):

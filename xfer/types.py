@@ -91,7 +91,8 @@ class Card:
 
     ``backbone`` and ``head`` are spec facts (``_target_`` and plain arguments); ``splits`` the
     sha256 of the data it was trained and chosen on, by split name; ``compat`` what the layers
-    need to compute as the source's own library does (see :mod:`xfer.compat`).
+    need to compute as the source's own library does (see :mod:`xfer.compat`). ``adapters`` are
+    the low-rank adapters beside the weights of a fit at work (see :mod:`xfer.adapters`).
     """
 
     backbone: Plain
@@ -102,6 +103,11 @@ class Card:
     experiment: str = ""
     splits: Mapping[str, str] = field(default_factory=dict)
     compat: Plain = field(default_factory=dict)
+    adapters: Plain = field(default_factory=dict)
+
+    def merged(self) -> Card:
+        """The card of the same weights, with their adapters added to them."""
+        return replace(self, adapters={})
 
     def to_plain(self) -> Plain:
         """As JSON-like facts."""
@@ -114,6 +120,7 @@ class Card:
             "experiment": self.experiment,
             "splits": dict(self.splits),
             "compat": dict(self.compat),
+            **({"adapters": dict(self.adapters)} if self.adapters else {}),
         }
 
     @classmethod

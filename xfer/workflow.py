@@ -188,12 +188,13 @@ def _find_rate(work: Work) -> None:
 
 def _network(work: Work) -> nn.Module:
     """What is evaluated and exported: the best checkpoint, read back from disk, or the source."""
+    from xfer.adapters import merge
     from xfer.network import assemble, open_checkpoint
 
     plan, path = work.plan, _checkpoint(work)
     if path:
         return open_checkpoint(path, plan.specs.make)[0]
-    return assemble(plan.parts, plan.weights).eval()
+    return merge(assemble(plan.parts, plan.weights)).eval()
 
 
 def _evaluate(work: Work, net: nn.Module) -> None:

@@ -4,8 +4,9 @@ The idea of ordered name patterns with learning-rate multiples follows big_visio
 inference mode, as in Keras: no gradient, no dropout, no moving statistics.
 """
 
-from xfer.freeze.audit import audit
+from xfer.freeze.audit import audit, check_read
 from xfer.freeze.graded import Discriminative, Gradual, LayerDecay, LpFt
+from xfer.freeze.lora import Lora
 from xfer.freeze.mode import apply, hold
 from xfer.freeze.policy import BatchNorm, Policy
 from xfer.freeze.proof import frozen, hashes, verdict
@@ -24,6 +25,7 @@ __all__ = [
     "Later",
     "LayerDecay",
     "Layout",
+    "Lora",
     "LpFt",
     "Phase",
     "Policy",
@@ -32,6 +34,7 @@ __all__ = [
     "UpTo",
     "apply",
     "audit",
+    "check_read",
     "ever",
     "frozen",
     "hashes",

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from xfer.errors import XferError
+from xfer.errors import ConfigError, XferError
 from xfer.freeze.table import Phase, ever
 
 if TYPE_CHECKING:
@@ -51,6 +51,19 @@ def audit(
         }
         for group, own in zip(optimizer.param_groups, groups, strict=True)
     ]
+
+
+def check_read(
+    named_parameters: Iterable[tuple[str, nn.Parameter]], adapters: Collection[str]
+) -> None:
+    """Raise ConfigError when one of ``adapters`` has no gradient after a backward pass: then the
+    network does not read its weight. A gradient of zeros is one, which every adapter has while
+    the new head is zero."""
+    for name, parameter in named_parameters:
+        if name in adapters and parameter.grad is None:
+            weight = name.rpartition("_lora_")[0]
+            what = f"the network never reads '{weight}', so that its adapter learns nothing"
+            raise ConfigError("freeze.targets", what, "write a pattern that leaves it out", 32)
 
 
 def _check_groups(groups: Sequence[Sequence[str]], multiples: dict[str, tuple[float, ...]]) -> None:

@@ -8,6 +8,7 @@ from typing import Literal
 
 from xfer.errors import ConfigError
 from xfer.freeze.table import Layout, Phase, checked
+from xfer.types import Plain
 
 BatchNorm = Literal["eval", "adapt", "train"]
 
@@ -37,6 +38,11 @@ class Policy:
         if self.batch_norm != "train":
             return phases
         return tuple(_with_trained(phase, set(layout.batch_norms)) for phase in phases)
+
+    def adapters(self, layout: Layout) -> Plain:
+        """What :func:`xfer.adapters.put` is to give the network before the phases are asked for:
+        nothing."""
+        return {}
 
     def planned(self, layout: Layout, epochs: int) -> Sequence[Phase]:
         """The phases as the policy itself wants them."""

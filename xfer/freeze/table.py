@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
+from xfer.adapters import Matrix, factors
 from xfer.errors import ConfigError
 
 
@@ -41,17 +42,31 @@ class Phase:
 class Layout:
     """What a policy knows of a network: parameter names in order, dotted paths of the classifier
     layers, stages from first to last without the head, and the parameters of normalisation
-    layers, of BatchNorm among them."""
+    layers, of BatchNorm among them. ``matrices`` are the weights outside the head that can have
+    an adapter, ``adapters`` the names of the factors of those that have one."""
 
     names: tuple[str, ...]
     heads: tuple[str, ...]
     stages: tuple[tuple[str, tuple[str, ...]], ...]
     norms: tuple[str, ...]
     batch_norms: tuple[str, ...] = ()
+    matrices: tuple[Matrix, ...] = ()
+    adapters: tuple[str, ...] = ()
 
     def in_head(self, name: str) -> bool:
         """Whether a parameter is the head's."""
         return name.startswith(tuple(f"{head}." for head in self.heads))
+
+    def adapted(self, weights: Collection[str], names: Sequence[str]) -> Layout:
+        """The layout once ``weights`` have adapters, and the network's parameters are ``names``.
+        The factors belong to the stage of their weight."""
+
+        def grown(own: Sequence[str]) -> tuple[str, ...]:
+            return (*own, *(f for name in own if name in weights for f in factors(name)))
+
+        stages = tuple((stage, grown(own)) for stage, own in self.stages)
+        found = tuple(name for weight in weights for name in factors(weight))
+        return replace(self, names=tuple(names), stages=stages, adapters=found)
 
     def rows(self, head: float, stages: Sequence[float]) -> tuple[Row, ...]:
         """Rows with one multiple for the head and one a stage."""

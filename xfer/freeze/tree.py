@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from xfer.adapters import matrices
 from xfer.freeze.mode import batch_norms
 from xfer.freeze.table import Layout
 from xfer.norms import norm_parameters
@@ -25,13 +27,15 @@ def layout(module: nn.Module, heads: Iterable[str]) -> Layout:
     names = tuple(name for name, _ in module.named_parameters())
     norms = norm_parameters(module)
     of_batch = {path for path, _ in batch_norms(module)}
-    return Layout(
+    found = Layout(
         names,
         heads,
         stages(module, heads),
         tuple(name for name in names if name in norms),
         tuple(name for name in names if name.rpartition(".")[0] in of_batch),
     )
+    outside = (matrix for matrix in matrices(module) if not found.in_head(matrix.name))
+    return replace(found, matrices=tuple(outside))
 
 
 def stages(module: nn.Module, heads: Iterable[str]) -> Stages:
