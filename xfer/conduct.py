@@ -160,6 +160,14 @@ class Conductor:
             log.info(f"{done} of {self.total} jobs are finished already")
         log.info(f"sweep of {self.total} jobs in {self.ledger.folder}")
 
+    def rejoin(self, held: Callable[[int], bool]) -> list[Job]:
+        """Jobs that an earlier call began and that are ``held`` by who runs them still. They are
+        not taken again."""
+        found = [job for job in self._waiting if held(job.number)]
+        self._waiting = [job for job in self._waiting if job not in found]
+        self._began.update((job.number, time.perf_counter()) for job in found)
+        return found
+
     def take(self) -> Job | None:
         """The next job, its folder ready; ``None`` when nothing is left to begin."""
         if self._waiting:

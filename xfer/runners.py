@@ -9,7 +9,6 @@ from pathlib import Path
 
 from xfer.conduct import Conductor
 from xfer.log import open_log
-from xfer.resume import OUTPUT
 from xfer.sweep.pool import Pool, Task
 from xfer.sweep.slots import Slot
 from xfer.sweep.space import Job
@@ -81,10 +80,8 @@ class BatchRunner:
             # A job in this process has taken the log for itself.
             open_log(conductor.ledger.folder)
             stops = []
-            for job, folder, (code, line) in zip(batch, folders, outcomes, strict=True):
-                if line:
-                    with (folder / OUTPUT).open("a", encoding="utf-8") as stream:
-                        stream.write(f"{line}\n")
+            for job, (code, line) in zip(batch, outcomes, strict=True):
+                conductor.ledger.note(job.number, line)
                 stops.append(conductor.ended(job, code))
             if any(stops):
                 return
