@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import random
@@ -26,6 +27,12 @@ MISTAKES = {
     "never logged": (["seed=0,1", "sweep.objectives={val_accuracy: maximize}"], "never logged"),
     "unknown sampler": (["seed=0,1", "sweep.sampler=tpee"], "did you mean 'tpe'?"),
     "no number of trials": (["seed=0,1", "sweep.sampler=tpe"], "type sweep.n_trials=32"),
+    "a measure of no file": (
+        ["seed=0,1", "sweep.objectives={benchmark.model.onnx.ms: minimize}"],
+        "never logged",
+    ),
+    "no such option of the launcher": (["seed=0,1", "hydra.launcher.slotss=2"], "'slots'?"),
+    "an option of another launcher": (["seed=0,1", "hydra.launcher.qos=x"], "launcher=slurm"),
     "an interval in a grid": (["optim.lr=interval(0.1,1)"], "no grid of values"),
     "an empty interval": (["optim.lr=interval(1,1)"], "has no value"),
     "a storage that is none": (
@@ -194,3 +201,29 @@ def test_twelve_jobs_and_ten_kills_make_the_same_ledger(sampler: str, tmp_path: 
     if sampler != "tpe":
         assert found == ledger(tmp_path / "whole")
     assert len({tuple(job["overrides"]) for job in found.values()}) == 12
+
+
+@pytest.mark.slow
+def test_accuracy_against_latency_has_a_pareto_front(tmp_path: Path):
+    photos(tmp_path / "photos", 20)
+    done = sweep(
+        tmp_path,
+        *(*QUICK, "data=folder", "data.root=photos", "source=none", "freeze=none", "export=onnx"),
+        *("backbone=resnet18,squeezenet1_0", "stages=[fit,evaluate,export,benchmark]"),
+        *("sweep.sampler=nsga2", "sweep.n_trials=4", "sweep.dir=s", WARM),
+        "sweep.objectives={val_acc: maximize, benchmark.model.onnx.ms: minimize}",
+    )
+    assert done.returncode == 0, done.stdout
+    found = {}
+    for number in range(4):
+        rows = json.loads((tmp_path / f"s/{number}/benchmark.json").read_text())
+        found[number] = next(row["ms"] for row in rows if row["name"] == "model.onnx")
+    table = list(csv.DictReader((tmp_path / "s/leaderboard.csv").read_text().splitlines()))
+    shown = {int(row["job"]): float(row["benchmark.model.onnx.ms"]) for row in table}
+    assert shown == pytest.approx(found)
+    assert {row["backbone"] for row in table} == {"resnet18", "squeezenet1_0"}
+    quickest = min(found, key=lambda number: found[number])
+    first = {int(row["job"]) for row in table if row["rank"] == "1"}
+    best = max(float(row["val_acc"]) for row in table)
+    assert quickest in first and any(float(r["val_acc"]) == best for r in table if r["rank"] == "1")
+    assert (tmp_path / "s/figures/pareto.png").is_file()

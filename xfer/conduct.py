@@ -65,7 +65,8 @@ def conduct(asked: Asked, compose: Compose, runner: Callable[[Specs], Runner]) -
         return 0
     searches = options.sampler != "grid"
     monitor = (first.checkpoint.monitor, first.checkpoint.mode)
-    wanted = objectives(options.objectives, monitor, first.stages, searches)
+    files = [writer.file for writer in first.export.writers]
+    wanted = objectives(options.objectives, monitor, first.stages, searches, files)
     search = {"sampler": options.sampler, "seed": options.seed, "objectives": repr(wanted)}
     ours = mark(fingerprint(first.config), asked.space, search)
     auto = first.checkpoint.resume == "auto"

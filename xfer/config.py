@@ -10,6 +10,7 @@ from pathlib import Path
 
 import yaml
 from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException
@@ -47,7 +48,8 @@ def prepare_overrides(overrides: Sequence[str]) -> list[str]:
 
 def _forced(text: str, key: str) -> str:
     if text.startswith("~") or key.startswith("hydra") or "/" in key:
-        return text
+        # Hydra refuses keys inside an empty dictionary, such as additional_parameters.
+        return f"++{text}" if key.startswith("hydra.launcher.") and "={" in text else text
     return text.lstrip("+") if key in GROUPS else f"++{text.lstrip('+')}"
 
 
@@ -107,6 +109,9 @@ def told(error: Exception) -> ConfigError:
         group, _, option = error.missing_cfg_file.removesuffix(".yaml").rpartition("/")
         fix = closest(option, error.options or [])
         return ConfigError(group or "config", f"there is no option '{option}'", fix, 4)
+    if found := re.search(r"Could not override '(hydra\.launcher\.[^']+)'", str(error)):
+        what = f"this launcher has no key '{found[1]}'"
+        return ConfigError("command line", what, _launcher_fix(found[1]), 1)
     for pattern, what, fix in _SAYS:
         if found := re.search(pattern, str(error)):
             key = found[1].split("@")[0] if not fix else found[1]
@@ -118,6 +123,17 @@ def told(error: Exception) -> ConfigError:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     what = "; ".join(lines[:2]) or type(error).__name__
     return ConfigError("configuration", what, "mend that file or override; see xfer --help", 7)
+
+
+def _launcher_fix(key: str) -> str:
+    """Which launcher has that key, else the nearest of all."""
+    stored = ConfigStore.instance().repo["hydra"]["launcher"]
+    known = {file.removesuffix(".yaml"): list(node.node) for file, node in stored.items()}
+    name = key.rpartition(".")[2]
+    if owners := [launcher for launcher, names in known.items() if name in names]:
+        return f"choose hydra/launcher={' or '.join(owners)}, which has it"
+    ours = dict.fromkeys(n for names in known.values() for n in names if not n.startswith("_"))
+    return closest(name, ours)
 
 
 def build(cfg: DictConfig, hydra: DictConfig) -> Specs:

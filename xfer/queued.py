@@ -52,12 +52,12 @@ class QueueRunner:
             held = conductor.rejoin(lambda n: self.queue.rejoin(n, conductor.ledger(n)))
             self._flight = {job.number: job for job in held}
             if held:
-                log.info(f"{len(held)} jobs are in the queue already: {_listed(self.queue.names)}")
+                log.info(f"in the queue already: {_listed(self.queue.names)}")
             try:
                 self._work(conductor)
             finally:
                 if left := self.queue.names:
-                    log.info(f"{len(left)} jobs stay in the queue: {_listed(left)}")
+                    log.info(f"in the queue still: {_listed(left)}")
 
     def _work(self, conductor: Conductor) -> None:
         stopping = False

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from xfer.conduct import Conductor
-from xfer.log import open_log
+from xfer.log import log, open_log
 from xfer.sweep.pool import Pool, Task
 from xfer.sweep.slots import Slot
 from xfer.sweep.space import Job
@@ -31,6 +31,11 @@ class SlotRunner:
     def run(self, conductor: Conductor) -> None:
         """A job begins whenever a slot is free. Raises Stopped when a signal came."""
         table, jobs = Table(), dict[int, Job]()
+        if len(self.slots) > 1 and (timed := [o.metric for o in conductor.objectives if o.is_time]):
+            log.warning(
+                f"{', '.join(timed)}: taken while other jobs compute; hydra.launcher.slots=1 "
+                "takes it alone"
+            )
         pool = Pool(self.slots, self.persistent, table.shown)
 
         def take() -> Task | None:
