@@ -6,8 +6,11 @@ import re
 import secrets
 from collections.abc import Sequence
 from dataclasses import replace
+from inspect import signature
 from pathlib import Path
+from typing import Any
 
+import hydra
 import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
@@ -25,9 +28,13 @@ from xfer.places import Places, override_key
 from xfer.specs import Specs
 from xfer.types import Plain
 
-OmegaConf.register_new_resolver(
-    "xfer.unique", lambda: secrets.token_hex(3), use_cache=True, replace=True
-)
+BASE = {"version_base": "1.3"} if hydra.__version__.startswith("1.3") else {}
+"""For whoever starts Hydra: 1.3 wants to be told, 1.4 warns when it is."""
+# OmegaConf 2.4 calls it register_resolver, which in 2.3 is an older one without a cache.
+_register: Any = OmegaConf.register_resolver
+if "use_cache" not in signature(_register).parameters:
+    _register = OmegaConf.register_new_resolver
+_register("xfer.unique", lambda: secrets.token_hex(3), use_cache=True, replace=True)
 
 _TASK = ("experiment", "data", "data.root", "data.file", "checkpoint.path", "predict.model")
 QUICK_START = "experiment=digits_freeze"
@@ -81,7 +88,7 @@ def compose_specs(overrides: Sequence[str], config_dirs: Sequence[str] = ()) -> 
     wanted = prepare_overrides(overrides)
     GlobalHydra.instance().clear()
     try:
-        with initialize_config_dir(config_dir=config_dir(), version_base="1.3", job_name="xfer"):
+        with initialize_config_dir(config_dir=config_dir(), job_name="xfer", **BASE):
             cfg = compose("config", [*wanted, *search], return_hydra_config=True)
     except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
         raise told(error) from error
