@@ -16,6 +16,7 @@ import pytest
 from sweeps import QUICK, WARM, begun, ledger, photos, process_of, state, sweep, until
 
 from xfer.__main__ import _main
+from xfer.sweep.slots import visible_gpus
 
 MISTAKES = {
     "an empty space": ([], "nothing varies"),
@@ -24,7 +25,11 @@ MISTAKES = {
     "no such parameter in a file": (["sweep.params={optim.lrr: '1,2'}"], "'optim.lrr'"),
     "no such option": (["head=linear,linaer"], "did you mean 'linear'?"),
     "a value out of range": (["optim.lr=0.1,-1"], "optim.lr: is -1"),
-    "never logged": (["seed=0,1", "sweep.objectives={val_accuracy: maximize}"], "never logged"),
+    "never logged": (["seed=0,1", "sweep.objectives={val_accuracy: maximize}"], "mean 'val_acc'?"),
+    "never logged with this data": (
+        ["seed=0,1", "sweep.objectives={val_top5: maximize}"],
+        "never logged with 5 classes",
+    ),
     "unknown sampler": (["seed=0,1", "sweep.sampler=tpee"], "did you mean 'tpe'?"),
     "no number of trials": (["seed=0,1", "sweep.sampler=tpe"], "type sweep.n_trials=32"),
     "a measure of no file": (
@@ -40,6 +45,7 @@ MISTAKES = {
         "cannot be used",
     ),
     "more slots than cores": (["seed=0,1", "hydra.launcher.slots=999"], "999 slots need"),
+    "no GPU": (["seed=0,1", "trainer.accelerator=gpu"], "there is no GPU here"),
     "one run to go on with": (["seed=0,1", "checkpoint.resume=a/run"], "names one run"),
     "a folder of something else": (["seed=0,1", "sweep.dir=taken"], "holds files and no sweep"),
 }
@@ -52,6 +58,8 @@ def test_a_mistake_is_found_before_the_first_job(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ):
+    if name == "no GPU" and visible_gpus():
+        pytest.skip("there is one")
     typed, words = MISTAKES[name]
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["xfer"])

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from xfer.errors import Attempts, SweepError, raise_all
 from xfer.log import close_log, log, open_log
+from xfer.logged import names
 from xfer.resume import fingerprint
 from xfer.sweep import Sweep
 from xfer.sweep.ledger import Head, Ledger, find, hold, mark
@@ -64,9 +65,7 @@ def conduct(asked: Asked, compose: Compose, runner: Callable[[Specs], Runner]) -
         outlook(asked.space, jobs, options, compose)
         return 0
     searches = options.sampler != "grid"
-    monitor = (first.checkpoint.monitor, first.checkpoint.mode)
-    files = [writer.file for writer in first.export.writers]
-    wanted = objectives(options.objectives, monitor, first.stages, searches, files)
+    wanted = _wanted(first)
     search = {"sampler": options.sampler, "seed": options.seed, "objectives": repr(wanted)}
     ours = mark(fingerprint(first.config), asked.space, search)
     auto = first.checkpoint.resume == "auto"
@@ -126,6 +125,24 @@ def _check(asked: Asked, compose: Compose) -> Specs:
     raise_all(list({str(error): error for error in attempt.errors}.values()))
     assert found[0] is not None
     return found[0]
+
+
+def _wanted(first: Specs) -> tuple[Objective, ...]:
+    """What jobs like that of ``first`` are compared by. Raises SweepError for what is never
+    logged."""
+    options, kept = first.sweep, first.checkpoint
+    files = [writer.file for writer in first.export.writers]
+    searches, monitor = options.sampler != "grid", (kept.monitor, kept.mode)
+    found = objectives(options.objectives, monitor, first.stages, searches, files)
+    if any(objective.metric == "val_top5" for objective in found):
+        from xfer.plan import make_plan
+
+        # The one metric that depends on the data, which is looked at for its sake.
+        classes = len(make_plan(first).card.classes)
+        if "val_top5" not in names(classes):
+            what = f"'val_top5' is never logged with {classes} classes"
+            raise SweepError("sweep.objectives", what, "take val_acc", 23)
+    return found
 
 
 @dataclass
