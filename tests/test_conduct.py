@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,7 +15,9 @@ from hydra_plugins.xfer_sweep._sweep import _outcome
 from xfer.conduct import Conductor
 from xfer.errors import DataError, JobFailed
 from xfer.log import close_log, open_log
+from xfer.queued import QueueRunner
 from xfer.runners import BatchRunner, quoted
+from xfer.signals import Stopped
 from xfer.sweep import Sweep
 from xfer.sweep.ledger import Head, Ledger
 from xfer.sweep.objective import Objective
@@ -57,10 +61,87 @@ def conduct(folder: Path, launcher: Launcher, size: int = 9, study=None, **optio
     open_log(folder)
     try:
         conductor.recall()
-        BatchRunner(launcher, size).run(conductor)
+        queued = isinstance(launcher, Cluster)
+        (QueueRunner(launcher, size) if queued else BatchRunner(launcher, size)).run(conductor)
         return conductor.close()
     finally:
         close_log()
+
+
+class Cluster(Launcher):
+    """Has at most what it was given; its jobs end one at a time, the last first. ``ends``: how
+    many may, before it is asked to stop by a signal."""
+
+    def __init__(self, ends: int = 99, **codes: list[int]) -> None:
+        super().__init__(**codes)
+        self.ends, self.cancelled = ends, False
+        self.jobs: dict[int, tuple[Job, Path]] = {}
+
+    @property
+    def names(self) -> dict[int, str]:
+        return {number: f"4{number}" for number in self.jobs}
+
+    def submit(self, jobs: Sequence[tuple[Job, Path]]) -> None:
+        self.ran.append([job.number for job, _ in jobs])
+        self.jobs.update((job.number, (job, folder)) for job, folder in jobs)
+
+    def rejoin(self, number: int, folder: Path) -> bool:
+        return number in self.jobs
+
+    def ended(self) -> list[tuple[int, int, str]]:
+        number, (job, folder) = self.jobs.popitem()
+        found = [(number, 143, "") if self.cancelled else (number, *self.end(job, folder))]
+        self.ends -= 1
+        if not self.ends:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return found
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+
+def test_a_cluster_has_so_many_jobs_at_a_time_and_each_result_counts_as_it_comes(tmp_path: Path):
+    def study() -> Study:
+        sweep = Sweep(sampler="random", n_trials=4)
+        space = [Interval("optim.lr", 0.1, 1)]
+        made = Study(sweep, space, [ACC], str(tmp_path / JOURNAL), "digits")
+        made.open("mark", tmp_path)
+        return made
+
+    ours, options = study(), {"sampler": "random", "n_trials": 4, "size": 2}
+    cluster = Cluster(job1=[7])
+    assert conduct(tmp_path, cluster, study=ours, **options) == 7
+    # Job 0 is the last to end, and nothing waits for it.
+    assert cluster.ran == [[0, 1], [2], [3]]
+    states = [trial.state.name for trial in ours.study.trials]
+    assert states == ["COMPLETE", "FAIL", "COMPLETE", "COMPLETE"]
+
+
+def test_jobs_outlive_a_sweep_that_is_stopped_and_are_found_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    cluster = Cluster(ends=1)
+    with pytest.raises(Stopped) as stopped:
+        conduct(tmp_path, cluster)
+    assert stopped.value.exit == 143
+    assert cluster.ran == [[0, 1, 2, 3]] and not cluster.cancelled
+    still = "job 0 is 40, job 1 is 41, job 2 is 42"
+    assert f"in the queue still: {still}" in capsys.readouterr().out
+    del cluster.jobs[1]  # lost while nobody waited
+    assert conduct(tmp_path, cluster) == 0
+    assert cluster.ran[1:] == [[1]]
+    assert "in the queue already: job 0 is 40, job 2 is 42" in capsys.readouterr().out
+
+
+def test_the_first_failure_empties_the_queue_where_that_is_asked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    cluster = Cluster(job3=[7])
+    assert conduct(tmp_path, cluster, fail_fast=True) == 7
+    assert cluster.cancelled and not cluster.jobs
+    states = [Ledger(tmp_path).state(number) for number in range(4)]
+    assert states == ["interrupted"] * 3 + ["failed"]
+    assert "0 of 4 jobs finished, 1 failed" in capsys.readouterr().out
 
 
 def test_a_failure_is_told_and_the_others_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

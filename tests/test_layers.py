@@ -57,7 +57,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("report",),
     ("benchmark", "leaderboard"),
     ("workflow", "conduct"),
-    ("runners",),
+    ("runners", "queued"),
     ("config",),
     ("api",),
     ("", "__main__"),

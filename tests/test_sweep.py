@@ -240,6 +240,35 @@ def test_objectives_are_those_of_the_best_epoch(tmp_path: Path):
     assert values(tmp_path, wanted) is None
 
 
+def test_what_the_benchmark_measured_of_a_file_is_an_objective(tmp_path: Path):
+    stages, acc = ("fit", "export", "benchmark"), ("val_acc", "max")
+    asked = {"val_acc": "maximize", "benchmark.model.onnx.ms": "minimize"}
+    exported = ("model.onnx", "model.safetensors")
+    both = objectives(asked, acc, stages, True, exported)  # type: ignore[arg-type]
+    assert [(o.metric, o.is_time) for o in both] == [(name, name != "val_acc") for name in asked]
+    for name, files, said in (
+        ("benchmark.model.pt2.ms", exported, "did you mean 'benchmark.model.onnx.ms'"),
+        ("benchmark.model.safetensors.ms", exported, "never logged"),  # nothing runs that file
+        ("benchmark.model.onnx.ms", (), "never logged"),
+    ):
+        with pytest.raises(SweepError, match=said):
+            objectives({name: "minimize"}, acc, stages, True, files)
+    with pytest.raises(SweepError, match="never logged"):
+        objectives(asked, acc, ("fit", "export"), True, exported)  # type: ignore[arg-type]
+
+    (tmp_path / "result.json").write_text("{}")
+    names = ("benchmark.torch.ms", "benchmark.model.onnx.ms", "benchmark.model.onnx.bytes")
+    wanted = [Objective(name, "minimize") for name in names]
+    assert values(tmp_path, wanted) is None
+    rows = [
+        {"name": "torch, eager", "bytes": 9, "ms": 3.5},
+        {"name": "model.onnx", "bytes": 7, "ms": 1.5},
+    ]
+    (tmp_path / "benchmark.json").write_text(json.dumps(rows))
+    assert values(tmp_path, wanted) == [3.5, 1.5, 7]
+    assert values(tmp_path, [Objective("benchmark.model.pt2.ms")]) is None
+
+
 def test_the_table_is_redrawn_in_place(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     (tmp_path / "metrics.csv").write_text("epoch\n1\n2\n")
     table = Table(shown=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import random
@@ -16,6 +17,7 @@ import pytest
 from sweeps import QUICK, WARM, begun, ledger, photos, process_of, state, sweep, until
 
 from xfer.__main__ import _main
+from xfer.sweep.slots import visible_gpus
 
 MISTAKES = {
     "an empty space": ([], "nothing varies"),
@@ -24,9 +26,19 @@ MISTAKES = {
     "no such parameter in a file": (["sweep.params={optim.lrr: '1,2'}"], "'optim.lrr'"),
     "no such option": (["head=linear,linaer"], "did you mean 'linear'?"),
     "a value out of range": (["optim.lr=0.1,-1"], "optim.lr: is -1"),
-    "never logged": (["seed=0,1", "sweep.objectives={val_accuracy: maximize}"], "never logged"),
+    "never logged": (["seed=0,1", "sweep.objectives={val_accuracy: maximize}"], "mean 'val_acc'?"),
+    "never logged with this data": (
+        ["seed=0,1", "sweep.objectives={val_top5: maximize}"],
+        "never logged with 5 classes",
+    ),
     "unknown sampler": (["seed=0,1", "sweep.sampler=tpee"], "did you mean 'tpe'?"),
     "no number of trials": (["seed=0,1", "sweep.sampler=tpe"], "type sweep.n_trials=32"),
+    "a measure of no file": (
+        ["seed=0,1", "sweep.objectives={benchmark.model.onnx.ms: minimize}"],
+        "never logged",
+    ),
+    "no such option of the launcher": (["seed=0,1", "hydra.launcher.slotss=2"], "'slots'?"),
+    "an option of another launcher": (["seed=0,1", "hydra.launcher.qos=x"], "launcher=slurm"),
     "an interval in a grid": (["optim.lr=interval(0.1,1)"], "no grid of values"),
     "an empty interval": (["optim.lr=interval(1,1)"], "has no value"),
     "a storage that is none": (
@@ -34,6 +46,7 @@ MISTAKES = {
         "cannot be used",
     ),
     "more slots than cores": (["seed=0,1", "hydra.launcher.slots=999"], "999 slots need"),
+    "no GPU": (["seed=0,1", "trainer.accelerator=gpu"], "there is no GPU here"),
     "one run to go on with": (["seed=0,1", "checkpoint.resume=a/run"], "names one run"),
     "one run among others": (["checkpoint.resume=auto,a/run"], "names one run"),
     "one run, to be looked at": (["seed=0,1", "checkpoint.resume=a", "stages=[]"], "names one run"),
@@ -52,6 +65,8 @@ def test_a_mistake_is_found_before_the_first_job(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ):
+    if name == "no GPU" and visible_gpus():
+        pytest.skip("there is one")
     typed, words = MISTAKES[name]
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["xfer"])
@@ -285,3 +300,29 @@ def test_twelve_jobs_and_ten_kills_make_the_same_ledger(sampler: str, tmp_path: 
     if sampler != "tpe":
         assert found == ledger(tmp_path / "whole")
     assert len({tuple(job["overrides"]) for job in found.values()}) == 12
+
+
+@pytest.mark.slow
+def test_accuracy_against_latency_has_a_pareto_front(tmp_path: Path):
+    photos(tmp_path / "photos", 20)
+    done = sweep(
+        tmp_path,
+        *(*QUICK, "data=folder", "data.root=photos", "source=none", "freeze=none", "export=onnx"),
+        *("backbone=resnet18,squeezenet1_0", "stages=[fit,evaluate,export,benchmark]"),
+        *("sweep.sampler=nsga2", "sweep.n_trials=3", "sweep.dir=s", WARM),
+        "sweep.objectives={val_acc: maximize, benchmark.model.onnx.ms: minimize}",
+    )
+    assert done.returncode == 0, done.stdout
+    found = {}
+    for number in range(3):
+        rows = json.loads((tmp_path / f"s/{number}/benchmark.json").read_text())
+        found[number] = next(row["ms"] for row in rows if row["name"] == "model.onnx")
+    table = list(csv.DictReader((tmp_path / "s/leaderboard.csv").read_text().splitlines()))
+    shown = {int(row["job"]): float(row["benchmark.model.onnx.ms"]) for row in table}
+    assert shown == pytest.approx(found)
+    assert {row["backbone"] for row in table} == {"resnet18", "squeezenet1_0"}
+    quickest = min(found, key=lambda number: found[number])
+    first = {int(row["job"]) for row in table if row["rank"] == "1"}
+    best = max(float(row["val_acc"]) for row in table)
+    assert quickest in first and any(float(r["val_acc"]) == best for r in table if r["rank"] == "1")
+    assert (tmp_path / "s/figures/pareto.png").is_file()

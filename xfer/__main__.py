@@ -130,13 +130,13 @@ def _user_folders(arguments: list[str]) -> list[str]:
 def _hydra(arguments: list[str]) -> None:
     import hydra
 
-    from xfer.config import prepare_overrides
+    from xfer.config import BASE, prepare_overrides
 
     flags, overrides = _split(arguments)
     # Lets Hydra hand its errors over instead of printing them in its own words.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     sys.argv = [sys.argv[0], *flags, *prepare_overrides(overrides)]
-    hydra.main(version_base="1.3", config_path=config_dir(), config_name="config")(_job)()
+    hydra.main(config_path=config_dir(), config_name="config", **BASE)(_job)()
 
 
 def _job(cfg: DictConfig) -> float | None:

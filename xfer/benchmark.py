@@ -17,6 +17,7 @@ from xfer.errors import ExportError, printable
 from xfer.export.evidence import pixels, same_size
 from xfer.handover import Chosen, check_split, spread
 from xfer.log import LINES, log
+from xfer.logged import RUN
 from xfer.preprocess import prepare
 from xfer.report.figures import speeds_of
 from xfer.session import open_session, runner
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
 ROUNDS = 7
 _ONE, _BATCH = 5, 16  # runs of one image a round; images of the larger batch
 _STARTS = 2
-_RUNS = {".onnx": "onnxruntime", ".pt2": "torch.export", ".torchscript": "TorchScript"}
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def measured(
 
 def _files(folders: Sequence[Path]) -> list[Path]:
     for folder in folders:
-        found = [p for p in sorted(folder.glob("*")) if p.suffix in _RUNS]
+        found = [p for p in sorted(folder.glob("*")) if p.suffix in RUN]
         if found:
             for file in found:
                 warn_if_stale(file)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -113,13 +114,19 @@ def largest_array() -> int:
     return max(1, int(found[1]) - 1) if found else 1000
 
 
-def is_queued(job: str) -> bool:
-    """Whether a job waits, runs or ends just now; one that Slurm has forgotten does not."""
+def queued() -> set[str] | None:
+    """The jobs of this user that wait, run or end just now; ``None`` where Slurm gives no answer,
+    which may be a moment's."""
+    # -r: a job of an array under its own name, also while the array waits.
     done = subprocess.run(
-        ["squeue", "-h", "-j", job, "-o", "%T"], capture_output=True, text=True, check=False
+        ["squeue", "--me", "-h", "-r", "-o", "%i"], capture_output=True, text=True, check=False
     )
-    forgotten = "Invalid job id" in done.stderr
-    return bool(done.stdout.strip()) or (done.returncode != 0 and not forgotten)
+    return None if done.returncode else set(done.stdout.split())
+
+
+def cancel(jobs: Iterable[str]) -> None:
+    """Take jobs out of the queue; those at work are asked to stop, and save their state."""
+    subprocess.run(["scancel", "--quiet", *jobs], capture_output=True, check=False)
 
 
 def _output(*command: str) -> str:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from xfer.errors import Attempts, SweepError, raise_all
 from xfer.log import close_log, log, open_log
+from xfer.logged import names
 from xfer.resume import fingerprint
 from xfer.sweep import Sweep
 from xfer.sweep.ledger import Head, Ledger, find, hold, mark
@@ -64,8 +65,7 @@ def conduct(asked: Asked, compose: Compose, runner: Callable[[Specs], Runner]) -
         outlook(asked.space, jobs, options, compose)
         return 0
     searches = options.sampler != "grid"
-    monitor = (first.checkpoint.monitor, first.checkpoint.mode)
-    wanted = objectives(options.objectives, monitor, first.stages, searches)
+    wanted = _wanted(first)
     search = {"sampler": options.sampler, "seed": options.seed, "objectives": repr(wanted)}
     ours = mark(fingerprint(first.config), asked.space, search)
     auto = first.checkpoint.resume == "auto"
@@ -135,6 +135,24 @@ def refuse_one_run(resume: str | None) -> None:
         raise SweepError("checkpoint.resume", what, fix, 22)
 
 
+def _wanted(first: Specs) -> tuple[Objective, ...]:
+    """What jobs like that of ``first`` are compared by. Raises SweepError for what is never
+    logged."""
+    options, kept = first.sweep, first.checkpoint
+    files = [writer.file for writer in first.export.writers]
+    searches, monitor = options.sampler != "grid", (kept.monitor, kept.mode)
+    found = objectives(options.objectives, monitor, first.stages, searches, files)
+    if any(objective.metric == "val_top5" for objective in found):
+        from xfer.plan import make_plan
+
+        # The one metric that depends on the data, which is looked at for its sake.
+        classes = len(make_plan(first).card.classes)
+        if "val_top5" not in names(classes):
+            what = f"'val_top5' is never logged with {classes} classes"
+            raise SweepError("sweep.objectives", what, "take val_acc", 23)
+    return found
+
+
 @dataclass
 class Conductor:
     """Decides which job comes next, and keeps the ledger and the study true."""
@@ -167,6 +185,14 @@ class Conductor:
         if done:
             log.info(f"{done} of {self.total} jobs are finished already")
         log.info(f"sweep of {self.total} jobs in {self.ledger.folder}")
+
+    def rejoin(self, held: Callable[[int], bool]) -> list[Job]:
+        """Jobs that an earlier call began and that are ``held`` by who runs them still. They are
+        not taken again."""
+        found = [job for job in self._waiting if held(job.number)]
+        self._waiting = [job for job in self._waiting if job not in found]
+        self._began.update((job.number, time.perf_counter()) for job in found)
+        return found
 
     def take(self) -> Job | None:
         """The next job, its folder ready; ``None`` when nothing is left to begin."""

@@ -6,10 +6,14 @@ import re
 import secrets
 from collections.abc import Sequence
 from dataclasses import replace
+from inspect import signature
 from pathlib import Path
+from typing import Any
 
+import hydra
 import yaml
 from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException
@@ -24,9 +28,13 @@ from xfer.places import Places, override_key
 from xfer.specs import Specs
 from xfer.types import Plain
 
-OmegaConf.register_new_resolver(
-    "xfer.unique", lambda: secrets.token_hex(3), use_cache=True, replace=True
-)
+BASE = {"version_base": "1.3"} if hydra.__version__.startswith("1.3") else {}
+"""For whoever starts Hydra: 1.3 wants to be told, 1.4 warns when it is."""
+# OmegaConf 2.4 calls it register_resolver, which in 2.3 is an older one without a cache.
+_register: Any = OmegaConf.register_resolver
+if "use_cache" not in signature(_register).parameters:
+    _register = OmegaConf.register_new_resolver
+_register("xfer.unique", lambda: secrets.token_hex(3), use_cache=True, replace=True)
 
 _TASK = ("experiment", "data", "data.root", "data.file", "checkpoint.path", "predict.model")
 QUICK_START = "experiment=digits_freeze"
@@ -47,7 +55,8 @@ def prepare_overrides(overrides: Sequence[str]) -> list[str]:
 
 def _forced(text: str, key: str) -> str:
     if text.startswith("~") or key.startswith("hydra") or "/" in key:
-        return text
+        # Hydra refuses keys inside an empty dictionary, such as additional_parameters.
+        return f"++{text}" if key.startswith("hydra.launcher.") and "={" in text else text
     return text.lstrip("+") if key in GROUPS else f"++{text.lstrip('+')}"
 
 
@@ -79,7 +88,7 @@ def compose_specs(overrides: Sequence[str], config_dirs: Sequence[str] = ()) -> 
     wanted = prepare_overrides(overrides)
     GlobalHydra.instance().clear()
     try:
-        with initialize_config_dir(config_dir=config_dir(), version_base="1.3", job_name="xfer"):
+        with initialize_config_dir(config_dir=config_dir(), job_name="xfer", **BASE):
             cfg = compose("config", [*wanted, *search], return_hydra_config=True)
     except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
         raise told(error) from error
@@ -107,6 +116,9 @@ def told(error: Exception) -> ConfigError:
         group, _, option = error.missing_cfg_file.removesuffix(".yaml").rpartition("/")
         fix = closest(option, error.options or [])
         return ConfigError(group or "config", f"there is no option '{option}'", fix, 4)
+    if found := re.search(r"Could not override '(hydra\.launcher\.[^']+)'", str(error)):
+        what = f"this launcher has no key '{found[1]}'"
+        return ConfigError("command line", what, _launcher_fix(found[1]), 1)
     for pattern, what, fix in _SAYS:
         if found := re.search(pattern, str(error)):
             key = found[1].split("@")[0] if not fix else found[1]
@@ -118,6 +130,17 @@ def told(error: Exception) -> ConfigError:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     what = "; ".join(lines[:2]) or type(error).__name__
     return ConfigError("configuration", what, "mend that file or override; see xfer --help", 7)
+
+
+def _launcher_fix(key: str) -> str:
+    """Which launcher has that key, else the nearest of all."""
+    stored = ConfigStore.instance().repo["hydra"]["launcher"]
+    known = {file.removesuffix(".yaml"): list(node.node) for file, node in stored.items()}
+    name = key.rpartition(".")[2]
+    if owners := [launcher for launcher, names in known.items() if name in names]:
+        return f"choose hydra/launcher={' or '.join(owners)}, which has it"
+    ours = dict.fromkeys(n for names in known.values() for n in names if not n.startswith("_"))
+    return closest(name, ours)
 
 
 def build(cfg: DictConfig, hydra: DictConfig) -> Specs:

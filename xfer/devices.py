@@ -18,7 +18,7 @@ def check_devices(specs: Specs, sizes: Mapping[str, int]) -> None:
     trainer = specs.trainer
     check_tasks(trainer.devices)
     if trainer.accelerator == "gpu" or (trainer.accelerator == "auto" and trainer.devices > 1):
-        _check_gpus(trainer.accelerator, trainer.devices)
+        check_gpus(trainer.accelerator, trainer.devices)
     if trainer.devices == 1:
         return
     if trainer.accelerator == "mps":
@@ -34,7 +34,8 @@ def check_devices(specs: Specs, sizes: Mapping[str, int]) -> None:
             )
 
 
-def _check_gpus(accelerator: str, devices: int) -> None:
+def check_gpus(accelerator: str, devices: int) -> None:
+    """Raise ConfigError where this machine has fewer GPUs than ``devices``, or none at all."""
     import torch
 
     there = torch.cuda.device_count() if torch.cuda.is_available() else 0

@@ -31,6 +31,8 @@ def closest(word: str, words: Iterable[str]) -> str:
     allowed = [str(w) for w in words]
     lowered = {w.lower(): w for w in allowed}
     near = difflib.get_close_matches(word.lower(), lowered, n=5, cutoff=0.5)
+    if begun := [w for w in near if word.lower().startswith(w)]:
+        return f"did you mean '{lowered[max(begun, key=len)]}'?"
     if near:
         # Of equally close ones the first of ``words``, which puts the usual before the rare.
         nearest = difflib.SequenceMatcher(b=word.lower())

@@ -17,8 +17,8 @@ from xfer.seal import sealed
 from xfer.types import Plain
 
 BEST, LAST, PREVIOUS = "best.ckpt", "last.ckpt", "previous.ckpt"
-JOB, OUTPUT = "job.json", "output.log"
-BESIDE = (JOB, OUTPUT)
+JOB, OUTPUT, QUEUED = "job.json", "output.log", "queued.json"
+BESIDE = (JOB, OUTPUT, QUEUED)
 """What a sweep writes into the run folder of a job, before and beside the run."""
 _FREE = (
     *("run", "stages", "checkpoint.resume", "predict", "sweep"),

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from xfer.conduct import Conductor
-from xfer.log import open_log
-from xfer.resume import OUTPUT
+from xfer.log import log, open_log
 from xfer.sweep.pool import Pool, Task
 from xfer.sweep.slots import Slot
 from xfer.sweep.space import Job
@@ -32,6 +31,11 @@ class SlotRunner:
     def run(self, conductor: Conductor) -> None:
         """A job begins whenever a slot is free. Raises Stopped when a signal came."""
         table, jobs = Table(), dict[int, Job]()
+        if len(self.slots) > 1 and (timed := [o.metric for o in conductor.objectives if o.is_time]):
+            log.warning(
+                f"{', '.join(timed)}: taken while other jobs compute; hydra.launcher.slots=1 "
+                "takes it alone"
+            )
         pool = Pool(self.slots, self.persistent, table.shown)
 
         def take() -> Task | None:
@@ -81,10 +85,8 @@ class BatchRunner:
             # A job in this process has taken the log for itself.
             open_log(conductor.ledger.folder)
             stops = []
-            for job, folder, (code, line) in zip(batch, folders, outcomes, strict=True):
-                if line:
-                    with (folder / OUTPUT).open("a", encoding="utf-8") as stream:
-                        stream.write(f"{line}\n")
+            for job, (code, line) in zip(batch, outcomes, strict=True):
+                conductor.ledger.note(job.number, line)
                 stops.append(conductor.ended(job, code))
             if any(stops):
                 return

@@ -89,6 +89,26 @@ def heeded() -> Iterator[None]:
         _restore(before)
 
 
+@contextmanager
+def noted(note: Callable[[int], None]) -> Iterator[None]:
+    """Within, ``note`` is told the signals that would end this process."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    owner = os.getpid()
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if os.getpid() == owner:
+            note(number)
+
+    before = {number: signal.signal(number, handle) for number in _SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def install() -> None:
     """Take the signals; once more where a library has put its own handlers over ours."""
     if threading.current_thread() is threading.main_thread():

@@ -59,17 +59,23 @@ class SlurmLauncher(Launcher):
             "config": config,
         }
 
-    def check(self, overrides: Sequence[str]) -> None:
-        """Raise ConfigError for what the cluster could never run."""
+    def check(self, rows: Sequence[Sequence[str]]) -> None:
+        """Raise ConfigError for what the cluster could never run of jobs with these overrides."""
         from hydra_plugins.xfer_slurm import _launch
 
-        _launch.asked(self.params, self.given["config"], [overrides])
+        _launch.check(self.params, self.given, rows)
+
+    def submitter(self) -> Any:
+        """Who submits jobs without waiting for them, for xfer's sweeper."""
+        from hydra_plugins.xfer_slurm import _launch
+
+        return _launch.Submitter(self.params, self.given)
 
     def launch(
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
     ) -> Sequence[JobReturn]:
-        """Submit, wait, and say of each job what became of it. Raises ConfigError before the
-        first one is submitted."""
+        """For sweepers other than xfer's: submit all, wait, and say of each job what became of it.
+        Raises ConfigError before the first one is submitted."""
         from hydra_plugins.xfer_slurm import _launch
 
         return _launch.launch(self.params, self.given, job_overrides, initial_job_idx)

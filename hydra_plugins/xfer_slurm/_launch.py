@@ -4,144 +4,154 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn, JobStatus
-from omegaconf import DictConfig, OmegaConf
 
-from xfer.cluster import Request, check, is_queued, largest_array
-from xfer.errors import ConfigError, XferError
-from xfer.places import override_key
+from hydra_plugins.xfer_slurm._request import asked, parameters
+from xfer import cluster
+from xfer.errors import ConfigError, JobFailed, XferError
 
-_SUBMITIT = ("timeout_min", "cpus_per_task", "mem_gb", "tasks_per_node", "gpus_per_node")
 _LOOK_S, _ASK_S = 1.0, 10.0
-"""Between two looks at the result's file, and between two questions to the cluster."""
+"""Between two looks at the results' files, and between two questions to the cluster."""
+
+
+@dataclass
+class Submitter:
+    """Jobs in the queue by number. ``params``: the launcher's options; ``given``: what Hydra
+    handed over."""
+
+    params: dict[str, Any]
+    given: dict[str, Any]
+    jobs: dict[int, Any] = field(default_factory=dict)
+    _cancelled: bool = False
+    _asked: float = field(default_factory=time.monotonic)
+    _absent: set[int] = field(default_factory=set)
+    _known: set[str] | None = None
+
+    def submit(self, rows: Sequence[tuple[int, Sequence[str]]], home: Path) -> None:
+        """Hand over numbered rows of overrides, several as one array, and where it may not hold as
+        many as several. ``home`` is the sweep's folder. Raises ConfigError where Slurm refuses."""
+        plain, request = asked(self.params, self.given["config"], [row for _, row in rows])
+        submitit, launcher = _submitit()
+        job = launcher(submitit_folder=plain["submitit_folder"])
+        job.setup(**self.given)
+        home.mkdir(parents=True, exist_ok=True)
+        # Hydra's folder of a sweep is a new one also where an earlier sweep goes on.
+        own = str(self.given["config"].hydra.sweep.dir)
+        folder = plain["submitit_folder"].replace(own, str(home))
+        executor = submitit.AutoExecutor(
+            cluster="slurm", folder=folder, slurm_max_num_timeout=plain["max_num_timeout"]
+        )
+        executor.update_parameters(name="xfer", **parameters(plain, request))
+        calls = [
+            (list(row), "hydra.sweep.dir", number, f"job_id_for_{number}", Singleton.get_state())
+            for number, row in rows
+        ]
+        size = cluster.largest_array() if len(rows) > 1 else 1
+        for start in range(0, len(rows), size):
+            part = calls[start : start + size]
+            try:
+                found = executor.map_array(job, *zip(*part, strict=True))
+            except submitit.core.utils.FailedJobError as error:
+                said = (str(error).strip().splitlines() or ["no reason"])[-1]
+                fix = "see the options of hydra.launcher"
+                raise ConfigError("hydra/launcher", f"Slurm refused: {said}", fix, 75) from error
+            self.jobs.update(zip((call[2] for call in part), found, strict=True))
+
+    def rejoin(self, number: int, name: str, folder: str) -> bool:
+        """Whether Slurm has the job of that ``name``, whose files are in ``folder``, still."""
+        if self._known is None:
+            self._known = cluster.queued()
+        if self._known is None:
+            raise ConfigError("hydra/launcher", "squeue gives no answer", "try again later", 75)
+        if name in self._known:
+            from submitit.slurm.slurm import SlurmJob
+
+            self.jobs[number] = SlurmJob(folder=folder, job_id=name)
+        return name in self._known
+
+    def ended(self) -> list[tuple[int, JobReturn]]:
+        """What became of the jobs that ended, after a moment in which some may end."""
+        time.sleep(_LOOK_S)
+        gone = self._gone()
+        found = []
+        for number, job in list(self.jobs.items()):
+            if job.task(0).paths.result_pickle.exists():
+                found.append((number, _outcome(job)))
+            elif number in gone and self._cancelled:
+                found.append((number, _failed(JobFailed(143, ""))))
+            elif number in gone:
+                found.append((number, _lost(job, "Slurm has ended it, and it left no result")))
+        for number, _ in found:
+            del self.jobs[number]
+        return found
+
+    def _gone(self) -> set[int]:
+        """Jobs that Slurm did not have at the last two times: the file with a result may be on its
+        way through a network's file system."""
+        if time.monotonic() - self._asked < _ASK_S:
+            return set()
+        self._asked = time.monotonic()
+        names = cluster.queued()
+        if names is None:
+            return set()
+        before = self._absent
+        self._absent = {number for number, job in self.jobs.items() if job.job_id not in names}
+        return before & self._absent
+
+    def cancel(self) -> None:
+        """Take all jobs out of the queue."""
+        self._cancelled = True
+        cluster.cancel(job.job_id for job in self.jobs.values())
 
 
 def launch(
-    params: dict[str, Any],
-    given: dict[str, Any],
-    job_overrides: Sequence[Sequence[str]],
-    first: int,
+    params: dict[str, Any], given: dict[str, Any], rows: Sequence[Sequence[str]], first: int
 ) -> list[JobReturn]:
     """See :class:`hydra_plugins.xfer_slurm.SlurmLauncher`."""
-    config = given["config"]
-    plain, request = asked(params, config, job_overrides)
+    check(params, given, rows)
+    submitter, found = Submitter(params, given), dict[int, JobReturn]()
+    submitter.submit(list(enumerate(rows, first)), Path(given["config"].hydra.sweep.dir))
+    while submitter.jobs:
+        found.update(submitter.ended())
+    return [found[number] for number in sorted(found)]
+
+
+def check(params: dict[str, Any], given: dict[str, Any], rows: Sequence[Sequence[str]]) -> None:
+    """Raise ConfigError for what the cluster could never run, and where submitit is missing."""
+    cluster.check(asked(params, given["config"], rows)[1])
+    _submitit()
+
+
+def _submitit() -> tuple[Any, Any]:
     try:
         import submitit
         from hydra_plugins.hydra_submitit_launcher.submitit_launcher import SlurmLauncher
     except ImportError as error:
         fix = "install it: pip install 'xfer[slurm]'"
         raise ConfigError("hydra/launcher", f"{error.name} is not installed", fix, 73) from error
-    job = SlurmLauncher(submitit_folder=plain["submitit_folder"])
-    job.setup(**given)
-    Path(config.hydra.sweep.dir).mkdir(parents=True, exist_ok=True)
-    executor = submitit.AutoExecutor(
-        cluster="slurm",
-        folder=plain["submitit_folder"],
-        slurm_max_num_timeout=plain["max_num_timeout"],
-    )
-    executor.update_parameters(name="xfer", **_parameters(plain, request))
-    rows = [
-        (list(overrides), "hydra.sweep.dir", number, f"job_id_for_{number}", Singleton.get_state())
-        for number, overrides in enumerate(job_overrides, first)
-    ]
-    size = largest_array()
-    jobs = [
-        submitted
-        for start in range(0, len(rows), size)
-        for submitted in executor.map_array(job, *zip(*rows[start : start + size], strict=True))
-    ]
-    return [_outcome(submitted) for submitted in jobs]
-
-
-def asked(
-    params: dict[str, Any], config: DictConfig, job_overrides: Sequence[Sequence[str]]
-) -> tuple[dict[str, Any], Request]:
-    """The launcher's options as plain values, and what they ask of the cluster. Raises ConfigError
-    where it could never run that."""
-    plain: dict[str, Any] = {
-        key: OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
-        for key, value in params.items()
-    }
-    request = _request(plain, config, job_overrides)
-    check(request)
-    return plain, request
-
-
-def _request(
-    plain: dict[str, Any], config: DictConfig, job_overrides: Sequence[Sequence[str]]
-) -> Request:
-    """What the jobs ask of one node. Raises ConfigError where they differ in their devices."""
-    own = OmegaConf.select(config, "trainer.devices") or 1
-    typed = {
-        text.partition("=")[2]
-        for overrides in job_overrides
-        for text in overrides
-        if override_key(text) == "trainer.devices"
-    }
-    if len(typed) > 1:
-        raise ConfigError(
-            "trainer.devices",
-            f"differs between the jobs of one sweep ({', '.join(sorted(typed))})",
-            "start a sweep for each",
-            23,
-        )
-    devices = int(typed.pop()) if typed else int(own)
-    tasks, gpus = plain["tasks_per_node"], plain["gpus_per_node"]
-    return Request(
-        partition=plain["partition"],
-        devices=devices,
-        tasks=devices if tasks is None else tasks,
-        gpus=devices if gpus is None else gpus,
-        cpus_per_task=plain["cpus_per_task"],
-        mem_gb=plain["mem_gb"],
-        accelerator=str(OmegaConf.select(config, "trainer.accelerator") or "auto"),
-    )
-
-
-def _parameters(plain: dict[str, Any], request: Request) -> dict[str, Any]:
-    values = {**plain, "tasks_per_node": request.tasks, "gpus_per_node": request.gpus or None}
-    left_out = {"submitit_folder", "max_num_timeout"}
-    return {
-        **{key: values[key] for key in _SUBMITIT if values[key] is not None},
-        "nodes": 1,
-        **{
-            f"slurm_{key}": value
-            for key, value in values.items()
-            if key not in left_out and key not in _SUBMITIT and value not in (None, {})
-        },
-    }
+    return submitit, SlurmLauncher
 
 
 def _outcome(job: Any) -> JobReturn:
-    """Wait for a job; what it returned, or why it returned nothing."""
-    first, asked = job.task(0), time.monotonic()
-    while not first.paths.result_pickle.exists():
-        time.sleep(_LOOK_S)
-        if time.monotonic() - asked > _ASK_S:
-            asked = time.monotonic()
-            if not is_queued(job.job_id) and not _appears(first.paths.result_pickle):
-                said = "Slurm has ended it, and it left no result"
-                return _failed(job, said)
     try:
-        returned: JobReturn = first.result()
+        returned: JobReturn = job.task(0).result()
     except Exception as error:  # whatever the job's own process could not send as itself
         said = (str(error).strip().splitlines() or ["failed"])[-1]
-        return _failed(job, said)
+        return _lost(job, said)
     return returned
 
 
-def _appears(path: Path) -> bool:
-    """Whether a file that may be on its way through a network's file system comes."""
-    time.sleep(_ASK_S)
-    return path.exists()
+def _lost(job: Any, said: str) -> JobReturn:
+    logged = job.task(0).paths.stderr
+    return _failed(XferError(f"Slurm job {job.job_id}", said, f"see {logged}", 15))
 
 
-def _failed(job: Any, said: str) -> JobReturn:
-    found, logged = JobReturn(), job.task(0).paths.stderr
-    error = XferError(f"Slurm job {job.job_id}", said, f"see {logged}", 15)
+def _failed(error: Exception) -> JobReturn:
+    found = JobReturn()
     found.status, found.return_value = JobStatus.FAILED, error
     return found

@@ -75,7 +75,7 @@ class XferSweeper(Sweeper):
 
         if folder := OmegaConf.select(config, "sweep.dir"):
             # Launchers put files of their own there, and look here for it.
-            with read_write(config):
+            with read_write(config.hydra):
                 config.hydra.sweep.dir = str(folder)
         self.context, self.config = hydra_context, config
         self.launcher = Plugins.instance().instantiate_launcher(

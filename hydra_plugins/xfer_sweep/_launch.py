@@ -11,20 +11,23 @@ from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig, OmegaConf
 
 from xfer.conduct import refuse_one_run
+from xfer.devices import check_gpus
 from xfer.errors import JobFailed
 from xfer.places import override_key
 from xfer.resume import OUTPUT
 from xfer.runners import quoted
 from xfer.sweep.ledger import Ledger
 from xfer.sweep.pool import Pool, Task
-from xfer.sweep.slots import Slot, divide
+from xfer.sweep.slots import Slot, divide, visible_gpus
 
 if TYPE_CHECKING:
     from hydra_plugins.xfer_sweep import SlotLauncher
 
 
 def slots(launcher: SlotLauncher, accelerator: str, devices: int = 1) -> list[Slot]:
-    """Those that the launcher's options ask for."""
+    """Those that the launcher's options ask for. Raises XferError for what is not there."""
+    if accelerator == "gpu" and not visible_gpus():
+        check_gpus(accelerator, devices)  # torch may know of one
     uses_gpu = accelerator in ("auto", "gpu")
     return divide(launcher.slots, launcher.jobs_per_gpu, uses_gpu, devices)
 

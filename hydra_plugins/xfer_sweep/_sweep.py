@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+from hydra.core.config_loader import ConfigLoader
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import HydraException
 from hydra.plugins.launcher import Launcher
@@ -15,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from hydra_plugins.xfer_slurm import SlurmLauncher
+from hydra_plugins.xfer_slurm._queue import SlurmQueue
 from hydra_plugins.xfer_sweep import SlotLauncher
 from hydra_plugins.xfer_sweep._launch import flags, slots
 from hydra_plugins.xfer_sweep._space import parse
@@ -22,9 +25,11 @@ from xfer.conduct import Asked, Runner, conduct
 from xfer.config import build, prepare_overrides, told
 from xfer.errors import JobFailed, XferError
 from xfer.places import override_key
+from xfer.queued import QueueRunner
 from xfer.runners import BatchRunner, SlotRunner, quoted
 from xfer.specs import Specs
-from xfer.sweep.space import Job
+from xfer.sweep import Sweep
+from xfer.sweep.space import Job, Parameter, probes
 
 # What is the sweep's own, or each job's.
 _OWN = ("sweep", "checkpoint.resume")
@@ -37,51 +42,85 @@ def sweep(
     params = OmegaConf.select(config, "sweep.params") or {}
     listed = {str(key): str(value) for key, value in params.items()}
     space, fixed = parse(listed, typed, context.config_loader)
-    shared = [text for text in fixed if not _is_own(override_key(text))]
+    jobs = _Jobs(context.config_loader, config, launcher, space, fixed)
+    command, named = _command(config, typed)
+    asked = Asked(space, fixed, command, Path(config.hydra.sweep.dir), named)
+    return conduct(asked, jobs.compose, jobs.runner)
 
-    def composed(overrides: Sequence[str], subdir: str) -> list[str]:
+
+@dataclass
+class _Jobs:
+    """The jobs of one sweep in Hydra's words."""
+
+    loader: ConfigLoader
+    config: DictConfig
+    launcher: Launcher
+    space: Sequence[Parameter]
+    fixed: Sequence[str]
+
+    @property
+    def shared(self) -> list[str]:
+        """What is the same in all jobs."""
+        return [text for text in self.fixed if not _is_own(override_key(text))]
+
+    def _composed(self, overrides: Sequence[str], subdir: str) -> list[str]:
         own = f"hydra.sweep.subdir={subdir}"
-        return [*prepare_overrides([*shared, *overrides]), own]
+        return [*prepare_overrides([*self.shared, *overrides]), own]
 
-    def compose(overrides: Sequence[str]) -> Specs:
-        # The sweep's own options are read with the rest, once, so that mistakes are told together.
-        own = [text for text in fixed if text not in shared]
+    def compose(self, overrides: Sequence[str]) -> Specs:
+        """The specs of a job. The sweep's own options are read with the rest, so that mistakes are
+        told together."""
+        own = [text for text in self.fixed if _is_own(override_key(text))]
+        words = self._composed([*own, *overrides], "0")
         try:
-            cfg = context.config_loader.load_sweep_config(config, composed([*own, *overrides], "0"))
+            cfg = self.loader.load_sweep_config(self.config, words)
         except (HydraException, OmegaConfBaseException, YAMLError) as error:
             raise told(error) from error
         return build(cfg, cfg.hydra)
 
-    def runner(specs: Specs) -> Runner:
+    def runner(self, specs: Specs) -> Runner:
+        """Who runs jobs like that of ``specs``."""
+        launcher = self.launcher
         if isinstance(launcher, SlotLauncher):
             return SlotRunner(
                 slots(launcher, specs.trainer.accelerator, specs.trainer.devices),
                 launcher.persistent,
-                [*flags(config), *shared],
+                [*flags(self.config), *self.shared],
             )
-        _ask(launcher, shared)
-        size = specs.sweep.batch if specs.sweep.sampler != "grid" else 10**6
-        return BatchRunner(launch, size)
+        size = _at_once(specs.sweep, launcher)
+        if isinstance(launcher, SlurmLauncher):
+            launcher.check([[*self.shared, *texts] for texts in probes(self.space)])
+            return QueueRunner(SlurmQueue(launcher.submitter(), self.row, _outcome), size)
+        return BatchRunner(self.launch, size)
 
-    def launch(jobs: Sequence[tuple[Job, Path]]) -> list[tuple[int, str]]:
-        rows = []
-        for job, folder in jobs:
-            own = [f"hydra.sweep.dir={quoted(str(folder.parent))}", "++checkpoint.resume=auto"]
-            rows.append([*composed(job.overrides, folder.name), *own])
-        return [_outcome(r) for r in launcher.launch(rows, initial_job_idx=jobs[0][0].number)]
+    def row(self, job: Job, folder: Path) -> list[str]:
+        """The overrides of a job in its folder."""
+        own = [f"hydra.sweep.dir={quoted(str(folder.parent))}", "++checkpoint.resume=auto"]
+        return [*self._composed(job.overrides, folder.name), *own]
 
-    raw = OmegaConf.to_container(config.hydra.overrides.hydra, resolve=False)
-    named = any(str(text).startswith("hydra.sweep.dir=") for text in raw)  # type: ignore[union-attr]
-    words = [str(t) for t in raw if not str(t).startswith("hydra.mode=")]  # type: ignore[union-attr]
-    command = shlex.join(["python", "-m", "xfer", "-m", *(t.lstrip("+") for t in typed), *words])
-    asked = Asked(space, fixed, command, Path(config.hydra.sweep.dir), named)
-    return conduct(asked, compose, runner)
+    def launch(self, jobs: Sequence[tuple[Job, Path]]) -> list[tuple[int, str]]:
+        """Run jobs through a launcher that blocks."""
+        rows = [self.row(job, folder) for job, folder in jobs]
+        done = self.launcher.launch(rows, initial_job_idx=jobs[0][0].number)
+        return [_outcome(found) for found in done]
 
 
-def _ask(launcher: Launcher, shared: Sequence[str]) -> None:
-    """Raise XferError where the launcher knows by now that it could not run such jobs."""
+def _at_once(options: Sweep, launcher: Launcher) -> int:
+    """Jobs that the launcher has at a time: all that are known, fewer where a sampler learns."""
+    if options.sampler == "grid":
+        return 10**6
     if isinstance(launcher, SlurmLauncher):
-        launcher.check(shared)
+        return min(options.batch, int(launcher.params["array_parallelism"]))
+    return options.batch
+
+
+def _command(config: DictConfig, typed: Sequence[str]) -> tuple[str, bool]:
+    """What was typed, quoted for a shell, and whether it names Hydra's folder of the sweep."""
+    raw = OmegaConf.to_container(config.hydra.overrides.hydra, resolve=False)
+    texts = [str(text) for text in raw]  # type: ignore[union-attr]
+    words = [text for text in texts if not text.startswith("hydra.mode=")]
+    command = shlex.join(["python", "-m", "xfer", "-m", *(t.lstrip("+") for t in typed), *words])
+    return command, any(text.startswith("hydra.sweep.dir=") for text in texts)
 
 
 def _is_own(key: str) -> bool:

@@ -68,8 +68,10 @@ down() {
   for daemon in slurmd slurmctld munged; do
     file=$home/pid/$daemon
     [ -f "$file" ] || continue
-    kill "$(cat "$file")"
-    for _ in $(seq 100); do [ -f "$file" ] || break; sleep 0.1; done
+    pid=$(cat "$file")
+    kill "$pid"
+    for _ in $(seq 100); do kill -0 "$pid" 2> /dev/null || continue 2; sleep 0.1; done
+    kill -KILL "$pid" || true # slurmd may wait for a job that has just ended
   done
 }
 

@@ -9,6 +9,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -20,8 +21,11 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from runs import assert_same, finish, rows
 
+from xfer.sweep.study import JOURNAL, open_storage
+
 pytestmark = pytest.mark.slurm
 
+BEGUN: list[subprocess.Popen[str]] = []
 NODE = Path(__file__).with_name("node.sh")
 
 # Slow, and easy on the processor: the jobs must still run when their time is over.
@@ -62,25 +66,32 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cluster: None) -> Path:
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cluster: None) -> Iterator[Path]:
     (tmp_path / "parts.py").write_text(PART)
     (tmp_path / "conf" / "augment").mkdir(parents=True)
     (tmp_path / "conf" / "augment" / "slow.yaml").write_text("_target_: parts.Slow\n")
     paths = [str(tmp_path), os.environ.get("PYTHONPATH", "")]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, paths)))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    return tmp_path
+    yield tmp_path
+    for process in BEGUN:
+        if process.poll() is None:
+            process.kill()
+            process.communicate()
+    BEGUN.clear()
 
 
 def begin(folder: Path, *arguments: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "xfer", "--allow", "parts", "--config-dir", "conf"]
-    return subprocess.Popen(
+    process = subprocess.Popen(
         [*command, *arguments],
         cwd=folder,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     )
+    BEGUN.append(process)
+    return process
 
 
 def slurm(*command: str) -> str:
@@ -182,3 +193,101 @@ def test_a_job_that_is_killed_does_not_hide_the_others(place: Path) -> None:
     assert "1 of 2 jobs finished, 1 failed" in output
     state = json.loads((place / "sweep" / "0" / "status.json").read_text())["state"]
     assert state == "finished"
+
+
+SHORT = [*TASK, "trainer.max_epochs=2", "hydra.sweep.dir=sweep"]
+RANDOM = ["optim.lr=tag(log,interval(0.001,0.5))", "sweep.sampler=random", "sweep.n_trials=3"]
+
+
+def slurm_of(run: Path) -> str:
+    """What Slurm calls the job in a run folder."""
+    return str(json.loads((run / "queued.json").read_text())["slurm"])
+
+
+def finished(run: Path) -> bool:
+    status = run / "status.json"
+    return status.is_file() and json.loads(status.read_text())["state"] == "finished"
+
+
+def told(sweep: Path) -> list[str]:
+    """What Optuna knows of the trials."""
+    storage = open_storage(str(sweep / JOURNAL))
+    return [t.state.name for t in storage.get_all_trials(storage.get_all_studies()[0]._study_id)]
+
+
+def submitted() -> int:
+    """How many jobs Slurm has been given so far, an array being one."""
+    return int(slurm("sbatch", "--parsable", "--hold", "-o", "/dev/null", "--wrap", "true"))
+
+
+def test_a_slow_job_holds_nothing_back_and_a_killed_sweep_finds_its_jobs_again(place: Path) -> None:
+    sweep = place / "sweep"
+    before = submitted()
+    command = [*CPU, *SHORT, "trainer.max_epochs=4", *RANDOM, "sweep.batch=2"]
+    work = begin(place, *command)
+    until(lambda: epochs(sweep / "0") >= 1, work)
+    slow = slurm_of(sweep / "0")
+    slurm("scontrol", "suspend", slow)
+    # The next begins beside the one that stands still, and Optuna has been told before.
+    until(lambda: (sweep / "2" / "queued.json").is_file(), work)
+    assert finished(sweep / "1") and not finished(sweep / "0")
+    assert told(sweep) == ["RUNNING", "COMPLETE", "RUNNING"]
+    work.kill()
+    work.communicate()
+    last = slurm_of(sweep / "2")
+    again = begin(place, *command)
+    until(lambda: finished(sweep / "2"), again)
+    slurm("scontrol", "resume", slow)
+    output = finish(again)
+    assert f"in the queue already: job 0 is {slow}, job 2 is {last}" in output
+    assert "3 of 3 jobs finished, 0 failed" in output
+    assert not re.findall(r"^job \d: optim", output, re.M), "nothing is begun twice"
+    assert told(sweep) == ["COMPLETE"] * 3
+    # An array of two has two numbers; one alone, and the one that counts.
+    assert submitted() - before == 4
+
+
+def test_ctrl_c_ends_the_waiting_and_the_same_command_runs_what_was_cancelled(place: Path) -> None:
+    sweep = place / "sweep"
+    command = [*CPU, *SHORT, "trainer.max_epochs=9", "seed=0,1"]
+    command += ["hydra.launcher.array_parallelism=1"]
+    work = begin(place, *command)
+    until(lambda: epochs(sweep / "0") >= 1, work)
+    work.send_signal(signal.SIGINT)
+    output = work.communicate(timeout=60)[0]
+    names = [slurm_of(sweep / n) for n in "01"]
+    assert work.returncode == 130, output
+    assert f"in the queue still: job 0 is {names[0]}, job 1 is {names[1]}" in output
+    slurm("scancel", names[1])  # it has not begun
+    slurm("scontrol", "suspend", names[0])
+    again = begin(place, *command)
+    until(lambda: slurm_of(sweep / "1") != names[1], again)
+    slurm("scontrol", "resume", names[0])
+    output = finish(again)
+    assert f"in the queue already: job 0 is {names[0]}\n" in output
+    assert re.findall(r"^job (\d): seed", output, re.M) == ["1"]
+    assert slurm_of(sweep / "0") == names[0]
+    assert finished(sweep / "0") and finished(sweep / "1")
+
+
+def test_a_failure_takes_the_others_out_of_the_queue_where_that_is_asked_for(place: Path) -> None:
+    sweep = place / "sweep"
+    several = ["seed=0,1,2", "hydra.launcher.array_parallelism=2", "trainer.max_epochs=30"]
+    work = begin(place, *CPU, *SHORT, *several, "sweep.fail_fast=true")
+    until(lambda: all(epochs(sweep / n) >= 1 for n in "01"), work)
+    slurm("scancel", slurm_of(sweep / "1"))
+    output = work.communicate(timeout=300)[0]
+    assert work.returncode == 1, output
+    assert "0 of 3 jobs finished, 1 failed" in output
+    states = [json.loads((sweep / n / "status.json").read_text())["state"] for n in "012"]
+    assert states == ["interrupted"] * 3
+    assert (sweep / "0" / "checkpoints" / "last.ckpt").exists()
+    assert not slurm("squeue", "-h", "-r", "--name=xfer", "-t", "PENDING,RUNNING", "-o", "%i")
+
+
+def test_what_slurm_refuses_is_told_in_one_line(place: Path) -> None:
+    refused = "hydra.launcher.additional_parameters={reservation: nosuch}"
+    work = begin(place, *CPU, refused, *SHORT, "seed=0,1")
+    output = work.communicate(timeout=120)[0]
+    assert work.returncode == 2, output
+    assert "Slurm refused" in output and "Traceback" not in output

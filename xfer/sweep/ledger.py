@@ -104,6 +104,12 @@ class Ledger:
         write_json(folder / JOB, {**facts, **({"trial": job.trial} if job.trial else {})})
         return folder
 
+    def note(self, number: int, line: str) -> None:
+        """Keep what others told of a job that could not tell it itself."""
+        if line:
+            with (self(number) / OUTPUT).open("a", encoding="utf-8") as stream:
+                stream.write(f"{line}\n")
+
     def settle(self, number: int, code: int) -> str:
         """Make ``status.json`` true for a job that ended with ``code``; what is to be told of a
         failure, or nothing."""

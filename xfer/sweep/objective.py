@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from xfer.errors import SweepError, closest
-from xfer.logged import names
+from xfer.logged import EAGER, names, speeds
 from xfer.statistics import wilson
 from xfer.sweep import Direction
 from xfer.types import Plain
@@ -23,7 +23,7 @@ _SCORES = tuple(f"scores.val.{name}" for name in ("acc", "loss", "macro_f1"))
 @dataclass(frozen=True)
 class Objective:
     """``metric`` is a column of ``metrics.csv``, taken at the best epoch, ``<split>_<score>`` of
-    the evaluation, or a dotted key of ``result.json``."""
+    the evaluation, a dotted key of ``result.json``, or ``benchmark.<file>.<measure>``."""
 
     metric: str
     direction: Direction = "maximize"
@@ -35,6 +35,8 @@ class Objective:
 
     def value(self, folder: Path, result: Plain) -> float | None:
         """Its value in the run folder with this ``result.json``; ``None`` where there is none."""
+        if self.metric.startswith("benchmark."):
+            return _measured(folder, self.metric)
         if entry(result, "best.metric") == self.metric:
             return number_at(result, "best.value")
         split, _, name = self.metric.partition("_")
@@ -44,6 +46,11 @@ class Objective:
             number_at(result, f"scores.{split}.{name}"),
         )
         return next((value for value in found if value is not None), None)
+
+    @property
+    def is_time(self) -> bool:
+        """Whether what else the machine does changes it."""
+        return self.metric.startswith("timing.") or self.metric.endswith((".ms", ".images_per_s"))
 
     @property
     def split(self) -> str:
@@ -72,14 +79,16 @@ def objectives(
     monitor: tuple[str, str],
     stages: Sequence[str],
     searches: bool = False,
+    files: Sequence[str] = (),
 ) -> tuple[Objective, ...]:
     """Those ``asked`` for, else the ``monitor``ed metric with its mode (max or min), where jobs
-    train; the accuracy where they only evaluate; none where they do neither.
+    train; the accuracy where they only evaluate; none where they do neither. ``files`` are the
+    names of those that every job exports.
 
     Raises SweepError for what a job with these ``stages`` never logs, and for a sweep that
     ``searches`` for nothing.
     """
-    known = _known(stages)
+    known = _known(stages, files)
     for metric in asked:
         if metric not in known:
             what = f"'{metric}' is never logged with stages=[{','.join(stages)}]"
@@ -96,9 +105,10 @@ def objectives(
     return (Objective("scores.val.acc", "maximize"),) if known else ()
 
 
-def _known(stages: Sequence[str]) -> list[str]:
+def _known(stages: Sequence[str], files: Sequence[str]) -> list[str]:
     fitted = [*names(1000), *_PARAMS, *_TIMES] if "fit" in stages else []
-    return fitted + (list(_SCORES) if "evaluate" in stages else [])
+    scored = list(_SCORES) if "evaluate" in stages else []
+    return fitted + scored + (speeds(files) if "benchmark" in stages else [])
 
 
 def values(folder: Path, wanted: Sequence[Objective]) -> list[float] | None:
@@ -120,6 +130,17 @@ def _logged(folder: Path, metric: str, epoch: object) -> float | None:
         return number_at({"cell": float(cells.get(str(epoch)) or "nan")}, "cell")
     except (OSError, ValueError, KeyError, csv.Error):
         return None  # the job is listed as one without that value
+
+
+def _measured(folder: Path, metric: str) -> float | None:
+    """What ``benchmark.json`` says of a file; its first row is eager torch."""
+    name, _, measure = metric.removeprefix("benchmark.").rpartition(".")
+    try:
+        rows = json.loads((folder / "benchmark.json").read_text())
+    except (OSError, ValueError):
+        return None  # the job is listed as one without that value
+    found = rows[:1] if name == EAGER else [row for row in rows if row["name"] == name]
+    return number_at(found[0], measure) if found else None
 
 
 def entry(node: object, key: str) -> object:

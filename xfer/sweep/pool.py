@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
 import queue
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import IO
 
 from xfer.resume import OUTPUT
-from xfer.signals import Stopped
+from xfer.signals import Stopped, noted
 from xfer.sweep.slots import Slot
-
-_STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
 @dataclass(frozen=True)
@@ -76,7 +72,7 @@ class Pool:
         stops the others. SIGINT and SIGTERM are passed on to every job, once for each time they
         come; when all have saved their state and ended, Stopped is raised.
         """
-        with self._signals():
+        with noted(self._note):
             try:
                 self._loop(take, ended)
             finally:
@@ -167,21 +163,6 @@ class Pool:
             self._keepers[at].reader.join()
             self._bury(at)
 
-    @contextmanager
-    def _signals(self) -> Iterator[None]:
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        owner = os.getpid()
-
-        def noted(number: int, frame: FrameType | None) -> None:
-            if os.getpid() == owner:
-                self.asked = self.asked or number
-                self._events.put((-1, number))
-
-        before = {number: signal.signal(number, noted) for number in _STOPS}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+    def _note(self, number: int) -> None:
+        self.asked = self.asked or number
+        self._events.put((-1, number))
