@@ -144,6 +144,27 @@ def test_the_first_failure_empties_the_queue_where_that_is_asked_for(
     assert "0 of 4 jobs finished, 1 failed" in capsys.readouterr().out
 
 
+def test_what_fails_while_the_sweep_stops_is_not_tried_again_and_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    class Stopping(Cluster):
+        def ended(self) -> list[tuple[int, int, str]]:
+            number, (job, folder) = self.jobs.popitem()
+            return [(number, *self.end(job, folder))]
+
+    cluster = Stopping(job3=[7, 7], job2=[4])
+    assert conduct(tmp_path, cluster, retries=1, fail_fast=True) == 4
+    assert "2 failed" in capsys.readouterr().out
+
+
+def test_a_job_that_finished_is_not_lost_with_its_answer_to_the_queue(tmp_path: Path):
+    class Forgetful(Cluster):
+        def ended(self) -> list[tuple[int, int, str]]:
+            return [(number, 1, "left no result") for number, _, _ in super().ended()]
+
+    assert conduct(tmp_path, Forgetful()) == 0
+
+
 def test_a_failure_is_told_and_the_others_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     launcher = Launcher(job1=[7], job3=[4])
     assert conduct(tmp_path, launcher) == 7

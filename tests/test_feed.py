@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from pictures import folders
 from runs import assert_same, finish, in_an_epoch, kill, only_run, start, wait_for
@@ -103,7 +104,7 @@ def test_an_entry_of_another_network_under_a_good_manifest_is_computed_again(own
     entry = only_entry(own_cache)
     with entry.open("r+b") as stream:
         stream.seek(128)
-        stream.write(b"\0" * 4096)
+        stream.write(b"\0" * (entry.stat().st_size - 128))
     manifest = entry.with_suffix(".json")
     facts_of_entry = json.loads(manifest.read_text())
     facts_of_entry["sha256"] = file_sha256(entry)
@@ -112,6 +113,22 @@ def test_an_entry_of_another_network_under_a_good_manifest_is_computed_again(own
     assert facts(kept)["hit"] is False
     assert "computing it again" in (kept / "run.log").read_text()
     assert_same(kept, plain)
+
+
+def test_validation_in_another_order_under_a_good_manifest_is_computed_again(own_cache):
+    plain = fit(*ONE)
+    for manifest in (own_cache / "features").glob("*.json"):
+        facts_of_entry = json.loads(manifest.read_text())
+        if facts_of_entry["shape"][0] == 179:
+            entry = manifest.with_suffix(".npy")
+            kept = np.load(entry)
+            kept[1:] = kept[:0:-1].copy()
+            np.save(entry, kept)
+            manifest.write_text(json.dumps({**facts_of_entry, "sha256": file_sha256(entry)}))
+    again = fit(*ONE)
+    assert facts(again)["hit"] is False
+    assert "computing it again" in (again / "run.log").read_text()
+    assert_same(again, plain)
 
 
 def test_what_cannot_be_kept_is_said_by_auto_and_refused_by_require():

@@ -249,7 +249,8 @@ def test_what_the_benchmark_measured_of_a_file_is_an_objective(tmp_path: Path):
     for name, files, said in (
         ("benchmark.model.pt2.ms", exported, "did you mean 'benchmark.model.onnx.ms'"),
         ("benchmark.model.safetensors.ms", exported, "never logged"),  # nothing runs that file
-        ("benchmark.model.onnx.ms", (), "never logged"),
+        ("benchmark.model.onnx.ms", (), "type export=onnx, and add export,benchmark to stages"),
+        ("benchmark.torch.ms", (), "type export=onnx"),  # no file, so that nothing is measured
     ):
         with pytest.raises(SweepError, match=said):
             objectives({name: "minimize"}, acc, stages, True, files)
@@ -350,6 +351,17 @@ def test_the_status_is_true_whatever_became_of_a_job(tmp_path: Path):
     status(folder, state="running")
     ledger.settle(1, 143)
     assert ledger.state(1) == "interrupted"
+
+
+def test_a_further_attempt_does_not_tell_what_the_one_before_it_ended_with(tmp_path: Path):
+    ledger = Ledger(tmp_path)
+    folder = ledger.prepare(JOB)
+    (folder / "plan.json").write_text('{"fingerprint": "a"}')
+    (folder / "output.log").write_text("xfer: error E301: a: is gone. Fix: bring it\n")
+    status(folder, state="failed", exit=8, code=803, message="memory", remedy="take less")
+    ledger.prepare(JOB)
+    assert ledger.state(1) == "running"
+    assert "killed by signal 9" in ledger.settle(1, 137) and ledger.code(1) == 137
 
 
 def test_the_sweep_to_go_on_with_is_found_by_what_it_is(tmp_path: Path):

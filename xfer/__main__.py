@@ -36,8 +36,9 @@ def _leave(codes: list[int]) -> None:
     takes as long as to import them. An exit that is not ours goes the usual way."""
     if codes:
         try:
-            sys.stdout.flush()
-            sys.stderr.flush()
+            for stream in (sys.stdout, sys.stderr):
+                if stream is not None:  # who starts daemons closes them
+                    stream.flush()
         except BrokenPipeError:
             os._exit(_NOBODY_READS)
         os._exit(codes[0])
@@ -160,6 +161,9 @@ def _job(cfg: DictConfig) -> float | None:
             # Hydra would print its own lines about an exception, not about an exit.
             raise SystemExit(code) from None
         raise JobFailed(code, str(error)) from error
+    finally:
+        if not alone:
+            gc.collect()  # a run is one large cycle, and others in this process follow it
     best = (result.facts or {}).get("best")
     return float(best["value"]) if best else None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -44,7 +45,8 @@ def check(request: Request) -> None:
         raise ConfigError(
             "hydra/launcher", "there is no Slurm here (no sbatch)", "use hydra/launcher=slots", 75
         )
-    found = nodes(_output("sinfo", "-h", "-o", "%P|%c|%m|%G"))
+    # -a: hidden partitions as well; -e: nodes that differ on lines of their own.
+    found = nodes(_output("sinfo", "-a", "-e", "-h", "-o", "%P|%c|%m|%G"))
     problems = [*_tied(request), *_fits(request, found)]
     raise_all(problems)
 
@@ -117,10 +119,11 @@ def largest_array() -> int:
 def queued() -> set[str] | None:
     """The jobs of this user that wait, run or end just now; ``None`` where Slurm gives no answer,
     which may be a moment's."""
-    # -r: a job of an array under its own name, also while the array waits.
-    done = subprocess.run(
-        ["squeue", "--me", "-h", "-r", "-o", "%i"], capture_output=True, text=True, check=False
-    )
+    # -r: a job of an array under its own name, also while the array waits. -a: hidden partitions.
+    command = ["squeue", "--me", "-a", "-h", "-r", "-o", "%i"]
+    # What a user likes to see, such as SQUEUE_STATES, must not hide a job.
+    own = {key: value for key, value in os.environ.items() if not key.startswith("SQUEUE_")}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=own)
     return None if done.returncode else set(done.stdout.split())
 
 

@@ -139,7 +139,9 @@ def _wanted(first: Specs) -> tuple[Objective, ...]:
     """What jobs like that of ``first`` are compared by. Raises SweepError for what is never
     logged."""
     options, kept = first.sweep, first.checkpoint
-    files = [writer.file for writer in first.export.writers]
+    # Who trains has nothing to measure but what the same job exports.
+    made = "export" in first.stages or "fit" not in first.stages
+    files = [writer.file for writer in first.export.writers] if made else []
     searches, monitor = options.sampler != "grid", (kept.monitor, kept.mode)
     found = objectives(options.objectives, monitor, first.stages, searches, files)
     if any(objective.metric == "val_top5" for objective in found):
@@ -211,6 +213,9 @@ class Conductor:
     def ended(self, job: Job, code: int) -> bool:
         """Note the end of a job; whether the sweep must stop because of it."""
         line = self.ledger.settle(job.number, code)
+        if code:
+            # A cluster may not know with which code a job left; its status does.
+            code = self.ledger.code(job.number) or code
         seconds = time.perf_counter() - self._began[job.number]
         if code == 0:
             self.failed.pop(job.number, None)
@@ -223,7 +228,7 @@ class Conductor:
             log.info(f"job {job.number} has stopped, its state is saved")
             return False
         self._attempts[job.number] = self._attempts.get(job.number, 0) + 1
-        again = self._attempts[job.number] <= self.options.retries
+        again = not self.stopping and self._attempts[job.number] <= self.options.retries
         told = f"job {job.number}, exit {code}: {line}" + ("; once more" if again else "")
         log.warning(told)
         if again:

@@ -56,7 +56,7 @@ def prepare_overrides(overrides: Sequence[str]) -> list[str]:
 def _forced(text: str, key: str) -> str:
     if text.startswith("~") or key.startswith("hydra") or "/" in key:
         # Hydra refuses keys inside an empty dictionary, such as additional_parameters.
-        return f"++{text}" if key.startswith("hydra.launcher.") and "={" in text else text
+        return f"++{text}" if key == "hydra.launcher.additional_parameters" else text
     return text.lstrip("+") if key in GROUPS else f"++{text.lstrip('+')}"
 
 

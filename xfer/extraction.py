@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import platform
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from importlib.metadata import version
@@ -21,6 +22,7 @@ from xfer.features.find import Refusal, find
 from xfer.features.store import Entry, Store, digest, rows
 from xfer.loader import Order, Pictures, Share, shared_size
 from xfer.preprocess import prepare
+from xfer.randomness import derive
 from xfer.snapshot import over, tensor_sha256
 from xfer.storage import write_json
 from xfer.types import Plain, Samples
@@ -33,8 +35,8 @@ if TYPE_CHECKING:
 
 _PROVING = 2
 """Images that prove a cut: more than one, to see what an answer takes from its neighbours."""
-_CHECKED = 1
-"""Images whose features are computed again whenever an entry is used."""
+_CHECKED = {"train": 1, "val": 4}
+"""Images whose features are computed again whenever an entry is used. Those of val are scored."""
 _TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 5e-2}
 """The share of the largest feature by which a batch of another size may differ."""
 
@@ -75,7 +77,8 @@ class Extraction:
         if known := _known(path, facts):
             return known
         with self.autocast():
-            found = find(self.net, self._images("train", None, _PROVING), self.plan.layout.heads)
+            first = range(min(_PROVING, len(self.samples("train"))))
+            found = find(self.net, self._images("train", None, first), self.plan.layout.heads)
         if isinstance(found, Cut):
             write_json(path, {"layers": facts, "cut": found.to_plain()})
         return found
@@ -101,6 +104,7 @@ class Extraction:
             "precision": self.plan.specs.trainer.precision,
             "channels_last": self.channels_last,
             "device": self.device.type,
+            "processor": _processor(self.device),
             "versions": {name: version(name) for name in ("torch", "torchvision", "timm")},
         }
 
@@ -185,10 +189,9 @@ class Extraction:
             return Pictures(self.samples(split), lambda image: prepare(image, spec))
         return Pictures(self.samples(split), augment.transform(spec), augment.seed)
 
-    def _images(self, split: str, view: int | None, count: int) -> torch.Tensor:
-        """The first ``count`` images as a batch on the device."""
-        pictures = self._pictures(split, view)
-        keys = _keys(view, range(min(count, len(pictures))))
+    def _images(self, split: str, view: int | None, indices: Sequence[int]) -> torch.Tensor:
+        """These images as a batch on the device."""
+        pictures, keys = self._pictures(split, view), _keys(view, indices)
         return self._placed(_whole(pictures.collate([pictures[key] for key in keys])))
 
     def _placed(self, images: torch.Tensor) -> torch.Tensor:
@@ -223,8 +226,11 @@ class Extraction:
 
     def _agrees(self, cut: Cut, entry: Entry, split: str, view: int | None) -> bool:
         """Whether kept features differ by no more than another batch size explains."""
-        images = self._images(split, view, _CHECKED)
-        kept = rows(entry, self.positions(split, view)[: len(images)]).float()
+        drawn = np.random.default_rng(derive("check", self.plan.specs.seed, split, view or 0))
+        count = len(self.samples(split))
+        chosen = drawn.choice(count, min(count, _CHECKED[split]), replace=False)
+        images = self._images(split, view, chosen.tolist())
+        kept = rows(entry, self.positions(split, view)[chosen]).float()
         with self.autocast():
             again = extract(self.net, cut, images).cpu()
         difference = float((kept - again.float()).abs().max())
@@ -232,6 +238,13 @@ class Extraction:
         if agree or not entry.hit:
             self.difference = max(self.difference, difference)
         return agree
+
+
+def _processor(device: torch.device) -> str:
+    """What a kernel is chosen by."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
 
 
 def _known(path: Path, facts: Plain) -> Cut | None:

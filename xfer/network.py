@@ -168,7 +168,8 @@ def restore(
         if fingerprint(left) != snapshot.frozen:
             raise WeightsError(
                 path,
-                "comes from an interrupted run whose source weights have changed since",
+                "comes from an interrupted run whose source weights have changed since, or from an "
+                "earlier xfer",
                 "finish that run with checkpoint.resume, or restore the source file",
                 8,
             )

@@ -69,6 +69,8 @@ class QueueRunner:
             if not self._flight:
                 return
             for number, code, line in self.queue.ended():
+                if conductor.ledger.state(number) == "finished":
+                    code, line = 0, ""  # its result for the queue was lost, and no other
                 conductor.ledger.note(number, line)
                 if conductor.ended(self._flight.pop(number), code):
                     stopping = True

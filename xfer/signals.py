@@ -80,7 +80,10 @@ def heeded() -> Iterator[None]:
         yield
     except Stopped as error:
         _restore(before)
-        _requeue(error.number, before[signal.Signals(error.number)])
+        try:
+            _requeue(error.number, before[signal.Signals(error.number)])
+        except Exception as refused:  # submitit's handler: out of time too often
+            log.warning(f"Slurm does not queue it again: {refused}")
         if error.number == signal.SIGINT:
             # As Python has it: a notebook or a caller knows what to do.
             raise KeyboardInterrupt from error

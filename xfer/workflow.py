@@ -6,7 +6,7 @@ import os
 import secrets
 import time
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -249,6 +249,9 @@ def _answers(
 def _export(work: Work, net: nn.Module) -> None:
     from xfer.handover import hand_over
 
+    if work.fitted:
+        # They hold the network of the fit and the images that were decoded for it.
+        work.fitted = replace(work.fitted, kept=None)
     work.exports = hand_over(work.plan, net, work.folder / "export", _checkpoint(work))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -68,11 +69,14 @@ class Submitter:
             self._known = cluster.queued()
         if self._known is None:
             raise ConfigError("hydra/launcher", "squeue gives no answer", "try again later", 75)
-        if name in self._known:
-            from submitit.slurm.slurm import SlurmJob
+        from submitit.slurm.slurm import SlurmJob
 
-            self.jobs[number] = SlurmJob(folder=folder, job_id=name)
-        return name in self._known
+        job: Any = SlurmJob(folder=folder, job_id=name)
+        # One that has told its end and is cleared away is none to wait for.
+        held = name in self._known and not job.task(0).paths.result_pickle.exists()
+        if held:
+            self.jobs[number] = job
+        return held
 
     def ended(self) -> list[tuple[int, JobReturn]]:
         """What became of the jobs that ended, after a moment in which some may end."""
@@ -80,7 +84,7 @@ class Submitter:
         gone = self._gone()
         found = []
         for number, job in list(self.jobs.items()):
-            if job.task(0).paths.result_pickle.exists():
+            if job.task(0).paths.result_pickle.exists() or (number in gone and _has_come(job)):
                 found.append((number, _outcome(job)))
             elif number in gone and self._cancelled:
                 found.append((number, _failed(JobFailed(143, ""))))
@@ -123,6 +127,9 @@ def launch(
 
 def check(params: dict[str, Any], given: dict[str, Any], rows: Sequence[Sequence[str]]) -> None:
     """Raise ConfigError for what the cluster could never run, and where submitit is missing."""
+    if (most := int(params["array_parallelism"])) < 1:
+        key = "hydra.launcher.array_parallelism"
+        raise ConfigError(key, f"is {most}", "type 1 or more", 23)
     cluster.check(asked(params, given["config"], rows)[1])
     _submitit()
 
@@ -144,6 +151,16 @@ def _outcome(job: Any) -> JobReturn:
         said = (str(error).strip().splitlines() or ["failed"])[-1]
         return _lost(job, said)
     return returned
+
+
+def _has_come(job: Any) -> bool:
+    """Whether the result is there once NFS has been made to look at the folder again, which it may
+    remember for a minute as it was."""
+    folder = job.paths.folder
+    with suppress(OSError):
+        folder.chmod(folder.stat().st_mode)
+    found: bool = job.task(0).paths.result_pickle.exists()
+    return found
 
 
 def _lost(job: Any, said: str) -> JobReturn:

@@ -33,11 +33,14 @@ class SlurmQueue:
     def submit(self, jobs: Sequence[tuple[Job, Path]]) -> None:
         """One Slurm job, or one array of several."""
         rows = [(job.number, self.row(job, folder)) for job, folder in jobs]
-        self.submitter.submit(rows, jobs[0][1].parent)
-        for job, folder in jobs:
-            submitted = self.submitter.jobs[job.number]
-            files = str(submitted.paths.folder)
-            write_json(folder / QUEUED, {"slurm": submitted.job_id, "files": files})
+        try:
+            self.submitter.submit(rows, jobs[0][1].parent)
+        finally:
+            # Also where Slurm took the first arrays and refused the next.
+            for job, folder in jobs:
+                if submitted := self.submitter.jobs.get(job.number):
+                    files = str(submitted.paths.folder)
+                    write_json(folder / QUEUED, {"slurm": submitted.job_id, "files": files})
 
     def rejoin(self, number: int, folder: Path) -> bool:
         """Whether Slurm has it still."""

@@ -187,9 +187,9 @@ def test_a_job_that_is_killed_does_not_hide_the_others(place: Path) -> None:
     until(lambda: all(epochs(place / "sweep" / n) >= 1 for n in "01"), work)
     slurm("scancel", "--signal=KILL", "{ArrayJobId}_{ArrayTaskId}".format(**jobs()["1"]))
     output = work.communicate(timeout=600)[0]
-    assert work.returncode == 1, output
+    assert work.returncode in (1, 143), output
     # Slurm may have asked it to stop before; then it has said so itself.
-    assert re.search(r"job 1, exit 1: .*(left no result|stopped by SIG)", output), output
+    assert re.search(r"job 1, exit (1|143): .*(left no result|stopped by SIG)", output), output
     assert "1 of 2 jobs finished, 1 failed" in output
     state = json.loads((place / "sweep" / "0" / "status.json").read_text())["state"]
     assert state == "finished"
@@ -277,7 +277,7 @@ def test_a_failure_takes_the_others_out_of_the_queue_where_that_is_asked_for(pla
     until(lambda: all(epochs(sweep / n) >= 1 for n in "01"), work)
     slurm("scancel", slurm_of(sweep / "1"))
     output = work.communicate(timeout=300)[0]
-    assert work.returncode == 1, output
+    assert work.returncode == 143, output
     assert "0 of 3 jobs finished, 1 failed" in output
     states = [json.loads((sweep / n / "status.json").read_text())["state"] for n in "012"]
     assert states == ["interrupted"] * 3

@@ -25,7 +25,7 @@ class Sweep:
     ``storage``: URL of an Optuna storage (default: a journal in the sweep's folder), ``study`` its
     name there. ``dir``: the sweep's folder; one that holds this sweep goes on. ``baseline``:
     overrides that mark a job. ``retries``: further attempts of a failed job; ``fail_fast``: the
-    first failure ends the sweep. ``batch``: trials asked for at once where the launcher blocks.
+    first failure ends the sweep. ``batch``: trials at work at a time, but for slots.
     """
 
     params: dict[str, str] = field(default_factory=dict)

@@ -7,7 +7,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Literal
 
@@ -21,6 +21,7 @@ from xfer.types import Plain
 
 State = Literal["missing", "running", "interrupted", "failed", "finished"]
 _SWEEP = "sweep.json"
+_UNKNOWN = {"state": "running", "code": None, "exit": None, "message": None, "remedy": None}
 _OURS = (".lock", "run.log", "optuna.journal", "optuna.journal.lock")
 """What a sweep leaves that was refused, or killed before it began."""
 
@@ -44,6 +45,7 @@ class Ledger:
     """The jobs of one sweep below ``folder``."""
 
     folder: Path
+    _heard: dict[int, int] = field(default_factory=dict, compare=False)
 
     def __call__(self, number: int) -> Path:
         """The folder of a job, which is its run folder."""
@@ -99,6 +101,11 @@ class Ledger:
         refused = status.get("exit") == ResumeError.exit
         if "fingerprint" not in plan or refused:
             _empty(folder)
+        elif status.get("state") in ("failed", "interrupted"):
+            # How this attempt ends is not how the one before it did.
+            write_json(folder / "status.json", {**status, **_UNKNOWN})
+        output = folder / OUTPUT
+        self._heard[job.number] = output.stat().st_size if output.is_file() else 0
         (folder / "error.log").unlink(missing_ok=True)
         facts = {"job": job.number, "overrides": job.overrides, "parameters": job.parameters}
         write_json(folder / JOB, {**facts, **({"trial": job.trial} if job.trial else {})})
@@ -118,7 +125,7 @@ class Ledger:
         if code == 0:
             return ""
         if status.get("state") not in ("failed", "interrupted"):
-            status = _failed(code, _last_line(folder / OUTPUT))
+            status = _failed(code, _last_line(folder / OUTPUT, self._heard.get(number, 0)))
             write_json(folder / "status.json", status)
         if not status.get("code"):
             return f"{status['message']}. Fix: {status['remedy']}"
@@ -140,11 +147,13 @@ def _failed(code: int, line: str) -> Plain:
     return {**facts, "last_good_checkpoint": None, "files": {}}
 
 
-def _last_line(path: Path) -> str:
-    """The last error that a job told, else the last thing that it said."""
+def _last_line(path: Path, heard: int) -> str:
+    """The last error that a job told behind the first ``heard`` bytes, else the last thing that it
+    said there."""
     if not path.is_file():
         return ""
-    lines = [line for line in path.read_text(errors="replace").splitlines() if line.strip()]
+    text = path.read_bytes()[heard:].decode(errors="replace")
+    lines = [line for line in text.splitlines() if line.strip()]
     told = [line for line in lines if line.startswith("xfer: error E")]
     return (told or lines or [""])[-1][:500]
 

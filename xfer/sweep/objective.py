@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from xfer.errors import SweepError, closest
-from xfer.logged import EAGER, names, speeds
+from xfer.logged import EAGER, RUN, names, speeds
 from xfer.statistics import wilson
 from xfer.sweep import Direction
 from xfer.types import Plain
@@ -93,6 +93,9 @@ def objectives(
         if metric not in known:
             what = f"'{metric}' is never logged with stages=[{','.join(stages)}]"
             fix = closest(metric, known) if known else "add fit to stages"
+            timed = any(name.startswith("benchmark.") for name in known)
+            if metric.startswith("benchmark.") and not timed:
+                fix = "type export=onnx, and add export,benchmark to stages"
             raise SweepError("sweep.objectives", what, fix, 7)
     if asked:
         return tuple(Objective(metric, direction) for metric, direction in asked.items())
@@ -108,7 +111,8 @@ def objectives(
 def _known(stages: Sequence[str], files: Sequence[str]) -> list[str]:
     fitted = [*names(1000), *_PARAMS, *_TIMES] if "fit" in stages else []
     scored = list(_SCORES) if "evaluate" in stages else []
-    return fitted + scored + (speeds(files) if "benchmark" in stages else [])
+    timed = "benchmark" in stages and ("fit" not in stages or any(f.endswith(RUN) for f in files))
+    return fitted + scored + (speeds(files) if timed else [])
 
 
 def values(folder: Path, wanted: Sequence[Objective]) -> list[float] | None:
