@@ -28,6 +28,7 @@ QUICK = [
 @pytest.fixture
 def place(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("XFER_DATA", raising=False)
     return tmp_path
 
 

@@ -250,8 +250,7 @@ def _export(work: Work, net: nn.Module) -> None:
     from xfer.handover import hand_over
 
     if work.fitted:
-        # They hold the network of the fit and the images that were decoded for it.
-        work.fitted = replace(work.fitted, kept=None)
+        work.fitted = replace(work.fitted, kept=None)  # and with it the images of the fit
     work.exports = hand_over(work.plan, net, work.folder / "export", _checkpoint(work))
 
 
@@ -272,12 +271,8 @@ def _refuse_taken(specs: Specs) -> None:
     folder = Path(specs.run_dir).expanduser()
     with output_errors(folder):
         if folder.exists() and any(path.name not in BESIDE for path in folder.iterdir()):
-            raise OutputError(
-                folder,
-                "already holds files",
-                "choose another run.dir, or checkpoint.resume=" + str(folder),
-                2,
-            )
+            fix = f"choose another run.dir, or checkpoint.resume={folder}"
+            raise OutputError(folder, "already holds files", fix, 2)
 
 
 def _make_folder(specs: Specs) -> Path:

@@ -49,6 +49,8 @@ def launch(
     are to go on in one folder."""
     for row in rows:
         refuse_one_run(_resume(config, row))
+    pool = Pool(slots(launcher, str(OmegaConf.select(config, "trainer.accelerator") or "auto")))
+    pool.persistent = launcher.persistent
     ledger, shared = Ledger(Path(config.hydra.sweep.dir)), flags(config)
     tasks = []
     for number, row in enumerate(rows, first):
@@ -66,8 +68,6 @@ def launch(
         print(f"job {task.number}, {told}; what it said is in {task.folder / OUTPUT}")
 
     waiting = list(tasks)
-    pool = Pool(slots(launcher, str(OmegaConf.select(config, "trainer.accelerator") or "auto")))
-    pool.persistent = launcher.persistent
     pool.run(lambda: waiting.pop(0) if waiting else None, ended)
     return [found[task.number] for task in tasks]
 

@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeGuard
 
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.utils import JobReturn, JobStatus
@@ -16,9 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from hydra_plugins.xfer_slurm import SlurmLauncher
 from hydra_plugins.xfer_slurm._queue import SlurmQueue
-from hydra_plugins.xfer_sweep import SlotLauncher
 from hydra_plugins.xfer_sweep._launch import flags, slots
 from hydra_plugins.xfer_sweep._space import parse
 from xfer.conduct import Asked, Runner, conduct
@@ -30,6 +29,9 @@ from xfer.runners import BatchRunner, SlotRunner, quoted
 from xfer.specs import Specs
 from xfer.sweep import Sweep
 from xfer.sweep.space import Job, Parameter, probes
+
+if TYPE_CHECKING:
+    from hydra_plugins.xfer_slurm import SlurmLauncher
 
 # What is the sweep's own, or each job's.
 _OWN = ("sweep", "checkpoint.resume")
@@ -80,6 +82,8 @@ class _Jobs:
 
     def runner(self, specs: Specs) -> Runner:
         """Who runs jobs like that of ``specs``."""
+        from hydra_plugins.xfer_sweep import SlotLauncher
+
         launcher = self.launcher
         if isinstance(launcher, SlotLauncher):
             return SlotRunner(
@@ -88,7 +92,7 @@ class _Jobs:
                 [*flags(self.config), *self.shared],
             )
         size = _at_once(specs.sweep, launcher)
-        if isinstance(launcher, SlurmLauncher):
+        if _queues(launcher):
             launcher.check([[*self.shared, *texts] for texts in probes(self.space)])
             return QueueRunner(SlurmQueue(launcher.submitter(), self.row, _outcome), size)
         return BatchRunner(self.launch, size)
@@ -105,11 +109,18 @@ class _Jobs:
         return [_outcome(found) for found in done]
 
 
+def _queues(launcher: Launcher) -> TypeGuard[SlurmLauncher]:
+    # Hydra imports its plugins anew when it looks for them, so the class is asked for when needed.
+    from hydra_plugins.xfer_slurm import SlurmLauncher
+
+    return isinstance(launcher, SlurmLauncher)
+
+
 def _at_once(options: Sweep, launcher: Launcher) -> int:
     """Jobs that the launcher has at a time: all that are known, fewer where a sampler learns."""
     if options.sampler == "grid":
         return 10**6
-    if isinstance(launcher, SlurmLauncher):
+    if _queues(launcher):
         return min(options.batch, int(launcher.params["array_parallelism"]))
     return options.batch
 
