@@ -220,6 +220,7 @@ def submitted() -> int:
     return int(slurm("sbatch", "--parsable", "--hold", "-o", "/dev/null", "--wrap", "true"))
 
 
+@pytest.mark.slow
 def test_a_slow_job_holds_nothing_back_and_a_killed_sweep_finds_its_jobs_again(place: Path) -> None:
     sweep = place / "sweep"
     before = submitted()
@@ -247,6 +248,7 @@ def test_a_slow_job_holds_nothing_back_and_a_killed_sweep_finds_its_jobs_again(p
     assert submitted() - before == 4
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_the_waiting_and_the_same_command_runs_what_was_cancelled(place: Path) -> None:
     sweep = place / "sweep"
     command = [*CPU, *SHORT, "trainer.max_epochs=9", "seed=0,1"]
