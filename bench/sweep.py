@@ -30,7 +30,12 @@ TRIAL = [
 
 
 XFER = ("-m", "xfer")
-READY = ("-c", "import xfer.fit, xfer.evaluate; from xfer.__main__ import main; main()")
+# As main does it, which is too late for imports that come before it.
+READY = (
+    "-c",
+    "import gc; gc.set_threshold(100_000, 10, 10); import xfer.fit, xfer.evaluate; "
+    "from xfer.__main__ import main; main()",
+)
 
 
 def seconds(folder, *typed, program=XFER):
