@@ -277,7 +277,7 @@ def test_twelve_jobs_and_ten_kills_make_the_same_ledger(sampler: str, tmp_path: 
     space = {
         "grid": ["optim.lr=0.3,0.1,0.03,0.01", "head=linear,dropout,mlp"],
     }.get(sampler, [*RANDOM[4:6], f"sweep.sampler={sampler}", "sweep.n_trials=12"])
-    shared = [*QUICK, *space, "trainer.max_epochs=5", WARM, "hydra.launcher.slots=2"]
+    shared = [*QUICK, *space, "trainer.max_epochs=20", WARM, "hydra.launcher.slots=2"]
     if sampler != "tpe":
         assert sweep(tmp_path, *shared, "sweep.dir=whole").returncode == 0
     dice, kills, folder = random.Random(0), 0, tmp_path / "s"
