@@ -22,13 +22,17 @@ _NOBODY_READS = 141
 
 def main() -> None:
     """Run the command line and exit with the contract's codes."""
-    # Nearly all that is allocated while libraries are imported stays; to look through it again and
-    # again for garbage takes as long as the imports.
-    gc.set_threshold(100_000, 10, 10)
+    import_at_ease()
     codes: list[int] = []
     atexit.register(_leave, codes)  # the first to be registered, so the last to be called
     codes.append(_main(sys.argv[1:]))
     sys.exit(codes[0])
+
+
+def import_at_ease() -> None:
+    """Look for garbage less often: nearly all that is allocated while libraries are imported
+    stays, and to look through it again and again takes as long as the imports."""
+    gc.set_threshold(100_000, 10, 10)
 
 
 def _leave(codes: list[int]) -> None:

@@ -33,7 +33,9 @@ def main(arguments: list[str]) -> None:
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, cores)
     if persistent:
-        gc.set_threshold(100_000, 10, 10)
+        from xfer.__main__ import import_at_ease
+
+        import_at_ease()
         for module in _NEEDED:
             importlib.import_module(module)
         gc.freeze()  # a job that looks for garbage would copy every page it shares with this one
