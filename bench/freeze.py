@@ -3,11 +3,11 @@
     python bench/freeze.py [--models resnet18 resnet50] [--views 1] [--precision 32-true]
     python bench/freeze.py --models resnet18 --trials 32
 
-Canidae (XFER_ASSETS, default ../shared/assets), random weights (the time does not depend on
-them), batches of 24, no data workers beside the one process, so that every turn has the same
-processor. All turns of one model come from one process and are taken alternately. The floor is to
-decode and preprocess every image once and run one forward pass. ``fit`` counts features and fit
-together, as result.json has them.
+Canidae (XFER_ASSETS, default ../shared/assets), weights from a file (random ones: the time does
+not depend on what they are), batches of 24, no data workers beside the one process, so that every
+turn has the same processor. All turns of one model come from one process and are taken
+alternately. The floor is to decode and preprocess every image once and run one forward pass.
+``fit`` counts features and fit together, as result.json has them.
 """
 
 import argparse
@@ -28,10 +28,16 @@ os.environ |= {"XFER_ASSETS": str(ASSETS), "XFER_DATA": str(ASSETS)}
 
 def fit(model, options, *more):
     """Seconds of one fit, and its result."""
+    import timm
+
     import xfer
 
+    weights = Path(f"{model}.pt")
+    if not weights.is_file():
+        torch.save(timm.create_model(model).state_dict(), weights)
     common = [
-        *("data=canidae", f"backbone={model}", "source=none", "optim=sgd", "optim.lr=0.01"),
+        *("data=canidae", f"backbone={model}", "source=file", f"source.path={weights}"),
+        *("optim=sgd", "optim.lr=0.01"),
         *("stages=[fit]", f"trainer.max_epochs={options.epochs}", "data.workers=0"),
         *(f"trainer.precision={options.precision}", "experiment=default"),
     ]

@@ -2,12 +2,12 @@
 
     XFER_ASSETS=ASSETS python bench/sweep.py [--trials 32] [--epochs 20] [--slots 2] [--uncached]
 
-Canidae (default ../shared/assets), a frozen ResNet-18 with random weights (the time does not
-depend on them), fp32, batches of 24, one view of each image in the feature cache, stages fit and
-evaluate. A further trial is a whole sweep less one of as many trials as slots, over the trials
-between them. Start-up is a process that imports all that training needs, plans, and ends. Wall
-time is divided by the slots, time of the processor is not: on a machine that others use, compare
-the latter.
+Canidae (default ../shared/assets), a frozen ResNet-18 with weights from a file (random ones: the
+time does not depend on what they are), fp32, batches of 24, one view of each image in the feature
+cache, stages fit and evaluate. A further trial is a whole sweep less one of as many trials as
+slots, over the trials between them. Start-up is a process that imports all that training needs,
+plans, and ends. Wall time is divided by the slots, time of the processor is not: on a machine that
+others use, compare the latter.
 """
 
 import argparse
@@ -20,11 +20,14 @@ import time
 from pathlib import Path
 
 import numpy as np
+import timm
+import torch
 
 ASSETS = Path(os.environ.setdefault("XFER_ASSETS", "../shared/assets")).resolve()
 os.environ |= {"XFER_ASSETS": str(ASSETS), "XFER_DATA": str(ASSETS)}
 TRIAL = [
-    *("experiment=default", "data=canidae", "backbone=resnet18", "source=none", "optim=sgd"),
+    *("experiment=default", "data=canidae", "backbone=resnet18", "optim=sgd"),
+    *("source=file", "source.path=resnet18.pt"),
     *("freeze=head_only", "data.batch_size=24", "data.workers=0", "stages=[fit,evaluate]"),
 ]
 
@@ -67,6 +70,7 @@ def main():
     parser.add_argument("--uncached", action="store_true", help="one trial on images as well")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
+        torch.save(timm.create_model("resnet18").state_dict(), Path(folder) / "resnet18.pt")
         os.environ["XFER_CACHE"] = str(Path(folder) / "cache")
         epochs = f"trainer.max_epochs={options.epochs}"
         first = seconds(folder, *TRIAL, epochs, "features=require", "features.views=1")

@@ -29,6 +29,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "compat",
         "norms",
         "adapters",
+        "undrawn",
         "session",
     ),
     ("ranks", "cluster"),
@@ -76,7 +77,7 @@ HEAVY = {
 OF_TORCH = {"head.layers", "export.pixels"} | {
     "compat", "ema", "evaluate", "extraction", "features.absent", "features.cut", "features.find",
     "features.proof", "feed", "fit", "history", "loader", "lr_find", "memory", "metrics", "model",
-    "momenta", "network", "numbers", "phases", "joint", "team", "pruning",
+    "momenta", "network", "numbers", "phases", "joint", "team", "pruning", "undrawn",
 }  # fmt: skip
 
 

@@ -41,7 +41,7 @@ from xfer.freeze import (
     verdict,
 )
 from xfer.network import assemble, fill, open_checkpoint, pieces
-from xfer.snapshot import Snapshot, read_snapshot, tensor_sha256, write_snapshot
+from xfer.snapshot import Snapshot, read_snapshot, tensor_hashes, write_snapshot
 from xfer.types import Backbone, InputSpec, Network
 from xfer.weights import Momenta
 
@@ -421,7 +421,7 @@ def test_the_proof_is_over_the_weights_below_the_adapters(trained: Path) -> None
     source = read_snapshot(Path(api.__file__).parent / "source" / "digits_0_4.ckpt").state
     assert proof["proved"] and set(proof["hashes"]) == {n for n in source if n[:3] != "fc."}
     for name in ("conv1.weight", "layer4.0.conv2.weight"):
-        own = tensor_sha256(name, source[name])
+        own = tensor_hashes([(name, source[name])])[name]
         assert proof["hashes"][name] == {"before": own, "after": own}
         best = read_snapshot(trained / "checkpoints" / "best.ckpt").state
         assert not torch.equal(best[name], source[name])

@@ -6,12 +6,17 @@ import pytest
 import torch
 
 from xfer import schema
+from xfer.backbone.timm import Timm
+from xfer.backbone.torchvision import Torchvision
 from xfer.config import compose_specs
 from xfer.errors import ConfigError, WeightsError
-from xfer.head import Dropout, Linear, Mlp, Pooled
-from xfer.network import assemble, blueprint, fill, open_checkpoint, shapes
+from xfer.head import Dropout, Keep, Linear, Mlp, Pooled
+from xfer.network import Parts, assemble, blueprint, check, fill, open_checkpoint, shapes
 from xfer.plan import make_plan
+from xfer.randomness import derive
 from xfer.snapshot import Snapshot, fingerprint, write_snapshot
+from xfer.undrawn import Undrawn
+from xfer.weights import Weights
 
 
 @pytest.fixture(scope="module")
@@ -100,3 +105,67 @@ def test_the_head_depends_on_the_seed_alone(plan):
 def test_every_class_is_equally_likely_before_the_first_step(plan, head):
     net = assemble(dataclasses.replace(plan.parts, head=head), plan.weights).eval()
     assert net(torch.rand(2, 3, 32, 32)).eq(0).all()
+
+
+@pytest.fixture
+def empty_memory_is_nan():
+    """Whatever is made and not written is NaN, and no longer what happens to be in memory."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def drawn(parts, state):
+    """The network as it is when every number is drawn first and then replaced."""
+    network = parts.bare()
+    found = check(parts, network, Weights("file", state))
+    fill(network.module, found.state)
+    torch.manual_seed(derive("head", parts.seed))
+    parts.finish(network)
+    return network.module
+
+
+def tensors(net):
+    """All of them, those that no state has as well."""
+    return {**dict(net.named_parameters()), **dict(net.named_buffers())}
+
+
+LIGHT = [
+    *(Timm("resnet18"), Timm("mobilenetv3_small_050"), Timm("vit_tiny_patch16_224")),
+    *(Timm("swin_tiny_patch4_window7_224"), Timm("convnext_atto"), Timm("efficientnet_lite0")),
+    *(Torchvision("squeezenet1_1"), Torchvision("googlenet"), Torchvision("vit_b_16")),
+]
+
+
+@pytest.mark.parametrize("backbone", LIGHT, ids=lambda b: b.name)
+def test_what_weights_replace_is_not_drawn_and_nothing_else_is_missed(
+    backbone, empty_memory_is_nan
+):
+    parts = Parts(backbone, Mlp(), 3)
+    state = parts.bare().module.state_dict()
+    expected = tensors(drawn(parts, state))
+    with Undrawn():
+        matrices = [p for p in parts.bare().module.parameters() if p.ndim > 1]
+    left = sum(p.numel() for p in matrices if p.isnan().all())
+    assert left > 0.98 * sum(p.numel() for p in matrices)
+    found = tensors(assemble(parts, Weights("file", state)))
+    assert found.keys() == expected.keys()
+    assert [name for name, tensor in found.items() if not tensor.equal(expected[name])] == []
+
+
+def test_what_weights_leave_out_is_drawn(empty_memory_is_nan):
+    parts = Parts(Timm("resnet18"), Mlp(), 3)
+    whole = parts.bare().module.state_dict()
+    some = {n: t for n, t in whole.items() if not n.startswith("layer4")}
+    weights = Weights("file", some, allow_missing=("layer4.*",))
+    one, same = assemble(parts, weights), assemble(parts, weights)
+    assert all(t.equal(same.state_dict()[n]) for n, t in one.state_dict().items())
+    assert one.layer4[0].conv1.weight.std() > 0.01
+    assert one.layer1[0].conv1.weight.equal(whole["layer1.0.conv1.weight"])
+
+
+def test_a_head_that_stays_is_not_left_undrawn(empty_memory_is_nan):
+    parts = Parts(Timm("resnet18"), Keep(), 1000)
+    state = {n: t for n, t in parts.bare().module.state_dict().items() if n[:3] != "fc."}
+    weights = Weights("file", state, allow_missing=("fc.*",))
+    assert assemble(parts, weights).fc.weight.isfinite().all()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from inspect import signature
 from pathlib import Path
@@ -18,6 +19,7 @@ from xfer.randomness import derive
 from xfer.snapshot import Snapshot, fingerprint, read_snapshot
 from xfer.source.match import Match, match
 from xfer.types import Backbone, Card, Head, Network, Plain
+from xfer.undrawn import Undrawn
 from xfer.weights import Weights
 
 
@@ -132,14 +134,30 @@ def check(parts: Parts, before: Network, weights: Weights) -> Match:
 def assemble(parts: Parts, weights: Weights) -> nn.Module:
     """The network with its weights loaded and its new head drawn from the seed."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive("initial", parts.seed))
-        network = parts.bare()
-        found = check(parts, network, weights)
-        if weights.state is not None:
-            fill(network.module, found.state)
+        network = _loaded(parts, weights)
         torch.manual_seed(derive("head", parts.seed))
         parts.finish(network)
     return network.module
+
+
+def _loaded(parts: Parts, weights: Weights) -> Network:
+    """The architecture with its weights; what they leave out is drawn from the seed."""
+    for drawing in (Undrawn(), nullcontext()):
+        torch.manual_seed(derive("initial", parts.seed))
+        with drawing:
+            network = parts.bare()
+        found = check(parts, network, weights)
+        if _replaces(found, parts, network):
+            break
+    fill(network.module, found.state)
+    return network
+
+
+def _replaces(found: Match, parts: Parts, network: Network) -> bool:
+    """Whether every parameter gets a value, or is of a head that will be swapped."""
+    swapped = () if parts.whole else tuple(f"{path}." for path in network.heads)
+    names = (name for name, _ in network.module.named_parameters(remove_duplicate=False))
+    return all(name in found.state or name.startswith(swapped) for name in names)
 
 
 def fill(net: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
@@ -156,8 +174,7 @@ def restore(
 ) -> nn.Module:
     """The network of a checkpoint, adapters merged. ``weights`` is asked for only when the
     checkpoint comes from an interrupted run and holds what trained alone."""
-    source = Weights("none", None) if snapshot.frozen is None else weights()
-    net = assemble(parts, source)
+    net = _empty(parts) if snapshot.frozen is None else assemble(parts, weights())
     missing = [n for n in net.state_dict() if n not in snapshot.state]
     if snapshot.frozen is None and missing:
         raise WeightsError(
@@ -175,6 +192,14 @@ def restore(
             )
     fill(net, snapshot.state)
     return adapters.merge(net)
+
+
+def _empty(parts: Parts) -> nn.Module:
+    """The network before it has any weights."""
+    with Undrawn():
+        network = parts.bare()
+        parts.finish(network)
+    return network.module
 
 
 def open_checkpoint(path: Path, make: Callable[[str, Plain], Any]) -> tuple[nn.Module, Card]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from xfer.freeze.mode import batch_norms
 from xfer.freeze.policy import BatchNorm
 from xfer.freeze.table import Row
-from xfer.snapshot import over, tensor_sha256
+from xfer.snapshot import over, tensor_hashes
 
 if TYPE_CHECKING:
     import torch
@@ -40,7 +40,7 @@ def frozen(net: nn.Module, rows: Sequence[Row], batch_norm: BatchNorm = "eval") 
 def hashes(state: Mapping[str, torch.Tensor], names: Iterable[str]) -> dict[str, str]:
     """sha256 of each named tensor's name, dtype, shape and bytes. A name that ``state`` lacks is
     left out, which :func:`verdict` tells as moved."""
-    return {name: tensor_sha256(name, state[name]) for name in sorted(names) if name in state}
+    return tensor_hashes((name, state[name]) for name in sorted(names) if name in state)
 
 
 def verdict(before: Mapping[str, str], after: Mapping[str, str]) -> Plain:
