@@ -1,5 +1,7 @@
 """Files decoded once: the same pictures, in memory that worker processes share."""
 
+import json
+import time
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 from PIL import Image
 from torch.utils.data import DataLoader
 
+import xfer
 from xfer.decoded import Decoded, decoded
 from xfer.images import Arrays, Files
 from xfer.types import Dataset, Samples
@@ -83,3 +86,19 @@ def test_only_files_are_kept_and_zero_keeps_none(files):
     assert isinstance(found.splits["train"].images, Decoded)
     assert found.splits["val"].images is arrays
     assert decoded(data, 0).splits["train"].images is files
+
+
+def test_the_share_of_time_that_training_waits_for_data_is_told(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    quick = Arrays.__getitem__
+
+    def slow(self, index):
+        time.sleep(0.005)
+        return quick(self, index)
+
+    monkeypatch.setattr(Arrays, "__getitem__", slow)
+    typed = ["stages=[fit,report]", "trainer.max_epochs=2", "data.workers=0", "features=never"]
+    folder = xfer.run("digits_freeze", typed).folder
+    share = json.loads((folder / "result.json").read_text())["timing"]["data_share"]
+    assert 0.5 < share < 1
+    assert f"{share:.0%} of the training time" in (folder / "report.md").read_text()

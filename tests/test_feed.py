@@ -150,6 +150,27 @@ def test_images_that_come_several_times_an_epoch_are_not_kept_where_each_is_anot
         assert facts(fit(*balanced, "features=require", *same))["cached"] is True
 
 
+def test_views_that_would_push_each_other_out_are_not_kept():
+    small = ["features.views=max", "features.max_gb=0.0001"]
+    assert facts(fit("features=auto", *small))["cached"] is False
+    with pytest.raises(ConfigError, match=r"E259.*max_gb=0.0001"):
+        fit("features=require", *small)
+
+
+def test_features_that_another_process_has_removed_are_still_told(monkeypatch, own_cache):
+    enter = xfer.feed.Kept.prepare
+
+    def prepare(self, epoch):
+        enter(self, epoch)
+        for file in (own_cache / "features").glob("*.npy"):
+            file.unlink()
+
+    whole = facts(fit(*ONE))["bytes"]
+    shutil.rmtree(own_cache / "features")
+    monkeypatch.setattr(xfer.feed.Kept, "prepare", prepare)
+    assert facts(fit(*ONE))["bytes"] == whole > 0
+
+
 @pytest.mark.parametrize("options", [["freeze=none"], ["freeze.batch_norm=adapt"]])
 def test_a_prefix_that_trains_or_adapts_is_not_cut(options):
     with pytest.raises(ConfigError, match="cannot be kept"):

@@ -15,6 +15,7 @@ from xfer.network import Parts, assemble, blueprint, check, fill, open_checkpoin
 from xfer.plan import make_plan
 from xfer.randomness import derive
 from xfer.snapshot import Snapshot, fingerprint, write_snapshot
+from xfer.types import Network
 from xfer.undrawn import Undrawn
 from xfer.weights import Weights
 
@@ -162,6 +163,37 @@ def test_what_weights_leave_out_is_drawn(empty_memory_is_nan):
     assert all(t.equal(same.state_dict()[n]) for n, t in one.state_dict().items())
     assert one.layer4[0].conv1.weight.std() > 0.01
     assert one.layer1[0].conv1.weight.equal(whole["layer1.0.conv1.weight"])
+
+
+@dataclasses.dataclass(frozen=True)
+class Own:
+    """Somebody's own, with numbers that no state has and that follow from those that are drawn."""
+
+    library = "own"
+    name = "projected"
+
+    def build(self, classes=None):
+        torch.rand(1)
+        module = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, classes or 2))
+        module.register_buffer("basis", torch.randn(3) * module[0].weight.sum(), persistent=False)
+        return Network(module, ("1",), None)
+
+
+def test_somebodys_own_network_is_drawn_as_ever(empty_memory_is_nan):
+    parts = Parts(Own(), Linear(), 2)
+    torch.manual_seed(derive("initial", 0))
+    state = (basis := parts.bare().module).state_dict()
+    assert assemble(parts, Weights("file", state)).basis.equal(basis.basis)
+
+
+def test_to_open_a_checkpoint_moves_nobodys_random_numbers(plan, tmp_path):
+    path = tmp_path / "best.ckpt"
+    save(path, plan, assemble(plan.parts, plan.weights), lambda n: True, None)
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    open_checkpoint(path, schema.build)
+    assert torch.rand(1).equal(expected)
 
 
 def test_a_head_that_stays_is_not_left_undrawn(empty_memory_is_nan):

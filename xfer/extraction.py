@@ -232,7 +232,7 @@ class Extraction:
         with self.autocast():
             again = extract(self.net, cut, images).cpu()
         difference = float((kept - again.float()).abs().max())
-        agree = difference <= _TOLERANCE[again.dtype] * max(1.0, float(again.float().abs().max()))
+        agree = difference <= _TOLERANCE[again.dtype] * float(again.float().abs().max())
         if agree or not entry.hit:
             self.difference = max(self.difference, difference)
         return agree

@@ -65,7 +65,7 @@ class Feed:
         work = Extraction(self.plan, module, options)
         reason = _obstacle(self.plan, options)
         with self.team.leader_first():
-            cut = Refusal(reason) if reason else work.cut()
+            cut = Refusal(reason) if reason else _fitting(work, options)
         if isinstance(cut, Refusal):
             self._refuse(cut.reason, module.phase)
         else:
@@ -173,8 +173,7 @@ class Kept:
     @property
     def most_bytes(self) -> int:
         """What all views take once each has been used."""
-        images = self.views * len(self.work.samples("train")) + len(self.work.samples("val"))
-        return images * self.cut.bytes_per_image()
+        return _most_bytes(self.work, self.cut)
 
     def facts(self, before: Plain) -> Plain:
         """What is to be said, added to what was said ``before`` of an earlier phase."""
@@ -186,7 +185,7 @@ class Kept:
             "exact": self.work.exact,
             "cut": list(self.cut.modules),
             "bytes_per_image": self.cut.bytes_per_image(),
-            "bytes": sum(entry.path.stat().st_size for entry in self._entries()),
+            "bytes": sum(entry.bytes for entry in self._entries()),
             "difference": self.work.difference,
         }
 
@@ -212,6 +211,20 @@ class Rows:
         indices = [key[1] if isinstance(key, tuple) else key for key in keys]
         view = self.kept[epoch % self.views]
         return rows(view.entry, view.positions[indices]), self.labels[indices]
+
+
+def _fitting(work: Extraction, options: Auto) -> Cut | Refusal:
+    """The cut, unless the views behind it would push each other out of the store."""
+    cut = work.cut()
+    if isinstance(cut, Refusal) or _most_bytes(work, cut) <= options.max_gb * 1e9:
+        return cut
+    size = f"{_most_bytes(work, cut) / 1e9:.3g} GB"
+    return Refusal(f"all views take {size}, more than features.max_gb={options.max_gb:g}")
+
+
+def _most_bytes(work: Extraction, cut: Cut) -> int:
+    images = (work.views or 1) * len(work.samples("train")) + len(work.samples("val"))
+    return images * cut.bytes_per_image()
 
 
 def _noted(path: Path) -> Plain:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from inspect import signature
 from pathlib import Path
@@ -21,6 +20,9 @@ from xfer.source.match import Match, match
 from xfer.types import Backbone, Card, Head, Network, Plain
 from xfer.undrawn import Undrawn
 from xfer.weights import Weights
+
+# Libraries whose networks are nothing but their state.
+_STATELESS = ("timm", "torchvision")
 
 
 @dataclass(frozen=True)
@@ -142,15 +144,31 @@ def assemble(parts: Parts, weights: Weights) -> nn.Module:
 
 def _loaded(parts: Parts, weights: Weights) -> Network:
     """The architecture with its weights; what they leave out is drawn from the seed."""
-    for drawing in (Undrawn(), nullcontext()):
-        torch.manual_seed(derive("initial", parts.seed))
-        with drawing:
-            network = parts.bare()
+    if weights.state is not None:
+        network = _unset(parts)
         found = check(parts, network, weights)
         if _replaces(found, parts, network):
-            break
-    fill(network.module, found.state)
+            fill(network.module, found.state)
+            return network
+        del network, found
+    network = _drawn(parts)
+    fill(network.module, check(parts, network, weights).state)
     return network
+
+
+def _drawn(parts: Parts) -> Network:
+    torch.manual_seed(derive("initial", parts.seed))
+    return parts.bare()
+
+
+def _unset(parts: Parts) -> Network:
+    """The architecture with parameters that may hold anything, where nothing but the weights
+    follows from what is drawn; what somebody else's backbone makes of it is not known."""
+    if parts.backbone.library not in _STATELESS:
+        return _drawn(parts)
+    torch.manual_seed(derive("initial", parts.seed))
+    with Undrawn():
+        return parts.bare()
 
 
 def _replaces(found: Match, parts: Parts, network: Network) -> bool:
@@ -196,8 +214,9 @@ def restore(
 
 def _empty(parts: Parts) -> nn.Module:
     """The network before it has any weights."""
-    with Undrawn():
-        network = parts.bare()
+    with torch.random.fork_rng(devices=[]):
+        network = _unset(parts)
+        torch.manual_seed(derive("head", parts.seed))
         parts.finish(network)
     return network.module
 

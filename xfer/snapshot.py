@@ -80,9 +80,11 @@ def fingerprint(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
 
 
 def tensor_hashes(tensors: Iterable[tuple[str, torch.Tensor]]) -> dict[str, str]:
-    """sha256 over each tensor's name, dtype, shape and bytes, in hex, by name. All cores work: a
-    network of 100 MB takes one of them 0.06 s."""
-    with ThreadPoolExecutor() as pool:
+    """sha256 over each tensor's name, dtype, shape and bytes, in hex, by name."""
+    import torch
+
+    # As many at a time as torch may use: a slot of a sweep has its own cores.
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         return dict(pool.map(_hashed, tensors))
 
 

@@ -18,7 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -31,8 +31,6 @@ from xfer.types import Plain
 if TYPE_CHECKING:
     import numpy.typing as npt
     import torch
-
-    from xfer.types import Array
 
     Compute = Callable[[], Iterable[torch.Tensor]]
 
@@ -53,9 +51,14 @@ class Entry:
     """
 
     path: Path
-    array: Array
+    array: np.memmap[Any, Any]
     dtype: str
     hit: bool
+
+    @property
+    def bytes(self) -> int:
+        """Size of the file, which another process may have removed."""
+        return self.array.offset + self.array.nbytes
 
 
 @dataclass(frozen=True)
@@ -284,7 +287,7 @@ def _differing(found: object, key: Plain) -> list[str]:
     return missing or [name for name in names if _text(found[name]) != _text(key[name])]
 
 
-def _mapped(path: Path, form: _Form, sha256: str) -> Array:
+def _mapped(path: Path, form: _Form, sha256: str) -> np.memmap[Any, Any]:
     """A private map of the file, once all its bytes are what they must be."""
     with open_plain(path) as stream:
         size, header = os.fstat(stream.fileno()).st_size, form.header
