@@ -174,8 +174,11 @@ RESUMED = {
 }
 
 
-@pytest.mark.parametrize("name", RESUMED)
-def test_a_run_killed_in_two_of_its_phases_ends_as_the_whole_one(name, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "name",
+    ["patience", "lp_ft on features", pytest.param("gradual on features", marks=pytest.mark.slow)],
+)
+def test_a_run_killed_in_two_of_its_phases_ends_as_the_whole_one(name, tmp_path):
     for folder in ("whole", "killed"):
         (tmp_path / folder).mkdir()
     finish(start(tmp_path / "whole", *RESUMED[name], XFER_CACHE=str(tmp_path / "cache")))
@@ -197,3 +200,18 @@ def test_a_run_killed_in_two_of_its_phases_ends_as_the_whole_one(name, tmp_path,
 
 def proof_of(run):
     return json.loads((run / "freeze_proof.json").read_text())
+
+
+def test_the_plan_has_the_groups_that_the_optimizer_then_has():
+    run, _ = fit(
+        *("freeze=lp_ft", "freeze.probe_epochs=1", "trainer.max_epochs=2", "freeze.head_lr=0.125"),
+        *("schedule=constant", "optim=adamw", "optim.weight_decay=0.05"),
+    )
+    planned = json.loads((run / "plan.json").read_text())["optimizer"]
+    found = json.loads((run / "result.json").read_text())["freeze"]["groups"]
+    keys = ("lr", "weight_decay", "tensors", "parameters")
+    kept = [[{key: group[key] for key in keys} for group in row["groups"]] for row in found]
+    assert [row["phase"] for row in planned] == ["linear probe", "fine-tune"]
+    assert [row["groups"] for row in planned] == kept
+    assert {group["weight_decay"] for group in planned[0]["groups"]} == {0.0, 0.05}
+    assert {group["lr"] for group in planned[0]["groups"]} == {0.0, found[0]["groups"][-1]["lr"]}
