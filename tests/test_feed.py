@@ -45,7 +45,26 @@ def facts(run):
     ids=["head_only", "last_stage", "lp_ft"],
 )
 def test_as_many_views_as_epochs_train_bit_for_bit_as_without(options, workers):
-    options = [*options, f"data.workers={workers}"]
+    assert_as_without([*options, f"data.workers={workers}"])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["freeze=head_only", "head=dropout"],
+        ["freeze=last_stage", "trainer.ema_decay=0.9"],
+        ["freeze=lp_ft", "freeze.probe_epochs=2"],
+    ],
+    ids=["head_only", "last_stage", "lp_ft"],
+)
+def test_in_half_precision_they_train_bit_for_bit_as_without_too(options):
+    kept = assert_as_without([*options, "trainer.precision=bf16-mixed", "data.workers=0"])
+    assert json.loads((kept / "result.json").read_text())["precision"] == "bf16-mixed"
+    assert facts(kept)["exact"] is True
+
+
+def assert_as_without(options):
+    """Without features, with new and with known ones; the run with new ones."""
     plain = fit(*options, "features=never")
     kept = fit(*options, "features=require", "features.views=max")
     assert facts(plain)["cached"] is False
@@ -55,6 +74,7 @@ def test_as_many_views_as_epochs_train_bit_for_bit_as_without(options, workers):
     again = fit(*options, "features=require", "features.views=max")
     assert facts(again)["hit"] is True
     assert_same(again, plain)
+    return kept
 
 
 def test_one_view_is_the_evaluation_view():

@@ -269,3 +269,93 @@ def test_a_wholly_trainable_network_is_held_nowhere() -> None:
     net.requires_grad_(True)
     hold(net.train())
     assert all(module.training for module in net.modules())
+
+
+class Probed(nn.Module):
+    """A BatchNorm without scale and shift before the head, as probes of MoCo-v3 and MAE have it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Flatten(), nn.Linear(12, 6))
+        self.layer = nn.Linear(6, 6)
+        self.top = nn.Sequential(nn.BatchNorm1d(6, affine=False), nn.Dropout(0.5), nn.Linear(6, 2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        answers: torch.Tensor = self.top(self.layer(self.stem(x)))
+        return answers
+
+
+class Aside(Probed):
+    """The same one, made behind the head that it is before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.top = nn.Sequential(nn.Linear(6, 2))
+        self.norm = nn.BatchNorm1d(6, affine=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        answers: torch.Tensor = self.top(self.norm(self.layer(self.stem(x))))
+        return answers
+
+
+def moved_by_training(net: nn.Module, phase: Phase, batch_norm: BatchNorm = "eval") -> set[str]:
+    """Names of what three steps move."""
+    apply(net, phase.rows)
+    before = {n: t.clone() for n, t in net.state_dict().items()}
+    optimizer = torch.optim.SGD([p for p in net.parameters() if p.requires_grad], lr=0.1)
+    for _ in range(3):
+        hold(net.train(), batch_norm)
+        F.cross_entropy(net(torch.randn(8, 3, 2, 2)), torch.tensor([0, 1] * 4)).backward()
+        optimizer.step()
+    return {n for n, t in net.state_dict().items() if not torch.equal(t, before[n])}
+
+
+STATISTICS = {"running_mean", "running_var", "num_batches_tracked"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "head", "norm"), [(Probed, "top.2", "top.0"), (Aside, "top.0", "norm")]
+)
+@pytest.mark.parametrize(
+    ("rules", "batch_norm", "moves"),
+    [
+        (("head",), "eval", False),
+        (("head", "stem"), "eval", False),
+        (("head", "layer", "stem"), "eval", True),
+        (("head",), "adapt", True),
+        (("head",), "train", True),
+    ],
+)
+def test_a_norm_without_parameters_moves_only_inside_what_trains(
+    kind: type[nn.Module],
+    head: str,
+    norm: str,
+    rules: tuple[str, ...],
+    batch_norm: BatchNorm,
+    moves: bool,
+) -> None:
+    net = kind()
+    trained = tuple(Rule(rule, 1) for rule in rules)
+    closed = () if len(rules) == 3 else (Rule("backbone", 0),)
+    known = layout(net, [head])
+    phase = Freeze((*trained, *closed)).phases(known, 1)[0]
+    moved = moved_by_training(net, phase, batch_norm)
+    still, statistics = frozen(net, phase.rows, batch_norm), {f"{norm}.{n}" for n in STATISTICS}
+    assert not still & moved
+    assert statistics & moved == (statistics if moves else set())
+    assert statistics & still == (set() if moves else statistics)
+    if kind is Probed:
+        assert net.get_submodule("top.1").training, "dropout goes with the head"
+
+
+def test_a_norm_without_parameters_between_two_stages_that_train_moves() -> None:
+    net = nn.Sequential(
+        nn.Sequential(nn.Flatten(), nn.Linear(12, 6)),
+        nn.Linear(6, 6),
+        nn.BatchNorm1d(6, affine=False),
+        nn.Linear(6, 2),
+    )
+    rules = (Rule("head", 1), Rule(r"1\..*", 1), Rule("backbone", 0))
+    phase = Freeze(rules).phases(layout(net, ["3"]), 1)[0]
+    assert {f"2.{name}" for name in STATISTICS} <= moved_by_training(net, phase)
+    assert frozen(net, phase.rows) == {"0.1.weight", "0.1.bias"}

@@ -8,7 +8,9 @@ import torch
 import xfer
 from xfer.config import compose_specs
 from xfer.errors import ConfigError, DivergedError
+from xfer.freeze import hashes
 from xfer.lr_find import _longest_fall, _read, lr_find
+from xfer.model import Classifier
 from xfer.plan import make_plan
 
 
@@ -56,6 +58,27 @@ def test_groups_keep_their_multiples_and_frozen_stays_frozen(monkeypatch):
     assert len(seen[0]) > 1
     for rates in seen[:50]:
         assert {round(rate / max(rates), 6) for rate in rates} == {0.25, 1.0}
+
+
+@pytest.mark.parametrize(
+    "options", [["freeze=head_only"], ["freeze=last_stage"], ["freeze=lp_ft"]], ids=lambda o: o[0]
+)
+def test_the_climb_moves_nothing_that_the_first_phase_freezes(options, monkeypatch):
+    seen = []
+
+    class Seen(Classifier):
+        def __init__(self, net, plan):
+            super().__init__(net, plan)
+            state = net.state_dict()
+            seen.append((self, hashes(state, state)))
+
+    monkeypatch.setattr("xfer.lr_find.Classifier", Seen)
+    lr_find(planned(*options))
+    ((module, before),) = seen
+    after = hashes(module.net.state_dict(), before)
+    frozen = module.frozen_in(0)
+    assert {name for name in before if before[name] != after[name]} == set(before) - frozen
+    assert {"bn1.weight", "bn1.running_mean", "bn1.num_batches_tracked"} <= frozen
 
 
 def test_the_same_climb_twice_is_the_same():

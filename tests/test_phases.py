@@ -7,6 +7,7 @@ from runs import assert_same, finish, in_an_epoch, kill, only_run, rows, start, 
 
 import xfer
 from xfer.errors import ConfigError, XferError
+from xfer.history import History
 from xfer.storage import load_tensors
 
 SHORT = ["data.workers=0", "stages=[fit]"]
@@ -51,6 +52,28 @@ def test_a_frozen_tensor_that_moves_fails_the_run(monkeypatch):
     proof = json.loads((run / "freeze_proof.json").read_text())
     assert proof["proved"] is False and "bn1.running_mean" in proof["moved"]
     assert json.loads((run / "status.json").read_text())["state"] == "failed"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [["trainer.max_epochs=1"], ["freeze=gradual", "freeze.every=1", "trainer.max_epochs=6"]],
+    ids=["at the end", "between phases"],
+)
+def test_what_is_opened_during_a_phase_fails_the_audit_behind_it(options, monkeypatch):
+    whole = History.on_train_epoch_end
+
+    def opened(self, trainer, module):
+        # No optimizer has it, so that it does not move and no hash tells.
+        if not trainer.current_epoch:
+            module.net.conv1.weight.requires_grad_(True)
+        whole(self, trainer, module)
+
+    monkeypatch.setattr(History, "on_train_epoch_end", opened)
+    with pytest.raises(XferError, match=r"'conv1\.weight' has a gradient in phase"):
+        fit(*options, "augment=none")
+    (proof,) = only_runs().glob("*/freeze_proof.json")
+    found = json.loads(proof.read_text())
+    assert found["proved"] and len(found["phases"]) == 1
 
 
 def only_runs():
@@ -138,3 +161,57 @@ def test_a_run_killed_inside_or_between_phases_ends_as_the_whole_one(whole, tmp_
     assert proofs[0] == proofs[1]
     ours, theirs = (json.loads((r / "result.json").read_text())["freeze"] for r in (run, whole))
     assert ours == theirs and len(ours["groups"]) == 6
+
+
+KEPT = ["features=require", "features.views=max"]
+RESUMED = {
+    "patience": [
+        *("freeze=lp_ft", "freeze.probe_epochs=null", "freeze.patience=1", "features=never"),
+        *("trainer.max_epochs=6", "optim.lr=0.5", "trainer.ema_decay=0"),
+    ],
+    "lp_ft on features": ["freeze=lp_ft", "freeze.probe_epochs=2", "trainer.max_epochs=4", *KEPT],
+    "gradual on features": ["freeze=gradual", "freeze.every=1", "trainer.max_epochs=6", *KEPT],
+}
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["patience", "lp_ft on features", pytest.param("gradual on features", marks=pytest.mark.slow)],
+)
+def test_a_run_killed_in_two_of_its_phases_ends_as_the_whole_one(name, tmp_path):
+    for folder in ("whole", "killed"):
+        (tmp_path / folder).mkdir()
+    finish(start(tmp_path / "whole", *RESUMED[name], XFER_CACHE=str(tmp_path / "cache")))
+    whole = only_run(tmp_path / "whole")
+    options = [*RESUMED[name], "checkpoint.resume=auto"]
+    later = proof_of(whole)["phases"][1]["from_epoch"]
+    for epoch in (1, later):
+        process = start(tmp_path / "killed", *options)
+        wait_for(lambda e=epoch: in_an_epoch(tmp_path / "killed", 23 * (e - 1)), process)
+        kill(process)
+    finish(start(tmp_path / "killed", *options))
+    run = only_run(tmp_path / "killed")
+    assert_same(run, whole)
+    assert proof_of(run) == proof_of(whole) and proof_of(run)["proved"]
+    ours, theirs = (json.loads((r / "result.json").read_text()) for r in (run, whole))
+    assert ours["freeze"] == theirs["freeze"]
+    assert ours["features"]["cached"] is theirs["features"]["cached"] is (KEPT[0] in options)
+
+
+def proof_of(run):
+    return json.loads((run / "freeze_proof.json").read_text())
+
+
+def test_the_plan_has_the_groups_that_the_optimizer_then_has():
+    run, _ = fit(
+        *("freeze=lp_ft", "freeze.probe_epochs=1", "trainer.max_epochs=2", "freeze.head_lr=0.125"),
+        *("schedule=constant", "optim=adamw", "optim.weight_decay=0.05"),
+    )
+    planned = json.loads((run / "plan.json").read_text())["optimizer"]
+    found = json.loads((run / "result.json").read_text())["freeze"]["groups"]
+    keys = ("lr", "weight_decay", "tensors", "parameters")
+    kept = [[{key: group[key] for key in keys} for group in row["groups"]] for row in found]
+    assert [row["phase"] for row in planned] == ["linear probe", "fine-tune"]
+    assert [row["groups"] for row in planned] == kept
+    assert {group["weight_decay"] for group in planned[0]["groups"]} == {0.0, 0.05}
+    assert {group["lr"] for group in planned[0]["groups"]} == {0.0, found[0]["groups"][-1]["lr"]}

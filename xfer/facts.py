@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from xfer.errors import printable
-from xfer.freeze import ever
+from xfer.freeze import Phase, ever
+from xfer.optim import Options, groups
 from xfer.types import Dataset, Plain
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from xfer.plan import Plan
 
 
@@ -73,6 +77,7 @@ def _training_facts(plan: Plan) -> Plain:
             {"name": phase.name, "start": phase.start, "patience": phase.patience}
             for phase in plan.phases
         ],
+        "optimizer": plan.facts["optimizer"],
         "params": count_parameters(plan),
         "steps": {
             "batch_size": plan.specs.data.batch_size if plan.specs.data else None,
@@ -83,6 +88,27 @@ def _training_facts(plan: Plan) -> Plain:
             "total": plan.total_steps,
         },
     }
+
+
+def optimizer_facts(net: nn.Module, phases: Sequence[Phase], options: Options) -> list[Plain]:
+    """The optimizer's groups in each phase, ``net`` on any device: the learning rate before the
+    schedule, the weight decay, and how many tensors and numbers a group has."""
+    made = groups(net, ever(phases), options)
+    return [
+        {
+            "phase": phase.name,
+            "groups": [
+                {
+                    "lr": group["lr"] * group["phases"][i],
+                    "weight_decay": group["weight_decay"],
+                    "tensors": len(group["params"]),
+                    "parameters": sum(p.numel() for p in group["params"]),
+                }
+                for group in made
+            ],
+        }
+        for i, phase in enumerate(phases)
+    ]
 
 
 def count_parameters(plan: Plan) -> dict[str, int]:

@@ -1,4 +1,5 @@
-"""The phases of a fit: each is entered in time, audited, and proved to have kept what it froze."""
+"""The phases of a fit: each is entered in time, audited at both ends, and proved to have kept what
+it froze."""
 
 from __future__ import annotations
 
@@ -132,10 +133,8 @@ class Phases(pl.Callback):
         module.enter(number, rates)
         if isinstance(trainer.strategy, Together):
             trainer.strategy.renew()
-        phases = self.plan.phases
-        audit = freeze.audit(
-            trainer.optimizers[0], list(module.net.named_parameters()), phases, number
-        )
+        self._entered, phases = number, self.plan.phases
+        audit = self._audit(module)
         name, epoch = phases[number].name, self.starts[-1] + 1
         if len(self.audits) == number:  # not again in the middle of a phase
             self.audits.append({"phase": name, "epoch": epoch, "groups": audit})
@@ -143,7 +142,13 @@ class Phases(pl.Callback):
             log.info(f"phase {number + 1} of {len(phases)}: {phases[number].name}")
         self.feed.enter(module)
         self.history.last_phase_from = self.starts[-1] if number + 1 == len(phases) else None
-        self._entered = number
+
+    def _audit(self, module: Classifier) -> list[Plain]:
+        """The optimizer's groups in the phase that was entered. Raises XferError."""
+        assert self._entered is not None
+        (optimizer,) = module.trainer.optimizers
+        named = list(module.net.named_parameters())
+        return freeze.audit(optimizer, named, self.plan.phases, self._entered)
 
     def _hashes(self, module: Classifier, number: int) -> dict[str, str]:
         frozen = module.frozen_in(number)
@@ -151,7 +156,8 @@ class Phases(pl.Callback):
         return known | freeze.hashes(module.net.state_dict(), frozen - known.keys())
 
     def _prove(self, module: Classifier) -> None:
-        """Compare what the phase froze with what it was. Raises XferError when a tensor moved."""
+        """Compare what the phase froze with what it was, and audit the optimizer once more. Raises
+        XferError when a tensor moved or the optimizer trains something else."""
         number = len(self.starts) - 1
         after = freeze.hashes(module.net.state_dict(), self.before)
         verdict = freeze.verdict(self.before, after)
@@ -168,6 +174,8 @@ class Phases(pl.Callback):
                 "report this bug; freeze_proof.json has the hashes",
                 1,
             )
+        if self._entered is not None:  # not in a process that has the last epoch behind it
+            self._audit(module)
 
     def _compare(self, module: Classifier) -> None:
         """Raise XferError when the ranks have come to different weights."""

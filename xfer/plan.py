@@ -125,6 +125,7 @@ def _check_model_source(specs: Specs) -> None:
 
 
 def _from_specs(specs: Specs, dataset: Dataset | None, weights: Weights) -> Plan:
+    from xfer.facts import optimizer_facts
     from xfer.network import blueprint, check
     from xfer.source.account import account
 
@@ -148,6 +149,7 @@ def _from_specs(specs: Specs, dataset: Dataset | None, weights: Weights) -> Plan
     if dataset and "train" in dataset.splits:
         plan = _with_phases(plan, after)
         plan.facts["features"] = _expected_features(plan, after)
+        plan.facts["optimizer"] = optimizer_facts(after.module, plan.phases, specs.optim)
     if weights.state is not None:
         plan.load.update(account(weights, found, before.heads))
     if parts.rows and weights.classes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from xfer.freeze.policy import BatchNorm
@@ -22,13 +22,16 @@ def apply(net: nn.Module, rows: Sequence[Row]) -> None:
 def hold(net: nn.Module, batch_norm: BatchNorm = "eval") -> None:
     """Put every wholly frozen module into inference mode; call after each ``net.train()``.
 
-    A module without parameters (dropout) goes with the next one beside it that has some. With
-    ``adapt`` and ``train`` every BatchNorm is left in training mode, and whether its own
-    parameters train makes no difference to what is around it with ``train``.
+    A module without parameters (dropout) goes with the next one beside it that has some; for one
+    that has buffers see :func:`resting`. With ``adapt`` and ``train`` every BatchNorm is left in
+    training mode, and whether its own parameters train makes no difference to what is around it
+    with ``train``.
     """
     norms = [module for _, module in batch_norms(net)] if batch_norm != "eval" else []
     aside = {id(p) for module in norms for p in module.parameters()}
     _hold(net, aside if batch_norm == "train" else set())
+    for _, module in resting(net, {id(p) for p in net.parameters() if not p.requires_grad}):
+        module.eval()
     for module in norms:
         # Not module.train(): some of timm carry dropout within.
         module.training = True
@@ -53,6 +56,39 @@ def _hold(net: nn.Module, aside: set[int]) -> None:
 
 def _counted(module: nn.Module, aside: set[int]) -> list[nn.Parameter]:
     return [p for p in module.parameters() if id(p) not in aside]
+
+
+def resting(net: nn.Module, frozen: Collection[int]) -> Iterator[tuple[str, nn.Module]]:
+    """Paths and modules of all that has buffers and no parameters, such as a BatchNorm with
+    ``affine=False``, unless what is beside it on both sides trains whole. ``frozen`` are the
+    ``id`` of the parameters that do not train.
+
+    No row speaks of such a module, so that its statistics would move unseen.
+    """
+    anything = bool(frozen)
+    return _resting(net, "", frozen, (anything, anything))
+
+
+def _resting(
+    module: nn.Module, path: str, frozen: Collection[int], beside: tuple[bool, bool]
+) -> Iterator[tuple[str, nn.Module]]:
+    """``beside``: whether something before and behind ``module`` is frozen."""
+    children = list(module.named_children())
+    found = [_holds_frozen(child, frozen) for _, child in children]
+    for i, (name, child) in enumerate(children):
+        before = next((f for f in reversed(found[:i]) if f is not None), beside[0])
+        behind = next((f for f in found[i + 1 :] if f is not None), beside[1])
+        own = f"{path}.{name}" if path else name
+        if found[i] is not None:
+            yield from _resting(child, own, frozen, (before, behind))
+        elif (before or behind) and any(True for _ in child.buffers()):
+            yield own, child
+
+
+def _holds_frozen(module: nn.Module, frozen: Collection[int]) -> bool | None:
+    """``None`` for a module without parameters."""
+    parameters = list(module.parameters())
+    return any(id(p) in frozen for p in parameters) if parameters else None
 
 
 def batch_norms(net: nn.Module) -> Iterator[tuple[str, nn.Module]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from xfer.freeze.mode import batch_norms
+from xfer.freeze.mode import batch_norms, resting
 from xfer.freeze.policy import BatchNorm
 from xfer.freeze.table import Row
 from xfer.snapshot import over, tensor_hashes
@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 def frozen(net: nn.Module, rows: Sequence[Row], batch_norm: BatchNorm = "eval") -> set[str]:
     """Names of every tensor of the state that cannot move while ``rows`` hold: the parameters
-    that they freeze, and the buffers of modules that are wholly frozen.
+    that they freeze, and the buffers of modules that are wholly frozen or, without a parameter,
+    at rest.
 
     The statistics of a BatchNorm move with ``adapt`` and ``train``, and are left out.
     """
@@ -32,9 +33,17 @@ def frozen(net: nn.Module, rows: Sequence[Row], batch_norm: BatchNorm = "eval") 
         if batch_norm == "train":
             own = {name for name in own if name.rpartition(".")[0] not in norms}
         if own and own <= still:
-            buffers = (start + name for name, _ in module.named_buffers())
-            found |= {name for name in buffers if name.rpartition(".")[0] not in norms}
+            found |= _buffers(path, module, norms)
+    ids = {id(p) for name, p in net.named_parameters() if name in still}
+    for path, module in resting(net, ids):
+        found |= _buffers(path, module, norms)
     return found & set(net.state_dict())
+
+
+def _buffers(path: str, module: nn.Module, norms: set[str]) -> set[str]:
+    """Names of the buffers in ``module``, but for those of ``norms``."""
+    names = {name for name, _ in module.named_buffers(path)}
+    return {name for name in names if name.rpartition(".")[0] not in norms}
 
 
 def hashes(state: Mapping[str, torch.Tensor], names: Iterable[str]) -> dict[str, str]:
