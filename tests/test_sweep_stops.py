@@ -16,8 +16,8 @@ STOPPED = [*QUICK, "trainer.max_epochs=8", "seed=0,1", "checkpoint.keep=1"]
 SLOTS = f"hydra.launcher.slots={min(2, len(os.sched_getaffinity(0)))}"
 
 
-def strike(pids: list[int], number: int) -> None:
-    for pid in pids:
+def strike(pids: list[int | None], number: int) -> None:
+    for pid in filter(None, pids):
         with suppress(ProcessLookupError):
             os.kill(pid, number)
 
@@ -46,7 +46,7 @@ def test_a_sweep_that_is_told_to_end_saves_every_job_and_goes_on(
         until(lambda: all(at_work(folder) for folder in folders), process)
         everyone = family(process.pid)
         assert len(everyone) >= 1 + 2 * len(folders), "a coordinator, and a keeper for each job"
-        strike(everyone if whom == "all" else everyone[:1], signal.SIGTERM)
+        strike([*everyone] if whom == "all" else [process.pid], signal.SIGTERM)
         output, _ = process.communicate(timeout=200)
     assert process.returncode == 143, output
     assert [process_of(folder) for folder in folders] == [None] * len(folders)
@@ -84,7 +84,7 @@ def test_ctrl_c_reaches_a_job_whose_keeper_is_gone(tmp_path: Path):
         try:
             output, _ = process.communicate(timeout=200)
         finally:
-            strike([process_of(folder) or 0] if process_of(folder) else [], signal.SIGTERM)
+            strike([process_of(folder)], signal.SIGTERM)
     assert process.returncode == 130, output
     assert process_of(folder) is None and state(folder) == "interrupted"
     assert "stopped by SIG" in (folder / "status.json").read_text()
@@ -121,7 +121,7 @@ def test_ctrl_c_ends_the_waiting_for_a_job_that_a_killed_sweep_left(tmp_path: Pa
             # The other job is begun meanwhile, and comes to its end.
             waiting = f"waiting for a process that works in {Path('s/0')}"
             until(lambda: waiting in log.read_text() and at_work(tmp_path / "s" / "1"), process)
-            strike([process_of(tmp_path / "s" / "1") or 0], signal.SIGKILL)
+            strike([process_of(tmp_path / "s" / "1")], signal.SIGKILL)
             until(lambda: "job 1, exit 137" in log.read_text(), process)
             assert process.poll() is None and process_of(folder) == orphan
             process.send_signal(signal.SIGINT)
@@ -133,6 +133,6 @@ def test_ctrl_c_ends_the_waiting_for_a_job_that_a_killed_sweep_left(tmp_path: Pa
         assert process_of(folder) == orphan, "it is not this sweep's to stop"
     finally:
         if orphan:
-            strike([orphan], signal.SIGTERM)
+            strike([orphan], signal.SIGTERM)  # and it saves its state
             until(lambda: process_of(folder) is None)
     assert state(folder) == "interrupted"

@@ -122,7 +122,8 @@ class Pool:
         while True:
             if not (stopping or self.asked):
                 self._fill(take)
-            waits = not (stopping or self.asked) and self.later()
+            idle = len(self._tasks()) < len(self.slots) and not (stopping or self.asked)
+            waits = idle and self.later()
             if not (self._tasks() or waits):
                 return
             self.tick(self._tasks())
