@@ -36,6 +36,9 @@ def main(arguments: list[str]) -> None:
     """Serve one slot until the input ends. ``arguments``: its cores, and the end of a pipe that
     every job inherits, so that whoever reads it learns when the last of them is gone."""
     withstand()
+    # What libraries print while they are imported is for people, and no word of this process.
+    told = os.dup(1)
+    os.dup2(2, 1)
     cores, alive, persistent = json.loads(arguments[0]), int(arguments[1]), arguments[2:] != []
     os.set_inheritable(alive, False)  # again with a job alone
     if hasattr(os, "sched_setaffinity"):
@@ -47,7 +50,7 @@ def main(arguments: list[str]) -> None:
         for module in _NEEDED:
             importlib.import_module(module)
         gc.freeze()  # a job that looks for garbage would copy every page it shares with this one
-    Keeper(persistent, alive).serve()
+    Keeper(persistent, alive, told).serve()
 
 
 def withstand() -> None:
@@ -75,8 +78,8 @@ def _pass(number: int, frame: FrameType | None) -> None:
 class Keeper:
     """One job at a time, which is waited for and never polled."""
 
-    def __init__(self, persistent: bool, alive: int) -> None:
-        self.persistent, self.alive = persistent, alive
+    def __init__(self, persistent: bool, alive: int, told: int) -> None:
+        self.persistent, self.alive, self.told = persistent, alive, told
         self.child: int | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._ended, self._wake = os.pipe()
@@ -143,6 +146,7 @@ class Keeper:
         code = 1
         try:
             _yield_again()
+            os.close(self.told)
             nothing = os.open(os.devnull, os.O_RDONLY)
             for source, target in ((nothing, 0), (stream, 1), (stream, 2)):
                 os.dup2(source, target)
@@ -175,7 +179,7 @@ class Keeper:
     def _tell(self, word: str, number: int) -> None:
         # Whoever asked may be gone; then the input ends as well.
         with suppress(BrokenPipeError):
-            os.write(1, f"{word} {number}\n".encode())
+            os.write(self.told, f"{word} {number}\n".encode())
 
 
 if __name__ == "__main__":
