@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -99,3 +99,20 @@ def ledger(folder: Path) -> dict[int, dict]:
         answers = (path.parent / "predictions_val.csv").read_text()
         found[job["job"]] = {**job, "result": kept, "answers": answers}
     return found
+
+
+def family(pid: int) -> list[int]:
+    """A process and all that descend from it, the eldest first."""
+    parents = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            parents[int(path.parent.name)] = int(path.read_text().rpartition(")")[2].split()[1])
+    found = [pid]
+    for one in found:
+        found += [child for child, parent in parents.items() if parent == one]
+    return found
+
+
+def at_work(folder: Path) -> bool:
+    """Whether a job has come past its first epoch."""
+    return (folder / "metrics.csv").exists() and process_of(folder) is not None

@@ -16,6 +16,7 @@ from xfer.conduct import Conductor
 from xfer.errors import DataError, JobFailed
 from xfer.log import close_log, open_log
 from xfer.queued import QueueRunner
+from xfer.resume import lock
 from xfer.runners import BatchRunner, quoted
 from xfer.signals import Stopped
 from xfer.sweep import Sweep
@@ -52,12 +53,7 @@ class Launcher:
 
 
 def conduct(folder: Path, launcher: Launcher, size: int = 9, study=None, **options) -> int:
-    sweep = Sweep(**options)
-    ledger = Ledger(folder)
-    total = sweep.n_trials or len(SEEDS)
-    ledger.open(Head("digits", "command", (ACC,), (), total, None, "mark"))
-    jobs = [] if study else SEEDS
-    conductor = Conductor(ledger, sweep, (ACC,), jobs, total, study)
+    conductor = conductor_of(folder, study, **options)
     open_log(folder)
     try:
         conductor.recall()
@@ -66,6 +62,15 @@ def conduct(folder: Path, launcher: Launcher, size: int = 9, study=None, **optio
         return conductor.close()
     finally:
         close_log()
+
+
+def conductor_of(folder: Path, study=None, **options) -> Conductor:
+    sweep = Sweep(**options)
+    ledger = Ledger(folder)
+    total = sweep.n_trials or len(SEEDS)
+    ledger.open(Head("digits", "command", (ACC,), (), total, None, "mark"))
+    jobs = [] if study else SEEDS
+    return Conductor(ledger, sweep, (ACC,), jobs, total, study)
 
 
 class Cluster(Launcher):
@@ -193,6 +198,70 @@ def test_the_first_failure_ends_the_sweep_where_that_is_asked_for(tmp_path: Path
     launcher = Launcher(job1=[7])
     assert conduct(tmp_path, launcher, size=1, fail_fast=True) == 7
     assert launcher.ran == [[0], [1]]
+
+
+class Quiet(Launcher):
+    """Leaves with exit 0 and has not finished; ``said`` is what is left of the status."""
+
+    def __init__(self, said: str | None) -> None:
+        super().__init__()
+        self.said = said
+
+    def end(self, job: Job, folder: Path) -> tuple[int, str]:
+        if job.number != 2:
+            return super().end(job, folder)
+        if self.said:
+            (folder / "status.json").write_text(self.said)
+        return 0, ""
+
+
+@pytest.mark.parametrize("said", [None, '{"state": "running"}', '{"state"'])
+def test_a_job_that_leaves_without_a_word_has_failed(
+    said: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    assert conduct(tmp_path, Quiet(said)) == 1
+    assert Ledger(tmp_path).state(2) == "failed"
+    found = capsys.readouterr()
+    assert "3 of 4 jobs finished, 1 failed" in found.out
+    assert found.err.startswith("job 2, exit 1: left with exit 0 and never finished")
+
+
+def test_a_job_that_finished_has_not_failed_with_its_process(tmp_path: Path):
+    class Killed(Launcher):
+        def end(self, job: Job, folder: Path) -> tuple[int, str]:
+            return super().end(job, folder)[0] or 137, ""
+
+    assert conduct(tmp_path, Killed()) == 0
+    assert [Ledger(tmp_path).state(number) for number in range(4)] == ["finished"] * 4
+
+
+def test_a_sweep_that_is_not_whole_does_not_pass_for_one_that_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    class Losing(Launcher):
+        def end(self, job: Job, folder: Path) -> tuple[int, str]:
+            if job.number == 3:
+                (folder.parent / "0" / "status.json").unlink()
+            return super().end(job, folder)
+
+    assert conduct(tmp_path, Losing(), size=1) == 1
+    assert "3 of 4 jobs finished, 0 failed" in capsys.readouterr().out
+
+
+def test_jobs_that_others_are_at_still_come_last(tmp_path: Path):
+    conductor = conductor_of(tmp_path)
+    conductor.recall()
+    (tmp_path / "0").mkdir()
+    with lock(tmp_path / "0"):
+        taken = [conductor.take(wait=False) for _ in range(4)]
+        assert [job and job.number for job in taken] == [1, 2, 3, None]
+        assert conductor.later
+        for job in taken[:3]:
+            assert job
+            Launcher().end(job, tmp_path / str(job.number))
+        assert conductor.close() == 1
+    last = conductor.take(wait=False)
+    assert last and last.number == 0 and not conductor.later
 
 
 def test_trials_are_a_total_and_go_on_with_the_ledger(tmp_path: Path):

@@ -351,6 +351,13 @@ def test_the_status_is_true_whatever_became_of_a_job(tmp_path: Path):
     status(folder, state="running")
     ledger.settle(1, 143)
     assert ledger.state(1) == "interrupted"
+    # SIGUSR1 and SIGUSR2 ask a job to stop as well, also one that does not listen yet.
+    for number in (10, 12):
+        status(folder, state="running")
+        ledger.settle(1, 128 + number)
+        assert (ledger.state(1), ledger.code(1)) == ("interrupted", 143)
+    status(folder, state="finished")
+    assert ledger.settle(1, 137) == "" and ledger.state(1) == "finished"
 
 
 def test_a_further_attempt_does_not_tell_what_the_one_before_it_ended_with(tmp_path: Path):

@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from sweeps import QUICK, WARM, begun, ledger, photos, process_of, state, sweep, until
+from sweeps import QUICK, WARM, at_work, begun, ledger, photos, process_of, state, sweep, until
 
 from xfer.__main__ import _main
 from xfer.sweep.slots import visible_gpus
@@ -177,11 +177,6 @@ def test_slots_share_no_core_and_ctrl_c_leaves_no_orphan(tmp_path: Path):
     assert all((folder / "checkpoints" / "last.ckpt").exists() for folder in folders)
 
 
-def at_work(folder: Path) -> bool:
-    """Whether a job has come past its first epoch."""
-    return (folder / "metrics.csv").exists() and process_of(folder) is not None
-
-
 RANDOM = [
     *QUICK,
     *("optim.lr=tag(log,interval(0.001,0.5))", "head=linear,mlp", "sweep.sampler=random"),
@@ -271,6 +266,22 @@ def test_hydra_s_own_launcher_and_sweeper_still_do(tmp_path: Path):
     assert [state(tmp_path / "b" / n) for n in "01"] == ["finished"] * 2
 
 
+def see_results(folder: Path, written: dict[str, int]) -> None:
+    """Note when each finished job's result was written, which must be so for ever."""
+    for job in folder.glob("[0-9]*"):
+        if state(job) == "finished":
+            when = (job / "result.json").stat().st_mtime_ns
+            assert written.setdefault(job.name, when) == when, f"job {job.name} was run again"
+
+
+def table(folder: Path) -> list[dict[str, str]]:
+    """``leaderboard.csv`` without clocks, and without whether features were found."""
+    with (folder / "leaderboard.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert rows and {"rank", "job", "state", "val_acc"} <= rows[0].keys()
+    return [{k: v for k, v in row.items() if k not in ("total_s", "features")} for row in rows]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("sampler", ["grid", "random", "tpe"])
 def test_twelve_jobs_and_ten_kills_make_the_same_ledger(sampler: str, tmp_path: Path):
@@ -280,25 +291,34 @@ def test_twelve_jobs_and_ten_kills_make_the_same_ledger(sampler: str, tmp_path: 
     shared = [*QUICK, *space, "trainer.max_epochs=20", WARM, "hydra.launcher.slots=2"]
     if sampler != "tpe":
         assert sweep(tmp_path, *shared, "sweep.dir=whole").returncode == 0
-    dice, kills, folder = random.Random(0), 0, tmp_path / "s"
-    while kills < 10:
+    dice, strikes, folder = random.Random(0), 0, tmp_path / "s"
+    written: dict[str, int] = {}
+    while strikes < 10:
         with begun(tmp_path, *shared, "sweep.dir=s") as process:
             until(lambda: any(process_of(f) for f in folder.glob("[0-9]*")), process)
             time.sleep(dice.uniform(0, 4))
             jobs = [pid for f in folder.glob("[0-9]*") if (pid := process_of(f))]
+            hit = 0
             for pid in dice.choice(([process.pid], jobs[:1], [process.pid, *jobs])):
                 with suppress(ProcessLookupError):  # it may have just ended
                     os.kill(pid, signal.SIGKILL)
-                    kills += 1
+                    hit += 1
+            strikes += hit > 0
+            see_results(folder, written)
             if process.poll() is None and dice.random() < 0.5:
                 process.kill()
+        see_results(folder, written)
     until(lambda: not any(process_of(f) for f in folder.glob("[0-9]*")))
+    see_results(folder, written)
     done = sweep(tmp_path, *shared, "sweep.dir=s")
     assert done.returncode == 0, done.stdout
+    see_results(folder, written)
+    assert len(written) == 12
     found = ledger(folder)
     assert sorted(found) == list(range(12))
     if sampler != "tpe":
         assert found == ledger(tmp_path / "whole")
+        assert table(folder) == table(tmp_path / "whole")
     assert len({tuple(job["overrides"]) for job in found.values()}) == 12
 
 

@@ -23,6 +23,8 @@ from xfer.types import Plain
 if TYPE_CHECKING:
     from xfer.specs import Specs
 
+_PAUSE = 0.2
+"""Seconds between two looks at a folder that another process works in."""
 Compose = Callable[[Sequence[str]], "Specs"]
 Configure = Callable[[Sequence[str]], Plain]
 
@@ -171,6 +173,7 @@ class Conductor:
     _waiting: list[Job] = field(default_factory=list)
     _attempts: dict[int, int] = field(default_factory=dict)
     _began: dict[int, float] = field(default_factory=dict)
+    _told: set[int] = field(default_factory=set)
 
     def recall(self) -> None:
         """What an earlier call of the same command left: finished jobs count, others wait."""
@@ -196,26 +199,43 @@ class Conductor:
         self._began.update((job.number, time.perf_counter()) for job in found)
         return found
 
-    def take(self) -> Job | None:
-        """The next job, its folder ready; ``None`` when nothing is left to begin."""
-        if self._waiting:
-            job = self._waiting.pop(0)
-        elif self.study and len(self._known) < self.total:
-            number = max(self._known, default=-1) + 1
-            job = self._known[number] = self.study.ask(number)
-        else:
+    @property
+    def later(self) -> bool:
+        """Whether jobs are left to begin though :meth:`take` gave none."""
+        return bool(self._waiting)
+
+    def take(self, wait: bool = True) -> Job | None:
+        """The next job, its folder ready; ``None`` when nothing is left to begin. Jobs that an
+        earlier call's processes are still at come last; ``None`` for them without ``wait``."""
+        while (job := self._next()) is None and self._waiting and wait:
+            time.sleep(_PAUSE)
+        if job is None:
             return None
         self.ledger.prepare(job)
         self._began[job.number] = time.perf_counter()
         log.info(f"job {job.number}: {' '.join(job.overrides)}")
         return job
 
+    def _next(self) -> Job | None:
+        for job in self._waiting:
+            if not self.ledger.is_busy(job.number):
+                self._waiting.remove(job)
+                return job
+            if job.number not in self._told:
+                self._told.add(job.number)
+                log.info(f"waiting for a process that works in {self.ledger(job.number)}")
+        if self.study and len(self._known) < self.total:
+            number = max(self._known, default=-1) + 1
+            job = self._known[number] = self.study.ask(number)
+            return job
+        return None
+
     def ended(self, job: Job, code: int) -> bool:
-        """Note the end of a job; whether the sweep must stop because of it."""
+        """Note the end of a job, which left with ``code``; whether the sweep must stop because of
+        it."""
         line = self.ledger.settle(job.number, code)
-        if code:
-            # A cluster may not know with which code a job left; its status does.
-            code = self.ledger.code(job.number) or code
+        # A cluster may not know with which code a job left; its status does.
+        code = (self.ledger.code(job.number) or code or 1) if line else 0
         seconds = time.perf_counter() - self._began[job.number]
         if code == 0:
             self.failed.pop(job.number, None)
@@ -265,4 +285,7 @@ class Conductor:
         if done < self.total:
             folder = self.ledger.folder
             log.info(f"with sweep.dir={folder} the same command runs what is missing or failed")
-        return self.failed[min(self.failed)][0] if self.failed else 0
+        if self.failed:
+            return self.failed[min(self.failed)][0]
+        # Whatever the reason is, a sweep that is not whole must not pass for one that is.
+        return 1 if done < self.total else 0

@@ -1,9 +1,12 @@
 """The process that starts the jobs of one slot, and stops them when whoever asked for them is gone.
 
 It reads orders as lines of JSON, ``{"run": [...], "output": FILE}`` and ``{"signal": 15}``, and
-writes the exit code of every job. A job is a fresh process; with ``--persistent`` it is forked
-from this one, which has imported what a run needs and computed nothing. Either way a crash ends
-the job alone.
+writes ``began PID`` and ``ended CODE`` for every job. A job is a fresh process; with
+``--persistent`` it is forked from this one, which has imported what a run needs and computed
+nothing. Either way a crash ends the job alone.
+
+A signal that is sent to every process of a sweep is for its jobs and for who conducts it. A keeper
+heeds none, since nobody else can tell how its job ends.
 """
 
 from __future__ import annotations
@@ -20,6 +23,8 @@ import warnings
 from contextlib import suppress
 from types import FrameType
 
+from xfer.signals import SENT_TO_ALL, blocked
+
 _NEEDED = (
     *("timm", "torchvision.transforms.v2", "torchmetrics.functional.classification", "tqdm"),
     *("sklearn.datasets", "sklearn.metrics", "hydra", "xfer.config", "xfer.workflow", "xfer.fit"),
@@ -28,8 +33,14 @@ _NEEDED = (
 
 
 def main(arguments: list[str]) -> None:
-    """Serve one slot until the input ends."""
-    cores, persistent = json.loads(arguments[0]), "--persistent" in arguments
+    """Serve one slot until the input ends. ``arguments``: its cores, and the end of a pipe that
+    every job inherits, so that whoever reads it learns when the last of them is gone."""
+    withstand()
+    # What libraries print while they are imported is for people, and no word of this process.
+    told = os.dup(1)
+    os.dup2(2, 1)
+    cores, alive, persistent = json.loads(arguments[0]), int(arguments[1]), arguments[2:] != []
+    os.set_inheritable(alive, False)  # again with a job alone
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, cores)
     if persistent:
@@ -39,14 +50,36 @@ def main(arguments: list[str]) -> None:
         for module in _NEEDED:
             importlib.import_module(module)
         gc.freeze()  # a job that looks for garbage would copy every page it shares with this one
-    Keeper(persistent).serve()
+    Keeper(persistent, alive, told).serve()
+
+
+def withstand() -> None:
+    """Let no signal end this process. What is ignored stays so (``nohup``), here and in the jobs;
+    the rest gets a handler, because a program that is started does not inherit one."""
+    for number in SENT_TO_ALL:
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, _pass)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SENT_TO_ALL)
+
+
+def _yield_again() -> None:
+    """In a forked job, whose signals are still blocked: as in a process that has just begun."""
+    for number in (*SENT_TO_ALL, signal.SIGCHLD):
+        if signal.getsignal(number) != signal.SIG_IGN:
+            usual = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+            signal.signal(number, usual)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SENT_TO_ALL)
+
+
+def _pass(number: int, frame: FrameType | None) -> None:
+    pass
 
 
 class Keeper:
     """One job at a time, which is waited for and never polled."""
 
-    def __init__(self, persistent: bool) -> None:
-        self.persistent = persistent
+    def __init__(self, persistent: bool, alive: int, told: int) -> None:
+        self.persistent, self.alive, self.told = persistent, alive, told
         self.child: int | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._ended, self._wake = os.pipe()
@@ -79,6 +112,7 @@ class Keeper:
             order = json.loads(line)
             if "run" in order:
                 self.child = self._start(order["run"], order["output"])
+                self._tell("began", self.child)
             else:
                 self._signal(order["signal"])
 
@@ -93,15 +127,16 @@ class Keeper:
                 command = [sys.executable, "-m", "xfer", *arguments]
                 nothing = subprocess.DEVNULL
                 self._process = subprocess.Popen(
-                    command, stdin=nothing, stdout=stream, stderr=stream
+                    command, stdin=nothing, stdout=stream, stderr=stream, pass_fds=(self.alive,)
                 )
                 return self._process.pid
             with warnings.catch_warnings():
                 # The threads of a BLAS, which has handlers of its own for a fork.
                 warnings.filterwarnings("ignore", ".*multi-threaded.*", DeprecationWarning)
-                child = os.fork()
-            if child == 0:
-                self._be_a_job(arguments, stream)
+                with blocked():
+                    child = os.fork()
+                    if child == 0:
+                        self._be_a_job(arguments, stream)
             return child
         finally:
             os.close(stream)
@@ -110,7 +145,8 @@ class Keeper:
         """In the forked process: the run, and an end that nothing above sees."""
         code = 1
         try:
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            _yield_again()
+            os.close(self.told)
             nothing = os.open(os.devnull, os.O_RDONLY)
             for source, target in ((nothing, 0), (stream, 1), (stream, 2)):
                 os.dup2(source, target)
@@ -138,9 +174,12 @@ class Keeper:
             told = code if code >= 0 else 128 - code
             if self._process is not None:
                 self._process.returncode = code
-            # Whoever asked may be gone; then the input ends as well.
-            with suppress(BrokenPipeError):
-                os.write(1, f"{told}\n".encode())
+            self._tell("ended", told)
+
+    def _tell(self, word: str, number: int) -> None:
+        # Whoever asked may be gone; then the input ends as well.
+        with suppress(BrokenPipeError):
+            os.write(self.told, f"{word} {number}\n".encode())
 
 
 if __name__ == "__main__":

@@ -66,7 +66,7 @@ class QueueRunner:
                 self._fill(conductor)
             if self._signals:
                 raise Stopped(self._signals[0])
-            if not self._flight:
+            if not self._flight and (stopping or not conductor.later):
                 return
             for number, code, line in self.queue.ended():
                 if conductor.ledger.state(number) == "finished":
@@ -78,7 +78,10 @@ class QueueRunner:
 
     def _fill(self, conductor: Conductor) -> None:
         batch: list[Job] = []
-        while not self._signals and len(self._flight) < self.size and (job := conductor.take()):
+        while not self._signals and len(self._flight) < self.size:
+            job = conductor.take(wait=False)
+            if job is None:
+                break
             batch.append(job)
             self._flight[job.number] = job
         if batch:

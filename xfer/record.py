@@ -13,7 +13,7 @@ from xfer.errors import OutOfMemory, OutputError, XferError, printable
 from xfer.log import log, open_log
 from xfer.resume import BEST, LAST, entries, lock
 from xfer.seal import sealed
-from xfer.signals import Stopped
+from xfer.signals import Stopped, stop
 from xfer.storage import file_sha256, output_errors, write_json, write_text
 
 
@@ -55,9 +55,12 @@ def recorded(folder: Path, goes_on: bool = False) -> Iterator[None]:
     try:
         yield
         files = {str(p.relative_to(folder)): file_sha256(p) for p in entries(folder)}
+        stop.waits = True  # what is finished cannot be stopped any more
         Status("finished", 0, 0, last_good_checkpoint=_last_good(folder), files=files).write(folder)
         log.info(f"everything is in {printable(folder)}")
     except BaseException as error:
+        # Who stops a whole sweep reaches a job twice: how it ends must still be written.
+        stop.waits = True
         told = as_xfer(error)
         _tell(folder, error, told)
         if told is error or not isinstance(error, Exception):

@@ -40,7 +40,7 @@ class SlotRunner:
 
         def take() -> Task | None:
             table.clear()
-            job = conductor.take()
+            job = conductor.take(wait=False)
             if job is None:
                 return None
             jobs[job.number] = job
@@ -62,6 +62,7 @@ class SlotRunner:
             )
 
         pool.tick = tick
+        pool.later = lambda: conductor.later
         pool.run(take, ended)
 
 

@@ -15,6 +15,10 @@ from types import FrameType
 from xfer.log import log
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+STOPPING = frozenset(128 + number for number in _SIGNALS)
+"""Exit codes of a process that one of them ended before it could say so itself."""
+SENT_TO_ALL = (*_SIGNALS, signal.SIGHUP)
+"""What a scheduler or a service manager sends to every process of a job at once."""
 
 
 class Stopped(SystemExit):
@@ -90,6 +94,17 @@ def heeded() -> Iterator[None]:
         raise
     finally:
         _restore(before)
+
+
+@contextmanager
+def blocked() -> Iterator[None]:
+    """Within, these signals wait, and a process that is started begins with them blocked: between
+    its start and its handlers it cannot be ended by one."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SENT_TO_ALL)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import shutil
@@ -14,6 +13,7 @@ from typing import IO, Literal
 from xfer.errors import ResumeError, XferError
 from xfer.log import log
 from xfer.resume import BESIDE, JOB, OUTPUT, is_live, lock
+from xfer.signals import STOPPING
 from xfer.storage import output_errors, write_json
 from xfer.sweep.objective import Objective
 from xfer.sweep.space import Job
@@ -76,6 +76,10 @@ class Ledger:
         state: State = _read(self(number) / "status.json").get("state", "missing")
         return state
 
+    def is_busy(self, number: int) -> bool:
+        """Whether a process works in the folder of a job: one that a killed sweep left behind."""
+        return is_live(self(number))
+
     def code(self, number: int) -> int:
         """The exit code that a job's status names."""
         return int(_read(self(number) / "status.json").get("exit") or 0)
@@ -96,7 +100,6 @@ class Ledger:
         folder = self(job.number)
         with output_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
-        _wait_for(folder)
         status, plan = (_read(folder / name) for name in ("status.json", "plan.json"))
         refused = status.get("exit") == ResumeError.exit
         if "fingerprint" not in plan or refused:
@@ -118,11 +121,15 @@ class Ledger:
                 stream.write(f"{line}\n")
 
     def settle(self, number: int, code: int) -> str:
-        """Make ``status.json`` true for a job that ended with ``code``; what is to be told of a
-        failure, or nothing."""
+        """Make ``status.json`` true for a job that is gone and left with ``code``; what is to be
+        told of a failure, or nothing.
+
+        A job that says ``finished`` is, however its process ended; one that does not is not, also
+        with exit 0.
+        """
         folder = self(number)
         status = _read(folder / "status.json")
-        if code == 0:
+        if status.get("state") == "finished":
             return ""
         if status.get("state") not in ("failed", "interrupted"):
             status = _failed(code, _last_line(folder / OUTPUT, self._heard.get(number, 0)))
@@ -142,8 +149,11 @@ def _failed(code: int, line: str) -> Plain:
         number = int(head)
     elif code > 128:
         what = f"killed by signal {code - 128}" + (f" ({line})" if line else "")
-    state = "interrupted" if code in (130, 143) else "failed"
-    facts = {"state": state, "code": number, "exit": code, "message": what, "remedy": fix}
+    elif code == 0:
+        what = "left with exit 0 and never finished" + (f" ({line})" if line else "")
+    state = "interrupted" if code in STOPPING else "failed"
+    exit_ = 143 if code in STOPPING and code != 130 else code or 1
+    facts = {"state": state, "code": number, "exit": exit_, "message": what, "remedy": fix}
     return {**facts, "last_good_checkpoint": None, "files": {}}
 
 
@@ -156,15 +166,6 @@ def _last_line(path: Path, heard: int) -> str:
     lines = [line for line in text.splitlines() if line.strip()]
     told = [line for line in lines if line.startswith("xfer: error E")]
     return (told or lines or [""])[-1][:500]
-
-
-def _wait_for(folder: Path) -> None:
-    """A job that a killed sweep left behind may still be saving its state."""
-    if not is_live(folder):
-        return
-    log.info(f"waiting for a process that works in {folder}")
-    with (folder / ".lock").open() as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
 
 
 def _empty(folder: Path) -> None:
