@@ -13,7 +13,7 @@ from xfer.errors import XferError
 from xfer.log import log
 from xfer.resume import JOB
 from xfer.storage import write_json
-from xfer.sweep.study import PRUNED, open_trial
+from xfer.sweep.study import PRUNED, first_line, open_trial
 from xfer.types import Plain
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ class Pruning(pl.Callback):
         except XferError:
             raise
         except Exception as error:  # every kind of storage has errors of its own
-            said = (str(error).splitlines() or [type(error).__name__])[0][:200]
+            said = first_line(error)
             log.warning(f"the study does not answer, so that nothing is pruned here: {said}")
             return False
 

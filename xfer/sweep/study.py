@@ -220,5 +220,11 @@ def _told(
     except XferError:
         raise
     except Exception as error:  # every kind of storage has errors of its own
-        said = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        raise SweepError("sweep.storage", f"{storage} cannot be used ({said})", fix, 10) from error
+        what = f"{storage} cannot be used ({first_line(error)})"
+        raise SweepError("sweep.storage", what, fix, 10) from error
+
+
+def first_line(error: Exception) -> str:
+    """What a storage says. Optuna's own words for a database are the same for whatever ails it."""
+    cause = error.__cause__ or error
+    return (str(cause).splitlines() or [type(cause).__name__])[0][:200]
