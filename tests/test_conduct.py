@@ -14,7 +14,6 @@ import pytest
 from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra.core.utils import JobReturn, JobStatus
 
-from hydra_plugins.xfer_slurm import SlurmLauncher
 from hydra_plugins.xfer_sweep._sweep import _at_once, _outcome
 from xfer.conduct import Conductor
 from xfer.errors import DataError, JobFailed, SweepError
@@ -195,6 +194,9 @@ def test_a_failed_job_is_tried_again_as_often_as_is_asked_for(tmp_path: Path):
 
 
 def test_the_first_failure_ends_the_sweep_where_that_is_asked_for(tmp_path: Path):
+    # Hydra imports its plugins anew when it looks for them, as another test may have made it do.
+    from hydra_plugins.xfer_slurm import SlurmLauncher
+
     launcher, asked = Launcher(job1=[7]), {"fail_fast": True, "batch": 2}
     size = _at_once(Sweep(**asked), BasicLauncher())
     assert conduct(tmp_path, launcher, size=size, **asked) == 7
