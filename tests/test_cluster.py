@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
+from hydra_plugins.xfer_slurm import SlurmConf
+from hydra_plugins.xfer_slurm._launch import Submitter
 from xfer.cluster import Node, Request, check, nodes
 from xfer.errors import ConfigError, Problems
 from xfer.help import config_dir
@@ -73,7 +77,45 @@ def test_without_slurm_the_way_around_is_told(tmp_path: Path, monkeypatch: pytes
 
 
 def test_every_launcher_is_one_that_the_plugin_gives() -> None:
-    found = sorted(Path(config_dir()).glob("hydra/launcher/*.yaml"))
-    assert [path.stem for path in found] == ["slurm_cpu", "slurm_gpu", "slurm_gpus"]
-    for path in found:
-        assert "  - slurm\n" in path.read_text()
+    found = {
+        path.stem: path.read_text() for path in Path(config_dir()).glob("hydra/launcher/*.yaml")
+    }
+    assert sorted(found) == ["local", "slurm_cpu", "slurm_gpu", "slurm_gpus"]
+    for name, text in found.items():
+        assert ("  - slots\n" if name == "local" else "  - slurm\n") in text
+
+
+SBATCH = """#!/bin/sh
+echo "Submitted batch job 4$(ls {home} | wc -l)"
+cp "$1" {home}/$(date +%s%N)
+"""
+
+
+@pytest.mark.parametrize(
+    ("limit", "sizes"), [("MaxArraySize            = 3", [2, 2, 1]), ("", [5])]
+)
+def test_an_array_is_no_larger_than_the_cluster_takes(
+    limit: str, sizes: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("submitit")
+    programs, home, folder = (tmp_path / name for name in ("bin", "submitted", "sweep"))
+    programs.mkdir()
+    home.mkdir()
+    texts = {"sbatch": SBATCH.format(home=home), "scontrol": f"#!/bin/sh\necho '{limit}'\n"}
+    for name, text in {**texts, "srun": "#!/bin/sh\n"}.items():
+        (programs / name).write_text(text)
+        (programs / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:/usr/bin:/bin")
+    config = OmegaConf.create({"hydra": {"sweep": {"dir": str(folder)}}})
+    given = {"hydra_context": None, "task_function": None, "config": config}
+    own = {key: value for key, value in vars(SlurmConf()).items() if key != "_target_"}
+    params = {**own, "submitit_folder": f"{folder}/.submitit/%j"}
+    submitter = Submitter(params, given)
+    submitter.submit([(number, [f"seed={number}"]) for number in range(3, 8)], folder)
+    scripts = [path.read_text() for path in sorted(home.iterdir())]
+    asked = [re.findall(r"^#SBATCH --array=0-(\d+)%", text, re.M) for text in scripts]
+    assert [int(found[0]) + 1 if found else 1 for found in asked] == sizes
+    names = [f"4{array}_{at}" for array, size in enumerate(sizes) for at in range(size)]
+    shown = [job.job_id for _, job in sorted(submitter.jobs.items())]
+    assert shown == ([*names[:-1], "42"] if limit else names)
+    assert sorted(submitter.jobs) == [3, 4, 5, 6, 7]

@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra.core.utils import JobReturn, JobStatus
 
-from hydra_plugins.xfer_sweep._sweep import _outcome
+from hydra_plugins.xfer_sweep._sweep import _at_once, _outcome
 from xfer.conduct import Conductor
-from xfer.errors import DataError, JobFailed
+from xfer.errors import DataError, JobFailed, SweepError
 from xfer.log import close_log, open_log
 from xfer.queued import QueueRunner
 from xfer.resume import lock
@@ -195,9 +198,82 @@ def test_a_failed_job_is_tried_again_as_often_as_is_asked_for(tmp_path: Path):
 
 
 def test_the_first_failure_ends_the_sweep_where_that_is_asked_for(tmp_path: Path):
-    launcher = Launcher(job1=[7])
-    assert conduct(tmp_path, launcher, size=1, fail_fast=True) == 7
-    assert launcher.ran == [[0], [1]]
+    # Hydra imports its plugins anew when it looks for them, as another test may have made it do.
+    from hydra_plugins.xfer_slurm import SlurmLauncher
+
+    launcher, asked = Launcher(job1=[7]), {"fail_fast": True, "batch": 2}
+    size = _at_once(Sweep(**asked), BasicLauncher())
+    assert conduct(tmp_path, launcher, size=size, **asked) == 7
+    assert launcher.ran == [[0, 1]]
+    assert _at_once(Sweep(batch=2), BasicLauncher()) > 999
+    slurm = SlurmLauncher(array_parallelism=64)  # which tells of each job as it ends
+    assert _at_once(Sweep(**asked), slurm) > 999
+
+
+# Takes the folder as a run does after a while, and lets go of it when it has finished.
+OUTLIVES = """
+import sys, time
+from pathlib import Path
+from xfer.resume import lock
+time.sleep(1)
+folder = Path(sys.argv[1])
+held = lock(folder)
+time.sleep(1)
+(folder / "result.json").write_text('{"best": {"metric": "val_acc", "value": 0.5, "epoch": 1}}')
+(folder / "status.json").write_text('{"state": "finished"}')
+"""
+
+
+class Upstream(Launcher):
+    """Raises at the first job that was killed, as submitit's and joblib's do, while others work."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.processes: list[subprocess.Popen[bytes]] = []
+
+    def __call__(self, jobs: Sequence[tuple[Job, Path]]) -> list[tuple[int, str]]:
+        for job, folder in jobs:
+            if job.number == 0:
+                lock(folder).close()
+                (folder / "status.json").write_text('{"state": "running"}')
+            elif job.number == 1:
+                lock(folder).close()
+                (folder / "status.json").write_text(json.dumps({**FAILED, "code": 701, "exit": 7}))
+            else:
+                command = [sys.executable, "-c", OUTLIVES, str(folder)]
+                self.processes.append(subprocess.Popen(command))
+        raise RuntimeError("Job 12 has\nnot produced any output\nError stream: long")
+
+
+FAILED = {"state": "failed", "message": "seed: diverged", "remedy": "lower it"}
+
+
+def test_a_launcher_that_raises_loses_no_job(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    launcher = Upstream()
+    try:
+        assert conduct(tmp_path, launcher) == 1
+    finally:
+        for process in launcher.processes:
+            process.wait(timeout=60)
+    states = [Ledger(tmp_path).state(number) for number in range(4)]
+    assert states == ["failed", "failed", "finished", "finished"]
+    found = capsys.readouterr()
+    assert "2 of 4 jobs finished, 2 failed" in found.out and "leaderboard: " in found.out
+    assert found.err.splitlines() == [
+        "job 0, exit 1: RuntimeError: Job 12 has not produced any output. Fix: see output.log",
+        "job 1, exit 7: xfer: error E701: seed: diverged. Fix: lower it",
+    ]
+
+
+def test_a_launcher_that_begins_nothing_ends_the_sweep(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def refused(jobs: Sequence[tuple[Job, Path]]) -> list[tuple[int, str]]:
+        raise OSError("no sbatch")
+
+    monkeypatch.setattr("xfer.runners._START_S", 0.5)
+    with pytest.raises(SweepError, match="E178: hydra/launcher: no job has begun: OSError: no sb"):
+        conduct(tmp_path, refused)  # type: ignore[arg-type]
 
 
 class Quiet(Launcher):

@@ -73,6 +73,16 @@ def test_no_trial_is_pruned_before_it_has_a_best_epoch(trials: Trials):
     trials.assert_pruned(2)
 
 
+def test_a_study_that_does_not_answer_costs_no_run(
+    trials: Trials, capsys: pytest.CaptureFixture[str]
+):
+    (trials.folder.parent / "optuna.journal").unlink()
+    xfer.run("digits_freeze", [*TRAINED, f"run.dir={trials.folder}"])
+    timing = json.loads((trials.folder / "result.json").read_text())["timing"]
+    assert len(timing["epoch_s"]) == 3
+    assert "the study does not answer" in capsys.readouterr().out
+
+
 # Kills itself at the moment WHEN.
 KILLED = """
 import os, signal, sys

@@ -8,13 +8,16 @@ from pathlib import Path
 import pytest
 from hydra.core.config_loader import ConfigLoader
 
-from hydra_plugins.xfer_sweep._space import parse
+from hydra_plugins.xfer_sweep._space import parse, read
+from xfer.asked import flow_text
 from xfer.errors import ResumeError, SweepError
+from xfer.leaderboard.baseline import _values as of_the_leaderboard
 from xfer.sweep import Sweep
 from xfer.sweep.ledger import Head, Ledger, find, hold
 from xfer.sweep.objective import Objective, objectives, values
+from xfer.sweep.samplers import population
 from xfer.sweep.slots import divide
-from xfer.sweep.space import Choice, Interval, Job, grid, probes
+from xfer.sweep.space import Choice, Interval, Job, grid, is_finite, probes, unmatched
 from xfer.sweep.study import Study
 from xfer.sweep.table import Table
 
@@ -153,6 +156,116 @@ def test_a_storage_of_another_study_is_refused(tmp_path: Path):
     study(tmp_path, "tpe")
     with pytest.raises(SweepError, match="of another sweep"):
         study(tmp_path, "tpe", mark="b")
+
+
+def test_nsga2_leaves_its_random_generation_and_makes_no_job_twice(tmp_path: Path):
+    assert [population(n) for n in (3, 8, 24, 200, 999)] == [4, 4, 6, 50, 50]
+    space = (RATE, Interval("data.batch_size", 16, 64, whole=True), HEAD)
+    ours = study(tmp_path, "nsga2", space)
+    for number in range(12):
+        job = ours.ask(number)
+        ours.tell(job, [toy(job)])
+    trials = ours.study.trials
+    born = [t.system_attrs["NSGAIISampler:generation"] for t in trials]
+    assert sorted(born) == [0] * 4 + [1] * 4 + [2] * 4
+    assert len({tuple(t.params.values()) for t in trials}) == 12
+
+
+def test_cmaes_refuses_choices_alone_and_says_what_it_leaves_to_chance(tmp_path: Path):
+    some = Choice("optim.lr", ("0.1", "0.01"), (0.1, 0.01))
+    one = Choice("seed", ("3",), (3,), ordered=True)
+    with pytest.raises(SweepError, match=r"E176: .*only choices.*sweep\.sampler=tpe"):
+        study(tmp_path, "cmaes", (HEAD, some, one))
+    steps = Choice("trainer.max_epochs", ("1", "2", "3"), (1, 2, 3), ordered=True)
+    said = study(tmp_path, "cmaes", (HEAD, steps, some)).remark()
+    assert said.endswith("no range: head, optim.lr")
+    assert study(tmp_path, "cmaes", (RATE, steps)).remark() == ""
+    assert study(tmp_path, "tpe", (HEAD, some)).remark() == ""
+
+
+def test_a_study_takes_up_jobs_that_it_does_not_know(tmp_path: Path):
+    space = (RATE, HEAD, Choice("seed", ("0", "1", "2"), (0, 1, 2), ordered=True))
+    first = study(tmp_path, "random", space, pruner="median")
+    jobs = [first.ask(number) for number in range(3)]
+    (tmp_path / "optuna.journal").unlink()
+    anew = study(tmp_path, "random", space, pruner="median")
+    known = [anew.adopt(job) for job in jobs]
+    assert known == jobs == anew.begun()
+    anew.tell(known[0], [0.5])
+    anew.tell(known[1], None)
+    anew.tell(known[2], [0.25], pruned=True)
+    trials = anew.study.trials
+    assert [(t.state.name, t.values) for t in trials] == [
+        *(("COMPLETE", [0.5]), ("FAIL", None), ("PRUNED", None)),
+    ]
+    assert [t.params["optim.lr"] for t in trials] == [job.parameters["optim.lr"] for job in jobs]
+    assert [anew.adopt(job) for job in jobs] == jobs and len(anew.study.trials) == 3
+    with pytest.raises(SweepError, match="E174: head: job 7 has no value of it"):
+        anew.adopt(Job(7, ("optim.lr=0.1", "seed=1"), {"optim.lr": 0.1, "seed": 1}))
+
+
+def test_a_storage_that_fails_later_is_told_as_that(tmp_path: Path):
+    url = f"sqlite:///{tmp_path}/study.db"
+    ours = Study(Sweep(sampler="random", n_trials=2), (RATE,), [ACC], url, "digits")
+    ours.open("a", tmp_path)
+    job = ours.ask(0)
+    disconnect(ours)
+    (tmp_path / "study.db").unlink()
+    said = r"E160: sweep.storage: sqlite.* cannot be used \(.*no such table.*same command goes on"
+    for call in (lambda: ours.ask(1), ours.begun, lambda: ours.tell(job, [1.0])):
+        with pytest.raises(SweepError, match=said):
+            call()
+    disconnect(ours)
+
+
+def test_only_finite_numbers_vary():
+    for text in ("inf,0.1", "nan,1", "[1,.inf],[1,2]", "interval(0.1,inf)", "{a: -inf},{a: 1}"):
+        (found,), _ = space_of(f"optim.lr={text}")
+        assert is_finite(found) == (text == "[1,.inf],[1,2]")  # that is a text in Hydra's grammar
+    assert is_finite(RATE) and is_finite(HEAD)
+
+
+@pytest.mark.parametrize(
+    "text", ["[1e-3,2]", "010", "yes", "1e-3", "null", "'1'", "{a: 1e-5}", "a b"]
+)
+def test_a_baseline_is_read_as_the_parameters_of_jobs_are(text: str):
+    (found,), _ = space_of(x=text)
+    wanted = read([f"x={text}"], NO_LOADER)
+    assert unmatched([found], wanted) == "" and wanted["x"] == found.values[0]
+    # And the leaderboard finds it again in sweep.json.
+    assert of_the_leaderboard([f"x={flow_text(wanted['x'])}"]) == wanted
+
+
+def test_a_baseline_that_no_job_has_says_why():
+    seeds = Choice("seed", ("0", "1"), (0, 1))
+    space = (RATE, HEAD, seeds)
+    assert unmatched(space, {"optim.lr": 0.01, "head": "mlp"}) == ""
+    assert "does not say head" in unmatched(space, {"optim.lr": 0.01})
+    assert "no job has head=keep" in unmatched(space, {"optim.lr": 0.01, "head": "keep"})
+    assert "no job has optim.lr=1" in unmatched(space, {"optim.lr": 1, "head": "mlp"})
+    for text, number in (("head=a,b", 175), ("head=(", 165)):
+        with pytest.raises(SweepError, match=f"E{number}: sweep.baseline"):
+            read([text], NO_LOADER)
+
+
+def test_a_job_is_finished_when_it_has_done_all_stages(tmp_path: Path):
+    folder = Ledger(tmp_path).prepare(JOB)
+    plan = {"fingerprint": "a", "config": {"stages": ["fit", "evaluate"]}}
+    (folder / "plan.json").write_text(json.dumps(plan))
+    status(folder, state="finished", exit=0)
+    for stages in ((), ("fit",), ("evaluate", "fit")):
+        ledger = Ledger(tmp_path, stages)
+        ledger.check(1)
+        assert ledger.state(1) == "finished" and ledger.finished() == {1}
+    with pytest.raises(ResumeError, match=r"E513: .*stages=\[fit,evaluate,export\]'"):
+        Ledger(tmp_path, ("fit", "export")).check(1)
+    more = Ledger(tmp_path, ("fit", "evaluate", "export"))
+    more.check(1)
+    assert more.state(1) == "interrupted" and not more.finished()
+    (folder / "metrics.csv").write_text("epoch\n")
+    more.prepare(JOB)
+    # It goes on where it stands.
+    assert more.state(1) == "running" and (folder / "metrics.csv").exists()
 
 
 def test_any_storage_url_of_optuna_will_do(tmp_path: Path):

@@ -54,6 +54,24 @@ MISTAKES = {
         ["seed=0,1", "checkpoint.resume=a/run", "hydra/sweeper=basic"],
         "names one run",
     ),
+    "no finite number": (["optim.lr=0.1,inf"], "inf and nan are no values"),
+    "choices alone for cmaes": (
+        ["head=linear,mlp", "sweep.sampler=cmaes", "sweep.n_trials=2"],
+        "type sweep.sampler=tpe",
+    ),
+    "a baseline of two": (["seed=0,1", "sweep.baseline=['seed=0,1']"], "is several values"),
+    "never logged, to be looked at": (
+        ["seed=0,1", "stages=[]", "sweep.objectives={val_accuracy: maximize}"],
+        "mean 'val_acc'?",
+    ),
+    "more slots than cores, to be looked at": (
+        ["seed=0,1", "stages=[]", "hydra/launcher=local", "hydra.launcher.slots=999"],
+        "999 slots need",
+    ),
+    "a folder of something else, to be looked at": (
+        ["seed=0,1", "stages=[]", "sweep.dir=taken"],
+        "holds files and no sweep",
+    ),
     "a folder of something else": (["seed=0,1", "sweep.dir=taken"], "holds files and no sweep"),
 }
 
@@ -76,7 +94,7 @@ def test_a_mistake_is_found_before_the_first_job(
     code = _main([*QUICK, *typed])
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("xfer: error E") and words in line
-    assert code == (5 if name == "a folder of something else" else 2)
+    assert code == (5 if "sweep.dir=taken" in typed else 2)
     assert not list(tmp_path.rglob("job.json")) and not list(tmp_path.rglob("plan.json"))
 
 
@@ -215,6 +233,60 @@ def test_a_plan_lists_the_jobs_and_starts_nothing(tmp_path: Path):
     assert "4 jobs" in lines and "Tflop" in lines and "1 set of" in lines
     assert "nothing was started" in lines
     assert not list(tmp_path.rglob("job.json"))
+
+
+def test_a_finished_sweep_does_what_is_added_to_it_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    shared = [
+        *(*QUICK[:3], "optim.lr=interval(0.05,0.1)", "sweep.dir=s"),
+        *("sweep.sampler=random", "sweep.n_trials=1"),
+    ]
+    assert sweep(tmp_path, *shared, "stages=[fit]").returncode == 0
+    run, trained = tmp_path / "s/0", {}
+    for name in ("metrics.csv", "checkpoints/best.ckpt"):
+        trained[name] = (run / name).read_bytes()
+    assert not scores(run)
+    (tmp_path / "s/optuna.journal").unlink()
+    done = sweep(tmp_path, *shared, "stages=[fit,evaluate]")
+    assert done.returncode == 0, done.stdout
+    assert "job 0 is new to the study 'digits_freeze'" in done.stdout
+    assert scores(run)["val"]["acc"] > 0.5
+    assert trained == {name: (run / name).read_bytes() for name in trained}
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["xfer"])
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    plan = [*shared, "stages=[]", "sweep.n_trials=3", "sweep.baseline=['optim.lr=1']"]
+    assert _main(plan) == 0
+    said = capsys.readouterr().out
+    assert "1 of 3 jobs are finished already\n2 jobs\n" in said
+    assert "sweep.baseline marks no job: no job has optim.lr=1" in said
+    assert _main([*shared, "stages=[fit,export]"]) == 5
+    assert "type 'stages=[fit,evaluate,export]'" in capsys.readouterr().err
+    assert _main([*shared, "stages=[fit]"]) == 0
+    assert "1 of 1 jobs are finished already" in capsys.readouterr().out
+
+
+def scores(run: Path) -> dict:
+    return json.loads((run / "result.json").read_text()).get("scores") or {}
+
+
+@pytest.mark.slow
+def test_a_kill_under_a_launcher_of_others_costs_its_job_alone(tmp_path: Path):
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    given = ["experiment=digits_freeze", "stages=[fit]", "seed=0,1,2", "sweep.dir=s"]
+    command = ["-m", *given, "hydra/launcher=submitit_local", "trainer.max_epochs=20"]
+    folder = tmp_path / "s/1"
+    with begun(tmp_path, *command) as process:
+        until(lambda: at_work(folder), process)
+        pid = process_of(folder)
+        assert pid
+        os.kill(pid, signal.SIGKILL)
+        output, _ = process.communicate(timeout=500)
+    assert process.returncode == 1, output
+    assert [state(tmp_path / "s" / n) for n in "012"] == ["finished", "failed", "finished"]
+    assert "job 1, exit 1: UncompletedJobError" in output and "leaderboard: " in output
 
 
 NARROW = "{layers: [1, 1, 1, 1], channels: [4, 8, 16, 32], stem_type: ''}"

@@ -148,7 +148,7 @@ def _job(cfg: DictConfig) -> float | None:
     """One run; returns the best value of the monitored metric, for sweepers."""
     from hydra.core.hydra_config import HydraConfig
 
-    from xfer.conduct import refuse_one_run
+    from xfer.asked import refuse_one_run
     from xfer.config import build
     from xfer.workflow import run
 

@@ -6,39 +6,21 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from xfer.errors import Attempts, SweepError, raise_all
+from xfer.asked import Asked, Compose, Configure, check, flow_text, marks, remarks, wanted
 from xfer.log import close_log, log, open_log
-from xfer.logged import names
-from xfer.resume import fingerprint
 from xfer.sweep import Sweep
-from xfer.sweep.ledger import Head, Ledger, find, hold, mark
-from xfer.sweep.objective import Objective, objectives, values
-from xfer.sweep.space import Interval, Job, Parameter, grid, probes
-from xfer.sweep.study import JOURNAL, Study
-from xfer.types import Plain
+from xfer.sweep.ledger import Head, Ledger, find, hold
+from xfer.sweep.objective import Objective, values
+from xfer.sweep.space import Job, grid
+from xfer.sweep.study import JOURNAL, PRUNED, Study
 
 if TYPE_CHECKING:
     from xfer.specs import Specs
 
 _PAUSE = 0.2
 """Seconds between two looks at a folder that another process works in."""
-Compose = Callable[[Sequence[str]], "Specs"]
-Configure = Callable[[Sequence[str]], Plain]
-
-
-@dataclass(frozen=True)
-class Asked:
-    """A sweep as asked for: what varies, and the overrides that all jobs share. ``folder`` is
-    where a new one goes; where the user ``named`` it, a sweep in it goes on."""
-
-    space: tuple[Parameter, ...]
-    fixed: tuple[str, ...]
-    command: str
-    folder: Path
-    named: bool = False
 
 
 class Runner(Protocol):
@@ -58,40 +40,43 @@ def conduct(asked: Asked, compose: Compose, runner: Callable[[Specs], Runner]) -
     Raises XferError before the first job for what is wrong with the sweep, Stopped when a signal
     ended it.
     """
-    first = _check(asked, compose)
+    first = check(asked, compose)
     options = first.sweep
-    jobs = grid(asked.space) if options.sampler == "grid" else []
-    if not first.stages:
-        from xfer.outlook import outlook
-
-        outlook(asked.space, jobs, options, compose)
-        return 0
     searches = options.sampler != "grid"
-    wanted = _wanted(first)
-    search = {"sampler": options.sampler, "seed": options.seed, "objectives": repr(wanted)}
-    ours = mark(fingerprint(first.config), asked.space, search)
+    jobs = [] if searches else grid(asked.space)
+    goals, ours = wanted(first), marks(first, asked.space)
     auto = first.checkpoint.resume == "auto"
     named = options.dir or (str(asked.folder) if asked.named else None)
-    folder = find(named, auto, asked.folder.parent, ours) or asked.folder
+    folder = find(named, auto, asked.folder.parent, *ours) or asked.folder
     able = runner(first)
     study = None
     if searches:
         place = options.storage or str(folder.resolve() / JOURNAL)
-        study = Study(options, asked.space, wanted, place, options.study or first.experiment)
+        study = Study(options, asked.space, goals, place, options.study or first.experiment)
+    baseline = asked.read(options.baseline)
+    told = remarks(asked.space, baseline, study)
+    if not first.stages:
+        from xfer.outlook import outlook
+
+        outlook(asked.space, jobs, options, compose, Ledger(folder).finished())
+        for remark in told:
+            log.warning(remark)
+        return 0
     if study and options.storage:
-        study.open(ours, folder)  # before there is a folder, since it may be refused
+        study.open(ours[0], folder)  # before there is a folder, since it may be refused
     total = options.n_trials if options.n_trials else len(jobs)
-    head = Head(
-        first.experiment, asked.command, wanted, options.baseline, total, able.threads, ours
-    )
+    texts = tuple(f"{key}={flow_text(value)}" for key, value in baseline.items())
+    head = Head(first.experiment, asked.command, goals, texts, total, able.threads, ours[0])
     with hold(folder):
         open_log(folder)
         try:
-            ledger = Ledger(folder)
+            for remark in told:
+                log.warning(remark)
+            ledger = Ledger(folder, first.stages)
             if study and not options.storage:
-                study.open(ours, folder)
+                study.open(ours[0], folder)
             ledger.open(head)
-            conductor = Conductor(ledger, options, wanted, jobs, total, study)
+            conductor = Conductor(ledger, options, goals, jobs, total, study)
             return _run(conductor, able, lambda overrides: compose(overrides).config)
         finally:
             close_log()
@@ -105,56 +90,6 @@ def _run(conductor: Conductor, runner: Runner, configure: Configure) -> int:
         log.info(f"stopped; with sweep.dir={conductor.ledger.folder} the same command goes on")
         raise
     return conductor.close(configure)
-
-
-def _check(asked: Asked, compose: Compose) -> Specs:
-    """The specs of a job, once every value that may come up has been seen to build."""
-    if not asked.space:
-        what = "nothing varies: the search space is empty"
-        fix = "type values, e.g. optim.lr=0.1,0.01, or for one job seed=choice(0), or drop -m"
-        raise SweepError("sweep.params", what, fix, 13)
-    for p in asked.space:
-        size = p.high > p.low if isinstance(p, Interval) else len(p.texts)
-        if not size or (isinstance(p, Interval) and p.log and p.low <= 0):
-            what = "has no value" if not size else "starts at 0 or below, which has no logarithm"
-            raise SweepError(p.key, what, "mend its range", 14)
-    attempt = Attempts()
-    found = [attempt(compose, texts) for texts in probes(asked.space)]
-    # What is wrong with every job is told once.
-    raise_all(list({str(error): error for error in attempt.errors}.values()))
-    for specs in found:
-        assert specs is not None
-        refuse_one_run(specs.checkpoint.resume)
-    assert found[0] is not None
-    return found[0]
-
-
-def refuse_one_run(resume: str | None) -> None:
-    """Raise SweepError where the ``resume`` of several jobs names a folder."""
-    if resume not in (None, "auto"):
-        what = "names one run, and a sweep has several"
-        fix = "type checkpoint.resume=auto, or sweep.dir=FOLDER of the sweep"
-        raise SweepError("checkpoint.resume", what, fix, 22)
-
-
-def _wanted(first: Specs) -> tuple[Objective, ...]:
-    """What jobs like that of ``first`` are compared by. Raises SweepError for what is never
-    logged."""
-    options, kept = first.sweep, first.checkpoint
-    # Who trains has nothing to measure but what the same job exports.
-    made = "export" in first.stages or "fit" not in first.stages
-    files = [writer.file for writer in first.export.writers] if made else []
-    searches, monitor = options.sampler != "grid", (kept.monitor, kept.mode)
-    found = objectives(options.objectives, monitor, first.stages, searches, files)
-    if any(objective.metric == "val_top5" for objective in found):
-        from xfer.plan import make_plan
-
-        # The one metric that depends on the data, which is looked at for its sake.
-        classes = len(make_plan(first).card.classes)
-        if "val_top5" not in names(classes):
-            what = f"'val_top5' is never logged with {classes} classes"
-            raise SweepError("sweep.objectives", what, "take val_acc", 23)
-    return found
 
 
 @dataclass
@@ -177,13 +112,16 @@ class Conductor:
 
     def recall(self) -> None:
         """What an earlier call of the same command left: finished jobs count, others wait."""
-        begun = [*self.ledger.jobs(), *(self.study.begun() if self.study else [])]
+        begun = list(self.ledger.jobs())
+        for job in begun:
+            self.ledger.check(job.number)
+        if self.study:
+            begun = [*map(self.study.adopt, begun), *self.study.begun()]
         known = {job.number: job for job in [*begun, *self.jobs]}
         self._known = dict(sorted(known.items()))
         for number, job in self._known.items():
             if self.ledger.state(number) == "finished":
-                if self.study:
-                    self.study.tell(job, values(self.ledger(number), self.objectives))
+                self._tell(job, values(self.ledger(number), self.objectives))
             else:
                 self._waiting.append(job)
         done = len(self._known) - len(self._waiting)
@@ -241,8 +179,7 @@ class Conductor:
             self.failed.pop(job.number, None)
             found = values(self.ledger(job.number), self.objectives)
             self._say(job, found, seconds)
-            if self.study:
-                self.study.tell(job, found)
+            self._tell(job, found)
             return False
         if self.stopping and self.ledger.state(job.number) == "interrupted":
             log.info(f"job {job.number} has stopped, its state is saved")
@@ -255,10 +192,15 @@ class Conductor:
             self._waiting.append(job)
             return False
         self.failed[job.number] = code, line
-        if self.study and self.ledger.state(job.number) == "failed":
-            self.study.tell(job, None)
+        if self.ledger.state(job.number) == "failed":
+            self._tell(job, None)
         self.stopping = self.stopping or self.options.fail_fast
         return self.options.fail_fast
+
+    def _tell(self, job: Job, found: list[float] | None) -> None:
+        if self.study:
+            pruned = (self.ledger(job.number) / PRUNED).exists()
+            self.study.tell(job, found, pruned)
 
     def _say(self, job: Job, found: list[float] | None, seconds: float) -> None:
         if found is None:
@@ -267,7 +209,7 @@ class Conductor:
             return
         pairs = zip(self.objectives, found, strict=True)
         shown = ", ".join(f"{o.metric} {value:.6g}" for o, value in pairs) or "finished"
-        pruned = "  pruned" if (self.ledger(job.number) / "pruned.json").exists() else ""
+        pruned = "  pruned" if (self.ledger(job.number) / PRUNED).exists() else ""
         log.info(f"job {job.number}: {shown} after {seconds:.1f} s{pruned}")
 
     def close(self, configure: Configure | None = None) -> int:

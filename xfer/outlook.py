@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from xfer.features import Auto, views
@@ -25,22 +25,30 @@ def outlook(
     jobs: Sequence[Job],
     options: Sweep,
     compose: Callable[[Sequence[str]], Specs],
+    done: Collection[int] = (),
 ) -> None:
-    """List the jobs, what they would compute and what they would share. Raises XferError for what
-    a plan finds."""
+    """List the jobs, what those that are not ``done`` would compute and what they would share.
+    Raises XferError for what a plan finds."""
     open_log(None)
-    rows = [job.overrides for job in jobs] or probes(space)
-    count = len(jobs) or options.n_trials or 0
-    for number, row in enumerate(rows if jobs else ()):
-        log.info(f"job {number}: {' '.join(row)}")
+    total = len(jobs) or options.n_trials or 0
+    count = max(0, total - len(done))
+    for job in jobs:
+        log.info(
+            f"job {job.number}: {' '.join(job.overrides)}" + ", finished" * (job.number in done)
+        )
     if not jobs:
-        log.info(f"{count} trials of {options.sampler} over")
+        log.info(f"{total} trials of {options.sampler} over")
         for parameter in space:
             log.info(f"  {parameter.key}: {_range(parameter)}")
+    if done:
+        log.info(f"{len(done)} of {total} jobs are finished already")
+    log.info(f"{count} jobs")
+    left = [job.overrides for job in jobs if job.number not in done]
+    rows = left if jobs else probes(space) if count else []
     plans: dict[str, Plan] = {}
-    found = [_plan(compose(row), plans) for row in rows]
-    for line in (f"{count} jobs", *_costs(found, count / len(found))):
-        log.info(line)
+    if found := [_plan(compose(row), plans) for row in rows]:
+        for line in _costs(found, count / len(found)):
+            log.info(line)
     log.info("stages=[]: nothing was started")
 
 

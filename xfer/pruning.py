@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytorch_lightning as pl
 
+from xfer.errors import XferError
 from xfer.log import log
 from xfer.resume import JOB
 from xfer.storage import write_json
-from xfer.sweep.study import open_trial
+from xfer.sweep.study import PRUNED, first_line, open_trial
 from xfer.types import Plain
 
 if TYPE_CHECKING:
@@ -44,26 +46,51 @@ class Pruning(pl.Callback):
             trainer.should_stop = True
 
     def _is_behind(self, epoch: int) -> bool:
-        if self._trial is None:
-            self._trial = open_trial(self.facts)
-        trial, metric, note = self._trial, self.facts["metric"], self.folder / "pruned.json"
+        metric, note = self.facts["metric"], self.folder / PRUNED
         if note.exists():
             # Others have ended since: the pruner might say something else now.
             pruned = int(json.loads(note.read_text())["epoch"])
-            if trial is not None:
-                trial.set_user_attr("pruned", pruned)
+            self._reach(lambda: self._mark(pruned))
             return epoch >= pruned
-        if trial is None:
-            return False  # it has ended before and is run again: nothing is compared
         value = float(self.history.rows[-1][metric])
-        if epoch not in trial.storage.get_trial(trial._trial_id).intermediate_values:
-            trial.report(value, epoch)
-        if not self.history.best or epoch < self.facts["epochs"] or not trial.should_prune():
-            return False  # without a best epoch there would be nothing to keep
+        if not self._reach(lambda: self._compare(epoch, value)):
+            return False
         write_json(note, {"epoch": epoch, "metric": metric, "value": value})
-        trial.set_user_attr("pruned", epoch)
+        self._reach(lambda: self._mark(epoch))
         log.info(f"pruned after epoch {epoch}: {metric} {value:.4f} is behind other trials")
         return True
+
+    def _compare(self, epoch: int, value: float) -> bool:
+        trial = self._opened()
+        if trial is None:
+            return False  # it has ended before and is run again: nothing is compared
+        if epoch not in trial.storage.get_trial(trial._trial_id).intermediate_values:
+            trial.report(value, epoch)
+        # Without a best epoch there would be nothing to keep.
+        early = not self.history.best or epoch < self.facts["epochs"]
+        return not early and bool(trial.should_prune())
+
+    def _mark(self, epoch: int) -> bool:
+        if (trial := self._opened()) is not None:
+            trial.set_user_attr("pruned", epoch)
+        return True
+
+    def _opened(self) -> Any:
+        if self._trial is None:
+            self._trial = open_trial(self.facts)
+        return self._trial
+
+    def _reach(self, call: Callable[[], bool]) -> bool:
+        """What the study says; no, with a warning, where its storage fails: the run is worth more
+        than its pruning. The sweep itself ends with that failure, or learns of the end."""
+        try:
+            return call()
+        except XferError:
+            raise
+        except Exception as error:  # every kind of storage has errors of its own
+            said = first_line(error)
+            log.warning(f"the study does not answer, so that nothing is pruned here: {said}")
+            return False
 
 
 def pruning(folder: Path, history: History) -> list[pl.Callback]:

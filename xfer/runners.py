@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from xfer.conduct import Conductor
+from xfer.errors import SweepError
 from xfer.log import log, open_log
+from xfer.resume import is_live
+from xfer.sweep.ledger import Ledger
 from xfer.sweep.pool import Pool, Task
 from xfer.sweep.slots import Slot
 from xfer.sweep.space import Job
 from xfer.sweep.table import Table
+
+_START_S, _LOOK_S = 60.0, 0.2
+"""For jobs to begin whose launcher failed, and between two looks at them."""
 
 
 @dataclass
@@ -79,10 +86,18 @@ class BatchRunner:
     threads: int | None = None
 
     def run(self, conductor: Conductor) -> None:
-        """Batch after batch until nothing is left, or a failure ends the sweep."""
+        """Batch after batch until nothing is left, or a failure ends the sweep. Raises SweepError
+        where the launcher fails and no job has begun."""
         while batch := self._batch(conductor):
             folders = [conductor.ledger(job.number) for job in batch]
-            outcomes = self.launch(list(zip(batch, folders, strict=True)))
+            sizes = {folder: _claims(folder) for folder in folders}
+            try:
+                outcomes = self.launch(list(zip(batch, folders, strict=True)))
+            except Exception as error:  # of any library; of several jobs it tells of the first
+                said = _said(error)
+                log.warning(f"the launcher failed, its jobs are waited for: {said}")
+                _wait(sizes, said)
+                outcomes = [_found(conductor.ledger, job.number, said) for job in batch]
             # A job in this process has taken the log for itself.
             open_log(conductor.ledger.folder)
             stops = []
@@ -97,6 +112,41 @@ class BatchRunner:
         while len(found) < self.size and (job := conductor.take()):
             found.append(job)
         return found
+
+
+def _claims(folder: Path) -> int:
+    """Grows when a process takes the run folder."""
+    path = folder / ".lock"
+    return path.stat().st_size if path.exists() else 0
+
+
+def _wait(before: Mapping[Path, int], said: str) -> None:
+    """Until the jobs that outlive their launcher have ended. Raises SweepError where none begins
+    within the time in which processes start."""
+    until, begun = time.monotonic() + _START_S, set[Path]()
+    while len(begun) < len(before) and time.monotonic() < until:
+        begun = {folder for folder, size in before.items() if _claims(folder) > size}
+        time.sleep(_LOOK_S)
+    if not begun:
+        fix = "see what it says, or choose another, such as hydra/launcher=slots"
+        raise SweepError("hydra/launcher", f"no job has begun: {said}", fix, 28)
+    # A folder that nobody has taken yet is not asked: to ask is to hold it for a moment.
+    while any(is_live(folder) for folder in begun):
+        time.sleep(_LOOK_S)
+
+
+def _found(ledger: Ledger, number: int, said: str) -> tuple[int, str]:
+    """The exit code of a job by its own status, and what is told where it has left none."""
+    state = ledger.state(number)
+    if state == "finished":
+        return 0, ""
+    told = state in ("failed", "interrupted")
+    return ledger.code(number) or 1, "" if told else said
+
+
+def _said(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {' '.join(lines[:2])}"[:400]
 
 
 def quoted(text: str) -> str:

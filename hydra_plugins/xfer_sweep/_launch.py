@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig, OmegaConf
 
-from xfer.conduct import refuse_one_run
+from xfer.asked import refuse_one_run
 from xfer.devices import check_gpus
 from xfer.errors import JobFailed
 from xfer.places import override_key

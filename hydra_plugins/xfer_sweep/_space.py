@@ -35,6 +35,17 @@ def parse(
     return tuple(space.values()), tuple(fixed)
 
 
+def read(texts: Sequence[str], loader: ConfigLoader) -> dict[str, Any]:
+    """The plain values of the overrides of a baseline, by key, as those of a job are read."""
+    parser, found = OverridesParser.create(config_loader=loader), dict[str, Any]()
+    for text in texts:
+        override = _parsed(parser, text, "sweep.baseline")
+        if override.is_sweep_override():
+            raise SweepError("sweep.baseline", f"'{text}' is several values", "name one", 25)
+        found[str(override.key_or_group)] = override.value()
+    return found
+
+
 def _parsed(parser: OverridesParser, text: str, where: str) -> Override:
     try:
         return parser.parse_override(text)

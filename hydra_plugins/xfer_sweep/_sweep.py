@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeGuard
 
@@ -19,8 +20,9 @@ from yaml import YAMLError
 
 from hydra_plugins.xfer_slurm._queue import SlurmQueue
 from hydra_plugins.xfer_sweep._launch import flags, slots
-from hydra_plugins.xfer_sweep._space import parse
-from xfer.conduct import Asked, Runner, conduct
+from hydra_plugins.xfer_sweep._space import parse, read
+from xfer.asked import Asked
+from xfer.conduct import Runner, conduct
 from xfer.config import build, prepare_overrides, told
 from xfer.errors import JobFailed, XferError
 from xfer.places import override_key
@@ -46,7 +48,8 @@ def sweep(
     space, fixed = parse(listed, typed, context.config_loader)
     jobs = _Jobs(context.config_loader, config, launcher, space, fixed)
     command, named = _command(config, typed)
-    asked = Asked(space, fixed, command, Path(config.hydra.sweep.dir), named)
+    folder = Path(config.hydra.sweep.dir)
+    asked = Asked(space, fixed, command, folder, partial(read, loader=context.config_loader), named)
     return conduct(asked, jobs.compose, jobs.runner)
 
 
@@ -117,8 +120,9 @@ def _queues(launcher: Launcher) -> TypeGuard[SlurmLauncher]:
 
 
 def _at_once(options: Sweep, launcher: Launcher) -> int:
-    """Jobs that the launcher has at a time: all that are known, fewer where a sampler learns."""
-    if options.sampler == "grid":
+    """Jobs that the launcher has at a time: all that are known, fewer where a sampler learns, or
+    where the first failure is to end the sweep and the launcher tells of none before all end."""
+    if options.sampler == "grid" and (_queues(launcher) or not options.fail_fast):
         return 10**6
     if _queues(launcher):
         return min(options.batch, int(launcher.params["array_parallelism"]))

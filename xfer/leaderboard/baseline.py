@@ -49,8 +49,8 @@ def _value(text: str) -> Any:
     except yaml.YAMLError:
         return text
     try:
-        # YAML takes 1e-3 for a text, Hydra does not.
-        return float(found) if isinstance(found, str) else found
+        # YAML takes 1e-3 for a text, Hydra does not. What is in quotes is one for both.
+        return float(found) if isinstance(found, str) and text[0] not in "'\"" else found
     except ValueError:
         return found
 

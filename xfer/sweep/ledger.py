@@ -42,9 +42,10 @@ class Head:
 
 @dataclass(frozen=True)
 class Ledger:
-    """The jobs of one sweep below ``folder``."""
+    """The jobs of one sweep below ``folder``. ``stages``: what each is to do."""
 
     folder: Path
+    stages: tuple[str, ...] = ()
     _heard: dict[int, int] = field(default_factory=dict, compare=False)
 
     def __call__(self, number: int) -> Path:
@@ -72,9 +73,35 @@ class Ledger:
         write_json(self.folder / _SWEEP, facts)
 
     def state(self, number: int) -> State:
-        """What became of a job so far; one that was killed is ``running``."""
+        """What became of a job so far; one that was killed is ``running``, and one that has
+        finished fewer stages than it is to do is ``interrupted``."""
         state: State = _read(self(number) / "status.json").get("state", "missing")
-        return state
+        return "interrupted" if state == "finished" and self._lacks(number) else state
+
+    def _lacks(self, number: int) -> bool:
+        return not set(self.stages) <= set(self._done(number))
+
+    def _done(self, number: int) -> Sequence[str]:
+        """The stages that a finished job has done."""
+        config = _read(self(number) / "plan.json").get("config", {})
+        done: Sequence[str] = config.get("stages", self.stages)
+        return done
+
+    def check(self, number: int) -> None:
+        """Raise ResumeError for a finished job that is to do more stages, and not all of those
+        that it has done: what it tells of itself would lose them."""
+        if _read(self(number) / "status.json").get("state") != "finished":
+            return
+        done = self._done(number)
+        if self._lacks(number) and not set(done) <= set(self.stages):
+            asked, whole = ",".join(self.stages), ",".join(dict.fromkeys([*done, *self.stages]))
+            what = f"has done stages=[{','.join(done)}], and is to do stages=[{asked}]"
+            fix = f"type 'stages=[{whole}]', or another sweep.dir"
+            raise ResumeError(self(number), what, fix, 13)
+
+    def finished(self) -> set[int]:
+        """The numbers of the jobs that have finished."""
+        return {job.number for job in self.jobs() if self.state(job.number) == "finished"}
 
     def is_busy(self, number: int) -> bool:
         """Whether a process works in the folder of a job: one that a killed sweep left behind."""
@@ -104,7 +131,7 @@ class Ledger:
         refused = status.get("exit") == ResumeError.exit
         if "fingerprint" not in plan or refused:
             _empty(folder)
-        elif status.get("state") in ("failed", "interrupted"):
+        elif self.state(job.number) in ("failed", "interrupted"):
             # How this attempt ends is not how the one before it did.
             write_json(folder / "status.json", {**status, **_UNKNOWN})
         output = folder / OUTPUT
@@ -182,13 +209,13 @@ def mark(config_fingerprint: str, space: Sequence[object], options: Plain) -> st
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def find(folder: str | None, auto: bool, root: Path, mark: str) -> Path | None:
-    """The sweep to go on with: in ``folder``, or with ``auto`` the newest below ``root`` with this
-    ``mark`` that no process works on. Raises ResumeError where ``folder`` holds another."""
+def find(folder: str | None, auto: bool, root: Path, *marks: str) -> Path | None:
+    """The sweep to go on with: in ``folder``, or with ``auto`` the newest below ``root`` with one
+    of the ``marks`` that no process works on. Raises ResumeError where ``folder`` holds another."""
     if folder is not None:
         path = Path(folder).expanduser()
         facts = _read(path / _SWEEP)
-        if facts and facts.get("fingerprint") != mark:
+        if facts and facts.get("fingerprint") not in marks:
             fix = "give the same options, or another sweep.dir"
             raise ResumeError(path, f"holds another sweep: {facts.get('command')}", fix, 10)
         taken = path.is_dir() and any(
@@ -199,7 +226,7 @@ def find(folder: str | None, auto: bool, root: Path, mark: str) -> Path | None:
         return path
     if auto:
         for path in sorted(root.glob(f"*/{_SWEEP}"), key=lambda p: p.parent.name, reverse=True):
-            if _read(path).get("fingerprint") == mark and not is_live(path.parent):
+            if _read(path).get("fingerprint") in marks and not is_live(path.parent):
                 return path.parent
     return None
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,6 +70,51 @@ def chosen(number: int, space: Sequence[Parameter], found: Plain, trial: Plain |
         else:
             row.append((repr(value), value))
     return _job(number, space, row, trial)
+
+
+def drawn(job: Job, space: Sequence[Parameter]) -> Plain:
+    """What :func:`chosen` made the job of. Raises SweepError where it is of another space."""
+    found: Plain = {}
+    for p in space:
+        if isinstance(p, Choice):
+            at = [i for i, text in enumerate(p.texts) if f"{p.key}={text}" in job.overrides]
+            value = at[0] if at else None
+        else:
+            value = job.parameters.get(p.key)
+        if value is None:
+            what = f"job {job.number} has no value of it that the space has"
+            raise SweepError(p.key, what, "choose another sweep.dir", 24)
+        found[p.key] = value
+    return found
+
+
+def is_finite(parameter: Parameter) -> bool:
+    """Whether its numbers are, also those in lists."""
+    values = (
+        parameter.values if isinstance(parameter, Choice) else (parameter.low, parameter.high)
+    )  # fmt: skip
+    try:
+        json.dumps(values, allow_nan=False, default=str)
+    except ValueError:
+        return False
+    return True
+
+
+def unmatched(space: Sequence[Parameter], wanted: Mapping[str, Any]) -> str:
+    """Why no job has the ``wanted`` values, with whatever seed; nothing where one has."""
+    for p in space:
+        if p.key == "seed":
+            continue
+        if p.key not in wanted:
+            return f"it does not say {p.key}, which every job sets"
+        value = wanted[p.key]
+        if isinstance(p, Choice):
+            there = value in p.values
+        else:
+            there = isinstance(value, int | float) and p.low <= value <= p.high
+        if not there:
+            return f"no job has {p.key}={value}"
+    return ""
 
 
 def _job(

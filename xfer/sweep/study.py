@@ -7,8 +7,6 @@ again: the sampler starts from the sweep's seed and the number of the job.
 from __future__ import annotations
 
 import fcntl
-import hashlib
-import importlib
 import os
 import warnings
 from collections.abc import Iterator, Sequence
@@ -17,16 +15,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from xfer.errors import SweepError
+from xfer.errors import SweepError, XferError
+from xfer.log import log
 from xfer.sweep import Sweep
 from xfer.sweep.objective import Objective
-from xfer.sweep.space import Choice, Job, Parameter, chosen
+from xfer.sweep.samplers import check, distributions, sampler, unordered
+from xfer.sweep.samplers import optuna as _optuna
+from xfer.sweep.space import Job, Parameter, chosen, drawn
 from xfer.types import Plain
 
 if TYPE_CHECKING:
     import optuna
 
 JOURNAL = "optuna.journal"
+PRUNED = "pruned.json"
+"""The note in the folder of a job that was pruned."""
 
 
 @dataclass
@@ -42,9 +45,7 @@ class Study:
 
     def __post_init__(self) -> None:
         # What is missing must be told before there is a folder.
-        _optuna()
-        if self.options.sampler == "cmaes":
-            _installed("cmaes")
+        check(self.options, self.space)
 
     def open(self, mark: str, folder: Path) -> None:
         """Find or make the study of the sweep in ``folder``. Raises SweepError where the storage
@@ -72,25 +73,55 @@ class Study:
             fix = f"type sweep.dir={home}, or sweep.study=ANOTHER_NAME"
             raise SweepError("sweep.storage", what, fix, 19)
 
+    def remark(self) -> str:
+        """What the sampler does not learn of, or nothing."""
+        chance = unordered(self.space) if self.options.sampler == "cmaes" else []
+        return f"cmaes draws at random what is no range: {', '.join(chance)}" if chance else ""
+
     def begun(self) -> list[Job]:
         """Jobs that were asked for and never told the end of."""
-        trials = self.study.get_trials(deepcopy=False)
-        return [self._job(t) for t in trials if not t.state.is_finished() and "job" in t.user_attrs]
+        with _told(self.storage, _LATER):
+            trials = self.study.get_trials(deepcopy=False)
+            open_ones = [t for t in trials if not t.state.is_finished() and "job" in t.user_attrs]
+            return [self._job(trial) for trial in open_ones]
 
     def ask(self, number: int) -> Job:
         """The job of that number, with values that the sampler proposes."""
+        with _told(self.storage, _LATER):
+            trials = self.study.get_trials(deepcopy=False)
+            # Asked for by a sweep that was killed before it gave the trial a number.
+            left = [t for t in trials if not t.state.is_finished() and "job" not in t.user_attrs]
+            for half in left:
+                self.study.tell(half.number, state=_optuna().trial.TrialState.FAIL)
+            # Anew for each job: half of a trial has drawn half of its numbers.
+            self.study.sampler = sampler(self.options, number)
+            with warnings.catch_warnings():
+                experimental = _optuna().exceptions.ExperimentalWarning
+                warnings.filterwarnings("ignore", category=experimental)
+                trial = self.study.ask(distributions(self.space))
+            trial.set_user_attr("job", number)
+            return self._job(trial)
+
+    def adopt(self, job: Job) -> Job:
+        """A job that the sweep's folder has. The study may be a newer one, under another name or
+        in another storage, and knows nothing of it; then it gets a trial with the job's values.
+        Raises SweepError where the job is of another space."""
+        with _told(self.storage, _LATER):
+            if self._trials(job):
+                return job
+            trial = _optuna().trial.create_trial(
+                state=_optuna().trial.TrialState.RUNNING,
+                params=drawn(job, self.space),
+                distributions=distributions(self.space),
+                user_attrs={"job": job.number},
+            )
+            self.study.add_trial(trial)
+            log.info(f"job {job.number} is new to the study '{self.name}', which takes it up")
+            return self._job(self._trials(job)[0])
+
+    def _trials(self, job: Job) -> list[Any]:
         trials = self.study.get_trials(deepcopy=False)
-        # Asked for by a sweep that was killed before it gave the trial a number.
-        left = [t for t in trials if not t.state.is_finished() and "job" not in t.user_attrs]
-        for half in left:
-            self.study.tell(half.number, state=_optuna().trial.TrialState.FAIL)
-        # Anew for each job: half of a trial has drawn half of its numbers.
-        self.study.sampler = _sampler(self.options, number)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", category=_optuna().exceptions.ExperimentalWarning)
-            trial = self.study.ask(_distributions(self.space))
-        trial.set_user_attr("job", number)
-        return self._job(trial)
+        return [trial for trial in trials if trial.user_attrs.get("job") == job.number]
 
     def _job(self, trial: Any) -> Job:
         number = trial.user_attrs["job"]
@@ -107,30 +138,31 @@ class Study:
             }
         return chosen(number, self.space, trial.params, facts)
 
-    def tell(self, job: Job, values: list[float] | None) -> None:
-        """How a job ended; without ``values`` it failed."""
-        optuna = _optuna()
-        states = optuna.trial.TrialState
-        trials = self.study.get_trials(deepcopy=False)
-        mine = [trial for trial in trials if trial.user_attrs.get("job") == job.number]
-        if any(t.state in (states.COMPLETE, states.PRUNED) for t in mine):
-            return
-        if open_ones := [t for t in mine if not t.state.is_finished()]:
-            number = open_ones[0].number
-            pruned = "pruned" in open_ones[0].user_attrs
-            state = states.FAIL if values is None else states.PRUNED if pruned else states.COMPLETE
-            self.study.tell(number, values if state is states.COMPLETE else None, state)
-        elif values is not None:
-            # It failed before: a trial that has ended cannot be opened again.
-            old = mine[0]
-            self.study.add_trial(
-                optuna.trial.create_trial(
-                    params=old.params,
-                    distributions=old.distributions,
-                    values=values,
-                    user_attrs=old.user_attrs,
+    def tell(self, job: Job, values: list[float] | None, pruned: bool = False) -> None:
+        """How a job that was asked for or adopted ended; without ``values`` it failed. ``pruned``:
+        its folder says so, also where the study could not be told."""
+        states = _optuna().trial.TrialState
+        with _told(self.storage, _LATER):
+            mine = self._trials(job)
+            if any(t.state in (states.COMPLETE, states.PRUNED) for t in mine):
+                return
+            if open_ones := [t for t in mine if not t.state.is_finished()]:
+                number = open_ones[0].number
+                early = pruned or "pruned" in open_ones[0].user_attrs
+                good = states.PRUNED if early else states.COMPLETE
+                state = states.FAIL if values is None else good
+                self.study.tell(number, values if state is states.COMPLETE else None, state)
+            elif values is not None:
+                # It failed before: a trial that has ended cannot be opened again.
+                old = mine[0]
+                self.study.add_trial(
+                    _optuna().trial.create_trial(
+                        params=old.params,
+                        distributions=old.distributions,
+                        values=values,
+                        user_attrs=old.user_attrs,
+                    )
                 )
-            )
 
 
 def open_trial(facts: Plain) -> Any:
@@ -176,66 +208,23 @@ class _Lock:
         os.close(self.handle)
 
 
-def _optuna() -> Any:
-    optuna = _installed("optuna")
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    return optuna
-
-
-def _installed(package: str) -> Any:
-    try:
-        return importlib.import_module(package)
-    except ImportError as error:
-        fix = "pip install 'xfer[sweep]', or sweep.sampler=grid"
-        raise SweepError("sweep.sampler", f"{package} is not installed", fix, 9) from error
-
-
-def _distributions(space: Sequence[Parameter]) -> dict[str, Any]:
-    from optuna import distributions as kinds
-
-    found: dict[str, Any] = {}
-    for p in space:
-        if isinstance(p, Choice):
-            places = range(len(p.texts))
-            found[p.key] = (
-                kinds.IntDistribution(0, len(places) - 1)
-                if p.ordered
-                else kinds.CategoricalDistribution(places)
-            )
-        elif p.whole:
-            found[p.key] = kinds.IntDistribution(int(p.low), int(p.high), log=p.log)
-        else:
-            found[p.key] = kinds.FloatDistribution(p.low, p.high, log=p.log)
-    return found
-
-
-def _sampler(options: Sweep, number: int) -> Any:
-    samplers = _optuna().samplers
-    digest = hashlib.sha256(f"{options.seed} {number}".encode()).digest()
-    seed = int.from_bytes(digest[:4], "big")
-    if options.sampler == "cmaes":
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return samplers.CmaEsSampler(seed=seed, warn_independent_sampling=False)
-    if options.sampler == "gp":
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return samplers.GPSampler(seed=seed)
-    kinds = {
-        "random": samplers.RandomSampler,
-        "tpe": samplers.TPESampler,
-        "nsga2": samplers.NSGAIISampler,
-    }
-    return kinds[options.sampler](seed=seed)
+_LATER = "see whether it answers; the same command goes on"
 
 
 @contextmanager
-def _told(storage: str) -> Iterator[None]:
+def _told(
+    storage: str, fix: str = "check the URL, and that its driver is installed"
+) -> Iterator[None]:
     try:
         yield
-    except SweepError:
+    except XferError:
         raise
     except Exception as error:  # every kind of storage has errors of its own
-        what = f"{storage} cannot be used ({str(error).splitlines()[0][:200]})"
-        fix = "check the URL, and that its driver is installed"
+        what = f"{storage} cannot be used ({first_line(error)})"
         raise SweepError("sweep.storage", what, fix, 10) from error
+
+
+def first_line(error: Exception) -> str:
+    """What a storage says. Optuna's own words for a database are the same for whatever ails it."""
+    cause = error.__cause__ or error
+    return (str(cause).splitlines() or [type(cause).__name__])[0][:200]
