@@ -102,6 +102,17 @@ def only_entry(own_cache):
     return entry
 
 
+def test_a_kept_cut_that_was_changed_is_found_again(own_cache):
+    plain = fit(*ONE)
+    (kept,) = (own_cache / "features" / "cuts").glob("*.json")
+    proved = json.loads(kept.read_text())
+    changed = json.loads(kept.read_text())
+    changed["cut"]["parts"][0]["shape"] = [3]
+    kept.write_text(json.dumps(changed))
+    assert_same(fit(*ONE), plain)
+    assert json.loads(kept.read_text()) == proved
+
+
 @pytest.mark.parametrize("harm", ["flipped", "cut", "foreign"])
 def test_an_entry_that_is_not_what_it_was_is_computed_again(own_cache, harm):
     plain = fit(*ONE)

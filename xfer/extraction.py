@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 
 _PROVING = 2
 """Images that prove a cut: more than one, to see what an answer takes from its neighbours."""
+_FINDER = 1
+"""Of what finds and proves cuts: raised when it comes to refuse what it took, so that cuts that
+were kept are proved again."""
 _CHECKED = {"train": 1, "val": 2}
 """Images whose features are computed again whenever an entry is used. Those of val are scored."""
 _TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 5e-2}
@@ -60,6 +63,9 @@ class Extraction:
         # Batches in which an image comes twice or not at all are no order for an entry.
         self.exact = self.views == epochs and options.batch_size is None and not balanced
         self.device, self.ranks = module.device, plan.specs.trainer.devices
+        # The batches are the same; a GPU's answers are where its kernels are reproducible.
+        reproducible = self.device.type == "cpu" or plan.specs.trainer.deterministic
+        self.claimed = self.exact and reproducible
         self.channels_last = plan.specs.trainer.channels_last
         self.difference = 0.0
         precision = plan.specs.trainer.precision
@@ -80,7 +86,8 @@ class Extraction:
             first = range(min(_PROVING, len(self.samples("train"))))
             found = find(self.net, self._images("train", None, first), self.plan.layout.heads)
         if isinstance(found, Cut):
-            write_json(path, {"layers": facts, "cut": found.to_plain()})
+            kept = {"layers": facts, "cut": found.to_plain()}
+            write_json(path, {**kept, "sha256": digest(kept)})
         return found
 
     def _layers(self) -> Plain:
@@ -90,6 +97,7 @@ class Extraction:
         state = json.dumps([frozen, resting])
         return {
             **self._recipe(),
+            "finder": _FINDER,
             "head": self.plan.card.head,
             "adapters": self.plan.card.adapters,
             "classes": len(self.plan.card.classes),
@@ -246,10 +254,12 @@ def _processor(device: torch.device) -> str:
 
 
 def _known(path: Path, facts: Plain) -> Cut | None:
-    """The cut that an earlier run wrote; ``None`` for what is not there or says something else."""
+    """The cut that an earlier run wrote; ``None`` for what is not there, says something else or was
+    changed since."""
     try:
         found = json.loads(path.read_text())
-        return Cut.from_plain(found["cut"]) if found["layers"] == facts else None
+        same = found["sha256"] == digest({"layers": facts, "cut": found["cut"]})
+        return Cut.from_plain(found["cut"]) if same else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

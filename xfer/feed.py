@@ -182,7 +182,7 @@ class Kept:
             "hit": self.found and before["hit"] is not False,
             "views": self.views,
             "augmented": self.work.views is not None,
-            "exact": self.work.exact,
+            "exact": self.work.claimed,
             "cut": list(self.cut.modules),
             "bytes_per_image": self.cut.bytes_per_image(),
             "bytes": sum(entry.bytes for entry in self._entries()),
@@ -255,6 +255,6 @@ def _told(facts: Plain, found: bool, most_bytes: int) -> str:
     apart, same = facts["difference"], "trained bit for bit as on images"
     if not facts["exact"]:
         near = "bit for bit" if apart == 0 else f"within {apart:.1e}"
-        same = f"equal {near} in other batches"
+        same = f"equal {near} where it was computed again"
     place = ", ".join(facts["cut"])
     return f"features at {place} {again}: {shown}, {most_bytes / 1e6:.1f} MB; {same}"

@@ -109,7 +109,7 @@ class BatchRunner:
 
     def _batch(self, conductor: Conductor) -> list[Job]:
         found: list[Job] = []
-        while len(found) < self.size and (job := conductor.take()):
+        while len(found) < self.size and (job := conductor.take(wait=not found)):
             found.append(job)
         return found
 

@@ -62,6 +62,7 @@ def launch(
 
     def ended(task: Task, code: int) -> None:
         done, line = found[task.number], ledger.settle(task.number, code)
+        code = (ledger.code(task.number) or code or 1) if line else 0
         done.status = JobStatus.FAILED if code else JobStatus.COMPLETED
         done.return_value = JobFailed(code, line) if code else _best(task.folder)
         told = f"exit {code}: {line}" if code else "finished"
