@@ -42,6 +42,24 @@ def test_a_finished_run_is_left_alone(whole):
     assert {p: p.stat().st_mtime_ns for p in whole.rglob("*") if p.is_file()} == before
 
 
+def test_a_finished_run_does_further_stages_and_trains_no_more(tmp_path):
+    short = ["checkpoint.resume=auto", "trainer.max_epochs=1"]
+    finish(start(tmp_path, *short, "stages=[fit]"))
+    run = only_run(tmp_path)
+    trained = (run / "checkpoints/best.ckpt").read_bytes(), (run / "metrics.csv").read_bytes()
+    assert not (run / "predictions_val.csv").exists()
+    finish(start(tmp_path, *short, "stages=[fit,evaluate]"))
+    assert only_run(tmp_path) == run
+    assert (run / "predictions_val.csv").exists()
+    assert ((run / "checkpoints/best.ckpt").read_bytes(), (run / "metrics.csv").read_bytes()) == (
+        trained
+    )
+    other = start(tmp_path, *short, "stages=[fit,report]")
+    said, _ = other.communicate(timeout=600)
+    assert other.returncode == 5
+    assert "E513" in said and "stages=[fit,evaluate,report]" in said
+
+
 def test_every_file_is_read_without_code(whole):
     for file in (whole / "checkpoints").iterdir():
         assert load_tensors(file)["xfer"]["card"]["classes"] == ["5", "6", "7", "8", "9"]

@@ -6,7 +6,7 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -29,7 +29,7 @@ _FREE = (
 
 @dataclass(frozen=True)
 class Earlier:
-    """A run that was there before."""
+    """A run that was there before; ``finished`` with all stages that are asked for."""
 
     folder: Path
     finished: bool
@@ -71,7 +71,7 @@ def choose(
         for plan in reversed(folders):
             facts = _read(plan)
             if facts.get("fingerprint") == fingerprint(config) and not is_live(plan.parent):
-                return _earlier(plan.parent)
+                return _earlier(plan.parent, config)
         return None
     return _named(Path(resume).expanduser(), config)
 
@@ -94,7 +94,7 @@ def _named(folder: Path, config: Plain) -> Earlier:
             "give the same options, or drop checkpoint.resume",
             3,
         )
-    return _earlier(folder)
+    return _earlier(folder, config)
 
 
 def check_same(earlier: Earlier, facts: Plain) -> None:
@@ -107,8 +107,32 @@ def check_same(earlier: Earlier, facts: Plain) -> None:
             )
 
 
-def _earlier(folder: Path) -> Earlier:
-    return Earlier(folder, _read(folder / "status.json").get("state") == "finished")
+def _earlier(folder: Path, config: Plain) -> Earlier:
+    check_stages(folder, config["stages"], f"stages=[...] checkpoint.path={folder}")
+    finished = _read(folder / "status.json").get("state") == "finished"
+    return Earlier(folder, finished and not lacks(folder, config["stages"]))
+
+
+def lacks(folder: Path, stages: Sequence[str]) -> bool:
+    """Whether the run in ``folder``, as it was asked for, has not all of ``stages``."""
+    return not set(stages) <= set(_stages(folder, stages))
+
+
+def check_stages(folder: Path, stages: Sequence[str], other: str) -> None:
+    """Raise ResumeError for a finished run that is to do more stages, and not all of those that it
+    has done: what it tells of itself would lose them. ``other`` is what else may be typed."""
+    if _read(folder / "status.json").get("state") != "finished" or not lacks(folder, stages):
+        return
+    done = _stages(folder, stages)
+    if not set(done) <= set(stages):
+        asked, whole = ",".join(stages), ",".join(dict.fromkeys([*done, *stages]))
+        what = f"has done stages=[{','.join(done)}], and is to do stages=[{asked}]"
+        raise ResumeError(folder, what, f"type 'stages=[{whole}]', or {other}", 13)
+
+
+def _stages(folder: Path, default: Sequence[str]) -> Sequence[str]:
+    found: Sequence[str] = _read(folder / "plan.json").get("config", {}).get("stages", default)
+    return found
 
 
 def resume_file(folder: Path) -> Path | None:

@@ -12,7 +12,7 @@ from typing import IO, Literal
 
 from xfer.errors import ResumeError, XferError
 from xfer.log import log
-from xfer.resume import BESIDE, JOB, OUTPUT, is_live, lock
+from xfer.resume import BESIDE, JOB, OUTPUT, check_stages, is_live, lacks, lock
 from xfer.signals import STOPPING
 from xfer.storage import output_errors, write_json
 from xfer.sweep.objective import Objective
@@ -75,29 +75,13 @@ class Ledger:
     def state(self, number: int) -> State:
         """What became of a job so far; one that was killed is ``running``, and one that has
         finished fewer stages than it is to do is ``interrupted``."""
-        state: State = _read(self(number) / "status.json").get("state", "missing")
-        return "interrupted" if state == "finished" and self._lacks(number) else state
-
-    def _lacks(self, number: int) -> bool:
-        return not set(self.stages) <= set(self._done(number))
-
-    def _done(self, number: int) -> Sequence[str]:
-        """The stages that a finished job has done."""
-        config = _read(self(number) / "plan.json").get("config", {})
-        done: Sequence[str] = config.get("stages", self.stages)
-        return done
+        folder = self(number)
+        state: State = _read(folder / "status.json").get("state", "missing")
+        return "interrupted" if state == "finished" and lacks(folder, self.stages) else state
 
     def check(self, number: int) -> None:
-        """Raise ResumeError for a finished job that is to do more stages, and not all of those
-        that it has done: what it tells of itself would lose them."""
-        if _read(self(number) / "status.json").get("state") != "finished":
-            return
-        done = self._done(number)
-        if self._lacks(number) and not set(done) <= set(self.stages):
-            asked, whole = ",".join(self.stages), ",".join(dict.fromkeys([*done, *self.stages]))
-            what = f"has done stages=[{','.join(done)}], and is to do stages=[{asked}]"
-            fix = f"type 'stages=[{whole}]', or another sweep.dir"
-            raise ResumeError(self(number), what, fix, 13)
+        """Raise ResumeError for a job that has finished with other stages than it is to do."""
+        check_stages(self(number), self.stages, "another sweep.dir")
 
     def finished(self) -> set[int]:
         """The numbers of the jobs that have finished."""
