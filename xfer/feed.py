@@ -185,7 +185,8 @@ class Kept:
             "exact": self.work.claimed,
             "cut": list(self.cut.modules),
             "bytes_per_image": self.cut.bytes_per_image(),
-            "bytes": sum(entry.bytes for entry in self._entries()),
+            # Of the maps, because another process may have removed the files.
+            "bytes": sum(e.array.offset + e.array.nbytes for e in self._entries()),
             "difference": self.work.difference,
         }
 

@@ -55,11 +55,6 @@ class Entry:
     dtype: str
     hit: bool
 
-    @property
-    def bytes(self) -> int:
-        """Size of the file, which another process may have removed."""
-        return self.array.offset + self.array.nbytes
-
 
 @dataclass(frozen=True)
 class Store:
