@@ -176,7 +176,11 @@ RESUMED = {
 
 @pytest.mark.parametrize(
     "name",
-    ["patience", "lp_ft on features", pytest.param("gradual on features", marks=pytest.mark.slow)],
+    [
+        "patience",
+        pytest.param("lp_ft on features", marks=pytest.mark.slow),
+        pytest.param("gradual on features", marks=pytest.mark.slow),
+    ],
 )
 def test_a_run_killed_in_two_of_its_phases_ends_as_the_whole_one(name, tmp_path):
     for folder in ("whole", "killed"):
