@@ -33,7 +33,9 @@ def keeper_of(sweep_: int) -> int:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The sweep that nobody stops."""
     folder = tmp_path_factory.mktemp("whole")
-    assert sweep(folder, *STOPPED, WARM, SLOTS, "sweep.dir=s").returncode == 0
+    done = sweep(folder, *STOPPED, WARM, SLOTS, "sweep.dir=s")
+    assert done.returncode == 0
+    assert "leaked" not in done.stdout, "a keeper took its libraries apart"
     return folder / "s"
 
 

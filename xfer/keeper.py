@@ -51,6 +51,9 @@ def main(arguments: list[str]) -> None:
             importlib.import_module(module)
         gc.freeze()  # a job that looks for garbage would copy every page it shares with this one
     Keeper(persistent, alive, told).serve()
+    # To take the libraries apart takes as long as to import them, and what gc.freeze holds makes
+    # some complain. Nothing here is left to be written.
+    os._exit(0)
 
 
 def withstand() -> None:
