@@ -110,7 +110,7 @@ def fitted(options, epochs):
     with Path("log").open("w") as log:
         sys.stdout = log
         try:
-            done = xfer.run("digits_freeze", [*ALL, *options, f"trainer.max_epochs={epochs}"])
+            done = xfer.run("digits_sgd", [*ALL, *options, f"trainer.max_epochs={epochs}"])
         finally:
             sys.stdout = terminal
     return done.facts["timing"]["fit_s"]

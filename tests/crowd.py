@@ -38,7 +38,7 @@ def begin(folder: Path, waits_for: Path | None) -> int:
     try:
         os.dup2(os.open(folder / "output", os.O_WRONLY | os.O_CREAT | os.O_APPEND), 1)
         workflow.make_plan = slow
-        xfer.run("digits_freeze", [f"run.dir={folder / 'run'}", *OPTIONS])
+        xfer.run("digits_sgd", [f"run.dir={folder / 'run'}", *OPTIONS])
         code = 0
     except XferError as error:
         print(error)

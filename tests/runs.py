@@ -12,7 +12,7 @@ from xfer.errors import WeightsError
 from xfer.storage import load_tensors
 
 OPTIONS = [
-    "experiment=digits_freeze",
+    "experiment=digits_sgd",
     "augment=standard",
     "freeze=none",
     "head=dropout",
@@ -53,7 +53,7 @@ def kill(process: "subprocess.Popen[str]") -> None:
 
 
 def only_run(folder: Path) -> Path:
-    (found,) = (folder / "outputs" / "digits_freeze").iterdir()
+    (found,) = (folder / "outputs" / "digits_sgd").iterdir()
     return found
 
 
@@ -79,7 +79,7 @@ def wait_for(condition, process: "subprocess.Popen[str]") -> None:
 
 def in_an_epoch(folder: Path, after: int) -> bool:
     """Whether the resume file is of a step inside an epoch, behind step ``after``."""
-    for file in folder.glob("outputs/digits_freeze/*/checkpoints/last.ckpt"):
+    for file in folder.glob("outputs/digits_sgd/*/checkpoints/last.ckpt"):
         try:
             step = load_tensors(file)["xfer"]["progress"]["step"]
         except (WeightsError, FileNotFoundError):

@@ -57,7 +57,7 @@ def begin(
         import xfer
 
         prepare()
-        xfer.run("digits_freeze", command)
+        xfer.run("digits_sgd", command)
         code = 0
     except BaseException:
         import traceback

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-QUICK = ["-m", "experiment=digits_freeze", "trainer.max_epochs=1", "stages=[fit,evaluate]"]
+QUICK = ["-m", "experiment=digits_sgd", "trainer.max_epochs=1", "stages=[fit,evaluate]"]
 WARM = "hydra.launcher.persistent=true"
 CLOCKS = ("timing", "command")
 

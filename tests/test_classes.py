@@ -90,8 +90,8 @@ def test_a_folder_without_a_class_is_named_and_so_are_two_of_one() -> None:
         adopt(dataset("cat", "n1"), SOURCE, {})
 
 
-KEEP = ["experiment=digits_freeze", "head=keep", "data=digits_0_4", "stages=[evaluate]"]
-REMAP = ["experiment=digits_freeze", "head=remap", "head.aliases={5: '0', 6: ['1', '2']}"]
+KEEP = ["experiment=digits_sgd", "head=keep", "data=digits_0_4", "stages=[evaluate]"]
+REMAP = ["experiment=digits_sgd", "head=remap", "head.aliases={5: '0', 6: ['1', '2']}"]
 
 
 def test_a_kept_head_answers_without_training(
@@ -154,13 +154,13 @@ def test_a_second_transfer_keeps_whatever_head_the_first_had(
     monkeypatch.chdir(tmp_path)
     first = xfer.run(
         overrides=[
-            *("experiment=digits_freeze", "head=mlp", "trainer.max_epochs=1"),
+            *("experiment=digits_sgd", "head=mlp", "trainer.max_epochs=1"),
             "stages=[fit,evaluate]",
         ]
     )
     again = xfer.run(
         overrides=[
-            *("experiment=digits_freeze", "head=keep", "source=run"),
+            *("experiment=digits_sgd", "head=keep", "source=run"),
             *(f"source.path={first.folder}", "stages=[evaluate]"),
         ]
     )
@@ -169,9 +169,9 @@ def test_a_second_transfer_keeps_whatever_head_the_first_had(
 
 
 def test_names_of_classes_must_be_known_to_remap(tmp_path: Path) -> None:
-    state = planned(["experiment=digits_freeze"]).weights.state
+    state = planned(["experiment=digits_sgd"]).weights.state
     torch.save(dict(state or {}), tmp_path / "a.pt")
-    file = ["experiment=digits_freeze", "source=file", f"source.path={tmp_path / 'a.pt'}"]
+    file = ["experiment=digits_sgd", "source=file", f"source.path={tmp_path / 'a.pt'}"]
     with pytest.raises(ConfigError, match=r"source\.classes.*imagenet"):
         planned([*file, "head=remap"])
     plan = planned([*file, "head=remap", "source.classes=['0','1','2','3','5']"])

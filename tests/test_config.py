@@ -15,7 +15,7 @@ from xfer.errors import ConfigError, Problems, SafetyError, XferError
 from xfer.plan import make_plan
 
 LINE = re.compile(r"xfer: error E\d{3}: .+: .+\. Fix: .+")
-TASK = "experiment=digits_freeze"
+TASK = "experiment=digits_sgd"
 
 
 def refused(*typed: str, config_dirs: tuple[str, ...] = ()) -> XferError:
@@ -407,7 +407,7 @@ def test_a_task_on_the_command_line_keeps_the_quick_start_away(typed: str) -> No
 )
 def test_without_a_task_the_quick_start_is_chosen(typed: list[str]) -> None:
     assert prepare_overrides(typed)[0] == QUICK_START
-    assert compose_specs(typed).experiment == "digits_freeze"
+    assert compose_specs(typed).experiment == "digits_sgd"
 
 
 def test_a_folder_of_images_alone_is_a_whole_command() -> None:

@@ -98,7 +98,7 @@ def test_the_share_of_time_that_training_waits_for_data_is_told(tmp_path, monkey
 
     monkeypatch.setattr(Arrays, "__getitem__", slow)
     typed = ["stages=[fit,report]", "trainer.max_epochs=2", "data.workers=0", "features=never"]
-    folder = xfer.run("digits_freeze", typed).folder
+    folder = xfer.run("digits_sgd", typed).folder
     share = json.loads((folder / "result.json").read_text())["timing"]["data_share"]
     assert 0.5 < share < 1
     assert f"{share:.0%} of the training time" in (folder / "report.md").read_text()

@@ -248,7 +248,7 @@ def test_air_is_refused_with_the_way_there(tmp_path: Path) -> None:
 
 def test_air_is_refused_before_anything_is_trained(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "xfer", "experiment=digits_freeze", "export=air"],
+        [sys.executable, "-m", "xfer", "experiment=digits_sgd", "export=air"],
         cwd=tmp_path,
         capture_output=True,
         text=True,

@@ -27,7 +27,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def fit(*options):
-    return xfer.run("digits_freeze", [*SHORT, *options]).folder
+    return xfer.run("digits_sgd", [*SHORT, *options]).folder
 
 
 def facts(run):
@@ -209,7 +209,7 @@ def test_a_prefix_that_trains_or_adapts_is_not_cut(options):
 
 
 def test_two_processes_compute_one_entry(tmp_path, own_cache):
-    options = [*SHORT, "experiment=digits_freeze", *ONE]
+    options = [*SHORT, "experiment=digits_sgd", *ONE]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     runs = [
         subprocess.Popen(
@@ -255,7 +255,7 @@ def killed(self, trainer, module):
         os.kill(os.getpid(), signal.SIGKILL)
 
 xfer.history.History.on_train_epoch_end = killed
-sys.argv = ["xfer", "experiment=digits_freeze", *sys.argv[1:]]
+sys.argv = ["xfer", "experiment=digits_sgd", *sys.argv[1:]]
 main()
 """
 

@@ -37,7 +37,7 @@ SPACE = list(itertools.product((0.1, 0.01), (0, 1)))
 def swept(tmp_path_factory) -> Path:
     """Four short runs of the digits, one after the other, with what a sweep writes beside them."""
     here = tmp_path_factory.mktemp("sweep")
-    command = "-m experiment=digits_freeze optim.lr=0.1,0.01 seed=0,1 trainer.max_epochs=1"
+    command = "-m experiment=digits_sgd optim.lr=0.1,0.01 seed=0,1 trainer.max_epochs=1"
     done = subprocess.run(
         # Hydra's own sweeper and launcher run the jobs in one process, which is quicker.
         [sys.executable, "-m", "xfer", *command.split(), "stages=[fit,evaluate]", *BASIC],
@@ -48,12 +48,12 @@ def swept(tmp_path_factory) -> Path:
         timeout=400,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    (folder,) = (here / "outputs" / "multirun" / "digits_freeze").iterdir()
+    (folder,) = (here / "outputs" / "multirun" / "digits_sgd").iterdir()
     for number, (lr, seed) in enumerate(SPACE):
         asked = {"optim.lr": lr, "seed": seed}
         texts = [f"{key}={value}" for key, value in asked.items()]
         facts(folder / str(number) / "job.json", job=number, overrides=texts, parameters=asked)
-    head(folder, baseline=["optim.lr=0.1"], jobs=4, experiment="digits_freeze")
+    head(folder, baseline=["optim.lr=0.1"], jobs=4, experiment="digits_sgd")
     return folder
 
 
@@ -172,10 +172,10 @@ def test_the_baseline_is_marked_with_each_of_its_seeds(swept: Path) -> None:
 
 
 def test_without_a_named_baseline_the_experiments_own_values_are_one(sweep: Path) -> None:
-    head(sweep, jobs=4, experiment="digits_freeze")
+    head(sweep, jobs=4, experiment="digits_sgd")
     assert not any(row["baseline"] for row in board(sweep)[0])
     xfer.run(None, ["stages=[leaderboard]", f"sweep.dir={sweep}"])
-    # digits_freeze has optim.lr=0.1; trainer.max_epochs was given to all jobs.
+    # digits_sgd has optim.lr=0.1; trainer.max_epochs was given to all jobs.
     assert {row["optim.lr"] for row in table(sweep) if row["baseline"] == "yes"} == {"0.1"}
     assert len([row for row in table(sweep) if row["baseline"] == "yes"]) == 2
 

@@ -371,7 +371,7 @@ def test_the_network_is_cut_before_its_first_adapter_and_nowhere_behind() -> Non
     assert isinstance(refused, Refusal) and "before the first layer that trains" in refused.reason
 
 
-DIGITS = ["experiment=digits_freeze", "freeze=lora", "optim=adamw", "optim.lr=0.01", "freeze.lr=1"]
+DIGITS = ["experiment=digits_sgd", "freeze=lora", "optim=adamw", "optim.lr=0.01", "freeze.lr=1"]
 
 
 def run(folder: Path, *more: str) -> Path:

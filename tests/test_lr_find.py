@@ -15,7 +15,7 @@ from xfer.plan import make_plan
 
 
 def planned(*options):
-    return make_plan(compose_specs(["experiment=digits_freeze", "stages=[lr_find]", *options]))
+    return make_plan(compose_specs(["experiment=digits_sgd", "stages=[lr_find]", *options]))
 
 
 def test_the_valley_lies_two_thirds_down_the_longest_fall():
@@ -37,12 +37,12 @@ def test_a_loss_that_never_falls_is_an_error():
 
 def test_the_proposed_rate_trains(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    run = xfer.run("digits_freeze", ["stages=[lr_find]"]).folder
+    run = xfer.run("digits_sgd", ["stages=[lr_find]"]).folder
     found = json.loads((run / "lr_find.json").read_text())
     assert 1e-4 < found["suggested"] < 1 and found["suggested"] in found["rates"]
     assert (run / "figures" / "lr_find.png").stat().st_size > 5000
     fit = ["stages=[fit]", f"optim.lr={found['suggested']}", "trainer.max_epochs=3"]
-    assert xfer.run("digits_freeze", fit).facts["best"]["value"] > 0.6
+    assert xfer.run("digits_sgd", fit).facts["best"]["value"] > 0.6
 
 
 def test_groups_keep_their_multiples_and_frozen_stays_frozen(monkeypatch):

@@ -14,7 +14,7 @@ from xfer.plan import make_plan
 
 
 def classifier(*overrides):
-    plan = make_plan(compose_specs(["experiment=digits_freeze", *overrides]))
+    plan = make_plan(compose_specs(["experiment=digits_sgd", *overrides]))
     return Classifier(assemble(plan.parts, plan.weights), plan)
 
 

@@ -22,7 +22,7 @@ from xfer.weights import Weights
 
 @pytest.fixture(scope="module")
 def plan():
-    return make_plan(compose_specs(["experiment=digits_freeze"]))
+    return make_plan(compose_specs(["experiment=digits_sgd"]))
 
 
 def save(path, plan, net, keep, frozen):

@@ -20,7 +20,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def fit(*options):
-    folder = xfer.run("digits_freeze", [*SHORT, *options]).folder
+    folder = xfer.run("digits_sgd", [*SHORT, *options]).folder
     return folder, json.loads((folder / "freeze_proof.json").read_text())
 
 
@@ -79,7 +79,7 @@ def test_what_is_opened_during_a_phase_fails_the_audit_behind_it(options, monkey
 def only_runs():
     from pathlib import Path
 
-    return Path("outputs/digits_freeze")
+    return Path("outputs/digits_sgd")
 
 
 def test_gradual_trains_one_stage_more_each_phase():

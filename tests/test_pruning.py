@@ -64,12 +64,12 @@ def trials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Trials:
 
 
 def test_a_trial_that_falls_behind_ends_early_and_says_so(trials: Trials):
-    xfer.run("digits_freeze", [*TRAINED, f"run.dir={trials.folder}"])
+    xfer.run("digits_sgd", [*TRAINED, f"run.dir={trials.folder}"])
     trials.assert_pruned(1)
 
 
 def test_no_trial_is_pruned_before_it_has_a_best_epoch(trials: Trials):
-    xfer.run("digits_freeze", [*TRAINED, f"run.dir={trials.folder}", "checkpoint.start_epoch=2"])
+    xfer.run("digits_sgd", [*TRAINED, f"run.dir={trials.folder}", "checkpoint.start_epoch=2"])
     trials.assert_pruned(2)
 
 
@@ -77,7 +77,7 @@ def test_a_study_that_does_not_answer_costs_no_run(
     trials: Trials, capsys: pytest.CaptureFixture[str]
 ):
     (trials.folder.parent / "optuna.journal").unlink()
-    xfer.run("digits_freeze", [*TRAINED, f"run.dir={trials.folder}"])
+    xfer.run("digits_sgd", [*TRAINED, f"run.dir={trials.folder}"])
     timing = json.loads((trials.folder / "result.json").read_text())["timing"]
     assert len(timing["epoch_s"]) == 3
     assert "the study does not answer" in capsys.readouterr().out
@@ -102,7 +102,7 @@ def at(owner, name, moment, behind):
 at(xfer.history.History, "on_train_epoch_end", "the study has heard nothing", True)
 at(xfer.pruning, "write_json", "the folder does not say so", False)
 at(xfer.pruning, "write_json", "the trial is not marked", True)
-sys.argv = ["xfer", "experiment=digits_freeze", *sys.argv[1:]]
+sys.argv = ["xfer", "experiment=digits_sgd", *sys.argv[1:]]
 main()
 """
 
@@ -131,7 +131,7 @@ def test_a_pruned_trial_that_is_killed_ends_where_it_was_pruned(trials: Trials, 
     if when == "the trial is not marked":
         for number in range(2, 7):
             trials.add(number, 0.01)  # the pruner would let it go on now
-    xfer.run("digits_freeze", [*TRAINED, f"run.dir={trials.folder}"])
+    xfer.run("digits_sgd", [*TRAINED, f"run.dir={trials.folder}"])
     trials.assert_pruned(1)
 
 

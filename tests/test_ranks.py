@@ -233,7 +233,7 @@ def test_tasks_that_slurm_started_take_part(head_alone, tmp_path):
 TWICE = """
 import xfer
 for seed in (3, 4):
-    xfer.run("digits_freeze", [*OPTIONS, f"seed={seed}"])
+    xfer.run("digits_sgd", [*OPTIONS, f"seed={seed}"])
 """
 
 
@@ -259,7 +259,7 @@ def test_a_second_run_in_one_slurm_step_has_its_own_ranks(tmp_path):
             task.kill()
             task.communicate()
     assert [task.returncode for task in tasks] == [0, 0], outputs
-    runs = sorted((tmp_path / "outputs" / "digits_freeze").iterdir())
+    runs = sorted((tmp_path / "outputs" / "digits_sgd").iterdir())
     plans = [json.loads((run / "plan.json").read_text()) for run in runs]
     assert [plan["config"]["seed"] for plan in plans] == [3, 4]
     # The ranks have compared their weights at the end of each.
@@ -284,7 +284,7 @@ def test_other_tasks_end_with_a_first_one_that_cannot_begin(tmp_path):
     ],
 )
 def test_more_devices_than_images_are_told_before_training(override: str, said: str) -> None:
-    command = ["experiment=digits_freeze", "trainer.accelerator=cpu", override]
+    command = ["experiment=digits_sgd", "trainer.accelerator=cpu", override]
     with pytest.raises(ConfigError, match=said):
         make_plan(compose_specs(command))
 

@@ -145,7 +145,7 @@ def test_a_signal_saves_the_step_in_progress_and_the_run_ends_as_if_it_never_cam
     whole, tmp_path, sent, code
 ):
     process = start(tmp_path)
-    kept = "outputs/digits_freeze/*/checkpoints/checkpoint-2_*.ckpt"
+    kept = "outputs/digits_sgd/*/checkpoints/checkpoint-2_*.ckpt"
     wait_for(lambda: list(tmp_path.glob(kept)), process)
     process.send_signal(sent)
     output, _ = process.communicate(timeout=120)
@@ -163,7 +163,7 @@ def test_a_signal_saves_the_step_in_progress_and_the_run_ends_as_if_it_never_cam
 
 def test_data_workers_end_with_the_run(tmp_path):
     process = start(tmp_path, "trainer.max_epochs=200", "data.workers=2", start_new_session=True)
-    wait_for(lambda: list(tmp_path.glob("outputs/digits_freeze/*/metrics.csv")), process)
+    wait_for(lambda: list(tmp_path.glob("outputs/digits_sgd/*/metrics.csv")), process)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     assert len(children) >= 2
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
@@ -176,7 +176,7 @@ def test_data_workers_end_with_the_run(tmp_path):
 
 def test_a_signal_outside_training_ends_the_run_at_once(tmp_path):
     process = start(tmp_path, "checkpoint.resume=null")
-    wait_for(lambda: list(tmp_path.glob("outputs/digits_freeze/*/status.json")), process)
+    wait_for(lambda: list(tmp_path.glob("outputs/digits_sgd/*/status.json")), process)
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=120)
     assert process.returncode == 143
@@ -187,7 +187,7 @@ def test_slurm_is_asked_to_requeue(tmp_path):
     (tmp_path / "scontrol").chmod(0o755)
     path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
     process = start(tmp_path, "trainer.max_epochs=200", PATH=path, SLURM_JOB_ID="77")
-    wait_for(lambda: list(tmp_path.glob("outputs/digits_freeze/*/metrics.csv")), process)
+    wait_for(lambda: list(tmp_path.glob("outputs/digits_sgd/*/metrics.csv")), process)
     process.send_signal(signal.SIGUSR1)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 143, output

@@ -65,7 +65,7 @@ def test_a_full_disk_is_told_and_the_run_goes_on_when_there_is_room(disk, monkey
     monkeypatch.setattr(storage.tempfile, "mkstemp", mkstemp)
     run = disk / "run"
     with pytest.raises(OutputError, match="No space left") as told:
-        xfer.run("digits_freeze", [f"run.dir={run}", *OPTIONS])
+        xfer.run("digits_sgd", [f"run.dir={run}", *OPTIONS])
     assert told.value.exit == 9 and seen
     monkeypatch.undo()
     assert list(run.rglob(".*.part")) == []
@@ -76,7 +76,7 @@ def test_a_full_disk_is_told_and_the_run_goes_on_when_there_is_room(disk, monkey
     (disk / "filler").unlink()
     if not (run / "plan.json").exists():
         return  # nothing had begun
-    xfer.run("digits_freeze", [f"run.dir={run}", f"checkpoint.resume={run}", *OPTIONS])
+    xfer.run("digits_sgd", [f"run.dir={run}", f"checkpoint.resume={run}", *OPTIONS])
     status = json.loads((run / "status.json").read_text())
     assert status["state"] == "finished"
     assert all(file_sha256(run / file) == digest for file, digest in status["files"].items())
@@ -86,7 +86,7 @@ def test_a_disk_without_room_is_refused_before_the_first_step(disk):
     with (disk / "filler").open("wb") as stream:
         stream.write(b"x" * (6 << 20))
     with pytest.raises(OutputError, match=r"E914: .*bytes are free, the run needs about"):
-        xfer.run("digits_freeze", [f"run.dir={disk / 'run'}", *OPTIONS])
+        xfer.run("digits_sgd", [f"run.dir={disk / 'run'}", *OPTIONS])
     assert not (disk / "run" / "plan.json").exists()
 
 
@@ -94,7 +94,7 @@ def test_a_read_only_disk_is_refused_before_planning(disk, monkeypatch):
     subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
     monkeypatch.setattr(workflow, "make_plan", lambda specs: pytest.fail("planned"))
     with pytest.raises(OutputError, match=r"E915: .*cannot be written"):
-        xfer.run("digits_freeze", [f"run.dir={disk / 'a' / 'run'}"])
+        xfer.run("digits_sgd", [f"run.dir={disk / 'a' / 'run'}"])
 
 
 def test_a_file_in_the_place_of_a_folder_is_named(tmp_path):

@@ -30,7 +30,7 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     os.chdir(place)
     try:
         options = ["trainer.max_epochs=1", "stages=[fit,export]", "export=[onnx,onnx_image]"]
-        return xfer.run("digits_freeze", options).folder.resolve()
+        return xfer.run("digits_sgd", options).folder.resolve()
     finally:
         os.chdir(before)
 

@@ -133,9 +133,9 @@ def test_a_package_that_is_missing_is_told_and_leaves_no_folder(
 @pytest.mark.parametrize("launcher", ["slots", pytest.param("basic", marks=pytest.mark.slow)])
 def test_hydra_s_own_sweeper_plans_each_job(launcher: str, tmp_path: Path):
     given = ["stages=[]", "hydra/sweeper=basic", f"hydra/launcher={launcher}", "hydra.sweep.dir=b"]
-    done = sweep(tmp_path, "-m", "experiment=digits_freeze", "seed=3", *given)
+    done = sweep(tmp_path, "-m", "experiment=digits_sgd", "seed=3", *given)
     assert done.returncode == 0 and "error" not in done.stdout
-    assert ("experiment   digits_freeze, seed 3" in done.stdout) == (launcher == "basic")
+    assert ("experiment   digits_sgd, seed 3" in done.stdout) == (launcher == "basic")
     assert ("job 0, finished; what it said is in b/0/output.log" in done.stdout) == (
         launcher == "slots"
     )
@@ -250,7 +250,7 @@ def test_a_finished_sweep_does_what_is_added_to_it_and_nothing_else(
     (tmp_path / "s/optuna.journal").unlink()
     done = sweep(tmp_path, *shared, "stages=[fit,evaluate]")
     assert done.returncode == 0, done.stdout
-    assert "job 0 is new to the study 'digits_freeze'" in done.stdout
+    assert "job 0 is new to the study 'digits_sgd'" in done.stdout
     assert scores(run)["val"]["acc"] > 0.5
     assert trained == {name: (run / name).read_bytes() for name in trained}
 
@@ -275,7 +275,7 @@ def scores(run: Path) -> dict:
 @pytest.mark.slow
 def test_a_kill_under_a_launcher_of_others_costs_its_job_alone(tmp_path: Path):
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
-    given = ["experiment=digits_freeze", "stages=[fit]", "seed=0,1,2", "sweep.dir=s"]
+    given = ["experiment=digits_sgd", "stages=[fit]", "seed=0,1,2", "sweep.dir=s"]
     command = ["-m", *given, "hydra/launcher=submitit_local", "trainer.max_epochs=20"]
     folder = tmp_path / "s/1"
     with begun(tmp_path, *command) as process:

@@ -57,10 +57,10 @@ def test_a_value_out_of_range_is_told_by_its_key(key: str, value: object) -> Non
 )
 def test_what_cannot_be_trained_is_told_before_training(override: str, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
-        make_plan(compose_specs(["experiment=digits_freeze", override]))
+        make_plan(compose_specs(["experiment=digits_sgd", override]))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_gpu_that_is_not_there_is_told_before_training() -> None:
     with pytest.raises(ConfigError, match="no GPU here"):
-        make_plan(compose_specs(["experiment=digits_freeze", "trainer=gpu"]))
+        make_plan(compose_specs(["experiment=digits_sgd", "trainer=gpu"]))

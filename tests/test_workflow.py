@@ -31,7 +31,7 @@ def digits(tmp_path_factory):
     """The quick start, two epochs of it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("digits"))
-        result = xfer.run("digits_freeze", ["trainer.max_epochs=2"])
+        result = xfer.run("digits_sgd", ["trainer.max_epochs=2"])
         yield result.folder.resolve(), result
 
 
@@ -124,10 +124,10 @@ def test_the_same_seed_gives_the_same_weights(digits, tmp_path, monkeypatch):
     folder, _ = digits
     monkeypatch.chdir(tmp_path)
     options = ["trainer.max_epochs=2", "stages=[fit]", "data.workers=2"]
-    again = xfer.run("digits_freeze", options).folder
+    again = xfer.run("digits_sgd", options).folder
     ours, theirs = (xfer.load(f).net.state_dict() for f in (again, folder))
     assert all(tensor.equal(theirs[name]) for name, tensor in ours.items())
-    other = xfer.run("digits_freeze", [*options, "seed=1"]).folder
+    other = xfer.run("digits_sgd", [*options, "seed=1"]).folder
     assert not xfer.load(other).net.fc.weight.equal(theirs["fc.weight"])
 
 
@@ -178,21 +178,21 @@ def test_a_second_transfer_starts_from_the_first(digits, tmp_path, monkeypatch):
     folder, _ = digits
     monkeypatch.chdir(tmp_path)
     options = ["data=digits_0_4", "source=run", f"source.path={folder}", "stages=[]"]
-    plan = xfer.run("digits_freeze", options).plan
+    plan = xfer.run("digits_sgd", options).plan
     assert plan["source"]["kind"] == "run" and plan["source"]["coverage"] == 1.0
     with pytest.raises(WeightsError, match="its backbone is 'resnet18'"):
-        xfer.run("digits_freeze", [*options, "backbone=resnet50"])
+        xfer.run("digits_sgd", [*options, "backbone=resnet50"])
 
 
 def test_a_run_folder_is_never_shared(digits, tmp_path, monkeypatch):
     folder, _ = digits
     with pytest.raises(OutputError, match="already holds files") as told:
-        xfer.run("digits_freeze", [f"run.dir={folder}"])
+        xfer.run("digits_sgd", [f"run.dir={folder}"])
     assert told.value.exit == 9
     monkeypatch.chdir(tmp_path)
     (tmp_path / "outputs").write_text("a file where the folder must be")
     with pytest.raises(OutputError, match="cannot be written"):
-        xfer.run("digits_freeze", ["stages=[]"])
+        xfer.run("digits_sgd", ["stages=[]"])
 
 
 def test_diverging_is_an_error_that_keeps_the_last_good_epoch(tmp_path, monkeypatch):
@@ -214,7 +214,7 @@ def test_early_stopping_and_every_kind_of_copy(tmp_path, monkeypatch):
         checkpoint.prefix=kept trainer.accumulate=2 trainer.clip_norm=1 loss=smoothed
         optim.lr=0.00001 stages=[fit]
     """.split()
-    folder = xfer.run("digits_freeze", options).folder
+    folder = xfer.run("digits_sgd", options).folder
     rows = table(folder, "metrics.csv")
     assert len(rows) < 30 and int(rows[0]["step"]) == 12
     copies = sorted(p.stem for p in (folder / "checkpoints").glob("kept*"))

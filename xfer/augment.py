@@ -45,6 +45,12 @@ class Plain:
 
 
 @dataclass(frozen=True)
+class Auto(Plain):
+    """None where the head is solved on features of the images as they are evaluated, else random
+    crops and flips. The plan says which."""
+
+
+@dataclass(frozen=True)
 class Standard:
     """The tutorials' pipeline: a random crop of ``scale`` of the area and ``ratio`` of sides,
     resized to the input size, then a horizontal flip with probability ``flip``. ``seed`` is its

@@ -5,14 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
+from torch import nn
 from torch.utils.data import DataLoader
 
 from xfer.errors import XferError
@@ -30,7 +31,6 @@ from xfer.types import Plain, Samples
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from xfer.model import Classifier
     from xfer.plan import Plan
 
 _PROVING = 2
@@ -44,20 +44,33 @@ _TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 5e-2}
 """The share of the largest feature by which a batch of another size may differ."""
 
 
+class Partly(Protocol):
+    """A partly frozen network in training mode, and the hashes of what is frozen."""
+
+    @property
+    def net(self) -> nn.Module: ...
+
+    @property
+    def hashes(self) -> dict[str, str]: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+
 class Extraction:
     """Images of one run to features, as the uncached run would compute them.
 
     Some kernels answer otherwise for another batch. With one of the ``views`` an epoch this is
     ``exact``: view e is computed in the very batches of epoch e. Else chunks of ``batch_size``
     serve every order. ``difference`` is the largest one between a kept feature and the same
-    computed again. ``precise`` is computed in float32.
+    computed again.
     """
 
-    def __init__(self, plan: Plan, module: Classifier, options: Auto) -> None:
+    def __init__(self, plan: Plan, module: Partly, options: Auto) -> None:
         self.plan, self.net, self.hashes = plan, module.net, module.hashes
         self.batch_size = options.batch_size
         self.store = Store(folder(options.dir), options.max_gb)
-        epochs = plan.specs.trainer.max_epochs
+        epochs = plan.specs.trainer.epochs
         self.views = views(options, plan.specs.augment.random, epochs)
         balanced = plan.specs.data is not None and plan.specs.data.sampler == "balanced"
         # Batches in which an image comes twice or not at all are no order for an entry.
@@ -70,10 +83,13 @@ class Extraction:
         self.difference = 0.0
         precision = plan.specs.trainer.precision
         kinds = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
-        self.precise = precision not in kinds
-        self.autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
-        if not self.precise:
-            self.autocast = lambda: torch.autocast(self.device.type, kinds[precision])
+        self.kind = kinds.get(precision)
+
+    def cast(self, split: str) -> AbstractContextManager[Any]:
+        """In which a split is computed: validation in full precision, as it is evaluated."""
+        if self.kind is None or split == "val":
+            return nullcontext()
+        return torch.autocast(self.device.type, self.kind)
 
     def cut(self) -> Cut | Refusal:
         """Where the network can be cut: proved on real images, or known from an earlier proof of
@@ -82,7 +98,7 @@ class Extraction:
         path = self.store.folder / "cuts" / f"{digest(facts)}.json"
         if known := _known(path, facts):
             return known
-        with self.autocast():
+        with self.cast("train"):
             first = range(min(_PROVING, len(self.samples("train"))))
             found = find(self.net, self._images("train", None, first), self.plan.layout.heads)
         if isinstance(found, Cut):
@@ -145,6 +161,8 @@ class Extraction:
         order = self.plan.specs.seed if self._in_epochs_order(view) else None
         what = {"data": samples.sha256, "augment": augment, "view": view}
         full = {**key, **what, "chunk": chunk, "order": order}
+        if split == "val":
+            full["precision"] = "32-true"
         if order is not None and self.ranks > 1:
             full["ranks"] = self.ranks
 
@@ -227,7 +245,7 @@ class Extraction:
             n = len(images)
             if pads and n < chunk:
                 images = torch.cat([images, images[:1].expand(chunk - n, *images.shape[1:])])
-            with self.autocast():
+            with self.cast(split):
                 yield extract(self.net, cut, self._placed(images))[:n].cpu()
 
     def _agrees(self, cut: Cut, entry: Entry, split: str, view: int | None) -> bool:
@@ -237,7 +255,7 @@ class Extraction:
         chosen = drawn.choice(count, min(count, _CHECKED[split]), replace=False)
         images = self._images(split, view, chosen.tolist())
         kept = rows(entry, self.positions(split, view)[chosen]).float()
-        with self.autocast():
+        with self.cast(split):
             again = extract(self.net, cut, images).cpu()
         difference = float((kept - again.float()).abs().max())
         agree = difference <= _TOLERANCE[again.dtype] * float(again.float().abs().max())

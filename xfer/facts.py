@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from xfer.errors import printable
 from xfer.freeze import Phase, ever
-from xfer.optim import Options, groups
+from xfer.optim import Exact, Options, groups
 from xfer.types import Dataset, Plain
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ def plan_facts(plan: Plan) -> Plain:
         "input": card.input.to_plain(),
         "freeze": specs.facts["freeze"],
         "features": {**specs.facts["features"], **plan.facts.get("features", {})},
+        "auto": plan.facts.get("auto", []),
     }
     if plan.phases:
         facts |= _training_facts(plan)
@@ -84,15 +85,20 @@ def _training_facts(plan: Plan) -> Plain:
             "accumulate": trainer.accumulate,
             "devices": trainer.devices,
             "per_epoch": plan.steps_per_epoch,
-            "epochs": trainer.max_epochs,
+            "epochs": trainer.epochs,
             "total": plan.total_steps,
         },
     }
 
 
-def optimizer_facts(net: nn.Module, phases: Sequence[Phase], options: Options) -> list[Plain]:
+def optimizer_facts(
+    net: nn.Module, phases: Sequence[Phase], options: Options | Exact
+) -> list[Plain]:
     """The optimizer's groups in each phase, ``net`` on any device: the learning rate before the
-    schedule, the weight decay, and how many tensors and numbers a group has."""
+    schedule, the weight decay, and how many tensors and numbers a group has. None where the head
+    is solved."""
+    if isinstance(options, Exact):
+        return []
     made = groups(net, ever(phases), options)
     return [
         {
@@ -206,6 +212,10 @@ def _training_lines(facts: Plain) -> list[tuple[str, str]]:
     if "params" not in facts:
         return []
     params, steps = facts["params"], facts["steps"]
+    trained = (
+        f"{steps['epochs']} epochs of {steps['per_epoch']} = {steps['total']} "
+        f"(batches of {_batch_line(steps)})"
+    )
     return [
         (
             "parameters",
@@ -213,10 +223,10 @@ def _training_lines(facts: Plain) -> list[tuple[str, str]]:
         ),
         *(("", line) for line in _parameter_lines(facts["parameters"])),
         *_feature_lines(facts["features"]),
-        (
-            "steps",
-            f"{steps['epochs']} epochs of {steps['per_epoch']} = {steps['total']} "
-            f"(batches of {_batch_line(steps)})",
+        ("steps", trained if facts["optimizer"] else "none: the head is solved exactly"),
+        *(
+            ("" if i else "auto", f"{row['key']}={row['value']}: {row['why']}")
+            for i, row in enumerate(facts["auto"])
         ),
     ]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -65,7 +65,7 @@ class Feed:
         work = Extraction(self.plan, module, options)
         reason = _obstacle(self.plan, options)
         with self.team.leader_first():
-            cut = Refusal(reason) if reason else _fitting(work, options)
+            cut = Refusal(reason) if reason else fitting(work, options)
         if isinstance(cut, Refusal):
             self._refuse(cut.reason, module.phase)
         else:
@@ -97,7 +97,7 @@ class Feed:
         if self._tail is None:
             self._tail, module.cut = Tail(module.net, kept.cut), True
         if first:
-            log.info(_told(self.facts, kept.found, kept.most_bytes))
+            log.info(told(self.facts, kept.found, kept.most_bytes))
         self.seconds += time.perf_counter() - began
 
     def leave(self) -> None:
@@ -113,13 +113,14 @@ class Feed:
 
 
 class Kept:
-    """The features of one phase by view: ``train`` by number, ``val`` has the one."""
+    """The features of one phase by view: ``train`` by number, or ``None`` for the evaluation
+    view; ``val`` has the one, 0."""
 
     def __init__(self, work: Extraction, cut: Cut) -> None:
         self.work, self.cut, self.views = work, cut, work.views or 1
         self.key = work.key(cut)
-        self.train: dict[int, View] = {}
-        self.val: dict[int, View] = {}
+        self.train: dict[int | None, View] = {}
+        self.val: dict[int | None, View] = {}
 
     def has(self, epoch: int) -> bool:
         """Whether the epoch's features are there."""
@@ -129,11 +130,12 @@ class Kept:
         """Find or compute the features of ``epoch``; those of val as well, the first time."""
         view = epoch % self.views
         shown = None if self.work.views is None else view
-        self.train[view] = self._view("train", shown)
+        self.train[view] = self.view("train", shown)
         if not self.val:
-            self.val[0] = self._view("val", None)
+            self.val[0] = self.view("val", None)
 
-    def _view(self, split: str, view: int | None) -> View:
+    def view(self, split: str, view: int | None) -> View:
+        """The features of a split in one view, ``None`` for the evaluation view."""
         entry = self.work.entry(self.cut, self.key, split, view)
         return View(entry, self.work.positions(split, view))
 
@@ -144,7 +146,7 @@ class Kept:
         names = [name for name, _ in prefix_state(work.net, self.cut)]
         same = [
             *(bool(self.val), samples.sha256 == work.samples("val").sha256),
-            *(work.precise, work.channels_last, work.ranks == 1),
+            *(work.channels_last, work.ranks == 1),
             work.device.type == device.type == "cpu",
             *(size == work.chunk("val"), set(names) <= set(state)),
         ]
@@ -201,7 +203,7 @@ class View(NamedTuple):
 class Rows:
     """The features of one split, batch by batch, by index or (epoch, index)."""
 
-    def __init__(self, kept: dict[int, View], views: int, samples: Samples) -> None:
+    def __init__(self, kept: Mapping[int | None, View], views: int, samples: Samples) -> None:
         self.kept, self.views = kept, views
         self.labels = torch.from_numpy(samples.labels)
 
@@ -210,11 +212,15 @@ class Rows:
         first: Any = keys[0]
         epoch = first[0] if isinstance(first, tuple) else 0
         indices = [key[1] if isinstance(key, tuple) else key for key in keys]
+        return self.features(indices, epoch), self.labels[indices]
+
+    def features(self, indices: Sequence[int], epoch: int = 0) -> torch.Tensor:
+        """Features (n, ...) of the images at ``indices``; the epoch chooses the view."""
         view = self.kept[epoch % self.views]
-        return rows(view.entry, view.positions[indices]), self.labels[indices]
+        return rows(view.entry, view.positions[list(indices)])
 
 
-def _fitting(work: Extraction, options: Auto) -> Cut | Refusal:
+def fitting(work: Extraction, options: Auto) -> Cut | Refusal:
     """The cut, unless the views behind it would push each other out of the store."""
     cut = work.cut()
     if isinstance(cut, Refusal) or _most_bytes(work, cut) <= options.max_gb * 1e9:
@@ -248,7 +254,8 @@ def _obstacle(plan: Plan, options: Auto) -> str | None:
     return None
 
 
-def _told(facts: Plain, found: bool, most_bytes: int) -> str:
+def told(facts: Plain, found: bool, most_bytes: int) -> str:
+    """What is known of features, in one line."""
     again = "found" if found else "computed"
     shown = f"{facts['views']} views an image"
     if not facts["augmented"]:

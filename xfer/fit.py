@@ -7,7 +7,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -20,7 +20,7 @@ from xfer.adapters import merge
 from xfer.decoded import decoded
 from xfer.errors import ConfigError, DataError, OutOfMemory
 from xfer.evaluate import device_name, device_of
-from xfer.feed import Feed, Kept
+from xfer.feed import Feed
 from xfer.halving import recall, smaller
 from xfer.history import AtomicIO, History
 from xfer.joint import followed, led
@@ -34,30 +34,15 @@ from xfer.preprocess import prepare
 from xfer.pruning import pruning
 from xfer.signals import stop
 from xfer.snapshot import Snapshot, read_snapshot, write_snapshot
+from xfer.standardize import Standard, from_plain
+from xfer.storage import load_tensors
 from xfer.team import Place, Team, Together
-from xfer.types import Plain
+from xfer.training.exact import prepare_head
+from xfer.training.fitted import Fitted
 
 if TYPE_CHECKING:
     from xfer.plan import Plan
     from xfer.specs import Specs
-
-
-@dataclass(frozen=True)
-class Fitted:
-    """A finished fit: its best epoch and file, one row an epoch, the wall time in seconds, whether
-    what was frozen is proved to have stayed, the optimizer's groups phase by phase, what is known
-    of its features and their time, and the features themselves where its last epochs had some."""
-
-    best: Plain
-    checkpoint: Path
-    rows: list[Plain]
-    seconds: float
-    device: str
-    proved: bool
-    audits: list[Plain]
-    features: Plain
-    features_s: float | None
-    kept: Kept | None
 
 
 def fit(plan: Plan, folder: Path, resume: Path | None = None) -> Fitted:
@@ -120,8 +105,10 @@ def _lead(plan: Plan, folder: Path, resume: Path | None) -> _Trained:
 def _train(plan: Plan, folder: Path, resume: Path | None, team: Team) -> _Trained:
     plan = _decoded(plan, team)
     net = assemble(plan.parts, plan.weights)
+    standard = _standard(plan, net, resume, team)
     team.same(net)
-    module, history = Classifier(net, plan, team), History(plan, folder, team)
+    module = Classifier(net, plan, team, standard)
+    history = History(plan, folder, team)
     with _quiet():
         feed = Feed(plan, folder, _loaders(plan, team), team)
         phases = Phases(plan, folder, history, feed)
@@ -143,9 +130,19 @@ def _train(plan: Plan, folder: Path, resume: Path | None, team: Team) -> _Traine
             91,
         )
     phases.finish(module)
+    module.standardized.remove()
     device = trainer.strategy.root_device
     module.cpu()
     return _Trained(net, history, phases, device)
+
+
+def _standard(plan: Plan, net: torch.nn.Module, resume: Path | None, team: Team) -> Standard:
+    """What the head's input is standardised by: as the run began, where it goes on."""
+    if resume is not None:
+        return from_plain(load_tensors(resume).get("standard"))
+    found = prepare_head(plan, net) if team.leads else {}
+    net.cpu()
+    return team.told(found)
 
 
 def _out_of_memory(work: Callable[[], object]) -> bool:
@@ -220,10 +217,10 @@ def _trainer(plan: Plan, folder: Path, callbacks: list[pl.Callback], team: Team)
     bar = _ProgressBar() if team.leads and _is_terminal() else None
     try:
         return pl.Trainer(
-            max_epochs=options.max_epochs,
+            max_epochs=options.epochs,
             accelerator=options.accelerator,
             devices=options.devices,
-            precision=options.precision,
+            precision=options.numbers,
             accumulate_grad_batches=options.accumulate,
             gradient_clip_val=options.clip_norm or None,
             deterministic=options.deterministic,

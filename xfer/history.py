@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import signal
 import statistics
 import time
@@ -19,7 +17,8 @@ from xfer.resume import LAST, PREVIOUS
 from xfer.seal import sealed
 from xfer.signals import install, stop
 from xfer.snapshot import FORMAT, Snapshot, write_snapshot
-from xfer.storage import load_tensors, save_tensors, write_text
+from xfer.storage import load_tensors, save_tensors
+from xfer.training.fitted import write_rows
 from xfer.types import Plain
 
 if TYPE_CHECKING:
@@ -113,7 +112,7 @@ class History(pl.Callback):
         self.rows.append(row)
         self._update_best(row, pl_module)
         if self.team.leads:
-            self._write_csv()
+            write_rows(self.csv, self.rows)
             self._say(row)
         self._stop_early(trainer)
         policy = self.plan.specs.checkpoint
@@ -176,15 +175,8 @@ class History(pl.Callback):
             self.folder / "best.ckpt", Snapshot(self.plan.card, state, self.best, frozen)
         )
 
-    def _write_csv(self) -> None:
-        text = io.StringIO()
-        writer = csv.DictWriter(text, list(self.rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(self.rows)
-        write_text(self.csv, text.getvalue())
-
     def _say(self, row: Plain) -> None:
-        epochs = self.plan.specs.trainer.max_epochs
+        epochs = self.plan.specs.trainer.epochs
         mark = "  best" if self.best and self.best["epoch"] == row["epoch"] else ""
         log.info(
             f"epoch {row['epoch']:>{len(str(epochs))}}/{epochs}  "

@@ -13,6 +13,7 @@ import torch
 from torch import distributed
 from torch._C._distributed_c10d import Store, TCPStore
 
+from xfer import auto
 from xfer.errors import XferError
 from xfer.evaluate import device_of
 from xfer.network import pieces
@@ -74,6 +75,7 @@ def followed(specs: Specs, folder: Path, number: int) -> Iterator[tuple[Team, Pl
     with _joined(store, number, specs.trainer) as team:
         sent, resume = team.told((_NO_PLAN, None))
         parts, _ = pieces(sent.card, specs.make)
+        specs = auto.apply(specs, [auto.Choice(**row) for row in sent.facts["auto"]])
         yield team, replace(sent, specs=specs, parts=parts, weights=Weights("none", None)), resume
 
 

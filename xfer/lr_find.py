@@ -41,7 +41,7 @@ def lr_find(plan: Plan) -> Plain:
     device = device_of(plan.specs.trainer)
     module = Classifier(assemble(plan.parts, plan.weights), plan).to(device)
     optimizer = module.configure_optimizers()["optimizer"]
-    shares = [g["lr"] / plan.specs.optim.lr * g["phases"][0] for g in optimizer.param_groups]
+    shares = [g["lr"] / plan.specs.optim.rate * g["phases"][0] for g in optimizer.param_groups]
     rates: list[float] = []
     losses: list[float] = []
     average = 0.0

@@ -19,7 +19,9 @@ from xfer.errors import DivergedError
 from xfer.numbers import Watch, norm, place
 from xfer.randomness import derive
 from xfer.snapshot import over
+from xfer.standardize import Standard, to_plain
 from xfer.team import ALONE, Team
+from xfer.training.head_input import Standardized
 
 if TYPE_CHECKING:
     from xfer.plan import Plan
@@ -35,8 +37,11 @@ class Classifier(pl.LightningModule):
 
     cut = False
 
-    def __init__(self, net: nn.Module, plan: Plan, team: Team = ALONE) -> None:
+    def __init__(
+        self, net: nn.Module, plan: Plan, team: Team = ALONE, standard: Standard | None = None
+    ) -> None:
         super().__init__()
+        self.standardized = Standardized(net, standard or {})
         self.net, self.plan, self.team = net, plan, team
         self.loss = plan.specs.loss.build(plan.train_counts)
         self.mix = plan.specs.augment.mix(len(plan.card.classes))
@@ -148,7 +153,9 @@ class Classifier(pl.LightningModule):
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Collect the answers; the metrics are computed on the whole split."""
         images, labels = self._placed(batch)
-        self._answers.append((self.net(images).float().cpu(), labels.cpu()))
+        # As evaluation computes it, so that the best value is the score of the same weights.
+        with torch.autocast(self.device.type, enabled=False):
+            self._answers.append((self.net(images).float().cpu(), labels.cpu()))
 
     def on_validation_epoch_end(self) -> None:
         """Compute every metric of the split, as ``val_<name>`` in ``found``."""
@@ -193,9 +200,11 @@ class Classifier(pl.LightningModule):
         )
 
     def best_state(self) -> StateDict:
-        """The net's moving tensors, averaged where an average is kept."""
+        """The net's moving tensors for raw input of the head, averaged where an average is
+        kept."""
         averaged = self.ema.shadow if self.ema is not None else {}
-        return {name: averaged.get(name, tensor) for name, tensor in self.moving().items()}
+        state = {name: averaged.get(name, tensor) for name, tensor in self.moving().items()}
+        return self.standardized.folded(state)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what trains, and the fingerprint of the rest."""
@@ -207,6 +216,7 @@ class Classifier(pl.LightningModule):
             k: v for k, v in checkpoint["state_dict"].items() if k not in left_out
         }
         checkpoint["ema"] = None if self.ema is None else dict(self.ema.shadow)
+        checkpoint["standard"] = to_plain(self.standardized.standard)
         if self.team.ranks > 1:
             checkpoint["train_loss"] = self.team.gathered(self.train_loss.state_dict())
 
@@ -224,6 +234,7 @@ class Classifier(pl.LightningModule):
         """The optimizer over everything that will ever train, and its rates by step and phase."""
         specs = self.plan.specs
         multiples = freeze.ever(self.plan.phases)
+        assert isinstance(specs.optim, optim.Options)  # a head that is solved has no steps
         optimizer = specs.optim.build(optim.groups(self.net, multiples, specs.optim))
         if self.plan.momenta is not None:
             momenta.load(optimizer, dict(self.net.named_parameters()), self.plan.momenta)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch import nn
     from torch.optim import Optimizer
 
-Rate = Annotated[float, Gt(0), Lt(1e4)]
+Rate = Annotated[float, Gt(0), Lt(1e4)] | Literal["auto"]
 Decay = Annotated[float, Ge(0), Lt(1e4)]
 
 
@@ -23,6 +23,7 @@ Decay = Annotated[float, Ge(0), Lt(1e4)]
 class Options:
     """What every optimizer is told.
 
+    ``lr`` is the base learning rate; ``auto`` leaves it to the plan, see :mod:`xfer.auto`.
     ``decay`` says which tensors ``weight_decay`` is for: ``matrices`` those of two dimensions and
     more, which spares biases and normalisation layers (timm); ``no_norms`` all but the parameters
     of normalisation layers (MindSpore, which spares gamma and beta); ``all`` (torch).
@@ -31,6 +32,39 @@ class Options:
     lr: Rate
     weight_decay: Decay = 0.0
     decay: Literal["matrices", "no_norms", "all"] = "matrices"
+
+    def build(self, groups: list[dict[str, Any]]) -> Optimizer:
+        """The optimizer over ``groups``."""
+        raise NotImplementedError
+
+    @property
+    def rate(self) -> float:
+        """The base learning rate, once the plan has decided it."""
+        if self.lr == "auto":
+            raise ValueError("optim.lr is still to be decided by the plan")
+        return float(self.lr)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Auto(Options):
+    """A linear head behind a frozen backbone is solved exactly, anything else trained by AdamW;
+    the plan says which, and why. A ``lr`` of one's own asks for AdamW."""
+
+    lr: Rate = "auto"
+    weight_decay: Decay = 0.01
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exact:
+    """The best linear head behind what is frozen: logistic regression solved to its optimum.
+
+    ``l2`` is the strength of the penalty on the weights of the standardised head, beside the
+    mean loss; ``auto`` takes that of least log loss over ``folds`` stratified folds of the
+    training images. See :mod:`xfer.training.logistic`.
+    """
+
+    l2: Annotated[float, Gt(0)] | Literal["auto"] = "auto"
+    folds: Annotated[int, Ge(2)] = 5
 
 
 def groups(
@@ -48,7 +82,7 @@ def groups(
     return [
         {
             "params": members,
-            "lr": options.lr * max(rates),
+            "lr": options.rate * max(rates),
             "phases": tuple(rate / max(rates) for rate in rates),
             "weight_decay": options.weight_decay if decays else 0.0,
         }
@@ -67,7 +101,7 @@ class Sgd(Options):
         """The optimizer over ``groups``."""
         import torch
 
-        return torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum, nesterov=self.nesterov)
+        return torch.optim.SGD(groups, lr=self.rate, momentum=self.momentum, nesterov=self.nesterov)
 
 
 @dataclass(frozen=True)
@@ -81,7 +115,7 @@ class AdamW(Options):
         """The optimizer over ``groups``."""
         import torch
 
-        return torch.optim.AdamW(groups, lr=self.lr, betas=self.betas)
+        return torch.optim.AdamW(groups, lr=self.rate, betas=self.betas)
 
 
 @dataclass(frozen=True)
@@ -107,7 +141,7 @@ class Torch(Options):
                 "optim.name", f"torch has no optimizer '{self.name}'", closest(self.name, known), 60
             )
         try:
-            return known[self.name](groups, lr=self.lr, **self.args)  # type: ignore[call-arg]
+            return known[self.name](groups, lr=self.rate, **self.args)  # type: ignore[call-arg]
         except (TypeError, ValueError) as error:
             raise _bad_args(self.name, error) from error
 
@@ -128,7 +162,7 @@ class Timm(Options):
                 "optim.name", f"timm has no optimizer '{self.name}'", closest(self.name, known), 60
             )
         try:
-            made: Optimizer = create_optimizer_v2(groups, opt=self.name, lr=self.lr, **self.args)
+            made: Optimizer = create_optimizer_v2(groups, opt=self.name, lr=self.rate, **self.args)
         except (TypeError, ValueError) as error:
             raise _bad_args(self.name, error) from error
         return made

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from xfer.features import Auto, views
@@ -72,10 +73,11 @@ def _costs(found: Sequence[tuple[Specs, Plan]], times: float) -> list[str]:
     alone: list[_Work] = []
     sets: dict[str, _Work] = {}
     whole = 0
-    for specs, plan in found:
+    for asked, plan in found:
         ops = figures[id(plan)]
         train, val = (_count(plan, split) for split in ("train", "val"))
-        epochs = specs.trainer.max_epochs
+        specs = replace(plan.specs, seed=asked.seed)
+        epochs = specs.trainer.epochs
         backward = 3 if _trains_backbone(plan) else 1
         full = epochs * (backward * train + val)
         whole += full
@@ -117,7 +119,7 @@ def _shared(specs: Specs, plan: Plan, train: int, val: int) -> tuple[str | None,
     options = specs.features
     if not isinstance(options, Auto) or _trains_backbone(plan):
         return None, 0
-    epochs = specs.trainer.max_epochs
+    epochs = specs.trainer.epochs
     count = views(options, specs.augment.random, epochs)
     what: list[Any] = [plan.card.backbone, plan.card.source, plan.card.input.to_plain()]
     what += [plan.card.splits, specs.facts["augment"], specs.trainer.precision, count]

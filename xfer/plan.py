@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from xfer import adapters
+from xfer import adapters, auto
 from xfer.classes import class_mismatch, joined
 from xfer.devices import check_devices
 from xfer.errors import Attempts, ConfigError, closest, raise_all
@@ -16,6 +16,7 @@ from xfer.features import Auto, views
 from xfer.freeze import Layout, Phase, layout
 from xfer.head import Keep, Remap
 from xfer.head.names import Naming, adopt
+from xfer.optim import Exact
 from xfer.types import Card, Dataset, InputSpec, Network, Plain
 from xfer.weights import Weights
 
@@ -68,15 +69,18 @@ class Plan:
     @property
     def total_steps(self) -> int:
         """Optimizer steps of the whole run."""
-        return self.steps_per_epoch * self.specs.trainer.max_epochs
+        return self.steps_per_epoch * self.specs.trainer.epochs
 
     def _split(self, name: str) -> Any:
         assert self.dataset is not None
         return self.dataset.splits[name]
 
 
-def make_plan(specs: Specs) -> Plan:
-    """Derive and check every fact. Raises all problems together."""
+def make_plan(specs: Specs, not_exact: str = "") -> Plan:
+    """Derive and check every fact. Raises all problems together.
+
+    ``not_exact`` is why a fit that was to solve the head could not.
+    """
     _check_model_source(specs)
     attempt = Attempts()
     training = specs.trains or (not specs.stages and not specs.checkpoint.path)
@@ -87,7 +91,7 @@ def make_plan(specs: Specs) -> Plan:
     else:
         weights = attempt(specs.source.load, specs.backbone)
         raise_all(attempt.errors)
-        plan = attempt(_from_specs, specs, dataset, weights)
+        plan = attempt(_from_specs, specs, dataset, weights, not_exact)
     raise_all(attempt.errors)
     assert plan is not None
     if training:
@@ -124,7 +128,7 @@ def _check_model_source(specs: Specs) -> None:
         )
 
 
-def _from_specs(specs: Specs, dataset: Dataset | None, weights: Weights) -> Plan:
+def _from_specs(specs: Specs, dataset: Dataset | None, weights: Weights, not_exact: str) -> Plan:
     from xfer.facts import optimizer_facts
     from xfer.network import blueprint, check
     from xfer.source.account import account
@@ -147,9 +151,9 @@ def _from_specs(specs: Specs, dataset: Dataset | None, weights: Weights) -> Plan
     )
     plan = Plan(specs, dataset, card, parts, weights, (), {})
     if dataset and "train" in dataset.splits:
-        plan = _with_phases(plan, after)
+        plan = _with_phases(plan, after, not_exact)
         plan.facts["features"] = _expected_features(plan, after)
-        plan.facts["optimizer"] = optimizer_facts(after.module, plan.phases, specs.optim)
+        plan.facts["optimizer"] = optimizer_facts(after.module, plan.phases, plan.specs.optim)
     if weights.state is not None:
         plan.load.update(account(weights, found, before.heads))
     if parts.rows and weights.classes:
@@ -199,20 +203,33 @@ def _source_facts(specs: Specs, weights: Weights, found: Match, parts: Parts) ->
     }
 
 
-def _with_phases(plan: Plan, network: Network) -> Plan:
-    """With what trains when, its adapters, the shape of every parameter, and what the network is
-    made of."""
+def _with_phases(plan: Plan, network: Network, not_exact: str) -> Plan:
+    """With what trains when, its adapters, the shape of every parameter, what the network is
+    made of, and every automatic choice."""
     found = layout(network.module, network.heads)
     if own := plan.specs.freeze.adapters(found):
         adapters.put(network.module, own)
         found = found.adapted(own["weights"], [*dict(network.module.named_parameters())])
         parts, card = replace(plan.parts, adapters=own), replace(plan.card, adapters=own)
         plan = replace(plan, parts=parts, card=card)
+    images = len(plan.dataset.splits["train"]) if plan.dataset else 0
+    choices = auto.decide(plan.specs, found, images, plan.weights.state is not None, not_exact)
+    specs = auto.apply(plan.specs, choices)
+    phases = specs.freeze.phases(found, specs.trainer.epochs)
+    if specs.trainer.head_start == "solved":
+        phases = specs.freeze.after_solved(phases)
+    card = plan.card
+    if isinstance(specs.optim, Exact):
+        # Nothing is chosen on the validation images.
+        card = replace(card, splits={k: v for k, v in card.splits.items() if k != "val"})
     return replace(
         plan,
-        phases=plan.specs.freeze.phases(found, plan.specs.trainer.max_epochs),
+        specs=specs,
+        card=card,
+        phases=phases,
         shapes={name: tuple(p.shape) for name, p in network.module.named_parameters()},
         layout=found,
+        facts={**plan.facts, "auto": [asdict(choice) for choice in choices]},
     )
 
 
@@ -229,7 +246,7 @@ def _expected_features(plan: Plan, network: Network) -> Plain:
     width = width_at_heads(network, plan.card.input.size)
     if width is None:
         return {"cut": "the input of the head"}
-    count = views(options, plan.specs.augment.random, plan.specs.trainer.max_epochs) or 1
+    count = views(options, plan.specs.augment.random, plan.specs.trainer.epochs) or 1
     images = count * len(data.splits["train"]) + len(data.splits["val"])
     # At most: a layer under autocast may hand on two bytes a number.
     sizes = {"bytes_per_image": width * 4, "bytes": width * 4 * images}
@@ -284,7 +301,7 @@ def _check_training(plan: Plan) -> None:
         plan.specs,
         {name: len(s) for name, s in plan.dataset.splits.items()} if plan.dataset else {},
     )
-    start, epochs = plan.specs.checkpoint.start_epoch, plan.specs.trainer.max_epochs
+    start, epochs = plan.specs.checkpoint.start_epoch, plan.specs.trainer.epochs
     if start > epochs:
         raise ConfigError(
             "checkpoint.start_epoch", f"{start} is behind the last epoch {epochs}", "lower it", 87

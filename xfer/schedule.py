@@ -22,6 +22,16 @@ class Constant:
 
 
 @dataclass(frozen=True)
+class Auto:
+    """A tenth of the run for the rate to rise, then half a cosine down to 0; a head that is solved
+    exactly has no rate. The plan says which."""
+
+    def factor(self, step: int, steps_per_epoch: int, total: int) -> float:
+        """Never asked: the plan puts what it decides in this place."""
+        raise ValueError("schedule is still to be decided by the plan")
+
+
+@dataclass(frozen=True)
 class Step:
     """Times ``gamma`` after every ``every`` epochs."""
 

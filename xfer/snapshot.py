@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from xfer.errors import WeightsError
 from xfer.seal import sealed
+from xfer.standardize import folded, from_plain
 from xfer.storage import damaged, load_tensors, save_tensors
 from xfer.types import Card, Plain
 
@@ -71,6 +72,7 @@ def read_snapshot(path: Path) -> Snapshot:
         # A resume file: the network beside the state of metrics; the average is what was scored.
         state = {k.removeprefix("net."): v for k, v in state.items() if k.startswith("net.")}
         state |= content["ema"] or {}
+        state = folded(state, from_plain(content.get("standard")))
     return Snapshot(Card.from_plain(facts["card"]), state, facts["progress"], facts["frozen"])
 
 

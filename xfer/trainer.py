@@ -8,22 +8,29 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Gt, Lt
 
 Precision = Literal["32-true", "16-mixed", "bf16-mixed"]
+Epochs = Annotated[int, Gt(0)]
 
 
 @dataclass(frozen=True)
 class Trainer:
-    """``devices``: how many of ``accelerator``'s. ``accumulate``: batches an optimizer step.
+    """``max_epochs`` and ``precision``: ``auto`` leaves them to the plan, see :mod:`xfer.auto`.
+    ``devices``: how many of ``accelerator``'s. ``accumulate``: batches an optimizer step.
     ``clip_norm``: largest gradient norm, 0 is off. ``ema_decay``: of the moving average of the
     weights that is validated and kept, 0 is off. ``patience``: epochs without a better value of
     the monitored metric before the run stops, 0 is off. ``compile``: the network through
     torch.compile. ``channels_last``: the memory layout that convolutions like. ``deterministic``:
     only reproducible kernels (needed for bit-identical runs on a GPU). ``on_oom``: what to do when
-    memory runs out, ``halve`` the batch and double ``accumulate`` and begin the fit again."""
+    memory runs out, ``halve`` the batch and double ``accumulate`` and begin the fit again.
+    ``standardize``: what enters the first layer of a new head has mean 0 and deviation 1 over the
+    training images while it trains; both are folded into that layer afterwards. ``head_start``:
+    how a new head begins, ``zero`` with all classes equally likely (Kolesnikov et al., 2020), or
+    ``solved`` as the best linear one on the pretrained backbone's features (Kumar et al., 2022);
+    ``auto`` leaves it to the plan."""
 
-    max_epochs: Annotated[int, Gt(0)] = 10
+    max_epochs: Epochs | Literal["auto"] = "auto"
     accelerator: Literal["auto", "cpu", "gpu", "mps"] = "auto"
     devices: Annotated[int, Gt(0)] = 1
-    precision: Precision = "32-true"
+    precision: Precision | Literal["auto"] = "auto"
     accumulate: Annotated[int, Gt(0)] = 1
     clip_norm: Annotated[float, Ge(0)] = 0.0
     ema_decay: Annotated[float, Ge(0), Lt(1)] = 0.0
@@ -32,3 +39,19 @@ class Trainer:
     channels_last: bool = True
     deterministic: bool = False
     on_oom: Literal["error", "halve"] = "error"
+    standardize: bool = True
+    head_start: Literal["auto", "zero", "solved"] = "auto"
+
+    @property
+    def epochs(self) -> int:
+        """How many epochs are trained, once the plan has decided it."""
+        if self.max_epochs == "auto":
+            raise ValueError("trainer.max_epochs is still to be decided by the plan")
+        return self.max_epochs
+
+    @property
+    def numbers(self) -> Precision:
+        """The precision that is computed in, once the plan has decided it."""
+        if self.precision == "auto":
+            raise ValueError("trainer.precision is still to be decided by the plan")
+        return self.precision

@@ -11,10 +11,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from xfer.errors import OutputError, XferError, printable
+from xfer.errors import ConfigError, OutputError, XferError, printable
 from xfer.export import refuse_early
 from xfer.facts import table
 from xfer.log import LINES, close_log, log, open_log
+from xfer.optim import Exact
 from xfer.plan import Plan, make_plan
 from xfer.ranks import called, leading, next_run, quieten, slurm_task
 from xfer.record import recorded
@@ -28,7 +29,7 @@ from xfer.types import Exported, Plain, Predictions, Samples, Score
 if TYPE_CHECKING:
     from torch import nn
 
-    from xfer.fit import Fitted
+    from xfer.training.fitted import Fitted
 
 
 _NEED_NET = {"evaluate", "predict", "export", "benchmark"}
@@ -45,8 +46,10 @@ class Result:
 
 @dataclass
 class Work:
-    """What the stages hand on."""
+    """What the stages hand on; ``specs`` as they were asked for, before the plan decided what they
+    leave open."""
 
+    specs: Specs
     plan: Plan
     folder: Path
     startup_s: float
@@ -109,7 +112,7 @@ def _run(specs: Specs) -> Result:
         with recorded(folder, goes_on=earlier is not None):
             check_space(plan, folder)
             _write_plan(plan, folder)
-            work = Work(plan, folder, time.perf_counter() - began, began)
+            work = Work(specs, plan, folder, time.perf_counter() - began, began)
             return Result(folder, plan.facts, _stages(work, earlier))
     finally:
         close_log()
@@ -150,15 +153,13 @@ def _alone(specs: Specs, began: float) -> Result:
 
 def _stages(work: Work, earlier: Earlier | None) -> Plain | None:
     """The straight line. Each stage reads what the one before it left on disk."""
-    plan, stages = work.plan, work.plan.specs.stages
+    stages = work.plan.specs.stages
     if not stages:
         return None
     if "lr_find" in stages:
         _find_rate(work)
     if "fit" in stages:
-        from xfer.fit import fit
-
-        work.fitted = fit(plan, work.folder, resume_file(work.folder) if earlier else None)
+        work.fitted = _fit(work, resume_file(work.folder) if earlier else None)
         work.device = work.fitted.device
     net = _network(work) if _NEED_NET & set(stages) else None
     if net and "evaluate" in stages:
@@ -170,10 +171,32 @@ def _stages(work: Work, earlier: Earlier | None) -> Plain | None:
     if net and "benchmark" in stages:
         from xfer.benchmark import benchmark
 
-        benchmark(plan, net, _checkpoint(work), work.folder)
+        benchmark(work.plan, net, _checkpoint(work), work.folder)
     from xfer.report.finish import finish
 
     return finish(work)
+
+
+def _fit(work: Work, resume: Path | None) -> Fitted:
+    """Solve the head where that is planned; train step by step otherwise, and where the network
+    turns out to be none whose head can be solved."""
+    if isinstance(work.plan.specs.optim, Exact):
+        from xfer.training import exact
+
+        try:
+            return exact.fit(work.plan, work.folder)
+        except exact.NotExact as error:
+            if isinstance(work.specs.optim, Exact):
+                raise ConfigError("optim", f"exact: {error}", "type optim=adamw", 63) from error
+            log.warning(f"the head is trained step by step: {error}")
+            work.plan = make_plan(work.specs, str(error))
+            work.plan.facts.update(
+                fingerprint=fingerprint(work.specs.config), config=work.specs.config
+            )
+            _write_plan(work.plan, work.folder)
+    from xfer.fit import fit
+
+    return fit(work.plan, work.folder, resume)
 
 
 def _find_rate(work: Work) -> None:

@@ -140,8 +140,9 @@ class Tail:
             net.register_forward_hook(lambda _, __, output: self._leave(output)),
         ]
         for path in cut.modules:
+            # First of all: what else is done to the input is done to the features.
             feed = module_at(net, path).register_forward_pre_hook(
-                self._feed(path), with_kwargs=True
+                self._feed(path), with_kwargs=True, prepend=True
             )
             self._hooks.append(feed)
         self._skipped = [
@@ -168,7 +169,7 @@ class Tail:
             what = f"features are {tuple(features.shape)}, the cut asks for (n, {cut.size})"
             raise ConfigError("features", what, "delete the cached features", 57)
         sizes = [prod(part.shape) for part in cut.parts]
-        pieces = torch.split(features.to(dtype_of(cut.dtype)), sizes, dim=1)
+        pieces = torch.split(features, sizes, dim=1)
         for part, piece in zip(cut.parts, pieces, strict=True):
             # A copy: some architectures drop out in place, and the caller may use it again.
             dense = piece.clone(memory_format=torch.contiguous_format)
@@ -224,7 +225,8 @@ def before(module: nn.Module, act: Callable[[Sequence[Tensor]], None], hooks: Ex
     def hook(_: nn.Module, args: Any, kwargs: Any) -> None:
         act(tensors((args, kwargs)))
 
-    hooks.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
+    # First of all: the input as it comes, whatever else is done to it.
+    hooks.callback(module.register_forward_pre_hook(hook, with_kwargs=True, prepend=True).remove)
 
 
 @contextmanager

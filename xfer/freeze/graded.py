@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 from annotated_types import Ge, Gt, Le
@@ -67,7 +67,8 @@ class LpFt(Policy):
     """Linear probe, then fine-tune from it (Kumar et al. 2022).
 
     The head trains alone for ``probe_epochs`` epochs, or until the monitored metric had no new
-    best for ``patience`` epochs; with neither, for half of the run. Then everything trains, the
+    best for ``patience`` epochs; with neither, for half of the run, or not at all where the head
+    starts solved. Then everything trains, the
     backbone at the multiple ``backbone_lr`` and the head at ``head_lr``.
     """
 
@@ -79,6 +80,12 @@ class LpFt(Policy):
     def __post_init__(self) -> None:
         if self.probe_epochs is not None and self.patience is not None:
             raise one_of("freeze", "probe_epochs", "patience")
+
+    def after_solved(self, phases: tuple[Phase, ...]) -> tuple[Phase, ...]:
+        """See :meth:`Policy.after_solved`: the probe is done, unless it was given a length."""
+        if self.probe_epochs is not None or self.patience is not None:
+            return phases
+        return (replace(phases[1], start=0),)
 
     def planned(self, layout: Layout, epochs: int) -> list[Phase]:
         """Two phases."""

@@ -39,6 +39,10 @@ class Policy:
             return phases
         return tuple(_with_trained(phase, set(layout.batch_norms)) for phase in phases)
 
+    def after_solved(self, phases: tuple[Phase, ...]) -> tuple[Phase, ...]:
+        """Those of ``phases`` that are left to train where the head begins solved: all."""
+        return phases
+
     def adapters(self, layout: Layout) -> Plain:
         """What :func:`xfer.adapters.put` is to give the network before the phases are asked for:
         nothing."""

@@ -13,8 +13,9 @@ from xfer.report.wording import number
 from xfer.types import Plain
 
 CAPTIONS = {
-    "curves": "Loss, the metric that chose the best epoch, and the learning rate. "
-    "The dashed line marks the best epoch.",
+    "curves": "Loss, the metric that chose the best epoch, and the learning rate, with a dashed "
+    "line at the best epoch; or, of a head that was solved, loss and accuracy over the strength of "
+    "the penalty, with a dashed line at the one that held-out training images chose.",
     "confusion_matrix": "Rows are true classes, columns predicted ones. The numbers count images; "
     "the colour is the share of the row, on a square-root scale.",
     "confused_pairs": "The classes most often taken for another.",
@@ -43,7 +44,9 @@ def verdict(result: Plain) -> list[str]:
     lines = [_score(split, scores[split]) for split in sorted(scores)]  # test before val
     if not lines:
         lines = ["No split was scored in this run"]
-    if best:
+    if solved := result.get("solved"):
+        lines.append(_solved(solved))
+    elif best:
         lines.append(
             f"Best epoch {number(best.get('epoch'))}, step {number(best.get('step'))}, "
             f"by {best.get('metric')} {number(best.get('value'))}"
@@ -53,6 +56,14 @@ def verdict(result: Plain) -> list[str]:
     if result.get("status") != "finished":
         lines.append(f"Status: {result.get('status') or 'unknown'}")
     return lines
+
+
+def _solved(facts: Plain) -> str:
+    return (
+        f"The head is the exact solution at l2 {facts['l2']:.2g}; held out in {facts['folds']} "
+        f"folds, {facts['n']:,} training images: accuracy {facts['cv_acc']:.3f}, "
+        f"loss {facts['cv_loss']:.3f}"
+    )
 
 
 def _score(split: str, score: Plain) -> str:

@@ -40,6 +40,34 @@ def panels(history: Sequence[Plain], best_epoch: int | None, metric: str) -> Fig
     return figure
 
 
+def path(history: Sequence[Plain], best: int) -> Figure:
+    """Cross-validated, training and validation loss, and accuracy, over the strengths of the
+    penalty that a head was solved with; ``best`` (1-based) is the row of the chosen one."""
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    figure = Figure(figsize=(8.6, 3.3), layout=ConstrainedLayoutEngine(wspace=0.06))
+    for axes, kind in zip(figure.subplots(1, 2), ("loss", "acc"), strict=True):
+        lines = {"held out": f"cv_{kind}", "val": f"val_{kind}", "train": f"train_{kind}"}
+        looks = {"held out": (RATE, "D"), "val": (VAL, "o"), "train": (TRAIN, "s")}
+        for name, key in lines.items():
+            line = [(row["l2"], row[key]) for row in history if key in row]
+            if line:
+                colour, marker = looks[name]
+                axes.plot(*zip(*line, strict=True), color=colour, marker=marker, ms=4, label=name)
+        chosen = history[best - 1]
+        axes.axvline(chosen["l2"], color=GREY, lw=1, ls=(0, (3, 3)), zorder=1)
+        at = chosen[f"cv_{kind}"]
+        axes.plot([chosen["l2"]], [at], "D", ms=9, mfc="white", mec=RATE, mew=2.2, zorder=5)
+        axes.set_title(f"chosen {chosen['l2']:.2g}: {at:.3f}", loc="right", color=RATE)
+        axes.set(
+            title=drawable("loss" if kind == "loss" else "accuracy"), xlabel="l2", xscale="log"
+        )
+        axes.grid(axis="y")
+        axes.legend(loc="best", fontsize=8, handlelength=1.6)
+    return figure
+
+
 def points(history: Sequence[Plain], key: str) -> Points:
     """The (epoch, value) of every row that has a finite number under ``key``."""
     rows = [(row.get("epoch"), row.get(key)) for row in history]

@@ -74,6 +74,12 @@ def curves(
         return canvas.save_any(epochs.panels(history, best_epoch, metric), path)
 
 
+def strengths(history: Sequence[Plain], best: int, path: Path) -> Path:
+    """Draw the rows of ``metrics.csv`` of a solved head, a strength of the penalty each."""
+    with canvas.style():
+        return canvas.save(epochs.path(history, best), path)
+
+
 def climb(found: Plain, path: Path) -> Path:
     """Draw the smoothed loss over the learning rate, and the rate that is suggested."""
     with canvas.style():

@@ -48,6 +48,9 @@ def _draw_fit(work: Work, folder: Path) -> None:
     pictures, titles = _first_batch(work)
     figures.batch_grid(pictures, titles, folder / "batch_grid.png")
     best = fitted.best
+    if fitted.solved:
+        figures.strengths(fitted.rows, best["epoch"], folder / "curves.png")
+        return
     figures.curves(fitted.rows, best["epoch"], best["metric"], folder / "curves.png")
 
 

@@ -40,6 +40,7 @@ def outcome(work: Work) -> Plain:
             if k not in ("spec", "kept", "classes", "rows")
         },
         "timing": _timing(work),
+        "solved": work.fitted.solved if work.fitted else None,
         "features": work.fitted.features if work.fitted else dict(UNCACHED),
         "export": [
             {k: v for k, v in asdict(file).items() if k != "batches"} for file in work.exports
@@ -60,12 +61,13 @@ def _best(work: Work) -> Plain | None:
 
 def _timing(work: Work) -> Plain:
     rows = work.fitted.rows if work.fitted else []
+    shares = [row["data_share"] for row in rows if "data_share" in row]
     return {
         "startup_s": work.startup_s,
         "features_s": work.fitted.features_s if work.fitted else None,
         "fit_s": work.fitted.seconds if work.fitted else None,
         "epoch_s": [row["epoch_s"] for row in rows],
-        "data_share": statistics.median(row["data_share"] for row in rows) if rows else None,
+        "data_share": statistics.median(shares) if shares else None,
         "step_ms_median": statistics.median(row["step_ms"] for row in rows) if rows else None,
         "total_s": time.perf_counter() - work.began,
     }

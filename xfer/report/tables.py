@@ -73,7 +73,7 @@ def history(epochs: Sequence[Plain]) -> tuple[Table, ...]:
         return ()
     head = list(epochs[0])
     rows = [[_cell(key, row.get(key)) for key in head] for row in epochs]
-    return (_table("Every epoch", head, rows, 0),)
+    return (_table("Every row of metrics.csv", head, rows, 0),)
 
 
 def _cell(key: str, value: Any) -> str:

@@ -1,0 +1,1 @@
+"""Fitting: what trains on a plan's data, and how."""

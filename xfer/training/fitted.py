@@ -1,0 +1,48 @@
+"""What a fit leaves: its result, and its rows as ``metrics.csv``."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from xfer.storage import write_text
+from xfer.types import Plain
+
+if TYPE_CHECKING:
+    from xfer.feed import Kept
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A finished fit: its best epoch and file, one row an epoch, the wall time in seconds, whether
+    what was frozen is proved to have stayed, the optimizer's groups phase by phase, what is known
+    of its features and their time, and the features themselves where its last epochs had some.
+
+    A head that was solved has a row a strength of its penalty in place of epochs, and ``solved``
+    says which was chosen by what; ``None`` for a fit that trained step by step.
+    """
+
+    best: Plain
+    checkpoint: Path
+    rows: list[Plain]
+    seconds: float
+    device: str
+    proved: bool
+    audits: list[Plain]
+    features: Plain
+    features_s: float | None
+    kept: Kept | None
+    solved: Plain | None = None
+
+
+def write_rows(path: Path, rows: Sequence[Plain]) -> None:
+    """Write ``metrics.csv``; what a row does not have is left empty."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, text.getvalue())
