@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from xfer import augment, features, optim, schedule
 from xfer.checkpoint import Checkpoint
-from xfer.errors import ConfigError
+from xfer.errors import ConfigError, raise_all
 from xfer.freeze import Layout, Phase
 from xfer.head import Dropout, Linear, Pooled
 from xfer.loss import CrossEntropy
@@ -27,6 +27,8 @@ _ANY_EPOCHS = 1_000_000
 _SEEN = {"head": 20_000, "backbone": 2_000}
 """Training images that a run sees in all, where a head or more trains."""
 _EPOCHS = {"head": (10, 50), "backbone": (5, 20)}
+_OF_STEPS = ("devices", "accumulate", "clip_norm", "ema_decay", "patience", "compile")
+_OF_EPOCHS = ("monitor", "start_epoch", "interval", "every_n_epochs", "every_n_steps")
 _BATCH = 32  # images a step that the rates below are for
 _RATES = {"head": 1e-3, "tuned": 1e-3, "whole": 1e-4, "new": 1e-3}
 _SGD = 10.0  # times the rate of an adaptive optimizer
@@ -50,19 +52,20 @@ def decide(
     Raises ConfigError for ``optim=exact`` where there is something that it cannot solve.
     """
     phases = specs.freeze.phases(layout, _ANY_EPOCHS)
-    obstacle = ("head", not_exact) if not_exact else _obstacle(specs, layout, phases)
+    obstacles = _obstacles(specs, layout, phases)
+    if not_exact:
+        obstacles = [("the network", not_exact, "optim=adamw")]
     if isinstance(specs.optim, optim.Exact):
-        if obstacle:
-            raise _refusal(*obstacle)
+        raise_all([_refusal(*obstacle) for obstacle in obstacles])
         return [*_precision(specs, head=True), *_no_steps(specs)]
-    if isinstance(specs.optim, optim.Auto) and not obstacle:
+    if isinstance(specs.optim, optim.Auto) and not obstacles:
         why = "a linear head behind frozen layers is a convex problem: solved, no rate needed"
         found = [Choice("optim", "exact", why), *_precision(specs, head=True)]
         return [*found, *_no_steps(specs)]
     found = []
     if isinstance(specs.optim, optim.Auto):
-        assert obstacle
-        found.append(Choice("optim", "adamw", f"{obstacle[0]}: {obstacle[1]}"))
+        key, why, _ = obstacles[0]
+        found.append(Choice("optim", "adamw", f"{key} {why}"))
     return [*found, *_steps(specs, layout, phases, images, pretrained)]
 
 
@@ -150,61 +153,64 @@ def _head_start(specs: Specs, layout: Layout, tunes: bool) -> Choice:
     return Choice("trainer.head_start", "zero", "all classes equally likely at first")
 
 
-def _obstacle(specs: Specs, layout: Layout, phases: Sequence[Phase]) -> tuple[str, str] | None:
-    """The key, and why the head cannot be solved exactly; ``None`` where it can."""
+def _obstacles(specs: Specs, layout: Layout, phases: Sequence[Phase]) -> list[tuple[str, str, str]]:
+    """Key, why and remedy of everything that keeps the head from being solved exactly."""
     head, rows = specs.head, [row for phase in phases for row in phase.rows]
+    trains = any(not (row.head or row.frozen) for row in rows)
+    rated = any(row.head and row.lr != 1 for row in rows)
+    mixes, linear = specs.augment.mix(2) is not None, isinstance(head, Linear | Pooled)
+    own = specs.features
+    kept = isinstance(own, features.Auto)
+    moves, classifiers = specs.freeze.batch_norm != "eval", len(layout.heads)
+    crossed = type(specs.loss) is CrossEntropy
+    endless = isinstance(own, features.Auto) and own.views == "max" and specs.augment.random
     found = (
-        (not isinstance(head, Linear | Pooled), "head", "is not linear, or draws random numbers"),
-        (len(layout.heads) != 1, "backbone", f"has {len(layout.heads)} classifiers"),
-        (len(phases) > 1, "freeze", f"has {len(phases)} phases"),
-        (bool(layout.adapters), "freeze", "trains adapters"),
-        (any(not (row.head or row.frozen) for row in rows), "freeze", "trains more than the head"),
-        (any(row.head and row.lr != 1 for row in rows), "freeze", "gives the head a rate"),
-        (specs.freeze.batch_norm != "eval", "freeze.batch_norm", "moves statistics"),
-        (type(specs.loss) is not CrossEntropy, "loss", "is not cross-entropy"),
-        (not isinstance(specs.features, features.Auto), "features", "are not kept"),
-        (specs.augment.mix(2) is not None, "augment", "mixes images"),
+        (not linear, "head", "is not linear, or draws random numbers", "head=linear"),
+        (classifiers != 1, "backbone", f"has {classifiers} classifiers", "optim=adamw"),
+        (len(phases) > 1, "freeze", f"has {len(phases)} phases", "freeze=head_only"),
+        (bool(layout.adapters), "freeze", "trains adapters", "freeze=head_only"),
+        (trains, "freeze", "trains more than the head", "freeze=head_only"),
+        (rated, "freeze", "gives the head a rate of its own", "freeze=head_only"),
+        (moves, "freeze.batch_norm", "moves statistics", "freeze.batch_norm=eval"),
+        (not crossed, "loss", "is not cross-entropy", "loss=cross_entropy"),
+        (not kept, "features", "are not kept", "features=auto"),
+        (endless, "features.views", "asks for a view an epoch", "features.views=4"),
+        (mixes, "augment", "mixes images", "augment=standard"),
         *_asked(specs),
     )
-    return next(((key, why) for wrong, key, why in found if wrong), None)
+    return [(key, why, fix) for wrong, key, why, fix in found if wrong]
 
 
-def _asked(specs: Specs) -> list[tuple[bool, str, str]]:
+def _asked(specs: Specs) -> list[tuple[bool, str, str, str]]:
     """What was given that only training step by step heeds."""
-    trainer, kept, found = specs.trainer, specs.checkpoint, []
-    found.append(("lr_find" in specs.stages, "stages", "looks for a rate"))
-    if isinstance(specs.optim, optim.Auto) and specs.optim.lr != "auto":
-        found.append((True, "optim.lr", "asks for steps at that rate"))
-    if trainer.max_epochs != "auto":
-        found.append((True, "trainer.max_epochs", "asks for epochs"))
-    if not isinstance(specs.schedule, schedule.Auto):
-        found.append((True, "schedule", "asks for steps"))
-    usual = Trainer()
-    for key in ("devices", "accumulate", "clip_norm", "ema_decay", "patience", "compile"):
-        found.append(
-            (getattr(trainer, key) != getattr(usual, key), f"trainer.{key}", "asks for steps")
-        )
-    own = Checkpoint()
-    for key in ("monitor", "start_epoch", "interval", "every_n_epochs", "every_n_steps"):
-        found.append(
-            (getattr(kept, key) != getattr(own, key), f"checkpoint.{key}", "asks for epochs")
-        )
+    trainer, kept, own = specs.trainer, specs.checkpoint, specs.optim
+    epochs, timed = trainer.max_epochs != "auto", not isinstance(specs.schedule, schedule.Auto)
+    found = [
+        ("lr_find" in specs.stages, "stages", "look for a rate", "stages without lr_find"),
+        (own.lr != "auto", "optim.lr", "asks for steps at that rate", "optim.lr=auto"),
+        (epochs, "trainer.max_epochs", "asks for epochs", "trainer.max_epochs=auto"),
+        (timed, "schedule", "asks for steps", "schedule=auto"),
+    ]
+    if isinstance(own, optim.Exact):
+        decays = own.weight_decay != 0
+        found.append((decays, "optim.weight_decay", "is of steps", "optim.weight_decay=0"))
+    usual: tuple[tuple[str, Any, Any, tuple[str, ...]], ...] = (
+        ("trainer", trainer, Trainer(), _OF_STEPS),
+        ("checkpoint", kept, Checkpoint(), _OF_EPOCHS),
+    )
+    for group, spec, default, keys in usual:
+        for key in keys:
+            value, name = getattr(default, key), f"{group}.{key}"
+            given = getattr(spec, key) != value
+            fix = f"{name}={str(value).lower()}"
+            found.append((given, name, "asks for training step by step", fix))
     return found
 
 
-def _refusal(key: str, why: str) -> ConfigError:
-    remedies = {
-        "head": "type head=linear, or optim=adamw",
-        "freeze": "type freeze=head_only, or optim=adamw",
-        "freeze.batch_norm": "type freeze.batch_norm=eval, or optim=adamw",
-        "features": "type features=auto, or optim=adamw",
-        "augment": "type augment=standard, or optim=adamw",
-        "loss": "type loss=cross_entropy, or optim=adamw",
-        "backbone": "type optim=adamw",
-        "schedule": "type schedule=auto, or optim=adamw",
-    }
-    fix = remedies.get(key, f"drop {key}, or type optim=adamw")
-    return ConfigError("optim", f"exact solves a linear head alone, and {key} {why}", fix, 62)
+def _refusal(key: str, why: str, fix: str) -> ConfigError:
+    what = f"exact solves a linear head on kept features, and {key} {why}"
+    other = "" if fix.startswith("optim=") else ", or optim=adamw"
+    return ConfigError("optim", what, f"type {fix}{other}", 62)
 
 
 def _tunes(phases: Sequence[Phase]) -> bool:

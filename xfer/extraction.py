@@ -48,13 +48,19 @@ class Partly(Protocol):
     """A partly frozen network in training mode, and the hashes of what is frozen."""
 
     @property
-    def net(self) -> nn.Module: ...
+    def net(self) -> nn.Module:
+        """The network."""
+        ...
 
     @property
-    def hashes(self) -> dict[str, str]: ...
+    def hashes(self) -> dict[str, str]:
+        """Of every frozen tensor, by name."""
+        ...
 
     @property
-    def device(self) -> torch.device: ...
+    def device(self) -> torch.device:
+        """Where it is."""
+        ...
 
 
 class Extraction:

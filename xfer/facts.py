@@ -91,9 +91,7 @@ def _training_facts(plan: Plan) -> Plain:
     }
 
 
-def optimizer_facts(
-    net: nn.Module, phases: Sequence[Phase], options: Options | Exact
-) -> list[Plain]:
+def optimizer_facts(net: nn.Module, phases: Sequence[Phase], options: Options) -> list[Plain]:
     """The optimizer's groups in each phase, ``net`` on any device: the learning rate before the
     schedule, the weight decay, and how many tensors and numbers a group has. None where the head
     is solved."""

@@ -37,8 +37,8 @@ from xfer.snapshot import Snapshot, read_snapshot, write_snapshot
 from xfer.standardize import Standard, from_plain
 from xfer.storage import load_tensors
 from xfer.team import Place, Team, Together
-from xfer.training.exact import prepare_head
 from xfer.training.fitted import Fitted
+from xfer.training.head_start import prepare_head
 
 if TYPE_CHECKING:
     from xfer.plan import Plan

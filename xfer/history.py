@@ -17,8 +17,7 @@ from xfer.resume import LAST, PREVIOUS
 from xfer.seal import sealed
 from xfer.signals import install, stop
 from xfer.snapshot import FORMAT, Snapshot, write_snapshot
-from xfer.storage import load_tensors, save_tensors
-from xfer.training.fitted import write_rows
+from xfer.storage import load_tensors, save_tensors, write_rows
 from xfer.types import Plain
 
 if TYPE_CHECKING:

@@ -234,7 +234,6 @@ class Classifier(pl.LightningModule):
         """The optimizer over everything that will ever train, and its rates by step and phase."""
         specs = self.plan.specs
         multiples = freeze.ever(self.plan.phases)
-        assert isinstance(specs.optim, optim.Options)  # a head that is solved has no steps
         optimizer = specs.optim.build(optim.groups(self.net, multiples, specs.optim))
         if self.plan.momenta is not None:
             momenta.load(optimizer, dict(self.net.named_parameters()), self.plan.momenta)

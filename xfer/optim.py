@@ -55,14 +55,16 @@ class Auto(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Exact:
-    """The best linear head behind what is frozen: logistic regression solved to its optimum.
+class Exact(Options):
+    """The best linear head behind what is frozen: logistic regression solved to its optimum,
+    which takes no rate.
 
     ``l2`` is the strength of the penalty on the weights of the standardised head, beside the
     mean loss; ``auto`` takes that of least log loss over ``folds`` stratified folds of the
     training images. See :mod:`xfer.training.logistic`.
     """
 
+    lr: Rate = "auto"
     l2: Annotated[float, Gt(0)] | Literal["auto"] = "auto"
     folds: Annotated[int, Ge(2)] = 5
 

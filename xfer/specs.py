@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from xfer.freeze import Policy
     from xfer.logger import Csv
     from xfer.loss import CrossEntropy
-    from xfer.optim import Exact, Options
+    from xfer.optim import Options
     from xfer.schedule import Constant
     from xfer.sweep import Sweep
     from xfer.trainer import Trainer
@@ -69,7 +69,7 @@ class Specs:
     head: Head
     freeze: Policy
     loss: CrossEntropy
-    optim: Options | Exact
+    optim: Options
     schedule: Constant
     trainer: Trainer
     checkpoint: Checkpoint

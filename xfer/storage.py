@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
+import io
 import json
 import os
 import struct
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -79,6 +81,15 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, facts: object) -> None:
     """Write ``facts`` as indented JSON, atomically. NaN is refused: it is no JSON."""
     write_text(path, json.dumps(facts, indent=2, allow_nan=False, ensure_ascii=True) + "\n")
+
+
+def write_rows(path: Path, rows: Sequence[Plain]) -> None:
+    """Write ``rows`` as CSV, atomically; the first has every column, and ``None`` is left empty."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, text.getvalue())
 
 
 def yaml_text(facts: Plain) -> str:

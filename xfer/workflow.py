@@ -182,10 +182,11 @@ def _fit(work: Work, resume: Path | None) -> Fitted:
     turns out to be none whose head can be solved."""
     if isinstance(work.plan.specs.optim, Exact):
         from xfer.training import exact
+        from xfer.training.frozen import NotExact
 
         try:
             return exact.fit(work.plan, work.folder)
-        except exact.NotExact as error:
+        except NotExact as error:
             if isinstance(work.specs.optim, Exact):
                 raise ConfigError("optim", f"exact: {error}", "type optim=adamw", 63) from error
             log.warning(f"the head is trained step by step: {error}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,54 +12,29 @@ import torch
 from torch import nn
 
 from xfer import freeze, metrics
-from xfer.augment import Plain as NoAugment
 from xfer.decoded import decoded
 from xfer.errors import DataError
-from xfer.evaluate import device_name, device_of
-from xfer.extraction import Extraction
-from xfer.features import Auto
-from xfer.features.cut import Tail, inference
-from xfer.features.find import Refusal
-from xfer.feed import Kept, Rows, View, fitting, told
-from xfer.freeze.table import Row
-from xfer.head import Keep
-from xfer.loader import EvalLoader, Pictures
+from xfer.evaluate import device_name
+from xfer.feed import Kept, told
 from xfer.log import log
 from xfer.network import assemble
 from xfer.optim import Exact
 from xfer.predict import write_predictions
-from xfer.preprocess import prepare
 from xfer.randomness import derive
 from xfer.snapshot import Snapshot, write_snapshot
-from xfer.standardize import Standard
-from xfer.storage import write_json
+from xfer.storage import write_json, write_rows
 from xfer.training import logistic
-from xfer.training.fitted import Fitted, write_rows
-from xfer.training.head_input import first_layer, moments, rows_of, watched
+from xfer.training.fitted import Fitted
+from xfer.training.frozen import Frozen, NotExact, at_rest, features_of, inputs, logits
+from xfer.training.head_input import first_layer
 from xfer.types import Plain, Predictions
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
     from xfer.plan import Plan
-    from xfer.specs import Specs
 
-_ANY_EPOCHS = 1_000_000
 _NEAR = 1e-3  # of the largest logit: how far the solved head may answer from what was solved
-_BLOCK = 1024
-
-
-class NotExact(Exception):
-    """Why a head cannot be solved after all, in one line."""
-
-
-@dataclass(frozen=True)
-class Frozen:
-    """A network of which the head alone trains, and the hashes of the rest."""
-
-    net: nn.Module
-    hashes: dict[str, str]
-    device: torch.device
 
 
 @dataclass(frozen=True)
@@ -83,11 +57,11 @@ def fit(plan: Plan, folder: Path) -> Fitted:
     began = time.perf_counter()
     plan = _decoded(plan)
     net = assemble(plan.parts, plan.weights)
-    frozen = _at_rest(plan, net)
-    kept = _features(plan, frozen)
+    frozen = at_rest(plan, net)
+    kept = features_of(plan, frozen)
     features, features_s = kept.facts({"cached": False, "hit": None}), time.perf_counter() - began
     log.info(told(features, kept.found, kept.most_bytes))
-    found = _solve(plan, frozen, kept)
+    found = solve(plan, frozen, kept)
     solution = found.solution
     verdict = freeze.verdict(frozen.hashes, freeze.hashes(net.state_dict(), frozen.hashes))
     phase = {"phase": plan.phases[0].name, "from_epoch": 1, **verdict}
@@ -124,18 +98,19 @@ def fit(plan: Plan, folder: Path) -> Fitted:
     )
 
 
-def _solve(plan: Plan, frozen: Frozen, kept: Kept) -> Solved:
+def solve(plan: Plan, frozen: Frozen, kept: Kept) -> Solved:
     """Solve the head of the network, in place. Raises as :func:`fit`."""
     net, began = frozen.net, time.perf_counter()
     (head,) = plan.layout.heads
     path = first_layer(net, head)
     if path is None:
         raise NotExact(f"'{head}' has no linear layer")
-    held = _inputs(frozen, kept, path, "train", None)
-    views = [_inputs(frozen, kept, path, "train", view) for view in kept.train if view is not None]
-    val = _inputs(frozen, kept, path, "val", None)
+    held = inputs(frozen, kept, path, "train", None)
+    views = [inputs(frozen, kept, path, "train", view) for view in kept.train if view is not None]
+    val = inputs(frozen, kept, path, "val", None)
     seconds = time.perf_counter() - began
-    _check_numbers(held, plan.dataset.splits["train"].names)  # type: ignore[union-attr]
+    assert plan.dataset is not None
+    _check_numbers(held, plan.dataset.splits["train"].names)
     solution = logistic.solve(_problem(plan, views or [held], held), _strengths(plan))
     answers = [(val @ row.weight.T + row.bias).astype(np.float32) for row in solution.path]
     _fill(net.get_submodule(path), solution.path[solution.best])
@@ -143,151 +118,10 @@ def _solve(plan: Plan, frozen: Frozen, kept: Kept) -> Solved:
     return Solved(solution, answers, seconds)
 
 
-def prepare_head(plan: Plan, net: nn.Module) -> Standard:
-    """Give ``net`` the best head on its frozen features, where it is to begin with that; and the
-    moments of the head's input over the training images, where that is to be standardised."""
-    specs = plan.specs
-    trainer = replace(specs.trainer, precision="32-true", max_epochs=1)
-    specs = replace(specs, trainer=trainer, augment=NoAugment(), optim=Exact())
-    plan = replace(plan, specs=specs)
-    if specs.trainer.head_start == "zero" and not _standardizes(specs):
-        return {}
-    frozen, kept = _at_rest(plan, net), None
-    if isinstance(specs.features, Auto):
-        try:
-            kept = _features(plan, frozen)
-        except NotExact as error:
-            log.info(f"the head's input is computed from the images: {error}")
-    if specs.trainer.head_start == "solved":
-        if kept is None:
-            log.warning("the head does not begin solved: its input cannot be kept")
-        else:
-            _begin_solved(plan, frozen, kept)
-    if not _standardizes(specs):
-        return {}
-    paths = [path for head in plan.layout.heads if (path := first_layer(net, head))]
-    if kept is None:
-        return moments(net, paths, _images(plan, frozen.device))
-    own, tail = kept.train[None], Tail(net, kept.cut)
-    rows = Rows({0: own}, 1, kept.work.samples("train"))
-    try:
-        return moments(net, paths, (batch.to(frozen.device) for batch in _batches(rows, own)))
-    finally:
-        tail.remove()
-
-
-def _standardizes(specs: Specs) -> bool:
-    """Whether the head is new, and its input to be standardised."""
-    return specs.trainer.standardize and not isinstance(specs.head, Keep)
-
-
-def _begin_solved(plan: Plan, frozen: Frozen, kept: Kept) -> None:
-    before = {name: tensor.clone() for name, tensor in frozen.net.state_dict().items()}
-    try:
-        found = _solve(plan, frozen, kept).solution
-    except NotExact as error:
-        frozen.net.load_state_dict(before)
-        log.warning(f"the head does not begin solved: {error}")
-        return
-    best = found.path[found.best]
-    log.info(
-        f"the head begins solved: cross-validated loss {best.cv_loss:.4f}, "
-        f"accuracy {best.cv_acc:.4f}"
-    )
-
-
-def _images(plan: Plan, device: torch.device) -> Iterator[torch.Tensor]:
-    """The training images as they are evaluated, batch by batch."""
-    specs, spec = plan.specs, plan.card.input
-    assert plan.dataset is not None and specs.data is not None
-    pictures = Pictures(plan.dataset.splits["train"], lambda image: prepare(image, spec))
-    loader = EvalLoader(pictures, specs.data.eval_batch_size, specs.data.workers, pin=False)
-    for images, _ in loader:
-        yield images.to(device)
-
-
-def _batches(rows: Rows, own: View) -> Iterator[torch.Tensor]:
-    count = len(own.positions)
-    for start in range(0, count, _BLOCK):
-        yield rows.features(range(start, min(start + _BLOCK, count)))
-
-
 def _decoded(plan: Plan) -> Plan:
     if plan.dataset is None or plan.specs.data is None:
         raise DataError("data", "is needed to fit", "give data=... or data.root=DIR", 43)
     return replace(plan, dataset=decoded(plan.dataset, plan.specs.data.decoded_gb))
-
-
-def _at_rest(plan: Plan, net: nn.Module) -> Frozen:
-    device = device_of(plan.specs.trainer)
-    rows = [
-        Row(n, plan.layout.in_head(n), float(plan.layout.in_head(n))) for n in plan.layout.names
-    ]
-    freeze.apply(net, rows)
-    net.train()
-    freeze.hold(net, "eval")
-    net.to(device)
-    if plan.specs.trainer.channels_last:
-        net.to(memory_format=torch.channels_last)
-    names = freeze.frozen(net, rows, "eval")
-    return Frozen(net, freeze.hashes(net.state_dict(), names), device)
-
-
-def _features(plan: Plan, frozen: Frozen) -> Kept:
-    """The features of every view that is trained on, of each training image as it is evaluated,
-    and of the validation images."""
-    options = plan.specs.features
-    assert isinstance(options, Auto)
-    # As many views as are asked for: they are used together, and not one an epoch.
-    trainer = replace(plan.specs.trainer, max_epochs=_ANY_EPOCHS)
-    many = replace(plan, specs=replace(plan.specs, trainer=trainer))
-    work = Extraction(many, frozen, options)
-    cut = fitting(work, options)
-    if isinstance(cut, Refusal):
-        raise NotExact(cut.reason)
-    kept = Kept(work, cut)
-    shown: list[int | None] = [None, *range(work.views or 0)]
-    for view in shown:
-        kept.train[view] = kept.view("train", view)
-    kept.val[0] = kept.view("val", None)
-    return kept
-
-
-def _inputs(
-    frozen: Frozen, kept: Kept, path: str, split: str, view: int | None
-) -> npt.NDArray[np.float32]:
-    """What enters the head's layer, float32 (n, d), the mean over the positions of a map. As it is
-    kept, without a copy, where that is the same."""
-    own: View = kept.val[0] if split == "val" else kept.train[view]
-    in_order = bool((own.positions == np.arange(len(own.positions))).all())
-    parts = kept.cut.parts
-    alone = len(parts) == 1 and len(parts[0].shape) == 1 and parts[0].module == path
-    if in_order and alone and own.entry.dtype == "float32":
-        return own.entry.array
-    found: list[npt.NDArray[np.float32]] = []
-    layer = frozen.net.get_submodule(path)
-
-    def see(entering: torch.Tensor) -> None:
-        x = rows_of(layer, entering.float()).view(
-            len(entering), -1, entering.shape[1 if isinstance(layer, nn.Conv2d) else -1]
-        )
-        found.append(x.mean(dim=1).cpu().numpy())
-
-    with watched(frozen.net, path, see):
-        for _ in _logits(frozen, kept, split, own):
-            pass
-    return np.concatenate(found)
-
-
-def _logits(frozen: Frozen, kept: Kept, split: str, own: View) -> Iterator[torch.Tensor]:
-    """Logits of a split, a block at a time, in inference mode from the features on."""
-    rows, tail = Rows({0: own}, 1, kept.work.samples(split)), Tail(frozen.net, kept.cut)
-    try:
-        with torch.no_grad(), inference(frozen.net), kept.work.cast(split):
-            for features in _batches(rows, own):
-                yield frozen.net(features.to(frozen.device))
-    finally:
-        tail.remove()
 
 
 def _check_numbers(features: npt.NDArray[np.float32], names: tuple[str, ...]) -> None:
@@ -331,22 +165,22 @@ def _fill(layer: nn.Module, row: logistic.Strength) -> None:
 def _check_linear(frozen: Frozen, kept: Kept, expected: npt.NDArray[np.float32]) -> None:
     """Raise NotExact where the network makes other logits of its head than a linear head has."""
     count, largest = 0, max(1.0, float(np.abs(expected).max(initial=0)))
-    for logits in _logits(frozen, kept, "val", kept.val[0]):
-        wanted = torch.from_numpy(expected[count : count + len(logits)])
-        if logits.shape != wanted.shape:
+    for found in logits(frozen, kept, "val", kept.val[0]):
+        wanted = torch.from_numpy(expected[count : count + len(found)])
+        if found.shape != wanted.shape:
             raise NotExact("the network's answer is no logit a class")
-        if float((logits.float().cpu() - wanted).abs().max()) > _NEAR * largest:
+        if float((found.float().cpu() - wanted).abs().max()) > _NEAR * largest:
             raise NotExact("the network does more than a mean behind its head")
-        count += len(logits)
+        count += len(found)
 
 
 def _rows(plan: Plan, found: Solved) -> list[Plain]:
     """A row of ``metrics.csv`` for every strength."""
     assert plan.dataset is not None
     labels, rows, steps = plan.dataset.splits["val"].labels, [], 0
-    for i, (row, logits) in enumerate(zip(found.solution.path, found.answers, strict=True)):
+    for i, (row, answer) in enumerate(zip(found.solution.path, found.answers, strict=True)):
         steps += row.steps
-        val = metrics.values(torch.from_numpy(logits), torch.from_numpy(labels))
+        val = metrics.values(torch.from_numpy(answer), torch.from_numpy(labels))
         rows.append(
             {
                 "epoch": i + 1,
@@ -369,10 +203,10 @@ def _rows(plan: Plan, found: Solved) -> list[Plain]:
 def _write_held_out(plan: Plan, solution: logistic.Solution, path: Path) -> None:
     """What each training image is taken for by the fit that had not seen it."""
     assert plan.dataset is not None
-    samples, logits = plan.dataset.splits["train"], solution.held_out
-    seen = np.flatnonzero(np.isfinite(logits).all(axis=1))
+    samples, held = plan.dataset.splits["train"], solution.held_out
+    seen = np.flatnonzero(np.isfinite(held).all(axis=1))
     names = tuple(samples.names[i] for i in seen)
-    found = Predictions(names, logits[seen], samples.labels[seen], plan.card.classes)
+    found = Predictions(names, held[seen], samples.labels[seen], plan.card.classes)
     write_predictions(found, path)
 
 

@@ -1,15 +1,11 @@
-"""What a fit leaves: its result, and its rows as ``metrics.csv``."""
+"""What a fit leaves to the stages behind it."""
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from xfer.storage import write_text
 from xfer.types import Plain
 
 if TYPE_CHECKING:
@@ -37,12 +33,3 @@ class Fitted:
     features_s: float | None
     kept: Kept | None
     solved: Plain | None = None
-
-
-def write_rows(path: Path, rows: Sequence[Plain]) -> None:
-    """Write ``metrics.csv``; what a row does not have is left empty."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(path, text.getvalue())
