@@ -1,6 +1,7 @@
 """What freezing saves: whole fits against plain Lightning loops and the floor, as ratios.
 
     python bench/freeze.py [--models resnet18 resnet50] [--views 1] [--precision 32-true]
+        [--device cpu|gpu]
     python bench/freeze.py --models resnet18 --trials 32
 
 Canidae (XFER_ASSETS, default ../shared/assets), weights from a file (random ones: the time does
@@ -39,7 +40,8 @@ def fit(model, options, *more):
         *("data=canidae", f"backbone={model}", "source=file", f"source.path={weights}"),
         *("optim=sgd", "optim.lr=0.01"),
         *("stages=[fit]", f"trainer.max_epochs={options.epochs}", "data.workers=0"),
-        *(f"trainer.precision={options.precision}", "experiment=default"),
+        *(f"trainer={options.device}", f"trainer.precision={options.precision}"),
+        "experiment=default",
     ]
     with contextlib.redirect_stdout(io.StringIO()):
         result = xfer.run(None, [*common, *more])
@@ -62,14 +64,17 @@ def floor(model, options):
     from xfer.types import InputSpec
 
     spec = InputSpec((224, 224), 256, "bilinear", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-    net = timm.create_model(model, num_classes=0).eval().to(memory_format=torch.channels_last)
-    cast = torch.autocast("cpu", torch.bfloat16, enabled=options.precision != "32-true")
+    device = torch.device("cuda" if options.device == "gpu" else "cpu")
+    net = timm.create_model(model, num_classes=0).eval()
+    net = net.to(device, memory_format=torch.channels_last)
+    cast = torch.autocast(device.type, torch.bfloat16, enabled=options.precision != "32-true")
     paths = sorted((ASSETS / "Canidae").glob("*/*/*"))
     began = time.perf_counter()
     with torch.inference_mode(), cast:
         for i in range(0, len(paths), 24):
             arrays = [torch.from_numpy(prepare(decode(path), spec)) for path in paths[i : i + 24]]
-            net(torch.stack(arrays).contiguous(memory_format=torch.channels_last))
+            # Back on the processor, so that the time includes what the device still works on.
+            net(torch.stack(arrays).to(device, memory_format=torch.channels_last)).cpu()
     return time.perf_counter() - began
 
 
@@ -109,7 +114,8 @@ def plain_lightning(model, options, epochs):
         torch.utils.data.DataLoader(val, 64),
     )
     quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
-    trainer = pl.Trainer(max_epochs=epochs, num_sanity_val_steps=0, **quiet)
+    device = {"accelerator": options.device, "devices": 1}
+    trainer = pl.Trainer(max_epochs=epochs, num_sanity_val_steps=0, **device, **quiet)
     began = time.perf_counter()
     trainer.fit(Plain(), *loaders)
     return time.perf_counter() - began
@@ -166,6 +172,7 @@ def main():
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--precision", default="32-true")
+    parser.add_argument("--device", choices=["cpu", "gpu"], default="cpu")
     parser.add_argument("--views", default="1", help="features.views of the frozen fits")
     parser.add_argument("--trials", type=int, default=0, help="measure so many trials instead")
     options = parser.parse_args()
