@@ -121,23 +121,25 @@ def plain_lightning(model, options, epochs):
     return time.perf_counter() - began
 
 
+def said(what, seconds):
+    """The seconds, printed at once: whoever ends this early has seen what was measured by then."""
+    print(f"  {what} {seconds:.2f} s", flush=True)
+    return seconds
+
+
 def measure(model, options, cache):
     steps, firsts, agains, floors, loops = [], [], [], [], []
     for _ in range(options.rounds):
         shutil.rmtree(cache, ignore_errors=True)
         features = ("freeze=head_only", "features=require", f"features.views={options.views}")
-        firsts.append(fit(model, options, *features)[0])
-        agains += [fit(model, options, *features)[0] for _ in range(3)]
-        floors.append(floor(model, options))
-        steps.append(step(model, options, "none") / step(model, options, "head_only"))
+        firsts.append(said(f"{model}: first", fit(model, options, *features)[0]))
+        for _ in range(3):
+            agains.append(said(f"{model}: again", fit(model, options, *features)[0]))
+        floors.append(said(f"{model}: floor", floor(model, options)))
         # Every epoch costs the same; the rest of them is multiplied.
-        loops.append(plain_lightning(model, options, 2) / 2 * options.epochs)
-        print(
-            f"  {model}: first {firsts[-1]:.2f} s, again "
-            f"{', '.join(f'{s:.2f}' for s in agains[-3:])} s, "
-            f"floor {floors[-1]:.2f} s, plain Lightning {loops[-1]:.1f} s",
-            flush=True,
-        )
+        loop = plain_lightning(model, options, 2) / 2 * options.epochs
+        loops.append(said(f"{model}: plain Lightning", loop))
+        steps.append(step(model, options, "none") / step(model, options, "head_only"))
     first, again, low, loop = map(statistics.median, (firsts, agains, floors, loops))
     kind = f"{options.views} views, {options.precision}"
     print(f"{model}, {options.epochs} epochs, {kind}, medians of {options.rounds}")

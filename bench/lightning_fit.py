@@ -31,7 +31,7 @@ class Plain(pl.LightningModule):
 
     def predict_step(self, batch, _):
         """Probabilities of a batch."""
-        return self.net(batch[0]).softmax(1)
+        return self.net(batch[0]).double().softmax(1)
 
     def configure_optimizers(self):
         """AdamW over everything."""
@@ -64,4 +64,4 @@ if __name__ == "__main__":
     )
     trainer.fit(model, train, val)
     paths, labels = networks.listed(read["root"], "val")
-    networks.answer(paths, labels, torch.cat(trainer.predict(model, val)).double())
+    networks.answer(paths, labels, torch.cat(trainer.predict(model, val)))

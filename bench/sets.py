@@ -1,7 +1,8 @@
 """Data sets and networks that bench/defaults.py takes turns on.
 
 Canidae and Hymenoptera are folders of XFER_ASSETS. The digits are 5 to 9 of scikit-learn's: 50
-images a class to train on and 60 a class to validate on, written as PNGs of 8 x 8 pixels.
+images a class to train on and 60 a class to validate on, drawn at random, written as PNGs of
+8 x 8 pixels.
 """
 
 import os
@@ -52,8 +53,10 @@ def digits(target):
         return target
     images, labels = load_digits(return_X_y=True)
     half = target.with_name("digits.half")
+    # Drawn at random: scikit-learn has them writer by writer.
+    draw = np.random.default_rng(0)
     for label in range(5, 10):
-        for i, row in enumerate(images[labels == label][: TRAIN + VAL]):
+        for i, row in enumerate(draw.permutation(images[labels == label])[: TRAIN + VAL]):
             place = half / ("train" if i < TRAIN else "val") / str(label)
             place.mkdir(parents=True, exist_ok=True)
             pixels = np.round(row.reshape(8, 8) * (255 / 16)).astype(np.uint8)

@@ -117,9 +117,10 @@ def scores(answer):
     """Accuracy, loss and calibration error (15 bins, as in xfer's metrics) of an answer."""
     table, labels = np.array(answer["probabilities"]), np.array(answer["labels"])
     right, sure = table.argmax(1) == labels, table.max(1)
-    bins = np.minimum((sure * 15).astype(int), 14)
-    gaps = [abs(right[bins == b].sum() - sure[bins == b].sum()) for b in range(15)]
-    given = np.maximum(table[range(len(labels)), labels], np.finfo(np.float32).tiny)
+    # A confidence of exactly 1 has a bin of its own, as torchmetrics has it.
+    bins = (sure * 15).astype(int)
+    gaps = [abs(right[bins == b].sum() - sure[bins == b].sum()) for b in range(16)]
+    given = np.maximum(table[range(len(labels)), labels], np.finfo(float).tiny)
     return {
         "n": len(labels),
         "acc": float(right.mean()),
