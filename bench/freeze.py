@@ -1,6 +1,7 @@
 """What freezing saves: whole fits against plain Lightning loops and the floor, as ratios.
 
     python bench/freeze.py [--models resnet18 resnet50] [--views 1] [--precision 32-true]
+        [--device cpu|gpu]
     python bench/freeze.py --models resnet18 --trials 32
 
 Canidae (XFER_ASSETS, default ../shared/assets), weights from a file (random ones: the time does
@@ -39,7 +40,8 @@ def fit(model, options, *more):
         *("data=canidae", f"backbone={model}", "source=file", f"source.path={weights}"),
         *("optim=sgd", "optim.lr=0.01"),
         *("stages=[fit]", f"trainer.max_epochs={options.epochs}", "data.workers=0"),
-        *(f"trainer.precision={options.precision}", "experiment=default"),
+        *(f"trainer={options.device}", f"trainer.precision={options.precision}"),
+        "experiment=default",
     ]
     with contextlib.redirect_stdout(io.StringIO()):
         result = xfer.run(None, [*common, *more])
@@ -62,14 +64,17 @@ def floor(model, options):
     from xfer.types import InputSpec
 
     spec = InputSpec((224, 224), 256, "bilinear", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-    net = timm.create_model(model, num_classes=0).eval().to(memory_format=torch.channels_last)
-    cast = torch.autocast("cpu", torch.bfloat16, enabled=options.precision != "32-true")
+    device = torch.device("cuda" if options.device == "gpu" else "cpu")
+    net = timm.create_model(model, num_classes=0).eval()
+    net = net.to(device, memory_format=torch.channels_last)
+    cast = torch.autocast(device.type, torch.bfloat16, enabled=options.precision != "32-true")
     paths = sorted((ASSETS / "Canidae").glob("*/*/*"))
     began = time.perf_counter()
     with torch.inference_mode(), cast:
         for i in range(0, len(paths), 24):
             arrays = [torch.from_numpy(prepare(decode(path), spec)) for path in paths[i : i + 24]]
-            net(torch.stack(arrays).contiguous(memory_format=torch.channels_last))
+            # Back on the processor, so that the time includes what the device still works on.
+            net(torch.stack(arrays).to(device, memory_format=torch.channels_last)).cpu()
     return time.perf_counter() - began
 
 
@@ -109,10 +114,17 @@ def plain_lightning(model, options, epochs):
         torch.utils.data.DataLoader(val, 64),
     )
     quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
-    trainer = pl.Trainer(max_epochs=epochs, num_sanity_val_steps=0, **quiet)
+    device = {"accelerator": options.device, "devices": 1}
+    trainer = pl.Trainer(max_epochs=epochs, num_sanity_val_steps=0, **device, **quiet)
     began = time.perf_counter()
     trainer.fit(Plain(), *loaders)
     return time.perf_counter() - began
+
+
+def said(what, seconds):
+    """The seconds, printed at once: whoever ends this early has seen what was measured by then."""
+    print(f"  {what} {seconds:.2f} s", flush=True)
+    return seconds
 
 
 def measure(model, options, cache):
@@ -120,18 +132,14 @@ def measure(model, options, cache):
     for _ in range(options.rounds):
         shutil.rmtree(cache, ignore_errors=True)
         features = ("freeze=head_only", "features=require", f"features.views={options.views}")
-        firsts.append(fit(model, options, *features)[0])
-        agains += [fit(model, options, *features)[0] for _ in range(3)]
-        floors.append(floor(model, options))
-        steps.append(step(model, options, "none") / step(model, options, "head_only"))
+        firsts.append(said(f"{model}: first", fit(model, options, *features)[0]))
+        for _ in range(3):
+            agains.append(said(f"{model}: again", fit(model, options, *features)[0]))
+        floors.append(said(f"{model}: floor", floor(model, options)))
         # Every epoch costs the same; the rest of them is multiplied.
-        loops.append(plain_lightning(model, options, 2) / 2 * options.epochs)
-        print(
-            f"  {model}: first {firsts[-1]:.2f} s, again "
-            f"{', '.join(f'{s:.2f}' for s in agains[-3:])} s, "
-            f"floor {floors[-1]:.2f} s, plain Lightning {loops[-1]:.1f} s",
-            flush=True,
-        )
+        loop = plain_lightning(model, options, 2) / 2 * options.epochs
+        loops.append(said(f"{model}: plain Lightning", loop))
+        steps.append(step(model, options, "none") / step(model, options, "head_only"))
     first, again, low, loop = map(statistics.median, (firsts, agains, floors, loops))
     kind = f"{options.views} views, {options.precision}"
     print(f"{model}, {options.epochs} epochs, {kind}, medians of {options.rounds}")
@@ -166,6 +174,7 @@ def main():
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--precision", default="32-true")
+    parser.add_argument("--device", choices=["cpu", "gpu"], default="cpu")
     parser.add_argument("--views", default="1", help="features.views of the frozen fits")
     parser.add_argument("--trials", type=int, default=0, help="measure so many trials instead")
     options = parser.parse_args()
