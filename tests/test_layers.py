@@ -49,7 +49,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ),
     ("classes", "numbers", "devices"),
     ("plan", "places", "evaluate", "standalone"),
-    ("model", "builder", "handover", "outlook", "asked"),
+    ("model", "strategy", "builder", "handover", "outlook", "asked"),
     ("history", "halving", "extraction", "lr_find", "record", "room"),
     ("pruning", "joint", "feed"),
     ("phases",),
@@ -76,8 +76,8 @@ HEAVY = {
 # Subclasses and helpers of torch; everything else gets by without it until it works.
 OF_TORCH = {"head.layers", "export.pixels"} | {
     "compat", "ema", "evaluate", "extraction", "features.absent", "features.cut", "features.find",
-    "features.proof", "feed", "fit", "history", "loader", "lr_find", "memory", "metrics", "model",
-    "momenta", "network", "numbers", "phases", "joint", "team", "pruning", "undrawn",
+    "features.proof", "feed", "fit", "history", "loader", "lr_find", "memory", "model",
+    "momenta", "network", "numbers", "phases", "joint", "strategy", "team", "pruning", "undrawn",
 }  # fmt: skip
 
 
@@ -173,6 +173,24 @@ def test_modules_of_torch_are_not_listed_in_vain() -> None:
     for name in OF_TORCH:
         eager = {i.module.split(".")[0] for i in imports(MODULES[name]) if not i.lazy}
         assert eager & HEAVY, name
+
+
+# What trains with Lightning; everything else must do without it, as an exact fit does.
+LIGHTNING = {"fit", "history", "model", "phases", "pruning", "strategy"}
+
+
+def test_lightning_is_imported_by_what_trains_with_it_alone() -> None:
+    kinds = ("lightning_fabric", "pytorch_lightning", "torchmetrics")
+    users = {
+        name for name, i in EDGES if i.module.split(".")[0] in kinds and not (i.lazy or i.typing)
+    }
+    assert users == LIGHTNING
+    takers = {
+        name
+        for name, i in EDGES
+        if i.module.removeprefix("xfer.") in LIGHTNING and not (i.lazy or i.typing)
+    }
+    assert takers <= LIGHTNING | {"lr_find", "rank"}
 
 
 def test_one_list_of_nouns() -> None:

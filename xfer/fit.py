@@ -34,7 +34,8 @@ from xfer.preprocess import prepare
 from xfer.pruning import pruning
 from xfer.signals import stop
 from xfer.snapshot import Snapshot, read_snapshot, write_snapshot
-from xfer.team import Place, Team, Together
+from xfer.strategy import Place, Together
+from xfer.team import Team
 from xfer.types import Plain
 
 if TYPE_CHECKING:
