@@ -30,6 +30,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "norms",
         "adapters",
         "undrawn",
+        "deferred",
         "session",
     ),
     ("ranks", "cluster"),
