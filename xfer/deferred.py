@@ -27,7 +27,7 @@ def compiler_deferred() -> Iterator[None]:
         yield
         return
     real = torch.compiler.disable
-    finder, torch.compiler.disable = _Finder(), _disable(real)  # type: ignore[assignment]
+    finder, torch.compiler.disable = _Finder(), _disable(real)
     sys.meta_path.insert(0, finder)
     sys.modules[_NAMED] = _Stand(_NAMED)
     try:
