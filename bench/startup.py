@@ -1,11 +1,14 @@
 """Wall times of whole commands: help, a mistake, a plan, a prediction, the quick start.
 
-    python bench/startup.py [--runs 3] [--only prediction]
+    python bench/startup.py [--runs 3] [--only prediction|ratios]
 
 Each is a process of its own, timed from start to exit; minimum, median and maximum are printed, and
 the median of its processor time, which a busy machine burdens less. The plan is of 1,000
 photographs made for the purpose, the first time and with the scan cached; the prediction is of one
 of them, through the ONNX file of the checkpoint that comes with xfer.
+
+The ratios are of plans and of an evaluation, which trains nothing, to ``import torch`` in a process
+that does nothing else. The commands take turns, so that what else the machine does burdens all.
 """
 
 import argparse
@@ -50,14 +53,52 @@ def timed(name, command, runs, env, check=False):
     print(f"{name:<34} {low:6.2f} {mid:6.2f} {high:6.2f} s, processor {used:.2f} s", flush=True)
 
 
-def exported(env):
-    """``model.onnx`` of the checkpoint that comes with xfer."""
+def shipped():
+    """The checkpoint that comes with xfer."""
     import xfer
 
-    shipped = Path(xfer.__file__).parent / "source" / "digits_0_4.ckpt"
+    return Path(xfer.__file__).parent / "source" / "digits_0_4.ckpt"
+
+
+def one_time(command, env):
+    began, before = time.perf_counter(), processor()
+    subprocess.run(command, env=env, capture_output=True, check=True)
+    return time.perf_counter() - began, processor() - before
+
+
+def ratios(runs, env):
+    """Prints wall and processor time of commands over those of ``import torch``, medians each."""
+    plan = [*XFER, "stages=[]", "data.root=photos", "source=none", "run.dir=null"]
+    timm = ["backbone=timm", "backbone.name=tf_efficientnet_lite0"]
+    evaluation = [f"checkpoint.path={shipped()}", "stages=[evaluate]", "data=digits_0_4"]
+    commands = {
+        "import torch": [sys.executable, "-c", "import torch"],
+        "plan, squeezenet1_0": [*plan, "backbone=squeezenet1_0"],
+        "plan, timm's tf_efficientnet_lite0": [*plan, *timm],
+        "plan, the defaults": plan,
+        "evaluation, no fit": [*XFER, *evaluation, "run.dir=null"],
+    }
+    for command in commands.values():
+        one_time(command, env)  # the scan is kept, files are in memory
+    found = {name: [] for name in commands}
+    for _ in range(runs):
+        for name, command in commands.items():
+            found[name].append(one_time(command, env))
+    middle = {
+        name: [statistics.median(values) for values in zip(*times, strict=True)]
+        for name, times in found.items()
+    }
+    wall, busy = middle["import torch"]
+    for name, (seconds, used) in middle.items():
+        told = f"{seconds:6.2f} s {seconds / wall:5.2f} x, processor {used:6.2f} s"
+        print(f"{name:<34} {told} {used / busy:5.2f} x import torch", flush=True)
+
+
+def exported(env):
+    """``model.onnx`` of the checkpoint that comes with xfer."""
     command = ["stages=[export]", "data=digits_0_4", "export=onnx", "run.dir=exported"]
     subprocess.run(
-        [*XFER, *command, f"checkpoint.path={shipped}"], env=env, capture_output=True, check=True
+        [*XFER, *command, f"checkpoint.path={shipped()}"], env=env, capture_output=True, check=True
     )
     return "exported/export/model.onnx"
 
@@ -65,13 +106,17 @@ def exported(env):
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--only", choices=["prediction"])
+    parser.add_argument("--only", choices=["prediction", "ratios"])
     options = parser.parse_args()
     runs = options.runs
     with tempfile.TemporaryDirectory() as scratch:
         os.chdir(scratch)
         env = {**os.environ, "XFER_CACHE": str(Path(scratch) / "cache")}
         photographs(Path("photos"))
+        if options.only != "prediction":
+            ratios(runs, env)
+        if options.only == "ratios":
+            return
         one = f"predict.model={exported(env)}"
         predict = ["stages=[predict]", one, "predict.input=photos/cats/0000.jpg"]
         timed("prediction with model.onnx", predict, runs, env, check=True)

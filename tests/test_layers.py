@@ -30,6 +30,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "norms",
         "adapters",
         "undrawn",
+        "deferred",
         "session",
     ),
     ("ranks", "cluster"),
@@ -49,7 +50,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ),
     ("classes", "numbers", "devices", "auto", "training", "training.logistic"),
     ("plan", "places", "evaluate", "standalone", "training.head_input"),
-    ("model", "builder", "handover", "outlook", "asked"),
+    ("model", "strategy", "builder", "handover", "outlook", "asked"),
     ("history", "halving", "extraction", "lr_find", "record", "room"),
     ("pruning", "joint", "feed"),
     ("phases", "training.fitted"),
@@ -79,8 +80,8 @@ HEAVY = {
 # Subclasses and helpers of torch; everything else gets by without it until it works.
 OF_TORCH = {"head.layers", "export.pixels"} | {
     "compat", "ema", "evaluate", "extraction", "features.absent", "features.cut", "features.find",
-    "features.proof", "feed", "fit", "history", "loader", "lr_find", "memory", "metrics", "model",
-    "momenta", "network", "numbers", "phases", "joint", "team", "pruning", "undrawn",
+    "features.proof", "feed", "fit", "history", "loader", "lr_find", "memory", "model",
+    "momenta", "network", "numbers", "phases", "joint", "strategy", "team", "pruning", "undrawn",
     "training.exact", "training.frozen", "training.head_input", "training.head_start",
 }  # fmt: skip
 
@@ -179,6 +180,24 @@ def test_modules_of_torch_are_not_listed_in_vain() -> None:
     for name in OF_TORCH:
         eager = {i.module.split(".")[0] for i in imports(MODULES[name]) if not i.lazy}
         assert eager & HEAVY, name
+
+
+# What trains with Lightning; everything else must do without it, as an exact fit does.
+LIGHTNING = {"fit", "history", "model", "phases", "pruning", "strategy"}
+
+
+def test_lightning_is_imported_by_what_trains_with_it_alone() -> None:
+    kinds = ("lightning_fabric", "pytorch_lightning", "torchmetrics")
+    users = {
+        name for name, i in EDGES if i.module.split(".")[0] in kinds and not (i.lazy or i.typing)
+    }
+    assert users == LIGHTNING
+    takers = {
+        name
+        for name, i in EDGES
+        if i.module.removeprefix("xfer.") in LIGHTNING and not (i.lazy or i.typing)
+    }
+    assert takers <= LIGHTNING | {"lr_find", "rank"}
 
 
 def test_one_list_of_nouns() -> None:

@@ -92,7 +92,7 @@ def test_the_gradient_is_that_of_the_loss() -> None:
         rise = (
             problem.loss(theta + step, shares, 0.3)[0] - problem.loss(theta - step, shares, 0.3)[0]
         )
-        assert gradient[at] == pytest.approx(rise / 2e-6, rel=1e-5, abs=1e-8)
+        assert gradient[at] == pytest.approx((above - below) / 2e-6, rel=1e-5, abs=1e-8)
 
 
 def test_the_best_strength_is_the_one_of_least_loss_on_what_was_held_out() -> None:

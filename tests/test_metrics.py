@@ -96,3 +96,91 @@ def test_a_score_counts_rows_by_truth_and_columns_by_answer() -> None:
         )
     assert found.acc_ci95 == wilson(int(np.trace(found.confusion)), 120)
     assert found.used_for_selection and found.to_plain()["acc_ci95"] == list(found.acc_ci95)
+
+
+@pytest.mark.parametrize(("n", "classes"), [(40, 2), (200, 3), (300, 7), (400, 40)])
+def test_ordinary_logits_score_as_torchmetrics_has_it(n: int, classes: int) -> None:
+    from torchmetrics.functional import classification as tm
+
+    logits, labels = answers(n, classes)
+    found, share = values(logits, labels), logits.softmax(1)
+    expected = {
+        "macro_f1": tm.multiclass_f1_score(logits, labels, classes, average="macro"),
+        "auroc": tm.multiclass_auroc(share, labels, classes, average="macro"),
+        "ece": tm.multiclass_calibration_error(share, labels, classes, n_bins=15),
+    }
+    if classes > 5:
+        expected["top5"] = tm.multiclass_accuracy(logits, labels, classes, average="micro", top_k=5)
+    for name, value in expected.items():
+        assert found[name] == pytest.approx(float(value), abs=2e-6), name
+
+
+def test_f1_leaves_out_a_class_that_neither_occurs_nor_is_answered() -> None:
+    from torchmetrics.functional.classification import multiclass_f1_score
+
+    logits, labels = torch.eye(5)[[0, 1, 2, 1]], torch.tensor([0, 1, 1, 3])
+    expected = multiclass_f1_score(logits, labels, 5, average="macro")
+    assert values(logits, labels)["macro_f1"] == pytest.approx(float(expected))
+
+
+@pytest.mark.parametrize("classes", [2, 3, 8])
+def test_answers_too_certain_for_a_softmax_are_ranked_all_the_same(classes: int) -> None:
+    from sklearn import metrics as sk
+
+    logits, labels = answers(300, classes)
+    logits *= 200 / float(logits.max())
+    assert (logits.softmax(1).amax(1) == 1).float().mean() > 0.5, "float32 would not saturate"
+    found, truth, z = values(logits, labels), labels.numpy(), logits.double().numpy()
+    areas = []
+    for c in range(classes):
+        rest = np.delete(z, c, axis=1)
+        odds = z[:, c] - np.logaddexp.reduce(rest, axis=1)
+        areas.append(sk.roc_auc_score(truth == c, odds))
+    assert found["auroc"] == pytest.approx(np.mean(areas), abs=1e-12)
+    saturated = [sk.roc_auc_score(truth == c, logits.softmax(1)[:, c]) for c in range(classes)]
+    assert abs(found["auroc"] - np.mean(saturated)) > 1e-3
+    losses = np.logaddexp.reduce(z, axis=1) - z[np.arange(len(z)), truth]
+    assert found["loss"] == pytest.approx(losses.mean(), rel=1e-12)
+    # scikit-learn's loss takes no share below float64's precision for what it is.
+    soft = losses < 30
+    share = np.exp(z - np.logaddexp.reduce(z, axis=1)[:, None])[soft]
+    expected = sk.log_loss(truth[soft], share, labels=range(classes))
+    assert values(z[soft], truth[soft])["loss"] == pytest.approx(expected, rel=1e-9)
+
+
+def test_a_logit_far_above_all_others_is_still_ranked() -> None:
+    logits = np.array([[2000, 0, 0], [1900, 0, 0], [0, 10, 0], [0, 0, 10]], np.float32)
+    # The first class's images are above the others, and so are those of the rest.
+    assert values(logits, [0, 0, 1, 2])["auroc"] == 1
+    # The surest answer is wrong: it is above the one image of its class, and no other is.
+    assert values(logits, [2, 0, 1, 2])["auroc"] == pytest.approx((2 / 3 + 1 + 0.5) / 3)
+
+
+@pytest.mark.parametrize("classes", [2, 3, 6])
+def test_images_of_equal_log_odds_are_equals(classes: int) -> None:
+    from sklearn import metrics as sk
+
+    random = np.random.default_rng(classes)
+    labels, logits = np.arange(200) % classes, random.integers(0, 3, (200, classes)) / 4
+    logits[:100] += random.integers(0, 5, (100, 1))  # which changes no probability
+    areas = []
+    for c in range(classes):
+        others = np.delete(logits, c, axis=1)
+        odds = logits[:, c] - np.logaddexp.reduce(others, axis=1)
+        areas.append(sk.roc_auc_score(labels == c, odds.round(9)))
+    assert values(logits, labels)["auroc"] == pytest.approx(np.mean(areas), abs=1e-12)
+
+
+def test_equal_logits_are_ranked_half_and_answered_by_the_first_classes() -> None:
+    labels = np.arange(8).repeat(2)
+    found = values(np.full((16, 8), 3.0), labels)
+    assert found["auroc"] == 0.5
+    assert (found["acc"], found["top5"]) == (1 / 8, 5 / 8)
+    assert found["loss"] == pytest.approx(math.log(8)) and found["ece"] == pytest.approx(0)
+
+
+def test_a_confidence_of_one_is_in_the_last_bin() -> None:
+    # One that rounds to 1 and one that does not: a bin of its own for 1 would tell 0.5 and 0.5.
+    logits = np.array([[1000, 0], [20, 0]])
+    assert values(logits, [0, 1])["ece"] == pytest.approx(0.5)
+    assert values(logits, [1, 1])["ece"] == pytest.approx(1)

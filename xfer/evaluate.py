@@ -96,12 +96,7 @@ def score_of(predictions: Predictions, used_for_selection: bool) -> Score:
     """The score of answers whose labels are known."""
     if predictions.labels is None:
         raise ValueError("predictions without labels have no score")
-    return score(
-        torch.from_numpy(predictions.logits),
-        torch.from_numpy(predictions.labels),
-        predictions.classes,
-        used_for_selection,
-    )
+    return score(predictions.logits, predictions.labels, predictions.classes, used_for_selection)
 
 
 def most_wrong(predictions: Predictions, limit: int = 24) -> list[int]:

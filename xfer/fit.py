@@ -36,7 +36,8 @@ from xfer.signals import stop
 from xfer.snapshot import Snapshot, read_snapshot, write_snapshot
 from xfer.standardize import Standard, from_plain
 from xfer.storage import load_tensors
-from xfer.team import Place, Team, Together
+from xfer.strategy import Place, Together
+from xfer.team import Team
 from xfer.training.fitted import Fitted
 from xfer.training.head_start import prepare_head
 

@@ -1,80 +1,136 @@
-"""Scores of a whole split at once, through torchmetrics."""
+"""Scores of a whole split at once, computed in float64 without torch."""
 
 from __future__ import annotations
 
 import math
+from typing import Any, TypeAlias
 
-import torch
-from torch.nn import functional as F
+import numpy as np
+import numpy.typing as npt
 
 from xfer.logged import names
 from xfer.statistics import wilson
 from xfer.types import Score
 
+Floats: TypeAlias = npt.NDArray[np.float64]
+Labels: TypeAlias = npt.NDArray[np.int64]
 
-def values(logits: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
+_BINS = 15
+
+
+def values(logits: npt.ArrayLike, labels: npt.ArrayLike) -> dict[str, float]:
     """Every metric of ``logits`` (n, classes) against ``labels`` (n,), without prefix.
 
-    Accuracy counts images, F1 and AUROC are means over classes, the calibration error has 15
-    bins (Guo et al., 2017). A value that logits of NaN would make up is NaN.
+    Accuracy counts images. F1 is the mean over the classes that occur, as truth or as answer; AUROC
+    the mean over all classes, and NaN where one of them has no or only images. The calibration
+    error has 15 bins (Guo et al., 2017). Of equal logits the first class is the answer, and the
+    first five are the top five. A value that logits of NaN would make up is NaN.
     """
-    # Imported here: the plan needs the names alone, and torchmetrics takes two seconds.
-    from torchmetrics.functional import classification as tm
-
-    logits = logits.float()
-    classes = logits.shape[1]
-    if not torch.isfinite(logits).all():
+    z, truth = np.asarray(logits, np.float64), np.asarray(labels, np.int64)
+    classes = z.shape[1]
+    if not np.isfinite(z).all():
         return {name.removeprefix("val_"): math.nan for name in names(classes)[:-1]}
-    probabilities = logits.softmax(dim=1)
+    chosen = z.argmax(axis=1)
+    largest, total = _sums(z)
     result = {
-        "loss": F.cross_entropy(logits, labels),
-        "acc": (logits.argmax(dim=1) == labels).double().mean(),
-        "macro_f1": tm.multiclass_f1_score(logits, labels, classes, average="macro"),
-        "auroc": _auroc(probabilities, labels),
-        "ece": tm.multiclass_calibration_error(probabilities, labels, classes, n_bins=15),
+        "loss": np.mean(largest - z[np.arange(len(z)), truth] + np.log(total)),
+        "acc": np.mean(chosen == truth),
+        "macro_f1": _macro_f1(truth, chosen, classes),
+        "auroc": _auroc(z, truth),
+        "ece": _calibration_error(1 / total, chosen == truth),
     }
     if classes > 5:
-        result["top5"] = tm.multiclass_accuracy(logits, labels, classes, average="micro", top_k=5)
+        result["top5"] = _top(5, z, truth)
     return {name: float(value) for name, value in result.items()}
 
 
-def _auroc(probabilities: torch.Tensor, labels: torch.Tensor) -> torch.Tensor | float:
-    classes = probabilities.shape[1]
-    counts = torch.bincount(labels, minlength=classes)
-    if bool((counts == 0).any()) or bool((counts == len(labels)).any()):
-        return math.nan  # undefined for a class without, or with only, positive images
-    from torchmetrics.functional.classification import multiclass_auroc
+def _sums(z: Floats) -> tuple[Floats, Floats]:
+    """The largest logit of each image, and the sum of all exponentials over that one's."""
+    largest = z.max(axis=1)
+    return largest, np.exp(z - largest[:, None]).sum(axis=1)
 
-    return multiclass_auroc(probabilities, labels, classes, average="macro")
+
+def _macro_f1(truth: Labels, chosen: Labels, classes: int) -> float:
+    counts = np.bincount(truth, minlength=classes) + np.bincount(chosen, minlength=classes)
+    right = np.bincount(truth[truth == chosen], minlength=classes)
+    occur = counts > 0
+    return float(np.mean(2 * right[occur] / counts[occur]))
+
+
+def _auroc(z: Floats, truth: Labels) -> float:
+    """How often an image of a class is ranked above one of another; equal ranks count half.
+
+    The rank is the class's log-odds, ``z_c - log(sum of the others' exponentials)``: a softmax of
+    certain answers is 1 for many images, which it can no longer tell apart.
+    """
+    counts = np.bincount(truth, minlength=z.shape[1])
+    if (counts == 0).any() or (counts == len(truth)).any():
+        return math.nan  # undefined for a class without, or with only, positive images
+    # Summed in order of size: images with the same logits in other places are equals.
+    ordered = np.sort(z, axis=1)
+    largest, total = _sums(ordered)
+    second, rest = _sums(ordered[:, :-1])
+    # Of the largest apart: what is left of the total without it may be lost in rounding.
+    certain = (largest - second) - np.log(rest)
+    areas = []
+    for c in range(z.shape[1]):
+        below = z[:, c] - largest
+        unsure = below - np.log(np.maximum(total - np.exp(below), 1))
+        areas.append(_area(np.where(below == 0, certain, unsure), truth == c))
+    return float(np.mean(areas))
+
+
+def _area(ranks: Floats, positive: npt.NDArray[np.bool_]) -> float:
+    above, others = np.sort(ranks[positive]), ranks[~positive]
+    # Twice the number of positive images below each of the others, equal ones counted half.
+    below = above.searchsorted(others, "left") + above.searchsorted(others, "right")
+    return 1 - float(below.sum()) / (2 * len(above) * len(others))
+
+
+def _calibration_error(confidence: Floats, right: npt.NDArray[np.bool_]) -> float:
+    """The mean gap of accuracy and confidence in equal bins, each closed on the left, the last one
+    on both sides."""
+    edges = np.linspace(0, 1, _BINS + 1)
+    bins = edges[1:-1].searchsorted(confidence, "right")
+    gaps = np.bincount(bins, weights=right - confidence, minlength=_BINS)
+    return float(np.abs(gaps).sum() / len(confidence))
+
+
+def _top(k: int, z: Floats, truth: Labels) -> float:
+    own = z[np.arange(len(z)), truth][:, None]
+    before = np.arange(z.shape[1]) < truth[:, None]
+    ahead = (z > own) | ((z == own) & before)
+    return float(np.mean(ahead.sum(axis=1) < k))
 
 
 def score(
-    logits: torch.Tensor, labels: torch.Tensor, classes: tuple[str, ...], used_for_selection: bool
+    logits: npt.ArrayLike, labels: npt.ArrayLike, classes: tuple[str, ...], used_for_selection: bool
 ) -> Score:
     """The full score of one split."""
     count = len(classes)
     found = values(logits, labels)
-    predicted = logits.argmax(dim=1)
-    confusion = torch.zeros(count, count, dtype=torch.int64)
-    confusion.index_put_((labels, predicted), torch.ones_like(labels), accumulate=True)
-    right = int(confusion.diagonal().sum())
-    auroc, top5 = found["auroc"], found.get("top5")
+    truth, predicted = np.asarray(labels, np.int64), np.asarray(logits).argmax(axis=1)
+    confusion = np.bincount(truth * count + predicted, minlength=count**2).reshape(count, count)
+    right = int(confusion.trace())
+    auroc = found["auroc"]
     return Score(
-        n=len(labels),
-        acc=right / len(labels),
-        acc_ci95=wilson(right, len(labels)),
+        n=len(truth),
+        acc=right / len(truth),
+        acc_ci95=wilson(right, len(truth)),
         loss=found["loss"],
         macro_f1=found["macro_f1"],
         auroc=None if math.isnan(auroc) else auroc,
         ece=found["ece"],
-        top5=top5,
+        top5=found.get("top5"),
         confusion=confusion.tolist(),
         per_class=_per_class(confusion, classes),
         used_for_selection=used_for_selection,
     )
 
 
-def _per_class(confusion: torch.Tensor, classes: tuple[str, ...]) -> dict[str, dict[str, float]]:
+def _per_class(
+    confusion: npt.NDArray[Any], classes: tuple[str, ...]
+) -> dict[str, dict[str, float]]:
     rows = {}
     for i, name in enumerate(classes):
         right = int(confusion[i, i])

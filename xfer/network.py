@@ -93,7 +93,8 @@ def _refuse_more_inputs(net: nn.Module) -> None:
 def _on_meta(build: Callable[[], Network]) -> Network:
     with torch.random.fork_rng(devices=[]):
         try:
-            with torch.device("meta"):
+            # There is nothing to fill, and to work that out imports torch's compiler.
+            with torch.device("meta"), Undrawn():
                 return build()
         except (NotImplementedError, RuntimeError):
             # Some architectures compute with their fresh tensors; those are built for real.

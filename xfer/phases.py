@@ -15,7 +15,7 @@ from xfer.feed import Feed
 from xfer.history import History
 from xfer.log import log
 from xfer.storage import write_json
-from xfer.team import Together
+from xfer.strategy import Together
 from xfer.types import Plain
 
 if TYPE_CHECKING:

@@ -12,8 +12,6 @@ from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
-from lightning_fabric.plugins.environments.lightning import LightningEnvironment
-from pytorch_lightning.strategies import DDPStrategy
 from torch import distributed
 
 T = TypeVar("T")
@@ -91,63 +89,3 @@ class Team:
 
 
 ALONE = Team()
-
-
-class Place(LightningEnvironment):
-    """What Lightning is to know of the team: nobody is to be started, by it or by Slurm."""
-
-    def __init__(self, team: Team) -> None:
-        super().__init__()
-        self._rank, self._ranks = team.rank, team.ranks
-
-    @property
-    def creates_processes_externally(self) -> bool:
-        """The ranks are there already."""
-        return True
-
-    def world_size(self) -> int:
-        """All of them."""
-        return self._ranks
-
-    def set_world_size(self, size: int) -> None:
-        """It is known."""
-
-    def global_rank(self) -> int:
-        """This one's number."""
-        return self._rank
-
-    def set_global_rank(self, rank: int) -> None:
-        """It is known."""
-
-    def local_rank(self) -> int:
-        """The same: all are on one machine."""
-        return self._rank
-
-    def node_rank(self) -> int:
-        """The one machine."""
-        return 0
-
-
-class Together(DDPStrategy):
-    """Gradients are averaged over the ranks, of those parameters that train in the phase.
-
-    torch's wrapper takes up what has a gradient when it is made, so each phase makes it anew.
-    Unused parameters are looked for because the buckets then keep their places from the first
-    step on: a run that goes on adds up in the same order as the one that was not stopped.
-    """
-
-    def __init__(self) -> None:
-        super().__init__(find_unused_parameters=True)
-
-    def renew(self) -> None:
-        """Average the gradients of what trains from now on."""
-        assert self.lightning_module is not None
-        self.model = self.lightning_module  # the last wrapper takes its hooks with it
-        self.model = self._setup_model(self.lightning_module)
-
-    def validation_step(self, *args: Any, **kwargs: Any) -> Any:
-        """Without the wrapper, which exchanges buffers at every call: ranks may have one batch
-        more or less than others."""
-        assert self.lightning_module is not None
-        with self.precision_plugin.val_step_context():
-            return self.lightning_module.validation_step(*args, **kwargs)

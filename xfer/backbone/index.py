@@ -10,6 +10,7 @@ from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
+from xfer.deferred import compiler_deferred
 from xfer.errors import ConfigError, closest
 
 _FILE = Path(__file__).with_name("index.json")
@@ -34,10 +35,12 @@ def names(library: str) -> frozenset[str]:
 
 def _installed(library: str) -> list[str]:
     if library == "timm":
-        import timm
+        with compiler_deferred():
+            import timm
 
         return sorted({*timm.list_models(), *timm.list_models(pretrained=True)})
-    from torchvision import models
+    with compiler_deferred():
+        from torchvision import models
 
     return sorted(name for name in models.list_models(module=models))
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from annotated_types import Ge
 
 from xfer.backbone import index
+from xfer.deferred import compiler_deferred
 from xfer.errors import ConfigError
 from xfer.preprocess import of_timm
 from xfer.types import Network
@@ -32,7 +33,8 @@ class Timm:
 
     def build(self, classes: int | None = None) -> Network:
         """Random weights, timm's own names; models without a classifier get one."""
-        import timm
+        with compiler_deferred():
+            import timm
 
         config = timm.get_pretrained_cfg(self.name, allow_unregistered=False).to_dict()
         args = dict(self.args)

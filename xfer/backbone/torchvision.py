@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from annotated_types import Ge
 
 from xfer.backbone import index
+from xfer.deferred import compiler_deferred
 from xfer.errors import ConfigError
 from xfer.preprocess import of_torchvision
 from xfer.types import Network
@@ -42,7 +43,8 @@ class Torchvision:
 
     def build(self, classes: int | None = None) -> Network:
         """Random weights, torchvision's own names; no auxiliary classifiers."""
-        from torchvision import models
+        with compiler_deferred():
+            from torchvision import models
 
         classes = classes or 1000
         args = {**_ARGS.get(self.name, {}), **self.args}

@@ -180,7 +180,7 @@ def _rows(plan: Plan, found: Solved) -> list[Plain]:
     labels, rows, steps = plan.dataset.splits["val"].labels, [], 0
     for i, (row, answer) in enumerate(zip(found.solution.path, found.answers, strict=True)):
         steps += row.steps
-        val = metrics.values(torch.from_numpy(answer), torch.from_numpy(labels))
+        val = metrics.values(answer, labels)
         rows.append(
             {
                 "epoch": i + 1,
