@@ -49,7 +49,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ),
     ("classes", "numbers", "devices"),
     ("plan", "places", "evaluate", "standalone"),
-    ("model", "builder", "handover", "outlook", "asked"),
+    ("model", "builder", "handover", "outlook", "asked", "fit_health"),
     ("history", "halving", "extraction", "lr_find", "record", "room"),
     ("pruning", "joint", "feed"),
     ("phases",),

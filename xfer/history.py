@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytorch_lightning as pl
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
+from xfer.fit_health import alarm, terms
 from xfer.log import log
 from xfer.resume import LAST, PREVIOUS
 from xfer.seal import sealed
@@ -115,6 +116,8 @@ class History(pl.Callback):
         if self.team.leads:
             self._write_csv()
             self._say(row)
+            if line := alarm(self.rows, terms(self.plan)):
+                log.warning(line)
         self._stop_early(trainer)
         policy = self.plan.specs.checkpoint
         if policy.every_n_epochs and row["epoch"] % policy.every_n_epochs == 0:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from xfer.errors import OutputError, XferError, printable
 from xfer.export import refuse_early
 from xfer.facts import table
+from xfer.fit_health import saturation, terms, warn, warnings_of
 from xfer.log import LINES, close_log, log, open_log
 from xfer.plan import Plan, make_plan
 from xfer.ranks import called, leading, next_run, quieten, slurm_task
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     from xfer.fit import Fitted
-
 
 _NEED_NET = {"evaluate", "predict", "export", "benchmark"}
 
@@ -56,6 +56,7 @@ class Work:
     scores: dict[str, Score] = field(default_factory=dict)
     exports: list[Exported] = field(default_factory=list)
     device: str = "cpu"
+    warnings: list[str] = field(default_factory=list)
 
 
 def run(specs: Specs) -> Result:
@@ -108,7 +109,10 @@ def _run(specs: Specs) -> Result:
         folder = earlier.folder if earlier else _make_folder(specs)
         with recorded(folder, goes_on=earlier is not None):
             check_space(plan, folder)
-            _write_plan(plan, folder)
+            write_json(folder / "plan.json", plan.facts)
+            if plan.load:
+                write_json(folder / "load_report.json", plan.load)
+            write_text(folder / "config.yaml", yaml_text(plan.specs.config))
             work = Work(plan, folder, time.perf_counter() - began, began)
             return Result(folder, plan.facts, _stages(work, earlier))
     finally:
@@ -160,6 +164,7 @@ def _stages(work: Work, earlier: Earlier | None) -> Plain | None:
 
         work.fitted = fit(plan, work.folder, resume_file(work.folder) if earlier else None)
         work.device = work.fitted.device
+        warn(work.warnings, warnings_of(work.fitted.rows, terms(plan), work.fitted.best["epoch"]))
     net = _network(work) if _NEED_NET & set(stages) else None
     if net and "evaluate" in stages:
         _evaluate(work, net)
@@ -208,7 +213,9 @@ def _evaluate(work: Work, net: nn.Module) -> None:
         seen = {work.plan.card.splits.get(split): split for split in ("val", "train")}
         score = score_of(found, used_for_selection=samples.sha256 in seen)
         if seen.get(samples.sha256) == "train":
-            log.warning(f"{name}: these are the images that the checkpoint was trained on")
+            trained = f"{name}: these are the images that the checkpoint was trained on"
+            warn(work.warnings, [trained])
+        warn(work.warnings, saturation(name, found.logits))
         work.predictions[name], work.scores[name] = found, score
         write_predictions(found, work.folder / f"predictions_{name}.csv")
         low, high = score.acc_ci95
@@ -289,10 +296,3 @@ def _make_folder(specs: Specs) -> Path:
         with output_errors(folder), suppress(FileExistsError):
             folder.mkdir(parents=True)
             return folder
-
-
-def _write_plan(plan: Plan, folder: Path) -> None:
-    write_json(folder / "plan.json", plan.facts)
-    if plan.load:
-        write_json(folder / "load_report.json", plan.load)
-    write_text(folder / "config.yaml", yaml_text(plan.specs.config))
