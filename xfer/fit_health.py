@@ -112,7 +112,7 @@ def saturation(split: str, logits: npt.NDArray[np.float32]) -> list[str]:
         return []
     return [
         f"{count} of {len(logits)} {split} images have a float32 probability of exactly 1: the "
-        "logits are too large. A lower optim.lr, or loss=smoothed where the rate is well, bounds them"
+        "logits are too large. A lower optim.lr makes them smaller, loss=smoothed bounds them"
     ]
 
 
