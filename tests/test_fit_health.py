@@ -15,6 +15,8 @@ from xfer.config import compose_specs
 from xfer.fit_health import Terms, alarm, saturated, saturation, terms, warnings_of
 from xfer.loss import CrossEntropy
 from xfer.plan import make_plan
+from xfer.report.outcome import outcome
+from xfer.workflow import Work
 
 FIVE = Terms(5, 0.1)
 GUESSING = math.log(5)
@@ -84,7 +86,8 @@ def test_smoothing_bounds_the_logits(tmp_path, monkeypatch):
 
 
 def test_a_killed_run_says_what_a_whole_one_says(tmp_path):
-    asked = ["optim.lr=1000", "freeze=head_only", "head=linear", "trainer.ema_decay=0"]
+    fast = ["features=auto", "augment=none", "freeze=head_only", "trainer.max_epochs=12"]
+    asked = [*fast, "optim.lr=1000", "checkpoint.every_n_steps=0"]
     for name in ("whole", "killed"):
         (tmp_path / name).mkdir()
     finish(start(tmp_path / "whole", *asked))
@@ -97,15 +100,11 @@ def test_a_killed_run_says_what_a_whole_one_says(tmp_path):
     assert whole["warnings"] == killed["warnings"] != []
 
 
-def test_the_remarks_of_the_plan_are_among_the_warnings(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    specs = compose_specs(["experiment=digits_freeze", *FAST, "trainer.max_epochs=1"])
-    plan = make_plan(specs)
-    assert plan.facts["remarks"] == []
-    monkeypatch.setattr("xfer.workflow.make_plan", lambda _: plan)
+def test_the_remarks_of_the_plan_are_among_the_warnings(tmp_path):
+    plan = make_plan(compose_specs(["experiment=digits_freeze"]))
     plan.facts["remarks"] = ["two images are the same"]
-    folder = xfer.run("digits_freeze", [*FAST, "trainer.max_epochs=1"]).folder
-    assert result(folder)["warnings"] == ["two images are the same"]
+    work = Work(plan, tmp_path, 0.0, 0.0, warnings=["the fit went wrong"])
+    assert outcome(work)["warnings"] == ["two images are the same", "the fit went wrong"]
 
 
 @pytest.mark.parametrize(
