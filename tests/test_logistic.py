@@ -89,9 +89,7 @@ def test_the_gradient_is_that_of_the_loss() -> None:
     for at in [(0, 0), (2, 3), (1, -1)]:
         step = np.zeros_like(theta)
         step[at] = 1e-6
-        rise = (
-            problem.loss(theta + step, shares, 0.3)[0] - problem.loss(theta - step, shares, 0.3)[0]
-        )
+        above, below = (problem.loss(theta + sign * step, shares, 0.3)[0] for sign in (1, -1))
         assert gradient[at] == pytest.approx((above - below) / 2e-6, rel=1e-5, abs=1e-8)
 
 

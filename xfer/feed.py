@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from xfer.errors import ConfigError
-from xfer.extraction import Extraction
+from xfer.extraction import Extraction, Partly
 from xfer.features import UNCACHED, Auto
 from xfer.features.cut import Cut, Tail, prefix_state
 from xfer.features.find import Refusal
@@ -62,14 +62,12 @@ class Feed:
         if not isinstance(options, Auto):
             return
         began = time.perf_counter()
-        work = Extraction(self.plan, module, options)
-        reason = _obstacle(self.plan, options)
         with self.team.leader_first():
-            cut = Refusal(reason) if reason else fitting(work, options)
-        if isinstance(cut, Refusal):
-            self._refuse(cut.reason, module.phase)
+            kept = keepable(self.plan, module, options)
+        if isinstance(kept, Refusal):
+            self._refuse(kept.reason, module.phase)
         else:
-            self._module, self._kept = module, Kept(work, cut)
+            self._module, self._kept, work = module, kept, kept.work
             self.train.features = Rows(self._kept.train, self._kept.views, work.samples("train"))
             self.val.features = Rows(self._kept.val, 1, work.samples("val"))
         self.seconds += time.perf_counter() - began
@@ -218,6 +216,15 @@ class Rows:
         """Features (n, ...) of the images at ``indices``; the epoch chooses the view."""
         view = self.kept[epoch % self.views]
         return rows(view.entry, view.positions[list(indices)])
+
+
+def keepable(plan: Plan, module: Partly, options: Auto) -> Kept | Refusal:
+    """The features of the phase that ``module`` is in, none of them there yet, or why there can be
+    none."""
+    work = Extraction(plan, module, options)
+    reason = _obstacle(plan, options)
+    cut = Refusal(reason) if reason else fitting(work, options)
+    return cut if isinstance(cut, Refusal) else Kept(work, cut)
 
 
 def fitting(work: Extraction, options: Auto) -> Cut | Refusal:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytorch_lightning as pl
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
+from xfer.fit_health import alarm, terms
 from xfer.log import log
 from xfer.resume import LAST, PREVIOUS
 from xfer.seal import sealed
@@ -113,6 +114,8 @@ class History(pl.Callback):
         if self.team.leads:
             write_rows(self.csv, self.rows)
             self._say(row)
+            if line := alarm(self.rows, terms(self.plan)):
+                log.warning(line)
         self._stop_early(trainer)
         policy = self.plan.specs.checkpoint
         if policy.every_n_epochs and row["epoch"] % policy.every_n_epochs == 0:

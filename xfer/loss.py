@@ -38,6 +38,18 @@ class CrossEntropy:
             )
         return [float(w) for w in self.class_weights]
 
+    def guessing(self, counts: Sequence[int]) -> float:
+        """The loss of equal probabilities for every class, over training images ``counts`` a
+        class."""
+        import math
+
+        weights, smoothing = self.weights(counts) or [1.0] * len(counts), self.label_smoothing
+        seen = sum(w * n for w, n in zip(weights, counts, strict=True)) / sum(counts)
+        # torch weighs what is spread over the classes by each class's weight, the rest by the
+        # image's, and divides by the images' alone.
+        spread = sum(weights) / len(weights) / seen
+        return math.log(len(counts)) * (1 - smoothing + smoothing * spread)
+
     def build(self, counts: Sequence[int]) -> nn.Module:
         """Takes logits (n, classes) and labels (n,) or class probabilities (n, classes)."""
         import torch

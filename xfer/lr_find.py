@@ -1,66 +1,104 @@
-"""The learning-rate range test (Smith, 2017): a short climb of the rate, and a rate to start from.
+"""The learning-rate range test (Smith, 2017): short climbs of the rate, and a rate to start from.
 
 The rate rises exponentially from step to step until the loss diverges. Two rates are read off the
-smoothed loss: ``steepest``, where it falls fastest, and ``valley``, two thirds along its longest
-way down (the rule of fastai). Every parameter group keeps its multiple, what the first phase
-freezes stays frozen, and the weights of the climb are thrown away.
+smoothed loss: ``lowest``, where it is that, and ``steepest``, where it falls fastest. Every
+parameter group keeps its multiple, what the first phase freezes stays frozen, and the weights of
+a climb are thrown away.
+
+On kept features a step takes milliseconds, and so there are several climbs, of more steps.
 """
 
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Iterator
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from xfer.errors import DataError, DivergedError
 from xfer.evaluate import device_of
+from xfer.features import Auto
+from xfer.features.cut import Tail
+from xfer.features.find import Refusal
+from xfer.feed import Rows, keepable
+from xfer.fit_health import HIGHEST_RATE
 from xfer.loader import Pictures, TrainLoader
+from xfer.log import log
 from xfer.model import Classifier
-from xfer.network import assemble
+from xfer.network import assemble, fill
+from xfer.training.head_start import prepare_head
 from xfer.types import Plain
 
 if TYPE_CHECKING:
     from xfer.plan import Plan
 
-_STEPS = 100
-_LOWEST, _HIGHEST = 1e-7, 10.0
-_SMOOTHING = 0.95
+_ON_IMAGES = 1, 100  # climbs and their steps
+_ON_FEATURES = 3, 200
+_LOWEST = 1e-6
+_SMOOTHING = 0.9
 _DIVERGED = 4.0  # times the lowest smoothed loss
 _FIRST_LOOKED_AT = 10  # steps; the average is noise before
 _REACH = 2  # steps to either side, over which the fall is measured
+_SHARE = 3.0  # a fit of many epochs bears less than a climb of a few steps; bench/lr_find.py
 
 
 def lr_find(plan: Plan) -> Plain:
     """Climb on the run's own network, data, loss and optimizer.
 
-    Its ``rates`` and smoothed ``losses`` by step, ``steepest``, and as ``suggested`` the valley.
-    Raises DivergedError when the loss falls nowhere.
+    Its ``rates`` and smoothed ``losses`` by step (means over the climbs), ``lowest``,
+    ``steepest``, and as ``suggested`` a third of ``lowest``. Raises DivergedError when the loss
+    falls nowhere.
     """
+    from tqdm import tqdm
+
     device = device_of(plan.specs.trainer)
-    module = Classifier(assemble(plan.parts, plan.weights), plan).to(device)
+    net = assemble(plan.parts, plan.weights)
+    module = Classifier(net, plan, standard=prepare_head(plan, net)).to(device)
+    loader = _loader(plan, device)
+    climbs, steps = _ON_FEATURES if _on_features(module, loader) else _ON_IMAGES
+    began = {name: tensor.clone() for name, tensor in module.moving().items()}
+    batches = _batches(loader)
+    found: list[list[float]] = []
+    with tqdm(total=climbs * steps, desc="lr_find", delay=2, leave=False, disable=None) as bar:
+        for number in range(climbs):
+            fill(module.net, began)
+            found.append([])
+            for loss in _climb(module, batches, _rates(steps), number):
+                found[-1].append(loss)
+                bar.update()
+    # As far as all of them came: the mean over fewer would make a step.
+    means = [statistics.mean(losses) for losses in zip(*found, strict=False)]
+    return _read(_rates(steps)[: len(means)], means)
+
+
+def _rates(steps: int) -> list[float]:
+    return [_LOWEST * (HIGHEST_RATE / _LOWEST) ** (i / (steps - 1)) for i in range(steps)]
+
+
+def _climb(
+    module: Classifier, batches: Iterator[Any], rates: list[float], number: int
+) -> Iterator[float]:
+    """The smoothed loss of each step, until it diverges."""
     optimizer = module.configure_optimizers()["optimizer"]
-    shares = [g["lr"] / plan.specs.optim.rate * g["phases"][0] for g in optimizer.param_groups]
-    rates: list[float] = []
-    losses: list[float] = []
-    average = 0.0
-    for step, batch in zip(range(_STEPS), _batches(plan, device), strict=False):
-        rate = _LOWEST * (_HIGHEST / _LOWEST) ** (step / (_STEPS - 1))
+    own = module.plan.specs.optim.rate
+    shares = [g["lr"] / own * g["phases"][0] for g in optimizer.param_groups]
+    average, lowest = 0.0, math.inf
+    for step, rate in enumerate(rates):
         for group, share in zip(optimizer.param_groups, shares, strict=True):
             group["lr"] = rate * share
-        loss = _step(module, optimizer, batch, step)
+        loss = _step(module, optimizer, next(batches), (number, step))
         average = _SMOOTHING * average + (1 - _SMOOTHING) * loss
         smooth = average / (1 - _SMOOTHING ** (step + 1))
-        if not math.isfinite(smooth) or (losses and smooth > _DIVERGED * min(losses)):
-            break
-        rates.append(rate)
-        losses.append(smooth)
-    return _read(rates, losses)
+        lowest = min(lowest, smooth)
+        if not smooth <= _DIVERGED * lowest < math.inf:
+            return
+        yield smooth
 
 
-def _batches(plan: Plan, device: torch.device) -> Iterator[Any]:
-    """Training batches on the device, epoch after epoch."""
+def _loader(plan: Plan, device: torch.device) -> TrainLoader:
     specs = plan.specs
     if plan.dataset is None or specs.data is None:
         raise DataError("data", "is needed to find a rate", "give data=... or data.root=DIR", 43)
@@ -70,20 +108,38 @@ def _batches(plan: Plan, device: torch.device) -> Iterator[Any]:
     )
     loader = TrainLoader(pictures, specs.data.batch_size, 0, device.type == "cuda", specs.seed)
     loader.order.labels = specs.data.balance(pictures.samples.labels)
-    epoch = 0
-    while True:
+    return loader
+
+
+def _on_features(module: Classifier, loader: TrainLoader) -> bool:
+    """Put features in place of the images, if the run has or may keep any: one view of each."""
+    options = module.plan.specs.features
+    if not isinstance(options, Auto):
+        return False
+    kept = keepable(module.plan, module, options)
+    if isinstance(kept, Refusal):
+        log.info(f"lr_find climbs on images: {kept.reason}")
+        return False
+    kept.prepare(0)
+    loader.features = Rows(kept.train, 1, loader.dataset.samples)  # type: ignore[attr-defined]
+    Tail(module.net, kept.cut)
+    module.cut = True
+    return True
+
+
+def _batches(loader: TrainLoader) -> Iterator[Any]:
+    """Training batches, epoch after epoch."""
+    for epoch in count():
         loader.order.set_epoch(epoch)
-        for images, labels in loader:
-            yield images.to(device), labels.to(device)
-        epoch += 1
+        yield from loader
 
 
-def _step(module: Classifier, optimizer: Any, batch: Any, number: int) -> float:
-    precision = module.plan.specs.trainer.precision
+def _step(module: Classifier, optimizer: Any, batch: Any, number: tuple[int, int]) -> float:
+    precision = module.plan.specs.trainer.numbers
     # The climb needs no loss scaling: bfloat16 has float32's range, and so float16 is left out.
     with torch.autocast(module.device.type, torch.bfloat16, enabled=precision != "32-true"):
-        module.seed_step(0, number)
-        loss = module.loss_of(batch)
+        module.seed_step(*number)
+        loss = module.loss_of([part.to(module.device) for part in batch])
     optimizer.zero_grad()
     loss.backward()  # type: ignore[no-untyped-call]
     optimizer.step()
@@ -91,7 +147,7 @@ def _step(module: Classifier, optimizer: Any, batch: Any, number: int) -> float:
 
 
 def _read(rates: list[float], losses: list[float]) -> Plain:
-    """Where the loss falls fastest, and its longest way down."""
+    """Where the loss falls fastest, where it is lowest, and what is proposed."""
     first = min(_FIRST_LOOKED_AT, len(losses) // 2)
     falls = [
         losses[i - _REACH] - losses[i + _REACH] for i in range(first + _REACH, len(losses) - _REACH)
@@ -99,25 +155,15 @@ def _read(rates: list[float], losses: list[float]) -> Plain:
     if not falls or max(falls) <= 0:
         raise DivergedError(
             "optim.lr",
-            f"no learning rate from {_LOWEST:g} to {_HIGHEST:g} lowered the loss",
+            f"no learning rate from {_LOWEST:g} to {HIGHEST_RATE:g} lowered the loss",
             "look at the data, the weights and freeze",
             3,
         )
-    start, end = _longest_fall(losses[first:])
+    lowest = rates[losses.index(min(losses[first:]), first)]
     return {
-        "suggested": rates[first + start + (end - start) * 2 // 3],
+        "suggested": lowest / _SHARE,
+        "lowest": lowest,
         "steepest": rates[first + _REACH + falls.index(max(falls))],
         "rates": rates,
         "losses": losses,
     }
-
-
-def _longest_fall(losses: list[float]) -> tuple[int, int]:
-    """Begin and end of the longest subsequence in which the loss only falls."""
-    length, begin = [1] * len(losses), list(range(len(losses)))
-    for i in range(len(losses)):
-        for j in range(i):
-            if losses[j] > losses[i] and length[j] + 1 > length[i]:
-                length[i], begin[i] = length[j] + 1, begin[j]
-    end = length.index(max(length))
-    return begin[end], end

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from xfer.errors import ConfigError, OutputError, XferError, printable
 from xfer.export import refuse_early
 from xfer.facts import table
+from xfer.fit_health import saturation, terms, warn, warnings_of
 from xfer.log import LINES, close_log, log, open_log
 from xfer.optim import Exact
 from xfer.plan import Plan, make_plan
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     from xfer.training.fitted import Fitted
-
 
 _NEED_NET = {"evaluate", "predict", "export", "benchmark"}
 
@@ -59,6 +59,7 @@ class Work:
     scores: dict[str, Score] = field(default_factory=dict)
     exports: list[Exported] = field(default_factory=list)
     device: str = "cpu"
+    warnings: list[str] = field(default_factory=list)
 
 
 def run(specs: Specs) -> Result:
@@ -161,6 +162,10 @@ def _stages(work: Work, earlier: Earlier | None) -> Plain | None:
     if "fit" in stages:
         work.fitted = _fit(work, resume_file(work.folder) if earlier else None)
         work.device = work.fitted.device
+        warn(
+            work.warnings,
+            warnings_of(work.fitted.rows, terms(work.plan), work.fitted.best["epoch"]),
+        )
     net = _network(work) if _NEED_NET & set(stages) else None
     if net and "evaluate" in stages:
         _evaluate(work, net)
@@ -232,7 +237,9 @@ def _evaluate(work: Work, net: nn.Module) -> None:
         seen = {work.plan.card.splits.get(split): split for split in ("val", "train")}
         score = score_of(found, used_for_selection=samples.sha256 in seen)
         if seen.get(samples.sha256) == "train":
-            log.warning(f"{name}: these are the images that the checkpoint was trained on")
+            trained = f"{name}: these are the images that the checkpoint was trained on"
+            warn(work.warnings, [trained])
+        warn(work.warnings, saturation(name, found.logits))
         work.predictions[name], work.scores[name] = found, score
         write_predictions(found, work.folder / f"predictions_{name}.csv")
         low, high = score.acc_ci95

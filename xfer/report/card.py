@@ -87,7 +87,9 @@ def sections(result: Plain, plan: Plain, details: Plain, drawn: Collection[str])
         return tuple(name for name in names if name in drawn)
 
     wrong, remarks = details.get("wrong"), plan.get("remarks") or []
+    warnings = [line for line in result.get("warnings") or [] if line not in remarks]
     parts = [
+        Section("Warnings", text=tuple(map(str, warnings))),
         Section("Scores", tables=tables.scores(result.get("scores") or {})),
         Section(
             "Weights",

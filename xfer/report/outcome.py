@@ -45,6 +45,7 @@ def outcome(work: Work) -> Plain:
         "export": [
             {k: v for k, v in asdict(file).items() if k != "batches"} for file in work.exports
         ],
+        "warnings": [*plan.facts["remarks"], *work.warnings],
         "memory": told(work.folder),
         "device": work.device,
         "precision": specs.trainer.precision if work.fitted else "32-true",

@@ -13,17 +13,18 @@ if TYPE_CHECKING:
 
 
 def climb(found: Plain) -> Figure:
-    """One panel: the smoothed loss of the climb, the suggested and the steepest rate marked."""
+    """One panel: the smoothed loss of the climb, and the suggested, lowest and steepest marked."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter
 
     figure = Figure(figsize=(6.4, 3.4), layout="constrained")
     axes = figure.subplots()
     axes.plot(found["rates"], found["losses"], color=TRAIN)
-    for name, colour in (("suggested", RATE), ("steepest", GREY)):
+    axes.axvline(found["suggested"], color=RATE, label=f"suggested: {found['suggested']:.2g}")
+    for name, mark in (("lowest", "v"), ("steepest", "o")):
         rate = found[name]
         loss = found["losses"][found["rates"].index(rate)]
-        axes.plot([rate], [loss], "o", color=colour, label=f"{name}: {rate:.2g}")
+        axes.plot([rate], [loss], mark, color=GREY, label=f"{name}: {rate:.2g}")
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(FuncFormatter(lambda rate, _: f"{rate:g}"))
     axes.set_xlabel("optim.lr")

@@ -1,0 +1,195 @@
+"""What is wrong with a fit, told from its epoch rows and its logits, each with a key to type.
+
+Equal probabilities for every class have a cross-entropy of log(classes), and new heads start from
+them. A fit whose loss is above that has made the network worse than guessing.
+
+All of it is a function of the rows that the resume file keeps, so that a run that was killed and
+goes on says what a whole one says.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+from xfer.log import log
+from xfer.optim import Exact
+from xfer.types import Plain
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from xfer.plan import Plan
+
+HIGHEST_RATE = 10.0
+"""The highest rate that the range test tries."""
+_ABOVE = 1.01  # times the loss of guessing: closer to it, a fit has not begun to learn
+_FAR_ABOVE = 2.0  # times it, in the mean over the first epoch of a head that began there
+_RISE = 1.1, 0.05  # times the first epoch's loss, and that share of guessing's above it
+_MOST_SATURATED = 0.1
+_MARGIN = 4.0  # by which a proposed rate is below the one at which the loss reaches guessing's
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What a fit is judged by: the number of classes, ``optim.lr`` (``None`` for a solver without
+    a rate), the training loss of guessing where it is not log(classes), and whether the head
+    began there."""
+
+    classes: int
+    lr: float | None
+    training: float | None = None
+    fresh: bool = True
+
+    @property
+    def guessing(self) -> float:
+        """The cross-entropy of equal probabilities."""
+        return math.log(self.classes)
+
+    @property
+    def trained(self) -> float:
+        """The training loss of equal probabilities."""
+        return self.guessing if self.training is None else self.training
+
+
+def terms(plan: Plan) -> Terms:
+    """Those of a planned fit."""
+    specs, counts = plan.specs, plan.train_counts
+    fresh = not hasattr(specs.head, "aliases")  # else its rows may come from the source
+    rate = None if isinstance(specs.optim, Exact) else specs.optim.rate
+    return Terms(len(counts), rate, specs.loss.guessing(counts), fresh)
+
+
+def warn(said: list[str], lines: Iterable[str]) -> None:
+    """Log each of ``lines`` as a warning, and keep it in ``said``."""
+    for line in lines:
+        log.warning(line)
+        said.append(line)
+
+
+def alarm(rows: Sequence[Plain], terms: Terms) -> str | None:
+    """A line for the epoch that ``rows`` end with, if the rate is seen to be too high there for
+    the first time."""
+    if _too_fast(rows[:-1], terms) or not (row := _too_fast(rows, terms)):
+        return None
+    what = f"the training loss is {row['train_loss']:.3g}"
+    return f"epoch {row['epoch']}: {what}; {_guess(terms)}. {_slower(rows, terms)}"
+
+
+def warnings_of(rows: Sequence[Plain], terms: Terms, best: int | None = None) -> list[str]:
+    """What is wrong with a finished fit, ``best`` its best epoch (from 1); empty when it is well.
+
+    A row has ``epoch``, ``train_loss``, and the plain cross-entropy ``val_loss``.
+    """
+    found = [*_risen(rows, terms), *_ends(rows, terms, best)]
+    if found:
+        return [f"the fit went wrong: {', '.join(found)}; {_guess(terms)}. {_remedy(rows, terms)}"]
+    if terms.lr is not None and terms.lr > HIGHEST_RATE:
+        return [
+            f"optim.lr={terms.lr:g} is above {HIGHEST_RATE:g}, the highest rate that lr_find "
+            "tries: stages=[lr_find] proposes one"
+        ]
+    return []
+
+
+def saturated(logits: npt.NDArray[np.float32]) -> int:
+    """How many rows of ``logits`` (n, classes) have a float32 softmax with a one in it."""
+    import numpy as np
+
+    z = logits.astype(np.float32)
+    z = np.exp(z - z.max(axis=1, keepdims=True))
+    # The largest is exp(0): its probability is one where the others add nothing to it.
+    return int((z.sum(axis=1, dtype=np.float32) == 1).sum())
+
+
+def saturation(split: str, logits: npt.NDArray[np.float32]) -> list[str]:
+    """A remark on a split of which so many images are saturated that its probabilities say little
+    about how sure the network is."""
+    count = saturated(logits)
+    if count <= _MOST_SATURATED * len(logits):
+        return []
+    return [
+        f"{count} of {len(logits)} {split} images have a float32 probability of exactly 1: the "
+        "logits are too large. A lower optim.lr makes them smaller, loss=smoothed bounds them"
+    ]
+
+
+def _too_fast(rows: Sequence[Plain], terms: Terms) -> Plain | None:
+    """The epoch in which a rate that is too high shows: the loss is far above that of the first
+    batch, which a new head begins with, or rises where it is above guessing."""
+    if not rows:
+        return None
+    if terms.fresh and rows[0]["train_loss"] > _FAR_ABOVE * terms.trained:
+        return rows[0]
+    for before, row in pairwise(rows):
+        if row["train_loss"] > max(_ABOVE * terms.trained, before["train_loss"]):
+            return row
+    return None
+
+
+def _risen(rows: Sequence[Plain], terms: Terms) -> list[str]:
+    first, last = rows[0]["train_loss"], rows[-1]["train_loss"]
+    if row := _too_fast(rows, terms):
+        return [f"the training loss was {row['train_loss']:.3g} in epoch {row['epoch']}"]
+    if last > max(_RISE[0] * first, first + _RISE[1] * terms.trained):
+        return [f"the training loss rises from {first:.3g} to {last:.3g}"]
+    return []
+
+
+def _ends(rows: Sequence[Plain], terms: Terms, best: int | None) -> list[str]:
+    found, last = [], rows[-1]
+    if last["train_loss"] > _ABOVE * terms.trained:
+        found.append(f"the training loss ends at {last['train_loss']:.3g}")
+    if last["val_loss"] > _ABOVE * terms.guessing:
+        found.append(f"the validation loss ends at {last['val_loss']:.3g}")
+    for row in rows:
+        if row["epoch"] == best and row is not last and row["val_loss"] > _ABOVE * terms.guessing:
+            found.append(f"that of the best epoch, {best}, is {row['val_loss']:.3g}")
+    return found
+
+
+def _guess(terms: Terms) -> str:
+    return f"guessing among {terms.classes} classes has {terms.guessing:.3g}"
+
+
+def _remedy(rows: Sequence[Plain], terms: Terms) -> str:
+    lowest = min(rows, key=lambda row: row["val_loss"])
+    if _peak(rows) > _ABOVE * terms.trained or _risen(rows, terms):
+        return _slower(rows, terms)
+    if lowest["val_loss"] < terms.guessing and lowest is not rows[-1]:
+        return (
+            f"It learned the training images by heart: trainer.max_epochs={lowest['epoch']} ends "
+            "where the validation loss was lowest"
+        )
+    return (
+        f"{_slower(rows, terms)}. Where that changes nothing, the validation images or their "
+        "labels are unlike the training images"
+    )
+
+
+def _slower(rows: Sequence[Plain], terms: Terms) -> str:
+    """A rate to type. A loss far above guessing's grows as the rate does, so that their ratio
+    tells how far the rate must come down."""
+    if terms.lr is None:
+        return "Look at the images and labels of every class"
+    ratio = _peak(rows) / terms.trained
+    # Where the training loss shows no such thing, a tenth is the usual next try.
+    rate = terms.lr / (_MARGIN * ratio if ratio > _ABOVE else 10)
+    return (
+        f"optim.lr={terms.lr:g} is too high: try optim.lr={_rounded(rate):g}, or let "
+        "stages=[lr_find] propose a rate"
+    )
+
+
+def _peak(rows: Sequence[Plain]) -> float:
+    return max(float(row["train_loss"]) for row in rows)
+
+
+def _rounded(rate: float) -> float:
+    """Down to one digit."""
+    power = math.floor(math.log10(rate))
+    return float(f"{int(rate / 10.0**power)}e{power}")
