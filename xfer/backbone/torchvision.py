@@ -44,6 +44,8 @@ class Torchvision:
         """Random weights, torchvision's own names; no auxiliary classifiers."""
         from torchvision import models
 
+        if self.name not in models.list_models(module=models):
+            raise index.missing("torchvision", self.name)
         classes = classes or 1000
         args = {**_ARGS.get(self.name, {}), **self.args}
         if self.image_size is not None and self.name.startswith("vit_"):
