@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 import yaml
 
@@ -124,14 +125,52 @@ def test_a_misspelt_name_offers_the_closest() -> None:
         Torchvision("mobilenetv3_small_100")
 
 
-def test_a_misspelt_name_costs_no_import_of_torch() -> None:
+# Neither the list nor any file of a library spells them.
+MISSPELT = ["resnt18", "resnet18.a9_in1k", "resnet18.", "ResNet18", "../x", ""]
+
+
+def test_a_misspelt_name_costs_no_import_of_torch_whatever_is_installed() -> None:
+    """The index is of other versions here: it has three models."""
     script = (
-        "import sys\nfrom xfer.backbone import Timm\n"
-        "try: Timm('resnt18')\nexcept Exception as e: print(e)\n"
-        "assert not {'torch', 'timm'} & set(sys.modules)"
+        "import sys\nfrom xfer.backbone import Timm, Torchvision, index\n"
+        "index._shipped = lambda: {'timm': ['resnet18', 'resnet34'], 'torchvision': ['vgg11']}\n"
+        "for kind in (Timm, Torchvision):\n"
+        f"    for name in {MISSPELT!r}:\n"
+        "        try: kind(name)\n        except Exception as e: print(e)\n"
+        "        else: raise SystemExit(name)\n"
+        "assert not {'torch', 'timm', 'torchvision'} & set(sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert done.returncode == 0 and "resnet18" in done.stdout, done.stderr
+    assert done.returncode == 0 and "did you mean 'resnet18'?" in done.stdout, done.stderr
+    assert done.stdout.count("xfer: error E210: backbone.name: ") == 2 * len(MISSPELT)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [(Timm, "resnet50"), (Timm, "resnet50.a1_in1k"), (Torchvision, "googlenet")],
+)
+def test_a_name_of_a_newer_library_is_asked_of_it(
+    kind: type[Timm] | type[Torchvision], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(index, "_shipped", lambda: {"timm": ["a"], "torchvision": ["b"]})
+    assert kind(name).name == name
+    # `relu` is spelled in the files of both and is no model.
+    for misspelt in ("resnt50", "relu"):
+        with pytest.raises(ConfigError, match=r"E210: .*has no model"):
+            kind(misspelt)
+
+
+@pytest.mark.parametrize("kind", [Timm, Torchvision])
+def test_a_name_that_the_installed_version_lacks_is_told_in_one_line(
+    kind: type[Timm] | type[Torchvision], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = {"timm": ["gone_18", "resnet18.gone"], "torchvision": ["gone_18"]}
+    monkeypatch.setattr(index, "_shipped", lambda: gone)
+    for name in gone[kind.library]:
+        with pytest.raises(
+            ConfigError, match=rf"E210: .*{kind.library} \d\S* has no model '{name}'"
+        ):
+            kind(name).build()
 
 
 def test_arguments_that_a_library_refuses_are_named() -> None:
@@ -141,31 +180,48 @@ def test_arguments_that_a_library_refuses_are_named() -> None:
         Torchvision("squeezenet1_0", args={"colour": 1}).build()
 
 
-@pytest.mark.parametrize("name", ["qwen3_vit_88m_enc", "gemma4_vit_167m_enc"])
-def test_a_network_without_a_classifier_is_refused_in_one_line(name: str) -> None:
-    with pytest.raises(ConfigError, match="without a classifier"), torch.device("meta"):
-        Timm(name).build()
+@pytest.mark.parametrize("classifier", [None, "head.fc", ("fc", "head_dist")])
+def test_a_network_without_a_classifier_is_refused_in_one_line(
+    classifier: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as timm's `qwen3_vit_88m_enc`, which its older versions do not have."""
+    net = timm.create_model("resnet10t")
+    net.pretrained_cfg = {**net.pretrained_cfg, "classifier": classifier}
+    monkeypatch.setattr(timm, "create_model", lambda *_, **__: net)
+    with pytest.raises(ConfigError, match=r"E213: .*without a classifier"):
+        Timm("resnet10t").build()
 
 
-def test_the_shipped_index_is_of_the_installed_libraries() -> None:
-    facts = json.loads(index._FILE.read_text())
-    for library in ("timm", "torchvision"):
-        assert set(facts[library]["names"]) == set(index._installed(library))
-        assert index.names(library) == frozenset(facts[library]["names"])
+@pytest.mark.parametrize("library", ["timm", "torchvision"])
+def test_every_model_of_the_installed_library_is_known(library: str) -> None:
+    """Whichever version that is: a name that the index lacks is found in the library's files."""
+    names = index._installed(library)
+    assert len(names) >= 80
+    for name in names:
+        index.check(library, name)
+        assert index._words(library).issuperset(name.split(".", 1)), name
+
+
+def test_the_index_keeps_the_names_of_other_versions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(index, "_FILE", tmp_path / "index.json")
+    monkeypatch.setattr(index, "_shipped", lambda: {"timm": ["gone"], "torchvision": []})
+    index.write()
+    written = json.loads((tmp_path / "index.json").read_text())
+    assert set(written["timm"]) == {"gone", *index._installed("timm")}
+    assert written["torchvision"] == sorted(index._installed("torchvision"))
 
 
 @pytest.mark.slow
 def test_every_torchvision_classification_model_keeps_the_contract() -> None:
-    names = index._installed("torchvision")
-    assert len(names) >= 80
+    names = sorted(index._installed("torchvision"))
     failed = {n: e for n in names if (e := _failure(Torchvision(n)))}
     assert not failed
 
 
 @pytest.mark.slow
 def test_sixty_timm_models_drawn_by_chance_keep_the_contract() -> None:
-    import timm
-
     names = random.Random(7).sample(timm.list_models(), 60)
     failed = {n: e for n in names if (e := _failure(Timm(n)))}
     assert not failed

@@ -6,6 +6,7 @@ import doctest
 import importlib
 import re
 import shlex
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +15,8 @@ import pytest
 import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from xfer import schema
 from xfer.__main__ import _main
@@ -183,3 +186,56 @@ def test_the_python_page_does_what_it_shows(
     )
     assert tried > 10
     assert failed == 0
+
+
+def pinned(python: str) -> dict[str, str]:
+    """What constraints.txt holds on Linux with that Python: version by name."""
+    found: dict[str, str] = {}
+    here = {"python_full_version": f"{python}.0", "python_version": python, "sys_platform": "linux"}
+    for line in (ROOT / "constraints.txt").read_text().splitlines():
+        if not line.startswith("#"):
+            one = Requirement(line)
+            if one.marker is None or one.marker.evaluate({**here, "os_name": "posix"}):
+                assert one.name not in found, line
+                found[one.name] = str(one.specifier).removeprefix("==")
+    return found
+
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+ASKED = [
+    Requirement(text)
+    for part in (PROJECT["dependencies"], *PROJECT["optional-dependencies"].values())
+    for text in part
+]
+
+
+@pytest.mark.parametrize("python", ["3.11", "3.12", "3.13"])
+def test_the_constraints_hold_all_that_the_project_asks_for(python: str) -> None:
+    versions = pinned(python)
+    for asked in ASKED:
+        assert asked.specifier.contains(versions[canonicalize_name(asked.name)]), asked
+    assert not re.search(r"://|^-|@", (ROOT / "constraints.txt").read_text(), re.M)
+
+
+def test_every_dependency_has_an_oldest_version_that_can_be_tried() -> None:
+    assert [str(a) for a in ASKED if not any(s.operator == ">=" for s in a.specifier)] == []
+
+
+def test_readme_says_what_was_tried_with_what() -> None:
+    rows = re.findall(r"^\| (.+?) \|$", (ROOT / "README.md").read_text(), re.M)
+    start = next(i for i, row in enumerate(rows) if row.startswith("tried"))
+    names, _, tried, oldest = (row.split(" | ") for row in rows[start : start + 4])
+    lowest = {
+        asked.name: next(s.version for s in asked.specifier if s.operator == ">=")
+        for asked in ASKED
+    }
+    pins = pinned("3.11")
+    assert tried[2:] == [pins[name] for name in names[2:]]
+    assert oldest[2:] == [lowest[name] for name in names[2:]]
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / ".ci" / "run"], ids=lambda p: p.name)
+def test_every_installation_from_a_clone_takes_the_versions_that_were_tried(page: Path) -> None:
+    lines = re.findall(r"\bpip install [^`\n]*", page.read_text())
+    own = [line for line in lines if re.search(r"(-e|--editable) ", line)]
+    assert all("-c constraints.txt" in line for line in own), own

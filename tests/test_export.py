@@ -496,8 +496,8 @@ class PairsOnly(nn.Module):
 @pytest.mark.parametrize(
     ("net", "message"),
     [
-        (Bessel(), "onnx cannot be written: No ONNX function found for .*bessel_j0"),
-        (Branch(), "onnx cannot be written: Could not guard on data-dependent"),
+        (Bessel(), "onnx cannot be written: .*bessel_j0"),
+        (Branch(), "onnx cannot be written: .*data-dependent"),
         (PairsOnly(), "E998: .*takes 2 for the size of every batch"),
     ],
     ids=["operator", "branch", "batch"],

@@ -432,7 +432,9 @@ def test_a_network_that_was_not_fitted_is_exported_without_adapters(
 ) -> None:
     source = ["source=run", f"source.path={trained}", "head=keep"]
     # The 8-bit file is calibrated on training images, so that the plan has all that a fit needs.
-    own = run(tmp_path / "run", *source, "stages=[export]", "export=[safetensors,int8]")
+    # What rounding costs it is not the matter: two images of 179 would be more than is allowed.
+    export = ["stages=[export]", "export=[safetensors,int8]", "export.max_drop=1"]
+    own = run(tmp_path / "run", *source, *export)
     files = load_file(own / "export" / "model.safetensors")
     assert files.keys() == load_file(trained / "export" / "model.safetensors").keys()
 

@@ -1,13 +1,16 @@
 """The model names of timm and torchvision, shipped, so that a misspelt one costs no import.
 
-``python -c 'from xfer.backbone import index; index.write()'`` makes ``index.json`` again.
+``python -c 'from xfer.backbone import index; index.write()'`` adds the installed libraries' names
+to ``index.json``.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from functools import cache
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 from xfer.deferred import compiler_deferred
@@ -17,51 +20,76 @@ _FILE = Path(__file__).with_name("index.json")
 
 
 @cache
-def _shipped() -> dict[str, dict[str, list[str] | str]]:
-    facts: dict[str, dict[str, list[str] | str]] = json.loads(_FILE.read_text())
+def _shipped() -> dict[str, list[str]]:
+    facts: dict[str, list[str]] = json.loads(_FILE.read_text())
     return facts
 
 
-def names(library: str) -> frozenset[str]:
-    """The model names of ``library`` (``timm`` or ``torchvision``) as installed.
-
-    Read from the shipped index when it was made from the installed version, else from the library.
-    """
-    shipped = _shipped()[library]
-    if shipped["version"] == version(library):
-        return frozenset(shipped["names"])
-    return frozenset(_installed(library))
-
-
-def _installed(library: str) -> list[str]:
+@cache
+def _installed(library: str) -> frozenset[str]:
+    """The model names that ``library`` (``timm`` or ``torchvision``) tells, which imports it."""
     if library == "timm":
         with compiler_deferred():
             import timm
 
-        return sorted({*timm.list_models(), *timm.list_models(pretrained=True)})
+        return frozenset({*timm.list_models(), *timm.list_models(pretrained=True)})
     with compiler_deferred():
         from torchvision import models
 
-    return sorted(name for name in models.list_models(module=models))
+    return frozenset(models.list_models(module=models))
+
+
+@cache
+def _words(library: str) -> frozenset[str]:
+    """Functions and quoted words of the library's source files, each tag without its model."""
+    spec = find_spec(library)
+    folders = (spec.submodule_search_locations if spec else None) or []
+    found: set[str] = set()
+    for file in (f for folder in folders for f in Path(folder, "models").rglob("*.py")):
+        text = file.read_text(encoding="utf-8")
+        for function, quoted in re.findall(r"^def (\w+)\(|['\"]([\w.-]+)['\"]", text, re.M):
+            found.update((function or quoted).split(".", 1))
+    return frozenset(found - {""})
+
+
+def _is_newer(library: str, name: str) -> bool:
+    """Whether the installed library has ``name``, which the index does not.
+
+    Its source files are read first: what they never spell is no model, and costs no import.
+    """
+    return _words(library).issuperset(name.split(".", 1)) and name in _installed(library)
 
 
 def check(library: str, name: str) -> None:
-    """Raise ConfigError, offering the closest name, when ``library`` has no model ``name``."""
-    known = names(library)
-    if name in known:
-        return
+    """Raise ConfigError, offering the closest name, when ``library`` has no model ``name``.
+
+    The index holds the names of several versions, whichever is installed. See :func:`missing` for
+    one that the installed version lacks.
+    """
+    shipped = _shipped()
     other = "torchvision" if library == "timm" else "timm"
-    if name in names(other):
-        fix = f"it is {other}'s: type backbone={other} backbone.name={name}"
-    else:
-        fix = closest(name, sorted(known))
-    raise ConfigError("backbone.name", f"{library} has no model '{name}'", fix, 10)
+    if name in shipped[library]:
+        return
+    if name in shipped[other]:
+        raise _unknown(
+            library, name, f"it is {other}'s: type backbone={other} backbone.name={name}"
+        )
+    if not _is_newer(library, name):
+        raise _unknown(library, name, closest(name, shipped[library]))
+
+
+def missing(library: str, name: str) -> ConfigError:
+    """The error for a name of the index that the installed version of ``library`` lacks."""
+    return _unknown(f"{library} {version(library)}", name, f"install another version of {library}")
+
+
+def _unknown(library: str, name: str, fix: str) -> ConfigError:
+    return ConfigError("backbone.name", f"{library} has no model '{name}'", fix, 10)
 
 
 def write() -> None:
-    """Write the index from the installed libraries."""
+    """Add the names of the installed libraries to the index. Names of other versions stay."""
     facts = {
-        library: {"version": version(library), "names": _installed(library)}
-        for library in ("timm", "torchvision")
+        library: sorted({*names, *_installed(library)}) for library, names in _shipped().items()
     }
     _FILE.write_text(json.dumps(facts, indent=0) + "\n")

@@ -36,7 +36,10 @@ class Timm:
         with compiler_deferred():
             import timm
 
-        config = timm.get_pretrained_cfg(self.name, allow_unregistered=False).to_dict()
+        try:
+            config = timm.get_pretrained_cfg(self.name, allow_unregistered=False).to_dict()
+        except RuntimeError as error:
+            raise index.missing("timm", self.name) from error
         args = dict(self.args)
         if self.image_size is not None and config.get("fixed_input_size"):
             args["img_size"] = self.image_size

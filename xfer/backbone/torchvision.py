@@ -46,6 +46,8 @@ class Torchvision:
         with compiler_deferred():
             from torchvision import models
 
+        if self.name not in models.list_models(module=models):
+            raise index.missing("torchvision", self.name)
         classes = classes or 1000
         args = {**_ARGS.get(self.name, {}), **self.args}
         if self.image_size is not None and self.name.startswith("vit_"):
