@@ -26,7 +26,7 @@ from xfer.history import AtomicIO, History
 from xfer.joint import followed, led
 from xfer.loader import EvalLoader, Pictures, Share, TrainLoader, shared_size
 from xfer.log import log
-from xfer.memory import free, ran_out, too_large
+from xfer.memory import free, keep_freed, ran_out, too_large
 from xfer.model import Classifier
 from xfer.network import assemble, fill
 from xfer.phases import Phases
@@ -118,6 +118,8 @@ def _lead(plan: Plan, folder: Path, resume: Path | None) -> _Trained:
 
 
 def _train(plan: Plan, folder: Path, resume: Path | None, team: Team) -> _Trained:
+    if device_of(plan.specs.trainer).type == "cpu":
+        keep_freed()
     plan, val = _decoded(plan, team)
     net = assemble(plan.parts, plan.weights)
     team.same(net)
@@ -145,6 +147,7 @@ def _train(plan: Plan, folder: Path, resume: Path | None, team: Team) -> _Traine
     phases.finish(module)
     device = trainer.strategy.root_device
     module.cpu()
+    free()
     return _Trained(net, history, phases, device)
 
 
