@@ -32,10 +32,13 @@ print(anew, said, kept, held - resident())
 """
 
 
-def measured(**more):
+def measured(limit="", **more):
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("MALLOC_", "GLIBC_"))}
     done = subprocess.run(
-        [sys.executable, "-c", FAULTS], capture_output=True, text=True, env={**clean, **more}
+        [sys.executable, "-c", limit + FAULTS],
+        capture_output=True,
+        text=True,
+        env={**clean, **more},
     )
     assert done.returncode == 0, done.stderr
     anew, said, kept, given_back = done.stdout.split()
@@ -54,6 +57,12 @@ def test_a_step_gets_no_new_pages_for_what_the_last_one_freed():
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's malloc")
 def test_what_the_user_set_for_malloc_wins():
     assert measured(MALLOC_ARENA_MAX="4")[1] is False
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's malloc")
+def test_a_limit_of_the_address_space_counts_what_is_kept_and_so_nothing_is():
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_AS, (1 << 40, 1 << 40))\n"
+    assert measured(limit)[1] is False
 
 
 def test_a_fit_on_the_cpu_keeps_memory_and_gives_it_back(tmp_path, monkeypatch):

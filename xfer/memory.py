@@ -6,6 +6,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import os
+import resource
 from collections.abc import Callable
 
 import torch
@@ -64,11 +65,12 @@ def keep_freed() -> bool:
 
     glibc gives large tensors back to the system as soon as they are freed, and gets them again
     page by page, each cleared first: a fifth of a training step on the CPU went there. :func:`free`
-    gives back what is kept. Does nothing where the user has set glibc's own variables, or where
-    there is no glibc.
+    gives back what is kept. Does nothing where the user has set glibc's own variables or limits
+    the address space, which counts what is kept, or where there is no glibc.
     """
     typed = [n for n in os.environ if n.startswith("MALLOC_") or n == "GLIBC_TUNABLES"]
-    if typed or not hasattr(_LIBC, "mallopt"):
+    limited = resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY
+    if typed or limited or not hasattr(_LIBC, "mallopt"):
         return False
     large = any(_LIBC.mallopt(_MMAP_THRESHOLD, size) for size in _LARGEST)
     return large and bool(_LIBC.mallopt(_TRIM_THRESHOLD, (1 << 31) - 1))
