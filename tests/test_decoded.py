@@ -1,5 +1,6 @@
 """Files decoded once: the same pictures, in memory that worker processes share."""
 
+import csv
 import json
 import time
 from pathlib import Path
@@ -10,9 +11,11 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 import xfer
-from xfer.decoded import Decoded, decoded
+from xfer.decoded import Decoded, available, decoded, decoded_limit, fitted
+from xfer.errors import ConfigError
 from xfer.images import Arrays, Files
-from xfer.types import Dataset, Samples
+from xfer.preprocess import normalise, prepare
+from xfer.types import Dataset, InputSpec, Samples
 
 
 @pytest.fixture
@@ -79,13 +82,93 @@ def split(images):
     return Samples(names, np.zeros(count, np.int64), images, "")
 
 
+SPEC = InputSpec((4, 5), 6, "bicubic", (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
+
+
 def test_only_files_are_kept_and_zero_keeps_none(files):
     arrays = Arrays(np.zeros((2, 4, 4), np.uint8))
     data = Dataset(("a",), {"train": split(files), "val": split(arrays)})
-    found = decoded(data, 0.001)
-    assert isinstance(found.splits["train"].images, Decoded)
-    assert found.splits["val"].images is arrays
-    assert decoded(data, 0).splits["train"].images is files
+    assert isinstance(decoded(data, 1_000_000, SPEC).splits["train"].images, Decoded)
+    assert decoded(data, 0, SPEC).splits["train"].images is files
+    turned = Dataset(("a",), {"train": split(arrays), "val": split(files)})
+    assert decoded(turned, 1_000_000, SPEC).splits["train"].images is arrays
+
+
+@pytest.mark.parametrize("max_bytes", [1_000_000, 200, 0])
+def test_fitted_images_of_val_are_what_evaluation_makes_of_them(files, max_bytes):
+    data = Dataset(("a",), {"train": split(files), "val": split(files)})
+    kept = fitted(data, max_bytes, SPEC).images
+    for _ in range(2):
+        for i in range(len(files)):
+            assert np.array_equal(normalise(kept[i], SPEC), prepare(files[i], SPEC))
+
+
+def test_val_is_read_once_and_leaves_the_rest_to_training(files):
+    data = Dataset(("a",), {"train": split(files), "val": split(files)})
+    kept, need = fitted(data, 10_000, SPEC).images, 3 * 4 * 5 * 3
+    before = pixels(kept)
+    for path in files.paths:
+        path.unlink()
+    assert same(pixels(kept), before)
+    assert len(kept._pixels) == need
+    assert len(decoded(data, 10_000, SPEC).splits["train"].images._pixels) == 10_000 - need
+    assert len(fitted(data, 100, SPEC).images._pixels) == 50  # its share of the images, no more
+
+
+def machine(root, kilobytes, groups=(), strict=None):
+    """A folder that looks like the system's files: free memory, and ``groups`` of (path, most,
+    taken)."""
+    (root / "proc/self").mkdir(parents=True)
+    (root / "proc/sys/vm").mkdir(parents=True)
+    (root / "proc/sys/vm/overcommit_memory").write_text("0\n" if strict is None else "2\n")
+    committed = f"CommitLimit: {strict or 0} kB\nCommitted_AS: 0 kB\n"
+    (root / "proc/meminfo").write_text(f"MemTotal: 9 kB\nMemAvailable: {kilobytes} kB\n{committed}")
+    (root / "proc/self/cgroup").write_text("0::/job/step\n")
+    for path, most, taken in groups:
+        folder = root / "sys/fs/cgroup" / path
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "memory.max").write_text(most)
+        (folder / "memory.current").write_text(taken)
+    return root
+
+
+def test_available_is_what_the_system_has_or_a_container_leaves(tmp_path):
+    free = 1024 * 1000
+    assert available(machine(tmp_path / "a", 1000)) == free
+    unlimited = [("job", "max\n", "5\n")]
+    assert available(machine(tmp_path / "b", 1000, unlimited)) == free
+    outer = [("job", "9000\n", "2000\n"), ("job/step", "max\n", "5\n")]
+    assert available(machine(tmp_path / "c", 1000, outer)) == 7000
+    full = [("job/step", "10\n", "20\n")]
+    assert available(machine(tmp_path / "d", 1000, full)) == 0
+    assert available(machine(tmp_path / "e", 1000, strict=300)) == 300 * 1024
+
+
+def test_auto_is_a_tenth_of_the_memory_and_a_number_wins(monkeypatch):
+    monkeypatch.setattr("xfer.decoded.available", lambda: 23_400_000_000)
+    value, why = decoded_limit("auto")
+    assert value == 2.34 and "a tenth of the 23.4 GB" in why
+    assert decoded_limit(0.5)[0] == 0.5 and decoded_limit(0)[0] == 0
+
+
+@pytest.mark.parametrize("typed", ["much", "-1", "[1]"])
+def test_other_words_and_negative_numbers_are_refused(typed, tmp_path):
+    with pytest.raises(ConfigError, match=r"data\.decoded_gb"):
+        xfer.run("digits_freeze", [f"data.decoded_gb={typed}", f"run.dir={tmp_path}/x"])
+
+
+def test_what_is_kept_changes_no_number(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    typed = ["stages=[fit]", "trainer.max_epochs=2", "data.workers=0", "features=never"]
+    texts = []
+    for limit in ("auto", "0"):
+        folder = xfer.run("digits_freeze", [*typed, f"data.decoded_gb={limit}"]).folder
+        rows = list(csv.DictReader((folder / "metrics.csv").read_text().splitlines()))
+        texts.append([{k: v for k, v in r.items() if k not in TIMES} for r in rows])
+    assert texts[0] == texts[1] and len(texts[0]) == 2
+
+
+TIMES = ("epoch_s", "step_ms", "data_share")
 
 
 def test_the_share_of_time_that_training_waits_for_data_is_told(tmp_path, monkeypatch):

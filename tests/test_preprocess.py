@@ -106,3 +106,14 @@ def test_a_recipe_at_another_size_keeps_its_share_of_the_crop() -> None:
     spec = InputSpec((224, 224), 256, "bilinear", (0.5,) * 3, (0.5,) * 3)
     assert (spec.scaled(112).size, spec.scaled(112).resize) == ((112, 112), 128)
     assert InputSpec.from_plain(spec.to_plain()) == spec
+
+
+def test_every_value_of_a_pixel_becomes_what_the_formula_gives() -> None:
+    spec = InputSpec((16, 16), None, "bilinear", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    grey = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    pixels = np.stack([grey, grey[::-1], grey.T], axis=2)
+    mean, std = (np.asarray(v, np.float32).reshape(3, 1, 1) for v in (spec.mean, spec.std))
+    expected = (pixels.transpose(2, 0, 1).astype(np.float32) / np.float32(255) - mean) / std
+    found = normalise(Image.fromarray(pixels), spec)
+    assert found.dtype == np.float32 and found.flags.c_contiguous
+    assert np.array_equal(found, expected)

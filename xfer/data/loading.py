@@ -42,7 +42,8 @@ class Loading(ABC):
     """The keys that every option has.
 
     ``workers`` are processes that decode images. They share up to ``decoded_gb`` gigabytes of
-    memory for what they decoded, so that training decodes a file once; 0 decodes anew. Where
+    memory for what they decoded, so that training decodes a file once; ``auto`` is a tenth of the
+    memory that is available, 0 decodes anew. Where
     ``val`` or ``test`` is missing, the fractions say how much of every class is held out,
     ``split_seed`` which images. ``on_bad`` says what becomes of files that are no sound images,
     ``leakage`` of images on both sides of a split. ``sampler`` says how often an epoch trains on
@@ -52,7 +53,7 @@ class Loading(ABC):
     batch_size: Annotated[int, Gt(0)] = 24
     eval_batch_size: Annotated[int, Gt(0)] = 64
     workers: Annotated[int, Ge(0)] = 2
-    decoded_gb: Annotated[float, Ge(0)] = 2.0
+    decoded_gb: Annotated[float, Ge(0)] | Literal["auto"] = "auto"
     val_fraction: Annotated[float, Ge(0), Le(1)] = 0.2
     test_fraction: Annotated[float, Ge(0), Lt(1)] = 0.0
     split_seed: Annotated[int, Ge(0)] = 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,6 @@ import torch
 from torch import nn
 
 from xfer import freeze, metrics
-from xfer.decoded import decoded
 from xfer.errors import DataError
 from xfer.evaluate import device_name
 from xfer.feed import Kept, told
@@ -55,7 +54,6 @@ def fit(plan: Plan, folder: Path) -> Fitted:
     more than a mean; DataError for features that are no numbers.
     """
     began = time.perf_counter()
-    plan = _decoded(plan)
     net = assemble(plan.parts, plan.weights)
     frozen = at_rest(plan, net)
     kept = features_of(plan, frozen)
@@ -116,12 +114,6 @@ def solve(plan: Plan, frozen: Frozen, kept: Kept) -> Solved:
     _fill(net.get_submodule(path), solution.path[solution.best])
     _check_linear(frozen, kept, answers[solution.best])
     return Solved(solution, answers, seconds)
-
-
-def _decoded(plan: Plan) -> Plan:
-    if plan.dataset is None or plan.specs.data is None:
-        raise DataError("data", "is needed to fit", "give data=... or data.root=DIR", 43)
-    return replace(plan, dataset=decoded(plan.dataset, plan.specs.data.decoded_gb))
 
 
 def _check_numbers(features: npt.NDArray[np.float32], names: tuple[str, ...]) -> None:
