@@ -1,5 +1,6 @@
 """Training on features gives what training on images gives, and refuses what it cannot."""
 
+import csv
 import json
 import os
 import shutil
@@ -316,14 +317,27 @@ def test_what_was_trained_on_features_is_evaluated_on_them_bit_for_bit(
     assert ours == theirs and ours.count(b"\n") == 8
 
 
+def test_a_fit_in_half_precision_is_validated_and_scored_in_full(tmp_path):
+    """The best value of the fit is the score of the same weights on the same images."""
+    root, half = tmp_path / "pictures", "trainer.precision=bf16-mixed"
+    for features in ("never", "require"):
+        options = [*FAMILIES["squeezenet"], half, f"features={features}"]
+        run = small(root, *options, "trainer.max_epochs=2", "stages=[fit,evaluate]")
+        found = json.loads((run / "result.json").read_text())
+        assert found["precision"] == "bf16-mixed"
+        assert found["best"]["value"] == found["scores"]["val"]["acc"]
+        rows = list(csv.DictReader((run / "metrics.csv").open()))
+        loss = float(rows[found["best"]["epoch"] - 1]["val_loss"])
+        assert found["scores"]["val"]["loss"] == pytest.approx(loss, rel=1e-5)
+
+
 @pytest.mark.parametrize(
     "options",
     [
-        ["trainer.precision=bf16-mixed"],
         ["trainer.channels_last=false"],
         ["freeze=lp_ft", "freeze.probe_epochs=1", "trainer.max_epochs=2", "features=auto"],
     ],
-    ids=["half", "other layout", "no features in the end"],
+    ids=["other layout", "no features in the end"],
 )
 def test_features_that_are_not_what_evaluation_would_compute_do_not_serve(
     options, tmp_path, monkeypatch

@@ -71,8 +71,8 @@ def test_the_climb_moves_nothing_that_the_first_phase_freezes(options, monkeypat
     seen = []
 
     class Seen(Classifier):
-        def __init__(self, net, plan):
-            super().__init__(net, plan)
+        def __init__(self, net, plan, **given):
+            super().__init__(net, plan, **given)
             state = net.state_dict()
             seen.append((self, hashes(state, state)))
 

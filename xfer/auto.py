@@ -32,6 +32,7 @@ _OF_STEPS = ("devices", "accumulate", "clip_norm", "ema_decay", "patience", "com
 _OF_EPOCHS = ("monitor", "start_epoch", "interval", "every_n_epochs", "every_n_steps")
 _BATCH = 32  # images a step that the rates below are for
 _RATES = {"head": 1e-3, "tuned": 1e-3, "whole": 1e-4, "new": 1e-3}
+_WARMUP = 0.1  # of the epochs
 _SGD = 10.0  # times the rate of an adaptive optimizer
 
 
@@ -96,6 +97,8 @@ def _applied(specs: Specs, choice: Choice) -> Plain:
         assert isinstance(own, optim.Auto)
         made = optim.AdamW(lr=own.lr, weight_decay=own.weight_decay, decay=own.decay)
         return {"optim": made}
+    if choice.value == "cosine":
+        return {"schedule": schedule.Cosine(warmup_epochs=_WARMUP * specs.trainer.epochs)}
     kinds: dict[tuple[str, Any], Any] = {
         ("optim", "exact"): optim.Exact,
         ("schedule", "constant"): schedule.Constant,

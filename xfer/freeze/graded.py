@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Annotated
+from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Le
 
@@ -68,14 +68,18 @@ class LpFt(Policy):
 
     The head trains alone for ``probe_epochs`` epochs, or until the monitored metric had no new
     best for ``patience`` epochs; with neither, for half of the run, or not at all where the head
-    starts solved. Then everything trains, the
-    backbone at the multiple ``backbone_lr`` and the head at ``head_lr``.
+    starts solved. Then everything trains, the last stage of the backbone at the multiple
+    ``backbone_lr``, each one before it slower by the factor ``decay``, and the head at
+    ``head_lr``. ``norms``: whether BatchNorm trains as well, or stays as it came: statistics of a
+    few small batches are worse than those of the pretraining.
     """
 
     probe_epochs: Annotated[int, Ge(1)] | None = None
     patience: Annotated[int, Ge(1)] | None = None
     backbone_lr: Multiple = 0.01
     head_lr: Multiple = 0.01
+    decay: Share = 1.0
+    norms: Literal["train", "freeze"] = "train"
 
     def __post_init__(self) -> None:
         if self.probe_epochs is not None and self.patience is not None:
@@ -93,7 +97,11 @@ class LpFt(Policy):
         start = None
         if self.patience is None:
             start = self.probe_epochs or max(1, epochs // 2)
-        tuned = layout.rows(self.head_lr, [self.backbone_lr] * count)
+        slower = [self.backbone_lr * self.decay ** (count - 1 - i) for i in range(count)]
+        tuned = layout.rows(self.head_lr, slower)
+        if self.norms == "freeze":
+            still = set(layout.batch_norms)
+            tuned = tuple(replace(row, lr=0.0) if row.name in still else row for row in tuned)
         return [
             Phase(layout.rows(1, [0.0] * count), 0, None, "linear probe"),
             Phase(tuned, start, self.patience, "fine-tune"),

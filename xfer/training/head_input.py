@@ -100,7 +100,7 @@ class Standardized:
 
     def __init__(self, net: nn.Module, standard: Standard) -> None:
         self.net, self.standard = net, standard
-        self._put(unfolded)
+        put(net, unfolded, standard)
         self._hooks = [
             net.get_submodule(path).register_forward_pre_hook(_scaled(own))
             for path, own in standard.items()
@@ -114,15 +114,19 @@ class Standardized:
         """The network with its statistics folded in."""
         for hook in self._hooks:
             hook.remove()
-        self._put(folded)
+        put(self.net, folded, self.standard)
 
-    def _put(self, change: Callable[[StateDict, Standard], StateDict]) -> None:
-        own = dict(self.net.named_parameters())
-        names = [f"{path}.{kind}" for path in self.standard for kind in ("weight", "bias")]
-        state = {name: own[name].detach() for name in names}
-        with torch.no_grad():
-            for name, tensor in change(state, self.standard).items():
-                own[name].copy_(tensor)
+
+def put(
+    net: nn.Module, change: Callable[[StateDict, Standard], StateDict], standard: Standard
+) -> None:
+    """Fold or unfold the layers of ``standard`` in ``net``, in place."""
+    own = dict(net.named_parameters())
+    names = [f"{path}.{kind}" for path in standard for kind in ("weight", "bias")]
+    state = {name: own[name].detach() for name in names}
+    with torch.no_grad():
+        for name, tensor in change(state, standard).items():
+            own[name].copy_(tensor)
 
 
 def _scaled(own: Moments) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...]]:

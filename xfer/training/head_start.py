@@ -13,15 +13,15 @@ from xfer.augment import Plain as NoAugment
 from xfer.features import Auto
 from xfer.features.cut import Tail
 from xfer.feed import Kept, Rows
-from xfer.head import Keep
+from xfer.head import Keep, Mlp
 from xfer.loader import EvalLoader, Pictures
 from xfer.log import log
 from xfer.optim import Exact
 from xfer.preprocess import prepare
-from xfer.standardize import Standard
+from xfer.standardize import Standard, folded
 from xfer.training.exact import solve
 from xfer.training.frozen import Frozen, NotExact, at_rest, batches, features_of
-from xfer.training.head_input import first_layer, moments
+from xfer.training.head_input import first_layer, moments, put
 
 if TYPE_CHECKING:
     from xfer.plan import Plan
@@ -50,6 +50,15 @@ def prepare_head(plan: Plan, net: nn.Module) -> Standard:
             _begin_solved(plan, frozen, kept)
     if not _standardizes(specs):
         return {}
+    standard = _moments(plan, frozen, kept)
+    if isinstance(specs.head, Mlp):
+        # Its random start is meant for standardised input.
+        put(net, folded, standard)
+    return standard
+
+
+def _moments(plan: Plan, frozen: Frozen, kept: Kept | None) -> Standard:
+    net = frozen.net
     paths = [path for head in plan.layout.heads if (path := first_layer(net, head))]
     if kept is None:
         return moments(net, paths, _images(plan, frozen.device))

@@ -1,0 +1,260 @@
+"""optim=exact on real runs: its files, its proof, what it refuses, and what starts from it."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from pictures import folders
+
+import xfer
+from xfer.config import compose_specs
+from xfer.errors import ConfigError, DataError, Problems
+from xfer.facts import table as plan_table
+from xfer.plan import make_plan
+from xfer.storage import load_tensors
+
+QUICK = ["stages=[fit,evaluate]"]
+
+
+def facts(folder: Path, name: str = "result.json"):
+    return json.loads((folder / name).read_text())
+
+
+def table(folder: Path, name: str) -> list[dict[str, str]]:
+    with (folder / name).open() as stream:
+        return list(csv.DictReader(stream))
+
+
+def assert_same_weights(*runs: Path) -> None:
+    ours, theirs = (load_tensors(r / "checkpoints/best.ckpt")["state_dict"] for r in runs)
+    assert all(ours[name].equal(theirs[name]) for name in theirs)
+
+
+@pytest.fixture(scope="module")
+def solved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("solved")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        patch.setenv("XFER_CACHE", str(place / "cache"))
+        return (place / xfer.run("digits_freeze").folder).resolve()
+
+
+def test_every_file_of_the_contract_is_there(solved: Path) -> None:
+    names = (
+        "config.yaml plan.json load_report.json freeze_proof.json metrics.csv predictions_val.csv "
+        "predictions_cv.csv checkpoints/best.ckpt checkpoints/last.ckpt figures/curves.png "
+        "export/model.onnx report.html result.json status.json"
+    ).split()
+    assert [name for name in names if not (solved / name).is_file()] == []
+
+
+def test_a_row_a_strength_and_the_best_is_the_one_of_least_loss(solved: Path) -> None:
+    rows, result = table(solved, "metrics.csv"), facts(solved)
+    assert list(rows[0])[:8] == "epoch step train_loss val_loss val_acc lr epoch_s step_ms".split()
+    losses = [float(row["cv_loss"]) for row in rows]
+    best = result["best"]
+    assert best["metric"] == "cv_loss"
+    assert best["epoch"] == int(np.argmin(losses)) + 1
+    assert best["value"] == min(losses)
+    row = rows[best["epoch"] - 1]
+    assert float(row["val_acc"]) == result["scores"]["val"]["acc"]
+    assert float(row["val_loss"]) == pytest.approx(result["scores"]["val"]["loss"], rel=1e-5)
+    assert result["solved"]["l2"] == float(row["l2"])
+
+
+def test_the_validation_images_chose_nothing(solved: Path) -> None:
+    assert facts(solved)["scores"]["val"]["used_for_selection"] is False
+    again = xfer.run("digits_sgd", ["stages=[evaluate]", f"checkpoint.path={solved}"]).folder
+    assert facts(again)["scores"]["val"]["used_for_selection"] is False
+
+
+def test_what_was_held_out_is_kept(solved: Path) -> None:
+    rows, said = table(solved, "predictions_cv.csv"), facts(solved)["solved"]
+    assert len(rows) == said["n"] == 717
+    right = sum(row["label"] == row["prediction"] for row in rows)
+    assert right / len(rows) == said["cv_acc"]
+    losses = [-np.log(float(row[f"p_{row['label']}"])) for row in rows]
+    assert np.mean(losses) == pytest.approx(said["cv_loss"], rel=1e-3)
+
+
+def test_what_is_frozen_is_proved(solved: Path) -> None:
+    proof = facts(solved, "freeze_proof.json")
+    assert proof["proved"] is True and proof["tensors"] > 50
+    assert facts(solved)["freeze"]["proved"] is True
+
+
+def test_the_plan_says_what_it_chose_and_why(solved: Path) -> None:
+    rows = {row["key"]: row for row in facts(solved, "plan.json")["auto"]}
+    assert rows["optim"]["value"] == "exact" and "convex" in rows["optim"]["why"]
+    shown = plan_table(make_plan(compose_specs(["experiment=digits_freeze"])))
+    assert "optim=exact: a linear head" in shown and "none: the head is solved exactly" in shown
+
+
+def test_two_runs_are_equal_to_the_byte_of_every_tensor_and_number(solved: Path) -> None:
+    again = xfer.run("digits_freeze", QUICK).folder
+    ours, theirs = (
+        load_tensors(r / "checkpoints/best.ckpt")["state_dict"] for r in (again, solved)
+    )
+    assert all(ours[name].equal(theirs[name]) for name in theirs)
+    for name in ("predictions_val.csv", "predictions_cv.csv"):
+        assert (again / name).read_bytes() == (solved / name).read_bytes()
+    clocks = {"epoch_s", "step_ms"}
+    rows = [[{k: v for k, v in r.items() if k not in clocks} for r in table(f, "metrics.csv")]
+            for f in (again, solved)]  # fmt: skip
+    assert rows[0] == rows[1]
+
+
+def test_a_run_that_is_killed_and_begun_again_ends_as_a_whole_one(tmp_path: Path, solved) -> None:
+    script = (
+        "import os, sys, xfer.training.logistic as l\n"
+        "minimum, count = l.Problem.minimum, [0]\n"
+        "def killed(self, *given):\n"
+        "    count[0] += 1\n"
+        "    if count[0] == int(sys.argv[1]): os.kill(os.getpid(), 9)\n"
+        "    return minimum(self, *given)\n"
+        "l.Problem.minimum = killed\n"
+        "import xfer\n"
+        "xfer.run('digits_freeze', ['stages=[fit,evaluate]', 'checkpoint.resume=auto'])\n"
+    )
+    for kill in (3, 40):
+        done = subprocess.run([sys.executable, "-c", script, str(kill)], cwd=tmp_path, timeout=300)
+        assert done.returncode == -9
+    done = subprocess.run([sys.executable, "-c", script, "0"], cwd=tmp_path, timeout=300)
+    assert done.returncode == 0
+    (run,) = (tmp_path / "outputs" / "digits_freeze").iterdir()
+    assert_same_weights(run, solved)
+    assert (run / "predictions_cv.csv").read_bytes() == (solved / "predictions_cv.csv").read_bytes()
+
+
+def test_it_needs_neither_lightning_nor_torchmetrics(tmp_path: Path) -> None:
+    script = (
+        "import sys, xfer\n"
+        "xfer.run('digits_freeze', ['stages=[fit,evaluate]'])\n"
+        "assert not {'pytorch_lightning', 'torchmetrics'} & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=True, timeout=300)
+
+
+def test_a_fit_of_steps_goes_on_from_it(solved: Path) -> None:
+    options = ["source=run", f"source.path={solved}", "head=keep", "freeze=lp_ft"]
+    steps = ["freeze.probe_epochs=1", "trainer.max_epochs=2", "optim.lr=0.0001"]
+    run = xfer.run("digits_freeze", [*options, *steps, *QUICK]).folder
+    before, after = facts(solved)["scores"]["val"], facts(run)["scores"]["val"]
+    assert after["acc"] >= before["acc"] - 0.01
+    assert facts(run)["solved"] is None
+
+
+def test_views_are_all_trained_on_and_the_evaluation_view_is_held_out() -> None:
+    run = xfer.run("digits_freeze", [*QUICK, "augment=standard", "features.views=2"]).folder
+    found = facts(run)
+    assert found["features"]["views"] == 2 and found["features"]["augmented"] is True
+    assert len(table(run, "predictions_cv.csv")) == 717
+    assert found["solved"]["l2"] > 0
+
+
+@pytest.mark.parametrize(
+    ("options", "fix"),
+    [
+        (["head=mlp"], "head=linear"),
+        (["head=dropout"], "head=linear"),
+        (["freeze=none"], "freeze=head_only"),
+        (["freeze=lp_ft"], "freeze=head_only"),
+        (["freeze=lora"], "freeze=head_only"),
+        (["features=never"], "features=auto"),
+        (["augment=mixed"], "augment=standard"),
+        (["optim.lr=0.1"], "optim.lr=auto"),
+        (["trainer.max_epochs=5"], "trainer.max_epochs=auto"),
+        (["schedule=cosine"], "schedule=auto"),
+        (["trainer.ema_decay=0.9"], "trainer.ema_decay=0.0"),
+        (["checkpoint.every_n_epochs=1"], "checkpoint.every_n_epochs=0"),
+        (["optim.weight_decay=0.1"], "optim.weight_decay=0"),
+        (["augment=standard", "features.views=max"], "features.views=4"),
+        (["freeze.batch_norm=adapt"], "freeze.batch_norm=eval"),
+    ],
+    ids=lambda value: value[-1] if isinstance(value, list) else "",
+)
+def test_what_it_cannot_solve_is_refused_and_the_remedy_works(options, fix: str) -> None:
+    typed = ["experiment=digits_freeze", "optim=exact", "stages=[]"]
+    with pytest.raises((ConfigError, Problems)) as caught:
+        make_plan(compose_specs([*typed, *options]))
+    assert f"Fix: type {fix}, or optim=adamw" in str(caught.value)
+    key = fix.split("=")[0]
+    kept = [option for option in options if option.split("=")[0] != key]
+    plan = make_plan(compose_specs([*typed, *kept, fix]))
+    assert plan.facts["optimizer"] == []
+    # The other remedy works as well, but for what no optimizer has a part in.
+    adamw = ["optim=adamw" if text == "optim=exact" else text for text in typed]
+    make_plan(compose_specs([*adamw, *options]))
+
+
+def test_a_network_that_does_more_behind_its_head_is_trained_step_by_step(monkeypatch) -> None:
+    """The plan cannot know; the fit finds out, says so, and writes the plan anew."""
+    from xfer.backbone import Timm
+
+    build = Timm.build
+
+    def odd(self, classes=None):
+        network = build(self, classes)
+        network.module.register_forward_hook(lambda *given: given[-1] ** 3)
+        return network
+
+    monkeypatch.setattr(Timm, "build", odd)
+    run = xfer.run("digits_freeze", QUICK).folder
+    assert facts(run)["solved"] is None
+    rows = {row["key"]: row for row in facts(run, "plan.json")["auto"]}
+    assert rows["optim"]["value"] == "adamw" and "behind its head" in rows["optim"]["why"]
+    assert "trained step by step" in (run / "run.log").read_text()
+    with pytest.raises(ConfigError, match=r"exact: .* Fix: type optim=adamw"):
+        xfer.run("digits_freeze", [*QUICK, "optim=exact"])
+
+
+def test_features_that_are_no_numbers_name_the_image(monkeypatch) -> None:
+    from xfer.backbone import Timm
+
+    build = Timm.build
+
+    def broken(self, classes=None):
+        network = build(self, classes)
+        pool = network.module.global_pool
+        pool.register_forward_hook(lambda *given: given[-1] * torch.where(
+            given[-1].mean(dim=1, keepdim=True) > 0.2, float("nan"), 1.0))  # fmt: skip
+        return network
+
+    monkeypatch.setattr(Timm, "build", broken)
+    with pytest.raises(DataError, match="features are NaN or Inf"):
+        xfer.run("digits_freeze", QUICK)
+
+
+def test_one_image_of_a_class_is_never_held_out_and_that_is_said(tmp_path: Path) -> None:
+    root = tmp_path / "pictures"
+    folders(root / "train", {"a": 9, "b": 8, "c": 1})
+    folders(root / "val", {"a": 3, "b": 3, "c": 2})
+    options = [f"data.root={root}", "source=none", "data.leakage=ignore", "backbone=squeezenet1_0"]
+    run = xfer.run(None, ["experiment=default", *options, *QUICK, "data.workers=0"]).folder
+    assert facts(run)["solved"]["left_in"] == 1
+    assert "1 images alone in their class were never held out" in (run / "run.log").read_text()
+
+
+def test_more_features_than_their_folder_may_hold_are_trained_step_by_step(tmp_path: Path) -> None:
+    run = xfer.run("digits_freeze", [*QUICK, "features.max_gb=0.00001"]).folder
+    assert facts(run)["solved"] is None
+    assert "features.max_gb" in (run / "run.log").read_text()
+
+
+def test_weights_and_balance_are_heeded() -> None:
+    plain = xfer.run("digits_freeze", QUICK).folder
+    for option in ("loss=balanced", "loss=smoothed", "data.sampler=balanced", "optim.l2=0.5"):
+        other = xfer.run("digits_freeze", [*QUICK, "optim=exact", option]).folder
+        states = [load_tensors(r / "checkpoints/best.ckpt")["state_dict"] for r in (plain, other)]
+        assert not states[0]["fc.weight"].equal(states[1]["fc.weight"]), option
+    assert len(table(other, "metrics.csv")) >= 1
+    assert facts(other)["solved"]["chosen_by"] == "given"
+    shutil.rmtree(plain)

@@ -1,0 +1,145 @@
+"""The head's input standardised: the scale of a backbone's output decides nothing, and nothing of
+it is in a file."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from runs import finish, kill, only_run, start, wait_for
+from torch import nn
+
+import xfer
+from xfer.backbone import Timm
+from xfer.snapshot import read_snapshot
+from xfer.standardize import Moments, folded, from_plain, to_plain, unfolded
+from xfer.storage import load_tensors
+from xfer.training.head_input import Standardized, first_layer, moments
+
+SHORT = ["trainer.standardize=true", "trainer.max_epochs=3", "stages=[fit,evaluate]"]
+
+
+def outcome(folder: Path) -> tuple[list[str], float]:
+    with (folder / "predictions_val.csv").open() as stream:
+        answers = [row["prediction"] for row in csv.DictReader(stream)]
+    return answers, json.loads((folder / "result.json").read_text())["scores"]["val"]["loss"]
+
+
+@pytest.fixture
+def scaled(monkeypatch: pytest.MonkeyPatch):
+    """Runs whose backbone's output is multiplied and shifted."""
+    build = Timm.build
+
+    def run(times: float, plus: float, *options: str) -> tuple[list[str], float]:
+        def built(self, classes=None):
+            network = build(self, classes)
+            network.module.global_pool.register_forward_hook(lambda *a: a[-1] * times + plus)
+            return network
+
+        monkeypatch.setattr(Timm, "build", built)
+        return outcome(xfer.run("digits_sgd", [*SHORT, *options]).folder)
+
+    return run
+
+
+@pytest.mark.parametrize("head", ["linear", "dropout", "mlp", "pooled"])
+def test_a_backbone_that_is_multiplied_or_shifted_trains_to_the_same(scaled, head: str) -> None:
+    answers, loss = scaled(1, 0, f"head={head}")
+    for times, plus in ((100, 0), (1, 50)):
+        others, other = scaled(times, plus, f"head={head}")
+        assert other == pytest.approx(loss, rel=2e-3)
+        assert sum(a != b for a, b in zip(answers, others, strict=True)) <= 1
+
+
+def test_without_it_the_scale_decides(scaled) -> None:
+    """The test above can fail."""
+    off = "trainer.standardize=false"
+    assert scaled(1, 0, off)[1] != pytest.approx(scaled(100, 0, off)[1], rel=0.1)
+
+
+def test_the_exact_head_does_not_care_either(scaled, tmp_path, monkeypatch) -> None:
+    found = []
+    for i, (times, plus) in enumerate(((1, 0), (100, 0), (1, 50))):
+        # The features of three networks that go by one name.
+        monkeypatch.setenv("XFER_CACHE", str(tmp_path / str(i)))
+        exact = ["optim=exact", "optim.lr=auto", "schedule=auto", "features=auto"]
+        found.append(scaled(times, plus, *exact, "trainer.max_epochs=auto"))
+    (answers, loss), *others = found
+    for again, other in others:
+        assert other == pytest.approx(loss, rel=1e-3)
+        assert again == answers
+
+
+def test_what_is_folded_gives_the_answers_of_what_trained() -> None:
+    torch.manual_seed(0)
+    images = torch.randn(40, 3, 6, 6) * 30 + 5
+    for net, head in (
+        (nn.Sequential(nn.Flatten(), nn.Linear(108, 4)), "1"),
+        (nn.Sequential(nn.Identity(), nn.Conv2d(3, 4, 1), nn.Flatten()), "1"),
+    ):
+        path = first_layer(net, head)
+        assert path == "1"
+        before, wanted = net.state_dict(), net(images)
+        before = {name: tensor.clone() for name, tensor in before.items()}
+        found = moments(net, [path], [images[:16], images[16:]])
+        put = Standardized(net, found)
+        assert torch.allclose(net(images), wanted, atol=1e-3)
+        seen = []
+        net[1].register_forward_hook(lambda _, args, __, seen=seen: seen.append(args[0]))
+        net(images)
+        dims = (0, 2, 3) if seen[0].ndim == 4 else 0
+        assert seen[0].mean(dims).abs().max() < 1e-4
+        assert torch.allclose(seen[0].std(dims, correction=0), torch.ones(()), atol=1e-3)
+        folds = put.folded(net.state_dict())
+        assert all(torch.allclose(folds[n], before[n], atol=1e-4) for n in before)
+        put.remove()
+        assert torch.allclose(net(images), wanted, atol=1e-3)
+
+
+def test_a_feature_that_is_constant_is_left_alone() -> None:
+    net = nn.Sequential(nn.Linear(3, 2))
+    found = moments(net, ["0"], [torch.tensor([[1.0, 190.0, 0.0], [3.0, 190.0, 0.0]])])
+    assert found["0"].std.tolist() == [1.0, 1.0, 1.0]
+    assert found["0"].mean.tolist() == [2.0, 190.0, 0.0]
+
+
+def test_folding_and_unfolding_are_inverse_and_go_through_a_file() -> None:
+    state = {"fc.weight": torch.randn(3, 5), "fc.bias": torch.randn(3), "other": torch.ones(2)}
+    standard = {"fc": Moments(torch.randn(5), torch.rand(5) + 0.5)}
+    again = unfolded(folded(state, standard), from_plain(to_plain(standard)))
+    assert all(torch.allclose(again[name], state[name], atol=1e-5) for name in state)
+    assert from_plain(None) == {}
+
+
+def test_best_and_copies_hold_weights_for_raw_input() -> None:
+    """A copy of an epoch is a resume file, and evaluates as the best checkpoint does."""
+    run = xfer.run("digits_sgd", [*SHORT, "checkpoint.every_n_epochs=1"]).folder
+    best = json.loads((run / "result.json").read_text())["best"]["epoch"]
+    copy = run / "checkpoints" / f"checkpoint_epoch{best}.ckpt"
+    raw = load_tensors(copy)["state_dict"]["net.fc.weight"]
+    held = read_snapshot(copy).state["fc.weight"]
+    assert not torch.allclose(raw, held)
+    assert torch.allclose(held, read_snapshot(run / "checkpoints" / "best.ckpt").state["fc.weight"])
+    again = xfer.run("digits_sgd", ["stages=[evaluate]", f"checkpoint.path={copy}"]).folder
+    assert outcome(again)[1] == pytest.approx(outcome(run)[1], rel=1e-5)
+    assert math.isfinite(outcome(run)[1])
+
+
+def test_a_run_that_was_killed_ends_as_a_whole_one(tmp_path: Path) -> None:
+    options = ["trainer.standardize=true", "trainer.precision=32-true", "head=linear"]
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    for folder in (whole, cut):
+        folder.mkdir()
+    finish(start(whole, *options))
+    process = start(cut, *options)
+    wait_for(lambda: list(cut.glob("outputs/digits_sgd/*/metrics.csv")), process)
+    kill(process)
+    finish(start(cut, *options, "checkpoint.resume=auto"))
+    ours, theirs = (
+        load_tensors(only_run(f) / "checkpoints" / "best.ckpt")["state_dict"] for f in (cut, whole)
+    )
+    assert all(ours[name].equal(theirs[name]) for name in theirs)
