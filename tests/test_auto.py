@@ -114,7 +114,8 @@ def test_fine_tuning_begins_at_the_solved_head_and_the_probe_of_lp_ft_is_done() 
 def test_the_tutorials_keep_their_own_values() -> None:
     for name in ("digits_sgd", "digits_finetune"):
         plan = make_plan(compose_specs([f"experiment={name}"]))
-        assert set(chosen(plan)) <= {"trainer.head_start", "data.decoded_gb"}
+        assert set(chosen(plan)) <= {"trainer.head_start", "trainer.ema_decay", "data.decoded_gb"}
+        assert plan.specs.trainer.averages == 0
         assert chosen(plan)["trainer.head_start"] == "zero"
         assert plan.specs.trainer.standardize is False
         assert plan.specs.trainer.numbers == "32-true"

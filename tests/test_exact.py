@@ -173,7 +173,7 @@ def test_views_are_all_trained_on_and_the_evaluation_view_is_held_out() -> None:
         (["optim.lr=0.1"], "optim.lr=auto"),
         (["trainer.max_epochs=5"], "trainer.max_epochs=auto"),
         (["schedule=cosine"], "schedule=auto"),
-        (["trainer.ema_decay=0.9"], "trainer.ema_decay=0.0"),
+        (["trainer.ema_decay=0.9"], "trainer.ema_decay=auto"),
         (["checkpoint.every_n_epochs=1"], "checkpoint.every_n_epochs=0"),
         (["optim.weight_decay=0.1"], "optim.weight_decay=0"),
         (["augment=standard", "features.views=max"], "features.views=4"),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from xfer import augment, features, optim, schedule
@@ -25,9 +26,9 @@ if TYPE_CHECKING:
     from xfer.specs import Specs
 
 _ANY_EPOCHS = 1_000_000
-_SEEN = {"head": 20_000, "backbone": 2_000}
-"""Training images that a run sees in all, where a head or more trains."""
-_EPOCHS = {"head": (10, 50), "backbone": (5, 20)}
+_SEEN = {"head": 20_000, "backbone": 2_000, "solved": 800}
+"""Training images that a run sees in all, by what trains and from where."""
+_EPOCHS = {"head": (10, 50), "backbone": (5, 20), "solved": (3, 10)}
 _OF_STEPS = ("devices", "accumulate", "clip_norm", "ema_decay", "patience", "compile")
 _OF_EPOCHS = ("monitor", "start_epoch", "interval", "every_n_epochs", "every_n_steps")
 _BATCH = 32  # images a step that the rates below are for
@@ -59,10 +60,10 @@ def decide(
         obstacles = [("the network", not_exact, "optim=adamw")]
     if isinstance(specs.optim, optim.Exact):
         raise_all([_refusal(*obstacle) for obstacle in obstacles])
-        return [*_precision(specs, head=True), *_no_steps(specs)]
+        return [*_precision(specs, once=True), *_no_steps(specs)]
     if isinstance(specs.optim, optim.Auto) and not obstacles:
         why = "a linear head behind frozen layers is a convex problem: solved, no rate needed"
-        found = [Choice("optim", "exact", why), *_precision(specs, head=True)]
+        found = [Choice("optim", "exact", why), *_precision(specs, once=True)]
         return [*found, *_no_steps(specs)]
     found = []
     if isinstance(specs.optim, optim.Auto):
@@ -79,7 +80,7 @@ def apply(specs: Specs, choices: Iterable[Choice]) -> Specs:
     specs = replace(specs, **made)
     if isinstance(specs.optim, optim.Exact):
         # Without steps there are no epochs, no rate over time and nothing to begin from.
-        trainer = replace(specs.trainer, max_epochs=1, head_start="zero")
+        trainer = replace(specs.trainer, max_epochs=1, head_start="zero", ema_decay=0.0)
         made |= {"trainer": trainer, "schedule": schedule.Constant()}
     facts = {**specs.facts}
     for group in made:
@@ -104,6 +105,7 @@ def _applied(specs: Specs, choice: Choice) -> Plain:
         ("schedule", "constant"): schedule.Constant,
         ("augment", "none"): augment.Plain,
         ("augment", "standard"): augment.Standard,
+        ("augment", "light"): partial(augment.Standard, scale=(0.4, 1.0)),
     }
     return {group: kinds[group, choice.value]()}
 
@@ -120,33 +122,38 @@ def _steps(
     specs: Specs, layout: Layout, phases: Sequence[Phase], images: int, pretrained: bool
 ) -> list[Choice]:
     """Rate, epochs, schedule and precision of training step by step."""
-    part = "backbone" if _tunes(phases) else "head"
-    found = []
-    own = specs.optim
-    if isinstance(own, optim.Options) and own.lr == "auto":
-        rate, why = _rate(specs, phases, pretrained)
-        found.append(Choice("optim.lr", rate, why))
-    epochs = specs.trainer.max_epochs
+    tunes = _tunes(phases)
+    start = specs.trainer.head_start
+    found = [_head_start(specs, layout, pretrained and tunes)] if start == "auto" else []
+    solved = start == "solved" or any(choice.value == "solved" for choice in found)
+    own, epochs = specs.optim, specs.trainer.max_epochs
+    if own.lr == "auto":
+        found.append(Choice("optim.lr", *_rate(specs, phases, pretrained)))
     if epochs == "auto":
-        low, high = _EPOCHS[part]
-        seen = _SEEN[part]
-        epochs = max(low, min(high, math.ceil(seen / max(1, images))))
-        last = max((phase.start or 0 for phase in phases), default=0)
-        # A phase that begins late is given as long again.
-        epochs = max(epochs, 2 * last if last < _ANY_EPOCHS // 4 else 0)
-        why = f"{seen:,} images seen in all, {low} to {high} epochs"
-        found.append(Choice("trainer.max_epochs", epochs, why))
+        part = "solved" if solved else "backbone" if tunes else "head"
+        found.append(Choice("trainer.max_epochs", *_epochs(part, phases, images)))
+        epochs = int(found[-1].value)
     if isinstance(specs.schedule, schedule.Auto):
-        found.append(
-            Choice("schedule", "cosine", "a tenth of the run to rise, then half a cosine to 0")
-        )
+        why = "a tenth of the run to rise, then half a cosine to 0"
+        found.append(Choice("schedule", "cosine", why))
     if isinstance(specs.augment, augment.Auto):
-        found.append(Choice("augment", "standard", "random crops and flips while training"))
+        kind = "light" if solved else "standard"
+        found.append(Choice("augment", kind, "random crops and flips while training"))
     if specs.data and specs.data.decoded_gb == "auto":
         found.append(Choice("data.decoded_gb", *decoded_limit("auto")))
-    if specs.trainer.head_start == "auto":
-        found.append(_head_start(specs, layout, pretrained and part == "backbone"))
-    return [*found, *_precision(specs, head=part == "head")]
+    if specs.trainer.ema_decay == "auto":
+        found.append(_average(specs, epochs, images, solved))
+    once = not tunes and isinstance(specs.features, features.Auto)
+    return [*found, *_precision(specs, once)]
+
+
+def _epochs(part: str, phases: Sequence[Phase], images: int) -> tuple[int, str]:
+    (low, high), seen = _EPOCHS[part], _SEEN[part]
+    epochs = max(low, min(high, math.ceil(seen / max(1, images))))
+    # A phase that begins late is given as long again; one that begins half-way has no start yet.
+    starts = (phase.start or 0 for phase in phases)
+    late = max((start for start in starts if start < _ANY_EPOCHS // 4), default=0)
+    return max(epochs, 2 * late), f"{seen:,} images seen in all, {low} to {high} epochs"
 
 
 def _head_start(specs: Specs, layout: Layout, tunes: bool) -> Choice:
@@ -157,6 +164,16 @@ def _head_start(specs: Specs, layout: Layout, tunes: bool) -> Choice:
         why = "fine-tuning begins at the best head on the frozen features"
         return Choice("trainer.head_start", "solved", why)
     return Choice("trainer.head_start", "zero", "all classes equally likely at first")
+
+
+def _average(specs: Specs, epochs: int, images: int, good: bool) -> Choice:
+    """An average over the whole run where its start is ``good`` (Wortsman et al., 2022)."""
+    if not good:
+        return Choice("trainer.ema_decay", 0.0, "only the last weights count")
+    size = specs.data.batch_size * specs.trainer.accumulate if specs.data else _BATCH
+    steps = epochs * math.ceil(images / size)
+    why = f"weights are averaged over all {steps} steps, with those of the solved start"
+    return Choice("trainer.ema_decay", round(1 - 1 / max(2, steps), 5), why)
 
 
 def _obstacles(specs: Specs, layout: Layout, phases: Sequence[Phase]) -> list[tuple[str, str, str]]:
@@ -207,7 +224,7 @@ def _asked(specs: Specs) -> list[tuple[bool, str, str, str]]:
     for group, spec, default, keys in usual:
         for key in keys:
             value, name = getattr(default, key), f"{group}.{key}"
-            given = getattr(spec, key) != value
+            given = getattr(spec, key) not in (value, 0)
             fix = f"{name}={str(value).lower()}"
             found.append((given, name, "asks for training step by step", fix))
     return found
@@ -248,11 +265,11 @@ def _rate(specs: Specs, phases: Sequence[Phase], pretrained: bool) -> tuple[floa
     return scaled, f"{told}; times the root of {batch}/{_BATCH}, the images of a step"
 
 
-def _precision(specs: Specs, head: bool) -> list[Choice]:
+def _precision(specs: Specs, once: bool) -> list[Choice]:
     """bfloat16 where the hardware computes with it and it pays."""
     if specs.trainer.precision != "auto":
         return []
     from xfer.bf16 import verdict
 
-    use, why = verdict(specs.trainer.accelerator, once=head)
+    use, why = verdict(specs.trainer.accelerator, once)
     return [Choice("trainer.precision", "bf16-mixed" if use else "32-true", why)]

@@ -12,11 +12,14 @@ from torch import nn
 
 
 class Ema:
-    """``shadow`` holds the average by tensor name. Integer buffers are copied, not averaged."""
+    """``shadow`` holds the average by tensor name. Integer buffers are copied, not averaged. Where
+    the weights are ``good`` already they stay in the average for as long as ``decay`` says."""
 
-    def __init__(self, net: nn.Module, names: Iterable[str], decay: float) -> None:
+    def __init__(
+        self, net: nn.Module, names: Iterable[str], decay: float, good: bool = False
+    ) -> None:
         state = net.state_dict()
-        self.decay = decay
+        self.decay, self.good = decay, good
         self.shadow = {name: state[name].detach().clone() for name in names}
         self._step = 0
 
@@ -28,7 +31,7 @@ class Ema:
         self._step = step
         state = net.state_dict()
         # A young average follows faster, as in timm and TensorFlow.
-        decay = min(self.decay, (1 + step) / (10 + step))
+        decay = self.decay if self.good else min(self.decay, (1 + step) / (10 + step))
         for name, average in self.shadow.items():
             value = state[name]
             if average.device != value.device:

@@ -60,7 +60,7 @@ def _split_facts(dataset: Dataset | None) -> Plain:
 def _training_facts(plan: Plan) -> Plain:
     trainer, rates = plan.specs.trainer, ever(plan.phases)
     stages = {name: stage for stage, names in plan.layout.stages for name in names}
-    own = set(plan.layout.adapters)
+    own, trains = set(plan.layout.adapters), not isinstance(plan.specs.optim, Exact)
     return {
         "parameters": [
             {
@@ -84,9 +84,9 @@ def _training_facts(plan: Plan) -> Plain:
             "batch_size": plan.specs.data.batch_size if plan.specs.data else None,
             "accumulate": trainer.accumulate,
             "devices": trainer.devices,
-            "per_epoch": plan.steps_per_epoch,
-            "epochs": trainer.epochs,
-            "total": plan.total_steps,
+            "per_epoch": plan.steps_per_epoch if trains else 0,
+            "epochs": trainer.epochs if trains else 0,
+            "total": plan.total_steps if trains else 0,
         },
     }
 

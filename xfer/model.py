@@ -53,8 +53,8 @@ class Classifier(pl.LightningModule):
         self.frozen = set.intersection(*map(self.frozen_in, range(len(plan.phases))))
         self.hashes = freeze.hashes(net.state_dict(), self.frozen)
         self.fingerprint = over(self.hashes)
-        decay = plan.specs.trainer.ema_decay
-        self.ema = Ema(net, list(self.moving()), decay) if decay else None
+        decay, solved = plan.specs.trainer.averages, plan.specs.trainer.head_start == "solved"
+        self.ema = Ema(net, list(self.moving()), decay, solved) if decay else None
         self.watch = Watch()
         self.found: dict[str, float] = {}
         self._answers: list[tuple[torch.Tensor, torch.Tensor]] = []

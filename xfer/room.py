@@ -51,6 +51,6 @@ def needed_bytes(plan: Plan) -> int:
     policy, trainer = plan.specs.checkpoint, plan.specs.trainer
     sizes = {name: 4 * math.prod(shape) for name, shape in plan.shapes.items()}
     moving = sum(sizes[name] for name, rates in ever(plan.phases).items() if any(rates))
-    last = moving * (4 if trainer.ema_decay else 3)
+    last = moving * (4 if trainer.averages else 3)
     copies = policy.keep if policy.every_n_epochs or policy.every_n_steps else 0
     return (3 + copies) * last + 2 * sum(sizes.values()) + _BESIDE

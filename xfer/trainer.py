@@ -13,7 +13,8 @@ Epochs = Annotated[int, Gt(0)]
 
 @dataclass(frozen=True)
 class Trainer:
-    """``max_epochs`` and ``precision``: ``auto`` leaves them to the plan, see :mod:`xfer.auto`.
+    """``max_epochs``, ``precision`` and ``ema_decay``: ``auto`` leaves them to the plan, see
+    :mod:`xfer.auto`.
     ``devices``: how many of ``accelerator``'s. ``accumulate``: batches an optimizer step.
     ``clip_norm``: largest gradient norm, 0 is off. ``ema_decay``: of the moving average of the
     weights that is validated and kept, 0 is off. ``patience``: epochs without a better value of
@@ -33,7 +34,7 @@ class Trainer:
     precision: Precision | Literal["auto"] = "auto"
     accumulate: Annotated[int, Gt(0)] = 1
     clip_norm: Annotated[float, Ge(0)] = 0.0
-    ema_decay: Annotated[float, Ge(0), Lt(1)] = 0.0
+    ema_decay: Annotated[float, Ge(0), Lt(1)] | Literal["auto"] = "auto"
     patience: Annotated[int, Ge(0)] = 0
     compile: bool = False
     channels_last: bool = True
@@ -48,6 +49,13 @@ class Trainer:
         if self.max_epochs == "auto":
             raise ValueError("trainer.max_epochs is still to be decided by the plan")
         return self.max_epochs
+
+    @property
+    def averages(self) -> float:
+        """The decay of the average of the weights, once the plan has decided it; 0 is off."""
+        if self.ema_decay == "auto":
+            raise ValueError("trainer.ema_decay is still to be decided by the plan")
+        return self.ema_decay
 
     @property
     def numbers(self) -> Precision:

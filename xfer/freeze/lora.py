@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 from annotated_types import Ge, Gt
@@ -15,6 +15,7 @@ from xfer.patterns import matches
 from xfer.types import Plain
 
 _TARGETS = "freeze.targets"
+_HEAD = 0.2  # of the adapters' multiple, for a head that begins solved
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +25,8 @@ class Lora(Policy):
     An adapted weight is W + ``alpha`` / ``rank`` * B A. ``targets`` is the name of a stage or a
     regular expression that must match a whole parameter name; ``None`` takes every weight of a
     linear layer, a convolution or attention outside the head whose adapter is smaller than
-    itself. ``lr``: multiple of the adapters; the head's is 1.
+    itself. ``lr``: multiple of the adapters; the head's is 1, or a fifth of theirs where it starts
+    solved.
     """
 
     rank: Annotated[int, Ge(1)] = 8
@@ -48,6 +50,12 @@ class Lora(Policy):
                 raise ConfigError("freeze.rank", what, fix, 73)
         names = [matrix.name for matrix in found]
         return {"rank": self.rank, "scale": self.alpha / self.rank, "weights": names}
+
+    def after_solved(self, phases: tuple[Phase, ...]) -> tuple[Phase, ...]:
+        """See :meth:`Policy.after_solved`: the head is where it should be, and follows slowly."""
+        (phase,) = phases
+        rows = (replace(row, lr=_HEAD * self.lr) if row.head else row for row in phase.rows)
+        return (replace(phase, rows=tuple(rows)),)
 
     def planned(self, layout: Layout, epochs: int) -> list[Phase]:
         """One phase."""
