@@ -338,6 +338,23 @@ def test_the_curves_mark_the_best_epoch_and_its_value(tmp_path: Path) -> None:
     pixels(curves(rows, 4, "val_acc", tmp_path / "c.png"))
 
 
+def test_the_curves_of_a_solved_head_mark_the_chosen_strength_and_have_plain_labels() -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    others = {"val_loss": 0.4, "train_loss": 0.3, "cv_acc": 0.8, "val_acc": 0.7}
+    losses = {10.0: 0.9, 0.1: 0.5, 0.001: 0.6}
+    rows = [{"l2": l2, "cv_loss": loss, **others} for l2, loss in losses.items()]
+    with canvas.style():
+        figure = epochs.path(rows, 2)
+        FigureCanvasAgg(figure).draw()
+    loss, _ = figure.axes
+    assert [list(line.get_xdata()) for line in loss.lines[-1:]] == [[0.1]]
+    assert loss.get_title(loc="right") == "chosen 0.1: 0.500"
+    shown = [label.get_text() for label in loss.get_xticklabels(which="both") if label.get_text()]
+    assert {"0.001", "0.1", "10"} <= set(shown)
+    assert not [text for text in shown if "$" in text]
+
+
 def test_one_epoch_is_seen_as_points_over_one_tick(tmp_path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 

@@ -45,6 +45,7 @@ def path(history: Sequence[Plain], best: int) -> Figure:
     penalty that a head was solved with; ``best`` (1-based) is the row of the chosen one."""
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
+    from matplotlib.ticker import FuncFormatter, NullFormatter
 
     figure = Figure(figsize=(8.6, 3.3), layout=ConstrainedLayoutEngine(wspace=0.06))
     for axes, kind in zip(figure.subplots(1, 2), ("loss", "acc"), strict=True):
@@ -63,6 +64,9 @@ def path(history: Sequence[Plain], best: int) -> Figure:
         axes.set(
             title=drawable("loss" if kind == "loss" else "accuracy"), xlabel="l2", xscale="log"
         )
+        # The usual labels of powers are formulas, and nothing here is read as a formula.
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda l2, _: f"{l2:g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.grid(axis="y")
         axes.legend(loc="best", fontsize=8, handlelength=1.6)
     return figure
