@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+import xfer
 from xfer import logger
 from xfer.errors import ConfigError
 from xfer.logger import Csv, Mlflow, TensorBoard, Wandb
@@ -30,3 +31,16 @@ def test_tensorboard_writes_its_events_into_the_run_folder(tmp_path: Path) -> No
     made.log_metrics({"val_acc": 0.5}, step=1)
     made.finalize("success")
     assert [p.parent for p in tmp_path.rglob("events.out.*")] == [tmp_path / "tensorboard"]
+
+
+@pytest.mark.skipif(find_spec("tensorboard") is None, reason="tensorboard is not installed")
+def test_a_solved_head_gives_each_strength_to_its_logger(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    monkeypatch.chdir(tmp_path)
+    folder = xfer.run("digits_freeze", ["logger=tensorboard", "stages=[fit]"]).folder
+    events = EventAccumulator(str(folder / "tensorboard")).Reload()
+    rows = (folder / "metrics.csv").read_text().splitlines()
+    assert len(events.Scalars("cv_loss")) == len(rows) - 1

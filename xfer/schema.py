@@ -18,6 +18,7 @@ from dataclasses import MISSING, asdict, fields, is_dataclass
 from typing import Any
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
 
 from xfer.errors import ConfigError, SafetyError, XferError, closest, raise_all
 from xfer.types import Plain
@@ -152,9 +153,23 @@ def _mistyped(key: str, error: ValidationError, where: Where) -> ConfigError:
     if kind == "tuple_type" and isinstance(value, str) and place == key:
         fix = f"type {key}=[{value}]"
     if kind == "literal_error":
-        fix = closest(str(value), re.findall(r"'([^']*)'", detail["msg"]))
+        what, fix = _none_of(details, key)
     told = "" if place == key else f"{place} "
     return ConfigError(where(key), f"{told}is {json.dumps(value)}, but {what}", fix, 2)
+
+
+def _none_of(details: list[ErrorDetails], key: str) -> tuple[str, str]:
+    """What must be there, and the remedy, where a value is no name of a list and no number."""
+    deepest = max(len(_path(d["loc"])) for d in details)
+    same = [d for d in details if len(_path(d["loc"])) == deepest]
+    names = [n for d in same for n in re.findall(r"'([^']*)'", d["msg"])]
+    kinds = [k for d in same for k in _KINDS if k[1] and d["type"].startswith(k[0])]
+    shown = [*(k[1].removeprefix("must be ") for k in kinds), *(f"'{n}'" for n in names)]
+    near = closest(str(same[0]["input"]), names)
+    if kinds and not near.startswith("did you mean"):
+        near = " or ".join([f"type {key}={kinds[0][2]}", *names])
+    first, last = ", ".join(shown[:-1]), shown[-1]
+    return f"must be {first} or {last}" if first else f"must be {last}", near
 
 
 def _path(loc: tuple[int | str, ...]) -> list[int | str]:

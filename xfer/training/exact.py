@@ -67,6 +67,7 @@ def fit(plan: Plan, folder: Path) -> Fitted:
     write_json(folder / "features.json", features)
     rows = _rows(plan, found)
     write_rows(folder / "metrics.csv", rows)
+    _log_rows(plan, folder, rows)
     best = rows[solution.best]
     chosen = {
         "metric": "cv_loss",
@@ -190,6 +191,17 @@ def _rows(plan: Plan, found: Solved) -> list[Plain]:
             }
         )
     return rows
+
+
+def _log_rows(plan: Plan, folder: Path, rows: list[Plain]) -> None:
+    """Give each strength to the logger that is asked for, as an epoch is given."""
+    logger = plan.specs.logger.build(folder, plan.specs.experiment)
+    if logger is None:
+        return
+    for row in rows:
+        known = {k: v for k, v in row.items() if k != "step" and v is not None}
+        logger.log_metrics(known, step=int(row["step"]))
+    logger.finalize("success")
 
 
 def _write_held_out(plan: Plan, solution: logistic.Solution, path: Path) -> None:
