@@ -90,14 +90,22 @@ def test_no_corner_of_the_configuration_takes_strange_keys(typed: str) -> None:
         ("optim.lr=0", "greater than 0", "optim.lr=NUMBER"),
         ("optim.lr=nan", "a finite number", "optim.lr=NUMBER"),
         ("optim.lr=inf", "a finite number", "optim.lr=NUMBER"),
-        ("optim.lr=abc", "a number", "optim.lr=NUMBER"),
-        ("optim.lr='0.1'", "a number", "optim.lr=NUMBER"),
-        ("optim.lr=null", "a number", "optim.lr=NUMBER"),
-        ("optim.lr.x=1", "a number", "optim.lr=NUMBER"),
+        ("optim.lr=abc", "a number or 'auto'", "optim.lr=NUMBER or auto"),
+        ("optim.lr='0.1'", "a number or 'auto'", "optim.lr=NUMBER or auto"),
+        ("optim.lr=null", "a number or 'auto'", "optim.lr=NUMBER or auto"),
+        ("optim.lr.x=1", "a number or 'auto'", "optim.lr=NUMBER or auto"),
         ("data.batch_size=0", "greater than 0", "data.batch_size=NUMBER"),
         ("data.workers=-1", "greater than or equal to 0", "data.workers=NUMBER"),
-        ("trainer.max_epochs=1.5", "a whole number", "trainer.max_epochs=WHOLE_NUMBER"),
-        ("trainer.max_epochs=true", "a whole number", "trainer.max_epochs=WHOLE_NUMBER"),
+        (
+            "trainer.max_epochs=1.5",
+            "a whole number or 'auto'",
+            "trainer.max_epochs=WHOLE_NUMBER or auto",
+        ),
+        (
+            "trainer.max_epochs=true",
+            "a whole number or 'auto'",
+            "trainer.max_epochs=WHOLE_NUMBER or auto",
+        ),
         ("trainer.deterministic=1", "true or false", "trainer.deterministic=true|false"),
         ("seed=-1", "greater than or equal to 0", "seed=NUMBER"),
         ("seed=4294967296", "less than 4294967296", "seed=NUMBER"),
@@ -407,7 +415,7 @@ def test_a_task_on_the_command_line_keeps_the_quick_start_away(typed: str) -> No
 )
 def test_without_a_task_the_quick_start_is_chosen(typed: list[str]) -> None:
     assert prepare_overrides(typed)[0] == QUICK_START
-    assert compose_specs(typed).experiment == "digits_sgd"
+    assert compose_specs(typed).experiment == "digits_freeze"
 
 
 def test_a_folder_of_images_alone_is_a_whole_command() -> None:

@@ -16,13 +16,13 @@ def built(**values: object) -> Trainer:
     return spec
 
 
-def test_the_defaults_are_one_best_device_in_full_precision() -> None:
+def test_the_defaults_are_one_best_device_and_a_precision_by_the_plan() -> None:
     spec = built()
     assert spec == Trainer()
     assert (spec.accelerator, spec.devices, spec.precision, spec.compile) == (
         "auto",
         1,
-        "32-true",
+        "auto",
         False,
     )
 

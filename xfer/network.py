@@ -101,26 +101,13 @@ def _on_meta(build: Callable[[], Network]) -> Network:
             return build()
 
 
-def width_at_heads(network: Network, size: tuple[int, int]) -> int | None:
-    """Numbers an image that enter the heads of a network on the meta device; ``None`` for one
-    that cannot be run there."""
-    found: dict[str, int] = {}
-    images = torch.empty((2, 3, *size), device="meta")
-    handles = [
-        network.module.get_submodule(path).register_forward_pre_hook(
-            lambda _, args, path=path: found.update({path: args[0].numel() // len(images)})
-        )
-        for path in network.heads
-    ]
-    try:
-        network.module.eval()(images)
-    except (NotImplementedError, RuntimeError, IndexError, AttributeError):
-        # Some compute with values, which are not there; the fit finds out with real images.
-        return None
-    finally:
-        for handle in handles:
-            handle.remove()
-    return sum(found.values()) or None
+def width_at_heads(network: Network) -> int | None:
+    """Numbers an image that enter the heads of a network; ``None`` where they follow from the
+    size of the image, as before a convolution. A pass on the meta device would tell, and would
+    import torch's compiler, which takes as long as the whole plan."""
+    layers = [network.module.get_submodule(path) for path in network.heads]
+    widths = [layer.in_features for layer in layers if isinstance(layer, nn.Linear)]
+    return sum(widths) if widths and len(widths) == len(layers) else None
 
 
 def shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:

@@ -243,7 +243,7 @@ def _expected_features(plan: Plan, network: Network) -> Plain:
         return {}
     if not all(row.head or row.frozen for row in plan.phases[0].rows):
         return {"cut": "the last frozen input that the fit can prove"}
-    width = width_at_heads(network, plan.card.input.size)
+    width = width_at_heads(network)
     if width is None:
         return {"cut": "the input of the head"}
     count = views(options, plan.specs.augment.random, plan.specs.trainer.epochs) or 1

@@ -166,7 +166,7 @@ def _none_of(details: list[ErrorDetails], key: str) -> tuple[str, str]:
     kinds = [k for d in same for k in _KINDS if k[1] and d["type"].startswith(k[0])]
     shown = [*(k[1].removeprefix("must be ") for k in kinds), *(f"'{n}'" for n in names)]
     near = closest(str(same[0]["input"]), names)
-    if kinds and not near.startswith("did you mean"):
+    if kinds and (names == ["auto"] or not near.startswith("did you mean")):
         near = " or ".join([f"type {key}={kinds[0][2]}", *names])
     first, last = ", ".join(shown[:-1]), shown[-1]
     return f"must be {first} or {last}" if first else f"must be {last}", near
