@@ -326,7 +326,8 @@ def test_a_fit_in_half_precision_is_validated_and_scored_in_full(tmp_path):
         found = json.loads((run / "result.json").read_text())
         assert found["precision"] == "bf16-mixed"
         assert found["best"]["value"] == found["scores"]["val"]["acc"]
-        rows = list(csv.DictReader((run / "metrics.csv").open()))
+        with (run / "metrics.csv").open() as stream:
+            rows = list(csv.DictReader(stream))
         loss = float(rows[found["best"]["epoch"] - 1]["val_loss"])
         assert found["scores"]["val"]["loss"] == pytest.approx(loss, rel=1e-5)
 
