@@ -44,7 +44,7 @@ class Slow(Standard):
         return slow
 """
 TASK = [
-    *("experiment=digits_freeze", "augment=slow", "head=dropout", "trainer.accelerator=cpu"),
+    *("experiment=digits_sgd", "augment=slow", "head=dropout", "trainer.accelerator=cpu"),
     *("trainer.max_epochs=30", "checkpoint.every_n_steps=5", "checkpoint.keep=2"),
     "stages=[fit,evaluate]",
 ]

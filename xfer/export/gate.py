@@ -5,6 +5,7 @@ Every file is opened again in its own runtime and compared on real images at bat
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -47,8 +48,11 @@ def export(
     passed, with sha256, so a file that it does not list is vouched for by nobody. Raises
     ExportError (Problems for several) at the end, OutputError when the folder cannot be written.
     """
+    import torch
+
     _check(net, images)
-    run = run_torch(net)
+    # A copy in the layout that convolutions like: on a processor it answers almost twice as fast.
+    run = run_torch(copy.deepcopy(net).to(memory_format=torch.channels_last))
     expected = answers(run, images)
     given = evidence or Evidence()
     gate = _Gate(net, Trials(run, images, expected, card, tolerance, given))

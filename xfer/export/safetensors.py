@@ -52,6 +52,7 @@ class Safetensors:
         """The library's own model when the file says so, else a copy of ``net``."""
         from copy import deepcopy
 
+        import torch
         from safetensors import safe_open
         from safetensors.torch import load_file
 
@@ -62,7 +63,9 @@ class Safetensors:
         else:
             model = deepcopy(net)
         model.load_state_dict(load_file(path), strict=True)
-        run, shift = run_torch(model.eval()), float(facts.get("bias_shift", 0))
+        # In the layout that the network itself is asked in.
+        model = model.eval().to(memory_format=torch.channels_last)
+        run, shift = run_torch(model), float(facts.get("bias_shift", 0))
         return lambda images: run(images) - shift
 
 
