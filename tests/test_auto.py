@@ -8,6 +8,7 @@ import pytest
 
 from xfer import auto, bf16
 from xfer.config import compose_specs
+from xfer.errors import ConfigError
 from xfer.facts import table
 from xfer.optim import AdamW, Exact
 from xfer.plan import Plan, make_plan
@@ -154,3 +155,11 @@ def test_bfloat16_is_decided_by_instructions_and_a_comparison(monkeypatch, tmp_p
     plan = planned("freeze=none")
     assert chosen(plan)["trainer.precision"] == "32-true"
     assert "trainer.precision" not in chosen(planned("freeze=none", "trainer.precision=bf16-mixed"))
+
+
+@pytest.mark.parametrize("option", ["head=mlp", "features=never", "trainer.devices=2"])
+def test_a_head_that_cannot_begin_solved_is_refused_and_the_remedy_works(option: str) -> None:
+    typed = ["freeze=none", "trainer.accelerator=cpu", option]
+    with pytest.raises(ConfigError, match="Fix: type trainer.head_start=zero"):
+        planned(*typed, "trainer.head_start=solved")
+    assert planned(*typed, "trainer.head_start=zero").specs.trainer.head_start == "zero"

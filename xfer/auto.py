@@ -124,6 +124,9 @@ def _steps(
     """Rate, epochs, schedule and precision of training step by step."""
     tunes = _tunes(phases)
     start = specs.trainer.head_start
+    if start == "solved" and (why := _not_solved(specs, layout)):
+        fix = "type trainer.head_start=zero"
+        raise ConfigError("trainer.head_start", f"cannot be solved: {why}", fix, 62)
     found = [_head_start(specs, layout, pretrained and tunes)] if start == "auto" else []
     solved = start == "solved" or any(choice.value == "solved" for choice in found)
     own, epochs = specs.optim, specs.trainer.max_epochs
@@ -158,12 +161,21 @@ def _epochs(part: str, phases: Sequence[Phase], images: int) -> tuple[int, str]:
 
 def _head_start(specs: Specs, layout: Layout, tunes: bool) -> Choice:
     """Solved, where what is behind the head is pretrained and ``tunes`` as well."""
-    new = isinstance(specs.head, Linear | Pooled | Dropout) and len(layout.heads) == 1
-    kept = isinstance(specs.features, features.Auto) and specs.trainer.devices == 1
-    if tunes and new and kept and isinstance(specs.optim, optim.Auto):
+    if tunes and isinstance(specs.optim, optim.Auto) and not _not_solved(specs, layout):
         why = "fine-tuning begins at the best head on the frozen features"
         return Choice("trainer.head_start", "solved", why)
     return Choice("trainer.head_start", "zero", "all classes equally likely at first")
+
+
+def _not_solved(specs: Specs, layout: Layout) -> str:
+    """Why a head cannot begin solved; nothing where it can."""
+    reasons = (
+        (not isinstance(specs.head, Linear | Pooled | Dropout), "the head is not linear"),
+        (len(layout.heads) != 1, f"the network has {len(layout.heads)} classifiers"),
+        (not isinstance(specs.features, features.Auto), "features are not kept"),
+        (specs.trainer.devices != 1, "there are several devices"),
+    )
+    return next((why for wrong, why in reasons if wrong), "")
 
 
 def _average(specs: Specs, epochs: int, images: int, good: bool) -> Choice:
