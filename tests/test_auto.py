@@ -160,6 +160,6 @@ def test_bfloat16_is_decided_by_instructions_and_a_comparison(monkeypatch, tmp_p
 @pytest.mark.parametrize("option", ["head=mlp", "features=never", "trainer.devices=2"])
 def test_a_head_that_cannot_begin_solved_is_refused_and_the_remedy_works(option: str) -> None:
     typed = ["freeze=none", "trainer.accelerator=cpu", option]
-    with pytest.raises(ConfigError, match="Fix: type trainer.head_start=zero"):
+    with pytest.raises(ConfigError, match=r"Fix: type trainer\.head_start=zero"):
         planned(*typed, "trainer.head_start=solved")
     assert planned(*typed, "trainer.head_start=zero").specs.trainer.head_start == "zero"
