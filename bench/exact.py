@@ -1,4 +1,4 @@
-"""How long a head takes to be solved, and in how much memory, against scikit-learn on the small one.
+"""How long a head takes to be solved, and in how much memory; scikit-learn on the small problem.
 
     python bench/exact.py [--large] [--rows 50000 --width 768 --classes 100]
 
