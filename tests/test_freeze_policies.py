@@ -130,8 +130,9 @@ def behind(name: str, cut: int) -> set[str]:
 @pytest.mark.parametrize("name", NETS)
 def test_a_policy_trains_what_its_name_says(name: str) -> None:
     everything = behind(name, 0)
-    for option in ("none", "slow_backbone", "layer_decay", "discriminative", "gradual", "lp_ft"):
+    for option in ("none", "slow_backbone", "layer_decay", "discriminative", "gradual", "lp_ft_20"):
         assert trained(option, name) == everything, option
+    assert trained("lp_ft", name) == everything - set(known(name).batch_norms)
     assert trained("head_only", name) == set()
     assert trained("last_stage", name) == behind(name, -1)
     assert trained("first_n", name) == behind(name, 2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,9 @@ def policy(option: str, known: Layout) -> Policy:
 def test_a_step_in_each_phase_moves_what_trains_and_nothing_else(option: str, family: str) -> None:
     net, known = copy.deepcopy(made(family)[0]), made(family)[1]
     chosen, size = policy(option, known), NETS[family][1]
+    if option == "lp_ft":
+        # Without the statistics of a batch, some layers of a random network have no gradient.
+        chosen = replace(chosen, norms="train")
     if (option, family) == ("bn_only", "squeezenet"):
         with pytest.raises(ConfigError, match="the network has no norms"):
             chosen.phases(known, 24)

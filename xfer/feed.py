@@ -74,7 +74,11 @@ class Feed:
 
     def _refuse(self, reason: str, phase: int) -> None:
         """Raise ConfigError where features are required, unless only other phases freeze."""
-        freezes = [any(row.frozen for row in phase.rows) for phase in self.plan.phases]
+        norms = set(self.plan.layout.batch_norms)  # that rest amid what trains leave no prefix
+        freezes = [
+            any(row.frozen and row.name not in norms for row in phase.rows)
+            for phase in self.plan.phases
+        ]
         if self.plan.specs.features.use == "require" and (freezes[phase] or not any(freezes)):
             raise ConfigError("features", f"cannot be kept: {reason}", "use features=auto", 59)
         log.info(f"features are not kept: {reason}")

@@ -80,7 +80,8 @@ class MindSporeCkpt:
         state = {new: torch.from_numpy(tensors[old]) for old, new in theirs.items()}
         counters = {n: t for n, t in net.state_dict().items() if n not in state}
         model.load_state_dict({**counters, **state}, strict=True)
-        return run_torch(model.eval())
+        # In the layout that the network itself is asked in.
+        return run_torch(model.eval().to(memory_format=torch.channels_last))
 
 
 def _values(name: str, values: Array) -> Iterator[bytes]:
