@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -31,6 +32,7 @@ _BLOCK = 1 << 25  # numbers that are worked on at a time
 _KEPT = 1 << 27  # numbers that may stay in memory in double precision (1 GiB)
 _FLAT = 1e-12  # of the largest spread: along an axis below it nothing varies
 _STEPS = 500
+_SMALL = 1 << 22  # numbers of a problem that one thread is enough for
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,12 @@ def solve(rows: Rows, strengths: Sequence[float] = STRENGTHS) -> Solution:
     once it has risen for three strengths.
     """
     problem = Problem(rows)
+    # On small matrices the threads of BLAS cost more than they gain, and much more beside others.
+    with threadpool_limits(1 if problem.small else None):
+        return _solve(rows, problem, strengths)
+
+
+def _solve(rows: Rows, problem: Problem, strengths: Sequence[float]) -> Solution:
     folds = [int(k) for k in np.unique(rows.folds) if k >= 0]
     starts: dict[int | None, Matrix | None] = dict.fromkeys([*folds, None])
     path: list[Strength] = []
@@ -178,6 +186,7 @@ class Problem:
         self.mean, self.std = moments(rows.views)
         count, width = len(rows.views) * len(rows.labels), rows.held.shape[1]
         self.dtype = np.float64 if count * min(count, width) <= _KEPT else np.float32
+        self.small = count * min(count, width) <= _SMALL
         self.inside = count <= width
         self.whole: list[Matrix] | None = None
         if self.inside:
