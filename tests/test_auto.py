@@ -42,6 +42,7 @@ def test_the_plain_command_solves_its_head() -> None:
         ("optim.lr=0.1", "optim.lr"),
         ("trainer.max_epochs=3", "trainer.max_epochs"),
         ("schedule=cosine", "schedule"),
+        ("optim.weight_decay=0.1", "optim.weight_decay"),
         ("head=mlp", "head"),
         ("head=dropout", "head"),
         ("freeze=none", "freeze"),

@@ -226,9 +226,12 @@ def _asked(specs: Specs) -> list[tuple[bool, str, str, str]]:
         (epochs, "trainer.max_epochs", "asks for epochs", "trainer.max_epochs=auto"),
         (timed, "schedule", "asks for steps", "schedule=auto"),
     ]
-    if isinstance(own, optim.Exact):
-        decays = own.weight_decay != 0
-        found.append((decays, "optim.weight_decay", "is of steps", "optim.weight_decay=0"))
+    if isinstance(own, optim.Auto | optim.Exact):
+        # Of the two the one decays by default, where it comes to be AdamW.
+        usually = type(own)().weight_decay
+        decays = own.weight_decay != usually
+        fix = f"optim.weight_decay={usually:g}"
+        found.append((decays, "optim.weight_decay", "is of steps", fix))
     usual: tuple[tuple[str, Any, Any, tuple[str, ...]], ...] = (
         ("trainer", trainer, Trainer(), _OF_STEPS),
         ("checkpoint", kept, Checkpoint(), _OF_EPOCHS),
