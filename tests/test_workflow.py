@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import onnxruntime
 import pytest
+import torch
 from PIL import Image
 
 import xfer
@@ -149,6 +150,28 @@ def test_a_checkpoint_alone_evaluates_exports_and_predicts(digits, tmp_path, mon
     rows = table(named.folder, "predictions.csv")
     assert [row["path"] for row in rows] == [str(pictures / f"{i}.png") for i in range(3)]
     assert "label" not in rows[0]
+
+
+def test_a_split_is_used_for_selection_only_where_it_chose(digits, tmp_path, monkeypatch):
+    folder, _ = digits
+    monkeypatch.chdir(tmp_path)
+
+    def used(*overrides):
+        found = xfer.run("digits_sgd", ["stages=[evaluate]", *overrides]).facts
+        return found["scores"]["val"]["used_for_selection"]
+
+    kept = ["head=keep", "data=digits"]
+    state = xfer.load(folder).net.state_dict()
+    torch.save(state, tmp_path / "plain.pt")
+    # Nobody knows what chose the weights of a plain file; this run trained nothing.
+    assert used(*kept, "source=file", "source.path=plain.pt", "source.classes=['5','6','7','8','9']") is False
+    # The run that made these weights chose its epoch on the same images.
+    assert used(*kept, "source=run", f"source.path={folder}") is True
+    one = ["stages=[fit,evaluate]"]
+    assert used(*one, "trainer.max_epochs=1") is False
+    last = ["checkpoint.monitor=train_loss", "checkpoint.mode=min", "trainer.max_epochs=2"]
+    assert used(*one, *last) is False
+    assert used(*one, "trainer.max_epochs=2", "checkpoint.start_epoch=2") is False
 
 
 def test_last_and_interrupted_checkpoints_evaluate_too(digits, tmp_path, monkeypatch):

@@ -122,7 +122,7 @@ def _shared(specs: Specs, plan: Plan, train: int, val: int) -> tuple[str | None,
     epochs = specs.trainer.epochs
     count = views(options, specs.augment.random, epochs)
     what: list[Any] = [plan.card.backbone, plan.card.source, plan.card.input.to_plain()]
-    what += [plan.card.splits, specs.facts["augment"], specs.trainer.precision, count]
+    what += [plan.facts["splits"], specs.facts["augment"], specs.trainer.precision, count]
     if count == epochs and options.batch_size is None:
         what.append(specs.seed)  # views in the order of their epoch
     return json.dumps(what, sort_keys=True, default=str), (count or 1) * train + val

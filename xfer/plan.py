@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -146,7 +147,8 @@ def _from_specs(specs: Specs, dataset: Dataset | None, weights: Weights, not_exa
         input=spec,
         source=_source_facts(specs, weights, found, parts),
         experiment=specs.experiment,
-        splits={n: s.sha256 for n, s in dataset.splits.items()} if dataset else {},
+        # Weights that stay as they came were trained and chosen on what their file names.
+        splits=_hashes(dataset) if "fit" in specs.stages else weights.splits,
         compat=weights.compat,
     )
     plan = Plan(specs, dataset, card, parts, weights, (), {})
@@ -219,8 +221,7 @@ def _with_phases(plan: Plan, network: Network, not_exact: str) -> Plan:
     if specs.trainer.head_start == "solved":
         phases = specs.freeze.after_solved(phases)
     card = plan.card
-    if isinstance(specs.optim, Exact):
-        # Nothing is chosen on the validation images.
+    if not _chooses_on_val(specs, phases):
         card = replace(card, splits={k: v for k, v in card.splits.items() if k != "val"})
     return replace(
         plan,
@@ -231,6 +232,19 @@ def _with_phases(plan: Plan, network: Network, not_exact: str) -> Plan:
         layout=found,
         facts={**plan.facts, "auto": [asdict(choice) for choice in choices]},
     )
+
+
+def _chooses_on_val(specs: Specs, phases: Sequence[Phase]) -> bool:
+    """Whether the validation images choose: one of several epochs, or when a phase begins."""
+    kept = specs.checkpoint
+    if isinstance(specs.optim, Exact) or not kept.monitor.startswith("val_"):
+        return False
+    epochs = sum(kept.looks_at(epoch) for epoch in range(1, specs.trainer.epochs + 1))
+    return epochs > 1 or any(phase.patience is not None for phase in phases)
+
+
+def _hashes(dataset: Dataset | None) -> dict[str, str]:
+    return {name: samples.sha256 for name, samples in dataset.splits.items()} if dataset else {}
 
 
 def _expected_features(plan: Plan, network: Network) -> Plain:

@@ -62,7 +62,8 @@ class Weights:
     the file's name of each tensor that had another, ``asides`` the entries that are no weights
     or were dropped, with the reason. ``compat`` is what a network must be built with to compute
     the same function (see :mod:`xfer.compat`), ``head`` the facts of its head where they are
-    known. ``allow_missing`` and ``min_coverage`` are what the user excused; ``pinned`` are source
+    known. ``splits`` are the sha256 of the data that they were trained and chosen on, by split
+    name, where the file says so. ``allow_missing`` and ``min_coverage`` are what the user excused; ``pinned`` are source
     arguments that fetch these very weights again.
     """
 
@@ -78,6 +79,7 @@ class Weights:
     optimizer: OptimizerState | None = None
     compat: Plain = field(default_factory=dict)
     head: Plain | None = None
+    splits: Mapping[str, str] = field(default_factory=dict)
     allow_missing: tuple[str, ...] = ()
     min_coverage: float = 1.0
     resize_positions: bool = False

@@ -42,6 +42,7 @@ class Run:
             input=snapshot.card.input,
             compat=snapshot.card.compat,
             head=snapshot.card.head,
+            splits=snapshot.card.splits,
             facts={"format": "xfer checkpoint"},
         )
 
