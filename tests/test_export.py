@@ -29,6 +29,7 @@ import xfer
 from xfer.backbone import Timm, Torchvision
 from xfer.errors import ExportError, OutputError, Problems, XferError
 from xfer.export import Onnx, Safetensors, export
+from xfer.export.compare import Answered, allowed
 from xfer.head import Dropout, Linear, Mlp, Pooled, swap
 from xfer.images import decode
 from xfer.preprocess import prepare
@@ -367,7 +368,7 @@ def one_nan(z: Images) -> Images:
 
 
 BAD = {
-    "shifted": (shifted(0.01), "logits differ by up to 0.01, allowed is 0.0001"),
+    "shifted": (shifted(0.01), "logits differ by up to 0.01, allowed is "),
     "swapped": (Corrupt(how=lambda z: z[:, ::-1]), "safetensors answers otherwise"),
     "nan": (Corrupt(how=one_nan), "safetensors: the file answers NaN"),
     "shape": (Corrupt(how=lambda z: z[:, :1]), "safetensors gives logits of shape"),
@@ -422,10 +423,65 @@ def test_the_bound_grows_with_the_logits(small: Images, tmp_path: Path) -> None:
 def test_agreement_is_the_share_of_images_with_the_same_top_class(
     small: Images, tmp_path: Path
 ) -> None:
+    z = logits(tiny()[0], small)
+    flipped = np.concatenate([z[:2, ::-1], z[2:]])
+    found = Answered(tmp_path, "a", "logits", {2: z[2:4], 6: z}, {2: z[2:4], 6: flipped})
+    assert found.facts(0.0)["agree"] == pytest.approx(4 / 6)
+
+
+@pytest.mark.parametrize("size", [4e-7, 1e-3, 0.3])
+def test_tiny_logits_are_compared_as_closely_as_large_ones(
+    size: float, small: Images, tmp_path: Path
+) -> None:
     net, card = tiny()
-    two_flipped = Corrupt(how=lambda z: np.concatenate([z[:2, ::-1], z[2:]]) if len(z) > 2 else z)
-    (entry,) = export(net, small, [two_flipped], card, tmp_path, 1e6)
-    assert entry.agree == pytest.approx(4 / 6)
+    scale = size / float(np.abs(logits(net, small)).max())
+    with torch.no_grad():
+        net.fc.weight.mul_(scale)  # type: ignore[operator, union-attr]
+        net.fc.bias.mul_(scale)  # type: ignore[operator, union-attr]
+    mean = logits(net, small).mean(0)
+    wrong = {
+        "zeros": lambda z: 0 * z,
+        "swapped": lambda z: z[:, ::-1],
+        "blind": lambda z: 0 * z + mean,
+        "far": lambda z: 1.01 * z,
+    }
+    for how in wrong.values():
+        with pytest.raises(ExportError, match="answers otherwise than the network"):
+            export(net, small, [Corrupt(how=how)], card, tmp_path, TOLERANCE)
+    files = export(net, small, [Safetensors(), Onnx()], card, tmp_path, TOLERANCE)
+    assert all(file.agree == 1 and file.close < len(small) for file in files)
+
+
+def test_a_squeezenet_with_tiny_logits_keeps_them_behind_its_shift(
+    small: Images, tmp_path: Path
+) -> None:
+    net, card = make(Torchvision("squeezenet1_1"), Pooled())
+    with torch.no_grad():
+        for parameter in net.classifier.parameters():  # type: ignore[union-attr]
+            parameter.mul_(1e-6)
+    images = small.repeat(4, axis=2).repeat(4, axis=3)
+    (file,) = export(net, images, [Safetensors()], card, tmp_path, TOLERANCE)
+    assert file.close < len(images)
+
+
+def test_probabilities_that_hardly_differ_are_compared_as_closely(tmp_path: Path) -> None:
+    for size, message in ((1e-2, "answers otherwise"), (4e-7, "cannot be compared")):
+        share = softmax(size * np.float32([[0, 1], [0.7, 0], [0, 0.3]]))
+        even = np.full_like(share, 0.5)
+        found = Answered(tmp_path, "a", "probabilities", {3: share}, {3: even})
+        with pytest.raises(ExportError, match=message):
+            found.within(allowed(share, 10 * TOLERANCE))
+
+
+def test_a_network_that_decides_on_no_image_has_nothing_to_compare(
+    small: Images, tmp_path: Path
+) -> None:
+    net, card = tiny()
+    with torch.no_grad():
+        for parameter in net.fc.parameters():  # type: ignore[union-attr]
+            parameter.zero_()
+    with pytest.raises(ExportError, match="cannot be compared: on none of 6 images"):
+        export(net, small, [Safetensors()], card, tmp_path, TOLERANCE)
 
 
 def test_a_good_format_is_kept_when_another_fails(small: Images, tmp_path: Path) -> None:

@@ -164,7 +164,10 @@ def test_a_split_is_used_for_selection_only_where_it_chose(digits, tmp_path, mon
     state = xfer.load(folder).net.state_dict()
     torch.save(state, tmp_path / "plain.pt")
     # Nobody knows what chose the weights of a plain file; this run trained nothing.
-    assert used(*kept, "source=file", "source.path=plain.pt", "source.classes=['5','6','7','8','9']") is False
+    assert (
+        used(*kept, "source=file", "source.path=plain.pt", "source.classes=['5','6','7','8','9']")
+        is False
+    )
     # The run that made these weights chose its epoch on the same images.
     assert used(*kept, "source=run", f"source.path={folder}") is True
     one = ["stages=[fit,evaluate]"]

@@ -63,8 +63,8 @@ class Weights:
     or were dropped, with the reason. ``compat`` is what a network must be built with to compute
     the same function (see :mod:`xfer.compat`), ``head`` the facts of its head where they are
     known. ``splits`` are the sha256 of the data that they were trained and chosen on, by split
-    name, where the file says so. ``allow_missing`` and ``min_coverage`` are what the user excused; ``pinned`` are source
-    arguments that fetch these very weights again.
+    name, where the file says so. ``allow_missing`` and ``min_coverage`` are what the user
+    excused; ``pinned`` are source arguments that fetch these very weights again.
     """
 
     kind: str

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
     Answers = dict[int, Array]
 
+_ROUNDING = 16 * float(np.finfo(np.float32).eps)  # of the largest answer, in a deep network
+
 FIX = "choose other formats, export=[...] or export=none; the checkpoint is not affected"
 
 
@@ -38,7 +40,20 @@ class Answered:
                 f"the top class agrees on {facts['agree']:.1%}"
             )
             raise ExportError(self.path, what, FIX, 6)
+        self._refuse_undecided(facts, bound)
         return facts
+
+    def _refuse_undecided(self, facts: Plain, bound: float) -> None:
+        """A file whose top class counts on no image could have its classes in any order."""
+        count = max(len(want) for want in self.expected.values())
+        if facts["close"] < count:
+            return
+        what = (
+            f"{self.name} cannot be compared: on none of {count} images are the network's two best "
+            f"{self.kind} further apart than {2 * bound:.3g}, twice the difference allowed"
+        )
+        fix = "train the network for longer, or lower export.tolerance"
+        raise ExportError(self.path, what, fix, 49)
 
     def facts(self, bound: float) -> Plain:
         """Differences at the worst batch size. Raises ExportError for NaN and a wrong shape."""
@@ -62,10 +77,30 @@ class Answered:
             raise ExportError(self.path, what, FIX, 5)
 
 
+def allowed(answers: Array, tolerance: float) -> float:
+    """The difference from ``answers`` (n, classes) that a file may have.
+
+    ``tolerance``, times the largest answer where that is above 1, and times the spread of the
+    classes where that is below 1: of tiny logits any answer would be near. At most a tenth of how
+    much the answers vary between images, so that no file passes that does not look at them; at
+    least the rounding of float32.
+    """
+    z = np.asarray(answers, np.float64)
+    largest = float(np.abs(z).max())
+    rounding = _ROUNDING * largest
+    bound = tolerance * max(1.0, largest)
+    if z.shape[1] > 1:
+        bound *= min(1.0, float((z.max(axis=1) - z.min(axis=1)).max()))
+    varied = float((z.max(axis=0) - z.min(axis=0)).max())
+    if varied > 10 * rounding:
+        bound = min(bound, varied / 10)
+    return max(bound, rounding)
+
+
 def _close(answers: Array, gap: float) -> int:
-    """Images whose two best classes are less than ``gap`` apart: either may come out on top."""
+    """Images whose two best classes are at most ``gap`` apart: either may come out on top."""
     best = np.sort(answers, axis=1)
-    return int((best[:, -1] - best[:, -2] < gap).sum()) if answers.shape[1] > 1 else 0
+    return int((best[:, -1] - best[:, -2] <= gap).sum()) if answers.shape[1] > 1 else 0
 
 
 def accuracy(answers: Array, labels: Array | None) -> float | None:

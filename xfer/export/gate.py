@@ -39,8 +39,9 @@ def export(
     """Write ``net`` in every format, each under its final name only after it passed the gate.
 
     ``net`` is on the CPU, float32, in eval mode; ``images`` float32 (n, 3, h, w), preprocessed
-    validation images, n > 0. No logit may be further than ``tolerance * max(1, max|logit|)``
-    from the network's; so the top class agrees wherever the two best differ by twice that.
+    validation images, n > 0. No logit may be further from the network's than
+    :func:`xfer.export.compare.allowed` says; so the top class agrees wherever the two best differ
+    by twice that, which must be so on one image at least.
     A writer's ``trial`` (one of :class:`Trials`) may name another way, which needs ``evidence``.
 
     All formats are tried. One that fails also loses the file of an earlier export: that was made

@@ -84,7 +84,7 @@ def bias_shift(net: nn.Module, library: nn.Module, images: Array) -> tuple[str, 
             before = _layer_before(net, name)
             peak = _peak(net, ours[before], images)
             # A power of two costs the fewest digits of the logits.
-            return f"{before}.bias", 2.0 ** math.ceil(math.log2(max(4 * peak, 1)))
+            return f"{before}.bias", 2.0 ** math.ceil(math.log2(4 * peak or 1))
     return None
 
 

@@ -10,7 +10,7 @@ from annotated_types import Ge, Gt, Le
 
 @dataclass(frozen=True)
 class Gate:
-    """``tolerance``: the largest logit difference, times the largest logit where that is above 1.
+    """``tolerance``: the largest logit difference, see :func:`xfer.export.compare.allowed`.
     ``images``: how many real validation images every file is compared on. ``max_drop``: the
     accuracy that an approximate file (int8) may lose on the validation split."""
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from xfer.errors import ExportError
-from xfer.export.compare import FIX, Answered, accuracy, softmax
+from xfer.export.compare import FIX, Answered, accuracy, allowed, softmax
 from xfer.export.evidence import Evidence, pixels, recoded, same_size
 from xfer.preprocess import prepare
 
@@ -48,13 +48,14 @@ class Trials:
     evidence: Evidence
 
     def logits(self, path: Path, name: str, file: Runner) -> Plain:
-        """The same logits for the same inputs, within ``tolerance * max(1, largest logit)``."""
+        """The same logits for the same inputs, as near as :func:`allowed` says."""
         found = Answered(path, name, "logits", self.expected, answers(file, self.images))
-        bound = self.tolerance * max(1.0, *(float(np.abs(z).max()) for z in self.expected.values()))
+        bound = allowed(self.expected[max(self.expected)], self.tolerance)
         return found.within(bound) | self._accuracies(found.got)
 
     def pictures(self, path: Path, name: str, file: Runner) -> Plain:
-        """The same probabilities for the same pictures, within ten times ``tolerance``.
+        """The same probabilities for the same pictures, as near as :func:`allowed` says with
+        ten times ``tolerance``.
 
         Each picture as it is; in every size and format of :mod:`xfer.export.evidence`; and
         squashed to one size, in batches of 1, 2 and all.
@@ -72,7 +73,8 @@ class Trials:
             Answered(path, name, "probabilities", *self._pair(file, others, (1,))),
             Answered(path, name, "probabilities", *self._pair(file, shaped, (1, 2, n))),
         ]
-        facts = [part.within(10 * self.tolerance) for part in parts]
+        bound = allowed(want[n], 10 * self.tolerance)
+        facts = [part.within(bound) for part in parts]
         merged = {key: max(f[key] for f in facts) for key in ("max_abs_diff", "mean_abs_diff")}
         merged |= {"agree": min(f["agree"] for f in facts), "close": sum(f["close"] for f in facts)}
         return {**facts[0], **merged, **self._accuracies({n: own}), "pictures": n + len(others)}
