@@ -40,3 +40,19 @@ def test_a_file_that_is_no_image_is_named(place):
     (place / "b" / "bad.jpg").write_text("text")
     with pytest.raises(DataError, match=r"bad\.jpg"):
         find(["b"])
+
+
+def test_more_answers_than_are_shown_are_counted(tmp_path):
+    from xfer.predict import told
+    from xfer.types import Predictions
+
+    n = 23
+    found = Predictions(
+        names=tuple(f"{i}.png" for i in range(n)),
+        labels=None,
+        logits=np.zeros((n, 2), np.float32),
+        classes=("a", "b"),
+    )
+    lines = told(found, tmp_path / "predictions.csv")
+    assert len(lines) == 21
+    assert lines[-1].endswith("; the first 20 are shown") and lines[-1].startswith("23 predictions")

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 import xfer
-from xfer.errors import ConfigError, DataError, OutputError, WeightsError
+from xfer.errors import ConfigError, DataError, ExportError, OutputError, WeightsError
 from xfer.images import decode
 from xfer.preprocess import prepare
 from xfer.storage import file_sha256
@@ -64,10 +64,12 @@ def test_result_has_the_keys_of_the_contract(digits):
     assert found == result.facts
     assert set(found) == set(
         "experiment status seed best scores params freeze source timing features export device "
-        "precision versions command warnings memory solved".split()
+        "precision versions command warnings memory solved checkpoint".split()
     )
     assert found["params"] == {"total": 91541, "trainable": 325, "frozen": 91216}
     assert found["freeze"]["proved"] is True
+    best = "checkpoints/best.ckpt"
+    assert found["checkpoint"] == {"path": best, "sha256": file_sha256(folder / best)}
     assert found["source"]["coverage"] == 1.0 and found["source"]["dropped"] == 2
     assert {e["format"] for e in found["export"]} == {"onnx", "safetensors"}
 
@@ -274,3 +276,30 @@ def test_mixed_batches_train(tmp_path, monkeypatch):
     options = ["augment=mixed", "loss=balanced", "trainer.max_epochs=1", "stages=[fit]"]
     rows = table(xfer.run("digits_finetune", options).folder, "metrics.csv")
     assert 0 < float(rows[0]["train_loss"]) < 10
+
+
+def test_a_refused_format_hides_neither_the_others_nor_the_score(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(
+        "xfer.export.safetensors.Safetensors.open",
+        lambda self, path, net: lambda images: np.zeros((len(images), 5), np.float32),
+    )
+    with pytest.raises(ExportError, match="safetensors"):
+        xfer.run("digits_sgd", ["trainer.max_epochs=1"])
+    (folder,) = (tmp_path / "outputs" / "digits_sgd").iterdir()
+    found, status = facts(folder), facts(folder, "status.json")
+    assert status["state"] == "failed" and status["exit"] == 10
+    assert found["status"] == "failed" and found["scores"]["val"]["n"] == 179
+    assert [file["format"] for file in found["export"]] == ["onnx"]
+    assert any("safetensors" in line for line in found["warnings"])
+    assert (folder / "report.html").is_file() and not (folder / "export/model.safetensors").exists()
+    assert "export/model.onnx: " in (folder / "run.log").read_text()
+
+
+def test_what_is_longer_than_the_fit_is_told(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    asked = ["stages=[fit]", "trainer.max_epochs=1", "data.batch_size=5000"]
+    warmup = ["schedule=cosine", "schedule.warmup_epochs=3"]
+    remarks = facts(xfer.run("digits_sgd", asked + warmup).folder, "plan.json")["remarks"]
+    assert any(line.startswith("schedule.warmup_epochs=3 is as long") for line in remarks)
+    assert any(line.startswith("data.batch_size=5000 is more than the") for line in remarks)

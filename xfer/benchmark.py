@@ -88,6 +88,8 @@ def measured(
             "images_per_s": 1 / median(batch[i]),
             "faster_batch": median(t / own for t, own in zip(batch[0], batch[i], strict=True)),
             "top1": scores[i],
+            "top1_images": len(photos),
+            "images": len(samples),
         }
         for i, contestant in enumerate(contestants)
     ]
@@ -197,7 +199,11 @@ def _top1(contestant: Contestant, photos: Chosen, labels: Array) -> float | None
 def lines(rows: list[Plain]) -> list[str]:
     """The table for people."""
     head = f"{'file':<22}{'MB':>8}{'start':>8}{'1 image':>11}{'ratio':>7}{'batch':>13}{'ratio':>7}"
-    return [head + f"{'top-1':>8}", *map(_line, rows)]
+    told = [head + f"{'top-1':>8}", *map(_line, rows)]
+    if any(row["top1"] is not None and row["top1_images"] < row["images"] for row in rows):
+        part, whole = rows[0]["top1_images"], rows[0]["images"]
+        told.append(f"top-1 is of {part} of {whole} images (export.gate.images), evaluate's of all")
+    return told
 
 
 def _line(row: Plain) -> str:

@@ -49,11 +49,13 @@ def _ratio(matcher: difflib.SequenceMatcher[str], word: str) -> float:
 class XferError(Exception):
     """A mistake told in one line: where it is, what is wrong, what to type.
 
-    ``where`` is a file or config key; ``number`` the case, stable across releases.
+    ``where`` is a file or config key; ``number`` the case, stable across releases; ``passed`` what
+    was done all the same, such as the exported files beside one that was refused.
     """
 
     exit = 1
     base = 100
+    passed: Sequence[Any] = ()
 
     def __init__(self, where: object, what: str, fix: str, number: int = 0) -> None:
         super().__init__(where, what, fix, number)

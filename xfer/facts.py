@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from xfer.errors import printable
 from xfer.freeze import Phase, ever
 from xfer.optim import Exact, Options, groups
-from xfer.types import Dataset, Plain
+from xfer.types import Dataset, Plain, Samples
 
 if TYPE_CHECKING:
     from torch import nn
@@ -27,7 +29,7 @@ def plan_facts(plan: Plan) -> Plain:
         "stages": list(specs.stages),
         "classes": list(card.classes),
         "splits": _split_facts(plan.dataset),
-        "remarks": list(plan.dataset.remarks) if plan.dataset else [],
+        "remarks": [*(plan.dataset.remarks if plan.dataset else ()), *_too_long(plan)],
         "leakage": [list(leak) for leak in plan.dataset.leaks] if plan.dataset else [],
         "backbone": dict(card.backbone),
         "source": {**card.source, **({"compat": card.compat} if card.compat else {})},
@@ -49,12 +51,37 @@ def _split_facts(dataset: Dataset | None) -> Plain:
         name: {
             "n": len(samples),
             "sha256": samples.sha256,
-            "per_class": {
-                c: int((samples.labels == i).sum()) for i, c in enumerate(dataset.classes)
-            },
+            "per_class": dict(zip(dataset.classes, _counts(samples, dataset), strict=True)),
         }
         for name, samples in dataset.splits.items()
     }
+
+
+def _counts(samples: Samples, dataset: Dataset) -> list[int]:
+    known = samples.labels[samples.labels >= 0]
+    counts: list[int] = np.bincount(known, minlength=len(dataset.classes)).tolist()
+    return counts
+
+
+def _too_long(plan: Plan) -> list[str]:
+    """What of a fit by steps is longer than that which it is a part of."""
+    specs = plan.specs
+    if "fit" not in specs.stages or not plan.phases or isinstance(specs.optim, Exact):
+        return []
+    lines, epochs = [], specs.trainer.epochs
+    warmup = getattr(specs.schedule, "warmup_epochs", 0)
+    if warmup >= epochs:
+        lines.append(
+            f"schedule.warmup_epochs={warmup:g} is as long as the {epochs} epochs or longer: the "
+            "rate rises to the end and never falls; set it below trainer.max_epochs"
+        )
+    n = len(plan.dataset.splits["train"]) if plan.dataset else 0
+    if specs.data and n < specs.data.batch_size:
+        lines.append(
+            f"data.batch_size={specs.data.batch_size} is more than the {n} training images: an "
+            "epoch is one step; a smaller data.batch_size gives more of them"
+        )
+    return lines
 
 
 def _training_facts(plan: Plan) -> Plain:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from xfer.errors import XferError
 from xfer.log import log
 from xfer.preprocess import prepare
 from xfer.storage import file_sha256
@@ -25,7 +26,9 @@ _BATCH = 32
 
 
 def hand_over(plan: Plan, net: nn.Module, folder: Path, checkpoint: Path | None) -> list[Exported]:
-    """Write ``net`` in every format asked for; see :func:`xfer.export.export`."""
+    """Write ``net`` in every format asked for; see :func:`xfer.export.export`.
+
+    Each file that passed is a line on the terminal, also where another one was refused."""
     import torch
 
     from xfer.export import Evidence, export
@@ -44,10 +47,16 @@ def hand_over(plan: Plan, net: nn.Module, folder: Path, checkpoint: Path | None)
     images = np.stack([prepare(chosen[i], spec) for i in range(len(chosen))])
     net = net.to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     card = _traceable(plan.card, checkpoint)
-    files = export(net, images, asked.writers, card, folder, asked.gate.tolerance, evidence)
-    for file in files:
-        log.info(_line(file))
-    return files
+    files: Sequence[Exported] = ()
+    try:
+        files = export(net, images, asked.writers, card, folder, asked.gate.tolerance, evidence)
+    except XferError as error:
+        files = error.passed
+        raise
+    finally:
+        for file in files:
+            log.info(_line(file))
+    return list(files)
 
 
 def _traceable(card: Card, checkpoint: Path | None) -> Card:

@@ -87,7 +87,9 @@ def told(found: Predictions, path: Path) -> list[str]:
     chosen, confidence = found.logits.argmax(axis=1), found.probabilities.max(axis=1)
     shown = zip(found.names[:20], chosen, confidence, strict=False)
     lines = [f"{name}: {found.classes[top]} ({sure:.3f})" for name, top, sure in shown]
-    return [*lines, f"{len(found.names)} predictions in {path}"]
+    n = len(found.names)
+    rest = f"; the first {len(lines)} are shown" if n > len(lines) else ""
+    return [*lines, f"{n} predictions in {path}{rest}"]
 
 
 def write_predictions(predictions: Predictions, path: Path) -> None:

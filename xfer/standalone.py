@@ -161,6 +161,8 @@ def predict(specs: Specs, model: Model, folder: Path, began: float) -> Plain:
         **{"experiment": specs.experiment, "status": "finished", "seed": specs.seed},
         **{"best": None, "scores": {}, "params": None, "freeze": {"proved": None}},
         "source": {"kind": "onnx", "origin": str(model.path), "sha256": file_sha256(model.path)},
+        "checkpoint": {"path": str(model.path), "sha256": file_sha256(model.path)},
+        "warnings": [],
         "timing": timing,
         "features": {"cached": False, "hit": None, "views": None},
         **{"export": [], "device": "cpu", "precision": "32-true"},

@@ -24,7 +24,7 @@ from xfer.resume import BESIDE, Earlier, check_same, choose, fingerprint, resume
 from xfer.room import check_folder, check_space
 from xfer.signals import heeded
 from xfer.specs import Specs
-from xfer.storage import output_errors, write_json, write_text, yaml_text
+from xfer.storage import file_sha256, output_errors, write_json, write_text, yaml_text
 from xfer.types import Exported, Plain, Predictions, Samples, Score
 
 if TYPE_CHECKING:
@@ -58,8 +58,18 @@ class Work:
     predictions: dict[str, Predictions] = field(default_factory=dict)
     scores: dict[str, Score] = field(default_factory=dict)
     exports: list[Exported] = field(default_factory=list)
+    refused: XferError | None = None
     device: str = "cpu"
     warnings: list[str] = field(default_factory=list)
+
+    def checkpoint(self) -> Path | None:
+        """The checkpoint that is evaluated and exported, unless the network is the source's own."""
+        if self.fitted:
+            return self.fitted.checkpoint
+        if self.plan.specs.checkpoint.path is None:
+            return None
+        path = Path(self.plan.specs.checkpoint.path).expanduser()
+        return path / "checkpoints" / "best.ckpt" if path.is_dir() else path
 
 
 def run(specs: Specs) -> Result:
@@ -173,13 +183,21 @@ def _stages(work: Work, earlier: Earlier | None) -> Plain | None:
         _predict(work, net)
     if net and "export" in stages:
         _export(work, net)
-    if net and "benchmark" in stages:
+    if net and "benchmark" in stages and not work.refused:
         from xfer.benchmark import benchmark
 
-        benchmark(work.plan, net, _checkpoint(work), work.folder)
+        benchmark(work.plan, net, work.checkpoint(), work.folder)
+    return _report(work)
+
+
+def _report(work: Work) -> Plain:
+    """Write what there is to report, also of a run of which an exported file was refused."""
     from xfer.report.finish import finish
 
-    return finish(work)
+    result = finish(work)
+    if work.refused:
+        raise work.refused
+    return result
 
 
 def _fit(work: Work, resume: Path | None) -> Fitted:
@@ -220,7 +238,7 @@ def _network(work: Work) -> nn.Module:
     from xfer.adapters import merge
     from xfer.network import assemble, open_checkpoint
 
-    plan, path = work.plan, _checkpoint(work)
+    plan, path = work.plan, work.checkpoint()
     if path:
         return open_checkpoint(path, plan.specs.make)[0]
     return merge(assemble(plan.parts, plan.weights)).eval()
@@ -230,6 +248,9 @@ def _evaluate(work: Work, net: nn.Module) -> None:
     from xfer.evaluate import score_of
     from xfer.predict import write_predictions
 
+    path = work.checkpoint()
+    if path and not work.fitted:
+        log.info(f"evaluated is {printable(path)}, sha256 {file_sha256(path)[:12]}")
     for name, samples in work.plan.dataset.splits.items() if work.plan.dataset else ():
         if name == "train":
             continue
@@ -282,17 +303,12 @@ def _export(work: Work, net: nn.Module) -> None:
 
     if work.fitted:
         work.fitted = replace(work.fitted, kept=None)  # and with it the images of the fit
-    work.exports = hand_over(work.plan, net, work.folder / "export", _checkpoint(work))
-
-
-def _checkpoint(work: Work) -> Path | None:
-    """The checkpoint that is evaluated and exported, unless the network is the source's own."""
-    if work.fitted:
-        return work.fitted.checkpoint
-    if work.plan.specs.checkpoint.path is None:
-        return None
-    path = Path(work.plan.specs.checkpoint.path).expanduser()
-    return path / "checkpoints" / "best.ckpt" if path.is_dir() else path
+    try:
+        work.exports = hand_over(work.plan, net, work.folder / "export", work.checkpoint())
+    except XferError as error:
+        # The fit and its score are no worse for it: they are reported before the run fails.
+        work.exports, work.refused = list(error.passed), error
+        work.warnings += str(error).splitlines()
 
 
 def _refuse_taken(specs: Specs) -> None:

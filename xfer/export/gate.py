@@ -47,7 +47,8 @@ def export(
     All formats are tried. One that fails also loses the file of an earlier export: that was made
     from other weights, and nobody could tell it from the one refused. ``parity.json`` lists what
     passed, with sha256, so a file that it does not list is vouched for by nobody. Raises
-    ExportError (Problems for several) at the end, OutputError when the folder cannot be written.
+    ExportError (Problems for several) at the end, with what passed in ``passed``; OutputError when
+    the folder cannot be written.
     """
     import torch
 
@@ -68,7 +69,11 @@ def export(
     write_json(folder / "labels.json", list(card.classes))
     write_json(folder / "preprocess.json", card.input.to_plain())
     write_json(folder / "parity.json", [asdict(exported) for exported in done])
-    raise_all(errors)
+    try:
+        raise_all(errors)
+    except XferError as error:
+        error.passed = tuple(done)
+        raise
     return done
 
 

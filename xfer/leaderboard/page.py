@@ -127,7 +127,13 @@ def _honest(sweep: Sweep, rows: Sequence[Row]) -> tuple[str, ...]:
         return ()
     objective, best = sweep.objectives[0], valued[0]
     lines = [_RANKS] if len(sweep.objectives) > 1 else []
-    if best.images and objective.is_share:
+    splits = {job.split for job in valued if job.split}
+    if len(splits) > 1:
+        lines.append(
+            f"The jobs were measured on {len(splits)} different sets of {objective.split} images: "
+            "their values are not of one kind."
+        )
+    elif best.images and objective.is_share:
         lines.append(
             f"The best of {len(valued)} jobs was chosen on the same {best.images:,} "
             f"{objective.split} images that its value is measured on, as was its epoch: the value "
@@ -135,12 +141,6 @@ def _honest(sweep: Sweep, rows: Sequence[Row]) -> tuple[str, ...]:
             "account for that."
         )
         lines.append(_elsewhere(best, objective))
-    splits = {job.split for job in valued if job.split}
-    if len(splits) > 1:
-        lines.append(
-            f"The jobs were measured on {len(splits)} different sets of {objective.split} images: "
-            "their values are not of one kind."
-        )
     return tuple(lines)
 
 

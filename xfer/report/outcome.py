@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from xfer.facts import count_parameters
 from xfer.features import UNCACHED
 from xfer.halving import told
+from xfer.storage import file_sha256
 from xfer.types import Plain
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ def outcome(work: Work) -> Plain:
     plan, specs = work.plan, work.plan.specs
     return {
         "experiment": specs.experiment,
-        "status": "finished",
+        "status": "failed" if work.refused else "finished",
         "seed": specs.seed,
         "best": _best(work),
         "scores": {name: score.to_plain() for name, score in work.scores.items()},
@@ -40,6 +41,7 @@ def outcome(work: Work) -> Plain:
             if k not in ("spec", "kept", "classes", "rows")
         },
         "timing": _timing(work),
+        "checkpoint": _checkpoint(work),
         "solved": work.fitted.solved if work.fitted else None,
         "features": work.fitted.features if work.fitted else dict(UNCACHED),
         "export": [
@@ -58,6 +60,16 @@ def _best(work: Work) -> Plain | None:
     if work.fitted is None:
         return None
     return {**work.fitted.best, "checkpoint": "checkpoints/best.ckpt"}
+
+
+def _checkpoint(work: Work) -> Plain | None:
+    """What was scored and exported: its path, inside the run folder where it is the run's own."""
+    path = work.checkpoint()
+    if path is None or not path.is_file():
+        return None
+    own = path.is_relative_to(work.folder)
+    told_as = path.relative_to(work.folder).as_posix() if own else str(path)
+    return {"path": told_as, "sha256": file_sha256(path)}
 
 
 def _timing(work: Work) -> Plain:
