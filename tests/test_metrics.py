@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from xfer.logged import names
+from xfer.logged import names as logged
 from xfer.metrics import score, values
 from xfer.statistics import wilson
 
@@ -184,3 +185,43 @@ def test_a_confidence_of_one_is_in_the_last_bin() -> None:
     logits = np.array([[1000, 0], [20, 0]])
     assert values(logits, [0, 1])["ece"] == pytest.approx(0.5)
     assert values(logits, [1, 1])["ece"] == pytest.approx(1)
+
+
+def test_thousands_of_classes_cost_what_occurs(tmp_path) -> None:
+    """The confusion of 20,000 classes would be 3.2 GB, a column for each of them 4 MB a row."""
+    import csv
+
+    from sklearn import metrics as sk
+
+    from xfer.predict import write_predictions
+    from xfer.report.confusion import condensed, pairs
+    from xfer.types import Predictions
+
+    n, count = 300, 20_000
+    rng = np.random.default_rng(0)
+    names = tuple(f"c{i}" for i in range(count))
+    labels = rng.integers(count, size=n)
+    logits = rng.normal(size=(n, count)).astype(np.float32)
+    logits[np.arange(n), np.where(np.arange(n) % 3, labels, (labels + 1) % count)] += 9
+    labels[:9], logits[:9] = 5, 0
+    logits[:9, 6] = 9
+    found = score(logits, labels, names, False)
+    chosen = logits.argmax(1)
+    assert found.confusion is None and found.auroc is None
+    assert found.acc == sk.accuracy_score(labels, chosen)
+    occurring = np.union1d(labels, chosen)
+    expected = sk.f1_score(labels, chosen, labels=occurring, average="macro", zero_division=0)
+    assert found.macro_f1 == pytest.approx(expected)
+    assert found.per_class["c5"]["recall"] == 0 and len(found.per_class) == count
+    counts, shown = condensed(labels, chosen, names)
+    assert counts.sum() == n and counts.shape == (40, 40) and shown[-1] == "(19,961 others)"
+    assert pairs(counts, count)[0] == (shown.index("c5"), shown.index("c6"), 9)
+    path = tmp_path / "predictions_val.csv"
+    names_of = tuple(f"{i}.png" for i in range(n))
+    write_predictions(Predictions(names_of, logits, labels, names), path)
+    rows = list(csv.DictReader(path.read_text().splitlines()))
+    assert list(rows[0])[:5] == ["path", "label", "prediction", "confidence", "top2"]
+    order = np.argsort(-logits[20], kind="stable")
+    assert [rows[20][f"top{k}"] for k in range(2, 6)] == [names[i] for i in order[1:5]]
+    assert path.stat().st_size < 100_000
+    assert "auroc" not in values(logits, labels) and "val_auroc" not in logged(count)

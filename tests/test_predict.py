@@ -1,5 +1,6 @@
 """Which files an input names."""
 
+import numpy as np
 import pytest
 from pictures import folders
 

@@ -453,7 +453,7 @@ def facts(classes: tuple[str, ...] = ("dogs", "wolves")) -> tuple[dict, dict, di
     row = {"n": 30, "precision": 1.0, "recall": 0.933, "f1": 0.966}
     details = {
         "per_class": {"val": dict.fromkeys(classes, row)},
-        "confusion": {"val": np.eye(len(classes), dtype=int).tolist()},
+        "mistakes": {"val": (0, len(classes))},
         "history": history(3),
         "wrong": [
             {"path": f"val/{c}/1.jpg", "label": c, "prediction": c, "confidence": 0.93}
@@ -564,7 +564,7 @@ def test_a_figure_that_xfer_does_not_know_is_shown_last(tmp_path: Path) -> None:
 
 def test_hostile_names_come_out_as_text(tmp_path: Path) -> None:
     result, plan, details = facts(HOSTILE)
-    details["confusion"] = {HOSTILE[1]: [[1]]}
+    details["mistakes"] = {HOSTILE[1]: (0, 1)}
     result |= {"experiment": HOSTILE[1], "command": HOSTILE[0], "device": HOSTILE[2]}
     result["scores"] = {HOSTILE[2]: result["scores"]["val"]}
     html, _ = page(tmp_path, result, plan, {**details, "notes": list(HOSTILE)})
@@ -617,7 +617,7 @@ def test_a_remark_cannot_start_a_list_or_a_heading(tmp_path: Path) -> None:
 def test_a_card_with_nothing_known_is_still_a_card(tmp_path: Path) -> None:
     keys = facts()[0]
     for result in ({}, dict.fromkeys(keys), {**dict.fromkeys(keys), "scores": {"val": {}}}):
-        for rest in ({}, {"history": [], "wrong": None, "confusion": {}, "exports": []}):
+        for rest in ({}, {"history": [], "wrong": None, "mistakes": {}, "exports": []}):
             html, markdown = page(tmp_path, result, {}, rest)
             assert "None" not in html + markdown and "This run did not train" in markdown
             assert "Nothing was exported" in html

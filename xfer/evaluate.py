@@ -104,7 +104,7 @@ def most_wrong(predictions: Predictions, limit: int = 24) -> list[int]:
     if predictions.labels is None:
         return []
     chosen = predictions.logits.argmax(axis=1)
-    confidence = predictions.probabilities.max(axis=1)
+    confidence = predictions.confidence
     wrong: Collection[int] = np.flatnonzero(chosen != predictions.labels)
     return sorted((int(i) for i in wrong), key=lambda i: (-confidence[i], predictions.names[i]))[
         :limit

@@ -5,12 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 NAMES = ("loss", "acc", "macro_f1", "auroc", "ece", "top5")
-"""What a validation logs, as ``val_<name>``; ``top5`` only where there are more than 5 classes."""
+"""What a validation logs, as ``val_<name>``; ``top5`` only where there are more than 5 classes, and
+``auroc`` up to ``RANKED`` of them."""
+FEW = 100
+"""Up to so many classes, each has a column of its own in the predictions and in the confusion."""
+RANKED = 1000
+"""Up to so many classes, the images are ranked once for each of them."""
 
 
 def names(classes: int) -> list[str]:
     """The metric names a run over ``classes`` classes can be monitored by."""
-    return [f"val_{name}" for name in NAMES if name != "top5" or classes > 5] + ["train_loss"]
+    missing = {"top5": classes <= 5, "auroc": classes > RANKED}
+    return [f"val_{name}" for name in NAMES if not missing.get(name)] + ["train_loss"]
 
 
 RUN = (".onnx", ".pt2", ".torchscript")

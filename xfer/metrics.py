@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from xfer.logged import names
+from xfer.logged import FEW, RANKED, names
 from xfer.statistics import wilson
 from xfer.types import Score
 
@@ -22,9 +22,10 @@ def values(logits: npt.ArrayLike, labels: npt.ArrayLike) -> dict[str, float]:
     """Every metric of ``logits`` (n, classes) against ``labels`` (n,), without prefix.
 
     Accuracy counts images. F1 is the mean over the classes that occur, as truth or as answer; AUROC
-    the mean over all classes, and NaN where one of them has no or only images. The calibration
-    error has 15 bins (Guo et al., 2017). Of equal logits the first class is the answer, and the
-    first five are the top five. A value that logits of NaN would make up is NaN.
+    the mean over all classes, NaN where one of them has no or only images, and left out above 1,000
+    classes. The calibration error has 15 bins (Guo et al., 2017). Of equal logits the first class
+    is the answer, and the first five are the top five. A value that logits of NaN would make up is
+    NaN.
     """
     z, truth = np.asarray(logits, np.float64), np.asarray(labels, np.int64)
     classes = z.shape[1]
@@ -36,7 +37,7 @@ def values(logits: npt.ArrayLike, labels: npt.ArrayLike) -> dict[str, float]:
         "loss": np.mean(largest - z[np.arange(len(z)), truth] + np.log(total)),
         "acc": np.mean(chosen == truth),
         "macro_f1": _macro_f1(truth, chosen, classes),
-        "auroc": _auroc(z, truth),
+        **({"auroc": _auroc(z, truth)} if classes <= RANKED else {}),
         "ece": _calibration_error(1 / total, chosen == truth),
     }
     if classes > 5:
@@ -110,9 +111,8 @@ def score(
     count = len(classes)
     found = values(logits, labels)
     truth, predicted = np.asarray(labels, np.int64), np.asarray(logits).argmax(axis=1)
-    confusion = np.bincount(truth * count + predicted, minlength=count**2).reshape(count, count)
-    right = int(confusion.trace())
-    auroc = found["auroc"]
+    right = int((truth == predicted).sum())
+    auroc = found.get("auroc", math.nan)
     return Score(
         n=len(truth),
         acc=right / len(truth),
@@ -122,19 +122,26 @@ def score(
         auroc=None if math.isnan(auroc) else auroc,
         ece=found["ece"],
         top5=found.get("top5"),
-        confusion=confusion.tolist(),
-        per_class=_per_class(confusion, classes),
+        confusion=confusion(truth, predicted, count).tolist() if count <= FEW else None,
+        per_class=_per_class(truth, predicted, classes),
         used_for_selection=used_for_selection,
     )
 
 
+def confusion(truth: Labels, predicted: Labels, count: int) -> Labels:
+    """Images by true class (row) and predicted class (column), int64 (count, count)."""
+    counts = np.bincount(truth * count + predicted, minlength=count**2).reshape(count, count)
+    return counts.astype(np.int64)
+
+
 def _per_class(
-    confusion: npt.NDArray[Any], classes: tuple[str, ...]
+    truth: Labels, chosen: Labels, classes: tuple[str, ...]
 ) -> dict[str, dict[str, float]]:
+    count = len(classes)
+    of = (truth[truth == chosen], truth, chosen)
+    totals = (np.bincount(labels, minlength=count).tolist() for labels in of)
     rows = {}
-    for i, name in enumerate(classes):
-        right = int(confusion[i, i])
-        n, predicted = int(confusion[i].sum()), int(confusion[:, i].sum())
+    for name, right, n, predicted in zip(classes, *totals, strict=True):
         rows[name] = {
             "n": n,
             "precision": right / predicted if predicted else 0.0,

@@ -6,14 +6,19 @@ import csv
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from xfer.errors import DataError, XferError, printable
 from xfer.images import SUFFIXES, Files, scan, sound
 from xfer.log import log
+from xfer.logged import FEW
 from xfer.storage import write_text
 from xfer.types import Predictions, Samples
+
+if TYPE_CHECKING:
+    from xfer.types import Array
 
 
 def find(inputs: Sequence[str]) -> Samples:
@@ -84,7 +89,7 @@ def tell_broken(broken: Sequence[XferError], count: int) -> None:
 
 def told(found: Predictions, path: Path) -> list[str]:
     """The answers for people: the first 20, and where all of them are."""
-    chosen, confidence = found.logits.argmax(axis=1), found.probabilities.max(axis=1)
+    chosen, confidence = found.logits.argmax(axis=1), found.confidence
     shown = zip(found.names[:20], chosen, confidence, strict=False)
     lines = [f"{name}: {found.classes[top]} ({sure:.3f})" for name, top, sure in shown]
     n = len(found.names)
@@ -95,20 +100,36 @@ def told(found: Predictions, path: Path) -> list[str]:
 def write_predictions(predictions: Predictions, path: Path) -> None:
     """A CSV row an image: ``path, label, prediction, confidence, p_<class>...``.
 
-    ``label`` is left out where it is unknown. Cells that a spreadsheet would run as a formula
-    get a leading apostrophe.
+    Above 100 classes, the next four answers stand in place of a column a class: ``top2,
+    confidence2, ..., top5, confidence5``. ``label`` is left out where it is unknown. Cells that a
+    spreadsheet would run as a formula get a leading apostrophe.
     """
-    probabilities, classes = predictions.probabilities, predictions.classes
+    classes = predictions.classes
+    few = len(classes) <= FEW
+    rest = [f"p_{c}" for c in classes] if few else _RUNNERS_UP
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     labels = [] if predictions.labels is None else ["label"]
-    writer.writerow(["path", *labels, "prediction", "confidence", *(f"p_{c}" for c in classes)])
-    for i, (name, row) in enumerate(zip(predictions.names, probabilities, strict=True)):
-        top = int(np.argmax(predictions.logits[i]))
-        known = [] if predictions.labels is None else [cell(classes[predictions.labels[i]])]
-        numbers = [f"{p:.6f}" for p in row]
-        writer.writerow([cell(name), *known, cell(classes[top]), f"{row[top]:.6f}", *numbers])
+    writer.writerow(["path", *labels, "prediction", "confidence", *rest])
+    for block in predictions.blocks():
+        for i, (name, row) in enumerate(zip(block.names, block.probabilities, strict=True)):
+            top = int(np.argmax(block.logits[i]))
+            known = [] if block.labels is None else [cell(classes[block.labels[i]])]
+            numbers = (
+                [f"{p:.6f}" for p in row] if few else _runners_up(block.logits[i], row, classes)
+            )
+            writer.writerow([cell(name), *known, cell(classes[top]), f"{row[top]:.6f}", *numbers])
     write_text(path, text.getvalue())
+
+
+_RUNNERS_UP = [f"{name}{place}" for place in range(2, 6) for name in ("top", "confidence")]
+
+
+def _runners_up(logits: Array, row: Array, classes: Sequence[str]) -> list[str]:
+    """The second to the fifth answer and their probabilities; of equals the first class leads."""
+    best = np.flatnonzero(logits >= np.partition(logits, -5)[-5])  # at least five, in order
+    order = best[np.argsort(-logits[best], kind="stable")][1:5]
+    return [text for i in order for text in (cell(classes[i]), f"{row[i]:.6f}")]
 
 
 def cell(text: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -156,12 +156,27 @@ class Predictions:
         z = np.exp(z - z.max(axis=1, keepdims=True))
         return np.asarray(z / z.sum(axis=1, keepdims=True))
 
+    @property
+    def confidence(self) -> npt.NDArray[np.float64]:
+        """The largest probability of each image, shape (n,), without a copy of all of them."""
+        import numpy as np
+
+        return np.concatenate([np.empty(0), *(b.probabilities.max(axis=1) for b in self.blocks())])
+
+    def blocks(self) -> Iterator[Predictions]:
+        """The same answers, 256 images at a time."""
+        for start in range(0, len(self.names), 256):
+            part = slice(start, start + 256)
+            labels = None if self.labels is None else self.labels[part]
+            yield Predictions(self.names[part], self.logits[part], labels, self.classes)
+
 
 @dataclass(frozen=True)
 class Score:
     """The scores of one split. ``acc_ci95`` is Wilson's interval of the accuracy; ``confusion``
-    counts rows = true class, columns = predicted class; ``per_class`` holds, a class, ``n``,
-    ``precision``, ``recall`` and ``f1``."""
+    counts rows = true class, columns = predicted class, and is ``None`` above 100 classes;
+    ``auroc`` is ``None`` above 1,000; ``per_class`` holds, a class, ``n``, ``precision``,
+    ``recall`` and ``f1``."""
 
     n: int
     acc: float
@@ -171,7 +186,7 @@ class Score:
     auroc: float | None
     ece: float
     top5: float | None
-    confusion: list[list[int]]
+    confusion: list[list[int]] | None
     per_class: dict[str, dict[str, float]]
     used_for_selection: bool
 

@@ -105,7 +105,7 @@ def sections(result: Plain, plan: Plain, details: Plain, drawn: Collection[str])
         ),
         Section(
             "Confusion",
-            text=_confusion(details.get("confusion") or {}),
+            text=_mistakes(details.get("mistakes") or {}),
             figures=here("confusion_matrix", "confused_pairs"),
         ),
         Section("Classes", tables=tables.per_class(details.get("per_class") or {})),
@@ -122,14 +122,11 @@ def sections(result: Plain, plan: Plain, details: Plain, drawn: Collection[str])
     return [p for p in parts if p.text or p.facts or p.tables or p.figures]
 
 
-def _confusion(matrices: Plain) -> tuple[str, ...]:
+def _mistakes(counts: Plain) -> tuple[str, ...]:
     lines = []
-    for split, matrix in matrices.items():
-        images, right = sum(map(sum, matrix)), sum(row[i] for i, row in enumerate(matrix))
-        wrong = (
-            f"{images - right:,} of {images:,} images were" if images > right else "no image was"
-        )
-        lines.append(f"{split}: {wrong} taken for another class")
+    for split, (wrong, images) in counts.items():
+        were = f"{wrong:,} of {images:,} images were" if wrong else "no image was"
+        lines.append(f"{split}: {were} taken for another class")
     return tuple(lines)
 
 

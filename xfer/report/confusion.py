@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from xfer.logged import FEW
+from xfer.metrics import confusion
 from xfer.report.canvas import FAINT, GREY, INK, VAL
 from xfer.report.lettering import fit, width
 
@@ -21,6 +23,24 @@ if TYPE_CHECKING:
 
 NUMBERED, PAIRS = 40, 12
 _ZEROS, _LABELS = 12, 30
+
+
+def condensed(truth: Counts, chosen: Counts, classes: Sequence[str]) -> tuple[Counts, list[str]]:
+    """Counts (rows true, columns predicted) and names of the classes; above 100 of those of the
+    most confused pairs and one more, last, for all the others together."""
+    if len(classes) <= FEW:
+        return confusion(truth, chosen, len(classes)), list(classes)
+    wrong = truth != chosen
+    found, counts = np.unique(np.stack([truth[wrong], chosen[wrong]]), axis=1, return_counts=True)
+    order = np.argsort(-counts, kind="stable")
+    shown = list(dict.fromkeys(found[:, order].T.ravel().tolist()))[: NUMBERED - 1]
+    place = np.full(len(classes), len(shown), np.int64)
+    place[shown] = np.arange(len(shown))
+    rest = f"({len(classes) - len(shown):,} others)"
+    return confusion(place[truth], place[chosen], len(shown) + 1), [
+        *(classes[i] for i in shown),
+        rest,
+    ]
 
 
 def matrix(counts: Counts, classes: Sequence[str]) -> Figure:
@@ -88,19 +108,22 @@ def _scale(figure: Figure, image: ScalarMappable, side: float) -> None:
     bar.set_label("share of the true class", fontsize=8, color=GREY)
 
 
-def pairs(counts: Counts) -> list[tuple[int, int, int]]:
-    """The most confused (true, predicted, count), most often first, at most ``PAIRS``."""
+def pairs(counts: Counts, of: int | None = None) -> list[tuple[int, int, int]]:
+    """The most confused (true, predicted, count), most often first, at most ``PAIRS``; without the
+    last class where it stands for many of ``of`` classes."""
     wrong = counts * (1 - np.eye(len(counts), dtype=counts.dtype))
+    if of and of > len(counts):
+        wrong[-1], wrong[:, -1] = 0, 0
     order = np.argsort(-wrong, axis=None, kind="stable")[:PAIRS]
     found = [divmod(int(i), len(counts)) for i in order]
     return [(true, taken, int(wrong[true, taken])) for true, taken in found if wrong[true, taken]]
 
 
-def bars(counts: Counts, classes: Sequence[str]) -> Figure | None:
-    """One bar a confused pair; ``None`` when nothing is confused."""
+def bars(counts: Counts, classes: Sequence[str], of: int | None = None) -> Figure | None:
+    """One bar a confused pair; ``None`` when nothing is confused. ``of`` as in :func:`pairs`."""
     from matplotlib.figure import Figure
 
-    rows = pairs(counts)
+    rows = pairs(counts, of)
     if not rows:
         return None
     totals = counts.sum(axis=1)

@@ -57,10 +57,15 @@ def confusion_matrix(counts: Counts, classes: Sequence[str], path: Path) -> Path
         return canvas.save(confusion.matrix(counts, classes), path)
 
 
-def confused_pairs(counts: Counts, classes: Sequence[str], path: Path) -> Path | None:
-    """Draw the most confused pairs as bars; ``None`` when nothing is confused."""
+def confused_pairs(
+    counts: Counts, classes: Sequence[str], path: Path, of: int | None = None
+) -> Path | None:
+    """Draw the most confused pairs as bars; ``None`` when nothing is confused.
+
+    ``of`` is how many classes there are, where the last of ``classes`` stands for many.
+    """
     with canvas.style():
-        return canvas.save_any(confusion.bars(counts, classes), path)
+        return canvas.save_any(confusion.bars(counts, classes, of or len(classes)), path)
 
 
 def curves(

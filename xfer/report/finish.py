@@ -8,6 +8,7 @@ import numpy as np
 
 from xfer.preprocess import fit_to_size, prepare, restore
 from xfer.report import figures
+from xfer.report.confusion import condensed
 from xfer.report.outcome import outcome
 from xfer.report.page import render
 from xfer.storage import write_json
@@ -92,9 +93,9 @@ def _draw_answers(work: Work, split: str, folder: Path) -> None:
     wrong = most_wrong(found, _GRID)
     titles = [(classes[samples.labels[i]], classes[chosen[i]], confidence[i]) for i in wrong]
     figures.most_wrong(_pictures(work, samples, wrong), titles, folder / "most_wrong.png")
-    counts = np.asarray(work.scores[split].confusion)
-    figures.confusion_matrix(counts, classes, folder / "confusion_matrix.png")
-    figures.confused_pairs(counts, classes, folder / "confused_pairs.png")
+    counts, named = condensed(samples.labels, np.asarray(chosen), classes)
+    figures.confusion_matrix(counts, named, folder / "confusion_matrix.png")
+    figures.confused_pairs(counts, named, folder / "confused_pairs.png", len(classes))
 
 
 def _spread(found: Predictions, count: int) -> list[int]:
@@ -104,7 +105,7 @@ def _spread(found: Predictions, count: int) -> list[int]:
 
 
 def _answers(found: Predictions) -> tuple[list[int], list[float]]:
-    return found.logits.argmax(axis=1).tolist(), found.probabilities.max(axis=1).tolist()
+    return found.logits.argmax(axis=1).tolist(), found.confidence.tolist()
 
 
 def _pictures(work: Work, samples: Samples, at: list[int]) -> list[npt.NDArray[np.uint8]]:
@@ -118,7 +119,10 @@ def _details(work: Work) -> Plain:
     split = _shown(work)
     details: Plain = {
         "per_class": {name: score.per_class for name, score in work.scores.items()},
-        "confusion": {name: score.confusion for name, score in work.scores.items()},
+        "mistakes": {
+            name: (score.n - round(score.acc * score.n), score.n)
+            for name, score in work.scores.items()
+        },
         "history": work.fitted.rows if work.fitted else [],
         "exports": [file.__dict__ for file in work.exports],
         "load": work.plan.load,

@@ -34,7 +34,7 @@ def render(folder: Path, result: Plain, plan: Plain, details: Plain) -> None:
     """Write ``folder/report.html`` and ``folder/report.md`` from the facts of a run.
 
     ``result`` is ``result.json`` and ``plan`` is ``plan.json``. ``details`` may hold, a split,
-    ``per_class`` and ``confusion``; and ``history`` (rows of ``metrics.csv``), ``exports``,
+    ``per_class`` and ``mistakes``; and ``history`` (rows of ``metrics.csv``), ``exports``,
     ``wrong`` (rows of path, label, prediction, confidence) and ``notes`` (texts). Whatever is
     absent is left out. Figures are the PNG files in ``folder/figures``.
     Raises OutputError when a file cannot be written.
