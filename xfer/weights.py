@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from xfer.types import InputSpec, Plain
 
@@ -62,7 +62,8 @@ class Weights:
     the file's name of each tensor that had another, ``asides`` the entries that are no weights
     or were dropped, with the reason. ``compat`` is what a network must be built with to compute
     the same function (see :mod:`xfer.compat`), ``head`` the facts of its head where they are
-    known. ``allow_missing`` and ``min_coverage`` are what the user excused; ``pinned`` are source
+    known. ``match`` says whether names decide what goes where, or order and shape.
+    ``allow_missing`` and ``min_coverage`` are what the user excused; ``pinned`` are source
     arguments that fetch these very weights again.
     """
 
@@ -78,6 +79,7 @@ class Weights:
     optimizer: OptimizerState | None = None
     compat: Plain = field(default_factory=dict)
     head: Plain | None = None
+    match: Literal["name", "order"] = "name"
     allow_missing: tuple[str, ...] = ()
     min_coverage: float = 1.0
     resize_positions: bool = False
