@@ -234,7 +234,7 @@ def test_readme_says_what_was_tried_with_what() -> None:
     assert oldest[2:] == [lowest[name] for name in names[2:]]
 
 
-OTHERS = re.compile(r"""install [^`\n&]*?["' ]xfer(?![\w-])|xfer\[(?!\^)|version\(.xfer.\)""")
+OTHERS = re.compile(r"""install\b[^`\n&]*["' ]xfer(?![\w-])|xfer\[(?!\^)|version\(.xfer.\)""")
 """What would install or ask for the package ``xfer`` of the index, which is somebody else's."""
 
 
