@@ -17,6 +17,7 @@ from xfer.errors import ConfigError, WeightsError, XferError
 from xfer.head import Keep, swap
 from xfer.randomness import derive
 from xfer.snapshot import Snapshot, fingerprint, read_snapshot
+from xfer.source.detect import kind_of
 from xfer.source.match import Match, match
 from xfer.source.mismatch import MISFIT
 from xfer.types import Backbone, Card, Head, Network, Plain
@@ -140,8 +141,10 @@ _RELATIVES = 8
 def _relative(parts: Parts, weights: Weights) -> str:
     """The model of another size in the same family that ``weights`` fit, or nothing."""
     backbone = parts.backbone
-    if backbone.library not in _STATELESS or backbone.args or not is_dataclass(backbone):
+    if backbone.library not in _STATELESS or not is_dataclass(backbone):
         return ""
+    if getattr(backbone, "args", None):
+        return ""  # they are of this one
     for name in index.relatives(backbone.library, backbone.name)[:_RELATIVES]:
         other = replace(parts, backbone=replace(backbone, name=name))
         try:
@@ -243,10 +246,19 @@ def _empty(parts: Parts) -> nn.Module:
 def open_checkpoint(path: Path, make: Callable[[str, Plain], Any]) -> tuple[nn.Module, Card]:
     """The network and card of a checkpoint or run folder, in evaluation mode. ``make`` builds a
     spec of a group from its facts."""
-    file = path / "checkpoints" / "best.ckpt" if path.is_dir() else path
-    snapshot = read_snapshot(file)
+    file, snapshot = read_checkpoint(path)
     net = restore(file, snapshot, *pieces(snapshot.card, make))
     return net.eval(), snapshot.card.merged()
+
+
+def read_checkpoint(path: Path) -> tuple[Path, Snapshot]:
+    """The checkpoint of a file or run folder, and which file it is. Raises WeightsError, which
+    for an ONNX network says how one predicts with it."""
+    file = path / "checkpoints" / "best.ckpt" if path.is_dir() else path
+    if file.is_file() and kind_of(file) == "ONNX":
+        fix = f"type stages=[predict] predict.model={file} in place of checkpoint.path"
+        raise WeightsError(file, "is an ONNX network, no checkpoint", fix, 37)
+    return file, read_snapshot(file)
 
 
 def pieces(card: Card, make: Callable[[str, Plain], Any]) -> tuple[Parts, Callable[[], Weights]]:
