@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from xfer import schema
+from xfer import schema, words
 from xfer.config import QUICK_START, compose_specs, prepare_overrides
 from xfer.errors import ConfigError, Problems, SafetyError, XferError
 from xfer.plan import make_plan
+from xfer.specs import STAGES
 
 LINE = re.compile(r"xfer: error E\d{3}: .+: .+\. Fix: .+")
 TASK = "experiment=digits_sgd"
@@ -460,3 +461,51 @@ def test_a_spec_is_built_from_its_facts_alone() -> None:
     assert schema.facts("head", spec, facts) == facts
     with pytest.raises(ConfigError, match="choose head=OPTION"):
         schema.build("head", {"hidden": 8})
+
+
+SLOTS = {"NAME": "resnet34", "FILE": "a.pt", "DIR": "d", "PIXELS": "64", "NUMBER": "0.5"}
+
+
+@pytest.mark.parametrize("typed", words.ADVICE)
+def test_what_the_words_of_other_tools_lead_to_can_be_typed(typed: str) -> None:
+    for slot, value in SLOTS.items():
+        typed = typed.replace(f"={slot}", f"={value}")
+    # A share where the schema wants one, else a whole number.
+    typed = typed if re.search("fraction|lr|momentum", typed) else typed.replace("=0.5", "=1")
+    assert compose_specs(["data.root=d", *typed.split()])
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("weights=a.pt", "source=file source.path=FILE"),
+        ("model=resnet34", "backbone=timm backbone.name=NAME"),
+        ("model.name=resnet34", "backbone=timm backbone.name=NAME"),
+        ("data.path=d", "data.root=DIR"),
+        ("imgsz=64", "backbone.image_size=PIXELS"),
+        ("optim.learning_rate=1", "optim=adamw optim.lr=NUMBER"),
+        ("backbone=resnet34", "backbone=timm backbone.name=resnet34"),
+        ("backbone=vit_b_16", "backbone=torchvision backbone.name=vit_b_16"),
+        ("source=runs/best.pt", "source=file source.path=runs/best.pt"),
+        ("source=imagenet", "source=hub"),
+        ("checkpoint=a.ckpt", "checkpoint.path=a.ckpt"),
+        ("optim=Adam", "optim=torch optim.name=Adam"),
+        ("data=my/images", "data.root=my/images"),
+        ("data=my_images", "data.root=my_images"),
+    ],
+)
+def test_words_of_other_tools_are_known(typed: str, offered: str) -> None:
+    told = message(typed)
+    assert told.endswith(f"type {offered}")
+    if "=NAME" not in offered and not offered.isupper():
+        for slot, value in SLOTS.items():
+            offered = offered.replace(f"={slot}", f"={value if slot != 'NUMBER' else '0.1'}")
+        assert compose_specs(["data.root=d", *offered.split()])
+
+
+def test_the_verbs_of_other_tools_name_the_stage() -> None:
+    for verb, stage in (("train", "fit"), ("val", "evaluate"), ("test", "evaluate")):
+        assert message(f"stages=[{verb}]").endswith(f"did you mean '{stage}'?")
+    assert set(words.STAGES.values()) <= set(STAGES)
+    assert message("data=foldr").endswith("did you mean 'folder'?")
+    assert message("num_classes=3").endswith("the classes are the folders of data.root")

@@ -22,7 +22,7 @@ from xfer import schema
 from xfer.__main__ import _main
 from xfer.config import compose_specs
 from xfer.errors import XferError
-from xfer.help import GROUPS, config_dir, options
+from xfer.help import DISTRIBUTION, GROUPS, config_dir, options
 
 ROOT = Path(__file__).parents[1]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
@@ -232,6 +232,27 @@ def test_readme_says_what_was_tried_with_what() -> None:
     pins = pinned("3.11")
     assert tried[2:] == [pins[name] for name in names[2:]]
     assert oldest[2:] == [lowest[name] for name in names[2:]]
+
+
+OTHERS = re.compile(r"""install\b[^`\n&]*["' ]xfer(?![\w-])|xfer\[(?!\^)|version\(.xfer.\)""")
+"""What would install or ask for the package ``xfer`` of the index, which is somebody else's."""
+
+
+def test_no_text_installs_the_package_of_somebody_else() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["name"] == DISTRIBUTION != "xfer" and list(project["scripts"]) == ["xfer"]
+    assert OTHERS.search("$ pip install -U 'xfer[sweep]'") and OTHERS.search("pip install xfer")
+    folders = ("xfer", "hydra_plugins", "conf", "bench", "docs")
+    files = [f for folder in folders for f in (ROOT / folder).rglob("*") if f.is_file()]
+    files += [*ROOT.glob("*.md"), *(ROOT / "tests").glob("*.sh"), ROOT / ".ci" / "run"]
+    wrong = [
+        f"{file.relative_to(ROOT)}: {found[0]}"
+        for file in files
+        # The changelog tells what once was.
+        if file.suffix in (".py", ".md", ".sh", ".yaml", "") and file.name != "CHANGELOG.md"
+        and (found := OTHERS.search(file.read_text(encoding="utf-8")))
+    ]  # fmt: skip
+    assert not wrong
 
 
 @pytest.mark.parametrize("page", [*PAGES, ROOT / ".ci" / "run"], ids=lambda p: p.name)

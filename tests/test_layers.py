@@ -27,6 +27,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "snapshot",
         "resume",
         "compat",
+        "words",
         "norms",
         "adapters",
         "undrawn",

@@ -20,7 +20,7 @@ def test_a_logger_whose_package_is_missing_says_what_to_install(
     kind: type[TensorBoard], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(logger, "find_spec", lambda _: None)
-    with pytest.raises(ConfigError, match=rf'pip install "xfer\[{kind.needs}\]"'):
+    with pytest.raises(ConfigError, match=rf'pip install "xfer-vision\[{kind.needs}\]"'):
         kind()
 
 

@@ -201,3 +201,17 @@ def test_a_head_that_stays_is_not_left_undrawn(empty_memory_is_nan):
     state = {n: t for n, t in parts.bare().module.state_dict().items() if n[:3] != "fc."}
     weights = Weights("file", state, allow_missing=("fc.*",))
     assert assemble(parts, weights).fc.weight.isfinite().all()
+
+
+def test_an_onnx_file_as_a_checkpoint_says_how_one_predicts_with_it(tmp_path):
+    import onnx
+
+    node = onnx.helper.make_node("Relu", ["x"], ["y"])
+    x, y = (onnx.helper.make_tensor_value_info(n, 1, [1]) for n in "xy")
+    path = tmp_path / "model.onnx"
+    onnx.save(onnx.helper.make_model(onnx.helper.make_graph([node], "g", [x], [y])), path)
+    typed = ["stages=[predict]", f"checkpoint.path={path}", "predict.input=photos"]
+    with pytest.raises(WeightsError, match=r"E437.*is an ONNX network") as told:
+        make_plan(compose_specs(typed))
+    advised = told.value.fix.removeprefix("type ").removesuffix(" in place of checkpoint.path")
+    assert compose_specs([*advised.split(), "predict.input=photos"]).predict_with.path == str(path)

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from test_backbone import BACKBONES
+from torch import nn
 
+from xfer.backbone import Timm
+from xfer.config import compose_specs
 from xfer.errors import ConfigError, WeightsError
 from xfer.head import Linear
 from xfer.network import Parts, assemble, check
@@ -18,7 +24,9 @@ from xfer.patterns import matches, substituted
 from xfer.source import File
 from xfer.source.account import account
 from xfer.source.match import Match
+from xfer.source.order import by_order
 from xfer.source.rules import Rename, Rules
+from xfer.types import Network
 from xfer.weights import Content, Weights
 
 SMALL = BACKBONES["digits_resnet"]
@@ -196,8 +204,6 @@ def test_half_precision_is_widened_and_said_and_integers_are_no_weights() -> Non
 
 
 def test_positions_of_a_transformer_are_resampled_only_when_asked() -> None:
-    from xfer.backbone import Timm
-
     old = Timm("vit_tiny_patch16_224", {"depth": 1}, image_size=64).build(5).module.state_dict()
     larger = Timm("vit_tiny_patch16_224", {"depth": 1}, image_size=96)
     parts = Parts(larger, Linear(), 2)
@@ -242,3 +248,152 @@ def test_the_report_counts_hashes_and_lists(tmp_path: Path) -> None:
     assert account(changed, found(changed), ("fc",))["fingerprint"] != facts["fingerprint"]
     head = through(Rules(), tensors() | {"fc.bias": torch.ones(7)})
     assert account(head, found(head), ("fc",))["fingerprint"] == facts["fingerprint"]
+
+
+class Own:
+    """A backbone of the user's own: any network, its last layer the head."""
+
+    library, name = "own", "own"
+
+    def __init__(self, make: Callable[[], nn.Module], head: str = "linear") -> None:
+        self.make, self.head = make, head
+
+    def build(self, classes: int | None = None) -> Network:
+        return Network(self.make(), (self.head,), SMALL.build().input)
+
+
+def cifar_resnet20() -> nn.Module:
+    """The layers of the file's own network, by the names of its authors."""
+    net, width = nn.Module(), 16
+    net.conv1, net.bn1 = nn.Conv2d(3, 16, 3, bias=False), nn.BatchNorm2d(16)
+    for stage, out in ((1, 16), (2, 32), (3, 64)):
+        blocks = nn.Sequential()
+        for _ in range(3):
+            block = nn.Module()
+            block.conv1, block.bn1 = nn.Conv2d(width, out, 3, bias=False), nn.BatchNorm2d(out)
+            block.conv2, block.bn2 = nn.Conv2d(out, out, 3, bias=False), nn.BatchNorm2d(out)
+            blocks.append(block)
+            width = out
+        net.add_module(f"layer{stage}", blocks)
+    net.linear = nn.Linear(64, 10)
+    return net
+
+
+def test_a_wrappers_prefix_is_found_in_files_older_than_the_counters(assets: Path) -> None:
+    backbone = Own(cifar_resnet20)
+    path = str(assets / "wild" / "resnet20-12fca82f.th")
+    parts = Parts(backbone, Linear(), 2)
+    result = check(parts, backbone.build(), File(path).load(backbone))
+    assert (result.prefix, result.coverage) == ("module.", 1)
+    # A rule for one layer, which is then found without the prefix.
+    renamed = File(path, rename=(Rename(r"^module\.layer3\.2\.", "layer3.2."),))
+    result = check(parts, backbone.build(), renamed.load(backbone))
+    assert (result.prefix, result.coverage) == ("module.", 1)
+    row = next(row for row in result.rows if row.name == "layer3.2.bn2.running_mean")
+    assert row.key == "module.layer3.2.bn2.running_mean"
+
+
+def test_the_prefix_is_found_whichever_names_the_file_lacks() -> None:
+    state = {f"module.{n}": t for n, t in tensors().items()}
+    for lost in sorted(state, key=len)[-4:]:
+        few = {n: t for n, t in state.items() if n != lost}
+        result = found(through(Rules(min_coverage=0.01), few))
+        assert result.prefix == "module." and 0.5 < result.coverage <= 1
+
+
+def test_the_right_architecture_under_other_names_is_proposed_and_taken(assets: Path) -> None:
+    backbone = Timm("tf_efficientnet_lite0")
+    path = str(assets / "wild" / "efficientnet-lite0-57934424.pth")
+    parts = Parts(backbone, Linear(), 2)
+    with pytest.raises(WeightsError, match=r"_bn0\.weight -> bn1\.weight") as told:
+        check(parts, backbone.build(), File(path).load(backbone))
+    assert "type source.match=order" in told.value.fix and told.value.number == 435
+    result = check(parts, backbone.build(), File(path, match="order").load(backbone))
+    assert result.coverage == 1 and not result.of("left out", "unexpected", "missing")
+    right = File(str(assets / "weights" / "tf_efficientnet_lite0_imagenet.safetensors"))
+    for name, tensor in (right.load(backbone).state or {}).items():
+        if not name.startswith("classifier"):
+            assert torch.equal(result.state[name], tensor), name
+    whole = check(
+        replace(parts, kept=True), backbone.build(), File(path, match="order").load(backbone)
+    )
+    assert "classifier.weight" in whole.state
+
+
+def test_order_tells_nothing_where_names_contradict_it_or_a_shape_differs() -> None:
+    own = {n: torch.ones(4, 4) for n in ("a.query.weight", "a.key.weight", "a.value.weight")}
+    other = {n: torch.ones(4, 4) for n in ("b.k.weight", "b.q.weight", "b.v.weight")}
+    assert by_order(own, other, ()) == {}
+    straight = {n: other[n] for n in ("b.q.weight", "b.k.weight", "b.v.weight")}
+    assert list(by_order(own, straight, ()).values()) == list(straight)
+    shifted = {n: torch.ones(4) for n in ("_bn0.weight", "_bn1.weight", "_bn2.weight")}
+    layers = {n: torch.ones(4) for n in ("bn1.weight", "bn2.weight", "bn3.weight")}
+    assert list(by_order(layers, shifted, ()).values()) == list(shifted)
+    biases = {"x.weight": torch.ones(4), "x.bias": torch.ones(4)}
+    assert by_order(biases, {"y.beta": torch.ones(4), "y.gamma": torch.ones(4)}, ()) == {}
+    assert by_order(biases, {"y.gamma": torch.ones(4), "y.beta": torch.ones(4)}, ())
+    assert by_order(biases, {"y.gamma": torch.ones(5), "y.beta": torch.ones(4)}, ()) == {}
+    with pytest.raises(WeightsError, match=r"E436.*drop source\.match"):
+        found(through(Rules(match="order"), {"a.weight": torch.ones(3)}))
+
+
+def test_advice_that_names_a_key_leads_on_when_it_is_typed() -> None:
+    state = tensors()
+    extra = {"aux.conv.weight": torch.ones(3), "aux.bn.bias": torch.ones(3), "ema": torch.ones(1)}
+    short = {n: t for n, t in state.items() if not n.endswith("bn1.bias")}
+    wrapped = {f"module.{n}": t for n, t in (state | extra).items()}
+    for given in (
+        state | extra,
+        short,
+        wrapped,
+        {n: t for n, t in state.items() if "bn2" not in n},
+    ):
+        with pytest.raises(WeightsError) as told:
+            found(through(Rules(), given))
+        typed = shlex.split(told.value.fix.rpartition(": ")[2])
+        values = compose_specs(["data=digits", "source=file", "source.path=a.pt", *typed]).source
+        kept = Rules(drop=values.drop, allow_missing=values.allow_missing)
+        assert kept != Rules(), told.value.fix
+        result = found(through(kept, given))
+        assert result.coverage > 0.8 and len(result.state) >= len(given) - 5, told.value.fix
+
+
+@pytest.mark.parametrize(
+    ("of", "into"),
+    [("resnet18", "resnet34"), ("resnet34", "resnet18"), ("resnet50", "resnet101"),
+     ("resnet34", "resnet50")],
+)  # fmt: skip
+def test_another_depth_of_the_same_network_is_named(of: str, into: str) -> None:
+    state = dict(Timm(of).build().module.state_dict())
+    backbone = Timm(into)
+    parts = Parts(backbone, Linear(), 2)
+    with pytest.raises(WeightsError, match=r"backbone\.name=") as told:
+        check(parts, backbone.build(), through(Rules(), state))
+    name = told.value.fix.rpartition("backbone.name=")[2]
+    assert name == of and "allow_missing" not in told.value.fix
+    right = Timm(name)
+    assert check(Parts(right, Linear(), 2), right.build(), through(Rules(), state)).coverage == 1
+
+
+def test_a_shallower_or_deeper_file_is_not_called_incomplete_where_no_model_is_known() -> None:
+    state = tensors()
+    shallow = {n: t for n, t in state.items() if not n.startswith("layer3.0")}
+    deep = state | {n.replace("layer1.0", "layer1.1"): t for n, t in state.items() if "layer1" in n}
+    with pytest.raises(WeightsError, match=r"deeper network, with layer1\.1"):
+        found(through(Rules(), deep))
+    assert shallow  # its one block is lost whole, which says nothing of depth
+    net = Own(lambda: nn.Sequential(*(nn.Linear(2, 2) for _ in range(4))), "3")
+    backbone = {
+        f"{i}.{n}": torch.ones(s) for i in (0, 1) for n, s in (("weight", (2, 2)), ("bias", 2))
+    }
+    with pytest.raises(WeightsError, match=r"shallower network, without 2") as told:
+        check(Parts(net, Linear(), 2), net.build(), through(Rules(), backbone))
+    assert "allow_missing" not in told.value.fix
+
+
+def test_another_architecture_is_said_after_shapes_were_compared() -> None:
+    with pytest.raises(WeightsError, match=r"another architecture \(0 of the network's \d+ shapes"):
+        found(through(Rules(), {"a": torch.ones(3, 7)}))
+    shuffled = {f"x{i}": t for i, t in enumerate(reversed(list(tensors().values())))}
+    with pytest.raises(WeightsError, match=r"under other names, in another order"):
+        found(through(Rules(), shuffled))

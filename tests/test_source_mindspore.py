@@ -517,3 +517,21 @@ def _statistics_agree(net: nn.Module, renamed: Any, images: torch.Tensor, moved:
         if name.rpartition(".")[2].startswith("running_"):
             want = moved[renamed[name]]
             np.testing.assert_allclose(tensor.numpy(), want, rtol=1e-3, atol=1e-4, err_msg=name)
+
+
+def test_networks_that_only_resemble_a_resnet_are_called_by_their_own_names() -> None:
+    stem = {"conv1.weight": (8, 3, 7, 7), "layer1.0.down_sample.0.weight": (16, 8, 1, 1)}
+    block = {"layer1.0.conv3.weight": (16, 4, 1, 1), "layer1.0.bn3.gamma": (16,)}
+    others = {
+        "Res2Net": {"layer1.0.convs.0.weight": (2, 2, 3, 3)},
+        "SKNet": {"layer1.0.conv2.attn.fc_reduce.weight": (4, 8, 1, 1)},
+        "HRNet": {"stage2.0.branches.0.0.conv1.weight": (8, 8, 3, 3)},
+        "ResNetV2": {**block, "layer1.0.bn3.gamma": (4,)},
+    }
+    for about, more in others.items():
+        state = {n: torch.ones(s) for n, s in {**stem, **more}.items()}
+        for given in (state, {f"net.{n}": t for n, t in state.items()}):
+            with pytest.raises(WeightsError, match=f"E473.*holds an? {about} of mindcv"):
+                translate(Content("", given), "timm", "resnet50")
+    plain = {n: torch.ones(s) for n, s in {**stem, **block}.items()}
+    assert translate(Content("", plain), "timm", "resnet50").dialect == "mindcv_resnet"

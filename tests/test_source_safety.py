@@ -11,6 +11,7 @@ import multiprocessing.util
 import operator
 import os
 import pickle
+import re
 import runpy
 import shutil
 import subprocess
@@ -336,3 +337,36 @@ def test_a_torch_zip_is_judged_by_the_pickle_that_torch_reads(tmp_path: Path) ->
     path = tmp_path / "model.pt"
     path.write_bytes(zip_of(*((n, whole[n]) for n in reversed(names))))
     assert set(read(path).state) == set(state())
+
+
+def test_numpy_values_in_a_pickle_lead_to_a_file_that_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    arrays = {"a.weight": np.ones((2, 3), np.float32), "a.bias": np.ones(2, np.float32)}
+    mixed, bare = tmp_path / "a.pt", tmp_path / "b.pkl"
+    torch.save({"state_dict": {"a": torch.ones(2)}, "best": np.float64(0.5)}, mixed)
+    bare.write_bytes(pickle.dumps(arrays, 2))
+    with pytest.raises(SafetyError, match=r"E620.*without numpy's values"):
+        read(mixed)
+    with pytest.raises(SafetyError, match="E620") as told:
+        read(bare)
+    (typed,) = re.findall(r"type (numpy\.savez\(.*?\))", told.value.fix)
+    eval(typed, {"numpy": np, "arrays": arrays})
+    shapes = {n: tuple(t.shape) for n, t in read(Path("weights.npz")).state.items()}
+    assert shapes == {n: a.shape for n, a in arrays.items()}
+
+
+def test_a_yolo_pickle_is_called_what_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "yolov8n.pt"
+    path.write_bytes(torch_zip(b"\x80\x02cultralytics.nn.tasks\nDetectionModel\n)\x81."))
+    with pytest.raises(SafetyError, match=r"E620.*ultralytics.*YOLO network.*type source=hub"):
+        read(path)
+
+
+def test_a_function_of_numpys_that_runs_code_is_no_array(tmp_path: Path) -> None:
+    path = tmp_path / "model.pkl"
+    path.write_bytes(b"\x80\x02cnumpy.testing._private.utils\nrunstring\nX\x01\x00\x00\x00a}\x86R.")
+    with pytest.raises(SafetyError, match=r"E620.*runstring") as told:
+        read(path)
+    assert "numpy.savez" not in told.value.fix

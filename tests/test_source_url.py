@@ -599,3 +599,16 @@ def test_data_and_weights_share_the_transfer_and_differ_in_the_error(server, tmp
         fetch("https://[x", tmp_path / "y", None, KEPT_WEIGHTS)
     assert caught.value.number == 454
     assert [p.name for p in tmp_path.iterdir()] == ["x"]
+
+
+def test_without_a_hash_no_file_of_the_cache_is_advised(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XFER_CACHE", str(tmp_path))
+    with pytest.raises(WeightsError, match=r"E450.*type source=file source\.path=FILE"):
+        Url(url="http://127.0.0.1:1/a.pt", sha256="any").load(SMALL)
+    with pytest.raises(WeightsError, match=rf"E450.*put the file at .*{SHA}") as told:
+        Url(url="http://127.0.0.1:1/a.pt", sha256=SHA).load(SMALL)
+    place = Path(told.value.fix.removeprefix("put the file at ").removesuffix(" yourself"))
+    place.write_bytes(DATA)
+    assert Url(url="http://127.0.0.1:1/a.pt", sha256=SHA).load(SMALL).sha256 == SHA

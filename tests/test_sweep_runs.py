@@ -127,6 +127,7 @@ def test_a_package_that_is_missing_is_told_and_leaves_no_folder(
     assert _main([*QUICK, *space]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"xfer: error E159: sweep.sampler: {package} is not installed. Fix: pip")
+    assert "pip install 'xfer-vision[sweep]'" in line
     assert not list(tmp_path.iterdir())
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from annotated_types import Ge, Lt
 
-from xfer import schema
+from xfer import schema, words
 from xfer.errors import ConfigError, XferError, closest, raise_all
 from xfer.help import GROUPS
 from xfer.places import Places, override_key
@@ -153,9 +153,9 @@ class Builder:
         """Values that are fine alone and wrong together."""
         for stage in stages:
             if stage not in STAGES:
-                self.problems.append(
-                    ConfigError("stages", f"there is no stage '{stage}'", closest(stage, STAGES), 8)
-                )
+                other = words.STAGES.get(stage.lower())
+                fix = f"did you mean '{other}'?" if other else closest(stage, STAGES)
+                self.problems.append(ConfigError("stages", f"there is no stage '{stage}'", fix, 8))
         if "predict" in stages and not inputs:
             self.problems.append(schema.missing("predict.input"))
         if inputs and "predict" not in stages:

@@ -21,6 +21,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from xfer import words
 from xfer.builder import Builder
 from xfer.errors import ConfigError, closest
 from xfer.help import GROUPS, config_dir
@@ -114,7 +115,15 @@ def told(error: Exception) -> ConfigError:
     """What Hydra or OmegaConf says, in xfer's words."""
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, option = error.missing_cfg_file.removesuffix(".yaml").rpartition("/")
+        # A path has more slashes than the one behind the group.
+        top, _, rest = error.missing_cfg_file.removesuffix(".yaml").partition("/")
+        fix = words.for_option(top, rest)
+        if fix and top in GROUPS:
+            return ConfigError(top, f"there is no option '{rest}'", fix, 4)
         fix = closest(option, error.options or [])
+        if top == "data" and ("/" in rest or not fix.startswith("did you mean")):
+            fix = f"for a folder of images type data.root={rest}"
+            return ConfigError(top, f"there is no option '{rest}'", fix, 4)
         return ConfigError(group or "config", f"there is no option '{option}'", fix, 4)
     if found := re.search(r"Could not override '(hydra\.launcher\.[^']+)'", str(error)):
         what = f"this launcher has no key '{found[1]}'"

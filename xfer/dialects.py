@@ -5,7 +5,8 @@ in ``dialects``, by name: ``marks``, patterns of names that only this dialect ha
 be there; ``suits``, the architectures that have these layers, by library; ``head``, its classifier;
 ``rename``, rules in order from MindSpore's names to torch's, then those of ``rename_in`` for one
 library; ``back`` and ``back_in``, the same the other way; ``compat``, what makes the function equal
-(:mod:`xfer.compat`). ``strangers``: names that are known and have no map.
+(:mod:`xfer.compat`). ``strangers``: names that are known and have no map; ``unequal``, two
+tensors whose first sizes differ there, where the names alone are those of a dialect.
 """
 
 from __future__ import annotations

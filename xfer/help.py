@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+DISTRIBUTION = "xfer-vision"
+"""What the package index and pip call xfer; ``xfer`` is somebody else's there."""
+
 GROUPS = (
     "experiment",
     "data",

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from xfer.errors import ConfigError
+from xfer.help import DISTRIBUTION
 
 if TYPE_CHECKING:
     from pytorch_lightning.loggers import Logger
@@ -90,6 +91,6 @@ def _require(package: str) -> None:
         raise ConfigError(
             "logger",
             f"the package '{package}' is not installed",
-            f'pip install "xfer[{package}]"',
+            f'pip install "{DISTRIBUTION}[{package}]"',
             80,
         )

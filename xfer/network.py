@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass, replace
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,14 @@ import torch
 from torch import nn
 
 from xfer import adapters, compat
-from xfer.errors import ConfigError, WeightsError
+from xfer.backbone import index
+from xfer.errors import ConfigError, WeightsError, XferError
 from xfer.head import Keep, swap
 from xfer.randomness import derive
 from xfer.snapshot import Snapshot, fingerprint, read_snapshot
+from xfer.source.detect import kind_of
 from xfer.source.match import Match, match
+from xfer.source.mismatch import MISFIT
 from xfer.types import Backbone, Card, Head, Network, Plain
 from xfer.undrawn import Undrawn
 from xfer.weights import Weights
@@ -116,9 +119,40 @@ def shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
 
 
 def check(parts: Parts, before: Network, weights: Weights) -> Match:
-    """Decide what of ``weights`` goes where; see :func:`xfer.source.match.match`."""
+    """Decide what of ``weights`` goes where; see :func:`xfer.source.match.match`. Where nothing
+    fits but another size of the same architecture, the error names that one."""
+    try:
+        return _match(parts, before, weights)
+    except WeightsError as error:
+        if error.number == MISFIT and (name := _relative(parts, weights)):
+            error.fix = f"these are the tensors of another one: type backbone.name={name}"
+        raise
+
+
+def _match(parts: Parts, before: Network, weights: Weights) -> Match:
     heads = () if parts.whole else before.heads
     return match(before.module.state_dict(), weights, heads, before.dropped)
+
+
+_RELATIVES = 8
+"""How many are built to be compared; each takes some 0.1 s."""
+
+
+def _relative(parts: Parts, weights: Weights) -> str:
+    """The model of another size in the same family that ``weights`` fit, or nothing."""
+    backbone = parts.backbone
+    if backbone.library not in _STATELESS or not is_dataclass(backbone):
+        return ""
+    if getattr(backbone, "args", None):
+        return ""  # they are of this one
+    for name in index.relatives(backbone.library, backbone.name)[:_RELATIVES]:
+        other = replace(parts, backbone=replace(backbone, name=name))
+        try:
+            _match(other, _on_meta(other.bare), weights)
+        except XferError:
+            continue  # not this one, or the installed library lacks it
+        return name
+    return ""
 
 
 def assemble(parts: Parts, weights: Weights) -> nn.Module:
@@ -212,10 +246,19 @@ def _empty(parts: Parts) -> nn.Module:
 def open_checkpoint(path: Path, make: Callable[[str, Plain], Any]) -> tuple[nn.Module, Card]:
     """The network and card of a checkpoint or run folder, in evaluation mode. ``make`` builds a
     spec of a group from its facts."""
-    file = path / "checkpoints" / "best.ckpt" if path.is_dir() else path
-    snapshot = read_snapshot(file)
+    file, snapshot = read_checkpoint(path)
     net = restore(file, snapshot, *pieces(snapshot.card, make))
     return net.eval(), snapshot.card.merged()
+
+
+def read_checkpoint(path: Path) -> tuple[Path, Snapshot]:
+    """The checkpoint of a file or run folder, and which file it is. Raises WeightsError, which
+    for an ONNX network says how one predicts with it."""
+    file = path / "checkpoints" / "best.ckpt" if path.is_dir() else path
+    if file.is_file() and kind_of(file) == "ONNX":
+        fix = f"type stages=[predict] predict.model={file} in place of checkpoint.path"
+        raise WeightsError(file, "is an ONNX network, no checkpoint", fix, 37)
+    return file, read_snapshot(file)
 
 
 def pieces(card: Card, make: Callable[[str, Plain], Any]) -> tuple[Parts, Callable[[], Weights]]:

@@ -20,7 +20,9 @@ from typing import Any
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
+from xfer import words
 from xfer.errors import ConfigError, SafetyError, XferError, closest, raise_all
+from xfer.help import GROUPS
 from xfer.types import Plain
 
 Where = Callable[[str], str]
@@ -183,7 +185,8 @@ def _path(loc: tuple[int | str, ...]) -> list[int | str]:
 
 def unknown(key: str, known: Sequence[str], where: Where, fix: str = "") -> ConfigError:
     """The error for a key that nobody reads."""
-    return ConfigError(where(key), f"there is no key '{key}'", fix or _nearest(key, known), 1)
+    fix = fix or words.for_key(key, GROUPS) or _nearest(key, known)
+    return ConfigError(where(key), f"there is no key '{key}'", fix, 1)
 
 
 def _nearest(key: str, known: Sequence[str]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from xfer.types import InputSpec, Plain
 
@@ -63,8 +63,9 @@ class Weights:
     or were dropped, with the reason. ``compat`` is what a network must be built with to compute
     the same function (see :mod:`xfer.compat`), ``head`` the facts of its head where they are
     known. ``splits`` are the sha256 of the data that they were trained and chosen on, by split
-    name, where the file says so. ``allow_missing`` and ``min_coverage`` are what the user
-    excused; ``pinned`` are source arguments that fetch these very weights again.
+    name, where the file says so. ``match`` says whether names decide what goes where, or order and
+    shape. ``allow_missing`` and ``min_coverage`` are what the user excused; ``pinned`` are source
+    arguments that fetch these very weights again.
     """
 
     kind: str
@@ -80,6 +81,7 @@ class Weights:
     compat: Plain = field(default_factory=dict)
     head: Plain | None = None
     splits: Mapping[str, str] = field(default_factory=dict)
+    match: Literal["name", "order"] = "name"
     allow_missing: tuple[str, ...] = ()
     min_coverage: float = 1.0
     resize_positions: bool = False

@@ -15,6 +15,7 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra_plugins.xfer_slurm._request import asked, parameters
 from xfer import cluster
 from xfer.errors import ConfigError, JobFailed, XferError
+from xfer.help import DISTRIBUTION
 
 _LOOK_S, _ASK_S = 1.0, 10.0
 """Between two looks at the results' files, and between two questions to the cluster."""
@@ -139,7 +140,7 @@ def _submitit() -> tuple[Any, Any]:
         import submitit
         from hydra_plugins.hydra_submitit_launcher.submitit_launcher import SlurmLauncher
     except ImportError as error:
-        fix = "install it: pip install 'xfer[slurm]'"
+        fix = f"install it: pip install '{DISTRIBUTION}[slurm]'"
         raise ConfigError("hydra/launcher", f"{error.name} is not installed", fix, 73) from error
     return submitit, SlurmLauncher
 

@@ -78,6 +78,20 @@ def check(library: str, name: str) -> None:
         raise _unknown(library, name, closest(name, shipped[library]))
 
 
+def relatives(library: str, name: str) -> list[str]:
+    """Models of ``library`` that are called like ``name`` but for numbers, so ``resnet34`` for
+    ``resnet18``; the nearest first, without those of other weights only."""
+    model = name.partition(".")[0]
+    family = re.sub(r"\d+", "#", model)
+    found = [n for n in _shipped().get(library, ()) if re.sub(r"\d+", "#", n) == family]
+
+    def distance(other: str) -> int:
+        numbers = zip(re.findall(r"\d+", model), re.findall(r"\d+", other), strict=True)
+        return sum(abs(int(a) - int(b)) for a, b in numbers)
+
+    return sorted((n for n in found if n != model), key=lambda n: (distance(n), n))
+
+
 def missing(library: str, name: str) -> ConfigError:
     """The error for a name of the index that the installed version of ``library`` lacks."""
     return _unknown(f"{library} {version(library)}", name, f"install another version of {library}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from importlib.metadata import PackageNotFoundError, version
 
+from xfer.help import DISTRIBUTION
 from xfer.types import Card
 
 
@@ -20,6 +21,6 @@ def metadata(card: Card) -> dict[str, str]:
 
 def _version() -> str:
     try:
-        return version("xfer")
+        return version(DISTRIBUTION)
     except PackageNotFoundError:
         return "not installed"  # a bare checkout on the path has no version of its own

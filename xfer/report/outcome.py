@@ -12,13 +12,22 @@ from typing import TYPE_CHECKING
 from xfer.facts import count_parameters
 from xfer.features import UNCACHED
 from xfer.halving import told
+from xfer.help import DISTRIBUTION
 from xfer.storage import file_sha256
 from xfer.types import Plain
 
 if TYPE_CHECKING:
     from xfer.workflow import Work
 
-_PACKAGES = ("xfer", "torch", "torchvision", "timm", "pytorch-lightning", "torchmetrics", "onnx")
+_PACKAGES = (
+    DISTRIBUTION,
+    "torch",
+    "torchvision",
+    "timm",
+    "pytorch-lightning",
+    "torchmetrics",
+    "onnx",
+)
 
 
 def outcome(work: Work) -> Plain:
@@ -89,8 +98,9 @@ def _timing(work: Work) -> Plain:
 def _versions() -> Plain:
     found: Plain = {"python": platform.python_version()}
     for package in _PACKAGES:
+        key = "xfer" if package == DISTRIBUTION else package
         try:
-            found[package] = version(package)
+            found[key] = version(package)
         except PackageNotFoundError:  # a checkout that is not installed
-            found[package] = None
+            found[key] = None
     return found

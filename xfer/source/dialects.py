@@ -6,11 +6,15 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from xfer.dialects import shipped, suits, to_torch
 from xfer.errors import ConfigError, WeightsError, closest
 from xfer.types import Plain
 from xfer.weights import Content
+
+if TYPE_CHECKING:
+    from xfer.types import StateDict
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,7 @@ def translate(
     """
     names = list(content.state)
     if dialect == "auto":
-        dialect, prefix = _recognised(names, where)
+        dialect, prefix = _recognised(content.state, where)
     else:
         prefix = _asked(names, dialect, where)
     facts = shipped()["dialects"][dialect]
@@ -53,8 +57,19 @@ def translate(
     return Translation(dialect, new, compat, prefix)
 
 
-def _recognised(names: list[str], where: object) -> tuple[str, str]:
-    """The one dialect whose marks are all there, and the prefix before them."""
+def _recognised(state: StateDict, where: object) -> tuple[str, str]:
+    """The one dialect whose marks are all there, and the prefix before them. Networks without a
+    map come first, since some have all names of one with a map and more."""
+    names = list(state)
+    for stranger in shipped()["strangers"]:
+        prefix = _prefix(names, stranger["marks"])
+        if prefix is not None and _unequal(state, prefix, stranger.get("unequal")):
+            raise WeightsError(
+                where,
+                f"holds {stranger['about']}, for which there is no name map",
+                "save one of: " + _about(),
+                73,
+            )
     known = shipped()["dialects"]
     found = {d: _prefix(names, f["marks"]) for d, f in known.items() if "marks" in f}
     fits = [(dialect, prefix) for dialect, prefix in found.items() if prefix is not None]
@@ -67,14 +82,6 @@ def _recognised(names: list[str], where: object) -> tuple[str, str]:
         return fits[0]
     for facts in known.values():
         _refuse_several(_prefixes(names, facts.get("marks", ())), where)
-    for stranger in shipped()["strangers"]:
-        if _prefix(names, stranger["marks"]) is not None:
-            raise WeightsError(
-                where,
-                f"holds {stranger['about']}, for which there is no name map",
-                "save one of: " + _about(),
-                73,
-            )
     raise WeightsError(
         where,
         f"its names are those of no known dialect ({_examples(names)})",
@@ -82,6 +89,19 @@ def _recognised(names: list[str], where: object) -> tuple[str, str]:
         f"known: {_about()}",
         70,
     )
+
+
+def _unequal(state: StateDict, prefix: str, patterns: Sequence[str] | None) -> bool:
+    """Whether the two tensors of ``patterns`` are there with other first sizes; true without."""
+    if patterns is None:
+        return True
+    found = [
+        tensor.shape[0]
+        for pattern in patterns
+        for name, tensor in state.items()
+        if re.fullmatch(re.escape(prefix) + pattern, name)
+    ]
+    return len(found) == 2 and found[0] != found[1]
 
 
 def _about() -> str:

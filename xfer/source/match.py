@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
@@ -9,7 +11,8 @@ from typing import TYPE_CHECKING, Literal
 from xfer.errors import ConfigError, closest
 from xfer.patterns import matches
 from xfer.source.adapt import adapted
-from xfer.source.mismatch import ambiguous, mismatch
+from xfer.source.mismatch import ambiguous, mismatch, unordered
+from xfer.source.order import COUNTER, by_order
 
 if TYPE_CHECKING:
     import torch
@@ -78,7 +81,8 @@ def match(
     if weights.state is None:
         return Match(tuple(Row(n, None, "initialised", tuple(t.shape)) for n, t in wanted.items()))
     excused = tuple(f"{path}." for path in (*heads, *dropped))
-    backbone = [name for name in wanted if not name.startswith(excused)]
+    weights = _ordered(wanted, weights, excused)
+    backbone = [n for n in wanted if not n.startswith(excused) and not n.endswith(COUNTER)]
     prefix = _common_prefix(backbone, weights)
     rows, state = [], {}
     for name, target in wanted.items():
@@ -93,22 +97,44 @@ def match(
     return _checked(_allowed(rows, weights), state, wanted, weights, excused, prefix)
 
 
+def _ordered(
+    wanted: Mapping[str, torch.Tensor], weights: Weights, excused: tuple[str, ...]
+) -> Weights:
+    """``weights`` under the network's names, where ``source.match=order`` asks for it."""
+    if weights.match == "name":
+        return weights
+    state = weights.state or {}
+    found = by_order(wanted, state, excused)
+    if not found:
+        raise unordered(wanted, weights, excused)
+    renamed = {name: _key(key, weights) for name, key in found.items()}
+    left = [_key(key, weights) for key in state.keys() - set(found.values())]
+    return replace(
+        weights,
+        state={name: state[key] for name, key in found.items()},
+        renamed={name: key for name, key in renamed.items() if name != key},
+        asides={**weights.asides, **dict.fromkeys(left, "no tensor of the network for it")},
+    )
+
+
 def _head(name: str, target: torch.Tensor, prefix: str, weights: Weights) -> Row:
-    found = (weights.state or {}).get(prefix + name)
+    source = _source(name, prefix, weights)
+    found = (weights.state or {}).get(source)
     if found is None:
         return Row(name, None, "initialised", tuple(target.shape))
-    return Row(name, _key(prefix + name, weights), "dropped head", tuple(found.shape))
+    return Row(name, _key(source, weights), "dropped head", tuple(found.shape))
 
 
 def _fit(
     name: str, target: torch.Tensor, prefix: str, weights: Weights
 ) -> tuple[Row, torch.Tensor | None]:
-    given, shape = (weights.state or {}).get(prefix + name), tuple(target.shape)
+    source, shape = _source(name, prefix, weights), tuple(target.shape)
+    given = (weights.state or {}).get(source)
     if given is None:
         # Files older than batch normalisation's counter lack it; torch loads those strictly too.
-        counter = name.endswith("num_batches_tracked")
+        counter = name.endswith(COUNTER)
         return Row(name, None, "initialised" if counter else "missing", shape), None
-    row = Row(name, _key(prefix + name, weights), "loaded", tuple(given.shape))
+    row = Row(name, _key(source, weights), "loaded", tuple(given.shape))
     if given.is_floating_point() != target.is_floating_point():
         note = f"{_dtype(given)} for {_dtype(target)}"
         return replace(row, fate="wrong shape", note=note), None
@@ -136,7 +162,7 @@ def _left(
     rows = []
     for source, tensor in (weights.state or {}).items():
         inner = source.removeprefix(prefix)
-        if inner not in wanted or not source.startswith(prefix):
+        if inner not in wanted or _source(inner, prefix, weights) != source:
             fate: Fate = "dropped head" if inner.startswith(excused) else "unexpected"
             rows.append(Row(None, _key(source, weights), fate, tuple(tensor.shape)))
     rows += [Row(None, key, "left out", note=why) for key, why in weights.asides.items()]
@@ -145,17 +171,40 @@ def _left(
 
 def _common_prefix(backbone: Sequence[str], weights: Weights) -> str:
     """What stands before the names of ``backbone`` in the file: mostly nothing, or one wrapper's
-    name. Several complete copies of the network are never chosen from."""
+    name. Several complete copies of the network are never chosen from.
+
+    All names are asked, since any of them may be missing or have another name in the file.
+    """
     state = weights.state or {}
-    if any(name in state for name in backbone):
+    # A name that a rule gave says nothing of what stands before the others.
+    if any(name in state and name not in weights.renamed for name in backbone):
         return ""
-    longest = max(backbone, key=len, default="")
-    found = {key.removesuffix(longest) for key in state if longest and key.endswith(f".{longest}")}
-    hits = {p: sum(p + name in state for name in backbone) for p in sorted(found)}
-    best = [p for p, n in hits.items() if n == max(hits.values())]
+    names, hits, below = {n for n in backbone if n not in state}, Counter[str](), Counter[str]()
+    for key in state:
+        for start in _starts(key):
+            below[start] += 1
+            hits[start] += key.removeprefix(start) in names
+    # Below a block, too, are layers with usual names; but little that is there is the network's.
+    found = {
+        start: n
+        for start, n in hits.items()
+        if n and (below[start] == len(state) or 2 * n > min(below[start], len(names)))
+    }
+    best = sorted(start for start, n in found.items() if n == max(found.values()))
     if len(best) > 1:
         raise ambiguous(best, weights)
     return best[0] if best else ""
+
+
+def _starts(key: str) -> list[str]:
+    return [key[: dot.end()] for dot in re.finditer(r"\.", key)]
+
+
+def _source(name: str, prefix: str, weights: Weights) -> str:
+    """The entry for ``name``: behind the prefix, or where a rule has put it without one."""
+    state = weights.state or {}
+    bare = prefix + name not in state and name in state and name in weights.renamed
+    return name if bare else prefix + name
 
 
 def _allowed(rows: list[Row], weights: Weights) -> list[Row]:
@@ -204,5 +253,5 @@ def _checked(
     lacking = [row for row in asked if row.fate not in USED and "(allowed)" not in row.note]
     short = lacking and not found.coverage >= weights.min_coverage < 1
     if not used or short or found.of("unexpected"):
-        raise mismatch(found.rows, weights, not excused)
+        raise mismatch(found.rows, weights, wanted, excused)
     return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import warnings
 import zipfile
 from pathlib import Path
@@ -61,6 +62,12 @@ def refuse_pickle(path: Path, key: str | None = None) -> Content:
 
 
 _FETCH = "do not use it; fetch it from its publisher"
+_YOLO = ("ultralytics.", "models.yolo.")
+# Arrays and numbers of numpy's.
+_NUMPY = re.compile(
+    r"(attributes of an? )?(numpy\._?core\.(multiarray|numeric)\.(_reconstruct|scalar|_frombuffer)"
+    r"|numpy\.(ndarray|dtype|dtypes\.\w+)|_codecs\.encode)"
+)
 _RESAVE = "save the bare state dict: torch.save(model.state_dict(), ...), or use safetensors"
 
 
@@ -106,7 +113,23 @@ def _refuse_names(path: Path, names: list[str]) -> None:
         )
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     what = f"its pickle asks for more than tensors: {', '.join(names[:3])}{more}"
-    raise SafetyError(path, what, _RESAVE, 20)
+    raise SafetyError(path, what, _without(path, names), 20)
+
+
+def _without(path: Path, names: list[str]) -> str:
+    """How to get at the weights of a pickle that asks for ``names``."""
+    if any(name.startswith(_YOLO) for name in names):
+        return "it is a YOLO network, which timm and torchvision do not have: type source=hub"
+    if not all(_NUMPY.fullmatch(name) for name in names):
+        return _RESAVE
+    with path.open("rb") as stream:
+        bare = stream.read(4) != b"PK\x03\x04"
+    # To open the file without a check, as others advise, is what it is refused for.
+    if bare:
+        return "where it was written type numpy.savez('weights.npz', **arrays), which is read here"
+    return (
+        "where it was written, save it without numpy's values: torch.save(model.state_dict(), ...)"
+    )
 
 
 def _refuse_shape(path: Path, asked: Asked) -> None:

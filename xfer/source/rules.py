@@ -34,16 +34,19 @@ class Rules:
 
     ``strip``: take only names that start so, without that start. ``rename``: rules in order, each
     on what the one before left. ``drop``: entries of the file, by its own names, that are left
-    out. ``allow_missing``: network tensors that may stay as initialised. ``min_coverage``: the
-    least share of the backbone's numbers that must be loaded. ``resize_positions``: resample the
-    position embedding of a vision transformer to another image size. ``classes``: the names of
-    the file's classes in order: a list, a text or JSON file of them, or ``imagenet``.
-    ``optimizer``: ``resume`` goes on with the momenta that the file holds.
+    out. ``match``: what tells which tensor goes where, its name, or ``order`` and shape where the
+    file has other names for the same architecture. ``allow_missing``: network tensors that may
+    stay as initialised. ``min_coverage``: the least share of the backbone's numbers that must be
+    loaded. ``resize_positions``: resample the position embedding of a vision transformer to
+    another image size. ``classes``: the names of the file's classes in order: a list, a text or
+    JSON file of them, or ``imagenet``. ``optimizer``: ``resume`` goes on with the momenta that the
+    file holds.
     """
 
     strip: str | None = None
     rename: tuple[Rename, ...] = ()
     drop: tuple[str, ...] = ()
+    match: Literal["name", "order"] = "name"
     allow_missing: tuple[str, ...] = ()
     min_coverage: Annotated[float, Ge(0), Le(1)] = 1.0
     resize_positions: bool = False
@@ -78,6 +81,7 @@ class Rules:
             renamed=renamed,
             asides={**content.asides, **asides},
             optimizer=content.optimizer if self.optimizer == "resume" else None,
+            match=self.match,
             allow_missing=self.allow_missing,
             min_coverage=self.min_coverage,
             resize_positions=self.resize_positions,

@@ -13,13 +13,16 @@ from pathlib import Path
 from typing import IO
 
 from xfer.download import KEPT_WEIGHTS, fetch
-from xfer.errors import ConfigError, OutputError, XferError
+from xfer.errors import ConfigError, OutputError, WeightsError, XferError
 from xfer.log import log
 from xfer.source.rules import Rules
 from xfer.storage import cache_dir, file_sha256, write_json
 from xfer.transfer import shown
 from xfer.types import Backbone
 from xfer.weights import Weights
+
+_UNREACHED = 450
+"""The number of the error for an address that gives no file."""
 
 
 @dataclass(frozen=True)
@@ -76,11 +79,21 @@ class Url(Rules):
             found = _recorded(record)
             if not (found and _sound(_folder() / found)):
                 arrived = record.with_suffix("")
-                found = fetch(self.url, arrived, None, KEPT_WEIGHTS)
+                found = self._first(arrived)
                 arrived.replace(_folder() / found)
                 write_json(record, {"address": shown(self.url), "sha256": found})
         log.info("%s has sha256 %s: pin it with source.sha256=%s", shown(self.url), found, found)
         return _folder() / found, found
+
+    def _first(self, arrived: Path) -> str:
+        """Fetch what the address answers to ``arrived``; its sha256."""
+        try:
+            return fetch(self.url, arrived, None, KEPT_WEIGHTS)
+        except WeightsError as error:
+            if error.number == _UNREACHED:
+                # Without a hash nothing says that a file put into the cache is the one.
+                error.fix = "fetch it another way and type source=file source.path=FILE"
+            raise
 
     def _record(self) -> Path:
         """Remembers the hash of what this address once answered."""

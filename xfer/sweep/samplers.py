@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from xfer.errors import SweepError
+from xfer.help import DISTRIBUTION
 from xfer.sweep import Sweep
 from xfer.sweep.space import Choice, Parameter
 
@@ -28,7 +29,7 @@ def installed(package: str) -> Any:
     try:
         return importlib.import_module(package)
     except ImportError as error:
-        fix = "pip install 'xfer[sweep]', or sweep.sampler=grid"
+        fix = f"pip install '{DISTRIBUTION}[sweep]', or sweep.sampler=grid"
         raise SweepError("sweep.sampler", f"{package} is not installed", fix, 9) from error
 
 
