@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from xfer.errors import ConfigError, JobFailed, XferError, closest
+from xfer.errors import ConfigError, JobFailed, OutputError, XferError, closest
 from xfer.help import config_dir, page
 
 if TYPE_CHECKING:
@@ -60,6 +60,7 @@ def _main(arguments: list[str]) -> int:
 
             print(f"xfer {xfer.__version__}")
             return 0
+        _check_working_folder()
         _hydra(arguments)
     except KeyboardInterrupt:
         return 130
@@ -70,6 +71,17 @@ def _main(arguments: list[str]) -> int:
     except Exception as error:
         return _tell_any(error)
     return 0
+
+
+def _check_working_folder() -> None:
+    """Raise OutputError where it has been deleted: no path could be made absolute."""
+    try:
+        Path.cwd()
+    except FileNotFoundError as error:
+        what = "has been deleted since this shell went there"
+        raise OutputError(
+            "working folder", what, "type cd DIR, a folder that exists", 30
+        ) from error
 
 
 def _tell(error: XferError) -> int:
@@ -87,6 +99,7 @@ def _tell_any(error: Exception) -> int:
     from yaml import YAMLError
 
     from xfer.config import told
+    from xfer.schema import of_own_part
 
     if isinstance(error, JobFailed):
         return int(error.args[0])
@@ -94,6 +107,9 @@ def _tell_any(error: Exception) -> int:
         return _tell(error)
     if isinstance(error, HydraException | OmegaConfBaseException | YAMLError):
         return _tell(told(error))
+    if own := of_own_part(error):
+        own.__cause__ = error
+        return _tell(own)
     fix = "this is a bug in xfer: run again with XFER_FULL_ERROR=1 and report what it prints"
     bug = XferError("xfer", f"{type(error).__name__}: {error}", fix, 0)
     bug.__cause__ = error
@@ -138,10 +154,19 @@ def _hydra(arguments: list[str]) -> None:
     from xfer.config import BASE, prepare_overrides
 
     flags, overrides = _split(arguments)
+    _check_flags(flags, overrides)
     # Lets Hydra hand its errors over instead of printing them in its own words.
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    sys.argv = [sys.argv[0], *flags, *prepare_overrides(overrides)]
-    hydra.main(config_path=config_dir(), config_name="config", **BASE)(_job)()
+    plain = {"-sc", "--shell-completion", "--hydra-help"} & set(flags)  # these compose nothing
+    sys.argv = [sys.argv[0], *flags, *(overrides if plain else prepare_overrides(overrides))]
+    try:
+        hydra.main(config_path=config_dir(), config_name="config", **BASE)(_job)()
+    except SystemExit as end:
+        # Hydra's own end of --cfg for a package that is not there; a run ends with its own code.
+        if end.code == 1 and "config" in [_COMMANDS.get(flag.partition("=")[0]) for flag in flags]:
+            fix = "name a part of it, such as -p data"
+            raise ConfigError("--package", "is no part of the configuration", fix, 16) from end
+        raise
 
 
 def _job(cfg: DictConfig) -> float | None:
@@ -189,6 +214,37 @@ def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
     return flags, overrides
 
 
+def _check_flags(flags: list[str], overrides: list[str]) -> None:
+    """What Hydra would answer with an exception of its own. Raises ConfigError."""
+    names = [flag.partition("=")[0] for flag in flags]
+    asked = [name for name in names if name in _COMMANDS]
+    if len({_COMMANDS[name] for name in asked}) > 1:
+        what = f"{' and '.join(asked[:2])} are two commands"
+        raise ConfigError("command line", what, f"drop {asked[1]}", 15)
+    if "--resolve" in names and "config" not in [_COMMANDS.get(name) for name in names]:
+        raise ConfigError("--resolve", "is about what --cfg prints", "add --cfg job", 15)
+    for i, name in enumerate(names):
+        value = flags[i].partition("=")[2] or "".join(flags[i + 1 : i + 2])
+        allowed = {"config": _SHOWS, "info": _TELLS}.get(_COMMANDS.get(name, ""), (value,))
+        if value not in allowed:
+            raise ConfigError(name, f"cannot show '{value}'", closest(value, allowed), 16)
+    if "completion" in [_COMMANDS[name] for name in asked]:
+        verb, _, shell = "".join(overrides).partition("=")
+        if len(overrides) != 1 or verb not in _VERBS or shell not in _SHELLS:
+            what = f"needs one of {', '.join(_VERBS)} and a shell of {', '.join(_SHELLS)}"
+            raise ConfigError(asked[0], what, f"type {asked[0]} install=bash", 16)
+
+
+_COMMANDS = {
+    **dict.fromkeys(("-m", "--multirun"), "several runs"),
+    **dict.fromkeys(("-c", "--cfg"), "config"),
+    **dict.fromkeys(("-i", "--info"), "info"),
+    **dict.fromkeys(("-sc", "--shell-completion"), "completion"),
+    "--hydra-help": "help",
+}
+_SHOWS = ("job", "hydra", "all")
+_TELLS = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
+_VERBS, _SHELLS = ("install", "uninstall", "query"), ("bash", "fish", "zsh")
 _ALONE = ("-m", "--multirun", "--resolve", "--hydra-help", "-sc", "--shell-completion")
 _WITH_VALUE = ("--config-dir", "-cd", "--cfg", "-c", "--info", "-i", "--package", "-p")
 

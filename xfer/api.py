@@ -8,15 +8,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    from PIL.Image import Image
     from torch import nn
 
     from xfer.types import Card
     from xfer.workflow import Result
 
+    Input = str | Path | Image | npt.NDArray[np.uint8]
+
 
 @dataclass(frozen=True)
 class Prediction:
-    """The answer for one image. ``probabilities`` is by class name."""
+    """The answer for one image. ``probabilities`` is by class name, ``path`` for a picture that is
+    no file ``image 0``, ``image 1`` and so on."""
 
     path: str
     label: str
@@ -36,16 +42,18 @@ class Model:
         """Class names in the order of the logits."""
         return self.card.classes
 
-    def predict(self, paths: str | Path | Sequence[str | Path]) -> list[Prediction]:
-        """Answers for files, folders (walked) or glob patterns, sorted within each.
+    def predict(self, images: Input | Sequence[Input]) -> list[Prediction]:
+        """Answers for files, folders (walked) and glob patterns, sorted within each; or for
+        pictures: PIL's, and numpy arrays (height, width[, 3 or 4]) or a batch of them, uint8.
 
         Raises DataError when one names nothing or is no image.
         """
         from xfer.evaluate import answers
-        from xfer.predict import find
+        from xfer.predict import find, pictures
 
-        inputs = [paths] if isinstance(paths, str | Path) else paths
-        samples = find([str(path) for path in inputs])
+        inputs = [images] if isinstance(images, str | Path) else images
+        named = isinstance(inputs, Sequence) and all(isinstance(i, str | Path) for i in inputs)
+        samples = find([str(path) for path in inputs]) if named else pictures(inputs)
         found = answers(self.net, samples, self.card.input, self.card.classes)
         return [
             Prediction(
@@ -61,8 +69,12 @@ class Model:
 def load(path: str | Path) -> Model:
     """A checkpoint or the best one of a run folder. Raises WeightsError or SafetyError."""
     from xfer import schema
+    from xfer.errors import WeightsError
     from xfer.network import open_checkpoint
+    from xfer.storage import path_problem
 
+    if problem := path_problem(str(path)):
+        raise WeightsError(path, problem, "give the path of a checkpoint", 1)
     net, card = open_checkpoint(Path(path), schema.build)
     return Model(net, card)
 

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     Transform = Callable[[Image], npt.NDArray[np.float32]]
     Mix = Callable[[Any, Any], tuple[Any, Any]]
 
+_LEAST_ALPHA = 1e-6  # below it float32 draws neither one image nor the other
+
 Probability = Annotated[float, Ge(0), Le(1)]
 
 
@@ -92,8 +94,17 @@ class Strong(Standard):
     operations: Annotated[int, Ge(0)] = 2
     magnitude: Annotated[int, Ge(0), Le(30)] = 9
     erasing: Probability = 0.25
-    mixup: Annotated[float, Ge(0)] = 0.0
-    cutmix: Annotated[float, Ge(0)] = 0.0
+    mixup: Annotated[float, Ge(0), Le(1000)] = 0.0
+    cutmix: Annotated[float, Ge(0), Le(1000)] = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, alpha in (("mixup", self.mixup), ("cutmix", self.cutmix)):
+            if 0 < alpha < _LEAST_ALPHA:
+                what = f"{alpha} is too small to draw from"
+                raise ConfigError(
+                    f"augment.{name}", what, f"type augment.{name}=0, which is off", 90
+                )
 
     def transform(self, spec: InputSpec) -> Transform:
         """RGB image to float32 (3, h, w)."""

@@ -13,11 +13,24 @@ from xfer.errors import ConfigError, XferError, closest, raise_all
 from xfer.help import GROUPS
 from xfer.places import Places, override_key
 from xfer.specs import STAGES, Exports, ModelFile, Specs
+from xfer.storage import path_problem
 from xfer.types import Plain
 
 _SPEC_GROUPS = tuple(g for g in GROUPS if g not in ("experiment", "export"))
 _PREDICT = ("predict.input", "predict.model", "predict.labels", "predict.recipe")
 _GENERAL = ("seed", "stages", "run.dir", *_PREDICT)
+_PATHS = (
+    *(
+        "run.dir",
+        "checkpoint.path",
+        "checkpoint.resume",
+        "source.path",
+        "features.dir",
+        "sweep.dir",
+    ),
+    *("predict.model", "predict.labels", "predict.recipe"),
+)
+"""Keys that name a file or folder; those of data and what is predicted have their own checks."""
 Seed = Annotated[int, Ge(0), Lt(2**32)]
 
 
@@ -44,6 +57,7 @@ class Builder:
             "predict_with": self.model_file(stages),
         }
         self.unknown_keys()
+        self.paths()
         self.contradictions(stages, inputs)
         self.leaderboard(stages)
         raise_all(self.problems)
@@ -73,6 +87,14 @@ class Builder:
                     if key not in known or key in GROUPS
                 ]
 
+    def paths(self) -> None:
+        """Names that no file can have: each call to the file system would fail in its own way."""
+        for key in _PATHS:
+            text = schema.value_at(self.plain, key)
+            if isinstance(text, str) and (problem := path_problem(text)):
+                what = f"'{text[:80]}' {problem}"
+                self.problems.append(ConfigError(self.where(key), what, "write the path out", 99))
+
     def group(self, name: str) -> Any:
         """The spec of one group, or ``None`` and problems."""
         try:
@@ -85,11 +107,8 @@ class Builder:
 
     def value(self, key: str, hint: Any) -> Any:
         """One value outside the groups, or ``None`` and a problem."""
-        node: Any = self.plain
-        for part in key.split("."):
-            node = node.get(part) if isinstance(node, dict) else None
         try:
-            return schema.convert(key, node, hint, self.where)
+            return schema.convert(key, schema.value_at(self.plain, key), hint, self.where)
         except XferError as error:
             self.problems.append(error)
             return None

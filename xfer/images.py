@@ -78,7 +78,7 @@ def decode(path: Path) -> Image:
     try:
         with PIL.open(path, formats=_FORMATS) as image:
             _refuse_huge(image)
-            return _to_rgb(image)
+            return to_rgb(image)
     except Exception as error:  # PIL's plugins raise struct.error, IndexError and more
         raise _broken(path, _reason(error)) from error
 
@@ -86,7 +86,7 @@ def decode(path: Path) -> Image:
 def decode_bytes(data: bytes) -> Image:
     """The same for the bytes of a file that is sound."""
     with PIL.open(io.BytesIO(data), formats=_FORMATS) as image:
-        return _to_rgb(image)
+        return to_rgb(image)
 
 
 def _refuse_huge(image: Image) -> None:
@@ -94,7 +94,8 @@ def _refuse_huge(image: Image) -> None:
         raise ValueError(f"{image.width} x {image.height} pixels; more than {MAX_PIXELS}")
 
 
-def _to_rgb(image: Image) -> Image:
+def to_rgb(image: Image) -> Image:
+    """A picture as it looks, in RGB; one of PIL's in memory as one that was read from a file."""
     image.load()
     # Almost every file is an 8-bit RGB photograph: nothing to convert but its orientation.
     image = ImageOps.exif_transpose(image) if image.getexif() else image
@@ -155,7 +156,7 @@ def _problem(data: bytes) -> str | None:
             if image.format == "PNG":
                 image.verify()
             elif image.format not in ("JPEG", "MPO") or not _has_end(data):
-                _to_rgb(image)
+                to_rgb(image)
     except Exception as error:  # as in decode
         return _reason(error)
     return None

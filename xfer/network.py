@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, is_dataclass, replace
 from inspect import signature
 from pathlib import Path
@@ -14,13 +14,14 @@ from torch import nn
 from xfer import adapters, compat
 from xfer.backbone import index
 from xfer.errors import ConfigError, WeightsError, XferError
+from xfer.freeze import BatchNorm, Row, apply, batch_norms, hold
 from xfer.head import Keep, swap
 from xfer.randomness import derive
 from xfer.snapshot import Snapshot, fingerprint, read_snapshot
 from xfer.source.detect import kind_of
 from xfer.source.match import Match, match
 from xfer.source.mismatch import MISFIT
-from xfer.types import Backbone, Card, Head, Network, Plain
+from xfer.types import Backbone, Card, Head, InputSpec, Network, Plain
 from xfer.undrawn import Undrawn
 from xfer.weights import Weights
 
@@ -99,8 +100,9 @@ def _on_meta(build: Callable[[], Network]) -> Network:
             # There is nothing to fill, and to work that out imports torch's compiler.
             with torch.device("meta"), Undrawn():
                 return build()
-        except (NotImplementedError, RuntimeError):
-            # Some architectures compute with their fresh tensors; those are built for real.
+        except (NotImplementedError, RuntimeError, ConfigError):
+            # Some architectures compute with their fresh tensors; those are built for real, and
+            # what no device can build is told then.
             return build()
 
 
@@ -111,6 +113,28 @@ def width_at_heads(network: Network) -> int | None:
     layers = [network.module.get_submodule(path) for path in network.heads]
     widths = [layer.in_features for layer in layers if isinstance(layer, nn.Linear)]
     return sum(widths) if widths and len(widths) == len(layers) else None
+
+
+def lone_norm(
+    parts: Parts, phases: Sequence[Sequence[Row]], keep: BatchNorm, spec: InputSpec
+) -> str | None:
+    """The first BatchNorm that trains in one of ``phases`` (their rows) and gets one value a
+    channel from one image, of which torch takes no deviation; ``None`` where there is none."""
+    net, found = _empty(parts), list[str]()
+
+    def look(name: str, module: nn.Module, given: Any) -> None:
+        if module.training and given[0].numel() == given[0].shape[1]:
+            found.append(name)
+            module.eval()  # so that it does not raise
+
+    for name, module in batch_norms(net):
+        module.register_forward_pre_hook(lambda m, given, name=name: look(name, m, given))
+    for rows in phases:
+        apply(net, rows)
+        hold(net.train(), keep)
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            net(torch.zeros(1, 3, *spec.size))
+    return found[0] if found else None
 
 
 def shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:

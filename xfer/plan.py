@@ -314,11 +314,26 @@ def _check_training(plan: Plan) -> None:
         plan.specs,
         {name: len(s) for name, s in plan.dataset.splits.items()} if plan.dataset else {},
     )
+    _check_batch(plan)
     start, epochs = plan.specs.checkpoint.start_epoch, plan.specs.trainer.epochs
     if start > epochs:
         raise ConfigError(
             "checkpoint.start_epoch", f"{start} is behind the last epoch {epochs}", "lower it", 87
         )
+
+
+def _check_batch(plan: Plan) -> None:
+    """Raise ConfigError for batches of one image where a BatchNorm would have one value to train
+    on; larger maps have more, and an odd image at the end of an epoch is never alone."""
+    from xfer.network import lone_norm
+
+    specs = plan.specs
+    if specs.data is None or specs.data.batch_size > 1 or not plan.layout.batch_norms:
+        return
+    phases = [phase.rows for phase in plan.phases]
+    if name := lone_norm(plan.parts, phases, specs.freeze.batch_norm, plan.card.input):
+        what = f"is 1, and the BatchNorm {name} cannot train on one value a channel"
+        raise ConfigError("data.batch_size", what, "type data.batch_size=2", 68)
 
 
 def _finish(plan: Plan) -> Plan:

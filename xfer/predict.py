@@ -6,18 +6,21 @@ import csv
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from PIL import Image as PIL
 
 from xfer.errors import DataError, XferError, printable
-from xfer.images import SUFFIXES, Files, scan, sound
+from xfer.images import SUFFIXES, Files, scan, sound, to_rgb
 from xfer.log import log
 from xfer.logged import FEW
-from xfer.storage import write_text
+from xfer.storage import path_problem, write_text
 from xfer.types import Predictions, Samples
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from xfer.types import Array
 
 
@@ -29,6 +32,36 @@ def find(inputs: Sequence[str]) -> Samples:
     paths = _paths(inputs)
     scan(paths, Path.cwd())
     return _samples(paths)
+
+
+def pictures(given: Any) -> Samples:
+    """Pictures in memory as samples without labels, called by their position.
+
+    Raises DataError for what is none.
+    """
+    many = isinstance(given, np.ndarray) and given.ndim == 4
+    many = many or (isinstance(given, Sequence) and not isinstance(given, bytes))
+    found = [_picture(item, i) for i, item in enumerate(given if many else [given])]
+    names = tuple(f"image {i}" for i in range(len(found)))
+    return Samples(names, np.full(len(found), -1, np.int64), found, sha256="")
+
+
+def _picture(item: Any, position: int) -> Image:
+    where = f"image {position}"
+    if isinstance(item, np.ndarray) and item.dtype == np.uint8:
+        plain = item.ndim == 2 or (item.ndim == 3 and item.shape[2] in (3, 4))
+        item = PIL.fromarray(item) if plain and 0 not in item.shape else item
+    if isinstance(item, PIL.Image):
+        try:
+            return to_rgb(item)
+        except Exception as error:  # as in images.decode
+            raise DataError(where, f"cannot be used ({error})", "give an RGB image", 63) from error
+    if isinstance(item, str | Path):
+        raise DataError(where, "is a path among pictures", "give paths or pictures alone", 63)
+    shape = f" {item.dtype} {item.shape}" if isinstance(item, np.ndarray) else ""
+    what = f"is neither a path nor a picture: {type(item).__name__}{shape}"
+    fix = "give paths, PIL images, or uint8 arrays (height, width) or (height, width, 3)"
+    raise DataError(where, what, fix, 63)
 
 
 def find_sound(inputs: Sequence[str]) -> Samples:
@@ -49,7 +82,23 @@ def find_sound(inputs: Sequence[str]) -> Samples:
 
 
 def _paths(inputs: Sequence[str]) -> list[Path]:
-    return list(dict.fromkeys(path for text in inputs for path in _expand(text)))
+    return list(dict.fromkeys(path for text in inputs for path in _named(text)))
+
+
+def _named(text: str) -> list[Path]:
+    try:
+        found = _expand(text)
+    except (OSError, ValueError, RuntimeError) as error:
+        # Too long, a NUL, an unknown home folder, or stars that pathlib does not take.
+        reason = path_problem(text) or getattr(error, "strerror", None) or str(error)
+        what = f"cannot be looked for ({reason})"
+        raise DataError(text[:200], what, _GIVE_INPUT, 44) from error
+    if not found:
+        raise DataError(text, "names no image file", _GIVE_INPUT, 44)
+    return found
+
+
+_GIVE_INPUT = "give predict.input=FOLDER, FILE or 'GLOB'"
 
 
 def _samples(paths: Sequence[Path]) -> Samples:
@@ -72,10 +121,6 @@ def _expand(text: str) -> list[Path]:
         pattern = str(path.relative_to(path.anchor) if path.is_absolute() else path)
         matches = sorted(root.glob(pattern))
         found = [p for p in matches if p.is_file() and p.suffix.lower() in SUFFIXES]
-    if not found:
-        raise DataError(
-            text, "names no image file", "give predict.input=FOLDER, FILE or 'GLOB'", 44
-        )
     return found
 
 

@@ -12,6 +12,7 @@ from signal import Signals
 from xfer.errors import OutOfMemory, OutputError, XferError, printable
 from xfer.log import log, open_log
 from xfer.resume import BEST, LAST, entries, lock
+from xfer.schema import of_own_part
 from xfer.seal import sealed
 from xfer.signals import Stopped, stop
 from xfer.storage import file_sha256, output_errors, write_json, write_text
@@ -118,4 +119,4 @@ def as_xfer(error: BaseException) -> BaseException:
         return OutOfMemory(
             "data.workers", "the system killed a data worker", "lower it, and data.decoded_gb", 4
         )
-    return error
+    return of_own_part(error) or error

@@ -66,7 +66,72 @@ def build(
     return _made(kind, arguments, prefix, where)
 
 
+# What a part of one's own must have: a class of xfer that has it all, where there is one to derive
+# from; its methods with the number of their arguments; its values.
+_PARTS: dict[str, tuple[str, dict[str, int], str]] = {
+    "data": (
+        "xfer.data.loading.Loading",
+        {"dataset": 1, "balance": 1},
+        "batch_size eval_batch_size workers decoded_gb sampler",
+    ),
+    "augment": ("xfer.augment.Plain", {"transform": 1, "mix": 1}, "random seed"),
+    "backbone": ("", {"build": 1}, "library name"),
+    "source": ("", {"load": 1}, ""),
+    "head": ("", {"build": 2}, ""),
+    "freeze": (
+        "xfer.freeze.Policy",
+        {"phases": 2, "adapters": 1, "after_solved": 1},
+        "batch_norm",
+    ),
+    "loss": ("xfer.loss.CrossEntropy", {"weights": 1, "guessing": 1, "build": 1}, ""),
+    "optim": ("xfer.optim.Options", {"build": 1}, "lr weight_decay decay rate"),
+    "schedule": ("xfer.schedule.Constant", {"factor": 3}, ""),
+    "export": ("", {"write": 4, "open": 2}, "file"),
+    "logger": ("xfer.logger.Csv", {"build": 2}, ""),
+}
+
+
+def _lacks(spec: Any, group: str) -> tuple[list[str], str]:
+    """What a part of one's own does not have, or has with another number of arguments; and what it
+    may be derived from."""
+    base, methods, values = _PARTS.get(group, ("", {}, ""))
+    # Not getattr: a property may be one that only the plan can answer.
+    found = [f"no {name}" for name in values.split() if not _static(spec, name)]
+    for name, count in methods.items():
+        if not _static(spec, name) or not callable(getattr(spec, name)):
+            found.append(f"no method {name}")
+        elif not _takes(getattr(spec, name), count):
+            found.append(f"a method {name} that does not take {count} argument(s)")
+    return found, base
+
+
+def _static(spec: Any, name: str) -> bool:
+    return inspect.getattr_static(spec, name, MISSING) is not MISSING
+
+
+def _takes(method: Callable[..., Any], count: int) -> bool:
+    try:
+        inspect.signature(method).bind(*range(count))
+    except TypeError:
+        return False
+    except ValueError:  # one written in C that does not say what it takes
+        return True
+    return True
+
+
 def _made(kind: Any, arguments: dict[str, Any], prefix: str, where: Where) -> Any:
+    spec = _constructed(kind, arguments, prefix, where)
+    if kind.__module__.startswith("xfer."):
+        return spec
+    lacking, base = _lacks(spec, prefix.partition(".")[0])
+    if lacking:
+        fix = f"derive it from {base}, or add them" if base else "add them"
+        what = f"{kind.__name__} has {' and '.join(lacking)}"
+        raise ConfigError(where(prefix), what, f"{fix}: see docs/howto/extend.md", 21)
+    return spec
+
+
+def _constructed(kind: Any, arguments: dict[str, Any], prefix: str, where: Where) -> Any:
     try:
         return kind(**arguments)
     except XferError as error:
@@ -112,6 +177,10 @@ def convert(key: str, value: Any, hint: Any, where: Where) -> Any:
     except ValueError as error:
         raise ConfigError(
             where(key), f"is {value}, but must be a finite number", f"type {key}=NUMBER", 2
+        ) from error
+    except TypeError as error:  # YAML has bytes and dates, which nothing here takes
+        raise ConfigError(
+            where(key), f"is {value!r}, which is neither text nor number", f"type {key}=VALUE", 2
         ) from error
     try:
         # Through JSON, because strict validation of Python objects wants tuples and dataclasses.
@@ -203,6 +272,13 @@ def missing(key: str) -> ConfigError:
     return ConfigError(key, "must be given", f"type {key}=VALUE", 3)
 
 
+def value_at(node: Any, key: str) -> Any:
+    """What is at the dotted ``key`` below ``node``; ``None`` where there is nothing."""
+    for part in key.split("."):
+        node = node.get(part) if isinstance(node, dict) else None
+    return node
+
+
 def leaves(key: str, node: Any) -> list[str]:
     """The dotted keys of every value in ``node``, which is at ``key``."""
     if not isinstance(node, dict):
@@ -213,6 +289,21 @@ def leaves(key: str, node: Any) -> list[str]:
 def allowed() -> tuple[str, ...]:
     """Packages, besides xfer, whose classes a config may name."""
     return tuple(p.strip() for p in os.environ.get("XFER_ALLOW", "").split(",") if p.strip())
+
+
+def of_own_part(error: BaseException) -> ConfigError | None:
+    """What code of the user's own failed of, where ``error`` was raised in a package that the user
+    allowed; ``None`` for an error of xfer."""
+    trace, place = error.__traceback__, ""
+    while trace is not None:
+        name = str(trace.tb_frame.f_globals.get("__name__"))
+        if name.split(".")[0] in allowed():
+            place = f"{name}, line {trace.tb_lineno}"
+        trace = trace.tb_next
+    if not place or isinstance(error, XferError) or not isinstance(error, Exception):
+        return None
+    told = f"{type(error).__name__}: {error}"
+    return ConfigError(place, told, "mend that part; XFER_FULL_ERROR=1 prints the traceback", 21)
 
 
 def load_class(group: str, target: str, where: Where, key: str = "") -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import hashlib
 import io
 import json
@@ -26,6 +27,20 @@ os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
 def cache_dir() -> Path:
     """Where xfer keeps what can be made again: ``$XFER_CACHE``, else ``~/.cache/xfer``."""
     return Path(os.environ.get("XFER_CACHE") or Path.home() / ".cache" / "xfer")
+
+
+def path_problem(text: str) -> str:
+    """Why no file can have this name, or nothing; that there is no such file is no reason."""
+    try:
+        os.lstat(Path(text).expanduser())
+    except RuntimeError:
+        return "names a home folder that is not there"
+    except ValueError:
+        return "holds a character that no file name can have"
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            return "is longer than a path can be"
+    return ""
 
 
 def file_sha256(path: Path) -> str:
@@ -134,7 +149,7 @@ def load_tensors(path: Path) -> Any:
 
     import torch
 
-    if not path.is_file():
+    if not os.path.isfile(path):  # unlike Path, also of a name that is too long  # noqa: PTH113
         raise WeightsError(path, "there is no such file", "give the path of a checkpoint", 1)
     if sealed(path) is False:
         raise damaged(path)

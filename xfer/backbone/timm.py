@@ -46,7 +46,9 @@ class Timm:
         outputs = classes or config["num_classes"] or 1000
         try:
             module = timm.create_model(self.name, pretrained=False, num_classes=outputs, **args)
-        except (TypeError, AssertionError, ValueError) as error:
+        except Exception as error:  # an argument of the wrong type fails wherever it is used
+            if not args:
+                raise
             raise ConfigError(
                 "backbone.args",
                 f"timm cannot build '{self.name}' ({error})",

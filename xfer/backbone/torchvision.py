@@ -54,7 +54,9 @@ class Torchvision:
             args["image_size"] = self.image_size
         try:
             module = models.get_model(self.name, weights=None, num_classes=classes, **args)
-        except (TypeError, ValueError) as error:
+        except Exception as error:  # an argument of the wrong type fails wherever it is used
+            if not args:
+                raise
             raise ConfigError(
                 "backbone.args",
                 f"torchvision cannot build '{self.name}' ({error})",

@@ -13,6 +13,7 @@ from annotated_types import Ge, Gt, Le, Lt
 
 from xfer.errors import ConfigError, DataError, closest
 from xfer.randomness import derive
+from xfer.storage import path_problem
 from xfer.types import Dataset
 
 SPLITS = ("train", "val", "test")
@@ -21,12 +22,9 @@ _EPSILON = 1e-9  # of a sum of fractions
 
 def place(text: str) -> Path:
     """An absolute path: a worker or a later run may have another working directory."""
-    try:
-        return Path(os.path.normpath(Path(text).expanduser().absolute()))
-    except RuntimeError as error:
-        raise DataError(
-            text, "names a home folder that is not there", "write the path out", 1
-        ) from error
+    if problem := path_problem(text):
+        raise DataError(text[:200], problem, "write the path out", 1)
+    return Path(os.path.normpath(Path(text).expanduser().absolute()))
 
 
 class Row(NamedTuple):
