@@ -15,7 +15,7 @@ from pictures import encoded, folders, picture, seed
 
 from xfer.data import Canidae, Digits, Folder, Manifest, Mnist
 from xfer.errors import ConfigError, DataError
-from xfer.images import scan
+from xfer.images import examine
 
 
 def counts(dataset) -> dict[str, list[int]]:
@@ -294,7 +294,7 @@ def test_the_hash_of_a_split_follows_names_classes_and_bytes(tmp_path):
     lines = "".join(
         f"{name}\0{name.split('/')[1]}\0{digest}\n"
         for name in names(Folder(str(root)).dataset(training=True))["train"]
-        for digest in scan([root / name], root)
+        for _, digest, *_ in examine([root / name], root)
     )
     assert first[0] == hashlib.sha256(lines.encode()).hexdigest()
     picture(77).save(root / "train" / "cat" / "00.jpg")

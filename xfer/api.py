@@ -39,14 +39,17 @@ class Model:
     def predict(self, paths: str | Path | Sequence[str | Path]) -> list[Prediction]:
         """Answers for files, folders (walked) or glob patterns, sorted within each.
 
-        Raises DataError when one names nothing or is no image.
+        Files that are no images are left out and counted in a warning, as the command line does
+        it. Raises DataError when one names nothing, or no file is an image.
         """
+        from xfer.errors import XferError
         from xfer.evaluate import answers
-        from xfer.predict import find
+        from xfer.predict import find, tell_broken
 
         inputs = [paths] if isinstance(paths, str | Path) else paths
-        samples = find([str(path) for path in inputs])
-        found = answers(self.net, samples, self.card.input, self.card.classes)
+        samples, broken = find([str(p) for p in inputs], self.card.input.range), list[XferError]()
+        found = answers(self.net, samples, self.card.input, self.card.classes, broken=broken)
+        tell_broken(broken, len(samples))
         return [
             Prediction(
                 path,

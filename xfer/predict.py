@@ -9,69 +9,74 @@ from pathlib import Path
 
 import numpy as np
 
+from xfer.bit_depth import told as told_range
+from xfer.data.tree import Tree, is_hidden
 from xfer.errors import DataError, XferError, printable
-from xfer.images import SUFFIXES, Files, scan, sound
+from xfer.images import SUFFIXES, Files, examine
 from xfer.log import log
 from xfer.storage import write_text
-from xfer.types import Predictions, Samples
+from xfer.types import PixelRange, Predictions, Samples
 
 
-def find(inputs: Sequence[str]) -> Samples:
-    """Image files named by folders (walked), files or glob patterns, sorted, without labels (-1).
+def find(inputs: Sequence[str], over: PixelRange | None = None) -> Samples:
+    """Image files named by folders (walked as training walks them), files or glob patterns,
+    sorted, without labels (-1). What is broken or left out is counted in a warning.
 
-    Raises DataError when an input names nothing or a file is no image.
+    ``over`` is the range of files of more than 8 bits. Raises DataError when an input names
+    nothing, or no file is an image.
     """
-    paths = _paths(inputs)
-    scan(paths, Path.cwd())
-    return _samples(paths)
-
-
-def find_sound(inputs: Sequence[str]) -> Samples:
-    """The same without the broken files, which are counted in a warning.
-
-    Raises DataError when an input names nothing, or no file is an image.
-    """
-    paths = _paths(inputs)
-    known, broken = sound(paths, Path.cwd())
-    if not known:
-        path, problem = broken[0]
-        what = f"none of {len(paths)} files is an image ({path.name}: {problem})"
+    paths = list(dict.fromkeys(path for text in inputs for path in _expand(text)))
+    facts = examine(paths, Path.cwd())
+    sound = [f for f in facts if not f.problem]
+    broken = [f for f in facts if f.problem]
+    if not sound:
+        what = f"none of {len(paths)} files is an image ({broken[0].path.name}: "
+        what += f"{broken[0].problem})"
         raise DataError(inputs[0], what, "give a folder of images", 46)
     if broken:
-        shown = "; ".join(f"{printable(path)}: {problem}" for path, problem in broken[:5])
+        shown = "; ".join(f"{printable(f.path)}: {f.problem}" for f in broken[:5])
         log.warning(f"{len(broken)} of {len(paths)} files are broken and left out: {shown}")
-    return _samples([path for path in paths if str(path) in known])
-
-
-def _paths(inputs: Sequence[str]) -> list[Path]:
-    return list(dict.fromkeys(path for text in inputs for path in _expand(text)))
-
-
-def _samples(paths: Sequence[Path]) -> Samples:
+    for line in told_range([(f.path, f.reach) for f in sound if f.reach], over)[1:]:
+        log.warning(line)
     return Samples(
-        names=tuple(str(path) for path in paths),
-        labels=np.full(len(paths), -1, np.int64),
-        images=Files(tuple(paths)),
+        names=tuple(str(f.path) for f in sound),
+        labels=np.full(len(sound), -1, np.int64),
+        images=Files(tuple(f.path for f in sound), over, tuple((f.stamp, f.sha256) for f in sound)),
         sha256="",
     )
 
 
 def _expand(text: str) -> list[Path]:
     path = Path(text).expanduser()
+    left_out: list[str] = []
     if path.is_dir():
-        found = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+        tree = Tree(path)
+        found = [path / name for name in tree.images("")]
+        left_out = tree.remarks()
     elif path.is_file():
         found = [path]
     else:
-        root = Path(path.anchor) if path.is_absolute() else Path()
-        pattern = str(path.relative_to(path.anchor) if path.is_absolute() else path)
-        matches = sorted(root.glob(pattern))
-        found = [p for p in matches if p.is_file() and p.suffix.lower() in SUFFIXES]
+        found = _matches(path)
     if not found:
-        raise DataError(
-            text, "names no image file", "give predict.input=FOLDER, FILE or 'GLOB'", 44
-        )
+        told = "".join(f"; {line}" for line in left_out)
+        fix = "give predict.input=FOLDER, FILE or 'GLOB'"
+        raise DataError(text, f"names no image file{told}", fix, 44)
+    for line in left_out:
+        log.warning(f"{printable(text)}: {line}")
     return found
+
+
+def _matches(pattern: Path) -> list[Path]:
+    """The image files that a pattern names; hidden ones only where it says so itself."""
+    root = Path(pattern.anchor) if pattern.is_absolute() else Path()
+    relative = pattern.relative_to(pattern.anchor) if pattern.is_absolute() else pattern
+    named = set(relative.parts)
+    return [
+        path
+        for path in sorted(root.glob(str(relative)))
+        if path.is_file() and path.suffix.lower() in SUFFIXES
+        and not any(is_hidden(part) for part in path.parts if part not in named | {".."})
+    ]  # fmt: skip
 
 
 def tell_broken(broken: Sequence[XferError], count: int) -> None:

@@ -47,7 +47,9 @@ class Loading(ABC):
     ``val`` or ``test`` is missing, the fractions say how much of every class is held out,
     ``split_seed`` which images. ``on_bad`` says what becomes of files that are no sound images,
     ``leakage`` of images on both sides of a split. ``sampler`` says how often an epoch trains on
-    an image: ``shuffled`` once, ``balanced`` so that every class comes equally often.
+    an image: ``shuffled`` once, ``balanced`` so that every class comes equally often. ``range``
+    are the numbers that are black and white in image files of more than 8 bits: ``auto`` is the
+    smallest of 8, 10, 12, 14 and 16 bits that holds those of all files, ``null`` 16 bits.
     """
 
     batch_size: Annotated[int, Gt(0)] = 24
@@ -60,6 +62,14 @@ class Loading(ABC):
     on_bad: Literal["error", "skip"] = "error"
     leakage: Literal["error", "warn", "ignore"] = "warn"
     sampler: Literal["shuffled", "balanced"] = "shuffled"
+    range: tuple[float, float] | Literal["auto"] | None = "auto"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.range, tuple) and self.range[0] >= self.range[1]:
+            low, high = self.range
+            raise ConfigError(
+                "data.range", f"{low:g} is not below {high:g}", "type data.range=[LOW,HIGH]", 90
+            )
 
     def balance(self, labels: Iterable[int]) -> list[int] | None:
         """The training ``labels`` to balance by; ``None`` where every image comes once."""

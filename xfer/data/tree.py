@@ -42,10 +42,10 @@ class Tree:
     def _is_folder(self, entry: os.DirEntry[str], below: str) -> bool:
         name = f"{below}/{entry.name}" if below else entry.name
         if not entry.is_dir():
-            if entry.name.lower().endswith(_ENDINGS) and not _is_hidden(entry.name):
+            if entry.name.lower().endswith(_ENDINGS) and not is_hidden(entry.name):
                 self.leave_out(name, "images outside the class folders")
             return False
-        if _is_hidden(entry.name):
+        if is_hidden(entry.name):
             self.leave_out(name, "hidden")
         elif entry.is_symlink() and self._leads_back(entry.path):
             self.leave_out(name, "linked folders")
@@ -58,7 +58,7 @@ class Tree:
     def has_folders(self, below: str) -> bool:
         """Whether there are folders directly in ``below``."""
         with _listing(self.root / below) as entries:
-            return any(entry.is_dir() and not _is_hidden(entry.name) for entry in entries)
+            return any(entry.is_dir() and not is_hidden(entry.name) for entry in entries)
 
     def images(self, below: str) -> list[str]:
         """The names of all files with an image's suffix in ``below`` and its folders, sorted.
@@ -67,20 +67,21 @@ class Tree:
         """
         found: list[str] = []
         for folder, inner, files in os.walk(self.root / below, onerror=_unreadable):
-            here = Path(folder).relative_to(self.root).as_posix()
-            inner[:] = [name for name in inner if self._enters(f"{here}/{name}", name)]
-            found += [f"{here}/{name}" for name in files if self._takes(f"{here}/{name}", name)]
+            parts = Path(folder).relative_to(self.root).parts
+            names = {name: "/".join((*parts, name)) for name in (*inner, *files)}
+            inner[:] = [name for name in inner if self._enters(names[name], name)]
+            found += [names[name] for name in files if self._takes(names[name], name)]
         return sorted(found)
 
     def _enters(self, path: str, name: str) -> bool:
-        if _is_hidden(name):
+        if is_hidden(name):
             self.leave_out(path, "hidden")
         elif (self.root / path).is_symlink():
             self.leave_out(path, "linked folders")
         return path not in self._left_out
 
     def _takes(self, path: str, name: str) -> bool:
-        if _is_hidden(name):
+        if is_hidden(name):
             self.leave_out(path, "hidden")
         elif not name.lower().endswith(_ENDINGS):
             self.leave_out(path, "no image's suffix")
@@ -97,7 +98,8 @@ class Tree:
         return printable(f"left out ({reason}): '{names[0]}'{more}")
 
 
-def _is_hidden(name: str) -> bool:
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder is none of the user's own: hidden, or what a Mac adds to archives."""
     return name.startswith(".") or name == "__MACOSX"
 
 
