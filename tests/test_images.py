@@ -390,6 +390,6 @@ def test_an_image_that_was_replaced_since_the_scan_is_an_error_and_a_touched_one
     path.write_bytes(JPEG)
     with pytest.raises(DataError, match=r"E373: .*has changed since it was scanned"):
         samples.images[0]
-    os.replace(tmp_path / samples.names[1], path)
+    (tmp_path / samples.names[1]).replace(path)
     with pytest.raises(DataError, match="E373"):
         samples.images[0]

@@ -11,7 +11,6 @@ import hashlib
 import io
 import json
 import os
-import stat
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -98,14 +99,16 @@ def told(found: Predictions, path: Path) -> list[str]:
 def write_predictions(predictions: Predictions, path: Path) -> None:
     """A CSV row an image: ``path, label, prediction, confidence, p_<class>...``.
 
-    ``label`` is left out where it is unknown. Cells that a spreadsheet would run as a formula
-    get a leading apostrophe.
+    ``label`` is left out where it is unknown. Names that a spreadsheet would run as a formula
+    get a leading apostrophe, in the names of the columns as well; ``-1`` and ``+1`` do not.
     """
     probabilities, classes = predictions.probabilities, predictions.classes
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     labels = [] if predictions.labels is None else ["label"]
-    writer.writerow(["path", *labels, "prediction", "confidence", *(f"p_{c}" for c in classes)])
+    writer.writerow(
+        ["path", *labels, "prediction", "confidence", *(f"p_{cell(c)}" for c in classes)]
+    )
     for i, (name, row) in enumerate(zip(predictions.names, probabilities, strict=True)):
         top = int(np.argmax(predictions.logits[i]))
         known = [] if predictions.labels is None else [cell(classes[predictions.labels[i]])]
@@ -116,8 +119,9 @@ def write_predictions(predictions: Predictions, path: Path) -> None:
 
 def cell(text: str) -> str:
     """``text`` as a CSV cell that no spreadsheet runs as a formula."""
-    return "'" + text if text.startswith(_FORMULA) else text
+    return "'" + text if _FORMULA.match(text) else text
 
 
-# The four signs also in full width, which some spreadsheets take for the same.
-_FORMULA = tuple("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20")
+# The four signs also in full width, which some spreadsheets take for the same. Signed numbers, and
+# paths below a folder that is called so, are what they are: `-1`, `+1`, `-1/0.jpg`.
+_FORMULA = re.compile(r"[=@\t\r\n\uff1d\uff0b\uff0d\uff20]|[+-](?!\d[\w./ -]*\Z)")

@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
+from unicodedata import normalize
 
 from annotated_types import Ge, Gt, Le, Lt
 
@@ -112,7 +113,7 @@ def divide(rows: list[Row], how: Loading, where: object, training: bool) -> list
     taken = _hold_out([row for row in rows if row.split in ("", "train")], parts, how, where)
     rows = [row._replace(split=taken.get(row.name, row.split)) for row in rows]
     rows = [row for row in rows if training or row.split != "train"]
-    _check_splits(rows, where, training)
+    _check_splits(rows, how, where, training)
     _check_classes(rows, where)
     return rows
 
@@ -128,7 +129,10 @@ def _hold_out(
     _check_counts(classes, list(parts), where)
     taken: dict[str, str] = {}
     for label, names in classes.items():
-        ranked = sorted((derive("split", how.split_seed, label, name), name) for name in names)
+        # A Mac and Linux spell an accent in two ways; the split must not hang on that.
+        ranked = sorted(
+            (derive("split", how.split_seed, label, normalize("NFC", name)), name) for name in names
+        )
         start = 0
         for split, count in _counts(len(names), parts).items():
             taken.update((name, split) for _, name in ranked[start : start + count])
@@ -159,19 +163,23 @@ def _check_counts(classes: dict[str, list[str]], splits: list[str], where: objec
         )
 
 
-def _check_splits(rows: list[Row], where: object, training: bool) -> None:
+def _check_splits(rows: list[Row], how: Loading, where: object, training: bool) -> None:
     given = {row.split for row in rows}
     for split in ("train", "val") if training else ():
         if split not in given:
-            raise DataError(where, f"there is no '{split}' part", _REMEDY[split], 4)
+            raise DataError(where, f"there is no '{split}' part", _remedy(split, how, given), 4)
     if not given:
-        raise DataError(where, "there is nothing to evaluate", _REMEDY["val"], 4)
+        raise DataError(where, "there is nothing to evaluate", _remedy("val", how, given), 4)
 
 
-_REMEDY = {
-    "train": "add train/<class>/, or set data.val_fraction=0.2 where it is higher",
-    "val": "add val/<class>/, or set data.val_fraction=0.2 to split it off",
-}
+def _remedy(split: str, how: Loading, given: Collection[str]) -> str:
+    """What makes a part ``split`` of data that has the parts ``given``."""
+    held = how.val_fraction + how.test_fraction
+    if split == "val":
+        return "type data.val_fraction=0.2 to split it off train"
+    if held >= 1 - _EPSILON:
+        return "type data.val_fraction=0.2" + (" data.test_fraction=0" if how.test_fraction else "")
+    return f"add images to train on; those of {', '.join(sorted(given))} are all held out"
 
 
 def _check_classes(rows: list[Row], where: object) -> None:

@@ -12,6 +12,8 @@ from xfer.errors import DataError, printable
 from xfer.images import SUFFIXES
 
 _ENDINGS = tuple(SUFFIXES)
+_FOREIGN = tuple(".heic .heif .hif .jxl .jp2 .dng .cr2 .cr3 .nef .arw .raf .dcm .psd .svg".split())
+NO_IMAGE, FOREIGN = "no image's suffix", "pictures in a format that is not read: convert to PNG"
 
 
 class Tree:
@@ -84,22 +86,23 @@ class Tree:
         if is_hidden(name):
             self.leave_out(path, "hidden")
         elif not name.lower().endswith(_ENDINGS):
-            self.leave_out(path, "no image's suffix")
+            self.leave_out(path, FOREIGN if name.lower().endswith(_FOREIGN) else NO_IMAGE)
         return path not in self._left_out
 
-    def remarks(self) -> list[str]:
-        """What was left out: a line for every reason, with the number and the first name."""
-        reasons = sorted(set(self._left_out.values()))
-        return [self._remark(reason) for reason in reasons]
+    def remarks(self, below: str = "") -> list[str]:
+        """What was left out in ``below``: a line for every reason, with the number and the first
+        name."""
+        kept = {n: why for n, why in self._left_out.items() if not below or n.startswith(below)}
+        return [self._remark(reason, kept) for reason in sorted(set(kept.values()))]
 
-    def _remark(self, reason: str) -> str:
-        names = sorted(name for name, why in self._left_out.items() if why == reason)
+    def _remark(self, reason: str, left_out: dict[str, str]) -> str:
+        names = sorted(name for name, why in left_out.items() if why == reason)
         more = f" and {len(names) - 1} more" if len(names) > 1 else ""
         return printable(f"left out ({reason}): '{names[0]}'{more}")
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file or folder is none of the user's own: hidden, or what a Mac adds to archives."""
+    """Whether a file or folder is none of the user's: hidden, or what a Mac adds to archives."""
     return name.startswith(".") or name == "__MACOSX"
 
 
