@@ -124,9 +124,21 @@ def test_what_is_beyond_the_range_is_told(tmp_path, caplog):
     assert "reach 4009 only: the pictures are dark" in caplog.text
 
 
-def test_dark_images_do_not_look_alike_for_being_dark(tmp_path):
-    found = Folder(str(dataset(tmp_path, np.uint16, 0, 255))).dataset(True)
-    assert found.leaks == ()
+def test_a_dark_picture_saved_anew_is_found_and_others_are_not_like_it(tmp_path):
+    root = dataset(tmp_path, np.uint16, 0, 4095)
+    for split in ("train", "val"):
+        for label in "ab":
+            (root / split / label).mkdir(parents=True)
+    for i in range(20):
+        path = root / "ab"[i % 2] / f"{i}.tif"
+        path.rename(root / ("val" if i < 6 else "train") / path.parent.name / path.name)
+    for label in "ab":
+        (root / label).rmdir()
+    with Image.open(root / "val/a/0.tif") as image:
+        image.save(root / "train/a/copy.png")
+    assert Folder(str(root)).dataset(True).leaks == (
+        ("val/a/0.tif", "train/a/copy.png", "looks alike"),
+    )
 
 
 def test_numbers_that_are_none_and_ranges_that_are_none_are_refused(tmp_path):

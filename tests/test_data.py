@@ -510,7 +510,7 @@ CLASSES = ("a,train", "b,train", "c,train", "a,val", "b,val")
 WRONG = {
     "no header": (["img/00.jpg,cat"], r":1: unknown column 'img/00.jpg'.*path,label,split", 313),
     "typo": (["path,label,splt"], r":1: unknown column 'splt' \(did you mean 'split'\?\)", 313),
-    "semicolons": (["path;label"], ":1: there is one column .*data.separator=semicolon", 375),
+    "semicolons": (["path;label"], ":1: there is one column.*data.separator=semicolon", 375),
     "twice": (["path,label,label"], ":1: there is no single column 'label'", 313),
     "no label": (["path,split"], ":1: there is no single column 'label'", 313),
     "nothing": ([], ":1: there is no single column 'path'", 313),

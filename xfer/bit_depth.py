@@ -60,12 +60,13 @@ def numbers(image: Image, again: Callable[[], Image]) -> npt.NDArray[Any]:
 
     if name := _raw_colours(image):
         order = name.partition(";")[2]
-        low = again()
+        low: Any = again()
         low.tile = [
             tile._replace(args=_renamed(tile.args, name, name.replace(order, _OTHER[order])))
-            for tile in low.tile  # type: ignore[attr-defined]
+            for tile in low.tile
         ]
-        return np.asarray(image).astype(np.uint16) << 8 | np.asarray(low)
+        whole: npt.NDArray[Any] = np.asarray(image).astype(np.uint16) << 8 | np.asarray(low)
+        return whole
     unsigned = getattr(image, "tag_v2", {}).get(339, (1,)) == (1,)
     found = np.asarray(image)
     if found.dtype.kind == "f" and not np.isfinite(found).all():
