@@ -15,7 +15,7 @@ from pictures import encoded, folders, picture, seed
 
 from xfer.data import Canidae, Digits, Folder, Manifest, Mnist
 from xfer.errors import ConfigError, DataError
-from xfer.images import scan
+from xfer.images import examine
 
 
 def counts(dataset) -> dict[str, list[int]]:
@@ -294,7 +294,7 @@ def test_the_hash_of_a_split_follows_names_classes_and_bytes(tmp_path):
     lines = "".join(
         f"{name}\0{name.split('/')[1]}\0{digest}\n"
         for name in names(Folder(str(root)).dataset(training=True))["train"]
-        for digest in scan([root / name], root)
+        for _, digest, *_ in examine([root / name], root)
     )
     assert first[0] == hashlib.sha256(lines.encode()).hexdigest()
     picture(77).save(root / "train" / "cat" / "00.jpg")
@@ -351,7 +351,11 @@ def test_an_empty_class_folder_is_named(tmp_path):
     root = folders(tmp_path, FULL)
     (root / "val" / "emu").mkdir()
     (root / "val" / "emu" / "list.txt").write_text("x")
-    refuse(Folder(str(root)), "val/emu: holds no images. Fix: add images or remove", number=307)
+    refuse(
+        Folder(str(root)),
+        r"val/emu: holds no images; left out .*list\.txt'\. Fix: add images or remove",
+        number=307,
+    )
 
 
 def test_classes_that_differ_between_splits_are_named(tmp_path):
@@ -506,7 +510,7 @@ CLASSES = ("a,train", "b,train", "c,train", "a,val", "b,val")
 WRONG = {
     "no header": (["img/00.jpg,cat"], r":1: unknown column 'img/00.jpg'.*path,label,split", 313),
     "typo": (["path,label,splt"], r":1: unknown column 'splt' \(did you mean 'split'\?\)", 313),
-    "semicolons": (["path;label"], r":1: unknown column 'path;label'", 313),
+    "semicolons": (["path;label"], ":1: there is one column.*data.separator=semicolon", 375),
     "twice": (["path,label,label"], ":1: there is no single column 'label'", 313),
     "no label": (["path,split"], ":1: there is no single column 'label'", 313),
     "nothing": ([], ":1: there is no single column 'path'", 313),
@@ -675,3 +679,35 @@ def test_a_published_mnist_file_with_another_checksum_is_refused(tmp_path, mirro
         (raw / Path(path).name).write_bytes(data)  # packed files that are not the published ones
     monkeypatch.setattr(MNIST, "mirrors", ["https://127.0.0.1:1/"])
     refuse(Mnist(str(tmp_path)), "cannot be read", training=False, number=331)
+
+
+def test_a_list_with_other_columns_is_refused_with_advice_that_works(tmp_path):
+    root = folders(tmp_path, {"a": 4, "b": 4})
+    lines = [f"{p.parent.name}/{p.name};{p.parent.name};x" for p in sorted(root.glob("*/*.jpg"))]
+    (root / "list.csv").write_text("\n".join(["Filename;species;photographer", *lines]))
+    file = str(root / "list.csv")
+    typed: dict[str, object] = {}
+    for number, key in ((375, "separator"), (313, "columns")):
+        error = refuse(Manifest(file, **typed), "list.csv:1: ", number=number)
+        name, _, value = error.fix.removeprefix("type data.").partition("=")
+        assert name == key
+        typed[key] = tuple(value[1:-1].split(",")) if value[0] == "[" else value
+    assert typed == {"separator": "semicolon", "columns": ("Filename", "species")}
+    assert Manifest(file, **typed).dataset(training=True).classes == ("a", "b")
+
+
+def test_without_images_to_train_on_the_advice_is_not_a_share(tmp_path):
+    root = folders(tmp_path, {"val/a": 2, "val/b": 2})
+    error = refuse(Folder(str(root)), "no 'train' part", number=304)
+    assert error.fix == "add images to train on; those of val are all held out"
+    one = refuse(Folder(str(folders(tmp_path / "x", {"a": 3, "b": 3})), test_fraction=0.8),
+                 "no 'train' part", number=304)  # fmt: skip
+    assert one.fix == "type data.val_fraction=0.2 data.test_fraction=0"
+
+
+def test_a_list_knows_a_class_in_another_normal_form(tmp_path):
+    root = folders(tmp_path, {"a": 2, "b": 2, "c": 2})
+    names = {"a": "caf\u00e9", "b": "cafe\u0301", "c": "dog"}
+    lines = [f"{c}/{i:02d}.jpg,{names[c]}" for c in names for i in (0, 1)]
+    (root / "l.csv").write_text("\n".join(["path,label", *lines]), encoding="utf-8")
+    assert Manifest(str(root / "l.csv")).dataset(training=True).classes == ("caf\u00e9", "dog")

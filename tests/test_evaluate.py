@@ -67,6 +67,19 @@ def test_a_spreadsheet_runs_nothing(tmp_path):
     assert row["path"].startswith("'=") and row["label"].startswith("'@")
 
 
+@pytest.mark.parametrize("classes", [("-1", "+1"), ("-1.5", "=a"), ("+b", "-rf *"), ("a,\r", 'q"')])
+def test_what_is_written_is_what_is_read_back(tmp_path, classes):
+    found = predictions([[2, 0], [0, 1]], [0, 1], ("-1/0.jpg", "+1/0.jpg"), classes)
+    write_predictions(found, tmp_path / "p.csv")
+    with (tmp_path / "p.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert [row["path"] for row in rows] == ["-1/0.jpg", "+1/0.jpg"]
+    plain = [name for name in classes if name[0] not in "=+-" or name[1:2].isdigit()]
+    for name, row in zip(classes, rows, strict=True):
+        assert row["prediction"] == row["label"] == (name if name in plain else f"'{name}")
+        assert f"{max(float(row[f'p_{r}']) for r in (row['label'],)):.6f}" == row["confidence"]
+
+
 def test_unknown_labels_leave_the_column_out(tmp_path):
     write_predictions(predictions([[1, 0]], None), tmp_path / "p.csv")
     assert (tmp_path / "p.csv").read_text().startswith("path,prediction,confidence,p_a,p_b\n")

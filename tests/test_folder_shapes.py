@@ -44,9 +44,34 @@ SHAPES: dict[str, tuple[dict[str, str], tuple[str, ...] | str]] = {
     "a name in two normal forms": (
         {
             **{f"caf\u00e9/{i}.jpg": "image" for i in range(4)},
-            **{f"cafe\u0301/{i}.jpg": "image" for i in range(4)},
+            **{f"cafe\u0301/{i + 4}.jpg": "image" for i in range(4)},
+            **{f"dog/{i}.jpg": "image" for i in range(4)},
         },
-        ("cafe\u0301", "caf\u00e9"),
+        ("caf\u00e9", "dog"),
+    ),
+    "another normal form in val": (
+        {
+            n.replace("cat", "cafe\u0301" if n[0] == "v" else "caf\u00e9"): k
+            for n, k in SPLIT.items()
+        },
+        ("caf\u00e9", "dog"),
+    ),
+    "data sets in a folder": (
+        {f"{d}/{n}": k for d in ("pets", "birds") for n, k in SPLIT.items()},
+        "E371: ",
+    ),
+    "data sets of one split each": (
+        {f"{d}/train/{n}": k for d in ("pets", "birds") for n, k in IMAGES.items()},
+        "E371: ",
+    ),
+    "a class train among others": (
+        {**IMAGES, "cat/train/0.jpg": "image", "cat/bus/0.jpg": "image"},
+        ("cat", "dog"),
+    ),
+    "a test without classes": ({**SPLIT, "test/0.jpg": "image"}, ("cat", "dog")),
+    "photographs of a telephone": (
+        {**IMAGES, "ant/0.HEIC": "text:x", "ant/1.heic": "text:x"},
+        "convert them, as with: magick mogrify -format png",
     ),
     "numbers": (
         {f"{c}/{i}.jpg": "image" for c in ("2", "10") for i in range(4)},
@@ -114,9 +139,34 @@ def test_a_folder_is_read_or_refused(tmp_path: Path, shape: str):
         found = Folder(root=str(root), workers=0).dataset(True)
         assert found.classes == expected
         images = sum(kind == "image" for name, kind in entries.items() if "." not in name[:1])
-        left_out = sum("ipynb" in name or name == "x.jpg" for name in entries if name[0] != ".")
+        left_out = sum(
+            "ipynb" in name or name in ("x.jpg", "test/0.jpg") for name in entries if name[0] != "."
+        )
         assert sum(len(s) for s in found.splits.values()) == images - left_out
     else:
         with pytest.raises(DataError) as told:
             Folder(root=str(root), workers=0).dataset(True)
         assert expected in str(told.value) and "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_one_split_of_a_data_set_is_no_root_and_the_advice_works(tmp_path: Path, split: str):
+    build(tmp_path / "set", SPLIT)
+    with pytest.raises(DataError, match=r"E372: .*is one split of a data set") as told:
+        Folder(root=str(tmp_path / "set" / split)).dataset(True)
+    root = told.value.fix.removeprefix("type data.root=")
+    assert set(Folder(root=root).dataset(True).splits) == {"train", "val"}
+
+
+def test_a_folder_of_data_sets_names_one_that_works(tmp_path: Path):
+    build(tmp_path, {f"{d}/{n}": k for d in ("pets", "birds") for n, k in SPLIT.items()})
+    with pytest.raises(DataError, match="E371") as told:
+        Folder(root=str(tmp_path)).dataset(True)
+    root = told.value.fix.removeprefix("did you mean data.root=").removesuffix("?")
+    assert Folder(root=root).dataset(True).classes == ("cat", "dog")
+
+
+def test_an_unlabelled_test_split_is_told(tmp_path: Path):
+    build(tmp_path, {**SPLIT, "test/0.jpg": "image"})
+    remarks = Folder(root=str(tmp_path)).dataset(True).remarks
+    assert any("without classes; give them to predict.input): 'test'" in line for line in remarks)

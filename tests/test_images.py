@@ -16,10 +16,19 @@ from pictures import encoded, folders, picture
 from PIL import Image
 
 from xfer import images
+from xfer.data import Folder
 from xfer.errors import DataError
-from xfer.images import Arrays, Files, _alone, decode, scan
+from xfer.images import Arrays, Files, _alone, broken_files, decode, examine
 
 JPEG, PNG, GIF = encoded("JPEG"), encoded("PNG"), encoded("GIF")
+
+
+def scan(paths, root: Path) -> list[str]:
+    """The sha256 of every file; raises as the planning does."""
+    found = examine(paths, root)
+    if broken := [facts for facts in found if facts.problem]:
+        raise broken_files(broken)
+    return [facts.sha256 for facts in found]
 
 
 def pixels(path: Path) -> np.ndarray:
@@ -73,12 +82,11 @@ def test_sixteen_bits_are_scaled_to_eight(tmp_path, suffix):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.int32])
-def test_pixels_without_a_known_range_are_refused_by_scan_and_decode(tmp_path, dtype):
+def test_pixels_without_a_known_range_are_not_decoded(tmp_path, dtype):
     path = tmp_path / "x.tif"
     Image.fromarray((np.arange(64).reshape(8, 8) * 5000).astype(dtype)).save(path)
-    for read in (lambda: decode(path), lambda: scan([path], tmp_path)):
-        with pytest.raises(DataError, match="no known range"):
-            read()
+    with pytest.raises(DataError, match="no known range"):
+        decode(path)
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "PA"])
@@ -308,7 +316,7 @@ def test_files_that_are_gone_leave_the_cache(tmp_path, own_cache):
 def test_a_broken_file_is_looked_at_again(tmp_path, monkeypatch):
     path = write(tmp_path / "x.jpg", JPEG)
     with monkeypatch.context() as patch:
-        patch.setattr(images, "inspect", lambda path: ("", "Input/output error", ""))
+        patch.setattr(images, "inspect", lambda path: ("", "Input/output error", "", None))
         with pytest.raises(DataError, match="Input/output"):
             scan([path], tmp_path)
     assert scan([path], tmp_path)
@@ -343,10 +351,10 @@ def test_a_cache_that_cannot_be_written_stops_nothing(tmp_path, monkeypatch):
 def test_an_unreadable_file_is_named(tmp_path, monkeypatch):
     path = write(tmp_path / "x.jpg", JPEG)
 
-    def refuse(self: Path) -> bytes:
+    def refuse(self: Path, mode: str) -> None:
         raise PermissionError(13, "Permission denied", str(self))
 
-    monkeypatch.setattr(Path, "read_bytes", refuse)  # root may read everything
+    monkeypatch.setattr(Path, "open", refuse)  # root may read everything
     with pytest.raises(DataError, match=r"x\.jpg.*Permission denied"):
         scan([path], tmp_path)
 
@@ -371,3 +379,17 @@ def test_a_scan_waits_for_the_one_that_is_at_work(tmp_path):
         assert not found
     thread.join()
     assert len(found[0]) == 1
+
+
+def test_an_image_that_was_replaced_since_the_scan_is_an_error_and_a_touched_one_is_none(tmp_path):
+    found = Folder(str(folders(tmp_path, {"a": 4, "b": 4}))).dataset(True)
+    samples = found.splits["train"]
+    path = tmp_path / samples.names[0]
+    os.utime(path, (1, 1))
+    assert samples.images[0].size == (24, 16)
+    path.write_bytes(JPEG)
+    with pytest.raises(DataError, match=r"E373: .*has changed since it was scanned"):
+        samples.images[0]
+    (tmp_path / samples.names[1]).replace(path)
+    with pytest.raises(DataError, match="E373"):
+        samples.images[0]

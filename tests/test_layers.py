@@ -18,7 +18,17 @@ NOUNS = tuple(g for g in GROUPS if g not in ("experiment", "sweep"))
 
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "types", "log", "randomness", "help", "seal", "looks", "statistics", "logged"),
-    ("storage", "weights", "balance", "patterns", "protobuf", "dialects", "signals", "team"),
+    (
+        "storage",
+        "bit_depth",
+        "weights",
+        "balance",
+        "patterns",
+        "protobuf",
+        "dialects",
+        "signals",
+        "team",
+    ),
     ("transfer", "standardize", "bf16"),
     (
         "preprocess",

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 from pictures import folders, picture
+from PIL import Image
 
 from xfer.augment import Strong
-from xfer.errors import DataError
+from xfer.errors import DataError, XferError
 from xfer.images import Files
 from xfer.loader import EvalLoader, Order, Pictures, Share, TrainLoader, batches, shared_size
 from xfer.preprocess import prepare
@@ -247,3 +248,18 @@ def test_validation_is_dealt_out_and_never_padded(count: int, size: int, ranks: 
     assert sorted(label for own in labels for batch in own for label in batch) == list(range(count))
     turns = [batch for turn in zip_longest(*labels) for batch in turn if batch is not None]
     assert [label for batch in turns for label in batch] == list(range(count))
+
+
+def test_an_image_that_resizing_would_make_huge_is_named_and_the_others_are_answered(tmp_path):
+    from xfer.evaluate import answers
+    from xfer.predict import find
+    from xfer.types import InputSpec
+
+    for name, size in (("a", (40, 30)), ("line", (60_000, 1)), ("z", (30, 40))):
+        Image.new("RGB", size).save(tmp_path / f"{name}.png")
+    spec = InputSpec((8, 8), 256, "bilinear", (0.5,) * 3, (0.5,) * 3)
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 2))
+    broken: list[XferError] = []
+    found = answers(net, find([str(tmp_path)]), spec, ("x", "y"), broken=broken)
+    assert [Path(name).stem for name in found.names] == ["a", "z"]
+    assert "line.png: 60000 x 1 pixels are 15360000 x 256 after resizing" in str(broken[0])

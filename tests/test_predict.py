@@ -37,10 +37,24 @@ def test_an_input_that_names_nothing_is_an_error(place, text):
         find([text])
 
 
-def test_a_file_that_is_no_image_is_named(place):
+def test_files_that_are_no_images_are_left_out_and_named(place, caplog):
     (place / "b" / "bad.jpg").write_text("text")
-    with pytest.raises(DataError, match=r"bad\.jpg"):
-        find(["b"])
+    assert find(["b"]).names == ("b/00.jpg",)
+    assert "1 of 2 files are broken and left out: b/bad.jpg" in caplog.text
+    with pytest.raises(DataError, match=r"none of 1 files is an image \(bad\.jpg"):
+        find(["b/bad.jpg"])
+
+
+def test_a_folder_is_walked_as_for_training_and_what_is_left_out_is_told(place, caplog):
+    for name in (".ipynb_checkpoints", "__MACOSX"):
+        folders(place / "a", {name: 1})
+    (place / "a" / "loop").symlink_to(place / "a")
+    assert find(["a"]).names == ("a/00.jpg", "a/01.jpg", "a/deeper/00.jpg")
+    assert "a: left out (hidden): '.ipynb_checkpoints' and 1 more" in caplog.text
+    assert "a: left out (linked folders): 'loop'" in caplog.text
+    # A pattern, too, takes what is hidden only where it says so itself.
+    assert find(["a/*/00.jpg"]).names == ("a/deeper/00.jpg", "a/loop/00.jpg")
+    assert find(["a/.ipynb_checkpoints/*.jpg"]).names == ("a/.ipynb_checkpoints/00.jpg",)
 
 
 def test_more_answers_than_are_shown_are_counted(tmp_path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import numpy as np
@@ -46,15 +46,19 @@ class Model:
         """Answers for files, folders (walked) and glob patterns, sorted within each; or for
         pictures: PIL's, and numpy arrays (height, width[, 3 or 4]) or a batch of them, uint8.
 
-        Raises DataError when one names nothing or is no image.
+        Files that are no images are left out and counted in a warning, as the command line does
+        it. Raises DataError when one names nothing, or no file is an image.
         """
+        from xfer.errors import XferError
         from xfer.evaluate import answers
-        from xfer.predict import find, pictures
+        from xfer.predict import find, pictures, tell_broken
 
-        inputs = [images] if isinstance(images, str | Path) else images
+        inputs: Any = [images] if isinstance(images, str | Path) else images
         named = isinstance(inputs, Sequence) and all(isinstance(i, str | Path) for i in inputs)
-        samples = find([str(path) for path in inputs]) if named else pictures(inputs)
-        found = answers(self.net, samples, self.card.input, self.card.classes)
+        recipe, broken = self.card.input, list[XferError]()
+        samples = find([str(p) for p in inputs], recipe.range) if named else pictures(inputs)
+        found = answers(self.net, samples, recipe, self.card.classes, broken=broken)
+        tell_broken(broken, len(samples))
         return [
             Prediction(
                 path,

@@ -230,7 +230,8 @@ def _input_line(plan: Plan) -> str:
     spec = plan.card.input
     height, width = spec.size
     how = "squashed" if spec.resize is None else f"short side {spec.resize}, centre crop"
-    return f"{height} x {width} RGB ({how}, {spec.interpolation}); mean {spec.mean}, std {spec.std}"
+    line = f"{height} x {width} RGB ({how}, {spec.interpolation}); mean {spec.mean}, std {spec.std}"
+    return line + (f"; range {spec.range[0]:g} to {spec.range[1]:g}" if spec.range else "")
 
 
 def _training_lines(facts: Plain) -> list[tuple[str, str]]:

@@ -11,17 +11,17 @@ import hashlib
 import io
 import json
 import os
-import stat
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from PIL import Image as PIL
 from PIL import ImageOps, UnidentifiedImageError
 
+from xfer.bit_depth import Extent, extent, is_deep, numbers, scaled
 from xfer.errors import DataError, OutputError, printable
 from xfer.looks import look
 from xfer.storage import cache_dir, write_text
@@ -31,27 +31,37 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from PIL.Image import Image
 
+    from xfer.types import PixelRange
+
 _NAMED = "jpg jpeg jpe jfif png bmp gif webp tif tiff ppm pgm pbm avif"
 SUFFIXES = frozenset(f".{name}" for name in _NAMED.split())
 # Not every format that PIL knows: its EPS plugin starts Ghostscript, whatever the file is called.
 _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM", "AVIF")
 MAX_PIXELS = 64_000_000
 _MAX_BYTES = 1 << 30
-_CACHE_VERSION = 3
+_ORIENTATION = 0x0112  # EXIF's tag
+_CACHE_VERSION = 4
 _BATCH = 32  # files a thread takes at once
 
-_Found = tuple[str, str | None, str]
-_Cache = dict[str, list[str]]
+_Found = tuple[str, str | None, str, Extent | None]
+_Cache = dict[str, list[Any]]
 
 
 @dataclass(frozen=True)
 class Files:
-    """Image files as a sequence of RGB pictures."""
+    """Image files as a sequence of RGB pictures.
+
+    ``range`` is that of files of more than 8 bits. ``scanned`` has the stamp and the sha256 that
+    each file had when it was scanned; one that holds something else by now is a DataError.
+    """
 
     paths: tuple[Path, ...]
+    range: PixelRange | None = None
+    scanned: tuple[tuple[str, str], ...] = ()
 
     def __getitem__(self, index: int) -> Image:
-        return decode(self.paths[index])
+        scanned = self.scanned[index] if self.scanned else None
+        return decode(self.paths[index], self.range, scanned)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -70,23 +80,54 @@ class Arrays:
         return len(self.pixels)
 
 
-def decode(path: Path) -> Image:
-    """Decode one file to RGB: EXIF orientation applied, alpha over white, 16 bit scaled to 8.
+def decode(
+    path: Path, over: PixelRange | None = None, scanned: tuple[str, str] | None = None
+) -> Image:
+    """Decode one file to RGB: EXIF orientation applied, alpha over white, more than 8 bits scaled
+    to 8 by the range ``over`` (see :func:`xfer.bit_depth.scaled`).
 
-    Raises DataError naming the file.
+    Raises DataError naming the file, also where it is not the one that was ``scanned``.
     """
     try:
-        with PIL.open(path, formats=_FORMATS) as image:
+        data, stamp = _read(path)
+        with _open(data) as image:
             _refuse_huge(image)
-            return to_rgb(image)
+            decoded = _to_rgb(image, data, over)
     except Exception as error:  # PIL's plugins raise struct.error, IndexError and more
         raise _broken(path, _reason(error)) from error
+    if scanned and stamp != scanned[0] and hashlib.sha256(data).hexdigest() != scanned[1]:
+        raise DataError(
+            path,
+            "has changed since it was scanned, and the plan speaks of what it was",
+            "leave the images alone during a run, and start it again",
+            73,
+        )
+    return decoded
+
+
+def _read(path: Path) -> tuple[bytes, str]:
+    """What is in a regular file, and its stamp when all of it was read."""
+    # Opening a pipe would wait for a writer, for ever.
+    if not path.is_file() and path.exists():
+        raise ValueError("it is no regular file")
+    with path.open("rb") as stream:
+        facts = os.fstat(stream.fileno())
+        if facts.st_size > _MAX_BYTES:
+            raise ValueError(f"{facts.st_size} bytes; more than {_MAX_BYTES}")
+        data = stream.read()
+        after = os.fstat(stream.fileno())
+    # A file that was written to meanwhile has no stamp that a scan could have seen.
+    return data, _stamp_of(after) if _stamp_of(after) == _stamp_of(facts) else ""
+
+
+def _open(data: bytes) -> Image:
+    return PIL.open(io.BytesIO(data), formats=_FORMATS)
 
 
 def decode_bytes(data: bytes) -> Image:
     """The same for the bytes of a file that is sound."""
-    with PIL.open(io.BytesIO(data), formats=_FORMATS) as image:
-        return to_rgb(image)
+    with _open(data) as image:
+        return _to_rgb(image, data)
 
 
 def _refuse_huge(image: Image) -> None:
@@ -95,24 +136,36 @@ def _refuse_huge(image: Image) -> None:
 
 
 def to_rgb(image: Image) -> Image:
-    """A picture as it looks, in RGB; one of PIL's in memory as one that was read from a file."""
+    """A picture in memory as it looks, in RGB, as one that was read from a file.
+
+    Raises ValueError for one of more than 8 bits, whose range nobody knows.
+    """
+    if is_deep(image):
+        raise ValueError("it has more than 8 bits; scale it to 8 first")
+    return _upright(image)
+
+
+def _to_rgb(image: Image, data: bytes, over: PixelRange | None = None) -> Image:
+    if is_deep(image):
+        # Asking for the orientation decodes a PNG, so that comes second.
+        found = numbers(image, lambda: _open(data))
+        turned = image.getexif().get(_ORIENTATION)
+        image = scaled(found, over)
+        if turned:
+            image.getexif()[_ORIENTATION] = turned
+    return _upright(image)
+
+
+def _upright(image: Image) -> Image:
     image.load()
     # Almost every file is an 8-bit RGB photograph: nothing to convert but its orientation.
     image = ImageOps.exif_transpose(image) if image.getexif() else image
-    if image.mode == "F" or image.mode.startswith("I"):
-        return _from_16_bit(image)
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = PIL.new("RGBA", image.size, "white")
         return PIL.alpha_composite(white, image).convert("RGB")
     # A copy is a plain image, with no open file behind it.
     return image.copy() if image.mode == "RGB" else image.convert("RGB")
-
-
-def _from_16_bit(image: Image) -> Image:
-    if image.mode == "F" or image.convert("I").getextrema()[1] > 65535:  # type: ignore[operator]
-        raise ValueError("its 32-bit pixels have no known range; save it with 8 or 16 bits")
-    return image.convert("I").point(lambda v: v / 257 + 0.5).convert("L").convert("RGB")
 
 
 def _reason(error: Exception) -> str:
@@ -128,43 +181,45 @@ def _broken(path: Path, reason: str, more: int = 0) -> DataError:
     )
 
 
-def inspect(path: Path) -> tuple[str, str | None, str]:
-    """Read one file: its sha256, what is wrong with it (``None`` for a sound image), its looks.
+def inspect(path: Path) -> _Found:
+    """Read one file: its sha256, what is wrong with it (``None`` for a sound image), its looks,
+    and what its pixels reach where they have more than 8 bits.
 
     A JPEG whose end marker is in place and a PNG whose checksums hold count as whole; anything
     else is decoded.
     """
     try:
-        facts = path.stat()
-        if not stat.S_ISREG(facts.st_mode):
-            return "", "it is no regular file", ""
-        if facts.st_size > _MAX_BYTES:
-            return "", f"{facts.st_size} bytes; more than {_MAX_BYTES}", ""
-        data = path.read_bytes()
+        data, _ = _read(path)
+        reach = _check(data)
     except OSError as error:
-        return "", error.strerror or _reason(error), ""
-    problem = _problem(data)
-    return hashlib.sha256(data).hexdigest(), problem, "" if problem else _look(data)
-
-
-def _problem(data: bytes) -> str | None:
-    if not data:
-        return "the file is empty"
-    try:
-        with PIL.open(io.BytesIO(data), formats=_FORMATS) as image:
-            _refuse_huge(image)
-            if image.format == "PNG":
-                image.verify()
-            elif image.format not in ("JPEG", "MPO") or not _has_end(data):
-                to_rgb(image)
+        return "", error.strerror or _reason(error), "", None
     except Exception as error:  # as in decode
-        return _reason(error)
+        return "", _reason(error), "", None
+    return hashlib.sha256(data).hexdigest(), None, _look(data, reach), reach
+
+
+def _check(data: bytes) -> Extent | None:
+    """What the pixels of a sound image reach, where they have more than 8 bits; raises else."""
+    if not data:
+        raise ValueError("the file is empty")
+    with _open(data) as image:
+        _refuse_huge(image)
+        if is_deep(image):
+            return extent(numbers(image, lambda: _open(data)))
+        if image.format == "PNG":
+            image.verify()
+        elif image.format not in ("JPEG", "MPO") or not _has_end(data):
+            _to_rgb(image, data)
     return None
 
 
-def _look(data: bytes) -> str:
+def _look(data: bytes, reach: Extent | None) -> str:
     try:
-        with PIL.open(io.BytesIO(data), formats=_FORMATS) as image:
+        with _open(data) as image:
+            if reach:
+                # From its darkest to its brightest: no two dark pictures are alike for being dark.
+                over = (reach.low, max(reach.high, reach.low + 1))
+                return look(_to_rgb(image, data, over))
             image.draft("L", (34, 32))  # a JPEG is decoded at an eighth of its size
             return look(ImageOps.exif_transpose(image))
     except Exception:  # as in decode; what only a whole decoding finds, training will name
@@ -176,35 +231,20 @@ def _has_end(data: bytes) -> bool:
 
 
 class Facts(NamedTuple):
-    """A file as it was read: its sha256, what is wrong with it, and its :func:`look`."""
+    """A file as it was read: its sha256, what is wrong with it, its :func:`look`, what its pixels
+    reach where they have more than 8 bits, and what an edit of it would change."""
 
     path: Path
     sha256: str
     problem: str | None
     look: str
-
-
-def scan(paths: Sequence[Path], root: Path) -> list[str]:
-    """The sha256 of every file, in order. ``root`` names the cache.
-
-    Raises DataError naming the first file that is no sound image and counting the rest.
-    """
-    found = examine(paths, root)
-    if broken := [facts for facts in found if facts.problem]:
-        raise broken_files(broken)
-    return [facts.sha256 for facts in found]
+    reach: Extent | None = None
+    stamp: str = ""
 
 
 def broken_files(broken: Sequence[Facts]) -> DataError:
     """The error about files that are no sound images."""
     return _broken(broken[0].path, str(broken[0].problem), more=len(broken) - 1)
-
-
-def sound(paths: Sequence[Path], root: Path) -> tuple[dict[str, str], list[tuple[Path, str]]]:
-    """The sha256 of every sound file by its name, and what is wrong with each of the others."""
-    found = examine(paths, root)
-    good = {str(facts.path): facts.sha256 for facts in found if not facts.problem}
-    return good, [(facts.path, facts.problem) for facts in found if facts.problem]
 
 
 def examine(paths: Sequence[Path], root: Path) -> list[Facts]:
@@ -236,19 +276,22 @@ def _examine(paths: Sequence[Path], root: Path) -> list[Facts]:
     fresh = [i for i, path in enumerate(paths) if known.get(str(path), [""])[0] != stamps[i]]
     broken: dict[int, str] = {}
     for i, found in zip(fresh, _inspect_all([paths[i] for i in fresh]), strict=True):
-        digest, problem, looks = found
+        digest, problem, looks, reach = found
         if problem is None:
-            known[str(paths[i])] = [stamps[i], digest, looks]
+            known[str(paths[i])] = [stamps[i], digest, looks, reach]
         else:
             broken[i] = problem
     if fresh:
         _write_cache(root, known, paths)
     return [
-        Facts(path, "", broken[i], "")
-        if i in broken
-        else Facts(path, known[str(path)][1], None, known[str(path)][2])
+        Facts(path, "", broken[i], "") if i in broken else _facts(path, known[str(path)])
         for i, path in enumerate(paths)
     ]
+
+
+def _facts(path: Path, row: list[Any]) -> Facts:
+    stamp, digest, looks, reach = row
+    return Facts(path, digest, None, looks, Extent(*reach) if reach else None, stamp)
 
 
 def _inspect_all(paths: list[Path]) -> Iterator[_Found]:
@@ -271,6 +314,10 @@ def _stamp(path: Path) -> str:
         facts = path.stat()
     except OSError:
         return "missing"
+    return _stamp_of(facts)
+
+
+def _stamp_of(facts: os.stat_result) -> str:
     return f"{facts.st_size}-{facts.st_mtime_ns}-{facts.st_ctime_ns}"
 
 

@@ -14,7 +14,8 @@ from torch.utils.data import DataLoader, Sampler
 from torch.utils.data import Dataset as TorchDataset
 
 from xfer.balance import balanced
-from xfer.errors import XferError
+from xfer.errors import DataError, XferError
+from xfer.preprocess import named
 from xfer.randomness import derive
 from xfer.signals import ignore_in_worker
 
@@ -75,6 +76,8 @@ class Pictures(TorchDataset[Any]):
                     seed = derive("augment", self.seed, epoch, index, *again)
                     torch.default_generator.manual_seed(seed)
                     array = self.transform(image)
+        except DataError as error:
+            return named(error, self.samples.names[index])
         except XferError as error:
             return error
         return array, int(self.samples.labels[index])

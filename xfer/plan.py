@@ -23,6 +23,7 @@ from xfer.weights import Weights
 
 if TYPE_CHECKING:
     from xfer.network import Parts
+    from xfer.snapshot import Snapshot
     from xfer.source.match import Match
     from xfer.specs import Specs
     from xfer.weights import Momenta
@@ -86,11 +87,15 @@ def make_plan(specs: Specs, not_exact: str = "") -> Plan:
     attempt = Attempts()
     training = specs.trains or (not specs.stages and not specs.checkpoint.path)
     whole = training or specs.calibrates
-    dataset = attempt(specs.data.dataset, whole) if specs.data else None
     if specs.checkpoint.path:
-        plan = attempt(_from_checkpoint, specs, dataset)
+        snapshot = attempt(_snapshot, specs)
+        known = snapshot.card.input if snapshot else None
+        dataset = attempt(_dataset, specs, whole, known)
+        plan = attempt(_from_checkpoint, specs, dataset, snapshot) if snapshot else None
     else:
         weights = attempt(specs.source.load, specs.backbone)
+        own = weights.input if weights and not training else None
+        dataset = attempt(_dataset, specs, whole, own if own and own.range else None)
         raise_all(attempt.errors)
         plan = attempt(_from_specs, specs, dataset, weights, not_exact)
     raise_all(attempt.errors)
@@ -99,6 +104,20 @@ def make_plan(specs: Specs, not_exact: str = "") -> Plan:
         attempt(_check_training, plan)
     raise_all(attempt.errors)
     return plan
+
+
+def _dataset(specs: Specs, whole: bool, known: InputSpec | None) -> Dataset | None:
+    """The data; where the network's input is ``known``, its pixels have the range of that."""
+    data = specs.data
+    if data is None:
+        return None
+    if known and hasattr(data, "range"):
+        if "data.range" in specs.explicit and data.range != known.range:
+            ends = list(known.range) if known.range else "null"
+            what = f"contradicts the network, which was trained with {ends}"
+            raise ConfigError("data.range", what, "drop it", 85)
+        data = replace(data, range=known.range)
+    return data.dataset(whole)
 
 
 def _check_model_source(specs: Specs) -> None:
@@ -138,6 +157,7 @@ def _from_specs(specs: Specs, dataset: Dataset | None, weights: Weights, not_exa
     before, after = blueprint(parts)
     found = check(parts, before, weights)
     spec = _input(weights.input or before.input, getattr(specs.backbone, "image_size", None))
+    spec = replace(spec, range=dataset.range if dataset else spec.range)
     kept = weights.head if parts.kept and weights.head else specs.facts["head"]
     card = Card(
         # With what the builder added by itself, so that the card alone rebuilds the network.
@@ -267,12 +287,17 @@ def _expected_features(plan: Plan, network: Network) -> Plain:
     return {"cut": "the input of the head", "count": count, **sizes}
 
 
-def _from_checkpoint(specs: Specs, dataset: Dataset | None) -> Plan:
+def _snapshot(specs: Specs) -> Snapshot:
+    from xfer.network import read_checkpoint
+
+    return read_checkpoint(Path(specs.checkpoint.path or "").expanduser())[1]
+
+
+def _from_checkpoint(specs: Specs, dataset: Dataset | None, snapshot: Snapshot) -> Plan:
     """The checkpoint's facts win over the experiment's; a typed contradiction is an error."""
-    from xfer.network import pieces, read_checkpoint
+    from xfer.network import pieces
 
     path = Path(specs.checkpoint.path or "").expanduser()
-    _, snapshot = read_checkpoint(path)
     card = snapshot.card.merged()
     for group, facts in (("backbone", card.backbone), ("head", card.head)):
         typed = [k for k in specs.explicit if k == group or k.startswith(f"{group}.")]

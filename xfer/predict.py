@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,12 +12,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image as PIL
 
+from xfer.bit_depth import told as told_range
+from xfer.data.tree import Tree, is_hidden
 from xfer.errors import DataError, XferError, printable
-from xfer.images import SUFFIXES, Files, scan, sound, to_rgb
+from xfer.images import SUFFIXES, Files, examine, to_rgb
 from xfer.log import log
 from xfer.logged import FEW
 from xfer.storage import path_problem, write_text
-from xfer.types import Predictions, Samples
+from xfer.types import PixelRange, Predictions, Samples
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -24,14 +27,32 @@ if TYPE_CHECKING:
     from xfer.types import Array
 
 
-def find(inputs: Sequence[str]) -> Samples:
-    """Image files named by folders (walked), files or glob patterns, sorted, without labels (-1).
+def find(inputs: Sequence[str], over: PixelRange | None = None) -> Samples:
+    """Image files named by folders (walked as training walks them), files or glob patterns,
+    sorted, without labels (-1). What is broken or left out is counted in a warning.
 
-    Raises DataError when an input names nothing or a file is no image.
+    ``over`` is the range of files of more than 8 bits. Raises DataError when an input names
+    nothing, or no file is an image.
     """
-    paths = _paths(inputs)
-    scan(paths, Path.cwd())
-    return _samples(paths)
+    paths = list(dict.fromkeys(path for text in inputs for path in _named(text)))
+    facts = examine(paths, Path.cwd())
+    sound = [f for f in facts if not f.problem]
+    broken = [f for f in facts if f.problem]
+    if not sound:
+        what = f"none of {len(paths)} files is an image ({broken[0].path.name}: "
+        what += f"{broken[0].problem})"
+        raise DataError(inputs[0], what, "give a folder of images", 46)
+    if broken:
+        shown = "; ".join(f"{printable(f.path)}: {f.problem}" for f in broken[:5])
+        log.warning(f"{len(broken)} of {len(paths)} files are broken and left out: {shown}")
+    for line in told_range([(f.path, f.reach) for f in sound if f.reach], over)[1:]:
+        log.warning(line)
+    return Samples(
+        names=tuple(str(f.path) for f in sound),
+        labels=np.full(len(sound), -1, np.int64),
+        images=Files(tuple(f.path for f in sound), over, tuple((f.stamp, f.sha256) for f in sound)),
+        sha256="",
+    )
 
 
 def pictures(given: Any) -> Samples:
@@ -64,64 +85,49 @@ def _picture(item: Any, position: int) -> Image:
     raise DataError(where, what, fix, 63)
 
 
-def find_sound(inputs: Sequence[str]) -> Samples:
-    """The same without the broken files, which are counted in a warning.
-
-    Raises DataError when an input names nothing, or no file is an image.
-    """
-    paths = _paths(inputs)
-    known, broken = sound(paths, Path.cwd())
-    if not known:
-        path, problem = broken[0]
-        what = f"none of {len(paths)} files is an image ({path.name}: {problem})"
-        raise DataError(inputs[0], what, "give a folder of images", 46)
-    if broken:
-        shown = "; ".join(f"{printable(path)}: {problem}" for path, problem in broken[:5])
-        log.warning(f"{len(broken)} of {len(paths)} files are broken and left out: {shown}")
-    return _samples([path for path in paths if str(path) in known])
-
-
-def _paths(inputs: Sequence[str]) -> list[Path]:
-    return list(dict.fromkeys(path for text in inputs for path in _named(text)))
-
-
 def _named(text: str) -> list[Path]:
     try:
-        found = _expand(text)
+        return _expand(text)
     except (OSError, ValueError, RuntimeError) as error:
         # Too long, a NUL, an unknown home folder, or stars that pathlib does not take.
         reason = path_problem(text) or getattr(error, "strerror", None) or str(error)
         what = f"cannot be looked for ({reason})"
         raise DataError(text[:200], what, _GIVE_INPUT, 44) from error
-    if not found:
-        raise DataError(text, "names no image file", _GIVE_INPUT, 44)
-    return found
 
 
 _GIVE_INPUT = "give predict.input=FOLDER, FILE or 'GLOB'"
 
 
-def _samples(paths: Sequence[Path]) -> Samples:
-    return Samples(
-        names=tuple(str(path) for path in paths),
-        labels=np.full(len(paths), -1, np.int64),
-        images=Files(tuple(paths)),
-        sha256="",
-    )
-
-
 def _expand(text: str) -> list[Path]:
     path = Path(text).expanduser()
+    left_out: list[str] = []
     if path.is_dir():
-        found = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+        tree = Tree(path)
+        found = [path / name for name in tree.images("")]
+        left_out = tree.remarks()
     elif path.is_file():
         found = [path]
     else:
-        root = Path(path.anchor) if path.is_absolute() else Path()
-        pattern = str(path.relative_to(path.anchor) if path.is_absolute() else path)
-        matches = sorted(root.glob(pattern))
-        found = [p for p in matches if p.is_file() and p.suffix.lower() in SUFFIXES]
+        found = _matches(path)
+    if not found:
+        told = "".join(f"; {line}" for line in left_out)
+        raise DataError(text, f"names no image file{told}", _GIVE_INPUT, 44)
+    for line in left_out:
+        log.warning(f"{printable(text)}: {line}")
     return found
+
+
+def _matches(pattern: Path) -> list[Path]:
+    """The image files that a pattern names; hidden ones only where it says so itself."""
+    root = Path(pattern.anchor) if pattern.is_absolute() else Path()
+    relative = pattern.relative_to(pattern.anchor) if pattern.is_absolute() else pattern
+    named = set(relative.parts)
+    return [
+        path
+        for path in sorted(root.glob(str(relative)))
+        if path.is_file() and path.suffix.lower() in SUFFIXES
+        and not any(is_hidden(part) for part in path.parts if part not in named | {".."})
+    ]  # fmt: skip
 
 
 def tell_broken(broken: Sequence[XferError], count: int) -> None:
@@ -146,12 +152,13 @@ def write_predictions(predictions: Predictions, path: Path) -> None:
     """A CSV row an image: ``path, label, prediction, confidence, p_<class>...``.
 
     Above 100 classes, the next four answers stand in place of a column a class: ``top2,
-    confidence2, ..., top5, confidence5``. ``label`` is left out where it is unknown. Cells that a
-    spreadsheet would run as a formula get a leading apostrophe.
+    confidence2, ..., top5, confidence5``. ``label`` is left out where it is unknown. Names that a
+    spreadsheet would run as a formula get a leading apostrophe, in the names of the columns as
+    well; ``-1`` and ``+1`` do not.
     """
     classes = predictions.classes
     few = len(classes) <= FEW
-    rest = [f"p_{c}" for c in classes] if few else _RUNNERS_UP
+    rest = [f"p_{cell(c)}" for c in classes] if few else _RUNNERS_UP
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     labels = [] if predictions.labels is None else ["label"]
@@ -179,8 +186,9 @@ def _runners_up(logits: Array, row: Array, classes: Sequence[str]) -> list[str]:
 
 def cell(text: str) -> str:
     """``text`` as a CSV cell that no spreadsheet runs as a formula."""
-    return "'" + text if text.startswith(_FORMULA) else text
+    return "'" + text if _FORMULA.match(text) else text
 
 
-# The four signs also in full width, which some spreadsheets take for the same.
-_FORMULA = tuple("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20")
+# The four signs also in full width, which some spreadsheets take for the same. Signed numbers, and
+# paths below a folder that is called so, are what they are: `-1`, `+1`, `-1/0.jpg`.
+_FORMULA = re.compile(r"[=@\t\r\n\uff1d\uff0b\uff0d\uff20]|[+-](?!\d[\w./ -]*\Z)")

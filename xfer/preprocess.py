@@ -12,12 +12,14 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image as PIL
 
-from xfer.errors import ConfigError
+from xfer.errors import ConfigError, DataError, printable
 from xfer.types import InputSpec
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+_MAX_PIXELS = 64_000_000  # of an image after resizing, before the crop
+_UNNAMED = "an image"
 _RESAMPLING = {
     "nearest": PIL.Resampling.NEAREST,
     "bilinear": PIL.Resampling.BILINEAR,
@@ -32,9 +34,32 @@ def fit_to_size(image: Image, spec: InputSpec) -> Image:
     resampling = _RESAMPLING[spec.interpolation]
     if spec.resize is None:
         return image.resize((width, height), resampling)
+    check_size(image.size, spec)
     image = image.resize(_short_side(image.size, spec.resize), resampling)
     left, top = _margin(image.width, width), _margin(image.height, height)
     return image.crop((left, top, left + width, top + height))
+
+
+def check_size(size: tuple[int, int], spec: InputSpec) -> None:
+    """Raise DataError for an image of ``size`` (width, height) that resizing would make huge."""
+    if spec.resize is None:
+        return
+    width, height = _short_side(size, spec.resize)
+    if width * height > _MAX_PIXELS:
+        raise DataError(
+            _UNNAMED,
+            f"{size[0]} x {size[1]} pixels are {width} x {height} after resizing; more than "
+            f"{_MAX_PIXELS} in all",
+            "crop it, or remove it",
+            74,
+        )
+
+
+def named(error: DataError, name: str) -> DataError:
+    """``error`` with the name of the image, where it does not know it."""
+    if error.where == _UNNAMED:
+        error.where = printable(name)
+    return error
 
 
 def _margin(have: int, want: int) -> int:

@@ -15,10 +15,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from xfer.errors import ConfigError, DataError, WeightsError, XferError, raise_all
-from xfer.images import decode
 from xfer.log import log
-from xfer.predict import find_sound, tell_broken, told, write_predictions
-from xfer.preprocess import prepare
+from xfer.predict import find, tell_broken, told, write_predictions
+from xfer.preprocess import check_size, named, prepare
 from xfer.session import open_session, runner
 from xfer.storage import file_sha256, write_json
 from xfer.types import InputSpec, Plain, Predictions
@@ -33,14 +32,15 @@ _THREADS = 2  # decoding images while the network works on those before
 
 @dataclass(frozen=True)
 class Model:
-    """An opened file. ``recipe`` is ``None`` for one that takes pictures as they are; ``batch``
-    the only batch size that it runs, or ``None``."""
+    """An opened file. ``pictures`` says that it takes those as they are, and then its ``recipe``
+    may be unknown; ``batch`` is the only batch size that it runs, or ``None``."""
 
     path: Path
     run: Runner
     classes: tuple[str, ...]
     recipe: InputSpec | None
     batch: int | None
+    pictures: bool = False
 
 
 def open_model(asked: ModelFile) -> Model:
@@ -61,12 +61,13 @@ def open_model(asked: ModelFile) -> Model:
     except XferError as error:
         errors.append(error)
     try:
-        recipe = None if pictures else _recipe(path, asked.recipe, said)
+        known = asked.recipe is not None or "preprocess" in said
+        recipe = _recipe(path, asked.recipe, said) if known or not pictures else None
     except XferError as error:
         errors.append(error)
     raise_all(errors)
     warn_if_stale(path)
-    return Model(path, runner(session), classes, recipe, 1 if pictures else batch)
+    return Model(path, runner(session), classes, recipe, 1 if pictures else batch, pictures)
 
 
 def _input(path: Path, session: Any) -> tuple[int | None, bool]:
@@ -138,14 +139,16 @@ def facts(specs: Specs, model: Model) -> Plain:
         "model": str(model.path),
         "sha256": file_sha256(model.path),
         "classes": list(model.classes),
-        "input": model.recipe.to_plain() if model.recipe else "pictures of any size",
+        "input": "pictures of any size"
+        if model.recipe is None or model.pictures
+        else model.recipe.to_plain(),
         "config": specs.config,
     }
 
 
 def predict(specs: Specs, model: Model, folder: Path, began: float) -> Plain:
     """Predict every image, write ``predictions.csv`` and ``result.json``."""
-    samples = find_sound(specs.predict_input)
+    samples = find(specs.predict_input, model.recipe.range if model.recipe else None)
     start = time.perf_counter()
     found = answers(model, samples)
     seconds = time.perf_counter() - start
@@ -215,7 +218,8 @@ def _batches(
         waiting: list[tuple[tuple[str, ...], list[Future[Array | DataError]]]] = []
         for start in range(0, len(samples), size):
             names = samples.names[start : start + size]
-            waiting.append((names, [pool.submit(_load, name, model.recipe) for name in names]))
+            at = range(start, start + len(names))
+            waiting.append((names, [pool.submit(_load, model, samples, i) for i in at]))
             if len(waiting) > 1 + _BATCH // size:
                 yield _done(*waiting.pop(0))
         for names, futures in waiting:
@@ -228,13 +232,15 @@ def _done(
     return names, [future.result() for future in futures]
 
 
-def _load(name: str, recipe: InputSpec | None) -> Array | DataError:
+def _load(model: Model, samples: Samples, index: int) -> Array | DataError:
     try:
-        picture = decode(Path(name))
+        picture = samples.images[index]
+        if model.recipe is not None:
+            check_size(picture.size, model.recipe)
     except DataError as error:
-        return error
-    if recipe is not None:
-        return prepare(picture, recipe)
+        return named(error, samples.names[index])
+    if model.recipe is not None and not model.pictures:
+        return prepare(picture, model.recipe)
     return np.ascontiguousarray(np.asarray(picture).transpose(2, 0, 1))
 
 

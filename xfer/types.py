@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     StateDict = Mapping[str, torch.Tensor]
 
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
+PixelRange = tuple[float, float]
+"""The numbers that become black and white, in image files of more than 8 bits."""
 Plain = dict[str, Any]
 """JSON-like facts: str, int, float, bool, None, list and dict only."""
 
@@ -28,6 +30,8 @@ class InputSpec:
 
     ``size`` is (height, width) in pixels; ``resize`` the short side before the centre crop, or
     ``None`` to squash straight to ``size``; ``mean`` and ``std`` are per RGB channel on 0..1.
+    ``range`` are the numbers that become 0 and 255 in files of more than 8 bits, where the
+    network was trained on such; ``None`` is the full range of 16 bits.
     """
 
     size: tuple[int, int]
@@ -35,6 +39,7 @@ class InputSpec:
     interpolation: Interpolation
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    range: PixelRange | None = None
 
     def scaled(self, size: int) -> InputSpec:
         """The same recipe at ``size`` x ``size`` pixels, the share of the crop kept."""
@@ -43,7 +48,10 @@ class InputSpec:
 
     def to_plain(self) -> Plain:
         """As JSON-like facts, for plan, checkpoint and ``preprocess.json``."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        facts = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        if self.range is None:
+            del facts["range"]
+        return facts
 
     @classmethod
     def from_plain(cls, facts: Plain) -> InputSpec:
@@ -77,12 +85,14 @@ class Samples:
 @dataclass(frozen=True)
 class Dataset:
     """Classes in their fixed order, the splits by name, and remarks for the plan; ``leaks`` are
-    (held-out image, training image, kind) that are the same or look alike."""
+    (held-out image, training image, kind) that are the same or look alike; ``range`` is that of
+    the pixels, where there are files of more than 8 bits."""
 
     classes: tuple[str, ...]
     splits: Mapping[str, Samples]
     remarks: tuple[str, ...] = ()
     leaks: tuple[tuple[str, ...], ...] = ()
+    range: PixelRange | None = None
 
 
 @dataclass(frozen=True)

@@ -271,9 +271,10 @@ def _evaluate(work: Work, net: nn.Module) -> None:
 
 
 def _predict(work: Work, net: nn.Module) -> None:
-    from xfer.predict import find_sound, tell_broken, told, write_predictions
+    from xfer.predict import find, tell_broken, told, write_predictions
 
-    samples, broken = find_sound(work.plan.specs.predict_input), list[XferError]()
+    spec, broken = work.plan.card.input, list[XferError]()
+    samples = find(work.plan.specs.predict_input, spec.range)
     found = _answers(work, net, samples, broken)
     tell_broken(broken, len(samples))
     path = work.folder / "predictions.csv"

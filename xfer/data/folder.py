@@ -7,12 +7,13 @@ import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
+from unicodedata import normalize
 
 from annotated_types import MinLen
 
 from xfer.data.gather import of_files
 from xfer.data.loading import SPLITS, Loading, Row, divide, place, shares
-from xfer.data.tree import Tree
+from xfer.data.tree import FOREIGN, Tree
 from xfer.download import fetch_zip
 from xfer.errors import DataError, printable
 from xfer.types import Dataset
@@ -30,8 +31,10 @@ class Folder(Loading):
     """``root/train/<class>/``, ``root/val/<class>/`` and optionally ``root/test/<class>/``.
 
     Without ``val/`` it is split off ``train/``; class folders directly below ``root`` are split
-    too. Folders inside a class folder are walked; hidden files, files without an image's suffix
-    and linked folders that could lead in a circle are left out with a remark.
+    too. A ``test/`` of images without classes is left out with a remark, and a class has one name
+    in whatever form of Unicode it is written. Folders inside a class folder are walked; hidden
+    files, files without an image's suffix and linked folders that could lead in a circle are left
+    out with a remark.
     """
 
     root: Annotated[str, MinLen(1)]
@@ -40,6 +43,7 @@ class Folder(Loading):
         """See :meth:`Loading.dataset`."""
         root = place(self.root)
         tree = Tree(root)
+        _refuse_one_too_low(root)
         splits = _splits(tree)
         if not training and set(shares(self, splits)) == {"train"}:
             splits = [split for split in splits if split != "train"]  # nothing is held out of it
@@ -100,7 +104,44 @@ def _splits(tree: Tree) -> list[str]:
             f"did you mean data.root={tree.root / top[0]}?",
             5,
         )
+    ahead = Tree(tree.root)  # what this one leaves out is not to be told
+    flat = len(splits) > 1 and "test" in splits and not ahead.folders("test")
+    if flat and Tree(tree.root).images("test"):
+        splits.remove("test")
+        tree.leave_out("test", "images without classes; give them to predict.input")
+    for split in splits or [""]:
+        for label in ahead.folders(split):
+            _refuse_data_set(ahead, f"{split}/{label}" if split else label)
     return splits or [""]
+
+
+def _refuse_one_too_low(root: Path) -> None:
+    """Raise DataError where the root is one split of a data set that has another beside it."""
+    if root.name.lower() not in _SYNONYMS:
+        return
+    own, above = set(Tree(root).folders("")), Tree(root.parent)
+    for name in above.folders(""):
+        other = _SYNONYMS.get(name.lower())
+        if name != root.name and other and own & set(Tree(root.parent / name).folders("")):
+            raise DataError(
+                root,
+                f"is one split of a data set: {root.parent / name} lies beside it",
+                f"type data.root={root.parent}",
+                72,
+            )
+
+
+def _refuse_data_set(tree: Tree, below: str) -> None:
+    """Raise DataError where a class folder holds splits: it is a data set, and no class."""
+    inner = tree.folders(below)
+    splits = {_SYNONYMS[name.lower()] for name in inner if name.lower() in _SYNONYMS}
+    if len(splits) > 1 or (splits and all(name.lower() in _SYNONYMS for name in inner)):
+        raise DataError(
+            tree.root,
+            f"its folder '{below}' is a data set, no class: it holds {', '.join(inner[:3])}",
+            f"did you mean data.root={tree.root / below}?",
+            71,
+        )
 
 
 def _refuse_misnamed(tree: Tree, name: str, beside: bool) -> None:
@@ -126,12 +167,20 @@ def _rows(tree: Tree, split: str) -> list[Row]:
             f"{tree.root / split / 'cats'} and {tree.root / split / 'dogs'}",
             2,
         )
-    return [Row(name, label, split) for label in labels for name in _images(tree, split, label)]
+    return [
+        Row(name, normalize("NFC", label), split)
+        for label in labels
+        for name in _images(tree, split, label)
+    ]
 
 
 def _images(tree: Tree, split: str, label: str) -> list[str]:
     below = f"{split}/{label}" if split else label
     names = tree.images(below)
     if not names:
-        raise DataError(tree.root / below, "holds no images", "add images or remove the folder", 7)
+        told = "".join(f"; {remark}" for remark in tree.remarks(f"{below}/"))
+        fix = "add images or remove the folder"
+        if FOREIGN in told:
+            fix = f"convert them, as with: magick mogrify -format png '{tree.root / below}'/*"
+        raise DataError(tree.root / below, f"holds no images{told}", fix, 7)
     return names

@@ -12,6 +12,7 @@ from unicodedata import normalize
 
 import numpy as np
 
+from xfer.bit_depth import decide
 from xfer.data.leaks import check, conflicts, leaks, told
 from xfer.data.loading import SPLITS, Loading, Row
 from xfer.errors import DataError, printable
@@ -36,10 +37,16 @@ def of_files(rows: list[Row], root: Path, how: Loading, remarks: Iterable[str] =
         kept, found, skipped = _sound(rows, found, root)
     elif broken := [facts for facts in found if facts.problem]:
         raise broken_files(broken)
-    paths = [facts.path for facts in found]
     hashes, looks = [facts.sha256 for facts in found], [facts.look for facts in found]
-    dataset = _gather(kept, paths, hashes, lambda some: Files(tuple(some)), [*remarks, *skipped])
-    return _with_leaks(dataset, kept, (hashes, looks), how, root)
+    deep = [(facts.path, facts.reach) for facts in found if facts.reach]
+    over, told_range = decide(how.range, deep, root)
+
+    def files(some: list[Facts]) -> Files:
+        scanned = tuple((facts.stamp, facts.sha256) for facts in some)
+        return Files(tuple(facts.path for facts in some), over, scanned)
+
+    dataset = _gather(kept, found, hashes, files, [*remarks, *skipped, *told_range])
+    return _with_leaks(replace(dataset, range=over), kept, (hashes, looks), how, root)
 
 
 def of_arrays(

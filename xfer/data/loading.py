@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
+from unicodedata import normalize
 
 from annotated_types import Ge, Gt, Le, Lt
 
@@ -45,7 +46,9 @@ class Loading(ABC):
     ``val`` or ``test`` is missing, the fractions say how much of every class is held out,
     ``split_seed`` which images. ``on_bad`` says what becomes of files that are no sound images,
     ``leakage`` of images on both sides of a split. ``sampler`` says how often an epoch trains on
-    an image: ``shuffled`` once, ``balanced`` so that every class comes equally often.
+    an image: ``shuffled`` once, ``balanced`` so that every class comes equally often. ``range``
+    are the numbers that are black and white in image files of more than 8 bits: ``auto`` is the
+    smallest of 8, 10, 12, 14 and 16 bits that holds those of all files, ``null`` 16 bits.
     """
 
     batch_size: Annotated[int, Gt(0)] = 24
@@ -58,6 +61,14 @@ class Loading(ABC):
     on_bad: Literal["error", "skip"] = "error"
     leakage: Literal["error", "warn", "ignore"] = "warn"
     sampler: Literal["shuffled", "balanced"] = "shuffled"
+    range: tuple[float, float] | Literal["auto"] | None = "auto"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.range, tuple) and self.range[0] >= self.range[1]:
+            low, high = self.range
+            raise ConfigError(
+                "data.range", f"{low:g} is not below {high:g}", "type data.range=[LOW,HIGH]", 90
+            )
 
     def balance(self, labels: Iterable[int]) -> list[int] | None:
         """The training ``labels`` to balance by; ``None`` where every image comes once."""
@@ -100,7 +111,7 @@ def divide(rows: list[Row], how: Loading, where: object, training: bool) -> list
     taken = _hold_out([row for row in rows if row.split in ("", "train")], parts, how, where)
     rows = [row._replace(split=taken.get(row.name, row.split)) for row in rows]
     rows = [row for row in rows if training or row.split != "train"]
-    _check_splits(rows, where, training)
+    _check_splits(rows, how, where, training)
     _check_classes(rows, where)
     return rows
 
@@ -116,7 +127,10 @@ def _hold_out(
     _check_counts(classes, list(parts), where)
     taken: dict[str, str] = {}
     for label, names in classes.items():
-        ranked = sorted((derive("split", how.split_seed, label, name), name) for name in names)
+        # A Mac and Linux spell an accent in two ways; the split must not hang on that.
+        ranked = sorted(
+            (derive("split", how.split_seed, label, normalize("NFC", name)), name) for name in names
+        )
         start = 0
         for split, count in _counts(len(names), parts).items():
             taken.update((name, split) for _, name in ranked[start : start + count])
@@ -147,19 +161,23 @@ def _check_counts(classes: dict[str, list[str]], splits: list[str], where: objec
         )
 
 
-def _check_splits(rows: list[Row], where: object, training: bool) -> None:
+def _check_splits(rows: list[Row], how: Loading, where: object, training: bool) -> None:
     given = {row.split for row in rows}
     for split in ("train", "val") if training else ():
         if split not in given:
-            raise DataError(where, f"there is no '{split}' part", _REMEDY[split], 4)
+            raise DataError(where, f"there is no '{split}' part", _remedy(split, how, given), 4)
     if not given:
-        raise DataError(where, "there is nothing to evaluate", _REMEDY["val"], 4)
+        raise DataError(where, "there is nothing to evaluate", _remedy("val", how, given), 4)
 
 
-_REMEDY = {
-    "train": "add train/<class>/, or set data.val_fraction=0.2 where it is higher",
-    "val": "add val/<class>/, or set data.val_fraction=0.2 to split it off",
-}
+def _remedy(split: str, how: Loading, given: Collection[str]) -> str:
+    """What makes a part ``split`` of data that has the parts ``given``."""
+    held = how.val_fraction + how.test_fraction
+    if split == "val":
+        return "type data.val_fraction=0.2 to split it off train"
+    if held >= 1 - _EPSILON:
+        return "type data.val_fraction=0.2" + (" data.test_fraction=0" if how.test_fraction else "")
+    return f"add images to train on; those of {', '.join(sorted(given))} are all held out"
 
 
 def _check_classes(rows: list[Row], where: object) -> None:

@@ -8,42 +8,56 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
+from unicodedata import normalize
 
-from annotated_types import MinLen
+from annotated_types import MaxLen, MinLen
 
 from xfer.data.gather import of_files
 from xfer.data.loading import SPLITS, Loading, Row, divide, place
 from xfer.errors import DataError, closest
 from xfer.types import Dataset
 
-_HEADER = "the first line must be path,label or path,label,split"
+_HEADER = "let the first line be path,label or path,label,split"
+_SIGNS = {"comma": ",", "semicolon": ";", "tab": "\t", "pipe": "|"}
+_KEYS = ("path", "label", "split")
+# What other tools call the columns, by what they are here.
+_ALIASES = {
+    "path": ("file", "filename", "file_name", "filepath", "image", "image_path", "img", "url"),
+    "label": ("class", "class_name", "category", "target", "species", "y"),
+    "split": ("set", "subset", "partition", "fold", "dataset"),
+}
 
 
 @dataclass(frozen=True)
 class Manifest(Loading):
-    """``path,label`` or ``path,label,split`` in UTF-8, with that header.
+    """A CSV file in UTF-8 with a header; its ``columns`` are those of the image's path, of its
+    class and, if there is one, of its split. ``separator`` is what is between them.
 
-    Paths are absolute or relative to the CSV file's folder; ``split`` is train, val or test.
+    Paths are absolute or relative to the CSV file's folder; a split is train, val or test. Without
+    ``columns`` the header is ``path,label`` or ``path,label,split``; with them, others are left
+    out.
     """
 
     file: Annotated[str, MinLen(1)]
+    columns: Annotated[tuple[str, ...], MinLen(2), MaxLen(3)] | None = None
+    separator: Literal["comma", "semicolon", "tab", "pipe"] = "comma"
 
     def dataset(self, training: bool) -> Dataset:
         """See :meth:`Loading.dataset`."""
         path = place(self.file)
-        rows = divide(_rows(path), self, path, training)
+        rows = divide(_rows(path, self), self, path, training)
         return of_files(rows, path.parent, self)
 
 
-def _rows(path: Path) -> list[Row]:
-    lines = _lines(path)
+def _rows(path: Path, how: Manifest) -> list[Row]:
+    lines = _lines(path, _SIGNS[how.separator])
     _, header = next(lines, (1, []))
-    _check_header(path, header)
+    keys = _keys(path, header, how)
     seen: dict[str, int] = {}
     rows = []
     for line, cells in lines:
-        row = _row(f"{path}:{line}", header, cells, path.parent)
+        row = _row(f"{path}:{line}", keys, cells, path.parent)
         if row.name in seen:
             raise DataError(
                 f"{path}:{line}",
@@ -58,11 +72,11 @@ def _rows(path: Path) -> list[Row]:
     return rows
 
 
-def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
+def _lines(path: Path, sign: str) -> Iterator[tuple[int, list[str]]]:
     """(line number, cells) of every line that is not blank."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as stream:
-            reader = csv.reader(stream, strict=True)
+            reader = csv.reader(stream, strict=True, delimiter=sign)
             for cells in reader:
                 if any(cells):
                     yield reader.line_num, [cell.strip() for cell in cells]
@@ -85,33 +99,58 @@ def _no_file(path: Path) -> DataError:
     return DataError(path, "there is no such file", fix, 11)
 
 
-def _check_header(path: Path, header: list[str]) -> None:
+def _keys(path: Path, header: list[str], how: Manifest) -> list[str]:
+    """What each column is: path, label, split, or nothing that is read."""
     where = f"{path}:1"
-    for name in header:
-        if name not in ("path", "label", "split"):
-            hint = closest(name, ("path", "label", "split"))
-            raise DataError(where, f"unknown column '{name}' ({hint})", _HEADER, 13)
-    for name in ("path", "label"):
+    for name, sign in _SIGNS.items():
+        if len(header) == 1 and sign in header[0]:
+            what = f"there is one column, '{header[0]}'"
+            raise DataError(where, what, f"type data.separator={name}", 75)
+    if how.columns is None:
+        unknown = [name for name in header if name not in _KEYS]
+        if unknown:
+            free = [key for key in _KEYS if key not in header]
+            hint = closest(unknown[0], free) if free else ""
+            typo = hint.startswith("did you mean")
+            what = f"unknown column '{unknown[0]}'" + (f" ({hint})" if typo else "")
+            raise DataError(where, what, _HEADER if typo else _typed(header), 13)
+    names = how.columns or [key for key in _KEYS if key in header or key != "split"]
+    for name in names:
         if header.count(name) != 1:
-            raise DataError(where, f"there is no single column '{name}'", _HEADER, 13)
+            what = f"there is no single column '{name}' among {', '.join(header[:8]) or 'none'}"
+            raise DataError(where, what, _typed(header), 13)
+    known = dict(zip(names, _KEYS, strict=False))
+    return [known.get(name, "") for name in header]
 
 
-def _row(where: str, header: list[str], cells: list[str], folder: Path) -> Row:
-    if len(cells) != len(header):
+def _typed(header: list[str]) -> str:
+    """What to type, so that the columns of ``header`` are known: the likely ones, by name."""
+    likely = [next((n for n in header if n.lower() in (key, *_ALIASES[key])), "") for key in _KEYS]
+    rest = [name for name in header if name and name not in likely]
+    found = [name or (rest.pop(0) if rest else "") for name in likely[:2]] + likely[2:]
+    odd = any(name and header.count(name) > 1 for name in found)
+    if odd or not all(found[:2]) or any(set(name) & set("/,[]{}:'\"\\$") for name in found):
+        return _HEADER  # a line of values, or names that are hard to type
+    columns = f"data.columns=[{','.join(name for name in found if name)}]"
+    return f"type {columns}" if " " not in columns else f"type '{columns}'"
+
+
+def _row(where: str, keys: list[str], cells: list[str], folder: Path) -> Row:
+    if len(cells) != len(keys):
         raise DataError(
             where,
-            f"{len(cells)} cells; the header has {len(header)}",
-            'put names that hold a comma into "quotes"',
+            f"{len(cells)} cells; the header has {len(keys)}",
+            'put names that hold a separator into "quotes"',
             14,
         )
-    facts = dict(zip(header, cells, strict=True))
+    facts = dict(zip(keys, cells, strict=True))
     for name in ("path", "label"):
         if not facts[name]:
             raise DataError(where, f"the {name} is empty", "fill it in or remove the line", 14)
     split = facts.get("split", "")
     if "split" in facts and split not in SPLITS:
         raise DataError(where, f"unknown split '{split}'", closest(split, SPLITS), 15)
-    return Row(_name(where, facts["path"], folder), facts["label"], split)
+    return Row(_name(where, facts["path"], folder), normalize("NFC", facts["label"]), split)
 
 
 def _name(where: str, text: str, folder: Path) -> str:

@@ -12,6 +12,8 @@ from xfer.errors import DataError, printable
 from xfer.images import SUFFIXES
 
 _ENDINGS = tuple(SUFFIXES)
+_FOREIGN = tuple(".heic .heif .hif .jxl .jp2 .dng .cr2 .cr3 .nef .arw .raf .dcm .psd .svg".split())
+NO_IMAGE, FOREIGN = "no image's suffix", "pictures in a format that is not read: convert to PNG"
 
 
 class Tree:
@@ -42,10 +44,10 @@ class Tree:
     def _is_folder(self, entry: os.DirEntry[str], below: str) -> bool:
         name = f"{below}/{entry.name}" if below else entry.name
         if not entry.is_dir():
-            if entry.name.lower().endswith(_ENDINGS) and not _is_hidden(entry.name):
+            if entry.name.lower().endswith(_ENDINGS) and not is_hidden(entry.name):
                 self.leave_out(name, "images outside the class folders")
             return False
-        if _is_hidden(entry.name):
+        if is_hidden(entry.name):
             self.leave_out(name, "hidden")
         elif entry.is_symlink() and self._leads_back(entry.path):
             self.leave_out(name, "linked folders")
@@ -58,7 +60,7 @@ class Tree:
     def has_folders(self, below: str) -> bool:
         """Whether there are folders directly in ``below``."""
         with _listing(self.root / below) as entries:
-            return any(entry.is_dir() and not _is_hidden(entry.name) for entry in entries)
+            return any(entry.is_dir() and not is_hidden(entry.name) for entry in entries)
 
     def images(self, below: str) -> list[str]:
         """The names of all files with an image's suffix in ``below`` and its folders, sorted.
@@ -67,37 +69,40 @@ class Tree:
         """
         found: list[str] = []
         for folder, inner, files in os.walk(self.root / below, onerror=_unreadable):
-            here = Path(folder).relative_to(self.root).as_posix()
-            inner[:] = [name for name in inner if self._enters(f"{here}/{name}", name)]
-            found += [f"{here}/{name}" for name in files if self._takes(f"{here}/{name}", name)]
+            parts = Path(folder).relative_to(self.root).parts
+            names = {name: "/".join((*parts, name)) for name in (*inner, *files)}
+            inner[:] = [name for name in inner if self._enters(names[name], name)]
+            found += [names[name] for name in files if self._takes(names[name], name)]
         return sorted(found)
 
     def _enters(self, path: str, name: str) -> bool:
-        if _is_hidden(name):
+        if is_hidden(name):
             self.leave_out(path, "hidden")
         elif (self.root / path).is_symlink():
             self.leave_out(path, "linked folders")
         return path not in self._left_out
 
     def _takes(self, path: str, name: str) -> bool:
-        if _is_hidden(name):
+        if is_hidden(name):
             self.leave_out(path, "hidden")
         elif not name.lower().endswith(_ENDINGS):
-            self.leave_out(path, "no image's suffix")
+            self.leave_out(path, FOREIGN if name.lower().endswith(_FOREIGN) else NO_IMAGE)
         return path not in self._left_out
 
-    def remarks(self) -> list[str]:
-        """What was left out: a line for every reason, with the number and the first name."""
-        reasons = sorted(set(self._left_out.values()))
-        return [self._remark(reason) for reason in reasons]
+    def remarks(self, below: str = "") -> list[str]:
+        """What was left out in ``below``: a line for every reason, with the number and the first
+        name."""
+        kept = {n: why for n, why in self._left_out.items() if not below or n.startswith(below)}
+        return [self._remark(reason, kept) for reason in sorted(set(kept.values()))]
 
-    def _remark(self, reason: str) -> str:
-        names = sorted(name for name, why in self._left_out.items() if why == reason)
+    def _remark(self, reason: str, left_out: dict[str, str]) -> str:
+        names = sorted(name for name, why in left_out.items() if why == reason)
         more = f" and {len(names) - 1} more" if len(names) > 1 else ""
         return printable(f"left out ({reason}): '{names[0]}'{more}")
 
 
-def _is_hidden(name: str) -> bool:
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder is none of the user's: hidden, or what a Mac adds to archives."""
     return name.startswith(".") or name == "__MACOSX"
 
 
