@@ -15,7 +15,7 @@ from xfer import adapters, compat
 from xfer.errors import ConfigError, WeightsError
 from xfer.head import Keep, swap
 from xfer.randomness import derive
-from xfer.snapshot import Snapshot, fingerprint, read_snapshot
+from xfer.snapshot import Snapshot, best_file, fingerprint, read_best
 from xfer.source.match import Match, match
 from xfer.types import Backbone, Card, Head, Network, Plain
 from xfer.undrawn import Undrawn
@@ -212,9 +212,8 @@ def _empty(parts: Parts) -> nn.Module:
 def open_checkpoint(path: Path, make: Callable[[str, Plain], Any]) -> tuple[nn.Module, Card]:
     """The network and card of a checkpoint or run folder, in evaluation mode. ``make`` builds a
     spec of a group from its facts."""
-    file = path / "checkpoints" / "best.ckpt" if path.is_dir() else path
-    snapshot = read_snapshot(file)
-    net = restore(file, snapshot, *pieces(snapshot.card, make))
+    snapshot = read_best(path)
+    net = restore(best_file(path), snapshot, *pieces(snapshot.card, make))
     return net.eval(), snapshot.card.merged()
 
 

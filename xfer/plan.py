@@ -256,11 +256,10 @@ def _expected_features(plan: Plan, network: Network) -> Plain:
 def _from_checkpoint(specs: Specs, dataset: Dataset | None) -> Plan:
     """The checkpoint's facts win over the experiment's; a typed contradiction is an error."""
     from xfer.network import pieces
-    from xfer.snapshot import read_snapshot
+    from xfer.snapshot import read_best
 
     path = Path(specs.checkpoint.path or "").expanduser()
-    snapshot = read_snapshot(path / "checkpoints" / "best.ckpt" if path.is_dir() else path)
-    card = snapshot.card.merged()
+    card = read_best(path).card.merged()
     for group, facts in (("backbone", card.backbone), ("head", card.head)):
         typed = [k for k in specs.explicit if k == group or k.startswith(f"{group}.")]
         if typed and not _agrees(specs.facts[group], facts):

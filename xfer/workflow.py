@@ -291,8 +291,9 @@ def _checkpoint(work: Work) -> Path | None:
         return work.fitted.checkpoint
     if work.plan.specs.checkpoint.path is None:
         return None
-    path = Path(work.plan.specs.checkpoint.path).expanduser()
-    return path / "checkpoints" / "best.ckpt" if path.is_dir() else path
+    from xfer.snapshot import best_file
+
+    return best_file(Path(work.plan.specs.checkpoint.path).expanduser())
 
 
 def _refuse_taken(specs: Specs) -> None:
