@@ -17,17 +17,13 @@ PACKAGE = ROOT / "xfer"
 NOUNS = tuple(g for g in GROUPS if g not in ("experiment", "sweep"))
 
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors", "types", "log", "randomness", "help", "seal", "looks", "statistics", "logged"),
     (
-        "storage",
-        "bit_depth",
-        "weights",
-        "balance",
-        "patterns",
-        "protobuf",
-        "dialects",
-        "signals",
-        "team",
+        *("errors", "types", "log", "randomness", "help", "seal", "looks", "statistics"),
+        *("logged", "files", "checked"),
+    ),
+    (
+        *("storage", "bit_depth", "weights", "balance", "patterns", "protobuf", "dialects"),
+        *("signals", "team"),
     ),
     ("transfer", "standardize", "bf16"),
     (
@@ -62,7 +58,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("classes", "numbers", "devices", "auto", "training", "training.logistic"),
     ("plan", "places", "evaluate", "standalone", "training.head_input"),
     ("model", "strategy", "builder", "handover", "outlook", "asked", "fit_health"),
-    ("history", "halving", "extraction", "record", "room"),
+    ("history", "halving", "extraction", "record", "room", "lineage"),
     ("pruning", "joint", "feed"),
     ("phases", "training.fitted"),
     ("training.frozen",),

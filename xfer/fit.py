@@ -18,12 +18,13 @@ from pytorch_lightning.callbacks import TQDMProgressBar
 
 from xfer.adapters import merge
 from xfer.decoded import decoded, decoded_limit, fitted
-from xfer.errors import ConfigError, DataError, OutOfMemory
+from xfer.errors import ConfigError, DataError, OutOfMemory, ResumeError
 from xfer.evaluate import device_name, device_of
 from xfer.feed import Feed
 from xfer.halving import recall, smaller
 from xfer.history import AtomicIO, History
 from xfer.joint import followed, led
+from xfer.lineage import check_best, read_resume
 from xfer.loader import EvalLoader, Pictures, Share, TrainLoader, shared_size
 from xfer.log import log
 from xfer.memory import free, keep_freed, ran_out, too_large
@@ -32,10 +33,10 @@ from xfer.network import assemble, fill
 from xfer.phases import Phases
 from xfer.preprocess import normalise
 from xfer.pruning import pruning
+from xfer.resume import BEST, START_ANEW
 from xfer.signals import stop
-from xfer.snapshot import Snapshot, read_snapshot, write_snapshot
+from xfer.snapshot import Snapshot, write_snapshot
 from xfer.standardize import Standard, from_plain
-from xfer.storage import load_tensors
 from xfer.strategy import Place, Together
 from xfer.team import Team
 from xfer.training.fitted import Fitted
@@ -56,9 +57,10 @@ def fit(plan: Plan, folder: Path, resume: Path | None = None) -> Fitted:
     began = time.perf_counter()
     done = _lead(recall(plan, folder), folder, resume)
     done.history.close()
-    path = _complete(folder / "checkpoints" / "best.ckpt", done.net)
     best = done.history.best
     assert best is not None
+    path = folder / "checkpoints" / BEST
+    _complete(path, check_best(path, plan, best), done.net)
     log.info(
         f"End training, the best {best['metric']} is: {best['value']:.4f}, "
         f"the best epoch is {best['epoch']}"
@@ -119,9 +121,17 @@ def _train(plan: Plan, folder: Path, resume: Path | None, team: Team) -> _Traine
         callbacks = [phases, history, *pruning(folder, history)]
         trainer = _trainer(plan, folder, callbacks, team)
         loaders = feed.train, feed.val
-        if _out_of_memory(
-            lambda: trainer.fit(module, *loaders, ckpt_path=resume, weights_only=True)
-        ):
+        try:
+            full = _out_of_memory(
+                lambda: trainer.fit(module, *loaders, ckpt_path=resume, weights_only=True)
+            )
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            if resume is None or history.begun:
+                raise
+            said = (str(error).splitlines() or [type(error).__name__])[0][:160]
+            what = f"does not fit the run that it is of ({said})"
+            raise ResumeError(resume, what, START_ANEW, 26) from error
+        if full:
             raise _too_large(module, plan)
     if not history.rows:
         raise DataError("data", "has no batch to train on", "add images", 46)
@@ -144,7 +154,7 @@ def _train(plan: Plan, folder: Path, resume: Path | None, team: Team) -> _Traine
 def _standard(plan: Plan, net: torch.nn.Module, resume: Path | None, team: Team) -> Standard:
     """What the head's input is standardised by: as the run began, where it goes on."""
     if resume is not None:
-        return from_plain(load_tensors(resume).get("standard"))
+        return from_plain(read_resume(resume, plan).get("standard"))
     found = prepare_head(plan, net) if team.leads else {}
     net.cpu()
     return team.told(found)
@@ -288,11 +298,10 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _complete(path: Path, net: torch.nn.Module) -> Path:
+def _complete(path: Path, snapshot: Snapshot, net: torch.nn.Module) -> None:
     """Make the best checkpoint whole: what trained and the frozen rest, adapters merged."""
-    snapshot = read_snapshot(path)
     if snapshot.frozen is not None:  # else it is whole: a run that goes on had come this far
         fill(net, snapshot.state)
         state = merge(net).state_dict()
-        write_snapshot(path, Snapshot(snapshot.card.merged(), state, snapshot.progress))
-    return path
+        whole = Snapshot(snapshot.card.merged(), state, snapshot.progress, run=snapshot.run)
+        write_snapshot(path, whole)

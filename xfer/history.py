@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import signal
 import statistics
 import time
@@ -12,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 import pytorch_lightning as pl
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
+from xfer.files import read_text
 from xfer.fit_health import alarm, terms
 from xfer.log import log
 from xfer.resume import LAST, PREVIOUS
 from xfer.seal import sealed
 from xfer.signals import install, stop
-from xfer.snapshot import FORMAT, Snapshot, write_snapshot
+from xfer.snapshot import FORMAT, Snapshot, identity, write_snapshot
 from xfer.storage import load_tensors, save_tensors, write_rows
 from xfer.types import Plain
 
@@ -27,11 +29,16 @@ if TYPE_CHECKING:
     from xfer.team import Team
 
 
+CLOCKS = ("epoch_s", "step_ms", "data_share")
+"""Columns of ``metrics.csv`` that tell of time, and so are never the same twice."""
+
+
 class History(pl.Callback):
     """Keeps a row an epoch, the best epoch, and every file under ``checkpoints/``.
 
     All of it is in the resume file, so a run that goes on ends with the same history.
-    ``last_phase_from`` is set from outside: the epoch (from 0) at which the last phase began.
+    Set from outside: ``last_phase_from``, the epoch (from 0) at which the last phase began, and
+    ``begun``, once everything is restored that a resume file holds.
     """
 
     def __init__(self, plan: Plan, folder: Path, team: Team) -> None:
@@ -41,17 +48,32 @@ class History(pl.Callback):
         self.best: Plain | None = None
         self.kept: list[str] = []
         self.last_phase_from: int | None = None
+        self.begun = False
         self._step_s: list[float] = []
         self._waited = 0.0
         self._started = self._ended = self._epoch_started = time.perf_counter()
 
     def state_dict(self) -> Plain:
-        """Rows, best and kept copies, in plain types."""
-        return {"rows": self.rows, "best": self.best, "kept": self.kept}
+        """Rows, best and kept copies, in plain types.
+
+        Without times, which ``metrics.csv`` has: equal runs write equal files.
+        """
+        rows = [row | dict.fromkeys(CLOCKS, 0.0) for row in self.rows]
+        return {"rows": rows, "best": self.best, "kept": self.kept}
 
     def load_state_dict(self, state: Plain) -> None:
-        """Go on with a saved record."""
-        self.rows, self.best, self.kept = state["rows"], state["best"], state["kept"]
+        """Go on with a saved record, and the times that were noted beside it."""
+        times = self._times()
+        self.rows = [row | times.get(row["epoch"], {}) for row in state["rows"]]
+        self.best, self.kept = state["best"], state["kept"]
+
+    def _times(self) -> dict[int, Plain]:
+        """How long each epoch took, from the record that an earlier process left."""
+        try:
+            table = csv.DictReader(read_text(self.csv).splitlines())
+            return {int(row["epoch"]): {k: float(row[k]) for k in CLOCKS} for row in table}
+        except (OSError, ValueError, KeyError, TypeError, csv.Error):
+            return {}  # no number of the run depends on it
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Remove copies made after the state that a killed run goes on from; end where it did."""
@@ -173,9 +195,9 @@ class History(pl.Callback):
             return
         frozen = module.fingerprint if module.frozen else None
         state = module.best_state()
-        write_snapshot(
-            self.folder / "best.ckpt", Snapshot(self.plan.card, state, self.best, frozen)
-        )
+        run = identity(self.plan.facts)
+        snapshot = Snapshot(self.plan.card, state, self.best, frozen, run)
+        write_snapshot(self.folder / "best.ckpt", snapshot)
 
     def _say(self, row: Plain) -> None:
         epochs = self.plan.specs.trainer.epochs
@@ -222,6 +244,7 @@ class History(pl.Callback):
             "card": self.plan.card.to_plain(),
             "progress": {"epoch": trainer.current_epoch + 1, "step": trainer.global_step},
             "frozen": pl_module.fingerprint if pl_module.frozen else None,
+            "run": identity(self.plan.facts),
         }
 
 

@@ -17,7 +17,7 @@ from xfer.errors import ConfigError, WeightsError, XferError
 from xfer.freeze import BatchNorm, Row, apply, batch_norms, hold
 from xfer.head import Keep, swap
 from xfer.randomness import derive
-from xfer.snapshot import Snapshot, fingerprint, read_snapshot
+from xfer.snapshot import Snapshot, best_file, fingerprint, read_best
 from xfer.source.detect import kind_of
 from xfer.source.match import Match, match
 from xfer.source.mismatch import MISFIT
@@ -278,11 +278,11 @@ def open_checkpoint(path: Path, make: Callable[[str, Plain], Any]) -> tuple[nn.M
 def read_checkpoint(path: Path) -> tuple[Path, Snapshot]:
     """The checkpoint of a file or run folder, and which file it is. Raises WeightsError, which
     for an ONNX network says how one predicts with it."""
-    file = path / "checkpoints" / "best.ckpt" if path.is_dir() else path
+    file = best_file(path)
     if file.is_file() and kind_of(file) == "ONNX":
         fix = f"type stages=[predict] predict.model={file} in place of checkpoint.path"
         raise WeightsError(file, "is an ONNX network, no checkpoint", fix, 37)
-    return file, read_snapshot(file)
+    return file, read_best(path)
 
 
 def pieces(card: Card, make: Callable[[str, Plain], Any]) -> tuple[Parts, Callable[[], Weights]]:

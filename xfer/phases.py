@@ -59,6 +59,7 @@ class Phases(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Classifier) -> None:  # type: ignore[override]
         """Enter the phase that the first or the resumed epoch belongs to."""
+        self.history.begun = True
         self._turn(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: Classifier) -> None:  # type: ignore[override]

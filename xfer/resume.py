@@ -8,10 +8,15 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import IO, Any
+from pathlib import Path, PurePosixPath
+from typing import IO, Annotated, Any, Literal
 
+from pydantic import AfterValidator
+from typing_extensions import TypedDict
+
+from xfer.checked import checked
 from xfer.errors import OutputError, ResumeError, printable
+from xfer.files import open_to_read, read_json
 from xfer.log import log
 from xfer.seal import sealed
 from xfer.types import Plain
@@ -25,6 +30,16 @@ _FREE = (
     *("data.workers", "data.decoded_gb", "features.dir", "features.max_gb"),
 )
 """What may differ between a run and the command that goes on with it: none decides a number."""
+
+
+def _below(name: str) -> str:
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts:
+        raise ValueError(f"'{name}' leads out of the folder")
+    return name
+
+
+_Below = Annotated[str, AfterValidator(_below)]
 
 
 @dataclass(frozen=True)
@@ -65,11 +80,14 @@ def choose(
         return None
     if resume == "auto" and run_dir is not None:
         folder = Path(run_dir).expanduser()
-        return _named(folder, config) if "fingerprint" in _read(folder / "plan.json") else None
+        return _named(folder, config) if "fingerprint" in _plan(folder) else None
     if resume == "auto":
         folders = sorted((p for p in root.glob("*/plan.json")), key=lambda p: p.parent.name)
         for plan in reversed(folders):
-            facts = _read(plan)
+            try:
+                facts = _plan(plan.parent)
+            except ResumeError:
+                continue  # whosever it is, it is not known to be of this configuration
             if facts.get("fingerprint") == fingerprint(config) and not is_live(plan.parent):
                 return _earlier(plan.parent, config)
         return None
@@ -77,8 +95,8 @@ def choose(
 
 
 def _named(folder: Path, config: Plain) -> Earlier:
-    facts = _read(folder / "plan.json")
-    if "fingerprint" not in facts:
+    facts = _plan(folder)
+    if not {"fingerprint", "config"} <= facts.keys():
         raise ResumeError(
             folder, "is no xfer run folder", "give checkpoint.resume=OUTPUT_FOLDER", 1
         )
@@ -99,7 +117,7 @@ def _named(folder: Path, config: Plain) -> Earlier:
 
 def check_same(earlier: Earlier, facts: Plain) -> None:
     """Raise ResumeError when classes, data or source weights changed since ``earlier`` began."""
-    before = _read(earlier.folder / "plan.json")
+    before = _plan(earlier.folder)
     for key, what in (("classes", "classes"), ("splits", "data"), ("source", "source weights")):
         if before.get(key) != json.loads(json.dumps(facts[key])):
             raise ResumeError(
@@ -109,8 +127,28 @@ def check_same(earlier: Earlier, facts: Plain) -> None:
 
 def _earlier(folder: Path, config: Plain) -> Earlier:
     check_stages(folder, config["stages"], f"stages=[...] checkpoint.path={folder}")
-    finished = _read(folder / "status.json").get("state") == "finished"
-    return Earlier(folder, finished and not lacks(folder, config["stages"]))
+    finished = _status(folder)["state"] == "finished" and not lacks(folder, config["stages"])
+    if finished:
+        check_files(folder)
+    return Earlier(folder, finished)
+
+
+def check_files(folder: Path) -> None:
+    """Raise ResumeError unless every file that a finished run vouches for is as it was left."""
+    wrong = []
+    for name, digest in _status(folder)["files"].items():
+        try:
+            with open_to_read(folder / name) as stream:
+                if hashlib.file_digest(stream, "sha256").hexdigest() != digest:
+                    wrong.append(f"{name} has changed")
+        except FileNotFoundError:
+            wrong.append(f"{name} is gone")
+        except OSError as error:
+            wrong.append(f"{name} cannot be read ({error.strerror})")
+    if wrong:
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        what = f"has finished, but since then {', '.join(wrong[:3])}{more}"
+        raise ResumeError(folder, what, f"put it back, or {_OTHER}", 21)
 
 
 def lacks(folder: Path, stages: Sequence[str]) -> bool:
@@ -121,7 +159,7 @@ def lacks(folder: Path, stages: Sequence[str]) -> bool:
 def check_stages(folder: Path, stages: Sequence[str], other: str) -> None:
     """Raise ResumeError for a finished run that is to do more stages, and not all of those that it
     has done: what it tells of itself would lose them. ``other`` is what else may be typed."""
-    if _read(folder / "status.json").get("state") != "finished" or not lacks(folder, stages):
+    if _status(folder)["state"] != "finished" or not lacks(folder, stages):
         return
     done = _stages(folder, stages)
     if not set(done) <= set(stages):
@@ -131,7 +169,7 @@ def check_stages(folder: Path, stages: Sequence[str], other: str) -> None:
 
 
 def _stages(folder: Path, default: Sequence[str]) -> Sequence[str]:
-    found: Sequence[str] = _read(folder / "plan.json").get("config", {}).get("stages", default)
+    found: Sequence[str] = _plan(folder).get("config", {}).get("stages", default)
     return found
 
 
@@ -148,11 +186,13 @@ def resume_file(folder: Path) -> Path | None:
     if not _is_whole(last):
         what = "is damaged" if last.exists() else "is missing"
         if not _is_whole(previous):
-            raise ResumeError(last, f"{what}, and there is no whole file before it", _ANEW, 5)
+            raise ResumeError(last, f"{what}, and there is no whole file before it", START_ANEW, 5)
         log.warning(f"{printable(last)} {what}: going on from the file before it")
         previous.replace(last)
     if best.exists() and not _is_whole(best):
-        raise ResumeError(best, "is damaged: its bytes do not match the sha256 inside", _ANEW, 6)
+        raise ResumeError(
+            best, "is damaged: its bytes do not match the sha256 inside", START_ANEW, 6
+        )
     return last
 
 
@@ -160,14 +200,44 @@ def _is_whole(path: Path) -> bool:
     return path.is_file() and sealed(path) is True
 
 
-_ANEW = "start a new run: the same command without checkpoint.resume"
+START_ANEW = "start a new run: the same command without checkpoint.resume"
+_OTHER = START_ANEW + ", and with another run.dir"
 
 
-def _read(path: Path) -> Plain:
+class _Config(TypedDict, total=False):
+    stages: list[str]
+
+
+class _Planned(TypedDict, total=False):
+    fingerprint: str
+    config: _Config
+
+
+class _Status(TypedDict, total=False):
+    state: Literal["running", "finished", "failed", "interrupted"]
+    files: dict[_Below, str]
+
+
+def _plan(folder: Path) -> Plain:
+    return _facts(folder / "plan.json", _Planned)
+
+
+def _status(folder: Path) -> Plain:
+    return {"state": "running", "files": {}} | _facts(folder / "status.json", _Status)
+
+
+def _facts(path: Path, kind: type) -> Plain:
+    """What a file of the run folder says; nothing where there is none, as before a run has begun.
+    Raises ResumeError for what no run writes."""
     try:
-        facts: Plain = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}  # a folder without facts is no run that could go on
+        facts: Plain = read_json(path)
+        checked(kind, facts)
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except (OSError, ValueError) as error:
+        said = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        what = f"is not what a run writes ({said})"
+        raise ResumeError(path, what, f"put it back, or {_OTHER}", 20) from error
     return facts
 
 

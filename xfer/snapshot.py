@@ -7,6 +7,7 @@ tensor. While a run trains, its files hold what trains and the fingerprint of wh
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from xfer.errors import WeightsError
+from xfer.files import read_json
 from xfer.seal import sealed
 from xfer.standardize import folded, from_plain
 from xfer.storage import damaged, load_tensors, save_tensors
@@ -31,26 +33,31 @@ FORMAT = 2
 @dataclass(frozen=True)
 class Snapshot:
     """``state`` by the network's own tensor names; ``frozen`` is ``None`` when the state is whole,
-    else the fingerprint of the tensors left out; ``progress`` says epoch, step, metric, value."""
+    else the fingerprint of the tensors left out; ``progress`` says epoch, step, metric, value;
+    ``run`` is the :func:`identity` of the run that wrote it."""
 
     card: Card
     state: StateDict
     progress: Plain = field(default_factory=dict)
     frozen: str | None = None
+    run: str | None = None
 
 
 def write_snapshot(path: Path, snapshot: Snapshot) -> None:
     """Save atomically."""
     facts = {
-        "xfer": {
-            "format": FORMAT,
-            "card": snapshot.card.to_plain(),
-            "progress": snapshot.progress,
-            "frozen": snapshot.frozen,
-        },
+        "format": FORMAT,
+        "card": snapshot.card.to_plain(),
+        "progress": snapshot.progress,
+        "frozen": snapshot.frozen,
+        "run": snapshot.run,
+    }
+    content = {
+        # Through JSON: which objects are one and the same would show in the file's bytes.
+        "xfer": json.loads(json.dumps(facts)),
         "state_dict": {k: v.detach().cpu().contiguous() for k, v in snapshot.state.items()},
     }
-    save_tensors(path, facts)
+    save_tensors(path, content)
 
 
 def read_snapshot(path: Path) -> Snapshot:
@@ -73,7 +80,50 @@ def read_snapshot(path: Path) -> Snapshot:
         state = {k.removeprefix("net."): v for k, v in state.items() if k.startswith("net.")}
         state |= content["ema"] or {}
         state = folded(state, from_plain(content.get("standard")))
-    return Snapshot(Card.from_plain(facts["card"]), state, facts["progress"], facts["frozen"])
+    return Snapshot(
+        Card.from_plain(facts["card"]),
+        state,
+        facts["progress"],
+        facts["frozen"],
+        facts.get("run"),
+    )
+
+
+def identity(plan: Plain) -> str:
+    """What tells a run from others: sha256 over what ``plan.json`` says of its configuration,
+    classes, images and source. Runs that are equal in all of these write equal checkpoints."""
+    parts = {key: plan.get(key) for key in ("fingerprint", "classes", "splits", "source")}
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def best_file(path: Path) -> Path:
+    """The best checkpoint of a run folder; a file is itself."""
+    return path / "checkpoints" / "best.ckpt" if path.is_dir() else path
+
+
+def read_best(path: Path) -> Snapshot:
+    """Read a checkpoint, or the best one of a run folder.
+
+    Raises WeightsError as :func:`read_snapshot`, and where the checkpoint in a run folder was
+    written by another run than that folder's ``plan.json`` tells of.
+    """
+    snapshot = read_snapshot(best_file(path))
+    plan = path / "plan.json"
+    if not (path.is_dir() and plan.exists()):
+        return snapshot
+    try:
+        facts = read_json(plan)
+        own = identity(facts)
+    except (OSError, ValueError, AttributeError) as error:
+        what = f"cannot be read ({str(error).splitlines()[0]})"
+        raise WeightsError(
+            plan, what, f"give the checkpoint itself: {best_file(path)}", 96
+        ) from error
+    if snapshot.run != own:
+        what = "was written by another run than the one of this folder"
+        fix = "put the run's own file back, or give the path of a checkpoint outside of the folder"
+        raise WeightsError(best_file(path), what, fix, 96)
+    return snapshot
 
 
 def fingerprint(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:

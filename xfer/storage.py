@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from xfer.errors import OutputError, SafetyError, WeightsError
+from xfer.files import open_to_read
 from xfer.seal import seal, sealed
 from xfer.types import Plain
 
@@ -44,8 +45,8 @@ def path_problem(text: str) -> str:
 
 
 def file_sha256(path: Path) -> str:
-    """The sha256 of a file's bytes, in hex."""
-    with path.open("rb") as stream:
+    """The sha256 of a regular file's bytes, in hex. Raises OSError for anything else."""
+    with open_to_read(path) as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
@@ -123,7 +124,9 @@ def save_tensors(path: Path, facts: Plain, before: Callable[[], object] | None =
 
     def write(part: Path) -> None:
         try:
-            torch.save(facts, part)
+            # A stream: of a path, torch makes the temporary name a part of the file's content.
+            with part.open("wb") as stream:
+                torch.save(facts, stream)
         except RuntimeError as error:
             # What torch makes of a disk that is full.
             if not any(words in str(error) for words in _TORN):
@@ -150,7 +153,8 @@ def load_tensors(path: Path) -> Any:
     import torch
 
     if not os.path.isfile(path):  # unlike Path, also of a name that is too long  # noqa: PTH113
-        raise WeightsError(path, "there is no such file", "give the path of a checkpoint", 1)
+        what = "is no regular file" if os.path.exists(path) else "there is no such file"  # noqa: PTH110
+        raise WeightsError(path, what, "give the path of a checkpoint", 1)
     if sealed(path) is False:
         raise damaged(path)
     try:

@@ -68,8 +68,9 @@ class Work:
             return self.fitted.checkpoint
         if self.plan.specs.checkpoint.path is None:
             return None
-        path = Path(self.plan.specs.checkpoint.path).expanduser()
-        return path / "checkpoints" / "best.ckpt" if path.is_dir() else path
+        from xfer.snapshot import best_file
+
+        return best_file(Path(self.plan.specs.checkpoint.path).expanduser())
 
 
 def run(specs: Specs) -> Result:

@@ -45,7 +45,7 @@ class Safetensors:
                 state[name] += facts["bias_shift"]
         header = {key: str(value) for key, value in facts.items()}
         # save_file would report a full disk as an error of its own.
-        path.write_bytes(save(state, metadata(card) | header))
+        path.write_bytes(_in_order(save(state, metadata(card) | header)))
         return facts
 
     def open(self, path: Path, net: torch.nn.Module) -> Runner:
@@ -67,6 +67,16 @@ class Safetensors:
         model = model.eval().to(memory_format=torch.channels_last)
         run, shift = run_torch(model), float(facts.get("bias_shift", 0))
         return lambda images: run(images) - shift
+
+
+def _in_order(data: bytes) -> bytes:
+    """The same file with its facts sorted by name: the library writes them in any order."""
+    size = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + size])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # tensors start at a multiple of eight bytes
+    return len(text).to_bytes(8, "little") + text + data[8 + size :]
 
 
 def _tensors(net: torch.nn.Module) -> dict[str, torch.Tensor]:

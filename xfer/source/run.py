@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from xfer.errors import WeightsError
-from xfer.snapshot import read_snapshot
+from xfer.snapshot import best_file, read_best
 from xfer.storage import file_sha256
 from xfer.types import Backbone
 from xfer.weights import Weights
@@ -21,10 +21,8 @@ class Run:
 
     def load(self, backbone: Backbone) -> Weights:
         """The best weights of that run. Raises WeightsError when its backbone is another."""
-        path = Path(self.path).expanduser()
-        if path.is_dir():
-            path = path / "checkpoints" / "best.ckpt"
-        snapshot = read_snapshot(path)
+        folder = Path(self.path).expanduser()
+        snapshot, path = read_best(folder), best_file(folder)
         name = snapshot.card.backbone.get("name")
         if name != backbone.name:
             raise WeightsError(

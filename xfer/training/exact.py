@@ -20,7 +20,7 @@ from xfer.network import assemble
 from xfer.optim import Exact
 from xfer.predict import write_predictions
 from xfer.randomness import derive
-from xfer.snapshot import Snapshot, write_snapshot
+from xfer.snapshot import Snapshot, identity, write_snapshot
 from xfer.storage import write_json, write_rows
 from xfer.training import logistic
 from xfer.training.fitted import Fitted
@@ -75,7 +75,7 @@ def fit(plan: Plan, folder: Path) -> Fitted:
         "epoch": best["epoch"],
         "step": best["step"],
     }
-    snapshot = Snapshot(plan.card, net.cpu().state_dict(), chosen)
+    snapshot = Snapshot(plan.card, net.cpu().state_dict(), chosen, run=identity(plan.facts))
     (folder / "checkpoints").mkdir(exist_ok=True)
     for name in ("best.ckpt", "last.ckpt"):
         write_snapshot(folder / "checkpoints" / name, snapshot)
