@@ -1,4 +1,4 @@
-"""A run goes on from its own files alone, vouches for its own alone, and equal runs write equals."""
+"""A run goes on from its own files alone, vouches for its own alone, and equal runs write."""
 
 from __future__ import annotations
 

@@ -100,7 +100,8 @@ def read_resume(path: Path, plan: Plan) -> Plain:
         raise ResumeError(path, "was written by another run", START_ANEW, 24)
     if best := content["callbacks"]["History"]["best"]:
         check_best(path.with_name(BEST), plan, best, early=True)
-    return content
+    found: Plain = content
+    return found
 
 
 def check_best(path: Path, plan: Plan, best: Plain, early: bool = False) -> Snapshot:
