@@ -1,4 +1,4 @@
-"""A run goes on from its own files alone, vouches for its own alone, and equal runs write."""
+"""A run resumes from its own files alone, and equal runs write equal files."""
 
 from __future__ import annotations
 
