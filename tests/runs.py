@@ -1,6 +1,7 @@
 """Runs of the digits in processes of their own: started, killed, and compared bit for bit."""
 
 import csv
+import json
 import os
 import signal
 import subprocess
@@ -9,6 +10,7 @@ import time
 from pathlib import Path
 
 from xfer.errors import WeightsError
+from xfer.snapshot import identity
 from xfer.storage import load_tensors
 
 OPTIONS = [
@@ -94,6 +96,10 @@ def assert_same(run: Path, whole: Path) -> None:
     assert (run / "predictions_val.csv").read_text() == (whole / "predictions_val.csv").read_text()
     for name in ("best", "last"):
         ours, theirs = (load_tensors(r / f"checkpoints/{name}.ckpt") for r in (run, whole))
+        for content, folder in ((ours, run), (theirs, whole)):
+            # Of its own run, which another configuration makes another one.
+            own = identity(json.loads((folder / "plan.json").read_text()))
+            assert content["xfer"].pop("run") == own, name
         assert_equal(ours, theirs, name)
     names = lambda folder: sorted(p.name for p in (folder / "checkpoints").iterdir())  # noqa: E731
     assert names(run) == names(whole)
