@@ -41,7 +41,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, str]:
         for j, name in enumerate(FILES):
             picture(100 * i + j).save(os.fsencode(folder) + b"/" + os.fsencode(name), "JPEG")
     options = ["experiment=digits_sgd", "data=folder", "data.root=data", "data.workers=0"]
-    options += ["trainer.max_epochs=1", "stages=[fit,evaluate,export,report]"]
+    options += ["trainer.max_epochs=2", "stages=[fit,evaluate,export,report]"]
     said = subprocess.run(
         [sys.executable, "-m", "xfer", *options, "export=safetensors", "run.dir=run"],
         cwd=place,

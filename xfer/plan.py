@@ -259,8 +259,8 @@ def _chooses_on_val(specs: Specs, phases: Sequence[Phase]) -> bool:
     kept = specs.checkpoint
     if isinstance(specs.optim, Exact) or not kept.monitor.startswith("val_"):
         return False
-    epochs = sum(kept.looks_at(epoch) for epoch in range(1, specs.trainer.epochs + 1))
-    return epochs > 1 or any(phase.patience is not None for phase in phases)
+    several = kept.start_epoch + kept.interval <= specs.trainer.epochs
+    return several or any(phase.patience is not None for phase in phases)
 
 
 def _hashes(dataset: Dataset | None) -> dict[str, str]:

@@ -52,7 +52,7 @@ class Answered:
             f"{self.name} cannot be compared: on none of {count} images are the network's two best "
             f"{self.kind} further apart than {2 * bound:.3g}, twice the difference allowed"
         )
-        fix = "train the network for longer, or lower export.tolerance"
+        fix = "train the network for longer, or type export=none"  # a tie has no tolerance
         raise ExportError(self.path, what, fix, 49)
 
     def facts(self, bound: float) -> Plain:
