@@ -19,6 +19,7 @@ NOUNS = tuple(g for g in GROUPS if g not in ("experiment", "sweep"))
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "types", "log", "randomness", "help", "seal", "looks", "statistics", "logged"),
     ("storage", "weights", "balance", "patterns", "protobuf", "dialects", "signals", "team"),
+    ("locks",),
     ("transfer", "standardize", "bf16"),
     (
         "preprocess",
