@@ -25,7 +25,10 @@ def main() -> None:
     import_at_ease()
     codes: list[int] = []
     atexit.register(_leave, codes)  # the first to be registered, so the last to be called
-    codes.append(_main(sys.argv[1:]))
+    try:
+        codes.append(_main(sys.argv[1:]))
+    except SystemExit as end:  # a run that failed or was stopped, or a parser's
+        codes.append(end.code if isinstance(end.code, int) else int(end.code is not None))
     sys.exit(codes[0])
 
 
