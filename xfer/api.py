@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import numpy as np
@@ -51,7 +51,7 @@ class Model:
         from xfer.evaluate import answers
         from xfer.predict import find, pictures
 
-        inputs = [images] if isinstance(images, str | Path) else images
+        inputs: Any = [images] if isinstance(images, str | Path) else images
         named = isinstance(inputs, Sequence) and all(isinstance(i, str | Path) for i in inputs)
         samples = find([str(path) for path in inputs]) if named else pictures(inputs)
         found = answers(self.net, samples, self.card.input, self.card.classes)
