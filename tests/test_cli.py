@@ -125,6 +125,29 @@ def test_the_whole_traceback_is_had_on_request(here: Path) -> None:
     assert done.returncode == 2
 
 
+STREAMS = {
+    "optim.lrr=1 2>&-": (2, ""),
+    "optim.lrr=1 2>/dev/full": (2, ""),
+    "optim.lrr=1 <&- >&-": (2, "did you mean 'optim.lr'?"),
+    "optim.lrr=1 >/dev/full 2>&1": (2, ""),
+    "--help >/dev/full": (9, "E931: standard output: cannot be written (No space left"),
+    "--version >/dev/full": (9, "E931: standard output: cannot be written (No space left"),
+    "--help >&-": (0, ""),
+    "--help | head -1 >/dev/null; exit 0": (0, ""),
+    "--cfg job >/dev/full": (9, "E931: standard output: cannot be written (No space left"),
+}
+
+
+@pytest.mark.parametrize("typed", STREAMS)
+def test_a_terminal_that_is_closed_or_full_changes_no_exit_code(typed: str, here: Path) -> None:
+    if "full" in typed and not Path("/dev/full").exists():
+        pytest.skip("this system has no /dev/full")
+    code, remedy = STREAMS[typed]
+    done = start(["bash", "-c", f"{sys.executable} -m xfer {typed}"], here)
+    assert (done.returncode, done.stdout) == (code, ""), done.stderr
+    assert remedy in done.stderr and len(done.stderr.splitlines()) == bool(remedy)
+
+
 @pytest.mark.parametrize("typed", [["--help"], ["optim.lrr=1"]])
 def test_the_console_script_is_the_module(typed: list[str], here: Path) -> None:
     script = Path(sysconfig.get_path("scripts")) / "xfer"

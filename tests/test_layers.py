@@ -25,6 +25,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         *("storage", "bit_depth", "weights", "balance", "patterns", "protobuf", "dialects"),
         *("signals", "team"),
     ),
+    ("locks",),
     ("transfer", "standardize", "bf16"),
     (
         "preprocess",

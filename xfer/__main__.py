@@ -6,11 +6,14 @@ import atexit
 import gc
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from xfer.errors import ConfigError, JobFailed, OutputError, XferError, closest
 from xfer.help import config_dir, page
+from xfer.log import flush, open_standard, say
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -22,10 +25,14 @@ _NOBODY_READS = 141
 
 def main() -> None:
     """Run the command line and exit with the contract's codes."""
+    open_standard()
     import_at_ease()
     codes: list[int] = []
     atexit.register(_leave, codes)  # the first to be registered, so the last to be called
-    codes.append(_main(sys.argv[1:]))
+    try:
+        codes.append(_main(sys.argv[1:]))
+    except SystemExit as end:  # a run that failed or was stopped, or a parser's
+        codes.append(end.code if isinstance(end.code, int) else int(end.code is not None))
     sys.exit(codes[0])
 
 
@@ -39,12 +46,7 @@ def _leave(codes: list[int]) -> None:
     """End the process: all files are closed, and to take the libraries apart, object by object,
     takes as long as to import them. An exit that is not ours goes the usual way."""
     if codes:
-        try:
-            for stream in (sys.stdout, sys.stderr):
-                if stream is not None:  # who starts daemons closes them
-                    stream.flush()
-        except BrokenPipeError:
-            os._exit(_NOBODY_READS)
+        flush()
         os._exit(codes[0])
 
 
@@ -53,12 +55,12 @@ def _main(arguments: list[str]) -> int:
         arguments = _take_allow(arguments)
         folders = _user_folders(arguments)
         if {"-h", "--help"} & set(arguments):
-            print(page([config_dir(), *folders]))
+            _show(page([config_dir(), *folders]))
             return 0
         if "--version" in arguments:
             import xfer
 
-            print(f"xfer {xfer.__version__}")
+            _show(f"xfer {xfer.__version__}")
             return 0
         _check_working_folder()
         _hydra(arguments)
@@ -84,12 +86,33 @@ def _check_working_folder() -> None:
         ) from error
 
 
+def _show(text: str) -> None:
+    """Print what was asked for. Raises OutputError where it does not arrive."""
+    with _shown():
+        print(text)
+
+
+@contextmanager
+def _shown() -> Iterator[None]:
+    """Within, only what is printed is wanted: it must arrive."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        what = f"cannot be written ({error.strerror or error})"
+        raise OutputError(
+            "standard output", what, "free space, or send it elsewhere", 31
+        ) from error
+
+
 def _tell(error: XferError) -> int:
     if os.environ.get("XFER_FULL_ERROR") == "1":
         import traceback
 
-        traceback.print_exception(error)
-    print(error, file=sys.stderr)
+        say("".join(traceback.format_exception(error)).rstrip(), error=True)
+    say(error, error=True)
     return error.exit
 
 
@@ -159,11 +182,13 @@ def _hydra(arguments: list[str]) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"
     plain = {"-sc", "--shell-completion", "--hydra-help"} & set(flags)  # these compose nothing
     sys.argv = [sys.argv[0], *flags, *(overrides if plain else prepare_overrides(overrides))]
+    shows = {"config", "info", "completion", "help"} & {_COMMANDS.get(f) for f in _names(flags)}
     try:
-        hydra.main(config_path=config_dir(), config_name="config", **BASE)(_job)()
+        with _shown() if shows else nullcontext():
+            hydra.main(config_path=config_dir(), config_name="config", **BASE)(_job)()
     except SystemExit as end:
         # Hydra's own end of --cfg for a package that is not there; a run ends with its own code.
-        if end.code == 1 and "config" in [_COMMANDS.get(flag.partition("=")[0]) for flag in flags]:
+        if end.code == 1 and "config" in shows:
             fix = "name a part of it, such as -p data"
             raise ConfigError("--package", "is no part of the configuration", fix, 16) from end
         raise
@@ -214,9 +239,13 @@ def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
     return flags, overrides
 
 
+def _names(flags: list[str]) -> list[str]:
+    return [flag.partition("=")[0] for flag in flags]
+
+
 def _check_flags(flags: list[str], overrides: list[str]) -> None:
     """What Hydra would answer with an exception of its own. Raises ConfigError."""
-    names = [flag.partition("=")[0] for flag in flags]
+    names = _names(flags)
     asked = [name for name in names if name in _COMMANDS]
     if len({_COMMANDS[name] for name in asked}) > 1:
         what = f"{' and '.join(asked[:2])} are two commands"

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from xfer.asked import Asked, Compose, Configure, check, flow_text, marks, remarks, wanted
-from xfer.log import close_log, log, open_log
+from xfer.log import close_log, log, open_log, say
 from xfer.sweep import Sweep
 from xfer.sweep.ledger import Head, Ledger, find, hold
 from xfer.sweep.objective import Objective, values
@@ -221,7 +220,7 @@ class Conductor:
         done = states.count("finished")
         log.info(f"{done} of {self.total} jobs finished, {len(self.failed)} failed")
         for number, (code, line) in sorted(self.failed.items()):
-            print(f"job {number}, exit {code}: {line}", file=sys.stderr)
+            say(f"job {number}, exit {code}: {line}", error=True)
         if done and self.objectives:
             log.info(f"leaderboard: {write(self.ledger.folder, configure)}")
         if done < self.total:

@@ -24,6 +24,7 @@ from xfer.features.store import Entry, Store, digest, rows
 from xfer.loader import Order, Pictures, Share, shared_size
 from xfer.preprocess import prepare
 from xfer.randomness import derive
+from xfer.signals import ignore_in_worker
 from xfer.snapshot import over, tensor_hashes
 from xfer.storage import write_json
 from xfer.types import Plain, Samples
@@ -245,6 +246,7 @@ class Extraction:
             batch_sampler=[_keys(view, batch) for batch in self.batches(split, view)],
             num_workers=data.workers,
             collate_fn=pictures.collate,
+            worker_init_fn=ignore_in_worker,
         )
         for batch in tqdm(loader, f"features of {split}", delay=3, leave=False, disable=None):
             images = _whole(batch)

@@ -6,7 +6,6 @@ are cached by path, size, mtime and ctime; user files are never modified.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import io
 import json
@@ -23,6 +22,7 @@ from PIL import ImageOps, UnidentifiedImageError
 
 from xfer.bit_depth import Extent, extent, is_deep, numbers, scaled
 from xfer.errors import DataError, OutputError, printable
+from xfer.locks import Lock, waits
 from xfer.looks import look
 from xfer.storage import cache_dir, write_text
 
@@ -263,11 +263,8 @@ def _alone(root: Path) -> Iterator[None]:
     except OSError:
         yield  # a read-only home has no result to wait for
         return
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+    with Lock(handle, waiting=waits(f"reads the images of {printable(root)}")):
         yield
-    finally:
-        os.close(handle)
 
 
 def _examine(paths: Sequence[Path], root: Path) -> list[Facts]:

@@ -23,6 +23,7 @@ import warnings
 from contextlib import suppress
 from types import FrameType
 
+from xfer.log import flush
 from xfer.signals import SENT_TO_ALL, blocked
 
 _NEEDED = (
@@ -163,8 +164,7 @@ class Keeper:
 
             traceback.print_exc()
         finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
+            flush()
             os._exit(code)
 
     def _reap(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -32,6 +33,11 @@ class _Terminal(logging.StreamHandler):  # type: ignore[type-arg]
         self.stream = sys.stdout
         super().emit(record)
 
+    def handleError(self, record: logging.LogRecord) -> None:
+        """A terminal that is full, or that nobody reads any more, is no matter of the run."""
+        if not isinstance(sys.exc_info()[1], OSError | ValueError):
+            super().handleError(record)
+
 
 class _File(logging.FileHandler):
     """``run.log``; a disk that is full costs its lines, which the terminal has, and not the run."""
@@ -42,6 +48,34 @@ class _File(logging.FileHandler):
     def close(self) -> None:
         with suppress(OSError):
             super().close()
+
+
+def open_standard() -> None:
+    """Have standard input, output and error where whoever started this process has closed one:
+    else the next file that is opened takes its number, and what is printed goes into it."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115, PTH123  # for good
+
+
+def say(text: object, error: bool = False) -> None:
+    """Print a line, as far as it can be: a terminal that is full or gone changes nothing of what
+    has happened, nor of the exit code."""
+    with suppress(OSError, ValueError):
+        print(text, file=sys.stderr if error else sys.stdout, flush=True)
+
+
+def flush() -> None:
+    """What is printed, as far as it can be."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            if stream is not None:
+                stream.flush()
 
 
 def open_log(folder: Path | None) -> None:

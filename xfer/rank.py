@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from xfer.builder import Builder
 from xfer.errors import XferError
-from xfer.log import log
+from xfer.log import flush, log
 from xfer.places import Places
 from xfer.ranks import tell
 from xfer.record import as_xfer
@@ -37,8 +37,7 @@ def main() -> None:
     for worker in multiprocessing.active_children():
         worker.terminate()
         worker.join()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    flush()
     os._exit(code)  # rank 0 waits, and taking torch down takes longer than what is left to do
 
 

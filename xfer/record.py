@@ -105,9 +105,12 @@ def _failure(error: BaseException, folder: Path) -> Status:
 
 
 def as_xfer(error: BaseException) -> BaseException:
-    """Out of memory told as such, whichever device ran out; and a data worker that was killed."""
+    """Out of memory told as such, whichever device ran out; a data worker that was killed; and what
+    a stop made fail as that stop."""
     from xfer.memory import ran_out
 
+    if stop.behind(error):
+        return Stopped(stop.asked or 0)
     if ran_out(error):
         return OutOfMemory(
             "data.eval_batch_size",

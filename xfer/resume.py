@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator
 from typing_extensions import TypedDict
@@ -17,6 +17,7 @@ from typing_extensions import TypedDict
 from xfer.checked import checked
 from xfer.errors import OutputError, ResumeError, printable
 from xfer.files import open_to_read, read_json
+from xfer.locks import Lock
 from xfer.log import log
 from xfer.seal import sealed
 from xfer.types import Plain
@@ -241,22 +242,20 @@ def _facts(path: Path, kind: type) -> Plain:
     return facts
 
 
-def lock(folder: Path) -> IO[str]:
-    """Hold the run folder until the returned file is closed or the process ends.
+def lock(folder: Path) -> Lock:
+    """Hold the run folder until the returned lock is closed or the process ends.
 
     Raises OutputError when another process holds it.
     """
-    stream = (folder / ".lock").open("a")
+    handle = os.open(folder / ".lock", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
     try:
-        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        held = Lock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        stream.close()
         raise OutputError(
             folder, "another process works in this folder", "choose another run.dir", 3
         ) from error
-    stream.write(f"{os.getpid()}\n")
-    stream.flush()
-    return stream
+    os.write(handle, f"{os.getpid()}\n".encode())
+    return held
 
 
 def is_live(folder: Path) -> bool:

@@ -7,10 +7,12 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 from xfer.log import log
 
@@ -19,6 +21,12 @@ STOPPING = frozenset(128 + number for number in _SIGNALS)
 """Exit codes of a process that one of them ended before it could say so itself."""
 SENT_TO_ALL = (*_SIGNALS, signal.SIGHUP)
 """What a scheduler or a service manager sends to every process of a job at once."""
+
+
+_Handler = Callable[[int, FrameType | None], object] | int | None
+
+
+_MOMENT = 0.01
 
 
 class Stopped(SystemExit):
@@ -30,27 +38,96 @@ class Stopped(SystemExit):
         super().__init__(self.exit)
 
 
+class Workers:
+    """The data workers of a run, which a stop makes useless. torch raises an error in the middle of
+    anything when one of them ends, as a signal to the whole group makes them do."""
+
+    def __init__(self) -> None:
+        self._others = set(_children())
+        self._before = signal.getsignal(signal.SIGCHLD)
+        self._torchs: _Handler = None
+
+    def ignore(self) -> None:
+        """From here on nothing is raised when one ends; who needs it still learns of it."""
+        handler = signal.getsignal(signal.SIGCHLD)
+        if _is_torchs(handler):
+            self._torchs = handler
+            before = signal.SIG_DFL if _is_torchs(self._before) else self._before
+            signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)
+
+    def end(self) -> None:
+        """End those that the run has started, at once: to ask them takes seconds a loader."""
+        for worker in set(_children()) - self._others:
+            if worker.daemon:
+                worker.kill()
+
+    def heed(self) -> None:
+        """Have torch watch workers again, which it does not ask for a second time."""
+        if self._torchs is not None:
+            signal.signal(signal.SIGCHLD, self._torchs)
+
+
+def _is_torchs(handler: object) -> bool:
+    return str(getattr(handler, "__module__", "")).startswith("torch.")
+
+
+def _children() -> list[Any]:
+    module = sys.modules.get("multiprocessing")
+    return module.active_children() if module else []
+
+
 class Stop:
     """What the signals of a run asked for. While ``waits``, they are noted and not obeyed."""
 
     def __init__(self) -> None:
+        self.workers, self.hook = Workers(), sys.unraisablehook
+        self.begin()
+
+    def begin(self) -> None:
+        """Nothing has been asked for in this process, and nothing waits."""
         self.asked: int | None = None
-        self.waits = False
+        self.waits = self.noted = False
         self.owner = os.getpid()
+        if threading.current_thread() is threading.main_thread():
+            self.workers.heed()
+        self.workers = Workers()
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         """The handler. A second SIGINT does not wait."""
         if os.getpid() != self.owner:
             _in_a_worker(number)
-        elif self.waits and not (self.asked == number == signal.SIGINT):
-            self.asked = number
-        else:
-            raise Stopped(number)
+            return
+        self.workers.ignore()
+        again = self.noted and self.asked == number == signal.SIGINT
+        self.asked, self.noted = number, self.waits
+        if not self.waits or again:
+            self.obey()
 
     def obey(self) -> None:
         """Raise Stopped where a signal was noted."""
         if self.asked is not None:
+            self.workers.end()
             raise Stopped(self.asked)
+
+    def unheard(self, swallowed: Any) -> None:
+        """For ``sys.unraisablehook``: a stop that was raised while Python forked or took an object
+        apart, where nothing can be raised, comes again in a moment."""
+        if isinstance(swallowed.exc_value, Stopped):
+            number = swallowed.exc_value.number
+            threading.Timer(_MOMENT, os.kill, (self.owner, number)).start()
+        else:
+            self.hook(swallowed)
+
+    def behind(self, error: BaseException) -> bool:
+        """Whether ``error`` is no more than what a stop did to the work: it was raised while that
+        was obeyed, or is about a data worker that the same signal has ended."""
+        if self.asked is None or isinstance(error, Stopped):
+            return False
+        lost = isinstance(error, RuntimeError) and "DataLoader worker" in str(error)
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, Stopped):
+            cause = cause.__cause__ or cause.__context__
+        return lost or cause is not None
 
 
 def _in_a_worker(number: int) -> None:
@@ -77,22 +154,31 @@ def heeded() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    stop.asked, stop.waits, stop.owner = None, False, os.getpid()
+    stop.begin()
     before = {number: signal.getsignal(number) for number in _SIGNALS}
     install()
+    stop.hook, sys.unraisablehook = sys.unraisablehook, stop.unheard
     try:
         yield
-    except Stopped as error:
+    except BaseException as error:
+        stop.workers.ignore()
+        stop.workers.end()
+        ended = Stopped(stop.asked or 0) if stop.behind(error) else error
+        if not isinstance(ended, Stopped):
+            raise
         _restore(before)
         try:
-            _requeue(error.number, before[signal.Signals(error.number)])
+            _requeue(ended.number, before[signal.Signals(ended.number)])
         except Exception as refused:  # submitit's handler: out of time too often
             log.warning(f"Slurm does not queue it again: {refused}")
-        if error.number == signal.SIGINT:
+        if ended.number == signal.SIGINT:
             # As Python has it: a notebook or a caller knows what to do.
             raise KeyboardInterrupt from error
-        raise
+        if ended is error:
+            raise
+        raise ended from error
     finally:
+        sys.unraisablehook = stop.hook
         _restore(before)
 
 
@@ -132,9 +218,6 @@ def install() -> None:
     if threading.current_thread() is threading.main_thread():
         for number in _SIGNALS:
             signal.signal(number, stop)
-
-
-_Handler = Callable[[int, FrameType | None], object] | int | None
 
 
 def _restore(before: dict[signal.Signals, _Handler]) -> None:

@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from xfer.asked import refuse_one_run
 from xfer.devices import check_gpus
 from xfer.errors import JobFailed
+from xfer.log import say
 from xfer.places import override_key
 from xfer.resume import OUTPUT
 from xfer.runners import quoted
@@ -66,7 +67,7 @@ def launch(
         done.status = JobStatus.FAILED if code else JobStatus.COMPLETED
         done.return_value = JobFailed(code, line) if code else _best(task.folder)
         told = f"exit {code}: {line}" if code else "finished"
-        print(f"job {task.number}, {told}; what it said is in {task.folder / OUTPUT}")
+        say(f"job {task.number}, {told}; what it said is in {task.folder / OUTPUT}")
 
     waiting = list(tasks)
     pool.run(lambda: waiting.pop(0) if waiting else None, ended)

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from xfer.errors import OutputError
+from xfer.locks import Lock, waits
 from xfer.log import log
 
 _OURS = re.compile(r"\.?([0-9a-f]{64})\.(npy|json|lock|\S+\.part)")
@@ -166,37 +167,35 @@ def told(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def locked(slot: Slot, how: int, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Hold the slot's lock as ``how`` (of ``fcntl``) says; ``waiting`` is called before a wait.
+def locked(slot: Slot, how: int, waiting: Callable[[str], None] | None = None) -> Iterator[None]:
+    """Hold the slot's lock as ``how`` (of ``fcntl``) says; ``waiting`` is told for whom one waits.
 
     A folder that may only be read is read without. Raises OutputError when it cannot be held.
     """
     with told(slot.lock):
-        handle = _held(slot, how, waiting)
+        held = _held(slot, how, waiting or waits(f"works on {slot.array}"))
     try:
         yield
     finally:
-        if handle is not None:
+        if held is not None:
             if how & fcntl.LOCK_EX and not os.path.lexists(slot.manifest):
                 with suppress(OSError):
                     slot.lock.unlink()
-            # Not only closed: a worker process that was forked meanwhile has it open as well.
-            fcntl.flock(handle, fcntl.LOCK_UN)
-            os.close(handle)
+            held.close()
 
 
-def _held(slot: Slot, how: int, waiting: Callable[[], None]) -> int | None:
+def _held(slot: Slot, how: int, waiting: Callable[[str], None]) -> Lock | None:
     while (handle := _opened(slot.lock, how)) is not None:
+        held = Lock(handle, how, waiting)
         try:
-            _flock(handle, how, waiting)
             # Whoever had it before may have removed the file: then others lock a new one.
             with suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(handle), slot.lock.lstat()):
-                    return handle
+                    return held
         except BaseException:
-            os.close(handle)
+            held.close()
             raise
-        os.close(handle)
+        held.close()
     return None
 
 
@@ -214,16 +213,6 @@ def _opened(lock: Path, how: int) -> int | None:
         if how == fcntl.LOCK_SH:
             return None
         raise
-
-
-def _flock(handle: int, how: int, waiting: Callable[[], None]) -> None:
-    try:
-        fcntl.flock(handle, how | fcntl.LOCK_NB)
-    except BlockingIOError:
-        if how & fcntl.LOCK_NB:
-            raise
-        waiting()
-        fcntl.flock(handle, how)
 
 
 @contextmanager

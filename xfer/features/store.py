@@ -7,7 +7,6 @@ key and the sha256 of the file; what does not agree with both is removed and com
 from __future__ import annotations
 
 import fcntl
-import functools
 import hashlib
 import io
 import json
@@ -24,6 +23,7 @@ import numpy as np
 
 from xfer.errors import ConfigError, DataError, OutputError, printable
 from xfer.features.shared import Slot, check_room, locked, make_room, open_plain, part_of, told
+from xfer.locks import waits
 from xfer.log import log
 from xfer.storage import atomic_write, write_json
 from xfer.types import Plain
@@ -80,10 +80,8 @@ class Store:
         be written or is too large, DataError for tensors that do not fit.
         """
         slot, key = Slot(self.folder, digest(key)), json.loads(_text(key))
-        # Cached, so that a process that has to wait more than once says so once.
-        waiting = functools.cache(
-            functools.partial(log.info, "waiting for another process that works on %s", slot.array)
-        )
+        # One for all waits, so that it is said once.
+        waiting = waits(f"works on {slot.array}")
         while True:
             with locked(slot, fcntl.LOCK_SH, waiting):
                 seen, found = slot.stamp(), _read(slot, key, n)

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import IO
 
 from xfer.download import KEPT_WEIGHTS, fetch
 from xfer.errors import ConfigError, OutputError, WeightsError, XferError
+from xfer.locks import Lock, waits
 from xfer.log import log
 from xfer.source.rules import Rules
 from xfer.storage import cache_dir, file_sha256, write_json
@@ -128,19 +128,11 @@ def _alone(path: Path) -> Iterator[None]:
     lock = path.with_name(f"{path.name}.lock")
     try:
         lock.parent.mkdir(parents=True, exist_ok=True)
-        stream = lock.open("a")
-        _hold(stream, path)
+        handle = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        held = Lock(handle, waiting=waits(f"fetches {path.name}"))
     except OSError as error:
         raise OutputError(
             lock, f"cannot be locked ({error.strerror or error})", "set XFER_CACHE=DIR"
         ) from error
-    with stream:
+    with held:
         yield
-
-
-def _hold(stream: IO[str], path: Path) -> None:
-    try:
-        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        log.info("waiting for another process that fetches %s", path.name)
-        fcntl.flock(stream, fcntl.LOCK_EX)

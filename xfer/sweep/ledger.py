@@ -8,9 +8,10 @@ import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import IO, Literal
+from typing import Literal
 
 from xfer.errors import ResumeError, XferError
+from xfer.locks import Lock
 from xfer.log import log
 from xfer.resume import BESIDE, JOB, OUTPUT, check_stages, is_live, lacks, lock
 from xfer.signals import STOPPING
@@ -215,8 +216,8 @@ def find(folder: str | None, auto: bool, root: Path, *marks: str) -> Path | None
     return None
 
 
-def hold(folder: Path) -> IO[str]:
-    """Keep other sweeps out of ``folder`` until the returned file is closed."""
+def hold(folder: Path) -> Lock:
+    """Keep other sweeps out of ``folder`` until the returned lock is closed."""
     with output_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     try:

@@ -6,7 +6,6 @@ again: the sampler starts from the sweep's seed and the number of the job.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import warnings
 from collections.abc import Iterator, Sequence
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xfer.errors import SweepError, XferError
+from xfer.locks import Lock, waits
 from xfer.log import log
 from xfer.sweep import Sweep
 from xfer.sweep.objective import Objective
@@ -197,15 +197,17 @@ class _Lock:
     """The kernel's own lock on a journal: a process that was killed holds none."""
 
     def __init__(self, path: str) -> None:
-        self.path, self.handle = path, -1
+        self.path = path
+        self.held: Lock | None = None
 
     def acquire(self) -> bool:
-        self.handle = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        fcntl.flock(self.handle, fcntl.LOCK_EX)
+        handle = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        self.held = Lock(handle, waiting=waits(f"writes {self.path.removesuffix('.lock')}"))
         return True
 
     def release(self) -> None:
-        os.close(self.handle)
+        if self.held is not None:
+            self.held.close()
 
 
 _LATER = "see whether it answers; the same command goes on"

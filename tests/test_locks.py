@@ -1,0 +1,151 @@
+"""File locks: free at once when their owner is killed, and never waited for in silence."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from xfer.features.shared import Slot, locked
+from xfer.images import _alone, scan
+from xfer.locks import Lock
+from xfer.log import log
+from xfer.resume import is_live
+from xfer.sweep.study import _Lock
+
+# Holds each kind of lock in turn, with a data worker forked meanwhile, until it is killed.
+HOLDS = """
+import multiprocessing, sys, time
+from pathlib import Path
+from xfer.images import _alone
+from xfer.resume import lock
+from xfer.features.shared import Slot, locked
+import fcntl
+
+folder = Path(sys.argv[2])
+if sys.argv[1] == "run":
+    held = lock(folder)
+elif sys.argv[1] == "scan":
+    held = _alone(folder)
+    held.__enter__()
+else:
+    held = locked(Slot(folder, "0" * 64), fcntl.LOCK_EX)
+    held.__enter__()
+worker = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+worker.start()
+print(worker.pid, flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.fixture
+def lines() -> Iterator[list[str]]:
+    """What is logged."""
+    found: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: found.append(record.getMessage())  # type: ignore[method-assign]
+    log.addHandler(handler)
+    yield found
+    log.removeHandler(handler)
+
+
+def holding(kind: str, folder: Path) -> tuple[subprocess.Popen[str], int]:
+    """A process that holds a lock, and its worker."""
+    command = [sys.executable, "-c", HOLDS, kind, str(folder)]
+    owner = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert owner.stdout is not None
+    return owner, int(owner.stdout.readline())
+
+
+@pytest.mark.parametrize("kind", ["run", "scan", "features"])
+def test_a_killed_owner_s_lock_is_free_at_once_while_its_worker_lives(
+    kind: str, tmp_path: Path, lines: list[str]
+) -> None:
+    owner, worker = holding(kind, tmp_path)
+    try:
+        if kind == "run":
+            assert is_live(tmp_path)
+        owner.kill()
+        owner.wait()
+        began = time.monotonic()
+        if kind == "run":
+            assert not is_live(tmp_path)
+        elif kind == "scan":
+            with _alone(tmp_path):
+                pass
+        else:
+            with locked(Slot(tmp_path, "0" * 64), fcntl.LOCK_EX | fcntl.LOCK_NB):
+                pass
+        assert time.monotonic() - began < 0.5 and lines == []
+        os.kill(worker, 0)
+    finally:
+        owner.kill()
+        os.kill(worker, signal.SIGKILL)
+        owner.communicate()
+
+
+def test_who_waits_for_a_scan_that_stands_still_is_told_for_whom(
+    tmp_path: Path, lines: list[str]
+) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    owner, worker = holding("scan", tmp_path)
+    owner.send_signal(signal.SIGSTOP)
+    done: list[list[str]] = []
+    waits = threading.Thread(target=lambda: done.append(scan([tmp_path / "a.png"], tmp_path)))
+    try:
+        waits.start()
+        time.sleep(0.5)
+        assert lines == [], "half a second is not worth a word"
+        deadline = time.monotonic() + 10
+        while not lines and time.monotonic() < deadline:
+            time.sleep(0.05)
+        (said,) = lines
+        assert said.startswith(f"waiting for process {owner.pid} (stopped) (")
+        assert said.endswith(f"), which reads the images of {tmp_path}")
+    finally:
+        owner.kill()
+        os.kill(worker, signal.SIGKILL)
+        owner.communicate()
+    waits.join(10)
+    assert len(done) == 1 and len(lines) == 1
+
+
+def test_every_other_lock_that_is_waited_for_says_so_once(
+    tmp_path: Path, lines: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("xfer.locks._PATIENCE", 0.05)
+    slot, journal = Slot(tmp_path, "0" * 64), _Lock(str(tmp_path / "optuna.journal.lock"))
+    for held, path, wait in (
+        (slot.lock, slot.lock, lambda: locked(slot, fcntl.LOCK_EX).__enter__()),
+        (Path(journal.path), Path(journal.path), journal.acquire),
+    ):
+        lines.clear()
+        lock = Lock(os.open(held, os.O_RDWR | os.O_CREAT))
+        waits = threading.Thread(target=wait)
+        waits.start()
+        time.sleep(0.3)
+        lock.close()
+        waits.join(10)
+        (said,) = lines
+        assert said.startswith("waiting for another part of this process, which ")
+        assert path.with_suffix("").name in said
+    journal.release()
+
+
+def test_a_lock_that_is_closed_twice_closes_nothing_else(tmp_path: Path) -> None:
+    lock = Lock(os.open(tmp_path / "lock", os.O_RDWR | os.O_CREAT))
+    lock.close()
+    other = os.open(tmp_path / "other", os.O_RDWR | os.O_CREAT)
+    lock.close()
+    os.fstat(other)
+    os.close(other)
