@@ -17,7 +17,19 @@ PACKAGE = ROOT / "xfer"
 NOUNS = tuple(g for g in GROUPS if g not in ("experiment", "sweep"))
 
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors", "types", "log", "randomness", "help", "seal", "looks", "statistics", "logged", "files", "checked"),
+    (
+        "errors",
+        "types",
+        "log",
+        "randomness",
+        "help",
+        "seal",
+        "looks",
+        "statistics",
+        "logged",
+        "files",
+        "checked",
+    ),
     ("storage", "weights", "balance", "patterns", "protobuf", "dialects", "signals", "team"),
     ("transfer", "standardize", "bf16"),
     (

@@ -1,4 +1,4 @@
-"""A run goes on from its own files alone, vouches for its own alone, and equal runs write equals."""
+"""A run goes on from its own files alone, and vouches for these alone; equal runs write equals."""
 
 from __future__ import annotations
 

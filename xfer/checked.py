@@ -20,6 +20,8 @@ def checked(hint: Any, facts: object) -> Any:
         detail = error.errors()[0]
         place = ".".join(str(part) for part in detail["loc"]) or "it"
         shown = json.dumps(detail["input"], default=str)[:60]
-        raise ValueError(f"{place} is {shown}: {detail['msg'][0].lower()}{detail['msg'][1:]}") from error
+        raise ValueError(
+            f"{place} is {shown}: {detail['msg'][0].lower()}{detail['msg'][1:]}"
+        ) from error
     except (TypeError, RecursionError, UnicodeEncodeError) as error:
         raise ValueError(str(error).splitlines()[0]) from error

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import pytorch_lightning as pl
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
-from xfer.fit_health import alarm, terms
 from xfer.files import read_text
+from xfer.fit_health import alarm, terms
 from xfer.log import log
 from xfer.resume import LAST, PREVIOUS
 from xfer.seal import sealed

@@ -16,8 +16,8 @@ from typing_extensions import TypedDict
 
 from xfer.checked import checked
 from xfer.errors import OutputError, ResumeError, printable
-from xfer.log import log
 from xfer.files import open_to_read, read_json
+from xfer.log import log
 from xfer.seal import sealed
 from xfer.types import Plain
 
@@ -190,7 +190,9 @@ def resume_file(folder: Path) -> Path | None:
         log.warning(f"{printable(last)} {what}: going on from the file before it")
         previous.replace(last)
     if best.exists() and not _is_whole(best):
-        raise ResumeError(best, "is damaged: its bytes do not match the sha256 inside", START_ANEW, 6)
+        raise ResumeError(
+            best, "is damaged: its bytes do not match the sha256 inside", START_ANEW, 6
+        )
     return last
 
 
@@ -206,22 +208,30 @@ class _Config(TypedDict, total=False):
     stages: list[str]
 
 
-class _Planned(TypedDict, total=False):
+class Planned(TypedDict, total=False):
+    """What is read of ``plan.json`` to go on with a run."""
+
     fingerprint: str
     config: _Config
 
 
-class _Status(TypedDict, total=False):
+class Ended(TypedDict, total=False):
+    """What is read of ``status.json``."""
+
     state: Literal["running", "finished", "failed", "interrupted"]
+    code: int | None
+    exit: int | None
+    message: str | None
+    remedy: str | None
     files: dict[_Below, str]
 
 
 def _plan(folder: Path) -> Plain:
-    return _facts(folder / "plan.json", _Planned)
+    return _facts(folder / "plan.json", Planned)
 
 
 def _status(folder: Path) -> Plain:
-    return {"state": "running", "files": {}} | _facts(folder / "status.json", _Status)
+    return {"state": "running", "files": {}} | _facts(folder / "status.json", Ended)
 
 
 def _facts(path: Path, kind: type) -> Plain:

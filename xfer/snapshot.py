@@ -116,7 +116,9 @@ def read_best(path: Path) -> Snapshot:
         own = identity(facts)
     except (OSError, ValueError, AttributeError) as error:
         what = f"cannot be read ({str(error).splitlines()[0]})"
-        raise WeightsError(plan, what, f"give the checkpoint itself: {best_file(path)}", 96) from error
+        raise WeightsError(
+            plan, what, f"give the checkpoint itself: {best_file(path)}", 96
+        ) from error
     if snapshot.run != own:
         what = "was written by another run than the one of this folder"
         fix = "put the run's own file back, or give the path of a checkpoint outside of the folder"

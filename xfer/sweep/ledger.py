@@ -8,11 +8,27 @@ import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO, Annotated, Literal, NotRequired
 
+from pydantic import Field
+from typing_extensions import TypedDict
+
+from xfer.checked import checked
 from xfer.errors import ResumeError, XferError
+from xfer.files import read_json
 from xfer.log import log
-from xfer.resume import BESIDE, JOB, OUTPUT, check_stages, is_live, lacks, lock
+from xfer.resume import (
+    BESIDE,
+    JOB,
+    OUTPUT,
+    Ended,
+    Planned,
+    check_files,
+    check_stages,
+    is_live,
+    lacks,
+    lock,
+)
 from xfer.signals import STOPPING
 from xfer.storage import output_errors, write_json
 from xfer.sweep.objective import Objective
@@ -22,6 +38,23 @@ from xfer.types import Plain
 State = Literal["missing", "running", "interrupted", "failed", "finished"]
 _SWEEP = "sweep.json"
 _UNKNOWN = {"state": "running", "code": None, "exit": None, "message": None, "remedy": None}
+
+
+class _Job(TypedDict):
+    job: Annotated[int, Field(ge=0)]
+    overrides: list[str]
+    parameters: Plain
+    trial: NotRequired[Plain | None]
+
+
+class _Head(TypedDict, total=False):
+    threads: int | None
+    fingerprint: str
+    command: str
+
+
+_KINDS = {_SWEEP: _Head, JOB: _Job, "status.json": Ended, "plan.json": Planned}
+"""What is read of each file."""
 _OURS = (".lock", "run.log", "optuna.journal", "optuna.journal.lock")
 """What a sweep leaves that was refused, or killed before it began."""
 
@@ -80,8 +113,11 @@ class Ledger:
         return "interrupted" if state == "finished" and lacks(folder, self.stages) else state
 
     def check(self, number: int) -> None:
-        """Raise ResumeError for a job that has finished with other stages than it is to do."""
+        """Raise ResumeError for a job that has finished with other stages than it is to do, or
+        whose files are no longer those that it finished with."""
         check_stages(self(number), self.stages, "another sweep.dir")
+        if self.state(number) == "finished":
+            check_files(self(number))
 
     def finished(self) -> set[int]:
         """The numbers of the jobs that have finished."""
@@ -227,7 +263,8 @@ def hold(folder: Path) -> IO[str]:
 
 def _read(path: Path) -> Plain:
     try:
-        facts: Plain = json.loads(path.read_text())
+        facts: Plain = read_json(path)
+        checked(_KINDS[path.name], facts)
     except (OSError, ValueError):
-        return {}  # nothing was written there, which is the answer
+        return {}  # nothing that a sweep writes is there, which is the answer
     return facts
