@@ -17,21 +17,10 @@ PACKAGE = ROOT / "xfer"
 NOUNS = tuple(g for g in GROUPS if g not in ("experiment", "sweep"))
 
 LAYERS: tuple[tuple[str, ...], ...] = (
-    (
-        "errors",
-        "types",
-        "log",
-        "randomness",
-        "help",
-        "seal",
-        "looks",
-        "statistics",
-        "logged",
-        "files",
-        "checked",
-    ),
+    ("errors", "types", "log", "randomness", "help", "seal", "looks", "statistics", "logged"),
+    ("files", "checked", "below_hydra"),
     ("storage", "weights", "balance", "patterns", "protobuf", "dialects", "signals", "team"),
-    ("transfer", "standardize", "bf16"),
+    ("transfer", "standardize", "bf16", "bounded_yaml"),
     (
         "preprocess",
         "images",

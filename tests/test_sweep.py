@@ -257,7 +257,7 @@ def test_a_finished_job_whose_files_are_gone_or_changed_is_told(tmp_path: Path, 
     status(folder, state="finished", exit=0, files={"metrics.csv": digest})
     Ledger(tmp_path).check(1)
     spoil(folder / "metrics.csv")
-    with pytest.raises(ResumeError, match="E521: .*since then metrics.csv"):
+    with pytest.raises(ResumeError, match=r"E521: .*since then metrics\.csv"):
         Ledger(tmp_path).check(1)
 
 

@@ -13,6 +13,7 @@ from typing import IO, Annotated, Literal, NotRequired
 from pydantic import Field
 from typing_extensions import TypedDict
 
+from xfer.below_hydra import check_key
 from xfer.checked import checked
 from xfer.errors import ResumeError, XferError
 from xfer.files import read_json
@@ -137,6 +138,8 @@ class Ledger:
             facts = _read(path)
             if facts:
                 texts = tuple(facts["overrides"])
+                for text in texts:
+                    check_key(str(path), text.partition("=")[0])
                 yield Job(facts["job"], texts, facts["parameters"], facts.get("trial"))
 
     def prepare(self, job: Job) -> Path:
