@@ -1,6 +1,7 @@
 """Runs of the digits in processes of their own: started, killed, and compared bit for bit."""
 
 import csv
+import json
 import os
 import signal
 import subprocess
@@ -94,9 +95,16 @@ def assert_same(run: Path, whole: Path) -> None:
     assert (run / "predictions_val.csv").read_text() == (whole / "predictions_val.csv").read_text()
     for name in ("best", "last"):
         ours, theirs = (load_tensors(r / f"checkpoints/{name}.ckpt") for r in (run, whole))
+        if configured(run) != configured(whole):  # by which a checkpoint tells its run from others
+            assert ours["xfer"].pop("run") != theirs["xfer"].pop("run")
         assert_equal(ours, theirs, name)
     names = lambda folder: sorted(p.name for p in (folder / "checkpoints").iterdir())  # noqa: E731
     assert names(run) == names(whole)
+
+
+def configured(run: Path) -> str:
+    found: str = json.loads((run / "plan.json").read_text())["fingerprint"]
+    return found
 
 
 def assert_equal(ours, theirs, where: str) -> None:

@@ -17,10 +17,11 @@ PACKAGE = ROOT / "xfer"
 NOUNS = tuple(g for g in GROUPS if g not in ("experiment", "sweep"))
 
 LAYERS: tuple[tuple[str, ...], ...] = (
+    ("files",),
     ("errors", "types", "log", "randomness", "help", "seal", "looks", "statistics", "logged"),
-    ("files", "checked", "below_hydra"),
+    ("checked", "below_hydra"),
     ("storage", "weights", "balance", "patterns", "protobuf", "dialects", "signals", "team"),
-    ("transfer", "standardize", "bf16", "bounded_yaml"),
+    ("transfer", "standardize", "bf16", "bounded_yaml", "cards"),
     (
         "preprocess",
         "images",

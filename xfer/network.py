@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from inspect import signature
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 from torch import nn
 
 from xfer import adapters, compat
-from xfer.errors import ConfigError, WeightsError
+from xfer.errors import ConfigError, WeightsError, XferError
 from xfer.head import Keep, swap
 from xfer.randomness import derive
 from xfer.snapshot import Snapshot, best_file, fingerprint, read_best
@@ -212,9 +213,29 @@ def _empty(parts: Parts) -> nn.Module:
 def open_checkpoint(path: Path, make: Callable[[str, Plain], Any]) -> tuple[nn.Module, Card]:
     """The network and card of a checkpoint or run folder, in evaluation mode. ``make`` builds a
     spec of a group from its facts."""
-    snapshot = read_best(path)
-    net = restore(best_file(path), snapshot, *pieces(snapshot.card, make))
+    snapshot, file = read_best(path), best_file(path)
+    with of_a_card(file):
+        net = restore(file, snapshot, *pieces(snapshot.card, make))
     return net.eval(), snapshot.card.merged()
+
+
+@contextmanager
+def of_a_card(path: Path) -> Iterator[None]:
+    """Tell whatever a library makes of what a checkpoint's card asks for, in one line that names
+    the file. What is told already stays as it is, but is the file's fault and not the user's."""
+    try:
+        yield
+    except ConfigError as error:
+        what, fix = f"its card describes no network ({error.where}: {error.what})", error.fix
+        raise WeightsError(path, what, fix, 99) from error
+    except (XferError, MemoryError):
+        raise
+    except Exception as error:  # any library, given what nobody ever gave it
+        if "memory" in str(error):
+            raise  # which is told as such
+        said = (str(error).splitlines() or [type(error).__name__])[0][:160]
+        what, fix = f"its card describes no network ({said})", "use another copy of the file"
+        raise WeightsError(path, what, fix, 99) from error
 
 
 def pieces(card: Card, make: Callable[[str, Plain], Any]) -> tuple[Parts, Callable[[], Weights]]:

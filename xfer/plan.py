@@ -255,8 +255,8 @@ def _expected_features(plan: Plan, network: Network) -> Plain:
 
 def _from_checkpoint(specs: Specs, dataset: Dataset | None) -> Plan:
     """The checkpoint's facts win over the experiment's; a typed contradiction is an error."""
-    from xfer.network import pieces
-    from xfer.snapshot import read_best
+    from xfer.network import of_a_card, pieces
+    from xfer.snapshot import best_file, read_best
 
     path = Path(specs.checkpoint.path or "").expanduser()
     card = read_best(path).card.merged()
@@ -270,7 +270,8 @@ def _from_checkpoint(specs: Specs, dataset: Dataset | None) -> Plan:
         dataset = adopt(dataset, Naming(card.classes), card.head.get("aliases") or {})
     if dataset and dataset.classes != card.classes:
         raise class_mismatch(dataset.classes, card.classes, str(path))
-    parts, _ = pieces(card, specs.make)
+    with of_a_card(best_file(path)):
+        parts, _ = pieces(card, specs.make)
     return _finish(Plan(specs, dataset, card, parts, Weights("checkpoint", None), (), {}))
 
 

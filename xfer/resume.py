@@ -15,8 +15,8 @@ from pydantic import AfterValidator
 from typing_extensions import TypedDict
 
 from xfer.checked import checked
-from xfer.errors import OutputError, ResumeError, printable
-from xfer.files import open_to_read, read_json
+from xfer.errors import OutputError, ResumeError, SafetyError, printable
+from xfer.files import handle_of, open_to_append, open_to_read, read_json
 from xfer.log import log
 from xfer.seal import sealed
 from xfer.types import Plain
@@ -200,6 +200,7 @@ def _is_whole(path: Path) -> bool:
     return path.is_file() and sealed(path) is True
 
 
+_REMOVE = "remove it, or give another folder"
 START_ANEW = "start a new run: the same command without checkpoint.resume"
 _OTHER = START_ANEW + ", and with another run.dir"
 
@@ -254,7 +255,7 @@ def lock(folder: Path) -> IO[str]:
 
     Raises OutputError when another process holds it.
     """
-    stream = (folder / ".lock").open("a")
+    stream = open_to_append(folder / ".lock")
     try:
         fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
@@ -270,13 +271,30 @@ def lock(folder: Path) -> IO[str]:
 def is_live(folder: Path) -> bool:
     """Whether a process holds the run folder."""
     try:
-        with (folder / ".lock").open() as stream:
+        with os.fdopen(handle_of(folder / ".lock", follow=False)) as stream:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except FileNotFoundError:
         return False
     except BlockingIOError:
         return True
+    except OSError as error:
+        what = f"cannot be read ({error.strerror})"
+        raise SafetyError(folder / ".lock", what, "remove it", 31) from error
     return False
+
+
+def refuse_odd(folder: Path) -> None:
+    """Raise SafetyError for what no run puts into its folder: a link that leads out of it, a pipe,
+    a device. What is written there would be written elsewhere, or wait for ever."""
+    inside = folder.resolve()
+    for place, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            path = Path(place, name)
+            if path.is_symlink():
+                if not path.resolve().is_relative_to(inside):
+                    raise SafetyError(path, "is a link that leads out of the folder", _REMOVE, 31)
+            elif not (path.is_dir() or path.is_file()):
+                raise SafetyError(path, "is a pipe, a socket or a device", _REMOVE, 32)
 
 
 def entries(folder: Path) -> Iterator[Path]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from typing import IO
 
 from xfer.download import KEPT_WEIGHTS, fetch
 from xfer.errors import ConfigError, OutputError, XferError
+from xfer.files import open_to_append, read_json
 from xfer.log import log
 from xfer.source.rules import Rules
 from xfer.storage import cache_dir, file_sha256, write_json
@@ -103,7 +103,7 @@ def _sound(path: Path) -> bool:
 
 def _recorded(record: Path) -> str | None:
     try:
-        found = json.loads(record.read_text(encoding="utf-8"))["sha256"]
+        found = read_json(record)["sha256"]
     except (OSError, ValueError, LookupError, TypeError):
         return None
     return found if isinstance(found, str) and re.fullmatch("[0-9a-f]{64}", found) else None
@@ -115,7 +115,7 @@ def _alone(path: Path) -> Iterator[None]:
     lock = path.with_name(f"{path.name}.lock")
     try:
         lock.parent.mkdir(parents=True, exist_ok=True)
-        stream = lock.open("a")
+        stream = open_to_append(lock)
         _hold(stream, path)
     except OSError as error:
         raise OutputError(

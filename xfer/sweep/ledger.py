@@ -15,8 +15,8 @@ from typing_extensions import TypedDict
 
 from xfer.below_hydra import check_key
 from xfer.checked import checked
-from xfer.errors import ResumeError, XferError
-from xfer.files import read_json
+from xfer.errors import ResumeError, SafetyError, XferError
+from xfer.files import open_to_append, read_bytes, read_json
 from xfer.log import log
 from xfer.resume import (
     BESIDE,
@@ -148,6 +148,8 @@ class Ledger:
         One that was interrupted goes on where it stood. What cannot go on is emptied.
         """
         folder = self(job.number)
+        if folder.is_symlink():  # to be emptied, perhaps
+            raise SafetyError(folder, "is a link that leads out of the folder", "remove it", 31)
         with output_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
         status, plan = (_read(folder / name) for name in ("status.json", "plan.json"))
@@ -167,7 +169,7 @@ class Ledger:
     def note(self, number: int, line: str) -> None:
         """Keep what others told of a job that could not tell it itself."""
         if line:
-            with (self(number) / OUTPUT).open("a", encoding="utf-8") as stream:
+            with open_to_append(self(number) / OUTPUT) as stream:
                 stream.write(f"{line}\n")
 
     def settle(self, number: int, code: int) -> str:
@@ -212,7 +214,7 @@ def _last_line(path: Path, heard: int) -> str:
     said there."""
     if not path.is_file():
         return ""
-    text = path.read_bytes()[heard:].decode(errors="replace")
+    text = read_bytes(path)[heard:].decode(errors="replace")
     lines = [line for line in text.splitlines() if line.strip()]
     told = [line for line in lines if line.startswith("xfer: error E")]
     return (told or lines or [""])[-1][:500]
@@ -220,7 +222,7 @@ def _last_line(path: Path, heard: int) -> str:
 
 def _empty(folder: Path) -> None:
     for path in folder.iterdir():
-        if path.is_dir():
+        if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         elif path.name not in BESIDE:
             path.unlink()

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xfer.errors import SweepError, XferError
+from xfer.files import handle_of
 from xfer.log import log
 from xfer.sweep import Sweep
 from xfer.sweep.objective import Objective
@@ -200,7 +201,7 @@ class _Lock:
         self.path, self.handle = path, -1
 
     def acquire(self) -> bool:
-        self.handle = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        self.handle = handle_of(Path(self.path), os.O_RDWR | os.O_CREAT, follow=False)
         fcntl.flock(self.handle, fcntl.LOCK_EX)
         return True
 
