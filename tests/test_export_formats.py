@@ -15,7 +15,7 @@ from test_export import CLASSES, SPEC, TOLERANCE, Branch, logits, names, picture
 from torch import nn
 
 from xfer.errors import ExportError
-from xfer.export import Evidence, Int8, Pt2, TorchScript, export
+from xfer.export import Evidence, Int8, Onnx, Pt2, Safetensors, TorchScript, export
 from xfer.storage import file_sha256
 from xfer.types import Card
 
@@ -56,6 +56,16 @@ def test_a_decision_on_values_is_refused_by_pt2(small: Images, tmp_path: Path) -
     with pytest.raises(ExportError, match="pt2 cannot be written: Could not guard"):
         export(Branch().eval(), small, [Pt2()], card, tmp_path, TOLERANCE)
     assert "model.pt2" not in names(tmp_path)
+
+
+def test_equal_networks_are_exported_as_equal_bytes(small: Images, tmp_path: Path) -> None:
+    net, card = tiny()
+    # torch numbers the classes of a second trace in one process, so TorchScript is not here.
+    writers = [Safetensors(), Pt2(), Onnx()]
+    for name in "abc":
+        export(net, small, writers, card, tmp_path / name, TOLERANCE)
+    for writer in writers:
+        assert len({(tmp_path / name / writer.file).read_bytes() for name in "abc"}) == 1, writer
 
 
 def test_torchscript_is_written_for_a_network_without_branches(

@@ -17,16 +17,18 @@ PACKAGE = ROOT / "xfer"
 NOUNS = tuple(g for g in GROUPS if g not in ("experiment", "sweep"))
 
 LAYERS: tuple[tuple[str, ...], ...] = (
+    ("files",),
     (
         *("errors", "types", "log", "randomness", "help", "seal", "looks", "statistics"),
-        *("logged", "files", "checked"),
+        *("logged",),
     ),
+    ("checked", "below_hydra"),
     (
         *("storage", "bit_depth", "weights", "balance", "patterns", "protobuf", "dialects"),
         *("signals", "team"),
     ),
     ("locks",),
-    ("transfer", "standardize", "bf16"),
+    ("transfer", "standardize", "bf16", "bounded_yaml", "cards"),
     (
         "preprocess",
         "images",

@@ -1,4 +1,4 @@
-"""A run resumes from its own files alone, and equal runs write equal files."""
+"""A run resumes from its own files alone and vouches for no other; equal runs write equals."""
 
 from __future__ import annotations
 

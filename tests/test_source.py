@@ -145,7 +145,8 @@ def test_scratch_has_no_weights() -> None:
 
 def card(backbone: str = "resnet18") -> Card:
     spec = InputSpec((32, 32), 36, "bicubic", (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
-    return Card({"name": backbone}, {}, tuple("abcdefg"), spec)
+    own, head = {"_target_": "xfer.backbone.Timm", "name": backbone}, {"_target_": "x"}
+    return Card(own, head, tuple("abcdefg"), spec)
 
 
 def test_an_earlier_run_brings_its_classes_and_its_input_along(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from hydra_plugins.xfer_sweep._space import parse, read
 from xfer.asked import flow_text
 from xfer.errors import ResumeError, SweepError
 from xfer.leaderboard.baseline import _values as of_the_leaderboard
+from xfer.storage import file_sha256
 from xfer.sweep import Sweep
 from xfer.sweep.ledger import Head, Ledger, find, hold
 from xfer.sweep.objective import Objective, objectives, values
@@ -246,6 +247,28 @@ def test_a_baseline_that_no_job_has_says_why():
     for text, number in (("head=a,b", 175), ("head=(", 165)):
         with pytest.raises(SweepError, match=f"E{number}: sweep.baseline"):
             read([text], NO_LOADER)
+
+
+@pytest.mark.parametrize("spoil", [Path.unlink, lambda path: path.write_text("other")])
+def test_a_finished_job_whose_files_are_gone_or_changed_is_told(tmp_path: Path, spoil):
+    folder = Ledger(tmp_path).prepare(JOB)
+    (folder / "metrics.csv").write_text("epoch\n")
+    digest = file_sha256(folder / "metrics.csv")
+    status(folder, state="finished", exit=0, files={"metrics.csv": digest})
+    Ledger(tmp_path).check(1)
+    spoil(folder / "metrics.csv")
+    with pytest.raises(ResumeError, match=r"E521: .*since then metrics\.csv"):
+        Ledger(tmp_path).check(1)
+
+
+@pytest.mark.parametrize("text", ["[]", '{"job": "1"}', '{"job": -1, "overrides": 1}', "[" * 3000])
+def test_what_no_sweep_writes_is_no_job(tmp_path: Path, text: str):
+    folder = Ledger(tmp_path).prepare(JOB)
+    for name in ("job.json", "status.json", "plan.json"):
+        (folder / name).write_text(text)
+    ledger = Ledger(tmp_path)
+    assert list(ledger.jobs()) == [] and ledger.state(1) == "missing" and ledger.code(1) == 0
+    ledger.prepare(JOB)
 
 
 def test_a_job_is_finished_when_it_has_done_all_stages(tmp_path: Path):

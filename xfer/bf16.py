@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 
+from xfer.files import read_json
 from xfer.storage import cache_dir, write_json
 
 _GAIN = 1.2
@@ -78,8 +78,8 @@ def _compared() -> float:
 
 def _read(path: Path) -> dict[str, float]:
     try:
-        found = json.loads(path.read_text())
+        found = read_json(path)
     except (OSError, ValueError):
         return {}
     numbers = found.items() if isinstance(found, dict) else ()
-    return {k: float(v) for k, v in numbers if isinstance(v, int | float)}
+    return {k: float(v) for k, v in numbers if isinstance(v, int | float) and v > 0}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from inspect import signature
 from pathlib import Path
@@ -13,15 +13,18 @@ from typing import Any
 import hydra
 import yaml
 from hydra import compose, initialize_config_dir
+from hydra._internal.config_repository import ConfigRepository
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException
+from hydra.plugins.config_source import ConfigResult
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from xfer import words
+from xfer import below_hydra, words
+from xfer.bounded_yaml import is_deep, read_yaml
 from xfer.builder import Builder
 from xfer.errors import ConfigError, closest
 from xfer.help import GROUPS, config_dir
@@ -36,6 +39,36 @@ _register: Any = OmegaConf.register_resolver
 if "use_cache" not in signature(_register).parameters:
     _register = OmegaConf.register_new_resolver
 _register("xfer.unique", lambda: secrets.token_hex(3), use_cache=True, replace=True)
+
+
+def _guarded(load: Callable[..., ConfigResult | None]) -> Callable[..., ConfigResult | None]:
+    """Hydra's reader of YAML files, with limits and a short list for those that are not ours.
+
+    Here, where each file is read, none is missed: not what a job of a sweep chooses, nor a folder
+    that is named in another way.
+    """
+
+    def load_config(self: ConfigRepository, config_path: str) -> ConfigResult | None:
+        source = next((s for s in self.get_sources() if s.is_config(config_path)), None)
+        if source is None or source.scheme() != "file" or Path(source.path) == Path(config_dir()):
+            return load(self, config_path)
+        name = config_path.removesuffix(".yaml")
+        file = Path(source.path) / f"{name}.yaml"
+        try:
+            content = read_yaml(file)
+        except (OSError, ValueError) as error:
+            what = f"cannot be read ({getattr(error, 'strerror', None) or error})"
+            raise ConfigError(file, what, "mend that file", 7) from error
+        found = load(self, config_path)
+        if found is not None:
+            group, _, option = name.rpartition("/")
+            below_hydra.check(str(file), group, option, found.header.get("package"), content)
+        return found
+
+    return load_config
+
+
+ConfigRepository.load_config = _guarded(ConfigRepository.load_config)  # type: ignore[method-assign]
 
 _TASK = ("experiment", "data", "data.root", "data.file", "checkpoint.path", "predict.model")
 QUICK_START = "experiment=digits_freeze"
@@ -64,12 +97,16 @@ def _forced(text: str, key: str) -> str:
 def _parse(overrides: Sequence[str]) -> None:
     for text in overrides:
         try:
+            if is_deep(text):
+                raise HydraException("nested too deeply")  # Hydra's parser would take minutes
             override = OverridesParser.create().parse_override(text)
             if not override.key_or_group:
                 raise HydraException("no key")
         except HydraException as error:
             fix = "write key=value; put values with spaces or *?[]{}, in quotes: 'key=\"a b\"'"
-            raise ConfigError("command line", f"'{text}' is not understood", fix, 7) from error
+            raise ConfigError(
+                "command line", f"'{text[:200]}' is not understood", fix, 7
+            ) from error
         key = override.key_or_group
         value = override.value()
         if (

@@ -21,6 +21,7 @@ from xfer.features import Auto, folder, views
 from xfer.features.cut import Cut, extract, prefix_state
 from xfer.features.find import Refusal, find
 from xfer.features.store import Entry, Store, digest, rows
+from xfer.files import read_json
 from xfer.loader import Order, Pictures, Share, shared_size
 from xfer.preprocess import prepare
 from xfer.randomness import derive
@@ -283,10 +284,10 @@ def _known(path: Path, facts: Plain) -> Cut | None:
     """The cut that an earlier run wrote; ``None`` for what is not there, says something else or was
     changed since."""
     try:
-        found = json.loads(path.read_text())
+        found = read_json(path)
         same = found["sha256"] == digest({"layers": facts, "cut": found["cut"]})
         return Cut.from_plain(found["cut"]) if same else None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return None
 
 

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-import json
+import os
 import time
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Required
 
 import torch
+from typing_extensions import TypedDict
 
-from xfer.errors import ConfigError
+from xfer.checked import checked
+from xfer.errors import ConfigError, ResumeError
 from xfer.extraction import Extraction, Partly
 from xfer.features import UNCACHED, Auto
 from xfer.features.cut import Cut, Tail, prefix_state
 from xfer.features.find import Refusal
 from xfer.features.store import Entry, rows
+from xfer.files import read_json
 from xfer.loader import EvalLoader, Key, TrainLoader
 from xfer.log import log
+from xfer.resume import START_ANEW
 from xfer.snapshot import fingerprint
 from xfer.storage import write_json
 from xfer.types import Plain, Samples
@@ -245,9 +249,22 @@ def _most_bytes(work: Extraction, cut: Cut) -> int:
     return images * cut.bytes_per_image()
 
 
+class _Noted(TypedDict, total=False):
+    cached: Required[bool]
+    hit: Required[bool | None]
+    views: Required[int | None]
+
+
 def _noted(path: Path) -> Plain:
     """What an earlier process of the run has noted of its features."""
-    facts: Plain = json.loads(path.read_text()) if path.is_file() else dict(UNCACHED)
+    if not os.path.lexists(path):
+        return dict(UNCACHED)
+    try:
+        facts: Plain = read_json(path)
+        checked(_Noted, facts)
+    except (OSError, ValueError) as error:
+        what = f"is not what a run writes ({getattr(error, 'strerror', None) or error})"
+        raise ResumeError(path, what, START_ANEW, 28) from error
     return facts
 
 

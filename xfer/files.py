@@ -31,17 +31,16 @@ def handle_of(path: Path, flags: int = os.O_RDONLY, follow: bool = True) -> int:
         handle = os.open(path, flags, 0o666)
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.ENXIO):
-            raise _not_regular(path, error.errno) from error
+            raise OSError(error.errno, _is_instead(path)) from error
         raise
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
-        raise _not_regular(path, errno.EINVAL)
+        raise OSError(errno.EINVAL, _is_instead(path))
     return handle
 
 
-def _not_regular(path: Path, number: int) -> OSError:
-    what = "it is a link" if path.is_symlink() else "it is no regular file"
-    return OSError(number, what, str(path))
+def _is_instead(path: Path) -> str:
+    return "it is a symbolic link" if path.is_symlink() else "it is no plain file"
 
 
 def open_to_read(path: Path) -> io.BufferedReader:

@@ -7,13 +7,19 @@ where a run that goes on finds it.
 
 from __future__ import annotations
 
-import json
+import os
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
-from xfer.errors import OutOfMemory
+from pydantic import Field
+from typing_extensions import TypedDict
+
+from xfer.checked import checked
+from xfer.errors import OutOfMemory, ResumeError
+from xfer.files import read_json
 from xfer.log import log
+from xfer.resume import START_ANEW
 from xfer.storage import write_json
 from xfer.types import Plain
 
@@ -24,17 +30,45 @@ MEMORY = "memory.json"
 _FITS = OutOfMemory.base + 1  # the error that names a size which was tried
 
 
+_Size = Annotated[int, Field(gt=0)]
+
+
+class _Sizes(TypedDict):
+    batch_size: _Size
+    accumulate: _Size
+    eval_batch_size: _Size
+
+
+class _Halved(_Sizes):
+    asked: _Sizes
+
+
 def recall(plan: Plan, folder: Path) -> Plan:
     """``plan`` with the batches that the run in ``folder`` came to."""
     found = told(folder)
-    return _with(plan, found) if found else plan
+    if not found or plan.specs.data is None:
+        return plan
+    before = _sizes(plan)
+    images = before["batch_size"] * before["accumulate"]
+    same = found["batch_size"] * found["accumulate"] == images
+    if not same or found["eval_batch_size"] > before["eval_batch_size"]:
+        what = f"is of batches of another run than this one, of {images} images a step"
+        raise ResumeError(folder / MEMORY, what, START_ANEW, 27)
+    return _with(plan, found)
 
 
 def told(folder: Path) -> Plain | None:
     """``batch_size``, ``accumulate``, ``eval_batch_size`` and what was ``asked`` for; ``None``
     where memory sufficed."""
     path = folder / MEMORY
-    found: Plain | None = json.loads(path.read_text()) if path.is_file() else None
+    if not os.path.lexists(path):
+        return None
+    try:
+        found: Plain = read_json(path)
+        checked(_Halved, found)
+    except (OSError, ValueError) as error:
+        what = f"is not what a run writes ({getattr(error, 'strerror', None) or error})"
+        raise ResumeError(path, what, START_ANEW, 27) from error
     return found
 
 

@@ -22,6 +22,7 @@ from PIL import ImageOps, UnidentifiedImageError
 
 from xfer.bit_depth import Extent, extent, is_deep, numbers, scaled
 from xfer.errors import DataError, OutputError, printable
+from xfer.files import handle_of, read_json
 from xfer.locks import Lock, waits
 from xfer.looks import look
 from xfer.storage import cache_dir, write_text
@@ -247,6 +248,10 @@ def broken_files(broken: Sequence[Facts]) -> DataError:
     return _broken(broken[0].path, str(broken[0].problem), more=len(broken) - 1)
 
 
+_LARGEST_CACHE = 1 << 32
+"""Bytes: some 20 million images."""
+
+
 def examine(paths: Sequence[Path], root: Path) -> list[Facts]:
     """Every file as it was read, in order. ``root`` names the cache; while one process scans it,
     others that ask for it wait and find the result."""
@@ -259,7 +264,7 @@ def _alone(root: Path) -> Iterator[None]:
     path = cache_dir() / "locks" / _cache_file(root).stem
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        handle = handle_of(path, os.O_RDWR | os.O_CREAT, follow=False)
     except OSError:
         yield  # a read-only home has no result to wait for
         return
@@ -325,10 +330,16 @@ def _cache_file(root: Path) -> Path:
 
 def _read_cache(root: Path) -> _Cache:
     try:
-        facts = json.loads(_cache_file(root).read_text())
-        return dict(facts["files"]) if facts["version"] == _CACHE_VERSION else {}
+        facts = read_json(_cache_file(root), _LARGEST_CACHE)
+        rows = dict(facts["files"]) if facts["version"] == _CACHE_VERSION else {}
+        return {name: row for name, row in rows.items() if _is_row(row)}
     except (OSError, ValueError, KeyError, TypeError):
         return {}  # a cache that cannot be read is made again
+
+
+def _is_row(row: object) -> bool:
+    """Whether a row of the cache is a stamp, a hash and looks."""
+    return isinstance(row, list) and len(row) == 3 and all(isinstance(cell, str) for cell in row)
 
 
 def _write_cache(root: Path, known: _Cache, paths: Sequence[Path]) -> None:

@@ -21,8 +21,10 @@ import subprocess
 import sys
 import warnings
 from contextlib import suppress
+from pathlib import Path
 from types import FrameType
 
+from xfer.files import handle_of
 from xfer.log import flush
 from xfer.signals import SENT_TO_ALL, blocked
 
@@ -125,7 +127,9 @@ class Keeper:
             os.kill(self.child, number)
 
     def _start(self, arguments: list[str], output: str) -> int:
-        stream = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+        stream = handle_of(Path(output), flags, follow=False)
+        os.set_blocking(stream, True)
         try:
             if not self.persistent:
                 command = [sys.executable, "-m", "xfer", *arguments]

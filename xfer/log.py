@@ -7,6 +7,9 @@ import os
 import sys
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
+
+from xfer.files import open_to_append
 
 log = logging.getLogger("xfer")
 LINES = {"lines": True}
@@ -41,6 +44,9 @@ class _Terminal(logging.StreamHandler):  # type: ignore[type-arg]
 
 class _File(logging.FileHandler):
     """``run.log``; a disk that is full costs its lines, which the terminal has, and not the run."""
+
+    def _open(self) -> Any:
+        return open_to_append(Path(self.baseFilename))  # never through a link
 
     def handleError(self, record: logging.LogRecord) -> None:
         pass

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, is_dataclass, replace
 from inspect import signature
 from pathlib import Path
@@ -271,7 +272,8 @@ def open_checkpoint(path: Path, make: Callable[[str, Plain], Any]) -> tuple[nn.M
     """The network and card of a checkpoint or run folder, in evaluation mode. ``make`` builds a
     spec of a group from its facts."""
     file, snapshot = read_checkpoint(path)
-    net = restore(file, snapshot, *pieces(snapshot.card, make))
+    with of_a_card(file):
+        net = restore(file, snapshot, *pieces(snapshot.card, make))
     return net.eval(), snapshot.card.merged()
 
 
@@ -283,6 +285,25 @@ def read_checkpoint(path: Path) -> tuple[Path, Snapshot]:
         fix = f"type stages=[predict] predict.model={file} in place of checkpoint.path"
         raise WeightsError(file, "is an ONNX network, no checkpoint", fix, 37)
     return file, read_best(path)
+
+
+@contextmanager
+def of_a_card(path: Path) -> Iterator[None]:
+    """Tell whatever a library makes of what a checkpoint's card asks for, in one line that names
+    the file. What is told already stays as it is, but is the file's fault and not the user's."""
+    try:
+        yield
+    except ConfigError as error:
+        what, fix = f"its card describes no network ({error.where}: {error.what})", error.fix
+        raise WeightsError(path, what, fix, 99) from error
+    except (XferError, MemoryError):
+        raise
+    except Exception as error:  # any library, given what nobody ever gave it
+        if "memory" in str(error):
+            raise  # which is told as such
+        said = (str(error).splitlines() or [type(error).__name__])[0][:160]
+        what, fix = f"its card describes no network ({said})", "use another copy of the file"
+        raise WeightsError(path, what, fix, 99) from error
 
 
 def pieces(card: Card, make: Callable[[str, Plain], Any]) -> tuple[Parts, Callable[[], Weights]]:

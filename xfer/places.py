@@ -6,9 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from xfer import schema
+from xfer.bounded_yaml import read_yaml
 from xfer.errors import XferError
 from xfer.help import GROUPS
 
@@ -85,5 +84,8 @@ def _accepted(group: str, file: Path) -> Mapping[str, Any]:
 
 
 def _read(file: Path) -> dict[str, Any]:
-    content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    try:
+        content = read_yaml(file)
+    except (OSError, ValueError):
+        return {}  # what is wrong with the file is said where it is composed
     return content if isinstance(content, dict) else {}

@@ -295,7 +295,8 @@ def _snapshot(specs: Specs) -> Snapshot:
 
 def _from_checkpoint(specs: Specs, dataset: Dataset | None, snapshot: Snapshot) -> Plan:
     """The checkpoint's facts win over the experiment's; a typed contradiction is an error."""
-    from xfer.network import pieces
+    from xfer.network import of_a_card, pieces
+    from xfer.snapshot import best_file
 
     path = Path(specs.checkpoint.path or "").expanduser()
     card = snapshot.card.merged()
@@ -309,7 +310,8 @@ def _from_checkpoint(specs: Specs, dataset: Dataset | None, snapshot: Snapshot) 
         dataset = adopt(dataset, Naming(card.classes), card.head.get("aliases") or {})
     if dataset and dataset.classes != card.classes:
         raise class_mismatch(dataset.classes, card.classes, str(path))
-    parts, _ = pieces(card, specs.make)
+    with of_a_card(best_file(path)):
+        parts, _ = pieces(card, specs.make)
     return _finish(Plan(specs, dataset, card, parts, Weights("checkpoint", None), (), {}))
 
 

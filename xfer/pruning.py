@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NotRequired
 
 import pytorch_lightning as pl
+from typing_extensions import TypedDict
 
-from xfer.errors import XferError
+from xfer.checked import checked
+from xfer.errors import ResumeError, XferError
+from xfer.files import read_json
 from xfer.log import log
-from xfer.resume import JOB
+from xfer.resume import JOB, START_ANEW
 from xfer.storage import write_json
 from xfer.sweep.study import PRUNED, first_line, open_trial
 from xfer.types import Plain
 
 if TYPE_CHECKING:
     from xfer.history import History
+
+
+class _Note(TypedDict):
+    epoch: int
+
+
+class _Job(TypedDict):
+    trial: NotRequired[Plain | None]
 
 
 class Pruning(pl.Callback):
@@ -49,7 +59,11 @@ class Pruning(pl.Callback):
         metric, note = self.facts["metric"], self.folder / PRUNED
         if note.exists():
             # Others have ended since: the pruner might say something else now.
-            pruned = int(json.loads(note.read_text())["epoch"])
+            try:
+                pruned = int(checked(_Note, read_json(note))["epoch"])
+            except (OSError, ValueError) as error:
+                what = f"is not what a run writes ({getattr(error, 'strerror', None) or error})"
+                raise ResumeError(note, what, START_ANEW, 29) from error
             self._reach(lambda: self._mark(pruned))
             return epoch >= pruned
         value = float(self.history.rows[-1][metric])
@@ -96,7 +110,10 @@ class Pruning(pl.Callback):
 def pruning(folder: Path, history: History) -> list[pl.Callback]:
     """The callback for a run whose sweep prunes, else nothing."""
     try:
-        facts = json.loads((folder / JOB).read_text()).get("trial")
+        facts = checked(_Job, read_json(folder / JOB)).get("trial")
     except FileNotFoundError:
         return []  # no job of a sweep
+    except (OSError, ValueError) as error:
+        what = f"is not what a sweep writes ({getattr(error, 'strerror', None) or error})"
+        raise ResumeError(folder / JOB, what, START_ANEW, 29) from error
     return [Pruning(facts, folder, history)] if facts else []

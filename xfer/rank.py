@@ -6,7 +6,6 @@ cannot be read there (the images' names, what trains when) rank 0 sends; the wei
 
 from __future__ import annotations
 
-import json
 import logging
 import multiprocessing
 import os
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from xfer.builder import Builder
 from xfer.errors import XferError
+from xfer.files import read_json
 from xfer.log import flush, log
 from xfer.places import Places
 from xfer.ranks import tell
@@ -71,7 +71,7 @@ def take_part(folder: Path, number: int) -> int:
 
 
 def _specs(folder: Path) -> Specs:
-    plan = json.loads((folder / "plan.json").read_text())
+    plan = read_json(folder / "plan.json")
     return Builder(plan["config"], Places({}, [], [])).specs(plan["experiment"], [])
 
 

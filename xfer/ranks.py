@@ -7,7 +7,6 @@ started one task a device, tasks other than the first wait until the first says 
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
@@ -19,6 +18,7 @@ from pathlib import Path
 
 from xfer import errors
 from xfer.errors import ConfigError, OutOfMemory, XferError
+from xfer.files import read_json
 from xfer.storage import cache_dir, write_json
 from xfer.types import Plain
 
@@ -105,7 +105,7 @@ class Others:
         for number in range(1, self.ranks):
             path = _error_of(self.folder, number)
             if path.is_file():
-                facts = json.loads(path.read_text())
+                facts = read_json(path)
                 kind = getattr(errors, facts.pop("kind"))
                 error: XferError = kind(**facts)
                 return error
@@ -148,7 +148,7 @@ def _of_exit(number: int, code: int) -> XferError:
 
 def meeting(folder: Path) -> tuple[int, int]:
     """Port and number of ranks of the fit in ``folder``, for a rank other than 0."""
-    facts = json.loads(_word(folder).read_text())
+    facts = read_json(_word(folder))
     return int(facts["port"]), int(facts["ranks"])
 
 
@@ -209,7 +209,7 @@ def called() -> Path | None:
     path, leader = _rendezvous(), 0
     deadline = time.monotonic() + _ARRIVAL
     while True:
-        facts: Plain = json.loads(path.read_text()) if path.exists() else {}
+        facts: Plain = read_json(path) if path.exists() else {}
         if "folder" in facts:
             return Path(facts["folder"])
         leader = facts.get("leader", leader)

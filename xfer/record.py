@@ -11,7 +11,7 @@ from signal import Signals
 
 from xfer.errors import OutOfMemory, OutputError, XferError, printable
 from xfer.log import log, open_log
-from xfer.resume import BEST, LAST, entries, lock
+from xfer.resume import BEST, LAST, entries, lock, refuse_odd
 from xfer.schema import of_own_part
 from xfer.seal import sealed
 from xfer.signals import Stopped, stop
@@ -44,6 +44,7 @@ def recorded(folder: Path, goes_on: bool = False) -> Iterator[None]:
     Raises OutputError where another process works in it or, unless the run ``goes_on``, has.
     """
     with output_errors(folder):
+        refuse_odd(folder)
         held = lock(folder)
         if not goes_on and (folder / "status.json").exists():
             held.close()

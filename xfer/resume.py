@@ -15,8 +15,8 @@ from pydantic import AfterValidator
 from typing_extensions import TypedDict
 
 from xfer.checked import checked
-from xfer.errors import OutputError, ResumeError, printable
-from xfer.files import open_to_read, read_json
+from xfer.errors import OutputError, ResumeError, SafetyError, printable
+from xfer.files import handle_of, open_to_read, read_json
 from xfer.locks import Lock
 from xfer.log import log
 from xfer.seal import sealed
@@ -201,6 +201,7 @@ def _is_whole(path: Path) -> bool:
     return path.is_file() and sealed(path) is True
 
 
+_REMOVE = "remove it, or give another folder"
 START_ANEW = "start a new run: the same command without checkpoint.resume"
 _OTHER = START_ANEW + ", and with another run.dir"
 
@@ -209,22 +210,30 @@ class _Config(TypedDict, total=False):
     stages: list[str]
 
 
-class _Planned(TypedDict, total=False):
+class Planned(TypedDict, total=False):
+    """What is read of ``plan.json`` to go on with a run."""
+
     fingerprint: str
     config: _Config
 
 
-class _Status(TypedDict, total=False):
+class Ended(TypedDict, total=False):
+    """What is read of ``status.json``."""
+
     state: Literal["running", "finished", "failed", "interrupted"]
+    code: int | None
+    exit: int | None
+    message: str | None
+    remedy: str | None
     files: dict[_Below, str]
 
 
 def _plan(folder: Path) -> Plain:
-    return _facts(folder / "plan.json", _Planned)
+    return _facts(folder / "plan.json", Planned)
 
 
 def _status(folder: Path) -> Plain:
-    return {"state": "running", "files": {}} | _facts(folder / "status.json", _Status)
+    return {"state": "running", "files": {}} | _facts(folder / "status.json", Ended)
 
 
 def _facts(path: Path, kind: type) -> Plain:
@@ -247,7 +256,8 @@ def lock(folder: Path) -> Lock:
 
     Raises OutputError when another process holds it.
     """
-    handle = os.open(folder / ".lock", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+    handle = handle_of(folder / ".lock", flags, follow=False)
     try:
         held = Lock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
@@ -261,13 +271,30 @@ def lock(folder: Path) -> Lock:
 def is_live(folder: Path) -> bool:
     """Whether a process holds the run folder."""
     try:
-        with (folder / ".lock").open() as stream:
+        with os.fdopen(handle_of(folder / ".lock", follow=False)) as stream:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except FileNotFoundError:
         return False
     except BlockingIOError:
         return True
+    except OSError as error:
+        what = f"cannot be read ({error.strerror})"
+        raise SafetyError(folder / ".lock", what, "remove it", 31) from error
     return False
+
+
+def refuse_odd(folder: Path) -> None:
+    """Raise SafetyError for what no run puts into its folder: a link that leads out of it, a pipe,
+    a device. What is written there would be written elsewhere, or wait for ever."""
+    inside = folder.resolve()
+    for place, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            path = Path(place, name)
+            if path.is_symlink():
+                if not path.resolve().is_relative_to(inside):
+                    raise SafetyError(path, "is a link that leads out of the folder", _REMOVE, 31)
+            elif not (path.is_dir() or path.is_file()):
+                raise SafetyError(path, "is a pipe, a socket or a device", _REMOVE, 32)
 
 
 def entries(folder: Path) -> Iterator[Path]:

@@ -12,8 +12,13 @@ from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, NotRequired
 
+from pydantic import Field
+from typing_extensions import TypedDict
+
+from xfer.cards import card_of
+from xfer.checked import checked
 from xfer.errors import WeightsError
 from xfer.files import read_json
 from xfer.seal import sealed
@@ -60,14 +65,47 @@ def write_snapshot(path: Path, snapshot: Snapshot) -> None:
     save_tensors(path, content)
 
 
+class _Progress(TypedDict, total=False):
+    epoch: int
+    step: int
+    metric: str
+    value: float | None
+
+
+class _Facts(TypedDict):
+    format: Annotated[int, Field(ge=1)]
+    progress: _Progress
+    frozen: str | None
+    run: NotRequired[str | None]
+
+
+def _is_state(found: object) -> bool:
+    import torch
+
+    return isinstance(found, dict) and all(
+        isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in found.items()
+    )
+
+
 def read_snapshot(path: Path) -> Snapshot:
     """Read and check. Raises WeightsError for anything that is no xfer checkpoint."""
     content = load_tensors(path)
     facts = content.get("xfer") if isinstance(content, dict) else None
-    if not isinstance(facts, dict) or "card" not in facts:
+    if not isinstance(facts, dict) or not {"card", "format"} <= facts.keys():
         raise WeightsError(
             path, "is no xfer checkpoint", "for other weights use source=file source.path=...", 5
         )
+    try:
+        checked(_Facts, facts)
+        card = card_of(facts["card"])
+        if not _is_state(content.get("state_dict")):
+            raise ValueError("state_dict is no dict of tensors by name")
+    except ValueError as error:
+        fix = "use another copy of the file, or train again"
+        newer = isinstance(facts["format"], int) and facts["format"] > FORMAT
+        if not newer:
+            what = f"its card is not what xfer writes ({error})"
+            raise WeightsError(path, what, fix, 97) from error
     if facts["format"] > FORMAT:
         raise WeightsError(
             path, f"has format {facts['format']}, newer than this xfer", "update xfer", 6
@@ -81,7 +119,7 @@ def read_snapshot(path: Path) -> Snapshot:
         state |= content["ema"] or {}
         state = folded(state, from_plain(content.get("standard")))
     return Snapshot(
-        Card.from_plain(facts["card"]),
+        card,
         state,
         facts["progress"],
         facts["frozen"],

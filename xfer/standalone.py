@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 import time
 from collections.abc import Iterator
@@ -14,7 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from xfer.cards import Classes, Recipe
+from xfer.checked import checked
 from xfer.errors import ConfigError, DataError, WeightsError, XferError, raise_all
+from xfer.files import parsed, read_text
 from xfer.log import log
 from xfer.predict import find, tell_broken, told, write_predictions
 from xfer.preprocess import check_size, named, prepare
@@ -92,13 +94,20 @@ def _classes(
     if isinstance(labels, tuple):
         return labels
     if labels is None:
-        return tuple(json.loads(said["classes"]))
+        try:
+            return tuple(checked(Classes, parsed(said["classes"])))
+        except ValueError as error:
+            fix = "export it again, or type predict.labels=labels.json"
+            raise WeightsError(path, f"its class names are at fault ({error})", fix, 97) from error
     text = _read("predict.labels", labels)
     try:
-        found = json.loads(text)
-    except ValueError:
-        found = text.split("\n")  # a class a line
-    return tuple(str(name).strip() for name in found if str(name).strip())
+        is_json = text.lstrip()[:1] in ("[", "{", '"')
+        # Else a class a line.
+        found = parsed(text) if is_json else [name for name in text.split("\n") if name.strip()]
+        return tuple(name.strip() for name in checked(Classes, found))
+    except ValueError as error:
+        what, fix = f"'{labels}' is no list of class names ({error})", "give one a line"
+        raise ConfigError("predict.labels", what, fix, 97) from error
 
 
 def _recipe(path: Path, file: str | None, said: dict[str, str]) -> InputSpec:
@@ -107,15 +116,19 @@ def _recipe(path: Path, file: str | None, said: dict[str, str]) -> InputSpec:
         raise ConfigError("predict.recipe", what, "type predict.recipe=preprocess.json", 98)
     text = said["preprocess"] if file is None else _read("predict.recipe", file)
     try:
-        return InputSpec.from_plain(json.loads(text))
-    except (ValueError, TypeError, AttributeError) as error:
+        return InputSpec.from_plain(checked(Recipe, parsed(text)))
+    except ValueError as error:
+        if file is None:
+            fix = "export it again, or type predict.recipe=preprocess.json"
+            what = f"the recipe of its input is at fault ({error})"
+            raise WeightsError(path, what, fix, 98) from error
         fix = "give size, resize, interpolation, mean and std as preprocess.json has them"
         raise ConfigError("predict.recipe", f"{file} is no recipe ({error})", fix, 98) from error
 
 
 def _read(key: str, file: str) -> str:
     try:
-        return Path(file).expanduser().read_text(encoding="utf-8")
+        return read_text(Path(file).expanduser())
     except (OSError, UnicodeDecodeError) as error:
         what = f"'{file}' cannot be read ({getattr(error, 'strerror', None) or error})"
         raise ConfigError(key, what, "give an existing file", 99) from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,8 @@ from pathlib import Path
 from hydra.core.utils import JobReturn
 
 from hydra_plugins.xfer_slurm._launch import Submitter
+from xfer.checked import checked
+from xfer.files import read_json
 from xfer.resume import QUEUED
 from xfer.storage import write_json
 from xfer.sweep.space import Job
@@ -45,10 +46,10 @@ class SlurmQueue:
     def rejoin(self, number: int, folder: Path) -> bool:
         """Whether Slurm has it still."""
         try:
-            facts = json.loads((folder / QUEUED).read_text())
-        except (OSError, ValueError):
+            facts = checked(dict[str, str], read_json(folder / QUEUED))
+            return self.submitter.rejoin(number, facts["slurm"], facts["files"])
+        except (OSError, ValueError, KeyError):
             return False  # it was never in a queue
-        return self.submitter.rejoin(number, facts["slurm"], facts["files"])
 
     def ended(self) -> list[tuple[int, int, str]]:
         """Once a second the files are looked at, and every ten the queue."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from xfer.asked import refuse_one_run
 from xfer.devices import check_gpus
 from xfer.errors import JobFailed
+from xfer.files import read_json
 from xfer.log import say
 from xfer.places import override_key
 from xfer.resume import OUTPUT
@@ -83,5 +83,5 @@ def _resume(config: DictConfig, row: Sequence[str]) -> str | None:
 
 def _best(folder: Path) -> float | None:
     path = folder / "result.json"
-    best = json.loads(path.read_text()).get("best") if path.is_file() else None
+    best = read_json(path).get("best") if path.is_file() else None
     return float(best["value"]) if best else None

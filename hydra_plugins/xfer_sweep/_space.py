@@ -10,6 +10,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 from hydra.errors import HydraException
 
+from xfer.below_hydra import check_key
+from xfer.bounded_yaml import is_deep
 from xfer.errors import SweepError
 from xfer.sweep.space import Choice, Interval, Parameter
 
@@ -21,6 +23,7 @@ def parse(
     parser = OverridesParser.create(config_loader=loader)
     space: dict[str, Parameter] = {}
     for key, text in params.items():
+        check_key("sweep.params", key)
         override = _parsed(parser, f"{key}={text}", f"sweep.params.{key}")
         space[key] = _parameter(parser, override)
     fixed = []
@@ -48,10 +51,12 @@ def read(texts: Sequence[str], loader: ConfigLoader) -> dict[str, Any]:
 
 def _parsed(parser: OverridesParser, text: str, where: str) -> Override:
     try:
+        if is_deep(text):
+            raise HydraException("nested too deeply")  # Hydra's parser would take minutes
         return parser.parse_override(text)
     except HydraException as error:
         fix = "write a,b,c or choice(a,b), range(1,9), interval(0,1), tag(log,interval(1e-4,1))"
-        raise SweepError(where, f"'{text}' is not understood", fix, 15) from error
+        raise SweepError(where, f"'{text[:200]}' is not understood", fix, 15) from error
 
 
 def _parameter(parser: OverridesParser, override: Override) -> Parameter:

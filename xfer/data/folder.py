@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
@@ -11,11 +10,13 @@ from unicodedata import normalize
 
 from annotated_types import MinLen
 
+from xfer.checked import checked
 from xfer.data.gather import of_files
 from xfer.data.loading import SPLITS, Loading, Row, divide, place, shares
 from xfer.data.tree import FOREIGN, Tree
 from xfer.download import fetch_zip
 from xfer.errors import DataError, printable
+from xfer.files import read_json
 from xfer.types import Dataset
 
 _CANIDAE = (
@@ -83,8 +84,11 @@ def _origin(root: Path) -> list[str]:
     path = root / ".origin.json"
     if not path.is_file():
         return []
-    facts = json.loads(path.read_text())
-    return [printable(f"downloaded from {facts['url']}, sha256 {facts['sha256']}")]
+    try:
+        facts = checked(dict[str, str], read_json(path))
+        return [printable(f"downloaded from {facts['url']}, sha256 {facts['sha256']}")]
+    except (OSError, ValueError, KeyError):
+        return []  # whoever wrote it, the images are looked at themselves
 
 
 def _splits(tree: Tree) -> list[str]:

@@ -7,6 +7,7 @@ import difflib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated, Literal
 from unicodedata import normalize
@@ -16,6 +17,7 @@ from annotated_types import MaxLen, MinLen
 from xfer.data.gather import of_files
 from xfer.data.loading import SPLITS, Loading, Row, divide, place
 from xfer.errors import DataError, closest
+from xfer.files import open_to_read
 from xfer.types import Dataset
 
 _HEADER = "let the first line be path,label or path,label,split"
@@ -75,7 +77,7 @@ def _rows(path: Path, how: Manifest) -> list[Row]:
 def _lines(path: Path, sign: str) -> Iterator[tuple[int, list[str]]]:
     """(line number, cells) of every line that is not blank."""
     try:
-        with path.open(encoding="utf-8-sig", newline="") as stream:
+        with TextIOWrapper(open_to_read(path), encoding="utf-8-sig", newline="") as stream:
             reader = csv.reader(stream, strict=True, delimiter=sign)
             for cells in reader:
                 if any(cells):

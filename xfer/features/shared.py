@@ -14,7 +14,6 @@ import math
 import os
 import re
 import shutil
-import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -22,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from xfer.errors import OutputError
+from xfer.files import handle_of
 from xfer.locks import Lock, waits
 from xfer.log import log
 
@@ -235,9 +235,4 @@ def part_of(slot: Slot) -> Iterator[tuple[Path, Callable[[memoryview], None]]]:
 
 def open_plain(path: Path) -> io.FileIO:
     """A plain file, unbuffered; never a link, a folder or a pipe. Raises OSError."""
-    # Without O_NONBLOCK, a pipe in the file's place would wait for a writer.
-    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-    if not stat.S_ISREG(os.fstat(handle).st_mode):
-        os.close(handle)
-        raise OSError(errno.EINVAL, "it is no plain file")
-    return os.fdopen(handle, "rb", buffering=0)
+    return os.fdopen(handle_of(path, follow=False), "rb", buffering=0)

@@ -7,8 +7,7 @@ import shlex
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import yaml
-
+from xfer.bounded_yaml import built
 from xfer.errors import XferError
 from xfer.leaderboard.jobs import Job, read_facts
 from xfer.leaderboard.sweep import Sweep
@@ -45,8 +44,8 @@ def _values(overrides: Sequence[str]) -> Plain:
 
 def _value(text: str) -> Any:
     try:
-        found = yaml.safe_load(text)
-    except yaml.YAMLError:
+        found = built(text)
+    except ValueError:
         return text
     try:
         # YAML takes 1e-3 for a text, Hydra does not. What is in quotes is one for both.

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from xfer.files import read_json
 from xfer.sweep.objective import Objective, entry
 from xfer.types import Plain
 
@@ -86,10 +87,10 @@ def _state(status: Plain, result: Plain, wrong: str) -> tuple[str, str]:
 def read_facts(path: Path) -> tuple[Plain, str]:
     """The JSON object in ``path`` and what is wrong with it; neither when there is no file."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_json(path)
     except FileNotFoundError:
         return {}, ""
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         line = str(error).splitlines()[0]
         return {}, f"{path.name} cannot be read ({line})"
     return (found, "") if isinstance(found, dict) else ({}, f"{path.name} holds no facts")

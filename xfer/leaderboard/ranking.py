@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import csv
+import io
 import statistics
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from xfer.files import read_bytes
 from xfer.leaderboard.jobs import Job
 from xfer.leaderboard.sweep import Sweep
 from xfer.statistics import mcnemar
@@ -130,8 +132,8 @@ def duel(rows: Sequence[Row], split: str) -> Duel:
 def _answers(path: Path) -> dict[str, tuple[str, str]]:
     """The (label, prediction) of every image by its path; empty where they cannot be read."""
     try:
-        with path.open(encoding="utf-8", errors="surrogateescape", newline="") as stream:
-            rows = list(csv.DictReader(stream))
+        text = read_bytes(path).decode(errors="surrogateescape")
+        rows = list(csv.DictReader(io.StringIO(text, newline="")))
         return {row["path"]: (row["label"], row["prediction"]) for row in rows}
     except (OSError, csv.Error, KeyError):
         return {}

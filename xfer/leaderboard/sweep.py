@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
+from xfer.bounded_yaml import read_yaml
 from xfer.errors import ConfigError
 from xfer.leaderboard.jobs import Job, read_facts, read_job
 from xfer.resume import flat
@@ -17,6 +16,7 @@ from xfer.sweep.objective import Objective
 from xfer.types import Plain
 
 _MARKS = ("job.json", "config.yaml", "status.json")
+_MOST_JOBS = 100_000
 _FIX = "give sweep.dir=outputs/multirun/EXPERIMENT/SWEEP"
 
 
@@ -99,6 +99,8 @@ def _asked(
         baseline = record.get("baseline")
         named = None if baseline is None else tuple(map(str, baseline))
         total = int(record.get("jobs") or 0)
+        if total > _MOST_JOBS:
+            raise ValueError(f"{total} jobs are more than {_MOST_JOBS:,}")
     except (KeyError, TypeError, ValueError) as error:
         what = f"sweep.json is not what a sweep writes ({type(error).__name__}: {error})"
         raise _faulty(folder, what) from error
@@ -126,8 +128,8 @@ def _faulty(folder: Path, what: str) -> ConfigError:
 
 def _yaml(path: Path) -> Plain:
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
+        found = read_yaml(path)
+    except (OSError, ValueError):
         return {}  # the job is listed without its parameters
     return found if isinstance(found, dict) else {}
 

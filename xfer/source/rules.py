@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from annotated_types import Ge, Le
 
 from xfer.errors import ConfigError, WeightsError, closest
+from xfer.files import parsed, read_text
 from xfer.patterns import compiled, matches, substituted
 from xfer.weights import Content, Weights
 
@@ -165,8 +165,8 @@ def _idle(key: str, pattern: str, names: Sequence[str]) -> ConfigError:
 def _listed(path: Path) -> tuple[str, ...]:
     """Class names from a text file, one a line, or from a JSON list or ``{index: name}``."""
     try:
-        text = path.read_text(encoding="utf-8")
-        found = json.loads(text) if text.lstrip()[:1] in ("[", "{") else text.splitlines()
+        text = read_text(path)
+        found = parsed(text) if text.lstrip()[:1] in ("[", "{") else text.splitlines()
         if isinstance(found, dict):
             found = [found[str(i)] for i in range(len(found))]
     except (OSError, ValueError, KeyError) as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from pathlib import Path
 
 from xfer.download import KEPT_WEIGHTS, fetch
 from xfer.errors import ConfigError, OutputError, WeightsError, XferError
+from xfer.files import handle_of, read_json
 from xfer.locks import Lock, waits
 from xfer.log import log
 from xfer.source.rules import Rules
@@ -116,7 +116,7 @@ def _sound(path: Path) -> bool:
 
 def _recorded(record: Path) -> str | None:
     try:
-        found = json.loads(record.read_text(encoding="utf-8"))["sha256"]
+        found = read_json(record)["sha256"]
     except (OSError, ValueError, LookupError, TypeError):
         return None
     return found if isinstance(found, str) and re.fullmatch("[0-9a-f]{64}", found) else None
@@ -128,7 +128,7 @@ def _alone(path: Path) -> Iterator[None]:
     lock = path.with_name(f"{path.name}.lock")
     try:
         lock.parent.mkdir(parents=True, exist_ok=True)
-        handle = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        handle = handle_of(lock, os.O_RDWR | os.O_CREAT, follow=False)
         held = Lock(handle, waiting=waits(f"fetches {path.name}"))
     except OSError as error:
         raise OutputError(

@@ -8,12 +8,29 @@ import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal, NotRequired
 
-from xfer.errors import ResumeError, XferError
+from pydantic import Field
+from typing_extensions import TypedDict
+
+from xfer.below_hydra import check_key
+from xfer.checked import checked
+from xfer.errors import ResumeError, SafetyError, XferError
+from xfer.files import open_to_append, read_bytes, read_json
 from xfer.locks import Lock
 from xfer.log import log
-from xfer.resume import BESIDE, JOB, OUTPUT, check_stages, is_live, lacks, lock
+from xfer.resume import (
+    BESIDE,
+    JOB,
+    OUTPUT,
+    Ended,
+    Planned,
+    check_files,
+    check_stages,
+    is_live,
+    lacks,
+    lock,
+)
 from xfer.signals import STOPPING
 from xfer.storage import output_errors, write_json
 from xfer.sweep.objective import Objective
@@ -23,6 +40,23 @@ from xfer.types import Plain
 State = Literal["missing", "running", "interrupted", "failed", "finished"]
 _SWEEP = "sweep.json"
 _UNKNOWN = {"state": "running", "code": None, "exit": None, "message": None, "remedy": None}
+
+
+class _Job(TypedDict):
+    job: Annotated[int, Field(ge=0)]
+    overrides: list[str]
+    parameters: Plain
+    trial: NotRequired[Plain | None]
+
+
+class _Head(TypedDict, total=False):
+    threads: int | None
+    fingerprint: str
+    command: str
+
+
+_KINDS = {_SWEEP: _Head, JOB: _Job, "status.json": Ended, "plan.json": Planned}
+"""What is read of each file."""
 _OURS = (".lock", "run.log", "optuna.journal", "optuna.journal.lock")
 """What a sweep leaves that was refused, or killed before it began."""
 
@@ -81,8 +115,11 @@ class Ledger:
         return "interrupted" if state == "finished" and lacks(folder, self.stages) else state
 
     def check(self, number: int) -> None:
-        """Raise ResumeError for a job that has finished with other stages than it is to do."""
+        """Raise ResumeError for a job that has finished with other stages than it is to do, or
+        whose files are no longer those that it finished with."""
         check_stages(self(number), self.stages, "another sweep.dir")
+        if self.state(number) == "finished":
+            check_files(self(number))
 
     def finished(self) -> set[int]:
         """The numbers of the jobs that have finished."""
@@ -102,6 +139,8 @@ class Ledger:
             facts = _read(path)
             if facts:
                 texts = tuple(facts["overrides"])
+                for text in texts:
+                    check_key(str(path), text.partition("=")[0])
                 yield Job(facts["job"], texts, facts["parameters"], facts.get("trial"))
 
     def prepare(self, job: Job) -> Path:
@@ -110,6 +149,8 @@ class Ledger:
         One that was interrupted goes on where it stood. What cannot go on is emptied.
         """
         folder = self(job.number)
+        if folder.is_symlink():  # to be emptied, perhaps
+            raise SafetyError(folder, "is a link that leads out of the folder", "remove it", 31)
         with output_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
         status, plan = (_read(folder / name) for name in ("status.json", "plan.json"))
@@ -129,7 +170,7 @@ class Ledger:
     def note(self, number: int, line: str) -> None:
         """Keep what others told of a job that could not tell it itself."""
         if line:
-            with (self(number) / OUTPUT).open("a", encoding="utf-8") as stream:
+            with open_to_append(self(number) / OUTPUT) as stream:
                 stream.write(f"{line}\n")
 
     def settle(self, number: int, code: int) -> str:
@@ -174,7 +215,7 @@ def _last_line(path: Path, heard: int) -> str:
     said there."""
     if not path.is_file():
         return ""
-    text = path.read_bytes()[heard:].decode(errors="replace")
+    text = read_bytes(path)[heard:].decode(errors="replace")
     lines = [line for line in text.splitlines() if line.strip()]
     told = [line for line in lines if line.startswith("xfer: error E")]
     return (told or lines or [""])[-1][:500]
@@ -182,7 +223,7 @@ def _last_line(path: Path, heard: int) -> str:
 
 def _empty(folder: Path) -> None:
     for path in folder.iterdir():
-        if path.is_dir():
+        if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         elif path.name not in BESIDE:
             path.unlink()
@@ -228,7 +269,8 @@ def hold(folder: Path) -> Lock:
 
 def _read(path: Path) -> Plain:
     try:
-        facts: Plain = json.loads(path.read_text())
+        facts: Plain = read_json(path)
+        checked(_KINDS[path.name], facts)
     except (OSError, ValueError):
-        return {}  # nothing was written there, which is the answer
+        return {}  # nothing that a sweep writes is there, which is the answer
     return facts

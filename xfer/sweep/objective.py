@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import csv
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from xfer.errors import SweepError, closest
+from xfer.files import read_json, read_text
 from xfer.logged import EAGER, RUN, names, speeds
 from xfer.statistics import wilson
 from xfer.sweep import Direction
@@ -118,7 +118,7 @@ def _known(stages: Sequence[str], files: Sequence[str]) -> list[str]:
 def values(folder: Path, wanted: Sequence[Objective]) -> list[float] | None:
     """The objectives of a finished job in ``folder``; ``None`` where one of them is not there."""
     try:
-        result = json.loads((folder / "result.json").read_text())
+        result = read_json(folder / "result.json")
     except (OSError, ValueError):
         return None
     found = [objective.value(folder, result) for objective in wanted]
@@ -129,8 +129,8 @@ def values(folder: Path, wanted: Sequence[Objective]) -> list[float] | None:
 def _logged(folder: Path, metric: str, epoch: object) -> float | None:
     """The column ``metric`` of ``metrics.csv`` in the row of ``epoch``."""
     try:
-        with (folder / "metrics.csv").open(encoding="utf-8", newline="") as stream:
-            cells = {row["epoch"]: row.get(metric) for row in csv.DictReader(stream)}
+        table = csv.DictReader(read_text(folder / "metrics.csv").splitlines())
+        cells = {row["epoch"]: row.get(metric) for row in table}
         return number_at({"cell": float(cells.get(str(epoch)) or "nan")}, "cell")
     except (OSError, ValueError, KeyError, csv.Error):
         return None  # the job is listed as one without that value
@@ -140,7 +140,7 @@ def _measured(folder: Path, metric: str) -> float | None:
     """What ``benchmark.json`` says of a file; its first row is eager torch."""
     name, _, measure = metric.removeprefix("benchmark.").rpartition(".")
     try:
-        rows = json.loads((folder / "benchmark.json").read_text())
+        rows = read_json(folder / "benchmark.json")
     except (OSError, ValueError):
         return None  # the job is listed as one without that value
     found = rows[:1] if name == EAGER else [row for row in rows if row["name"] == name]

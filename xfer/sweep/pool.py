@@ -14,6 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from xfer.files import open_to_append
 from xfer.resume import OUTPUT
 from xfer.signals import Stopped, blocked, noted
 from xfer.sweep.slots import Slot
@@ -202,7 +203,7 @@ class Pool:
         code = keeper.close()
         if task is not None:
             told = f"was killed by signal {-code}" if code < 0 else f"left with exit {code}"
-            with (task.folder / OUTPUT).open("a", encoding="utf-8") as stream:
+            with open_to_append(task.folder / OUTPUT) as stream:
                 stream.write(f"the process that starts the jobs of slot {at} {told}\n")
         return 128 - code if code < 0 else code or 1
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xfer.errors import SweepError, XferError
+from xfer.files import handle_of
 from xfer.locks import Lock, waits
 from xfer.log import log
 from xfer.sweep import Sweep
@@ -201,7 +202,7 @@ class _Lock:
         self.held: Lock | None = None
 
     def acquire(self) -> bool:
-        handle = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        handle = handle_of(Path(self.path), os.O_RDWR | os.O_CREAT, follow=False)
         self.held = Lock(handle, waiting=waits(f"writes {self.path.removesuffix('.lock')}"))
         return True
 

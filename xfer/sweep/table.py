@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from xfer.errors import printable
+from xfer.files import read_text
 
 
 @dataclass
@@ -43,6 +44,6 @@ class Table:
 
 def _epochs(folder: Path) -> int:
     try:
-        return max(len((folder / "metrics.csv").read_text().splitlines()) - 1, 0)
-    except OSError:
+        return max(len(read_text(folder / "metrics.csv").splitlines()) - 1, 0)
+    except (OSError, ValueError):
         return 0  # no epoch has ended

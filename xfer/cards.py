@@ -1,0 +1,98 @@
+"""What a card must look like, in a checkpoint, an exported file or a file beside one.
+
+Whoever sends weights sends their card along: every value is held to its type and to a size that
+a network could have, before anything is built, allocated or written because of it.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, NotRequired
+
+from pydantic import ConfigDict, Field, StringConstraints, with_config
+from typing_extensions import TypedDict
+
+from xfer.checked import checked
+from xfer.types import Card, Plain
+
+_FORBID = ConfigDict(extra="forbid", allow_inf_nan=False)
+_ALLOW = ConfigDict(extra="allow", allow_inf_nan=False)
+_MOST_PIXELS, _MOST_CLASSES = 8192, 1_000_000
+_Pixels = Annotated[int, Field(gt=0, le=_MOST_PIXELS)]
+_Mean = Annotated[float, Field(ge=-1e6, le=1e6)]
+_Std = Annotated[float, Field(gt=0, le=1e6)]
+_Name = Annotated[str, StringConstraints(min_length=1, max_length=10_000)]
+Classes = Annotated[list[_Name], Field(min_length=1, max_length=_MOST_CLASSES)]
+
+
+@with_config(_FORBID)
+class Recipe(TypedDict):
+    """The recipe of a network's input, as ``preprocess.json`` has it."""
+
+    size: tuple[_Pixels, _Pixels]
+    resize: _Pixels | None
+    interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"]
+    mean: tuple[_Mean, _Mean, _Mean]
+    std: tuple[_Std, _Std, _Std]
+
+
+@with_config(_ALLOW)
+class _Spec(TypedDict):
+    _target_: str
+
+
+@with_config(_ALLOW)
+class _Source(TypedDict, total=False):
+    spec: _Spec
+    kind: str
+    origin: str | None
+    sha256: str | None
+    coverage: float | None
+    kept: bool
+    classes: Annotated[int, Field(gt=0, le=_MOST_CLASSES)] | None
+    rows: list[list[Annotated[int, Field(ge=0)]]]
+
+
+@with_config(_ALLOW)
+class _Rule(TypedDict):
+    match: Annotated[str, StringConstraints(max_length=1000)]
+
+
+@with_config(_FORBID)
+class _Compat(TypedDict, total=False):
+    dialect: str
+    same: list[str]
+    batch_norm: list[_Rule]
+    layer_norm: list[_Rule]
+    conv: list[_Rule]
+    max_pool: list[_Rule]
+    gelu: list[_Rule]
+    network: list[_Rule]
+
+
+@with_config(_FORBID)
+class _Adapters(TypedDict, total=False):
+    rank: Annotated[int, Field(gt=0)]
+    scale: float
+    weights: list[str]
+
+
+@with_config(_FORBID)
+class _Card(TypedDict):
+    backbone: _Spec
+    head: _Spec
+    classes: Classes
+    input: Recipe
+    source: NotRequired[_Source]
+    experiment: NotRequired[str]
+    splits: NotRequired[dict[str, str]]
+    compat: NotRequired[_Compat]
+    adapters: NotRequired[_Adapters]
+
+
+def card_of(facts: Any) -> Card:
+    """The card that plain facts describe. Raises ValueError in one line for what is none."""
+    checked(_Card, facts)
+    found: Plain = facts
+    if len(set(found["classes"])) != len(found["classes"]):
+        raise ValueError("classes has a name twice")
+    return Card.from_plain(found)
