@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from xfer.features.shared import Slot, locked
-from xfer.images import _alone, scan
+from xfer.images import _alone, examine
 from xfer.locks import Lock
 from xfer.log import log
 from xfer.resume import is_live
@@ -101,7 +101,7 @@ def test_who_waits_for_a_scan_that_stands_still_is_told_for_whom(
     owner, worker = holding("scan", tmp_path)
     owner.send_signal(signal.SIGSTOP)
     done: list[list[str]] = []
-    waits = threading.Thread(target=lambda: done.append(scan([tmp_path / "a.png"], tmp_path)))
+    waits = threading.Thread(target=lambda: done.append(examine([tmp_path / "a.png"], tmp_path)))
     try:
         waits.start()
         time.sleep(0.5)
