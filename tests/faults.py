@@ -49,7 +49,7 @@ POINTS = {
     "freeze_proof": (IMAGES, "xfer.phases:Phases._prove", 1),
     "whole_best_file": (IMAGES, "xfer.fit:_complete", 1),
     "predictions": (IMAGES, "xfer.predict:write_predictions", 1),
-    "plan": (IMAGES, "xfer.workflow:_write_plan", 1),
+    "plan": (IMAGES, "xfer.workflow:write_plan", 1),
     "status": (IMAGES, "xfer.record:Status.write", 2),
     "export": (OUTPUTS, "xfer.workflow:_export", 1),
     "report": (OUTPUTS, "xfer.report.finish:finish", 1),

@@ -115,5 +115,5 @@ def test_sixty_four_runs_of_one_second_get_folders_of_their_own(tmp_path, monkey
         run_dir, experiment = None, "many"
 
     with ThreadPoolExecutor(64) as pool:
-        folders = list(pool.map(lambda _: workflow._make_folder(Specs()), range(64)))
+        folders = list(pool.map(lambda _: workflow.make_folder(Specs()), range(64)))
     assert len(set(folders)) == 64 and all(folder.is_dir() for folder in folders)

@@ -181,7 +181,7 @@ class Kept:
     @property
     def most_bytes(self) -> int:
         """What all views take once each has been used."""
-        return _most_bytes(self.work, self.cut)
+        return largest_cut(self.work, self.cut)
 
     def facts(self, before: Plain) -> Plain:
         """What is to be said, added to what was said ``before`` of an earlier phase."""
@@ -238,13 +238,14 @@ def keepable(plan: Plan, module: Partly, options: Auto) -> Kept | Refusal:
 def fitting(work: Extraction, options: Auto) -> Cut | Refusal:
     """The cut, unless the views behind it would push each other out of the store."""
     cut = work.cut()
-    if isinstance(cut, Refusal) or _most_bytes(work, cut) <= options.max_gb * 1e9:
+    if isinstance(cut, Refusal) or largest_cut(work, cut) <= options.max_gb * 1e9:
         return cut
-    size = f"{_most_bytes(work, cut) / 1e9:.3g} GB"
+    size = f"{largest_cut(work, cut) / 1e9:.3g} GB"
     return Refusal(f"all views take {size}, more than features.max_gb={options.max_gb:g}")
 
 
-def _most_bytes(work: Extraction, cut: Cut) -> int:
+def largest_cut(work: Extraction, cut: Cut) -> int:
+    """The bytes that all views of the training and validation images take at ``cut``, at most."""
     images = (work.views or 1) * len(work.samples("train")) + len(work.samples("val"))
     return images * cut.bytes_per_image()
 

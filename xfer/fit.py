@@ -120,14 +120,14 @@ def _train(
     team.same(net)
     module = Classifier(net, plan, team, standard)
     history = History(plan, folder, team)
-    with _quiet():
+    with quiet():
         feed = Feed(plan, folder, _loaders(plan, val, team), team)
         phases = Phases(plan, folder, history, feed)
         callbacks = [phases, history, Pruned(history, prunes)]
-        trainer = _trainer(plan, folder, callbacks, team)
+        trainer = lightning_trainer(plan, folder, callbacks, team)
         loaders = feed.train, feed.val
         try:
-            full = _out_of_memory(
+            full = out_of_memory(
                 lambda: trainer.fit(module, *loaders, ckpt_path=resume, weights_only=True)
             )
         except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
@@ -137,7 +137,7 @@ def _train(
             what = f"does not fit the run that it is of ({said})"
             raise ResumeError(resume, what, START_ANEW, 26) from error
         if full:
-            raise _too_large(module, plan)
+            raise too_large_error(module, plan)
     if not history.rows:
         raise DataError("data", "has no batch to train on", "add images", 46)
     if history.best is None:
@@ -165,7 +165,7 @@ def _standard(plan: Plan, net: torch.nn.Module, resume: Path | None, team: Team)
     return team.told(found)
 
 
-def _out_of_memory(work: Callable[[], object]) -> bool:
+def out_of_memory(work: Callable[[], object]) -> bool:
     """Whether ``work`` ran out of memory. Raises Stopped where a signal is behind its failure."""
     try:
         work()
@@ -179,7 +179,7 @@ def _out_of_memory(work: Callable[[], object]) -> bool:
     return False
 
 
-def _too_large(module: Classifier, plan: Plan) -> OutOfMemory:
+def too_large_error(module: Classifier, plan: Plan) -> OutOfMemory:
     """The error that names the batch size which fits, tried with blank images."""
     data, device = plan.specs.data, device_of(plan.specs.trainer.accelerator)
     assert data is not None
@@ -233,7 +233,10 @@ def _loaders(plan: Plan, fitted_val: Samples, team: Team) -> tuple[TrainLoader, 
     return loader, EvalLoader(val, size, workers, pin, share)
 
 
-def _trainer(plan: Plan, folder: Path, callbacks: list[pl.Callback], team: Team) -> pl.Trainer:
+def lightning_trainer(
+    plan: Plan, folder: Path, callbacks: list[pl.Callback], team: Team
+) -> pl.Trainer:
+    """The Trainer of Lightning that the configuration describes; it writes into ``folder``."""
     options, specs = plan.specs.trainer, plan.specs
     logger = specs.logger.build(folder, specs.experiment) if team.leads else None
     bar = _ProgressBar() if team.leads and _is_terminal() else None
@@ -280,7 +283,7 @@ class _ProgressBar(TQDMProgressBar):
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Lightning's advertisements and hints stay out of the run; its errors do not."""
     logger = logging.getLogger("pytorch_lightning")
     level = logger.level

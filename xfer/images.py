@@ -91,12 +91,12 @@ def decode(
     Raises DataError naming the file, also where it is not the one that was ``scanned``.
     """
     try:
-        data, stamp = _read(path)
-        with _open(data) as image:
-            _refuse_huge(image)
-            decoded = _to_rgb(image, data, over)
+        data, stamp = read_file(path)
+        with open_image(data) as image:
+            refuse_huge(image)
+            decoded = rgb_of(image, data, over)
     except Exception as error:  # PIL's plugins raise struct.error, IndexError and more
-        raise _broken(path, _reason(error)) from error
+        raise broken_image(path, reason_of(error)) from error
     if scanned and stamp != scanned[0] and hashlib.sha256(data).hexdigest() != scanned[1]:
         raise DataError(
             path,
@@ -107,7 +107,7 @@ def decode(
     return decoded
 
 
-def _read(path: Path) -> tuple[bytes, str]:
+def read_file(path: Path) -> tuple[bytes, str]:
     """What is in a regular file, and its stamp when all of it was read."""
     # Opening a pipe would wait for a writer, for ever.
     if not path.is_file() and path.exists():
@@ -119,20 +119,22 @@ def _read(path: Path) -> tuple[bytes, str]:
         data = stream.read()
         after = os.fstat(stream.fileno())
     # A file that was written to meanwhile has no stamp that a scan could have seen.
-    return data, _stamp_of(after) if _stamp_of(after) == _stamp_of(facts) else ""
+    return data, stamp_of(after) if stamp_of(after) == stamp_of(facts) else ""
 
 
-def _open(data: bytes) -> Image:
+def open_image(data: bytes) -> Image:
+    """The image that ``data`` holds, not decoded yet; formats that nobody trains on are refused."""
     return PIL.open(io.BytesIO(data), formats=_FORMATS)
 
 
 def decode_bytes(data: bytes) -> Image:
     """The same for the bytes of a file that is sound."""
-    with _open(data) as image:
-        return _to_rgb(image, data)
+    with open_image(data) as image:
+        return rgb_of(image, data)
 
 
-def _refuse_huge(image: Image) -> None:
+def refuse_huge(image: Image) -> None:
+    """Raise ValueError for an image of more than MAX_PIXELS."""
     if image.width * image.height > MAX_PIXELS:
         raise ValueError(f"{image.width} x {image.height} pixels; more than {MAX_PIXELS}")
 
@@ -147,10 +149,11 @@ def to_rgb(image: Image) -> Image:
     return _upright(image)
 
 
-def _to_rgb(image: Image, data: bytes, over: PixelRange | None = None) -> Image:
+def rgb_of(image: Image, data: bytes, over: PixelRange | None = None) -> Image:
+    """Decode ``image``, opened from ``data``: upright, RGB, deep pixels scaled from ``over``."""
     if is_deep(image):
         # Asking for the orientation decodes a PNG, so that comes second.
-        found = numbers(image, lambda: _open(data))
+        found = numbers(image, lambda: open_image(data))
         turned = image.getexif().get(_ORIENTATION)
         image = scaled(found, over)
         if turned:
@@ -170,13 +173,15 @@ def _upright(image: Image) -> Image:
     return image.copy() if image.mode == "RGB" else image.convert("RGB")
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
+    """What is wrong with an image, for people, where decoding it raised ``error``."""
     if isinstance(error, UnidentifiedImageError):
         return "it is no image"
     return printable(error) or type(error).__name__
 
 
-def _broken(path: Path, reason: str, more: int = 0) -> DataError:
+def broken_image(path: Path, reason: str, more: int = 0) -> DataError:
+    """The error that names a broken image, and how many ``more`` there are."""
     others = f"; {more} more files are broken" if more else ""
     return DataError(
         path, f"cannot be read as an image ({reason}){others}", "remove or replace the file", 10
@@ -191,12 +196,12 @@ def inspect(path: Path) -> _Found:
     else is decoded.
     """
     try:
-        data, _ = _read(path)
+        data, _ = read_file(path)
         reach = _check(data)
     except OSError as error:
-        return "", error.strerror or _reason(error), "", None
+        return "", error.strerror or reason_of(error), "", None
     except Exception as error:  # as in decode
-        return "", _reason(error), "", None
+        return "", reason_of(error), "", None
     return hashlib.sha256(data).hexdigest(), None, _look(data, reach), reach
 
 
@@ -204,24 +209,24 @@ def _check(data: bytes) -> Extent | None:
     """What the pixels of a sound image reach, where they have more than 8 bits; raises else."""
     if not data:
         raise ValueError("the file is empty")
-    with _open(data) as image:
-        _refuse_huge(image)
+    with open_image(data) as image:
+        refuse_huge(image)
         if is_deep(image):
-            return extent(numbers(image, lambda: _open(data)))
+            return extent(numbers(image, lambda: open_image(data)))
         if image.format == "PNG":
             image.verify()
         elif image.format not in ("JPEG", "MPO") or not _has_end(data):
-            _to_rgb(image, data)
+            rgb_of(image, data)
     return None
 
 
 def _look(data: bytes, reach: Extent | None) -> str:
     try:
-        with _open(data) as image:
+        with open_image(data) as image:
             if reach:
                 # From its darkest to its brightest: no two dark pictures are alike for being dark.
                 over = (reach.low, max(reach.high, reach.low + 1))
-                return look(_to_rgb(image, data, over))
+                return look(rgb_of(image, data, over))
             image.draft("L", (34, 32))  # a JPEG is decoded at an eighth of its size
             return look(ImageOps.exif_transpose(image))
     except Exception:  # as in decode; what only a whole decoding finds, training will name
@@ -246,7 +251,7 @@ class Facts(NamedTuple):
 
 def broken_files(broken: Sequence[Facts]) -> DataError:
     """The error about files that are no sound images."""
-    return _broken(broken[0].path, str(broken[0].problem), more=len(broken) - 1)
+    return broken_image(broken[0].path, str(broken[0].problem), more=len(broken) - 1)
 
 
 _LARGEST_CACHE = 1 << 32
@@ -317,10 +322,11 @@ def _stamp(path: Path) -> str:
         facts = path.stat()
     except OSError:
         return "missing"
-    return _stamp_of(facts)
+    return stamp_of(facts)
 
 
-def _stamp_of(facts: os.stat_result) -> str:
+def stamp_of(facts: os.stat_result) -> str:
+    """Size and times of a file: while they are the same, so is its content."""
     return f"{facts.st_size}-{facts.st_mtime_ns}-{facts.st_ctime_ns}"
 
 

@@ -26,7 +26,7 @@ from xfer.undrawn import Undrawn
 from xfer.weights import Weights
 
 # Libraries whose networks are nothing but their state.
-_STATELESS = ("timm", "torchvision")
+STATELESS = ("timm", "torchvision")
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def blueprint(parts: Parts) -> tuple[Network, Network]:
 
     Raises ConfigError for one that takes more than images.
     """
-    before, after = _on_meta(parts.bare), _on_meta(parts.bare)
+    before, after = on_meta(parts.bare), on_meta(parts.bare)
     _refuse_more_inputs(before.module)
     with torch.device("meta"):
         parts.finish(after)
@@ -94,7 +94,8 @@ def _refuse_more_inputs(net: nn.Module) -> None:
         raise ConfigError("backbone", what, fix, 0)
 
 
-def _on_meta(build: Callable[[], Network]) -> Network:
+def on_meta(build: Callable[[], Network]) -> Network:
+    """The network that ``build`` makes, without values, where its architecture allows that."""
     with torch.random.fork_rng(devices=[]):
         try:
             # There is nothing to fill, and to work that out imports torch's compiler.
@@ -143,14 +144,14 @@ _RELATIVES = 8
 def _relative(parts: Parts, weights: Weights) -> str:
     """The model of another size in the same family that ``weights`` fit, or nothing."""
     backbone = parts.backbone
-    if backbone.library not in _STATELESS or not is_dataclass(backbone):
+    if backbone.library not in STATELESS or not is_dataclass(backbone):
         return ""
     if getattr(backbone, "args", None):
         return ""  # they are of this one
     for name in index.relatives(backbone.library, backbone.name)[:_RELATIVES]:
         other = replace(parts, backbone=replace(backbone, name=name))
         try:
-            _match(other, _on_meta(other.bare), weights)
+            _match(other, on_meta(other.bare), weights)
         except XferError:
             continue  # not this one, or the installed library lacks it
         return name
@@ -169,27 +170,28 @@ def assemble(parts: Parts, weights: Weights) -> nn.Module:
 def _loaded(parts: Parts, weights: Weights) -> Network:
     """The architecture with its weights; what they leave out is drawn from the seed."""
     if weights.state is not None:
-        network = _unset(parts)
+        network = unset(parts)
         found = check(parts, network, weights)
         if _replaces(found, parts, network):
             fill(network.module, found.state)
             return network
         del network, found
-    network = _drawn(parts)
+    network = with_drawn(parts)
     fill(network.module, check(parts, network, weights).state)
     return network
 
 
-def _drawn(parts: Parts) -> Network:
+def with_drawn(parts: Parts) -> Network:
+    """The architecture with all of its weights drawn from the seed."""
     torch.manual_seed(derive("initial", parts.seed))
     return parts.bare()
 
 
-def _unset(parts: Parts) -> Network:
+def unset(parts: Parts) -> Network:
     """The architecture with parameters that may hold anything, where nothing but the weights
     follows from what is drawn; what somebody else's backbone makes of it is not known."""
-    if parts.backbone.library not in _STATELESS:
-        return _drawn(parts)
+    if parts.backbone.library not in STATELESS:
+        return with_drawn(parts)
     torch.manual_seed(derive("initial", parts.seed))
     with Undrawn():
         return parts.bare()
@@ -239,7 +241,7 @@ def restore(
 def empty(parts: Parts) -> nn.Module:
     """The network before it has any weights."""
     with torch.random.fork_rng(devices=[]):
-        network = _unset(parts)
+        network = unset(parts)
         torch.manual_seed(derive("head", parts.seed))
         parts.finish(network)
     return network.module

@@ -66,9 +66,9 @@ def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
             part = Path(name)
             write(part)
             part.chmod(0o666 & ~_umask())
-            _sync(part)
+            sync_folder(part)
             part.replace(path)
-            _sync(path.parent)
+            sync_folder(path.parent)
     finally:
         if part is not None:
             part.unlink(missing_ok=True)
@@ -80,7 +80,8 @@ def _umask() -> int:
     return mask
 
 
-def _sync(path: Path) -> None:
+def sync_folder(path: Path) -> None:
+    """Have what a folder lists written to the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -133,7 +134,7 @@ def save_tensors(path: Path, facts: Plain, before: Callable[[], object] | None =
                 raise
             raise OSError(28, "No space left on device, or a failed write") from error
         seal(part)
-        _sync(part)
+        sync_folder(part)
         if not sealed(part):
             raise OSError(5, "reads back otherwise than it was written")
         if before is not None:

@@ -110,7 +110,7 @@ def _run(specs: Specs) -> Result:
             log.info(f"{earlier.folder} is finished: nothing to do")
             return Result(earlier.folder, {}, None)
         if earlier is None:
-            _refuse_taken(specs)
+            refuse_taken(specs)
             check_folder(Path(specs.run_dir or "outputs").expanduser())
         plan = make_plan(specs)
         if "export" in specs.stages:
@@ -119,10 +119,10 @@ def _run(specs: Specs) -> Result:
         if earlier:
             check_same(earlier, plan.facts)
         log.info(table(plan), extra=LINES)
-        folder = earlier.folder if earlier else _make_folder(specs)
+        folder = earlier.folder if earlier else make_folder(specs)
         with recorded(folder, goes_on=earlier is not None):
             check_space(plan, folder)
-            _write_plan(plan, folder)
+            write_plan(plan, folder)
             work = Work(specs, plan, folder, time.perf_counter() - began, began)
             return Result(folder, plan.facts, _stages(work, earlier))
     finally:
@@ -149,13 +149,13 @@ def _alone(specs: Specs, began: float) -> Result:
     """Predict with an exported file. Nothing here imports torch."""
     from xfer.standalone import facts, open_model, predict
 
-    _refuse_taken(specs)
+    refuse_taken(specs)
     assert specs.predict_with is not None
     model = open_model(specs.predict_with)
     plan = facts(specs, model)
     told = [f"{key:<10}  {printable(value)}" for key, value in plan.items() if key != "config"]
     log.info("\n".join(told), extra=LINES)
-    folder = _make_folder(specs)
+    folder = make_folder(specs)
     with recorded(folder):
         write_json(folder / "plan.json", plan)
         write_text(folder / "config.yaml", yaml_text(specs.config))
@@ -215,7 +215,7 @@ def _fit(work: Work, resume: Path | None) -> Fitted:
             work.plan.facts.update(
                 fingerprint=fingerprint(work.specs.config), config=work.specs.config
             )
-            _write_plan(work.plan, work.folder)
+            write_plan(work.plan, work.folder)
     from xfer.fit import fit
     from xfer.pruning import pruner
 
@@ -320,7 +320,7 @@ def _export(work: Work, net: nn.Module) -> None:
         work.warnings += str(error).splitlines()
 
 
-def _refuse_taken(specs: Specs) -> None:
+def refuse_taken(specs: Specs) -> None:
     """Raise OutputError, before any cost, for a ``run.dir`` that cannot be this run's own."""
     if specs.run_dir is None:
         return
@@ -331,7 +331,7 @@ def _refuse_taken(specs: Specs) -> None:
             raise OutputError(folder, "already holds files", fix, 2)
 
 
-def _make_folder(specs: Specs) -> Path:
+def make_folder(specs: Specs) -> Path:
     """A folder of this run's own: made, never shared."""
     if specs.run_dir is not None:
         folder = Path(specs.run_dir).expanduser()
@@ -347,7 +347,8 @@ def _make_folder(specs: Specs) -> Path:
             return folder
 
 
-def _write_plan(plan: Plan, folder: Path) -> None:
+def write_plan(plan: Plan, folder: Path) -> None:
+    """Write ``plan.json`` and, where weights were loaded, what became of each tensor."""
     write_json(folder / "plan.json", plan.facts)
     if plan.load:
         write_json(folder / "load_report.json", plan.load)
