@@ -156,7 +156,9 @@ def test_caches_are_made_again(tmp_path: Path, text: str | None, own_cache: Path
     (cache,) = (own_cache / "scan").iterdir()
     row = json.loads(cache.read_text())
     rows = [text] if text is not None else []
-    for odd in ([1], {}, [None] * 3, "abc", 5):
+    known = row["files"][str(folder / "a.png")]
+    reaches = (3, [], ["16-bit"], ["16-bit", "a", 1], ["16-bit", 0, 1, 2], {})
+    for odd in ([1], {}, [None] * 3, "abc", 5, known[:3], *([*known[:3], r] for r in reaches)):
         rows.append(json.dumps({**row, "files": {str(folder / "a.png"): odd}}))
     for content in rows:
         cache.write_text(content)
@@ -190,6 +192,7 @@ CARDS = {
     "card.input.interpolation": ["odd", 3],
     "card.input.mean": [[1, 2], "abc", [float("nan")] * 3, [1e300] * 3],
     "card.input.std": [[0, 0, 0], [1, 1, -1], None],
+    "card.input.range": [None, 3, "abc", [], [1], [1, 2, 3], [5, 5], [2, 1], ["a", 1], [0, 1e300]],
     "card.input.other": [1],
     "card.other": [1],
     "card.backbone": [None, {}, [], {"_target_": 3}],
@@ -215,6 +218,17 @@ def test_a_card_that_xfer_never_wrote_is_one_line(tmp_path: Path, key: str) -> N
         assert error.value.__class__ is not XferError
 
 
+def test_a_range_of_pixels_is_read_back(tmp_path: Path) -> None:
+    found = xfer.load(card_with(tmp_path, "card.input.range", [-1024, 3071.5])).card.input
+    assert found.range == (-1024, 3071.5)
+    text = json.dumps(found.to_plain())
+    assert _recipe(tmp_path, None, {"preprocess": text}).range == (-1024, 3071.5)
+    assert _recipe(tmp_path, None, {"preprocess": json.dumps(RECIPE)}).range is None
+    (tmp_path / "a.json").write_text(json.dumps({**RECIPE, "range": [4095, 0]}))
+    with pytest.raises(XferError, match=r"range is \[4095, 0\]: .*first number must be below"):
+        _recipe(tmp_path, str(tmp_path / "a.json"), {})
+
+
 @pytest.mark.parametrize("state", [None, 3, [], {"a": 1}, {1: torch.ones(1)}, {}])
 def test_a_state_that_is_none_is_one_line(tmp_path: Path, state: object) -> None:
     content = load_tensors(SHIPPED)
@@ -232,6 +246,7 @@ RECIPES = [
         for key, value in [
             *(("size", [60_000, 60_000]), ("size", "a"), ("size", [1]), ("std", [0, 0, 0])),
             *(("mean", ["a"] * 3), ("interpolation", 3), ("resize", "a"), ("other", 1)),
+            *(("range", [4095, 0]), ("range", [1]), ("range", "a")),
         ]
     ),
 ]

@@ -338,8 +338,13 @@ def _read_cache(root: Path) -> _Cache:
 
 
 def _is_row(row: object) -> bool:
-    """Whether a row of the cache is a stamp, a hash and looks."""
-    return isinstance(row, list) and len(row) == 3 and all(isinstance(cell, str) for cell in row)
+    """Whether a row of the cache is a stamp, a hash, looks, and what deep pixels reach if any."""
+    if not (isinstance(row, list) and len(row) == 4 and all(isinstance(c, str) for c in row[:3])):
+        return False
+    if not isinstance(row[3], list | None):
+        return False
+    kind, *ends = row[3] or ("", 0, 0)
+    return isinstance(kind, str) and [type(end) in (int, float) for end in ends] == [True, True]
 
 
 def _write_cache(root: Path, known: _Cache, paths: Sequence[Path]) -> None:
