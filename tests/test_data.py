@@ -431,6 +431,20 @@ def test_classes_that_differ_between_splits_are_named(tmp_path):
     assert "for 'dogs' did you mean 'dog'?" in error.fix
     shutil.rmtree(root / "val" / "dogs")
     refuse(Folder(str(root)), "val has no class 'dog', unlike train", number=306)
+    # What the error tells to do: the same classes in both, whichever is changed.
+    folders(root, {"val/dog": 1})
+    assert counts(Folder(str(root)).dataset(training=True))["val"] == [2, 1]
+
+
+def test_a_class_that_is_lost_from_val_or_test_is_told_also_in_an_evaluation(tmp_path):
+    root = folders(tmp_path, FULL | {"test/cat": 1})
+    for training, like in ((True, "train"), (False, "val")):
+        error = refuse(
+            Folder(str(root)), f"test has no class 'dog', unlike {like}", training, number=306
+        )
+        assert error.fix == f"let {like} and test have the same classes"
+    folders(root, {"test/dog": 1})
+    assert set(Folder(str(root)).dataset(training=False).splits) == {"val", "test"}
 
 
 def test_one_class_is_too_few(tmp_path):
