@@ -66,7 +66,8 @@ def _counts(samples: Samples, dataset: Dataset) -> list[int]:
 def _too_long(plan: Plan) -> list[str]:
     """What of a fit by steps is longer than that which it is a part of."""
     specs = plan.specs
-    if "fit" not in specs.stages or not plan.phases or isinstance(specs.optim, Exact):
+    planned = not specs.stages or "fit" in specs.stages
+    if not planned or not plan.phases or isinstance(specs.optim, Exact):
         return []
     lines, epochs = [], specs.trainer.epochs
     warmup = getattr(specs.schedule, "warmup_epochs", 0)
