@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import fcntl
 import json
 import os
 import signal
@@ -295,3 +296,34 @@ def test_memory_that_no_run_writes_is_exit_5(tmp_path: Path, text: str) -> None:
     (tmp_path / "memory.json").write_text(text)
     with pytest.raises(ResumeError, match="E527"):
         told(tmp_path)
+
+
+def test_help_waits_for_no_option_that_is_a_pipe(tmp_path: Path) -> None:
+    from xfer.help import options
+
+    pipe(tmp_path / "head" / "wide.yaml")
+    (tmp_path / "head" / "deep.yaml").write_text("# @package _global_\n# A deep one.\nx: 1\n")
+    assert options("head", [str(tmp_path)]) == {"deep": "A deep one.", "wide": "cannot be read"}
+
+
+def test_an_exported_file_that_is_a_pipe_is_not_measured(tmp_path: Path) -> None:
+    from xfer.benchmark import _files
+
+    pipe(tmp_path / "model.pt2")
+    with pytest.raises(XferError, match=r"E997: .*model\.pt2: is no regular file"):
+        _files([tmp_path])
+
+
+@pytest.mark.parametrize("flags", [fcntl.LOCK_SH, fcntl.LOCK_EX])
+def test_the_lock_of_kept_features_is_a_plain_file(tmp_path: Path, flags: int) -> None:
+    from xfer.features.shared import Slot, locked
+
+    slot = Slot(tmp_path, "a" * 64)
+    pipe(slot.lock)
+    with pytest.raises(XferError, match="no plain file"), locked(slot, flags):
+        pass
+    slot.lock.unlink()
+    slot.lock.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(XferError, match="symbolic link"), locked(slot, flags):
+        pass
+    assert not (tmp_path / "elsewhere").exists()
