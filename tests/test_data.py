@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from pictures import encoded, folders, picture, seed
 
+import xfer
 from xfer.data import Canidae, Digits, Folder, Manifest, Mnist
 from xfer.errors import ConfigError, DataError
 from xfer.images import examine
@@ -295,6 +296,8 @@ def test_training_prediction_and_python_walk_alike_and_say_what_they_left_out(tm
         found = find([str(root / text)])
         assert [Path(name).relative_to(root).as_posix() for name in found.names] == expected
         assert "left out (hidden)" in caplog.text and "read through links" in caplog.text
+    answered = xfer.load(Path(xfer.__file__).parent / "source/digits_0_4.ckpt").predict(root)
+    assert [Path(a.path).relative_to(root).as_posix() for a in answered] == once
     caplog.clear()
     find([f"{root}/b/*"])
     assert "left out (hidden): " in caplog.text and "b/.ipynb_checkpoints'" in caplog.text

@@ -327,3 +327,15 @@ def test_the_lock_of_kept_features_is_a_plain_file(tmp_path: Path, flags: int) -
     with pytest.raises(XferError, match="symbolic link"), locked(slot, flags):
         pass
     assert not (tmp_path / "elsewhere").exists()
+
+
+def test_the_journal_of_a_sweep_is_a_plain_file(tmp_path: Path) -> None:
+    from xfer.sweep.study import open_storage
+
+    with pytest.raises(OSError, match="no plain file"):
+        open_storage(str(pipe(tmp_path / "a.journal")))
+    (tmp_path / "b.journal").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(OSError, match="symbolic link"):
+        open_storage(str(tmp_path / "b.journal"))
+    open_storage(str(tmp_path / "c.journal"))
+    assert not (tmp_path / "elsewhere").exists() and (tmp_path / "c.journal").is_file()
