@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from pictures import encoded, folders, picture, seed
 
+import xfer
 from xfer.data import Canidae, Digits, Folder, Manifest, Mnist
 from xfer.errors import ConfigError, DataError
 from xfer.images import examine
@@ -231,7 +232,10 @@ def test_a_circle_of_links_is_not_entered(tmp_path):
     (root / "above").symlink_to("..")
     found = Folder(str(root)).dataset(training=True)
     assert found.classes == ("a", "b") and sum(map(len, found.splits.values())) == 6
-    assert "left out (linked folders): 'a/self' and 4 more" in found.remarks
+    assert (
+        "left out (linked folders that lead back or are read already): 'a/self' and 4 more"
+        in found.remarks
+    )
 
 
 def test_links_to_class_folders_elsewhere_and_to_files_are_followed(tmp_path):
@@ -244,6 +248,71 @@ def test_links_to_class_folders_elsewhere_and_to_files_are_followed(tmp_path):
     found = Folder(str(root)).dataset(training=True)
     assert counts(found) == {"train": [2, 2], "val": [1, 1]}
     assert not any("left out" in remark for remark in found.remarks)
+    assert "read through links to other folders: 'a'" in found.remarks
+
+
+def linked(tmp_path: Path) -> Path:
+    """Class folders with links in them: out of the root, in circles out there, and to nothing."""
+    root = folders(tmp_path / "data", {"a": 3, "b": 3, "b/.ipynb_checkpoints": 1})
+    folders(tmp_path / "x", {"deep": 1, "deep/__MACOSX": 1})
+    folders(tmp_path, {"y": 2})
+    (root / "a" / "more").symlink_to(tmp_path / "x")
+    (tmp_path / "x" / "over").symlink_to(tmp_path / "y")
+    (tmp_path / "y" / "back").symlink_to(tmp_path / "x")
+    (tmp_path / "y" / "home").symlink_to(root)
+    (tmp_path / "y" / "self").symlink_to("self")
+    (root / "b" / "twice").symlink_to(tmp_path / "x" / "deep")
+    (root / "gone").symlink_to(tmp_path / "unmounted")
+    return root
+
+
+def test_training_prediction_and_python_walk_alike_and_say_what_they_left_out(tmp_path, caplog):
+    from xfer.predict import find
+
+    root = linked(tmp_path)
+    data = Folder(str(root), leakage="warn").dataset(training=True)
+    trained = sorted(name for split in data.splits.values() for name in split.names)
+    assert trained == [
+        *(f"a/0{i}.jpg" for i in range(3)),
+        *("a/more/deep/00.jpg", "a/more/over/00.jpg", "a/more/over/01.jpg"),
+        *(f"b/0{i}.jpg" for i in range(3)),
+        "b/twice/00.jpg",
+    ]
+    told = [remark for remark in data.remarks if remark.startswith(("left", "read through"))]
+    back = "linked folders that lead back or are read already"
+    assert told == [
+        "left out (hidden): 'a/more/deep/__MACOSX' and 2 more",
+        f"left out ({back}): 'a/more/over/back' and 1 more",
+        "left out (links to nothing): 'a/more/over/self' and 1 more",
+        "read through links to other folders: 'a/more' and 2 more",
+    ]
+    # A folder that two classes link to is an image of both, but needs one answer.
+    once = [name for name in trained if name != "b/twice/00.jpg"]
+    for text, expected in (
+        *(("a", trained[:6]), ("b", trained[6:])),
+        *(("", once), ("**/*.jpg", once), ("**/deep/*.jpg", ["a/more/deep/00.jpg"])),
+    ):
+        caplog.clear()
+        found = find([str(root / text)])
+        assert [Path(name).relative_to(root).as_posix() for name in found.names] == expected
+        assert "left out (hidden)" in caplog.text and "read through links" in caplog.text
+    answered = xfer.load(Path(xfer.__file__).parent / "source/digits_0_4.ckpt").predict(root)
+    assert [Path(a.path).relative_to(root).as_posix() for a in answered] == once
+    caplog.clear()
+    find([f"{root}/b/*"])
+    assert "left out (hidden): " in caplog.text and "b/.ipynb_checkpoints'" in caplog.text
+    assert "does not enter: name them): " in caplog.text and "b/twice'" in caplog.text
+
+
+def test_a_list_reads_what_it_names_through_links_and_in_hidden_folders(tmp_path):
+    root = linked(tmp_path)
+    rows = "".join(
+        f"{name},{name[0]}\n"
+        for name in ("a/more/over/00.jpg", "b/.ipynb_checkpoints/00.jpg", "a/00.jpg", "b/01.jpg")
+    )
+    (root / "list.csv").write_text(f"path,label\n{rows}")
+    found = Manifest(str(root / "list.csv")).dataset(training=True)
+    assert sum(map(len, found.splits.values())) == 4
 
 
 def test_a_pipe_is_named_and_never_opened(tmp_path):
@@ -365,6 +434,20 @@ def test_classes_that_differ_between_splits_are_named(tmp_path):
     assert "for 'dogs' did you mean 'dog'?" in error.fix
     shutil.rmtree(root / "val" / "dogs")
     refuse(Folder(str(root)), "val has no class 'dog', unlike train", number=306)
+    # What the error tells to do: the same classes in both, whichever is changed.
+    folders(root, {"val/dog": 1})
+    assert counts(Folder(str(root)).dataset(training=True))["val"] == [2, 1]
+
+
+def test_a_class_that_is_lost_from_val_or_test_is_told_also_in_an_evaluation(tmp_path):
+    root = folders(tmp_path, FULL | {"test/cat": 1})
+    for training, like in ((True, "train"), (False, "val")):
+        error = refuse(
+            Folder(str(root)), f"test has no class 'dog', unlike {like}", training, number=306
+        )
+        assert error.fix == f"let {like} and test have the same classes"
+    folders(root, {"test/dog": 1})
+    assert set(Folder(str(root)).dataset(training=False).splits) == {"val", "test"}
 
 
 def test_one_class_is_too_few(tmp_path):

@@ -413,7 +413,11 @@ def test_different_validation_images_are_told(tmp_path: Path) -> None:
     for number in (0, 1):
         own = job(tmp_path, number, 0.9, lr=number)
         facts(own / "plan.json", splits={"val": {"n": 100, "sha256": str(number)}})
-    assert "2 different sets of val images" in board(tmp_path)[1]
+    text = board(tmp_path)[1]
+    assert "2 different sets of val images" in text and "on the same" not in text
+    facts(own / "plan.json", splits={"val": {"n": 100, "sha256": "0"}})
+    text = board(tmp_path)[1]
+    assert "chosen on the same 100 val images" in text and "different sets" not in text
 
 
 def test_a_test_split_that_chose_nothing_is_shown_beside_the_choice(tmp_path: Path) -> None:

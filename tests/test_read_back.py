@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import fcntl
 import json
 import os
 import signal
@@ -193,6 +194,7 @@ CARDS = {
     "card.input.interpolation": ["odd", 3],
     "card.input.mean": [[1, 2], "abc", [float("nan")] * 3, [1e300] * 3],
     "card.input.std": [[0, 0, 0], [1, 1, -1], None],
+    "card.input.range": [None, 3, "abc", [], [1], [1, 2, 3], [5, 5], [2, 1], ["a", 1], [0, 1e300]],
     "card.input.other": [1],
     "card.other": [1],
     "card.backbone": [None, {}, [], {"_target_": 3}],
@@ -218,6 +220,17 @@ def test_a_card_that_xfer_never_wrote_is_one_line(tmp_path: Path, key: str) -> N
         assert error.value.__class__ is not XferError
 
 
+def test_a_range_of_pixels_is_read_back(tmp_path: Path) -> None:
+    found = xfer.load(card_with(tmp_path, "card.input.range", [-1024, 3071.5])).card.input
+    assert found.range == (-1024, 3071.5)
+    text = json.dumps(found.to_plain())
+    assert _recipe(tmp_path, None, {"preprocess": text}).range == (-1024, 3071.5)
+    assert _recipe(tmp_path, None, {"preprocess": json.dumps(RECIPE)}).range is None
+    (tmp_path / "a.json").write_text(json.dumps({**RECIPE, "range": [4095, 0]}))
+    with pytest.raises(XferError, match=r"range is \[4095, 0\]: .*first number must be below"):
+        _recipe(tmp_path, str(tmp_path / "a.json"), {})
+
+
 @pytest.mark.parametrize("state", [None, 3, [], {"a": 1}, {1: torch.ones(1)}, {}])
 def test_a_state_that_is_none_is_one_line(tmp_path: Path, state: object) -> None:
     content = load_tensors(SHIPPED)
@@ -235,6 +248,7 @@ RECIPES = [
         for key, value in [
             *(("size", [60_000, 60_000]), ("size", "a"), ("size", [1]), ("std", [0, 0, 0])),
             *(("mean", ["a"] * 3), ("interpolation", 3), ("resize", "a"), ("other", 1)),
+            *(("range", [4095, 0]), ("range", [1]), ("range", "a")),
         ]
     ),
 ]
@@ -283,3 +297,46 @@ def test_memory_that_no_run_writes_is_exit_5(tmp_path: Path, text: str) -> None:
     (tmp_path / "memory.json").write_text(text)
     with pytest.raises(ResumeError, match="E527"):
         told(tmp_path)
+
+
+def test_help_waits_for_no_option_that_is_a_pipe(tmp_path: Path) -> None:
+    from xfer.help import options
+
+    pipe(tmp_path / "head" / "wide.yaml")
+    (tmp_path / "head" / "deep.yaml").write_text("# @package _global_\n# A deep one.\nx: 1\n")
+    assert options("head", [str(tmp_path)]) == {"deep": "A deep one.", "wide": "cannot be read"}
+
+
+def test_an_exported_file_that_is_a_pipe_is_not_measured(tmp_path: Path) -> None:
+    from xfer.benchmark import _files
+
+    pipe(tmp_path / "model.pt2")
+    with pytest.raises(XferError, match=r"E997: .*model\.pt2: is no regular file"):
+        _files([tmp_path])
+
+
+@pytest.mark.parametrize("flags", [fcntl.LOCK_SH, fcntl.LOCK_EX])
+def test_the_lock_of_kept_features_is_a_plain_file(tmp_path: Path, flags: int) -> None:
+    from xfer.features.shared import Slot, locked
+
+    slot = Slot(tmp_path, "a" * 64)
+    pipe(slot.lock)
+    with pytest.raises(XferError, match="no plain file"), locked(slot, flags):
+        pass
+    slot.lock.unlink()
+    slot.lock.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(XferError, match="symbolic link"), locked(slot, flags):
+        pass
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_the_journal_of_a_sweep_is_a_plain_file(tmp_path: Path) -> None:
+    from xfer.sweep.study import open_storage
+
+    with pytest.raises(OSError, match="no plain file"):
+        open_storage(str(pipe(tmp_path / "a.journal")))
+    (tmp_path / "b.journal").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(OSError, match="symbolic link"):
+        open_storage(str(tmp_path / "b.journal"))
+    open_storage(str(tmp_path / "c.journal"))
+    assert not (tmp_path / "elsewhere").exists() and (tmp_path / "c.journal").is_file()

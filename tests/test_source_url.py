@@ -249,6 +249,25 @@ def test_a_part_that_does_not_lead_to_the_hash_is_thrown_away(server, own_cache)
     assert answer.asked[-2:] == ["bytes=1000000-", None]
 
 
+@pytest.mark.parametrize("name", ["part", "part.mark"])
+def test_a_transfer_writes_through_no_link_and_sends_nothing_of_its_goal(server, own_cache, name):
+    (folder := own_cache / "weights").mkdir(parents=True)
+    (goal := own_cache / "secret").write_bytes(DATA[:1000] if name == "part" else b"a secret")
+    (folder / f"{SHA}.part").write_bytes(DATA[:1000])
+    (folder / f"{SHA}.part.mark").write_bytes(b'"1"')
+    (folder / f"{SHA}.{name}").unlink()
+    (folder / f"{SHA}.{name}").symlink_to(goal)
+    before, asked = goal.read_bytes(), Ranged(DATA)
+    server.routes["/w"] = asked
+    with pytest.raises(OutputError, match="symbolic link"):
+        fetch(f"{server.url}/w", folder / SHA, SHA, KEPT_WEIGHTS)
+    assert goal.read_bytes() == before and not asked.asked
+    (folder / f"{SHA}.part").unlink()
+    os.mkfifo(folder / f"{SHA}.part")
+    with pytest.raises(OutputError, match="no plain file"):
+        fetch(f"{server.url}/w", folder / SHA, SHA, KEPT_WEIGHTS)
+
+
 def test_a_part_longer_than_the_file_is_thrown_away(server, own_cache):
     folder = own_cache / "weights"
     folder.mkdir()

@@ -1,13 +1,16 @@
 """Whole runs on real data, every stage, through the Python door."""
 
 import csv
+import hashlib
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import onnxruntime
 import pytest
 import torch
+from pictures import folders
 from PIL import Image
 
 import xfer
@@ -17,6 +20,7 @@ from xfer.preprocess import prepare
 from xfer.storage import file_sha256
 from xfer.types import InputSpec
 
+SHIPPED = Path(xfer.__file__).parent / "source" / "digits_0_4.ckpt"
 FILES = """
     config.yaml plan.json load_report.json freeze_proof.json metrics.csv predictions_val.csv
     report.html report.md result.json
@@ -303,3 +307,37 @@ def test_what_is_longer_than_the_fit_is_told(tmp_path, monkeypatch):
     remarks = facts(xfer.run("digits_sgd", asked + warmup).folder, "plan.json")["remarks"]
     assert any(line.startswith("schedule.warmup_epochs=3 is as long") for line in remarks)
     assert any(line.startswith("data.batch_size=5000 is more than the") for line in remarks)
+    planned = ["stages=[]", "trainer.devices=2", "trainer.accelerator=cpu", "data.batch_size=600"]
+    remarks = xfer.run("digits_sgd", planned).plan["remarks"]
+    assert not any("never falls" in line for line in remarks), remarks
+    assert any("=600 on each of 2 devices is more than the" in line for line in remarks)
+
+
+def test_an_evaluation_names_its_checkpoint_and_what_is_shown_is_counted(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(SHIPPED, tmp_path / "copy.ckpt")
+    folders(tmp_path, {f"new/{n}": 5 for n in range(5)})
+    again = ["stages=[evaluate,predict]", "checkpoint.path=copy.ckpt", "predict.input=new"]
+    found = xfer.run(overrides=[*again, "data=digits_0_4", "data.workers=0"])
+    digest = hashlib.sha256(SHIPPED.read_bytes()).hexdigest()
+    told = capsys.readouterr().out
+    assert f"the network is copy.ckpt, sha256 {digest[:12]}" in told
+    assert facts(found.folder)["checkpoint"] == {"path": "copy.ckpt", "sha256": digest}
+    assert "25 predictions in " in told and "; the first 20 are shown" in told
+    assert sum(line.startswith("new/") for line in told.splitlines()) == 20
+
+
+def test_a_test_split_of_one_class_is_told_and_the_advice_leads_on(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    root = folders(tmp_path / "data", {"test/1": 2})
+    typed = ["stages=[evaluate]", f"checkpoint.path={SHIPPED}", f"data.root={root}"]
+    with pytest.raises(DataError, match=r"E305: .*add the images of the other classes"):
+        xfer.run(overrides=[*typed, "data.workers=0"])
+    folders(root, {"test/2": 2})
+    with pytest.raises(DataError, match=r"E342: .*lacks \['0', '3', '4'\].*the 5 classes"):
+        xfer.run(overrides=[*typed, "data.workers=0"])
+    folders(root, {f"test/{n}": 2 for n in (0, 3, 4)})
+    found = xfer.run(overrides=[*typed, "data.workers=0"])
+    assert facts(found.folder)["scores"]["test"]["n"] == 10

@@ -99,6 +99,8 @@ def _files(folders: Sequence[Path]) -> list[Path]:
         found = [p for p in sorted(folder.glob("*")) if p.suffix in RUN]
         if found:
             for file in found:
+                if not file.is_file():  # a pipe would be waited for
+                    raise ExportError(file, "is no regular file", "remove it", 47)
                 warn_if_stale(file)
             return found
     where = folders[0] if folders else "export"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, NotRequired
 
-from pydantic import ConfigDict, Field, StringConstraints, with_config
+from pydantic import AfterValidator, ConfigDict, Field, StringConstraints, with_config
 from typing_extensions import TypedDict
 
 from xfer.checked import checked
@@ -21,7 +21,14 @@ _Pixels = Annotated[int, Field(gt=0, le=_MOST_PIXELS)]
 _Mean = Annotated[float, Field(ge=-1e6, le=1e6)]
 _Std = Annotated[float, Field(gt=0, le=1e6)]
 _Name = Annotated[str, StringConstraints(min_length=1, max_length=10_000)]
+_End = Annotated[float, Field(ge=-1e38, le=1e38)]
 Classes = Annotated[list[_Name], Field(min_length=1, max_length=_MOST_CLASSES)]
+
+
+def _rises(ends: tuple[float, float]) -> tuple[float, float]:
+    if ends[0] >= ends[1]:
+        raise ValueError("its first number must be below its second")
+    return ends
 
 
 @with_config(_FORBID)
@@ -33,6 +40,7 @@ class Recipe(TypedDict):
     interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"]
     mean: tuple[_Mean, _Mean, _Mean]
     std: tuple[_Std, _Std, _Std]
+    range: NotRequired[Annotated[tuple[_End, _End], AfterValidator(_rises)]]
 
 
 @with_config(_ALLOW)

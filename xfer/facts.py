@@ -66,7 +66,8 @@ def _counts(samples: Samples, dataset: Dataset) -> list[int]:
 def _too_long(plan: Plan) -> list[str]:
     """What of a fit by steps is longer than that which it is a part of."""
     specs = plan.specs
-    if "fit" not in specs.stages or not plan.phases or specs.optim.solves:
+    planned = not specs.stages or "fit" in specs.stages
+    if not planned or not plan.phases or specs.optim.solves:
         return []
     lines, epochs = [], specs.trainer.epochs
     warmup = getattr(specs.schedule, "warmup_epochs", 0)
@@ -76,10 +77,11 @@ def _too_long(plan: Plan) -> list[str]:
             "rate rises to the end and never falls; set it below trainer.max_epochs"
         )
     n = len(plan.dataset.splits["train"]) if plan.dataset else 0
-    if specs.data and n < specs.data.batch_size:
+    if specs.data and n < (size := specs.data.batch_size) * specs.trainer.devices:
+        each = f" on each of {specs.trainer.devices} devices" if specs.trainer.devices > 1 else ""
         lines.append(
-            f"data.batch_size={specs.data.batch_size} is more than the {n} training images: an "
-            "epoch is one step; a smaller data.batch_size gives more of them"
+            f"data.batch_size={size}{each} is more than the {n} training images: an epoch is one "
+            "step; a smaller data.batch_size gives more of them"
         )
     return lines
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from xfer.files import read_text
+
 DISTRIBUTION = "xfer-vision"
 """What the package index and pip call xfer; ``xfer`` is somebody else's there."""
 
@@ -43,10 +45,11 @@ def options(group: str, folders: Sequence[str]) -> dict[str, str]:
 
 
 def _summary(file: Path) -> str:
-    for line in file.read_text(encoding="utf-8").splitlines():
-        if line.startswith("# ") and not line.startswith("# @"):
-            return line[2:]
-    return ""
+    try:
+        lines = read_text(file).splitlines()
+    except (OSError, ValueError):
+        return "cannot be read"
+    return next((s[2:] for s in lines if s.startswith("# ") and not s.startswith("# @")), "")
 
 
 def page(folders: Sequence[str]) -> str:

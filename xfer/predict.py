@@ -13,7 +13,8 @@ import numpy as np
 from PIL import Image as PIL
 
 from xfer.bit_depth import told as told_range
-from xfer.data.tree import Tree, is_hidden
+from xfer.data.tree import NO_IMAGE, Tree, is_hidden
+from xfer.data.tree import told as told_notes
 from xfer.errors import DataError, XferError, printable
 from xfer.images import SUFFIXES, Files, examine, to_rgb
 from xfer.log import log
@@ -102,13 +103,11 @@ def _expand(text: str) -> list[Path]:
     path = Path(text).expanduser()
     left_out: list[str] = []
     if path.is_dir():
-        tree = Tree(path)
-        found = [path / name for name in tree.images("")]
-        left_out = tree.remarks()
+        found, left_out = _walked(path)
     elif path.is_file():
         found = [path]
     else:
-        found = _matches(path)
+        found, left_out = _matches(path)
     if not found:
         told = "".join(f"; {line}" for line in left_out)
         raise DataError(text, f"names no image file{told}", _GIVE_INPUT, 44)
@@ -117,17 +116,48 @@ def _expand(text: str) -> list[Path]:
     return found
 
 
-def _matches(pattern: Path) -> list[Path]:
-    """The image files that a pattern names; hidden ones only where it says so itself."""
+def _walked(folder: Path) -> tuple[list[Path], list[str]]:
+    """The images below a folder, as training walks it, and what it leaves out."""
+    tree = Tree(folder)
+    return [folder / name for name in tree.images("")], tree.remarks()
+
+
+def _matches(pattern: Path) -> tuple[list[Path], list[str]]:
+    """The image files that a pattern names, and what else it names; hidden ones only where it
+    says so itself. What ``**`` stands for is walked as any folder."""
     root = Path(pattern.anchor) if pattern.is_absolute() else Path()
-    relative = pattern.relative_to(pattern.anchor) if pattern.is_absolute() else pattern
-    named = set(relative.parts)
-    return [
-        path
-        for path in sorted(root.glob(str(relative)))
-        if path.is_file() and path.suffix.lower() in SUFFIXES
-        and not any(is_hidden(part) for part in path.parts if part not in named | {".."})
-    ]  # fmt: skip
+    parts = pattern.relative_to(pattern.anchor).parts
+    behind = parts[parts.index("**") + 1 :] if "**" in parts else ()
+    if behind and not any(part == "**" or is_hidden(part) for part in behind):
+        found, left_out = list[Path](), list[str]()
+        for folder in _globbed(root, parts[: parts.index("**")]):
+            if folder.is_dir() and not _is_hidden(folder, parts):
+                images, lines = _walked(folder)
+                rest = str(Path(*behind))
+                found += [path for path in images if path.relative_to(folder).match(rest)]
+                left_out += lines
+        return found, list(dict.fromkeys(left_out))
+    paths = _globbed(root, parts)
+    notes = {str(path): _why_not(path, parts) for path in paths}
+    notes = {name: f"left out ({why})" for name, why in notes.items() if why}
+    return [path for path in paths if str(path) not in notes], told_notes(notes)
+
+
+def _globbed(root: Path, parts: Sequence[str]) -> list[Path]:
+    return sorted(root.glob(str(Path(*parts)))) if parts else [root]
+
+
+def _why_not(path: Path, named: Sequence[str]) -> str:
+    """Why a path that a pattern names is not predicted; empty for an image."""
+    if _is_hidden(path, named):
+        return "hidden"
+    if path.is_dir():
+        return "folders, which a pattern does not enter: name them"
+    return "" if path.suffix.lower() in SUFFIXES else NO_IMAGE
+
+
+def _is_hidden(path: Path, named: Sequence[str]) -> bool:
+    return any(is_hidden(part) for part in path.parts if part not in {*named, ".."})
 
 
 def tell_broken(broken: Sequence[XferError], count: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import http.client
+import os
 import re
 import shutil
 import time
@@ -18,12 +19,14 @@ from pathlib import Path
 from typing import Any
 
 from xfer.errors import OutputError, XferError
+from xfer.files import handle_of
 
 _CHUNK = 1 << 20
 _TIMEOUT = 30  # seconds without a byte, or with fewer than _LEAST bytes
 _LEAST = 30 << 10
 _PAUSES = (1.0, 4.0)  # seconds before the second and the third try
 _MAX_BYTES = 32 << 30
+_LONGEST_MARK = 1000
 _RESERVE = 256 << 20  # bytes of the disk that are left free
 
 
@@ -88,7 +91,7 @@ class Transfer:
         had, digest = 0, hashlib.sha256()
         if self.mark.is_file() and self.part.is_file():
             had = self.part.stat().st_size
-            with self.part.open("rb") as stream:
+            with os.fdopen(handle_of(self.part, follow=False), "rb") as stream:
                 digest = hashlib.file_digest(stream, "sha256")
             if self.sha256 and digest.hexdigest().startswith(self.sha256.lower()):
                 return digest.hexdigest()
@@ -133,15 +136,18 @@ class Transfer:
         return bool(marks) and self._marked() not in marks
 
     def _marked(self) -> str:
-        return self.mark.read_text(encoding="latin-1")
+        with os.fdopen(handle_of(self.mark, follow=False), "rb") as stream:
+            return stream.read(_LONGEST_MARK).decode("latin-1")
 
     def _copy(self, answer: Any, start: int, end: int | None, digest: Any) -> None:
         from tqdm import tqdm
 
         room, size = self._room(start, end), start
+        flags = os.O_WRONLY | os.O_CREAT | (os.O_APPEND if start else os.O_TRUNC)
         bar = {"desc": self.target.name[:40], "unit": "B", "unit_scale": True, "delay": 1}
         with (
-            self.part.open("ab" if start else "wb") as out,
+            # Its name can be guessed: a link there would have the bytes written elsewhere.
+            os.fdopen(handle_of(self.part, flags, follow=False), "wb") as out,
             tqdm(total=end, initial=start, leave=False, disable=None, **bar) as progress,
         ):
             if not start:
@@ -175,7 +181,7 @@ class Transfer:
         if not mark.startswith('"'):  # none, or a weak one, which does not promise the same bytes
             mark = answer.headers.get("Last-Modified", "") if self.sha256 else ""
         self.mark.unlink(missing_ok=True)
-        if mark.isprintable() and mark:
+        if mark.isprintable() and 0 < len(mark) <= _LONGEST_MARK:
             self.mark.write_text(mark, encoding="latin-1")
 
     def _chunks(self, answer: Any) -> Iterator[bytes]:

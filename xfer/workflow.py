@@ -248,6 +248,8 @@ def _network(work: Work) -> nn.Module:
 
     plan, path = work.plan, work.checkpoint()
     if path:
+        if not work.fitted:
+            log.info(f"the network is {printable(path)}, sha256 {file_sha256(path)[:12]}")
         return open_checkpoint(path, plan.specs.make)[0]
     return merge(assemble(plan.parts, plan.weights)).eval()
 
@@ -256,9 +258,6 @@ def _evaluate(work: Work, net: nn.Module) -> None:
     from xfer.evaluate import score_of
     from xfer.predict import write_predictions
 
-    path = work.checkpoint()
-    if path and not work.fitted:
-        log.info(f"evaluated is {printable(path)}, sha256 {file_sha256(path)[:12]}")
     for name, samples in work.plan.dataset.splits.items() if work.plan.dataset else ():
         if name == "train":
             continue

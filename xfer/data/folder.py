@@ -33,9 +33,9 @@ class Folder(Loading):
 
     Without ``val/`` it is split off ``train/``; class folders directly below ``root`` are split
     too. A ``test/`` of images without classes is left out with a remark, and a class has one name
-    in whatever form of Unicode it is written. Folders inside a class folder are walked; hidden
-    files, files without an image's suffix and linked folders that could lead in a circle are left
-    out with a remark.
+    in whatever form of Unicode it is written. Folders inside a class folder are walked, linked
+    ones as well; hidden files, files without an image's suffix and linked folders that lead back
+    are left out with a remark.
     """
 
     root: Annotated[str, MinLen(1)]

@@ -192,7 +192,7 @@ def _check_classes(rows: list[Row], where: object) -> None:
         raise DataError(
             where,
             f"there is one class ('{min(found[first])}'); it takes two to tell apart",
-            "add the images of a second class",
+            "add the images of the other classes",
             5,
         )
 

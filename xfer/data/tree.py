@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,19 +13,22 @@ from xfer.images import SUFFIXES
 
 _ENDINGS = tuple(SUFFIXES)
 _FOREIGN = tuple(".heic .heif .hif .jxl .jp2 .dng .cr2 .cr3 .nef .arw .raf .dcm .psd .svg".split())
+_AGAIN, _NOWHERE = "linked folders that lead back or are read already", "links to nothing"
 NO_IMAGE, FOREIGN = "no image's suffix", "pictures in a format that is not read: convert to PNG"
 
 
 class Tree:
     """The folders and images below ``root``, and a note of everything that is left out.
 
-    All names are relative to ``root`` and have forward slashes. Raises DataError for a root that
-    is no folder and for a folder that cannot be read.
+    Links are followed: also those that lead out of ``root``, which is told, but none to a folder
+    that lies in ``root`` or holds it. All names are relative to ``root`` and have forward slashes.
+    Raises DataError for a root that is no folder and for a folder that cannot be read.
     """
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self._left_out: dict[str, str] = {}  # name: why
+        self._outside: set[str] = set()
         try:
             if not root.is_dir():
                 raise _no_folder(root)
@@ -43,14 +46,22 @@ class Tree:
 
     def _is_folder(self, entry: os.DirEntry[str], below: str) -> bool:
         name = f"{below}/{entry.name}" if below else entry.name
-        if not entry.is_dir():
-            if entry.name.lower().endswith(_ENDINGS) and not is_hidden(entry.name):
-                self.leave_out(name, "images outside the class folders")
-            return False
+        if _leads_to_folder(entry):
+            return self._enters(name, entry)
+        if entry.name.lower().endswith(_ENDINGS) and not is_hidden(entry.name):
+            self.leave_out(name, "images outside the class folders")
+        elif _leads_nowhere(entry):
+            self.leave_out(name, _NOWHERE)
+        return False
+
+    def _enters(self, name: str, entry: os.DirEntry[str]) -> bool:
+        """Whether a folder is read; a note where it is not, and where it lies outside."""
         if is_hidden(entry.name):
             self.leave_out(name, "hidden")
         elif entry.is_symlink() and self._leads_back(entry.path):
-            self.leave_out(name, "linked folders")
+            self.leave_out(name, _AGAIN)
+        elif entry.is_symlink():
+            self._outside.add(name)
         return name not in self._left_out
 
     def _leads_back(self, link: str) -> bool:
@@ -60,50 +71,74 @@ class Tree:
     def has_folders(self, below: str) -> bool:
         """Whether there are folders directly in ``below``."""
         with _listing(self.root / below) as entries:
-            return any(entry.is_dir() and not is_hidden(entry.name) for entry in entries)
+            return any(_leads_to_folder(e) and not is_hidden(e.name) for e in entries)
 
     def images(self, below: str) -> list[str]:
         """The names of all files with an image's suffix in ``below`` and its folders, sorted.
 
-        Linked folders are not entered: they can lead in a circle.
+        No folder is read twice, under whatever names it is linked: links can lead in a circle.
         """
         found: list[str] = []
-        for folder, inner, files in os.walk(self.root / below, onerror=_unreadable):
-            parts = Path(folder).relative_to(self.root).parts
-            names = {name: "/".join((*parts, name)) for name in (*inner, *files)}
-            inner[:] = [name for name in inner if self._enters(names[name], name)]
-            found += [names[name] for name in files if self._takes(names[name], name)]
+        read, ahead = set[tuple[int, int]](), [below]
+        while ahead:
+            folder = ahead.pop()
+            with _listing(self.root / folder) as entries:
+                facts = (self.root / folder).stat()
+                if (facts.st_dev, facts.st_ino) in read:
+                    self.leave_out(folder, _AGAIN)
+                    continue
+                read.add((facts.st_dev, facts.st_ino))
+                for entry in sorted(entries, key=lambda entry: entry.name, reverse=True):
+                    name = f"{folder}/{entry.name}" if folder else entry.name
+                    if _leads_to_folder(entry):
+                        ahead += [name] if self._enters(name, entry) else []
+                    elif self._takes(name, entry):
+                        found.append(name)
         return sorted(found)
 
-    def _enters(self, path: str, name: str) -> bool:
+    def _takes(self, path: str, entry: os.DirEntry[str]) -> bool:
+        name = entry.name.lower()
         if is_hidden(name):
             self.leave_out(path, "hidden")
-        elif (self.root / path).is_symlink():
-            self.leave_out(path, "linked folders")
-        return path not in self._left_out
-
-    def _takes(self, path: str, name: str) -> bool:
-        if is_hidden(name):
-            self.leave_out(path, "hidden")
-        elif not name.lower().endswith(_ENDINGS):
-            self.leave_out(path, FOREIGN if name.lower().endswith(_FOREIGN) else NO_IMAGE)
+        elif not name.endswith(_ENDINGS):
+            why = FOREIGN if name.endswith(_FOREIGN) else NO_IMAGE
+            self.leave_out(path, _NOWHERE if _leads_nowhere(entry) else why)
         return path not in self._left_out
 
     def remarks(self, below: str = "") -> list[str]:
-        """What was left out in ``below``: a line for every reason, with the number and the first
-        name."""
-        kept = {n: why for n, why in self._left_out.items() if not below or n.startswith(below)}
-        return [self._remark(reason, kept) for reason in sorted(set(kept.values()))]
+        """What was left out in ``below`` and what of it lies outside of the root: a line for every
+        reason, with the number and the first name."""
+        notes = dict.fromkeys(self._outside, "read through links to other folders")
+        notes |= {n: f"left out ({why})" for n, why in self._left_out.items()}
+        kept = {n: note for n, note in notes.items() if n.startswith(below)}
+        return told(kept)
 
-    def _remark(self, reason: str, left_out: dict[str, str]) -> str:
-        names = sorted(name for name, why in left_out.items() if why == reason)
+
+def told(notes: Mapping[str, str]) -> list[str]:
+    """``notes`` by name: a line for every note, with the number of names and the first."""
+    lines = []
+    for note in sorted(set(notes.values())):
+        names = sorted(name for name, its in notes.items() if its == note)
         more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-        return printable(f"left out ({reason}): '{names[0]}'{more}")
+        lines.append(printable(f"{note}: '{names[0]}'{more}"))
+    return lines
+
+
+def _leads_to_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry is a folder or a link to one."""
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def _leads_nowhere(entry: os.DirEntry[str]) -> bool:
+    return entry.is_symlink() and not Path(entry.path).exists()
 
 
 def is_hidden(name: str) -> bool:
     """Whether a file or folder is none of the user's: hidden, or what a Mac adds to archives."""
-    return name.startswith(".") or name == "__MACOSX"
+    return name.startswith(".") or name.upper() == "__MACOSX"
 
 
 @contextmanager

@@ -200,16 +200,15 @@ def _held(slot: Slot, how: int, waiting: Callable[[str], None]) -> Lock | None:
 
 
 def _opened(lock: Path, how: int) -> int | None:
-    flags = os.O_CLOEXEC | os.O_NOFOLLOW
     try:
         lock.parent.mkdir(parents=True, exist_ok=True)
-        return os.open(lock, os.O_RDWR | os.O_CREAT | flags, 0o666)
+        return handle_of(lock, os.O_RDWR | os.O_CREAT, follow=False)
     except OSError as error:
         if error.errno not in _READ_ONLY:
             raise
         # Another user's lock, or a folder that may only be read.
         with suppress(OSError):
-            return os.open(lock, os.O_RDONLY | flags)
+            return handle_of(lock, follow=False)
         if how == fcntl.LOCK_SH:
             return None
         raise

@@ -36,6 +36,8 @@ def bars(rows: Sequence[Plain]) -> Figure:
         drawn = axes.barh(names, [value or 0 for value in values], color=colours)
         axes.bar_label(drawn, ["" if v is None else format(v, form) for v in values], padding=3)
         axes.margins(x=0.3)
-        axes.set_xlabel(label)
+        part = key == "top1" and rows[0].get("top1_images", 0) < rows[0].get("images", 0)
+        n = f", {rows[0]['top1_images']} of {rows[0]['images']} images" if part else ""
+        axes.set_xlabel(label + n)
     panels[0].invert_yaxis()
     return figure

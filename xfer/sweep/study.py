@@ -189,6 +189,9 @@ def open_storage(place: str) -> Any:
         return optuna.storages.get_storage(place)
     from optuna.storages import journal
 
+    if os.path.lexists(place):
+        # A link would be a second name, with a second lock; a pipe would be waited for.
+        os.close(handle_of(Path(place), follow=False))
     lock: Any = _Lock(f"{place}.lock")
     backend = journal.JournalFileBackend(place, lock_obj=lock)
     return optuna.storages.JournalStorage(backend)
