@@ -11,9 +11,11 @@ import pytest
 
 from xfer import schema, words
 from xfer.config import QUICK_START, compose_specs, prepare_overrides
-from xfer.errors import ConfigError, Problems, SafetyError, XferError
+from xfer.errors import ConfigError, DataError, Problems, SafetyError, XferError
+from xfer.head.names import Naming, adopt
 from xfer.plan import make_plan
 from xfer.specs import STAGES
+from xfer.types import Dataset
 
 LINE = re.compile(r"xfer: error E\d{3}: .+: .+\. Fix: .+")
 TASK = "experiment=digits_sgd"
@@ -181,6 +183,34 @@ def test_a_wrong_option_is_met_with_a_right_one(typed: str, told: str) -> None:
 def test_what_is_no_override_is_told_with_how_to_write_one(typed: str) -> None:
     assert message(typed).startswith(f"xfer: error E207: command line: '{typed}' is not understood")
     assert "write key=value" in message(typed)
+
+
+@pytest.mark.parametrize("name", ["caf\u00e9", "cafe\u0301", "\u732b", "my \u00dcbung/b"])
+def test_letters_beyond_ascii_need_no_quotes(name: str) -> None:
+    assert compose_specs([f"data.root={name}"]).data.root == name
+    listed = ["source=file", "source.path=a.pt", f"source.classes=[a b,{name}, {name} 2]"]
+    assert compose_specs([TASK, *listed]).source.classes == ("a b", name, f"{name} 2")
+    assert compose_specs([f"data.root='{name}'"]).data.root == name
+    aliases = ["head=keep", f"head.aliases={{a: {name}}}"]
+    assert compose_specs([TASK, *listed, *aliases]).head.aliases == {"a": name}
+
+
+def test_names_that_cannot_be_typed_go_into_a_file(tmp_path: Path) -> None:
+    told = message("head=keep", "head.aliases={caf\u00e9: x}")
+    assert told.endswith("that are not ASCII go into an experiment of your own")
+    (tmp_path / "experiment").mkdir()
+    text = "# @package _global_\ndefaults: [override /data: digits, override /head: keep]\n"
+    for folder in ("caf\u00e9", "a: b", "it's", "null", "a b", "0", "007"):
+        wanted = r"head\.aliases='(\{.*\})'|write head: \{aliases: (.*)\} in an experiment"
+        with pytest.raises(DataError, match=wanted) as caught:
+            adopt(Dataset((folder,), {}), Naming(("x",)), {})
+        typed, written = re.search(wanted, caught.value.fix).groups()
+        (tmp_path / "experiment" / "mine.yaml").write_text(
+            f"{text}head: {{aliases: {written or {}}}}\n", encoding="utf-8"
+        )
+        more = [f"head.aliases={typed}"] if typed else []
+        specs = compose_specs(["experiment=mine", *more], [str(tmp_path)])
+        assert specs.head.aliases == {folder: "NAME"}
 
 
 def test_several_values_without_a_sweep_are_told() -> None:

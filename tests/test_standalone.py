@@ -231,6 +231,10 @@ def test_a_foreign_file_needs_labels_and_a_recipe_and_says_so(place: Path) -> No
     assert list(rows[0]) == ["path", "prediction", "confidence", "p_red", "p_green", "p_blue"]
     with pytest.raises(WeightsError, match=r"answers \(32, 3\) for 32 images and 2 classes"):
         predicted(*asked, "predict.recipe=r.json", "predict.labels=[red,green]")
+    (place / "labels.txt").write_text("red\ncafe\u0301\nblue\n", encoding="utf-8")
+    for labels in ("labels.txt", "[red,cafe\u0301,blue]"):
+        rows = predicted(*asked, "predict.recipe=r.json", f"predict.labels={labels}")
+        assert list(rows[0])[4] == "p_caf\u00e9"
     (place / "r.json").write_text("[]")
     with pytest.raises(ConfigError, match=r"E298: .*is no recipe"):
         predicted(*asked, "predict.recipe=r.json", "predict.labels=[red,green,blue]")

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from unicodedata import normalize
 
 import numpy as np
 
@@ -144,6 +143,6 @@ def _remarks(rows: list[Row]) -> list[str]:
         found.append(f"val has {val} images: each is {100 / val:.1f} points of accuracy")
     alike: dict[str, list[str]] = {}
     for label in sorted(counts):
-        alike.setdefault(normalize("NFC", label).casefold(), []).append(label)
+        alike.setdefault(label.casefold(), []).append(label)
     found += [f"classes that look the same: {same}" for same in alike.values() if len(same) > 1]
     return [printable(remark) for remark in found]
