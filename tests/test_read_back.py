@@ -156,7 +156,10 @@ def test_caches_are_made_again(tmp_path: Path, text: str | None, own_cache: Path
     (cache,) = (own_cache / "scan").iterdir()
     row = json.loads(cache.read_text())
     rows = [text] if text is not None else []
-    for odd in ([1], {}, [None] * 3, "abc", 5):
+    stamp, digest, looks, _ = row["files"][str(folder / "a.png")]
+    reaches = ([], 3, ["16-bit"], [1, 2, 3], ["16-bit", 1, "2"], ["16-bit", None, 2])
+    odd_rows = [[stamp, digest, looks, reach] for reach in reaches]
+    for odd in ([1], {}, [None] * 4, "abc", 5, [stamp, digest, looks], *odd_rows):
         rows.append(json.dumps({**row, "files": {str(folder / "a.png"): odd}}))
     for content in rows:
         cache.write_text(content)

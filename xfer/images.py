@@ -46,6 +46,7 @@ _BATCH = 32  # files a thread takes at once
 
 _Found = tuple[str, str | None, str, Extent | None]
 _Cache = dict[str, list[Any]]
+_TWO_NUMBERS = [[a, b] for a in (int, float) for b in (int, float)]
 
 
 @dataclass(frozen=True)
@@ -338,8 +339,12 @@ def _read_cache(root: Path) -> _Cache:
 
 
 def _is_row(row: object) -> bool:
-    """Whether a row of the cache is a stamp, a hash and looks."""
-    return isinstance(row, list) and len(row) == 3 and all(isinstance(cell, str) for cell in row)
+    """Whether a row of the cache is a stamp, a hash, looks and the range of a deep file."""
+    if not isinstance(row, list) or len(row) != 4 or not all(isinstance(c, str) for c in row[:3]):
+        return False
+    reach = row[3]
+    kinds = [type(cell) for cell in reach] if isinstance(reach, list) else []
+    return reach is None or (kinds[:1] == [str] and kinds[1:] in _TWO_NUMBERS)
 
 
 def _write_cache(root: Path, known: _Cache, paths: Sequence[Path]) -> None:
