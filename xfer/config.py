@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import secrets
 from collections.abc import Callable, Sequence
@@ -137,9 +138,8 @@ def _parse(overrides: Sequence[str]) -> None:
             and not override.is_delete()
             and (isinstance(value, bool | int | float | dict) or value is None)
         ):
-            raise ConfigError(
-                "command line", f"'{text}' names no option", f"type {key}=OPTION; see --help", 4
-            )
+            fix = words.for_option(key, json.dumps(value)) or f"type {key}=OPTION; see --help"
+            raise ConfigError("command line", f"'{text}' names no option", fix, 4)
 
 
 def compose_specs(overrides: Sequence[str], config_dirs: Sequence[str] = ()) -> Specs:
