@@ -243,6 +243,16 @@ def test_a_foreign_file_needs_labels_and_a_recipe_and_says_so(place: Path) -> No
         predicted(*asked, "predict.recipe=r.json", "predict.labels=[red,green,blue]")
 
 
+def test_an_exported_file_as_a_checkpoint_leads_to_its_own_key(
+    run_folder: Path, place: Path
+) -> None:
+    with pytest.raises(WeightsError, match="is an ONNX network") as told:
+        predicted(f"checkpoint.path={run_folder}/export/model.onnx", "predict.input=photos")
+    typed = told.value.fix.removeprefix("type ").removesuffix(" in place of checkpoint.path")
+    result = xfer.run(overrides=[*typed.split(), "predict.input=photos"])
+    assert len(table(result.folder / "predictions.csv")) == 40
+
+
 def test_a_fixed_batch_size_is_filled_up(place: Path) -> None:
     (place / "r.json").write_text(json.dumps(RECIPE))
     asked = ("predict.input=photos", "predict.recipe=r.json", "predict.labels=[red,green,blue]")
