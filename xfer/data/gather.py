@@ -42,7 +42,8 @@ def of_files(rows: list[Row], root: Path, how: Loading, remarks: Iterable[str] =
 
     def files(some: list[Facts]) -> Files:
         scanned = tuple((facts.stamp, facts.sha256) for facts in some)
-        return Files(tuple(facts.path for facts in some), over, scanned)
+        sizes = tuple(facts.size for facts in some)
+        return Files(tuple(facts.path for facts in some), over, scanned, sizes)
 
     dataset = _gather(kept, found, hashes, files, [*remarks, *skipped, *told_range])
     return _with_leaks(replace(dataset, range=over), kept, (hashes, looks), how, root)
@@ -119,12 +120,13 @@ def _gather(
                 names=tuple(rows[i].name for i in picked),
                 labels=np.array([index[rows[i].label] for i in picked], np.int64),
                 images=images([items[i] for i in picked]),
-                sha256=_fingerprint((rows[i], hashes[i]) for i in picked),
+                sha256=fingerprint((rows[i], hashes[i]) for i in picked),
             )
     return Dataset(classes, splits, (*remarks, *_remarks(rows)))
 
 
-def _fingerprint(rows: Iterable[tuple[Row, str]]) -> str:
+def fingerprint(rows: Iterable[tuple[Row, str]]) -> str:
+    """The sha256 of a split: over the names, labels and hashes of its images."""
     total = hashlib.sha256()
     for row, digest in rows:
         line = f"{row.name}\0{row.label}\0{digest}\n"
