@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 import sys
@@ -13,7 +14,8 @@ from xfer import schema, words
 from xfer.config import QUICK_START, compose_specs, prepare_overrides
 from xfer.errors import ConfigError, DataError, Problems, SafetyError, XferError
 from xfer.head.names import Naming, adopt
-from xfer.help import GROUPS
+from xfer.help import GROUPS, config_dir
+from xfer.places import _accepted
 from xfer.plan import make_plan
 from xfer.specs import STAGES
 from xfer.types import Dataset
@@ -558,6 +560,21 @@ def test_the_verbs_of_other_tools_name_the_stage() -> None:
     assert set(words.STAGES.values()) <= set(STAGES)
     assert message("data=foldr").endswith("did you mean 'folder'?")
     assert message("num_classes=3").endswith("the classes are the folders of data.root")
+
+
+def test_every_key_and_option_that_a_message_names_is_there() -> None:
+    files = {group: list(Path(config_dir(), group).glob("*.yaml")) for group in GROUPS}
+    keys = {g: {key for f in files[g] for key in _accepted(g, f)} for g in GROUPS}
+    options = {group: {file.stem for file in found} for group, found in files.items()}
+    count, group = 0, "|".join(GROUPS)
+    for path in Path(words.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            text = node.value if isinstance(node, ast.Constant) else None
+            for known, end in ((keys, r"\.(\w+)="), (options, r"=([a-z_0-9]+)")):
+                for found in re.finditer(rf"(?<![\w.])({group}){end}", str(text or "")):
+                    assert found[2] in known[found[1]], f"{path}: {found[0]}"
+                    count += 1
+    assert count > 200
 
 
 # Of `yolo train`, timm's train.py, Trainer of Lightning and of Hugging Face, fastai and Keras.

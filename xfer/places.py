@@ -42,7 +42,7 @@ class Places:
         group, _, name = key.partition(".")
         files = [f for root in self._roots for f in sorted(root.glob(f"{group}/*.yaml"))]
         # First an option that asks for the key, then those that have a value of their own for it.
-        for file in sorted(files, key=lambda f: f"\n{name}: ???" not in f.read_text("utf-8")):
+        for file in sorted(files, key=lambda f: _read(f).get(name) != "???"):
             if file.stem != self._choices.get(group) and name in _accepted(group, file):
                 return f"choose {group}={file.stem}, which has it, or drop it"
         return ""
