@@ -356,7 +356,7 @@ def test_a_broken_file_is_named(folder: Path) -> None:
         "torch.optim.SGD",
         "xfer.data.Folder",
         "xfer.optimistic.Sgd",
-        "xfer.optim.groups",
+        "xfer.optim._bad_args",
         "xfer.optim.ConfigError",
         "system",
         "5",

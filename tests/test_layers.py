@@ -22,7 +22,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         *("errors", "types", "log", "randomness", "help", "seal", "looks", "statistics"),
         *("logged",),
     ),
-    ("checked", "below_hydra"),
+    ("checked", "below_hydra", "own_parts"),
     (
         *("storage", "bit_depth", "weights", "balance", "patterns", "protobuf", "dialects"),
         *("signals", "team"),
@@ -62,7 +62,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("plan", "places", "evaluate", "standalone", "training.head_input"),
     ("model", "strategy", "builder", "handover", "outlook", "asked", "fit_health"),
     ("history", "halving", "extraction", "record", "room", "lineage"),
-    ("pruning", "joint", "feed"),
+    ("joint", "feed", "stop_early"),
     ("phases", "training.fitted"),
     ("training.frozen",),
     ("training.exact",),
@@ -71,7 +71,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("fit",),
     ("rank",),
     ("report",),
-    ("benchmark", "leaderboard"),
+    ("benchmark", "leaderboard", "pruning"),
     ("workflow", "conduct"),
     ("runners", "queued"),
     ("config",),
@@ -92,7 +92,7 @@ HEAVY = {
 OF_TORCH = {"head.layers", "export.pixels"} | {
     "compat", "ema", "evaluate", "extraction", "features.absent", "features.cut", "features.find",
     "features.proof", "feed", "fit", "history", "loader", "lr_find", "memory", "model",
-    "momenta", "network", "numbers", "phases", "joint", "strategy", "team", "pruning", "undrawn",
+    "momenta", "network", "numbers", "phases", "joint", "strategy", "team", "stop_early", "undrawn",
     "training.exact", "training.frozen", "training.head_input", "training.head_start",
 }  # fmt: skip
 
@@ -194,7 +194,7 @@ def test_modules_of_torch_are_not_listed_in_vain() -> None:
 
 
 # What trains with Lightning; everything else must do without it, as an exact fit does.
-LIGHTNING = {"fit", "history", "model", "phases", "pruning", "strategy"}
+LIGHTNING = {"fit", "history", "model", "phases", "stop_early", "strategy"}
 
 
 def test_lightning_is_imported_by_what_trains_with_it_alone() -> None:

@@ -126,7 +126,7 @@ def awake_norms(net: nn.Module) -> nn.Module:
 
 def steps(net: nn.Module, phase: Phase, images: torch.Tensor, count: int = 3) -> Any:
     rates = {row.name: (row.lr,) for row in phase.rows}
-    groups = optim.groups(net, rates, optim.Sgd(lr=0.05, decay="all"))
+    groups = optim.Sgd(lr=0.05, decay="all").groups(net, rates)
     optimizer = torch.optim.SGD(groups, lr=0.05, momentum=0.9, weight_decay=0.1)
     audit(optimizer, net.named_parameters(), [phase], 0)
     for _ in range(count):
@@ -345,7 +345,7 @@ def test_an_optimizers_memory_goes_on_by_plain_names() -> None:
     plain = {name: torch.ones_like(p) for name, p in net.named_parameters()}
     found, phase = adapted(net, backbone, Lora())
     rates = {row.name: (row.lr,) for row in phase.rows}
-    groups = optim.groups(net, rates, optim.Sgd(lr=0.1))
+    groups = optim.Sgd(lr=0.1).groups(net, rates)
     optimizer = torch.optim.SGD(groups, lr=0.1, momentum=0.9)
     buffers = {name: {"momentum_buffer": tensor} for name, tensor in plain.items()}
     told = momenta.load(optimizer, dict(net.named_parameters()), Momenta("sgd", buffers))

@@ -12,7 +12,7 @@ from torch import nn
 
 from xfer.errors import ConfigError
 from xfer.norms import norm_parameters
-from xfer.optim import AdamW, Sgd, Timm, Torch, groups
+from xfer.optim import AdamW, Sgd, Timm, Torch
 
 
 def parts() -> tuple[nn.Module, dict[str, tuple[float, ...]]]:
@@ -23,7 +23,7 @@ def parts() -> tuple[nn.Module, dict[str, tuple[float, ...]]]:
 
 def test_groups_hold_everything_that_trains_once_and_nothing_frozen() -> None:
     net, multiples = parts()
-    found = groups(net, multiples, Sgd(lr=0.5, weight_decay=0.01))
+    found = Sgd(lr=0.5, weight_decay=0.01).groups(net, multiples)
     names = {id(p): n for n, p in net.named_parameters()}
     held = [names[id(p)] for group in found for p in group["params"]]
     assert sorted(held) == sorted(n for n in multiples if any(multiples[n]))
@@ -40,7 +40,7 @@ def decayed(net: nn.Module, decay: Literal["matrices", "no_norms", "all"]) -> se
     """Names of the parameters in groups with weight decay."""
     spec = Sgd(lr=0.5, weight_decay=0.01, decay=decay)
     names = {id(p): n for n, p in net.named_parameters()}
-    found = groups(net, dict.fromkeys(names.values(), (1.0,)), spec)
+    found = spec.groups(net, dict.fromkeys(names.values(), (1.0,)))
     assert {group["weight_decay"] for group in found} <= {0.0, 0.01}
     return {names[id(p)] for g in found if g["weight_decay"] > 0 for p in g["params"]}
 
@@ -112,7 +112,7 @@ def test_an_optimizer_keeps_rate_and_decay_of_its_groups_and_trains(
     spec: Sgd | AdamW | Torch | Timm,
 ) -> None:
     net, multiples = parts()
-    optimizer = spec.build(groups(net, multiples, spec))
+    optimizer = spec.build(spec.groups(net, multiples))
     found = sorted((g["lr"], g["weight_decay"]) for g in optimizer.param_groups)
     # The norm's two vectors; the bias and the matrix of a convolution; those of the last layer.
     expected = [(0.01, 0.0), (0.01, 0.0), (0.01, 0.01), (0.1, 0.0), (0.1, 0.01)]

@@ -122,7 +122,7 @@ def _tell_any(error: Exception) -> int:
     from yaml import YAMLError
 
     from xfer.config import told
-    from xfer.schema import of_own_part
+    from xfer.own_parts import of_own_part
 
     if isinstance(error, JobFailed):
         return int(error.args[0])

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     Transform = Callable[[Image], npt.NDArray[np.float32]]
     Mix = Callable[[Any, Any], tuple[Any, Any]]
 
+_LIGHT = (0.4, 1.0)  # of the area, where training begins at a good head
 _LEAST_ALPHA = 1e-6  # below it float32 draws neither one image nor the other
 
 Probability = Annotated[float, Ge(0), Le(1)]
@@ -50,6 +51,12 @@ class Plain:
 class Auto(Plain):
     """None where the head is solved on features of the images as they are evaluated, else random
     crops and flips. The plan says which."""
+
+    def becomes(self, choice: str, epochs: int | None) -> Plain | Standard:
+        """What the plan chose: ``none``, ``standard``, or ``light`` crops of most of the image."""
+        if choice == "none":
+            return Plain()
+        return Standard(scale=_LIGHT) if choice == "light" else Standard()
 
 
 @dataclass(frozen=True)

@@ -8,19 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import partial
+from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
-from xfer import augment, features, optim, schedule
-from xfer.checkpoint import Checkpoint
 from xfer.decoded import decoded_limit
 from xfer.errors import ConfigError, raise_all
 from xfer.freeze import Layout, Phase
 from xfer.head import Dropout, Linear, Pooled
-from xfer.loss import CrossEntropy
-from xfer.trainer import Trainer
-from xfer.types import Plain
+from xfer.types import Plain, Undecided
 
 if TYPE_CHECKING:
     from xfer.specs import Specs
@@ -33,8 +28,6 @@ _OF_STEPS = ("devices", "accumulate", "clip_norm", "ema_decay", "patience", "com
 _OF_EPOCHS = ("monitor", "start_epoch", "interval", "every_n_epochs", "every_n_steps")
 _BATCH = 32  # images a step that the rates below are for
 _RATES = {"head": 1e-3, "tuned": 1e-3, "whole": 1e-4, "new": 1e-3}
-_WARMUP = 0.1  # of the epochs
-_SGD = 10.0  # times the rate of an adaptive optimizer
 
 
 @dataclass(frozen=True)
@@ -58,15 +51,15 @@ def decide(
     obstacles = _obstacles(specs, layout, phases)
     if not_exact:
         obstacles = [("the network", not_exact, "optim=adamw")]
-    if isinstance(specs.optim, optim.Exact):
+    if specs.optim.solves:
         raise_all([_refusal(*obstacle) for obstacle in obstacles])
         return [*_precision(specs, once=True), *_no_steps(specs)]
-    if isinstance(specs.optim, optim.Auto) and not obstacles:
+    if isinstance(specs.optim, Undecided) and not obstacles:
         why = "a linear head behind frozen layers is a convex problem: solved, no rate needed"
         found = [Choice("optim", "exact", why), *_precision(specs, once=True)]
         return [*found, *_no_steps(specs)]
     found = []
-    if isinstance(specs.optim, optim.Auto):
+    if isinstance(specs.optim, Undecided):
         key, why, _ = obstacles[0]
         found.append(Choice("optim", "adamw", f"{key} {why}"))
     return [*found, *_steps(specs, layout, phases, images, pretrained)]
@@ -78,10 +71,12 @@ def apply(specs: Specs, choices: Iterable[Choice]) -> Specs:
     for choice in choices:
         made |= _applied(replace(specs, **made), choice)
     specs = replace(specs, **made)
-    if isinstance(specs.optim, optim.Exact):
+    if specs.optim.solves:
         # Without steps there are no epochs, no rate over time and nothing to begin from.
         trainer = replace(specs.trainer, max_epochs=1, head_start="zero", ema_decay=0.0)
-        made |= {"trainer": trainer, "schedule": schedule.Constant()}
+        made["trainer"] = trainer
+        if isinstance(specs.schedule, Undecided):
+            made["schedule"] = specs.schedule.becomes("constant", None)
     facts = {**specs.facts}
     for group in made:
         kind = type(made[group])
@@ -93,26 +88,14 @@ def _applied(specs: Specs, choice: Choice) -> Plain:
     group, _, key = choice.key.partition(".")
     if key:
         return {group: replace(getattr(specs, group), **{key: choice.value})}
-    if group == "optim" and choice.value == "adamw":
-        own = specs.optim
-        assert isinstance(own, optim.Auto)
-        made = optim.AdamW(lr=own.lr, weight_decay=own.weight_decay, decay=own.decay)
-        return {"optim": made}
-    if choice.value == "cosine":
-        return {"schedule": schedule.Cosine(warmup_epochs=_WARMUP * specs.trainer.epochs)}
-    kinds: dict[tuple[str, Any], Any] = {
-        ("optim", "exact"): optim.Exact,
-        ("schedule", "constant"): schedule.Constant,
-        ("augment", "none"): augment.Plain,
-        ("augment", "standard"): augment.Standard,
-        ("augment", "light"): partial(augment.Standard, scale=(0.4, 1.0)),
-    }
-    return {group: kinds[group, choice.value]()}
+    epochs = specs.trainer.max_epochs
+    made = getattr(specs, group).becomes(choice.value, None if epochs == "auto" else epochs)
+    return {group: made}
 
 
 def _no_steps(specs: Specs) -> list[Choice]:
     """What is left to decide where nothing is trained step by step."""
-    if not isinstance(specs.augment, augment.Auto):
+    if not isinstance(specs.augment, Undecided):
         return []
     why = "one view an image, as it is evaluated; augment=standard solves on random views"
     return [Choice("augment", "none", why)]
@@ -136,17 +119,17 @@ def _steps(
         part = "solved" if solved else "backbone" if tunes else "head"
         found.append(Choice("trainer.max_epochs", *_epochs(part, phases, images)))
         epochs = int(found[-1].value)
-    if isinstance(specs.schedule, schedule.Auto):
+    if isinstance(specs.schedule, Undecided):
         why = "a tenth of the run to rise, then half a cosine to 0"
         found.append(Choice("schedule", "cosine", why))
-    if isinstance(specs.augment, augment.Auto):
+    if isinstance(specs.augment, Undecided):
         kind = "light" if solved else "standard"
         found.append(Choice("augment", kind, "random crops and flips while training"))
     if specs.data and specs.data.decoded_gb == "auto":
         found.append(Choice("data.decoded_gb", *decoded_limit("auto")))
     if specs.trainer.ema_decay == "auto":
         found.append(_average(specs, epochs, images, solved))
-    once = not tunes and isinstance(specs.features, features.Auto)
+    once = not tunes and specs.features.use != "never"
     return [*found, *_precision(specs, once)]
 
 
@@ -161,7 +144,7 @@ def _epochs(part: str, phases: Sequence[Phase], images: int) -> tuple[int, str]:
 
 def _head_start(specs: Specs, layout: Layout, tunes: bool) -> Choice:
     """Solved, where what is behind the head is pretrained and ``tunes`` as well."""
-    if tunes and isinstance(specs.optim, optim.Auto) and not _not_solved(specs, layout):
+    if tunes and isinstance(specs.optim, Undecided) and not _not_solved(specs, layout):
         why = "fine-tuning begins at the best head on the frozen features"
         return Choice("trainer.head_start", "solved", why)
     return Choice("trainer.head_start", "zero", "all classes equally likely at first")
@@ -172,7 +155,7 @@ def _not_solved(specs: Specs, layout: Layout) -> str:
     reasons = (
         (not isinstance(specs.head, Linear | Pooled | Dropout), "the head is not linear"),
         (len(layout.heads) != 1, f"the network has {len(layout.heads)} classifiers"),
-        (not isinstance(specs.features, features.Auto), "features are not kept"),
+        (specs.features.use == "never", "features are not kept"),
         (specs.trainer.devices != 1, "there are several devices"),
     )
     return next((why for wrong, why in reasons if wrong), "")
@@ -195,10 +178,10 @@ def _obstacles(specs: Specs, layout: Layout, phases: Sequence[Phase]) -> list[tu
     rated = any(row.head and row.lr != 1 for row in rows)
     mixes, linear = specs.augment.mix(2) is not None, isinstance(head, Linear | Pooled)
     own = specs.features
-    kept = isinstance(own, features.Auto)
+    kept = own.use != "never"
     moves, classifiers = specs.freeze.batch_norm != "eval", len(layout.heads)
-    crossed = type(specs.loss) is CrossEntropy
-    endless = isinstance(own, features.Auto) and own.views == "max" and specs.augment.random
+    crossed = getattr(specs.loss, "solvable", False)
+    endless = getattr(own, "views", None) == "max" and specs.augment.random
     found = (
         (not linear, "head", "is not linear, or draws random numbers", "head=linear"),
         (classifiers != 1, "backbone", f"has {classifiers} classifiers", "optim=adamw"),
@@ -219,30 +202,34 @@ def _obstacles(specs: Specs, layout: Layout, phases: Sequence[Phase]) -> list[tu
 def _asked(specs: Specs) -> list[tuple[bool, str, str, str]]:
     """What was given that only training step by step heeds."""
     trainer, kept, own = specs.trainer, specs.checkpoint, specs.optim
-    epochs, timed = trainer.max_epochs != "auto", not isinstance(specs.schedule, schedule.Auto)
+    epochs, timed = trainer.max_epochs != "auto", not isinstance(specs.schedule, Undecided)
     found = [
         ("lr_find" in specs.stages, "stages", "look for a rate", "stages without lr_find"),
         (own.lr != "auto", "optim.lr", "asks for steps at that rate", "optim.lr=auto"),
         (epochs, "trainer.max_epochs", "asks for epochs", "trainer.max_epochs=auto"),
         (timed, "schedule", "asks for steps", "schedule=auto"),
     ]
-    if isinstance(own, optim.Auto | optim.Exact):
+    if own.solves or isinstance(own, Undecided):
         # Of the two the one decays by default, where it comes to be AdamW.
-        usually = type(own)().weight_decay
+        usually = _default(own, "weight_decay")
         decays = own.weight_decay != usually
         fix = f"optim.weight_decay={usually:g}"
         found.append((decays, "optim.weight_decay", "is of steps", fix))
-    usual: tuple[tuple[str, Any, Any, tuple[str, ...]], ...] = (
-        ("trainer", trainer, Trainer(), _OF_STEPS),
-        ("checkpoint", kept, Checkpoint(), _OF_EPOCHS),
+    usual: tuple[tuple[str, Any, tuple[str, ...]], ...] = (
+        ("trainer", trainer, _OF_STEPS),
+        ("checkpoint", kept, _OF_EPOCHS),
     )
-    for group, spec, default, keys in usual:
+    for group, spec, keys in usual:
         for key in keys:
-            value, name = getattr(default, key), f"{group}.{key}"
+            value, name = _default(spec, key), f"{group}.{key}"
             given = getattr(spec, key) not in (value, 0)
             fix = f"{name}={str(value).lower()}"
             found.append((given, name, "asks for training step by step", fix))
     return found
+
+
+def _default(spec: Any, key: str) -> Any:
+    return next(field.default for field in fields(spec) if field.name == key)
 
 
 def _refusal(key: str, why: str, fix: str) -> ConfigError:
@@ -272,8 +259,8 @@ def _rate(specs: Specs, phases: Sequence[Phase], pretrained: bool) -> tuple[floa
         }[kind],
     )
     told = f"{rate:g} for {what} by an adaptive optimizer"
-    if isinstance(specs.optim, optim.Sgd):
-        rate, told = rate * _SGD, f"{told}, {_SGD:g} times that for SGD"
+    if (times := specs.optim.rate_scale) != 1:
+        rate, told = rate * times, f"{told}, {times:g} times that for {type(specs.optim).__name__}"
     data, trainer = specs.data, specs.trainer
     batch = (data.batch_size if data else _BATCH) * trainer.accumulate * trainer.devices
     scaled = float(f"{rate * math.sqrt(batch / _BATCH):.2g}")

@@ -19,7 +19,6 @@ from xfer.handover import Chosen, check_split, spread
 from xfer.log import LINES, log
 from xfer.logged import RUN
 from xfer.preprocess import prepare
-from xfer.report.figures import speeds_of
 from xfer.session import open_session, runner
 from xfer.standalone import warn_if_stale
 from xfer.storage import write_json
@@ -49,16 +48,16 @@ class Contestant:
     start: str | None
 
 
-def benchmark(plan: RunPlan, net: nn.Module, checkpoint: Path | None, folder: Path) -> None:
-    """Measure the files of this run, or those beside ``checkpoint``: ``benchmark.json``, a figure
-    and a table on the terminal. Raises ExportError when there is none."""
+def benchmark(plan: RunPlan, net: nn.Module, checkpoint: Path | None, folder: Path) -> list[Plain]:
+    """Measure the files of this run, or those beside ``checkpoint``: ``benchmark.json`` and a table
+    on the terminal; returns the rows. Raises ExportError when there is no file."""
     folders = [folder / "export"]
     if checkpoint and checkpoint.parent.name == "checkpoints":
         folders.append(checkpoint.parent.parent / "export")
     rows = measured(plan, net, checkpoint, folders)
     write_json(folder / "benchmark.json", rows)
-    path = speeds_of(rows, folder / "figures" / "benchmark.png")
-    log.info("\n".join([*map(printable, lines(rows)), f"drawn in {printable(path)}"]), extra=LINES)
+    log.info("\n".join(map(printable, lines(rows))), extra=LINES)
+    return rows
 
 
 def measured(

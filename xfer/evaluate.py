@@ -18,16 +18,12 @@ from xfer.types import InputSpec, Predictions, Samples, Score
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from xfer.trainer import Trainer
 
-
-def device_of(trainer: Trainer) -> torch.device:
+def device_of(accelerator: str) -> torch.device:
     """Where to run: what ``accelerator`` says, or the best there is."""
-    if trainer.accelerator == "gpu" or (
-        trainer.accelerator == "auto" and torch.cuda.is_available()
-    ):
+    if accelerator == "gpu" or (accelerator == "auto" and torch.cuda.is_available()):
         return torch.device("cuda")
-    return torch.device("mps" if trainer.accelerator == "mps" else "cpu")
+    return torch.device("mps" if accelerator == "mps" else "cpu")
 
 
 def device_name(device: torch.device) -> str:

@@ -17,7 +17,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from xfer.errors import XferError
-from xfer.features import Auto, folder, views
+from xfer.features import Auto, folder
 from xfer.features.cut import Cut, extract, prefix_state
 from xfer.features.find import Refusal, find
 from xfer.features.store import Entry, Store, digest, rows
@@ -79,7 +79,7 @@ class Extraction:
         self.batch_size = options.batch_size
         self.store = Store(folder(options.dir), options.max_gb)
         epochs = plan.specs.trainer.epochs
-        self.views = views(options, plan.specs.augment.random, epochs)
+        self.views = options.views_of(plan.specs.augment.random, epochs)
         balanced = plan.specs.data is not None and plan.specs.data.sampler == "balanced"
         # Batches in which an image comes twice or not at all are no order for an entry.
         self.exact = self.views == epochs and options.batch_size is None and not balanced

@@ -11,12 +11,12 @@ import numpy as np
 
 from xfer.errors import printable
 from xfer.freeze import Phase, ever
-from xfer.optim import Exact, Options, groups
 from xfer.types import Dataset, Plain, Samples
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from xfer.optim import Options
     from xfer.plan import Plan
 
 
@@ -66,7 +66,7 @@ def _counts(samples: Samples, dataset: Dataset) -> list[int]:
 def _too_long(plan: Plan) -> list[str]:
     """What of a fit by steps is longer than that which it is a part of."""
     specs = plan.specs
-    if "fit" not in specs.stages or not plan.phases or isinstance(specs.optim, Exact):
+    if "fit" not in specs.stages or not plan.phases or specs.optim.solves:
         return []
     lines, epochs = [], specs.trainer.epochs
     warmup = getattr(specs.schedule, "warmup_epochs", 0)
@@ -87,7 +87,7 @@ def _too_long(plan: Plan) -> list[str]:
 def _training_facts(plan: Plan) -> Plain:
     trainer, rates = plan.specs.trainer, ever(plan.phases)
     stages = {name: stage for stage, names in plan.layout.stages for name in names}
-    own, trains = set(plan.layout.adapters), not isinstance(plan.specs.optim, Exact)
+    own, trains = set(plan.layout.adapters), not plan.specs.optim.solves
     return {
         "parameters": [
             {
@@ -122,9 +122,9 @@ def optimizer_facts(net: nn.Module, phases: Sequence[Phase], options: Options) -
     """The optimizer's groups in each phase, ``net`` on any device: the learning rate before the
     schedule, the weight decay, and how many tensors and numbers a group has. None where the head
     is solved."""
-    if isinstance(options, Exact):
+    if options.solves:
         return []
-    made = groups(net, ever(phases), options)
+    made = options.groups(net, ever(phases))
     return [
         {
             "phase": phase.name,

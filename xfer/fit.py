@@ -32,11 +32,11 @@ from xfer.model import Classifier
 from xfer.network import assemble, fill
 from xfer.phases import Phases
 from xfer.preprocess import normalise
-from xfer.pruning import pruning
 from xfer.resume import BEST, START_ANEW
 from xfer.signals import stop
 from xfer.snapshot import Snapshot, write_snapshot
 from xfer.standardize import Standard, from_plain
+from xfer.stop_early import Pruned, Prunes
 from xfer.strategy import Place, Together
 from xfer.team import Team
 from xfer.training.fitted import Fitted
@@ -48,14 +48,17 @@ if TYPE_CHECKING:
     from xfer.specs import Specs
 
 
-def fit(plan: Plan, folder: Path, resume: Path | None = None) -> Fitted:
-    """Train as planned; go on from the resume file ``resume`` where one is given.
+def fit(
+    plan: Plan, folder: Path, resume: Path | None = None, prunes: Prunes | None = None
+) -> Fitted:
+    """Train as planned; go on from the resume file ``resume`` where one is given, and end behind
+    the epoch of which ``prunes`` says so.
 
     Raises DivergedError, DataError, ConfigError, OutputError or, unless smaller batches are asked
     for and fit, OutOfMemory; never finishes without a best checkpoint.
     """
     began = time.perf_counter()
-    done = _lead(recall(plan, folder), folder, resume)
+    done = _lead(recall(plan, folder), folder, resume, prunes)
     done.history.close()
     best = done.history.best
     assert best is not None
@@ -93,12 +96,12 @@ class _Trained(NamedTuple):
     device: torch.device
 
 
-def _lead(plan: Plan, folder: Path, resume: Path | None) -> _Trained:
+def _lead(plan: Plan, folder: Path, resume: Path | None, prunes: Prunes | None) -> _Trained:
     """Train, in smaller batches where memory runs out and they are asked for."""
     while True:
         try:
             with led(plan, folder, resume) as team:
-                return _train(plan, folder, resume, team)
+                return _train(plan, folder, resume, team, prunes)
         except OutOfMemory as error:
             plan, resume = smaller(plan, folder, error), None
         stop.waits = False  # as before the first epoch
@@ -106,8 +109,10 @@ def _lead(plan: Plan, folder: Path, resume: Path | None) -> _Trained:
         free()
 
 
-def _train(plan: Plan, folder: Path, resume: Path | None, team: Team) -> _Trained:
-    if device_of(plan.specs.trainer).type == "cpu":
+def _train(
+    plan: Plan, folder: Path, resume: Path | None, team: Team, prunes: Prunes | None = None
+) -> _Trained:
+    if device_of(plan.specs.trainer.accelerator).type == "cpu":
         keep_freed()
     plan, val = _decoded(plan, team)
     net = assemble(plan.parts, plan.weights)
@@ -118,7 +123,7 @@ def _train(plan: Plan, folder: Path, resume: Path | None, team: Team) -> _Traine
     with _quiet():
         feed = Feed(plan, folder, _loaders(plan, val, team), team)
         phases = Phases(plan, folder, history, feed)
-        callbacks = [phases, history, *pruning(folder, history)]
+        callbacks = [phases, history, Pruned(history, prunes)]
         trainer = _trainer(plan, folder, callbacks, team)
         loaders = feed.train, feed.val
         try:
@@ -176,7 +181,7 @@ def _out_of_memory(work: Callable[[], object]) -> bool:
 
 def _too_large(module: Classifier, plan: Plan) -> OutOfMemory:
     """The error that names the batch size which fits, tried with blank images."""
-    data, device = plan.specs.data, device_of(plan.specs.trainer)
+    data, device = plan.specs.data, device_of(plan.specs.trainer.accelerator)
     assert data is not None
     training = module.training
     module.to(device).zero_grad(set_to_none=True)
@@ -221,7 +226,7 @@ def _loaders(plan: Plan, fitted_val: Samples, team: Team) -> tuple[TrainLoader, 
     splits, augment = plan.dataset.splits, specs.augment
     train = Pictures(splits["train"], augment.transform(spec), augment.seed)
     val = Pictures(fitted_val, lambda image: normalise(image, spec))
-    workers, pin = specs.data.workers, device_of(specs.trainer).type == "cuda"
+    workers, pin = specs.data.workers, device_of(specs.trainer.accelerator).type == "cuda"
     size = shared_size(len(val), specs.data.eval_batch_size, team.ranks)
     loader = TrainLoader(train, specs.data.batch_size, workers, pin, specs.seed, share)
     loader.order.labels = specs.data.balance(splits["train"].labels)

@@ -16,7 +16,6 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from xfer.log import log
-from xfer.optim import Exact
 from xfer.types import Plain
 
 if TYPE_CHECKING:
@@ -60,7 +59,7 @@ def terms(plan: Plan) -> Terms:
     """Those of a planned fit."""
     specs, counts = plan.specs, plan.train_counts
     fresh = not hasattr(specs.head, "aliases")  # else its rows may come from the source
-    rate = None if isinstance(specs.optim, Exact) else specs.optim.rate
+    rate = None if specs.optim.solves else specs.optim.rate
     return Terms(len(counts), rate, specs.loss.guessing(counts), fresh)
 
 

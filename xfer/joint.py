@@ -85,7 +85,7 @@ _NO_PLAN: Plan = None  # type: ignore[assignment]
 @contextmanager
 def _joined(store: Store, rank: int, trainer: Trainer) -> Iterator[Team]:
     """Be one of the processes that meet at ``store``."""
-    gpu = device_of(trainer).type == "cuda"
+    gpu = device_of(trainer.accelerator).type == "cuda"
     if gpu:
         torch.cuda.set_device(rank)
     backend = "nccl" if gpu else "gloo"

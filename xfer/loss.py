@@ -23,6 +23,11 @@ class CrossEntropy:
     label_smoothing: Annotated[float, Ge(0), Lt(1)] = 0.0
     class_weights: Literal["none", "balanced"] | tuple[Annotated[float, Gt(0)], ...] = "none"
 
+    @property
+    def solvable(self) -> bool:
+        """Whether it is what an exact head is solved for; a class derived from this is not."""
+        return type(self) is CrossEntropy
+
     def weights(self, counts: Sequence[int]) -> list[float] | None:
         """One weight a class from the training images ``counts`` a class."""
         if self.class_weights == "none":

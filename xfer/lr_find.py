@@ -54,7 +54,7 @@ def lr_find(plan: Plan) -> Plain:
     """
     from tqdm import tqdm
 
-    device = device_of(plan.specs.trainer)
+    device = device_of(plan.specs.trainer.accelerator)
     net = assemble(plan.parts, plan.weights)
     module = Classifier(net, plan, standard=prepare_head(plan, net)).to(device)
     loader = _loader(plan, device)

@@ -13,7 +13,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric
 
-from xfer import freeze, metrics, momenta, optim
+from xfer import freeze, metrics, momenta
 from xfer.ema import Ema
 from xfer.errors import DivergedError
 from xfer.numbers import Watch, norm, place
@@ -235,7 +235,7 @@ class Classifier(pl.LightningModule):
         """The optimizer over everything that will ever train, and its rates by step and phase."""
         specs = self.plan.specs
         multiples = freeze.ever(self.plan.phases)
-        optimizer = specs.optim.build(optim.groups(self.net, multiples, specs.optim))
+        optimizer = specs.optim.build(specs.optim.groups(self.net, multiples))
         if self.plan.momenta is not None:
             momenta.load(optimizer, dict(self.net.named_parameters()), self.plan.momenta)
         steps, total = self.plan.steps_per_epoch, self.plan.total_steps

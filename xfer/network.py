@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, is_dataclass, replace
 from inspect import signature
@@ -15,14 +15,13 @@ from torch import nn
 from xfer import adapters, compat
 from xfer.backbone import index
 from xfer.errors import ConfigError, WeightsError, XferError
-from xfer.freeze import BatchNorm, Row, apply, batch_norms, hold
 from xfer.head import Keep, swap
 from xfer.randomness import derive
 from xfer.snapshot import Snapshot, best_file, fingerprint, read_best
 from xfer.source.detect import kind_of
 from xfer.source.match import Match, match
 from xfer.source.mismatch import MISFIT
-from xfer.types import Backbone, Card, Head, InputSpec, Network, Plain
+from xfer.types import Backbone, Card, Head, Network, Plain
 from xfer.undrawn import Undrawn
 from xfer.weights import Weights
 
@@ -114,28 +113,6 @@ def width_at_heads(network: Network) -> int | None:
     layers = [network.module.get_submodule(path) for path in network.heads]
     widths = [layer.in_features for layer in layers if isinstance(layer, nn.Linear)]
     return sum(widths) if widths and len(widths) == len(layers) else None
-
-
-def lone_norm(
-    parts: Parts, phases: Sequence[Sequence[Row]], keep: BatchNorm, spec: InputSpec
-) -> str | None:
-    """The first BatchNorm that trains in one of ``phases`` (their rows) and gets one value a
-    channel from one image, of which torch takes no deviation; ``None`` where there is none."""
-    net, found = _empty(parts), list[str]()
-
-    def look(name: str, module: nn.Module, given: Any) -> None:
-        if module.training and given[0].numel() == given[0].shape[1]:
-            found.append(name)
-            module.eval()  # so that it does not raise
-
-    for name, module in batch_norms(net):
-        module.register_forward_pre_hook(lambda m, given, name=name: look(name, m, given))
-    for rows in phases:
-        apply(net, rows)
-        hold(net.train(), keep)
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
-            net(torch.zeros(1, 3, *spec.size))
-    return found[0] if found else None
 
 
 def shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
@@ -239,7 +216,7 @@ def restore(
 ) -> nn.Module:
     """The network of a checkpoint, adapters merged. ``weights`` is asked for only when the
     checkpoint comes from an interrupted run and holds what trained alone."""
-    net = _empty(parts) if snapshot.frozen is None else assemble(parts, weights())
+    net = empty(parts) if snapshot.frozen is None else assemble(parts, weights())
     missing = [n for n in net.state_dict() if n not in snapshot.state]
     if snapshot.frozen is None and missing:
         raise WeightsError(
@@ -259,7 +236,7 @@ def restore(
     return adapters.merge(net)
 
 
-def _empty(parts: Parts) -> nn.Module:
+def empty(parts: Parts) -> nn.Module:
     """The network before it has any weights."""
     with torch.random.fork_rng(devices=[]):
         network = _unset(parts)

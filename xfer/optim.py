@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Lt
 
@@ -29,6 +29,11 @@ class Options:
     of normalisation layers (MindSpore, which spares gamma and beta); ``all`` (torch).
     """
 
+    solves: ClassVar[bool] = False
+    """Whether the head is solved and nothing is trained step by step."""
+    rate_scale: ClassVar[float] = 1.0
+    """Of the rate that the plan decides, which is that of an adaptive optimizer."""
+
     lr: Rate
     weight_decay: Decay = 0.0
     decay: Literal["matrices", "no_norms", "all"] = "matrices"
@@ -44,6 +49,28 @@ class Options:
             raise ValueError("optim.lr is still to be decided by the plan")
         return float(self.lr)
 
+    def groups(
+        self, net: nn.Module, multiples: Mapping[str, tuple[float, ...]]
+    ) -> list[dict[str, Any]]:
+        """Optimizer groups of everything that ever trains; ``multiples`` of ``lr``, one a phase, by
+        parameter name. A group has the largest as its ``lr`` and the share of it in each phase as
+        its ``phases``."""
+        spared = norm_parameters(net) if self.decay == "no_norms" else set()
+        found: dict[tuple[tuple[float, ...], bool], list[nn.Parameter]] = {}
+        for name, parameter in net.named_parameters():
+            decays = parameter.ndim > 1 if self.decay == "matrices" else name not in spared
+            if any(multiples[name]):
+                found.setdefault((multiples[name], decays), []).append(parameter)
+        return [
+            {
+                "params": members,
+                "lr": self.rate * max(rates),
+                "phases": tuple(rate / max(rates) for rate in rates),
+                "weight_decay": self.weight_decay if decays else 0.0,
+            }
+            for (rates, decays), members in found.items()
+        ]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Auto(Options):
@@ -52,6 +79,12 @@ class Auto(Options):
 
     lr: Rate = "auto"
     weight_decay: Decay = 0.01
+
+    def becomes(self, choice: str, epochs: int | None) -> Options:
+        """What the plan chose: ``exact`` or ``adamw``."""
+        if choice == "exact":
+            return Exact()
+        return AdamW(lr=self.lr, weight_decay=self.weight_decay, decay=self.decay)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,37 +97,18 @@ class Exact(Options):
     training images. See :mod:`xfer.training.logistic`.
     """
 
+    solves: ClassVar[bool] = True
+
     lr: Rate = "auto"
     l2: Annotated[float, Gt(0)] | Literal["auto"] = "auto"
     folds: Annotated[int, Ge(2)] = 5
 
 
-def groups(
-    net: nn.Module, multiples: Mapping[str, tuple[float, ...]], options: Options
-) -> list[dict[str, Any]]:
-    """Optimizer groups of everything that ever trains; ``multiples`` of ``lr``, one a phase, by
-    parameter name. A group has the largest as its ``lr`` and the share of it in each phase as its
-    ``phases``."""
-    spared = norm_parameters(net) if options.decay == "no_norms" else set()
-    found: dict[tuple[tuple[float, ...], bool], list[nn.Parameter]] = {}
-    for name, parameter in net.named_parameters():
-        decays = parameter.ndim > 1 if options.decay == "matrices" else name not in spared
-        if any(multiples[name]):
-            found.setdefault((multiples[name], decays), []).append(parameter)
-    return [
-        {
-            "params": members,
-            "lr": options.rate * max(rates),
-            "phases": tuple(rate / max(rates) for rate in rates),
-            "weight_decay": options.weight_decay if decays else 0.0,
-        }
-        for (rates, decays), members in found.items()
-    ]
-
-
 @dataclass(frozen=True)
 class Sgd(Options):
     """Stochastic gradient descent with momentum (torch.optim.SGD)."""
+
+    rate_scale: ClassVar[float] = 10.0
 
     momentum: Annotated[float, Ge(0), Lt(1)] = 0.9
     nesterov: bool = False

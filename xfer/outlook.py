@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from xfer.features import Auto, views
+from xfer.features import Auto
 from xfer.freeze import ever
 from xfer.log import log, open_log
 from xfer.plan import Plan, make_plan
@@ -120,7 +120,7 @@ def _shared(specs: Specs, plan: Plan, train: int, val: int) -> tuple[str | None,
     if not isinstance(options, Auto) or _trains_backbone(plan):
         return None, 0
     epochs = specs.trainer.epochs
-    count = views(options, specs.augment.random, epochs)
+    count = options.views_of(specs.augment.random, epochs)
     what: list[Any] = [plan.card.backbone, plan.card.source, plan.card.input.to_plain()]
     what += [plan.facts["splits"], specs.facts["augment"], specs.trainer.precision, count]
     if count == epochs and options.batch_size is None:

@@ -14,11 +14,9 @@ from xfer.classes import class_mismatch, joined
 from xfer.data.sizes import resizable
 from xfer.devices import check_devices
 from xfer.errors import Attempts, ConfigError, closest, raise_all
-from xfer.features import Auto, views
-from xfer.freeze import Layout, Phase, layout
+from xfer.freeze import Layout, Phase, layout, lone_norm
 from xfer.head import Keep, Remap
 from xfer.head.names import Naming, adopt
-from xfer.optim import Exact
 from xfer.types import Card, Dataset, InputSpec, Network, Plain
 from xfer.weights import Weights
 
@@ -265,7 +263,7 @@ def _with_phases(plan: Plan, network: Network, not_exact: str) -> Plan:
 def _chooses_on_val(specs: Specs, phases: Sequence[Phase]) -> bool:
     """Whether the validation images choose: one of several epochs, or when a phase begins."""
     kept = specs.checkpoint
-    if isinstance(specs.optim, Exact) or not kept.monitor.startswith("val_"):
+    if specs.optim.solves or not kept.monitor.startswith("val_"):
         return False
     several = kept.start_epoch + kept.interval <= specs.trainer.epochs
     return several or any(phase.patience is not None for phase in phases)
@@ -281,14 +279,14 @@ def _expected_features(plan: Plan, network: Network) -> Plain:
     from xfer.network import width_at_heads
 
     options, data = plan.specs.features, plan.dataset
-    if not isinstance(options, Auto) or data is None:
+    if options.use == "never" or data is None:
         return {}
     if not all(row.head or row.frozen for row in plan.phases[0].rows):
         return {"cut": "the last frozen input that the fit can prove"}
     width = width_at_heads(network)
     if width is None:
         return {"cut": "the input of the head"}
-    count = views(options, plan.specs.augment.random, plan.specs.trainer.epochs) or 1
+    count = options.views_of(plan.specs.augment.random, plan.specs.trainer.epochs) or 1
     images = count * len(data.splits["train"]) + len(data.splits["val"])
     # At most: a layer under autocast may hand on two bytes a number.
     sizes = {"bytes_per_image": width * 4, "bytes": width * 4 * images}
@@ -361,13 +359,13 @@ def _check_training(plan: Plan) -> None:
 def _check_batch(plan: Plan) -> None:
     """Raise ConfigError for batches of one image where a BatchNorm would have one value to train
     on; larger maps have more, and an odd image at the end of an epoch is never alone."""
-    from xfer.network import lone_norm
+    from xfer.network import empty
 
     specs = plan.specs
     if specs.data is None or specs.data.batch_size > 1 or not plan.layout.batch_norms:
         return
     phases = [phase.rows for phase in plan.phases]
-    if name := lone_norm(plan.parts, phases, specs.freeze.batch_norm, plan.card.input):
+    if name := lone_norm(empty(plan.parts), phases, specs.freeze.batch_norm, plan.card.input.size):
         what = f"is 1, and the BatchNorm {name} cannot train on one value a channel"
         raise ConfigError("data.batch_size", what, "type data.batch_size=2", 68)
 

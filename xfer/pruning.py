@@ -1,4 +1,4 @@
-"""Trials that fall behind end early: a callback that tells a sweep's study how a run is doing."""
+"""Trials that fall behind end early: a sweep's study is told how a run is doing."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NotRequired
 
-import pytorch_lightning as pl
 from typing_extensions import TypedDict
 
 from xfer.checked import checked
@@ -30,32 +29,20 @@ class _Job(TypedDict):
     trial: NotRequired[Plain | None]
 
 
-class Pruning(pl.Callback):
-    """Reports the objective of every epoch, and stops the run where the study's pruner says so.
+class Pruner:
+    """Reports the objective of every epoch, and says whether the study's pruner ends the run.
 
-    Rank 0 alone talks to the storage; the others do as it says.
+    Rank 0 alone has one.
     """
 
-    def __init__(self, facts: Plain, folder: Path, history: History) -> None:
-        self.facts, self.folder, self.history = facts, folder, history
+    def __init__(self, facts: Plain, folder: Path) -> None:
+        self.facts, self.folder = facts, folder
         self._trial: Any = None
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Decide on the epoch that a killed run goes on behind: whether it was pruned there, or
-        looked at at all, is not in its resume file."""
-        if self.history.rows:
-            self._decide(trainer, self.history.rows[-1]["epoch"])
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """After the record of the epoch, which has the objective."""
-        self._decide(trainer, trainer.current_epoch + 1)
-
-    def _decide(self, trainer: pl.Trainer, epoch: int) -> None:
-        team = self.history.team
-        if team.told(team.leads and self._is_behind(epoch)):
-            trainer.should_stop = True
-
-    def _is_behind(self, epoch: int) -> bool:
+    def __call__(self, history: History) -> bool:
+        """Whether the run ends behind the last epoch of ``history``. Asked again about an epoch,
+        as by a run that goes on behind it, it says the same."""
+        epoch = int(history.rows[-1]["epoch"])
         metric, note = self.facts["metric"], self.folder / PRUNED
         if note.exists():
             # Others have ended since: the pruner might say something else now.
@@ -66,22 +53,22 @@ class Pruning(pl.Callback):
                 raise ResumeError(note, what, START_ANEW, 29) from error
             self._reach(lambda: self._mark(pruned))
             return epoch >= pruned
-        value = float(self.history.rows[-1][metric])
-        if not self._reach(lambda: self._compare(epoch, value)):
+        value = float(history.rows[-1][metric])
+        if not self._reach(lambda: self._compare(history, epoch, value)):
             return False
         write_json(note, {"epoch": epoch, "metric": metric, "value": value})
         self._reach(lambda: self._mark(epoch))
         log.info(f"pruned after epoch {epoch}: {metric} {value:.4f} is behind other trials")
         return True
 
-    def _compare(self, epoch: int, value: float) -> bool:
+    def _compare(self, history: History, epoch: int, value: float) -> bool:
         trial = self._opened()
         if trial is None:
             return False  # it has ended before and is run again: nothing is compared
         if epoch not in trial.storage.get_trial(trial._trial_id).intermediate_values:
             trial.report(value, epoch)
         # Without a best epoch there would be nothing to keep.
-        early = not self.history.best or epoch < self.facts["epochs"]
+        early = not history.best or epoch < self.facts["epochs"]
         return not early and bool(trial.should_prune())
 
     def _mark(self, epoch: int) -> bool:
@@ -107,13 +94,13 @@ class Pruning(pl.Callback):
             return False
 
 
-def pruning(folder: Path, history: History) -> list[pl.Callback]:
-    """The callback for a run whose sweep prunes, else nothing."""
+def pruner(folder: Path) -> Pruner | None:
+    """What prunes the run in ``folder``; ``None`` where no sweep does."""
     try:
         facts = checked(_Job, read_json(folder / JOB)).get("trial")
     except FileNotFoundError:
-        return []  # no job of a sweep
+        return None  # no job of a sweep
     except (OSError, ValueError) as error:
         what = f"is not what a sweep writes ({getattr(error, 'strerror', None) or error})"
         raise ResumeError(folder / JOB, what, START_ANEW, 29) from error
-    return [Pruning(facts, folder, history)] if facts else []
+    return Pruner(facts, folder) if facts else None

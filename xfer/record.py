@@ -11,8 +11,8 @@ from signal import Signals
 
 from xfer.errors import OutOfMemory, OutputError, XferError, printable
 from xfer.log import log, open_log
+from xfer.own_parts import of_own_part
 from xfer.resume import BEST, LAST, entries, lock, refuse_odd
-from xfer.schema import of_own_part
 from xfer.seal import sealed
 from xfer.signals import Stopped, stop
 from xfer.storage import file_sha256, output_errors, write_json, write_text

@@ -10,6 +10,7 @@ from annotated_types import Ge, Gt, Le
 
 Factor = Annotated[float, Ge(0), Le(1)]
 Epochs = Annotated[float, Ge(0)]
+_WARMUP = 0.1  # of the epochs, where the plan decides
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,12 @@ class Auto:
     def factor(self, step: int, steps_per_epoch: int, total: int) -> float:
         """Never asked: the plan puts what it decides in this place."""
         raise ValueError("schedule is still to be decided by the plan")
+
+    def becomes(self, choice: str, epochs: int | None) -> Constant | Cosine:
+        """What the plan chose: ``constant``, or ``cosine`` over ``epochs``."""
+        if choice == "constant" or epochs is None:
+            return Constant()
+        return Cosine(warmup_epochs=_WARMUP * epochs)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import importlib
 import inspect
 import json
-import os
 import re
 import typing
 from collections.abc import Callable, Sequence
@@ -23,6 +22,7 @@ from pydantic_core import ErrorDetails
 from xfer import words
 from xfer.errors import ConfigError, SafetyError, XferError, closest, raise_all
 from xfer.help import GROUPS
+from xfer.own_parts import allowed
 from xfer.types import Plain
 
 Where = Callable[[str], str]
@@ -84,7 +84,11 @@ _PARTS: dict[str, tuple[str, dict[str, int], str]] = {
         "batch_norm",
     ),
     "loss": ("xfer.loss.CrossEntropy", {"weights": 1, "guessing": 1, "build": 1}, ""),
-    "optim": ("xfer.optim.Options", {"build": 1}, "lr weight_decay decay rate"),
+    "optim": (
+        "xfer.optim.Options",
+        {"build": 1, "groups": 2},
+        "lr weight_decay decay rate solves rate_scale",
+    ),
     "schedule": ("xfer.schedule.Constant", {"factor": 3}, ""),
     "export": ("", {"write": 4, "open": 2}, "file"),
     "logger": ("xfer.logger.Csv", {"build": 2}, ""),
@@ -285,26 +289,6 @@ def leaves(key: str, node: Any) -> list[str]:
     if not isinstance(node, dict):
         return [key]
     return [leaf for name, inner in node.items() for leaf in leaves(f"{key}.{name}", inner)]
-
-
-def allowed() -> tuple[str, ...]:
-    """Packages, besides xfer, whose classes a config may name."""
-    return tuple(p.strip() for p in os.environ.get("XFER_ALLOW", "").split(",") if p.strip())
-
-
-def of_own_part(error: BaseException) -> ConfigError | None:
-    """What code of the user's own failed of, where ``error`` was raised in a package that the user
-    allowed; ``None`` for an error of xfer."""
-    trace, place = error.__traceback__, ""
-    while trace is not None:
-        name = str(trace.tb_frame.f_globals.get("__name__"))
-        if name.split(".")[0] in allowed():
-            place = f"{name}, line {trace.tb_lineno}"
-        trace = trace.tb_next
-    if not place or isinstance(error, XferError) or not isinstance(error, Exception):
-        return None
-    told = f"{type(error).__name__}: {error}"
-    return ConfigError(place, told, "mend that part; XFER_FULL_ERROR=1 prints the traceback", 21)
 
 
 def load_class(group: str, target: str, where: Where, key: str = "") -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 from unicodedata import normalize
 
 if TYPE_CHECKING:
@@ -283,6 +283,15 @@ class Network:
     input: InputSpec
     dropped: tuple[str, ...] = ()
     args: Plain = field(default_factory=dict)
+
+
+@runtime_checkable
+class Undecided(Protocol):
+    """An option that leaves its group to the plan."""
+
+    def becomes(self, choice: str, epochs: int | None) -> Any:
+        """The option that the plan chose by its name; ``epochs`` are known where steps train."""
+        ...
 
 
 class Backbone(Protocol):

@@ -16,7 +16,6 @@ from xfer.export import refuse_early
 from xfer.facts import table
 from xfer.fit_health import saturation, terms, warn, warnings_of
 from xfer.log import LINES, close_log, log, open_log
-from xfer.optim import Exact
 from xfer.plan import Plan, make_plan
 from xfer.ranks import called, leading, next_run, quieten, slurm_task
 from xfer.record import recorded
@@ -185,9 +184,7 @@ def _stages(work: Work, earlier: Earlier | None) -> Plain | None:
     if net and "export" in stages:
         _export(work, net)
     if net and "benchmark" in stages and not work.refused:
-        from xfer.benchmark import benchmark
-
-        benchmark(work.plan, net, work.checkpoint(), work.folder)
+        _benchmark(work, net)
     return _report(work)
 
 
@@ -204,14 +201,14 @@ def _report(work: Work) -> Plain:
 def _fit(work: Work, resume: Path | None) -> Fitted:
     """Solve the head where that is planned; train step by step otherwise, and where the network
     turns out to be none whose head can be solved."""
-    if isinstance(work.plan.specs.optim, Exact):
+    if work.plan.specs.optim.solves:
         from xfer.training import exact
         from xfer.training.frozen import NotExact
 
         try:
             return exact.fit(work.plan, work.folder)
         except NotExact as error:
-            if isinstance(work.specs.optim, Exact):
+            if work.specs.optim.solves:
                 raise ConfigError("optim", f"exact: {error}", "type optim=adamw", 63) from error
             log.warning(f"the head is trained step by step: {error}")
             work.plan = make_plan(work.specs, str(error))
@@ -220,8 +217,9 @@ def _fit(work: Work, resume: Path | None) -> Fitted:
             )
             _write_plan(work.plan, work.folder)
     from xfer.fit import fit
+    from xfer.pruning import pruner
 
-    return fit(work.plan, work.folder, resume)
+    return fit(work.plan, work.folder, resume, pruner(work.folder))
 
 
 def _find_rate(work: Work) -> None:
@@ -232,6 +230,15 @@ def _find_rate(work: Work) -> None:
     write_json(work.folder / "lr_find.json", found)
     path = climb(found, work.folder / "figures" / "lr_find.png")
     log.info(f"optim.lr={found['suggested']:.2g} is proposed, see {path}")
+
+
+def _benchmark(work: Work, net: nn.Module) -> None:
+    from xfer.benchmark import benchmark
+    from xfer.report.figures import speeds_of
+
+    rows = benchmark(work.plan, net, work.checkpoint(), work.folder)
+    path = speeds_of(rows, work.folder / "figures" / "benchmark.png")
+    log.info(f"drawn in {printable(path)}", extra=LINES)
 
 
 def _network(work: Work) -> nn.Module:
@@ -291,7 +298,7 @@ def _answers(
     from xfer.halving import recall
 
     specs, card = recall(work.plan, work.folder).specs, work.plan.card
-    device = device_of(specs.trainer)
+    device = device_of(specs.trainer.accelerator)
     work.device = work.device if work.fitted else device_name(device)
     loading = (specs.data.eval_batch_size, specs.data.workers) if specs.data else (64, 0)
     kept = work.fitted.kept if work.fitted else None

@@ -21,6 +21,10 @@ class Never:
 
     use: ClassVar[Use] = "never"
 
+    def views_of(self, augments: bool, epochs: int) -> int | None:
+        """None is kept."""
+        return None
+
 
 @dataclass(frozen=True)
 class Auto:
@@ -40,19 +44,18 @@ class Auto:
     batch_size: Annotated[int, Gt(0)] | None = None
     max_gb: Annotated[float, Gt(0)] = 20.0
 
+    def views_of(self, augments: bool, epochs: int) -> int | None:
+        """Differently augmented views an image in a fit; ``None`` for the evaluation view alone."""
+        if not augments or self.views == 1:
+            return None
+        return epochs if self.views == "max" else min(self.views, epochs)
+
 
 @dataclass(frozen=True)
 class Require(Auto):
     """As :class:`Auto`, but what cannot be kept is an error."""
 
     use: ClassVar[Use] = "require"
-
-
-def views(options: Auto, augments: bool, epochs: int) -> int | None:
-    """Differently augmented views an image in a fit; ``None`` for the evaluation view alone."""
-    if not augments or options.views == 1:
-        return None
-    return epochs if options.views == "max" else min(options.views, epochs)
 
 
 def folder(asked: str | None) -> Path:

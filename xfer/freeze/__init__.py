@@ -7,7 +7,7 @@ inference mode, as in Keras: no gradient, no dropout, no moving statistics.
 from xfer.freeze.audit import audit, check_read
 from xfer.freeze.graded import Discriminative, Gradual, LayerDecay, LpFt
 from xfer.freeze.lora import Lora
-from xfer.freeze.mode import apply, batch_norms, hold
+from xfer.freeze.mode import apply, batch_norms, hold, lone_norm
 from xfer.freeze.policy import BatchNorm, Policy
 from xfer.freeze.proof import frozen, hashes, verdict
 from xfer.freeze.rules import Freeze, Later, Rule
@@ -41,6 +41,7 @@ __all__ = [
     "hashes",
     "hold",
     "layout",
+    "lone_norm",
     "stages",
     "verdict",
 ]

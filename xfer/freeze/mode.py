@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from xfer.freeze.policy import BatchNorm
 from xfer.freeze.table import Row
@@ -98,3 +98,28 @@ def batch_norms(net: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     for path, module in net.named_modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             yield path, module
+
+
+def lone_norm(
+    net: nn.Module, phases: Sequence[Sequence[Row]], keep: BatchNorm, size: tuple[int, int]
+) -> str | None:
+    """The first BatchNorm that trains in one of ``phases`` (their rows) and gets one value a
+    channel from one image of ``size`` (height, width), of which torch takes no deviation; ``None``
+    where there is none. ``net`` is used up."""
+    import torch
+
+    found: list[str] = []
+
+    def look(name: str, module: nn.Module, given: Any) -> None:
+        if module.training and given[0].numel() == given[0].shape[1]:
+            found.append(name)
+            module.eval()  # so that it does not raise
+
+    for name, module in batch_norms(net):
+        module.register_forward_pre_hook(lambda m, given, name=name: look(name, m, given))
+    for rows in phases:
+        apply(net, rows)
+        hold(net.train(), keep)
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            net(torch.zeros(1, 3, *size))
+    return found[0] if found else None

@@ -44,7 +44,7 @@ class Frozen:
 
 def at_rest(plan: Plan, net: nn.Module) -> Frozen:
     """``net`` on the run's device, all of it but the head frozen and in inference mode."""
-    device = device_of(plan.specs.trainer)
+    device = device_of(plan.specs.trainer.accelerator)
     rows = [
         Row(n, plan.layout.in_head(n), float(plan.layout.in_head(n))) for n in plan.layout.names
     ]
