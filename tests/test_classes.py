@@ -19,6 +19,7 @@ from xfer.head import Remap, carry
 from xfer.head.names import Naming, adopt, rows
 from xfer.network import open_checkpoint
 from xfer.plan import Plan, make_plan
+from xfer.source.rules import Rules
 from xfer.types import Dataset, Samples
 
 SOURCE = Naming(
@@ -58,6 +59,33 @@ def test_rows_follow_names_and_aliases_and_are_empty_for_new_classes() -> None:
         rows(("wolves",), SOURCE, {"wolves": ("timber wulf",)})
     with pytest.raises(ConfigError, match="knows none of the classes"):
         rows(("wolves", "fox"), SOURCE, {})
+
+
+CAFE = ("caf\u00e9", "cafe\u0301")
+"""One name, as Linux and as a Mac write it."""
+
+
+@pytest.mark.parametrize("of_data", CAFE)
+@pytest.mark.parametrize("of_source", CAFE)
+def test_a_class_has_one_name_in_both_forms_of_unicode(of_data: str, of_source: str) -> None:
+    known, _ = Rules(classes=(of_source, "dog")).class_names()
+    assert known == (CAFE[0], "dog")
+    for naming in (Naming(known), Naming((of_source, "dog"))):
+        assert rows((of_data, "x"), naming, {"x": ("dog",)}) == ((0,), (1,))
+        assert adopt(dataset(of_data), naming, {}).splits["val"].labels.tolist() == [0]
+        for typed in CAFE:
+            assert rows((of_data,), naming, {typed: ("dog",)}) == ((1,),)
+            assert rows(("x", "y"), naming, {"x": (typed,)}) == ((0,), ())
+            assert adopt(dataset("x"), naming, {"x": typed}).splits["val"].labels.tolist() == [0]
+            kept = adopt(dataset(of_data), naming, {typed: "dog"})
+            assert kept.splits["val"].labels.tolist() == [1]
+
+
+def test_two_forms_of_one_name_are_no_two_classes(tmp_path: Path) -> None:
+    (tmp_path / "names.txt").write_text("\n".join(CAFE), encoding="utf-8")
+    for given in (CAFE, str(tmp_path / "names.txt")):
+        with pytest.raises(ConfigError, match=r"source\.classes: .* must hold distinct names"):
+            Rules(classes=given).class_names()
 
 
 @pytest.mark.parametrize("kind", [nn.Linear(3, 4), nn.Conv2d(3, 4, 1)])

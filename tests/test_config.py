@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 import sys
@@ -11,9 +12,13 @@ import pytest
 
 from xfer import schema, words
 from xfer.config import QUICK_START, compose_specs, prepare_overrides
-from xfer.errors import ConfigError, Problems, SafetyError, XferError
+from xfer.errors import ConfigError, DataError, Problems, SafetyError, XferError
+from xfer.head.names import Naming, adopt
+from xfer.help import GROUPS, config_dir
+from xfer.places import _accepted
 from xfer.plan import make_plan
 from xfer.specs import STAGES
+from xfer.types import Dataset
 
 LINE = re.compile(r"xfer: error E\d{3}: .+: .+\. Fix: .+")
 TASK = "experiment=digits_sgd"
@@ -181,6 +186,34 @@ def test_a_wrong_option_is_met_with_a_right_one(typed: str, told: str) -> None:
 def test_what_is_no_override_is_told_with_how_to_write_one(typed: str) -> None:
     assert message(typed).startswith(f"xfer: error E207: command line: '{typed}' is not understood")
     assert "write key=value" in message(typed)
+
+
+@pytest.mark.parametrize("name", ["caf\u00e9", "cafe\u0301", "\u732b", "my \u00dcbung/b"])
+def test_letters_beyond_ascii_need_no_quotes(name: str) -> None:
+    assert compose_specs([f"data.root={name}"]).data.root == name
+    listed = ["source=file", "source.path=a.pt", f"source.classes=[a b,{name}, {name} 2]"]
+    assert compose_specs([TASK, *listed]).source.classes == ("a b", name, f"{name} 2")
+    assert compose_specs([f"data.root='{name}'"]).data.root == name
+    aliases = ["head=keep", f"head.aliases={{a: {name}}}"]
+    assert compose_specs([TASK, *listed, *aliases]).head.aliases == {"a": name}
+
+
+def test_names_that_cannot_be_typed_go_into_a_file(tmp_path: Path) -> None:
+    told = message("head=keep", "head.aliases={caf\u00e9: x}")
+    assert told.endswith("that are not ASCII go into an experiment of your own")
+    (tmp_path / "experiment").mkdir()
+    text = "# @package _global_\ndefaults: [override /data: digits, override /head: keep]\n"
+    for folder in ("caf\u00e9", "a: b", "it's", "null", "a b", "0", "007"):
+        wanted = r"head\.aliases='(\{.*\})'|write head: \{aliases: (.*)\} in an experiment"
+        with pytest.raises(DataError, match=wanted) as caught:
+            adopt(Dataset((folder,), {}), Naming(("x",)), {})
+        typed, written = re.search(wanted, caught.value.fix).groups()
+        (tmp_path / "experiment" / "mine.yaml").write_text(
+            f"{text}head: {{aliases: {written or {}}}}\n", encoding="utf-8"
+        )
+        more = [f"head.aliases={typed}"] if typed else []
+        specs = compose_specs(["experiment=mine", *more], [str(tmp_path)])
+        assert specs.head.aliases == {folder: "NAME"}
 
 
 def test_several_values_without_a_sweep_are_told() -> None:
@@ -466,12 +499,17 @@ def test_a_spec_is_built_from_its_facts_alone() -> None:
 SLOTS = {"NAME": "resnet34", "FILE": "a.pt", "DIR": "d", "PIXELS": "64", "NUMBER": "0.5"}
 
 
-@pytest.mark.parametrize("typed", words.ADVICE)
+OFFERED = [*words.ADVICE, *(typed for others in words.OPTIONS.values() for typed in others)]
+
+
+@pytest.mark.parametrize("typed", OFFERED)
 def test_what_the_words_of_other_tools_lead_to_can_be_typed(typed: str) -> None:
     for slot, value in SLOTS.items():
         typed = typed.replace(f"={slot}", f"={value}")
     # A share where the schema wants one, else a whole number.
-    typed = typed if re.search("fraction|lr|momentum", typed) else typed.replace("=0.5", "=1")
+    typed = typed if re.search("fraction|lr|momentum|ema", typed) else typed.replace("=0.5", "=1")
+    if typed == "logger=wandb":
+        pytest.importorskip("wandb")
     assert compose_specs(["data.root=d", *typed.split()])
 
 
@@ -492,6 +530,18 @@ def test_what_the_words_of_other_tools_lead_to_can_be_typed(typed: str) -> None:
         ("optim=Adam", "optim=torch optim.name=Adam"),
         ("data=my/images", "data.root=my/images"),
         ("data=my_images", "data.root=my_images"),
+        ("data=my/images.csv", "data=csv data.file=my/images.csv"),
+        ("warmup_epochs=3", "schedule=cosine schedule.warmup_epochs=NUMBER"),
+        ("trainer.warmup_epochs=3", "schedule=cosine schedule.warmup_epochs=NUMBER"),
+        ("ema=true", "trainer.ema_decay=NUMBER"),
+        ("freeze=true", "freeze=head_only"),
+        ("freeze=false", "freeze=none"),
+        ("loss=bce", "loss=cross_entropy"),
+        ("loss=CrossEntropyLoss", "loss=cross_entropy"),
+        ("schedule=onecycle", "schedule=warmup_decay"),
+        ("optim=RMSprop", "optim=torch optim.name=RMSprop"),
+        ("source=img.jpg", "stages=[predict] predict.input=img.jpg checkpoint.path=RUN"),
+        ("stages=train", "stages=[fit]"),
     ],
 )
 def test_words_of_other_tools_are_known(typed: str, offered: str) -> None:
@@ -500,7 +550,8 @@ def test_words_of_other_tools_are_known(typed: str, offered: str) -> None:
     if "=NAME" not in offered and not offered.isupper():
         for slot, value in SLOTS.items():
             offered = offered.replace(f"={slot}", f"={value if slot != 'NUMBER' else '0.1'}")
-        assert compose_specs(["data.root=d", *offered.split()])
+        own = [] if offered.startswith("data=") else ["data.root=d"]
+        assert compose_specs([*own, *offered.split()])
 
 
 def test_the_verbs_of_other_tools_name_the_stage() -> None:
@@ -509,3 +560,53 @@ def test_the_verbs_of_other_tools_name_the_stage() -> None:
     assert set(words.STAGES.values()) <= set(STAGES)
     assert message("data=foldr").endswith("did you mean 'folder'?")
     assert message("num_classes=3").endswith("the classes are the folders of data.root")
+
+
+def test_every_key_and_option_that_a_message_names_is_there() -> None:
+    files = {group: list(Path(config_dir(), group).glob("*.yaml")) for group in GROUPS}
+    keys = {g: {key for f in files[g] for key in _accepted(g, f)} for g in GROUPS}
+    options = {group: {file.stem for file in found} for group, found in files.items()}
+    count, group = 0, "|".join(GROUPS)
+    for path in Path(words.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            text = node.value if isinstance(node, ast.Constant) else None
+            for known, end in ((keys, r"\.(\w+)="), (options, r"=([a-z_0-9]+)")):
+                for found in re.finditer(rf"(?<![\w.])({group}){end}", str(text or "")):
+                    assert found[2] in known[found[1]], f"{path}: {found[0]}"
+                    count += 1
+    assert count > 200
+
+
+# Of `yolo train`, timm's train.py, Trainer of Lightning and of Hugging Face, fastai and Keras.
+COMMON = """
+mode model epochs patience batch imgsz save save_period cache device workers project pretrained
+optimizer resume amp lr0 lrf momentum weight_decay warmup_epochs dropout cos_lr freeze_layers
+fliplr degrees hsv_h mosaic mixup cutmix erasing auto_augment int8 format plots classes
+data_dir initial_checkpoint num_classes img_size input_size mean std interpolation batch_size
+validation_batch_size grad_accum_steps opt clip_grad layer_decay sched lr min_lr warmup_lr
+decay_rate decay_epochs hflip color_jitter aa reprob smoothing drop model_ema model_ema_decay
+checkpoint_hist output eval_metric log_wandb torchcompile train_dir val_dir test_dir
+accelerator devices precision max_epochs accumulate_grad_batches gradient_clip_val
+default_root_dir ckpt_path strategy num_workers
+num_train_epochs per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps
+warmup_ratio warmup_steps max_grad_norm label_smoothing_factor output_dir save_total_limit fp16
+resume_from_checkpoint report_to load_best_model_at_end metric_for_best_model lr_scheduler_type
+path valid_pct bs item_tfms arch base_lr wd freeze_epochs loss_func
+directory validation_split image_size shuffle class_weight learning_rate metrics val_path
+"""
+
+
+def test_the_commonest_words_of_other_tools_lead_to_a_key_of_ours() -> None:
+    lost = {"resume", "epochs", "lr", "batch_size", "workers", "patience", "weight_decay"}
+    lost |= {"accelerator", "devices", "precision", "max_epochs", "warmup_lr"}  # our own, or none
+    assert {word for word in COMMON.split() if not words.for_key(word, GROUPS)} == lost
+    for word in lost - {"warmup_lr"}:
+        assert re.search(rf"did you mean '\w+\.\w*{word}'\?$", message(f"{word}=1")), word
+    assert message("freeze=10").endswith(
+        "type freeze=first_n freeze.n=NUMBER, of stages and not of layers"
+    )
+    assert message("val_dir=x").endswith("be folders in one folder, and type data.root=DIR")
+    assert message("data=csv", "data.file=x", "data.root=d").endswith(
+        "choose data=folder, which has it, or drop it"
+    )
+    assert compose_specs(["data=folder", "data.root=d"]).data.root == "d"

@@ -4,6 +4,7 @@ import csv
 import gzip
 import hashlib
 import os
+import re
 import shutil
 import struct
 from dataclasses import replace
@@ -786,6 +787,20 @@ def test_without_images_to_train_on_the_advice_is_not_a_share(tmp_path):
     one = refuse(Folder(str(folders(tmp_path / "x", {"a": 3, "b": 3})), test_fraction=0.8),
                  "no 'train' part", number=304)  # fmt: skip
     assert one.fix == "type data.val_fraction=0.2 data.test_fraction=0"
+
+
+@pytest.mark.parametrize(
+    ("training", "shares"),
+    [(True, {"val_fraction": 0.0}), (False, {"val_fraction": 0.0}), (True, {"val_fraction": 1.0}),
+     (True, {"test_fraction": 0.8}), (True, {"val_fraction": 0.0, "test_fraction": 0.5})],
+)  # fmt: skip
+def test_advice_about_a_share_leads_on_when_it_is_typed(tmp_path, training, shares):
+    root = folders(tmp_path, {"a": 4, "b": 4})
+    error = refuse(Folder(str(root), **shares), "there is no", training=training, number=304)
+    typed = re.findall(r"data\.(\w+)=([\d.]+)", error.fix)
+    assert typed
+    found = Folder(str(root), **shares | {k: float(v) for k, v in typed}).dataset(training)
+    assert set(found.splits) >= ({"train", "val"} if training else {"val"})
 
 
 def test_a_list_knows_a_class_in_another_normal_form(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from pictures import picture
 
 from xfer.data import Folder
 from xfer.errors import DataError
+from xfer.predict import find
 
 IMAGES = {f"{c}/{i}.jpg": "image" for c in ("cat", "dog") for i in range(4)}
 SPLIT = {
@@ -166,7 +168,23 @@ def test_a_folder_of_data_sets_names_one_that_works(tmp_path: Path):
     assert Folder(root=root).dataset(True).classes == ("cat", "dog")
 
 
+def test_photographs_of_a_telephone_are_read_when_they_are_converted_as_told(tmp_path: Path):
+    build(tmp_path / "a b", {**IMAGES, "ant/0.HEIC": "text:x", "ant/1.heic": "text:x"})
+    with pytest.raises(DataError, match="E307") as told:
+        Folder(root=str(tmp_path / "a b")).dataset(True)
+    command = told.value.fix.removeprefix("convert them, as with: ")
+    # What ImageMagick does with `-format png`: it writes a file beside each that it is given.
+    (tmp_path / "magick").write_text('#!/bin/sh\nshift 3\nfor f; do cp "$PNG" "${f%.*}.png"; done')
+    (tmp_path / "magick").chmod(0o700)
+    picture(7).save(tmp_path / "x.png")
+    path = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PNG": str(tmp_path / "x.png")}
+    subprocess.run(command, shell=True, check=True, env=path)
+    found = Folder(root=str(tmp_path / "a b"), leakage="ignore").dataset(True)
+    assert found.classes == ("ant", "cat", "dog")
+
+
 def test_an_unlabelled_test_split_is_told(tmp_path: Path):
     build(tmp_path, {**SPLIT, "test/0.jpg": "image"})
     remarks = Folder(root=str(tmp_path)).dataset(True).remarks
     assert any("without classes; give them to predict.input): 'test'" in line for line in remarks)
+    assert find([str(tmp_path / "test")]).names == (str(tmp_path / "test" / "0.jpg"),)

@@ -316,7 +316,7 @@ def test_files_that_are_gone_leave_the_cache(tmp_path, own_cache):
 def test_a_broken_file_is_looked_at_again(tmp_path, monkeypatch):
     path = write(tmp_path / "x.jpg", JPEG)
     with monkeypatch.context() as patch:
-        patch.setattr(images, "inspect", lambda path: ("", "Input/output error", "", None))
+        patch.setattr(images, "inspect", lambda path: ("", "Input/output error", "", None, (0, 0)))
         with pytest.raises(DataError, match="Input/output"):
             scan([path], tmp_path)
     assert scan([path], tmp_path)

@@ -157,9 +157,11 @@ def test_caches_are_made_again(tmp_path: Path, text: str | None, own_cache: Path
     (cache,) = (own_cache / "scan").iterdir()
     row = json.loads(cache.read_text())
     rows = [text] if text is not None else []
-    stamp, digest, looks, _ = row["files"][str(folder / "a.png")]
+    stamp, digest, looks, _, size = row["files"][str(folder / "a.png")]
     reaches = ([], 3, ["16-bit"], [1, 2, 3], ["16-bit", 1, "2"], ["16-bit", None, 2])
-    odd_rows = [[stamp, digest, looks, reach] for reach in reaches]
+    odd_rows = [[stamp, digest, looks, reach, size] for reach in reaches]
+    sizes = (None, [], [1], [1, "2"], [1, 2, 3], [1.5, 2], {}, 3)
+    odd_rows += [[stamp, digest, looks, None, odd] for odd in sizes]
     for odd in ([1], {}, [None] * 4, "abc", 5, [stamp, digest, looks], *odd_rows):
         rows.append(json.dumps({**row, "files": {str(folder / "a.png"): odd}}))
     for content in rows:

@@ -24,6 +24,7 @@ from test_backbone import BACKBONES
 from xfer import transfer
 from xfer.download import KEPT_WEIGHTS, fetch
 from xfer.errors import ConfigError, OutputError, SafetyError, WeightsError, XferError
+from xfer.source.file import File
 from xfer.source.url import Url
 
 SMALL = BACKBONES["digits_resnet"]
@@ -626,6 +627,8 @@ def test_without_a_hash_no_file_of_the_cache_is_advised(
     monkeypatch.setenv("XFER_CACHE", str(tmp_path))
     with pytest.raises(WeightsError, match=r"E450.*type source=file source\.path=FILE"):
         Url(url="http://127.0.0.1:1/a.pt", sha256="any").load(SMALL)
+    (tmp_path / "a.pt").write_bytes(DATA)
+    assert File(str(tmp_path / "a.pt")).load(SMALL).sha256 == SHA
     with pytest.raises(WeightsError, match=rf"E450.*put the file at .*{SHA}") as told:
         Url(url="http://127.0.0.1:1/a.pt", sha256=SHA).load(SMALL)
     place = Path(told.value.fix.removeprefix("put the file at ").removesuffix(" yourself"))

@@ -231,12 +231,26 @@ def test_a_foreign_file_needs_labels_and_a_recipe_and_says_so(place: Path) -> No
     assert list(rows[0]) == ["path", "prediction", "confidence", "p_red", "p_green", "p_blue"]
     with pytest.raises(WeightsError, match=r"answers \(32, 3\) for 32 images and 2 classes"):
         predicted(*asked, "predict.recipe=r.json", "predict.labels=[red,green]")
+    (place / "labels.txt").write_text("red\ncafe\u0301\nblue\n", encoding="utf-8")
+    for labels in ("labels.txt", "[red,cafe\u0301,blue]"):
+        rows = predicted(*asked, "predict.recipe=r.json", f"predict.labels={labels}")
+        assert list(rows[0])[4] == "p_caf\u00e9"
     (place / "r.json").write_text("[]")
     with pytest.raises(ConfigError, match=r"E298: .*is no recipe"):
         predicted(*asked, "predict.recipe=r.json", "predict.labels=[red,green,blue]")
     (place / "r.json").write_text(json.dumps(RECIPE | {"size": [9, 8]}))
     with pytest.raises(WeightsError, match=r"E445: .*shape \(3, 9, 8\)"):
         predicted(*asked, "predict.recipe=r.json", "predict.labels=[red,green,blue]")
+
+
+def test_an_exported_file_as_a_checkpoint_leads_to_its_own_key(
+    run_folder: Path, place: Path
+) -> None:
+    with pytest.raises(WeightsError, match="is an ONNX network") as told:
+        predicted(f"checkpoint.path={run_folder}/export/model.onnx", "predict.input=photos")
+    typed = told.value.fix.removeprefix("type ").removesuffix(" in place of checkpoint.path")
+    result = xfer.run(overrides=[*typed.split(), "predict.input=photos"])
+    assert len(table(result.folder / "predictions.csv")) == 40
 
 
 def test_a_fixed_batch_size_is_filled_up(place: Path) -> None:

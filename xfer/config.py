@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import secrets
 from collections.abc import Callable, Sequence
@@ -81,10 +82,31 @@ def prepare_overrides(overrides: Sequence[str]) -> list[str]:
     also one that no file mentions; fields that do not exist are refused after composition, so
     ``+key=value`` and ``++key=value`` gain nothing. Raises ConfigError for what is no override.
     """
+    overrides = [_quoted(text) for text in overrides]
     _parse(overrides)
     keys = [override_key(text) for text in overrides]
     quick = [] if any(key in _TASK for key in keys) else [QUICK_START]
     return quick + [_forced(text, key) for text, key in zip(overrides, keys, strict=True)]
+
+
+# Up to the next sign of Hydra's grammar, without the spaces around it.
+_BEYOND_ASCII = re.compile(
+    r"""(?![\s])(?=[^][{},:=$"']*[^\x00-\x7f])[^][{},:=$"']*[^][{},:=$"'\s]"""
+)
+
+
+def _quoted(text: str) -> str:
+    """``text`` with quotes around each value that has letters beyond ASCII, as Hydra's grammar
+    wants them; as it is where that is no override either."""
+    key, sign, value = text.partition("=")
+    if value.isascii() or set(value) & set("\"'"):
+        return text
+    quoted = key + sign + _BEYOND_ASCII.sub(r'"\g<0>"', value)
+    try:
+        OverridesParser.create().parse_override(quoted)
+    except HydraException:
+        return text
+    return quoted
 
 
 def _forced(text: str, key: str) -> str:
@@ -104,6 +126,8 @@ def _parse(overrides: Sequence[str]) -> None:
                 raise HydraException("no key")
         except HydraException as error:
             fix = "write key=value; put values with spaces or *?[]{}, in quotes: 'key=\"a b\"'"
+            if re.search(r"[^\x00-\x7f][^{},]*:", text):
+                fix += "; names before a colon that are not ASCII go into an experiment of your own"
             raise ConfigError(
                 "command line", f"'{text[:200]}' is not understood", fix, 7
             ) from error
@@ -114,9 +138,8 @@ def _parse(overrides: Sequence[str]) -> None:
             and not override.is_delete()
             and (isinstance(value, bool | int | float | dict) or value is None)
         ):
-            raise ConfigError(
-                "command line", f"'{text}' names no option", f"type {key}=OPTION; see --help", 4
-            )
+            fix = words.for_option(key, json.dumps(value)) or f"type {key}=OPTION; see --help"
+            raise ConfigError("command line", f"'{text}' names no option", fix, 4)
 
 
 def compose_specs(overrides: Sequence[str], config_dirs: Sequence[str] = ()) -> Specs:

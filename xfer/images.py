@@ -41,10 +41,11 @@ _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM", "AVIF")
 MAX_PIXELS = 64_000_000
 _MAX_BYTES = 1 << 30
 _ORIENTATION = 0x0112  # EXIF's tag
-_CACHE_VERSION = 4
+_CACHE_VERSION = 5
 _BATCH = 32  # files a thread takes at once
 
-_Found = tuple[str, str | None, str, Extent | None]
+Size = tuple[int, int]
+_Found = tuple[str, str | None, str, Extent | None, Size]
 _Cache = dict[str, list[Any]]
 _TWO_NUMBERS = [[a, b] for a in (int, float) for b in (int, float)]
 
@@ -55,11 +56,13 @@ class Files:
 
     ``range`` is that of files of more than 8 bits. ``scanned`` has the stamp and the sha256 that
     each file had when it was scanned; one that holds something else by now is a DataError.
+    ``sizes`` are (width, height) in pixels, as far as they are known.
     """
 
     paths: tuple[Path, ...]
     range: PixelRange | None = None
     scanned: tuple[tuple[str, str], ...] = ()
+    sizes: tuple[Size, ...] = ()
 
     def __getitem__(self, index: int) -> Image:
         scanned = self.scanned[index] if self.scanned else None
@@ -190,34 +193,36 @@ def broken_image(path: Path, reason: str, more: int = 0) -> DataError:
 
 def inspect(path: Path) -> _Found:
     """Read one file: its sha256, what is wrong with it (``None`` for a sound image), its looks,
-    and what its pixels reach where they have more than 8 bits.
+    what its pixels reach where they have more than 8 bits, and its size.
 
     A JPEG whose end marker is in place and a PNG whose checksums hold count as whole; anything
     else is decoded.
     """
     try:
         data, _ = read_file(path)
-        reach = _check(data)
+        reach, size = _check(data)
     except OSError as error:
-        return "", error.strerror or reason_of(error), "", None
+        return "", error.strerror or reason_of(error), "", None, (0, 0)
     except Exception as error:  # as in decode
-        return "", reason_of(error), "", None
-    return hashlib.sha256(data).hexdigest(), None, _look(data, reach), reach
+        return "", reason_of(error), "", None, (0, 0)
+    return hashlib.sha256(data).hexdigest(), None, _look(data, reach), reach, size
 
 
-def _check(data: bytes) -> Extent | None:
-    """What the pixels of a sound image reach, where they have more than 8 bits; raises else."""
+def _check(data: bytes) -> tuple[Extent | None, Size]:
+    """What the pixels of a sound image reach, where they have more than 8 bits, and its size;
+    raises else."""
     if not data:
         raise ValueError("the file is empty")
     with open_image(data) as image:
         refuse_huge(image)
+        size = image.size
         if is_deep(image):
-            return extent(numbers(image, lambda: open_image(data)))
+            return extent(numbers(image, lambda: open_image(data))), size
         if image.format == "PNG":
             image.verify()
         elif image.format not in ("JPEG", "MPO") or not _has_end(data):
             rgb_of(image, data)
-    return None
+    return None, size
 
 
 def _look(data: bytes, reach: Extent | None) -> str:
@@ -239,7 +244,7 @@ def _has_end(data: bytes) -> bool:
 
 class Facts(NamedTuple):
     """A file as it was read: its sha256, what is wrong with it, its :func:`look`, what its pixels
-    reach where they have more than 8 bits, and what an edit of it would change."""
+    reach where they have more than 8 bits, what an edit of it would change, and its size."""
 
     path: Path
     sha256: str
@@ -247,6 +252,7 @@ class Facts(NamedTuple):
     look: str
     reach: Extent | None = None
     stamp: str = ""
+    size: Size = (0, 0)
 
 
 def broken_files(broken: Sequence[Facts]) -> DataError:
@@ -284,9 +290,9 @@ def _examine(paths: Sequence[Path], root: Path) -> list[Facts]:
     fresh = [i for i, path in enumerate(paths) if known.get(str(path), [""])[0] != stamps[i]]
     broken: dict[int, str] = {}
     for i, found in zip(fresh, _inspect_all([paths[i] for i in fresh]), strict=True):
-        digest, problem, looks, reach = found
+        digest, problem, looks, reach, size = found
         if problem is None:
-            known[str(paths[i])] = [stamps[i], digest, looks, reach]
+            known[str(paths[i])] = [stamps[i], digest, looks, reach, list(size)]
         else:
             broken[i] = problem
     if fresh:
@@ -298,8 +304,9 @@ def _examine(paths: Sequence[Path], root: Path) -> list[Facts]:
 
 
 def _facts(path: Path, row: list[Any]) -> Facts:
-    stamp, digest, looks, reach = row
-    return Facts(path, digest, None, looks, Extent(*reach) if reach else None, stamp)
+    stamp, digest, looks, reach, (width, height) = row
+    deep = Extent(*reach) if reach else None
+    return Facts(path, digest, None, looks, deep, stamp, (width, height))
 
 
 def _inspect_all(paths: list[Path]) -> Iterator[_Found]:
@@ -345,10 +352,12 @@ def _read_cache(root: Path) -> _Cache:
 
 
 def _is_row(row: object) -> bool:
-    """Whether a row of the cache is a stamp, a hash, looks and the range of a deep file."""
-    if not isinstance(row, list) or len(row) != 4 or not all(isinstance(c, str) for c in row[:3]):
+    """Whether a row of the cache is a stamp, a hash, looks, the range of a deep file, a size."""
+    if not isinstance(row, list) or len(row) != 5 or not all(isinstance(c, str) for c in row[:3]):
         return False
-    reach = row[3]
+    reach, size = row[3:]
+    if not isinstance(size, list) or [type(n) for n in size] != [int, int]:
+        return False
     kinds = [type(cell) for cell in reach] if isinstance(reach, list) else []
     return reach is None or (kinds[:1] == [str] and kinds[1:] in _TWO_NUMBERS)
 

@@ -40,7 +40,9 @@ class Places:
     def elsewhere(self, key: str) -> str:
         """The remedy for a key that only another option of its group has, or nothing."""
         group, _, name = key.partition(".")
-        for file in (f for root in self._roots for f in sorted(root.glob(f"{group}/*.yaml"))):
+        files = [f for root in self._roots for f in sorted(root.glob(f"{group}/*.yaml"))]
+        # First an option that asks for the key, then those that have a value of their own for it.
+        for file in sorted(files, key=lambda f: _read(f).get(name) != "???"):
             if file.stem != self._choices.get(group) and name in _accepted(group, file):
                 return f"choose {group}={file.stem}, which has it, or drop it"
         return ""

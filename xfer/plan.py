@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from xfer import adapters, auto
 from xfer.classes import class_mismatch, joined
+from xfer.data.sizes import resizable
 from xfer.devices import check_devices
 from xfer.errors import Attempts, ConfigError, closest, raise_all
 from xfer.freeze import Layout, Phase, layout, lone_norm
@@ -118,6 +119,10 @@ def _dataset(specs: Specs, whole: bool, known: InputSpec | None) -> Dataset | No
     return data.dataset(whole)
 
 
+def _resizable(specs: Specs, dataset: Dataset, spec: InputSpec) -> Dataset:
+    return resizable(dataset, spec, getattr(specs.data, "on_bad", "error"))
+
+
 def _check_model_source(specs: Specs) -> None:
     """The model comes from exactly one place: fit, a checkpoint, or a source with its own head."""
     keep = isinstance(specs.head, Keep | Remap)
@@ -151,11 +156,14 @@ def _from_specs(specs: Specs, dataset: Dataset | None, weights: Weights, not_exa
     from xfer.network import blueprint, check
     from xfer.source.account import account
 
-    dataset, classes, parts = joined(specs, dataset, weights)
+    given = dataset
+    dataset, classes, parts = joined(specs, given, weights)
     before, after = blueprint(parts)
     found = check(parts, before, weights)
     spec = _input(weights.input or before.input, getattr(specs.backbone, "image_size", None))
     spec = replace(spec, range=dataset.range if dataset else spec.range)
+    if given and (left := _resizable(specs, given, spec)) is not given:
+        dataset, _, _ = joined(specs, left, weights)
     kept = weights.head if parts.kept and weights.head else specs.facts["head"]
     card = Card(
         # With what the builder added by itself, so that the card alone rebuilds the network.
@@ -304,6 +312,7 @@ def _from_checkpoint(specs: Specs, dataset: Dataset | None, snapshot: Snapshot) 
             raise ConfigError(
                 sorted(typed)[0], f"contradicts {path}, which holds {_short(facts)}", "drop it", 85
             )
+    dataset = dataset and _resizable(specs, dataset, card.input)
     if dataset and str(card.head["_target_"]).endswith(".Keep"):
         dataset = adopt(dataset, Naming(card.classes), card.head.get("aliases") or {})
     if dataset and dataset.classes != card.classes:

@@ -226,7 +226,8 @@ def _mistyped(key: str, error: ValidationError, where: Where) -> ConfigError:
     what = found[1] or detail["msg"].replace("Input should be", "must be")
     fix = f"type {key}={found[2]}" if place == key else f"write {found[2]} for {place}"
     if kind == "tuple_type" and isinstance(value, str) and place == key:
-        fix = f"type {key}=[{value}]"
+        stage = words.STAGES.get(value.lower()) if key == "stages" else None
+        fix = f"type {key}=[{stage or value}]"
     if kind == "literal_error":
         what, fix = _none_of(details, key)
     told = "" if place == key else f"{place} "

@@ -22,7 +22,7 @@ from xfer.predict import find, tell_broken, told, write_predictions
 from xfer.preprocess import check_size, named, prepare
 from xfer.session import open_session, runner
 from xfer.storage import file_sha256, write_json
-from xfer.types import InputSpec, Plain, Predictions
+from xfer.types import InputSpec, Plain, Predictions, class_name
 
 if TYPE_CHECKING:
     from xfer.specs import ModelFile, Specs
@@ -92,7 +92,7 @@ def _classes(
         fix = "type predict.labels=[A,B,...] or predict.labels=labels.json"
         raise ConfigError("predict.labels", what, fix, 97)
     if isinstance(labels, tuple):
-        return labels
+        return tuple(map(class_name, labels))
     if labels is None:
         try:
             return tuple(checked(Classes, parsed(said["classes"])))
@@ -104,7 +104,7 @@ def _classes(
         is_json = text.lstrip()[:1] in ("[", "{", '"')
         # Else a class a line.
         found = parsed(text) if is_json else [name for name in text.split("\n") if name.strip()]
-        return tuple(name.strip() for name in checked(Classes, found))
+        return tuple(class_name(name.strip()) for name in checked(Classes, found))
     except ValueError as error:
         what, fix = f"'{labels}' is no list of class names ({error})", "give one a line"
         raise ConfigError("predict.labels", what, fix, 97) from error

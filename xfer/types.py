@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+from unicodedata import normalize
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,6 +23,12 @@ PixelRange = tuple[float, float]
 """The numbers that become black and white, in image files of more than 8 bits."""
 Plain = dict[str, Any]
 """JSON-like facts: str, int, float, bool, None, list and dict only."""
+
+
+def class_name(text: str) -> str:
+    """The name of a class in the one form of Unicode that names are compared in (NFC): a Mac and
+    Linux spell an accent in two ways."""
+    return normalize("NFC", text)
 
 
 @dataclass(frozen=True)

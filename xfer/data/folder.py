@@ -6,7 +6,6 @@ import difflib
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
-from unicodedata import normalize
 
 from annotated_types import MinLen
 
@@ -171,11 +170,7 @@ def _rows(tree: Tree, split: str) -> list[Row]:
             f"{tree.root / split / 'cats'} and {tree.root / split / 'dogs'}",
             2,
         )
-    return [
-        Row(name, normalize("NFC", label), split)
-        for label in labels
-        for name in _images(tree, split, label)
-    ]
+    return [Row(name, label, split) for label in labels for name in _images(tree, split, label)]
 
 
 def _images(tree: Tree, split: str, label: str) -> list[str]:

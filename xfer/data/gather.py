@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from unicodedata import normalize
 
 import numpy as np
 
@@ -43,7 +42,8 @@ def of_files(rows: list[Row], root: Path, how: Loading, remarks: Iterable[str] =
 
     def files(some: list[Facts]) -> Files:
         scanned = tuple((facts.stamp, facts.sha256) for facts in some)
-        return Files(tuple(facts.path for facts in some), over, scanned)
+        sizes = tuple(facts.size for facts in some)
+        return Files(tuple(facts.path for facts in some), over, scanned, sizes)
 
     dataset = _gather(kept, found, hashes, files, [*remarks, *skipped, *told_range])
     return _with_leaks(replace(dataset, range=over), kept, (hashes, looks), how, root)
@@ -120,12 +120,13 @@ def _gather(
                 names=tuple(rows[i].name for i in picked),
                 labels=np.array([index[rows[i].label] for i in picked], np.int64),
                 images=images([items[i] for i in picked]),
-                sha256=_fingerprint((rows[i], hashes[i]) for i in picked),
+                sha256=fingerprint((rows[i], hashes[i]) for i in picked),
             )
     return Dataset(classes, splits, (*remarks, *_remarks(rows)))
 
 
-def _fingerprint(rows: Iterable[tuple[Row, str]]) -> str:
+def fingerprint(rows: Iterable[tuple[Row, str]]) -> str:
+    """The sha256 of a split: over the names, labels and hashes of its images."""
     total = hashlib.sha256()
     for row, digest in rows:
         line = f"{row.name}\0{row.label}\0{digest}\n"
@@ -144,6 +145,6 @@ def _remarks(rows: list[Row]) -> list[str]:
         found.append(f"val has {val} images: each is {100 / val:.1f} points of accuracy")
     alike: dict[str, list[str]] = {}
     for label in sorted(counts):
-        alike.setdefault(normalize("NFC", label).casefold(), []).append(label)
+        alike.setdefault(label.casefold(), []).append(label)
     found += [f"classes that look the same: {same}" for same in alike.values() if len(same) > 1]
     return [printable(remark) for remark in found]

@@ -15,7 +15,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from xfer.errors import ConfigError, DataError, closest
 from xfer.randomness import derive
 from xfer.storage import path_problem
-from xfer.types import Dataset
+from xfer.types import Dataset, class_name
 
 SPLITS = ("train", "val", "test")
 _EPSILON = 1e-9  # of a sum of fractions
@@ -107,6 +107,7 @@ def divide(rows: list[Row], how: Loading, where: object, training: bool) -> list
     What has no split, and ``train`` where ``val`` or ``test`` is missing, is divided by
     :func:`shares`. The order stays. Raises DataError naming ``where``.
     """
+    rows = [row._replace(label=class_name(row.label)) for row in rows]
     parts = shares(how, {row.split for row in rows})
     taken = _hold_out([row for row in rows if row.split in ("", "train")], parts, how, where)
     rows = [row._replace(split=taken.get(row.name, row.split)) for row in rows]

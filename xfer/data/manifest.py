@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated, Literal
-from unicodedata import normalize
 
 from annotated_types import MaxLen, MinLen
 
@@ -152,7 +151,7 @@ def _row(where: str, keys: list[str], cells: list[str], folder: Path) -> Row:
     split = facts.get("split", "")
     if "split" in facts and split not in SPLITS:
         raise DataError(where, f"unknown split '{split}'", closest(split, SPLITS), 15)
-    return Row(_name(where, facts["path"], folder), normalize("NFC", facts["label"]), split)
+    return Row(_name(where, facts["path"], folder), facts["label"], split)
 
 
 def _name(where: str, text: str, folder: Path) -> str:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from xfer.errors import ConfigError, DataError, closest
+from xfer.types import class_name
 
 if TYPE_CHECKING:
     from xfer.types import Dataset
+
+_Alias = TypeVar("_Alias", str, tuple[str, ...])
 
 
 @dataclass(frozen=True)
@@ -26,8 +31,8 @@ class Naming:
     def index(self, name: str) -> int | None:
         """The class called ``name``: by its own name first, else by a synonym that only one
         class has; ``None`` when there is none. Raises ConfigError for a synonym of several."""
-        if name in self.classes:
-            return self.classes.index(name)
+        if class_name(name) in self.classes:
+            return self.classes.index(class_name(name))
         for names in (tuple((c,) for c in self.classes), self.synonyms):
             found = [i for i, own in enumerate(names) if _plain(name) in map(_plain, own)]
             if len(found) == 1:
@@ -45,7 +50,7 @@ class Naming:
 
 
 def _plain(name: str) -> str:
-    return name.casefold().replace("_", " ").replace("-", " ").strip()
+    return class_name(name).casefold().replace("_", " ").replace("-", " ").strip()
 
 
 def rows(
@@ -56,7 +61,7 @@ def rows(
     Raises ConfigError for an alias that names no class of either side, and when no class is
     known to the source at all.
     """
-    _check_aliases(aliases, classes)
+    aliases = _checked(aliases, classes)
     found = []
     for name in classes:
         known = [(alias, naming.index(alias)) for alias in aliases.get(name, (name,))]
@@ -79,12 +84,27 @@ def rows(
     return tuple(found)
 
 
-def _check_aliases(aliases: Mapping[str, object], classes: Sequence[str]) -> None:
+def _checked(aliases: Mapping[str, _Alias], classes: Sequence[str]) -> dict[str, _Alias]:
+    """The aliases by the classes' own spelling of their names."""
+    own = {class_name(name): name for name in classes}
     for name in aliases:
-        if name not in classes:
+        if class_name(name) not in own:
             raise ConfigError(
                 "head.aliases", f"the data has no class '{name}'", closest(name, classes), 27
             )
+    return {own[class_name(name)]: alias for name, alias in aliases.items()}
+
+
+# Hydra's grammar takes no other names in front of a colon.
+_TYPED = re.compile(r"(?!null\Z)[A-Za-z_][\w ./+-]*|0|[1-9]\d*", re.ASCII)
+
+
+def _alias(folder: str) -> str:
+    """What to write for a folder whose class is called otherwise."""
+    if _TYPED.fullmatch(folder):
+        return f"type head.aliases='{{{folder}: NAME}}'"
+    name = json.dumps(folder, ensure_ascii=False)
+    return f"write head: {{aliases: {{{name}: NAME}}}} in an experiment of your own"
 
 
 def adopt(dataset: Dataset, naming: Naming, aliases: Mapping[str, str]) -> Dataset:
@@ -94,7 +114,7 @@ def adopt(dataset: Dataset, naming: Naming, aliases: Mapping[str, str]) -> Datas
     """
     import numpy as np
 
-    _check_aliases(aliases, dataset.classes)
+    aliases = _checked(aliases, dataset.classes)
     numbers: list[int] = []
     for folder in dataset.classes:
         index = naming.index(aliases.get(folder, folder))
@@ -103,7 +123,7 @@ def adopt(dataset: Dataset, naming: Naming, aliases: Mapping[str, str]) -> Datas
                 folder,
                 f"'{aliases.get(folder, folder)}' is none of the source's "
                 f"{len(naming.classes)} classes",
-                f"{naming.closest(folder)} or type head.aliases='{{{folder}: NAME}}'",
+                f"{naming.closest(folder)} or {_alias(folder)}",
                 44,
             )
         if index in numbers:

@@ -12,6 +12,7 @@ from annotated_types import Ge, Le
 from xfer.errors import ConfigError, WeightsError, closest
 from xfer.files import parsed, read_text
 from xfer.patterns import compiled, matches, substituted
+from xfer.types import class_name
 from xfer.weights import Content, Weights
 
 if TYPE_CHECKING:
@@ -149,7 +150,7 @@ class Rules:
             return imagenet.classes(), imagenet.synonyms()
         if isinstance(self.classes, str):
             return _listed(Path(self.classes).expanduser()), ()
-        return self.classes, ()
+        return self.classes and _distinct("the list", self.classes), ()
 
 
 def _key(position: int) -> str:
@@ -173,9 +174,13 @@ def _listed(path: Path) -> tuple[str, ...]:
         raise ConfigError(
             "source.classes", f"'{path}' cannot be read ({error})", "give a list of names", 51
         ) from error
-    names = tuple(name for name in found if isinstance(name, str) and name.strip())
+    return _distinct(f"'{path}'", found)
+
+
+def _distinct(where: str, found: Sequence[object]) -> tuple[str, ...]:
+    names = tuple(class_name(name) for name in found if isinstance(name, str) and name.strip())
     if not names or len(names) != len(found) or len(set(names)) != len(names):
         raise ConfigError(
-            "source.classes", f"'{path}' must hold distinct names", "write one a line", 52
+            "source.classes", f"{where} must hold distinct names", "write one a line", 52
         )
     return names
