@@ -57,10 +57,9 @@ def test_a_stop_that_python_swallows_comes_again() -> None:
 
     def work() -> None:
         Deleted()
-        time.sleep(5)
+        time.sleep(60)
 
-    began = time.monotonic()
-    assert stopped(work).exit == 143 and time.monotonic() - began < 2
+    assert stopped(work).exit == 143, "it slept to its end"
 
 
 def test_a_stop_ends_the_workers_of_the_run_and_no_others(capfd: Any) -> None:
