@@ -48,10 +48,10 @@ def features(paths):
     import torch
     from torchvision.models import squeezenet1_0
 
-    from xfer.images import decode
-    from xfer.preprocess import prepare
-    from xfer.source.file import read_state
-    from xfer.types import InputSpec
+    from xfer.core.types import InputSpec
+    from xfer.data.image import decode
+    from xfer.data.preprocess import prepare
+    from xfer.weights.source.local import read_state
 
     spec = InputSpec((224, 224), 256, "bilinear", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     net = squeezenet1_0().eval()

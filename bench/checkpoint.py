@@ -16,10 +16,11 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
-import xfer
 import xfer.fit
 import xfer.history
-from xfer.history import History
+
+import xfer
+from xfer.training.callbacks.progress import History
 
 ALL = ["stages=[fit]", "data.workers=0"]
 CASES = {

@@ -22,11 +22,11 @@ def measure(count: int, images: int) -> None:
     """Print one row of the table."""
     import numpy as np
 
-    from xfer.metrics import score
-    from xfer.predict import write_predictions
+    from xfer.core.types import Predictions
+    from xfer.evaluation.metrics import score
+    from xfer.evaluation.predict import write_predictions
     from xfer.report import figures
     from xfer.report.confusion import condensed
-    from xfer.types import Predictions
 
     rng = np.random.default_rng(0)
     names, labels = tuple(f"class {i}" for i in range(count)), rng.integers(count, size=images)

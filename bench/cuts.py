@@ -98,8 +98,8 @@ def cut(backbone, limit):
     """(millions of parameters, outcome, what, seconds of the finder)."""
     import torch
 
-    from xfer.features.cut import Cut
-    from xfer.features.find import find
+    from xfer.training.features.cut import Cut
+    from xfer.training.features.find_cut import find
 
     network = backbone.build(5)
     net = head_only(network)
@@ -127,8 +127,8 @@ def dotted(paths):
 
 def judged(library, name, limit):
     """(millions of parameters, outcome, what, seconds)."""
-    from xfer.backbone import Timm, Torchvision
-    from xfer.errors import XferError
+    from xfer.core.errors import XferError
+    from xfer.models.backbone import Timm, Torchvision
 
     size = None
     try:

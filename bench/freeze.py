@@ -59,9 +59,9 @@ def floor(model, options):
     """Decode and preprocess every image once, and one forward pass."""
     import timm
 
-    from xfer.images import decode
-    from xfer.preprocess import prepare
-    from xfer.types import InputSpec
+    from xfer.core.types import InputSpec
+    from xfer.data.image import decode
+    from xfer.data.preprocess import prepare
 
     spec = InputSpec((224, 224), 256, "bilinear", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     device = torch.device("cuda" if options.device == "gpu" else "cpu")

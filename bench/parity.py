@@ -22,8 +22,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from xfer.backbone import Timm, Torchvision
-from xfer.errors import XferError
+from xfer.core.errors import XferError
+from xfer.core.types import Card
+from xfer.data.image import decode
+from xfer.data.preprocess import prepare
 from xfer.export import (
     Evidence,
     Int8,
@@ -35,13 +37,11 @@ from xfer.export import (
     TorchScript,
     export,
 )
-from xfer.head import Keep, Linear
-from xfer.images import decode
-from xfer.network import Parts, assemble
-from xfer.preprocess import prepare
-from xfer.source.file import File
-from xfer.source.mindspore import MindSpore
-from xfer.types import Card
+from xfer.models.backbone import Timm, Torchvision
+from xfer.models.head import Keep, Linear
+from xfer.models.network import Parts, assemble
+from xfer.weights.source.local import File
+from xfer.weights.source.mindspore import MindSpore
 
 TESTS = Path(__file__).parents[1] / "tests"
 sys.path.insert(0, str(TESTS))

@@ -9,9 +9,9 @@ are made by xfer's own ``prepare`` with the recipe of the plan, so that they agr
 import networks
 import torch
 
-from xfer.images import decode
-from xfer.preprocess import prepare
-from xfer.types import InputSpec
+from xfer.core.types import InputSpec
+from xfer.data.image import decode
+from xfer.data.preprocess import prepare
 
 
 def features(read, device, split):

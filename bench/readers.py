@@ -22,8 +22,9 @@ import torch
 from safetensors.torch import save_file
 from torchvision.models import resnet50
 
-from xfer.source import mindir, mindspore_ckpt
-from xfer.source.mindspore_safetensors import read_safetensors
+from xfer.weights.mindspore import ckpt as mindspore_ckpt
+from xfer.weights.mindspore import mindir_tensors
+from xfer.weights.mindspore.mindspore_safetensors import read_safetensors
 
 FILES = ("a.pt", "a.ckpt", "a_crc.ckpt", "a.safetensors", "a.mindir")
 MEMORY = """
@@ -91,7 +92,7 @@ def read(path):
         return torch.load(path, weights_only=True, mmap=False)
     if path.suffix == ".safetensors":
         return read_safetensors(path).state
-    return (mindir if path.suffix == ".mindir" else mindspore_ckpt).read(path).state
+    return (mindir_tensors if path.suffix == ".mindir" else mindspore_ckpt).read(path).state
 
 
 def total(tensors):

@@ -22,13 +22,14 @@ from pathlib import Path
 from accuracy import manifest, photographs
 from sklearn.model_selection import StratifiedKFold
 
-from xfer.statistics import wilson
+from xfer.evaluation.statistics import wilson
 
 
 def run(file, seed, strategy, options):
     """Accuracy at the last epoch, processor seconds, share of the parameters that ever train."""
-    import xfer
     import xfer.fit  # its imports are no part of the first run
+
+    import xfer
 
     fixed = [
         *("data=csv", f"data.file={file}", "data.workers=0", "stages=[fit]", f"seed={seed}"),

@@ -31,7 +31,7 @@ TRIAL = [
     *("freeze=head_only", "data.batch_size=24", "data.workers=0", "stages=[fit,evaluate]"),
 ]
 
-MAIN = "import xfer.fit, xfer.evaluate; from xfer.__main__ import main; main()"
+MAIN = "import xfer.training.fit, xfer.evaluation.evaluate; from xfer.__main__ import main; main()"
 # Programs that only plan: with the imports of planning, and with those of training, as xfer does
 # them and as a Python does that nobody has told to look for garbage less often.
 XFER = ("-m", "xfer")

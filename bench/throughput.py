@@ -185,16 +185,18 @@ def watched(clock):
     import pytorch_lightning
     from torchvision.transforms import v2
 
-    from xfer import augment, decoded, history, images, loader, model, numbers
-    from xfer import fit as fitting
+    from xfer.data import augment, decode_cache, image, loader
+    from xfer.training import fit as fitting
+    from xfer.training import module, nan_guard
+    from xfer.training.callbacks import progress
 
-    classifier = model.Classifier
+    classifier = module.Classifier
     for owner, name, part in (
-        (images, "decode", "decode"),
-        (decoded.Decoded, "__getitem__", "read what was decoded"),
+        (image, "decode", "decode"),
+        (decode_cache.Decoded, "__getitem__", "read what was decoded"),
         (v2.RandomResizedCrop, "__call__", "crop"),
         (v2.RandomHorizontalFlip, "__call__", "flip"),
-        (decoded, "fit_to_size", "resize for validation"),
+        (decode_cache, "fit_to_size", "resize for validation"),
         (augment, "normalise", "pixels to numbers"),
         (fitting, "normalise", "pixels to numbers"),
         (loader.Pictures, "__getitem__", "seed an image"),
@@ -203,14 +205,14 @@ def watched(clock):
         (classifier, "loss_of", "forward"),
         (torch.Tensor, "backward", "backward"),
         (torch.optim.SGD, "step", "optimizer"),
-        (model, "norm", "look for NaN"),
-        (numbers.Watch, "note", "look for NaN"),
-        (numbers.Watch, "check", "look for NaN"),
+        (module, "norm", "look for NaN"),
+        (nan_guard.Watch, "note", "look for NaN"),
+        (nan_guard.Watch, "check", "look for NaN"),
         (classifier, "check_numbers", "look for NaN"),
         (classifier, "seed_step", "seed a step"),
         (classifier, "validation_step", "validation forward"),
         (classifier, "on_validation_epoch_end", "metrics"),
-        (history, "write_snapshot", "checkpoints"),
+        (progress, "write_snapshot", "checkpoints"),
         (pytorch_lightning.Trainer, "save_checkpoint", "checkpoints"),
     ):
         clock.watch(owner, name, part)
@@ -218,7 +220,7 @@ def watched(clock):
 
 def split(options):
     """Processor seconds of the parts of an epoch: of each the median."""
-    from xfer.history import History
+    from xfer.training.callbacks.progress import History
 
     torch.set_num_threads(1)
     options.workers = 0

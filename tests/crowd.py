@@ -26,7 +26,7 @@ def begin(folder: Path, waits_for: Path | None) -> int:
         return child
     import xfer
     from xfer import workflow
-    from xfer.errors import XferError
+    from xfer.core.errors import XferError
 
     plan, code = workflow.make_plan, 1
 

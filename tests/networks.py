@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from xfer.head import Linear, swap
-from xfer.types import Backbone, Head
+from xfer.core.protocols import Backbone, Head
+from xfer.models.head import Linear, swap
 
 
 def awake(net: nn.Module, seed: int = 0) -> nn.Module:

@@ -9,9 +9,9 @@ import sys
 import time
 from pathlib import Path
 
-from xfer.errors import WeightsError
-from xfer.snapshot import identity
-from xfer.storage import load_tensors
+from xfer.core.errors import WeightsError
+from xfer.core.torch_file import load_tensors
+from xfer.weights.formats.checkpoint_format import identity
 
 OPTIONS = [
     "experiment=digits_sgd",

@@ -21,9 +21,10 @@ from pathlib import Path
 import torch
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
-from xfer.history import AtomicIO
-from xfer.resume import LAST, resume_file
-from xfer.storage import load_tensors
+from xfer.core.run_folder import LAST
+from xfer.core.torch_file import load_tensors
+from xfer.plan.resume import resume_file
+from xfer.training.callbacks.resume_file import AtomicIO
 
 PLACES = ("/dev/shm", "/run", "/tmp", ".")
 MEGABYTES = 4

@@ -22,14 +22,21 @@ from pathlib import Path
 
 from runs import OPTIONS, assert_same
 
-from xfer.storage import file_sha256
+from xfer.core.files import file_sha256
 
 MORE = ["stages=[fit,evaluate,export]", "export=safetensors"]
 # Everything that a run imports.
 IMPORTED = [
     *("matplotlib.pyplot", "timm", "torchvision.transforms.v2", "sklearn.datasets", "jinja2"),
     *("sklearn.metrics", "torchmetrics.functional.classification", "safetensors.torch", "hydra"),
-    *("xfer.fit", "xfer.report.finish", "xfer.config", "xfer.evaluate", "xfer.export", "tqdm"),
+    *(
+        "xfer.training.fit",
+        "xfer.report.write",
+        "xfer.config.hydra",
+        "xfer.evaluation.evaluate",
+        "xfer.export",
+        "tqdm",
+    ),
 ]
 COMMAND = [*OPTIONS[1:], *MORE, "checkpoint.resume=auto"]
 
@@ -116,7 +123,7 @@ def difference(code: int, folder: Path, whole: Path) -> str:
 
 def spoil() -> None:
     """The negative control: a loader that forgets how far it was."""
-    from xfer.loader import TrainLoader
+    from xfer.data.loader import TrainLoader
 
     TrainLoader.load_state_dict = lambda self, state: None  # type: ignore[method-assign]
 

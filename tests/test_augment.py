@@ -5,9 +5,9 @@ import pytest
 import torch
 from pictures import picture
 
-from xfer.augment import Plain, Standard, Strong
-from xfer.preprocess import prepare
-from xfer.types import InputSpec
+from xfer.core.types import InputSpec
+from xfer.data.augment import Plain, Standard, Strong
+from xfer.data.preprocess import prepare
 
 SPEC = InputSpec((24, 32), 28, "bicubic", (0.4, 0.5, 0.6), (0.2, 0.3, 0.4))
 KINDS = [Plain(), Standard(), Strong(), Strong(erasing=1, operations=4, magnitude=30)]

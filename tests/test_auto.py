@@ -6,13 +6,15 @@ import json
 
 import pytest
 
-from xfer import auto, bf16
-from xfer.config import compose_specs
-from xfer.errors import ConfigError
-from xfer.facts import table
-from xfer.optim import AdamW, Exact
-from xfer.plan import Plan, make_plan
-from xfer.schedule import Constant, Cosine
+from xfer.config.hydra import compose_specs
+from xfer.core import bf16
+from xfer.core.errors import ConfigError
+from xfer.plan import auto
+from xfer.plan.make import make_plan
+from xfer.plan.plan import Plan
+from xfer.plan.table import table
+from xfer.training.optim import AdamW, Exact
+from xfer.training.schedule import Constant, Cosine
 
 PLAIN = ["experiment=default", "data=digits", "backbone=digits_resnet", "source=digits_0_4"]
 

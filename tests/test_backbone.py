@@ -14,12 +14,12 @@ import timm
 import torch
 import yaml
 
-from xfer.backbone import Timm, Torchvision, index
-from xfer.errors import ConfigError
-from xfer.head import Linear
-from xfer.network import Parts, blueprint, shapes
-from xfer.preprocess import of_torchvision
-from xfer.types import Backbone
+from xfer.core.errors import ConfigError
+from xfer.core.protocols import Backbone
+from xfer.data.preprocess import of_torchvision
+from xfer.models.backbone import Timm, Torchvision, index
+from xfer.models.head import Linear
+from xfer.models.network import Parts, blueprint, shapes
 
 TIMM = [
     "deit_tiny_distilled_patch16_224",
@@ -132,7 +132,7 @@ MISSPELT = ["resnt18", "resnet18.a9_in1k", "resnet18.", "ResNet18", "../x", ""]
 def test_a_misspelt_name_costs_no_import_of_torch_whatever_is_installed() -> None:
     """The index is of other versions here: it has three models."""
     script = (
-        "import sys\nfrom xfer.backbone import Timm, Torchvision, index\n"
+        "import sys\nfrom xfer.models.backbone import Timm, Torchvision, index\n"
         "index._shipped = lambda: {'timm': ['resnet18', 'resnet34'], 'torchvision': ['vgg11']}\n"
         "for kind in (Timm, Torchvision):\n"
         f"    for name in {MISSPELT!r}:\n"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import xfer
-from xfer.errors import ExportError
+from xfer.core.errors import ExportError
 
 FILE = Path(xfer.__file__).parent / "source" / "digits_0_4.ckpt"
 SHIPPED = [f"checkpoint.path={FILE}", "data=digits_0_4"]
@@ -39,8 +39,8 @@ def row(top1: float | None, part: int, whole: int) -> dict[str, object]:
 
 
 def test_an_accuracy_on_a_part_of_the_images_says_so() -> None:
-    from xfer.benchmark import lines
-    from xfer.report.speeds import bars
+    from xfer.export.benchmark import lines
+    from xfer.report.curves import bars
 
     told = "top-1 is of 64 of 179 images (export.gate.images), evaluate's of all"
     assert lines([row(0.84, 64, 179), row(0.85, 64, 179)])[-1] == told

@@ -13,10 +13,11 @@ import pytest
 from PIL import Image
 
 import xfer
+from xfer.core.errors import ConfigError, DataError
 from xfer.data import Folder
-from xfer.errors import ConfigError, DataError
-from xfer.images import decode, examine
-from xfer.predict import find
+from xfer.data.image import decode
+from xfer.data.scan import examine
+from xfer.evaluation.predict import find
 
 
 def scene(seed: int) -> np.ndarray:

@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from xfer.checkpoint import Checkpoint
-from xfer.errors import ConfigError
+from xfer.core.errors import ConfigError
+from xfer.training.checkpoint import Checkpoint
 
 
 @pytest.mark.parametrize(

@@ -12,15 +12,16 @@ from pictures import folders
 from torch import nn
 
 import xfer
-from xfer import schema
-from xfer.config import compose_specs
-from xfer.errors import ConfigError, DataError
-from xfer.head import Remap, carry
-from xfer.head.names import Naming, adopt, rows
-from xfer.network import open_checkpoint
-from xfer.plan import Plan, make_plan
-from xfer.source.rules import Rules
-from xfer.types import Dataset, Samples
+from xfer.config import schema
+from xfer.config.hydra import compose_specs
+from xfer.core.errors import ConfigError, DataError
+from xfer.core.types import Dataset, Samples
+from xfer.models.head import Remap, carry
+from xfer.models.head.class_match import Naming, adopt, rows
+from xfer.models.restore import open_checkpoint
+from xfer.plan.make import make_plan
+from xfer.plan.plan import Plan
+from xfer.weights.source.match_rules import Rules
 
 SOURCE = Naming(
     ("tabby", "timber wolf", "crane bird", "crane", "Cardigan", "cardigan"),
@@ -167,7 +168,7 @@ def test_a_remapped_run_reloads_and_exports(
     monkeypatch.chdir(tmp_path)
     done = xfer.run(overrides=[*REMAP, "trainer.max_epochs=1", "stages=[fit,evaluate,export]"])
     net, card = open_checkpoint(done.folder, schema.build)
-    assert card.head["_target_"] == "xfer.head.Remap" and net.fc.weight.any()
+    assert card.head["_target_"] == "xfer.models.head.Remap" and net.fc.weight.any()
     assert done.facts is not None and len(done.facts["export"]) == 2
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 import xfer
-from xfer.help import GROUPS
+from xfer.config.help import GROUPS
 
 LINE = re.compile(r"xfer: error E\d{3}: .+: .+\. Fix: .+")
 ROOT = Path(__file__).parents[1]
@@ -68,7 +68,9 @@ def test_help_lists_every_group_and_imports_neither_torch_nor_hydra(here: Path) 
 
 def test_help_lists_the_options_of_the_user_too(here: Path) -> None:
     (here / "conf" / "head").mkdir(parents=True)
-    (here / "conf" / "head" / "wide.yaml").write_text("# A wide one.\n_target_: xfer.head.Mlp\n")
+    (here / "conf" / "head" / "wide.yaml").write_text(
+        "# A wide one.\n_target_: xfer.models.head.Mlp\n"
+    )
     done = run(here, "--config-dir", "conf", "--help")
     assert re.search(r"wide +A wide one\.", done.stdout)
 

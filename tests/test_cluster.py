@@ -10,9 +10,9 @@ from omegaconf import OmegaConf
 
 from hydra_plugins.xfer_slurm import SlurmConf
 from hydra_plugins.xfer_slurm._launch import Submitter
-from xfer.cluster import Node, Request, check, nodes
-from xfer.errors import ConfigError, Problems
-from xfer.help import config_dir
+from xfer.config.help import config_dir
+from xfer.core.errors import ConfigError, Problems
+from xfer.sweep.slurm import Node, Request, check, nodes
 
 SINFO = """cpu*|64|262144+|(null)
 gpu|32+|524288|gpu:a100:4(S:0-1),gpu:t4:2,license:1

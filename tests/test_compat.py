@@ -12,13 +12,13 @@ import pytest
 import torch
 from torch import nn
 
-from xfer import compat
-from xfer.backbone import Timm, Torchvision
-from xfer.compat import SameConv2d, SameMaxPool2d
-from xfer.errors import WeightsError
+from xfer.core.errors import WeightsError
+from xfer.core.types import Card, Plain
 from xfer.export import Onnx
-from xfer.types import Card, Plain
-from xfer.weights import Shape
+from xfer.models import mindspore_layers
+from xfer.models.backbone import Timm, Torchvision
+from xfer.models.mindspore_layers import SameConv2d, SameMaxPool2d
+from xfer.weights.content import Shape
 
 Array = npt.NDArray[Any]
 
@@ -73,7 +73,7 @@ SHAPES = [
 
 def padded(layer: nn.Module) -> nn.Module:
     net = nn.Sequential(layer)
-    compat.apply(net, {"same": ["0"]})
+    mindspore_layers.apply(net, {"same": ["0"]})
     return net
 
 
@@ -115,7 +115,7 @@ def test_layers_change_in_place_and_their_tensors_stay() -> None:
     net = SMALL.build(5).module
     before = dict(net.named_parameters()), list(net.state_dict())
     paths = [path for path, _ in net.named_modules()]
-    compat.apply(net, EXACT)
+    mindspore_layers.apply(net, EXACT)
     assert (dict(net.named_parameters()), list(net.state_dict())) == before
     assert [path for path, _ in net.named_modules()] == paths
     assert all(net.get_parameter(name) is p for name, p in before[0].items())
@@ -128,9 +128,9 @@ def test_layers_change_in_place_and_their_tensors_stay() -> None:
 
 def test_applying_twice_is_applying_once() -> None:
     once = SMALL.build(5).module.eval()
-    compat.apply(once, EXACT)
+    mindspore_layers.apply(once, EXACT)
     twice = copy.deepcopy(once)
-    compat.apply(twice, EXACT)
+    mindspore_layers.apply(twice, EXACT)
     assert not any(layer.training for layer in twice.modules())
     x = torch.randn(2, 3, 48, 48)
     assert torch.equal(once(x), twice(x))
@@ -139,8 +139,8 @@ def test_applying_twice_is_applying_once() -> None:
 def test_nothing_to_do_changes_nothing() -> None:
     net = SMALL.build(5).module
     text = str(net)
-    compat.apply(net, {})
-    compat.apply(net, {"dialect": "plain"})
+    mindspore_layers.apply(net, {})
+    mindspore_layers.apply(net, {"dialect": "plain"})
     assert str(net) == text
 
 
@@ -150,7 +150,7 @@ def test_the_first_rule_that_matches_counts() -> None:
         {"match": r"layer\d+\.\d+\.bn[12]", "eps": 1e-4, "momentum": 0.1},
         {"match": ".*", "eps": 1e-5, "momentum": 0.9},
     ]
-    compat.apply(net, {"batch_norm": rules})
+    mindspore_layers.apply(net, {"batch_norm": rules})
     assert (net.layer1[0].bn2.eps, net.layer1[0].bn2.momentum) == (1e-4, 0.1)
     assert (net.bn1.eps, net.bn1.momentum) == (1e-5, 0.9)
     assert net.layer2[0].downsample[1].momentum == 0.9
@@ -171,7 +171,7 @@ def test_the_first_rule_that_matches_counts() -> None:
 )
 def test_a_rule_that_cannot_be_obeyed_is_told(rules: Plain, message: str) -> None:
     with pytest.raises(WeightsError, match=message) as told:
-        compat.apply(SMALL.build(5).module, rules)
+        mindspore_layers.apply(SMALL.build(5).module, rules)
     assert told.value.number in (475, 476)
 
 
@@ -189,16 +189,18 @@ def test_the_other_kinds_of_rules_reach_their_layers() -> None:
         "conv": [{"match": r"features\.0", "padding": [1, 1]}],
         "max_pool": [{"match": ".*", "ceil_mode": False}],
     }
-    compat.apply(squeezenet, rules)
+    mindspore_layers.apply(squeezenet, rules)
     assert squeezenet.features[0].padding == (1, 1) and not squeezenet.features[2].ceil_mode
     assert squeezenet.features[3].expand3x3.padding == (1, 1)
     vit = Timm("vit_tiny_patch16_224", args={"depth": 1}).build().module
     norm = [{"match": ".*", "eps": 1e-7}]
-    compat.apply(vit, {"layer_norm": norm, "gelu": [{"match": ".*", "approximate": "tanh"}]})
+    mindspore_layers.apply(
+        vit, {"layer_norm": norm, "gelu": [{"match": ".*", "approximate": "tanh"}]}
+    )
     assert vit.blocks[0].norm1.eps == vit.norm.eps == 1e-7
     assert vit.blocks[0].mlp.act.approximate == "tanh"
     googlenet = Torchvision("googlenet").build().module
-    compat.apply(googlenet, {"network": [{"match": "", "transform_input": False}]})
+    mindspore_layers.apply(googlenet, {"network": [{"match": "", "transform_input": False}]})
     assert googlenet.transform_input is False
 
 
@@ -206,7 +208,7 @@ def exact(device: str = "cpu") -> nn.Module:
     torch.manual_seed(1)
     with torch.device(device):
         net = SMALL.build(5).module
-    compat.apply(net, EXACT)
+    mindspore_layers.apply(net, EXACT)
     for name, buffer in net.named_buffers():
         if name.endswith("running_var") and device == "cpu":
             buffer.uniform_(0.5, 1.5)
@@ -223,7 +225,7 @@ def test_a_network_on_the_meta_device_gets_the_same_layers() -> None:
 def test_building_the_layers_draws_no_random_numbers() -> None:
     net = SMALL.build(5).module
     torch.manual_seed(3)
-    compat.apply(net, EXACT)
+    mindspore_layers.apply(net, EXACT)
     drawn = torch.rand(1)
     torch.manual_seed(3)
     assert torch.equal(drawn, torch.rand(1))
@@ -263,8 +265,10 @@ def test_an_exported_program_takes_any_batch_and_any_size() -> None:
 def test_an_onnx_file_of_an_exact_network_answers_alike_at_any_batch(tmp_path: Path) -> None:
     net = exact()
     images = torch.randn(3, 3, 48, 48).numpy()
-    backbone = {"_target_": "xfer.backbone.Timm", "name": "resnet50"}
-    card = Card(backbone, {"_target_": "xfer.head.Keep"}, tuple("abcde"), SMALL.build(5).input)
+    backbone = {"_target_": "xfer.models.backbone.Timm", "name": "resnet50"}
+    card = Card(
+        backbone, {"_target_": "xfer.models.head.Keep"}, tuple("abcde"), SMALL.build(5).input
+    )
     Onnx().write(net, images, card, tmp_path / "model.onnx")
     run = Onnx().open(tmp_path / "model.onnx", net)
     plain = SMALL.build(5).module.eval()

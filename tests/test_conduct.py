@@ -15,16 +15,16 @@ from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra.core.utils import JobReturn, JobStatus
 
 from hydra_plugins.xfer_sweep._sweep import _at_once, _outcome
-from xfer.conduct import Conductor
-from xfer.errors import DataError, JobFailed, SweepError
-from xfer.log import close_log, open_log
-from xfer.queued import QueueRunner
-from xfer.resume import lock
-from xfer.runners import BatchRunner, quoted
-from xfer.signals import Stopped
+from xfer.core.errors import DataError, JobFailed, SweepError
+from xfer.core.log import close_log, open_log
+from xfer.core.run_folder import lock
+from xfer.core.signals import Stopped
 from xfer.sweep import Sweep
+from xfer.sweep.executors.local import BatchRunner, quoted
+from xfer.sweep.executors.queue import QueueRunner
 from xfer.sweep.ledger import Head, Ledger
 from xfer.sweep.objective import Objective
+from xfer.sweep.scheduler import Conductor
 from xfer.sweep.space import Choice, Interval, Job, grid
 from xfer.sweep.study import JOURNAL, Study
 
@@ -214,7 +214,7 @@ def test_the_first_failure_ends_the_sweep_where_that_is_asked_for(tmp_path: Path
 OUTLIVES = """
 import sys, time
 from pathlib import Path
-from xfer.resume import lock
+from xfer.plan.resume import lock
 time.sleep(1)
 folder = Path(sys.argv[1])
 held = lock(folder)
@@ -271,7 +271,7 @@ def test_a_launcher_that_begins_nothing_ends_the_sweep(
     def refused(jobs: Sequence[tuple[Job, Path]]) -> list[tuple[int, str]]:
         raise OSError("no sbatch")
 
-    monkeypatch.setattr("xfer.runners._START_S", 0.5)
+    monkeypatch.setattr("xfer.sweep.executors.local._START_S", 0.5)
     with pytest.raises(SweepError, match="E178: hydra/launcher: no job has begun: OSError: no sb"):
         conduct(tmp_path, refused)  # type: ignore[arg-type]
 

@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from xfer import schema, words
-from xfer.config import QUICK_START, compose_specs, prepare_overrides
-from xfer.errors import ConfigError, DataError, Problems, SafetyError, XferError
-from xfer.head.names import Naming, adopt
-from xfer.help import GROUPS, config_dir
-from xfer.places import _accepted
-from xfer.plan import make_plan
-from xfer.specs import STAGES
-from xfer.types import Dataset
+from xfer.config import other_tools, schema
+from xfer.config.help import GROUPS, config_dir
+from xfer.config.hydra import QUICK_START, compose_specs, prepare_overrides
+from xfer.config.provenance import _accepted
+from xfer.config.specs import STAGES
+from xfer.core.errors import ConfigError, DataError, Problems, SafetyError, XferError
+from xfer.core.types import Dataset
+from xfer.models.head.class_match import Naming, adopt
+from xfer.plan.make import make_plan
 
 LINE = re.compile(r"xfer: error E\d{3}: .+: .+\. Fix: .+")
 TASK = "experiment=digits_sgd"
@@ -318,7 +318,7 @@ def folder(tmp_path: Path) -> Path:
         "optim: {lrr: 3}\ntrainer: {max_epochs: 0}\nlearning: {rate: 1}\n"
     )
     (tmp_path / "optim").mkdir()
-    (tmp_path / "optim" / "odd.yaml").write_text("_target_: xfer.optim.Sgd\nlr: fast\n")
+    (tmp_path / "optim" / "odd.yaml").write_text("_target_: xfer.training.optim.Sgd\nlr: fast\n")
     return tmp_path
 
 
@@ -356,8 +356,8 @@ def test_a_broken_file_is_named(folder: Path) -> None:
         "torch.optim.SGD",
         "xfer.data.Folder",
         "xfer.optimistic.Sgd",
-        "xfer.optim._bad_args",
-        "xfer.optim.ConfigError",
+        "xfer.training.optim._bad_args",
+        "xfer.training.optim.ConfigError",
         "system",
         "5",
     ],
@@ -370,13 +370,14 @@ def test_a_class_from_elsewhere_is_refused_for_safety(target: str) -> None:
 
 
 def test_what_a_module_merely_imports_is_not_on_offer() -> None:
-    error = refused("source._target_=xfer.source.file.Path")
+    error = refused("source._target_=xfer.weights.source.local.Path")
     assert (error.exit, error.number) == (6, 602)
 
 
 def test_a_misspelt_class_of_xfer_is_a_configuration_error() -> None:
-    assert "E206: command line: optim._target_: 'xfer.optim.Sdg' cannot be imported" in message(
-        "optim._target_=xfer.optim.Sdg"
+    assert (
+        "E206: command line: optim._target_: 'xfer.training.optim.Sdg' cannot be imported"
+        in message("optim._target_=xfer.training.optim.Sdg")
     )
 
 
@@ -476,20 +477,20 @@ def test_the_resolved_configuration_spells_out_every_default() -> None:
 def test_a_folder_with_a_space_and_a_comma_can_hold_options(tmp_path: Path) -> None:
     place = tmp_path / "my conf, old=1"
     (place / "head").mkdir(parents=True)
-    (place / "head" / "wide.yaml").write_text("_target_: xfer.head.Mlp\nhidden: 1024\n")
+    (place / "head" / "wide.yaml").write_text("_target_: xfer.models.head.Mlp\nhidden: 1024\n")
     assert compose_specs([TASK, "head=wide"], [str(place)]).facts["head"]["hidden"] == 1024
 
 
 def test_composing_imports_no_torch() -> None:
     code = (
-        "import sys; from xfer.config import compose_specs; compose_specs([]);"
+        "import sys; from xfer.config.hydra import compose_specs; compose_specs([]);"
         "sys.exit(bool({'torch', 'timm', 'torchvision', 'matplotlib'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_a_spec_is_built_from_its_facts_alone() -> None:
-    facts = {"_target_": "xfer.head.Mlp", "hidden": 8, "dropout": 0.1}
+    facts = {"_target_": "xfer.models.head.Mlp", "hidden": 8, "dropout": 0.1}
     spec = schema.build("head", facts)
     assert schema.facts("head", spec, facts) == facts
     with pytest.raises(ConfigError, match="choose head=OPTION"):
@@ -499,7 +500,10 @@ def test_a_spec_is_built_from_its_facts_alone() -> None:
 SLOTS = {"NAME": "resnet34", "FILE": "a.pt", "DIR": "d", "PIXELS": "64", "NUMBER": "0.5"}
 
 
-OFFERED = [*words.ADVICE, *(typed for others in words.OPTIONS.values() for typed in others)]
+OFFERED = [
+    *other_tools.ADVICE,
+    *(typed for others in other_tools.OPTIONS.values() for typed in others),
+]
 
 
 @pytest.mark.parametrize("typed", OFFERED)
@@ -557,7 +561,7 @@ def test_words_of_other_tools_are_known(typed: str, offered: str) -> None:
 def test_the_verbs_of_other_tools_name_the_stage() -> None:
     for verb, stage in (("train", "fit"), ("val", "evaluate"), ("test", "evaluate")):
         assert message(f"stages=[{verb}]").endswith(f"did you mean '{stage}'?")
-    assert set(words.STAGES.values()) <= set(STAGES)
+    assert set(other_tools.STAGES.values()) <= set(STAGES)
     assert message("data=foldr").endswith("did you mean 'folder'?")
     assert message("num_classes=3").endswith("the classes are the folders of data.root")
 
@@ -567,7 +571,7 @@ def test_every_key_and_option_that_a_message_names_is_there() -> None:
     keys = {g: {key for f in files[g] for key in _accepted(g, f)} for g in GROUPS}
     options = {group: {file.stem for file in found} for group, found in files.items()}
     count, group = 0, "|".join(GROUPS)
-    for path in Path(words.__file__).parent.rglob("*.py"):
+    for path in Path(other_tools.__file__).parent.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             text = node.value if isinstance(node, ast.Constant) else None
             for known, end in ((keys, r"\.(\w+)="), (options, r"=([a-z_0-9]+)")):
@@ -599,7 +603,7 @@ directory validation_split image_size shuffle class_weight learning_rate metrics
 def test_the_commonest_words_of_other_tools_lead_to_a_key_of_ours() -> None:
     lost = {"resume", "epochs", "lr", "batch_size", "workers", "patience", "weight_decay"}
     lost |= {"accelerator", "devices", "precision", "max_epochs", "warmup_lr"}  # our own, or none
-    assert {word for word in COMMON.split() if not words.for_key(word, GROUPS)} == lost
+    assert {word for word in COMMON.split() if not other_tools.for_key(word, GROUPS)} == lost
     for word in lost - {"warmup_lr"}:
         assert re.search(rf"did you mean '\w+\.\w*{word}'\?$", message(f"{word}=1")), word
     assert message("freeze=10").endswith(

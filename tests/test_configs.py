@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import yaml
 
-from xfer import schema
-from xfer.config import compose_specs
-from xfer.errors import ConfigError, Problems
-from xfer.help import GROUPS, config_dir, options, page
-from xfer.specs import Specs
+from xfer.config import schema
+from xfer.config.help import GROUPS, config_dir, options, page
+from xfer.config.hydra import compose_specs
+from xfer.config.specs import Specs
+from xfer.core.errors import ConfigError, Problems
 
 CONF = Path(config_dir())
 OURS = (p for p in CONF.rglob("*.yaml") if CONF / "hydra" not in p.parents)
@@ -43,7 +43,7 @@ GIVEN = {
 @pytest.fixture(autouse=True)
 def every_package_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whether an optional logger is installed is no question of the config files."""
-    monkeypatch.setattr("xfer.logger.find_spec", lambda name: object())
+    monkeypatch.setattr("xfer.training.logger.find_spec", lambda name: object())
 
 
 def content(group: str, option: str) -> dict[str, Any]:
@@ -140,7 +140,7 @@ def test_every_option_of_every_group_goes_with_the_experiment(experiment: str) -
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_a_head_on_the_command_line_leaves_no_key_of_another(experiment: str) -> None:
     specs = composed(experiment, {"head": "linear"})
-    assert specs.config["head"] == {"_target_": "xfer.head.Linear"}
+    assert specs.config["head"] == {"_target_": "xfer.models.head.Linear"}
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
@@ -175,8 +175,12 @@ def test_the_help_page_says_what_the_option_is(group: str, option: str) -> None:
 def test_an_option_of_the_user_stands_beside_the_shipped_ones(tmp_path: Path) -> None:
     (tmp_path / "head").mkdir()
     (tmp_path / "head" / "wide.yaml").write_text(
-        "# A wide one.\n_target_: xfer.head.Mlp\nhidden: 1024\n"
+        "# A wide one.\n_target_: xfer.models.head.Mlp\nhidden: 1024\n"
     )
     specs = compose_specs(["experiment=digits_freeze", "head=wide"], [str(tmp_path)])
-    assert specs.facts["head"] == {"_target_": "xfer.head.Mlp", "hidden": 1024, "dropout": 0.2}
+    assert specs.facts["head"] == {
+        "_target_": "xfer.models.head.Mlp",
+        "hidden": 1024,
+        "dropout": 0.2,
+    }
     assert "wide" in page([str(CONF), str(tmp_path)])

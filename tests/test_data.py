@@ -15,9 +15,9 @@ import pytest
 from pictures import encoded, folders, picture, seed
 
 import xfer
+from xfer.core.errors import ConfigError, DataError
 from xfer.data import Canidae, Digits, Folder, Manifest, Mnist
-from xfer.errors import ConfigError, DataError
-from xfer.images import examine
+from xfer.data.scan import examine
 
 
 def counts(dataset) -> dict[str, list[int]]:
@@ -268,7 +268,7 @@ def linked(tmp_path: Path) -> Path:
 
 
 def test_training_prediction_and_python_walk_alike_and_say_what_they_left_out(tmp_path, caplog):
-    from xfer.predict import find
+    from xfer.evaluation.predict import find
 
     root = linked(tmp_path)
     data = Folder(str(root), leakage="warn").dataset(training=True)

@@ -11,11 +11,11 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 import xfer
-from xfer.decoded import Decoded, available, decoded, decoded_limit, fitted
-from xfer.errors import ConfigError
-from xfer.images import Arrays, Files
-from xfer.preprocess import normalise, prepare
-from xfer.types import Dataset, InputSpec, Samples
+from xfer.core.errors import ConfigError
+from xfer.core.types import Dataset, InputSpec, Samples
+from xfer.data.decode_cache import Decoded, available, decoded, decoded_limit, fitted
+from xfer.data.image import Arrays, Files
+from xfer.data.preprocess import normalise, prepare
 
 
 @pytest.fixture
@@ -145,7 +145,7 @@ def test_available_is_what_the_system_has_or_a_container_leaves(tmp_path):
 
 
 def test_auto_is_a_tenth_of_the_memory_and_a_number_wins(monkeypatch):
-    monkeypatch.setattr("xfer.decoded.available", lambda: 23_400_000_000)
+    monkeypatch.setattr("xfer.data.decode_cache.available", lambda: 23_400_000_000)
     value, why = decoded_limit("auto")
     assert value == 2.34 and "a tenth of the 23.4 GB" in why
     assert decoded_limit(0.5)[0] == 0.5 and decoded_limit(0)[0] == 0

@@ -18,11 +18,11 @@ from hydra.core.override_parser.types import IntervalSweep
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from xfer import schema
 from xfer.__main__ import _main
-from xfer.config import compose_specs
-from xfer.errors import XferError
-from xfer.help import DISTRIBUTION, GROUPS, config_dir, options
+from xfer.config import schema
+from xfer.config.help import DISTRIBUTION, GROUPS, config_dir, options
+from xfer.config.hydra import compose_specs
+from xfer.core.errors import XferError
 
 ROOT = Path(__file__).parents[1]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
@@ -95,7 +95,7 @@ def compose(command: Command, folder: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.syspath_prepend(str(folder))
     monkeypatch.setenv("XFER_ALLOW", ",".join(allowed))
     # Whether a logger's package is installed here says nothing about the command.
-    monkeypatch.setattr("xfer.logger._require", lambda package: None)
+    monkeypatch.setattr("xfer.training.logger._require", lambda package: None)
     compose_specs(overrides, folders)
 
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from conftest import answered
 
-from xfer import download
-from xfer.download import fetch, fetch_zip
-from xfer.errors import DataError, OutputError, SafetyError
+from xfer.core import download
+from xfer.core.download import fetch, fetch_zip
+from xfer.core.errors import DataError, OutputError, SafetyError
 
 DATA = bytes(range(256)) * 5000  # more than one chunk
 SHA = hashlib.sha256(DATA).hexdigest()

@@ -3,7 +3,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from xfer.ema import Ema
+from xfer.training.ema import Ema
 
 
 def net() -> nn.Module:

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from xfer.errors import DivergedError
-from xfer.evaluate import answers, most_wrong, score_of
-from xfer.images import Arrays
-from xfer.predict import write_predictions
-from xfer.types import InputSpec, Predictions, Samples
+from xfer.core.errors import DivergedError
+from xfer.core.types import InputSpec, Predictions, Samples
+from xfer.data.image import Arrays
+from xfer.evaluation.evaluate import answers, most_wrong, score_of
+from xfer.evaluation.predict import write_predictions
 
 SPEC = InputSpec((8, 8), 8, "bilinear", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 

@@ -15,11 +15,11 @@ import torch
 from pictures import folders
 
 import xfer
-from xfer.config import compose_specs
-from xfer.errors import ConfigError, DataError, Problems
-from xfer.facts import table as plan_table
-from xfer.plan import make_plan
-from xfer.storage import load_tensors
+from xfer.config.hydra import compose_specs
+from xfer.core.errors import ConfigError, DataError, Problems
+from xfer.core.torch_file import load_tensors
+from xfer.plan.make import make_plan
+from xfer.plan.table import table as plan_table
 
 QUICK = ["stages=[fit,evaluate]"]
 
@@ -197,7 +197,7 @@ def test_what_it_cannot_solve_is_refused_and_the_remedy_works(options, fix: str)
 
 def test_a_network_that_does_more_behind_its_head_is_trained_step_by_step(monkeypatch) -> None:
     """The plan cannot know; the fit finds out, says so, and writes the plan anew."""
-    from xfer.backbone import Timm
+    from xfer.models.backbone import Timm
 
     build = Timm.build
 
@@ -217,7 +217,7 @@ def test_a_network_that_does_more_behind_its_head_is_trained_step_by_step(monkey
 
 
 def test_features_that_are_no_numbers_name_the_image(monkeypatch) -> None:
-    from xfer.backbone import Timm
+    from xfer.models.backbone import Timm
 
     build = Timm.build
 

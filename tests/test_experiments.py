@@ -142,7 +142,7 @@ def test_mnist_eval(place, mirror):
 
 
 def test_digits_pretrain_makes_what_is_shipped(place):
-    from xfer.source import Shipped
+    from xfer.weights.source import Shipped
 
     shipped = Shipped("digits_0_4").load(xfer.backbone.Timm("resnet18"))
     assert shipped.classes == tuple("01234")

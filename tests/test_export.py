@@ -26,15 +26,15 @@ from safetensors.torch import load_file
 from torch import nn
 
 import xfer
-from xfer.backbone import Timm, Torchvision
-from xfer.errors import ExportError, OutputError, Problems, XferError
+from xfer.core.errors import ExportError, OutputError, Problems, XferError
+from xfer.core.files import file_sha256
+from xfer.core.types import Card, Exported, InputSpec
+from xfer.data.image import decode
+from xfer.data.preprocess import prepare
 from xfer.export import Onnx, Safetensors, export
-from xfer.export.compare import Answered, allowed
-from xfer.head import Dropout, Linear, Mlp, Pooled, swap
-from xfer.images import decode
-from xfer.preprocess import prepare
-from xfer.storage import file_sha256
-from xfer.types import Card, Exported, InputSpec
+from xfer.export.parity import Answered, allowed
+from xfer.models.backbone import Timm, Torchvision
+from xfer.models.head import Dropout, Linear, Mlp, Pooled, swap
 
 Images = np.ndarray[Any, np.dtype[np.float32]]
 

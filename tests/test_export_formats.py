@@ -14,10 +14,10 @@ import torch
 from test_export import CLASSES, SPEC, TOLERANCE, Branch, logits, names, pictures, softmax, tiny
 from torch import nn
 
-from xfer.errors import ExportError
+from xfer.core.errors import ExportError
+from xfer.core.files import file_sha256
+from xfer.core.types import Card
 from xfer.export import Evidence, Int8, Onnx, Pt2, Safetensors, TorchScript, export
-from xfer.storage import file_sha256
-from xfer.types import Card
 
 Images = np.ndarray[Any, np.dtype[np.float32]]
 

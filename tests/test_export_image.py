@@ -14,14 +14,14 @@ import torch
 from PIL import Image
 from test_export import CLASSES, SPEC, TINY, make, names, tiny
 
-from xfer.backbone import Timm
-from xfer.errors import ConfigError, ExportError
+from xfer.core.errors import ConfigError, ExportError
+from xfer.core.types import Card, InputSpec
+from xfer.data.image import decode
+from xfer.data.preprocess import prepare
 from xfer.export import Evidence, Int8, Mindir, Onnx, export
 from xfer.export.evidence import FORMS, SIZES, recoded
-from xfer.head import Linear
-from xfer.images import decode
-from xfer.preprocess import prepare
-from xfer.types import Card, InputSpec
+from xfer.models.backbone import Timm
+from xfer.models.head import Linear
 
 SMALL = replace(SPEC, size=(64, 64), resize=72)
 

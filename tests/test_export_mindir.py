@@ -17,20 +17,20 @@ import torch
 from networks import make
 from torch import nn
 
-from xfer.backbone import Timm, Torchvision
-from xfer.errors import ExportError
+from xfer.core.errors import ExportError
+from xfer.core.protobuf import Malformed
+from xfer.core.types import Card, InputSpec
+from xfer.data.image import decode
+from xfer.data.preprocess import prepare
 from xfer.export import Mindir, export
-from xfer.export.mindir_graph import graph_of
-from xfer.export.mindir_read import read
-from xfer.export.mindir_run import runner
-from xfer.head import Keep, Linear, Mlp
-from xfer.images import decode
-from xfer.network import Parts, assemble
-from xfer.preprocess import prepare
-from xfer.protobuf import Malformed
-from xfer.source import mindir
-from xfer.source.mindspore import MindSpore
-from xfer.types import Card, InputSpec
+from xfer.export.mindir.graph import graph_of
+from xfer.export.mindir.read import read
+from xfer.export.mindir.run import runner
+from xfer.models.backbone import Timm, Torchvision
+from xfer.models.head import Keep, Linear, Mlp
+from xfer.models.network import Parts, assemble
+from xfer.weights.mindspore import mindir_tensors
+from xfer.weights.source.mindspore import MindSpore
 
 Images = np.ndarray[Any, np.dtype[np.float32]]
 
@@ -151,7 +151,7 @@ def test_the_file_knows_its_classes_and_preprocessing(tiny: Path) -> None:
 
 
 def test_the_reader_of_weights_finds_them_in_the_file(tiny: Path) -> None:
-    content = mindir.read(tiny)
+    content = mindir_tensors.read(tiny)
     state = make(TINY).state_dict()
     assert torch.equal(content.state["fc.weight"], state["fc.weight"])
     assert content.state["conv1.weight"].shape == state["conv1.weight"].shape
@@ -239,7 +239,7 @@ def test_a_size_that_is_no_multiple_of_the_batch_is_refused(images: Images) -> N
 def test_a_file_that_protobuf_could_not_read_is_not_written(
     images: Images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("xfer.export.mindir._LARGEST", 100_000)
+    monkeypatch.setattr("xfer.export.mindir.writer._LARGEST", 100_000)
     with pytest.raises(ExportError, match="one MindIR file holds 100,000"):
         written(make(TINY), images, tmp_path)
     assert not (tmp_path / "model.mindir").exists()

@@ -17,18 +17,18 @@ import torch
 from networks import make
 from torch import nn
 
-from xfer.backbone import Timm, Torchvision
-from xfer.dialects import shipped
-from xfer.errors import ExportError, Problems, WeightsError
+from xfer.core.errors import ExportError, Problems, WeightsError
+from xfer.core.protobuf import Malformed, Wire
+from xfer.core.types import Card, InputSpec
 from xfer.export import Air, MindSporeCkpt, Onnx, export, refuse_early
 from xfer.export.mindspore_names import back, chosen, names
-from xfer.head import Keep, Linear, Mlp
-from xfer.network import Parts, assemble
-from xfer.protobuf import Malformed, Wire
-from xfer.source.dialects import translate
-from xfer.source.mindspore import MindSpore, read
-from xfer.types import Card, InputSpec
-from xfer.weights import Content
+from xfer.models.backbone import Timm, Torchvision
+from xfer.models.head import Keep, Linear, Mlp
+from xfer.models.network import Parts, assemble
+from xfer.weights.content import Content
+from xfer.weights.mindspore.name_maps import shipped
+from xfer.weights.mindspore.translate import translate
+from xfer.weights.source.mindspore import MindSpore, read
 
 CLASSES = ("dogs", "wolves")
 TINY = {"layers": [1, 1, 1, 1], "channels": [8, 12, 16, 24]}

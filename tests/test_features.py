@@ -1,9 +1,9 @@
 from __future__ import annotations
 
-from xfer import schema
-from xfer.features import Never
+from xfer.config import schema
+from xfer.training.features import Never
 
 
 def test_never_is_a_choice_without_options() -> None:
-    assert schema.build("features", {"_target_": "xfer.features.Never"}) == Never()
+    assert schema.build("features", {"_target_": "xfer.training.features.Never"}) == Never()
     assert schema.signature(Never) == {}

@@ -12,14 +12,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from xfer.backbone import Timm, Torchvision
-from xfer.errors import ConfigError
-from xfer.features.absent import Unsound, tensors
-from xfer.features.cut import Cut, Part, Tail, extract, prefix_state
-from xfer.features.find import Refusal, find
-from xfer.features.proof import verify
+from xfer.core.errors import ConfigError
+from xfer.core.protocols import Backbone
 from xfer.freeze import hold
-from xfer.types import Backbone
+from xfer.models.backbone import Timm, Torchvision
+from xfer.training.features.cut import Cut, Part, Tail, extract, prefix_state
+from xfer.training.features.find_cut import Refusal, find
+from xfer.training.features.prove_cut import verify
+from xfer.training.features.shape_tensor import Unsound, tensors
 
 HEAD_ONLY = (("head", 1), ("backbone", 0))
 LAYER = (("head", 1), (r"layer\..*", 1), ("backbone", 0))

@@ -24,10 +24,10 @@ import pytest
 import torch
 from test_storage import Malice
 
-from xfer.errors import ConfigError, DataError, OutputError
-from xfer.features.shared import size_of
-from xfer.features.store import Entry, Store, digest, rows
-from xfer.log import log
+from xfer.core.errors import ConfigError, DataError, OutputError
+from xfer.core.log import log
+from xfer.training.features.cache_dir import size_of
+from xfer.training.features.store import Entry, Store, digest, rows
 
 KEY = {
     "weights": "5c1f", "cut": "fc", "input": {"size": [224, 224], "mean": [0.5, 0.5, 0.5]},
@@ -387,9 +387,9 @@ SCRIPT = """
 import fcntl, hashlib, json, logging, os, random, shutil, signal, sys, time
 from pathlib import Path
 import numpy as np
-from xfer.errors import XferError
-from xfer.features.store import Store, digest
-from xfer.log import log
+from xfer.core.errors import XferError
+from xfer.training.features.store import Store, digest
+from xfer.core.log import log
 
 class Rows:
     dtype = "torch.float32"

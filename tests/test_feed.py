@@ -13,8 +13,9 @@ from pictures import folders
 from runs import assert_same, finish, in_an_epoch, kill, only_run, start, wait_for
 
 import xfer
-from xfer.errors import ConfigError
-from xfer.storage import file_sha256, load_tensors
+from xfer.core.errors import ConfigError
+from xfer.core.files import file_sha256
+from xfer.core.torch_file import load_tensors
 
 SHORT = ["stages=[fit,evaluate]", "augment=standard", "trainer.max_epochs=3", "optim.lr=0.02"]
 
@@ -245,17 +246,17 @@ def test_a_run_killed_on_features_ends_as_the_whole_one(tmp_path):
 # Kills itself behind the save of epoch LAST.
 KILLED = """
 import os, signal, sys
-import xfer.history
+import xfer.training.callbacks.progress
 from xfer.__main__ import main
 
-whole = xfer.history.History.on_train_epoch_end
+whole = xfer.training.callbacks.progress.History.on_train_epoch_end
 
 def killed(self, trainer, module):
     whole(self, trainer, module)
     if len(self.rows) == LAST:
         os.kill(os.getpid(), signal.SIGKILL)
 
-xfer.history.History.on_train_epoch_end = killed
+xfer.training.callbacks.progress.History.on_train_epoch_end = killed
 sys.argv = ["xfer", "experiment=digits_sgd", *sys.argv[1:]]
 main()
 """
@@ -310,7 +311,7 @@ def test_what_was_trained_on_features_is_evaluated_on_them_bit_for_bit(
 ):
     root, options = tmp_path / "pictures", FAMILIES[family]
     with monkeypatch.context() as patch:
-        patch.setattr("xfer.evaluate.answers", no_images)
+        patch.setattr("xfer.evaluation.evaluate.answers", no_images)
         kept = small(root, *options, *ONE, "stages=[fit,evaluate]")
     again = small(root, *options, "stages=[evaluate]", f"checkpoint.path={kept}")
     ours, theirs = ((run / "predictions_val.csv").read_bytes() for run in (kept, again))
@@ -343,14 +344,17 @@ def test_a_fit_in_half_precision_is_validated_and_scored_in_full(tmp_path):
 def test_features_that_are_not_what_evaluation_would_compute_do_not_serve(
     options, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("xfer.evaluate.answers", no_images)
+    monkeypatch.setattr("xfer.evaluation.evaluate.answers", no_images)
     with pytest.raises(AssertionError, match="decoded again"):
         small(tmp_path / "pictures", *FAMILIES["squeezenet"], *ONE, *options)
 
 
 def test_features_serve_no_other_weights_and_no_other_images(tmp_path, monkeypatch):
     seen = []
-    monkeypatch.setattr("xfer.feed.Kept.serve", lambda *given: seen.append(given) or False)
+    monkeypatch.setattr(
+        "xfer.training.features.feature_loader.Kept.serve",
+        lambda *given: seen.append(given) or False,
+    )
     small(tmp_path / "pictures", *FAMILIES["squeezenet"], *ONE, "stages=[fit,evaluate]")
     monkeypatch.undo()
     ((kept, net, samples, size, device),) = seen

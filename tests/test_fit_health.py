@@ -11,12 +11,12 @@ import torch
 from runs import finish, kill, only_run, start, wait_for
 
 import xfer
-from xfer.config import compose_specs
-from xfer.fit_health import Terms, alarm, saturated, saturation, terms, warnings_of
-from xfer.loss import CrossEntropy
-from xfer.plan import make_plan
-from xfer.report.outcome import outcome
-from xfer.workflow import Work
+from xfer.config.hydra import compose_specs
+from xfer.plan.make import make_plan
+from xfer.report.inputs import Work
+from xfer.report.result import outcome
+from xfer.training.fit_health import Terms, alarm, saturated, saturation, terms, warnings_of
+from xfer.training.loss import CrossEntropy
 
 FIVE = Terms(5, 0.1)
 GUESSING = math.log(5)

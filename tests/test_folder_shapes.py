@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from pictures import picture
 
+from xfer.core.errors import DataError
 from xfer.data import Folder
-from xfer.errors import DataError
-from xfer.predict import find
+from xfer.evaluation.predict import find
 
 IMAGES = {f"{c}/{i}.jpg": "image" for c in ("cat", "dog") for i in range(4)}
 SPLIT = {

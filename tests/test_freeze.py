@@ -6,8 +6,8 @@ from test_backbone import BACKBONES
 from torch import nn
 from torch.nn import functional as F
 
-from xfer.backbone import Timm, Torchvision
-from xfer.errors import ConfigError
+from xfer.core.errors import ConfigError
+from xfer.core.protocols import Backbone
 from xfer.freeze import (
     BatchNorm,
     Freeze,
@@ -21,10 +21,10 @@ from xfer.freeze import (
     hold,
     layout,
 )
-from xfer.head import Linear
-from xfer.network import Parts, assemble
-from xfer.types import Backbone
-from xfer.weights import Weights
+from xfer.models.backbone import Timm, Torchvision
+from xfer.models.head import Linear
+from xfer.models.network import Parts, assemble
+from xfer.weights.content import Weights
 
 NAMES = ["stem.weight", "layer1.0.weight", "layer1.0.bias", "layer10.0.weight", "fc.weight"]
 LAYOUT = Layout(

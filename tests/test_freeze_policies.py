@@ -11,10 +11,10 @@ import torch
 import yaml
 from torch import nn
 
-from xfer import schema
-from xfer.adapters import put
-from xfer.backbone import Timm, Torchvision
-from xfer.errors import ConfigError
+from xfer.config import schema
+from xfer.config.help import config_dir
+from xfer.core.errors import ConfigError
+from xfer.core.protocols import Backbone
 from xfer.freeze import (
     Discriminative,
     FirstN,
@@ -30,8 +30,8 @@ from xfer.freeze import (
     layout,
     stages,
 )
-from xfer.help import config_dir
-from xfer.types import Backbone
+from xfer.models.adapters import put
+from xfer.models.backbone import Timm, Torchvision
 
 EPOCHS = 24
 NETS: dict[str, Backbone] = {

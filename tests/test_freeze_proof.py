@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from xfer.errors import XferError
+from xfer.core.errors import XferError
 from xfer.freeze import Phase, Row, apply, audit, ever, frozen, hashes, verdict
 
 

@@ -16,13 +16,13 @@ from networks import make
 from torch import nn
 from torch.nn import functional as F
 
-from xfer import schema
-from xfer.backbone import Timm, Torchvision
-from xfer.errors import ConfigError
+from xfer.config import schema
+from xfer.config.help import config_dir
+from xfer.core.errors import ConfigError
+from xfer.core.protocols import Backbone
 from xfer.freeze import Layout, Policy, apply, audit, ever, frozen, hashes, hold, layout
-from xfer.help import config_dir
-from xfer.optim import AdamW, groups
-from xfer.types import Backbone
+from xfer.models.backbone import Timm, Torchvision
+from xfer.training.optim import AdamW, groups
 
 SWIN = {"depths": (1, 1, 1, 1), "embed_dim": 24, "num_heads": (1, 2, 4, 8)}
 VIT = {"depth": 3, "embed_dim": 48}

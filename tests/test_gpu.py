@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import xfer
-from xfer.snapshot import read_snapshot
+from xfer.weights.formats.checkpoint_format import read_snapshot
 
 pytestmark = [
     pytest.mark.gpu,

@@ -12,16 +12,16 @@ from pathlib import Path
 import pytest
 from runs import OPTIONS, assert_same, only_run
 
-from xfer.loader import batches
+from xfer.data.sampler import batches
 
 # Memory that holds LIMIT images to train on and SEEN to look at: more of them end as torch ends
 # them. At the moment WHEN the process sends itself SIGNAL.
 STARVED = """
 import os, signal, sys, torch
-import xfer.fit, xfer.halving, xfer.model
+import xfer.training.fit, xfer.training.oom, xfer.training.module
 from xfer.__main__ import main
 
-whole, steps = xfer.model.Classifier.loss_of, 0
+whole, steps = xfer.training.module.Classifier.loss_of, 0
 
 def reached(moment):
     if moment == "WHEN":
@@ -48,14 +48,14 @@ def before(moment, work):
         return work(*given)
     return told
 
-xfer.model.Classifier.loss_of = starved
+xfer.training.module.Classifier.loss_of = starved
 torch.nn.modules.module.register_module_forward_pre_hook(looking)
-xfer.halving.write_json = before(
+xfer.training.oom.write_json = before(
     lambda sizes: f"no checkpoint is left for batches of {sizes['batch_size']}",
-    xfer.halving.write_json,
+    xfer.training.oom.write_json,
 )
-xfer.halving._with = before(
-    lambda sizes: f"batches of {sizes['batch_size']} are written down", xfer.halving._with
+xfer.training.oom._with = before(
+    lambda sizes: f"batches of {sizes['batch_size']} are written down", xfer.training.oom._with
 )
 sys.argv = ["xfer", *sys.argv[1:]]
 main()
@@ -161,7 +161,8 @@ LIMITED = """
 import resource, sys, torch
 from xfer.__main__ import main
 sys.argv = ["xfer", *sys.argv[1:]]
-import xfer.fit, xfer.evaluate, timm, torchvision, sklearn.datasets, torchmetrics
+import xfer.training.fit, xfer.evaluation.evaluate
+import timm, torchvision, sklearn.datasets, torchmetrics
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + (ROOM << 20),) * 2)
 main()

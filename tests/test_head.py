@@ -8,13 +8,14 @@ from networks import awake
 from test_backbone import BACKBONES
 from torch import nn
 
-from xfer.backbone import Timm, Torchvision
-from xfer.errors import ConfigError
-from xfer.head import Dropout, Keep, Linear, Mlp, Pooled, swap
-from xfer.network import Parts
-from xfer.network import assemble as fresh
-from xfer.types import Backbone, Head, InputSpec, Network
-from xfer.weights import Weights
+from xfer.core.errors import ConfigError
+from xfer.core.protocols import Backbone, Head
+from xfer.core.types import InputSpec, Network
+from xfer.models.backbone import Timm, Torchvision
+from xfer.models.head import Dropout, Keep, Linear, Mlp, Pooled, swap
+from xfer.models.network import Parts
+from xfer.models.network import assemble as fresh
+from xfer.weights.content import Weights
 
 NONE = Weights("none", None)
 HEADS: dict[str, Head] = {

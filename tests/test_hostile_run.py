@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from pictures import picture
 
-from xfer.snapshot import read_snapshot
+from xfer.weights.formats.checkpoint_format import read_snapshot
 
 CLASSES = [
     "=cmd|' \u202ecalc'!A0",

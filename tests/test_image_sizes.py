@@ -11,12 +11,12 @@ from pictures import folders
 from PIL import Image
 
 import xfer
-from xfer.config import compose_specs
+from xfer.config.hydra import compose_specs
+from xfer.core.errors import DataError
+from xfer.core.types import InputSpec
 from xfer.data import Folder
-from xfer.data.sizes import resizable
-from xfer.errors import DataError
-from xfer.plan import make_plan
-from xfer.types import InputSpec
+from xfer.data.image_size import resizable
+from xfer.plan.make import make_plan
 
 SPEC = InputSpec((224, 224), 256, "bilinear", (0.5,) * 3, (0.5,) * 3)
 SPLITS = {f"{split}/{label}": 4 for split in ("train", "val") for label in "ab"}
@@ -72,7 +72,7 @@ def test_a_class_of_lines_is_not_skipped_and_a_leak_of_one_is_forgotten(tmp_path
 @pytest.fixture
 def small_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     """As 60,000 x 1 pixels are for a network of 224 pixels, 4,000 x 1 for the digits' of 32."""
-    monkeypatch.setattr("xfer.preprocess._MAX_PIXELS", 100_000)
+    monkeypatch.setattr("xfer.data.preprocess._MAX_PIXELS", 100_000)
 
 
 NETWORK = ["backbone=digits_resnet", "source=digits_0_4", "data.workers=0"]

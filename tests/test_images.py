@@ -15,10 +15,10 @@ import pytest
 from pictures import encoded, folders, picture
 from PIL import Image
 
-from xfer import images
-from xfer.data import Folder
-from xfer.errors import DataError
-from xfer.images import Arrays, Files, _alone, broken_files, decode, examine
+from xfer.core.errors import DataError
+from xfer.data import Folder, image
+from xfer.data.image import Arrays, Files, decode
+from xfer.data.scan import _alone, broken_files, examine
 
 JPEG, PNG, GIF = encoded("JPEG"), encoded("PNG"), encoded("GIF")
 
@@ -280,7 +280,7 @@ def test_a_second_scan_reads_no_file(tmp_path, monkeypatch):
     paths = sorted(folders(tmp_path, {"a": 40, "b": 3}).rglob("*.jpg"))
     first = scan(paths, tmp_path)
     assert first == [hashlib.sha256(p.read_bytes()).hexdigest() for p in paths]
-    monkeypatch.setattr(images, "inspect", no_reading)
+    monkeypatch.setattr(image, "inspect", no_reading)
     assert scan(paths, tmp_path) == first
 
 
@@ -300,7 +300,7 @@ def test_scanning_one_split_keeps_what_is_known_of_another(tmp_path, monkeypatch
     train, val = sorted((root / "train").iterdir()), sorted((root / "val").iterdir())
     scan(train, root)
     scan(val, root)
-    monkeypatch.setattr(images, "inspect", no_reading)
+    monkeypatch.setattr(image, "inspect", no_reading)
     scan([*train, *val], root)
 
 
@@ -316,7 +316,7 @@ def test_files_that_are_gone_leave_the_cache(tmp_path, own_cache):
 def test_a_broken_file_is_looked_at_again(tmp_path, monkeypatch):
     path = write(tmp_path / "x.jpg", JPEG)
     with monkeypatch.context() as patch:
-        patch.setattr(images, "inspect", lambda path: ("", "Input/output error", "", None, (0, 0)))
+        patch.setattr(image, "inspect", lambda path: ("", "Input/output error", "", None, (0, 0)))
         with pytest.raises(DataError, match="Input/output"):
             scan([path], tmp_path)
     assert scan([path], tmp_path)

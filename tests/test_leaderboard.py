@@ -20,13 +20,12 @@ import pytest
 from scipy.stats import binomtest
 
 import xfer
-from xfer.errors import ConfigError
-from xfer.leaderboard import write
-from xfer.leaderboard.baseline import baseline
-from xfer.leaderboard.jobs import Job
-from xfer.leaderboard.ranking import groups
-from xfer.leaderboard.sweep import Sweep
-from xfer.statistics import mcnemar
+from xfer.core.errors import ConfigError
+from xfer.evaluation.statistics import mcnemar
+from xfer.sweep.leaderboard import write
+from xfer.sweep.leaderboard.baseline import baseline
+from xfer.sweep.leaderboard.ranking import groups
+from xfer.sweep.leaderboard.read_sweep import Job, Sweep
 from xfer.sweep.objective import Objective
 
 BASIC = ("hydra/sweeper=basic", "hydra/launcher=basic")
@@ -359,8 +358,8 @@ def test_importance_finds_the_parameter_that_decides(tmp_path: Path) -> None:
         kind=lambda n: f"kind{n % 10}", same=lambda n: 7,
     )  # fmt: skip
     _, text = board(tmp_path)
-    from xfer.leaderboard.importance import importance
-    from xfer.leaderboard.sweep import read
+    from xfer.sweep.leaderboard.importance import importance
+    from xfer.sweep.leaderboard.read_sweep import read
 
     found = importance(read(tmp_path))
     assert list(found.drops) == ["kind", "noise"]

@@ -9,10 +9,10 @@ import pytest
 from pictures import encoded, folders
 from PIL import Image, ImageOps
 
+from xfer.core.errors import DataError
 from xfer.data import Folder
-from xfer.errors import DataError
-from xfer.images import examine
-from xfer.looks import alike, look
+from xfer.data.image_hash import alike, look
+from xfer.data.scan import examine
 
 FULL = {"train/cat": 8, "train/dog": 8, "val/cat": 8, "val/dog": 8}
 TWIN, HELD = "train/cat/01.jpg", "val/cat/copy.jpg"

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 import xfer
-from xfer.errors import ResumeError, WeightsError
-from xfer.snapshot import read_best
-from xfer.storage import load_tensors, save_tensors
+from xfer.core.errors import ResumeError, WeightsError
+from xfer.core.torch_file import load_tensors, save_tensors
+from xfer.weights.formats.checkpoint_format import read_best
 
 OPTIONS = ["trainer.max_epochs=2", "data.workers=0"]
 

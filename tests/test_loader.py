@@ -11,12 +11,13 @@ import torch
 from pictures import folders, picture
 from PIL import Image
 
-from xfer.augment import Strong
-from xfer.errors import DataError, XferError
-from xfer.images import Files
-from xfer.loader import EvalLoader, Order, Pictures, Share, TrainLoader, batches, shared_size
-from xfer.preprocess import prepare
-from xfer.types import InputSpec, Samples
+from xfer.core.errors import DataError, XferError
+from xfer.core.types import InputSpec, Samples
+from xfer.data.augment import Strong
+from xfer.data.image import Files
+from xfer.data.loader import EvalLoader, Pictures, TrainLoader
+from xfer.data.preprocess import prepare
+from xfer.data.sampler import Order, Share, batches, shared_size
 
 SPEC = InputSpec((8, 8), 8, "bilinear", (0.5,) * 3, (0.5,) * 3)
 
@@ -251,9 +252,9 @@ def test_validation_is_dealt_out_and_never_padded(count: int, size: int, ranks: 
 
 
 def test_an_image_that_resizing_would_make_huge_is_named_and_the_others_are_answered(tmp_path):
-    from xfer.evaluate import answers
-    from xfer.predict import find
-    from xfer.types import InputSpec
+    from xfer.core.types import InputSpec
+    from xfer.evaluation.evaluate import answers
+    from xfer.evaluation.predict import find
 
     for name, size in (("a", (40, 30)), ("line", (60_000, 1)), ("z", (30, 40))):
         Image.new("RGB", size).save(tmp_path / f"{name}.png")

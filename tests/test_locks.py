@@ -16,20 +16,20 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from xfer.features.shared import Slot, locked
-from xfer.images import _alone, examine
-from xfer.locks import Lock
-from xfer.log import log
-from xfer.resume import is_live
+from xfer.core.locks import Lock
+from xfer.core.log import log
+from xfer.core.run_folder import is_live
+from xfer.data.scan import _alone, examine
 from xfer.sweep.study import _Lock
+from xfer.training.features.cache_dir import Slot, locked
 
 # Holds each kind of lock in turn, with a data worker forked meanwhile, until it is killed.
 HOLDS = """
 import multiprocessing, sys, time
 from pathlib import Path
-from xfer.images import _alone
-from xfer.resume import lock
-from xfer.features.shared import Slot, locked
+from xfer.data.image import _alone
+from xfer.plan.resume import lock
+from xfer.training.features.cache_dir import Slot, locked
 import fcntl
 
 folder = Path(sys.argv[2])
@@ -123,7 +123,7 @@ def test_who_waits_for_a_scan_that_stands_still_is_told_for_whom(
 def test_every_other_lock_that_is_waited_for_says_so_once(
     tmp_path: Path, lines: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("xfer.locks._PATIENCE", 0.05)
+    monkeypatch.setattr("xfer.core.locks._PATIENCE", 0.05)
     slot, journal = Slot(tmp_path, "0" * 64), _Lock(str(tmp_path / "optuna.journal.lock"))
     for held, path, wait in (
         (slot.lock, slot.lock, lambda: locked(slot, fcntl.LOCK_EX).__enter__()),

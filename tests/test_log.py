@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from xfer.log import LINES, close_log, flush, log, open_log, say
+from xfer.core.log import LINES, close_log, flush, log, open_log, say
 
 
 def test_control_characters_are_written_out_on_the_terminal_and_in_the_file(tmp_path, capsys):
@@ -51,7 +51,7 @@ def test_a_terminal_that_is_full_or_gone_costs_its_lines_and_not_a_word(how, tmp
 def test_closed_standard_streams_are_opened_before_a_file_takes_their_number(tmp_path):
     script = (
         "import os, sys\nos.close(2)\nsys.stderr = None\n"
-        "from xfer.log import open_standard\nopen_standard()\n"
+        "from xfer.core.log import open_standard\nopen_standard()\n"
         "print(open('file', 'w').fileno() > 2, sys.stderr is None)"
     )
     command = [sys.executable, "-c", script]

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 import xfer
-from xfer import logger
-from xfer.errors import ConfigError
-from xfer.logger import Csv, Mlflow, TensorBoard, Wandb
+from xfer.core.errors import ConfigError
+from xfer.training import logger
+from xfer.training.logger import Csv, Mlflow, TensorBoard, Wandb
 
 
 def test_csv_needs_no_further_logger(tmp_path: Path) -> None:

@@ -21,12 +21,12 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision.models import SwinTransformer, VisionTransformer
 
-from xfer import api, momenta, optim, schema
-from xfer.adapters import Matrix, factors, matrices, merge, put
-from xfer.backbone import Timm, Torchvision
-from xfer.errors import ConfigError, WeightsError
-from xfer.features.find import Refusal, find
-from xfer.features.proof import verify
+from xfer import api
+from xfer.config import schema
+from xfer.core.checksum import tensor_hashes
+from xfer.core.errors import ConfigError, WeightsError
+from xfer.core.protocols import Backbone
+from xfer.core.types import InputSpec, Network
 from xfer.freeze import (
     Layout,
     Lora,
@@ -40,10 +40,15 @@ from xfer.freeze import (
     layout,
     verdict,
 )
-from xfer.network import assemble, fill, open_checkpoint, pieces
-from xfer.snapshot import Snapshot, read_snapshot, tensor_hashes, write_snapshot
-from xfer.types import Backbone, InputSpec, Network
-from xfer.weights import Momenta
+from xfer.models.adapters import Matrix, factors, matrices, merge, put
+from xfer.models.backbone import Timm, Torchvision
+from xfer.models.network import assemble, fill
+from xfer.models.restore import open_checkpoint, pieces
+from xfer.training import optim, optimizer_restore
+from xfer.training.features.find_cut import Refusal, find
+from xfer.training.features.prove_cut import verify
+from xfer.weights.content import Momenta
+from xfer.weights.formats.checkpoint_format import Snapshot, read_snapshot, write_snapshot
 
 SPEC = InputSpec((32, 32), None, "bilinear", (0.5,) * 3, (0.5,) * 3)  # type: ignore[arg-type]
 
@@ -348,7 +353,7 @@ def test_an_optimizers_memory_goes_on_by_plain_names() -> None:
     groups = optim.Sgd(lr=0.1).groups(net, rates)
     optimizer = torch.optim.SGD(groups, lr=0.1, momentum=0.9)
     buffers = {name: {"momentum_buffer": tensor} for name, tensor in plain.items()}
-    told = momenta.load(optimizer, dict(net.named_parameters()), Momenta("sgd", buffers))
+    told = optimizer_restore.load(optimizer, dict(net.named_parameters()), Momenta("sgd", buffers))
     assert told.continued == ("fc.weight", "fc.bias") and set(told.fresh) == set(found.adapters)
     assert told.frozen == len(plain) - 2
 

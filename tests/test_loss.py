@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from xfer.errors import ConfigError
-from xfer.loss import CrossEntropy
+from xfer.core.errors import ConfigError
+from xfer.training.loss import CrossEntropy
 
 LOGITS = torch.tensor([[1.0, 2.0, 0.5], [0.1, -1.0, 3.0]])
 LABELS = torch.tensor([1, 0])

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 import xfer
-from xfer.config import compose_specs
-from xfer.errors import ConfigError, DivergedError
+from xfer.config.hydra import compose_specs
+from xfer.core.errors import ConfigError, DivergedError
 from xfer.freeze import hashes
-from xfer.lr_find import _read, lr_find
-from xfer.model import Classifier
-from xfer.plan import make_plan
+from xfer.plan.make import make_plan
+from xfer.training.lr_find import _read, lr_find
+from xfer.training.module import Classifier
 
 
 def planned(*options):
@@ -57,7 +57,7 @@ def test_groups_keep_their_multiples_and_frozen_stays_frozen(monkeypatch):
             return super().step(closure)
 
     monkeypatch.setattr(torch.optim, "SGD", Watched)
-    monkeypatch.setattr("xfer.lr_find._ON_IMAGES", (1, 60))
+    monkeypatch.setattr("xfer.training.lr_find._ON_IMAGES", (1, 60))
     lr_find(planned("freeze=last_stage", "freeze.lr=0.25"))
     assert len(seen[0]) > 1
     for rates in seen[:50]:
@@ -76,7 +76,7 @@ def test_the_climb_moves_nothing_that_the_first_phase_freezes(options, monkeypat
             state = net.state_dict()
             seen.append((self, hashes(state, state)))
 
-    monkeypatch.setattr("xfer.lr_find.Classifier", Seen)
+    monkeypatch.setattr("xfer.training.lr_find.Classifier", Seen)
     lr_find(planned(*options))
     ((module, before),) = seen
     after = hashes(module.net.state_dict(), before)
@@ -98,9 +98,9 @@ def test_it_climbs_on_features_where_they_may_be_kept(monkeypatch):
             shapes.append(batch[0].shape[1:])
             return super().loss_of(batch)
 
-    monkeypatch.setattr("xfer.lr_find.Classifier", Watched)
-    monkeypatch.setattr("xfer.lr_find._ON_IMAGES", (2, 60))
-    monkeypatch.setattr("xfer.lr_find._ON_FEATURES", (2, 60))
+    monkeypatch.setattr("xfer.training.lr_find.Classifier", Watched)
+    monkeypatch.setattr("xfer.training.lr_find._ON_IMAGES", (2, 60))
+    monkeypatch.setattr("xfer.training.lr_find._ON_FEATURES", (2, 60))
     on_images = lr_find(planned("features=never"))
     assert {len(shape) for shape in shapes} == {3}
     shapes.clear()
@@ -117,13 +117,13 @@ def test_on_features_it_climbs_several_times(monkeypatch):
             begun.append(sum(float(p.detach().abs().sum()) for p in self.net.parameters()))
             return super().configure_optimizers()
 
-    monkeypatch.setattr("xfer.lr_find.Classifier", Watched)
+    monkeypatch.setattr("xfer.training.lr_find.Classifier", Watched)
     assert len(lr_find(planned("features=auto"))["rates"]) > 100
     assert len(begun) == 3 and len(set(begun)) == 1
 
 
 def test_what_cannot_be_kept_is_climbed_on_images(monkeypatch, caplog):
-    monkeypatch.setattr("xfer.lr_find._ON_IMAGES", (1, 60))
+    monkeypatch.setattr("xfer.training.lr_find._ON_IMAGES", (1, 60))
     with caplog.at_level("INFO", "xfer"):
         lr_find(planned("features=auto", "freeze=none"))
     assert "lr_find climbs on images: nothing frozen" in caplog.text
@@ -146,7 +146,7 @@ def test_it_shows_its_progress(monkeypatch):
             seen.append(1)
 
     monkeypatch.setattr("tqdm.tqdm", Bar)
-    monkeypatch.setattr("xfer.lr_find._ON_IMAGES", (1, 40))
+    monkeypatch.setattr("xfer.training.lr_find._ON_IMAGES", (1, 40))
     lr_find(planned())
     assert seen[0]["total"] == 40 and seen[0]["disable"] is None
     assert len(seen) > 30

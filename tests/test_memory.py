@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from xfer.errors import OutOfMemory
-from xfer.memory import ran_out, too_large
+from xfer.core.errors import OutOfMemory
+from xfer.core.memory import ran_out, too_large
 
 
 def allocate(images: int) -> None:
@@ -50,7 +50,7 @@ LIMITED = """
 import resource, sys, torch
 from xfer.__main__ import main
 sys.argv = ["xfer", *sys.argv[1:]]
-import xfer.fit, timm, torchvision, sklearn.datasets, torchmetrics
+import xfer.training.fit, timm, torchvision, sklearn.datasets, torchmetrics
 used = int(open("/proc/self/statm").read().split()[0]) * 4096
 resource.setrlimit(resource.RLIMIT_AS, (used + (ROOM << 20),) * 2)
 main()

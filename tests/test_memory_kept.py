@@ -10,7 +10,7 @@ import xfer
 
 FAULTS = """
 import resource, sys, torch
-from xfer.memory import free, keep_freed
+from xfer.core.memory import free, keep_freed
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -67,8 +67,8 @@ def test_a_limit_of_the_address_space_counts_what_is_kept_and_so_nothing_is():
 
 def test_a_fit_on_the_cpu_keeps_memory_and_gives_it_back(tmp_path, monkeypatch):
     calls = []
-    monkeypatch.setattr("xfer.fit.keep_freed", lambda: calls.append("keep"))
-    monkeypatch.setattr("xfer.fit.free", lambda: calls.append("free"))
+    monkeypatch.setattr("xfer.training.fit.keep_freed", lambda: calls.append("keep"))
+    monkeypatch.setattr("xfer.training.fit.free", lambda: calls.append("free"))
     xfer.run(
         "digits_freeze",
         [

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from xfer.logged import names
-from xfer.logged import names as logged
-from xfer.metrics import score, values
-from xfer.statistics import wilson
+from xfer.evaluation.metric_names import names
+from xfer.evaluation.metric_names import names as logged
+from xfer.evaluation.metrics import score, values
+from xfer.evaluation.statistics import wilson
 
 
 def answers(n: int, classes: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -193,9 +193,9 @@ def test_thousands_of_classes_cost_what_occurs(tmp_path) -> None:
 
     from sklearn import metrics as sk
 
-    from xfer.predict import write_predictions
+    from xfer.core.types import Predictions
+    from xfer.evaluation.predict import write_predictions
     from xfer.report.confusion import condensed, pairs
-    from xfer.types import Predictions
 
     n, count = 300, 20_000
     rng = np.random.default_rng(0)

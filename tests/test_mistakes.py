@@ -19,16 +19,16 @@ from PIL import Image
 from test_configs import GIVEN, OPTIONS, _parts, content
 
 import xfer
-from xfer import schema
 from xfer.__main__ import _main
-from xfer.builder import Builder
-from xfer.config import compose_specs
+from xfer.config import schema
+from xfer.config.build import Builder
+from xfer.config.help import GROUPS
+from xfer.config.hydra import compose_specs
+from xfer.config.provenance import Places
+from xfer.core.errors import ConfigError, DataError, WeightsError, XferError
 from xfer.data import Folder, Manifest, Mnist
-from xfer.errors import ConfigError, DataError, WeightsError, XferError
-from xfer.help import GROUPS
-from xfer.places import Places
-from xfer.plan import make_plan
-from xfer.predict import find
+from xfer.evaluation.predict import find
+from xfer.plan.make import make_plan
 
 WRONG = [
     *(
@@ -93,7 +93,7 @@ def told(work: Callable[[], object]) -> object:
 
 @pytest.fixture
 def loggers_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("xfer.logger.find_spec", lambda name: object())
+    monkeypatch.setattr("xfer.training.logger.find_spec", lambda name: object())
 
 
 def test_every_wrong_value_of_every_field_builds_or_is_told(loggers_are_there: None) -> None:
@@ -135,7 +135,7 @@ def test_every_odd_value_of_the_right_type_plans_or_is_told() -> None:
             for value in PLANNED:
                 plain = {**specs.config, group: {**given, name: value}}
                 if group == "backbone":
-                    plain["source"] = {"_target_": "xfer.source.Scratch"}
+                    plain["source"] = {"_target_": "xfer.weights.source.Scratch"}
                 builder = Builder(plain, Places({}, [], []))
                 odd = told(lambda b=builder: b.specs("digits_sgd", []))
                 if odd is not None:
@@ -229,8 +229,8 @@ OWN = {
     "schedule": "class P:\n    factor = 3\n",
 }
 MISSING = {
-    "loss": "P has no method weights and no method guessing. Fix: derive it from xfer.loss.Cross",
-    "augment": "P has no method transform. Fix: derive it from xfer.augment.Plain, or add them",
+    "loss": "P has no method weights and no method guessing. Fix: derive it from xfer.",
+    "augment": "P has no method transform. Fix: derive it from xfer.data.augment.Plain, or add",
     "head": r"P has a method build that does not take 2 argument\(s\). Fix: add them",
     "schedule": "P has no method factor",
 }
@@ -261,7 +261,7 @@ def test_every_shipped_part_has_what_a_part_of_ones_own_must_have(loggers_are_th
 def test_an_error_in_a_part_of_ones_own_is_told_as_that(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, typed: Callable[..., Any]
 ) -> None:
-    loss = "from xfer.loss import CrossEntropy\nclass P(CrossEntropy):\n"
+    loss = "from xfer.training.loss import CrossEntropy\nclass P(CrossEntropy):\n"
     own_part(tmp_path, monkeypatch, f"{loss}    def weights(self, counts):\n        return 1 / 0\n")
     code, said = typed("experiment=digits_sgd", "loss._target_=part_of_mine.P", "stages=[]")
     assert code == 2 and "E221: part_of_mine, line 4: ZeroDivisionError" in said, said

@@ -6,11 +6,11 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
-from xfer.config import compose_specs
-from xfer.loader import Pictures, TrainLoader
-from xfer.model import Classifier
-from xfer.network import assemble
-from xfer.plan import make_plan
+from xfer.config.hydra import compose_specs
+from xfer.data.loader import Pictures, TrainLoader
+from xfer.models.network import assemble
+from xfer.plan.make import make_plan
+from xfer.training.module import Classifier
 
 
 def classifier(*overrides):
@@ -68,7 +68,7 @@ def test_the_optimizer_holds_what_trains_and_nothing_else():
 
 
 def test_nan_answers_are_no_score():
-    from xfer.errors import DivergedError
+    from xfer.core.errors import DivergedError
 
     module = classifier()
     module._answers = [(torch.full((4, 5), torch.nan), torch.arange(4))]

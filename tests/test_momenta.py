@@ -16,13 +16,13 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 
-from xfer.errors import ConfigError, WeightsError
-from xfer.momenta import Loaded, load
-from xfer.network import fill
-from xfer.optim import AdamW, Options, Sgd, Timm, Torch, groups
-from xfer.source.optimizer import TorchState, trainable
-from xfer.storage import load_tensors
-from xfer.weights import Momenta
+from xfer.core.errors import ConfigError, WeightsError
+from xfer.core.torch_file import load_tensors
+from xfer.models.network import fill
+from xfer.training.optim import AdamW, Options, Sgd, Timm, Torch, groups
+from xfer.training.optimizer_restore import Loaded, load
+from xfer.weights.content import Momenta
+from xfer.weights.optimizer_state.from_torch import TorchState, trainable
 
 Make = Callable[[nn.Module], torch.optim.Optimizer]
 Batch = tuple[torch.Tensor, torch.Tensor]

@@ -5,19 +5,21 @@ import dataclasses
 import pytest
 import torch
 
-from xfer import schema
-from xfer.backbone.timm import Timm
-from xfer.backbone.torchvision import Torchvision
-from xfer.config import compose_specs
-from xfer.errors import ConfigError, WeightsError
-from xfer.head import Dropout, Keep, Linear, Mlp, Pooled
-from xfer.network import Parts, assemble, blueprint, check, fill, open_checkpoint, shapes
-from xfer.plan import make_plan
-from xfer.randomness import derive
-from xfer.snapshot import Snapshot, fingerprint, write_snapshot
-from xfer.types import Network
-from xfer.undrawn import Undrawn
-from xfer.weights import Weights
+from xfer.config import schema
+from xfer.config.hydra import compose_specs
+from xfer.core.checksum import fingerprint
+from xfer.core.errors import ConfigError, WeightsError
+from xfer.core.seeds import derive
+from xfer.core.types import Network
+from xfer.models.backbone.timm import Timm
+from xfer.models.backbone.torchvision import Torchvision
+from xfer.models.head import Dropout, Keep, Linear, Mlp, Pooled
+from xfer.models.network import Parts, assemble, blueprint, check, fill, shapes
+from xfer.models.restore import open_checkpoint
+from xfer.models.skip_init import Undrawn
+from xfer.plan.make import make_plan
+from xfer.weights.content import Weights
+from xfer.weights.formats.checkpoint_format import Snapshot, write_snapshot
 
 
 @pytest.fixture(scope="module")

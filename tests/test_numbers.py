@@ -11,10 +11,10 @@ import pytest
 import torch
 
 import xfer
-from xfer.errors import DivergedError
-from xfer.model import Classifier
-from xfer.numbers import Watch, norm
-from xfer.storage import load_tensors
+from xfer.core.errors import DivergedError
+from xfer.core.torch_file import load_tensors
+from xfer.training.module import Classifier
+from xfer.training.nan_guard import Watch, norm
 
 BAD = [math.nan, math.inf, -math.inf]
 

@@ -13,8 +13,9 @@ import pytest
 from pictures import encoded, picture
 from PIL import Image
 
-from xfer.errors import DataError
-from xfer.images import decode, examine
+from xfer.core.errors import DataError
+from xfer.data.image import decode
+from xfer.data.scan import examine
 
 
 def chunk(kind: bytes, data: bytes) -> bytes:

@@ -10,9 +10,9 @@ import timm.layers.grn
 import torch
 from torch import nn
 
-from xfer.errors import ConfigError
-from xfer.norms import norm_parameters
-from xfer.optim import AdamW, Sgd, Timm, Torch
+from xfer.core.errors import ConfigError
+from xfer.models.norms import norm_parameters
+from xfer.training.optim import AdamW, Sgd, Timm, Torch
 
 
 def parts() -> tuple[nn.Module, dict[str, tuple[float, ...]]]:

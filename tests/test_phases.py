@@ -6,9 +6,9 @@ import pytest
 from runs import assert_same, finish, in_an_epoch, kill, only_run, rows, start, wait_for
 
 import xfer
-from xfer.errors import ConfigError, XferError
-from xfer.history import History
-from xfer.storage import load_tensors
+from xfer.core.errors import ConfigError, XferError
+from xfer.core.torch_file import load_tensors
+from xfer.training.callbacks.progress import History
 
 SHORT = ["data.workers=0", "stages=[fit]"]
 

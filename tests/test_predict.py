@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from pictures import folders
 
-from xfer.errors import DataError
-from xfer.predict import find
+from xfer.core.errors import DataError
+from xfer.evaluation.predict import find
 
 
 @pytest.fixture
@@ -58,8 +58,8 @@ def test_a_folder_is_walked_as_for_training_and_what_is_left_out_is_told(place, 
 
 
 def test_more_answers_than_are_shown_are_counted(tmp_path):
-    from xfer.predict import told
-    from xfer.types import Predictions
+    from xfer.core.types import Predictions
+    from xfer.evaluation.predict import told
 
     n = 23
     found = Predictions(

@@ -7,10 +7,10 @@ import pytest
 from pictures import picture
 from PIL import Image
 
-from xfer.errors import ConfigError
-from xfer.images import decode
-from xfer.preprocess import fit_to_size, normalise, of_timm, of_torchvision, prepare, restore
-from xfer.types import InputSpec
+from xfer.core.errors import ConfigError
+from xfer.core.types import InputSpec
+from xfer.data.image import decode
+from xfer.data.preprocess import fit_to_size, normalise, of_timm, of_torchvision, prepare, restore
 
 SIZES = [(375, 500), (501, 333), (224, 224), (100, 80), (57, 301), (1000, 400)]
 TORCHVISION = ["squeezenet1_0", "resnet50", "inception_v3", "efficientnet_b0", "maxvit_t"]

@@ -16,11 +16,11 @@ import pytest
 import torch
 from runs import assert_same, finish, in_an_epoch, only_run, rows, start, wait_for
 
-from xfer.config import compose_specs
-from xfer.errors import ConfigError, DataError
-from xfer.plan import make_plan
-from xfer.ranks import tell
-from xfer.storage import load_tensors
+from xfer.config.hydra import compose_specs
+from xfer.core.errors import ConfigError, DataError
+from xfer.core.torch_file import load_tensors
+from xfer.plan.make import make_plan
+from xfer.training.distributed.launch import tell
 
 TWO = ["trainer.devices=2", "trainer.accelerator=cpu", "data.batch_size=16"]
 PHASED = [*TWO, "freeze=lp_ft", "freeze.probe_epochs=1", "trainer.max_epochs=3"]
@@ -135,8 +135,8 @@ def test_a_rank_that_is_killed_ends_the_run(tmp_path):
 PART = """
 import sys
 from dataclasses import dataclass
-from xfer.augment import Plain
-from xfer.errors import DataError
+from xfer.data.augment import Plain
+from xfer.core.errors import DataError
 
 @dataclass(frozen=True)
 class Broken(Plain):
@@ -291,7 +291,7 @@ def test_more_devices_than_images_are_told_before_training(override: str, said: 
 
 def test_the_command_of_a_rank_needs_no_argument_of_its_own_run() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "xfer.rank", "nowhere", "1"],
+        [sys.executable, "-m", "xfer.training.distributed.rank", "nowhere", "1"],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         check=False,

@@ -15,22 +15,21 @@ import pytest
 import torch
 
 import xfer
-from xfer import images
-from xfer.data import Manifest
-from xfer.errors import ResumeError, SafetyError, WeightsError, XferError
-from xfer.extraction import _known
-from xfer.halving import told
-from xfer.leaderboard.sweep import read
-from xfer.log import close_log, open_log
-from xfer.record import recorded
-from xfer.resume import is_live, lock
-from xfer.snapshot import read_snapshot
-from xfer.source.rules import _listed
-from xfer.standalone import _classes, _recipe
-from xfer.storage import load_tensors, save_tensors
+from xfer.core.errors import ResumeError, SafetyError, WeightsError, XferError
+from xfer.core.log import close_log, open_log
+from xfer.core.run_folder import is_live, lock
+from xfer.core.run_status import recorded
+from xfer.core.torch_file import load_tensors, save_tensors
+from xfer.data import Manifest, image
+from xfer.evaluation.onnx_predict import _classes, _recipe
+from xfer.sweep.leaderboard.read_sweep import read
 from xfer.sweep.ledger import Ledger
 from xfer.sweep.objective import Objective, values
 from xfer.sweep.space import Job
+from xfer.training.features.extract import _known
+from xfer.training.oom import told
+from xfer.weights.formats.checkpoint_format import read_snapshot
+from xfer.weights.source.match_rules import _listed
 
 SHIPPED = Path(xfer.__file__).parent / "source" / "digits_0_4.ckpt"
 
@@ -112,7 +111,7 @@ def test_a_pipe_in_a_run_folder_is_told(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", ["plan.json", "status.json", ".lock"])
 def test_a_run_whose_facts_are_a_pipe_is_not_gone_on_with(tmp_path: Path, name: str) -> None:
-    from xfer.resume import choose, fingerprint
+    from xfer.plan.resume import choose, fingerprint
 
     config = {"stages": ["fit"]}
     facts = {"fingerprint": fingerprint(config), "config": config}
@@ -153,7 +152,7 @@ def test_caches_are_made_again(tmp_path: Path, text: str | None, own_cache: Path
 
     (folder := tmp_path / "data").mkdir()
     picture(1).save(folder / "a.png")
-    whole = images.examine([folder / "a.png"], folder)
+    whole = image.examine([folder / "a.png"], folder)
     (cache,) = (own_cache / "scan").iterdir()
     row = json.loads(cache.read_text())
     rows = [text] if text is not None else []
@@ -166,10 +165,10 @@ def test_caches_are_made_again(tmp_path: Path, text: str | None, own_cache: Path
         rows.append(json.dumps({**row, "files": {str(folder / "a.png"): odd}}))
     for content in rows:
         cache.write_text(content)
-        assert images.examine([folder / "a.png"], folder) == whole
+        assert image.examine([folder / "a.png"], folder) == whole
         assert _known(cache, {}) is None
     pipe(cache)
-    assert images.examine([folder / "a.png"], folder) == whole
+    assert image.examine([folder / "a.png"], folder) == whole
 
 
 def card_with(tmp_path: Path, key: str, value: object) -> Path:
@@ -302,7 +301,7 @@ def test_memory_that_no_run_writes_is_exit_5(tmp_path: Path, text: str) -> None:
 
 
 def test_help_waits_for_no_option_that_is_a_pipe(tmp_path: Path) -> None:
-    from xfer.help import options
+    from xfer.config.help import options
 
     pipe(tmp_path / "head" / "wide.yaml")
     (tmp_path / "head" / "deep.yaml").write_text("# @package _global_\n# A deep one.\nx: 1\n")
@@ -310,7 +309,7 @@ def test_help_waits_for_no_option_that_is_a_pipe(tmp_path: Path) -> None:
 
 
 def test_an_exported_file_that_is_a_pipe_is_not_measured(tmp_path: Path) -> None:
-    from xfer.benchmark import _files
+    from xfer.export.benchmark import _files
 
     pipe(tmp_path / "model.pt2")
     with pytest.raises(XferError, match=r"E997: .*model\.pt2: is no regular file"):
@@ -319,7 +318,7 @@ def test_an_exported_file_that_is_a_pipe_is_not_measured(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("flags", [fcntl.LOCK_SH, fcntl.LOCK_EX])
 def test_the_lock_of_kept_features_is_a_plain_file(tmp_path: Path, flags: int) -> None:
-    from xfer.features.shared import Slot, locked
+    from xfer.training.features.cache_dir import Slot, locked
 
     slot = Slot(tmp_path, "a" * 64)
     pipe(slot.lock)

@@ -14,7 +14,7 @@ from pictures import folders, picture
 
 import xfer
 from xfer import workflow
-from xfer.errors import DataError
+from xfer.core.errors import DataError
 
 SHIPPED = Path(xfer.__file__).parent / "source" / "digits_0_4.ckpt"
 OPTIONS = ["backbone=digits_resnet", "source=digits_0_4", "data.decoded_gb=0", "data.batch_size=8"]

@@ -14,23 +14,22 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from xfer.errors import OutputError
+from xfer.core.errors import OutputError
 from xfer.report import (
     batch_grid,
-    canvas,
     confused_pairs,
     confusion,
     confusion_matrix,
     curves,
-    epochs,
     grids,
-    lettering,
     most_wrong,
+    plot,
     prediction_grid,
     render,
 )
+from xfer.report import curves as epochs
 from xfer.report.card import verdict
-from xfer.report.wording import listed, number, seconds, size, words
+from xfer.report.format import listed, number, seconds, size, words
 
 ROOT = Path(__file__).parents[1]
 ASSETS = Path(os.environ.get("XFER_ASSETS", ROOT.parent / "shared/assets"))
@@ -119,17 +118,17 @@ def test_pictures_keep_their_true_colours(tmp_path: Path) -> None:
 
 
 def test_a_grid_draws_24_pictures_at_most() -> None:
-    with canvas.style():
+    with plot.style():
         assert len(grids.batch(plain(30), ["a"] * 30).axes) == 24
 
 
 def test_a_grid_refuses_pictures_without_titles() -> None:
-    with pytest.raises(ValueError), canvas.style():
+    with pytest.raises(ValueError), plot.style():
         grids.batch(plain(3), ["a", "b"])
 
 
 def test_pictures_do_not_overlap_and_stand_in_rows_of_eight() -> None:
-    with canvas.style():
+    with plot.style():
         axes = grids.batch(plain(10), ["a"] * 10).axes
     boxes = [a.get_position() for a in axes]
     assert [round(b.y0, 6) for b in boxes[:8]] == [round(boxes[0].y0, 6)] * 8
@@ -139,7 +138,7 @@ def test_pictures_do_not_overlap_and_stand_in_rows_of_eight() -> None:
 
 def test_predicted_titles_are_blue_when_right_and_red_with_a_frame_when_wrong() -> None:
     right = [True, False, True]
-    with canvas.style():
+    with plot.style():
         figure = grids.predictions(plain(3), ["dogs", "wolves", "dogs"], right, [0.98, 0.61, 0.5])
     titles = [a.texts[0] for a in figure.axes]
     assert [t.get_text() for t in titles] == ["dogs (0.98)", "wolves (0.61)", "dogs (0.50)"]
@@ -163,7 +162,7 @@ def test_the_red_of_a_wrong_title_reaches_the_file(tmp_path: Path) -> None:
 
 
 def test_a_mistake_shows_the_true_class_above_the_predicted_one() -> None:
-    with canvas.style():
+    with plot.style():
         figure = grids.mistakes(plain(1), [("dogs", "wolves", 0.931)])
     low, high = sorted(figure.axes[0].texts, key=lambda t: t.xyann[1])
     assert (high.get_text(), low.get_text()) == ("dogs", "wolves (0.93)")
@@ -193,28 +192,28 @@ def test_any_name_is_drawn_as_plain_text(tmp_path: Path) -> None:
 
 
 def test_dollar_signs_are_no_mathematics() -> None:
-    with canvas.style():
+    with plot.style():
         title = grids.batch(plain(1), ["$x^2$"]).axes[0].texts[0]
     assert title.get_text() == "$x^2$" and not title.get_parse_math()
 
 
 def test_glyphs_that_no_font_has_are_escaped() -> None:
     private = "\U000f0000"  # a private plane: no font of any system has a glyph here
-    assert lettering.drawable(f"a{private}é") == "a\\U000f0000é"
-    assert lettering.drawable("a\nb") == "a\\nb"
+    assert plot.drawable(f"a{private}é") == "a\\U000f0000é"
+    assert plot.drawable("a\nb") == "a\\nb"
 
 
 @pytest.fixture
 def fonts(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
     def use(*names: str) -> None:
-        monkeypatch.setattr(lettering, "FALLBACKS", names)
-        lettering.families.cache_clear()
-        lettering._glyphs.cache_clear()
+        monkeypatch.setattr(plot, "FALLBACKS", names)
+        plot.families.cache_clear()
+        plot._glyphs.cache_clear()
 
     yield use
     monkeypatch.undo()
-    lettering.families.cache_clear()
-    lettering._glyphs.cache_clear()
+    plot.families.cache_clear()
+    plot._glyphs.cache_clear()
 
 
 def test_an_installed_font_is_used_for_glyphs_that_the_first_one_lacks(
@@ -222,23 +221,23 @@ def test_an_installed_font_is_used_for_glyphs_that_the_first_one_lacks(
 ) -> None:
     script = "\U0001d49e"  # DejaVu Sans lacks it; STIX, which comes with matplotlib too, has it
     fonts()
-    assert lettering.drawable(script) == "\\U0001d49e"
+    assert plot.drawable(script) == "\\U0001d49e"
     fonts("No Such Font", "STIXGeneral")
-    assert lettering.families() == ("DejaVu Sans", "STIXGeneral")
-    assert lettering.drawable(script) == script
+    assert plot.families() == ("DejaVu Sans", "STIXGeneral")
+    assert plot.drawable(script) == script
     pixels(batch_grid(plain(1), [script], tmp_path / "x.png"))
 
 
 @pytest.mark.parametrize("name", ["W" * 5000, "a" * 5000, "i" * 400, "golden_retriever_" * 9])
 def test_long_names_are_shortened_to_their_room(name: str) -> None:
-    short = lettering.fit(name, 100, 9)
-    assert lettering.width(short, 9) <= 100 and "…" in short
+    short = plot.fit(name, 100, 9)
+    assert plot.width(short, 9) <= 100 and "…" in short
     assert short[:3] == name[:3] and short[-1] == name[-1]
-    assert lettering.width(short, 9) > 75, "room is left unused"
+    assert plot.width(short, 9) > 75, "room is left unused"
 
 
 def test_short_names_stay_whole() -> None:
-    assert lettering.fit("dogs", 100, 9) == "dogs"
+    assert plot.fit("dogs", 100, 9) == "dogs"
 
 
 def test_the_users_matplotlib_settings_change_nothing_and_are_kept(tmp_path: Path) -> None:
@@ -258,7 +257,7 @@ def test_a_folder_that_cannot_be_written_is_one_clear_error(tmp_path: Path) -> N
 
 
 def test_the_matrix_shows_counts_and_the_images_of_each_true_class() -> None:
-    with canvas.style():
+    with plot.style():
         axes = confusion.matrix(np.array([[28, 2], [0, 1030]]), ["dogs", "wolves"]).axes[0]
     assert [t.get_text() for t in axes.texts] == ["28", "2", "0", "1,030"]
     assert [t.get_text() for t in axes.get_xticklabels()] == ["dogs", "wolves"]
@@ -267,7 +266,7 @@ def test_the_matrix_shows_counts_and_the_images_of_each_true_class() -> None:
 
 def test_the_colour_is_the_share_of_the_row_and_a_row_without_images_has_none() -> None:
     counts = np.array([[8, 2, 0], [0, 0, 0], [1, 0, 3]])
-    with canvas.style():
+    with plot.style():
         shares = confusion.matrix(counts, ["a", "b", "c"]).axes[0].images[0].get_array()
     assert np.allclose(shares[0], [0.8, 0.2, 0]) and np.allclose(shares[2], [0.25, 0, 0.75])
     assert shares[1].mask.all() and not shares[0].mask.any()
@@ -277,7 +276,7 @@ def test_the_colour_is_the_share_of_the_row_and_a_row_without_images_has_none() 
 def test_up_to_forty_classes_every_class_is_named(many: int, labels: int, numbers: int) -> None:
     counts = np.eye(many, dtype=int) * 5
     counts[0, -1] += many > 1
-    with canvas.style():
+    with plot.style():
         axes = confusion.matrix(counts, [f"class {i}" for i in range(many)]).axes[0]
     assert len(axes.get_xticklabels()) == labels and len(axes.texts) == numbers
 
@@ -285,7 +284,7 @@ def test_up_to_forty_classes_every_class_is_named(many: int, labels: int, number
 @pytest.mark.parametrize("many", [41, 100, 1000])
 def test_many_classes_have_no_numbers_and_few_labels(many: int, tmp_path: Path) -> None:
     counts, names = np.eye(many, dtype=int) * 5, [f"some long class name {i}" for i in range(many)]
-    with canvas.style():
+    with plot.style():
         axes = confusion.matrix(counts, names).axes[0]
     assert not axes.texts and 15 <= len(axes.get_yticklabels()) <= 30
     assert "one in" in axes.get_xlabel()
@@ -297,7 +296,7 @@ def test_names_of_predicted_classes_are_turned_when_they_would_overlap(
     many: int, angle: int
 ) -> None:
     names = [f"class number {i}" for i in range(many)] if many > 2 else ["dogs", "wolves"]
-    with canvas.style():
+    with plot.style():
         axes = confusion.matrix(np.eye(many, dtype=int), names).axes[0]
     assert {label.get_rotation() for label in axes.get_xticklabels()} == {angle}
 
@@ -305,7 +304,7 @@ def test_names_of_predicted_classes_are_turned_when_they_would_overlap(
 def test_pairs_are_sorted_and_leave_out_the_diagonal() -> None:
     counts = np.array([[9, 1, 0], [4, 9, 2], [0, 0, 9]])
     assert confusion.pairs(counts) == [(1, 0, 4), (1, 2, 2), (0, 1, 1)]
-    with canvas.style():
+    with plot.style():
         figure = confusion.bars(counts, ["a", "b", "c"])
     assert figure is not None
     axes = figure.axes[0]
@@ -323,7 +322,7 @@ def test_when_nothing_is_confused_no_pairs_are_drawn(tmp_path: Path) -> None:
 
 def test_the_curves_mark_the_best_epoch_and_its_value(tmp_path: Path) -> None:
     rows = history(6)
-    with canvas.style():
+    with plot.style():
         figure = epochs.panels(rows, 4, "val_acc")
     assert figure is not None
     loss, score, rate = figure.axes
@@ -344,7 +343,7 @@ def test_the_curves_of_a_solved_head_mark_the_chosen_strength_and_have_plain_lab
     others = {"val_loss": 0.4, "train_loss": 0.3, "cv_acc": 0.8, "val_acc": 0.7}
     losses = {10.0: 0.9, 0.1: 0.5, 0.001: 0.6}
     rows = [{"l2": l2, "cv_loss": loss, **others} for l2, loss in losses.items()]
-    with canvas.style():
+    with plot.style():
         figure = epochs.path(rows, 2)
         FigureCanvasAgg(figure).draw()
     loss, _ = figure.axes
@@ -358,7 +357,7 @@ def test_the_curves_of_a_solved_head_mark_the_chosen_strength_and_have_plain_lab
 def test_one_epoch_is_seen_as_points_over_one_tick(tmp_path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    with canvas.style():
+    with plot.style():
         figure = epochs.panels(history(1), 1, "val_acc")
         assert figure is not None
         FigureCanvasAgg(figure).draw()
@@ -672,6 +671,6 @@ def test_values_are_worded_for_readers() -> None:
     ]  # fmt: skip
     assert listed(["a", "b", "c"], 2) == "3: a, b, ..." and listed([]) == "0" and listed(7) == "7"
     assert (
-        words({"_target_": "xfer.head.mlp.Mlp", "hidden": [8, 4], "bias": None})
+        words({"_target_": "xfer.models.head.mlp.Mlp", "hidden": [8, 4], "bias": None})
         == "Mlp, hidden [8, 4]"
     )

@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 from runs import assert_same, finish, in_an_epoch, kill, only_run, start, wait_for
 
-from xfer.errors import OutputError, ResumeError
-from xfer.resume import check_same, choose, fingerprint, flat, is_live, lock
-from xfer.storage import load_tensors, write_json
+from xfer.core.errors import OutputError, ResumeError
+from xfer.core.files import write_json
+from xfer.core.run_folder import is_live, lock
+from xfer.core.torch_file import load_tensors
+from xfer.plan.resume import check_same, choose, fingerprint, flat
 
 
 @pytest.fixture(scope="module")
@@ -196,7 +198,7 @@ def test_slurm_is_asked_to_requeue(tmp_path):
 
 def test_who_handled_the_signal_before_is_called_after_the_run():
     """submitit's own handler requeues the job."""
-    from xfer.signals import Stopped, heeded
+    from xfer.core.signals import Stopped, heeded
 
     called = []
     before = signal.signal(signal.SIGUSR2, lambda number, frame: called.append(number))

@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 
 import xfer
-from xfer import storage, workflow
-from xfer.errors import OutputError
-from xfer.resume import LAST
-from xfer.room import check_folder
-from xfer.seal import sealed
-from xfer.storage import file_sha256
+from xfer import workflow
+from xfer.core import files
+from xfer.core.checksum import sealed
+from xfer.core.errors import OutputError
+from xfer.core.files import file_sha256
+from xfer.core.run_folder import LAST
+from xfer.plan.preflight import check_folder
 
 OPTIONS = ["trainer.max_epochs=2", "export=safetensors"]
 
@@ -53,7 +54,7 @@ WRITERS = [
 @pytest.mark.parametrize("name", WRITERS)
 def test_a_full_disk_is_told_and_the_run_goes_on_when_there_is_room(disk, monkeypatch, name):
     """The disk is filled at the moment when the file is begun, for checkpoints the second time."""
-    original, seen = storage.tempfile.mkstemp, []
+    original, seen = files.tempfile.mkstemp, []
 
     def mkstemp(prefix, **options):
         if prefix.startswith((f".{name}.", name)):
@@ -62,7 +63,7 @@ def test_a_full_disk_is_told_and_the_run_goes_on_when_there_is_room(disk, monkey
                 fill(disk)
         return original(prefix=prefix, **options)
 
-    monkeypatch.setattr(storage.tempfile, "mkstemp", mkstemp)
+    monkeypatch.setattr(files.tempfile, "mkstemp", mkstemp)
     run = disk / "run"
     with pytest.raises(OutputError, match="No space left") as told:
         xfer.run("digits_sgd", [f"run.dir={run}", *OPTIONS])

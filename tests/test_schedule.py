@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import pytest
 
-from xfer.schedule import Constant, Cosine, Step, WarmupDecay
+from xfer.training.schedule import Constant, Cosine, Step, WarmupDecay
 
 PER_EPOCH = 7
 

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from xfer.errors import ResumeError, WeightsError
-from xfer.history import AtomicIO
-from xfer.resume import resume_file
-from xfer.seal import seal, sealed
-from xfer.snapshot import Snapshot, read_snapshot, write_snapshot
-from xfer.storage import load_tensors, save_tensors
-from xfer.types import Card, InputSpec
+from xfer.core.checksum import seal, sealed
+from xfer.core.errors import ResumeError, WeightsError
+from xfer.core.torch_file import load_tensors, save_tensors
+from xfer.core.types import Card, InputSpec
+from xfer.plan.resume import resume_file
+from xfer.training.callbacks.resume_file import AtomicIO
+from xfer.weights.formats.checkpoint_format import Snapshot, read_snapshot, write_snapshot
 
 CARD = Card(
     {"_target_": "b"},
@@ -90,7 +90,7 @@ def test_the_last_file_is_gone_on_from_and_the_one_before_is_kept(tmp_path):
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "empty", "gone", "page"])
 def test_a_damaged_last_file_gives_way_to_the_one_before_and_that_is_said(tmp_path, capsys, damage):
-    from xfer.log import close_log, open_log
+    from xfer.core.log import close_log, open_log
 
     last, _ = saved(tmp_path, 1, 2)
     data = last.read_bytes()
@@ -135,11 +135,11 @@ def test_a_write_that_fails_leaves_both_files(tmp_path):
 
 
 def test_what_reads_back_otherwise_takes_no_name(tmp_path, monkeypatch):
-    from xfer import storage
-    from xfer.errors import OutputError
+    from xfer.core import files
+    from xfer.core.errors import OutputError
 
     save_tensors(tmp_path / "x.ckpt", {"value": 1})
-    monkeypatch.setattr(storage, "sealed", lambda path: False)  # a disk that does not keep bytes
+    monkeypatch.setattr(files, "sealed", lambda path: False)  # a disk that does not keep bytes
     with pytest.raises(OutputError, match="reads back otherwise"):
         save_tensors(tmp_path / "x.ckpt", {"value": 2})
     monkeypatch.undo()

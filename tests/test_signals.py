@@ -15,8 +15,8 @@ import pytest
 from PIL import Image
 
 from xfer import __main__ as door
-from xfer.record import as_xfer
-from xfer.signals import Stopped, heeded, stop
+from xfer.core.run_status import as_xfer
+from xfer.core.signals import Stopped, heeded, stop
 
 TERM = signal.SIGTERM
 

@@ -6,14 +6,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from xfer.errors import WeightsError
-from xfer.snapshot import FORMAT, Snapshot, fingerprint, read_snapshot, write_snapshot
-from xfer.storage import load_tensors, save_tensors
-from xfer.types import Card, InputSpec
+from xfer.core.checksum import fingerprint
+from xfer.core.errors import WeightsError
+from xfer.core.torch_file import load_tensors, save_tensors
+from xfer.core.types import Card, InputSpec
+from xfer.weights.formats.checkpoint_format import FORMAT, Snapshot, read_snapshot, write_snapshot
 
 SPEC = InputSpec((32, 32), 36, "bicubic", (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
 CARD = Card(
-    {"_target_": "xfer.backbone.Timm", "name": "resnet18"}, {"_target_": "x"}, ("a", "b"), SPEC
+    {"_target_": "xfer.models.backbone.Timm", "name": "resnet18"},
+    {"_target_": "x"},
+    ("a", "b"),
+    SPEC,
 )
 STATE = {"w": torch.randn(3, 2), "n": torch.tensor(4), "h": torch.ones(2, dtype=torch.bfloat16)}
 

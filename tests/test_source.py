@@ -10,16 +10,16 @@ import torch
 from test_backbone import BACKBONES
 from test_storage import NO_TORCH_FILES
 
-from xfer.backbone import Timm, Torchvision
-from xfer.errors import ConfigError, WeightsError
-from xfer.head import Keep, Linear
-from xfer.network import Parts, assemble, check
-from xfer.preprocess import of_timm, of_torchvision
-from xfer.snapshot import Snapshot, write_snapshot
-from xfer.source import File, Hub, Run, Scratch, Shipped
-from xfer.source.match import match
-from xfer.types import Card, InputSpec
-from xfer.weights import Weights
+from xfer.core.errors import ConfigError, WeightsError
+from xfer.core.types import Card, InputSpec
+from xfer.data.preprocess import of_timm, of_torchvision
+from xfer.models.backbone import Timm, Torchvision
+from xfer.models.head import Keep, Linear
+from xfer.models.network import Parts, assemble, check
+from xfer.weights.content import Weights
+from xfer.weights.formats.checkpoint_format import Snapshot, write_snapshot
+from xfer.weights.match import match
+from xfer.weights.source import File, Hub, Run, Scratch, Shipped
 
 SMALL = BACKBONES["digits_resnet"]
 
@@ -145,7 +145,7 @@ def test_scratch_has_no_weights() -> None:
 
 def card(backbone: str = "resnet18") -> Card:
     spec = InputSpec((32, 32), 36, "bicubic", (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
-    own, head = {"_target_": "xfer.backbone.Timm", "name": backbone}, {"_target_": "x"}
+    own, head = {"_target_": "xfer.models.backbone.Timm", "name": backbone}, {"_target_": "x"}
     return Card(own, head, tuple("abcdefg"), spec)
 
 
@@ -251,7 +251,7 @@ def test_timms_hub_is_read_from_its_cache_with_the_recipe_of_the_tag(
 @pytest.mark.parametrize("kind", ["Timm('resnet18')", "Torchvision('squeezenet1_0')"])
 def test_without_cache_and_network_the_hub_is_told_in_one_line(tmp_path: Path, kind: str) -> None:
     script = (
-        "from xfer.backbone import *\nfrom xfer.source import Hub\nimport sys\n"
+        "from xfer.models.backbone import *\nfrom xfer.weights.source import Hub\nimport sys\n"
         f"try: Hub().load({kind})\n"
         "except Exception as e: print(e); sys.exit(e.exit)"
     )

@@ -19,11 +19,11 @@ import torch
 from conftest import Server
 from safetensors.torch import save
 
-from xfer.backbone import Timm, Torchvision
-from xfer.errors import ConfigError, SafetyError, WeightsError
-from xfer.source import imagenet, library
-from xfer.source.hub import Hub
-from xfer.weights import Weights
+from xfer.core.errors import ConfigError, SafetyError, WeightsError
+from xfer.models.backbone import Timm, Torchvision
+from xfer.weights.content import Weights
+from xfer.weights.hub import imagenet, libraries
+from xfer.weights.source.hub import Hub
 
 ONE, TWO = "1" * 40, "2" * 40
 RESNET, FILE = "timm/test_resnet.r160_in1k", "model.safetensors"
@@ -256,7 +256,7 @@ def test_a_file_of_the_cache_that_has_changed_is_told(hub, tmp_path):
 def test_imagenets_classes_are_claimed_only_where_the_tag_says_so(tag, known):
     import timm
 
-    assert library.has_imagenet_classes(timm.get_pretrained_cfg(tag)) == known
+    assert libraries.has_imagenet_classes(timm.get_pretrained_cfg(tag)) == known
 
 
 # Refusals
@@ -452,12 +452,12 @@ def test_a_file_of_torchs_store_is_held_against_the_hash_in_its_name(
     data = save({"a": torch.ones(1)})
     name = f"/net-{hashlib.sha256(data).hexdigest()[:8]}.pth"
     server.routes |= {name: data, "/net-00000000.pth": data, "/vit.g.16-600e.pth.tar": data}
-    path = library.stored(server.url + name, local=False)
+    path = libraries.stored(server.url + name, local=False)
     assert path == tmp_path / "hub" / "checkpoints" / name[1:] and path.read_bytes() == data
-    library.stored(server.url + name, local=False)
-    library.stored(f"{server.url}/vit.g.16-600e.pth.tar", local=False)  # 600e is no hash
+    libraries.stored(server.url + name, local=False)
+    libraries.stored(f"{server.url}/vit.g.16-600e.pth.tar", local=False)  # 600e is no hash
     with pytest.raises(WeightsError, match=r"sha256 is .*, expected 00000000") as told:
-        library.stored(f"{server.url}/net-00000000.pth", local=False)
+        libraries.stored(f"{server.url}/net-00000000.pth", local=False)
     assert told.value.number == 411 and len(server.asked) == 3
     assert len(list(path.parent.iterdir())) == 2
 
@@ -473,9 +473,9 @@ class Counted(socket.socket):
         super().__init__(*given, **more)
 
 socket.socket = Counted
-from xfer.backbone import Timm, Torchvision
-from xfer.errors import XferError
-from xfer.source.hub import Hub
+from xfer.models.backbone import Timm, Torchvision
+from xfer.core.errors import XferError
+from xfer.weights.source.hub import Hub
 
 for given in ({}, {"path": "hf://me/mine/w"}, {"path": "hf://me/mine/other"}):
     for backbone in (Timm("test_resnet"), Torchvision("squeezenet1_0")):

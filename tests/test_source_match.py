@@ -15,19 +15,19 @@ import torch
 from test_backbone import BACKBONES
 from torch import nn
 
-from xfer.backbone import Timm
-from xfer.config import compose_specs
-from xfer.errors import ConfigError, WeightsError
-from xfer.head import Linear
-from xfer.network import Parts, assemble, check
-from xfer.patterns import matches, substituted
-from xfer.source import File
-from xfer.source.account import account
-from xfer.source.match import Match
-from xfer.source.order import by_order
-from xfer.source.rules import Rename, Rules
-from xfer.types import Network
-from xfer.weights import Content, Weights
+from xfer.config.hydra import compose_specs
+from xfer.core.errors import ConfigError, WeightsError
+from xfer.core.regex import matches, substituted
+from xfer.core.types import Network
+from xfer.models.backbone import Timm
+from xfer.models.head import Linear
+from xfer.models.network import Parts, assemble, check
+from xfer.weights.content import Content, Weights
+from xfer.weights.load_report import account
+from xfer.weights.match_by_order import by_order
+from xfer.weights.match_table import Match
+from xfer.weights.source import File
+from xfer.weights.source.match_rules import Rename, Rules
 
 SMALL = BACKBONES["digits_resnet"]
 PARTS = Parts(SMALL, Linear(), 2)

@@ -19,17 +19,18 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from xfer import compat, dialects
-from xfer.backbone import Timm, Torchvision
-from xfer.errors import ConfigError, WeightsError
-from xfer.head import Keep, Linear
-from xfer.network import Parts, assemble, check
-from xfer.source.account import account, mark_continued
-from xfer.source.continued import continued
-from xfer.source.dialects import translate
-from xfer.source.mindspore import MindSpore, read
-from xfer.source.rules import Rename
-from xfer.weights import Content
+from xfer.core.errors import ConfigError, WeightsError
+from xfer.models import mindspore_layers
+from xfer.models.backbone import Timm, Torchvision
+from xfer.models.head import Keep, Linear
+from xfer.models.network import Parts, assemble, check
+from xfer.weights.content import Content
+from xfer.weights.load_report import account, mark_continued
+from xfer.weights.mindspore import name_maps
+from xfer.weights.mindspore.translate import translate
+from xfer.weights.optimizer_state.remap import continued
+from xfer.weights.source.match_rules import Rename
+from xfer.weights.source.mindspore import MindSpore, read
 
 Array = npt.NDArray[Any]
 Backbone = Timm | Torchvision
@@ -46,7 +47,7 @@ FILES = [
     "cv_v2.10.ckpt",
     "cv_v2.10.safetensors",
 ]
-TABLE = dialects.shipped()
+TABLE = name_maps.shipped()
 NAMES = [name for name, facts in TABLE["dialects"].items() if "marks" in facts]
 
 
@@ -207,7 +208,7 @@ def test_every_name_is_recognised_and_becomes_torchs(
     asked = translate(content(list(pairs)), backbone.library, backbone.name, dialect)
     assert asked == found
     text = str(net)
-    compat.apply(net, found.compat)
+    mindspore_layers.apply(net, found.compat)
     assert str(net) != text
     assert [n for n in net.state_dict() if not n.endswith("tracked")] == list(pairs.values())
 

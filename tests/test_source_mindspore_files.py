@@ -17,15 +17,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from weights_files import encrypted
 
-from xfer.errors import SafetyError, WeightsError, XferError
-from xfer.source import mindir, mindspore, mindspore_ckpt
-from xfer.source.mindspore_ckpt import is_encrypted, is_mindspore_ckpt
-from xfer.source.mindspore_safetensors import read_safetensors
-from xfer.weights import Content, Momenta, Shape
+from xfer.core.errors import SafetyError, WeightsError, XferError
+from xfer.weights.content import Content, Momenta, Shape
+from xfer.weights.mindspore import ckpt, mindir_tensors
+from xfer.weights.mindspore.ckpt import is_encrypted, is_mindspore_ckpt
+from xfer.weights.mindspore.mindspore_safetensors import read_safetensors
+from xfer.weights.source import mindspore
 
 READERS: dict[str, Callable[[Path], Content]] = {
-    ".ckpt": mindspore_ckpt.read,
-    ".mindir": mindir.read,
+    ".ckpt": ckpt.read,
+    ".mindir": mindir_tensors.read,
     ".safetensors": read_safetensors,
 }
 
@@ -121,7 +122,7 @@ def test_all_real_files_of_a_network_hold_the_same_tensors(real: Path) -> None:
 
 def test_the_first_bytes_of_a_real_file_are_its_first_tensor(real: Path) -> None:
     data = (real / "zoo_v1.0.ckpt").read_bytes()
-    tensor = mindspore_ckpt.read(real / "zoo_v1.0.ckpt").state["conv1.weight"]
+    tensor = ckpt.read(real / "zoo_v1.0.ckpt").state["conv1.weight"]
     assert tensor.shape == (64, 3, 7, 7) and data[43:].startswith(tensor.numpy().tobytes())
 
 
@@ -157,7 +158,7 @@ def test_real_files_are_recognised_by_their_first_bytes(real: Path) -> None:
         # A graph has its version and its maker first, a cut one too.
         head = file.read_bytes()[:100]
         for length in (size, 100):
-            assert mindir.is_mindir(head, length) == (file.suffix == ".mindir"), file.name
+            assert mindir_tensors.is_mindir(head, length) == (file.suffix == ".mindir"), file.name
 
 
 NO_MINDSPORE = {
@@ -182,7 +183,7 @@ NO_MINDSPORE = {
 def test_other_files_are_not_recognised_and_refused_in_one_line(tmp_path: Path, name: str) -> None:
     data = NO_MINDSPORE[name]
     assert not is_mindspore_ckpt(data[:300], len(data)) and not is_encrypted(data)
-    assert not mindir.is_mindir(data[:300], len(data))
+    assert not mindir_tensors.is_mindir(data[:300], len(data))
     for suffix in READERS:
         refused(tmp_path, data, suffix)
 
@@ -494,8 +495,8 @@ def test_a_graph_of_any_type_without_keys_is_read_by_its_names(tmp_path: Path) -
 ALLOCATES_NOTHING = """
 import resource, sys
 from pathlib import Path
-from xfer.errors import WeightsError
-from xfer.source import mindir, mindspore_ckpt
+from xfer.core.errors import WeightsError
+from xfer.weights.source import mindir, mindspore_ckpt
 good, folder = Path(sys.argv[1]), Path(sys.argv[2])
 mindspore_ckpt.read(good / "zoo_v1.0.ckpt"), mindir.read(good / "zoo_v2.10.mindir")
 used = int(next(s for s in open("/proc/self/status") if s.startswith("VmData")).split()[1]) * 1024
@@ -631,7 +632,7 @@ def told_by(content: Content) -> WeightsError:
 
 def test_the_momentum_of_a_real_file_is_torchs_momentum_buffer(real: Path) -> None:
     data = (real / "zoo_v2.0.ckpt").read_bytes()
-    found = momenta(mindspore_ckpt.read(real / "zoo_v2.0.ckpt"))
+    found = momenta(ckpt.read(real / "zoo_v2.0.ckpt"))
     assert found.algorithm == "sgd" and len(found.buffers) == 53
     name = b"moments.end_point.bias"
     at = data.index(name) + len(name)
@@ -825,7 +826,7 @@ EDITS = st.lists(
 def only_xfer_errors(path: Path) -> None:
     head, size = path.read_bytes()[:300], path.stat().st_size
     is_mindspore_ckpt(head, size)
-    mindir.is_mindir(head, size)
+    mindir_tensors.is_mindir(head, size)
     for reader in READERS.values():
         try:
             content = reader(path)

@@ -14,10 +14,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from xfer.errors import WeightsError, XferError
-from xfer.source.optimizer import TorchState, trainable
-from xfer.storage import load_tensors
-from xfer.weights import Momenta, Shape
+from xfer.core.errors import WeightsError, XferError
+from xfer.core.torch_file import load_tensors
+from xfer.weights.content import Momenta, Shape
+from xfer.weights.optimizer_state.from_torch import TorchState, trainable
 
 Make = Callable[[nn.Module], torch.optim.Optimizer]
 

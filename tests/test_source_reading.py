@@ -33,14 +33,15 @@ from weights_files import (
     with_member,
 )
 
-from xfer.errors import SafetyError, WeightsError, XferError
-from xfer.source import File, opcodes
-from xfer.source.allowed import CALLABLE
-from xfer.source.detect import kind_of
-from xfer.source.file import read_state
-from xfer.source.nested import AVERAGES, PLAIN
-from xfer.source.optimizer import TorchState
-from xfer.source.reading import read
+from xfer.core.errors import SafetyError, WeightsError, XferError
+from xfer.weights.formats import pickle_scan
+from xfer.weights.formats.detect import kind_of
+from xfer.weights.formats.pickle_allowlist import CALLABLE
+from xfer.weights.formats.read import read
+from xfer.weights.formats.state_dict import AVERAGES, PLAIN
+from xfer.weights.optimizer_state.from_torch import TorchState
+from xfer.weights.source import File
+from xfer.weights.source.local import read_state
 
 
 def written(folder: Path, data: bytes, name: str = "weights.bin") -> Path:
@@ -537,12 +538,12 @@ def test_the_real_weights_are_read(assets: Path) -> None:
 
 
 def test_the_steps_that_a_pickle_may_take_leave_room_for_real_ones(tmp_path: Path) -> None:
-    machine = opcodes.Machine()
+    machine = pickle_scan.Machine()
     tensors = {f"layer.{i}.weight": torch.ones(1) for i in range(1000)}
     with zipfile.ZipFile(io.BytesIO(torch_bytes(tensors))) as archive:
         name = next(n for n in archive.namelist() if n.endswith("data.pkl"))
         machine.run(io.BytesIO(archive.read(name)))
-    assert machine.steps * 6 < opcodes.STEPS
+    assert machine.steps * 6 < pickle_scan.STEPS
 
 
 # Fuzz: bytes of real files, changed anywhere

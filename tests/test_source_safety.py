@@ -28,9 +28,9 @@ import pytest
 import torch
 from weights_files import GOOD, header, legacy, npz_bytes, state, torch_bytes, torch_zip, zip_of
 
-from xfer.errors import SafetyError, WeightsError
-from xfer.source.detect import kind_of
-from xfer.source.reading import read
+from xfer.core.errors import SafetyError, WeightsError
+from xfer.weights.formats.detect import kind_of
+from xfer.weights.formats.read import read
 
 EXTENSION = 240
 

@@ -21,11 +21,11 @@ from conftest import Server, answered
 from safetensors.torch import save
 from test_backbone import BACKBONES
 
-from xfer import transfer
-from xfer.download import KEPT_WEIGHTS, fetch
-from xfer.errors import ConfigError, OutputError, SafetyError, WeightsError, XferError
-from xfer.source.file import File
-from xfer.source.url import Url
+from xfer.core import http
+from xfer.core.download import KEPT_WEIGHTS, fetch
+from xfer.core.errors import ConfigError, OutputError, SafetyError, WeightsError, XferError
+from xfer.weights.source.local import File
+from xfer.weights.source.url import Url
 
 SMALL = BACKBONES["digits_resnet"]
 TENSORS = {"a.weight": torch.arange(500_000.0), "a.bias": torch.ones(3)}
@@ -36,7 +36,7 @@ OTHER = save({"a.weight": torch.zeros(500_000), "a.bias": torch.ones(3)})
 
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transfer, "_PAUSES", (0.0, 0.0))
+    monkeypatch.setattr(http, "_PAUSES", (0.0, 0.0))
 
 
 class Ranged:
@@ -328,7 +328,7 @@ def test_a_transfer_that_stalls_is_given_up(server, monkeypatch, stopping):
         handler.wfile.flush()
         stopping.wait(20)
 
-    monkeypatch.setattr(transfer, "_TIMEOUT", 0.2)
+    monkeypatch.setattr(http, "_TIMEOUT", 0.2)
     server.routes["/w"] = stall
     with pytest.raises(WeightsError, match="timed out"):
         loaded(server)
@@ -346,7 +346,7 @@ def test_a_transfer_that_drips_is_given_up(server, monkeypatch, stopping):
             if stopping.wait(0.02):
                 return
 
-    monkeypatch.setattr(transfer, "_TIMEOUT", 0.3)
+    monkeypatch.setattr(http, "_TIMEOUT", 0.3)
     server.routes["/w"] = drip
     with pytest.raises(WeightsError, match=r"bytes in 0\.3 s"):
         loaded(server)
@@ -380,7 +380,7 @@ def endless(handler: BaseHTTPRequestHandler) -> None:
 
 
 def test_a_body_without_end_is_cut_at_the_maximum(server, own_cache, monkeypatch):
-    monkeypatch.setattr(transfer, "_MAX_BYTES", 1_000_000)
+    monkeypatch.setattr(http, "_MAX_BYTES", 1_000_000)
     server.routes["/w"] = endless
     with pytest.raises(WeightsError, match="bytes or more, 1000000 are allowed"):
         loaded(server)
@@ -391,8 +391,8 @@ def test_a_body_without_end_does_not_fill_the_disk(server, own_cache, monkeypatc
     import shutil
 
     free = shutil.disk_usage(own_cache).free
-    monkeypatch.setattr(transfer, "_MAX_BYTES", 1 << 60)
-    monkeypatch.setattr(transfer, "_RESERVE", free - (64 << 20))
+    monkeypatch.setattr(http, "_MAX_BYTES", 1 << 60)
+    monkeypatch.setattr(http, "_RESERVE", free - (64 << 20))
     server.routes["/w"] = endless
     with pytest.raises(OutputError, match="the disk room for"):
         loaded(server)
@@ -405,7 +405,7 @@ def test_a_body_without_end_does_not_fill_the_disk(server, own_cache, monkeypatc
 def test_a_file_that_is_too_large_is_refused_before_its_body(
     server, own_cache, monkeypatch, limit, error
 ):
-    monkeypatch.setattr(transfer, limit, 1000 if limit == "_MAX_BYTES" else 1 << 60)
+    monkeypatch.setattr(http, limit, 1000 if limit == "_MAX_BYTES" else 1 << 60)
     # No body at all: whoever waits for one is told that the transfer was cut.
     server.routes["/w"] = answered(200, Content_Length=str(1 << 40))
     with pytest.raises(error, match="it has 1099511627776 bytes"):
@@ -533,8 +533,8 @@ def test_no_secret_of_an_address_is_ever_shown(server, own_cache, caplog, case, 
 SCRIPT = """
 import sys
 from test_backbone import BACKBONES
-from xfer.log import open_log
-from xfer.source.url import Url
+from xfer.core.log import open_log
+from xfer.weights.source.url import Url
 open_log(None)
 print("ready", flush=True)
 sys.stdin.readline()

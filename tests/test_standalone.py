@@ -17,9 +17,9 @@ from pictures import folders
 from PIL import Image
 
 import xfer
-from xfer.errors import ConfigError, DataError, Problems, WeightsError
+from xfer.core.errors import ConfigError, DataError, Problems, WeightsError
+from xfer.data.scan import inspect
 from xfer.export.evidence import SIZES
-from xfer.images import inspect
 
 
 @pytest.fixture(scope="module")

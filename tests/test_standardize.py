@@ -14,11 +14,11 @@ from runs import finish, kill, only_run, start, wait_for
 from torch import nn
 
 import xfer
-from xfer.backbone import Timm
-from xfer.snapshot import read_snapshot
-from xfer.standardize import Moments, folded, from_plain, to_plain, unfolded
-from xfer.storage import load_tensors
+from xfer.core.standardize import Moments, folded, from_plain, to_plain, unfolded
+from xfer.core.torch_file import load_tensors
+from xfer.models.backbone import Timm
 from xfer.training.head_input import Standardized, first_layer, moments
+from xfer.weights.formats.checkpoint_format import read_snapshot
 
 SHORT = ["trainer.standardize=true", "trainer.max_epochs=3", "stages=[fit,evaluate]"]
 

@@ -72,7 +72,7 @@ def test_a_plan_imports_neither_lightning_nor_a_compiler(
     assert found & (FIT_ALONE | COMPILER | {"matplotlib", "onnx", "onnxruntime"}) == set()
 
 
-AHEAD = "import sys, torch\nfrom xfer.deferred import compiler_deferred\n"
+AHEAD = "import sys, torch\nfrom xfer.models.deferred_compiler import compiler_deferred\n"
 
 
 def test_a_compiler_that_was_put_off_is_the_real_one_when_it_is_used(tmp_path: Path) -> None:

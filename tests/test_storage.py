@@ -13,13 +13,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from xfer.errors import OutputError, SafetyError, WeightsError
-from xfer.storage import atomic_write, load_tensors, save_tensors, write_json, write_text
+from xfer.core.errors import OutputError, SafetyError, WeightsError
+from xfer.core.files import atomic_write, write_json, write_text
+from xfer.core.torch_file import load_tensors, save_tensors
 
 SLOW_WRITE = """
 import sys, time
 from pathlib import Path
-from xfer.storage import atomic_write
+from xfer.core.files import atomic_write
 
 def write(part):
     with part.open("wb") as stream:

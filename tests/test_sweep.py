@@ -9,18 +9,18 @@ import pytest
 from hydra.core.config_loader import ConfigLoader
 
 from hydra_plugins.xfer_sweep._space import parse, read
-from xfer.asked import flow_text
-from xfer.errors import ResumeError, SweepError
-from xfer.leaderboard.baseline import _values as of_the_leaderboard
-from xfer.storage import file_sha256
+from xfer.core.errors import ResumeError, SweepError
+from xfer.core.files import file_sha256
 from xfer.sweep import Sweep
+from xfer.sweep.executors.progress import Table
+from xfer.sweep.executors.slots import divide
+from xfer.sweep.leaderboard.baseline import _values as of_the_leaderboard
 from xfer.sweep.ledger import Head, Ledger, find, hold
 from xfer.sweep.objective import Objective, objectives, values
+from xfer.sweep.requirements import flow_text
 from xfer.sweep.samplers import population
-from xfer.sweep.slots import divide
 from xfer.sweep.space import Choice, Interval, Job, grid, is_finite, probes, unmatched
 from xfer.sweep.study import Study
-from xfer.sweep.table import Table
 
 NO_LOADER: ConfigLoader = None  # type: ignore[assignment]
 RATE = Interval("optim.lr", 1e-4, 0.1, log=True)
@@ -420,7 +420,7 @@ def test_the_table_is_redrawn_in_place(tmp_path: Path, capsys: pytest.CaptureFix
 
 
 def test_slots_share_no_core_and_refuse_what_is_not_there(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("xfer.sweep.slots.usable_cores", lambda: [0, 1, 4, 5, 6])
+    monkeypatch.setattr("xfer.sweep.executors.slots.usable_cores", lambda: [0, 1, 4, 5, 6])
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.delenv("OMP_NUM_THREADS")
     slots = divide(2, 1, True)
@@ -434,7 +434,7 @@ def test_slots_share_no_core_and_refuse_what_is_not_there(monkeypatch: pytest.Mo
 
 
 def test_slots_take_turns_on_gpus(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("xfer.sweep.slots.usable_cores", lambda: list(range(8)))
+    monkeypatch.setattr("xfer.sweep.executors.slots.usable_cores", lambda: list(range(8)))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
     slots = divide(None, 2, True)
     assert [slot.environment()["CUDA_VISIBLE_DEVICES"] for slot in slots] == ["2", "2", "3", "3"]

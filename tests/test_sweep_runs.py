@@ -17,7 +17,7 @@ import pytest
 from sweeps import QUICK, WARM, at_work, begun, ledger, photos, process_of, state, sweep, until
 
 from xfer.__main__ import _main
-from xfer.sweep.slots import visible_gpus
+from xfer.sweep.executors.slots import visible_gpus
 
 MISTAKES = {
     "an empty space": ([], "nothing varies"),

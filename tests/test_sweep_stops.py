@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from sweeps import QUICK, WARM, at_work, begun, family, ledger, process_of, state, sweep, until
 
-from xfer.resume import is_live
+from xfer.core.run_folder import is_live
 
 STOPPED = [*QUICK, "trainer.max_epochs=8", "seed=0,1", "checkpoint.keep=1"]
 SLOTS = f"hydra.launcher.slots={min(2, len(os.sched_getaffinity(0)))}"

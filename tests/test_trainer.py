@@ -3,15 +3,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from xfer import schema
-from xfer.config import compose_specs
-from xfer.errors import ConfigError, XferError
-from xfer.plan import make_plan
-from xfer.trainer import Trainer
+from xfer.config import schema
+from xfer.config.hydra import compose_specs
+from xfer.core.errors import ConfigError, XferError
+from xfer.plan.make import make_plan
+from xfer.training.trainer import Trainer
 
 
 def built(**values: object) -> Trainer:
-    spec = schema.build("trainer", {"_target_": "xfer.trainer.Trainer", **values})
+    spec = schema.build("trainer", {"_target_": "xfer.training.trainer.Trainer", **values})
     assert isinstance(spec, Trainer)
     return spec
 

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from xfer.config import compose_specs
-from xfer.errors import ConfigError, SafetyError, XferError
-from xfer.files import read_json
-from xfer.leaderboard.sweep import read
+from xfer.config.hydra import compose_specs
+from xfer.core.errors import ConfigError, SafetyError, XferError
+from xfer.core.files import read_json
+from xfer.sweep.leaderboard.read_sweep import read
 from xfer.sweep.ledger import Ledger
 
 GLOBAL = "# @package _global_\n"

@@ -14,11 +14,11 @@ from pictures import folders
 from PIL import Image
 
 import xfer
-from xfer.errors import ConfigError, DataError, ExportError, OutputError, WeightsError
-from xfer.images import decode
-from xfer.preprocess import prepare
-from xfer.storage import file_sha256
-from xfer.types import InputSpec
+from xfer.core.errors import ConfigError, DataError, ExportError, OutputError, WeightsError
+from xfer.core.files import file_sha256
+from xfer.core.types import InputSpec
+from xfer.data.image import decode
+from xfer.data.preprocess import prepare
 
 SHIPPED = Path(xfer.__file__).parent / "source" / "digits_0_4.ckpt"
 FILES = """
@@ -102,7 +102,7 @@ def test_predictions_name_every_image_once(digits):
 
 
 def test_the_backbone_never_moved(digits):
-    from xfer.source import Shipped
+    from xfer.weights.source import Shipped
 
     folder, _ = digits
     model = xfer.load(folder)
@@ -228,7 +228,7 @@ def test_a_run_folder_is_never_shared(digits, tmp_path, monkeypatch):
 
 
 def test_diverging_is_an_error_that_keeps_the_last_good_epoch(tmp_path, monkeypatch):
-    from xfer.errors import DivergedError
+    from xfer.core.errors import DivergedError
 
     monkeypatch.chdir(tmp_path)
     with pytest.raises(DivergedError, match="NaN or Inf") as told:

@@ -11,9 +11,9 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from xfer.errors import ConfigError, JobFailed, OutputError, XferError, closest
-from xfer.help import config_dir, page
-from xfer.log import flush, open_standard, say
+from xfer.config.help import config_dir, page
+from xfer.core.errors import ConfigError, JobFailed, OutputError, XferError, closest
+from xfer.core.log import flush, open_standard, say
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -121,8 +121,8 @@ def _tell_any(error: Exception) -> int:
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
 
-    from xfer.config import told
-    from xfer.own_parts import of_own_part
+    from xfer.config.hydra import told
+    from xfer.core.own_parts import of_own_part
 
     if isinstance(error, JobFailed):
         return int(error.args[0])
@@ -174,7 +174,7 @@ def _user_folders(arguments: list[str]) -> list[str]:
 def _hydra(arguments: list[str]) -> None:
     import hydra
 
-    from xfer.config import BASE, prepare_overrides
+    from xfer.config.hydra import BASE, prepare_overrides
 
     flags, overrides = _split(arguments)
     _check_flags(flags, overrides)
@@ -198,8 +198,8 @@ def _job(cfg: DictConfig) -> float | None:
     """One run; returns the best value of the monitored metric, for sweepers."""
     from hydra.core.hydra_config import HydraConfig
 
-    from xfer.asked import refuse_one_run
-    from xfer.config import build
+    from xfer.config.hydra import build
+    from xfer.sweep.requirements import refuse_one_run
     from xfer.workflow import run
 
     hydra = cast("DictConfig", HydraConfig.get())

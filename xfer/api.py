@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import nn
 
-    from xfer.types import Card
+    from xfer.core.types import Card
     from xfer.workflow import Result
 
     Input = str | Path | Image | npt.NDArray[np.uint8]
@@ -49,9 +49,9 @@ class Model:
         Files that are no images are left out and counted in a warning, as the command line does
         it. Raises DataError when one names nothing, or no file is an image.
         """
-        from xfer.errors import XferError
-        from xfer.evaluate import answers
-        from xfer.predict import find, pictures, tell_broken
+        from xfer.core.errors import XferError
+        from xfer.evaluation.evaluate import answers
+        from xfer.evaluation.predict import find, pictures, tell_broken
 
         inputs: Any = [images] if isinstance(images, str | Path) else images
         named = isinstance(inputs, Sequence) and all(isinstance(i, str | Path) for i in inputs)
@@ -72,10 +72,10 @@ class Model:
 
 def load(path: str | Path) -> Model:
     """A checkpoint or the best one of a run folder. Raises WeightsError or SafetyError."""
-    from xfer import schema
-    from xfer.errors import WeightsError
-    from xfer.network import open_checkpoint
-    from xfer.storage import path_problem
+    from xfer.config import schema
+    from xfer.core.errors import WeightsError
+    from xfer.core.files import path_problem
+    from xfer.models.restore import open_checkpoint
 
     if problem := path_problem(str(path)):
         raise WeightsError(path, problem, "give the path of a checkpoint", 1)
@@ -85,7 +85,7 @@ def load(path: str | Path) -> Model:
 
 def run(experiment: str | None = None, overrides: Sequence[str] = ()) -> Result:
     """One run, as ``xfer experiment=EXPERIMENT OVERRIDES...`` does it. Raises XferError."""
-    from xfer.config import compose_specs
+    from xfer.config.hydra import compose_specs
     from xfer.workflow import run as work
 
     typed = [f"experiment={experiment}"] if experiment else []

@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 import os
-import secrets
 import time
-from contextlib import suppress
-from dataclasses import dataclass, field, replace
-from datetime import datetime
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from xfer.errors import ConfigError, OutputError, XferError, printable
+from xfer.config.specs import Specs
+from xfer.core.errors import ConfigError, XferError, printable
+from xfer.core.files import file_sha256, write_json, write_text, yaml_text
+from xfer.core.log import LINES, close_log, log, open_log
+from xfer.core.run_status import recorded
+from xfer.core.signals import heeded
+from xfer.core.slurm_env import quieten, slurm_task
+from xfer.core.types import Plain, Predictions, Samples
 from xfer.export import refuse_early
-from xfer.facts import table
-from xfer.fit_health import saturation, terms, warn, warnings_of
-from xfer.log import LINES, close_log, log, open_log
-from xfer.plan import Plan, make_plan
-from xfer.ranks import called, leading, next_run, quieten, slurm_task
-from xfer.record import recorded
-from xfer.resume import BESIDE, Earlier, check_same, choose, fingerprint, resume_file
-from xfer.room import check_folder, check_space
-from xfer.signals import heeded
-from xfer.specs import Specs
-from xfer.storage import file_sha256, output_errors, write_json, write_text, yaml_text
-from xfer.types import Exported, Plain, Predictions, Samples, Score
+from xfer.plan.make import make_plan
+from xfer.plan.preflight import check_folder, check_space
+from xfer.plan.resume import Earlier, check_same, choose, fingerprint, resume_file
+from xfer.plan.run_dir import make_folder, refuse_taken, write_plan
+from xfer.plan.table import table
+from xfer.report.inputs import Work
+from xfer.training.distributed.launch import called, leading, next_run
+from xfer.training.fit_health import saturation, terms, warn, warnings_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -41,35 +41,6 @@ class Result:
     folder: Path
     plan: Plain
     facts: Plain | None
-
-
-@dataclass
-class Work:
-    """What the stages hand on; ``specs`` as they were asked for, before the plan decided what they
-    leave open."""
-
-    specs: Specs
-    plan: Plan
-    folder: Path
-    startup_s: float
-    began: float
-    fitted: Fitted | None = None
-    predictions: dict[str, Predictions] = field(default_factory=dict)
-    scores: dict[str, Score] = field(default_factory=dict)
-    exports: list[Exported] = field(default_factory=list)
-    refused: XferError | None = None
-    device: str = "cpu"
-    warnings: list[str] = field(default_factory=list)
-
-    def checkpoint(self) -> Path | None:
-        """The checkpoint that is evaluated and exported, unless the network is the source's own."""
-        if self.fitted:
-            return self.fitted.checkpoint
-        if self.plan.specs.checkpoint.path is None:
-            return None
-        from xfer.snapshot import best_file
-
-        return best_file(Path(self.plan.specs.checkpoint.path).expanduser())
 
 
 def run(specs: Specs) -> Result:
@@ -89,7 +60,7 @@ def _follow(number: int) -> Result:
     folder = called()
     if folder is None:
         return Result(Path(), {}, None)
-    from xfer.rank import take_part
+    from xfer.training.distributed.rank import take_part
 
     if code := take_part(folder, number):
         raise SystemExit(code)
@@ -137,7 +108,7 @@ def _resume(specs: Specs) -> str | None:
 
 def _leaderboard(specs: Specs) -> Result:
     """The leaderboard of a sweep that has been run. Nothing here imports torch."""
-    from xfer.leaderboard import write
+    from xfer.sweep.leaderboard import write
 
     assert specs.sweep.dir is not None
     path = write(Path(specs.sweep.dir).expanduser(), specs.compose)
@@ -147,7 +118,7 @@ def _leaderboard(specs: Specs) -> Result:
 
 def _alone(specs: Specs, began: float) -> Result:
     """Predict with an exported file. Nothing here imports torch."""
-    from xfer.standalone import facts, open_model, predict
+    from xfer.evaluation.onnx_predict import facts, open_model, predict
 
     refuse_taken(specs)
     assert specs.predict_with is not None
@@ -190,7 +161,7 @@ def _stages(work: Work, earlier: Earlier | None) -> Plain | None:
 
 def _report(work: Work) -> Plain:
     """Write what there is to report, also of a run of which an exported file was refused."""
-    from xfer.report.finish import finish
+    from xfer.report.write import finish
 
     result = finish(work)
     if work.refused:
@@ -216,15 +187,15 @@ def _fit(work: Work, resume: Path | None) -> Fitted:
                 fingerprint=fingerprint(work.specs.config), config=work.specs.config
             )
             write_plan(work.plan, work.folder)
-    from xfer.fit import fit
-    from xfer.pruning import pruner
+    from xfer.sweep.pruning import pruner
+    from xfer.training.fit import fit
 
     return fit(work.plan, work.folder, resume, pruner(work.folder))
 
 
 def _find_rate(work: Work) -> None:
-    from xfer.lr_find import lr_find
     from xfer.report.figures import climb
+    from xfer.training.lr_find import lr_find
 
     found = lr_find(work.plan)
     write_json(work.folder / "lr_find.json", found)
@@ -233,7 +204,7 @@ def _find_rate(work: Work) -> None:
 
 
 def _benchmark(work: Work, net: nn.Module) -> None:
-    from xfer.benchmark import benchmark
+    from xfer.export.benchmark import benchmark
     from xfer.report.figures import speeds_of
 
     rows = benchmark(work.plan, net, work.checkpoint(), work.folder)
@@ -243,8 +214,9 @@ def _benchmark(work: Work, net: nn.Module) -> None:
 
 def _network(work: Work) -> nn.Module:
     """What is evaluated and exported: the best checkpoint, read back from disk, or the source."""
-    from xfer.adapters import merge
-    from xfer.network import assemble, open_checkpoint
+    from xfer.models.adapters import merge
+    from xfer.models.network import assemble
+    from xfer.models.restore import open_checkpoint
 
     plan, path = work.plan, work.checkpoint()
     if path:
@@ -255,8 +227,8 @@ def _network(work: Work) -> nn.Module:
 
 
 def _evaluate(work: Work, net: nn.Module) -> None:
-    from xfer.evaluate import score_of
-    from xfer.predict import write_predictions
+    from xfer.evaluation.evaluate import score_of
+    from xfer.evaluation.predict import write_predictions
 
     for name, samples in work.plan.dataset.splits.items() if work.plan.dataset else ():
         if name == "train":
@@ -278,7 +250,7 @@ def _evaluate(work: Work, net: nn.Module) -> None:
 
 
 def _predict(work: Work, net: nn.Module) -> None:
-    from xfer.predict import find, tell_broken, told, write_predictions
+    from xfer.evaluation.predict import find, tell_broken, told, write_predictions
 
     spec, broken = work.plan.card.input, list[XferError]()
     samples = find(work.plan.specs.predict_input, spec.range)
@@ -293,8 +265,9 @@ def _predict(work: Work, net: nn.Module) -> None:
 def _answers(
     work: Work, net: nn.Module, samples: Samples, broken: list[XferError] | None = None
 ) -> Predictions:
-    from xfer.evaluate import answers, device_name, device_of, predictions
-    from xfer.halving import recall
+    from xfer.core.device import device_name, device_of
+    from xfer.evaluation.evaluate import answers, predictions
+    from xfer.training.oom import recall
 
     specs, card = recall(work.plan, work.folder).specs, work.plan.card
     device = device_of(specs.trainer.accelerator)
@@ -307,7 +280,7 @@ def _answers(
 
 
 def _export(work: Work, net: nn.Module) -> None:
-    from xfer.handover import hand_over
+    from xfer.export.stage import hand_over
 
     if work.fitted:
         work.fitted = replace(work.fitted, kept=None)  # and with it the images of the fit
@@ -317,38 +290,3 @@ def _export(work: Work, net: nn.Module) -> None:
         # The fit and its score are no worse for it: they are reported before the run fails.
         work.exports, work.refused = list(error.passed), error
         work.warnings += str(error).splitlines()
-
-
-def refuse_taken(specs: Specs) -> None:
-    """Raise OutputError, before any cost, for a ``run.dir`` that cannot be this run's own."""
-    if specs.run_dir is None:
-        return
-    folder = Path(specs.run_dir).expanduser()
-    with output_errors(folder):
-        if folder.exists() and any(path.name not in BESIDE for path in folder.iterdir()):
-            fix = f"choose another run.dir, or checkpoint.resume={folder}"
-            raise OutputError(folder, "already holds files", fix, 2)
-
-
-def make_folder(specs: Specs) -> Path:
-    """A folder of this run's own: made, never shared."""
-    if specs.run_dir is not None:
-        folder = Path(specs.run_dir).expanduser()
-        with output_errors(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-        return folder
-    root = Path("outputs") / specs.experiment
-    while True:
-        stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
-        folder = root / f"{stamp}_{secrets.token_hex(3)}"
-        with output_errors(folder), suppress(FileExistsError):
-            folder.mkdir(parents=True)
-            return folder
-
-
-def write_plan(plan: Plan, folder: Path) -> None:
-    """Write ``plan.json`` and, where weights were loaded, what became of each tensor."""
-    write_json(folder / "plan.json", plan.facts)
-    if plan.load:
-        write_json(folder / "load_report.json", plan.load)
-    write_text(folder / "config.yaml", yaml_text(plan.specs.config))

@@ -13,9 +13,9 @@ from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn, JobStatus
 
 from hydra_plugins.xfer_slurm._request import asked, parameters
-from xfer import cluster
-from xfer.errors import ConfigError, JobFailed, XferError
-from xfer.help import DISTRIBUTION
+from xfer.config.help import DISTRIBUTION
+from xfer.core.errors import ConfigError, JobFailed, XferError
+from xfer.sweep import slurm
 
 _LOOK_S, _ASK_S = 1.0, 10.0
 """Between two looks at the results' files, and between two questions to the cluster."""
@@ -53,7 +53,7 @@ class Submitter:
             (list(row), "hydra.sweep.dir", number, f"job_id_for_{number}", Singleton.get_state())
             for number, row in rows
         ]
-        size = cluster.largest_array() if len(rows) > 1 else 1
+        size = slurm.largest_array() if len(rows) > 1 else 1
         for start in range(0, len(rows), size):
             part = calls[start : start + size]
             try:
@@ -67,7 +67,7 @@ class Submitter:
     def rejoin(self, number: int, name: str, folder: str) -> bool:
         """Whether Slurm has the job of that ``name``, whose files are in ``folder``, still."""
         if self._known is None:
-            self._known = cluster.queued()
+            self._known = slurm.queued()
         if self._known is None:
             raise ConfigError("hydra/launcher", "squeue gives no answer", "try again later", 75)
         from submitit.slurm.slurm import SlurmJob
@@ -101,7 +101,7 @@ class Submitter:
         if time.monotonic() - self._asked < _ASK_S:
             return set()
         self._asked = time.monotonic()
-        names = cluster.queued()
+        names = slurm.queued()
         if names is None:
             return set()
         before = self._absent
@@ -111,7 +111,7 @@ class Submitter:
     def cancel(self) -> None:
         """Take all jobs out of the queue."""
         self._cancelled = True
-        cluster.cancel(job.job_id for job in self.jobs.values())
+        slurm.cancel(job.job_id for job in self.jobs.values())
 
 
 def launch(
@@ -131,7 +131,7 @@ def check(params: dict[str, Any], given: dict[str, Any], rows: Sequence[Sequence
     if (most := int(params["array_parallelism"])) < 1:
         key = "hydra.launcher.array_parallelism"
         raise ConfigError(key, f"is {most}", "type 1 or more", 23)
-    cluster.check(asked(params, given["config"], rows)[1])
+    slurm.check(asked(params, given["config"], rows)[1])
     _submitit()
 
 

@@ -9,18 +9,17 @@ from pathlib import Path
 from hydra.core.utils import JobReturn
 
 from hydra_plugins.xfer_slurm._launch import Submitter
-from xfer.checked import checked
-from xfer.files import read_json
-from xfer.resume import QUEUED
-from xfer.storage import write_json
+from xfer.core.checked import checked
+from xfer.core.files import read_json, write_json
+from xfer.core.run_folder import QUEUED
 from xfer.sweep.space import Job
 
 
 @dataclass
 class SlurmQueue:
-    """See :class:`xfer.queued.Queue`. ``row`` gives the overrides of a job in its folder,
-    ``outcome`` its exit code and what is to be told. What a job is called in Slurm is kept in its
-    folder."""
+    """See :class:`xfer.sweep.executors.queue.Queue`. ``row`` gives the overrides of a job in its
+    folder, ``outcome`` its exit code and what is to be told. What a job is called in Slurm is kept
+    in its folder."""
 
     submitter: Submitter
     row: Callable[[Job, Path], list[str]]

@@ -7,9 +7,9 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from xfer.cluster import Request
-from xfer.errors import ConfigError
-from xfer.places import override_key
+from xfer.config.provenance import override_key
+from xfer.core.errors import ConfigError
+from xfer.sweep.slurm import Request
 
 _SUBMITIT = ("timeout_min", "cpus_per_task", "mem_gb", "tasks_per_node", "gpus_per_node")
 

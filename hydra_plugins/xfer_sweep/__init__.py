@@ -60,7 +60,7 @@ class SlotLauncher(Launcher):
 
 
 class XferSweeper(Sweeper):
-    """What the group ``sweep`` says, through :mod:`xfer.conduct`."""
+    """What the group ``sweep`` says, through :mod:`xfer.sweep.scheduler`."""
 
     def __init__(self) -> None:
         self.context: HydraContext | None = None

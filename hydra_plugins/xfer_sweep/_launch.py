@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING
 from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig, OmegaConf
 
-from xfer.asked import refuse_one_run
-from xfer.devices import check_gpus
-from xfer.errors import JobFailed
-from xfer.files import read_json
-from xfer.log import say
-from xfer.places import override_key
-from xfer.resume import OUTPUT
-from xfer.runners import quoted
+from xfer.config.provenance import override_key
+from xfer.core.errors import JobFailed
+from xfer.core.files import read_json
+from xfer.core.log import say
+from xfer.core.run_folder import OUTPUT
+from xfer.plan.preflight import check_gpus
+from xfer.sweep.executors.local import quoted
+from xfer.sweep.executors.pool import Pool, Task
+from xfer.sweep.executors.slots import Slot, divide, visible_gpus
 from xfer.sweep.ledger import Ledger
-from xfer.sweep.pool import Pool, Task
-from xfer.sweep.slots import Slot, divide, visible_gpus
+from xfer.sweep.requirements import refuse_one_run
 
 if TYPE_CHECKING:
     from hydra_plugins.xfer_sweep import SlotLauncher

@@ -10,9 +10,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 from hydra.errors import HydraException
 
-from xfer.below_hydra import check_key
-from xfer.bounded_yaml import is_deep
-from xfer.errors import SweepError
+from xfer.config.allowed_below_hydra import check_key
+from xfer.core.bounded_yaml import is_deep
+from xfer.core.errors import SweepError
 from xfer.sweep.space import Choice, Interval, Parameter
 
 

@@ -1,4 +1,4 @@
-"""From Hydra's objects to :func:`xfer.conduct.conduct`, and back."""
+"""From Hydra's objects to :func:`xfer.sweep.scheduler.conduct`, and back."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from yaml import YAMLError
 from hydra_plugins.xfer_slurm._queue import SlurmQueue
 from hydra_plugins.xfer_sweep._launch import flags, slots
 from hydra_plugins.xfer_sweep._space import parse, read
-from xfer.asked import Asked
-from xfer.conduct import Runner, conduct
-from xfer.config import build, prepare_overrides, told
-from xfer.errors import JobFailed, XferError
-from xfer.places import override_key
-from xfer.queued import QueueRunner
-from xfer.runners import BatchRunner, SlotRunner, quoted
-from xfer.specs import Specs
+from xfer.config.hydra import build, prepare_overrides, told
+from xfer.config.provenance import override_key
+from xfer.config.specs import Specs
+from xfer.core.errors import JobFailed, XferError
 from xfer.sweep import Sweep
+from xfer.sweep.executors.local import BatchRunner, SlotRunner, quoted
+from xfer.sweep.executors.queue import QueueRunner
+from xfer.sweep.requirements import Asked
+from xfer.sweep.scheduler import Runner, conduct
 from xfer.sweep.space import Job, Parameter, probes
 
 if TYPE_CHECKING:

@@ -32,7 +32,7 @@ NODE = Path(__file__).with_name("node.sh")
 PART = """
 import time
 from dataclasses import dataclass
-from xfer.augment import Standard
+from xfer.data.augment import Standard
 
 @dataclass(frozen=True)
 class Slow(Standard):

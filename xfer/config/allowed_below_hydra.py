@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from xfer.errors import SafetyError
+from xfer.core.errors import SafetyError
 
 _LAUNCHER = (
     *("slots", "jobs_per_gpu", "persistent", "partition", "account", "qos", "constraint"),

@@ -8,13 +8,13 @@ from typing import Annotated, Any
 
 from annotated_types import Ge, Lt
 
-from xfer import schema, words
-from xfer.errors import ConfigError, XferError, closest, raise_all
-from xfer.help import GROUPS
-from xfer.places import Places, override_key
-from xfer.specs import STAGES, Exports, ModelFile, Specs
-from xfer.storage import path_problem
-from xfer.types import Plain
+from xfer.config import other_tools, schema
+from xfer.config.help import GROUPS
+from xfer.config.provenance import Places, override_key
+from xfer.config.specs import STAGES, Exports, ModelFile, Specs
+from xfer.core.errors import ConfigError, XferError, closest, raise_all
+from xfer.core.files import path_problem
+from xfer.core.types import Plain
 
 _SPEC_GROUPS = tuple(g for g in GROUPS if g not in ("experiment", "export"))
 _PREDICT = ("predict.input", "predict.model", "predict.labels", "predict.recipe")
@@ -172,7 +172,7 @@ class Builder:
         """Values that are fine alone and wrong together."""
         for stage in stages:
             if stage not in STAGES:
-                other = words.STAGES.get(stage.lower())
+                other = other_tools.STAGES.get(stage.lower())
                 fix = f"did you mean '{other}'?" if other else closest(stage, STAGES)
                 self.problems.append(ConfigError("stages", f"there is no stage '{stage}'", fix, 8))
         if "predict" in stages and not inputs:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from xfer.files import read_text
+from xfer.core.files import read_text
 
 DISTRIBUTION = "xfer-vision"
 """What the package index and pip call xfer; ``xfer`` is somebody else's there."""
@@ -32,7 +32,7 @@ GROUPS = (
 
 def config_dir() -> str:
     """The shipped configs: inside the package in a wheel, beside it in a checkout."""
-    here = Path(__file__).resolve().parent
+    here = Path(__file__).resolve().parents[1]
     return str(
         next(d for d in (here / "conf", here.parent / "conf") if (d / "config.yaml").is_file())
     )

@@ -24,14 +24,14 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from xfer import below_hydra, words
-from xfer.bounded_yaml import is_deep, read_yaml
-from xfer.builder import Builder
-from xfer.errors import ConfigError, closest
-from xfer.help import GROUPS, config_dir
-from xfer.places import Places, override_key
-from xfer.specs import Specs
-from xfer.types import Plain
+from xfer.config import allowed_below_hydra, other_tools
+from xfer.config.build import Builder
+from xfer.config.help import GROUPS, config_dir
+from xfer.config.provenance import Places, override_key
+from xfer.config.specs import Specs
+from xfer.core.bounded_yaml import is_deep, read_yaml
+from xfer.core.errors import ConfigError, closest
+from xfer.core.types import Plain
 
 BASE = {"version_base": "1.3"} if hydra.__version__.startswith("1.3") else {}
 """For whoever starts Hydra: 1.3 wants to be told, 1.4 warns when it is."""
@@ -63,7 +63,9 @@ def _guarded(load: Callable[..., ConfigResult | None]) -> Callable[..., ConfigRe
         found = load(self, config_path)
         if found is not None:
             group, _, option = name.rpartition("/")
-            below_hydra.check(str(file), group, option, found.header.get("package"), content)
+            allowed_below_hydra.check(
+                str(file), group, option, found.header.get("package"), content
+            )
         return found
 
     return load_config
@@ -138,7 +140,7 @@ def _parse(overrides: Sequence[str]) -> None:
             and not override.is_delete()
             and (isinstance(value, bool | int | float | dict) or value is None)
         ):
-            fix = words.for_option(key, json.dumps(value)) or f"type {key}=OPTION; see --help"
+            fix = other_tools.for_option(key, json.dumps(value)) or f"type {key}=OPTION; see --help"
             raise ConfigError("command line", f"'{text}' names no option", fix, 4)
 
 
@@ -177,7 +179,7 @@ def told(error: Exception) -> ConfigError:
         group, _, option = error.missing_cfg_file.removesuffix(".yaml").rpartition("/")
         # A path has more slashes than the one behind the group.
         top, _, rest = error.missing_cfg_file.removesuffix(".yaml").partition("/")
-        fix = words.for_option(top, rest)
+        fix = other_tools.for_option(top, rest)
         if fix and top in GROUPS:
             return ConfigError(top, f"there is no option '{rest}'", fix, 4)
         fix = closest(option, error.options or [])

@@ -173,7 +173,7 @@ _SHAPES = (
     ("checkpoint", _WEIGHTS, "checkpoint.path={}"),
     ("data", r".*\.[ct]sv", "data=csv data.file={}"),
 )
-_INDEX = Path(__file__).with_name("backbone") / "index.json"
+_INDEX = Path(__file__).parents[1] / "models" / "backbone" / "index.json"
 
 
 def for_key(key: str, groups: tuple[str, ...]) -> str:

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from xfer import schema
-from xfer.bounded_yaml import read_yaml
-from xfer.errors import XferError
-from xfer.help import GROUPS
+from xfer.config import schema
+from xfer.config.help import GROUPS
+from xfer.core.bounded_yaml import read_yaml
+from xfer.core.errors import XferError
 
 
 def override_key(text: str) -> str:

@@ -19,11 +19,11 @@ from typing import Any
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
-from xfer import words
-from xfer.errors import ConfigError, SafetyError, XferError, closest, raise_all
-from xfer.help import GROUPS
-from xfer.own_parts import allowed
-from xfer.types import Plain
+from xfer.config import other_tools
+from xfer.config.help import GROUPS
+from xfer.core.errors import ConfigError, SafetyError, XferError, closest, raise_all
+from xfer.core.own_parts import allowed
+from xfer.core.types import Plain
 
 Where = Callable[[str], str]
 """Names the place a dotted key was set: a file, or the command line."""
@@ -70,11 +70,11 @@ def build(
 # from; its methods with the number of their arguments; its values.
 _PARTS: dict[str, tuple[str, dict[str, int], str]] = {
     "data": (
-        "xfer.data.loading.Loading",
+        "xfer.data.options.Loading",
         {"dataset": 1, "balance": 1},
         "batch_size eval_batch_size workers decoded_gb sampler",
     ),
-    "augment": ("xfer.augment.Plain", {"transform": 1, "mix": 1}, "random seed"),
+    "augment": ("xfer.data.augment.Plain", {"transform": 1, "mix": 1}, "random seed"),
     "backbone": ("", {"build": 1}, "library name"),
     "source": ("", {"load": 1}, ""),
     "head": ("", {"build": 2}, ""),
@@ -83,15 +83,15 @@ _PARTS: dict[str, tuple[str, dict[str, int], str]] = {
         {"phases": 2, "adapters": 1, "after_solved": 1},
         "batch_norm",
     ),
-    "loss": ("xfer.loss.CrossEntropy", {"weights": 1, "guessing": 1, "build": 1}, ""),
+    "loss": ("xfer.training.loss.CrossEntropy", {"weights": 1, "guessing": 1, "build": 1}, ""),
     "optim": (
-        "xfer.optim.Options",
+        "xfer.training.optim.Options",
         {"build": 1, "groups": 2},
         "lr weight_decay decay rate solves rate_scale",
     ),
-    "schedule": ("xfer.schedule.Constant", {"factor": 3}, ""),
+    "schedule": ("xfer.training.schedule.Constant", {"factor": 3}, ""),
     "export": ("", {"write": 4, "open": 2}, "file"),
-    "logger": ("xfer.logger.Csv", {"build": 2}, ""),
+    "logger": ("xfer.training.logger.Csv", {"build": 2}, ""),
 }
 
 
@@ -226,7 +226,7 @@ def _mistyped(key: str, error: ValidationError, where: Where) -> ConfigError:
     what = found[1] or detail["msg"].replace("Input should be", "must be")
     fix = f"type {key}={found[2]}" if place == key else f"write {found[2]} for {place}"
     if kind == "tuple_type" and isinstance(value, str) and place == key:
-        stage = words.STAGES.get(value.lower()) if key == "stages" else None
+        stage = other_tools.STAGES.get(value.lower()) if key == "stages" else None
         fix = f"type {key}=[{stage or value}]"
     if kind == "literal_error":
         what, fix = _none_of(details, key)
@@ -259,7 +259,7 @@ def _path(loc: tuple[int | str, ...]) -> list[int | str]:
 
 def unknown(key: str, known: Sequence[str], where: Where, fix: str = "") -> ConfigError:
     """The error for a key that nobody reads."""
-    fix = fix or words.for_key(key, GROUPS) or _nearest(key, known)
+    fix = fix or other_tools.for_key(key, GROUPS) or _nearest(key, known)
     return ConfigError(where(key), f"there is no key '{key}'", fix, 1)
 
 

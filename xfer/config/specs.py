@@ -6,23 +6,23 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from xfer.types import Plain
+from xfer.core.types import Plain
 
 if TYPE_CHECKING:
-    from xfer.augment import Plain as Augment
-    from xfer.checkpoint import Checkpoint
+    from xfer.core.protocols import Backbone, Head, Writer
     from xfer.data import Folder
+    from xfer.data.augment import Plain as Augment
     from xfer.export import Gate
-    from xfer.features import Auto, Never
     from xfer.freeze import Policy
-    from xfer.logger import Csv
-    from xfer.loss import CrossEntropy
-    from xfer.optim import Options
-    from xfer.schedule import Constant
     from xfer.sweep import Sweep
-    from xfer.trainer import Trainer
-    from xfer.types import Backbone, Head, Writer
-    from xfer.weights import Source
+    from xfer.training.checkpoint import Checkpoint
+    from xfer.training.features import Auto, Never
+    from xfer.training.logger import Csv
+    from xfer.training.loss import CrossEntropy
+    from xfer.training.optim import Options
+    from xfer.training.schedule import Constant
+    from xfer.training.trainer import Trainer
+    from xfer.weights.content import Source
 
 STAGES = (
     *("lr_find", "fit", "evaluate", "predict", "export", "benchmark", "report"),

@@ -5,8 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from xfer.files import read_json
-from xfer.storage import cache_dir, write_json
+from xfer.core.files import cache_dir, read_json, write_json
 
 _GAIN = 1.2
 _ROUNDS = 3

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from xfer.files import read_text
+from xfer.core.files import read_text
 
 _LARGEST = 1 << 20
 _DEEPEST, _MOST = 50, 100_000

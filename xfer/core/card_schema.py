@@ -11,8 +11,8 @@ from typing import Annotated, Any, Literal, NotRequired
 from pydantic import AfterValidator, ConfigDict, Field, StringConstraints, with_config
 from typing_extensions import TypedDict
 
-from xfer.checked import checked
-from xfer.types import Card, Plain
+from xfer.core.checked import checked
+from xfer.core.types import Card, Plain
 
 _FORBID = ConfigDict(extra="forbid", allow_inf_nan=False)
 _ALLOW = ConfigDict(extra="allow", allow_inf_nan=False)

@@ -1,4 +1,4 @@
-"""A checksum inside a torch zip file, so that a flipped bit is noticed wherever the file goes.
+"""Checksums: of tensors by their content, and inside a torch zip file.
 
 zip's own checksums are not looked at by torch: tensors with a flipped bit load without a word.
 The sha256 of the file is its zip comment, which every reader of zip files skips.
@@ -8,7 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import struct
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
 
 _MARK = b"xfer-sha256:"
 _LENGTH = len(_MARK) + 64
@@ -52,3 +59,33 @@ def sealed(path: Path) -> bool | None:
     digest.update(b"\0\0")
     whole = not left and length == _ENDING
     return whole and digest.hexdigest().encode() == tail[len(_MARK) :]
+
+
+def fingerprint(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
+    """One sha256 over those of all tensors, in the order of their names."""
+    return over(tensor_hashes(tensors))
+
+
+def tensor_hashes(tensors: Iterable[tuple[str, torch.Tensor]]) -> dict[str, str]:
+    """sha256 over each tensor's name, dtype, shape and bytes, in hex, by name."""
+    import torch
+
+    # As many at a time as torch may use: a slot of a sweep has its own cores.
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        return dict(pool.map(_hashed, tensors))
+
+
+def _hashed(named: tuple[str, torch.Tensor]) -> tuple[str, str]:
+    import torch
+
+    name, tensor = named
+    plain = tensor.detach().cpu().contiguous()
+    digest = hashlib.sha256(f"{name}|{plain.dtype}|{tuple(plain.shape)}|".encode())
+    digest.update(plain.reshape(-1).view(torch.uint8).numpy().data)
+    return name, digest.hexdigest()
+
+
+def over(hashes: Mapping[str, str]) -> str:
+    """The fingerprint of tensors whose own ``hashes`` are known, by name."""
+    lines = "".join(f"{name} {hashes[name]}\n" for name in sorted(hashes))
+    return hashlib.sha256(lines.encode()).hexdigest()

@@ -13,9 +13,9 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from xfer.errors import DataError, OutputError, SafetyError, WeightsError
-from xfer.storage import atomic_write, write_json
-from xfer.transfer import Manner, Transfer, no_room, shown
+from xfer.core.errors import DataError, OutputError, SafetyError, WeightsError
+from xfer.core.files import atomic_write, write_json
+from xfer.core.http import Manner, Transfer, no_room, shown
 
 _LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 _MAX_UNPACKED = 4 << 30

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from xfer.errors import OutputError, XferError
-from xfer.files import handle_of
+from xfer.core.errors import OutputError, XferError
+from xfer.core.files import handle_of
 
 _CHUNK = 1 << 20
 _TIMEOUT = 30  # seconds without a byte, or with fewer than _LEAST bytes

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from xfer.log import log
+from xfer.core.log import log
 
 _PATIENCE = 1.0
 """Seconds of waiting that are not worth a word."""

@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from xfer.files import open_to_append
+from xfer.core.files import open_to_append
 
 log = logging.getLogger("xfer")
 LINES = {"lines": True}

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import torch
 
-from xfer.errors import OutOfMemory
+from xfer.core.errors import OutOfMemory
 
 _TOLD = ("can't allocate memory", "not enough memory", "std::bad_alloc")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from xfer.errors import ConfigError, XferError
+from xfer.core.errors import ConfigError, XferError
 
 
 def allowed() -> tuple[str, ...]:

@@ -11,7 +11,7 @@ import re
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from xfer.errors import ConfigError
+from xfer.core.errors import ConfigError
 
 if TYPE_CHECKING:
     import regex

@@ -9,13 +9,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from signal import Signals
 
-from xfer.errors import OutOfMemory, OutputError, XferError, printable
-from xfer.log import log, open_log
-from xfer.own_parts import of_own_part
-from xfer.resume import BEST, LAST, entries, lock, refuse_odd
-from xfer.seal import sealed
-from xfer.signals import Stopped, stop
-from xfer.storage import file_sha256, output_errors, write_json, write_text
+from xfer.core.checksum import sealed
+from xfer.core.errors import OutOfMemory, OutputError, XferError, printable
+from xfer.core.files import file_sha256, output_errors, write_json, write_text
+from xfer.core.log import log, open_log
+from xfer.core.own_parts import of_own_part
+from xfer.core.run_folder import BEST, LAST, entries, lock, refuse_odd
+from xfer.core.signals import Stopped, stop
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def _failure(error: BaseException, folder: Path) -> Status:
 def as_xfer(error: BaseException) -> BaseException:
     """Out of memory told as such, whichever device ran out; a data worker that was killed; and what
     a stop made fail as that stop."""
-    from xfer.memory import ran_out
+    from xfer.core.memory import ran_out
 
     if stop.behind(error):
         return Stopped(stop.asked or 0)

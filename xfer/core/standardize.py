@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from xfer.types import Plain, StateDict
+    from xfer.core.types import Plain, StateDict
 
 
 @dataclass(frozen=True)

@@ -1,119 +1,18 @@
-"""Files that are either whole or absent, and tensors that are read without running code."""
+"""Tensors in files: written whole, and read without running code."""
 
 from __future__ import annotations
 
-import csv
-import errno
-import hashlib
-import io
-import json
 import os
 import struct
-import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from xfer.errors import OutputError, SafetyError, WeightsError
-from xfer.files import open_to_read
-from xfer.seal import seal, sealed
-from xfer.types import Plain
-
-# Holds for every torch.load in this process, also those inside libraries.
-os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
-
-
-def cache_dir() -> Path:
-    """Where xfer keeps what can be made again: ``$XFER_CACHE``, else ``~/.cache/xfer``."""
-    return Path(os.environ.get("XFER_CACHE") or Path.home() / ".cache" / "xfer")
-
-
-def path_problem(text: str) -> str:
-    """Why no file can have this name, or nothing; that there is no such file is no reason."""
-    try:
-        os.lstat(Path(text).expanduser())
-    except RuntimeError:
-        return "names a home folder that is not there"
-    except ValueError:
-        return "holds a character that no file name can have"
-    except OSError as error:
-        if error.errno == errno.ENAMETOOLONG:
-            return "is longer than a path can be"
-    return ""
-
-
-def file_sha256(path: Path) -> str:
-    """The sha256 of a regular file's bytes, in hex. Raises OSError for anything else."""
-    with open_to_read(path) as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` fill a temporary file in the target folder, then rename it to ``path``.
-
-    The bytes and the folder entry are synced before this returns, so a kill at any moment
-    leaves the old file or the new one. Raises OutputError when the folder cannot be written.
-    """
-    part: Path | None = None
-    try:
-        with output_errors(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            prefix = f".{path.name}."
-            handle, name = tempfile.mkstemp(prefix=prefix, suffix=".part", dir=path.parent)
-            os.close(handle)
-            part = Path(name)
-            write(part)
-            part.chmod(0o666 & ~_umask())
-            sync_folder(part)
-            part.replace(path)
-            sync_folder(path.parent)
-    finally:
-        if part is not None:
-            part.unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def sync_folder(path: Path) -> None:
-    """Have what a folder lists written to the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write ``text`` as UTF-8, atomically."""
-    # surrogateescape: a file name that is no UTF-8 must not stop the report about it.
-    atomic_write(path, lambda part: part.write_bytes(text.encode("utf-8", "surrogateescape")))
-
-
-def write_json(path: Path, facts: object) -> None:
-    """Write ``facts`` as indented JSON, atomically. NaN is refused: it is no JSON."""
-    write_text(path, json.dumps(facts, indent=2, allow_nan=False, ensure_ascii=True) + "\n")
-
-
-def write_rows(path: Path, rows: Sequence[Plain]) -> None:
-    """Write ``rows`` as CSV, atomically; the first has every column, and ``None`` is left empty."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(path, text.getvalue())
-
-
-def yaml_text(facts: Plain) -> str:
-    """``facts`` as YAML, in their own order."""
-    import yaml
-
-    return str(yaml.safe_dump(facts, sort_keys=False))
+from xfer.core.checksum import seal, sealed
+from xfer.core.errors import SafetyError, WeightsError
+from xfer.core.files import atomic_write, sync_folder
+from xfer.core.types import Plain
 
 
 def save_tensors(path: Path, facts: Plain, before: Callable[[], object] | None = None) -> None:
@@ -216,16 +115,3 @@ def _first_line(error: Exception) -> str:
     lines = [s for line in text.splitlines() if (s := line.strip()) and "weights_only" not in s]
     named = [line for line in lines if "GLOBAL" in line or "Unsupported" in line]
     return (named or lines or [type(error).__name__])[0][:160]
-
-
-@contextmanager
-def output_errors(path: Path) -> Iterator[None]:
-    """Turn an OSError about an output into one line that names ``path``."""
-    try:
-        yield
-    except OSError as error:
-        raise OutputError(
-            path,
-            f"cannot be written ({error.strerror or error})",
-            "free space or choose run.dir=DIR",
-        ) from error

@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from annotated_types import Ge, Gt, Le
 
-from xfer.errors import ConfigError
-from xfer.preprocess import normalise, prepare
+from xfer.core.errors import ConfigError
+from xfer.data.preprocess import normalise, prepare
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
     from PIL.Image import Image
 
-    from xfer.types import InputSpec
+    from xfer.core.types import InputSpec
 
     Transform = Callable[[Image], npt.NDArray[np.float32]]
     Mix = Callable[[Any, Any], tuple[Any, Any]]

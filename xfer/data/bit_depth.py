@@ -10,13 +10,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from xfer.errors import DataError, printable
+from xfer.core.errors import DataError, printable
 
 if TYPE_CHECKING:
     import numpy.typing as npt
     from PIL.Image import Image
 
-    from xfer.types import PixelRange
+    from xfer.core.types import PixelRange
 
 _FULL = (0.0, 65535.0)
 _BITS = (8, 10, 12, 14, 16)

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from xfer.bit_depth import decide
-from xfer.data.leaks import check, conflicts, leaks, told
-from xfer.data.loading import SPLITS, Loading, Row
-from xfer.errors import DataError, printable
-from xfer.images import Arrays, Facts, Files, broken_files, examine
-from xfer.types import Dataset, Images, Samples
+from xfer.core.errors import DataError, printable
+from xfer.core.types import Dataset, Images, Samples
+from xfer.data.bit_depth import decide
+from xfer.data.image import Arrays, Files
+from xfer.data.leakage import check, conflicts, leaks, told
+from xfer.data.options import SPLITS, Loading, Row
+from xfer.data.scan import Facts, broken_files, examine
 
 if TYPE_CHECKING:
     import numpy.typing as npt

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from PIL import Image as PIL
 
-from xfer.images import Files
-from xfer.preprocess import fit_to_size
-from xfer.types import Dataset, Images, InputSpec, Samples
+from xfer.core.types import Dataset, Images, InputSpec, Samples
+from xfer.data.image import Files
+from xfer.data.preprocess import fit_to_size
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -91,7 +91,7 @@ def decoded(dataset: Dataset, max_bytes: int, spec: InputSpec) -> Dataset:
 
 def fitted(dataset: Dataset, max_bytes: int, spec: InputSpec) -> Samples:
     """The images of ``val`` fitted to ``spec``, each only once while its part of ``max_bytes``
-    lasts. What is behind it, :func:`xfer.preprocess.normalise`, gives what ``prepare`` gives."""
+    lasts. :func:`xfer.data.preprocess.normalise` of one gives what ``prepare`` gives."""
     val, most = dataset.splits["val"], _parts(dataset, max_bytes, spec)[1]
     images: Images = Fitted(val.images, spec)
     return replace(val, images=Decoded(images, most) if most else images)

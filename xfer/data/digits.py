@@ -7,9 +7,10 @@ from typing import Annotated
 
 from annotated_types import Ge, Le, MinLen
 
-from xfer.data.gather import of_arrays
-from xfer.data.loading import Loading, Row, divide
-from xfer.types import Dataset
+from xfer.core.types import Dataset
+from xfer.data.dataset import of_arrays
+from xfer.data.options import Loading, Row
+from xfer.data.split import divide
 
 Digit = Annotated[int, Ge(0), Le(9)]
 

@@ -9,14 +9,15 @@ from typing import Annotated
 
 from annotated_types import MinLen
 
-from xfer.checked import checked
-from xfer.data.gather import of_files
-from xfer.data.loading import SPLITS, Loading, Row, divide, place, shares
-from xfer.data.tree import FOREIGN, Tree
-from xfer.download import fetch_zip
-from xfer.errors import DataError, printable
-from xfer.files import read_json
-from xfer.types import Dataset
+from xfer.core.checked import checked
+from xfer.core.download import fetch_zip
+from xfer.core.errors import DataError, printable
+from xfer.core.files import read_json
+from xfer.core.types import Dataset
+from xfer.data.dataset import of_files
+from xfer.data.options import SPLITS, Loading, Row, place
+from xfer.data.split import divide, shares
+from xfer.data.walk import FOREIGN, Tree
 
 _CANIDAE = (
     "https://mindspore-website.obs.cn-north-4.myhuaweicloud.com"

@@ -7,12 +7,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from xfer.data.gather import fingerprint
-from xfer.data.loading import Row
-from xfer.errors import DataError, printable
-from xfer.images import Files
-from xfer.preprocess import check_size
-from xfer.types import Dataset, InputSpec, Samples
+from xfer.core.errors import DataError, printable
+from xfer.core.types import Dataset, InputSpec, Samples
+from xfer.data.dataset import fingerprint
+from xfer.data.image import Files
+from xfer.data.options import Row
+from xfer.data.preprocess import check_size
 
 _SHOWN = 5
 

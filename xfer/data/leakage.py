@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from xfer.data.loading import Loading, Row
-from xfer.errors import DataError
-from xfer.looks import MOST, alike
+from xfer.core.errors import DataError
+from xfer.data.image_hash import MOST, alike
+from xfer.data.options import Loading, Row
 
 _SHOWN = 5
 
@@ -22,7 +22,7 @@ class Leak(NamedTuple):
 
 def leaks(rows: Sequence[Row], hashes: Sequence[str], looks: Sequence[str]) -> list[Leak]:
     """Every held-out image that is in ``train`` too, by its bytes or its looks (see
-    :mod:`xfer.looks`; empty where there are none to compare)."""
+    :mod:`xfer.data.image_hash`; empty where there are none to compare)."""
     train = [i for i, row in enumerate(rows) if row.split == "train"]
     held = [i for i, row in enumerate(rows) if row.split != "train"]
     first = {hashes[i]: i for i in reversed(train)}

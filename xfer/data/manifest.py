@@ -13,11 +13,12 @@ from typing import Annotated, Literal
 
 from annotated_types import MaxLen, MinLen
 
-from xfer.data.gather import of_files
-from xfer.data.loading import SPLITS, Loading, Row, divide, place
-from xfer.errors import DataError, closest
-from xfer.files import open_to_read
-from xfer.types import Dataset
+from xfer.core.errors import DataError, closest
+from xfer.core.files import open_to_read
+from xfer.core.types import Dataset
+from xfer.data.dataset import of_files
+from xfer.data.options import SPLITS, Loading, Row, place
+from xfer.data.split import divide
 
 _HEADER = "let the first line be path,label or path,label,split"
 _SIGNS = {"comma": ",", "semicolon": ";", "tab": "\t", "pipe": "|"}

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from annotated_types import MinLen
 
-from xfer.data.gather import of_arrays
-from xfer.data.loading import Loading, Row, divide, place
-from xfer.download import fetch
-from xfer.errors import DataError
-from xfer.storage import file_sha256
-from xfer.types import Dataset
+from xfer.core.download import fetch
+from xfer.core.errors import DataError
+from xfer.core.files import file_sha256
+from xfer.core.types import Dataset
+from xfer.data.dataset import of_arrays
+from xfer.data.options import Loading, Row, place
+from xfer.data.split import divide
 
 if TYPE_CHECKING:
     import numpy as np

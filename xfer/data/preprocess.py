@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image as PIL
 
-from xfer.errors import ConfigError, DataError, printable
-from xfer.types import InputSpec
+from xfer.core.errors import ConfigError, DataError, printable
+from xfer.core.types import InputSpec
 
 if TYPE_CHECKING:
     from PIL.Image import Image

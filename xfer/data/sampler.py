@@ -1,8 +1,21 @@
-"""Training images drawn so that every class comes equally often."""
+"""The order of training images: a pure function of (seed, epoch), shared out among ranks."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch.utils.data import Sampler
+
+from xfer.core.seeds import derive
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    from PIL.Image import Image
+
+    Transform = Callable[[Image], npt.NDArray[np.float32]]
 
 Draw = tuple[int, ...]
 """(index), or (index, time) from the second time on that an image is drawn, time 1."""
@@ -33,3 +46,91 @@ def _of_class(images: list[int], count: int, shuffled: Callable[[int], list[int]
         found += [(images[i], *again) for i in shuffled(len(images))]
         time += 1
     return found[:count]
+
+
+Key = tuple[int, ...]
+"""(epoch, index): what one training image is drawn for; (epoch, index, time) from the second time
+on in the same epoch."""
+
+
+class Share(NamedTuple):
+    """What part of the batches is this process's: that of ``rank`` (from 0) of ``ranks``."""
+
+    rank: int = 0
+    ranks: int = 1
+
+
+ALL = Share()
+
+
+class Order(Sampler[list[Key]]):
+    """Shuffled batches of one epoch, a pure function of (seed, epoch).
+
+    Of ``ranks`` processes each takes its even part of every batch of ``ranks * batch_size``
+    images, so all of them together see what one process with that batch size would. A remainder
+    of less than two images a rank joins the batch before it: batch normalisation cannot train on
+    one image. Where ``labels`` are set, every class comes equally often.
+    """
+
+    labels: Sequence[int] | None = None
+
+    def __init__(self, count: int, batch_size: int, seed: int, share: Share = ALL) -> None:
+        self.count, self.batch_size, self.seed = count, batch_size, seed
+        self.rank, self.ranks = share
+        self.epoch = 0
+        self.skip = 0
+        # Lightning looks for set_epoch on ``batch_sampler.sampler``.
+        self.sampler = self
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch (from 0) of the next iteration."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return batches(self.count, self.batch_size, self.ranks)
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        return iter(self.groups()[self.skip :])
+
+    def groups(self) -> list[list[Key]]:
+        """The keys of every batch of the epoch, as far as they are this rank's."""
+        return [parts[self.rank] for parts in self.parts()]
+
+    def parts(self) -> list[list[list[Key]]]:
+        """The keys of every batch of the epoch, rank by rank."""
+        keys, size = self._keys(), self.batch_size * self.ranks
+        starts = [i * size for i in range(len(self))]
+        spans = zip(starts, [*starts[1:], self.count], strict=True)
+        batches = [keys[start:end] for start, end in spans]
+        return [[batch[rank :: self.ranks] for rank in range(self.ranks)] for batch in batches]
+
+    def _keys(self) -> list[Key]:
+        generator = torch.Generator().manual_seed(derive("order", self.seed, self.epoch))
+
+        def shuffled(count: int) -> list[int]:
+            order: list[int] = torch.randperm(count, generator=generator).tolist()
+            return order
+
+        if self.labels is None:
+            return [(self.epoch, index) for index in shuffled(self.count)]
+        return [(self.epoch, *draw) for draw in balanced(self.labels, shuffled)]
+
+    def weight(self, batch: int) -> float:
+        """What this rank's mean loss of batch ``batch`` (from 0) must be multiplied by, so that
+        the mean over the ranks is the mean over the images."""
+        last = batch + 1 == len(self)
+        size = self.batch_size * self.ranks
+        whole = self.count - batch * size if last else size
+        own = len(range(self.rank, whole, self.ranks))
+        return own * self.ranks / whole
+
+
+def batches(count: int, batch_size: int, ranks: int = 1) -> int:
+    """Training batches an epoch."""
+    whole, rest = divmod(count, batch_size * ranks)
+    return whole + (1 if rest >= 2 * ranks or not whole else 0)
+
+
+def shared_size(count: int, batch_size: int, ranks: int) -> int:
+    """The largest batch, ``batch_size`` at most, that leaves each of ``ranks`` at least one."""
+    return min(batch_size, max(1, count // ranks)) if ranks > 1 else batch_size

@@ -1,194 +1,44 @@
-"""Image files: decoded rightly, and scanned before any cost is paid.
+"""Every image file read once before any cost is paid: its hash, its size, what is wrong with it.
 
-The scan reads every file once, hashes it, and finds what is no image or is cut off. Its results
-are cached by path, size, mtime and ctime; user files are never modified.
+Results are cached by path, size, mtime and ctime; user files are never modified.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from PIL import Image as PIL
-from PIL import ImageOps, UnidentifiedImageError
+from PIL import ImageOps
 
-from xfer.bit_depth import Extent, extent, is_deep, numbers, scaled
-from xfer.errors import DataError, OutputError, printable
-from xfer.files import handle_of, read_json
-from xfer.locks import Lock, waits
-from xfer.looks import look
-from xfer.storage import cache_dir, write_text
+from xfer.core.errors import DataError, OutputError, printable
+from xfer.core.files import cache_dir, handle_of, read_json, write_text
+from xfer.core.locks import Lock, waits
+from xfer.data.bit_depth import Extent, extent, is_deep, numbers
+from xfer.data.image import (
+    Size,
+    broken_image,
+    open_image,
+    read_file,
+    reason_of,
+    refuse_huge,
+    rgb_of,
+    stamp_of,
+)
+from xfer.data.image_hash import look
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-    from PIL.Image import Image
-
-    from xfer.types import PixelRange
-
-_NAMED = "jpg jpeg jpe jfif png bmp gif webp tif tiff ppm pgm pbm avif"
-SUFFIXES = frozenset(f".{name}" for name in _NAMED.split())
-# Not every format that PIL knows: its EPS plugin starts Ghostscript, whatever the file is called.
-_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM", "AVIF")
-MAX_PIXELS = 64_000_000
-_MAX_BYTES = 1 << 30
-_ORIENTATION = 0x0112  # EXIF's tag
+    pass
 _CACHE_VERSION = 5
 _BATCH = 32  # files a thread takes at once
-
-Size = tuple[int, int]
 _Found = tuple[str, str | None, str, Extent | None, Size]
 _Cache = dict[str, list[Any]]
 _TWO_NUMBERS = [[a, b] for a in (int, float) for b in (int, float)]
-
-
-@dataclass(frozen=True)
-class Files:
-    """Image files as a sequence of RGB pictures.
-
-    ``range`` is that of files of more than 8 bits. ``scanned`` has the stamp and the sha256 that
-    each file had when it was scanned; one that holds something else by now is a DataError.
-    ``sizes`` are (width, height) in pixels, as far as they are known.
-    """
-
-    paths: tuple[Path, ...]
-    range: PixelRange | None = None
-    scanned: tuple[tuple[str, str], ...] = ()
-    sizes: tuple[Size, ...] = ()
-
-    def __getitem__(self, index: int) -> Image:
-        scanned = self.scanned[index] if self.scanned else None
-        return decode(self.paths[index], self.range, scanned)
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-
-@dataclass(frozen=True, eq=False)
-class Arrays:
-    """Grey pictures, uint8 of shape (n, height, width), as a sequence of RGB pictures."""
-
-    pixels: npt.NDArray[np.uint8]
-
-    def __getitem__(self, index: int) -> Image:
-        return PIL.fromarray(self.pixels[index]).convert("RGB")
-
-    def __len__(self) -> int:
-        return len(self.pixels)
-
-
-def decode(
-    path: Path, over: PixelRange | None = None, scanned: tuple[str, str] | None = None
-) -> Image:
-    """Decode one file to RGB: EXIF orientation applied, alpha over white, more than 8 bits scaled
-    to 8 by the range ``over`` (see :func:`xfer.bit_depth.scaled`).
-
-    Raises DataError naming the file, also where it is not the one that was ``scanned``.
-    """
-    try:
-        data, stamp = read_file(path)
-        with open_image(data) as image:
-            refuse_huge(image)
-            decoded = rgb_of(image, data, over)
-    except Exception as error:  # PIL's plugins raise struct.error, IndexError and more
-        raise broken_image(path, reason_of(error)) from error
-    if scanned and stamp != scanned[0] and hashlib.sha256(data).hexdigest() != scanned[1]:
-        raise DataError(
-            path,
-            "has changed since it was scanned, and the plan speaks of what it was",
-            "leave the images alone during a run, and start it again",
-            73,
-        )
-    return decoded
-
-
-def read_file(path: Path) -> tuple[bytes, str]:
-    """What is in a regular file, and its stamp when all of it was read."""
-    # Opening a pipe would wait for a writer, for ever.
-    if not path.is_file() and path.exists():
-        raise ValueError("it is no regular file")
-    with path.open("rb") as stream:
-        facts = os.fstat(stream.fileno())
-        if facts.st_size > _MAX_BYTES:
-            raise ValueError(f"{facts.st_size} bytes; more than {_MAX_BYTES}")
-        data = stream.read()
-        after = os.fstat(stream.fileno())
-    # A file that was written to meanwhile has no stamp that a scan could have seen.
-    return data, stamp_of(after) if stamp_of(after) == stamp_of(facts) else ""
-
-
-def open_image(data: bytes) -> Image:
-    """The image that ``data`` holds, not decoded yet; formats that nobody trains on are refused."""
-    return PIL.open(io.BytesIO(data), formats=_FORMATS)
-
-
-def decode_bytes(data: bytes) -> Image:
-    """The same for the bytes of a file that is sound."""
-    with open_image(data) as image:
-        return rgb_of(image, data)
-
-
-def refuse_huge(image: Image) -> None:
-    """Raise ValueError for an image of more than MAX_PIXELS."""
-    if image.width * image.height > MAX_PIXELS:
-        raise ValueError(f"{image.width} x {image.height} pixels; more than {MAX_PIXELS}")
-
-
-def to_rgb(image: Image) -> Image:
-    """A picture in memory as it looks, in RGB, as one that was read from a file.
-
-    Raises ValueError for one of more than 8 bits, whose range nobody knows.
-    """
-    if is_deep(image):
-        raise ValueError("it has more than 8 bits; scale it to 8 first")
-    return _upright(image)
-
-
-def rgb_of(image: Image, data: bytes, over: PixelRange | None = None) -> Image:
-    """Decode ``image``, opened from ``data``: upright, RGB, deep pixels scaled from ``over``."""
-    if is_deep(image):
-        # Asking for the orientation decodes a PNG, so that comes second.
-        found = numbers(image, lambda: open_image(data))
-        turned = image.getexif().get(_ORIENTATION)
-        image = scaled(found, over)
-        if turned:
-            image.getexif()[_ORIENTATION] = turned
-    return _upright(image)
-
-
-def _upright(image: Image) -> Image:
-    image.load()
-    # Almost every file is an 8-bit RGB photograph: nothing to convert but its orientation.
-    image = ImageOps.exif_transpose(image) if image.getexif() else image
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = PIL.new("RGBA", image.size, "white")
-        return PIL.alpha_composite(white, image).convert("RGB")
-    # A copy is a plain image, with no open file behind it.
-    return image.copy() if image.mode == "RGB" else image.convert("RGB")
-
-
-def reason_of(error: Exception) -> str:
-    """What is wrong with an image, for people, where decoding it raised ``error``."""
-    if isinstance(error, UnidentifiedImageError):
-        return "it is no image"
-    return printable(error) or type(error).__name__
-
-
-def broken_image(path: Path, reason: str, more: int = 0) -> DataError:
-    """The error that names a broken image, and how many ``more`` there are."""
-    others = f"; {more} more files are broken" if more else ""
-    return DataError(
-        path, f"cannot be read as an image ({reason}){others}", "remove or replace the file", 10
-    )
 
 
 def inspect(path: Path) -> _Found:
@@ -330,11 +180,6 @@ def _stamp(path: Path) -> str:
     except OSError:
         return "missing"
     return stamp_of(facts)
-
-
-def stamp_of(facts: os.stat_result) -> str:
-    """Size and times of a file: while they are the same, so is its content."""
-    return f"{facts.st_size}-{facts.st_mtime_ns}-{facts.st_ctime_ns}"
 
 
 def _cache_file(root: Path) -> Path:

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from xfer.errors import DataError, printable
-from xfer.images import SUFFIXES
+from xfer.core.errors import DataError, printable
+from xfer.data.image import SUFFIXES
 
 _ENDINGS = tuple(SUFFIXES)
 _FOREIGN = tuple(".heic .heif .hif .jxl .jp2 .dng .cr2 .cr3 .nef .arw .raf .dcm .psd .svg".split())

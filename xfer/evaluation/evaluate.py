@@ -9,26 +9,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from xfer.errors import DivergedError, XferError
-from xfer.loader import EvalLoader, Pictures
-from xfer.metrics import score
-from xfer.preprocess import prepare
-from xfer.types import InputSpec, Predictions, Samples, Score
+from xfer.core.errors import DivergedError, XferError
+from xfer.core.types import InputSpec, Predictions, Samples, Score
+from xfer.data.loader import EvalLoader, Pictures
+from xfer.data.preprocess import prepare
+from xfer.evaluation.metrics import score
 
 if TYPE_CHECKING:
     import numpy.typing as npt
-
-
-def device_of(accelerator: str) -> torch.device:
-    """Where to run: what ``accelerator`` says, or the best there is."""
-    if accelerator == "gpu" or (accelerator == "auto" and torch.cuda.is_available()):
-        return torch.device("cuda")
-    return torch.device("mps" if accelerator == "mps" else "cpu")
-
-
-def device_name(device: torch.device) -> str:
-    """The GPU's product name, or the kind of processor."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def answers(

@@ -8,9 +8,9 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from xfer.logged import FEW, RANKED, names
-from xfer.statistics import wilson
-from xfer.types import Score
+from xfer.core.types import Score
+from xfer.evaluation.metric_names import FEW, RANKED, names
+from xfer.evaluation.statistics import wilson
 
 Floats: TypeAlias = npt.NDArray[np.float64]
 Labels: TypeAlias = npt.NDArray[np.int64]

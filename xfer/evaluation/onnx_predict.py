@@ -13,20 +13,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from xfer.cards import Classes, Recipe
-from xfer.checked import checked
-from xfer.errors import ConfigError, DataError, WeightsError, XferError, raise_all
-from xfer.files import parsed, read_text
-from xfer.log import log
-from xfer.predict import find, tell_broken, told, write_predictions
-from xfer.preprocess import check_size, named, prepare
-from xfer.session import open_session, runner
-from xfer.storage import file_sha256, write_json
-from xfer.types import InputSpec, Plain, Predictions, class_name
+from xfer.core.card_schema import Classes, Recipe
+from xfer.core.checked import checked
+from xfer.core.errors import ConfigError, DataError, WeightsError, XferError, raise_all
+from xfer.core.files import file_sha256, parsed, read_text, write_json
+from xfer.core.log import log
+from xfer.core.types import InputSpec, Plain, Predictions, class_name
+from xfer.data.preprocess import check_size, named, prepare
+from xfer.evaluation.onnx_session import open_session, runner
+from xfer.evaluation.predict import find, tell_broken, told, write_predictions
 
 if TYPE_CHECKING:
-    from xfer.specs import ModelFile, Specs
-    from xfer.types import Array, Runner, Samples
+    from xfer.config.specs import ModelFile, Specs
+    from xfer.core.protocols import Runner
+    from xfer.core.types import Array, Samples
 
 _BATCH = 32
 _THREADS = 2  # decoding images while the network works on those before

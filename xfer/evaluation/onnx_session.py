@@ -6,12 +6,12 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from xfer.errors import WeightsError
+from xfer.core.errors import WeightsError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from xfer.types import Array
+    from xfer.core.types import Array
 
 
 def open_session(path: Path, threads: int = 0) -> Any:

@@ -12,20 +12,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image as PIL
 
-from xfer.bit_depth import told as told_range
-from xfer.data.tree import NO_IMAGE, Tree, is_hidden
-from xfer.data.tree import told as told_notes
-from xfer.errors import DataError, XferError, printable
-from xfer.images import SUFFIXES, Files, examine, to_rgb
-from xfer.log import log
-from xfer.logged import FEW
-from xfer.storage import path_problem, write_text
-from xfer.types import PixelRange, Predictions, Samples
+from xfer.core.errors import DataError, XferError, printable
+from xfer.core.files import path_problem, write_text
+from xfer.core.log import log
+from xfer.core.types import PixelRange, Predictions, Samples
+from xfer.data.bit_depth import told as told_range
+from xfer.data.image import SUFFIXES, Files, to_rgb
+from xfer.data.scan import examine
+from xfer.data.walk import NO_IMAGE, Tree, is_hidden
+from xfer.data.walk import told as told_notes
+from xfer.evaluation.metric_names import FEW
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from xfer.types import Array
+    from xfer.core.types import Array
 
 
 def find(inputs: Sequence[str], over: PixelRange | None = None) -> Samples:

@@ -1,16 +1,14 @@
 """Files for other programs, each proved to answer as the network does before it gets its name."""
 
 from xfer.export.air import Air
-from xfer.export.early import refuse_early
 from xfer.export.evidence import Evidence
-from xfer.export.gate import export
+from xfer.export.gate import Gate, export, refuse_early
 from xfer.export.int8 import Int8
-from xfer.export.mindir import Mindir
+from xfer.export.mindir.writer import Mindir
 from xfer.export.mindspore_ckpt import MindSporeCkpt
 from xfer.export.onnx import Onnx
 from xfer.export.pt2 import Pt2
 from xfer.export.safetensors import Safetensors
-from xfer.export.settings import Gate
 from xfer.export.torchscript import TorchScript
 
 __all__ = [

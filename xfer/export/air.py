@@ -5,14 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from xfer.errors import ExportError
+from xfer.core.errors import ExportError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     import torch
 
-    from xfer.types import Array, Card, Plain, Runner
+    from xfer.core.protocols import Runner
+    from xfer.core.types import Array, Card, Plain
 
 
 @dataclass(frozen=True)

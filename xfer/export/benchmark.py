@@ -13,22 +13,23 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from xfer.errors import ExportError, printable
+from xfer.core.errors import ExportError, printable
+from xfer.core.files import write_json
+from xfer.core.log import LINES, log
+from xfer.data.preprocess import prepare
+from xfer.evaluation.metric_names import RUN
+from xfer.evaluation.onnx_predict import warn_if_stale
+from xfer.evaluation.onnx_session import open_session, runner
 from xfer.export.evidence import pixels, same_size
-from xfer.handover import Chosen, check_split, spread
-from xfer.log import LINES, log
-from xfer.logged import RUN
-from xfer.preprocess import prepare
-from xfer.session import open_session, runner
-from xfer.standalone import warn_if_stale
-from xfer.storage import write_json
+from xfer.export.stage import Chosen, check_split, spread
 
 if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import nn
 
-    from xfer.plan import Plan as RunPlan
-    from xfer.types import Array, Plain, Runner
+    from xfer.core.protocols import Runner
+    from xfer.core.types import Array, Plain
+    from xfer.plan.plan import Plan as RunPlan
 
 ROUNDS = 7
 _ONE, _BATCH = 5, 16  # runs of one image a round; images of the larger batch
@@ -133,7 +134,7 @@ def _contestants(
         run, takes_pictures = _opened(file)
         one, many = (pixels([photos[0]]), raw) if takes_pictures else (ready[:1], ready)
         each = picture if takes_pictures else tensor
-        code = f"from xfer.benchmark import start; start({str(file)!r})"
+        code = f"from xfer.export.benchmark import start; start({str(file)!r})"
         size = file.stat().st_size
         found.append(Contestant(file.name, size, run, one, many, each, code))
     return found

@@ -12,7 +12,7 @@ import numpy as np
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from xfer.types import Array, Images
+    from xfer.core.types import Array, Images
 
     Labelled = Iterator[tuple[Array, Array]]
 
@@ -43,7 +43,7 @@ class Evidence:
 
 def recoded(photos: Images) -> Iterator[Image]:
     """Real pictures in every size and format of this module, read back as files are."""
-    from xfer.images import decode_bytes
+    from xfer.data.image import decode_bytes
 
     pairs = [(size, form) for size in SIZES for form in FORMS]
     for i, (size, (form, mode)) in enumerate(pairs):

@@ -10,21 +10,37 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
+from annotated_types import Ge, Gt, Le
 
-from xfer.errors import ExportError, XferError, raise_all
-from xfer.export.compare import FIX, refuse_nan
+from xfer.core.errors import ExportError, XferError, raise_all
+from xfer.core.files import atomic_write, file_sha256, write_json
+from xfer.core.types import Exported
+from xfer.export.air import Air
 from xfer.export.evidence import Evidence
-from xfer.export.trials import Trials, answers
-from xfer.storage import atomic_write, file_sha256, write_json
-from xfer.types import Exported
+from xfer.export.mindspore_ckpt import MindSporeCkpt
+from xfer.export.parity import FIX, Trials, answers, refuse_nan
 
 if TYPE_CHECKING:
     import torch
 
-    from xfer.types import Array, Card, Plain, Runner, Writer
+    from xfer.core.protocols import Runner, Writer
+    from xfer.core.types import Array, Card, Plain
+
+
+def refuse_early(writers: Sequence[Writer], card: Card) -> None:
+    """Raise ExportError (Problems for several) for formats that cannot hold the network of
+    ``card``, as far as can be known without it."""
+    errors = []
+    for writer in writers:
+        if isinstance(writer, Air | MindSporeCkpt):
+            try:
+                writer.check(card)
+            except ExportError as error:
+                errors.append(error)
+    raise_all(errors)
 
 
 def export(
@@ -40,7 +56,7 @@ def export(
 
     ``net`` is on the CPU, float32, in eval mode; ``images`` float32 (n, 3, h, w), preprocessed
     validation images, n > 0. No logit may be further from the network's than
-    :func:`xfer.export.compare.allowed` says; so the top class agrees wherever the two best differ
+    :func:`xfer.export.parity.allowed` says; so the top class agrees wherever the two best differ
     by twice that, which must be so on one image at least.
     A writer's ``trial`` (one of :class:`Trials`) may name another way, which needs ``evidence``.
 
@@ -163,3 +179,14 @@ def _first_line(error: BaseException) -> str:
         error = error.__cause__
     lines = [stripped for line in str(error).splitlines() if (stripped := line.strip())]
     return (lines or [type(error).__name__])[0][:200]
+
+
+@dataclass(frozen=True)
+class Gate:
+    """``tolerance``: the largest logit difference, see :func:`xfer.export.parity.allowed`.
+    ``images``: how many real validation images every file is compared on. ``max_drop``: the
+    accuracy that an approximate file (int8) may lose on the validation split."""
+
+    tolerance: Annotated[float, Gt(0)] = 1e-4
+    images: Annotated[int, Ge(2)] = 64
+    max_drop: Annotated[float, Ge(0), Le(1)] = 0.01

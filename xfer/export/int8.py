@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from annotated_types import Ge
 
+from xfer.evaluation.onnx_session import open_session, runner
 from xfer.export.metadata import metadata
 from xfer.export.onnx import tensors, trace, with_suffix
-from xfer.session import open_session, runner
 
 if TYPE_CHECKING:
     import torch
 
-    from xfer.types import Array, Card, Plain, Runner
+    from xfer.core.protocols import Runner
+    from xfer.core.types import Array, Card, Plain
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from importlib.metadata import PackageNotFoundError, version
 
-from xfer.help import DISTRIBUTION
-from xfer.types import Card
+from xfer.config.help import DISTRIBUTION
+from xfer.core.types import Card
 
 
 def metadata(card: Card) -> dict[str, str]:

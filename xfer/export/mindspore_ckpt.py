@@ -16,20 +16,20 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from xfer.dialects import DialectName
-from xfer.errors import ExportError
+from xfer.core.errors import ExportError
+from xfer.core.protobuf import Malformed, Wire, chunk, number, text
 from xfer.export.gate import run_torch
 from xfer.export.mindspore_names import back, chosen, difference, names
-from xfer.export.wire import chunk, number, text
-from xfer.protobuf import Malformed, Wire
+from xfer.weights.mindspore.name_maps import DialectName
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     import torch
 
-    from xfer.protobuf import Field
-    from xfer.types import Array, Card, Plain, Runner
+    from xfer.core.protobuf import Field
+    from xfer.core.protocols import Runner
+    from xfer.core.types import Array, Card, Plain
 
 _TYPES = {"float32": "Float32", "int64": "Int64", "int32": "Int32", "bool": "Bool"}
 _PIECE = 512 << 20  # MindSpore's own writer cuts longer tensors as well

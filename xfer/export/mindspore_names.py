@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from xfer.dialects import renamed, shipped, suits, to_torch
-from xfer.errors import ExportError, closest
-from xfer.protobuf import Malformed
+from xfer.core.errors import ExportError, closest
+from xfer.core.protobuf import Malformed
+from xfer.weights.mindspore.name_maps import renamed, shipped, suits, to_torch
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from xfer.types import Card
+    from xfer.core.types import Card
 
 WHERE = "export.mindspore_ckpt.dialect"
 _PLAIN = f"type {WHERE}=plain for torch's names with gamma, beta and moving_*, or export=mindir"
@@ -91,5 +91,5 @@ def back(net: nn.Module, found: list[str]) -> dict[str, str]:
 
 def _architecture(card: Card) -> tuple[str, str]:
     """Library and name of the backbone; a class of the user's own is no library that has maps."""
-    library = str(card.backbone["_target_"]).removeprefix("xfer.backbone.").lower()
+    library = str(card.backbone["_target_"]).removeprefix("xfer.models.backbone.").lower()
     return library, str(card.backbone.get("name", ""))

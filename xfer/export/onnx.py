@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from annotated_types import Ge, Interval
 
-from xfer.errors import ConfigError, ExportError
+from xfer.core.errors import ConfigError, ExportError
+from xfer.evaluation.onnx_session import open_session, runner
 from xfer.export.metadata import metadata
-from xfer.session import open_session, runner
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from onnx import ModelProto
     from torch import nn
 
-    from xfer.types import Array, Card, Plain, Runner
+    from xfer.core.protocols import Runner
+    from xfer.core.types import Array, Card, Plain
 
 _SUFFIX = ".onnx"
 
@@ -45,7 +46,7 @@ class Onnx:
 
     @property
     def trial(self) -> str:
-        """The trial of :class:`xfer.export.trials.Trials` that the file must pass."""
+        """The trial of :class:`xfer.export.parity.Trials` that the file must pass."""
         return "pictures" if self.input == "image" else "logits"
 
     def write(self, net: torch.nn.Module, images: Array, card: Card, path: Path) -> Plain:

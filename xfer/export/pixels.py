@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from xfer.errors import ExportError
+from xfer.core.errors import ExportError
 
 if TYPE_CHECKING:
-    from xfer.types import InputSpec
+    from xfer.core.types import InputSpec
 
 SUPPORT = {"bilinear": 1, "bicubic": 2, "lanczos": 3}
 _BITS = 22  # Pillow's weights are whole multiples of 2 ** -22
@@ -119,7 +119,7 @@ def _sinc(x: torch.Tensor) -> torch.Tensor:
 
 
 def _margin(have: int, want: int) -> int:
-    """Half of what is cut away, rounded half to even as :mod:`xfer.preprocess` rounds."""
+    """Half of what is cut away, rounded half to even as :mod:`xfer.data.preprocess` rounds."""
     spare = have - want
     return spare // 2 + (spare % 2) * ((spare // 2) % 2)
 

@@ -11,13 +11,18 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from xfer.types import Array, Card
+    from xfer.core.types import Array, Card
 
 _CALLS = {
-    "xfer.backbone.Timm": "timm.create_model",
-    "xfer.backbone.Torchvision": "torchvision.models.get_model",
+    "xfer.models.backbone.Timm": "timm.create_model",
+    "xfer.models.backbone.Torchvision": "torchvision.models.get_model",
 }
-_ONE_LAYER = {"xfer.head.Linear", "xfer.head.Dropout", "xfer.head.Keep", "xfer.head.Remap"}
+_ONE_LAYER = {
+    "xfer.models.head.Linear",
+    "xfer.models.head.Dropout",
+    "xfer.models.head.Keep",
+    "xfer.models.head.Remap",
+}
 
 
 def call(card: Card) -> str:

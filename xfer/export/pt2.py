@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
     import torch
 
-    from xfer.types import Array, Card, Plain, Runner
+    from xfer.core.protocols import Runner
+    from xfer.core.types import Array, Card, Plain
 
 
 @dataclass(frozen=True)

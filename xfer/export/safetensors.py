@@ -6,17 +6,18 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from xfer.export import plain
+from xfer.core.types import Card
+from xfer.export import plain_load
 from xfer.export.gate import run_torch
 from xfer.export.metadata import metadata
-from xfer.types import Card
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     import torch
 
-    from xfer.types import Array, Plain, Runner
+    from xfer.core.protocols import Runner
+    from xfer.core.types import Array, Plain
 
 
 @dataclass(frozen=True)
@@ -35,11 +36,11 @@ class Safetensors:
         from safetensors.torch import save
 
         state = _tensors(net)
-        library, reason = plain.match(card, state)
+        library, reason = plain_load.match(card, state)
         facts: Plain = {"plain_loadable": reason or "yes"}
         if library is not None:
-            facts["load"] = plain.call(card)
-            shift = plain.bias_shift(net, library, images)
+            facts["load"] = plain_load.call(card)
+            shift = plain_load.bias_shift(net, library, images)
             if shift is not None:
                 name, facts["bias_shift"] = shift
                 state[name] += facts["bias_shift"]
@@ -59,7 +60,7 @@ class Safetensors:
         with safe_open(path, "pt") as file:
             facts = file.metadata()
         if facts["plain_loadable"] == "yes":
-            model = plain.build(Card.from_plain(json.loads(facts["card"])))
+            model = plain_load.build(Card.from_plain(json.loads(facts["card"])))
         else:
             model = deepcopy(net)
         model.load_state_dict(load_file(path), strict=True)

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from xfer.errors import XferError
-from xfer.log import log
-from xfer.preprocess import prepare
-from xfer.storage import file_sha256
+from xfer.core.errors import XferError
+from xfer.core.files import file_sha256
+from xfer.core.log import log
+from xfer.data.preprocess import prepare
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import nn
 
-    from xfer.plan import Plan
-    from xfer.types import Array, Card, Exported, Images, InputSpec, Samples
+    from xfer.core.types import Array, Card, Exported, Images, InputSpec, Samples
+    from xfer.plan.plan import Plan
 
 _BATCH = 32
 

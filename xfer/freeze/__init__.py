@@ -4,16 +4,15 @@ The idea of ordered name patterns with learning-rate multiples follows big_visio
 inference mode, as in Keras: no gradient, no dropout, no moving statistics.
 """
 
+from xfer.freeze.apply import apply, batch_norms, hold, lone_norm
 from xfer.freeze.audit import audit, check_read
-from xfer.freeze.graded import Discriminative, Gradual, LayerDecay, LpFt
 from xfer.freeze.lora import Lora
-from xfer.freeze.mode import apply, batch_norms, hold, lone_norm
 from xfer.freeze.policy import BatchNorm, Policy
 from xfer.freeze.proof import frozen, hashes, verdict
+from xfer.freeze.rows import Layout, Phase, Row, ever
 from xfer.freeze.rules import Freeze, Later, Rule
-from xfer.freeze.split import FirstN, LastStage, UpTo
-from xfer.freeze.table import Layout, Phase, Row, ever
-from xfer.freeze.tree import layout, stages
+from xfer.freeze.staged import Discriminative, FirstN, Gradual, LastStage, LayerDecay, LpFt, UpTo
+from xfer.freeze.stages import layout, stages
 
 __all__ = [
     "BatchNorm",

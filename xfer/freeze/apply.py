@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from xfer.freeze.policy import BatchNorm
-from xfer.freeze.table import Row
+from xfer.freeze.rows import Row
 
 if TYPE_CHECKING:
     from torch import nn

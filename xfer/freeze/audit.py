@@ -6,14 +6,14 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from xfer.errors import ConfigError, XferError
-from xfer.freeze.table import Phase, ever
+from xfer.core.errors import ConfigError, XferError
+from xfer.freeze.rows import Phase, ever
 
 if TYPE_CHECKING:
     from torch import nn
     from torch.optim import Optimizer
 
-    from xfer.types import Plain
+    from xfer.core.types import Plain
 
 
 def audit(

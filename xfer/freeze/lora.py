@@ -7,12 +7,12 @@ from typing import Annotated
 
 from annotated_types import Ge, Gt
 
-from xfer.adapters import Matrix
-from xfer.errors import ConfigError, closest
+from xfer.core.errors import ConfigError, closest
+from xfer.core.regex import matches
+from xfer.core.types import Plain
 from xfer.freeze.policy import Policy
-from xfer.freeze.table import Layout, Phase, Row
-from xfer.patterns import matches
-from xfer.types import Plain
+from xfer.freeze.rows import Layout, Phase, Row
+from xfer.models.adapters import Matrix
 
 _TARGETS = "freeze.targets"
 _HEAD = 0.2  # of the adapters' multiple, for a head that begins solved

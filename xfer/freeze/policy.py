@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from xfer.errors import ConfigError
-from xfer.freeze.table import Layout, Phase, checked
-from xfer.types import Plain
+from xfer.core.errors import ConfigError
+from xfer.core.types import Plain
+from xfer.freeze.rows import Layout, Phase, checked
 
 BatchNorm = Literal["eval", "adapt", "train"]
 
@@ -44,7 +44,7 @@ class Policy:
         return phases
 
     def adapters(self, layout: Layout) -> Plain:
-        """What :func:`xfer.adapters.put` is to give the network before the phases are asked for:
+        """What :func:`xfer.models.adapters.put` gives the network before the phases are asked for:
         nothing."""
         return {}
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from xfer.freeze.mode import batch_norms, resting
+from xfer.core.checksum import over, tensor_hashes
+from xfer.freeze.apply import batch_norms, resting
 from xfer.freeze.policy import BatchNorm
-from xfer.freeze.table import Row
-from xfer.snapshot import over, tensor_hashes
+from xfer.freeze.rows import Row
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from xfer.types import Plain
+    from xfer.core.types import Plain
 
 
 def frozen(net: nn.Module, rows: Sequence[Row], batch_norm: BatchNorm = "eval") -> set[str]:

@@ -6,8 +6,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
-from xfer.adapters import Matrix, factors
-from xfer.errors import ConfigError
+from xfer.core.errors import ConfigError
+from xfer.models.adapters import Matrix, factors
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ from typing import Annotated
 
 from annotated_types import Ge
 
-from xfer.errors import ConfigError, closest
+from xfer.core.errors import ConfigError, closest
+from xfer.core.regex import matches
 from xfer.freeze.policy import Policy
-from xfer.freeze.table import Layout, Phase, Row
-from xfer.patterns import matches
+from xfer.freeze.rows import Layout, Phase, Row
 
 _WORDS = ("head", "backbone", "norms")
 

@@ -1,4 +1,4 @@
-"""Policies with a multiple a stage, or a stage at a time."""
+"""Policies by stages of the backbone: cut once, a multiple a stage, or a stage at a time."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Le
 
+from xfer.core.errors import ConfigError, closest
 from xfer.freeze.policy import Policy
+from xfer.freeze.rows import Layout, Phase
 from xfer.freeze.rules import one_of
-from xfer.freeze.table import Layout, Phase
 
 Multiple = Annotated[float, Gt(0)]
 Share = Annotated[float, Gt(0), Le(1)]
@@ -106,3 +107,65 @@ class LpFt(Policy):
             Phase(layout.rows(1, [0.0] * count), 0, None, "linear probe"),
             Phase(tuned, start, self.patience, "fine-tune"),
         ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Split(Policy):
+    """``lr``: learning-rate multiple of the stages that train; the head's is 1."""
+
+    lr: Multiple = 0.01
+
+    def planned(self, layout: Layout, epochs: int) -> list[Phase]:
+        """One phase."""
+        cut = self.cut(layout)
+        stages = [self.lr if i >= cut else 0.0 for i in range(len(layout.stages))]
+        return [Phase(layout.rows(1, stages), 0, None, "phase 1")]
+
+    def cut(self, layout: Layout) -> int:
+        """How many stages are frozen."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class LastStage(_Split):
+    """The head and the last ``stages`` stages train."""
+
+    stages: Annotated[int, Ge(1)] = 1
+
+    def cut(self, layout: Layout) -> int:
+        """Raises ConfigError when there are not so many."""
+        return len(layout.stages) - _at_most(self.stages, layout, "freeze.stages")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FirstN(_Split):
+    """The first ``n`` stages are frozen."""
+
+    n: Annotated[int, Ge(1)]
+
+    def cut(self, layout: Layout) -> int:
+        """Raises ConfigError when there are not so many."""
+        return _at_most(self.n, layout, "freeze.n")
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpTo(_Split):
+    """Every stage up to ``stage``, and ``stage`` itself, is frozen."""
+
+    stage: str
+
+    def cut(self, layout: Layout) -> int:
+        """Raises ConfigError when there is no such stage."""
+        names = [name for name, _ in layout.stages]
+        if self.stage not in names:
+            what = f"the network has no stage '{self.stage}'"
+            raise ConfigError("freeze.stage", what, closest(self.stage, names), 39)
+        return names.index(self.stage) + 1
+
+
+def _at_most(count: int, layout: Layout, where: str) -> int:
+    names = [name for name, _ in layout.stages]
+    if count > len(names):
+        what = f"is {count}, but the network has {len(names)} stages: {', '.join(names)}"
+        raise ConfigError(where, what, f"type {where}={len(names)} or less", 39)
+    return count

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from xfer.adapters import matrices
-from xfer.freeze.mode import batch_norms
-from xfer.freeze.table import Layout
-from xfer.norms import norm_parameters
+from xfer.freeze.apply import batch_norms
+from xfer.freeze.rows import Layout
+from xfer.models.adapters import matrices
+from xfer.models.norms import norm_parameters
 
 if TYPE_CHECKING:
     from torch import nn

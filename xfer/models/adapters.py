@@ -13,8 +13,8 @@ from collections import Counter
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from xfer.errors import WeightsError
-from xfer.types import Plain
+from xfer.core.errors import WeightsError
+from xfer.core.types import Plain
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

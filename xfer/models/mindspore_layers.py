@@ -21,8 +21,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from xfer.errors import WeightsError
-from xfer.types import Plain
+from xfer.core.errors import WeightsError
+from xfer.core.types import Plain
 
 Pair = tuple[int, int]
 

@@ -1,216 +1,22 @@
-"""The network of a run: backbone, then source, then head swap, then freeze table."""
+"""A network out of a checkpoint of xfer."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, is_dataclass, replace
-from inspect import signature
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
-from xfer import adapters, compat
-from xfer.backbone import index
-from xfer.errors import ConfigError, WeightsError, XferError
-from xfer.head import Keep, swap
-from xfer.randomness import derive
-from xfer.snapshot import Snapshot, best_file, fingerprint, read_best
-from xfer.source.detect import kind_of
-from xfer.source.match import Match, match
-from xfer.source.mismatch import MISFIT
-from xfer.types import Backbone, Card, Head, Network, Plain
-from xfer.undrawn import Undrawn
-from xfer.weights import Weights
-
-# Libraries whose networks are nothing but their state.
-STATELESS = ("timm", "torchvision")
-
-
-@dataclass(frozen=True)
-class Parts:
-    """What a network is made of.
-
-    ``kept`` when the head comes whole from the source. ``source_classes`` is the source's number
-    of classes, ``rows`` its rows that each class of a remapped head starts from; ``compat`` what
-    makes the layers compute what the source's own library does. ``adapters`` are what a fit trains
-    beside frozen weights, see :mod:`xfer.adapters`.
-    """
-
-    backbone: Backbone
-    head: Head
-    classes: int
-    seed: int = 0
-    kept: bool = False
-    source_classes: int | None = None
-    rows: tuple[tuple[int, ...], ...] = ()
-    compat: Plain = field(default_factory=dict)
-    adapters: Plain = field(default_factory=dict)
-
-    @property
-    def whole(self) -> bool:
-        """Whether the source's head is needed, so that it must fit as well."""
-        return self.kept or isinstance(self.head, Keep) or bool(self.rows)
-
-    def bare(self) -> Network:
-        """The architecture that the source must fit."""
-        own = isinstance(self.head, Keep)
-        network = self.backbone.build(self.classes if own else self.source_classes)
-        compat.apply(network.module, self.compat)
-        if self.kept:
-            swap(network, self.head, self.classes)
-        return network
-
-    def finish(self, network: Network) -> None:
-        """Swap in the new head, unless the source's own stays; then put adapters in."""
-        if not self.kept:
-            swap(network, self.head, self.classes, self.rows)
-        adapters.put(network.module, self.adapters)
-
-
-def blueprint(parts: Parts) -> tuple[Network, Network]:
-    """The network before and after the head swap, on the meta device: shapes without memory.
-
-    Raises ConfigError for one that takes more than images.
-    """
-    before, after = on_meta(parts.bare), on_meta(parts.bare)
-    _refuse_more_inputs(before.module)
-    with torch.device("meta"):
-        parts.finish(after)
-    return before, after
-
-
-def _refuse_more_inputs(net: nn.Module) -> None:
-    needed = [
-        name
-        for name, entry in signature(net.forward).parameters.items()
-        if entry.default is entry.empty and entry.kind < entry.VAR_POSITIONAL
-    ]
-    if len(needed) > 1:
-        what = f"takes {len(needed)} inputs ({', '.join(needed)}), xfer gives images alone"
-        fix = "wrap it into a network whose forward takes one float32 tensor (n, 3, height, width)"
-        raise ConfigError("backbone", what, fix, 0)
-
-
-def on_meta(build: Callable[[], Network]) -> Network:
-    """The network that ``build`` makes, without values, where its architecture allows that."""
-    with torch.random.fork_rng(devices=[]):
-        try:
-            # There is nothing to fill, and to work that out imports torch's compiler.
-            with torch.device("meta"), Undrawn():
-                return build()
-        except (NotImplementedError, RuntimeError, ConfigError):
-            # Some architectures compute with their fresh tensors; those are built for real, and
-            # what no device can build is told then.
-            return build()
-
-
-def width_at_heads(network: Network) -> int | None:
-    """Numbers an image that enter the heads of a network; ``None`` where they follow from the
-    size of the image, as before a convolution. A pass on the meta device would tell, and would
-    import torch's compiler, which takes as long as the whole plan."""
-    layers = [network.module.get_submodule(path) for path in network.heads]
-    widths = [layer.in_features for layer in layers if isinstance(layer, nn.Linear)]
-    return sum(widths) if widths and len(widths) == len(layers) else None
-
-
-def shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
-    """Shapes by tensor name, parameters and buffers."""
-    return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
-
-
-def check(parts: Parts, before: Network, weights: Weights) -> Match:
-    """Decide what of ``weights`` goes where; see :func:`xfer.source.match.match`. Where nothing
-    fits but another size of the same architecture, the error names that one."""
-    try:
-        return _match(parts, before, weights)
-    except WeightsError as error:
-        if error.number == MISFIT and (name := _relative(parts, weights)):
-            error.fix = f"these are the tensors of another one: type backbone.name={name}"
-        raise
-
-
-def _match(parts: Parts, before: Network, weights: Weights) -> Match:
-    heads = () if parts.whole else before.heads
-    return match(before.module.state_dict(), weights, heads, before.dropped)
-
-
-_RELATIVES = 8
-"""How many are built to be compared; each takes some 0.1 s."""
-
-
-def _relative(parts: Parts, weights: Weights) -> str:
-    """The model of another size in the same family that ``weights`` fit, or nothing."""
-    backbone = parts.backbone
-    if backbone.library not in STATELESS or not is_dataclass(backbone):
-        return ""
-    if getattr(backbone, "args", None):
-        return ""  # they are of this one
-    for name in index.relatives(backbone.library, backbone.name)[:_RELATIVES]:
-        other = replace(parts, backbone=replace(backbone, name=name))
-        try:
-            _match(other, on_meta(other.bare), weights)
-        except XferError:
-            continue  # not this one, or the installed library lacks it
-        return name
-    return ""
-
-
-def assemble(parts: Parts, weights: Weights) -> nn.Module:
-    """The network with its weights loaded and its new head drawn from the seed."""
-    with torch.random.fork_rng(devices=[]):
-        network = _loaded(parts, weights)
-        torch.manual_seed(derive("head", parts.seed))
-        parts.finish(network)
-    return network.module
-
-
-def _loaded(parts: Parts, weights: Weights) -> Network:
-    """The architecture with its weights; what they leave out is drawn from the seed."""
-    if weights.state is not None:
-        network = unset(parts)
-        found = check(parts, network, weights)
-        if _replaces(found, parts, network):
-            fill(network.module, found.state)
-            return network
-        del network, found
-    network = with_drawn(parts)
-    fill(network.module, check(parts, network, weights).state)
-    return network
-
-
-def with_drawn(parts: Parts) -> Network:
-    """The architecture with all of its weights drawn from the seed."""
-    torch.manual_seed(derive("initial", parts.seed))
-    return parts.bare()
-
-
-def unset(parts: Parts) -> Network:
-    """The architecture with parameters that may hold anything, where nothing but the weights
-    follows from what is drawn; what somebody else's backbone makes of it is not known."""
-    if parts.backbone.library not in STATELESS:
-        return with_drawn(parts)
-    torch.manual_seed(derive("initial", parts.seed))
-    with Undrawn():
-        return parts.bare()
-
-
-def _replaces(found: Match, parts: Parts, network: Network) -> bool:
-    """Whether every parameter gets a value, or is of a head that will be swapped."""
-    swapped = () if parts.whole else tuple(f"{path}." for path in network.heads)
-    names = (name for name, _ in network.module.named_parameters(remove_duplicate=False))
-    return all(name in found.state or name.startswith(swapped) for name in names)
-
-
-def fill(net: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
-    """Copy tensors by name; every name must exist with its shape. Others keep their values."""
-    own = net.state_dict()
-    for name, tensor in state.items():
-        if name not in own or own[name].shape != tensor.shape:
-            raise WeightsError(name, "does not fit the network", "check backbone.name and head", 31)
-        own[name].copy_(tensor)
+from xfer.core.checksum import fingerprint
+from xfer.core.errors import ConfigError, WeightsError, XferError
+from xfer.core.types import Card, Plain
+from xfer.models import adapters
+from xfer.models.network import Parts, assemble, empty, fill
+from xfer.weights.content import Weights
+from xfer.weights.formats.checkpoint_format import Snapshot, best_file, read_best
+from xfer.weights.formats.detect import kind_of
 
 
 def restore(
@@ -236,15 +42,6 @@ def restore(
             )
     fill(net, snapshot.state)
     return adapters.merge(net)
-
-
-def empty(parts: Parts) -> nn.Module:
-    """The network before it has any weights."""
-    with torch.random.fork_rng(devices=[]):
-        network = unset(parts)
-        torch.manual_seed(derive("head", parts.seed))
-        parts.finish(network)
-    return network.module
 
 
 def open_checkpoint(path: Path, make: Callable[[str, Plain], Any]) -> tuple[nn.Module, Card]:

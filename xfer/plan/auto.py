@@ -11,14 +11,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
-from xfer.decoded import decoded_limit
-from xfer.errors import ConfigError, raise_all
+from xfer.core.errors import ConfigError, raise_all
+from xfer.core.protocols import Undecided
+from xfer.core.types import Plain
+from xfer.data.decode_cache import decoded_limit
 from xfer.freeze import Layout, Phase
-from xfer.head import Dropout, Linear, Pooled
-from xfer.types import Plain, Undecided
+from xfer.models.head import Dropout, Linear, Pooled
 
 if TYPE_CHECKING:
-    from xfer.specs import Specs
+    from xfer.config.specs import Specs
 
 _ANY_EPOCHS = 1_000_000
 _SEEN = {"head": 20_000, "backbone": 2_000, "solved": 1_200}
@@ -271,7 +272,7 @@ def _precision(specs: Specs, once: bool) -> list[Choice]:
     """bfloat16 where the hardware computes with it and it pays."""
     if specs.trainer.precision != "auto":
         return []
-    from xfer.bf16 import verdict
+    from xfer.core.bf16 import verdict
 
     use, why = verdict(specs.trainer.accelerator, once)
     return [Choice("trainer.precision", "bf16-mixed" if use else "32-true", why)]

@@ -5,15 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from xfer.errors import ConfigError, DataError, WeightsError, closest
-from xfer.head import Keep, Remap
-from xfer.head.names import Naming, adopt, rows
+from xfer.core.errors import ConfigError, DataError, WeightsError, closest
+from xfer.models.head import Keep, Remap
+from xfer.models.head.class_match import Naming, adopt, rows
 
 if TYPE_CHECKING:
-    from xfer.network import Parts
-    from xfer.specs import Specs
-    from xfer.types import Dataset
-    from xfer.weights import Weights
+    from xfer.config.specs import Specs
+    from xfer.core.types import Dataset
+    from xfer.models.network import Parts
+    from xfer.weights.content import Weights
 
 
 def joined(
@@ -24,7 +24,7 @@ def joined(
     ``head=keep`` takes the source's classes, every other head the data's. Raises DataError for a
     folder that a kept head does not know, ConfigError when the classes are not to be had.
     """
-    from xfer.network import Parts
+    from xfer.models.network import Parts
 
     own, head = weights.classes, specs.head
     known = len(own) if own else None

@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import AfterValidator
 from typing_extensions import TypedDict
 
-from xfer.checked import checked
-from xfer.errors import ResumeError, XferError
-from xfer.resume import BEST, START_ANEW
-from xfer.snapshot import Snapshot, identity, read_snapshot
-from xfer.storage import load_tensors
-from xfer.types import Plain
+from xfer.core.checked import checked
+from xfer.core.errors import ResumeError, XferError
+from xfer.core.run_folder import BEST
+from xfer.core.torch_file import load_tensors
+from xfer.core.types import Plain
+from xfer.plan.resume import START_ANEW
+from xfer.weights.formats.checkpoint_format import Snapshot, identity, read_snapshot
 
 if TYPE_CHECKING:
-    from xfer.plan import Plan
+    from xfer.plan.plan import Plan
 
 
 class Best(TypedDict):

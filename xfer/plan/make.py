@@ -2,79 +2,29 @@
 
 from __future__ import annotations
 
-import math
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from xfer import adapters, auto
-from xfer.classes import class_mismatch, joined
-from xfer.data.sizes import resizable
-from xfer.devices import check_devices
-from xfer.errors import Attempts, ConfigError, closest, raise_all
-from xfer.freeze import Layout, Phase, layout, lone_norm
-from xfer.head import Keep, Remap
-from xfer.head.names import Naming, adopt
-from xfer.types import Card, Dataset, InputSpec, Network, Plain
-from xfer.weights import Weights
+from xfer.core.errors import Attempts, ConfigError, closest, raise_all
+from xfer.core.types import Card, Dataset, InputSpec, Network, Plain
+from xfer.data.image_size import resizable
+from xfer.freeze import Phase, layout, lone_norm
+from xfer.models import adapters
+from xfer.models.head import Keep, Remap
+from xfer.models.head.class_match import Naming, adopt
+from xfer.plan import auto
+from xfer.plan.classes import class_mismatch, joined
+from xfer.plan.plan import Plan
+from xfer.plan.preflight import check_devices
+from xfer.weights.content import Weights
 
 if TYPE_CHECKING:
-    from xfer.network import Parts
-    from xfer.snapshot import Snapshot
-    from xfer.source.match import Match
-    from xfer.specs import Specs
-    from xfer.weights import Momenta
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Everything that is known before the work. ``facts`` is what ``plan.json`` holds, ``load``
-    what ``load_report.json`` holds; ``momenta`` the source's optimizer state, to go on from."""
-
-    specs: Specs
-    dataset: Dataset | None
-    card: Card
-    parts: Parts
-    weights: Weights
-    phases: tuple[Phase, ...]
-    shapes: dict[str, tuple[int, ...]]
-    facts: Plain = field(default_factory=dict)
-    load: Plain = field(default_factory=dict)
-    momenta: Momenta | None = None
-    layout: Layout = field(default_factory=lambda: Layout((), (), (), ()))
-
-    @property
-    def training(self) -> bool:
-        """Whether this run trains something."""
-        return self.specs.trains
-
-    @property
-    def train_counts(self) -> list[int]:
-        """Training images a class, in class order."""
-        counts = Counter(self._split("train").labels.tolist())
-        return [counts[i] for i in range(len(self.card.classes))]
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Optimizer steps an epoch."""
-        from xfer.loader import batches
-
-        data = self.specs.data
-        assert data is not None
-        trainer = self.specs.trainer
-        count = batches(len(self._split("train")), data.batch_size, trainer.devices)
-        return math.ceil(count / trainer.accumulate)
-
-    @property
-    def total_steps(self) -> int:
-        """Optimizer steps of the whole run."""
-        return self.steps_per_epoch * self.specs.trainer.epochs
-
-    def _split(self, name: str) -> Any:
-        assert self.dataset is not None
-        return self.dataset.splits[name]
+    from xfer.config.specs import Specs
+    from xfer.models.network import Parts
+    from xfer.weights.formats.checkpoint_format import Snapshot
+    from xfer.weights.match_table import Match
 
 
 def make_plan(specs: Specs, not_exact: str = "") -> Plan:
@@ -152,9 +102,9 @@ def _check_model_source(specs: Specs) -> None:
 
 
 def _from_specs(specs: Specs, dataset: Dataset | None, weights: Weights, not_exact: str) -> Plan:
-    from xfer.facts import optimizer_facts
-    from xfer.network import blueprint, check
-    from xfer.source.account import account
+    from xfer.models.network import blueprint, check
+    from xfer.plan.facts import optimizer_facts
+    from xfer.weights.load_report import account
 
     given = dataset
     dataset, classes, parts = joined(specs, given, weights)
@@ -196,8 +146,8 @@ def _from_specs(specs: Specs, dataset: Dataset | None, weights: Weights, not_exa
 
 
 def _with_momenta(plan: Plan, found: Match, heads: tuple[str, ...]) -> Plan:
-    from xfer.source.account import mark_continued
-    from xfer.source.continued import continued
+    from xfer.weights.load_report import mark_continued
+    from xfer.weights.optimizer_state.remap import continued
 
     momenta, dropped = continued(plan.weights, found, heads)
     mark_continued(plan.load, momenta)
@@ -276,7 +226,7 @@ def _hashes(dataset: Dataset | None) -> dict[str, str]:
 def _expected_features(plan: Plan, network: Network) -> Plain:
     """What features at the heads would take, where they are asked for and only heads train at
     first; what is behind an inner cut is known when the fit has proved one."""
-    from xfer.network import width_at_heads
+    from xfer.models.network import width_at_heads
 
     options, data = plan.specs.features, plan.dataset
     if options.use == "never" or data is None:
@@ -294,15 +244,15 @@ def _expected_features(plan: Plan, network: Network) -> Plain:
 
 
 def _snapshot(specs: Specs) -> Snapshot:
-    from xfer.network import read_checkpoint
+    from xfer.models.restore import read_checkpoint
 
     return read_checkpoint(Path(specs.checkpoint.path or "").expanduser())[1]
 
 
 def _from_checkpoint(specs: Specs, dataset: Dataset | None, snapshot: Snapshot) -> Plan:
     """The checkpoint's facts win over the experiment's; a typed contradiction is an error."""
-    from xfer.network import of_a_card, pieces
-    from xfer.snapshot import best_file
+    from xfer.models.restore import of_a_card, pieces
+    from xfer.weights.formats.checkpoint_format import best_file
 
     path = Path(specs.checkpoint.path or "").expanduser()
     card = snapshot.card.merged()
@@ -336,7 +286,7 @@ def _short(facts: Plain) -> str:
 
 
 def _check_training(plan: Plan) -> None:
-    from xfer.logged import names
+    from xfer.evaluation.metric_names import names
 
     plan.specs.loss.weights(plan.train_counts)
     known, monitor = names(len(plan.card.classes)), plan.specs.checkpoint.monitor
@@ -359,7 +309,7 @@ def _check_training(plan: Plan) -> None:
 def _check_batch(plan: Plan) -> None:
     """Raise ConfigError for batches of one image where a BatchNorm would have one value to train
     on; larger maps have more, and an odd image at the end of an epoch is never alone."""
-    from xfer.network import empty
+    from xfer.models.network import empty
 
     specs = plan.specs
     if specs.data is None or specs.data.batch_size > 1 or not plan.layout.batch_norms:
@@ -371,7 +321,7 @@ def _check_batch(plan: Plan) -> None:
 
 
 def _finish(plan: Plan) -> Plan:
-    from xfer.facts import plan_facts
+    from xfer.plan.facts import plan_facts
 
     plan.facts.update(plan_facts(plan))
     return plan

@@ -1,15 +1,22 @@
-"""Whether a run can train on the devices that it asks for: found before anything is paid for."""
+"""Whether a run can train on its devices and its files will fit, before anything is paid for."""
 
 from __future__ import annotations
 
+import math
+import os
+import shutil
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from xfer.errors import ConfigError
-from xfer.ranks import check_tasks
+from xfer.core.errors import ConfigError, OutputError
+from xfer.core.files import output_errors
+from xfer.core.slurm_env import check_tasks
+from xfer.freeze import ever
 
 if TYPE_CHECKING:
-    from xfer.specs import Specs
+    from xfer.config.specs import Specs
+    from xfer.plan.plan import Plan
 
 
 def check_devices(specs: Specs, sizes: Mapping[str, int]) -> None:
@@ -50,3 +57,44 @@ def check_gpus(accelerator: str, devices: int) -> None:
             f"use {there} at most, or trainer.accelerator=cpu",
             69,
         )
+
+
+_BESIDE = 2_000_000
+"""Bytes for tables, figures and the report."""
+
+
+def check_folder(folder: Path) -> None:
+    """Raise OutputError where ``folder`` cannot be made or written."""
+    with output_errors(folder):
+        there = folder.absolute()
+        while not there.exists():
+            there = there.parent
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        why = "no permission" if there.is_dir() else "a file, not a folder"
+        fix = "choose run.dir=DIR where you may write"
+        raise OutputError(there, f"cannot be written ({why})", fix, 15)
+
+
+def check_space(plan: Plan, folder: Path) -> None:
+    """Raise OutputError where the disk of ``folder`` has no room for the run's checkpoints."""
+    needed = needed_bytes(plan) if "fit" in plan.specs.stages else 0
+    with output_errors(folder):
+        free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise OutputError(
+            folder,
+            f"{free:,} bytes are free, the run needs about {needed:,}",
+            "free space or choose run.dir=DIR on another disk",
+            14,
+        )
+
+
+def needed_bytes(plan: Plan) -> int:
+    """The last checkpoint, the one before it and the next, with two moments each; the whole best
+    one twice, while it is written; as many copies as are kept."""
+    policy, trainer = plan.specs.checkpoint, plan.specs.trainer
+    sizes = {name: 4 * math.prod(shape) for name, shape in plan.shapes.items()}
+    moving = sum(sizes[name] for name, rates in ever(plan.phases).items() if any(rates))
+    last = moving * (4 if trainer.averages else 3)
+    copies = policy.keep if policy.every_n_epochs or policy.every_n_steps else 0
+    return (3 + copies) * last + 2 * sum(sizes.values()) + _BESIDE

@@ -1,12 +1,10 @@
-"""Which run to go on with. Without ``checkpoint.resume`` every run is a new one."""
+"""Which run to resume. Without ``checkpoint.resume`` every run is a new one."""
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
@@ -14,18 +12,14 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator
 from typing_extensions import TypedDict
 
-from xfer.checked import checked
-from xfer.errors import OutputError, ResumeError, SafetyError, printable
-from xfer.files import handle_of, open_to_read, read_json
-from xfer.locks import Lock
-from xfer.log import log
-from xfer.seal import sealed
-from xfer.types import Plain
+from xfer.core.checked import checked
+from xfer.core.checksum import sealed
+from xfer.core.errors import ResumeError, printable
+from xfer.core.files import open_to_read, read_json
+from xfer.core.log import log
+from xfer.core.run_folder import BEST, LAST, PREVIOUS, is_live
+from xfer.core.types import Plain
 
-BEST, LAST, PREVIOUS = "best.ckpt", "last.ckpt", "previous.ckpt"
-JOB, OUTPUT, QUEUED = "job.json", "output.log", "queued.json"
-BESIDE = (JOB, OUTPUT, QUEUED)
-"""What a sweep writes into the run folder of a job, before and beside the run."""
 _FREE = (
     *("run", "stages", "checkpoint.resume", "predict", "sweep"),
     *("data.workers", "data.decoded_gb", "features.dir", "features.max_gb"),
@@ -201,7 +195,6 @@ def _is_whole(path: Path) -> bool:
     return path.is_file() and sealed(path) is True
 
 
-_REMOVE = "remove it, or give another folder"
 START_ANEW = "start a new run: the same command without checkpoint.resume"
 _OTHER = START_ANEW + ", and with another run.dir"
 
@@ -249,55 +242,3 @@ def _facts(path: Path, kind: type) -> Plain:
         what = f"is not what a run writes ({said})"
         raise ResumeError(path, what, f"put it back, or {_OTHER}", 20) from error
     return facts
-
-
-def lock(folder: Path) -> Lock:
-    """Hold the run folder until the returned lock is closed or the process ends.
-
-    Raises OutputError when another process holds it.
-    """
-    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
-    handle = handle_of(folder / ".lock", flags, follow=False)
-    try:
-        held = Lock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise OutputError(
-            folder, "another process works in this folder", "choose another run.dir", 3
-        ) from error
-    os.write(handle, f"{os.getpid()}\n".encode())
-    return held
-
-
-def is_live(folder: Path) -> bool:
-    """Whether a process holds the run folder."""
-    try:
-        with os.fdopen(handle_of(folder / ".lock", follow=False)) as stream:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except BlockingIOError:
-        return True
-    except OSError as error:
-        what = f"cannot be read ({error.strerror})"
-        raise SafetyError(folder / ".lock", what, "remove it", 31) from error
-    return False
-
-
-def refuse_odd(folder: Path) -> None:
-    """Raise SafetyError for what no run puts into its folder: a link that leads out of it, a pipe,
-    a device. What is written there would be written elsewhere, or wait for ever."""
-    inside = folder.resolve()
-    for place, folders, files in os.walk(folder):
-        for name in (*folders, *files):
-            path = Path(place, name)
-            if path.is_symlink():
-                if not path.resolve().is_relative_to(inside):
-                    raise SafetyError(path, "is a link that leads out of the folder", _REMOVE, 31)
-            elif not (path.is_dir() or path.is_file()):
-                raise SafetyError(path, "is a pipe, a socket or a device", _REMOVE, 32)
-
-
-def entries(folder: Path) -> Iterator[Path]:
-    """The files of a run folder that a finished run vouches for."""
-    passing = {"status.json", "run.log", ".lock", *BESIDE}
-    return (p for p in sorted(folder.rglob("*")) if p.is_file() and p.name not in passing)

@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from xfer.report import facts, tables
-from xfer.report.wording import number
-from xfer.types import Plain
+from xfer.core.types import Plain
+from xfer.report import sections as facts
+from xfer.report import tables
+from xfer.report.format import number
 
 CAPTIONS = {
     "curves": "Loss, the metric that chose the best epoch, and the learning rate, with a dashed "

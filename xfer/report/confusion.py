@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from xfer.logged import FEW
-from xfer.metrics import confusion
-from xfer.report.canvas import FAINT, GREY, INK, VAL
-from xfer.report.lettering import fit, width
+from xfer.evaluation.metric_names import FEW
+from xfer.evaluation.metrics import confusion
+from xfer.report.plot import FAINT, GREY, INK, VAL, fit, width
 
 if TYPE_CHECKING:
     import numpy.typing as npt

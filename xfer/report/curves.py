@@ -1,4 +1,4 @@
-"""Loss, the chosen metric with its best epoch, and the learning rate, epoch by epoch."""
+"""Figures of a fit by epoch, of the rate test, and of the benchmark."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from xfer.report.canvas import GREY, RATE, TRAIN, VAL
-from xfer.report.lettering import drawable
+from xfer.report.plot import GREY, RATE, TRAIN, VAL, drawable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from xfer.types import Plain
+    from xfer.core.types import Plain
 
 Points = list[tuple[float, float]]
 _MARKED = 40
@@ -122,3 +121,55 @@ def _mark_best(axes: Axes, line: Points, best_epoch: int | None) -> None:
     axes.plot([best_epoch], [value], "o", ms=8, mfc="white", mec=VAL, mew=2.2, zorder=5)
     # In the title's line, where no curve can run through it.
     axes.set_title(f"best {value:.3f} at epoch {best_epoch}", loc="right", color=VAL)
+
+
+def climb(found: Plain) -> Figure:
+    """One panel: the smoothed loss of the climb, and the suggested, lowest and steepest marked."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter
+
+    figure = Figure(figsize=(6.4, 3.4), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(found["rates"], found["losses"], color=TRAIN)
+    axes.axvline(found["suggested"], color=RATE, label=f"suggested: {found['suggested']:.2g}")
+    for name, mark in (("lowest", "v"), ("steepest", "o")):
+        rate = found[name]
+        loss = found["losses"][found["rates"].index(rate)]
+        axes.plot([rate], [loss], mark, color=GREY, label=f"{name}: {rate:.2g}")
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda rate, _: f"{rate:g}"))
+    axes.set_xlabel("optim.lr")
+    axes.set_ylabel("training loss, smoothed")
+    axes.legend(frameon=False)
+    return figure
+
+
+# Key of a row, its unit as drawn, units a number of the row, format.
+_SHOWN = (
+    ("bytes", "size, MB", 1e-6, ".1f"),
+    ("start_s", "start, s", 1, ".2f"),
+    ("ms", "one image, ms", 1, ".2f"),
+    ("images_per_s", "in batches, images a second", 1, ".3g"),
+    ("top1", "top-1 accuracy", 1, ".3f"),
+)
+
+
+def bars(rows: Sequence[Plain]) -> Figure:
+    """A panel a measure, a bar a contestant; eager torch is first and in another colour. What was
+    not measured has no bar."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(14, 0.9 + 0.4 * len(rows)), layout="constrained")
+    names = [row["name"] for row in rows]
+    colours = [TRAIN, *[VAL] * (len(rows) - 1)]
+    panels = figure.subplots(1, len(_SHOWN), sharey=True)
+    for axes, (key, label, unit, form) in zip(panels, _SHOWN, strict=True):
+        values = [None if row[key] is None else row[key] * unit for row in rows]
+        drawn = axes.barh(names, [value or 0 for value in values], color=colours)
+        axes.bar_label(drawn, ["" if v is None else format(v, form) for v in values], padding=3)
+        axes.margins(x=0.3)
+        part = key == "top1" and rows[0].get("top1_images", 0) < rows[0].get("images", 0)
+        n = f", {rows[0]['top1_images']} of {rows[0]['images']} images" if part else ""
+        axes.set_xlabel(label + n)
+    panels[0].invert_yaxis()
+    return figure

@@ -2,7 +2,7 @@
 
 A figure that has nothing to show is not drawn: the function returns ``None`` and removes a file
 that an earlier report left at ``path``. Matplotlib's settings are the process's: draw from one
-thread at a time. Names are drawn as :mod:`xfer.report.lettering` says.
+thread at a time. Names are drawn as :mod:`xfer.report.plot` says.
 """
 
 from __future__ import annotations
@@ -11,18 +11,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from xfer.report import canvas, confusion, epochs, grids, rates, speeds
+from xfer.report import confusion, grids, plot
+from xfer.report import curves as drawn
 
 if TYPE_CHECKING:
+    from xfer.core.types import Plain
     from xfer.report.confusion import Counts
     from xfer.report.grids import Picture
-    from xfer.types import Plain
 
 
 def batch_grid(pictures: Sequence[Picture], titles: Sequence[str], path: Path) -> Path:
     """Draw up to 24 ``pictures`` (uint8 (h, w, 3), true colours) under their class names."""
-    with canvas.style():
-        return canvas.save(grids.batch(pictures, titles), path)
+    with plot.style():
+        return plot.save(grids.batch(pictures, titles), path)
 
 
 def prediction_grid(
@@ -33,8 +34,8 @@ def prediction_grid(
     confidence: Sequence[float] | None = None,
 ) -> Path:
     """Draw up to 24 ``pictures`` under the predicted class: blue when right, red when wrong."""
-    with canvas.style():
-        return canvas.save(grids.predictions(pictures, predicted, right, confidence), path)
+    with plot.style():
+        return plot.save(grids.predictions(pictures, predicted, right, confidence), path)
 
 
 def most_wrong(
@@ -44,8 +45,8 @@ def most_wrong(
 
     ``None`` when ``pictures`` is empty.
     """
-    with canvas.style():
-        return canvas.save_any(grids.mistakes(pictures, titles) if pictures else None, path)
+    with plot.style():
+        return plot.save_any(grids.mistakes(pictures, titles) if pictures else None, path)
 
 
 def confusion_matrix(counts: Counts, classes: Sequence[str], path: Path) -> Path:
@@ -53,8 +54,8 @@ def confusion_matrix(counts: Counts, classes: Sequence[str], path: Path) -> Path
 
     The colour is the share of the row; above 40 classes there are no numbers and few labels.
     """
-    with canvas.style():
-        return canvas.save(confusion.matrix(counts, classes), path)
+    with plot.style():
+        return plot.save(confusion.matrix(counts, classes), path)
 
 
 def confused_pairs(
@@ -64,8 +65,8 @@ def confused_pairs(
 
     ``of`` is how many classes there are, where the last of ``classes`` stands for many.
     """
-    with canvas.style():
-        return canvas.save_any(confusion.bars(counts, classes, of or len(classes)), path)
+    with plot.style():
+        return plot.save_any(confusion.bars(counts, classes, of or len(classes)), path)
 
 
 def curves(
@@ -75,23 +76,23 @@ def curves(
 
     A value that is missing, ``None`` or not finite is left out; ``None`` when none remains.
     """
-    with canvas.style():
-        return canvas.save_any(epochs.panels(history, best_epoch, metric), path)
+    with plot.style():
+        return plot.save_any(drawn.panels(history, best_epoch, metric), path)
 
 
 def strengths(history: Sequence[Plain], best: int, path: Path) -> Path:
     """Draw the rows of ``metrics.csv`` of a solved head, a strength of the penalty each."""
-    with canvas.style():
-        return canvas.save(epochs.path(history, best), path)
+    with plot.style():
+        return plot.save(drawn.path(history, best), path)
 
 
 def climb(found: Plain, path: Path) -> Path:
     """Draw the smoothed loss over the learning rate, and the rate that is suggested."""
-    with canvas.style():
-        return canvas.save(rates.climb(found), path)
+    with plot.style():
+        return plot.save(drawn.climb(found), path)
 
 
 def speeds_of(rows: Sequence[Plain], path: Path) -> Path:
     """Draw the rows of ``benchmark.json``: time of one image, images a second."""
-    with canvas.style():
-        return canvas.save(speeds.bars(rows), path)
+    with plot.style():
+        return plot.save(drawn.bars(rows), path)

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from xfer.report.canvas import GREY, INK, RIGHT, WRONG
-from xfer.report.lettering import drawable, fit, width
+from xfer.report.plot import GREY, INK, RIGHT, WRONG, drawable, fit, width
 
 if TYPE_CHECKING:
     import numpy as np

@@ -11,16 +11,16 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from xfer.errors import printable
-from xfer.report.canvas import DPI
+from xfer.core.errors import printable
+from xfer.core.files import write_text
 from xfer.report.card import CAPTIONS, sections, verdict
-from xfer.storage import write_text
+from xfer.report.plot import DPI
 
 if TYPE_CHECKING:
     from jinja2 import Environment
     from markupsafe import Markup
 
-    from xfer.types import Plain
+    from xfer.core.types import Plain
 
 _MARKS = re.compile(
     r"[\\`*<\[\]|~$&]"  # emphasis, code, HTML, links, cells, math, entities

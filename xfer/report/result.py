@@ -9,15 +9,15 @@ from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
-from xfer.facts import count_parameters
-from xfer.features import UNCACHED
-from xfer.halving import told
-from xfer.help import DISTRIBUTION
-from xfer.storage import file_sha256
-from xfer.types import Plain
+from xfer.config.help import DISTRIBUTION
+from xfer.core.files import file_sha256
+from xfer.core.types import Plain
+from xfer.plan.facts import count_parameters
+from xfer.training.features import UNCACHED
+from xfer.training.oom import told
 
 if TYPE_CHECKING:
-    from xfer.workflow import Work
+    from xfer.report.inputs import Work
 
 _PACKAGES = (
     DISTRIBUTION,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from statistics import median
 
-from xfer.report.wording import ABSENT, listed, number, seconds, share, words
-from xfer.types import Plain
+from xfer.core.types import Plain
+from xfer.report.format import ABSENT, listed, number, seconds, share, words
 
 Facts = tuple[tuple[str, str], ...]
 

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from xfer.report.wording import ABSENT, number, short, size
-from xfer.types import Plain
+from xfer.core.types import Plain
+from xfer.report.format import ABSENT, number, short, size
 
 _OPEN = 12
 _FILES = 50

@@ -6,20 +6,20 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from xfer.preprocess import fit_to_size, prepare, restore
+from xfer.core.files import write_json
+from xfer.core.types import Plain, Predictions, Samples
+from xfer.data.preprocess import fit_to_size, prepare, restore
 from xfer.report import figures
 from xfer.report.confusion import condensed
-from xfer.report.outcome import outcome
 from xfer.report.page import render
-from xfer.storage import write_json
-from xfer.types import Plain, Predictions, Samples
+from xfer.report.result import outcome
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     import numpy.typing as npt
 
-    from xfer.workflow import Work
+    from xfer.report.inputs import Work
 
 _GRID = 24
 
@@ -57,7 +57,8 @@ def _draw_fit(work: Work, folder: Path) -> None:
 
 def _first_batch(work: Work) -> tuple[list[npt.NDArray[np.uint8]], list[str]]:
     """The first training batch as the network saw it, in true colours."""
-    from xfer.loader import Order, Pictures
+    from xfer.data.loader import Pictures
+    from xfer.data.sampler import Order
 
     plan, specs = work.plan, work.plan.specs
     assert plan.dataset is not None and specs.data is not None
@@ -76,7 +77,7 @@ def _first_batch(work: Work) -> tuple[list[npt.NDArray[np.uint8]], list[str]]:
 
 
 def _draw_answers(work: Work, split: str, folder: Path) -> None:
-    from xfer.evaluate import most_wrong
+    from xfer.evaluation.evaluate import most_wrong
 
     assert work.plan.dataset is not None
     samples, found = work.plan.dataset.splits[split], work.predictions[split]
@@ -114,7 +115,7 @@ def _pictures(work: Work, samples: Samples, at: list[int]) -> list[npt.NDArray[n
 
 
 def _details(work: Work) -> Plain:
-    from xfer.evaluate import most_wrong
+    from xfer.evaluation.evaluate import most_wrong
 
     split = _shown(work)
     details: Plain = {

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt
 
-from xfer.errors import SweepError
+from xfer.core.errors import SweepError
 
 Direction = Literal["maximize", "minimize"]
 Sampler = Literal["grid", "random", "tpe", "cmaes", "gp", "nsga2"]

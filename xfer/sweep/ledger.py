@@ -13,29 +13,18 @@ from typing import Annotated, Literal, NotRequired
 from pydantic import Field
 from typing_extensions import TypedDict
 
-from xfer.below_hydra import check_key
-from xfer.checked import checked
-from xfer.errors import ResumeError, SafetyError, XferError
-from xfer.files import open_to_append, read_bytes, read_json
-from xfer.locks import Lock
-from xfer.log import log
-from xfer.resume import (
-    BESIDE,
-    JOB,
-    OUTPUT,
-    Ended,
-    Planned,
-    check_files,
-    check_stages,
-    is_live,
-    lacks,
-    lock,
-)
-from xfer.signals import STOPPING
-from xfer.storage import output_errors, write_json
+from xfer.config.allowed_below_hydra import check_key
+from xfer.core.checked import checked
+from xfer.core.errors import ResumeError, SafetyError, XferError
+from xfer.core.files import open_to_append, output_errors, read_bytes, read_json, write_json
+from xfer.core.locks import Lock
+from xfer.core.log import log
+from xfer.core.run_folder import BESIDE, JOB, OUTPUT, is_live, lock
+from xfer.core.signals import STOPPING
+from xfer.core.types import Plain
+from xfer.plan.resume import Ended, Planned, check_files, check_stages, lacks
 from xfer.sweep.objective import Objective
 from xfer.sweep.space import Job
-from xfer.types import Plain
 
 State = Literal["missing", "running", "interrupted", "failed", "finished"]
 _SWEEP = "sweep.json"

@@ -8,12 +8,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from xfer.errors import SweepError, closest
-from xfer.files import read_json, read_text
-from xfer.logged import EAGER, RUN, names, speeds
-from xfer.statistics import wilson
+from xfer.core.errors import SweepError, closest
+from xfer.core.files import read_json, read_text
+from xfer.core.types import Plain
+from xfer.evaluation.metric_names import EAGER, RUN, names, speeds
+from xfer.evaluation.statistics import wilson
 from xfer.sweep import Direction
-from xfer.types import Plain
 
 _PARAMS = ("params.total", "params.trainable", "params.frozen")
 _TIMES = ("timing.fit_s", "timing.total_s", "timing.step_ms_median")

@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Any, NotRequired
 
 from typing_extensions import TypedDict
 
-from xfer.checked import checked
-from xfer.errors import ResumeError, XferError
-from xfer.files import read_json
-from xfer.log import log
-from xfer.resume import JOB, START_ANEW
-from xfer.storage import write_json
+from xfer.core.checked import checked
+from xfer.core.errors import ResumeError, XferError
+from xfer.core.files import read_json, write_json
+from xfer.core.log import log
+from xfer.core.run_folder import JOB
+from xfer.core.types import Plain
+from xfer.plan.resume import START_ANEW
 from xfer.sweep.study import PRUNED, first_line, open_trial
-from xfer.types import Plain
 
 if TYPE_CHECKING:
-    from xfer.history import History
+    from xfer.training.callbacks.progress import History
 
 
 class _Note(TypedDict):

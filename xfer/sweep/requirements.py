@@ -7,17 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from xfer.errors import Attempts, SweepError, raise_all
-from xfer.logged import names
-from xfer.resume import fingerprint
+from xfer.core.errors import Attempts, SweepError, raise_all
+from xfer.core.types import Plain
+from xfer.evaluation.metric_names import names
+from xfer.plan.resume import fingerprint
 from xfer.sweep.ledger import mark
 from xfer.sweep.objective import Objective, objectives
 from xfer.sweep.space import Interval, Parameter, is_finite, probes, unmatched
 from xfer.sweep.study import Study
-from xfer.types import Plain
 
 if TYPE_CHECKING:
-    from xfer.specs import Specs
+    from xfer.config.specs import Specs
 
 Compose = Callable[[Sequence[str]], "Specs"]
 Configure = Callable[[Sequence[str]], Plain]
@@ -97,7 +97,7 @@ def wanted(first: Specs) -> tuple[Objective, ...]:
     logged."""
     found = _objectives(first, first.stages or _SUPPOSED[0])
     if any(objective.metric == "val_top5" for objective in found):
-        from xfer.plan import make_plan
+        from xfer.plan.make import make_plan
 
         # The one metric that depends on the data, which is looked at for its sake.
         classes = len(make_plan(first).card.classes)

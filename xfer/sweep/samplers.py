@@ -8,8 +8,8 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-from xfer.errors import SweepError
-from xfer.help import DISTRIBUTION
+from xfer.config.help import DISTRIBUTION
+from xfer.core.errors import SweepError
 from xfer.sweep import Sweep
 from xfer.sweep.space import Choice, Parameter
 

@@ -7,16 +7,25 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
-from xfer.asked import Asked, Compose, Configure, check, flow_text, marks, remarks, wanted
-from xfer.log import close_log, log, open_log, say
+from xfer.core.log import close_log, log, open_log, say
 from xfer.sweep import Sweep
 from xfer.sweep.ledger import Head, Ledger, find, hold
 from xfer.sweep.objective import Objective, values
+from xfer.sweep.requirements import (
+    Asked,
+    Compose,
+    Configure,
+    check,
+    flow_text,
+    marks,
+    remarks,
+    wanted,
+)
 from xfer.sweep.space import Job, grid
 from xfer.sweep.study import JOURNAL, PRUNED, Study
 
 if TYPE_CHECKING:
-    from xfer.specs import Specs
+    from xfer.config.specs import Specs
 
 _PAUSE = 0.2
 """Seconds between two looks at a folder that another process works in."""
@@ -55,7 +64,7 @@ def conduct(asked: Asked, compose: Compose, runner: Callable[[Specs], Runner]) -
     baseline = asked.read(options.baseline)
     told = remarks(asked.space, baseline, study)
     if not first.stages:
-        from xfer.outlook import outlook
+        from xfer.sweep.sweep_plan import outlook
 
         outlook(asked.space, jobs, options, compose, Ledger(folder).finished())
         for remark in told:
@@ -214,7 +223,7 @@ class Conductor:
     def close(self, configure: Configure | None = None) -> int:
         """Tell how it went and write the leaderboard, which has ``configure`` say what overrides
         make; the exit code of the sweep."""
-        from xfer.leaderboard import write
+        from xfer.sweep.leaderboard import write
 
         states = [self.ledger.state(number) for number in self._known]
         done = states.count("finished")

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from xfer.errors import ConfigError, XferError, closest, raise_all
+from xfer.core.errors import ConfigError, XferError, closest, raise_all
 
 _WHERE = "hydra.launcher"
 

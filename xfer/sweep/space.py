@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from xfer.errors import SweepError
-from xfer.types import Plain
+from xfer.core.errors import SweepError
+from xfer.core.types import Plain
 
 
 @dataclass(frozen=True)

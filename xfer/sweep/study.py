@@ -14,16 +14,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from xfer.errors import SweepError, XferError
-from xfer.files import handle_of
-from xfer.locks import Lock, waits
-from xfer.log import log
+from xfer.core.errors import SweepError, XferError
+from xfer.core.files import handle_of
+from xfer.core.locks import Lock, waits
+from xfer.core.log import log
+from xfer.core.types import Plain
 from xfer.sweep import Sweep
 from xfer.sweep.objective import Objective
 from xfer.sweep.samplers import check, distributions, sampler, unordered
 from xfer.sweep.samplers import optuna as _optuna
 from xfer.sweep.space import Job, Parameter, chosen, drawn
-from xfer.types import Plain
 
 if TYPE_CHECKING:
     import optuna

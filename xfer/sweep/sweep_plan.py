@@ -7,15 +7,16 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from xfer.features import Auto
+from xfer.core.log import log, open_log
 from xfer.freeze import ever
-from xfer.log import log, open_log
-from xfer.plan import Plan, make_plan
+from xfer.plan.make import make_plan
+from xfer.plan.plan import Plan
 from xfer.sweep import Sweep
 from xfer.sweep.space import Interval, Job, Parameter, probes
+from xfer.training.features import Auto
 
 if TYPE_CHECKING:
-    from xfer.specs import Specs
+    from xfer.config.specs import Specs
 
 # What no fact of a plan depends on but the rates.
 _FREE = ("optim", "schedule", "loss", "logger", "export", "sweep", "run", "checkpoint", "seed")
@@ -134,7 +135,7 @@ def _operations(plan: Plan) -> int | None:
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    from xfer.network import blueprint
+    from xfer.models.network import blueprint
 
     network = blueprint(plan.parts)[1].module.eval()
     try:

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt
 
-from xfer.errors import ConfigError
+from xfer.core.errors import ConfigError
 
 
 @dataclass(frozen=True)

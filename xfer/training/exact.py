@@ -11,27 +11,29 @@ import numpy as np
 import torch
 from torch import nn
 
-from xfer import freeze, metrics
-from xfer.errors import DataError
-from xfer.evaluate import device_name
-from xfer.feed import Kept, told
-from xfer.log import log
-from xfer.network import assemble
-from xfer.optim import Exact
-from xfer.predict import write_predictions
-from xfer.randomness import derive
-from xfer.snapshot import Snapshot, identity, write_snapshot
-from xfer.storage import write_json, write_rows
+from xfer import freeze
+from xfer.core.device import device_name
+from xfer.core.errors import DataError
+from xfer.core.files import write_json, write_rows
+from xfer.core.log import log
+from xfer.core.seeds import derive
+from xfer.core.types import Plain, Predictions
+from xfer.evaluation import metrics
+from xfer.evaluation.predict import write_predictions
+from xfer.models.network import assemble
 from xfer.training import logistic
+from xfer.training.features.feature_loader import Kept
+from xfer.training.features.feed import told
 from xfer.training.fitted import Fitted
 from xfer.training.frozen import Frozen, NotExact, at_rest, features_of, inputs, logits
 from xfer.training.head_input import first_layer
-from xfer.types import Plain, Predictions
+from xfer.training.optim import Exact
+from xfer.weights.formats.checkpoint_format import Snapshot, identity, write_snapshot
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from xfer.plan import Plan
+    from xfer.plan.plan import Plan
 
 _NEAR = 1e-3  # of the largest logit: how far the solved head may answer from what was solved
 

@@ -2,50 +2,45 @@
 
 from __future__ import annotations
 
-import logging
 import time
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import pytorch_lightning as pl
 import torch
-from lightning_fabric.utilities.exceptions import MisconfigurationException
-from pytorch_lightning.callbacks import TQDMProgressBar
 
-from xfer.adapters import merge
-from xfer.decoded import decoded, decoded_limit, fitted
-from xfer.errors import ConfigError, DataError, OutOfMemory, ResumeError
-from xfer.evaluate import device_name, device_of
-from xfer.feed import Feed
-from xfer.halving import recall, smaller
-from xfer.history import AtomicIO, History
-from xfer.joint import followed, led
-from xfer.lineage import check_best, read_resume
-from xfer.loader import EvalLoader, Pictures, Share, TrainLoader, shared_size
-from xfer.log import log
-from xfer.memory import free, keep_freed, ran_out, too_large
-from xfer.model import Classifier
-from xfer.network import assemble, fill
-from xfer.phases import Phases
-from xfer.preprocess import normalise
-from xfer.resume import BEST, START_ANEW
-from xfer.signals import stop
-from xfer.snapshot import Snapshot, write_snapshot
-from xfer.standardize import Standard, from_plain
-from xfer.stop_early import Pruned, Prunes
-from xfer.strategy import Place, Together
-from xfer.team import Team
+from xfer.core.device import device_name, device_of
+from xfer.core.errors import ConfigError, DataError, OutOfMemory, ResumeError
+from xfer.core.log import log
+from xfer.core.memory import free, keep_freed
+from xfer.core.run_folder import BEST
+from xfer.core.signals import stop
+from xfer.core.standardize import Standard, from_plain
+from xfer.core.types import Samples
+from xfer.data.decode_cache import decoded, decoded_limit, fitted
+from xfer.data.loader import EvalLoader, Pictures, TrainLoader
+from xfer.data.preprocess import normalise
+from xfer.data.sampler import Share, shared_size
+from xfer.models.adapters import merge
+from xfer.models.network import assemble, fill
+from xfer.plan.lineage import check_best, read_resume
+from xfer.plan.resume import START_ANEW
+from xfer.training.callbacks.freeze_phase import Phases
+from xfer.training.callbacks.progress import History
+from xfer.training.callbacks.prune import Pruned, Prunes
+from xfer.training.distributed.group import Team
+from xfer.training.distributed.rendezvous import followed, led
+from xfer.training.features.feed import Feed
 from xfer.training.fitted import Fitted
 from xfer.training.head_start import prepare_head
-from xfer.types import Samples
+from xfer.training.lightning import lightning_trainer, quiet
+from xfer.training.module import Classifier
+from xfer.training.oom import out_of_memory, recall, smaller, too_large_error
+from xfer.weights.formats.checkpoint_format import Snapshot, write_snapshot
 
 if TYPE_CHECKING:
-    from xfer.plan import Plan
-    from xfer.specs import Specs
+    from xfer.config.specs import Specs
+    from xfer.plan.plan import Plan
 
 
 def fit(
@@ -165,51 +160,6 @@ def _standard(plan: Plan, net: torch.nn.Module, resume: Path | None, team: Team)
     return team.told(found)
 
 
-def out_of_memory(work: Callable[[], object]) -> bool:
-    """Whether ``work`` ran out of memory. Raises Stopped where a signal is behind its failure."""
-    try:
-        work()
-    except (MemoryError, RuntimeError) as error:
-        # A signal to the whole group also ends the data workers, which the run cannot do without.
-        stop.obey()
-        if not ran_out(error):
-            raise
-        # Nothing may hold the error: its frames hold the tensors that filled the memory.
-        return True
-    return False
-
-
-def too_large_error(module: Classifier, plan: Plan) -> OutOfMemory:
-    """The error that names the batch size which fits, tried with blank images."""
-    data, device = plan.specs.data, device_of(plan.specs.trainer.accelerator)
-    assert data is not None
-    training = module.training
-    module.to(device).zero_grad(set_to_none=True)
-    # As much as an optimizer of two moments takes.
-    moments = [torch.empty_like(p) for _ in range(2) for p in module.parameters()]
-
-    def step(size: int) -> None:
-        images = torch.zeros(size, 3, *plan.card.input.size, device=device)
-        labels = torch.zeros(size, dtype=torch.int64, device=device)
-        with (
-            torch.set_grad_enabled(training),
-            torch.autocast(device.type, torch.bfloat16, plan.specs.trainer.precision != "32-true"),
-        ):
-            loss = module.loss_of((images, labels))
-        if training:
-            loss.backward()  # type: ignore[no-untyped-call]
-        module.zero_grad(set_to_none=True)
-
-    key, size = (
-        ("data.batch_size", data.batch_size)
-        if training
-        else ("data.eval_batch_size", data.eval_batch_size)
-    )
-    error = too_large(key, size, step)
-    moments.clear()
-    return error
-
-
 def _decoded(plan: Plan, team: Team) -> tuple[Plan, Samples]:
     """The plan, whose training images are decoded once where they fit, and those of val fitted to
     the network's input once; each rank keeps its own."""
@@ -231,79 +181,6 @@ def _loaders(plan: Plan, fitted_val: Samples, team: Team) -> tuple[TrainLoader, 
     loader = TrainLoader(train, specs.data.batch_size, workers, pin, specs.seed, share)
     loader.order.labels = specs.data.balance(splits["train"].labels)
     return loader, EvalLoader(val, size, workers, pin, share)
-
-
-def lightning_trainer(
-    plan: Plan, folder: Path, callbacks: list[pl.Callback], team: Team
-) -> pl.Trainer:
-    """The Trainer of Lightning that the configuration describes; it writes into ``folder``."""
-    options, specs = plan.specs.trainer, plan.specs
-    logger = specs.logger.build(folder, specs.experiment) if team.leads else None
-    bar = _ProgressBar() if team.leads and _is_terminal() else None
-    try:
-        return pl.Trainer(
-            max_epochs=options.epochs,
-            accelerator=options.accelerator,
-            devices=options.devices,
-            precision=options.numbers,
-            accumulate_grad_batches=options.accumulate,
-            gradient_clip_val=options.clip_norm or None,
-            deterministic=options.deterministic,
-            logger=logger or False,
-            callbacks=[*callbacks, *([bar] if bar else [])],
-            plugins=[AtomicIO(), Place(team)],
-            strategy=Together() if team.ranks > 1 else "auto",
-            enable_checkpointing=False,
-            enable_progress_bar=bar is not None,
-            enable_model_summary=False,
-            num_sanity_val_steps=0,
-            use_distributed_sampler=False,
-            default_root_dir=folder,
-        )
-    except (RuntimeError, ValueError, MisconfigurationException) as error:
-        raise ConfigError(
-            "trainer", str(error).splitlines()[0], "mend accelerator, devices or precision", 92
-        ) from error
-
-
-def _is_terminal() -> bool:
-    import sys
-
-    return sys.stderr.isatty()
-
-
-class _ProgressBar(TQDMProgressBar):
-    """One bar for the epoch in progress; finished epochs have their line."""
-
-    def __init__(self) -> None:
-        super().__init__(leave=False)
-
-    def get_metrics(self, trainer: Any, pl_module: Any) -> Any:
-        return {}
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Lightning's advertisements and hints stay out of the run; its errors do not."""
-    logger = logging.getLogger("pytorch_lightning")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        # More workers or a pinned loader are choices of the config, not mistakes.
-        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-        warnings.filterwarnings(
-            "ignore", message=".*number of training batches.*logging interval.*"
-        )
-        # A frozen backbone is in evaluation mode on purpose.
-        warnings.filterwarnings("ignore", message=".*module.* in eval mode.*")
-        # A run outside Slurm on a machine that has it is no mistake either.
-        warnings.filterwarnings("ignore", message=".*`srun` command is available.*")
-        # Lightning asks torch's pytrees in a way that torch is giving up.
-        warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
-        try:
-            yield
-        finally:
-            logger.setLevel(level)
 
 
 def _complete(path: Path, snapshot: Snapshot, net: torch.nn.Module) -> None:

@@ -15,14 +15,14 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from xfer.log import log
-from xfer.types import Plain
+from xfer.core.log import log
+from xfer.core.types import Plain
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from xfer.plan import Plan
+    from xfer.plan.plan import Plan
 
 HIGHEST_RATE = 10.0
 """The highest rate that the range test tries."""

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from xfer.types import Plain
+from xfer.core.types import Plain
 
 if TYPE_CHECKING:
-    from xfer.feed import Kept
+    from xfer.training.features.feature_loader import Kept
 
 
 @dataclass(frozen=True)

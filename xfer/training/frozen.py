@@ -11,19 +11,20 @@ import torch
 from torch import nn
 
 from xfer import freeze
-from xfer.evaluate import device_of
-from xfer.extraction import Extraction
-from xfer.features import Auto
-from xfer.features.cut import Tail, inference
-from xfer.features.find import Refusal
-from xfer.feed import Kept, Rows, View, fitting
-from xfer.freeze.table import Row
+from xfer.core.device import device_of
+from xfer.freeze.rows import Row
+from xfer.training.features import Auto
+from xfer.training.features.cut import Tail, inference
+from xfer.training.features.extract import Extraction
+from xfer.training.features.feature_loader import Kept, Rows, View
+from xfer.training.features.feed import fitting
+from xfer.training.features.find_cut import Refusal
 from xfer.training.head_input import rows_of, watched
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from xfer.plan import Plan
+    from xfer.plan.plan import Plan
 
 _ANY_EPOCHS = 1_000_000
 _BLOCK = 1024

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from xfer.features.cut import inference
-from xfer.standardize import Moments, Standard, folded, unfolded
+from xfer.core.standardize import Moments, Standard, folded, unfolded
+from xfer.training.features.cut import inference
 
 if TYPE_CHECKING:
-    from xfer.types import StateDict
+    from xfer.core.types import StateDict
 
 _CONSTANT = 1e-6  # of the mean: what varies less is constant
 

@@ -9,23 +9,23 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from xfer.augment import Plain as NoAugment
-from xfer.features import Auto
-from xfer.features.cut import Tail
-from xfer.feed import Kept, Rows
-from xfer.head import Keep, Mlp
-from xfer.loader import EvalLoader, Pictures
-from xfer.log import log
-from xfer.optim import Exact
-from xfer.preprocess import prepare
-from xfer.standardize import Standard, folded
+from xfer.core.log import log
+from xfer.core.standardize import Standard, folded
+from xfer.data.augment import Plain as NoAugment
+from xfer.data.loader import EvalLoader, Pictures
+from xfer.data.preprocess import prepare
+from xfer.models.head import Keep, Mlp
 from xfer.training.exact import solve
+from xfer.training.features import Auto
+from xfer.training.features.cut import Tail
+from xfer.training.features.feature_loader import Kept, Rows
 from xfer.training.frozen import Frozen, NotExact, at_rest, batches, features_of
 from xfer.training.head_input import first_layer, moments, put
+from xfer.training.optim import Exact
 
 if TYPE_CHECKING:
-    from xfer.plan import Plan
-    from xfer.specs import Specs
+    from xfer.config.specs import Specs
+    from xfer.plan.plan import Plan
 
 
 def prepare_head(plan: Plan, net: nn.Module) -> Standard:

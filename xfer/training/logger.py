@@ -7,8 +7,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from xfer.errors import ConfigError
-from xfer.help import DISTRIBUTION
+from xfer.config.help import DISTRIBUTION
+from xfer.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from pytorch_lightning.loggers import Logger

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from annotated_types import Ge, Gt, Lt
 
-from xfer.errors import ConfigError
+from xfer.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from torch import nn

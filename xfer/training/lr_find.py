@@ -18,22 +18,23 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from xfer.errors import DataError, DivergedError
-from xfer.evaluate import device_of
-from xfer.features import Auto
-from xfer.features.cut import Tail
-from xfer.features.find import Refusal
-from xfer.feed import Rows, keepable
-from xfer.fit_health import HIGHEST_RATE
-from xfer.loader import Pictures, TrainLoader
-from xfer.log import log
-from xfer.model import Classifier
-from xfer.network import assemble, fill
+from xfer.core.device import device_of
+from xfer.core.errors import DataError, DivergedError
+from xfer.core.log import log
+from xfer.core.types import Plain
+from xfer.data.loader import Pictures, TrainLoader
+from xfer.models.network import assemble, fill
+from xfer.training.features import Auto
+from xfer.training.features.cut import Tail
+from xfer.training.features.feature_loader import Rows
+from xfer.training.features.feed import keepable
+from xfer.training.features.find_cut import Refusal
+from xfer.training.fit_health import HIGHEST_RATE
 from xfer.training.head_start import prepare_head
-from xfer.types import Plain
+from xfer.training.module import Classifier
 
 if TYPE_CHECKING:
-    from xfer.plan import Plan
+    from xfer.plan.plan import Plan
 
 _ON_IMAGES = 1, 100  # climbs and their steps
 _ON_FEATURES = 3, 200

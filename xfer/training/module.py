@@ -13,19 +13,21 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric
 
-from xfer import freeze, metrics, momenta
-from xfer.ema import Ema
-from xfer.errors import DivergedError
-from xfer.numbers import Watch, norm, place
-from xfer.randomness import derive
-from xfer.snapshot import over
-from xfer.standardize import Standard, to_plain
-from xfer.team import ALONE, Team
+from xfer import freeze
+from xfer.core.checksum import over
+from xfer.core.errors import DivergedError
+from xfer.core.seeds import derive
+from xfer.core.standardize import Standard, to_plain
+from xfer.evaluation import metrics
+from xfer.training import optimizer_restore
+from xfer.training.distributed.group import ALONE, Team
+from xfer.training.ema import Ema
 from xfer.training.head_input import Standardized
+from xfer.training.nan_guard import Watch, norm, place
 
 if TYPE_CHECKING:
-    from xfer.plan import Plan
-    from xfer.types import StateDict
+    from xfer.core.types import StateDict
+    from xfer.plan.plan import Plan
 
 
 class Classifier(pl.LightningModule):
@@ -237,7 +239,7 @@ class Classifier(pl.LightningModule):
         multiples = freeze.ever(self.plan.phases)
         optimizer = specs.optim.build(specs.optim.groups(self.net, multiples))
         if self.plan.momenta is not None:
-            momenta.load(optimizer, dict(self.net.named_parameters()), self.plan.momenta)
+            optimizer_restore.load(optimizer, dict(self.net.named_parameters()), self.plan.momenta)
         steps, total = self.plan.steps_per_epoch, self.plan.total_steps
 
         def rate(shares: Sequence[float]) -> Callable[[int], float]:

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from xfer.errors import DivergedError
+from xfer.core.errors import DivergedError
 
 if TYPE_CHECKING:
-    from xfer.loader import Order
+    from xfer.data.sampler import Order
 
 Told = Callable[[str], DivergedError]
 """Makes the error about what is NaN or Inf."""

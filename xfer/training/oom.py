@@ -1,30 +1,81 @@
-"""Training batches made smaller when memory runs out, with more of them in an optimizer step.
+"""Out of memory: the batch size that would fit, and training again in smaller batches.
 
-The fit begins again from its first step, and so ends bit for bit as a run that was configured
-with the smaller batch and the larger ``trainer.accumulate``. What it came to is in the run folder,
-where a run that goes on finds it.
+With ``trainer.on_oom=halve`` the fit begins again from its first step with half the batch and
+twice ``trainer.accumulate``, and so ends bit for bit as a run that was configured with these. What
+it came to is in the run folder, where a resumed run finds it.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+import torch
 from pydantic import Field
 from typing_extensions import TypedDict
 
-from xfer.checked import checked
-from xfer.errors import OutOfMemory, ResumeError
-from xfer.files import read_json
-from xfer.log import log
-from xfer.resume import START_ANEW
-from xfer.storage import write_json
-from xfer.types import Plain
+from xfer.core.checked import checked
+from xfer.core.device import device_of
+from xfer.core.errors import OutOfMemory, ResumeError
+from xfer.core.files import read_json, write_json
+from xfer.core.log import log
+from xfer.core.memory import ran_out, too_large
+from xfer.core.signals import stop
+from xfer.core.types import Plain
+from xfer.plan.resume import START_ANEW
+from xfer.training.module import Classifier
 
 if TYPE_CHECKING:
-    from xfer.plan import Plan
+    from xfer.plan.plan import Plan
+
+
+def out_of_memory(work: Callable[[], object]) -> bool:
+    """Whether ``work`` ran out of memory. Raises Stopped where a signal is behind its failure."""
+    try:
+        work()
+    except (MemoryError, RuntimeError) as error:
+        # A signal to the whole group also ends the data workers, which the run cannot do without.
+        stop.obey()
+        if not ran_out(error):
+            raise
+        # Nothing may hold the error: its frames hold the tensors that filled the memory.
+        return True
+    return False
+
+
+def too_large_error(module: Classifier, plan: Plan) -> OutOfMemory:
+    """The error that names the batch size which fits, tried with blank images."""
+    data, device = plan.specs.data, device_of(plan.specs.trainer.accelerator)
+    assert data is not None
+    training = module.training
+    module.to(device).zero_grad(set_to_none=True)
+    # As much as an optimizer of two moments takes.
+    moments = [torch.empty_like(p) for _ in range(2) for p in module.parameters()]
+
+    def step(size: int) -> None:
+        images = torch.zeros(size, 3, *plan.card.input.size, device=device)
+        labels = torch.zeros(size, dtype=torch.int64, device=device)
+        with (
+            torch.set_grad_enabled(training),
+            torch.autocast(device.type, torch.bfloat16, plan.specs.trainer.precision != "32-true"),
+        ):
+            loss = module.loss_of((images, labels))
+        if training:
+            loss.backward()  # type: ignore[no-untyped-call]
+        module.zero_grad(set_to_none=True)
+
+    key, size = (
+        ("data.batch_size", data.batch_size)
+        if training
+        else ("data.eval_batch_size", data.eval_batch_size)
+    )
+    error = too_large(key, size, step)
+    moments.clear()
+    return error
+
 
 MEMORY = "memory.json"
 _FITS = OutOfMemory.base + 1  # the error that names a size which was tried

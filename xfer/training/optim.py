@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Lt
 
-from xfer.errors import ConfigError, closest
-from xfer.norms import norm_parameters
+from xfer.core.errors import ConfigError, closest
+from xfer.models.norms import norm_parameters
 
 if TYPE_CHECKING:
     from torch import nn
@@ -23,7 +23,7 @@ Decay = Annotated[float, Ge(0), Lt(1e4)]
 class Options:
     """What every optimizer is told.
 
-    ``lr`` is the base learning rate; ``auto`` leaves it to the plan, see :mod:`xfer.auto`.
+    ``lr`` is the base learning rate; ``auto`` leaves it to the plan, see :mod:`xfer.plan.auto`.
     ``decay`` says which tensors ``weight_decay`` is for: ``matrices`` those of two dimensions and
     more, which spares biases and normalisation layers (timm); ``no_norms`` all but the parameters
     of normalisation layers (MindSpore, which spares gamma and beta); ``all`` (torch).

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from xfer.errors import ConfigError, WeightsError
-from xfer.weights import Momenta
+from xfer.core.errors import ConfigError, WeightsError
+from xfer.weights.content import Momenta
 
 _WHERE = "source.optimizer"
 _IGNORE = "type source.optimizer=ignore"

@@ -14,7 +14,7 @@ Epochs = Annotated[int, Gt(0)]
 @dataclass(frozen=True)
 class Trainer:
     """``max_epochs``, ``precision`` and ``ema_decay``: ``auto`` leaves them to the plan, see
-    :mod:`xfer.auto`.
+    :mod:`xfer.plan.auto`.
     ``devices``: how many of ``accelerator``'s. ``accumulate``: batches an optimizer step.
     ``clip_norm``: largest gradient norm, 0 is off. ``ema_decay``: of the moving average of the
     weights that is validated and kept, 0 is off. ``patience``: epochs without a better value of

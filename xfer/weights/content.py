@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from xfer.types import InputSpec, Plain
+from xfer.core.types import InputSpec, Plain
 
 if TYPE_CHECKING:
     import torch
 
-    from xfer.types import Backbone, StateDict
+    from xfer.core.protocols import Backbone
+    from xfer.core.types import StateDict
 
 Shape = tuple[int, ...]
 
@@ -61,10 +62,10 @@ class Weights:
     knows of its classes and input recipe, ``synonyms`` further names a class. ``renamed`` gives
     the file's name of each tensor that had another, ``asides`` the entries that are no weights
     or were dropped, with the reason. ``compat`` is what a network must be built with to compute
-    the same function (see :mod:`xfer.compat`), ``head`` the facts of its head where they are
-    known. ``splits`` are the sha256 of the data that they were trained and chosen on, by split
-    name, where the file says so. ``match`` says whether names decide what goes where, or order and
-    shape. ``allow_missing`` and ``min_coverage`` are what the user excused; ``pinned`` are source
+    the same function (see :mod:`xfer.models.mindspore_layers`), ``head`` the facts of its head
+    where they are known. ``splits`` are the sha256 of the data that they were trained and chosen
+    on, by split name, where the file says so. ``match`` says whether names decide what goes where,
+    or order and shape. ``allow_missing`` and ``min_coverage`` are what the user excused; ``pinned`` are source
     arguments that fetch these very weights again.
     """
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from xfer.snapshot import fingerprint
+from xfer.core.checksum import fingerprint
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from xfer.source.match import Match, Row
-    from xfer.types import Plain
-    from xfer.weights import Momenta, Weights
+    from xfer.core.types import Plain
+    from xfer.weights.content import Momenta, Weights
+    from xfer.weights.match_table import Match, Row
 
 
 def account(weights: Weights, found: Match, heads: Sequence[str]) -> Plain:
@@ -20,7 +20,7 @@ def account(weights: Weights, found: Match, heads: Sequence[str]) -> Plain:
 
     ``rows`` has one entry a tensor of the file or of the network; ``coverage`` counts the
     backbone; ``fingerprint`` is the sha256 over the loaded backbone's names, types, shapes and
-    bytes (:func:`xfer.snapshot.fingerprint`). ``heads`` are the classifier's dotted paths.
+    bytes (:func:`xfer.core.checksum.fingerprint`). ``heads`` are the classifier's dotted paths.
     """
     prefixes = tuple(f"{head}." for head in heads)
     backbone = [(n, t) for n, t in found.state.items() if not n.startswith(prefixes)]

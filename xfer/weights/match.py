@@ -5,64 +5,20 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Literal
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
-from xfer.errors import ConfigError, closest
-from xfer.patterns import matches
-from xfer.source.adapt import adapted
-from xfer.source.mismatch import ambiguous, mismatch, unordered
-from xfer.source.order import COUNTER, by_order
+from xfer.core.errors import ConfigError, closest
+from xfer.core.regex import matches
+from xfer.weights.match_by_order import COUNTER, by_order
+from xfer.weights.match_errors import ambiguous, mismatch, unordered
+from xfer.weights.match_table import USED, Fate, Match, Row
+from xfer.weights.reshape import adapted
 
 if TYPE_CHECKING:
     import torch
 
-    from xfer.types import StateDict
-    from xfer.weights import Shape, Weights
-
-Fate = Literal[
-    "loaded", "renamed", "adapted", "dropped head", "left out",
-    "unexpected", "missing", "wrong shape", "initialised",
-]  # fmt: skip
-USED = ("loaded", "renamed", "adapted")
-
-
-@dataclass(frozen=True)
-class Row:
-    """What became of one tensor. ``name`` is the network's name, ``key`` the file's; either may
-    be absent. ``shape`` is the file's, or the network's where the file has none."""
-
-    name: str | None
-    key: str | None
-    fate: Fate
-    shape: Shape = ()
-    note: str = ""
-
-
-@dataclass(frozen=True)
-class Match:
-    """One row a tensor of the file or of the network, and the ``state`` that goes into it.
-
-    ``coverage`` is the share of the backbone that was loaded, parameters and buffers counted in
-    numbers; ``tensor_coverage`` the same counted in tensors; ``prefix`` what stood before the
-    network's names in the file.
-    """
-
-    rows: tuple[Row, ...] = ()
-    state: StateDict = field(default_factory=dict)
-    coverage: float = 0.0
-    tensor_coverage: float = 0.0
-    prefix: str = ""
-
-    def of(self, *fates: str) -> tuple[str, ...]:
-        """The network's names, else the file's, of the rows with one of ``fates``."""
-        return tuple(row.name or row.key or "" for row in self.rows if row.fate in fates)
-
-    @property
-    def missing(self) -> tuple[str, ...]:
-        """Network tensors that keep their initial values."""
-        fates = ("missing", "wrong shape", "initialised", "dropped head")
-        return tuple(row.name for row in self.rows if row.name and row.fate in fates)
+    from xfer.weights.content import Weights
 
 
 def match(

@@ -8,14 +8,14 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from xfer.errors import WeightsError
-from xfer.source.order import by_order
+from xfer.core.errors import WeightsError
+from xfer.weights.match_by_order import by_order
 
 if TYPE_CHECKING:
     import torch
 
-    from xfer.source.match import Row
-    from xfer.weights import Weights
+    from xfer.weights.content import Weights
+    from xfer.weights.match_table import Row
 
 MISFIT = 430
 """The number of the error for weights that do not fit."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-    from xfer.weights import Shape, Weights
+    from xfer.weights.content import Shape, Weights
 
 
 def adapted(

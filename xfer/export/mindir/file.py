@@ -11,10 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from xfer.export.wire import chunk, number, real, text
+from xfer.core.protobuf import chunk, number, real, text
 
 if TYPE_CHECKING:
-    from xfer.types import Array
+    from xfer.core.types import Array
 
     Value = bool | int | float | str | tuple["Value", ...] | list["Value"]
     Dims = tuple[int, ...]

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from xfer.errors import ExportError
-from xfer.export.mindir_file import GRAPH, MindIrFile
+from xfer.core.errors import ExportError
+from xfer.export.mindir.file import GRAPH, MindIrFile
 
 if TYPE_CHECKING:
     import onnx
 
-    from xfer.types import Array
+    from xfer.core.types import Array
 
     Dims = tuple[int, ...]
 

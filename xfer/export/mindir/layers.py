@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from xfer.export.mindir_graph import Graph, refuse
+from xfer.export.mindir.graph import Graph, refuse
 
 if TYPE_CHECKING:
     import onnx

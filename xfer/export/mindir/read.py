@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from xfer.protobuf import BYTES, FIXED32, Malformed, Wire
+from xfer.core.protobuf import BYTES, FIXED32, Malformed, Wire
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from xfer.protobuf import Field
-    from xfer.types import Array
+    from xfer.core.protobuf import Field
+    from xfer.core.types import Array
 
 MOST_FIELDS = 5_000_000
 _TUPLES = (20, 21)

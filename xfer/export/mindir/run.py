@@ -8,15 +8,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from xfer.export.mindir_read import Call, Program, read
-from xfer.protobuf import Malformed
+from xfer.core.protobuf import Malformed
+from xfer.export.mindir.read import Call, Program, read
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from torch import Tensor
 
-    from xfer.types import Array, Runner
+    from xfer.core.protocols import Runner
+    from xfer.core.types import Array
 
 Attributes = dict[str, Any]
 

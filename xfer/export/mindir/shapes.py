@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from xfer.export.mindir_graph import Graph, refuse
-from xfer.export.mindir_layers import add_bias, settings
+from xfer.export.mindir.graph import Graph, refuse
+from xfer.export.mindir.layers import add_bias, settings
 
 if TYPE_CHECKING:
     import onnx

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from xfer.errors import ExportError
-from xfer.export import mindir_layers as layers
-from xfer.export import mindir_shapes as shapes
+from xfer.core.errors import ExportError
 from xfer.export.metadata import metadata
-from xfer.export.mindir_graph import FIX, Graph, graph_of, refuse
+from xfer.export.mindir import layers, shapes
+from xfer.export.mindir.graph import FIX, Graph, graph_of, refuse
 from xfer.export.onnx import tensors, trace, with_suffix
 
 if TYPE_CHECKING:
@@ -20,7 +19,8 @@ if TYPE_CHECKING:
     import onnx
     import torch
 
-    from xfer.types import Array, Card, Plain, Runner
+    from xfer.core.protocols import Runner
+    from xfer.core.types import Array, Card, Plain
 
 _OPSET = 20
 _LARGEST = (1 << 31) - 1  # protobuf reads no longer message
@@ -88,7 +88,7 @@ class Mindir:
 
     def open(self, path: Path, net: torch.nn.Module) -> Runner:
         """The file alone, run by xfer's own interpreter on the CPU."""
-        from xfer.export.mindir_run import runner
+        from xfer.export.mindir.run import runner
 
         return runner(path)
 

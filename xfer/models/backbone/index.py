@@ -1,7 +1,7 @@
 """The model names of timm and torchvision, shipped, so that a misspelt one costs no import.
 
-``python -c 'from xfer.backbone import index; index.write()'`` adds the installed libraries' names
-to ``index.json``.
+``python -c 'from xfer.models.backbone import index; index.write()'`` adds the names of the
+installed libraries to ``index.json``.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
-from xfer.deferred import compiler_deferred
-from xfer.errors import ConfigError, closest
+from xfer.core.errors import ConfigError, closest
+from xfer.models.deferred_compiler import compiler_deferred
 
 _FILE = Path(__file__).with_name("index.json")
 

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from annotated_types import Ge
 
-from xfer.backbone import index
-from xfer.deferred import compiler_deferred
-from xfer.errors import ConfigError
-from xfer.preprocess import of_torchvision
-from xfer.types import Network
+from xfer.core.errors import ConfigError
+from xfer.core.types import Network
+from xfer.data.preprocess import of_torchvision
+from xfer.models.backbone import index
+from xfer.models.deferred_compiler import compiler_deferred
 
 if TYPE_CHECKING:
     from torch import nn

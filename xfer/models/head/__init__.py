@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Annotated
 
 from annotated_types import Ge, Gt, Lt
 
-from xfer.errors import ConfigError
-from xfer.types import Head, Network
+from xfer.core.errors import ConfigError
+from xfer.core.protocols import Head
+from xfer.core.types import Network
 
 if TYPE_CHECKING:
     from torch import nn
@@ -30,7 +31,7 @@ class Linear:
 
     def build(self, old: nn.Module, classes: int) -> nn.Module:
         """Names ``weight``, ``bias``."""
-        from xfer.head import layers
+        from xfer.models.head import layers
 
         return layers.zeroed(layers.like(old, layers.width(old), classes))
 
@@ -43,7 +44,7 @@ class Dropout:
 
     def build(self, old: nn.Module, classes: int) -> nn.Module:
         """Names ``weight``, ``bias``."""
-        from xfer.head import layers
+        from xfer.models.head import layers
 
         return layers.zeroed(layers.with_dropout(old, classes, self.p))
 
@@ -59,7 +60,7 @@ class Mlp:
         """Names ``0.*`` (hidden) and ``3.*`` (classifier)."""
         from torch import nn
 
-        from xfer.head import layers
+        from xfer.models.head import layers
 
         hidden = layers.like(old, layers.width(old), self.hidden)
         output = layers.zeroed(layers.like(hidden, self.hidden, classes))
@@ -76,7 +77,7 @@ class Pooled:
 
     def build(self, old: nn.Module, classes: int) -> nn.Module:
         """Names ``dense.weight``, ``dense.bias``."""
-        from xfer.head import layers
+        from xfer.models.head import layers
 
         return layers.PooledLinear(layers.width(old), classes, spatial=layers.is_conv(old))
 
@@ -108,7 +109,7 @@ class Remap:
 
     def build(self, old: nn.Module, classes: int) -> nn.Module:
         """Names ``weight``, ``bias``; zero until :func:`carry` fills the rows."""
-        from xfer.head import layers
+        from xfer.models.head import layers
 
         return layers.zeroed(layers.like(old, layers.width(old), classes))
 

@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
-from xfer.errors import ConfigError, DataError, closest
-from xfer.types import class_name
+from xfer.core.errors import ConfigError, DataError, closest
+from xfer.core.types import class_name
 
 if TYPE_CHECKING:
-    from xfer.types import Dataset
+    from xfer.core.types import Dataset
 
 _Alias = TypeVar("_Alias", str, tuple[str, ...])
 

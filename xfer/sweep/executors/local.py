@@ -8,15 +8,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from xfer.conduct import Conductor
-from xfer.errors import SweepError
-from xfer.log import log, open_log
-from xfer.resume import is_live
+from xfer.core.errors import SweepError
+from xfer.core.log import log, open_log
+from xfer.core.run_folder import is_live
+from xfer.sweep.executors.pool import Pool, Task
+from xfer.sweep.executors.progress import Table
+from xfer.sweep.executors.slots import Slot
 from xfer.sweep.ledger import Ledger
-from xfer.sweep.pool import Pool, Task
-from xfer.sweep.slots import Slot
+from xfer.sweep.scheduler import Conductor
 from xfer.sweep.space import Job
-from xfer.sweep.table import Table
 
 _START_S, _LOOK_S = 60.0, 0.2
 """For jobs to begin whose launcher failed, and between two looks at them."""

@@ -14,10 +14,10 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from xfer.files import open_to_append
-from xfer.resume import OUTPUT
-from xfer.signals import Stopped, blocked, noted
-from xfer.sweep.slots import Slot
+from xfer.core.files import open_to_append
+from xfer.core.run_folder import OUTPUT
+from xfer.core.signals import Stopped, blocked, noted
+from xfer.sweep.executors.slots import Slot
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,9 @@ class Task:
 
 @dataclass
 class _Keeper:
-    """The process that starts the jobs of one slot (:mod:`xfer.keeper`), and its job. ``alive``
-    can be read when that process and its job are gone, ``child`` is the process of the job."""
+    """The process that starts the jobs of one slot (:mod:`xfer.sweep.executors.worker`), and its
+    job. ``alive`` can be read when that process and its job are gone, ``child`` is the process of
+    the job."""
 
     process: subprocess.Popen[bytes]
     alive: int
@@ -158,7 +159,13 @@ class Pool:
 
     def _keep(self, slot: Slot) -> _Keeper:
         alive, held = os.pipe()
-        command = [sys.executable, "-m", "xfer.keeper", json.dumps(slot.cores), str(held)]
+        command = [
+            sys.executable,
+            "-m",
+            "xfer.sweep.executors.worker",
+            json.dumps(slot.cores),
+            str(held),
+        ]
         try:
             with blocked():
                 process = subprocess.Popen(

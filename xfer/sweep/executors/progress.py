@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from xfer.errors import printable
-from xfer.files import read_text
+from xfer.core.errors import printable
+from xfer.core.files import read_text
 
 
 @dataclass

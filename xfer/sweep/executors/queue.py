@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from xfer.conduct import Conductor
-from xfer.log import log
-from xfer.signals import Stopped, noted
+from xfer.core.log import log
+from xfer.core.signals import Stopped, noted
+from xfer.sweep.scheduler import Conductor
 from xfer.sweep.space import Job
 
 

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 from dataclasses import dataclass
 
-from xfer.errors import SweepError
+from xfer.core.errors import SweepError
 
 KEY = "hydra.launcher.slots"
 

@@ -24,14 +24,21 @@ from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
-from xfer.files import handle_of
-from xfer.log import flush
-from xfer.signals import SENT_TO_ALL, blocked
+from xfer.core.files import handle_of
+from xfer.core.log import flush
+from xfer.core.signals import SENT_TO_ALL, blocked
 
 _NEEDED = (
     *("timm", "torchvision.transforms.v2", "torchmetrics.functional.classification", "tqdm"),
-    *("sklearn.datasets", "sklearn.metrics", "hydra", "xfer.config", "xfer.workflow", "xfer.fit"),
-    *("xfer.evaluate", "xfer.report.finish", "torch.optim.sgd", "torch.optim.adamw"),
+    *(
+        "sklearn.datasets",
+        "sklearn.metrics",
+        "hydra",
+        "xfer.config.hydra",
+        "xfer.workflow",
+        "xfer.training.fit",
+    ),
+    *("xfer.evaluation.evaluate", "xfer.report.write", "torch.optim.sgd", "torch.optim.adamw"),
 )
 
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from xfer.leaderboard import figures, page, table
-from xfer.leaderboard.baseline import Compose, baseline
-from xfer.leaderboard.importance import importance
-from xfer.leaderboard.ranking import duel, groups, rank
-from xfer.leaderboard.sweep import read
-from xfer.log import log
-from xfer.report import canvas
+from xfer.core.files import write_text
+from xfer.core.log import log
+from xfer.report import plot
 from xfer.report.page import lay_out
-from xfer.storage import write_text
+from xfer.sweep.leaderboard import html_page, listing, plots
+from xfer.sweep.leaderboard.baseline import Compose, baseline
+from xfer.sweep.leaderboard.importance import importance
+from xfer.sweep.leaderboard.ranking import duel, groups, rank
+from xfer.sweep.leaderboard.read_sweep import read
 
 __all__ = ["write"]
 
@@ -28,25 +28,25 @@ def write(folder: Path, compose: Compose | None = None) -> Path:
     sweep = read(folder)
     rows = rank(sweep, baseline(sweep, compose))
     tested, decided = duel(rows, sweep.objectives[0].split), importance(sweep)
-    with canvas.style():
+    with plot.style():
         built = {
-            "trials": figures.trials(sweep, rows),
-            "importance": figures.bars(decided),
-            "pareto": figures.pareto(sweep, rows),
+            "trials": plots.trials(sweep, rows),
+            "importance": plots.bars(decided),
+            "pareto": plots.pareto(sweep, rows),
         }
         paths = {
-            name: canvas.save_any(figure, folder / "figures" / f"{name}.png")
+            name: plot.save_any(figure, folder / "figures" / f"{name}.png")
             for name, figure in built.items()
         }
     drawn = {name: path for name, path in paths.items() if path}
-    write_text(folder / "leaderboard.csv", table.text(sweep, rows))
-    lines = page.verdict(sweep, rows)
+    write_text(folder / "leaderboard.csv", listing.text(sweep, rows))
+    lines = html_page.verdict(sweep, rows)
     card = {
         "title": f"{sweep.experiment}, leaderboard",
         "verdict": lines,
-        "command": page.command(rows),
-        "sections": page.sections(sweep, rows, groups(sweep), (tested, decided), drawn),
-        "captions": page.CAPTIONS,
+        "command": html_page.command(rows),
+        "sections": html_page.sections(sweep, rows, groups(sweep), (tested, decided), drawn),
+        "captions": html_page.CAPTIONS,
         "drawn": drawn,
     }
     lay_out(folder / "leaderboard", card)

@@ -7,13 +7,12 @@ import shlex
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from xfer.bounded_yaml import built
-from xfer.errors import XferError
-from xfer.leaderboard.jobs import Job, read_facts
-from xfer.leaderboard.sweep import Sweep
-from xfer.places import override_key
-from xfer.resume import flat
-from xfer.types import Plain
+from xfer.config.provenance import override_key
+from xfer.core.bounded_yaml import built
+from xfer.core.errors import XferError
+from xfer.core.types import Plain
+from xfer.plan.resume import flat
+from xfer.sweep.leaderboard.read_sweep import Job, Sweep, read_facts
 
 Compose = Callable[[Sequence[str]], Plain]
 """The configuration that overrides make."""

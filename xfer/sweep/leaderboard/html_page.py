@@ -6,15 +6,14 @@ import shlex
 from collections import Counter
 from collections.abc import Collection, Sequence
 
-from xfer.errors import printable
-from xfer.leaderboard import table
-from xfer.leaderboard.importance import Importance
-from xfer.leaderboard.jobs import Job
-from xfer.leaderboard.ranking import Duel, Group, Row
-from xfer.leaderboard.sweep import Sweep
-from xfer.places import override_key
+from xfer.config.provenance import override_key
+from xfer.core.errors import printable
+from xfer.evaluation.statistics import wilson
 from xfer.report.card import Section
-from xfer.statistics import wilson
+from xfer.sweep.leaderboard import listing
+from xfer.sweep.leaderboard.importance import Importance
+from xfer.sweep.leaderboard.ranking import Duel, Group, Row
+from xfer.sweep.leaderboard.read_sweep import Job, Sweep
 from xfer.sweep.objective import Objective, entry
 
 CAPTIONS = {
@@ -51,7 +50,7 @@ def _aim(objective: Objective) -> str:
 def _told(sweep: Sweep, job: Job) -> str:
     objective, value = sweep.objectives[0], job.values[0]
     assert value is not None
-    text = f"job {job.number}, {objective.metric} {table.figure(value)}"
+    text = f"job {job.number}, {objective.metric} {listing.figure(value)}"
     ends = objective.interval(value, job.images)
     if ends is None or job.images is None:
         return text
@@ -99,10 +98,10 @@ def sections(
         Section(
             "Jobs",
             (*_honest(sweep, rows), *(() if marked else (_NO_BASELINE,))),
-            tables=(table.board(sweep, rows), *table.lost(rows, sweep)) if rows else (),
+            tables=(listing.board(sweep, rows), *listing.lost(rows, sweep)) if rows else (),
         ),
         _best(rows),
-        Section("Seeds", (_SEEDS,) if grouped else (), tables=table.seeds(sweep, grouped)),
+        Section("Seeds", (_SEEDS,) if grouped else (), tables=listing.seeds(sweep, grouped)),
         Section("First against second", _compared(sweep, rows, tested)),
         Section("Pareto front", figures=here("pareto")),
         Section("Jobs in their order", figures=here("trials")),

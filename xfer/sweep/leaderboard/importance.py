@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from xfer.leaderboard.ranking import has_value
-from xfer.leaderboard.sweep import Sweep
-from xfer.types import Plain
+from xfer.core.types import Plain
+from xfer.sweep.leaderboard.ranking import has_value
+from xfer.sweep.leaderboard.read_sweep import Sweep
 
 if TYPE_CHECKING:
-    from xfer.types import Array
+    from xfer.core.types import Array
 
 FEWEST = 10
 _TREES, _SHUFFLES = 200, 20

@@ -8,14 +8,13 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from xfer.leaderboard.jobs import Job
-from xfer.leaderboard.ranking import Group, Row
-from xfer.leaderboard.sweep import Sweep
-from xfer.predict import cell
+from xfer.core.types import Plain
+from xfer.evaluation.predict import cell
+from xfer.report.format import ABSENT, number, seconds, short
 from xfer.report.tables import Table
-from xfer.report.wording import ABSENT, number, seconds, short
+from xfer.sweep.leaderboard.ranking import Group, Row
+from xfer.sweep.leaderboard.read_sweep import Job, Sweep
 from xfer.sweep.objective import Objective, entry, number_at
-from xfer.types import Plain
 
 _OPEN = 100
 _FACTS: dict[str, tuple[str, Callable[[Any], str]]] = {

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from xfer.leaderboard.importance import Importance
-from xfer.leaderboard.ranking import Row, has_value
-from xfer.leaderboard.sweep import Sweep
-from xfer.report.canvas import GREY, RATE, TRAIN, VAL
-from xfer.report.lettering import drawable, fit
+from xfer.report.plot import GREY, RATE, TRAIN, VAL, drawable, fit
+from xfer.sweep.leaderboard.importance import Importance
+from xfer.sweep.leaderboard.ranking import Row, has_value
+from xfer.sweep.leaderboard.read_sweep import Sweep
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -9,10 +9,9 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from xfer.files import read_bytes
-from xfer.leaderboard.jobs import Job
-from xfer.leaderboard.sweep import Sweep
-from xfer.statistics import mcnemar
+from xfer.core.files import read_bytes
+from xfer.evaluation.statistics import mcnemar
+from xfer.sweep.leaderboard.read_sweep import Job, Sweep
 from xfer.sweep.objective import Objective
 
 

@@ -10,19 +10,19 @@ import pytorch_lightning as pl
 from torch.optim.lr_scheduler import LambdaLR
 
 from xfer import freeze
-from xfer.errors import XferError
-from xfer.feed import Feed
-from xfer.history import History
-from xfer.log import log
-from xfer.storage import write_json
-from xfer.strategy import Together
-from xfer.types import Plain
+from xfer.core.errors import XferError
+from xfer.core.files import write_json
+from xfer.core.log import log
+from xfer.core.types import Plain
+from xfer.training.callbacks.progress import History
+from xfer.training.distributed.strategy import Together
+from xfer.training.features.feed import Feed
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
 
-    from xfer.model import Classifier
-    from xfer.plan import Plan
+    from xfer.plan.plan import Plan
+    from xfer.training.module import Classifier
 
 
 class Phases(pl.Callback):

@@ -6,27 +6,24 @@ import csv
 import signal
 import statistics
 import time
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytorch_lightning as pl
-from pytorch_lightning.plugins.io import TorchCheckpointIO
 
-from xfer.files import read_text
-from xfer.fit_health import alarm, terms
-from xfer.log import log
-from xfer.resume import LAST, PREVIOUS
-from xfer.seal import sealed
-from xfer.signals import install, stop
-from xfer.snapshot import FORMAT, Snapshot, identity, write_snapshot
-from xfer.storage import load_tensors, save_tensors, write_rows
-from xfer.types import Plain
+from xfer.core.checksum import sealed
+from xfer.core.files import read_text, write_rows
+from xfer.core.log import log
+from xfer.core.run_folder import LAST, PREVIOUS
+from xfer.core.signals import install, stop
+from xfer.core.types import Plain
+from xfer.training.fit_health import alarm, terms
+from xfer.weights.formats.checkpoint_format import FORMAT, Snapshot, identity, write_snapshot
 
 if TYPE_CHECKING:
-    from xfer.model import Classifier
-    from xfer.plan import Plan
-    from xfer.team import Team
+    from xfer.plan.plan import Plan
+    from xfer.training.distributed.group import Team
+    from xfer.training.module import Classifier
 
 
 CLOCKS = ("epoch_s", "step_ms", "data_share")
@@ -246,25 +243,3 @@ class History(pl.Callback):
             "frozen": pl_module.fingerprint if pl_module.frozen else None,
             "run": identity(self.plan.facts),
         }
-
-
-class AtomicIO(TorchCheckpointIO):
-    """Lightning's checkpoints through :func:`xfer.storage.save_tensors`: never torn, never code.
-
-    The last resume file stays as ``previous.ckpt`` when a new one takes its place.
-    """
-
-    def save_checkpoint(self, checkpoint: Any, path: Any, storage_options: Any = None) -> None:
-        """Write to the target's own folder, sync, read back, rename."""
-        path = Path(path)
-        save_tensors(path, checkpoint, partial(_keep_previous, path))
-
-    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: Any = True) -> Any:
-        """Read tensors and plain types only."""
-        return load_tensors(Path(path))
-
-
-def _keep_previous(path: Path) -> None:
-    # A kill after this leaves a run without last.ckpt, which goes on from the previous one.
-    if path.name == LAST and path.is_file():
-        path.replace(path.with_name(PREVIOUS))

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytorch_lightning as pl
 
-from xfer.history import History
+from xfer.training.callbacks.progress import History
 
 Prunes = Callable[[History], bool]
 """Whether a run ends behind the last epoch of its history."""

@@ -1,8 +1,9 @@
 """The other processes of a run on several devices: started, watched, and never left behind.
 
 A run is led by rank 0, which plans, writes every file and does all stages. The others take part in
-the fit alone. xfer starts them itself, as ``python -m xfer.rank FOLDER NUMBER``; where Slurm has
-started one task a device, tasks other than the first wait until the first says which folder it is.
+the fit alone. xfer starts them itself, as ``python -m xfer.training.distributed.rank FOLDER
+NUMBER``; where Slurm has started one task a device, tasks other than the first wait until the first
+says which folder it is.
 """
 
 from __future__ import annotations
@@ -16,46 +17,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from xfer import errors
-from xfer.errors import ConfigError, OutOfMemory, XferError
-from xfer.files import read_json
-from xfer.storage import cache_dir, write_json
-from xfer.types import Plain
+from xfer.core import errors
+from xfer.core.errors import OutOfMemory, XferError
+from xfer.core.files import cache_dir, read_json, write_json
+from xfer.core.slurm_env import slurm_task
+from xfer.core.types import Plain
 
 _GRACE = 20.0
 """Seconds in which a rank that is told to end, or has lost the others, must have ended."""
 _ARRIVAL = 900.0
 """Seconds until the first task of Slurm's must have come this far."""
 _KEPT = 7 * 24 * 3600.0
-
-
-def slurm_task() -> tuple[int, int] | None:
-    """Number and count where Slurm has started several tasks of this run at once (``srun``)."""
-    count = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
-    number = os.environ.get("SLURM_PROCID", "0")
-    if count == "1" or not (count.isdigit() and number.isdigit()):
-        return None
-    return int(number), int(count)
-
-
-def quieten(devices: int) -> None:
-    """Where torch is still to come: without its remarks on how gradients are averaged."""
-    if devices > 1:
-        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-
-
-def check_tasks(devices: int) -> None:
-    """Raise ConfigError where Slurm has started another number of tasks than devices."""
-    task = slurm_task()
-    if task and task[1] != devices:
-        raise ConfigError(
-            "trainer.devices",
-            f"is {devices}, and Slurm has started {task[1]} tasks on "
-            f"{os.environ.get('SLURM_STEP_NUM_NODES', '1')} node(s)",
-            "ask Slurm for one node and one task a device (--nodes=1 --ntasks-per-node), "
-            "or for one task",
-            23,
-        )
 
 
 class Others:
@@ -76,7 +48,14 @@ class Others:
             return
         path = os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)
         for number in range(1, self.ranks):
-            command = [sys.executable, "-P", "-m", "xfer.rank", str(self.folder), str(number)]
+            command = [
+                sys.executable,
+                "-P",
+                "-m",
+                "xfer.training.distributed.rank",
+                str(self.folder),
+                str(number),
+            ]
             # The pipe closes when this process ends, however it ends; a rank ends with it.
             self.processes.append(
                 subprocess.Popen(

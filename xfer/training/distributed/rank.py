@@ -1,4 +1,6 @@
-"""``python -m xfer.rank FOLDER NUMBER``: one more process of a run that trains on several devices.
+"""One more process of a run that trains on several devices.
+
+``python -m xfer.training.distributed.rank FOLDER NUMBER`` is how rank 0 starts it.
 
 It begins from the ``plan.json`` that rank 0 has saved, takes part in the fit, and ends. What
 cannot be read there (the images' names, what trains when) rank 0 sends; the weights as well.
@@ -16,17 +18,17 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from xfer.builder import Builder
-from xfer.errors import XferError
-from xfer.files import read_json
-from xfer.log import flush, log
-from xfer.places import Places
-from xfer.ranks import tell
-from xfer.record import as_xfer
-from xfer.signals import Stopped, heeded, stop
+from xfer.config.build import Builder
+from xfer.config.provenance import Places
+from xfer.core.errors import XferError
+from xfer.core.files import read_json
+from xfer.core.log import flush, log
+from xfer.core.run_status import as_xfer
+from xfer.core.signals import Stopped, heeded, stop
+from xfer.training.distributed.launch import tell
 
 if TYPE_CHECKING:
-    from xfer.specs import Specs
+    from xfer.config.specs import Specs
 
 
 def main() -> None:
@@ -48,8 +50,8 @@ def _end_with_the_leader() -> None:
 
 def take_part(folder: Path, number: int) -> int:
     """Train as rank ``number`` of the run in ``folder``; the exit code. Errors go to rank 0."""
-    from xfer.fit import take_part as fit
-    from xfer.joint import is_lost
+    from xfer.training.distributed.rendezvous import is_lost
+    from xfer.training.fit import take_part as fit
 
     log.addHandler(logging.NullHandler())  # rank 0 says it
     log.propagate = False

@@ -13,18 +13,18 @@ import torch
 from torch import distributed
 from torch._C._distributed_c10d import Store, TCPStore
 
-from xfer import auto
-from xfer.errors import XferError
-from xfer.evaluate import device_of
-from xfer.network import pieces
-from xfer.plan import Plan
-from xfer.ranks import Others, meeting
-from xfer.team import ALONE, Team
-from xfer.weights import Weights
+from xfer.core.device import device_of
+from xfer.core.errors import XferError
+from xfer.models.restore import pieces
+from xfer.plan import auto
+from xfer.plan.plan import Plan
+from xfer.training.distributed.group import ALONE, Team
+from xfer.training.distributed.launch import Others, meeting
+from xfer.weights.content import Weights
 
 if TYPE_CHECKING:
-    from xfer.specs import Specs
-    from xfer.trainer import Trainer
+    from xfer.config.specs import Specs
+    from xfer.training.trainer import Trainer
 
 _HERE = "127.0.0.1"
 _ARRIVAL = 900.0

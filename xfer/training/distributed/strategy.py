@@ -7,7 +7,7 @@ from typing import Any
 from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from pytorch_lightning.strategies import DDPStrategy
 
-from xfer.team import Team
+from xfer.training.distributed.group import Team
 
 
 class Place(LightningEnvironment):

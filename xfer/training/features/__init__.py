@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Gt
 
-from xfer.storage import cache_dir
+from xfer.core.files import cache_dir
 
 Use = Literal["never", "auto", "require"]
 UNCACHED = {"cached": False, "hit": None, "views": None}

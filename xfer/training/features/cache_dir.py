@@ -20,10 +20,10 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from xfer.errors import OutputError
-from xfer.files import handle_of
-from xfer.locks import Lock, waits
-from xfer.log import log
+from xfer.core.errors import OutputError
+from xfer.core.files import handle_of
+from xfer.core.locks import Lock, waits
+from xfer.core.log import log
 
 _OURS = re.compile(r"\.?([0-9a-f]{64})\.(npy|json|lock|\S+\.part)")
 _GB = 1e9

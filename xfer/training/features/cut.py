@@ -2,11 +2,11 @@
 
 A cut is the input of one module (of several, for two classifiers side by side): all before it is
 frozen, draws no random number and moves no statistic, and all behind it depends on the images
-through that input alone. :func:`xfer.features.find.find` finds one.
+through that input alone. :func:`xfer.training.features.find_cut.find` finds one.
 
 The tail is the same network, with its own code and names, on images that are
-:class:`~xfer.features.absent.Absent`: an answer that needs a value from before the cut is an
-error, in every step.
+:class:`~xfer.training.features.shape_tensor.Absent`: an answer that needs a value from before the
+cut is an error, in every step.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from xfer.errors import ConfigError
-from xfer.features.absent import Absent, Unsound, each, leaves, shortcut, tensors
-from xfer.types import Plain
+from xfer.core.errors import ConfigError
+from xfer.core.types import Plain
+from xfer.training.features.shape_tensor import Absent, Unsound, each, leaves, shortcut, tensors
 
 
 @dataclass(frozen=True)

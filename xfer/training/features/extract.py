@@ -16,24 +16,24 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from xfer.errors import XferError
-from xfer.features import Auto, folder
-from xfer.features.cut import Cut, extract, prefix_state
-from xfer.features.find import Refusal, find
-from xfer.features.store import Entry, Store, digest, rows
-from xfer.files import read_json
-from xfer.loader import Order, Pictures, Share, shared_size
-from xfer.preprocess import prepare
-from xfer.randomness import derive
-from xfer.signals import ignore_in_worker
-from xfer.snapshot import over, tensor_hashes
-from xfer.storage import write_json
-from xfer.types import Plain, Samples
+from xfer.core.checksum import over, tensor_hashes
+from xfer.core.errors import XferError
+from xfer.core.files import read_json, write_json
+from xfer.core.seeds import derive
+from xfer.core.signals import ignore_in_worker
+from xfer.core.types import Plain, Samples
+from xfer.data.loader import Pictures
+from xfer.data.preprocess import prepare
+from xfer.data.sampler import Order, Share, shared_size
+from xfer.training.features import Auto, folder
+from xfer.training.features.cut import Cut, extract, prefix_state
+from xfer.training.features.find_cut import Refusal, find
+from xfer.training.features.store import Entry, Store, digest, rows
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from xfer.plan import Plan
+    from xfer.plan.plan import Plan
 
 _PROVING = 2
 """Images that prove a cut: more than one, to see what an answer takes from its neighbours."""

@@ -4,37 +4,28 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping, Sequence
-from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Required
+from typing import TYPE_CHECKING, Required
 
-import torch
 from typing_extensions import TypedDict
 
-from xfer.checked import checked
-from xfer.errors import ConfigError, ResumeError
-from xfer.extraction import Extraction, Partly
-from xfer.features import UNCACHED, Auto
-from xfer.features.cut import Cut, Tail, prefix_state
-from xfer.features.find import Refusal
-from xfer.features.store import Entry, rows
-from xfer.files import read_json
-from xfer.loader import EvalLoader, Key, TrainLoader
-from xfer.log import log
-from xfer.resume import START_ANEW
-from xfer.snapshot import fingerprint
-from xfer.storage import write_json
-from xfer.types import Plain, Samples
+from xfer.core.checked import checked
+from xfer.core.errors import ConfigError, ResumeError
+from xfer.core.files import read_json, write_json
+from xfer.core.log import log
+from xfer.core.types import Plain
+from xfer.data.loader import EvalLoader, TrainLoader
+from xfer.plan.resume import START_ANEW
+from xfer.training.features import UNCACHED, Auto
+from xfer.training.features.cut import Cut, Tail
+from xfer.training.features.extract import Extraction, Partly
+from xfer.training.features.feature_loader import Kept, Rows
+from xfer.training.features.find_cut import Refusal
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-    from torch import nn
-
-    from xfer.model import Classifier
-    from xfer.plan import Plan
-    from xfer.team import Team
+    from xfer.plan.plan import Plan
+    from xfer.training.distributed.group import Team
+    from xfer.training.module import Classifier
 
 
 class Feed:
@@ -116,114 +107,6 @@ class Feed:
         if self._tail is not None and self._module is not None:
             self._tail.remove()
             self._tail, self._module.cut = None, False
-
-
-class Kept:
-    """The features of one phase by view: ``train`` by number, or ``None`` for the evaluation
-    view; ``val`` has the one, 0."""
-
-    def __init__(self, work: Extraction, cut: Cut) -> None:
-        self.work, self.cut, self.views = work, cut, work.views or 1
-        self.key = work.key(cut)
-        self.train: dict[int | None, View] = {}
-        self.val: dict[int | None, View] = {}
-
-    def has(self, epoch: int) -> bool:
-        """Whether the epoch's features are there."""
-        return epoch % self.views in self.train
-
-    def prepare(self, epoch: int) -> None:
-        """Find or compute the features of ``epoch``; those of val as well, the first time."""
-        view = epoch % self.views
-        shown = None if self.work.views is None else view
-        self.train[view] = self.view("train", shown)
-        if not self.val:
-            self.val[0] = self.view("val", None)
-
-    def view(self, split: str, view: int | None) -> View:
-        """The features of a split in one view, ``None`` for the evaluation view."""
-        entry = self.work.entry(self.cut, self.key, split, view)
-        return View(entry, self.work.positions(split, view))
-
-    def serve(self, net: nn.Module, samples: Samples, size: int, device: torch.device) -> bool:
-        """Whether the features of val give, bit for bit, what ``net`` gives on the images of
-        ``samples`` in float32 and batches of ``size``: the same images, weights and batches."""
-        work, state = self.work, dict(chain(net.named_parameters(), net.named_buffers()))
-        names = [name for name, _ in prefix_state(work.net, self.cut)]
-        same = [
-            *(bool(self.val), samples.sha256 == work.samples("val").sha256),
-            *(work.channels_last, work.ranks == 1),
-            work.device.type == device.type == "cpu",
-            *(size == work.chunk("val"), set(names) <= set(state)),
-        ]
-        return all(same) and fingerprint((n, state[n]) for n in names) == self.key["weights"]
-
-    def logits(self, net: nn.Module) -> list[npt.NDArray[np.float32]]:
-        """What ``net`` gives for val, batch by batch; only what is behind the cut is computed."""
-        device = self.work.device
-        net = net.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-        rows, tail = Rows(self.val, 1, self.work.samples("val")), Tail(net, self.cut)
-        try:
-            with torch.inference_mode():
-                batches = [rows.batch(keys)[0] for keys in self.work.batches("val", None)]
-                return [net(features.to(device)).cpu().numpy() for features in batches]
-        finally:
-            tail.remove()
-
-    def _entries(self) -> list[Entry]:
-        return [view.entry for view in (*self.train.values(), *self.val.values())]
-
-    @property
-    def found(self) -> bool:
-        """Whether none of them had to be computed."""
-        return all(entry.hit for entry in self._entries())
-
-    @property
-    def most_bytes(self) -> int:
-        """What all views take once each has been used."""
-        return largest_cut(self.work, self.cut)
-
-    def facts(self, before: Plain) -> Plain:
-        """What is to be said, added to what was said ``before`` of an earlier phase."""
-        return {
-            "cached": True,
-            "hit": self.found and before["hit"] is not False,
-            "views": self.views,
-            "augmented": self.work.views is not None,
-            "exact": self.work.claimed,
-            "cut": list(self.cut.modules),
-            "bytes_per_image": self.cut.bytes_per_image(),
-            # Of the maps, because another process may have removed the files.
-            "bytes": sum(e.array.offset + e.array.nbytes for e in self._entries()),
-            "difference": self.work.difference,
-        }
-
-
-class View(NamedTuple):
-    """The features of a split in one view, and the row of every image."""
-
-    entry: Entry
-    positions: npt.NDArray[np.int64]
-
-
-class Rows:
-    """The features of one split, batch by batch, by index or (epoch, index)."""
-
-    def __init__(self, kept: Mapping[int | None, View], views: int, samples: Samples) -> None:
-        self.kept, self.views = kept, views
-        self.labels = torch.from_numpy(samples.labels)
-
-    def batch(self, keys: Sequence[int] | Sequence[Key]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Features (n, ...) and labels int64 (n,); the epoch chooses the view."""
-        first: Any = keys[0]
-        epoch = first[0] if isinstance(first, tuple) else 0
-        indices = [key[1] if isinstance(key, tuple) else key for key in keys]
-        return self.features(indices, epoch), self.labels[indices]
-
-    def features(self, indices: Sequence[int], epoch: int = 0) -> torch.Tensor:
-        """Features (n, ...) of the images at ``indices``; the epoch chooses the view."""
-        view = self.kept[epoch % self.views]
-        return rows(view.entry, view.positions[list(indices)])
 
 
 def keepable(plan: Plan, module: Partly, options: Auto) -> Kept | Refusal:

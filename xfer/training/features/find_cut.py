@@ -1,7 +1,7 @@
 """The latest place at which a partly frozen network can be cut.
 
 The finder watches one training step and proposes the latest inputs that are computed by what is
-frozen; it takes one only when it is proved (see :mod:`xfer.features.proof`).
+frozen; it takes one only when it is proved (see :mod:`xfer.training.features.prove_cut`).
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from xfer.errors import printable
-from xfer.features.cut import Cut, Part, nested
-from xfer.features.proof import Look, Whole, chance
+from xfer.core.errors import printable
+from xfer.training.features.cut import Cut, Part, nested
+from xfer.training.features.prove_cut import Look, Whole, chance
 
 _IMAGES = 2  # that a proof takes
 _TRIES = 8  # proposals that are tried

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from xfer.errors import printable
-from xfer.features.absent import Unsound, tensors
-from xfer.features.cut import Cut, Tail, before, extract
+from xfer.core.errors import printable
+from xfer.training.features.cut import Cut, Tail, before, extract
+from xfer.training.features.shape_tensor import Unsound, tensors
 
 _NEAR = 0.05  # of the largest feature: far above rounding, far below another batch's statistics
 

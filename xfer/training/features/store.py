@@ -21,12 +21,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from xfer.errors import ConfigError, DataError, OutputError, printable
-from xfer.features.shared import Slot, check_room, locked, make_room, open_plain, part_of, told
-from xfer.locks import waits
-from xfer.log import log
-from xfer.storage import atomic_write, write_json
-from xfer.types import Plain
+from xfer.core.errors import ConfigError, DataError, OutputError, printable
+from xfer.core.files import atomic_write, write_json
+from xfer.core.locks import waits
+from xfer.core.log import log
+from xfer.core.types import Plain
+from xfer.training.features.cache_dir import (
+    Slot,
+    check_room,
+    locked,
+    make_room,
+    open_plain,
+    part_of,
+    told,
+)
 
 if TYPE_CHECKING:
     import numpy.typing as npt

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NotRequired
@@ -17,19 +15,17 @@ from typing import TYPE_CHECKING, Annotated, NotRequired
 from pydantic import Field
 from typing_extensions import TypedDict
 
-from xfer.cards import card_of
-from xfer.checked import checked
-from xfer.errors import WeightsError
-from xfer.files import read_json
-from xfer.seal import sealed
-from xfer.standardize import folded, from_plain
-from xfer.storage import damaged, load_tensors, save_tensors
-from xfer.types import Card, Plain
+from xfer.core.card_schema import card_of
+from xfer.core.checked import checked
+from xfer.core.checksum import sealed
+from xfer.core.errors import WeightsError
+from xfer.core.files import read_json
+from xfer.core.standardize import folded, from_plain
+from xfer.core.torch_file import damaged, load_tensors, save_tensors
+from xfer.core.types import Card, Plain
 
 if TYPE_CHECKING:
-    import torch
-
-    from xfer.types import StateDict
+    from xfer.core.types import StateDict
 
 FORMAT = 2
 """2: the file holds its own sha256."""
@@ -162,33 +158,3 @@ def read_best(path: Path) -> Snapshot:
         fix = "put the run's own file back, or give the path of a checkpoint outside of the folder"
         raise WeightsError(best_file(path), what, fix, 96)
     return snapshot
-
-
-def fingerprint(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
-    """One sha256 over those of all tensors, in the order of their names."""
-    return over(tensor_hashes(tensors))
-
-
-def tensor_hashes(tensors: Iterable[tuple[str, torch.Tensor]]) -> dict[str, str]:
-    """sha256 over each tensor's name, dtype, shape and bytes, in hex, by name."""
-    import torch
-
-    # As many at a time as torch may use: a slot of a sweep has its own cores.
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        return dict(pool.map(_hashed, tensors))
-
-
-def _hashed(named: tuple[str, torch.Tensor]) -> tuple[str, str]:
-    import torch
-
-    name, tensor = named
-    plain = tensor.detach().cpu().contiguous()
-    digest = hashlib.sha256(f"{name}|{plain.dtype}|{tuple(plain.shape)}|".encode())
-    digest.update(plain.reshape(-1).view(torch.uint8).numpy().data)
-    return name, digest.hexdigest()
-
-
-def over(hashes: Mapping[str, str]) -> str:
-    """The fingerprint of tensors whose own ``hashes`` are known, by name."""
-    lines = "".join(f"{name} {hashes[name]}\n" for name in sorted(hashes))
-    return hashlib.sha256(lines.encode()).hexdigest()

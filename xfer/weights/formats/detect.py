@@ -7,7 +7,7 @@ import stat
 from collections.abc import Callable
 from pathlib import Path
 
-from xfer.source.archive import peek
+from xfer.weights.formats.zip_check import peek
 
 TORCH, LEGACY, SAFETENSORS, NPZ = "torch zip", "torch legacy pickle", "safetensors", "npz"
 HEAD = 64 * 1024
@@ -40,8 +40,8 @@ _TF_INDEX_END = bytes.fromhex("57fb808b247547db")
 
 
 def kind_of(path: Path) -> str:
-    """What ``path`` is: one of the kinds that :mod:`xfer.source.reading` reads, a MindSpore kind,
-    or one of :data:`xfer.source.foreign.FOREIGN`.
+    """What ``path`` is: a kind that :mod:`xfer.weights.formats.read` reads, a MindSpore kind, or one
+    of :data:`xfer.weights.formats.foreign.FOREIGN`.
 
     Only regular files are opened, so a FIFO never blocks. An xfer checkpoint is a ``torch zip``
     here. Never raises for what the file holds.
@@ -117,9 +117,9 @@ def _safetensors(head: bytes, size: int, tail: bytes) -> str | None:
 
 
 def _mindspore(head: bytes, size: int, tail: bytes) -> str | None:
-    from xfer.source.mindir import is_mindir
-    from xfer.source.mindspore_ckpt import is_mindspore_ckpt
-    from xfer.source.mindspore_tensors import is_encrypted
+    from xfer.weights.mindspore.ckpt import is_mindspore_ckpt
+    from xfer.weights.mindspore.mindir_tensors import is_mindir
+    from xfer.weights.mindspore.tensors import is_encrypted
 
     if is_encrypted(head):
         return "MindSpore encrypted"

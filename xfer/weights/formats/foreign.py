@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from xfer.errors import SafetyError, WeightsError, XferError
-from xfer.source.detect import HEAD
+from xfer.core.errors import SafetyError, WeightsError, XferError
+from xfer.weights.formats.detect import HEAD
 
 _AGAIN = "fetch it again and compare its size"
 _TORCH = "give the torch or safetensors file of the same weights"

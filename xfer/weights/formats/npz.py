@@ -8,16 +8,16 @@ from math import prod
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from xfer.errors import SafetyError, WeightsError
-from xfer.source.archive import BROKEN, damaged, members
-from xfer.source.detect import NPZ
-from xfer.weights import Content, Shape
+from xfer.core.errors import SafetyError, WeightsError
+from xfer.weights.content import Content, Shape
+from xfer.weights.formats.detect import NPZ
+from xfer.weights.formats.zip_check import BROKEN, damaged, members
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
 
-    from xfer.types import Array
+    from xfer.core.types import Array
 
 _ODD = (*BROKEN, TypeError)
 HEADER = 10_000

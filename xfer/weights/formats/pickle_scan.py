@@ -14,7 +14,14 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import Any, BinaryIO
 
-from xfer.source.allowed import CALLABLE, DTYPES, NAMES, OPCODES, REBUILD, STORAGES
+from xfer.weights.formats.pickle_allowlist import (
+    CALLABLE,
+    DTYPES,
+    NAMES,
+    OPCODES,
+    REBUILD,
+    STORAGES,
+)
 
 STEPS = 300_000
 """The most opcodes and elements visited: 1700 parameters with Adam's memory, at 42 a tensor."""

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from xfer.errors import WeightsError
-from xfer.source.arrays import read_npz
-from xfer.source.detect import LEGACY, NPZ, SAFETENSORS, TORCH, kind_of
-from xfer.source.foreign import MINDSPORE, refusal
-from xfer.source.pickled import read_legacy, read_zip, refuse_pickle
-from xfer.source.sound import check_tensors
-from xfer.source.tensors import read_safetensors
-from xfer.weights import Content
+from xfer.core.errors import WeightsError
+from xfer.weights.content import Content
+from xfer.weights.formats.detect import LEGACY, NPZ, SAFETENSORS, TORCH, kind_of
+from xfer.weights.formats.foreign import MINDSPORE, refusal
+from xfer.weights.formats.npz import read_npz
+from xfer.weights.formats.safetensors_file import read_safetensors
+from xfer.weights.formats.torch_pickle import read_legacy, read_zip, refuse_pickle
+from xfer.weights.formats.validate import check_tensors
 
 FLAT: dict[str, Callable[[Path], Content]] = {SAFETENSORS: read_safetensors, NPZ: read_npz}
 NESTED: dict[str, Callable[[Path, str | None], Content]] = {

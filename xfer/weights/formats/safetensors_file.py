@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from xfer.errors import SafetyError
-from xfer.source.archive import damaged
-from xfer.source.detect import SAFETENSORS
-from xfer.weights import Content
+from xfer.core.errors import SafetyError
+from xfer.weights.content import Content
+from xfer.weights.formats.detect import SAFETENSORS
+from xfer.weights.formats.zip_check import damaged
 
 HEADER = 16 * 1024 * 1024
 """The longest header that is read, in bytes; a thousand tensors take 150 000."""

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from xfer.errors import WeightsError, closest
-from xfer.weights import Content, OptimizerState
+from xfer.core.errors import WeightsError, closest
+from xfer.weights.content import Content, OptimizerState
 
 if TYPE_CHECKING:
     import torch
 
-    from xfer.types import Plain
+    from xfer.core.types import Plain
 
 # An average of the weights over the training generalises better, so it is preferred.
 AVERAGES = (
@@ -207,7 +207,7 @@ def _optimizer(content: dict[Any, Any]) -> tuple[OptimizerState | None, str]:
         if isinstance(value, list) and len(value) == 1:
             value = value[0]
         if isinstance(value, dict) and {"state", "param_groups"} <= set(value):
-            from xfer.source.optimizer import TorchState
+            from xfer.weights.optimizer_state.from_torch import TorchState
 
             return TorchState(value), name
     return None, ""

@@ -8,13 +8,13 @@ import warnings
 import zipfile
 from pathlib import Path
 
-from xfer.errors import SafetyError, WeightsError
-from xfer.source.allowed import QUANTISED, UNUSUAL
-from xfer.source.archive import BROKEN, allowance, damaged, members
-from xfer.source.nested import content_of
-from xfer.source.opcodes import Asked, Machine, TooMuch
-from xfer.storage import load_tensors
-from xfer.weights import Content
+from xfer.core.errors import SafetyError, WeightsError
+from xfer.core.torch_file import load_tensors
+from xfer.weights.content import Content
+from xfer.weights.formats.pickle_allowlist import QUANTISED, UNUSUAL
+from xfer.weights.formats.pickle_scan import Asked, Machine, TooMuch
+from xfer.weights.formats.state_dict import content_of
+from xfer.weights.formats.zip_check import BROKEN, allowance, damaged, members
 
 PICKLE = 64 * 1024 * 1024
 """The longest pickle that is looked through, in bytes; data of tensors is not in it."""

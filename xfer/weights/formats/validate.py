@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from xfer.errors import SafetyError, WeightsError
-from xfer.source.archive import allowance
+from xfer.core.errors import SafetyError, WeightsError
+from xfer.weights.formats.zip_check import allowance
 
 if TYPE_CHECKING:
     import torch
 
-    from xfer.types import StateDict
+    from xfer.core.types import StateDict
 
 NAME = 1024
 """The longest name of a tensor, in characters."""

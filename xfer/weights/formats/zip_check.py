@@ -8,8 +8,8 @@ import zipfile
 import zlib
 from pathlib import Path
 
-from xfer.errors import SafetyError, WeightsError
-from xfer.seal import seal_bytes
+from xfer.core.checksum import seal_bytes
+from xfer.core.errors import SafetyError, WeightsError
 
 MEMBERS = 50_000
 FREE = 16 * 1024 * 1024

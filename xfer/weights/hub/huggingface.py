@@ -7,9 +7,9 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from xfer.errors import ConfigError, WeightsError
-from xfer.log import log
-from xfer.storage import file_sha256
+from xfer.core.errors import ConfigError, WeightsError
+from xfer.core.files import file_sha256
+from xfer.core.log import log
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _NAME = re.compile(r"[A-Za-z0-9_](?:[\w.-]{0,94}[A-Za-z0-9_])?", re.ASCII)

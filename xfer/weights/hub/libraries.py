@@ -9,16 +9,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from xfer.download import WEIGHTS, fetch
-from xfer.errors import ConfigError, OutputError, WeightsError, XferError, closest
-from xfer.preprocess import of_timm, of_torchvision
-from xfer.source import huggingface, imagenet
-from xfer.storage import file_sha256
-from xfer.types import InputSpec, Plain
-from xfer.weights import Content
+from xfer.core.download import WEIGHTS, fetch
+from xfer.core.errors import ConfigError, OutputError, WeightsError, XferError, closest
+from xfer.core.files import file_sha256
+from xfer.core.types import InputSpec, Plain
+from xfer.data.preprocess import of_timm, of_torchvision
+from xfer.weights.content import Content
+from xfer.weights.hub import huggingface, imagenet
 
 if TYPE_CHECKING:
-    from xfer.types import StateDict
+    from xfer.core.types import StateDict
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def _fitted(full: str, path: Path, origin: str) -> StateDict:
     """The state of timm's network after timm loaded ``path`` into it."""
     import timm
 
-    from xfer.source.reading import read
+    from xfer.weights.formats.read import read
 
     with _named(origin):
         if path.suffix != ".safetensors":
@@ -121,7 +121,7 @@ def of_torchvision_hub(name: str, tag: str | None, local: bool) -> Published:
     """torchvision's weights for ``name``. Raises as :func:`of_timm_hub`."""
     from torchvision import models
 
-    from xfer.source.reading import read
+    from xfer.weights.formats.read import read
 
     enum = models.get_model_weights(name)
     if tag is not None and tag not in enum.__members__:

@@ -14,10 +14,10 @@ import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO
 
-from xfer.errors import WeightsError
-from xfer.protobuf import BYTES, LONGEST_TEXT, VARINT, Field, Malformed, Wire
-from xfer.source.mindspore_state import sorted_out
-from xfer.source.mindspore_tensors import (
+from xfer.core.errors import WeightsError
+from xfer.core.protobuf import BYTES, LONGEST_TEXT, VARINT, Field, Malformed, Wire
+from xfer.weights.mindspore.classify import sorted_out
+from xfer.weights.mindspore.tensors import (
     MOST_DIMS,
     WIDTHS,
     Entry,
@@ -32,8 +32,8 @@ from xfer.source.mindspore_tensors import (
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from xfer.types import Plain
-    from xfer.weights import Content
+    from xfer.core.types import Plain
+    from xfer.weights.content import Content
 
 __all__ = ["FORMAT", "is_encrypted", "is_mindspore_ckpt", "read"]
 

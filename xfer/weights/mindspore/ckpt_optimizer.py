@@ -11,13 +11,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from xfer.errors import WeightsError
-from xfer.weights import Momenta
+from xfer.core.errors import WeightsError
+from xfer.weights.content import Momenta
 
 if TYPE_CHECKING:
     import torch
 
-    from xfer.weights import Shape
+    from xfer.weights.content import Shape
 
     Tensors = Mapping[str, torch.Tensor]
 

@@ -11,16 +11,16 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from xfer.errors import WeightsError
-from xfer.source.mindspore_momenta import IN_TORCH, POWERS, MindSporeState
-from xfer.weights import Content
+from xfer.core.errors import WeightsError
+from xfer.weights.content import Content
+from xfer.weights.mindspore.ckpt_optimizer import IN_TORCH, POWERS, MindSporeState
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     import torch
 
-    from xfer.types import Plain
+    from xfer.core.types import Plain
 
     Tensors = Mapping[str, torch.Tensor]
 

@@ -12,9 +12,9 @@ from __future__ import annotations
 import mmap
 from typing import TYPE_CHECKING
 
-from xfer.protobuf import BYTES, VARINT, Field, Malformed, Wire
-from xfer.source.mindspore_state import sorted_out
-from xfer.source.mindspore_tensors import (
+from xfer.core.protobuf import BYTES, VARINT, Field, Malformed, Wire
+from xfer.weights.mindspore.classify import sorted_out
+from xfer.weights.mindspore.tensors import (
     MOST_DIMS,
     Entry,
     Unsupported,
@@ -26,8 +26,8 @@ from xfer.source.mindspore_tensors import (
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from xfer.types import Plain
-    from xfer.weights import Content
+    from xfer.core.types import Plain
+    from xfer.weights.content import Content
 
 FORMAT = "MindIR file"
 _TYPES = {

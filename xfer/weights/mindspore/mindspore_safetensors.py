@@ -6,17 +6,17 @@ import zlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from xfer.errors import WeightsError
-from xfer.source.mindspore_state import sorted_out
-from xfer.source.tensors import check_header
+from xfer.core.errors import WeightsError
+from xfer.weights.formats.safetensors_file import check_header
+from xfer.weights.mindspore.classify import sorted_out
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     import torch
 
-    from xfer.types import Plain, StateDict
-    from xfer.weights import Content
+    from xfer.core.types import Plain, StateDict
+    from xfer.weights.content import Content
 
 FORMAT = "MindSpore safetensors"
 

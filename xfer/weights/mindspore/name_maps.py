@@ -1,12 +1,13 @@
 """MindSpore's names for layers of networks that timm and torchvision have too, as facts.
 
-``dialects.json`` holds, in ``suffixes``, what every dialect calls the tensors of a norm;
+``name_maps.json`` holds, in ``suffixes``, what every dialect calls the tensors of a norm;
 in ``dialects``, by name: ``marks``, patterns of names that only this dialect has, all of which must
 be there; ``suits``, the architectures that have these layers, by library; ``head``, its classifier;
 ``rename``, rules in order from MindSpore's names to torch's, then those of ``rename_in`` for one
 library; ``back`` and ``back_in``, the same the other way; ``compat``, what makes the function equal
-(:mod:`xfer.compat`). ``strangers``: names that are known and have no map; ``unequal``, two
-tensors whose first sizes differ there, where the names alone are those of a dialect.
+(:mod:`xfer.models.mindspore_layers`). ``strangers``: names that are known and have no map;
+``unequal``, two tensors whose first sizes differ there, where the names alone are those of a
+dialect.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from functools import cache
 from pathlib import Path
 from typing import Literal
 
-from xfer.types import Plain
+from xfer.core.types import Plain
 
 DialectName = Literal[
     "auto",
@@ -34,7 +35,7 @@ DialectName = Literal[
 ]
 """What may be asked for: a dialect of the file, or to find it out, or torch's own names."""
 
-_FILE = Path(__file__).with_name("dialects.json")
+_FILE = Path(__file__).with_name("name_maps.json")
 
 
 @cache

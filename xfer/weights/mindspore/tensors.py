@@ -12,15 +12,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO
 
-from xfer.errors import WeightsError
-from xfer.protobuf import Malformed
+from xfer.core.errors import WeightsError
+from xfer.core.protobuf import Malformed
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     import torch
 
-    from xfer.weights import Shape
+    from xfer.weights.content import Shape
 
 WIDTHS = {
     "bool": 1, "int8": 1, "uint8": 1, "int16": 2, "uint16": 2, "int32": 4, "uint32": 4,

@@ -1,4 +1,4 @@
-"""MindSpore's names in a file, recognised and translated; the names are in :mod:`xfer.dialects`."""
+"""MindSpore's names in a file, recognised and translated by the maps of ``name_maps.json``."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from xfer.dialects import shipped, suits, to_torch
-from xfer.errors import ConfigError, WeightsError, closest
-from xfer.types import Plain
-from xfer.weights import Content
+from xfer.core.errors import ConfigError, WeightsError, closest
+from xfer.core.types import Plain
+from xfer.weights.content import Content
+from xfer.weights.mindspore.name_maps import shipped, suits, to_torch
 
 if TYPE_CHECKING:
-    from xfer.types import StateDict
+    from xfer.core.types import StateDict
 
 
 @dataclass(frozen=True)

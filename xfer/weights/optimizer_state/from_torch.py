@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-from xfer.errors import WeightsError
-from xfer.source import positions
-from xfer.weights import Momenta
+from xfer.core.errors import WeightsError
+from xfer.weights.content import Momenta
+from xfer.weights.optimizer_state import param_order
 
 if TYPE_CHECKING:
     import torch
 
-    from xfer.types import StateDict
-    from xfer.weights import Shape
+    from xfer.core.types import StateDict
+    from xfer.weights.content import Shape
 
     Memory = dict[int, dict[str, torch.Tensor]]
 
@@ -68,7 +68,7 @@ class TorchState:
         algorithm = _algorithm(memory)
         shapes = {index: _shape(index, buffers) for index, buffers in memory.items()}
         if names is None:
-            names = positions.names(groups, shapes, parameters)
+            names = param_order.names(groups, shapes, parameters)
         for index, shape in shapes.items():
             _check_name(names[index], shape, parameters)
             for key, tensor in memory[index].items():

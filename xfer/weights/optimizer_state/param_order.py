@@ -11,10 +11,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING
 
-from xfer.errors import WeightsError
+from xfer.core.errors import WeightsError
 
 if TYPE_CHECKING:
-    from xfer.weights import Shape
+    from xfer.weights.content import Shape
 
 _PATIENCE = 1_000_000
 """How much is tried before the ways are too many; about a second."""

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from xfer.source.adapt import adapted
-from xfer.source.match import USED
-from xfer.source.optimizer import trainable
-from xfer.weights import Momenta
+from xfer.weights.content import Momenta
+from xfer.weights.match_table import USED
+from xfer.weights.optimizer_state.from_torch import trainable
+from xfer.weights.reshape import adapted
 
 if TYPE_CHECKING:
     import torch
 
-    from xfer.source.match import Match
-    from xfer.weights import Weights
+    from xfer.weights.content import Weights
+    from xfer.weights.match_table import Match
 
 
 def continued(weights: Weights, found: Match, heads: Sequence[str]) -> tuple[Momenta, list[str]]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from xfer.errors import ConfigError, XferError
-from xfer.source import huggingface, imagenet
-from xfer.source.library import Published, of_timm_hub, of_torchvision_hub
-from xfer.source.rules import Rules
-from xfer.types import Backbone
-from xfer.weights import Weights
+from xfer.core.errors import ConfigError, XferError
+from xfer.core.protocols import Backbone
+from xfer.weights.content import Weights
+from xfer.weights.hub import huggingface, imagenet
+from xfer.weights.hub.libraries import Published, of_timm_hub, of_torchvision_hub
+from xfer.weights.source.match_rules import Rules
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Hub(Rules):
         return huggingface.Address(repo, (file,), "main" if wanted is None else wanted)
 
     def _file(self) -> Weights:
-        from xfer.source.reading import read
+        from xfer.weights.formats.read import read
 
         address = self._address()
         found = huggingface.find(address, self.local_files_only)

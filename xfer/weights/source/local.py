@@ -1,19 +1,21 @@
-"""Weights from a local file of torch, Lightning, safetensors or numpy, told apart by content."""
+"""Weights from a local file, from an earlier run, or none at all."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
-from xfer.source.reading import read
-from xfer.source.rules import Rules
-from xfer.storage import file_sha256
-from xfer.types import Backbone
-from xfer.weights import Weights
+from xfer.core.errors import WeightsError
+from xfer.core.files import file_sha256
+from xfer.core.protocols import Backbone
+from xfer.weights.content import Weights
+from xfer.weights.formats.checkpoint_format import best_file, read_best
+from xfer.weights.formats.read import read
+from xfer.weights.source.match_rules import Rules
 
 if TYPE_CHECKING:
-    from xfer.types import StateDict
+    from xfer.core.types import StateDict
 
 
 @dataclass(frozen=True)
@@ -25,12 +27,67 @@ class File(Rules):
     key: str | None = None
 
     def load(self, backbone: Backbone) -> Weights:
-        """The file's tensors. Raises as :func:`xfer.source.reading.read`."""
+        """The file's tensors. Raises as :func:`xfer.weights.formats.read.read`."""
         path = Path(self.path).expanduser()
         content = read(path, self.key)
         return self.weights("file", content, str(path), file_sha256(path))
 
 
 def read_state(path: Path) -> StateDict:
-    """Tensors by name from any file that :func:`xfer.source.reading.read` takes."""
+    """Tensors by name from any file that :func:`xfer.weights.formats.read.read` takes."""
     return read(path).state
+
+
+@dataclass(frozen=True)
+class Scratch:
+    """Random initialisation, seeded by ``seed``."""
+
+    def load(self, backbone: Backbone) -> Weights:
+        """No state dict."""
+        return Weights(kind="none", state=None)
+
+
+@dataclass(frozen=True)
+class Run:
+    """``path`` of a run folder (its best checkpoint is taken) or of a checkpoint."""
+
+    path: str
+
+    def load(self, backbone: Backbone) -> Weights:
+        """The best weights of that run. Raises WeightsError when its backbone is another."""
+        folder = Path(self.path).expanduser()
+        snapshot, path = read_best(folder), best_file(folder)
+        name = snapshot.card.backbone.get("name")
+        if name != backbone.name:
+            raise WeightsError(
+                path,
+                f"its backbone is '{name}', not '{backbone.name}'",
+                f"type backbone.name={name}",
+                20,
+            )
+        return Weights(
+            "run",
+            snapshot.state,
+            origin=str(path),
+            sha256=file_sha256(path),
+            classes=snapshot.card.classes,
+            input=snapshot.card.input,
+            compat=snapshot.card.compat,
+            head=snapshot.card.head,
+            splits=snapshot.card.splits,
+            facts={"format": "xfer checkpoint"},
+        )
+
+
+@dataclass(frozen=True)
+class Shipped:
+    """A small checkpoint that comes with xfer; ``experiment=digits_pretrain`` makes it again."""
+
+    name: Literal["digits_0_4"]
+
+    def load(self, backbone: Backbone) -> Weights:
+        """As :class:`Run`, with an origin that is the same on every machine."""
+        from dataclasses import replace
+
+        file = Path(__file__).with_name(f"{self.name}.ckpt")
+        return replace(Run(str(file)).load(backbone), origin=f"xfer:{self.name}")

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from annotated_types import Ge, Le
 
-from xfer.errors import ConfigError, WeightsError, closest
-from xfer.files import parsed, read_text
-from xfer.patterns import compiled, matches, substituted
-from xfer.types import class_name
-from xfer.weights import Content, Weights
+from xfer.core.errors import ConfigError, WeightsError, closest
+from xfer.core.files import parsed, read_text
+from xfer.core.regex import compiled, matches, substituted
+from xfer.core.types import class_name
+from xfer.weights.content import Content, Weights
 
 if TYPE_CHECKING:
     import torch
@@ -145,7 +145,7 @@ class Rules:
     def class_names(self) -> tuple[tuple[str, ...] | None, tuple[tuple[str, ...], ...]]:
         """The names of the file's classes in order, or ``None``, and their synonyms."""
         if self.classes == "imagenet":
-            from xfer.source import imagenet
+            from xfer.weights.hub import imagenet
 
             return imagenet.classes(), imagenet.synonyms()
         if isinstance(self.classes, str):

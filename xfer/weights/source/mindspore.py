@@ -7,24 +7,24 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from xfer.dialects import DialectName
-from xfer.errors import WeightsError
-from xfer.source import mindir, mindspore_ckpt
-from xfer.source.detect import LEGACY, NPZ, SAFETENSORS, TORCH, kind_of
-from xfer.source.dialects import Translation, translate
-from xfer.source.foreign import refusal
-from xfer.source.mindspore_safetensors import read_safetensors
-from xfer.source.rules import Rules
-from xfer.source.sound import check_tensors
-from xfer.source.tensors import check_header
-from xfer.storage import file_sha256
-from xfer.types import Backbone
-from xfer.weights import Content, Weights
+from xfer.core.errors import WeightsError
+from xfer.core.files import file_sha256
+from xfer.core.protocols import Backbone
+from xfer.weights.content import Content, Weights
+from xfer.weights.formats.detect import LEGACY, NPZ, SAFETENSORS, TORCH, kind_of
+from xfer.weights.formats.foreign import refusal
+from xfer.weights.formats.safetensors_file import check_header
+from xfer.weights.formats.validate import check_tensors
+from xfer.weights.mindspore import ckpt, mindir_tensors
+from xfer.weights.mindspore.mindspore_safetensors import read_safetensors
+from xfer.weights.mindspore.name_maps import DialectName
+from xfer.weights.mindspore.translate import Translation, translate
+from xfer.weights.source.match_rules import Rules
 
 _READERS: dict[str, Callable[[Path], Content]] = {
-    "MindSpore checkpoint": mindspore_ckpt.read,
-    "MindSpore encrypted": mindspore_ckpt.read,
-    "mindir": mindir.read,
+    "MindSpore checkpoint": ckpt.read,
+    "MindSpore encrypted": ckpt.read,
+    "mindir": mindir_tensors.read,
     SAFETENSORS: read_safetensors,
 }
 _OF_FILE = (TORCH, LEGACY, NPZ, "pickle")
@@ -86,7 +86,7 @@ def read(path: Path) -> Content:
 
 def _is_of_torch(path: Path) -> bool:
     """Whether a safetensors file says so. One that cannot be read does not. Raises as
-    :func:`xfer.source.tensors.check_header`."""
+    :func:`xfer.weights.formats.safetensors_file.check_header`."""
     from safetensors import SafetensorError, safe_open
 
     check_header(path)

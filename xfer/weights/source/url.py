@@ -10,16 +10,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from xfer.download import KEPT_WEIGHTS, fetch
-from xfer.errors import ConfigError, OutputError, WeightsError, XferError
-from xfer.files import handle_of, read_json
-from xfer.locks import Lock, waits
-from xfer.log import log
-from xfer.source.rules import Rules
-from xfer.storage import cache_dir, file_sha256, write_json
-from xfer.transfer import shown
-from xfer.types import Backbone
-from xfer.weights import Weights
+from xfer.core.download import KEPT_WEIGHTS, fetch
+from xfer.core.errors import ConfigError, OutputError, WeightsError, XferError
+from xfer.core.files import cache_dir, file_sha256, handle_of, read_json, write_json
+from xfer.core.http import shown
+from xfer.core.locks import Lock, waits
+from xfer.core.log import log
+from xfer.core.protocols import Backbone
+from xfer.weights.content import Weights
+from xfer.weights.source.match_rules import Rules
 
 _UNREACHED = 450
 """The number of the error for an address that gives no file."""
@@ -53,7 +52,7 @@ class Url(Rules):
     def load(self, backbone: Backbone) -> Weights:
         """From the cache, else from the web. Raises WeightsError when the file cannot be had or
         read or has another hash, SafetyError for an address that is not https."""
-        from xfer.source.reading import read
+        from xfer.weights.formats.read import read
 
         path, found = self._any() if self.sha256 == "any" else self._known()
         try:

@@ -1,0 +1,255 @@
+"""Frozen values that the packages of xfer hand to each other. No torch at import time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+from unicodedata import normalize
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    import torch
+    from PIL.Image import Image
+
+    Array = npt.NDArray[Any]
+    StateDict = Mapping[str, torch.Tensor]
+
+Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
+PixelRange = tuple[float, float]
+"""The numbers that become black and white, in image files of more than 8 bits."""
+Plain = dict[str, Any]
+"""JSON-like facts: str, int, float, bool, None, list and dict only."""
+
+
+def class_name(text: str) -> str:
+    """The name of a class in the one form of Unicode that names are compared in (NFC): a Mac and
+    Linux spell an accent in two ways."""
+    return normalize("NFC", text)
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """How an image becomes the network's input; one for validation, prediction, export, report.
+
+    ``size`` is (height, width) in pixels; ``resize`` the short side before the centre crop, or
+    ``None`` to squash straight to ``size``; ``mean`` and ``std`` are per RGB channel on 0..1.
+    ``range`` are the numbers that become 0 and 255 in files of more than 8 bits, where the
+    network was trained on such; ``None`` is the full range of 16 bits.
+    """
+
+    size: tuple[int, int]
+    resize: int | None
+    interpolation: Interpolation
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    range: PixelRange | None = None
+
+    def scaled(self, size: int) -> InputSpec:
+        """The same recipe at ``size`` x ``size`` pixels, the share of the crop kept."""
+        resize = None if self.resize is None else round(self.resize * size / min(self.size))
+        return replace(self, size=(size, size), resize=resize)
+
+    def to_plain(self) -> Plain:
+        """As JSON-like facts, for plan, checkpoint and ``preprocess.json``."""
+        facts = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        if self.range is None:
+            del facts["range"]
+        return facts
+
+    @classmethod
+    def from_plain(cls, facts: Plain) -> InputSpec:
+        """The reverse of :meth:`to_plain`."""
+        values: Plain = {k: tuple(v) if isinstance(v, list) else v for k, v in facts.items()}
+        return cls(**values)
+
+
+class Images(Protocol):
+    """A sequence of RGB pictures, decoded when asked for."""
+
+    def __getitem__(self, index: int, /) -> Image: ...
+
+    def __len__(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class Samples:
+    """One split: ``names`` (unique, the path below the root), ``labels`` int64 of shape (n,),
+    the ``images`` themselves and ``sha256`` over names, labels and file contents."""
+
+    names: tuple[str, ...]
+    labels: npt.NDArray[np.int64]
+    images: Images
+    sha256: str
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Classes in their fixed order, the splits by name, and remarks for the plan; ``leaks`` are
+    (held-out image, training image, kind) that are the same or look alike; ``range`` is that of
+    the pixels, where there are files of more than 8 bits."""
+
+    classes: tuple[str, ...]
+    splits: Mapping[str, Samples]
+    remarks: tuple[str, ...] = ()
+    leaks: tuple[tuple[str, ...], ...] = ()
+    range: PixelRange | None = None
+
+
+@dataclass(frozen=True)
+class Card:
+    """What travels with trained weights, so that a file explains itself.
+
+    ``backbone`` and ``head`` are spec facts (``_target_`` and plain arguments); ``splits`` the
+    sha256 of the data it was trained and chosen on, by split name; ``compat`` what the layers
+    need to compute as the source's own library does (see :mod:`xfer.models.mindspore_layers`).
+    ``adapters`` are the low-rank adapters beside the weights of a fit at work (see
+    :mod:`xfer.models.adapters`).
+    """
+
+    backbone: Plain
+    head: Plain
+    classes: tuple[str, ...]
+    input: InputSpec
+    source: Plain = field(default_factory=dict)
+    experiment: str = ""
+    splits: Mapping[str, str] = field(default_factory=dict)
+    compat: Plain = field(default_factory=dict)
+    adapters: Plain = field(default_factory=dict)
+
+    def merged(self) -> Card:
+        """The card of the same weights, with their adapters added to them."""
+        return replace(self, adapters={})
+
+    def to_plain(self) -> Plain:
+        """As JSON-like facts."""
+        return {
+            "backbone": dict(self.backbone),
+            "head": dict(self.head),
+            "classes": list(self.classes),
+            "input": self.input.to_plain(),
+            "source": dict(self.source),
+            "experiment": self.experiment,
+            "splits": dict(self.splits),
+            "compat": dict(self.compat),
+            **({"adapters": dict(self.adapters)} if self.adapters else {}),
+        }
+
+    @classmethod
+    def from_plain(cls, facts: Plain) -> Card:
+        """The reverse of :meth:`to_plain`."""
+        return cls(
+            **{
+                **facts,
+                "classes": tuple(facts["classes"]),
+                "input": InputSpec.from_plain(facts["input"]),
+            }
+        )
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """A network's answers on one split, in the order of its files.
+
+    ``logits`` float32 (n, classes); ``labels`` int64 (n,) or ``None`` when unknown.
+    """
+
+    names: tuple[str, ...]
+    logits: npt.NDArray[np.float32]
+    labels: npt.NDArray[np.int64] | None
+    classes: tuple[str, ...]
+
+    @property
+    def probabilities(self) -> npt.NDArray[np.float64]:
+        """Softmax of the logits in float64, shape (n, classes)."""
+        import numpy as np
+
+        z = self.logits.astype(np.float64)
+        z = np.exp(z - z.max(axis=1, keepdims=True))
+        return np.asarray(z / z.sum(axis=1, keepdims=True))
+
+    @property
+    def confidence(self) -> npt.NDArray[np.float64]:
+        """The largest probability of each image, shape (n,), without a copy of all of them."""
+        import numpy as np
+
+        return np.concatenate([np.empty(0), *(b.probabilities.max(axis=1) for b in self.blocks())])
+
+    def blocks(self) -> Iterator[Predictions]:
+        """The same answers, 256 images at a time."""
+        for start in range(0, len(self.names), 256):
+            part = slice(start, start + 256)
+            labels = None if self.labels is None else self.labels[part]
+            yield Predictions(self.names[part], self.logits[part], labels, self.classes)
+
+
+@dataclass(frozen=True)
+class Score:
+    """The scores of one split. ``acc_ci95`` is Wilson's interval of the accuracy; ``confusion``
+    counts rows = true class, columns = predicted class, and is ``None`` above 100 classes;
+    ``auroc`` is ``None`` above 1,000; ``per_class`` holds, a class, ``n``, ``precision``,
+    ``recall`` and ``f1``."""
+
+    n: int
+    acc: float
+    acc_ci95: tuple[float, float]
+    loss: float
+    macro_f1: float
+    auroc: float | None
+    ece: float
+    top5: float | None
+    confusion: list[list[int]] | None
+    per_class: dict[str, dict[str, float]]
+    used_for_selection: bool
+
+    def to_plain(self) -> Plain:
+        """As JSON-like facts, as ``result.json`` holds them."""
+        return {**asdict(self), "acc_ci95": list(self.acc_ci95)}
+
+
+@dataclass(frozen=True)
+class Exported:
+    """One exported file and how far its answers are from the network's.
+
+    ``max_abs_diff`` is the largest difference of ``compared`` (logits or probabilities) over
+    ``images`` real images at each of ``batches``, at most ``bound``, and ``mean_abs_diff`` the
+    mean; ``agree`` the share of images whose top class is the same, ``close`` the number of those
+    whose two best classes differ by less than twice the bound. ``acc`` is the file's accuracy,
+    ``acc_network`` the network's, ``None`` where labels are not known.
+    """
+
+    format: str
+    file: str
+    bytes: int
+    sha256: str
+    max_abs_diff: float
+    bound: float | None
+    agree: float
+    images: int
+    batches: tuple[int, ...]
+    facts: Plain = field(default_factory=dict)
+    compared: str = "logits"
+    mean_abs_diff: float = 0.0
+    close: int = 0
+    acc: float | None = None
+    acc_network: float | None = None
+
+
+@dataclass(frozen=True)
+class Network:
+    """An architecture as its library builds it.
+
+    ``heads`` are the dotted paths of its classifier layers (distilled ViTs have two), ``dropped``
+    the prefixes of training-only auxiliary classifiers that are left out, ``input`` the
+    architecture's own recipe, ``args`` everything its builder was given beside the classes.
+    """
+
+    module: torch.nn.Module
+    heads: tuple[str, ...]
+    input: InputSpec
+    dropped: tuple[str, ...] = ()
+    args: Plain = field(default_factory=dict)

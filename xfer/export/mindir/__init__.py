@@ -1,0 +1,1 @@
+"""MindIR written, read and run without MindSpore."""

@@ -1,0 +1,1 @@
+"""Networks: a backbone, a head, and the layers that both need."""

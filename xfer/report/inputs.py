@@ -1,0 +1,44 @@
+"""What a run hands to its report."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from xfer.config.specs import Specs
+from xfer.core.errors import XferError
+from xfer.core.types import Exported, Predictions, Score
+from xfer.plan.plan import Plan
+
+if TYPE_CHECKING:
+    from xfer.training.fitted import Fitted
+
+
+@dataclass
+class Work:
+    """What the stages hand on; ``specs`` as they were asked for, before the plan decided what they
+    leave open."""
+
+    specs: Specs
+    plan: Plan
+    folder: Path
+    startup_s: float
+    began: float
+    fitted: Fitted | None = None
+    predictions: dict[str, Predictions] = field(default_factory=dict)
+    scores: dict[str, Score] = field(default_factory=dict)
+    exports: list[Exported] = field(default_factory=list)
+    refused: XferError | None = None
+    device: str = "cpu"
+    warnings: list[str] = field(default_factory=list)
+
+    def checkpoint(self) -> Path | None:
+        """The checkpoint that is evaluated and exported, unless the network is the source's own."""
+        if self.fitted:
+            return self.fitted.checkpoint
+        if self.plan.specs.checkpoint.path is None:
+            return None
+        from xfer.weights.formats.checkpoint_format import best_file
+
+        return best_file(Path(self.plan.specs.checkpoint.path).expanduser())

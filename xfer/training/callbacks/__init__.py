@@ -1,0 +1,1 @@
+"""What happens around the epochs of a fit."""

@@ -1,0 +1,1 @@
+"""Weights that exist already: sources, file formats, hubs, MindSpore, and how they are matched."""

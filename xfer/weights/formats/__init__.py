@@ -1,0 +1,1 @@
+"""Files of weights, told apart by content and read without running code."""

@@ -1,0 +1,1 @@
+"""Files of MindSpore: checkpoints, MindIR, and the names that its libraries give."""

@@ -1,0 +1,1 @@
+"""The optimizer state in a checkpoint, given to the parameters of this run."""
