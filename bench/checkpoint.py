@@ -16,10 +16,9 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
-import xfer.fit
-import xfer.history
-
 import xfer
+import xfer.training.fit
+from xfer.training.callbacks import progress
 from xfer.training.callbacks.progress import History
 
 ALL = ["stages=[fit]", "data.workers=0"]
@@ -77,7 +76,7 @@ def written(spent):
     """Checkpoints as they are, their seconds counted."""
     with replaced(
         (History, "_save_resume", spent.around(History._save_resume)),
-        (xfer.history, "write_snapshot", spent.around(xfer.history.write_snapshot)),
+        (progress, "write_snapshot", spent.around(progress.write_snapshot)),
     ):
         yield
 
@@ -89,9 +88,9 @@ def held():
 
     def hold(path, snapshot):
         state = {name: tensor.detach().clone() for name, tensor in snapshot.state.items()}
-        last[path] = xfer.history.Snapshot(snapshot.card, state, snapshot.progress, snapshot.frozen)
+        last[path] = progress.Snapshot(snapshot.card, state, snapshot.progress, snapshot.frozen)
 
-    original = xfer.history.write_snapshot
+    original = progress.write_snapshot
 
     def write_once(self):
         for path, snapshot in last.items():
@@ -100,7 +99,7 @@ def held():
     with replaced(
         (History, "_save_resume", lambda self, trainer, name: None),
         (History, "close", write_once),
-        (xfer.history, "write_snapshot", hold),
+        (progress, "write_snapshot", hold),
     ):
         yield
 

@@ -44,7 +44,7 @@ from xfer.weights.source.local import File
 from xfer.weights.source.mindspore import MindSpore
 
 TESTS = Path(__file__).parents[1] / "tests"
-sys.path.insert(0, str(TESTS))
+sys.path[:0] = [str(TESTS / "helpers"), str(TESTS / "proofs")]
 from networks import make  # noqa: E402
 
 ASSETS = Path(os.environ.get("XFER_ASSETS", "../shared/assets")).resolve()
@@ -154,7 +154,7 @@ def by_mindspore(python, path, images):
     np.save(path.with_name("images.npy"), images)
     files = [path, path.with_name("images.npy"), path.with_name("logits.npz")]
     environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2", "PYTHONPATH": ""}
-    command = [python, TESTS / "mindir_proof.py", *files]
+    command = [python, TESTS / "proofs" / "mindir_proof.py", *files]
     subprocess.run(list(map(str, command)), env=environment, check=True, capture_output=True)
     with np.load(files[2]) as found:
         return list(found.values())

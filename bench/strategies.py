@@ -27,9 +27,8 @@ from xfer.evaluation.statistics import wilson
 
 def run(file, seed, strategy, options):
     """Accuracy at the last epoch, processor seconds, share of the parameters that ever train."""
-    import xfer.fit  # its imports are no part of the first run
-
     import xfer
+    import xfer.training.fit  # its imports are no part of the first run
 
     fixed = [
         *("data=csv", f"data.file={file}", "data.workers=0", "stages=[fit]", f"seed={seed}"),

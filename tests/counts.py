@@ -30,13 +30,13 @@ KINDS = {
         r"|test_source_reading\.py::test_(a_damaged|a_foreign|tensors_that_are_no_plain)"
         r"|test_source_mindspore_files\.py::test_(a_damaged|a_real_file|other_files)"
         r"|test_source_optimizer\.py::test_damage|test_source\.py::test_a_truncated"
-        r"|test_seal\.py::|test_storage\.py::test_(a_file_that|a_damaged)"
+        r"|test_checksum\.py::|test_files\.py::test_(a_file_that|a_damaged)"
         r"|test_features_store\.py::test_an_unsound|test_data\.py::test_damaged"
         r"|test_read_back\.py::test_(caches|a_card|a_state|a_recipe|class_names|memory)",
     ),
     "malicious files": (
         290,
-        r"test_source_safety\.py::test_a_malicious|test_storage\.py::test_a_pickle"
+        r"test_source_safety\.py::test_a_malicious|test_files\.py::test_a_pickle"
         r"|test_source_reading\.py::test_(a_bomb|hostile)|test_source_hub\.py::test_a_pickle"
         r"|test_download\.py::test_(an_entry_that|a_link|a_bomb)|test_user_yaml\.py::"
         r"|test_read_back\.py::test_(nothing|lock_and|a_job|a_pipe|a_run_whose|no_other)",
@@ -58,7 +58,7 @@ def counts() -> dict[str, int]:
             "pytest",
             "--collect-only",
             "-q",
-            *sorted(str(HERE / n) for n in names),
+            *sorted(str(next(HERE.rglob(n))) for n in names),
         ],
         cwd=HERE.parent,
         capture_output=True,

@@ -5,8 +5,8 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 python=${1:-.venv/bin/python}
 shift || true
-[ $# -gt 0 ] || set -- tests/test_config.py tests/test_configs.py tests/test_cli.py \
-  tests/test_sweep.py tests/test_sweep_runs.py
+[ $# -gt 0 ] || set -- tests/config/test_config.py tests/config/test_configs.py tests/workflow/test_cli.py \
+  tests/sweep/test_sweep.py tests/sweep/test_sweep_runs.py
 home=$(mktemp -d)
 trap 'rm -rf "$home"' EXIT
 "$python" -m venv --without-pip "$home"

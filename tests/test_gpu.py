@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from shipped import SHIPPED
 
 import xfer
 from xfer.weights.formats.checkpoint_format import read_snapshot
@@ -67,6 +68,6 @@ def test_a_run_that_goes_on_ends_bit_for_bit_as_one_that_was_never_stopped(tmp_p
 def test_a_frozen_backbone_stays_bit_equal_on_the_device(tmp_path: Path) -> None:
     facts = digits(tmp_path / "run", "freeze=head_only", "export=none")
     assert facts["params"]["frozen"] > facts["params"]["trainable"]
-    start = read_snapshot(Path(xfer.__file__).parent / "source" / "digits_0_4.ckpt").state
+    start = read_snapshot(SHIPPED).state
     end = read_snapshot(tmp_path / "run" / "checkpoints" / "best.ckpt").state
     assert all(torch.equal(start[n], end[n]) for n in start if not n.startswith("fc."))

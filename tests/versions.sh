@@ -12,8 +12,8 @@ case ${1:-} in newest | oldest | constraints) ;; *)
 esac
 what=$1
 shift
-[ $# -gt 0 ] || set -- tests/test_backbone.py tests/test_head.py tests/test_source.py \
-  tests/test_features_cut.py tests/test_workflow.py tests/test_cli.py tests/test_export.py
+[ $# -gt 0 ] || set -- tests/models/test_backbone.py tests/models/test_head.py tests/weights/test_source.py \
+  tests/training/test_features_cut.py tests/workflow/test_workflow.py tests/workflow/test_cli.py tests/export/test_export.py
 # Not tried with newer ones yet: lift these when all tests have passed with them.
 newest_tried=('torch<=2.14.1' 'torchvision<=0.29.1')
 

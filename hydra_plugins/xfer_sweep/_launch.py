@@ -15,8 +15,8 @@ from xfer.core.files import read_json
 from xfer.core.log import say
 from xfer.core.run_folder import OUTPUT
 from xfer.plan.preflight import check_gpus
-from xfer.sweep.executors.local import quoted
 from xfer.sweep.executors.pool import Pool, Task
+from xfer.sweep.executors.runners import quoted
 from xfer.sweep.executors.slots import Slot, divide, visible_gpus
 from xfer.sweep.ledger import Ledger
 from xfer.sweep.requirements import refuse_one_run

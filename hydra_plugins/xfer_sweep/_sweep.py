@@ -26,8 +26,8 @@ from xfer.config.provenance import override_key
 from xfer.config.specs import Specs
 from xfer.core.errors import JobFailed, XferError
 from xfer.sweep import Sweep
-from xfer.sweep.executors.local import BatchRunner, SlotRunner, quoted
 from xfer.sweep.executors.queue import QueueRunner
+from xfer.sweep.executors.runners import BatchRunner, SlotRunner, quoted
 from xfer.sweep.requirements import Asked
 from xfer.sweep.scheduler import Runner, conduct
 from xfer.sweep.space import Job, Parameter, probes

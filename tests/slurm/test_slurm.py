@@ -17,8 +17,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 from runs import assert_same, finish, rows
 
 from xfer.sweep.study import JOURNAL, open_storage

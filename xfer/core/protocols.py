@@ -47,6 +47,15 @@ class Writer(Protocol):
 
 
 @runtime_checkable
+class ChecksCard(Protocol):
+    """A writer that knows from the card alone what it cannot write."""
+
+    def check(self, card: Card) -> None:
+        """Raise ExportError for a network that no file of this format can hold."""
+        ...
+
+
+@runtime_checkable
 class Undecided(Protocol):
     """An option that leaves its group to the plan."""
 

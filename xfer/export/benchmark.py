@@ -114,7 +114,7 @@ def _contestants(
 ) -> list[Contestant]:
     import torch
 
-    from xfer.export.gate import run_torch
+    from xfer.export.parity import run_torch
 
     spec = plan.card.input
     net = net.to("cpu", memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]

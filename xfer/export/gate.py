@@ -17,16 +17,15 @@ from annotated_types import Ge, Gt, Le
 
 from xfer.core.errors import ExportError, XferError, raise_all
 from xfer.core.files import atomic_write, file_sha256, write_json
+from xfer.core.protocols import ChecksCard
 from xfer.core.types import Exported
-from xfer.export.air import Air
 from xfer.export.evidence import Evidence
-from xfer.export.mindspore_ckpt import MindSporeCkpt
-from xfer.export.parity import FIX, Trials, answers, refuse_nan
+from xfer.export.parity import FIX, Trials, answers, refuse_nan, run_torch
 
 if TYPE_CHECKING:
     import torch
 
-    from xfer.core.protocols import Runner, Writer
+    from xfer.core.protocols import Writer
     from xfer.core.types import Array, Card, Plain
 
 
@@ -35,7 +34,7 @@ def refuse_early(writers: Sequence[Writer], card: Card) -> None:
     ``card``, as far as can be known without it."""
     errors = []
     for writer in writers:
-        if isinstance(writer, Air | MindSporeCkpt):
+        if isinstance(writer, ChecksCard):
             try:
                 writer.check(card)
             except ExportError as error:
@@ -91,19 +90,6 @@ def export(
         error.passed = tuple(done)
         raise
     return done
-
-
-def run_torch(net: torch.nn.Module) -> Runner:
-    """``net`` as a runner: float32 (n, 3, h, w) in, float32 logits (n, classes) out."""
-
-    def run(images: Array) -> Array:
-        import torch
-
-        with torch.inference_mode():
-            logits: Array = net(torch.from_numpy(images)).numpy()
-            return logits
-
-    return run
 
 
 def _check(net: torch.nn.Module, images: Array) -> None:

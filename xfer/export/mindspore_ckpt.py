@@ -18,8 +18,8 @@ import numpy as np
 
 from xfer.core.errors import ExportError
 from xfer.core.protobuf import Malformed, Wire, chunk, number, text
-from xfer.export.gate import run_torch
 from xfer.export.mindspore_names import back, chosen, difference, names
+from xfer.export.parity import run_torch
 from xfer.weights.mindspore.name_maps import DialectName
 
 if TYPE_CHECKING:

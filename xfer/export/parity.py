@@ -13,6 +13,8 @@ from xfer.data.preprocess import prepare
 from xfer.export.evidence import Evidence, pixels, recoded, same_size
 
 if TYPE_CHECKING:
+    import torch
+
     from xfer.core.types import Array, Plain
 
     Answers = dict[int, Array]
@@ -128,6 +130,19 @@ def softmax(logits: Array) -> Array:
     """float64 (n, classes)."""
     z = np.exp(logits.astype(np.float64) - logits.max(1, keepdims=True))
     return np.asarray(z / z.sum(1, keepdims=True))
+
+
+def run_torch(net: torch.nn.Module) -> Runner:
+    """``net`` as a runner: float32 (n, 3, h, w) in, float32 logits (n, classes) out."""
+
+    def run(images: Array) -> Array:
+        import torch
+
+        with torch.inference_mode():
+            logits: Array = net(torch.from_numpy(images)).numpy()
+            return logits
+
+    return run
 
 
 _STEP = 16  # pictures of different sizes that the network answers at once

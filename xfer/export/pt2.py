@@ -43,7 +43,7 @@ class Pt2:
         """The file alone."""
         import torch
 
-        from xfer.export.gate import run_torch
+        from xfer.export.parity import run_torch
 
         with path.open("rb") as stream:
             return run_torch(torch.export.load(io.BytesIO(stream.read())).module())

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 from xfer.core.types import Card
 from xfer.export import plain_load
-from xfer.export.gate import run_torch
 from xfer.export.metadata import metadata
+from xfer.export.parity import run_torch
 
 if TYPE_CHECKING:
     from pathlib import Path

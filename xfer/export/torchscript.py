@@ -44,7 +44,7 @@ class TorchScript:
         """The file alone."""
         import torch
 
-        from xfer.export.gate import run_torch
+        from xfer.export.parity import run_torch
 
         with _quiet():
             loaded = torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call]

@@ -13,27 +13,26 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import torch
 from pydantic import Field
 from typing_extensions import TypedDict
 
 from xfer.core.checked import checked
-from xfer.core.device import device_of
 from xfer.core.errors import OutOfMemory, ResumeError
 from xfer.core.files import read_json, write_json
 from xfer.core.log import log
-from xfer.core.memory import ran_out, too_large
 from xfer.core.signals import stop
 from xfer.core.types import Plain
 from xfer.plan.resume import START_ANEW
-from xfer.training.module import Classifier
 
 if TYPE_CHECKING:
     from xfer.plan.plan import Plan
+    from xfer.training.module import Classifier
 
 
 def out_of_memory(work: Callable[[], object]) -> bool:
     """Whether ``work`` ran out of memory. Raises Stopped where a signal is behind its failure."""
+    from xfer.core.memory import ran_out
+
     try:
         work()
     except (MemoryError, RuntimeError) as error:
@@ -48,6 +47,11 @@ def out_of_memory(work: Callable[[], object]) -> bool:
 
 def too_large_error(module: Classifier, plan: Plan) -> OutOfMemory:
     """The error that names the batch size which fits, tried with blank images."""
+    import torch
+
+    from xfer.core.device import device_of
+    from xfer.core.memory import too_large
+
     data, device = plan.specs.data, device_of(plan.specs.trainer.accelerator)
     assert data is not None
     training = module.training

@@ -65,8 +65,8 @@ class Weights:
     the same function (see :mod:`xfer.models.mindspore_layers`), ``head`` the facts of its head
     where they are known. ``splits`` are the sha256 of the data that they were trained and chosen
     on, by split name, where the file says so. ``match`` says whether names decide what goes where,
-    or order and shape. ``allow_missing`` and ``min_coverage`` are what the user excused; ``pinned`` are source
-    arguments that fetch these very weights again.
+    or order and shape. ``allow_missing`` and ``min_coverage`` are what the user excused; ``pinned``
+    are source arguments that fetch these very weights again.
     """
 
     kind: str

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from xfer.core.protobuf import Malformed
-from xfer.export.mindir.read import Call, Program, read
+from xfer.export.mindir.parse import Call, Program, read
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from xfer.export.mindir.graph import Graph, refuse
-from xfer.export.mindir.layers import add_bias, settings
+from xfer.export.mindir.lowering import add_bias, settings
 
 if TYPE_CHECKING:
     import onnx

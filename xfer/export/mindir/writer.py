@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from xfer.core.errors import ExportError
 from xfer.export.metadata import metadata
-from xfer.export.mindir import layers, shapes
+from xfer.export.mindir import shapes
 from xfer.export.mindir.graph import FIX, Graph, graph_of, refuse
 from xfer.export.onnx import tensors, trace, with_suffix
 
@@ -26,37 +26,37 @@ _OPSET = 20
 _LARGEST = (1 << 31) - 1  # protobuf reads no longer message
 
 _OPERATORS: dict[str, Callable[[Graph, onnx.NodeProto], None]] = {
-    "Add": partial(layers.pair, primitive="Add"),
-    "AveragePool": layers.average_pool,
-    "BatchNormalization": layers.batch_norm,
-    "Clip": layers.clip,
+    "Add": partial(lowering.pair, primitive="Add"),
+    "AveragePool": lowering.average_pool,
+    "BatchNormalization": lowering.batch_norm,
+    "Clip": lowering.clip,
     "Concat": shapes.concat,
-    "Conv": layers.conv,
-    "Div": partial(layers.pair, primitive="RealDiv"),
-    "Erf": partial(layers.single, primitive="Erf"),
+    "Conv": lowering.conv,
+    "Div": partial(lowering.pair, primitive="RealDiv"),
+    "Erf": partial(lowering.single, primitive="Erf"),
     "Expand": shapes.expand,
     "Flatten": shapes.reshape,
     "Gather": shapes.gather,
-    "Gelu": layers.gelu,
+    "Gelu": lowering.gelu,
     "Gemm": shapes.gemm,
     "GlobalAveragePool": shapes.global_average_pool,
-    "HardSigmoid": layers.hard_sigmoid,
-    "HardSwish": partial(layers.single, primitive="HSwish"),
+    "HardSigmoid": lowering.hard_sigmoid,
+    "HardSwish": partial(lowering.single, primitive="HSwish"),
     "Identity": shapes.same,
     "LayerNormalization": shapes.layer_norm,
     "MatMul": shapes.matmul,
-    "MaxPool": layers.max_pool,
-    "Mul": partial(layers.pair, primitive="Mul"),
-    "Pad": layers.pad,
+    "MaxPool": lowering.max_pool,
+    "Mul": partial(lowering.pair, primitive="Mul"),
+    "Pad": lowering.pad,
     "ReduceMean": shapes.reduce_mean,
-    "Relu": partial(layers.single, primitive="ReLU"),
+    "Relu": partial(lowering.single, primitive="ReLU"),
     "Reshape": shapes.reshape,
-    "Sigmoid": partial(layers.single, primitive="Sigmoid"),
+    "Sigmoid": partial(lowering.single, primitive="Sigmoid"),
     "Slice": shapes.cut,
     "Softmax": shapes.softmax,
     "Split": shapes.split,
     "Squeeze": shapes.reshape,
-    "Sub": partial(layers.pair, primitive="Sub"),
+    "Sub": partial(lowering.pair, primitive="Sub"),
     "Transpose": shapes.transpose,
     "Unsqueeze": shapes.reshape,
 }

@@ -13,7 +13,6 @@ from xfer.core.types import Plain, Samples
 from xfer.data.sampler import Key
 from xfer.training.features.cut import Cut, Tail, prefix_state
 from xfer.training.features.extract import Extraction
-from xfer.training.features.feed import largest_cut
 from xfer.training.features.store import Entry, rows
 
 if TYPE_CHECKING:
@@ -101,6 +100,12 @@ class Kept:
             "bytes": sum(e.array.offset + e.array.nbytes for e in self._entries()),
             "difference": self.work.difference,
         }
+
+
+def largest_cut(work: Extraction, cut: Cut) -> int:
+    """The bytes that all views of the training and validation images take at ``cut``, at most."""
+    images = (work.views or 1) * len(work.samples("train")) + len(work.samples("val"))
+    return images * cut.bytes_per_image()
 
 
 class View(NamedTuple):

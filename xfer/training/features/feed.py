@@ -19,7 +19,7 @@ from xfer.plan.resume import START_ANEW
 from xfer.training.features import UNCACHED, Auto
 from xfer.training.features.cut import Cut, Tail
 from xfer.training.features.extract import Extraction, Partly
-from xfer.training.features.feature_loader import Kept, Rows
+from xfer.training.features.feature_loader import Kept, Rows, largest_cut
 from xfer.training.features.find_cut import Refusal
 
 if TYPE_CHECKING:
@@ -125,12 +125,6 @@ def fitting(work: Extraction, options: Auto) -> Cut | Refusal:
         return cut
     size = f"{largest_cut(work, cut) / 1e9:.3g} GB"
     return Refusal(f"all views take {size}, more than features.max_gb={options.max_gb:g}")
-
-
-def largest_cut(work: Extraction, cut: Cut) -> int:
-    """The bytes that all views of the training and validation images take at ``cut``, at most."""
-    images = (work.views or 1) * len(work.samples("train")) + len(work.samples("val"))
-    return images * cut.bytes_per_image()
 
 
 class _Noted(TypedDict, total=False):

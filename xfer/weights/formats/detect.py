@@ -40,8 +40,8 @@ _TF_INDEX_END = bytes.fromhex("57fb808b247547db")
 
 
 def kind_of(path: Path) -> str:
-    """What ``path`` is: a kind that :mod:`xfer.weights.formats.read` reads, a MindSpore kind, or one
-    of :data:`xfer.weights.formats.foreign.FOREIGN`.
+    """What ``path`` is: a kind that :mod:`xfer.weights.formats.read` reads, one of MindSpore's, or
+    one of :data:`xfer.weights.formats.foreign.FOREIGN`.
 
     Only regular files are opened, so a FIFO never blocks. An xfer checkpoint is a ``torch zip``
     here. Never raises for what the file holds.

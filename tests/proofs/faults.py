@@ -1,0 +1,123 @@
+"""Runs that are killed before and after named moments, begun again, and held against the whole run.
+
+``python tests/proofs/faults.py`` prints, for every moment, what differs. The kill is a SIGKILL that
+the run gives itself, from a hook that this script puts around a function of xfer: no product code
+knows of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))
+from runs import OPTIONS
+from survival import begin, difference, end, finished, spoil, warm
+
+IMAGES = [*OPTIONS[1:], "trainer.max_epochs=2", "checkpoint.resume=auto"]
+EARLY = [*IMAGES, "trainer.patience=1", "trainer.max_epochs=9", "optim.lr=1e-7"]
+BALANCED = [*IMAGES, "data.sampler=balanced"]
+FEATURES = [*IMAGES, "freeze=head_only", "features=require"]
+OUTPUTS = [*IMAGES, "stages=[fit,evaluate,export,report]", "export=safetensors"]
+# name: command, function, and at which of its calls.
+POINTS = {
+    "forward": (IMAGES, "xfer.training.module:Classifier.training_step", 30),
+    "forward_balanced": (BALANCED, "xfer.training.module:Classifier.training_step", 30),
+    "backward": (IMAGES, "torch:Tensor.backward", 30),
+    "optimizer_step": (IMAGES, "torch.optim:SGD.step", 30),
+    "schedule_step": (IMAGES, "xfer.training.module:Classifier.lr_scheduler_step", 30),
+    "average": (IMAGES, "xfer.training.ema:Ema.update", 40),
+    "copy": (IMAGES, "xfer.training.callbacks.progress:History._keep", 5),
+    "save": (IMAGES, "xfer.training.callbacks.progress:History._save_resume", 6),
+    "rename_of_the_last_file": (IMAGES, "xfer.training.callbacks.resume_file:_keep_previous", 6),
+    "validation": (IMAGES, "xfer.training.module:Classifier.on_validation_start", 2),
+    "validation_batch": (IMAGES, "xfer.training.module:Classifier.validation_step", 5),
+    "validation_end": (IMAGES, "xfer.training.module:Classifier.on_validation_epoch_end", 2),
+    "best_update": (IMAGES, "xfer.training.callbacks.progress:History._update_best", 2),
+    "best_file": (IMAGES, "xfer.training.callbacks.progress:write_snapshot", 2),
+    "history": (IMAGES, "xfer.training.callbacks.progress:History._write_csv", 2),
+    "epoch_end": (IMAGES, "xfer.training.callbacks.progress:History.on_train_epoch_end", 1),
+    "early_stop": (EARLY, "xfer.training.callbacks.progress:History.on_train_epoch_end", 4),
+    "freeze_proof": (IMAGES, "xfer.training.callbacks.freeze_phase:Phases._prove", 1),
+    "whole_best_file": (IMAGES, "xfer.training.fit:_complete", 1),
+    "predictions": (IMAGES, "xfer.evaluation.predict:write_predictions", 1),
+    "plan": (IMAGES, "xfer.plan.run_dir:write_plan", 1),
+    "status": (IMAGES, "xfer.core.run_status:Status.write", 2),
+    "export": (OUTPUTS, "xfer.workflow:_export", 1),
+    "report": (OUTPUTS, "xfer.report.write:finish", 1),
+    "report_page": (OUTPUTS, "xfer.report.write:render", 1),
+    "feature_build": (FEATURES, "xfer.training.features.store:Store._build", 2),
+    "feature_chunk": (FEATURES, "xfer.training.features.extract:extract", 9),
+    "feature_entry": (FEATURES, "xfer.training.features.extract:Extraction.entry", 1),
+}
+
+
+def kill_at(function: str, count: int, after: bool) -> None:
+    """Have this process killed before or after call ``count`` of ``module:dotted.function``."""
+    module, _, dotted = function.partition(":")
+    *owners, name = dotted.split(".")
+    owner: Any = importlib.import_module(module)
+    for part in owners:
+        owner = getattr(owner, part)
+    original: Callable[..., Any] = getattr(owner, name)
+    calls = 0
+
+    def hooked(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        due = calls == count
+        if due and not after:
+            os.kill(os.getpid(), signal.SIGKILL)
+        found = original(*args, **kwargs)
+        if due:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return found
+
+    setattr(owner, name, hooked)
+
+
+def main() -> None:
+    """Print what differs by moment, as JSON: nothing, where nothing does."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("points", nargs="*", help="of these moments only")
+    parser.add_argument("--spoilt", action="store_true", help="the negative control")
+    asked = parser.parse_args()
+    warm()
+    if asked.spoilt:
+        spoil()
+    found: dict[str, str] = {}
+    with tempfile.TemporaryDirectory() as place:
+        root, wholes = Path(place), dict[str, Path]()
+        for name, (command, function, count) in POINTS.items():
+            if asked.points and name not in asked.points:
+                continue
+            kind = str(hash(tuple(command)))
+            if kind not in wholes:
+                (folder := root / kind).mkdir()
+                assert end(begin(folder, command)) == 0, (folder / "output").read_text()
+                wholes[kind] = finished(folder)
+            for when in ("before", "after"):
+                (folder := root / f"{when}_{name}").mkdir()
+                hook = partial(kill_at, function, count, when == "after")
+                code = end(begin(folder, command, hook))
+                if code != -signal.SIGKILL:
+                    found[folder.name] = f"was never reached, exit {code}"
+                else:
+                    found[folder.name] = difference(
+                        end(begin(folder, command)), folder, wholes[kind]
+                    )
+                print(folder.name, found[folder.name] or "same", file=sys.stderr, flush=True)
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

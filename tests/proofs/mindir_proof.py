@@ -1,0 +1,27 @@
+"""What the real MindSpore says of a ``.mindir``. Run by MindSpore's own python, without torch:
+
+ONEDNN_MAX_CPU_ISA=AVX2 $XFER_MINDSPORE tests/proofs/mindir_proof.py MODEL.mindir IMAGES.npy OUT.npz
+
+writes its logits, under the batch sizes 1, 2 and all: ``b1``, ``b2`` and ``bN``.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor, nn
+
+
+def main(model: str, images: str, out: str) -> None:
+    """Load, run at three batch sizes, save."""
+    ms.set_context(mode=ms.GRAPH_MODE, device_target="CPU")
+    net = nn.GraphCell(ms.load(model))
+    x = np.load(images)
+    sizes = {"b1": 1, "b2": 2, "bN": len(x)}
+    np.savez(out, **{name: net(Tensor(x[:n])).asnumpy() for name, n in sizes.items()})
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

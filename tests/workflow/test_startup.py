@@ -1,0 +1,146 @@
+"""What the stages import: a library that a stage does not need would cost it seconds."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from shipped import SHIPPED
+
+FIT_ALONE = {"pytorch_lightning", "lightning_fabric", "torchmetrics"}
+COMPILER = {"torch._dynamo", "torch._inductor", "torch.distributed.fsdp", "sympy", "triton"}
+
+
+def imported(code: str, folder: Path) -> set[str]:
+    """The modules that a process has in memory behind ``code``."""
+    told = "import json, sys; print(json.dumps(sorted(sys.modules)))"
+    command = [sys.executable, "-c", f"{code}\n{told}"]
+    env = {**os.environ, "XFER_CACHE": str(folder / "cache")}
+    done = subprocess.run(
+        command, cwd=folder, env=env, capture_output=True, text=True, check=True, timeout=300
+    )
+    return set(json.loads(done.stdout.splitlines()[-1]))
+
+
+def test_what_a_fit_on_kept_features_is_made_of_needs_no_lightning(tmp_path: Path) -> None:
+    parts = (
+        *("decoded", "evaluate", "export", "export.onnx", "extraction", "features.find", "feed"),
+        *("halving", "handover", "head.layers", "joint", "loader", "metrics", "network", "numbers"),
+        *("plan", "predict", "record", "report.finish", "snapshot", "team", "workflow"),
+    )
+    found = imported("import " + ", ".join(f"xfer.{part}" for part in parts), tmp_path)
+    assert found & FIT_ALONE == set()
+    assert "torch" in found
+
+
+def test_a_checkpoint_is_evaluated_and_exported_without_lightning(tmp_path: Path) -> None:
+    picture = tmp_path / "picture.png"
+    Image.new("L", (8, 8), 90).save(picture)
+    overrides = [
+        *("data=digits_0_4", f"checkpoint.path={SHIPPED}", "run.dir=out"),
+        *("stages=[evaluate,predict,export,report]", "export=safetensors"),
+        f"predict.input={picture}",
+    ]
+    code = f"import xfer; xfer.run(overrides={overrides})"
+    assert imported(code, tmp_path) & FIT_ALONE == set()
+    assert json.loads((tmp_path / "out" / "result.json").read_text())["scores"]
+
+
+@pytest.mark.parametrize(
+    "backbone",
+    [
+        ["backbone=squeezenet1_0"],
+        ["backbone=timm", "backbone.name=tf_efficientnet_lite0"],
+        ["backbone=torchvision", "backbone.name=efficientnet_b0"],
+        ["backbone=timm", "backbone.name=deit_tiny_patch16_224"],
+    ],
+    ids=lambda overrides: overrides[-1],
+)
+def test_a_plan_imports_neither_lightning_nor_a_compiler(
+    backbone: list[str], tmp_path: Path
+) -> None:
+    overrides = [*backbone, "data=digits", "source=none", "stages=[]"]
+    found = imported(f"import xfer; xfer.run(overrides={overrides})", tmp_path)
+    assert "torchvision" in found
+    assert found & (FIT_ALONE | COMPILER | {"matplotlib", "onnx", "onnxruntime"}) == set()
+
+
+AHEAD = "import sys, torch\nfrom xfer.models.deferred_compiler import compiler_deferred\n"
+
+
+def test_a_compiler_that_was_put_off_is_the_real_one_when_it_is_used(tmp_path: Path) -> None:
+    code = (
+        AHEAD
+        + """
+real = torch.compiler.disable
+with compiler_deferred():
+    import torchvision
+
+    @torch.compiler.disable
+    def alone(x):
+        seen.append(torch.compiler.is_compiling())
+        return x + 1
+
+assert torch.compiler.disable is real
+assert not {"torch._dynamo", "torch._dynamo.utils"} & set(sys.modules)
+from torchvision.ops import roi_align
+from torchvision.ops.roi_align import is_compile_supported
+box = torch.tensor([[0, 0, 0, 3.0, 3.0]])
+assert roi_align(torch.ones(1, 1, 4, 4), box, 2).shape == (1, 1, 2, 2)
+assert is_compile_supported("cpu") == torch._dynamo.utils.is_compile_supported("cpu")
+seen = []
+assert torch.equal(alone(torch.ones(2)), torch.full((2,), 2.0))
+compiled = torch.compile(lambda x: alone(x) * 2, backend="eager")
+assert torch.equal(compiled(torch.ones(2)), torch.full((2,), 4.0))
+assert seen == [False, False]
+"""
+    )
+    assert "torch._dynamo.utils" in imported(code, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        "from torch._dynamo.utils import counters, is_compile_supported",
+        "import torch._dynamo; assert torch._dynamo.utils.counters is not None",
+        "from torch._dynamo import config, utils; utils.counters",
+        "torch.compiler.disable(torch.nn.Linear(2, 2))(torch.ones(1, 2))",
+    ],
+)
+def test_whatever_else_is_asked_of_the_compiler_is_answered_at_once(
+    asked: str, tmp_path: Path
+) -> None:
+    code = (
+        AHEAD
+        + f"""
+with compiler_deferred():
+    {asked}
+import torch._dynamo.utils
+assert torch._dynamo.utils is sys.modules["torch._dynamo.utils"]
+assert torch._dynamo.utils.__file__
+with compiler_deferred():
+    from torch._dynamo.utils import counters
+"""
+    )
+    assert "sympy" in imported(code, tmp_path)
+
+
+def test_an_import_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:
+    code = (
+        AHEAD
+        + """
+before = [*sys.meta_path], torch.compiler.disable
+try:
+    with compiler_deferred():
+        import there_is_no_such_library
+except ImportError:
+    pass
+assert before == (sys.meta_path, torch.compiler.disable)
+"""
+    )
+    assert "torch._dynamo.utils" not in imported(code, tmp_path)
