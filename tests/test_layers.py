@@ -186,7 +186,7 @@ def test_one_list_of_nouns() -> None:
 
 
 def test_no_two_modules_have_one_name() -> None:
-    last = [name.rpartition(".")[2] for name in MODULES if name]
+    last = [file.stem for file in PACKAGE.rglob("*.py") if file.stem != "__init__"]
     assert {name for name in last if last.count(name) > 1} == set()
 
 

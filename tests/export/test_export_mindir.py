@@ -73,8 +73,7 @@ def images(assets: Path) -> Images:
 
 
 def facts(spec: Any) -> dict[str, Any]:
-    group = type(spec).__module__.split(".")[1]
-    return {"_target_": f"xfer.{group}.{type(spec).__name__}", **asdict(spec)}
+    return {"_target_": f"{type(spec).__module__}.{type(spec).__name__}", **asdict(spec)}
 
 
 def card(backbone: Any = TINY, head: Any = None) -> Card:

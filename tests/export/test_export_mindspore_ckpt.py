@@ -53,8 +53,7 @@ SMALL = [pair for pair in TWINS if pair[1].library == "timm" or "net1" in pair[1
 
 
 def facts(spec: Any) -> dict[str, Any]:
-    group = type(spec).__module__.split(".")[1]
-    return {"_target_": f"xfer.{group}.{type(spec).__name__}", **asdict(spec)}
+    return {"_target_": f"{type(spec).__module__}.{type(spec).__name__}", **asdict(spec)}
 
 
 def card(backbone: Any, head: Any = None, dialect: str = "") -> Card:

@@ -29,9 +29,13 @@ def imported(code: str, folder: Path) -> set[str]:
 
 def test_what_a_fit_on_kept_features_is_made_of_needs_no_lightning(tmp_path: Path) -> None:
     parts = (
-        *("decoded", "evaluate", "export", "export.onnx", "extraction", "features.find", "feed"),
-        *("halving", "handover", "head.layers", "joint", "loader", "metrics", "network", "numbers"),
-        *("plan", "predict", "record", "report.finish", "snapshot", "team", "workflow"),
+        *("data.decode_cache", "evaluation.evaluate", "export", "export.onnx"),
+        *("training.features.extract", "training.features.find_cut", "training.features.feed"),
+        *("training.oom", "export.stage", "models.head.layers"),
+        *("training.distributed.rendezvous", "data.loader", "evaluation.metrics"),
+        *("models.network", "training.nan_guard", "plan.make", "evaluation.predict"),
+        *("core.run_status", "report.write", "weights.formats.checkpoint_format"),
+        *("training.distributed.group", "workflow"),
     )
     found = imported("import " + ", ".join(f"xfer.{part}" for part in parts), tmp_path)
     assert found & FIT_ALONE == set()

@@ -21,12 +21,25 @@ from pydantic_core import ErrorDetails
 
 from xfer.config import other_tools
 from xfer.config.help import GROUPS
+from xfer.core import protocols
 from xfer.core.errors import ConfigError, SafetyError, XferError, closest, raise_all
 from xfer.core.own_parts import allowed
 from xfer.core.types import Plain
 
 Where = Callable[[str], str]
 """Names the place a dotted key was set: a file, or the command line."""
+HOMES = {
+    "augment": "xfer.data.augment",
+    "source": "xfer.weights.source",
+    **{group: f"xfer.models.{group}" for group in ("backbone", "head")},
+    **{
+        group: f"xfer.training.{group}"
+        for group in (
+            *("loss", "optim", "schedule", "trainer", "checkpoint", "features", "logger"),
+        )
+    },
+}
+"""Where the classes of a group are, unless in a package of its name."""
 
 
 def build(
@@ -66,42 +79,40 @@ def build(
     return _made(kind, arguments, prefix, where)
 
 
-# What a part of one's own must have: a class of xfer that has it all, where there is one to derive
-# from; its methods with the number of their arguments; its values.
-_PARTS: dict[str, tuple[str, dict[str, int], str]] = {
-    "data": (
-        "xfer.data.options.Loading",
-        {"dataset": 1, "balance": 1},
-        "batch_size eval_batch_size workers decoded_gb sampler",
-    ),
-    "augment": ("xfer.data.augment.Plain", {"transform": 1, "mix": 1}, "random seed"),
-    "backbone": ("", {"build": 1}, "library name"),
-    "source": ("", {"load": 1}, ""),
-    "head": ("", {"build": 2}, ""),
-    "freeze": (
-        "xfer.freeze.Policy",
-        {"phases": 2, "adapters": 1, "after_solved": 1},
-        "batch_norm",
-    ),
-    "loss": ("xfer.training.loss.CrossEntropy", {"weights": 1, "guessing": 1, "build": 1}, ""),
-    "optim": (
-        "xfer.training.optim.Options",
-        {"build": 1, "groups": 2},
-        "lr weight_decay decay rate solves rate_scale",
-    ),
-    "schedule": ("xfer.training.schedule.Constant", {"factor": 3}, ""),
-    "export": ("", {"write": 4, "open": 2}, "file"),
-    "logger": ("xfer.training.logger.Csv", {"build": 2}, ""),
+# What a part of one's own must be able to do, and a class of xfer that has it all, where there is
+# one to derive from.
+_PARTS: dict[str, tuple[type, str]] = {
+    "data": (protocols.Data, "xfer.data.options.Loading"),
+    "augment": (protocols.Augment, "xfer.data.augment.Plain"),
+    "backbone": (protocols.Backbone, ""),
+    "source": (protocols.Source, ""),
+    "head": (protocols.Head, ""),
+    "freeze": (protocols.Freeze, "xfer.freeze.Policy"),
+    "loss": (protocols.Loss, "xfer.training.loss.CrossEntropy"),
+    "optim": (protocols.Optim, "xfer.training.optim.Options"),
+    "schedule": (protocols.Schedule, "xfer.training.schedule.Constant"),
+    "export": (protocols.Writer, ""),
+    "logger": (protocols.Logger, "xfer.training.logger.Csv"),
 }
 
 
 def _lacks(spec: Any, group: str) -> tuple[list[str], str]:
     """What a part of one's own does not have, or has with another number of arguments; and what it
     may be derived from."""
-    base, methods, values = _PARTS.get(group, ("", {}, ""))
+    if group not in _PARTS:
+        return [], ""
+    protocol, base = _PARTS[group]
+    asked = {name: value for name, value in vars(protocol).items() if not name.startswith("_")}
     # Not getattr: a property may be one that only the plan can answer.
-    found = [f"no {name}" for name in values.split() if not _static(spec, name)]
-    for name, count in methods.items():
+    found = [
+        f"no {name}"
+        for name, value in asked.items()
+        if isinstance(value, property) and not _static(spec, name)
+    ]
+    for name, value in asked.items():
+        if isinstance(value, property):
+            continue
+        count = len(inspect.signature(value).parameters) - 1
         if not _static(spec, name) or not callable(getattr(spec, name)):
             found.append(f"no method {name}")
         elif not _takes(getattr(spec, name), count):
@@ -295,11 +306,13 @@ def load_class(group: str, target: str, where: Where, key: str = "") -> Any:
     """The class that ``target`` names. Raises SafetyError unless it is of ``xfer.<group>`` or of
     an allowed package, ConfigError when it cannot be imported."""
     module, _, name = target.rpartition(".")
-    own = target.startswith(f"xfer.{group}.")
+    home = HOMES.get(group, f"xfer.{group}")
+    others = [f"{other}." for other in HOMES.values() if other != home]  # augment is inside data
+    own = target.startswith(f"{home}.") and not target.startswith(tuple(others))
     package = target.split(".")[0]
     if not own and not any(target.startswith(f"{p}.") for p in allowed()):
         trust = f"add --allow {package} if you trust it"
-        fix = f"name a class of xfer.{group}" if package == "xfer" else trust
+        fix = f"name a class of {home}" if package == "xfer" else trust
         raise SafetyError(where(key), f"'{target}' may not be used for {group}", fix, 1)
     try:
         kind = getattr(importlib.import_module(module), name)
@@ -308,7 +321,7 @@ def load_class(group: str, target: str, where: Where, key: str = "") -> Any:
             where(key), f"'{target}' cannot be imported ({error})", "check its spelling", 6
         ) from error
     # What a module of xfer merely imports is not on offer.
-    if not isinstance(kind, type) or (own and not kind.__module__.startswith(f"xfer.{group}")):
+    if not isinstance(kind, type) or (own and not kind.__module__.startswith(home)):
         raise SafetyError(
             where(key), f"'{target}' is no class for {group}", "name a class of it", 2
         )

@@ -9,20 +9,7 @@ from typing import TYPE_CHECKING, Any
 from xfer.core.types import Plain
 
 if TYPE_CHECKING:
-    from xfer.core.protocols import Backbone, Head, Writer
-    from xfer.data import Folder
-    from xfer.data.augment import Plain as Augment
-    from xfer.export import Gate
-    from xfer.freeze import Policy
-    from xfer.sweep import Sweep
-    from xfer.training.checkpoint import Checkpoint
-    from xfer.training.features import Auto, Never
-    from xfer.training.logger import Csv
-    from xfer.training.loss import CrossEntropy
-    from xfer.training.optim import Options
-    from xfer.training.schedule import Constant
-    from xfer.training.trainer import Trainer
-    from xfer.weights.content import Source
+    from xfer.core import protocols
 
 STAGES = (
     *("lr_find", "fit", "evaluate", "predict", "export", "benchmark", "report"),
@@ -34,8 +21,8 @@ STAGES = (
 class Exports:
     """What is exported, and the gate that every file must pass."""
 
-    gate: Gate
-    writers: tuple[Writer, ...]
+    gate: protocols.Gate
+    writers: tuple[protocols.Writer, ...]
 
 
 @dataclass(frozen=True)
@@ -62,21 +49,21 @@ class Specs:
     stages: tuple[str, ...]
     run_dir: str | None
     predict_input: tuple[str, ...]
-    data: Folder | None
-    augment: Augment
-    backbone: Backbone
-    source: Source
-    head: Head
-    freeze: Policy
-    loss: CrossEntropy
-    optim: Options
-    schedule: Constant
-    trainer: Trainer
-    checkpoint: Checkpoint
-    features: Never | Auto
+    data: protocols.Data | None
+    augment: protocols.Augment
+    backbone: protocols.Backbone
+    source: protocols.Source
+    head: protocols.Head
+    freeze: protocols.Freeze
+    loss: protocols.Loss
+    optim: protocols.Optim
+    schedule: protocols.Schedule
+    trainer: protocols.Trainer
+    checkpoint: protocols.Checkpoint
+    features: protocols.Features
     export: Exports
-    logger: Csv
-    sweep: Sweep
+    logger: protocols.Logger
+    sweep: protocols.Sweep
     facts: Mapping[str, Plain]
     make: Callable[[str, Plain], Any]
     explicit: frozenset[str] = frozenset()

@@ -14,8 +14,8 @@ from xfer.freeze import Phase, ever
 if TYPE_CHECKING:
     from torch import nn
 
+    from xfer.core.protocols import Optim
     from xfer.plan.plan import Plan
-    from xfer.training.optim import Options
 
 
 def plan_facts(plan: Plan) -> Plain:
@@ -118,7 +118,7 @@ def _training_facts(plan: Plan) -> Plain:
     }
 
 
-def optimizer_facts(net: nn.Module, phases: Sequence[Phase], options: Options) -> list[Plain]:
+def optimizer_facts(net: nn.Module, phases: Sequence[Phase], options: Optim) -> list[Plain]:
     """The optimizer's groups in each phase, ``net`` on any device: the learning rate before the
     schedule, the weight decay, and how many tensors and numbers a group has. None where the head
     is solved."""

@@ -8,10 +8,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from xfer.core.log import log, open_log
+from xfer.core.protocols import Sweep
 from xfer.freeze import ever
 from xfer.plan.make import make_plan
 from xfer.plan.plan import Plan
-from xfer.sweep import Sweep
 from xfer.sweep.space import Interval, Job, Parameter, probes
 from xfer.training.features import Auto
 

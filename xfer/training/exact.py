@@ -27,6 +27,7 @@ from xfer.training.features.feed import told
 from xfer.training.fitted import Fitted
 from xfer.training.frozen import Frozen, NotExact, at_rest, features_of, inputs, logits
 from xfer.training.head_input import first_layer
+from xfer.training.loss import CrossEntropy
 from xfer.training.optim import Exact
 from xfer.weights.formats.checkpoint_format import Snapshot, identity, write_snapshot
 
@@ -140,6 +141,7 @@ def _problem(
     given = specs.loss.weights(plan.train_counts)
     classes = np.ones(len(counts)) if given is None else np.array(given)
     folds = logistic.folds(labels, specs.optim.folds, derive("folds", specs.seed))
+    assert isinstance(specs.loss, CrossEntropy)  # the plan solves no other
     smoothing = specs.loss.label_smoothing
     return logistic.Rows(views, held, labels, weights, classes, smoothing, folds)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from xfer.core.errors import ExportError
 from xfer.export.metadata import metadata
-from xfer.export.mindir import shapes
+from xfer.export.mindir import lowering, shapes
 from xfer.export.mindir.graph import FIX, Graph, graph_of, refuse
 from xfer.export.onnx import tensors, trace, with_suffix
 
