@@ -25,7 +25,7 @@ from xfer.config.hydra import build, prepare_overrides, told
 from xfer.config.provenance import override_key
 from xfer.config.specs import Specs
 from xfer.core.errors import JobFailed, XferError
-from xfer.core.protocols import Sweep
+from xfer.core.settings import Sweep
 from xfer.sweep.executors.queue import QueueRunner
 from xfer.sweep.executors.runners import BatchRunner, SlotRunner, quoted
 from xfer.sweep.requirements import Asked

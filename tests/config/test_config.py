@@ -569,7 +569,7 @@ def test_every_key_and_option_that_a_message_names_is_there() -> None:
     keys = {g: {key for f in files[g] for key in _accepted(g, f)} for g in GROUPS}
     options = {group: {file.stem for file in found} for group, found in files.items()}
     count, group = 0, "|".join(GROUPS)
-    for path in Path(other_tools.__file__).parent.rglob("*.py"):
+    for path in Path(other_tools.__file__).parents[1].rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             text = node.value if isinstance(node, ast.Constant) else None
             for known, end in ((keys, r"\.(\w+)="), (options, r"=([a-z_0-9]+)")):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from xfer.core.types import Plain
 
 if TYPE_CHECKING:
-    from xfer.core import protocols
+    from xfer.core import protocols, settings
 
 STAGES = (
     *("lr_find", "fit", "evaluate", "predict", "export", "benchmark", "report"),
@@ -21,7 +21,7 @@ STAGES = (
 class Exports:
     """What is exported, and the gate that every file must pass."""
 
-    gate: protocols.Gate
+    gate: settings.Gate
     writers: tuple[protocols.Writer, ...]
 
 
@@ -58,12 +58,12 @@ class Specs:
     loss: protocols.Loss
     optim: protocols.Optim
     schedule: protocols.Schedule
-    trainer: protocols.Trainer
-    checkpoint: protocols.Checkpoint
-    features: protocols.Features
+    trainer: settings.Trainer
+    checkpoint: settings.Checkpoint
+    features: settings.Features
     export: Exports
     logger: protocols.Logger
-    sweep: protocols.Sweep
+    sweep: settings.Sweep
     facts: Mapping[str, Plain]
     make: Callable[[str, Plain], Any]
     explicit: frozenset[str] = frozenset()

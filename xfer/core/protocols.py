@@ -1,4 +1,7 @@
-"""What the parts of a run must be able to do: one protocol a config group."""
+"""What the parts of a run must be able to do: a protocol for each group that has parts of one's own.
+
+The others are in :mod:`xfer.core.settings`.
+"""
 
 from __future__ import annotations
 
@@ -29,14 +32,12 @@ class Writer(Protocol):
     @property
     def file(self) -> str:
         """The file's final name below ``export/``; its suffix names the format."""
-        ...
 
     def write(self, net: torch.nn.Module, images: Array, card: Card, path: Path) -> Plain:
         """Write ``net`` to ``path`` and return facts for ``parity.json``.
 
         ``images`` are real inputs, float32 (n, 3, h, w).
         """
-        ...
 
     def open(self, path: Path, net: torch.nn.Module) -> Runner:
         """Re-read ``path`` and return a function that runs it.
@@ -44,7 +45,6 @@ class Writer(Protocol):
         Where a file holds tensors only, and no library builds their network, they are loaded
         into a copy of ``net``.
         """
-        ...
 
 
 @runtime_checkable
@@ -53,7 +53,6 @@ class ChecksCard(Protocol):
 
     def check(self, card: Card) -> None:
         """Raise ExportError for a network that no file of this format can hold."""
-        ...
 
 
 @runtime_checkable
@@ -62,7 +61,6 @@ class Undecided(Protocol):
 
     def becomes(self, choice: str, epochs: int | None) -> Any:
         """The option that the plan chose by its name; ``epochs`` are known where steps train."""
-        ...
 
 
 class Backbone(Protocol):
@@ -71,16 +69,13 @@ class Backbone(Protocol):
     @property
     def library(self) -> str:
         """``timm``, ``torchvision`` or a name of one's own."""
-        ...
 
     @property
     def name(self) -> str:
         """The architecture's name in its library."""
-        ...
 
     def build(self, classes: int | None = None) -> Network:
         """The network with random weights; ``classes`` outputs, or the library's default."""
-        ...
 
 
 class Head(Protocol):
@@ -88,7 +83,6 @@ class Head(Protocol):
 
     def build(self, old: torch.nn.Module, classes: int) -> torch.nn.Module:
         """A layer that takes what ``old`` took and gives ``classes`` logits."""
-        ...
 
 
 class Data(Protocol):
@@ -99,35 +93,28 @@ class Data(Protocol):
     @property
     def batch_size(self) -> int:
         """Training images a step."""
-        ...
 
     @property
     def eval_batch_size(self) -> int:
         """Images that are evaluated together."""
-        ...
 
     @property
     def workers(self) -> int:
         """Processes that decode images."""
-        ...
 
     @property
     def decoded_gb(self) -> float | Literal["auto"]:
         """Memory for decoded images; ``auto`` until the plan has decided it."""
-        ...
 
     @property
     def sampler(self) -> str:
         """How often an epoch trains on an image."""
-        ...
 
     def dataset(self, training: bool) -> Dataset:
         """The classes and splits, every file checked; ``train`` only for ``training``."""
-        ...
 
     def balance(self, labels: Iterable[int]) -> list[int] | None:
         """The training ``labels`` to balance by; ``None`` where every image comes once."""
-        ...
 
 
 class Augment(Protocol):
@@ -136,20 +123,16 @@ class Augment(Protocol):
     @property
     def random(self) -> bool:
         """Whether an image looks different each time."""
-        ...
 
     @property
     def seed(self) -> int:
         """Of its random numbers, beside that of the run."""
-        ...
 
     def transform(self, spec: InputSpec) -> Callable[[Any], npt.NDArray[np.float32]]:
         """A function of an RGB image that gives float32 (3, h, w)."""
-        ...
 
     def mix(self, classes: int) -> Callable[[Any, Any], tuple[Any, Any]] | None:
         """A function of a batch and its labels that mixes both; ``None`` where none are mixed."""
-        ...
 
 
 class Source(Protocol):
@@ -157,7 +140,6 @@ class Source(Protocol):
 
     def load(self, backbone: Backbone) -> Any:
         """The :class:`xfer.weights.content.Weights` for ``backbone``; raises WeightsError."""
-        ...
 
 
 class Freeze(Protocol):
@@ -166,19 +148,15 @@ class Freeze(Protocol):
     @property
     def batch_norm(self) -> Literal["eval", "adapt", "train"]:
         """What a BatchNorm layer in the frozen part does."""
-        ...
 
     def phases(self, layout: Any, epochs: int) -> tuple[Any, ...]:
         """The :class:`xfer.freeze.Phase` of a run of ``epochs`` on a network of ``layout``."""
-        ...
 
     def after_solved(self, phases: Any) -> tuple[Any, ...]:
         """Those of ``phases`` that are left to train where the head begins solved."""
-        ...
 
     def adapters(self, layout: Any) -> Plain:
         """What low-rank adapters the network is given; nothing for none."""
-        ...
 
 
 class Loss(Protocol):
@@ -186,15 +164,12 @@ class Loss(Protocol):
 
     def weights(self, counts: Sequence[int]) -> list[float] | None:
         """One weight a class from the training images ``counts`` a class."""
-        ...
 
     def guessing(self, counts: Sequence[int]) -> float:
         """The loss of equal probabilities for every class."""
-        ...
 
     def build(self, counts: Sequence[int]) -> torch.nn.Module:
         """Takes logits (n, classes) and labels (n,) or probabilities (n, classes)."""
-        ...
 
 
 class Optim(Protocol):
@@ -203,42 +178,34 @@ class Optim(Protocol):
     @property
     def solves(self) -> bool:
         """Whether the head is solved and nothing is trained step by step."""
-        ...
 
     @property
     def lr(self) -> float | Literal["auto"]:
         """The base learning rate; ``auto`` until the plan has decided it."""
-        ...
 
     @property
     def rate(self) -> float:
         """The base learning rate, once the plan has decided it."""
-        ...
 
     @property
     def rate_scale(self) -> float:
         """Of the rate that the plan decides, which is that of an adaptive optimizer."""
-        ...
 
     @property
     def weight_decay(self) -> float:
         """The share of a weight that a step takes away, in units of the rate."""
-        ...
 
     @property
     def decay(self) -> str:
         """Which tensors ``weight_decay`` is for."""
-        ...
 
     def groups(
         self, net: torch.nn.Module, multiples: Mapping[str, tuple[float, ...]]
     ) -> list[dict[str, Any]]:
         """Optimizer groups of all that ever trains, by the ``multiples`` of each parameter."""
-        ...
 
     def build(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
         """The optimizer over ``groups``."""
-        ...
 
 
 class Schedule(Protocol):
@@ -246,192 +213,6 @@ class Schedule(Protocol):
 
     def factor(self, step: int, steps_per_epoch: int, total: int) -> float:
         """The factor of optimizer step ``step`` (from 0) of ``total``."""
-        ...
-
-
-class Trainer(Protocol):
-    """How training runs."""
-
-    __dataclass_fields__: ClassVar[dict[str, Any]]
-
-    @property
-    def max_epochs(self) -> int | Literal["auto"]:
-        """``auto`` until the plan has decided it."""
-        ...
-
-    @property
-    def epochs(self) -> int:
-        """How many epochs are trained, once that is decided."""
-        ...
-
-    @property
-    def accelerator(self) -> str:
-        """``auto``, ``cpu``, ``gpu`` or ``mps``."""
-        ...
-
-    @property
-    def devices(self) -> int:
-        """How many of them."""
-        ...
-
-    @property
-    def precision(self) -> str:
-        """``auto`` until the plan has decided it."""
-        ...
-
-    @property
-    def numbers(self) -> Any:
-        """The precision that is computed in, once that is decided."""
-        ...
-
-    @property
-    def accumulate(self) -> int:
-        """Batches an optimizer step."""
-        ...
-
-    @property
-    def clip_norm(self) -> float:
-        """The largest gradient norm; 0 is off."""
-        ...
-
-    @property
-    def ema_decay(self) -> float | Literal["auto"]:
-        """``auto`` until the plan has decided it."""
-        ...
-
-    @property
-    def averages(self) -> float:
-        """The decay of the average of the weights, once that is decided; 0 is off."""
-        ...
-
-    @property
-    def patience(self) -> int:
-        """Epochs without a better value before the run stops; 0 is off."""
-        ...
-
-    @property
-    def compile(self) -> bool:
-        """Whether the network goes through torch.compile."""
-        ...
-
-    @property
-    def channels_last(self) -> bool:
-        """The memory layout of images."""
-        ...
-
-    @property
-    def deterministic(self) -> bool:
-        """Whether only reproducible kernels are used."""
-        ...
-
-    @property
-    def on_oom(self) -> str:
-        """``error`` or ``halve``."""
-        ...
-
-    @property
-    def standardize(self) -> bool:
-        """Whether the input of a new head is standardised."""
-        ...
-
-    @property
-    def head_start(self) -> str:
-        """``auto``, ``zero`` or ``solved``."""
-        ...
-
-
-class Checkpoint(Protocol):
-    """Which epoch is the best, what is kept, and what is resumed."""
-
-    @property
-    def path(self) -> str | None:
-        """A checkpoint to use in place of training."""
-        ...
-
-    @property
-    def resume(self) -> str | None:
-        """``auto`` or a run folder."""
-        ...
-
-    @property
-    def monitor(self) -> str:
-        """The metric that decides."""
-        ...
-
-    @property
-    def mode(self) -> str:
-        """``max`` or ``min``."""
-        ...
-
-    @property
-    def start_epoch(self) -> int:
-        """The first that may be the best."""
-        ...
-
-    @property
-    def interval(self) -> int:
-        """Epochs from one that may be the best to the next."""
-        ...
-
-    @property
-    def every_n_epochs(self) -> int:
-        """Epochs from one copy to the next; 0 is off."""
-        ...
-
-    @property
-    def every_n_steps(self) -> int:
-        """Steps from one copy to the next; 0 is off."""
-        ...
-
-    @property
-    def keep(self) -> int:
-        """Copies that are kept; 0 keeps all."""
-        ...
-
-    @property
-    def prefix(self) -> str:
-        """How the names of copies begin."""
-        ...
-
-    def looks_at(self, epoch: int) -> bool:
-        """Whether epoch ``epoch`` (1-based) may become the best."""
-        ...
-
-    def improves(self, value: float, best: float | None) -> bool:
-        """Whether ``value`` takes the place of ``best``."""
-        ...
-
-
-class Features(Protocol):
-    """Whether the output of a frozen prefix is kept."""
-
-    @property
-    def use(self) -> str:
-        """``never``, ``auto`` or ``require``."""
-        ...
-
-    def views_of(self, augments: bool, epochs: int) -> int | None:
-        """Augmented views an image; ``None`` for the evaluation view alone."""
-        ...
-
-
-class Gate(Protocol):
-    """How strictly exported files are compared with the network."""
-
-    @property
-    def tolerance(self) -> float:
-        """See :func:`xfer.export.parity.allowed`."""
-        ...
-
-    @property
-    def images(self) -> int:
-        """How many images are compared."""
-        ...
-
-    @property
-    def max_drop(self) -> float:
-        """Of accuracy, where numbers are approximate."""
-        ...
 
 
 class Logger(Protocol):
@@ -439,83 +220,3 @@ class Logger(Protocol):
 
     def build(self, folder: Path, experiment: str) -> Any:
         """A logger of Lightning, or ``None``."""
-        ...
-
-
-class Sweep(Protocol):
-    """Several runs as one."""
-
-    @property
-    def params(self) -> Mapping[str, str]:
-        """Key or group to values in the syntax of Hydra."""
-        ...
-
-    @property
-    def sampler(self) -> str:
-        """``grid``, or the name of a sampler of Optuna."""
-        ...
-
-    @property
-    def n_trials(self) -> int | None:
-        """How many trials in all; ``None`` for a grid."""
-        ...
-
-    @property
-    def seed(self) -> int:
-        """Of the sampler."""
-        ...
-
-    @property
-    def objectives(self) -> Mapping[str, Literal["maximize", "minimize"]]:
-        """Metric to direction; none is ``checkpoint.monitor``."""
-        ...
-
-    @property
-    def pruner(self) -> str:
-        """What ends trials that fall behind."""
-        ...
-
-    @property
-    def prune_trials(self) -> int:
-        """Trials that have ended before any is pruned."""
-        ...
-
-    @property
-    def prune_epochs(self) -> int:
-        """Epochs before a trial may be pruned."""
-        ...
-
-    @property
-    def storage(self) -> str | None:
-        """URL of an Optuna storage."""
-        ...
-
-    @property
-    def study(self) -> str | None:
-        """The name of the study there."""
-        ...
-
-    @property
-    def dir(self) -> str | None:
-        """The folder of the sweep."""
-        ...
-
-    @property
-    def baseline(self) -> tuple[str, ...]:
-        """Overrides that mark a job."""
-        ...
-
-    @property
-    def retries(self) -> int:
-        """Further attempts of a failed job."""
-        ...
-
-    @property
-    def fail_fast(self) -> bool:
-        """Whether the first failure ends the sweep."""
-        ...
-
-    @property
-    def batch(self) -> int:
-        """Trials at work at a time, but for slots."""
-        ...

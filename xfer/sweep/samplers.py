@@ -10,7 +10,7 @@ from typing import Any
 
 from xfer.config.help import DISTRIBUTION
 from xfer.core.errors import SweepError
-from xfer.core.protocols import Sweep
+from xfer.core.settings import Sweep
 from xfer.sweep.space import Choice, Parameter
 
 _POPULATION = 4, 50

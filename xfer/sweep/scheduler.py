@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from xfer.core.log import close_log, log, open_log, say
-from xfer.core.protocols import Sweep
+from xfer.core.settings import Sweep
 from xfer.sweep.ledger import Head, Ledger, find, hold
 from xfer.sweep.objective import Objective, values
 from xfer.sweep.requirements import (

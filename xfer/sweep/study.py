@@ -18,7 +18,7 @@ from xfer.core.errors import SweepError, XferError
 from xfer.core.files import handle_of
 from xfer.core.locks import Lock, waits
 from xfer.core.log import log
-from xfer.core.protocols import Sweep
+from xfer.core.settings import Sweep
 from xfer.core.types import Plain
 from xfer.sweep.objective import Objective
 from xfer.sweep.samplers import check, distributions, sampler, unordered

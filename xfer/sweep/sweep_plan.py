@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from xfer.core.log import log, open_log
-from xfer.core.protocols import Sweep
+from xfer.core.settings import Sweep
 from xfer.freeze import ever
 from xfer.plan.make import make_plan
 from xfer.plan.plan import Plan

@@ -24,7 +24,7 @@ from xfer.weights.content import Weights
 
 if TYPE_CHECKING:
     from xfer.config.specs import Specs
-    from xfer.core.protocols import Trainer
+    from xfer.core.settings import Trainer
 
 _HERE = "127.0.0.1"
 _ARRIVAL = 900.0
