@@ -1,4 +1,4 @@
-"""What the parts of a run must be able to do: a protocol for each group that has parts of one's own.
+"""What the parts of a run must be able to do, for each group that has parts of one's own.
 
 The others are in :mod:`xfer.core.settings`.
 """
