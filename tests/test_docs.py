@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import doctest
 import importlib
+import importlib.util
+import pkgutil
 import re
 import shlex
 import tomllib
@@ -175,6 +177,36 @@ def test_every_link_leads_somewhere(page: Path) -> None:
         if not link.startswith("https://") and not (page.parent / link).exists()
     ]
     assert not broken
+
+
+NOW = [page for page in PAGES if page.name != "CHANGELOG.md"]  # which tells what once was
+BY_PAGE = pytest.mark.parametrize("page", NOW, ids=[str(p.relative_to(ROOT)) for p in NOW])
+
+
+@BY_PAGE
+def test_every_file_of_the_code_that_a_page_names_is_there(page: Path) -> None:
+    text = page.read_text()
+    named = re.findall(r"(?<![\w/.-])(?:xfer|tests|bench|docs|hydra_plugins)/[\w./-]*\w", text)
+    tests = re.findall(r"(?<![\w/.-])(?:\w+/)*test_\w+\.py", text)
+    gone = {name for name in named if not (ROOT / name).exists()}
+    gone |= {t for t in tests if not ((ROOT / t).exists() or (ROOT / "tests" / t).exists())}
+    assert not gone
+
+
+@BY_PAGE
+def test_every_module_and_class_that_a_page_names_is_there(page: Path) -> None:
+    for name in set(re.findall(r"(?<![\w/.-])xfer(?:\.\w+)+", page.read_text())):
+        pkgutil.resolve_name(name)
+
+
+def test_the_picture_of_the_levels_is_what_its_script_draws() -> None:
+    spec = importlib.util.spec_from_file_location("levels", ROOT / "docs" / "levels.py")
+    assert spec and spec.loader
+    levels = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(levels)
+    assert len(levels.edges()) > 50
+    drawn = levels.SVG.read_text(encoding="utf-8")
+    assert drawn == levels.drawn(), "run python docs/levels.py"
 
 
 def test_the_python_page_does_what_it_shows(
