@@ -19,6 +19,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from test_layers import LEVELS
 
 from xfer.__main__ import _main
 from xfer.config import schema
@@ -209,6 +210,18 @@ def test_the_picture_of_the_levels_is_what_its_script_draws() -> None:
     assert len(levels.edges()) > 50
     drawn = levels.SVG.read_text(encoding="utf-8")
     assert drawn == levels.drawn(), "run python docs/levels.py"
+
+
+def test_the_rooms_are_listed_from_the_ground_up() -> None:
+    rooms = re.findall(r"^\| `xfer/(\w+)/` \|", (ROOT / "CONTRIBUTING.md").read_text(), re.M)
+    assert tuple(rooms) == LEVELS
+
+
+def test_the_page_about_own_parts_names_what_is_asked_of_each() -> None:
+    text = (ROOT / "docs" / "howto" / "extend.md").read_text()
+    rows = re.findall(r"^\| (\w+) \|.*\| `(\w+)` \|(?: `([\w.]+)`)? \|$", text, re.M)
+    asked = {group: (kind.__name__, base) for group, (kind, base) in schema._PARTS.items()}
+    assert {group: (kind, base) for group, kind, base in rows} == asked
 
 
 def test_the_python_page_does_what_it_shows(
