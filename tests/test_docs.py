@@ -5,6 +5,7 @@ from __future__ import annotations
 import doctest
 import importlib
 import importlib.util
+import json
 import pkgutil
 import re
 import shlex
@@ -13,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -26,6 +28,7 @@ from xfer.config import schema
 from xfer.config.help import DISTRIBUTION, GROUPS, config_dir, options
 from xfer.config.hydra import compose_specs
 from xfer.core.errors import XferError
+from xfer.workflow import run
 
 ROOT = Path(__file__).parents[1]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
@@ -222,6 +225,23 @@ def test_the_page_about_own_parts_names_what_is_asked_of_each() -> None:
     rows = re.findall(r"^\| (\w+) \|.*\| `(\w+)` \|(?: `([\w.]+)`)? \|$", text, re.M)
     asked = {group: (kind.__name__, base) for group, (kind, base) in schema._PARTS.items()}
     assert {group: (kind, base) for group, kind, base in rows} == asked
+
+
+def test_the_parts_of_ones_own_on_their_page_train_and_are_exported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    named_files(ROOT / "docs" / "howto" / "extend.md", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("XFER_ALLOW", "my_parts")
+    small = importlib.import_module("my_parts").Small(width=8).build().module
+    np.savez("small.npz", **{name: t.numpy() for name, t in small.state_dict().items()})
+    parts = ["backbone=small", "backbone.width=8", "source=npz", "source.path=small.npz"]
+    parts += ["head=cosine", "freeze=none", "export=arrays", "data=digits", "features=never"]
+    work = ["trainer.max_epochs=1", "trainer.precision=32-true", "stages=[fit,export]"]
+    run(compose_specs([*parts, *work, "run.dir=done"], ["my_conf"]))
+    tried = json.loads(Path("done/export/parity.json").read_text())
+    assert [(file["file"], file["agree"]) for file in tried] == [("model.npz", 1.0)]
 
 
 def test_the_python_page_does_what_it_shows(
