@@ -27,13 +27,14 @@ LINE = 50
 
 STYLE = """
   svg { font-family: system-ui, "Segoe UI", Helvetica, Arial, sans-serif; font-size: 11px }
-  .page { fill: #ffffff } .band { fill: #f2f5f9 } .own { fill: #c9d6e8 } .rule { stroke: #dde4ee }
+  .page { fill: #ffffff } .band { fill: #f2f5f9 } .self { fill: #c9d6e8 } .rule { stroke: #dde4ee }
   text { fill: #4a5565 } .name { fill: #111827; font-size: 13px; font-weight: 600 }
   .level { fill: #7a8698 } .head { fill: #111827; font-size: 12px }
   .dot { fill: #1d5fc4 } .ring { fill: none; stroke: #1d5fc4; stroke-width: 1.6 }
   @media (prefers-color-scheme: dark) {
-    .page { fill: #0d1117 } .band { fill: #161c26 } .own { fill: #2e3d55 } .rule { stroke: #263041 }
-    text { fill: #aab4c3 } .name, .head { fill: #eef2f8 } .level { fill: #8290a5 }
+    .page { fill: #0d1117 } .band { fill: #161c26 } .self { fill: #2e3d55 }
+    .rule { stroke: #263041 } text { fill: #aab4c3 }
+    .name, .head { fill: #eef2f8 } .level { fill: #8290a5 }
     .dot { fill: #6ea8ff } .ring { stroke: #6ea8ff }
   }
 """
@@ -42,13 +43,13 @@ STYLE = """
 def edges() -> dict[tuple[str, str], bool]:
     """Pairs of importer and imported; whether the import happens when the importer is loaded,
     rather than inside a function or for annotations only."""
-    found: dict[tuple[str, str], bool] = {}
+    pairs: dict[tuple[str, str], bool] = {}
     for name, importer, imported, how in layers.OWN:
-        # What ``python -m`` starts is an entry of its own, as ``__main__`` is.
+        # What ``python -m`` starts is an entry like ``__main__``.
         if importer and importer != imported and name not in layers.STARTED:
             eager = not (how.lazy or how.typing)
-            found[importer, imported] = found.get((importer, imported), False) or eager
-    return found
+            pairs[importer, imported] = pairs.get((importer, imported), False) or eager
+    return pairs
 
 
 def about(name: str) -> list[str]:
@@ -74,7 +75,7 @@ def column(name: str) -> float:
 
 
 def band(name: str) -> list[str]:
-    """The row of ``name``: its level, its name, what it is, and its own place in the grid."""
+    """The row of ``name``: its level, its name, what it is, and its place in the grid."""
     at = ROWS.index(name)
     top = HEADER + at * ROW
     parts = [f'<rect class="band" x="6" y="{top + 1}" width="{WIDTH - 12}" height="{ROW - 2}"/>']
@@ -87,7 +88,7 @@ def band(name: str) -> list[str]:
     if at:
         x = column(name) - STEP / 2 + 1
         parts.append(
-            f'<rect class="own" x="{x:.1f}" y="{top + 1}" width="{STEP - 2:.1f}" '
+            f'<rect class="self" x="{x:.1f}" y="{top + 1}" width="{STEP - 2:.1f}" '
             f'height="{ROW - 2}"/>'
         )
     return parts
