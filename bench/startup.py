@@ -57,7 +57,7 @@ def shipped():
     """The checkpoint that comes with xfer."""
     import xfer
 
-    return Path(xfer.__file__).parent / "source" / "digits_0_4.ckpt"
+    return Path(xfer.__file__).parent / "weights" / "source" / "digits_0_4.ckpt"
 
 
 def one_time(command, env):

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import doctest
 import importlib
+import importlib.util
+import json
+import pkgutil
 import re
 import shlex
 import tomllib
@@ -11,18 +14,21 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from test_layers import LEVELS
 
 from xfer.__main__ import _main
 from xfer.config import schema
 from xfer.config.help import DISTRIBUTION, GROUPS, config_dir, options
 from xfer.config.hydra import compose_specs
 from xfer.core.errors import XferError
+from xfer.workflow import run
 
 ROOT = Path(__file__).parents[1]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
@@ -175,6 +181,67 @@ def test_every_link_leads_somewhere(page: Path) -> None:
         if not link.startswith("https://") and not (page.parent / link).exists()
     ]
     assert not broken
+
+
+NOW = [page for page in PAGES if page.name != "CHANGELOG.md"]  # which tells what once was
+BY_PAGE = pytest.mark.parametrize("page", NOW, ids=[str(p.relative_to(ROOT)) for p in NOW])
+
+
+@BY_PAGE
+def test_every_file_of_the_code_that_a_page_names_is_there(page: Path) -> None:
+    text = page.read_text()
+    named = re.findall(r"(?<![\w/.-])(?:xfer|tests|bench|docs|hydra_plugins)/[\w./-]*\w", text)
+    gone = {name for name in named if not (ROOT / name).exists()}
+    # Short for one below the tests or the package.
+    below = re.findall(r"(?<![\w/.-])(?:\w+/)*test_\w+\.py|(?<![\w/.-])(?:\w+/)+\w+\.py", text)
+    tops = (ROOT, ROOT / "tests", ROOT / "xfer")
+    gone |= {name for name in below if not any((top / name).exists() for top in tops)}
+    assert not gone
+
+
+@BY_PAGE
+def test_every_module_and_class_that_a_page_names_is_there(page: Path) -> None:
+    for name in set(re.findall(r"(?<![\w/.-])xfer(?:\.\w+)+", page.read_text())):
+        pkgutil.resolve_name(name)
+
+
+def test_the_picture_of_the_levels_is_what_its_script_draws() -> None:
+    spec = importlib.util.spec_from_file_location("levels", ROOT / "docs" / "levels.py")
+    assert spec and spec.loader
+    levels = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(levels)
+    assert len(levels.edges()) > 50
+    drawn = levels.SVG.read_text(encoding="utf-8")
+    assert drawn == levels.drawn(), "run python docs/levels.py"
+
+
+def test_the_rooms_are_listed_from_the_ground_up() -> None:
+    rooms = re.findall(r"^\| `xfer/(\w+)/` \|", (ROOT / "CONTRIBUTING.md").read_text(), re.M)
+    assert tuple(rooms) == LEVELS
+
+
+def test_the_page_about_own_parts_names_what_is_asked_of_each() -> None:
+    text = (ROOT / "docs" / "howto" / "extend.md").read_text()
+    rows = re.findall(r"^\| (\w+) \|.*\| `(\w+)` \|(?: `([\w.]+)`)? \|$", text, re.M)
+    asked = {group: (kind.__name__, base) for group, (kind, base) in schema._PARTS.items()}
+    assert {group: (kind, base) for group, kind, base in rows} == asked
+
+
+def test_the_parts_of_ones_own_on_their_page_train_and_are_exported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    named_files(ROOT / "docs" / "howto" / "extend.md", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("XFER_ALLOW", "my_parts")
+    small = importlib.import_module("my_parts").Small(width=8).build().module
+    np.savez("small.npz", **{name: t.numpy() for name, t in small.state_dict().items()})
+    parts = ["backbone=small", "backbone.width=8", "source=npz", "source.path=small.npz"]
+    parts += ["head=cosine", "freeze=none", "export=arrays", "data=digits", "features=never"]
+    work = ["trainer.max_epochs=1", "trainer.precision=32-true", "stages=[fit,export]"]
+    run(compose_specs([*parts, *work, "run.dir=done"], ["my_conf"]))
+    tried = json.loads(Path("done/export/parity.json").read_text())
+    assert [(file["file"], file["agree"]) for file in tried] == [("model.npz", 1.0)]
 
 
 def test_the_python_page_does_what_it_shows(
