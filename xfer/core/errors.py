@@ -1,7 +1,8 @@
 """What can go wrong, for people. One tree; the class gives the exit code, the number the case.
 
 XferError                 exit  1   (a bug, when raised bare)
-├── ConfigError                 2   a key, value, option or combination
+├── ConfigError                 2   a key, value or option
+│   └── CombinationError        2   options that do not go together
 ├── DataError                   3   folders, classes, files that are no images
 ├── WeightsError                4   source weights that do not fit or cannot be had
 ├── ResumeError                 5   a run that cannot be continued as asked
@@ -72,6 +73,12 @@ class ConfigError(XferError):
     """A key, value, option or combination that cannot work."""
 
     exit, base = 2, 200
+
+
+class CombinationError(ConfigError):
+    """Options that are each sound and do not go together."""
+
+    exit, base = 2, 0
 
 
 class DataError(XferError):
