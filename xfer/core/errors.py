@@ -50,8 +50,9 @@ def _ratio(matcher: difflib.SequenceMatcher[str], word: str) -> float:
 class XferError(Exception):
     """A mistake told in one line: where it is, what is wrong, what to type.
 
-    ``where`` is a file or config key; ``number`` the case, stable across releases; ``passed`` what
-    was done all the same, such as the exported files beside one that was refused.
+    ``where`` is a file or config key; ``number`` the case, stable across releases and listed in
+    :mod:`xfer.core.error_codes`, from which docs/errors.md is made; ``passed`` what was done all
+    the same, such as the exported files beside one that was refused.
     """
 
     exit = 1
