@@ -1,8 +1,8 @@
 """What can go wrong, for people. One tree; the class gives the exit code, the number the case.
 
 XferError                 exit  1   (a bug, when raised bare)
-├── ConfigError                 2   a key, value or option
-│   └── CombinationError        2   options that do not go together
+├── ConfigError                 2   a key, value, option or combination
+│   └── CombinationError        2   further combinations, numbered E001 to E099
 ├── DataError                   3   folders, classes, files that are no images
 ├── WeightsError                4   source weights that do not fit or cannot be had
 ├── ResumeError                 5   a run that cannot be continued as asked
