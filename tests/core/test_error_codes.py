@@ -23,8 +23,8 @@ TREES = {
 KINDS = {kind.__name__: kind for _, kind in kinds()}
 TABLE = entries()
 
-# Where the number of a WeightsError stands in a tuple beside the texts.
-TABLES = ("weights/formats/foreign.py", "weights/hub/huggingface.py")
+# Where a number stands in a tuple beside the texts.
+TABLES = ("config/hydra.py", "weights/formats/foreign.py", "weights/hub/huggingface.py")
 # Where one error passes on the number of another: the module, and what that one is called.
 PASSED_ON = {"weights/mindspore/tensors.py": "Unsupported"}
 # Where the class is not known before it runs: what is fetched says it, and the first number.
