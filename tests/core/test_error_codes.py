@@ -70,12 +70,12 @@ SHARED = {
 
 
 class Site(NamedTuple):
-    """A place that raises ``number``, and a pattern for what is wrong."""
+    """A place that raises ``number``, and a pattern for ``where: what``."""
 
     number: int
     kind: str
     module: str
-    what: str
+    says: str
 
 
 def calls(module: str) -> Iterator[tuple[str, ast.Call]]:
@@ -177,7 +177,8 @@ def sites() -> Iterator[Site]:
             numbers = {number} if number is not None else indirect(module, call)
             assert numbers, f"{module}, line {call.lineno}: no number is seen here"
             for n in numbers:
-                yield Site(KINDS[name].base + n, name, module, what(call, module))
+                says = f"{pattern(call.args[0])}: {what(call, module)}"
+                yield Site(KINDS[name].base + n, name, module, says)
     yield from fetched()
 
 
@@ -189,7 +190,7 @@ def fetched() -> Iterator[Site]:
                 step = last.right.value if isinstance(last, ast.BinOp) else 0  # type: ignore[attr-defined]
                 for manner in (DATA, WEIGHTS, KEPT_WEIGHTS):
                     number = manner.error.base + manner.number + step
-                    yield Site(number, manner.error.__name__, module, texts(module))
+                    yield Site(number, manner.error.__name__, module, f".*: {texts(module)}")
 
 
 SITES = sorted(set(sites()))
@@ -230,8 +231,10 @@ def test_the_example_is_what_a_user_sees(number: int) -> None:
     assert entry.meaning and entry.remedy and "\n" not in entry.example
     _, separator, _ = entry.example.partition(": ")
     assert separator and not entry.example.endswith(".")
-    patterns = [f".*: {site.what}" for site in SITES if site.number == number]
-    assert any(re.fullmatch(p, entry.example) for p in patterns), entry.example
+    patterns = [site.says for site in SITES if site.number == number]
+    # Where a key was typed, what reports the problem puts that before it.
+    shown = (entry.example, entry.example.removeprefix("command line: "))
+    assert any(re.fullmatch(p, text) for p in patterns for text in shown), entry.example
 
 
 def test_the_page_is_made_from_the_table() -> None:
