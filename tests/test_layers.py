@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from xfer.config.help import GROUPS
-from xfer.core import errors
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "xfer"
@@ -211,28 +210,3 @@ def test_no_module_is_over_400_lines_and_no_function_over_60(file: Path) -> None
 def test_the_rules_above_see_the_whole_package() -> None:
     assert len(MODULES) > 60
     assert len(OWN) > 150
-
-
-def numbers() -> Iterator[tuple[str, int]]:
-    """Class and number of every error that the package makes with a number written out."""
-    kinds = {kind.__name__ for kind in vars(errors).values() if isinstance(kind, type)}
-    for tree in MODULES.values():
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Call) and getattr(node.func, "id", None) in kinds:
-                last = node.args[-1] if node.args else None
-                if isinstance(last, ast.Constant) and type(last.value) is int:
-                    yield node.func.id, last.value  # type: ignore[attr-defined]
-
-
-def test_no_error_has_a_number_of_another_kind() -> None:
-    bases = sorted(
-        kind.base
-        for kind in vars(errors).values()
-        if isinstance(kind, type) and issubclass(kind, errors.XferError)
-    )
-    found = set(numbers())
-    assert len(found) > 150
-    for name, number in found:
-        base = getattr(errors, name).base
-        following = min((b for b in bases if b > base), default=1000)
-        assert base + number < following, f"{name} {number}"

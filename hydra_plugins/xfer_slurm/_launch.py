@@ -14,7 +14,7 @@ from hydra.core.utils import JobReturn, JobStatus
 
 from hydra_plugins.xfer_slurm._request import asked, parameters
 from xfer.config.help import DISTRIBUTION
-from xfer.core.errors import ConfigError, JobFailed, XferError
+from xfer.core.errors import ConfigError, JobFailed, SweepError, XferError
 from xfer.sweep import slurm
 
 _LOOK_S, _ASK_S = 1.0, 10.0
@@ -127,10 +127,10 @@ def launch(
 
 
 def check(params: dict[str, Any], given: dict[str, Any], rows: Sequence[Sequence[str]]) -> None:
-    """Raise ConfigError for what the cluster could never run, and where submitit is missing."""
+    """Raise ConfigError or SweepError for what could never run, and where submitit is missing."""
     if (most := int(params["array_parallelism"])) < 1:
         key = "hydra.launcher.array_parallelism"
-        raise ConfigError(key, f"is {most}", "type 1 or more", 23)
+        raise SweepError(key, f"is {most}", "type 1 or more", 21)
     slurm.check(asked(params, given["config"], rows)[1])
     _submitit()
 
@@ -141,7 +141,7 @@ def _submitit() -> tuple[Any, Any]:
         from hydra_plugins.hydra_submitit_launcher.submitit_launcher import SlurmLauncher
     except ImportError as error:
         fix = f"install it: pip install '{DISTRIBUTION}[slurm]'"
-        raise ConfigError("hydra/launcher", f"{error.name} is not installed", fix, 73) from error
+        raise ConfigError("hydra/launcher", f"{error.name} is not installed", fix, 80) from error
     return submitit, SlurmLauncher
 
 

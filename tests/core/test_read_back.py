@@ -74,7 +74,7 @@ def test_lock_and_log_follow_no_link_at_all(tmp_path: Path) -> None:
         (tmp_path / name).symlink_to(tmp_path / "plan.json")
     with pytest.raises(OSError, match="link"):
         lock(tmp_path)
-    with pytest.raises(SafetyError, match="E631"):
+    with pytest.raises(SafetyError, match="E633"):
         is_live(tmp_path)
     with pytest.raises(OSError, match="link"):
         open_log(tmp_path)
@@ -311,7 +311,7 @@ def test_an_exported_file_that_is_a_pipe_is_not_measured(tmp_path: Path) -> None
     from xfer.export.benchmark import _files
 
     pipe(tmp_path / "model.pt2")
-    with pytest.raises(XferError, match=r"E997: .*model\.pt2: is no regular file"):
+    with pytest.raises(XferError, match=r"E957: .*model\.pt2: is no regular file"):
         _files([tmp_path])
 
 

@@ -51,7 +51,7 @@ def test_the_same_bytes_are_told_refused_or_ignored_as_asked(tmp_path):
     shutil.copy(tmp_path / TWIN, tmp_path / HELD)
     found = Folder(str(tmp_path)).dataset(training=True)
     assert found.leaks == ((HELD, TWIN, "same bytes"),)
-    with pytest.raises(DataError, match=r"E320: .*copy\.jpg' is '.*01\.jpg'.*data\.leakage=warn"):
+    with pytest.raises(DataError, match=r"E340: .*copy\.jpg' is '.*01\.jpg'.*data\.leakage=warn"):
         Folder(str(tmp_path), leakage="error").dataset(training=True)
     quiet = Folder(str(tmp_path), leakage="ignore").dataset(training=True)
     assert quiet.leaks == () and not any("also in train" in line for line in quiet.remarks)

@@ -113,7 +113,7 @@ def test_folders_take_the_sources_classes() -> None:
 
 
 def test_a_folder_without_a_class_is_named_and_so_are_two_of_one() -> None:
-    with pytest.raises(DataError, match=r"E344: tabi: .*'tabby'") as told:
+    with pytest.raises(DataError, match=r"E341: tabi: .*'tabby'") as told:
         adopt(dataset("tabi"), SOURCE, {})
     assert told.value.exit == 3
     with pytest.raises(DataError, match=r"n1: names the class 'tabby', as folder 'cat' does"):

@@ -12,7 +12,7 @@ from xfer.config import other_tools, schema
 from xfer.config.help import GROUPS
 from xfer.config.provenance import Places, override_key
 from xfer.config.specs import STAGES, Exports, ModelFile, Specs
-from xfer.core.errors import ConfigError, XferError, closest, raise_all
+from xfer.core.errors import CombinationError, ConfigError, XferError, closest, raise_all
 from xfer.core.files import path_problem
 from xfer.core.types import Plain
 
@@ -194,7 +194,7 @@ class Builder:
         trainer = self.facts.get("trainer", {})
         if trainer.get("on_oom") == "halve" and trainer.get("devices", 1) > 1:
             what, fix = "halve works on one device alone", "type trainer.on_oom=error"
-            self.problems.append(ConfigError("trainer.on_oom", what, fix, 25))
+            self.problems.append(CombinationError("trainer.on_oom", what, fix, 1))
         if trainer.get("precision") == "16-mixed" and trainer.get("accelerator") == "cpu":
             self.problems.append(
                 ConfigError(

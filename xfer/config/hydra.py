@@ -30,7 +30,7 @@ from xfer.config.help import GROUPS, config_dir
 from xfer.config.provenance import Places, override_key
 from xfer.config.specs import Specs
 from xfer.core.bounded_yaml import is_deep, read_yaml
-from xfer.core.errors import ConfigError, closest
+from xfer.core.errors import CombinationError, ConfigError, closest
 from xfer.core.types import Plain
 
 BASE = {"version_base": "1.3"} if hydra.__version__.startswith("1.3") else {}
@@ -159,17 +159,12 @@ def compose_specs(overrides: Sequence[str], config_dirs: Sequence[str] = ()) -> 
 
 
 _SAYS = (
-    # What Hydra says, what it means, and the remedy.
-    (r"Could not override '([^']+)'", "there is no group '{}'", ""),
-    (r"Could not delete '([^']+)'", "'~{}' cannot be taken away", "choose another option of it"),
-    (r"Could not delete from config. '([^']+)'", "there is no key '{}'", "drop '~{}'"),
-    (
-        r"Ambiguous value for argument '([^']+)'",
-        "'{}' is several values",
-        "add -m for several runs",
-    ),
-    (r"Environment variable '([^']+)' not found", "the variable {} is not set", "set {}=VALUE"),
-    (r"Interpolation key '([^']+)' not found", "'${{{}}}' names no key", "mend the name"),
+    # What Hydra says, what it means, the remedy, and the number.
+    (r"Could not override '([^']+)'", "there is no group '{}'", "", 1),
+    (r"Could not delete '([^']+)'", "'~{}' cannot be taken away", "choose another option of it", 5),
+    (r"Could not delete from config. '([^']+)'", "there is no key '{}'", "drop '~{}'", 1),
+    (r"Environment variable '([^']+)' not found", "the variable {} is not set", "set {}=VALUE", 7),
+    (r"Interpolation key '([^']+)' not found", "'${{{}}}' names no key", "mend the name", 7),
 )
 
 
@@ -190,14 +185,17 @@ def told(error: Exception) -> ConfigError:
     if found := re.search(r"Could not override '(hydra\.launcher\.[^']+)'", str(error)):
         what = f"this launcher has no key '{found[1]}'"
         return ConfigError("command line", what, _launcher_fix(found[1]), 1)
-    for pattern, what, fix in _SAYS:
+    if found := re.search(r"Ambiguous value for argument '([^']+)'", str(error)):
+        what = f"'{found[1].lstrip('+')}' is several values"
+        return CombinationError("command line", what, "add -m for several runs", 5)
+    for pattern, what, fix, number in _SAYS:
         if found := re.search(pattern, str(error)):
             key = found[1].split("@")[0] if not fix else found[1]
             fix = fix.format(key) or (
                 f"type {key}=OPTION" if key in GROUPS else closest(key, GROUPS)
             )
             where = "configuration" if "$" in what or "variable" in what else "command line"
-            return ConfigError(where, what.format(found[1].lstrip("+")), fix, 1)
+            return ConfigError(where, what.format(found[1].lstrip("+")), fix, number)
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     what = "; ".join(lines[:2]) or type(error).__name__
     return ConfigError("configuration", what, "mend that file or override; see xfer --help", 7)

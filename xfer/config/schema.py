@@ -230,7 +230,7 @@ def _mistyped(key: str, error: ValidationError, where: Where) -> ConfigError:
     kind, value = detail["type"], detail["input"]
     place = key + "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in _path(detail["loc"]))
     if kind == "missing":
-        return ConfigError(where(key), f"{place} must be given", f"add {place}", 2)
+        return ConfigError(where(key), f"{place} must be given", f"add {place}", 3)
     if kind == "unexpected_keyword_argument":
         return ConfigError(where(key), f"there is no key '{place}'", "drop it", 1)
     found = next((k for k in _KINDS if kind.startswith(k[0])), ("", "", "VALUE"))

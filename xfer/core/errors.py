@@ -2,6 +2,7 @@
 
 XferError                 exit  1   (a bug, when raised bare)
 ├── ConfigError                 2   a key, value, option or combination
+│   └── CombinationError        2   further combinations, numbered E001 to E099
 ├── DataError                   3   folders, classes, files that are no images
 ├── WeightsError                4   source weights that do not fit or cannot be had
 ├── ResumeError                 5   a run that cannot be continued as asked
@@ -49,8 +50,9 @@ def _ratio(matcher: difflib.SequenceMatcher[str], word: str) -> float:
 class XferError(Exception):
     """A mistake told in one line: where it is, what is wrong, what to type.
 
-    ``where`` is a file or config key; ``number`` the case, stable across releases; ``passed`` what
-    was done all the same, such as the exported files beside one that was refused.
+    ``where`` is a file or config key; ``number`` the case, stable across releases and listed in
+    :mod:`xfer.core.error_codes`, from which docs/errors.md is made; ``passed`` what was done all
+    the same, such as the exported files beside one that was refused.
     """
 
     exit = 1
@@ -72,6 +74,12 @@ class ConfigError(XferError):
     """A key, value, option or combination that cannot work."""
 
     exit, base = 2, 200
+
+
+class CombinationError(ConfigError):
+    """Options that are each sound and do not go together."""
+
+    exit, base = 2, 0
 
 
 class DataError(XferError):

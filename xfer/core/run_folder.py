@@ -48,7 +48,7 @@ def is_live(folder: Path) -> bool:
         return True
     except OSError as error:
         what = f"cannot be read ({error.strerror})"
-        raise SafetyError(folder / ".lock", what, "remove it", 31) from error
+        raise SafetyError(folder / ".lock", what, "remove it", 33) from error
     return False
 
 

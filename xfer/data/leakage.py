@@ -49,7 +49,7 @@ def check(found: Sequence[Leak], how: Loading, where: object) -> None:
             where,
             f"{len(same)} held-out images are also in train: {_pairs(same)}",
             "remove one of each pair, or set data.leakage=warn",
-            20,
+            40,
         )
 
 

@@ -98,7 +98,7 @@ def _classes(
             return tuple(checked(Classes, parsed(said["classes"])))
         except ValueError as error:
             fix = "export it again, or type predict.labels=labels.json"
-            raise WeightsError(path, f"its class names are at fault ({error})", fix, 97) from error
+            raise WeightsError(path, f"its class names are at fault ({error})", fix, 98) from error
     text = _read("predict.labels", labels)
     try:
         is_json = text.lstrip()[:1] in ("[", "{", '"')
@@ -131,7 +131,7 @@ def _read(key: str, file: str) -> str:
         return read_text(Path(file).expanduser())
     except (OSError, UnicodeDecodeError) as error:
         what = f"'{file}' cannot be read ({getattr(error, 'strerror', None) or error})"
-        raise ConfigError(key, what, "give an existing file", 99) from error
+        raise ConfigError(key, what, "give an existing file", 51) from error
 
 
 def warn_if_stale(path: Path) -> None:

@@ -101,7 +101,7 @@ def _files(folders: Sequence[Path]) -> list[Path]:
         if found:
             for file in found:
                 if not file.is_file():  # a pipe would be waited for
-                    raise ExportError(file, "is no regular file", "remove it", 47)
+                    raise ExportError(file, "is no regular file", "remove it", 7)
                 warn_if_stale(file)
             return found
     where = folders[0] if folders else "export"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from xfer.core.errors import ConfigError, DataError, WeightsError, closest
+from xfer.core.errors import CombinationError, ConfigError, DataError, WeightsError, closest
 from xfer.models.head import Keep, Remap
 from xfer.models.head.class_match import Naming, adopt, rows
 
@@ -80,11 +80,11 @@ def _remapped(
     found = rows(classes, Naming(weights.classes, weights.synonyms), head.several())
     new = [name for name, members in zip(classes, found, strict=True) if not members]
     if new and ready:
-        raise ConfigError(
+        raise CombinationError(
             "head",
             f"the source has no class for {new[:5]}, so that nothing can be scored untrained",
             "give head.aliases, or add fit to stages",
-            63,
+            2,
         )
     return found
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from xfer.core.errors import ConfigError, OutputError
+from xfer.core.errors import CombinationError, ConfigError, OutputError
 from xfer.core.files import output_errors
 from xfer.core.slurm_env import check_tasks
 from xfer.freeze import ever
@@ -33,11 +33,11 @@ def check_devices(specs: Specs, sizes: Mapping[str, int]) -> None:
     # Batch normalisation cannot train on one image; a rank without any would wait for the others.
     for split, least in (("train", 2), ("val", 1)):
         if 0 < sizes.get(split, 0) < least * trainer.devices:
-            raise ConfigError(
+            raise CombinationError(
                 "trainer.devices",
                 f"{trainer.devices} devices cannot share the {sizes[split]} images of {split}",
                 f"use {max(1, sizes[split] // least)} at most",
-                68,
+                3,
             )
 
 

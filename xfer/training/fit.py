@@ -134,7 +134,7 @@ def _train(
         if full:
             raise too_large_error(module, plan)
     if not history.rows:
-        raise DataError("data", "has no batch to train on", "add images", 46)
+        raise DataError("data", "has no batch to train on", "add images", 47)
     if history.best is None:
         metric = plan.specs.checkpoint.monitor
         raise ConfigError(

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from xfer.core.errors import ConfigError, WeightsError
+from xfer.core.errors import CombinationError, WeightsError
 from xfer.weights.content import Momenta
 
 _WHERE = "source.optimizer"
@@ -99,9 +99,9 @@ def _first_state(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> dic
     return state
 
 
-def _cannot(optimizer: torch.optim.Optimizer, why: str) -> ConfigError:
+def _cannot(optimizer: torch.optim.Optimizer, why: str) -> CombinationError:
     what = f"{type(optimizer).__name__} cannot go on from a file: it {why}"
-    return ConfigError("optim", what, f"choose optim=sgd or optim=adamw, or {_IGNORE}", 62)
+    return CombinationError("optim", what, f"choose optim=sgd or optim=adamw, or {_IGNORE}", 4)
 
 
 def _check_kind(

@@ -124,7 +124,7 @@ def adopt(dataset: Dataset, naming: Naming, aliases: Mapping[str, str]) -> Datas
                 f"'{aliases.get(folder, folder)}' is none of the source's "
                 f"{len(naming.classes)} classes",
                 f"{naming.closest(folder)} or {_alias(folder)}",
-                44,
+                41,
             )
         if index in numbers:
             other = dataset.classes[numbers.index(index)]

@@ -86,7 +86,7 @@ def _check(name: str, key: str, tensor: torch.Tensor, parameters: Mapping[str, S
     elif tuple(tensor.shape) != parameters[name]:
         what = f"the state of '{name}' is {list(tensor.shape)}, not {list(parameters[name])}"
     if what:
-        raise WeightsError(_WHERE, what, _IGNORE, 67)
+        raise WeightsError(_WHERE, what, _IGNORE, 26)
     numbers = tensor.is_floating_point() and bool(tensor.isfinite().all())
     if not numbers or (key == "exp_avg_sq" and bool((tensor < 0).any())):
         raise WeightsError(_WHERE, f"the state '{key}' of '{name}' is no number", _IGNORE, 69)

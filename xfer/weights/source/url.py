@@ -131,7 +131,7 @@ def _alone(path: Path) -> Iterator[None]:
         held = Lock(handle, waiting=waits(f"fetches {path.name}"))
     except OSError as error:
         raise OutputError(
-            lock, f"cannot be locked ({error.strerror or error})", "set XFER_CACHE=DIR"
+            lock, f"cannot be locked ({error.strerror or error})", "set XFER_CACHE=DIR", 5
         ) from error
     with held:
         yield

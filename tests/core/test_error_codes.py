@@ -1,0 +1,242 @@
+"""Every error number is in the table, is raised, and has an example that is a real message."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from xfer.core.download import DATA, KEPT_WEIGHTS, WEIGHTS
+from xfer.core.error_codes import entries, kinds, page
+
+ROOT = Path(__file__).parents[2]
+FILES = [*sorted((ROOT / "xfer").rglob("*.py")), *sorted((ROOT / "hydra_plugins").rglob("*.py"))]
+TREES = {
+    file.relative_to(ROOT).as_posix().removeprefix("xfer/"): ast.parse(file.read_text("utf-8"))
+    for file in FILES
+}
+KINDS = {kind.__name__: kind for _, kind in kinds()}
+TABLE = entries()
+
+# Where a number stands in a tuple beside the texts.
+TABLES = ("config/hydra.py", "weights/formats/foreign.py", "weights/hub/huggingface.py")
+# Where one error passes on the number of another: the module, and what that one is called.
+PASSED_ON = {"weights/mindspore/tensors.py": "Unsupported"}
+# Where the class is not known before it runs: what is fetched says it, and the first number.
+FETCHED = ("core/http.py", "core/download.py")
+
+# Numbers of several modules. Compare the messages before you add one here: do they mean the same?
+SHARED = {
+    171: "hydra_plugins/xfer_slurm/_launch.py sweep/executors/slots.py",
+    201: "config/hydra.py config/schema.py",
+    203: "config/build.py config/schema.py",
+    205: "config/hydra.py config/schema.py",
+    211: "models/backbone/timm.py models/backbone/torchvision.py",
+    221: "config/schema.py core/own_parts.py",
+    223: "core/slurm_env.py hydra_plugins/xfer_slurm/_request.py sweep/slurm.py",
+    232: "freeze/audit.py freeze/lora.py freeze/rules.py",
+    251: "evaluation/onnx_predict.py weights/source/match_rules.py",
+    275: "hydra_plugins/xfer_slurm/_launch.py sweep/slurm.py",
+    280: "hydra_plugins/xfer_slurm/_launch.py training/logger.py",
+    290: "data/augment.py data/options.py",
+    301: "data/options.py data/walk.py",
+    305: "data/folder.py data/split.py",
+    319: "data/dataset.py data/image_size.py",
+    343: "training/fit.py training/lr_find.py",
+    374: "data/image_size.py data/preprocess.py",
+    401: "api.py core/torch_file.py weights/formats/foreign.py "
+    "weights/mindspore/mindspore_safetensors.py weights/mindspore/tensors.py",
+    402: "core/torch_file.py weights/formats/foreign.py "
+    "weights/formats/zip_check.py weights/mindspore/mindspore_safetensors.py",
+    404: "weights/formats/state_dict.py weights/formats/validate.py",
+    426: "weights/mindspore/ckpt_optimizer.py weights/optimizer_state/from_torch.py "
+    "weights/optimizer_state/param_order.py",
+    451: "core/http.py weights/hub/huggingface.py",
+    462: "weights/mindspore/ckpt.py weights/mindspore/mindspore_safetensors.py",
+    463: "weights/mindspore/mindspore_safetensors.py weights/mindspore/tensors.py",
+    490: "weights/formats/torch_pickle.py weights/formats/validate.py",
+    492: "weights/formats/torch_pickle.py weights/formats/validate.py",
+    620: "core/torch_file.py weights/formats/torch_pickle.py",
+    622: "weights/formats/torch_pickle.py weights/formats/validate.py",
+    623: "weights/formats/torch_pickle.py weights/formats/zip_check.py",
+    631: "core/run_folder.py sweep/ledger.py",
+    900: "core/download.py core/files.py core/http.py",
+}
+
+
+class Site(NamedTuple):
+    """A place that raises ``number``, and a pattern for ``where: what``."""
+
+    number: int
+    kind: str
+    module: str
+    says: str
+
+
+def calls(module: str) -> Iterator[tuple[str, ast.Call]]:
+    for node in ast.walk(TREES[module]):
+        if isinstance(node, ast.Call):
+            yield getattr(node.func, "id", None) or getattr(node.func, "attr", ""), node
+
+
+def number_of(call: ast.Call) -> int | None:
+    last = call.args[-1] if call.args else None
+    return last.value if isinstance(last, ast.Constant) and type(last.value) is int else None
+
+
+def pattern(text: ast.expr) -> str:
+    """What ``text`` says, with anything in place of what is put in."""
+    if isinstance(text, ast.Constant):
+        return re.escape(str(text.value))
+    if isinstance(text, ast.BinOp):
+        return pattern(text.left) + pattern(text.right)
+    return "".join(map(pattern, text.values)) if isinstance(text, ast.JoinedStr) else ".*"
+
+
+def texts(module: str) -> str:
+    """A pattern for every text of the module that says more than a word."""
+    nodes = ast.walk(TREES[module])
+    found = {pattern(n) for n in nodes if isinstance(n, ast.Constant | ast.JoinedStr)}
+    said = [text for text in found if len(re.findall(r"[a-z]", text)) >= 7 and "\n" not in text]
+    return f".*(?:{'|'.join(said)}).*"
+
+
+def assigned(function: ast.FunctionDef, name: str) -> Iterator[ast.expr]:
+    """What ``name`` is set to in ``function``."""
+    for node in ast.walk(function):
+        if not isinstance(node, ast.Assign):
+            continue
+        for target in node.targets:
+            if getattr(target, "id", "") == name:
+                yield node.value
+            elif isinstance(target, ast.Tuple) and isinstance(node.value, ast.Tuple):
+                pairs = zip(target.elts, node.value.elts, strict=True)
+                yield from (value for part, value in pairs if getattr(part, "id", "") == name)
+
+
+def what(call: ast.Call, module: str) -> str:
+    """A pattern for what is wrong, as far as it stands near the call."""
+    text = call.args[1]
+    if not isinstance(text, ast.Name):
+        return pattern(text)
+    # The last that holds the call is the innermost.
+    functions = [node for node in ast.walk(TREES[module]) if isinstance(node, ast.FunctionDef)]
+    around = [function for function in functions if call in ast.walk(function)]
+    found = [pattern(value) for value in assigned(around[-1], text.id)] if around else []
+    return f"(?:{'|'.join(found)}).*" if found else texts(module)
+
+
+def given_through(module: str, argument: ast.expr) -> set[int]:
+    """The numbers with which the function is called that takes ``argument`` for a number."""
+    functions = [
+        node.name
+        for node in ast.walk(TREES[module])
+        if isinstance(node, ast.FunctionDef)
+        and getattr(argument, "id", "") in [a.arg for a in node.args.args]
+    ]
+    found = [number_of(call) for name, call in calls(module) if name in functions]
+    return {number for number in found if number is not None}
+
+
+def in_tuples(module: str) -> set[int]:
+    tuples = [node.elts for node in ast.walk(TREES[module]) if isinstance(node, ast.Tuple)]
+    values = [[getattr(e, "value", None) for e in elements] for elements in tuples]
+    with_text = [v for v in values if any(isinstance(x, str) and x for x in v) or len(v) == 4]
+    return {x for v in with_text for x in v if type(x) is int}
+
+
+def indirect(module: str, call: ast.Call) -> set[int]:
+    """The numbers of a call that does not write one out."""
+    if len(call.args) == 3:
+        return {0}
+    if module in TABLES:
+        return in_tuples(module)
+    if module in PASSED_ON:
+        name = PASSED_ON[module]
+        found = {number_of(c) for m in TREES for n, c in calls(m) if n == name} - {None}
+        default = [
+            node.args.defaults[-1].value  # type: ignore[attr-defined]
+            for node in ast.walk(TREES[module])
+            if isinstance(node, ast.FunctionDef) and node.name == "__init__"
+        ]
+        return {*found, *default}  # type: ignore[arg-type]
+    return given_through(module, call.args[-1])
+
+
+def sites() -> Iterator[Site]:
+    for module in TREES:
+        for name, call in calls(module):
+            if name not in KINDS:
+                continue
+            number = number_of(call) if len(call.args) == 4 else None
+            numbers = {number} if number is not None else indirect(module, call)
+            assert numbers, f"{module}, line {call.lineno}: no number is seen here"
+            for n in numbers:
+                says = f"{pattern(call.args[0])}: {what(call, module)}"
+                yield Site(KINDS[name].base + n, name, module, says)
+    yield from fetched()
+
+
+def fetched() -> Iterator[Site]:
+    for module in FETCHED:
+        for node in ast.walk(TREES[module]):
+            if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("manner.error"):
+                last = node.args[-1]
+                step = last.right.value if isinstance(last, ast.BinOp) else 0  # type: ignore[attr-defined]
+                for manner in (DATA, WEIGHTS, KEPT_WEIGHTS):
+                    number = manner.error.base + manner.number + step
+                    yield Site(number, manner.error.__name__, module, f".*: {texts(module)}")
+
+
+SITES = sorted(set(sites()))
+RAISED = sorted({site.number for site in SITES})
+
+
+def test_the_sites_are_seen() -> None:
+    assert len(SITES) > 380
+    assert {100, 260, 273, 321, 450, 454, 457, 464, 481, 706, 900} <= set(RAISED)
+
+
+def test_every_number_that_is_raised_is_in_the_table_and_the_other_way_round() -> None:
+    assert sorted(TABLE) == RAISED
+
+
+def test_no_error_has_a_number_of_another_kind() -> None:
+    spans = {kind.__name__: numbers for numbers, kind in kinds()}
+    assert sorted(n for numbers in spans.values() for n in numbers) == list(range(1000))
+    assert [site for site in SITES if site.number not in spans[site.kind]] == []
+
+
+def test_no_two_numbers_mean_the_same() -> None:
+    meanings = [entry.meaning for entry in TABLE.values()]
+    assert sorted({m for m in meanings if meanings.count(m) > 1}) == []
+
+
+def test_a_number_of_several_modules_has_been_compared() -> None:
+    modules = defaultdict(set)
+    for site in SITES:
+        modules[site.number].add(site.module)
+    several = {number: " ".join(sorted(m)) for number, m in modules.items() if len(m) > 1}
+    assert several == SHARED
+
+
+@pytest.mark.parametrize("number", sorted(TABLE), ids="E{:03d}".format)
+def test_the_example_is_what_a_user_sees(number: int) -> None:
+    entry = TABLE[number]
+    assert entry.meaning and entry.remedy and "\n" not in entry.example
+    _, separator, _ = entry.example.partition(": ")
+    assert separator and not entry.example.endswith(".")
+    patterns = [site.says for site in SITES if site.number == number]
+    # Where a key was typed, what reports the problem puts that before it.
+    shown = (entry.example, entry.example.removeprefix("command line: "))
+    assert any(re.fullmatch(p, text) for p in patterns for text in shown), entry.example
+
+
+def test_the_page_is_made_from_the_table() -> None:
+    assert (ROOT / "docs" / "errors.md").read_text("utf-8") == page()
+    assert page().count("\n| E") == len(TABLE)

@@ -1,0 +1,87 @@
+"""The table of every error number, and the page of the documentation that is made from it.
+
+A number is the ``base`` of its class in :mod:`xfer.core.errors` plus what the raise site gives, and
+the class decides the exit code. The table is ``error_codes.toml`` beside this module. One number
+has one meaning: a new mistake takes a number that is free in the hundred of its class. None is
+free in that of ConfigError; options that do not go together are a CombinationError, E001 to E099.
+
+``python -m xfer.core.error_codes >docs/errors.md`` makes the page anew.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from xfer.core import errors
+
+_TABLE = Path(__file__).with_suffix(".toml")
+_LAST = 999
+_BARE = "A bug in xfer, or a process of the run that ended without saying why."
+_HEAD = """# Errors
+
+<!-- Made from xfer/core/error_codes.toml by error_codes.py beside it: change the table. -->
+
+A mistake is one line on stderr, without a traceback:
+
+```
+xfer: error E<number>: <where>: <what>. Fix: <remedy>
+```
+
+Look the number up here. A number keeps its meaning; the words around it may change. The examples
+are what stands between the number and `Fix:`. `<where>` is a file, a folder or a key of the
+configuration. The first digits say which kind of mistake it is, and that decides the exit code of
+the process. `XFER_FULL_ERROR=1` adds the traceback.
+"""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One error number: what it means, a message (``where: what``) and what to do."""
+
+    meaning: str
+    example: str
+    remedy: str
+
+
+def entries() -> dict[int, Entry]:
+    """The table, by number."""
+    table = tomllib.loads(_TABLE.read_text(encoding="utf-8"))
+    return {int(name.removeprefix("E")): Entry(**fields) for name, fields in table.items()}
+
+
+def kinds() -> list[tuple[range, type[errors.XferError]]]:
+    """Every class of errors with the numbers that it may have, in the order of exit codes."""
+    found = [k for k in vars(errors).values() if isinstance(k, type) and k is not errors.Problems]
+    classes = [kind for kind in found if issubclass(kind, errors.XferError)]
+    bases = sorted(kind.base for kind in classes)
+    ends = dict(zip(bases, [*bases[1:], _LAST + 1], strict=True))
+    spans = [(range(kind.base, ends[kind.base]), kind) for kind in classes]
+    return sorted(spans, key=lambda span: (span[1].exit, span[0].start))
+
+
+def page() -> str:
+    """The page ``docs/errors.md``, with its last line ended."""
+    return _HEAD + "".join(f"{line}\n" for line in _sections())
+
+
+def _sections() -> Iterator[str]:
+    table, shown = entries(), 0
+    for numbers, kind in kinds():
+        if kind.exit != shown:
+            yield from ("", f"## Exit code {kind.exit}")
+            shown = kind.exit
+        yield from ("", f"### E{numbers.start:03d} to E{numbers.stop - 1:03d}: {kind.__name__}")
+        about = _BARE if kind is errors.XferError else str(kind.__doc__).splitlines()[0]
+        yield from ("", about, "")
+        yield from ("| number | meaning | example | remedy |", "| --- | --- | --- | --- |")
+        for number in sorted(set(table) & set(numbers)):
+            entry = table[number]
+            cells = (f"E{number:03d}", entry.meaning, f"`{entry.example}`", entry.remedy)
+            yield "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+if __name__ == "__main__":
+    print(page(), end="")
