@@ -21,7 +21,7 @@ from xfer.data.image import SUFFIXES, Files, to_rgb
 from xfer.data.scan import examine
 from xfer.data.walk import NO_IMAGE, Tree, is_hidden
 from xfer.data.walk import told as told_notes
-from xfer.evaluation.metric_names import FEW
+from xfer.evaluation.metrics import FEW
 
 if TYPE_CHECKING:
     from PIL.Image import Image

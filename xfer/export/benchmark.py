@@ -17,7 +17,7 @@ from xfer.core.errors import ExportError, printable
 from xfer.core.files import write_json
 from xfer.core.log import LINES, log
 from xfer.data.preprocess import prepare
-from xfer.evaluation.metric_names import RUN
+from xfer.evaluation.benchmark_names import RUN
 from xfer.evaluation.onnx_predict import warn_if_stale
 from xfer.evaluation.onnx_session import open_session, runner
 from xfer.export.evidence import pixels, same_size

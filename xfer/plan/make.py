@@ -286,7 +286,7 @@ def _short(facts: Plain) -> str:
 
 
 def _check_training(plan: Plan) -> None:
-    from xfer.evaluation.metric_names import names
+    from xfer.evaluation.metrics import names
 
     plan.specs.loss.weights(plan.train_counts)
     known, monitor = names(len(plan.card.classes)), plan.specs.checkpoint.monitor

@@ -17,6 +17,7 @@ from xfer.core.log import log
 from xfer.core.run_folder import LAST, PREVIOUS
 from xfer.core.signals import install, stop
 from xfer.core.types import Plain
+from xfer.evaluation import metrics
 from xfer.training.fit_health import alarm, terms
 from xfer.weights.formats.checkpoint_format import FORMAT, Snapshot, identity, write_snapshot
 
@@ -198,10 +199,15 @@ class History(pl.Callback):
 
     def _say(self, row: Plain) -> None:
         epochs = self.plan.specs.trainer.epochs
+        shown = (
+            f"val {metric.name} {row[f'val_{metric.name}']:.4f}"
+            for metric in metrics.METRICS
+            if metric.on_line and f"val_{metric.name}" in row
+        )
         mark = "  best" if self.best and self.best["epoch"] == row["epoch"] else ""
         log.info(
             f"epoch {row['epoch']:>{len(str(epochs))}}/{epochs}  "
-            f"train loss {row['train_loss']:.4f}  val acc {row['val_acc']:.4f}  "
+            f"train loss {row['train_loss']:.4f}  {'  '.join(shown)}  "
             f"epoch {row['epoch_s']:.2f} s, {row['step_ms']:.1f} ms a step{mark}"
         )
 
