@@ -18,6 +18,7 @@ from xfer.core.checked import checked
 from xfer.core.errors import ConfigError, DataError, WeightsError, XferError, raise_all
 from xfer.core.files import file_sha256, parsed, read_text, write_json
 from xfer.core.log import log
+from xfer.core.run_folder import best_checkpoint
 from xfer.core.types import InputSpec, Plain, Predictions, class_name
 from xfer.data.preprocess import check_size, named, prepare
 from xfer.evaluation.onnx_session import open_session, runner
@@ -136,11 +137,12 @@ def _read(key: str, file: str) -> str:
 
 def warn_if_stale(path: Path) -> None:
     """A run that went on after its export has a newer checkpoint beside the old file."""
-    checkpoint = path.resolve().parent.parent / "checkpoints" / "best.ckpt"
+    run = path.resolve().parent.parent
+    checkpoint = best_checkpoint(run)
     if path.resolve().parent.name != "export" or not checkpoint.is_file():
         return
     if checkpoint.stat().st_mtime > path.stat().st_mtime:
-        fix = f"stages=[export] checkpoint.path={checkpoint.parent.parent}"
+        fix = f"stages=[export] checkpoint.path={run}"
         log.warning(f"{path} is older than its checkpoint; to export again: {fix}")
 
 

@@ -17,6 +17,8 @@ from xfer.training.features import UNCACHED
 from xfer.training.oom import told
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from xfer.report.inputs import Work
 
 _PACKAGES = (
@@ -68,17 +70,21 @@ def outcome(work: Work) -> Plain:
 def _best(work: Work) -> Plain | None:
     if work.fitted is None:
         return None
-    return {**work.fitted.best, "checkpoint": "checkpoints/best.ckpt"}
+    return {**work.fitted.best, "checkpoint": _named(work, work.fitted.checkpoint)}
 
 
 def _checkpoint(work: Work) -> Plain | None:
-    """What was scored and exported: its path, inside the run folder where it is the run's own."""
+    """What was scored and exported."""
     path = work.checkpoint()
     if path is None or not path.is_file():
         return None
+    return {"path": _named(work, path), "sha256": file_sha256(path)}
+
+
+def _named(work: Work, path: Path) -> str:
+    """``path``, inside the run folder where it is the run's own."""
     own = path.is_relative_to(work.folder)
-    told_as = path.relative_to(work.folder).as_posix() if own else str(path)
-    return {"path": told_as, "sha256": file_sha256(path)}
+    return path.relative_to(work.folder).as_posix() if own else str(path)
 
 
 def _timing(work: Work) -> Plain:

@@ -13,7 +13,7 @@ from xfer.core.device import device_name, device_of
 from xfer.core.errors import ConfigError, DataError, OutOfMemory, ResumeError
 from xfer.core.log import log
 from xfer.core.memory import free, keep_freed
-from xfer.core.run_folder import BEST
+from xfer.core.run_folder import best_checkpoint
 from xfer.core.signals import stop
 from xfer.core.standardize import Standard, from_plain
 from xfer.core.types import Samples
@@ -57,7 +57,7 @@ def fit(
     done.history.close()
     best = done.history.best
     assert best is not None
-    path = folder / "checkpoints" / BEST
+    path = best_checkpoint(folder)
     _complete(path, check_best(path, plan, best), done.net)
     log.info(
         f"End training, the best {best['metric']} is: {best['value']:.4f}, "

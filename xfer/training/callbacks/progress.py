@@ -14,7 +14,7 @@ import pytorch_lightning as pl
 from xfer.core.checksum import sealed
 from xfer.core.files import read_text, write_rows
 from xfer.core.log import log
-from xfer.core.run_folder import LAST, PREVIOUS
+from xfer.core.run_folder import LAST, PREVIOUS, best_checkpoint, checkpoints
 from xfer.core.signals import install, stop
 from xfer.core.types import Plain
 from xfer.evaluation import metrics
@@ -40,7 +40,8 @@ class History(pl.Callback):
     """
 
     def __init__(self, plan: Plan, folder: Path, team: Team) -> None:
-        self.plan, self.folder, self.team = plan, folder / "checkpoints", team
+        self.plan, self.folder, self.team = plan, checkpoints(folder), team
+        self.best_path = best_checkpoint(folder)
         self.csv = folder / "metrics.csv"
         self.rows: list[Plain] = []
         self.best: Plain | None = None
@@ -195,7 +196,7 @@ class History(pl.Callback):
         state = module.best_state()
         run = identity(self.plan.facts)
         snapshot = Snapshot(self.plan.card, state, self.best, frozen, run)
-        write_snapshot(self.folder / "best.ckpt", snapshot)
+        write_snapshot(self.best_path, snapshot)
 
     def _say(self, row: Plain) -> None:
         epochs = self.plan.specs.trainer.epochs
