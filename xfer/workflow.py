@@ -266,7 +266,8 @@ def _answers(
     work: Work, net: nn.Module, samples: Samples, broken: list[XferError] | None = None
 ) -> Predictions:
     from xfer.core.device import device_name, device_of
-    from xfer.evaluation.evaluate import answers, predictions
+    from xfer.evaluation.evaluate import answers
+    from xfer.evaluation.predict import predictions
     from xfer.training.oom import recall
 
     specs, card = recall(work.plan, work.folder).specs, work.plan.card

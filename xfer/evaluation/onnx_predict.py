@@ -6,7 +6,8 @@ import platform
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,7 @@ from xfer.core.run_folder import best_checkpoint
 from xfer.core.types import InputSpec, Plain, Predictions, class_name
 from xfer.data.preprocess import check_size, named, prepare
 from xfer.evaluation.onnx_session import open_session, runner
-from xfer.evaluation.predict import find, tell_broken, told, write_predictions
+from xfer.evaluation.predict import find, predict_split, tell_broken, told, write_predictions
 
 if TYPE_CHECKING:
     from xfer.config.specs import ModelFile, Specs
@@ -209,42 +210,36 @@ def answers(model: Model, samples: Samples) -> Predictions:
     """
     from tqdm import tqdm
 
-    names: list[str] = []
-    rows: list[Array] = []
-    broken: list[DataError] = []
+    broken: list[XferError] = []
     with tqdm(total=len(samples), desc="predicting", delay=2, leave=False, disable=None) as bar:
-        for batch, loaded in _batches(model, samples):
-            good = [(n, x) for n, x in zip(batch, loaded, strict=True) if isinstance(x, np.ndarray)]
-            broken += [x for x in loaded if isinstance(x, DataError)]
-            if good:
-                names += [n for n, _ in good]
-                rows.append(_run(model, np.stack([x for _, x in good])))
-            bar.update(len(batch))
+
+        def batches() -> Iterator[tuple[Array | None, list[XferError | None]]]:
+            for loaded in _batches(model, samples):
+                good = [x for x in loaded if isinstance(x, np.ndarray)]
+                errors: list[XferError | None] = [
+                    x if isinstance(x, DataError) else None for x in loaded
+                ]
+                yield (np.stack(good) if good else None), errors
+                bar.update(len(loaded))
+
+        run = partial(_run, model)
+        answered = predict_split(run, batches(), samples, model.classes, broken)
     tell_broken(broken, len(samples))
-    return Predictions(tuple(names), _logits(np.concatenate(rows)), None, model.classes)
+    return replace(answered, logits=_logits(answered.logits))
 
 
-def _batches(
-    model: Model, samples: Samples
-) -> Iterator[tuple[tuple[str, ...], list[Array | DataError]]]:
-    """Names and loaded images a batch; the next batch loads while this one is worked on."""
+def _batches(model: Model, samples: Samples) -> Iterator[list[Array | DataError]]:
+    """Loaded images a batch; the next batch loads while this one is worked on."""
     size = model.batch or _BATCH
     with ThreadPoolExecutor(_THREADS) as pool:
-        waiting: list[tuple[tuple[str, ...], list[Future[Array | DataError]]]] = []
+        waiting: list[list[Future[Array | DataError]]] = []
         for start in range(0, len(samples), size):
-            names = samples.names[start : start + size]
-            at = range(start, start + len(names))
-            waiting.append((names, [pool.submit(_load, model, samples, i) for i in at]))
+            at = range(start, min(start + size, len(samples)))
+            waiting.append([pool.submit(_load, model, samples, i) for i in at])
             if len(waiting) > 1 + _BATCH // size:
-                yield _done(*waiting.pop(0))
-        for names, futures in waiting:
-            yield _done(names, futures)
-
-
-def _done(
-    names: tuple[str, ...], futures: list[Future[Array | DataError]]
-) -> tuple[tuple[str, ...], list[Array | DataError]]:
-    return names, [future.result() for future in futures]
+                yield [future.result() for future in waiting.pop(0)]
+        for futures in waiting:
+            yield [future.result() for future in futures]
 
 
 def _load(model: Model, samples: Samples, index: int) -> Array | DataError:
