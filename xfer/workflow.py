@@ -119,6 +119,7 @@ def _leaderboard(specs: Specs) -> Result:
 def _alone(specs: Specs, began: float) -> Result:
     """Predict with an exported file. Nothing here imports torch."""
     from xfer.evaluation.onnx_predict import facts, open_model, predict
+    from xfer.report.result import outcome_of_file
 
     refuse_taken(specs)
     assert specs.predict_with is not None
@@ -130,7 +131,9 @@ def _alone(specs: Specs, began: float) -> Result:
     with recorded(folder):
         write_json(folder / "plan.json", plan)
         write_text(folder / "config.yaml", yaml_text(specs.config))
-        return Result(folder, plan, predict(specs, model, folder, began))
+        result = outcome_of_file(specs, model.path, *predict(specs, model, folder, began))
+        write_json(folder / "result.json", result)
+        return Result(folder, plan, result)
 
 
 def _stages(work: Work, earlier: Earlier | None) -> Plain | None:

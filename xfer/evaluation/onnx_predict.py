@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import platform
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +15,7 @@ import numpy as np
 from xfer.core.card_schema import Classes, Recipe
 from xfer.core.checked import checked
 from xfer.core.errors import ConfigError, DataError, WeightsError, XferError, raise_all
-from xfer.core.files import file_sha256, parsed, read_text, write_json
+from xfer.core.files import file_sha256, parsed, read_text
 from xfer.core.log import log
 from xfer.core.run_folder import best_checkpoint
 from xfer.core.types import InputSpec, Plain, Predictions, class_name
@@ -162,45 +160,22 @@ def facts(specs: Specs, model: Model) -> Plain:
     }
 
 
-def predict(specs: Specs, model: Model, folder: Path, began: float) -> Plain:
-    """Predict every image, write ``predictions.csv`` and ``result.json``."""
+def predict(specs: Specs, model: Model, folder: Path, began: float) -> tuple[int, Plain]:
+    """Predict every image and write ``predictions.csv``; the number of predictions, and the times
+    of a run that ``began`` then."""
     samples = find(specs.predict_input, model.recipe.range if model.recipe else None)
     start = time.perf_counter()
-    found = answers(model, samples)
+    answered = answers(model, samples)
     seconds = time.perf_counter() - start
-    write_predictions(found, folder / "predictions.csv")
-    for line in told(found, folder / "predictions.csv"):
+    write_predictions(answered, folder / "predictions.csv")
+    for line in told(answered, folder / "predictions.csv"):
         log.info(line)
     timing = {
         "startup_s": start - began,
         "predict_s": seconds,
         "total_s": time.perf_counter() - began,
     }
-    result: Plain = {
-        **{"experiment": specs.experiment, "status": "finished", "seed": specs.seed},
-        **{"best": None, "scores": {}, "params": None, "freeze": {"proved": None}},
-        "source": {"kind": "onnx", "origin": str(model.path), "sha256": file_sha256(model.path)},
-        "checkpoint": {"path": str(model.path), "sha256": file_sha256(model.path)},
-        "warnings": [],
-        "timing": timing,
-        "features": {"cached": False, "hit": None, "views": None},
-        **{"export": [], "device": "cpu", "precision": "32-true"},
-        "predicted": len(found.names),
-        "versions": _versions(),
-        "command": specs.command,
-    }
-    write_json(folder / "result.json", result)
-    return result
-
-
-def _versions() -> Plain:
-    found: Plain = {"python": platform.python_version()}
-    for package in ("xfer", "onnxruntime", "pillow", "numpy"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = None
-    return found
+    return len(answered.names), timing
 
 
 def answers(model: Model, samples: Samples) -> Predictions:
