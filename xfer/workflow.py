@@ -119,6 +119,7 @@ def _leaderboard(specs: Specs) -> Result:
 def _alone(specs: Specs, began: float) -> Result:
     """Predict with an exported file. Nothing here imports torch."""
     from xfer.evaluation.onnx_predict import facts, open_model, predict
+    from xfer.report.result import outcome_of_file
 
     refuse_taken(specs)
     assert specs.predict_with is not None
@@ -130,7 +131,9 @@ def _alone(specs: Specs, began: float) -> Result:
     with recorded(folder):
         write_json(folder / "plan.json", plan)
         write_text(folder / "config.yaml", yaml_text(specs.config))
-        return Result(folder, plan, predict(specs, model, folder, began))
+        result = outcome_of_file(specs, model.path, *predict(specs, model, folder, began))
+        write_json(folder / "result.json", result)
+        return Result(folder, plan, result)
 
 
 def _stages(work: Work, earlier: Earlier | None) -> Plain | None:
@@ -266,7 +269,8 @@ def _answers(
     work: Work, net: nn.Module, samples: Samples, broken: list[XferError] | None = None
 ) -> Predictions:
     from xfer.core.device import device_name, device_of
-    from xfer.evaluation.evaluate import answers, predictions
+    from xfer.evaluation.evaluate import answers
+    from xfer.evaluation.predict import predictions
     from xfer.training.oom import recall
 
     specs, card = recall(work.plan, work.folder).specs, work.plan.card

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from xfer.evaluation.metric_names import names
-from xfer.evaluation.metric_names import names as logged
-from xfer.evaluation.metrics import score, values
+from xfer.evaluation.metrics import names, score, values
+from xfer.evaluation.metrics import names as logged
 from xfer.evaluation.statistics import wilson
 
 

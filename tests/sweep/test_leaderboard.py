@@ -25,7 +25,7 @@ from xfer.evaluation.statistics import mcnemar
 from xfer.sweep.leaderboard import write
 from xfer.sweep.leaderboard.baseline import baseline
 from xfer.sweep.leaderboard.ranking import groups
-from xfer.sweep.leaderboard.read_sweep import Job, Sweep
+from xfer.sweep.leaderboard.read_sweep import JobRecord, SweepRecord
 from xfer.sweep.objective import Objective
 
 BASIC = ("hydra/sweeper=basic", "hydra/launcher=basic")
@@ -488,15 +488,17 @@ def test_without_a_record_the_jobs_must_monitor_one_metric(tmp_path: Path) -> No
 def test_a_job_that_was_proposed_twice_is_no_second_seed(tmp_path: Path) -> None:
     values = {(0, 0): 0.5, (1, 0): 0.5, (2, 1): 0.7}
     jobs = tuple(
-        Job(n, tmp_path, "finished", "", {"optim.lr": 0.1, "seed": seed}, (), {}, (v,), None, None)
+        JobRecord(
+            n, tmp_path, "finished", "", {"optim.lr": 0.1, "seed": seed}, (), {}, (v,), None, None
+        )
         for (n, seed), v in values.items()
     )
-    sweep = Sweep(tmp_path, "digits", (Objective("val_acc"),), None, jobs)
+    sweep = SweepRecord(tmp_path, "digits", (Objective("val_acc"),), None, jobs)
     (found,) = groups(sweep)
     assert found.n == 2 and found.means == (pytest.approx(0.6),)
 
 
 def test_a_number_with_an_exponent_names_the_baseline(tmp_path: Path) -> None:
-    job = Job(0, tmp_path, "finished", "", {"optim.lr": 0.001}, (), {}, (0.5,), None, None)
-    sweep = Sweep(tmp_path, "digits", (Objective("val_acc"),), ("optim.lr=1e-3",), (job,))
+    job = JobRecord(0, tmp_path, "finished", "", {"optim.lr": 0.001}, (), {}, (0.5,), None, None)
+    sweep = SweepRecord(tmp_path, "digits", (Objective("val_acc"),), ("optim.lr=1e-3",), (job,))
     assert baseline(sweep, None) == {0}

@@ -17,6 +17,22 @@ BESIDE = (JOB, OUTPUT, QUEUED)
 """What a sweep writes into the run folder of a job, before and beside the run."""
 
 
+def checkpoints(folder: Path) -> Path:
+    """Where a run folder holds its checkpoints."""
+    return folder / "checkpoints"
+
+
+def best_checkpoint(path: Path) -> Path:
+    """The best checkpoint of a run folder; any other path is that of a checkpoint itself."""
+    return checkpoints(path) / BEST if path.is_dir() else path
+
+
+def run_of(checkpoint: Path) -> Path | None:
+    """The run folder that holds ``checkpoint``; ``None`` for a file that lies elsewhere."""
+    folder = checkpoint.parent.parent
+    return folder if checkpoint.parent == checkpoints(folder) else None
+
+
 _REMOVE = "remove it, or give another folder"
 
 

@@ -14,7 +14,7 @@ from xfer.core.errors import OutOfMemory, OutputError, XferError, printable
 from xfer.core.files import file_sha256, output_errors, write_json, write_text
 from xfer.core.log import log, open_log
 from xfer.core.own_parts import of_own_part
-from xfer.core.run_folder import BEST, LAST, entries, lock, refuse_odd
+from xfer.core.run_folder import BEST, LAST, checkpoints, entries, lock, refuse_odd
 from xfer.core.signals import Stopped, stop
 
 
@@ -85,9 +85,9 @@ def _tell(folder: Path, error: BaseException, told: BaseException) -> None:
 def _last_good(folder: Path) -> str | None:
     """The newest checkpoint whose bytes are those that were written."""
     for name in (LAST, BEST):
-        path = folder / "checkpoints" / name
+        path = checkpoints(folder) / name
         if path.is_file() and sealed(path):
-            return f"checkpoints/{name}"
+            return path.relative_to(folder).as_posix()
     return None
 
 

@@ -192,7 +192,7 @@ class Score:
     """The scores of one split. ``acc_ci95`` is Wilson's interval of the accuracy; ``confusion``
     counts rows = true class, columns = predicted class, and is ``None`` above 100 classes;
     ``auroc`` is ``None`` above 1,000; ``per_class`` holds, a class, ``n``, ``precision``,
-    ``recall`` and ``f1``."""
+    ``recall`` and ``f1``; ``others`` every metric without a field, by name."""
 
     n: int
     acc: float
@@ -205,10 +205,13 @@ class Score:
     confusion: list[list[int]] | None
     per_class: dict[str, dict[str, float]]
     used_for_selection: bool
+    others: dict[str, float | None] = field(default_factory=dict)
 
     def to_plain(self) -> Plain:
         """As JSON-like facts, as ``result.json`` holds them."""
-        return {**asdict(self), "acc_ci95": list(self.acc_ci95)}
+        facts = asdict(self) | {"acc_ci95": list(self.acc_ci95)}
+        others: Plain = facts.pop("others")
+        return facts | others
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset as TorchDataset
 from xfer.core.errors import DataError, XferError
 from xfer.core.seeds import derive
 from xfer.core.signals import ignore_in_worker
-from xfer.data.preprocess import named
+from xfer.data.preprocess import named, prepare
 from xfer.data.sampler import ALL, Key, Order, Share
 
 if TYPE_CHECKING:
@@ -24,9 +24,11 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from PIL.Image import Image
 
-    from xfer.core.types import Samples
+    from xfer.core.protocols import Augment
+    from xfer.core.types import InputSpec, Samples
 
     Transform = Callable[[Image], npt.NDArray[np.float32]]
+    Recipe = Callable[[Image, InputSpec], npt.NDArray[np.float32]]
 
 
 class Batches(Protocol):
@@ -83,6 +85,17 @@ class Pictures(TorchDataset[Any]):
         errors = [item if isinstance(item, XferError) else None for item in items]
         good = [item for item in items if not isinstance(item, XferError)]
         return (Pictures.collate(good) if good else None), errors
+
+
+def train_images(samples: Samples, spec: InputSpec, augment: Augment) -> Pictures:
+    """Images as they are trained on: augmented, as the network takes them."""
+    return Pictures(samples, augment.transform(spec), augment.seed)
+
+
+def eval_images(samples: Samples, spec: InputSpec, recipe: Recipe = prepare) -> Pictures:
+    """Images as they are evaluated, without augmentation. ``recipe`` is another than
+    :func:`xfer.data.preprocess.prepare` for samples that have been fitted to the size already."""
+    return Pictures(samples, lambda image: recipe(image, spec))
 
 
 def _working(workers: int, pin: bool) -> dict[str, Any]:

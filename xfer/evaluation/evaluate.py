@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import nn
 
-from xfer.core.errors import DivergedError, XferError
+from xfer.core.errors import XferError
 from xfer.core.types import InputSpec, Predictions, Samples, Score
-from xfer.data.loader import EvalLoader, Pictures
-from xfer.data.preprocess import prepare
+from xfer.data.loader import EvalLoader, eval_images
 from xfer.evaluation.metrics import score
+from xfer.evaluation.predict import predict_split
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -37,43 +37,16 @@ def answers(
 
     device = device or torch.device("cpu")
     net = net.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-    pictures = Pictures(samples, lambda image: prepare(image, spec))
-    loader = EvalLoader(pictures, *loading, pin=False, sound=True)
-    found: list[npt.NDArray[np.float32]] = []
-    sound: list[bool] = []
+    loader = EvalLoader(eval_images(samples, spec), *loading, pin=False, sound=True)
+    batches = tqdm(loader, desc="evaluating", delay=3, leave=False, disable=None)
+
+    def run(batch: list[torch.Tensor]) -> npt.NDArray[np.float32]:
+        images = batch[0].to(device, memory_format=torch.channels_last)
+        logits: npt.NDArray[np.float32] = net(images).float().cpu().numpy()
+        return logits
+
     with torch.inference_mode():
-        for batch, errors in tqdm(loader, desc="evaluating", delay=3, leave=False, disable=None):
-            _keep_or_raise([error for error in errors if error], broken)
-            sound += [error is None for error in errors]
-            if batch:
-                images = batch[0].to(device, memory_format=torch.channels_last)
-                found.append(net(images).float().cpu().numpy())
-    return predictions(samples, np.flatnonzero(sound).tolist(), found, classes)
-
-
-def predictions(
-    samples: Samples,
-    kept: Iterable[int],
-    found: Sequence[npt.NDArray[np.float32]],
-    classes: tuple[str, ...],
-) -> Predictions:
-    """Batches of logits ``found``, float32 (n, classes), for the images at ``kept``. Raises
-    DivergedError where one is not finite."""
-    logits = np.concatenate(found) if found else np.empty((0, len(classes)), np.float32)
-    kept = [*kept]
-    names = tuple(samples.names[i] for i in kept)
-    if not np.isfinite(logits).all():
-        name = names[int(np.flatnonzero(~np.isfinite(logits).all(axis=1))[0])]
-        raise DivergedError(name, "the network answers NaN or Inf", "use another checkpoint", 1)
-    labels = samples.labels[kept]
-    return Predictions(names, logits, labels if (labels >= 0).all() else None, classes)
-
-
-def _keep_or_raise(errors: list[XferError], broken: list[XferError] | None) -> None:
-    if errors and broken is None:
-        raise errors[0]
-    if broken is not None:
-        broken += errors
+        return predict_split(run, batches, samples, classes, broken)
 
 
 def score_of(predictions: Predictions, used_for_selection: bool) -> Score:

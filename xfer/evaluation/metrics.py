@@ -1,21 +1,73 @@
-"""Scores of a whole split at once, computed in float64 without torch."""
+"""Scores of a whole split at once, computed in float64 without torch.
+
+A metric is one row of ``METRICS``: everything else that names one reads it there.
+"""
 
 from __future__ import annotations
 
 import math
-from typing import TypeAlias
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from xfer.core.types import Score
-from xfer.evaluation.metric_names import FEW, RANKED, names
 from xfer.evaluation.statistics import wilson
 
 Floats: TypeAlias = npt.NDArray[np.float64]
 Labels: TypeAlias = npt.NDArray[np.int64]
 
+FEW = 100
+"""Up to so many classes, each has a column of its own in the predictions and in the confusion."""
+RANKED = 1000
+"""Up to so many classes, the images are ranked once for each of them."""
 _BINS = 15
+
+
+@dataclass(frozen=True)
+class Answers:
+    """A network's answers on a split, and what several metrics need of them.
+
+    ``logits`` (n, classes); by image its ``truth``, the class ``chosen`` for it, the ``largest``
+    of its logits, and the ``total`` of all exponentials over that one's.
+    """
+
+    logits: Floats
+    truth: Labels
+    chosen: Labels
+    largest: Floats
+    total: Floats
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A number computed from the answers on a split.
+
+    ``name`` is its key in ``result.json`` and, after the split, its column in ``metrics.csv``;
+    ``better`` the end at which it is best; ``label`` its heading in a table. It is defined for
+    ``least`` to ``most`` classes. A ``share`` of images has Wilson's interval. Where ``on_line``,
+    the line that the log has for every epoch shows it.
+    """
+
+    name: str
+    compute: Callable[[Answers], float]
+    better: Literal["max", "min"]
+    label: str
+    least: int = 1
+    most: float = math.inf
+    share: bool = False
+    on_line: bool = True
+
+    @property
+    def is_limited(self) -> bool:
+        """Whether it is undefined for some number of classes."""
+        return self.least > 1 or self.most < math.inf
+
+    def has(self, classes: int) -> bool:
+        """Whether it is defined for that many classes."""
+        return self.least <= classes <= self.most
 
 
 def values(logits: npt.ArrayLike, labels: npt.ArrayLike) -> dict[str, float]:
@@ -28,21 +80,32 @@ def values(logits: npt.ArrayLike, labels: npt.ArrayLike) -> dict[str, float]:
     NaN.
     """
     z, truth = np.asarray(logits, np.float64), np.asarray(labels, np.int64)
-    classes = z.shape[1]
+    defined = [metric for metric in METRICS if metric.has(z.shape[1])]
     if not np.isfinite(z).all():
-        return {name.removeprefix("val_"): math.nan for name in names(classes)[:-1]}
-    chosen = z.argmax(axis=1)
-    largest, total = _sums(z)
-    result = {
-        "loss": np.mean(largest - z[np.arange(len(z)), truth] + np.log(total)),
-        "acc": np.mean(chosen == truth),
-        "macro_f1": _macro_f1(truth, chosen, classes),
-        **({"auroc": _auroc(z, truth)} if classes <= RANKED else {}),
-        "ece": _calibration_error(1 / total, chosen == truth),
-    }
-    if classes > 5:
-        result["top5"] = _top(5, z, truth)
-    return {name: float(value) for name, value in result.items()}
+        return {metric.name: math.nan for metric in defined}
+    answers = Answers(z, truth, z.argmax(axis=1), *_sums(z))
+    return {metric.name: float(metric.compute(answers)) for metric in defined}
+
+
+def names(classes: int) -> list[str]:
+    """The metric names a run over ``classes`` classes can be monitored by."""
+    return [f"val_{metric.name}" for metric in METRICS if metric.has(classes)] + ["train_loss"]
+
+
+def metric_of(column: str) -> Metric | None:
+    """The metric in a column such as ``val_acc`` or under a key such as ``scores.test.acc``."""
+    split, _, name = column.removeprefix("scores.").replace(".", "_").partition("_")
+    known = (metric for metric in METRICS if metric.name == name)
+    return next(known, None) if split in ("train", "val", "test") else None
+
+
+def _loss(answers: Answers) -> float:
+    own = answers.logits[np.arange(len(answers.truth)), answers.truth]
+    return float(np.mean(answers.largest - own + np.log(answers.total)))
+
+
+def _accuracy(answers: Answers) -> float:
+    return float(np.mean(answers.chosen == answers.truth))
 
 
 def _sums(z: Floats) -> tuple[Floats, Floats]:
@@ -51,19 +114,21 @@ def _sums(z: Floats) -> tuple[Floats, Floats]:
     return largest, np.exp(z - largest[:, None]).sum(axis=1)
 
 
-def _macro_f1(truth: Labels, chosen: Labels, classes: int) -> float:
+def _macro_f1(answers: Answers) -> float:
+    truth, chosen, classes = answers.truth, answers.chosen, answers.logits.shape[1]
     counts = np.bincount(truth, minlength=classes) + np.bincount(chosen, minlength=classes)
     right = np.bincount(truth[truth == chosen], minlength=classes)
     occur = counts > 0
     return float(np.mean(2 * right[occur] / counts[occur]))
 
 
-def _auroc(z: Floats, truth: Labels) -> float:
+def _auroc(answers: Answers) -> float:
     """How often an image of a class is ranked above one of another; equal ranks count half.
 
     The rank is the class's log-odds, ``z_c - log(sum of the others' exponentials)``: a softmax of
     certain answers is 1 for many images, which it can no longer tell apart.
     """
+    z, truth = answers.logits, answers.truth
     counts = np.bincount(truth, minlength=z.shape[1])
     if (counts == 0).any() or (counts == len(truth)).any():
         return math.nan  # undefined for a class without, or with only, positive images
@@ -88,20 +153,33 @@ def _area(ranks: Floats, positive: npt.NDArray[np.bool_]) -> float:
     return 1 - float(below.sum()) / (2 * len(above) * len(others))
 
 
-def _calibration_error(confidence: Floats, right: npt.NDArray[np.bool_]) -> float:
+def _calibration_error(answers: Answers) -> float:
     """The mean gap of accuracy and confidence in equal bins, each closed on the left, the last one
     on both sides."""
+    confidence, right = 1 / answers.total, answers.chosen == answers.truth
     edges = np.linspace(0, 1, _BINS + 1)
     bins = edges[1:-1].searchsorted(confidence, "right")
     gaps = np.bincount(bins, weights=right - confidence, minlength=_BINS)
     return float(np.abs(gaps).sum() / len(confidence))
 
 
-def _top(k: int, z: Floats, truth: Labels) -> float:
+def _top5(answers: Answers) -> float:
+    z, truth = answers.logits, answers.truth
     own = z[np.arange(len(z)), truth][:, None]
     before = np.arange(z.shape[1]) < truth[:, None]
     ahead = (z > own) | ((z == own) & before)
-    return float(np.mean(ahead.sum(axis=1) < k))
+    return float(np.mean(ahead.sum(axis=1) < 5))
+
+
+# In the order of the tables. The line of an epoch shows the accuracy and what is added here.
+METRICS = (
+    Metric("acc", _accuracy, "max", "accuracy", share=True),
+    Metric("macro_f1", _macro_f1, "max", "macro F1", on_line=False),
+    Metric("loss", _loss, "min", "loss", on_line=False),
+    Metric("auroc", _auroc, "max", "AUROC", most=RANKED, on_line=False),
+    Metric("ece", _calibration_error, "min", "calibration error", on_line=False),
+    Metric("top5", _top5, "max", "top-5", least=6, share=True, on_line=False),
+)
 
 
 def score(
@@ -109,22 +187,25 @@ def score(
 ) -> Score:
     """The full score of one split."""
     count = len(classes)
-    found = values(logits, labels)
+    computed = values(logits, labels)
     truth, predicted = np.asarray(labels, np.int64), np.asarray(logits).argmax(axis=1)
     right = int((truth == predicted).sum())
-    auroc = found.get("auroc", math.nan)
+    auroc = computed.get("auroc", math.nan)
+    # Score has a field for each of those that every caller knows.
+    others = {name: v for name, v in computed.items() if name not in Score.__annotations__}
     return Score(
         n=len(truth),
         acc=right / len(truth),
         acc_ci95=wilson(right, len(truth)),
-        loss=found["loss"],
-        macro_f1=found["macro_f1"],
+        loss=computed["loss"],
+        macro_f1=computed["macro_f1"],
         auroc=None if math.isnan(auroc) else auroc,
-        ece=found["ece"],
-        top5=found.get("top5"),
+        ece=computed["ece"],
+        top5=computed.get("top5"),
         confusion=confusion(truth, predicted, count).tolist() if count <= FEW else None,
         per_class=_per_class(truth, predicted, classes),
         used_for_selection=used_for_selection,
+        others={name: None if math.isnan(v) else v for name, v in others.items()},
     )
 
 

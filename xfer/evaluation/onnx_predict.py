@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import platform
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,12 +15,13 @@ import numpy as np
 from xfer.core.card_schema import Classes, Recipe
 from xfer.core.checked import checked
 from xfer.core.errors import ConfigError, DataError, WeightsError, XferError, raise_all
-from xfer.core.files import file_sha256, parsed, read_text, write_json
+from xfer.core.files import file_sha256, parsed, read_text
 from xfer.core.log import log
+from xfer.core.run_folder import best_checkpoint
 from xfer.core.types import InputSpec, Plain, Predictions, class_name
 from xfer.data.preprocess import check_size, named, prepare
 from xfer.evaluation.onnx_session import open_session, runner
-from xfer.evaluation.predict import find, tell_broken, told, write_predictions
+from xfer.evaluation.predict import find, predict_split, tell_broken, told, write_predictions
 
 if TYPE_CHECKING:
     from xfer.config.specs import ModelFile, Specs
@@ -136,11 +136,12 @@ def _read(key: str, file: str) -> str:
 
 def warn_if_stale(path: Path) -> None:
     """A run that went on after its export has a newer checkpoint beside the old file."""
-    checkpoint = path.resolve().parent.parent / "checkpoints" / "best.ckpt"
+    run = path.resolve().parent.parent
+    checkpoint = best_checkpoint(run)
     if path.resolve().parent.name != "export" or not checkpoint.is_file():
         return
     if checkpoint.stat().st_mtime > path.stat().st_mtime:
-        fix = f"stages=[export] checkpoint.path={checkpoint.parent.parent}"
+        fix = f"stages=[export] checkpoint.path={run}"
         log.warning(f"{path} is older than its checkpoint; to export again: {fix}")
 
 
@@ -159,45 +160,22 @@ def facts(specs: Specs, model: Model) -> Plain:
     }
 
 
-def predict(specs: Specs, model: Model, folder: Path, began: float) -> Plain:
-    """Predict every image, write ``predictions.csv`` and ``result.json``."""
+def predict(specs: Specs, model: Model, folder: Path, began: float) -> tuple[int, Plain]:
+    """Predict every image and write ``predictions.csv``; the number of predictions, and the times
+    of a run that ``began`` then."""
     samples = find(specs.predict_input, model.recipe.range if model.recipe else None)
     start = time.perf_counter()
-    found = answers(model, samples)
+    answered = answers(model, samples)
     seconds = time.perf_counter() - start
-    write_predictions(found, folder / "predictions.csv")
-    for line in told(found, folder / "predictions.csv"):
+    write_predictions(answered, folder / "predictions.csv")
+    for line in told(answered, folder / "predictions.csv"):
         log.info(line)
     timing = {
         "startup_s": start - began,
         "predict_s": seconds,
         "total_s": time.perf_counter() - began,
     }
-    result: Plain = {
-        **{"experiment": specs.experiment, "status": "finished", "seed": specs.seed},
-        **{"best": None, "scores": {}, "params": None, "freeze": {"proved": None}},
-        "source": {"kind": "onnx", "origin": str(model.path), "sha256": file_sha256(model.path)},
-        "checkpoint": {"path": str(model.path), "sha256": file_sha256(model.path)},
-        "warnings": [],
-        "timing": timing,
-        "features": {"cached": False, "hit": None, "views": None},
-        **{"export": [], "device": "cpu", "precision": "32-true"},
-        "predicted": len(found.names),
-        "versions": _versions(),
-        "command": specs.command,
-    }
-    write_json(folder / "result.json", result)
-    return result
-
-
-def _versions() -> Plain:
-    found: Plain = {"python": platform.python_version()}
-    for package in ("xfer", "onnxruntime", "pillow", "numpy"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = None
-    return found
+    return len(answered.names), timing
 
 
 def answers(model: Model, samples: Samples) -> Predictions:
@@ -207,42 +185,36 @@ def answers(model: Model, samples: Samples) -> Predictions:
     """
     from tqdm import tqdm
 
-    names: list[str] = []
-    rows: list[Array] = []
-    broken: list[DataError] = []
+    broken: list[XferError] = []
     with tqdm(total=len(samples), desc="predicting", delay=2, leave=False, disable=None) as bar:
-        for batch, loaded in _batches(model, samples):
-            good = [(n, x) for n, x in zip(batch, loaded, strict=True) if isinstance(x, np.ndarray)]
-            broken += [x for x in loaded if isinstance(x, DataError)]
-            if good:
-                names += [n for n, _ in good]
-                rows.append(_run(model, np.stack([x for _, x in good])))
-            bar.update(len(batch))
+
+        def batches() -> Iterator[tuple[Array | None, list[XferError | None]]]:
+            for loaded in _batches(model, samples):
+                good = [x for x in loaded if isinstance(x, np.ndarray)]
+                errors: list[XferError | None] = [
+                    x if isinstance(x, DataError) else None for x in loaded
+                ]
+                yield (np.stack(good) if good else None), errors
+                bar.update(len(loaded))
+
+        run = partial(_run, model)
+        answered = predict_split(run, batches(), samples, model.classes, broken)
     tell_broken(broken, len(samples))
-    return Predictions(tuple(names), _logits(np.concatenate(rows)), None, model.classes)
+    return replace(answered, logits=_logits(answered.logits))
 
 
-def _batches(
-    model: Model, samples: Samples
-) -> Iterator[tuple[tuple[str, ...], list[Array | DataError]]]:
-    """Names and loaded images a batch; the next batch loads while this one is worked on."""
+def _batches(model: Model, samples: Samples) -> Iterator[list[Array | DataError]]:
+    """Loaded images a batch; the next batch loads while this one is worked on."""
     size = model.batch or _BATCH
     with ThreadPoolExecutor(_THREADS) as pool:
-        waiting: list[tuple[tuple[str, ...], list[Future[Array | DataError]]]] = []
+        waiting: list[list[Future[Array | DataError]]] = []
         for start in range(0, len(samples), size):
-            names = samples.names[start : start + size]
-            at = range(start, start + len(names))
-            waiting.append((names, [pool.submit(_load, model, samples, i) for i in at]))
+            at = range(start, min(start + size, len(samples)))
+            waiting.append([pool.submit(_load, model, samples, i) for i in at])
             if len(waiting) > 1 + _BATCH // size:
-                yield _done(*waiting.pop(0))
-        for names, futures in waiting:
-            yield _done(names, futures)
-
-
-def _done(
-    names: tuple[str, ...], futures: list[Future[Array | DataError]]
-) -> tuple[tuple[str, ...], list[Array | DataError]]:
-    return names, [future.result() for future in futures]
+                yield [future.result() for future in waiting.pop(0)]
+        for futures in waiting:
+            yield [future.result() for future in futures]
 
 
 def _load(model: Model, samples: Samples, index: int) -> Array | DataError:

@@ -1,18 +1,18 @@
-"""Which files are predicted, and the table of the answers. No torch."""
+"""Which files are predicted, the answers batch by batch, and their table. No torch."""
 
 from __future__ import annotations
 
 import csv
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from PIL import Image as PIL
 
-from xfer.core.errors import DataError, XferError, printable
+from xfer.core.errors import DataError, DivergedError, XferError, printable
 from xfer.core.files import path_problem, write_text
 from xfer.core.log import log
 from xfer.core.types import PixelRange, Predictions, Samples
@@ -21,12 +21,15 @@ from xfer.data.image import SUFFIXES, Files, to_rgb
 from xfer.data.scan import examine
 from xfer.data.walk import NO_IMAGE, Tree, is_hidden
 from xfer.data.walk import told as told_notes
-from xfer.evaluation.metric_names import FEW
+from xfer.evaluation.metrics import FEW
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
     from PIL.Image import Image
 
     from xfer.core.types import Array
+
+Batch = TypeVar("Batch")
 
 
 def find(inputs: Sequence[str], over: PixelRange | None = None) -> Samples:
@@ -167,6 +170,52 @@ def tell_broken(broken: Sequence[XferError], count: int) -> None:
         raise broken[0]
     if broken:
         log.warning(f"{len(broken)} of {count} files are broken and left out: {broken[0]}")
+
+
+def predict_split(
+    run: Callable[[Batch], npt.NDArray[np.float32]],
+    batches: Iterable[tuple[Batch | None, Sequence[XferError | None]]],
+    samples: Samples,
+    classes: tuple[str, ...],
+    broken: list[XferError] | None = None,
+) -> Predictions:
+    """The answers of ``run`` to ``batches``, which hold every image of ``samples`` once and in
+    order, whatever it is that answers.
+
+    A batch is what could be decoded of it, ``None`` where nothing could, with the error or
+    ``None`` of each of its images. Errors are added to ``broken``; where there is no such list,
+    the first one is raised. Raises DivergedError for an answer that is not finite.
+    """
+    logits: list[npt.NDArray[np.float32]] = []
+    decoded: list[bool] = []
+    for batch, errors in batches:
+        failed = [error for error in errors if error is not None]
+        if failed and broken is None:
+            raise failed[0]
+        if broken is not None:
+            broken += failed
+        decoded += [error is None for error in errors]
+        if batch is not None:
+            logits.append(run(batch))
+    return predictions(samples, np.flatnonzero(decoded).tolist(), logits, classes)
+
+
+def predictions(
+    samples: Samples,
+    at: Iterable[int],
+    batches: Sequence[npt.NDArray[np.float32]],
+    classes: tuple[str, ...],
+) -> Predictions:
+    """``batches`` of logits, float32 (n, classes), as the answers on the images ``at`` these
+    positions. Raises DivergedError where one is not finite."""
+    logits = np.concatenate(batches) if batches else np.empty((0, len(classes)), np.float32)
+    at = [*at]
+    names = tuple(samples.names[i] for i in at)
+    if not np.isfinite(logits).all():
+        name = names[int(np.flatnonzero(~np.isfinite(logits).all(axis=1))[0])]
+        raise DivergedError(name, "the network answers NaN or Inf", "use another checkpoint", 1)
+    labels = samples.labels[at]
+    return Predictions(names, logits, labels if (labels >= 0).all() else None, classes)
 
 
 def told(found: Predictions, path: Path) -> list[str]:

@@ -16,8 +16,9 @@ import numpy as np
 from xfer.core.errors import ExportError, printable
 from xfer.core.files import write_json
 from xfer.core.log import LINES, log
+from xfer.core.run_folder import run_of
 from xfer.data.preprocess import prepare
-from xfer.evaluation.metric_names import RUN
+from xfer.evaluation.benchmark_names import RUN
 from xfer.evaluation.onnx_predict import warn_if_stale
 from xfer.evaluation.onnx_session import open_session, runner
 from xfer.export.evidence import pixels, same_size
@@ -53,8 +54,8 @@ def benchmark(plan: RunPlan, net: nn.Module, checkpoint: Path | None, folder: Pa
     """Measure the files of this run, or those beside ``checkpoint``: ``benchmark.json`` and a table
     on the terminal; returns the rows. Raises ExportError when there is no file."""
     folders = [folder / "export"]
-    if checkpoint and checkpoint.parent.name == "checkpoints":
-        folders.append(checkpoint.parent.parent / "export")
+    if checkpoint and (earlier := run_of(checkpoint)):
+        folders.append(earlier / "export")
     rows = measured(plan, net, checkpoint, folders)
     write_json(folder / "benchmark.json", rows)
     log.info("\n".join(map(printable, lines(rows))), extra=LINES)

@@ -44,7 +44,7 @@ def hand_over(plan: Plan, net: nn.Module, folder: Path, checkpoint: Path | None)
         val=(lambda: _labelled(samples, spec)) if (samples.labels >= 0).all() else None,
         max_drop=asked.gate.max_drop,
     )
-    images = np.stack([prepare(chosen[i], spec) for i in range(len(chosen))])
+    images = _prepared(samples, at, spec)
     net = net.to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     card = _traceable(plan.card, checkpoint)
     files: Sequence[Exported] = ()
@@ -104,13 +104,17 @@ def _calibration(plan: Plan, writers: Sequence[object]) -> Array | None:
     if samples is None or not count:
         return None
     at = spread(len(samples), min(len(samples), count))
-    return np.stack([prepare(samples.images[i], plan.card.input) for i in at])
+    return _prepared(samples, at, plan.card.input)
 
 
 def _labelled(samples: Samples, spec: InputSpec) -> Iterator[tuple[Array, Array]]:
     for start in range(0, len(samples), _BATCH):
         at = range(start, min(start + _BATCH, len(samples)))
-        yield np.stack([prepare(samples.images[i], spec) for i in at]), samples.labels[list(at)]
+        yield _prepared(samples, at, spec), samples.labels[list(at)]
+
+
+def _prepared(samples: Samples, at: Sequence[int], spec: InputSpec) -> Array:
+    return np.stack([prepare(samples.images[i], spec) for i in at])
 
 
 def spread(n: int, count: int) -> list[int]:

@@ -11,11 +11,12 @@ from torch import nn
 
 from xfer.core.checksum import fingerprint
 from xfer.core.errors import ConfigError, WeightsError, XferError
+from xfer.core.run_folder import best_checkpoint
 from xfer.core.types import Card, Plain
 from xfer.models import adapters
 from xfer.models.network import Parts, assemble, empty, fill
 from xfer.weights.content import Weights
-from xfer.weights.formats.checkpoint_format import Snapshot, best_file, read_best
+from xfer.weights.formats.checkpoint_format import Snapshot, read_best
 from xfer.weights.formats.detect import kind_of
 
 
@@ -56,7 +57,7 @@ def open_checkpoint(path: Path, make: Callable[[str, Plain], Any]) -> tuple[nn.M
 def read_checkpoint(path: Path) -> tuple[Path, Snapshot]:
     """The checkpoint of a file or run folder, and which file it is. Raises WeightsError, which
     for an ONNX network says how one predicts with it."""
-    file = best_file(path)
+    file = best_checkpoint(path)
     if file.is_file() and kind_of(file) == "ONNX":
         fix = f"type stages=[predict] predict.model={file} in place of checkpoint.path"
         raise WeightsError(file, "is an ONNX network, no checkpoint", fix, 37)

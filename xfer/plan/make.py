@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from xfer.core.errors import Attempts, ConfigError, closest, raise_all
+from xfer.core.run_folder import best_checkpoint
 from xfer.core.types import Card, Dataset, InputSpec, Network, Plain
 from xfer.data.image_size import resizable
 from xfer.freeze import Phase, layout, lone_norm
@@ -252,7 +253,6 @@ def _snapshot(specs: Specs) -> Snapshot:
 def _from_checkpoint(specs: Specs, dataset: Dataset | None, snapshot: Snapshot) -> Plan:
     """The checkpoint's facts win over the experiment's; a typed contradiction is an error."""
     from xfer.models.restore import of_a_card, pieces
-    from xfer.weights.formats.checkpoint_format import best_file
 
     path = Path(specs.checkpoint.path or "").expanduser()
     card = snapshot.card.merged()
@@ -267,7 +267,7 @@ def _from_checkpoint(specs: Specs, dataset: Dataset | None, snapshot: Snapshot) 
         dataset = adopt(dataset, Naming(card.classes), card.head.get("aliases") or {})
     if dataset and dataset.classes != card.classes:
         raise class_mismatch(dataset.classes, card.classes, str(path))
-    with of_a_card(best_file(path)):
+    with of_a_card(best_checkpoint(path)):
         parts, _ = pieces(card, specs.make)
     return _finish(Plan(specs, dataset, card, parts, Weights("checkpoint", None), (), {}))
 
@@ -286,7 +286,7 @@ def _short(facts: Plain) -> str:
 
 
 def _check_training(plan: Plan) -> None:
-    from xfer.evaluation.metric_names import names
+    from xfer.evaluation.metrics import names
 
     plan.specs.loss.weights(plan.train_counts)
     known, monitor = names(len(plan.card.classes)), plan.specs.checkpoint.monitor

@@ -17,7 +17,7 @@ from xfer.core.checksum import sealed
 from xfer.core.errors import ResumeError, printable
 from xfer.core.files import open_to_read, read_json
 from xfer.core.log import log
-from xfer.core.run_folder import BEST, LAST, PREVIOUS, is_live
+from xfer.core.run_folder import BEST, LAST, PREVIOUS, checkpoints, is_live
 from xfer.core.types import Plain
 
 _FREE = (
@@ -175,7 +175,7 @@ def resume_file(folder: Path) -> Path | None:
     What a run does next is a function of where it stands, so an older file loses time and nothing
     else. Raises ResumeError when neither is whole, or the best checkpoint is damaged.
     """
-    last, previous, best = (folder / "checkpoints" / name for name in (LAST, PREVIOUS, BEST))
+    last, previous, best = (checkpoints(folder) / name for name in (LAST, PREVIOUS, BEST))
     if not (last.is_file() or previous.is_file()):
         return None
     if not _is_whole(last):

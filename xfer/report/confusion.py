@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from xfer.evaluation.metric_names import FEW
-from xfer.evaluation.metrics import confusion
+from xfer.evaluation.metrics import FEW, confusion
 from xfer.report.plot import FAINT, GREY, INK, VAL, fit, width
 
 if TYPE_CHECKING:

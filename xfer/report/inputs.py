@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from xfer.config.specs import Specs
 from xfer.core.errors import XferError
+from xfer.core.run_folder import best_checkpoint
 from xfer.core.types import Exported, Predictions, Score
 from xfer.plan.plan import Plan
 
@@ -39,6 +40,4 @@ class Work:
             return self.fitted.checkpoint
         if self.plan.specs.checkpoint.path is None:
             return None
-        from xfer.weights.formats.checkpoint_format import best_file
-
-        return best_file(Path(self.plan.specs.checkpoint.path).expanduser())
+        return best_checkpoint(Path(self.plan.specs.checkpoint.path).expanduser())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import statistics
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
@@ -17,6 +18,9 @@ from xfer.training.features import UNCACHED
 from xfer.training.oom import told
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from xfer.config.specs import Specs
     from xfer.report.inputs import Work
 
 _PACKAGES = (
@@ -28,15 +32,52 @@ _PACKAGES = (
     "torchmetrics",
     "onnx",
 )
+_WITHOUT_TORCH = (DISTRIBUTION, "onnxruntime", "pillow", "numpy")
+
+
+def _facts(specs: Specs, packages: Sequence[str], **known: object) -> Plain:
+    """What ``result.json`` says of any run: everything the contract names, with what is ``known``;
+    ``None`` where a run has no such fact or nobody checked it."""
+    facts: Plain = {
+        "experiment": specs.experiment,
+        "status": "finished",
+        "seed": specs.seed,
+        "best": None,
+        "scores": {},
+        "params": None,
+        "freeze": {"proved": None},
+        "source": None,
+        "timing": None,
+        "checkpoint": None,
+        "features": dict(UNCACHED),
+        "export": [],
+        "warnings": [],
+        "device": "cpu",
+        "precision": "32-true",
+        "versions": _versions(packages),
+        "command": specs.command,
+    }
+    return facts | known
+
+
+def outcome_of_file(specs: Specs, model: Path, predicted: int, timing: Plain) -> Plain:
+    """The result of a prediction of ``predicted`` images with the exported file ``model``."""
+    digest = file_sha256(model)
+    return _facts(
+        specs,
+        _WITHOUT_TORCH,
+        source={"kind": "onnx", "origin": str(model), "sha256": digest},
+        checkpoint={"path": str(model), "sha256": digest},
+        timing=timing,
+        predicted=predicted,
+    )
 
 
 def outcome(work: Work) -> Plain:
-    """Everything the contract names; ``None`` where a run has no such fact or nobody checked it."""
+    """The result of what the stages did."""
     plan, specs = work.plan, work.plan.specs
-    return {
-        "experiment": specs.experiment,
+    known = {
         "status": "failed" if work.refused else "finished",
-        "seed": specs.seed,
         "best": _best(work),
         "scores": {name: score.to_plain() for name, score in work.scores.items()},
         "params": count_parameters(plan) if plan.phases else None,
@@ -60,25 +101,28 @@ def outcome(work: Work) -> Plain:
         "memory": told(work.folder),
         "device": work.device,
         "precision": specs.trainer.precision if work.fitted else "32-true",
-        "versions": _versions(),
-        "command": specs.command,
     }
+    return _facts(specs, _PACKAGES, **known)
 
 
 def _best(work: Work) -> Plain | None:
     if work.fitted is None:
         return None
-    return {**work.fitted.best, "checkpoint": "checkpoints/best.ckpt"}
+    return {**work.fitted.best, "checkpoint": _named(work, work.fitted.checkpoint)}
 
 
 def _checkpoint(work: Work) -> Plain | None:
-    """What was scored and exported: its path, inside the run folder where it is the run's own."""
+    """What was scored and exported."""
     path = work.checkpoint()
     if path is None or not path.is_file():
         return None
+    return {"path": _named(work, path), "sha256": file_sha256(path)}
+
+
+def _named(work: Work, path: Path) -> str:
+    """``path``, inside the run folder where it is the run's own."""
     own = path.is_relative_to(work.folder)
-    told_as = path.relative_to(work.folder).as_posix() if own else str(path)
-    return {"path": told_as, "sha256": file_sha256(path)}
+    return path.relative_to(work.folder).as_posix() if own else str(path)
 
 
 def _timing(work: Work) -> Plain:
@@ -95,12 +139,12 @@ def _timing(work: Work) -> Plain:
     }
 
 
-def _versions() -> Plain:
-    found: Plain = {"python": platform.python_version()}
-    for package in _PACKAGES:
+def _versions(packages: Sequence[str]) -> Plain:
+    versions: Plain = {"python": platform.python_version()}
+    for package in packages:
         key = "xfer" if package == DISTRIBUTION else package
         try:
-            found[key] = version(package)
+            versions[key] = version(package)
         except PackageNotFoundError:  # a checkout that is not installed
-            found[key] = None
-    return found
+            versions[key] = None
+    return versions

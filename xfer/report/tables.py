@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from xfer.core.types import Plain
+from xfer.evaluation import metrics
 from xfer.report.format import ABSENT, number, short, size
 
 _OPEN = 12
@@ -37,15 +38,7 @@ def _table(title: str, head: Sequence[str], rows: Iterable[Sequence[str]], left:
 
 def scores(found: Plain) -> tuple[Table, ...]:
     """One row a split, one column a measure that any split has."""
-    names = {
-        "n": "images",
-        "acc": "accuracy",
-        "macro_f1": "macro F1",
-        "loss": "loss",
-        "auroc": "AUROC",
-        "ece": "calibration error",
-        "top5": "top-5",
-    }
+    names = {"n": "images", **{metric.name: metric.label for metric in metrics.METRICS}}
     keys = [k for k in names if any(score.get(k) is not None for score in found.values())]
     head = ["split", *(names[k] for k in keys), "used for selection"]
     rows = [

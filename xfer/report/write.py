@@ -8,7 +8,7 @@ import numpy as np
 
 from xfer.core.files import write_json
 from xfer.core.types import Plain, Predictions, Samples
-from xfer.data.preprocess import fit_to_size, prepare, restore
+from xfer.data.preprocess import fit_to_size, restore
 from xfer.report import figures
 from xfer.report.confusion import condensed
 from xfer.report.page import render
@@ -57,7 +57,7 @@ def _draw_fit(work: Work, folder: Path) -> None:
 
 def _first_batch(work: Work) -> tuple[list[npt.NDArray[np.uint8]], list[str]]:
     """The first training batch as the network saw it, in true colours."""
-    from xfer.data.loader import Pictures
+    from xfer.data.loader import eval_images, train_images
     from xfer.data.sampler import Order
 
     plan, specs = work.plan, work.plan.specs
@@ -66,9 +66,9 @@ def _first_batch(work: Work) -> tuple[list[npt.NDArray[np.uint8]], list[str]]:
     assert work.fitted is not None
     kept = work.fitted.features
     if kept["cached"] and not kept["augmented"]:
-        pictures = Pictures(samples, lambda image: prepare(image, spec))
+        pictures = eval_images(samples, spec)
     else:
-        pictures = Pictures(samples, specs.augment.transform(spec), specs.augment.seed)
+        pictures = train_images(samples, spec, specs.augment)
     order = Order(len(samples), specs.data.batch_size, specs.seed)
     order.labels = specs.data.balance(samples.labels)
     keys = next(iter(order))[:_GRID]

@@ -11,13 +11,12 @@ from pathlib import Path
 from xfer.core.errors import SweepError, closest
 from xfer.core.files import read_json, read_text
 from xfer.core.types import Plain
-from xfer.evaluation.metric_names import EAGER, RUN, names, speeds
+from xfer.evaluation.benchmark_names import EAGER, RUN, speeds
 from xfer.evaluation.statistics import wilson
 from xfer.sweep import Direction
 
 _PARAMS = ("params.total", "params.trainable", "params.frozen")
 _TIMES = ("timing.fit_s", "timing.total_s", "timing.step_ms_median")
-_SCORES = tuple(f"scores.val.{name}" for name in ("acc", "loss", "macro_f1"))
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,10 @@ class Objective:
     @property
     def is_share(self) -> bool:
         """Whether it is a share of images, which has Wilson's interval."""
-        return self.metric.replace(".", "_").endswith(("_acc", "_top5"))
+        from xfer.evaluation.metrics import metric_of
+
+        metric = metric_of(self.metric)
+        return metric is not None and metric.share
 
     def interval(self, value: float, images: int | None) -> tuple[float, float] | None:
         """Wilson's 95 % interval of a share of ``images``; ``None`` for any other number."""
@@ -109,8 +111,13 @@ def objectives(
 
 
 def _known(stages: Sequence[str], files: Sequence[str]) -> list[str]:
-    fitted = [*names(1000), *_PARAMS, *_TIMES] if "fit" in stages else []
-    scored = list(_SCORES) if "evaluate" in stages else []
+    # With numpy, which help does without.
+    from xfer.evaluation import metrics
+
+    columns = [f"val_{metric.name}" for metric in metrics.METRICS]
+    fitted = [*columns, "train_loss", *_PARAMS, *_TIMES] if "fit" in stages else []
+    scores = [f"scores.val.{metric.name}" for metric in metrics.METRICS]
+    scored = scores if "evaluate" in stages else []
     timed = "benchmark" in stages and ("fit" not in stages or any(f.endswith(RUN) for f in files))
     return fitted + scored + (speeds(files) if timed else [])
 

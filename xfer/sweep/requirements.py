@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from xfer.core.errors import Attempts, SweepError, raise_all
 from xfer.core.types import Plain
-from xfer.evaluation.metric_names import names
 from xfer.plan.resume import fingerprint
 from xfer.sweep.ledger import mark
 from xfer.sweep.objective import Objective, objectives
@@ -96,14 +95,20 @@ def wanted(first: Specs) -> tuple[Objective, ...]:
     """What jobs like that of ``first`` are compared by. Raises SweepError for what is never
     logged."""
     found = _objectives(first, first.stages or _SUPPOSED[0])
-    if any(objective.metric == "val_top5" for objective in found):
+    from xfer.evaluation.metrics import metric_of
+
+    asked = {objective.metric: metric_of(objective.metric) for objective in found}
+    limited = {key: metric for key, metric in asked.items() if metric and metric.is_limited}
+    if limited:
         from xfer.plan.make import make_plan
 
-        # The one metric that depends on the data, which is looked at for its sake.
+        # Whether these are defined depends on the data, which is looked at for their sake.
         classes = len(make_plan(first).card.classes)
-        if "val_top5" not in names(classes):
-            what = f"'val_top5' is never logged with {classes} classes"
-            raise SweepError("sweep.objectives", what, "take val_acc", 23)
+        for key, metric in limited.items():
+            if not metric.has(classes):
+                what = f"'{key}' is never logged with {classes} classes"
+                fix = f"take {key.removesuffix(metric.name)}acc"
+                raise SweepError("sweep.objectives", what, fix, 23)
     return found
 
 

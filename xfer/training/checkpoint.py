@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Gt
 
 from xfer.core.errors import ConfigError
+from xfer.evaluation.metrics import metric_of
 
 
 @dataclass(frozen=True)
@@ -42,9 +43,9 @@ class Checkpoint:
                 "use letters, digits, _ or -",
                 70,
             )
-        falling = self.monitor.endswith(("loss", "_ece"))
-        if falling != (self.mode == "min"):
-            mode = "min" if falling else "max"
+        metric = metric_of(self.monitor)
+        if metric is not None and metric.better != self.mode:
+            mode = metric.better
             raise ConfigError(
                 "checkpoint.mode",
                 f"is {self.mode}, but the best {self.monitor} is its {mode}imum",

@@ -16,6 +16,7 @@ from xfer.core.device import device_name
 from xfer.core.errors import DataError
 from xfer.core.files import write_json, write_rows
 from xfer.core.log import log
+from xfer.core.run_folder import LAST, best_checkpoint, checkpoints
 from xfer.core.seeds import derive
 from xfer.core.types import Plain, Predictions
 from xfer.evaluation import metrics
@@ -79,15 +80,16 @@ def fit(plan: Plan, folder: Path) -> Fitted:
         "step": best["step"],
     }
     snapshot = Snapshot(plan.card, net.cpu().state_dict(), chosen, run=identity(plan.facts))
-    (folder / "checkpoints").mkdir(exist_ok=True)
-    for name in ("best.ckpt", "last.ckpt"):
-        write_snapshot(folder / "checkpoints" / name, snapshot)
+    best_path, last_path = best_checkpoint(folder), checkpoints(folder) / LAST
+    best_path.parent.mkdir(exist_ok=True)
+    for path in (best_path, last_path):
+        write_snapshot(path, snapshot)
     _write_held_out(plan, solution, folder / "predictions_cv.csv")
     facts = _facts(plan, solution)
     log.info(_summary(facts))
     return Fitted(
         chosen,
-        folder / "checkpoints" / "best.ckpt",
+        best_path,
         rows,
         time.perf_counter() - began,
         device_name(frozen.device),

@@ -13,12 +13,12 @@ from xfer.core.device import device_name, device_of
 from xfer.core.errors import ConfigError, DataError, OutOfMemory, ResumeError
 from xfer.core.log import log
 from xfer.core.memory import free, keep_freed
-from xfer.core.run_folder import BEST
+from xfer.core.run_folder import best_checkpoint
 from xfer.core.signals import stop
 from xfer.core.standardize import Standard, from_plain
 from xfer.core.types import Samples
 from xfer.data.decode_cache import decoded, decoded_limit, fitted
-from xfer.data.loader import EvalLoader, Pictures, TrainLoader
+from xfer.data.loader import EvalLoader, TrainLoader, eval_images, train_images
 from xfer.data.preprocess import normalise
 from xfer.data.sampler import Share, shared_size
 from xfer.models.adapters import merge
@@ -57,7 +57,7 @@ def fit(
     done.history.close()
     best = done.history.best
     assert best is not None
-    path = folder / "checkpoints" / BEST
+    path = best_checkpoint(folder)
     _complete(path, check_best(path, plan, best), done.net)
     log.info(
         f"End training, the best {best['metric']} is: {best['value']:.4f}, "
@@ -173,9 +173,9 @@ def _decoded(plan: Plan, team: Team) -> tuple[Plan, Samples]:
 def _loaders(plan: Plan, fitted_val: Samples, team: Team) -> tuple[TrainLoader, EvalLoader]:
     specs, spec, share = plan.specs, plan.card.input, Share(team.rank, team.ranks)
     assert plan.dataset is not None and specs.data is not None
-    splits, augment = plan.dataset.splits, specs.augment
-    train = Pictures(splits["train"], augment.transform(spec), augment.seed)
-    val = Pictures(fitted_val, lambda image: normalise(image, spec))
+    splits = plan.dataset.splits
+    train = train_images(splits["train"], spec, specs.augment)
+    val = eval_images(fitted_val, spec, normalise)
     workers, pin = specs.data.workers, device_of(specs.trainer.accelerator).type == "cuda"
     size = shared_size(len(val), specs.data.eval_batch_size, team.ranks)
     loader = TrainLoader(train, specs.data.batch_size, workers, pin, specs.seed, share)

@@ -12,8 +12,7 @@ from torch import nn
 from xfer.core.log import log
 from xfer.core.standardize import Standard, folded
 from xfer.data.augment import Plain as NoAugment
-from xfer.data.loader import EvalLoader, Pictures
-from xfer.data.preprocess import prepare
+from xfer.data.loader import EvalLoader, eval_images
 from xfer.models.head import Keep, Mlp
 from xfer.training.exact import solve
 from xfer.training.features import Auto
@@ -94,7 +93,7 @@ def _images(plan: Plan, device: torch.device) -> Iterator[torch.Tensor]:
     """The training images as they are evaluated, batch by batch."""
     specs, spec = plan.specs, plan.card.input
     assert plan.dataset is not None and specs.data is not None
-    pictures = Pictures(plan.dataset.splits["train"], lambda image: prepare(image, spec))
-    loader = EvalLoader(pictures, specs.data.eval_batch_size, specs.data.workers, pin=False)
+    dataset = eval_images(plan.dataset.splits["train"], spec)
+    loader = EvalLoader(dataset, specs.data.eval_batch_size, specs.data.workers, pin=False)
     for images, _ in loader:
         yield images.to(device)

@@ -22,7 +22,7 @@ from xfer.core.device import device_of
 from xfer.core.errors import DataError, DivergedError
 from xfer.core.log import log
 from xfer.core.types import Plain
-from xfer.data.loader import Pictures, TrainLoader
+from xfer.data.loader import TrainLoader, train_images
 from xfer.models.network import assemble, fill
 from xfer.training.features import Auto
 from xfer.training.features.cut import Tail
@@ -103,12 +103,9 @@ def _loader(plan: Plan, device: torch.device) -> TrainLoader:
     specs = plan.specs
     if plan.dataset is None or specs.data is None:
         raise DataError("data", "is needed to find a rate", "give data=... or data.root=DIR", 43)
-    augment = specs.augment
-    pictures = Pictures(
-        plan.dataset.splits["train"], augment.transform(plan.card.input), augment.seed
-    )
-    loader = TrainLoader(pictures, specs.data.batch_size, 0, device.type == "cuda", specs.seed)
-    loader.order.labels = specs.data.balance(pictures.samples.labels)
+    images = train_images(plan.dataset.splits["train"], plan.card.input, specs.augment)
+    loader = TrainLoader(images, specs.data.batch_size, 0, device.type == "cuda", specs.seed)
+    loader.order.labels = specs.data.balance(images.samples.labels)
     return loader
 
 

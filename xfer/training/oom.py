@@ -20,6 +20,7 @@ from xfer.core.checked import checked
 from xfer.core.errors import OutOfMemory, ResumeError
 from xfer.core.files import read_json, write_json
 from xfer.core.log import log
+from xfer.core.run_folder import checkpoints
 from xfer.core.signals import stop
 from xfer.core.types import Plain
 from xfer.plan.resume import START_ANEW
@@ -147,7 +148,7 @@ def smaller(plan: Plan, folder: Path, error: OutOfMemory) -> Plan:
         found["batch_size"] = data.batch_size // factor
         found["accumulate"] *= factor
     # In this order: a kill between the two leaves a run that has not begun.
-    for file in (folder / "checkpoints").glob("*.ckpt"):
+    for file in checkpoints(folder).glob("*.ckpt"):
         file.unlink()
     write_json(folder / MEMORY, found)
     log.warning(

@@ -12,13 +12,13 @@ from xfer.core.bounded_yaml import built
 from xfer.core.errors import XferError
 from xfer.core.types import Plain
 from xfer.plan.resume import flat
-from xfer.sweep.leaderboard.read_sweep import Job, Sweep, read_facts
+from xfer.sweep.leaderboard.read_sweep import JobRecord, SweepRecord, read_facts
 
 Compose = Callable[[Sequence[str]], Plain]
 """The configuration that overrides make."""
 
 
-def baseline(sweep: Sweep, compose: Compose | None) -> frozenset[int]:
+def baseline(sweep: SweepRecord, compose: Compose | None) -> frozenset[int]:
     """The numbers of the jobs that are the baseline, with whatever seed."""
     if sweep.baseline is not None:
         wanted = _values(sweep.baseline)
@@ -29,7 +29,7 @@ def baseline(sweep: Sweep, compose: Compose | None) -> frozenset[int]:
     return frozenset(job.number for job in sweep.jobs if _config(job) == own)
 
 
-def _has(job: Job, wanted: Plain) -> bool:
+def _has(job: JobRecord, wanted: Plain) -> bool:
     if not (job.parameters or job.overrides):
         return False
     own = _values(job.overrides) | job.parameters
@@ -53,7 +53,7 @@ def _value(text: str) -> Any:
         return found
 
 
-def _own(sweep: Sweep, compose: Compose) -> Plain | None:
+def _own(sweep: SweepRecord, compose: Compose) -> Plain | None:
     """What the jobs' commands make without what the sweep varies; ``None`` where they do not say,
     or make nothing any more."""
     typed = [_typed(job) for job in sweep.jobs if job.result.get("command")]
@@ -67,14 +67,14 @@ def _own(sweep: Sweep, compose: Compose) -> Plain | None:
         return None  # options of another place or version: there is no telling
 
 
-def _typed(job: Job) -> list[str]:
+def _typed(job: JobRecord) -> list[str]:
     try:
         return shlex.split(str(job.result["command"]))[3:]
     except ValueError:
         return []
 
 
-def _config(job: Job) -> Plain | None:
+def _config(job: JobRecord) -> Plain | None:
     plan, _ = read_facts(job.folder / "plan.json")
     config = plan.get("config")
     return _comparable(config) if isinstance(config, dict) else None

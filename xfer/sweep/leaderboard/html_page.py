@@ -12,8 +12,8 @@ from xfer.evaluation.statistics import wilson
 from xfer.report.card import Section
 from xfer.sweep.leaderboard import listing
 from xfer.sweep.leaderboard.importance import Importance
-from xfer.sweep.leaderboard.ranking import Duel, Group, Row
-from xfer.sweep.leaderboard.read_sweep import Job, Sweep
+from xfer.sweep.leaderboard.ranking import Duel, Group, RankedJob
+from xfer.sweep.leaderboard.read_sweep import JobRecord, SweepRecord
 from xfer.sweep.objective import Objective, entry
 
 CAPTIONS = {
@@ -27,7 +27,7 @@ _OF_THE_SWEEP = ("run.dir", "checkpoint.resume")
 _STATES = ("finished", "pruned", "failed", "unfinished", "not started")
 
 
-def verdict(sweep: Sweep, rows: Sequence[Row]) -> list[str]:
+def verdict(sweep: SweepRecord, rows: Sequence[RankedJob]) -> list[str]:
     """The leaderboard in a few lines: the best, how many jobs there are, and what that is worth."""
     counts = Counter(row.job.state for row in rows)
     states = ", ".join(f"{counts[state]} {state}" for state in _STATES if counts[state])
@@ -47,7 +47,7 @@ def _aim(objective: Objective) -> str:
     return "more is better" if objective.maximize else "less is better"
 
 
-def _told(sweep: Sweep, job: Job) -> str:
+def _told(sweep: SweepRecord, job: JobRecord) -> str:
     objective, value = sweep.objectives[0], job.values[0]
     assert value is not None
     text = f"job {job.number}, {objective.metric} {listing.figure(value)}"
@@ -64,7 +64,7 @@ def _listed(numbers: Sequence[int]) -> str:
     return f"job{'s' if len(numbers) > 1 else ''} {shown}"
 
 
-def command(rows: Sequence[Row]) -> str:
+def command(rows: Sequence[RankedJob]) -> str:
     """The command of the first job, quoted for a shell; empty when there is none.
 
     Where the sweep put the job is left out: the command would go on with a run that is finished.
@@ -81,8 +81,8 @@ def command(rows: Sequence[Row]) -> str:
 
 
 def sections(
-    sweep: Sweep,
-    rows: Sequence[Row],
+    sweep: SweepRecord,
+    rows: Sequence[RankedJob],
     grouped: Sequence[Group],
     found: tuple[Duel, Importance],
     drawn: Collection[str],
@@ -119,7 +119,7 @@ _NO_BASELINE = "No job is marked as the baseline: none has the values that the s
 _SEEDS = "Jobs that differ only in seed. The standard deviation is that of a sample (n - 1)."
 
 
-def _honest(sweep: Sweep, rows: Sequence[Row]) -> tuple[str, ...]:
+def _honest(sweep: SweepRecord, rows: Sequence[RankedJob]) -> tuple[str, ...]:
     """What choosing the best of many on the same images is worth."""
     valued = [row.job for row in rows if row.rank is not None]
     if not valued:
@@ -143,7 +143,7 @@ def _honest(sweep: Sweep, rows: Sequence[Row]) -> tuple[str, ...]:
     return tuple(lines)
 
 
-def _elsewhere(best: Job, objective: Objective) -> str:
+def _elsewhere(best: JobRecord, objective: Objective) -> str:
     share, n = (entry(best.result, f"scores.test.{key}") for key in ("acc", "n"))
     chosen = entry(best.result, "scores.test.used_for_selection") is not False
     if objective.split == "val" and isinstance(share, float) and isinstance(n, int) and not chosen:
@@ -155,7 +155,7 @@ def _elsewhere(best: Job, objective: Objective) -> str:
     return "For an unbiased value, score the chosen job alone on images that chose nothing."
 
 
-def _best(rows: Sequence[Row]) -> Section:
+def _best(rows: Sequence[RankedJob]) -> Section:
     first = next((row.job for row in rows if row.rank == 1), None)
     if first is None:
         return Section("Best run")
@@ -166,7 +166,7 @@ def _best(rows: Sequence[Row]) -> Section:
     return Section("Best run", facts=(("Folder", str(first.folder)), ("Checkpoint", checkpoint)))
 
 
-def _compared(sweep: Sweep, rows: Sequence[Row], tested: Duel) -> tuple[str, ...]:
+def _compared(sweep: SweepRecord, rows: Sequence[RankedJob], tested: Duel) -> tuple[str, ...]:
     best = [row.job for row in rows if row.rank is not None][:2]
     if tested.p is None:
         return (f"Not tested: {tested.why}.",)
@@ -184,7 +184,7 @@ def _compared(sweep: Sweep, rows: Sequence[Row], tested: Duel) -> tuple[str, ...
     return tuple(lines)
 
 
-def _decided(sweep: Sweep, found: Importance) -> str:
+def _decided(sweep: SweepRecord, found: Importance) -> str:
     if found.why:
         return f"Left out: {found.why}."
     return (

@@ -10,7 +10,7 @@ import numpy as np
 
 from xfer.core.types import Plain
 from xfer.sweep.leaderboard.ranking import has_value
-from xfer.sweep.leaderboard.read_sweep import Sweep
+from xfer.sweep.leaderboard.read_sweep import SweepRecord
 
 if TYPE_CHECKING:
     from xfer.core.types import Array
@@ -30,7 +30,7 @@ class Importance:
     why: str = ""
 
 
-def importance(sweep: Sweep) -> Importance:
+def importance(sweep: SweepRecord) -> Importance:
     """Permutation importance (L. Breiman, 2001) for the first objective, by scikit-learn's random
     forest. It is left out where there is too little to learn from."""
     done = [job for job in sweep.jobs if has_value(job) and job.parameters]

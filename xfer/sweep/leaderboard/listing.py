@@ -12,8 +12,8 @@ from xfer.core.types import Plain
 from xfer.evaluation.predict import cell
 from xfer.report.format import ABSENT, number, seconds, short
 from xfer.report.tables import Table
-from xfer.sweep.leaderboard.ranking import Group, Row
-from xfer.sweep.leaderboard.read_sweep import Job, Sweep
+from xfer.sweep.leaderboard.ranking import Group, RankedJob
+from xfer.sweep.leaderboard.read_sweep import JobRecord, SweepRecord
 from xfer.sweep.objective import Objective, entry, number_at
 
 _OPEN = 100
@@ -26,7 +26,7 @@ _FACTS: dict[str, tuple[str, Callable[[Any], str]]] = {
 }
 
 
-def text(sweep: Sweep, rows: Sequence[Row]) -> str:
+def text(sweep: SweepRecord, rows: Sequence[RankedJob]) -> str:
     """``leaderboard.csv``: every job, every parameter, unrounded."""
     names = list(dict.fromkeys(key for job in sweep.jobs for key in job.parameters))
     metrics = [
@@ -53,7 +53,7 @@ def text(sweep: Sweep, rows: Sequence[Row]) -> str:
     return stream.getvalue()
 
 
-def value_of(job: Job) -> bool:
+def value_of(job: JobRecord) -> bool:
     """Whether the job has any value."""
     return any(value is not None for value in job.values)
 
@@ -62,7 +62,7 @@ def _ends(objective: Objective, *forms: str) -> list[str]:
     return [form.format(objective.metric) for form in forms] if objective.is_share else []
 
 
-def facts(job: Job) -> Plain:
+def facts(job: JobRecord) -> Plain:
     """What ``result.json`` says besides values; ``None`` for what it does not say."""
     known: Plain = {key: number_at(job.result, key) for key in _FACTS}
     made = "hit" if entry(job.result, "features.hit") else "made"
@@ -81,7 +81,7 @@ def plain(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def board(sweep: Sweep, rows: Sequence[Row]) -> Table:
+def board(sweep: SweepRecord, rows: Sequence[RankedJob]) -> Table:
     """Every job in its place. Parameters that all jobs share, and facts that none has or that are
     an objective, are left out."""
     jobs = [row.job for row in rows]
@@ -106,7 +106,7 @@ def board(sweep: Sweep, rows: Sequence[Row]) -> Table:
     return Table("", tuple(columns), cells_by_row, 0, _OPEN)
 
 
-def _interval(objective: Objective, value: float | None, job: Job) -> str:
+def _interval(objective: Objective, value: float | None, job: JobRecord) -> str:
     ends = None if value is None else objective.interval(value, job.images)
     return ABSENT if ends is None else f"{ends[0]:.3f} to {ends[1]:.3f}"
 
@@ -126,7 +126,7 @@ def figure(value: float | None) -> str:
     return f"{value:,.0f}" if whole or abs(value) >= 1e4 else f"{value:,.4f}"
 
 
-def lost(rows: Sequence[Row], sweep: Sweep) -> tuple[Table, ...]:
+def lost(rows: Sequence[RankedJob], sweep: SweepRecord) -> tuple[Table, ...]:
     """The jobs without a value, and why."""
     found = [row.job for row in rows if row.rank is None]
     cells = tuple(
@@ -137,12 +137,12 @@ def lost(rows: Sequence[Row], sweep: Sweep) -> tuple[Table, ...]:
     return (Table("Jobs without a value", head, cells, 4, _OPEN),) if cells else ()
 
 
-def _asked(job: Job, sweep: Sweep) -> str:
+def _asked(job: JobRecord, sweep: SweepRecord) -> str:
     known = (f"{k}={shown(v)}" for k, v in job.parameters.items() if k in sweep.varied)
     return short(", ".join(known) or ABSENT)
 
 
-def seeds(sweep: Sweep, found: Sequence[Group]) -> tuple[Table, ...]:
+def seeds(sweep: SweepRecord, found: Sequence[Group]) -> tuple[Table, ...]:
     """Mean and standard deviation over the jobs that differ only in their seed."""
     if not found:
         return ()

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from xfer.report.plot import GREY, RATE, TRAIN, VAL, drawable, fit
 from xfer.sweep.leaderboard.importance import Importance
-from xfer.sweep.leaderboard.ranking import Row, has_value
-from xfer.sweep.leaderboard.read_sweep import Sweep
+from xfer.sweep.leaderboard.ranking import RankedJob, has_value
+from xfer.sweep.leaderboard.read_sweep import SweepRecord
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -18,7 +18,7 @@ _NAMED = 20
 _ROOM = 150  # points for the name of a parameter
 
 
-def trials(sweep: Sweep, rows: Sequence[Row]) -> Figure | None:
+def trials(sweep: SweepRecord, rows: Sequence[RankedJob]) -> Figure | None:
     """The first objective over the jobs' numbers with the best so far; ``None`` without values."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
@@ -70,7 +70,7 @@ def bars(found: Importance) -> Figure | None:
     return figure
 
 
-def pareto(sweep: Sweep, rows: Sequence[Row]) -> Figure | None:
+def pareto(sweep: SweepRecord, rows: Sequence[RankedJob]) -> Figure | None:
     """The first objective over the second with the front; ``None`` unless there are two."""
     known = [(row, row.job.values) for row in rows if row.rank is not None]
     if len(sweep.objectives) != 2 or not known:

@@ -11,15 +11,15 @@ from pathlib import Path
 
 from xfer.core.files import read_bytes
 from xfer.evaluation.statistics import mcnemar
-from xfer.sweep.leaderboard.read_sweep import Job, Sweep
+from xfer.sweep.leaderboard.read_sweep import JobRecord, SweepRecord
 from xfer.sweep.objective import Objective
 
 
 @dataclass(frozen=True)
-class Row:
+class RankedJob:
     """A job in its place. ``rank`` is ``None`` for a job without a value."""
 
-    job: Job
+    job: JobRecord
     rank: int | None
     baseline: bool
 
@@ -29,7 +29,7 @@ class Group:
     """Jobs that differ only in ``seed``. ``means`` and ``spreads`` (standard deviation with n - 1,
     ``None`` for one job) have an entry an objective and are over the ``n`` jobs with a value."""
 
-    jobs: tuple[Job, ...]
+    jobs: tuple[JobRecord, ...]
     n: int
     means: tuple[float, ...]
     spreads: tuple[float | None, ...]
@@ -47,7 +47,7 @@ class Duel:
     why: str = ""
 
 
-def rank(sweep: Sweep, baseline: Collection[int] = ()) -> list[Row]:
+def rank(sweep: SweepRecord, baseline: Collection[int] = ()) -> list[RankedJob]:
     """Every job, the best first and those without a value last; ``baseline`` are numbers of jobs.
 
     A job's rank is one more than the number of jobs that are as good in every objective and
@@ -56,16 +56,16 @@ def rank(sweep: Sweep, baseline: Collection[int] = ()) -> list[Row]:
     """
     scored = {job.number: gains(job, sweep.objectives) for job in sweep.jobs if has_value(job)}
     ranks = {n: 1 + sum(_dominates(b, a) for b in scored.values()) for n, a in scored.items()}
-    rows = [Row(job, ranks.get(job.number), job.number in baseline) for job in sweep.jobs]
+    rows = [RankedJob(job, ranks.get(job.number), job.number in baseline) for job in sweep.jobs]
     return sorted(rows, key=lambda row: _place(row, scored))
 
 
-def has_value(job: Job) -> bool:
+def has_value(job: JobRecord) -> bool:
     """Whether the job can be compared."""
     return None not in job.values
 
 
-def gains(job: Job, objectives: Sequence[Objective]) -> tuple[float, ...]:
+def gains(job: JobRecord, objectives: Sequence[Objective]) -> tuple[float, ...]:
     """The job's values, more being better."""
     pairs = zip(objectives, job.values, strict=True)
     return tuple(objective.gain(value) for objective, value in pairs if value is not None)
@@ -75,17 +75,17 @@ def _dominates(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
     return one != other and all(a >= b for a, b in zip(one, other, strict=True))
 
 
-def _place(row: Row, scored: dict[int, tuple[float, ...]]) -> tuple[float, float, int]:
+def _place(row: RankedJob, scored: dict[int, tuple[float, ...]]) -> tuple[float, float, int]:
     number = row.job.number
     if row.rank is None:
         return float("inf"), 0.0, number
     return row.rank, -scored[number][0], number
 
 
-def groups(sweep: Sweep) -> list[Group]:
+def groups(sweep: SweepRecord) -> list[Group]:
     """Jobs that differ only in ``seed``, one for each, the best mean of the first objective first;
     empty when no two jobs share their other parameters."""
-    found: dict[str, dict[str, Job]] = {}
+    found: dict[str, dict[str, JobRecord]] = {}
     for job in sweep.jobs:
         if job.parameters:
             group, seed = found.setdefault(job.seedless, {}), str(job.parameters.get("seed"))
@@ -99,7 +99,7 @@ def groups(sweep: Sweep) -> list[Group]:
     return sorted(made, key=lambda g: -sign(g.means[0]) if g.means else float("inf"))
 
 
-def _group(jobs: Sequence[Job]) -> Group:
+def _group(jobs: Sequence[JobRecord]) -> Group:
     columns = list(zip(*(job.values for job in jobs if has_value(job)), strict=True))
     known = [[value for value in column if value is not None] for column in columns]
     means = tuple(statistics.fmean(column) for column in known)
@@ -107,7 +107,7 @@ def _group(jobs: Sequence[Job]) -> Group:
     return Group(tuple(jobs), len(known[0]) if known else 0, means, spreads)
 
 
-def duel(rows: Sequence[Row], split: str) -> Duel:
+def duel(rows: Sequence[RankedJob], split: str) -> Duel:
     """The first two rows against each other, on the images of ``split`` that both answered."""
     best = [row.job for row in rows if row.rank is not None][:2]
     if len(best) < 2:

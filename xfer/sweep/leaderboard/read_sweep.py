@@ -17,7 +17,7 @@ from xfer.sweep.objective import Objective, entry
 
 
 @dataclass(frozen=True)
-class Job:
+class JobRecord:
     """One job. ``state`` is ``finished``, ``pruned`` (ended early by the sweep, with the value that
     it had), ``failed``, ``unfinished`` or ``not started``, ``why`` what is known of that;
     ``values`` has one entry an objective; ``images`` counts those that the first objective was
@@ -41,7 +41,7 @@ class Job:
         return json.dumps(rest, sort_keys=True)
 
 
-def read_job(number: int, folder: Path, objectives: Sequence[Objective], said: Plain) -> Job:
+def read_job(number: int, folder: Path, objectives: Sequence[Objective], said: Plain) -> JobRecord:
     """The job in ``folder``; ``said`` are its parameters where it has no ``job.json``."""
     asked, wrong = read_facts(folder / "job.json")
     status, torn = read_facts(folder / "status.json")
@@ -60,7 +60,7 @@ def read_job(number: int, folder: Path, objectives: Sequence[Objective], said: P
     split = objectives[0].split
     n = entry(result, f"scores.{split}.n") or entry(plan, f"splits.{split}.n")
     digest = entry(plan, f"splits.{split}.sha256")
-    return Job(
+    return JobRecord(
         number,
         folder,
         "pruned" if over and (folder / "pruned.json").exists() else state,
@@ -106,7 +106,7 @@ _FIX = "give sweep.dir=outputs/multirun/EXPERIMENT/SWEEP"
 
 
 @dataclass(frozen=True)
-class Sweep:
+class SweepRecord:
     """A sweep folder. ``baseline`` are the overrides of its baseline, ``None`` when none is named;
     ``remarks`` say what had to be found out otherwise."""
 
@@ -114,7 +114,7 @@ class Sweep:
     experiment: str
     objectives: tuple[Objective, ...]
     baseline: tuple[str, ...] | None
-    jobs: tuple[Job, ...]
+    jobs: tuple[JobRecord, ...]
     remarks: tuple[str, ...] = ()
 
     @property
@@ -125,7 +125,7 @@ class Sweep:
         return tuple(k for k in keys if len({json.dumps(p.get(k)) for p in known}) > 1)
 
 
-def read(folder: Path) -> Sweep:
+def read(folder: Path) -> SweepRecord:
     """The sweep in ``folder``. Raises ConfigError when that is none, or its record is at fault."""
     folders = _folders(folder)
     remarks: list[str] = []
@@ -142,13 +142,13 @@ def read(folder: Path) -> Sweep:
     jobs = [read_job(n, path, objectives, said.get(n, {})) for n, path in sorted(folders.items())]
     none = tuple(None for _ in objectives)
     jobs += [
-        Job(n, folder / str(n), "not started", "", {}, (), {}, none, None, None)
+        JobRecord(n, folder / str(n), "not started", "", {}, (), {}, none, None, None)
         for n in range(total)
         if n not in folders
     ]
     experiment = str(record.get("experiment") or "sweep")
     in_order = tuple(sorted(jobs, key=lambda job: job.number))
-    return Sweep(folder, experiment, objectives, baseline, in_order, tuple(remarks))
+    return SweepRecord(folder, experiment, objectives, baseline, in_order, tuple(remarks))
 
 
 def _folders(folder: Path) -> dict[int, Path]:

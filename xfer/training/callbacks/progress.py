@@ -14,9 +14,10 @@ import pytorch_lightning as pl
 from xfer.core.checksum import sealed
 from xfer.core.files import read_text, write_rows
 from xfer.core.log import log
-from xfer.core.run_folder import LAST, PREVIOUS
+from xfer.core.run_folder import LAST, PREVIOUS, best_checkpoint, checkpoints
 from xfer.core.signals import install, stop
 from xfer.core.types import Plain
+from xfer.evaluation import metrics
 from xfer.training.fit_health import alarm, terms
 from xfer.weights.formats.checkpoint_format import FORMAT, Snapshot, identity, write_snapshot
 
@@ -39,7 +40,8 @@ class History(pl.Callback):
     """
 
     def __init__(self, plan: Plan, folder: Path, team: Team) -> None:
-        self.plan, self.folder, self.team = plan, folder / "checkpoints", team
+        self.plan, self.folder, self.team = plan, checkpoints(folder), team
+        self.best_path = best_checkpoint(folder)
         self.csv = folder / "metrics.csv"
         self.rows: list[Plain] = []
         self.best: Plain | None = None
@@ -194,14 +196,19 @@ class History(pl.Callback):
         state = module.best_state()
         run = identity(self.plan.facts)
         snapshot = Snapshot(self.plan.card, state, self.best, frozen, run)
-        write_snapshot(self.folder / "best.ckpt", snapshot)
+        write_snapshot(self.best_path, snapshot)
 
     def _say(self, row: Plain) -> None:
         epochs = self.plan.specs.trainer.epochs
+        shown = (
+            f"val {metric.name} {row[f'val_{metric.name}']:.4f}"
+            for metric in metrics.METRICS
+            if metric.on_line and f"val_{metric.name}" in row
+        )
         mark = "  best" if self.best and self.best["epoch"] == row["epoch"] else ""
         log.info(
             f"epoch {row['epoch']:>{len(str(epochs))}}/{epochs}  "
-            f"train loss {row['train_loss']:.4f}  val acc {row['val_acc']:.4f}  "
+            f"train loss {row['train_loss']:.4f}  {'  '.join(shown)}  "
             f"epoch {row['epoch_s']:.2f} s, {row['step_ms']:.1f} ms a step{mark}"
         )
 

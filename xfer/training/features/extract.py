@@ -22,8 +22,7 @@ from xfer.core.files import read_json, write_json
 from xfer.core.seeds import derive
 from xfer.core.signals import ignore_in_worker
 from xfer.core.types import Plain, Samples
-from xfer.data.loader import Pictures
-from xfer.data.preprocess import prepare
+from xfer.data.loader import Pictures, eval_images, train_images
 from xfer.data.sampler import Order, Share, shared_size
 from xfer.training.features import Auto, folder
 from xfer.training.features.cut import Cut, extract, prefix_state
@@ -218,8 +217,8 @@ class Extraction:
     def _pictures(self, split: str, view: int | None) -> Pictures:
         spec, augment = self.plan.card.input, self.plan.specs.augment
         if view is None:
-            return Pictures(self.samples(split), lambda image: prepare(image, spec))
-        return Pictures(self.samples(split), augment.transform(spec), augment.seed)
+            return eval_images(self.samples(split), spec)
+        return train_images(self.samples(split), spec, augment)
 
     def _images(self, split: str, view: int | None, indices: Sequence[int]) -> torch.Tensor:
         """These images as a batch on the device."""

@@ -20,6 +20,7 @@ from xfer.core.checked import checked
 from xfer.core.checksum import sealed
 from xfer.core.errors import WeightsError
 from xfer.core.files import read_json
+from xfer.core.run_folder import best_checkpoint
 from xfer.core.standardize import folded, from_plain
 from xfer.core.torch_file import damaged, load_tensors, save_tensors
 from xfer.core.types import Card, Plain
@@ -130,18 +131,13 @@ def identity(plan: Plain) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def best_file(path: Path) -> Path:
-    """The best checkpoint of a run folder; a file is itself."""
-    return path / "checkpoints" / "best.ckpt" if path.is_dir() else path
-
-
 def read_best(path: Path) -> Snapshot:
     """Read a checkpoint, or the best one of a run folder.
 
     Raises WeightsError as :func:`read_snapshot`, and where the checkpoint in a run folder was
     written by another run than that folder's ``plan.json`` tells of.
     """
-    snapshot = read_snapshot(best_file(path))
+    snapshot = read_snapshot(best_checkpoint(path))
     plan = path / "plan.json"
     if not (path.is_dir() and plan.exists()):
         return snapshot
@@ -151,10 +147,10 @@ def read_best(path: Path) -> Snapshot:
     except (OSError, ValueError, AttributeError) as error:
         what = f"cannot be read ({str(error).splitlines()[0]})"
         raise WeightsError(
-            plan, what, f"give the checkpoint itself: {best_file(path)}", 96
+            plan, what, f"give the checkpoint itself: {best_checkpoint(path)}", 96
         ) from error
     if snapshot.run != own:
         what = "was written by another run than the one of this folder"
         fix = "put the run's own file back, or give the path of a checkpoint outside of the folder"
-        raise WeightsError(best_file(path), what, fix, 96)
+        raise WeightsError(best_checkpoint(path), what, fix, 96)
     return snapshot

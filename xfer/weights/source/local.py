@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Literal
 from xfer.core.errors import WeightsError
 from xfer.core.files import file_sha256
 from xfer.core.protocols import Backbone
+from xfer.core.run_folder import best_checkpoint
 from xfer.weights.content import Weights
-from xfer.weights.formats.checkpoint_format import best_file, read_best
+from xfer.weights.formats.checkpoint_format import read_best
 from xfer.weights.formats.read import read
 from xfer.weights.source.match_rules import Rules
 
@@ -56,7 +57,7 @@ class Run:
     def load(self, backbone: Backbone) -> Weights:
         """The best weights of that run. Raises WeightsError when its backbone is another."""
         folder = Path(self.path).expanduser()
-        snapshot, path = read_best(folder), best_file(folder)
+        snapshot, path = read_best(folder), best_checkpoint(folder)
         name = snapshot.card.backbone.get("name")
         if name != backbone.name:
             raise WeightsError(
