@@ -55,14 +55,14 @@ class Collected:
 
 
 def counts() -> dict[str, int]:
-    """Cases by kind, as pytest collects them; in this process, which may have the modules already."""
+    """Cases by kind, as pytest collects them: in this process, which may have the modules."""
     names = {
         f"{name}.py"
         for _, kinds in KINDS.values()
         for name in re.findall(r"test_\w+(?=\\\.py)", kinds)
     }
     files = sorted(str(next(HERE.rglob(name))) for name in names)
-    plain = ["-p", "no:cacheprovider", "-p", "no:assertion", "-n", "0", "--rootdir", str(HERE.parent)]
+    plain = ["-p", "no:cacheprovider", "-p", "no:assertion", "-n", "0"]
     collected = Collected()
     done = pytest.main(["--collect-only", "-qq", *plain, *files], plugins=[collected])
     assert done == pytest.ExitCode.OK

@@ -27,9 +27,10 @@ from xfer.config.hydra import compose_specs
 from xfer.config.provenance import Places
 from xfer.core.errors import ConfigError, DataError, WeightsError, XferError
 from xfer.core.types import Card, InputSpec
-from xfer.data import Folder, Manifest, Mnist
+from xfer.data import Digits, Folder, Manifest, Mnist
 from xfer.evaluation.predict import find
 from xfer.plan.make import make_plan
+from xfer.weights.source import Shipped
 
 WRONG = [
     *(
@@ -125,7 +126,25 @@ def test_every_wrong_value_in_place_of_a_whole_group_or_general_key_is_told() ->
             told(lambda b=builder: b.specs("digits_freeze", []))
 
 
-def test_every_odd_value_of_the_right_type_plans_or_is_told() -> None:
+@pytest.fixture
+def read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The digits and the shipped weights are the same in every plan, and most of what one costs."""
+    known: dict[str, Any] = {}
+
+    def once(work: Callable[..., object]) -> Callable[..., object]:
+        def done(*given: object) -> object:
+            key = repr((work, given))
+            if key not in known:
+                known[key] = work(*given)
+            return known[key]
+
+        return done
+
+    for kind, name in ((Digits, "dataset"), (Shipped, "load")):
+        monkeypatch.setattr(kind, name, once(getattr(kind, name)))
+
+
+def test_every_odd_value_of_the_right_type_plans_or_is_told(read_once: None) -> None:
     specs = compose_specs(["experiment=digits_sgd"])
     for group, _, target, given in targets():
         if group in ("sweep", "export", "logger") or target.endswith("Canidae"):
