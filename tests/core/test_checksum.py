@@ -135,11 +135,11 @@ def test_a_write_that_fails_leaves_both_files(tmp_path):
 
 
 def test_what_reads_back_otherwise_takes_no_name(tmp_path, monkeypatch):
-    from xfer.core import files
+    from xfer.core import torch_file
     from xfer.core.errors import OutputError
 
     save_tensors(tmp_path / "x.ckpt", {"value": 1})
-    monkeypatch.setattr(files, "sealed", lambda path: False)  # a disk that does not keep bytes
+    monkeypatch.setattr(torch_file, "sealed", lambda path: False)  # a disk that does not keep bytes
     with pytest.raises(OutputError, match="reads back otherwise"):
         save_tensors(tmp_path / "x.ckpt", {"value": 2})
     monkeypatch.undo()

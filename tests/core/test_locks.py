@@ -21,7 +21,7 @@ from xfer.core.log import log
 from xfer.core.run_folder import is_live
 from xfer.data.scan import _alone, examine
 from xfer.sweep.study import _Lock
-from xfer.training.features.cache_dir import Slot, locked
+from xfer.training.features.feature_dir import Slot, locked
 
 # Holds each kind of lock in turn, with a data worker forked meanwhile, until it is killed.
 HOLDS = """
@@ -29,7 +29,7 @@ import multiprocessing, sys, time
 from pathlib import Path
 from xfer.data.image import _alone
 from xfer.plan.resume import lock
-from xfer.training.features.cache_dir import Slot, locked
+from xfer.training.features.feature_dir import Slot, locked
 import fcntl
 
 folder = Path(sys.argv[2])

@@ -21,7 +21,7 @@ from xfer.core.log import close_log, open_log
 from xfer.core.run_folder import is_live, lock
 from xfer.core.run_status import recorded
 from xfer.core.torch_file import load_tensors, save_tensors
-from xfer.data import Manifest, image
+from xfer.data import Manifest, scan
 from xfer.evaluation.onnx_predict import _classes, _recipe
 from xfer.sweep.leaderboard.read_sweep import read
 from xfer.sweep.ledger import Ledger
@@ -151,7 +151,7 @@ def test_caches_are_made_again(tmp_path: Path, text: str | None, own_cache: Path
 
     (folder := tmp_path / "data").mkdir()
     picture(1).save(folder / "a.png")
-    whole = image.examine([folder / "a.png"], folder)
+    whole = scan.examine([folder / "a.png"], folder)
     (cache,) = (own_cache / "scan").iterdir()
     row = json.loads(cache.read_text())
     rows = [text] if text is not None else []
@@ -164,10 +164,10 @@ def test_caches_are_made_again(tmp_path: Path, text: str | None, own_cache: Path
         rows.append(json.dumps({**row, "files": {str(folder / "a.png"): odd}}))
     for content in rows:
         cache.write_text(content)
-        assert image.examine([folder / "a.png"], folder) == whole
+        assert scan.examine([folder / "a.png"], folder) == whole
         assert _known(cache, {}) is None
     pipe(cache)
-    assert image.examine([folder / "a.png"], folder) == whole
+    assert scan.examine([folder / "a.png"], folder) == whole
 
 
 def card_with(tmp_path: Path, key: str, value: object) -> Path:
@@ -317,7 +317,7 @@ def test_an_exported_file_that_is_a_pipe_is_not_measured(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("flags", [fcntl.LOCK_SH, fcntl.LOCK_EX])
 def test_the_lock_of_kept_features_is_a_plain_file(tmp_path: Path, flags: int) -> None:
-    from xfer.training.features.cache_dir import Slot, locked
+    from xfer.training.features.feature_dir import Slot, locked
 
     slot = Slot(tmp_path, "a" * 64)
     pipe(slot.lock)

@@ -16,14 +16,14 @@ from pictures import encoded, folders, picture
 from PIL import Image
 
 from xfer.core.errors import DataError
-from xfer.data import Folder, image
+from xfer.data import Folder, scan
 from xfer.data.image import Arrays, Files, decode
 from xfer.data.scan import _alone, broken_files, examine
 
 JPEG, PNG, GIF = encoded("JPEG"), encoded("PNG"), encoded("GIF")
 
 
-def scan(paths, root: Path) -> list[str]:
+def hashes(paths, root: Path) -> list[str]:
     """The sha256 of every file; raises as the planning does."""
     found = examine(paths, root)
     if broken := [facts for facts in found if facts.problem]:
@@ -63,7 +63,7 @@ def test_every_format_and_mode_decodes_to_the_colours_it_shows(tmp_path, form, m
     path, source = tmp_path / f"x.{form}", picture(1, (96, 64), mode)
     best = {"jpg": {"quality": 100, "subsampling": 0}, "webp": {"lossless": True}}
     source.save(path, **best.get(form, {}))
-    scan([path], tmp_path)
+    hashes([path], tmp_path)
     found = decode(path)
     assert found.mode == "RGB" and type(found) is Image.Image
     shown = np.asarray(source.convert("RGB")).astype(int)
@@ -123,7 +123,7 @@ def test_exif_orientation_is_applied(tmp_path, orientation, suffix):
 def test_a_broken_exif_block_does_not_break_the_photograph(tmp_path):
     exif = b"Exif\0\0MM\0*\0\0\0\x08\0\x05\x01\x12\0\x03\0\0"
     path = write(tmp_path / "x.jpg", encoded("JPEG", exif=exif))
-    scan([path], tmp_path)
+    hashes([path], tmp_path)
     assert decode(path).size == (96, 64)
 
 
@@ -132,7 +132,7 @@ def test_the_first_of_several_frames_counts(tmp_path, form):
     frames = [Image.new("RGB", (16, 16), colour) for colour in ("red", "blue")]
     path = tmp_path / f"x.{form.lower()}"
     frames[0].save(path, form, save_all=True, append_images=frames[1:])
-    scan([path], tmp_path)
+    hashes([path], tmp_path)
     assert np.abs(pixels(path) - [255, 0, 0]).max() < 3
 
 
@@ -177,7 +177,7 @@ def test_scan_refuses_what_is_no_whole_image(tmp_path, case):
     with pytest.raises(
         DataError, match=rf"bad\.jpg: cannot be read as an image.*{reason}"
     ) as caught:
-        scan([good, write(tmp_path / "bad.jpg", data)], tmp_path)
+        hashes([good, write(tmp_path / "bad.jpg", data)], tmp_path)
     assert (caught.value.exit, caught.value.number) == (3, 310)
 
 
@@ -186,7 +186,7 @@ def test_scan_never_opens_what_is_no_regular_file(tmp_path):
     (tmp_path / "folder.jpg").mkdir()
     for name in ("pipe.jpg", "folder.jpg"):
         with pytest.raises(DataError, match="no regular file"):
-            scan([tmp_path / name], tmp_path)
+            hashes([tmp_path / name], tmp_path)
 
 
 def test_scan_names_missing_files_and_dangling_links(tmp_path):
@@ -194,19 +194,22 @@ def test_scan_names_missing_files_and_dangling_links(tmp_path):
     (tmp_path / "self.jpg").symlink_to(tmp_path / "self.jpg")
     for name in ("none.jpg", "link.jpg", "self.jpg"):
         with pytest.raises(DataError, match=name):
-            scan([tmp_path / name], tmp_path)
+            hashes([tmp_path / name], tmp_path)
 
 
 def test_scan_names_the_first_broken_file_and_counts_the_others(tmp_path):
     paths = [write(tmp_path / f"{i}.jpg", JPEG if i % 2 else b"") for i in range(8)]
     with pytest.raises(DataError, match=r"0\.jpg.*3 more files"):
-        scan(paths, tmp_path)
+        hashes(paths, tmp_path)
 
 
 def test_too_many_pixels_are_refused_before_decoding(tmp_path, monkeypatch):
     Image.new("1", (9000, 9000)).save(tmp_path / "x.png")  # 81 million pixels in 10 kB
     monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("decoded"))
-    for read in (lambda: scan([tmp_path / "x.png"], tmp_path), lambda: decode(tmp_path / "x.png")):
+    for read in (
+        lambda: hashes([tmp_path / "x.png"], tmp_path),
+        lambda: decode(tmp_path / "x.png"),
+    ):
         with pytest.raises(DataError, match="9000 x 9000 pixels"):
             read()
 
@@ -215,7 +218,7 @@ def test_files_over_a_gibibyte_are_not_read(tmp_path):
     with (tmp_path / "x.png").open("wb") as stream:
         stream.truncate((1 << 30) + 1)
     with pytest.raises(DataError, match="1073741825 bytes"):
-        scan([tmp_path / "x.png"], tmp_path)
+        hashes([tmp_path / "x.png"], tmp_path)
 
 
 def test_the_content_counts_not_the_suffix(tmp_path):
@@ -225,7 +228,7 @@ def test_the_content_counts_not_the_suffix(tmp_path):
         write(tmp_path / "jpeg.png", JPEG),
         write(tmp_path / "tail.jpg", JPEG + b"trailer of a camera" * 9),
     ]
-    assert scan(paths, tmp_path) == [hashlib.sha256(p.read_bytes()).hexdigest() for p in paths]
+    assert hashes(paths, tmp_path) == [hashlib.sha256(p.read_bytes()).hexdigest() for p in paths]
 
 
 def test_scan_and_decode_leave_the_files_alone(tmp_path):
@@ -240,7 +243,7 @@ def test_scan_and_decode_leave_the_files_alone(tmp_path):
         ]
 
     before = state()
-    scan(paths, root)
+    hashes(paths, root)
     for path in paths:
         decode(path)
     assert state() == before
@@ -262,9 +265,9 @@ HOSTILE = [
 @pytest.mark.parametrize("name", [*HOSTILE, os.fsdecode(b"no-utf8-\xff\xfe")])
 def test_hostile_names_are_read_cached_and_never_reach_the_terminal_raw(tmp_path, name):
     good, bad = write(tmp_path / f"{name}.jpg", JPEG), write(tmp_path / f"{name}.png", b"")
-    assert scan([good], tmp_path) == scan([good], tmp_path)
+    assert hashes([good], tmp_path) == hashes([good], tmp_path)
     with pytest.raises(DataError) as caught:
-        scan([good, bad], tmp_path)
+        hashes([good, bad], tmp_path)
     line = str(caught.value)
     assert line.isprintable() and line.encode()
 
@@ -278,37 +281,37 @@ def no_reading(path: Path) -> tuple[str, None, str]:
 
 def test_a_second_scan_reads_no_file(tmp_path, monkeypatch):
     paths = sorted(folders(tmp_path, {"a": 40, "b": 3}).rglob("*.jpg"))
-    first = scan(paths, tmp_path)
+    first = hashes(paths, tmp_path)
     assert first == [hashlib.sha256(p.read_bytes()).hexdigest() for p in paths]
-    monkeypatch.setattr(image, "inspect", no_reading)
-    assert scan(paths, tmp_path) == first
+    monkeypatch.setattr(scan, "inspect", no_reading)
+    assert hashes(paths, tmp_path) == first
 
 
 def test_an_edit_that_keeps_size_and_mtime_is_seen(tmp_path):
     path = write(tmp_path / "x.jpg", JPEG)
     facts = path.stat()
-    (first,) = scan([path], tmp_path)
+    (first,) = hashes([path], tmp_path)
     write(path, flipped(JPEG, len(JPEG) // 2))
     os.utime(path, ns=(facts.st_atime_ns, facts.st_mtime_ns))
     assert path.stat().st_mtime_ns == facts.st_mtime_ns
     assert path.stat().st_size == facts.st_size
-    assert scan([path], tmp_path) == [hashlib.sha256(path.read_bytes()).hexdigest()] != [first]
+    assert hashes([path], tmp_path) == [hashlib.sha256(path.read_bytes()).hexdigest()] != [first]
 
 
 def test_scanning_one_split_keeps_what_is_known_of_another(tmp_path, monkeypatch):
     root = folders(tmp_path, {"train": 3, "val": 3})
     train, val = sorted((root / "train").iterdir()), sorted((root / "val").iterdir())
-    scan(train, root)
-    scan(val, root)
-    monkeypatch.setattr(image, "inspect", no_reading)
-    scan([*train, *val], root)
+    hashes(train, root)
+    hashes(val, root)
+    monkeypatch.setattr(scan, "inspect", no_reading)
+    hashes([*train, *val], root)
 
 
 def test_files_that_are_gone_leave_the_cache(tmp_path, own_cache):
     paths = sorted(folders(tmp_path, {"a": 3}).rglob("*.jpg"))
-    scan(paths, tmp_path)
+    hashes(paths, tmp_path)
     paths[0].unlink()
-    scan([write(tmp_path / "new.jpg", JPEG), *paths[1:]], tmp_path)
+    hashes([write(tmp_path / "new.jpg", JPEG), *paths[1:]], tmp_path)
     (cache,) = (own_cache / "scan").iterdir()
     assert "00.jpg" not in cache.read_text() and "01.jpg" in cache.read_text()
 
@@ -316,36 +319,36 @@ def test_files_that_are_gone_leave_the_cache(tmp_path, own_cache):
 def test_a_broken_file_is_looked_at_again(tmp_path, monkeypatch):
     path = write(tmp_path / "x.jpg", JPEG)
     with monkeypatch.context() as patch:
-        patch.setattr(image, "inspect", lambda path: ("", "Input/output error", "", None, (0, 0)))
+        patch.setattr(scan, "inspect", lambda path: ("", "Input/output error", "", None, (0, 0)))
         with pytest.raises(DataError, match="Input/output"):
-            scan([path], tmp_path)
-    assert scan([path], tmp_path)
+            hashes([path], tmp_path)
+    assert hashes([path], tmp_path)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"version": 99, "files": {}}', '{"version": 3}'])
 def test_a_cache_that_cannot_be_read_is_made_again(tmp_path, own_cache, text):
     path = write(tmp_path / "x.jpg", JPEG)
-    expected = scan([path], tmp_path)
+    expected = hashes([path], tmp_path)
     (cache,) = (own_cache / "scan").iterdir()
     cache.write_text(text)
-    assert scan([path], tmp_path) == expected
+    assert hashes([path], tmp_path) == expected
     assert "x.jpg" in cache.read_text()
 
 
 def test_a_cache_of_another_version_is_not_believed(tmp_path, own_cache):
     path = write(tmp_path / "x.jpg", JPEG)
-    (digest,) = scan([path], tmp_path)
+    (digest,) = hashes([path], tmp_path)
     (cache,) = (own_cache / "scan").iterdir()
     facts = json.loads(cache.read_text().replace(digest, "0" * 64))
     for version in (facts["version"], facts["version"] + 1):
         cache.write_text(json.dumps({**facts, "version": version}))
         believed = version == facts["version"]
-        assert scan([path], tmp_path) == ["0" * 64 if believed else digest]
+        assert hashes([path], tmp_path) == ["0" * 64 if believed else digest]
 
 
 def test_a_cache_that_cannot_be_written_stops_nothing(tmp_path, monkeypatch):
     monkeypatch.setenv("XFER_CACHE", str(write(tmp_path / "file", b"") / "below"))
-    assert scan([write(tmp_path / "x.jpg", JPEG)], tmp_path)
+    assert hashes([write(tmp_path / "x.jpg", JPEG)], tmp_path)
 
 
 def test_an_unreadable_file_is_named(tmp_path, monkeypatch):
@@ -356,7 +359,7 @@ def test_an_unreadable_file_is_named(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Path, "open", refuse)  # root may read everything
     with pytest.raises(DataError, match=r"x\.jpg.*Permission denied"):
-        scan([path], tmp_path)
+        hashes([path], tmp_path)
 
 
 def test_importing_data_and_images_imports_no_torch_and_no_sklearn():
@@ -367,12 +370,12 @@ def test_importing_data_and_images_imports_no_torch_and_no_sklearn():
 def test_a_png_header_that_lies_about_its_size_is_refused(tmp_path):
     lying = PNG[:16] + struct.pack(">II", 60_000, 60_000) + PNG[24:]
     with pytest.raises(DataError, match=r"x\.png"):
-        scan([write(tmp_path / "x.png", lying)], tmp_path)
+        hashes([write(tmp_path / "x.png", lying)], tmp_path)
 
 
 def test_a_scan_waits_for_the_one_that_is_at_work(tmp_path):
     path, found = write(tmp_path / "x.jpg", JPEG), []
-    thread = Thread(target=lambda: found.append(scan([path], tmp_path)))
+    thread = Thread(target=lambda: found.append(hashes([path], tmp_path)))
     with _alone(tmp_path):
         thread.start()
         thread.join(0.3)

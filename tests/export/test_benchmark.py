@@ -40,7 +40,7 @@ def row(top1: float | None, part: int, whole: int) -> dict[str, object]:
 
 def test_an_accuracy_on_a_part_of_the_images_says_so() -> None:
     from xfer.export.benchmark import lines
-    from xfer.report.curves import bars
+    from xfer.report.charts import bars
 
     told = "top-1 is of 64 of 179 images (export.gate.images), evaluate's of all"
     assert lines([row(0.84, 64, 179), row(0.85, 64, 179)])[-1] == told

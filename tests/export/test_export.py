@@ -62,9 +62,8 @@ def small(assets: Path) -> Images:
 
 
 def facts(spec: Any) -> dict[str, Any]:
-    module, _, _ = type(spec).__module__.partition(".")
-    group = type(spec).__module__.split(".")[1]
-    return {"_target_": f"{module}.{group}.{type(spec).__name__}", **asdict(spec)}
+    group = type(spec).__module__.split(".")[2]
+    return {"_target_": f"xfer.models.{group}.{type(spec).__name__}", **asdict(spec)}
 
 
 def make(backbone: Any, head: Any, seed: int = 0) -> tuple[nn.Module, Card]:

@@ -76,7 +76,8 @@ def images(assets: Path) -> Images:
 
 
 def facts(spec: Any) -> dict[str, Any]:
-    return {"_target_": f"{type(spec).__module__}.{type(spec).__name__}", **asdict(spec)}
+    group = type(spec).__module__.split(".")[2]
+    return {"_target_": f"xfer.models.{group}.{type(spec).__name__}", **asdict(spec)}
 
 
 def card(backbone: Any = TINY, head: Any = None) -> Card:

@@ -53,7 +53,8 @@ SMALL = [pair for pair in TWINS if pair[1].library == "timm" or "net1" in pair[1
 
 
 def facts(spec: Any) -> dict[str, Any]:
-    return {"_target_": f"{type(spec).__module__}.{type(spec).__name__}", **asdict(spec)}
+    group = type(spec).__module__.split(".")[2]
+    return {"_target_": f"xfer.models.{group}.{type(spec).__name__}", **asdict(spec)}
 
 
 def card(backbone: Any, head: Any = None, dialect: str = "") -> Card:

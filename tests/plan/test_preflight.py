@@ -17,6 +17,7 @@ from xfer.core.checksum import sealed
 from xfer.core.errors import OutputError
 from xfer.core.files import file_sha256
 from xfer.core.run_folder import LAST
+from xfer.plan import run_dir
 from xfer.plan.preflight import check_folder
 
 OPTIONS = ["trainer.max_epochs=2", "export=safetensors"]
@@ -110,11 +111,11 @@ def test_a_file_in_the_place_of_a_folder_is_named(tmp_path):
 def test_sixty_four_runs_of_one_second_get_folders_of_their_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     # So few endings that almost all collide.
-    monkeypatch.setattr(workflow.secrets, "token_hex", lambda _: os.urandom(1).hex())
+    monkeypatch.setattr(run_dir.secrets, "token_hex", lambda _: os.urandom(1).hex())
 
     class Specs:
         run_dir, experiment = None, "many"
 
     with ThreadPoolExecutor(64) as pool:
-        folders = list(pool.map(lambda _: workflow.make_folder(Specs()), range(64)))
+        folders = list(pool.map(lambda _: run_dir.make_folder(Specs()), range(64)))
     assert len(set(folders)) == 64 and all(folder.is_dir() for folder in folders)

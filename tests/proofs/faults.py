@@ -44,7 +44,7 @@ POINTS = {
     "validation_end": (IMAGES, "xfer.training.module:Classifier.on_validation_epoch_end", 2),
     "best_update": (IMAGES, "xfer.training.callbacks.progress:History._update_best", 2),
     "best_file": (IMAGES, "xfer.training.callbacks.progress:write_snapshot", 2),
-    "history": (IMAGES, "xfer.training.callbacks.progress:History._write_csv", 2),
+    "history": (IMAGES, "xfer.training.callbacks.progress:write_rows", 2),
     "epoch_end": (IMAGES, "xfer.training.callbacks.progress:History.on_train_epoch_end", 1),
     "early_stop": (EARLY, "xfer.training.callbacks.progress:History.on_train_epoch_end", 4),
     "freeze_proof": (IMAGES, "xfer.training.callbacks.freeze_phase:Phases._prove", 1),

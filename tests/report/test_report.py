@@ -17,6 +17,7 @@ from PIL import Image
 from xfer.core.errors import OutputError
 from xfer.report import (
     batch_grid,
+    charts,
     confused_pairs,
     confusion,
     confusion_matrix,
@@ -27,7 +28,6 @@ from xfer.report import (
     prediction_grid,
     render,
 )
-from xfer.report import curves as epochs
 from xfer.report.card import verdict
 from xfer.report.format import listed, number, seconds, size, words
 
@@ -323,7 +323,7 @@ def test_when_nothing_is_confused_no_pairs_are_drawn(tmp_path: Path) -> None:
 def test_the_curves_mark_the_best_epoch_and_its_value(tmp_path: Path) -> None:
     rows = history(6)
     with plot.style():
-        figure = epochs.panels(rows, 4, "val_acc")
+        figure = charts.panels(rows, 4, "val_acc")
     assert figure is not None
     loss, score, rate = figure.axes
     assert [line.get_label() for line in loss.lines[:2]] == ["train", "val"]
@@ -344,7 +344,7 @@ def test_the_curves_of_a_solved_head_mark_the_chosen_strength_and_have_plain_lab
     losses = {10.0: 0.9, 0.1: 0.5, 0.001: 0.6}
     rows = [{"l2": l2, "cv_loss": loss, **others} for l2, loss in losses.items()]
     with plot.style():
-        figure = epochs.path(rows, 2)
+        figure = charts.path(rows, 2)
         FigureCanvasAgg(figure).draw()
     loss, _ = figure.axes
     assert [list(line.get_xdata()) for line in loss.lines[-1:]] == [[0.1]]
@@ -358,7 +358,7 @@ def test_one_epoch_is_seen_as_points_over_one_tick(tmp_path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     with plot.style():
-        figure = epochs.panels(history(1), 1, "val_acc")
+        figure = charts.panels(history(1), 1, "val_acc")
         assert figure is not None
         FigureCanvasAgg(figure).draw()
         ticks = [t for t in figure.axes[0].get_xticks() if 0.5 <= t <= 1.5]
@@ -372,7 +372,7 @@ def test_one_epoch_is_seen_as_points_over_one_tick(tmp_path: Path) -> None:
 def test_values_that_are_none_or_not_finite_are_left_out(tmp_path: Path) -> None:
     rows = history(4)
     rows[1]["val_loss"], rows[2]["val_loss"] = None, float("nan")
-    assert epochs.points(rows, "val_loss") == [(1.0, 0.5), (4.0, 0.5)]
+    assert charts.points(rows, "val_loss") == [(1.0, 0.5), (4.0, 0.5)]
     path = curves([{**row, "lr": None} for row in rows], None, "val_acc", tmp_path / "c.png")
     pixels(path)
 

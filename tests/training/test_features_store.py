@@ -26,7 +26,7 @@ from weights_files import Malice
 
 from xfer.core.errors import ConfigError, DataError, OutputError
 from xfer.core.log import log
-from xfer.training.features.cache_dir import size_of
+from xfer.training.features.feature_dir import size_of
 from xfer.training.features.store import Entry, Store, digest, rows
 
 KEY = {

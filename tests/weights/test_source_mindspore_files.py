@@ -496,15 +496,15 @@ ALLOCATES_NOTHING = """
 import resource, sys
 from pathlib import Path
 from xfer.core.errors import WeightsError
-from xfer.weights.source import mindir, mindspore_ckpt
+from xfer.weights.mindspore import ckpt, mindir_tensors
 good, folder = Path(sys.argv[1]), Path(sys.argv[2])
-mindspore_ckpt.read(good / "zoo_v1.0.ckpt"), mindir.read(good / "zoo_v2.10.mindir")
+ckpt.read(good / "zoo_v1.0.ckpt"), mindir_tensors.read(good / "zoo_v2.10.mindir")
 used = int(next(s for s in open("/proc/self/status") if s.startswith("VmData")).split()[1]) * 1024
 resource.setrlimit(resource.RLIMIT_DATA, (used + 50_000_000,) * 2)
 count = 0
 for file in sorted(folder.iterdir()):
     try:
-        (mindir if file.suffix == ".mindir" else mindspore_ckpt).read(file)
+        (mindir_tensors if file.suffix == ".mindir" else ckpt).read(file)
     except WeightsError:
         count += 1
 print(count)

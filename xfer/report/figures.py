@@ -11,8 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from xfer.report import confusion, grids, plot
-from xfer.report import curves as drawn
+from xfer.report import charts, confusion, grids, plot
 
 if TYPE_CHECKING:
     from xfer.core.types import Plain
@@ -77,22 +76,22 @@ def curves(
     A value that is missing, ``None`` or not finite is left out; ``None`` when none remains.
     """
     with plot.style():
-        return plot.save_any(drawn.panels(history, best_epoch, metric), path)
+        return plot.save_any(charts.panels(history, best_epoch, metric), path)
 
 
 def strengths(history: Sequence[Plain], best: int, path: Path) -> Path:
     """Draw the rows of ``metrics.csv`` of a solved head, a strength of the penalty each."""
     with plot.style():
-        return plot.save(drawn.path(history, best), path)
+        return plot.save(charts.path(history, best), path)
 
 
 def climb(found: Plain, path: Path) -> Path:
     """Draw the smoothed loss over the learning rate, and the rate that is suggested."""
     with plot.style():
-        return plot.save(drawn.climb(found), path)
+        return plot.save(charts.climb(found), path)
 
 
 def speeds_of(rows: Sequence[Plain], path: Path) -> Path:
     """Draw the rows of ``benchmark.json``: time of one image, images a second."""
     with plot.style():
-        return plot.save(drawn.bars(rows), path)
+        return plot.save(charts.bars(rows), path)

@@ -26,7 +26,7 @@ from xfer.core.files import atomic_write, write_json
 from xfer.core.locks import waits
 from xfer.core.log import log
 from xfer.core.types import Plain
-from xfer.training.features.cache_dir import (
+from xfer.training.features.feature_dir import (
     Slot,
     check_room,
     locked,
