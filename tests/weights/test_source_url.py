@@ -600,7 +600,9 @@ def test_of_two_processes_one_fetches_and_the_other_waits(server, own_cache, pro
     both = processes(2)
     for running in both:
         begin(running, server, sha256)
+    deadline = time.monotonic() + 60
     while not any(_waits(running.pid) for running in both):
+        assert time.monotonic() < deadline, "both fetch"
         time.sleep(0.01)
     waiting.set()
     said = [answer_of(running) for running in both]
