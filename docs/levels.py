@@ -44,7 +44,7 @@ def edges() -> dict[tuple[str, str], bool]:
     """Pairs of importer and imported; whether the import happens when the importer is loaded,
     rather than inside a function or for annotations only."""
     pairs: dict[tuple[str, str], bool] = {}
-    for name, importer, imported, how in layers.OWN:
+    for name, importer, imported, how in layers.own():
         # What ``python -m`` starts is an entry like ``__main__``.
         if importer and importer != imported and name not in layers.STARTED:
             eager = not (how.lazy or how.typing)

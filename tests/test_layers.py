@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -61,9 +62,12 @@ def named(file: Path) -> str:
     return ".".join(part for part in parts if part != "__init__")
 
 
-FILES = {f"xfer.{named(file)}" for file in PACKAGE.rglob("*.py")}
+NAMES = {named(file) for file in PACKAGE.rglob("*.py")}
+FILES = {f"xfer.{name}" for name in NAMES}
 
 
+# Each worker collects this file: what the tests read waits until one of them runs.
+@cache
 def modules() -> dict[str, ast.Module]:
     files = sorted(PACKAGE.rglob("*.py"))
     return {named(file): ast.parse(file.read_text(encoding="utf-8")) for file in files}
@@ -91,22 +95,25 @@ def room(module: str) -> str:
     return module.removeprefix("xfer").lstrip(".").split(".")[0]
 
 
-MODULES = modules()
-EDGES = [(name, found) for name, tree in MODULES.items() for found in imports(tree)]
-OURS = [(name, i) for name, i in EDGES if i.module.split(".")[0] == "xfer"]
-OWN = [(name, room(name), room(i.module), i) for name, i in OURS]
+@cache
+def edges() -> list[tuple[str, Import]]:
+    return [(name, found) for name, tree in modules().items() for found in imports(tree)]
+
+
+def ours() -> list[tuple[str, Import]]:
+    return [(name, i) for name, i in edges() if i.module.split(".")[0] == "xfer"]
 
 
 def test_the_packages_are_the_levels() -> None:
-    assert {room(name) for name in MODULES} == set(LEVEL)
+    assert {room(name) for name in NAMES} == set(LEVEL)
     assert len(list(PACKAGE.iterdir())) <= 16 + (PACKAGE / "__pycache__").is_dir()
 
 
 def test_imports_go_downward_only() -> None:
     wrong = {
         (name, found.module)
-        for name, importer, imported, found in OWN
-        if LEVEL[imported] > LEVEL[importer] and name not in STARTED
+        for name, found in ours()
+        if LEVEL[room(found.module)] > LEVEL[room(name)] and name not in STARTED
     }
     # The package hands out the api, which is the one thing above everything else.
     assert wrong <= {("", "xfer.api")}
@@ -114,8 +121,8 @@ def test_imports_go_downward_only() -> None:
 
 def test_no_two_modules_import_each_other() -> None:
     """Not even for annotations: where two do, one of them holds what belongs in a third."""
-    edges = {(name, i.module.removeprefix("xfer.")) for name, i in OURS}
-    pairs = {(a, b) for a, b in edges if (b, a) in edges and a < b}
+    arrows = {(name, i.module.removeprefix("xfer.")) for name, i in ours()}
+    pairs = {(a, b) for a, b in arrows if (b, a) in arrows and a < b}
     assert pairs == set()
 
 
@@ -124,32 +131,32 @@ def test_groups_never_import_each_other_not_even_for_annotations() -> None:
         parts = module.removeprefix("xfer.").split(".")
         return next((part for part in parts[:2] if part in NOUNS), "")
 
-    pairs = {(group(name), group(i.module)) for name, i in EDGES if i.module.startswith("xfer.")}
+    pairs = {(group(name), group(i.module)) for name, i in edges() if i.module.startswith("xfer.")}
     inside = {"data", "freeze", "export", "augment"}  # packages whose other modules all may import
     assert {(a, b) for a, b in pairs if a and b and a != b and b not in inside} == set()
 
 
 def test_hydra_stays_at_the_door() -> None:
-    users = {name for name, i in EDGES if i.module.split(".")[0] in ("hydra", "omegaconf")}
+    users = {name for name, i in edges() if i.module.split(".")[0] in ("hydra", "omegaconf")}
     assert users == {"config.hydra", "__main__"}
 
 
 def test_the_door_is_not_imported_by_what_is_behind_it() -> None:
-    users = {name for name, i in EDGES if i.module == "xfer.config.hydra"}
+    users = {name for name, i in edges() if i.module == "xfer.config.hydra"}
     assert users <= {"__main__", "api"}
 
 
-@pytest.mark.parametrize("name", sorted(set(MODULES) - OF_TORCH))
+@pytest.mark.parametrize("name", sorted(NAMES - OF_TORCH))
 def test_the_module_costs_no_heavy_import(name: str) -> None:
-    eager = {i.module for i in imports(MODULES[name]) if not (i.lazy or i.typing)}
+    eager = {i.module for i in imports(modules()[name]) if not (i.lazy or i.typing)}
     assert {module for module in eager if module.split(".")[0] in HEAVY} == set()
-    ours = {module.removeprefix("xfer.") for module in eager if module.startswith("xfer.")}
-    assert ours & OF_TORCH == set(), "what it imports eagerly is of torch"
+    of_xfer = {module.removeprefix("xfer.") for module in eager if module.startswith("xfer.")}
+    assert of_xfer & OF_TORCH == set(), "what it imports eagerly is of torch"
 
 
 def test_modules_of_torch_are_not_listed_in_vain() -> None:
     for name in OF_TORCH:
-        eager = {i.module.removeprefix("xfer.") for i in imports(MODULES[name]) if not i.lazy}
+        eager = {i.module.removeprefix("xfer.") for i in imports(modules()[name]) if not i.lazy}
         assert {module.split(".")[0] for module in eager} & HEAVY or eager & OF_TORCH, name
 
 
@@ -164,12 +171,12 @@ LIGHTNING = {
 def test_lightning_is_imported_by_what_trains_with_it_alone() -> None:
     kinds = ("lightning_fabric", "pytorch_lightning", "torchmetrics")
     users = {
-        name for name, i in EDGES if i.module.split(".")[0] in kinds and not (i.lazy or i.typing)
+        name for name, i in edges() if i.module.split(".")[0] in kinds and not (i.lazy or i.typing)
     }
     assert users == LIGHTNING
     takers = {
         name
-        for name, i in EDGES
+        for name, i in edges()
         if i.module.removeprefix("xfer.") in LIGHTNING and not (i.lazy or i.typing)
     }
     assert takers <= LIGHTNING | {"training.fit", "training.lr_find", "training.distributed.rank"}
@@ -178,7 +185,7 @@ def test_lightning_is_imported_by_what_trains_with_it_alone() -> None:
 def test_one_list_of_nouns() -> None:
     folders = {p.name for p in (ROOT / "conf").iterdir() if p.is_dir()} - {"hydra"}
     assert folders == set(GROUPS)
-    last = [name.rpartition(".")[2] for name in MODULES]
+    last = [name.rpartition(".")[2] for name in NAMES]
     assert {noun: last.count(noun) for noun in NOUNS} == dict.fromkeys(NOUNS, 1)
     tests = {file.name for file in (ROOT / "tests").rglob("test_*.py")}
     assert [noun for noun in NOUNS if f"test_{noun}.py" not in tests] == []
@@ -191,7 +198,7 @@ def test_no_two_modules_have_one_name() -> None:
 
 def test_no_module_is_a_drawer_for_everything() -> None:
     drawers = {"utils", "helpers", "common", "misc", "base"}
-    assert {p for name in MODULES for p in name.split(".")} & drawers == set()
+    assert {p for name in NAMES for p in name.split(".")} & drawers == set()
 
 
 @pytest.mark.parametrize("file", sorted(PACKAGE.rglob("*.py")), ids=lambda f: f.stem)
@@ -208,5 +215,5 @@ def test_no_module_is_over_400_lines_and_no_function_over_60(file: Path) -> None
 
 
 def test_the_rules_above_see_the_whole_package() -> None:
-    assert len(MODULES) > 60
-    assert len(OWN) > 150
+    assert len(modules()) > 60
+    assert len(ours()) > 150

@@ -210,11 +210,16 @@ def test_an_opset_that_the_exporter_cannot_write_is_refused(small: Images, tmp_p
     assert "model.onnx" not in names(tmp_path)
 
 
-def test_class_names_survive_whatever_they_hold(small: Images, tmp_path: Path) -> None:
+def test_class_names_survive_whatever_they_hold_and_nothing_is_printed(
+    small: Images, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     net, card = tiny()
     classes = ('chien "loup"\n\x1b[31m', "狼 🐺 %s {} \udce9")
     card = replace(card, classes=classes)
+    before = torch.get_rng_state()
     export(net, small, [Onnx(), Safetensors()], card, tmp_path, TOLERANCE)
+    assert torch.equal(torch.get_rng_state(), before), "a random number was drawn"
+    assert capfd.readouterr() == ("", "")
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
     told = session.get_modelmeta().custom_metadata_map["classes"]
     for text in (
@@ -223,16 +228,6 @@ def test_class_names_survive_whatever_they_hold(small: Images, tmp_path: Path) -
         (tmp_path / "labels.json").read_text(),
     ):
         assert tuple(json.loads(text)) == classes
-
-
-def test_nothing_is_printed_and_no_random_number_is_drawn(
-    small: Images, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    net, card = tiny()
-    before = torch.get_rng_state()
-    export(net, small, [Onnx(), Safetensors()], card, tmp_path, TOLERANCE)
-    assert torch.equal(torch.get_rng_state(), before)
-    assert capfd.readouterr() == ("", "")
 
 
 # ---- the plain library model
@@ -428,7 +423,7 @@ def test_agreement_is_the_share_of_images_with_the_same_top_class(
     assert found.facts(0.0)["agree"] == pytest.approx(4 / 6)
 
 
-@pytest.mark.parametrize("size", [4e-7, 1e-3, 0.3])
+@pytest.mark.parametrize("size", [4e-7, pytest.param(1e-3, marks=pytest.mark.slow), 0.3])
 def test_tiny_logits_are_compared_as_closely_as_large_ones(
     size: float, small: Images, tmp_path: Path
 ) -> None:

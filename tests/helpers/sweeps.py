@@ -17,6 +17,7 @@ from PIL import Image
 
 QUICK = ["-m", "experiment=digits_sgd", "trainer.max_epochs=1", "stages=[fit,evaluate]"]
 WARM = "hydra.launcher.persistent=true"
+SLOTS = f"hydra.launcher.slots={min(2, len(os.sched_getaffinity(0)))}"
 CLOCKS = ("timing", "command")
 
 
@@ -116,3 +117,23 @@ def family(pid: int) -> list[int]:
 def at_work(folder: Path) -> bool:
     """Whether a job has come past its first epoch."""
     return (folder / "metrics.csv").exists() and process_of(folder) is not None
+
+
+def strike(pids: list[int | None], number: int) -> None:
+    for pid in filter(None, pids):
+        with suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+
+def assert_saved(folders: list[Path], output: str) -> None:
+    """No job is at work, and each that was says that it was stopped and can be resumed."""
+    assert [process_of(folder) for folder in folders] == [None] * len(folders)
+    for folder in folders:
+        found = json.loads((folder / "status.json").read_text())
+        assert found["state"] in ("interrupted", "finished"), output
+        if found["state"] == "interrupted":
+            # Its own words, and not what the sweep makes of a process that is gone.
+            assert (found["message"], found["exit"]) == ("stopped by SIGTERM", 143)
+            assert found["last_good_checkpoint"] == "checkpoints/last.ckpt"
+            number = folder.name
+            assert f"job {number} has stopped, its state is saved" in output

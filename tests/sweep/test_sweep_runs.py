@@ -14,7 +14,22 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from sweeps import QUICK, WARM, at_work, begun, ledger, photos, process_of, state, sweep, until
+from sweeps import (
+    QUICK,
+    SLOTS,
+    WARM,
+    assert_saved,
+    at_work,
+    begun,
+    family,
+    ledger,
+    photos,
+    process_of,
+    state,
+    strike,
+    sweep,
+    until,
+)
 
 from xfer.__main__ import _main
 from xfer.sweep.executors.slots import visible_gpus
@@ -144,7 +159,9 @@ def test_hydra_s_own_sweeper_plans_each_job(launcher: str, tmp_path: Path):
     assert not (tmp_path / "b/0/result.json").exists()
 
 
-def test_a_failed_job_hides_nothing_and_the_same_command_runs_it_alone(tmp_path: Path):
+def test_a_failed_job_hides_nothing_and_the_same_command_runs_it_alone(
+    tmp_path: Path, typed_here: None, capsys: pytest.CaptureFixture[str]
+):
     photos(tmp_path / "one")
     command = [
         *QUICK,
@@ -166,9 +183,9 @@ def test_a_failed_job_hides_nothing_and_the_same_command_runs_it_alone(tmp_path:
 
     before = {n: (tmp_path / f"s/{n}/result.json").stat().st_mtime_ns for n in (0, 1)}
     photos(tmp_path / "two")
-    again = sweep(tmp_path, *command)
-    assert again.returncode == 0, again.stdout
-    begun_ = re.findall(r"^job (\d+): data", again.stdout, re.M)
+    code, said = here(command, capsys)
+    assert code == 0, said
+    begun_ = re.findall(r"^job (\d+): data", said, re.M)
     assert begun_ == ["2", "3"]
     assert before == {n: (tmp_path / f"s/{n}/result.json").stat().st_mtime_ns for n in (0, 1)}
 
@@ -203,10 +220,39 @@ RANDOM = [
 ]
 
 
-def test_a_sweep_that_was_stopped_and_killed_ends_like_one_that_was_not(tmp_path: Path):
-    assert sweep(tmp_path, *RANDOM, "sweep.n_trials=2", "sweep.dir=whole").returncode == 0
+def here(typed: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
+    """A sweep whose coordinator is this process, which has its imports already."""
+    code = _main(typed)
+    said = capsys.readouterr()
+    return code, said.out + said.err
+
+
+@pytest.fixture
+def typed_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["xfer"])
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+def test_a_sweep_that_was_stopped_and_killed_ends_like_one_that_was_not(
+    tmp_path: Path, typed_here: None, capsys: pytest.CaptureFixture[str]
+):
+    """A sample of each kind; under ``slow`` each kind alone, and ten kills of a sweep of twelve."""
+    done = sweep(tmp_path, *RANDOM, SLOTS, "sweep.n_trials=2", "sweep.dir=whole")
+    assert done.returncode == 0, done.stdout
+    assert "leaked" not in done.stdout, "a keeper took its libraries apart"
     command = [*RANDOM, "sweep.n_trials=2", "checkpoint.resume=auto"]
     folders = lambda: list(tmp_path.glob("outputs/multirun/*/*"))  # noqa: E731
+    with begun(tmp_path, *command, SLOTS) as process:
+        jobs = lambda: [f / n for f in folders() for n in "01"[: int(SLOTS[-1])]]  # noqa: E731
+        until(lambda: jobs() and all(at_work(job) for job in jobs()), process)
+        everyone = family(process.pid)
+        assert len(everyone) >= 1 + 2 * len(jobs()), "a coordinator, and a keeper for each job"
+        strike([*everyone], signal.SIGTERM)
+        output, _ = process.communicate(timeout=200)
+    assert process.returncode == 143, output
+    assert_saved(jobs(), output)
     # One call is killed with a job at work, the next one's job.
     for victim in ("sweep", "job"):
         with begun(tmp_path, *command) as process:
@@ -219,17 +265,19 @@ def test_a_sweep_that_was_stopped_and_killed_ends_like_one_that_was_not(tmp_path
             process.communicate()
             assert process.returncode == (-signal.SIGKILL if victim == "sweep" else 137)
     until(lambda: process_of(folders()[0] / "0") is None)
-    assert sweep(tmp_path, *command).returncode == 0
+    code, output = here(command, capsys)
+    assert code == 0, output
     (folder,) = folders()
     assert ledger(folder) == ledger(tmp_path / "whole")
-    told_ = sweep(tmp_path, *command)
-    assert told_.returncode == 0 and "2 of 2 jobs are finished already" in told_.stdout
+    code, output = here(command, capsys)
+    assert code == 0 and "2 of 2 jobs are finished already" in output
 
 
-def test_a_plan_lists_the_jobs_and_starts_nothing(tmp_path: Path):
-    lines = sweep(
-        tmp_path, *QUICK, "stages=[]", "optim.lr=0.1,0.01", "seed=0,1", "features=auto"
-    ).stdout
+def test_a_plan_lists_the_jobs_and_starts_nothing(
+    tmp_path: Path, typed_here: None, capsys: pytest.CaptureFixture[str]
+):
+    plan = [*QUICK, "stages=[]", "optim.lr=0.1,0.01", "seed=0,1", "features=auto"]
+    _, lines = here(plan, capsys)
     assert re.findall(r"^job (\d): (.*)$", lines, re.M)[3] == ("3", "optim.lr=0.01 seed=1")
     assert "4 jobs" in lines and "Tflop" in lines and "1 set of" in lines
     assert "nothing was started" in lines
@@ -237,30 +285,26 @@ def test_a_plan_lists_the_jobs_and_starts_nothing(tmp_path: Path):
 
 
 def test_a_finished_sweep_does_what_is_added_to_it_and_nothing_else(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, typed_here: None, capsys: pytest.CaptureFixture[str]
 ):
     shared = [
         *(*QUICK[:3], "optim.lr=interval(0.05,0.1)", "sweep.dir=s"),
         *("sweep.sampler=random", "sweep.n_trials=1"),
     ]
-    assert sweep(tmp_path, *shared, "stages=[fit]").returncode == 0
+    assert here([*shared, "stages=[fit]"], capsys)[0] == 0
     run, trained = tmp_path / "s/0", {}
     for name in ("metrics.csv", "checkpoints/best.ckpt"):
         trained[name] = (run / name).read_bytes()
     assert not scores(run)
     (tmp_path / "s/optuna.journal").unlink()
-    done = sweep(tmp_path, *shared, "stages=[fit,evaluate]")
-    assert done.returncode == 0, done.stdout
-    assert "job 0 is new to the study 'digits_sgd'" in done.stdout
+    code, said = here([*shared, "stages=[fit,evaluate]"], capsys)
+    assert code == 0, said
+    assert "job 0 is new to the study 'digits_sgd'" in said
     assert scores(run)["val"]["acc"] > 0.5
     assert trained == {name: (run / name).read_bytes() for name in trained}
-
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sys.argv", ["xfer"])
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
     plan = [*shared, "stages=[]", "sweep.n_trials=3", "sweep.baseline=['optim.lr=1']"]
-    assert _main(plan) == 0
-    said = capsys.readouterr().out
+    code, said = here(plan, capsys)
+    assert code == 0, said
     assert "1 of 3 jobs are finished already\n2 jobs\n" in said
     assert "sweep.baseline marks no job: no job has optim.lr=1" in said
     assert _main([*shared, "stages=[fit,export]"]) == 5

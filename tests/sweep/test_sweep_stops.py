@@ -6,22 +6,28 @@ import json
 import os
 import re
 import signal
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from sweeps import QUICK, WARM, at_work, begun, family, ledger, process_of, state, sweep, until
+from sweeps import (
+    QUICK,
+    SLOTS,
+    WARM,
+    assert_saved,
+    at_work,
+    begun,
+    family,
+    ledger,
+    process_of,
+    state,
+    strike,
+    sweep,
+    until,
+)
 
 from xfer.core.run_folder import is_live
 
 STOPPED = [*QUICK, "trainer.max_epochs=8", "seed=0,1", "checkpoint.keep=1"]
-SLOTS = f"hydra.launcher.slots={min(2, len(os.sched_getaffinity(0)))}"
-
-
-def strike(pids: list[int | None], number: int) -> None:
-    for pid in filter(None, pids):
-        with suppress(ProcessLookupError):
-            os.kill(pid, number)
 
 
 def keeper_of(sweep_: int) -> int:
@@ -39,8 +45,9 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "s"
 
 
-@pytest.mark.parametrize("persistent", [False, pytest.param(True, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("whom", ["all", pytest.param("coordinator", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("persistent", [False, True])
+@pytest.mark.parametrize("whom", ["all", "coordinator"])
 def test_a_sweep_that_is_told_to_end_saves_every_job_and_goes_on(
     whom: str, persistent: bool, whole: Path, tmp_path: Path
 ):
@@ -53,16 +60,7 @@ def test_a_sweep_that_is_told_to_end_saves_every_job_and_goes_on(
         strike([*everyone] if whom == "all" else [process.pid], signal.SIGTERM)
         output, _ = process.communicate(timeout=200)
     assert process.returncode == 143, output
-    assert [process_of(folder) for folder in folders] == [None] * len(folders)
-    for folder in folders:
-        found = json.loads((folder / "status.json").read_text())
-        assert found["state"] in ("interrupted", "finished"), output
-        if found["state"] == "interrupted":
-            # Its own words, and not what the sweep makes of a process that is gone.
-            assert (found["message"], found["exit"]) == ("stopped by SIGTERM", 143)
-            assert found["last_good_checkpoint"] == "checkpoints/last.ckpt"
-            number = folder.name
-            assert f"job {number} has stopped, its state is saved" in output
+    assert_saved(folders, output)
     done = sweep(tmp_path, *STOPPED, SLOTS, WARM, "sweep.dir=s")
     assert done.returncode == 0, done.stdout
     assert ledger(tmp_path / "s") == ledger(whole)

@@ -6,7 +6,6 @@ import hashlib
 import json
 import logging
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -531,30 +530,87 @@ def test_no_secret_of_an_address_is_ever_shown(server, own_cache, caplog, case, 
 
 
 SCRIPT = """
-import sys
+import json, os, sys
 from backbones import BACKBONES
 from xfer.core.log import open_log
 from xfer.weights.source.url import Url
 open_log(None)
 print("ready", flush=True)
-sys.stdin.readline()
-weights = Url(sys.argv[1], sys.argv[2]).load(BACKBONES["digits_resnet"])
-print(weights.sha256, flush=True)
+for line in sys.stdin:
+    os.environ["XFER_CACHE"], address, sha256 = json.loads(line)
+    print(Url(address, sha256).load(BACKBONES["digits_resnet"]).sha256, flush=True)
 """
 
 
-def process(server: Server, sha256: str = SHA) -> subprocess.Popen[str]:
-    """A process that is about to load; it begins when it is sent a line."""
-    env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1] / "helpers")}
-    started = subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, f"{server.url}/w", sha256],
-        **{"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "env": env},
-    )
-    assert started.stdout is not None and started.stdout.readline() == "ready\n"
-    return started
+def begin(running: subprocess.Popen[str], server: Server, sha256: str = SHA) -> None:
+    assert running.stdin is not None
+    line = json.dumps([os.environ["XFER_CACHE"], f"{server.url}/w", sha256])
+    running.stdin.write(line + "\n")
+    running.stdin.flush()
 
 
-def test_what_a_killed_process_had_is_not_fetched_again(server, own_cache, stopping):
+def answer_of(running: subprocess.Popen[str]) -> list[str]:
+    """What the process prints for one file, the hash last."""
+    assert running.stdout is not None
+    lines = [running.stdout.readline()]
+    while len(lines[-1].strip()) != 64:
+        assert lines[-1], "the process has ended"
+        lines.append(running.stdout.readline())
+    return [line.strip() for line in lines]
+
+
+@pytest.fixture(scope="module")
+def processes() -> Iterator[Callable[[int], list[subprocess.Popen[str]]]]:
+    """So many processes that load what they are sent. The tests share them: to start one takes
+    longer than any transfer here."""
+    started: list[subprocess.Popen[str]] = []
+
+    def alive(count: int) -> list[subprocess.Popen[str]]:
+        started[:] = [running for running in started if running.poll() is None]
+        path = [str(Path(__file__).parents[1] / "helpers"), os.environ.get("PYTHONPATH", "")]
+        new = [
+            subprocess.Popen(
+                [sys.executable, "-c", SCRIPT],
+                **{"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True},
+                env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, path))},
+            )
+            for _ in range(count - len(started))
+        ]
+        assert [running.stdout.readline() for running in new if running.stdout] == [
+            "ready\n"
+        ] * len(new)
+        started.extend(new)
+        return started[:count]
+
+    yield alive
+    for running in started:
+        running.kill()
+        running.communicate()
+
+
+@pytest.mark.parametrize("sha256", [SHA, "any"])
+def test_of_two_processes_one_fetches_and_the_other_waits(server, own_cache, processes, sha256):
+    waiting = threading.Event()
+
+    def slow(handler: BaseHTTPRequestHandler) -> None:
+        waiting.wait(60)
+        Ranged(DATA)(handler)
+
+    server.routes["/w"] = slow
+    both = processes(2)
+    for running in both:
+        begin(running, server, sha256)
+    deadline = time.monotonic() + 60
+    while not any(_waits(running.pid) for running in both):
+        assert time.monotonic() < deadline, "both fetch"
+        time.sleep(0.01)
+    waiting.set()
+    said = [answer_of(running) for running in both]
+    assert sum("waiting for process" in "".join(lines) for lines in said) == 1
+    assert [lines[-1] for lines in said] == [SHA, SHA] and server.asked == ["/w"]
+
+
+def test_what_a_killed_process_had_is_not_fetched_again(server, own_cache, stopping, processes):
     first, second = Ranged(DATA, 1_500_000), Ranged(DATA)
 
     def hang(handler: BaseHTTPRequestHandler) -> None:
@@ -563,43 +619,16 @@ def test_what_a_killed_process_had_is_not_fetched_again(server, own_cache, stopp
         stopping.wait(60)
 
     server.routes["/w"] = hang
-    running, part = process(server), own_cache / "weights" / f"{SHA}.part"
-    running.stdin.write("\n")
-    running.stdin.flush()
+    (running,), part = processes(1), own_cache / "weights" / f"{SHA}.part"
+    begin(running, server)
     while not (part.is_file() and part.stat().st_size == 1_500_000):
         assert running.poll() is None
         time.sleep(0.01)
-    os.kill(running.pid, signal.SIGKILL)
-    running.communicate()
+    running.kill()
+    running.wait()
     server.routes["/w"] = second
     loaded(server)
     assert second.asked == ["bytes=1500000-"] and left_over(own_cache) == {SHA}
-
-
-@pytest.mark.parametrize("sha256", [SHA, "any"])
-def test_of_two_processes_one_fetches_and_the_other_waits(server, own_cache, sha256):
-    both = [process(server, sha256) for _ in range(2)]
-    waiting = threading.Event()
-
-    def slow(handler: BaseHTTPRequestHandler) -> None:
-        waiting.wait(60)
-        Ranged(DATA)(handler)
-
-    server.routes["/w"] = slow
-    for running in both:
-        running.stdin.write("\n")
-        running.stdin.flush()
-    lines = [threading.Thread(target=lambda p=p: told.append(p.communicate()[0])) for p in both]
-    told: list[str] = []
-    for line in lines:
-        line.start()
-    while not any(_waits(running.pid) for running in both):
-        time.sleep(0.01)
-    waiting.set()
-    for line in lines:
-        line.join()
-    assert sum("waiting for process" in text for text in told) == 1
-    assert [text.splitlines()[-1] for text in told] == [SHA, SHA] and server.asked == ["/w"]
 
 
 def _waits(pid: int) -> bool:
