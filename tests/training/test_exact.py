@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import warm
 from pictures import folders
 
 import xfer
@@ -124,12 +125,11 @@ def test_a_run_that_is_killed_and_begun_again_ends_as_a_whole_one(tmp_path: Path
         "import xfer\n"
         "xfer.run('digits_freeze', ['stages=[fit,evaluate]', 'checkpoint.resume=auto'])\n"
     )
-    for kill in (3, 40):
-        done = subprocess.run([sys.executable, "-c", script, str(kill)], cwd=tmp_path, timeout=300)
-        assert done.returncode == -9
-    done = subprocess.run([sys.executable, "-c", script, "0"], cwd=tmp_path, timeout=300)
-    assert done.returncode == 0
-    (run,) = (tmp_path / "outputs" / "digits_freeze").iterdir()
+    (place := tmp_path / "killed").mkdir()
+    for kill, code in ((3, -9), (40, -9), (0, 0)):
+        process = warm.start(place, str(kill), script=script)
+        assert process.communicate() and process.returncode == code
+    (run,) = (place / "outputs" / "digits_freeze").iterdir()
     assert_same_weights(run, solved)
     assert (run / "predictions_cv.csv").read_bytes() == (solved / "predictions_cv.csv").read_bytes()
 
