@@ -148,7 +148,7 @@ def test_what_may_differ_is_no_part_of_the_fingerprint():
 SIGNALS = [
     (signal.SIGINT, 130),
     (signal.SIGTERM, 143),
-    (signal.SIGUSR2, 143),
+    pytest.param(signal.SIGUSR2, 143, marks=pytest.mark.slow),
 ]
 
 

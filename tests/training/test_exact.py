@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -249,12 +248,10 @@ def test_more_features_than_their_folder_may_hold_are_trained_step_by_step(tmp_p
     assert "features.max_gb" in (run / "run.log").read_text()
 
 
-def test_weights_and_balance_are_heeded() -> None:
-    plain = xfer.run("digits_freeze", QUICK).folder
+def test_weights_and_balance_are_heeded(solved: Path) -> None:
     for option in ("loss=balanced", "loss=smoothed", "data.sampler=balanced", "optim.l2=0.5"):
         other = xfer.run("digits_freeze", [*QUICK, "optim=exact", option]).folder
-        states = [load_tensors(r / "checkpoints/best.ckpt")["state_dict"] for r in (plain, other)]
+        states = [load_tensors(r / "checkpoints/best.ckpt")["state_dict"] for r in (solved, other)]
         assert not states[0]["fc.weight"].equal(states[1]["fc.weight"]), option
     assert len(table(other, "metrics.csv")) >= 1
     assert facts(other)["solved"]["chosen_by"] == "given"
-    shutil.rmtree(plain)
