@@ -18,6 +18,7 @@ import xfer
 from xfer.config.hydra import compose_specs
 from xfer.core.errors import ConfigError, DataError, Problems
 from xfer.core.torch_file import load_tensors
+from xfer.plan import auto
 from xfer.plan.make import make_plan
 from xfer.plan.table import table as plan_table
 
@@ -194,7 +195,15 @@ def test_what_it_cannot_solve_is_refused_and_the_remedy_works(options, fix: str)
     make_plan(compose_specs([*adamw, *options]))
 
 
-def test_a_network_that_does_more_behind_its_head_is_trained_step_by_step(monkeypatch) -> None:
+@pytest.fixture
+def brief(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fit step by step has two epochs, where the plan would choose up to fifty."""
+    monkeypatch.setitem(auto._EPOCHS, "head", (2, 2))
+
+
+def test_a_network_that_does_more_behind_its_head_is_trained_step_by_step(
+    monkeypatch, brief
+) -> None:
     """The plan cannot know; the fit finds out, says so, and writes the plan anew."""
     from xfer.models.backbone import Timm
 
@@ -242,7 +251,7 @@ def test_one_image_of_a_class_is_never_held_out_and_that_is_said(tmp_path: Path)
     assert "1 images alone in their class were never held out" in (run / "run.log").read_text()
 
 
-def test_more_features_than_their_folder_may_hold_are_trained_step_by_step(tmp_path: Path) -> None:
+def test_more_features_than_their_folder_may_hold_are_trained_step_by_step(brief) -> None:
     run = xfer.run("digits_freeze", [*QUICK, "features.max_gb=0.00001"]).folder
     assert facts(run)["solved"] is None
     assert "features.max_gb" in (run / "run.log").read_text()

@@ -167,7 +167,7 @@ KEPT = ["features=require", "features.views=max"]
 RESUMED = {
     "patience": [
         *("freeze=lp_ft", "freeze.probe_epochs=null", "freeze.patience=1", "features=never"),
-        *("trainer.max_epochs=4", "optim.lr=0.5", "trainer.ema_decay=0"),
+        *("trainer.max_epochs=6", "optim.lr=0.5", "trainer.ema_decay=0"),
     ],
     "lp_ft on features": ["freeze=lp_ft", "freeze.probe_epochs=2", "trainer.max_epochs=4", *KEPT],
     "gradual on features": ["freeze=gradual", "freeze.every=1", "trainer.max_epochs=6", *KEPT],
