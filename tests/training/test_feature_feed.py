@@ -312,14 +312,12 @@ def no_images(*_):
     raise AssertionError("images are decoded again")
 
 
-# The digits have a resnet, and half precision below has a squeezenet.
-@pytest.mark.parametrize(
-    "family",
-    [
-        *("vit", "googlenet"),
-        *(pytest.param(f, marks=pytest.mark.slow) for f in ("resnet18", "squeezenet")),
-    ],
-)
+# The digits have a resnet, half precision below has a squeezenet, and the cut of a googlenet is
+# proved in test_features_cut.py.
+SLOW = [pytest.param(f, marks=pytest.mark.slow) for f in ("resnet18", "squeezenet", "googlenet")]
+
+
+@pytest.mark.parametrize("family", ["vit", *SLOW])
 def test_what_was_trained_on_features_is_evaluated_on_them_bit_for_bit(
     family, tmp_path, monkeypatch
 ):
