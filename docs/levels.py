@@ -44,7 +44,8 @@ def edges() -> dict[tuple[str, str], bool]:
     """Pairs of importer and imported; whether the import happens when the importer is loaded,
     rather than inside a function or for annotations only."""
     pairs: dict[tuple[str, str], bool] = {}
-    for name, importer, imported, how in layers.own():
+    for name, how in layers.ours():
+        importer, imported = layers.room(name), layers.room(how.module)
         # What ``python -m`` starts is an entry like ``__main__``.
         if importer and importer != imported and name not in layers.STARTED:
             eager = not (how.lazy or how.typing)

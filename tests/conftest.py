@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -31,6 +33,15 @@ def own_cache(caches: Iterator[Path], monkeypatch: pytest.MonkeyPatch) -> Path:
     cache.mkdir()
     monkeypatch.setenv("XFER_CACHE", str(cache))
     return cache
+
+
+@pytest.fixture(autouse=True, scope="module")
+def libraries_are_no_garbage() -> None:
+    """A fit looks for garbage when it is over; what was imported need not be looked through."""
+    gc.set_threshold(100_000, 10, 10)
+    if "pytorch_lightning" in sys.modules and not gc.get_freeze_count():
+        gc.collect()
+        gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -465,7 +465,7 @@ def test_required_features_are_refused_where_the_first_layer_is_adapted(tmp_path
 
 OPTIONS = [
     *(o for o in runs.OPTIONS if not o.startswith(("freeze=", "optim.", "trainer.max"))),
-    *("freeze=lora", "optim.lr=0.05", "trainer.accumulate=2", "trainer.max_epochs=3"),
+    *("freeze=lora", "optim.lr=0.05", "trainer.accumulate=2", "trainer.max_epochs=2"),
 ]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -45,6 +46,7 @@ def fill(disk: Path) -> None:
                 continue
 
 
+# In the order in which a run writes them.
 WRITERS = [
     *("plan.json", "config.yaml", "best.ckpt", "last.ckpt", "metrics.csv", "freeze_proof.json"),
     *("predictions_val.csv", "model.safetensors", "parity.json", "curves.png", "report.html"),
@@ -52,33 +54,43 @@ WRITERS = [
 ]
 
 
-@pytest.mark.parametrize("name", WRITERS)
-def test_a_full_disk_is_told_and_the_run_goes_on_when_there_is_room(disk, monkeypatch, name):
-    """The disk is filled at the moment when the file is begun, for checkpoints the second time."""
+def full_at(name: str, disk: Path, patch: pytest.MonkeyPatch) -> None:
+    """Fill the disk at the moment when the file is begun; for some the second time."""
     original, seen = files.tempfile.mkstemp, []
 
     def mkstemp(prefix, **options):
         if prefix.startswith((f".{name}.", name)):
             seen.append(name)
-            if len(seen) == (2 if name in ("last.ckpt", "metrics.csv", "status.json") else 1):
+            if len(seen) == (2 if name in ("last.ckpt", "status.json") else 1):
                 fill(disk)
         return original(prefix=prefix, **options)
 
-    monkeypatch.setattr(files.tempfile, "mkstemp", mkstemp)
+    patch.setattr(files.tempfile, "mkstemp", mkstemp)
+
+
+def begin_or_resume(run: Path) -> None:
+    again = [f"checkpoint.resume={run}"] if (run / "plan.json").exists() else []
+    if not again:  # nothing had begun
+        shutil.rmtree(run, ignore_errors=True)
+    xfer.run("digits_sgd", [f"run.dir={run}", *again, *OPTIONS])
+
+
+def test_a_full_disk_is_reported_and_the_run_resumes_when_there_is_room(disk, monkeypatch):
+    """One run, whose disk is filled at one file after the other, and which resumes each time."""
     run = disk / "run"
-    with pytest.raises(OutputError, match="No space left") as told:
-        xfer.run("digits_sgd", [f"run.dir={run}", *OPTIONS])
-    assert told.value.exit == 9 and seen
-    monkeypatch.undo()
-    assert list(run.rglob(".*.part")) == []
-    checkpoints = list(run.glob("checkpoints/*"))
-    assert all(sealed(file) for file in checkpoints)
-    if name not in ("plan.json", "config.yaml", "best.ckpt"):
-        assert (run / "checkpoints" / LAST) in checkpoints
-    (disk / "filler").unlink()
-    if not (run / "plan.json").exists():
-        return  # nothing had begun
-    xfer.run("digits_sgd", [f"run.dir={run}", f"checkpoint.resume={run}", *OPTIONS])
+    for name in WRITERS:
+        with monkeypatch.context() as patch:
+            full_at(name, disk, patch)
+            with pytest.raises(OutputError, match="No space left") as caught:
+                begin_or_resume(run)
+        assert caught.value.exit == 9, name
+        assert list(run.rglob(".*.part")) == [], name
+        checkpoints = list(run.glob("checkpoints/*"))
+        assert all(sealed(file) for file in checkpoints), name
+        if name not in ("plan.json", "config.yaml", "best.ckpt"):
+            assert (run / "checkpoints" / LAST) in checkpoints, name
+        (disk / "filler").unlink()
+    begin_or_resume(run)
     status = json.loads((run / "status.json").read_text())
     assert status["state"] == "finished"
     assert all(file_sha256(run / file) == digest for file, digest in status["files"].items())

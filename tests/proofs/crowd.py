@@ -16,7 +16,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from survival import end, warm
+from survival import end
+from warm import warm
 
 OPTIONS = ["trainer.max_epochs=1", "stages=[fit]"]
 

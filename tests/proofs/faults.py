@@ -1,6 +1,7 @@
 """Runs that are killed before and after named moments, begun again, and held against the whole run.
 
-``python tests/proofs/faults.py`` prints, for every moment, what differs. The kill is a SIGKILL that
+``python tests/proofs/faults.py`` prints, for every moment, what differs; ``before_save`` in its
+arguments is one moment, ``save`` both. The kill is a SIGKILL that
 the run gives itself, from a hook that this script puts around a function of xfer: no product code
 knows of it.
 """
@@ -21,7 +22,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))
 from runs import OPTIONS
-from survival import begin, difference, end, finished, spoil, warm
+from survival import begin, difference, end, finished, spoil
+from warm import warm
 
 IMAGES = [*OPTIONS[1:], "trainer.max_epochs=2", "checkpoint.resume=auto"]
 EARLY = [*IMAGES, "trainer.patience=1", "trainer.max_epochs=9", "optim.lr=1e-7"]
@@ -85,37 +87,44 @@ def kill_at(function: str, count: int, after: bool) -> None:
     setattr(owner, name, hooked)
 
 
+def survived(moment: str, folder: Path, wholes: dict[str, Path]) -> str:
+    """What a kill at this moment changes in a run in ``folder``.
+
+    ``wholes`` has the whole run of each command; that of a new one is made and added.
+    """
+    when, _, name = moment.partition("_")
+    command, function, count = POINTS[name]
+    kind = str(hash(tuple(command)))
+    if kind not in wholes:
+        (whole := folder.with_name(kind)).mkdir()
+        assert end(begin(whole, command)) == 0, (whole / "output").read_text()
+        wholes[kind] = finished(whole)
+    folder.mkdir()
+    code = end(begin(folder, command, partial(kill_at, function, count, when == "after")))
+    if code != -signal.SIGKILL:
+        return f"was never reached, exit {code}"
+    return difference(end(begin(folder, command)), folder, wholes[kind])
+
+
 def main() -> None:
     """Print what differs by moment, as JSON: nothing, where nothing does."""
     parser = argparse.ArgumentParser()
     parser.add_argument("points", nargs="*", help="of these moments only")
-    parser.add_argument("--spoilt", action="store_true", help="the negative control")
+    parser.add_argument("--spoilt", default="", help="the negative control: this moment again")
     asked = parser.parse_args()
+    moments = [f"{when}_{name}" for name in POINTS for when in ("before", "after")]
+    if asked.points:
+        moments = [m for m in moments if {m, m.partition("_")[2]} & set(asked.points)]
     warm()
-    if asked.spoilt:
-        spoil()
     found: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as place:
         root, wholes = Path(place), dict[str, Path]()
-        for name, (command, function, count) in POINTS.items():
-            if asked.points and name not in asked.points:
-                continue
-            kind = str(hash(tuple(command)))
-            if kind not in wholes:
-                (folder := root / kind).mkdir()
-                assert end(begin(folder, command)) == 0, (folder / "output").read_text()
-                wholes[kind] = finished(folder)
-            for when in ("before", "after"):
-                (folder := root / f"{when}_{name}").mkdir()
-                hook = partial(kill_at, function, count, when == "after")
-                code = end(begin(folder, command, hook))
-                if code != -signal.SIGKILL:
-                    found[folder.name] = f"was never reached, exit {code}"
-                else:
-                    found[folder.name] = difference(
-                        end(begin(folder, command)), folder, wholes[kind]
-                    )
-                print(folder.name, found[folder.name] or "same", file=sys.stderr, flush=True)
+        for moment in moments:
+            found[moment] = survived(moment, root / moment, wholes)
+            print(moment, found[moment] or "same", file=sys.stderr, flush=True)
+        if asked.spoilt:
+            spoil()
+            found["spoilt"] = survived(asked.spoilt, root / "spoilt", wholes)
     print(json.dumps(found))
 
 

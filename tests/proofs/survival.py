@@ -8,7 +8,6 @@ warm parent forks every run, because importing torch would take most of the time
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import os
 import random
@@ -22,30 +21,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))
 from runs import OPTIONS, assert_same
+from warm import warm
 
 from xfer.core.files import file_sha256
 
 MORE = ["stages=[fit,evaluate,export]", "export=safetensors"]
-# Everything that a run imports.
-IMPORTED = [
-    *("matplotlib.pyplot", "timm", "torchvision.transforms.v2", "sklearn.datasets", "jinja2"),
-    *("sklearn.metrics", "torchmetrics.functional.classification", "safetensors.torch", "hydra"),
-    *(
-        "xfer.training.fit",
-        "xfer.report.write",
-        "xfer.config.hydra",
-        "xfer.evaluation.evaluate",
-        "xfer.export",
-        "tqdm",
-    ),
-]
 COMMAND = [*OPTIONS[1:], *MORE, "checkpoint.resume=auto"]
-
-
-def warm() -> None:
-    """Import all that a run does, once for all of them."""
-    for module in IMPORTED:
-        importlib.import_module(module)
 
 
 def begin(

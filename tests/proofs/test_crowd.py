@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 SCRIPT = Path(__file__).with_name("crowd.py")
 
 
@@ -19,10 +21,9 @@ def crowd(*options: str) -> dict:
     return found
 
 
-def test_of_sixteen_runs_on_one_folder_one_works():
-    found = crowd("16")
-    assert sorted(found["codes"]) == [0, *[9] * 15] and found["state"] == "finished"
-
-
-def test_a_run_that_comes_late_leaves_the_finished_one_alone():
-    assert crowd("1", "--late") == {"codes": [0, 9], "state": "finished", "untouched": True}
+@pytest.mark.parametrize("runs", [4, pytest.param(16, marks=pytest.mark.slow)])
+def test_of_many_runs_on_one_folder_one_works_and_one_that_comes_late_leaves_it_alone(runs):
+    found = crowd(str(runs), "--late")
+    *codes, late = found["codes"]
+    assert sorted(codes) == [0, *[9] * (runs - 1)] and found["state"] == "finished"
+    assert late == 9 and found["untouched"]

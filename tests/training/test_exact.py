@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,12 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import warm
 from pictures import folders
 
 import xfer
 from xfer.config.hydra import compose_specs
 from xfer.core.errors import ConfigError, DataError, Problems
 from xfer.core.torch_file import load_tensors
+from xfer.plan import auto
 from xfer.plan.make import make_plan
 from xfer.plan.table import table as plan_table
 
@@ -124,12 +125,11 @@ def test_a_run_that_is_killed_and_begun_again_ends_as_a_whole_one(tmp_path: Path
         "import xfer\n"
         "xfer.run('digits_freeze', ['stages=[fit,evaluate]', 'checkpoint.resume=auto'])\n"
     )
-    for kill in (3, 40):
-        done = subprocess.run([sys.executable, "-c", script, str(kill)], cwd=tmp_path, timeout=300)
-        assert done.returncode == -9
-    done = subprocess.run([sys.executable, "-c", script, "0"], cwd=tmp_path, timeout=300)
-    assert done.returncode == 0
-    (run,) = (tmp_path / "outputs" / "digits_freeze").iterdir()
+    (place := tmp_path / "killed").mkdir()
+    for kill, code in ((3, -9), (40, -9), (0, 0)):
+        process = warm.start(place, str(kill), script=script)
+        assert process.communicate() and process.returncode == code
+    (run,) = (place / "outputs" / "digits_freeze").iterdir()
     assert_same_weights(run, solved)
     assert (run / "predictions_cv.csv").read_bytes() == (solved / "predictions_cv.csv").read_bytes()
 
@@ -195,7 +195,15 @@ def test_what_it_cannot_solve_is_refused_and_the_remedy_works(options, fix: str)
     make_plan(compose_specs([*adamw, *options]))
 
 
-def test_a_network_that_does_more_behind_its_head_is_trained_step_by_step(monkeypatch) -> None:
+@pytest.fixture
+def brief(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fit step by step has two epochs, where the plan would choose up to fifty."""
+    monkeypatch.setitem(auto._EPOCHS, "head", (2, 2))
+
+
+def test_a_network_that_does_more_behind_its_head_is_trained_step_by_step(
+    monkeypatch, brief
+) -> None:
     """The plan cannot know; the fit finds out, says so, and writes the plan anew."""
     from xfer.models.backbone import Timm
 
@@ -243,18 +251,16 @@ def test_one_image_of_a_class_is_never_held_out_and_that_is_said(tmp_path: Path)
     assert "1 images alone in their class were never held out" in (run / "run.log").read_text()
 
 
-def test_more_features_than_their_folder_may_hold_are_trained_step_by_step(tmp_path: Path) -> None:
+def test_more_features_than_their_folder_may_hold_are_trained_step_by_step(brief) -> None:
     run = xfer.run("digits_freeze", [*QUICK, "features.max_gb=0.00001"]).folder
     assert facts(run)["solved"] is None
     assert "features.max_gb" in (run / "run.log").read_text()
 
 
-def test_weights_and_balance_are_heeded() -> None:
-    plain = xfer.run("digits_freeze", QUICK).folder
+def test_weights_and_balance_are_heeded(solved: Path) -> None:
     for option in ("loss=balanced", "loss=smoothed", "data.sampler=balanced", "optim.l2=0.5"):
         other = xfer.run("digits_freeze", [*QUICK, "optim=exact", option]).folder
-        states = [load_tensors(r / "checkpoints/best.ckpt")["state_dict"] for r in (plain, other)]
+        states = [load_tensors(r / "checkpoints/best.ckpt")["state_dict"] for r in (solved, other)]
         assert not states[0]["fc.weight"].equal(states[1]["fc.weight"]), option
     assert len(table(other, "metrics.csv")) >= 1
     assert facts(other)["solved"]["chosen_by"] == "given"
-    shutil.rmtree(plain)

@@ -4,11 +4,10 @@ import csv
 import json
 import os
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
+import warm
 from pictures import folders
 from runs import assert_same, finish, in_an_epoch, kill, only_run, start, wait_for
 
@@ -16,8 +15,9 @@ import xfer
 from xfer.core.errors import ConfigError
 from xfer.core.files import file_sha256
 from xfer.core.torch_file import load_tensors
+from xfer.training.features.feature_loader import Kept
 
-SHORT = ["stages=[fit,evaluate]", "augment=standard", "trainer.max_epochs=3", "optim.lr=0.02"]
+SHORT = ["stages=[fit,evaluate]", "augment=standard", "trainer.max_epochs=2", "optim.lr=0.02"]
 
 ONE = ["features=require", "features.views=1"]
 
@@ -28,6 +28,24 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.fixture(scope="module")
+def computed(tmp_path_factory):
+    """A run on features of one view, and the cache that it has left."""
+    place = tmp_path_factory.mktemp("computed")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        patch.setenv("XFER_CACHE", str(place / "cache"))
+        return fit(*ONE).resolve(), place / "cache"
+
+
+@pytest.fixture
+def plain(computed, own_cache):
+    """That run, whose features are in the cache."""
+    run, cache = computed
+    shutil.copytree(cache, own_cache, dirs_exist_ok=True)
+    return run
+
+
 def fit(*options):
     return xfer.run("digits_sgd", [*SHORT, *options]).folder
 
@@ -36,15 +54,23 @@ def facts(run):
     return json.loads((run / "result.json").read_text())["features"]
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+VIEWS = ["features=require", "features.views=max"]
+HEAD_ONLY = ["freeze=head_only", "head=dropout"]
+LAST_STAGE = ["freeze=last_stage", "trainer.ema_decay=0.9"]
+PROBED = ["freeze=lp_ft", "freeze.probe_epochs=1"]
+
+
+# Each with or without workers; the other half of the six is slow.
 @pytest.mark.parametrize(
-    "options",
+    ("options", "workers"),
     [
-        ["freeze=head_only", "head=dropout"],
-        ["freeze=last_stage", "trainer.ema_decay=0.9", "trainer.accumulate=2"],
-        ["freeze=lp_ft", "freeze.probe_epochs=2", "trainer.clip_norm=1"],
+        (HEAD_ONLY, 2),
+        ([*LAST_STAGE, "trainer.accumulate=2"], 0),
+        ([*PROBED, "trainer.clip_norm=1"], 0),
+        pytest.param(HEAD_ONLY, 0, marks=pytest.mark.slow),
+        pytest.param([*LAST_STAGE, "trainer.accumulate=2"], 2, marks=pytest.mark.slow),
+        pytest.param([*PROBED, "trainer.clip_norm=1"], 2, marks=pytest.mark.slow),
     ],
-    ids=["head_only", "last_stage", "lp_ft"],
 )
 def test_as_many_views_as_epochs_train_bit_for_bit_as_without(options, workers):
     assert_as_without([*options, f"data.workers={workers}"])
@@ -53,49 +79,46 @@ def test_as_many_views_as_epochs_train_bit_for_bit_as_without(options, workers):
 @pytest.mark.parametrize(
     "options",
     [
-        ["freeze=head_only", "head=dropout"],
-        ["freeze=last_stage", "trainer.ema_decay=0.9"],
-        ["freeze=lp_ft", "freeze.probe_epochs=2"],
+        PROBED,  # both of the others in turn
+        pytest.param(HEAD_ONLY, marks=pytest.mark.slow),
+        pytest.param(LAST_STAGE, marks=pytest.mark.slow),
     ],
-    ids=["head_only", "last_stage", "lp_ft"],
 )
 def test_in_half_precision_they_train_bit_for_bit_as_without_too(options):
-    kept = assert_as_without([*options, "trainer.precision=bf16-mixed", "data.workers=0"])
+    half = [*options, "trainer.precision=bf16-mixed", "data.workers=0"]
+    kept = assert_as_without(half)
     assert json.loads((kept / "result.json").read_text())["precision"] == "bf16-mixed"
     assert facts(kept)["exact"] is True
+    again = fit(*half, *VIEWS)
+    assert facts(again)["hit"] is True
+    assert_same(again, kept)
 
 
 def assert_as_without(options):
-    """Without features, with new and with known ones; the run with new ones."""
+    """Without features and with new ones; the run with new ones."""
     plain = fit(*options, "features=never")
-    kept = fit(*options, "features=require", "features.views=max")
+    kept = fit(*options, *VIEWS)
     assert facts(plain)["cached"] is False
     assert facts(kept)["cached"] is True and facts(kept)["hit"] is False
-    assert facts(kept)["views"] == 3
+    assert facts(kept)["views"] == 2
     assert_same(kept, plain)
-    again = fit(*options, "features=require", "features.views=max")
-    assert facts(again)["hit"] is True
-    assert_same(again, plain)
     return kept
 
 
-def test_one_view_is_the_evaluation_view():
-    plain = fit("augment=none", "features=never")
-    kept = fit("features=require", "features.views=1")
+def test_one_view_is_the_evaluation_view(computed):
+    plain, kept = fit("augment=none", "features=never"), computed[0]
     assert facts(kept)["views"] == 1
     ours, theirs = (load_tensors(r / "checkpoints/last.ckpt")["state_dict"] for r in (plain, kept))
     # Chunks in the order of the files, where training has them shuffled: equal but for rounding.
     assert all(ours[k].allclose(v, atol=1e-5) for k, v in theirs.items())
 
 
-def test_features_serve_every_run_over_what_is_behind_the_cut():
-    fit(*ONE)
-    for options in (["optim.lr=0.5"], ["head=mlp"], ["schedule=cosine"], ["seed=3"]):
-        assert facts(fit(*ONE, *options))["hit"] is True, options
+def test_features_serve_every_run_that_differs_after_the_cut_alone(plain):
+    others = ["optim.lr=0.5", "head=mlp", "schedule=cosine", "seed=3"]
+    assert facts(fit(*ONE, *others))["hit"] is True
 
 
-def test_other_images_or_another_recipe_are_other_features():
-    fit(*ONE)
+def test_other_images_or_another_recipe_are_other_features(plain):
     assert facts(fit(*ONE, "data=digits_0_4"))["hit"] is False
 
 
@@ -104,8 +127,7 @@ def only_entry(own_cache):
     return entry
 
 
-def test_a_kept_cut_that_was_changed_is_found_again(own_cache):
-    plain = fit(*ONE)
+def test_a_kept_cut_that_was_changed_is_found_again(own_cache, plain):
     (kept,) = (own_cache / "features" / "cuts").glob("*.json")
     proved = json.loads(kept.read_text())
     changed = json.loads(kept.read_text())
@@ -116,8 +138,7 @@ def test_a_kept_cut_that_was_changed_is_found_again(own_cache):
 
 
 @pytest.mark.parametrize("harm", ["flipped", "cut", "foreign"])
-def test_an_entry_that_is_not_what_it_was_is_computed_again(own_cache, harm):
-    plain = fit(*ONE)
+def test_an_entry_that_is_not_what_it_was_is_computed_again(own_cache, plain, harm):
     entry = only_entry(own_cache)
     content = bytearray(entry.read_bytes())
     if harm == "flipped":
@@ -132,8 +153,7 @@ def test_an_entry_that_is_not_what_it_was_is_computed_again(own_cache, harm):
     assert_same(kept, plain)
 
 
-def test_an_entry_of_another_network_under_a_good_manifest_is_computed_again(own_cache):
-    plain = fit(*ONE)
+def test_an_entry_of_another_network_under_a_good_manifest_is_computed_again(own_cache, plain):
     entry = only_entry(own_cache)
     with entry.open("r+b") as stream:
         stream.seek(128)
@@ -148,8 +168,7 @@ def test_an_entry_of_another_network_under_a_good_manifest_is_computed_again(own
     assert_same(kept, plain)
 
 
-def test_validation_in_another_order_under_a_good_manifest_is_computed_again(own_cache):
-    plain = fit(*ONE)
+def test_validation_in_another_order_under_a_good_manifest_is_computed_again(own_cache, plain):
     for manifest in (own_cache / "features").glob("*.json"):
         facts_of_entry = json.loads(manifest.read_text())
         if facts_of_entry["shape"][0] == 179:
@@ -190,17 +209,16 @@ def test_views_that_would_push_each_other_out_are_not_kept():
         fit("features=require", *small)
 
 
-def test_features_that_another_process_has_removed_are_still_told(monkeypatch, own_cache):
-    enter = xfer.feed.Kept.prepare
+def test_features_that_another_process_has_removed_still_count(monkeypatch, own_cache, computed):
+    enter = Kept.prepare
 
     def prepare(self, epoch):
         enter(self, epoch)
         for file in (own_cache / "features").glob("*.npy"):
             file.unlink()
 
-    whole = facts(fit(*ONE))["bytes"]
-    shutil.rmtree(own_cache / "features")
-    monkeypatch.setattr(xfer.feed.Kept, "prepare", prepare)
+    whole = facts(computed[0])["bytes"]
+    monkeypatch.setattr(Kept, "prepare", prepare)
     assert facts(fit(*ONE))["bytes"] == whole > 0
 
 
@@ -211,15 +229,8 @@ def test_a_prefix_that_trains_or_adapts_is_not_cut(options):
 
 
 def test_two_processes_compute_one_entry(tmp_path, own_cache):
-    options = [*SHORT, "experiment=digits_sgd", *ONE]
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    runs = [
-        subprocess.Popen(
-            [sys.executable, "-m", "xfer", *options, f"run.dir={tmp_path / name}"],
-            cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )
-        for name in ("a", "b")
-    ]  # fmt: skip
+    options = [*SHORT, "experiment=digits_sgd", *ONE, "trainer.max_epochs=1"]
+    runs = [warm.start(tmp_path, *options, f"run.dir={tmp_path / name}") for name in ("a", "b")]
     for run in runs:
         finish(run)
     assert len(list((own_cache / "features").glob("*.npy"))) == 2
@@ -262,17 +273,13 @@ main()
 """
 
 
-@pytest.mark.parametrize("last", [3, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("last", [2, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_run_killed_behind_an_epoch_says_the_same_of_its_features(tmp_path, last):
     options = [*SHORT, "features=require", "features.views=max", "checkpoint.resume=auto"]
     script = KILLED.replace("LAST", str(last))
-    killed = subprocess.run(
-        [sys.executable, "-c", script, *options, "run.dir=killed"],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        check=False,
-    )
-    assert killed.returncode == -9, killed.stderr
+    killed = warm.start(tmp_path, *options, "run.dir=killed", script=script)
+    output, _ = killed.communicate()
+    assert killed.returncode == -9, output
     run = fit(*options, "run.dir=killed")
     shutil.rmtree(os.environ["XFER_CACHE"])
     whole = fit(*options, "run.dir=whole")
@@ -305,7 +312,12 @@ def no_images(*_):
     raise AssertionError("images are decoded again")
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+# The digits have a resnet, half precision below has a squeezenet, and the cut of a googlenet is
+# proved in test_features_cut.py.
+SLOW = [pytest.param(f, marks=pytest.mark.slow) for f in ("resnet18", "squeezenet", "googlenet")]
+
+
+@pytest.mark.parametrize("family", ["vit", *SLOW])
 def test_what_was_trained_on_features_is_evaluated_on_them_bit_for_bit(
     family, tmp_path, monkeypatch
 ):

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import warm
 from runs import OPTIONS, assert_same, only_run
 
 from xfer.data.sampler import batches
@@ -78,15 +77,9 @@ def run(
 
 def ended(folder: Path, script: str, *options: str) -> tuple[int, str]:
     folder.mkdir(exist_ok=True)
-    done = subprocess.run(
-        [sys.executable, "-c", script, *options],
-        cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return done.returncode, done.stdout + done.stderr
+    process = warm.start(folder, *options, script=script)
+    said, _ = process.communicate()
+    return process.wait(0), said
 
 
 @pytest.fixture(scope="module")

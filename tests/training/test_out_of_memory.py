@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+import warm
 
 from xfer.core.errors import OutOfMemory
 from xfer.core.memory import ran_out, too_large
@@ -59,21 +58,16 @@ main()
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs limits of the address space")
 def test_a_batch_that_is_too_large_ends_with_the_size_that_fits_and_that_one_trains(tmp_path: Path):
-    def run(size: int) -> subprocess.CompletedProcess[str]:
+    def run(size: int) -> tuple[int, str]:
         options = ["experiment=digits_finetune", "stages=[fit]", "trainer.max_epochs=1"]
         options += [f"data.batch_size={size}", "backbone.image_size=64"]
-        return subprocess.run(
-            [sys.executable, "-c", LIMITED.replace("ROOM", "800"), *options],
-            cwd=tmp_path,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        process = warm.start(tmp_path, *options, script=LIMITED.replace("ROOM", "800"))
+        said, _ = process.communicate()
+        return process.wait(0), said
 
-    found = run(700)
-    assert found.returncode == 8, found.stderr[-2000:]
-    (line,) = [line for line in found.stderr.splitlines() if line.startswith("xfer: error")]
+    code, said = run(700)
+    assert code == 8, said[-2000:]
+    (line,) = [line for line in said.splitlines() if line.startswith("xfer: error")]
     size = re.search(r"E801: data\.batch_size: .*700.*type data\.batch_size=(\d+),", line)
     assert size, line
-    assert run(int(size[1])).returncode == 0
+    assert run(int(size[1]))[0] == 0

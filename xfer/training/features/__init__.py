@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Gt
 
-from xfer.core.files import cache_dir
+from xfer.core import files
 
 Use = Literal["never", "auto", "require"]
 UNCACHED = {"cached": False, "hit": None, "views": None}
@@ -60,4 +60,4 @@ class Require(Auto):
 
 def folder(asked: str | None) -> Path:
     """Where features are kept."""
-    return Path(asked).expanduser() if asked else cache_dir() / "features"
+    return Path(asked).expanduser() if asked else files.cache_dir() / "features"
