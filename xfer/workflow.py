@@ -95,7 +95,9 @@ def _run(specs: Specs) -> Result:
             check_space(plan, folder)
             write_plan(plan, folder)
             work = Work(specs, plan, folder, time.perf_counter() - began, began)
-            return Result(folder, plan.facts, _stages(work, earlier))
+            result = Result(folder, plan.facts, _stages(work, earlier))
+        log.info(f"everything is in {printable(folder)}")
+        return result
     finally:
         close_log()
 
@@ -133,7 +135,8 @@ def _alone(specs: Specs, began: float) -> Result:
         write_text(folder / "config.yaml", yaml_text(specs.config))
         result = outcome_of_file(specs, model.path, *predict(specs, model, folder, began))
         write_json(folder / "result.json", result)
-        return Result(folder, plan, result)
+    log.info(f"everything is in {printable(folder)}")
+    return Result(folder, plan, result)
 
 
 def _stages(work: Work, earlier: Earlier | None) -> Plain | None:

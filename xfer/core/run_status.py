@@ -59,7 +59,6 @@ def recorded(folder: Path, goes_on: bool = False) -> Iterator[None]:
         files = {str(p.relative_to(folder)): file_sha256(p) for p in entries(folder)}
         stop.waits = True  # what is finished cannot be stopped any more
         Status("finished", 0, 0, last_good_checkpoint=_last_good(folder), files=files).write(folder)
-        log.info(f"everything is in {printable(folder)}")
     except BaseException as error:
         # Who stops a whole sweep reaches a job twice: how it ends must still be written.
         stop.waits = True
