@@ -27,8 +27,8 @@ from xfer.training.features.feature_dir import Slot, locked
 HOLDS = """
 import multiprocessing, sys, time
 from pathlib import Path
-from xfer.data.image import _alone
-from xfer.plan.resume import lock
+from xfer.data.scan import _alone
+from xfer.core.run_folder import lock
 from xfer.training.features.feature_dir import Slot, locked
 import fcntl
 

@@ -214,7 +214,7 @@ def test_the_first_failure_ends_the_sweep_where_that_is_asked_for(tmp_path: Path
 OUTLIVES = """
 import sys, time
 from pathlib import Path
-from xfer.plan.resume import lock
+from xfer.core.run_folder import lock
 time.sleep(1)
 folder = Path(sys.argv[1])
 held = lock(folder)
