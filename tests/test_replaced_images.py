@@ -36,13 +36,13 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def behind_the_plan(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -> None:
     """Do something once the plan stands, before any image is used."""
-    write = workflow._write_plan
+    write = workflow.write_plan
 
     def then(*arguments: object) -> None:
         write(*arguments)  # type: ignore[arg-type]
         act()
 
-    monkeypatch.setattr(workflow, "_write_plan", then)
+    monkeypatch.setattr(workflow, "write_plan", then)
 
 
 def replaced(path: Path) -> Callable[[], None]:
@@ -93,10 +93,10 @@ def test_the_command_ends_with_exit_3_and_one_line(root: Path) -> None:
     # The command itself, with the image replaced behind the plan.
     code = (
         "import xfer.__main__ as m; from xfer import workflow;"
-        "from PIL import Image; write = workflow._write_plan\n"
+        "from PIL import Image; write = workflow.write_plan\n"
         "def then(*given):\n"
         f"    write(*given); Image.new('RGB', (24, 16)).save({str(path)!r})\n"
-        "workflow._write_plan = then; m.main()"
+        "workflow.write_plan = then; m.main()"
     )
     typed = [f"data.root={root}", *OPTIONS, *RUNS["with a worker"], "stages=[fit,evaluate]"]
     done = subprocess.run(
