@@ -21,7 +21,7 @@ from xfer.backbone import Timm, Torchvision
 from xfer.errors import ConfigError
 from xfer.freeze import Layout, Policy, apply, audit, ever, frozen, hashes, hold, layout
 from xfer.help import config_dir
-from xfer.optim import AdamW, groups
+from xfer.optim import AdamW
 from xfer.types import Backbone
 
 SWIN = {"depths": (1, 1, 1, 1), "embed_dim": 24, "num_heads": (1, 2, 4, 8)}
@@ -89,7 +89,7 @@ def test_a_step_in_each_phase_moves_what_trains_and_nothing_else(option: str, fa
             chosen.phases(known, 24)
         return
     phases = chosen.phases(known, 24)
-    optimizer = OPTIONS.build(groups(net, ever(phases), OPTIONS))
+    optimizer = OPTIONS.build(OPTIONS.groups(net, ever(phases)))
     for i, phase in enumerate(phases):
         apply(net, phase.rows)
         for group in optimizer.param_groups:

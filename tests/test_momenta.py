@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 from xfer.errors import ConfigError, WeightsError
 from xfer.momenta import Loaded, load
 from xfer.network import fill
-from xfer.optim import AdamW, Options, Sgd, Timm, Torch, groups
+from xfer.optim import AdamW, Options, Sgd, Timm, Torch
 from xfer.source.optimizer import TorchState, trainable
 from xfer.storage import load_tensors
 from xfer.weights import Momenta
@@ -62,7 +62,7 @@ def train(net: nn.Module, optimizer: torch.optim.Optimizer, steps: list[Batch]) 
 
 def ours(net: nn.Module, spec: Any) -> torch.optim.Optimizer:
     multiples = {n: (float(p.requires_grad),) for n, p in net.named_parameters()}
-    optimizer: torch.optim.Optimizer = spec.build(groups(net, multiples, spec))
+    optimizer: torch.optim.Optimizer = spec.build(spec.groups(net, multiples))
     return optimizer
 
 
