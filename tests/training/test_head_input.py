@@ -101,6 +101,40 @@ def test_what_is_folded_gives_the_answers_of_what_trained() -> None:
         assert torch.allclose(net(images), wanted, atol=1e-3)
 
 
+class Cosine(nn.Linear):
+    """Computes otherwise than the layer that it is derived from."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        weight = nn.functional.normalize(self.weight, dim=1)
+        return nn.functional.linear(nn.functional.normalize(images, dim=1), weight)
+
+
+@pytest.mark.parametrize("layer", [nn.Linear(4, 2, bias=False), Cosine(4, 2), nn.Identity()])
+def test_a_layer_that_nothing_can_be_folded_into_is_left_alone(layer: nn.Module) -> None:
+    net = nn.ModuleDict({"head": nn.Sequential(layer, nn.Linear(2, 2))})
+    expected = "head.1" if isinstance(layer, nn.Identity) else None
+    assert first_layer(net, "head") == expected
+
+
+def test_a_head_without_a_bias_is_trained_on_raw_input(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("XFER_ALLOW", "mine")
+    (tmp_path / "mine.py").write_text(
+        "from dataclasses import dataclass\n\n\n@dataclass(frozen=True)\nclass Bare:\n"
+        "    def build(self, old, classes):\n        from torch import nn\n\n"
+        "        return nn.Linear(old.in_features, classes, bias=False)\n"
+    )
+    options = ["head._target_=mine.Bare", "optim=sgd", "optim.lr=0.1", "trainer.max_epochs=1"]
+    result = xfer.run("digits_freeze", [*options, "stages=[fit]"])
+    out = capsys.readouterr().out
+    assert "the head's input is not standardised: the first layer of 'fc'" in out
+    state = read_snapshot(result.folder / "checkpoints" / "best.ckpt").state
+    assert "fc.bias" not in state and state["fc.weight"].abs().sum() > 0
+
+
 def test_a_feature_that_is_constant_is_left_alone() -> None:
     net = nn.Sequential(nn.Linear(3, 2))
     found = moments(net, ["0"], [torch.tensor([[1.0, 190.0, 0.0], [3.0, 190.0, 0.0]])])

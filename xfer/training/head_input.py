@@ -22,10 +22,15 @@ _CONSTANT = 1e-6  # of the mean: what varies less is constant
 
 
 def first_layer(net: nn.Module, head: str) -> str | None:
-    """The path of the head's first layer that has a weight: linear, or a convolution of 1 x 1."""
+    """The path of the head's first layer that has a weight: linear, or a convolution of 1 x 1.
+
+    ``None`` where there is none, or one that computes otherwise or has no bias: a class derived
+    from these, as in a head of one's own, into which no mean and deviation can be folded.
+    """
     for name, module in net.get_submodule(head).named_modules():
         if isinstance(module, nn.Linear | nn.Conv2d):
-            return f"{head}.{name}" if name else head
+            plain = type(module) in (nn.Linear, nn.Conv2d) and module.bias is not None
+            return (f"{head}.{name}" if name else head) if plain else None
     return None
 
 

@@ -58,7 +58,13 @@ def prepare_head(plan: Plan, net: nn.Module) -> Standard:
 
 def _moments(plan: Plan, frozen: Frozen, kept: Kept | None) -> Standard:
     net = frozen.net
-    paths = [path for head in plan.layout.heads if (path := first_layer(net, head))]
+    layers = {head: first_layer(net, head) for head in plan.layout.heads}
+    for head in (head for head, path in layers.items() if path is None):
+        why = f"the first layer of '{head}' is no plain linear one with a bias"
+        log.info(f"the head's input is not standardised: {why}")
+    paths = [path for path in layers.values() if path]
+    if not paths:
+        return {}
     if kept is None:
         return moments(net, paths, _images(plan, frozen.device))
     own, tail = kept.train[None], Tail(net, kept.cut)
