@@ -196,6 +196,17 @@ def test_no_two_modules_have_one_name() -> None:
     assert {name for name in last if last.count(name) > 1} == set()
 
 
+def test_no_module_hides_a_name_of_its_package() -> None:
+    """Python binds a module in its package when it is imported, over whatever has that name."""
+    for file in PACKAGE.rglob("__init__.py"):
+        modules_here = {path.stem for path in file.parent.iterdir()}
+        for node in ast.parse(file.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ImportFrom):
+                handed = {a.asname or a.name for a in node.names if node.module != named(file)}
+                beside = {str(node.module).rpartition(".")[2]}  # it is bound first, then the name
+                assert handed & modules_here <= beside, file
+
+
 def test_no_module_is_a_drawer_for_everything() -> None:
     drawers = {"utils", "helpers", "common", "misc", "base"}
     assert {p for name in NAMES for p in name.split(".")} & drawers == set()
