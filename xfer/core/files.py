@@ -6,21 +6,21 @@ place of a file that is written to would lead out of the folder.
 
 from __future__ import annotations
 
-import csv
 import errno
-import hashlib
 import io
 import json
 import os
 import stat
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from xfer.core.errors import OutputError
-from xfer.core.types import Plain
+
+# No more than --help needs, which reads its pages through here.
+if TYPE_CHECKING:
+    from xfer.core.types import Plain
 
 LARGEST = 1 << 28
 """Bytes of a text file, unless its reader says otherwise."""
@@ -143,6 +143,8 @@ def path_problem(text: str) -> str:
 
 def file_sha256(path: Path) -> str:
     """The sha256 of a regular file's bytes, in hex. Raises OSError for anything else."""
+    import hashlib
+
     with open_to_read(path) as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
@@ -153,6 +155,8 @@ def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
     The bytes and the folder entry are synced before this returns, so a kill at any moment
     leaves the old file or the new one. Raises OutputError when the folder cannot be written.
     """
+    import tempfile
+
     part: Path | None = None
     try:
         with output_errors(path):
@@ -199,6 +203,8 @@ def write_json(path: Path, facts: object) -> None:
 
 def write_rows(path: Path, rows: Sequence[Plain]) -> None:
     """Write ``rows`` as CSV, atomically; the first has every column, and ``None`` is left empty."""
+    import csv
+
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()
