@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import subprocess
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,7 +14,6 @@ import pytest
 
 import xfer
 from xfer import workflow
-from xfer.core import files
 from xfer.core.checksum import sealed
 from xfer.core.errors import OutputError
 from xfer.core.files import file_sha256
@@ -56,7 +56,7 @@ WRITERS = [
 
 def full_at(name: str, disk: Path, patch: pytest.MonkeyPatch) -> None:
     """Fill the disk at the moment when the file is begun; for some the second time."""
-    original, seen = files.tempfile.mkstemp, []
+    original, seen = tempfile.mkstemp, []
 
     def mkstemp(prefix, **options):
         if prefix.startswith((f".{name}.", name)):
@@ -65,7 +65,7 @@ def full_at(name: str, disk: Path, patch: pytest.MonkeyPatch) -> None:
                 fill(disk)
         return original(prefix=prefix, **options)
 
-    patch.setattr(files.tempfile, "mkstemp", mkstemp)
+    patch.setattr(tempfile, "mkstemp", mkstemp)
 
 
 def begin_or_resume(run: Path) -> None:
