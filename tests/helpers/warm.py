@@ -34,6 +34,10 @@ def warm() -> None:
     """Import all that a run does, once for all of them."""
     for module in IMPORTED:
         importlib.import_module(module)
+    import torch
+
+    # A process that has used OpenMP's threads forks children that wait for them for ever.
+    torch.set_num_threads(1)
 
 
 class Server:
