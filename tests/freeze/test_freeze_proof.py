@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from xfer.core.errors import XferError
-from xfer.freeze import Phase, Row, apply, audit, ever, frozen, hashes, verdict
+from xfer.freeze import ParameterRow, Phase, apply, audit, ever, frozen, hashes, verdict
 
 
 def phases(*columns: dict[str, float]) -> list[Phase]:
@@ -18,7 +18,7 @@ def phases(*columns: dict[str, float]) -> list[Phase]:
     return [
         Phase(
             tuple(
-                Row(f"{layer}.{kind}", layer == "2", lr)
+                ParameterRow(f"{layer}.{kind}", layer == "2", lr)
                 for layer, lr in column.items()
                 for kind in ("weight", "bias")
             ),

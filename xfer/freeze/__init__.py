@@ -6,19 +6,28 @@ inference mode, as in Keras: no gradient, no dropout, no moving statistics.
 
 from xfer.freeze.apply import apply, batch_norms, hold, lone_norm
 from xfer.freeze.audit import audit, check_read
-from xfer.freeze.lora import Lora
-from xfer.freeze.policy import BatchNorm, Policy
+from xfer.freeze.policies import (
+    Discriminative,
+    FirstN,
+    Gradual,
+    LastStage,
+    Later,
+    LayerDecay,
+    Lora,
+    LpFt,
+    Policy,
+    Rule,
+    Rules,
+    UpTo,
+)
 from xfer.freeze.proof import frozen, hashes, verdict
-from xfer.freeze.rows import Layout, Phase, Row, ever
-from xfer.freeze.rules import Freeze, Later, Rule
-from xfer.freeze.staged import Discriminative, FirstN, Gradual, LastStage, LayerDecay, LpFt, UpTo
+from xfer.freeze.rows import BatchNorm, Layout, ParameterRow, Phase, ever
 from xfer.freeze.stages import layout, stages
 
 __all__ = [
     "BatchNorm",
     "Discriminative",
     "FirstN",
-    "Freeze",
     "Gradual",
     "LastStage",
     "Later",
@@ -26,10 +35,11 @@ __all__ = [
     "Layout",
     "Lora",
     "LpFt",
+    "ParameterRow",
     "Phase",
     "Policy",
-    "Row",
     "Rule",
+    "Rules",
     "UpTo",
     "apply",
     "audit",

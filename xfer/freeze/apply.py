@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from xfer.freeze.policy import BatchNorm
-from xfer.freeze.rows import Row
+from xfer.freeze.rows import BatchNorm, ParameterRow
 
 if TYPE_CHECKING:
     from torch import nn
 
 
-def apply(net: nn.Module, rows: Sequence[Row]) -> None:
+def apply(net: nn.Module, rows: Sequence[ParameterRow]) -> None:
     """Set ``requires_grad`` of every parameter from the rows of a phase."""
     trains = {row.name: not row.frozen for row in rows}
     for name, parameter in net.named_parameters():
@@ -28,8 +27,8 @@ def hold(net: nn.Module, batch_norm: BatchNorm = "eval") -> None:
     with ``train``.
     """
     norms = [module for _, module in batch_norms(net)] if batch_norm != "eval" else []
-    aside = {id(p) for module in norms for p in module.parameters()}
-    _hold(net, aside if batch_norm == "train" else set())
+    ignored = {id(p) for module in norms for p in module.parameters()}
+    _hold(net, ignored if batch_norm == "train" else set())
     for _, module in resting(net, {id(p) for p in net.parameters() if not p.requires_grad}):
         module.eval()
     for module in norms:
@@ -37,25 +36,22 @@ def hold(net: nn.Module, batch_norm: BatchNorm = "eval") -> None:
         module.training = True
 
 
-def _hold(net: nn.Module, aside: set[int]) -> None:
-    parameters = _counted(net, aside)
-    if not parameters:
-        return
-    if not any(p.requires_grad for p in parameters):
+def _hold(net: nn.Module, ignored: set[int]) -> bool | None:
+    """Whether ``net`` is wholly frozen; ``None`` without a parameter that counts."""
+    gradients = [p.requires_grad for p in net.parameters() if id(p) not in ignored]
+    if not gradients:
+        return None
+    if not any(gradients):
         net.eval()
-        return
-    before_frozen = False
+        return True
+    next_is_frozen = False
     for child in reversed(list(net.children())):
-        own = _counted(child, aside)
-        if own:
-            before_frozen = not any(p.requires_grad for p in own)
-            _hold(child, aside)
-        elif before_frozen:
+        frozen = _hold(child, ignored)
+        if frozen is not None:
+            next_is_frozen = frozen
+        elif next_is_frozen:
             child.eval()
-
-
-def _counted(module: nn.Module, aside: set[int]) -> list[nn.Parameter]:
-    return [p for p in module.parameters() if id(p) not in aside]
+    return False
 
 
 def resting(net: nn.Module, frozen: Collection[int]) -> Iterator[tuple[str, nn.Module]]:
@@ -65,30 +61,23 @@ def resting(net: nn.Module, frozen: Collection[int]) -> Iterator[tuple[str, nn.M
 
     No row speaks of such a module, so that its statistics would move unseen.
     """
-    anything = bool(frozen)
-    return _resting(net, "", frozen, (anything, anything))
+    return _resting(net, "", frozen, (bool(frozen), bool(frozen)))
 
 
 def _resting(
-    module: nn.Module, path: str, frozen: Collection[int], beside: tuple[bool, bool]
+    module: nn.Module, prefix: str, frozen: Collection[int], beside: tuple[bool, bool]
 ) -> Iterator[tuple[str, nn.Module]]:
-    """``beside``: whether something before and behind ``module`` is frozen."""
-    children = list(module.named_children())
-    found = [_holds_frozen(child, frozen) for _, child in children]
-    for i, (name, child) in enumerate(children):
-        before = next((f for f in reversed(found[:i]) if f is not None), beside[0])
-        behind = next((f for f in found[i + 1 :] if f is not None), beside[1])
-        own = f"{path}.{name}" if path else name
-        if found[i] is not None:
-            yield from _resting(child, own, frozen, (before, behind))
-        elif (before or behind) and any(True for _ in child.buffers()):
-            yield own, child
-
-
-def _holds_frozen(module: nn.Module, frozen: Collection[int]) -> bool | None:
-    """``None`` for a module without parameters."""
-    parameters = list(module.parameters())
-    return any(id(p) in frozen for p in parameters) if parameters else None
+    """``beside``: whether something before and after ``module`` is frozen."""
+    children = [(name, child, list(child.parameters())) for name, child in module.named_children()]
+    # None for a child without parameters.
+    states = [any(id(p) in frozen for p in ps) if ps else None for _, _, ps in children]
+    for i, (name, child, parameters) in enumerate(children):
+        before = next((s for s in reversed(states[:i]) if s is not None), beside[0])
+        after = next((s for s in states[i + 1 :] if s is not None), beside[1])
+        if parameters:
+            yield from _resting(child, f"{prefix}{name}.", frozen, (before, after))
+        elif (before or after) and any(True for _ in child.buffers()):
+            yield prefix + name, child
 
 
 def batch_norms(net: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -101,25 +90,28 @@ def batch_norms(net: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def lone_norm(
-    net: nn.Module, phases: Sequence[Sequence[Row]], keep: BatchNorm, size: tuple[int, int]
+    net: nn.Module,
+    phases: Sequence[Sequence[ParameterRow]],
+    batch_norm: BatchNorm,
+    size: tuple[int, int],
 ) -> str | None:
     """The first BatchNorm that trains in one of ``phases`` (their rows) and gets one value a
     channel from one image of ``size`` (height, width), of which torch takes no deviation; ``None``
     where there is none. ``net`` is used up."""
     import torch
 
-    found: list[str] = []
+    lone: list[str] = []
 
     def look(name: str, module: nn.Module, given: Any) -> None:
         if module.training and given[0].numel() == given[0].shape[1]:
-            found.append(name)
+            lone.append(name)
             module.eval()  # so that it does not raise
 
     for name, module in batch_norms(net):
         module.register_forward_pre_hook(lambda m, given, name=name: look(name, m, given))
     for rows in phases:
         apply(net, rows)
-        hold(net.train(), keep)
+        hold(net.train(), batch_norm)
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             net(torch.zeros(1, 3, *size))
-    return found[0] if found else None
+    return lone[0] if lone else None

@@ -47,10 +47,27 @@ def audit(
             "weight_decay": float(group.get("weight_decay", 0)),
             "tensors": len(group["params"]),
             "parameters": sum(p.numel() for p in group["params"]),
-            "names": own[:3],
+            "names": members[:3],
         }
-        for group, own in zip(optimizer.param_groups, groups, strict=True)
+        for group, members in zip(optimizer.param_groups, groups, strict=True)
     ]
+
+
+def _check_groups(groups: Sequence[Sequence[str]], multiples: dict[str, tuple[float, ...]]) -> None:
+    count = Counter(name for group in groups for name in group)
+    for name in count:
+        if not any(multiples.get(name, ())):
+            raise _broken(f"'{name}' never trains and is in an optimizer group")
+    for name, by_phase in multiples.items():
+        if any(by_phase) and count[name] != 1:
+            raise _broken(f"'{name}' trains and is in {count[name]} optimizer groups")
+    for group in groups:
+        if len({multiples[name] for name in group}) > 1:
+            raise _broken(f"the optimizer group of '{group[0]}' mixes learning-rate multiples")
+
+
+def _broken(what: str) -> XferError:
+    return XferError("freeze", what, "report this bug", 2)
 
 
 def check_read(
@@ -64,20 +81,3 @@ def check_read(
             weight = name.rpartition("_lora_")[0]
             what = f"the network never reads '{weight}', so that its adapter learns nothing"
             raise ConfigError("freeze.targets", what, "write a pattern that leaves it out", 32)
-
-
-def _check_groups(groups: Sequence[Sequence[str]], multiples: dict[str, tuple[float, ...]]) -> None:
-    found = Counter(name for group in groups for name in group)
-    for name in found:
-        if not any(multiples.get(name, ())):
-            raise _broken(f"'{name}' never trains and is in an optimizer group")
-    for name, over in multiples.items():
-        if any(over) and found[name] != 1:
-            raise _broken(f"'{name}' trains and is in {found[name]} optimizer groups")
-    for group in groups:
-        if len({multiples[name] for name in group}) > 1:
-            raise _broken(f"the optimizer group of '{group[0]}' mixes learning-rate multiples")
-
-
-def _broken(what: str) -> XferError:
-    return XferError("freeze", what, "report this bug", 2)

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import Literal
 
 from xfer.core.errors import ConfigError
 from xfer.models.adapters import Matrix, factors
 
+BatchNorm = Literal["eval", "adapt", "train"]
+
 
 @dataclass(frozen=True)
-class Row:
+class ParameterRow:
     """One parameter: its name, whether it is the head's, and its learning-rate multiple."""
 
     name: str
@@ -32,7 +35,7 @@ class Phase:
     when that is ``None``, after ``patience`` epochs without a new best of the monitored metric.
     """
 
-    rows: tuple[Row, ...]
+    rows: tuple[ParameterRow, ...]
     start: int | None
     patience: int | None
     name: str
@@ -60,19 +63,20 @@ class Layout:
     def adapted(self, weights: Collection[str], names: Sequence[str]) -> Layout:
         """The layout once ``weights`` have adapters, and the network's parameters are ``names``.
         The factors belong to the stage of their weight."""
+        stages = tuple(
+            (stage, (*members, *(f for n in members if n in weights for f in factors(n))))
+            for stage, members in self.stages
+        )
+        adapters = tuple(name for weight in weights for name in factors(weight))
+        return replace(self, names=tuple(names), stages=stages, adapters=adapters)
 
-        def grown(own: Sequence[str]) -> tuple[str, ...]:
-            return (*own, *(f for name in own if name in weights for f in factors(name)))
-
-        stages = tuple((stage, grown(own)) for stage, own in self.stages)
-        found = tuple(name for weight in weights for name in factors(weight))
-        return replace(self, names=tuple(names), stages=stages, adapters=found)
-
-    def rows(self, head: float, stages: Sequence[float]) -> tuple[Row, ...]:
+    def rows(self, head: float, stages: Sequence[float]) -> tuple[ParameterRow, ...]:
         """Rows with one multiple for the head and one a stage."""
         parts = zip(self.stages, stages, strict=True)
-        found = {name: float(lr) for (_, names), lr in parts for name in names}
-        return tuple(Row(n, self.in_head(n), found.get(n, float(head))) for n in self.names)
+        multiples = {name: float(lr) for (_, names), lr in parts for name in names}
+        return tuple(
+            ParameterRow(n, self.in_head(n), multiples.get(n, float(head))) for n in self.names
+        )
 
 
 def ever(phases: Sequence[Phase]) -> dict[str, tuple[float, ...]]:
@@ -85,38 +89,27 @@ def checked(phases: Sequence[Phase], epochs: int) -> tuple[Phase, ...]:
     """``phases``. Raises ConfigError where one trains nothing or can never begin."""
     for phase in phases:
         if all(row.frozen for row in phase.rows):
-            told = f"leaves nothing to train in phase '{phase.name}'" if phases[1:] else ""
-            what = told or "leaves nothing to train"
+            which = f" in phase '{phase.name}'" if phases[1:] else ""
+            what = f"leaves nothing to train{which}"
             raise ConfigError("freeze", what, "give the head or a stage an lr above 0", 34)
     for before, phase in pairwise(phases):
-        _check_order(before, phase)
+        if phase.start is None:
+            continue
+        if before.start is None:
+            what = (
+                f"phase '{phase.name}' starts at an epoch, but '{before.name}' before it waits for "
+                "the metric"
+            )
+            raise ConfigError("freeze", what, "give it patience as well", 37)
+        if phase.start <= before.start:
+            what = (
+                f"phase '{phase.name}' starts at epoch {phase.start}, not after '{before.name}', "
+                f"which starts at {before.start}"
+            )
+            raise ConfigError("freeze", what, "let the starts increase", 37)
     last = max(phases, key=lambda phase: phase.start or 0)
     if (start := last.start or 0) >= epochs:
-        raise ConfigError(
-            "freeze",
-            f"phase '{last.name}' would start at epoch {start}, counted from 0, of {epochs}",
-            f"type trainer.max_epochs={start + 1} or more, or start it earlier",
-            38,
-        )
+        what = f"phase '{last.name}' would start at epoch {start}, counted from 0, of {epochs}"
+        fix = f"type trainer.max_epochs={start + 1} or more, or start it earlier"
+        raise ConfigError("freeze", what, fix, 38)
     return tuple(phases)
-
-
-def _check_order(before: Phase, phase: Phase) -> None:
-    if phase.start is None:
-        return
-    if before.start is None:
-        raise ConfigError(
-            "freeze",
-            f"phase '{phase.name}' starts at an epoch, behind '{before.name}', which waits for "
-            "the metric",
-            "give it patience as well",
-            37,
-        )
-    if phase.start <= before.start:
-        raise ConfigError(
-            "freeze",
-            f"phase '{phase.name}' starts at epoch {phase.start}, not after '{before.name}', "
-            f"which starts at {before.start}",
-            "let the starts increase",
-            37,
-        )

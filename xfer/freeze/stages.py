@@ -27,15 +27,15 @@ def layout(module: nn.Module, heads: Iterable[str]) -> Layout:
     names = tuple(name for name, _ in module.named_parameters())
     norms = norm_parameters(module)
     of_batch = {path for path, _ in batch_norms(module)}
-    found = Layout(
+    known = Layout(
         names,
         heads,
         stages(module, heads),
         tuple(name for name in names if name in norms),
         tuple(name for name in names if name.rpartition(".")[0] in of_batch),
     )
-    outside = (matrix for matrix in matrices(module) if not found.in_head(matrix.name))
-    return replace(found, matrices=tuple(outside))
+    outside = (matrix for matrix in matrices(module) if not known.in_head(matrix.name))
+    return replace(known, matrices=tuple(outside))
 
 
 def stages(module: nn.Module, heads: Iterable[str]) -> Stages:
@@ -60,10 +60,13 @@ def _of_timm(module: nn.Module, names: Sequence[str]) -> list[tuple[str, list[st
         matcher = module.group_matcher(coarse=True)  # type: ignore[operator]
     except (AssertionError, NotImplementedError):  # some know fine groups only
         return []
-    found = group_parameters(module, matcher).values()
     wanted = set(names)
-    groups = [own for group in found if (own := [n for n in group if n in wanted])]
-    return [(name, group) for name, group in zip(_named(module, groups), groups, strict=True)]
+    groups = [
+        members
+        for group in group_parameters(module, matcher).values()
+        if (members := [n for n in group if n in wanted])
+    ]
+    return list(zip(_named(module, groups), groups, strict=True))
 
 
 def _named(module: nn.Module, groups: Sequence[Sequence[str]]) -> Iterator[str]:
@@ -75,10 +78,9 @@ def _named(module: nn.Module, groups: Sequence[Sequence[str]]) -> Iterator[str]:
         for path in _paths(name):
             owners.setdefault(path, set()).add(group_of.get(name, -1))
     for i, group in enumerate(groups):
-        own = Counter(next(p for p in _paths(name) if len(owners[p]) == 1) for name in group)
-        yield (
-            "stem" if i == 0 and len(own) > 1 and "stem" not in owners else own.most_common()[0][0]
-        )
+        paths = Counter(next(p for p in _paths(name) if len(owners[p]) == 1) for name in group)
+        is_stem = i == 0 and len(paths) > 1 and "stem" not in owners
+        yield "stem" if is_stem else paths.most_common()[0][0]
 
 
 def _paths(name: str) -> list[str]:
@@ -91,8 +93,8 @@ def _of_tree(
 ) -> Iterator[tuple[str, list[str]]]:
     """Pairs of a child's path and its parameters below ``names``; the path is empty for
     parameters that ``module`` itself owns."""
-    if own := [n for n in names if n.rpartition(".")[0] == path]:
-        yield "", own
+    if direct := [n for n in names if n.rpartition(".")[0] == path]:
+        yield "", direct
     below = {
         start: (child, [n for n in names if n.startswith(start)])
         for name, child in module.named_children()
@@ -114,17 +116,17 @@ def _holds(start: str, heads: Iterable[str]) -> bool:
 
 def _joined(groups: Iterable[tuple[str, list[str]]], norms: set[str]) -> Stages:
     """Parameters without a module of their own, and normalisation layers alone, go with the stage
-    before them; at the very beginning with the one behind."""
-    found: list[tuple[str, list[str]]] = []
+    before them; at the very beginning with the one after."""
+    joined: list[tuple[str, list[str]]] = []
     waiting: list[str] = []
     for name, names in groups:
-        if found and (not name or norms.issuperset(names)):
-            found[-1][1].extend(names)
+        if joined and (not name or norms.issuperset(names)):
+            joined[-1][1].extend(names)
         elif not name:
             waiting += names
         else:
-            found.append((name, [*waiting, *names]))
+            joined.append((name, [*waiting, *names]))
             waiting = []
     if waiting:
-        found.append(("stem", waiting))
-    return tuple((name, tuple(names)) for name, names in found)
+        joined.append(("stem", waiting))
+    return tuple((name, tuple(names)) for name, names in joined)

@@ -12,7 +12,7 @@ from torch import nn
 
 from xfer import freeze
 from xfer.core.device import device_of
-from xfer.freeze.rows import Row
+from xfer.freeze.rows import ParameterRow
 from xfer.training.features import Auto
 from xfer.training.features.cut import Tail, inference
 from xfer.training.features.extract import Extraction
@@ -47,7 +47,8 @@ def at_rest(plan: Plan, net: nn.Module) -> Frozen:
     """``net`` on the run's device, all of it but the head frozen and in inference mode."""
     device = device_of(plan.specs.trainer.accelerator)
     rows = [
-        Row(n, plan.layout.in_head(n), float(plan.layout.in_head(n))) for n in plan.layout.names
+        ParameterRow(n, plan.layout.in_head(n), float(plan.layout.in_head(n)))
+        for n in plan.layout.names
     ]
     freeze.apply(net, rows)
     net.train()

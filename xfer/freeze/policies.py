@@ -1,0 +1,395 @@
+"""Ways to choose what trains: rules over parameter names, stages of the backbone, adapters."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Gt, Le
+
+from xfer.core.errors import ConfigError, closest
+from xfer.core.regex import matches
+from xfer.core.types import Plain
+from xfer.freeze.rows import BatchNorm, Layout, ParameterRow, Phase, checked
+from xfer.models.adapters import Matrix
+
+Count = Annotated[int, Ge(1)]
+Multiple = Annotated[float, Gt(0)]
+Share = Annotated[float, Gt(0), Le(1)]
+
+_WORDS = ("head", "backbone", "norms")
+_TARGETS = "freeze.targets"
+_SOLVED_HEAD = 0.2  # of the adapters' multiple, for a head that begins solved
+
+
+@dataclass(frozen=True, kw_only=True)
+class Policy:
+    """A way to choose what trains.
+
+    ``batch_norm`` says what a BatchNorm layer inside the frozen part does. ``eval``: nothing, it
+    is in inference mode. ``adapt``: its scale and shift stay, its running statistics follow the
+    data. ``train``: its scale and shift train as well, at multiple 1, and its statistics move.
+    """
+
+    batch_norm: BatchNorm = "eval"
+
+    def phases(self, layout: Layout, epochs: int) -> tuple[Phase, ...]:
+        """The phases of a run of ``epochs`` epochs on a network. Raises ConfigError where a key
+        does not suit the network or the run."""
+        norms = set(layout.batch_norms)
+        if self.batch_norm != "eval" and not norms:
+            what = f"'{self.batch_norm}' has nothing to act on: the network has no BatchNorm"
+            raise ConfigError("freeze.batch_norm", what, "type freeze.batch_norm=eval", 31)
+        phases = checked(self.planned(layout, epochs), epochs)
+        if self.batch_norm != "train":
+            return phases
+        trained = ({row.name for row in phase.rows if not row.frozen} for phase in phases)
+        return tuple(
+            replace(phase, rows=_with_multiple(phase.rows, norms - names, 1.0))
+            for phase, names in zip(phases, trained, strict=True)
+        )
+
+    def after_solved(self, phases: tuple[Phase, ...]) -> tuple[Phase, ...]:
+        """Those of ``phases`` that are left to train where the head begins solved: all."""
+        return phases
+
+    def adapters(self, layout: Layout) -> Plain:
+        """What :func:`xfer.models.adapters.put` gives the network before the phases are asked for:
+        nothing."""
+        return {}
+
+    def planned(self, layout: Layout, epochs: int) -> Sequence[Phase]:
+        """The phases as the policy itself wants them: one, unless it has more, with the head at 1
+        and the stages at their :meth:`multiples`."""
+        return [Phase(layout.rows(1, self.multiples(layout)), 0, None, "phase 1")]
+
+    def multiples(self, layout: Layout) -> list[float]:
+        """The learning-rate multiple of each stage; 0 is frozen."""
+        raise NotImplementedError
+
+
+def _with_multiple(
+    rows: Iterable[ParameterRow], names: Collection[str], lr: float
+) -> tuple[ParameterRow, ...]:
+    return tuple(replace(row, lr=lr) if row.name in names else row for row in rows)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """``match``: ``head``, ``backbone`` (all but the head), ``norms`` (normalisation layers), the
+    name of a stage, or a regular expression that must match a whole parameter name. ``lr``:
+    multiple of the base learning rate; 0 is frozen."""
+
+    match: str
+    lr: Annotated[float, Ge(0)]
+
+
+@dataclass(frozen=True)
+class Later:
+    """The rules of a later phase. It starts at epoch ``start``, counted from 0, or after
+    ``patience`` epochs without a new best of the monitored metric; exactly one is given."""
+
+    rules: tuple[Rule, ...]
+    start: Count | None = None
+    patience: Count | None = None
+
+
+@dataclass(frozen=True)
+class Rules(Policy):
+    """Rules in order, of which the first that matches a parameter counts, and those of later
+    phases. Every parameter must match one, every rule must be needed."""
+
+    rules: tuple[Rule, ...]
+    later: tuple[Later, ...] = ()
+
+    def __post_init__(self) -> None:
+        for i, phase in enumerate(self.later):
+            if (phase.start is None) == (phase.patience is None):
+                raise _one_of(f"freeze.later[{i}]", "start", "patience")
+        for where, rules in self._lists():
+            if not rules:
+                raise ConfigError(where, "the list is empty", "use freeze=none", 30)
+            for i, rule in enumerate(rules):
+                if rule.match not in _WORDS:
+                    matches(rule.match, "", f"{where}[{i}]")
+
+    def planned(self, layout: Layout, epochs: int) -> list[Phase]:
+        """One phase, and one for each of ``later``."""
+        starts = [(0, None), *((phase.start, phase.patience) for phase in self.later)]
+        return [
+            Phase(_table(rules, layout, where), *starts[i], name=f"phase {i + 1}")
+            for i, (where, rules) in enumerate(self._lists())
+        ]
+
+    def _lists(self) -> list[tuple[str, tuple[Rule, ...]]]:
+        more = [(f"freeze.later[{i}].rules", phase.rules) for i, phase in enumerate(self.later)]
+        return [("freeze.rules", self.rules), *more]
+
+
+def _one_of(where: str, first: str, second: str) -> ConfigError:
+    return ConfigError(where, f"takes exactly one of {first} and {second}", "give one of them", 36)
+
+
+def _table(rules: Sequence[Rule], layout: Layout, where: str) -> tuple[ParameterRow, ...]:
+    winner: dict[str, int] = {}
+    for i, rule in enumerate(rules):
+        names = _matched(rule.match, layout, f"{where}[{i}]")
+        new = [name for name in names if name not in winner]
+        if not new:
+            earlier = {winner[name] for name in names}
+            raise _unused(rule.match, f"{where}[{i}]", sorted(earlier), layout)
+        winner |= dict.fromkeys(new, i)
+    for name in layout.names:
+        if name not in winner:
+            what, fix = f"no rule covers '{name}'", "end with {match: backbone, lr: 0}"
+            raise ConfigError(where, what, fix, 33)
+    return tuple(
+        ParameterRow(n, layout.in_head(n), float(rules[winner[n]].lr)) for n in layout.names
+    )
+
+
+def _matched(match: str, layout: Layout, where: str) -> Sequence[str]:
+    if match in ("head", "backbone"):
+        return [name for name in layout.names if layout.in_head(name) == (match == "head")]
+    if match == "norms":
+        return [name for name in layout.norms if not layout.in_head(name)]
+    stage = dict(layout.stages).get(match)
+    return stage or [name for name in layout.names if matches(match, name, where)]
+
+
+def _unused(match: str, where: str, earlier: Sequence[int], layout: Layout) -> ConfigError:
+    if earlier:
+        rules = "rule " + " and ".join(str(i) for i in earlier)
+        what = f"'{match}' matches only what an earlier rule takes ({rules}, counted from 0)"
+        return ConfigError(where, what, "move it up, or drop it", 35)
+    if match in _WORDS:
+        return ConfigError(where, f"the network has no {match}", "choose another freeze option", 32)
+    inner = (".".join(n.split(".")[:k]) for n in layout.names for k in (1, 2, 3))
+    known = dict.fromkeys([*(stage for stage, _ in layout.stages), *inner, *_WORDS])
+    return ConfigError(where, f"'{match}' matches no parameter", _closest_match(match, known), 32)
+
+
+def _closest_match(pattern: str, names: Iterable[str]) -> str:
+    return closest(pattern.replace("\\", "").rstrip(".*"), names)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerDecay(Policy):
+    """Everything trains; the multiple is ``decay`` to the power of the stage's distance from the
+    head, whose own is 1 (ELECTRA, Clark et al. 2020; BEiT, Bao et al. 2022)."""
+
+    decay: Share = 0.75
+
+    def multiples(self, layout: Layout) -> list[float]:
+        """From ``decay`` at the last stage down to its power at the first."""
+        return [self.decay**distance for distance in range(len(layout.stages), 0, -1)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Discriminative(Policy):
+    """Everything trains; the multiples rise by one factor from stage to stage, from ``lowest`` at
+    the first to 1 at the head (the sliced learning rates of fastai)."""
+
+    lowest: Share = 0.01
+
+    def multiples(self, layout: Layout) -> list[float]:
+        """From ``lowest`` at the first stage upwards."""
+        count = len(layout.stages)
+        return [self.lowest ** (distance / count) for distance in range(count, 0, -1)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gradual(Policy):
+    """The head trains first, then one stage more from the last to the first, every ``every``
+    epochs; ``lr`` is the stages' multiple, the head's is 1 (ULMFiT, Howard and Ruder 2018)."""
+
+    every: Count = 1
+    lr: Multiple = 0.01
+
+    def planned(self, layout: Layout, epochs: int) -> list[Phase]:
+        """One phase for the head, and one a stage."""
+        names = ["head alone", *(name for name, _ in reversed(layout.stages))]
+        count = len(layout.stages)
+        multiples = [
+            [0.0] * (count - trained) + [self.lr] * trained for trained in range(count + 1)
+        ]
+        return [
+            Phase(layout.rows(1, multiples[i]), i * self.every, None, name)
+            for i, name in enumerate(names)
+        ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LpFt(Policy):
+    """Linear probe, then fine-tune from it (Kumar et al. 2022).
+
+    The head trains alone for ``probe_epochs`` epochs, or until the monitored metric had no new
+    best for ``patience`` epochs; with neither, for half of the run, or not at all where the head
+    starts solved. Then everything trains, the last stage of the backbone at the multiple
+    ``backbone_lr``, each one before it slower by the factor ``decay``, and the head at
+    ``head_lr``. ``norms``: whether BatchNorm trains as well, or stays as it came: statistics of a
+    few small batches are worse than those of the pretraining.
+    """
+
+    probe_epochs: Count | None = None
+    patience: Count | None = None
+    backbone_lr: Multiple = 0.01
+    head_lr: Multiple = 0.01
+    decay: Share = 1.0
+    norms: Literal["train", "freeze"] = "train"
+
+    def __post_init__(self) -> None:
+        if self.probe_epochs is not None and self.patience is not None:
+            raise _one_of("freeze", "probe_epochs", "patience")
+
+    def after_solved(self, phases: tuple[Phase, ...]) -> tuple[Phase, ...]:
+        """See :meth:`Policy.after_solved`: the probe is done, unless it was given a length."""
+        if self.probe_epochs is not None or self.patience is not None:
+            return phases
+        return (replace(phases[1], start=0),)
+
+    def planned(self, layout: Layout, epochs: int) -> list[Phase]:
+        """Two phases."""
+        count = len(layout.stages)
+        start = None
+        if self.patience is None:
+            start = self.probe_epochs or max(1, epochs // 2)
+        slower = [self.backbone_lr * self.decay ** (count - 1 - i) for i in range(count)]
+        tuned = layout.rows(self.head_lr, slower)
+        if self.norms == "freeze":
+            tuned = _with_multiple(tuned, set(layout.batch_norms), 0.0)
+        probe = layout.rows(1, [0.0] * count)
+        return [
+            Phase(probe, 0, None, "linear probe"),
+            Phase(tuned, start, self.patience, "fine-tune"),
+        ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Split(Policy):
+    """``lr``: learning-rate multiple of the stages that train; the head's is 1."""
+
+    lr: Multiple = 0.01
+
+    def multiples(self, layout: Layout) -> list[float]:
+        """0 below :meth:`cut`, ``lr`` from there on."""
+        cut = self.cut(layout)
+        return [self.lr if i >= cut else 0.0 for i in range(len(layout.stages))]
+
+    def cut(self, layout: Layout) -> int:
+        """How many stages are frozen."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class LastStage(_Split):
+    """The head and the last ``stages`` stages train."""
+
+    stages: Count = 1
+
+    def cut(self, layout: Layout) -> int:
+        """Raises ConfigError when there are not so many."""
+        return len(layout.stages) - _at_most(self.stages, layout, "freeze.stages")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FirstN(_Split):
+    """The first ``n`` stages are frozen."""
+
+    n: Count
+
+    def cut(self, layout: Layout) -> int:
+        """Raises ConfigError when there are not so many."""
+        return _at_most(self.n, layout, "freeze.n")
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpTo(_Split):
+    """Every stage up to ``stage``, and ``stage`` itself, is frozen."""
+
+    stage: str
+
+    def cut(self, layout: Layout) -> int:
+        """Raises ConfigError when there is no such stage."""
+        names = [name for name, _ in layout.stages]
+        if self.stage not in names:
+            what = f"the network has no stage '{self.stage}'"
+            raise ConfigError("freeze.stage", what, closest(self.stage, names), 39)
+        return names.index(self.stage) + 1
+
+
+def _at_most(count: int, layout: Layout, where: str) -> int:
+    names = [name for name, _ in layout.stages]
+    if count > len(names):
+        what = f"is {count}, but the network has {len(names)} stages: {', '.join(names)}"
+        raise ConfigError(where, what, f"type {where}={len(names)} or less", 39)
+    return count
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lora(Policy):
+    """The head trains, and beside frozen weights adapters of ``rank`` (LoRA, Hu et al. 2021);
+    everything else is frozen.
+
+    An adapted weight is W + ``alpha`` / ``rank`` * B A. ``targets`` is the name of a stage or a
+    regular expression that must match a whole parameter name; ``None`` takes every weight of a
+    linear layer, a convolution or attention outside the head whose adapter is smaller than
+    itself. ``lr``: multiple of the adapters; the head's is 1, or a fifth of theirs where it starts
+    solved.
+    """
+
+    rank: Count = 8
+    alpha: Multiple = 16.0
+    targets: str | None = None
+    lr: Multiple = 0.1
+
+    def __post_init__(self) -> None:
+        if self.targets is not None:
+            matches(self.targets, "", _TARGETS)
+
+    def adapters(self, layout: Layout) -> Plain:
+        """See :meth:`Policy.adapters`. Raises ConfigError where the pattern or the rank does not
+        suit the network."""
+        chosen = self._chosen(layout)
+        for matrix in chosen:
+            if self.rank > min(matrix.rows, matrix.columns):
+                most = min(min(m.rows, m.columns) for m in chosen)
+                what = f"is {self.rank}, but '{matrix.name}' is {matrix.rows} x {matrix.columns}"
+                fix = f"type freeze.rank={most} or less, or leave it out of {_TARGETS}"
+                raise ConfigError("freeze.rank", what, fix, 73)
+        names = [matrix.name for matrix in chosen]
+        return {"rank": self.rank, "scale": self.alpha / self.rank, "weights": names}
+
+    def after_solved(self, phases: tuple[Phase, ...]) -> tuple[Phase, ...]:
+        """See :meth:`Policy.after_solved`: the head is where it should be, and follows slowly."""
+        (phase,) = phases
+        head = {row.name for row in phase.rows if row.head}
+        return (replace(phase, rows=_with_multiple(phase.rows, head, _SOLVED_HEAD * self.lr)),)
+
+    def planned(self, layout: Layout, epochs: int) -> list[Phase]:
+        """One phase."""
+        heads = ((name, layout.in_head(name)) for name in layout.names)
+        rows = tuple(ParameterRow(name, head, 1.0 if head else 0.0) for name, head in heads)
+        rows = _with_multiple(rows, set(layout.adapters), float(self.lr))
+        return [Phase(rows, 0, None, "phase 1")]
+
+    def _chosen(self, layout: Layout) -> list[Matrix]:
+        if self.targets is None:
+            chosen = [matrix for matrix in layout.matrices if matrix.smaller(self.rank)]
+            if not chosen:
+                what = f"is {self.rank}: every adapter would be as large as its weight"
+                raise ConfigError("freeze.rank", what, "lower it, or name freeze.targets", 73)
+            return chosen
+        names = [matrix.name for matrix in layout.matrices]
+        stage = dict(layout.stages).get(self.targets)
+        inside = stage or [n for n in names if matches(self.targets, n, _TARGETS)]
+        chosen = [matrix for matrix in layout.matrices if matrix.name in set(inside)]
+        if not chosen:
+            hint = _closest_match(self.targets, [*(name for name, _ in layout.stages), *names])
+            what = (
+                f"'{self.targets}' matches no weight of a linear layer, a convolution or attention "
+                "outside the head"
+            )
+            raise ConfigError(_TARGETS, what, hint, 32)
+        return chosen
