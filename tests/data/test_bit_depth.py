@@ -122,7 +122,7 @@ def test_what_is_beyond_the_range_is_told(tmp_path, caplog):
     find([str(root)], (0, 2000))
     assert "cut off at 0 to 2000: 20 images" in caplog.text
     find([str(root)])  # a network that was trained on 8 bits
-    assert "reach 4009 only: the pictures are dark" in caplog.text
+    assert "reach only 4009: the pictures are dark" in caplog.text
 
 
 def test_a_dark_picture_saved_anew_is_found_and_others_are_not_like_it(tmp_path):

@@ -235,7 +235,7 @@ def test_a_circle_of_links_is_not_entered(tmp_path):
     found = Folder(str(root)).dataset(training=True)
     assert found.classes == ("a", "b") and sum(map(len, found.splits.values())) == 6
     assert (
-        "left out (linked folders that lead back or are read already): 'a/self' and 4 more"
+        "left out (linked folders that lead back or are already read): 'a/self' and 4 more"
         in found.remarks
     )
 
@@ -281,7 +281,7 @@ def test_training_prediction_and_python_walk_alike_and_say_what_they_left_out(tm
         "b/twice/00.jpg",
     ]
     told = [remark for remark in data.remarks if remark.startswith(("left", "read through"))]
-    back = "linked folders that lead back or are read already"
+    back = "linked folders that lead back or are already read"
     assert told == [
         "left out (hidden): 'a/more/deep/__MACOSX' and 2 more",
         f"left out ({back}): 'a/more/over/back' and 1 more",
@@ -320,7 +320,7 @@ def test_a_list_reads_what_it_names_through_links_and_in_hidden_folders(tmp_path
 def test_a_pipe_is_named_and_never_opened(tmp_path):
     root = folders(tmp_path, FULL)
     os.mkfifo(root / "train" / "cat" / "pipe.jpg")
-    refuse(Folder(str(root)), r"pipe\.jpg.*no regular file", number=310)
+    refuse(Folder(str(root)), r"pipe\.jpg.*not a regular file", number=310)
 
 
 def test_the_folder_is_the_same_after_it_was_read(tmp_path):
@@ -616,7 +616,7 @@ WRONG = {
     ),
     "missing": (["path,label", "img/00.jpg,cat", "img/no.jpg,dog"], r":3: .*img/no\.jpg'", 317),
     "endless": (["path,label", "img/00.jpg,cat", "x" * 5000 + ",dog"], ":3: there is no file", 317),
-    "quote": (["path,label", '"img/00.jpg,cat'], "no CSV in UTF-8", 312),
+    "quote": (["path,label", '"img/00.jpg,cat'], "not a CSV file in UTF-8", 312),
     "one class": (["path,label", "img/00.jpg,cat", "img/01.jpg,cat"], "one class", 305),
     "classes": (
         ["path,label,split", *(f"img/0{i}.jpg,{c}" for i, c in enumerate(CLASSES))],
@@ -641,7 +641,7 @@ def test_a_list_that_is_not_there_or_no_text_is_named(tmp_path):
     assert error.fix == f"did you mean {path}?"
     refuse(Manifest(str(tmp_path)), "cannot be read", number=311)
     path.write_bytes("path,label\nimg/00.jpg,k\u00e4fer\n".encode("latin-1"))
-    refuse(Manifest(str(path)), "no CSV in UTF-8.*save it as CSV, UTF-8", number=312)
+    refuse(Manifest(str(path)), "not a CSV file in UTF-8.*save it as CSV, UTF-8", number=312)
 
 
 def test_a_broken_image_in_a_list_is_named(tmp_path):

@@ -15,7 +15,7 @@ from xfer.config.hydra import compose_specs
 from xfer.core.errors import DataError
 from xfer.core.types import InputSpec
 from xfer.data import Folder
-from xfer.data.image_size import resizable
+from xfer.data.dataset import resizable
 from xfer.plan.make import make_plan
 
 SPEC = InputSpec((224, 224), 256, "bilinear", (0.5,) * 3, (0.5,) * 3)

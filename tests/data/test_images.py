@@ -18,7 +18,7 @@ from PIL import Image
 from xfer.core.errors import DataError
 from xfer.data import Folder, scan
 from xfer.data.image import Arrays, Files, decode
-from xfer.data.scan import _alone, broken_files, examine
+from xfer.data.scan import Facts, _alone, broken_files, examine
 
 JPEG, PNG, GIF = encoded("JPEG"), encoded("PNG"), encoded("GIF")
 
@@ -185,7 +185,7 @@ def test_scan_never_opens_what_is_no_regular_file(tmp_path):
     os.mkfifo(tmp_path / "pipe.jpg")  # opening it would wait for a writer, for ever
     (tmp_path / "folder.jpg").mkdir()
     for name in ("pipe.jpg", "folder.jpg"):
-        with pytest.raises(DataError, match="no regular file"):
+        with pytest.raises(DataError, match="not a regular file"):
             hashes([tmp_path / name], tmp_path)
 
 
@@ -319,7 +319,7 @@ def test_files_that_are_gone_leave_the_cache(tmp_path, own_cache):
 def test_a_broken_file_is_looked_at_again(tmp_path, monkeypatch):
     path = write(tmp_path / "x.jpg", JPEG)
     with monkeypatch.context() as patch:
-        patch.setattr(scan, "inspect", lambda path: ("", "Input/output error", "", None, (0, 0)))
+        patch.setattr(scan, "inspect", lambda path: Facts(path, problem="Input/output error"))
         with pytest.raises(DataError, match="Input/output"):
             hashes([path], tmp_path)
     assert hashes([path], tmp_path)

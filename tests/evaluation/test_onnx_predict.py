@@ -147,7 +147,7 @@ def test_broken_images_are_counted_and_left_out(
     model = f"predict.model={run_folder}/export/model.onnx"
     rows = predicted(model, "predict.input=photos")
     told = capsys.readouterr().out
-    assert "2 of 41 files are broken and left out: photos/07.jpg: it is no image" in told
+    assert "2 of 41 files are broken and left out: photos/07.jpg: it is not an image" in told
     assert len(rows) == 39
     assert "photos/07.jpg" not in {row["path"] for row in rows}
     same = predicted(f"checkpoint.path={run_folder}", "predict.input=photos")
@@ -173,7 +173,7 @@ def test_what_only_decoding_finds_broken_is_counted_and_left_out(
     whole = predicted(model, "predict.input=photos")
     for name in ("00", "17", "39"):
         broken_inside(place / "photos" / f"{name}.jpg")
-    assert inspect(place / "photos" / "17.jpg")[1] is None, "the scan must not find it"
+    assert inspect(place / "photos" / "17.jpg").problem is None, "the scan must not find it"
     rows = predicted(model, "predict.input=photos")
     told = capsys.readouterr().out
     assert "3 of 40 files are broken and left out: " in told

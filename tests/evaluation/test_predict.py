@@ -51,7 +51,7 @@ def test_a_folder_is_walked_as_for_training_and_what_is_left_out_is_told(place, 
     (place / "a" / "loop").symlink_to(place / "a")
     assert find(["a"]).names == ("a/00.jpg", "a/01.jpg", "a/deeper/00.jpg")
     assert "a: left out (hidden): '.ipynb_checkpoints' and 1 more" in caplog.text
-    assert "a: left out (linked folders that lead back or are read already): 'loop'" in caplog.text
+    assert "a: left out (linked folders that lead back or are already read): 'loop'" in caplog.text
     # A pattern, too, takes what is hidden only where it says so itself.
     assert find(["a/*/00.jpg"]).names == ("a/deeper/00.jpg", "a/loop/00.jpg")
     assert find(["a/.ipynb_checkpoints/*.jpg"]).names == ("a/.ipynb_checkpoints/00.jpg",)

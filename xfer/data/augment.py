@@ -48,7 +48,7 @@ class Plain:
 
 
 @dataclass(frozen=True)
-class Auto(Plain):
+class PlannedAugment(Plain):
     """None where the head is solved on features of the images as they are evaluated, else random
     crops and flips. The plan says which."""
 
@@ -75,12 +75,8 @@ class Standard:
     def __post_init__(self) -> None:
         for name, (low, high) in (("scale", self.scale), ("ratio", self.ratio)):
             if low > high:
-                raise ConfigError(
-                    f"augment.{name}",
-                    f"{low} is above {high}",
-                    f"type augment.{name}=[{high},{low}]",
-                    90,
-                )
+                key = f"augment.{name}"
+                raise ConfigError(key, f"{low} is above {high}", f"type {key}=[{high},{low}]", 90)
 
     def transform(self, spec: InputSpec) -> Transform:
         """RGB image to float32 (3, h, w)."""
@@ -108,24 +104,20 @@ class Strong(Standard):
         super().__post_init__()
         for name, alpha in (("mixup", self.mixup), ("cutmix", self.cutmix)):
             if 0 < alpha < _LEAST_ALPHA:
-                what = f"{alpha} is too small to draw from"
-                raise ConfigError(
-                    f"augment.{name}", what, f"type augment.{name}=0, which is off", 90
+                what, fix = (
+                    f"{alpha} is too small to draw from",
+                    f"type augment.{name}=0, which is off",
                 )
+                raise ConfigError(f"augment.{name}", what, fix, 90)
 
     def transform(self, spec: InputSpec) -> Transform:
         """RGB image to float32 (3, h, w)."""
         import torch
         from torchvision.transforms import InterpolationMode, v2
 
-        steps = v2.Compose(
-            [
-                _crop_and_flip(self, spec),
-                v2.RandAugment(
-                    self.operations, self.magnitude, interpolation=InterpolationMode.BILINEAR
-                ),
-            ]
-        )
+        bilinear = InterpolationMode.BILINEAR
+        vary = v2.RandAugment(self.operations, self.magnitude, interpolation=bilinear)
+        steps = v2.Compose([_crop_and_flip(self, spec), vary])
         erase = v2.RandomErasing(p=self.erasing)
         return lambda image: erase(torch.from_numpy(normalise(steps(image), spec))).numpy()
 
@@ -134,11 +126,8 @@ class Strong(Standard):
         probabilities (n, classes); ``None`` when both alphas are 0."""
         from torchvision.transforms import v2
 
-        mixes: list[Any] = []
-        if self.mixup:
-            mixes.append(v2.MixUp(alpha=self.mixup, num_classes=classes))
-        if self.cutmix:
-            mixes.append(v2.CutMix(alpha=self.cutmix, num_classes=classes))
+        kinds = ((v2.MixUp, self.mixup), (v2.CutMix, self.cutmix))
+        mixes = [kind(alpha=alpha, num_classes=classes) for kind, alpha in kinds if alpha]
         return v2.RandomChoice(mixes) if mixes else None
 
 

@@ -33,6 +33,11 @@ class Extent(NamedTuple):
     low: float
     high: float
 
+    @property
+    def in_16_bits(self) -> bool:
+        """Whether these are numbers of 16 bits without a sign."""
+        return self.kind != "float" and self.low >= 0 and self.high <= _FULL[1]
+
 
 def is_deep(image: Image) -> bool:
     """Whether a file, opened and not decoded yet, holds numbers of more than 8 bits."""
@@ -41,13 +46,10 @@ def is_deep(image: Image) -> bool:
 
 def _raw_colours(image: Image) -> str:
     """PIL's name for how 16-bit colours lie in the file; empty for anything else."""
-    names = {_raw(tile.args) for tile in getattr(image, "tile", [])}
+    args = [tile.args for tile in getattr(image, "tile", [])]
+    names = {str(arg[0] if isinstance(arg, tuple) else arg) for arg in args}
     name = names.pop() if len(names) == 1 else ""
     return name if name.startswith(_COLOURS) and name.partition(";")[2] in _OTHER else ""
-
-
-def _raw(args: Any) -> str:
-    return str(args[0] if isinstance(args, tuple) else args)
 
 
 def numbers(image: Image, again: Callable[[], Image]) -> npt.NDArray[Any]:
@@ -60,34 +62,31 @@ def numbers(image: Image, again: Callable[[], Image]) -> npt.NDArray[Any]:
 
     if name := _raw_colours(image):
         order = name.partition(";")[2]
+        other = name.replace(order, _OTHER[order])
         low: Any = again()
         low.tile = [
-            tile._replace(args=_renamed(tile.args, name, name.replace(order, _OTHER[order])))
+            tile._replace(args=(other, *tile.args[1:]) if isinstance(tile.args, tuple) else other)
             for tile in low.tile
         ]
         whole: npt.NDArray[Any] = np.asarray(image).astype(np.uint16) << 8 | np.asarray(low)
         return whole
     unsigned = getattr(image, "tag_v2", {}).get(339, (1,)) == (1,)
-    found = np.asarray(image)
-    if found.dtype.kind == "f" and not np.isfinite(found).all():
+    pixels = np.asarray(image)
+    if pixels.dtype.kind == "f" and not np.isfinite(pixels).all():
         raise ValueError("it holds NaN or Inf")
-    if found.dtype.kind == "i" and unsigned and found.min() < 0:
+    if pixels.dtype.kind == "i" and unsigned and pixels.min() < 0:
         raise ValueError("its unsigned 32-bit pixels are over 2147483647")
-    return found.astype(np.uint16) if found.dtype.kind == "u" else found
+    return pixels.astype(np.uint16) if pixels.dtype.kind == "u" else pixels
 
 
-def _renamed(args: Any, old: str, new: str) -> Any:
-    return (new, *args[1:]) if isinstance(args, tuple) else args.replace(old, new)
-
-
-def extent(found: npt.NDArray[Any]) -> Extent:
-    """What lies in ``found``, which :func:`numbers` has read. Alpha does not count."""
-    colours = found[..., :3] if found.ndim == 3 else found
-    kind = {"u": "16-bit", "i": "32-bit", "f": "float"}[found.dtype.kind]
+def extent(pixels: npt.NDArray[Any]) -> Extent:
+    """What lies in ``pixels``, which :func:`numbers` has read. Alpha does not count."""
+    colours = pixels[..., :3] if pixels.ndim == 3 else pixels
+    kind = {"u": "16-bit", "i": "32-bit", "f": "float"}[pixels.dtype.kind]
     return Extent(kind, float(colours.min()), float(colours.max()))
 
 
-def scaled(found: npt.NDArray[Any], over: PixelRange | None) -> Image:
+def scaled(pixels: npt.NDArray[Any], over: PixelRange | None) -> Image:
     """The numbers as 8 bits: the lower end of ``over`` is black, the upper one white, and what is
     beyond them is cut off. ``None`` is the full range of 16 bits.
 
@@ -96,18 +95,14 @@ def scaled(found: npt.NDArray[Any], over: PixelRange | None) -> Image:
     import numpy as np
     from PIL import Image as PIL
 
-    what = extent(found)
-    if over is None and not _in_16_bits(what):
-        raise ValueError(f"its {what.kind} pixels have no known range; save it with 8 or 16 bits")
+    reach = extent(pixels)
+    if over is None and not reach.in_16_bits:
+        raise ValueError(f"its {reach.kind} pixels have no known range; save it with 8 or 16 bits")
     low, high = over or _FULL
-    grey = np.clip((found.astype(np.float64) - low) * (255 / (high - low)), 0, 255)
-    if found.ndim == 3 and found.shape[2] == 4:
-        grey[..., 3] = found[..., 3] / 257
+    grey = np.clip((pixels.astype(np.float64) - low) * (255 / (high - low)), 0, 255)
+    if pixels.ndim == 3 and pixels.shape[2] == 4:
+        grey[..., 3] = pixels[..., 3] / 257
     return PIL.fromarray(np.floor(grey + 0.5).astype(np.uint8))
-
-
-def _in_16_bits(what: Extent) -> bool:
-    return what.kind != "float" and what.low >= 0 and what.high <= _FULL[1]
 
 
 def decide(
@@ -118,12 +113,11 @@ def decide(
     ``auto`` is the smallest of 8, 10, 12, 14 and 16 bits that holds every number of 16-bit files.
     Raises DataError where no range follows from the files.
     """
-    if not deep or asked is None:
-        return None, told(deep, None)
-    if asked != "auto":
-        return asked, told(deep, asked)
+    if not deep or asked != "auto":
+        over = asked if deep and asked != "auto" else None
+        return over, range_remarks(deep, over)
     low, high = min(e.low for _, e in deep), max(e.high for _, e in deep)
-    if odd := [(path, e) for path, e in deep if not _in_16_bits(e)]:
+    if odd := [(path, e) for path, e in deep if not e.in_16_bits]:
         path, first = odd[0]
         raise DataError(
             where,
@@ -133,14 +127,14 @@ def decide(
             70,
         )
     bits = next(bits for bits in _BITS if high < 2**bits)
-    over = (0.0, float(2**bits - 1))
-    return over, [
-        f"{len(deep)} images of more than 8 bits: their pixels reach {high:g}, so {bits} bits are "
-        f"taken for the range (data.range=[0,{2**bits - 1}])"
-    ]
+    line = (
+        f"{len(deep)} images of more than 8 bits: their pixels reach {high:g}, so the range is "
+        f"taken to be {bits} bits (data.range=[0,{2**bits - 1}])"
+    )
+    return (0.0, float(2**bits - 1)), [line]
 
 
-def told(deep: Sequence[tuple[Path, Extent]], over: PixelRange | None) -> list[str]:
+def range_remarks(deep: Sequence[tuple[Path, Extent]], over: PixelRange | None) -> list[str]:
     """What is to be said of deep files that are read with a range decided elsewhere."""
     if not deep:
         return []
@@ -151,5 +145,5 @@ def told(deep: Sequence[tuple[Path, Extent]], over: PixelRange | None) -> list[s
         lines.append(f"cut off at {ends}: {len(outside)} images, such as '{outside[0].name}'")
     most = max(e.high for _, e in deep)
     if over is None and most < 2**14:
-        lines.append(f"their pixels reach {most:g} only: the pictures are dark")
+        lines.append(f"their pixels reach only {most:g}: the pictures are dark")
     return [printable(line) for line in lines]

@@ -1,4 +1,4 @@
-"""From rows to a data set: images opened, hashed and told about."""
+"""From rows to a data set: images opened, hashed and compared, and those that cannot be used."""
 
 from __future__ import annotations
 
@@ -7,16 +7,17 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from xfer.core.errors import DataError, printable
-from xfer.core.types import Dataset, Images, Samples
+from xfer.core.types import Dataset, Images, InputSpec, Samples
 from xfer.data.bit_depth import decide
 from xfer.data.image import Arrays, Files
-from xfer.data.leakage import check, conflicts, leaks, told
-from xfer.data.options import SPLITS, Loading, Row
+from xfer.data.leakage import compare, first_few
+from xfer.data.options import SPLITS, ImageRow, Loading
+from xfer.data.preprocess import check_size, named
 from xfer.data.scan import Facts, broken_files, examine
 
 if TYPE_CHECKING:
@@ -26,32 +27,37 @@ _IMBALANCED = 10  # largest class over smallest
 _FEW = 30  # images
 
 
-def of_files(rows: list[Row], root: Path, how: Loading, remarks: Iterable[str] = ()) -> Dataset:
+def of_files(
+    rows: list[ImageRow], root: Path, how: Loading, remarks: Iterable[str] = ()
+) -> Dataset:
     """The image files ``root / name``, every one read.
 
     Raises DataError for broken ones, unless ``how`` skips them, and for leakage as it says.
     """
-    found = examine([root / row.name for row in rows], root)
-    kept, skipped = rows, list[str]()
+    facts = examine([root / row.name for row in rows], root)
     if how.on_bad == "skip":
-        kept, found, skipped = _sound(rows, found, root)
-    elif broken := [facts for facts in found if facts.problem]:
+        rows, facts, skipped = _sound(rows, facts, root)
+        remarks = [*remarks, *skipped]
+    elif broken := [one for one in facts if one.problem]:
         raise broken_files(broken)
-    hashes, looks = [facts.sha256 for facts in found], [facts.look for facts in found]
-    deep = [(facts.path, facts.reach) for facts in found if facts.reach]
-    over, told_range = decide(how.range, deep, root)
+    over, range_lines = decide(how.range, [(f.path, f.reach) for f in facts if f.reach], root)
 
-    def files(some: list[Facts]) -> Files:
-        scanned = tuple((facts.stamp, facts.sha256) for facts in some)
-        sizes = tuple(facts.size for facts in some)
-        return Files(tuple(facts.path for facts in some), over, scanned, sizes)
+    def images(positions: Sequence[int]) -> Files:
+        some = [facts[i] for i in positions]
+        return Files(
+            tuple(f.path for f in some),
+            over,
+            tuple((f.stamp, f.sha256) for f in some),
+            tuple(f.size for f in some),
+        )
 
-    dataset = _gather(kept, found, hashes, files, [*remarks, *skipped, *told_range])
-    return _with_leaks(replace(dataset, range=over), kept, (hashes, looks), how, root)
+    keys = [one.sha256 for one in facts], [one.look for one in facts]
+    dataset = _gathered(rows, keys, images, how, root, [*remarks, *range_lines])
+    return replace(dataset, range=over)
 
 
 def of_arrays(
-    rows: list[Row],
+    rows: list[ImageRow],
     pixels: Mapping[str, npt.NDArray[np.uint8]],
     how: Loading,
     remarks: Iterable[str] = (),
@@ -59,93 +65,144 @@ def of_arrays(
     """Grey pictures by name, uint8 (height, width), all of one size."""
     arrays = [pixels[row.name] for row in rows]
     hashes = [hashlib.sha256(array.tobytes()).hexdigest() for array in arrays]
-    dataset = _gather(rows, arrays, hashes, lambda some: Arrays(np.stack(some)), remarks)
-    return _with_leaks(dataset, rows, (hashes, []), how, "data")
+
+    def images(positions: Sequence[int]) -> Arrays:
+        return Arrays(np.stack([arrays[i] for i in positions]))
+
+    return _gathered(rows, (hashes, []), images, how, "data", remarks)
 
 
 def _sound(
-    rows: list[Row], found: list[Facts], root: Path
-) -> tuple[list[Row], list[Facts], list[str]]:
+    rows: list[ImageRow], facts: list[Facts], root: Path
+) -> tuple[list[ImageRow], list[Facts], list[str]]:
     """What is no broken file, and a remark about the others. Raises DataError when a class of a
     split has none left."""
-    pairs = list(zip(rows, found, strict=True))
-    kept = [(row, facts) for row, facts in pairs if facts.problem is None]
-    bad = [f"'{row.name}': {facts.problem}" for row, facts in pairs if facts.problem]
-    lost = {(r.split, r.label) for r in rows} - {(r.split, r.label) for r, _ in kept}
+    pairs = list(zip(rows, facts, strict=True))
+    sound = [(row, one) for row, one in pairs if one.problem is None]
+    bad = [f"'{row.name}': {one.problem}" for row, one in pairs if one.problem]
+    lost = {(r.split, r.label) for r in rows} - {(r.split, r.label) for r, _ in sound}
     if lost:
         split, label = min(lost)
-        raise DataError(
-            root,
-            f"class '{label}' has no sound image in {split}; the first broken one is {bad[0]}",
-            "replace the broken files",
-            19,
-        )
-    more = "; ..." if len(bad) > 5 else ""
-    told = [f"skipped {len(bad)} broken files ({'; '.join(bad[:5])}{more})"] if bad else []
-    return [row for row, _ in kept], [facts for _, facts in kept], [printable(t) for t in told]
+        what = f"class '{label}' has no sound image in {split}; the first broken one is {bad[0]}"
+        raise DataError(root, what, "replace the broken files", 19)
+    remark = [f"skipped {len(bad)} broken files ({first_few(bad)})"] if bad else []
+    return [row for row, _ in sound], [one for _, one in sound], list(map(printable, remark))
 
 
-def _with_leaks(
-    dataset: Dataset,
-    rows: list[Row],
-    known: tuple[list[str], list[str]],
+def _gathered(
+    rows: list[ImageRow],
+    keys: tuple[list[str], list[str]],
+    images: Callable[[Sequence[int]], Images],
     how: Loading,
     where: object,
-) -> Dataset:
-    """With what is known of images on both sides of a split; ``known`` are hashes and looks."""
-    if how.leakage == "ignore":
-        return dataset
-    hashes, looks = known
-    found = leaks(rows, hashes, looks)
-    check(found, how, where)
-    train = sum(row.split == "train" for row in rows)
-    compared = train * (len(rows) - train) if looks else 0
-    lines = [printable(line) for line in (*told(found, compared), *conflicts(rows, hashes))]
-    return replace(dataset, remarks=(*dataset.remarks, *lines), leaks=tuple(map(tuple, found)))
-
-
-def _gather(
-    rows: list[Row],
-    items: Sequence[Any],
-    hashes: list[str],
-    images: Callable[[list[Any]], Images],
     remarks: Iterable[str],
 ) -> Dataset:
+    """The data set of all ``rows``. ``keys`` are their hashes, and their looks or nothing;
+    ``images`` gives those at some positions."""
     classes = tuple(sorted({row.label for row in rows}))
-    index = {label: i for i, label in enumerate(classes)}
     splits: dict[str, Samples] = {}
     for split in SPLITS:
-        picked = [i for i, row in enumerate(rows) if row.split == split]
-        if picked:
-            splits[split] = Samples(
-                names=tuple(rows[i].name for i in picked),
-                labels=np.array([index[rows[i].label] for i in picked], np.int64),
-                images=images([items[i] for i in picked]),
-                sha256=fingerprint((rows[i], hashes[i]) for i in picked),
-            )
-    return Dataset(classes, splits, (*remarks, *_remarks(rows)))
+        if members := [i for i, row in enumerate(rows) if row.split == split]:
+            hashes = [keys[0][i] for i in members]
+            splits[split] = _samples([rows[i] for i in members], classes, hashes, images(members))
+    leaks, lines = compare(rows, *keys, how, where)
+    lines = [printable(line) for line in (*_remarks(rows), *lines)]
+    return Dataset(classes, splits, (*remarks, *lines), tuple(map(tuple, leaks)))
 
 
-def fingerprint(rows: Iterable[tuple[Row, str]]) -> str:
-    """The sha256 of a split: over the names, labels and hashes of its images."""
+def _samples(
+    rows: Sequence[ImageRow], classes: Sequence[str], hashes: Sequence[str], images: Images
+) -> Samples:
+    index = {label: i for i, label in enumerate(classes)}
     total = hashlib.sha256()
-    for row, digest in rows:
+    for row, digest in zip(rows, hashes, strict=True):
         line = f"{row.name}\0{row.label}\0{digest}\n"
         total.update(line.encode("utf-8", "surrogateescape"))
-    return total.hexdigest()
+    return Samples(
+        names=tuple(row.name for row in rows),
+        labels=np.array([index[row.label] for row in rows], np.int64),
+        images=images,
+        sha256=total.hexdigest(),
+    )
 
 
-def _remarks(rows: list[Row]) -> list[str]:
+def _remarks(rows: list[ImageRow]) -> list[str]:
     counts = Counter(row.label for row in rows)
     (most, many), *_, (least, few) = counts.most_common()
     val = sum(row.split == "val" for row in rows)
-    found = []
+    lines = []
     if many > _IMBALANCED * few:
-        found.append(f"classes are imbalanced: {many} images of '{most}', {few} of '{least}'")
+        lines.append(f"classes are imbalanced: {many} images of '{most}', {few} of '{least}'")
     if 0 < val < _FEW:
-        found.append(f"val has {val} images: each is {100 / val:.1f} points of accuracy")
+        lines.append(f"val has {val} images: each is {100 / val:.1f} points of accuracy")
     alike: dict[str, list[str]] = {}
     for label in sorted(counts):
         alike.setdefault(label.casefold(), []).append(label)
-    found += [f"classes that look the same: {same}" for same in alike.values() if len(same) > 1]
-    return [printable(remark) for remark in found]
+    lines += [f"classes that look the same: {same}" for same in alike.values() if len(same) > 1]
+    return lines
+
+
+def resizable(dataset: Dataset, spec: InputSpec, on_bad: str) -> Dataset:
+    """``dataset`` as it is where ``spec`` makes no image huge, as it does with one that is long
+    and narrow; else without those, and with a remark, if ``on_bad`` is ``skip``.
+
+    Raises DataError that names the first of them if they are not skipped, and where they are all
+    the images of a class in a split.
+    """
+    huge = {split: _huge(samples.images, spec) for split, samples in dataset.splits.items()}
+    errors = {
+        dataset.splits[split].names[i]: error
+        for split, by_position in huge.items()
+        for i, error in by_position.items()
+    }
+    if not errors:
+        return dataset
+    if on_bad != "skip":
+        first = next(iter(errors.values()))
+        more = f"; {len(errors) - 1} more files are like it" if len(errors) > 1 else ""
+        fix = f"{first.fix}, or type data.on_bad=skip"
+        raise DataError(first.where, first.what + more, fix, 74) from first
+    shown = first_few([f"'{name}': {error.what}" for name, error in errors.items()])
+    remark = printable(f"skipped {len(errors)} files ({shown})")
+    return replace(
+        dataset,
+        splits={split: _without(dataset, split, huge[split]) for split in huge},
+        remarks=(*dataset.remarks, remark),
+        leaks=tuple(leak for leak in dataset.leaks if errors.keys().isdisjoint(leak)),
+    )
+
+
+def _huge(images: Images, spec: InputSpec) -> dict[int, DataError]:
+    """What is wrong with each image that is huge after resizing, by its position."""
+    errors: dict[int, DataError] = {}
+    if isinstance(images, Files) and images.scanned:
+        for i, size in enumerate(images.sizes):
+            try:
+                check_size(size, spec)
+            except DataError as error:
+                errors[i] = named(error, str(images.paths[i]))
+    return errors
+
+
+def _without(dataset: Dataset, split: str, huge: Mapping[int, DataError]) -> Samples:
+    samples = dataset.splits[split]
+    files = samples.images
+    if not huge or not isinstance(files, Files):
+        return samples
+    left = [i for i in range(len(samples)) if i not in huge]
+    labels = samples.labels[left].tolist()
+    if lost := set(samples.labels.tolist()) - set(labels):
+        label = min(lost)
+        error = next(error for i, error in huge.items() if samples.labels[i] == label)
+        what = f"{error.what}, and class '{dataset.classes[label]}' has no other image in {split}"
+        raise DataError(error.where, what, "crop it, or add images", 19)
+    pairs = zip(left, labels, strict=True)
+    rows = [ImageRow(samples.names[i], dataset.classes[label]) for i, label in pairs]
+    scanned = tuple(files.scanned[i] for i in left)
+    images = replace(
+        files,
+        paths=tuple(files.paths[i] for i in left),
+        scanned=scanned,
+        sizes=tuple(files.sizes[i] for i in left),
+    )
+    return _samples(rows, dataset.classes, [digest for _, digest in scanned], images)

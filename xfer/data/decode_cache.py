@@ -1,7 +1,7 @@
 """Images decoded once, into memory that the data workers share.
 
-Of training images the whole picture is kept, because every epoch crops it anew; of validation
-images what is left of it behind the resizing, which no epoch does otherwise.
+Of training images the whole picture is stored, because every epoch crops it anew; of validation
+images what is left of it after the resizing, which no epoch does otherwise.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class Decoded:
         self.images = images
         self._pixels = np.frombuffer(mmap.mmap(-1, max_bytes), np.uint8)
         # A row an image: where its pixels begin, height, width; height 0 is not there yet.
-        places = mmap.mmap(-1, max(1, len(images)) * 24)
-        self._places = np.frombuffer(places, np.int64).reshape(-1, 3)
+        rows = mmap.mmap(-1, max(1, len(images)) * 24)
+        self._places = np.frombuffer(rows, np.int64).reshape(-1, 3)
         self._used = np.frombuffer(mmap.mmap(-1, 8), np.int64)
         self._lock = get_context().Lock()
 
@@ -49,10 +49,10 @@ class Decoded:
             pixels = self._pixels[start : start + height * width * 3]
             return PIL.fromarray(pixels.reshape(height, width, 3))
         image = self.images[index]
-        self._keep(index, np.asarray(image))
+        self._store(index, np.asarray(image))
         return image
 
-    def _keep(self, index: int, pixels: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]) -> None:
+    def _store(self, index: int, pixels: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]) -> None:
         with self._lock:
             start = int(self._used[0])
             if start + pixels.size > len(self._pixels):
@@ -66,7 +66,7 @@ class Decoded:
 
 
 @dataclass(frozen=True)
-class Fitted:
+class FittedImages:
     """``images`` resized and cropped to the network's input, as evaluation does it."""
 
     images: Images
@@ -85,15 +85,15 @@ def decoded(dataset: Dataset, max_bytes: int, spec: InputSpec) -> Dataset:
     train, most = dataset.splits["train"], _parts(dataset, max_bytes, spec)[0]
     if not most or not isinstance(train.images, Files):
         return dataset
-    kept = replace(train, images=Decoded(train.images, most))
-    return replace(dataset, splits={**dataset.splits, "train": kept})
+    train = replace(train, images=Decoded(train.images, most))
+    return replace(dataset, splits={**dataset.splits, "train": train})
 
 
 def fitted(dataset: Dataset, max_bytes: int, spec: InputSpec) -> Samples:
     """The images of ``val`` fitted to ``spec``, each only once while its part of ``max_bytes``
     lasts. :func:`xfer.data.preprocess.normalise` of one gives what ``prepare`` gives."""
     val, most = dataset.splits["val"], _parts(dataset, max_bytes, spec)[1]
-    images: Images = Fitted(val.images, spec)
+    images: Images = FittedImages(val.images, spec)
     return replace(val, images=Decoded(images, most) if most else images)
 
 
@@ -122,17 +122,14 @@ def available(root: Path = Path("/")) -> int:
         lines = (root / "proc/meminfo").read_text().splitlines()
         facts = dict(line.split(":", 1) for line in lines)
         strict = (root / "proc/sys/vm/overcommit_memory").read_text().strip() == "2"
-        free = _bytes(facts["MemAvailable"])
-        if strict:  # the system then counts what is asked for, not what is filled
-            free = min(free, _bytes(facts["CommitLimit"]) - _bytes(facts["Committed_AS"]))
+        # Where it is strict, the system counts what is asked for, not what is filled.
+        names = ("MemAvailable", "CommitLimit", "Committed_AS")[: 3 if strict else 1]
+        free, *commit = (int(facts[name].split()[0]) * 1024 for name in names)
+        free = min(free, commit[0] - commit[1]) if strict else free
     except (OSError, KeyError, ValueError):
         # Not Linux: nothing says what is available, and half of it all is a careful guess.
         free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
     return max(0, min([free, *_left_in_groups(root)]))
-
-
-def _bytes(kilobytes: str) -> int:
-    return int(kilobytes.split()[0]) * 1024
 
 
 def _left_in_groups(root: Path) -> list[int]:
@@ -143,8 +140,8 @@ def _left_in_groups(root: Path) -> list[int]:
     except OSError:
         return []
     left = []
-    for own in (line[3:].strip("/") for line in lines if line.startswith("0::")):
-        folder = mount / own
+    for path in (line[3:].strip("/") for line in lines if line.startswith("0::")):
+        folder = mount / path
         for group in (folder, *folder.parents):
             if not group.is_relative_to(mount):
                 break

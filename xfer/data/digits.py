@@ -9,7 +9,7 @@ from annotated_types import Ge, Le, MinLen
 
 from xfer.core.types import Dataset
 from xfer.data.dataset import of_arrays
-from xfer.data.options import Loading, Row
+from xfer.data.options import ImageRow, Loading
 from xfer.data.split import divide
 
 Digit = Annotated[int, Ge(0), Le(9)]
@@ -33,9 +33,6 @@ class Digits(Loading):
         bunch = load_digits()
         grey = np.round(bunch.images * (255 / 16)).astype(np.uint8)
         pixels = {f"digits/{i:04d}": picture for i, picture in enumerate(grey)}
-        rows = [
-            Row(name, str(digit))
-            for name, digit in zip(pixels, bunch.target.tolist(), strict=True)
-            if digit in self.digits
-        ]
+        pairs = zip(pixels, bunch.target.tolist(), strict=True)
+        rows = [ImageRow(name, str(digit)) for name, digit in pairs if digit in self.digits]
         return of_arrays(divide(rows, self, "data.digits", training), pixels, self)

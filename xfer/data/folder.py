@@ -15,7 +15,7 @@ from xfer.core.errors import DataError, printable
 from xfer.core.files import read_json
 from xfer.core.types import Dataset
 from xfer.data.dataset import of_files
-from xfer.data.options import SPLITS, Loading, Row, place
+from xfer.data.options import SPLITS, ImageRow, Loading, place
 from xfer.data.split import divide, shares
 from xfer.data.walk import FOREIGN, Tree
 
@@ -44,7 +44,7 @@ class Folder(Loading):
         """See :meth:`Loading.dataset`."""
         root = place(self.root)
         tree = Tree(root)
-        _refuse_one_too_low(root)
+        _refuse_one_split(root)
         splits = _splits(tree)
         if not training and set(shares(self, splits)) == {"train"}:
             splits = [split for split in splits if split != "train"]  # nothing is held out of it
@@ -64,8 +64,8 @@ class Canidae(Folder):
         root = place(self.root)
         if not root.exists():
             self._download(root)
-        found = super().dataset(training)
-        return replace(found, remarks=(*_origin(root), *found.remarks))
+        dataset = super().dataset(training)
+        return replace(dataset, remarks=(*_origin(root), *dataset.remarks))
 
     def _download(self, root: Path) -> None:
         try:
@@ -81,19 +81,16 @@ class Canidae(Folder):
 
 
 def _origin(root: Path) -> list[str]:
-    path = root / ".origin.json"
-    if not path.is_file():
-        return []
     try:
-        facts = checked(dict[str, str], read_json(path))
+        facts = checked(dict[str, str], read_json(root / ".origin.json"))
         return [printable(f"downloaded from {facts['url']}, sha256 {facts['sha256']}")]
     except (OSError, ValueError, KeyError):
-        return []  # whoever wrote it, the images are looked at themselves
+        return []  # there is none, or it is not ours: the images are looked at all the same
 
 
 def _splits(tree: Tree) -> list[str]:
     """The split folders below the root; one empty name when the class folders are there."""
-    top = tree.folders("")
+    root, top = tree.root, tree.folders("")
     splits = [split for split in SPLITS if split in top]
     if len(splits) < len(top) and not any(map(tree.has_folders, splits)):
         splits = []  # classes that happen to be called train or test
@@ -102,15 +99,11 @@ def _splits(tree: Tree) -> list[str]:
         if splits:
             tree.leave_out(name, "beside the splits")
     if not splits and len(top) == 1 and tree.has_folders(top[0]):
-        raise DataError(
-            tree.root,
-            f"holds one folder, '{top[0]}', and that holds folders",
-            f"did you mean data.root={tree.root / top[0]}?",
-            5,
-        )
-    ahead = Tree(tree.root)  # what this one leaves out is not to be told
+        what = f"holds one folder, '{top[0]}', and that holds folders"
+        raise DataError(root, what, f"did you mean data.root={root / top[0]}?", 5)
+    ahead = Tree(root)  # a look ahead: what this one leaves out gives no remark
     flat = len(splits) > 1 and "test" in splits and not ahead.folders("test")
-    if flat and Tree(tree.root).images("test"):
+    if flat and Tree(root).images("test"):
         splits.remove("test")
         tree.leave_out("test", "images without classes; give them to predict.input")
     for split in splits or [""]:
@@ -119,20 +112,24 @@ def _splits(tree: Tree) -> list[str]:
     return splits or [""]
 
 
-def _refuse_one_too_low(root: Path) -> None:
+def _refuse_misnamed(tree: Tree, name: str, beside: bool) -> None:
+    near = difflib.get_close_matches(name.lower(), SPLITS, 1) if beside else []
+    meant = _SYNONYMS.get(name.lower(), near[0] if near else None)
+    if meant and tree.has_folders(name):
+        what = f"is not the name of a split; did you mean '{meant}'?"
+        raise DataError(tree.root / name, what, f"rename the folder to {tree.root / meant}", 3)
+
+
+def _refuse_one_split(root: Path) -> None:
     """Raise DataError where the root is one split of a data set that has another beside it."""
     if root.name.lower() not in _SYNONYMS:
         return
-    own, above = set(Tree(root).folders("")), Tree(root.parent)
-    for name in above.folders(""):
-        other = _SYNONYMS.get(name.lower())
-        if name != root.name and other and own & set(Tree(root.parent / name).folders("")):
-            raise DataError(
-                root,
-                f"is one split of a data set: {root.parent / name} lies beside it",
-                f"type data.root={root.parent}",
-                72,
-            )
+    classes = set(Tree(root).folders(""))
+    for name in Tree(root.parent).folders(""):
+        beside, is_split = root.parent / name, name.lower() in _SYNONYMS
+        if name != root.name and is_split and classes & set(Tree(beside).folders("")):
+            what = f"is one split of a data set: {beside} lies beside it"
+            raise DataError(root, what, f"type data.root={root.parent}", 72)
 
 
 def _refuse_data_set(tree: Tree, below: str) -> None:
@@ -140,47 +137,26 @@ def _refuse_data_set(tree: Tree, below: str) -> None:
     inner = tree.folders(below)
     splits = {_SYNONYMS[name.lower()] for name in inner if name.lower() in _SYNONYMS}
     if len(splits) > 1 or (splits and all(name.lower() in _SYNONYMS for name in inner)):
-        raise DataError(
-            tree.root,
-            f"its folder '{below}' is a data set, no class: it holds {', '.join(inner[:3])}",
-            f"did you mean data.root={tree.root / below}?",
-            71,
-        )
+        what = f"its folder '{below}' is a data set, not a class: it holds {', '.join(inner[:3])}"
+        raise DataError(tree.root, what, f"did you mean data.root={tree.root / below}?", 71)
 
 
-def _refuse_misnamed(tree: Tree, name: str, beside: bool) -> None:
-    near = difflib.get_close_matches(name.lower(), SPLITS, 1) if beside else []
-    meant = _SYNONYMS.get(name.lower(), near[0] if near else None)
-    if meant and tree.has_folders(name):
-        raise DataError(
-            tree.root / name,
-            f"is no name of a split; did you mean '{meant}'?",
-            f"rename the folder to {tree.root / meant}",
-            3,
-        )
-
-
-def _rows(tree: Tree, split: str) -> list[Row]:
-    labels = tree.folders(split)
+def _rows(tree: Tree, split: str) -> list[ImageRow]:
+    labels, folder = tree.folders(split), tree.root / split
     if not labels:
-        left_out = "".join(f"; {remark}" for remark in tree.remarks())
-        raise DataError(
-            tree.root / split,
-            f"holds no class folders{left_out}",
-            "sort the images into one folder per class, such as "
-            f"{tree.root / split / 'cats'} and {tree.root / split / 'dogs'}",
-            2,
-        )
-    return [Row(name, label, split) for label in labels for name in _images(tree, split, label)]
-
-
-def _images(tree: Tree, split: str, label: str) -> list[str]:
-    below = f"{split}/{label}" if split else label
-    names = tree.images(below)
-    if not names:
-        told = "".join(f"; {remark}" for remark in tree.remarks(f"{below}/"))
-        fix = "add images or remove the folder"
-        if FOREIGN in told:
-            fix = f"convert them, as with: magick mogrify -format png '{tree.root / below}'/*"
-        raise DataError(tree.root / below, f"holds no images{told}", fix, 7)
-    return names
+        what = "; ".join(["holds no class folders", *tree.remarks()])
+        examples = f"{folder / 'cats'} and {folder / 'dogs'}"
+        fix = f"sort the images into one folder per class, such as {examples}"
+        raise DataError(folder, what, fix, 2)
+    rows = []
+    for label in labels:
+        below = f"{split}/{label}" if split else label
+        names = tree.images(below)
+        if not names:
+            what = "; ".join(["holds no images", *tree.remarks(f"{below}/")])
+            fix = "add images or remove the folder"
+            if FOREIGN in what:
+                fix = f"convert them, as with: magick mogrify -format png '{tree.root / below}'/*"
+            raise DataError(tree.root / below, what, fix, 7)
+        rows += [ImageRow(name, label, split) for name in names]
+    return rows

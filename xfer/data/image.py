@@ -84,12 +84,8 @@ def decode(
     except Exception as error:  # PIL's plugins raise struct.error, IndexError and more
         raise broken_image(path, reason_of(error)) from error
     if scanned and stamp != scanned[0] and hashlib.sha256(data).hexdigest() != scanned[1]:
-        raise DataError(
-            path,
-            "has changed since it was scanned, and the plan speaks of what it was",
-            "leave the images alone during a run, and start it again",
-            73,
-        )
+        what = "has changed since it was scanned, and the plan speaks of what it was"
+        raise DataError(path, what, "leave the images alone during a run, and start it again", 73)
     return decoded
 
 
@@ -97,15 +93,15 @@ def read_file(path: Path) -> tuple[bytes, str]:
     """What is in a regular file, and its stamp when all of it was read."""
     # Opening a pipe would wait for a writer, for ever.
     if not path.is_file() and path.exists():
-        raise ValueError("it is no regular file")
+        raise ValueError("it is not a regular file")
     with path.open("rb") as stream:
         facts = os.fstat(stream.fileno())
         if facts.st_size > _MAX_BYTES:
             raise ValueError(f"{facts.st_size} bytes; more than {_MAX_BYTES}")
         data = stream.read()
-        after = os.fstat(stream.fileno())
+        stamp = stamp_of(os.fstat(stream.fileno()))
     # A file that was written to meanwhile has no stamp that a scan could have seen.
-    return data, stamp_of(after) if stamp_of(after) == stamp_of(facts) else ""
+    return data, stamp if stamp == stamp_of(facts) else ""
 
 
 def open_image(data: bytes) -> Image:
@@ -114,7 +110,7 @@ def open_image(data: bytes) -> Image:
 
 
 def decode_bytes(data: bytes) -> Image:
-    """The same for the bytes of a file that is sound."""
+    """Decode the bytes of a file that is known to be sound, to RGB as :func:`decode` does."""
     with open_image(data) as image:
         return rgb_of(image, data)
 
@@ -139,11 +135,11 @@ def rgb_of(image: Image, data: bytes, over: PixelRange | None = None) -> Image:
     """Decode ``image``, opened from ``data``: upright, RGB, deep pixels scaled from ``over``."""
     if is_deep(image):
         # Asking for the orientation decodes a PNG, so that comes second.
-        found = numbers(image, lambda: open_image(data))
-        turned = image.getexif().get(_ORIENTATION)
-        image = scaled(found, over)
-        if turned:
-            image.getexif()[_ORIENTATION] = turned
+        pixels = numbers(image, lambda: open_image(data))
+        orientation = image.getexif().get(_ORIENTATION)
+        image = scaled(pixels, over)
+        if orientation:
+            image.getexif()[_ORIENTATION] = orientation
     return _upright(image)
 
 
@@ -162,16 +158,15 @@ def _upright(image: Image) -> Image:
 def reason_of(error: Exception) -> str:
     """What is wrong with an image, for people, where decoding it raised ``error``."""
     if isinstance(error, UnidentifiedImageError):
-        return "it is no image"
+        return "it is not an image"
     return printable(error) or type(error).__name__
 
 
 def broken_image(path: Path, reason: str, more: int = 0) -> DataError:
     """The error that names a broken image, and how many ``more`` there are."""
     others = f"; {more} more files are broken" if more else ""
-    return DataError(
-        path, f"cannot be read as an image ({reason}){others}", "remove or replace the file", 10
-    )
+    what = f"cannot be read as an image ({reason}){others}"
+    return DataError(path, what, "remove or replace the file", 10)
 
 
 def stamp_of(facts: os.stat_result) -> str:

@@ -7,9 +7,14 @@ from typing import NamedTuple
 
 from xfer.core.errors import DataError
 from xfer.data.image_hash import MOST, alike
-from xfer.data.options import Loading, Row
+from xfer.data.options import ImageRow, Loading
 
 _SHOWN = 5
+
+
+def first_few(texts: Sequence[str]) -> str:
+    """The first of ``texts`` in one line."""
+    return "; ".join(texts[:_SHOWN]) + ("; ..." if len(texts) > _SHOWN else "")
 
 
 class Leak(NamedTuple):
@@ -20,67 +25,57 @@ class Leak(NamedTuple):
     kind: str
 
 
-def leaks(rows: Sequence[Row], hashes: Sequence[str], looks: Sequence[str]) -> list[Leak]:
+def compare(
+    rows: Sequence[ImageRow],
+    hashes: Sequence[str],
+    looks: Sequence[str],
+    how: Loading,
+    where: object,
+) -> tuple[list[Leak], list[str]]:
     """Every held-out image that is in ``train`` too, by its bytes or its looks (see
-    :mod:`xfer.data.image_hash`; empty where there are none to compare)."""
+    :mod:`xfer.data.image_hash`; empty where there are none to compare), and remarks on them and
+    on images in two classes; nothing where ``how`` ignores it.
+
+    Raises DataError for the same bytes on both sides where ``how`` says so.
+    """
+    if how.leakage == "ignore":
+        return [], []
     train = [i for i, row in enumerate(rows) if row.split == "train"]
     held = [i for i, row in enumerate(rows) if row.split != "train"]
-    first = {hashes[i]: i for i in reversed(train)}
-    found = [
-        Leak(rows[i].name, rows[first[hashes[i]]].name, "same bytes")
-        for i in held
-        if hashes[i] in first
-    ]
-    if looks and len(train) * len(held) <= MOST:
-        pairs = alike([looks[i] for i in held], [looks[i] for i in train])
-        found += [
-            Leak(rows[held[i]].name, rows[train[j]].name, "looks alike")
-            for i, j in pairs
-            if hashes[held[i]] not in first
-        ]
-    return found
-
-
-def check(found: Sequence[Leak], how: Loading, where: object) -> None:
-    """Raise DataError for the same bytes on both sides where ``leakage`` says so."""
-    same = [leak for leak in found if leak.kind == "same bytes"]
+    first = {hashes[i]: rows[i].name for i in reversed(train)}
+    copies = [i for i in held if hashes[i] in first]
+    same = [Leak(rows[i].name, first[hashes[i]], "same bytes") for i in copies]
+    shown = first_few([f"'{leak.held}' is '{leak.twin}'" for leak in same])
     if same and how.leakage == "error":
-        raise DataError(
-            where,
-            f"{len(same)} held-out images are also in train: {_pairs(same)}",
-            "remove one of each pair, or set data.leakage=warn",
-            40,
-        )
+        what = f"{len(same)} held-out images are also in train: {shown}"
+        raise DataError(where, what, "remove one of each pair, or set data.leakage=warn", 40)
+    lines = [f"held-out images that are also in train: {len(same)} ({shown})"] if same else []
+    near, near_lines = _near(rows, looks, train, sorted({*held} - {*copies}))
+    return same + near, [*lines, *near_lines, *_conflicts(rows, hashes)]
 
 
-def told(found: Sequence[Leak], compared: int) -> list[str]:
-    """A remark for each kind; ``compared`` pairs of looks would have been to compare."""
-    same = [leak for leak in found if leak.kind == "same bytes"]
-    near = [leak for leak in found if leak.kind != "same bytes"]
-    lines = []
-    if same:
-        lines.append(f"held-out images that are also in train: {len(same)} ({_pairs(same)})")
-    if near:
-        what = "pairs of a held-out and a training image that look alike"
-        lines.append(f"{what}: {len(near)} ({_pairs(near)})")
-    if compared > MOST:
-        lines.append(f"images that look alike were not looked for: {compared} pairs are too many")
-    return lines
+def _near(
+    rows: Sequence[ImageRow], looks: Sequence[str], train: Sequence[int], held: Sequence[int]
+) -> tuple[list[Leak], list[str]]:
+    if not looks:
+        return [], []
+    if (pairs := len(train) * len(held)) > MOST:
+        return [], [f"images that look alike were not searched for: {pairs} pairs are too many"]
+    leaks = [
+        Leak(rows[held[i]].name, rows[train[j]].name, "looks alike")
+        for i, j in alike([looks[i] for i in held], [looks[i] for i in train])
+    ]
+    shown = first_few([f"'{leak.held}' is '{leak.twin}'" for leak in leaks])
+    what = "pairs of a held-out and a training image that look alike"
+    return leaks, [f"{what}: {len(leaks)} ({shown})"] if leaks else []
 
 
-def _pairs(found: Sequence[Leak]) -> str:
-    shown = [f"'{leak.held}' is '{leak.twin}'" for leak in found[:_SHOWN]]
-    return "; ".join(shown) + ("; ..." if len(found) > _SHOWN else "")
-
-
-def conflicts(rows: Sequence[Row], hashes: Sequence[str]) -> list[str]:
+def _conflicts(rows: Sequence[ImageRow], hashes: Sequence[str]) -> list[str]:
     """A remark where the same bytes are in two classes: one of the labels is wrong."""
-    first: dict[str, Row] = {}
-    found = []
+    first: dict[str, ImageRow] = {}
+    pairs = []
     for row, digest in zip(rows, hashes, strict=True):
         twin = first.setdefault(digest, row)
         if twin.label != row.label:
-            found.append(f"'{row.name}' is '{twin.name}'")
-    more = "; ..." if len(found) > _SHOWN else ""
-    shown = "; ".join(found[:_SHOWN]) + more
-    return [f"images that are in two classes: {len(found)} ({shown})"] if found else []
+            pairs.append(f"'{row.name}' is '{twin.name}'")
+    return [f"images that are in two classes: {len(pairs)} ({first_few(pairs)})"] if pairs else []

@@ -135,8 +135,8 @@ class TrainLoader(DataLoader[Any]):
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         self.order.skip = self.position
-        kept = self.features
-        for batch in super().__iter__() if kept is None else map(kept.batch, self.order):
+        features = self.features
+        for batch in super().__iter__() if features is None else map(features.batch, self.order):
             # A finished epoch is position 0 of the next, not the end of this one.
             self.position = (self.position + 1) % len(self.order)
             yield _whole(batch)
@@ -146,7 +146,7 @@ class TrainLoader(DataLoader[Any]):
         return {"position": self.position}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on behind that many batches."""
+        """Continue after that many batches."""
         self.position = state["position"]
 
 
@@ -180,8 +180,8 @@ class EvalLoader(DataLoader[Any]):
         )
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        kept = self.features
-        for batch in super().__iter__() if kept is None else map(kept.batch, self.chunks):
+        features = self.features
+        for batch in super().__iter__() if features is None else map(features.batch, self.chunks):
             yield _whole(batch)
 
 

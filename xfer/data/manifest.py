@@ -17,7 +17,7 @@ from xfer.core.errors import DataError, closest
 from xfer.core.files import open_to_read
 from xfer.core.types import Dataset
 from xfer.data.dataset import of_files
-from xfer.data.options import SPLITS, Loading, Row, place
+from xfer.data.options import SPLITS, ImageRow, Loading, place
 from xfer.data.split import divide
 
 _HEADER = "let the first line be path,label or path,label,split"
@@ -52,7 +52,7 @@ class Manifest(Loading):
         return of_files(rows, path.parent, self)
 
 
-def _rows(path: Path, how: Manifest) -> list[Row]:
+def _rows(path: Path, how: Manifest) -> list[ImageRow]:
     lines = _lines(path, _SIGNS[how.separator])
     _, header = next(lines, (1, []))
     keys = _keys(path, header, how)
@@ -61,12 +61,8 @@ def _rows(path: Path, how: Manifest) -> list[Row]:
     for line, cells in lines:
         row = _row(f"{path}:{line}", keys, cells, path.parent)
         if row.name in seen:
-            raise DataError(
-                f"{path}:{line}",
-                f"'{row.name}' is listed in line {seen[row.name]} too",
-                "remove one of the lines",
-                16,
-            )
+            what = f"'{row.name}' is listed in line {seen[row.name]} too"
+            raise DataError(f"{path}:{line}", what, "remove one of the lines", 16)
         seen[row.name] = line
         rows.append(row)
     if not rows:
@@ -83,22 +79,16 @@ def _lines(path: Path, sign: str) -> Iterator[tuple[int, list[str]]]:
                 if any(cells):
                     yield reader.line_num, [cell.strip() for cell in cells]
     except FileNotFoundError as error:
-        raise _no_file(path) from error
+        names = [entry.name for entry in path.parent.glob("*.csv")]
+        near = difflib.get_close_matches(path.name, names, 1)
+        fix = f"did you mean {path.parent / near[0]}?" if near else "give the path of a CSV file"
+        raise DataError(path, "there is no such file", fix, 11) from error
     except OSError as error:
-        raise DataError(
-            path, f"cannot be read ({error.strerror})", "give a CSV file", 11
-        ) from error
+        what = f"cannot be read ({error.strerror})"
+        raise DataError(path, what, "give a CSV file", 11) from error
     except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(
-            path, f"is no CSV in UTF-8 ({error})", "save it as CSV, UTF-8", 12
-        ) from error
-
-
-def _no_file(path: Path) -> DataError:
-    names = [entry.name for entry in path.parent.glob("*.csv")] if path.parent.is_dir() else []
-    near = difflib.get_close_matches(path.name, names, 1)
-    fix = f"did you mean {path.parent / near[0]}?" if near else "give the path of a CSV file"
-    return DataError(path, "there is no such file", fix, 11)
+        what = f"is not a CSV file in UTF-8 ({error})"
+        raise DataError(path, what, "save it as CSV, UTF-8", 12) from error
 
 
 def _keys(path: Path, header: list[str], how: Manifest) -> list[str]:
@@ -129,22 +119,18 @@ def _typed(header: list[str]) -> str:
     """What to type, so that the columns of ``header`` are known: the likely ones, by name."""
     likely = [next((n for n in header if n.lower() in (key, *_ALIASES[key])), "") for key in _KEYS]
     rest = [name for name in header if name and name not in likely]
-    found = [name or (rest.pop(0) if rest else "") for name in likely[:2]] + likely[2:]
-    odd = any(name and header.count(name) > 1 for name in found)
-    if odd or not all(found[:2]) or any(set(name) & set("/,[]{}:'\"\\$") for name in found):
+    names = [name or (rest.pop(0) if rest else "") for name in likely[:2]] + likely[2:]
+    twice = any(name and header.count(name) > 1 for name in names)
+    if twice or not all(names[:2]) or any(set(name) & set("/,[]{}:'\"\\$") for name in names):
         return _HEADER  # a line of values, or names that are hard to type
-    columns = f"data.columns=[{','.join(name for name in found if name)}]"
+    columns = f"data.columns=[{','.join(name for name in names if name)}]"
     return f"type {columns}" if " " not in columns else f"type '{columns}'"
 
 
-def _row(where: str, keys: list[str], cells: list[str], folder: Path) -> Row:
+def _row(where: str, keys: list[str], cells: list[str], folder: Path) -> ImageRow:
     if len(cells) != len(keys):
-        raise DataError(
-            where,
-            f"{len(cells)} cells; the header has {len(keys)}",
-            'put names that hold a separator into "quotes"',
-            14,
-        )
+        what = f"{len(cells)} cells; the header has {len(keys)}"
+        raise DataError(where, what, 'put names that hold a separator into "quotes"', 14)
     facts = dict(zip(keys, cells, strict=True))
     for name in ("path", "label"):
         if not facts[name]:
@@ -152,16 +138,13 @@ def _row(where: str, keys: list[str], cells: list[str], folder: Path) -> Row:
     split = facts.get("split", "")
     if "split" in facts and split not in SPLITS:
         raise DataError(where, f"unknown split '{split}'", closest(split, SPLITS), 15)
-    return Row(_name(where, facts["path"], folder), facts["label"], split)
-
-
-def _name(where: str, text: str, folder: Path) -> str:
-    """The path below ``folder`` if it is there, else as it is; every file has one name."""
-    path = Path(os.path.normpath(folder / text))
+    path = Path(os.path.normpath(folder / facts["path"]))
     try:
         is_there = path.exists()
     except OSError:  # a name too long, a folder that may not be entered
         is_there = False
     if not is_there:
         raise DataError(where, f"there is no file '{path}'", "paths start at the CSV's folder", 17)
-    return (path.relative_to(folder) if path.is_relative_to(folder) else path).as_posix()
+    # The path below the folder if it is there, else as it is, so that every file has one name.
+    name = path.relative_to(folder) if path.is_relative_to(folder) else path
+    return ImageRow(name.as_posix(), facts["label"], split)

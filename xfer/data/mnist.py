@@ -14,7 +14,7 @@ from xfer.core.errors import DataError
 from xfer.core.files import file_sha256
 from xfer.core.types import Dataset
 from xfer.data.dataset import of_arrays
-from xfer.data.options import Loading, Row, place
+from xfer.data.options import ImageRow, Loading, place
 from xfer.data.split import divide
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class Mnist(Loading):
 
     The files of Y. LeCun, C. Cortes and C. Burges, downloaded into ``root/raw`` when missing and
     read by ``torchvision.datasets.MNIST``. ``mirror`` is another address that serves them; what
-    it gives is not compared with the published checksums, but told with its own. Without
+    it gives is not compared with the published checksums, but reported with its own. Without
     training only the test files are used.
     """
 
@@ -42,18 +42,17 @@ class Mnist(Loading):
     def dataset(self, training: bool) -> Dataset:
         """See :meth:`Loading.dataset`."""
         root = place(self.root)
-        rows: list[Row] = []
+        rows: list[ImageRow] = []
         pixels: dict[str, npt.NDArray[np.uint8]] = {}
         for split in ("train", "test") if training else ("test",):
             pictures, digits = _read(root, split, self.mirror)
             names = [f"{split}/{i:05d}" for i in range(len(digits))]
-            rows += [
-                Row(name, str(digit), split) for name, digit in zip(names, digits, strict=True)
-            ]
+            pairs = zip(names, digits, strict=True)
+            rows += [ImageRow(name, str(digit), split) for name, digit in pairs]
             pixels |= dict(zip(names, pictures, strict=True))
-        return of_arrays(
-            divide(rows, self, root, training), pixels, self, _origin(root, self.mirror)
-        )
+        files = sorted((root / "raw").glob("*.gz")) if self.mirror else []
+        origin = [f"{f.name} from {self.mirror}: sha256 {file_sha256(f)}" for f in files]
+        return of_arrays(divide(rows, self, root, training), pixels, self, origin)
 
 
 def _read(root: Path, split: str, mirror: str | None) -> tuple[Any, list[int]]:
@@ -61,23 +60,22 @@ def _read(root: Path, split: str, mirror: str | None) -> tuple[Any, list[int]]:
     from torchvision.datasets import MNIST
 
     raw, prefix = root / "raw", "train" if split == "train" else "t10k"
-    # torchvision would go on with plain http where https fails.
+    # torchvision would fall back to plain http where https fails.
     address = mirror or next(url for url in MNIST.mirrors if url.startswith("https:"))
     files = {name: None if mirror else md5 for name, md5 in MNIST.resources if prefix in name}
     missing = [name for name in files if not (raw / Path(name).stem).is_file()]
     _download([name for name in missing if not (raw / name).is_file()], raw, address)
     here = {"raw_folder": str(raw), "mirrors": [address], "resources": list(files.items())}
     try:
-        found = type("Mnist", (MNIST,), here)(root, split == "train", download=bool(missing))
-        digits = found.targets.tolist()
-        if len(digits) != len(found.data) or not set(digits) <= set(range(10)):
+        mnist = type("Mnist", (MNIST,), here)(root, split == "train", download=bool(missing))
+        digits = mnist.targets.tolist()
+        if len(digits) != len(mnist.data) or not set(digits) <= set(range(10)):
             raise ValueError("images and labels do not fit")
     except (*_BROKEN, AssertionError) as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise DataError(
-            raw, f"holds MNIST files that cannot be read ({reason})", "remove the folder", 31
-        ) from error
-    return found.data.numpy(), digits
+        what = f"holds MNIST files that cannot be read ({reason})"
+        raise DataError(raw, what, "remove the folder", 31) from error
+    return mnist.data.numpy(), digits
 
 
 def _download(files: list[str], raw: Path, address: str) -> None:
@@ -85,15 +83,6 @@ def _download(files: list[str], raw: Path, address: str) -> None:
         for name in files:
             fetch(f"{address.rstrip('/')}/{name}", raw / name)
     except DataError as error:
-        raise DataError(
-            raw,
-            f"lacks MNIST files, and {error.where} {error.what}",
-            f"put {' and '.join(files)} there, or give data.mirror=ADDRESS",
-            30,
-        ) from error
-
-
-def _origin(root: Path, mirror: str | None) -> list[str]:
-    """What a mirror gave."""
-    files = sorted((root / "raw").glob("*.gz")) if mirror else []
-    return [f"{path.name} from {mirror}: sha256 {file_sha256(path)}" for path in files]
+        what = f"lacks MNIST files, and {error.where} {error.what}"
+        fix = f"put {' and '.join(files)} there, or give data.mirror=ADDRESS"
+        raise DataError(raw, what, fix, 30) from error

@@ -25,7 +25,7 @@ def place(text: str) -> Path:
     return Path(os.path.normpath(Path(text).expanduser().absolute()))
 
 
-class Row(NamedTuple):
+class ImageRow(NamedTuple):
     """One image: its unique name, its class, and its split (empty while it has none)."""
 
     name: str
@@ -39,13 +39,13 @@ class Loading(ABC):
 
     ``workers`` are processes that decode images. They share up to ``decoded_gb`` gigabytes of
     memory for what they decoded, so that training decodes a file once; ``auto`` is a tenth of the
-    memory that is available, 0 decodes anew. Where
-    ``val`` or ``test`` is missing, the fractions say how much of every class is held out,
-    ``split_seed`` which images. ``on_bad`` says what becomes of files that are no sound images,
-    ``leakage`` of images on both sides of a split. ``sampler`` says how often an epoch trains on
-    an image: ``shuffled`` once, ``balanced`` so that every class comes equally often. ``range``
-    are the numbers that are black and white in image files of more than 8 bits: ``auto`` is the
-    smallest of 8, 10, 12, 14 and 16 bits that holds those of all files, ``null`` 16 bits.
+    memory that is available, 0 decodes anew. Where ``val`` or ``test`` is missing, the fractions
+    say how much of every class is held out, ``split_seed`` which images. ``on_bad`` says what
+    becomes of broken image files, ``leakage`` of images on both sides of a split. ``sampler`` says
+    how often an epoch trains on an image: ``shuffled`` once, ``balanced`` so that every class comes
+    equally often. ``range`` are the numbers that are black and white in image files of more than 8
+    bits: ``auto`` is the smallest of 8, 10, 12, 14 and 16 bits that holds those of all files,
+    ``null`` 16 bits.
     """
 
     batch_size: Annotated[int, Gt(0)] = 24
@@ -62,10 +62,8 @@ class Loading(ABC):
 
     def __post_init__(self) -> None:
         if isinstance(self.range, tuple) and self.range[0] >= self.range[1]:
-            low, high = self.range
-            raise ConfigError(
-                "data.range", f"{low:g} is not below {high:g}", "type data.range=[LOW,HIGH]", 90
-            )
+            what = f"{self.range[0]:g} is not below {self.range[1]:g}"
+            raise ConfigError("data.range", what, "type data.range=[LOW,HIGH]", 90)
 
     def balance(self, labels: Iterable[int]) -> list[int] | None:
         """The training ``labels`` to balance by; ``None`` where every image comes once."""

@@ -46,13 +46,9 @@ def check_size(size: tuple[int, int], spec: InputSpec) -> None:
         return
     width, height = _short_side(size, spec.resize)
     if width * height > _MAX_PIXELS:
-        raise DataError(
-            _UNNAMED,
-            f"{size[0]} x {size[1]} pixels are {width} x {height} after resizing; more than "
-            f"{_MAX_PIXELS} in all",
-            "crop it, or remove it",
-            74,
-        )
+        what = f"{size[0]} x {size[1]} pixels are {width} x {height} after resizing"
+        what = f"{what}; more than {_MAX_PIXELS} in all"
+        raise DataError(_UNNAMED, what, "crop it, or remove it", 74)
 
 
 def named(error: DataError, name: str) -> DataError:
@@ -77,11 +73,11 @@ def _short_side(size: tuple[int, int], short: int) -> tuple[int, int]:
 def normalise(image: Image, spec: InputSpec) -> npt.NDArray[np.float32]:
     """An RGB image as float32 (3, height, width), less ``spec.mean``, divided by ``spec.std``."""
     pixels, table = np.asarray(image, np.uint8), _table(tuple(spec.mean), tuple(spec.std))
-    found = np.empty((3, *pixels.shape[:2]), np.float32)
+    array = np.empty((3, *pixels.shape[:2]), np.float32)
     for channel in range(3):
         # No index is out of range: ``clip`` only keeps numpy from a copy that guards ``out``.
-        np.take(table[channel], pixels[:, :, channel], out=found[channel], mode="clip")
-    return found
+        np.take(table[channel], pixels[:, :, channel], out=array[channel], mode="clip")
+    return array
 
 
 @cache
@@ -115,14 +111,12 @@ def of_timm(config: dict[str, Any]) -> InputSpec:
     facts = resolve_data_config({}, pretrained_cfg=config)
     height, width = facts["input_size"][1:]
     if facts["crop_mode"] == "border":
-        raise ConfigError(
-            "backbone.name", "its 'border' crop is not supported", "choose another", 12
-        )
+        what = "its 'border' crop is not supported"
+        raise ConfigError("backbone.name", what, "choose another", 12)
     squash = facts["crop_mode"] == "squash"
     if squash and facts["crop_pct"] != 1:
-        raise ConfigError(
-            "backbone.name", "its squash before a crop is not supported", "choose another", 14
-        )
+        what = "its squash before a crop is not supported"
+        raise ConfigError("backbone.name", what, "choose another", 14)
     return InputSpec(
         size=(int(height), int(width)),
         resize=None if squash else int(min(height, width) / facts["crop_pct"]),

@@ -3,19 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch.utils.data import Sampler
 
 from xfer.core.seeds import derive
-
-if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-    from PIL.Image import Image
-
-    Transform = Callable[[Image], npt.NDArray[np.float32]]
 
 Draw = tuple[int, ...]
 """(index), or (index, time) from the second time on that an image is drawn, time 1."""
@@ -34,18 +27,14 @@ def balanced(labels: Sequence[int], shuffled: Callable[[int], list[int]]) -> lis
     favoured = set(shuffled(len(members))[:rest])
     drawn: list[Draw] = []
     for place, label in enumerate(sorted(members)):
-        drawn += _of_class(members[label], share + (place in favoured), shuffled)
+        images, count = members[label], share + (place in favoured)
+        times = -(-count // len(images))
+        of_class: list[Draw] = []
+        for time in range(times):
+            again = (time,) if time else ()
+            of_class += [(images[i], *again) for i in shuffled(len(images))]
+        drawn += of_class[:count]
     return [drawn[i] for i in shuffled(len(drawn))]
-
-
-def _of_class(images: list[int], count: int, shuffled: Callable[[int], list[int]]) -> list[Draw]:
-    found: list[Draw] = []
-    time = 0
-    while len(found) < count:
-        again = (time,) if time else ()
-        found += [(images[i], *again) for i in shuffled(len(images))]
-        time += 1
-    return found[:count]
 
 
 Key = tuple[int, ...]
@@ -121,8 +110,7 @@ class Order(Sampler[list[Key]]):
         last = batch + 1 == len(self)
         size = self.batch_size * self.ranks
         whole = self.count - batch * size if last else size
-        own = len(range(self.rank, whole, self.ranks))
-        return own * self.ranks / whole
+        return len(range(self.rank, whole, self.ranks)) * self.ranks / whole
 
 
 def batches(count: int, batch_size: int, ranks: int = 1) -> int:

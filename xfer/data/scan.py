@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from PIL import ImageOps
 
@@ -32,74 +32,22 @@ from xfer.data.image import (
 )
 from xfer.data.image_hash import look
 
-if TYPE_CHECKING:
-    pass
 _CACHE_VERSION = 5
+_LARGEST_CACHE = 1 << 32  # bytes: some 20 million images
 _BATCH = 32  # files a thread takes at once
-_Found = tuple[str, str | None, str, Extent | None, Size]
 _Cache = dict[str, list[Any]]
 _TWO_NUMBERS = [[a, b] for a in (int, float) for b in (int, float)]
 
 
-def inspect(path: Path) -> _Found:
-    """Read one file: its sha256, what is wrong with it (``None`` for a sound image), its looks,
-    what its pixels reach where they have more than 8 bits, and its size.
-
-    A JPEG whose end marker is in place and a PNG whose checksums hold count as whole; anything
-    else is decoded.
-    """
-    try:
-        data, _ = read_file(path)
-        reach, size = _check(data)
-    except OSError as error:
-        return "", error.strerror or reason_of(error), "", None, (0, 0)
-    except Exception as error:  # as in decode
-        return "", reason_of(error), "", None, (0, 0)
-    return hashlib.sha256(data).hexdigest(), None, _look(data, reach), reach, size
-
-
-def _check(data: bytes) -> tuple[Extent | None, Size]:
-    """What the pixels of a sound image reach, where they have more than 8 bits, and its size;
-    raises else."""
-    if not data:
-        raise ValueError("the file is empty")
-    with open_image(data) as image:
-        refuse_huge(image)
-        size = image.size
-        if is_deep(image):
-            return extent(numbers(image, lambda: open_image(data))), size
-        if image.format == "PNG":
-            image.verify()
-        elif image.format not in ("JPEG", "MPO") or not _has_end(data):
-            rgb_of(image, data)
-    return None, size
-
-
-def _look(data: bytes, reach: Extent | None) -> str:
-    try:
-        with open_image(data) as image:
-            if reach:
-                # From its darkest to its brightest: no two dark pictures are alike for being dark.
-                over = (reach.low, max(reach.high, reach.low + 1))
-                return look(rgb_of(image, data, over))
-            image.draft("L", (34, 32))  # a JPEG is decoded at an eighth of its size
-            return look(ImageOps.exif_transpose(image))
-    except Exception:  # as in decode; what only a whole decoding finds, training will name
-        return ""
-
-
-def _has_end(data: bytes) -> bool:
-    return data[-64:].rstrip(b"\0").endswith(b"\xff\xd9")
-
-
 class Facts(NamedTuple):
-    """A file as it was read: its sha256, what is wrong with it, its :func:`look`, what its pixels
-    reach where they have more than 8 bits, what an edit of it would change, and its size."""
+    """A file as it was read: its sha256, what is wrong with it (``None`` for a sound image), its
+    :func:`xfer.data.image_hash.look`, what its pixels reach where they have more than 8 bits, what
+    an edit of it would change, and its size."""
 
     path: Path
-    sha256: str
-    problem: str | None
-    look: str
+    sha256: str = ""
+    problem: str | None = None
+    look: str = ""
     reach: Extent | None = None
     stamp: str = ""
     size: Size = (0, 0)
@@ -110,15 +58,29 @@ def broken_files(broken: Sequence[Facts]) -> DataError:
     return broken_image(broken[0].path, str(broken[0].problem), more=len(broken) - 1)
 
 
-_LARGEST_CACHE = 1 << 32
-"""Bytes: some 20 million images."""
-
-
 def examine(paths: Sequence[Path], root: Path) -> list[Facts]:
     """Every file as it was read, in order. ``root`` names the cache; while one process scans it,
     others that ask for it wait and find the result."""
     with _alone(root):
-        return _examine(paths, root)
+        known = _read_cache(root)
+        stamps = [_stamp(path) for path in paths]
+        new = [i for i, path in enumerate(paths) if known.get(str(path), [""])[0] != stamps[i]]
+        broken: dict[int, Facts] = {}
+        for i, facts in zip(new, _inspect_all([paths[i] for i in new]), strict=True):
+            if facts.problem is None:
+                row = [stamps[i], facts.sha256, facts.look, facts.reach, list(facts.size)]
+                known[str(paths[i])] = row
+            else:
+                broken[i] = facts
+        if new:
+            _write_cache(root, known, paths)
+    return [broken.get(i) or _facts(path, known[str(path)]) for i, path in enumerate(paths)]
+
+
+def _facts(path: Path, row: list[Any]) -> Facts:
+    stamp, digest, looks, reach, (width, height) = row
+    deep = Extent(*reach) if reach else None
+    return Facts(path, digest, None, looks, deep, stamp, (width, height))
 
 
 @contextmanager
@@ -134,32 +96,7 @@ def _alone(root: Path) -> Iterator[None]:
         yield
 
 
-def _examine(paths: Sequence[Path], root: Path) -> list[Facts]:
-    known = _read_cache(root)
-    stamps = [_stamp(path) for path in paths]
-    fresh = [i for i, path in enumerate(paths) if known.get(str(path), [""])[0] != stamps[i]]
-    broken: dict[int, str] = {}
-    for i, found in zip(fresh, _inspect_all([paths[i] for i in fresh]), strict=True):
-        digest, problem, looks, reach, size = found
-        if problem is None:
-            known[str(paths[i])] = [stamps[i], digest, looks, reach, list(size)]
-        else:
-            broken[i] = problem
-    if fresh:
-        _write_cache(root, known, paths)
-    return [
-        Facts(path, "", broken[i], "") if i in broken else _facts(path, known[str(path)])
-        for i, path in enumerate(paths)
-    ]
-
-
-def _facts(path: Path, row: list[Any]) -> Facts:
-    stamp, digest, looks, reach, (width, height) = row
-    deep = Extent(*reach) if reach else None
-    return Facts(path, digest, None, looks, deep, stamp, (width, height))
-
-
-def _inspect_all(paths: list[Path]) -> Iterator[_Found]:
+def _inspect_all(paths: list[Path]) -> Iterator[Facts]:
     from tqdm import tqdm
 
     # Threads: reading, hashing and decoding release the lock, and processes cost more to start.
@@ -168,9 +105,57 @@ def _inspect_all(paths: list[Path]) -> Iterator[_Found]:
         ThreadPoolExecutor(min(8, 2 * (os.cpu_count() or 1))) as pool,
         tqdm(total=len(paths), desc="reading images", delay=2, leave=False, disable=None) as bar,
     ):
-        for found in pool.map(lambda batch: [inspect(path) for path in batch], batches):
-            bar.update(len(found))
-            yield from found
+        for batch in pool.map(lambda batch: [inspect(path) for path in batch], batches):
+            bar.update(len(batch))
+            yield from batch
+
+
+def inspect(path: Path) -> Facts:
+    """Read one file, without its stamp.
+
+    A JPEG whose end marker is in place and a PNG whose checksums hold count as whole; anything
+    else is decoded.
+    """
+    try:
+        data, _ = read_file(path)
+        reach, size = _check(data)
+    except OSError as error:
+        return Facts(path, problem=error.strerror or reason_of(error))
+    except Exception as error:  # as in decode
+        return Facts(path, problem=reason_of(error))
+    digest = hashlib.sha256(data).hexdigest()
+    return Facts(path, digest, look=_look(data, reach), reach=reach, size=size)
+
+
+def _check(data: bytes) -> tuple[Extent | None, Size]:
+    """What the pixels of a sound image reach, where they have more than 8 bits, and its size;
+    raises else."""
+    if not data:
+        raise ValueError("the file is empty")
+    with open_image(data) as image:
+        refuse_huge(image)
+        size = image.size
+        if is_deep(image):
+            return extent(numbers(image, lambda: open_image(data))), size
+        has_end = data[-64:].rstrip(b"\0").endswith(b"\xff\xd9")
+        if image.format == "PNG":
+            image.verify()
+        elif image.format not in ("JPEG", "MPO") or not has_end:
+            rgb_of(image, data)
+    return None, size
+
+
+def _look(data: bytes, reach: Extent | None) -> str:
+    try:
+        with open_image(data) as image:
+            if reach:
+                # From its darkest to its brightest: no two dark pictures are alike for being dark.
+                over = (reach.low, max(reach.high, reach.low + 1))
+                return look(rgb_of(image, data, over))
+            image.draft("L", (34, 32))  # a JPEG is decoded at an eighth of its size
+            return look(ImageOps.exif_transpose(image))
+    except Exception:  # as in decode; what only a whole decoding finds, training will name
+        return ""
 
 
 def _stamp(path: Path) -> str:

@@ -8,7 +8,7 @@ from unicodedata import normalize
 from xfer.core.errors import ConfigError, DataError, closest
 from xfer.core.seeds import derive
 from xfer.core.types import class_name
-from xfer.data.options import SPLITS, Loading, Row
+from xfer.data.options import SPLITS, ImageRow, Loading
 
 _EPSILON = 1e-9  # of a sum of fractions
 
@@ -18,20 +18,20 @@ def shares(how: Loading, given: Collection[str]) -> dict[str, float]:
 
     Raises ConfigError when the fractions are over 1 together.
     """
-    found = {
+    parts = {
         "test": 0.0 if "test" in given else how.test_fraction,
         "val": 0.0 if "val" in given else how.val_fraction,
     }
-    rest = 1 - sum(found.values())
+    rest = 1 - sum(parts.values())
     if rest < -_EPSILON:
         raise ConfigError(
             "data.val_fraction", "is over 1 with data.test_fraction", "lower one of them", 65
         )
-    found["train"] = rest if rest > _EPSILON else 0.0
-    return {split: share for split, share in found.items() if share}
+    parts["train"] = rest if rest > _EPSILON else 0.0
+    return {split: share for split, share in parts.items() if share}
 
 
-def divide(rows: list[Row], how: Loading, where: object, training: bool) -> list[Row]:
+def divide(rows: list[ImageRow], how: Loading, where: object, training: bool) -> list[ImageRow]:
     """Give every row a split, keep those that are asked for, and check classes and splits.
 
     What has no split, and ``train`` where ``val`` or ``test`` is missing, is divided by
@@ -42,20 +42,33 @@ def divide(rows: list[Row], how: Loading, where: object, training: bool) -> list
     taken = _hold_out([row for row in rows if row.split in ("", "train")], parts, how, where)
     rows = [row._replace(split=taken.get(row.name, row.split)) for row in rows]
     rows = [row for row in rows if training or row.split != "train"]
-    _check_splits(rows, how, where, training)
+    given = {row.split for row in rows}
+    for split in ("train", "val") if training else ():
+        if split not in given:
+            raise DataError(where, f"there is no '{split}' part", _remedy(split, how, given), 4)
+    if not given:
+        raise DataError(where, "there is nothing to evaluate", _remedy("val", how, given), 4)
     _check_classes(rows, where)
     return rows
 
 
 def _hold_out(
-    pool: list[Row], parts: dict[str, float], how: Loading, where: object
+    pool: list[ImageRow], parts: dict[str, float], how: Loading, where: object
 ) -> dict[str, str]:
     """The split of every name. Each class is ranked by hashes of seed and name, so that neither
     the order of the files nor a new file moves the others from one split to another."""
     classes: dict[str, list[str]] = {}
     for row in pool:
         classes.setdefault(row.label, []).append(row.name)
-    _check_counts(classes, list(parts), where)
+    few = sorted(label for label, names in classes.items() if len(names) < len(parts))
+    if few:
+        others = f" (and {len(few) - 1} more classes)" if len(few) > 1 else ""
+        what = (
+            f"class '{few[0]}' has {len(classes[few[0]])} image(s){others}; "
+            f"{', '.join(sorted(parts))} need one each"
+        )
+        fix = "add images, remove the class, or give the splits folders of their own"
+        raise DataError(where, what, fix, 8)
     taken: dict[str, str] = {}
     for label, names in classes.items():
         # A Mac and Linux spell an accent in two ways; the split must not hang on that.
@@ -79,28 +92,6 @@ def _counts(total: int, parts: dict[str, float]) -> dict[str, int]:
     return counts
 
 
-def _check_counts(classes: dict[str, list[str]], splits: list[str], where: object) -> None:
-    few = sorted(label for label, names in classes.items() if len(names) < len(splits))
-    if few:
-        others = f" (and {len(few) - 1} more classes)" if len(few) > 1 else ""
-        raise DataError(
-            where,
-            f"class '{few[0]}' has {len(classes[few[0]])} image(s){others};"
-            f" {', '.join(sorted(splits))} need one each",
-            "add images, remove the class, or give the splits folders of their own",
-            8,
-        )
-
-
-def _check_splits(rows: list[Row], how: Loading, where: object, training: bool) -> None:
-    given = {row.split for row in rows}
-    for split in ("train", "val") if training else ():
-        if split not in given:
-            raise DataError(where, f"there is no '{split}' part", _remedy(split, how, given), 4)
-    if not given:
-        raise DataError(where, "there is nothing to evaluate", _remedy("val", how, given), 4)
-
-
 def _remedy(split: str, how: Loading, given: Collection[str]) -> str:
     """What makes a part ``split`` of data that has the parts ``given``."""
     held = how.val_fraction + how.test_fraction
@@ -111,27 +102,22 @@ def _remedy(split: str, how: Loading, given: Collection[str]) -> str:
     return f"add images to train on; those of {', '.join(sorted(given))} are all held out"
 
 
-def _check_classes(rows: list[Row], where: object) -> None:
-    found: dict[str, set[str]] = {}
+def _check_classes(rows: list[ImageRow], where: object) -> None:
+    classes: dict[str, set[str]] = {}
     for row in rows:
-        found.setdefault(row.split, set()).add(row.label)
-    first, *others = (split for split in SPLITS if split in found)
+        classes.setdefault(row.split, set()).add(row.label)
+    first, *others = (split for split in SPLITS if split in classes)
     for split in others:
-        if found[split] != found[first]:
-            raise _differ(where, first, found[first], split, found[split])
-    if len(found[first]) < 2:
-        raise DataError(
-            where,
-            f"there is one class ('{min(found[first])}'); it takes two to tell apart",
-            "add the images of the other classes",
-            5,
-        )
+        if classes[split] != classes[first]:
+            raise _differ(where, first, split, classes)
+    if len(classes[first]) < 2:
+        what = f"there is one class ('{min(classes[first])}'); at least two are needed"
+        raise DataError(where, what, "add the images of the other classes", 5)
 
 
-def _differ(
-    where: object, first: str, expected: set[str], split: str, found: set[str]
-) -> DataError:
-    missing, extra = sorted(expected - found), sorted(found - expected)
+def _differ(where: object, first: str, split: str, classes: dict[str, set[str]]) -> DataError:
+    expected, given = classes[first], classes[split]
+    missing, extra = sorted(expected - given), sorted(given - expected)
     parts = [f"has no class {_listed(missing)}"] if missing else []
     parts += [f"has the class {_listed(extra)}"] if extra else []
     fix = f"let {first} and {split} have the same classes"

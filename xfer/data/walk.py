@@ -13,14 +13,15 @@ from xfer.data.image import SUFFIXES
 
 _ENDINGS = tuple(SUFFIXES)
 _FOREIGN = tuple(".heic .heif .hif .jxl .jp2 .dng .cr2 .cr3 .nef .arw .raf .dcm .psd .svg".split())
-_AGAIN, _NOWHERE = "linked folders that lead back or are read already", "links to nothing"
+_AGAIN = "linked folders that lead back or are already read"
+_NOWHERE = "links to nothing"
 NO_IMAGE, FOREIGN = "no image's suffix", "pictures in a format that is not read: convert to PNG"
 
 
 class Tree:
     """The folders and images below ``root``, and a note of everything that is left out.
 
-    Links are followed: also those that lead out of ``root``, which is told, but none to a folder
+    Links are followed: also those that lead out of ``root``, with a remark, but none to a folder
     that lies in ``root`` or holds it. All names are relative to ``root`` and have forward slashes.
     Raises DataError for a root that is no folder and for a folder that cannot be read.
     """
@@ -42,31 +43,28 @@ class Tree:
     def folders(self, below: str) -> list[str]:
         """The names of the folders directly in ``below``, sorted."""
         with _listing(self.root / below) as entries:
-            return sorted(entry.name for entry in entries if self._is_folder(entry, below))
-
-    def _is_folder(self, entry: os.DirEntry[str], below: str) -> bool:
-        name = f"{below}/{entry.name}" if below else entry.name
-        if _leads_to_folder(entry):
-            return self._enters(name, entry)
-        if entry.name.lower().endswith(_ENDINGS) and not is_hidden(entry.name):
-            self.leave_out(name, "images outside the class folders")
-        elif _leads_nowhere(entry):
-            self.leave_out(name, _NOWHERE)
-        return False
+            names = []
+            for entry in entries:
+                name = _joined(below, entry)
+                if _leads_to_folder(entry):
+                    names += [entry.name] if self._enters(name, entry) else []
+                elif entry.name.lower().endswith(_ENDINGS) and not is_hidden(entry.name):
+                    self.leave_out(name, "images outside the class folders")
+                elif _leads_nowhere(entry):
+                    self.leave_out(name, _NOWHERE)
+            return sorted(names)
 
     def _enters(self, name: str, entry: os.DirEntry[str]) -> bool:
         """Whether a folder is read; a note where it is not, and where it lies outside."""
         if is_hidden(entry.name):
             self.leave_out(name, "hidden")
-        elif entry.is_symlink() and self._leads_back(entry.path):
-            self.leave_out(name, _AGAIN)
         elif entry.is_symlink():
-            self._outside.add(name)
+            goal, root = Path(entry.path).resolve(), self.root.resolve()
+            if goal.is_relative_to(root) or root.is_relative_to(goal):
+                self.leave_out(name, _AGAIN)
+            else:
+                self._outside.add(name)
         return name not in self._left_out
-
-    def _leads_back(self, link: str) -> bool:
-        goal, root = Path(link).resolve(), self.root.resolve()
-        return goal.is_relative_to(root) or root.is_relative_to(goal)
 
     def has_folders(self, below: str) -> bool:
         """Whether there are folders directly in ``below``."""
@@ -78,7 +76,7 @@ class Tree:
 
         No folder is read twice, under whatever names it is linked: links can lead in a circle.
         """
-        found: list[str] = []
+        names: list[str] = []
         read, ahead = set[tuple[int, int]](), [below]
         while ahead:
             folder = ahead.pop()
@@ -89,12 +87,12 @@ class Tree:
                     continue
                 read.add((facts.st_dev, facts.st_ino))
                 for entry in sorted(entries, key=lambda entry: entry.name, reverse=True):
-                    name = f"{folder}/{entry.name}" if folder else entry.name
+                    name = _joined(folder, entry)
                     if _leads_to_folder(entry):
                         ahead += [name] if self._enters(name, entry) else []
                     elif self._takes(name, entry):
-                        found.append(name)
-        return sorted(found)
+                        names.append(name)
+        return sorted(names)
 
     def _takes(self, path: str, entry: os.DirEntry[str]) -> bool:
         name = entry.name.lower()
@@ -110,11 +108,10 @@ class Tree:
         reason, with the number and the first name."""
         notes = dict.fromkeys(self._outside, "read through links to other folders")
         notes |= {n: f"left out ({why})" for n, why in self._left_out.items()}
-        kept = {n: note for n, note in notes.items() if n.startswith(below)}
-        return told(kept)
+        return note_lines({n: note for n, note in notes.items() if n.startswith(below)})
 
 
-def told(notes: Mapping[str, str]) -> list[str]:
+def note_lines(notes: Mapping[str, str]) -> list[str]:
     """``notes`` by name: a line for every note, with the number of names and the first."""
     lines = []
     for note in sorted(set(notes.values())):
@@ -122,6 +119,10 @@ def told(notes: Mapping[str, str]) -> list[str]:
         more = f" and {len(names) - 1} more" if len(names) > 1 else ""
         lines.append(printable(f"{note}: '{names[0]}'{more}"))
     return lines
+
+
+def _joined(folder: str, entry: os.DirEntry[str]) -> str:
+    return f"{folder}/{entry.name}" if folder else entry.name
 
 
 def _leads_to_folder(entry: os.DirEntry[str]) -> bool:

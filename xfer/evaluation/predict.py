@@ -16,11 +16,10 @@ from xfer.core.errors import DataError, DivergedError, XferError, printable
 from xfer.core.files import path_problem, write_text
 from xfer.core.log import log
 from xfer.core.types import PixelRange, Predictions, Samples
-from xfer.data.bit_depth import told as told_range
+from xfer.data.bit_depth import range_remarks
 from xfer.data.image import SUFFIXES, Files, to_rgb
 from xfer.data.scan import examine
-from xfer.data.walk import NO_IMAGE, Tree, is_hidden
-from xfer.data.walk import told as told_notes
+from xfer.data.walk import NO_IMAGE, Tree, is_hidden, note_lines
 from xfer.evaluation.metrics import FEW
 
 if TYPE_CHECKING:
@@ -50,7 +49,7 @@ def find(inputs: Sequence[str], over: PixelRange | None = None) -> Samples:
     if broken:
         shown = "; ".join(f"{printable(f.path)}: {f.problem}" for f in broken[:5])
         log.warning(f"{len(broken)} of {len(paths)} files are broken and left out: {shown}")
-    for line in told_range([(f.path, f.reach) for f in sound if f.reach], over)[1:]:
+    for line in range_remarks([(f.path, f.reach) for f in sound if f.reach], over)[1:]:
         log.warning(line)
     return Samples(
         names=tuple(str(f.path) for f in sound),
@@ -144,7 +143,7 @@ def _matches(pattern: Path) -> tuple[list[Path], list[str]]:
     paths = _globbed(root, parts)
     notes = {str(path): _why_not(path, parts) for path in paths}
     notes = {name: f"left out ({why})" for name, why in notes.items() if why}
-    return [path for path in paths if str(path) not in notes], told_notes(notes)
+    return [path for path in paths if str(path) not in notes], note_lines(notes)
 
 
 def _globbed(root: Path, parts: Sequence[str]) -> list[Path]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from xfer.core.errors import Attempts, ConfigError, closest, raise_all
 from xfer.core.run_folder import best_checkpoint
 from xfer.core.types import Card, Dataset, InputSpec, Network, Plain
-from xfer.data.image_size import resizable
+from xfer.data.dataset import resizable
 from xfer.freeze import Phase, layout, lone_norm
 from xfer.models import adapters
 from xfer.models.head import Keep, Remap
