@@ -36,7 +36,6 @@ SHARED = {
     201: "config/hydra.py config/schema.py",
     203: "config/build.py config/schema.py",
     205: "config/hydra.py config/schema.py",
-    211: "models/backbone/timm.py models/backbone/torchvision.py",
     221: "config/schema.py core/own_parts.py",
     223: "core/slurm_env.py hydra_plugins/xfer_slurm/_request.py sweep/slurm.py",
     232: "freeze/audit.py freeze/policies.py",

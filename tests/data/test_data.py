@@ -221,7 +221,7 @@ def test_hidden_and_foreign_entries_are_left_out_and_counted(tmp_path):
         "left out (beside the splits): 'annotations'",
         "left out (hidden): '__MACOSX' and 3 more",
         "left out (images outside the class folders): 'train/stray.png'",
-        "left out (no image's suffix): 'train/cat/Thumbs.db' and 3 more",
+        "left out (not an image suffix): 'train/cat/Thumbs.db' and 3 more",
     ]
 
 

@@ -158,9 +158,9 @@ def test_files_and_arrays_are_sequences_that_survive_pickling(tmp_path):
 
 BROKEN = {
     "empty": (b"", "empty"),
-    "text": (b"<html>not found</html>", "no image"),
-    "svg": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "no image"),
-    "eps": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", "no image"),
+    "text": (b"<html>not found</html>", "not an image"),
+    "svg": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not an image"),
+    "eps": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", "not an image"),
     "png bit": (flipped(PNG, len(PNG) // 2), "broken PNG"),
     **{
         f"{name} {share}": (data[: int(len(data) * share)], "")

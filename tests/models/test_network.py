@@ -16,7 +16,7 @@ from xfer.models.backbone.torchvision import Torchvision
 from xfer.models.head import Dropout, Keep, Linear, Mlp, Pooled
 from xfer.models.network import Parts, assemble, blueprint, check, fill, shapes
 from xfer.models.restore import open_checkpoint
-from xfer.models.skip_init import Undrawn
+from xfer.models.skip_init import SkipInit
 from xfer.plan.make import make_plan
 from xfer.weights.content import Weights
 from xfer.weights.formats.checkpoint_format import Snapshot, write_snapshot
@@ -56,7 +56,7 @@ def test_a_network_of_several_inputs_is_refused_before_anything_is_trained(plan,
         return dataclasses.replace(build(self, classes), module=Masked(2, 2), heads=("",))
 
     monkeypatch.setattr(type(plan.parts.backbone), "build", masked)
-    parts = dataclasses.replace(plan.parts, kept=False)
+    parts = dataclasses.replace(plan.parts, head_from_source=False)
     with pytest.raises(ConfigError, match=r"E200: backbone: takes 2 inputs \(images, mask\)"):
         blueprint(parts)
 
@@ -147,7 +147,7 @@ def test_what_weights_replace_is_not_drawn_and_nothing_else_is_missed(
     parts = Parts(backbone, Mlp(), 3)
     state = parts.bare().module.state_dict()
     expected = tensors(drawn(parts, state))
-    with Undrawn():
+    with SkipInit():
         matrices = [p for p in parts.bare().module.parameters() if p.ndim > 1]
     left = sum(p.numel() for p in matrices if p.isnan().all())
     assert left > 0.98 * sum(p.numel() for p in matrices)

@@ -315,7 +315,9 @@ def test_the_right_architecture_under_other_names_is_proposed_and_taken(assets: 
         if not name.startswith("classifier"):
             assert torch.equal(result.state[name], tensor), name
     whole = check(
-        replace(parts, kept=True), backbone.build(), File(path, match="order").load(backbone)
+        replace(parts, head_from_source=True),
+        backbone.build(),
+        File(path, match="order").load(backbone),
     )
     assert "classifier.weight" in whole.state
 

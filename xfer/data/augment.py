@@ -104,11 +104,8 @@ class Strong(Standard):
         super().__post_init__()
         for name, alpha in (("mixup", self.mixup), ("cutmix", self.cutmix)):
             if 0 < alpha < _LEAST_ALPHA:
-                what, fix = (
-                    f"{alpha} is too small to draw from",
-                    f"type augment.{name}=0, which is off",
-                )
-                raise ConfigError(f"augment.{name}", what, fix, 90)
+                key, what = f"augment.{name}", f"{alpha} is too small to draw from"
+                raise ConfigError(key, what, f"type {key}=0, which is off", 90)
 
     def transform(self, spec: InputSpec) -> Transform:
         """RGB image to float32 (3, h, w)."""

@@ -52,7 +52,7 @@ def of_files(
         )
 
     keys = [one.sha256 for one in facts], [one.look for one in facts]
-    dataset = _gathered(rows, keys, images, how, root, [*remarks, *range_lines])
+    dataset = _dataset(rows, keys, images, how, root, [*remarks, *range_lines])
     return replace(dataset, range=over)
 
 
@@ -69,7 +69,7 @@ def of_arrays(
     def images(positions: Sequence[int]) -> Arrays:
         return Arrays(np.stack([arrays[i] for i in positions]))
 
-    return _gathered(rows, (hashes, []), images, how, "data", remarks)
+    return _dataset(rows, (hashes, []), images, how, "data", remarks)
 
 
 def _sound(
@@ -89,7 +89,7 @@ def _sound(
     return [row for row, _ in sound], [one for _, one in sound], list(map(printable, remark))
 
 
-def _gathered(
+def _dataset(
     rows: list[ImageRow],
     keys: tuple[list[str], list[str]],
     images: Callable[[Sequence[int]], Images],

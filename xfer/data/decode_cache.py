@@ -120,12 +120,12 @@ def available(root: Path = Path("/")) -> int:
     process's control groups (a container, a Slurm job) leave where that is less."""
     try:
         lines = (root / "proc/meminfo").read_text().splitlines()
-        facts = dict(line.split(":", 1) for line in lines)
-        strict = (root / "proc/sys/vm/overcommit_memory").read_text().strip() == "2"
-        # Where it is strict, the system counts what is asked for, not what is filled.
-        names = ("MemAvailable", "CommitLimit", "Committed_AS")[: 3 if strict else 1]
-        free, *commit = (int(facts[name].split()[0]) * 1024 for name in names)
-        free = min(free, commit[0] - commit[1]) if strict else free
+        words = [line.split() for line in lines if line.endswith(" kB")]
+        facts = {name: int(kilobytes) * 1024 for name, kilobytes, _ in words}
+        free = facts["MemAvailable:"]
+        # In its mode 2 the system counts what is asked for, not what is filled.
+        if (root / "proc/sys/vm/overcommit_memory").read_text().strip() == "2":
+            free = min(free, facts["CommitLimit:"] - facts["Committed_AS:"])
     except (OSError, KeyError, ValueError):
         # Not Linux: nothing says what is available, and half of it all is a careful guess.
         free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
@@ -142,9 +142,7 @@ def _left_in_groups(root: Path) -> list[int]:
     left = []
     for path in (line[3:].strip("/") for line in lines if line.startswith("0::")):
         folder = mount / path
-        for group in (folder, *folder.parents):
-            if not group.is_relative_to(mount):
-                break
+        for group in (g for g in (folder, *folder.parents) if g.is_relative_to(mount)):
             try:
                 most, taken = (int((group / f"memory.{n}").read_text()) for n in ("max", "current"))
             except (OSError, ValueError):  # no limit: the root has no file, others say "max"

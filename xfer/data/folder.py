@@ -71,13 +71,12 @@ class Canidae(Folder):
         try:
             fetch_zip(self.url, root, "Canidae", self.sha256)
         except DataError as error:
-            raise DataError(
-                root,
-                f"there is no such folder, and {error.where} {error.what}",
+            what = f"there is no such folder, and {error.where} {error.what}"
+            fix = (
                 f"put the images into {root}/train/{{dogs,wolves}} and {root}/val/{{dogs,wolves}},"
-                " or set XFER_DATA=DIR where DIR/Canidae holds them",
-                25,
-            ) from error
+                " or set XFER_DATA=DIR where DIR/Canidae holds them"
+            )
+            raise DataError(root, what, fix, 25) from error
 
 
 def _origin(root: Path) -> list[str]:

@@ -6,7 +6,7 @@ of workers does not change what comes out.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -56,14 +56,12 @@ class Pictures(TorchDataset[Any]):
         epoch, index, *again = key if isinstance(key, tuple) else (None, key)
         try:
             image = self.samples.images[index]
-            if epoch is None:
-                array = self.transform(image)
-            else:
-                with torch.random.fork_rng(devices=[]):
+            with torch.random.fork_rng(devices=[], enabled=epoch is not None):
+                if epoch is not None:
                     # torch.manual_seed would also queue a call for every kind of device, slowly.
                     seed = derive("augment", self.seed, epoch, index, *again)
                     torch.default_generator.manual_seed(seed)
-                    array = self.transform(image)
+                array = self.transform(image)
         except DataError as error:
             return named(error, self.samples.names[index])
         except XferError as error:
@@ -98,22 +96,35 @@ def eval_images(samples: Samples, spec: InputSpec, recipe: Recipe = prepare) -> 
     return Pictures(samples, lambda image: recipe(image, spec))
 
 
-def _working(workers: int, pin: bool) -> dict[str, Any]:
-    return {
-        "num_workers": workers,
-        "persistent_workers": workers > 0,
-        "worker_init_fn": ignore_in_worker,
-        "pin_memory": pin,
-    }
-
-
-class TrainLoader(DataLoader[Any]):
-    """A loader that can say and restore how many batches of the epoch it has given.
-
-    Where ``features`` are set, they come in place of the images, in the same order.
-    """
+class _Loader(DataLoader[Any]):
+    """Batches of ``order``; where ``features`` are set, they come in place of the images, in the
+    same order. A batch that is an error is raised."""
 
     features: Batches | None = None
+
+    def __init__(
+        self, pictures: Pictures, order: Iterable[Any], collate: Any, workers: int, pin: bool
+    ) -> None:
+        super().__init__(
+            pictures,
+            batch_sampler=order,
+            collate_fn=collate,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            worker_init_fn=ignore_in_worker,
+            pin_memory=pin,
+        )
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        features, order = self.features, self.batch_sampler
+        for batch in super().__iter__() if features is None else map(features.batch, order):
+            if isinstance(batch, XferError):
+                raise batch
+            yield batch
+
+
+class TrainLoader(_Loader):
+    """A loader that can say and restore how many batches of the epoch it has given."""
 
     def __init__(
         self,
@@ -126,20 +137,14 @@ class TrainLoader(DataLoader[Any]):
     ) -> None:
         self.order = Order(len(pictures), batch_size, seed, share)
         self.position = 0
-        super().__init__(
-            pictures,
-            batch_sampler=self.order,
-            collate_fn=pictures.collate,
-            **_working(workers, pin),
-        )
+        super().__init__(pictures, self.order, pictures.collate, workers, pin)
 
-    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+    def __iter__(self) -> Iterator[Any]:
         self.order.skip = self.position
-        features = self.features
-        for batch in super().__iter__() if features is None else map(features.batch, self.order):
+        for batch in super().__iter__():
             # A finished epoch is position 0 of the next, not the end of this one.
             self.position = (self.position + 1) % len(self.order)
-            yield _whole(batch)
+            yield batch
 
     def state_dict(self) -> dict[str, int]:
         """Batches given in this epoch."""
@@ -150,15 +155,13 @@ class TrainLoader(DataLoader[Any]):
         self.position = state["position"]
 
 
-class EvalLoader(DataLoader[Any]):
+class EvalLoader(_Loader):
     """Every image once, in order, nothing dropped, nothing padded; or their ``features``.
 
     ``sound`` gives batches as :meth:`Pictures.collate_sound` does, in place of raising. With a
     ``share`` the batches of one process only; :func:`shared_size` says how large they may be, so
     that no process is left without.
     """
-
-    features: Batches | None = None
 
     def __init__(
         self,
@@ -171,21 +174,5 @@ class EvalLoader(DataLoader[Any]):
     ) -> None:
         count = len(pictures)
         chunks = [list(range(i, min(i + batch_size, count))) for i in range(0, count, batch_size)]
-        self.chunks = chunks[share.rank :: share.ranks]
-        super().__init__(
-            pictures,
-            batch_sampler=self.chunks,
-            collate_fn=pictures.collate_sound if sound else pictures.collate,
-            **_working(workers, pin),
-        )
-
-    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        features = self.features
-        for batch in super().__iter__() if features is None else map(features.batch, self.chunks):
-            yield _whole(batch)
-
-
-def _whole(batch: Any) -> Any:
-    if isinstance(batch, XferError):
-        raise batch
-    return batch
+        collate = pictures.collate_sound if sound else pictures.collate
+        super().__init__(pictures, chunks[share.rank :: share.ranks], collate, workers, pin)

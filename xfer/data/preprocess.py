@@ -20,18 +20,12 @@ if TYPE_CHECKING:
 
 _MAX_PIXELS = 64_000_000  # of an image after resizing, before the crop
 _UNNAMED = "an image"
-_RESAMPLING = {
-    "nearest": PIL.Resampling.NEAREST,
-    "bilinear": PIL.Resampling.BILINEAR,
-    "bicubic": PIL.Resampling.BICUBIC,
-    "lanczos": PIL.Resampling.LANCZOS,
-}
 
 
 def fit_to_size(image: Image, spec: InputSpec) -> Image:
     """Resize and centre-crop an RGB image to ``spec.size``."""
     height, width = spec.size
-    resampling = _RESAMPLING[spec.interpolation]
+    resampling = PIL.Resampling[spec.interpolation.upper()]
     if spec.resize is None:
         return image.resize((width, height), resampling)
     check_size(image.size, spec)
@@ -46,8 +40,8 @@ def check_size(size: tuple[int, int], spec: InputSpec) -> None:
         return
     width, height = _short_side(size, spec.resize)
     if width * height > _MAX_PIXELS:
-        what = f"{size[0]} x {size[1]} pixels are {width} x {height} after resizing"
-        what = f"{what}; more than {_MAX_PIXELS} in all"
+        sizes = f"{size[0]} x {size[1]} pixels are {width} x {height} after resizing"
+        what = f"{sizes}; more than {_MAX_PIXELS} in all"
         raise DataError(_UNNAMED, what, "crop it, or remove it", 74)
 
 

@@ -24,9 +24,8 @@ def shares(how: Loading, given: Collection[str]) -> dict[str, float]:
     }
     rest = 1 - sum(parts.values())
     if rest < -_EPSILON:
-        raise ConfigError(
-            "data.val_fraction", "is over 1 with data.test_fraction", "lower one of them", 65
-        )
+        what = "is over 1 with data.test_fraction"
+        raise ConfigError("data.val_fraction", what, "lower one of them", 65)
     parts["train"] = rest if rest > _EPSILON else 0.0
     return {split: share for split, share in parts.items() if share}
 

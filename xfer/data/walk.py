@@ -15,7 +15,7 @@ _ENDINGS = tuple(SUFFIXES)
 _FOREIGN = tuple(".heic .heif .hif .jxl .jp2 .dng .cr2 .cr3 .nef .arw .raf .dcm .psd .svg".split())
 _AGAIN = "linked folders that lead back or are already read"
 _NOWHERE = "links to nothing"
-NO_IMAGE, FOREIGN = "no image's suffix", "pictures in a format that is not read: convert to PNG"
+NO_IMAGE, FOREIGN = "not an image suffix", "pictures in a format that is not read: convert to PNG"
 
 
 class Tree:
@@ -34,7 +34,7 @@ class Tree:
             if not root.is_dir():
                 raise _no_folder(root)
         except OSError as error:
-            _unreadable(error)
+            raise _unreadable(error) from error
 
     def leave_out(self, name: str, why: str) -> None:
         """Note that an entry is not read."""
@@ -148,14 +148,12 @@ def _listing(folder: Path) -> Iterator[Iterator[os.DirEntry[str]]]:
         with os.scandir(folder) as entries:
             yield entries
     except OSError as error:
-        _unreadable(error)
+        raise _unreadable(error) from error
 
 
-def _unreadable(error: OSError) -> None:
-    where = error.filename or "data"
-    raise DataError(
-        where, f"cannot be read ({error.strerror})", "check the folder's permissions", 9
-    ) from error
+def _unreadable(error: OSError) -> DataError:
+    where, what = error.filename or "data", f"cannot be read ({error.strerror})"
+    return DataError(where, what, "check the folder's permissions", 9)
 
 
 def _no_folder(root: Path) -> DataError:

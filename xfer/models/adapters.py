@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from xfer.core.errors import WeightsError
@@ -67,7 +67,7 @@ def put(net: nn.Module, adapters: Plain) -> None:
     for name in adapters["weights"]:
         matrix = known.get(name)
         if matrix is None or not 1 <= rank <= min(matrix.rows, matrix.columns):
-            what = f"is no weight of the network that can have an adapter of rank {rank}"
+            what = f"is not a weight of the network that can have an adapter of rank {rank}"
             raise WeightsError(name, what, "check backbone.name and head", 12)
         path, _, attribute = name.rpartition(".")
         _adapt(net.get_submodule(path), attribute, rank, adapters["scale"])
@@ -77,24 +77,21 @@ def _adapt(module: nn.Module, attribute: str, rank: int, scale: float) -> None:
     import torch
     from torch import nn
 
-    weight = module._parameters[attribute]
-    assert weight is not None
+    weight = dict(module.named_parameters(recurse=False))[attribute]
     a = weight.new_empty((rank, weight[0].numel()))
     nn.init.kaiming_uniform_(a, a=math.sqrt(5))
     for name, factor in zip(factors(attribute), (a, a.new_zeros(len(weight), rank)), strict=True):
         module.register_parameter(name, nn.Parameter(factor))
 
     def read(self: nn.Module) -> Tensor:
-        own: Any = self._parameters
-        weight, a, b = (own[name] for name in (attribute, *factors(attribute)))
+        parameters: Any = self._parameters
+        weight, a, b = (parameters[name] for name in (attribute, *factors(attribute)))
         device = weight.device.type
-        whole: AbstractContextManager[Any] = nullcontext()
-        if torch.amp.is_autocast_available(device):
-            # The sum is formed in the precision in which it is merged.
-            whole = torch.autocast(device, enabled=False)
-        with whole:
-            found: Tensor = weight + scale * (b @ a).view_as(weight)
-        return found
+        # The sum is formed in the precision in which it is merged.
+        can_cast = torch.amp.is_autocast_available(device)
+        with torch.autocast(device, enabled=False) if can_cast else nullcontext():
+            adapted: Tensor = weight + scale * (b @ a).view_as(weight)
+        return adapted
 
     kind = type(module)
     # On the class, as torch does it: nn.Module would not look for a property elsewhere.
@@ -108,8 +105,7 @@ def merge(net: nn.Module) -> nn.Module:
 
     for module in net.modules():
         while attribute := vars(type(module)).get("_adapted"):
-            weight = module._parameters[attribute]
-            assert weight is not None
+            weight = dict(module.named_parameters(recurse=False))[attribute]
             with torch.no_grad():
                 weight.copy_(getattr(module, attribute))
             module.__class__ = type(module).__base__  # type: ignore[assignment]

@@ -53,45 +53,38 @@ def apply(module: nn.Module, compat: Plain) -> None:
 
 def _set(module: nn.Module, kind: str, rules: Sequence[Mapping[str, Any]]) -> None:
     layer_type, allowed = _KINDS[kind]
-    found = {path: layer for path, layer in module.named_modules() if isinstance(layer, layer_type)}
-    obeyed = _obeyed(kind, [rule["match"] for rule in rules], found)
-    for path, index in obeyed.items():
+    layers = {path: m for path, m in module.named_modules() if isinstance(m, layer_type)}
+    for path, index in _obeyed(kind, [rule["match"] for rule in rules], layers).items():
         for name, value in rules[index].items():
             if name == "match":
                 continue
-            if name not in allowed or not hasattr(found[path], name):
+            if name not in allowed or not hasattr(layers[path], name):
                 what = f"asks for '{name}' of the layer '{path}', which has no such setting"
                 raise WeightsError("compat", what, "check backbone.name", 76)
-            setattr(found[path], name, tuple(value) if isinstance(value, list) else value)
+            setattr(layers[path], name, tuple(value) if isinstance(value, list) else value)
 
 
 def _obeyed(kind: str, patterns: Sequence[str], paths: Mapping[str, object]) -> dict[str, int]:
     """The index of the first pattern that matches, by path."""
-    obeyed = {
-        path: next(i for i, pattern in enumerate(patterns) if re.fullmatch(pattern, path))
-        for path in paths
-        if any(re.fullmatch(pattern, path) for pattern in patterns)
-    }
+    obeyed: dict[str, int] = {}
     for i, pattern in enumerate(patterns):
-        if i not in obeyed.values():
-            raise WeightsError(
-                "compat",
-                f"no {kind} layer obeys the rule '{pattern}'",
-                "check backbone.name and backbone.args",
-                75,
-            )
+        matched = [p for p in paths if p not in obeyed and re.fullmatch(pattern, p)]
+        if not matched:
+            what = f"no {kind} layer obeys the rule '{pattern}'"
+            raise WeightsError("compat", what, "check backbone.name and backbone.args", 75)
+        obeyed |= dict.fromkeys(matched, i)
     return obeyed
 
 
 def _pad_same(module: nn.Module, patterns: Sequence[str]) -> None:
-    found = {
+    layers = {
         path: layer
         for path, layer in module.named_modules()
         if isinstance(layer, nn.MaxPool2d)
         or (isinstance(layer, nn.Conv2d) and max(layer.kernel_size) > 1)
     }
-    for path in _obeyed("same", patterns, found):
-        layer = found[path]
+    for path in _obeyed("same", patterns, layers):
+        layer = layers[path]
         if type(layer) not in (nn.Conv2d, nn.MaxPool2d, SameConv2d, SameMaxPool2d):
             what = f"asks for padding of '{path}', a {type(layer).__name__}"
             raise WeightsError("compat", what, "check backbone.name and backbone.args", 76)

@@ -16,7 +16,7 @@ from xfer.core.types import Network, Plain
 from xfer.models import adapters, mindspore_layers
 from xfer.models.backbone import index
 from xfer.models.head import Keep, swap
-from xfer.models.skip_init import Undrawn
+from xfer.models.skip_init import SkipInit
 from xfer.weights.content import Weights
 from xfer.weights.match import match
 from xfer.weights.match_errors import MISFIT
@@ -24,23 +24,24 @@ from xfer.weights.match_table import Match
 
 # Libraries whose networks are nothing but their state.
 STATELESS = ("timm", "torchvision")
+_RELATIVES = 8  # are built to be compared; each takes some 0.1 s
 
 
 @dataclass(frozen=True)
 class Parts:
     """What a network is made of.
 
-    ``kept`` when the head comes whole from the source. ``source_classes`` is the source's number
-    of classes, ``rows`` its rows that each class of a remapped head starts from; ``compat`` what
-    makes the layers compute what the source's own library does. ``adapters`` are what a fit trains
-    beside frozen weights, see :mod:`xfer.models.adapters`.
+    ``head_from_source`` when the head comes whole from the source. ``source_classes`` is the
+    source's number of classes, ``rows`` its rows that each class of a remapped head starts from;
+    ``compat`` what makes the layers compute what the source's own library does. ``adapters`` are
+    what a fit trains beside frozen weights, see :mod:`xfer.models.adapters`.
     """
 
     backbone: Backbone
     head: Head
     classes: int
     seed: int = 0
-    kept: bool = False
+    head_from_source: bool = False
     source_classes: int | None = None
     rows: tuple[tuple[int, ...], ...] = ()
     compat: Plain = field(default_factory=dict)
@@ -49,20 +50,20 @@ class Parts:
     @property
     def whole(self) -> bool:
         """Whether the source's head is needed, so that it must fit as well."""
-        return self.kept or isinstance(self.head, Keep) or bool(self.rows)
+        return self.head_from_source or isinstance(self.head, Keep) or bool(self.rows)
 
     def bare(self) -> Network:
         """The architecture that the source must fit."""
-        own = isinstance(self.head, Keep)
-        network = self.backbone.build(self.classes if own else self.source_classes)
+        keeps = isinstance(self.head, Keep)
+        network = self.backbone.build(self.classes if keeps else self.source_classes)
         mindspore_layers.apply(network.module, self.compat)
-        if self.kept:
+        if self.head_from_source:
             swap(network, self.head, self.classes)
         return network
 
     def finish(self, network: Network) -> None:
         """Swap in the new head, unless the source's own stays; then put adapters in."""
-        if not self.kept:
+        if not self.head_from_source:
             swap(network, self.head, self.classes, self.rows)
         adapters.put(network.module, self.adapters)
 
@@ -86,7 +87,8 @@ def _refuse_more_inputs(net: nn.Module) -> None:
         if entry.default is entry.empty and entry.kind < entry.VAR_POSITIONAL
     ]
     if len(needed) > 1:
-        what = f"takes {len(needed)} inputs ({', '.join(needed)}), xfer gives images alone"
+        inputs = f"{len(needed)} inputs ({', '.join(needed)})"
+        what = f"takes {inputs}, but xfer gives it only images"
         fix = "wrap it into a network whose forward takes one float32 tensor (n, 3, height, width)"
         raise ConfigError("backbone", what, fix, 0)
 
@@ -96,17 +98,17 @@ def on_meta(build: Callable[[], Network]) -> Network:
     with torch.random.fork_rng(devices=[]):
         try:
             # There is nothing to fill, and to work that out imports torch's compiler.
-            with torch.device("meta"), Undrawn():
+            with torch.device("meta"), SkipInit():
                 return build()
         except (NotImplementedError, RuntimeError, ConfigError):
             # Some architectures compute with their fresh tensors; those are built for real, and
-            # what no device can build is told then.
+            # what no device can build raises then.
             return build()
 
 
 def width_at_heads(network: Network) -> int | None:
     """Numbers an image that enter the heads of a network; ``None`` where they follow from the
-    size of the image, as before a convolution. A pass on the meta device would tell, and would
+    size of the image, as before a convolution. A pass on the meta device would say, and would
     import torch's compiler, which takes as long as the whole plan."""
     layers = [network.module.get_submodule(path) for path in network.heads]
     widths = [layer.in_features for layer in layers if isinstance(layer, nn.Linear)]
@@ -134,10 +136,6 @@ def _match(parts: Parts, before: Network, weights: Weights) -> Match:
     return match(before.module.state_dict(), weights, heads, before.dropped)
 
 
-_RELATIVES = 8
-"""How many are built to be compared; each takes some 0.1 s."""
-
-
 def _relative(parts: Parts, weights: Weights) -> str:
     """The model of another size in the same family that ``weights`` fit, or nothing."""
     backbone = parts.backbone
@@ -158,9 +156,18 @@ def _relative(parts: Parts, weights: Weights) -> str:
 def assemble(parts: Parts, weights: Weights) -> nn.Module:
     """The network with its weights loaded and its new head drawn from the seed."""
     with torch.random.fork_rng(devices=[]):
-        network = _loaded(parts, weights)
-        torch.manual_seed(derive("head", parts.seed))
-        parts.finish(network)
+        return _finished(parts, _loaded(parts, weights))
+
+
+def empty(parts: Parts) -> nn.Module:
+    """The network before it has any weights."""
+    with torch.random.fork_rng(devices=[]):
+        return _finished(parts, unset(parts))
+
+
+def _finished(parts: Parts, network: Network) -> nn.Module:
+    torch.manual_seed(derive("head", parts.seed))
+    parts.finish(network)
     return network.module
 
 
@@ -168,11 +175,14 @@ def _loaded(parts: Parts, weights: Weights) -> Network:
     """The architecture with its weights; what they leave out is drawn from the seed."""
     if weights.state is not None:
         network = unset(parts)
-        found = check(parts, network, weights)
-        if _replaces(found, parts, network):
-            fill(network.module, found.state)
+        state = check(parts, network, weights).state
+        # Whether every parameter gets a value, or is of a head that will be swapped.
+        swapped = () if parts.whole else tuple(f"{path}." for path in network.heads)
+        names = (name for name, _ in network.module.named_parameters(remove_duplicate=False))
+        if all(name in state or name.startswith(swapped) for name in names):
+            fill(network.module, state)
             return network
-        del network, found
+        del network, state
     network = with_drawn(parts)
     fill(network.module, check(parts, network, weights).state)
     return network
@@ -190,30 +200,14 @@ def unset(parts: Parts) -> Network:
     if parts.backbone.library not in STATELESS:
         return with_drawn(parts)
     torch.manual_seed(derive("initial", parts.seed))
-    with Undrawn():
+    with SkipInit():
         return parts.bare()
-
-
-def _replaces(found: Match, parts: Parts, network: Network) -> bool:
-    """Whether every parameter gets a value, or is of a head that will be swapped."""
-    swapped = () if parts.whole else tuple(f"{path}." for path in network.heads)
-    names = (name for name, _ in network.module.named_parameters(remove_duplicate=False))
-    return all(name in found.state or name.startswith(swapped) for name in names)
 
 
 def fill(net: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
     """Copy tensors by name; every name must exist with its shape. Others keep their values."""
-    own = net.state_dict()
+    tensors = net.state_dict()
     for name, tensor in state.items():
-        if name not in own or own[name].shape != tensor.shape:
+        if name not in tensors or tensors[name].shape != tensor.shape:
             raise WeightsError(name, "does not fit the network", "check backbone.name and head", 31)
-        own[name].copy_(tensor)
-
-
-def empty(parts: Parts) -> nn.Module:
-    """The network before it has any weights."""
-    with torch.random.fork_rng(devices=[]):
-        network = unset(parts)
-        torch.manual_seed(derive("head", parts.seed))
-        parts.finish(network)
-    return network.module
+        tensors[name].copy_(tensor)

@@ -26,21 +26,18 @@ def restore(
     """The network of a checkpoint, adapters merged. ``weights`` is asked for only when the
     checkpoint comes from an interrupted run and holds what trained alone."""
     net = empty(parts) if snapshot.frozen is None else assemble(parts, weights())
-    missing = [n for n in net.state_dict() if n not in snapshot.state]
-    if snapshot.frozen is None and missing:
-        raise WeightsError(
-            path, f"lacks {len(missing)} tensors ({', '.join(missing[:3])})", "train again", 7
+    missing = {n: t for n, t in net.state_dict().items() if n not in snapshot.state}
+    if snapshot.frozen is None:
+        if missing:
+            what = f"lacks {len(missing)} tensors ({', '.join([*missing][:3])})"
+            raise WeightsError(path, what, "train again", 7)
+    elif fingerprint(missing.items()) != snapshot.frozen:
+        what = (
+            "comes from an interrupted run whose source weights have changed since, or from an "
+            "earlier xfer"
         )
-    if snapshot.frozen is not None:
-        left = ((n, t) for n, t in net.state_dict().items() if n in set(missing))
-        if fingerprint(left) != snapshot.frozen:
-            raise WeightsError(
-                path,
-                "comes from an interrupted run whose source weights have changed since, or from an "
-                "earlier xfer",
-                "finish that run with checkpoint.resume, or restore the source file",
-                8,
-            )
+        fix = "finish that run with checkpoint.resume, or restore the source file"
+        raise WeightsError(path, what, fix, 8)
     fill(net, snapshot.state)
     return adapters.merge(net)
 
@@ -60,14 +57,14 @@ def read_checkpoint(path: Path) -> tuple[Path, Snapshot]:
     file = best_checkpoint(path)
     if file.is_file() and kind_of(file) == "ONNX":
         fix = f"type stages=[predict] predict.model={file} in place of checkpoint.path"
-        raise WeightsError(file, "is an ONNX network, no checkpoint", fix, 37)
+        raise WeightsError(file, "is an ONNX network, not a checkpoint", fix, 37)
     return file, read_best(path)
 
 
 @contextmanager
 def of_a_card(path: Path) -> Iterator[None]:
-    """Tell whatever a library makes of what a checkpoint's card asks for, in one line that names
-    the file. What is told already stays as it is, but is the file's fault and not the user's."""
+    """Turn whatever a library raises for what a checkpoint's card asks for into one line that
+    names the file. What xfer raises stays as it is, but is the file's fault and not the user's."""
     try:
         yield
     except ConfigError as error:
@@ -77,9 +74,9 @@ def of_a_card(path: Path) -> Iterator[None]:
         raise
     except Exception as error:  # any library, given what nobody ever gave it
         if "memory" in str(error):
-            raise  # which is told as such
-        said = (str(error).splitlines() or [type(error).__name__])[0][:160]
-        what, fix = f"its card describes no network ({said})", "use another copy of the file"
+            raise  # which has an error of its own
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
+        what, fix = f"its card describes no network ({reason})", "use another copy of the file"
         raise WeightsError(path, what, fix, 99) from error
 
 
@@ -90,7 +87,7 @@ def pieces(card: Card, make: Callable[[str, Plain], Any]) -> tuple[Parts, Callab
         make("backbone", card.backbone),
         make("head", card.head),
         len(card.classes),
-        kept=bool(card.source.get("kept")),
+        head_from_source=bool(card.source.get("kept")),
         source_classes=card.source.get("classes"),
         rows=rows,
         compat=card.compat,

@@ -20,7 +20,7 @@ _DRAWING = frozenset(
 )
 
 
-class Undrawn(TorchFunctionMode):
+class SkipInit(TorchFunctionMode):
     """While it is entered, parameters that are made keep what is in their memory, which may be
     anything. Buffers are made as ever: not all of them are in a file of weights."""
 

@@ -32,7 +32,9 @@ def joined(
         dataset = _kept(head, dataset, weights)
         made = specs.make("head", weights.head) if weights.head else head
         classes = _given(own or (dataset.classes if dataset else None))
-        parts = Parts(specs.backbone, made, len(classes), kept=True, source_classes=known)
+        parts = Parts(
+            specs.backbone, made, len(classes), head_from_source=True, source_classes=known
+        )
     else:
         classes = _given(dataset.classes if dataset else own)
         parts = Parts(specs.backbone, head, len(classes))

@@ -115,7 +115,7 @@ def _from_specs(specs: Specs, dataset: Dataset | None, weights: Weights, not_exa
     spec = replace(spec, range=dataset.range if dataset else spec.range)
     if given and (left := _resizable(specs, given, spec)) is not given:
         dataset, _, _ = joined(specs, left, weights)
-    kept = weights.head if parts.kept and weights.head else specs.facts["head"]
+    kept = weights.head if parts.head_from_source and weights.head else specs.facts["head"]
     card = Card(
         # With what the builder added by itself, so that the card alone rebuilds the network.
         backbone={**specs.facts["backbone"], **({"args": before.args} if before.args else {})},
@@ -142,7 +142,7 @@ def _from_specs(specs: Specs, dataset: Dataset | None, weights: Weights, not_exa
             for name, members in zip(classes, parts.rows, strict=True)
         }
     if weights.optimizer is not None:
-        plan = _with_momenta(plan, found, () if parts.kept else before.heads)
+        plan = _with_momenta(plan, found, () if parts.head_from_source else before.heads)
     return _finish(plan)
 
 
@@ -176,7 +176,7 @@ def _source_facts(specs: Specs, weights: Weights, found: Match, parts: Parts) ->
         "dropped": len(found.of("dropped head", "left out")),
         "missing": len(found.missing),
         "unexpected": 0,
-        "kept": parts.kept,
+        "kept": parts.head_from_source,
         "classes": parts.source_classes,
         "rows": [list(row) for row in parts.rows],
     }

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from xfer.core.errors import ConfigError, closest
 from xfer.models.deferred_compiler import compiler_deferred
@@ -27,7 +30,7 @@ def _shipped() -> dict[str, list[str]]:
 
 @cache
 def _installed(library: str) -> frozenset[str]:
-    """The model names that ``library`` (``timm`` or ``torchvision``) tells, which imports it."""
+    """The model names that ``library`` (``timm`` or ``torchvision``) lists; imports it."""
     if library == "timm":
         with compiler_deferred():
             import timm
@@ -44,20 +47,12 @@ def _words(library: str) -> frozenset[str]:
     """Functions and quoted words of the library's source files, each tag without its model."""
     spec = find_spec(library)
     folders = (spec.submodule_search_locations if spec else None) or []
-    found: set[str] = set()
+    words: set[str] = set()
     for file in (f for folder in folders for f in Path(folder, "models").rglob("*.py")):
         text = file.read_text(encoding="utf-8")
         for function, quoted in re.findall(r"^def (\w+)\(|['\"]([\w.-]+)['\"]", text, re.M):
-            found.update((function or quoted).split(".", 1))
-    return frozenset(found - {""})
-
-
-def _is_newer(library: str, name: str) -> bool:
-    """Whether the installed library has ``name``, which the index does not.
-
-    Its source files are read first: what they never spell is no model, and costs no import.
-    """
-    return _words(library).issuperset(name.split(".", 1)) and name in _installed(library)
+            words.update((function or quoted).split(".", 1))
+    return frozenset(words - {""})
 
 
 def check(library: str, name: str) -> None:
@@ -71,10 +66,11 @@ def check(library: str, name: str) -> None:
     if name in shipped[library]:
         return
     if name in shipped[other]:
-        raise _unknown(
-            library, name, f"it is {other}'s: type backbone={other} backbone.name={name}"
-        )
-    if not _is_newer(library, name):
+        fix = f"it is {other}'s: type backbone={other} backbone.name={name}"
+        raise _unknown(library, name, fix)
+    # A newer library may have it. What its source files never spell is no model, and costs no
+    # import.
+    if not _words(library).issuperset(name.split(".", 1)) or name not in _installed(library):
         raise _unknown(library, name, closest(name, shipped[library]))
 
 
@@ -83,13 +79,13 @@ def relatives(library: str, name: str) -> list[str]:
     ``resnet18``; the nearest first, without those of other weights only."""
     model = name.partition(".")[0]
     family = re.sub(r"\d+", "#", model)
-    found = [n for n in _shipped().get(library, ()) if re.sub(r"\d+", "#", n) == family]
+    names = [n for n in _shipped().get(library, ()) if re.sub(r"\d+", "#", n) == family]
 
     def distance(other: str) -> int:
         numbers = zip(re.findall(r"\d+", model), re.findall(r"\d+", other), strict=True)
         return sum(abs(int(a) - int(b)) for a, b in numbers)
 
-    return sorted((n for n in found if n != model), key=lambda n: (distance(n), n))
+    return sorted((n for n in names if n != model), key=lambda n: (distance(n), n))
 
 
 def missing(library: str, name: str) -> ConfigError:
@@ -101,9 +97,19 @@ def _unknown(library: str, name: str, fix: str) -> ConfigError:
     return ConfigError("backbone.name", f"{library} has no model '{name}'", fix, 10)
 
 
+@contextmanager
+def building(library: str, name: str, args: Mapping[str, Any]) -> Iterator[None]:
+    """Raises ConfigError for whatever ``library`` raises when it builds ``name`` with ``args``."""
+    try:
+        yield
+    except Exception as error:  # an argument of the wrong type fails wherever it is used
+        if not args:
+            raise
+        what = f"{library} cannot build '{name}' ({error})"
+        raise ConfigError("backbone.args", what, "mend or drop args", 11) from error
+
+
 def write() -> None:
     """Add the names of the installed libraries to the index. Names of other versions stay."""
-    facts = {
-        library: sorted({*names, *_installed(library)}) for library, names in _shipped().items()
-    }
+    facts = {name: sorted({*names, *_installed(name)}) for name, names in _shipped().items()}
     _FILE.write_text(json.dumps(facts, indent=0) + "\n")

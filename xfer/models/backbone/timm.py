@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from annotated_types import Ge
 
@@ -12,9 +12,6 @@ from xfer.core.types import Network
 from xfer.data.preprocess import of_timm
 from xfer.models.backbone import index
 from xfer.models.deferred_compiler import compiler_deferred
-
-if TYPE_CHECKING:
-    from torch import nn
 
 
 @dataclass(frozen=True)
@@ -44,28 +41,11 @@ class Timm:
         if self.image_size is not None and config.get("fixed_input_size"):
             args["img_size"] = self.image_size
         outputs = classes or config["num_classes"] or 1000
-        try:
+        with index.building("timm", self.name, args):
             module = timm.create_model(self.name, pretrained=False, num_classes=outputs, **args)
-        except Exception as error:  # an argument of the wrong type fails wherever it is used
-            if not args:
-                raise
-            raise ConfigError(
-                "backbone.args",
-                f"timm cannot build '{self.name}' ({error})",
-                "mend or drop args",
-                11,
-            ) from error
-        return Network(module, _heads(module), of_timm(config), args=args)
-
-
-def _heads(module: nn.Module) -> tuple[str, ...]:
-    names = module.pretrained_cfg["classifier"]  # type: ignore[index]
-    paths = (names,) if isinstance(names, str) else tuple(names or ())
-    if not paths or not {name for name, _ in module.named_modules()}.issuperset(paths):
-        raise ConfigError(
-            "backbone.name",
-            "timm builds it without a classifier that a head could replace",
-            "choose another backbone",
-            13,
-        )
-    return paths
+        names = module.pretrained_cfg["classifier"]
+        heads = (names,) if isinstance(names, str) else tuple(names or ())
+        if not heads or not {path for path, _ in module.named_modules()}.issuperset(heads):
+            what = "timm builds it without a classifier that a head could replace"
+            raise ConfigError("backbone.name", what, "choose another backbone", 13)
+        return Network(module, heads, of_timm(config), args=args)

@@ -3,26 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from annotated_types import Ge
 
-from xfer.core.errors import ConfigError
 from xfer.core.types import Network
 from xfer.data.preprocess import of_torchvision
 from xfer.models.backbone import index
 from xfer.models.deferred_compiler import compiler_deferred
 
-if TYPE_CHECKING:
-    from torch import nn
-
 # Auxiliary classifiers serve training from scratch only. The published weights of these two
 # expect inputs that the network itself rescales from ImageNet's mean and std.
-_INCEPTION: dict[str, Any] = {
-    "aux_logits": False,
-    "init_weights": False,
-    "transform_input": True,
-}
+_INCEPTION = {"aux_logits": False, "init_weights": False, "transform_input": True}
 _ARGS = {"googlenet": _INCEPTION, "inception_v3": _INCEPTION}
 _AUXILIARY = ("aux1", "aux2", "AuxLogits")
 
@@ -52,27 +44,15 @@ class Torchvision:
         args = {**_ARGS.get(self.name, {}), **self.args}
         if self.image_size is not None and self.name.startswith("vit_"):
             args["image_size"] = self.image_size
-        try:
+        with index.building("torchvision", self.name, args):
             module = models.get_model(self.name, weights=None, num_classes=classes, **args)
-        except Exception as error:  # an argument of the wrong type fails wherever it is used
-            if not args:
-                raise
-            raise ConfigError(
-                "backbone.args",
-                f"torchvision cannot build '{self.name}' ({error})",
-                "mend or drop args",
-                11,
-            ) from error
+        # The head is the last layer with so many outputs, in the order of the architecture.
+        *_, head = (
+            path
+            for path, layer in module.named_modules()
+            for width in ("out_features", "out_channels")
+            if getattr(layer, width, None) == classes
+        )
         recipe = models.get_model_weights(self.name).DEFAULT.transforms()
         dropped = _AUXILIARY if self.name in _ARGS else ()
-        return Network(module, (_head(module, classes),), of_torchvision(recipe), dropped, args)
-
-
-def _head(module: nn.Module, classes: int) -> str:
-    """The last layer with ``classes`` outputs, in the order of the architecture."""
-    found = [
-        name
-        for name, layer in module.named_modules()
-        if classes in (getattr(layer, "out_features", None), getattr(layer, "out_channels", None))
-    ]
-    return str(found[-1])
+        return Network(module, (head,), of_torchvision(recipe), dropped, args)

@@ -132,7 +132,7 @@ def carry(old: nn.Module, new: nn.Module, rows: Rows) -> None:
 def swap(network: Network, head: Head, classes: int, rows: Rows = ()) -> None:
     """Replace the classifier layers of ``network`` in place; ``rows`` are for :func:`carry`.
 
-    An activation right behind the layer (torchvision's SqueezeNet has a ReLU there) is taken
+    An activation right after the layer (torchvision's SqueezeNet has a ReLU there) is taken
     out: it would cut negative logits to a dead zero. ``keep`` changes nothing.
     """
     if isinstance(head, Keep):
@@ -144,25 +144,13 @@ def swap(network: Network, head: Head, classes: int, rows: Rows = ()) -> None:
         owner = network.module.get_submodule(parent)
         old = owner.get_submodule(name)
         if not isinstance(old, nn.Linear | nn.Conv2d):
-            raise ConfigError(
-                "backbone.name",
-                f"its classifier '{path}' is a {type(old).__name__}, which no head can replace",
-                "choose another backbone, or head=keep",
-                20,
-            )
+            what = f"its classifier '{path}' is a {type(old).__name__}, which no head can replace"
+            raise ConfigError("backbone.name", what, "choose another backbone, or head=keep", 20)
         new = head.build(old, classes)
         if rows:
             carry(old, new, rows)
         setattr(owner, name, new)
-        _drop_activation(owner, name)
-
-
-def _drop_activation(owner: nn.Module, name: str) -> None:
-    from torch import nn
-
-    if not isinstance(owner, nn.Sequential):
-        return
-    names = list(owner._modules)
-    behind = names[names.index(name) + 1 :]
-    if behind and isinstance(owner.get_submodule(behind[0]), nn.ReLU):
-        setattr(owner, behind[0], nn.Identity())
+        names = [*owner._modules, ""]
+        following = names[names.index(name) + 1]
+        if isinstance(owner, nn.Sequential) and isinstance(owner._modules.get(following), nn.ReLU):
+            setattr(owner, following, nn.Identity())

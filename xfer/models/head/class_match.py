@@ -34,19 +34,13 @@ class Naming:
         if class_name(name) in self.classes:
             return self.classes.index(class_name(name))
         for names in (tuple((c,) for c in self.classes), self.synonyms):
-            found = [i for i, own in enumerate(names) if _plain(name) in map(_plain, own)]
-            if len(found) == 1:
-                return found[0]
-            if found:
-                meant = ", ".join(repr(self.classes[i]) for i in found)
-                raise ConfigError(
-                    "head.aliases", f"'{name}' may be {meant}", f"say which: {{{name}: NAME}}", 24
-                )
+            matching = [i for i, some in enumerate(names) if _plain(name) in map(_plain, some)]
+            if len(matching) == 1:
+                return matching[0]
+            if matching:
+                what = f"'{name}' may be {', '.join(repr(self.classes[i]) for i in matching)}"
+                raise ConfigError("head.aliases", what, f"say which: {{{name}: NAME}}", 24)
         return None
-
-    def closest(self, name: str) -> str:
-        """A hint with the nearest class name."""
-        return closest(name, self.classes)
 
 
 def _plain(name: str) -> str:
@@ -62,37 +56,29 @@ def rows(
     known to the source at all.
     """
     aliases = _checked(aliases, classes)
-    found = []
+    table = []
     for name in classes:
         known = [(alias, naming.index(alias)) for alias in aliases.get(name, (name,))]
         unknown = [alias for alias, index in known if index is None]
         if unknown and name in aliases:
-            raise ConfigError(
-                f"head.aliases.{name}",
-                f"the source has no class '{unknown[0]}'",
-                naming.closest(unknown[0]),
-                25,
-            )
-        found.append(tuple(index for _, index in known if index is not None))
-    if not any(found):
-        raise ConfigError(
-            "head",
-            f"the source knows none of the classes {list(classes)[:5]}",
-            "give head.aliases='{CLASS: [NAME]}', or use head=linear",
-            26,
-        )
-    return tuple(found)
+            key, what = f"head.aliases.{name}", f"the source has no class '{unknown[0]}'"
+            raise ConfigError(key, what, closest(unknown[0], naming.classes), 25)
+        table.append(tuple(index for _, index in known if index is not None))
+    if not any(table):
+        what = f"the source knows none of the classes {list(classes)[:5]}"
+        fix = "give head.aliases='{CLASS: [NAME]}', or use head=linear"
+        raise ConfigError("head", what, fix, 26)
+    return tuple(table)
 
 
 def _checked(aliases: Mapping[str, _Alias], classes: Sequence[str]) -> dict[str, _Alias]:
     """The aliases by the classes' own spelling of their names."""
-    own = {class_name(name): name for name in classes}
+    spelling = {class_name(name): name for name in classes}
     for name in aliases:
-        if class_name(name) not in own:
-            raise ConfigError(
-                "head.aliases", f"the data has no class '{name}'", closest(name, classes), 27
-            )
-    return {own[class_name(name)]: alias for name, alias in aliases.items()}
+        if class_name(name) not in spelling:
+            what = f"the data has no class '{name}'"
+            raise ConfigError("head.aliases", what, closest(name, classes), 27)
+    return {spelling[class_name(name)]: alias for name, alias in aliases.items()}
 
 
 # Hydra's grammar takes no other names in front of a colon.
@@ -117,28 +103,21 @@ def adopt(dataset: Dataset, naming: Naming, aliases: Mapping[str, str]) -> Datas
     aliases = _checked(aliases, dataset.classes)
     numbers: list[int] = []
     for folder in dataset.classes:
-        index = naming.index(aliases.get(folder, folder))
+        name = aliases.get(folder, folder)
+        index = naming.index(name)
         if index is None:
-            raise DataError(
-                folder,
-                f"'{aliases.get(folder, folder)}' is none of the source's "
-                f"{len(naming.classes)} classes",
-                f"{naming.closest(folder)} or {_alias(folder)}",
-                41,
-            )
+            what = f"'{name}' is none of the source's {len(naming.classes)} classes"
+            fix = f"{closest(folder, naming.classes)} or {_alias(folder)}"
+            raise DataError(folder, what, fix, 41)
         if index in numbers:
             other = dataset.classes[numbers.index(index)]
-            raise DataError(
-                folder,
-                f"names the class '{naming.classes[index]}', as folder '{other}' does",
-                "merge the two folders, or type head.aliases='{FOLDER: NAME}'",
-                45,
-            )
+            what = f"names the class '{naming.classes[index]}', as folder '{other}' does"
+            fix = "merge the two folders, or type head.aliases='{FOLDER: NAME}'"
+            raise DataError(folder, what, fix, 45)
         numbers.append(index)
     table = np.asarray(numbers, np.int64)
     splits = {n: replace(s, labels=table[s.labels]) for n, s in dataset.splits.items()}
     same = tuple(numbers) == tuple(range(len(naming.classes)))
     remark = () if same else (f"folders are matched to {len(naming.classes)} classes by name",)
-    return replace(
-        dataset, classes=naming.classes, splits=splits, remarks=(*dataset.remarks, *remark)
-    )
+    remarks = (*dataset.remarks, *remark)
+    return replace(dataset, classes=naming.classes, splits=splits, remarks=remarks)
