@@ -97,17 +97,18 @@ def eval_images(samples: Samples, spec: InputSpec, recipe: Recipe = prepare) -> 
 
 
 class _Loader(DataLoader[Any]):
-    """Batches of ``order``; where ``features`` are set, they come in place of the images, in the
+    """Batches of ``keys``; where ``features`` are set, they come in place of the images, in the
     same order. A batch that is an error is raised."""
 
     features: Batches | None = None
 
     def __init__(
-        self, pictures: Pictures, order: Iterable[Any], collate: Any, workers: int, pin: bool
+        self, pictures: Pictures, keys: Iterable[Any], collate: Any, workers: int, pin: bool
     ) -> None:
+        self.keys = keys
         super().__init__(
             pictures,
-            batch_sampler=order,
+            batch_sampler=keys,
             collate_fn=collate,
             num_workers=workers,
             persistent_workers=workers > 0,
@@ -116,8 +117,8 @@ class _Loader(DataLoader[Any]):
         )
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        features, order = self.features, self.batch_sampler
-        for batch in super().__iter__() if features is None else map(features.batch, order):
+        features = self.features
+        for batch in super().__iter__() if features is None else map(features.batch, self.keys):
             if isinstance(batch, XferError):
                 raise batch
             yield batch
@@ -139,7 +140,7 @@ class TrainLoader(_Loader):
         self.position = 0
         super().__init__(pictures, self.order, pictures.collate, workers, pin)
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         self.order.skip = self.position
         for batch in super().__iter__():
             # A finished epoch is position 0 of the next, not the end of this one.

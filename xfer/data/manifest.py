@@ -146,5 +146,5 @@ def _row(where: str, keys: list[str], cells: list[str], folder: Path) -> ImageRo
     if not is_there:
         raise DataError(where, f"there is no file '{path}'", "paths start at the CSV's folder", 17)
     # The path below the folder if it is there, else as it is, so that every file has one name.
-    name = path.relative_to(folder) if path.is_relative_to(folder) else path
-    return ImageRow(name.as_posix(), facts["label"], split)
+    path = path.relative_to(folder) if path.is_relative_to(folder) else path
+    return ImageRow(path.as_posix(), facts["label"], split)
