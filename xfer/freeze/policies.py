@@ -61,10 +61,10 @@ class Policy:
 
     def planned(self, layout: Layout, epochs: int) -> Sequence[Phase]:
         """The phases as the policy itself wants them: one, unless it has more, with the head at 1
-        and the stages at their :meth:`multiples`."""
-        return [Phase(layout.rows(1, self.multiples(layout)), 0, None, "phase 1")]
+        and the stages at what ``_multiples`` says."""
+        return [Phase(layout.rows(1, self._multiples(layout)), 0, None, "phase 1")]
 
-    def multiples(self, layout: Layout) -> list[float]:
+    def _multiples(self, layout: Layout) -> list[float]:
         """The learning-rate multiple of each stage; 0 is frozen."""
         raise NotImplementedError
 
@@ -181,8 +181,7 @@ class LayerDecay(Policy):
 
     decay: Share = 0.75
 
-    def multiples(self, layout: Layout) -> list[float]:
-        """From ``decay`` at the last stage down to its power at the first."""
+    def _multiples(self, layout: Layout) -> list[float]:
         return [self.decay**distance for distance in range(len(layout.stages), 0, -1)]
 
 
@@ -193,8 +192,7 @@ class Discriminative(Policy):
 
     lowest: Share = 0.01
 
-    def multiples(self, layout: Layout) -> list[float]:
-        """From ``lowest`` at the first stage upwards."""
+    def _multiples(self, layout: Layout) -> list[float]:
         count = len(layout.stages)
         return [self.lowest ** (distance / count) for distance in range(count, 0, -1)]
 
@@ -272,12 +270,11 @@ class _Split(Policy):
 
     lr: Multiple = 0.01
 
-    def multiples(self, layout: Layout) -> list[float]:
-        """0 below :meth:`cut`, ``lr`` from there on."""
-        cut = self.cut(layout)
+    def _multiples(self, layout: Layout) -> list[float]:
+        cut = self._cut(layout)
         return [self.lr if i >= cut else 0.0 for i in range(len(layout.stages))]
 
-    def cut(self, layout: Layout) -> int:
+    def _cut(self, layout: Layout) -> int:
         """How many stages are frozen."""
         raise NotImplementedError
 
@@ -288,8 +285,7 @@ class LastStage(_Split):
 
     stages: Count = 1
 
-    def cut(self, layout: Layout) -> int:
-        """Raises ConfigError when there are not so many."""
+    def _cut(self, layout: Layout) -> int:
         return len(layout.stages) - _at_most(self.stages, layout, "freeze.stages")
 
 
@@ -299,8 +295,7 @@ class FirstN(_Split):
 
     n: Count
 
-    def cut(self, layout: Layout) -> int:
-        """Raises ConfigError when there are not so many."""
+    def _cut(self, layout: Layout) -> int:
         return _at_most(self.n, layout, "freeze.n")
 
 
@@ -310,8 +305,7 @@ class UpTo(_Split):
 
     stage: str
 
-    def cut(self, layout: Layout) -> int:
-        """Raises ConfigError when there is no such stage."""
+    def _cut(self, layout: Layout) -> int:
         names = [name for name, _ in layout.stages]
         if self.stage not in names:
             what = f"the network has no stage '{self.stage}'"
