@@ -292,7 +292,7 @@ def test_what_agrees_with_the_checkpoint_may_be_typed_and_the_checkpoint_wins() 
 def test_fractions_that_leave_nothing_to_train_on_are_refused() -> None:
     typed = ["data.val_fraction=0.6", "data.test_fraction=0.6"]
     with pytest.raises(
-        ConfigError, match=r"data\.val_fraction: is over 1 with data\.test_fraction"
+        ConfigError, match=r"data\.val_fraction: adds up to more than 1 with data\.test_fraction"
     ):
         make_plan(compose_specs([TASK, *typed]))
 

@@ -285,7 +285,7 @@ def test_training_prediction_and_python_walk_alike_and_say_what_they_left_out(tm
     assert told == [
         "left out (hidden): 'a/more/deep/__MACOSX' and 2 more",
         f"left out ({back}): 'a/more/over/back' and 1 more",
-        "left out (links to nothing): 'a/more/over/self' and 1 more",
+        "left out (broken links): 'a/more/over/self' and 1 more",
         "read through links to other folders: 'a/more' and 2 more",
     ]
     # A folder that two classes link to is an image of both, but needs one answer.

@@ -160,7 +160,7 @@ def test_the_first_rule_that_matches_counts() -> None:
     "rules, message",
     [
         ({"same": ["maxpool", "layer9.*"]}, r"no same layer obeys.*layer9"),
-        ({"same": [".*", "maxpool"]}, r"no same layer obeys the rule 'maxpool'"),
+        ({"same": [".*", "maxpool"]}, r"no same layer matches the rule 'maxpool'"),
         ({"same": [r"layer1\.0\.conv1"]}, "no same layer obeys"),
         ({"batch_norm": [{"match": "maxpool", "eps": 0.1}]}, "no batch_norm layer obeys"),
         ({"layer_norm": [{"match": ".*", "eps": 0.1}]}, "no layer_norm layer obeys"),

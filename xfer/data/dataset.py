@@ -51,8 +51,8 @@ def of_files(
             tuple(f.size for f in some),
         )
 
-    keys = [one.sha256 for one in facts], [one.look for one in facts]
-    dataset = _dataset(rows, keys, images, how, root, [*remarks, *range_lines])
+    hashes, looks = [one.sha256 for one in facts], [one.look for one in facts]
+    dataset = _dataset(rows, hashes, looks, images, how, root, [*remarks, *range_lines])
     return replace(dataset, range=over)
 
 
@@ -69,7 +69,7 @@ def of_arrays(
     def images(positions: Sequence[int]) -> Arrays:
         return Arrays(np.stack([arrays[i] for i in positions]))
 
-    return _dataset(rows, (hashes, []), images, how, "data", remarks)
+    return _dataset(rows, hashes, [], images, how, "data", remarks)
 
 
 def _sound(
@@ -91,21 +91,21 @@ def _sound(
 
 def _dataset(
     rows: list[ImageRow],
-    keys: tuple[list[str], list[str]],
+    hashes: Sequence[str],
+    looks: Sequence[str],
     images: Callable[[Sequence[int]], Images],
     how: Loading,
     where: object,
     remarks: Iterable[str],
 ) -> Dataset:
-    """The data set of all ``rows``. ``keys`` are their hashes, and their looks or nothing;
-    ``images`` gives those at some positions."""
+    """The data set of all ``rows``; ``images`` gives those at some positions."""
     classes = tuple(sorted({row.label for row in rows}))
     splits: dict[str, Samples] = {}
     for split in SPLITS:
         if members := [i for i, row in enumerate(rows) if row.split == split]:
-            hashes = [keys[0][i] for i in members]
-            splits[split] = _samples([rows[i] for i in members], classes, hashes, images(members))
-    leaks, lines = compare(rows, *keys, how, where)
+            some, digests = [rows[i] for i in members], [hashes[i] for i in members]
+            splits[split] = _samples(some, classes, digests, images(members))
+    leaks, lines = compare(rows, hashes, looks, how, where)
     lines = [printable(line) for line in (*_remarks(rows), *lines)]
     return Dataset(classes, splits, (*remarks, *lines), tuple(map(tuple, leaks)))
 

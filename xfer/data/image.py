@@ -84,7 +84,7 @@ def decode(
     except Exception as error:  # PIL's plugins raise struct.error, IndexError and more
         raise broken_image(path, reason_of(error)) from error
     if scanned and stamp != scanned[0] and hashlib.sha256(data).hexdigest() != scanned[1]:
-        what = "has changed since it was scanned, and the plan speaks of what it was"
+        what = "has changed since it was scanned, so the plan no longer describes it"
         raise DataError(path, what, "leave the images alone during a run, and start it again", 73)
     return decoded
 

@@ -24,7 +24,7 @@ def shares(how: Loading, given: Collection[str]) -> dict[str, float]:
     }
     rest = 1 - sum(parts.values())
     if rest < -_EPSILON:
-        what = "is over 1 with data.test_fraction"
+        what = "adds up to more than 1 with data.test_fraction"
         raise ConfigError("data.val_fraction", what, "lower one of them", 65)
     parts["train"] = rest if rest > _EPSILON else 0.0
     return {split: share for split, share in parts.items() if share}

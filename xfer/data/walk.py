@@ -14,7 +14,7 @@ from xfer.data.image import SUFFIXES
 _ENDINGS = tuple(SUFFIXES)
 _FOREIGN = tuple(".heic .heif .hif .jxl .jp2 .dng .cr2 .cr3 .nef .arw .raf .dcm .psd .svg".split())
 _AGAIN = "linked folders that lead back or are already read"
-_NOWHERE = "links to nothing"
+_NOWHERE = "broken links"
 NO_IMAGE, FOREIGN = "not an image suffix", "pictures in a format that is not read: convert to PNG"
 
 

@@ -79,5 +79,5 @@ def check_read(
     for name, parameter in named_parameters:
         if name in adapters and parameter.grad is None:
             weight = name.rpartition("_lora_")[0]
-            what = f"the network never reads '{weight}', so that its adapter learns nothing"
+            what = f"the network never reads '{weight}', so its adapter learns nothing"
             raise ConfigError("freeze.targets", what, "write a pattern that leaves it out", 32)

@@ -70,7 +70,7 @@ def _obeyed(kind: str, patterns: Sequence[str], paths: Mapping[str, object]) -> 
     for i, pattern in enumerate(patterns):
         matched = [p for p in paths if p not in obeyed and re.fullmatch(pattern, p)]
         if not matched:
-            what = f"no {kind} layer obeys the rule '{pattern}'"
+            what = f"no {kind} layer matches the rule '{pattern}'"
             raise WeightsError("compat", what, "check backbone.name and backbone.args", 75)
         obeyed |= dict.fromkeys(matched, i)
     return obeyed
@@ -94,28 +94,18 @@ def _pad_same(module: nn.Module, patterns: Sequence[str]) -> None:
 
 def _padded_same(layer: nn.Conv2d | nn.MaxPool2d) -> nn.Module:
     """``layer`` itself where the padding is the same at every size, else a layer that looks."""
-    steady = _steady_padding(layer)
-    if steady is not None:
-        layer.padding = steady
+    kernel, dilation = _pair(layer.kernel_size), _pair(layer.dilation)
+    total = [(k - 1) * d for k, d in zip(kernel, dilation, strict=True)]
+    # torch's own pool pads half a kernel at most, whatever its dilation.
+    is_dilated_pool = isinstance(layer, nn.MaxPool2d) and dilation != (1, 1)
+    if _pair(layer.stride) == (1, 1) and total[0] % 2 == total[1] % 2 == 0 and not is_dilated_pool:
+        layer.padding = (total[0] // 2, total[1] // 2)
         return layer
     if isinstance(layer, nn.Conv2d):
         return SameConv2d.of(layer)
     pool = SameMaxPool2d(layer.kernel_size, layer.stride, dilation=layer.dilation)
     pool.training = layer.training
     return pool
-
-
-def _steady_padding(layer: nn.Conv2d | nn.MaxPool2d) -> Pair | None:
-    """What is padded at stride 1 on both sides, whatever the size: (top, left)."""
-    wider = [
-        (kernel - 1) * dilation
-        for kernel, dilation in zip(_pair(layer.kernel_size), _pair(layer.dilation), strict=True)
-    ]
-    if _pair(layer.stride) != (1, 1) or any(total % 2 for total in wider):
-        return None
-    if isinstance(layer, nn.MaxPool2d) and _pair(layer.dilation) != (1, 1):
-        return None  # torch's own pool pads half a kernel at most, whatever its dilation
-    return wider[0] // 2, wider[1] // 2
 
 
 def _pair(value: Any) -> Pair:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field, is_dataclass, replace
 from inspect import signature
 
@@ -197,11 +198,8 @@ def with_drawn(parts: Parts) -> Network:
 def unset(parts: Parts) -> Network:
     """The architecture with parameters that may hold anything, where nothing but the weights
     follows from what is drawn; what somebody else's backbone makes of it is not known."""
-    if parts.backbone.library not in STATELESS:
+    with SkipInit() if parts.backbone.library in STATELESS else nullcontext():
         return with_drawn(parts)
-    torch.manual_seed(derive("initial", parts.seed))
-    with SkipInit():
-        return parts.bare()
 
 
 def fill(net: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
