@@ -159,11 +159,11 @@ def test_the_first_rule_that_matches_counts() -> None:
 @pytest.mark.parametrize(
     "rules, message",
     [
-        ({"same": ["maxpool", "layer9.*"]}, r"no same layer obeys.*layer9"),
+        ({"same": ["maxpool", "layer9.*"]}, r"no same layer matches.*layer9"),
         ({"same": [".*", "maxpool"]}, r"no same layer matches the rule 'maxpool'"),
-        ({"same": [r"layer1\.0\.conv1"]}, "no same layer obeys"),
-        ({"batch_norm": [{"match": "maxpool", "eps": 0.1}]}, "no batch_norm layer obeys"),
-        ({"layer_norm": [{"match": ".*", "eps": 0.1}]}, "no layer_norm layer obeys"),
+        ({"same": [r"layer1\.0\.conv1"]}, "no same layer matches"),
+        ({"batch_norm": [{"match": "maxpool", "eps": 0.1}]}, "no batch_norm layer matches"),
+        ({"layer_norm": [{"match": ".*", "eps": 0.1}]}, "no layer_norm layer matches"),
         ({"batch_norm": [{"match": ".*", "forward": 1}]}, "'forward' of the layer 'bn1'"),
         ({"network": [{"match": "", "transform_input": False}]}, "'transform_input' of the layer"),
         ({"blur": [".*"]}, "asks for 'blur'"),

@@ -40,7 +40,7 @@ _KINDS: dict[str, tuple[type[nn.Module], frozenset[str]]] = {
 def apply(module: nn.Module, compat: Plain) -> None:
     """Change ``module`` in place as ``compat`` says; tensor names, tensors and device stay.
 
-    Raises WeightsError for a rule that no layer obeys, and for one that xfer does not know.
+    Raises WeightsError for a rule that matches no layer, and for one that xfer does not know.
     """
     for kind, rules in compat.items():
         if kind == "same":
