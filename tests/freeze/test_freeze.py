@@ -12,9 +12,9 @@ from xfer.freeze import (
     BatchNorm,
     Later,
     Layout,
+    OrderedRules,
     Phase,
     Rule,
-    Rules,
     apply,
     ever,
     frozen,
@@ -33,7 +33,7 @@ LAYOUT = Layout(
     (("stem", tuple(NAMES[:1])), ("layer1", tuple(NAMES[1:3])), ("layer10", (NAMES[3],))),
     ("layer1.0.bias",),
 )
-HEAD_ONLY = Rules((Rule("head", 1), Rule("backbone", 0)))
+HEAD_ONLY = OrderedRules((Rule("head", 1), Rule("backbone", 0)))
 NETS: dict[str, tuple[Backbone, int]] = {
     "resnet": (BACKBONES["digits_resnet"], 32),
     "mobilenetv3": (Timm("mobilenetv3_small_100", args={"drop_rate": 0.5}), 32),
@@ -51,7 +51,7 @@ NETS: dict[str, tuple[Backbone, int]] = {
 
 def table(*rules: tuple[str, float], later: tuple[Later, ...] = ()) -> dict[str, tuple[float, ...]]:
     """The multiples of the small network that ``LAYOUT`` describes, phase by phase."""
-    phases = Rules(tuple(Rule(*rule) for rule in rules), later).phases(LAYOUT, 9)
+    phases = OrderedRules(tuple(Rule(*rule) for rule in rules), later).phases(LAYOUT, 9)
     assert all([row.name for row in phase.rows] == NAMES for phase in phases)
     return ever(phases)
 
@@ -69,7 +69,7 @@ def test_a_rule_may_name_a_stage_or_the_normalisation_layers() -> None:
 def test_a_normalisation_layer_of_the_head_is_the_heads() -> None:
     names = ("norm.weight", "fc.norm.weight", "fc.weight")
     known = Layout(names, ("fc",), (("norm", names[:1]),), names[:2])
-    (phase,) = Rules((Rule("norms", 0.1), Rule("head", 1))).phases(known, 1)
+    (phase,) = OrderedRules((Rule("norms", 0.1), Rule("head", 1))).phases(known, 1)
     assert [row.lr for row in phase.rows] == [0.1, 1, 1]
 
 
@@ -103,13 +103,13 @@ def test_words_for_what_the_network_does_not_have_are_refused() -> None:
     bare = Layout(("a.weight", "fc.weight"), ("fc",), (("a", ("a.weight",)),), ())
     rules = (Rule("head", 1), Rule("norms", 1), Rule("backbone", 0))
     with pytest.raises(ConfigError, match=r"rules\[1\]: the network has no norms"):
-        Rules(rules).phases(bare, 1)
+        OrderedRules(rules).phases(bare, 1)
 
 
 def test_a_pattern_that_explodes_is_stopped() -> None:
     long = Layout((f"{'a' * 60}!", "fc.weight"), ("fc",), (), ())
     with pytest.raises(ConfigError, match=r"freeze\.rules\[0\]"):
-        Rules((Rule("(a|a)*b", 1), Rule(".*", 0))).phases(long, 1)
+        OrderedRules((Rule("(a|a)*b", 1), Rule(".*", 0))).phases(long, 1)
 
 
 ALL = (Rule(".*", 0.5),)
@@ -119,7 +119,7 @@ def test_later_rules_make_later_phases() -> None:
     later = (Later(ALL, start=3), Later(ALL, patience=2))
     head = (("head", 1.0), ("backbone", 0.0))
     assert set(table(*head, later=later).values()) == {(1, 0.5, 0.5), (0, 0.5, 0.5)}
-    phases = Rules(tuple(Rule(*r) for r in head), later).phases(LAYOUT, 4)
+    phases = OrderedRules(tuple(Rule(*r) for r in head), later).phases(LAYOUT, 4)
     assert [(p.start, p.patience, p.name) for p in phases] == [
         (0, None, "phase 1"),
         (3, None, "phase 2"),
@@ -207,7 +207,7 @@ def partly(batch_norm: BatchNorm) -> tuple[nn.Module, Phase]:
     """A ResNet whose last stage and head train, in training mode."""
     net, _, _ = ready("resnet")
     rules = (Rule("head", 1), Rule(r"layer4\..*", 0.1), Rule("backbone", 0))
-    phase = Rules(rules, batch_norm=batch_norm).phases(layout(net, ["fc"]), 1)[0]
+    phase = OrderedRules(rules, batch_norm=batch_norm).phases(layout(net, ["fc"]), 1)[0]
     apply(net, phase.rows)
     hold(net.train(), batch_norm)
     return net, phase
@@ -249,7 +249,7 @@ def test_a_batch_norm_in_the_frozen_part_does_what_the_policy_says(
 
 def test_dropout_of_a_frozen_block_is_off_though_its_batch_norms_train() -> None:
     net, heads, _ = ready("mobilenetv3")
-    policy = Rules(HEAD_ONLY.rules, batch_norm="train")
+    policy = OrderedRules(HEAD_ONLY.rules, batch_norm="train")
     apply(net, policy.phases(layout(net, [head[:-1] for head in heads]), 1)[0].rows)
     net.blocks[0].insert(0, nn.Dropout())
     hold(net.train(), "train")
@@ -259,7 +259,7 @@ def test_dropout_of_a_frozen_block_is_off_though_its_batch_norms_train() -> None
 
 def test_batch_norms_cannot_move_where_there_are_none() -> None:
     net, heads, _ = ready("squeezenet")
-    policy = Rules(HEAD_ONLY.rules, batch_norm="adapt")
+    policy = OrderedRules(HEAD_ONLY.rules, batch_norm="adapt")
     with pytest.raises(ConfigError, match=r"E231: freeze\.batch_norm: .*has no BatchNorm"):
         policy.phases(layout(net, [head[:-1] for head in heads]), 1)
 
@@ -338,7 +338,7 @@ def test_a_norm_without_parameters_moves_only_inside_what_trains(
     trained = tuple(Rule(rule, 1) for rule in rules)
     closed = () if len(rules) == 3 else (Rule("backbone", 0),)
     known = layout(net, [head])
-    phase = Rules((*trained, *closed)).phases(known, 1)[0]
+    phase = OrderedRules((*trained, *closed)).phases(known, 1)[0]
     moved = moved_by_training(net, phase, batch_norm)
     still, statistics = frozen(net, phase.rows, batch_norm), {f"{norm}.{n}" for n in STATISTICS}
     assert not still & moved
@@ -356,6 +356,6 @@ def test_a_norm_without_parameters_between_two_stages_that_train_moves() -> None
         nn.Linear(6, 2),
     )
     rules = (Rule("head", 1), Rule(r"1\..*", 1), Rule("backbone", 0))
-    phase = Rules(rules).phases(layout(net, ["3"]), 1)[0]
+    phase = OrderedRules(rules).phases(layout(net, ["3"]), 1)[0]
     assert {f"2.{name}" for name in STATISTICS} <= moved_by_training(net, phase)
     assert frozen(net, phase.rows) == {"0.1.weight", "0.1.bias"}

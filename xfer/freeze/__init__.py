@@ -15,9 +15,9 @@ from xfer.freeze.policies import (
     LayerDecay,
     Lora,
     LpFt,
+    OrderedRules,
     Policy,
     Rule,
-    Rules,
     UpTo,
 )
 from xfer.freeze.proof import frozen, hashes, verdict
@@ -35,11 +35,11 @@ __all__ = [
     "Layout",
     "Lora",
     "LpFt",
+    "OrderedRules",
     "ParameterRow",
     "Phase",
     "Policy",
     "Rule",
-    "Rules",
     "UpTo",
     "apply",
     "audit",

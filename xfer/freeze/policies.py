@@ -96,7 +96,7 @@ class Later:
 
 
 @dataclass(frozen=True)
-class Rules(Policy):
+class OrderedRules(Policy):
     """Rules in order, of which the first that matches a parameter counts, and those of later
     phases. Every parameter must match one, every rule must be needed."""
 
