@@ -241,14 +241,14 @@ def test_a_sweep_that_was_stopped_and_killed_ends_like_one_that_was_not(
     """A sample of each kind; under ``slow`` each kind alone, and ten kills of a sweep of twelve."""
     done = sweep(tmp_path, *RANDOM, SLOTS, "sweep.n_trials=2", "sweep.dir=whole")
     assert done.returncode == 0, done.stdout
-    assert "leaked" not in done.stdout, "a keeper took its libraries apart"
+    assert "leaked" not in done.stdout, "a worker took its libraries apart"
     command = [*RANDOM, "sweep.n_trials=2", "checkpoint.resume=auto"]
     folders = lambda: list(tmp_path.glob("outputs/multirun/*/*"))  # noqa: E731
     with begun(tmp_path, *command, SLOTS) as process:
         jobs = lambda: [f / n for f in folders() for n in "01"[: int(SLOTS[-1])]]  # noqa: E731
         until(lambda: jobs() and all(at_work(job) for job in jobs()), process)
         everyone = family(process.pid)
-        assert len(everyone) >= 1 + 2 * len(jobs()), "a coordinator, and a keeper for each job"
+        assert len(everyone) >= 1 + 2 * len(jobs()), "a coordinator, and a worker for each job"
         strike([*everyone], signal.SIGTERM)
         output, _ = process.communicate(timeout=200)
     assert process.returncode == 143, output
