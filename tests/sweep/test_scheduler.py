@@ -19,17 +19,16 @@ from xfer.core.errors import DataError, JobFailed, SweepError
 from xfer.core.log import close_log, open_log
 from xfer.core.run_folder import lock
 from xfer.core.signals import Stopped
-from xfer.sweep import Sweep
-from xfer.sweep.executors.queue import QueueRunner
-from xfer.sweep.executors.runners import BatchRunner, quoted
-from xfer.sweep.ledger import Head, Ledger
+from xfer.sweep import SweepSpec
+from xfer.sweep.executors.runners import BatchRunner, QueueRunner, quoted
+from xfer.sweep.ledger import Ledger, SweepFacts
 from xfer.sweep.objective import Objective
 from xfer.sweep.scheduler import Conductor
-from xfer.sweep.space import Choice, Interval, Job, grid
+from xfer.sweep.space import Choices, Interval, Job, grid
 from xfer.sweep.study import JOURNAL, Study
 
 ACC = Objective("val_acc", "maximize")
-SEEDS = grid([Choice("seed", ("0", "1", "2", "3"), (0, 1, 2, 3))])
+SEEDS = grid([Choices("seed", ("0", "1", "2", "3"), (0, 1, 2, 3))])
 
 
 class Launcher:
@@ -68,10 +67,10 @@ def conduct(folder: Path, launcher: Launcher, size: int = 9, study=None, **optio
 
 
 def conductor_of(folder: Path, study=None, **options) -> Conductor:
-    sweep = Sweep(**options)
+    sweep = SweepSpec(**options)
     ledger = Ledger(folder)
     total = sweep.n_trials or len(SEEDS)
-    ledger.open(Head("digits", "command", (ACC,), (), total, None, "mark"))
+    ledger.open(SweepFacts("digits", "command", (ACC,), (), total, None, "mark"))
     jobs = [] if study else SEEDS
     return Conductor(ledger, sweep, (ACC,), jobs, total, study)
 
@@ -110,7 +109,7 @@ class Cluster(Launcher):
 
 def test_a_cluster_has_so_many_jobs_at_a_time_and_each_result_counts_as_it_comes(tmp_path: Path):
     def study() -> Study:
-        sweep = Sweep(sampler="random", n_trials=4)
+        sweep = SweepSpec(sampler="random", n_trials=4)
         space = [Interval("optim.lr", 0.1, 1)]
         made = Study(sweep, space, [ACC], str(tmp_path / JOURNAL), "digits")
         made.open("mark", tmp_path)
@@ -202,12 +201,12 @@ def test_the_first_failure_ends_the_sweep_where_that_is_asked_for(tmp_path: Path
     from hydra_plugins.xfer_slurm import SlurmLauncher
 
     launcher, asked = Launcher(job1=[7]), {"fail_fast": True, "batch": 2}
-    size = _at_once(Sweep(**asked), BasicLauncher())
+    size = _at_once(SweepSpec(**asked), BasicLauncher())
     assert conduct(tmp_path, launcher, size=size, **asked) == 7
     assert launcher.ran == [[0, 1]]
-    assert _at_once(Sweep(batch=2), BasicLauncher()) > 999
+    assert _at_once(SweepSpec(batch=2), BasicLauncher()) > 999
     slurm = SlurmLauncher(array_parallelism=64)  # which tells of each job as it ends
-    assert _at_once(Sweep(**asked), slurm) > 999
+    assert _at_once(SweepSpec(**asked), slurm) > 999
 
 
 # Takes the folder as a run does after a while, and lets go of it when it has finished.
@@ -342,7 +341,7 @@ def test_jobs_that_others_are_at_still_come_last(tmp_path: Path):
 
 def test_trials_are_a_total_and_go_on_with_the_ledger(tmp_path: Path):
     def study(count: int) -> Study:
-        sweep = Sweep(sampler="random", n_trials=count)
+        sweep = SweepSpec(sampler="random", n_trials=count)
         space = [Interval("optim.lr", 0.1, 1)]
         made = Study(sweep, space, [ACC], str(tmp_path / JOURNAL), "digits")
         made.open("mark", tmp_path)
