@@ -67,7 +67,7 @@ def launch(
         done.status = JobStatus.FAILED if code else JobStatus.COMPLETED
         done.return_value = JobFailed(code, line) if code else _best(task.folder)
         how = f"exit {code}: {line}" if code else "finished"
-        say(f"job {task.number}, {how}; what it said is in {task.folder / OUTPUT}")
+        say(f"job {task.number}, {how}; its output is in {task.folder / OUTPUT}")
         return False
 
     waiting = list(tasks)

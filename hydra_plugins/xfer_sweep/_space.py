@@ -62,7 +62,7 @@ def _parsed(parser: OverridesParser, text: str, where: str) -> Override:
 def _parameter(parser: OverridesParser, override: Override) -> Parameter:
     key, value = str(override.key_or_group), override.value()
     if getattr(value, "shuffle", False):
-        what = "shuffle would be another order at every call"
+        what = "shuffle gives another order at every call"
         raise SweepError(key, what, "drop it, or type sweep.sampler=random", 16)
     if isinstance(value, IntervalSweep):
         # Hydra's grammar leaves out neither.

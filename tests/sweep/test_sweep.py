@@ -18,9 +18,8 @@ from xfer.sweep.leaderboard.baseline import _values as of_the_leaderboard
 from xfer.sweep.ledger import Ledger, SweepFacts, find, hold
 from xfer.sweep.objective import Objective, objectives, values
 from xfer.sweep.requirements import flow_text
-from xfer.sweep.samplers import population
 from xfer.sweep.space import Choices, Interval, Job, grid, is_finite, probes, unmatched
-from xfer.sweep.study import Study
+from xfer.sweep.study import Study, population
 
 NO_LOADER: ConfigLoader = None  # type: ignore[assignment]
 RATE = Interval("optim.lr", 1e-4, 0.1, log=True)
@@ -155,7 +154,7 @@ def test_a_job_that_failed_and_later_finished_counts_once(tmp_path: Path):
 
 def test_a_storage_of_another_study_is_refused(tmp_path: Path):
     study(tmp_path, "tpe")
-    with pytest.raises(SweepError, match="of another sweep"):
+    with pytest.raises(SweepError, match="belongs to another sweep"):
         study(tmp_path, "tpe", mark="b")
 
 
@@ -201,7 +200,7 @@ def test_a_study_takes_up_jobs_that_it_does_not_know(tmp_path: Path):
     ]
     assert [t.params["optim.lr"] for t in trials] == [job.parameters["optim.lr"] for job in jobs]
     assert [anew.adopt(job) for job in jobs] == jobs and len(anew.study.trials) == 3
-    with pytest.raises(SweepError, match="E174: head: job 7 has no value of it"):
+    with pytest.raises(SweepError, match="E174: head: job 7 has none of the values"):
         anew.adopt(Job(7, ("optim.lr=0.1", "seed=1"), {"optim.lr": 0.1, "seed": 1}))
 
 
@@ -311,7 +310,9 @@ def test_a_storage_that_others_reach_serves_one_folder(tmp_path: Path):
     for _ in range(2):
         ours[0].open("a", tmp_path / "first")
         disconnect(ours[0])
-    with pytest.raises(SweepError, match=r"E169: .*of the sweep in .*first.*sweep.dir=.*first"):
+    with pytest.raises(
+        SweepError, match=r"E169: .*belongs to the sweep .*first.*sweep.dir=.*first"
+    ):
         ours[1].open("a", tmp_path / "second")
     disconnect(ours[1])
 
@@ -524,7 +525,7 @@ def test_the_sweep_to_go_on_with_is_found_by_what_it_is(tmp_path: Path):
         find(str(tmp_path / "2026-01-03"), False, tmp_path, "a")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "file").touch()
-    with pytest.raises(ResumeError, match="holds files and no sweep"):
+    with pytest.raises(ResumeError, match="holds files but no sweep"):
         find(str(tmp_path / "other"), False, tmp_path, "a")
     assert find(str(tmp_path / "2026-01-03"), False, tmp_path, "b") == tmp_path / "2026-01-03"
 

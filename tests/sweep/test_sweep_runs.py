@@ -85,9 +85,9 @@ MISTAKES = {
     ),
     "a folder of something else, to be looked at": (
         ["seed=0,1", "stages=[]", "sweep.dir=taken"],
-        "holds files and no sweep",
+        "holds files but no sweep",
     ),
-    "a folder of something else": (["seed=0,1", "sweep.dir=taken"], "holds files and no sweep"),
+    "a folder of something else": (["seed=0,1", "sweep.dir=taken"], "holds files but no sweep"),
 }
 
 
@@ -152,7 +152,7 @@ def test_hydra_s_own_sweeper_plans_each_job(launcher: str, tmp_path: Path):
     done = sweep(tmp_path, "-m", "experiment=digits_sgd", "seed=3", *given)
     assert done.returncode == 0 and "error" not in done.stdout
     assert ("experiment   digits_sgd, seed 3" in done.stdout) == (launcher == "basic")
-    assert ("job 0, finished; what it said is in b/0/output.log" in done.stdout) == (
+    assert ("job 0, finished; its output is in b/0/output.log" in done.stdout) == (
         launcher == "slots"
     )
     assert json.loads((tmp_path / "b/0/plan.json").read_text())["config"]["seed"] == 3

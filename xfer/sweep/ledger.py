@@ -173,7 +173,7 @@ class Ledger:
 def _ended(code: int, line: str) -> Plain:
     """The status of a job that could not write it itself."""
     more = f" ({line})" if line else ""
-    number, what, fix = None, line or "it said nothing", "see output.log"
+    number, what, fix = None, line or "it printed nothing", "see output.log"
     if error := re.fullmatch(r"xfer: error E(\d+): (.*)\. Fix: (.*)", line):
         number, what, fix = int(error[1]), error[2], error[3]
     elif code > 128:
@@ -215,7 +215,7 @@ def find(folder: str | None, auto: bool, root: Path, *marks: str) -> Path | None
             p.name not in _OURS and p.suffix != ".part" for p in path.iterdir()
         )
         if taken and not facts:
-            raise ResumeError(path, "holds files and no sweep", "choose another sweep.dir", 11)
+            raise ResumeError(path, "holds files but no sweep", "choose another sweep.dir", 11)
         return path
     if auto:
         for path in sorted(root.glob(f"*/{_SWEEP}"), key=lambda p: p.parent.name, reverse=True):

@@ -47,7 +47,7 @@ def check(request: SweepRequest, compose: Compose) -> Specs:
         size = p.high > p.low if isinstance(p, Interval) else len(p.texts)
         if not size or (isinstance(p, Interval) and p.log and p.low <= 0):
             what = "has no value" if not size else "starts at 0 or below, which has no logarithm"
-            raise SweepError(p.key, what, "mend its range", 14)
+            raise SweepError(p.key, what, "correct its range", 14)
         if not is_finite(p):
             what = "inf and nan are no values by which jobs can be told apart"
             raise SweepError(p.key, what, "type finite numbers", 27)

@@ -195,7 +195,7 @@ class Conductor:
             return False
         self._attempts[job.number] += 1
         again = not self.stopping and self._attempts[job.number] <= self.options.retries
-        log.warning(f"job {job.number}, exit {code}: {line}" + "; once more" * again)
+        log.warning(f"job {job.number}, exit {code}: {line}" + "; trying again" * again)
         if again:
             self._waiting.append(job)
             return False

@@ -96,7 +96,7 @@ def drawn(job: Job, space: Sequence[Parameter]) -> Plain:
         else:
             value = job.parameters.get(p.key)
         if value is None:
-            what = f"job {job.number} has no value of it that the space has"
+            what = f"job {job.number} has none of the values that the space has"
             raise SweepError(p.key, what, "choose another sweep.dir", 24)
         values[p.key] = value
     return values

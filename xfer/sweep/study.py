@@ -6,6 +6,8 @@ again: the sampler starts from the sweep's seed and the number of the job.
 
 from __future__ import annotations
 
+import hashlib
+import importlib
 import os
 import warnings
 from collections.abc import Iterator, Sequence
@@ -14,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from xfer.config.help import DISTRIBUTION
 from xfer.core.errors import SweepError, XferError
 from xfer.core.files import handle_of
 from xfer.core.locks import Lock, waits
@@ -21,12 +24,13 @@ from xfer.core.log import log
 from xfer.core.settings import Sweep
 from xfer.core.types import Plain
 from xfer.sweep.objective import Objective
-from xfer.sweep.samplers import check, distributions, installed, sampler, unordered
-from xfer.sweep.space import Job, Parameter, chosen, drawn
+from xfer.sweep.space import Choices, Interval, Job, Parameter, chosen, drawn
 
 if TYPE_CHECKING:
     import optuna
 
+_POPULATION = 4, 50
+"""The smallest that NSGA-II crosses to any use, and Optuna's own."""
 JOURNAL = "optuna.journal"
 PRUNED = "pruned.json"
 """The note in the folder of a job that was pruned."""
@@ -44,8 +48,16 @@ class Study:
     study: optuna.Study = field(init=False)
 
     def __post_init__(self) -> None:
-        # What is missing must be reported before there is a folder.
-        check(self.options, self.space)
+        # What is missing must be reported before there is a folder; and CMA-ES, which moves a
+        # normal distribution of numbers, must have something to move.
+        installed()
+        if self.options.sampler != "cmaes":
+            return
+        installed("cmaes")
+        if len(_unordered(self.space)) == len(self.space):
+            what = "cmaes learns from numbers alone, and here are only choices, drawn at random"
+            fix = "type sweep.sampler=tpe, or a number as interval(a,b) or range(a,b)"
+            raise SweepError("sweep.sampler", what, fix, 26)
 
     def open(self, mark: str, folder: Path) -> None:
         """Find or make the study of the sweep in ``folder``. Raises SweepError where the storage
@@ -63,17 +75,17 @@ class Study:
                 self.study.set_user_attr("folder", str(folder.resolve()))
             home = self.study.user_attrs.get("folder")
         if held != mark:
-            what = f"the study '{self.name}' there is of another sweep"
+            what = f"the study '{self.name}' there belongs to another sweep"
             raise SweepError("sweep.storage", what, "type sweep.study=ANOTHER_NAME", 8)
         # A journal moves with its folder; what others can reach knows where its jobs are.
         if self.options.storage and home != str(folder.resolve()):
-            what = f"the study '{self.name}' there is of the sweep in {home}"
+            what = f"the study '{self.name}' there belongs to the sweep in {home}"
             fix = f"type sweep.dir={home}, or sweep.study=ANOTHER_NAME"
             raise SweepError("sweep.storage", what, fix, 19)
 
     def remarks(self) -> list[str]:
         """What the sampler does not learn from."""
-        chance = unordered(self.space) if self.options.sampler == "cmaes" else []
+        chance = _unordered(self.space) if self.options.sampler == "cmaes" else []
         return [f"cmaes draws at random what is no range: {', '.join(chance)}"] if chance else []
 
     def begun(self) -> list[Job]:
@@ -92,11 +104,11 @@ class Study:
                 if "job" not in left.user_attrs:
                     self.study.tell(left.number, state=installed().trial.TrialState.FAIL)
             # Anew for each job: half of a trial has drawn half of its numbers.
-            self.study.sampler = sampler(self.options, number)
+            self.study.sampler = _sampler(self.options, number)
             with warnings.catch_warnings():
                 experimental = installed().exceptions.ExperimentalWarning
                 warnings.filterwarnings("ignore", category=experimental)
-                trial = self.study.ask(distributions(self.space))
+                trial = self.study.ask(_distributions(self.space))
             trial.set_user_attr("job", number)
             return self._job(trial)
 
@@ -112,11 +124,11 @@ class Study:
                 trial.create_trial(
                     state=trial.TrialState.RUNNING,
                     params=drawn(job, self.space),
-                    distributions=distributions(self.space),
+                    distributions=_distributions(self.space),
                     user_attrs={"job": job.number},
                 )
             )
-            log.info(f"job {job.number} is new to the study '{self.name}', which takes it up")
+            log.info(f"job {job.number} is new to the study '{self.name}' and is added to it")
             return self._job(self._trials(job)[0])
 
     def _trials(self, job: Job) -> list[Any]:
@@ -163,6 +175,67 @@ class Study:
                         user_attrs=old.user_attrs,
                     )
                 )
+
+
+def installed(package: str = "optuna") -> Any:
+    """The package of that name. Raises SweepError where it is missing."""
+    try:
+        module = importlib.import_module(package)
+    except ImportError as error:
+        fix = f"pip install '{DISTRIBUTION}[sweep]', or sweep.sampler=grid"
+        raise SweepError("sweep.sampler", f"{package} is not installed", fix, 9) from error
+    if package == "optuna":
+        module.logging.set_verbosity(module.logging.ERROR)
+    return module
+
+
+def _unordered(space: Sequence[Parameter]) -> list[str]:
+    """The keys that take no number of a range: a choice, or the only number of a range."""
+    return [p.key for p in space if isinstance(p, Choices) and not (p.ordered and len(p.texts) > 1)]
+
+
+def _distributions(space: Sequence[Parameter]) -> dict[str, Any]:
+    """Optuna's distributions by key; a choice has one of its positions."""
+    kinds = installed().distributions
+
+    def kind(p: Parameter) -> Any:
+        if isinstance(p, Interval):
+            if p.whole:
+                return kinds.IntDistribution(int(p.low), int(p.high), log=p.log)
+            return kinds.FloatDistribution(p.low, p.high, log=p.log)
+        if p.ordered:
+            return kinds.IntDistribution(0, len(p.texts) - 1)
+        return kinds.CategoricalDistribution(range(len(p.texts)))
+
+    return {p.key: kind(p) for p in space}
+
+
+def _sampler(options: Sweep, number: int) -> Any:
+    """The sampler of the job ``number``, which with ``options.seed`` decides what it draws."""
+    samplers = installed().samplers
+    digest = hashlib.sha256(f"{options.seed} {number}".encode()).digest()
+    names = {"random": "Random", "tpe": "TPE", "cmaes": "CmaEs", "gp": "GP", "nsga2": "NSGAII"}
+    more: dict[str, Any] = {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that they are experimental
+        if options.sampler == "cmaes":
+            # Which parameters it leaves to chance is said once, by the study.
+            more = {"warn_independent_sampling": False}
+        elif options.sampler == "nsga2":
+            # Optuna's own crossover swaps the values of two parents, or copies one: of few parents
+            # that makes the same job again. This one takes numbers from around and between them.
+            crossover = samplers.nsgaii.BLXAlphaCrossover()
+            size = population(options.n_trials or 0)
+            more = {"population_size": size, "crossover": crossover, "crossover_prob": 1.0}
+        kind = getattr(samplers, f"{names[options.sampler]}Sampler")
+        return kind(seed=int.from_bytes(digest[:4], "big"), **more)
+
+
+def population(trials: int) -> int:
+    """The population of NSGA-II: a quarter of the ``trials``, so that there are four generations.
+    The first one is drawn at random, and with Optuna's 50 a sweep of fewer trials never left it."""
+    least, most = _POPULATION
+    return max(least, min(most, trials // 4))
 
 
 def open_trial(facts: Plain) -> Any:

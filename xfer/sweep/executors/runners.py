@@ -49,8 +49,8 @@ class SlotRunner:
         table, jobs, pool = LiveTable(), dict[int, Job](), Pool(self.slots, self.persistent)
         if len(self.slots) > 1 and (timed := [o.metric for o in conductor.objectives if o.is_time]):
             log.warning(
-                f"{', '.join(timed)}: taken while other jobs compute; hydra.launcher.slots=1 "
-                "takes it alone"
+                f"{', '.join(timed)}: measured while other jobs run; hydra.launcher.slots=1 "
+                "measures it alone"
             )
 
         def take() -> Task | None:
