@@ -1,4 +1,4 @@
-"""From Hydra's objects to :func:`xfer.sweep.scheduler.conduct`, and back."""
+"""From Hydra's objects to :func:`xfer.sweep.scheduler.run_sweep`, and back."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from xfer.core.errors import JobFailed, XferError
 from xfer.core.settings import Sweep
 from xfer.sweep.executors.runners import BatchRunner, QueueRunner, SlotRunner, quoted
 from xfer.sweep.requirements import SweepRequest
-from xfer.sweep.scheduler import Runner, conduct
+from xfer.sweep.scheduler import Runner, run_sweep
 from xfer.sweep.space import Job, Parameter, probes
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def sweep(
     command, named = _command(config, typed)
     folder, values = Path(config.hydra.sweep.dir), partial(read, loader=context.config_loader)
     request = SweepRequest(space, fixed, command, folder, values, named)
-    return conduct(request, jobs.compose, jobs.runner)
+    return run_sweep(request, jobs.compose, jobs.runner)
 
 
 @dataclass

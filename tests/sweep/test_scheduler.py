@@ -23,7 +23,7 @@ from xfer.sweep import SweepSpec
 from xfer.sweep.executors.runners import BatchRunner, QueueRunner, quoted
 from xfer.sweep.ledger import Ledger, SweepFacts
 from xfer.sweep.objective import Objective
-from xfer.sweep.scheduler import Conductor
+from xfer.sweep.scheduler import Scheduler
 from xfer.sweep.space import Choices, Interval, Job, grid
 from xfer.sweep.study import JOURNAL, Study
 
@@ -55,24 +55,24 @@ class Launcher:
 
 
 def conduct(folder: Path, launcher: Launcher, size: int = 9, study=None, **options) -> int:
-    conductor = conductor_of(folder, study, **options)
+    scheduler = scheduler_of(folder, study, **options)
     open_log(folder)
     try:
-        conductor.recall()
+        scheduler.recall()
         queued = isinstance(launcher, Cluster)
-        (QueueRunner(launcher, size) if queued else BatchRunner(launcher, size)).run(conductor)
-        return conductor.close()
+        (QueueRunner(launcher, size) if queued else BatchRunner(launcher, size)).run(scheduler)
+        return scheduler.close()
     finally:
         close_log()
 
 
-def conductor_of(folder: Path, study=None, **options) -> Conductor:
+def scheduler_of(folder: Path, study=None, **options) -> Scheduler:
     sweep = SweepSpec(**options)
     ledger = Ledger(folder)
     total = sweep.n_trials or len(SEEDS)
     ledger.open(SweepFacts("digits", "command", (ACC,), (), total, None, "mark"))
     jobs = [] if study else SEEDS
-    return Conductor(ledger, sweep, (ACC,), jobs, total, study)
+    return Scheduler(ledger, sweep, (ACC,), jobs, total, study)
 
 
 class Cluster(Launcher):
@@ -324,19 +324,19 @@ def test_a_sweep_that_is_not_whole_does_not_pass_for_one_that_is(
 
 
 def test_jobs_that_others_are_at_still_come_last(tmp_path: Path):
-    conductor = conductor_of(tmp_path)
-    conductor.recall()
+    scheduler = scheduler_of(tmp_path)
+    scheduler.recall()
     (tmp_path / "0").mkdir()
     with lock(tmp_path / "0"):
-        taken = [conductor.take(wait=False) for _ in range(4)]
+        taken = [scheduler.take(wait=False) for _ in range(4)]
         assert [job and job.number for job in taken] == [1, 2, 3, None]
-        assert conductor.later
+        assert scheduler.later
         for job in taken[:3]:
             assert job
             Launcher().end(job, tmp_path / str(job.number))
-        assert conductor.close() == 1
-    last = conductor.take(wait=False)
-    assert last and last.number == 0 and not conductor.later
+        assert scheduler.close() == 1
+    last = scheduler.take(wait=False)
+    assert last and last.number == 0 and not scheduler.later
 
 
 def test_trials_are_a_total_and_go_on_with_the_ledger(tmp_path: Path):

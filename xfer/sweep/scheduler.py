@@ -39,11 +39,11 @@ class Runner(Protocol):
     def threads(self) -> int | None:
         """Threads of each job, where that is known."""
 
-    def run(self, conductor: Conductor) -> None:
-        """Run what ``conductor.take`` gives, and hand every exit code to ``conductor.ended``."""
+    def run(self, scheduler: Scheduler) -> None:
+        """Run what ``scheduler.take`` gives, and hand every exit code to ``scheduler.ended``."""
 
 
-def conduct(request: SweepRequest, compose: Compose, runner: Callable[[Specs], Runner]) -> int:
+def run_sweep(request: SweepRequest, compose: Compose, runner_of: Callable[[Specs], Runner]) -> int:
     """Run the sweep, or resume it; its exit code is that of the first job that failed.
 
     Raises XferError before the first job for what is wrong with the sweep, Stopped when a signal
@@ -57,7 +57,7 @@ def conduct(request: SweepRequest, compose: Compose, runner: Callable[[Specs], R
     auto = first.checkpoint.resume == "auto"
     named = options.dir or (str(request.folder) if request.named else None)
     folder = find(named, auto, request.folder.parent, *ours) or request.folder
-    able = runner(first)
+    runner = runner_of(first)
     study = None
     if searches:
         place = options.storage or str(folder.resolve() / JOURNAL)
@@ -67,9 +67,9 @@ def conduct(request: SweepRequest, compose: Compose, runner: Callable[[Specs], R
     remarks = [f"sweep.baseline marks no job: {reason}"] if reason else []
     remarks += study.remarks() if study else []
     if not first.stages:
-        from xfer.sweep.sweep_plan import outlook
+        from xfer.sweep.sweep_plan import show_plan
 
-        outlook(request.space, jobs, options, compose, Ledger(folder).finished())
+        show_plan(request.space, jobs, options, compose, Ledger(folder).finished())
         for remark in remarks:
             log.warning(remark)
         return 0
@@ -77,7 +77,7 @@ def conduct(request: SweepRequest, compose: Compose, runner: Callable[[Specs], R
         study.open(ours[0], folder)  # before there is a folder, since it may be refused
     total = options.n_trials or len(jobs)
     texts = tuple(f"{key}={flow_text(value)}" for key, value in baseline.items())
-    experiment, command, threads = first.experiment, request.command, able.threads
+    experiment, command, threads = first.experiment, request.command, runner.threads
     facts = SweepFacts(experiment, command, goals, texts, total, threads, ours[0])
     with hold(folder):
         open_log(folder)
@@ -88,25 +88,25 @@ def conduct(request: SweepRequest, compose: Compose, runner: Callable[[Specs], R
             if study and not options.storage:
                 study.open(ours[0], folder)
             ledger.open(facts)
-            conductor = Conductor(ledger, options, goals, jobs, total, study)
-            return _run(conductor, able, lambda overrides: compose(overrides).config)
+            scheduler = Scheduler(ledger, options, goals, jobs, total, study)
+            return _run(scheduler, runner, lambda overrides: compose(overrides).config)
         finally:
             close_log()
 
 
-def _run(conductor: Conductor, runner: Runner, configure: Configure) -> int:
-    conductor.recall()
+def _run(scheduler: Scheduler, runner: Runner, configure: Configure) -> int:
+    scheduler.recall()
     try:
-        runner.run(conductor)
+        runner.run(scheduler)
     except SystemExit:
-        folder = conductor.ledger.folder
+        folder = scheduler.ledger.folder
         log.info(f"stopped; with sweep.dir={folder} the same command resumes the sweep")
         raise
-    return conductor.close(configure)
+    return scheduler.close(configure)
 
 
 @dataclass
-class Conductor:
+class Scheduler:
     """Decides which job comes next, and keeps the ledger and the study true."""
 
     ledger: Ledger

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _FREE = ("optim", "schedule", "loss", "logger", "export", "sweep", "run", "checkpoint", "seed")
 
 
-def outlook(
+def show_plan(
     space: Sequence[Parameter],
     jobs: Sequence[Job],
     options: Sweep,

@@ -18,7 +18,7 @@ from xfer.core.run_folder import is_live
 from xfer.core.signals import Stopped, noted
 from xfer.sweep.executors.pool import Pool, Task
 from xfer.sweep.executors.slots import JobSlot
-from xfer.sweep.scheduler import Conductor
+from xfer.sweep.scheduler import Scheduler
 from xfer.sweep.space import Job
 
 _START_S, _LOOK_S = 60.0, 0.2
@@ -44,10 +44,10 @@ class SlotRunner:
         """Threads of a job, the most that a slot gives."""
         return max(slot.threads for slot in self.slots)
 
-    def run(self, conductor: Conductor) -> None:
+    def run(self, scheduler: Scheduler) -> None:
         """A job begins whenever a slot is free. Raises Stopped when a signal came."""
         table, jobs, pool = LiveTable(), dict[int, Job](), Pool(self.slots, self.persistent)
-        if len(self.slots) > 1 and (timed := [o.metric for o in conductor.objectives if o.is_time]):
+        if len(self.slots) > 1 and (timed := [o.metric for o in scheduler.objectives if o.is_time]):
             log.warning(
                 f"{', '.join(timed)}: measured while other jobs run; hydra.launcher.slots=1 "
                 "measures it alone"
@@ -55,21 +55,21 @@ class SlotRunner:
 
         def take() -> Task | None:
             table.clear()
-            if (job := conductor.take(wait=False)) is None:
+            if (job := scheduler.take(wait=False)) is None:
                 return None
-            jobs[job.number], folder = job, conductor.ledger(job.number)
+            jobs[job.number], folder = job, scheduler.ledger(job.number)
             last = (f"run.dir={quoted(str(folder))}", "checkpoint.resume=auto")
             return Task(job.number, (*self.shared, *job.overrides, *last), folder)
 
         def ended(task: Task, code: int) -> bool:
             table.clear()
-            conductor.stopping = conductor.stopping or bool(pool.asked)
-            return conductor.ended(jobs[task.number], code)
+            scheduler.stopping = scheduler.stopping or bool(pool.asked)
+            return scheduler.ended(jobs[task.number], code)
 
         def tick(tasks: dict[int, Task]) -> None:
             table.draw({at: (jobs[task.number], task.folder) for at, task in tasks.items()})
 
-        pool.run(take, ended, lambda: conductor.later, tick)
+        pool.run(take, ended, lambda: scheduler.later, tick)
 
 
 @dataclass
@@ -116,11 +116,11 @@ class BatchRunner:
     size: int
     threads: int | None = None
 
-    def run(self, conductor: Conductor) -> None:
+    def run(self, scheduler: Scheduler) -> None:
         """Batch after batch until nothing is left, or a failure ends the sweep. Raises SweepError
         where the launcher fails and no job has begun."""
-        while batch := self._batch(conductor):
-            folders = [conductor.ledger(job.number) for job in batch]
+        while batch := self._batch(scheduler):
+            folders = [scheduler.ledger(job.number) for job in batch]
             claims = {folder: _claims(folder) for folder in folders}
             try:
                 outcomes = self.launch(list(zip(batch, folders, strict=True)))
@@ -129,19 +129,19 @@ class BatchRunner:
                 said = f"{type(error).__name__}: {' '.join(lines[:2])}"[:400]
                 log.warning(f"the launcher failed; waiting for its jobs: {said}")
                 _wait(claims, said)
-                outcomes = [_outcome(conductor, job.number, said) for job in batch]
+                outcomes = [_outcome(scheduler, job.number, said) for job in batch]
             # A job in this process has taken the log for itself.
-            open_log(conductor.ledger.folder)
+            open_log(scheduler.ledger.folder)
             stops = []
             for job, (code, line) in zip(batch, outcomes, strict=True):
-                conductor.ledger.note(job.number, line)
-                stops.append(conductor.ended(job, code))
+                scheduler.ledger.note(job.number, line)
+                stops.append(scheduler.ended(job, code))
             if any(stops):
                 return
 
-    def _batch(self, conductor: Conductor) -> list[Job]:
+    def _batch(self, scheduler: Scheduler) -> list[Job]:
         batch: list[Job] = []
-        while len(batch) < self.size and (job := conductor.take(wait=not batch)):
+        while len(batch) < self.size and (job := scheduler.take(wait=not batch)):
             batch.append(job)
         return batch
 
@@ -167,11 +167,11 @@ def _wait(before: Mapping[Path, int], said: str) -> None:
         time.sleep(_LOOK_S)
 
 
-def _outcome(conductor: Conductor, number: int, said: str) -> tuple[int, str]:
+def _outcome(scheduler: Scheduler, number: int, said: str) -> tuple[int, str]:
     """The exit code of a job by its own status; what is ``said`` counts where it has left none."""
-    state = conductor.ledger.state(number)
+    state = scheduler.ledger.state(number)
     line = "" if state in ("finished", "failed", "interrupted") else said
-    return (0 if state == "finished" else conductor.ledger.code(number) or 1), line
+    return (0 if state == "finished" else scheduler.ledger.code(number) or 1), line
 
 
 class Queue(Protocol):
@@ -205,41 +205,41 @@ class QueueRunner:
     threads: int | None = None
     _signals: list[int] = field(default_factory=list)
 
-    def run(self, conductor: Conductor) -> None:
+    def run(self, scheduler: Scheduler) -> None:
         """Submit and wait until nothing is left. Raises Stopped when a signal came."""
         with noted(self._note):
-            held = conductor.rejoin(lambda n: self.queue.rejoin(n, conductor.ledger(n)))
+            held = scheduler.rejoin(lambda n: self.queue.rejoin(n, scheduler.ledger(n)))
             if held:
                 log.info(f"in the queue already: {_listed(self.queue.names)}")
             try:
-                self._work(conductor, {job.number: job for job in held})
+                self._work(scheduler, {job.number: job for job in held})
             finally:
                 if left := self.queue.names:
                     log.info(f"in the queue still: {_listed(left)}")
 
-    def _work(self, conductor: Conductor, flight: dict[int, Job]) -> None:
+    def _work(self, scheduler: Scheduler, flight: dict[int, Job]) -> None:
         stopping = False
         while True:
             if not stopping:
-                self._fill(conductor, flight)
+                self._fill(scheduler, flight)
             if self._signals:
                 raise Stopped(self._signals[0])
-            if not flight and (stopping or not conductor.later):
+            if not flight and (stopping or not scheduler.later):
                 return
             for number, code, line in self.queue.ended():
                 # Where it has finished, its result for the queue was lost, and no other.
-                done = conductor.ledger.state(number) == "finished"
-                conductor.ledger.note(number, "" if done else line)
-                if conductor.ended(flight.pop(number), 0 if done else code):
+                done = scheduler.ledger.state(number) == "finished"
+                scheduler.ledger.note(number, "" if done else line)
+                if scheduler.ended(flight.pop(number), 0 if done else code):
                     stopping = True
                     self.queue.cancel()
 
-    def _fill(self, conductor: Conductor, flight: dict[int, Job]) -> None:
+    def _fill(self, scheduler: Scheduler, flight: dict[int, Job]) -> None:
         batch = []
         while not self._signals and len(flight) < self.size:
-            if (job := conductor.take(wait=False)) is None:
+            if (job := scheduler.take(wait=False)) is None:
                 break
-            batch.append((job, conductor.ledger(job.number)))
+            batch.append((job, scheduler.ledger(job.number)))
             flight[job.number] = job
         if batch:
             self.queue.submit(batch)
