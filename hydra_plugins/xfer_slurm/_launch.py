@@ -42,9 +42,9 @@ class Submitter:
         job = launcher(submitit_folder=plain["submitit_folder"])
         job.setup(**self.given)
         home.mkdir(parents=True, exist_ok=True)
-        # Hydra's folder of a sweep is a new one also where an earlier sweep goes on.
-        own = str(self.given["config"].hydra.sweep.dir)
-        folder = plain["submitit_folder"].replace(own, str(home))
+        # Hydra's folder of a sweep is a new one also where an earlier sweep is resumed.
+        new = str(self.given["config"].hydra.sweep.dir)
+        folder = plain["submitit_folder"].replace(new, str(home))
         executor = submitit.AutoExecutor(
             cluster="slurm", folder=folder, slurm_max_num_timeout=plain["max_num_timeout"]
         )
@@ -57,12 +57,12 @@ class Submitter:
         for start in range(0, len(rows), size):
             part = calls[start : start + size]
             try:
-                found = executor.map_array(job, *zip(*part, strict=True))
+                submitted = executor.map_array(job, *zip(*part, strict=True))
             except submitit.core.utils.FailedJobError as error:
                 said = (str(error).strip().splitlines() or ["no reason"])[-1]
                 fix = "see the options of hydra.launcher"
                 raise ConfigError("hydra/launcher", f"Slurm refused: {said}", fix, 75) from error
-            self.jobs.update(zip((call[2] for call in part), found, strict=True))
+            self.jobs.update(zip((call[2] for call in part), submitted, strict=True))
 
     def rejoin(self, number: int, name: str, folder: str) -> bool:
         """Whether Slurm has the job of that ``name``, whose files are in ``folder``, still."""
@@ -73,7 +73,7 @@ class Submitter:
         from submitit.slurm.slurm import SlurmJob
 
         job: Any = SlurmJob(folder=folder, job_id=name)
-        # One that has told its end and is cleared away is none to wait for.
+        # One whose result is there is none to wait for.
         held = name in self._known and not job.task(0).paths.result_pickle.exists()
         if held:
             self.jobs[number] = job
@@ -83,17 +83,17 @@ class Submitter:
         """What became of the jobs that ended, after a moment in which some may end."""
         time.sleep(_LOOK_S)
         gone = self._gone()
-        found = []
+        returns = []
         for number, job in list(self.jobs.items()):
             if job.task(0).paths.result_pickle.exists() or (number in gone and _has_come(job)):
-                found.append((number, _outcome(job)))
+                returns.append((number, _outcome(job)))
             elif number in gone and self._cancelled:
-                found.append((number, _failed(JobFailed(143, ""))))
+                returns.append((number, _failed(JobFailed(143, ""))))
             elif number in gone:
-                found.append((number, _lost(job, "Slurm has ended it, and it left no result")))
-        for number, _ in found:
+                returns.append((number, _lost(job, "Slurm has ended it, and it left no result")))
+        for number, _ in returns:
             del self.jobs[number]
-        return found
+        return returns
 
     def _gone(self) -> set[int]:
         """Jobs that Slurm did not have at the last two times: the file with a result may be on its
@@ -119,11 +119,11 @@ def launch(
 ) -> list[JobReturn]:
     """See :class:`hydra_plugins.xfer_slurm.SlurmLauncher`."""
     check(params, given, rows)
-    submitter, found = Submitter(params, given), dict[int, JobReturn]()
+    submitter, returns = Submitter(params, given), dict[int, JobReturn]()
     submitter.submit(list(enumerate(rows, first)), Path(given["config"].hydra.sweep.dir))
     while submitter.jobs:
-        found.update(submitter.ended())
-    return [found[number] for number in sorted(found)]
+        returns.update(submitter.ended())
+    return [returns[number] for number in sorted(returns)]
 
 
 def check(params: dict[str, Any], given: dict[str, Any], rows: Sequence[Sequence[str]]) -> None:
@@ -160,8 +160,7 @@ def _has_come(job: Any) -> bool:
     folder = job.paths.folder
     with suppress(OSError):
         folder.chmod(folder.stat().st_mode)
-    found: bool = job.task(0).paths.result_pickle.exists()
-    return found
+    return bool(job.task(0).paths.result_pickle.exists())
 
 
 def _lost(job: Any, said: str) -> JobReturn:
@@ -170,6 +169,6 @@ def _lost(job: Any, said: str) -> JobReturn:
 
 
 def _failed(error: Exception) -> JobReturn:
-    found = JobReturn()
-    found.status, found.return_value = JobStatus.FAILED, error
-    return found
+    returned = JobReturn()
+    returned.status, returned.return_value = JobStatus.FAILED, error
+    return returned

@@ -17,9 +17,9 @@ from xfer.sweep.space import Job
 
 @dataclass
 class SlurmQueue:
-    """See :class:`xfer.sweep.executors.queue.Queue`. ``row`` gives the overrides of a job in its
-    folder, ``outcome`` its exit code and what is to be told. What a job is called in Slurm is kept
-    in its folder."""
+    """See :class:`xfer.sweep.executors.runners.Queue`. ``row`` gives the overrides of a job in its
+    folder, ``outcome`` its exit code and message. What a job is called in Slurm stands in its
+    folder."""
 
     submitter: Submitter
     row: Callable[[Job, Path], list[str]]

@@ -30,7 +30,7 @@ def _request(
     plain: dict[str, Any], config: DictConfig, job_overrides: Sequence[Sequence[str]]
 ) -> Request:
     """What the jobs ask of one node. Raises ConfigError where they differ in their devices."""
-    own = OmegaConf.select(config, "trainer.devices") or 1
+    configured = OmegaConf.select(config, "trainer.devices") or 1
     typed = {
         text.partition("=")[2]
         for overrides in job_overrides
@@ -44,7 +44,7 @@ def _request(
             "start a sweep for each",
             23,
         )
-    devices = int(typed.pop()) if typed else int(own)
+    devices = int(typed.pop()) if typed else int(configured)
     tasks, gpus = plain["tasks_per_node"], plain["gpus_per_node"]
     return Request(
         partition=plain["partition"],
@@ -58,7 +58,7 @@ def _request(
 
 
 def parameters(plain: dict[str, Any], request: Request) -> dict[str, Any]:
-    """What submitit is told of ``request`` and the launcher's other options."""
+    """What submitit gets of ``request`` and the launcher's other options."""
     values = {**plain, "tasks_per_node": request.tasks, "gpus_per_node": request.gpus or None}
     left_out = {"submitit_folder", "max_num_timeout"}
     return {

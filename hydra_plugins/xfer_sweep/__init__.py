@@ -39,9 +39,10 @@ _STORE.store(group="hydra/launcher", name="slots", node=SlotsConf, provider="xfe
 class SlotLauncher(Launcher):
     """One process a job, one job a slot of this machine."""
 
+    config: DictConfig  # from setup, which Hydra calls first
+
     def __init__(self, slots: int | None, jobs_per_gpu: int, persistent: bool) -> None:
         self.slots, self.jobs_per_gpu, self.persistent = slots, jobs_per_gpu, persistent
-        self.config: DictConfig | None = None
 
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
@@ -55,17 +56,16 @@ class SlotLauncher(Launcher):
         """For sweepers other than xfer's."""
         from hydra_plugins.xfer_sweep import _launch
 
-        assert self.config is not None
         return _launch.launch(self, self.config, job_overrides, initial_job_idx)
 
 
 class XferSweeper(Sweeper):
     """What the group ``sweep`` says, through :mod:`xfer.sweep.scheduler`."""
 
-    def __init__(self) -> None:
-        self.context: HydraContext | None = None
-        self.config: DictConfig | None = None
-        self.launcher: Launcher | None = None
+    # From setup, which Hydra calls first.
+    context: HydraContext
+    config: DictConfig
+    launcher: Launcher
 
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
@@ -86,6 +86,5 @@ class XferSweeper(Sweeper):
         """The whole sweep. Ends the program with the code of the first job that failed."""
         from hydra_plugins.xfer_sweep import _sweep
 
-        assert self.context and self.config and self.launcher
         if code := _sweep.sweep(self.context, self.config, self.launcher, arguments):
             raise SystemExit(code)

@@ -17,7 +17,7 @@ from xfer.core.run_folder import OUTPUT
 from xfer.plan.preflight import check_gpus
 from xfer.sweep.executors.pool import Pool, Task
 from xfer.sweep.executors.runners import quoted
-from xfer.sweep.executors.slots import Slot, divide, visible_gpus
+from xfer.sweep.executors.slots import JobSlot, divide, visible_gpus
 from xfer.sweep.ledger import Ledger
 from xfer.sweep.requirements import refuse_one_run
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from hydra_plugins.xfer_sweep import SlotLauncher
 
 
-def slots(launcher: SlotLauncher, accelerator: str, devices: int = 1) -> list[Slot]:
+def slots(launcher: SlotLauncher, accelerator: str, devices: int = 1) -> list[JobSlot]:
     """Those that the launcher's options ask for. Raises XferError for what is not there."""
     if accelerator == "gpu" and not visible_gpus():
         check_gpus(accelerator, devices)  # torch may know of one
@@ -35,12 +35,12 @@ def slots(launcher: SlotLauncher, accelerator: str, devices: int = 1) -> list[Sl
 
 def flags(config: DictConfig) -> list[str]:
     """The words that make a job find the configuration of the sweep."""
-    found = []
+    words = []
     for source in config.hydra.runtime.config_sources:
         if source.provider == "command-line":
-            found += ["--config-dir", str(source.path)]
+            words += ["--config-dir", str(source.path)]
     raw = OmegaConf.to_container(config.hydra.overrides.hydra, resolve=False)
-    return found + [str(t) for t in raw if str(t).startswith("hydra.searchpath")]  # type: ignore[union-attr]
+    return words + [str(t) for t in raw if str(t).startswith("hydra.searchpath")]  # type: ignore[union-attr]
 
 
 def launch(
@@ -57,21 +57,22 @@ def launch(
     for number, row in enumerate(rows, first):
         folder = ledger(number)
         folder.mkdir(parents=True, exist_ok=True)
-        own = [text.lstrip("+") for text in row] + [f"run.dir={quoted(str(folder))}"]
-        tasks.append(Task(number, (*shared, *own), folder))
-    found = {task.number: JobReturn(overrides=list(rows[task.number - first])) for task in tasks}
+        mine = [text.lstrip("+") for text in row] + [f"run.dir={quoted(str(folder))}"]
+        tasks.append(Task(number, (*shared, *mine), folder))
+    returns = {task.number: JobReturn(overrides=list(rows[task.number - first])) for task in tasks}
 
-    def ended(task: Task, code: int) -> None:
-        done, line = found[task.number], ledger.settle(task.number, code)
+    def ended(task: Task, code: int) -> bool:
+        done, line = returns[task.number], ledger.settle(task.number, code)
         code = (ledger.code(task.number) or code or 1) if line else 0
         done.status = JobStatus.FAILED if code else JobStatus.COMPLETED
         done.return_value = JobFailed(code, line) if code else _best(task.folder)
-        told = f"exit {code}: {line}" if code else "finished"
-        say(f"job {task.number}, {told}; what it said is in {task.folder / OUTPUT}")
+        how = f"exit {code}: {line}" if code else "finished"
+        say(f"job {task.number}, {how}; its output is in {task.folder / OUTPUT}")
+        return False
 
     waiting = list(tasks)
     pool.run(lambda: waiting.pop(0) if waiting else None, ended)
-    return [found[task.number] for task in tasks]
+    return [returns[task.number] for task in tasks]
 
 
 def _resume(config: DictConfig, row: Sequence[str]) -> str | None:

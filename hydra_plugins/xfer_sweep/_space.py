@@ -13,7 +13,7 @@ from hydra.errors import HydraException
 from xfer.config.allowed_below_hydra import check_key
 from xfer.core.bounded_yaml import is_deep
 from xfer.core.errors import SweepError
-from xfer.sweep.space import Choice, Interval, Parameter
+from xfer.sweep.space import Choices, Interval, Parameter
 
 
 def parse(
@@ -40,13 +40,13 @@ def parse(
 
 def read(texts: Sequence[str], loader: ConfigLoader) -> dict[str, Any]:
     """The plain values of the overrides of a baseline, by key, as those of a job are read."""
-    parser, found = OverridesParser.create(config_loader=loader), dict[str, Any]()
+    parser, values = OverridesParser.create(config_loader=loader), dict[str, Any]()
     for text in texts:
         override = _parsed(parser, text, "sweep.baseline")
         if override.is_sweep_override():
             raise SweepError("sweep.baseline", f"'{text}' is several values", "name one", 25)
-        found[str(override.key_or_group)] = override.value()
-    return found
+        values[str(override.key_or_group)] = override.value()
+    return values
 
 
 def _parsed(parser: OverridesParser, text: str, where: str) -> Override:
@@ -62,18 +62,19 @@ def _parsed(parser: OverridesParser, text: str, where: str) -> Override:
 def _parameter(parser: OverridesParser, override: Override) -> Parameter:
     key, value = str(override.key_or_group), override.value()
     if getattr(value, "shuffle", False):
-        what = "shuffle would be another order at every call"
+        what = "shuffle gives another order at every call"
         raise SweepError(key, what, "drop it, or type sweep.sampler=random", 16)
     if isinstance(value, IntervalSweep):
-        assert value.start is not None and value.end is not None
-        whole = isinstance(value.start, int) and isinstance(value.end, int)
-        return Interval(key, value.start, value.end, whole, "log" in value.tags)
+        # Hydra's grammar leaves out neither.
+        low, high = (0.0 if end is None else end for end in (value.start, value.end))
+        whole = isinstance(low, int) and isinstance(high, int)
+        return Interval(key, low, high, whole, "log" in value.tags)
     if not override.is_sweep_override():
         text = str(override.get_value_element_as_str())
-        return Choice(key, (text,), (_plain(parser, key, text),))
+        return Choices(key, (text,), (_plain(parser, key, text),))
     texts = tuple(override.sweep_string_iterator())
     plain = tuple(_plain(parser, key, text) for text in texts)
-    return Choice(key, texts, plain, ordered=isinstance(value, RangeSweep))
+    return Choices(key, texts, plain, ordered=isinstance(value, RangeSweep))
 
 
 def _plain(parser: OverridesParser, key: str, text: str) -> Any:

@@ -1,4 +1,4 @@
-"""From Hydra's objects to :func:`xfer.sweep.scheduler.conduct`, and back."""
+"""From Hydra's objects to :func:`xfer.sweep.scheduler.run_sweep`, and back."""
 
 from __future__ import annotations
 
@@ -26,10 +26,9 @@ from xfer.config.provenance import override_key
 from xfer.config.specs import Specs
 from xfer.core.errors import JobFailed, XferError
 from xfer.core.settings import Sweep
-from xfer.sweep.executors.queue import QueueRunner
-from xfer.sweep.executors.runners import BatchRunner, SlotRunner, quoted
-from xfer.sweep.requirements import Asked
-from xfer.sweep.scheduler import Runner, conduct
+from xfer.sweep.executors.runners import BatchRunner, QueueRunner, SlotRunner, quoted
+from xfer.sweep.requirements import SweepRequest
+from xfer.sweep.scheduler import Runner, run_sweep
 from xfer.sweep.space import Job, Parameter, probes
 
 if TYPE_CHECKING:
@@ -48,9 +47,9 @@ def sweep(
     space, fixed = parse(listed, typed, context.config_loader)
     jobs = _Jobs(context.config_loader, config, launcher, space, fixed)
     command, named = _command(config, typed)
-    folder = Path(config.hydra.sweep.dir)
-    asked = Asked(space, fixed, command, folder, partial(read, loader=context.config_loader), named)
-    return conduct(asked, jobs.compose, jobs.runner)
+    folder, values = Path(config.hydra.sweep.dir), partial(read, loader=context.config_loader)
+    request = SweepRequest(space, fixed, command, folder, values, named)
+    return run_sweep(request, jobs.compose, jobs.runner)
 
 
 @dataclass
@@ -66,17 +65,17 @@ class _Jobs:
     @property
     def shared(self) -> list[str]:
         """What is the same in all jobs."""
-        return [text for text in self.fixed if not _is_own(override_key(text))]
+        return [text for text in self.fixed if not _of_sweep(override_key(text))]
 
     def _composed(self, overrides: Sequence[str], subdir: str) -> list[str]:
-        own = f"hydra.sweep.subdir={subdir}"
-        return [*prepare_overrides([*self.shared, *overrides]), own]
+        words = prepare_overrides([*self.shared, *overrides])
+        return [*words, f"hydra.sweep.subdir={subdir}"]
 
     def compose(self, overrides: Sequence[str]) -> Specs:
         """The specs of a job. The sweep's own options are read with the rest, so that mistakes are
-        told together."""
-        own = [text for text in self.fixed if _is_own(override_key(text))]
-        words = self._composed([*own, *overrides], "0")
+        reported together."""
+        options = [text for text in self.fixed if _of_sweep(override_key(text))]
+        words = self._composed([*options, *overrides], "0")
         try:
             cfg = self.loader.load_sweep_config(self.config, words)
         except (HydraException, OmegaConfBaseException, YAMLError) as error:
@@ -102,14 +101,14 @@ class _Jobs:
 
     def row(self, job: Job, folder: Path) -> list[str]:
         """The overrides of a job in its folder."""
-        own = [f"hydra.sweep.dir={quoted(str(folder.parent))}", "++checkpoint.resume=auto"]
-        return [*self._composed(job.overrides, folder.name), *own]
+        last = [f"hydra.sweep.dir={quoted(str(folder.parent))}", "++checkpoint.resume=auto"]
+        return [*self._composed(job.overrides, folder.name), *last]
 
     def launch(self, jobs: Sequence[tuple[Job, Path]]) -> list[tuple[int, str]]:
         """Run jobs through a launcher that blocks."""
         rows = [self.row(job, folder) for job, folder in jobs]
         done = self.launcher.launch(rows, initial_job_idx=jobs[0][0].number)
-        return [_outcome(found) for found in done]
+        return [_outcome(returned) for returned in done]
 
 
 def _queues(launcher: Launcher) -> TypeGuard[SlurmLauncher]:
@@ -138,7 +137,7 @@ def _command(config: DictConfig, typed: Sequence[str]) -> tuple[str, bool]:
     return command, any(text.startswith("hydra.sweep.dir=") for text in texts)
 
 
-def _is_own(key: str) -> bool:
+def _of_sweep(key: str) -> bool:
     return key in _OWN or key.startswith("sweep.")
 
 

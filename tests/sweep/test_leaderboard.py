@@ -179,16 +179,6 @@ def test_without_a_named_baseline_the_experiments_own_values_are_one(sweep: Path
     assert len([row for row in table(sweep) if row["baseline"] == "yes"]) == 2
 
 
-def test_a_sweep_without_a_record_is_read_from_the_configurations(sweep: Path) -> None:
-    wanted = [(row["rank"], row["job"], row["optim.lr"], row["seed"]) for row in board(sweep)[0]]
-    (sweep / "sweep.json").unlink()
-    for path in sweep.glob("*/job.json"):
-        path.unlink()
-    rows, text = board(sweep)
-    assert [(row["rank"], row["job"], row["optim.lr"], row["seed"]) for row in rows] == wanted
-    assert "There is no sweep.json" in text
-
-
 def test_the_page_needs_nothing_else_and_says_what_the_text_says(swept: Path) -> None:
     _, text = board(swept)
     page = (swept / "leaderboard.html").read_text()
@@ -474,15 +464,6 @@ def test_a_record_at_fault_is_one_clear_error(tmp_path: Path, text: str) -> None
     (tmp_path / "sweep.json").write_text(text)
     number, told = refused(f"sweep.dir={tmp_path}")
     assert number == 279 and "sweep.json" in told
-
-
-def test_without_a_record_the_jobs_must_monitor_one_metric(tmp_path: Path) -> None:
-    for number, metric in enumerate(("val_acc", "val_loss")):
-        (tmp_path / str(number)).mkdir()
-        text = f"checkpoint: {{monitor: {metric}, mode: max}}"
-        (tmp_path / str(number) / "config.yaml").write_text(text)
-    number, told = refused(f"sweep.dir={tmp_path}")
-    assert number == 279 and "val_acc, val_loss" in told
 
 
 def test_a_job_that_was_proposed_twice_is_no_second_seed(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import xfer
-from xfer.sweep import Sweep
+from xfer.sweep import SweepSpec
 from xfer.sweep.ledger import Ledger
 from xfer.sweep.objective import Objective, values
 from xfer.sweep.space import Interval, Job
@@ -26,7 +26,7 @@ class Trials:
     """A study whose first trial was better in every epoch than a second one can be."""
 
     def __init__(self, folder: Path) -> None:
-        options = Sweep(sampler="random", n_trials=9, pruner="median", prune_trials=1)
+        options = SweepSpec(sampler="random", n_trials=9, pruner="median", prune_trials=1)
         space = (Interval("optim.lr", 1e-4, 0.1, log=True),)
         self.study = Study(options, space, [ACC], str(folder / "optuna.journal"), "digits")
         self.study.open("mark", folder)

@@ -19,17 +19,16 @@ from xfer.core.errors import DataError, JobFailed, SweepError
 from xfer.core.log import close_log, open_log
 from xfer.core.run_folder import lock
 from xfer.core.signals import Stopped
-from xfer.sweep import Sweep
-from xfer.sweep.executors.queue import QueueRunner
-from xfer.sweep.executors.runners import BatchRunner, quoted
-from xfer.sweep.ledger import Head, Ledger
+from xfer.sweep import SweepSpec
+from xfer.sweep.executors.runners import BatchRunner, QueueRunner, quoted
+from xfer.sweep.ledger import Ledger, SweepFacts
 from xfer.sweep.objective import Objective
-from xfer.sweep.scheduler import Conductor
-from xfer.sweep.space import Choice, Interval, Job, grid
+from xfer.sweep.scheduler import Scheduler
+from xfer.sweep.space import Choices, Interval, Job, grid
 from xfer.sweep.study import JOURNAL, Study
 
 ACC = Objective("val_acc", "maximize")
-SEEDS = grid([Choice("seed", ("0", "1", "2", "3"), (0, 1, 2, 3))])
+SEEDS = grid([Choices("seed", ("0", "1", "2", "3"), (0, 1, 2, 3))])
 
 
 class Launcher:
@@ -56,24 +55,24 @@ class Launcher:
 
 
 def conduct(folder: Path, launcher: Launcher, size: int = 9, study=None, **options) -> int:
-    conductor = conductor_of(folder, study, **options)
+    scheduler = scheduler_of(folder, study, **options)
     open_log(folder)
     try:
-        conductor.recall()
+        scheduler.recall()
         queued = isinstance(launcher, Cluster)
-        (QueueRunner(launcher, size) if queued else BatchRunner(launcher, size)).run(conductor)
-        return conductor.close()
+        (QueueRunner(launcher, size) if queued else BatchRunner(launcher, size)).run(scheduler)
+        return scheduler.close()
     finally:
         close_log()
 
 
-def conductor_of(folder: Path, study=None, **options) -> Conductor:
-    sweep = Sweep(**options)
+def scheduler_of(folder: Path, study=None, **options) -> Scheduler:
+    sweep = SweepSpec(**options)
     ledger = Ledger(folder)
     total = sweep.n_trials or len(SEEDS)
-    ledger.open(Head("digits", "command", (ACC,), (), total, None, "mark"))
+    ledger.open(SweepFacts("digits", "command", (ACC,), (), total, None, "mark"))
     jobs = [] if study else SEEDS
-    return Conductor(ledger, sweep, (ACC,), jobs, total, study)
+    return Scheduler(ledger, sweep, (ACC,), jobs, total, study)
 
 
 class Cluster(Launcher):
@@ -110,7 +109,7 @@ class Cluster(Launcher):
 
 def test_a_cluster_has_so_many_jobs_at_a_time_and_each_result_counts_as_it_comes(tmp_path: Path):
     def study() -> Study:
-        sweep = Sweep(sampler="random", n_trials=4)
+        sweep = SweepSpec(sampler="random", n_trials=4)
         space = [Interval("optim.lr", 0.1, 1)]
         made = Study(sweep, space, [ACC], str(tmp_path / JOURNAL), "digits")
         made.open("mark", tmp_path)
@@ -202,12 +201,12 @@ def test_the_first_failure_ends_the_sweep_where_that_is_asked_for(tmp_path: Path
     from hydra_plugins.xfer_slurm import SlurmLauncher
 
     launcher, asked = Launcher(job1=[7]), {"fail_fast": True, "batch": 2}
-    size = _at_once(Sweep(**asked), BasicLauncher())
+    size = _at_once(SweepSpec(**asked), BasicLauncher())
     assert conduct(tmp_path, launcher, size=size, **asked) == 7
     assert launcher.ran == [[0, 1]]
-    assert _at_once(Sweep(batch=2), BasicLauncher()) > 999
+    assert _at_once(SweepSpec(batch=2), BasicLauncher()) > 999
     slurm = SlurmLauncher(array_parallelism=64)  # which tells of each job as it ends
-    assert _at_once(Sweep(**asked), slurm) > 999
+    assert _at_once(SweepSpec(**asked), slurm) > 999
 
 
 # Takes the folder as a run does after a while, and lets go of it when it has finished.
@@ -325,24 +324,24 @@ def test_a_sweep_that_is_not_whole_does_not_pass_for_one_that_is(
 
 
 def test_jobs_that_others_are_at_still_come_last(tmp_path: Path):
-    conductor = conductor_of(tmp_path)
-    conductor.recall()
+    scheduler = scheduler_of(tmp_path)
+    scheduler.recall()
     (tmp_path / "0").mkdir()
     with lock(tmp_path / "0"):
-        taken = [conductor.take(wait=False) for _ in range(4)]
+        taken = [scheduler.take(wait=False) for _ in range(4)]
         assert [job and job.number for job in taken] == [1, 2, 3, None]
-        assert conductor.later
+        assert scheduler.later
         for job in taken[:3]:
             assert job
             Launcher().end(job, tmp_path / str(job.number))
-        assert conductor.close() == 1
-    last = conductor.take(wait=False)
-    assert last and last.number == 0 and not conductor.later
+        assert scheduler.close() == 1
+    last = scheduler.take(wait=False)
+    assert last and last.number == 0 and not scheduler.later
 
 
 def test_trials_are_a_total_and_go_on_with_the_ledger(tmp_path: Path):
     def study(count: int) -> Study:
-        sweep = Sweep(sampler="random", n_trials=count)
+        sweep = SweepSpec(sampler="random", n_trials=count)
         space = [Interval("optim.lr", 0.1, 1)]
         made = Study(sweep, space, [ACC], str(tmp_path / JOURNAL), "digits")
         made.open("mark", tmp_path)

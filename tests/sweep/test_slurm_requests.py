@@ -12,7 +12,7 @@ from hydra_plugins.xfer_slurm import SlurmConf
 from hydra_plugins.xfer_slurm._launch import Submitter
 from xfer.config.help import config_dir
 from xfer.core.errors import ConfigError, Problems
-from xfer.sweep.slurm import Node, Request, check, nodes
+from xfer.sweep.slurm import NodeKind, Request, check, nodes
 
 SINFO = """cpu*|64|262144+|(null)
 gpu|32+|524288|gpu:a100:4(S:0-1),gpu:t4:2,license:1
@@ -32,9 +32,9 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_sinfo_is_read() -> None:
     assert nodes(SINFO) == [
-        Node("cpu", True, 64, 262144, 0),
-        Node("gpu", False, 32, 524288, 6),
-        Node("old", False, 8, 16000, 1),
+        NodeKind("cpu", True, 64, 262144, 0),
+        NodeKind("gpu", False, 32, 524288, 6),
+        NodeKind("old", False, 8, 16000, 1),
     ]
 
 

@@ -11,20 +11,19 @@ from hydra.core.config_loader import ConfigLoader
 from hydra_plugins.xfer_sweep._space import parse, read
 from xfer.core.errors import ResumeError, SweepError
 from xfer.core.files import file_sha256
-from xfer.sweep import Sweep
+from xfer.sweep import SweepSpec
+from xfer.sweep.executors.runners import LiveTable
 from xfer.sweep.executors.slots import divide
-from xfer.sweep.executors.status_table import Table
 from xfer.sweep.leaderboard.baseline import _values as of_the_leaderboard
-from xfer.sweep.ledger import Head, Ledger, find, hold
+from xfer.sweep.ledger import Ledger, SweepFacts, find, hold
 from xfer.sweep.objective import Objective, objectives, values
 from xfer.sweep.requirements import flow_text
-from xfer.sweep.samplers import population
-from xfer.sweep.space import Choice, Interval, Job, grid, is_finite, probes, unmatched
-from xfer.sweep.study import Study
+from xfer.sweep.space import Choices, Interval, Job, grid, is_finite, probes, unmatched
+from xfer.sweep.study import Study, population
 
 NO_LOADER: ConfigLoader = None  # type: ignore[assignment]
 RATE = Interval("optim.lr", 1e-4, 0.1, log=True)
-HEAD = Choice("head", ("linear", "mlp"), ("linear", "mlp"))
+HEAD = Choices("head", ("linear", "mlp"), ("linear", "mlp"))
 ACC = Objective("val_acc", "maximize")
 
 
@@ -46,14 +45,14 @@ def test_the_grammar_of_hydra_becomes_choices_and_intervals():
         RATE,
         HEAD,
         Interval("data.batch_size", 16, 64, whole=True),
-        Choice("trainer.max_epochs", ("1", "4", "7"), (1, 4, 7), ordered=True),
-        Choice("augment.scale", ("[0.5,1]", "[0.8,1]"), ([0.5, 1], [0.8, 1])),
+        Choices("trainer.max_epochs", ("1", "4", "7"), (1, 4, 7), ordered=True),
+        Choices("augment.scale", ("[0.5,1]", "[0.8,1]"), ([0.5, 1], [0.8, 1])),
     )
 
 
 def test_what_is_typed_wins_over_a_file():
     space, fixed = space_of("head=linear,mlp", "seed=7", seed="0,1,2", optim__lr="0.1", head="keep")
-    assert space == (Choice("optim.lr", ("0.1",), (0.1,)), HEAD)
+    assert space == (Choices("optim.lr", ("0.1",), (0.1,)), HEAD)
     assert fixed == ("seed=7",)
 
 
@@ -64,7 +63,7 @@ def test_a_space_that_cannot_be_is_refused(text: str):
 
 
 def test_a_grid_has_every_combination_and_its_probes_every_value():
-    seeds = Choice("seed", ("0", "1", "2"), (0, 1, 2))
+    seeds = Choices("seed", ("0", "1", "2"), (0, 1, 2))
     jobs = grid([HEAD, seeds])
     assert [job.number for job in jobs] == list(range(6))
     assert jobs[4] == Job(4, ("head=mlp", "seed=1"), {"head": "mlp", "seed": 1})
@@ -78,7 +77,7 @@ def test_a_grid_has_every_combination_and_its_probes_every_value():
 
 
 def study(folder: Path, sampler: str, space=(RATE, HEAD), mark="a", **options) -> Study:
-    sweep = Sweep(sampler=sampler, n_trials=12, **options)  # type: ignore[arg-type]
+    sweep = SweepSpec(sampler=sampler, n_trials=12, **options)  # type: ignore[arg-type]
     kinds = [Objective(m, d) for m, d in sweep.objectives.items()] or [ACC]
     made = Study(sweep, space, kinds, str(folder / "optuna.journal"), "digits")
     made.open(mark, folder)
@@ -155,7 +154,7 @@ def test_a_job_that_failed_and_later_finished_counts_once(tmp_path: Path):
 
 def test_a_storage_of_another_study_is_refused(tmp_path: Path):
     study(tmp_path, "tpe")
-    with pytest.raises(SweepError, match="of another sweep"):
+    with pytest.raises(SweepError, match="belongs to another sweep"):
         study(tmp_path, "tpe", mark="b")
 
 
@@ -173,19 +172,19 @@ def test_nsga2_leaves_its_random_generation_and_makes_no_job_twice(tmp_path: Pat
 
 
 def test_cmaes_refuses_choices_alone_and_says_what_it_leaves_to_chance(tmp_path: Path):
-    some = Choice("optim.lr", ("0.1", "0.01"), (0.1, 0.01))
-    one = Choice("seed", ("3",), (3,), ordered=True)
+    some = Choices("optim.lr", ("0.1", "0.01"), (0.1, 0.01))
+    one = Choices("seed", ("3",), (3,), ordered=True)
     with pytest.raises(SweepError, match=r"E176: .*only choices.*sweep\.sampler=tpe"):
         study(tmp_path, "cmaes", (HEAD, some, one))
-    steps = Choice("trainer.max_epochs", ("1", "2", "3"), (1, 2, 3), ordered=True)
-    said = study(tmp_path, "cmaes", (HEAD, steps, some)).remark()
+    steps = Choices("trainer.max_epochs", ("1", "2", "3"), (1, 2, 3), ordered=True)
+    (said,) = study(tmp_path, "cmaes", (HEAD, steps, some)).remarks()
     assert said.endswith("no range: head, optim.lr")
-    assert study(tmp_path, "cmaes", (RATE, steps)).remark() == ""
-    assert study(tmp_path, "tpe", (HEAD, some)).remark() == ""
+    assert study(tmp_path, "cmaes", (RATE, steps)).remarks() == []
+    assert study(tmp_path, "tpe", (HEAD, some)).remarks() == []
 
 
 def test_a_study_takes_up_jobs_that_it_does_not_know(tmp_path: Path):
-    space = (RATE, HEAD, Choice("seed", ("0", "1", "2"), (0, 1, 2), ordered=True))
+    space = (RATE, HEAD, Choices("seed", ("0", "1", "2"), (0, 1, 2), ordered=True))
     first = study(tmp_path, "random", space, pruner="median")
     jobs = [first.ask(number) for number in range(3)]
     (tmp_path / "optuna.journal").unlink()
@@ -201,18 +200,18 @@ def test_a_study_takes_up_jobs_that_it_does_not_know(tmp_path: Path):
     ]
     assert [t.params["optim.lr"] for t in trials] == [job.parameters["optim.lr"] for job in jobs]
     assert [anew.adopt(job) for job in jobs] == jobs and len(anew.study.trials) == 3
-    with pytest.raises(SweepError, match="E174: head: job 7 has no value of it"):
+    with pytest.raises(SweepError, match="E174: head: job 7 has none of the values"):
         anew.adopt(Job(7, ("optim.lr=0.1", "seed=1"), {"optim.lr": 0.1, "seed": 1}))
 
 
 def test_a_storage_that_fails_later_is_told_as_that(tmp_path: Path):
     url = f"sqlite:///{tmp_path}/study.db"
-    ours = Study(Sweep(sampler="random", n_trials=2), (RATE,), [ACC], url, "digits")
+    ours = Study(SweepSpec(sampler="random", n_trials=2), (RATE,), [ACC], url, "digits")
     ours.open("a", tmp_path)
     job = ours.ask(0)
     disconnect(ours)
     (tmp_path / "study.db").unlink()
-    said = r"E160: sweep.storage: sqlite.* cannot be used \(.*no such table.*same command goes on"
+    said = r"E160: sweep.storage: sqlite.* cannot be used \(.*no such table.*same command resumes"
     for call in (lambda: ours.ask(1), ours.begun, lambda: ours.tell(job, [1.0])):
         with pytest.raises(SweepError, match=said):
             call()
@@ -238,7 +237,7 @@ def test_a_baseline_is_read_as_the_parameters_of_jobs_are(text: str):
 
 
 def test_a_baseline_that_no_job_has_says_why():
-    seeds = Choice("seed", ("0", "1"), (0, 1))
+    seeds = Choices("seed", ("0", "1"), (0, 1))
     space = (RATE, HEAD, seeds)
     assert unmatched(space, {"optim.lr": 0.01, "head": "mlp"}) == ""
     assert "does not say head" in unmatched(space, {"optim.lr": 0.01})
@@ -292,7 +291,7 @@ def test_a_job_is_finished_when_it_has_done_all_stages(tmp_path: Path):
 
 
 def test_any_storage_url_of_optuna_will_do(tmp_path: Path):
-    sweep = Sweep(sampler="random", n_trials=2)
+    sweep = SweepSpec(sampler="random", n_trials=2)
     url = f"sqlite:///{tmp_path}/study.db"
     for number in range(2):
         ours = Study(sweep, (RATE,), [ACC], url, "digits")
@@ -306,12 +305,14 @@ def test_any_storage_url_of_optuna_will_do(tmp_path: Path):
 
 def test_a_storage_that_others_reach_serves_one_folder(tmp_path: Path):
     url = f"sqlite:///{tmp_path}/study.db"
-    sweep = Sweep(sampler="random", n_trials=2, storage=url)
+    sweep = SweepSpec(sampler="random", n_trials=2, storage=url)
     ours = [Study(sweep, (RATE,), [ACC], url, "digits") for _ in range(2)]
     for _ in range(2):
         ours[0].open("a", tmp_path / "first")
         disconnect(ours[0])
-    with pytest.raises(SweepError, match=r"E169: .*of the sweep in .*first.*sweep.dir=.*first"):
+    with pytest.raises(
+        SweepError, match=r"E169: .*belongs to the sweep .*first.*sweep.dir=.*first"
+    ):
         ours[1].open("a", tmp_path / "second")
     disconnect(ours[1])
 
@@ -324,7 +325,7 @@ def test_slots_are_counted_from_one(count: int | None, share: int):
 
 def test_a_pruner_needs_what_every_epoch_logs():
     with pytest.raises(SweepError, match=r"E170: sweep\.pruner"):
-        Sweep(
+        SweepSpec(
             sampler="tpe", n_trials=3, pruner="median", objectives={"params.trainable": "minimize"}
         )
 
@@ -345,7 +346,7 @@ def test_a_pruner_needs_what_every_epoch_logs():
 )
 def test_options_that_contradict_each_other_are_refused(options: dict):
     with pytest.raises(SweepError):
-        Sweep(**options)
+        SweepSpec(**options)
 
 
 def test_an_objective_that_is_never_logged_is_refused():
@@ -408,14 +409,17 @@ def test_what_the_benchmark_measured_of_a_file_is_an_objective(tmp_path: Path):
 
 def test_the_table_is_redrawn_in_place(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     (tmp_path / "metrics.csv").write_text("epoch\n1\n2\n")
-    table = Table(shown=True)
-    table.draw({1: (7, "head=mlp", tmp_path), 0: (3, "head=linear", tmp_path / "none")})
+    first_job, second_job = (
+        Job(n, (f"head={head}",), {}) for n, head in ((3, "linear"), (7, "mlp"))
+    )
+    table = LiveTable(shown=True)
+    table.draw({1: (second_job, tmp_path), 0: (first_job, tmp_path / "none")})
     table.clear()
     first, second, end = capsys.readouterr().out.split("\n")
     assert first.startswith("  slot 0  job 3  epoch 0") and first.endswith("head=linear")
     assert second.startswith("  slot 1  job 7  epoch 2")
     assert end == "\x1b[2A\x1b[J"
-    Table(shown=False).draw({0: (3, "", tmp_path)})
+    LiveTable(shown=False).draw({0: (first_job, tmp_path)})
     assert capsys.readouterr().out == ""
 
 
@@ -510,7 +514,7 @@ def test_a_further_attempt_does_not_tell_what_the_one_before_it_ended_with(tmp_p
 def test_the_sweep_to_go_on_with_is_found_by_what_it_is(tmp_path: Path):
     for name, mark in (("2026-01-01", "a"), ("2026-01-02", "a"), ("2026-01-03", "b")):
         (tmp_path / name).mkdir()
-        Ledger(tmp_path / name).open(Head("digits", "c", (ACC,), (), 3, 1, mark))
+        Ledger(tmp_path / name).open(SweepFacts("digits", "c", (ACC,), (), 3, 1, mark))
     assert find(None, True, tmp_path, "a") == tmp_path / "2026-01-02"
     assert find(None, False, tmp_path, "a") is None
     with hold(tmp_path / "2026-01-02"):
@@ -521,14 +525,14 @@ def test_the_sweep_to_go_on_with_is_found_by_what_it_is(tmp_path: Path):
         find(str(tmp_path / "2026-01-03"), False, tmp_path, "a")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "file").touch()
-    with pytest.raises(ResumeError, match="holds files and no sweep"):
+    with pytest.raises(ResumeError, match="holds files but no sweep"):
         find(str(tmp_path / "other"), False, tmp_path, "a")
     assert find(str(tmp_path / "2026-01-03"), False, tmp_path, "b") == tmp_path / "2026-01-03"
 
 
 def test_another_number_of_threads_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     for threads in (2, 1):
-        Ledger(tmp_path).open(Head("digits", "c", (ACC,), (), 3, threads, "a"))
+        Ledger(tmp_path).open(SweepFacts("digits", "c", (ACC,), (), 3, threads, "a"))
     facts = json.loads((tmp_path / "sweep.json").read_text())
     assert facts["objectives"] == [{"metric": "val_acc", "direction": "maximize"}]
     assert (facts["format"], facts["jobs"], facts["baseline"]) == (1, 3, None)

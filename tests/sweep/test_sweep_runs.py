@@ -85,9 +85,9 @@ MISTAKES = {
     ),
     "a folder of something else, to be looked at": (
         ["seed=0,1", "stages=[]", "sweep.dir=taken"],
-        "holds files and no sweep",
+        "holds files but no sweep",
     ),
-    "a folder of something else": (["seed=0,1", "sweep.dir=taken"], "holds files and no sweep"),
+    "a folder of something else": (["seed=0,1", "sweep.dir=taken"], "holds files but no sweep"),
 }
 
 
@@ -152,7 +152,7 @@ def test_hydra_s_own_sweeper_plans_each_job(launcher: str, tmp_path: Path):
     done = sweep(tmp_path, "-m", "experiment=digits_sgd", "seed=3", *given)
     assert done.returncode == 0 and "error" not in done.stdout
     assert ("experiment   digits_sgd, seed 3" in done.stdout) == (launcher == "basic")
-    assert ("job 0, finished; what it said is in b/0/output.log" in done.stdout) == (
+    assert ("job 0, finished; its output is in b/0/output.log" in done.stdout) == (
         launcher == "slots"
     )
     assert json.loads((tmp_path / "b/0/plan.json").read_text())["config"]["seed"] == 3
@@ -241,14 +241,14 @@ def test_a_sweep_that_was_stopped_and_killed_ends_like_one_that_was_not(
     """A sample of each kind; under ``slow`` each kind alone, and ten kills of a sweep of twelve."""
     done = sweep(tmp_path, *RANDOM, SLOTS, "sweep.n_trials=2", "sweep.dir=whole")
     assert done.returncode == 0, done.stdout
-    assert "leaked" not in done.stdout, "a keeper took its libraries apart"
+    assert "leaked" not in done.stdout, "a worker took its libraries apart"
     command = [*RANDOM, "sweep.n_trials=2", "checkpoint.resume=auto"]
     folders = lambda: list(tmp_path.glob("outputs/multirun/*/*"))  # noqa: E731
     with begun(tmp_path, *command, SLOTS) as process:
         jobs = lambda: [f / n for f in folders() for n in "01"[: int(SLOTS[-1])]]  # noqa: E731
         until(lambda: jobs() and all(at_work(job) for job in jobs()), process)
         everyone = family(process.pid)
-        assert len(everyone) >= 1 + 2 * len(jobs()), "a coordinator, and a keeper for each job"
+        assert len(everyone) >= 1 + 2 * len(jobs()), "a coordinator, and a worker for each job"
         strike([*everyone], signal.SIGTERM)
         output, _ = process.communicate(timeout=200)
     assert process.returncode == 143, output

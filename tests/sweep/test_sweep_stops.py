@@ -1,4 +1,4 @@
-"""Sweeps that are stopped as schedulers and service managers do it, and keepers that are lost."""
+"""Sweeps that are stopped as schedulers and service managers do it, and workers that are lost."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from xfer.core.run_folder import is_live
 STOPPED = [*QUICK, "trainer.max_epochs=8", "seed=0,1", "checkpoint.keep=1"]
 
 
-def keeper_of(sweep_: int) -> int:
+def worker_of(sweep_: int) -> int:
     """The process between a sweep of one slot and its job."""
     return family(sweep_)[1]
 
@@ -41,7 +41,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("whole")
     done = sweep(folder, *STOPPED, WARM, SLOTS, "sweep.dir=s")
     assert done.returncode == 0
-    assert "leaked" not in done.stdout, "a keeper took its libraries apart"
+    assert "leaked" not in done.stdout, "a worker took its libraries apart"
     return folder / "s"
 
 
@@ -56,7 +56,7 @@ def test_a_sweep_that_is_told_to_end_saves_every_job_and_goes_on(
     with begun(tmp_path, *STOPPED, SLOTS, warm, "sweep.dir=s") as process:
         until(lambda: all(at_work(folder) for folder in folders), process)
         everyone = family(process.pid)
-        assert len(everyone) >= 1 + 2 * len(folders), "a coordinator, and a keeper for each job"
+        assert len(everyone) >= 1 + 2 * len(folders), "a coordinator, and a worker for each job"
         strike([*everyone] if whom == "all" else [process.pid], signal.SIGTERM)
         output, _ = process.communicate(timeout=200)
     assert process.returncode == 143, output
@@ -67,10 +67,10 @@ def test_a_sweep_that_is_told_to_end_saves_every_job_and_goes_on(
 
 
 @pytest.mark.slow
-def test_a_job_whose_keeper_is_killed_goes_on_and_counts(whole: Path, tmp_path: Path):
+def test_a_job_whose_worker_is_killed_goes_on_and_counts(whole: Path, tmp_path: Path):
     with begun(tmp_path, *STOPPED, WARM, "sweep.dir=s") as process:
         until(lambda: at_work(tmp_path / "s" / "0"), process)
-        strike([keeper_of(process.pid)], signal.SIGKILL)
+        strike([worker_of(process.pid)], signal.SIGKILL)
         output, _ = process.communicate(timeout=200)
     assert process.returncode == 0, output
     assert re.findall(r"^job (\d): seed", output, re.M) == ["0", "1"], "each begins once"
@@ -78,12 +78,12 @@ def test_a_job_whose_keeper_is_killed_goes_on_and_counts(whole: Path, tmp_path: 
 
 
 @pytest.mark.slow
-def test_ctrl_c_reaches_a_job_whose_keeper_is_gone(tmp_path: Path):
+def test_ctrl_c_reaches_a_job_whose_worker_is_gone(tmp_path: Path):
     folder = tmp_path / "s" / "0"
     long = [*STOPPED, "trainer.max_epochs=3000", "sweep.dir=s"]
     with begun(tmp_path, *long) as process:
         until(lambda: at_work(folder), process)
-        strike([keeper_of(process.pid)], signal.SIGKILL)
+        strike([worker_of(process.pid)], signal.SIGKILL)
         process.send_signal(signal.SIGINT)
         try:
             output, _ = process.communicate(timeout=200)
@@ -96,7 +96,7 @@ def test_ctrl_c_reaches_a_job_whose_keeper_is_gone(tmp_path: Path):
     assert not (tmp_path / "s" / "1").exists()
 
 
-def test_a_keeper_that_cannot_begin_is_told_as_that(
+def test_a_worker_that_cannot_begin_is_reported_as_that(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     (tmp_path / "broken").mkdir()
@@ -120,7 +120,7 @@ def test_ctrl_c_ends_the_waiting_for_a_job_that_a_killed_sweep_left(tmp_path: Pa
         with begun(tmp_path, *long) as process:
             until(lambda: at_work(folder), process)
             orphan = process_of(folder)
-            strike([process.pid, keeper_of(process.pid)][::-1], signal.SIGKILL)
+            strike([process.pid, worker_of(process.pid)][::-1], signal.SIGKILL)
             process.communicate()
         with begun(tmp_path, *long) as process:
             # The other job is begun meanwhile, and comes to its end.

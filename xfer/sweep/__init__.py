@@ -15,17 +15,18 @@ Pruner = Literal["none", "median", "halving"]
 
 
 @dataclass(frozen=True)
-class Sweep:
+class SweepSpec:
     """``params``: key or group to values in Hydra's syntax, as after ``-m``. ``sampler``: ``grid``
     runs every combination; the others ask Optuna for ``n_trials`` in all, also over several calls
     of the same command, and start from ``seed``. ``objectives``: metric or dotted number of
-    ``result.json`` to direction; none is ``checkpoint.monitor``. ``pruner`` ends trials that fall
-    behind, once ``prune_trials`` have ended and ``prune_epochs`` have passed.
+    ``result.json`` to direction; none is ``checkpoint.monitor``. ``pruner`` ends trials that do
+    worse than others, once ``prune_trials`` have ended and ``prune_epochs`` have passed.
 
     ``storage``: URL of an Optuna storage (default: a journal in the sweep's folder), ``study`` its
-    name there. ``dir``: the sweep's folder; one that holds this sweep goes on. ``baseline``:
-    overrides that mark a job. ``retries``: further attempts of a failed job; ``fail_fast``: the
-    first failure ends the sweep. ``batch``: trials at work at a time, but for slots.
+    name there. ``dir``: the sweep's folder; where it holds this sweep, that is resumed.
+    ``baseline``: overrides that mark a job. ``retries``: further attempts of a failed job;
+    ``fail_fast``: the first failure ends the sweep. ``batch``: trials at work at a time; slots
+    have a number of their own.
     """
 
     params: dict[str, str] = field(default_factory=dict)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -31,37 +32,37 @@ _SWEEP = "sweep.json"
 _UNKNOWN = {"state": "running", "code": None, "exit": None, "message": None, "remedy": None}
 
 
-class _Job(TypedDict):
+class _JobFacts(TypedDict):
     job: Annotated[int, Field(ge=0)]
     overrides: list[str]
     parameters: Plain
     trial: NotRequired[Plain | None]
 
 
-class _Head(TypedDict, total=False):
+class _Resumable(TypedDict, total=False):
     threads: int | None
     fingerprint: str
     command: str
 
 
-_KINDS = {_SWEEP: _Head, JOB: _Job, "status.json": Ended, "plan.json": Planned}
+_KINDS = {_SWEEP: _Resumable, JOB: _JobFacts, "status.json": Ended, "plan.json": Planned}
 """What is read of each file."""
 _OURS = (".lock", "run.log", "optuna.journal", "optuna.journal.lock")
 """What a sweep leaves that was refused, or killed before it began."""
 
 
 @dataclass(frozen=True)
-class Head:
-    """What ``sweep.json`` says of the sweep as a whole. ``total``: jobs asked for; ``mark`` tells
-    one sweep from another."""
+class SweepFacts:
+    """What ``sweep.json`` says of the sweep as a whole. ``jobs``: how many are asked for;
+    ``fingerprint`` tells one sweep from another."""
 
     experiment: str
     command: str
     objectives: tuple[Objective, ...]
     baseline: tuple[str, ...]
-    total: int | None
+    jobs: int | None
     threads: int | None
-    mark: str
+    fingerprint: str
 
 
 @dataclass(frozen=True)
@@ -70,31 +71,22 @@ class Ledger:
 
     folder: Path
     stages: tuple[str, ...] = ()
-    _heard: dict[int, int] = field(default_factory=dict, compare=False)
+    _starts: dict[int, int] = field(default_factory=dict, compare=False)
 
     def __call__(self, number: int) -> Path:
         """The folder of a job, which is its run folder."""
         return self.folder / str(number)
 
-    def open(self, head: Head) -> None:
+    def open(self, facts: SweepFacts) -> None:
         """Write ``sweep.json``."""
-        facts = {
-            "format": 1,
-            "experiment": head.experiment,
-            "command": head.command,
-            "objectives": [asdict(objective) for objective in head.objectives],
-            "baseline": list(head.baseline) or None,
-            "jobs": head.total,
-            "threads": head.threads,
-            "fingerprint": head.mark,
-        }
         before = _read(self.folder / _SWEEP).get("threads")
-        if before not in (None, head.threads):
+        if before not in (None, facts.threads):
             log.warning(
-                f"jobs had {before} threads before and have {head.threads} now: what goes on is "
-                "not the same bit for bit, and features are computed again"
+                f"jobs had {before} threads before and have {facts.threads} now: jobs that resume "
+                "are not the same bit for bit, and features are computed again"
             )
-        write_json(self.folder / _SWEEP, facts)
+        baseline = list(facts.baseline) or None
+        write_json(self.folder / _SWEEP, {"format": 1, **asdict(facts), "baseline": baseline})
 
     def state(self, number: int) -> State:
         """What became of a job so far; one that was killed is ``running``, and one that has
@@ -114,10 +106,6 @@ class Ledger:
         """The numbers of the jobs that have finished."""
         return {job.number for job in self.jobs() if self.state(job.number) == "finished"}
 
-    def is_busy(self, number: int) -> bool:
-        """Whether a process works in the folder of a job: one that a killed sweep left behind."""
-        return is_live(self(number))
-
     def code(self, number: int) -> int:
         """The exit code that a job's status names."""
         return int(_read(self(number) / "status.json").get("exit") or 0)
@@ -133,38 +121,39 @@ class Ledger:
                 yield Job(facts["job"], texts, facts["parameters"], facts.get("trial"))
 
     def prepare(self, job: Job) -> Path:
-        """The folder of a job that is about to start.
-
-        One that was interrupted goes on where it stood. What cannot go on is emptied.
-        """
+        """The folder of a job that is about to start. One that was interrupted resumes where it
+        stood; what cannot be resumed is emptied."""
         folder = self(job.number)
         if folder.is_symlink():  # to be emptied, perhaps
             raise SafetyError(folder, "is a link that leads out of the folder", "remove it", 31)
         with output_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
         status, plan = (_read(folder / name) for name in ("status.json", "plan.json"))
-        refused = status.get("exit") == ResumeError.exit
-        if "fingerprint" not in plan or refused:
-            _empty(folder)
+        if "fingerprint" not in plan or status.get("exit") == ResumeError.exit:
+            for path in folder.iterdir():
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path)
+                elif path.name not in BESIDE:
+                    path.unlink()
         elif self.state(job.number) in ("failed", "interrupted"):
             # How this attempt ends is not how the one before it did.
             write_json(folder / "status.json", {**status, **_UNKNOWN})
         output = folder / OUTPUT
-        self._heard[job.number] = output.stat().st_size if output.is_file() else 0
+        self._starts[job.number] = output.stat().st_size if output.is_file() else 0
         (folder / "error.log").unlink(missing_ok=True)
         facts = {"job": job.number, "overrides": job.overrides, "parameters": job.parameters}
-        write_json(folder / JOB, {**facts, **({"trial": job.trial} if job.trial else {})})
+        write_json(folder / JOB, {**facts, "trial": job.trial} if job.trial else facts)
         return folder
 
     def note(self, number: int, line: str) -> None:
-        """Keep what others told of a job that could not tell it itself."""
+        """Add to a job's output what others said of it."""
         if line:
             with open_to_append(self(number) / OUTPUT) as stream:
                 stream.write(f"{line}\n")
 
     def settle(self, number: int, code: int) -> str:
-        """Make ``status.json`` true for a job that is gone and left with ``code``; what is to be
-        told of a failure, or nothing.
+        """Make ``status.json`` true for a job that is gone and left with ``code``; the message of a
+        failure, or nothing.
 
         A job that says ``finished`` is, however its process ended; one that does not is not, also
         with exit 0.
@@ -174,59 +163,48 @@ class Ledger:
         if status.get("state") == "finished":
             return ""
         if status.get("state") not in ("failed", "interrupted"):
-            status = _failed(code, _last_line(folder / OUTPUT, self._heard.get(number, 0)))
+            status = _ended(code, _last_line(folder / OUTPUT, self._starts.get(number, 0)))
             write_json(folder / "status.json", status)
-        if not status.get("code"):
-            return f"{status['message']}. Fix: {status['remedy']}"
-        return f"xfer: error E{status['code']:03d}: {status['message']}. Fix: {status['remedy']}"
+        error = f"xfer: error E{status['code']:03d}: " if status.get("code") else ""
+        fix = status.get("remedy") or "see output.log"
+        return f"{error}{status.get('message') or 'failed'}. Fix: {fix}"
 
 
-def _failed(code: int, line: str) -> Plain:
-    """The status of a job that could not write its own."""
-    found = line.removeprefix("xfer: error E")
-    number, what, fix = None, line or "it said nothing", "see output.log"
-    if found != line:
-        head, _, rest = found.partition(": ")
-        what, _, fix = rest.rpartition(". Fix: ")
-        number = int(head)
+def _ended(code: int, line: str) -> Plain:
+    """The status of a job that could not write it itself."""
+    more = f" ({line})" if line else ""
+    number, what, fix = None, line or "it printed nothing", "see output.log"
+    if error := re.fullmatch(r"xfer: error E(\d+): (.*)\. Fix: (.*)", line):
+        number, what, fix = int(error[1]), error[2], error[3]
     elif code > 128:
-        what = f"killed by signal {code - 128}" + (f" ({line})" if line else "")
+        what = f"killed by signal {code - 128}{more}"
     elif code == 0:
-        what = "left with exit 0 and never finished" + (f" ({line})" if line else "")
+        what = f"left with exit 0 and never finished{more}"
     state = "interrupted" if code in STOPPING else "failed"
     exit_ = 143 if code in STOPPING and code != 130 else code or 1
     facts = {"state": state, "code": number, "exit": exit_, "message": what, "remedy": fix}
     return {**facts, "last_good_checkpoint": None, "files": {}}
 
 
-def _last_line(path: Path, heard: int) -> str:
-    """The last error that a job told behind the first ``heard`` bytes, else the last thing that it
-    said there."""
+def _last_line(path: Path, start: int) -> str:
+    """The last error in a job's output after the first ``start`` bytes, else the last line."""
     if not path.is_file():
         return ""
-    text = read_bytes(path)[heard:].decode(errors="replace")
+    text = read_bytes(path)[start:].decode(errors="replace")
     lines = [line for line in text.splitlines() if line.strip()]
-    told = [line for line in lines if line.startswith("xfer: error E")]
-    return (told or lines or [""])[-1][:500]
-
-
-def _empty(folder: Path) -> None:
-    for path in folder.iterdir():
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        elif path.name not in BESIDE:
-            path.unlink()
+    errors = [line for line in lines if line.startswith("xfer: error E")]
+    return (errors or lines or [""])[-1][:500]
 
 
 def mark(config_fingerprint: str, space: Sequence[object], options: Plain) -> str:
-    """A hash of what makes a sweep that sweep: the run's own, the space and its search."""
+    """A hash of what makes a sweep that sweep: a run's fingerprint, the space and its search."""
     text = json.dumps([config_fingerprint, [repr(p) for p in space], options], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def find(folder: str | None, auto: bool, root: Path, *marks: str) -> Path | None:
-    """The sweep to go on with: in ``folder``, or with ``auto`` the newest below ``root`` with one
-    of the ``marks`` that no process works on. Raises ResumeError where ``folder`` holds another."""
+    """The sweep to resume: in ``folder``, or with ``auto`` the newest below ``root`` with one of
+    the ``marks`` that no process works on. Raises ResumeError where ``folder`` holds another."""
     if folder is not None:
         path = Path(folder).expanduser()
         facts = _read(path / _SWEEP)
@@ -237,7 +215,7 @@ def find(folder: str | None, auto: bool, root: Path, *marks: str) -> Path | None
             p.name not in _OURS and p.suffix != ".part" for p in path.iterdir()
         )
         if taken and not facts:
-            raise ResumeError(path, "holds files and no sweep", "choose another sweep.dir", 11)
+            raise ResumeError(path, "holds files but no sweep", "choose another sweep.dir", 11)
         return path
     if auto:
         for path in sorted(root.glob(f"*/{_SWEEP}"), key=lambda p: p.parent.name, reverse=True):

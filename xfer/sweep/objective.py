@@ -38,13 +38,12 @@ class Objective:
             return _measured(folder, self.metric)
         if entry(result, "best.metric") == self.metric:
             return number_at(result, "best.value")
-        split, _, name = self.metric.partition("_")
-        found = (
-            number_at(result, self.metric),
-            _logged(folder, self.metric, entry(result, "best.epoch")),
-            number_at(result, f"scores.{split}.{name}"),
-        )
-        return next((value for value in found if value is not None), None)
+        value = number_at(result, self.metric)
+        if value is None:
+            value = _logged(folder, self.metric, entry(result, "best.epoch"))
+        if value is None:
+            value = number_at(result, "scores." + self.metric.replace("_", ".", 1))
+        return value
 
     @property
     def is_time(self) -> bool:
@@ -65,9 +64,9 @@ class Objective:
         metric = metric_of(self.metric)
         return metric is not None and metric.share
 
-    def interval(self, value: float, images: int | None) -> tuple[float, float] | None:
+    def interval(self, value: float | None, images: int | None) -> tuple[float, float] | None:
         """Wilson's 95 % interval of a share of ``images``; ``None`` for any other number."""
-        if not (self.is_share and images):
+        if value is None or not (self.is_share and images):
             return None
         return wilson(round(value * images), images)
 
@@ -114,12 +113,15 @@ def _known(stages: Sequence[str], files: Sequence[str]) -> list[str]:
     # With numpy, which help does without.
     from xfer.evaluation import metrics
 
-    columns = [f"val_{metric.name}" for metric in metrics.METRICS]
-    fitted = [*columns, "train_loss", *_PARAMS, *_TIMES] if "fit" in stages else []
-    scores = [f"scores.val.{metric.name}" for metric in metrics.METRICS]
-    scored = scores if "evaluate" in stages else []
-    timed = "benchmark" in stages and ("fit" not in stages or any(f.endswith(RUN) for f in files))
-    return fitted + scored + (speeds(files) if timed else [])
+    names: list[str] = []
+    if "fit" in stages:
+        columns = [f"val_{metric.name}" for metric in metrics.METRICS]
+        names += [*columns, "train_loss", *_PARAMS, *_TIMES]
+    if "evaluate" in stages:
+        names += [f"scores.val.{metric.name}" for metric in metrics.METRICS]
+    if "benchmark" in stages and ("fit" not in stages or any(f.endswith(RUN) for f in files)):
+        names += speeds(files)
+    return names
 
 
 def values(folder: Path, wanted: Sequence[Objective]) -> list[float] | None:
@@ -128,8 +130,8 @@ def values(folder: Path, wanted: Sequence[Objective]) -> list[float] | None:
         result = read_json(folder / "result.json")
     except (OSError, ValueError):
         return None
-    found = [objective.value(folder, result) for objective in wanted]
-    known = [value for value in found if value is not None]
+    every = [objective.value(folder, result) for objective in wanted]
+    known = [value for value in every if value is not None]
     return known if len(known) == len(wanted) else None
 
 
@@ -150,8 +152,8 @@ def _measured(folder: Path, metric: str) -> float | None:
         rows = read_json(folder / "benchmark.json")
     except (OSError, ValueError):
         return None  # the job is listed as one without that value
-    found = rows[:1] if name == EAGER else [row for row in rows if row["name"] == name]
-    return number_at(found[0], measure) if found else None
+    named = rows[:1] if name == EAGER else [row for row in rows if row["name"] == name]
+    return number_at(named[0], measure) if named else None
 
 
 def entry(node: object, key: str) -> object:

@@ -1,4 +1,4 @@
-"""Trials that fall behind end early: a sweep's study is told how a run is doing."""
+"""Trials that fall behind end early: a sweep's study hears how a run is doing, and may end it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class _Note(TypedDict):
     epoch: int
 
 
-class _Job(TypedDict):
+class _Watched(TypedDict):
     trial: NotRequired[Plain | None]
 
 
@@ -40,67 +40,61 @@ class Pruner:
         self._trial: Any = None
 
     def __call__(self, history: History) -> bool:
-        """Whether the run ends behind the last epoch of ``history``. Asked again about an epoch,
-        as by a run that goes on behind it, it says the same."""
+        """Whether the run ends after the last epoch of ``history``. Asked again about an epoch, as
+        by a run that resumes after it, it says the same."""
         epoch = int(history.rows[-1]["epoch"])
         metric, note = self.facts["metric"], self.folder / PRUNED
-        if note.exists():
+        if earlier := _read(note, _Note, "a run"):
             # Others have ended since: the pruner might say something else now.
-            try:
-                pruned = int(checked(_Note, read_json(note))["epoch"])
-            except (OSError, ValueError) as error:
-                what = f"is not what a run writes ({getattr(error, 'strerror', None) or error})"
-                raise ResumeError(note, what, START_ANEW, 29) from error
-            self._reach(lambda: self._mark(pruned))
-            return epoch >= pruned
+            self._ask(lambda trial: trial.set_user_attr("pruned", earlier["epoch"]))
+            return epoch >= int(earlier["epoch"])
         value = float(history.rows[-1][metric])
-        if not self._reach(lambda: self._compare(history, epoch, value)):
+
+        def compare(trial: Any) -> bool:
+            if epoch not in trial.storage.get_trial(trial._trial_id).intermediate_values:
+                trial.report(value, epoch)
+            # Without a best epoch there would be nothing to keep.
+            early = not history.best or epoch < self.facts["epochs"]
+            return not early and bool(trial.should_prune())
+
+        if not self._ask(compare):
             return False
         write_json(note, {"epoch": epoch, "metric": metric, "value": value})
-        self._reach(lambda: self._mark(epoch))
+        self._ask(lambda trial: trial.set_user_attr("pruned", epoch))
         log.info(f"pruned after epoch {epoch}: {metric} {value:.4f} is behind other trials")
         return True
 
-    def _compare(self, history: History, epoch: int, value: float) -> bool:
-        trial = self._opened()
-        if trial is None:
-            return False  # it has ended before and is run again: nothing is compared
-        if epoch not in trial.storage.get_trial(trial._trial_id).intermediate_values:
-            trial.report(value, epoch)
-        # Without a best epoch there would be nothing to keep.
-        early = not history.best or epoch < self.facts["epochs"]
-        return not early and bool(trial.should_prune())
-
-    def _mark(self, epoch: int) -> bool:
-        if (trial := self._opened()) is not None:
-            trial.set_user_attr("pruned", epoch)
-        return True
-
-    def _opened(self) -> Any:
-        if self._trial is None:
-            self._trial = open_trial(self.facts)
-        return self._trial
-
-    def _reach(self, call: Callable[[], bool]) -> bool:
-        """What the study says; no, with a warning, where its storage fails: the run is worth more
-        than its pruning. The sweep itself ends with that failure, or learns of the end."""
+    def _ask(self, question: Callable[[Any], bool | None]) -> bool:
+        """The study's answer about the trial; no where that has ended before and is run again. No
+        as well, with a warning, where the storage fails: the run is worth more than its pruning,
+        and the sweep itself ends with that failure, or learns of the end."""
         try:
-            return call()
+            if self._trial is None:
+                self._trial = open_trial(self.facts)
+            return self._trial is not None and bool(question(self._trial))
         except XferError:
             raise
         except Exception as error:  # every kind of storage has errors of its own
             said = first_line(error)
-            log.warning(f"the study does not answer, so that nothing is pruned here: {said}")
+            log.warning(f"the study does not answer, so nothing is pruned here: {said}")
             return False
 
 
 def pruner(folder: Path) -> Pruner | None:
     """What prunes the run in ``folder``; ``None`` where no sweep does."""
+    facts = _read(folder / JOB, _Watched, "a sweep")
+    trial = facts.get("trial") if facts else None
+    return Pruner(trial, folder) if trial else None
+
+
+def _read(path: Path, kind: Any, writer: str) -> Plain | None:
+    """The facts in ``path``; ``None`` where there is no such file. Raises ResumeError for anything
+    that ``writer`` does not write."""
     try:
-        facts = checked(_Job, read_json(folder / JOB)).get("trial")
+        facts: Plain = checked(kind, read_json(path))
     except FileNotFoundError:
-        return None  # no job of a sweep
+        return None
     except (OSError, ValueError) as error:
-        what = f"is not what a sweep writes ({getattr(error, 'strerror', None) or error})"
-        raise ResumeError(folder / JOB, what, START_ANEW, 29) from error
-    return Pruner(facts, folder) if facts else None
+        what = f"is not what {writer} writes ({getattr(error, 'strerror', None) or error})"
+        raise ResumeError(path, what, START_ANEW, 29) from error
+    return facts

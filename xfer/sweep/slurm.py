@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -29,7 +29,7 @@ class Request:
     accelerator: str = "auto"
 
 
-class Node(NamedTuple):
+class NodeKind(NamedTuple):
     """The largest of a partition's kinds of nodes: cores, memory in MB, GPUs."""
 
     partition: str
@@ -46,12 +46,7 @@ def check(request: Request) -> None:
             "hydra/launcher", "there is no Slurm here (no sbatch)", "use hydra/launcher=slots", 75
         )
     # -a: hidden partitions as well; -e: nodes that differ on lines of their own.
-    found = nodes(_output("sinfo", "-a", "-e", "-h", "-o", "%P|%c|%m|%G"))
-    problems = [*_tied(request), *_fits(request, found)]
-    raise_all(problems)
-
-
-def _tied(request: Request) -> list[XferError]:
+    there = nodes(_output("sinfo", "-a", "-e", "-h", "-o", "%P|%c|%m|%G"))
     problems: list[XferError] = []
     if request.tasks != request.devices:
         what = f"is {request.tasks}, trainer.devices is {request.devices}"
@@ -62,58 +57,59 @@ def _tied(request: Request) -> list[XferError]:
         what = f"is {request.gpus}, trainer.devices is {request.devices}"
         fix = "drop gpus_per_node: it is one GPU a device"
         problems.append(ConfigError(f"{_WHERE}.gpus_per_node", what, fix, 23))
-    return problems
+    raise_all([*problems, *_unfit(request, there)])
 
 
-def _fits(request: Request, found: list[Node]) -> list[XferError]:
-    names = sorted({node.partition for node in found})
-    if request.partition is not None and request.partition not in names:
-        what = f"there is no partition '{request.partition}'"
-        return [ConfigError(f"{_WHERE}.partition", what, closest(request.partition, names), 74)]
-    there = [
-        node
-        for node in found
-        if (node.default if request.partition is None else node.partition == request.partition)
-    ]
-    if not there:
+def _unfit(request: Request, there: Sequence[NodeKind]) -> list[XferError]:
+    """What no node of the partition has enough of."""
+    names, wanted = sorted({node.partition for node in there}), request.partition
+    if wanted is not None and wanted not in names:
+        what = f"there is no partition '{wanted}'"
+        return [ConfigError(f"{_WHERE}.partition", what, closest(wanted, names), 74)]
+    kinds = [n for n in there if (n.default if wanted is None else n.partition == wanted)]
+    if not kinds:
         fix = f"type {_WHERE}.partition=NAME; {closest('', names)}"
         return [ConfigError(f"{_WHERE}.partition", "the cluster has no default", fix, 74)]
-    most = {name: max(getattr(node, name) for node in there) for name in ("cpus", "memory", "gpus")}
-    asked = {
-        "gpus_per_node": (request.gpus, most["gpus"], "GPUs"),
-        "cpus_per_task": (request.tasks * request.cpus_per_task, most["cpus"], "cores"),
-        "mem_gb": ((request.mem_gb or 0), most["memory"] // 1024, "GB"),
-    }
+    asked = (
+        ("gpus_per_node", request.gpus, max(n.gpus for n in kinds), "GPUs"),
+        (
+            "cpus_per_task",
+            request.tasks * request.cpus_per_task,
+            max(n.cpus for n in kinds),
+            "cores",
+        ),
+        ("mem_gb", request.mem_gb or 0, max(n.memory for n in kinds) // 1024, "GB"),
+    )
     return [
         ConfigError(
             f"{_WHERE}.{key}",
-            f"asks for {wanted} {unit}, and no node of partition '{there[0].partition}' "
-            f"has more than {there_are}",
+            f"asks for {count} {unit}, and no node of partition '{kinds[0].partition}' "
+            f"has more than {most}",
             "ask for less, or another partition",
             74,
         )
-        for key, (wanted, there_are, unit) in asked.items()
-        if wanted > there_are
+        for key, count, most, unit in asked
+        if count > most
     ]
 
 
-def nodes(text: str) -> list[Node]:
+def nodes(text: str) -> list[NodeKind]:
     """The kinds of nodes by partition, of ``sinfo -o "%P|%c|%m|%G"``."""
-    found = []
+    kinds = []
     for line in text.splitlines():
         name, cpus, memory, gres = line.split("|")
         gpus = sum(int(n) for n in re.findall(r"(?:^|,)gpu(?::[^:,(]+)?:(\d+)", gres))
         # sinfo writes 8+ where the nodes of one line differ.
         least = int(cpus.rstrip("+")), int(memory.rstrip("+"))
-        found.append(Node(name.rstrip("*"), name.endswith("*"), *least, gpus))
-    return found
+        kinds.append(NodeKind(name.rstrip("*"), name.endswith("*"), *least, gpus))
+    return kinds
 
 
 def largest_array() -> int:
     """How many jobs one array of this cluster may hold."""
-    found = re.search(r"^MaxArraySize\s*=\s*(\d+)", _output("scontrol", "show", "config"), re.M)
+    limit = re.search(r"^MaxArraySize\s*=\s*(\d+)", _output("scontrol", "show", "config"), re.M)
     # The largest index is one less, and indices begin at 0.
-    return max(1, int(found[1]) - 1) if found else 1000
+    return max(1, int(limit[1]) - 1) if limit else 1000
 
 
 def queued() -> set[str] | None:
@@ -122,8 +118,8 @@ def queued() -> set[str] | None:
     # -r: a job of an array under its own name, also while the array waits. -a: hidden partitions.
     command = ["squeue", "--me", "-a", "-h", "-r", "-o", "%i"]
     # What a user likes to see, such as SQUEUE_STATES, must not hide a job.
-    own = {key: value for key, value in os.environ.items() if not key.startswith("SQUEUE_")}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=own)
+    plain = {key: value for key, value in os.environ.items() if not key.startswith("SQUEUE_")}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=plain)
     return None if done.returncode else set(done.stdout.split())
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from xfer.core.types import Plain
 
 
 @dataclass(frozen=True)
-class Choice:
+class Choices:
     """One of ``texts``, as an override has them; ``values`` are the same as plain values.
     ``ordered``: they are numbers of a range."""
 
@@ -33,8 +33,18 @@ class Interval:
     whole: bool = False
     log: bool = False
 
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """Both ends, as an override has them."""
+        return repr(self.low), repr(self.high)
 
-Parameter = Choice | Interval
+    @property
+    def values(self) -> tuple[Any, ...]:
+        """Both ends."""
+        return self.low, self.high
+
+
+Parameter = Choices | Interval
 
 
 @dataclass(frozen=True)
@@ -50,51 +60,52 @@ class Job:
 
 def grid(space: Sequence[Parameter]) -> list[Job]:
     """Every combination, the last parameter fastest. Raises SweepError for an interval."""
-    rows: list[list[tuple[str, Any]]] = []
-    for parameter in space:
-        if isinstance(parameter, Interval):
+    for p in space:
+        if isinstance(p, Interval):
             what = "an interval has no grid of values"
             fix = "type sweep.sampler=tpe sweep.n_trials=32, or list values"
-            raise SweepError(parameter.key, what, fix, 6)
-        rows.append(list(zip(parameter.texts, parameter.values, strict=True)))
-    return [_job(i, space, row) for i, row in enumerate(itertools.product(*rows))]
+            raise SweepError(p.key, what, fix, 6)
+    rows = itertools.product(*(zip(p.texts, p.values, strict=True) for p in space))
+    return [_job(number, space, row) for number, row in enumerate(rows)]
 
 
-def chosen(number: int, space: Sequence[Parameter], found: Plain, trial: Plain | None) -> Job:
+def chosen(number: int, space: Sequence[Parameter], drawn: Plain, trial: Plain | None) -> Job:
     """The job of the values that a sampler chose: positions of choices, and numbers."""
-    row = []
-    for parameter in space:
-        value = found[parameter.key]
-        if isinstance(parameter, Choice):
-            row.append((parameter.texts[value], parameter.values[value]))
-        else:
-            row.append((repr(value), value))
+    pairs = [(p, drawn[p.key]) for p in space]
+    row = [
+        (p.texts[at], p.values[at]) if isinstance(p, Choices) else (repr(at), at) for p, at in pairs
+    ]
     return _job(number, space, row, trial)
+
+
+def _job(
+    number: int, space: Sequence[Parameter], row: Iterable[tuple[str, Any]], trial: Any = None
+) -> Job:
+    pairs = list(zip(space, row, strict=True))
+    texts = tuple(f"{p.key}={text}" for p, (text, _) in pairs)
+    return Job(number, texts, {p.key: value for p, (_, value) in pairs}, trial)
 
 
 def drawn(job: Job, space: Sequence[Parameter]) -> Plain:
     """What :func:`chosen` made the job of. Raises SweepError where it is of another space."""
-    found: Plain = {}
+    values: Plain = {}
     for p in space:
-        if isinstance(p, Choice):
+        if isinstance(p, Choices):
             at = [i for i, text in enumerate(p.texts) if f"{p.key}={text}" in job.overrides]
             value = at[0] if at else None
         else:
             value = job.parameters.get(p.key)
         if value is None:
-            what = f"job {job.number} has no value of it that the space has"
+            what = f"job {job.number} has none of the values that the space has"
             raise SweepError(p.key, what, "choose another sweep.dir", 24)
-        found[p.key] = value
-    return found
+        values[p.key] = value
+    return values
 
 
 def is_finite(parameter: Parameter) -> bool:
     """Whether its numbers are, also those in lists."""
-    values = (
-        parameter.values if isinstance(parameter, Choice) else (parameter.low, parameter.high)
-    )  # fmt: skip
     try:
-        json.dumps(values, allow_nan=False, default=str)
+        json.dumps(parameter.values, allow_nan=False, default=str)
     except ValueError:
         return False
     return True
@@ -103,12 +114,12 @@ def is_finite(parameter: Parameter) -> bool:
 def unmatched(space: Sequence[Parameter], wanted: Mapping[str, Any]) -> str:
     """Why no job has the ``wanted`` values, with whatever seed; nothing where one has."""
     for p in space:
+        value = wanted.get(p.key)
         if p.key == "seed":
             continue
         if p.key not in wanted:
             return f"it does not say {p.key}, which every job sets"
-        value = wanted[p.key]
-        if isinstance(p, Choice):
+        if isinstance(p, Choices):
             there = value in p.values
         else:
             there = isinstance(value, int | float) and p.low <= value <= p.high
@@ -117,23 +128,9 @@ def unmatched(space: Sequence[Parameter], wanted: Mapping[str, Any]) -> str:
     return ""
 
 
-def _job(
-    number: int,
-    space: Sequence[Parameter],
-    row: Sequence[tuple[str, Any]],
-    trial: Plain | None = None,
-) -> Job:
-    pairs = list(zip(space, row, strict=True))
-    texts = tuple(f"{p.key}={text}" for p, (text, _) in pairs)
-    return Job(number, texts, {p.key: value for p, (_, value) in pairs}, trial)
-
-
 def probes(space: Sequence[Parameter]) -> list[tuple[str, ...]]:
     """A few combinations with every value of every choice, and both ends of every interval."""
-    ends = [
-        p.texts if isinstance(p, Choice) else (repr(p.low), repr(p.high)) for p in space
-    ]  # fmt: skip
     return [
-        tuple(f"{p.key}={texts[i % len(texts)]}" for p, texts in zip(space, ends, strict=True))
-        for i in range(max(map(len, ends), default=0))
+        tuple(f"{p.key}={p.texts[i % len(p.texts)]}" for p in space)
+        for i in range(max((len(p.texts) for p in space), default=0))
     ]

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _FREE = ("optim", "schedule", "loss", "logger", "export", "sweep", "run", "checkpoint", "seed")
 
 
-def outlook(
+def show_plan(
     space: Sequence[Parameter],
     jobs: Sequence[Job],
     options: Sweep,
@@ -35,79 +35,72 @@ def outlook(
     total = len(jobs) or options.n_trials or 0
     count = max(0, total - len(done))
     for job in jobs:
-        log.info(
-            f"job {job.number}: {' '.join(job.overrides)}" + ", finished" * (job.number in done)
-        )
+        finished = ", finished" * (job.number in done)
+        log.info(f"job {job.number}: {' '.join(job.overrides)}{finished}")
     if not jobs:
         log.info(f"{total} trials of {options.sampler} over")
-        for parameter in space:
-            log.info(f"  {parameter.key}: {_range(parameter)}")
+        for p in space:
+            log.info(f"  {p.key}: {_range(p)}")
     if done:
         log.info(f"{len(done)} of {total} jobs are finished already")
     log.info(f"{count} jobs")
     left = [job.overrides for job in jobs if job.number not in done]
     rows = left if jobs else probes(space) if count else []
     plans: dict[str, Plan] = {}
-    if found := [_plan(compose(row), plans) for row in rows]:
-        for line in _costs(found, count / len(found)):
+    planned = []
+    for specs in map(compose, rows):
+        facts = {key: value for key, value in specs.config.items() if key not in _FREE}
+        text = json.dumps(facts, sort_keys=True, default=str)
+        plans[text] = plans.get(text) or make_plan(specs)
+        planned.append((specs, plans[text]))
+    if planned:
+        for line in _costs(planned, count / len(planned)):
             log.info(line)
     log.info("stages=[]: nothing was started")
 
 
-def _range(parameter: Parameter) -> str:
-    if isinstance(parameter, Interval):
-        return f"{parameter.low:g} to {parameter.high:g}" + ", log" * parameter.log
-    return ", ".join(parameter.texts)
+def _range(p: Parameter) -> str:
+    if isinstance(p, Interval):
+        return f"{p.low:g} to {p.high:g}" + ", log" * p.log
+    return ", ".join(p.texts)
 
 
-def _plan(specs: Specs, known: dict[str, Plan]) -> tuple[Specs, Plan]:
-    kept = {key: value for key, value in specs.config.items() if key not in _FREE}
-    text = json.dumps(kept, sort_keys=True, default=str)
-    if text not in known:
-        known[text] = make_plan(specs)
-    return specs, known[text]
-
-
-def _costs(found: Sequence[tuple[Specs, Plan]], times: float) -> list[str]:
-    """``times``: jobs for each one that was planned."""
-    figures = {id(plan): _operations(plan) for plan in {id(p): p for _, p in found}.values()}
-    alone: list[_Work] = []
-    sets: dict[str, _Work] = {}
-    whole = 0
-    for asked, plan in found:
-        ops = figures[id(plan)]
-        train, val = (_count(plan, split) for split in ("train", "val"))
-        specs = replace(plan.specs, seed=asked.seed)
-        epochs = specs.trainer.epochs
-        backward = 3 if _trains_backbone(plan) else 1
-        full = epochs * (backward * train + val)
-        whole += full
-        key, size = _shared(specs, plan, train, val)
-        if key is None:
-            alone.append(_Work(full * times, ops))
-        else:
-            sets[key] = _Work(size, ops)
-    work = [*alone, *sets.values()]
-    told = [f"whole network: {sum(w.passes for w in work):,.0f} image passes{_tera(work)}"]
-    reuse = f"; without features {whole * times:,.0f}" if sets else "; no job shares features"
-    told[0] += reuse
-    if sets:
-        count = f"{len(sets)} set" + "s" * (len(sets) > 1)
-        most = max(w.passes for w in sets.values())
-        told.append(f"features: {count} of up to {most:,.0f} images, shared by the jobs")
-    told.append("a backward pass counts as two; how fast this machine is, the first job tells")
-    return told
-
-
-class _Work(NamedTuple):
+class _Passes(NamedTuple):
     """Images that pass a network, and the operations of each; ``None`` where they are unknown."""
 
-    passes: float
+    images: float
     ops: int | None
 
 
-def _count(plan: Plan, split: str) -> int:
-    return len(plan.dataset.splits[split]) if plan.dataset else 0
+def _costs(planned: Sequence[tuple[Specs, Plan]], times: float) -> list[str]:
+    """``times``: jobs for each one that was planned."""
+    ops = {id(plan): _operations(plan) for plan in {id(p): p for _, p in planned}.values()}
+    alone: list[_Passes] = []
+    sets: dict[str, _Passes] = {}
+    whole = 0
+    for job, plan in planned:
+        splits = plan.dataset.splits if plan.dataset else {}
+        train, val = (len(splits.get(split, ())) for split in ("train", "val"))
+        specs = replace(plan.specs, seed=job.seed)
+        backward = 3 if _trains_backbone(plan) else 1
+        full = specs.trainer.epochs * (backward * train + val)
+        whole += full
+        key, size = _shared(specs, plan, train, val)
+        if key is None:
+            alone.append(_Passes(full * times, ops[id(plan)]))
+        else:
+            sets[key] = _Passes(size, ops[id(plan)])
+    work = [*alone, *sets.values()]
+    known = [passes.images * passes.ops for passes in work if passes.ops]
+    tera = f", about {sum(known) / 1e12:,.3g} Tflop" if len(known) == len(work) else ""
+    reuse = f"without features {whole * times:,.0f}" if sets else "no job shares features"
+    lines = [f"whole network: {sum(p.images for p in work):,.0f} image passes{tera}; {reuse}"]
+    if sets:
+        count = f"{len(sets)} set" + "s" * (len(sets) > 1)
+        most = max(passes.images for passes in sets.values())
+        lines.append(f"features: {count} of up to {most:,.0f} images, shared by the jobs")
+    slow = "how fast this machine is, the first job shows"
+    return [*lines, f"a backward pass counts as two; {slow}"]
 
 
 def _trains_backbone(plan: Plan) -> bool:
@@ -144,9 +137,3 @@ def _operations(plan: Plan) -> int | None:
     except (NotImplementedError, RuntimeError, IndexError, AttributeError):
         return None
     return int(counter.get_total_flops())
-
-
-def _tera(work: Sequence[_Work]) -> str:
-    """Each network's passes by its own operations; nothing where one of them is unknown."""
-    known = [w.passes * w.ops for w in work if w.ops]
-    return f", about {sum(known) / 1e12:,.3g} Tflop" if len(known) == len(work) else ""

@@ -13,7 +13,7 @@ KEY = "hydra.launcher.slots"
 
 
 @dataclass(frozen=True)
-class Slot:
+class JobSlot:
     """Room for one job at a time: these ``cores`` and, on a machine that has some, this GPU."""
 
     number: int
@@ -27,22 +27,19 @@ class Slot:
         return min(most, int(asked)) if asked.isdigit() and int(asked) else most
 
     def environment(self) -> dict[str, str]:
-        """That of a job."""
-        found = {**os.environ, "OMP_NUM_THREADS": str(self.threads)}
-        if self.gpu is not None:
-            found["CUDA_VISIBLE_DEVICES"] = self.gpu
-        return found
+        """The environment variables of a job."""
+        gpu = {} if self.gpu is None else {"CUDA_VISIBLE_DEVICES": self.gpu}
+        return {**os.environ, "OMP_NUM_THREADS": str(self.threads), **gpu}
 
 
-def divide(count: int | None, jobs_per_gpu: int, uses_gpu: bool, devices: int = 1) -> list[Slot]:
+def divide(count: int | None, jobs_per_gpu: int, uses_gpu: bool, devices: int = 1) -> list[JobSlot]:
     """The slots of this machine: ``jobs_per_gpu`` on every GPU; without one, ``count`` (default
     1) that divide the cores. Raises SweepError where there is not as much as is asked for, also
     by a job that wants several ``devices``."""
     for key, value in ((KEY, count), ("hydra.launcher.jobs_per_gpu", jobs_per_gpu)):
         if value is not None and value < 1:
             raise SweepError(key, f"is {value}", "type 1 or more", 21)
-    gpus = visible_gpus() if uses_gpu else []
-    cores = usable_cores()
+    gpus, cores = visible_gpus() if uses_gpu else [], usable_cores()
     shares = [gpu for gpu in gpus for _ in range(jobs_per_gpu)]
     wanted = count or len(shares) or 1
     if shares and devices > 1:
@@ -57,7 +54,7 @@ def divide(count: int | None, jobs_per_gpu: int, uses_gpu: bool, devices: int = 
         raise SweepError(KEY, what, f"type {KEY}={len(cores)} or fewer", 12)
     edges = [i * len(cores) // wanted for i in range(wanted + 1)]
     return [
-        Slot(i, tuple(cores[edges[i] : edges[i + 1]]), shares[i] if shares else None)
+        JobSlot(i, tuple(cores[edges[i] : edges[i + 1]]), shares[i] if shares else None)
         for i in range(wanted)
     ]
 
@@ -74,10 +71,8 @@ def visible_gpus() -> list[str]:
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if named is not None:
         return [name.strip() for name in named.split(",") if name.strip() not in ("", "-1")]
-    program = shutil.which("nvidia-smi")
-    if program is None:
+    if (program := shutil.which("nvidia-smi")) is None:
         return []
-    listed = subprocess.run([program, "-L"], capture_output=True, text=True, check=False)
-    if listed.returncode:
-        return []
-    return [str(i) for i, _ in enumerate(s for s in listed.stdout.splitlines() if s[:4] == "GPU ")]
+    done = subprocess.run([program, "-L"], capture_output=True, text=True, check=False)
+    listed = [line for line in done.stdout.splitlines() if line.startswith("GPU ")]
+    return [] if done.returncode else [str(at) for at in range(len(listed))]

@@ -1,12 +1,12 @@
-"""The process that starts the jobs of one slot, and stops them when whoever asked for them is gone.
+"""The process that starts the jobs of one slot, and stops them when the sweep is gone.
 
-It reads orders as lines of JSON, ``{"run": [...], "output": FILE}`` and ``{"signal": 15}``, and
-writes ``began PID`` and ``ended CODE`` for every job. A job is a fresh process; with
-``--persistent`` it is forked from this one, which has imported what a run needs and computed
-nothing. Either way a crash ends the job alone.
+It reads orders as lines of JSON, ``{"run": [...], "output": FILE}``, one job after the other, and
+writes ``began PID`` and ``ended CODE`` for each. A job is forked from it: with ``--persistent`` it
+runs there, where what a run needs is imported and nothing is computed yet; otherwise it becomes a
+fresh process. Either way a crash ends the job alone.
 
-A signal that is sent to every process of a sweep is for its jobs and for who conducts it. A keeper
-heeds none, since nobody else can tell how its job ends.
+A signal that is sent to every process of a sweep is for the jobs and for the sweep itself. A worker
+ignores it, since nobody else can say how its job ends.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import json
 import os
 import select
 import signal
-import subprocess
 import sys
 import warnings
 from contextlib import suppress
@@ -30,29 +29,26 @@ from xfer.core.signals import SENT_TO_ALL, blocked
 
 _NEEDED = (
     *("timm", "torchvision.transforms.v2", "torchmetrics.functional.classification", "tqdm"),
-    *(
-        "sklearn.datasets",
-        "sklearn.metrics",
-        "hydra",
-        "xfer.config.hydra",
-        "xfer.workflow",
-        "xfer.training.fit",
-    ),
-    *("xfer.evaluation.evaluate", "xfer.report.write", "torch.optim.sgd", "torch.optim.adamw"),
+    *("sklearn.datasets", "sklearn.metrics", "hydra", "xfer.config.hydra", "xfer.workflow"),
+    *("xfer.training.fit", "xfer.evaluation.evaluate", "xfer.report.write"),
+    *("torch.optim.sgd", "torch.optim.adamw"),
 )
 
 
 def main(arguments: list[str]) -> None:
-    """Serve one slot until the input ends. ``arguments``: its cores, and the end of a pipe that
-    every job inherits, so that whoever reads it learns when the last of them is gone."""
-    withstand()
+    """Serve one slot until the input ends. ``arguments``: its cores, then perhaps a flag."""
+    # What was ignored stays so (nohup), here and in the jobs; the rest gets a handler, because a
+    # program that is started does not inherit one.
+    for number in SENT_TO_ALL:
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, _pass)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SENT_TO_ALL)
     # What libraries print while they are imported is for people, and no word of this process.
-    told = os.dup(1)
+    answers = os.dup(1)
     os.dup2(2, 1)
-    cores, alive, persistent = json.loads(arguments[0]), int(arguments[1]), arguments[2:] != []
-    os.set_inheritable(alive, False)  # again with a job alone
     if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, cores)
+        os.sched_setaffinity(0, json.loads(arguments[0]))
+    persistent = "--persistent" in arguments
     if persistent:
         from xfer.__main__ import import_at_ease
 
@@ -60,140 +56,87 @@ def main(arguments: list[str]) -> None:
         for module in _NEEDED:
             importlib.import_module(module)
         gc.freeze()  # a job that looks for garbage would copy every page it shares with this one
-    Keeper(persistent, alive, told).serve()
+    # A signal, as the end of a job sends one, is written here as well: one select waits for all.
+    ended, wake = os.pipe()
+    os.set_blocking(wake, False)
+    signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
+    signal.signal(signal.SIGCHLD, _pass)
+    for line in sys.stdin:
+        order = json.loads(line)
+        child = _start(order["run"], Path(order["output"]), persistent, answers)
+        _answer(answers, f"began {child}\n")
+        code = os.waitstatus_to_exitcode(_wait(child, ended))
+        _answer(answers, f"ended {code if code >= 0 else 128 - code}\n")
     # To take the libraries apart takes as long as to import them, and what gc.freeze holds makes
     # some complain. Nothing here is left to be written.
     os._exit(0)
-
-
-def withstand() -> None:
-    """Let no signal end this process. What is ignored stays so (``nohup``), here and in the jobs;
-    the rest gets a handler, because a program that is started does not inherit one."""
-    for number in SENT_TO_ALL:
-        if signal.getsignal(number) != signal.SIG_IGN:
-            signal.signal(number, _pass)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, SENT_TO_ALL)
-
-
-def _yield_again() -> None:
-    """In a forked job, whose signals are still blocked: as in a process that has just begun."""
-    for number in (*SENT_TO_ALL, signal.SIGCHLD):
-        if signal.getsignal(number) != signal.SIG_IGN:
-            usual = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
-            signal.signal(number, usual)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, SENT_TO_ALL)
 
 
 def _pass(number: int, frame: FrameType | None) -> None:
     pass
 
 
-class Keeper:
-    """One job at a time, which is waited for and never polled."""
+def _answer(answers: int, text: str) -> None:
+    # Whoever asked may be gone; then the input ends as well.
+    with suppress(BrokenPipeError):
+        os.write(answers, text.encode())
 
-    def __init__(self, persistent: bool, alive: int, told: int) -> None:
-        self.persistent, self.alive, self.told = persistent, alive, told
-        self.child: int | None = None
-        self._process: subprocess.Popen[bytes] | None = None
-        self._ended, self._wake = os.pipe()
-        for end in (self._ended, self._wake):
-            os.set_blocking(end, False)
-        signal.signal(signal.SIGCHLD, self._noted)
-        self._text = b""
 
-    def _noted(self, number: int, frame: FrameType | None) -> None:
-        os.write(self._wake, b".")
+def _wait(child: int, ended: int) -> int:
+    """How the job ends. Nothing is ordered meanwhile, so whatever there is to read is the end of
+    the input: the sweep is gone, and the job is stopped in good order."""
+    while True:
+        ready = select.select([0, ended], [], [])[0]
+        if 0 in ready:
+            os.kill(child, signal.SIGTERM)
+            return os.waitpid(child, 0)[1]
+        os.read(ended, 4096)
+        if (done := os.waitpid(child, os.WNOHANG))[0]:
+            return done[1]
 
-    def serve(self) -> None:
-        """Obey orders; when there is nobody left to give any, end the job in good order."""
-        open_, inputs = True, [0, self._ended]
-        while open_ or self.child is not None:
-            ready = select.select(inputs, [], [])[0]
-            if self._ended in ready:
-                os.read(self._ended, 4096)
-                self._reap()
-            if 0 in ready:
-                text = os.read(0, 65536)
-                if not text:
-                    open_, inputs = False, [self._ended]
-                    self._signal(signal.SIGTERM)
-                self._obey(text)
 
-    def _obey(self, text: bytes) -> None:
-        *lines, self._text = (self._text + text).split(b"\n")
-        for line in lines:
-            order = json.loads(line)
-            if "run" in order:
-                self.child = self._start(order["run"], order["output"])
-                self._tell("began", self.child)
-            else:
-                self._signal(order["signal"])
+def _start(arguments: list[str], output: Path, persistent: bool, answers: int) -> int:
+    stream = handle_of(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND, follow=False)
+    os.set_blocking(stream, True)
+    # The job holds this pipe open, whose end says that worker and job are gone.
+    os.set_inheritable(answers, not persistent)
+    with warnings.catch_warnings(), blocked():
+        # The threads of a BLAS, which has handlers of its own for a fork.
+        warnings.filterwarnings("ignore", ".*multi-threaded.*", DeprecationWarning)
+        child = os.fork()
+        if not child:
+            _be_a_job(arguments, stream, persistent)
+    os.close(stream)
+    return child
 
-    def _signal(self, number: int) -> None:
-        if self.child is not None:
-            os.kill(self.child, number)
 
-    def _start(self, arguments: list[str], output: str) -> int:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
-        stream = handle_of(Path(output), flags, follow=False)
-        os.set_blocking(stream, True)
-        try:
-            if not self.persistent:
-                command = [sys.executable, "-m", "xfer", *arguments]
-                nothing = subprocess.DEVNULL
-                self._process = subprocess.Popen(
-                    command, stdin=nothing, stdout=stream, stderr=stream, pass_fds=(self.alive,)
-                )
-                return self._process.pid
-            with warnings.catch_warnings():
-                # The threads of a BLAS, which has handlers of its own for a fork.
-                warnings.filterwarnings("ignore", ".*multi-threaded.*", DeprecationWarning)
-                with blocked():
-                    child = os.fork()
-                    if child == 0:
-                        self._be_a_job(arguments, stream)
-            return child
-        finally:
-            os.close(stream)
+def _be_a_job(arguments: list[str], stream: int, persistent: bool) -> None:
+    """In the forked process: the run, and an end that nothing above sees."""
+    code = 1
+    try:
+        # Signals, which are blocked still, do what they do in a process that has just begun.
+        signal.set_wakeup_fd(-1)
+        for number in (*SENT_TO_ALL, signal.SIGCHLD):
+            if signal.getsignal(number) != signal.SIG_IGN:
+                usual = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+                signal.signal(number, usual)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SENT_TO_ALL)
+        for source, target in ((os.open(os.devnull, os.O_RDONLY), 0), (stream, 1), (stream, 2)):
+            os.dup2(source, target)
+        if not persistent:
+            os.execv(sys.executable, [sys.executable, "-m", "xfer", *arguments])
+        from xfer.__main__ import _main
 
-    def _be_a_job(self, arguments: list[str], stream: int) -> None:
-        """In the forked process: the run, and an end that nothing above sees."""
-        code = 1
-        try:
-            _yield_again()
-            os.close(self.told)
-            nothing = os.open(os.devnull, os.O_RDONLY)
-            for source, target in ((nothing, 0), (stream, 1), (stream, 2)):
-                os.dup2(source, target)
-            from xfer.__main__ import _main
+        code = _main(arguments)
+    except SystemExit as error:
+        code = error.code if isinstance(error.code, int) else 1
+    except BaseException:
+        import traceback
 
-            code = _main(arguments)
-        except SystemExit as error:
-            code = error.code if isinstance(error.code, int) else 1
-        except BaseException:
-            import traceback
-
-            traceback.print_exc()
-        finally:
-            flush()
-            os._exit(code)
-
-    def _reap(self) -> None:
-        if self.child is None:
-            return
-        child, status = os.waitpid(self.child, os.WNOHANG)
-        if child:
-            self.child = None
-            code = os.waitstatus_to_exitcode(status)
-            told = code if code >= 0 else 128 - code
-            if self._process is not None:
-                self._process.returncode = code
-            self._tell("ended", told)
-
-    def _tell(self, word: str, number: int) -> None:
-        # Whoever asked may be gone; then the input ends as well.
-        with suppress(BrokenPipeError):
-            os.write(self.told, f"{word} {number}\n".encode())
+        traceback.print_exc()
+    finally:
+        flush()
+        os._exit(code)
 
 
 if __name__ == "__main__":

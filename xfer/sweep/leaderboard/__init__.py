@@ -27,11 +27,11 @@ def write(folder: Path, compose: Compose | None = None) -> Path:
     """
     sweep = read(folder)
     rows = rank(sweep, baseline(sweep, compose))
-    tested, decided = duel(rows, sweep.objectives[0].split), importance(sweep)
+    tests = duel(rows, sweep.objectives[0].split), importance(sweep)
     with plot.style():
         built = {
             "trials": plots.trials(sweep, rows),
-            "importance": plots.bars(decided),
+            "importance": plots.bars(tests[1]),
             "pareto": plots.pareto(sweep, rows),
         }
         paths = {
@@ -45,7 +45,7 @@ def write(folder: Path, compose: Compose | None = None) -> Path:
         "title": f"{sweep.experiment}, leaderboard",
         "verdict": lines,
         "command": html_page.command(rows),
-        "sections": html_page.sections(sweep, rows, groups(sweep), (tested, decided), drawn),
+        "sections": html_page.sections(sweep, rows, groups(sweep), tests, drawn),
         "captions": html_page.CAPTIONS,
         "drawn": drawn,
     }

@@ -23,18 +23,18 @@ def baseline(sweep: SweepRecord, compose: Compose | None) -> frozenset[int]:
     if sweep.baseline is not None:
         wanted = _values(sweep.baseline)
         return frozenset(job.number for job in sweep.jobs if _has(job, wanted))
-    own = _own(sweep, compose) if compose else None
-    if own is None:
+    plain = _unvaried(sweep, compose) if compose else None
+    if plain is None:
         return frozenset()
-    return frozenset(job.number for job in sweep.jobs if _config(job) == own)
+    return frozenset(job.number for job in sweep.jobs if _config(job) == plain)
 
 
 def _has(job: JobRecord, wanted: Plain) -> bool:
     if not (job.parameters or job.overrides):
         return False
-    own = _values(job.overrides) | job.parameters
-    keys = (job.parameters.keys() | (wanted.keys() & own.keys())) - {"seed"}
-    return all(key in wanted and wanted[key] == own[key] for key in keys)
+    values = _values(job.overrides) | job.parameters
+    keys = (job.parameters.keys() | (wanted.keys() & values.keys())) - {"seed"}
+    return all(key in wanted and wanted[key] == values[key] for key in keys)
 
 
 def _values(overrides: Sequence[str]) -> Plain:
@@ -43,20 +43,25 @@ def _values(overrides: Sequence[str]) -> Plain:
 
 def _value(text: str) -> Any:
     try:
-        found = built(text)
+        value = built(text)
     except ValueError:
         return text
     try:
         # YAML takes 1e-3 for a text, Hydra does not. What is in quotes is one for both.
-        return float(found) if isinstance(found, str) and text[0] not in "'\"" else found
+        return float(value) if isinstance(value, str) and text[0] not in "'\"" else value
     except ValueError:
-        return found
+        return value
 
 
-def _own(sweep: SweepRecord, compose: Compose) -> Plain | None:
+def _unvaried(sweep: SweepRecord, compose: Compose) -> Plain | None:
     """What the jobs' commands make without what the sweep varies; ``None`` where they do not say,
     or make nothing any more."""
-    typed = [_typed(job) for job in sweep.jobs if job.result.get("command")]
+    typed = []
+    for text in [str(job.result["command"]) for job in sweep.jobs if job.result.get("command")]:
+        try:
+            typed.append(shlex.split(text)[3:])
+        except ValueError:
+            typed.append([])
     if len(typed) < 2 or not sweep.varied:
         return None
     shared = [text for text in typed[0] if all(text in other for other in typed[1:])]
@@ -67,21 +72,12 @@ def _own(sweep: SweepRecord, compose: Compose) -> Plain | None:
         return None  # options of another place or version: there is no telling
 
 
-def _typed(job: JobRecord) -> list[str]:
-    try:
-        return shlex.split(str(job.result["command"]))[3:]
-    except ValueError:
-        return []
-
-
 def _config(job: JobRecord) -> Plain | None:
-    plan, _ = read_facts(job.folder / "plan.json")
-    config = plan.get("config")
+    config = read_facts(job.folder / "plan.json")[0].get("config")
     return _comparable(config) if isinstance(config, dict) else None
 
 
 def _comparable(config: Plain) -> Plain:
     """What decides a run, its seed apart."""
     facts: Plain = json.loads(json.dumps(flat(config), default=str, sort_keys=True))
-    facts.pop("seed", None)
-    return facts
+    return {key: value for key, value in facts.items() if key != "seed"}

@@ -13,8 +13,8 @@ from xfer.report.card import Section
 from xfer.sweep.leaderboard import listing
 from xfer.sweep.leaderboard.importance import Importance
 from xfer.sweep.leaderboard.ranking import Duel, Group, RankedJob
-from xfer.sweep.leaderboard.read_sweep import JobRecord, SweepRecord
-from xfer.sweep.objective import Objective, entry
+from xfer.sweep.leaderboard.read_sweep import SweepRecord
+from xfer.sweep.objective import entry
 
 CAPTIONS = {
     "trials": "The first objective of every job, and the best that was known by then.",
@@ -35,39 +35,29 @@ def verdict(sweep: SweepRecord, rows: Sequence[RankedJob]) -> list[str]:
     first = [row.job for row in rows if row.rank == 1]
     if not first:
         return ["No job has a value yet", jobs]
+    best, objective = first[0], sweep.objectives[0]
+    score = f"job {best.number}, {objective.metric} {listing.figure(best.values[0])}"
+    ends = objective.interval(best.values[0], best.images)
+    if ends and best.images and best.values[0] is not None:
+        right = round(best.values[0] * best.images)
+        interval = f"95 % interval {ends[0]:.3f} to {ends[1]:.3f}"
+        score += f" ({right:,} of {best.images:,}; {interval})"
     if len(sweep.objectives) > 1:
-        aims = " and ".join(f"{o.metric} ({_aim(o)})" for o in sweep.objectives)
+        aims = " and ".join(
+            f"{o.metric} ({'more' if o.maximize else 'less'} is better)" for o in sweep.objectives
+        )
         lead = f"{len(first)} of {len(rows)} jobs are on the Pareto front of {aims}"
-        return [lead, f"First by {sweep.objectives[0].metric}: {_told(sweep, first[0])}", jobs]
-    ties = f", tied with {_listed([job.number for job in first[1:]])}" if len(first) > 1 else ""
-    return [f"Best: {_told(sweep, first[0])}{ties}", jobs]
-
-
-def _aim(objective: Objective) -> str:
-    return "more is better" if objective.maximize else "less is better"
-
-
-def _told(sweep: SweepRecord, job: JobRecord) -> str:
-    objective, value = sweep.objectives[0], job.values[0]
-    assert value is not None
-    text = f"job {job.number}, {objective.metric} {listing.figure(value)}"
-    ends = objective.interval(value, job.images)
-    if ends is None or job.images is None:
-        return text
-    right = round(value * job.images)
-    interval = f"95 % interval {ends[0]:.3f} to {ends[1]:.3f}"
-    return f"{text} ({right:,} of {job.images:,}; {interval})"
-
-
-def _listed(numbers: Sequence[int]) -> str:
-    shown = ", ".join(map(str, numbers[:8])) + (", ..." if len(numbers) > 8 else "")
-    return f"job{'s' if len(numbers) > 1 else ''} {shown}"
+        return [lead, f"First by {objective.metric}: {score}", jobs]
+    others = [str(job.number) for job in first[1:]]
+    listed = ", ".join(others[:8]) + ", ..." * (len(others) > 8)
+    ties = f", tied with job{'s' * (len(others) > 1)} {listed}" if others else ""
+    return [f"Best: {score}{ties}", jobs]
 
 
 def command(rows: Sequence[RankedJob]) -> str:
     """The command of the first job, quoted for a shell; empty when there is none.
 
-    Where the sweep put the job is left out: the command would go on with a run that is finished.
+    Where the sweep put the job is left out: the command would resume a run that is finished.
     """
     first = next((row.job for row in rows if row.rank == 1), None)
     if first is None:
@@ -84,29 +74,35 @@ def sections(
     sweep: SweepRecord,
     rows: Sequence[RankedJob],
     grouped: Sequence[Group],
-    found: tuple[Duel, Importance],
+    tests: tuple[Duel, Importance],
     drawn: Collection[str],
 ) -> list[Section]:
     """All parts in reading order; those without content are left out."""
-    tested, decided = found
-
-    def here(name: str) -> tuple[str, ...]:
-        return (name,) if name in drawn else ()
-
-    marked = any(row.baseline for row in rows)
+    duel, importance = tests
+    figures = {name: (name,) if name in drawn else () for name in CAPTIONS}
+    texts = _caveats(sweep, rows)
+    if not any(row.baseline for row in rows):
+        texts.append(_NO_BASELINE)
+    decided = f"Left out: {importance.why}."
+    if not importance.why:
+        decided = (
+            f"Permutation importance for {sweep.objectives[0].metric}, by scikit-learn's random "
+            "forest of 200 trees; on jobs that a tree has not seen it explains R² "
+            f"{importance.r2:.2f} of the variance. It says what mattered among these jobs, and "
+            "nothing about other values."
+        )
     parts = [
         Section(
             "Jobs",
-            (*_honest(sweep, rows), *(() if marked else (_NO_BASELINE,))),
+            tuple(texts),
             tables=(listing.board(sweep, rows), *listing.lost(rows, sweep)) if rows else (),
         ),
         _best(rows),
         Section("Seeds", (_SEEDS,) if grouped else (), tables=listing.seeds(sweep, grouped)),
-        Section("First against second", _compared(sweep, rows, tested)),
-        Section("Pareto front", figures=here("pareto")),
-        Section("Jobs in their order", figures=here("trials")),
-        Section("Parameter importance", (_decided(sweep, decided),), figures=here("importance")),
-        Section("Remarks", sweep.remarks),
+        Section("First against second", _compared(sweep, rows, duel)),
+        Section("Pareto front", figures=figures["pareto"]),
+        Section("Jobs in their order", figures=figures["trials"]),
+        Section("Parameter importance", (decided,), figures=figures["importance"]),
     ]
     return [p for p in parts if p.text or p.facts or p.tables or p.figures]
 
@@ -119,18 +115,18 @@ _NO_BASELINE = "No job is marked as the baseline: none has the values that the s
 _SEEDS = "Jobs that differ only in seed. The standard deviation is that of a sample (n - 1)."
 
 
-def _honest(sweep: SweepRecord, rows: Sequence[RankedJob]) -> tuple[str, ...]:
+def _caveats(sweep: SweepRecord, rows: Sequence[RankedJob]) -> list[str]:
     """What choosing the best of many on the same images is worth."""
     valued = [row.job for row in rows if row.rank is not None]
     if not valued:
-        return ()
+        return []
     objective, best = sweep.objectives[0], valued[0]
     lines = [_RANKS] if len(sweep.objectives) > 1 else []
     splits = {job.split for job in valued if job.split}
     if len(splits) > 1:
         lines.append(
             f"The jobs were measured on {len(splits)} different sets of {objective.split} images: "
-            "their values are not of one kind."
+            "their values cannot be compared."
         )
     elif best.images and objective.is_share:
         lines.append(
@@ -139,20 +135,19 @@ def _honest(sweep: SweepRecord, rows: Sequence[RankedJob]) -> tuple[str, ...]:
             "is optimistic, the more so the more jobs there are, and its interval does not "
             "account for that."
         )
-        lines.append(_elsewhere(best, objective))
-    return tuple(lines)
-
-
-def _elsewhere(best: JobRecord, objective: Objective) -> str:
-    share, n = (entry(best.result, f"scores.test.{key}") for key in ("acc", "n"))
-    chosen = entry(best.result, "scores.test.used_for_selection") is not False
-    if objective.split == "val" and isinstance(share, float) and isinstance(n, int) and not chosen:
-        low, high = wilson(round(share * n), n)
-        return (
-            f"On the {n:,} test images, which chose nothing, job {best.number} has an accuracy of "
-            f"{share:.4f} ({round(share * n):,} of {n:,}; 95 % interval {low:.3f} to {high:.3f})."
-        )
-    return "For an unbiased value, score the chosen job alone on images that chose nothing."
+        share, n = (entry(best.result, f"scores.test.{key}") for key in ("acc", "n"))
+        clean = entry(best.result, "scores.test.used_for_selection") is False
+        if objective.split == "val" and isinstance(share, float) and isinstance(n, int) and clean:
+            right, (low, high) = round(share * n), wilson(round(share * n), n)
+            lines.append(
+                f"On the {n:,} test images, which chose nothing, job {best.number} has an accuracy "
+                f"of {share:.4f} ({right:,} of {n:,}; 95 % interval {low:.3f} to {high:.3f})."
+            )
+        else:
+            lines.append(
+                "For an unbiased value, score the chosen job alone on images that chose nothing."
+            )
+    return lines
 
 
 def _best(rows: Sequence[RankedJob]) -> Section:
@@ -161,16 +156,15 @@ def _best(rows: Sequence[RankedJob]) -> Section:
         return Section("Best run")
     name = entry(first.result, "best.checkpoint")
     path = first.folder / str(name)
-    there = "" if path.is_file() else " (not there)"
-    checkpoint = f"{path}{there}" if name else "none: it did not train"
+    missing = "" if path.is_file() else " (missing)"
+    checkpoint = f"{path}{missing}" if name else "none: it did not train"
     return Section("Best run", facts=(("Folder", str(first.folder)), ("Checkpoint", checkpoint)))
 
 
 def _compared(sweep: SweepRecord, rows: Sequence[RankedJob], tested: Duel) -> tuple[str, ...]:
-    best = [row.job for row in rows if row.rank is not None][:2]
     if tested.p is None:
         return (f"Not tested: {tested.why}.",)
-    one, other = best
+    one, other = [row.job for row in rows if row.rank is not None][:2]
     lines = [
         f"Of {tested.images:,} {sweep.objectives[0].split} images, {tested.first:,} were right in "
         f"job {one.number} alone and {tested.second:,} in job {other.number} alone. McNemar's "
@@ -182,13 +176,3 @@ def _compared(sweep: SweepRecord, rows: Sequence[RankedJob], tested: Duel) -> tu
     if one.parameters and one.seedless == other.seedless:
         lines.append("They differ only in their seed.")
     return tuple(lines)
-
-
-def _decided(sweep: SweepRecord, found: Importance) -> str:
-    if found.why:
-        return f"Left out: {found.why}."
-    return (
-        f"Permutation importance for {sweep.objectives[0].metric}, by scikit-learn's random forest "
-        f"of 200 trees; on jobs that a tree has not seen it explains R² {found.r2:.2f} of the "
-        "variance. It says what mattered among these jobs, and nothing about other values."
-    )

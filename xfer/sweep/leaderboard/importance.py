@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from xfer.core.types import Plain
-from xfer.sweep.leaderboard.ranking import has_value
 from xfer.sweep.leaderboard.read_sweep import SweepRecord
 
 if TYPE_CHECKING:
@@ -33,43 +31,34 @@ class Importance:
 def importance(sweep: SweepRecord) -> Importance:
     """Permutation importance (L. Breiman, 2001) for the first objective, by scikit-learn's random
     forest. It is left out where there is too little to learn from."""
-    done = [job for job in sweep.jobs if has_value(job) and job.parameters]
+    done = [job for job in sweep.jobs if job.has_value and job.parameters]
     if not sweep.varied:
         return Importance({}, why="no parameter varies")
     if len(done) < FEWEST:
-        return Importance(
-            {}, why=f"{len(done)} jobs have a value, and at least {FEWEST} are needed"
-        )
+        why = f"{len(done)} jobs have a value, and at least {FEWEST} are needed"
+        return Importance({}, why=why)
     values = np.array([job.values[0] for job in done], np.float64)
     if np.ptp(values) == 0:
         return Importance({}, why="all jobs have the same value")
-    columns = _columns([job.parameters for job in done], sweep.varied)
+    columns = [_column([job.parameters.get(name) for job in done]) for name in sweep.varied]
+    table = np.column_stack(columns)
     from sklearn.ensemble import RandomForestRegressor
     from sklearn.inspection import permutation_importance
 
-    forest = RandomForestRegressor(_TREES, oob_score=True, random_state=0).fit(columns, values)
+    forest = RandomForestRegressor(_TREES, oob_score=True, random_state=0).fit(table, values)
     r2 = float(forest.oob_score_)
     if not r2 > 0:
-        return Importance(
-            {},
-            r2,
-            "a forest predicts trials that it has not seen no better than "
-            f"their mean does (R² {r2:.2f})",
-        )
-    found = permutation_importance(forest, columns, values, n_repeats=_SHUFFLES, random_state=0)
-    pairs = zip(found.importances_mean.tolist(), found.importances_std.tolist(), strict=True)
-    drops = sorted(zip(sweep.varied, pairs, strict=True), key=lambda entry: -entry[1][0])
+        why = "a forest predicts trials that it has not seen no better than their mean does"
+        return Importance({}, r2, f"{why} (R² {r2:.2f})")
+    lost = permutation_importance(forest, table, values, n_repeats=_SHUFFLES, random_state=0)
+    pairs = zip(lost.importances_mean.tolist(), lost.importances_std.tolist(), strict=True)
+    drops = sorted(zip(sweep.varied, pairs, strict=True), key=lambda drop: -drop[1][0])
     return Importance(dict(drops), r2)
 
 
-def _columns(parameters: Sequence[Plain], names: Sequence[str]) -> Array:
-    """Numbers as they are, other values by their place in the alphabet, absent ones as NaN."""
-    columns = [_column([found.get(name) for found in parameters]) for name in names]
-    return np.array(columns, np.float64).T
-
-
-def _column(values: Sequence[Any]) -> list[float]:
+def _column(values: Sequence[Any]) -> Array:
+    """Numbers as they are, absent ones as NaN; other values by their place in the alphabet."""
     if all(value is None or isinstance(value, int | float) for value in values):
-        return [float("nan") if value is None else float(value) for value in values]
-    places = {text: i for i, text in enumerate(sorted({str(value) for value in values}))}
-    return [float(places[str(value)]) for value in values]
+        return np.array(values, np.float64)
+    places: Array = np.unique([str(value) for value in values], return_inverse=True)[1]
+    return places

@@ -1,18 +1,19 @@
-"""Who is first: ranks, the baseline, the groups of seeds, and the first two against each other."""
+"""Which job is first: ranks, groups of seeds, and the first two jobs against each other."""
 
 from __future__ import annotations
 
 import csv
 import io
+import math
 import statistics
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from operator import ge
 from pathlib import Path
 
 from xfer.core.files import read_bytes
 from xfer.evaluation.statistics import mcnemar
 from xfer.sweep.leaderboard.read_sweep import JobRecord, SweepRecord
-from xfer.sweep.objective import Objective
 
 
 @dataclass(frozen=True)
@@ -54,57 +55,48 @@ def rank(sweep: SweepRecord, baseline: Collection[int] = ()) -> list[RankedJob]:
     better in one (C. M. Fonseca and P. J. Fleming, 1993): with one objective its place, ties
     sharing the better one; with several 1 is the Pareto front.
     """
-    scored = {job.number: gains(job, sweep.objectives) for job in sweep.jobs if has_value(job)}
-    ranks = {n: 1 + sum(_dominates(b, a) for b in scored.values()) for n, a in scored.items()}
-    rows = [RankedJob(job, ranks.get(job.number), job.number in baseline) for job in sweep.jobs]
-    return sorted(rows, key=lambda row: _place(row, scored))
+    gains: dict[int, tuple[float, ...]] = {}  # more is better
+    for job in sweep.jobs:
+        if job.has_value:
+            pairs = zip(sweep.objectives, job.values, strict=True)
+            gains[job.number] = tuple(o.gain(v) for o, v in pairs if v is not None)
 
+    def ranked(job: JobRecord) -> RankedJob:
+        mine = gains.get(job.number)
+        better = mine and [g for g in gains.values() if g != mine and all(map(ge, g, mine))]
+        place = None if better is None else 1 + len(better)
+        return RankedJob(job, place, job.number in baseline)
 
-def has_value(job: JobRecord) -> bool:
-    """Whether the job can be compared."""
-    return None not in job.values
+    def place(row: RankedJob) -> tuple[float, float, int]:
+        number = row.job.number
+        return row.rank or math.inf, -gains[number][0] if row.rank else 0.0, number
 
-
-def gains(job: JobRecord, objectives: Sequence[Objective]) -> tuple[float, ...]:
-    """The job's values, more being better."""
-    pairs = zip(objectives, job.values, strict=True)
-    return tuple(objective.gain(value) for objective, value in pairs if value is not None)
-
-
-def _dominates(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
-    return one != other and all(a >= b for a, b in zip(one, other, strict=True))
-
-
-def _place(row: RankedJob, scored: dict[int, tuple[float, ...]]) -> tuple[float, float, int]:
-    number = row.job.number
-    if row.rank is None:
-        return float("inf"), 0.0, number
-    return row.rank, -scored[number][0], number
+    return sorted(map(ranked, sweep.jobs), key=place)
 
 
 def groups(sweep: SweepRecord) -> list[Group]:
     """Jobs that differ only in ``seed``, one for each, the best mean of the first objective first;
     empty when no two jobs share their other parameters."""
-    found: dict[str, dict[str, JobRecord]] = {}
+    by_rest: dict[str, dict[str, JobRecord]] = {}
     for job in sweep.jobs:
         if job.parameters:
-            group, seed = found.setdefault(job.seedless, {}), str(job.parameters.get("seed"))
+            seeds, seed = by_rest.setdefault(job.seedless, {}), str(job.parameters.get("seed"))
             # A sampler may propose the same job twice, which says nothing of a spread.
-            if seed not in group or not has_value(group[seed]):
-                group[seed] = job
-    if all(len(jobs) < 2 for jobs in found.values()):
+            if seed not in seeds or not seeds[seed].has_value:
+                seeds[seed] = job
+    if all(len(seeds) < 2 for seeds in by_rest.values()):
         return []
-    made = [_group(list(jobs.values())) for jobs in found.values()]
-    sign = sweep.objectives[0].gain
-    return sorted(made, key=lambda g: -sign(g.means[0]) if g.means else float("inf"))
+    made = [_group(tuple(seeds.values())) for seeds in by_rest.values()]
+    gain = sweep.objectives[0].gain
+    return sorted(made, key=lambda g: -gain(g.means[0]) if g.means else math.inf)
 
 
-def _group(jobs: Sequence[JobRecord]) -> Group:
-    columns = list(zip(*(job.values for job in jobs if has_value(job)), strict=True))
+def _group(jobs: tuple[JobRecord, ...]) -> Group:
+    columns = zip(*(job.values for job in jobs if job.has_value), strict=True)
     known = [[value for value in column if value is not None] for column in columns]
     means = tuple(statistics.fmean(column) for column in known)
     spreads = tuple(statistics.stdev(c) if len(c) > 1 else None for c in known)
-    return Group(tuple(jobs), len(known[0]) if known else 0, means, spreads)
+    return Group(jobs, len(known[0]) if known else 0, means, spreads)
 
 
 def duel(rows: Sequence[RankedJob], split: str) -> Duel:
@@ -112,19 +104,16 @@ def duel(rows: Sequence[RankedJob], split: str) -> Duel:
     best = [row.job for row in rows if row.rank is not None][:2]
     if len(best) < 2:
         return Duel(why="fewer than two jobs have a value")
-    answers = [_answers(job.folder / f"predictions_{split}.csv") for job in best]
-    for job, found in zip(best, answers, strict=True):
-        if not found:
+    one, other = (_answers(job.folder / f"predictions_{split}.csv") for job in best)
+    for job, answers in zip(best, (one, other), strict=True):
+        if not answers:
             return Duel(why=f"job {job.number} has no readable predictions_{split}.csv")
-    one, other = answers
     if {k: label for k, (label, _) in one.items()} != {k: label for k, (label, _) in other.items()}:
+        why = "they did not answer the same images with the same labels"
         shared = len(one.keys() & other.keys())
-        return Duel(
-            why=f"they did not answer the same images with the same labels: {len(one)} and "
-            f"{len(other)}, of which {shared} share their path"
-        )
+        return Duel(why=f"{why}: {len(one)} and {len(other)}, of which {shared} share their path")
     hits = [(one[k][0] == one[k][1], other[k][0] == other[k][1]) for k in one]
-    first, second = sum(a and not b for a, b in hits), sum(b and not a for a, b in hits)
+    first, second = hits.count((True, False)), hits.count((False, True))
     return Duel(len(hits), first, second, mcnemar(first, second))
 
 
