@@ -54,8 +54,6 @@ SHARED = {
     402: "core/torch_file.py weights/formats/foreign.py "
     "weights/formats/zip_check.py weights/mindspore/mindspore_safetensors.py",
     404: "weights/formats/state_dict.py weights/formats/validate.py",
-    426: "weights/mindspore/ckpt_optimizer.py weights/optimizer_state/from_torch.py "
-    "weights/optimizer_state/param_order.py",
     451: "core/http.py weights/hub/huggingface.py",
     462: "weights/mindspore/ckpt.py weights/mindspore/mindspore_safetensors.py",
     463: "weights/mindspore/mindspore_safetensors.py weights/mindspore/tensors.py",

@@ -28,7 +28,7 @@ from xfer.weights.content import Content
 from xfer.weights.load_report import account, mark_continued
 from xfer.weights.mindspore import name_maps
 from xfer.weights.mindspore.translate import translate
-from xfer.weights.optimizer_state.remap import continued
+from xfer.weights.optimizer_state import continued
 from xfer.weights.source.match_rules import Rename
 from xfer.weights.source.mindspore import MindSpore, read
 
@@ -97,7 +97,8 @@ def test_the_momenta_come_under_the_networks_names(assets: Path) -> None:
     weights = MindSpore(path, optimizer="resume").load(ZOO)
     parts = Parts(ZOO, Linear(), 2, compat=weights.compat)
     found = check(parts, parts.bare(), weights)
-    momenta, dropped = continued(weights, found, ("fc",))
+    assert weights.optimizer is not None
+    momenta, dropped = continued(weights.optimizer, weights, found, ("fc",))
     assert sorted(dropped) == ["end_point.bias", "end_point.weight"]
     assert "momentum_buffer" in momenta.buffers["layer4.0.downsample.0.weight"]
     assert len(momenta.buffers) == sum("running" not in n for n in found.state)

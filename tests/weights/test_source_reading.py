@@ -39,7 +39,7 @@ from xfer.weights.formats.detect import kind_of
 from xfer.weights.formats.pickle_allowlist import CALLABLE
 from xfer.weights.formats.read import read
 from xfer.weights.formats.state_dict import AVERAGES, PLAIN
-from xfer.weights.optimizer_state.from_torch import TorchState
+from xfer.weights.optimizer_state import TorchState
 from xfer.weights.source import File
 from xfer.weights.source.local import read_state
 

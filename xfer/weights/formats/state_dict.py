@@ -207,7 +207,7 @@ def _optimizer(content: dict[Any, Any]) -> tuple[OptimizerState | None, str]:
         if isinstance(value, list) and len(value) == 1:
             value = value[0]
         if isinstance(value, dict) and {"state", "param_groups"} <= set(value):
-            from xfer.weights.optimizer_state.from_torch import TorchState
+            from xfer.weights.optimizer_state import TorchState
 
             return TorchState(value), name
     return None, ""

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from xfer.core.errors import WeightsError
 from xfer.core.protobuf import BYTES, LONGEST_TEXT, VARINT, Field, Malformed, Wire
-from xfer.weights.mindspore.classify import sorted_out
 from xfer.weights.mindspore.tensors import (
     MOST_DIMS,
     WIDTHS,
@@ -28,6 +27,7 @@ from xfer.weights.mindspore.tensors import (
     opened,
     read_tensors,
 )
+from xfer.weights.mindspore.training_state import sorted_out
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -13,7 +13,6 @@ import mmap
 from typing import TYPE_CHECKING
 
 from xfer.core.protobuf import BYTES, VARINT, Field, Malformed, Wire
-from xfer.weights.mindspore.classify import sorted_out
 from xfer.weights.mindspore.tensors import (
     MOST_DIMS,
     Entry,
@@ -22,6 +21,7 @@ from xfer.weights.mindspore.tensors import (
     opened,
     read_tensors,
 )
+from xfer.weights.mindspore.training_state import sorted_out
 
 if TYPE_CHECKING:
     from pathlib import Path

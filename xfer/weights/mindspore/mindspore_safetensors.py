@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from xfer.core.errors import WeightsError
 from xfer.weights.formats.safetensors_file import check_header
-from xfer.weights.mindspore.classify import sorted_out
+from xfer.weights.mindspore.training_state import sorted_out
 
 if TYPE_CHECKING:
     from pathlib import Path
