@@ -26,8 +26,7 @@ from xfer.models.head import Keep, Linear
 from xfer.models.network import Parts, assemble, check
 from xfer.weights.content import Content
 from xfer.weights.load_report import account, mark_continued
-from xfer.weights.mindspore import name_maps
-from xfer.weights.mindspore.translate import translate
+from xfer.weights.mindspore.translate import shipped, translate
 from xfer.weights.optimizer_state import continued
 from xfer.weights.source.match_rules import Rename
 from xfer.weights.source.mindspore import MindSpore, read
@@ -47,7 +46,7 @@ FILES = [
     "cv_v2.10.ckpt",
     "cv_v2.10.safetensors",
 ]
-TABLE = name_maps.shipped()
+TABLE = shipped()
 NAMES = [name for name, facts in TABLE["dialects"].items() if "marks" in facts]
 
 
@@ -410,8 +409,8 @@ def test_files_of_others_are_told(tmp_path: Path) -> None:
     written(tmp_path / "bare.safetensors", None)
     (tmp_path / "page.ckpt").write_text("<!doctype html><html></html>")
     for name, number, message in [
-        ("torch.ckpt", 478, "torch zip, no MindSpore file.*source=file source.path="),
-        ("pt.safetensors", 478, "safetensors, no MindSpore file"),
+        ("torch.ckpt", 478, "torch zip, not a MindSpore file.*source=file source.path="),
+        ("pt.safetensors", 478, "safetensors, not a MindSpore file"),
         ("page.ckpt", 481, "HTML page"),
         ("absent.ckpt", 401, "no such file"),
     ]:

@@ -266,11 +266,11 @@ HOSTILE: dict[str, tuple[Callable[[Any], Any], str]] = {
     ),
     "a sparse buffer": (
         put("state", 1, "exp_avg", torch.ones(4, 3, 3, 3).to_sparse()),
-        r"1\.exp_avg is a torch\.float32, no plain tensor",
+        r"1\.exp_avg is a torch\.float32, not a plain tensor",
     ),
     "a buffer without numbers": (
         put("state", 1, "exp_avg", torch.ones(4, 3, 3, 3, device="meta")),
-        "no plain tensor",
+        "not a plain tensor",
     ),
     "NaN": (
         put("state", 1, "exp_avg", torch.full((4, 3, 3, 3), torch.nan)),
@@ -283,8 +283,8 @@ HOSTILE: dict[str, tuple[Callable[[Any], Any], str]] = {
     "two shapes": (put("state", 1, "exp_avg", torch.ones(4, 3, 3)), "several shapes"),
     "half the buffers": (lambda s: s["state"][1].pop("exp_avg"), "neither SGD nor Adam keeps"),
     "another optimizer's": (put("state", 1, {"exp_avg": torch.ones(4)}), r"keeps \(exp_avg\) and"),
-    "nothing remembered": (put("state", {}), "remembers nothing"),
-    "only None": (put("state", {0: {"momentum_buffer": None}}), "remembers nothing"),
+    "nothing remembered": (put("state", {}), "holds no state"),
+    "only None": (put("state", {0: {"momentum_buffer": None}}), "holds no state"),
     "names for some": (put("param_groups", 0, "param_names", ["token"]), "'param_names'"),
     "names that are one": (put("param_groups", 0, "param_names", ["token"] * 11), "'param_names'"),
     "names without weights": (

@@ -47,9 +47,10 @@ class OptimizerState(Protocol):
 
 @dataclass(frozen=True)
 class Content:
-    """What a file of weights holds, under the file's own names.
+    """What a file of weights holds, by name.
 
-    ``format`` says what kind of file it is, for people; ``state`` holds tensors on the CPU;
+    ``format`` says what kind of file it is, for people; ``state`` holds tensors on the CPU,
+    ``renamed`` gives the file's name of each tensor that has another there;
     ``asides`` the entries that are no weights, with what they are; ``facts`` what else the
     reader learned (the nested entry that was taken, a verified checksum).
     """
@@ -59,6 +60,7 @@ class Content:
     asides: Mapping[str, str] = field(default_factory=dict)
     optimizer: OptimizerState | None = None
     facts: Plain = field(default_factory=dict)
+    renamed: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -71,7 +71,7 @@ def _in_order(
         weights,
         state={name: state[key] for name, key in pairs.items()},
         renamed={name: key for name, key in renamed.items() if name != key},
-        asides={**weights.asides, **dict.fromkeys(left, "no tensor of the network for it")},
+        asides={**weights.asides, **dict.fromkeys(left, "the network has no tensor for it")},
     )
 
 

@@ -59,22 +59,16 @@ def mismatch(
 
 def ambiguous(prefixes: Sequence[str], weights: Weights) -> WeightsError:
     """The error for a file with several networks of the wanted kind."""
-    return WeightsError(
-        weights.origin or "source",
-        f"holds several such networks, below {', '.join(map(repr, prefixes))}",
-        f"choose one: source.strip={prefixes[0]}",
-        32,
-    )
+    what = f"holds several such networks, below {', '.join(map(repr, prefixes))}"
+    fix = f"choose one: source.strip={prefixes[0]}"
+    return WeightsError(weights.origin or "source", what, fix, 32)
 
 
 def unordered(weights: Weights) -> WeightsError:
     """The error for ``source.match=order`` where order and shape leave a doubt."""
-    return WeightsError(
-        weights.origin or "source",
-        "does not have the network's shapes in the network's order",
-        "drop source.match, which shows what fits by name",
-        36,
-    )
+    what = "does not have the network's shapes in the network's order"
+    fix = "drop source.match, which shows what fits by name"
+    return WeightsError(weights.origin or "source", what, fix, 36)
 
 
 def modules_of(name: str) -> list[str]:

@@ -136,14 +136,14 @@ def _groups(stored: Any) -> tuple[list[list[int]], dict[int, str] | None]:
         raise _damaged("has a group without the numbers of its parameters")
     numbers = [index for group in groups for index in group["params"]]
     if len(set(numbers)) != len(numbers) or not all(0 <= i < 2**64 for i in numbers):
-        raise _damaged("has a parameter in two groups, or a number that is none")
+        raise _damaged("has a parameter in two groups, or an invalid number")
     if not any("param_names" in group for group in groups):
         return [group["params"] for group in groups], None
-    lists = [(group["params"], dict.get(group, "param_names")) for group in groups]
+    lists: list[tuple[Any, Any]] = [(g["params"], dict.get(g, "param_names")) for g in groups]
     fit = [(ids, names) for ids, names in lists if _are(str, names) and len(ids) == len(names)]
     names = {index: name for pair in fit for index, name in zip(*pair, strict=True)}
     if len(set(names.values())) != len(numbers):
-        raise _damaged("has 'param_names' that are not one a parameter")
+        raise _damaged("has 'param_names' that do not give one name per parameter")
     return [numbers], names
 
 
@@ -165,7 +165,7 @@ def _memory(state: dict[Any, Any], known: set[int]) -> dict[int, dict[str, torch
         if buffers:
             memory[index] = buffers
     if not memory:
-        raise WeightsError(_WHERE, "the file's optimizer remembers nothing", _IGNORE, 25)
+        raise WeightsError(_WHERE, "the file's optimizer holds no state", _IGNORE, 25)
     return memory
 
 
@@ -182,7 +182,7 @@ def _tensor(index: int, key: str, value: Any) -> torch.Tensor:
     plain = plain and value.device.type == "cpu" and value.layout is torch.strided
     if not plain or value.dtype not in wanted:
         kind = str(value.dtype) if isinstance(value, torch.Tensor) else type(value).__name__
-        what = f"its entry {index}.{key[:40]} is a {kind}, no plain tensor"
+        what = f"its entry {index}.{key[:40]} is a {kind}, not a plain tensor"
         raise WeightsError(_WHERE, what, _IGNORE, 22)
     # Of the class, because a pickle can give a tensor an attribute named detach.
     tensor = torch.Tensor.detach(value)
@@ -204,7 +204,7 @@ def _check_values(name: str, key: str, tensor: torch.Tensor) -> None:
     if fine and key in _SQUARES:
         fine = not bool((tensor < 0).any())
     if not fine:
-        what = f"the state '{key}' of '{name}' holds NaN, Inf or what it cannot be"
+        what = f"the state '{key}' of '{name}' holds NaN, Inf or an impossible value"
         raise WeightsError(_WHERE, what, _IGNORE, 23)
 
 
@@ -302,7 +302,7 @@ def _misfit(why: str) -> WeightsError:
 def _ambiguous(why: str) -> WeightsError:
     return WeightsError(
         _WHERE,
-        f"which parameter is which in the file's optimizer state cannot be told: {why}",
+        f"which parameter is which in the file's optimizer state is ambiguous: {why}",
         "give the optimizer model.named_parameters() before saving, "
         "or type source.optimizer=ignore",
         27,

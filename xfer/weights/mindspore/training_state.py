@@ -1,4 +1,4 @@
-"""What MindSpore's training leaves beside the weights, told from them and named as in torch.
+"""What MindSpore's training leaves beside the weights, separated and named as in torch.
 
 The optimizer writes its memory of parameter ``x`` as ``<prefix>.x``, its settings and counters
 under plain names. So an entry is optimizer state when its first part is such a prefix and the
@@ -139,7 +139,7 @@ class MindSporeState:
                     _check_values(name, key, tensor)
                     buffers.setdefault(name, {})[key] = tensor
         if not buffers or any(len(tensors) < len(keys) for tensors in buffers.values()):
-            what = f"the file's {self.family} remembers nothing, or not all it needs"
+            what = f"the file's {self.family} state is empty or incomplete"
             raise WeightsError(_WHERE, what, _IGNORE, 67)
         if algorithm == "adam":
             step = self._steps()
@@ -163,7 +163,7 @@ class MindSporeState:
             if _FADED < numbers.get(name, math.nan) <= 1
         ]
         if not steps or max(steps) - min(steps) > 0.01 + 1e-3 * max(steps):
-            what = "the file does not tell how many steps its Adam has made"
+            what = "the file does not say how many steps its Adam has taken"
             raise WeightsError(_WHERE, what, _IGNORE, 68)
         return torch.tensor(float(round(steps[0])))
 
@@ -171,4 +171,5 @@ class MindSporeState:
 def _check_values(name: str, key: str, tensor: torch.Tensor) -> None:
     finite = tensor.is_floating_point() and bool(tensor.isfinite().all())
     if not finite or (key == "exp_avg_sq" and bool((tensor < 0).any())):
-        raise WeightsError(_WHERE, f"the state '{key}' of '{name}' is no number", _IGNORE, 69)
+        what = f"the state '{key}' of '{name}' is not a finite number"
+        raise WeightsError(_WHERE, what, _IGNORE, 69)
