@@ -51,11 +51,11 @@ def features(paths):
     from xfer.core.types import InputSpec
     from xfer.data.image import decode
     from xfer.data.preprocess import prepare
-    from xfer.weights.source.local import read_state
+    from xfer.weights.formats.read import read
 
     spec = InputSpec((224, 224), 256, "bilinear", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     net = squeezenet1_0().eval()
-    net.load_state_dict(read_state(ASSETS / "weights" / "squeezenet1_0_imagenet.safetensors"))
+    net.load_state_dict(read(ASSETS / "weights" / "squeezenet1_0_imagenet.safetensors").state)
     with torch.inference_mode():
         found = [
             net.features(torch.from_numpy(prepare(decode(path), spec))[None]).mean((2, 3))[0]

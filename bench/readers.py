@@ -24,7 +24,7 @@ from torchvision.models import resnet50
 
 from xfer.weights.mindspore import ckpt as mindspore_ckpt
 from xfer.weights.mindspore import mindir_tensors
-from xfer.weights.mindspore.mindspore_safetensors import read_safetensors
+from xfer.weights.mindspore.ckpt import read_safetensors
 
 FILES = ("a.pt", "a.ckpt", "a_crc.ckpt", "a.safetensors", "a.mindir")
 MEMORY = """

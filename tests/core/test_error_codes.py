@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import pytest
 
-from xfer.core.download import DATA, KEPT_WEIGHTS, WEIGHTS
+from xfer.core.download import DATA, RESUMABLE_WEIGHTS, WEIGHTS
 from xfer.core.error_codes import entries, kinds, page
 
 ROOT = Path(__file__).parents[2]
@@ -24,7 +24,7 @@ KINDS = {kind.__name__: kind for _, kind in kinds()}
 TABLE = entries()
 
 # Where a number stands in a tuple beside the texts.
-TABLES = ("config/hydra.py", "weights/formats/foreign.py", "weights/hub/huggingface.py")
+TABLES = ("config/hydra.py", "weights/formats/detect.py", "weights/hub/huggingface.py")
 # Where one error passes on the number of another: the module, and what that one is called.
 PASSED_ON = {"weights/mindspore/tensors.py": "Unsupported"}
 # Where the class is not known before it runs: what is fetched says it, and the first number.
@@ -47,20 +47,15 @@ SHARED = {
     305: "data/folder.py data/split.py",
     343: "training/fit.py training/lr_find.py",
     374: "data/dataset.py data/preprocess.py",
-    401: "api.py core/torch_file.py weights/formats/foreign.py "
-    "weights/mindspore/mindspore_safetensors.py weights/mindspore/tensors.py",
-    402: "core/torch_file.py weights/formats/foreign.py "
-    "weights/formats/zip_check.py weights/mindspore/mindspore_safetensors.py",
-    404: "weights/formats/state_dict.py weights/formats/validate.py",
-    426: "weights/mindspore/ckpt_optimizer.py weights/optimizer_state/from_torch.py "
-    "weights/optimizer_state/param_order.py",
+    401: "api.py core/torch_file.py weights/formats/detect.py",
+    402: "core/torch_file.py weights/formats/detect.py weights/formats/zip_check.py",
+    404: "weights/formats/read.py weights/formats/state_dict.py",
     451: "core/http.py weights/hub/huggingface.py",
-    462: "weights/mindspore/ckpt.py weights/mindspore/mindspore_safetensors.py",
-    463: "weights/mindspore/mindspore_safetensors.py weights/mindspore/tensors.py",
-    490: "weights/formats/torch_pickle.py weights/formats/validate.py",
-    492: "weights/formats/torch_pickle.py weights/formats/validate.py",
+    463: "weights/mindspore/ckpt.py weights/mindspore/tensors.py",
+    490: "weights/formats/read.py weights/formats/torch_pickle.py",
+    492: "weights/formats/read.py weights/formats/torch_pickle.py",
     620: "core/torch_file.py weights/formats/torch_pickle.py",
-    622: "weights/formats/torch_pickle.py weights/formats/validate.py",
+    622: "weights/formats/read.py weights/formats/torch_pickle.py",
     623: "weights/formats/torch_pickle.py weights/formats/zip_check.py",
     631: "core/run_folder.py sweep/ledger.py",
     900: "core/download.py core/files.py core/http.py",
@@ -186,7 +181,7 @@ def fetched() -> Iterator[Site]:
             if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("manner.error"):
                 last = node.args[-1]
                 step = last.right.value if isinstance(last, ast.BinOp) else 0  # type: ignore[attr-defined]
-                for manner in (DATA, WEIGHTS, KEPT_WEIGHTS):
+                for manner in (DATA, WEIGHTS, RESUMABLE_WEIGHTS):
                     number = manner.error.base + manner.number + step
                     yield Site(number, manner.error.__name__, module, f".*: {texts(module)}")
 

@@ -26,8 +26,7 @@ from xfer.models.backbone import Timm, Torchvision
 from xfer.models.head import Keep, Linear, Mlp
 from xfer.models.network import Parts, assemble
 from xfer.weights.content import Content
-from xfer.weights.mindspore.name_maps import shipped
-from xfer.weights.mindspore.translate import translate
+from xfer.weights.mindspore.translate import shipped, translate
 from xfer.weights.source.mindspore import MindSpore, read
 
 CLASSES = ("dogs", "wolves")

@@ -212,7 +212,7 @@ def encrypted(cipher: int) -> bytes:
 FOREIGN: dict[str, tuple[bytes, str]] = {
     "empty": (b"", r"is empty \(0 bytes\)"),
     "zeros": (b"\0" * 5000, "zero bytes"),
-    "one byte": (b"\x07", "no file of weights"),
+    "one byte": (b"\x07", "not a file of weights"),
     "pointer": (
         b"version https://git-lfs.github.com/spec/v1\noid sha256:aa\nsize 49985\n",
         r"git-LFS pointer.*run git lfs pull",
@@ -260,9 +260,9 @@ FOREIGN: dict[str, tuple[bytes, str]] = {
         zip_of(("a/data.pkl", b"\x80\x02N."), ("a/constants.pkl", b"\x80\x02)."), ("a/code", b"")),
         "TorchScript",
     ),
-    "plain pickle": (pickle.dumps({"a": [1.0]}), r"none of torch\.save"),
-    "protocol 0": (pickle.dumps({"a": [1.0]}, 0), r"none of torch\.save"),
-    "bytes": (bytes(range(1, 256)), "no file of weights that xfer knows"),
+    "plain pickle": (pickle.dumps({"a": [1.0]}), r"not one that torch\.save wrote"),
+    "protocol 0": (pickle.dumps({"a": [1.0]}, 0), r"not one that torch\.save wrote"),
+    "bytes": (bytes(range(1, 256)), "not a file of weights that xfer knows"),
     "mindspore, AES-GCM": (encrypted(0xD8), "E484: .*encrypted MindSpore checkpoint.*enc_key"),
     "mindspore, AES-CBC": (encrypted(0xD9), "E484: .*encrypted MindSpore checkpoint"),
     "mindspore, SM4-CBC": (encrypted(0xDA), "E484: .*encrypted MindSpore checkpoint"),

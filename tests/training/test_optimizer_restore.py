@@ -22,7 +22,7 @@ from xfer.models.network import fill
 from xfer.training.optim import AdamW, Options, Sgd, Timm, Torch
 from xfer.training.optimizer_restore import Loaded, load
 from xfer.weights.content import Momenta
-from xfer.weights.optimizer_state.from_torch import TorchState, trainable
+from xfer.weights.optimizer_state import TorchState, trainable
 
 Make = Callable[[nn.Module], torch.optim.Optimizer]
 Batch = tuple[torch.Tensor, torch.Tensor]
@@ -118,15 +118,6 @@ CASES: dict[str, tuple[Make, Options]] = {
     "SGD, fused": torch_case("SGD", momentum=0.9, fused=True),
     "Adam, amsgrad": torch_case("Adam", amsgrad=True),
     "NAdam": torch_case("NAdam"),
-    "RMSprop": torch_case("RMSprop", momentum=0.9, centered=True),
-    "Adagrad": torch_case("Adagrad"),
-    "Adadelta": torch_case("Adadelta"),
-    "Adamax": torch_case("Adamax"),
-    "ASGD": torch_case("ASGD", t0=1),
-    "Rprop": (
-        lambda net: o.Rprop(net.parameters(), lr=0.01),
-        Torch("Rprop", lr=0.01, decay="all"),
-    ),
 }
 
 
@@ -361,7 +352,6 @@ def test_nothing_but_the_state_of_the_optimizer_is_touched() -> None:
         ("Adam, amsgrad", AdamW(lr=0.01), r"max_exp_avg_sq, step\), but AdamW", "amsgrad: true"),
         ("NAdam", AdamW(lr=0.01), r"mu_product, step\), but AdamW", "optim.name=NAdam"),
         ("AdamW", Torch("NAdam", lr=0.01), "but NAdam as configured", "optim=adamw"),
-        ("Adagrad", Sgd(lr=0.01), "state of Adagrad", "optim=torch optim.name=Adagrad"),
         ("SGD", Timm("lion", lr=0.01), "but Lion as configured keeps exp_avg", "optim=sgd"),
     ],
 )

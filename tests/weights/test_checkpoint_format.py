@@ -50,7 +50,7 @@ def test_a_view_of_a_large_tensor_is_saved_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", [{"w": torch.ones(1)}, {"xfer": {}}, {"xfer": 1}, [1], 3])
 def test_a_foreign_file_is_told_where_it_belongs(tmp_path: Path, content: object) -> None:
     save_tensors(tmp_path / "a", content)  # type: ignore[arg-type]
-    with pytest.raises(WeightsError, match=r"no xfer checkpoint.*source=file"):
+    with pytest.raises(WeightsError, match=r"not an xfer checkpoint.*source=file"):
         read_snapshot(tmp_path / "a")
 
 

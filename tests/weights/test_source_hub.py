@@ -272,7 +272,7 @@ REFUSALS = {
     "wrong token": ((401, "Invalid credentials in Authorization header"), 458, "HTTP 401"),
     "forbidden": ((403, ""), 459, "HTTP 403"),
     "not found": ((404, ""), 457, "HTTP 404"),
-    "no commit": ((200, ""), 411, "no hub"),
+    "no commit": ((200, ""), 411, "not a hub"),
     "out of order": ((500, ""), 411, "500"),
 }
 
@@ -291,7 +291,7 @@ def test_what_the_hub_refuses_is_told_in_one_line(hub, tmp_path, case, path):
 @pytest.mark.parametrize("commit", ["../../../evil", "/evil", "main", "A" * 40])
 def test_a_commit_that_is_none_is_not_written_anywhere(hub, tmp_path, commit):
     hub.add(save(state(1)), commit=commit)
-    with pytest.raises(WeightsError, match="neither in the cache nor"):
+    with pytest.raises(WeightsError, match="not in the cache and"):
         Hub().load(BACKBONE)
     assert not [p for p in tmp_path.rglob("*") if p.is_file()]
 
@@ -302,7 +302,7 @@ def test_a_transfer_that_is_always_cut_leaves_no_file_and_one_line(
     monkeypatch.setattr("time.sleep", lambda seconds: None)  # the client's pauses
     hub.add(save(state(1)))
     hub.cuts = True
-    with pytest.raises(WeightsError, match="neither in the cache nor") as told:
+    with pytest.raises(WeightsError, match="not in the cache and") as told:
         Hub().load(BACKBONE)
     assert "\n" not in str(told.value) and hub.url not in "".join(capfd.readouterr())
     assert not list((tmp_path / "hf").rglob("*.incomplete"))
@@ -313,7 +313,7 @@ def test_a_transfer_that_is_always_cut_leaves_no_file_and_one_line(
 def test_with_neither_network_nor_cache_one_line_says_so(hub, nobody):
     nobody()
     for source in (Hub(), Hub(path=f"hf://{RESNET}/{FILE}"), Hub(revision=ONE)):
-        with pytest.raises(WeightsError, match=r"neither in the cache nor.*source=file") as told:
+        with pytest.raises(WeightsError, match=r"not in the cache and.*source=file") as told:
             source.load(BACKBONE)
         assert told.value.number == 411 and "\n" not in str(told.value)
 
@@ -322,7 +322,7 @@ def test_a_revision_that_is_not_cached_is_not_replaced_by_another(hub, nobody):
     hub.add(save(state(1)))
     Hub().load(BACKBONE)
     nobody()
-    with pytest.raises(WeightsError, match="neither in the cache"):
+    with pytest.raises(WeightsError, match="not in the cache"):
         Hub(revision=TWO).load(BACKBONE)
 
 

@@ -22,10 +22,9 @@ from xfer.core.types import Network
 from xfer.models.backbone import Timm
 from xfer.models.head import Linear
 from xfer.models.network import Parts, assemble, check
-from xfer.weights.content import Content, Weights
+from xfer.weights.content import Content, Match, Weights
 from xfer.weights.load_report import account
 from xfer.weights.match_by_order import by_order
-from xfer.weights.match_table import Match
 from xfer.weights.source import File
 from xfer.weights.source.match_rules import Rename, Rules
 

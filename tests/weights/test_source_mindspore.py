@@ -26,9 +26,8 @@ from xfer.models.head import Keep, Linear
 from xfer.models.network import Parts, assemble, check
 from xfer.weights.content import Content
 from xfer.weights.load_report import account, mark_continued
-from xfer.weights.mindspore import name_maps
-from xfer.weights.mindspore.translate import translate
-from xfer.weights.optimizer_state.remap import continued
+from xfer.weights.mindspore.translate import shipped, translate
+from xfer.weights.optimizer_state import continued
 from xfer.weights.source.match_rules import Rename
 from xfer.weights.source.mindspore import MindSpore, read
 
@@ -47,7 +46,7 @@ FILES = [
     "cv_v2.10.ckpt",
     "cv_v2.10.safetensors",
 ]
-TABLE = name_maps.shipped()
+TABLE = shipped()
 NAMES = [name for name, facts in TABLE["dialects"].items() if "marks" in facts]
 
 
@@ -97,7 +96,8 @@ def test_the_momenta_come_under_the_networks_names(assets: Path) -> None:
     weights = MindSpore(path, optimizer="resume").load(ZOO)
     parts = Parts(ZOO, Linear(), 2, compat=weights.compat)
     found = check(parts, parts.bare(), weights)
-    momenta, dropped = continued(weights, found, ("fc",))
+    assert weights.optimizer is not None
+    momenta, dropped = continued(weights.optimizer, weights, found, ("fc",))
     assert sorted(dropped) == ["end_point.bias", "end_point.weight"]
     assert "momentum_buffer" in momenta.buffers["layer4.0.downsample.0.weight"]
     assert len(momenta.buffers) == sum("running" not in n for n in found.state)
@@ -409,8 +409,8 @@ def test_files_of_others_are_told(tmp_path: Path) -> None:
     written(tmp_path / "bare.safetensors", None)
     (tmp_path / "page.ckpt").write_text("<!doctype html><html></html>")
     for name, number, message in [
-        ("torch.ckpt", 478, "torch zip, no MindSpore file.*source=file source.path="),
-        ("pt.safetensors", 478, "safetensors, no MindSpore file"),
+        ("torch.ckpt", 478, "torch zip, not a MindSpore file.*source=file source.path="),
+        ("pt.safetensors", 478, "safetensors, not a MindSpore file"),
         ("page.ckpt", 481, "HTML page"),
         ("absent.ckpt", 401, "no such file"),
     ]:

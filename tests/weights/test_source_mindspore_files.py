@@ -20,8 +20,8 @@ from weights_files import encrypted
 from xfer.core.errors import SafetyError, WeightsError, XferError
 from xfer.weights.content import Content, Momenta, Shape
 from xfer.weights.mindspore import ckpt, mindir_tensors
-from xfer.weights.mindspore.ckpt import is_encrypted, is_mindspore_ckpt
-from xfer.weights.mindspore.mindspore_safetensors import read_safetensors
+from xfer.weights.mindspore.ckpt import is_mindspore_ckpt, read_safetensors
+from xfer.weights.mindspore.tensors import is_encrypted
 from xfer.weights.source import mindspore
 
 READERS: dict[str, Callable[[Path], Content]] = {
@@ -189,10 +189,10 @@ def test_other_files_are_not_recognised_and_refused_in_one_line(tmp_path: Path, 
 
 
 def test_a_missing_file_and_a_folder_are_told(tmp_path: Path) -> None:
-    for reader in READERS.values():
-        for path in (tmp_path, tmp_path / "a"):
-            with pytest.raises(WeightsError, match=r"no such file.*source\.path=FILE"):
-                reader(path)
+    with pytest.raises(WeightsError, match=r"no such file.*source\.path=FILE"):
+        mindspore.read(tmp_path / "a")
+    with pytest.raises(WeightsError, match="is a folder"):
+        mindspore.read(tmp_path)
 
 
 # Odd but whole
@@ -720,14 +720,12 @@ def test_an_adam_that_does_not_tell_its_steps_is_refused(
 @pytest.mark.parametrize(
     ("prefixes", "name"),
     [
-        (("mean_square", "moment"), "RMSProp"),
-        (("mean_square", "moment", "mean_gradient"), "RMSProp"),
-        (("mean_square", "moment", "mean_grad"), "RMSProp"),
-        (("accum",), "Adagrad"),
-        (("accum", "accum_update"), "Adadelta"),
-        (("moments", "linear"), "FTRL"),
-        (("moment1", "moment2", "vhat"), "AMSGrad"),
-        (("moments", "accum"), "accum and moments"),
+        (("mean_square", "moment"), "mean_square, moment"),
+        (("mean_square", "moment", "mean_gradient"), "mean_gradient, mean_square, moment"),
+        (("accum",), "accum"),
+        (("accum", "accum_update"), "accum, accum_update"),
+        (("moments", "linear"), "linear, moments"),
+        (("moment1", "moment2", "vhat"), "moment1, moment2, vhat"),
     ],
 )
 def test_an_optimizer_that_torch_has_not_is_named(
@@ -754,7 +752,7 @@ def test_the_state_of_adafactor_and_asgd_is_no_weight_although_it_has_no_dot(
         data += entry(f"exp_avg_sq_{name}_fc.weight", floats(*shape))
     data += entry("exp_avg_sq_fc.weight", floats(1)) + entry("afactor_step", floats(1))
     content = read(tmp_path, data)
-    assert list(content.state) == ["fc.weight"] and "AdaFactor" in told_by(content).what
+    assert list(content.state) == ["fc.weight"] and "exp_avg_sq_row" in told_by(content).what
     data = entry("fc.weight", floats(3, 6)) + entry("ax_.fc.weight", floats(3, 6))
     content = read(tmp_path, data + entry("mu_fc.weight", floats(1)) + entry("eta_x", floats(1)))
     assert list(content.state) == ["fc.weight", "eta_x"]
@@ -775,9 +773,9 @@ def test_state_that_does_not_fit_the_weights_is_refused(tmp_path: Path) -> None:
     content = read(tmp_path, trained({"moments": 1}, {}))
     assert content.optimizer is not None
     shapes: dict[str, Shape] = {**NAMES, "conv.bias": (5,)}
-    with pytest.raises(WeightsError, match=r"'conv\.bias' is \[4\], not \[5\]"):
+    with pytest.raises(WeightsError, match=r"'conv\.bias' is \[4\], the weight \[5\]"):
         content.optimizer.named(shapes)
-    with pytest.raises(WeightsError, match=r"state of 'conv\.weight', but no weight"):
+    with pytest.raises(WeightsError, match=r"state of 'conv\.weight', but no such weight"):
         content.optimizer.named({})
     broken = trained({"moments": float("nan")}, {})
     assert told_by(read(tmp_path, broken)).number == 469

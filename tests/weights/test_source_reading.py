@@ -36,12 +36,11 @@ from weights_files import (
 from xfer.core.errors import SafetyError, WeightsError, XferError
 from xfer.weights.formats import pickle_scan
 from xfer.weights.formats.detect import kind_of
-from xfer.weights.formats.pickle_allowlist import CALLABLE
+from xfer.weights.formats.pickle_scan import CALLABLE
 from xfer.weights.formats.read import read
 from xfer.weights.formats.state_dict import AVERAGES, PLAIN
-from xfer.weights.optimizer_state.from_torch import TorchState
+from xfer.weights.optimizer_state import TorchState
 from xfer.weights.source import File
-from xfer.weights.source.local import read_state
 
 
 def written(folder: Path, data: bytes, name: str = "weights.bin") -> Path:
@@ -70,7 +69,6 @@ def test_every_kind_is_read_whatever_it_is_called(tmp_path: Path, kind: str, nam
     if kind == "safetensors":  # its writer orders by width
         ours = {n: ours[n] for n in state()}
     assert equal(ours, state())
-    assert all(torch.equal(t, content.state[n]) for n, t in read_state(path).items())
 
 
 @pytest.mark.parametrize("kind", GOOD)

@@ -21,7 +21,7 @@ from conftest import Server, answered
 from safetensors.torch import save
 
 from xfer.core import http
-from xfer.core.download import KEPT_WEIGHTS, fetch
+from xfer.core.download import RESUMABLE_WEIGHTS, fetch
 from xfer.core.errors import ConfigError, OutputError, SafetyError, WeightsError, XferError
 from xfer.weights.source.local import File
 from xfer.weights.source.url import Url
@@ -260,12 +260,12 @@ def test_a_transfer_writes_through_no_link_and_sends_nothing_of_its_goal(server,
     before, asked = goal.read_bytes(), Ranged(DATA)
     server.routes["/w"] = asked
     with pytest.raises(OutputError, match="symbolic link"):
-        fetch(f"{server.url}/w", folder / SHA, SHA, KEPT_WEIGHTS)
+        fetch(f"{server.url}/w", folder / SHA, SHA, RESUMABLE_WEIGHTS)
     assert goal.read_bytes() == before and not asked.asked
     (folder / f"{SHA}.part").unlink()
     os.mkfifo(folder / f"{SHA}.part")
     with pytest.raises(OutputError, match="no plain file"):
-        fetch(f"{server.url}/w", folder / SHA, SHA, KEPT_WEIGHTS)
+        fetch(f"{server.url}/w", folder / SHA, SHA, RESUMABLE_WEIGHTS)
 
 
 def test_a_part_longer_than_the_file_is_thrown_away(server, own_cache):
@@ -393,7 +393,7 @@ def test_a_body_without_end_does_not_fill_the_disk(server, own_cache, monkeypatc
     monkeypatch.setattr(http, "_MAX_BYTES", 1 << 60)
     monkeypatch.setattr(http, "_RESERVE", free - (64 << 20))
     server.routes["/w"] = endless
-    with pytest.raises(OutputError, match="the disk room for"):
+    with pytest.raises(OutputError, match="the disk has space for"):
         loaded(server)
     assert left_over(own_cache) == set()
 
@@ -427,7 +427,7 @@ REDIRECTS = {
     "to ftp": ("ftp://127.0.0.1/w", SafetyError, "only https"),
     "in a circle": ("/w", WeightsError, "302"),
     "to no address": ("https://[", WeightsError, "Invalid IPv6"),
-    "to a port that is none": ("https://h:pass/w", WeightsError, "no address"),
+    "to a port that is none": ("https://h:pass/w", WeightsError, "not a valid address"),
 }
 
 
@@ -644,8 +644,8 @@ def test_data_and_weights_share_the_transfer_and_differ_in_the_error(server, tmp
     assert fetch(f"{server.url}/x", tmp_path / "x") == SHA
     assert answer.asked == [None, "bytes=1000000-"]
     assert fetch(f"{server.url}/x", tmp_path / "x", SHA[:8]) == SHA
-    with pytest.raises(WeightsError, match=r"no address.*https://") as caught:
-        fetch("https://[x", tmp_path / "y", None, KEPT_WEIGHTS)
+    with pytest.raises(WeightsError, match=r"not a valid address.*https://") as caught:
+        fetch("https://[x", tmp_path / "y", None, RESUMABLE_WEIGHTS)
     assert caught.value.number == 454
     assert [p.name for p in tmp_path.iterdir()] == ["x"]
 

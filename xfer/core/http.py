@@ -1,4 +1,8 @@
-"""One file over the network: bounded, hashed, taken up again where it was cut."""
+"""One file over the network: bounded, hashed, resumed where it was cut.
+
+The clients that we depend on resume too, but they follow redirects before we can check them, set
+no bound on size and disk, and take what a server sends later for the same file.
+"""
 
 from __future__ import annotations
 
@@ -33,12 +37,12 @@ _RESERVE = 256 << 20  # bytes of the disk that are left free
 @dataclass(frozen=True)
 class Manner:
     """What a file is fetched as: the class and first number of its errors, and whether a transfer
-    that fails leaves its bytes behind for the next process (``<target>.part``). Who keeps them
-    must fetch a target in one process at a time."""
+    that fails leaves its bytes for the next process (``<target>.part``). Such a target must be
+    fetched by one process at a time."""
 
     error: type[XferError]
     number: int
-    keep: bool = False
+    resumable: bool = False
 
 
 def shown(url: str) -> str:
@@ -46,7 +50,7 @@ def shown(url: str) -> str:
     return re.split(r"[?#]", re.sub(r"//[^/?#]*@", "//", url), maxsplit=1)[0]
 
 
-def no_room(target: Path, reason: str) -> OutputError:
+def disk_full(target: Path, reason: str) -> OutputError:
     """The error for a disk that does not take ``target``."""
     return OutputError(target, f"cannot be written ({reason})", "free space, or set XFER_CACHE=DIR")
 
@@ -77,17 +81,17 @@ class Transfer:
         try:
             for pause in _PAUSES:
                 try:
-                    return self._once()
+                    return self._try_once()
                 except _Cut:
                     time.sleep(pause)
-            return self._once()
+            return self._try_once()
         except _Cut as cut:
             raise self._failed(str(cut)) from cut
         finally:
-            if not (self.manner.keep and self.part.is_file()):
+            if not (self.manner.resumable and self.part.is_file()):
                 self.mark.unlink(missing_ok=True)
 
-    def _once(self) -> str:
+    def _try_once(self) -> str:
         had, digest = 0, hashlib.sha256()
         if self.mark.is_file() and self.part.is_file():
             had = self.part.stat().st_size
@@ -112,11 +116,11 @@ class Transfer:
         if had:
             request.add_header("Range", f"bytes={had}-")
             request.add_header("If-Range", self._marked())
-        with self._told():
+        with self._network_errors():
             return self.opener.open(request, timeout=_TIMEOUT)
 
     def _range(self, answer: Any, had: int) -> tuple[int, int | None]:
-        """Where in the file the answer begins, and the size of the whole file if it is told."""
+        """Where in the file the answer begins, and the size of the whole file if it is known."""
         if answer.headers.get("Content-Encoding", "identity") != "identity":
             raise self._failed("the server compresses it")
         if answer.status == 200:
@@ -124,16 +128,14 @@ class Transfer:
         if answer.status != 206:
             raise self._failed(f"HTTP status {answer.status}")
         text = answer.headers.get("Content-Range", "")
-        told = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", text)
-        if told is None or int(told[1]) != had or (had and self._changed(answer)):
+        part = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", text)
+        # A server that did not heed If-Range may send another version.
+        marks = {answer.headers.get("ETag"), answer.headers.get("Last-Modified")} - {None}
+        changed = bool(had and marks) and self._marked() not in marks
+        if part is None or int(part[1]) != had or changed:
             self.mark.unlink(missing_ok=True)
             raise _Cut(f"another part or version was sent: {text[:80] or 'no range'}")
-        return had, None if told[2] == "*" else int(told[2])
-
-    def _changed(self, answer: Any) -> bool:
-        """Whether a server that did not heed If-Range goes on with another version."""
-        marks = {answer.headers.get("ETag"), answer.headers.get("Last-Modified")} - {None}
-        return bool(marks) and self._marked() not in marks
+        return had, None if part[2] == "*" else int(part[2])
 
     def _marked(self) -> str:
         with os.fdopen(handle_of(self.mark, follow=False), "rb") as stream:
@@ -142,7 +144,10 @@ class Transfer:
     def _copy(self, answer: Any, start: int, end: int | None, digest: Any) -> None:
         from tqdm import tqdm
 
-        room, size = self._room(start, end), start
+        free = shutil.disk_usage(self.part.parent).free - _RESERVE
+        most, size = min(_MAX_BYTES, start + max(free, 0)), start
+        if end is not None and end > most:
+            raise self._too_large(most, end)
         flags = os.O_WRONLY | os.O_CREAT | (os.O_APPEND if start else os.O_TRUNC)
         bar = {"desc": self.target.name[:40], "unit": "B", "unit_scale": True, "delay": 1}
         with (
@@ -154,27 +159,20 @@ class Transfer:
                 self._remember(answer)
             for chunk in self._chunks(answer):
                 size += len(chunk)
-                if size > room:
-                    raise self._too_large(room, size)
+                if size > most:
+                    raise self._too_large(most, size)
                 digest.update(chunk)
                 out.write(chunk)
                 progress.update(len(chunk))
         if end is not None and size != end:
             raise _Cut(f"{size} of {end} bytes")
 
-    def _room(self, start: int, end: int | None) -> int:
-        """The largest size that the file may have."""
-        free = shutil.disk_usage(self.part.parent).free - _RESERVE
-        room = min(_MAX_BYTES, start + max(free, 0))
-        if end is not None and end > room:
-            raise self._too_large(room, end)
-        return room
-
-    def _too_large(self, room: int, size: int) -> XferError:
+    def _too_large(self, most: int, size: int) -> XferError:
         self.part.unlink(missing_ok=True)
-        if room < _MAX_BYTES:
-            return no_room(self.target, f"it has {size} bytes or more, the disk room for {room}")
-        return self._failed(f"it has {size} bytes or more, {room} are allowed")
+        if most < _MAX_BYTES:
+            what = f"it has {size} bytes or more, the disk has space for {most}"
+            return disk_full(self.target, what)
+        return self._failed(f"it has {size} bytes or more, {most} are allowed")
 
     def _remember(self, answer: Any) -> None:
         mark = answer.headers.get("ETag", "")
@@ -187,7 +185,7 @@ class Transfer:
     def _chunks(self, answer: Any) -> Iterator[bytes]:
         since, got = time.monotonic(), 0
         while True:
-            with self._told():
+            with self._network_errors():
                 chunk: bytes = answer.read1(_CHUNK)
                 if not chunk and answer.length:
                     raise http.client.IncompleteRead(b"", answer.length)
@@ -200,19 +198,19 @@ class Transfer:
                 since, got = time.monotonic(), 0
             yield chunk
 
-    def _check(self, found: str, start: int, answer: Any) -> None:
-        if self.sha256 is None or found.startswith(self.sha256.lower()):
+    def _check(self, sha256: str, start: int, answer: Any) -> None:
+        if self.sha256 is None or sha256.startswith(self.sha256.lower()):
             return
         self.part.unlink(missing_ok=True)
         page = ", and it is a web page" * (answer.headers.get_content_type() == "text/html")
-        what = f"sha256 is {found}, expected {self.sha256}{page}"
+        what = f"sha256 is {sha256}, expected {self.sha256}{page}"
         if start:  # the bytes of an earlier try may be at fault
             raise _Cut(what)
         raise self.manner.error(shown(self.url), what, "check the address", self.manner.number + 1)
 
     @contextmanager
-    def _told(self) -> Iterator[None]:
-        """What the network raises as one line; what the disk raises is not caught here."""
+    def _network_errors(self) -> Iterator[None]:
+        """Make one line of what the network raises; what the disk raises is not caught here."""
         try:
             yield
         except (OSError, http.client.HTTPException, ValueError) as error:
@@ -224,11 +222,8 @@ class Transfer:
             reason = error.reason if type(error) is urllib.error.URLError else error
             line = (str(reason).splitlines() or [type(error).__name__])[0][:160]
             # A connection that could not be made, a refusal and a senseless address stay so.
-            if (
-                code >= 500
-                or code == 416
-                or not isinstance(error, (urllib.error.URLError, ValueError))
-            ):
+            final = isinstance(error, urllib.error.URLError | ValueError)
+            if code >= 500 or code == 416 or not final:
                 raise _Cut(line) from error
             raise self._failed(line) from error
 

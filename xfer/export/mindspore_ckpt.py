@@ -20,7 +20,7 @@ from xfer.core.errors import ExportError
 from xfer.core.protobuf import Malformed, Wire, chunk, number, text
 from xfer.export.mindspore_names import back, chosen, difference, names
 from xfer.export.parity import run_torch
-from xfer.weights.mindspore.name_maps import DialectName
+from xfer.weights.mindspore.translate import DialectName
 
 if TYPE_CHECKING:
     from pathlib import Path

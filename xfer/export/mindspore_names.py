@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from xfer.core.errors import ExportError, closest
 from xfer.core.protobuf import Malformed
-from xfer.weights.mindspore.name_maps import renamed, shipped, suits, to_torch
+from xfer.weights.mindspore.translate import renamed, shipped, suits, to_torch
 
 if TYPE_CHECKING:
     from torch import nn

@@ -18,10 +18,9 @@ from xfer.models import adapters, mindspore_layers
 from xfer.models.backbone import index
 from xfer.models.head import Keep, swap
 from xfer.models.skip_init import SkipInit
-from xfer.weights.content import Weights
+from xfer.weights.content import Match, Weights
 from xfer.weights.match import match
 from xfer.weights.match_errors import MISFIT
-from xfer.weights.match_table import Match
 
 # Libraries whose networks are nothing but their state.
 STATELESS = ("timm", "torchvision")

@@ -24,8 +24,8 @@ from xfer.weights.content import Weights
 if TYPE_CHECKING:
     from xfer.config.specs import Specs
     from xfer.models.network import Parts
+    from xfer.weights.content import Match, OptimizerState
     from xfer.weights.formats.checkpoint_format import Snapshot
-    from xfer.weights.match_table import Match
 
 
 def make_plan(specs: Specs, not_exact: str = "") -> Plan:
@@ -142,15 +142,18 @@ def _from_specs(specs: Specs, dataset: Dataset | None, weights: Weights, not_exa
             for name, members in zip(classes, parts.rows, strict=True)
         }
     if weights.optimizer is not None:
-        plan = _with_momenta(plan, found, () if parts.head_from_source else before.heads)
+        heads = () if parts.head_from_source else before.heads
+        plan = _with_momenta(plan, weights.optimizer, found, heads)
     return _finish(plan)
 
 
-def _with_momenta(plan: Plan, found: Match, heads: tuple[str, ...]) -> Plan:
+def _with_momenta(
+    plan: Plan, optimizer: OptimizerState, found: Match, heads: tuple[str, ...]
+) -> Plan:
     from xfer.weights.load_report import mark_continued
-    from xfer.weights.optimizer_state.remap import continued
+    from xfer.weights.optimizer_state import continued
 
-    momenta, dropped = continued(plan.weights, found, heads)
+    momenta, dropped = continued(optimizer, plan.weights, found, heads)
     mark_continued(plan.load, momenta)
     plan.load["optimizer"] = {
         "algorithm": momenta.algorithm,

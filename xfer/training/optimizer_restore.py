@@ -128,9 +128,7 @@ def _choice(algorithm: str, given: set[str]) -> str:
         return "optim=torch optim.name=NAdam"
     if "max_exp_avg_sq" in given:
         return "optim=torch optim.name=AdamW 'optim.args={amsgrad: true}'"
-    if algorithm == "adam":
-        return "optim=adamw"
-    return f"optim=torch optim.name={algorithm} with its optim.args"
+    return "optim=adamw"
 
 
 def _fitted(

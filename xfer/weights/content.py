@@ -1,4 +1,7 @@
-"""Weights on their way from a file into a network. No torch at import time."""
+"""Weights on their way from a file into a network, and what became of each tensor there.
+
+No torch at import time.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +14,14 @@ from xfer.core.types import InputSpec, Plain
 if TYPE_CHECKING:
     import torch
 
-    from xfer.core.protocols import Backbone
     from xfer.core.types import StateDict
 
 Shape = tuple[int, ...]
+Fate = Literal[
+    "loaded", "renamed", "adapted", "dropped head", "left out",
+    "unexpected", "missing", "wrong shape", "initialised",
+]  # fmt: skip
+USED: tuple[Fate, ...] = ("loaded", "renamed", "adapted")
 
 
 @dataclass(frozen=True)
@@ -40,9 +47,10 @@ class OptimizerState(Protocol):
 
 @dataclass(frozen=True)
 class Content:
-    """What a file of weights holds, under the file's own names.
+    """What a file of weights holds, by name.
 
-    ``format`` says what kind of file it is, for people; ``state`` holds tensors on the CPU;
+    ``format`` says what kind of file it is, for people; ``state`` holds tensors on the CPU,
+    ``renamed`` gives the file's name of each tensor that has another there;
     ``asides`` the entries that are no weights, with what they are; ``facts`` what else the
     reader learned (the nested entry that was taken, a verified checksum).
     """
@@ -52,6 +60,7 @@ class Content:
     asides: Mapping[str, str] = field(default_factory=dict)
     optimizer: OptimizerState | None = None
     facts: Plain = field(default_factory=dict)
+    renamed: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -90,9 +99,39 @@ class Weights:
     facts: Plain = field(default_factory=dict)
 
 
-class Source(Protocol):
-    """Where initial weights come from."""
+@dataclass(frozen=True)
+class TensorRow:
+    """What became of one tensor. ``name`` is the network's name, ``key`` the file's; either may
+    be absent. ``shape`` is the file's, or the network's where the file has none."""
 
-    def load(self, backbone: Backbone) -> Weights:
-        """Read the weights for ``backbone``; raises WeightsError when they cannot be had."""
-        ...
+    name: str | None
+    key: str | None
+    fate: Fate
+    shape: Shape = ()
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Match:
+    """One row a tensor of the file or of the network, and the ``state`` that goes into it.
+
+    ``coverage`` is the share of the backbone that was loaded, parameters and buffers counted in
+    numbers; ``tensor_coverage`` the same counted in tensors; ``prefix`` what stood before the
+    network's names in the file.
+    """
+
+    rows: tuple[TensorRow, ...] = ()
+    state: StateDict = field(default_factory=dict)
+    coverage: float = 0.0
+    tensor_coverage: float = 0.0
+    prefix: str = ""
+
+    def of(self, *fates: str) -> tuple[str, ...]:
+        """The network's names, else the file's, of the rows with one of ``fates``."""
+        return tuple(row.name or row.key or "" for row in self.rows if row.fate in fates)
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """Network tensors that keep their initial values."""
+        fates = ("missing", "wrong shape", "initialised", "dropped head")
+        return tuple(row.name for row in self.rows if row.name and row.fate in fates)

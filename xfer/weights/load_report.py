@@ -11,11 +11,10 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from xfer.core.types import Plain
-    from xfer.weights.content import Momenta, Weights
-    from xfer.weights.match_table import Match, Row
+    from xfer.weights.content import Match, Momenta, Weights
 
 
-def account(weights: Weights, found: Match, heads: Sequence[str]) -> Plain:
+def account(weights: Weights, match: Match, heads: Sequence[str]) -> Plain:
     """The facts of ``load_report.json``; JSON-like.
 
     ``rows`` has one entry a tensor of the file or of the network; ``coverage`` counts the
@@ -23,31 +22,30 @@ def account(weights: Weights, found: Match, heads: Sequence[str]) -> Plain:
     bytes (:func:`xfer.core.checksum.fingerprint`). ``heads`` are the classifier's dotted paths.
     """
     prefixes = tuple(f"{head}." for head in heads)
-    backbone = [(n, t) for n, t in found.state.items() if not n.startswith(prefixes)]
+    backbone = [(n, t) for n, t in match.state.items() if not n.startswith(prefixes)]
     return {
         "kind": weights.kind,
         "origin": weights.origin,
         "sha256": weights.sha256,
         "fingerprint": fingerprint(backbone) if backbone else None,
-        "coverage": {"parameters": found.coverage, "tensors": found.tensor_coverage},
-        "counts": dict(Counter(row.fate for row in found.rows)),
+        "coverage": {"parameters": match.coverage, "tensors": match.tensor_coverage},
+        "counts": dict(Counter(row.fate for row in match.rows)),
         **weights.facts,
-        "prefix": found.prefix or weights.facts.get("prefix"),
+        "prefix": match.prefix or weights.facts.get("prefix"),
         "rebuilt": dict(weights.compat),
-        "rows": [_row(row) for row in found.rows],
+        "rows": [
+            {"name": row.name, "key": row.key, "fate": row.fate, "shape": list(row.shape)}
+            | ({"note": row.note} if row.note else {})
+            for row in match.rows
+        ],
     }
 
 
 def mark_continued(report: Plain, momenta: Momenta) -> None:
-    """Say so of the rows of ``report`` whose optimizer state the run goes on with."""
-    went_on = {row["key"] for row in report["rows"] if row["name"] in momenta.buffers}
+    """Mark the rows of ``report`` whose optimizer state the run continues."""
+    keys = {row["key"] for row in report["rows"] if row["name"] in momenta.buffers}
     for row in report["rows"]:
-        # A MindSpore entry is called after its parameter, behind the name of the state.
-        if row.get("note") == "optimizer state" and row["key"].partition(".")[2] in went_on:
+        # A MindSpore entry is named after its parameter, which follows the name of the state.
+        if row.get("note") == "optimizer state" and row["key"].partition(".")[2] in keys:
             row["fate"] = "continued"
     report["counts"] = dict(Counter(row["fate"] for row in report["rows"]))
-
-
-def _row(row: Row) -> Plain:
-    facts = {"name": row.name, "key": row.key, "fate": row.fate, "shape": list(row.shape)}
-    return {**facts, "note": row.note} if row.note else facts

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -10,9 +9,9 @@ from typing import TYPE_CHECKING
 
 from xfer.core.errors import ConfigError, closest
 from xfer.core.regex import matches
+from xfer.weights.content import USED, Fate, Match, TensorRow
 from xfer.weights.match_by_order import COUNTER, by_order
-from xfer.weights.match_errors import ambiguous, mismatch, unordered
-from xfer.weights.match_table import USED, Fate, Match, Row
+from xfer.weights.match_errors import ambiguous, mismatch, modules_of, unordered
 from xfer.weights.reshape import adapted
 
 if TYPE_CHECKING:
@@ -35,94 +34,45 @@ def match(
     with examples from both sides when anything but the heads does not fit.
     """
     if weights.state is None:
-        return Match(tuple(Row(n, None, "initialised", tuple(t.shape)) for n, t in wanted.items()))
+        fresh = [TensorRow(n, None, "initialised", tuple(t.shape)) for n, t in wanted.items()]
+        return Match(tuple(fresh))
     excused = tuple(f"{path}." for path in (*heads, *dropped))
-    weights = _ordered(wanted, weights, excused)
+    if weights.match == "order":
+        weights = _in_order(wanted, weights, excused)
     backbone = [n for n in wanted if not n.startswith(excused) and not n.endswith(COUNTER)]
     prefix = _common_prefix(backbone, weights)
     rows, state = [], {}
     for name, target in wanted.items():
-        if name.startswith(excused):
-            row, tensor = _head(name, target, prefix, weights), None
-        else:
-            row, tensor = _fit(name, target, prefix, weights)
+        row, tensor = _placed(name, target, _entry(name, prefix, weights), weights, excused)
         rows.append(row)
         if tensor is not None:
             state[name] = tensor
-    rows += _left(wanted, prefix, weights, excused)
+    for entry, tensor in (weights.state or {}).items():
+        inner = entry.removeprefix(prefix)
+        if inner not in wanted or _entry(inner, prefix, weights) != entry:
+            fate: Fate = "dropped head" if inner.startswith(excused) else "unexpected"
+            key = weights.renamed.get(entry, entry)
+            rows.append(TensorRow(None, key, fate, tuple(tensor.shape)))
+    rows += [TensorRow(None, key, "left out", note=why) for key, why in weights.asides.items()]
     return _checked(_allowed(rows, weights), state, wanted, weights, excused, prefix)
 
 
-def _ordered(
+def _in_order(
     wanted: Mapping[str, torch.Tensor], weights: Weights, excused: tuple[str, ...]
 ) -> Weights:
-    """``weights`` under the network's names, where ``source.match=order`` asks for it."""
-    if weights.match == "name":
-        return weights
+    """``weights`` under the network's names, paired by order and shape."""
     state = weights.state or {}
-    found = by_order(wanted, state, excused)
-    if not found:
-        raise unordered(wanted, weights, excused)
-    renamed = {name: _key(key, weights) for name, key in found.items()}
-    left = [_key(key, weights) for key in state.keys() - set(found.values())]
+    pairs = by_order(wanted, state, excused)
+    if not pairs:
+        raise unordered(weights)
+    renamed = {name: weights.renamed.get(key, key) for name, key in pairs.items()}
+    left = [weights.renamed.get(key, key) for key in state.keys() - set(pairs.values())]
     return replace(
         weights,
-        state={name: state[key] for name, key in found.items()},
+        state={name: state[key] for name, key in pairs.items()},
         renamed={name: key for name, key in renamed.items() if name != key},
-        asides={**weights.asides, **dict.fromkeys(left, "no tensor of the network for it")},
+        asides={**weights.asides, **dict.fromkeys(left, "the network has no tensor for it")},
     )
-
-
-def _head(name: str, target: torch.Tensor, prefix: str, weights: Weights) -> Row:
-    source = _source(name, prefix, weights)
-    found = (weights.state or {}).get(source)
-    if found is None:
-        return Row(name, None, "initialised", tuple(target.shape))
-    return Row(name, _key(source, weights), "dropped head", tuple(found.shape))
-
-
-def _fit(
-    name: str, target: torch.Tensor, prefix: str, weights: Weights
-) -> tuple[Row, torch.Tensor | None]:
-    source, shape = _source(name, prefix, weights), tuple(target.shape)
-    given = (weights.state or {}).get(source)
-    if given is None:
-        # Files older than batch normalisation's counter lack it; torch loads those strictly too.
-        counter = name.endswith(COUNTER)
-        return Row(name, None, "initialised" if counter else "missing", shape), None
-    row = Row(name, _key(source, weights), "loaded", tuple(given.shape))
-    if given.is_floating_point() != target.is_floating_point():
-        note = f"{_dtype(given)} for {_dtype(target)}"
-        return replace(row, fate="wrong shape", note=note), None
-    if row.shape == shape:
-        note = "" if given.dtype == target.dtype else f"{_dtype(given)} as {_dtype(target)}"
-        return replace(row, fate="loaded" if row.key == name else "renamed", note=note), given
-    other = adapted(name, given, shape, weights)
-    if other is None:
-        return replace(row, fate="wrong shape", note=f"{list(row.shape)} for {list(shape)}"), None
-    return replace(row, fate="adapted", note=other[1]), other[0]
-
-
-def _dtype(tensor: torch.Tensor) -> str:
-    return str(tensor.dtype).removeprefix("torch.")
-
-
-def _key(source: str, weights: Weights) -> str:
-    return weights.renamed.get(source, source)
-
-
-def _left(
-    wanted: Mapping[str, torch.Tensor], prefix: str, weights: Weights, excused: tuple[str, ...]
-) -> list[Row]:
-    """The file's entries that no tensor of the network asks for."""
-    rows = []
-    for source, tensor in (weights.state or {}).items():
-        inner = source.removeprefix(prefix)
-        if inner not in wanted or _source(inner, prefix, weights) != source:
-            fate: Fate = "dropped head" if inner.startswith(excused) else "unexpected"
-            rows.append(Row(None, _key(source, weights), fate, tuple(tensor.shape)))
-    rows += [Row(None, key, "left out", note=why) for key, why in weights.asides.items()]
-    return rows
 
 
 def _common_prefix(backbone: Sequence[str], weights: Weights) -> str:
@@ -137,47 +87,65 @@ def _common_prefix(backbone: Sequence[str], weights: Weights) -> str:
         return ""
     names, hits, below = {n for n in backbone if n not in state}, Counter[str](), Counter[str]()
     for key in state:
-        for start in _starts(key):
-            below[start] += 1
-            hits[start] += key.removeprefix(start) in names
+        for module in modules_of(key):
+            below[module] += 1
+            hits[module] += key.removeprefix(module) in names
     # Below a block, too, are layers with usual names; but little that is there is the network's.
-    found = {
-        start: n
-        for start, n in hits.items()
-        if n and (below[start] == len(state) or 2 * n > min(below[start], len(names)))
+    counts = {
+        module: n
+        for module, n in hits.items()
+        if n and (below[module] == len(state) or 2 * n > min(below[module], len(names)))
     }
-    best = sorted(start for start, n in found.items() if n == max(found.values()))
+    best = sorted(module for module, n in counts.items() if n == max(counts.values()))
     if len(best) > 1:
         raise ambiguous(best, weights)
     return best[0] if best else ""
 
 
-def _starts(key: str) -> list[str]:
-    return [key[: dot.end()] for dot in re.finditer(r"\.", key)]
-
-
-def _source(name: str, prefix: str, weights: Weights) -> str:
-    """The entry for ``name``: behind the prefix, or where a rule has put it without one."""
+def _entry(name: str, prefix: str, weights: Weights) -> str:
+    """The entry for ``name``: after the prefix, or where a rule has put it without one."""
     state = weights.state or {}
     bare = prefix + name not in state and name in state and name in weights.renamed
     return name if bare else prefix + name
 
 
-def _allowed(rows: list[Row], weights: Weights) -> list[Row]:
+def _placed(
+    name: str, target: torch.Tensor, entry: str, weights: Weights, excused: tuple[str, ...]
+) -> tuple[TensorRow, torch.Tensor | None]:
+    """What becomes of the network's tensor ``name``, and what goes into it."""
+    given, shape = (weights.state or {}).get(entry), tuple(target.shape)
+    in_head = name.startswith(excused)
+    if given is None:
+        # Files older than batch normalisation's counter lack it; torch loads those strictly too.
+        optional = in_head or name.endswith(COUNTER)
+        return TensorRow(name, None, "initialised" if optional else "missing", shape), None
+    row = TensorRow(name, weights.renamed.get(entry, entry), "loaded", tuple(given.shape))
+    if in_head:
+        return replace(row, fate="dropped head"), None
+    types = [str(tensor.dtype).removeprefix("torch.") for tensor in (given, target)]
+    if given.is_floating_point() != target.is_floating_point():
+        return replace(row, fate="wrong shape", note=" for ".join(types)), None
+    if row.shape == shape:
+        note = "" if given.dtype == target.dtype else " as ".join(types)
+        return replace(row, fate="loaded" if row.key == name else "renamed", note=note), given
+    other = adapted(name, given, shape, weights)
+    if other is None:
+        return replace(row, fate="wrong shape", note=f"{list(row.shape)} for {list(shape)}"), None
+    return replace(row, fate="adapted", note=other[1]), other[0]
+
+
+def _allowed(rows: list[TensorRow], weights: Weights) -> list[TensorRow]:
     """Excuse what ``allow_missing`` names. Raises ConfigError for a pattern that excuses none."""
     lacking = [row.name for row in rows if row.name and row.fate in ("missing", "wrong shape")]
     excused: set[str] = set()
     for i, pattern in enumerate(weights.allow_missing):
         key = f"source.allow_missing[{i}]"
-        found = {name for name in lacking if matches(pattern, name, key)}
-        if not found:
-            raise ConfigError(
-                key,
-                f"'{pattern}' matches no tensor that is missing",
-                closest(pattern.replace("\\", ""), lacking) if lacking else "drop it",
-                53,
-            )
-        excused |= found
+        names = {name for name in lacking if matches(pattern, name, key)}
+        if not names:
+            what = f"'{pattern}' matches no tensor that is missing"
+            fix = closest(pattern.replace("\\", ""), lacking) if lacking else "drop it"
+            raise ConfigError(key, what, fix, 53)
+        excused |= names
     return [
         replace(row, note=f"{row.note} (allowed)".strip()) if row.name in excused else row
         for row in rows
@@ -185,29 +153,28 @@ def _allowed(rows: list[Row], weights: Weights) -> list[Row]:
 
 
 def _checked(
-    rows: list[Row],
+    rows: list[TensorRow],
     state: dict[str, torch.Tensor],
     wanted: Mapping[str, torch.Tensor],
     weights: Weights,
     excused: tuple[str, ...],
     prefix: str,
 ) -> Match:
-    asked = [
-        row
+    sizes = {
+        row: wanted[row.name].numel()
         for row in rows
         if row.name and row.fate != "initialised" and not row.name.startswith(excused)
-    ]
-    used = [row for row in asked if row.fate in USED]
-    numbers = sum(wanted[row.name or ""].numel() for row in asked)
-    found = Match(
+    }
+    used = [row for row in sizes if row.fate in USED]
+    result = Match(
         tuple(rows),
         state,
-        coverage=sum(wanted[row.name or ""].numel() for row in used) / max(1, numbers),
-        tensor_coverage=len(used) / max(1, len(asked)),
+        coverage=sum(sizes[row] for row in used) / max(1, sum(sizes.values())),
+        tensor_coverage=len(used) / max(1, len(sizes)),
         prefix=prefix,
     )
-    lacking = [row for row in asked if row.fate not in USED and "(allowed)" not in row.note]
-    short = lacking and not found.coverage >= weights.min_coverage < 1
-    if not used or short or found.of("unexpected"):
-        raise mismatch(found.rows, weights, wanted, excused)
-    return found
+    lacking = [row for row in sizes if row.fate not in USED and "(allowed)" not in row.note]
+    short = lacking and not result.coverage >= weights.min_coverage < 1
+    if not used or short or result.of("unexpected"):
+        raise mismatch(result.rows, weights, wanted, excused)
+    return result

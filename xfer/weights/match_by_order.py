@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -34,34 +34,28 @@ def by_order(
     bias, or where names of both sides say that two tensors of one shape changed places.
     """
     keys = [key for key in given if not key.endswith(COUNTER)]
-    own = [name for name in wanted if not name.endswith(COUNTER)]
-    for names in (own, [name for name in own if not name.startswith(heads)]):
+    all_names = [name for name in wanted if not name.endswith(COUNTER)]
+    for names in (all_names, [name for name in all_names if not name.startswith(heads)]):
         if len(names) != len(keys) or not names:
             continue
         pairs = list(zip(names, keys, strict=True))
         fit = all(_fits(n, wanted[n], k, given[k], n.startswith(heads)) for n, k in pairs)
         if fit and not _crossed(pairs, wanted):
-            return {**dict(pairs), **_counters(pairs, wanted, given)}
+            # The counters go where the other tensors of their layer go.
+            layers = {name.rpartition(".")[0]: key.rpartition(".")[0] for name, key in pairs}
+            counters = {f"{name}.{COUNTER}": f"{key}.{COUNTER}" for name, key in layers.items()}
+            both = {name: key for name, key in counters.items() if name in wanted and key in given}
+            return {**dict(pairs), **both}
     return {}
 
 
-def _fits(name: str, own: torch.Tensor, key: str, other: torch.Tensor, of_head: bool) -> bool:
+def _fits(name: str, target: torch.Tensor, key: str, other: torch.Tensor, of_head: bool) -> bool:
     # The first number of a head's shape is that of its classes.
     start = 1 if of_head else 0
-    shapes = own.shape[start:] == other.shape[start:] and own.ndim == other.ndim
+    shapes = target.shape[start:] == other.shape[start:] and target.ndim == other.ndim
     roles = {_ROLES.get(text.rpartition(".")[2], "") for text in (name, key)} - {""}
-    return shapes and len(roles) <= 1 and own.is_floating_point() == other.is_floating_point()
-
-
-def _counters(
-    pairs: Iterable[tuple[str, str]],
-    wanted: Mapping[str, torch.Tensor],
-    given: Mapping[str, torch.Tensor],
-) -> dict[str, str]:
-    """The counters, which go where the other tensors of their layer go."""
-    layers = {name.rpartition(".")[0]: key.rpartition(".")[0] for name, key in pairs}
-    found = {f"{name}.{COUNTER}": f"{key}.{COUNTER}" for name, key in layers.items()}
-    return {name: key for name, key in found.items() if name in wanted and key in given}
+    same_kind = target.is_floating_point() == other.is_floating_point()
+    return shapes and len(roles) <= 1 and same_kind
 
 
 def _crossed(pairs: Sequence[tuple[str, str]], wanted: Mapping[str, torch.Tensor]) -> bool:
@@ -69,23 +63,23 @@ def _crossed(pairs: Sequence[tuple[str, str]], wanted: Mapping[str, torch.Tensor
     where one library has query before key and the other key before query."""
     families: dict[object, list[tuple[str, str]]] = {}
     for name, key in pairs:
-        own, other = _split(name), _split(key)
+        (block, layer, role), (other_block, other_layer, _) = _split(name), _split(key)
         shape = tuple(wanted[name].shape)
-        families.setdefault((own[0], other[0], own[2], shape), []).append((own[1], other[1]))
+        families.setdefault((block, other_block, role, shape), []).append((layer, other_layer))
         # Whole names, for files of which some tensors have the network's names.
-        families.setdefault((own[2], shape), []).append((".".join(own[:2]), ".".join(other[:2])))
-    return any(_changed_places(family) for family in families.values())
-
-
-def _changed_places(family: Sequence[tuple[str, str]]) -> bool:
-    place = {own: i for i, (own, _) in enumerate(family)}
-    places = [place[other] for _, other in family if other in place]
-    return places != sorted(places)
+        whole = (f"{block}.{layer}", f"{other_block}.{other_layer}")
+        families.setdefault((role, shape), []).append(whole)
+    for family in families.values():
+        place = {name: i for i, (name, _) in enumerate(family)}
+        places = [place[other] for _, other in family if other in place]
+        if places != sorted(places):
+            return True
+    return False
 
 
 def _split(name: str) -> tuple[str, str, str]:
     """What holds the layer, the layer and the role of its tensor, without trifles of spelling."""
     layer, _, last = name.rpartition(".")
     parts = [part.strip("_").lower() for part in layer.split(".")]
-    found = _ATTENTION.fullmatch(parts[-1])
-    return ".".join(parts[:-1]), found[1] if found else parts[-1], _ROLES.get(last, last)
+    attention = _ATTENTION.fullmatch(parts[-1])
+    return ".".join(parts[:-1]), attention[1] if attention else parts[-1], _ROLES.get(last, last)

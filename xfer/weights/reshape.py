@@ -46,8 +46,8 @@ def _positions(tensor: torch.Tensor, shape: Shape) -> tuple[torch.Tensor, str] |
     for prefix in (0, 1, 2):
         old, new = (math.isqrt(n - prefix) for n in (tensor.shape[1], shape[1]))
         if (old * old + prefix, new * new + prefix) == (tensor.shape[1], shape[1]):
-            found = resample_abs_pos_embed(
+            resampled = resample_abs_pos_embed(
                 tensor, [new, new], old_size=[old, old], num_prefix_tokens=prefix
             )
-            return found, f"positions resampled from {old}x{old} to {new}x{new}"
+            return resampled, f"positions resampled from {old}x{old} to {new}x{new}"
     return None

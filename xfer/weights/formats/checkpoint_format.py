@@ -76,52 +76,39 @@ class _Facts(TypedDict):
     run: NotRequired[str | None]
 
 
-def _is_state(found: object) -> bool:
+def read_snapshot(path: Path) -> Snapshot:
+    """Read and check. Raises WeightsError for anything that is not an xfer checkpoint."""
     import torch
 
-    return isinstance(found, dict) and all(
-        isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in found.items()
-    )
-
-
-def read_snapshot(path: Path) -> Snapshot:
-    """Read and check. Raises WeightsError for anything that is no xfer checkpoint."""
     content = load_tensors(path)
     facts = content.get("xfer") if isinstance(content, dict) else None
     if not isinstance(facts, dict) or not {"card", "format"} <= facts.keys():
-        raise WeightsError(
-            path, "is no xfer checkpoint", "for other weights use source=file source.path=...", 5
-        )
+        what = "is not an xfer checkpoint"
+        raise WeightsError(path, what, "for other weights use source=file source.path=...", 5)
+    version, state = facts["format"], content.get("state_dict")
+    if isinstance(version, int) and version > FORMAT:
+        what = f"has format {version}, newer than this xfer"
+        raise WeightsError(path, what, "update xfer", 6)
     try:
         checked(_Facts, facts)
         card = card_of(facts["card"])
-        if not _is_state(content.get("state_dict")):
+        if not isinstance(state, dict) or not all(
+            isinstance(name, str) and isinstance(tensor, torch.Tensor)
+            for name, tensor in state.items()
+        ):
             raise ValueError("state_dict is no dict of tensors by name")
     except ValueError as error:
+        what = f"its card is not what xfer writes ({error})"
         fix = "use another copy of the file, or train again"
-        newer = isinstance(facts["format"], int) and facts["format"] > FORMAT
-        if not newer:
-            what = f"its card is not what xfer writes ({error})"
-            raise WeightsError(path, what, fix, 97) from error
-    if facts["format"] > FORMAT:
-        raise WeightsError(
-            path, f"has format {facts['format']}, newer than this xfer", "update xfer", 6
-        )
-    if facts["format"] > 1 and not sealed(path):
+        raise WeightsError(path, what, fix, 97) from error
+    if version > 1 and not sealed(path):
         raise damaged(path)
-    state = content["state_dict"]
     if "loops" in content:
         # A resume file: the network beside the state of metrics; the average is what was scored.
         state = {k.removeprefix("net."): v for k, v in state.items() if k.startswith("net.")}
         state |= content["ema"] or {}
         state = folded(state, from_plain(content.get("standard")))
-    return Snapshot(
-        card,
-        state,
-        facts["progress"],
-        facts["frozen"],
-        facts.get("run"),
-    )
+    return Snapshot(card, state, facts["progress"], facts["frozen"], facts.get("run"))
 
 
 def identity(plan: Plain) -> str:
@@ -135,7 +122,7 @@ def read_best(path: Path) -> Snapshot:
     """Read a checkpoint, or the best one of a run folder.
 
     Raises WeightsError as :func:`read_snapshot`, and where the checkpoint in a run folder was
-    written by another run than that folder's ``plan.json`` tells of.
+    written by another run than the one in that folder's ``plan.json``.
     """
     snapshot = read_snapshot(best_checkpoint(path))
     plan = path / "plan.json"
@@ -143,13 +130,12 @@ def read_best(path: Path) -> Snapshot:
         return snapshot
     try:
         facts = read_json(plan)
-        own = identity(facts)
+        run = identity(facts)
     except (OSError, ValueError, AttributeError) as error:
         what = f"cannot be read ({str(error).splitlines()[0]})"
-        raise WeightsError(
-            plan, what, f"give the checkpoint itself: {best_checkpoint(path)}", 96
-        ) from error
-    if snapshot.run != own:
+        fix = f"give the checkpoint itself: {best_checkpoint(path)}"
+        raise WeightsError(plan, what, fix, 96) from error
+    if snapshot.run != run:
         what = "was written by another run than the one of this folder"
         fix = "put the run's own file back, or give the path of a checkpoint outside of the folder"
         raise WeightsError(best_checkpoint(path), what, fix, 96)

@@ -1,12 +1,13 @@
-"""What a file is, told by its content and never by its name."""
+"""What a file is, by its content and never by its name; and where it is no weights, what to do."""
 
 from __future__ import annotations
 
 import os
+import re
 import stat
-from collections.abc import Callable
 from pathlib import Path
 
+from xfer.core.errors import SafetyError, WeightsError, XferError
 from xfer.weights.formats.zip_check import peek
 
 TORCH, LEGACY, SAFETENSORS, NPZ = "torch zip", "torch legacy pickle", "safetensors", "npz"
@@ -38,10 +39,66 @@ _MAGIC: tuple[tuple[bytes, str], ...] = (
 _OF_TAR = (b"sys_info", b"pickle", b"tensors", b"storages")
 _TF_INDEX_END = bytes.fromhex("57fb808b247547db")
 
+_AGAIN = "fetch it again and compare its size"
+_TORCH = "give the torch or safetensors file of the same weights"
+_UNPACK = "unpack it and give the file of weights inside"
+_MINDSPORE = "type source=mindspore source.path="
+
+FOREIGN = {
+    # A kind that cannot be read as weights: what it is, the remedy, the error's number.
+    "missing": ("there is no such file", "give source.path=FILE", 1),
+    "dangling link": ("is a link to a file that is not there", "fetch the file again", 80),
+    "directory": ("is a folder, not a file", "give the file of weights inside it", 80),
+    "FIFO or device": ("is a pipe, socket or device, not a file", "give a regular file", 80),
+    "unreadable": ("may not be read (permission denied)", "change its permissions (chmod)", 80),
+    "empty": ("is empty (0 bytes)", _AGAIN, 81),
+    "zeros": ("holds zero bytes where its start must be", _AGAIN, 81),
+    "git-LFS pointer": ("is a git-LFS pointer, not the file itself", "run git lfs pull", 81),
+    "HTML": (
+        "is an HTML page: the address gives a web page, not the file",
+        "use the file's own download address (Hugging Face: resolve in place of blob)",
+        81,
+    ),
+    "XML": ("is XML, most often a server's error message", "check the address, fetch it again", 81),
+    "JSON": ("is JSON text, not weights", "give the file of weights beside it", 81),
+    "text": ("is a text file", "give the file of weights", 81),
+    "ONNX": ("is an ONNX network", _TORCH, 82),
+    "HDF5": ("is an HDF5 file, as Keras writes them", _TORCH, 82),
+    "Keras": ("is a Keras network", _TORCH, 82),
+    "TensorFlow": ("is a TensorFlow file", _TORCH, 82),
+    "GGUF": ("is a GGUF file of a language model", _TORCH, 82),
+    "MXNet": ("is an MXNet file", _TORCH, 82),
+    "image": ("is an image", "give the file of weights", 82),
+    "PDF": ("is a PDF document", "give the file of weights", 82),
+    "npy": ("is a single numpy array (.npy)", "save the arrays by name: numpy.savez(...)", 82),
+    "torch.export": ("is a program of torch.export (.pt2)", "save its state_dict", 82),
+    "torch tar": ("is a .tar of torch 0.1, which is read by running it", _TORCH, 82),
+    "unknown": ("is not a file of weights that xfer knows", _TORCH, 82),
+    "gzip": ("is packed with gzip", "unpack it first: gunzip FILE", 83),
+    "bzip2": ("is packed with bzip2", "unpack it first: bunzip2 FILE", 83),
+    "xz": ("is packed with xz", "unpack it first: unxz FILE", 83),
+    "zstd": ("is packed with zstd", "unpack it first: unzstd FILE", 83),
+    "broken zip": ("is a zip archive that is cut or damaged", _AGAIN, 2),
+    "7z": ("is a 7z archive", _UNPACK, 83),
+    "rar": ("is a rar archive", _UNPACK, 83),
+    "tar": ("is a tar archive", _UNPACK, 83),
+    "zip": ("is a zip archive that holds no weights of torch or numpy", _UNPACK, 83),
+}
+OF_MINDSPORE = {
+    "MindSpore checkpoint": ("is a MindSpore checkpoint", _MINDSPORE, 84),
+    "MindSpore safetensors": ("is a safetensors file of MindSpore", _MINDSPORE, 84),
+    "MindSpore encrypted": (
+        "is an encrypted MindSpore checkpoint",
+        "save it without enc_key; " + _MINDSPORE,
+        84,
+    ),
+    "mindir": ("is a MindIR network of MindSpore", _MINDSPORE, 84),
+}
+
 
 def kind_of(path: Path) -> str:
     """What ``path`` is: a kind that :mod:`xfer.weights.formats.read` reads, one of MindSpore's, or
-    one of :data:`xfer.weights.formats.foreign.FOREIGN`.
+    one of :data:`FOREIGN`.
 
     Only regular files are opened, so a FIFO never blocks. An xfer checkpoint is a ``torch zip``
     here. Never raises for what the file holds.
@@ -60,7 +117,14 @@ def kind_of(path: Path) -> str:
         tail = stream.read(8)
     if head[:4] in (b"PK\x03\x04", b"PK\x05\x06"):
         return _of_zip(*peek(path))
-    return next(kind for ask in _QUESTIONS if (kind := ask(head, size, tail)) is not None)
+    return (
+        _by_magic(head, tail)
+        or _markup(head)
+        or _mindspore(head, size)
+        or _protobuf(head)
+        or _pickle(head, size, tail)
+        or ("text" if _is_text(head) else "unknown")
+    )
 
 
 def _place(path: Path) -> str | None:
@@ -70,17 +134,13 @@ def _place(path: Path) -> str | None:
     except (OSError, ValueError) as error:
         if isinstance(error, PermissionError):
             return "unreadable"
-        return "dangling link" if _is_link(path) else "missing"
+        try:
+            return "dangling link" if path.is_symlink() else "missing"
+        except (OSError, ValueError):
+            return "missing"
     if stat.S_ISDIR(mode):
         return "directory"
     return None if stat.S_ISREG(mode) else "FIFO or device"
-
-
-def _is_link(path: Path) -> bool:
-    try:
-        return path.is_symlink()
-    except (OSError, ValueError):
-        return False
 
 
 def _of_zip(names: list[str], whole: bool) -> str:
@@ -98,7 +158,7 @@ def _of_zip(names: list[str], whole: bool) -> str:
     return "zip" if whole else "broken zip"
 
 
-def _by_magic(head: bytes, size: int, tail: bytes) -> str | None:
+def _by_magic(head: bytes, tail: bytes) -> str | None:
     if not head.strip(b"\x00"):
         return "zeros" if head else "empty"
     if tail == _TF_INDEX_END or head[4:8] == b"TFL3":
@@ -107,16 +167,15 @@ def _by_magic(head: bytes, size: int, tail: bytes) -> str | None:
         return "image"
     if head[257:262] == b"ustar":
         return "torch tar" if head[:100].rstrip(b"\x00").strip(b"./") in _OF_TAR else "tar"
-    return next((kind for magic, kind in _MAGIC if head.startswith(magic)), None)
-
-
-def _safetensors(head: bytes, size: int, tail: bytes) -> str | None:
+    for magic, kind in _MAGIC:
+        if head.startswith(magic):
+            return kind
     # Also where the header is cut: only safetensors has a small number and then a brace.
     length = int.from_bytes(head[:8], "little")
     return SAFETENSORS if head[8:9] == b"{" and 2 <= length < 1 << 32 else None
 
 
-def _mindspore(head: bytes, size: int, tail: bytes) -> str | None:
+def _mindspore(head: bytes, size: int) -> str | None:
     from xfer.weights.mindspore.ckpt import is_mindspore_ckpt
     from xfer.weights.mindspore.mindir_tensors import is_mindir
     from xfer.weights.mindspore.tensors import is_encrypted
@@ -128,7 +187,7 @@ def _mindspore(head: bytes, size: int, tail: bytes) -> str | None:
     return "MindSpore checkpoint" if is_mindspore_ckpt(head, size) else None
 
 
-def _markup(head: bytes, size: int, tail: bytes) -> str | None:
+def _markup(head: bytes) -> str | None:
     start = head.removeprefix(b"\xef\xbb\xbf").lstrip()[:200].lower()
     if start.startswith(b"<") and (b"<html" in start or b"<!doctype html" in start):
         return "HTML"
@@ -136,12 +195,12 @@ def _markup(head: bytes, size: int, tail: bytes) -> str | None:
         return "HTML"
     if start.startswith(b"<?xml") or start.startswith(b"<error"):
         return "XML"
-    if start.startswith((b'{"', b"{\n", b"{\r", b"{ ", b"{}", b"[")) and _text(head):
+    if start.startswith((b'{"', b"{\n", b"{\r", b"{ ", b"{}", b"[")) and _is_text(head):
         return "sharded index" if b'"weight_map"' in head else "JSON"
     return None
 
 
-def _protobuf(head: bytes, size: int, tail: bytes) -> str | None:
+def _protobuf(head: bytes) -> str | None:
     """ONNX starts with its version and a producer's name; TensorFlow's graphs with a node."""
     if b"\x12\x05Const" in head or b"\x12\x0bPlaceholder" in head:
         return "TensorFlow"
@@ -149,7 +208,7 @@ def _protobuf(head: bytes, size: int, tail: bytes) -> str | None:
         return None
     if head[2] != 0x12:
         return "ONNX" if head[2] in (0x1A, 0x22, 0x2A, 0x32, 0x3A, 0x42) else None
-    return "ONNX" if _text(head[4 : 4 + min(head[3], 32)]) else "TensorFlow"
+    return "ONNX" if _is_text(head[4 : 4 + min(head[3], 32)]) else "TensorFlow"
 
 
 def _pickle(head: bytes, size: int, tail: bytes) -> str | None:
@@ -160,18 +219,33 @@ def _pickle(head: bytes, size: int, tail: bytes) -> str | None:
     return "pickle" if looks and b"\n" in head else None
 
 
-def _text(part: bytes) -> bool:
+def _is_text(part: bytes) -> bool:
     text = part[:1000].decode("utf-8", "ignore")
     enough = len(text.encode()) + 3 >= len(part[:1000])
     return enough and all(c.isprintable() or c in "\r\n\t\f" for c in text)
 
 
-def _rest(head: bytes, size: int, tail: bytes) -> str:
-    return "text" if _text(head) else "unknown"
+def refusal(path: Path, kind: str) -> XferError:
+    """The error that says what ``path`` is and what to do. ``kind`` is not one that is read."""
+    if kind == "sharded index":
+        return _sharded(path)
+    if kind == "TorchScript":
+        fix = "save its state dict: torch.save(model.state_dict(), ...)"
+        return SafetyError(path, "is a TorchScript archive: a program, more than tensors", fix, 25)
+    what, fix, number = {**FOREIGN, **OF_MINDSPORE}[kind]
+    if fix.endswith("source.path="):
+        fix += str(path)
+    if kind in ("unknown", "text"):
+        with path.open("rb") as stream:
+            what += f" (begins with {repr(stream.read(24))[1:]})"
+    return WeightsError(path, what, fix, number)
 
 
-_Question = Callable[[bytes, int, bytes], str | None]
-_QUESTIONS: tuple[_Question, ...] = (
-    *(_by_magic, _safetensors, _markup, _mindspore),
-    *(_protobuf, _pickle, _rest),
-)
+def _sharded(path: Path) -> WeightsError:
+    with path.open("rb") as stream:
+        head = stream.read(HEAD)
+    names = re.findall(rb'"([^"\\/]{1,200}\.(?:safetensors|bin|pt|pth))"', head)
+    parts = list(dict.fromkeys(name.decode("utf-8", "replace") for name in names))
+    named = f" ({', '.join(parts[:3])}{', ...' if len(parts) > 3 else ''})" if parts else ""
+    fix = "join the files into one: torch.save({**part_1, **part_2}, FILE)"
+    return WeightsError(path, f"is the index of weights in several files{named}", fix, 93)

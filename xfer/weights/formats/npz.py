@@ -2,32 +2,25 @@
 
 from __future__ import annotations
 
-import re
+import tokenize
+import warnings
 import zipfile
 from math import prod
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING
 
 from xfer.core.errors import SafetyError, WeightsError
-from xfer.weights.content import Content, Shape
+from xfer.weights.content import Content
 from xfer.weights.formats.detect import NPZ
 from xfer.weights.formats.zip_check import BROKEN, damaged, members
 
 if TYPE_CHECKING:
-    import numpy as np
     import torch
 
     from xfer.core.types import Array
 
-_ODD = (*BROKEN, TypeError)
-HEADER = 10_000
-"""The longest header of an array, in characters."""
-# The three facts of a header, which is the text of a Python dictionary.
-_FACTS = (
-    r"""['"]descr['"]\s*:\s*['"]([<>|=]?[A-Za-z]\d{0,9}(?:\[\w{1,9}\])?)['"]""",
-    r"""['"]fortran_order['"]\s*:\s*(True|False)""",
-    r"""['"]shape['"]\s*:\s*\(((?:\s*\d{1,19}L?\s*,?)*)\s*\)""",
-)
+_ODD = (*BROKEN, TypeError, SyntaxError, tokenize.TokenError)
+"""What numpy was seen to raise on damaged headers, beside what zipfile raises."""
 
 
 def read_npz(path: Path) -> Content:
@@ -36,84 +29,49 @@ def read_npz(path: Path) -> Content:
     Raises WeightsError when it is cut or damaged or an array is of no number, SafetyError when it
     holds Python objects, which only a pickle can bring back, or unpacks to more than it may.
     """
-    found = members(path)
+    import numpy as np
+    import torch
+
     state: dict[str, torch.Tensor] = {}
     asides: dict[str, str] = {}
-    for member in found:
+    for member in members(path):
         name = member.filename.removesuffix(".npy")
         try:
-            with zipfile.ZipFile(path) as archive, archive.open(member) as stream:
-                array = _array(path, name, stream, member.file_size)
+            array = _array(path, name, member)
         except _ODD as error:
             raise damaged(path, f"its array '{name[:60]}': {error}") from error
         if array is None:
             asides[name] = "an array of text"
-        else:
-            state[name] = _tensor(path, name, array)
+            continue
+        try:
+            native = array.astype(array.dtype.newbyteorder("="), copy=False)
+            state[name] = torch.from_numpy(np.ascontiguousarray(native).reshape(array.shape))
+        except TypeError as error:
+            what = f"its array '{name[:60]}' is of dtype {array.dtype}"
+            raise WeightsError(path, what, "save floats", 95) from error
     return Content(NPZ, state, asides)
 
 
-def _array(path: Path, name: str, stream: IO[bytes], size: int) -> Array | None:
+def _array(path: Path, name: str, member: zipfile.ZipInfo) -> Array | None:
     """The array, or ``None`` when it is of text."""
-    import numpy as np
+    from numpy.lib import format as npy
 
-    shape, fortran, dtype = _header(stream)
-    if dtype.hasobject:
-        raise SafetyError(
-            path,
-            f"its array '{name[:60]}' holds Python objects, which are pickles",
-            "save arrays of numbers: numpy.savez(...)",
-            27,
-        )
-    needed = prod(shape) * dtype.itemsize
-    if needed != size - stream.tell():
-        raise ValueError(f"shape {shape} does not fit its {size} bytes")
-    if dtype.kind in "SU":
-        return None
-    data = bytearray(needed)
-    _fill(stream, memoryview(data))
-    return np.frombuffer(data, dtype).reshape(shape, order="F" if fortran else "C")
-
-
-def _header(stream: IO[bytes]) -> tuple[Shape, bool, np.dtype]:
-    """Shape, Fortran order and dtype. numpy's own reader evaluates this text; it need not be."""
-    import numpy as np
-
-    start = stream.read(8)
-    width = {(1, 0): 2, (2, 0): 4, (3, 0): 4}.get((start[6], start[7]), 0)
-    length = int.from_bytes(stream.read(width), "little")
-    if start[:6] != b"\x93NUMPY" or not 0 < length <= HEADER:
-        raise ValueError("does not begin as numpy's arrays do")
-    text = stream.read(length).decode("latin-1")
-    found = [re.search(pattern, text) for pattern in _FACTS]
-    if len(text) < length or not all(found):
-        raise ValueError("has no dtype and shape of plain numbers")
-    descr, order, shape = (str(f.group(1)) for f in found if f)
-    sizes = tuple(int(n.rstrip("L ")) for n in shape.split(",") if n.strip())
-    return sizes, order == "True", np.dtype(descr)
-
-
-def _fill(stream: IO[bytes], place: memoryview) -> None:
-    """Read exactly ``place``, then the end, where the checksum is compared."""
-    done = 0
-    while done < len(place):
-        part = stream.read(min(len(place) - done, 1 << 20))
-        if not part:
-            raise ValueError("ends too early")
-        place[done : done + len(part)] = part
-        done += len(part)
-    if stream.read(1):
-        raise ValueError("is longer than its header says")
-
-
-def _tensor(path: Path, name: str, array: Array) -> torch.Tensor:
-    import numpy as np
-    import torch
-
-    try:
-        native = array.astype(array.dtype.newbyteorder("="), copy=False)
-        return torch.from_numpy(np.ascontiguousarray(native).reshape(array.shape))
-    except TypeError as error:
-        raise WeightsError(
-            path, f"its array '{name[:60]}' is of dtype {array.dtype}", "save floats", 95
-        ) from error
+    headers = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
+    with zipfile.ZipFile(path) as archive, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of headers as Python 2 wrote them
+        with archive.open(member) as stream:
+            # Evaluates the header as a literal, of at most 10 000 characters.
+            shape, _, dtype = headers[npy.read_magic(stream)](stream)
+            size = member.file_size - stream.tell()
+        if dtype.hasobject:
+            what = f"its array '{name[:60]}' holds Python objects, which are pickles"
+            raise SafetyError(path, what, "save arrays of numbers: numpy.savez(...)", 27)
+        if prod(shape) * dtype.itemsize != size:
+            raise ValueError(f"shape {shape} does not fit its {size} bytes")
+        if dtype.kind in "SU":
+            return None
+        with archive.open(member) as stream:
+            array: Array = npy.read_array(stream, allow_pickle=False)
+            if stream.read(1):  # at the end the checksum is compared
+                raise ValueError("is longer than its header says")
+        return array

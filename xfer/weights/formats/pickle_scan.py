@@ -14,19 +14,76 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import Any, BinaryIO
 
-from xfer.weights.formats.pickle_allowlist import (
-    CALLABLE,
-    DTYPES,
-    NAMES,
-    OPCODES,
-    REBUILD,
-    STORAGES,
+# What a pickle of tensors may name is narrower than torch's own list, which has callables that
+# take as much memory as they are asked for.
+REBUILD = {
+    "torch._utils._rebuild_tensor": 4,
+    "torch._utils._rebuild_tensor_v2": 6,
+    "torch._utils._rebuild_tensor_v3": 7,
+}
+"""What makes a tensor of a storage, and its least number of arguments."""
+
+CALLABLE = frozenset(
+    {
+        *REBUILD,
+        "torch._utils._rebuild_parameter",
+        "torch.serialization._get_layout",
+        "torch.Size",
+        "torch.device",
+        "collections.OrderedDict",
+        "collections.Counter",
+        "builtins.set",
+        "builtins.complex",
+        "_codecs.encode",
+    }
 )
+
+WIDTHS = {
+    **{"uint8": 1, "int8": 1, "bool": 1, "int16": 2, "uint16": 2, "int32": 4, "uint32": 4},
+    **{"int64": 8, "uint64": 8, "float16": 2, "bfloat16": 2, "float32": 4, "float64": 8},
+    **{"float8_e4m3fn": 1, "float8_e5m2": 1, "float8_e4m3fnuz": 1, "float8_e5m2fnuz": 1},
+    **{"float8_e8m0fnu": 1, "complex32": 4, "complex64": 8, "complex128": 16},
+}
+"""Bytes an element, by dtype."""
+
+_STORAGES = {
+    **{"Byte": 1, "Char": 1, "Bool": 1, "Short": 2, "Int": 4, "Long": 8, "Half": 2},
+    **{"BFloat16": 2, "Float": 4, "Double": 8, "ComplexFloat": 8, "ComplexDouble": 16},
+}
+STORAGES = {
+    "torch.storage.UntypedStorage": 1,
+    "torch.UntypedStorage": 1,
+    **{f"torch.{n}Storage": width for n, width in _STORAGES.items()},
+    **{f"torch.cuda.{n}Storage": width for n, width in _STORAGES.items()},
+}
+"""Bytes an element, by the name of the storage class."""
+
+DTYPES = {f"torch.{name}": width for name, width in WIDTHS.items()}
+NAMES = frozenset({*CALLABLE, *STORAGES, *DTYPES})
+"""Everything that a pickle may name."""
+
+QUANTISED = ("torch._utils._rebuild_qtensor", "torch.per_", "torch.qint", "torch.quint", "torch.Q")
+UNUSUAL = (
+    "torch._utils._rebuild_sparse",
+    "torch._utils._rebuild_meta",
+    "torch._utils._rebuild_wrapper",
+    "torch._utils._rebuild_device",
+    "torch._utils._rebuild_nested",
+    "torch.distributed.tensor.",
+)
+"""How the names of tensors begin that are no plain numbers."""
+
+OPCODES = frozenset(
+    "APPEND APPENDS BINFLOAT BINGET BININT BININT1 BININT2 BINPERSID BINPUT BINUNICODE BUILD "
+    "EMPTY_DICT EMPTY_LIST EMPTY_SET EMPTY_TUPLE GLOBAL LONG1 LONG_BINGET LONG_BINPUT MARK "
+    "NEWFALSE NEWOBJ NEWTRUE NONE PROTO REDUCE SETITEM SETITEMS SHORT_BINSTRING STOP TUPLE "
+    "TUPLE1 TUPLE2 TUPLE3".split()
+)
+"""What torch's safe reader of pickles knows."""
 
 STEPS = 300_000
 """The most opcodes and elements visited: 1700 parameters with Adam's memory, at 42 a tensor."""
 DEPTH = 64
-_TOO_LONG = f"takes more than {STEPS} steps, far more than tensors need"
 
 
 class TooMuch(Exception):
@@ -38,7 +95,7 @@ class Name(str):
 
 
 @dataclass(slots=True)
-class Node:
+class PickleNode:
     """Something that the pickle makes. ``weight`` counts what a walk through it would visit."""
 
     kind: str
@@ -49,7 +106,7 @@ class Node:
     def grow(self, values: Iterable[Any]) -> None:
         """Put ``values`` inside."""
         for value in values:
-            if isinstance(value, Node):
+            if isinstance(value, PickleNode):
                 self.weight = min(self.weight + value.weight, 1 << 60)
                 self.depth = max(self.depth, value.depth + 1)
             else:
@@ -68,8 +125,8 @@ class Stored:
 
 
 @dataclass
-class Asked:
-    """What the pickles asked for: forbidden ``names``, opcodes that torch's safe reader lacks
+class Demands:
+    """What the pickles ask for: forbidden ``names``, opcodes that torch's safe reader lacks
     (``unread``), bytes by storage key (``stored``), the bytes that all tensors show together
     (``spread``), and whether one shows more than is stored (``stretched``)."""
 
@@ -86,10 +143,10 @@ class Asked:
 
 
 class Machine:
-    """Runs pickles, one after the other, and notes in ``asked`` what they want."""
+    """Runs pickles, one after the other, and notes in ``demands`` what they want."""
 
     def __init__(self) -> None:
-        self.asked = Asked()
+        self.demands = Demands()
         self.steps = 0
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
@@ -99,11 +156,9 @@ class Machine:
         TooMuch for those that are too long or too deep."""
         self.stack, self.memo = [], {}
         for op, arg, _ in pickletools.genops(stream):
-            self.steps += 1
-            if self.steps > STEPS:
-                raise TooMuch(_TOO_LONG)
+            self._spend(1)
             if op.name not in OPCODES:
-                self.asked.unread.add(op.name)
+                self.demands.unread.add(op.name)
             act = _ACTIONS.get(op.name)
             if act is None:
                 self.stack.append(arg)
@@ -113,7 +168,7 @@ class Machine:
     def _spend(self, steps: int) -> None:
         self.steps += steps
         if self.steps > STEPS:
-            raise TooMuch(_TOO_LONG)
+            raise TooMuch(f"takes more than {STEPS} steps, far more than tensors need")
 
     def _to_mark(self) -> list[Any]:
         items: list[Any] = []
@@ -131,7 +186,7 @@ class Machine:
     def make(self, kind: str, values: list[Any]) -> None:
         """Push a new ``kind`` of ``values``, which only tuples keep."""
         self._spend(1)
-        node = Node(kind, values if kind == "tuple" else ())
+        node = PickleNode(kind, values if kind == "tuple" else ())
         if values:
             node.grow(values)
         self.stack.append(node)
@@ -139,10 +194,10 @@ class Machine:
     def put(self, values: list[Any], keys: bool) -> None:
         """Put ``values`` into the container on the stack; ``keys`` of a mapping are hashed."""
         for key in values[::2] if keys else []:
-            self._spend(key.weight if isinstance(key, Node) else 0)
+            self._spend(key.weight if isinstance(key, PickleNode) else 0)
             if isinstance(key, int) and abs(key) >> 61:
                 raise ValueError("a pickle has numbers as keys that share one hash")
-        if not isinstance(self.stack[-1], Node):
+        if not isinstance(self.stack[-1], PickleNode):
             raise ValueError("a pickle fills what is no container")
         self.stack[-1].grow(values)
 
@@ -154,31 +209,33 @@ class Machine:
         """Push a name, and note it when it is forbidden."""
         self._spend(3)
         if not (isinstance(module, str) and isinstance(name, str)):
-            self.asked.name("a name that it computes")
+            self.demands.name("a name that it computes")
             self.stack.append(Name("?"))
             return
         # Pickles of protocol 2 carry Python 2's names.
         module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
         full = Name(f"{module}.{name}")
         if full not in NAMES:
-            self.asked.name(full)
+            self.demands.name(full)
         self.stack.append(full)
 
     def create(self, way: str, callee: object, arguments: list[Any]) -> None:
         """Push what a call gives. Only REDUCE of a known callable is fit for tensors."""
         if not isinstance(callee, Name):
-            self.asked.name("a call of what it made itself")
+            self.demands.name("a call of what it made itself")
         elif callee in NAMES and (way != "REDUCE" or callee not in CALLABLE):
-            self.asked.name(f"a call of {callee}")
+            self.demands.name(f"a call of {callee}")
         given = arguments[0] if way == "REDUCE" else None
-        if callee == "_codecs.encode" and not _plain_bytes(given):
-            self.asked.name("_codecs.encode to another encoding than latin1")
+        # The arguments with which protocol 2 writes bytes.
+        latin = isinstance(given, PickleNode) and given.items[1:] in (["latin1"], ["latin-1"])
+        if callee == "_codecs.encode" and not latin:
+            self.demands.name("_codecs.encode to another encoding than latin1")
         if isinstance(callee, Name) and callee in REBUILD:
             self.stack.append(self._tensor(callee, given))
-        elif callee == "torch._utils._rebuild_parameter" and isinstance(given, Node):
+        elif callee == "torch._utils._rebuild_parameter" and isinstance(given, PickleNode):
             self.stack.append(given.items[0])
         else:
-            node = Node(str(callee))
+            node = PickleNode(str(callee))
             node.grow(arguments)
             self._spend(node.weight)
             self.stack.append(node)
@@ -187,49 +244,40 @@ class Machine:
         """Attributes for the object on the stack; dictionaries carry their ``_metadata`` so."""
         (state,) = self._last(1)
         target = self.stack[-1]
-        if not (isinstance(target, Node) and target.kind == "collections.OrderedDict"):
-            self.asked.name(f"attributes of a {getattr(target, 'kind', type(target).__name__)}")
+        if not (isinstance(target, PickleNode) and target.kind == "collections.OrderedDict"):
+            self.demands.name(f"attributes of a {getattr(target, 'kind', type(target).__name__)}")
         else:
             target.grow([state])
 
     def store(self) -> None:
         """Replace the description of a storage by the storage."""
         (pid,) = self._last(1)
-        items = pid.items if isinstance(pid, Node) else ()
+        items = pid.items if isinstance(pid, PickleNode) else ()
         if len(items) < 5 or items[0] != "storage" or items[1] not in STORAGES:
             raise ValueError("a pickle points to data in an unknown way")
         width, key, numbers = STORAGES[items[1]], str(items[2]), items[4]
         if not isinstance(numbers, int) or numbers < 0:
             raise ValueError(f"storage {key} has no size")
         nbytes = width * numbers
-        if self.asked.stored.setdefault(key, nbytes) != nbytes:
+        if self.demands.stored.setdefault(key, nbytes) != nbytes:
             raise ValueError(f"storage {key} has two sizes")
         self.stack.append(Stored(key, width, nbytes))
 
-    def _tensor(self, callee: str, given: object) -> Node:
-        items = given.items if isinstance(given, Node) else ()
+    def _tensor(self, callee: str, given: object) -> PickleNode:
+        items = given.items if isinstance(given, PickleNode) else ()
         if len(items) < REBUILD[callee] or not isinstance(items[0], Stored):
             raise ValueError("a tensor has no storage")
-        size = items[2].items if isinstance(items[2], Node) else (-1,)
+        size = items[2].items if isinstance(items[2], PickleNode) else (-1,)
         if not all(type(n) is int and n >= 0 for n in size):
             raise ValueError("a tensor has no shape")
         width = DTYPES.get(items[6], 1) if callee.endswith("_v3") else items[0].width
         nbytes = prod(size) * width
-        self.asked.spread += nbytes
-        self.asked.stretched |= nbytes > items[0].nbytes
-        return Node("tensor")
+        self.demands.spread += nbytes
+        self.demands.stretched |= nbytes > items[0].nbytes
+        return PickleNode("tensor")
 
 
-def _plain_bytes(given: object) -> bool:
-    """Whether ``given`` are the arguments with which protocol 2 writes bytes."""
-    return isinstance(given, Node) and list(given.items[1:]) in (["latin1"], ["latin-1"])
-
-
-class _Mark:
-    pass
-
-
-_MARK = _Mark()
+_MARK = object()
 _Action = Callable[[Machine, Any], None]
 
 
@@ -262,24 +310,12 @@ def _obj(machine: Machine, _: Any) -> None:
 
 
 def _extension(machine: Machine, code: int) -> None:
-    machine.asked.name(f"the registry of extensions (code {code})")
+    machine.demands.name(f"the registry of extensions (code {code})")
     machine.stack.append(Name("?"))
 
 
-def _person(machine: Machine, arg: Any) -> None:
+def _persistent(machine: Machine, arg: Any) -> None:
     raise ValueError("a pickle points to data in an unknown way")
-
-
-def _dropped(values: list[Any]) -> None:
-    values.clear()
-
-
-def _memorised(machine: Machine, place: int | None) -> None:
-    machine.remember(place)
-
-
-def _recalled(machine: Machine, place: int) -> None:
-    machine.stack.append(machine.memo[place])
 
 
 _ACTIONS: dict[str, _Action] = {
@@ -292,9 +328,9 @@ _ACTIONS: dict[str, _Action] = {
     "FROZENSET": _made("set", None),
     **{"APPEND": _filled(1), "APPENDS": _filled(None), "ADDITEMS": _filled(None)},
     **{"SETITEM": _filled(2, True), "SETITEMS": _filled(None, True)},
-    **dict.fromkeys(("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"), _memorised),
-    **dict.fromkeys(("GET", "BINGET", "LONG_BINGET"), _recalled),
-    **{"POP": lambda m, _: _dropped(m._last(1)), "POP_MARK": lambda m, _: _dropped(m._to_mark())},
+    **dict.fromkeys(("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"), Machine.remember),
+    **dict.fromkeys(("GET", "BINGET", "LONG_BINGET"), lambda m, at: m.stack.append(m.memo[at])),
+    **{"POP": lambda m, _: m._last(1).clear(), "POP_MARK": lambda m, _: m._to_mark().clear()},
     "DUP": lambda m, _: m.stack.append(m.stack[-1]),
     "GLOBAL": lambda m, arg: m.ask(*arg.split(" ", 1)),
     "STACK_GLOBAL": lambda m, _: m.ask(*m._last(2)),
@@ -302,5 +338,5 @@ _ACTIONS: dict[str, _Action] = {
     **{"REDUCE": _called("REDUCE", 2), "NEWOBJ": _called("NEWOBJ", 2)},
     **{"NEWOBJ_EX": _called("NEWOBJ_EX", 3), "INST": _inst, "OBJ": _obj},
     "BUILD": lambda m, _: m.build(),
-    **{"BINPERSID": lambda m, _: m.store(), "PERSID": _person},
+    **{"BINPERSID": lambda m, _: m.store(), "PERSID": _persistent},
 }

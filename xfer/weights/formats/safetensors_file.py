@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from xfer.core.errors import SafetyError
 from xfer.weights.content import Content
 from xfer.weights.formats.detect import SAFETENSORS
 from xfer.weights.formats.zip_check import damaged
 
+if TYPE_CHECKING:
+    from xfer.core.types import StateDict
+
 HEADER = 16 * 1024 * 1024
 """The longest header that is read, in bytes; a thousand tensors take 150 000."""
 METADATA = 64 * 1024
-"""Metadata is kept up to so many characters."""
+"""Metadata goes into the facts up to so many characters."""
 
 
 def read_safetensors(path: Path) -> Content:
@@ -21,33 +27,42 @@ def read_safetensors(path: Path) -> Content:
     ``format`` is ``MindSpore safetensors`` where MindSpore wrote the file. Raises WeightsError
     when it is cut or damaged, SafetyError when its header is larger than any network needs.
     """
-    from safetensors import SafetensorError, safe_open
+    state, metadata = load(path)
+    form = "MindSpore safetensors" if metadata.get("format") == "ms" else SAFETENSORS
+    short = sum(len(k) + len(v) for k, v in metadata.items()) <= METADATA
+    return Content(form, state, facts={"metadata": metadata} if metadata and short else {})
+
+
+def load(path: Path) -> tuple[StateDict, dict[str, str]]:
+    """Tensors on the CPU, and the metadata. Raises as :func:`read_safetensors`."""
     from safetensors.torch import load_file
 
-    check_header(path)
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = dict(file.metadata() or {})
-        state = load_file(path)
-    except (SafetensorError, KeyError, AttributeError, ValueError, RuntimeError, OSError) as error:
-        raise damaged(path, str(error)) from error
-    form = "MindSpore safetensors" if metadata.get("format") == "ms" else SAFETENSORS
-    kept = sum(len(k) + len(v) for k, v in metadata.items()) <= METADATA
-    return Content(form, state, facts={"metadata": metadata} if metadata and kept else {})
+    metadata = metadata_of(path)
+    with _damage_named(path):
+        return load_file(path), metadata
 
 
-def check_header(path: Path) -> None:
-    """Refuse, before anything is allocated, a header that ends behind the file (WeightsError) or
-    is larger than any network needs (SafetyError)."""
+def metadata_of(path: Path) -> dict[str, str]:
+    """The metadata alone. Raises as :func:`read_safetensors`, before anything is allocated."""
+    from safetensors import safe_open
+
     with path.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
     size = path.stat().st_size
     if 8 + length > size:
         raise damaged(path, f"its header alone is {length} bytes long")
     if length > HEADER:
-        raise SafetyError(
-            path,
-            f"has a header of {length} bytes, which describe more than any network",
-            "do not use it; fetch it from its publisher",
-            26,
-        )
+        what = f"has a header of {length} bytes, which describe more than any network"
+        raise SafetyError(path, what, "do not use it; fetch it from its publisher", 26)
+    with _damage_named(path), safe_open(path, framework="pt") as file:
+        return dict(file.metadata() or {})
+
+
+@contextmanager
+def _damage_named(path: Path) -> Iterator[None]:
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (SafetensorError, KeyError, AttributeError, ValueError, RuntimeError, OSError) as error:
+        raise damaged(path, str(error)) from error

@@ -32,7 +32,7 @@ DEPTH = 3
 
 
 @dataclass(frozen=True)
-class Entry:
+class StateEntry:
     """``path`` are the keys that lead to ``value`` from the top of the file."""
 
     path: tuple[str, ...]
@@ -56,11 +56,13 @@ def content_of(path: Path, content: Any, form: str, key: str | None) -> Content:
         raise WeightsError(path, what, "save model.state_dict()", 4)
     if "xfer" in content:
         raise WeightsError(path, "is an xfer checkpoint", "use source=run source.path=...", 3)
-    found = _entries(content)
-    taken = _by_key(path, content, found, key) if key else _preferred(path, content, found)
-    others = [e.name for e in found if e.name != taken.name]
+    # The state dicts under known names, in the order of preference.
+    entries = list(_below(content, ()))
+    entries.sort(key=lambda entry: not any(name in AVERAGES for name in entry.path))
+    taken = _by_key(path, content, entries, key) if key else _preferred(path, content, entries)
+    others = [e.name for e in entries if e.name != taken.name]
     facts: Plain = {"nested": taken.name, "alternatives": others} if taken.path else {}
-    asides = _aside(content, taken, found)
+    asides = _aside(content, taken, entries)
     state = _tensors(path, taken, asides)
     optimizer, name = _optimizer(content) if taken.path else (None, "")
     if optimizer is not None:
@@ -71,19 +73,13 @@ def content_of(path: Path, content: Any, form: str, key: str | None) -> Content:
     return Content(form, state, asides, optimizer, facts)
 
 
-def _entries(content: dict[Any, Any]) -> list[Entry]:
-    """The state dicts under known names, in the order of preference."""
-    found = _below(content, ())
-    return sorted(found, key=lambda entry: not any(name in AVERAGES for name in entry.path))
-
-
-def _below(content: dict[Any, Any], above: tuple[str, ...]) -> Iterator[Entry]:
+def _below(content: dict[Any, Any], above: tuple[str, ...]) -> Iterator[StateEntry]:
     for name in sorted((n for n in content if n in ORDER), key=ORDER.__getitem__):
         value = content[name]
         if not isinstance(value, dict):
             continue
         if _is_state(value):
-            yield Entry((*above, name), value)
+            yield StateEntry((*above, name), value)
         elif len(above) + 1 < DEPTH:
             yield from _below(value, (*above, name))
 
@@ -109,19 +105,15 @@ def _label(name: object) -> str:
     return str(name) if isinstance(name, str | int) else type(name).__name__
 
 
-def _preferred(path: Path, content: dict[Any, Any], found: list[Entry]) -> Entry:
-    if found:
-        return found[0]
+def _preferred(path: Path, content: dict[Any, Any], entries: list[StateEntry]) -> StateEntry:
+    if entries:
+        return entries[0]
     if _is_state(content):
-        return Entry((), content)
+        return StateEntry((), content)
     elsewhere = _elsewhere(content)
     if elsewhere:
-        raise WeightsError(
-            path,
-            f"holds tensors under no name that says weights: {', '.join(elsewhere[:5])}",
-            f"choose one: source.key={elsewhere[0]}",
-            88,
-        )
+        what = f"holds tensors, but under no known name for weights: {', '.join(elsewhere[:5])}"
+        raise WeightsError(path, what, f"choose one: source.key={elsewhere[0]}", 88)
     raise WeightsError(path, "holds no tensors by name", "save model.state_dict()", 4)
 
 
@@ -136,41 +128,30 @@ def _elsewhere(content: dict[Any, Any]) -> list[str]:
     return names
 
 
-def _by_key(path: Path, content: dict[Any, Any], found: list[Entry], key: str) -> Entry:
-    steps = _walked(content, key)
-    if steps is None:
-        known = dict.fromkeys([*(e.name for e in found), *_elsewhere(content)])
-        hint = closest(key, known) if known else "leave source.key out"
-        raise WeightsError(path, f"has no entry '{key}'", hint, 86)
-    value: Any = content
-    for step in steps:
-        value = value[step]
-    if not _is_state(value):
-        what = f"its entry '{key}' holds no tensors by name"
-        raise WeightsError(path, what, closest(key, _elsewhere(content)), 4)
-    return Entry(tuple(steps), value)
-
-
-def _walked(content: dict[Any, Any], key: str) -> list[str] | None:
-    """The names, which may hold dots themselves, that lead along ``key``."""
+def _by_key(path: Path, content: dict[Any, Any], entries: list[StateEntry], key: str) -> StateEntry:
     value: Any = content
     steps: list[str] = []
     rest = key.split(".")
-    while rest:
+    while rest:  # names may hold dots themselves
         ends = range(len(rest), 0, -1) if isinstance(value, dict) else ()
-        end = next((n for n in ends if ".".join(rest[:n]) in value), None)
-        if end is None:
-            return None
-        steps.append(".".join(rest[:end]))
-        value, rest = value[steps[-1]], rest[end:]
-    return steps
+        step = next((s for n in ends if (s := ".".join(rest[:n])) in value), None)
+        if step is None:
+            known = dict.fromkeys([*(e.name for e in entries), *_elsewhere(content)])
+            hint = closest(key, known) if known else "leave source.key out"
+            raise WeightsError(path, f"has no entry '{key}'", hint, 86)
+        steps.append(step)
+        value, rest = value[step], rest[step.count(".") + 1 :]
+    if not _is_state(value):
+        what = f"its entry '{key}' holds no tensors by name"
+        raise WeightsError(path, what, closest(key, _elsewhere(content)), 4)
+    return StateEntry(tuple(steps), value)
 
 
-def _aside(content: dict[Any, Any], taken: Entry, found: list[Entry]) -> dict[str, str]:
+def _aside(content: dict[Any, Any], taken: StateEntry, entries: list[StateEntry]) -> dict[str, str]:
     """Every entry beside the path to the one that was taken, with what it is."""
     asides: dict[str, str] = {}
     level: Any = content
-    weights = {e.path[: i + 1] for e in found for i in range(len(e.path))}
+    weights = {e.path[: i + 1] for e in entries for i in range(len(e.path))}
     for depth, step in enumerate(taken.path):
         for name, _ in _items(level):
             here = (*taken.path[:depth], _label(name))
@@ -181,7 +162,7 @@ def _aside(content: dict[Any, Any], taken: Entry, found: list[Entry]) -> dict[st
     return asides
 
 
-def _tensors(path: Path, taken: Entry, asides: dict[str, str]) -> dict[str, torch.Tensor]:
+def _tensors(path: Path, taken: StateEntry, asides: dict[str, str]) -> dict[str, torch.Tensor]:
     import torch
 
     state: dict[str, torch.Tensor] = {}
@@ -207,7 +188,7 @@ def _optimizer(content: dict[Any, Any]) -> tuple[OptimizerState | None, str]:
         if isinstance(value, list) and len(value) == 1:
             value = value[0]
         if isinstance(value, dict) and {"state", "param_groups"} <= set(value):
-            from xfer.weights.optimizer_state.from_torch import TorchState
+            from xfer.weights.optimizer_state import TorchState
 
             return TorchState(value), name
     return None, ""

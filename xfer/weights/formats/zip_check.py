@@ -55,12 +55,18 @@ def members(path: Path) -> list[zipfile.ZipInfo]:
         if count > MEMBERS or length > MEMBERS * 200:
             raise _hostile(path, f"lists {count} members")
         with zipfile.ZipFile(path) as archive:
-            found = archive.infolist()
+            listed = archive.infolist()
     except BROKEN as error:
         raise damaged(path, str(error)) from error
-    _check_names(path, [m.filename for m in found])
-    _check_sizes(path, found)
-    return found
+    _check_names(path, [m.filename for m in listed])
+    size, unpacked = path.stat().st_size, sum(m.file_size for m in listed)
+    if any(m.flag_bits & 1 for m in listed):
+        raise WeightsError(path, "is an encrypted zip archive", "unpack it with its password", 94)
+    if sum(m.compress_size for m in listed) > size:
+        raise _hostile(path, "has members that overlap")
+    if unpacked > allowance(path):
+        raise _hostile(path, f"unpacks from {size} to {unpacked} bytes")
+    return listed
 
 
 def _directory(path: Path) -> tuple[int, int]:
@@ -73,9 +79,9 @@ def _directory(path: Path) -> tuple[int, int]:
         end = stream.seek(0, os.SEEK_END)
         stream.seek(max(0, end - 98 - 98))
         tail = stream.read()
-    if own := seal_bytes(tail):
+    if comment := seal_bytes(tail):
         # The one comment that is allowed is the checksum of xfer's own checkpoints.
-        end, tail = end - own, tail[: -own - 2] + b"\x00\x00"
+        end, tail = end - comment, tail[: -comment - 2] + b"\x00\x00"
     tail = tail[-98:]
     if len(tail) < 22 or tail[-22:-18] != b"PK\x05\x06" or tail[-2:] != b"\x00\x00":
         raise ValueError("its end is missing")
@@ -99,26 +105,11 @@ def _check_names(path: Path, names: list[str]) -> None:
             raise _hostile(path, f"has a member '{name[:60]}' that leads out of its folder")
 
 
-def _check_sizes(path: Path, found: list[zipfile.ZipInfo]) -> None:
-    size = path.stat().st_size
-    if any(m.flag_bits & 1 for m in found):
-        raise WeightsError(path, "is an encrypted zip archive", "unpack it with its password", 94)
-    if sum(m.compress_size for m in found) > size:
-        raise _hostile(path, "has members that overlap")
-    unpacked = sum(m.file_size for m in found)
-    if unpacked > allowance(path):
-        raise _hostile(path, f"unpacks from {size} to {unpacked} bytes")
-
-
 def damaged(path: Path, why: str) -> WeightsError:
     """The error for a file that is cut or has wrong bytes; ``why`` in a few words."""
     lines = [line for part in why.splitlines() if (line := part.strip())] or ["no more is known"]
-    return WeightsError(
-        path,
-        f"is cut or damaged ({path.stat().st_size} bytes; {lines[0][:160]})",
-        "fetch it again and compare its size",
-        2,
-    )
+    what = f"is cut or damaged ({path.stat().st_size} bytes; {lines[0][:160]})"
+    return WeightsError(path, what, "fetch it again and compare its size", 2)
 
 
 def _hostile(path: Path, what: str) -> SafetyError:

@@ -44,7 +44,7 @@ class Address:
 
 
 @dataclass(frozen=True)
-class Found:
+class HubFile:
     """``file`` of the address is at ``path``, as it was in the commit ``revision``."""
 
     path: Path
@@ -56,12 +56,9 @@ def parse(text: str) -> tuple[str, str, str | None]:
     """Repository, file and revision of ``hf://owner/repo/file@revision``."""
     parts = re.fullmatch(r"hf://([^/@]+/[^/@]+)/([^@]+)(?:@([^@]+))?", text)
     if parts is None:
-        raise ConfigError(
-            "source.path",
-            f"'{text[:160]}' names no file of a repository",
-            "write hf://OWNER/REPO/FILE or hf://OWNER/REPO/FILE@REVISION",
-            46,
-        )
+        what = f"'{text[:160]}' does not name a file of a repository"
+        fix = "write hf://OWNER/REPO/FILE or hf://OWNER/REPO/FILE@REVISION"
+        raise ConfigError("source.path", what, fix, 46)
     return parts[1], parts[2], parts[3]
 
 
@@ -73,13 +70,15 @@ def _unsound(key: str, name: str, what: str, form: str) -> ConfigError:
     return ConfigError(key, f"'{name[:160]}' cannot be a {what}", f"write {form}", 47)
 
 
-def find(address: Address, local_files_only: bool = False) -> Found:
+def find(address: Address, local_files_only: bool = False) -> HubFile:
     """The file of ``address``, from the client's cache or from the hub.
 
     A cached commit is used without a request. A branch or tag is asked for; where the hub cannot
     be reached, what the cache last knew of it is used, and the log says so. With
     ``local_files_only`` nothing is asked. Raises WeightsError, with a number a cause.
     """
+    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
     from huggingface_hub.utils import logging as client
 
     # The client logs each failed request with its address, which may be signed, before it raises;
@@ -90,56 +89,44 @@ def find(address: Address, local_files_only: bool = False) -> Found:
         return cached
     if local_files_only:
         raise unreachable(address.shown, "source.local_files_only=true")
-    return _asked(address, cached)
+    for file in address.files:
+        try:
+            # What the revision is now. The download itself would hide that nobody answered.
+            url = hf_hub_url(address.repo, file, revision=address.revision)
+            if not _COMMIT.fullmatch(get_hf_file_metadata(url).commit_hash or ""):
+                raise ValueError("the server names no commit, so it is not a hub")
+            path = hf_hub_download(address.repo, file, revision=address.revision)
+        except Exception as error:  # the client raises many kinds, none of them xfer's bug
+            absent = isinstance(error, EntryNotFoundError)
+            if absent and not isinstance(error, LocalEntryNotFoundError):
+                continue
+            return _instead(error, address, cached)
+        return _in_cache(Path(path), file)
+    what = f"revision '{address.revision}' has no such file"
+    raise WeightsError(address.shown, what, "check the name, or give another source.revision", 57)
 
 
-def _cached(address: Address) -> Found | None:
+def _cached(address: Address) -> HubFile | None:
     # hf_hub_download(local_files_only=True) asks the hub for a list to put into its user agent.
     from huggingface_hub import try_to_load_from_cache
 
-    for file in address.files:
+    for name in address.files:
         try:
-            path = try_to_load_from_cache(address.repo, file, revision=address.revision)
+            path = try_to_load_from_cache(address.repo, name, revision=address.revision)
         except (OSError, ValueError):  # a cache that somebody damaged
             continue
         if isinstance(path, str):
-            found = _found(Path(path), file)
-            if _COMMIT.fullmatch(found.revision):
-                return found
+            file = _in_cache(Path(path), name)
+            if _COMMIT.fullmatch(file.revision):
+                return file
     return None
 
 
-def _found(path: Path, file: str) -> Found:
-    return Found(path, file, path.parents[file.count("/")].name)
+def _in_cache(path: Path, file: str) -> HubFile:
+    return HubFile(path, file, path.parents[file.count("/")].name)
 
 
-def _asked(address: Address, cached: Found | None) -> Found:
-    from huggingface_hub import hf_hub_download
-
-    for file in address.files:
-        try:
-            _check_commit(address, file)
-            path = hf_hub_download(address.repo, file, revision=address.revision)
-        except Exception as error:  # the client raises many kinds, none of them xfer's bug
-            if _is_missing(error):
-                continue
-            return _instead(error, address, cached)
-        return _found(Path(path), file)
-    raise WeightsError(
-        address.shown,
-        f"revision '{address.revision}' has no such file",
-        "check the name, or give another source.revision",
-        57,
-    )
-
-
-def _is_missing(error: Exception) -> bool:
-    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
-
-    return isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError)
-
-
-def _instead(error: Exception, address: Address, cached: Found | None) -> Found:
+def _instead(error: Exception, address: Address, cached: HubFile | None) -> HubFile:
     """What the cache has, when the hub did not answer. Raises WeightsError when it refused."""
     refused = _refusal(error, address)
     if refused or not cached:
@@ -151,36 +138,18 @@ def _instead(error: Exception, address: Address, cached: Found | None) -> Found:
     return cached
 
 
-def _check_commit(address: Address, file: str) -> None:
-    """Ask what the revision is now. The download itself would hide that nobody answered."""
-    from huggingface_hub import get_hf_file_metadata, hf_hub_url
-
-    url = hf_hub_url(address.repo, file, revision=address.revision)
-    commit = get_hf_file_metadata(url).commit_hash
-    if not _COMMIT.fullmatch(commit or ""):
-        raise ValueError("the server names no commit, so it is no hub")
-
-
 def _refusal(error: Exception, address: Address) -> WeightsError | None:
     """The hub's refusal as one line, or ``None`` when it did not answer or is out of order."""
     from huggingface_hub import errors
 
     site = f"https://huggingface.co/{address.repo}"
     token = "set HF_TOKEN to a token that may read it"
+    revision = f"there is no revision '{address.revision}'"
+    repository = "there is no such repository, or it is private"
     by_kind: tuple[tuple[type[Exception], int, str, str], ...] = (
         (errors.GatedRepoError, 52, "is gated: its owner must let you in", f"ask on {site}"),
-        (
-            errors.RevisionNotFoundError,
-            56,
-            f"there is no revision '{address.revision}'",
-            "give another source.revision",
-        ),
-        (
-            errors.RepositoryNotFoundError,
-            53,
-            "there is no such repository, or it is private",
-            f"check the name, or {token}",
-        ),
+        (errors.RevisionNotFoundError, 56, revision, "give another source.revision"),
+        (errors.RepositoryNotFoundError, 53, repository, f"check the name, or {token}"),
     )
     for kind, number, what, fix in by_kind:
         if isinstance(error, kind):
@@ -199,12 +168,11 @@ def checked_sha256(path: Path) -> str:
 
     Raises WeightsError when the two differ.
     """
-    found, name = file_sha256(path), path.resolve().name
-    if re.fullmatch("[0-9a-f]{64}", name) and name != found:
-        raise WeightsError(
-            path, f"sha256 is {found}, expected {name}", f"delete {path.resolve()}", 51
-        )
-    return found
+    sha256, name = file_sha256(path), path.resolve().name
+    if re.fullmatch("[0-9a-f]{64}", name) and name != sha256:
+        what = f"sha256 is {sha256}, expected {name}"
+        raise WeightsError(path, what, f"delete {path.resolve()}", 51)
+    return sha256
 
 
 def brief(error: Exception) -> str:
@@ -221,10 +189,6 @@ def _status(error: Exception) -> int | None:
 
 
 def unreachable(what: str, reason: str) -> WeightsError:
-    """The error for weights that are neither here nor to be had."""
-    return WeightsError(
-        "source",
-        f"'{what}' is neither in the cache nor to be had from the hub ({reason})",
-        "connect once, or use source=file source.path=FILE",
-        11,
-    )
+    """The error for weights that are neither in the cache nor to be downloaded."""
+    what = f"'{what}' is not in the cache and cannot be downloaded ({reason})"
+    return WeightsError("source", what, "connect once, or use source=file source.path=FILE", 11)

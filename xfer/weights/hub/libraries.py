@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,18 +15,21 @@ from xfer.core.files import file_sha256
 from xfer.core.types import InputSpec, Plain
 from xfer.data.preprocess import of_timm, of_torchvision
 from xfer.weights.content import Content
+from xfer.weights.formats.read import read
 from xfer.weights.hub import huggingface, imagenet
 
 if TYPE_CHECKING:
     from xfer.core.types import StateDict
+
+# DenseNet's published files are older than its layers' names; torchvision renames as it loads.
+_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12])\.")
 
 
 @dataclass(frozen=True)
 class Published:
     """Weights under the network's names, and what their publisher says of them.
 
-    ``renamed`` gives the file's name of each tensor that had another; ``pinned`` the source
-    arguments that fetch these very weights again.
+    ``pinned`` are the source arguments that fetch these very weights again.
     """
 
     content: Content
@@ -34,8 +37,17 @@ class Published:
     sha256: str
     input: InputSpec
     has_imagenet_classes: bool
-    renamed: Mapping[str, str] = field(default_factory=dict)
     pinned: Plain = field(default_factory=dict)
+
+
+@contextmanager
+def named(origin: str) -> Iterator[None]:
+    """Let an error about a file of a cache name what the file was fetched as."""
+    try:
+        yield
+    except XferError as error:
+        error.where = f"{origin} ({error.where})"
+        raise
 
 
 def of_timm_hub(name: str, tag: str | None, revision: str | None, local: bool) -> Published:
@@ -49,12 +61,11 @@ def of_timm_hub(name: str, tag: str | None, revision: str | None, local: bool) -
     if config.hf_hub_id:
         usual = ("model.safetensors", "pytorch_model.bin")
         files = (config.hf_hub_filename,) if config.hf_hub_filename else usual
-        address = huggingface.Address(
-            config.hf_hub_id, files, "main" if revision is None else revision
-        )
-        found = huggingface.find(address, local)
-        path, sha256 = found.path, huggingface.checked_sha256(found.path)
-        facts = {"repository": address.repo, "file": found.file, "revision": found.revision}
+        branch = "main" if revision is None else revision
+        address = huggingface.Address(config.hf_hub_id, files, branch)
+        file = huggingface.find(address, local)
+        path, sha256 = file.path, huggingface.checked_sha256(file.path)
+        facts = {"repository": address.repo, "file": file.file, "revision": file.revision}
     else:
         if revision is not None:
             what = "these weights of timm's have no revisions"
@@ -67,7 +78,7 @@ def of_timm_hub(name: str, tag: str | None, revision: str | None, local: bool) -
         sha256,
         of_timm(config.to_dict()),
         has_imagenet_classes(config),
-        pinned={"revision": facts["revision"]} if facts else {},
+        {"revision": facts["revision"]} if facts else {},
     )
 
 
@@ -81,12 +92,8 @@ def _timm_config(name: str, tag: str | None) -> tuple[str, Any]:
         tags = [entry.split(".", 1)[1] for entry in known]
         raise ConfigError("source.tag", f"timm has no '{full}'", closest(tag, tags), 41)
     if not known:
-        raise WeightsError(
-            "source",
-            f"timm publishes no weights for '{name}'",
-            "use source=file or source=none",
-            10,
-        )
+        what = f"timm publishes no weights for '{name}'"
+        raise WeightsError("source", what, "use source=file or source=none", 10)
     return full, timm.get_pretrained_cfg(full)
 
 
@@ -100,16 +107,14 @@ def _fitted(full: str, path: Path, origin: str) -> StateDict:
     """The state of timm's network after timm loaded ``path`` into it."""
     import timm
 
-    from xfer.weights.formats.read import read
-
-    with _named(origin):
+    with named(origin):
         if path.suffix != ".safetensors":
             read(path)  # timm's own reader has fewer checks
     overlay = {"file": str(path), "custom_load": False}
     try:
         module = timm.create_model(full, pretrained=True, pretrained_cfg_overlay=overlay)
     except Exception as error:  # whatever the file's content provoked
-        with _named(origin):
+        with named(origin):
             read(path)
         what = f"timm cannot load its file ({huggingface.brief(error)})"
         raise WeightsError(origin, what, f"delete {path} to fetch it again", 55) from error
@@ -121,39 +126,28 @@ def of_torchvision_hub(name: str, tag: str | None, local: bool) -> Published:
     """torchvision's weights for ``name``. Raises as :func:`of_timm_hub`."""
     from torchvision import models
 
-    from xfer.weights.formats.read import read
-
     enum = models.get_model_weights(name)
     if tag is not None and tag not in enum.__members__:
-        raise ConfigError(
-            "source.tag",
-            f"torchvision has no '{tag}' for {name}",
-            closest(tag, enum.__members__),
-            41,
-        )
+        what = f"torchvision has no '{tag}' for {name}"
+        raise ConfigError("source.tag", what, closest(tag, enum.__members__), 41)
     weights = enum[tag] if tag else enum.DEFAULT
-    path = stored(weights.url, local)
-    with _named(f"torchvision:{weights}"):
+    path, origin = stored(weights.url, local), f"torchvision:{weights}"
+    with named(origin):
         content = read(path)
     names = {_DENSENET.sub(r"\1\2.", old): old for old in content.state}
     return Published(
-        Content(content.format, {new: content.state[old] for new, old in names.items()}),
-        f"torchvision:{weights}",
+        Content(content.format, {n: content.state[old] for n, old in names.items()}, renamed=names),
+        origin,
         file_sha256(path),
         of_torchvision(weights.transforms()),
         imagenet.lists(weights.meta.get("categories") or ()),
-        {new: old for new, old in names.items() if new != old},
         {"tag": weights.name},
     )
 
 
-# DenseNet's published files are older than its layers' names; torchvision renames as it loads.
-_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12])\.")
-
-
 def stored(url: str, local: bool) -> Path:
     """A file of torch's own store, fetched when it is missing unless ``local``. The end of its
-    name is how its sha256 begins. Raises WeightsError when it cannot be had."""
+    name is how its sha256 begins. Raises WeightsError when it cannot be downloaded."""
     import torch
 
     path = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
@@ -169,13 +163,3 @@ def stored(url: str, local: bool) -> Path:
     except XferError as error:
         raise huggingface.unreachable(path.name, error.what) from error
     return path
-
-
-@contextmanager
-def _named(origin: str) -> Iterator[None]:
-    """Let an error about a file of a cache name what the file was fetched as."""
-    try:
-        yield
-    except XferError as error:
-        error.where = f"{origin} ({error.where})"
-        raise

@@ -1,8 +1,9 @@
-"""MindSpore's ``.ckpt``, of 1.x and 2.x, read without MindSpore and without protobuf.
+"""MindSpore's ``.ckpt``, of 1.x and 2.x, and its ``.safetensors``, read without MindSpore.
 
-A file is one message ``Checkpoint { repeated Value value = 1 }`` with ``Value { string tag = 1;
-TensorProto tensor = 2; MapTensorProto maptensor = 3 }`` and ``TensorProto { repeated int64 dims
-= 1; string tensor_type = 2; bytes tensor_content = 3 }``, and maybe a checksum behind it.
+A ``.ckpt`` is a message ``Checkpoint { repeated Value value = 1 }`` with ``Value { string tag =
+1; TensorProto tensor = 2; MapTensorProto maptensor = 3 }`` and ``TensorProto { repeated int64 dims
+= 1; string tensor_type = 2; bytes tensor_content = 3 }``, and maybe a checksum after it. A
+``.safetensors`` is an ordinary one, with MindSpore's names and maybe a checksum.
 """
 
 from __future__ import annotations
@@ -11,45 +12,47 @@ import math
 import mmap
 import os
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO
 
 from xfer.core.errors import WeightsError
 from xfer.core.protobuf import BYTES, LONGEST_TEXT, VARINT, Field, Malformed, Wire
-from xfer.weights.mindspore.classify import sorted_out
+from xfer.weights.formats.safetensors_file import load
 from xfer.weights.mindspore.tensors import (
     MOST_DIMS,
     WIDTHS,
-    Entry,
+    StoredTensor,
     Unsupported,
-    entry,
-    is_encrypted,
     is_scalar,
     opened,
     read_tensors,
+    stored_tensor,
 )
+from xfer.weights.mindspore.training_state import sorted_out
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from xfer.core.types import Plain
+    import torch
+
+    from xfer.core.types import Plain, StateDict
     from xfer.weights.content import Content
 
-__all__ = ["FORMAT", "is_encrypted", "is_mindspore_ckpt", "read"]
-
 FORMAT = "MindSpore checkpoint"
+SAFETENSORS_FORMAT = "MindSpore safetensors"
 _VALUE = {1: (BYTES, 1), 2: (BYTES, 1), 3: (BYTES, 1)}
 _TENSOR = {1: (VARINT, MOST_DIMS), 2: (BYTES, 1), 3: (BYTES, 1)}
 _MARK, _TRAILER = b"crc_num", 17
 _CHUNK = 1 << 20
 _STARTS = (b"\x12\x08", b"\x12\x12", b"\x1a\x0a")
-"""How a value goes on behind its tag, without lengths: a tensor with dims, one without, a map."""
+"""What follows the tag of a value, without lengths: a tensor with dims, one without, a map."""
 
 
 @dataclass(slots=True)
 class _Run:
-    """A parameter as it is written: above 512 MiB in several values behind each other, each with
-    all dims and a piece of the content."""
+    """A parameter as it is written: above 512 MiB in several adjacent values, each with all
+    dims and a piece of the content."""
 
     tag: str
     kind: str
@@ -95,7 +98,7 @@ def read(path: Path) -> Content:
         if repeated:
             facts["repeated"] = repeated
         texts = {run.tag: "text" for run in runs if run.kind == "str"}
-        entries = [_entry(run) for run in runs if run.kind != "str"]
+        entries = [_stored(run) for run in runs if run.kind != "str"]
         tensors = read_tensors(stream, entries)
     return sorted_out(path, FORMAT, tensors, texts, facts)
 
@@ -112,7 +115,7 @@ def _end(stream: BinaryIO, path: Path) -> int:
     for start in range(0, end, _CHUNK):
         crc = zlib.crc32(stream.read(min(_CHUNK, end - start)), crc)
     if crc != int.from_bytes(trailer[len(_MARK) :], "big"):
-        raise WeightsError(path, "its bytes do not fit its own checksum", "fetch it again", 62)
+        raise _wrong_checksum(path)
     return end
 
 
@@ -155,20 +158,62 @@ def _value(wire: Wire, whole: Field) -> _Run:
     return _Run(tag, kind, dims, [(content.start, content.stop)])
 
 
-def _entry(run: _Run) -> Entry:
+def _stored(run: _Run) -> StoredTensor:
     if run.kind == "int4":
         raise Unsupported(
             f"its entry '{run.tag}' is quantised to 4 bits", "save the network as it was before"
         )
     if run.kind not in WIDTHS:
         raise Malformed(f"'{run.tag}' is of the unknown type '{run.kind}'")
-    return entry(run.tag, _dtype(run), run.dims, run.spans)
+    dtype, size = run.kind, run.spans[0][1] - run.spans[0][0]
+    # Old writers kept float32 under BFloat16.
+    wide = size == 4 * math.prod(run.dims) or is_scalar(run.dims, size, 4)
+    if dtype == "bfloat16" and size and wide:
+        dtype = "float32"
+    return stored_tensor(run.tag, dtype, run.dims, run.spans)
 
 
-def _dtype(run: _Run) -> str:
-    """The type of the numbers as they are stored: old writers kept float32 under ``BFloat16``."""
-    if run.kind == "bfloat16":
-        size = run.spans[0][1] - run.spans[0][0]
-        if size == 4 * math.prod(run.dims) or is_scalar(run.dims, size, 4):
-            return "float32" if size else run.kind
-    return run.kind
+def read_safetensors(path: Path) -> Content:
+    """The weights by MindSpore's names, apart from what training left beside them.
+
+    Raises WeightsError when the file is damaged, its checksum is wrong, or it has no weights,
+    SafetyError when its header is larger than any network needs.
+    """
+    tensors, metadata = load(path)
+    packed = [name for name in tensors if metadata.get(name) == "Int4"]
+    if packed:
+        what = f"its entry '{packed[0]}' is quantised to 4 bits"
+        raise WeightsError(path, what, "save the network as it was before", 63)
+    facts: Plain = {"crc": "verified"} if _has_checksum(tensors, metadata, path) else {}
+    return sorted_out(path, SAFETENSORS_FORMAT, tensors, {}, facts)
+
+
+def _has_checksum(state: StateDict, metadata: Mapping[str, str], path: Path) -> bool:
+    """Whether there is a checksum. Raises WeightsError when it is wrong.
+
+    It runs over name and bytes of each tensor, by sorted name.
+    """
+    if "crc_num" not in metadata:
+        return False
+    # `bytes` of a 0-d numpy integer n, which MindSpore takes, is n zero bytes, not n itself.
+    for zeros in (False, True):
+        crc = 0
+        for name in sorted(state):
+            crc = zlib.crc32(_raw(state[name], zeros), zlib.crc32(name.encode(), crc))
+        if str(crc) == metadata["crc_num"]:
+            return True
+    raise _wrong_checksum(path)
+
+
+def _raw(tensor: torch.Tensor, zeros: bool) -> bytes | memoryview:
+    import torch
+
+    whole = not tensor.is_floating_point() and tensor.dtype != torch.bool
+    if zeros and tensor.ndim == 0 and whole and 0 <= int(tensor) <= 1 << 20:
+        return bytes(int(tensor))
+    return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data
+
+
+def _wrong_checksum(path: Path) -> WeightsError:
+    what = "its bytes do not match its checksum"
+    return WeightsError(path, what, "fetch it again", 62)

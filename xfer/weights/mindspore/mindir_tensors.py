@@ -13,15 +13,15 @@ import mmap
 from typing import TYPE_CHECKING
 
 from xfer.core.protobuf import BYTES, VARINT, Field, Malformed, Wire
-from xfer.weights.mindspore.classify import sorted_out
 from xfer.weights.mindspore.tensors import (
     MOST_DIMS,
-    Entry,
+    StoredTensor,
     Unsupported,
-    entry,
     opened,
     read_tensors,
+    stored_tensor,
 )
+from xfer.weights.mindspore.training_state import sorted_out
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -71,12 +71,23 @@ def read(path: Path) -> Content:
     with opened(path, FORMAT) as stream:
         size = path.stat().st_size
         with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            entries, facts = _model(Wire(data), size)
-        tensors = read_tensors(stream, entries)
+            wire = Wire(data)
+            graph, facts = _model(wire, size)
+            parameters: dict[str, StoredTensor] = {}
+            for field in wire.fields(graph.start, graph.stop):
+                if field.number == 10:
+                    fix = "export the network without it"
+                    raise Unsupported("has a hash table (MapParameter)", fix)
+                if field.number == 3:
+                    parameter = _parameter(wire, field)
+                    if parameter.name in parameters:
+                        raise Malformed(f"two parameters are called '{parameter.name}'")
+                    parameters[parameter.name] = parameter
+        tensors = read_tensors(stream, parameters.values())
     return sorted_out(path, FORMAT, tensors, {}, facts)
 
 
-def _model(wire: Wire, size: int) -> tuple[list[Entry], Plain]:
+def _model(wire: Wire, size: int) -> tuple[Field, Plain]:
     graph: Field | None = None
     facts: Plain = {}
     for field in wire.fields(0, size):
@@ -90,23 +101,10 @@ def _model(wire: Wire, size: int) -> tuple[list[Entry], Plain]:
             raise Unsupported("is of a big-endian machine", "export it on another machine")
     if graph is None or "ir_version" not in facts:
         raise Malformed("it has no version or no graph")
-    return _parameters(wire, graph), facts
+    return graph, facts
 
 
-def _parameters(wire: Wire, graph: Field) -> list[Entry]:
-    found: dict[str, Entry] = {}
-    for field in wire.fields(graph.start, graph.stop):
-        if field.number == 10:
-            raise Unsupported("has a hash table (MapParameter)", "export the network without it")
-        if field.number == 3:
-            parameter = _parameter(wire, field)
-            if parameter.name in found:
-                raise Malformed(f"two parameters are called '{parameter.name}'")
-            found[parameter.name] = parameter
-    return list(found.values())
-
-
-def _parameter(wire: Wire, whole: Field) -> Entry:
+def _parameter(wire: Wire, whole: Field) -> StoredTensor:
     tensor = wire.message(whole, _TENSOR, strict=False)
     if 13 not in tensor and 7 not in tensor:
         raise Malformed(f"a parameter without a name (at byte {whole.start})")
@@ -126,4 +124,4 @@ def _parameter(wire: Wire, whole: Field) -> Entry:
     if 9 not in tensor:
         raise Malformed(f"'{name}' has no data")
     dims = [dim.signed() for dim in tensor.get(1, [])]
-    return entry(name, _TYPES[kind], dims, [(tensor[9][0].start, tensor[9][0].stop)])
+    return stored_tensor(name, _TYPES[kind], dims, [(tensor[9][0].start, tensor[9][0].stop)])

@@ -44,7 +44,7 @@ class Unsupported(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class StoredTensor:
     """A tensor in a file. ``dtype`` is torch's name; ``spans`` are the pieces, from byte to byte,
     that follow each other in C order, little endian."""
 
@@ -67,11 +67,12 @@ def opened(path: Path, form: str) -> Iterator[BinaryIO]:
     """
     size = 0
     try:
-        if not path.is_file():
-            raise WeightsError(path, "there is no such file", "give source.path=FILE", 1)
         with path.open("rb") as stream:
             size = path.stat().st_size
-            _refuse_encrypted(stream.read(4))
+            cipher = _CIPHERS.get(stream.read(4))
+            if cipher:
+                fix = "load it in MindSpore with its key and save it without enc_key"
+                raise Unsupported(f"is encrypted by MindSpore ({cipher})", fix, 60)
             if not size:
                 raise Malformed("it is empty")
             stream.seek(0)
@@ -79,22 +80,14 @@ def opened(path: Path, form: str) -> Iterator[BinaryIO]:
     except Unsupported as error:
         raise WeightsError(path, str(error), error.fix, error.number) from error
     except (Malformed, OSError) as error:
-        raise WeightsError(
-            path,
-            f"cannot be read as a {form} ({size} bytes; {error})",
-            "check that the download is complete and what kind of file it is",
-            61,
-        ) from error
+        what = f"cannot be read as a {form} ({size} bytes; {error})"
+        fix = "check that the download is complete and what kind of file it is"
+        raise WeightsError(path, what, fix, 61) from error
 
 
-def _refuse_encrypted(head: bytes) -> None:
-    if is_encrypted(head):
-        cipher = _CIPHERS[head[:4]]
-        fix = "load it in MindSpore with its key and save it without enc_key"
-        raise Unsupported(f"is encrypted by MindSpore ({cipher})", fix, 60)
-
-
-def entry(name: str, dtype: str, dims: Sequence[int], spans: Sequence[tuple[int, int]]) -> Entry:
+def stored_tensor(
+    name: str, dtype: str, dims: Sequence[int], spans: Sequence[tuple[int, int]]
+) -> StoredTensor:
     """A tensor whose shape and bytes agree; raises Malformed when they do not.
 
     MindSpore writes a scalar without dims or, up to 2.0, with one dim of 0.
@@ -107,7 +100,7 @@ def entry(name: str, dtype: str, dims: Sequence[int], spans: Sequence[tuple[int,
         raise Malformed(f"'{name}' of {list(shape)} {dtype} numbers has {size} bytes")
     if math.prod(n for n in shape if n) > max(size, 1 << 31):
         raise Malformed(f"'{name}' holds nothing in a shape of {list(shape)}")
-    return Entry(name, dtype, shape, tuple(spans))
+    return StoredTensor(name, dtype, shape, tuple(spans))
 
 
 def is_scalar(dims: Sequence[int], size: int, width: int) -> bool:
@@ -115,25 +108,24 @@ def is_scalar(dims: Sequence[int], size: int, width: int) -> bool:
     return list(dims) in ([], [0]) and size == width
 
 
-def read_tensors(stream: BinaryIO, entries: Iterable[Entry]) -> dict[str, torch.Tensor]:
+def read_tensors(stream: BinaryIO, entries: Iterable[StoredTensor]) -> dict[str, torch.Tensor]:
     """The tensors by name, each in aligned memory of its own, on the CPU.
 
     Raises Malformed when the file has become shorter meanwhile.
     """
-    return {entry.name: _read(stream, entry) for entry in entries}
-
-
-def _read(stream: BinaryIO, entry: Entry) -> torch.Tensor:
     import torch
 
-    tensor = torch.empty(entry.shape, dtype=getattr(torch, entry.dtype))
-    raw = tensor.reshape(-1).view(torch.uint8)
-    room = raw.numpy().data
-    for start, stop in entry.spans:
-        stream.seek(start)
-        if stream.readinto(room[: stop - start]) != stop - start:  # type: ignore[attr-defined]
-            raise Malformed(f"ended within '{entry.name}' while it was read")
-        room = room[stop - start :]
-    if entry.dtype == "bool" and bool((raw > 1).any()):
-        raise Malformed(f"'{entry.name}' holds bytes that are no truth values")
-    return tensor
+    tensors: dict[str, torch.Tensor] = {}
+    for entry in entries:
+        tensor = torch.empty(entry.shape, dtype=getattr(torch, entry.dtype))
+        raw = tensor.reshape(-1).view(torch.uint8)
+        rest = raw.numpy().data
+        for start, stop in entry.spans:
+            stream.seek(start)
+            if stream.readinto(rest[: stop - start]) != stop - start:  # type: ignore[attr-defined]
+                raise Malformed(f"ended within '{entry.name}' while it was read")
+            rest = rest[stop - start :]
+        if entry.dtype == "bool" and bool((raw > 1).any()):
+            raise Malformed(f"'{entry.name}' holds bytes that are neither true nor false")
+        tensors[entry.name] = tensor
+    return tensors

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from xfer.core.errors import ConfigError, XferError
+from xfer.core.errors import ConfigError
 from xfer.core.protocols import Backbone
 from xfer.weights.content import Weights
+from xfer.weights.formats.read import read
 from xfer.weights.hub import huggingface, imagenet
-from xfer.weights.hub.libraries import Published, of_timm_hub, of_torchvision_hub
+from xfer.weights.hub.libraries import named, of_timm_hub, of_torchvision_hub
 from xfer.weights.source.match_rules import Rules
 
 
@@ -16,10 +17,10 @@ from xfer.weights.source.match_rules import Rules
 class Hub(Rules):
     """The weights that ``backbone``'s own library publishes for it, or a file of a repository.
 
-    ``tag`` names one of several: for timm the part behind the dot (``a1_in1k``), for torchvision
+    ``tag`` names one of several: for timm the part after the dot (``a1_in1k``), for torchvision
     the enum member (``IMAGENET1K_V1``); ``None`` is the library's default. ``path`` takes a file
-    of any repository instead, ``hf://owner/repo/file``, its entry ``key``. ``revision`` is a
-    branch, tag or commit hash. ``local_files_only`` takes what the cache has and asks nobody.
+    of any repository instead, ``hf://owner/repo/file``, and ``key`` its entry. ``revision`` is a
+    branch, tag or commit hash. ``local_files_only`` uses what is in the cache, without a request.
     """
 
     tag: str | None = None
@@ -43,19 +44,19 @@ class Hub(Rules):
         if self.path is not None:
             return self._file()
         if backbone.library == "timm":
-            found = of_timm_hub(backbone.name, self.tag, self.revision, self.local_files_only)
+            published = of_timm_hub(backbone.name, self.tag, self.revision, self.local_files_only)
         elif backbone.library == "torchvision":
             if self.revision is not None:
                 raise _contradiction("source.revision", "is not of torchvision's weights")
-            found = of_torchvision_hub(backbone.name, self.tag, self.local_files_only)
+            published = of_torchvision_hub(backbone.name, self.tag, self.local_files_only)
         else:
-            raise ConfigError(
-                "source",
-                f"no hub holds weights for '{backbone.name}'",
-                "use source=file or source=none",
-                40,
-            )
-        return self._published(found)
+            what = f"no hub holds weights for '{backbone.name}'"
+            raise ConfigError("source", what, "use source=file or source=none", 40)
+        weights = self.weights("hub", published.content, published.origin, published.sha256)
+        if weights.classes is None and published.has_imagenet_classes:
+            classes, synonyms = imagenet.classes(), imagenet.synonyms()
+            weights = replace(weights, classes=classes, synonyms=synonyms)
+        return replace(weights, input=published.input, pinned=published.pinned)
 
     def _address(self) -> huggingface.Address:
         repo, file, revision = huggingface.parse(self.path or "")
@@ -65,34 +66,15 @@ class Hub(Rules):
         return huggingface.Address(repo, (file,), "main" if wanted is None else wanted)
 
     def _file(self) -> Weights:
-        from xfer.weights.formats.read import read
-
         address = self._address()
-        found = huggingface.find(address, self.local_files_only)
-        sha256 = huggingface.checked_sha256(found.path)
-        origin = f"{address.shown}@{found.revision}"
-        try:
-            content = read(found.path, self.key)
-        except XferError as error:
-            error.where = f"{origin} ({error.where})"
-            raise
+        file = huggingface.find(address, self.local_files_only)
+        sha256 = huggingface.checked_sha256(file.path)
+        origin = f"{address.shown}@{file.revision}"
+        with named(origin):
+            content = read(file.path, self.key)
         weights = self.weights("hub", content, origin, sha256)
-        pinned = {"path": address.shown, "revision": found.revision}
-        return replace(weights, pinned=pinned, facts={**weights.facts, "revision": found.revision})
-
-    def _published(self, found: Published) -> Weights:
-        weights = self.weights("hub", found.content, found.origin, found.sha256)
-        if weights.classes is None and found.has_imagenet_classes:
-            classes, synonyms = imagenet.classes(), imagenet.synonyms()
-            weights = replace(weights, classes=classes, synonyms=synonyms)
-        before = {new: weights.renamed.get(new, new) for new in weights.state or ()}
-        names = {new: found.renamed.get(name, name) for new, name in before.items()}
-        return replace(
-            weights,
-            input=found.input,
-            pinned=found.pinned,
-            renamed={new: old for new, old in names.items() if new != old},
-        )
+        pinned = {"path": address.shown, "revision": file.revision}
+        return replace(weights, pinned=pinned, facts={**weights.facts, "revision": file.revision})
 
 
 def _contradiction(key: str, what: str) -> ConfigError:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from xfer.core.errors import WeightsError
 from xfer.core.files import file_sha256
@@ -14,9 +14,6 @@ from xfer.weights.content import Weights
 from xfer.weights.formats.checkpoint_format import read_best
 from xfer.weights.formats.read import read
 from xfer.weights.source.match_rules import Rules
-
-if TYPE_CHECKING:
-    from xfer.core.types import StateDict
 
 
 @dataclass(frozen=True)
@@ -32,11 +29,6 @@ class File(Rules):
         path = Path(self.path).expanduser()
         content = read(path, self.key)
         return self.weights("file", content, str(path), file_sha256(path))
-
-
-def read_state(path: Path) -> StateDict:
-    """Tensors by name from any file that :func:`xfer.weights.formats.read.read` takes."""
-    return read(path).state
 
 
 @dataclass(frozen=True)
@@ -60,12 +52,8 @@ class Run:
         snapshot, path = read_best(folder), best_checkpoint(folder)
         name = snapshot.card.backbone.get("name")
         if name != backbone.name:
-            raise WeightsError(
-                path,
-                f"its backbone is '{name}', not '{backbone.name}'",
-                f"type backbone.name={name}",
-                20,
-            )
+            what = f"its backbone is '{name}', not '{backbone.name}'"
+            raise WeightsError(path, what, f"type backbone.name={name}", 20)
         return Weights(
             "run",
             snapshot.state,
@@ -88,7 +76,5 @@ class Shipped:
 
     def load(self, backbone: Backbone) -> Weights:
         """As :class:`Run`, with an origin that is the same on every machine."""
-        from dataclasses import replace
-
         file = Path(__file__).with_name(f"{self.name}.ckpt")
         return replace(Run(str(file)).load(backbone), origin=f"xfer:{self.name}")

@@ -1,11 +1,11 @@
-"""What every source lets its user say: other names, what to leave out, what to excuse."""
+"""What a user may say of any source: other names, what to leave out, what to excuse."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from annotated_types import Ge, Le
 
@@ -14,9 +14,6 @@ from xfer.core.files import parsed, read_text
 from xfer.core.regex import compiled, matches, substituted
 from xfer.core.types import class_name
 from xfer.weights.content import Content, Weights
-
-if TYPE_CHECKING:
-    import torch
 
 
 @dataclass(frozen=True)
@@ -33,15 +30,15 @@ class Rules:
     """The part that all sources share. Patterns of ``drop`` and ``allow_missing`` must match a
     whole name.
 
-    ``strip``: take only names that start so, without that start. ``rename``: rules in order, each
+    ``strip``: take only names that start with it, and cut it off. ``rename``: rules in order, each
     on what the one before left. ``drop``: entries of the file, by its own names, that are left
-    out. ``match``: what tells which tensor goes where, its name, or ``order`` and shape where the
-    file has other names for the same architecture. ``allow_missing``: network tensors that may
+    out. ``match``: tensors are paired by ``name``, or by ``order`` and shape where the file has
+    other names for the same architecture. ``allow_missing``: network tensors that may
     stay as initialised. ``min_coverage``: the least share of the backbone's numbers that must be
     loaded. ``resize_positions``: resample the position embedding of a vision transformer to
     another image size. ``classes``: the names of the file's classes in order: a list, a text or
-    JSON file of them, or ``imagenet``. ``optimizer``: ``resume`` goes on with the momenta that the
-    file holds.
+    JSON file of them, or ``imagenet``. ``optimizer``: ``resume`` continues with the optimizer
+    state that the file holds.
     """
 
     strip: str | None = None
@@ -66,20 +63,29 @@ class Rules:
 
         Raises ConfigError for a rule that nothing in the file obeys.
         """
-        state, renamed, asides = self._applied(content.state)
+        asides = self._left_out(list(content.state))
+        old = [name for name in content.state if name not in asides]
+        names: dict[str, str] = {}
+        for before, new in zip(old, self._renamed(old), strict=True):
+            if new in names:
+                what = f"'{names[new]}' and '{before}' both become '{new}'"
+                raise ConfigError("source.rename", what, "make the patterns narrower", 43)
+            names[new] = before
         classes, synonyms = self.class_names()
         if self.optimizer == "resume" and content.optimizer is None:
-            raise WeightsError(
-                origin, "holds no optimizer state", "drop source.optimizer=resume", 33
-            )
+            what = "holds no optimizer state"
+            raise WeightsError(origin, what, "drop source.optimizer=resume", 33)
+        # The report speaks of the file, and so by the file's names.
+        entries = {new: content.renamed.get(before, before) for new, before in names.items()}
+        asides = {content.renamed.get(name, name): reason for name, reason in asides.items()}
         return Weights(
             kind,
-            state,
+            {new: content.state[before] for new, before in names.items()},
             origin=origin,
             sha256=sha256,
             classes=classes,
             synonyms=synonyms,
-            renamed=renamed,
+            renamed={new: entry for new, entry in entries.items() if new != entry},
             asides={**content.asides, **asides},
             optimizer=content.optimizer if self.optimizer == "resume" else None,
             match=self.match,
@@ -89,58 +95,35 @@ class Rules:
             facts={"format": content.format, **content.facts},
         )
 
-    def _applied(
-        self, given: Mapping[str, torch.Tensor]
-    ) -> tuple[dict[str, torch.Tensor], dict[str, str], dict[str, str]]:
-        """Tensors by new name, the old name of those that changed, and what was left out."""
-        asides = self._left_out(list(given))
-        names: dict[str, str] = {}
-        for old in given:
-            if old not in asides:
-                new = self._renamed(old)
-                if new in names:
-                    raise ConfigError(
-                        "source.rename",
-                        f"'{names[new]}' and '{old}' both become '{new}'",
-                        "make the patterns narrower",
-                        43,
-                    )
-                names[new] = old
-        self._refuse_idle_renames(names.values())
-        state = {new: given[old] for new, old in names.items()}
-        return state, {new: old for new, old in names.items() if new != old}, asides
-
     def _left_out(self, names: list[str]) -> dict[str, str]:
         left: dict[str, str] = {}
         for i, pattern in enumerate(self.drop):
-            found = [name for name in names if matches(pattern, name, f"source.drop[{i}]")]
-            if not found:
+            dropped = [name for name in names if matches(pattern, name, f"source.drop[{i}]")]
+            if not dropped:
                 raise _idle(f"source.drop[{i}]", pattern, names)
-            left |= dict.fromkeys(found, "dropped by source.drop")
+            left |= dict.fromkeys(dropped, "dropped by source.drop")
         return left | self.outside(names)
 
     def outside(self, names: Sequence[str]) -> dict[str, str]:
         """Those of ``names`` that ``strip`` leaves out, with the reason. Raises ConfigError when
         it leaves nothing."""
         start = self.strip or ""
-        found = [name for name in names if not name.startswith(start)]
-        if names and len(found) == len(names):
+        others = [name for name in names if not name.startswith(start)]
+        if names and len(others) == len(names):
             raise _idle("source.strip", start, names)
-        return dict.fromkeys(found, f"not below '{start}'")
+        return dict.fromkeys(others, f"not below '{start}'")
 
-    def _renamed(self, name: str) -> str:
-        name = name.removeprefix(self.strip or "")
+    def _renamed(self, names: Sequence[str]) -> list[str]:
+        """``names`` after ``strip`` and ``rename``. Raises ConfigError for a rule that no name
+        obeys."""
+        names = [name.removeprefix(self.strip or "") for name in names]
         for i, rule in enumerate(self.rename):
-            name = substituted(rule.match, rule.to, name, _key(i))
-        return name
-
-    def _refuse_idle_renames(self, names: Any) -> None:
-        left = [name.removeprefix(self.strip or "") for name in names]
-        for i, rule in enumerate(self.rename):
-            after = [substituted(rule.match, rule.to, name, _key(i)) for name in left]
-            if after == left:
-                raise _idle(_key(i), rule.match, left)
-            left = after
+            key = f"source.rename[{i}]"
+            after = [substituted(rule.match, rule.to, name, key) for name in names]
+            if after == names:
+                raise _idle(key, rule.match, names)
+            names = after
+        return names
 
     def class_names(self) -> tuple[tuple[str, ...] | None, tuple[tuple[str, ...], ...]]:
         """The names of the file's classes in order, or ``None``, and their synonyms."""
@@ -153,10 +136,6 @@ class Rules:
         return self.classes and _distinct("the list", self.classes), ()
 
 
-def _key(position: int) -> str:
-    return f"source.rename[{position}]"
-
-
 def _idle(key: str, pattern: str, names: Sequence[str]) -> ConfigError:
     stages = dict.fromkeys(".".join(name.split(".")[:k]) for name in names for k in (1, 2))
     plain = pattern.replace("\\", "").rstrip(".*")
@@ -167,20 +146,18 @@ def _listed(path: Path) -> tuple[str, ...]:
     """Class names from a text file, one a line, or from a JSON list or ``{index: name}``."""
     try:
         text = read_text(path)
-        found = parsed(text) if text.lstrip()[:1] in ("[", "{") else text.splitlines()
-        if isinstance(found, dict):
-            found = [found[str(i)] for i in range(len(found))]
+        names = parsed(text) if text.lstrip()[:1] in ("[", "{") else text.splitlines()
+        if isinstance(names, dict):
+            names = [names[str(i)] for i in range(len(names))]
     except (OSError, ValueError, KeyError) as error:
-        raise ConfigError(
-            "source.classes", f"'{path}' cannot be read ({error})", "give a list of names", 51
-        ) from error
-    return _distinct(f"'{path}'", found)
+        what = f"'{path}' cannot be read ({error})"
+        raise ConfigError("source.classes", what, "give a list of names", 51) from error
+    return _distinct(f"'{path}'", names)
 
 
-def _distinct(where: str, found: Sequence[object]) -> tuple[str, ...]:
-    names = tuple(class_name(name) for name in found if isinstance(name, str) and name.strip())
-    if not names or len(names) != len(found) or len(set(names)) != len(names):
-        raise ConfigError(
-            "source.classes", f"{where} must hold distinct names", "write one a line", 52
-        )
+def _distinct(where: str, given: Sequence[object]) -> tuple[str, ...]:
+    names = tuple(class_name(name) for name in given if isinstance(name, str) and name.strip())
+    if not names or len(names) != len(given) or len(set(names)) != len(names):
+        what = f"{where} must hold distinct names"
+        raise ConfigError("source.classes", what, "write one name per line", 52)
     return names

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from xfer.core.download import KEPT_WEIGHTS, fetch
+from xfer.core.download import RESUMABLE_WEIGHTS, fetch
 from xfer.core.errors import ConfigError, OutputError, WeightsError, XferError
 from xfer.core.files import cache_dir, file_sha256, handle_of, read_json, write_json
 from xfer.core.http import shown
@@ -18,8 +18,10 @@ from xfer.core.locks import Lock, waits
 from xfer.core.log import log
 from xfer.core.protocols import Backbone
 from xfer.weights.content import Weights
+from xfer.weights.formats.read import read
 from xfer.weights.source.match_rules import Rules
 
+_SHA256 = "[0-9a-f]{64}"
 _UNREACHED = 450
 """The number of the error for an address that gives no file."""
 
@@ -27,7 +29,7 @@ _UNREACHED = 450
 @dataclass(frozen=True)
 class Url(Rules):
     """``url`` of a file of weights, https only. ``sha256`` is its hash, 64 hex digits, or ``any``:
-    then the first answer is taken, and its hash is told. ``key`` names the entry to take.
+    then the first answer is taken, and its hash is logged. ``key`` names the entry to take.
 
     A password in the address is sent, and neither it nor the query is ever shown.
     """
@@ -38,23 +40,24 @@ class Url(Rules):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.sha256 == "any" or re.fullmatch("[0-9a-f]{64}", self.sha256):
+        if self.sha256 == "any" or re.fullmatch(_SHA256, self.sha256):
             return
         lower = self.sha256.strip().lower()
-        known = re.fullmatch("[0-9a-f]{64}", lower)
-        raise ConfigError(
-            "source.sha256",
-            f"'{self.sha256[:80]}' is no sha256: 64 hex digits in lower case",
-            f"type source.sha256={lower if known else 'any to learn it'}",
-            45,
-        )
+        known = re.fullmatch(_SHA256, lower)
+        what = f"'{self.sha256[:80]}' is not a sha256: 64 hex digits in lower case"
+        fix = f"type source.sha256={lower if known else 'any to learn it'}"
+        raise ConfigError("source.sha256", what, fix, 45)
 
     def load(self, backbone: Backbone) -> Weights:
         """From the cache, else from the web. Raises WeightsError when the file cannot be had or
         read or has another hash, SafetyError for an address that is not https."""
-        from xfer.weights.formats.read import read
-
-        path, found = self._any() if self.sha256 == "any" else self._known()
+        if self.sha256 == "any":
+            path, sha256 = self._first_answer()
+        else:
+            path, sha256 = _folder() / self.sha256, self.sha256
+            with _alone(path):
+                if not _sound(path):
+                    fetch(self.url, path, self.sha256, RESUMABLE_WEIGHTS)
         try:
             content = read(path, self.key)
         except XferError as error:
@@ -62,37 +65,27 @@ class Url(Rules):
                 self._record().unlink(missing_ok=True)
             error.where = shown(self.url)
             raise
-        weights = self.weights("url", content, shown(self.url), found)
-        return replace(weights, pinned={"sha256": found})
+        weights = self.weights("url", content, shown(self.url), sha256)
+        return replace(weights, pinned={"sha256": sha256})
 
-    def _known(self) -> tuple[Path, str]:
-        path = _folder() / self.sha256
-        with _alone(path):
-            if not _sound(path):
-                fetch(self.url, path, self.sha256, KEPT_WEIGHTS)
-        return path, self.sha256
-
-    def _any(self) -> tuple[Path, str]:
+    def _first_answer(self) -> tuple[Path, str]:
+        """What the address once answered, or answers now, and its sha256."""
         record = self._record()
         with _alone(record):
-            found = _recorded(record)
-            if not (found and _sound(_folder() / found)):
+            sha256 = _recorded(record)
+            if not (sha256 and _sound(_folder() / sha256)):
                 arrived = record.with_suffix("")
-                found = self._first(arrived)
-                arrived.replace(_folder() / found)
-                write_json(record, {"address": shown(self.url), "sha256": found})
-        log.info("%s has sha256 %s: pin it with source.sha256=%s", shown(self.url), found, found)
-        return _folder() / found, found
-
-    def _first(self, arrived: Path) -> str:
-        """Fetch what the address answers to ``arrived``; its sha256."""
-        try:
-            return fetch(self.url, arrived, None, KEPT_WEIGHTS)
-        except WeightsError as error:
-            if error.number == _UNREACHED:
-                # Without a hash nothing says that a file put into the cache is the one.
-                error.fix = "fetch it another way and type source=file source.path=FILE"
-            raise
+                try:
+                    sha256 = fetch(self.url, arrived, None, RESUMABLE_WEIGHTS)
+                except WeightsError as error:
+                    if error.number == _UNREACHED:
+                        # Without a hash nothing says that a file put into the cache is the one.
+                        error.fix = "fetch it another way and type source=file source.path=FILE"
+                    raise
+                arrived.replace(_folder() / sha256)
+                write_json(record, {"address": shown(self.url), "sha256": sha256})
+        log.info("%s has sha256 %s: pin it with source.sha256=%s", shown(self.url), sha256, sha256)
+        return _folder() / sha256, sha256
 
     def _record(self) -> Path:
         """Remembers the hash of what this address once answered."""
@@ -115,10 +108,10 @@ def _sound(path: Path) -> bool:
 
 def _recorded(record: Path) -> str | None:
     try:
-        found = read_json(record)["sha256"]
+        sha256 = read_json(record)["sha256"]
     except (OSError, ValueError, LookupError, TypeError):
         return None
-    return found if isinstance(found, str) and re.fullmatch("[0-9a-f]{64}", found) else None
+    return sha256 if isinstance(sha256, str) and re.fullmatch(_SHA256, sha256) else None
 
 
 @contextmanager
@@ -130,8 +123,7 @@ def _alone(path: Path) -> Iterator[None]:
         handle = handle_of(lock, os.O_RDWR | os.O_CREAT, follow=False)
         held = Lock(handle, waiting=waits(f"fetches {path.name}"))
     except OSError as error:
-        raise OutputError(
-            lock, f"cannot be locked ({error.strerror or error})", "set XFER_CACHE=DIR", 5
-        ) from error
+        what = f"cannot be locked ({error.strerror or error})"
+        raise OutputError(lock, what, "set XFER_CACHE=DIR", 5) from error
     with held:
         yield
