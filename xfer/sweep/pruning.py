@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, NotRequired
 
 from typing_extensions import TypedDict
 
-from xfer.core.checked import checked
-from xfer.core.errors import ResumeError, XferError
-from xfer.core.files import read_json, write_json
+from xfer.core.checked import read_checked
+from xfer.core.errors import XferError
+from xfer.core.files import write_json
 from xfer.core.log import log
 from xfer.core.run_folder import JOB
 from xfer.core.types import Plain
@@ -44,13 +44,9 @@ class Pruner:
         as by a run that goes on behind it, it says the same."""
         epoch = int(history.rows[-1]["epoch"])
         metric, note = self.facts["metric"], self.folder / PRUNED
-        if note.exists():
+        if earlier := read_checked(note, _Note, START_ANEW, 29):
             # Others have ended since: the pruner might say something else now.
-            try:
-                pruned = int(checked(_Note, read_json(note))["epoch"])
-            except (OSError, ValueError) as error:
-                what = f"is not what a run writes ({getattr(error, 'strerror', None) or error})"
-                raise ResumeError(note, what, START_ANEW, 29) from error
+            pruned = int(earlier["epoch"])
             self._reach(lambda: self._mark(pruned))
             return epoch >= pruned
         value = float(history.rows[-1][metric])
@@ -96,11 +92,5 @@ class Pruner:
 
 def pruner(folder: Path) -> Pruner | None:
     """What prunes the run in ``folder``; ``None`` where no sweep does."""
-    try:
-        facts = checked(_Job, read_json(folder / JOB)).get("trial")
-    except FileNotFoundError:
-        return None  # no job of a sweep
-    except (OSError, ValueError) as error:
-        what = f"is not what a sweep writes ({getattr(error, 'strerror', None) or error})"
-        raise ResumeError(folder / JOB, what, START_ANEW, 29) from error
-    return Pruner(facts, folder) if facts else None
+    job = read_checked(folder / JOB, _Job, START_ANEW, 29, "a sweep") or {}
+    return Pruner(job["trial"], folder) if job.get("trial") else None
