@@ -32,7 +32,7 @@ def checked(hint: Any, facts: object) -> Any:
         raise ValueError(str(error).splitlines()[0]) from error
 
 
-def read_checked(path: Path, hint: Any, fix: str, number: int, writer: str = "a run") -> Any:
+def read_checked(path: Path, hint: Any, fix: str, number: int, *, writer: str = "a run") -> Any:
     """What the JSON file ``path`` of a run folder holds, or ``None`` where there is no such file.
 
     Raises ResumeError ``number`` with the remedy ``fix`` for a file that cannot be read or that

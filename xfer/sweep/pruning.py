@@ -92,5 +92,5 @@ class Pruner:
 
 def pruner(folder: Path) -> Pruner | None:
     """What prunes the run in ``folder``; ``None`` where no sweep does."""
-    job = read_checked(folder / JOB, _Job, START_ANEW, 29, "a sweep") or {}
+    job = read_checked(folder / JOB, _Job, START_ANEW, 29, writer="a sweep") or {}
     return Pruner(job["trial"], folder) if job.get("trial") else None
