@@ -121,18 +121,18 @@ def _tell_any(error: Exception) -> int:
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
 
-    from xfer.config.hydra import told
-    from xfer.core.own_parts import of_own_part
+    from xfer.config.hydra import as_config_error
+    from xfer.core.custom_parts import custom_part_error
 
     if isinstance(error, JobFailed):
         return int(error.args[0])
     if isinstance(error, XferError):
         return _tell(error)
     if isinstance(error, HydraException | OmegaConfBaseException | YAMLError):
-        return _tell(told(error))
-    if own := of_own_part(error):
-        own.__cause__ = error
-        return _tell(own)
+        return _tell(as_config_error(error))
+    if mistake := custom_part_error(error):
+        mistake.__cause__ = error
+        return _tell(mistake)
     fix = "this is a bug in xfer: run again with XFER_FULL_ERROR=1 and report what it prints"
     bug = XferError("xfer", f"{type(error).__name__}: {error}", fix, 0)
     bug.__cause__ = error

@@ -39,7 +39,7 @@ SHARED = {
     203: "config/build.py config/schema.py",
     205: "config/hydra.py config/schema.py",
     211: "models/backbone/timm.py models/backbone/torchvision.py",
-    221: "config/schema.py core/own_parts.py",
+    221: "config/schema.py core/custom_parts.py",
     223: "core/slurm_env.py hydra_plugins/xfer_slurm/_request.py sweep/slurm.py",
     232: "freeze/audit.py freeze/lora.py freeze/rules.py",
     251: "evaluation/onnx_predict.py weights/source/match_rules.py",

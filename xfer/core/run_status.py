@@ -10,10 +10,10 @@ from pathlib import Path
 from signal import Signals
 
 from xfer.core.checksum import sealed
+from xfer.core.custom_parts import custom_part_error
 from xfer.core.errors import OutOfMemory, OutputError, XferError, printable
 from xfer.core.files import file_sha256, output_errors, write_json, write_text
 from xfer.core.log import log, open_log
-from xfer.core.own_parts import of_own_part
 from xfer.core.run_folder import BEST, LAST, checkpoints, entries, lock, refuse_odd
 from xfer.core.signals import Stopped, stop
 
@@ -122,4 +122,4 @@ def as_xfer(error: BaseException) -> BaseException:
         return OutOfMemory(
             "data.workers", "the system killed a data worker", "lower it, and data.decoded_gb", 4
         )
-    return of_own_part(error) or error
+    return custom_part_error(error) or error
