@@ -14,7 +14,7 @@ from xfer.core.files import file_sha256, write_json, write_text, yaml_text
 from xfer.core.log import LINES, close_log, log, open_log
 from xfer.core.run_status import recorded
 from xfer.core.signals import heeded
-from xfer.core.slurm_env import quieten, slurm_task
+from xfer.core.slurm_env import slurm_task
 from xfer.core.types import Plain, Predictions, Samples
 from xfer.export import refuse_early
 from xfer.plan.make import make_plan
@@ -48,7 +48,9 @@ def run(specs: Specs) -> Result:
     """Do what ``specs`` ask for, in a folder of its own. Raises XferError."""
     next_run()
     task = slurm_task()
-    quieten(specs.trainer.devices)
+    if specs.trainer.devices > 1:
+        # torch is still to be imported: without its remarks on how gradients are averaged.
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     with heeded():
         if task and task[0] > 0:
             return _follow(task[0])
@@ -94,7 +96,7 @@ def _run(specs: Specs) -> Result:
             check_same(earlier, plan.facts)
         log.info(table(plan), extra=LINES)
         folder = earlier.folder if earlier else make_folder(specs)
-        with recorded(folder, goes_on=earlier is not None):
+        with recorded(folder, resumes=earlier is not None):
             check_space(plan, folder)
             write_plan(plan, folder)
             work = Work(specs, plan, folder, time.perf_counter() - began, began)

@@ -12,7 +12,7 @@ from pydantic import AfterValidator, ConfigDict, Field, StringConstraints, with_
 from typing_extensions import TypedDict
 
 from xfer.core.checked import checked
-from xfer.core.types import Card, Plain
+from xfer.core.types import Card
 
 _FORBID = ConfigDict(extra="forbid", allow_inf_nan=False)
 _ALLOW = ConfigDict(extra="allow", allow_inf_nan=False)
@@ -100,7 +100,7 @@ class _Card(TypedDict):
 def card_of(facts: Any) -> Card:
     """The card that plain facts describe. Raises ValueError in one line for what is none."""
     checked(_Card, facts)
-    found: Plain = facts
-    if len(set(found["classes"])) != len(found["classes"]):
+    classes = facts["classes"]
+    if len(set(classes)) != len(classes):
         raise ValueError("classes has a name twice")
-    return Card.from_plain(found)
+    return Card.from_plain(facts)

@@ -91,31 +91,29 @@ def parsed(text: str) -> Any:
     UTF-8 again. The names of files that are no UTF-8 are let through, as Python escapes them.
     """
     try:
-        found = json.loads(text, parse_constant=_refuse)
+        value = json.loads(text, parse_constant=_refuse)
         if r"\ud" in text.lower():
-            json.dumps(found, ensure_ascii=False).encode("utf-8", "surrogateescape")
+            json.dumps(value, ensure_ascii=False).encode("utf-8", "surrogateescape")
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
     except UnicodeEncodeError as error:
         raise ValueError("it holds half a character (a lone surrogate)") from error
-    if _is_deep(text, found):
+    if text.count("[") + text.count("{") > _DEEPEST and _is_deep(value):
         raise ValueError(f"it is nested more than {_DEEPEST} deep")
-    return found
-
-
-def _is_deep(text: str, found: Any) -> bool:
-    """Whether lists and objects in ``found`` lie too deep in each other."""
-    if text.count("[") + text.count("{") <= _DEEPEST:
-        return False
-    level = [found] if isinstance(found, dict | list) else []
-    for _ in range(_DEEPEST):
-        inside = (node.values() if isinstance(node, dict) else node for node in level)
-        level = [child for held in inside for child in held if isinstance(child, dict | list)]
-    return bool(level)
+    return value
 
 
 def _refuse(word: str) -> float:
     raise ValueError(f"{word} is no JSON")
+
+
+def _is_deep(value: Any) -> bool:
+    """Whether lists and objects in ``value`` lie too deep in each other."""
+    level = [value] if isinstance(value, dict | list) else []
+    for _ in range(_DEEPEST):
+        inside = (node.values() if isinstance(node, dict) else node for node in level)
+        level = [child for held in inside for child in held if isinstance(child, dict | list)]
+    return bool(level)
 
 
 # Holds for every torch.load in this process, also those inside libraries.
@@ -166,19 +164,15 @@ def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
             os.close(handle)
             part = Path(name)
             write(part)
-            part.chmod(0o666 & ~_umask())
+            mask = os.umask(0)  # it cannot be read without being set
+            os.umask(mask)
+            part.chmod(0o666 & ~mask)
             sync_folder(part)
             part.replace(path)
             sync_folder(path.parent)
     finally:
         if part is not None:
             part.unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def sync_folder(path: Path) -> None:
@@ -225,8 +219,5 @@ def output_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise OutputError(
-            path,
-            f"cannot be written ({error.strerror or error})",
-            "free space or choose run.dir=DIR",
-        ) from error
+        what = f"cannot be written ({error.strerror or error})"
+        raise OutputError(path, what, "free space or choose run.dir=DIR") from error
