@@ -189,7 +189,7 @@ def _hydra(arguments: list[str]) -> None:
         # Hydra's own end of --cfg for a package that is not there; a run ends with its own code.
         if end.code == 1 and "config" in shows:
             fix = "name a part of it, such as -p data"
-            raise ConfigError("--package", "is no part of the configuration", fix, 16) from end
+            raise ConfigError("--package", "is not a part of the configuration", fix, 16) from end
         raise
 
 

@@ -199,7 +199,7 @@ def _find_rate(work: Work) -> None:
     rates = lr_find(work.plan)
     write_json(work.folder / "lr_find.json", rates)
     path = climb(rates, work.folder / "figures" / "lr_find.png")
-    log.info(f"optim.lr={rates['suggested']:.2g} is proposed, see {path}")
+    log.info(f"optim.lr={rates['suggested']:.2g} is suggested, see {path}")
 
 
 def _benchmark(work: Work, net: nn.Module) -> None:

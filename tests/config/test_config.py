@@ -418,7 +418,7 @@ def test_a_class_of_the_user_is_used_when_allowed_and_only_then(
         ([], "E203: head.height: must be given"),
         (["head.height=3", "head._target_=my_heads.Small"], "'my_heads.Small' cannot be imported"),
         (["head._target_=my_headz.Tall"], "add --allow my_headz"),
-        (["head._target_=my_heads.function"], "'my_heads.function' is no class for head"),
+        (["head._target_=my_heads.function"], "'my_heads.function' is not a class for head"),
     ],
 )
 def test_a_class_of_the_user_is_checked_like_any_other(

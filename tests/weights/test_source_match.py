@@ -131,7 +131,7 @@ LARGE = {
 
 @pytest.mark.parametrize("name", LARGE)
 def test_a_pattern_that_is_larger_than_names_need_is_none(name: str) -> None:
-    with pytest.raises(ConfigError, match=r"source\.drop\[0\]: .*is no pattern") as told:
+    with pytest.raises(ConfigError, match=r"source\.drop\[0\]: .*is not a valid pattern") as told:
         Rules(drop=(LARGE[name],))
     assert len(str(told.value)) < 300
 

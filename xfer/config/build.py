@@ -150,7 +150,7 @@ class Builder:
             fix = "type sweep.dir=outputs/multirun/EXPERIMENT/SWEEP"
             yield ConfigError("sweep.dir", "must be given", fix, 3)
         if "leaderboard" in stages and stages != ("leaderboard",):
-            what = f"the leaderboard is of runs that are over; stages is {list(stages)}"
+            what = f"the leaderboard is made of runs that have ended; stages is {list(stages)}"
             yield ConfigError("stages", what, "type stages=[leaderboard]", 76)
 
     def _contradictions(self) -> Iterator[XferError]:
@@ -161,12 +161,12 @@ class Builder:
             yield ConfigError("predict.model", what, "drop one of them", 96)
         asked = (("data", "sampler"), ("loss", "class_weights"))
         if all(self.facts.get(group, {}).get(key) == "balanced" for group, key in asked):
-            what = "makes up for the classes' sizes, and loss.class_weights=balanced does again"
+            what = "compensates for class sizes, and loss.class_weights=balanced does so again"
             fix = "type loss.class_weights=none, or drop data.sampler"
             yield ConfigError("data.sampler", what, fix, 89)
         trainer = self.facts.get("trainer", {})
         if trainer.get("on_oom") == "halve" and trainer.get("devices", 1) > 1:
-            what, fix = "halve works on one device alone", "type trainer.on_oom=error"
+            what, fix = "halve works on one device only", "type trainer.on_oom=error"
             yield CombinationError("trainer.on_oom", what, fix, 1)
         if trainer.get("precision") == "16-mixed" and trainer.get("accelerator") == "cpu":
             what = "16-mixed needs a GPU, trainer.accelerator is cpu"

@@ -307,6 +307,6 @@ def load_class(group: str, target: str, where: Where, key: str = "") -> Any:
     # What a module of xfer merely imports is not on offer.
     if not isinstance(kind, type) or (own and not kind.__module__.startswith(home)):
         raise SafetyError(
-            where(key), f"'{target}' is no class for {group}", "name a class of it", 2
+            where(key), f"'{target}' is not a class for {group}", "name a class of that group", 2
         )
     return kind

@@ -102,5 +102,5 @@ def card_of(facts: Any) -> Card:
     checked(_Card, facts)
     classes = facts["classes"]
     if len(set(classes)) != len(classes):
-        raise ValueError("classes has a name twice")
+        raise ValueError("classes lists a name twice")
     return Card.from_plain(facts)

@@ -48,7 +48,7 @@ def handle_of(path: Path, flags: int = os.O_RDONLY, follow: bool = True) -> int:
 
 
 def _is_instead(path: Path) -> str:
-    return "it is a symbolic link" if path.is_symlink() else "it is no plain file"
+    return "it is a symbolic link" if path.is_symlink() else "it is not a regular file"
 
 
 def open_to_read(path: Path) -> io.BufferedReader:
@@ -104,7 +104,7 @@ def parsed(text: str) -> Any:
 
 
 def _refuse(word: str) -> float:
-    raise ValueError(f"{word} is no JSON")
+    raise ValueError(f"{word} is not valid JSON")
 
 
 def _is_deep(value: Any) -> bool:
@@ -130,9 +130,9 @@ def path_problem(text: str) -> str:
     try:
         os.lstat(Path(text).expanduser())
     except RuntimeError:
-        return "names a home folder that is not there"
+        return "names a home folder that does not exist"
     except ValueError:
-        return "holds a character that no file name can have"
+        return "contains a character that file names cannot have"
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:
             return "is longer than a path can be"

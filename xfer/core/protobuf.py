@@ -131,7 +131,7 @@ class Wire:
         try:
             return self.data[field.start : field.stop].decode()
         except UnicodeDecodeError as error:
-            raise Malformed(f"a name that is no text (at byte {field.start})") from error
+            raise Malformed(f"a name that is not text (at byte {field.start})") from error
 
     def _field(self, at: int, stop: int) -> Field:
         key, start = self.varint(at, stop)

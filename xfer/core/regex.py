@@ -40,7 +40,7 @@ def compiled(pattern: str, where: str) -> regex.Pattern[str]:
             raise ValueError(why)
         return regex.compile(pattern)
     except (re.error, regex.error, ValueError, OverflowError, RecursionError) as error:
-        what = f"'{pattern[:60]}' is no pattern ({error})"
+        what = f"'{pattern[:60]}' is not a valid pattern ({error})"
         raise ConfigError(where, what, "write e.g. layer4\\..*", 42) from error
 
 
@@ -65,7 +65,7 @@ def substituted(pattern: str, to: str, name: str, where: str) -> str:
     except TimeoutError as error:
         raise _too_slow(pattern, name, where) from error
     except (regex.error, IndexError) as error:
-        what = f"'{to}' is no replacement ({error})"
+        what = f"'{to}' is not a valid replacement ({error})"
         raise ConfigError(where, what, "write e.g. \\1.conv", 44) from error
 
 
@@ -75,7 +75,7 @@ def _too_much(pattern: str) -> str:
         (f"longer than {LONGEST} characters", len(pattern) > LONGEST),
         (f"repeats more than {REPEATS} times", math.prod(counts) > REPEATS),
         # regex would take it for an approximate match.
-        ("a { that is no count: write \\{", bool(_OTHER_BRACE.search(pattern))),
+        ("a { that does not begin a count: write \\{", bool(_OTHER_BRACE.search(pattern))),
     )
     return next((why for why, so in reasons if so), "")
 

@@ -48,7 +48,7 @@ def recorded(folder: Path, resumes: bool = False) -> Iterator[None]:
         held = lock(folder)
         if not resumes and (folder / "status.json").exists():
             held.close()
-            what = "another process was quicker and has worked in this folder"
+            what = "another process was quicker and has used this folder"
             raise OutputError(folder, what, "choose another run.dir", 4)
         for part in folder.rglob(".*.part"):  # left by a killed process
             part.unlink()

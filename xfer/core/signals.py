@@ -165,7 +165,7 @@ def heeded() -> Iterator[None]:
         try:
             _requeue(ended.number, before[signal.Signals(ended.number)])
         except Exception as refused:  # submitit's handler: out of time too often
-            log.warning(f"Slurm does not queue it again: {refused}")
+            log.warning(f"Slurm does not requeue this job: {refused}")
         if ended.number == signal.SIGINT:
             # As Python has it: a notebook or a caller knows what to do.
             raise KeyboardInterrupt from error

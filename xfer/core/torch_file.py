@@ -56,7 +56,7 @@ def load_tensors(path: Path) -> Any:
     import torch
 
     if not os.path.isfile(path):  # unlike Path, also of a name that is too long  # noqa: PTH113
-        what = "is no regular file" if os.path.exists(path) else "there is no such file"  # noqa: PTH110
+        what = "is not a regular file" if os.path.exists(path) else "there is no such file"  # noqa: PTH110
         raise WeightsError(path, what, "give the path of a checkpoint", 1)
     if sealed(path) is False:
         raise damaged(path)
