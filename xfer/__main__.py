@@ -55,12 +55,14 @@ def _main(arguments: list[str]) -> int:
         arguments = _without_allow(arguments)
         folders = _config_dirs(arguments)
         if {"-h", "--help"} & set(arguments):
-            _show(page([config_dir(), *folders]))
+            with _must_arrive():
+                print(page([config_dir(), *folders]))
             return 0
         if "--version" in arguments:
             import xfer
 
-            _show(f"xfer {xfer.__version__}")
+            with _must_arrive():
+                print(f"xfer {xfer.__version__}")
             return 0
         _check_working_folder()
         _hydra(arguments)
@@ -85,15 +87,9 @@ def _check_working_folder() -> None:
         raise OutputError("working folder", what, fix, 30) from error
 
 
-def _show(text: str) -> None:
-    """Print what was asked for. Raises OutputError where it does not arrive."""
-    with _shown():
-        print(text)
-
-
 @contextmanager
-def _shown() -> Iterator[None]:
-    """Within, only what is printed is wanted: it must arrive."""
+def _must_arrive() -> Iterator[None]:
+    """Within, what is printed is all that was asked for. Raises OutputError where it is lost."""
     try:
         yield
         sys.stdout.flush()
@@ -179,15 +175,16 @@ def _hydra(arguments: list[str]) -> None:
     _check_flags(flags, overrides)
     # Lets Hydra hand its errors over instead of printing them in its own words.
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    plain = {"-sc", "--shell-completion", "--hydra-help"} & set(flags)  # these compose nothing
-    sys.argv = [sys.argv[0], *flags, *(overrides if plain else prepare_overrides(overrides))]
-    shows = {"config", "info", "completion", "help"} & {_COMMANDS.get(f) for f in _names(flags)}
+    commands = {_COMMANDS.get(flag.partition("=")[0]) for flag in flags}
+    composes = not commands & {"completion", "help"}
+    sys.argv = [sys.argv[0], *flags, *(prepare_overrides(overrides) if composes else overrides)]
+    shows = commands & {"config", "info", "completion", "help"}
     try:
-        with _shown() if shows else nullcontext():
+        with _must_arrive() if shows else nullcontext():
             hydra.main(config_path=config_dir(), config_name="config", **BASE)(_job)()
     except SystemExit as end:
         # Hydra's own end of --cfg for a package that is not there; a run ends with its own code.
-        if end.code == 1 and "config" in shows:
+        if end.code == 1 and "config" in commands:
             fix = "name a part of it, such as -p data"
             raise ConfigError("--package", "is not a part of the configuration", fix, 16) from end
         raise
@@ -237,13 +234,9 @@ def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
     return flags, overrides
 
 
-def _names(flags: list[str]) -> list[str]:
-    return [flag.partition("=")[0] for flag in flags]
-
-
 def _check_flags(flags: list[str], overrides: list[str]) -> None:
     """What Hydra would answer with an exception of its own. Raises ConfigError."""
-    names = _names(flags)
+    names = [flag.partition("=")[0] for flag in flags]
     asked = [name for name in names if name in _COMMANDS]
     if len({_COMMANDS[name] for name in asked}) > 1:
         what = f"{' and '.join(asked[:2])} are two commands"

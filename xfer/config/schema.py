@@ -177,13 +177,11 @@ def convert(key: str, value: Any, hint: Any, where: Where) -> Any:
     try:
         text = json.dumps(value, allow_nan=False)
     except ValueError as error:
-        raise ConfigError(
-            where(key), f"is {value}, but must be a finite number", f"type {key}=NUMBER", 2
-        ) from error
+        what = f"is {value}, but must be a finite number"
+        raise ConfigError(where(key), what, f"type {key}=NUMBER", 2) from error
     except TypeError as error:  # YAML has bytes and dates, which nothing here takes
-        raise ConfigError(
-            where(key), f"is {value!r}, which is neither text nor number", f"type {key}=VALUE", 2
-        ) from error
+        what = f"is {value!r}, which is neither text nor number"
+        raise ConfigError(where(key), what, f"type {key}=VALUE", 2) from error
     strict = None if is_dataclass(hint) else ConfigDict(extra="forbid")
     try:
         # Through JSON, because strict validation of Python objects wants tuples and dataclasses.
@@ -292,21 +290,19 @@ def load_class(group: str, target: str, where: Where, key: str = "") -> Any:
     module, _, name = target.rpartition(".")
     home = HOMES.get(group, f"xfer.{group}")
     others = [f"{other}." for other in HOMES.values() if other != home]  # augment is inside data
-    own = target.startswith(f"{home}.") and not target.startswith(tuple(others))
+    is_ours = target.startswith(f"{home}.") and not target.startswith(tuple(others))
     package = target.split(".")[0]
-    if not own and not any(target.startswith(f"{p}.") for p in allowed_packages()):
+    if not is_ours and not any(target.startswith(f"{p}.") for p in allowed_packages()):
         trust = f"add --allow {package} if you trust it"
         fix = f"name a class of {home}" if package == "xfer" else trust
         raise SafetyError(where(key), f"'{target}' may not be used for {group}", fix, 1)
     try:
         kind = getattr(importlib.import_module(module), name)
     except Exception as error:  # a module of the user's own may raise anything
-        raise ConfigError(
-            where(key), f"'{target}' cannot be imported ({error})", "check its spelling", 6
-        ) from error
+        what = f"'{target}' cannot be imported ({error})"
+        raise ConfigError(where(key), what, "check its spelling", 6) from error
     # What a module of xfer merely imports is not on offer.
-    if not isinstance(kind, type) or (own and not kind.__module__.startswith(home)):
-        raise SafetyError(
-            where(key), f"'{target}' is not a class for {group}", "name a class of that group", 2
-        )
+    if not isinstance(kind, type) or (is_ours and not kind.__module__.startswith(home)):
+        what = f"'{target}' is not a class for {group}"
+        raise SafetyError(where(key), what, "name a class of that group", 2)
     return kind
