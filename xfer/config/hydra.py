@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from inspect import signature
 from pathlib import Path
@@ -42,35 +42,34 @@ if "use_cache" not in signature(_register).parameters:
 _register("xfer.unique", lambda: secrets.token_hex(3), use_cache=True, replace=True)
 
 
-def _guarded(load: Callable[..., ConfigResult | None]) -> Callable[..., ConfigResult | None]:
+_load_any_config = ConfigRepository.load_config
+
+
+def _load_config(self: ConfigRepository, config_path: str) -> ConfigResult | None:
     """Hydra's reader of YAML files, with limits and a short list for those that are not ours.
 
     Here, where each file is read, none is missed: not what a job of a sweep chooses, nor a folder
     that is named in another way.
     """
-
-    def load_config(self: ConfigRepository, config_path: str) -> ConfigResult | None:
-        source = next((s for s in self.get_sources() if s.is_config(config_path)), None)
-        if source is None or source.scheme() != "file" or Path(source.path) == Path(config_dir()):
-            return load(self, config_path)
-        name = config_path.removesuffix(".yaml")
-        file = Path(source.path) / f"{name}.yaml"
-        try:
-            content = read_yaml(file)
-        except (OSError, ValueError) as error:
-            what = f"cannot be read ({getattr(error, 'strerror', None) or error})"
-            raise ConfigError(file, what, "mend that file", 7) from error
-        result = load(self, config_path)
-        if result is not None:
-            group, _, option = name.rpartition("/")
-            package = result.header.get("package")
-            allowed_below_hydra.check(str(file), group, option, package, content)
-        return result
-
-    return load_config
+    source = next((s for s in self.get_sources() if s.is_config(config_path)), None)
+    if source is None or source.scheme() != "file" or Path(source.path) == Path(config_dir()):
+        return _load_any_config(self, config_path)
+    name = config_path.removesuffix(".yaml")
+    file = Path(source.path) / f"{name}.yaml"
+    try:
+        content = read_yaml(file)
+    except (OSError, ValueError) as error:
+        what = f"cannot be read ({getattr(error, 'strerror', None) or error})"
+        raise ConfigError(file, what, "mend that file", 7) from error
+    result = _load_any_config(self, config_path)
+    if result is not None:
+        group, _, option = name.rpartition("/")
+        package = result.header.get("package")
+        allowed_below_hydra.check(str(file), group, option, package, content)
+    return result
 
 
-ConfigRepository.load_config = _guarded(ConfigRepository.load_config)  # type: ignore[method-assign]
+ConfigRepository.load_config = _load_config  # type: ignore[method-assign]
 
 _TASK = ("experiment", "data", "data.root", "data.file", "checkpoint.path", "predict.model")
 QUICK_START = "experiment=digits_freeze"

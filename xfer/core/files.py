@@ -25,7 +25,11 @@ if TYPE_CHECKING:
 LARGEST = 1 << 28
 """Bytes of a text file, unless its reader says otherwise."""
 _DEEPEST = 100
-"""How deep lists and objects may lie in each other: what xfer writes has a dozen levels."""
+"""How deep lists and objects may be nested: what xfer writes has a dozen levels."""
+
+# Here, because every module that reads a file imports this one first: it holds for every
+# torch.load in this process, also those inside libraries.
+os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
 
 
 def handle_of(path: Path, flags: int = os.O_RDONLY, follow: bool = True) -> int:
@@ -114,10 +118,6 @@ def _is_deep(value: Any) -> bool:
         inside = (node.values() if isinstance(node, dict) else node for node in level)
         level = [child for held in inside for child in held if isinstance(child, dict | list)]
     return bool(level)
-
-
-# Holds for every torch.load in this process, also those inside libraries.
-os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
 
 
 def cache_dir() -> Path:
