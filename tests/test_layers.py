@@ -196,6 +196,13 @@ def test_no_two_modules_have_one_name() -> None:
     assert {name for name in last if last.count(name) > 1} == set()
 
 
+def test_no_two_classes_have_one_name() -> None:
+    """A protocol and the class that fills it, and classes of one module's own, among them."""
+    nodes = [node for tree in modules().values() for node in ast.walk(tree)]
+    names = [node.name for node in nodes if isinstance(node, ast.ClassDef)]
+    assert {name for name in names if names.count(name) > 1} == set()
+
+
 def test_no_module_hides_a_name_of_its_package() -> None:
     """Python binds a module in its package when it is imported, over whatever has that name."""
     for file in PACKAGE.rglob("__init__.py"):

@@ -52,15 +52,17 @@ def _leave(codes: list[int]) -> None:
 
 def _main(arguments: list[str]) -> int:
     try:
-        arguments = _take_allow(arguments)
-        folders = _user_folders(arguments)
+        arguments = _without_allow(arguments)
+        folders = _config_dirs(arguments)
         if {"-h", "--help"} & set(arguments):
-            _show(page([config_dir(), *folders]))
+            with _must_arrive():
+                print(page([config_dir(), *folders]))
             return 0
         if "--version" in arguments:
             import xfer
 
-            _show(f"xfer {xfer.__version__}")
+            with _must_arrive():
+                print(f"xfer {xfer.__version__}")
             return 0
         _check_working_folder()
         _hydra(arguments)
@@ -71,7 +73,7 @@ def _main(arguments: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _NOBODY_READS
     except Exception as error:
-        return _tell_any(error)
+        return _reported(error)
     return 0
 
 
@@ -81,20 +83,13 @@ def _check_working_folder() -> None:
         Path.cwd()
     except FileNotFoundError as error:
         what = "has been deleted since this shell went there"
-        raise OutputError(
-            "working folder", what, "type cd DIR, a folder that exists", 30
-        ) from error
-
-
-def _show(text: str) -> None:
-    """Print what was asked for. Raises OutputError where it does not arrive."""
-    with _shown():
-        print(text)
+        fix = "type cd DIR, a folder that exists"
+        raise OutputError("working folder", what, fix, 30) from error
 
 
 @contextmanager
-def _shown() -> Iterator[None]:
-    """Within, only what is printed is wanted: it must arrive."""
+def _must_arrive() -> Iterator[None]:
+    """Within, what is printed is all that was asked for. Raises OutputError where it is lost."""
     try:
         yield
         sys.stdout.flush()
@@ -102,44 +97,45 @@ def _shown() -> Iterator[None]:
         raise
     except OSError as error:
         what = f"cannot be written ({error.strerror or error})"
-        raise OutputError(
-            "standard output", what, "free space, or send it elsewhere", 31
-        ) from error
+        fix = "free space, or send it elsewhere"
+        raise OutputError("standard output", what, fix, 31) from error
 
 
-def _tell(error: XferError) -> int:
+def _reported(error: Exception) -> int:
+    """Print what went wrong, unless a job of a sweep has done so; the exit code for it."""
+    if isinstance(error, JobFailed):
+        return int(error.args[0])
+    mistake = _mistake(error)
+    if mistake is not error:
+        mistake.__cause__ = error
     if os.environ.get("XFER_FULL_ERROR") == "1":
         import traceback
 
-        say("".join(traceback.format_exception(error)).rstrip(), error=True)
-    say(error, error=True)
-    return error.exit
+        say("".join(traceback.format_exception(mistake)).rstrip(), error=True)
+    say(mistake, error=True)
+    return mistake.exit
 
 
-def _tell_any(error: Exception) -> int:
+def _mistake(error: Exception) -> XferError:
+    """``error`` as one that says where it is and what to do."""
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
 
-    from xfer.config.hydra import told
-    from xfer.core.own_parts import of_own_part
+    from xfer.config.hydra import as_config_error
+    from xfer.core.custom_parts import custom_part_error
 
-    if isinstance(error, JobFailed):
-        return int(error.args[0])
     if isinstance(error, XferError):
-        return _tell(error)
+        return error
     if isinstance(error, HydraException | OmegaConfBaseException | YAMLError):
-        return _tell(told(error))
-    if own := of_own_part(error):
-        own.__cause__ = error
-        return _tell(own)
+        return as_config_error(error)
+    if mistake := custom_part_error(error):
+        return mistake
     fix = "this is a bug in xfer: run again with XFER_FULL_ERROR=1 and report what it prints"
-    bug = XferError("xfer", f"{type(error).__name__}: {error}", fix, 0)
-    bug.__cause__ = error
-    return _tell(bug)
+    return XferError("xfer", f"{type(error).__name__}: {error}", fix, 0)
 
 
-def _take_allow(arguments: list[str]) -> list[str]:
+def _without_allow(arguments: list[str]) -> list[str]:
     """Move ``--allow PACKAGE`` into the environment, where jobs of a sweep see it too."""
     rest = []
     items = iter(arguments)
@@ -148,27 +144,26 @@ def _take_allow(arguments: list[str]) -> list[str]:
             package = item.partition("=")[2] or next(items, "")
             if not package:
                 raise ConfigError("--allow", "needs a package name", "type --allow PACKAGE", 17)
-            os.environ["XFER_ALLOW"] = ",".join(
-                filter(None, [os.environ.get("XFER_ALLOW"), package])
-            )
+            before = os.environ.get("XFER_ALLOW")
+            os.environ["XFER_ALLOW"] = f"{before},{package}" if before else package
         else:
             rest.append(item)
     return rest
 
 
-def _user_folders(arguments: list[str]) -> list[str]:
-    found = []
-    for i, item in enumerate(arguments):
+def _config_dirs(arguments: list[str]) -> list[str]:
+    """The folders of the user's own options. Raises ConfigError for one that is not there."""
+    folders = []
+    for item, following in zip(arguments, [*arguments[1:], ""], strict=True):
         if item.startswith("--config-dir="):
-            found.append(item.partition("=")[2])
+            folders.append(item.partition("=")[2])
         elif item in ("--config-dir", "-cd"):
-            found.append(arguments[i + 1] if i + 1 < len(arguments) else "")
-    for folder in found:
+            folders.append(following)
+    for folder in folders:
         if not Path(folder).is_dir():
-            raise ConfigError(
-                "--config-dir", f"there is no folder '{folder}'", "give an existing folder", 18
-            )
-    return found
+            what = f"there is no folder '{folder}'"
+            raise ConfigError("--config-dir", what, "give an existing folder", 18)
+    return folders
 
 
 def _hydra(arguments: list[str]) -> None:
@@ -180,17 +175,18 @@ def _hydra(arguments: list[str]) -> None:
     _check_flags(flags, overrides)
     # Lets Hydra hand its errors over instead of printing them in its own words.
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    plain = {"-sc", "--shell-completion", "--hydra-help"} & set(flags)  # these compose nothing
-    sys.argv = [sys.argv[0], *flags, *(overrides if plain else prepare_overrides(overrides))]
-    shows = {"config", "info", "completion", "help"} & {_COMMANDS.get(f) for f in _names(flags)}
+    commands = {_COMMANDS.get(flag.partition("=")[0]) for flag in flags}
+    composes = not commands & {"completion", "help"}
+    sys.argv = [sys.argv[0], *flags, *(prepare_overrides(overrides) if composes else overrides)]
+    shows = commands & {"config", "info", "completion", "help"}
     try:
-        with _shown() if shows else nullcontext():
+        with _must_arrive() if shows else nullcontext():
             hydra.main(config_path=config_dir(), config_name="config", **BASE)(_job)()
     except SystemExit as end:
         # Hydra's own end of --cfg for a package that is not there; a run ends with its own code.
-        if end.code == 1 and "config" in shows:
+        if end.code == 1 and "config" in commands:
             fix = "name a part of it, such as -p data"
-            raise ConfigError("--package", "is no part of the configuration", fix, 16) from end
+            raise ConfigError("--package", "is not a part of the configuration", fix, 16) from end
         raise
 
 
@@ -210,7 +206,7 @@ def _job(cfg: DictConfig) -> float | None:
             refuse_one_run(specs.checkpoint.resume)
         result = run(specs)
     except Exception as error:
-        code = _tell_any(error)
+        code = _reported(error)
         if alone:
             # Hydra would print its own lines about an exception, not about an exit.
             raise SystemExit(code) from None
@@ -229,9 +225,8 @@ def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
     for item in arguments:
         if item.startswith("-") and item.partition("=")[0] not in (*_WITH_VALUE, *_ALONE):
             known = ("--help", "--version", "--allow", *_WITH_VALUE, *_ALONE)
-            raise ConfigError(
-                "command line", f"there is no flag '{item}'", closest(item, known), 15
-            )
+            fix = closest(item, known)
+            raise ConfigError("command line", f"there is no flag '{item}'", fix, 15)
         (flags if item.startswith("-") or takes_value else overrides).append(item)
         takes_value = item in _WITH_VALUE
     if takes_value:
@@ -239,13 +234,9 @@ def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
     return flags, overrides
 
 
-def _names(flags: list[str]) -> list[str]:
-    return [flag.partition("=")[0] for flag in flags]
-
-
 def _check_flags(flags: list[str], overrides: list[str]) -> None:
     """What Hydra would answer with an exception of its own. Raises ConfigError."""
-    names = _names(flags)
+    names = [flag.partition("=")[0] for flag in flags]
     asked = [name for name in names if name in _COMMANDS]
     if len({_COMMANDS[name] for name in asked}) > 1:
         what = f"{' and '.join(asked[:2])} are two commands"
@@ -254,7 +245,7 @@ def _check_flags(flags: list[str], overrides: list[str]) -> None:
         raise ConfigError("--resolve", "is about what --cfg prints", "add --cfg job", 15)
     for i, name in enumerate(names):
         value = flags[i].partition("=")[2] or "".join(flags[i + 1 : i + 2])
-        allowed = {"config": _SHOWS, "info": _TELLS}.get(_COMMANDS.get(name, ""), (value,))
+        allowed = {"config": _OF_CONFIG, "info": _OF_INFO}.get(_COMMANDS.get(name, ""), (value,))
         if value not in allowed:
             raise ConfigError(name, f"cannot show '{value}'", closest(value, allowed), 16)
     if "completion" in [_COMMANDS[name] for name in asked]:
@@ -271,8 +262,8 @@ _COMMANDS = {
     **dict.fromkeys(("-sc", "--shell-completion"), "completion"),
     "--hydra-help": "help",
 }
-_SHOWS = ("job", "hydra", "all")
-_TELLS = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
+_OF_CONFIG = ("job", "hydra", "all")
+_OF_INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 _VERBS, _SHELLS = ("install", "uninstall", "query"), ("bash", "fish", "zsh")
 _ALONE = ("-m", "--multirun", "--resolve", "--hydra-help", "-sc", "--shell-completion")
 _WITH_VALUE = ("--config-dir", "-cd", "--cfg", "-c", "--info", "-i", "--package", "-p")

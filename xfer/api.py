@@ -57,7 +57,7 @@ class Model:
         named = isinstance(inputs, Sequence) and all(isinstance(i, str | Path) for i in inputs)
         recipe, broken = self.card.input, list[XferError]()
         samples = find([str(p) for p in inputs], recipe.range) if named else pictures(inputs)
-        found = answers(self.net, samples, recipe, self.card.classes, broken=broken)
+        predicted = answers(self.net, samples, recipe, self.card.classes, broken=broken)
         tell_broken(broken, len(samples))
         return [
             Prediction(
@@ -66,7 +66,7 @@ class Model:
                 float(row.max()),
                 dict(zip(self.classes, row.tolist(), strict=True)),
             )
-            for path, row in zip(found.names, found.probabilities, strict=True)
+            for path, row in zip(predicted.names, predicted.probabilities, strict=True)
         ]
 
 

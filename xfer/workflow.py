@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from xfer.config.specs import Specs
+from xfer.config.specs import ModelFile, Specs
 from xfer.core.errors import ConfigError, XferError, printable
 from xfer.core.files import file_sha256, write_json, write_text, yaml_text
 from xfer.core.log import LINES, close_log, log, open_log
 from xfer.core.run_status import recorded
 from xfer.core.signals import heeded
-from xfer.core.slurm_env import quieten, slurm_task
+from xfer.core.slurm_env import slurm_task
 from xfer.core.types import Plain, Predictions, Samples
 from xfer.export import refuse_early
 from xfer.plan.make import make_plan
@@ -29,6 +29,7 @@ from xfer.training.fit_health import saturation, terms, warn, warnings_of
 if TYPE_CHECKING:
     from torch import nn
 
+    from xfer.plan.plan import Plan
     from xfer.training.fitted import Fitted
 
 _NEED_NET = {"evaluate", "predict", "export", "benchmark"}
@@ -47,7 +48,9 @@ def run(specs: Specs) -> Result:
     """Do what ``specs`` ask for, in a folder of its own. Raises XferError."""
     next_run()
     task = slurm_task()
-    quieten(specs.trainer.devices)
+    if specs.trainer.devices > 1:
+        # torch is still to be imported: without its remarks on how gradients are averaged.
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     with heeded():
         if task and task[0] > 0:
             return _follow(task[0])
@@ -71,64 +74,65 @@ def _run(specs: Specs) -> Result:
     began = time.perf_counter()
     open_log(None)
     try:
-        if "leaderboard" in specs.stages:
-            return _leaderboard(specs)
+        if "leaderboard" in specs.stages and specs.sweep.dir is not None:
+            return _leaderboard(specs, specs.sweep.dir)
         if specs.predict_with:
-            return _alone(specs, began)
+            return _predict_alone(specs, specs.predict_with, began)
         root = Path("outputs") / specs.experiment
-        earlier = choose(_resume(specs), specs.config, root, specs.run_dir)
+        # A job that Slurm has queued again resumes in its own folder, unasked.
+        again = specs.run_dir is not None and os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
+        resume = specs.checkpoint.resume or ("auto" if again else None)
+        earlier = choose(resume, specs.config, root, specs.run_dir)
         if earlier and earlier.finished:
             log.info(f"{earlier.folder} is finished: nothing to do")
             return Result(earlier.folder, {}, None)
         if earlier is None:
             refuse_taken(specs)
             check_folder(Path(specs.run_dir or "outputs").expanduser())
-        plan = make_plan(specs)
+        plan = _planned(specs)
         if "export" in specs.stages:
             refuse_early(specs.export.writers, plan.card)
-        plan.facts.update(fingerprint=fingerprint(specs.config), config=specs.config)
         if earlier:
             check_same(earlier, plan.facts)
         log.info(table(plan), extra=LINES)
         folder = earlier.folder if earlier else make_folder(specs)
-        with recorded(folder, goes_on=earlier is not None):
+        with recorded(folder, resumes=earlier is not None):
             check_space(plan, folder)
             write_plan(plan, folder)
             work = Work(specs, plan, folder, time.perf_counter() - began, began)
-            result = Result(folder, plan.facts, _stages(work, earlier))
+            result = _stages(work, earlier) if specs.stages else None
         log.info(f"everything is in {printable(folder)}")
-        return result
+        return Result(folder, plan.facts, result)
     finally:
         close_log()
 
 
-def _resume(specs: Specs) -> str | None:
-    """A job that Slurm has queued again goes on in its own folder, without being told."""
-    again = specs.run_dir is not None and os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
-    return specs.checkpoint.resume or ("auto" if again else None)
+def _planned(specs: Specs, not_exact: str = "") -> Plan:
+    """The plan with what identifies the run; ``not_exact`` says why its head cannot be solved."""
+    plan = make_plan(specs, not_exact)
+    plan.facts.update(fingerprint=fingerprint(specs.config), config=specs.config)
+    return plan
 
 
-def _leaderboard(specs: Specs) -> Result:
+def _leaderboard(specs: Specs, sweep: str) -> Result:
     """The leaderboard of a sweep that has been run. Nothing here imports torch."""
     from xfer.sweep.leaderboard import write
 
-    assert specs.sweep.dir is not None
-    path = write(Path(specs.sweep.dir).expanduser(), specs.compose)
+    path = write(Path(sweep).expanduser(), specs.compose)
     log.info(f"leaderboard: {path}")
     return Result(path.parent, {}, None)
 
 
-def _alone(specs: Specs, began: float) -> Result:
+def _predict_alone(specs: Specs, file: ModelFile, began: float) -> Result:
     """Predict with an exported file. Nothing here imports torch."""
     from xfer.evaluation.onnx_predict import facts, open_model, predict
     from xfer.report.result import outcome_of_file
 
     refuse_taken(specs)
-    assert specs.predict_with is not None
-    model = open_model(specs.predict_with)
+    model = open_model(file)
     plan = facts(specs, model)
-    told = [f"{key:<10}  {printable(value)}" for key, value in plan.items() if key != "config"]
-    log.info("\n".join(told), extra=LINES)
+    lines = [f"{key:<10}  {printable(value)}" for key, value in plan.items() if key != "config"]
+    log.info("\n".join(lines), extra=LINES)
     folder = make_folder(specs)
     with recorded(folder):
         write_json(folder / "plan.json", plan)
@@ -139,20 +143,19 @@ def _alone(specs: Specs, began: float) -> Result:
     return Result(folder, plan, result)
 
 
-def _stages(work: Work, earlier: Earlier | None) -> Plain | None:
-    """The straight line. Each stage reads what the one before it left on disk."""
+def _stages(work: Work, earlier: Earlier | None) -> Plain:
+    """The straight line. Each stage reads what the one before it left on disk, and the report comes
+    also where an exported file was refused."""
+    from xfer.report.write import finish
+
     stages = work.plan.specs.stages
-    if not stages:
-        return None
     if "lr_find" in stages:
         _find_rate(work)
     if "fit" in stages:
         work.fitted = _fit(work, resume_file(work.folder) if earlier else None)
         work.device = work.fitted.device
-        warn(
-            work.warnings,
-            warnings_of(work.fitted.rows, terms(work.plan), work.fitted.best["epoch"]),
-        )
+        fitted = work.fitted
+        warn(work.warnings, warnings_of(fitted.rows, terms(work.plan), fitted.best["epoch"]))
     net = _network(work) if _NEED_NET & set(stages) else None
     if net and "evaluate" in stages:
         _evaluate(work, net)
@@ -162,13 +165,6 @@ def _stages(work: Work, earlier: Earlier | None) -> Plain | None:
         _export(work, net)
     if net and "benchmark" in stages and not work.refused:
         _benchmark(work, net)
-    return _report(work)
-
-
-def _report(work: Work) -> Plain:
-    """Write what there is to report, also of a run of which an exported file was refused."""
-    from xfer.report.write import finish
-
     result = finish(work)
     if work.refused:
         raise work.refused
@@ -188,10 +184,7 @@ def _fit(work: Work, resume: Path | None) -> Fitted:
             if work.specs.optim.solves:
                 raise ConfigError("optim", f"exact: {error}", "type optim=adamw", 63) from error
             log.warning(f"the head is trained step by step: {error}")
-            work.plan = make_plan(work.specs, str(error))
-            work.plan.facts.update(
-                fingerprint=fingerprint(work.specs.config), config=work.specs.config
-            )
+            work.plan = _planned(work.specs, str(error))
             write_plan(work.plan, work.folder)
     from xfer.sweep.pruning import pruner
     from xfer.training.fit import fit
@@ -203,10 +196,10 @@ def _find_rate(work: Work) -> None:
     from xfer.report.figures import climb
     from xfer.training.lr_find import lr_find
 
-    found = lr_find(work.plan)
-    write_json(work.folder / "lr_find.json", found)
-    path = climb(found, work.folder / "figures" / "lr_find.png")
-    log.info(f"optim.lr={found['suggested']:.2g} is proposed, see {path}")
+    rates = lr_find(work.plan)
+    write_json(work.folder / "lr_find.json", rates)
+    path = climb(rates, work.folder / "figures" / "lr_find.png")
+    log.info(f"optim.lr={rates['suggested']:.2g} is suggested, see {path}")
 
 
 def _benchmark(work: Work, net: nn.Module) -> None:
@@ -239,15 +232,15 @@ def _evaluate(work: Work, net: nn.Module) -> None:
     for name, samples in work.plan.dataset.splits.items() if work.plan.dataset else ():
         if name == "train":
             continue
-        found = _answers(work, net, samples)
+        predicted = _answers(work, net, samples)
         seen = {work.plan.card.splits.get(split): split for split in ("val", "train")}
-        score = score_of(found, used_for_selection=samples.sha256 in seen)
+        score = score_of(predicted, used_for_selection=samples.sha256 in seen)
         if seen.get(samples.sha256) == "train":
             trained = f"{name}: these are the images that the checkpoint was trained on"
             warn(work.warnings, [trained])
-        warn(work.warnings, saturation(name, found.logits))
-        work.predictions[name], work.scores[name] = found, score
-        write_predictions(found, work.folder / f"predictions_{name}.csv")
+        warn(work.warnings, saturation(name, predicted.logits))
+        work.predictions[name], work.scores[name] = predicted, score
+        write_predictions(predicted, work.folder / f"predictions_{name}.csv")
         low, high = score.acc_ci95
         log.info(
             f"{name}: accuracy {score.acc:.4f} ({round(score.acc * score.n)} of {score.n}; "
@@ -260,11 +253,11 @@ def _predict(work: Work, net: nn.Module) -> None:
 
     spec, broken = work.plan.card.input, list[XferError]()
     samples = find(work.plan.specs.predict_input, spec.range)
-    found = _answers(work, net, samples, broken)
+    predicted = _answers(work, net, samples, broken)
     tell_broken(broken, len(samples))
     path = work.folder / "predictions.csv"
-    write_predictions(found, path)
-    for line in told(found, path):
+    write_predictions(predicted, path)
+    for line in told(predicted, path):
         log.info(line)
 
 

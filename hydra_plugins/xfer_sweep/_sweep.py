@@ -21,7 +21,7 @@ from yaml import YAMLError
 from hydra_plugins.xfer_slurm._queue import SlurmQueue
 from hydra_plugins.xfer_sweep._launch import flags, slots
 from hydra_plugins.xfer_sweep._space import parse, read
-from xfer.config.hydra import build, prepare_overrides, told
+from xfer.config.hydra import as_config_error, build, prepare_overrides
 from xfer.config.provenance import override_key
 from xfer.config.specs import Specs
 from xfer.core.errors import JobFailed, XferError
@@ -79,7 +79,7 @@ class _Jobs:
         try:
             cfg = self.loader.load_sweep_config(self.config, words)
         except (HydraException, OmegaConfBaseException, YAMLError) as error:
-            raise told(error) from error
+            raise as_config_error(error) from error
         return build(cfg, cfg.hydra)
 
     def runner(self, specs: Specs) -> Runner:

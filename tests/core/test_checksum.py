@@ -70,7 +70,7 @@ def test_a_sealed_file_is_still_a_zip_file_and_a_torch_file(tmp_path):
     path = checkpoint(tmp_path / "best.ckpt")
     assert sealed(path) and zipfile.ZipFile(path).testzip() is None
     assert torch.load(path, weights_only=True)["state_dict"]["w"].sum() == 500
-    with pytest.raises(ValueError, match="no zip file without a comment"):
+    with pytest.raises(ValueError, match="not a zip file without a comment"):
         seal(path)
 
 

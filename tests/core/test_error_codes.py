@@ -27,6 +27,8 @@ TABLE = entries()
 TABLES = ("config/hydra.py", "weights/formats/detect.py", "weights/hub/huggingface.py")
 # Where one error passes on the number of another: the module, and what that one is called.
 PASSED_ON = {"weights/mindspore/tensors.py": "Unsupported"}
+# Where a number is given by other modules, to the function of that name.
+GIVEN = {"core/checked.py": "read_checked"}
 # Where the class is not known before it runs: what is fetched says it, and the first number.
 FETCHED = ("core/http.py", "core/download.py")
 
@@ -36,7 +38,7 @@ SHARED = {
     201: "config/hydra.py config/schema.py",
     203: "config/build.py config/schema.py",
     205: "config/hydra.py config/schema.py",
-    221: "config/schema.py core/own_parts.py",
+    221: "config/schema.py core/custom_parts.py",
     223: "core/slurm_env.py hydra_plugins/xfer_slurm/_request.py sweep/slurm.py",
     232: "freeze/audit.py freeze/policies.py",
     251: "evaluation/onnx_predict.py weights/source/match_rules.py",
@@ -54,6 +56,7 @@ SHARED = {
     463: "weights/mindspore/ckpt.py weights/mindspore/tensors.py",
     490: "weights/formats/read.py weights/formats/torch_pickle.py",
     492: "weights/formats/read.py weights/formats/torch_pickle.py",
+    527: "core/checked.py training/oom.py",
     620: "core/torch_file.py weights/formats/torch_pickle.py",
     622: "weights/formats/read.py weights/formats/torch_pickle.py",
     623: "weights/formats/torch_pickle.py weights/formats/zip_check.py",
@@ -149,6 +152,9 @@ def indirect(module: str, call: ast.Call) -> set[int]:
         return {0}
     if module in TABLES:
         return in_tuples(module)
+    if module in GIVEN:
+        found = {number_of(c) for m in TREES for n, c in calls(m) if n == GIVEN[module]}
+        return {number for number in found if number is not None}
     if module in PASSED_ON:
         name = PASSED_ON[module]
         found = {number_of(c) for m in TREES for n, c in calls(m) if n == name} - {None}

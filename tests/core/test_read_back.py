@@ -321,7 +321,7 @@ def test_the_lock_of_kept_features_is_a_plain_file(tmp_path: Path, flags: int) -
 
     slot = Slot(tmp_path, "a" * 64)
     pipe(slot.lock)
-    with pytest.raises(XferError, match="no plain file"), locked(slot, flags):
+    with pytest.raises(XferError, match="not a regular file"), locked(slot, flags):
         pass
     slot.lock.unlink()
     slot.lock.symlink_to(tmp_path / "elsewhere")
@@ -333,7 +333,7 @@ def test_the_lock_of_kept_features_is_a_plain_file(tmp_path: Path, flags: int) -
 def test_the_journal_of_a_sweep_is_a_plain_file(tmp_path: Path) -> None:
     from xfer.sweep.study import open_storage
 
-    with pytest.raises(OSError, match="no plain file"):
+    with pytest.raises(OSError, match="not a regular file"):
         open_storage(str(pipe(tmp_path / "a.journal")))
     (tmp_path / "b.journal").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(OSError, match="symbolic link"):

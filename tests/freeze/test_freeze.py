@@ -87,7 +87,7 @@ def test_only_the_head_is_the_head() -> None:
         ([("head", 1), (r".*\.bias", 1), ("norms", 1), ("backbone", 0)], r"E235: .*rules\[2\]"),
         ([("head", 1)], r"E233: .*no rule covers 'stem\.weight'.*backbone, lr: 0"),
         ([("head", 0), ("backbone", 0)], "E234: .*nothing to train"),
-        ([("layer(", 1)], r"freeze\.rules\[0\]: .*no pattern"),
+        ([("layer(", 1)], r"freeze\.rules\[0\]: .*not a valid pattern"),
         ([("(l|l)*(l*)*(l*)*(l|l)*x(y|z){9}", 1)], r"freeze\.rules\[0\]"),
         ([], "E230: .*empty"),
     ],

@@ -305,7 +305,7 @@ def test_what_does_not_suit_the_network_is_refused(policy: Lora, message: str) -
         ("rank", 0, r"freeze\.rank: is 0, but must be greater than or equal to 1"),
         ("alpha", 0, r"freeze\.alpha: is 0"),
         ("lr", -1, r"freeze\.lr: is -1"),
-        ("targets", "layer4(", r"E242: .*is no pattern"),
+        ("targets", "layer4(", r"E242: .*is not a valid pattern"),
     ],
 )
 def test_a_key_out_of_range_is_refused(key: str, value: object, message: str) -> None:

@@ -85,11 +85,11 @@ def test_a_stripped_prefix_leaves_out_what_is_not_below_it() -> None:
     [
         ({"drop": ("layr1.*",)}, r"source\.drop\[0\].*'layer1'"),
         ({"rename": (Rename("^nothing", ""),)}, r"source\.rename\[0\]"),
-        ({"rename": (Rename("(", ""),)}, r"source\.rename\[0\]\.match.*no pattern"),
-        ({"rename": (Rename("conv1", r"\9"),)}, r"source\.rename.*no replacement"),
+        ({"rename": (Rename("(", ""),)}, r"source\.rename\[0\]\.match.*not a valid pattern"),
+        ({"rename": (Rename("conv1", r"\9"),)}, r"source\.rename.*not a valid replacement"),
         ({"rename": (Rename(r"layer\d", "layer1"),)}, r"both become"),
         ({"strip": "model."}, r"source\.strip"),
-        ({"allow_missing": ("[",)}, r"source\.allow_missing\[0\].*no pattern"),
+        ({"allow_missing": ("[",)}, r"source\.allow_missing\[0\].*not a valid pattern"),
     ],
 )
 def test_a_rule_that_does_nothing_or_cannot_be_read_is_a_mistake(
@@ -130,7 +130,7 @@ LARGE = {
 
 @pytest.mark.parametrize("name", LARGE)
 def test_a_pattern_that_is_larger_than_names_need_is_none(name: str) -> None:
-    with pytest.raises(ConfigError, match=r"source\.drop\[0\]: .*is no pattern") as told:
+    with pytest.raises(ConfigError, match=r"source\.drop\[0\]: .*is not a valid pattern") as told:
         Rules(drop=(LARGE[name],))
     assert len(str(told.value)) < 300
 

@@ -264,7 +264,7 @@ def test_a_transfer_writes_through_no_link_and_sends_nothing_of_its_goal(server,
     assert goal.read_bytes() == before and not asked.asked
     (folder / f"{SHA}.part").unlink()
     os.mkfifo(folder / f"{SHA}.part")
-    with pytest.raises(OutputError, match="no plain file"):
+    with pytest.raises(OutputError, match="not a regular file"):
         fetch(f"{server.url}/w", folder / SHA, SHA, RESUMABLE_WEIGHTS)
 
 

@@ -35,10 +35,9 @@ def check(where: str, group: str, name: str, package: str | None, content: Any) 
     if not isinstance(content, dict):
         return
     place = _place(group, name, package)
-    for key in _leaves(place, {k: v for k, v in content.items() if k != "defaults"}):
-        full, value = key
-        if full.split(".")[0] == "hydra" and not _is_innocent(full, value):
-            raise SafetyError(where, f"may not set '{full}'", _FIX, 30)
+    for key, value in _leaves(place, {k: v for k, v in content.items() if k != "defaults"}):
+        if key.split(".")[0] == "hydra" and not _is_innocent(key, value):
+            raise SafetyError(where, f"may not set '{key}'", _FIX, 30)
     for entry in content.get("defaults") or ():
         _check_entry(where, place, entry)
 
@@ -51,9 +50,9 @@ def check_key(where: str, key: str) -> None:
 
 def _place(group: str, name: str, package: str | None) -> str:
     """The dotted key that the file's content is put below."""
-    found = package if package is not None else "_group_"
-    found = found.replace("_group_", group.replace("/", ".")).replace("_name_", name)
-    return ".".join(part for part in found.split(".") if part and part != "_global_")
+    place = package if package is not None else "_group_"
+    place = place.replace("_group_", group.replace("/", ".")).replace("_name_", name)
+    return ".".join(part for part in place.split(".") if part and part != "_global_")
 
 
 def _leaves(prefix: str, node: Any) -> Iterator[tuple[str, Any]]:
@@ -73,11 +72,8 @@ def _is_innocent(key: str, value: Any) -> bool:
 
 def _check_entry(where: str, place: str, entry: Any) -> None:
     """Refuse an entry of a file's defaults list that reaches below ``hydra`` otherwise."""
-    if isinstance(entry, dict):
-        pairs = [(str(key), value) for key, value in entry.items()]
-    else:
-        pairs = [(str(entry), None)]
-    for text, value in pairs:
+    for key, value in (entry if isinstance(entry, dict) else {str(entry): None}).items():
+        text = str(key)
         for prefix in _PREFIXES * 2:
             text = text.removeprefix(prefix)
         option, _, package = text.partition("@")

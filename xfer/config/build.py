@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any
 
 from annotated_types import Ge, Lt
@@ -12,55 +12,50 @@ from xfer.config import other_tools, schema
 from xfer.config.help import GROUPS
 from xfer.config.provenance import Places, override_key
 from xfer.config.specs import STAGES, Exports, ModelFile, Specs
-from xfer.core.errors import CombinationError, ConfigError, XferError, closest, raise_all
+from xfer.core.errors import Attempts, CombinationError, ConfigError, XferError, closest, raise_all
 from xfer.core.files import path_problem
 from xfer.core.types import Plain
 
 _SPEC_GROUPS = tuple(g for g in GROUPS if g not in ("experiment", "export"))
-_PREDICT = ("predict.input", "predict.model", "predict.labels", "predict.recipe")
-_GENERAL = ("seed", "stages", "run.dir", *_PREDICT)
+_GENERAL = (
+    *("seed", "stages", "run.dir"),
+    *("predict.input", "predict.model", "predict.labels", "predict.recipe"),
+)
 _PATHS = (
-    *(
-        "run.dir",
-        "checkpoint.path",
-        "checkpoint.resume",
-        "source.path",
-        "features.dir",
-        "sweep.dir",
-    ),
-    *("predict.model", "predict.labels", "predict.recipe"),
+    *("run.dir", "checkpoint.path", "checkpoint.resume", "source.path", "features.dir"),
+    *("sweep.dir", "predict.model", "predict.labels", "predict.recipe"),
 )
 """Keys that name a file or folder; those of data and what is predicted have their own checks."""
 Seed = Annotated[int, Ge(0), Lt(2**32)]
 
 
 class Builder:
-    """Builds every group and keeps the errors, so that all are told together."""
+    """Builds every group and keeps the errors, so that all are reported together."""
 
     def __init__(self, plain: Plain, where: Places) -> None:
         self.plain, self.where = plain, where
-        self.problems: list[XferError] = []
+        self.attempt = Attempts()
         self.facts: dict[str, Plain] = {}
 
     def specs(self, experiment: str, typed: Sequence[str]) -> Specs:
         """What the run is asked to do. Raises all problems together."""
-        stages = self.value("stages", tuple[str, ...]) or ()
+        stages = self._value("stages", tuple[str, ...]) or ()
         needs_data = not stages or set(STAGES) & set(stages) - {"predict", "report", "leaderboard"}
-        built = {
-            group: self.group(group) for group in _SPEC_GROUPS if group != "data" or needs_data
-        }
-        inputs = self.value("predict.input", str | tuple[str, ...] | None)
+        built = {g: self._group(g) for g in _SPEC_GROUPS if g != "data" or needs_data}
+        inputs = self._value("predict.input", str | tuple[str, ...] | None)
         general = {
-            "seed": self.value("seed", Seed),
-            "run_dir": self.value("run.dir", str | None),
-            "export": self.exports(),
-            "predict_with": self.model_file(stages),
+            "seed": self._value("seed", Seed),
+            "run_dir": self._value("run.dir", str | None),
+            "export": self._exports(),
+            "predict_with": self._model_file(),
         }
-        self.unknown_keys()
-        self.paths()
-        self.contradictions(stages, inputs)
-        self.leaderboard(stages)
-        raise_all(self.problems)
+        self.attempt.errors += [
+            *self._unknown_keys(),
+            *self._impossible_paths(),
+            *self._wrong_stages(stages, inputs),
+            *self._contradictions(),
+        ]
+        raise_all(self.attempt.errors)
         built.setdefault("data", None)
         return Specs(
             experiment=experiment,
@@ -69,142 +64,110 @@ class Builder:
             facts=self.facts,
             make=schema.build,
             explicit=frozenset(override_key(text) for text in typed),
-            config=self.resolved(),
+            config={**self.plain, **self.facts},  # with every default spelt out
             command=shlex.join(["python", "-m", "xfer", *typed]),
             **general,
             **built,
         )
 
-    def unknown_keys(self) -> None:
+    def _group(self, name: str) -> Any:
+        """The spec of one group, or ``None`` and a problem."""
+        node = self.plain.get(name)
+        spec = self.attempt(schema.build, name, node, self.where, name, self.where.elsewhere)
+        if spec is not None:
+            self.facts[name] = schema.facts(spec, self.plain[name])
+        return spec
+
+    def _value(self, key: str, hint: Any) -> Any:
+        """One value outside the groups, or ``None`` and a problem."""
+        node = schema.value_at(self.plain, key)
+        return self.attempt(schema.convert, key, node, hint, self.where)
+
+    def _exports(self) -> Exports | None:
+        """The export group is a list of writers by name beside the gate's own two keys."""
+        node = self.plain.get("export") or {}
+        if not isinstance(node, dict):
+            unknown = schema.unknown("export", ["export.tolerance"], self.where)
+            self.attempt.errors.append(unknown)
+            return None
+        named = {key: value for key, value in node.items() if isinstance(value, dict)}
+        writers = [
+            self.attempt(schema.build, "export", value, self.where, f"export.{key}")
+            for key, value in named.items()
+        ]
+        rest = {key: value for key, value in node.items() if key not in named}
+        target = {"_target_": "xfer.export.Gate", **rest}
+        gate = self.attempt(schema.build, "export", target, self.where)
+        return gate and Exports(gate, tuple(w for w in writers if w is not None))
+
+    def _model_file(self) -> ModelFile | None:
+        """The exported file to predict with."""
+        path = self._value("predict.model", str | None)
+        labels = self._value("predict.labels", str | tuple[str, ...] | None)
+        recipe = self._value("predict.recipe", str | None)
+        if path is not None:
+            return ModelFile(path, labels, recipe)
+        for key, value in (("predict.labels", labels), ("predict.recipe", recipe)):
+            if value is not None:
+                what, fix = "describes predict.model, which is not given", "drop it"
+                self.attempt.errors.append(ConfigError(key, what, fix, 94))
+        return None
+
+    def _unknown_keys(self) -> Iterator[XferError]:
         """Keys outside the groups' own, which the specs do not see."""
         known = [f"{g}.{key}" for g, node in self.facts.items() for key in node if key[0] != "_"]
         known = [*_GENERAL, *GROUPS, *known]
         for top, node in self.plain.items():
             if top not in (*_SPEC_GROUPS, "export", "seed", "stages"):
-                self.problems += [
-                    schema.unknown(key, known, self.where)
-                    for key in schema.leaves(str(top), node)
-                    if key not in known or key in GROUPS
-                ]
+                for key in schema.leaves(str(top), node):
+                    if key not in known or key in GROUPS:
+                        yield schema.unknown(key, known, self.where)
 
-    def paths(self) -> None:
+    def _impossible_paths(self) -> Iterator[XferError]:
         """Names that no file can have: each call to the file system would fail in its own way."""
         for key in _PATHS:
             text = schema.value_at(self.plain, key)
             if isinstance(text, str) and (problem := path_problem(text)):
                 what = f"'{text[:80]}' {problem}"
-                self.problems.append(ConfigError(self.where(key), what, "write the path out", 99))
+                yield ConfigError(self.where(key), what, "write the path out", 99)
 
-    def group(self, name: str) -> Any:
-        """The spec of one group, or ``None`` and problems."""
-        try:
-            spec = schema.build(name, self.plain.get(name), self.where, name, self.where.elsewhere)
-        except XferError as error:
-            self.problems += getattr(error, "errors", [error])
-            return None
-        self.facts[name] = schema.facts(name, spec, self.plain[name])
-        return spec
-
-    def value(self, key: str, hint: Any) -> Any:
-        """One value outside the groups, or ``None`` and a problem."""
-        try:
-            return schema.convert(key, schema.value_at(self.plain, key), hint, self.where)
-        except XferError as error:
-            self.problems.append(error)
-            return None
-
-    def model_file(self, stages: tuple[str, ...]) -> ModelFile | None:
-        """The exported file to predict with, which leaves no room for another model."""
-        path = self.value("predict.model", str | None)
-        labels = self.value("predict.labels", str | tuple[str, ...] | None)
-        recipe = self.value("predict.recipe", str | None)
-        if path is None:
-            for key, value in (("predict.labels", labels), ("predict.recipe", recipe)):
-                if value is not None:
-                    what, fix = "describes predict.model, which is not given", "drop it"
-                    self.problems.append(ConfigError(key, what, fix, 94))
-            return None
-        if stages != ("predict",):
-            what = f"predicts with that file alone; stages is {list(stages)}"
-            fix = "type stages=[predict]"
-            self.problems.append(ConfigError("predict.model", what, fix, 95))
-        if (self.plain.get("checkpoint") or {}).get("path"):
-            what = "and checkpoint.path are two models"
-            self.problems.append(ConfigError("predict.model", what, "drop one of them", 96))
-        return ModelFile(path, labels, recipe)
-
-    def leaderboard(self, stages: tuple[str, ...]) -> None:
-        """It needs the folder of a sweep, and is all that is done then."""
-        if "leaderboard" in stages and self.facts.get("sweep", {}).get("dir") is None:
-            fix = "type sweep.dir=outputs/multirun/EXPERIMENT/SWEEP"
-            self.problems.append(ConfigError("sweep.dir", "must be given", fix, 3))
-        if "leaderboard" in stages and stages != ("leaderboard",):
-            what = f"the leaderboard is of runs that are over; stages is {list(stages)}"
-            fix = "type stages=[leaderboard]"
-            self.problems.append(ConfigError("stages", what, fix, 76))
-
-    def exports(self) -> Exports | None:
-        """The export group is a list of writers by name beside the gate's own two keys."""
-        node = self.plain.get("export") or {}
-        if not isinstance(node, dict):
-            self.problems.append(schema.unknown("export", ["export.tolerance"], self.where))
-            return None
-        named = {key: value for key, value in node.items() if isinstance(value, dict)}
-        writers = [self.writer(key, value) for key, value in named.items()]
-        rest = {key: value for key, value in node.items() if key not in named}
-        try:
-            target = {"_target_": "xfer.export.Gate", **rest}
-            gate = schema.build("export", target, self.where)
-        except XferError as error:
-            self.problems += getattr(error, "errors", [error])
-            return None
-        return Exports(gate, tuple(w for w in writers if w is not None))
-
-    def writer(self, name: str, node: Plain) -> Any:
-        """One exporter, or ``None`` and problems."""
-        try:
-            return schema.build("export", node, self.where, f"export.{name}")
-        except XferError as error:
-            self.problems += getattr(error, "errors", [error])
-            return None
-
-    def contradictions(self, stages: tuple[str, ...], inputs: Any) -> None:
-        """Values that are fine alone and wrong together."""
+    def _wrong_stages(self, stages: tuple[str, ...], inputs: Any) -> Iterator[XferError]:
+        """Stages that do not exist, or do not go with each other or with what else is given."""
         for stage in stages:
             if stage not in STAGES:
                 other = other_tools.STAGES.get(stage.lower())
                 fix = f"did you mean '{other}'?" if other else closest(stage, STAGES)
-                self.problems.append(ConfigError("stages", f"there is no stage '{stage}'", fix, 8))
+                yield ConfigError("stages", f"there is no stage '{stage}'", fix, 8)
         if "predict" in stages and not inputs:
-            self.problems.append(schema.missing("predict.input"))
+            yield schema.missing("predict.input")
         if inputs and "predict" not in stages:
-            self.problems.append(
-                ConfigError(
-                    "predict.input",
-                    "is given but stages has no 'predict'",
-                    "type stages=[predict], or drop predict.input",
-                    9,
-                )
-            )
+            fix = "type stages=[predict], or drop predict.input"
+            yield ConfigError("predict.input", "is given but stages has no 'predict'", fix, 9)
+        if schema.value_at(self.plain, "predict.model") is not None and stages != ("predict",):
+            what = f"predicts with that file alone; stages is {list(stages)}"
+            yield ConfigError("predict.model", what, "type stages=[predict]", 95)
+        if "leaderboard" in stages and self.facts.get("sweep", {}).get("dir") is None:
+            fix = "type sweep.dir=outputs/multirun/EXPERIMENT/SWEEP"
+            yield ConfigError("sweep.dir", "must be given", fix, 3)
+        if "leaderboard" in stages and stages != ("leaderboard",):
+            what = f"the leaderboard is made of runs that have ended; stages is {list(stages)}"
+            yield ConfigError("stages", what, "type stages=[leaderboard]", 76)
+
+    def _contradictions(self) -> Iterator[XferError]:
+        """Values that are fine alone and wrong together."""
+        models = ("predict.model", "checkpoint.path")
+        if all(schema.value_at(self.plain, key) for key in models):
+            what = "and checkpoint.path are two models"
+            yield ConfigError("predict.model", what, "drop one of them", 96)
         asked = (("data", "sampler"), ("loss", "class_weights"))
         if all(self.facts.get(group, {}).get(key) == "balanced" for group, key in asked):
-            what = "makes up for the classes' sizes, and loss.class_weights=balanced does again"
+            what = "compensates for class sizes, and loss.class_weights=balanced does so again"
             fix = "type loss.class_weights=none, or drop data.sampler"
-            self.problems.append(ConfigError("data.sampler", what, fix, 89))
+            yield ConfigError("data.sampler", what, fix, 89)
         trainer = self.facts.get("trainer", {})
         if trainer.get("on_oom") == "halve" and trainer.get("devices", 1) > 1:
-            what, fix = "halve works on one device alone", "type trainer.on_oom=error"
-            self.problems.append(CombinationError("trainer.on_oom", what, fix, 1))
+            what, fix = "halve works on one device only", "type trainer.on_oom=error"
+            yield CombinationError("trainer.on_oom", what, fix, 1)
         if trainer.get("precision") == "16-mixed" and trainer.get("accelerator") == "cpu":
-            self.problems.append(
-                ConfigError(
-                    "trainer.precision",
-                    "16-mixed needs a GPU, trainer.accelerator is cpu",
-                    "type trainer.precision=bf16-mixed",
-                    22,
-                )
-            )
-
-    def resolved(self) -> Plain:
-        """The configuration with every default spelt out."""
-        return {**self.plain, **self.facts}
+            what = "16-mixed needs a GPU, trainer.accelerator is cpu"
+            yield ConfigError("trainer.precision", what, "type trainer.precision=bf16-mixed", 22)

@@ -11,22 +11,8 @@ DISTRIBUTION = "xfer-vision"
 """What the package index and pip call xfer; ``xfer`` is somebody else's there."""
 
 GROUPS = (
-    "experiment",
-    "data",
-    "augment",
-    "backbone",
-    "source",
-    "head",
-    "freeze",
-    "loss",
-    "optim",
-    "schedule",
-    "trainer",
-    "checkpoint",
-    "features",
-    "export",
-    "logger",
-    "sweep",
+    *("experiment", "data", "augment", "backbone", "source", "head", "freeze", "loss", "optim"),
+    *("schedule", "trainer", "checkpoint", "features", "export", "logger", "sweep"),
 )
 
 
@@ -40,7 +26,7 @@ def config_dir() -> str:
 
 def options(group: str, folders: Sequence[str]) -> dict[str, str]:
     """Option name to its first comment line, from every folder that has the group."""
-    files = [f for folder in folders for f in sorted((Path(folder) / group).glob("*.yaml"))]
+    files = [f for folder in folders for f in sorted(Path(folder, group).glob("*.yaml"))]
     return {file.stem: _summary(file) for file in files}
 
 
@@ -57,9 +43,9 @@ def page(folders: Sequence[str]) -> str:
     lines = [_USAGE]
     for group in GROUPS:
         lines.append(f"\n{group}=")
-        found = options(group, folders)
-        width = max((len(name) for name in found), default=0)
-        lines += [f"    {name:<{width}}  {text}".rstrip() for name, text in found.items()]
+        about = options(group, folders)
+        width = max(map(len, about), default=0)
+        lines += [f"    {name:<{width}}  {text}".rstrip() for name, text in about.items()]
     return "\n".join(lines)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from inspect import signature
 from pathlib import Path
@@ -34,7 +34,7 @@ from xfer.core.errors import CombinationError, ConfigError, closest
 from xfer.core.types import Plain
 
 BASE = {"version_base": "1.3"} if hydra.__version__.startswith("1.3") else {}
-"""For whoever starts Hydra: 1.3 wants to be told, 1.4 warns when it is."""
+"""For whoever starts Hydra: 1.3 wants it, 1.4 warns about it."""
 # OmegaConf 2.4 calls it register_resolver, which in 2.3 is an older one without a cache.
 _register: Any = OmegaConf.register_resolver
 if "use_cache" not in signature(_register).parameters:
@@ -42,36 +42,34 @@ if "use_cache" not in signature(_register).parameters:
 _register("xfer.unique", lambda: secrets.token_hex(3), use_cache=True, replace=True)
 
 
-def _guarded(load: Callable[..., ConfigResult | None]) -> Callable[..., ConfigResult | None]:
+_load_any_config = ConfigRepository.load_config
+
+
+def _load_config(self: ConfigRepository, config_path: str) -> ConfigResult | None:
     """Hydra's reader of YAML files, with limits and a short list for those that are not ours.
 
     Here, where each file is read, none is missed: not what a job of a sweep chooses, nor a folder
     that is named in another way.
     """
-
-    def load_config(self: ConfigRepository, config_path: str) -> ConfigResult | None:
-        source = next((s for s in self.get_sources() if s.is_config(config_path)), None)
-        if source is None or source.scheme() != "file" or Path(source.path) == Path(config_dir()):
-            return load(self, config_path)
-        name = config_path.removesuffix(".yaml")
-        file = Path(source.path) / f"{name}.yaml"
-        try:
-            content = read_yaml(file)
-        except (OSError, ValueError) as error:
-            what = f"cannot be read ({getattr(error, 'strerror', None) or error})"
-            raise ConfigError(file, what, "mend that file", 7) from error
-        found = load(self, config_path)
-        if found is not None:
-            group, _, option = name.rpartition("/")
-            allowed_below_hydra.check(
-                str(file), group, option, found.header.get("package"), content
-            )
-        return found
-
-    return load_config
+    source = next((s for s in self.get_sources() if s.is_config(config_path)), None)
+    if source is None or source.scheme() != "file" or Path(source.path) == Path(config_dir()):
+        return _load_any_config(self, config_path)
+    name = config_path.removesuffix(".yaml")
+    file = Path(source.path) / f"{name}.yaml"
+    try:
+        content = read_yaml(file)
+    except (OSError, ValueError) as error:
+        what = f"cannot be read ({getattr(error, 'strerror', None) or error})"
+        raise ConfigError(file, what, "mend that file", 7) from error
+    result = _load_any_config(self, config_path)
+    if result is not None:
+        group, _, option = name.rpartition("/")
+        package = result.header.get("package")
+        allowed_below_hydra.check(str(file), group, option, package, content)
+    return result
 
 
-ConfigRepository.load_config = _guarded(ConfigRepository.load_config)  # type: ignore[method-assign]
+ConfigRepository.load_config = _load_config  # type: ignore[method-assign]
 
 _TASK = ("experiment", "data", "data.root", "data.file", "checkpoint.path", "predict.model")
 QUICK_START = "experiment=digits_freeze"
@@ -85,7 +83,8 @@ def prepare_overrides(overrides: Sequence[str]) -> list[str]:
     ``+key=value`` and ``++key=value`` gain nothing. Raises ConfigError for what is no override.
     """
     overrides = [_quoted(text) for text in overrides]
-    _parse(overrides)
+    for text in overrides:
+        _check_override(text)
     keys = [override_key(text) for text in overrides]
     quick = [] if any(key in _TASK for key in keys) else [QUICK_START]
     return quick + [_forced(text, key) for text, key in zip(overrides, keys, strict=True)]
@@ -118,30 +117,24 @@ def _forced(text: str, key: str) -> str:
     return text.lstrip("+") if key in GROUPS else f"++{text.lstrip('+')}"
 
 
-def _parse(overrides: Sequence[str]) -> None:
-    for text in overrides:
-        try:
-            if is_deep(text):
-                raise HydraException("nested too deeply")  # Hydra's parser would take minutes
-            override = OverridesParser.create().parse_override(text)
-            if not override.key_or_group:
-                raise HydraException("no key")
-        except HydraException as error:
-            fix = "write key=value; put values with spaces or *?[]{}, in quotes: 'key=\"a b\"'"
-            if re.search(r"[^\x00-\x7f][^{},]*:", text):
-                fix += "; names before a colon that are not ASCII go into an experiment of your own"
-            raise ConfigError(
-                "command line", f"'{text[:200]}' is not understood", fix, 7
-            ) from error
-        key = override.key_or_group
-        value = override.value()
-        if (
-            key in GROUPS
-            and not override.is_delete()
-            and (isinstance(value, bool | int | float | dict) or value is None)
-        ):
-            fix = other_tools.for_option(key, json.dumps(value)) or f"type {key}=OPTION; see --help"
-            raise ConfigError("command line", f"'{text}' names no option", fix, 4)
+def _check_override(text: str) -> None:
+    try:
+        if is_deep(text):
+            raise HydraException("nested too deeply")  # Hydra's parser would take minutes
+        override = OverridesParser.create().parse_override(text)
+        if not override.key_or_group:
+            raise HydraException("no key")
+    except HydraException as error:
+        fix = "write key=value; put values with spaces or *?[]{}, in quotes: 'key=\"a b\"'"
+        if re.search(r"[^\x00-\x7f][^{},]*:", text):
+            fix += "; put names that are not ASCII before a colon into an experiment file"
+        what = f"'{text[:200]}' is not understood"
+        raise ConfigError("command line", what, fix, 7) from error
+    key, value = override.key_or_group, override.value()
+    no_option = isinstance(value, bool | int | float | dict) or value is None
+    if key in GROUPS and no_option and not override.is_delete():
+        fix = other_tools.for_option(key, json.dumps(value)) or f"type {key}=OPTION; see --help"
+        raise ConfigError("command line", f"'{text}' names no option", fix, 4)
 
 
 def compose_specs(overrides: Sequence[str], config_dirs: Sequence[str] = ()) -> Specs:
@@ -154,26 +147,27 @@ def compose_specs(overrides: Sequence[str], config_dirs: Sequence[str] = ()) -> 
         with initialize_config_dir(config_dir=config_dir(), job_name="xfer", **BASE):
             cfg = compose("config", [*wanted, *search], return_hydra_config=True)
     except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
-        raise told(error) from error
+        raise as_config_error(error) from error
     return build(cfg, cfg.hydra)
 
 
 _SAYS = (
     # What Hydra says, what it means, the remedy, and the number.
     (r"Could not override '([^']+)'", "there is no group '{}'", "", 1),
-    (r"Could not delete '([^']+)'", "'~{}' cannot be taken away", "choose another option of it", 5),
+    (r"Could not delete '([^']+)'", "'~{}' cannot be removed", "choose another option of it", 5),
     (r"Could not delete from config. '([^']+)'", "there is no key '{}'", "drop '~{}'", 1),
     (r"Environment variable '([^']+)' not found", "the variable {} is not set", "set {}=VALUE", 7),
     (r"Interpolation key '([^']+)' not found", "'${{{}}}' names no key", "mend the name", 7),
 )
 
 
-def told(error: Exception) -> ConfigError:
+def as_config_error(error: Exception) -> ConfigError:
     """What Hydra or OmegaConf says, in xfer's words."""
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
-        group, _, option = error.missing_cfg_file.removesuffix(".yaml").rpartition("/")
-        # A path has more slashes than the one behind the group.
-        top, _, rest = error.missing_cfg_file.removesuffix(".yaml").partition("/")
+        missing = error.missing_cfg_file.removesuffix(".yaml")
+        group, _, option = missing.rpartition("/")
+        # A path has more slashes than the one after the group.
+        top, _, rest = missing.partition("/")
         fix = other_tools.for_option(top, rest)
         if fix and top in GROUPS:
             return ConfigError(top, f"there is no option '{rest}'", fix, 4)
@@ -182,20 +176,19 @@ def told(error: Exception) -> ConfigError:
             fix = f"for a folder of images type data.root={rest}"
             return ConfigError(top, f"there is no option '{rest}'", fix, 4)
         return ConfigError(group or "config", f"there is no option '{option}'", fix, 4)
-    if found := re.search(r"Could not override '(hydra\.launcher\.[^']+)'", str(error)):
-        what = f"this launcher has no key '{found[1]}'"
-        return ConfigError("command line", what, _launcher_fix(found[1]), 1)
-    if found := re.search(r"Ambiguous value for argument '([^']+)'", str(error)):
-        what = f"'{found[1].lstrip('+')}' is several values"
+    if said := re.search(r"Could not override '(hydra\.launcher\.[^']+)'", str(error)):
+        what = f"this launcher has no key '{said[1]}'"
+        return ConfigError("command line", what, _launcher_fix(said[1]), 1)
+    if said := re.search(r"Ambiguous value for argument '([^']+)'", str(error)):
+        what = f"'{said[1].lstrip('+')}' is several values"
         return CombinationError("command line", what, "add -m for several runs", 5)
     for pattern, what, fix, number in _SAYS:
-        if found := re.search(pattern, str(error)):
-            key = found[1].split("@")[0] if not fix else found[1]
-            fix = fix.format(key) or (
-                f"type {key}=OPTION" if key in GROUPS else closest(key, GROUPS)
-            )
+        if said := re.search(pattern, str(error)):
+            key = said[1].split("@")[0]
+            nearest = f"type {key}=OPTION" if key in GROUPS else closest(key, GROUPS)
             where = "configuration" if "$" in what or "variable" in what else "command line"
-            return ConfigError(where, what.format(found[1].lstrip("+")), fix, number)
+            what = what.format(said[1].lstrip("+"))
+            return ConfigError(where, what, fix.format(said[1]) or nearest, number)
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     what = "; ".join(lines[:2]) or type(error).__name__
     return ConfigError("configuration", what, "mend that file or override; see xfer --help", 7)
@@ -232,7 +225,7 @@ def build(cfg: DictConfig, hydra: DictConfig) -> Specs:
             OmegaConf.update(groups, "run.dir", str(job), force_add=True)
         plain: Plain = OmegaConf.to_container(groups, resolve=True)  # type: ignore[assignment]
     except OmegaConfBaseException as error:
-        raise told(error) from error
+        raise as_config_error(error) from error
     specs = Builder(plain, places).specs(choices["experiment"], typed)
     folders = [str(s.path) for s in hydra.runtime.config_sources if s.provider == "command-line"]
     return replace(specs, compose=lambda overrides: compose_specs(overrides, folders).config)

@@ -29,13 +29,11 @@ class Places:
         self._roots = [Path(folder) for folder in folders if folder and Path(folder).is_dir()]
 
     def __call__(self, key: str) -> str:
-        """``key`` behind the place where it, or a value that holds it, was set."""
+        """``key``, after the place where it, or a value that holds it, was set."""
         if any(_covers(typed, key) for typed in self._typed):
             return f"command line: {key}"
-        for file, inner in self._files(key):
-            if _holds(file, inner):
-                return f"{file}: {key}"
-        return key
+        files = (f"{file}: {key}" for file, inner in self._files(key) if _has(file, inner))
+        return next(files, key)
 
     def elsewhere(self, key: str) -> str:
         """The remedy for a key that only another option of its group has, or nothing."""
@@ -51,11 +49,12 @@ class Places:
         """Files that may hold ``key``, and the key as it reads there; the strongest first."""
         group, *rest = parts = key.split(".")
         chosen = self._choices.get(group)
-        names = [(f"experiment/{self._choices.get('experiment')}", parts)]
-        names += [
-            (f"{group}/{o}", rest) for o in (chosen if isinstance(chosen, list) else [chosen])
+        names = [
+            (f"experiment/{self._choices.get('experiment')}", parts),
+            *((f"{group}/{o}", rest) for o in (chosen if isinstance(chosen, list) else [chosen])),
+            ("config", parts),
         ]
-        for name, inner in [*names, ("config", parts)]:
+        for name, inner in names:
             for file in (root / f"{name}.yaml" for root in self._roots):
                 if file.is_file():
                     yield file, inner
@@ -68,7 +67,7 @@ def _covers(typed: str, key: str) -> bool:
     return f"{key}.".startswith(f"{typed}.") or typed.startswith(f"{key}.")
 
 
-def _holds(file: Path, parts: Sequence[str]) -> bool:
+def _has(file: Path, parts: Sequence[str]) -> bool:
     node: Any = _read(file)
     for part in parts:
         if not isinstance(node, dict) or part not in node:

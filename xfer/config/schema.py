@@ -22,8 +22,8 @@ from pydantic_core import ErrorDetails
 from xfer.config import other_tools
 from xfer.config.help import GROUPS
 from xfer.core import protocols
+from xfer.core.custom_parts import allowed_packages
 from xfer.core.errors import ConfigError, SafetyError, XferError, closest, raise_all
-from xfer.core.own_parts import allowed
 from xfer.core.types import Plain
 
 Where = Callable[[str], str]
@@ -34,9 +34,7 @@ HOMES = {
     **{group: f"xfer.models.{group}" for group in ("backbone", "head")},
     **{
         group: f"xfer.training.{group}"
-        for group in (
-            *("loss", "optim", "schedule", "trainer", "checkpoint", "features", "logger"),
-        )
+        for group in ("loss", "optim", "schedule", "trainer", "checkpoint", "features", "logger")
     },
 }
 """Where the classes of a group are, unless in a package of its name."""
@@ -62,10 +60,8 @@ def build(
     given = {key: value for key, value in node.items() if key != "_target_"}
     schema = signature(kind)
     known = [f"{prefix}.{name}" for name in schema]
-    problems: list[XferError] = []
-    for name in sorted(given.keys() - schema.keys()):
-        key = f"{prefix}.{name}"
-        problems.append(unknown(key, known, where, elsewhere(key)))
+    extra = sorted(f"{prefix}.{name}" for name in given.keys() - schema.keys())
+    problems: list[XferError] = [unknown(key, known, where, elsewhere(key)) for key in extra]
     arguments = {}
     for name, (hint, default) in schema.items():
         try:
@@ -76,10 +72,19 @@ def build(
         except XferError as error:
             problems.append(error)
     raise_all(problems)
-    return _made(kind, arguments, prefix, where)
+    try:
+        spec = kind(**arguments)
+    except XferError as error:
+        error.where = where(error.where)
+        raise
+    except Exception as error:  # a class of the user's own may raise anything
+        what = f"{kind.__name__} refuses its arguments ({error})"
+        raise ConfigError(where(prefix), what, f"mend {prefix}", 21) from error
+    _check_custom(spec, prefix, where)
+    return spec
 
 
-# What a part of one's own must be able to do, and a class of xfer that has it all, where there is
+# What a class of the user must be able to do, and a class of xfer that has it all, where there is
 # one to derive from.
 _PARTS: dict[str, tuple[type, str]] = {
     "data": (protocols.Data, "xfer.data.options.Loading"),
@@ -97,31 +102,25 @@ _PARTS: dict[str, tuple[type, str]] = {
 
 
 def _lacks(spec: Any, group: str) -> tuple[list[str], str]:
-    """What a part of one's own does not have, or has with another number of arguments; and what it
+    """What a class of the user does not have, or has with another number of arguments; and what it
     may be derived from."""
     if group not in _PARTS:
         return [], ""
     protocol, base = _PARTS[group]
     asked = {name: value for name, value in vars(protocol).items() if not name.startswith("_")}
-    # Not getattr: a property may be one that only the plan can answer.
-    found = [
-        f"no {name}"
-        for name, value in asked.items()
-        if isinstance(value, property) and not _static(spec, name)
-    ]
+    properties, methods = [], []
     for name, value in asked.items():
+        # Not getattr: a property may be one that only the plan can answer.
+        is_there = inspect.getattr_static(spec, name, MISSING) is not MISSING
         if isinstance(value, property):
+            properties += [] if is_there else [f"no {name}"]
             continue
         count = len(inspect.signature(value).parameters) - 1
-        if not _static(spec, name) or not callable(getattr(spec, name)):
-            found.append(f"no method {name}")
+        if not is_there or not callable(getattr(spec, name)):
+            methods.append(f"no method {name}")
         elif not _takes(getattr(spec, name), count):
-            found.append(f"a method {name} that does not take {count} argument(s)")
-    return found, base
-
-
-def _static(spec: Any, name: str) -> bool:
-    return inspect.getattr_static(spec, name, MISSING) is not MISSING
+            methods.append(f"a method {name} that does not take {count} argument(s)")
+    return properties + methods, base
 
 
 def _takes(method: Callable[..., Any], count: int) -> bool:
@@ -134,30 +133,18 @@ def _takes(method: Callable[..., Any], count: int) -> bool:
     return True
 
 
-def _made(kind: Any, arguments: dict[str, Any], prefix: str, where: Where) -> Any:
-    spec = _constructed(kind, arguments, prefix, where)
-    if kind.__module__.startswith("xfer."):
-        return spec
+def _check_custom(spec: Any, prefix: str, where: Where) -> None:
+    """Raise ConfigError for a class of the user that lacks what its group must have."""
+    if type(spec).__module__.startswith("xfer."):
+        return
     lacking, base = _lacks(spec, prefix.partition(".")[0])
     if lacking:
         fix = f"derive it from {base}, or add them" if base else "add them"
-        what = f"{kind.__name__} has {' and '.join(lacking)}"
+        what = f"{type(spec).__name__} has {' and '.join(lacking)}"
         raise ConfigError(where(prefix), what, f"{fix}: see docs/howto/extend.md", 21)
-    return spec
 
 
-def _constructed(kind: Any, arguments: dict[str, Any], prefix: str, where: Where) -> Any:
-    try:
-        return kind(**arguments)
-    except XferError as error:
-        error.where = where(error.where)
-        raise
-    except Exception as error:  # a class of the user's own may raise anything
-        what = f"{kind.__name__} refuses its arguments ({error})"
-        raise ConfigError(where(prefix), what, f"mend {prefix}", 21) from error
-
-
-def facts(group: str, spec: Any, node: Plain) -> Plain:
+def facts(spec: Any, node: Plain) -> Plain:
     """``_target_`` and every argument of a built spec, as JSON-like facts."""
     values = asdict(spec) if is_dataclass(spec) and not isinstance(spec, type) else dict(node)
     values.pop("_target_", None)
@@ -169,18 +156,18 @@ def signature(kind: Any) -> dict[str, tuple[Any, Any]]:
     """Name to (type, default) of what ``kind`` can be given; no default is ``MISSING``."""
     if is_dataclass(kind):
         hints = typing.get_type_hints(kind, include_extras=True)
-        return {f.name: (hints[f.name], _default(f)) for f in fields(kind) if f.init}
+        defaults = {
+            f.name: f.default if f.default_factory is MISSING else f.default_factory
+            for f in fields(kind)
+            if f.init
+        }
+        return {name: (hints[name], default) for name, default in defaults.items()}
     hints = typing.get_type_hints(kind.__init__, include_extras=True)
-    parameters = list(inspect.signature(kind).parameters.values())
     return {
         p.name: (hints.get(p.name, Any), MISSING if p.default is p.empty else p.default)
-        for p in parameters
+        for p in inspect.signature(kind).parameters.values()
         if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
     }
-
-
-def _default(field: Any) -> Any:
-    return field.default if field.default_factory is MISSING else field.default_factory
 
 
 def convert(key: str, value: Any, hint: Any, where: Where) -> Any:
@@ -190,22 +177,17 @@ def convert(key: str, value: Any, hint: Any, where: Where) -> Any:
     try:
         text = json.dumps(value, allow_nan=False)
     except ValueError as error:
-        raise ConfigError(
-            where(key), f"is {value}, but must be a finite number", f"type {key}=NUMBER", 2
-        ) from error
+        what = f"is {value}, but must be a finite number"
+        raise ConfigError(where(key), what, f"type {key}=NUMBER", 2) from error
     except TypeError as error:  # YAML has bytes and dates, which nothing here takes
-        raise ConfigError(
-            where(key), f"is {value!r}, which is neither text nor number", f"type {key}=VALUE", 2
-        ) from error
+        what = f"is {value!r}, which is neither text nor number"
+        raise ConfigError(where(key), what, f"type {key}=VALUE", 2) from error
+    strict = None if is_dataclass(hint) else ConfigDict(extra="forbid")
     try:
         # Through JSON, because strict validation of Python objects wants tuples and dataclasses.
-        return TypeAdapter(hint, config=_no_extras(hint)).validate_json(text, strict=True)
+        return TypeAdapter(hint, config=strict).validate_json(text, strict=True)
     except ValidationError as error:
         raise _mistyped(key, error, where) from error
-
-
-def _no_extras(hint: Any) -> ConfigDict | None:
-    return None if is_dataclass(hint) else ConfigDict(extra="forbid")
 
 
 _KINDS = (
@@ -233,16 +215,16 @@ def _mistyped(key: str, error: ValidationError, where: Where) -> ConfigError:
         return ConfigError(where(key), f"{place} must be given", f"add {place}", 3)
     if kind == "unexpected_keyword_argument":
         return ConfigError(where(key), f"there is no key '{place}'", "drop it", 1)
-    found = next((k for k in _KINDS if kind.startswith(k[0])), ("", "", "VALUE"))
-    what = found[1] or detail["msg"].replace("Input should be", "must be")
-    fix = f"type {key}={found[2]}" if place == key else f"write {found[2]} for {place}"
+    _, must, typed = next((k for k in _KINDS if kind.startswith(k[0])), ("", "", "VALUE"))
+    what = must or detail["msg"].replace("Input should be", "must be")
+    fix = f"type {key}={typed}" if place == key else f"write {typed} for {place}"
     if kind == "tuple_type" and isinstance(value, str) and place == key:
         stage = other_tools.STAGES.get(value.lower()) if key == "stages" else None
         fix = f"type {key}=[{stage or value}]"
     if kind == "literal_error":
         what, fix = _none_of(details, key)
-    told = "" if place == key else f"{place} "
-    return ConfigError(where(key), f"{told}is {json.dumps(value)}, but {what}", fix, 2)
+    inside = "" if place == key else f"{place} "
+    return ConfigError(where(key), f"{inside}is {json.dumps(value)}, but {what}", fix, 2)
 
 
 def _none_of(details: list[ErrorDetails], key: str) -> tuple[str, str]:
@@ -270,17 +252,17 @@ def _path(loc: tuple[int | str, ...]) -> list[int | str]:
 
 def unknown(key: str, known: Sequence[str], where: Where, fix: str = "") -> ConfigError:
     """The error for a key that nobody reads."""
-    fix = fix or other_tools.for_key(key, GROUPS) or _nearest(key, known)
-    return ConfigError(where(key), f"there is no key '{key}'", fix, 1)
-
-
-def _nearest(key: str, known: Sequence[str]) -> str:
     leaf = key.rpartition(".")[2]
-    leaves = {k: k.rpartition(".")[2] for k in known}
-    same = [k for k, other in leaves.items() if other == leaf or other.endswith(f"_{leaf}")]
-    if same:
-        return f"did you mean '{min(same, key=lambda k: len(leaves[k]))}'?"
-    return closest(key, sorted(known)) if known else f"drop it: {key.split('.')[0]} takes no keys"
+    ends = {k: k.rpartition(".")[2] for k in known}
+    same = [k for k, end in ends.items() if end == leaf or end.endswith(f"_{leaf}")]
+    if not fix and not (fix := other_tools.for_key(key, GROUPS)):
+        if same:
+            fix = f"did you mean '{min(same, key=lambda k: len(ends[k]))}'?"
+        elif known:
+            fix = closest(key, sorted(known))
+        else:
+            fix = f"drop it: {key.split('.')[0]} takes no keys"
+    return ConfigError(where(key), f"there is no key '{key}'", fix, 1)
 
 
 def missing(key: str) -> ConfigError:
@@ -308,21 +290,19 @@ def load_class(group: str, target: str, where: Where, key: str = "") -> Any:
     module, _, name = target.rpartition(".")
     home = HOMES.get(group, f"xfer.{group}")
     others = [f"{other}." for other in HOMES.values() if other != home]  # augment is inside data
-    own = target.startswith(f"{home}.") and not target.startswith(tuple(others))
+    is_ours = target.startswith(f"{home}.") and not target.startswith(tuple(others))
     package = target.split(".")[0]
-    if not own and not any(target.startswith(f"{p}.") for p in allowed()):
+    if not is_ours and not any(target.startswith(f"{p}.") for p in allowed_packages()):
         trust = f"add --allow {package} if you trust it"
         fix = f"name a class of {home}" if package == "xfer" else trust
         raise SafetyError(where(key), f"'{target}' may not be used for {group}", fix, 1)
     try:
         kind = getattr(importlib.import_module(module), name)
     except Exception as error:  # a module of the user's own may raise anything
-        raise ConfigError(
-            where(key), f"'{target}' cannot be imported ({error})", "check its spelling", 6
-        ) from error
+        what = f"'{target}' cannot be imported ({error})"
+        raise ConfigError(where(key), what, "check its spelling", 6) from error
     # What a module of xfer merely imports is not on offer.
-    if not isinstance(kind, type) or (own and not kind.__module__.startswith(home)):
-        raise SafetyError(
-            where(key), f"'{target}' is no class for {group}", "name a class of it", 2
-        )
+    if not isinstance(kind, type) or (is_ours and not kind.__module__.startswith(home)):
+        what = f"'{target}' is not a class for {group}"
+        raise SafetyError(where(key), what, "name a class of that group", 2)
     return kind

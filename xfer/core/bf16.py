@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 
+from pydantic import PositiveFloat
+
+from xfer.core.checked import checked
 from xfer.core.files import cache_dir, read_json, write_json
 
 _GAIN = 1.2
@@ -47,9 +49,11 @@ def _measured() -> float:
     import torch
 
     place = torch.backends.cpu.get_cpu_capability(), torch.get_num_threads(), torch.__version__
-    path = cache_dir() / "bf16.json"
-    known = _read(path)
-    key = " ".join(map(str, place))
+    path, key = cache_dir() / "bf16.json", " ".join(map(str, place))
+    try:
+        known: dict[str, float] = checked(dict[str, PositiveFloat], read_json(path))
+    except (OSError, ValueError):
+        known = {}
     if key not in known:
         known[key] = _compared()
         write_json(path, known)
@@ -73,12 +77,3 @@ def _compared() -> float:
     seconds(False), seconds(True)
     rounds = [(seconds(False), seconds(True)) for _ in range(_ROUNDS)]
     return min(full for full, _ in rounds) / min(half for _, half in rounds)
-
-
-def _read(path: Path) -> dict[str, float]:
-    try:
-        found = read_json(path)
-    except (OSError, ValueError):
-        return {}
-    numbers = found.items() if isinstance(found, dict) else ()
-    return {k: float(v) for k, v in numbers if isinstance(v, int | float) and v > 0}

@@ -20,22 +20,18 @@ def read_yaml(path: Path) -> Any:
 
 
 def built(text: str) -> Any:
-    """Build what ``text`` says. Raises ValueError for what is no YAML, or past a limit."""
-    check_limits(text)
-    try:
-        return yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError, ArithmeticError) as error:
-        raise ValueError(str(error).splitlines()[0]) from error
+    """Build what ``text`` says.
 
-
-def check_limits(text: str) -> None:
-    """Raise ValueError for YAML that is nested too deeply, or of too many nodes once every alias
-    stands for what it repeats. Nothing is built for that, so nothing can grow."""
+    Raises ValueError for what is not YAML, is nested too deeply, or has too many nodes once every
+    alias stands for what it repeats. The nodes are counted before anything is built, so that
+    nothing can grow.
+    """
     count = _Count()
     try:
         for event in yaml.parse(text, yaml.SafeLoader):
             count.add(event)
-    except (yaml.YAMLError, RecursionError) as error:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError, ArithmeticError) as error:
         raise ValueError(str(error).splitlines()[0]) from error
 
 

@@ -12,7 +12,7 @@ from pydantic import AfterValidator, ConfigDict, Field, StringConstraints, with_
 from typing_extensions import TypedDict
 
 from xfer.core.checked import checked
-from xfer.core.types import Card, Plain
+from xfer.core.types import Card
 
 _FORBID = ConfigDict(extra="forbid", allow_inf_nan=False)
 _ALLOW = ConfigDict(extra="allow", allow_inf_nan=False)
@@ -44,13 +44,13 @@ class Recipe(TypedDict):
 
 
 @with_config(_ALLOW)
-class _Spec(TypedDict):
+class _SpecFacts(TypedDict):
     _target_: str
 
 
 @with_config(_ALLOW)
-class _Source(TypedDict, total=False):
-    spec: _Spec
+class _SourceFacts(TypedDict, total=False):
+    spec: _SpecFacts
     kind: str
     origin: str | None
     sha256: str | None
@@ -61,7 +61,7 @@ class _Source(TypedDict, total=False):
 
 
 @with_config(_ALLOW)
-class _Rule(TypedDict):
+class _LayerRule(TypedDict):
     match: Annotated[str, StringConstraints(max_length=1000)]
 
 
@@ -69,12 +69,12 @@ class _Rule(TypedDict):
 class _Compat(TypedDict, total=False):
     dialect: str
     same: list[str]
-    batch_norm: list[_Rule]
-    layer_norm: list[_Rule]
-    conv: list[_Rule]
-    max_pool: list[_Rule]
-    gelu: list[_Rule]
-    network: list[_Rule]
+    batch_norm: list[_LayerRule]
+    layer_norm: list[_LayerRule]
+    conv: list[_LayerRule]
+    max_pool: list[_LayerRule]
+    gelu: list[_LayerRule]
+    network: list[_LayerRule]
 
 
 @with_config(_FORBID)
@@ -85,12 +85,12 @@ class _Adapters(TypedDict, total=False):
 
 
 @with_config(_FORBID)
-class _Card(TypedDict):
-    backbone: _Spec
-    head: _Spec
+class _CardFacts(TypedDict):
+    backbone: _SpecFacts
+    head: _SpecFacts
     classes: Classes
     input: Recipe
-    source: NotRequired[_Source]
+    source: NotRequired[_SourceFacts]
     experiment: NotRequired[str]
     splits: NotRequired[dict[str, str]]
     compat: NotRequired[_Compat]
@@ -99,8 +99,8 @@ class _Card(TypedDict):
 
 def card_of(facts: Any) -> Card:
     """The card that plain facts describe. Raises ValueError in one line for what is none."""
-    checked(_Card, facts)
-    found: Plain = facts
-    if len(set(found["classes"])) != len(found["classes"]):
-        raise ValueError("classes has a name twice")
-    return Card.from_plain(found)
+    checked(_CardFacts, facts)
+    classes = facts["classes"]
+    if len(set(classes)) != len(classes):
+        raise ValueError("classes lists a name twice")
+    return Card.from_plain(facts)

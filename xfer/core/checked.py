@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
+
+from xfer.core.errors import ResumeError
+from xfer.core.files import read_json
 
 
 def checked(hint: Any, facts: object) -> Any:
@@ -25,3 +30,20 @@ def checked(hint: Any, facts: object) -> Any:
         ) from error
     except (TypeError, RecursionError, UnicodeEncodeError) as error:
         raise ValueError(str(error).splitlines()[0]) from error
+
+
+def read_checked(path: Path, hint: Any, fix: str, number: int, *, writer: str = "a run") -> Any:
+    """What the JSON file ``path`` of a run folder holds, or ``None`` where there is no such file.
+
+    Raises ResumeError ``number`` with the remedy ``fix`` for a file that cannot be read or that
+    ``hint`` does not describe, which ``writer`` did not write.
+    """
+    if not os.path.lexists(path):
+        return None
+    try:
+        facts = read_json(path)
+        checked(hint, facts)
+    except (OSError, ValueError) as error:
+        what = f"is not what {writer} writes ({getattr(error, 'strerror', None) or error})"
+        raise ResumeError(path, what, fix, number) from error
+    return facts

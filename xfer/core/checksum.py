@@ -30,7 +30,7 @@ def seal(path: Path) -> None:
         # A zip file without a comment ends with the comment's length, zero.
         stream.seek(-2, 2)
         if stream.read() != b"\0\0":
-            raise ValueError(f"{path} is no zip file without a comment")
+            raise ValueError(f"{path} is not a zip file without a comment")
         stream.seek(-2, 2)
         stream.write(_ENDING + _MARK + digest.encode())
 

@@ -11,7 +11,6 @@ free in that of ConfigError; options that do not go together are a CombinationEr
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from xfer.core import errors
 
 _TABLE = Path(__file__).with_suffix(".toml")
 _LAST = 999
+_TABLE_HEAD = ("| number | meaning | example | remedy |", "| --- | --- | --- | --- |")
 _BARE = "A bug in xfer, or a process of the run that ended without saying why."
 _HEAD = """# Errors
 
@@ -38,7 +38,7 @@ the process. `XFER_FULL_ERROR=1` adds the traceback.
 
 
 @dataclass(frozen=True)
-class Entry:
+class ErrorCode:
     """One error number: what it means, a message (``where: what``) and what to do."""
 
     meaning: str
@@ -46,16 +46,16 @@ class Entry:
     remedy: str
 
 
-def entries() -> dict[int, Entry]:
+def entries() -> dict[int, ErrorCode]:
     """The table, by number."""
     table = tomllib.loads(_TABLE.read_text(encoding="utf-8"))
-    return {int(name.removeprefix("E")): Entry(**fields) for name, fields in table.items()}
+    return {int(name.removeprefix("E")): ErrorCode(**fields) for name, fields in table.items()}
 
 
 def kinds() -> list[tuple[range, type[errors.XferError]]]:
     """Every class of errors with the numbers that it may have, in the order of exit codes."""
-    found = [k for k in vars(errors).values() if isinstance(k, type) and k is not errors.Problems]
-    classes = [kind for kind in found if issubclass(kind, errors.XferError)]
+    named = [k for k in vars(errors).values() if isinstance(k, type) and k is not errors.Problems]
+    classes = [kind for kind in named if issubclass(kind, errors.XferError)]
     bases = sorted(kind.base for kind in classes)
     ends = dict(zip(bases, [*bases[1:], _LAST + 1], strict=True))
     spans = [(range(kind.base, ends[kind.base]), kind) for kind in classes]
@@ -64,23 +64,19 @@ def kinds() -> list[tuple[range, type[errors.XferError]]]:
 
 def page() -> str:
     """The page ``docs/errors.md``, with its last line ended."""
-    return _HEAD + "".join(f"{line}\n" for line in _sections())
-
-
-def _sections() -> Iterator[str]:
-    table, shown = entries(), 0
+    lines, table, shown = [_HEAD.rstrip("\n")], entries(), 0
     for numbers, kind in kinds():
         if kind.exit != shown:
-            yield from ("", f"## Exit code {kind.exit}")
+            lines += ["", f"## Exit code {kind.exit}"]
             shown = kind.exit
-        yield from ("", f"### E{numbers.start:03d} to E{numbers.stop - 1:03d}: {kind.__name__}")
         about = _BARE if kind is errors.XferError else str(kind.__doc__).splitlines()[0]
-        yield from ("", about, "")
-        yield from ("| number | meaning | example | remedy |", "| --- | --- | --- | --- |")
+        lines += ["", f"### E{numbers.start:03d} to E{numbers.stop - 1:03d}: {kind.__name__}"]
+        lines += ["", about, "", *_TABLE_HEAD]
         for number in sorted(set(table) & set(numbers)):
-            entry = table[number]
-            cells = (f"E{number:03d}", entry.meaning, f"`{entry.example}`", entry.remedy)
-            yield "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+            code = table[number]
+            cells = (f"E{number:03d}", code.meaning, f"`{code.example}`", code.remedy)
+            lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":

@@ -36,19 +36,15 @@ def closest(word: str, words: Iterable[str]) -> str:
         return f"did you mean '{lowered[max(begun, key=len)]}'?"
     if near:
         # Of equally close ones the first of ``words``, which puts the usual before the rare.
-        nearest = difflib.SequenceMatcher(b=word.lower())
-        ratios = {w: _ratio(nearest, w) for w in lowered if w in near}
+        ratios = {
+            w: difflib.SequenceMatcher(None, w, word.lower()).ratio() for w in lowered if w in near
+        }
         return f"did you mean '{lowered[max(ratios, key=lambda w: ratios[w])]}'?"
     return "allowed: " + ", ".join(allowed[:12]) + (", ..." if len(allowed) > 12 else "")
 
 
-def _ratio(matcher: difflib.SequenceMatcher[str], word: str) -> float:
-    matcher.set_seq1(word)
-    return matcher.ratio()
-
-
 class XferError(Exception):
-    """A mistake told in one line: where it is, what is wrong, what to type.
+    """A mistake reported in one line: where it is, what is wrong, what to type.
 
     ``where`` is a file or config key; ``number`` the case, stable across releases and listed in
     :mod:`xfer.core.error_codes`, from which docs/errors.md is made; ``passed`` what was done all
@@ -150,19 +146,20 @@ class Problems(XferError):
 
 
 class JobFailed(Exception):
-    """A job of a sweep failed and has said why: its exit code and what it told."""
+    """A job of a sweep failed and has said why: its exit code and its message."""
 
 
 def raise_all(errors: Sequence[XferError]) -> None:
-    """Raise nothing, the one error, or all of them together."""
-    if len(errors) == 1:
-        raise errors[0]
-    if errors:
-        raise Problems(errors)
+    """Raise nothing, the one error, or all of them together, those inside Problems among them."""
+    each = [one for error in errors for one in getattr(error, "errors", [error])]
+    if len(each) == 1:
+        raise each[0]
+    if each:
+        raise Problems(each)
 
 
 class Attempts:
-    """Runs independent checks and keeps their errors, so that all are told together."""
+    """Runs independent checks and keeps their errors, so that all are reported together."""
 
     def __init__(self) -> None:
         self.errors: list[XferError] = []

@@ -25,7 +25,11 @@ if TYPE_CHECKING:
 LARGEST = 1 << 28
 """Bytes of a text file, unless its reader says otherwise."""
 _DEEPEST = 100
-"""How deep lists and objects may lie in each other: what xfer writes has a dozen levels."""
+"""How deep lists and objects may be nested: what xfer writes has a dozen levels."""
+
+# Here, because every module that reads a file imports this one first: it holds for every
+# torch.load in this process, also those inside libraries.
+os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
 
 
 def handle_of(path: Path, flags: int = os.O_RDONLY, follow: bool = True) -> int:
@@ -48,7 +52,7 @@ def handle_of(path: Path, flags: int = os.O_RDONLY, follow: bool = True) -> int:
 
 
 def _is_instead(path: Path) -> str:
-    return "it is a symbolic link" if path.is_symlink() else "it is no plain file"
+    return "it is a symbolic link" if path.is_symlink() else "it is not a regular file"
 
 
 def open_to_read(path: Path) -> io.BufferedReader:
@@ -91,35 +95,29 @@ def parsed(text: str) -> Any:
     UTF-8 again. The names of files that are no UTF-8 are let through, as Python escapes them.
     """
     try:
-        found = json.loads(text, parse_constant=_refuse)
+        value = json.loads(text, parse_constant=_refuse)
         if r"\ud" in text.lower():
-            json.dumps(found, ensure_ascii=False).encode("utf-8", "surrogateescape")
+            json.dumps(value, ensure_ascii=False).encode("utf-8", "surrogateescape")
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
     except UnicodeEncodeError as error:
         raise ValueError("it holds half a character (a lone surrogate)") from error
-    if _is_deep(text, found):
+    if text.count("[") + text.count("{") > _DEEPEST and _is_deep(value):
         raise ValueError(f"it is nested more than {_DEEPEST} deep")
-    return found
+    return value
 
 
-def _is_deep(text: str, found: Any) -> bool:
-    """Whether lists and objects in ``found`` lie too deep in each other."""
-    if text.count("[") + text.count("{") <= _DEEPEST:
-        return False
-    level = [found] if isinstance(found, dict | list) else []
+def _refuse(word: str) -> float:
+    raise ValueError(f"{word} is not valid JSON")
+
+
+def _is_deep(value: Any) -> bool:
+    """Whether lists and objects in ``value`` lie too deep in each other."""
+    level = [value] if isinstance(value, dict | list) else []
     for _ in range(_DEEPEST):
         inside = (node.values() if isinstance(node, dict) else node for node in level)
         level = [child for held in inside for child in held if isinstance(child, dict | list)]
     return bool(level)
-
-
-def _refuse(word: str) -> float:
-    raise ValueError(f"{word} is no JSON")
-
-
-# Holds for every torch.load in this process, also those inside libraries.
-os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
 
 
 def cache_dir() -> Path:
@@ -132,9 +130,9 @@ def path_problem(text: str) -> str:
     try:
         os.lstat(Path(text).expanduser())
     except RuntimeError:
-        return "names a home folder that is not there"
+        return "names a home folder that does not exist"
     except ValueError:
-        return "holds a character that no file name can have"
+        return "contains a character that file names cannot have"
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:
             return "is longer than a path can be"
@@ -166,19 +164,15 @@ def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
             os.close(handle)
             part = Path(name)
             write(part)
-            part.chmod(0o666 & ~_umask())
+            mask = os.umask(0)  # it cannot be read without being set
+            os.umask(mask)
+            part.chmod(0o666 & ~mask)
             sync_folder(part)
             part.replace(path)
             sync_folder(path.parent)
     finally:
         if part is not None:
             part.unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def sync_folder(path: Path) -> None:
@@ -225,8 +219,5 @@ def output_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise OutputError(
-            path,
-            f"cannot be written ({error.strerror or error})",
-            "free space or choose run.dir=DIR",
-        ) from error
+        what = f"cannot be written ({error.strerror or error})"
+        raise OutputError(path, what, "free space or choose run.dir=DIR") from error

@@ -41,7 +41,7 @@ class Lock:
     """The lock on an open file, held until it is closed or this process ends.
 
     ``how`` is that of ``fcntl.flock``; with ``LOCK_NB`` BlockingIOError is raised where another
-    process has it, else ``waiting`` is told for whom one waits, once. The handle is closed here,
+    process has it, else ``waiting`` is called once, with who that is. The handle is closed here,
     also where it comes to nothing.
     """
 

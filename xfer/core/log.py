@@ -1,4 +1,4 @@
-"""xfer's voice: plain lines on the terminal, the same with times in ``run.log``."""
+"""The log of a run: plain lines on the terminal, the same with times in ``run.log``."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from xfer.core.errors import printable
 from xfer.core.files import open_to_append
 
 log = logging.getLogger("xfer")
@@ -18,11 +19,9 @@ LINES = {"lines": True}
 def _escaped(record: logging.LogRecord) -> bool:
     """A file name must not steer the terminal, or forge a line: control characters are written
     out. Only what is logged with ``extra=LINES`` is of several lines."""
-    text, kept = record.getMessage(), "\n" if hasattr(record, "lines") else ""
-    shown = (
-        c if c.isprintable() or c == kept else c.encode("unicode_escape").decode() for c in text
-    )
-    record.msg, record.args = "".join(shown), None
+    text = record.getMessage()
+    lines = text.split("\n") if hasattr(record, "lines") else [text]
+    record.msg, record.args = "\n".join(map(printable, lines)), None
     return True
 
 
@@ -42,7 +41,7 @@ class _Terminal(logging.StreamHandler):  # type: ignore[type-arg]
             super().handleError(record)
 
 
-class _File(logging.FileHandler):
+class _RunLog(logging.FileHandler):
     """``run.log``; a disk that is full costs its lines, which the terminal has, and not the run."""
 
     def _open(self) -> Any:
@@ -92,7 +91,7 @@ def open_log(folder: Path | None) -> None:
     log.addFilter(_escaped)
     log.addHandler(_Terminal())
     if folder is not None:
-        handler = _File(folder / "run.log", encoding="utf-8", errors="backslashreplace")
+        handler = _RunLog(folder / "run.log", encoding="utf-8", errors="backslashreplace")
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         log.addHandler(handler)
 

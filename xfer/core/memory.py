@@ -1,5 +1,5 @@
-"""Memory: kept between training steps, and where there is not enough, told with the batch size
-that fits."""
+"""Memory: freed memory is held for the next step, and where there is not enough, the error names
+the batch size that fits."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ import torch
 
 from xfer.core.errors import OutOfMemory
 
-_TOLD = ("can't allocate memory", "not enough memory", "std::bad_alloc")
+_MESSAGES = ("can't allocate memory", "not enough memory", "std::bad_alloc")
 
 
 def ran_out(error: BaseException) -> bool:
     """Whether the device or the machine had no memory left."""
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and any(words in str(error) for words in _TOLD)
+        isinstance(error, RuntimeError) and any(words in str(error) for words in _MESSAGES)
     )
 
 
@@ -40,9 +40,8 @@ def too_large(key: str, size: int, step: Callable[[int], object]) -> OutOfMemory
         else:
             return OutOfMemory(key, what, f"type {key}={fitting}, which was tried and fits", 1)
     free()
-    return OutOfMemory(
-        key, f"{what}, and so does one image", "choose a smaller backbone or image size", 2
-    )
+    fix = "choose a smaller backbone or image size"
+    return OutOfMemory(key, f"{what}, and so does one image", fix, 2)
 
 
 def free() -> None:

@@ -14,8 +14,7 @@ from typing import NamedTuple
 
 
 def varint(value: int) -> bytes:
-    """``value`` in seven bits a byte, the low ones first; a negative one as its
-    complement of 64 bits."""
+    """``value``, seven bits a byte, the low ones first; a negative one as its 64-bit complement."""
     value &= (1 << 64) - 1
     written = bytearray()
     while value > 127:
@@ -112,17 +111,17 @@ class Wire:
         ``schema`` gives, a number, the wire type and how often the field may come. Raises
         Malformed for what contradicts it and, when ``strict``, for unknown fields.
         """
-        found: dict[int, list[Field]] = {}
+        known: dict[int, list[Field]] = {}
         for field in self.fields(whole.expect(BYTES).start, whole.stop):
             if field.number in schema:
                 wire, most = schema[field.number]
-                found.setdefault(field.number, []).append(field.expect(wire))
-                if len(found[field.number]) > most:
+                known.setdefault(field.number, []).append(field.expect(wire))
+                if len(known[field.number]) > most:
                     what = f"field {field.number} comes more than {most} times"
                     raise Malformed(f"{what} (at byte {whole.start})")
             elif strict:
                 raise Malformed(f"unknown field {field.number} (at byte {field.start})")
-        return found
+        return known
 
     def text(self, field: Field) -> str:
         """A field's UTF-8 text."""
@@ -132,7 +131,7 @@ class Wire:
         try:
             return self.data[field.start : field.stop].decode()
         except UnicodeDecodeError as error:
-            raise Malformed(f"a name that is no text (at byte {field.start})") from error
+            raise Malformed(f"a name that is not text (at byte {field.start})") from error
 
     def _field(self, at: int, stop: int) -> Field:
         key, start = self.varint(at, stop)

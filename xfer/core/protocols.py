@@ -1,4 +1,4 @@
-"""What the parts of a run must be able to do, for each group that has parts of one's own.
+"""What the parts of a run must be able to do, for each group that takes custom parts.
 
 The others are in :mod:`xfer.core.settings`.
 """
@@ -68,7 +68,7 @@ class Backbone(Protocol):
 
     @property
     def library(self) -> str:
-        """``timm``, ``torchvision`` or a name of one's own."""
+        """``timm``, ``torchvision`` or the name of a custom part's library."""
 
     @property
     def name(self) -> str:

@@ -40,17 +40,16 @@ def compiled(pattern: str, where: str) -> regex.Pattern[str]:
             raise ValueError(why)
         return regex.compile(pattern)
     except (re.error, regex.error, ValueError, OverflowError, RecursionError) as error:
-        raise ConfigError(
-            where, f"'{pattern[:60]}' is no pattern ({error})", "write e.g. layer4\\..*", 42
-        ) from error
+        what = f"'{pattern[:60]}' is not a valid pattern ({error})"
+        raise ConfigError(where, what, "write e.g. layer4\\..*", 42) from error
 
 
 def matches(pattern: str, name: str, where: str) -> bool:
     """Whether ``pattern`` matches the whole of ``name``. Raises as :func:`compiled`, and
     ConfigError when that takes too long to find out."""
-    found = compiled(pattern, where)
+    engine = compiled(pattern, where)
     try:
-        return found.fullmatch(name, timeout=SECONDS) is not None
+        return engine.fullmatch(name, timeout=SECONDS) is not None
     except TimeoutError as error:
         raise _too_slow(pattern, name, where) from error
 
@@ -60,15 +59,14 @@ def substituted(pattern: str, to: str, name: str, where: str) -> str:
     as :func:`matches`, and ConfigError when ``to`` is no replacement."""
     import regex
 
-    found = compiled(pattern, where)
+    engine = compiled(pattern, where)
     try:
-        return found.sub(to, name, timeout=SECONDS)
+        return engine.sub(to, name, timeout=SECONDS)
     except TimeoutError as error:
         raise _too_slow(pattern, name, where) from error
     except (regex.error, IndexError) as error:
-        raise ConfigError(
-            where, f"'{to}' is no replacement ({error})", "write e.g. \\1.conv", 44
-        ) from error
+        what = f"'{to}' is not a valid replacement ({error})"
+        raise ConfigError(where, what, "write e.g. \\1.conv", 44) from error
 
 
 def _too_much(pattern: str) -> str:
@@ -77,15 +75,12 @@ def _too_much(pattern: str) -> str:
         (f"longer than {LONGEST} characters", len(pattern) > LONGEST),
         (f"repeats more than {REPEATS} times", math.prod(counts) > REPEATS),
         # regex would take it for an approximate match.
-        ("a { that is no count: write \\{", bool(_OTHER_BRACE.search(pattern))),
+        ("a { that does not begin a count: write \\{", bool(_OTHER_BRACE.search(pattern))),
     )
     return next((why for why, so in reasons if so), "")
 
 
 def _too_slow(pattern: str, name: str, where: str) -> ConfigError:
-    return ConfigError(
-        where,
-        f"'{pattern}' takes more than {SECONDS} s on '{name[:60]}'",
-        "write it without a repetition inside a repetition, e.g. layer4\\..*",
-        56,
-    )
+    what = f"'{pattern}' takes more than {SECONDS} s on '{name[:60]}'"
+    fix = "write it without a repetition inside a repetition, e.g. layer4\\..*"
+    return ConfigError(where, what, fix, 56)

@@ -46,9 +46,8 @@ def lock(folder: Path) -> Lock:
     try:
         held = Lock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        raise OutputError(
-            folder, "another process works in this folder", "choose another run.dir", 3
-        ) from error
+        what = "another process is using this folder"
+        raise OutputError(folder, what, "choose another run.dir", 3) from error
     os.write(handle, f"{os.getpid()}\n".encode())
     return held
 

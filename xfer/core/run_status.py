@@ -10,10 +10,10 @@ from pathlib import Path
 from signal import Signals
 
 from xfer.core.checksum import sealed
+from xfer.core.custom_parts import custom_part_error
 from xfer.core.errors import OutOfMemory, OutputError, XferError, printable
 from xfer.core.files import file_sha256, output_errors, write_json, write_text
 from xfer.core.log import log, open_log
-from xfer.core.own_parts import of_own_part
 from xfer.core.run_folder import BEST, LAST, checkpoints, entries, lock, refuse_odd
 from xfer.core.signals import Stopped, stop
 
@@ -38,17 +38,17 @@ class Status:
 
 
 @contextmanager
-def recorded(folder: Path, goes_on: bool = False) -> Iterator[None]:
+def recorded(folder: Path, resumes: bool = False) -> Iterator[None]:
     """Log, lock and status of the run in ``folder``; a failure leaves ``error.log``.
 
-    Raises OutputError where another process works in it or, unless the run ``goes_on``, has.
+    Raises OutputError where another process works in it or, unless the run ``resumes``, has.
     """
     with output_errors(folder):
         refuse_odd(folder)
         held = lock(folder)
-        if not goes_on and (folder / "status.json").exists():
+        if not resumes and (folder / "status.json").exists():
             held.close()
-            what = "another process was quicker and has worked in this folder"
+            what = "another process was quicker and has used this folder"
             raise OutputError(folder, what, "choose another run.dir", 4)
         for part in folder.rglob(".*.part"):  # left by a killed process
             part.unlink()
@@ -62,22 +62,22 @@ def recorded(folder: Path, goes_on: bool = False) -> Iterator[None]:
     except BaseException as error:
         # Who stops a whole sweep reaches a job twice: how it ends must still be written.
         stop.waits = True
-        told = as_xfer(error)
-        _tell(folder, error, told)
-        if told is error or not isinstance(error, Exception):
+        reported = as_xfer(error)
+        _write_failure(folder, error, reported)
+        if reported is error or not isinstance(error, Exception):
             raise
-        raise told from error
+        raise reported from error
     finally:
         held.close()
 
 
-def _tell(folder: Path, error: BaseException, told: BaseException) -> None:
+def _write_failure(folder: Path, error: BaseException, reported: BaseException) -> None:
     try:
         # The status first: it is what a scheduler reads.
-        _failure(told, folder).write(folder)
+        _failure(reported, folder).write(folder)
         write_text(folder / "error.log", "".join(traceback.format_exception(error)))
     except OutputError as full:
-        # A full disk is often the very error that is told.
+        # A full disk is often the very error that is reported.
         log.warning(f"status.json or error.log is not written: {full.what}")
 
 
@@ -105,21 +105,16 @@ def _failure(error: BaseException, folder: Path) -> Status:
 
 
 def as_xfer(error: BaseException) -> BaseException:
-    """Out of memory told as such, whichever device ran out; a data worker that was killed; and what
-    a stop made fail as that stop."""
+    """The error to report: out of memory, whichever device ran out; a data worker that was killed;
+    a stop, where that made the work fail; a mistake in a custom part; else ``error`` itself."""
     from xfer.core.memory import ran_out
 
-    if stop.behind(error):
+    if stop.explains(error):
         return Stopped(stop.asked or 0)
     if ran_out(error):
-        return OutOfMemory(
-            "data.eval_batch_size",
-            str(error).split(". ")[0] or "no memory left",
-            "lower it, and data.decoded_gb",
-            3,
-        )
+        what = str(error).split(". ")[0] or "no memory left"
+        return OutOfMemory("data.eval_batch_size", what, "lower it, and data.decoded_gb", 3)
     if isinstance(error, RuntimeError) and "killed by signal: Killed" in str(error):
-        return OutOfMemory(
-            "data.workers", "the system killed a data worker", "lower it, and data.decoded_gb", 4
-        )
-    return of_own_part(error) or error
+        what = "the system killed a data worker"
+        return OutOfMemory("data.workers", what, "lower it, and data.decoded_gb", 4)
+    return custom_part_error(error) or error

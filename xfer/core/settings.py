@@ -1,4 +1,4 @@
-"""What is read of the groups whose options are values alone: no part of one's own replaces them."""
+"""What is read of the groups whose options are values alone: no custom part replaces them."""
 
 from __future__ import annotations
 

@@ -24,8 +24,6 @@ SENT_TO_ALL = (*_SIGNALS, signal.SIGHUP)
 
 
 _Handler = Callable[[int, FrameType | None], object] | int | None
-
-
 _MOMENT = 0.01
 
 
@@ -95,7 +93,10 @@ class Stop:
     def __call__(self, number: int, frame: FrameType | None) -> None:
         """The handler. A second SIGINT does not wait."""
         if os.getpid() != self.owner:
-            _in_a_worker(number)
+            # In a data worker. Ctrl+C reaches the whole group; whether a worker is still needed,
+            # the run knows.
+            if number == signal.SIGTERM:
+                os._exit(143)
             return
         self.workers.ignore()
         again = self.noted and self.asked == number == signal.SIGINT
@@ -118,7 +119,7 @@ class Stop:
         else:
             self.hook(swallowed)
 
-    def behind(self, error: BaseException) -> bool:
+    def explains(self, error: BaseException) -> bool:
         """Whether ``error`` is no more than what a stop did to the work: it was raised while that
         was obeyed, or is about a data worker that the same signal has ended."""
         if self.asked is None or isinstance(error, Stopped):
@@ -128,12 +129,6 @@ class Stop:
         while cause is not None and not isinstance(cause, Stopped):
             cause = cause.__cause__ or cause.__context__
         return lost or cause is not None
-
-
-def _in_a_worker(number: int) -> None:
-    # Ctrl+C reaches the whole group; whether a worker is still needed, the run knows.
-    if number == signal.SIGTERM:
-        os._exit(143)
 
 
 stop = Stop()
@@ -163,14 +158,14 @@ def heeded() -> Iterator[None]:
     except BaseException as error:
         stop.workers.ignore()
         stop.workers.end()
-        ended = Stopped(stop.asked or 0) if stop.behind(error) else error
+        ended = Stopped(stop.asked or 0) if stop.explains(error) else error
         if not isinstance(ended, Stopped):
             raise
         _restore(before)
         try:
             _requeue(ended.number, before[signal.Signals(ended.number)])
         except Exception as refused:  # submitit's handler: out of time too often
-            log.warning(f"Slurm does not queue it again: {refused}")
+            log.warning(f"Slurm does not requeue this job: {refused}")
         if ended.number == signal.SIGINT:
             # As Python has it: a notebook or a caller knows what to do.
             raise KeyboardInterrupt from error
@@ -195,7 +190,7 @@ def blocked() -> Iterator[None]:
 
 @contextmanager
 def noted(note: Callable[[int], None]) -> Iterator[None]:
-    """Within, ``note`` is told the signals that would end this process."""
+    """Within, ``note`` is called with the signals that would end this process."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

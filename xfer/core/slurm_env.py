@@ -1,4 +1,4 @@
-"""What Slurm tells a process about its job: which task it is, of how many."""
+"""What Slurm says to a process about its job: which task it is, of how many."""
 
 from __future__ import annotations
 
@@ -14,12 +14,6 @@ def slurm_task() -> tuple[int, int] | None:
     if count == "1" or not (count.isdigit() and number.isdigit()):
         return None
     return int(number), int(count)
-
-
-def quieten(devices: int) -> None:
-    """Where torch is still to come: without its remarks on how gradients are averaged."""
-    if devices > 1:
-        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 
 def check_tasks(devices: int) -> None:

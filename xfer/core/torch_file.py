@@ -14,6 +14,10 @@ from xfer.core.errors import SafetyError, WeightsError
 from xfer.core.files import atomic_write, sync_folder
 from xfer.core.types import Plain
 
+_PLAIN_FILE = "save the bare state dict (torch.save(model.state_dict(), ...)) or use safetensors"
+# Words of torch's errors about a disk that is full.
+_TORN = ("PytorchStreamWriter", "inline_container", "iostream error")
+
 
 def save_tensors(path: Path, facts: Plain, before: Callable[[], object] | None = None) -> None:
     """Save plain facts and tensors with ``torch.save``, atomically and with their sha256 inside.
@@ -28,7 +32,6 @@ def save_tensors(path: Path, facts: Plain, before: Callable[[], object] | None =
             with part.open("wb") as stream:
                 torch.save(facts, stream)
         except RuntimeError as error:
-            # What torch makes of a disk that is full.
             if not any(words in str(error) for words in _TORN):
                 raise
             raise OSError(28, "No space left on device, or a failed write") from error
@@ -53,7 +56,7 @@ def load_tensors(path: Path) -> Any:
     import torch
 
     if not os.path.isfile(path):  # unlike Path, also of a name that is too long  # noqa: PTH113
-        what = "is no regular file" if os.path.exists(path) else "there is no such file"  # noqa: PTH110
+        what = "is not a regular file" if os.path.exists(path) else "there is no such file"  # noqa: PTH110
         raise WeightsError(path, what, "give the path of a checkpoint", 1)
     if sealed(path) is False:
         raise damaged(path)
@@ -65,18 +68,11 @@ def load_tensors(path: Path) -> Any:
             return torch.load(stream, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if "GLOBAL" in str(error) or ("Unsupported" in str(error) and _is_pickled(path)):
-            raise SafetyError(
-                path,
-                "its pickle asks for more than tensors: " + _first_line(error),
-                "save the bare state dict (torch.save(model.state_dict(), ...)) or use safetensors",
-                20,
-            ) from error
+            what = f"its pickle asks for more than tensors: {_first_line(error)}"
+            raise SafetyError(path, what, _PLAIN_FILE, 20) from error
         raise _not_a_torch_file(path, error) from error
     except _DAMAGED as error:
         raise _not_a_torch_file(path, error) from error
-
-
-_TORN = ("PytorchStreamWriter", "inline_container", "iostream error")
 
 
 def damaged(path: Path) -> WeightsError:
@@ -101,12 +97,8 @@ def _is_pickled(path: Path) -> bool:
 
 def _not_a_torch_file(path: Path, error: Exception) -> WeightsError:
     size = path.stat().st_size
-    return WeightsError(
-        path,
-        f"cannot be read as a torch file ({size} bytes; {_first_line(error)})",
-        "check that the download is complete",
-        2,
-    )
+    what = f"cannot be read as a torch file ({size} bytes; {_first_line(error)})"
+    return WeightsError(path, what, "check that the download is complete", 2)
 
 
 def _first_line(error: Exception) -> str:

@@ -127,28 +127,20 @@ class Card:
 
     def to_plain(self) -> Plain:
         """As JSON-like facts."""
-        return {
-            "backbone": dict(self.backbone),
-            "head": dict(self.head),
-            "classes": list(self.classes),
-            "input": self.input.to_plain(),
-            "source": dict(self.source),
-            "experiment": self.experiment,
-            "splits": dict(self.splits),
-            "compat": dict(self.compat),
-            **({"adapters": dict(self.adapters)} if self.adapters else {}),
-        }
+        facts = {k: dict(v) if isinstance(v, Mapping) else v for k, v in vars(self).items()}
+        facts |= {"classes": list(self.classes), "input": self.input.to_plain()}
+        if not self.adapters:
+            del facts["adapters"]
+        return facts
 
     @classmethod
     def from_plain(cls, facts: Plain) -> Card:
         """The reverse of :meth:`to_plain`."""
-        return cls(
-            **{
-                **facts,
-                "classes": tuple(facts["classes"]),
-                "input": InputSpec.from_plain(facts["input"]),
-            }
-        )
+        parts = {
+            "classes": tuple(facts["classes"]),
+            "input": InputSpec.from_plain(facts["input"]),
+        }
+        return cls(**{**facts, **parts})
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, NotRequired
 
 from typing_extensions import TypedDict
 
-from xfer.core.checked import checked
-from xfer.core.errors import ResumeError, XferError
-from xfer.core.files import read_json, write_json
+from xfer.core.checked import read_checked
+from xfer.core.errors import XferError
+from xfer.core.files import write_json
 from xfer.core.log import log
 from xfer.core.run_folder import JOB
 from xfer.core.types import Plain
@@ -44,7 +44,7 @@ class Pruner:
         by a run that resumes after it, it says the same."""
         epoch = int(history.rows[-1]["epoch"])
         metric, note = self.facts["metric"], self.folder / PRUNED
-        if earlier := _read(note, _Note, "a run"):
+        if earlier := read_checked(note, _Note, START_ANEW, 29):
             # Others have ended since: the pruner might say something else now.
             self._ask(lambda trial: trial.set_user_attr("pruned", earlier["epoch"]))
             return epoch >= int(earlier["epoch"])
@@ -82,19 +82,5 @@ class Pruner:
 
 def pruner(folder: Path) -> Pruner | None:
     """What prunes the run in ``folder``; ``None`` where no sweep does."""
-    facts = _read(folder / JOB, _Watched, "a sweep")
-    trial = facts.get("trial") if facts else None
-    return Pruner(trial, folder) if trial else None
-
-
-def _read(path: Path, kind: Any, writer: str) -> Plain | None:
-    """The facts in ``path``; ``None`` where there is no such file. Raises ResumeError for anything
-    that ``writer`` does not write."""
-    try:
-        facts: Plain = checked(kind, read_json(path))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        what = f"is not what {writer} writes ({getattr(error, 'strerror', None) or error})"
-        raise ResumeError(path, what, START_ANEW, 29) from error
-    return facts
+    job = read_checked(folder / JOB, _Watched, START_ANEW, 29, writer="a sweep") or {}
+    return Pruner(job["trial"], folder) if job.get("trial") else None

@@ -7,7 +7,6 @@ it came to is in the run folder, where a resumed run finds it.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,9 +15,9 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import Field
 from typing_extensions import TypedDict
 
-from xfer.core.checked import checked
+from xfer.core.checked import read_checked
 from xfer.core.errors import OutOfMemory, ResumeError
-from xfer.core.files import read_json, write_json
+from xfer.core.files import write_json
 from xfer.core.log import log
 from xfer.core.run_folder import checkpoints
 from xfer.core.signals import stop
@@ -116,16 +115,8 @@ def recall(plan: Plan, folder: Path) -> Plan:
 def told(folder: Path) -> Plain | None:
     """``batch_size``, ``accumulate``, ``eval_batch_size`` and what was ``asked`` for; ``None``
     where memory sufficed."""
-    path = folder / MEMORY
-    if not os.path.lexists(path):
-        return None
-    try:
-        found: Plain = read_json(path)
-        checked(_Halved, found)
-    except (OSError, ValueError) as error:
-        what = f"is not what a run writes ({getattr(error, 'strerror', None) or error})"
-        raise ResumeError(path, what, START_ANEW, 27) from error
-    return found
+    facts: Plain | None = read_checked(folder / MEMORY, _Halved, START_ANEW, 27)
+    return facts
 
 
 def smaller(plan: Plan, folder: Path, error: OutOfMemory) -> Plan:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Required
 
 from typing_extensions import TypedDict
 
-from xfer.core.checked import checked
-from xfer.core.errors import ConfigError, ResumeError
-from xfer.core.files import read_json, write_json
+from xfer.core.checked import read_checked
+from xfer.core.errors import ConfigError
+from xfer.core.files import write_json
 from xfer.core.log import log
 from xfer.core.types import Plain
 from xfer.data.loader import EvalLoader, TrainLoader
@@ -41,7 +40,9 @@ class Feed:
     ) -> None:
         self.plan, self.note, self.team = plan, folder / "features.json", team
         self.train, self.val = loaders
-        self.facts: Plain = _noted(self.note)
+        # What an earlier process of the run has noted of its features.
+        earlier: Plain | None = read_checked(self.note, _Noted, START_ANEW, 28)
+        self.facts: Plain = earlier or dict(UNCACHED)
         self.seconds = 0.0
         self.last: Kept | None = None
         self._module: Classifier | None = None
@@ -131,19 +132,6 @@ class _Noted(TypedDict, total=False):
     cached: Required[bool]
     hit: Required[bool | None]
     views: Required[int | None]
-
-
-def _noted(path: Path) -> Plain:
-    """What an earlier process of the run has noted of its features."""
-    if not os.path.lexists(path):
-        return dict(UNCACHED)
-    try:
-        facts: Plain = read_json(path)
-        checked(_Noted, facts)
-    except (OSError, ValueError) as error:
-        what = f"is not what a run writes ({getattr(error, 'strerror', None) or error})"
-        raise ResumeError(path, what, START_ANEW, 28) from error
-    return facts
 
 
 def _obstacle(plan: Plan, options: Auto) -> str | None:

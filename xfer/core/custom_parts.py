@@ -1,4 +1,4 @@
-"""Which packages beside xfer may be used, and whether an error is theirs."""
+"""Custom parts: which packages beside xfer may be used, and whether an error is theirs."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ import os
 from xfer.core.errors import ConfigError, XferError
 
 
-def allowed() -> tuple[str, ...]:
+def allowed_packages() -> tuple[str, ...]:
     """Packages, besides xfer, whose classes a config may name."""
     return tuple(p.strip() for p in os.environ.get("XFER_ALLOW", "").split(",") if p.strip())
 
 
-def of_own_part(error: BaseException) -> ConfigError | None:
-    """What code of the user's own failed of, where ``error`` was raised in a package that the user
-    allowed; ``None`` for an error of xfer."""
+def custom_part_error(error: BaseException) -> ConfigError | None:
+    """The mistake to report where ``error`` was raised in a package that the user allowed; ``None``
+    where it was raised by xfer itself."""
     trace, place = error.__traceback__, ""
     while trace is not None:
         name = str(trace.tb_frame.f_globals.get("__name__"))
-        if name.split(".")[0] in allowed():
+        if name.split(".")[0] in allowed_packages():
             place = f"{name}, line {trace.tb_lineno}"
         trace = trace.tb_next
     if not place or isinstance(error, XferError) or not isinstance(error, Exception):
         return None
-    told = f"{type(error).__name__}: {error}"
-    return ConfigError(place, told, "mend that part; XFER_FULL_ERROR=1 prints the traceback", 21)
+    what = f"{type(error).__name__}: {error}"
+    return ConfigError(place, what, "mend that part; XFER_FULL_ERROR=1 prints the traceback", 21)
