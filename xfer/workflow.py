@@ -200,21 +200,23 @@ def _fit(work: Work, resume: Path | None) -> Fitted:
 
 
 def _find_rate(work: Work) -> None:
-    from xfer.report.figures import climb
+    from xfer.report.charts import climb
+    from xfer.report.plot import draw
     from xfer.training.lr_find import lr_find
 
     found = lr_find(work.plan)
     write_json(work.folder / "lr_find.json", found)
-    path = climb(found, work.folder / "figures" / "lr_find.png")
+    path = draw(work.folder / "figures" / "lr_find.png", climb, found)
     log.info(f"optim.lr={found['suggested']:.2g} is proposed, see {path}")
 
 
 def _benchmark(work: Work, net: nn.Module) -> None:
     from xfer.export.benchmark import benchmark
-    from xfer.report.figures import speeds_of
+    from xfer.report.charts import speeds
+    from xfer.report.plot import draw
 
     rows = benchmark(work.plan, net, work.checkpoint(), work.folder)
-    path = speeds_of(rows, work.folder / "figures" / "benchmark.png")
+    path = draw(work.folder / "figures" / "benchmark.png", speeds, rows)
     log.info(f"drawn in {printable(path)}", extra=LINES)
 
 

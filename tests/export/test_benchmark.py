@@ -40,11 +40,11 @@ def row(top1: float | None, part: int, whole: int) -> dict[str, object]:
 
 def test_an_accuracy_on_a_part_of_the_images_says_so() -> None:
     from xfer.export.benchmark import lines
-    from xfer.report.charts import bars
+    from xfer.report.charts import speeds
 
     told = "top-1 is of 64 of 179 images (export.gate.images), evaluate's of all"
     assert lines([row(0.84, 64, 179), row(0.85, 64, 179)])[-1] == told
-    assert bars([row(0.84, 64, 179)]).axes[-1].get_xlabel() == "top-1 accuracy, 64 of 179 images"
+    assert speeds([row(0.84, 64, 179)]).axes[-1].get_xlabel() == "top-1 accuracy, 64 of 179 images"
     for other in (row(0.84, 64, 64), row(None, 64, 179)):
         assert not any("top-1 is of" in line for line in lines([other]))
 

@@ -18,8 +18,11 @@ Points = list[tuple[float, float]]
 _MARKED = 40
 
 
-def panels(history: Sequence[Plain], best_epoch: int | None, metric: str) -> Figure | None:
-    """Three panels; ``None`` when no row has a number to draw."""
+def curves(history: Sequence[Plain], best_epoch: int | None, metric: str) -> Figure | None:
+    """Loss, ``metric`` and learning rate by epoch, from the rows of ``metrics.csv``.
+
+    A value that is missing, ``None`` or not finite is left out; ``None`` when none remains.
+    """
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
@@ -39,7 +42,7 @@ def panels(history: Sequence[Plain], best_epoch: int | None, metric: str) -> Fig
     return figure
 
 
-def path(history: Sequence[Plain], best: int) -> Figure:
+def strengths(history: Sequence[Plain], best: int) -> Figure:
     """Cross-validated, training and validation loss, and accuracy, over the strengths of the
     penalty that a head was solved with; ``best`` (1-based) is the row of the chosen one."""
     from matplotlib.figure import Figure
@@ -123,18 +126,18 @@ def _mark_best(axes: Axes, line: Points, best_epoch: int | None) -> None:
     axes.set_title(f"best {value:.3f} at epoch {best_epoch}", loc="right", color=VAL)
 
 
-def climb(found: Plain) -> Figure:
+def climb(test: Plain) -> Figure:
     """One panel: the smoothed loss of the climb, and the suggested, lowest and steepest marked."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter
 
     figure = Figure(figsize=(6.4, 3.4), layout="constrained")
     axes = figure.subplots()
-    axes.plot(found["rates"], found["losses"], color=TRAIN)
-    axes.axvline(found["suggested"], color=RATE, label=f"suggested: {found['suggested']:.2g}")
+    axes.plot(test["rates"], test["losses"], color=TRAIN)
+    axes.axvline(test["suggested"], color=RATE, label=f"suggested: {test['suggested']:.2g}")
     for name, mark in (("lowest", "v"), ("steepest", "o")):
-        rate = found[name]
-        loss = found["losses"][found["rates"].index(rate)]
+        rate = test[name]
+        loss = test["losses"][test["rates"].index(rate)]
         axes.plot([rate], [loss], mark, color=GREY, label=f"{name}: {rate:.2g}")
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(FuncFormatter(lambda rate, _: f"{rate:g}"))
@@ -154,7 +157,7 @@ _SHOWN = (
 )
 
 
-def bars(rows: Sequence[Plain]) -> Figure:
+def speeds(rows: Sequence[Plain]) -> Figure:
     """A panel a measure, a bar a contestant; eager torch is first and in another colour. What was
     not measured has no bar."""
     from matplotlib.figure import Figure

@@ -33,7 +33,7 @@ def predictions(
     pictures: Sequence[Picture],
     predicted: Sequence[str],
     right: Sequence[bool],
-    confidence: Sequence[float] | None,
+    confidence: Sequence[float] | None = None,
 ) -> Figure:
     """Each picture under what was predicted: blue when right, red with a frame when wrong."""
     ends = [""] * len(predicted) if confidence is None else [f" ({c:.2f})" for c in confidence]
@@ -52,8 +52,13 @@ def predictions(
     return figure
 
 
-def mistakes(pictures: Sequence[Picture], titles: Sequence[tuple[str, str, float]]) -> Figure:
-    """Each picture under its true class, then the predicted one in red with its confidence."""
+def mistakes(
+    pictures: Sequence[Picture], titles: Sequence[tuple[str, str, float]]
+) -> Figure | None:
+    """Each picture under its true class, then the predicted one in red with its confidence;
+    ``None`` where there is none."""
+    if not pictures:
+        return None
     captions = [
         [(fit(true, _ROOM, _FONT), INK), (_ended(taken, f" ({confidence:.2f})"), WRONG)]
         for true, taken, confidence in titles

@@ -17,7 +17,6 @@ from xfer.report.card import CAPTIONS, sections, verdict
 from xfer.report.plot import DPI
 
 if TYPE_CHECKING:
-    from jinja2 import Environment
     from markupsafe import Markup
 
     from xfer.core.types import Plain
@@ -55,23 +54,20 @@ def lay_out(path: Path, card: Plain) -> None:
     """Write ``path`` with the suffixes ``.html`` and ``.md``. ``card`` is what the templates name:
     ``title``, ``verdict`` (lines), ``command``, ``sections``, ``captions`` and ``drawn`` (the PNG
     file in ``figures/`` by figure name)."""
-    html, markdown = _environments()
-    write_text(path.with_suffix(".html"), html.get_template("report.html.j2").render(card))
-    write_text(path.with_suffix(".md"), markdown.get_template("report.md.j2").render(card))
-
-
-def _environments() -> tuple[Environment, Environment]:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    shared: dict[str, Any] = {
-        "loader": FileSystemLoader(Path(__file__).parent),
-        "undefined": StrictUndefined,
-        "trim_blocks": True,
-        "lstrip_blocks": True,
-    }
-    html = Environment(autoescape=True, finalize=_plain, **shared)
-    html.filters["picture"] = _picture
-    return html, Environment(autoescape=False, finalize=_markdown, **shared)
+    for kind, escape in {"html": _plain, "md": _markdown}.items():
+        environment = Environment(
+            autoescape=kind == "html",
+            finalize=escape,
+            loader=FileSystemLoader(Path(__file__).parent),
+            undefined=StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+        )
+        environment.filters["picture"] = _picture
+        page = environment.get_template(f"report.{kind}.j2").render(card)
+        write_text(path.with_suffix(f".{kind}"), page)
 
 
 def _plain(value: Any) -> Any:
