@@ -258,15 +258,15 @@ def _evaluate(work: Work, net: nn.Module) -> None:
 
 
 def _predict(work: Work, net: nn.Module) -> None:
-    from xfer.evaluation.predict import find, tell_broken, told, write_predictions
+    from xfer.evaluation.predict import find, summary, warn_of_broken, write_predictions
 
     spec, broken = work.plan.card.input, list[XferError]()
     samples = find(work.plan.specs.predict_input, spec.range)
     found = _answers(work, net, samples, broken)
-    tell_broken(broken, len(samples))
+    warn_of_broken(broken, len(samples))
     path = work.folder / "predictions.csv"
     write_predictions(found, path)
-    for line in told(found, path):
+    for line in summary(found, path):
         log.info(line)
 
 

@@ -19,7 +19,7 @@ from PIL import Image
 import xfer
 from xfer.core.errors import ConfigError, DataError, Problems, WeightsError
 from xfer.data.scan import inspect
-from xfer.export.evidence import SIZES
+from xfer.export.parity import SIZES
 
 
 @pytest.fixture(scope="module")

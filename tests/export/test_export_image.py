@@ -20,7 +20,7 @@ from xfer.core.types import Card, InputSpec
 from xfer.data.image import decode
 from xfer.data.preprocess import prepare
 from xfer.export import Evidence, Int8, Mindir, Onnx, export
-from xfer.export.evidence import FORMS, SIZES, recoded
+from xfer.export.parity import FORMS, SIZES, recoded
 from xfer.models.backbone import Timm
 from xfer.models.head import Linear
 

@@ -153,7 +153,7 @@ class Builder:
         writers = [self.writer(key, value) for key, value in named.items()]
         rest = {key: value for key, value in node.items() if key not in named}
         try:
-            target = {"_target_": "xfer.export.Gate", **rest}
+            target = {"_target_": "xfer.export.Strictness", **rest}
             gate = schema.build("export", target, self.where)
         except XferError as error:
             self.problems += getattr(error, "errors", [error])

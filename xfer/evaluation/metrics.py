@@ -100,8 +100,8 @@ def metric_of(column: str) -> Metric | None:
 
 
 def _loss(answers: Answers) -> float:
-    own = answers.logits[np.arange(len(answers.truth)), answers.truth]
-    return float(np.mean(answers.largest - own + np.log(answers.total)))
+    right = answers.logits[np.arange(len(answers.truth)), answers.truth]
+    return float(np.mean(answers.largest - right + np.log(answers.total)))
 
 
 def _accuracy(answers: Answers) -> float:
@@ -165,9 +165,9 @@ def _calibration_error(answers: Answers) -> float:
 
 def _top5(answers: Answers) -> float:
     z, truth = answers.logits, answers.truth
-    own = z[np.arange(len(z)), truth][:, None]
+    right = z[np.arange(len(z)), truth][:, None]
     before = np.arange(z.shape[1]) < truth[:, None]
-    ahead = (z > own) | ((z == own) & before)
+    ahead = (z > right) | ((z == right) & before)
     return float(np.mean(ahead.sum(axis=1) < 5))
 
 

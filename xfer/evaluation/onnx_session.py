@@ -45,8 +45,8 @@ def runner(session: Any) -> Callable[[Array], Array]:
     size = session.get_inputs()[0].shape[0]
 
     def run(images: Array) -> Array:
-        found: Array = session.run([out], {name: images})[0]
-        return found
+        answers: Array = session.run([out], {name: images})[0]
+        return answers
 
     def grouped(images: Array) -> Array:
         import numpy as np

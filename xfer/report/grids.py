@@ -10,7 +10,6 @@ from xfer.report.plot import GREY, INK, RIGHT, WRONG, drawable, fit, width
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
     Picture = npt.NDArray[np.uint8]
@@ -42,12 +41,10 @@ def predictions(
     figure = _grid(pictures, [[(_ended(name, end), colour)] for name, end, colour in rows])
     for axes, colour in zip(figure.axes, colours, strict=False):
         if colour == WRONG:
-            _frame(axes)
+            axes.spines[:].set(visible=True, color=WRONG, linewidth=2.5)
     shown = colours[:LIMIT]
     legend = [(f"{shown.count(RIGHT)} right", RIGHT), (f"{shown.count(WRONG)} wrong", WRONG)]
-    note = "of the pictures shown" + (
-        "; in brackets the confidence" if confidence is not None else ""
-    )
+    note = "of the pictures shown" + ("" if confidence is None else "; in brackets the confidence")
     _legend(figure, [*legend, (note, GREY)])
     return figure
 
@@ -88,29 +85,11 @@ def _grid(pictures: Sequence[Picture], captions: Sequence[Sequence[Line]]) -> Fi
         axes = figure.add_axes(box, xticks=[], yticks=[], anchor="N")
         axes.spines[:].set_visible(False)
         axes.imshow(picture)
-        _caption(axes, lines)
+        for above, (text, colour) in enumerate(reversed(lines)):
+            place = {"xytext": (0, 4.0 + 72 * _LINE * above), "textcoords": "offset points"}
+            look = {"color": colour, "fontsize": _FONT, "ha": "center", "va": "baseline"}
+            axes.annotate(text, (0.5, 1.0), xycoords="axes fraction", **place, **look)
     return figure
-
-
-def _caption(axes: Axes, lines: Sequence[Line]) -> None:
-    for above, (text, colour) in enumerate(reversed(lines)):
-        axes.annotate(
-            text,
-            (0.5, 1.0),
-            xytext=(0, 4.0 + 72 * _LINE * above),
-            xycoords="axes fraction",
-            textcoords="offset points",
-            color=colour,
-            fontsize=_FONT,
-            ha="center",
-            va="baseline",
-        )
-
-
-def _frame(axes: Axes) -> None:
-    axes.spines[:].set_visible(True)
-    axes.spines[:].set_color(WRONG)
-    axes.spines[:].set_linewidth(2.5)
 
 
 def _legend(figure: Figure, entries: Sequence[Line]) -> None:

@@ -24,6 +24,14 @@ if TYPE_CHECKING:
     Dims = tuple[int, ...]
 
 _FEW, _MORE = 2, 3
+_NEGATIVE_FREE = {
+    **dict.fromkeys(("Clip", "HardSigmoid", "Relu", "Sigmoid", "Softmax"), slice(0)),
+    **dict.fromkeys(("AveragePool", "Flatten", "Gather", "GlobalAveragePool"), slice(1)),
+    **dict.fromkeys(("Identity", "MaxPool", "Pad", "ReduceMean", "Reshape"), slice(1)),
+    **dict.fromkeys(("Slice", "Squeeze", "Unsqueeze"), slice(1)),
+    **dict.fromkeys(("Add", "Concat", "Mul"), slice(None)),
+}
+"""Operators that give nothing below zero where these of their inputs hold nothing below zero."""
 FIX = "choose other formats, export=[onnx,...]; ONNX can be converted on the target"
 
 
@@ -71,6 +79,17 @@ class Graph:
         done = self.file.operator(primitive, inputs, self.shapes[node.output[0]], **attributes)
         self.refs[node.output[0]] = done
         return done
+
+    def is_positive(self, name: str) -> bool:
+        """Whether a tensor is nowhere below zero, as far as that is known."""
+        values = self.values.get(name)
+        return name in self.positive if values is None else bool((values >= 0).all())
+
+    def note_sign(self, node: onnx.NodeProto) -> None:
+        """Learn whether what ``node`` gives is nowhere below zero."""
+        inputs = _NEGATIVE_FREE.get(node.op_type)
+        if inputs and all(map(self.is_positive, node.input[inputs])):
+            self.positive.add(node.output[0])
 
     def users(self, name: str) -> list[str]:
         """The operators that take a tensor."""
@@ -127,5 +146,5 @@ def _run(model: onnx.ModelProto, images: Array) -> dict[str, Array]:
     session = onnxruntime.InferenceSession(
         shown.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
-    found = dict(zip(names, session.run(names, {"images": images}), strict=True))
-    return found | {each.name: numpy_helper.to_array(each) for each in model.graph.initializer}
+    tensors = dict(zip(names, session.run(names, {"images": images}), strict=True))
+    return tensors | {each.name: numpy_helper.to_array(each) for each in model.graph.initializer}

@@ -11,9 +11,6 @@ from xfer.export.mindir.graph import Graph, refuse
 if TYPE_CHECKING:
     import onnx
 
-_NAMES = {"input_names": ["x"], "output_names": ["output"]}
-_PAIR = {"input_names": ["x", "y"], "output_names": ["output"]}
-
 
 def settings(node: onnx.NodeProto) -> dict[str, Any]:
     """The attributes of a node."""
@@ -22,18 +19,9 @@ def settings(node: onnx.NodeProto) -> dict[str, Any]:
     return {each.name: onnx.helper.get_attribute_value(each) for each in node.attribute}
 
 
-def pair(graph: Graph, node: onnx.NodeProto, primitive: str) -> None:
-    """An operator of two tensors, which broadcast as numpy's do."""
-    graph.emit(node, primitive, [graph.ref(name) for name in node.input], **_PAIR)
-    if primitive in ("Add", "Mul") and all(_positive(graph, name) for name in node.input):
-        graph.positive.add(node.output[0])
-
-
-def single(graph: Graph, node: onnx.NodeProto, primitive: str) -> None:
-    """An operator of one tensor, without settings."""
-    graph.emit(node, primitive, [graph.ref(node.input[0])], **_NAMES)
-    if primitive in ("ReLU", "ReLU6", "Sigmoid", "HSigmoid"):
-        graph.positive.add(node.output[0])
+def direct(graph: Graph, node: onnx.NodeProto, primitive: str) -> None:
+    """An operator without settings. Two tensors broadcast as numpy's do."""
+    graph.emit(node, primitive, [graph.ref(name) for name in node.input])
 
 
 def clip(graph: Graph, node: onnx.NodeProto) -> None:
@@ -43,7 +31,7 @@ def clip(graph: Graph, node: onnx.NodeProto) -> None:
     ]
     if bounds != [0, 6]:
         raise refuse(node, f"clips to {bounds}, MindIR has 0 to 6 alone")
-    single(graph, node, "ReLU6")
+    graph.emit(node, "ReLU6", [graph.ref(node.input[0])])
 
 
 def hard_sigmoid(graph: Graph, node: onnx.NodeProto) -> None:
@@ -52,13 +40,13 @@ def hard_sigmoid(graph: Graph, node: onnx.NodeProto) -> None:
     slope, start = given.get("alpha", 0.2), given.get("beta", 0.5)
     if not np.allclose([slope, start], [1 / 6, 0.5], atol=1e-6):
         raise refuse(node, f"has slope {slope:g} and offset {start:g}, MindIR's are 1/6 and 1/2")
-    single(graph, node, "HSigmoid")
+    direct(graph, node, "HSigmoid")
 
 
 def gelu(graph: Graph, node: onnx.NodeProto) -> None:
     """MindSpore's GeLU is the one by tanh; the exact one is x (1 + erf(x / sqrt 2)) / 2."""
     if settings(node).get("approximate", b"none") == b"tanh":
-        single(graph, node, "GeLU")
+        direct(graph, node, "GeLU")
         return
     x, dims = graph.ref(node.input[0]), graph.shapes[node.input[0]]
 
@@ -67,11 +55,11 @@ def gelu(graph: Graph, node: onnx.NodeProto) -> None:
         graph.values.setdefault(name, np.full((1,), value, np.float32))
         return graph.ref(name)
 
-    scaled = graph.file.operator("Mul", [x, number(0.5**0.5)], dims, **_PAIR)
-    error = graph.file.operator("Erf", [scaled], dims, **_NAMES)
-    raised = graph.file.operator("Add", [error, number(1)], dims, **_PAIR)
-    half = graph.file.operator("Mul", [x, number(0.5)], dims, **_PAIR)
-    graph.emit(node, "Mul", [half, raised], **_PAIR)
+    scaled = graph.file.operator("Mul", [x, number(0.5**0.5)], dims)
+    error = graph.file.operator("Erf", [scaled], dims)
+    raised = graph.file.operator("Add", [error, number(1)], dims)
+    half = graph.file.operator("Mul", [x, number(0.5)], dims)
+    graph.emit(node, "Mul", [half, raised])
 
 
 def conv(graph: Graph, node: onnx.NodeProto) -> None:
@@ -111,15 +99,12 @@ def _convolution(
         dilation=(1, 1, *given.get("dilations", (1, 1))),
         group=group,
         groups=group,
-        input_names=["x", "w"],
-        output_names=["output"],
     )
 
 
 def add_bias(graph: Graph, node: onnx.NodeProto, x: str, bias: str) -> None:
     """Add one number a channel, which is axis 1."""
-    names = {"input_names": ["x", "b"], "output_names": ["output"]}
-    graph.emit(node, "BiasAdd", [x, bias], format="NCHW", data_format="NCHW", **names)
+    graph.emit(node, "BiasAdd", [x, bias], format="NCHW", data_format="NCHW")
 
 
 def batch_norm(graph: Graph, node: onnx.NodeProto) -> None:
@@ -130,8 +115,8 @@ def batch_norm(graph: Graph, node: onnx.NodeProto) -> None:
     shape = (1, -1) + (1,) * (len(dims) - 2)
     factors = graph.changed(node.input[1], factor.reshape(shape))
     summands = graph.changed(node.input[2], (bias - mean * factor).reshape(shape))
-    product = graph.file.operator("Mul", [graph.ref(node.input[0]), factors], dims, **_PAIR)
-    graph.emit(node, "Add", [product, summands], **_PAIR)
+    product = graph.file.operator("Mul", [graph.ref(node.input[0]), factors], dims)
+    graph.emit(node, "Add", [product, summands])
 
 
 def pad(graph: Graph, node: onnx.NodeProto) -> None:
@@ -149,9 +134,7 @@ def pad(graph: Graph, node: onnx.NodeProto) -> None:
     if min(ends) < 0:
         raise refuse(node, "cuts off instead of padding")
     paddings = tuple(zip(ends[:half], ends[half:], strict=True))
-    graph.emit(node, "Pad", [graph.ref(node.input[0])], paddings=paddings, **_NAMES)
-    if _positive(graph, node.input[0]):
-        graph.positive.add(node.output[0])
+    graph.emit(node, "Pad", [graph.ref(node.input[0])], paddings=paddings)
 
 
 def max_pool(graph: Graph, node: onnx.NodeProto) -> None:
@@ -175,10 +158,7 @@ def max_pool(graph: Graph, node: onnx.NodeProto) -> None:
         pad_mode="VALID",
         format="NCHW",
         data_format="NCHW",
-        **_NAMES,
     )
-    if _positive(graph, node.input[0]):
-        graph.positive.add(node.output[0])
 
 
 def average_pool(graph: Graph, node: onnx.NodeProto) -> None:
@@ -198,8 +178,6 @@ def average_pool(graph: Graph, node: onnx.NodeProto) -> None:
         weight.shape,
         {**given, "pads": (*begin, *end), "group": channels},
     )
-    if _positive(graph, node.input[0]):
-        graph.positive.add(node.output[0])
 
 
 def _borders(
@@ -225,18 +203,12 @@ def _bordered(
     n, c, height, width = graph.shapes[node.input[0]]
     dims = (n, c, height + begin[0] + end[0], width + begin[1] + end[1])
     paddings = ((0, 0), (0, 0), (begin[0], end[0]), (begin[1], end[1]))
-    return graph.file.operator("Pad", [x], dims, paddings=paddings, **_NAMES)
+    return graph.file.operator("Pad", [x], dims, paddings=paddings)
 
 
 def _only_positive(graph: Graph, node: onnx.NodeProto) -> None:
-    if not _positive(graph, node.input[0]):
+    if not graph.is_positive(node.input[0]):
         raise refuse(node, "pools to the border numbers that may be below zero")
-
-
-def _positive(graph: Graph, name: str) -> bool:
-    if name in graph.values:
-        return bool((graph.values[name] >= 0).all())
-    return name in graph.positive
 
 
 def _explicit(node: onnx.NodeProto, given: dict[str, Any]) -> None:
