@@ -100,7 +100,7 @@ def _classes(
             return tuple(checked(Classes, parsed(said["classes"])))
         except ValueError as error:
             fix = "export it again, or type predict.labels=labels.json"
-            raise WeightsError(path, f"its class names are at fault ({error})", fix, 98) from error
+            raise WeightsError(path, f"its class names are invalid ({error})", fix, 98) from error
     text = _read("predict.labels", labels)
     try:
         is_json = text.lstrip()[:1] in ("[", "{", '"')
@@ -108,13 +108,13 @@ def _classes(
         names = parsed(text) if is_json else [name for name in text.split("\n") if name.strip()]
         return tuple(class_name(name.strip()) for name in checked(Classes, names))
     except ValueError as error:
-        what, fix = f"'{labels}' is no list of class names ({error})", "give one a line"
+        what, fix = f"'{labels}' is not a list of class names ({error})", "give one a line"
         raise ConfigError("predict.labels", what, fix, 97) from error
 
 
 def _recipe(path: Path, file: str | None, said: dict[str, str]) -> InputSpec:
     if file is None and "preprocess" not in said:
-        what = f"{path} does not hold the recipe of its input"
+        what = f"{path} does not hold its input recipe"
         raise ConfigError("predict.recipe", what, "type predict.recipe=preprocess.json", 98)
     text = said["preprocess"] if file is None else _read("predict.recipe", file)
     try:
@@ -122,10 +122,12 @@ def _recipe(path: Path, file: str | None, said: dict[str, str]) -> InputSpec:
     except ValueError as error:
         if file is None:
             fix = "export it again, or type predict.recipe=preprocess.json"
-            what = f"the recipe of its input is at fault ({error})"
+            what = f"its input recipe is invalid ({error})"
             raise WeightsError(path, what, fix, 98) from error
         fix = "give size, resize, interpolation, mean and std as preprocess.json has them"
-        raise ConfigError("predict.recipe", f"{file} is no recipe ({error})", fix, 98) from error
+        raise ConfigError(
+            "predict.recipe", f"'{file}' is not an input recipe ({error})", fix, 98
+        ) from error
 
 
 def _read(key: str, file: str) -> str:

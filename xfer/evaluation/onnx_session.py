@@ -33,7 +33,7 @@ def open_session(path: Path, threads: int = 0) -> Any:
     except Exception as error:  # its errors share no class of their own
         lines = str(error).strip().splitlines() or [type(error).__name__]
         what = f"onnxruntime cannot run it ({lines[0][:160]})"
-        raise WeightsError(path, what, "give a whole ONNX file", 43) from error
+        raise WeightsError(path, what, "give a complete ONNX file", 43) from error
 
 
 def runner(session: Any) -> Callable[[Array], Array]:

@@ -83,7 +83,7 @@ def _picture(item: Any, position: int) -> Image:
         except Exception as error:  # as in images.decode
             raise DataError(where, f"cannot be used ({error})", "give an RGB image", 63) from error
     if isinstance(item, str | Path):
-        raise DataError(where, "is a path among pictures", "give paths or pictures alone", 63)
+        raise DataError(where, "is a path between pictures", "give either paths or pictures", 63)
     shape = f" {item.dtype} {item.shape}" if isinstance(item, np.ndarray) else ""
     what = f"is neither a path nor a picture: {type(item).__name__}{shape}"
     fix = "give paths, PIL images, or uint8 arrays (height, width) or (height, width, 3)"
@@ -103,7 +103,7 @@ def _named(text: str) -> list[Path]:
     except (OSError, ValueError, RuntimeError) as error:
         # Too long, a NUL, an unknown home folder, or stars that pathlib does not take.
         reason = path_problem(text) or getattr(error, "strerror", None) or str(error)
-        raise DataError(text[:200], f"cannot be looked for ({reason})", fix, 44) from error
+        raise DataError(text[:200], f"cannot be searched for ({reason})", fix, 44) from error
     if not images:
         raise DataError(text, "; ".join(["names no image file", *left_out]), fix, 44)
     for line in left_out:

@@ -92,7 +92,7 @@ def _files(folders: Sequence[Path]) -> list[Path]:
         files = [path for path in sorted(folder.glob("*")) if path.suffix in RUN]
         for file in files:
             if not file.is_file():  # a pipe would be waited for
-                raise ExportError(file, "is no regular file", "remove it", 7)
+                raise ExportError(file, "is not a regular file", "remove it", 7)
             warn_if_stale(file)
         if files:
             return files
@@ -196,6 +196,6 @@ def lines(rows: Sequence[Plain]) -> list[str]:
     if any(row["top1"] is not None and row["top1_images"] < row["images"] for row in rows):
         part, whole = rows[0]["top1_images"], rows[0]["images"]
         table.append(
-            f"top-1 is of {part} of {whole} images (export.gate.images), evaluate's of all"
+            f"top-1 is over {part} of {whole} images (export.images); evaluate scores all of them"
         )
     return table

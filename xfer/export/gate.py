@@ -66,7 +66,9 @@ def export(
     import torch
 
     if not len(images):
-        raise ExportError("export", "there is no image to compare on", "give validation images", 1)
+        raise ExportError(
+            "export", "there are no images to compare on", "give validation images", 1
+        )
     if any(module.training for module in net.modules()):
         raise ExportError("export", "the network is in training mode", "call net.eval() first", 2)
     # A copy in the layout that convolutions like: on a processor it answers almost twice as fast.

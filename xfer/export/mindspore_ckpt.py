@@ -118,13 +118,15 @@ def chosen(card: Card, asked: str) -> str:
         if source in fits:
             return str(source)
         if not fits:
-            what = f"there is no map from {library}'s {name} to names of MindSpore"
+            what = f"there is no map from {library}'s {name} to MindSpore's names"
             raise ExportError(WHERE, what, _PLAIN, 30)
         return fits[0]
     if asked not in known:
         raise ExportError(WHERE, f"'{asked}' is none", closest(asked, known), 31)
     if asked != "plain" and asked not in fits:
-        what = f"'{asked}' are names of {known[asked]['about']}, which {library}'s {name} is not"
+        what = (
+            f"'{asked}' has the names of {known[asked]['about']}, which {library}'s {name} is not"
+        )
         raise ExportError(WHERE, what, f"leave it out, or type {WHERE}=plain", 32)
     return asked
 
@@ -135,7 +137,7 @@ def difference(net: nn.Module, card: Card, dialect: str) -> str:
 
     facts = shipped()["dialects"][dialect]
     if dialect == "plain":
-        return "as far as a network of one's own with these names does"
+        return "as far as your own network with these names does"
     if card.compat.get("dialect") != dialect:
         settings = ", ".join(sorted(facts["compat"]))
         return f"no: MindSpore's own, {facts['about']}, has other settings ({settings})"

@@ -70,8 +70,8 @@ class Onnx:
         first = model.graph.input[0].type.tensor_type.shape.dim[0]
         if self.batch is None and first.HasField("dim_value"):
             size = first.dim_value
-            what = f"the network's code takes {size} for the size of every batch"
-            raise ExportError(self.file, what, f"mend it, or set export.onnx.batch={size}", 48)
+            what = f"the network's code fixes the batch size at {size}"
+            raise ExportError(self.file, what, f"change it, or set export.onnx.batch={size}", 48)
 
     def open(self, path: Path, net: torch.nn.Module) -> Runner:
         """The file alone, on the CPU."""
@@ -91,7 +91,7 @@ def with_suffix(file: str, suffix: str) -> str:
     """``file`` with the suffix of its format. Raises ConfigError for what is no bare name."""
     if not re.fullmatch(r"\w[\w .-]*", file) or len(file) > 200:
         fix = "give letters, digits, '-' and '_'; the folder is the run's own"
-        raise ConfigError("export", f"'{file}' is no name for an exported file", fix, 93)
+        raise ConfigError("export", f"'{file}' is not a valid name for an exported file", fix, 93)
     return file if file.endswith(suffix) else file + suffix
 
 

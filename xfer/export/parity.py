@@ -67,8 +67,8 @@ class Answered:
         facts = self.facts(bound)
         if facts["max_abs_diff"] > bound:
             what = (
-                f"{self.name} answers otherwise than the network: {self.kind} differ by up to "
-                f"{facts['max_abs_diff']:.3g}, allowed is {bound:.3g}; "
+                f"{self.name} answers differently from the network: {self.kind} differ by up to "
+                f"{facts['max_abs_diff']:.3g}, but only {bound:.3g} is allowed; "
                 f"the top class agrees on {facts['agree']:.1%}"
             )
             raise ExportError(self.path, what, FIX, 6)
@@ -221,7 +221,7 @@ class Trials:
         """
         photos = self.evidence.photos
         if photos is None or not len(photos):
-            raise ExportError(path, f"{name}: there is no picture to try it on", FIX, 43)
+            raise ExportError(path, f"{name}: there are no pictures to test it on", FIX, 43)
         n = len(photos)
         whole = np.concatenate([file(pixels([photos[i]])) for i in range(n)])
         want = softmax(self.expected[max(self.expected)])
@@ -260,8 +260,8 @@ class Trials:
         acc, network = (right / count).tolist()
         if network - acc > self.evidence.max_drop:
             what = (
-                f"{name} costs {network - acc:.4f} of accuracy ({acc:.4f} against "
-                f"{network:.4f} on {count} images), allowed is {self.evidence.max_drop}"
+                f"{name} loses {network - acc:.4f} of accuracy ({acc:.4f} against "
+                f"{network:.4f} on {count} images), but only {self.evidence.max_drop} is allowed"
             )
             raise ExportError(path, what, "raise export.max_drop, or leave the format out", 45)
         # No bound holds for a format that rounds every weight; its accuracy is what is checked.

@@ -125,9 +125,11 @@ def _margin(have: int, want: int) -> int:
 
 
 def _check(spec: InputSpec, where: str) -> None:
-    fix = "use input=tensor for this recipe, and prepare the images outside"
+    fix = "use input=tensor for this recipe, and prepare the images yourself"
     if spec.interpolation not in SUPPORT:
-        raise ExportError(where, f"{spec.interpolation} resize is not written into files", fix, 41)
+        raise ExportError(
+            where, f"{spec.interpolation} resizing cannot be written into a file", fix, 41
+        )
     if spec.resize is not None and spec.resize < max(spec.size):
         what = f"the recipe crops {max(spec.size)} pixels from a short side of {spec.resize}"
         raise ExportError(where, what, fix, 42)

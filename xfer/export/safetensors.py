@@ -120,7 +120,7 @@ def library_model(card: Card, state: Mapping[str, torch.Tensor]) -> tuple[nn.Mod
 
     backbone, head = card.backbone["_target_"], card.head["_target_"]
     if not library_of(card):
-        return None, f"the backbone {backbone} is no model of timm or torchvision"
+        return None, f"the backbone {backbone} is not a model of timm or torchvision"
     if card.compat:
         return None, f"its layers compute as MindSpore's do ({card.compat.get('dialect')})"
     if spec_class("head", head) not in (Linear, Dropout, Keep, Remap):

@@ -58,7 +58,7 @@ def frozen(result: Plain, plan: Plain) -> Facts:
         facts.append(("Frozen", share(fixed, total)))
     proof = result.get("freeze") or {}
     if fixed:
-        facts.append(("Frozen kept", _PROVED[proof.get("proved")]))
+        facts.append(("Freeze proof", _PROVED[proof.get("proved")]))
     for audit in proof.get("groups") or []:
         groups = (
             f"{group['tensors']} tensors at {group['lr']:.3g}, decay {group['weight_decay']:g}"

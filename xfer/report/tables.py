@@ -59,7 +59,7 @@ def splits(facts: Plain) -> tuple[Table, ...]:
         each = list(counts.values()) if isinstance(counts, Mapping) else list(counts)
         ends = [number(min(each)), number(max(each))] if each else [ABSENT, ABSENT]
         rows.append([name, str(split.get("sha256") or ABSENT)[:16], number(split.get("n")), *ends])
-    head = ("split", "SHA-256 (begin)", "images", "smallest class", "largest class")
+    head = ("split", "SHA-256 (start)", "images", "smallest class", "largest class")
     return _table("", head, rows, 2)
 
 

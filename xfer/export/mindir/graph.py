@@ -63,7 +63,9 @@ class Graph:
         if name not in self.refs:
             values = self.values.get(name)
             if values is None or values.dtype != np.float32:
-                what = f"'{name}' is no float32 tensor, MindIR files of xfer hold no other"
+                what = (
+                    f"'{name}' is not a float32 tensor, and xfer writes no others into MindIR files"
+                )
                 raise ExportError("mindir", what, FIX, 22)
             self.refs[name] = self.file.parameter(name, values)
         return self.refs[name]

@@ -30,7 +30,7 @@ def clip(graph: Graph, node: onnx.NodeProto) -> None:
         float(graph.values[name]) if name in graph.values else None for name in node.input[1:]
     ]
     if bounds != [0, 6]:
-        raise refuse(node, f"clips to {bounds}, MindIR has 0 to 6 alone")
+        raise refuse(node, f"clips to {bounds}, but MindIR only has 0 to 6")
     graph.emit(node, "ReLU6", [graph.ref(node.input[0])])
 
 
@@ -39,7 +39,9 @@ def hard_sigmoid(graph: Graph, node: onnx.NodeProto) -> None:
     given = settings(node)
     slope, start = given.get("alpha", 0.2), given.get("beta", 0.5)
     if not np.allclose([slope, start], [1 / 6, 0.5], atol=1e-6):
-        raise refuse(node, f"has slope {slope:g} and offset {start:g}, MindIR's are 1/6 and 1/2")
+        raise refuse(
+            node, f"has slope {slope:g} and offset {start:g}, but MindIR's are 1/6 and 1/2"
+        )
     direct(graph, node, "HSigmoid")
 
 
@@ -68,7 +70,7 @@ def conv(graph: Graph, node: onnx.NodeProto) -> None:
     _explicit(node, given)
     weight = graph.shapes[node.input[1]]
     if len(weight) != 4:
-        raise refuse(node, f"is a convolution over {len(weight) - 2} axes, MindIR's over 2")
+        raise refuse(node, f"is a convolution over {len(weight) - 2} axes, but MindIR's is over 2")
     done = _convolution(graph, node, [graph.ref(n) for n in node.input[:2]], weight, given)
     if len(node.input) > 2:
         add_bias(graph, node, done, graph.ref(node.input[2]))
@@ -123,16 +125,16 @@ def pad(graph: Graph, node: onnx.NodeProto) -> None:
     """Pad with zeros; minus infinity before a max-pool is the same where nothing is below zero."""
     mode = settings(node).get("mode", b"constant")
     if mode != b"constant" or any(node.input[3:]):
-        raise refuse(node, "pads otherwise than with a constant on all axes")
+        raise refuse(node, "pads with something other than a constant, or some axes alone")
     value = float(graph.values[node.input[2]]) if len(node.input) > 2 and node.input[2] else 0.0
     ends = [int(n) for n in graph.values[node.input[1]]]
     half = len(ends) // 2
     if value == -np.inf and set(graph.users(node.output[0])) == {"MaxPool"}:
         _only_positive(graph, node)
     elif value:
-        raise refuse(node, f"pads with {value}, MindIR's Pad with 0 alone")
+        raise refuse(node, f"pads with {value}, but MindIR's Pad only with 0")
     if min(ends) < 0:
-        raise refuse(node, "cuts off instead of padding")
+        raise refuse(node, "crops instead of padding")
     paddings = tuple(zip(ends[:half], ends[half:], strict=True))
     graph.emit(node, "Pad", [graph.ref(node.input[0])], paddings=paddings)
 
@@ -186,7 +188,7 @@ def _borders(
     """What must be added before and after each axis, so that every window is whole."""
     window = given["kernel_shape"]
     if len(window) != 2:
-        raise refuse(node, f"is a pool over {len(window)} axes, MindIR's over 2")
+        raise refuse(node, f"is a pool over {len(window)} axes, but MindIR's is over 2")
     begin = tuple(given.get("pads", (0, 0, 0, 0))[:2])
     sizes, outputs = graph.shapes[node.input[0]][2:], graph.shapes[node.output[0]][2:]
     strides = given.get("strides", (1, 1))
@@ -208,7 +210,7 @@ def _bordered(
 
 def _only_positive(graph: Graph, node: onnx.NodeProto) -> None:
     if not graph.is_positive(node.input[0]):
-        raise refuse(node, "pools to the border numbers that may be below zero")
+        raise refuse(node, "pads a pool whose numbers may be below zero")
 
 
 def _explicit(node: onnx.NodeProto, given: dict[str, Any]) -> None:

@@ -68,7 +68,7 @@ def gather(graph: Graph, node: onnx.NodeProto) -> None:
     axis = settings(node).get("axis", 0) % len(dims)
     index = graph.values.get(node.input[1])
     if index is None or index.size != 1 or dims[axis] == -1:
-        raise refuse(node, "takes other than one constant index")
+        raise refuse(node, "takes something other than one constant index")
     at = int(index.reshape(())) % dims[axis]
     name = _sliced(graph, node.input[0], {axis: (at, at + 1)})
     graph.refs[node.output[0]] = _reshaped(graph, node, name, graph.shapes[node.output[0]])
@@ -90,9 +90,9 @@ def expand(graph: Graph, node: onnx.NodeProto) -> None:
     """A constant repeated for every image: added to zeros that have as many rows as images."""
     values, dims = graph.values.get(node.input[0]), graph.shapes[node.output[0]]
     if values is None or dims[:1] != (-1,) or -1 in dims[1:]:
-        raise refuse(node, "repeats other than a constant an image")
+        raise refuse(node, "repeats something other than one constant per image")
     if values.ndim == len(dims) and values.shape[0] != 1:
-        raise refuse(node, "repeats a constant that has rows of its own")
+        raise refuse(node, "repeats a constant of several rows")
     one = np.broadcast_to(values, (1, *dims[1:]))
     zeros = _reshaped(graph, node, _zeros(graph), (-1,) + (1,) * (len(dims) - 1))
     graph.emit(node, "Add", [zeros, graph.changed(node.input[0], one)])
@@ -170,7 +170,7 @@ def softmax(graph: Graph, node: onnx.NodeProto) -> None:
 
 def _reshaped(graph: Graph, node: onnx.NodeProto, x: str, dims: Dims) -> str:
     if dims.count(-1) > 1:
-        raise refuse(node, f"gives a shape {dims} of which two sizes follow the batch")
+        raise refuse(node, f"gives a shape {dims} in which two sizes follow the batch")
     return graph.file.operator("Reshape", [x, graph.file.constant(dims)], dims)
 
 

@@ -88,7 +88,7 @@ class Mindir:
         last = (graph.ref(output), graph.shapes[output])
         content = graph.file.dump(first, last, metadata(card))
         if len(content) > _LARGEST:
-            what = f"needs {len(content):,} bytes, one MindIR file holds {_LARGEST:,}"
+            what = f"needs {len(content):,} bytes, but a MindIR file holds at most {_LARGEST:,}"
             raise ExportError("mindir", what, FIX, 23)
         path.write_bytes(content)
         return {"mind_ir_version": 1, "operators": len(graph.file.nodes)}
