@@ -244,7 +244,7 @@ def test_a_file_that_protobuf_could_not_read_is_not_written(
     images: Images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("xfer.export.mindir.writer._LARGEST", 100_000)
-    with pytest.raises(ExportError, match="one MindIR file holds 100,000"):
+    with pytest.raises(ExportError, match="a MindIR file holds at most 100,000"):
         written(make(TINY), images, tmp_path)
     assert not (tmp_path / "model.mindir").exists()
 

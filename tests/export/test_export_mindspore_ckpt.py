@@ -106,7 +106,7 @@ def test_the_dialect_of_the_source_is_kept() -> None:
     [
         (Timm("mobilenetv3_small_100"), "auto", 980, "no map from timm's mobilenetv3_small_100"),
         (Timm("vgg11"), "zoo_googlenet", 982, "a GoogLeNet of MindSpore's model zoo, which timm's"),
-        (Timm("resnet50"), "mindcv", 981, "'mindcv' is none"),
+        (Timm("resnet50"), "mindcv", 981, "'mindcv' is not a dialect"),
     ],
 )
 def test_a_network_without_names_is_refused(

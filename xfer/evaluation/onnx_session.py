@@ -14,16 +14,22 @@ if TYPE_CHECKING:
     from xfer.core.types import Array
 
 
+def runtime() -> Any:
+    """onnxruntime, imported so that it reports nothing home."""
+    # Read when onnxruntime is imported: its wheels report usage since 1.29.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    import onnxruntime
+
+    return onnxruntime
+
+
 def open_session(path: Path, threads: int = 0) -> Any:
     """An ``InferenceSession`` of an ONNX file on the CPU, from the file alone; 0 ``threads`` are
     as many as it likes.
 
     Raises WeightsError for a file that is missing or that onnxruntime cannot run.
     """
-    # Read when onnxruntime is imported: its wheels report usage since 1.29.
-    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-    import onnxruntime
-
+    onnxruntime = runtime()
     if not path.is_file():
         raise WeightsError(path, "there is no such file", "give an ONNX file", 42)
     options = onnxruntime.SessionOptions()

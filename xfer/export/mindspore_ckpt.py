@@ -122,7 +122,7 @@ def chosen(card: Card, asked: str) -> str:
             raise ExportError(WHERE, what, _PLAIN, 30)
         return fits[0]
     if asked not in known:
-        raise ExportError(WHERE, f"'{asked}' is none", closest(asked, known), 31)
+        raise ExportError(WHERE, f"'{asked}' is not a dialect", closest(asked, known), 31)
     if asked != "plain" and asked not in fits:
         what = (
             f"'{asked}' has the names of {known[asked]['about']}, which {library}'s {name} is not"

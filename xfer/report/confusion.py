@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from xfer.core.types import Plain
 from xfer.evaluation.metrics import FEW, confusion
 from xfer.report.plot import FAINT, GREY, INK, VAL, fit, width
 
@@ -58,7 +59,7 @@ def matrix(counts: Counts, classes: Sequence[str]) -> Figure:
             if count or many <= _ZEROS:
                 dark = shares.filled(0)[row, column] > 0.45
                 colour = "white" if dark else INK if count else "#aaaaaa"
-                look = {"color": colour, "fontsize": size, "ha": "center", "va": "center"}
+                look: Plain = {"color": colour, "fontsize": size, "ha": "center", "va": "center"}
                 axes.text(column, row, f"{count:,}", **look)
     axes = figure.add_axes((1 + 0.15 / side, 0, 0.12 / side, 1))
     ticks = [0, 0.01, 0.1, 0.25, 0.5, 1] if side > 3 else [0, 0.1, 0.25, 0.5, 1]
@@ -119,7 +120,7 @@ def bars(counts: Counts, classes: Sequence[str], of: int | None = None) -> Figur
     axes.spines["bottom"].set_visible(False)
 
     def beside(text: str, x: float, y: float, shift: float, side: str, colour: str = INK) -> None:
-        look = {"ha": side, "va": "center", "color": colour, "annotation_clip": False}
+        look: Plain = {"ha": side, "va": "center", "color": colour, "annotation_clip": False}
         axes.annotate(text, (x, y), (shift, 0), textcoords="offset points", **look)
 
     # Three texts a row: in one, a right-to-left name would turn the arrow round.

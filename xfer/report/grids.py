@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from xfer.core.types import Plain
 from xfer.report.plot import GREY, INK, RIGHT, WRONG, drawable, fit, width
 
 if TYPE_CHECKING:
@@ -86,9 +87,9 @@ def _grid(pictures: Sequence[Picture], captions: Sequence[Sequence[Line]]) -> Fi
         axes.spines[:].set_visible(False)
         axes.imshow(picture)
         for above, (text, colour) in enumerate(reversed(lines)):
-            place = {"xytext": (0, 4.0 + 72 * _LINE * above), "textcoords": "offset points"}
-            look = {"color": colour, "fontsize": _FONT, "ha": "center", "va": "baseline"}
-            axes.annotate(text, (0.5, 1.0), xycoords="axes fraction", **place, **look)
+            look: Plain = {"color": colour, "fontsize": _FONT, "ha": "center", "va": "baseline"}
+            look |= {"xycoords": "axes fraction", "textcoords": "offset points"}
+            axes.annotate(text, (0.5, 1.0), (0, 4.0 + 72 * _LINE * above), **look)
     return figure
 
 

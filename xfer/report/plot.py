@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, ParamSpec
 
 from xfer.core.errors import printable
 from xfer.core.files import atomic_write, output_errors
+from xfer.core.types import Plain
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -73,7 +74,7 @@ def save(figure: Figure | None, path: Path) -> Path | None:
         with output_errors(path):
             path.unlink(missing_ok=True)
         return None
-    look = {"format": "png", "dpi": DPI, "bbox_inches": "tight", "pad_inches": 0.1}
+    look: Plain = {"format": "png", "dpi": DPI, "bbox_inches": "tight", "pad_inches": 0.1}
     atomic_write(path, lambda part: figure.savefig(part, **look))
     return path
 

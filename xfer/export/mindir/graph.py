@@ -7,13 +7,13 @@ do, is known as well.
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from xfer.core.errors import ExportError
+from xfer.evaluation.onnx_session import runtime
 from xfer.export.mindir.file import GRAPH, MindIrFile
 
 if TYPE_CHECKING:
@@ -132,10 +132,7 @@ def _dims(name: str, few: Dims, more: Dims) -> Dims:
 
 def _run(model: onnx.ModelProto, images: Array) -> dict[str, Array]:
     """Every tensor of the graph, by name."""
-    # Read when onnxruntime is imported: its wheels report usage since 1.29.
-    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     import onnx
-    import onnxruntime
     from onnx import numpy_helper
 
     shown = onnx.ModelProto()
@@ -143,6 +140,7 @@ def _run(model: onnx.ModelProto, images: Array) -> dict[str, Array]:
     del shown.graph.output[:]
     names = [name for node in model.graph.node for name in node.output if name]
     shown.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+    onnxruntime = runtime()
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = onnxruntime.InferenceSession(

@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     import onnx
 
 
+_LAYOUT = {"format": "NCHW", "data_format": "NCHW"}
+
+
 def settings(node: onnx.NodeProto) -> dict[str, Any]:
     """The attributes of a node."""
     import onnx
@@ -95,8 +98,7 @@ def _convolution(
         pad=pads,
         pad_mode="pad",
         pad_list=pads,
-        format="NCHW",
-        data_format="NCHW",
+        **_LAYOUT,
         stride=(1, 1, *given.get("strides", (1, 1))),
         dilation=(1, 1, *given.get("dilations", (1, 1))),
         group=group,
@@ -106,7 +108,7 @@ def _convolution(
 
 def add_bias(graph: Graph, node: onnx.NodeProto, x: str, bias: str) -> None:
     """Add one number a channel, which is axis 1."""
-    graph.emit(node, "BiasAdd", [x, bias], format="NCHW", data_format="NCHW")
+    graph.emit(node, "BiasAdd", [x, bias], **_LAYOUT)
 
 
 def batch_norm(graph: Graph, node: onnx.NodeProto) -> None:
@@ -130,7 +132,7 @@ def pad(graph: Graph, node: onnx.NodeProto) -> None:
     ends = [int(n) for n in graph.values[node.input[1]]]
     half = len(ends) // 2
     if value == -np.inf and set(graph.users(node.output[0])) == {"MaxPool"}:
-        _only_positive(graph, node)
+        _refuse_negative(graph, node)
     elif value:
         raise refuse(node, f"pads with {value}, but MindIR's Pad only with 0")
     if min(ends) < 0:
@@ -149,18 +151,14 @@ def max_pool(graph: Graph, node: onnx.NodeProto) -> None:
     x = graph.ref(node.input[0])
     begin, end = _borders(graph, node, given)
     if any(begin + end):
-        _only_positive(graph, node)
-        x = _bordered(graph, node, x, begin, end)
-    graph.emit(
-        node,
-        "MaxPool",
-        [x],
-        kernel_size=(1, 1, *given["kernel_shape"]),
-        strides=(1, 1, *given.get("strides", (1, 1))),
-        pad_mode="VALID",
-        format="NCHW",
-        data_format="NCHW",
-    )
+        _refuse_negative(graph, node)
+        paddings = ((0, 0), (0, 0), *zip(begin, end, strict=True))
+        sizes = zip(graph.shapes[node.input[0]], paddings, strict=True)
+        dims = tuple(size + sum(border) for size, border in sizes)
+        x = graph.file.operator("Pad", [x], dims, paddings=paddings)
+    window = {"kernel_size": (1, 1, *given["kernel_shape"])}
+    window["strides"] = (1, 1, *given.get("strides", (1, 1)))
+    graph.emit(node, "MaxPool", [x], **window, pad_mode="VALID", **_LAYOUT)
 
 
 def average_pool(graph: Graph, node: onnx.NodeProto) -> None:
@@ -173,13 +171,9 @@ def average_pool(graph: Graph, node: onnx.NodeProto) -> None:
         raise refuse(node, "does not count its padding")
     channels, window = graph.shapes[node.input[0]][1], tuple(given["kernel_shape"])
     weight = np.full((channels, 1, *window), 1 / np.prod(window), np.float32)
-    _convolution(
-        graph,
-        node,
-        [graph.ref(node.input[0]), graph.changed(f"{node.output[0]}.mean", weight)],
-        weight.shape,
-        {**given, "pads": (*begin, *end), "group": channels},
-    )
+    inputs = [graph.ref(node.input[0]), graph.changed(f"{node.output[0]}.mean", weight)]
+    given |= {"pads": (*begin, *end), "group": channels}
+    _convolution(graph, node, inputs, weight.shape, given)
 
 
 def _borders(
@@ -192,23 +186,12 @@ def _borders(
     begin = tuple(given.get("pads", (0, 0, 0, 0))[:2])
     sizes, outputs = graph.shapes[node.input[0]][2:], graph.shapes[node.output[0]][2:]
     strides = given.get("strides", (1, 1))
-    end = [
-        max((out - 1) * stride + k - size - first, 0)
-        for out, stride, k, size, first in zip(outputs, strides, window, sizes, begin, strict=True)
-    ]
+    axes = zip(outputs, strides, window, sizes, begin, strict=True)
+    end = [max((out - 1) * stride + k - size - first, 0) for out, stride, k, size, first in axes]
     return (begin[0], begin[1]), (end[0], end[1])
 
 
-def _bordered(
-    graph: Graph, node: onnx.NodeProto, x: str, begin: tuple[int, int], end: tuple[int, int]
-) -> str:
-    n, c, height, width = graph.shapes[node.input[0]]
-    dims = (n, c, height + begin[0] + end[0], width + begin[1] + end[1])
-    paddings = ((0, 0), (0, 0), (begin[0], end[0]), (begin[1], end[1]))
-    return graph.file.operator("Pad", [x], dims, paddings=paddings)
-
-
-def _only_positive(graph: Graph, node: onnx.NodeProto) -> None:
+def _refuse_negative(graph: Graph, node: onnx.NodeProto) -> None:
     if not graph.is_positive(node.input[0]):
         raise refuse(node, "pads a pool whose numbers may be below zero")
 
