@@ -27,18 +27,17 @@ def metadata(card: Card) -> dict[str, str]:
 
 
 def spec_class(group: str, target: str) -> Any:
-    """The class of a backbone or head that a card names; ``None`` for one that is not at hand, or
-    that this process may not import."""
+    """xfer's class of a backbone or head that a card names; ``None`` for one of the user's own,
+    which may compute otherwise whatever it calls itself."""
     try:
-        return load_class(group, target, str)
-    except XferError:
+        kind = load_class(group, target, str)
+    except XferError:  # not at hand, or not to be imported by this process
         return None
+    return kind if kind.__module__.startswith("xfer.") else None
 
 
 def library_of(card: Card) -> str:
     """The library whose function builds the backbone, ``timm`` or ``torchvision``; empty for a
-    class of the user's own, which may compute otherwise whatever it calls itself."""
-    from xfer.models.backbone import Timm, Torchvision
-
+    class of the user's own."""
     kind = spec_class("backbone", card.backbone["_target_"])
-    return str(kind.library) if kind in (Timm, Torchvision) else ""
+    return str(kind.library) if kind else ""

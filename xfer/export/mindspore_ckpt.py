@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from xfer.core.errors import ExportError, closest
+from xfer.core.errors import ExportError, WeightsError, closest
 from xfer.core.protobuf import Malformed, chunk, number, text
 from xfer.export.metadata import library_of
 from xfer.export.parity import run_torch
@@ -77,7 +77,11 @@ class MindSporeCkpt:
 
         from xfer.weights.mindspore.ckpt import read
 
-        model, tensors = deepcopy(net), read(path).state
+        try:
+            tensors = read(path).state
+        except WeightsError as error:
+            raise Malformed(error.what) from error
+        model = deepcopy(net)
         state = {new: tensors[old] for old, new in back(net, list(tensors)).items()}
         counters = {n: t for n, t in net.state_dict().items() if n not in state}
         model.load_state_dict({**counters, **state}, strict=True)
