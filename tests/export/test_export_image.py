@@ -149,7 +149,7 @@ def test_a_vision_transformer_takes_pictures_too(photos: list[Image.Image], tmp_
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        (replace(SMALL, interpolation="nearest"), "nearest resize"),
+        (replace(SMALL, interpolation="nearest"), "nearest resizing"),
         (replace(SMALL, resize=60), "crops 64 pixels from a short side of 60"),
     ],
 )
