@@ -25,8 +25,8 @@ def measure(count: int, images: int) -> None:
     from xfer.core.types import Predictions
     from xfer.evaluation.metrics import score
     from xfer.evaluation.predict import write_predictions
-    from xfer.report import figures
-    from xfer.report.confusion import condensed
+    from xfer.report.confusion import condensed, matrix
+    from xfer.report.plot import draw
 
     rng = np.random.default_rng(0)
     names, labels = tuple(f"class {i}" for i in range(count)), rng.integers(count, size=images)
@@ -42,7 +42,7 @@ def measure(count: int, images: int) -> None:
         facts.write_text(json.dumps(found.to_plain(), indent=2))
         written = time.perf_counter()
         counts, shown = condensed(labels, logits.argmax(axis=1), names)
-        figures.confusion_matrix(counts, shown, Path(folder, "confusion_matrix.png"))
+        draw(Path(folder, "confusion_matrix.png"), matrix, counts, shown)
         drawn = time.perf_counter()
         sizes = [path.stat().st_size / 1e6 for path in (csv, facts)]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6

@@ -153,7 +153,7 @@ def wanted_on_page(group: str) -> set[str]:
             prefix = group if "_target_" in node else f"{group}.{file.stem}"
             wanted |= {f"{prefix}.{key}" for key in schema.signature(kind)}
     if group == "export":
-        gate = importlib.import_module("xfer.export").Gate
+        gate = importlib.import_module("xfer.export").Strictness
         wanted |= {f"export.{key}" for key in schema.signature(gate)}
     return wanted
 

@@ -33,8 +33,8 @@ HEAVY = {
 # Subclasses and helpers of torch; everything else gets by without it until it works.
 OF_TORCH = {
     "core.device", "core.memory", "data.loader", "data.sampler", "evaluation.evaluate",
-    "export.pixels", "models.head.layers", "models.mindspore_layers", "models.network",
-    "models.restore", "models.skip_init",
+    "export.mindir.run", "export.pixels", "models.head.layers", "models.mindspore_layers",
+    "models.network", "models.restore", "models.skip_init",
 } | {
     f"training.{name}" for name in (
         "callbacks.freeze_phase", "callbacks.progress", "callbacks.prune", "callbacks.resume_file",

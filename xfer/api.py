@@ -51,14 +51,14 @@ class Model:
         """
         from xfer.core.errors import XferError
         from xfer.evaluation.evaluate import answers
-        from xfer.evaluation.predict import find, pictures, tell_broken
+        from xfer.evaluation.predict import find, pictures, warn_of_broken
 
         inputs: Any = [images] if isinstance(images, str | Path) else images
         named = isinstance(inputs, Sequence) and all(isinstance(i, str | Path) for i in inputs)
         recipe, broken = self.card.input, list[XferError]()
         samples = find([str(p) for p in inputs], recipe.range) if named else pictures(inputs)
         predicted = answers(self.net, samples, recipe, self.card.classes, broken=broken)
-        tell_broken(broken, len(samples))
+        warn_of_broken(broken, len(samples))
         return [
             Prediction(
                 path,

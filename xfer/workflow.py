@@ -193,21 +193,23 @@ def _fit(work: Work, resume: Path | None) -> Fitted:
 
 
 def _find_rate(work: Work) -> None:
-    from xfer.report.figures import climb
+    from xfer.report.charts import climb
+    from xfer.report.plot import draw
     from xfer.training.lr_find import lr_find
 
     rates = lr_find(work.plan)
     write_json(work.folder / "lr_find.json", rates)
-    path = climb(rates, work.folder / "figures" / "lr_find.png")
+    path = draw(work.folder / "figures" / "lr_find.png", climb, rates)
     log.info(f"optim.lr={rates['suggested']:.2g} is suggested, see {path}")
 
 
 def _benchmark(work: Work, net: nn.Module) -> None:
     from xfer.export.benchmark import benchmark
-    from xfer.report.figures import speeds_of
+    from xfer.report.charts import speeds
+    from xfer.report.plot import draw
 
     rows = benchmark(work.plan, net, work.checkpoint(), work.folder)
-    path = speeds_of(rows, work.folder / "figures" / "benchmark.png")
+    path = draw(work.folder / "figures" / "benchmark.png", speeds, rows)
     log.info(f"drawn in {printable(path)}", extra=LINES)
 
 
@@ -249,15 +251,15 @@ def _evaluate(work: Work, net: nn.Module) -> None:
 
 
 def _predict(work: Work, net: nn.Module) -> None:
-    from xfer.evaluation.predict import find, tell_broken, told, write_predictions
+    from xfer.evaluation.predict import find, summary, warn_of_broken, write_predictions
 
     spec, broken = work.plan.card.input, list[XferError]()
     samples = find(work.plan.specs.predict_input, spec.range)
     predicted = _answers(work, net, samples, broken)
-    tell_broken(broken, len(samples))
+    warn_of_broken(broken, len(samples))
     path = work.folder / "predictions.csv"
     write_predictions(predicted, path)
-    for line in told(predicted, path):
+    for line in summary(predicted, path):
         log.info(line)
 
 

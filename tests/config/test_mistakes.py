@@ -244,7 +244,7 @@ ODD_INPUTS = ["a" * 300, "a" * 5000, "a\0b", "**x", "/**x", "*" * 300, "*/" * 50
 
 def test_odd_inputs_to_predict_are_told() -> None:
     for text in ODD_INPUTS:
-        with pytest.raises(DataError, match=r"E344.*(cannot be looked for|names no image)"):
+        with pytest.raises(DataError, match=r"E344.*(cannot be searched for|names no image)"):
             find([text])
     with pytest.raises(WeightsError, match="longer than a path can be"):
         xfer.load("a" * 300)

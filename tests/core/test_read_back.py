@@ -311,7 +311,7 @@ def test_an_exported_file_that_is_a_pipe_is_not_measured(tmp_path: Path) -> None
     from xfer.export.benchmark import _files
 
     pipe(tmp_path / "model.pt2")
-    with pytest.raises(XferError, match=r"E957: .*model\.pt2: is no regular file"):
+    with pytest.raises(XferError, match=r"E957: .*model\.pt2: is not a regular file"):
         _files([tmp_path])
 
 

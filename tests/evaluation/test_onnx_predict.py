@@ -19,7 +19,7 @@ from PIL import Image
 import xfer
 from xfer.core.errors import ConfigError, DataError, Problems, WeightsError
 from xfer.data.scan import inspect
-from xfer.export.evidence import SIZES
+from xfer.export.parity import SIZES
 
 
 @pytest.fixture(scope="module")
@@ -236,7 +236,7 @@ def test_a_foreign_file_needs_labels_and_a_recipe_and_says_so(place: Path) -> No
         rows = predicted(*asked, "predict.recipe=r.json", f"predict.labels={labels}")
         assert list(rows[0])[4] == "p_caf\u00e9"
     (place / "r.json").write_text("[]")
-    with pytest.raises(ConfigError, match=r"E298: .*is no recipe"):
+    with pytest.raises(ConfigError, match=r"E298: .*is not an input recipe"):
         predicted(*asked, "predict.recipe=r.json", "predict.labels=[red,green,blue]")
     (place / "r.json").write_text(json.dumps(RECIPE | {"size": [9, 8]}))
     with pytest.raises(WeightsError, match=r"E445: .*shape \(3, 9, 8\)"):

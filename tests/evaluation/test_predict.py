@@ -59,7 +59,7 @@ def test_a_folder_is_walked_as_for_training_and_what_is_left_out_is_told(place, 
 
 def test_more_answers_than_are_shown_are_counted(tmp_path):
     from xfer.core.types import Predictions
-    from xfer.evaluation.predict import told
+    from xfer.evaluation.predict import summary
 
     n = 23
     found = Predictions(
@@ -68,6 +68,6 @@ def test_more_answers_than_are_shown_are_counted(tmp_path):
         logits=np.zeros((n, 2), np.float32),
         classes=("a", "b"),
     )
-    lines = told(found, tmp_path / "predictions.csv")
+    lines = summary(found, tmp_path / "predictions.csv")
     assert len(lines) == 21
     assert lines[-1].endswith("; the first 20 are shown") and lines[-1].startswith("23 predictions")

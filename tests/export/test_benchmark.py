@@ -29,7 +29,7 @@ def test_every_file_is_measured_beside_torch(
         assert row["top1"] == rows[0]["top1"]
     assert (result.folder / "figures" / "benchmark.png").read_bytes().startswith(b"\x89PNG")
     told = capsys.readouterr().out
-    assert "model.pt2" in told and "top-1 is of 20 of 180 images" in told
+    assert "model.pt2" in told and "top-1 is over 20 of 180 images" in told
 
 
 def row(top1: float | None, part: int, whole: int) -> dict[str, object]:
@@ -40,13 +40,13 @@ def row(top1: float | None, part: int, whole: int) -> dict[str, object]:
 
 def test_an_accuracy_on_a_part_of_the_images_says_so() -> None:
     from xfer.export.benchmark import lines
-    from xfer.report.charts import bars
+    from xfer.report.charts import speeds
 
-    told = "top-1 is of 64 of 179 images (export.gate.images), evaluate's of all"
+    told = "top-1 is over 64 of 179 images (export.images); evaluate scores all of them"
     assert lines([row(0.84, 64, 179), row(0.85, 64, 179)])[-1] == told
-    assert bars([row(0.84, 64, 179)]).axes[-1].get_xlabel() == "top-1 accuracy, 64 of 179 images"
+    assert speeds([row(0.84, 64, 179)]).axes[-1].get_xlabel() == "top-1 accuracy, 64 of 179 images"
     for other in (row(0.84, 64, 64), row(None, 64, 179)):
-        assert not any("top-1 is of" in line for line in lines([other]))
+        assert not any("top-1 is over" in line for line in lines([other]))
 
 
 def test_nothing_to_measure_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

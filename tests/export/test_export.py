@@ -315,7 +315,7 @@ def test_a_plain_model_that_takes_the_tensors_but_answers_otherwise_is_refused(
 ) -> None:
     net, card = tiny()
     card = replace(card, backbone={**card.backbone, "args": {**TINY, "output_stride": 8}})
-    with pytest.raises(ExportError, match="safetensors answers otherwise") as caught:
+    with pytest.raises(ExportError, match="safetensors answers differently") as caught:
         export(net, small, [Safetensors()], card, tmp_path, TOLERANCE)
     assert caught.value.exit == 10
     assert names(tmp_path) == {"labels.json", "preprocess.json", "parity.json"}
@@ -326,7 +326,7 @@ def test_a_plain_model_that_takes_the_tensors_but_answers_otherwise_is_refused(
 
 @dataclass(frozen=True)
 class Corrupt(Safetensors):
-    """A runtime that answers otherwise than the network: ``how`` changes its logits."""
+    """A runtime that answers differently from the network: ``how`` changes its logits."""
 
     how: Any = None
 
@@ -362,8 +362,8 @@ def one_nan(z: Images) -> Images:
 
 
 BAD = {
-    "shifted": (shifted(0.01), "logits differ by up to 0.01, allowed is "),
-    "swapped": (Corrupt(how=lambda z: z[:, ::-1]), "safetensors answers otherwise"),
+    "shifted": (shifted(0.01), "logits differ by up to 0.01, but only "),
+    "swapped": (Corrupt(how=lambda z: z[:, ::-1]), "safetensors answers differently"),
     "nan": (Corrupt(how=one_nan), "safetensors: the file answers NaN"),
     "shape": (Corrupt(how=lambda z: z[:, :1]), "safetensors gives logits of shape"),
     "crash": (Corrupt(how=lambda z: z[:, 2]), "safetensors cannot be run: index 2 is out of"),
@@ -386,7 +386,7 @@ def test_a_file_that_answers_otherwise_is_refused_and_not_left(
 def test_a_network_exported_in_training_mode_is_refused(small: Images, tmp_path: Path) -> None:
     net, (_, card) = Moody().eval(), tiny()
     export(net, small, [Onnx()], card, tmp_path, TOLERANCE)
-    with pytest.raises(ExportError, match="onnx answers otherwise than the network"):
+    with pytest.raises(ExportError, match="onnx answers differently from the network"):
         export(net, small, [TrainingOnnx()], card, tmp_path, TOLERANCE)
     assert "model.onnx" not in names(tmp_path)
 
@@ -397,7 +397,7 @@ def test_a_file_that_is_wrong_at_one_batch_size_alone_is_refused(
     net, card = tiny()
     for size in (1, 2, len(small)):
         wrong = Corrupt(how=lambda z, size=size: z + (len(z) == size))
-        with pytest.raises(ExportError, match="answers otherwise"):
+        with pytest.raises(ExportError, match="answers differently"):
             export(net, small, [wrong], card, tmp_path, TOLERANCE)
 
 
@@ -440,7 +440,7 @@ def test_tiny_logits_are_compared_as_closely_as_large_ones(
         "far": lambda z: 1.01 * z,
     }
     for how in wrong.values():
-        with pytest.raises(ExportError, match="answers otherwise than the network"):
+        with pytest.raises(ExportError, match="answers differently from the network"):
             export(net, small, [Corrupt(how=how)], card, tmp_path, TOLERANCE)
     files = export(net, small, [Safetensors(), Onnx()], card, tmp_path, TOLERANCE)
     assert all(file.agree == 1 and file.close < len(small) for file in files)
@@ -459,7 +459,7 @@ def test_a_squeezenet_with_tiny_logits_keeps_them_behind_its_shift(
 
 
 def test_probabilities_that_hardly_differ_are_compared_as_closely(tmp_path: Path) -> None:
-    for size, message in ((1e-2, "answers otherwise"), (4e-7, "cannot be compared")):
+    for size, message in ((1e-2, "answers differently"), (4e-7, "cannot be compared")):
         share = softmax(size * np.float32([[0, 1], [0.7, 0], [0, 0.3]]))
         even = np.full_like(share, 0.5)
         found = Answered(tmp_path, "a", "probabilities", {3: share}, {3: even})
@@ -548,7 +548,7 @@ class PairsOnly(nn.Module):
     [
         (Bessel(), "onnx cannot be written: .*bessel_j0"),
         (Branch(), "onnx cannot be written: .*data-dependent"),
-        (PairsOnly(), "E998: .*takes 2 for the size of every batch"),
+        (PairsOnly(), "E998: .*fixes the batch size at 2"),
     ],
     ids=["operator", "branch", "batch"],
 )

@@ -20,7 +20,7 @@ from xfer.core.types import Card, InputSpec
 from xfer.data.image import decode
 from xfer.data.preprocess import prepare
 from xfer.export import Evidence, Int8, Mindir, Onnx, export
-from xfer.export.evidence import FORMS, SIZES, recoded
+from xfer.export.parity import FORMS, SIZES, recoded
 from xfer.models.backbone import Timm
 from xfer.models.head import Linear
 
@@ -127,7 +127,7 @@ def test_another_crop_is_refused(
     other_crop: Ready, photos: list[Image.Image], tmp_path: Path
 ) -> None:
     net, card = light()
-    with pytest.raises(ExportError, match=r"onnx answers otherwise.*probabilities differ"):
+    with pytest.raises(ExportError, match=r"onnx answers differently.*probabilities differ"):
         gate(net, card, photos, tmp_path, other_crop)
     assert "model.onnx" not in names(tmp_path)
 
@@ -135,7 +135,7 @@ def test_another_crop_is_refused(
 def test_pictures_are_needed(other_crop: Ready, photos: list[Image.Image], tmp_path: Path) -> None:
     net, card = light()
     images = np.stack([prepare(photo, SMALL) for photo in photos])
-    with pytest.raises(ExportError, match=r"E993: .*no picture to try it on"):
+    with pytest.raises(ExportError, match=r"E993: .*no pictures to test it on"):
         export(net, images, [other_crop], card, tmp_path, 1e-4)
 
 
@@ -149,7 +149,7 @@ def test_a_vision_transformer_takes_pictures_too(photos: list[Image.Image], tmp_
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        (replace(SMALL, interpolation="nearest"), "nearest resize"),
+        (replace(SMALL, interpolation="nearest"), "nearest resizing"),
         (replace(SMALL, resize=60), "crops 64 pixels from a short side of 60"),
     ],
 )

@@ -210,11 +210,11 @@ class After(nn.Module):
     ("layer", "reason"),
     [
         (torch.sin, "xfer cannot write Sin as MindIR (operator Sin, "),
-        (nn.MaxPool2d(3, 2, 1), "pools to the border numbers that may be below zero"),
-        (nn.Hardtanh(-1, 2), "clips to [-1.0, 2.0], MindIR has 0 to 6 alone"),
+        (nn.MaxPool2d(3, 2, 1), "pads a pool whose numbers may be below zero"),
+        (nn.Hardtanh(-1, 2), "clips to [-1.0, 2.0], but MindIR only has 0 to 6"),
         (nn.AvgPool2d(3, 2, 1, count_include_pad=False), "does not count its padding"),
         (lambda x: x[:, :, ::2], "slices in steps of more than one"),
-        (nn.ReflectionPad2d(1), "pads otherwise than with a constant on all axes"),
+        (nn.ReflectionPad2d(1), "pads with something other than a constant, or some axes alone"),
     ],
     ids=["operator", "pool", "clip", "average", "steps", "pad"],
 )
@@ -244,7 +244,7 @@ def test_a_file_that_protobuf_could_not_read_is_not_written(
     images: Images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("xfer.export.mindir.writer._LARGEST", 100_000)
-    with pytest.raises(ExportError, match="one MindIR file holds 100,000"):
+    with pytest.raises(ExportError, match="a MindIR file holds at most 100,000"):
         written(make(TINY), images, tmp_path)
     assert not (tmp_path / "model.mindir").exists()
 
@@ -296,7 +296,7 @@ def test_a_file_whose_settings_are_wrong_is_refused_by_the_gate(
             changed(path, b"\x12\x04ReLU", b"\x12\x04GeLU")
             return {}
 
-    with pytest.raises(ExportError, match="answers otherwise than the network"):
+    with pytest.raises(ExportError, match="answers differently from the network"):
         export(make(TINY), images, [Wrong()], card(), tmp_path, 1e-4)
     assert not (tmp_path / "model.mindir").exists()
 

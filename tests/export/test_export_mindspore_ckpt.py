@@ -21,7 +21,7 @@ from xfer.core.errors import ExportError, Problems, WeightsError
 from xfer.core.protobuf import Malformed, Wire
 from xfer.core.types import Card, InputSpec
 from xfer.export import Air, MindSporeCkpt, Onnx, export, refuse_early
-from xfer.export.mindspore_names import back, chosen, names
+from xfer.export.mindspore_ckpt import back, chosen, names
 from xfer.models.backbone import Timm, Torchvision
 from xfer.models.head import Keep, Linear, Mlp
 from xfer.models.network import Parts, assemble
@@ -105,7 +105,7 @@ def test_the_dialect_of_the_source_is_kept() -> None:
     [
         (Timm("mobilenetv3_small_100"), "auto", 980, "no map from timm's mobilenetv3_small_100"),
         (Timm("vgg11"), "zoo_googlenet", 982, "a GoogLeNet of MindSpore's model zoo, which timm's"),
-        (Timm("resnet50"), "mindcv", 981, "'mindcv' is none"),
+        (Timm("resnet50"), "mindcv", 981, "'mindcv' is not a dialect"),
     ],
 )
 def test_a_network_without_names_is_refused(
@@ -204,7 +204,7 @@ def test_it_says_where_mindspores_own_network_computes_otherwise(tmp_path: Path)
     )
     own = card(squeezenet, dialect="mindcv_squeezenet1_0")
     told = MindSporeCkpt().write(make(squeezenet), images(), own, path)
-    assert told["same_function"].startswith("no: MindSpore's own has a ReLU behind the classifier")
+    assert told["same_function"].startswith("no: MindSpore's own has a ReLU after the classifier")
 
 
 def test_a_checksum_is_written_where_asked_and_noticed(tmp_path: Path) -> None:

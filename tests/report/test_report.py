@@ -15,21 +15,11 @@ import pytest
 from PIL import Image
 
 from xfer.core.errors import OutputError
-from xfer.report import (
-    batch_grid,
-    charts,
-    confused_pairs,
-    confusion,
-    confusion_matrix,
-    curves,
-    grids,
-    most_wrong,
-    plot,
-    prediction_grid,
-    render,
-)
+from xfer.report import charts, confusion, grids, plot
 from xfer.report.card import verdict
 from xfer.report.format import listed, number, seconds, size, words
+from xfer.report.page import render
+from xfer.report.plot import draw
 
 ROOT = Path(__file__).parents[2]
 ASSETS = Path(os.environ.get("XFER_ASSETS", ROOT.parent / "shared/assets"))
@@ -83,15 +73,16 @@ def history(count: int, **changes: float | None) -> list[dict[str, float | None]
 
 
 def test_importing_the_report_imports_neither_torch_nor_matplotlib() -> None:
-    code = "import xfer.report, sys; print([m for m in ('torch','matplotlib') if m in sys.modules])"
+    code = "import xfer.report.write, sys; print({'torch', 'matplotlib'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
-    assert done.stdout.strip() == "[]", done.stderr
+    assert done.stdout.strip() == "set()", done.stderr
 
 
 def test_drawing_never_imports_pyplot(tmp_path: Path) -> None:
     code = (
-        "import sys, pathlib, numpy as np; from xfer.report import batch_grid;"
-        "batch_grid([np.zeros((4, 4, 3), np.uint8)], ['a'], pathlib.Path(sys.argv[1], 'x.png'));"
+        "import sys, pathlib, numpy as np; from xfer.report import grids, plot;"
+        "grey, path = np.zeros((4, 4, 3), np.uint8), pathlib.Path(sys.argv[1], 'x.png');"
+        "plot.draw(path, grids.batch, [grey], ['a']);"
         "print('matplotlib' in sys.modules, 'matplotlib.pyplot' in sys.modules)"
     )
     command = [sys.executable, "-c", code, str(tmp_path)]
@@ -103,17 +94,17 @@ def test_photographs_become_grids_of_three_rows_of_eight(
     photographs: list[np.ndarray], tmp_path: Path
 ) -> None:
     names = ["dogs", "wolves"] * 12
-    path = batch_grid(photographs, names, tmp_path / "figures" / "batch_grid.png")
+    path = draw(tmp_path / "figures" / "batch_grid.png", grids.batch, photographs, names)
     found = pixels(path)
     assert path == tmp_path / "figures" / "batch_grid.png"
     assert 1400 < found.shape[1] < 1600 and 500 < found.shape[0] < 750
-    path = prediction_grid(photographs, names, [True] * 24, tmp_path / "p.png", [0.5] * 24)
+    path = draw(tmp_path / "p.png", grids.predictions, photographs, names, [True] * 24, [0.5] * 24)
     assert pixels(path).shape[0] > found.shape[0]
     assert sorted(p.name for p in tmp_path.rglob("*.*")) == ["batch_grid.png", "p.png"]
 
 
 def test_pictures_keep_their_true_colours(tmp_path: Path) -> None:
-    found = pixels(batch_grid(plain(1, (200, 30, 90)), ["a"], tmp_path / "x.png"))
+    found = pixels(draw(tmp_path / "x.png", grids.batch, plain(1, (200, 30, 90)), ["a"]))
     assert (found == (200, 30, 90)).all(axis=2).mean() > 0.5
 
 
@@ -149,8 +140,8 @@ def test_predicted_titles_are_blue_when_right_and_red_with_a_frame_when_wrong() 
 
 def test_the_red_of_a_wrong_title_reaches_the_file(tmp_path: Path) -> None:
     grey = plain(2, (90, 90, 90))
-    right = pixels(prediction_grid(grey, ["a", "b"], [True, True], tmp_path / "r.png"))
-    wrong = pixels(prediction_grid(grey, ["a", "b"], [True, False], tmp_path / "w.png"))
+    right = pixels(draw(tmp_path / "r.png", grids.predictions, grey, ["a", "b"], [True, True]))
+    wrong = pixels(draw(tmp_path / "w.png", grids.predictions, grey, ["a", "b"], [True, False]))
 
     def count(found: np.ndarray, channel: int) -> int:
         others = [c for c in range(3) if c != channel]
@@ -171,24 +162,33 @@ def test_a_mistake_shows_the_true_class_above_the_predicted_one() -> None:
 
 def test_without_mistakes_nothing_is_drawn_and_an_old_figure_goes(tmp_path: Path) -> None:
     path = tmp_path / "most_wrong.png"
-    assert most_wrong(plain(1), [("a", "b", 0.9)], path) == path
-    assert most_wrong([], [], path) is None
+    assert draw(path, grids.mistakes, plain(1), [("a", "b", 0.9)]) == path
+    assert draw(path, grids.mistakes, [], []) is None
     assert not path.exists()
-    assert most_wrong([], [], path) is None
+    assert draw(path, grids.mistakes, [], []) is None
 
 
 def test_any_name_is_drawn_as_plain_text(tmp_path: Path) -> None:
     many = len(HOSTILE)
     counts = np.arange(many * many).reshape(many, many)
     wrong = [(name, name, 0.5) for name in HOSTILE]
-    pixels(batch_grid(plain(many), HOSTILE, tmp_path / "b.png"))
-    pixels(prediction_grid(plain(many), HOSTILE, [False] * many, tmp_path / "p.png", [0.5] * many))
-    pixels(most_wrong(plain(many), wrong, tmp_path / "w.png"))
-    pixels(confusion_matrix(counts, HOSTILE, tmp_path / "c.png"))
+    pixels(draw(tmp_path / "b.png", grids.batch, plain(many), HOSTILE))
+    pixels(
+        draw(
+            tmp_path / "p.png",
+            grids.predictions,
+            plain(many),
+            HOSTILE,
+            [False] * many,
+            [0.5] * many,
+        )
+    )
+    pixels(draw(tmp_path / "w.png", grids.mistakes, plain(many), wrong))
+    pixels(draw(tmp_path / "c.png", confusion.matrix, counts, HOSTILE))
     for names in (HOSTILE, HOSTILE[::-1]):  # the twelve pairs shown reach half of the names
-        pixels(confused_pairs(counts, names, tmp_path / "q.png"))
+        pixels(draw(tmp_path / "q.png", confusion.bars, counts, names))
     for name in HOSTILE[4:8]:
-        pixels(curves(history(2), 1, name, tmp_path / "h.png"))
+        pixels(draw(tmp_path / "h.png", charts.curves, history(2), 1, name))
 
 
 def test_dollar_signs_are_no_mathematics() -> None:
@@ -225,7 +225,7 @@ def test_an_installed_font_is_used_for_glyphs_that_the_first_one_lacks(
     fonts("No Such Font", "STIXGeneral")
     assert plot.families() == ("DejaVu Sans", "STIXGeneral")
     assert plot.drawable(script) == script
-    pixels(batch_grid(plain(1), [script], tmp_path / "x.png"))
+    pixels(draw(tmp_path / "x.png", grids.batch, plain(1), [script]))
 
 
 @pytest.mark.parametrize("name", ["W" * 5000, "a" * 5000, "i" * 400, "golden_retriever_" * 9])
@@ -243,9 +243,9 @@ def test_short_names_stay_whole() -> None:
 def test_the_users_matplotlib_settings_change_nothing_and_are_kept(tmp_path: Path) -> None:
     import matplotlib
 
-    before = batch_grid(plain(2), ["a", "b"], tmp_path / "before.png").read_bytes()
+    before = draw(tmp_path / "before.png", grids.batch, plain(2), ["a", "b"]).read_bytes()
     with matplotlib.rc_context({"text.usetex": True, "font.size": 30, "savefig.facecolor": "r"}):
-        after = batch_grid(plain(2), ["a", "b"], tmp_path / "after.png").read_bytes()
+        after = draw(tmp_path / "after.png", grids.batch, plain(2), ["a", "b"]).read_bytes()
         assert matplotlib.rcParams["text.usetex"] and matplotlib.rcParams["font.size"] == 30
     assert before == after
 
@@ -253,7 +253,7 @@ def test_the_users_matplotlib_settings_change_nothing_and_are_kept(tmp_path: Pat
 def test_a_folder_that_cannot_be_written_is_one_clear_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder")
     with pytest.raises(OutputError, match="cannot be written"):
-        batch_grid(plain(1), ["a"], tmp_path / "file" / "x.png")
+        draw(tmp_path / "file" / "x.png", grids.batch, plain(1), ["a"])
 
 
 def test_the_matrix_shows_counts_and_the_images_of_each_true_class() -> None:
@@ -288,7 +288,7 @@ def test_many_classes_have_no_numbers_and_few_labels(many: int, tmp_path: Path) 
         axes = confusion.matrix(counts, names).axes[0]
     assert not axes.texts and 15 <= len(axes.get_yticklabels()) <= 30
     assert "one in" in axes.get_xlabel()
-    assert max(pixels(confusion_matrix(counts, names, tmp_path / "c.png")).shape) < 2000
+    assert max(pixels(draw(tmp_path / "c.png", confusion.matrix, counts, names)).shape) < 2000
 
 
 @pytest.mark.parametrize(("many", "angle"), [(2, 0), (5, 45), (12, 45), (13, 90), (40, 90)])
@@ -314,16 +314,16 @@ def test_pairs_are_sorted_and_leave_out_the_diagonal() -> None:
 
 def test_when_nothing_is_confused_no_pairs_are_drawn(tmp_path: Path) -> None:
     path = tmp_path / "confused_pairs.png"
-    assert confused_pairs(np.array([[1, 1], [0, 1]]), ["a", "b"], path) == path
-    assert confused_pairs(np.array([[3, 0], [0, 2]]), ["a", "b"], path) is None
+    assert draw(path, confusion.bars, np.array([[1, 1], [0, 1]]), ["a", "b"]) == path
+    assert draw(path, confusion.bars, np.array([[3, 0], [0, 2]]), ["a", "b"]) is None
     assert not path.exists()
-    assert confused_pairs(np.array([[7]]), ["only"], path) is None
+    assert draw(path, confusion.bars, np.array([[7]]), ["only"]) is None
 
 
 def test_the_curves_mark_the_best_epoch_and_its_value(tmp_path: Path) -> None:
     rows = history(6)
     with plot.style():
-        figure = charts.panels(rows, 4, "val_acc")
+        figure = charts.curves(rows, 4, "val_acc")
     assert figure is not None
     loss, score, rate = figure.axes
     assert [line.get_label() for line in loss.lines[:2]] == ["train", "val"]
@@ -334,7 +334,7 @@ def test_the_curves_mark_the_best_epoch_and_its_value(tmp_path: Path) -> None:
     dot = score.lines[-1]
     assert (list(dot.get_xdata()), list(dot.get_ydata())) == ([4], [0.875])
     assert list(rate.lines[0].get_ydata()) == [0.1] * 6
-    pixels(curves(rows, 4, "val_acc", tmp_path / "c.png"))
+    pixels(draw(tmp_path / "c.png", charts.curves, rows, 4, "val_acc"))
 
 
 def test_the_curves_of_a_solved_head_mark_the_chosen_strength_and_have_plain_labels() -> None:
@@ -344,7 +344,7 @@ def test_the_curves_of_a_solved_head_mark_the_chosen_strength_and_have_plain_lab
     losses = {10.0: 0.9, 0.1: 0.5, 0.001: 0.6}
     rows = [{"l2": l2, "cv_loss": loss, **others} for l2, loss in losses.items()]
     with plot.style():
-        figure = charts.path(rows, 2)
+        figure = charts.strengths(rows, 2)
         FigureCanvasAgg(figure).draw()
     loss, _ = figure.axes
     assert [list(line.get_xdata()) for line in loss.lines[-1:]] == [[0.1]]
@@ -358,7 +358,7 @@ def test_one_epoch_is_seen_as_points_over_one_tick(tmp_path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     with plot.style():
-        figure = charts.panels(history(1), 1, "val_acc")
+        figure = charts.curves(history(1), 1, "val_acc")
         assert figure is not None
         FigureCanvasAgg(figure).draw()
         ticks = [t for t in figure.axes[0].get_xticks() if 0.5 <= t <= 1.5]
@@ -366,28 +366,30 @@ def test_one_epoch_is_seen_as_points_over_one_tick(tmp_path: Path) -> None:
     for axes in figure.axes:
         assert axes.lines[0].get_marker() in ("o", "s") and axes.lines[0].get_markersize() > 0
         assert axes.get_xlim()[0] < 1 < axes.get_xlim()[1]
-    pixels(curves(history(1), 1, "val_acc", tmp_path / "c.png"))
+    pixels(draw(tmp_path / "c.png", charts.curves, history(1), 1, "val_acc"))
 
 
 def test_values_that_are_none_or_not_finite_are_left_out(tmp_path: Path) -> None:
     rows = history(4)
     rows[1]["val_loss"], rows[2]["val_loss"] = None, float("nan")
     assert charts.points(rows, "val_loss") == [(1.0, 0.5), (4.0, 0.5)]
-    path = curves([{**row, "lr": None} for row in rows], None, "val_acc", tmp_path / "c.png")
+    path = draw(
+        tmp_path / "c.png", charts.curves, [{**row, "lr": None} for row in rows], None, "val_acc"
+    )
     pixels(path)
 
 
 def test_curves_of_nothing_are_not_drawn(tmp_path: Path) -> None:
-    assert curves([], None, "val_acc", tmp_path / "c.png") is None
+    assert draw(tmp_path / "c.png", charts.curves, [], None, "val_acc") is None
     nothing = history(2, train_loss=None, val_loss=None, val_acc=None, lr=None)
-    assert curves(nothing, 1, "val_acc", tmp_path / "c.png") is None
+    assert draw(tmp_path / "c.png", charts.curves, nothing, 1, "val_acc") is None
     assert not (tmp_path / "c.png").exists()
 
 
 def test_a_metric_to_be_low_and_a_run_without_a_best_epoch_are_drawn(tmp_path: Path) -> None:
-    pixels(curves(history(3), 2, "val_loss", tmp_path / "a.png"))
-    pixels(curves(history(300), None, "val_acc", tmp_path / "b.png"))
-    pixels(curves(history(3), 9, "no_such_metric", tmp_path / "c.png"))
+    pixels(draw(tmp_path / "a.png", charts.curves, history(3), 2, "val_loss"))
+    pixels(draw(tmp_path / "b.png", charts.curves, history(300), None, "val_acc"))
+    pixels(draw(tmp_path / "c.png", charts.curves, history(3), 9, "no_such_metric"))
 
 
 # The page
@@ -542,8 +544,8 @@ def test_a_run_without_training_and_scores_says_so() -> None:
 
 
 def test_figures_are_embedded_whole_and_linked_relatively(tmp_path: Path) -> None:
-    drawn = batch_grid(plain(2), ["a", "b"], tmp_path / "figures" / "batch_grid.png")
-    curves(history(3), 2, "val_acc", tmp_path / "figures" / "curves.png")
+    drawn = draw(tmp_path / "figures" / "batch_grid.png", grids.batch, plain(2), ["a", "b"])
+    draw(tmp_path / "figures" / "curves.png", charts.curves, history(3), 2, "val_acc")
     html, markdown = page(tmp_path, *facts())
     found = Page(html)
     images = [value for key, value in found.attributes if key == "src"]
@@ -555,7 +557,7 @@ def test_figures_are_embedded_whole_and_linked_relatively(tmp_path: Path) -> Non
 
 
 def test_a_figure_that_xfer_does_not_know_is_shown_last(tmp_path: Path) -> None:
-    batch_grid(plain(1), ["a"], tmp_path / "figures" / "lr_find.png")
+    draw(tmp_path / "figures" / "lr_find.png", grids.batch, plain(1), ["a"])
     html, markdown = page(tmp_path, *facts())
     assert Page(html).tags.count("img") == 1 and "figures/lr_find.png" in markdown
     assert html.index("lr_find") > html.index("Remarks")
@@ -580,7 +582,7 @@ def test_hostile_names_come_out_as_text(tmp_path: Path) -> None:
 
 
 def test_the_page_forbids_everything_but_its_own_style_and_pictures(tmp_path: Path) -> None:
-    batch_grid(plain(1), ["a"], tmp_path / "figures" / "batch_grid.png")
+    draw(tmp_path / "figures" / "batch_grid.png", grids.batch, plain(1), ["a"])
     html, _ = page(tmp_path, *facts())
     policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
     attributes = Page(html).attributes
@@ -641,12 +643,12 @@ def test_the_page_of_a_run_with_every_figure_names_them_in_order(
 ) -> None:
     figures, names = tmp_path / "figures", ["dogs", "wolves"] * 12
     counts = np.array([[28, 2], [0, 30]])
-    batch_grid(photographs, names, figures / "batch_grid.png")
-    prediction_grid(photographs, names, [True] * 24, figures / "prediction_grid.png")
-    most_wrong(photographs[:2], [("dogs", "wolves", 0.9)] * 2, figures / "most_wrong.png")
-    confusion_matrix(counts, ["dogs", "wolves"], figures / "confusion_matrix.png")
-    confused_pairs(counts, ["dogs", "wolves"], figures / "confused_pairs.png")
-    curves(history(3), 2, "val_acc", figures / "curves.png")
+    draw(figures / "batch_grid.png", grids.batch, photographs, names)
+    draw(figures / "prediction_grid.png", grids.predictions, photographs, names, [True] * 24)
+    draw(figures / "most_wrong.png", grids.mistakes, photographs[:2], [("dogs", "wolves", 0.9)] * 2)
+    draw(figures / "confusion_matrix.png", confusion.matrix, counts, ["dogs", "wolves"])
+    draw(figures / "confused_pairs.png", confusion.bars, counts, ["dogs", "wolves"])
+    draw(figures / "curves.png", charts.curves, history(3), 2, "val_acc")
     html, _ = page(tmp_path, *facts())
     order = [value for key, value in Page(html).attributes if key == "alt"]
     assert order == [

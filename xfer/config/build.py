@@ -96,7 +96,7 @@ class Builder:
             for key, value in named.items()
         ]
         rest = {key: value for key, value in node.items() if key not in named}
-        target = {"_target_": "xfer.export.Gate", **rest}
+        target = {"_target_": "xfer.export.Strictness", **rest}
         gate = self.attempt(schema.build, "export", target, self.where)
         return gate and Exports(gate, tuple(w for w in writers if w is not None))
 

@@ -100,8 +100,8 @@ def metric_of(column: str) -> Metric | None:
 
 
 def _loss(answers: Answers) -> float:
-    own = answers.logits[np.arange(len(answers.truth)), answers.truth]
-    return float(np.mean(answers.largest - own + np.log(answers.total)))
+    right = answers.logits[np.arange(len(answers.truth)), answers.truth]
+    return float(np.mean(answers.largest - right + np.log(answers.total)))
 
 
 def _accuracy(answers: Answers) -> float:
@@ -165,9 +165,9 @@ def _calibration_error(answers: Answers) -> float:
 
 def _top5(answers: Answers) -> float:
     z, truth = answers.logits, answers.truth
-    own = z[np.arange(len(z)), truth][:, None]
+    right = z[np.arange(len(z)), truth][:, None]
     before = np.arange(z.shape[1]) < truth[:, None]
-    ahead = (z > own) | ((z == own) & before)
+    ahead = (z > right) | ((z == right) & before)
     return float(np.mean(ahead.sum(axis=1) < 5))
 
 
@@ -190,6 +190,17 @@ def score(
     computed = values(logits, labels)
     truth, predicted = np.asarray(labels, np.int64), np.asarray(logits).argmax(axis=1)
     right = int((truth == predicted).sum())
+    answered = (truth[truth == predicted], truth, predicted)
+    totals = (np.bincount(labels, minlength=count).tolist() for labels in answered)
+    per_class = {
+        name: {
+            "n": n,
+            "precision": correct / chosen if chosen else 0.0,
+            "recall": correct / n if n else 0.0,
+            "f1": 2 * correct / (n + chosen) if n + chosen else 0.0,
+        }
+        for name, correct, n, chosen in zip(classes, *totals, strict=True)
+    }
     auroc = computed.get("auroc", math.nan)
     # Score has a field for each of those that every caller knows.
     others = {name: v for name, v in computed.items() if name not in Score.__annotations__}
@@ -203,7 +214,7 @@ def score(
         ece=computed["ece"],
         top5=computed.get("top5"),
         confusion=confusion(truth, predicted, count).tolist() if count <= FEW else None,
-        per_class=_per_class(truth, predicted, classes),
+        per_class=per_class,
         used_for_selection=used_for_selection,
         others={name: None if math.isnan(v) else v for name, v in others.items()},
     )
@@ -213,20 +224,3 @@ def confusion(truth: Labels, predicted: Labels, count: int) -> Labels:
     """Images by true class (row) and predicted class (column), int64 (count, count)."""
     counts = np.bincount(truth * count + predicted, minlength=count**2).reshape(count, count)
     return counts.astype(np.int64)
-
-
-def _per_class(
-    truth: Labels, chosen: Labels, classes: tuple[str, ...]
-) -> dict[str, dict[str, float]]:
-    count = len(classes)
-    of = (truth[truth == chosen], truth, chosen)
-    totals = (np.bincount(labels, minlength=count).tolist() for labels in of)
-    rows = {}
-    for name, right, n, predicted in zip(classes, *totals, strict=True):
-        rows[name] = {
-            "n": n,
-            "precision": right / predicted if predicted else 0.0,
-            "recall": right / n if n else 0.0,
-            "f1": 2 * right / (n + predicted) if n + predicted else 0.0,
-        }
-    return rows

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +23,7 @@ from xfer.core.run_folder import best_checkpoint
 from xfer.core.types import InputSpec, Plain, Predictions, class_name
 from xfer.data.preprocess import check_size, named, prepare
 from xfer.evaluation.onnx_session import open_session, runner
-from xfer.evaluation.predict import find, predict_split, tell_broken, told, write_predictions
+from xfer.evaluation.predict import find, predict_split, summary, warn_of_broken, write_predictions
 
 if TYPE_CHECKING:
     from xfer.config.specs import ModelFile, Specs
@@ -33,7 +35,7 @@ _THREADS = 2  # decoding images while the network works on those before
 
 
 @dataclass(frozen=True)
-class Model:
+class OnnxModel:
     """An opened file. ``pictures`` says that it takes those as they are, and then its ``recipe``
     may be unknown; ``batch`` is the only batch size that it runs, or ``None``."""
 
@@ -45,7 +47,7 @@ class Model:
     pictures: bool = False
 
 
-def open_model(asked: ModelFile) -> Model:
+def open_model(asked: ModelFile) -> OnnxModel:
     """Open the file, and learn its classes and recipe from it or from ``asked``.
 
     Raises WeightsError for what is no image classifier in ONNX, ConfigError for labels or a
@@ -69,7 +71,7 @@ def open_model(asked: ModelFile) -> Model:
         errors.append(error)
     raise_all(errors)
     warn_if_stale(path)
-    return Model(path, runner(session), classes, recipe, 1 if pictures else batch, pictures)
+    return OnnxModel(path, runner(session), classes, recipe, 1 if pictures else batch, pictures)
 
 
 def _input(path: Path, session: Any) -> tuple[int | None, bool]:
@@ -78,9 +80,9 @@ def _input(path: Path, session: Any) -> tuple[int | None, bool]:
     kinds = {"tensor(float)": False, "tensor(uint8)": True}
     shape = puts[0].shape if puts else []
     if len(puts) != 1 or len(shape) != 4 or shape[1] != 3 or puts[0].type not in kinds:
-        found = ", ".join(f"{put.name} {put.type} {put.shape}" for put in puts)
+        given = ", ".join(f"{put.name} {put.type} {put.shape}" for put in puts)
         fix = "give a file with one input (n, 3, height, width), float32 or uint8"
-        raise WeightsError(path, f"does not take images: its input is {found}", fix, 44)
+        raise WeightsError(path, f"does not take images: its input is {given}", fix, 44)
     return (shape[0] if isinstance(shape[0], int) else None), kinds[puts[0].type]
 
 
@@ -98,21 +100,21 @@ def _classes(
             return tuple(checked(Classes, parsed(said["classes"])))
         except ValueError as error:
             fix = "export it again, or type predict.labels=labels.json"
-            raise WeightsError(path, f"its class names are at fault ({error})", fix, 98) from error
+            raise WeightsError(path, f"its class names are invalid ({error})", fix, 98) from error
     text = _read("predict.labels", labels)
     try:
         is_json = text.lstrip()[:1] in ("[", "{", '"')
         # Else a class a line.
-        found = parsed(text) if is_json else [name for name in text.split("\n") if name.strip()]
-        return tuple(class_name(name.strip()) for name in checked(Classes, found))
+        names = parsed(text) if is_json else [name for name in text.split("\n") if name.strip()]
+        return tuple(class_name(name.strip()) for name in checked(Classes, names))
     except ValueError as error:
-        what, fix = f"'{labels}' is no list of class names ({error})", "give one a line"
+        what, fix = f"'{labels}' is not a list of class names ({error})", "give one a line"
         raise ConfigError("predict.labels", what, fix, 97) from error
 
 
 def _recipe(path: Path, file: str | None, said: dict[str, str]) -> InputSpec:
     if file is None and "preprocess" not in said:
-        what = f"{path} does not hold the recipe of its input"
+        what = f"{path} does not hold its input recipe"
         raise ConfigError("predict.recipe", what, "type predict.recipe=preprocess.json", 98)
     text = said["preprocess"] if file is None else _read("predict.recipe", file)
     try:
@@ -120,10 +122,12 @@ def _recipe(path: Path, file: str | None, said: dict[str, str]) -> InputSpec:
     except ValueError as error:
         if file is None:
             fix = "export it again, or type predict.recipe=preprocess.json"
-            what = f"the recipe of its input is at fault ({error})"
+            what = f"its input recipe is invalid ({error})"
             raise WeightsError(path, what, fix, 98) from error
         fix = "give size, resize, interpolation, mean and std as preprocess.json has them"
-        raise ConfigError("predict.recipe", f"{file} is no recipe ({error})", fix, 98) from error
+        raise ConfigError(
+            "predict.recipe", f"'{file}' is not an input recipe ({error})", fix, 98
+        ) from error
 
 
 def _read(key: str, file: str) -> str:
@@ -135,7 +139,7 @@ def _read(key: str, file: str) -> str:
 
 
 def warn_if_stale(path: Path) -> None:
-    """A run that went on after its export has a newer checkpoint beside the old file."""
+    """Warn where a run was resumed after its export: its checkpoint is newer than the file."""
     run = path.resolve().parent.parent
     checkpoint = best_checkpoint(run)
     if path.resolve().parent.name != "export" or not checkpoint.is_file():
@@ -145,7 +149,7 @@ def warn_if_stale(path: Path) -> None:
         log.warning(f"{path} is older than its checkpoint; to export again: {fix}")
 
 
-def facts(specs: Specs, model: Model) -> Plain:
+def facts(specs: Specs, model: OnnxModel) -> Plain:
     """What is known before the work, for ``plan.json``."""
     return {
         "experiment": specs.experiment,
@@ -160,7 +164,7 @@ def facts(specs: Specs, model: Model) -> Plain:
     }
 
 
-def predict(specs: Specs, model: Model, folder: Path, began: float) -> tuple[int, Plain]:
+def predict(specs: Specs, model: OnnxModel, folder: Path, began: float) -> tuple[int, Plain]:
     """Predict every image and write ``predictions.csv``; the number of predictions, and the times
     of a run that ``began`` then."""
     samples = find(specs.predict_input, model.recipe.range if model.recipe else None)
@@ -168,7 +172,7 @@ def predict(specs: Specs, model: Model, folder: Path, began: float) -> tuple[int
     answered = answers(model, samples)
     seconds = time.perf_counter() - start
     write_predictions(answered, folder / "predictions.csv")
-    for line in told(answered, folder / "predictions.csv"):
+    for line in summary(answered, folder / "predictions.csv"):
         log.info(line)
     timing = {
         "startup_s": start - began,
@@ -178,7 +182,7 @@ def predict(specs: Specs, model: Model, folder: Path, began: float) -> tuple[int
     return len(answered.names), timing
 
 
-def answers(model: Model, samples: Samples) -> Predictions:
+def answers(model: OnnxModel, samples: Samples) -> Predictions:
     """Logits for every image that can be decoded, in order; the others are counted in a warning.
 
     Raises DataError when none can be, WeightsError for answers that are no logits of the classes.
@@ -187,37 +191,38 @@ def answers(model: Model, samples: Samples) -> Predictions:
 
     broken: list[XferError] = []
     with tqdm(total=len(samples), desc="predicting", delay=2, leave=False, disable=None) as bar:
-
-        def batches() -> Iterator[tuple[Array | None, list[XferError | None]]]:
-            for loaded in _batches(model, samples):
-                good = [x for x in loaded if isinstance(x, np.ndarray)]
-                errors: list[XferError | None] = [
-                    x if isinstance(x, DataError) else None for x in loaded
-                ]
-                yield (np.stack(good) if good else None), errors
-                bar.update(len(loaded))
-
-        run = partial(_run, model)
-        answered = predict_split(run, batches(), samples, model.classes, broken)
-    tell_broken(broken, len(samples))
-    return replace(answered, logits=_logits(answered.logits))
+        batches, run = _batches(model, samples, bar.update), partial(_run, model)
+        answered = predict_split(run, batches, samples, model.classes, broken)
+    warn_of_broken(broken, len(samples))
+    logits = answered.logits
+    if (logits >= 0).all() and np.allclose(logits.sum(axis=1), 1, atol=1e-4):
+        # Rows that are all positive and sum to 1 are probabilities already.
+        logits = np.log(np.maximum(logits, 1e-30))
+    return replace(answered, logits=logits.astype(np.float32))
 
 
-def _batches(model: Model, samples: Samples) -> Iterator[list[Array | DataError]]:
-    """Loaded images a batch; the next batch loads while this one is worked on."""
+def _batches(
+    model: OnnxModel, samples: Samples, advance: Callable[[int], object]
+) -> Iterator[tuple[Array | None, list[XferError | None]]]:
+    """Batches as :func:`predict_split` takes them; the next ones load while one is worked on."""
     size = model.batch or _BATCH
     with ThreadPoolExecutor(_THREADS) as pool:
-        waiting: list[list[Future[Array | DataError]]] = []
-        for start in range(0, len(samples), size):
-            at = range(start, min(start + size, len(samples)))
-            waiting.append([pool.submit(_load, model, samples, i) for i in at])
-            if len(waiting) > 1 + _BATCH // size:
-                yield [future.result() for future in waiting.pop(0)]
-        for futures in waiting:
-            yield [future.result() for future in futures]
+        loading: deque[list[Future[Array | DataError]]] = deque()
+        starts = iter(range(0, len(samples), size))
+        while True:
+            for start in islice(starts, 2 + _BATCH // size - len(loading)):
+                chosen = range(start, min(start + size, len(samples)))
+                loading.append([pool.submit(_load, model, samples, i) for i in chosen])
+            if not loading:
+                return
+            loaded = [future.result() for future in loading.popleft()]
+            images = [item for item in loaded if isinstance(item, np.ndarray)]
+            errors = [item if isinstance(item, DataError) else None for item in loaded]
+            yield (np.stack(images) if images else None), [*errors]
+            advance(len(loaded))
 
 
-def _load(model: Model, samples: Samples, index: int) -> Array | DataError:
+def _load(model: OnnxModel, samples: Samples, index: int) -> Array | DataError:
     try:
         picture = samples.images[index]
         if model.recipe is not None:
@@ -229,24 +234,17 @@ def _load(model: Model, samples: Samples, index: int) -> Array | DataError:
     return np.ascontiguousarray(np.asarray(picture).transpose(2, 0, 1))
 
 
-def _run(model: Model, images: Array) -> Array:
+def _run(model: OnnxModel, images: Array) -> Array:
     """Answers (n, classes)."""
     try:
-        found = model.run(images)
+        answers = model.run(images)
     except Exception as error:  # onnxruntime's errors share no class of their own
         line = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
         what = f"cannot run images of shape {images.shape[1:]} ({line})"
         raise WeightsError(model.path, what, "check predict.recipe", 45) from error
-    if found.shape != (len(images), len(model.classes)):
-        what = f"answers {found.shape} for {len(images)} images and {len(model.classes)} classes"
+    if answers.shape != (len(images), len(model.classes)):
+        what = f"answers {answers.shape} for {len(images)} images and {len(model.classes)} classes"
         raise WeightsError(model.path, what, "check predict.labels", 46)
-    if not np.isfinite(found).all():
+    if not np.isfinite(answers).all():
         raise WeightsError(model.path, "answers NaN or Inf", "export it again", 47)
-    return found
-
-
-def _logits(found: Array) -> Array:
-    """Answers as logits. Rows that are all positive and sum to 1 are probabilities already."""
-    if (found >= 0).all() and np.allclose(found.sum(axis=1), 1, atol=1e-4):
-        return np.log(np.maximum(found, 1e-30)).astype(np.float32)
-    return found.astype(np.float32)
+    return answers

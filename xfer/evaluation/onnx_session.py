@@ -14,16 +14,22 @@ if TYPE_CHECKING:
     from xfer.core.types import Array
 
 
+def runtime() -> Any:
+    """onnxruntime, imported so that it reports nothing home."""
+    # Read when onnxruntime is imported: its wheels report usage since 1.29.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    import onnxruntime
+
+    return onnxruntime
+
+
 def open_session(path: Path, threads: int = 0) -> Any:
     """An ``InferenceSession`` of an ONNX file on the CPU, from the file alone; 0 ``threads`` are
     as many as it likes.
 
     Raises WeightsError for a file that is missing or that onnxruntime cannot run.
     """
-    # Read when onnxruntime is imported: its wheels report usage since 1.29.
-    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-    import onnxruntime
-
+    onnxruntime = runtime()
     if not path.is_file():
         raise WeightsError(path, "there is no such file", "give an ONNX file", 42)
     options = onnxruntime.SessionOptions()
@@ -33,7 +39,7 @@ def open_session(path: Path, threads: int = 0) -> Any:
     except Exception as error:  # its errors share no class of their own
         lines = str(error).strip().splitlines() or [type(error).__name__]
         what = f"onnxruntime cannot run it ({lines[0][:160]})"
-        raise WeightsError(path, what, "give a whole ONNX file", 43) from error
+        raise WeightsError(path, what, "give a complete ONNX file", 43) from error
 
 
 def runner(session: Any) -> Callable[[Array], Array]:
@@ -45,8 +51,8 @@ def runner(session: Any) -> Callable[[Array], Array]:
     size = session.get_inputs()[0].shape[0]
 
     def run(images: Array) -> Array:
-        found: Array = session.run([out], {name: images})[0]
-        return found
+        answers: Array = session.run([out], {name: images})[0]
+        return answers
 
     def grouped(images: Array) -> Array:
         import numpy as np

@@ -62,13 +62,13 @@ def find(inputs: Sequence[str], over: PixelRange | None = None) -> Samples:
 def pictures(given: Any) -> Samples:
     """Pictures in memory as samples without labels, called by their position.
 
-    Raises DataError for what is none.
+    Raises DataError for what is no picture.
     """
     many = isinstance(given, np.ndarray) and given.ndim == 4
     many = many or (isinstance(given, Sequence) and not isinstance(given, bytes))
-    found = [_picture(item, i) for i, item in enumerate(given if many else [given])]
-    names = tuple(f"image {i}" for i in range(len(found)))
-    return Samples(names, np.full(len(found), -1, np.int64), found, sha256="")
+    images = [_picture(item, i) for i, item in enumerate(given if many else [given])]
+    names = tuple(f"image {i}" for i in range(len(images)))
+    return Samples(names, np.full(len(images), -1, np.int64), images, sha256="")
 
 
 def _picture(item: Any, position: int) -> Image:
@@ -82,7 +82,7 @@ def _picture(item: Any, position: int) -> Image:
         except Exception as error:  # as in images.decode
             raise DataError(where, f"cannot be used ({error})", "give an RGB image", 63) from error
     if isinstance(item, str | Path):
-        raise DataError(where, "is a path among pictures", "give paths or pictures alone", 63)
+        raise DataError(where, "is a path between pictures", "give either paths or pictures", 63)
     shape = f" {item.dtype} {item.shape}" if isinstance(item, np.ndarray) else ""
     what = f"is neither a path nor a picture: {type(item).__name__}{shape}"
     fix = "give paths, PIL images, or uint8 arrays (height, width) or (height, width, 3)"
@@ -90,33 +90,24 @@ def _picture(item: Any, position: int) -> Image:
 
 
 def _named(text: str) -> list[Path]:
+    """The images that ``text`` names; what else it names is a warning."""
+    fix = "give predict.input=FOLDER, FILE or 'GLOB'"
+    left_out: list[str] = []
     try:
-        return _expand(text)
+        path = Path(text).expanduser()
+        if path.is_dir():
+            images, left_out = _walked(path)
+        else:
+            images, left_out = ([path], []) if path.is_file() else _matches(path)
     except (OSError, ValueError, RuntimeError) as error:
         # Too long, a NUL, an unknown home folder, or stars that pathlib does not take.
         reason = path_problem(text) or getattr(error, "strerror", None) or str(error)
-        what = f"cannot be looked for ({reason})"
-        raise DataError(text[:200], what, _GIVE_INPUT, 44) from error
-
-
-_GIVE_INPUT = "give predict.input=FOLDER, FILE or 'GLOB'"
-
-
-def _expand(text: str) -> list[Path]:
-    path = Path(text).expanduser()
-    left_out: list[str] = []
-    if path.is_dir():
-        found, left_out = _walked(path)
-    elif path.is_file():
-        found = [path]
-    else:
-        found, left_out = _matches(path)
-    if not found:
-        told = "".join(f"; {line}" for line in left_out)
-        raise DataError(text, f"names no image file{told}", _GIVE_INPUT, 44)
+        raise DataError(text[:200], f"cannot be searched for ({reason})", fix, 44) from error
+    if not images:
+        raise DataError(text, "; ".join(["names no image file", *left_out]), fix, 44)
     for line in left_out:
         log.warning(f"{printable(text)}: {line}")
-    return found
+    return images
 
 
 def _walked(folder: Path) -> tuple[list[Path], list[str]]:
@@ -130,41 +121,37 @@ def _matches(pattern: Path) -> tuple[list[Path], list[str]]:
     says so itself. What ``**`` stands for is walked as any folder."""
     root = Path(pattern.anchor) if pattern.is_absolute() else Path()
     parts = pattern.relative_to(pattern.anchor).parts
-    behind = parts[parts.index("**") + 1 :] if "**" in parts else ()
-    if behind and not any(part == "**" or is_hidden(part) for part in behind):
-        found, left_out = list[Path](), list[str]()
-        for folder in _globbed(root, parts[: parts.index("**")]):
-            if folder.is_dir() and not _is_hidden(folder, parts):
-                images, lines = _walked(folder)
-                rest = str(Path(*behind))
-                found += [path for path in images if path.relative_to(folder).match(rest)]
-                left_out += lines
-        return found, list(dict.fromkeys(left_out))
-    paths = _globbed(root, parts)
-    notes = {str(path): _why_not(path, parts) for path in paths}
-    notes = {name: f"left out ({why})" for name, why in notes.items() if why}
-    return [path for path in paths if str(path) not in notes], note_lines(notes)
 
+    def globbed(parts: Sequence[str]) -> list[Path]:
+        return sorted(root.glob(str(Path(*parts)))) if parts else [root]
 
-def _globbed(root: Path, parts: Sequence[str]) -> list[Path]:
-    return sorted(root.glob(str(Path(*parts)))) if parts else [root]
+    stars = parts.index("**") if "**" in parts else len(parts)
+    rest = parts[stars + 1 :]
+    if rest and not any(part == "**" or is_hidden(part) for part in rest):
+        images: list[Path] = []
+        lines: list[str] = []
+        for folder in globbed(parts[:stars]):
+            if folder.is_dir() and _why_not(folder, parts) != "hidden":
+                inside, remarks = _walked(folder)
+                images += [p for p in inside if p.relative_to(folder).match(str(Path(*rest)))]
+                lines += remarks
+        return images, list(dict.fromkeys(lines))
+    reasons = {path: _why_not(path, parts) for path in globbed(parts)}
+    notes = {str(path): f"left out ({why})" for path, why in reasons.items() if why}
+    return [path for path, why in reasons.items() if not why], note_lines(notes)
 
 
 def _why_not(path: Path, named: Sequence[str]) -> str:
     """Why a path that a pattern names is not predicted; empty for an image."""
-    if _is_hidden(path, named):
+    if any(is_hidden(part) for part in path.parts if part not in {*named, ".."}):
         return "hidden"
     if path.is_dir():
         return "folders, which a pattern does not enter: name them"
     return "" if path.suffix.lower() in SUFFIXES else NO_IMAGE
 
 
-def _is_hidden(path: Path, named: Sequence[str]) -> bool:
-    return any(is_hidden(part) for part in path.parts if part not in {*named, ".."})
-
-
-def tell_broken(broken: Sequence[XferError], count: int) -> None:
-    """Count what only decoding found to be broken, in a warning; raise when it is all ``count``."""
+def warn_of_broken(broken: Sequence[XferError], count: int) -> None:
+    """Count the files that could not be decoded in a warning; raise when it is all ``count``."""
     if len(broken) == count:
         raise broken[0]
     if broken:
@@ -217,12 +204,11 @@ def predictions(
     return Predictions(names, logits, labels if (labels >= 0).all() else None, classes)
 
 
-def told(found: Predictions, path: Path) -> list[str]:
+def summary(answers: Predictions, path: Path) -> list[str]:
     """The answers for people: the first 20, and where all of them are."""
-    chosen, confidence = found.logits.argmax(axis=1), found.confidence
-    shown = zip(found.names[:20], chosen, confidence, strict=False)
-    lines = [f"{name}: {found.classes[top]} ({sure:.3f})" for name, top, sure in shown]
-    n = len(found.names)
+    n, chosen = len(answers.names), answers.logits.argmax(axis=1)
+    shown = zip(answers.names[:20], chosen, answers.confidence, strict=False)
+    lines = [f"{name}: {answers.classes[top]} ({sure:.3f})" for name, top, sure in shown]
     rest = f"; the first {len(lines)} are shown" if n > len(lines) else ""
     return [*lines, f"{n} predictions in {path}{rest}"]
 

@@ -1,4 +1,4 @@
-"""AIR, the format of Huawei's Ascend: refused, with the way there."""
+"""AIR, the format of Huawei's Ascend: refused, with what to do instead."""
 
 from __future__ import annotations
 

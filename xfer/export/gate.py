@@ -12,15 +12,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import numpy as np
 from annotated_types import Ge, Gt, Le
 
 from xfer.core.errors import ExportError, XferError, raise_all
 from xfer.core.files import atomic_write, file_sha256, write_json
 from xfer.core.protocols import ChecksCard
 from xfer.core.types import Exported
-from xfer.export.evidence import Evidence
-from xfer.export.parity import FIX, Trials, answers, refuse_nan, run_torch
+from xfer.export.parity import FIX, Evidence, Trials, answers, refuse_nan, run_torch
 
 if TYPE_CHECKING:
     import torch
@@ -67,17 +65,21 @@ def export(
     """
     import torch
 
-    _check(net, images)
+    if not len(images):
+        raise ExportError(
+            "export", "there are no images to compare on", "give validation images", 1
+        )
+    if any(module.training for module in net.modules()):
+        raise ExportError("export", "the network is in training mode", "call net.eval() first", 2)
     # A copy in the layout that convolutions like: on a processor it answers almost twice as fast.
     run = run_torch(copy.deepcopy(net).to(memory_format=torch.channels_last))
     expected = answers(run, images)
-    given = evidence or Evidence()
-    gate = _Gate(net, Trials(run, images, expected, card, tolerance, given))
+    trials = Trials(run, images, expected, card, tolerance, evidence or Evidence())
     done: list[Exported] = []
     errors: list[XferError] = []
     for writer in writers:
         try:
-            done.append(gate.admit(writer, folder / writer.file))
+            done.append(_admit(net, trials, writer, folder / writer.file))
         except ExportError as error:
             (folder / writer.file).unlink(missing_ok=True)
             errors.append(error)
@@ -92,83 +94,57 @@ def export(
     return done
 
 
-def _check(net: torch.nn.Module, images: Array) -> None:
-    if not len(images):
-        raise ExportError("export", "there is no image to compare on", "give validation images", 1)
-    if any(module.training for module in net.modules()):
-        raise ExportError("export", "the network is in training mode", "call net.eval() first", 2)
+def _admit(net: torch.nn.Module, trials: Trials, writer: Writer, path: Path) -> Exported:
+    """Write, re-open and try under a temporary name; then give the file its name."""
+    name = str(getattr(writer, "format", Path(writer.file).suffix.removeprefix(".")))
+    kind, images = getattr(writer, "trial", "logits"), trials.images
+    outcome: Plain = {}
+    if kind == "score":  # on val, which it must not be fitted to
+        calibration = trials.evidence.calibration
+        images = images[:0] if calibration is None else calibration
 
-
-@dataclass(frozen=True)
-class _Gate:
-    """The network, and the trials that its files must pass."""
-
-    net: torch.nn.Module
-    trials: Trials
-
-    def admit(self, writer: Writer, path: Path) -> Exported:
-        """Write, re-open and try under a temporary name; then give the file its name."""
-        found: Plain = {}
-        trials, name = self.trials, _format(writer)
-
-        def write(part: Path) -> None:
-            fix = "train it again: it diverged"
-            refuse_nan(path, name, trials.expected, "the network itself", fix)
-            with _library_errors(path, name, "written"):
-                facts = writer.write(self.net, self._inputs(writer, path), trials.card, part)
-            with _library_errors(path, name, "run"):
-                trial = getattr(trials, getattr(writer, "trial", "logits"))
-                told: Plain = trial(path, name, writer.open(part, self.net))
-            found.update(told, facts=facts)
-
-        atomic_write(path, write)
-        return Exported(
-            format=name,
-            file=path.name,
-            bytes=path.stat().st_size,
-            sha256=file_sha256(path),
-            images=found.pop("pictures", len(trials.images)),
-            batches=tuple(trials.expected),
-            **found,
-        )
-
-    def _inputs(self, writer: Writer, path: Path) -> Array:
-        """Real inputs to write with; a file that is scored on val must not be fitted to it."""
-        if getattr(writer, "trial", "logits") != "score":
-            return self.trials.images
-        found = self.trials.evidence.calibration
-        if found is None or not len(found):
-            what = f"{_format(writer)} is calibrated on training images, and there are none"
+    def write(part: Path) -> None:
+        fix = "train it again: it diverged"
+        refuse_nan(path, name, trials.expected, "the network itself", fix)
+        if not len(images):
+            what = f"{name} is calibrated on training images, and there are none"
             raise ExportError(path, what, "give data with a train split", 46)
-        return np.asarray(found)
+        with _library_errors(path, name, "written"):
+            outcome["facts"] = writer.write(net, images, trials.card, part)
+        with _library_errors(path, name, "run"):
+            outcome.update(getattr(trials, kind)(path, name, writer.open(part, net)))
 
-
-def _format(writer: Writer) -> str:
-    return str(getattr(writer, "format", Path(writer.file).suffix.removeprefix(".")))
+    atomic_write(path, write)
+    return Exported(
+        format=name,
+        file=path.name,
+        bytes=path.stat().st_size,
+        sha256=file_sha256(path),
+        images=outcome.pop("pictures", len(trials.images)),
+        batches=tuple(trials.expected),
+        **outcome,
+    )
 
 
 @contextmanager
 def _library_errors(path: Path, name: str, verb: str) -> Iterator[None]:
-    """Tell any exception of an exporter or runtime in one line; a full disk stays an OSError."""
+    """Any exception of an exporter or runtime in one line; a full disk stays an OSError."""
     try:
         yield
     except (XferError, OSError, MemoryError):
         raise
     except Exception as error:
-        what = f"{name} cannot be {verb}: {_first_line(error)}"
+        # Exporters wrap what went wrong in pages of advice; the first cause is the reason.
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
+        what = f"{name} cannot be {verb}: {(lines or [type(cause).__name__])[0][:200]}"
         raise ExportError(path, what, FIX, 3) from error
 
 
-def _first_line(error: BaseException) -> str:
-    # Exporters wrap what went wrong in pages of advice; the first cause is the reason.
-    while error.__cause__ is not None:
-        error = error.__cause__
-    lines = [stripped for line in str(error).splitlines() if (stripped := line.strip())]
-    return (lines or [type(error).__name__])[0][:200]
-
-
 @dataclass(frozen=True)
-class Gate:
+class Strictness:
     """``tolerance``: the largest logit difference, see :func:`xfer.export.parity.allowed`.
     ``images``: how many real validation images every file is compared on. ``max_drop``: the
     accuracy that an approximate file (int8) may lose on the validation split."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from annotated_types import Ge
 
-from xfer.evaluation.onnx_session import open_session, runner
+from xfer.evaluation.onnx_session import open_session, runner, runtime
 from xfer.export.metadata import metadata
 from xfer.export.onnx import tensors, trace, with_suffix
 
@@ -43,8 +42,7 @@ class Int8:
 
     def write(self, net: torch.nn.Module, images: Array, card: Card, path: Path) -> Plain:
         """Trace ``net``, measure the ranges on ``images``, quantise."""
-        # Read when onnxruntime is imported: its wheels report usage since 1.29.
-        os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+        runtime()
         import onnx
         from onnxruntime.quantization import QuantFormat, QuantType, quant_pre_process
         from onnxruntime.quantization import quantize_static as quantize

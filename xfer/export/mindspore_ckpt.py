@@ -1,4 +1,4 @@
-"""MindSpore's checkpoint, with its own names, written without MindSpore.
+"""MindSpore's checkpoint, written without MindSpore, with the names that its networks have.
 
 A file is a row of messages ``Value { string tag = 1; TensorProto tensor = 2 }`` with ``TensorProto
 { repeated int64 dims = 1; string tensor_type = 2; bytes tensor_content = 3 }``, which MindSpore
@@ -11,23 +11,22 @@ import zlib
 from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass
-from math import prod
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from xfer.core.errors import ExportError
-from xfer.core.protobuf import Malformed, Wire, chunk, number, text
-from xfer.export.mindspore_names import back, chosen, difference, names
+from xfer.core.errors import ExportError, WeightsError, closest
+from xfer.core.protobuf import Malformed, chunk, number, text
+from xfer.export.metadata import library_of
 from xfer.export.parity import run_torch
-from xfer.weights.mindspore.translate import DialectName
+from xfer.weights.mindspore.translate import DialectName, renamed, shipped, suits, to_torch
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     import torch
+    from torch import nn
 
-    from xfer.core.protobuf import Field
     from xfer.core.protocols import Runner
     from xfer.core.types import Array, Card, Plain
 
@@ -72,12 +71,18 @@ class MindSporeCkpt:
         return {**facts, "tensors": len(called), "crc": self.crc}
 
     def open(self, path: Path, net: torch.nn.Module) -> Runner:
-        """The file's tensors, read back and under torch's names again, in a copy of ``net``."""
+        """The file's tensors, read as ``source=mindspore`` reads them and under torch's names
+        again, in a copy of ``net``."""
         import torch
 
-        tensors = _read(path)
-        model, theirs = deepcopy(net), back(net, list(tensors))
-        state = {new: torch.from_numpy(tensors[old]) for old, new in theirs.items()}
+        from xfer.weights.mindspore.ckpt import read
+
+        try:
+            tensors = read(path).state
+        except WeightsError as error:
+            raise Malformed(error.what) from error
+        model = deepcopy(net)
+        state = {new: tensors[old] for old, new in back(net, list(tensors)).items()}
         counters = {n: t for n, t in net.state_dict().items() if n not in state}
         model.load_state_dict({**counters, **state}, strict=True)
         # In the layout that the network itself is asked in.
@@ -100,34 +105,81 @@ def _values(name: str, values: Array) -> Iterator[bytes]:
         yield chunk(1, text(1, name) + chunk(2, tensor))
 
 
-def _read(path: Path) -> dict[str, Array]:
-    """Tensors by MindSpore's names. Raises Malformed for a file that is none of this writer's."""
-    data = path.read_bytes()
-    end = len(data) - len(_MARK) - _CRC
-    if data[end:].startswith(_MARK) and end >= 0:
-        if zlib.crc32(data[:end]) != int.from_bytes(data[end + len(_MARK) :], "big"):
-            raise Malformed("its checksum is wrong")
-    else:
-        end = len(data)
-    wire = Wire(data)
-    pieces: dict[str, list[tuple[str, list[int], bytes]]] = {}
-    for value in wire.fields(0, end):
-        name, tensor = wire.fields(value.start, value.stop)
-        pieces.setdefault(wire.text(name), []).append(_piece(wire, tensor))
-    return {name: _joined(name, found) for name, found in pieces.items()}
+WHERE = "export.mindspore_ckpt.dialect"
+_PLAIN = f"type {WHERE}=plain for torch's names with gamma, beta and moving_*, or export=mindir"
 
 
-def _piece(wire: Wire, whole: Field) -> tuple[str, list[int], bytes]:
-    *dims, kind, content = wire.fields(whole.start, whole.stop)
-    numbers = bytes(wire.data[content.start : content.stop])
-    return wire.text(kind), [dim.signed() for dim in dims], numbers
+def chosen(card: Card, asked: str) -> str:
+    """The dialect to write in: ``asked``, or with ``auto`` that of the weights' source, else the
+    first that has this architecture. Raises ExportError when there is none."""
+    known = shipped()["dialects"]
+    # A class of the user's own is no library that has maps.
+    library = library_of(card) or str(card.backbone["_target_"])
+    name = str(card.backbone.get("name", ""))
+    fits = [str(dialect) for dialect, facts in known.items() if suits(facts, library, name)]
+    if asked == "auto":
+        source = card.compat.get("dialect")
+        if source in fits:
+            return str(source)
+        if not fits:
+            what = f"there is no map from {library}'s {name} to MindSpore's names"
+            raise ExportError(WHERE, what, _PLAIN, 30)
+        return fits[0]
+    if asked not in known:
+        raise ExportError(WHERE, f"'{asked}' is not a dialect", closest(asked, known), 31)
+    if asked != "plain" and asked not in fits:
+        what = (
+            f"'{asked}' has the names of {known[asked]['about']}, which {library}'s {name} is not"
+        )
+        raise ExportError(WHERE, what, f"leave it out, or type {WHERE}=plain", 32)
+    return asked
 
 
-def _joined(name: str, pieces: list[tuple[str, list[int], bytes]]) -> Array:
-    kind, dims, _ = pieces[0]
-    types = {written: known for known, written in _TYPES.items()}
-    values = np.frombuffer(b"".join(piece for _, _, piece in pieces), types[kind])
-    shape = () if dims == [0] else tuple(dims)
-    if prod(shape) != values.size:
-        raise Malformed(f"'{name}' has {values.size} numbers for the shape {shape}")
-    return values.reshape(shape).copy()
+def difference(net: nn.Module, card: Card, dialect: str) -> str:
+    """``yes`` when MindSpore's network of those names computes what ``net`` does, else why not."""
+    from torch import nn
+
+    facts = shipped()["dialects"][dialect]
+    if dialect == "plain":
+        return "as far as your own network with these names does"
+    if card.compat.get("dialect") != dialect:
+        settings = ", ".join(sorted(facts["compat"]))
+        return f"no: MindSpore's own, {facts['about']}, has other settings ({settings})"
+    activation = dict(net.named_modules()).get("classifier.2")
+    if "squeezenet" in dialect and isinstance(activation, nn.Identity):
+        return "no: MindSpore's own has a ReLU after the classifier, which cuts logits below zero"
+    return "yes"
+
+
+def names(net: nn.Module, card: Card, dialect: str) -> dict[str, str]:
+    """MindSpore's name by torch's, for every tensor that MindSpore has: counters of batches are
+    not among them."""
+    from torch import nn
+
+    facts, library = shipped()["dialects"][dialect], library_of(card)
+    rules = [*facts.get("back_in", {}).get(library, ()), *facts.get("back", ())]
+    words = {torch: mindspore for mindspore, torch in shipped()["suffixes"].items()}
+    norms = nn.modules.batchnorm._BatchNorm | nn.LayerNorm | nn.GroupNorm
+    normed = {path for path, layer in net.named_modules() if isinstance(layer, norms)}
+    theirs = {}
+    for name in net.state_dict():
+        path, _, last = name.rpartition(".")
+        if last == "num_batches_tracked":
+            continue
+        new = renamed(name, rules)
+        if path in normed:
+            new = new[: -len(last)] + words.get(last, last)
+        theirs[name] = new
+    return theirs
+
+
+def back(net: nn.Module, theirs: list[str]) -> dict[str, str]:
+    """Torch's name by MindSpore's: those of the first dialect whose load map makes of ``theirs``
+    the names of ``net``. Raises Malformed when none does."""
+    want = {name for name in net.state_dict() if not name.endswith("num_batches_tracked")}
+    for dialect in shipped()["dialects"]:
+        for library in ("timm", "torchvision"):
+            made = to_torch(theirs, dialect, library)
+            if len(made) == len(want) and set(made.values()) == want:
+                return made
+    raise Malformed(f"its {len(theirs)} names do not become the network's")

@@ -18,13 +18,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import torch
-    from onnx import ModelProto
     from torch import nn
 
     from xfer.core.protocols import Runner
     from xfer.core.types import Array, Card, Plain
-
-_SUFFIX = ".onnx"
 
 
 @dataclass(frozen=True)
@@ -42,7 +39,7 @@ class Onnx:
     batch: Annotated[int, Ge(1)] | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "file", with_suffix(self.file, _SUFFIX))
+        object.__setattr__(self, "file", with_suffix(self.file, ".onnx"))
 
     @property
     def trial(self) -> str:
@@ -53,45 +50,38 @@ class Onnx:
         """Trace ``net`` with a free batch size; facts in ``metadata_props``, as strings."""
         import onnx
 
-        traced = _pictures(net, card, self) if self.input == "image" else tensors(net, images)
-        model = trace(*self._fixed(*traced), self.opset).model_proto
+        pictures = self.input == "image"
+        net, example, free, output = (
+            _pictures(net, card, self.file) if pictures else tensors(net, images)
+        )
+        if self.batch is not None:
+            example = example[:1].repeat(self.batch, 1, 1, 1)
+            free = {axis: size for axis, size in free.items() if axis}
+        model = trace(net, example, free, output, self.opset).model_proto
         written = {entry.domain: entry.version for entry in model.opset_import}[""]
-        if written != self.opset:  # the exporter keeps its own opset when it cannot convert
+        if written != self.opset:  # the exporter keeps its opset when it cannot convert
             what = f"the network cannot be written in opset {self.opset}, only in {written}"
             raise ExportError(self.file, what, f"set export.onnx.opset={written}", 10)
-        self._check_batch(model)
+        first = model.graph.input[0].type.tensor_type.shape.dim[0]
+        if self.batch is None and first.HasField("dim_value"):
+            what = f"the network's code fixes the batch size at {first.dim_value}"
+            fix = f"change it, or set export.onnx.batch={first.dim_value}"
+            raise ExportError(self.file, what, fix, 48)
         onnx.helper.set_model_props(model, metadata(card) | {"input": self.input})
         onnx.checker.check_model(model, full_check=True)
         path.write_bytes(model.SerializeToString())
         return {"opset": written, "ir": model.ir_version, "input": self.input}
 
-    def _check_batch(self, model: ModelProto) -> None:
-        """Raise ExportError where the exporter has fixed a batch size that was to be free."""
-        first = model.graph.input[0].type.tensor_type.shape.dim[0]
-        if self.batch is None and first.HasField("dim_value"):
-            size = first.dim_value
-            what = f"the network's code takes {size} for the size of every batch"
-            raise ExportError(self.file, what, f"mend it, or set export.onnx.batch={size}", 48)
-
     def open(self, path: Path, net: torch.nn.Module) -> Runner:
         """The file alone, on the CPU."""
         return runner(open_session(path))
-
-    def _fixed(
-        self, net: nn.Module, example: torch.Tensor, free: dict[int, Any], output: str
-    ) -> Traced:
-        """The same with ``batch`` images as an example and no free batch size, where it is set."""
-        if self.batch is None:
-            return net, example, free, output
-        example = example[:1].repeat(self.batch, 1, 1, 1)
-        return net, example, {axis: size for axis, size in free.items() if axis}, output
 
 
 def with_suffix(file: str, suffix: str) -> str:
     """``file`` with the suffix of its format. Raises ConfigError for what is no bare name."""
     if not re.fullmatch(r"\w[\w .-]*", file) or len(file) > 200:
         fix = "give letters, digits, '-' and '_'; the folder is the run's own"
-        raise ConfigError("export", f"'{file}' is no name for an exported file", fix, 93)
+        raise ConfigError("export", f"'{file}' is not a valid name for an exported file", fix, 93)
     return file if file.endswith(suffix) else file + suffix
 
 
@@ -108,12 +98,12 @@ def tensors(net: nn.Module, images: Array) -> Traced:
     return net, example, {0: torch.export.Dim("batch", min=1)}, "logits"
 
 
-def _pictures(net: nn.Module, card: Card, spec: Onnx) -> Traced:
+def _pictures(net: nn.Module, card: Card, file: str) -> Traced:
     import torch
 
     from xfer.export.pixels import FromPixels
 
-    whole = FromPixels(net, card.input, spec.file).eval()
+    whole = FromPixels(net, card.input, file).eval()
     # No side equals another or the recipe's: equal numbers could be taken for one.
     example = torch.zeros((2, 3, 301, 433), dtype=torch.uint8)
     sides = {2: torch.export.Dim("height", min=1), 3: torch.export.Dim("width", min=1)}
@@ -122,13 +112,13 @@ def _pictures(net: nn.Module, card: Card, spec: Onnx) -> Traced:
 
 def trace(
     net: nn.Module, example: torch.Tensor, free: dict[int, Any], output: str, opset: int
-) -> torch.onnx.ONNXProgram:
-    """``net`` as an ONNX program from ``images`` to ``output``."""
+) -> Any:
+    """``net`` as a ``torch.onnx.ONNXProgram`` from ``images`` to ``output``."""
     import torch
 
     # It prints its progress, and pages of advice; what goes wrong is in its exception.
     with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-        program = torch.onnx.export(
+        program: Any = torch.onnx.export(
             net,
             (example,),
             dynamo=True,
@@ -138,8 +128,7 @@ def trace(
             opset_version=opset,
             dynamic_shapes=(free,),
         )
-    assert program is not None  # only the old exporter returns None
     for node in program.model.graph.all_nodes():
-        # It tells the paths of the machine that exported.
+        # It names the paths of the machine that exported.
         node.metadata_props.pop("pkg.torch.onnx.stack_trace", None)
     return program

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,24 +12,43 @@ import numpy as np
 
 from xfer.core.errors import ExportError
 from xfer.data.preprocess import prepare
-from xfer.export.evidence import Evidence, pixels, recoded, same_size
 
 if TYPE_CHECKING:
     import torch
-
-    from xfer.core.types import Array, Plain
-
-    Answers = dict[int, Array]
-    from collections.abc import Sequence
-
     from PIL.Image import Image
 
     from xfer.core.protocols import Runner
-    from xfer.core.types import Array, Card
+    from xfer.core.types import Array, Card, Images, Plain
 
+    Answers = dict[int, Array]
+    Labelled = Iterator[tuple[Array, Array]]
+
+SIZES = (
+    *((64, 80), (80, 64), (100, 100), (224, 224), (225, 223), (256, 256)),
+    *((255, 400), (333, 257), (640, 480), (500, 750), (1024, 768), (90, 700)),
+)
+FORMS = (("JPEG", "RGB"), ("PNG", "RGB"), ("PNG", "L"), ("WEBP", "RGB"), ("GIF", "P"))
+_SHARED = (320, 240)  # (width, height) of pictures in one batch
 _ROUNDING = 16 * float(np.finfo(np.float32).eps)  # of the largest answer, in a deep network
 
 FIX = "choose other formats, export=[...] or export=none; the checkpoint is not affected"
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a trial needs beside the network's inputs; a writer that lacks its part is refused.
+
+    ``photos`` are the inputs' pictures as decoded, ``labels`` their classes, int64 (n,);
+    ``calibration`` training images, float32 (m, 3, h, w), preprocessed; ``val`` gives the whole
+    validation split, (images, labels) a batch; ``max_drop`` the accuracy that an approximate file
+    may lose, 0.01 is one point in a hundred.
+    """
+
+    photos: Images | None = None
+    labels: Array | None = None
+    calibration: Array | None = None
+    val: Callable[[], Labelled] | None = None
+    max_drop: float = 0.01
 
 
 @dataclass(frozen=True)
@@ -41,36 +62,34 @@ class Answered:
     got: Answers
 
     def within(self, bound: float) -> Plain:
-        """The facts of the comparison. Raises ExportError for a difference above ``bound``."""
+        """The facts of the comparison. Raises ExportError for a difference above ``bound``, and
+        where the network decides on no image: the file could have its classes in any order."""
         facts = self.facts(bound)
         if facts["max_abs_diff"] > bound:
             what = (
-                f"{self.name} answers otherwise than the network: {self.kind} differ by up to "
-                f"{facts['max_abs_diff']:.3g}, allowed is {bound:.3g}; "
+                f"{self.name} answers differently from the network: {self.kind} differ by up to "
+                f"{facts['max_abs_diff']:.3g}, but only {bound:.3g} is allowed; "
                 f"the top class agrees on {facts['agree']:.1%}"
             )
             raise ExportError(self.path, what, FIX, 6)
-        self._refuse_undecided(facts, bound)
-        return facts
-
-    def _refuse_undecided(self, facts: Plain, bound: float) -> None:
-        """A file whose top class counts on no image could have its classes in any order."""
         count = max(len(want) for want in self.expected.values())
-        if facts["close"] < count:
-            return
-        what = (
-            f"{self.name} cannot be compared: on none of {count} images are the network's two best "
-            f"{self.kind} further apart than {2 * bound:.3g}, twice the difference allowed"
-        )
-        fix = "train the network for longer, or type export=none"  # a tie has no tolerance
-        raise ExportError(self.path, what, fix, 49)
+        if facts["close"] >= count:
+            what = (
+                f"{self.name} cannot be compared: on none of {count} images are the network's two "
+                f"best {self.kind} further apart than {2 * bound:.3g}, twice the difference allowed"
+            )
+            fix = "train the network for longer, or type export=none"  # a tie has no tolerance
+            raise ExportError(self.path, what, fix, 49)
+        return facts
 
     def facts(self, bound: float) -> Plain:
         """Differences at the worst batch size. Raises ExportError for NaN and a wrong shape."""
         refuse_nan(self.path, self.name, self.got, "the file", FIX)
         pairs = [(want, self.got[size]) for size, want in self.expected.items()]
         for want, got in pairs:
-            self._same_shape(want, got)
+            if want.shape != got.shape:
+                what = f"{self.name} gives {self.kind} of shape {got.shape}, "
+                raise ExportError(self.path, f"{what}the network {want.shape}", FIX, 5)
         far = [np.abs(want.astype(np.float64) - got) for want, got in pairs]
         return {
             "compared": self.kind,
@@ -81,10 +100,26 @@ class Answered:
             "close": max(_close(want, 2 * bound) for want, _ in pairs),
         }
 
-    def _same_shape(self, want: Array, got: Array) -> None:
-        if want.shape != got.shape:
-            what = f"{self.name} gives {self.kind} of shape {got.shape}, the network {want.shape}"
-            raise ExportError(self.path, what, FIX, 5)
+
+def recoded(photos: Images) -> Iterator[Image]:
+    """Real pictures in every size and format of this module, read back as files are."""
+    from xfer.data.image import decode_bytes
+
+    pairs = [(size, form) for size in SIZES for form in FORMS]
+    for i, (size, (form, mode)) in enumerate(pairs):
+        stream = io.BytesIO()
+        photos[i % len(photos)].resize(size).convert(mode).save(stream, form)
+        yield decode_bytes(stream.getvalue())
+
+
+def same_size(photos: Images) -> list[Image]:
+    """The pictures squashed to one size, so that they fit into one batch."""
+    return [photos[i].resize(_SHARED) for i in range(len(photos))]
+
+
+def pixels(pictures: Sequence[Image]) -> Array:
+    """Equal-sized RGB pictures as uint8 (n, 3, height, width)."""
+    return np.stack([np.ascontiguousarray(np.asarray(p).transpose(2, 0, 1)) for p in pictures])
 
 
 def allowed(answers: Array, tolerance: float) -> float:
@@ -122,7 +157,7 @@ def accuracy(answers: Array, labels: Array | None) -> float | None:
 
 def refuse_nan(path: Path, name: str, answers: Answers, who: str, fix: str) -> None:
     """Raise ExportError for an answer that is no number."""
-    if not all(np.isfinite(found).all() for found in answers.values()):
+    if not all(np.isfinite(array).all() for array in answers.values()):
         raise ExportError(path, f"{name}: {who} answers NaN or Inf on real images", fix, 4)
 
 
@@ -145,18 +180,18 @@ def run_torch(net: torch.nn.Module) -> Runner:
     return run
 
 
-_STEP = 16  # pictures of different sizes that the network answers at once
-
-
 def answers(run: Runner, images: Array) -> Answers:
     """Answers by batch size: 1 on the first 8 images, 2 on the first 16, n on all n."""
     n = len(images)
     counts = {size: min(count, n) for size, count in {1: 8, 2: 16, n: n}.items() if size <= n}
-    return {size: _batched(run, images[:count], size) for size, count in counts.items()}
+    return {size: _in_batches(run, images[:count], size) for size, count in counts.items()}
 
 
-def _batched(run: Runner, images: Array, size: int) -> Array:
+def _in_batches(run: Runner, images: Array, size: int) -> Array:
     return np.concatenate([run(images[i : i + size]) for i in range(0, len(images), size)])
+
+
+_STEP = 16  # pictures of different sizes that the network answers at once
 
 
 @dataclass(frozen=True)
@@ -172,73 +207,69 @@ class Trials:
 
     def logits(self, path: Path, name: str, file: Runner) -> Plain:
         """The same logits for the same inputs, as near as :func:`allowed` says."""
-        found = Answered(path, name, "logits", self.expected, answers(file, self.images))
+        got = answers(file, self.images)
         bound = allowed(self.expected[max(self.expected)], self.tolerance)
-        return found.within(bound) | self._accuracies(found.got)
+        facts = Answered(path, name, "logits", self.expected, got).within(bound)
+        return facts | self._accuracies(got[max(got)])
 
     def pictures(self, path: Path, name: str, file: Runner) -> Plain:
         """The same probabilities for the same pictures, as near as :func:`allowed` says with
         ten times ``tolerance``.
 
-        Each picture as it is; in every size and format of :mod:`xfer.export.evidence`; and
-        squashed to one size, in batches of 1, 2 and all.
+        Each picture as it is; in every size and format of this module; and squashed to one size,
+        in batches of 1, 2 and all.
         """
         photos = self.evidence.photos
         if photos is None or not len(photos):
-            raise ExportError(path, f"{name}: there is no picture to try it on", FIX, 43)
+            raise ExportError(path, f"{name}: there are no pictures to test it on", FIX, 43)
         n = len(photos)
-        own = np.concatenate([file(pixels([photos[i]])) for i in range(n)])
+        whole = np.concatenate([file(pixels([photos[i]])) for i in range(n)])
+        want = softmax(self.expected[max(self.expected)])
         others = list(recoded(photos))
-        shaped = same_size(photos)
-        want = {n: softmax(self.expected[max(self.expected)])}
-        parts = [
-            Answered(path, name, "probabilities", want, {n: own}),
-            Answered(path, name, "probabilities", *self._pair(file, others, (1,))),
-            Answered(path, name, "probabilities", *self._pair(file, shaped, (1, 2, n))),
+        compared = [
+            ({n: want}, {n: whole}),
+            self._probabilities(file, others, {1}),
+            self._probabilities(file, same_size(photos), {1, 2, n}),
         ]
-        bound = allowed(want[n], 10 * self.tolerance)
-        facts = [part.within(bound) for part in parts]
+        bound = allowed(want, 10 * self.tolerance)
+        facts = [Answered(path, name, "probabilities", *pair).within(bound) for pair in compared]
         merged = {key: max(f[key] for f in facts) for key in ("max_abs_diff", "mean_abs_diff")}
         merged |= {"agree": min(f["agree"] for f in facts), "close": sum(f["close"] for f in facts)}
-        return {**facts[0], **merged, **self._accuracies({n: own}), "pictures": n + len(others)}
+        return {**facts[0], **merged, **self._accuracies(whole), "pictures": n + len(others)}
 
-    def _pair(
-        self, file: Runner, pictures: Sequence[Image], sizes: tuple[int, ...]
+    def _probabilities(
+        self, file: Runner, pictures: Sequence[Image], sizes: set[int]
     ) -> tuple[Answers, Answers]:
-        """Probabilities of the network, through the recipe, and of the file."""
-        ready = (prepare(picture, self.card.input) for picture in pictures)
-        inputs = np.stack(list(ready))
-        steps = range(0, len(inputs), _STEP)
-        want = softmax(np.concatenate([self.run(inputs[i : i + _STEP]) for i in steps]))
-        found = {}
-        for size in sorted({size for size in sizes if size <= len(pictures)}):
+        """Those of the network, through the recipe, and of the file, by batch size."""
+        inputs = np.stack([prepare(picture, self.card.input) for picture in pictures])
+        want, got = softmax(_in_batches(self.run, inputs, _STEP)), {}
+        for size in sorted(size for size in sizes if size <= len(pictures)):
             starts = range(0, len(pictures), size)
-            found[size] = np.concatenate([file(pixels(pictures[i : i + size])) for i in starts])
-        return dict.fromkeys(found, want), found
+            got[size] = np.concatenate([file(pixels(pictures[i : i + size])) for i in starts])
+        return dict.fromkeys(got, want), got
 
     def score(self, path: Path, name: str, file: Runner) -> Plain:
         """The accuracy on the validation split, which may drop by ``max_drop`` at most."""
         facts = Answered(path, name, "logits", self.expected, answers(file, self.images)).facts(0.0)
         if self.evidence.val is None:
             raise ExportError(path, f"{name}: there is no labelled split to score it on", FIX, 44)
-        right = np.zeros(2)
-        count = 0
+        right, count = np.zeros(2), 0
         for images, labels in self.evidence.val():
             right += [(run(images).argmax(1) == labels).sum() for run in (file, self.run)]
             count += len(labels)
-        mine, network = (right / count).tolist()
-        if network - mine > self.evidence.max_drop:
+        acc, network = (right / count).tolist()
+        if network - acc > self.evidence.max_drop:
             what = (
-                f"{name} costs {network - mine:.4f} of accuracy ({mine:.4f} against "
-                f"{network:.4f} on {count} images), allowed is {self.evidence.max_drop}"
+                f"{name} loses {network - acc:.4f} of accuracy ({acc:.4f} against "
+                f"{network:.4f} on {count} images), but only {self.evidence.max_drop} is allowed"
             )
             raise ExportError(path, what, "raise export.max_drop, or leave the format out", 45)
         # No bound holds for a format that rounds every weight; its accuracy is what is checked.
-        return {**facts, "bound": None, "close": 0, "acc": mine, "acc_network": network}
+        return {**facts, "bound": None, "close": 0, "acc": acc, "acc_network": network}
 
-    def _accuracies(self, got: Answers) -> Plain:
-        labels, whole = self.evidence.labels, max(got)
+    def _accuracies(self, got: Array) -> Plain:
+        labels = self.evidence.labels
         return {
-            "acc": accuracy(got[whole], labels),
+            "acc": accuracy(got, labels),
             "acc_network": accuracy(self.expected[max(self.expected)], labels),
         }

@@ -33,7 +33,13 @@ class FromPixels(nn.Module):
 
     def __init__(self, net: nn.Module, spec: InputSpec, where: str) -> None:
         super().__init__()
-        _check(spec, where)
+        fix = "use input=tensor for this recipe, and prepare the images yourself"
+        if spec.interpolation not in SUPPORT:
+            what = f"{spec.interpolation} resizing cannot be written into a file"
+            raise ExportError(where, what, fix, 41)
+        if spec.resize is not None and spec.resize < max(spec.size):
+            what = f"the recipe crops {max(spec.size)} pixels from a short side of {spec.resize}"
+            raise ExportError(where, what, fix, 42)
         self.net, self.spec = net, spec
         self.register_buffer("mean", torch.tensor(spec.mean).reshape(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(spec.std).reshape(1, 3, 1, 1))
@@ -122,12 +128,3 @@ def _margin(have: int, want: int) -> int:
     """Half of what is cut away, rounded half to even as :mod:`xfer.data.preprocess` rounds."""
     spare = have - want
     return spare // 2 + (spare % 2) * ((spare // 2) % 2)
-
-
-def _check(spec: InputSpec, where: str) -> None:
-    fix = "use input=tensor for this recipe, and prepare the images outside"
-    if spec.interpolation not in SUPPORT:
-        raise ExportError(where, f"{spec.interpolation} resize is not written into files", fix, 41)
-    if spec.resize is not None and spec.resize < max(spec.size):
-        what = f"the recipe crops {max(spec.size)} pixels from a short side of {spec.resize}"
-        raise ExportError(where, what, fix, 42)

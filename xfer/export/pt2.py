@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from xfer.export.metadata import metadata
+from xfer.export.parity import run_torch
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -42,8 +43,6 @@ class Pt2:
     def open(self, path: Path, net: torch.nn.Module) -> Runner:
         """The file alone."""
         import torch
-
-        from xfer.export.parity import run_torch
 
         with path.open("rb") as stream:
             return run_torch(torch.export.load(io.BytesIO(stream.read())).module())

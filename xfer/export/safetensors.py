@@ -1,20 +1,26 @@
-"""The bare state dict, which timm or torchvision load and run without xfer."""
+"""The bare state dict, which timm or torchvision load and run without xfer.
+
+Where the library's own model for a card is the same function with these weights, the file says so.
+"""
 
 from __future__ import annotations
 
 import json
+import math
+import pkgutil
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from xfer.core.types import Card
-from xfer.export import plain_load
-from xfer.export.metadata import metadata
+from xfer.export.metadata import library_of, metadata, spec_class
 from xfer.export.parity import run_torch
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     import torch
+    from torch import nn
 
     from xfer.core.protocols import Runner
     from xfer.core.types import Array, Plain
@@ -33,14 +39,18 @@ class Safetensors:
 
     def write(self, net: torch.nn.Module, images: Array, card: Card, path: Path) -> Plain:
         """Write the state dict of ``net``; all header values are strings."""
+        import torch
         from safetensors.torch import save
 
-        state = _tensors(net)
-        library, reason = plain_load.match(card, state)
+        state = {}
+        for name, tensor in net.state_dict().items():
+            kind = torch.float32 if tensor.is_floating_point() else tensor.dtype
+            state[name] = tensor.detach().to("cpu", kind, copy=True).contiguous()
+        library, reason = library_model(card, state)
         facts: Plain = {"plain_loadable": reason or "yes"}
         if library is not None:
-            facts["load"] = plain_load.call(card)
-            shift = plain_load.bias_shift(net, library, images)
+            facts["load"] = _call(card)
+            shift = _bias_shift(net, library, images)
             if shift is not None:
                 name, facts["bias_shift"] = shift
                 state[name] += facts["bias_shift"]
@@ -60,7 +70,7 @@ class Safetensors:
         with safe_open(path, "pt") as file:
             facts = file.metadata()
         if facts["plain_loadable"] == "yes":
-            model = plain_load.build(Card.from_plain(json.loads(facts["card"])))
+            model = _built(Card.from_plain(json.loads(facts["card"])))
         else:
             model = deepcopy(net)
         model.load_state_dict(load_file(path), strict=True)
@@ -80,13 +90,81 @@ def _in_order(data: bytes) -> bytes:
     return len(text).to_bytes(8, "little") + text + data[8 + size :]
 
 
-def _tensors(net: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """Copies on the CPU: floating point as float32, counters as they are."""
+_ONE_LAYER = ("Linear", "Dropout", "Keep", "Remap")
+"""Heads of xfer whose tensors are those of the library's classifier."""
+_BUILDERS = {"timm": "timm.create_model", "torchvision": "torchvision.models.get_model"}
+
+
+def _arguments(card: Card) -> dict[str, Any]:
+    return {"num_classes": len(card.classes), **card.backbone.get("args", {})}
+
+
+def _call(card: Card) -> str:
+    """The call that builds the library's model, as one would type it."""
+    args = "".join(f", {key}={value!r}" for key, value in _arguments(card).items())
+    return f"{_BUILDERS[library_of(card)]}({card.backbone['name']!r}{args})"
+
+
+def _built(card: Card) -> nn.Module:
+    """The library's model, random weights, eval mode. The random state is left as it was."""
     import torch
 
-    return {
-        name: tensor.detach()
-        .to("cpu", torch.float32 if tensor.is_floating_point() else tensor.dtype, copy=True)
-        .contiguous()
-        for name, tensor in net.state_dict().items()
-    }
+    builder: Any = pkgutil.resolve_name(_BUILDERS[library_of(card)])
+    with torch.random.fork_rng(devices=[]):
+        model: nn.Module = builder(card.backbone["name"], **_arguments(card))
+    return model.eval()
+
+
+def library_model(card: Card, state: Mapping[str, torch.Tensor]) -> tuple[nn.Module | None, str]:
+    """The library's model that takes ``state`` and should compute the same, or the reason why
+    there is none."""
+    backbone, head = card.backbone["_target_"], card.head["_target_"]
+    if not library_of(card):
+        return None, f"the backbone {backbone} is not a model of timm or torchvision"
+    if card.compat:
+        return None, f"its layers compute as MindSpore's do ({card.compat.get('dialect')})"
+    if getattr(spec_class("head", head), "__name__", "") not in _ONE_LAYER:
+        return None, f"the head {head} is more than the library's one layer"
+    model = _built(card)
+    theirs = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    ours = {name: tensor.shape for name, tensor in state.items()}
+    differ = [n for n in sorted(theirs | ours) if theirs.get(n) != ours.get(n)]
+    if differ:
+        return None, f"{len(differ)} tensors do not fit {_call(card)}, the first is {differ[0]}"
+    return model, ""
+
+
+def _bias_shift(net: nn.Module, library: nn.Module, images: Array) -> tuple[str, float] | None:
+    """Which bias to raise, and by how much, so that ``library`` gives the softmax of ``net``.
+
+    torchvision's SqueezeNet has a ReLU between its classifier and its pooling, which ``net``
+    lacks. Adding one constant to all classes leaves the softmax as it is, and with a constant
+    at least four times the largest class-map value of ``images`` the ReLU never sees a negative
+    number. ``None`` for an architecture that needs no such thing.
+    """
+    from torch import nn
+
+    layers = dict(net.named_modules())
+    for name, layer in library.named_modules():
+        if isinstance(layer, nn.ReLU) and isinstance(layers.get(name), nn.Identity):
+            parent, _, last = name.rpartition(".")
+            names = [child for child, _ in net.get_submodule(parent).named_children()]
+            before = f"{parent}.{names[names.index(last) - 1]}"
+            peak = _peak(net, layers[before], images)
+            # A power of two costs the fewest digits of the logits.
+            return f"{before}.bias", 2.0 ** math.ceil(math.log2(4 * peak or 1))
+    return None
+
+
+def _peak(net: nn.Module, layer: nn.Module, images: Array) -> float:
+    """The largest absolute output of ``layer`` over all images and positions."""
+    import torch
+
+    peaks: list[float] = []
+    hook = layer.register_forward_hook(lambda *seen: peaks.append(float(seen[2].abs().max())))
+    try:
+        with torch.inference_mode():
+            net(torch.from_numpy(images))
+    finally:
+        hook.remove()
+    return max(peaks)

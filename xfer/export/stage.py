@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -11,6 +11,7 @@ import numpy as np
 from xfer.core.errors import XferError
 from xfer.core.files import file_sha256
 from xfer.core.log import log
+from xfer.core.types import Samples
 from xfer.data.preprocess import prepare
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import nn
 
-    from xfer.core.types import Array, Card, Exported, Images, InputSpec, Samples
+    from xfer.core.types import Array, Exported, Images, InputSpec
     from xfer.plan.plan import Plan
 
 _BATCH = 32
@@ -31,25 +32,29 @@ def hand_over(plan: Plan, net: nn.Module, folder: Path, checkpoint: Path | None)
     Each file that passed is a line on the terminal, also where another one was refused."""
     import torch
 
+    from xfer.data.loader import EvalLoader, eval_images
     from xfer.export import Evidence, export
 
-    asked, samples, spec = plan.specs.export, check_split(plan), plan.card.input
-    at = spread(len(samples), min(len(samples), asked.gate.images))
-    chosen = Chosen(samples.images, at)
-    approximate = [w for w in asked.writers if getattr(w, "trial", "logits") == "score"]
+    asked, split, card = plan.specs.export, check_split(plan), plan.card.merged()
+    if checkpoint is not None:  # so that a file says what it was made from
+        source = {**card.source, "checkpoint": file_sha256(checkpoint)}
+        card = replace(card, source=source)
+    chosen = spread(split, asked.gate.images)
+    whole = EvalLoader(eval_images(split, card.input), _BATCH, 0, pin=False)
     evidence = Evidence(
-        photos=chosen,
-        labels=samples.labels[at],
-        calibration=_calibration(plan, approximate),
-        val=(lambda: _labelled(samples, spec)) if (samples.labels >= 0).all() else None,
+        photos=chosen.images,
+        labels=chosen.labels,
+        calibration=_calibration(plan),
+        val=None
+        if (split.labels < 0).any()
+        else lambda: ((images.numpy(), labels.numpy()) for images, labels in whole),
         max_drop=asked.gate.max_drop,
     )
-    images = _prepared(samples, at, spec)
     net = net.to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-    card = _traceable(plan.card, checkpoint)
+    images, tolerance = _prepared(chosen, card.input), asked.gate.tolerance
     files: Sequence[Exported] = ()
     try:
-        files = export(net, images, asked.writers, card, folder, asked.gate.tolerance, evidence)
+        files = export(net, images, asked.writers, card, folder, tolerance, evidence)
     except XferError as error:
         files = error.passed
         raise
@@ -59,64 +64,53 @@ def hand_over(plan: Plan, net: nn.Module, folder: Path, checkpoint: Path | None)
     return list(files)
 
 
-def _traceable(card: Card, checkpoint: Path | None) -> Card:
-    """The card with the hash of the checkpoint, so that a file says what it was made from."""
-    card = card.merged()
-    if checkpoint is None:
-        return card
-    return replace(card, source={**card.source, "checkpoint": file_sha256(checkpoint)})
-
-
 def _line(file: Exported) -> str:
-    told = f"export/{file.file}: {file.bytes:,} bytes; "
-    told += f"{file.compared} differ by up to {file.max_abs_diff:.1e}, "
-    told += f"same top class on {file.agree:.1%} of {file.images} images"
+    line = f"export/{file.file}: {file.bytes:,} bytes; "
+    line += f"{file.compared} differ by up to {file.max_abs_diff:.1e}, "
+    line += f"same top class on {file.agree:.1%} of {file.images} images"
     if file.bound is None:
-        told += f"; accuracy on val {file.acc:.4f}, the checkpoint's {file.acc_network:.4f}"
-    return told
-
-
-@dataclass(frozen=True)
-class Chosen:
-    """Some pictures of a split, decoded when asked for."""
-
-    images: Images
-    at: list[int]
-
-    def __getitem__(self, index: int) -> Image:
-        return self.images[self.at[index]]
-
-    def __len__(self) -> int:
-        return len(self.at)
+        line += f"; accuracy on val {file.acc:.4f}, the checkpoint's {file.acc_network:.4f}"
+    return line
 
 
 def check_split(plan: Plan) -> Samples:
     """The split whose images files are tried on: val, else test, else train."""
-    assert plan.dataset is not None
-    splits = plan.dataset.splits
+    splits = plan.dataset.splits if plan.dataset else {}
     return splits.get("val") or splits.get("test") or splits["train"]
 
 
-def _calibration(plan: Plan, writers: Sequence[object]) -> Array | None:
-    """As many training images as the most demanding of ``writers`` is calibrated on."""
+def _calibration(plan: Plan) -> Array | None:
+    """As many training images as the most demanding writer of an approximate file asks for."""
     samples = plan.dataset.splits.get("train") if plan.dataset else None
-    count = max((getattr(writer, "images", _BATCH) for writer in writers), default=0)
-    if samples is None or not count:
+    writers = [w for w in plan.specs.export.writers if getattr(w, "trial", "logits") == "score"]
+    if samples is None or not writers:
         return None
-    at = spread(len(samples), min(len(samples), count))
-    return _prepared(samples, at, plan.card.input)
+    count = max(getattr(writer, "images", _BATCH) for writer in writers)
+    return _prepared(spread(samples, count), plan.card.input)
 
 
-def _labelled(samples: Samples, spec: InputSpec) -> Iterator[tuple[Array, Array]]:
-    for start in range(0, len(samples), _BATCH):
-        at = range(start, min(start + _BATCH, len(samples)))
-        yield _prepared(samples, at, spec), samples.labels[list(at)]
+def _prepared(samples: Samples, spec: InputSpec) -> Array:
+    return np.stack([prepare(samples.images[i], spec) for i in range(len(samples))])
 
 
-def _prepared(samples: Samples, at: Sequence[int], spec: InputSpec) -> Array:
-    return np.stack([prepare(samples.images[i], spec) for i in at])
+@dataclass(frozen=True)
+class _Chosen:
+    """Some pictures of a split, decoded when asked for."""
+
+    images: Images
+    positions: list[int]
+
+    def __getitem__(self, index: int) -> Image:
+        return self.images[self.positions[index]]
+
+    def __len__(self) -> int:
+        return len(self.positions)
 
 
-def spread(n: int, count: int) -> list[int]:
-    """``count`` positions spread evenly over ``n``."""
-    return [i * n // count for i in range(count)]
+def spread(samples: Samples, count: int) -> Samples:
+    """``count`` of ``samples``, or all where there are fewer, spread evenly over them."""
+    n = len(samples)
+    positions = [i * n // min(n, count) for i in range(min(n, count))]
+    names = tuple(samples.names[i] for i in positions)
+    images = _Chosen(samples.images, positions)
+    return Samples(names, samples.labels[positions], images, sha256="")

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from xfer.export.metadata import metadata
+from xfer.export.parity import run_torch
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -34,7 +33,9 @@ class TorchScript:
         generator = torch.Generator().manual_seed(0)
         noise = torch.randn((3, *images.shape[1:]), generator=generator)
         stream = io.BytesIO()
-        with _quiet(), torch.no_grad():
+        # Every call warns that the format is deprecated, and every guess of the tracer that it may
+        # be wrong; whether it is wrong is what the comparison shows.
+        with warnings.catch_warnings(action="ignore"), torch.no_grad():
             traced = torch.jit.trace(net, noise, check_trace=False)  # type: ignore[no-untyped-call]
             torch.jit.save(traced, stream, _extra_files=metadata(card))
         path.write_bytes(stream.getvalue())
@@ -44,17 +45,6 @@ class TorchScript:
         """The file alone."""
         import torch
 
-        from xfer.export.parity import run_torch
-
-        with _quiet():
+        with warnings.catch_warnings(action="ignore"):
             loaded = torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call]
             return run_torch(loaded)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    # Every call warns that the format is deprecated, and every guess of the tracer that it may be
-    # wrong; whether it is wrong is what the comparison finds out.
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield

@@ -5,7 +5,7 @@ Any value may be ``None`` or absent: it is shown as a dash or left out, never gu
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from xfer.core.types import Plain
@@ -46,7 +46,11 @@ def verdict(result: Plain) -> list[str]:
     if not lines:
         lines = ["No split was scored in this run"]
     if solved := result.get("solved"):
-        lines.append(_solved(solved))
+        lines.append(
+            f"The head is the exact solution at l2 {solved['l2']:.2g}; held out in "
+            f"{solved['folds']} folds, {solved['n']:,} training images: "
+            f"accuracy {solved['cv_acc']:.3f}, loss {solved['cv_loss']:.3f}"
+        )
     elif best:
         lines.append(
             f"Best epoch {number(best.get('epoch'))}, step {number(best.get('step'))}, "
@@ -59,23 +63,15 @@ def verdict(result: Plain) -> list[str]:
     return lines
 
 
-def _solved(facts: Plain) -> str:
-    return (
-        f"The head is the exact solution at l2 {facts['l2']:.2g}; held out in {facts['folds']} "
-        f"folds, {facts['n']:,} training images: accuracy {facts['cv_acc']:.3f}, "
-        f"loss {facts['cv_loss']:.3f}"
-    )
-
-
 def _score(split: str, score: Plain) -> str:
     if score.get("acc") is None or not score.get("n"):
         return f"{split} accuracy not measured"
-    found = f"{round(score['acc'] * score['n']):,} of {score['n']:,}"
+    counts = f"{round(score['acc'] * score['n']):,} of {score['n']:,}"
     if score.get("acc_ci95"):
         low, high = score["acc_ci95"]
-        found += f"; 95 % interval {low:.3f} to {high:.3f}"
+        counts += f"; 95 % interval {low:.3f} to {high:.3f}"
     note = ", also used for selecting the best epoch" if score.get("used_for_selection") else ""
-    return f"{split} accuracy {score['acc']:.3f} ({found}){note}"
+    return f"{split} accuracy {score['acc']:.3f} ({counts}){note}"
 
 
 def sections(result: Plain, plan: Plain, details: Plain, drawn: Collection[str]) -> list[Section]:
@@ -89,6 +85,12 @@ def sections(result: Plain, plan: Plain, details: Plain, drawn: Collection[str])
 
     wrong, remarks = details.get("wrong"), plan.get("remarks") or []
     warnings = [line for line in result.get("warnings") or [] if line not in remarks]
+    mistakes = []
+    for split, (count, images) in (details.get("mistakes") or {}).items():
+        were = f"{count:,} of {images:,} images were" if count else "no image was"
+        mistakes.append(f"{split}: {were} taken for another class")
+    none_wrong = ("No image was classified wrongly.",) if wrong == [] else ()
+    exported = tables.exported(details.get("exports") or result.get("export") or [])
     parts = [
         Section("Warnings", text=tuple(map(str, warnings))),
         Section("Scores", tables=tables.scores(result.get("scores") or {})),
@@ -106,14 +108,14 @@ def sections(result: Plain, plan: Plain, details: Plain, drawn: Collection[str])
         ),
         Section(
             "Confusion",
-            text=_mistakes(details.get("mistakes") or {}),
+            text=tuple(mistakes),
             figures=here("confusion_matrix", "confused_pairs"),
         ),
         Section("Classes", tables=tables.per_class(details.get("per_class") or {})),
         Section("Predictions", figures=here("prediction_grid")),
-        Section("Mistakes", _none(wrong), (), tables.wrong(wrong or []), here("most_wrong")),
+        Section("Mistakes", none_wrong, (), tables.wrong(wrong or []), here("most_wrong")),
         Section("Training batch", figures=here("batch_grid")),
-        _exported(details.get("exports") or result.get("export") or []),
+        Section("Exported files", () if exported else ("Nothing was exported.",), (), exported),
         Section(
             "Time and device", facts=facts.timing(result.get("timing") or {}) + facts.place(result)
         ),
@@ -121,21 +123,3 @@ def sections(result: Plain, plan: Plain, details: Plain, drawn: Collection[str])
         Section("More figures", figures=tuple(name for name in drawn if name not in CAPTIONS)),
     ]
     return [p for p in parts if p.text or p.facts or p.tables or p.figures]
-
-
-def _mistakes(counts: Plain) -> tuple[str, ...]:
-    lines = []
-    for split, (wrong, images) in counts.items():
-        were = f"{wrong:,} of {images:,} images were" if wrong else "no image was"
-        lines.append(f"{split}: {were} taken for another class")
-    return tuple(lines)
-
-
-def _none(wrong: Sequence[Plain] | None) -> tuple[str, ...]:
-    return ("No image was classified wrongly.",) if wrong is not None and not wrong else ()
-
-
-def _exported(files: Sequence[Plain]) -> Section:
-    if not files:
-        return Section("Exported files", text=("Nothing was exported.",))
-    return Section("Exported files", tables=tables.exported(files))

@@ -18,8 +18,11 @@ Points = list[tuple[float, float]]
 _MARKED = 40
 
 
-def panels(history: Sequence[Plain], best_epoch: int | None, metric: str) -> Figure | None:
-    """Three panels; ``None`` when no row has a number to draw."""
+def curves(history: Sequence[Plain], best_epoch: int | None, metric: str) -> Figure | None:
+    """Loss, ``metric`` and learning rate by epoch, from the rows of ``metrics.csv``.
+
+    A value that is missing, ``None`` or not finite is left out; ``None`` when none remains.
+    """
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
@@ -30,39 +33,79 @@ def panels(history: Sequence[Plain], best_epoch: int | None, metric: str) -> Fig
     figure = Figure(figsize=(11.5, 3.1), layout=ConstrainedLayoutEngine(wspace=0.06))
     loss, score, rate = figure.subplots(1, 3, width_ratios=(4, 4, 2.4))
     _draw(loss, "loss", {"train": lines["train_loss"], "val": lines["val_loss"]}, best_epoch)
-    known = {"train": lines[other] if other != metric else [], "val": lines[metric]}
-    _draw(score, drawable(metric), known, best_epoch)
-    _mark_best(score, lines[metric], best_epoch)
+    scores = {"train": lines[other] if other != metric else [], "val": lines[metric]}
+    _draw(score, drawable(metric), scores, best_epoch)
+    value = dict(lines[metric]).get(best_epoch or math.nan)
+    if value is not None:
+        score.plot([best_epoch], [value], "o", ms=8, mfc="white", mec=VAL, mew=2.2, zorder=5)
+        # In the title's line, where no curve can run through it.
+        score.set_title(f"best {value:.3f} at epoch {best_epoch}", loc="right", color=VAL)
     _draw(rate, "learning rate", {"lr": lines["lr"]}, None)
     if lines["lr"]:  # from zero: a constant rate is no noise around itself
         rate.set_ylim(bottom=-0.04 * rate.get_ylim()[1])
     return figure
 
 
-def path(history: Sequence[Plain], best: int) -> Figure:
+def points(history: Sequence[Plain], key: str) -> Points:
+    """The (epoch, value) of every row that has a finite number under ``key``."""
+    rows = [(row.get("epoch"), row.get(key)) for row in history]
+    known = [(x, y) for x, y in rows if x is not None and y is not None]
+    return [(float(x), float(y)) for x, y in known if math.isfinite(y)]
+
+
+_LOOKS = {"train": (TRAIN, "s"), "val": (VAL, "o"), "held out": (RATE, "D"), "lr": (RATE, "o")}
+"""Colour and marker of a line by its name."""
+
+
+def _draw(axes: Axes, title: str, lines: dict[str, Points], best_epoch: int | None) -> None:
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+    drawn = {name: line for name, line in lines.items() if line}
+    if not drawn:
+        axes.text(0.5, 0.5, "not recorded", color=GREY, ha="center", transform=axes.transAxes)
+        axes.set(xticks=[], yticks=[])
+        return
+    for name, line in drawn.items():
+        colour, mark = _LOOKS[name]
+        size = 3.5 if len(line) <= _MARKED else 0.0
+        axes.plot(*zip(*line, strict=True), color=colour, marker=mark, ms=size, lw=1.6, label=name)
+    epochs = [x for line in drawn.values() for x, _ in line]
+    beside = 0.5 + 0.01 * (max(epochs) - min(epochs))
+    axes.set_xlim(min(epochs) - beside, max(epochs) + beside)
+    if best_epoch is not None:
+        axes.axvline(best_epoch, color=GREY, lw=1, ls=(0, (3, 3)), zorder=1)
+    if len(drawn) > 1:
+        axes.legend(loc="best", fontsize=8, handlelength=1.6)
+    axes.grid(axis="y")
+    axes.margins(y=0.12)
+    axes.set(title=title, xlabel="epoch")
+    whole = MaxNLocator(nbins=8, steps=[1, 2, 5, 10], integer=True, min_n_ticks=1)
+    axes.xaxis.set_major_locator(whole)
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.4g}"))
+
+
+def strengths(history: Sequence[Plain], best: int) -> Figure:
     """Cross-validated, training and validation loss, and accuracy, over the strengths of the
     penalty that a head was solved with; ``best`` (1-based) is the row of the chosen one."""
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
     from matplotlib.ticker import FuncFormatter, NullFormatter
 
-    figure = Figure(figsize=(8.6, 3.3), layout=ConstrainedLayoutEngine(wspace=0.06))
-    for axes, kind in zip(figure.subplots(1, 2), ("loss", "acc"), strict=True):
-        lines = {"held out": f"cv_{kind}", "val": f"val_{kind}", "train": f"train_{kind}"}
-        looks = {"held out": (RATE, "D"), "val": (VAL, "o"), "train": (TRAIN, "s")}
-        for name, key in lines.items():
-            line = [(row["l2"], row[key]) for row in history if key in row]
+    figure, chosen = Figure(figsize=(8.6, 3.3)), history[best - 1]
+    figure.set_layout_engine(ConstrainedLayoutEngine(wspace=0.06))
+    titles = {"loss": "loss", "acc": "accuracy"}
+    for axes, (kind, title) in zip(figure.subplots(1, 2), titles.items(), strict=True):
+        for name, split in (("held out", "cv"), ("val", "val"), ("train", "train")):
+            line = [(row["l2"], row[key]) for row in history if (key := f"{split}_{kind}") in row]
             if line:
-                colour, marker = looks[name]
-                axes.plot(*zip(*line, strict=True), color=colour, marker=marker, ms=4, label=name)
-        chosen = history[best - 1]
+                colour, mark = _LOOKS[name]
+                axes.plot(*zip(*line, strict=True), color=colour, marker=mark, ms=4, label=name)
         axes.axvline(chosen["l2"], color=GREY, lw=1, ls=(0, (3, 3)), zorder=1)
-        at = chosen[f"cv_{kind}"]
-        axes.plot([chosen["l2"]], [at], "D", ms=9, mfc="white", mec=RATE, mew=2.2, zorder=5)
-        axes.set_title(f"chosen {chosen['l2']:.2g}: {at:.3f}", loc="right", color=RATE)
-        axes.set(
-            title=drawable("loss" if kind == "loss" else "accuracy"), xlabel="l2", xscale="log"
-        )
+        value = chosen[f"cv_{kind}"]
+        axes.plot([chosen["l2"]], [value], "D", ms=9, mfc="white", mec=RATE, mew=2.2, zorder=5)
+        axes.set_title(f"chosen {chosen['l2']:.2g}: {value:.3f}", loc="right", color=RATE)
+        axes.set(title=title, xlabel="l2", xscale="log")
         # The usual labels of powers are formulas, and nothing here is read as a formula.
         axes.xaxis.set_major_formatter(FuncFormatter(lambda l2, _: f"{l2:g}"))
         axes.xaxis.set_minor_formatter(NullFormatter())
@@ -71,70 +114,18 @@ def path(history: Sequence[Plain], best: int) -> Figure:
     return figure
 
 
-def points(history: Sequence[Plain], key: str) -> Points:
-    """The (epoch, value) of every row that has a finite number under ``key``."""
-    rows = [(row.get("epoch"), row.get(key)) for row in history]
-    return [
-        (float(x), float(y))
-        for x, y in rows
-        if x is not None and y is not None and math.isfinite(y)
-    ]
-
-
-def _draw(axes: Axes, title: str, lines: dict[str, Points], best_epoch: int | None) -> None:
-    from matplotlib.ticker import FuncFormatter, MaxNLocator
-
-    looks = {"train": (TRAIN, "s"), "val": (VAL, "o"), "lr": (RATE, "o")}
-    drawn = {name: line for name, line in lines.items() if line}
-    for name, line in drawn.items():
-        colour, marker = looks[name]
-        size = 3.5 if len(line) <= _MARKED else 0.0
-        axes.plot(
-            *zip(*line, strict=True), color=colour, marker=marker, ms=size, lw=1.6, label=name
-        )
-    epochs = [x for line in drawn.values() for x, _ in line]
-    if epochs:
-        beside = 0.5 + 0.01 * (max(epochs) - min(epochs))
-        axes.set_xlim(min(epochs) - beside, max(epochs) + beside)
-    else:
-        axes.text(0.5, 0.5, "not recorded", color=GREY, ha="center", transform=axes.transAxes)
-        axes.set(xticks=[], yticks=[])
-        return
-    if best_epoch is not None:
-        axes.axvline(best_epoch, color=GREY, lw=1, ls=(0, (3, 3)), zorder=1)
-    if len(drawn) > 1:
-        axes.legend(loc="best", fontsize=8, handlelength=1.6)
-    axes.grid(axis="y")
-    axes.margins(y=0.12)
-    axes.set(title=title, xlabel="epoch")
-    axes.xaxis.set_major_locator(
-        MaxNLocator(nbins=8, steps=[1, 2, 5, 10], integer=True, min_n_ticks=1)
-    )
-    axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.4g}"))
-
-
-def _mark_best(axes: Axes, line: Points, best_epoch: int | None) -> None:
-    value = dict(line).get(float(best_epoch)) if best_epoch is not None else None
-    if best_epoch is None or value is None:
-        return
-    axes.plot([best_epoch], [value], "o", ms=8, mfc="white", mec=VAL, mew=2.2, zorder=5)
-    # In the title's line, where no curve can run through it.
-    axes.set_title(f"best {value:.3f} at epoch {best_epoch}", loc="right", color=VAL)
-
-
-def climb(found: Plain) -> Figure:
+def climb(test: Plain) -> Figure:
     """One panel: the smoothed loss of the climb, and the suggested, lowest and steepest marked."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter
 
     figure = Figure(figsize=(6.4, 3.4), layout="constrained")
     axes = figure.subplots()
-    axes.plot(found["rates"], found["losses"], color=TRAIN)
-    axes.axvline(found["suggested"], color=RATE, label=f"suggested: {found['suggested']:.2g}")
+    axes.plot(test["rates"], test["losses"], color=TRAIN)
+    axes.axvline(test["suggested"], color=RATE, label=f"suggested: {test['suggested']:.2g}")
     for name, mark in (("lowest", "v"), ("steepest", "o")):
-        rate = found[name]
-        loss = found["losses"][found["rates"].index(rate)]
+        rate = test[name]
+        loss = test["losses"][test["rates"].index(rate)]
         axes.plot([rate], [loss], mark, color=GREY, label=f"{name}: {rate:.2g}")
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(FuncFormatter(lambda rate, _: f"{rate:g}"))
@@ -154,7 +145,7 @@ _SHOWN = (
 )
 
 
-def bars(rows: Sequence[Plain]) -> Figure:
+def speeds(rows: Sequence[Plain]) -> Figure:
     """A panel a measure, a bar a contestant; eager torch is first and in another colour. What was
     not measured has no bar."""
     from matplotlib.figure import Figure

@@ -7,15 +7,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from xfer.core.types import Plain
 from xfer.evaluation.metrics import FEW, confusion
 from xfer.report.plot import FAINT, GREY, INK, VAL, fit, width
 
 if TYPE_CHECKING:
     import numpy.typing as npt
     from matplotlib.axes import Axes
-    from matplotlib.cm import ScalarMappable
     from matplotlib.figure import Figure
-    from matplotlib.text import Annotation
 
     Counts = npt.NDArray[np.int64]
 
@@ -29,16 +28,13 @@ def condensed(truth: Counts, chosen: Counts, classes: Sequence[str]) -> tuple[Co
     if len(classes) <= FEW:
         return confusion(truth, chosen, len(classes)), list(classes)
     wrong = truth != chosen
-    found, counts = np.unique(np.stack([truth[wrong], chosen[wrong]]), axis=1, return_counts=True)
+    taken, counts = np.unique(np.stack([truth[wrong], chosen[wrong]]), axis=1, return_counts=True)
     order = np.argsort(-counts, kind="stable")
-    shown = list(dict.fromkeys(found[:, order].T.ravel().tolist()))[: NUMBERED - 1]
+    shown = list(dict.fromkeys(taken[:, order].T.ravel().tolist()))[: NUMBERED - 1]
     place = np.full(len(classes), len(shown), np.int64)
     place[shown] = np.arange(len(shown))
-    rest = f"({len(classes) - len(shown):,} others)"
-    return confusion(place[truth], place[chosen], len(shown) + 1), [
-        *(classes[i] for i in shown),
-        rest,
-    ]
+    names = [*(classes[i] for i in shown), f"({len(classes) - len(shown):,} others)"]
+    return confusion(place[truth], place[chosen], len(names)), names
 
 
 def matrix(counts: Counts, classes: Sequence[str]) -> Figure:
@@ -58,8 +54,19 @@ def matrix(counts: Counts, classes: Sequence[str]) -> Figure:
     image = axes.imshow(shares, cmap=colours, norm=PowerNorm(0.5, 0, 1))
     _name(axes, classes, totals, 72 * side / many)
     if many <= NUMBERED:
-        _write(axes, counts, shares.filled(0), max(6.0, min(11.0, 30 * side / many)))
-    _scale(figure, image, side)
+        size = max(6.0, min(11.0, 30 * side / many))
+        for (row, column), count in np.ndenumerate(counts):
+            if count or many <= _ZEROS:
+                dark = shares.filled(0)[row, column] > 0.45
+                colour = "white" if dark else INK if count else "#aaaaaa"
+                look: Plain = {"color": colour, "fontsize": size, "ha": "center", "va": "center"}
+                axes.text(column, row, f"{count:,}", **look)
+    axes = figure.add_axes((1 + 0.15 / side, 0, 0.12 / side, 1))
+    ticks = [0, 0.01, 0.1, 0.25, 0.5, 1] if side > 3 else [0, 0.1, 0.25, 0.5, 1]
+    bar = figure.colorbar(image, cax=axes, ticks=ticks)
+    axes.set_yticklabels([f"{100 * tick:g} %" for tick in ticks], fontsize=8)
+    axes.spines[:].set_visible(False)
+    bar.set_label("share of the true class", fontsize=8, color=GREY)
     return figure
 
 
@@ -87,25 +94,6 @@ def _name(axes: Axes, classes: Sequence[str], totals: Counts, room: float) -> No
     axes.set_ylabel(f"true class (images){some}", color=GREY)
 
 
-def _write(axes: Axes, counts: Counts, shares: npt.NDArray[np.float64], size: float) -> None:
-    for (row, column), count in np.ndenumerate(counts):
-        if count or len(counts) <= _ZEROS:
-            dark = shares[row, column] > 0.45
-            colour = "white" if dark else INK if count else "#aaaaaa"
-            axes.text(
-                column, row, f"{count:,}", color=colour, fontsize=size, ha="center", va="center"
-            )
-
-
-def _scale(figure: Figure, image: ScalarMappable, side: float) -> None:
-    axes = figure.add_axes((1 + 0.15 / side, 0, 0.12 / side, 1))
-    ticks = [0, 0.01, 0.1, 0.25, 0.5, 1] if side > 3 else [0, 0.1, 0.25, 0.5, 1]
-    bar = figure.colorbar(image, cax=axes, ticks=ticks)
-    axes.set_yticklabels([f"{100 * tick:g} %" for tick in ticks], fontsize=8)
-    axes.spines[:].set_visible(False)
-    bar.set_label("share of the true class", fontsize=8, color=GREY)
-
-
 def pairs(counts: Counts, of: int | None = None) -> list[tuple[int, int, int]]:
     """The most confused (true, predicted, count), most often first, at most ``PAIRS``; without the
     last class where it stands for many of ``of`` classes."""
@@ -113,8 +101,8 @@ def pairs(counts: Counts, of: int | None = None) -> list[tuple[int, int, int]]:
     if of and of > len(counts):
         wrong[-1], wrong[:, -1] = 0, 0
     order = np.argsort(-wrong, axis=None, kind="stable")[:PAIRS]
-    found = [divmod(int(i), len(counts)) for i in order]
-    return [(true, taken, int(wrong[true, taken])) for true, taken in found if wrong[true, taken]]
+    cells = [divmod(int(i), len(counts)) for i in order]
+    return [(true, taken, int(wrong[true, taken])) for true, taken in cells if wrong[true, taken]]
 
 
 def bars(counts: Counts, classes: Sequence[str], of: int | None = None) -> Figure | None:
@@ -130,21 +118,22 @@ def bars(counts: Counts, classes: Sequence[str], of: int | None = None) -> Figur
     axes.barh(range(len(rows)), [count for *_, count in rows], color=VAL, height=0.62)
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.spines["bottom"].set_visible(False)
+
+    def beside(text: str, x: float, y: float, shift: float, side: str, colour: str = INK) -> None:
+        look: Plain = {"ha": side, "va": "center", "color": colour, "annotation_clip": False}
+        axes.annotate(text, (x, y), (shift, 0), textcoords="offset points", **look)
+
     # Three texts a row: in one, a right-to-left name would turn the arrow round.
     heads = ("true class", "predicted class", "images")
     names = [(fit(classes[i], 126, 9), fit(classes[j], 126, 9)) for i, j, _ in rows]
     left = -12 - max(width(name, 9) for name in (heads[1], *(name for _, name in names)))
     for y, ((true, taken), (row, _, count)) in enumerate(zip(names, rows, strict=True)):
-        _beside(axes, true, (0, y), left - 24, "right")
-        _beside(axes, "→", (0, y), left - 12, "center")
-        _beside(axes, taken, (0, y), left, "left")
-        _beside(axes, f"{count:,} of {totals[row]:,}", (count, y), 5, "left")
-    for text, x, side in zip(heads, (left - 24, left, 0), ("right", "left", "left"), strict=True):
-        _beside(axes, text, (0, -0.9), x, side).set_color(GREY)
+        beside(true, 0, y, left - 24, "right")
+        beside("→", 0, y, left - 12, "center")
+        beside(taken, 0, y, left, "left")
+        beside(f"{count:,} of {totals[row]:,}", count, y, 5, "left")
+    for text, shift, side in zip(
+        heads, (left - 24, left, 0), ("right", "left", "left"), strict=True
+    ):
+        beside(text, 0, -0.9, shift, side, GREY)
     return figure
-
-
-def _beside(axes: Axes, text: str, at: tuple[float, float], x: float, side: str) -> Annotation:
-    return axes.annotate(
-        text, at, (x, 0), textcoords="offset points", ha=side, va="center", annotation_clip=False
-    )

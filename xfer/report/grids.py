@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from xfer.core.types import Plain
 from xfer.report.plot import GREY, INK, RIGHT, WRONG, drawable, fit, width
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
     Picture = npt.NDArray[np.uint8]
@@ -33,7 +33,7 @@ def predictions(
     pictures: Sequence[Picture],
     predicted: Sequence[str],
     right: Sequence[bool],
-    confidence: Sequence[float] | None,
+    confidence: Sequence[float] | None = None,
 ) -> Figure:
     """Each picture under what was predicted: blue when right, red with a frame when wrong."""
     ends = [""] * len(predicted) if confidence is None else [f" ({c:.2f})" for c in confidence]
@@ -42,18 +42,21 @@ def predictions(
     figure = _grid(pictures, [[(_ended(name, end), colour)] for name, end, colour in rows])
     for axes, colour in zip(figure.axes, colours, strict=False):
         if colour == WRONG:
-            _frame(axes)
+            axes.spines[:].set(visible=True, color=WRONG, linewidth=2.5)
     shown = colours[:LIMIT]
     legend = [(f"{shown.count(RIGHT)} right", RIGHT), (f"{shown.count(WRONG)} wrong", WRONG)]
-    note = "of the pictures shown" + (
-        "; in brackets the confidence" if confidence is not None else ""
-    )
+    note = "of the pictures shown" + ("" if confidence is None else "; in brackets the confidence")
     _legend(figure, [*legend, (note, GREY)])
     return figure
 
 
-def mistakes(pictures: Sequence[Picture], titles: Sequence[tuple[str, str, float]]) -> Figure:
-    """Each picture under its true class, then the predicted one in red with its confidence."""
+def mistakes(
+    pictures: Sequence[Picture], titles: Sequence[tuple[str, str, float]]
+) -> Figure | None:
+    """Each picture under its true class, then the predicted one in red with its confidence;
+    ``None`` where there is none."""
+    if not pictures:
+        return None
     captions = [
         [(fit(true, _ROOM, _FONT), INK), (_ended(taken, f" ({confidence:.2f})"), WRONG)]
         for true, taken, confidence in titles
@@ -83,29 +86,11 @@ def _grid(pictures: Sequence[Picture], captions: Sequence[Sequence[Line]]) -> Fi
         axes = figure.add_axes(box, xticks=[], yticks=[], anchor="N")
         axes.spines[:].set_visible(False)
         axes.imshow(picture)
-        _caption(axes, lines)
+        for above, (text, colour) in enumerate(reversed(lines)):
+            look: Plain = {"color": colour, "fontsize": _FONT, "ha": "center", "va": "baseline"}
+            look |= {"xycoords": "axes fraction", "textcoords": "offset points"}
+            axes.annotate(text, (0.5, 1.0), (0, 4.0 + 72 * _LINE * above), **look)
     return figure
-
-
-def _caption(axes: Axes, lines: Sequence[Line]) -> None:
-    for above, (text, colour) in enumerate(reversed(lines)):
-        axes.annotate(
-            text,
-            (0.5, 1.0),
-            xytext=(0, 4.0 + 72 * _LINE * above),
-            xycoords="axes fraction",
-            textcoords="offset points",
-            color=colour,
-            fontsize=_FONT,
-            ha="center",
-            va="baseline",
-        )
-
-
-def _frame(axes: Axes) -> None:
-    axes.spines[:].set_visible(True)
-    axes.spines[:].set_color(WRONG)
-    axes.spines[:].set_linewidth(2.5)
 
 
 def _legend(figure: Figure, entries: Sequence[Line]) -> None:

@@ -9,18 +9,13 @@ from __future__ import annotations
 import base64
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
 from xfer.core.errors import printable
 from xfer.core.files import write_text
+from xfer.core.types import Plain
 from xfer.report.card import CAPTIONS, sections, verdict
 from xfer.report.plot import DPI
-
-if TYPE_CHECKING:
-    from jinja2 import Environment
-    from markupsafe import Markup
-
-    from xfer.core.types import Plain
 
 _MARKS = re.compile(
     r"[\\`*<\[\]|~$&]"  # emphasis, code, HTML, links, cells, math, entities
@@ -55,23 +50,20 @@ def lay_out(path: Path, card: Plain) -> None:
     """Write ``path`` with the suffixes ``.html`` and ``.md``. ``card`` is what the templates name:
     ``title``, ``verdict`` (lines), ``command``, ``sections``, ``captions`` and ``drawn`` (the PNG
     file in ``figures/`` by figure name)."""
-    html, markdown = _environments()
-    write_text(path.with_suffix(".html"), html.get_template("report.html.j2").render(card))
-    write_text(path.with_suffix(".md"), markdown.get_template("report.md.j2").render(card))
-
-
-def _environments() -> tuple[Environment, Environment]:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    shared: dict[str, Any] = {
-        "loader": FileSystemLoader(Path(__file__).parent),
-        "undefined": StrictUndefined,
-        "trim_blocks": True,
-        "lstrip_blocks": True,
-    }
-    html = Environment(autoescape=True, finalize=_plain, **shared)
-    html.filters["picture"] = _picture
-    return html, Environment(autoescape=False, finalize=_markdown, **shared)
+    for kind, escape in {"html": _plain, "md": _markdown}.items():
+        environment = Environment(
+            autoescape=kind == "html",
+            finalize=escape,
+            loader=FileSystemLoader(Path(__file__).parent),
+            undefined=StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+        )
+        environment.filters["picture"] = _picture
+        page = environment.get_template(f"report.{kind}.j2").render(card)
+        write_text(path.with_suffix(f".{kind}"), page)
 
 
 def _plain(value: Any) -> Any:
@@ -86,19 +78,12 @@ def _markdown(value: Any) -> Any:
     return _MARKS.sub(lambda mark: f"{mark[0][:-1]}\\{mark[0][-1]}", printable(value).strip())
 
 
-class _Picture(NamedTuple):
+def _picture(path: Path) -> Plain:
     """A PNG file as a data URI, with its width and height in CSS pixels."""
-
-    uri: Markup
-    width: int
-    height: int
-
-
-def _picture(path: Path) -> _Picture:
     from markupsafe import Markup
 
     data = path.read_bytes()
     # The header of a PNG holds width and height at bytes 16 and 20; CSS has 96 pixels an inch.
     wide, high = (int.from_bytes(data[at : at + 4], "big") * 96 // DPI for at in (16, 20))
     uri = "data:image/png;base64," + base64.b64encode(data).decode("ascii")
-    return _Picture(Markup(uri), wide, high)  # Base 64 has nothing to escape
+    return {"uri": Markup(uri), "width": wide, "height": high}  # Base 64 has nothing to escape

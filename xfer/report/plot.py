@@ -8,18 +8,20 @@ glyphs arises, so none has to be silenced. ``$`` and TeX commands stay plain cha
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ParamSpec
 
 from xfer.core.errors import printable
 from xfer.core.files import atomic_write, output_errors
+from xfer.core.types import Plain
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+P = ParamSpec("P")
 DPI = 120
 INK, GREY, FAINT = "#222222", "#666666", "#dddddd"
 RIGHT, WRONG = "blue", "red"
@@ -63,40 +65,35 @@ def style() -> Iterator[None]:
         yield
 
 
-def save(figure: Figure, path: Path) -> Path:
-    """Write ``figure`` as a PNG, cut to what is drawn, atomically; returns ``path``."""
-    atomic_write(
-        path,
-        lambda part: figure.savefig(
-            part, format="png", dpi=DPI, bbox_inches="tight", pad_inches=0.1
-        ),
-    )
+def save(figure: Figure | None, path: Path) -> Path | None:
+    """Write ``figure`` as a PNG, cut to what is drawn, in one move; returns ``path``.
+
+    Where there is nothing to draw, ``None``, and what an earlier report left at ``path`` goes.
+    """
+    if figure is None:
+        with output_errors(path):
+            path.unlink(missing_ok=True)
+        return None
+    look: Plain = {"format": "png", "dpi": DPI, "bbox_inches": "tight", "pad_inches": 0.1}
+    atomic_write(path, lambda part: figure.savefig(part, **look))
     return path
 
 
-def save_any(figure: Figure | None, path: Path) -> Path | None:
-    """The same; where there is nothing to draw, remove what an earlier report left at ``path``."""
-    if figure is not None:
-        return save(figure, path)
-    with output_errors(path):
-        path.unlink(missing_ok=True)
-    return None
+def draw(
+    path: Path, build: Callable[P, Figure | None], *args: P.args, **kwargs: P.kwargs
+) -> Path | None:
+    """Write what ``build`` makes of the other arguments to ``path``, as :func:`save` does.
+
+    Matplotlib's settings are the process's: draw from one thread at a time.
+    """
+    with style():
+        return save(build(*args, **kwargs), path)
 
 
 FALLBACKS = (
-    "Noto Sans CJK SC",
-    "Noto Sans CJK JP",
-    "Noto Sans CJK KR",
-    "Noto Sans SC",
-    "WenQuanYi Micro Hei",
-    "Microsoft YaHei",
-    "PingFang SC",
-    "Hiragino Sans",
-    "Malgun Gothic",
-    "Arial Unicode MS",
-    "Noto Sans",
-    "Noto Sans Devanagari",
-    "Noto Sans Thai",
+    *("Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans CJK KR", "Noto Sans SC"),
+    *("WenQuanYi Micro Hei", "Microsoft YaHei", "PingFang SC", "Hiragino Sans"),
+    *("Malgun Gothic", "Arial Unicode MS", "Noto Sans", "Noto Sans Devanagari", "Noto Sans Thai"),
 )
 _LONGEST = 160
 

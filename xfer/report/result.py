@@ -23,21 +23,20 @@ if TYPE_CHECKING:
     from xfer.config.specs import Specs
     from xfer.report.inputs import Work
 
-_PACKAGES = (
-    DISTRIBUTION,
-    "torch",
-    "torchvision",
-    "timm",
-    "pytorch-lightning",
-    "torchmetrics",
-    "onnx",
-)
-_WITHOUT_TORCH = (DISTRIBUTION, "onnxruntime", "pillow", "numpy")
+_TORCH = ("torch", "torchvision", "timm", "pytorch-lightning", "torchmetrics", "onnx")
+_WITHOUT_TORCH = ("onnxruntime", "pillow", "numpy")
 
 
 def _facts(specs: Specs, packages: Sequence[str], **known: object) -> Plain:
     """What ``result.json`` says of any run: everything the contract names, with what is ``known``;
     ``None`` where a run has no such fact or nobody checked it."""
+    versions: Plain = {"python": platform.python_version()}
+    for package in (DISTRIBUTION, *packages):
+        try:
+            number = version(package)
+        except PackageNotFoundError:  # a checkout that is not installed
+            number = None
+        versions["xfer" if package == DISTRIBUTION else package] = number
     facts: Plain = {
         "experiment": specs.experiment,
         "status": "finished",
@@ -54,7 +53,7 @@ def _facts(specs: Specs, packages: Sequence[str], **known: object) -> Plain:
         "warnings": [],
         "device": "cpu",
         "precision": "32-true",
-        "versions": _versions(packages),
+        "versions": versions,
         "command": specs.command,
     }
     return facts | known
@@ -75,54 +74,39 @@ def outcome_of_file(specs: Specs, model: Path, predicted: int, timing: Plain) ->
 
 def outcome(work: Work) -> Plain:
     """The result of what the stages did."""
-    plan, specs = work.plan, work.plan.specs
+    plan, fitted = work.plan, work.fitted
+
+    def named(path: Path) -> str:
+        """``path``, relative inside the run folder."""
+        inside = path.is_relative_to(work.folder)
+        return path.relative_to(work.folder).as_posix() if inside else str(path)
+
+    path = work.checkpoint()
+    scored = path if path and path.is_file() else None
+    left_out = ("spec", "kept", "classes", "rows")
     known = {
         "status": "failed" if work.refused else "finished",
-        "best": _best(work),
+        "best": {**fitted.best, "checkpoint": named(fitted.checkpoint)} if fitted else None,
         "scores": {name: score.to_plain() for name, score in work.scores.items()},
         "params": count_parameters(plan) if plan.phases else None,
         "freeze": {
-            "proved": work.fitted.proved if work.fitted else None,
-            "groups": work.fitted.audits if work.fitted else [],
+            "proved": fitted.proved if fitted else None,
+            "groups": fitted.audits if fitted else [],
         },
-        "source": {
-            k: v
-            for k, v in plan.card.source.items()
-            if k not in ("spec", "kept", "classes", "rows")
-        },
+        "source": {k: v for k, v in plan.card.source.items() if k not in left_out},
         "timing": _timing(work),
-        "checkpoint": _checkpoint(work),
-        "solved": work.fitted.solved if work.fitted else None,
-        "features": work.fitted.features if work.fitted else dict(UNCACHED),
+        "checkpoint": scored and {"path": named(scored), "sha256": file_sha256(scored)},
+        "solved": fitted.solved if fitted else None,
+        "features": fitted.features if fitted else dict(UNCACHED),
         "export": [
             {k: v for k, v in asdict(file).items() if k != "batches"} for file in work.exports
         ],
         "warnings": [*plan.facts["remarks"], *work.warnings],
         "memory": told(work.folder),
         "device": work.device,
-        "precision": specs.trainer.precision if work.fitted else "32-true",
+        "precision": plan.specs.trainer.precision if fitted else "32-true",
     }
-    return _facts(specs, _PACKAGES, **known)
-
-
-def _best(work: Work) -> Plain | None:
-    if work.fitted is None:
-        return None
-    return {**work.fitted.best, "checkpoint": _named(work, work.fitted.checkpoint)}
-
-
-def _checkpoint(work: Work) -> Plain | None:
-    """What was scored and exported."""
-    path = work.checkpoint()
-    if path is None or not path.is_file():
-        return None
-    return {"path": _named(work, path), "sha256": file_sha256(path)}
-
-
-def _named(work: Work, path: Path) -> str:
-    """``path``, inside the run folder where it is the run's own."""
-    own = path.is_relative_to(work.folder)
-    return path.relative_to(work.folder).as_posix() if own else str(path)
+    return _facts(plan.specs, _TORCH, **known)
 
 
 def _timing(work: Work) -> Plain:
@@ -137,14 +121,3 @@ def _timing(work: Work) -> Plain:
         "step_ms_median": statistics.median(row["step_ms"] for row in rows) if rows else None,
         "total_s": time.perf_counter() - work.began,
     }
-
-
-def _versions(packages: Sequence[str]) -> Plain:
-    versions: Plain = {"python": platform.python_version()}
-    for package in packages:
-        key = "xfer" if package == DISTRIBUTION else package
-        try:
-            versions[key] = version(package)
-        except PackageNotFoundError:  # a checkout that is not installed
-            versions[key] = None
-    return versions

@@ -20,59 +20,53 @@ def loaded(result: Plain, plan: Plain) -> Facts:
     facts.append(("Loaded from", "nothing: random weights" if kind == "none" else place))
     coverage = source.get("coverage")
     shown = f"{100 * coverage:.1f} %" if isinstance(coverage, float) else words(coverage)
-    told = {"sha256": number(source.get("sha256")), "coverage": shown}
-    told |= {key: listed(source.get(key)) for key in ("loaded", "dropped", "missing", "unexpected")}
-    names = {"sha256": "SHA-256", "coverage": "Coverage", "loaded": "Tensors loaded"}
-    known = [(names.get(k, k.capitalize()), v) for k, v in told.items() if v != ABSENT]
-    return tuple(facts + known)
+    facts += [("SHA-256", number(source.get("sha256"))), ("Coverage", shown)]
+    for key in ("loaded", "dropped", "missing", "unexpected"):
+        facts.append(
+            ("Tensors loaded" if key == "loaded" else key.capitalize(), listed(source.get(key)))
+        )
+    return tuple(fact for fact in facts if fact[1] != ABSENT)
+
+
+_PROVED = {
+    True: "proved: every frozen tensor has the same hash before and after",
+    False: "broken: a frozen tensor changed during training",
+    None: "not proved yet",
+}
 
 
 def frozen(result: Plain, plan: Plain) -> Facts:
     """How much of the network trains, and what is known of the rest."""
     params = result.get("params") or plan.get("params") or {}
-    total, frozen = params.get("total"), params.get("frozen")
+    total, fixed = params.get("total"), params.get("frozen")
     if total is None:
         return ()
-    proved = {
-        True: "proved: every frozen tensor has the same hash before and after",
-        False: "broken: a frozen tensor changed during training",
-        None: "not proved yet",
-    }
-    facts = [("Parameters", number(total))]
-    policy = plan.get("freeze") or {}
-    rules = policy.get("rules")
-    facts += [("Rules", ", ".join(map(_rule, rules)))] if rules else []
-    facts += [] if rules or not policy else [("Policy", _policy(policy))]
+    facts, policy = [("Parameters", number(total))], plan.get("freeze") or {}
+    if rules := policy.get("rules"):
+        rates = (f"lr x {rule['lr']:g}" if rule["lr"] else "frozen" for rule in rules)
+        shown = (f"{rule['match']} {rate}" for rule, rate in zip(rules, rates, strict=True))
+        facts.append(("Rules", ", ".join(shown)))
+    elif policy:
+        keys = (f"{k}={v}" for k, v in policy.items() if k[0] != "_" and v is not None)
+        name = str(policy["_target_"]).rpartition(".")[2]
+        facts.append(("Policy", f"{name} ({', '.join(keys)})"))
     phases = [phase["name"] for phase in plan.get("phases") or []]
     facts += [("Phases", ", then ".join(phases))] if len(phases) > 1 else []
     if params.get("trainable") is not None:
         facts.append(("Trainable", share(params["trainable"], total)))
-    if frozen is not None:
-        facts.append(("Frozen", share(frozen, total)))
-    if frozen:
-        facts.append(("Frozen kept", proved[(result.get("freeze") or {}).get("proved")]))
-    audits = (result.get("freeze") or {}).get("groups") or []
-    facts += [(f"Optimizer, {audit['phase']}", _groups(audit)) for audit in audits]
+    if fixed is not None:
+        facts.append(("Frozen", share(fixed, total)))
+    proof = result.get("freeze") or {}
+    if fixed:
+        facts.append(("Freeze proof", _PROVED[proof.get("proved")]))
+    for audit in proof.get("groups") or []:
+        groups = (
+            f"{group['tensors']} tensors at {group['lr']:.3g}, decay {group['weight_decay']:g}"
+            for group in audit["groups"]
+        )
+        begins = f"from epoch {audit['epoch']}: "
+        facts.append((f"Optimizer, {audit['phase']}", begins + "; ".join(groups)))
     return tuple(facts)
-
-
-def _groups(audit: Plain) -> str:
-    """Where a phase begins, its rates and decays by group."""
-    groups = (
-        f"{group['tensors']} tensors at {group['lr']:.3g}, decay {group['weight_decay']:g}"
-        for group in audit["groups"]
-    )
-    return f"from epoch {audit['epoch']}: " + "; ".join(groups)
-
-
-def _policy(policy: Plain) -> str:
-    keys = (f"{k}={v}" for k, v in policy.items() if k[0] != "_" and v is not None)
-    return f"{str(policy['_target_']).rpartition('.')[2]} ({', '.join(keys)})"
-
-
-def _rule(rule: Plain) -> str:
-    rate = f"lr x {rule['lr']:g}" if rule["lr"] else "frozen"
-    return f"{rule['match']} {rate}"
 
 
 def data(plan: Plain) -> Facts:

@@ -31,78 +31,71 @@ class Table:
         return len(self.rows) > self.most
 
 
-def _table(title: str, head: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -> Table:
+def _table(
+    title: str, head: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1
+) -> tuple[Table, ...]:
+    """The table with its cells shortened; none without rows."""
     cells = tuple(tuple(map(short, row)) for row in rows)
-    return Table(title, tuple(head), cells, left)
+    return (Table(title, tuple(head), cells, left),) if cells else ()
 
 
-def scores(found: Plain) -> tuple[Table, ...]:
+def scores(by_split: Plain) -> tuple[Table, ...]:
     """One row a split, one column a measure that any split has."""
     names = {"n": "images", **{metric.name: metric.label for metric in metrics.METRICS}}
-    keys = [k for k in names if any(score.get(k) is not None for score in found.values())]
+    keys = [k for k in names if any(score.get(k) is not None for score in by_split.values())]
     head = ["split", *(names[k] for k in keys), "used for selection"]
     rows = [
         [split, *(number(score.get(k)) for k in keys), number(score.get("used_for_selection"))]
-        for split, score in found.items()
+        for split, score in by_split.items()
     ]
-    return (_table("", head, rows),) if rows else ()
+    return _table("", head, rows)
 
 
-def splits(found: Plain) -> tuple[Table, ...]:
+def splits(facts: Plain) -> tuple[Table, ...]:
     """The splits with their size, hash and class balance."""
     rows = []
-    for name, split in found.items():
+    for name, split in facts.items():
         counts = split.get("per_class") or {}
         each = list(counts.values()) if isinstance(counts, Mapping) else list(counts)
         ends = [number(min(each)), number(max(each))] if each else [ABSENT, ABSENT]
         rows.append([name, str(split.get("sha256") or ABSENT)[:16], number(split.get("n")), *ends])
-    head = ("split", "SHA-256 (begin)", "images", "smallest class", "largest class")
-    return (_table("", head, rows, 2),) if rows else ()
+    head = ("split", "SHA-256 (start)", "images", "smallest class", "largest class")
+    return _table("", head, rows, 2)
 
 
 def history(epochs: Sequence[Plain]) -> tuple[Table, ...]:
     """The rows of ``metrics.csv``."""
-    if not epochs:
-        return ()
-    head = list(epochs[0])
-    rows = [[_cell(key, row.get(key)) for key in head] for row in epochs]
-    return (_table("Every row of metrics.csv", head, rows, 0),)
+    head = list(epochs[0]) if epochs else []
+
+    def cell(key: str, value: Any) -> str:
+        return number(int(value) if key in ("epoch", "step") and value is not None else value)
+
+    rows = [[cell(key, row.get(key)) for key in head] for row in epochs]
+    return _table("Every row of metrics.csv", head, rows, 0)
 
 
-def _cell(key: str, value: Any) -> str:
-    return number(int(value) if key in ("epoch", "step") and value is not None else value)
-
-
-def loaded(found: Plain) -> tuple[Table, ...]:
+def loaded(report: Plain) -> tuple[Table, ...]:
     """What became of every tensor of the source, and of the network's that it lacks."""
+    keys = {"key": ABSENT, "name": ABSENT, "fate": None, "shape": ABSENT, "note": ""}
     rows = [
-        [
-            str(row.get("key") or ABSENT),
-            str(row.get("name") or ABSENT),
-            str(row.get("fate")),
-            str(row.get("shape") or ABSENT),
-            str(row.get("note") or ""),
-        ]
-        for row in found.get("rows") or []
+        [str(row.get(key) or empty) for key, empty in keys.items()]
+        for row in report.get("rows") or []
     ]
     head = ("in the file", "in the network", "fate", "shape", "note")
-    return (_table("Every tensor", head, rows, 5),) if rows else ()
+    return _table("Every tensor", head, rows, 5)
 
 
-def per_class(found: Plain) -> tuple[Table, ...]:
+def per_class(by_split: Plain) -> tuple[Table, ...]:
     """One table a split, one row a class."""
-    keys = ("n", "precision", "recall", "f1")
-    return tuple(
-        _table(
-            split,
-            ("class", "images", "precision", "recall", "F1"),
-            [
-                [name, number(int(row.get("n") or 0)), *(number(row.get(k)) for k in keys[1:])]
-                for name, row in classes.items()
-            ],
-        )
-        for split, classes in found.items()
-    )
+    head, keys = ("class", "images", "precision", "recall", "F1"), ("precision", "recall", "f1")
+    tables: tuple[Table, ...] = ()
+    for split, classes in by_split.items():
+        rows = [
+            [name, number(int(row.get("n") or 0)), *(number(row.get(key)) for key in keys)]
+            for name, row in classes.items()
+        ]
+        tables += _table(split, head, rows)
+    return tables
 
 
 def wrong(files: Sequence[Plain]) -> tuple[Table, ...]:
@@ -113,31 +106,29 @@ def wrong(files: Sequence[Plain]) -> tuple[Table, ...]:
     ]
     more = f", the first {_FILES} of {len(files):,}" if len(files) > _FILES else ""
     head = ("file", "true class", "predicted class", "confidence")
-    return (_table(f"Files{more}", head, rows, 3),) if rows else ()
+    return _table(f"Files{more}", head, rows, 3)
 
 
 def exported(files: Sequence[Plain]) -> tuple[Table, ...]:
     """The exported files, what goes in, and how far their answers are from the network's."""
+
+    def measured(row: Plain, key: str, form: str) -> str:
+        return ABSENT if row.get(key) is None else form.format(row[key])
+
     rows = [
         [
             *(str(row.get(key) or ABSENT) for key in ("format", "file")),
             ABSENT if row.get("facts") is None else _TAKES[row["facts"].get("input", "tensor")],
             size(row.get("bytes")),
-            _difference(row),
-            ABSENT if row.get("bound") is None else f"{row['bound']:.1e}",
-            ABSENT if row.get("agree") is None else f"{100 * row['agree']:.1f} %",
+            measured(row, "max_abs_diff", f"{{:.1e}} of {row.get('compared', 'logits')}"),
+            measured(row, "bound", "{:.1e}"),
+            measured(row, "agree", "{:.1%}").replace("%", " %"),
             number(row.get("images")),
         ]
         for row in files
     ]
     head = ("format", "file", "takes", "size", "largest difference", "allowed", "same top class")
-    return (_table("", (*head, "on images"), rows, 3),)
+    return _table("", (*head, "on images"), rows, 3)
 
 
 _TAKES = {"tensor": "prepared images", "image": "pictures of any size"}
-
-
-def _difference(row: Plain) -> str:
-    if row.get("max_abs_diff") is None:
-        return ABSENT
-    return f"{row['max_abs_diff']:.1e} of {row.get('compared', 'logits')}"

@@ -9,139 +9,118 @@ import numpy as np
 from xfer.core.files import write_json
 from xfer.core.types import Plain, Predictions, Samples
 from xfer.data.preprocess import fit_to_size, restore
-from xfer.report import figures
-from xfer.report.confusion import condensed
+from xfer.report import charts, confusion, grids
 from xfer.report.page import render
+from xfer.report.plot import draw
 from xfer.report.result import outcome
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    import numpy.typing as npt
-
+    from xfer.core.types import Dataset
+    from xfer.report.grids import Picture
     from xfer.report.inputs import Work
-
-_GRID = 24
+    from xfer.training.fitted import Fitted
 
 
 def finish(work: Work) -> Plain:
     """Write ``result.json``; with the stage ``report`` also the figures and the run card."""
     result = outcome(work)
     if "report" in work.plan.specs.stages:
-        folder = work.folder / "figures"
-        if work.fitted:
-            _draw_fit(work, folder)
-        if split := _shown(work):
-            _draw_answers(work, split, folder)
-        render(work.folder, result, work.plan.facts, _details(work))
+        folder, dataset = work.folder / "figures", work.plan.dataset
+        if work.fitted and dataset:
+            _draw_fit(work, work.fitted, dataset, folder)
+        split = next((name for name in ("val", "test") if name in work.predictions), None)
+        if split and dataset:
+            _draw_answers(work, dataset.splits[split], work.predictions[split], folder)
+        render(work.folder, result, work.plan.facts, _details(work, split))
     write_json(work.folder / "result.json", result)
     return result
 
 
-def _shown(work: Work) -> str | None:
-    """The split whose answers are drawn: val, else test."""
-    return next((name for name in ("val", "test") if name in work.predictions), None)
-
-
-def _draw_fit(work: Work, folder: Path) -> None:
-    fitted = work.fitted
-    assert fitted is not None
-    pictures, titles = _first_batch(work)
-    figures.batch_grid(pictures, titles, folder / "batch_grid.png")
-    best = fitted.best
+def _draw_fit(work: Work, fitted: Fitted, dataset: Dataset, folder: Path) -> None:
+    pictures, titles = _first_batch(work, fitted, dataset.splits["train"])
+    draw(folder / "batch_grid.png", grids.batch, pictures, titles)
+    best, rows, path = fitted.best, fitted.rows, folder / "curves.png"
     if fitted.solved:
-        figures.strengths(fitted.rows, best["epoch"], folder / "curves.png")
-        return
-    figures.curves(fitted.rows, best["epoch"], best["metric"], folder / "curves.png")
+        draw(path, charts.strengths, rows, best["epoch"])
+    else:
+        draw(path, charts.curves, rows, best["epoch"], best["metric"])
 
 
-def _first_batch(work: Work) -> tuple[list[npt.NDArray[np.uint8]], list[str]]:
+def _first_batch(work: Work, fitted: Fitted, samples: Samples) -> tuple[list[Picture], list[str]]:
     """The first training batch as the network saw it, in true colours."""
     from xfer.data.loader import eval_images, train_images
     from xfer.data.sampler import Order
 
-    plan, specs = work.plan, work.plan.specs
-    assert plan.dataset is not None and specs.data is not None
-    samples, spec = plan.dataset.splits["train"], plan.card.input
-    assert work.fitted is not None
-    kept = work.fitted.features
-    if kept["cached"] and not kept["augmented"]:
-        pictures = eval_images(samples, spec)
+    specs, card = work.plan.specs, work.plan.card
+    if specs.data is None:
+        return [], []
+    if fitted.features["cached"] and not fitted.features["augmented"]:
+        images = eval_images(samples, card.input)
     else:
-        pictures = train_images(samples, spec, specs.augment)
+        images = train_images(samples, card.input, specs.augment)
     order = Order(len(samples), specs.data.batch_size, specs.seed)
     order.labels = specs.data.balance(samples.labels)
-    keys = next(iter(order))[:_GRID]
-    shown = [pictures[key] for key in keys]
-    return [restore(a, spec) for a, _ in shown], [plan.card.classes[label] for _, label in shown]
+    shown = [images[key] for key in next(iter(order))[: grids.LIMIT]]
+    pictures = [restore(array, card.input) for array, _ in shown]
+    return pictures, [card.classes[label] for _, label in shown]
 
 
-def _draw_answers(work: Work, split: str, folder: Path) -> None:
+def _draw_answers(work: Work, samples: Samples, answers: Predictions, folder: Path) -> None:
     from xfer.evaluation.evaluate import most_wrong
 
-    assert work.plan.dataset is not None
-    samples, found = work.plan.dataset.splits[split], work.predictions[split]
-    classes = found.classes
-    at = _spread(found, _GRID)
-    chosen, confidence = _answers(found)
-    figures.prediction_grid(
-        _pictures(work, samples, at),
-        [classes[chosen[i]] for i in at],
-        [bool(chosen[i] == samples.labels[i]) for i in at],
+    names, n = answers.classes, len(answers.names)
+    chosen, confidence = answers.logits.argmax(axis=1), answers.confidence.tolist()
+
+    def pictures(positions: list[int]) -> list[Picture]:
+        spec = work.plan.card.input
+        return [np.asarray(fit_to_size(samples.images[i], spec)) for i in positions]
+
+    shown = min(n, grids.LIMIT)
+    spread = [i * n // shown for i in range(shown)]  # over the split, so that each class is seen
+    draw(
         folder / "prediction_grid.png",
-        [confidence[i] for i in at],
+        grids.predictions,
+        pictures(spread),
+        [names[chosen[i]] for i in spread],
+        [bool(chosen[i] == samples.labels[i]) for i in spread],
+        [confidence[i] for i in spread],
     )
-    wrong = most_wrong(found, _GRID)
-    titles = [(classes[samples.labels[i]], classes[chosen[i]], confidence[i]) for i in wrong]
-    figures.most_wrong(_pictures(work, samples, wrong), titles, folder / "most_wrong.png")
-    counts, named = condensed(samples.labels, np.asarray(chosen), classes)
-    figures.confusion_matrix(counts, named, folder / "confusion_matrix.png")
-    figures.confused_pairs(counts, named, folder / "confused_pairs.png", len(classes))
+    wrong = most_wrong(answers, grids.LIMIT)
+    titles = [(names[samples.labels[i]], names[chosen[i]], confidence[i]) for i in wrong]
+    draw(folder / "most_wrong.png", grids.mistakes, pictures(wrong), titles)
+    counts, classes = confusion.condensed(samples.labels, chosen, names)
+    draw(folder / "confusion_matrix.png", confusion.matrix, counts, classes)
+    draw(folder / "confused_pairs.png", confusion.bars, counts, classes, len(names))
 
 
-def _spread(found: Predictions, count: int) -> list[int]:
-    """Positions spread evenly over the split, so that every class is seen."""
-    n = len(found.names)
-    return [i * n // min(n, count) for i in range(min(n, count))]
-
-
-def _answers(found: Predictions) -> tuple[list[int], list[float]]:
-    return found.logits.argmax(axis=1).tolist(), found.confidence.tolist()
-
-
-def _pictures(work: Work, samples: Samples, at: list[int]) -> list[npt.NDArray[np.uint8]]:
-    spec = work.plan.card.input
-    return [np.asarray(fit_to_size(samples.images[i], spec)) for i in at]
-
-
-def _details(work: Work) -> Plain:
+def _details(work: Work, split: str | None) -> Plain:
+    """What the card has beside ``result.json`` and ``plan.json``; ``split`` is the one drawn."""
     from xfer.evaluation.evaluate import most_wrong
 
-    split = _shown(work)
+    scores = work.scores.items()
     details: Plain = {
-        "per_class": {name: score.per_class for name, score in work.scores.items()},
+        "per_class": {name: score.per_class for name, score in scores},
         "mistakes": {
-            name: (score.n - round(score.acc * score.n), score.n)
-            for name, score in work.scores.items()
+            name: (score.n - round(score.acc * score.n), score.n) for name, score in scores
         },
         "history": work.fitted.rows if work.fitted else [],
         "exports": [file.__dict__ for file in work.exports],
         "load": work.plan.load,
     }
-    if split:
-        found = work.predictions[split]
-        chosen, confidence = _answers(found)
-        assert found.labels is not None
-        details["wrong"] = [
-            {
-                "path": found.names[i],
-                "label": found.classes[found.labels[i]],
-                "prediction": found.classes[chosen[i]],
-                "confidence": confidence[i],
-            }
-            for i in most_wrong(found, len(found.names))
-        ]
-        details["notes"] = [
-            f"Predictions, mistakes and confusion are drawn from the {split} images."
-        ]
+    answers = work.predictions[split] if split else None
+    if answers is None or answers.labels is None:
+        return details
+    names, confidence = answers.classes, answers.confidence
+    details["wrong"] = [
+        {
+            "path": answers.names[i],
+            "label": names[answers.labels[i]],
+            "prediction": names[answers.logits[i].argmax()],
+            "confidence": float(confidence[i]),
+        }
+        for i in most_wrong(answers, len(answers.names))
+    ]
+    details["notes"] = [f"Predictions, mistakes and confusion are drawn from the {split} images."]
     return details

@@ -21,6 +21,15 @@ if TYPE_CHECKING:
 
 _FLOAT, _INT64, _STRING, _BOOL, _TENSORS, _TUPLE, _LIST = 1, 7, 8, 9, 19, 20, 21
 _FLOAT32 = 1
+_INPUTS = {
+    **dict.fromkeys(("Erf", "GeLU", "HSigmoid", "HSwish", "MaxPool", "Pad"), "x"),
+    **dict.fromkeys(("ReLU", "ReLU6", "Sigmoid", "Softmax"), "x"),
+    **dict.fromkeys(("Add", "Mul", "RealDiv", "Sub"), "x y"),
+    **dict.fromkeys(("BatchMatMul", "MatMul"), "x1 x2"),
+    **{"BiasAdd": "x b", "Conv2D": "x w", "ReduceMean": "input_x axis", "Reshape": "tensor shape"},
+    **{"Slice": "x begin size", "Transpose": "x perm"},
+}
+"""What MindSpore calls the inputs of a primitive; without an entry the file does not say."""
 GRAPH = "net"
 """The graph's name, which stands before the names of its parameters."""
 
@@ -31,20 +40,20 @@ class MindIrFile:
 
     nodes: list[bytes] = field(default_factory=list)
     parameters: list[bytes] = field(default_factory=list)
-    primitives: dict[bytes, tuple[str, str]] = field(default_factory=dict)
+    primitives: dict[bytes, str] = field(default_factory=dict)
     constants: dict[tuple[type, Value], str] = field(default_factory=dict)
 
     def parameter(self, name: str, values: Array) -> str:
         """Weights in the file. Returns the name that operators call them by."""
-        known = f"{GRAPH}:{name}"
+        called = f"{GRAPH}:{name}"
         self.parameters.append(
             _tensor(values.shape)
-            + text(7, known)
+            + text(7, called)
             + chunk(9, values.astype("<f4", order="C").tobytes())
             + text(13, name)
             + number(16, 0)
         )
-        return known
+        return called
 
     def constant(self, value: Value) -> str:
         """A number or a tuple that an operator takes as an input."""
@@ -60,24 +69,24 @@ class MindIrFile:
     ) -> str:
         """One call of a primitive. ``dims`` is the shape of what comes out, -1 where it follows
         the batch; a list of shapes for a tuple of tensors. Returns the output's name."""
+        if name in _INPUTS:
+            names = {"input_names": _INPUTS[name].split()}
+            attributes |= names | {"output_names": ["y" if name == "ReduceMean" else "output"]}
+        # The file holds a primitive once with exactly these attributes.
+        facts = b"".join(chunk(3, _attribute(key, value)) for key, value in attributes.items())
+        primitive = self.primitives.setdefault(
+            text(2, name) + facts, f"{name}:{len(self.primitives)}"
+        )
         output = f"{GRAPH}:{name}_{len(self.nodes)}"
         self.nodes.append(
             b"".join(text(1, each) for each in inputs)
             + text(2, output)
             + text(3, output)
-            + text(4, f"REF::{self._primitive(name, attributes)}")
+            + text(4, f"REF::{primitive}")
             + chunk(5, _abstract(dims))
             + text(7, f"Default/{name}-op{len(self.nodes)}")
         )
         return output
-
-    def _primitive(self, name: str, attributes: Mapping[str, Value]) -> str:
-        """The name under which the file holds ``name`` with exactly these attributes."""
-        facts = b"".join(chunk(3, _attribute(key, value)) for key, value in attributes.items())
-        key = text(2, name) + facts
-        if key not in self.primitives:
-            self.primitives[key] = (f"{name}:{len(self.primitives)}", name)
-        return self.primitives[key][0]
 
     def dump(
         self, entry: tuple[str, Dims], answer: tuple[str, Dims], facts: Mapping[str, str]
@@ -91,8 +100,8 @@ class MindIrFile:
             + [chunk(5, _value_info(*entry)), chunk(6, _value_info(*answer))]
         )
         primitives = [
-            chunk(12, text(1, known[0]) + key + text(4, "") + number(5, 1))
-            for key, known in self.primitives.items()
+            chunk(12, text(1, name) + facts + text(4, "") + number(5, 1))
+            for facts, name in self.primitives.items()
         ]
         head = text(1, "0.1.1") + text(2, "MindSpore") + text(5, "2.0.0")
         information = [chunk(14, text(1, key) + text(2, value)) for key, value in facts.items()]

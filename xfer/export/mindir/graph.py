@@ -7,13 +7,13 @@ do, is known as well.
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from xfer.core.errors import ExportError
+from xfer.evaluation.onnx_session import runtime
 from xfer.export.mindir.file import GRAPH, MindIrFile
 
 if TYPE_CHECKING:
@@ -24,6 +24,14 @@ if TYPE_CHECKING:
     Dims = tuple[int, ...]
 
 _FEW, _MORE = 2, 3
+_NEGATIVE_FREE = {
+    **dict.fromkeys(("Clip", "HardSigmoid", "Relu", "Sigmoid", "Softmax"), slice(0)),
+    **dict.fromkeys(("AveragePool", "Flatten", "Gather", "GlobalAveragePool"), slice(1)),
+    **dict.fromkeys(("Identity", "MaxPool", "Pad", "ReduceMean", "Reshape"), slice(1)),
+    **dict.fromkeys(("Slice", "Squeeze", "Unsqueeze"), slice(1)),
+    **dict.fromkeys(("Add", "Concat", "Mul"), slice(None)),
+}
+"""Operators that give nothing below zero where these of their inputs hold nothing below zero."""
 FIX = "choose other formats, export=[onnx,...]; ONNX can be converted on the target"
 
 
@@ -55,7 +63,9 @@ class Graph:
         if name not in self.refs:
             values = self.values.get(name)
             if values is None or values.dtype != np.float32:
-                what = f"'{name}' is no float32 tensor, MindIR files of xfer hold no other"
+                what = (
+                    f"'{name}' is not a float32 tensor, and xfer writes no others into MindIR files"
+                )
                 raise ExportError("mindir", what, FIX, 22)
             self.refs[name] = self.file.parameter(name, values)
         return self.refs[name]
@@ -71,6 +81,17 @@ class Graph:
         done = self.file.operator(primitive, inputs, self.shapes[node.output[0]], **attributes)
         self.refs[node.output[0]] = done
         return done
+
+    def is_positive(self, name: str) -> bool:
+        """Whether a tensor is nowhere below zero, as far as that is known."""
+        values = self.values.get(name)
+        return name in self.positive if values is None else bool((values >= 0).all())
+
+    def note_sign(self, node: onnx.NodeProto) -> None:
+        """Learn whether what ``node`` gives is nowhere below zero."""
+        inputs = _NEGATIVE_FREE.get(node.op_type)
+        if inputs and all(map(self.is_positive, node.input[inputs])):
+            self.positive.add(node.output[0])
 
     def users(self, name: str) -> list[str]:
         """The operators that take a tensor."""
@@ -111,10 +132,7 @@ def _dims(name: str, few: Dims, more: Dims) -> Dims:
 
 def _run(model: onnx.ModelProto, images: Array) -> dict[str, Array]:
     """Every tensor of the graph, by name."""
-    # Read when onnxruntime is imported: its wheels report usage since 1.29.
-    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     import onnx
-    import onnxruntime
     from onnx import numpy_helper
 
     shown = onnx.ModelProto()
@@ -122,10 +140,11 @@ def _run(model: onnx.ModelProto, images: Array) -> dict[str, Array]:
     del shown.graph.output[:]
     names = [name for node in model.graph.node for name in node.output if name]
     shown.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+    onnxruntime = runtime()
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = onnxruntime.InferenceSession(
         shown.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
-    found = dict(zip(names, session.run(names, {"images": images}), strict=True))
-    return found | {each.name: numpy_helper.to_array(each) for each in model.graph.initializer}
+    tensors = dict(zip(names, session.run(names, {"images": images}), strict=True))
+    return tensors | {each.name: numpy_helper.to_array(each) for each in model.graph.initializer}

@@ -11,8 +11,8 @@ from xfer.export.mindir.graph import Graph, refuse
 if TYPE_CHECKING:
     import onnx
 
-_NAMES = {"input_names": ["x"], "output_names": ["output"]}
-_PAIR = {"input_names": ["x", "y"], "output_names": ["output"]}
+
+_LAYOUT = {"format": "NCHW", "data_format": "NCHW"}
 
 
 def settings(node: onnx.NodeProto) -> dict[str, Any]:
@@ -22,18 +22,9 @@ def settings(node: onnx.NodeProto) -> dict[str, Any]:
     return {each.name: onnx.helper.get_attribute_value(each) for each in node.attribute}
 
 
-def pair(graph: Graph, node: onnx.NodeProto, primitive: str) -> None:
-    """An operator of two tensors, which broadcast as numpy's do."""
-    graph.emit(node, primitive, [graph.ref(name) for name in node.input], **_PAIR)
-    if primitive in ("Add", "Mul") and all(_positive(graph, name) for name in node.input):
-        graph.positive.add(node.output[0])
-
-
-def single(graph: Graph, node: onnx.NodeProto, primitive: str) -> None:
-    """An operator of one tensor, without settings."""
-    graph.emit(node, primitive, [graph.ref(node.input[0])], **_NAMES)
-    if primitive in ("ReLU", "ReLU6", "Sigmoid", "HSigmoid"):
-        graph.positive.add(node.output[0])
+def direct(graph: Graph, node: onnx.NodeProto, primitive: str) -> None:
+    """An operator without settings. Two tensors broadcast as numpy's do."""
+    graph.emit(node, primitive, [graph.ref(name) for name in node.input])
 
 
 def clip(graph: Graph, node: onnx.NodeProto) -> None:
@@ -42,8 +33,8 @@ def clip(graph: Graph, node: onnx.NodeProto) -> None:
         float(graph.values[name]) if name in graph.values else None for name in node.input[1:]
     ]
     if bounds != [0, 6]:
-        raise refuse(node, f"clips to {bounds}, MindIR has 0 to 6 alone")
-    single(graph, node, "ReLU6")
+        raise refuse(node, f"clips to {bounds}, but MindIR only has 0 to 6")
+    graph.emit(node, "ReLU6", [graph.ref(node.input[0])])
 
 
 def hard_sigmoid(graph: Graph, node: onnx.NodeProto) -> None:
@@ -51,14 +42,16 @@ def hard_sigmoid(graph: Graph, node: onnx.NodeProto) -> None:
     given = settings(node)
     slope, start = given.get("alpha", 0.2), given.get("beta", 0.5)
     if not np.allclose([slope, start], [1 / 6, 0.5], atol=1e-6):
-        raise refuse(node, f"has slope {slope:g} and offset {start:g}, MindIR's are 1/6 and 1/2")
-    single(graph, node, "HSigmoid")
+        raise refuse(
+            node, f"has slope {slope:g} and offset {start:g}, but MindIR's are 1/6 and 1/2"
+        )
+    direct(graph, node, "HSigmoid")
 
 
 def gelu(graph: Graph, node: onnx.NodeProto) -> None:
     """MindSpore's GeLU is the one by tanh; the exact one is x (1 + erf(x / sqrt 2)) / 2."""
     if settings(node).get("approximate", b"none") == b"tanh":
-        single(graph, node, "GeLU")
+        direct(graph, node, "GeLU")
         return
     x, dims = graph.ref(node.input[0]), graph.shapes[node.input[0]]
 
@@ -67,11 +60,11 @@ def gelu(graph: Graph, node: onnx.NodeProto) -> None:
         graph.values.setdefault(name, np.full((1,), value, np.float32))
         return graph.ref(name)
 
-    scaled = graph.file.operator("Mul", [x, number(0.5**0.5)], dims, **_PAIR)
-    error = graph.file.operator("Erf", [scaled], dims, **_NAMES)
-    raised = graph.file.operator("Add", [error, number(1)], dims, **_PAIR)
-    half = graph.file.operator("Mul", [x, number(0.5)], dims, **_PAIR)
-    graph.emit(node, "Mul", [half, raised], **_PAIR)
+    scaled = graph.file.operator("Mul", [x, number(0.5**0.5)], dims)
+    error = graph.file.operator("Erf", [scaled], dims)
+    raised = graph.file.operator("Add", [error, number(1)], dims)
+    half = graph.file.operator("Mul", [x, number(0.5)], dims)
+    graph.emit(node, "Mul", [half, raised])
 
 
 def conv(graph: Graph, node: onnx.NodeProto) -> None:
@@ -80,7 +73,7 @@ def conv(graph: Graph, node: onnx.NodeProto) -> None:
     _explicit(node, given)
     weight = graph.shapes[node.input[1]]
     if len(weight) != 4:
-        raise refuse(node, f"is a convolution over {len(weight) - 2} axes, MindIR's over 2")
+        raise refuse(node, f"is a convolution over {len(weight) - 2} axes, but MindIR's is over 2")
     done = _convolution(graph, node, [graph.ref(n) for n in node.input[:2]], weight, given)
     if len(node.input) > 2:
         add_bias(graph, node, done, graph.ref(node.input[2]))
@@ -105,21 +98,17 @@ def _convolution(
         pad=pads,
         pad_mode="pad",
         pad_list=pads,
-        format="NCHW",
-        data_format="NCHW",
+        **_LAYOUT,
         stride=(1, 1, *given.get("strides", (1, 1))),
         dilation=(1, 1, *given.get("dilations", (1, 1))),
         group=group,
         groups=group,
-        input_names=["x", "w"],
-        output_names=["output"],
     )
 
 
 def add_bias(graph: Graph, node: onnx.NodeProto, x: str, bias: str) -> None:
     """Add one number a channel, which is axis 1."""
-    names = {"input_names": ["x", "b"], "output_names": ["output"]}
-    graph.emit(node, "BiasAdd", [x, bias], format="NCHW", data_format="NCHW", **names)
+    graph.emit(node, "BiasAdd", [x, bias], **_LAYOUT)
 
 
 def batch_norm(graph: Graph, node: onnx.NodeProto) -> None:
@@ -130,28 +119,26 @@ def batch_norm(graph: Graph, node: onnx.NodeProto) -> None:
     shape = (1, -1) + (1,) * (len(dims) - 2)
     factors = graph.changed(node.input[1], factor.reshape(shape))
     summands = graph.changed(node.input[2], (bias - mean * factor).reshape(shape))
-    product = graph.file.operator("Mul", [graph.ref(node.input[0]), factors], dims, **_PAIR)
-    graph.emit(node, "Add", [product, summands], **_PAIR)
+    product = graph.file.operator("Mul", [graph.ref(node.input[0]), factors], dims)
+    graph.emit(node, "Add", [product, summands])
 
 
 def pad(graph: Graph, node: onnx.NodeProto) -> None:
     """Pad with zeros; minus infinity before a max-pool is the same where nothing is below zero."""
     mode = settings(node).get("mode", b"constant")
     if mode != b"constant" or any(node.input[3:]):
-        raise refuse(node, "pads otherwise than with a constant on all axes")
+        raise refuse(node, "pads with something other than a constant, or some axes alone")
     value = float(graph.values[node.input[2]]) if len(node.input) > 2 and node.input[2] else 0.0
     ends = [int(n) for n in graph.values[node.input[1]]]
     half = len(ends) // 2
     if value == -np.inf and set(graph.users(node.output[0])) == {"MaxPool"}:
-        _only_positive(graph, node)
+        _refuse_negative(graph, node)
     elif value:
-        raise refuse(node, f"pads with {value}, MindIR's Pad with 0 alone")
+        raise refuse(node, f"pads with {value}, but MindIR's Pad only with 0")
     if min(ends) < 0:
-        raise refuse(node, "cuts off instead of padding")
+        raise refuse(node, "crops instead of padding")
     paddings = tuple(zip(ends[:half], ends[half:], strict=True))
-    graph.emit(node, "Pad", [graph.ref(node.input[0])], paddings=paddings, **_NAMES)
-    if _positive(graph, node.input[0]):
-        graph.positive.add(node.output[0])
+    graph.emit(node, "Pad", [graph.ref(node.input[0])], paddings=paddings)
 
 
 def max_pool(graph: Graph, node: onnx.NodeProto) -> None:
@@ -164,21 +151,14 @@ def max_pool(graph: Graph, node: onnx.NodeProto) -> None:
     x = graph.ref(node.input[0])
     begin, end = _borders(graph, node, given)
     if any(begin + end):
-        _only_positive(graph, node)
-        x = _bordered(graph, node, x, begin, end)
-    graph.emit(
-        node,
-        "MaxPool",
-        [x],
-        kernel_size=(1, 1, *given["kernel_shape"]),
-        strides=(1, 1, *given.get("strides", (1, 1))),
-        pad_mode="VALID",
-        format="NCHW",
-        data_format="NCHW",
-        **_NAMES,
-    )
-    if _positive(graph, node.input[0]):
-        graph.positive.add(node.output[0])
+        _refuse_negative(graph, node)
+        paddings = ((0, 0), (0, 0), *zip(begin, end, strict=True))
+        sizes = zip(graph.shapes[node.input[0]], paddings, strict=True)
+        dims = tuple(size + sum(border) for size, border in sizes)
+        x = graph.file.operator("Pad", [x], dims, paddings=paddings)
+    window = {"kernel_size": (1, 1, *given["kernel_shape"])}
+    window["strides"] = (1, 1, *given.get("strides", (1, 1)))
+    graph.emit(node, "MaxPool", [x], **window, pad_mode="VALID", **_LAYOUT)
 
 
 def average_pool(graph: Graph, node: onnx.NodeProto) -> None:
@@ -191,15 +171,9 @@ def average_pool(graph: Graph, node: onnx.NodeProto) -> None:
         raise refuse(node, "does not count its padding")
     channels, window = graph.shapes[node.input[0]][1], tuple(given["kernel_shape"])
     weight = np.full((channels, 1, *window), 1 / np.prod(window), np.float32)
-    _convolution(
-        graph,
-        node,
-        [graph.ref(node.input[0]), graph.changed(f"{node.output[0]}.mean", weight)],
-        weight.shape,
-        {**given, "pads": (*begin, *end), "group": channels},
-    )
-    if _positive(graph, node.input[0]):
-        graph.positive.add(node.output[0])
+    inputs = [graph.ref(node.input[0]), graph.changed(f"{node.output[0]}.mean", weight)]
+    given |= {"pads": (*begin, *end), "group": channels}
+    _convolution(graph, node, inputs, weight.shape, given)
 
 
 def _borders(
@@ -208,35 +182,18 @@ def _borders(
     """What must be added before and after each axis, so that every window is whole."""
     window = given["kernel_shape"]
     if len(window) != 2:
-        raise refuse(node, f"is a pool over {len(window)} axes, MindIR's over 2")
+        raise refuse(node, f"is a pool over {len(window)} axes, but MindIR's is over 2")
     begin = tuple(given.get("pads", (0, 0, 0, 0))[:2])
     sizes, outputs = graph.shapes[node.input[0]][2:], graph.shapes[node.output[0]][2:]
     strides = given.get("strides", (1, 1))
-    end = [
-        max((out - 1) * stride + k - size - first, 0)
-        for out, stride, k, size, first in zip(outputs, strides, window, sizes, begin, strict=True)
-    ]
+    axes = zip(outputs, strides, window, sizes, begin, strict=True)
+    end = [max((out - 1) * stride + k - size - first, 0) for out, stride, k, size, first in axes]
     return (begin[0], begin[1]), (end[0], end[1])
 
 
-def _bordered(
-    graph: Graph, node: onnx.NodeProto, x: str, begin: tuple[int, int], end: tuple[int, int]
-) -> str:
-    n, c, height, width = graph.shapes[node.input[0]]
-    dims = (n, c, height + begin[0] + end[0], width + begin[1] + end[1])
-    paddings = ((0, 0), (0, 0), (begin[0], end[0]), (begin[1], end[1]))
-    return graph.file.operator("Pad", [x], dims, paddings=paddings, **_NAMES)
-
-
-def _only_positive(graph: Graph, node: onnx.NodeProto) -> None:
-    if not _positive(graph, node.input[0]):
-        raise refuse(node, "pools to the border numbers that may be below zero")
-
-
-def _positive(graph: Graph, name: str) -> bool:
-    if name in graph.values:
-        return bool((graph.values[name] >= 0).all())
-    return name in graph.positive
+def _refuse_negative(graph: Graph, node: onnx.NodeProto) -> None:
+    if not graph.is_positive(node.input[0]):
+        raise refuse(node, "pads a pool whose numbers may be below zero")
 
 
 def _explicit(node: onnx.NodeProto, given: dict[str, Any]) -> None:

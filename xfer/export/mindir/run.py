@@ -6,46 +6,40 @@ It shares nothing with the writer but the field numbers, so that it finds the wr
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
 
 from xfer.core.protobuf import Malformed
+from xfer.core.protocols import Runner
+from xfer.core.types import Plain
 from xfer.export.mindir.parse import Call, Program, read
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from torch import Tensor
-
-    from xfer.core.protocols import Runner
-    from xfer.core.types import Array
-
-Attributes = dict[str, Any]
 
 
 def runner(path: Path) -> Runner:
     """``path`` as a function of images. Raises Malformed for a file that is none of xfer's."""
-    import torch
-
     program = read(path)
     weights = {name: torch.from_numpy(values.copy()) for name, values in program.tensors.items()}
 
-    def run(images: Array) -> Array:
+    def run(images: Any) -> Any:
         with torch.inference_mode():
-            logits: Array = _run(program, weights, torch.from_numpy(images)).numpy()
-            return logits
+            return _run(program, weights, torch.from_numpy(images)).numpy()
 
     return run
 
 
 def _run(program: Program, weights: dict[str, Tensor], images: Tensor) -> Tensor:
     last = {name: i for i, call in enumerate(program.calls) for name in call.inputs}
-    known: dict[str, Any] = {**weights, **program.constants, program.entry: images}
+    values: Plain = {**weights, **program.constants, program.entry: images}
     for i, call in enumerate(program.calls):
-        known[call.output] = _result(call, [known[name] for name in call.inputs])
+        values[call.output] = _result(call, [values[name] for name in call.inputs])
         for name in call.inputs:
             if last[name] == i and name not in weights:
-                known.pop(name, None)  # else all activations would be held at once
-    answer: Tensor = known[program.answer]
+                values.pop(name, None)  # else all activations would be held at once
+    answer: Tensor = values[program.answer]
     return answer
 
 
@@ -55,107 +49,69 @@ def _result(call: Call, inputs: list[Any]) -> Any:
     result = _PRIMITIVES[call.primitive](inputs, call.attributes)
     if call.dims is not None:
         # MindSpore plans its memory by the shape in the file.
-        found = tuple(result.shape)
-        fits = len(found) == len(call.dims) and all(
-            want in (-1, size) for want, size in zip(call.dims, found, strict=True)
-        )
-        if not fits:
-            raise Malformed(f"'{call.output}' is {found}, the file says {call.dims}")
+        size = tuple(result.shape)
+        planned = tuple(b if a == -1 else a for a, b in zip(call.dims, size, strict=False))
+        if len(call.dims) != len(size) or planned != size:
+            raise Malformed(f"'{call.output}' is {size}, the file says {call.dims}")
     return result
 
 
-def _conv(inputs: list[Tensor], given: Attributes) -> Tensor:
-    from torch.nn import functional
-
+def _conv(inputs: list[Tensor], given: Plain) -> Tensor:
     top, bottom, left, right = given["pad_list"]
     if given["pad_mode"] != "pad" or given["format"] != "NCHW" or given["mode"] != 1:
         raise Malformed("a convolution that is padded by a rule")
     padded = functional.pad(inputs[0], (left, right, top, bottom))
-    return functional.conv2d(
-        padded,
-        inputs[1],
-        None,
-        given["stride"][2:],
-        0,
-        given["dilation"][2:],
-        given["group"],
-    )
+    stride, dilation = given["stride"][2:], given["dilation"][2:]
+    return functional.conv2d(padded, inputs[1], None, stride, 0, dilation, given["group"])
 
 
-def _max_pool(inputs: list[Tensor], given: Attributes) -> Tensor:
-    from torch.nn import functional
-
+def _max_pool(inputs: list[Tensor], given: Plain) -> Tensor:
     if given["pad_mode"] != "VALID" or given["format"] != "NCHW":
         raise Malformed("a pool that is padded by a rule")
     return functional.max_pool2d(inputs[0], given["kernel_size"][2:], given["strides"][2:])
 
 
-def _pad(inputs: list[Tensor], given: Attributes) -> Tensor:
-    from torch.nn import functional
-
+def _pad(inputs: list[Tensor], given: Plain) -> Tensor:
     flat = [n for before, after in reversed(given["paddings"]) for n in (before, after)]
     return functional.pad(inputs[0], flat)
 
 
-def _bias_add(inputs: list[Tensor], given: Attributes) -> Tensor:
-    x, bias = inputs
-    return x + bias.reshape(1, -1, *[1] * (x.ndim - 2))
-
-
-def _slice(inputs: list[Any], given: Attributes) -> Tensor:
+def _slice(inputs: list[Any], given: Plain) -> Tensor:
     x, begin, size = inputs
     spans = zip(begin, size, strict=True)
     return x[tuple(slice(b, None if n == -1 else b + n) for b, n in spans)]  # type: ignore[no-any-return]
 
 
-def _matmul(inputs: list[Tensor], given: Attributes) -> Tensor:
+def _matmul(inputs: list[Tensor], given: Plain) -> Tensor:
     x, y = inputs
     if x.ndim != 2 or y.ndim != 2:
         raise Malformed("MatMul takes two matrices")
     return (x.T if given["transpose_a"] else x) @ (y.T if given["transpose_b"] else y)
 
 
-def _batch_matmul(inputs: list[Tensor], given: Attributes) -> Tensor:
+def _batch_matmul(inputs: list[Tensor], given: Plain) -> Tensor:
     x, y = inputs
     if given["transpose_a"] or given["transpose_b"] or x.shape[:-2] != y.shape[:-2]:
         raise Malformed("BatchMatMul takes two stacks of as many matrices")
     return x @ y
 
 
-def _layer_norm(inputs: list[Tensor], given: Attributes) -> tuple[Tensor]:
+def _layer_norm(inputs: list[Tensor], given: Plain) -> tuple[Tensor]:
     x, scale, shift = inputs
-    axes = list(range(given["begin_norm_axis"], x.ndim))
-    mean = x.mean(axes, keepdim=True)
-    var = (x - mean).square().mean(axes, keepdim=True)
-    return (((x - mean) / (var + given["epsilon"]).sqrt()) * scale + shift,)
+    size = x.shape[given["begin_norm_axis"] :]
+    return (functional.layer_norm(x, size, scale, shift, given["epsilon"]),)
 
 
-def _gelu(inputs: list[Tensor], given: Attributes) -> Tensor:
-    from torch.nn import functional
-
-    return functional.gelu(inputs[0], approximate="tanh")
-
-
-def _concat(inputs: list[Any], given: Attributes) -> Tensor:
-    import torch
-
-    return torch.cat(list(inputs[0]), given["axis"])
-
-
-def _relu6(x: Tensor) -> Tensor:
-    return x.clamp(0, 6)
-
-
-_PRIMITIVES: dict[str, Callable[[list[Any], Attributes], Any]] = {
+_PRIMITIVES: dict[str, Callable[[list[Any], Plain], Any]] = {
     "Add": lambda x, _: x[0] + x[1],
     "BatchMatMul": _batch_matmul,
-    "BiasAdd": _bias_add,
-    "Concat": _concat,
+    "BiasAdd": lambda x, _: x[0] + x[1].reshape(1, -1, *[1] * (x[0].ndim - 2)),
+    "Concat": lambda x, given: torch.cat(x[0], given["axis"]),
     "Conv2D": _conv,
     "Erf": lambda x, _: x[0].erf(),
-    "GeLU": _gelu,
-    "HSigmoid": lambda x, _: _relu6(x[0] + 3) / 6,
-    "HSwish": lambda x, _: x[0] * _relu6(x[0] + 3) / 6,
+    "GeLU": lambda x, _: functional.gelu(x[0], approximate="tanh"),
+    "HSigmoid": lambda x, _: functional.hardsigmoid(x[0]),
+    "HSwish": lambda x, _: functional.hardswish(x[0]),
     "LayerNorm": _layer_norm,
     "MakeTuple": lambda x, _: tuple(x),
     "MatMul": _matmul,
@@ -163,7 +119,7 @@ _PRIMITIVES: dict[str, Callable[[list[Any], Attributes], Any]] = {
     "Mul": lambda x, _: x[0] * x[1],
     "Pad": _pad,
     "ReLU": lambda x, _: x[0].clamp(min=0),
-    "ReLU6": lambda x, _: _relu6(x[0]),
+    "ReLU6": lambda x, _: x[0].clamp(0, 6),
     "RealDiv": lambda x, _: x[0] / x[1],
     "ReduceMean": lambda x, given: x[0].mean(x[1], keepdim=given["keep_dims"]),
     "Reshape": lambda x, _: x[0].reshape(x[1]),

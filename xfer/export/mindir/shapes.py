@@ -15,28 +15,23 @@ if TYPE_CHECKING:
 
     Dims = tuple[int, ...]
 
-_NAMES = {"input_names": ["x"], "output_names": ["output"]}
-
 
 def reshape(graph: Graph, node: onnx.NodeProto) -> None:
     """Reshape, flatten, squeeze, unsqueeze: the shape that comes out says it all."""
     done = _reshaped(graph, node, graph.ref(node.input[0]), graph.shapes[node.output[0]])
     graph.refs[node.output[0]] = done
-    _keep_sign(graph, node)
 
 
 def same(graph: Graph, node: onnx.NodeProto) -> None:
     """The output is the input."""
     graph.refs[node.output[0]] = graph.ref(node.input[0])
-    _keep_sign(graph, node)
 
 
 def transpose(graph: Graph, node: onnx.NodeProto) -> None:
     """The axes in another order."""
     rank = len(graph.shapes[node.input[0]])
     order = tuple(settings(node).get("perm", reversed(range(rank))))
-    names = {"input_names": ["x", "perm"], "output_names": ["output"]}
-    graph.emit(node, "Transpose", [graph.ref(node.input[0]), graph.file.constant(order)], **names)
+    graph.emit(node, "Transpose", [graph.ref(node.input[0]), graph.file.constant(order)])
 
 
 def concat(graph: Graph, node: onnx.NodeProto) -> None:
@@ -45,8 +40,6 @@ def concat(graph: Graph, node: onnx.NodeProto) -> None:
     axis, count = settings(node)["axis"] % len(shapes[0]), len(node.input)
     parts = graph.file.operator("MakeTuple", [graph.ref(name) for name in node.input], shapes)
     graph.emit(node, "Concat", [parts], axis=axis, N=count, inputNums=count)
-    if all(name in graph.positive for name in node.input):
-        graph.positive.add(node.output[0])
 
 
 def cut(graph: Graph, node: onnx.NodeProto) -> None:
@@ -66,7 +59,7 @@ def cut(graph: Graph, node: onnx.NodeProto) -> None:
                 raise refuse(node, "slices the batch")
             continue
         spans[axis] = slice(start, end).indices(size)[:2]
-    _slice(graph, node, spans)
+    graph.refs[node.output[0]] = _sliced(graph, node.input[0], spans)
 
 
 def gather(graph: Graph, node: onnx.NodeProto) -> None:
@@ -75,11 +68,10 @@ def gather(graph: Graph, node: onnx.NodeProto) -> None:
     axis = settings(node).get("axis", 0) % len(dims)
     index = graph.values.get(node.input[1])
     if index is None or index.size != 1 or dims[axis] == -1:
-        raise refuse(node, "takes other than one constant index")
+        raise refuse(node, "takes something other than one constant index")
     at = int(index.reshape(())) % dims[axis]
     name = _sliced(graph, node.input[0], {axis: (at, at + 1)})
     graph.refs[node.output[0]] = _reshaped(graph, node, name, graph.shapes[node.output[0]])
-    _keep_sign(graph, node)
 
 
 def split(graph: Graph, node: onnx.NodeProto) -> None:
@@ -98,13 +90,12 @@ def expand(graph: Graph, node: onnx.NodeProto) -> None:
     """A constant repeated for every image: added to zeros that have as many rows as images."""
     values, dims = graph.values.get(node.input[0]), graph.shapes[node.output[0]]
     if values is None or dims[:1] != (-1,) or -1 in dims[1:]:
-        raise refuse(node, "repeats other than a constant an image")
+        raise refuse(node, "repeats something other than one constant per image")
     if values.ndim == len(dims) and values.shape[0] != 1:
-        raise refuse(node, "repeats a constant that has rows of its own")
+        raise refuse(node, "repeats a constant of several rows")
     one = np.broadcast_to(values, (1, *dims[1:]))
     zeros = _reshaped(graph, node, _zeros(graph), (-1,) + (1,) * (len(dims) - 1))
-    names = {"input_names": ["x", "y"], "output_names": ["output"]}
-    graph.emit(node, "Add", [zeros, graph.changed(node.input[0], one)], **names)
+    graph.emit(node, "Add", [zeros, graph.changed(node.input[0], one)])
 
 
 def reduce_mean(graph: Graph, node: onnx.NodeProto) -> None:
@@ -147,17 +138,8 @@ def matmul(graph: Graph, node: onnx.NodeProto) -> None:
         flat = len(first) == 2
         graph.refs[node.output[0]] = done if flat else _reshaped(graph, node, done, dims)
     elif len(first) == len(second) > 2 and first[:-2] == second[:-2]:
-        graph.emit(
-            node,
-            "BatchMatMul",
-            [x, y],
-            transpose_a=False,
-            transpose_b=False,
-            adj_x1=False,
-            adj_x2=False,
-            input_names=["x1", "x2"],
-            output_names=["output"],
-        )
+        as_they_are = dict.fromkeys(("transpose_a", "transpose_b", "adj_x1", "adj_x2"), False)
+        graph.emit(node, "BatchMatMul", [x, y], **as_they_are)
     else:
         raise refuse(node, f"multiplies shapes {first} and {second}")
 
@@ -183,20 +165,13 @@ def layer_norm(graph: Graph, node: onnx.NodeProto) -> None:
 def softmax(graph: Graph, node: onnx.NodeProto) -> None:
     """Over one axis."""
     axis = settings(node).get("axis", -1) % len(graph.shapes[node.output[0]])
-    graph.emit(node, "Softmax", [graph.ref(node.input[0])], axis=(axis,), **_NAMES)
-    graph.positive.add(node.output[0])
+    graph.emit(node, "Softmax", [graph.ref(node.input[0])], axis=(axis,))
 
 
 def _reshaped(graph: Graph, node: onnx.NodeProto, x: str, dims: Dims) -> str:
     if dims.count(-1) > 1:
-        raise refuse(node, f"gives a shape {dims} of which two sizes follow the batch")
-    names = {"input_names": ["tensor", "shape"], "output_names": ["output"]}
-    return graph.file.operator("Reshape", [x, graph.file.constant(dims)], dims, **names)
-
-
-def _slice(graph: Graph, node: onnx.NodeProto, spans: dict[int, tuple[int, int]]) -> None:
-    graph.refs[node.output[0]] = _sliced(graph, node.input[0], spans)
-    _keep_sign(graph, node)
+        raise refuse(node, f"gives a shape {dims} in which two sizes follow the batch")
+    return graph.file.operator("Reshape", [x, graph.file.constant(dims)], dims)
 
 
 def _sliced(graph: Graph, name: str, spans: dict[int, tuple[int, int]]) -> str:
@@ -207,48 +182,24 @@ def _sliced(graph: Graph, name: str, spans: dict[int, tuple[int, int]]) -> str:
         begin[axis], dims[axis] = start, end - start
     # A size of -1 takes all, which is right for an axis that follows the batch.
     constants = [graph.file.constant(tuple(begin)), graph.file.constant(tuple(dims))]
-    names = {"input_names": ["x", "begin", "size"], "output_names": ["output"]}
-    return graph.file.operator("Slice", [graph.ref(name), *constants], tuple(dims), **names)
+    return graph.file.operator("Slice", [graph.ref(name), *constants], tuple(dims))
 
 
 def _zeros(graph: Graph) -> str:
     """One zero an image, (-1, 1, 1, 1)."""
     constant, dims = graph.file.constant, (-1, 1, 1, 1)
-    names = {"input_names": ["input_x", "axis"], "output_names": ["y"]}
-    mean = graph.file.operator(
-        "ReduceMean",
-        [graph.ref("images"), constant((1, 2, 3))],
-        dims,
-        keep_dims=True,
-        **names,
-    )
+    inputs = [graph.ref("images"), constant((1, 2, 3))]
+    mean = graph.file.operator("ReduceMean", inputs, dims, keep_dims=True)
     graph.values.setdefault("zero", np.zeros((1,), np.float32))
-    names = {"input_names": ["x", "y"], "output_names": ["output"]}
-    return graph.file.operator("Mul", [mean, graph.ref("zero")], dims, **names)
+    return graph.file.operator("Mul", [mean, graph.ref("zero")], dims)
 
 
 def _mean(graph: Graph, node: onnx.NodeProto, axes: list[int], keep: bool) -> None:
-    names = {"input_names": ["input_x", "axis"], "output_names": ["y"]}
     inputs = [graph.ref(node.input[0]), graph.file.constant(tuple(axes))]
-    graph.emit(node, "ReduceMean", inputs, keep_dims=keep, **names)
-    _keep_sign(graph, node)
+    graph.emit(node, "ReduceMean", inputs, keep_dims=keep)
 
 
 def _matmul(graph: Graph, x: str, y: str, dims: Dims, turned: bool) -> str:
-    return graph.file.operator(
-        "MatMul",
-        [x, y],
-        dims,
-        transpose_a=False,
-        transpose_b=turned,
-        transpose_x1=False,
-        transpose_x2=turned,
-        input_names=["x1", "x2"],
-        output_names=["output"],
-    )
-
-
-def _keep_sign(graph: Graph, node: onnx.NodeProto) -> None:
-    """What moves or averages numbers makes none negative."""
-    if node.input[0] in graph.positive:
-        graph.positive.add(node.output[0])
+    turns = {"transpose_a": False, "transpose_b": turned}
+    turns |= {"transpose_x1": False, "transpose_x2": turned}  # the same to other versions
+    return graph.file.operator("MatMul", [x, y], dims, **turns)

@@ -26,14 +26,14 @@ _OPSET = 20
 _LARGEST = (1 << 31) - 1  # protobuf reads no longer message
 
 _OPERATORS: dict[str, Callable[[Graph, onnx.NodeProto], None]] = {
-    "Add": partial(lowering.pair, primitive="Add"),
+    "Add": partial(lowering.direct, primitive="Add"),
     "AveragePool": lowering.average_pool,
     "BatchNormalization": lowering.batch_norm,
     "Clip": lowering.clip,
     "Concat": shapes.concat,
     "Conv": lowering.conv,
-    "Div": partial(lowering.pair, primitive="RealDiv"),
-    "Erf": partial(lowering.single, primitive="Erf"),
+    "Div": partial(lowering.direct, primitive="RealDiv"),
+    "Erf": partial(lowering.direct, primitive="Erf"),
     "Expand": shapes.expand,
     "Flatten": shapes.reshape,
     "Gather": shapes.gather,
@@ -41,22 +41,22 @@ _OPERATORS: dict[str, Callable[[Graph, onnx.NodeProto], None]] = {
     "Gemm": shapes.gemm,
     "GlobalAveragePool": shapes.global_average_pool,
     "HardSigmoid": lowering.hard_sigmoid,
-    "HardSwish": partial(lowering.single, primitive="HSwish"),
+    "HardSwish": partial(lowering.direct, primitive="HSwish"),
     "Identity": shapes.same,
     "LayerNormalization": shapes.layer_norm,
     "MatMul": shapes.matmul,
     "MaxPool": lowering.max_pool,
-    "Mul": partial(lowering.pair, primitive="Mul"),
+    "Mul": partial(lowering.direct, primitive="Mul"),
     "Pad": lowering.pad,
     "ReduceMean": shapes.reduce_mean,
-    "Relu": partial(lowering.single, primitive="ReLU"),
+    "Relu": partial(lowering.direct, primitive="ReLU"),
     "Reshape": shapes.reshape,
-    "Sigmoid": partial(lowering.single, primitive="Sigmoid"),
+    "Sigmoid": partial(lowering.direct, primitive="Sigmoid"),
     "Slice": shapes.cut,
     "Softmax": shapes.softmax,
     "Split": shapes.split,
     "Squeeze": shapes.reshape,
-    "Sub": partial(lowering.pair, primitive="Sub"),
+    "Sub": partial(lowering.direct, primitive="Sub"),
     "Transpose": shapes.transpose,
     "Unsqueeze": shapes.reshape,
 }
@@ -80,9 +80,16 @@ class Mindir:
         graph = graph_of(model, images)
         for node in model.graph.node:
             # What is computed from shapes and constants alone is known, and not written.
-            if not _is_known(graph, node):
+            if not all(name in graph.values or name in graph.sizes for name in node.output):
                 _OPERATORS.get(node.op_type, _refuse)(graph, node)
-        content = _content(graph, card)
+                graph.note_sign(node)
+        output = model.graph.output[0].name
+        first = (graph.refs["images"], graph.shapes["images"])
+        last = (graph.ref(output), graph.shapes[output])
+        content = graph.file.dump(first, last, metadata(card))
+        if len(content) > _LARGEST:
+            what = f"needs {len(content):,} bytes, but a MindIR file holds at most {_LARGEST:,}"
+            raise ExportError("mindir", what, FIX, 23)
         path.write_bytes(content)
         return {"mind_ir_version": 1, "operators": len(graph.file.nodes)}
 
@@ -95,18 +102,3 @@ class Mindir:
 
 def _refuse(graph: Graph, node: onnx.NodeProto) -> None:
     raise refuse(node, f"xfer cannot write {node.op_type} as MindIR")
-
-
-def _is_known(graph: Graph, node: onnx.NodeProto) -> bool:
-    """Whether a node gives constants, or sizes that follow the batch."""
-    return all(name in graph.values or name in graph.sizes for name in node.output)
-
-
-def _content(graph: Graph, card: Card) -> bytes:
-    output = graph.model.graph.output[0].name
-    entry = (graph.refs["images"], graph.shapes["images"])
-    content = graph.file.dump(entry, (graph.ref(output), graph.shapes[output]), metadata(card))
-    if len(content) > _LARGEST:
-        what = f"needs {len(content):,} bytes, one MindIR file holds {_LARGEST:,}"
-        raise ExportError("mindir", what, FIX, 23)
-    return content

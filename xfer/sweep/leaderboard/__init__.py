@@ -35,7 +35,7 @@ def write(folder: Path, compose: Compose | None = None) -> Path:
             "pareto": plots.pareto(sweep, rows),
         }
         paths = {
-            name: plot.save_any(figure, folder / "figures" / f"{name}.png")
+            name: plot.save(figure, folder / "figures" / f"{name}.png")
             for name, figure in built.items()
         }
     drawn = {name: path for name, path in paths.items() if path}
