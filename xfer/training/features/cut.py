@@ -11,6 +11,7 @@ cut is an error, in every step.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -23,6 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from xfer.core.checked import checked
 from xfer.core.errors import ConfigError
 from xfer.core.types import Plain
 from xfer.training.features.shape_tensor import Absent, Unsound, shortcut, tensors
@@ -61,24 +63,20 @@ class Cut:
         """Numbers an image."""
         return sum(prod(part.shape) for part in self.parts)
 
-    def bytes_per_image(self, dtype: torch.dtype | None = None) -> int:
-        """Stored as ``dtype``, or as they are computed."""
-        return self.size * (dtype or dtype_of(self.dtype)).itemsize
+    def bytes_per_image(self) -> int:
+        """Stored as they are computed."""
+        return self.size * dtype_of(self.dtype).itemsize
 
     def to_plain(self) -> Plain:
         """As JSON-like facts, for plan and cache key."""
-        parts = [{**asdict(p), "shape": [*p.shape], "strides": [*p.strides]} for p in self.parts]
-        return {**asdict(self), "parts": parts, "image": [*self.image], "after": [*self.after]}
+        facts: Plain = json.loads(json.dumps(asdict(self)))
+        return facts
 
     @classmethod
     def from_plain(cls, facts: Plain) -> Cut:
-        """The reverse of :meth:`to_plain`."""
-        parts = tuple(
-            Part(p["module"], p["index"], tuple(p["shape"]), tuple(p["strides"]))
-            for p in facts["parts"]
-        )
-        lists = {key: tuple(facts[key]) for key in ("image", "after")}
-        return cls(**{**facts, **lists, "parts": parts})
+        """The reverse of :meth:`to_plain`. Raises ValueError for facts of another kind."""
+        cut: Cut = checked(cls, facts)
+        return cut
 
 
 def extract(net: nn.Module, cut: Cut, images: Tensor) -> Tensor:
@@ -128,7 +126,7 @@ def prefix_state(net: nn.Module, cut: Cut) -> Iterator[tuple[str, Tensor]]:
 class Tail:
     """From here on ``net(features)`` computes what comes after the cut, and gives what the whole
     network gives. Features are (n, ``cut.size``) on the network's device. Names, parameters and
-    modes stay; :meth:`remove` makes the network whole again."""
+    modes stay; :meth:`close` makes the network whole again."""
 
     def __init__(self, net: nn.Module, cut: Cut) -> None:
         self.cut = cut
@@ -151,7 +149,7 @@ class Tail:
         for module, _ in self._skipped:
             module.__dict__["forward"] = shortcut(module)
 
-    def remove(self) -> None:
+    def close(self) -> None:
         """The whole network again."""
         for hook in self._hooks:
             hook.remove()
