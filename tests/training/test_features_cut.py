@@ -120,7 +120,7 @@ def test_from_the_head_on_everything_is_bit_for_bit_the_whole_networks(family: s
     tail = Tail(cached, cut)
     assert_the_same(left_by_a_step(cached, features), wanted)
     assert torch.equal(features, kept), "the caller's features are left alone"
-    tail.remove()
+    tail.close()
     assert_the_same(left_by_a_step(cached, images), left_by_a_step(whole, images))
 
 
@@ -193,7 +193,7 @@ def test_every_phase_is_cut_anew_and_trains_as_the_whole_network_does() -> None:
         features = [extract(net, cut, batch) for batch in batches]
         tail = Tail(net, cut)
         trained(net, features)
-        tail.remove()
+        tail.close()
         trained(whole, batches)
         assert_the_same(net.state_dict(), whole.state_dict())
     assert sizes == [512, 4096, 512]

@@ -222,7 +222,7 @@ def before(module: nn.Module, act: Callable[[Sequence[Tensor]], None], hooks: Ex
         act(tensors((args, kwargs)))
 
     # First of all: the input as it comes, whatever else is done to it.
-    hooks.callback(module.register_forward_pre_hook(hook, with_kwargs=True, prepend=True).remove)
+    hooks.enter_context(module.register_forward_pre_hook(hook, with_kwargs=True, prepend=True))
 
 
 @contextmanager

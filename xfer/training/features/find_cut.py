@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from xfer.core.errors import printable
 from xfer.training.features.cut import Cut, Part, nested
-from xfer.training.features.prove_cut import Look, Whole, random_states
+from xfer.training.features.prove_cut import Whole, random_states
 
 _IMAGES = 2  # that a proof takes
 _TRIES = 8  # proposals that are tried
@@ -41,7 +41,7 @@ def find(net: nn.Module, example: Tensor, heads: Sequence[str]) -> Cut | Refusal
         return Refusal(f"a cut is proved on {_IMAGES} images or more")
     watch = _Watch(example[:_IMAGES], tuple(heads))
     try:
-        whole = Whole(net, watch.images, watch.over)
+        whole = Whole(net, watch.images, watch.look)
     except Exception as error:
         return Refusal(f"the network fails on {_IMAGES} images: {printable(error)[:200]}")
     refused = "nothing frozen is computed before the first layer that trains or is random"
@@ -75,28 +75,19 @@ class _Watch:
         self.at_heads: list[_Call] = []
         self.could_draw: list[_Call] = []
         self.recent: deque[_Call] = deque(maxlen=_RECENT)
+        self._start: Any = None
         self._computed, self._untouched = False, True
 
-    def over(self, net: nn.Module) -> Look:
-        """What is to be called before each call of one of the modules of ``net``."""
-        fixed = [*net.parameters(), *net.buffers()]
-        modules = dict(net.named_modules())
-        weighted = {path for path, m in modules.items() if any(True for _ in m.parameters(False))}
-
-        start: list[Any] = []
-
-        def look(path: str, inputs: Sequence[Tensor]) -> None:
-            if self._untouched:
-                state = random_states(self.images.device), [tensor._version for tensor in fixed]
-                if not start:
-                    start.append(state)
-                self._untouched = state == start[0]
-            self._note(path, inputs, modules[path].training and path not in weighted)
-            self._computed = self._computed or path in weighted
-
-        return look
-
-    def _note(self, path: str, inputs: Sequence[Tensor], could_draw: bool) -> None:
+    def look(self, net: nn.Module, path: str, inputs: Sequence[Tensor]) -> None:
+        """Note the call of the module at ``path``; what it takes is computed by what is frozen as
+        long as no random number was drawn and no parameter or buffer was written."""
+        module = net.get_submodule(path)
+        weighted = any(True for _ in module.parameters(recurse=False))
+        if self._untouched:
+            versions = [tensor._version for tensor in (*net.parameters(), *net.buffers())]
+            state = random_states(self.images.device), versions
+            self._start = self._start or state
+            self._untouched = state == self._start
         of_images = {
             i: tensor
             for i, tensor in enumerate(inputs)
@@ -111,9 +102,10 @@ class _Watch:
                 self.recent.append(call)
             if path in self.heads:
                 self.at_heads.append(call)
-            if could_draw:
+            if module.training and not weighted:
                 self.could_draw.append(call)
         self.calls.append(path)
+        self._computed = self._computed or weighted
 
     def proposals(self, drawers: Collection[str]) -> list[list[_Call]]:
         """All heads at once, then with the one of ``drawers`` before each (dropout) in its place;

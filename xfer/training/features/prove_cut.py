@@ -20,8 +20,6 @@ from xfer.training.features.shape_tensor import Unsound, tensors
 
 _NEAR = 0.05  # of the largest feature: far above rounding, far below another batch's statistics
 
-Look = Callable[[str, Sequence[Tensor]], None]
-
 
 @dataclass(frozen=True)
 class _Moment:
@@ -37,15 +35,15 @@ class Whole:
     """What one training step and one evaluation of the whole network leave, on a copy of it.
 
     ``net`` is in the mode in which it trains and is left as it is.
-    What ``watch`` gives for that copy is called before each call of a module, with the module's
-    path and input tensors.
+    ``look`` is called before each call of a module, with that copy and the module's path and input
+    tensors.
     """
 
     def __init__(
         self,
         net: nn.Module,
         images: Tensor,
-        watch: Callable[[nn.Module], Look] = lambda _: lambda *_: None,
+        look: Callable[[nn.Module, str, Sequence[Tensor]], None] = lambda *_: None,
     ) -> None:
         self.net, self.images = _copied(net), images
         # Every trainable tensor gets numbers, so that a head of zeros hides nothing.
@@ -56,11 +54,19 @@ class Whole:
                 parameter.data.copy_(drawn)
         self._moments: list[_Moment] = []
         copied = _copied(self.net)
-        look = watch(copied)
+
+        def enter(path: str, inputs: Sequence[Tensor]) -> None:
+            train = tuple(i for i, tensor in enumerate(inputs) if tensor.requires_grad)
+            self._moments.append(_Moment(path, random_states(images.device), train))
+            look(copied, path, inputs)
+
+        def leave(path: str, *_: Any) -> None:
+            self._moments.append(_Moment(path, random_states(images.device), None))
+
         with ExitStack() as hooks:
             for path, module in copied.named_modules():
-                before(module, partial(self._enter, look, path), hooks)
-                hooks.callback(module.register_forward_hook(partial(self._leave, path)).remove)
+                before(module, partial(enter, path), hooks)
+                hooks.enter_context(module.register_forward_hook(partial(leave, path)))
             self._of_whole = _step(copied, images)
         self._of_whole |= _answers(copied.eval(), images)
 
@@ -100,14 +106,6 @@ class Whole:
         names = self._of_whole.keys() | of_tail.keys()
         wrong = [k for k in names if not _same(self._of_whole.get(k), of_tail.get(k))]
         return f"{min(wrong)} differs from the whole network's" if wrong else None
-
-    def _enter(self, look: Look, path: str, inputs: Sequence[Tensor]) -> None:
-        train = tuple(i for i, tensor in enumerate(inputs) if tensor.requires_grad)
-        self._moments.append(_Moment(path, random_states(self.images.device), train))
-        look(path, inputs)
-
-    def _leave(self, path: str, *_: Any) -> None:
-        self._moments.append(_Moment(path, random_states(self.images.device), None))
 
     def _guard(self, cut: Cut) -> None:
         """Raise Unsound when a random number is drawn before the last of the cut's modules is
