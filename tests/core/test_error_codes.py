@@ -47,7 +47,9 @@ SHARED = {
     301: "data/options.py data/walk.py",
     305: "data/folder.py data/split.py",
     319: "data/dataset.py data/image_size.py",
-    343: "training/fit.py training/lr_find.py",
+    343: (
+        "training/features/extract.py training/fit.py training/head_start.py training/lr_find.py"
+    ),
     374: "data/image_size.py data/preprocess.py",
     401: "api.py core/torch_file.py weights/formats/foreign.py "
     "weights/mindspore/mindspore_safetensors.py weights/mindspore/tensors.py",
