@@ -40,7 +40,7 @@ OF_TORCH = {
         "callbacks.freeze_phase", "callbacks.progress", "callbacks.prune", "callbacks.resume_file",
         "distributed.group", "distributed.rendezvous", "distributed.strategy", "ema", "exact",
         "features.cut", "features.extract", "features.feature_loader", "features.feed",
-        "features.find_cut", "features.prove_cut", "features.shape_tensor", "fit", "frozen",
+        "features.find_cut", "features.prove_cut", "features.shape_tensor", "fit",
         "head_input", "head_start", "lightning", "lr_find", "module", "nan_guard",
         "optimizer_restore",
     )

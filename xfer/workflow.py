@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from xfer.plan.plan import Plan
-    from xfer.training.fitted import Fitted
+    from xfer.training.fit_result import FitResult
 
 _NEED_NET = {"evaluate", "predict", "export", "benchmark"}
 
@@ -171,16 +171,15 @@ def _stages(work: Work, earlier: Earlier | None) -> Plain:
     return result
 
 
-def _fit(work: Work, resume: Path | None) -> Fitted:
+def _fit(work: Work, resume: Path | None) -> FitResult:
     """Solve the head where that is planned; train step by step otherwise, and where the network
     turns out to be none whose head can be solved."""
     if work.plan.specs.optim.solves:
         from xfer.training import exact
-        from xfer.training.frozen import NotExact
 
         try:
             return exact.fit(work.plan, work.folder)
-        except NotExact as error:
+        except exact.NotExact as error:
             if work.specs.optim.solves:
                 raise ConfigError("optim", f"exact: {error}", "type optim=adamw", 63) from error
             log.warning(f"the head is trained step by step: {error}")
@@ -275,9 +274,9 @@ def _answers(
     device = device_of(specs.trainer.accelerator)
     work.device = work.device if work.fitted else device_name(device)
     loading = (specs.data.eval_batch_size, specs.data.workers) if specs.data else (64, 0)
-    kept = work.fitted.kept if work.fitted else None
-    if kept and kept.serve(net, samples, loading[0], device):
-        return predictions(samples, range(len(samples)), kept.logits(net), card.classes)
+    cached = work.fitted.cached if work.fitted else None
+    if cached and cached.serve(net, samples, loading[0], device):
+        return predictions(samples, range(len(samples)), cached.logits(net), card.classes)
     return answers(net, samples, card.input, card.classes, loading, device, broken)
 
 
@@ -285,7 +284,7 @@ def _export(work: Work, net: nn.Module) -> None:
     from xfer.export.stage import hand_over
 
     if work.fitted:
-        work.fitted = replace(work.fitted, kept=None)  # and with it the images of the fit
+        work.fitted = replace(work.fitted, cached=None)  # and with it the images of the fit
     try:
         work.exports = hand_over(work.plan, net, work.folder / "export", work.checkpoint())
     except XferError as error:

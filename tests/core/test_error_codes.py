@@ -47,7 +47,9 @@ SHARED = {
     290: "data/augment.py data/options.py",
     301: "data/options.py data/walk.py",
     305: "data/folder.py data/split.py",
-    343: "training/fit.py training/lr_find.py",
+    343: (
+        "training/features/extract.py training/fit.py training/head_start.py training/lr_find.py"
+    ),
     374: "data/dataset.py data/preprocess.py",
     401: "api.py core/torch_file.py weights/formats/detect.py",
     402: "core/torch_file.py weights/formats/detect.py weights/formats/zip_check.py",

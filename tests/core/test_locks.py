@@ -21,7 +21,7 @@ from xfer.core.log import log
 from xfer.core.run_folder import is_live
 from xfer.data.scan import _alone, examine
 from xfer.sweep.study import _Lock
-from xfer.training.features.feature_dir import Slot, locked
+from xfer.training.features.feature_dir import EntryFiles, locked
 
 # Holds each kind of lock in turn, with a data worker forked meanwhile, until it is killed.
 HOLDS = """
@@ -29,7 +29,7 @@ import multiprocessing, sys, time
 from pathlib import Path
 from xfer.data.scan import _alone
 from xfer.core.run_folder import lock
-from xfer.training.features.feature_dir import Slot, locked
+from xfer.training.features.feature_dir import EntryFiles, locked
 import fcntl
 
 folder = Path(sys.argv[2])
@@ -39,7 +39,7 @@ elif sys.argv[1] == "scan":
     held = _alone(folder)
     held.__enter__()
 else:
-    held = locked(Slot(folder, "0" * 64), fcntl.LOCK_EX)
+    held = locked(EntryFiles(folder, "0" * 64), fcntl.LOCK_EX)
     held.__enter__()
 worker = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
 worker.start()
@@ -84,7 +84,7 @@ def test_a_killed_owner_s_lock_is_free_at_once_while_its_worker_lives(
             with _alone(tmp_path):
                 pass
         else:
-            with locked(Slot(tmp_path, "0" * 64), fcntl.LOCK_EX | fcntl.LOCK_NB):
+            with locked(EntryFiles(tmp_path, "0" * 64), fcntl.LOCK_EX | fcntl.LOCK_NB):
                 pass
         assert time.monotonic() - began < 0.5 and lines == []
         os.kill(worker, 0)
@@ -124,7 +124,7 @@ def test_every_other_lock_that_is_waited_for_says_so_once(
     tmp_path: Path, lines: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("xfer.core.locks._PATIENCE", 0.05)
-    slot, journal = Slot(tmp_path, "0" * 64), _Lock(str(tmp_path / "optuna.journal.lock"))
+    slot, journal = EntryFiles(tmp_path, "0" * 64), _Lock(str(tmp_path / "optuna.journal.lock"))
     for held, path, wait in (
         (slot.lock, slot.lock, lambda: locked(slot, fcntl.LOCK_EX).__enter__()),
         (Path(journal.path), Path(journal.path), journal.acquire),

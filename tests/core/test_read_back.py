@@ -27,7 +27,7 @@ from xfer.sweep.leaderboard.read_sweep import read
 from xfer.sweep.ledger import Ledger
 from xfer.sweep.objective import Objective, values
 from xfer.sweep.space import Job
-from xfer.training.features.extract import _known
+from xfer.training.features.extract import _stored
 from xfer.training.oom import told
 from xfer.weights.formats.checkpoint_format import read_snapshot
 from xfer.weights.source.match_rules import _listed
@@ -165,7 +165,7 @@ def test_caches_are_made_again(tmp_path: Path, text: str | None, own_cache: Path
     for content in rows:
         cache.write_text(content)
         assert scan.examine([folder / "a.png"], folder) == whole
-        assert _known(cache, {}) is None
+        assert _stored(cache, {}) is None
     pipe(cache)
     assert scan.examine([folder / "a.png"], folder) == whole
 
@@ -317,9 +317,9 @@ def test_an_exported_file_that_is_a_pipe_is_not_measured(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("flags", [fcntl.LOCK_SH, fcntl.LOCK_EX])
 def test_the_lock_of_kept_features_is_a_plain_file(tmp_path: Path, flags: int) -> None:
-    from xfer.training.features.feature_dir import Slot, locked
+    from xfer.training.features.feature_dir import EntryFiles, locked
 
-    slot = Slot(tmp_path, "a" * 64)
+    slot = EntryFiles(tmp_path, "a" * 64)
     pipe(slot.lock)
     with pytest.raises(XferError, match="not a regular file"), locked(slot, flags):
         pass

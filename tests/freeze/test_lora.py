@@ -47,7 +47,7 @@ from xfer.models.network import assemble, fill
 from xfer.models.restore import open_checkpoint, pieces
 from xfer.training import optim, optimizer_restore
 from xfer.training.features.find_cut import Refusal, find
-from xfer.training.features.prove_cut import verify
+from xfer.training.features.prove_cut import Whole
 from xfer.weights.content import Momenta
 from xfer.weights.formats.checkpoint_format import Snapshot, read_snapshot, write_snapshot
 
@@ -366,10 +366,10 @@ def test_the_network_is_cut_before_its_first_adapter_and_nowhere_behind() -> Non
     adapted(net, backbone, Lora(targets="layer4"))
     cut = find(net, images, ["fc"])
     assert not isinstance(cut, Refusal) and cut.modules == ("layer4",)
-    assert verify(net, cut, images) is None
+    assert Whole(net, images).refutes(cut) is None
     early = make(backbone)
     adapted(early, backbone, Lora(targets=r"layer3\.0\.conv1\.weight"))
-    reason = verify(early, cut, images)
+    reason = Whole(early, images).refutes(cut)
     assert reason is not None and "depends on what trains" in reason
     first = make(backbone)
     adapted(first, backbone, Lora(targets=r"conv1\.weight"))

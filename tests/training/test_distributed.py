@@ -20,7 +20,7 @@ from xfer.config.hydra import compose_specs
 from xfer.core.errors import ConfigError, DataError
 from xfer.core.torch_file import load_tensors
 from xfer.plan.make import make_plan
-from xfer.training.distributed.launch import tell
+from xfer.training.distributed.launch import report_error
 
 TWO = ["trainer.devices=2", "trainer.accelerator=cpu", "data.batch_size=16"]
 PHASED = [*TWO, "freeze=lp_ft", "freeze.probe_epochs=1", "trainer.max_epochs=2"]
@@ -111,7 +111,7 @@ def test_a_stop_and_a_kill_change_nothing(whole, tmp_path):
     # What the killed run's ranks may have left to say is not the next one's failure.
     left = only_run(tmp_path) / ".ranks"
     assert (left / "meeting.json").exists()
-    tell(only_run(tmp_path), 1, DataError("old.png", "is broken", "mend it", 1))
+    report_error(only_run(tmp_path), 1, DataError("old.png", "is broken", "mend it", 1))
     finish(start(tmp_path, *again))
     assert not left.exists()
     assert_same(only_run(tmp_path), whole)

@@ -218,7 +218,7 @@ def test_a_network_that_does_more_behind_its_head_is_trained_step_by_step(
     run = xfer.run("digits_freeze", QUICK).folder
     assert facts(run)["solved"] is None
     rows = {row["key"]: row for row in facts(run, "plan.json")["auto"]}
-    assert rows["optim"]["value"] == "adamw" and "behind its head" in rows["optim"]["why"]
+    assert rows["optim"]["value"] == "adamw" and "after its head" in rows["optim"]["why"]
     assert "trained step by step" in (run / "run.log").read_text()
     with pytest.raises(ConfigError, match=r"exact: .* Fix: type optim=adamw"):
         xfer.run("digits_freeze", [*QUICK, "optim=exact"])

@@ -15,7 +15,7 @@ import xfer
 from xfer.core.errors import ConfigError
 from xfer.core.files import file_sha256
 from xfer.core.torch_file import load_tensors
-from xfer.training.features.feature_loader import Kept
+from xfer.training.features.feature_loader import CachedFeatures
 
 SHORT = ["stages=[fit,evaluate]", "augment=standard", "trainer.max_epochs=2", "optim.lr=0.02"]
 
@@ -186,8 +186,8 @@ def test_validation_in_another_order_under_a_good_manifest_is_computed_again(own
 def test_what_cannot_be_kept_is_said_by_auto_and_refused_by_require():
     run = fit("augment=strong", "augment.mixup=0.2", "trainer.max_epochs=1", "features=auto")
     assert facts(run)["cached"] is False
-    assert "features are not kept: augment mixes whole images" in (run / "run.log").read_text()
-    with pytest.raises(ConfigError, match=r"cannot be kept: augment mixes.*features=auto"):
+    assert "features are not cached: augment mixes whole images" in (run / "run.log").read_text()
+    with pytest.raises(ConfigError, match=r"cannot be cached: augment mixes.*features=auto"):
         fit("augment=strong", "augment.mixup=0.2", "trainer.max_epochs=1", "features=require")
 
 
@@ -195,8 +195,10 @@ def test_images_that_come_several_times_an_epoch_are_not_kept_where_each_is_anot
     balanced = ["data.sampler=balanced", "trainer.max_epochs=1"]
     run = fit(*balanced, "features=auto")
     assert facts(run)["cached"] is False
-    assert "features are not kept: data.sampler=balanced augments" in (run / "run.log").read_text()
-    with pytest.raises(ConfigError, match=r"E259: .*cannot be kept: data\.sampler=balanced"):
+    assert (
+        "features are not cached: data.sampler=balanced augments" in (run / "run.log").read_text()
+    )
+    with pytest.raises(ConfigError, match=r"E259: .*cannot be cached: data\.sampler=balanced"):
         fit(*balanced, "features=require")
     for same in (["features.views=1"], ["augment=none"]):  # an image is the same each time
         assert facts(fit(*balanced, "features=require", *same))["cached"] is True
@@ -210,7 +212,7 @@ def test_views_that_would_push_each_other_out_are_not_kept():
 
 
 def test_features_that_another_process_has_removed_still_count(monkeypatch, own_cache, computed):
-    enter = Kept.prepare
+    enter = CachedFeatures.prepare
 
     def prepare(self, epoch):
         enter(self, epoch)
@@ -218,13 +220,13 @@ def test_features_that_another_process_has_removed_still_count(monkeypatch, own_
             file.unlink()
 
     whole = facts(computed[0])["bytes"]
-    monkeypatch.setattr(Kept, "prepare", prepare)
+    monkeypatch.setattr(CachedFeatures, "prepare", prepare)
     assert facts(fit(*ONE))["bytes"] == whole > 0
 
 
 @pytest.mark.parametrize("options", [["freeze=none"], ["freeze.batch_norm=adapt"]])
 def test_a_prefix_that_trains_or_adapts_is_not_cut(options):
-    with pytest.raises(ConfigError, match="cannot be kept"):
+    with pytest.raises(ConfigError, match="cannot be cached"):
         fit("features=require", *options)
 
 
@@ -364,7 +366,7 @@ def test_features_that_are_not_what_evaluation_would_compute_do_not_serve(
 def test_features_serve_no_other_weights_and_no_other_images(tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr(
-        "xfer.training.features.feature_loader.Kept.serve",
+        "xfer.training.features.feature_loader.CachedFeatures.serve",
         lambda *given: seen.append(given) or False,
     )
     small(tmp_path / "pictures", *FAMILIES["squeezenet"], *ONE, "stages=[fit,evaluate]")
@@ -372,6 +374,6 @@ def test_features_serve_no_other_weights_and_no_other_images(tmp_path, monkeypat
     ((kept, net, samples, size, device),) = seen
     assert kept.serve(net, samples, size, device)
     assert not kept.serve(net, samples, size + 1, device)
-    assert not kept.serve(net, kept.work.samples("train"), size, device)
+    assert not kept.serve(net, kept.work.splits["train"], size, device)
     net.get_parameter("features.0.weight").data[0, 0, 0, 0] += 1e-6
     assert not kept.serve(net, samples, size, device)

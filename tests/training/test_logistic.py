@@ -19,7 +19,7 @@ def blobs(n: int, width: int, classes: int, seed: int = 0, apart: float = 1.5):
     return (drawn.normal(size=(n, width)) + centres[labels]).astype(np.float32), labels
 
 
-def rows(features, labels, **given) -> logistic.Rows:
+def rows(features, labels, **given) -> logistic.TrainingRows:
     n, classes = len(labels), int(labels.max()) + 1
     facts = {
         "weights": np.ones(n),
@@ -27,7 +27,7 @@ def rows(features, labels, **given) -> logistic.Rows:
         "smoothing": 0.0,
         "folds": logistic.folds(labels, 5, 0),
     }
-    return logistic.Rows([features], features, labels, **{**facts, **given})
+    return logistic.TrainingRows([features], features, labels, **{**facts, **given})
 
 
 def centred(logits):
@@ -128,7 +128,7 @@ def test_blocks_from_disk_in_single_precision_come_to_the_same(tmp_path, monkeyp
     whole = logistic.solve(rows(features, labels), (0.1, 0.01))
     np.save(tmp_path / "a.npy", features)
     mapped = np.load(tmp_path / "a.npy", mmap_mode="r")
-    monkeypatch.setattr(logistic, "_KEPT", 0)
+    monkeypatch.setattr(logistic, "_IN_MEMORY", 0)
     monkeypatch.setattr(logistic, "_BLOCK", 20 * 64)
     streamed = logistic.solve(rows(mapped, labels), (0.1, 0.01))
     assert logistic.Problem(rows(mapped, labels)).whole is None
@@ -166,7 +166,7 @@ def test_more_classes_than_images_of_most_of_them() -> None:
 def test_views_share_the_weight_of_their_image_and_the_evaluation_view_judges() -> None:
     features, labels = blobs(60, 12, 3)
     same = rows(features, labels)
-    twice = logistic.Rows(
+    twice = logistic.TrainingRows(
         [features, features], features, labels, same.weights, same.class_weights, 0.0, same.folds
     )
     one, two = logistic.solve(same, (0.1,)).path[0], logistic.solve(twice, (0.1,)).path[0]

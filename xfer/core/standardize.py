@@ -30,33 +30,33 @@ Standard = Mapping[str, Moments]
 
 def to_plain(standard: Standard) -> Plain:
     """As a resume file holds them."""
-    return {path: {"mean": own.mean, "std": own.std} for path, own in standard.items()}
+    return {path: {"mean": layer.mean, "std": layer.std} for path, layer in standard.items()}
 
 
 def from_plain(facts: Plain | None) -> Standard:
     """The reverse of :func:`to_plain`; none for a file that has none."""
-    return {path: Moments(own["mean"], own["std"]) for path, own in (facts or {}).items()}
+    return {path: Moments(layer["mean"], layer["std"]) for path, layer in (facts or {}).items()}
 
 
 def folded(state: StateDict, standard: Standard) -> StateDict:
     """``state`` whose layers take raw input, of one whose layers take standardised input."""
-    found = dict(state)
-    for path, own in standard.items():
-        weight, bias = (state[f"{path}.{kind}"].double() for kind in ("weight", "bias"))
-        mean, std = (t.to(weight.device).double() for t in (own.mean, own.std))
-        flat = weight.flatten(1) / std
-        found[f"{path}.weight"] = flat.view_as(weight).to(state[f"{path}.weight"].dtype)
-        found[f"{path}.bias"] = (bias - flat @ mean).to(state[f"{path}.bias"].dtype)
-    return found
+    return _rescaled(state, standard, raw=True)
 
 
 def unfolded(state: StateDict, standard: Standard) -> StateDict:
     """The reverse of :func:`folded`."""
-    found = dict(state)
-    for path, own in standard.items():
-        weight, bias = (state[f"{path}.{kind}"].double() for kind in ("weight", "bias"))
-        mean, std = (t.to(weight.device).double() for t in (own.mean, own.std))
+    return _rescaled(state, standard, raw=False)
+
+
+def _rescaled(state: StateDict, standard: Standard, raw: bool) -> StateDict:
+    result = dict(state)
+    for path, layer in standard.items():
+        names = f"{path}.weight", f"{path}.bias"
+        weight, bias = (state[name].double() for name in names)
+        mean, std = (t.to(weight.device).double() for t in (layer.mean, layer.std))
         flat = weight.flatten(1)
-        found[f"{path}.weight"] = (flat * std).view_as(weight).to(state[f"{path}.weight"].dtype)
-        found[f"{path}.bias"] = (bias + flat @ mean).to(state[f"{path}.bias"].dtype)
-    return found
+        new = flat / std if raw else flat * std
+        shift = -(new @ mean) if raw else flat @ mean
+        result[names[0]] = new.view_as(weight).to(state[names[0]].dtype)
+        result[names[1]] = (bias + shift).to(state[names[1]].dtype)
+    return result

@@ -13,7 +13,7 @@ from xfer.core.types import Exported, Predictions, Score
 from xfer.plan.plan import Plan
 
 if TYPE_CHECKING:
-    from xfer.training.fitted import Fitted
+    from xfer.training.fit_result import FitResult
 
 
 @dataclass
@@ -26,7 +26,7 @@ class Work:
     folder: Path
     startup_s: float
     began: float
-    fitted: Fitted | None = None
+    fitted: FitResult | None = None
     predictions: dict[str, Predictions] = field(default_factory=dict)
     scores: dict[str, Score] = field(default_factory=dict)
     exports: list[Exported] = field(default_factory=list)

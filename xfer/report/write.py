@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from xfer.core.types import Dataset
     from xfer.report.grids import Picture
     from xfer.report.inputs import Work
-    from xfer.training.fitted import Fitted
+    from xfer.training.fit_result import FitResult
 
 
 def finish(work: Work) -> Plain:
@@ -38,7 +38,7 @@ def finish(work: Work) -> Plain:
     return result
 
 
-def _draw_fit(work: Work, fitted: Fitted, dataset: Dataset, folder: Path) -> None:
+def _draw_fit(work: Work, fitted: FitResult, dataset: Dataset, folder: Path) -> None:
     pictures, titles = _first_batch(work, fitted, dataset.splits["train"])
     draw(folder / "batch_grid.png", grids.batch, pictures, titles)
     best, rows, path = fitted.best, fitted.rows, folder / "curves.png"
@@ -48,7 +48,9 @@ def _draw_fit(work: Work, fitted: Fitted, dataset: Dataset, folder: Path) -> Non
         draw(path, charts.curves, rows, best["epoch"], best["metric"])
 
 
-def _first_batch(work: Work, fitted: Fitted, samples: Samples) -> tuple[list[Picture], list[str]]:
+def _first_batch(
+    work: Work, fitted: FitResult, samples: Samples
+) -> tuple[list[Picture], list[str]]:
     """The first training batch as the network saw it, in true colours."""
     from xfer.data.loader import eval_images, train_images
     from xfer.data.sampler import Order

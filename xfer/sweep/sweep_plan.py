@@ -13,7 +13,7 @@ from xfer.freeze import ever
 from xfer.plan.make import make_plan
 from xfer.plan.plan import Plan
 from xfer.sweep.space import Interval, Job, Parameter, probes
-from xfer.training.features import Auto
+from xfer.training.features import AutoFeatures
 
 if TYPE_CHECKING:
     from xfer.config.specs import Specs
@@ -111,7 +111,7 @@ def _trains_backbone(plan: Plan) -> bool:
 def _shared(specs: Specs, plan: Plan, train: int, val: int) -> tuple[str | None, int]:
     """A name for the features of a job, and the images they take; ``None`` without features."""
     options = specs.features
-    if not isinstance(options, Auto) or _trains_backbone(plan):
+    if not isinstance(options, AutoFeatures) or _trains_backbone(plan):
         return None, 0
     epochs = specs.trainer.epochs
     count = options.views_of(specs.augment.random, epochs)

@@ -1,33 +1,42 @@
-"""A linear head solved on the features of a frozen backbone, in place of training it."""
+"""A linear head solved on the features of a frozen backbone, in place of training it.
+
+A head that is trained step by step can begin with the same solution.
+"""
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import nn
 
 from xfer import freeze
-from xfer.core.device import device_name
+from xfer.core.device import device_name, device_of
 from xfer.core.errors import DataError
 from xfer.core.files import write_json, write_rows
 from xfer.core.log import log
 from xfer.core.run_folder import LAST, best_checkpoint, checkpoints
 from xfer.core.seeds import derive
-from xfer.core.types import Plain, Predictions
+from xfer.core.types import Plain, Predictions, Samples
 from xfer.evaluation import metrics
 from xfer.evaluation.predict import write_predictions
+from xfer.freeze.rows import ParameterRow
 from xfer.models.network import assemble
 from xfer.training import logistic
-from xfer.training.features.feature_loader import Kept
-from xfer.training.features.feed import told
-from xfer.training.fitted import Fitted
-from xfer.training.frozen import Frozen, NotExact, at_rest, features_of, inputs, logits
-from xfer.training.head_input import first_layer
+from xfer.training.features import AutoFeatures
+from xfer.training.features.cut import Tail, inference
+from xfer.training.features.extract import Extraction, PartlyFrozen
+from xfer.training.features.feature_loader import CachedFeatures, View
+from xfer.training.features.feed import cut_within
+from xfer.training.features.find_cut import Refusal
+from xfer.training.fit_result import FitResult
+from xfer.training.head_input import first_layer, rows_of, watch
 from xfer.training.loss import CrossEntropy
 from xfer.training.optim import Exact
 from xfer.weights.formats.checkpoint_format import Snapshot, identity, write_snapshot
@@ -37,7 +46,12 @@ if TYPE_CHECKING:
 
     from xfer.plan.plan import Plan
 
+_ANY_EPOCHS = 1_000_000
 _NEAR = 1e-3  # of the largest logit: how far the solved head may answer from what was solved
+
+
+class NotExact(Exception):
+    """Why a head cannot be solved after all, in one line."""
 
 
 @dataclass(frozen=True)
@@ -45,14 +59,15 @@ class Solved:
     """A head that is solved: the path, and the logits of the validation images under each of its
     solutions, float32 (n, classes)."""
 
+    options: Exact
     solution: logistic.Solution
     answers: list[npt.NDArray[np.float32]]
     seconds: float  # that went into the head's input
 
 
-def fit(plan: Plan, folder: Path) -> Fitted:
+def fit(plan: Plan, folder: Path) -> FitResult:
     """Solve the head as planned. It is the same at every try, so a run that was stopped begins
-    again on the features that it has kept.
+    again on the features that it has cached.
 
     Raises NotExact where the network cannot be cut before its head, or the head is followed by
     more than a mean; DataError for features that are no numbers.
@@ -60,19 +75,24 @@ def fit(plan: Plan, folder: Path) -> Fitted:
     began = time.perf_counter()
     net = assemble(plan.parts, plan.weights)
     frozen = at_rest(plan, net)
-    kept = features_of(plan, frozen)
-    features, features_s = kept.facts({"cached": False, "hit": None}), time.perf_counter() - began
-    log.info(told(features, kept.found, kept.most_bytes))
-    found = solve(plan, frozen, kept)
-    solution = found.solution
+    cached = features_of(plan, frozen)
+    features = cached.facts({"hit": None})
+    features_s = time.perf_counter() - began
+    log.info(cached.summary())
+    solved = solve(plan, frozen, cached)
     verdict = freeze.verdict(frozen.hashes, freeze.hashes(net.state_dict(), frozen.hashes))
     phase = {"phase": plan.phases[0].name, "from_epoch": 1, **verdict}
     write_json(folder / "freeze_proof.json", {**verdict, "phases": [phase]})
     write_json(folder / "features.json", features)
-    rows = _rows(plan, found)
+    rows = _rows(solved, cached.work.splits["val"].labels)
     write_rows(folder / "metrics.csv", rows)
-    _log_rows(plan, folder, rows)
-    best = rows[solution.best]
+    logger = plan.specs.logger.build(folder, plan.specs.experiment)
+    if logger is not None:
+        for row in rows:
+            known = {k: v for k, v in row.items() if k != "step" and v is not None}
+            logger.log_metrics(known, step=int(row["step"]))
+        logger.finalize("success")
+    best = rows[solved.solution.best]
     chosen = {
         "metric": "cv_loss",
         "value": best["cv_loss"],
@@ -80,105 +100,91 @@ def fit(plan: Plan, folder: Path) -> Fitted:
         "step": best["step"],
     }
     snapshot = Snapshot(plan.card, net.cpu().state_dict(), chosen, run=identity(plan.facts))
-    best_path, last_path = best_checkpoint(folder), checkpoints(folder) / LAST
+    best_path = best_checkpoint(folder)
     best_path.parent.mkdir(exist_ok=True)
-    for path in (best_path, last_path):
+    for path in (best_path, checkpoints(folder) / LAST):
         write_snapshot(path, snapshot)
-    _write_held_out(plan, solution, folder / "predictions_cv.csv")
-    facts = _facts(plan, solution)
+    held_out = folder / "predictions_cv.csv"
+    facts = _write_held_out(plan, solved, cached.work.splits["train"], held_out)
     log.info(_summary(facts))
-    return Fitted(
-        chosen,
-        best_path,
-        rows,
-        time.perf_counter() - began,
-        device_name(frozen.device),
-        verdict["proved"],
-        [],
-        features,
-        features_s + found.seconds,
-        kept,
-        facts,
+    return FitResult(
+        best=chosen,
+        checkpoint=best_path,
+        rows=rows,
+        seconds=time.perf_counter() - began,
+        device=device_name(frozen.device),
+        proved=verdict["proved"],
+        audits=[],
+        features=features,
+        features_s=features_s + solved.seconds,
+        cached=cached,
+        solved=facts,
     )
 
 
-def solve(plan: Plan, frozen: Frozen, kept: Kept) -> Solved:
+def solve(plan: Plan, frozen: PartlyFrozen, cached: CachedFeatures) -> Solved:
     """Solve the head of the network, in place. Raises as :func:`fit`."""
-    net, began = frozen.net, time.perf_counter()
+    began, net, splits = time.perf_counter(), frozen.net, cached.work.splits
+    options, loss = plan.specs.optim, plan.specs.loss
     (head,) = plan.layout.heads
     path = first_layer(net, head)
     if path is None:
         raise NotExact(f"'{head}' has no linear layer")
-    held = inputs(frozen, kept, path, "train", None)
-    views = [inputs(frozen, kept, path, "train", view) for view in kept.train if view is not None]
-    val = inputs(frozen, kept, path, "val", None)
+    if not (isinstance(options, Exact) and isinstance(loss, CrossEntropy)):
+        raise NotExact("only cross-entropy can be solved")
+    evaluated = inputs(frozen, cached, path, "train")
+    views = [
+        inputs(frozen, cached, path, "train", view) for view in cached.train if view is not None
+    ]
+    val = inputs(frozen, cached, path, "val")
     seconds = time.perf_counter() - began
-    assert plan.dataset is not None
-    _check_numbers(held, plan.dataset.splits["train"].names)
-    solution = logistic.solve(_problem(plan, views or [held], held), _strengths(plan))
-    answers = [(val @ row.weight.T + row.bias).astype(np.float32) for row in solution.path]
-    _fill(net.get_submodule(path), solution.path[solution.best])
-    _check_linear(frozen, kept, answers[solution.best])
-    return Solved(solution, answers, seconds)
-
-
-def _check_numbers(features: npt.NDArray[np.float32], names: tuple[str, ...]) -> None:
-    for start, stop in logistic.spans(features):
-        sound = np.isfinite(features[start:stop]).all(axis=1)
+    for part in logistic.blocks(evaluated):
+        sound = np.isfinite(evaluated[part]).all(axis=1)
         if not sound.all():
-            name = names[start + int(np.flatnonzero(~sound)[0])]
+            name = splits["train"].names[part.start + int(np.flatnonzero(~sound)[0])]
             fix = "use other weights, or trainer.precision=32-true"
             raise DataError(name, "the backbone's features are NaN or Inf", fix, 48)
-
-
-def _problem(
-    plan: Plan, views: list[npt.NDArray[np.float32]], held: npt.NDArray[np.float32]
-) -> logistic.Rows:
-    specs, counts = plan.specs, np.array(plan.train_counts, np.float64)
-    assert plan.dataset is not None and specs.data is not None and isinstance(specs.optim, Exact)
-    labels = plan.dataset.splits["train"].labels
+    labels, counts = splits["train"].labels, np.array(plan.train_counts, np.float64)
     weights = np.ones(len(labels))
-    if specs.data.sampler == "balanced":
+    if cached.work.data.sampler == "balanced":
         weights = len(labels) / (len(counts) * counts[labels])
-    given = specs.loss.weights(plan.train_counts)
-    classes = np.ones(len(counts)) if given is None else np.array(given)
-    folds = logistic.folds(labels, specs.optim.folds, derive("folds", specs.seed))
-    assert isinstance(specs.loss, CrossEntropy)  # the plan solves no other
-    smoothing = specs.loss.label_smoothing
-    return logistic.Rows(views, held, labels, weights, classes, smoothing, folds)
-
-
-def _strengths(plan: Plan) -> tuple[float, ...]:
-    options = plan.specs.optim
-    assert isinstance(options, Exact)
-    return logistic.STRENGTHS if options.l2 == "auto" else (options.l2,)
-
-
-def _fill(layer: nn.Module, row: logistic.Strength) -> None:
-    values: Any = {"weight": row.weight, "bias": row.bias}
+    class_weights = np.array(loss.weights(plan.train_counts) or np.ones(len(counts)))
+    folds = logistic.folds(labels, options.folds, derive("folds", plan.specs.seed))
+    rows = logistic.TrainingRows(
+        views or [evaluated], evaluated, labels, weights, class_weights, loss.label_smoothing, folds
+    )
+    strengths = logistic.STRENGTHS if options.l2 == "auto" else (options.l2,)
+    solution = logistic.solve(rows, strengths)
+    answers = [(val @ row.weight.T + row.bias).astype(np.float32) for row in solution.path]
+    best = solution.path[solution.best]
     with torch.no_grad():
-        for name, parameter in layer.named_parameters():
-            parameter.copy_(torch.from_numpy(values[name]).view(parameter.shape))
+        for name, parameter in net.get_submodule(path).named_parameters():
+            solved = best.weight if name == "weight" else best.bias
+            parameter.copy_(torch.from_numpy(solved).view(parameter.shape))
+    _check_linear(frozen, cached, answers[solution.best])
+    return Solved(options, solution, answers, seconds)
 
 
-def _check_linear(frozen: Frozen, kept: Kept, expected: npt.NDArray[np.float32]) -> None:
+def _check_linear(
+    frozen: PartlyFrozen, cached: CachedFeatures, expected: npt.NDArray[np.float32]
+) -> None:
     """Raise NotExact where the network makes other logits of its head than a linear head has."""
     # Relative to the answers: of a strong penalty's tiny logits, any network's would be near to 1.
     count, largest = 0, float(np.abs(expected).max(initial=0))
-    for found in logits(frozen, kept, "val", kept.val[0]):
-        wanted = torch.from_numpy(expected[count : count + len(found)])
-        if found.shape != wanted.shape:
-            raise NotExact("the network's answer is no logit a class")
-        if float((found.float().cpu() - wanted).abs().max()) > _NEAR * largest:
-            raise NotExact("the network does more than a mean behind its head")
-        count += len(found)
+    for answer in logits(frozen, cached, "val", cached.val[0]):
+        wanted = torch.from_numpy(expected[count : count + len(answer)])
+        if answer.shape != wanted.shape:
+            raise NotExact("the network does not answer with one logit a class")
+        if float((answer.float().cpu() - wanted).abs().max()) > _NEAR * largest:
+            raise NotExact("the network does more than a mean after its head")
+        count += len(answer)
 
 
-def _rows(plan: Plan, found: Solved) -> list[Plain]:
-    """A row of ``metrics.csv`` for every strength."""
-    assert plan.dataset is not None
-    labels, rows, steps = plan.dataset.splits["val"].labels, [], 0
-    for i, (row, answer) in enumerate(zip(found.solution.path, found.answers, strict=True)):
+def _rows(solved: Solved, labels: npt.NDArray[np.int64]) -> list[Plain]:
+    """A row of ``metrics.csv`` for every strength; ``labels`` are those of val."""
+    rows: list[Plain] = []
+    steps = 0
+    for i, (row, answer) in enumerate(zip(solved.solution.path, solved.answers, strict=True)):
         steps += row.steps
         val = metrics.values(answer, labels)
         rows.append(
@@ -200,37 +206,21 @@ def _rows(plan: Plan, found: Solved) -> list[Plain]:
     return rows
 
 
-def _log_rows(plan: Plan, folder: Path, rows: list[Plain]) -> None:
-    """Give each strength to the logger that is asked for, as an epoch is given."""
-    logger = plan.specs.logger.build(folder, plan.specs.experiment)
-    if logger is None:
-        return
-    for row in rows:
-        known = {k: v for k, v in row.items() if k != "step" and v is not None}
-        logger.log_metrics(known, step=int(row["step"]))
-    logger.finalize("success")
-
-
-def _write_held_out(plan: Plan, solution: logistic.Solution, path: Path) -> None:
-    """What each training image is taken for by the fit that had not seen it."""
-    assert plan.dataset is not None
-    samples, held = plan.dataset.splits["train"], solution.held_out
-    seen = np.flatnonzero(np.isfinite(held).all(axis=1))
-    names = tuple(samples.names[i] for i in seen)
-    found = Predictions(names, held[seen], samples.labels[seen], plan.card.classes)
-    write_predictions(found, path)
-
-
-def _facts(plan: Plan, solution: logistic.Solution) -> Plain:
-    best = solution.path[solution.best]
-    options = plan.specs.optim
-    assert isinstance(options, Exact)
-    held = np.isfinite(solution.held_out).all(axis=1)
+def _write_held_out(plan: Plan, solved: Solved, train: Samples, path: Path) -> Plain:
+    """Write what each training image is taken for by the fit that had not seen it, and return what
+    ``result.json`` says of the solution."""
+    held_out, best = solved.solution.held_out, solved.solution.path[solved.solution.best]
+    held = np.isfinite(held_out).all(axis=1)
+    seen = np.flatnonzero(held)
+    names = tuple(train.names[i] for i in seen)
+    write_predictions(
+        Predictions(names, held_out[seen], train.labels[seen], plan.card.classes), path
+    )
     return {
         "l2": best.l2,
-        "chosen_by": "cv_loss" if options.l2 == "auto" else "given",
-        "strengths": len(solution.path),
-        "folds": options.folds,
+        "chosen_by": "cv_loss" if solved.options.l2 == "auto" else "given",
+        "strengths": len(solved.solution.path),
+        "folds": solved.options.folds,
         "n": int(held.sum()),
         "left_in": int((~held).sum()),
         "cv_loss": best.cv_loss,
@@ -246,3 +236,75 @@ def _summary(facts: Plain) -> str:
         f"loss {facts['cv_loss']:.4f}, accuracy {facts['cv_acc']:.4f} on {facts['n']} held out"
         f"{left if facts['left_in'] else ''}"
     )
+
+
+def at_rest(plan: Plan, net: nn.Module) -> PartlyFrozen:
+    """``net`` on the run's device, all of it but the head frozen and in inference mode."""
+    device = device_of(plan.specs.trainer.accelerator)
+    rows = [
+        ParameterRow(n, plan.layout.in_head(n), float(plan.layout.in_head(n)))
+        for n in plan.layout.names
+    ]
+    freeze.apply(net, rows)
+    net.train()
+    freeze.hold(net, "eval")
+    net.to(device)
+    if plan.specs.trainer.channels_last:
+        net.to(memory_format=torch.channels_last)
+    names = freeze.frozen(net, rows, "eval")
+    return PartlyFrozen(net, freeze.hashes(net.state_dict(), names), device)
+
+
+def features_of(plan: Plan, frozen: PartlyFrozen) -> CachedFeatures:
+    """The features of every view that is trained on, of each training image as it is evaluated,
+    and of the validation images. Raises NotExact where there are none."""
+    options = plan.specs.features
+    if not isinstance(options, AutoFeatures):
+        raise NotExact("features are not cached")
+    # As many views as are asked for: they are used together, and not one an epoch.
+    trainer = replace(plan.specs.trainer, max_epochs=_ANY_EPOCHS)
+    many = replace(plan, specs=replace(plan.specs, trainer=trainer))
+    work = Extraction(many, frozen, options)
+    cut = cut_within(work, options)
+    if isinstance(cut, Refusal):
+        raise NotExact(cut.reason)
+    cached = CachedFeatures(work, cut)
+    for view in (None, *range(work.views or 0)):
+        cached.train[view] = cached.view("train", view)
+    cached.val[0] = cached.view("val", None)
+    return cached
+
+
+def inputs(
+    frozen: PartlyFrozen, cached: CachedFeatures, path: str, split: str, number: int | None = None
+) -> npt.NDArray[np.float32]:
+    """What enters the head's layer for a split, of train in view ``number``: float32 (n, d), the
+    mean over the positions of a map. As it is cached, without a copy, where that is the same."""
+    view = cached.val[0] if split == "val" else cached.train[number]
+    in_order = bool((view.positions == np.arange(len(view.positions))).all())
+    parts = cached.cut.parts
+    alone = len(parts) == 1 and len(parts[0].shape) == 1 and parts[0].module == path
+    if in_order and alone and view.entry.dtype == "float32":
+        return view.entry.array
+    entered: list[npt.NDArray[np.float32]] = []
+    layer = frozen.net.get_submodule(path)
+
+    def see(entering: torch.Tensor) -> None:
+        width = entering.shape[1 if isinstance(layer, nn.Conv2d) else -1]
+        x = rows_of(layer, entering.float()).view(len(entering), -1, width)
+        entered.append(x.mean(dim=1).cpu().numpy())
+
+    with watch(frozen.net, path, see):
+        for _ in logits(frozen, cached, split, view):
+            pass
+    return np.concatenate(entered)
+
+
+def logits(
+    frozen: PartlyFrozen, cached: CachedFeatures, split: str, view: View
+) -> Iterator[torch.Tensor]:
+    """Logits of a split, a block at a time, in inference mode from the features on."""
+    net = frozen.net
+    with closing(Tail(net, cached.cut)), torch.no_grad(), inference(net), cached.work.cast(split):
+        for features in view.blocks():
+            yield net(features.to(frozen.device))

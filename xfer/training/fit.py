@@ -31,7 +31,7 @@ from xfer.training.callbacks.prune import Pruned, Prunes
 from xfer.training.distributed.group import Team
 from xfer.training.distributed.rendezvous import followed, led
 from xfer.training.features.feed import Feed
-from xfer.training.fitted import Fitted
+from xfer.training.fit_result import FitResult
 from xfer.training.head_start import prepare_head
 from xfer.training.lightning import lightning_trainer, quiet
 from xfer.training.module import Classifier
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 def fit(
     plan: Plan, folder: Path, resume: Path | None = None, prunes: Prunes | None = None
-) -> Fitted:
+) -> FitResult:
     """Train as planned; go on from the resume file ``resume`` where one is given, and end behind
     the epoch of which ``prunes`` says so.
 
@@ -64,7 +64,7 @@ def fit(
         f"the best epoch is {best['epoch']}"
     )
     feed, phases = done.phases.feed, done.phases
-    return Fitted(
+    return FitResult(
         best,
         path,
         done.history.rows,
@@ -112,7 +112,7 @@ def _train(
     plan, val = _decoded(plan, team)
     net = assemble(plan.parts, plan.weights)
     standard = _standard(plan, net, resume, team)
-    team.same(net)
+    team.broadcast_state(net)
     module = Classifier(net, plan, team, standard)
     history = History(plan, folder, team)
     with quiet():
@@ -157,7 +157,7 @@ def _standard(plan: Plan, net: torch.nn.Module, resume: Path | None, team: Team)
         return from_plain(read_resume(resume, plan).get("standard"))
     found = prepare_head(plan, net) if team.leads else {}
     net.cpu()
-    return team.told(found)
+    return team.broadcast(found)
 
 
 def _decoded(plan: Plan, team: Team) -> tuple[Plan, Samples]:

@@ -5,12 +5,14 @@ Training then takes steps of one size on every network, whatever the scale of it
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from xfer.core.standardize import Moments, Standard, folded, unfolded
 from xfer.training.features.cut import inference
@@ -34,14 +36,9 @@ def first_layer(net: nn.Module, head: str) -> str | None:
     return None
 
 
-@contextmanager
-def watched(net: nn.Module, path: str, see: Callable[[Tensor], None]) -> Iterator[None]:
-    """Within, ``see`` is given what enters the layer at ``path``."""
-    hook = net.get_submodule(path).register_forward_pre_hook(lambda _, args: see(args[0]))
-    try:
-        yield
-    finally:
-        hook.remove()
+def watch(net: nn.Module, path: str, see: Callable[[Tensor], None]) -> RemovableHandle:
+    """Within it, ``see`` is given what enters the layer at ``path``."""
+    return net.get_submodule(path).register_forward_pre_hook(lambda _, args: see(args[0]))
 
 
 def rows_of(layer: nn.Module, entering: Tensor) -> Tensor:
@@ -53,49 +50,34 @@ def rows_of(layer: nn.Module, entering: Tensor) -> Tensor:
 
 def moments(net: nn.Module, paths: Iterable[str], batches: Iterable[Tensor]) -> Standard:
     """Moments of what enters the layers at ``paths``, over all ``batches``, in inference mode."""
+    origins: dict[str, Tensor] = {}
     sums: dict[str, list[Tensor]] = {}
     counts: dict[str, int] = {}
 
-    def seen(path: str) -> Callable[[Tensor], None]:
-        layer = net.get_submodule(path)
+    def add(path: str, entering: Tensor) -> None:
+        x = rows_of(net.get_submodule(path), entering.detach()).double()
+        if path not in origins:
+            # Moments about the first batch's mean, lest large means cancel the deviations.
+            origins[path] = x.mean(dim=0)
+            sums[path], counts[path] = [torch.zeros_like(x[0]) for _ in range(2)], 0
+        away = x - origins[path]
+        sums[path][0] += away.sum(dim=0)
+        sums[path][1] += (away**2).sum(dim=0)
+        counts[path] += len(x)
 
-        def see(entering: Tensor) -> None:
-            x = rows_of(layer, entering.detach()).double()
-            if path not in sums:
-                # Moments about the first batch's mean, lest large means cancel the deviations.
-                zero = torch.zeros_like(x[0])
-                sums[path], counts[path] = [x.mean(dim=0), zero, zero.clone()], 0
-            away = x - sums[path][0]
-            sums[path][1] += away.sum(dim=0)
-            sums[path][2] += (away**2).sum(dim=0)
-            counts[path] += len(x)
-
-        return see
-
-    with torch.no_grad(), inference(net):
+    with torch.no_grad(), inference(net), ExitStack() as hooks:
+        for path in paths:
+            hooks.enter_context(watch(net, path, partial(add, path)))
         for batch in batches:
-            with _all_watched(net, {path: seen(path) for path in paths}):
-                net(batch)
-    return {path: _moments(sums[path], counts[path]) for path in sums}
-
-
-@contextmanager
-def _all_watched(net: nn.Module, seen: Mapping[str, Callable[[Tensor], None]]) -> Iterator[None]:
-    if not seen:
-        yield
-        return
-    path, *rest = seen
-    with watched(net, path, seen[path]), _all_watched(net, {key: seen[key] for key in rest}):
-        yield
-
-
-def _moments(sums: list[Tensor], count: int) -> Moments:
-    origin, total, squares = sums
-    away = total / count
-    std = (squares / count - away**2).clamp(min=0).sqrt()
-    mean = origin + away
-    constant = (std <= _CONSTANT * mean.abs()) | (std == 0)
-    return Moments(mean.float().cpu(), torch.where(constant, 1.0, std).float().cpu())
+            net(batch)
+    standard = {}
+    for path, origin in origins.items():
+        away, squares = (total / counts[path] for total in sums[path])
+        std = (squares - away**2).clamp(min=0).sqrt()
+        mean = origin + away
+        constant = (std <= _CONSTANT * mean.abs()) | (std == 0)
+        standard[path] = Moments(mean.float().cpu(), torch.where(constant, 1.0, std).float().cpu())
+    return standard
 
 
 class Standardized:
@@ -107,8 +89,8 @@ class Standardized:
         self.net, self.standard = net, standard
         put(net, unfolded, standard)
         self._hooks = [
-            net.get_submodule(path).register_forward_pre_hook(_scaled(own))
-            for path, own in standard.items()
+            net.get_submodule(path).register_forward_pre_hook(partial(_standardize, layer_moments))
+            for path, layer_moments in standard.items()
         ]
 
     def folded(self, state: StateDict) -> StateDict:
@@ -126,20 +108,17 @@ def put(
     net: nn.Module, change: Callable[[StateDict, Standard], StateDict], standard: Standard
 ) -> None:
     """Fold or unfold the layers of ``standard`` in ``net``, in place."""
-    own = dict(net.named_parameters())
+    parameters = dict(net.named_parameters())
     names = [f"{path}.{kind}" for path in standard for kind in ("weight", "bias")]
-    state = {name: own[name].detach() for name in names}
+    state = {name: parameters[name].detach() for name in names}
     with torch.no_grad():
         for name, tensor in change(state, standard).items():
-            own[name].copy_(tensor)
+            parameters[name].copy_(tensor)
 
 
-def _scaled(own: Moments) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...]]:
-    def hook(layer: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        x = args[0]
-        shape = (-1, 1, 1) if isinstance(layer, nn.Conv2d) else (-1,)
-        mean, std = (t.to(x.device).view(shape) for t in (own.mean, own.std))
-        # In full precision: a large mean less a large value is what bfloat16 cannot tell apart.
-        return ((x.float() - mean) / std, *args[1:])
-
-    return hook
+def _standardize(of: Moments, layer: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    x = args[0]
+    shape = (-1, 1, 1) if isinstance(layer, nn.Conv2d) else (-1,)
+    mean, std = (t.to(x.device).view(shape) for t in (of.mean, of.std))
+    # In full precision: a large mean less a large value is what bfloat16 cannot tell apart.
+    return ((x.float() - mean) / std, *args[1:])

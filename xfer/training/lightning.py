@@ -16,7 +16,7 @@ from pytorch_lightning.callbacks import TQDMProgressBar
 from xfer.core.errors import ConfigError
 from xfer.training.callbacks.resume_file import AtomicIO
 from xfer.training.distributed.group import Team
-from xfer.training.distributed.strategy import Place, Together
+from xfer.training.distributed.strategy import PhaseDdp, RankEnvironment
 
 if TYPE_CHECKING:
     from xfer.plan.plan import Plan
@@ -40,8 +40,8 @@ def lightning_trainer(
             deterministic=options.deterministic,
             logger=logger or False,
             callbacks=[*callbacks, *([bar] if bar else [])],
-            plugins=[AtomicIO(), Place(team)],
-            strategy=Together() if team.ranks > 1 else "auto",
+            plugins=[AtomicIO(), RankEnvironment(team)],
+            strategy=PhaseDdp() if team.ranks > 1 else "auto",
             enable_checkpointing=False,
             enable_progress_bar=bar is not None,
             enable_model_summary=False,

@@ -29,14 +29,14 @@ _WEAKEST = 1e-9
 _PATIENCE = 3  # strengths in a row that are worse than the best end the path
 _CONSTANT = 1e-6  # of the largest mean: a feature that varies less is constant
 _BLOCK = 1 << 25  # numbers that are worked on at a time
-_KEPT = 1 << 27  # numbers that may stay in memory in double precision (1 GiB)
+_IN_MEMORY = 1 << 27  # numbers that may stay in memory in double precision (1 GiB)
 _FLAT = 1e-12  # of the largest spread: along an axis below it nothing varies
 _STEPS = 500
 _SMALL = 1 << 22  # numbers of a problem that one thread is enough for
 
 
 @dataclass(frozen=True)
-class Rows:
+class TrainingRows:
     """Training features and what is known of each image, all in one order.
 
     ``views`` are arrays (n, d), one a view; ``held`` is the view that a held-out image is judged
@@ -95,41 +95,35 @@ class Solution:
     held_out: npt.NDArray[np.float32]
 
 
-def solve(rows: Rows, strengths: Sequence[float] = STRENGTHS) -> Solution:
+def solve(rows: TrainingRows, strengths: Sequence[float] = STRENGTHS) -> Solution:
     """The head of least cross-validated loss.
 
     The path goes on below the last of ``strengths`` while the loss still falls, and ends early
     once it has risen for three strengths.
     """
     problem = Problem(rows)
+    ks: list[int | None] = [int(k) for k in np.unique(rows.folds) if k >= 0]
+    starts: dict[int | None, Matrix | None] = dict.fromkeys([*ks, None])
+    path: list[Strength] = []
+    best, best_held_out = 0, np.empty((0, 0), np.float32)
     # On small matrices the threads of BLAS cost more than they gain, and much more beside others.
     with threadpool_limits(1 if problem.small else None):
-        return _solve(rows, problem, strengths)
-
-
-def _solve(rows: Rows, problem: Problem, strengths: Sequence[float]) -> Solution:
-    folds = [int(k) for k in np.unique(rows.folds) if k >= 0]
-    starts: dict[int | None, Matrix | None] = dict.fromkeys([*folds, None])
-    path: list[Strength] = []
-    best = 0
-    kept: npt.NDArray[np.float32] = np.empty((0, 0), np.float32)
-    for l2 in _falling(strengths, path):
-        began, steps = time.perf_counter(), 0
-        held = np.full((len(rows.labels), problem.classes), np.nan, np.float32)
-        for fold in folds:
-            theta, count = problem.minimum(l2, fold, starts[fold])
-            problem.answer(theta, fold, held)
-            starts[fold], steps = theta, steps + count
-        theta, count = problem.minimum(l2, None, starts[None])
-        starts[None] = theta
-        loss, acc = _held_out(held, rows)
-        weight, bias = problem.head(theta)
-        train = problem.mean_loss(theta)
-        seconds = time.perf_counter() - began
-        path.append(Strength(l2, loss, acc, train, steps + count, seconds, weight, bias))
-        if len(path) == 1 or loss < path[best].cv_loss:
-            best, kept = len(path) - 1, held
-    return Solution(path, best, kept)
+        for l2 in _falling(strengths, path):
+            began, steps = time.perf_counter(), 0
+            held_out = np.full((len(rows.labels), problem.classes), np.nan, np.float32)
+            for fold in (*ks, None):
+                theta, count = problem.minimum(l2, fold, starts[fold])
+                starts[fold], steps = theta, steps + count
+                if fold is not None:
+                    problem.answer(theta, fold, held_out)
+            loss, acc = _held_out(held_out, rows)
+            weight, bias = problem.head(theta)
+            train = problem.mean_loss(theta)
+            seconds = time.perf_counter() - began
+            path.append(Strength(l2, loss, acc, train, steps, seconds, weight, bias))
+            if len(path) == 1 or loss < path[best].cv_loss:
+                best, best_held_out = len(path) - 1, held_out
+    return Solution(path, best, best_held_out)
 
 
 def _falling(strengths: Sequence[float], path: list[Strength]) -> Iterator[float]:
@@ -146,7 +140,7 @@ def _falling(strengths: Sequence[float], path: list[Strength]) -> Iterator[float
         l2 = known
 
 
-def _held_out(logits: npt.NDArray[np.float32], rows: Rows) -> tuple[float, float]:
+def _held_out(logits: npt.NDArray[np.float32], rows: TrainingRows) -> tuple[float, float]:
     """Weighted mean log loss and plain accuracy of the images that a fold held out."""
     seen = rows.folds >= 0
     z = logits[seen].astype(np.float64)
@@ -162,16 +156,16 @@ def folds(labels: npt.NDArray[np.int64], count: int, seed: int) -> npt.NDArray[n
 
     A class with one image is never held out (-1): no fit could know it then.
     """
-    found = np.full(len(labels), -1, np.int64)
+    fold_of = np.full(len(labels), -1, np.int64)
     drawn = np.random.default_rng(seed)
     turn = 0
     for label in np.unique(labels):
         members = drawn.permutation(np.flatnonzero(labels == label))
         if len(members) > 1:
             # Each class begins where the last one ended, so that the folds are equally large.
-            found[members] = (turn + np.arange(len(members))) % count
+            fold_of[members] = (turn + np.arange(len(members))) % count
             turn += len(members)
-    return found
+    return fold_of
 
 
 class Problem:
@@ -180,53 +174,46 @@ class Problem:
     Parameters are (classes, r + 1): the weights along the r principal axes, and the bias.
     """
 
-    def __init__(self, rows: Rows) -> None:
+    def __init__(self, rows: TrainingRows) -> None:
         self.rows, self.classes = rows, len(rows.class_weights)
         self.targets = rows.targets
         self.mean, self.std = moments(rows.views)
         count, width = len(rows.views) * len(rows.labels), rows.held.shape[1]
-        self.dtype = np.float64 if count * min(count, width) <= _KEPT else np.float32
+        self.dtype = np.float64 if count * min(count, width) <= _IN_MEMORY else np.float32
         self.small = count * min(count, width) <= _SMALL
         self.inside = count <= width
         self.whole: list[Matrix] | None = None
-        if self.inside:
-            self._shrink()
-        else:
-            self._turn()
-            if self.dtype is np.float64:
-                self.whole = [self._standard(view) for view in rows.views]
+        if self.inside or self.dtype is np.float64:
+            self.whole = [self._standard(view) for view in rows.views]
+        self._turn(count)
 
     def _standard(self, block: Matrix) -> Matrix:
         x = np.asarray(block, self.dtype)
         return np.asarray((x - self.mean.astype(self.dtype)) / self.std.astype(self.dtype))
 
-    def _shrink(self) -> None:
-        """Fewer rows than features: every solution lies in the span of the rows."""
-        z = np.concatenate([self._standard(view) for view in self.rows.views])
-        values, vectors = np.linalg.eigh(z @ z.T / len(z))
-        kept = values > max(values.max(), 0) * _FLAT
-        self.spread, vectors = values[kept], vectors[:, kept]
-        scale = np.sqrt(self.spread * len(z))
-        self.axes = (z.T @ vectors) / scale
-        self.whole = np.split(vectors * scale, len(self.rows.views))
-
-    def _turn(self) -> None:
-        """The principal axes of at least as many rows as features."""
-        width = self.rows.held.shape[1]
-        gram = np.zeros((width, width))
-        for view in self.rows.views:
-            for start, stop in spans(view):
-                z = self._standard(view[start:stop])
+    def _turn(self, count: int) -> None:
+        """Find the principal axes. Of fewer rows than features, every solution lies in the span of
+        the rows: then the rows are turned to the axes, and the features forgotten."""
+        if self.inside and self.whole:
+            z = np.concatenate(self.whole)
+            gram = z @ z.T
+        else:
+            width = self.rows.held.shape[1]
+            gram = np.zeros((width, width))
+            for _, z in self._blocks():
                 gram += z.T @ z
-        values, vectors = np.linalg.eigh(gram / (len(self.rows.views) * len(self.rows.labels)))
-        kept = values > max(values.max(), 0) * _FLAT
-        self.spread, self.axes = values[kept], vectors[:, kept]
+        values, vectors = np.linalg.eigh(gram / count)
+        varies = values > max(values.max(), 0) * _FLAT
+        self.spread, self.axes = values[varies], vectors[:, varies]
+        if self.inside:
+            scale = np.sqrt(self.spread * count)
+            self.whole = np.split(self.axes * scale, len(self.rows.views))
+            self.axes = (z.T @ self.axes) / scale
 
     def _blocks(self) -> Iterator[tuple[slice, Matrix]]:
         """Which images, and their features in the coordinates that are worked in."""
         for i, view in enumerate(self.rows.views):
-            for start, stop in spans(view):
-                part = slice(start, stop)
+            for part in blocks(view):
                 yield part, self.whole[i][part] if self.whole else self._standard(view[part])
 
     def _shares(self, fold: int | None) -> npt.NDArray[np.float64]:
@@ -277,7 +264,7 @@ class Problem:
             return value, (gradient * scale).ravel()
 
         precise = self.dtype is np.float64
-        found, _, facts = fmin_l_bfgs_b(
+        minimum, _, facts = fmin_l_bfgs_b(
             at,
             (theta / scale).ravel(),
             m=20,
@@ -286,7 +273,7 @@ class Problem:
             maxiter=_STEPS,
             maxfun=2 * _STEPS,
         )
-        return found.reshape(theta.shape) * scale, int(facts["funcalls"])
+        return minimum.reshape(theta.shape) * scale, int(facts["funcalls"])
 
     def head(self, theta: Matrix) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
         """Weight (classes, d) and bias (classes,) for features that are not standardised."""
@@ -297,8 +284,8 @@ class Problem:
         """Write the logits of the images that ``fold`` holds out."""
         members = np.flatnonzero(self.rows.folds == fold)
         weight = (theta[:, :-1] @ self.axes.T).T.astype(self.dtype)
-        for start, stop in spans(self.rows.held, len(members)):
-            chosen = members[start:stop]
+        for part in blocks(self.rows.held, len(members)):
+            chosen = members[part]
             into[chosen] = self._standard(self.rows.held[chosen]) @ weight + theta[:, -1]
 
 
@@ -308,22 +295,21 @@ def moments(views: Sequence[Matrix]) -> tuple[npt.NDArray[np.float64], npt.NDArr
     The deviation of a feature that is constant counts as 1, so that it comes to nothing.
     """
     count, width = sum(len(view) for view in views), views[0].shape[1]
+    places = [(view, part) for view in views for part in blocks(view)]
     mean, square = np.zeros(width), np.zeros(width)
-    for view in views:
-        for start, stop in spans(view):
-            mean += np.asarray(view[start:stop], np.float64).sum(axis=0)
+    for view, part in places:
+        mean += np.asarray(view[part], np.float64).sum(axis=0)
     mean /= count
-    for view in views:
-        for start, stop in spans(view):
-            square += ((np.asarray(view[start:stop], np.float64) - mean) ** 2).sum(axis=0)
+    for view, part in places:
+        square += ((np.asarray(view[part], np.float64) - mean) ** 2).sum(axis=0)
     std = np.sqrt(square / count)
     constant = std <= _CONSTANT * np.abs(mean)
     return mean, np.where(constant | (std == 0), 1.0, std)
 
 
-def spans(view: Matrix, count: int | None = None) -> Iterator[tuple[int, int]]:
-    """Begin and end of blocks of rows that are worked on at a time."""
+def blocks(view: Matrix, count: int | None = None) -> Iterator[slice]:
+    """The rows of ``view``, or the first ``count``, in parts that are worked on at a time."""
     rows = len(view) if count is None else count
     size = max(1, _BLOCK // max(1, view.shape[1]))
     for start in range(0, rows, size):
-        yield start, min(start + size, rows)
+        yield slice(start, min(start + size, rows))

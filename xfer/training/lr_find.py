@@ -5,7 +5,7 @@ smoothed loss: ``lowest``, where it is that, and ``steepest``, where it falls fa
 parameter group keeps its multiple, what the first phase freezes stays frozen, and the weights of
 a climb are thrown away.
 
-On kept features a step takes milliseconds, and so there are several climbs, of more steps.
+On cached features a step takes milliseconds, and so there are several climbs, of more steps.
 """
 
 from __future__ import annotations
@@ -24,10 +24,11 @@ from xfer.core.log import log
 from xfer.core.types import Plain
 from xfer.data.loader import TrainLoader, train_images
 from xfer.models.network import assemble, fill
-from xfer.training.features import Auto
+from xfer.training.features import AutoFeatures
 from xfer.training.features.cut import Tail
-from xfer.training.features.feature_loader import Rows
-from xfer.training.features.feed import keepable
+from xfer.training.features.extract import PartlyFrozen
+from xfer.training.features.feature_loader import FeatureBatches
+from xfer.training.features.feed import cacheable
 from xfer.training.features.find_cut import Refusal
 from xfer.training.fit_health import HIGHEST_RATE
 from xfer.training.head_start import prepare_head
@@ -55,23 +56,28 @@ def lr_find(plan: Plan) -> Plain:
     """
     from tqdm import tqdm
 
-    device = device_of(plan.specs.trainer.accelerator)
+    specs, data = plan.specs, plan.specs.data
+    if plan.dataset is None or data is None:
+        raise DataError("data", "is needed to find a rate", "give data=... or data.root=DIR", 43)
+    device = device_of(specs.trainer.accelerator)
     net = assemble(plan.parts, plan.weights)
     module = Classifier(net, plan, standard=prepare_head(plan, net)).to(device)
-    loader = _loader(plan, device)
+    images = train_images(plan.dataset.splits["train"], plan.card.input, specs.augment)
+    loader = TrainLoader(images, data.batch_size, 0, device.type == "cuda", specs.seed)
+    loader.order.labels = data.balance(images.samples.labels)
     climbs, steps = _ON_FEATURES if _on_features(module, loader) else _ON_IMAGES
     began = {name: tensor.clone() for name, tensor in module.moving().items()}
-    batches = _batches(loader)
-    found: list[list[float]] = []
+    batches = _endless(loader)
+    climbed: list[list[float]] = []
     with tqdm(total=climbs * steps, desc="lr_find", delay=2, leave=False, disable=None) as bar:
         for number in range(climbs):
             fill(module.net, began)
-            found.append([])
+            climbed.append([])
             for loss in _climb(module, batches, _rates(steps), number):
-                found[-1].append(loss)
+                climbed[-1].append(loss)
                 bar.update()
     # As far as all of them came: the mean over fewer would make a step.
-    means = [statistics.mean(losses) for losses in zip(*found, strict=False)]
+    means = [statistics.mean(losses) for losses in zip(*climbed, strict=False)]
     return _read(_rates(steps)[: len(means)], means)
 
 
@@ -84,14 +90,21 @@ def _climb(
 ) -> Iterator[float]:
     """The smoothed loss of each step, until it diverges."""
     optimizer = module.configure_optimizers()["optimizer"]
-    own = module.plan.specs.optim.rate
-    shares = [g["lr"] / own * g["phases"][0] for g in optimizer.param_groups]
+    base = module.plan.specs.optim.rate
+    shares = [g["lr"] / base * g["phases"][0] for g in optimizer.param_groups]
+    mixed = module.plan.specs.trainer.numbers != "32-true"
     average, lowest = 0.0, math.inf
     for step, rate in enumerate(rates):
         for group, share in zip(optimizer.param_groups, shares, strict=True):
             group["lr"] = rate * share
-        loss = _step(module, optimizer, next(batches), (number, step))
-        average = _SMOOTHING * average + (1 - _SMOOTHING) * loss
+        # It needs no loss scaling: bfloat16 has float32's range, and so float16 is left out.
+        with torch.autocast(module.device.type, torch.bfloat16, enabled=mixed):
+            module.seed_step(number, step)
+            loss = module.loss_of([part.to(module.device) for part in next(batches)])
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        average = _SMOOTHING * average + (1 - _SMOOTHING) * float(loss.detach())
         smooth = average / (1 - _SMOOTHING ** (step + 1))
         lowest = min(lowest, smooth)
         if not smooth <= _DIVERGED * lowest < math.inf:
@@ -99,49 +112,28 @@ def _climb(
         yield smooth
 
 
-def _loader(plan: Plan, device: torch.device) -> TrainLoader:
-    specs = plan.specs
-    if plan.dataset is None or specs.data is None:
-        raise DataError("data", "is needed to find a rate", "give data=... or data.root=DIR", 43)
-    images = train_images(plan.dataset.splits["train"], plan.card.input, specs.augment)
-    loader = TrainLoader(images, specs.data.batch_size, 0, device.type == "cuda", specs.seed)
-    loader.order.labels = specs.data.balance(images.samples.labels)
-    return loader
-
-
 def _on_features(module: Classifier, loader: TrainLoader) -> bool:
-    """Put features in place of the images, if the run has or may keep any: one view of each."""
+    """Put features in place of the images, if the run has or may cache any: one view of each."""
     options = module.plan.specs.features
-    if not isinstance(options, Auto):
+    if not isinstance(options, AutoFeatures):
         return False
-    kept = keepable(module.plan, module, options)
-    if isinstance(kept, Refusal):
-        log.info(f"lr_find climbs on images: {kept.reason}")
+    frozen = PartlyFrozen(module.net, module.hashes, module.device)
+    cached = cacheable(module.plan, frozen, options)
+    if isinstance(cached, Refusal):
+        log.info(f"lr_find climbs on images: {cached.reason}")
         return False
-    kept.prepare(0)
-    loader.features = Rows(kept.train, 1, loader.dataset.samples)  # type: ignore[attr-defined]
-    Tail(module.net, kept.cut)
+    cached.prepare(0)
+    loader.features = FeatureBatches(cached.train, 1, cached.work.splits["train"])
+    Tail(module.net, cached.cut)
     module.cut = True
     return True
 
 
-def _batches(loader: TrainLoader) -> Iterator[Any]:
+def _endless(loader: TrainLoader) -> Iterator[Any]:
     """Training batches, epoch after epoch."""
     for epoch in count():
         loader.order.set_epoch(epoch)
         yield from loader
-
-
-def _step(module: Classifier, optimizer: Any, batch: Any, number: tuple[int, int]) -> float:
-    precision = module.plan.specs.trainer.numbers
-    # The climb needs no loss scaling: bfloat16 has float32's range, and so float16 is left out.
-    with torch.autocast(module.device.type, torch.bfloat16, enabled=precision != "32-true"):
-        module.seed_step(*number)
-        loss = module.loss_of([part.to(module.device) for part in batch])
-    optimizer.zero_grad()
-    loss.backward()  # type: ignore[no-untyped-call]
-    optimizer.step()
-    return float(loss.detach())
 
 
 def _read(rates: list[float], losses: list[float]) -> Plain:
@@ -151,12 +143,8 @@ def _read(rates: list[float], losses: list[float]) -> Plain:
         losses[i - _REACH] - losses[i + _REACH] for i in range(first + _REACH, len(losses) - _REACH)
     ]
     if not falls or max(falls) <= 0:
-        raise DivergedError(
-            "optim.lr",
-            f"no learning rate from {_LOWEST:g} to {HIGHEST_RATE:g} lowered the loss",
-            "look at the data, the weights and freeze",
-            3,
-        )
+        what = f"no learning rate from {_LOWEST:g} to {HIGHEST_RATE:g} lowered the loss"
+        raise DivergedError("optim.lr", what, "check the data, the weights and freeze", 3)
     lowest = rates[losses.index(min(losses[first:]), first)]
     return {
         "suggested": lowest / _SHARE,

@@ -150,7 +150,7 @@ class Classifier(pl.LightningModule):
         if self.ema is not None:
             self.ema.swap(self.net)
         # Moving statistics are those of rank 0, which are saved.
-        self.team.same_buffers(self.net)
+        self.team.broadcast_buffers(self.net)
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Collect the answers; the metrics are computed on the whole split."""
@@ -162,7 +162,7 @@ class Classifier(pl.LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Compute every metric of the split, as ``val_<name>`` in ``found``."""
         # In the order of the split: the ranks took its batches in turn.
-        turns = zip_longest(*self.team.gathered(self._answers))
+        turns = zip_longest(*self.team.all_gather(self._answers))
         answers = [answer for turn in turns for answer in turn if answer is not None]
         logits, labels = (torch.cat(parts) for parts in zip(*answers, strict=True))
         self._answers.clear()
@@ -221,7 +221,7 @@ class Classifier(pl.LightningModule):
         checkpoint["ema"] = None if self.ema is None else dict(self.ema.shadow)
         checkpoint["standard"] = to_plain(self.standardized.standard)
         if self.team.ranks > 1:
-            checkpoint["train_loss"] = self.team.gathered(self.train_loss.state_dict())
+            checkpoint["train_loss"] = self.team.all_gather(self.train_loss.state_dict())
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Complete the state with the frozen tensors that the run's source gave."""

@@ -15,7 +15,7 @@ from xfer.core.files import write_json
 from xfer.core.log import log
 from xfer.core.types import Plain
 from xfer.training.callbacks.progress import History
-from xfer.training.distributed.strategy import Together
+from xfer.training.distributed.strategy import PhaseDdp
 from xfer.training.features.feed import Feed
 
 if TYPE_CHECKING:
@@ -132,8 +132,8 @@ class Phases(pl.Callback):
         rates = trainer.lr_scheduler_configs[0].scheduler
         assert isinstance(rates, LambdaLR)
         module.enter(number, rates)
-        if isinstance(trainer.strategy, Together):
-            trainer.strategy.renew()
+        if isinstance(trainer.strategy, PhaseDdp):
+            trainer.strategy.renew(module)
         self._entered, phases = number, self.plan.phases
         audit = self._audit(module)
         name, epoch = phases[number].name, self.starts[-1] + 1
@@ -181,7 +181,7 @@ class Phases(pl.Callback):
     def _compare(self, module: Classifier) -> None:
         """Raise XferError when the ranks have come to different weights."""
         own = freeze.hashes(module.net.state_dict(), dict(module.net.named_parameters()))
-        apart = [name for name in own if len({h[name] for h in module.team.gathered(own)}) > 1]
+        apart = [name for name in own if len({h[name] for h in module.team.all_gather(own)}) > 1]
         if apart:
             raise XferError(
                 "trainer.devices",

@@ -149,7 +149,7 @@ class History(pl.Callback):
 
     def _asked(self) -> bool:
         """Whether a signal has reached any rank; all of them stop behind the same step."""
-        stop.asked = self.team.largest(stop.asked or 0) or None
+        stop.asked = self.team.all_reduce_max(stop.asked or 0) or None
         return stop.asked is not None
 
     def _obey(self, trainer: pl.Trainer) -> None:

@@ -22,7 +22,7 @@ class Pruned(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Ask about the epoch that a killed run goes on behind: whether it was pruned there, or
         looked at at all, is not in its resume file."""
-        self._asks = self.history.team.told(self.prunes is not None)
+        self._asks = self.history.team.broadcast(self.prunes is not None)
         if self.history.rows:
             self._ask(trainer)
 
@@ -33,5 +33,5 @@ class Pruned(pl.Callback):
     def _ask(self, trainer: pl.Trainer) -> None:
         if not self._asks:
             return
-        if self.history.team.told(self.prunes is not None and self.prunes(self.history)):
+        if self.history.team.broadcast(self.prunes is not None and self.prunes(self.history)):
             trainer.should_stop = True

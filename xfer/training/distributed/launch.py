@@ -1,4 +1,4 @@
-"""The other processes of a run on several devices: started, watched, and never left behind.
+"""The other processes of a run on several devices: started, watched, and none outlives it.
 
 A run is led by rank 0, which plans, writes every file and does all stages. The others take part in
 the fit alone. xfer starts them itself, as ``python -m xfer.training.distributed.rank FOLDER
@@ -24,10 +24,10 @@ from xfer.core.slurm_env import slurm_task
 from xfer.core.types import Plain
 
 _GRACE = 20.0
-"""Seconds in which a rank that is told to end, or has lost the others, must have ended."""
+"""Seconds in which a rank that is asked to end, or has lost the others, must have ended."""
 _ARRIVAL = 900.0
 """Seconds until the first task of Slurm's must have come this far."""
-_KEPT = 7 * 24 * 3600.0
+_STALE = 7 * 24 * 3600.0
 
 
 class Others:
@@ -37,58 +37,49 @@ class Others:
         self.folder, self.ranks = folder, ranks
         self.processes: list[subprocess.Popen[bytes]] = []
 
-    def call(self, port: int) -> None:
+    def start(self, port: int) -> None:
         """Say where to meet, and start them unless Slurm has."""
-        place = _word(self.folder)
-        for file in place.parent.glob("*.json"):  # of a fit that was killed
+        meeting = _meeting_file(self.folder)
+        for file in meeting.parent.glob("*.json"):  # of a fit that was killed
             file.unlink()
-        write_json(place, {"port": port, "ranks": self.ranks})
+        write_json(meeting, {"port": port, "ranks": self.ranks})
         if slurm_task():
             write_json(_rendezvous(), {"folder": str(self.folder.resolve())})
             return
         path = os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)
+        environment = {**os.environ, "PYTHONPATH": path}
+        command = [sys.executable, "-P", "-m", "xfer.training.distributed.rank", str(self.folder)]
         for number in range(1, self.ranks):
-            command = [
-                sys.executable,
-                "-P",
-                "-m",
-                "xfer.training.distributed.rank",
-                str(self.folder),
-                str(number),
-            ]
             # The pipe closes when this process ends, however it ends; a rank ends with it.
-            self.processes.append(
-                subprocess.Popen(
-                    command, stdin=subprocess.PIPE, env={**os.environ, "PYTHONPATH": path}
-                )
+            process = subprocess.Popen(
+                [*command, str(number)], stdin=subprocess.PIPE, env=environment
             )
+            self.processes.append(process)
 
     def failure(self) -> XferError | None:
         """What another rank failed of, if one did: it may be about to say so."""
         deadline = time.monotonic() + _GRACE
-        while (found := self.failed()) is None and time.monotonic() < deadline:
+        while (failure := self.failed()) is None and time.monotonic() < deadline:
             time.sleep(0.1)
-        return found
+        return failure
 
     def failed(self) -> XferError | None:
         """What another rank has failed of by now."""
         codes = {number: p.poll() for number, p in enumerate(self.processes, 1)}
         # The words of one that had a reason go before the exit code of one that lost the others.
-        if told := self._told():
-            return told
-        ended = sorted((code, number) for number, code in codes.items() if code)
-        # A killed one, below 0, before those that lost it.
-        return _of_exit(ended[0][1], ended[0][0]) if ended else None
-
-    def _told(self) -> XferError | None:
         for number in range(1, self.ranks):
-            path = _error_of(self.folder, number)
+            path = _error_file(self.folder, number)
             if path.is_file():
                 facts = read_json(path)
-                kind = getattr(errors, facts.pop("kind"))
-                error: XferError = kind(**facts)
+                error: XferError = getattr(errors, facts.pop("kind"))(**facts)
                 return error
-        return None
+        # A killed one, below 0, before those that lost it.
+        code, number = min(((code, n) for n, code in codes.items() if code), default=(0, 0))
+        if code == -9:
+            fix = "lower data.batch_size, data.workers or data.decoded_gb"
+            return OutOfMemory("trainer.devices", f"the system killed rank {number}", fix, 6)
+        what = f"rank {number} ended with exit code {code}"
+        return XferError("trainer.devices", what, "see what it printed", 11) if code else None
 
     def wait(self) -> None:
         """Until every rank has ended its fit. Raises XferError where one failed at the very end."""
@@ -102,49 +93,31 @@ class Others:
         """End every rank, at once."""
         for process in self.processes:
             process.kill()
-            process.wait()
-            assert process.stdin is not None
-            process.stdin.close()
-        self._clear()
-
-    def _clear(self) -> None:
-        # One that was killed while it told has left half a file; that must not hide its error.
-        shutil.rmtree(_word(self.folder).parent, ignore_errors=True)
-
-
-def _of_exit(number: int, code: int) -> XferError:
-    if code == -9:
-        return OutOfMemory(
-            "trainer.devices",
-            f"the system killed rank {number}",
-            "lower data.batch_size, data.workers or data.decoded_gb",
-            6,
-        )
-    return XferError(
-        "trainer.devices", f"rank {number} ended with exit code {code}", "see what it printed", 11
-    )
+            process.communicate()
+        # One killed while it wrote its error has left half a file; that must not hide its error.
+        shutil.rmtree(_meeting_file(self.folder).parent, ignore_errors=True)
 
 
 def meeting(folder: Path) -> tuple[int, int]:
     """Port and number of ranks of the fit in ``folder``, for a rank other than 0."""
-    facts = read_json(_word(folder))
+    facts = read_json(_meeting_file(folder))
     return int(facts["port"]), int(facts["ranks"])
 
 
-def tell(folder: Path, number: int, error: XferError) -> None:
-    """Leave rank 0 word of what this rank failed of."""
+def report_error(folder: Path, number: int, error: XferError) -> None:
+    """Leave for rank 0 what rank ``number`` failed of."""
     facts = {"where": error.where, "what": error.what, "fix": error.fix}
     kind, case = type(error).__name__, error.number - error.base
-    path = _error_of(folder, number)
+    path = _error_file(folder, number)
     if path.parent.is_dir():
         write_json(path, {"kind": kind, **facts, "number": case})
 
 
-def _word(folder: Path) -> Path:
+def _meeting_file(folder: Path) -> Path:
     return folder / ".ranks" / "meeting.json"
 
 
-def _error_of(folder: Path, number: int) -> Path:
+def _error_file(folder: Path, number: int) -> Path:
     return folder / ".ranks" / f"error{number}.json"
 
 
@@ -166,7 +139,7 @@ def _rendezvous() -> Path:
 
 @contextmanager
 def leading() -> Iterator[None]:
-    """Within, the tasks that Slurm started beside this one wait for word; behind, for none."""
+    """Within, the tasks that Slurm started beside this one wait for word; afterwards, for none."""
     task = slurm_task()
     if task is None:
         yield
@@ -174,7 +147,7 @@ def leading() -> Iterator[None]:
     path = _rendezvous()
     write_json(path, {"leader": os.getpid()})
     for old in path.parent.glob("*.json"):
-        if old.stat().st_mtime < time.time() - _KEPT:
+        if old.stat().st_mtime < time.time() - _STALE:
             old.unlink(missing_ok=True)
     try:
         yield

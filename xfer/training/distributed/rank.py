@@ -16,7 +16,6 @@ import threading
 import traceback
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from xfer.config.build import Builder
 from xfer.config.provenance import Places
@@ -25,15 +24,12 @@ from xfer.core.files import read_json
 from xfer.core.log import flush, log
 from xfer.core.run_status import as_xfer
 from xfer.core.signals import Stopped, heeded, stop
-from xfer.training.distributed.launch import tell
-
-if TYPE_CHECKING:
-    from xfer.config.specs import Specs
+from xfer.training.distributed.launch import report_error
 
 
 def main() -> None:
     """End with rank 0, whatever ends it."""
-    threading.Thread(target=_end_with_the_leader, daemon=True).start()
+    threading.Thread(target=_end_with_rank_zero, daemon=True).start()
     with heeded():
         code = take_part(Path(sys.argv[1]), int(sys.argv[2]))
     for worker in multiprocessing.active_children():
@@ -43,7 +39,7 @@ def main() -> None:
     os._exit(code)  # rank 0 waits, and taking torch down takes longer than what is left to do
 
 
-def _end_with_the_leader() -> None:
+def _end_with_rank_zero() -> None:
     os.read(0, 1)
     os._exit(1)
 
@@ -55,26 +51,23 @@ def take_part(folder: Path, number: int) -> int:
 
     log.addHandler(logging.NullHandler())  # rank 0 says it
     log.propagate = False
-    stop.waits = True  # for the step behind which all ranks stop
+    stop.waits = True  # for the step after which all ranks stop
     try:
         with suppress(Stopped):
-            fit(_specs(folder), folder, number)
+            plan = read_json(folder / "plan.json")
+            specs = Builder(plan["config"], Places({}, [], [])).specs(plan["experiment"], [])
+            fit(specs, folder, number)
     except Exception as error:
         if is_lost(error):
             return 1  # who is gone has said why, or rank 0 sees it
-        told = as_xfer(error)
-        if not isinstance(told, XferError):
+        failure = as_xfer(error)
+        if not isinstance(failure, XferError):
             traceback.print_exc()
             what = f"{type(error).__name__}: {error}"
-            told = XferError(f"rank {number}", what, "this is a bug in xfer: report it", 14)
-        tell(folder, number, told)
-        return told.exit
+            failure = XferError(f"rank {number}", what, "this is a bug in xfer: report it", 14)
+        report_error(folder, number, failure)
+        return failure.exit
     return 0
-
-
-def _specs(folder: Path) -> Specs:
-    plan = read_json(folder / "plan.json")
-    return Builder(plan["config"], Places({}, [], [])).specs(plan["experiment"], [])
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A fit by several processes: rank 0 calls the others and sends them the plan; they join."""
+"""A fit by several processes: rank 0 starts the others and sends them the plan; they join."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import distributed
@@ -45,16 +45,16 @@ def led(plan: Plan, folder: Path, resume: Path | None) -> Iterator[Team]:
     others = Others(folder, trainer.devices)
     try:
         store = TCPStore(_HERE, 0, trainer.devices, True, wait_for_workers=False)
-        others.call(store.port)
+        others.start(store.port)
         _await(store, others)
         with _joined(store, 0, trainer) as team:
             # The weights follow tensor by tensor.
-            team.told((replace(plan, specs=None, parts=None, weights=None), resume))  # type: ignore[arg-type]
+            team.broadcast((replace(plan, specs=None, parts=None, weights=None), resume))  # type: ignore[arg-type]
             yield team
         others.wait()
     except RuntimeError as error:
-        if is_lost(error) and (told := others.failure()):
-            raise told from error
+        if is_lost(error) and (failure := others.failure()):
+            raise failure from error
         raise
     finally:
         others.end()
@@ -68,18 +68,16 @@ def is_lost(error: Exception) -> bool:
 @contextmanager
 def followed(specs: Specs, folder: Path, number: int) -> Iterator[tuple[Team, Plan, Path | None]]:
     """Within, the team, as rank ``number``; the plan as rank 0 has made it, without weights, and
-    the resume file to go on from."""
+    the resume file to resume from."""
     port, ranks = meeting(folder)
     store = TCPStore(_HERE, port, ranks, False)
     store.set(f"rank{number}", "here")
     with _joined(store, number, specs.trainer) as team:
-        sent, resume = team.told((_NO_PLAN, None))
+        received: Any = team.broadcast(None)
+        sent, resume = received
         parts, _ = pieces(sent.card, specs.make)
         specs = auto.apply(specs, [auto.Choice(**row) for row in sent.facts["auto"]])
         yield team, replace(sent, specs=specs, parts=parts, weights=Weights("none", None)), resume
-
-
-_NO_PLAN: Plan = None  # type: ignore[assignment]
 
 
 @contextmanager
@@ -97,12 +95,12 @@ def _joined(store: Store, rank: int, trainer: Trainer) -> Iterator[Team]:
 
 
 def _await(store: Store, others: Others) -> None:
-    """Until every rank has come. Raises XferError when one ends before, or comes too late."""
+    """Until every rank has joined. Raises XferError when one ends before, or is too late."""
     deadline = time.monotonic() + _ARRIVAL
     while not store.check([f"rank{number}" for number in range(1, others.ranks)]):
         if failed := others.failed():
             raise failed
         if time.monotonic() > deadline:
-            late = f"not every rank has come within {_ARRIVAL:.0f} s"
+            late = f"not every rank has joined within {_ARRIVAL:.0f} s"
             raise XferError("trainer.devices", late, "see what the other tasks printed", 13)
         time.sleep(0.05)

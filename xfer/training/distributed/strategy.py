@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from lightning_fabric.plugins.environments.lightning import LightningEnvironment
+from pytorch_lightning import LightningModule
 from pytorch_lightning.strategies import DDPStrategy
 
 from xfer.training.distributed.group import Team
 
 
-class Place(LightningEnvironment):
+class RankEnvironment(LightningEnvironment):
     """What Lightning is to know of the team: nobody is to be started, by it or by Slurm."""
 
     def __init__(self, team: Team) -> None:
@@ -37,7 +38,7 @@ class Place(LightningEnvironment):
         """It is known."""
 
     def local_rank(self) -> int:
-        """The same: all are on one machine."""
+        """This one's number: all are on one machine."""
         return self._rank
 
     def node_rank(self) -> int:
@@ -45,26 +46,25 @@ class Place(LightningEnvironment):
         return 0
 
 
-class Together(DDPStrategy):
+class PhaseDdp(DDPStrategy):
     """Gradients are averaged over the ranks, of those parameters that train in the phase.
 
     torch's wrapper takes up what has a gradient when it is made, so each phase makes it anew.
     Unused parameters are looked for because the buckets then keep their places from the first
-    step on: a run that goes on adds up in the same order as the one that was not stopped.
+    step on: a run that resumes adds up in the same order as the one that was not stopped.
     """
 
     def __init__(self) -> None:
         super().__init__(find_unused_parameters=True)
 
-    def renew(self) -> None:
-        """Average the gradients of what trains from now on."""
-        assert self.lightning_module is not None
-        self.model = self.lightning_module  # the last wrapper takes its hooks with it
-        self.model = self._setup_model(self.lightning_module)
+    def renew(self, module: LightningModule) -> None:
+        """Average the gradients of what trains in ``module`` from now on."""
+        self.model = module  # the last wrapper takes its hooks with it
+        self.model = self._setup_model(module)
 
     def validation_step(self, *args: Any, **kwargs: Any) -> Any:
         """Without the wrapper, which exchanges buffers at every call: ranks may have one batch
         more or less than others."""
-        assert self.lightning_module is not None
+        module: Any = self.lightning_module
         with self.precision_plugin.val_step_context():
-            return self.lightning_module.validation_step(*args, **kwargs)
+            return module.validation_step(*args, **kwargs)

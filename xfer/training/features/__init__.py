@@ -1,4 +1,4 @@
-"""Whether the output of a frozen prefix is computed once and kept."""
+"""Whether the output of a frozen prefix is computed once and cached."""
 
 from __future__ import annotations
 
@@ -22,19 +22,20 @@ class Never:
     use: ClassVar[Use] = "never"
 
     def views_of(self, augments: bool, epochs: int) -> int | None:
-        """None is kept."""
+        """None is cached."""
         return None
 
 
 @dataclass(frozen=True)
-class Auto:
-    """Where a prefix is frozen its output is kept in ``dir`` (default: below ``$XFER_CACHE``), at
-    most ``max_gb`` gigabytes of it, the least recently used dropped first.
+class AutoFeatures:
+    """The output of a frozen prefix is cached in ``dir`` (default: below ``$XFER_CACHE``), where
+    there is such a prefix. ``dir`` may hold ``max_gb`` gigabytes; the least recently used features
+    are dropped first.
 
-    ``views`` differently augmented views an image are computed, and used in turn; 1 takes the
+    ``views`` differently augmented views of each image are computed and used in turn; 1 takes the
     evaluation transform, ``max`` one view an epoch, as without a cache. ``batch_size`` images are
-    computed together, ``None`` as many as are trained together. What cannot be kept is said, and
-    trained as usual.
+    computed together, ``None`` as many as are trained together. Where features cannot be cached,
+    the log says why and the run trains as usual.
     """
 
     use: ClassVar[Use] = "auto"
@@ -52,12 +53,12 @@ class Auto:
 
 
 @dataclass(frozen=True)
-class Require(Auto):
-    """As :class:`Auto`, but what cannot be kept is an error."""
+class Require(AutoFeatures):
+    """As :class:`AutoFeatures`, but it is an error where features cannot be cached."""
 
     use: ClassVar[Use] = "require"
 
 
 def folder(asked: str | None) -> Path:
-    """Where features are kept."""
+    """Where features are stored."""
     return Path(asked).expanduser() if asked else files.cache_dir() / "features"

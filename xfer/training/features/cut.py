@@ -1,7 +1,7 @@
 """A network that is run up to a cut once, and from the cut on in every step.
 
 A cut is the input of one module (of several, for two classifiers side by side): all before it is
-frozen, draws no random number and moves no statistic, and all behind it depends on the images
+frozen, draws no random number and moves no statistic, and all after it depends on the images
 through that input alone. :func:`xfer.training.features.find_cut.find` finds one.
 
 The tail is the same network, with its own code and names, on images that are
@@ -11,6 +11,7 @@ cut is an error, in every step.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -21,10 +22,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
+from xfer.core.checked import checked
 from xfer.core.errors import ConfigError
 from xfer.core.types import Plain
-from xfer.training.features.shape_tensor import Absent, Unsound, each, leaves, shortcut, tensors
+from xfer.training.features.shape_tensor import Absent, Unsound, shortcut, tensors
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,7 @@ class Part:
 class Cut:
     """Where the frozen prefix ends. ``parts`` come in the order of their use and have ``dtype``;
     ``image`` and ``image_dtype`` are those of one image; ``after`` names the outermost modules
-    that are called behind the cut only."""
+    that are called after the cut only."""
 
     parts: tuple[Part, ...]
     dtype: str
@@ -60,77 +63,70 @@ class Cut:
         """Numbers an image."""
         return sum(prod(part.shape) for part in self.parts)
 
-    def bytes_per_image(self, dtype: torch.dtype | None = None) -> int:
-        """Stored as ``dtype``, or as they are computed."""
-        return self.size * (dtype or dtype_of(self.dtype)).itemsize
+    def bytes_per_image(self) -> int:
+        """Stored as they are computed."""
+        return self.size * dtype_of(self.dtype).itemsize
 
     def to_plain(self) -> Plain:
         """As JSON-like facts, for plan and cache key."""
-        parts = [{**asdict(p), "shape": [*p.shape], "strides": [*p.strides]} for p in self.parts]
-        return {**asdict(self), "parts": parts, "image": [*self.image], "after": [*self.after]}
+        facts: Plain = json.loads(json.dumps(asdict(self)))
+        return facts
 
     @classmethod
     def from_plain(cls, facts: Plain) -> Cut:
-        """The reverse of :meth:`to_plain`."""
-        parts = tuple(
-            Part(p["module"], p["index"], tuple(p["shape"]), tuple(p["strides"]))
-            for p in facts["parts"]
-        )
-        lists = {key: tuple(facts[key]) for key in ("image", "after")}
-        return cls(**{**facts, **lists, "parts": parts})
+        """The reverse of :meth:`to_plain`. Raises ValueError for facts of another kind."""
+        cut: Cut = checked(cls, facts)
+        return cut
 
 
 def extract(net: nn.Module, cut: Cut, images: Tensor) -> Tensor:
     """What enters at the cut, (n, ``cut.size``), computed in inference mode, without a gradient.
 
-    Nothing behind the cut is computed. Raises ConfigError when the network is of another shape.
+    Nothing after the cut is computed. Raises ConfigError when the network is of another shape.
     """
-    found: dict[Part, Tensor] = {}
+    blocks: dict[Part, Tensor] = {}
 
-    def keep(path: str, inputs: Sequence[Tensor]) -> None:
+    def copy_inputs(path: str, inputs: Sequence[Tensor]) -> None:
         for part in cut.parts:
-            if part.module == path:
-                found[part] = _block(inputs[part.index], part)
+            if part.module != path:
+                continue
+            tensor = inputs[part.index]
+            if tuple(tensor.shape[1:]) != part.shape:
+                what = f"'{path}' takes {tuple(tensor.shape[1:])} an image, the cut {part.shape}"
+                raise ConfigError("features", what, "delete the cached features", 55)
+            n, size = len(tensor), prod(part.shape)
+            # The numbers of an image in the order in which they lie in memory.
+            blocks[part] = tensor.new_empty((n, size))
+            blocks[part].as_strided((n, *part.shape), (size, *part.strides)).copy_(tensor)
         if path == cut.modules[-1]:
             raise _Reached
 
     with torch.no_grad(), inference(net), ExitStack() as hooks, suppress(_Reached):
         for path in cut.modules:
-            before(module_at(net, path), partial(keep, path), hooks)
+            before(module_at(net, path), partial(copy_inputs, path), hooks)
         net(images)
-    return torch.cat([found[part] for part in cut.parts], dim=1)
+    return torch.cat([blocks[part] for part in cut.parts], dim=1)
 
 
 class _Reached(Exception):
-    """The cut; what is behind it is not computed."""
-
-
-def _block(tensor: Tensor, part: Part) -> Tensor:
-    """A copy as (n, numbers an image), in the order in which ``part`` has them in memory."""
-    n, size = len(tensor), prod(part.shape)
-    if tuple(tensor.shape[1:]) != part.shape:
-        what = f"'{part.module}' takes {tuple(tensor.shape[1:])} an image, the cut {part.shape}"
-        raise ConfigError("features", what, "delete the cached features", 55)
-    block = tensor.new_empty((n, size))
-    block.as_strided((n, *part.shape), (size, *part.strides)).copy_(tensor)
-    return block
+    """The cut; what comes after it is not computed."""
 
 
 def prefix_state(net: nn.Module, cut: Cut) -> Iterator[tuple[str, Tensor]]:
     """Every tensor that the features can depend on, by name: all that is frozen, but for modules
-    behind the cut. Other facts of the layers (padding, eps) are no tensors."""
-    behind = tuple(f"{path}." for path in cut.after)
+    after the cut. Other facts of the layers (padding, eps) are not tensors."""
+    after = tuple(f"{path}." for path in cut.after)
     for name, tensor in chain(
         net.named_parameters(remove_duplicate=False), net.named_buffers(remove_duplicate=False)
     ):
-        if not tensor.requires_grad and not name.startswith(behind):
+        if not tensor.requires_grad and not name.startswith(after):
             yield name, tensor
 
 
 class Tail:
-    """From here on ``net(features)`` computes what is behind the cut, and gives what the whole
+    """From here on ``net(features)`` computes what comes after the cut, and gives what the whole
     network gives. Features are (n, ``cut.size``) on the network's device. Names, parameters and
-    modes stay; :meth:`remove` makes the network whole again."""
+    modes stay; :meth:`close` makes the network whole again."""
 
     def __init__(self, net: nn.Module, cut: Cut) -> None:
         self.cut = cut
@@ -148,12 +144,12 @@ class Tail:
         self._skipped = [
             (module, module.__dict__.get("forward"))
             for path, module in net.named_modules()
-            if not any(nested(path, own) or nested(own, path) for own in cut.modules)
+            if not any(nested(path, at) or nested(at, path) for at in cut.modules)
         ]
         for module, _ in self._skipped:
             module.__dict__["forward"] = shortcut(module)
 
-    def remove(self) -> None:
+    def close(self) -> None:
         """The whole network again."""
         for hook in self._hooks:
             hook.remove()
@@ -190,13 +186,13 @@ class Tail:
                 part = parts.get(next(number))
                 return leaf if part is None else self._features.pop(part)
 
-            return each(fed, (args, kwargs))
+            return tree_map(fed, (args, kwargs))
 
         return hook
 
     def _leave(self, output: Any) -> None:
-        if any(isinstance(leaf, Absent) for leaf in leaves(output)):
-            raise Unsound("values from before the cut are used behind it as well")
+        if any(isinstance(tensor, Absent) for tensor in tensors(output)):
+            raise Unsound("values from before the cut are used after it as well")
 
 
 def dtype_of(name: str) -> torch.dtype:
@@ -226,7 +222,7 @@ def before(module: nn.Module, act: Callable[[Sequence[Tensor]], None], hooks: Ex
         act(tensors((args, kwargs)))
 
     # First of all: the input as it comes, whatever else is done to it.
-    hooks.callback(module.register_forward_pre_hook(hook, with_kwargs=True, prepend=True).remove)
+    hooks.enter_context(module.register_forward_pre_hook(hook, with_kwargs=True, prepend=True))
 
 
 @contextmanager

@@ -16,7 +16,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,7 +31,7 @@ _READ_ONLY = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
 @dataclass(frozen=True)
-class Slot:
+class EntryFiles:
     """The files of one digest in ``folder``."""
 
     folder: Path
@@ -54,7 +54,12 @@ class Slot:
 
     def stamp(self) -> tuple[tuple[int, int, int] | None, ...]:
         """Array and manifest as they are now; ``None`` for one that is not there."""
-        return _stamp(self.array), _stamp(self.manifest)
+        stamps: list[tuple[int, int, int] | None] = [None, None]
+        for i, path in enumerate((self.array, self.manifest)):
+            with suppress(OSError):
+                facts = path.lstat()
+                stamps[i] = facts.st_ino, facts.st_size, facts.st_mtime_ns
+        return tuple(stamps)
 
     def clear(self) -> None:
         """Remove everything but the lock, which the caller must hold alone."""
@@ -63,19 +68,11 @@ class Slot:
             path.unlink(missing_ok=True)
 
 
-def _stamp(path: Path) -> tuple[int, int, int] | None:
-    try:
-        facts = path.lstat()
-    except OSError:
-        return None
-    return facts.st_ino, facts.st_size, facts.st_mtime_ns
-
-
 @dataclass(frozen=True)
 class _Content:
     """What is there of one digest: ``size`` bytes, read last at ``used`` (ns; 0 when unknown)."""
 
-    slot: Slot
+    entry: EntryFiles
     size: int
     used: int
     whole: bool
@@ -83,119 +80,106 @@ class _Content:
 
 def _contents(folder: Path) -> list[_Content]:
     """Every digest of which there is a file, the least recently used first."""
-    found: dict[str, dict[str, os.stat_result]] = {}
+    by_digest: dict[str, dict[str, os.stat_result]] = {}
     with suppress(OSError), os.scandir(folder) as files:
         for file in files:
             if named := _OURS.fullmatch(file.name):
                 with suppress(FileNotFoundError):
                     facts = file.stat(follow_symlinks=False)
-                    found.setdefault(named[1], {})[named[2]] = facts
+                    by_digest.setdefault(named[1], {})[named[2]] = facts
     contents = []
-    for digest, kinds in found.items():
+    for digest, kinds in by_digest.items():
         size = sum(facts.st_size for facts in kinds.values())
         used = kinds["json"].st_mtime_ns if "json" in kinds else 0
-        contents.append(_Content(Slot(folder, digest), size, used, {"npy", "json"} <= set(kinds)))
-    return sorted(contents, key=lambda content: (content.used, content.slot.digest))
+        whole = {"npy", "json"} <= set(kinds)
+        contents.append(_Content(EntryFiles(folder, digest), size, used, whole))
+    return sorted(contents, key=lambda content: (content.used, content.entry.digest))
 
 
-def size_of(folder: Path) -> int:
-    """Bytes of all entries in ``folder``, unfinished ones included; 0 when none can be listed."""
-    return sum(content.size for content in _contents(folder))
-
-
-def make_room(folder: Path, limit: float, keep: Slot) -> None:
+def make_room(folder: Path, limit: float, keep: EntryFiles) -> None:
     """Remove what killed processes left, then the least recently used entries over ``limit`` bytes.
 
     ``keep`` and entries whose lock is held stay, so more than ``limit`` may remain.
     """
-    contents = [c for c in _contents(folder) if c.whole or c.slot == keep or not _discard(c)]
+    contents = [c for c in _contents(folder) if c.whole or c.entry == keep or not _discard(c)]
     total = sum(content.size for content in contents)
     for content in contents:
-        if total > limit and content.whole and content.slot != keep and _discard(content):
+        if total > limit and content.whole and content.entry != keep and _discard(content):
             total -= content.size
-            log.info("%s was used least recently: removed", content.slot.array)
+            log.info("%s was used least recently: removed", content.entry.array)
 
 
 def _discard(content: _Content) -> bool:
     """Remove it unless somebody works on it, or has since it was listed."""
     try:
-        with locked(content.slot, fcntl.LOCK_EX | fcntl.LOCK_NB):
-            if content not in _contents(content.slot.folder):
+        with locked(content.entry, fcntl.LOCK_EX | fcntl.LOCK_NB):
+            if content not in _contents(content.entry.folder):
                 return False
-            content.slot.clear()
+            content.entry.clear()
             return True
     except (OSError, OutputError):
         return False  # in use, or in a folder that may only be read
 
 
-def check_room(slot: Slot, size: int, max_gb: float) -> None:
+def check_room(entry: EntryFiles, size: int, max_gb: float) -> None:
     """Make room for ``size`` bytes. Raises OutputError when limit or disk have too little."""
     need = size / _GB
+    takes = f"the features take {need:.3g} GB"
     if need > max_gb:
-        raise OutputError(
-            slot.folder,
-            f"the features take {need:.3g} GB, more than features.max_gb={max_gb:g}",
-            f"features.max_gb={math.ceil(need)}, or features=never",
-            10,
-        )
-    with told(slot.array):
-        make_room(slot.folder, (max_gb - need) * _GB, keep=slot)
-        free = shutil.disk_usage(slot.folder).free / _GB
+        what = f"{takes}, more than features.max_gb={max_gb:g}"
+        fix = f"features.max_gb={math.ceil(need)}, or features=never"
+        raise OutputError(entry.folder, what, fix, 10)
+    with storage_errors(entry.array):
+        make_room(entry.folder, (max_gb - need) * _GB, keep=entry)
+        free = shutil.disk_usage(entry.folder).free / _GB
     if need > free:
-        raise OutputError(
-            slot.folder,
-            f"the features take {need:.3g} GB, and {free:.3g} GB are free",
-            "free space, choose features.dir=DIR, or features=never",
-            11,
-        )
+        raise OutputError(entry.folder, f"{takes}, and {free:.3g} GB are free", _FIX, 11)
+
+
+_FIX = "free space, choose features.dir=DIR, or features=never"
 
 
 @contextmanager
-def told(path: Path) -> Iterator[None]:
+def storage_errors(path: Path) -> Iterator[None]:
     """Turn what the disk refuses into one line with the remedies of this folder."""
     try:
         yield
     except (OSError, OutputError) as error:
         cause = error if isinstance(error, OSError) else error.__cause__
         reason = getattr(cause, "strerror", None) or str(cause)
-        raise OutputError(
-            path,
-            f"cannot be written ({reason})",
-            "free space, choose features.dir=DIR, or features=never",
-            12,
-        ) from error
+        raise OutputError(path, f"cannot be written ({reason})", _FIX, 12) from error
 
 
 @contextmanager
-def locked(slot: Slot, how: int, waiting: Callable[[str], None] | None = None) -> Iterator[None]:
-    """Hold the slot's lock as ``how`` (of ``fcntl``) says; ``waiting`` is told for whom one waits.
+def locked(
+    entry: EntryFiles, how: int, waiting: Callable[[str], None] | None = None
+) -> Iterator[None]:
+    """Hold the entry's lock as ``how`` (of ``fcntl``) says; ``waiting`` is called with the process
+    that one waits for.
 
     A folder that may only be read is read without. Raises OutputError when it cannot be held.
     """
-    with told(slot.lock):
-        held = _held(slot, how, waiting or waits(f"works on {slot.array}"))
+    with storage_errors(entry.lock):
+        lock = _lock(entry, how, waiting or waits(f"works on {entry.array}"))
     try:
         yield
     finally:
-        if held is not None:
-            if how & fcntl.LOCK_EX and not os.path.lexists(slot.manifest):
+        if lock is not None:
+            if how & fcntl.LOCK_EX and not os.path.lexists(entry.manifest):
                 with suppress(OSError):
-                    slot.lock.unlink()
-            held.close()
+                    entry.lock.unlink()
+            lock.close()
 
 
-def _held(slot: Slot, how: int, waiting: Callable[[str], None]) -> Lock | None:
-    while (handle := _opened(slot.lock, how)) is not None:
-        held = Lock(handle, how, waiting)
-        try:
+def _lock(entry: EntryFiles, how: int, waiting: Callable[[str], None]) -> Lock | None:
+    while (handle := _opened(entry.lock, how)) is not None:
+        with ExitStack() as stack:
+            lock = stack.enter_context(Lock(handle, how, waiting))
             # Whoever had it before may have removed the file: then others lock a new one.
             with suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(handle), slot.lock.lstat()):
-                    return held
-        except BaseException:
-            held.close()
-            raise
-        held.close()
+                if os.path.samestat(os.fstat(handle), entry.lock.lstat()):
+                    stack.pop_all()
+                    return lock
     return None
 
 
@@ -215,18 +199,18 @@ def _opened(lock: Path, how: int) -> int | None:
 
 
 @contextmanager
-def part_of(slot: Slot) -> Iterator[tuple[Path, Callable[[memoryview], None]]]:
-    """A temporary file of the slot, and what appends to it; gone at the end, if still there."""
-    with told(slot.array):
-        handle, name = tempfile.mkstemp(".part", f".{slot.digest}.", slot.folder)
+def temporary_part(entry: EntryFiles) -> Iterator[tuple[Path, Callable[[memoryview], None]]]:
+    """A temporary file of the entry, and what appends to it; gone at the end, if still there."""
+    with storage_errors(entry.array):
+        handle, name = tempfile.mkstemp(".part", f".{entry.digest}.", entry.folder)
 
-    def put(piece: memoryview) -> None:
-        with told(slot.array):
+    def append(piece: memoryview) -> None:
+        with storage_errors(entry.array):
             while piece:
                 piece = piece[os.write(handle, piece) :]
 
     try:
-        yield Path(name), put
+        yield Path(name), append
     finally:
         os.close(handle)
         Path(name).unlink(missing_ok=True)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,15 +14,34 @@ from xfer.core.types import Plain, Samples
 from xfer.data.sampler import Key
 from xfer.training.features.cut import Cut, Tail, prefix_state
 from xfer.training.features.extract import Extraction
-from xfer.training.features.store import Entry, rows
+from xfer.training.features.store import FeatureEntry, rows
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
     from torch import nn
 
+_BLOCK = 1024
 
-class Kept:
+
+class View(NamedTuple):
+    """The features of a split in one view, and the row of every image."""
+
+    entry: FeatureEntry
+    positions: npt.NDArray[np.int64]
+
+    def features(self, indices: Sequence[int]) -> torch.Tensor:
+        """Features (n, ...) of the images at ``indices``."""
+        return rows(self.entry, self.positions[list(indices)])
+
+    def blocks(self) -> Iterator[torch.Tensor]:
+        """The features of all images in their order, a block at a time."""
+        count = len(self.positions)
+        for start in range(0, count, _BLOCK):
+            yield self.features(range(start, min(start + _BLOCK, count)))
+
+
+class CachedFeatures:
     """The features of one phase by view: ``train`` by number, or ``None`` for the evaluation
     view; ``val`` has the one, 0."""
 
@@ -36,10 +56,9 @@ class Kept:
         return epoch % self.views in self.train
 
     def prepare(self, epoch: int) -> None:
-        """Find or compute the features of ``epoch``; those of val as well, the first time."""
+        """Read or compute the features of ``epoch``; those of val as well, the first time."""
         view = epoch % self.views
-        shown = None if self.work.views is None else view
-        self.train[view] = self.view("train", shown)
+        self.train[view] = self.view("train", None if self.work.views is None else view)
         if not self.val:
             self.val[0] = self.view("val", None)
 
@@ -52,74 +71,67 @@ class Kept:
         """Whether the features of val give, bit for bit, what ``net`` gives on the images of
         ``samples`` in float32 and batches of ``size``: the same images, weights and batches."""
         work, state = self.work, dict(chain(net.named_parameters(), net.named_buffers()))
-        names = [name for name, _ in prefix_state(work.net, self.cut)]
+        names = [name for name, _ in prefix_state(work.frozen.net, self.cut)]
         same = [
-            *(bool(self.val), samples.sha256 == work.samples("val").sha256),
-            *(work.channels_last, work.ranks == 1),
-            work.device.type == device.type == "cpu",
+            *(bool(self.val), samples.sha256 == work.splits["val"].sha256),
+            *(work.trainer.channels_last, work.trainer.devices == 1),
+            work.frozen.device.type == device.type == "cpu",
             *(size == work.chunk("val"), set(names) <= set(state)),
         ]
         return all(same) and fingerprint((n, state[n]) for n in names) == self.key["weights"]
 
     def logits(self, net: nn.Module) -> list[npt.NDArray[np.float32]]:
-        """What ``net`` gives for val, batch by batch; only what is behind the cut is computed."""
-        device = self.work.device
+        """What ``net`` gives for val, batch by batch; only what follows the cut is computed."""
+        device = self.work.frozen.device
         net = net.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-        rows, tail = Rows(self.val, 1, self.work.samples("val")), Tail(net, self.cut)
-        try:
-            with torch.inference_mode():
-                batches = [rows.batch(keys)[0] for keys in self.work.batches("val", None)]
-                return [net(features.to(device)).cpu().numpy() for features in batches]
-        finally:
-            tail.remove()
-
-    def _entries(self) -> list[Entry]:
-        return [view.entry for view in (*self.train.values(), *self.val.values())]
-
-    @property
-    def found(self) -> bool:
-        """Whether none of them had to be computed."""
-        return all(entry.hit for entry in self._entries())
-
-    @property
-    def most_bytes(self) -> int:
-        """What all views take once each has been used."""
-        return largest_cut(self.work, self.cut)
+        with closing(Tail(net, self.cut)), torch.inference_mode():
+            batches = map(self.val[0].features, self.work.batches("val", None))
+            return [net(features.to(device)).cpu().numpy() for features in batches]
 
     def facts(self, before: Plain) -> Plain:
-        """What is to be said, added to what was said ``before`` of an earlier phase."""
+        """What ``result.json`` says of features, after what it said ``before`` of an earlier
+        phase."""
+        entries = [view.entry for view in (*self.train.values(), *self.val.values())]
         return {
             "cached": True,
-            "hit": self.found and before["hit"] is not False,
+            "hit": all(entry.hit for entry in entries) and before["hit"] is not False,
             "views": self.views,
             "augmented": self.work.views is not None,
             "exact": self.work.claimed,
             "cut": list(self.cut.modules),
             "bytes_per_image": self.cut.bytes_per_image(),
             # Of the maps, because another process may have removed the files.
-            "bytes": sum(e.array.offset + e.array.nbytes for e in self._entries()),
+            "bytes": sum(e.array.offset + e.array.nbytes for e in entries),
             "difference": self.work.difference,
         }
 
+    def summary(self) -> str:
+        """What is known of them, in one line."""
+        facts = self.facts({"hit": None})
+        origin = "read from the cache" if facts["hit"] else "computed"
+        shown = f"{self.views} views an image"
+        if not facts["augmented"]:
+            shown = "the evaluation view of each image"
+        apart, same = facts["difference"], "trained bit for bit as on images"
+        if not facts["exact"]:
+            near = "bit for bit" if apart == 0 else f"within {apart:.1e}"
+            same = f"equal {near} where it was computed again"
+        place, size = ", ".join(facts["cut"]), largest_bytes(self.work, self.cut) / 1e6
+        return f"features at {place} {origin}: {shown}, {size:.1f} MB; {same}"
 
-def largest_cut(work: Extraction, cut: Cut) -> int:
+
+def largest_bytes(work: Extraction, cut: Cut) -> int:
     """The bytes that all views of the training and validation images take at ``cut``, at most."""
-    images = (work.views or 1) * len(work.samples("train")) + len(work.samples("val"))
+    images = (work.views or 1) * len(work.splits["train"]) + len(work.splits["val"])
     return images * cut.bytes_per_image()
 
 
-class View(NamedTuple):
-    """The features of a split in one view, and the row of every image."""
+class FeatureBatches:
+    """The features of one split, batch by batch, by index or (epoch, index): an epoch takes one of
+    ``count`` views, which may still be missing in ``views`` at first."""
 
-    entry: Entry
-    positions: npt.NDArray[np.int64]
-
-
-class Rows:
-    """The features of one split, batch by batch, by index or (epoch, index)."""
-
-    def __init__(self, kept: Mapping[int | None, View], views: int, samples: Samples) -> None:
-        self.kept, self.views = kept, views
+    def __init__(self, views: Mapping[int | None, View], count: int, samples: Samples) -> None:
+        self.views, self.count = views, count
         self.labels = torch.from_numpy(samples.labels)
 
     def batch(self, keys: Sequence[int] | Sequence[Key]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -127,9 +139,4 @@ class Rows:
         first: Any = keys[0]
         epoch = first[0] if isinstance(first, tuple) else 0
         indices = [key[1] if isinstance(key, tuple) else key for key in keys]
-        return self.features(indices, epoch), self.labels[indices]
-
-    def features(self, indices: Sequence[int], epoch: int = 0) -> torch.Tensor:
-        """Features (n, ...) of the images at ``indices``; the epoch chooses the view."""
-        view = self.kept[epoch % self.views]
-        return rows(view.entry, view.positions[list(indices)])
+        return self.views[epoch % self.count].features(indices), self.labels[indices]

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from xfer.core.errors import printable
 from xfer.training.features.cut import Cut, Part, nested
-from xfer.training.features.prove_cut import Look, Whole, chance
+from xfer.training.features.prove_cut import Whole, random_states
 
 _IMAGES = 2  # that a proof takes
 _TRIES = 8  # proposals that are tried
@@ -41,7 +41,7 @@ def find(net: nn.Module, example: Tensor, heads: Sequence[str]) -> Cut | Refusal
         return Refusal(f"a cut is proved on {_IMAGES} images or more")
     watch = _Watch(example[:_IMAGES], tuple(heads))
     try:
-        whole = Whole(net, watch.images, watch.over)
+        whole = Whole(net, watch.images, watch.look)
     except Exception as error:
         return Refusal(f"the network fails on {_IMAGES} images: {printable(error)[:200]}")
     refused = "nothing frozen is computed before the first layer that trains or is random"
@@ -75,46 +75,37 @@ class _Watch:
         self.at_heads: list[_Call] = []
         self.could_draw: list[_Call] = []
         self.recent: deque[_Call] = deque(maxlen=_RECENT)
+        self._start: Any = None
         self._computed, self._untouched = False, True
 
-    def over(self, net: nn.Module) -> Look:
-        """What is to be called before each call of one of the modules of ``net``."""
-        fixed = [*net.parameters(), *net.buffers()]
-        modules = dict(net.named_modules())
-        own = {path for path, m in modules.items() if any(True for _ in m.parameters(False))}
-
-        def state() -> Any:
-            return chance(self.images.device), [tensor._version for tensor in fixed]
-
-        start: list[Any] = []
-
-        def look(path: str, inputs: Sequence[Tensor]) -> None:
-            if self._untouched:
-                start.extend([] if start else [state()])
-                self._untouched = state() == start[0]
-            self._note(path, inputs, modules[path].training and path not in own)
-            self._computed = self._computed or path in own
-
-        return look
-
-    def _note(self, path: str, inputs: Sequence[Tensor], could_draw: bool) -> None:
-        found = {i: tensor for i, tensor in enumerate(inputs) if self._is_of_images(tensor)}
+    def look(self, net: nn.Module, path: str, inputs: Sequence[Tensor]) -> None:
+        """Note the call of the module at ``path``; what it takes is computed by what is frozen as
+        long as no random number was drawn and no parameter or buffer was written."""
+        module = net.get_submodule(path)
+        weighted = any(True for _ in module.parameters(recurse=False))
+        if self._untouched:
+            versions = [tensor._version for tensor in (*net.parameters(), *net.buffers())]
+            state = random_states(self.images.device), versions
+            self._start = self._start or state
+            self._untouched = state == self._start
+        of_images = {
+            i: tensor
+            for i, tensor in enumerate(inputs)
+            if tensor.is_floating_point() and tensor.ndim and len(tensor) == len(self.images)
+        }
         # A layer that works in place gives the tensor that it took, with another version.
-        key = tuple((id(tensor), tensor._version) for tensor in found.values())
-        call = _Call(len(self.calls), path, found, key)
-        frozen = not any(t.requires_grad or t is self.images for t in found.values())
-        if self._computed and frozen and len({t.dtype for t in found.values()}) == 1:
+        key = tuple((id(tensor), tensor._version) for tensor in of_images.values())
+        call = _Call(len(self.calls), path, of_images, key)
+        frozen = not any(t.requires_grad or t is self.images for t in of_images.values())
+        if self._computed and frozen and len({t.dtype for t in of_images.values()}) == 1:
             if self._untouched:
                 self.recent.append(call)
             if path in self.heads:
                 self.at_heads.append(call)
-            if could_draw:
+            if module.training and not weighted:
                 self.could_draw.append(call)
         self.calls.append(path)
-
-    def _is_of_images(self, tensor: Tensor) -> bool:
-        many = tensor.ndim > 0 and len(tensor) == len(self.images)
-        return many and tensor.is_floating_point()
+        self._computed = self._computed or weighted
 
     def proposals(self, drawers: Collection[str]) -> list[list[_Call]]:
         """All heads at once, then with the one of ``drawers`` before each (dropout) in its place;
@@ -124,18 +115,16 @@ class _Watch:
         for call in self.recent:
             if self.calls.count(call.path) == 1:
                 by_input.setdefault(call.key, call)
-        found = [[call] for call in reversed(by_input.values())]
+        proposals = [[call] for call in reversed(by_input.values())]
         if sorted(call.path for call in self.at_heads) == sorted(self.heads):
-            found = [self.at_heads, self._before_heads(drawers), *found]
-        return [chosen for i, chosen in enumerate(found) if chosen not in found[:i]]
-
-    def _before_heads(self, drawers: Collection[str]) -> list[_Call]:
-        found: list[_Call] = []
-        for head in self.at_heads:
-            last = found[-1].order if found else -1
-            drew = [c for c in self.could_draw if last < c.order < head.order and c.path in drawers]
-            found.append(drew[-1] if drew else head)
-        return found
+            before_heads: list[_Call] = []
+            for head in self.at_heads:
+                last = before_heads[-1].order if before_heads else -1
+                between = [c for c in self.could_draw if last < c.order < head.order]
+                drew = [call for call in between if call.path in drawers]
+                before_heads.append(drew[-1] if drew else head)
+            proposals = [self.at_heads, before_heads, *proposals]
+        return [chosen for i, chosen in enumerate(proposals) if chosen not in proposals[:i]]
 
     def cut(self, chosen: Sequence[_Call]) -> Cut:
         """The cut at the inputs of ``chosen``."""
@@ -144,23 +133,21 @@ class _Watch:
             for call in chosen
             for index, tensor in call.inputs.items()
         )
-        dtype = next(iter(chosen[0].inputs.values())).dtype
-        after = self._after([call.path for call in chosen], chosen[-1].order)
-        image = tuple(self.images.shape[1:])
-        return Cut(parts, _name(dtype), image, _name(self.images.dtype), after)
-
-    def _after(self, own: Sequence[str], last: int) -> tuple[str, ...]:
+        cut_paths = [call.path for call in chosen]
+        last = chosen[-1].order
         earlier = {
             ".".join(path.split(".")[:depth])
             for path in self.calls[: last + 1]
-            if not any(nested(path, cut) for cut in own)
+            if not any(nested(path, cut_path) for cut_path in cut_paths)
             for depth in range(1, path.count(".") + 2)
         }
-        found: list[str] = []
-        for path in [*own, *self.calls[last + 1 :]]:
-            if path not in earlier and not any(nested(path, outer) for outer in found):
-                found.append(path)
-        return tuple(found)
+        after: list[str] = []
+        for path in [*cut_paths, *self.calls[last + 1 :]]:
+            if path not in earlier and not any(nested(path, outer) for outer in after):
+                after.append(path)
+        dtype = next(iter(chosen[0].inputs.values())).dtype
+        image, image_dtype = tuple(self.images.shape[1:]), _name(self.images.dtype)
+        return Cut(parts, _name(dtype), image, image_dtype, tuple(after))
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -20,107 +20,111 @@ from xfer.training.features.shape_tensor import Unsound, tensors
 
 _NEAR = 0.05  # of the largest feature: far above rounding, far below another batch's statistics
 
-Look = Callable[[str, Sequence[Tensor]], None]
-
-
-def verify(net: nn.Module, cut: Cut, images: Tensor) -> str | None:
-    """Why ``cut`` is none of ``net``, in one line; ``None`` when ``images`` (n >= 2) prove it.
-
-    ``net`` is in the mode in which it trains and is left as it is. Compared bit for bit: the
-    answers and gradients of one training step, all tensors after it, and the answers in
-    evaluation.
-    """
-    return Whole(net, images).refutes(cut)
-
 
 @dataclass(frozen=True)
 class _Moment:
     """A module is entered, with inputs of which those in ``train`` depend on what trains, or
-    left; ``chance`` tells the states of the random numbers apart."""
+    left; ``random_states`` is the hash at that moment."""
 
     path: str
-    chance: int
+    random_states: int
     train: tuple[int, ...] | None
 
 
 class Whole:
     """What one training step and one evaluation of the whole network leave, on a copy of it.
 
-    What ``watch`` gives for that copy is called before each call of a module, with the module's
-    path and input tensors.
+    ``net`` is in the mode in which it trains and is left as it is.
+    ``look`` is called before each call of a module, with that copy and the module's path and input
+    tensors.
     """
 
     def __init__(
         self,
         net: nn.Module,
         images: Tensor,
-        watch: Callable[[nn.Module], Look] = lambda _: lambda *_: None,
+        look: Callable[[nn.Module, str, Sequence[Tensor]], None] = lambda *_: None,
     ) -> None:
-        self.net, self.images = _lively(net), images
+        self.net, self.images = _copied(net), images
+        # Every trainable tensor gets numbers, so that a head of zeros hides nothing.
+        generator = torch.Generator().manual_seed(0)
+        for parameter in self.net.parameters():
+            if parameter.requires_grad and bool((parameter == parameter.flatten()[0]).all()):
+                drawn = torch.randn(parameter.shape, generator=generator) * 0.05
+                parameter.data.copy_(drawn)
         self._moments: list[_Moment] = []
         copied = _copied(self.net)
-        look = watch(copied)
+
+        def enter(path: str, inputs: Sequence[Tensor]) -> None:
+            train = tuple(i for i, tensor in enumerate(inputs) if tensor.requires_grad)
+            self._moments.append(_Moment(path, random_states(images.device), train))
+            look(copied, path, inputs)
+
+        def leave(path: str, *_: Any) -> None:
+            self._moments.append(_Moment(path, random_states(images.device), None))
+
         with ExitStack() as hooks:
             for path, module in copied.named_modules():
-                before(module, partial(self._enter, look, path), hooks)
-                hooks.callback(module.register_forward_hook(partial(self._leave, path)).remove)
-            self._left = _step(copied, images)
-        self._left |= _answers(copied.eval(), images)
+                before(module, partial(enter, path), hooks)
+                hooks.enter_context(module.register_forward_hook(partial(leave, path)))
+            self._of_whole = _step(copied, images)
+        self._of_whole |= _answers(copied.eval(), images)
 
     def drawers(self) -> set[str]:
         """Paths of the modules that draw random numbers themselves, not by one inside them."""
         return {
             entered.path
             for entered, left in pairwise(self._moments)
-            if entered.path == left.path and left.train is None and entered.chance != left.chance
+            if entered.path == left.path
+            and left.train is None
+            and entered.random_states != left.random_states
         }
 
     def refutes(self, cut: Cut) -> str | None:
-        """Why ``cut`` is none of this network; see :func:`verify`."""
+        """Why ``cut`` is none of this network, in one line; ``None`` when the images (n >= 2)
+        prove it.
+
+        Compared bit for bit: the answers and gradients of one training step, all tensors after it,
+        and the answers in evaluation.
+        """
         try:
             self._guard(cut)
             features = extract(self.net, cut, self.images)
-            one = extract(self.net, cut, self.images[:1])
-            if one.shape != features[:1].shape or not _near(one, features[:1]):
+            one, first = extract(self.net, cut, self.images[:1]).float(), features[:1].float()
+            near = one.shape == first.shape and (one - first).abs().max() <= (
+                _NEAR * first.abs().max()
+            )  # false where one of them is NaN
+            if not near:
                 return f"what enters '{cut.modules[0]}' depends on the other images of the batch"
             tail = _copied(self.net)
             Tail(tail, cut)
-            found = _step(tail, features)
-            found |= _answers(tail.eval(), features)
+            of_tail = _step(tail, features) | _answers(tail.eval(), features)
         except Unsound as reason:
             return str(reason)
         except Exception as error:
-            return f"behind '{cut.modules[0]}': {printable(error)[:200]}"
-        left = self._left
-        wrong = [k for k in left.keys() | found.keys() if not _same(left.get(k), found.get(k))]
+            return f"after '{cut.modules[0]}': {printable(error)[:200]}"
+        names = self._of_whole.keys() | of_tail.keys()
+        wrong = [k for k in names if not _same(self._of_whole.get(k), of_tail.get(k))]
         return f"{min(wrong)} differs from the whole network's" if wrong else None
-
-    def _enter(self, look: Look, path: str, inputs: Sequence[Tensor]) -> None:
-        train = tuple(i for i, tensor in enumerate(inputs) if tensor.requires_grad)
-        self._moments.append(_Moment(path, chance(self.images.device), train))
-        look(path, inputs)
-
-    def _leave(self, path: str, *_: Any) -> None:
-        self._moments.append(_Moment(path, chance(self.images.device), None))
 
     def _guard(self, cut: Cut) -> None:
         """Raise Unsound when a random number is drawn before the last of the cut's modules is
         called, but by one of them, or when what enters them depends on what trains."""
-        known = self._moments[0].chance
+        expected = self._moments[0].random_states
         for moment in self._moments:
             path = moment.path
             if path not in cut.modules:
                 continue
             if moment.train is None:
-                known = moment.chance
-            elif moment.chance != known:
+                expected = moment.random_states
+            elif moment.random_states != expected:
                 raise Unsound(f"random numbers are drawn before '{path}'")
             elif any(part.index in moment.train for part in cut.parts if part.module == path):
                 raise Unsound(f"what enters '{path}' depends on what trains")
 
 
-def chance(device: torch.device) -> int:
-    """Tells the states of all random numbers that a network could draw apart."""
+def random_states(device: torch.device) -> int:
+    """One hash over the states of all generators that a network could draw from."""
     states = [torch.get_rng_state()]
     if device.type == "cuda":
         states.append(torch.cuda.get_rng_state(device))
@@ -132,29 +136,20 @@ def _copied(net: nn.Module) -> nn.Module:
     return copy.deepcopy(net, {id(p): p for p in net.parameters() if not p.requires_grad})
 
 
-def _lively(net: nn.Module) -> nn.Module:
-    """A copy whose trainable tensors all have numbers, so that a zero head hides nothing."""
-    lively = _copied(net)
-    generator = torch.Generator().manual_seed(0)
-    for parameter in lively.parameters():
-        if parameter.requires_grad and bool((parameter == parameter.flatten()[0]).all()):
-            drawn = torch.randn(parameter.shape, generator=generator) * 0.05
-            parameter.data.copy_(drawn)
-    return lively
-
-
 def _step(net: nn.Module, batch: Tensor) -> dict[str, Tensor]:
     """What one training step leaves, by name."""
     with _seeded(batch.device):
         answers = tensors(net(batch))
         loss = sum((a.float().square().mean() for a in answers), torch.zeros(()))
         loss.backward()  # type: ignore[no-untyped-call]
-        found = {"the random state": torch.get_rng_state()}
-    found |= {f"answer {i} in training": answer for i, answer in enumerate(answers)}
-    for name, parameter in net.named_parameters():
-        if parameter.grad is not None:
-            found[f"the gradient of '{name}'"] = parameter.grad
-    return found | {f"'{name}'": buffer for name, buffer in net.named_buffers()}
+        random_state = torch.get_rng_state()
+    gradients = ((name, p.grad) for name, p in net.named_parameters())
+    return {
+        "the random state": random_state,
+        **{f"answer {i} in training": answer for i, answer in enumerate(answers)},
+        **{f"the gradient of '{name}'": grad for name, grad in gradients if grad is not None},
+        **{f"'{name}'": buffer for name, buffer in net.named_buffers()},
+    }
 
 
 @torch.no_grad()
@@ -170,10 +165,6 @@ def _same(a: Tensor | None, b: Tensor | None) -> bool:
         return False
     first, second = (t.detach().flatten().contiguous().view(torch.uint8) for t in (a, b))
     return torch.equal(first, second)
-
-
-def _near(a: Tensor, b: Tensor) -> bool:
-    return bool((a.float() - b.float()).abs().max() <= _NEAR * b.float().abs().max())
 
 
 @contextmanager

@@ -5,43 +5,21 @@ What is computed from them is absent too; modules that see nothing else are skip
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
 
 
 class Unsound(RuntimeError):
     """What is computed from the cut on is not what the whole network computes."""
 
 
-def each(change: Callable[[Any], Any], value: Any) -> Any:
-    """``value`` with every leaf of its tuples, lists and dicts changed."""
-    if isinstance(value, dict):
-        changed = copy.copy(value)
-        changed.update({key: each(change, item) for key, item in value.items()})
-        return changed
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(each(change, item) for item in value))
-    if isinstance(value, tuple | list):
-        return type(value)(each(change, item) for item in value)
-    return change(value)
-
-
-def leaves(value: Any) -> list[Any]:
-    """The leaves of nested tuples, lists and dicts, in order."""
-    if isinstance(value, dict):
-        value = tuple(value.values())
-    if isinstance(value, tuple | list):
-        return [leaf for item in value for leaf in leaves(item)]
-    return [value]
-
-
 def tensors(value: Any) -> list[Tensor]:
-    """The tensors among the leaves."""
-    return [leaf for leaf in leaves(value) if isinstance(leaf, Tensor)]
+    """The tensors in nested tuples, lists and dicts, in order."""
+    return [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
 
 
 class Absent(Tensor):
@@ -75,21 +53,26 @@ class Absent(Tensor):
     def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        """Shapes only."""
+        """Compute the shape on the meta device. Raises Unsound where values are needed."""
         kwargs = dict(kwargs or {})
         _refuse_writing(func, args, kwargs)
-        own = {id(leaf.meta): leaf for leaf in leaves((args, kwargs)) if isinstance(leaf, Absent)}
-        device = kwargs.get("device") or next(iter(own.values())).device
+        absent = {id(t.meta): t for t in tensors((args, kwargs)) if isinstance(t, Absent)}
+        device = kwargs.get("device") or next(iter(absent.values())).device
         if "device" in kwargs:
             kwargs["device"] = "meta"
-        args, kwargs = each(_shape_only, (args, kwargs))
+
+        def shape_only(leaf: Any) -> Any:
+            if isinstance(leaf, Absent):
+                return leaf.meta
+            return leaf.to("meta") if isinstance(leaf, Tensor) else leaf
 
         def wrapped(leaf: Any) -> Any:
             if not isinstance(leaf, Tensor):
                 return leaf
-            return own[id(leaf)] if id(leaf) in own else Absent(leaf, device)
+            return absent[id(leaf)] if id(leaf) in absent else Absent(leaf, device)
 
-        return each(wrapped, func(*args, **kwargs))
+        args, kwargs = tree_map(shape_only, (args, kwargs))
+        return tree_map(wrapped, func(*args, **kwargs))
 
 
 def _refuse_writing(func: Any, args: Any, kwargs: Any) -> None:
@@ -97,42 +80,36 @@ def _refuse_writing(func: Any, args: Any, kwargs: Any) -> None:
         if argument.alias_info is not None and argument.alias_info.is_write:
             target = args[i] if i < len(args) else kwargs.get(argument.name)
             if not all(isinstance(tensor, Absent) for tensor in tensors(target)):
-                raise Unsound("values from before the cut are written into a tensor behind it")
-
-
-def _shape_only(leaf: Any) -> Any:
-    if isinstance(leaf, Absent):
-        return leaf.meta
-    return leaf.to("meta") if isinstance(leaf, Tensor) else leaf
+                raise Unsound("values from before the cut are written into a tensor after it")
 
 
 def shortcut(module: nn.Module) -> Callable[..., Any]:
-    """``module.forward``, which runs only once a shape for absent inputs."""
+    """``module.forward``, which for absent inputs runs once for each shape."""
     forward = module.forward
-    known: dict[tuple[Any, ...], Any] = {}
+    outputs: dict[tuple[Any, ...], Any] = {}
+
+    def described(leaf: Any) -> Any:
+        if isinstance(leaf, Tensor):
+            form = leaf.meta if isinstance(leaf, Absent) else leaf
+            return type(leaf), form.shape, form.dtype
+        return leaf
 
     def run(*args: Any, **kwargs: Any) -> Any:
-        given = leaves((args, kwargs))
+        given = tree_leaves((args, kwargs))
         absent = next((leaf for leaf in given if isinstance(leaf, Absent)), None)
         if absent is None:
             return forward(*args, **kwargs)
         cast = torch.is_autocast_enabled(absent.kind)
-        key = (module.training, cast, *kwargs, *map(_described, given))
-        if key not in known:
+        key = (module.training, cast, *kwargs, *map(described, given))
+        if key not in outputs:
             output = forward(*args, **kwargs)
-            if not all(isinstance(leaf, _REPEATABLE) for leaf in leaves(output)):
+            if not all(isinstance(leaf, _REPEATABLE) for leaf in tree_leaves(output)):
                 return output
-            known[key] = output
-        return each(lambda leaf: leaf, known[key])
+            outputs[key] = output
+        # New containers at each call: the caller may write into them.
+        return tree_map(lambda leaf: leaf, outputs[key])
 
     return run
 
 
 _REPEATABLE = (Absent, int, float, str, type(None))
-
-
-def _described(leaf: Any) -> Any:
-    if isinstance(leaf, Tensor):
-        form = leaf.meta if isinstance(leaf, Absent) else leaf
-        return type(leaf), form.shape, form.dtype
-    return leaf

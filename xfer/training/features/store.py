@@ -1,4 +1,4 @@
-"""The output of a frozen prefix, computed once, kept as a memory map and verified at every use.
+"""The output of a frozen prefix, computed once, stored as a memory map and verified at every use.
 
 Features are numbers beside a JSON manifest: nothing here unpickles. The manifest holds the whole
 key and the sha256 of the file; what does not agree with both is removed and computed again.
@@ -17,23 +17,26 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
+from annotated_types import Ge, Len
+from typing_extensions import TypedDict
 
+from xfer.core.checked import checked
 from xfer.core.errors import ConfigError, DataError, OutputError, printable
-from xfer.core.files import atomic_write, write_json
+from xfer.core.files import atomic_write, parsed, write_json
 from xfer.core.locks import waits
 from xfer.core.log import log
 from xfer.core.types import Plain
 from xfer.training.features.feature_dir import (
-    Slot,
+    EntryFiles,
     check_room,
     locked,
     make_room,
     open_plain,
-    part_of,
-    told,
+    storage_errors,
+    temporary_part,
 )
 
 if TYPE_CHECKING:
@@ -45,12 +48,12 @@ if TYPE_CHECKING:
 _FORMAT = 1
 _MAX_MANIFEST = 1 << 20
 _MAX_DIMENSIONS = 16
-# numpy has no bfloat16: its bits are kept.
+# numpy has no bfloat16: its bits are stored.
 _STORED = {"float32": "<f4", "float16": "<f2", "bfloat16": "<u2"}
 
 
 @dataclass(frozen=True, eq=False)
-class Entry:
+class FeatureEntry:
     """A finished array of shape (n, *feature shape) in the file ``path``.
 
     ``array`` is a private map of the verified file and stays valid when the file is removed;
@@ -76,9 +79,10 @@ class Store:
 
     def __post_init__(self) -> None:
         if not self.max_gb > 0:
-            raise ConfigError("features.max_gb", f"{self.max_gb} is no size", "type e.g. 20", 54)
+            what = f"{self.max_gb} is not above 0"
+            raise ConfigError("features.max_gb", what, "type e.g. 20", 54)
 
-    def entry(self, key: Plain, n: int, compute: Compute) -> Entry:
+    def entry(self, key: Plain, n: int, compute: Compute) -> FeatureEntry:
         """The entry of ``key`` with ``n`` rows; when there is none, one process computes it.
 
         ``compute`` yields tensors (rows, *feature shape) in order, on any device, all of one
@@ -87,63 +91,65 @@ class Store:
         else it is removed with a warning and computed again. Raises OutputError for what cannot
         be written or is too large, DataError for tensors that do not fit.
         """
-        slot, key = Slot(self.folder, digest(key)), json.loads(_text(key))
+        files, key = EntryFiles(self.folder, digest(key)), json.loads(_text(key))
         # One for all waits, so that it is said once.
-        waiting = waits(f"works on {slot.array}")
+        waiting = waits(f"works on {files.array}")
         while True:
-            with locked(slot, fcntl.LOCK_SH, waiting):
-                seen, found = slot.stamp(), _read(slot, key, n)
-            if isinstance(found, Entry):
-                make_room(self.folder, self.max_gb * 1e9, keep=slot)
-                return found
-            with locked(slot, fcntl.LOCK_EX, waiting):
+            with locked(files, fcntl.LOCK_SH, waiting):
+                seen, stored = files.stamp(), _read(files, key, n)
+            if isinstance(stored, FeatureEntry):
+                make_room(self.folder, self.max_gb * 1e9, keep=files)
+                return stored
+            with locked(files, fcntl.LOCK_EX, waiting):
                 # Else somebody was faster: what is there now has to be looked at first.
-                if slot.stamp() == seen:
-                    return self._renewed(slot, key, n, compute, found)
+                if files.stamp() == seen:
+                    return self._renewed(files, key, n, compute, stored)
 
     def forget(self, key: Plain, reason: str) -> None:
-        """Remove the entry of ``key``, which is unsound for ``reason``; it is said."""
-        with locked(slot := Slot(self.folder, digest(key)), fcntl.LOCK_EX):
-            _clear(slot, reason)
+        """Remove the entry of ``key``, which is unsound for ``reason``, with a warning."""
+        with locked(files := EntryFiles(self.folder, digest(key)), fcntl.LOCK_EX):
+            _clear(files, reason)
 
-    def _renewed(self, slot: Slot, key: Plain, n: int, compute: Compute, reason: str) -> Entry:
+    def _renewed(
+        self, files: EntryFiles, key: Plain, n: int, compute: Compute, reason: str
+    ) -> FeatureEntry:
         """Compute the entry in place of what is unsound for ``reason``."""
-        _clear(slot, reason)
+        _clear(files, reason)
         try:
-            self._build(slot, key, n, compute)
-            found = _read(slot, key, n)
-            if isinstance(found, Entry):
-                return replace(found, hit=False)
-            what = f"reads back otherwise than it was written ({found or 'it is gone'})"
+            self._build(files, key, n, compute)
+            stored = _read(files, key, n)
+            if isinstance(stored, FeatureEntry):
+                return replace(stored, hit=False)
+            what = f"is not what was written when it is read back ({stored or 'it is gone'})"
             advice = "check the disk, choose features.dir=DIR, or features=never"
-            raise OutputError(slot.array, what, advice, 13)
+            raise OutputError(files.array, what, advice, 13)
         except BaseException:
             with suppress(OSError):
-                slot.clear()
+                files.clear()
             raise
 
-    def _build(self, slot: Slot, key: Plain, n: int, compute: Compute) -> None:
+    def _build(self, files: EntryFiles, key: Plain, n: int, compute: Compute) -> None:
         # The file comes first: a folder that cannot be written must not cost a computation.
-        with part_of(slot) as (part, put):
+        with temporary_part(files) as (part, append):
             chunks = iter(compute())
             first = next(chunks, None)
-            form = _Form.of(first, n)
-            check_room(slot, form.size, self.max_gb)
+            form = _Form((n,), "float32") if first is None else _form_of(first, n)
+            check_room(files, form.size, self.max_gb)
             sha256 = hashlib.sha256()
             for piece in _pieces(form, chain([] if first is None else [first], chunks)):
-                put(piece)
+                append(piece)
                 sha256.update(piece)
-            with told(slot.array):
-                atomic_write(slot.array, part.replace)
+            with storage_errors(files.array):
+                atomic_write(files.array, part.replace)
                 facts = {"shape": form.shape, "dtype": form.dtype, "sha256": sha256.hexdigest()}
-                write_json(slot.manifest, {"format": _FORMAT, "key": key, **facts})
+                write_json(files.manifest, {"format": _FORMAT, "key": key, **facts})
 
 
-def _clear(slot: Slot, reason: str) -> None:
+def _clear(files: EntryFiles, reason: str) -> None:
     if reason:
-        log.warning("%s: %s: computing it again", slot.array, reason)
-    with told(slot.array):
-        slot.clear()
+        log.warning("%s: %s: computing it again", files.array, reason)
+    with storage_errors(files.array):
+        files.clear()
 
 
 @dataclass(frozen=True)
@@ -152,17 +158,6 @@ class _Form:
 
     shape: tuple[int, ...]
     dtype: str
-
-    @classmethod
-    def of(cls, first: torch.Tensor | None, n: int) -> _Form:
-        """That of ``n`` rows like those of the first chunk."""
-        if first is None:
-            return cls((n,), "float32")
-        dtype, dimensions = _name(first), len(first.shape)
-        if dtype not in _STORED or not 0 < dimensions <= _MAX_DIMENSIONS:
-            what = f"a {dtype} tensor of {dimensions} dimensions is no features that can be kept"
-            raise DataError("features", what, "features=never", 62)
-        return cls((n, *first.shape[1:]), dtype)
 
     @property
     def header(self) -> bytes:
@@ -178,6 +173,14 @@ class _Form:
         return len(self.header) + math.prod(self.shape) * np.dtype(_STORED[self.dtype]).itemsize
 
 
+def _form_of(rows: torch.Tensor, n: int) -> _Form:
+    dtype, dimensions = str(rows.dtype).removeprefix("torch."), len(rows.shape)
+    if dtype not in _STORED or not 0 < dimensions <= _MAX_DIMENSIONS:
+        what = f"a {dtype} tensor of {dimensions} dimensions cannot be cached"
+        raise DataError("features", what, "features=never", 62)
+    return _Form((n, *rows.shape[1:]), dtype)
+
+
 def digest(key: Plain) -> str:
     """The sha256, in hex, of ``key`` written as JSON with sorted names.
 
@@ -190,7 +193,7 @@ def _text(value: object) -> str:
     return json.dumps(value, sort_keys=True, allow_nan=False, separators=(",", ":"))
 
 
-def rows(entry: Entry, indices: Sequence[int] | npt.NDArray[np.int64]) -> torch.Tensor:
+def rows(entry: FeatureEntry, indices: Sequence[int] | npt.NDArray[np.int64]) -> torch.Tensor:
     """A copy of those rows, on the CPU, in the entry's dtype: (len(indices), *feature shape).
 
     Raises IndexError for an index below 0 or not below n.
@@ -201,91 +204,74 @@ def rows(entry: Entry, indices: Sequence[int] | npt.NDArray[np.int64]) -> torch.
     return whole.index_select(0, torch.from_numpy(np.asarray(indices, np.int64)))
 
 
-def _name(tensor: torch.Tensor) -> str:
-    return str(tensor.dtype).removeprefix("torch.")
-
-
 def _pieces(form: _Form, chunks: Iterable[torch.Tensor]) -> Iterator[memoryview]:
     """The bytes of the file, in order. Raises DataError for chunks that do not make it up."""
     yield memoryview(form.header)
     done, n = 0, form.shape[0]
     for chunk in chunks:
-        if (_name(chunk), tuple(chunk.shape[1:])) != (form.dtype, form.shape[1:]):
-            new = f"{_name(chunk)} {list(chunk.shape[1:])}"
-            old = f"{form.dtype} {list(form.shape[1:])}"
+        dtype = str(chunk.dtype).removeprefix("torch.")
+        if (dtype, tuple(chunk.shape[1:])) != (form.dtype, form.shape[1:]):
+            new, old = f"{dtype} {list(chunk.shape[1:])}", f"{form.dtype} {list(form.shape[1:])}"
             raise DataError("features", f"rows of {new} follow {old}", "features=never", 61)
         done += chunk.shape[0]
         if done > n:
             break
-        yield _bits(chunk)
+        chunk = chunk.detach().cpu().contiguous()
+        if dtype == "bfloat16":
+            import torch
+
+            chunk = chunk.view(torch.uint16)
+        yield chunk.numpy().reshape(-1).view(np.uint8).data
     if done != n:
         what = f"the network gives {'over ' * (done > n)}{min(done, n)} rows for {n} images"
         raise DataError("features", what, "features=never", 60)
-
-
-def _bits(chunk: torch.Tensor) -> memoryview:
-    chunk = chunk.detach().cpu().contiguous()
-    if _name(chunk) == "bfloat16":
-        import torch
-
-        chunk = chunk.view(torch.uint16)
-    return chunk.numpy().reshape(-1).view(np.uint8).data
 
 
 class _Unsound(Exception):
     """What is wrong with a file that is there."""
 
 
-def _read(slot: Slot, key: Plain, n: int) -> Entry | str:
+class _Manifest(TypedDict):
+    format: Literal[1]
+    key: Plain
+    shape: Annotated[list[Annotated[int, Ge(0)]], Len(1, _MAX_DIMENSIONS)]
+    dtype: Literal["float32", "float16", "bfloat16"]
+    sha256: str
+
+
+def _read(files: EntryFiles, key: Plain, n: int) -> FeatureEntry | str:
     """The verified entry; else what is wrong with it, or nothing when there is none at all."""
-    if slot.stamp() == (None, None):
+    if files.stamp() == (None, None):
         return ""
     try:
-        form, sha256 = _form(_parsed(slot.manifest), key, n)
-        entry = Entry(slot.array, _mapped(slot.array, form, sha256), form.dtype, hit=True)
+        manifest = _checked_manifest(files.manifest, key, n)
+        form = _Form(tuple(manifest["shape"]), manifest["dtype"])
+        array = _mapped(files.array, form, manifest["sha256"])
     except (_Unsound, OSError, ValueError) as error:
         return printable(error)[:300]
     with suppress(OSError):
-        os.utime(slot.manifest)
-    return entry
+        os.utime(files.manifest)
+    return FeatureEntry(files.array, array, form.dtype, hit=True)
 
 
-def _parsed(path: Path) -> Plain:
+def _checked_manifest(path: Path, key: Plain, n: int) -> _Manifest:
     if not os.path.lexists(path):
         raise _Unsound("it has no manifest")
     with open_plain(path) as stream:
         text = stream.read(_MAX_MANIFEST)
     try:
-        found = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise _Unsound("its manifest is no JSON") from error
-    if not isinstance(found, dict) or found.get("format") != _FORMAT:
-        raise _Unsound("its manifest is of another kind")
-    return found
-
-
-def _form(found: Plain, key: Plain, n: int) -> tuple[_Form, str]:
-    if other := _differing(found.get("key"), key):
-        raise _Unsound(f"its manifest is of another key ({', '.join(other)})")
-    shape, dtype, sha256 = (found.get(name) for name in ("shape", "dtype", "sha256"))
-    if not (isinstance(dtype, str) and dtype in _STORED and isinstance(sha256, str)):
-        raise _Unsound("its manifest names no dtype or no sha256")
-    if not (isinstance(shape, list) and 0 < len(shape) <= _MAX_DIMENSIONS):
-        raise _Unsound("its manifest names no shape")
-    if not all(type(extent) is int and extent >= 0 for extent in shape):
-        raise _Unsound("its manifest names no shape")
-    if shape[0] != n:
-        raise _Unsound(f"it has {shape[0]} rows, not {n}")
-    return _Form(tuple(shape), dtype), sha256
-
-
-def _differing(found: object, key: Plain) -> list[str]:
-    """The fields in which they differ; 1, 1.0 and true are three values."""
-    if not isinstance(found, dict):
-        return ["all of it"]
-    names = sorted({*found, *key})
-    missing = [name for name in names if name not in found or name not in key]
-    return missing or [name for name in names if _text(found[name]) != _text(key[name])]
+        manifest: _Manifest = checked(_Manifest, parsed(text.decode()))
+    except ValueError as error:
+        raise _Unsound(f"its manifest is not what xfer writes ({error})") from error
+    # As text, in which 1, 1.0 and true are three values.
+    stored, wanted = ({k: _text(v) for k, v in facts.items()} for facts in (manifest["key"], key))
+    if stored != wanted:
+        names = sorted(stored.keys() ^ wanted.keys())
+        names = names or [name for name in sorted(stored) if stored[name] != wanted[name]]
+        raise _Unsound(f"its manifest is of another key ({', '.join(names)})")
+    if manifest["shape"][0] != n:
+        raise _Unsound(f"it has {manifest['shape'][0]} rows, not {n}")
+    return manifest
 
 
 def _mapped(path: Path, form: _Form, sha256: str) -> np.memmap[Any, Any]:

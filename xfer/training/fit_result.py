@@ -1,4 +1,4 @@
-"""What a fit leaves to the stages behind it."""
+"""What a fit leaves to the stages after it."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 from xfer.core.types import Plain
 
 if TYPE_CHECKING:
-    from xfer.training.features.feature_loader import Kept
+    from xfer.training.features.feature_loader import CachedFeatures
 
 
 @dataclass(frozen=True)
-class Fitted:
+class FitResult:
     """A finished fit: its best epoch and file, one row an epoch, the wall time in seconds, whether
     what was frozen is proved to have stayed, the optimizer's groups phase by phase, what is known
-    of its features and their time, and the features themselves where its last epochs had some.
+    of its features and their time, and as ``cached`` the features of its last epochs, if any.
 
     A head that was solved has a row a strength of its penalty in place of epochs, and ``solved``
     says which was chosen by what; ``None`` for a fit that trained step by step.
@@ -31,5 +31,5 @@ class Fitted:
     audits: list[Plain]
     features: Plain
     features_s: float | None
-    kept: Kept | None
+    cached: CachedFeatures | None
     solved: Plain | None = None
