@@ -66,7 +66,6 @@ class Builder:
             experiment=experiment,
             stages=stages,
             predict_input=(inputs,) if isinstance(inputs, str) else tuple(inputs or ()),
-            facts=self.facts,
             make=schema.build,
             explicit=frozenset(override_key(text) for text in typed),
             config=self.resolved(),
@@ -102,7 +101,7 @@ class Builder:
         except XferError as error:
             self.problems += getattr(error, "errors", [error])
             return None
-        self.facts[name] = schema.facts(name, spec, self.plain[name])
+        self.facts[name] = schema.facts(spec, self.plain[name])
         return spec
 
     def value(self, key: str, hint: Any) -> Any:

@@ -157,12 +157,16 @@ def _constructed(kind: Any, arguments: dict[str, Any], prefix: str, where: Where
         raise ConfigError(where(prefix), what, f"mend {prefix}", 21) from error
 
 
-def facts(group: str, spec: Any, node: Plain) -> Plain:
-    """``_target_`` and every argument of a built spec, as JSON-like facts."""
+def facts(spec: Any, node: Plain) -> Plain:
+    """``_target_`` and every argument of a built spec, as JSON-like facts. ``node`` is what was
+    asked for, from which the plan may have made something else."""
+    target, kind = str(node["_target_"]), type(spec)
+    if target.rpartition(".")[2] != kind.__name__:
+        target = f"{kind.__module__}.{kind.__qualname__}"
     values = asdict(spec) if is_dataclass(spec) and not isinstance(spec, type) else dict(node)
     values.pop("_target_", None)
     plain: Plain = json.loads(json.dumps(values))
-    return {"_target_": node["_target_"], **plain}
+    return {"_target_": target, **plain}
 
 
 def signature(kind: Any) -> dict[str, tuple[Any, Any]]:

@@ -118,11 +118,12 @@ def shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
 
 
-def check(parts: Parts, before: Network, weights: Weights) -> Match:
-    """Decide what of ``weights`` goes where; see :func:`xfer.weights.match.match`. Where nothing
-    fits but another size of the same architecture, the error names that one."""
+def check(parts: Parts, weights: Weights, before: Network | None = None) -> Match:
+    """Decide what of ``weights`` goes where; see :func:`xfer.weights.match.match`. ``before`` is
+    the network before the head swap, where it has been built. Where nothing fits but another size
+    of the same architecture, the error names that one."""
     try:
-        return _match(parts, before, weights)
+        return _match(parts, before or on_meta(parts.bare), weights)
     except WeightsError as error:
         if error.number == MISFIT and (name := _relative(parts, weights)):
             error.fix = f"these are the tensors of another one: type backbone.name={name}"
@@ -155,27 +156,18 @@ def _relative(parts: Parts, weights: Weights) -> str:
     return ""
 
 
-def assemble(parts: Parts, weights: Weights) -> nn.Module:
-    """The network with its weights loaded and its new head drawn from the seed."""
+def assemble(parts: Parts, state: Mapping[str, torch.Tensor]) -> nn.Module:
+    """The network with the tensors of ``state``, a match's, in it; what they leave out and the new
+    head are drawn from the seed."""
     with torch.random.fork_rng(devices=[]):
-        network = _loaded(parts, weights)
+        network = unset(parts) if state else with_drawn(parts)
+        if state and not _replaces(state, parts, network):
+            del network  # before another one takes its memory
+            network = with_drawn(parts)
+        fill(network.module, state)
         torch.manual_seed(derive("head", parts.seed))
         parts.finish(network)
     return network.module
-
-
-def _loaded(parts: Parts, weights: Weights) -> Network:
-    """The architecture with its weights; what they leave out is drawn from the seed."""
-    if weights.state is not None:
-        network = unset(parts)
-        found = check(parts, network, weights)
-        if _replaces(found, parts, network):
-            fill(network.module, found.state)
-            return network
-        del network, found
-    network = with_drawn(parts)
-    fill(network.module, check(parts, network, weights).state)
-    return network
 
 
 def with_drawn(parts: Parts) -> Network:
@@ -194,11 +186,16 @@ def unset(parts: Parts) -> Network:
         return parts.bare()
 
 
-def _replaces(found: Match, parts: Parts, network: Network) -> bool:
+def from_weights(parts: Parts, weights: Weights) -> nn.Module:
+    """The network with ``weights`` that no plan has matched to it yet."""
+    return assemble(parts, check(parts, weights).state)
+
+
+def _replaces(state: Mapping[str, torch.Tensor], parts: Parts, network: Network) -> bool:
     """Whether every parameter gets a value, or is of a head that will be swapped."""
     swapped = () if parts.whole else tuple(f"{path}." for path in network.heads)
     names = (name for name, _ in network.module.named_parameters(remove_duplicate=False))
-    return all(name in found.state or name.startswith(swapped) for name in names)
+    return all(name in state or name.startswith(swapped) for name in names)
 
 
 def fill(net: nn.Module, state: Mapping[str, torch.Tensor]) -> None:

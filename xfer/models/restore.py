@@ -14,7 +14,7 @@ from xfer.core.errors import ConfigError, WeightsError, XferError
 from xfer.core.run_folder import best_checkpoint
 from xfer.core.types import Card, Plain
 from xfer.models import adapters
-from xfer.models.network import Parts, assemble, empty, fill
+from xfer.models.network import Parts, empty, fill, from_weights
 from xfer.weights.content import Weights
 from xfer.weights.formats.checkpoint_format import Snapshot, read_best
 from xfer.weights.formats.detect import kind_of
@@ -25,13 +25,14 @@ def restore(
 ) -> nn.Module:
     """The network of a checkpoint, adapters merged. ``weights`` is asked for only when the
     checkpoint comes from an interrupted run and holds what trained alone."""
-    net = empty(parts) if snapshot.frozen is None else assemble(parts, weights())
+    whole = snapshot.frozen is None
+    net = empty(parts) if whole else from_weights(parts, weights())
     missing = [n for n in net.state_dict() if n not in snapshot.state]
-    if snapshot.frozen is None and missing:
+    if whole and missing:
         raise WeightsError(
             path, f"lacks {len(missing)} tensors ({', '.join(missing[:3])})", "train again", 7
         )
-    if snapshot.frozen is not None:
+    if not whole:
         left = ((n, t) for n, t in net.state_dict().items() if n in set(missing))
         if fingerprint(left) != snapshot.frozen:
             raise WeightsError(

@@ -6,8 +6,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from xfer.core.errors import CombinationError, ConfigError, DataError, WeightsError, closest
-from xfer.models.head import Keep, Remap
-from xfer.models.head.class_match import Naming, adopt, rows
+from xfer.models.head import Keep, Remap, class_match
+from xfer.models.head.class_match import Naming, adopt
 
 if TYPE_CHECKING:
     from xfer.config.specs import Specs
@@ -26,19 +26,19 @@ def joined(
     """
     from xfer.models.network import Parts
 
-    own, head = weights.classes, specs.head
-    known = len(own) if own else None
+    names, head = weights.classes, specs.head
+    known = len(names) if names else None
     if isinstance(head, Keep):
         dataset = _kept(head, dataset, weights)
         made = specs.make("head", weights.head) if weights.head else head
-        classes = _given(own or (dataset.classes if dataset else None))
+        classes = _given(names or (dataset.classes if dataset else None))
         parts = Parts(specs.backbone, made, len(classes), kept=True, source_classes=known)
     else:
-        classes = _given(dataset.classes if dataset else own)
+        classes = _given(dataset.classes if dataset else names)
         parts = Parts(specs.backbone, head, len(classes))
     if isinstance(head, Remap):
-        found = _remapped(head, classes, weights, ready=specs.answers)
-        parts = replace(parts, rows=found, source_classes=known)
+        rows = _remapped(head, classes, weights, ready=specs.answers)
+        parts = replace(parts, rows=rows, source_classes=known)
     return dataset, classes, replace(parts, seed=specs.seed, compat=weights.compat)
 
 
@@ -62,8 +62,10 @@ def _kept(head: Keep, dataset: Dataset | None, weights: Weights) -> Dataset | No
             "give source.classes=FILE or [NAMES]",
             28,
         )
-    told = "the source's class names are not known: the data's order is taken for its own"
-    return replace(dataset, remarks=(*dataset.remarks, told))
+    remark = (
+        "the source's class names are not known: its classes are taken to be in the data's order"
+    )
+    return replace(dataset, remarks=(*dataset.remarks, remark))
 
 
 def _remapped(
@@ -77,8 +79,9 @@ def _remapped(
             "give source.classes=FILE, [NAMES] or imagenet",
             29,
         )
-    found = rows(classes, Naming(weights.classes, weights.synonyms), head.several())
-    new = [name for name, members in zip(classes, found, strict=True) if not members]
+    naming = Naming(weights.classes, weights.synonyms)
+    rows = class_match.rows(classes, naming, head.several())
+    new = [name for name, members in zip(classes, rows, strict=True) if not members]
     if new and ready:
         raise CombinationError(
             "head",
@@ -86,7 +89,7 @@ def _remapped(
             "give head.aliases, or add fit to stages",
             2,
         )
-    return found
+    return rows
 
 
 def class_mismatch(

@@ -13,7 +13,7 @@ from xfer.evaluation.metrics import metric_of
 
 
 @dataclass(frozen=True)
-class Checkpoint:
+class CheckpointPolicy:
     """``path`` evaluates an earlier checkpoint instead of training; ``resume`` goes on with a
     run: ``auto`` with the newest one of this experiment, else a run folder.
 

@@ -58,7 +58,7 @@ def fit(plan: Plan, folder: Path) -> Fitted:
     more than a mean; DataError for features that are no numbers.
     """
     began = time.perf_counter()
-    net = assemble(plan.parts, plan.weights)
+    net = assemble(plan.parts, plan.state)
     frozen = at_rest(plan, net)
     kept = features_of(plan, frozen)
     features, features_s = kept.facts({"cached": False, "hit": None}), time.perf_counter() - began

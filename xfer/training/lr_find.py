@@ -56,7 +56,7 @@ def lr_find(plan: Plan) -> Plain:
     from tqdm import tqdm
 
     device = device_of(plan.specs.trainer.accelerator)
-    net = assemble(plan.parts, plan.weights)
+    net = assemble(plan.parts, plan.state)
     module = Classifier(net, plan, standard=prepare_head(plan, net)).to(device)
     loader = _loader(plan, device)
     climbs, steps = _ON_FEATURES if _on_features(module, loader) else _ON_IMAGES

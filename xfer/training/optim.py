@@ -73,7 +73,7 @@ class Options:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Auto(Options):
+class AutoOptim(Options):
     """A linear head behind a frozen backbone is solved exactly, anything else trained by AdamW;
     the plan says which, and why. A ``lr`` of one's own asks for AdamW."""
 
@@ -135,7 +135,7 @@ class AdamW(Options):
 
 
 @dataclass(frozen=True)
-class Torch(Options):
+class TorchOptim(Options):
     """Any class of torch.optim by its name; ``args`` are its further arguments."""
 
     name: str
@@ -163,7 +163,7 @@ class Torch(Options):
 
 
 @dataclass(frozen=True)
-class Timm(Options):
+class TimmOptim(Options):
     """Any optimizer of timm by its name (``lamb``, ``adan``, ``lion``...)."""
 
     name: str

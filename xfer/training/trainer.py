@@ -12,7 +12,7 @@ Epochs = Annotated[int, Gt(0)]
 
 
 @dataclass(frozen=True)
-class Trainer:
+class TrainerOptions:
     """``max_epochs``, ``precision`` and ``ema_decay``: ``auto`` leaves them to the plan, see
     :mod:`xfer.plan.auto`.
     ``devices``: how many of ``accelerator``'s. ``accumulate``: batches an optimizer step.
