@@ -59,19 +59,21 @@ def decide(
     undecided = isinstance(specs.optim, Undecided)
     if specs.optim.solves:
         raise_all([_refusal(*obstacle) for obstacle in obstacles])
-    elif obstacles or not undecided:
-        key, why, _ = obstacles[0] if undecided else ("", "", "")
-        adamw = [Decision("optim", "adamw", f"{key} {why}")] if undecided else []
-        return [*adamw, *_steps(specs, layout, phases, images, pretrained)]
-    found = []
+    elif not undecided:
+        return _steps(specs, layout, phases, images, pretrained)
+    elif obstacles:
+        key, why, _ = obstacles[0]
+        steps = _steps(specs, layout, phases, images, pretrained)
+        return [Decision("optim", "adamw", f"{key} {why}"), *steps]
+    decisions = []
     if undecided:
         why = "a linear head behind frozen layers is a convex problem: solved, no rate needed"
-        found.append(Decision("optim", "exact", why))
-    found += _precision(specs, once=True)
+        decisions.append(Decision("optim", "exact", why))
+    decisions += _precision(specs, once=True)
     if isinstance(specs.augment, Undecided):
         why = "one view an image, as it is evaluated; augment=standard solves on random views"
-        found.append(Decision("augment", "none", why))
-    return found
+        decisions.append(Decision("augment", "none", why))
+    return decisions
 
 
 def apply(specs: Specs, decisions: Iterable[Decision]) -> Specs:
@@ -99,28 +101,28 @@ def _steps(
 ) -> list[Decision]:
     """Rate, epochs, schedule and precision of training step by step."""
     trains_more = any(not (row.head or row.frozen) for phase in phases for row in phase.rows)
-    found = _head_start(specs, layout, pretrained and trains_more)
-    starts = [decision.value for decision in found] or [specs.trainer.head_start]
+    decisions = _head_start(specs, layout, pretrained and trains_more)
+    starts = [decision.value for decision in decisions] or [specs.trainer.head_start]
     solved = starts == ["solved"]
     epochs = specs.trainer.max_epochs
     if specs.optim.lr == "auto":
-        found.append(Decision("optim.lr", *_rate(specs, phases, pretrained)))
+        decisions.append(Decision("optim.lr", *_rate(specs, phases, pretrained)))
     if epochs == "auto":
         part = "solved" if solved else "backbone" if trains_more else "head"
         epochs, why = _epochs(part, phases, images)
-        found.append(Decision("trainer.max_epochs", epochs, why))
+        decisions.append(Decision("trainer.max_epochs", epochs, why))
     if isinstance(specs.schedule, Undecided):
         why = "a tenth of the run to rise, then half a cosine to 0"
-        found.append(Decision("schedule", "cosine", why))
+        decisions.append(Decision("schedule", "cosine", why))
     if isinstance(specs.augment, Undecided):
         kind = "light" if solved else "standard"
-        found.append(Decision("augment", kind, "random crops and flips while training"))
+        decisions.append(Decision("augment", kind, "random crops and flips while training"))
     if specs.data and specs.data.decoded_gb == "auto":
-        found.append(Decision("data.decoded_gb", *decoded_limit("auto")))
+        decisions.append(Decision("data.decoded_gb", *decoded_limit("auto")))
     if specs.trainer.ema_decay == "auto":
-        found.append(_average(specs, epochs, images, solved))
+        decisions.append(_average(specs, epochs, images, solved))
     once = not trains_more and specs.features.use != "never"
-    return [*found, *_precision(specs, once)]
+    return [*decisions, *_precision(specs, once)]
 
 
 def _epochs(part: str, phases: Sequence[Phase], images: int) -> tuple[int, str]:
@@ -166,45 +168,29 @@ def _average(specs: Specs, epochs: int, images: int, good: bool) -> Decision:
 
 def _obstacles(specs: Specs, layout: Layout, phases: Sequence[Phase]) -> list[tuple[str, str, str]]:
     """Key, why and remedy of everything that keeps the head from being solved exactly."""
-    head, rows = specs.head, [row for phase in phases for row in phase.rows]
-    classifiers, features = len(layout.heads), specs.features
-    views = getattr(features, "views", None)
-    return [
-        (key, why, fix)
-        for wrong, key, why, fix in (
-            (
-                not isinstance(head, Linear | Pooled),
-                *("head", "is not linear, or draws random numbers", "head=linear"),
-            ),
-            (classifiers != 1, "backbone", f"has {classifiers} classifiers", "optim=adamw"),
-            (len(phases) > 1, "freeze", f"has {len(phases)} phases", "freeze=head_only"),
-            (bool(layout.adapters), "freeze", "trains adapters", "freeze=head_only"),
-            (
-                any(not (row.head or row.frozen) for row in rows),
-                *("freeze", "trains more than the head", "freeze=head_only"),
-            ),
-            (
-                any(row.head and row.lr != 1 for row in rows),
-                *("freeze", "gives the head a rate of its own", "freeze=head_only"),
-            ),
-            (
-                specs.freeze.batch_norm != "eval",
-                *("freeze.batch_norm", "moves statistics", "freeze.batch_norm=eval"),
-            ),
-            (
-                not getattr(specs.loss, "solvable", False),
-                *("loss", "is not cross-entropy", "loss=cross_entropy"),
-            ),
-            (features.use == "never", "features", "are not cached", "features=auto"),
-            (
-                views == "max" and specs.augment.random,
-                *("features.views", "asks for a view an epoch", "features.views=4"),
-            ),
-            (specs.augment.mix(2) is not None, "augment", "mixes images", "augment=standard"),
-            *_needs_steps(specs),
-        )
-        if wrong
-    ]
+    rows, classifiers = [row for phase in phases for row in phase.rows], len(layout.heads)
+    linear, features = isinstance(specs.head, Linear | Pooled), specs.features
+    trains_more = any(not (row.head or row.frozen) for row in rows)
+    rated = any(row.head and row.lr != 1 for row in rows)
+    moves, cached = specs.freeze.batch_norm != "eval", features.use != "never"
+    cross_entropy = getattr(specs.loss, "solvable", False)
+    endless = getattr(features, "views", None) == "max" and specs.augment.random
+    mixes = specs.augment.mix(2) is not None
+    reasons = (
+        (not linear, "head", "is not linear, or draws random numbers", "head=linear"),
+        (classifiers != 1, "backbone", f"has {classifiers} classifiers", "optim=adamw"),
+        (len(phases) > 1, "freeze", f"has {len(phases)} phases", "freeze=head_only"),
+        (bool(layout.adapters), "freeze", "trains adapters", "freeze=head_only"),
+        (trains_more, "freeze", "trains more than the head", "freeze=head_only"),
+        (rated, "freeze", "gives the head a rate of its own", "freeze=head_only"),
+        (moves, "freeze.batch_norm", "moves statistics", "freeze.batch_norm=eval"),
+        (not cross_entropy, "loss", "is not cross-entropy", "loss=cross_entropy"),
+        (not cached, "features", "are not cached", "features=auto"),
+        (endless, "features.views", "asks for a view an epoch", "features.views=4"),
+        (mixes, "augment", "mixes images", "augment=standard"),
+        *_needs_steps(specs),
+    )
+    return [(key, why, fix) for wrong, key, why, fix in reasons if wrong]
 
 
 def _needs_steps(specs: Specs) -> list[tuple[bool, str, str, str]]:
@@ -212,7 +198,7 @@ def _needs_steps(specs: Specs) -> list[tuple[bool, str, str, str]]:
     optim, by_step = specs.optim, "asks for training step by step"
     timed = not isinstance(specs.schedule, Undecided)
     epochs = specs.trainer.max_epochs != "auto"
-    found = [
+    asked = [
         ("lr_find" in specs.stages, "stages", "look for a rate", "stages without lr_find"),
         (optim.lr != "auto", "optim.lr", "asks for steps at that rate", "optim.lr=auto"),
         (epochs, "trainer.max_epochs", "asks for epochs", "trainer.max_epochs=auto"),
@@ -222,14 +208,14 @@ def _needs_steps(specs: Specs) -> list[tuple[bool, str, str, str]]:
         # Of the two the one decays by default, where it comes to be AdamW.
         usual = _default(optim, "weight_decay")
         fix = f"optim.weight_decay={usual:g}"
-        found.append((optim.weight_decay != usual, "optim.weight_decay", "is of steps", fix))
+        asked.append((optim.weight_decay != usual, "optim.weight_decay", "is of steps", fix))
     for group, keys in (("trainer", _OF_STEPS), ("checkpoint", _OF_EPOCHS)):
         spec = getattr(specs, group)
         for key in keys:
             usual, name = _default(spec, key), f"{group}.{key}"
             given = getattr(spec, key) not in (usual, 0)
-            found.append((given, name, by_step, f"{name}={str(usual).lower()}"))
-    return found
+            asked.append((given, name, by_step, f"{name}={str(usual).lower()}"))
+    return asked
 
 
 def _default(spec: Any, key: str) -> Any:

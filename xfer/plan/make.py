@@ -153,19 +153,19 @@ def _what_trains(
 ) -> _Training:
     """What trains when, with its adapters, and every automatic choice. ``network`` is that after
     the head swap."""
-    found = layout(network.module, network.heads)
-    if added := specs.freeze.adapters(found):
+    design = layout(network.module, network.heads)
+    if added := specs.freeze.adapters(design):
         adapters.put(network.module, added)
-        found = found.adapted(added["weights"], [*dict(network.module.named_parameters())])
+        design = design.adapted(added["weights"], [*dict(network.module.named_parameters())])
         parts = replace(parts, adapters=added)
     images = len(dataset.splits["train"])
-    decisions = auto.decide(specs, found, images, pretrained, not_exact)
+    decisions = auto.decide(specs, design, images, pretrained, not_exact)
     specs = auto.apply(specs, decisions)
-    phases = specs.freeze.phases(found, specs.trainer.epochs)
+    phases = specs.freeze.phases(design, specs.trainer.epochs)
     if specs.trainer.head_start == "solved":
         phases = specs.freeze.after_solved(phases)
     features = _expected_features(specs, dataset, phases, network)
-    return _Training(specs, parts, network, found, phases, tuple(decisions), features)
+    return _Training(specs, parts, network, design, phases, tuple(decisions), features)
 
 
 def _load_report(

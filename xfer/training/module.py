@@ -198,12 +198,9 @@ class Classifier(pl.LightningModule):
 
     def _diverged(self, what: str, where: str, number: int) -> DivergedError:
         rate = max(group["lr"] for group in self.optimizers().param_groups)  # type: ignore[union-attr]
-        return DivergedError(
-            "optim.lr",
-            f"{what} is NaN or Inf in {where}, at learning rate {rate:g}",
-            "lower optim.lr, or set trainer.clip_norm=1",
-            number,
-        )
+        text = f"{what} is NaN or Inf in {where}, at learning rate {rate:g}"
+        fix = "lower optim.lr, or set trainer.clip_norm=1"
+        return DivergedError("optim.lr", text, fix, number)
 
     def best_state(self) -> StateDict:
         """The net's moving tensors for raw input of the head, averaged where an average is

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 def out_of_memory(work: Callable[[], object]) -> bool:
-    """Whether ``work`` ran out of memory. Raises Stopped where a signal is behind its failure."""
+    """Whether ``work`` ran out of memory. Raises Stopped where a signal caused its failure."""
     from xfer.core.memory import ran_out
 
     try:

@@ -132,12 +132,9 @@ class Phases:
         if module.team.leads:
             write_json(self.proof, self._proof())
         if not verdict["proved"]:
-            raise XferError(
-                "freeze",
-                f"a frozen tensor moved during training ({', '.join(verdict['moved'][:3])})",
-                "report this bug; freeze_proof.json has the hashes",
-                1,
-            )
+            what = f"a frozen tensor moved during training ({', '.join(verdict['moved'][:3])})"
+            fix = "report this bug; freeze_proof.json has the hashes"
+            raise XferError("freeze", what, fix, 1)
         if self._entered is not None:  # else the last epoch was an earlier process's
             self._audit(module, self._entered)
 
@@ -147,12 +144,8 @@ class Phases:
         ranks = module.team.gathered(hashes)
         apart = [name for name in hashes if len({rank[name] for rank in ranks}) > 1]
         if apart:
-            raise XferError(
-                "trainer.devices",
-                f"the ranks have come to different weights ({', '.join(apart[:3])})",
-                "report this bug",
-                12,
-            )
+            what = f"the ranks have come to different weights ({', '.join(apart[:3])})"
+            raise XferError("trainer.devices", what, "report this bug", 12)
 
     def _proof(self) -> Plain:
         """The verdict over the whole fit on what no phase trains, and over each phase."""
