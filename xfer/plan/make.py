@@ -106,7 +106,7 @@ def _from_specs(specs: Specs, dataset: Dataset | None, weights: Weights, not_exa
         pretrained = weights.state is not None
         training = _what_trains(specs, parts, after, dataset, pretrained, not_exact)
     else:
-        training = _Training(specs, parts)
+        training = _Training(specs, parts, None, NO_LAYOUT, (), (), {})
     load, momenta = _load_report(parts, classes, weights, match, before.heads)
     card = Card(
         # With what the builder added by itself, so that the card alone rebuilds the network.
@@ -136,11 +136,11 @@ class _Training(NamedTuple):
 
     specs: Specs
     parts: Parts
-    network: Network | None = None
-    layout: Layout = NO_LAYOUT
-    phases: tuple[Phase, ...] = ()
-    decisions: tuple[auto.Decision, ...] = ()
-    features: Plain = {}  # noqa: RUF012
+    network: Network | None
+    layout: Layout
+    phases: tuple[Phase, ...]
+    decisions: tuple[auto.Decision, ...]
+    features: Plain
 
 
 def _what_trains(
