@@ -93,7 +93,7 @@ WRONG = {
     "rows of text": (changed("last.ckpt", lambda c: history(c).update(rows=["a"])), "rows.0"),
     "a copy outside": (
         changed("last.ckpt", lambda c: history(c).update(copies=["../../x"])),
-        "no name of a file",
+        "not a valid file name",
     ),
 }
 
