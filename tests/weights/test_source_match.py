@@ -315,7 +315,7 @@ def test_the_right_architecture_under_other_names_is_proposed_and_taken(assets: 
         if not name.startswith("classifier"):
             assert torch.equal(result.state[name], tensor), name
     whole = check(
-        replace(parts, kept=True), backbone.build(), File(path, match="order").load(backbone)
+        replace(parts, kept=True), File(path, match="order").load(backbone), backbone.build()
     )
     assert "classifier.weight" in whole.state
 
