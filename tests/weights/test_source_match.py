@@ -372,7 +372,7 @@ def test_another_depth_of_the_same_network_is_named(of: str, into: str) -> None:
     name = told.value.fix.rpartition("backbone.name=")[2]
     assert name == of and "allow_missing" not in told.value.fix
     right = Timm(name)
-    assert check(Parts(right, Linear(), 2), right.build(), through(Rules(), state)).coverage == 1
+    assert check(Parts(right, Linear(), 2), through(Rules(), state)).coverage == 1
 
 
 def test_a_shallower_or_deeper_file_is_not_called_incomplete_where_no_model_is_known() -> None:
@@ -387,7 +387,7 @@ def test_a_shallower_or_deeper_file_is_not_called_incomplete_where_no_model_is_k
         f"{i}.{n}": torch.ones(s) for i in (0, 1) for n, s in (("weight", (2, 2)), ("bias", 2))
     }
     with pytest.raises(WeightsError, match=r"shallower network, without 2") as told:
-        check(Parts(net, Linear(), 2), net.build(), through(Rules(), backbone))
+        check(Parts(net, Linear(), 2), through(Rules(), backbone))
     assert "allow_missing" not in told.value.fix
 
 
