@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import distributed
@@ -50,7 +50,7 @@ def led(plan: Plan, folder: Path, resume: Path | None) -> Iterator[Team]:
         with _joined(store, 0, trainer) as team:
             # The weights follow tensor by tensor.
             light = replace(plan, asked=None, specs=None, parts=None, state={}, network=None)  # type: ignore[arg-type]
-            team.told((light, resume))
+            team.told((light, plan.asked.config, resume))
             yield team
         others.wait()
     except RuntimeError as error:
@@ -74,10 +74,11 @@ def followed(specs: Specs, folder: Path, number: int) -> Iterator[tuple[Team, Pl
     store = TCPStore(_HERE, port, ranks, False)
     store.set(f"rank{number}", "here")
     with _joined(store, number, specs.trainer) as team:
-        sent, resume = team.told((_NO_PLAN, None))
+        sent, config, resume = team.told((_NO_PLAN, dict[str, Any](), None))
         parts, _ = pieces(sent.card, specs.make)
         network, decided = blueprint(parts)[1], auto.apply(specs, sent.decisions)
-        plan = replace(sent, asked=specs, specs=decided, parts=parts, network=network)
+        asked = replace(specs, config=config)  # by which the files of the run are known
+        plan = replace(sent, asked=asked, specs=decided, parts=parts, network=network)
         yield team, plan, resume
 
 
