@@ -75,7 +75,7 @@ def replaced(*changes):
 def written(spent):
     """Checkpoints as they are, their seconds counted."""
     with replaced(
-        (History, "_save_resume", spent.around(History._save_resume)),
+        (History, "save_resume", spent.around(History.save_resume)),
         (progress, "write_snapshot", spent.around(progress.write_snapshot)),
     ):
         yield
@@ -97,7 +97,7 @@ def held():
             original(path, snapshot)
 
     with replaced(
-        (History, "_save_resume", lambda self, trainer, name: None),
+        (History, "save_resume", lambda self, trainer, name="last": None),
         (History, "close", write_once),
         (progress, "write_snapshot", hold),
     ):

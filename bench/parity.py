@@ -39,7 +39,7 @@ from xfer.export import (
 )
 from xfer.models.backbone import Timm, Torchvision
 from xfer.models.head import Keep, Linear
-from xfer.models.network import Parts, assemble
+from xfer.models.network import Parts, from_weights
 from xfer.weights.source.local import File
 from xfer.weights.source.mindspore import MindSpore
 
@@ -89,7 +89,7 @@ def network(name):
     spec = backbone.build().input
     if name == "squeezenet1_0":
         file = ASSETS / "weights" / "squeezenet1_0_imagenet.safetensors"
-        net = assemble(Parts(backbone, Keep(), 1000), File(str(file)).load(backbone))
+        net = from_weights(Parts(backbone, Keep(), 1000), File(str(file)).load(backbone))
         return net.eval(), Keep(), tuple(map(str, range(1000))), spec
     net = make(backbone)
     settle(net, torch.from_numpy(ready(photographs("train", 32), spec)))
@@ -234,7 +234,7 @@ def circle(python, kind, file, backbone):
     folder = ASSETS / "mindspore"
     images, want = np.load(folder / f"{kind}_x.npy"), np.load(folder / f"{kind}_logits.npy")
     weights = MindSpore(str(folder / file)).load(backbone)
-    net = assemble(Parts(backbone, Keep(), 5, compat=weights.compat), weights).eval()
+    net = from_weights(Parts(backbone, Keep(), 5, compat=weights.compat), weights).eval()
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "model.mindir"
         spec = backbone.build().input

@@ -206,12 +206,12 @@ def watched(clock):
         (torch.Tensor, "backward", "backward"),
         (torch.optim.SGD, "step", "optimizer"),
         (module, "norm", "look for NaN"),
-        (nan_guard.Watch, "note", "look for NaN"),
-        (nan_guard.Watch, "check", "look for NaN"),
-        (classifier, "check_numbers", "look for NaN"),
+        (nan_guard.NanGuard, "note", "look for NaN"),
+        (nan_guard.NanGuard, "check", "look for NaN"),
+        (classifier, "check_weights", "look for NaN"),
         (classifier, "seed_step", "seed a step"),
         (classifier, "validation_step", "validation forward"),
-        (classifier, "on_validation_epoch_end", "metrics"),
+        (classifier, "score", "metrics"),
         (progress, "write_snapshot", "checkpoints"),
         (pytorch_lightning.Trainer, "save_checkpoint", "checkpoints"),
     ):
@@ -220,13 +220,13 @@ def watched(clock):
 
 def split(options):
     """Processor seconds of the parts of an epoch: of each the median."""
-    from xfer.training.callbacks.progress import History
+    from xfer.training.callbacks.timeline import Timeline
 
     torch.set_num_threads(1)
     options.workers = 0
     clock, epochs = Clock(), []
     watched(clock)
-    end = History.on_train_epoch_end
+    end = Timeline.on_train_epoch_end
 
     def ended(*given):
         end(*given)
@@ -234,7 +234,7 @@ def split(options):
         epochs.append(clock.spent)
         clock.spent = {}
 
-    History.on_train_epoch_end = ended
+    Timeline.on_train_epoch_end = ended
     fit(options, "freeze=none", "features=never")
     parts = {part for epoch in epochs[1:] for part in epoch}
     return {part: statistics.median(e.get(part, 0) for e in epochs[1:]) for part in parts}

@@ -37,7 +37,7 @@ OF_TORCH = {
     "models.network", "models.restore", "models.skip_init",
 } | {
     f"training.{name}" for name in (
-        "callbacks.freeze_phase", "callbacks.progress", "callbacks.prune", "callbacks.resume_file",
+        "callbacks.timeline",
         "distributed.group", "distributed.rendezvous", "distributed.strategy", "ema", "exact",
         "features.cut", "features.extract", "features.feature_loader", "features.feed",
         "features.find_cut", "features.prove_cut", "features.shape_tensor", "fit",
@@ -162,9 +162,8 @@ def test_modules_of_torch_are_not_listed_in_vain() -> None:
 
 # What trains with Lightning; everything else must do without it, as an exact fit does.
 LIGHTNING = {
-    *("training.callbacks.freeze_phase", "training.callbacks.progress"),
-    *("training.callbacks.prune", "training.callbacks.resume_file"),
-    *("training.distributed.strategy", "training.lightning", "training.module"),
+    *("training.callbacks.timeline", "training.distributed.strategy"),
+    *("training.lightning", "training.module"),
 }
 
 

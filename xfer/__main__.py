@@ -154,7 +154,7 @@ def _without_allow(arguments: list[str]) -> list[str]:
 def _config_dirs(arguments: list[str]) -> list[str]:
     """The folders of the user's own options. Raises ConfigError for one that is not there."""
     folders = []
-    for item, following in zip(arguments, [*arguments[1:], ""], strict=True):
+    for item, following in zip(arguments, [*arguments[1:], ""], strict=False):
         if item.startswith("--config-dir="):
             folders.append(item.partition("=")[2])
         elif item in ("--config-dir", "-cd"):

@@ -19,7 +19,7 @@ from xfer.core.types import Plain, Predictions, Samples
 from xfer.export import refuse_early
 from xfer.plan.make import make_plan
 from xfer.plan.preflight import check_folder, check_space
-from xfer.plan.resume import Earlier, check_same, choose, fingerprint, resume_file
+from xfer.plan.resume import Earlier, check_same, choose, resume_file
 from xfer.plan.run_dir import make_folder, refuse_taken, write_plan
 from xfer.plan.table import table
 from xfer.report.inputs import Work
@@ -29,7 +29,6 @@ from xfer.training.fit_health import saturation, terms, warn, warnings_of
 if TYPE_CHECKING:
     from torch import nn
 
-    from xfer.plan.plan import Plan
     from xfer.training.fit_result import FitResult
 
 _NEED_NET = {"evaluate", "predict", "export", "benchmark"}
@@ -89,7 +88,7 @@ def _run(specs: Specs) -> Result:
         if earlier is None:
             refuse_taken(specs)
             check_folder(Path(specs.run_dir or "outputs").expanduser())
-        plan = _planned(specs)
+        plan = make_plan(specs)
         if "export" in specs.stages:
             refuse_early(specs.export.writers, plan.card)
         if earlier:
@@ -99,19 +98,12 @@ def _run(specs: Specs) -> Result:
         with recorded(folder, resumes=earlier is not None):
             check_space(plan, folder)
             write_plan(plan, folder)
-            work = Work(specs, plan, folder, time.perf_counter() - began, began)
+            work = Work(plan, folder, time.perf_counter() - began, began)
             result = _stages(work, earlier) if specs.stages else None
         log.info(f"everything is in {printable(folder)}")
         return Result(folder, plan.facts, result)
     finally:
         close_log()
-
-
-def _planned(specs: Specs, not_exact: str = "") -> Plan:
-    """The plan with what identifies the run; ``not_exact`` says why its head cannot be solved."""
-    plan = make_plan(specs, not_exact)
-    plan.facts.update(fingerprint=fingerprint(specs.config), config=specs.config)
-    return plan
 
 
 def _leaderboard(specs: Specs, sweep: str) -> Result:
@@ -180,15 +172,18 @@ def _fit(work: Work, resume: Path | None) -> FitResult:
         try:
             return exact.fit(work.plan, work.folder)
         except exact.NotExact as error:
-            if work.specs.optim.solves:
+            if work.plan.asked.optim.solves:
                 raise ConfigError("optim", f"exact: {error}", "type optim=adamw", 63) from error
             log.warning(f"the head is trained step by step: {error}")
-            work.plan = _planned(work.specs, str(error))
+            work.plan = make_plan(work.plan.asked, str(error))
             write_plan(work.plan, work.folder)
     from xfer.sweep.pruning import pruner
     from xfer.training.fit import fit
+    from xfer.training.oom import recall
 
-    return fit(work.plan, work.folder, resume, pruner(work.folder))
+    fitted = fit(work.plan, work.folder, resume, pruner(work.folder))
+    work.plan = recall(work.plan, work.folder)  # in the batches that memory sufficed for
+    return fitted
 
 
 def _find_rate(work: Work) -> None:
@@ -223,7 +218,7 @@ def _network(work: Work) -> nn.Module:
         if not work.fitted:
             log.info(f"the network is {printable(path)}, sha256 {file_sha256(path)[:12]}")
         return open_checkpoint(path, plan.specs.make)[0]
-    return merge(assemble(plan.parts, plan.weights)).eval()
+    return merge(assemble(plan.parts, plan.state)).eval()
 
 
 def _evaluate(work: Work, net: nn.Module) -> None:
@@ -268,9 +263,8 @@ def _answers(
     from xfer.core.device import device_name, device_of
     from xfer.evaluation.evaluate import answers
     from xfer.evaluation.predict import predictions
-    from xfer.training.oom import recall
 
-    specs, card = recall(work.plan, work.folder).specs, work.plan.card
+    specs, card = work.plan.specs, work.plan.card
     device = device_of(specs.trainer.accelerator)
     work.device = work.device if work.fitted else device_name(device)
     loading = (specs.data.eval_batch_size, specs.data.workers) if specs.data else (64, 0)

@@ -14,7 +14,7 @@ from xfer.core.errors import ResumeError, WeightsError
 from xfer.core.torch_file import load_tensors, save_tensors
 from xfer.core.types import Card, InputSpec
 from xfer.plan.resume import resume_file
-from xfer.training.callbacks.resume_file import AtomicIO
+from xfer.training.lightning import AtomicIO
 from xfer.weights.formats.checkpoint_format import Snapshot, read_snapshot, write_snapshot
 
 CARD = Card(
@@ -106,7 +106,7 @@ def test_a_damaged_last_file_gives_way_to_the_one_before_and_that_is_said(tmp_pa
     finally:
         close_log()
     assert load_tensors(last)["value"] == 1
-    assert "going on from the file before it" in capsys.readouterr().out
+    assert "is resumed from the file before it" in capsys.readouterr().out
 
 
 def test_two_damaged_files_are_refused_with_the_way_out(tmp_path):

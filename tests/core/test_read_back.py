@@ -28,7 +28,7 @@ from xfer.sweep.ledger import Ledger
 from xfer.sweep.objective import Objective, values
 from xfer.sweep.space import Job
 from xfer.training.features.extract import _stored
-from xfer.training.oom import told
+from xfer.training.oom import batch_sizes
 from xfer.weights.formats.checkpoint_format import read_snapshot
 from xfer.weights.source.match_rules import _listed
 
@@ -128,7 +128,7 @@ def test_no_other_file_is_waited_for(tmp_path: Path) -> None:
         lambda: _listed(odd),
         lambda: Manifest(str(odd)).dataset(True),
         lambda: load_tensors(odd),
-        lambda: told(pipe(tmp_path / "memory.json").parent),
+        lambda: batch_sizes(pipe(tmp_path / "memory.json").parent),
         lambda: read(pipe(tmp_path / "s" / "sweep.json").parent),
     ):
         with pytest.raises(XferError) as error:
@@ -296,7 +296,7 @@ def test_class_names_a_line_each_are_still_read(tmp_path: Path) -> None:
 def test_memory_that_no_run_writes_is_exit_5(tmp_path: Path, text: str) -> None:
     (tmp_path / "memory.json").write_text(text)
     with pytest.raises(ResumeError, match="E527"):
-        told(tmp_path)
+        batch_sizes(tmp_path)
 
 
 def test_help_waits_for_no_option_that_is_a_pipe(tmp_path: Path) -> None:

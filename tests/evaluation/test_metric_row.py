@@ -14,7 +14,7 @@ from xfer.core.errors import ConfigError, SweepError
 from xfer.evaluation import metrics
 from xfer.evaluation.metrics import Answers, Metric, names
 from xfer.sweep.objective import Objective, objectives
-from xfer.training.checkpoint import Checkpoint
+from xfer.training.checkpoint import CheckpointPolicy
 
 STAGES = ("fit", "evaluate")
 
@@ -59,8 +59,8 @@ def test_a_new_metric_is_in_every_file_of_a_run(
 
 def test_a_new_metric_is_monitored_and_looked_for_at_its_better_end(row: Metric) -> None:
     with pytest.raises(ConfigError, match="the best val_brier is its minimum"):
-        Checkpoint(monitor="val_brier")
-    monitor = (Checkpoint(monitor="val_brier", mode="min").monitor, "min")
+        CheckpointPolicy(monitor="val_brier")
+    monitor = (CheckpointPolicy(monitor="val_brier", mode="min").monitor, "min")
     (found,) = objectives({}, monitor, STAGES)
     assert (found.metric, found.direction, found.is_share) == ("val_brier", "minimize", False)
 

@@ -28,7 +28,7 @@ from xfer.export.mindir.parse import read
 from xfer.export.mindir.run import runner
 from xfer.models.backbone import Timm, Torchvision
 from xfer.models.head import Keep, Linear, Mlp
-from xfer.models.network import Parts, assemble
+from xfer.models.network import Parts, from_weights
 from xfer.weights.mindspore import mindir_tensors
 from xfer.weights.source.mindspore import MindSpore
 
@@ -314,7 +314,7 @@ def test_a_checkpoint_of_mindspore_becomes_a_mindir_that_answers_as_mindspore_di
     ]:
         images, want = np.load(folder / f"{kind}_x.npy"), np.load(folder / f"{kind}_logits.npy")
         weights = MindSpore(str(folder / file)).load(backbone)
-        net = assemble(Parts(backbone, Keep(), 5, compat=weights.compat), weights).eval()
+        net = from_weights(Parts(backbone, Keep(), 5, compat=weights.compat), weights).eval()
         got = runner(written(net, images, tmp_path))(images)
         assert np.abs(got - want).max() <= 2e-5 * max(1, np.abs(want).max())
 
@@ -390,6 +390,6 @@ def test_from_mindspore_to_mindspore(kind: str, assets: Path, tmp_path: Path) ->
     images, want = np.load(folder / f"{kind}_x.npy"), np.load(folder / f"{kind}_logits.npy")
     file = folder / ("zoo_v1.0.ckpt" if deep else "cv_v2.10.ckpt")
     weights = MindSpore(str(file)).load(backbone)
-    net = assemble(Parts(backbone, Keep(), 5, compat=weights.compat), weights).eval()
+    net = from_weights(Parts(backbone, Keep(), 5, compat=weights.compat), weights).eval()
     got = by_mindspore(written(net, images, tmp_path), images)["bN"]
     assert np.abs(got - want).max() <= 2e-5 * max(1, np.abs(want).max())

@@ -24,7 +24,7 @@ from xfer.export import Air, MindSporeCkpt, Onnx, export, refuse_early
 from xfer.export.mindspore_ckpt import back, chosen, names
 from xfer.models.backbone import Timm, Torchvision
 from xfer.models.head import Keep, Linear, Mlp
-from xfer.models.network import Parts, assemble
+from xfer.models.network import Parts, from_weights
 from xfer.weights.content import Content
 from xfer.weights.mindspore.translate import shipped, translate
 from xfer.weights.source.mindspore import MindSpore, read
@@ -182,7 +182,7 @@ def test_bytes_are_those_that_mindspore_wrote(kind: str, assets: Path, tmp_path:
     original = assets / "mindspore" / {"zoo": "zoo_v1.0.ckpt", "cv": "cv_v2.10.ckpt"}[kind]
     backbone = Timm("resnet50" if kind == "zoo" else "resnet18", {**TINY, **CHANNELS[kind]})
     weights = MindSpore(str(original)).load(backbone)
-    net = assemble(Parts(backbone, Keep(), 5, compat=weights.compat), weights).eval()
+    net = from_weights(Parts(backbone, Keep(), 5, compat=weights.compat), weights).eval()
     own = card(backbone, Keep(), str(weights.compat["dialect"]))
     path = written(net, tmp_path, own)
     theirs, ours = original.read_bytes(), path.read_bytes()

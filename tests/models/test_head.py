@@ -14,7 +14,7 @@ from xfer.core.types import InputSpec, Network
 from xfer.models.backbone import Timm, Torchvision
 from xfer.models.head import Dropout, Keep, Linear, Mlp, Pooled, swap
 from xfer.models.network import Parts
-from xfer.models.network import assemble as fresh
+from xfer.models.network import from_weights as fresh
 from xfer.weights.content import Weights
 
 NONE = Weights("none", None)

@@ -14,7 +14,7 @@ from xfer.core.types import Network
 from xfer.models.backbone.timm import Timm
 from xfer.models.backbone.torchvision import Torchvision
 from xfer.models.head import Dropout, Keep, Linear, Mlp, Pooled
-from xfer.models.network import Parts, assemble, blueprint, check, fill, shapes
+from xfer.models.network import Parts, assemble, blueprint, check, fill, from_weights, shapes
 from xfer.models.restore import open_checkpoint
 from xfer.models.skip_init import SkipInit
 from xfer.plan.make import make_plan
@@ -38,7 +38,7 @@ def rest(net):
 
 def test_the_blueprint_has_the_shapes_of_the_network(plan):
     _, after = blueprint(plan.parts)
-    assert shapes(after.module) == shapes(assemble(plan.parts, plan.weights))
+    assert shapes(after.module) == shapes(assemble(plan.parts, plan.state))
     assert {p.device.type for p in after.module.parameters()} == {"meta"}
 
 
@@ -62,7 +62,7 @@ def test_a_network_of_several_inputs_is_refused_before_anything_is_trained(plan,
 
 
 def test_an_interrupted_runs_checkpoint_is_completed_from_its_source(plan, tmp_path):
-    net = assemble(plan.parts, plan.weights)
+    net = assemble(plan.parts, plan.state)
     with torch.no_grad():
         net.fc.weight.add_(1)
     path = tmp_path / "best.ckpt"
@@ -73,7 +73,7 @@ def test_an_interrupted_runs_checkpoint_is_completed_from_its_source(plan, tmp_p
 
 
 def test_source_weights_that_changed_since_are_refused(plan, tmp_path):
-    net = assemble(plan.parts, plan.weights)
+    net = assemble(plan.parts, plan.state)
     path = tmp_path / "best.ckpt"
     save(path, plan, net, lambda n: n.startswith("fc."), "another fingerprint")
     with pytest.raises(WeightsError, match="source weights have changed"):
@@ -81,7 +81,7 @@ def test_source_weights_that_changed_since_are_refused(plan, tmp_path):
 
 
 def test_a_whole_checkpoint_with_a_hole_is_refused(plan, tmp_path):
-    net = assemble(plan.parts, plan.weights)
+    net = assemble(plan.parts, plan.state)
     path = tmp_path / "best.ckpt"
     save(path, plan, net, lambda n: n != "bn1.weight", None)
     with pytest.raises(WeightsError, match=r"lacks 1 tensors \(bn1.weight\)"):
@@ -89,7 +89,7 @@ def test_a_whole_checkpoint_with_a_hole_is_refused(plan, tmp_path):
 
 
 def test_a_tensor_of_another_shape_is_refused(plan):
-    net = assemble(plan.parts, plan.weights)
+    net = assemble(plan.parts, plan.state)
     with pytest.raises(WeightsError, match=r"fc\.bias"):
         fill(net, {"fc.bias": torch.zeros(7)})
 
@@ -97,16 +97,16 @@ def test_a_tensor_of_another_shape_is_refused(plan):
 def test_the_head_depends_on_the_seed_alone(plan):
     parts = dataclasses.replace(plan.parts, head=Mlp())
     torch.manual_seed(123)
-    one = assemble(parts, plan.weights).fc[0].weight
+    one = assemble(parts, plan.state).fc[0].weight
     torch.manual_seed(456)
-    same = assemble(parts, plan.weights).fc[0].weight
-    other = assemble(dataclasses.replace(parts, seed=1), plan.weights).fc[0].weight
+    same = assemble(parts, plan.state).fc[0].weight
+    other = assemble(dataclasses.replace(parts, seed=1), plan.state).fc[0].weight
     assert one.equal(same) and not one.equal(other)
 
 
 @pytest.mark.parametrize("head", [Linear(), Dropout(), Mlp(), Pooled()])
 def test_every_class_is_equally_likely_before_the_first_step(plan, head):
-    net = assemble(dataclasses.replace(plan.parts, head=head), plan.weights).eval()
+    net = assemble(dataclasses.replace(plan.parts, head=head), plan.state).eval()
     assert net(torch.rand(2, 3, 32, 32)).eq(0).all()
 
 
@@ -121,7 +121,7 @@ def empty_memory_is_nan():
 def drawn(parts, state):
     """The network as it is when every number is drawn first and then replaced."""
     network = parts.bare()
-    found = check(parts, network, Weights("file", state))
+    found = check(parts, Weights("file", state), network)
     fill(network.module, found.state)
     torch.manual_seed(derive("head", parts.seed))
     parts.finish(network)
@@ -151,7 +151,7 @@ def test_what_weights_replace_is_not_drawn_and_nothing_else_is_missed(
         matrices = [p for p in parts.bare().module.parameters() if p.ndim > 1]
     left = sum(p.numel() for p in matrices if p.isnan().all())
     assert left > 0.98 * sum(p.numel() for p in matrices)
-    found = tensors(assemble(parts, Weights("file", state)))
+    found = tensors(from_weights(parts, Weights("file", state)))
     assert found.keys() == expected.keys()
     assert [name for name, tensor in found.items() if not tensor.equal(expected[name])] == []
 
@@ -161,7 +161,7 @@ def test_what_weights_leave_out_is_drawn(empty_memory_is_nan):
     whole = parts.bare().module.state_dict()
     some = {n: t for n, t in whole.items() if not n.startswith("layer4")}
     weights = Weights("file", some, allow_missing=("layer4.*",))
-    one, same = assemble(parts, weights), assemble(parts, weights)
+    one, same = from_weights(parts, weights), from_weights(parts, weights)
     assert all(t.equal(same.state_dict()[n]) for n, t in one.state_dict().items())
     assert one.layer4[0].conv1.weight.std() > 0.01
     assert one.layer1[0].conv1.weight.equal(whole["layer1.0.conv1.weight"])
@@ -185,12 +185,12 @@ def test_somebodys_own_network_is_drawn_as_ever(empty_memory_is_nan):
     parts = Parts(Own(), Linear(), 2)
     torch.manual_seed(derive("initial", 0))
     state = (basis := parts.bare().module).state_dict()
-    assert assemble(parts, Weights("file", state)).basis.equal(basis.basis)
+    assert from_weights(parts, Weights("file", state)).basis.equal(basis.basis)
 
 
 def test_to_open_a_checkpoint_moves_nobodys_random_numbers(plan, tmp_path):
     path = tmp_path / "best.ckpt"
-    save(path, plan, assemble(plan.parts, plan.weights), lambda n: True, None)
+    save(path, plan, assemble(plan.parts, plan.state), lambda n: True, None)
     torch.manual_seed(5)
     expected = torch.rand(1)
     torch.manual_seed(5)
@@ -202,7 +202,7 @@ def test_a_head_that_stays_is_not_left_undrawn(empty_memory_is_nan):
     parts = Parts(Timm("resnet18"), Keep(), 1000)
     state = {n: t for n, t in parts.bare().module.state_dict().items() if n[:3] != "fc."}
     weights = Weights("file", state, allow_missing=("fc.*",))
-    assert assemble(parts, weights).fc.weight.isfinite().all()
+    assert from_weights(parts, weights).fc.weight.isfinite().all()
 
 
 def test_an_onnx_file_as_a_checkpoint_says_how_one_predicts_with_it(tmp_path):

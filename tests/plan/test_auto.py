@@ -130,7 +130,7 @@ def test_the_choices_are_facts_of_the_plan_and_make_the_same_specs_elsewhere() -
     specs = compose_specs([*PLAIN, "stages=[]", "freeze=none"])
     plan = make_plan(specs)
     rows = json.loads(json.dumps(plan.facts["auto"]))
-    again = auto.apply(specs, [auto.Choice(**row) for row in rows])
+    again = auto.apply(specs, [auto.Decision(**row) for row in rows])
     assert (again.optim, again.schedule, again.trainer, again.augment) == (
         *(plan.specs.optim, plan.specs.schedule, plan.specs.trainer, plan.specs.augment),
     )

@@ -156,8 +156,8 @@ def test_a_folder_that_a_kept_head_does_not_know_stops_the_run(tmp_path: Path) -
 def test_a_remapped_head_starts_from_the_sources_rows() -> None:
     plan = planned(REMAP)
     assert plan.parts.rows == ((0,), (1, 2), (), (), ())
-    source = dict(plan.weights.state or {})["fc.weight"]
-    head = assemble(plan.parts, plan.weights).fc.weight
+    source = plan.state["fc.weight"]
+    head = assemble(plan.parts, plan.state).fc.weight
     assert torch.equal(head[0], source[0]) and not head[2:].any()
     assert torch.allclose(head[1], source[1:3].mean(0))
     assert plan.load["head"] == {"5": ["0"], "6": ["1", "2"], "7": [], "8": [], "9": []}
@@ -199,8 +199,8 @@ def test_a_second_transfer_keeps_whatever_head_the_first_had(
 
 
 def test_names_of_classes_must_be_known_to_remap(tmp_path: Path) -> None:
-    state = planned(["experiment=digits_sgd"]).weights.state
-    torch.save(dict(state or {}), tmp_path / "a.pt")
+    state = planned(KEEP).state  # with its head
+    torch.save(dict(state), tmp_path / "a.pt")
     file = ["experiment=digits_sgd", "source=file", f"source.path={tmp_path / 'a.pt'}"]
     with pytest.raises(ConfigError, match=r"source\.classes.*imagenet"):
         planned([*file, "head=remap"])

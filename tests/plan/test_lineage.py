@@ -51,8 +51,13 @@ def taken(name: str) -> Callable[[Path, Path], None]:
     return do
 
 
+def timeline(content: dict) -> dict:
+    found: dict = content["callbacks"]["Timeline"]
+    return found
+
+
 def history(content: dict) -> dict:
-    found: dict = content["callbacks"]["History"]
+    found: dict = timeline(content)["history"]
     return found
 
 
@@ -69,8 +74,11 @@ WRONG = {
         "is of step 1",
     ),
     "no loops": (changed("last.ckpt", lambda c: c.pop("loops")), "it has no loops"),
-    "no callbacks": (changed("last.ckpt", lambda c: c.pop("callbacks")), "no resume file"),
-    "no history": (changed("last.ckpt", lambda c: c["callbacks"].pop("History")), "History"),
+    "no callbacks": (changed("last.ckpt", lambda c: c.pop("callbacks")), "not a resume file"),
+    "no history": (
+        changed("last.ckpt", lambda c: timeline(c).pop("history")),
+        "history",
+    ),
     "no optimizer": (changed("last.ckpt", lambda c: c.pop("optimizer_states")), "no optimizer_s"),
     "another optimizer": (
         changed("last.ckpt", lambda c: c.update(optimizer_states=[])),
@@ -81,11 +89,11 @@ WRONG = {
         "does not fit",
     ),
     "loops of a stranger": (changed("last.ckpt", lambda c: c.update(loops={})), "does not fit"),
-    "no identity": (changed("last.ckpt", lambda c: c["xfer"].pop("run")), "no resume file"),
+    "no identity": (changed("last.ckpt", lambda c: c["xfer"].pop("run")), "not a resume file"),
     "rows of text": (changed("last.ckpt", lambda c: history(c).update(rows=["a"])), "rows.0"),
     "a copy outside": (
-        changed("last.ckpt", lambda c: history(c).update(kept=["../../x"])),
-        "no name of a file",
+        changed("last.ckpt", lambda c: history(c).update(copies=["../../x"])),
+        "not a valid file name",
     ),
 }
 

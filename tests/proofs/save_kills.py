@@ -24,7 +24,7 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 from xfer.core.run_folder import LAST
 from xfer.core.torch_file import load_tensors
 from xfer.plan.resume import resume_file
-from xfer.training.callbacks.resume_file import AtomicIO
+from xfer.training.lightning import AtomicIO
 
 PLACES = ("/dev/shm", "/run", "/tmp", ".")
 MEGABYTES = 4

@@ -86,7 +86,7 @@ def test_a_study_that_does_not_answer_costs_no_run(
 # Kills itself at the moment WHEN.
 KILLED = """
 import os, signal, sys
-import xfer.training.callbacks.progress, xfer.sweep.pruning
+import xfer.training.callbacks.timeline, xfer.sweep.pruning
 from xfer.__main__ import main
 
 def at(owner, name, moment, behind):
@@ -100,7 +100,7 @@ def at(owner, name, moment, behind):
     setattr(owner, name, done)
 
 from xfer.training.callbacks.progress import History
-at(History, "on_train_epoch_end", "the study has heard nothing", True)
+at(History, "save_resume", "the study has heard nothing", True)
 at(xfer.sweep.pruning, "write_json", "the folder does not say so", False)
 at(xfer.sweep.pruning, "write_json", "the trial is not marked", True)
 sys.argv = ["xfer", "experiment=digits_sgd", *sys.argv[1:]]

@@ -259,17 +259,17 @@ def test_a_run_killed_on_features_ends_as_the_whole_one(tmp_path):
 # Kills itself behind the save of epoch LAST.
 KILLED = """
 import os, signal, sys
-import xfer.training.callbacks.progress
+import xfer.training.callbacks.timeline
 from xfer.__main__ import main
 
-whole = xfer.training.callbacks.progress.History.on_train_epoch_end
+whole = xfer.training.callbacks.timeline.Timeline.on_train_epoch_end
 
 def killed(self, trainer, module):
     whole(self, trainer, module)
-    if len(self.rows) == LAST:
+    if len(self.history.rows) == LAST:
         os.kill(os.getpid(), signal.SIGKILL)
 
-xfer.training.callbacks.progress.History.on_train_epoch_end = killed
+xfer.training.callbacks.timeline.Timeline.on_train_epoch_end = killed
 sys.argv = ["xfer", "experiment=digits_sgd", *sys.argv[1:]]
 main()
 """

@@ -103,7 +103,7 @@ def test_a_killed_run_says_what_a_whole_one_says(tmp_path):
 def test_the_remarks_of_the_plan_are_among_the_warnings(tmp_path):
     plan = make_plan(compose_specs(["experiment=digits_sgd"]))
     plan.facts["remarks"] = ["two images are the same"]
-    work = Work(plan.specs, plan, tmp_path, 0.0, 0.0, warnings=["the fit went wrong"])
+    work = Work(plan, tmp_path, 0.0, 0.0, warnings=["the fit went wrong"])
     assert outcome(work)["warnings"] == ["two images are the same", "the fit went wrong"]
 
 

@@ -8,7 +8,7 @@ from runs import assert_same, finish, in_an_epoch, kill, only_run, rows, start, 
 import xfer
 from xfer.core.errors import ConfigError, XferError
 from xfer.core.torch_file import load_tensors
-from xfer.training.callbacks.progress import History
+from xfer.training.callbacks.timeline import Timeline
 
 SHORT = ["data.workers=0", "stages=[fit]"]
 
@@ -60,7 +60,7 @@ def test_a_frozen_tensor_that_moves_fails_the_run(monkeypatch):
     ids=["at the end", "between phases"],
 )
 def test_what_is_opened_during_a_phase_fails_the_audit_behind_it(options, monkeypatch):
-    whole = History.on_train_epoch_end
+    whole = Timeline.on_train_epoch_end
 
     def opened(self, trainer, module):
         # No optimizer has it, so that it does not move and no hash tells.
@@ -68,7 +68,7 @@ def test_what_is_opened_during_a_phase_fails_the_audit_behind_it(options, monkey
             module.net.conv1.weight.requires_grad_(True)
         whole(self, trainer, module)
 
-    monkeypatch.setattr(History, "on_train_epoch_end", opened)
+    monkeypatch.setattr(Timeline, "on_train_epoch_end", opened)
     with pytest.raises(XferError, match=r"'conv1\.weight' has a gradient in phase"):
         fit(*options, "augment=none")
     (proof,) = only_runs().glob("*/freeze_proof.json")

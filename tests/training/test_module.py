@@ -15,7 +15,7 @@ from xfer.training.module import Classifier
 
 def classifier(*overrides):
     plan = make_plan(compose_specs(["experiment=digits_sgd", *overrides]))
-    return Classifier(assemble(plan.parts, plan.weights), plan)
+    return Classifier(assemble(plan.parts, plan.state), plan)
 
 
 def train(module, steps=3):
@@ -75,4 +75,4 @@ def test_nan_answers_are_no_score():
     module.optimizers = lambda: torch.optim.SGD(module.net.fc.parameters(), lr=0.5)
     module._trainer = type("Trainer", (), {"current_epoch": 0})()
     with pytest.raises(DivergedError, match=r"NaN or Inf in epoch 1, at learning rate 0\.5"):
-        module.on_validation_epoch_end()
+        module.score()

@@ -14,7 +14,7 @@ import xfer
 from xfer.core.errors import DivergedError
 from xfer.core.torch_file import load_tensors
 from xfer.training.module import Classifier
-from xfer.training.nan_guard import Watch, norm
+from xfer.training.nan_guard import NanGuard, norm
 
 BAD = [math.nan, math.inf, -math.inf]
 
@@ -25,7 +25,7 @@ def told(what: str) -> DivergedError:
 
 @pytest.mark.parametrize("value", BAD)
 def test_a_value_that_is_no_number_is_told_at_once(value):
-    watch = Watch()
+    watch = NanGuard()
     watch.note(torch.tensor(1e38), "the loss", told)
     with pytest.raises(DivergedError, match="the loss is no number"):
         watch.note(torch.tensor(value), "the loss", told)
@@ -70,11 +70,11 @@ def gradient(original, self, late, optimizer):
     return original(self, optimizer)
 
 
-def weight(original, self, late, *args):
-    original(self, *args)
-    if late and args[-1] == 22:
+def weight(original, self, late):
+    if late:
         # A bias of minus infinity leaves every other answer finite.
         dict(self.net.named_parameters())["fc.bias"].data[0] = -math.inf
+    return original(self)
 
 
 def validation(original, self, late):
@@ -85,9 +85,9 @@ def validation(original, self, late):
 
 SPOILT = {
     "loss": ("loss_of", loss, "training loss is NaN or Inf in batch 1 of 23 of epoch 2"),
-    "gradient": ("on_before_optimizer_step", gradient, "gradient is NaN or Inf in batch 1"),
-    "weight": ("on_train_batch_end", weight, "NaN or Inf in epoch 2"),
-    "validation": ("on_validation_epoch_end", validation, "validation loss is NaN or Inf"),
+    "gradient": ("check_gradient", gradient, "gradient is NaN or Inf in batch 1"),
+    "weight": ("begin_validation", weight, "NaN or Inf in epoch 2"),
+    "validation": ("score", validation, "validation loss is NaN or Inf"),
 }
 
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from xfer.core.errors import ConfigError
 from xfer.models.norms import norm_parameters
-from xfer.training.optim import AdamW, Sgd, Timm, Torch
+from xfer.training.optim import AdamW, Sgd, TimmOptim, TorchOptim
 
 
 def parts() -> tuple[nn.Module, dict[str, tuple[float, ...]]]:
@@ -104,12 +104,12 @@ def test_a_network_of_timm_has_the_norms_that_its_names_say(name: str, norms: st
     [
         Sgd(lr=0.1, weight_decay=0.01, momentum=0.5, nesterov=True),
         AdamW(lr=0.1, weight_decay=0.01, betas=(0.8, 0.9)),
-        Torch("RMSprop", lr=0.1, weight_decay=0.01),
-        Timm("lamb", lr=0.1, weight_decay=0.01),
+        TorchOptim("RMSprop", lr=0.1, weight_decay=0.01),
+        TimmOptim("lamb", lr=0.1, weight_decay=0.01),
     ],
 )
 def test_an_optimizer_keeps_rate_and_decay_of_its_groups_and_trains(
-    spec: Sgd | AdamW | Torch | Timm,
+    spec: Sgd | AdamW | TorchOptim | TimmOptim,
 ) -> None:
     net, multiples = parts()
     optimizer = spec.build(spec.groups(net, multiples))
@@ -135,23 +135,23 @@ def test_the_fields_of_sgd_and_adamw_arrive() -> None:
         0.8,
         0.9,
     )
-    args = Torch("SGD", lr=0.1, args={"momentum": 0.3}).build([dict(group)]).param_groups[0]
+    args = TorchOptim("SGD", lr=0.1, args={"momentum": 0.3}).build([dict(group)]).param_groups[0]
     assert args["momentum"] == 0.3
 
 
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        (Torch("RMSprob", lr=0.1), "did you mean 'RMSprop'"),
-        (Torch("Optimizer", lr=0.1), "no optimizer 'Optimizer'"),
-        (Torch("LBFGS", lr=0.1), "no optimizer 'LBFGS'"),
-        (Timm("lambb", lr=0.1), "did you mean 'lamb'"),
-        (Torch("Adam", lr=0.1, args={"speed": 1}), r"optim\.args.*speed"),
-        (Timm("lamb", lr=0.1, args={"speed": 1}), r"optim\.args.*speed"),
+        (TorchOptim("RMSprob", lr=0.1), "did you mean 'RMSprop'"),
+        (TorchOptim("Optimizer", lr=0.1), "no optimizer 'Optimizer'"),
+        (TorchOptim("LBFGS", lr=0.1), "no optimizer 'LBFGS'"),
+        (TimmOptim("lambb", lr=0.1), "did you mean 'lamb'"),
+        (TorchOptim("Adam", lr=0.1, args={"speed": 1}), r"optim\.args.*speed"),
+        (TimmOptim("lamb", lr=0.1, args={"speed": 1}), r"optim\.args.*speed"),
     ],
 )
 def test_a_wrong_name_or_argument_is_told_with_the_nearest(
-    spec: Torch | Timm, message: str
+    spec: TorchOptim | TimmOptim, message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         spec.build([{"params": [nn.Parameter(torch.ones(2, 2))]}])

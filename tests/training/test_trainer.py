@@ -7,18 +7,18 @@ from xfer.config import schema
 from xfer.config.hydra import compose_specs
 from xfer.core.errors import ConfigError, XferError
 from xfer.plan.make import make_plan
-from xfer.training.trainer import Trainer
+from xfer.training.trainer import TrainerOptions
 
 
-def built(**values: object) -> Trainer:
-    spec = schema.build("trainer", {"_target_": "xfer.training.trainer.Trainer", **values})
-    assert isinstance(spec, Trainer)
+def built(**values: object) -> TrainerOptions:
+    spec = schema.build("trainer", {"_target_": "xfer.training.trainer.TrainerOptions", **values})
+    assert isinstance(spec, TrainerOptions)
     return spec
 
 
 def test_the_defaults_are_one_best_device_and_a_precision_by_the_plan() -> None:
     spec = built()
-    assert spec == Trainer()
+    assert spec == TrainerOptions()
     assert (spec.accelerator, spec.devices, spec.precision, spec.compile) == (
         "auto",
         1,
@@ -51,7 +51,7 @@ def test_a_value_out_of_range_is_told_by_its_key(key: str, value: object) -> Non
     [
         ("trainer.devices=400", "400 devices cannot share the 717 images of train"),
         ("checkpoint.monitor=val_acx", "no metric is called 'val_acx'"),
-        ("checkpoint.start_epoch=21", "21 is behind the last epoch 20"),
+        ("checkpoint.start_epoch=21", "21 is after the last epoch 20"),
         ("checkpoint.monitor=val_loss", "the best val_loss is its minimum"),
     ],
 )

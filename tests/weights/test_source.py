@@ -15,7 +15,7 @@ from xfer.core.types import Card, InputSpec
 from xfer.data.preprocess import of_timm, of_torchvision
 from xfer.models.backbone import Timm, Torchvision
 from xfer.models.head import Keep, Linear
-from xfer.models.network import Parts, assemble, check
+from xfer.models.network import Parts, check, from_weights
 from xfer.weights.content import Weights
 from xfer.weights.formats.checkpoint_format import Snapshot, write_snapshot
 from xfer.weights.match import match
@@ -47,28 +47,28 @@ def test_a_file_is_read_by_its_content_whatever_it_is_called(
 ) -> None:
     path = write(tmp_path / f"weights{suffix}", state(), form)
     weights = File(str(path)).load(SMALL)
-    net = assemble(Parts(SMALL, Linear(), 2), weights)
+    net = from_weights(Parts(SMALL, Linear(), 2), weights)
     for name, tensor in state().items():
         if not name.startswith("fc."):
             assert torch.equal(net.state_dict()[name], tensor), name
-    found = check(Parts(SMALL, Linear(), 2), SMALL.build(), weights)
+    found = check(Parts(SMALL, Linear(), 2), weights)
     assert set(found.of("dropped head")) == set(found.missing) == {"fc.weight", "fc.bias"}
     assert found.coverage == 1 and weights.kind == "file" and len(weights.sha256 or "") == 64
 
 
 def test_keep_loads_the_head_as_well(tmp_path: Path) -> None:
     weights = File(str(write(tmp_path / "a.pt", state(), "zip"))).load(SMALL)
-    net = assemble(Parts(SMALL, Keep(), 7), weights)
+    net = from_weights(Parts(SMALL, Keep(), 7), weights)
     assert all(torch.equal(t, state()[n]) for n, t in net.state_dict().items())
     with pytest.raises(WeightsError, match=r"fc\.weight \[7, 64\] for \[3, 64\].*classes"):
-        assemble(Parts(SMALL, Keep(), 3), weights)
+        from_weights(Parts(SMALL, Keep(), 3), weights)
 
 
 def test_a_prefix_before_all_names_is_taken_off_and_reported() -> None:
     weights = Weights("file", {f"module.{n}": t for n, t in state().items()}, "a.pt")
-    net = assemble(Parts(SMALL, Linear(), 2), weights)
+    net = from_weights(Parts(SMALL, Linear(), 2), weights)
     assert torch.equal(net.conv1.weight, state()["conv1.weight"])
-    found = check(Parts(SMALL, Linear(), 2), SMALL.build(), weights)
+    found = check(Parts(SMALL, Linear(), 2), weights)
     assert found.prefix == "module."
     assert {row.key for row in found.rows if row.name == "conv1.weight"} == {"module.conv1.weight"}
     assert found.of("renamed")[0] == "conv1.weight" and found.coverage == 1
@@ -77,7 +77,7 @@ def test_a_prefix_before_all_names_is_taken_off_and_reported() -> None:
 def test_weights_of_another_architecture_are_told_with_examples_of_both_sides() -> None:
     other = Torchvision("squeezenet1_0").build().module.state_dict()
     with pytest.raises(WeightsError) as told:
-        assemble(Parts(SMALL, Linear(), 2), Weights("file", other, "a.pt"))
+        from_weights(Parts(SMALL, Linear(), 2), Weights("file", other, "a.pt"))
     text = str(told.value)
     assert "missing (conv1.weight" in text and "unexpected (features.0.weight" in text
     assert "another architecture" in text and told.value.exit == 4 and "\n" not in text
@@ -93,12 +93,12 @@ def test_a_single_tensor_of_the_backbone_that_does_not_fit_stops_the_run(kind: s
     else:
         tensors["bn1.weight"] = torch.ones(3)
     with pytest.raises(WeightsError, match=r"bn1\.weight|extra\.weight"):
-        assemble(Parts(SMALL, Linear(), 2), Weights("file", tensors, "a.pt"))
+        from_weights(Parts(SMALL, Linear(), 2), Weights("file", tensors, "a.pt"))
 
 
 def test_files_older_than_the_counter_of_batch_normalisation_load() -> None:
     old = {n: t for n, t in state().items() if not n.endswith("num_batches_tracked")}
-    net = assemble(Parts(SMALL, Linear(), 2), Weights("file", old, "a.pt"))
+    net = from_weights(Parts(SMALL, Linear(), 2), Weights("file", old, "a.pt"))
     assert torch.equal(net.bn1.running_mean, old["bn1.running_mean"])
     assert net.bn1.num_batches_tracked == 0
 
@@ -155,7 +155,7 @@ def test_an_earlier_run_brings_its_classes_and_its_input_along(tmp_path: Path) -
     for given in (tmp_path, path):
         weights = Run(str(given)).load(SMALL)
         assert (weights.classes, weights.input) == (card().classes, card().input)
-        assemble(Parts(SMALL, Keep(), 7), weights)
+        from_weights(Parts(SMALL, Keep(), 7), weights)
     with pytest.raises(WeightsError, match=r"is an xfer checkpoint.*source=run"):
         File(str(path)).load(SMALL)
 
@@ -169,7 +169,7 @@ def test_a_run_of_another_backbone_is_refused_by_name(tmp_path: Path) -> None:
 def test_the_shipped_checkpoint_fits_its_backbone_and_has_no_path_of_a_machine() -> None:
     weights = Shipped("digits_0_4").load(SMALL)
     assert weights.origin == "xfer:digits_0_4" and len(weights.classes or ()) == 5
-    assemble(Parts(SMALL, Keep(), 5), weights)
+    from_weights(Parts(SMALL, Keep(), 5), weights)
 
 
 def test_torchvisions_hub_is_read_from_its_cache(
@@ -185,7 +185,7 @@ def test_torchvisions_hub_is_read_from_its_cache(
     torch.save(tensors, path)
     weights = Hub().load(backbone)
     assert weights.input == of_torchvision(enum.transforms()) and len(weights.sha256 or "") == 64
-    net = assemble(Parts(backbone, Keep(), 1000), weights)
+    net = from_weights(Parts(backbone, Keep(), 1000), weights)
     assert all(torch.equal(t, tensors[n]) for n, t in net.state_dict().items())
 
 
@@ -210,7 +210,7 @@ def test_densenets_published_names_are_those_of_its_layers(
     assert "features.denseblock1.denselayer1.norm.1.weight" in published
     torch.save(published, path)
     models.densenet121(weights="DEFAULT")  # torchvision reads the same file
-    assemble(Parts(backbone, Keep(), 1000), Hub().load(backbone))
+    from_weights(Parts(backbone, Keep(), 1000), Hub().load(backbone))
 
 
 def cached_timm(cache: Path, full: str, tensors: dict[str, torch.Tensor]) -> None:
@@ -244,7 +244,7 @@ def test_timms_hub_is_read_from_its_cache_with_the_recipe_of_the_tag(
     assert weights.origin == "timm:resnet18.tv_in1k" and len(weights.sha256 or "") == 64
     assert weights.input == of_timm(timm.get_pretrained_cfg("resnet18.tv_in1k").to_dict())
     assert weights.input != backbone.build().input
-    net = assemble(Parts(backbone, Keep(), 1000), weights)
+    net = from_weights(Parts(backbone, Keep(), 1000), weights)
     assert all(torch.equal(t, tensors[n]) for n, t in net.state_dict().items())
 
 

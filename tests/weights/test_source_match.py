@@ -21,7 +21,7 @@ from xfer.core.regex import matches, substituted
 from xfer.core.types import Network
 from xfer.models.backbone import Timm
 from xfer.models.head import Linear
-from xfer.models.network import Parts, assemble, check
+from xfer.models.network import Parts, check, from_weights
 from xfer.weights.content import Content, Match, Weights
 from xfer.weights.load_report import account
 from xfer.weights.match_by_order import by_order
@@ -38,7 +38,7 @@ def tensors() -> dict[str, torch.Tensor]:
 
 
 def found(weights: Weights) -> Match:
-    return check(PARTS, SMALL.build(), weights)
+    return check(PARTS, weights)
 
 
 def through(rules: Rules, state: dict[str, torch.Tensor], **more: Any) -> Weights:
@@ -75,7 +75,7 @@ def test_a_stripped_prefix_leaves_out_what_is_not_below_it() -> None:
     with pytest.raises(WeightsError, match=r"'student\.', 'teacher\.'.*source\.strip=student\."):
         found(through(Rules(), state))
     weights = through(Rules(strip="teacher."), state)
-    net = assemble(PARTS, weights)
+    net = from_weights(PARTS, weights)
     assert torch.equal(net.conv1.weight, tensors()["conv1.weight"])
     assert weights.asides["student.conv1.weight"] == "not below 'teacher.'"
 
@@ -188,7 +188,7 @@ def test_a_dense_layer_is_a_convolution_of_one_pixel() -> None:
     result = found(through(Rules(), state))
     row = next(row for row in result.rows if row.fate == "adapted")
     assert row.name == "layer2.0.downsample.0.weight" and " as " in row.note
-    net = assemble(PARTS, through(Rules(), state))
+    net = from_weights(PARTS, through(Rules(), state))
     assert torch.equal(net.layer2[0].downsample[0].weight, tensors()[row.name])
 
 
@@ -207,8 +207,8 @@ def test_positions_of_a_transformer_are_resampled_only_when_asked() -> None:
     larger = Timm("vit_tiny_patch16_224", {"depth": 1}, image_size=96)
     parts = Parts(larger, Linear(), 2)
     with pytest.raises(WeightsError, match=r"pos_embed \[1, 17, 192\] for \[1, 37, 192\]"):
-        check(parts, larger.build(), through(Rules(), dict(old)))
-    result = check(parts, larger.build(), through(Rules(resize_positions=True), dict(old)))
+        check(parts, through(Rules(), dict(old)))
+    result = check(parts, through(Rules(resize_positions=True), dict(old)))
     assert [row.note for row in result.rows if row.fate == "adapted"] == [
         "positions resampled from 4x4 to 6x6"
     ]
@@ -282,11 +282,11 @@ def test_a_wrappers_prefix_is_found_in_files_older_than_the_counters(assets: Pat
     backbone = Own(cifar_resnet20)
     path = str(assets / "wild" / "resnet20-12fca82f.th")
     parts = Parts(backbone, Linear(), 2)
-    result = check(parts, backbone.build(), File(path).load(backbone))
+    result = check(parts, File(path).load(backbone))
     assert (result.prefix, result.coverage) == ("module.", 1)
     # A rule for one layer, which is then found without the prefix.
     renamed = File(path, rename=(Rename(r"^module\.layer3\.2\.", "layer3.2."),))
-    result = check(parts, backbone.build(), renamed.load(backbone))
+    result = check(parts, renamed.load(backbone))
     assert (result.prefix, result.coverage) == ("module.", 1)
     row = next(row for row in result.rows if row.name == "layer3.2.bn2.running_mean")
     assert row.key == "module.layer3.2.bn2.running_mean"
@@ -305,9 +305,9 @@ def test_the_right_architecture_under_other_names_is_proposed_and_taken(assets: 
     path = str(assets / "wild" / "efficientnet-lite0-57934424.pth")
     parts = Parts(backbone, Linear(), 2)
     with pytest.raises(WeightsError, match=r"_bn0\.weight -> bn1\.weight") as told:
-        check(parts, backbone.build(), File(path).load(backbone))
+        check(parts, File(path).load(backbone))
     assert "type source.match=order" in told.value.fix and told.value.number == 435
-    result = check(parts, backbone.build(), File(path, match="order").load(backbone))
+    result = check(parts, File(path, match="order").load(backbone))
     assert result.coverage == 1 and not result.of("left out", "unexpected", "missing")
     right = File(str(assets / "weights" / "tf_efficientnet_lite0_imagenet.safetensors"))
     for name, tensor in (right.load(backbone).state or {}).items():
@@ -315,8 +315,8 @@ def test_the_right_architecture_under_other_names_is_proposed_and_taken(assets: 
             assert torch.equal(result.state[name], tensor), name
     whole = check(
         replace(parts, head_from_source=True),
-        backbone.build(),
         File(path, match="order").load(backbone),
+        backbone.build(),
     )
     assert "classifier.weight" in whole.state
 
@@ -369,11 +369,11 @@ def test_another_depth_of_the_same_network_is_named(of: str, into: str) -> None:
     backbone = Timm(into)
     parts = Parts(backbone, Linear(), 2)
     with pytest.raises(WeightsError, match=r"backbone\.name=") as told:
-        check(parts, backbone.build(), through(Rules(), state))
+        check(parts, through(Rules(), state))
     name = told.value.fix.rpartition("backbone.name=")[2]
     assert name == of and "allow_missing" not in told.value.fix
     right = Timm(name)
-    assert check(Parts(right, Linear(), 2), right.build(), through(Rules(), state)).coverage == 1
+    assert check(Parts(right, Linear(), 2), through(Rules(), state)).coverage == 1
 
 
 def test_a_shallower_or_deeper_file_is_not_called_incomplete_where_no_model_is_known() -> None:
@@ -388,7 +388,7 @@ def test_a_shallower_or_deeper_file_is_not_called_incomplete_where_no_model_is_k
         f"{i}.{n}": torch.ones(s) for i in (0, 1) for n, s in (("weight", (2, 2)), ("bias", 2))
     }
     with pytest.raises(WeightsError, match=r"shallower network, without 2") as told:
-        check(Parts(net, Linear(), 2), net.build(), through(Rules(), backbone))
+        check(Parts(net, Linear(), 2), through(Rules(), backbone))
     assert "allow_missing" not in told.value.fix
 
 

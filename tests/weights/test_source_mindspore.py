@@ -23,7 +23,7 @@ from xfer.core.errors import ConfigError, WeightsError
 from xfer.models import mindspore_layers
 from xfer.models.backbone import Timm, Torchvision
 from xfer.models.head import Keep, Linear
-from xfer.models.network import Parts, assemble, check
+from xfer.models.network import Parts, check, from_weights
 from xfer.weights.content import Content
 from xfer.weights.load_report import account, mark_continued
 from xfer.weights.mindspore.translate import shipped, translate
@@ -52,7 +52,7 @@ NAMES = [name for name, facts in TABLE["dialects"].items() if "marks" in facts]
 
 def answer(backbone: Backbone, source: MindSpore, images: Array, classes: int) -> Array:
     weights = source.load(backbone)
-    net = assemble(Parts(backbone, Keep(), classes, compat=weights.compat), weights).eval()
+    net = from_weights(Parts(backbone, Keep(), classes, compat=weights.compat), weights).eval()
     with torch.inference_mode():
         return net(torch.from_numpy(images)).numpy()
 
@@ -95,7 +95,7 @@ def test_the_momenta_come_under_the_networks_names(assets: Path) -> None:
     path = str(assets / "mindspore" / "zoo_v2.0.ckpt")
     weights = MindSpore(path, optimizer="resume").load(ZOO)
     parts = Parts(ZOO, Linear(), 2, compat=weights.compat)
-    found = check(parts, parts.bare(), weights)
+    found = check(parts, weights)
     assert weights.optimizer is not None
     momenta, dropped = continued(weights.optimizer, weights, found, ("fc",))
     assert sorted(dropped) == ["end_point.bias", "end_point.weight"]
@@ -388,7 +388,7 @@ def test_of_two_networks_in_a_file_strip_chooses_one(tmp_path: Path) -> None:
         assert weights.renamed["conv1.weight"] == f"{start}conv1.weight"
         assert weights.asides[f"{other}conv1.weight"] == f"not below '{start}'"
         assert weights.asides[f"moments.{start}conv1.weight"] == "optimizer state"
-        found = check(Parts(CV, Linear(), 2, compat=weights.compat), CV.build(2), weights)
+        found = check(Parts(CV, Linear(), 2, compat=weights.compat), weights)
         assert found.coverage == 1
     with pytest.raises(ConfigError, match=r"source\.strip.*matches no name"):
         MindSpore(path, strip="pupil.").load(CV)
@@ -491,9 +491,9 @@ def test_the_real_mindspore_agrees(proof: Proof, tmp_path: Path) -> None:
 def _agrees(proof: Proof, backbone: Backbone, folder: Path) -> None:
     path = str(folder / f"{proof.network}.ckpt")
     weights = MindSpore(path).load(backbone)
-    net = assemble(Parts(backbone, Keep(), 7, compat=weights.compat), weights).eval()
+    net = from_weights(Parts(backbone, Keep(), 7, compat=weights.compat), weights).eval()
     plain = MindSpore(path, compat="plain").load(backbone)
-    other = assemble(Parts(backbone, Keep(), 7), plain).eval()
+    other = from_weights(Parts(backbone, Keep(), 7), plain).eval()
     for size in proof.sizes:
         images = torch.from_numpy(np.load(folder / f"x_{size}.npy"))
         want = np.load(folder / f"logits_{size}.npy")

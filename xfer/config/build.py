@@ -61,7 +61,6 @@ class Builder:
             experiment=experiment,
             stages=stages,
             predict_input=(inputs,) if isinstance(inputs, str) else tuple(inputs or ()),
-            facts=self.facts,
             make=schema.build,
             explicit=frozenset(override_key(text) for text in typed),
             config={**self.plain, **self.facts},  # with every default spelt out

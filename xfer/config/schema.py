@@ -11,6 +11,7 @@ import importlib
 import inspect
 import json
 import re
+import sys
 import typing
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, asdict, fields, is_dataclass
@@ -145,11 +146,16 @@ def _check_custom(spec: Any, prefix: str, where: Where) -> None:
 
 
 def facts(spec: Any, node: Plain) -> Plain:
-    """``_target_`` and every argument of a built spec, as JSON-like facts."""
+    """``_target_`` and every argument of a built spec, as JSON-like facts. ``node`` is what was
+    asked for, from which the plan may have made something else."""
+    target, kind = str(node["_target_"]), type(spec)
+    module, _, name = target.rpartition(".")
+    if getattr(sys.modules.get(module), name, None) is not kind:
+        target = f"{kind.__module__}.{kind.__qualname__}"
     values = asdict(spec) if is_dataclass(spec) and not isinstance(spec, type) else dict(node)
     values.pop("_target_", None)
     plain: Plain = json.loads(json.dumps(values))
-    return {"_target_": node["_target_"], **plain}
+    return {"_target_": target, **plain}
 
 
 def signature(kind: Any) -> dict[str, tuple[Any, Any]]:

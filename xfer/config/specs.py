@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from xfer.config import schema
+from xfer.config.help import GROUPS
 from xfer.core.types import Plain
 
 if TYPE_CHECKING:
@@ -39,9 +42,9 @@ class ModelFile:
 class Specs:
     """One run as asked for: the built config groups, and what the command line said itself.
 
-    ``data`` is ``None`` when no stage needs it; ``facts`` holds each group's plain arguments and
-    ``make`` builds a spec from such facts; ``explicit`` are the keys and groups that were typed;
-    ``config`` is the resolved configuration; ``compose`` gives that of other overrides.
+    ``data`` is ``None`` when no stage needs it; ``make`` builds the spec of a group from such facts
+    as ``facts`` holds; ``explicit`` are the keys and groups that were typed; ``config`` is the
+    resolved configuration as it was asked for; ``compose`` gives that of other overrides.
     """
 
     experiment: str
@@ -64,13 +67,23 @@ class Specs:
     export: Exports
     logger: protocols.Logger
     sweep: settings.Sweep
-    facts: Mapping[str, Plain]
     make: Callable[[str, Plain], Any]
     explicit: frozenset[str] = frozenset()
     config: Plain = field(default_factory=dict)
     command: str = ""
     predict_with: ModelFile | None = None
     compose: Callable[[Sequence[str]], Plain] | None = None
+
+    @cached_property
+    def facts(self) -> Mapping[str, Plain]:
+        """``_target_`` and the plain arguments of each group, whatever has been decided about it
+        since it was asked for."""
+        specs = {group: getattr(self, group) for group in GROUPS if group != "export"}
+        return {
+            group: schema.facts(spec, self.config[group])
+            for group, spec in specs.items()
+            if spec is not None and group != "experiment"
+        }
 
     @property
     def trains(self) -> bool:

@@ -120,11 +120,12 @@ def shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
 
 
-def check(parts: Parts, before: Network, weights: Weights) -> Match:
-    """Decide what of ``weights`` goes where; see :func:`xfer.weights.match.match`. Where nothing
-    fits but another size of the same architecture, the error names that one."""
+def check(parts: Parts, weights: Weights, before: Network | None = None) -> Match:
+    """Decide what of ``weights`` goes where; see :func:`xfer.weights.match.match`. ``before`` is
+    the network before the head swap, where it has been built. Where nothing fits but another size
+    of the same architecture, the error names that one."""
     try:
-        return _match(parts, before, weights)
+        return _match(parts, before or on_meta(parts.bare), weights)
     except WeightsError as error:
         if error.number == MISFIT and (name := _relative(parts, weights)):
             error.fix = f"these are the tensors of another one: type backbone.name={name}"
@@ -153,39 +154,27 @@ def _relative(parts: Parts, weights: Weights) -> str:
     return ""
 
 
-def assemble(parts: Parts, weights: Weights) -> nn.Module:
-    """The network with its weights loaded and its new head drawn from the seed."""
+def assemble(parts: Parts, state: Mapping[str, torch.Tensor]) -> nn.Module:
+    """The network with the tensors of ``state``, a match's, in it; what they leave out and the new
+    head are drawn from the seed."""
     with torch.random.fork_rng(devices=[]):
-        return _finished(parts, _loaded(parts, weights))
+        network = unset(parts) if state else with_drawn(parts)
+        if state and not _replaces(state, parts, network):
+            del network  # before another one takes its memory
+            network = with_drawn(parts)
+        fill(network.module, state)
+        torch.manual_seed(derive("head", parts.seed))
+        parts.finish(network)
+    return network.module
 
 
 def empty(parts: Parts) -> nn.Module:
     """The network before it has any weights."""
     with torch.random.fork_rng(devices=[]):
-        return _finished(parts, unset(parts))
-
-
-def _finished(parts: Parts, network: Network) -> nn.Module:
-    torch.manual_seed(derive("head", parts.seed))
-    parts.finish(network)
-    return network.module
-
-
-def _loaded(parts: Parts, weights: Weights) -> Network:
-    """The architecture with its weights; what they leave out is drawn from the seed."""
-    if weights.state is not None:
         network = unset(parts)
-        state = check(parts, network, weights).state
-        # Whether every parameter gets a value, or is of a head that will be swapped.
-        swapped = () if parts.whole else tuple(f"{path}." for path in network.heads)
-        names = (name for name, _ in network.module.named_parameters(remove_duplicate=False))
-        if all(name in state or name.startswith(swapped) for name in names):
-            fill(network.module, state)
-            return network
-        del network, state
-    network = with_drawn(parts)
-    fill(network.module, check(parts, network, weights).state)
-    return network
+        torch.manual_seed(derive("head", parts.seed))
+        parts.finish(network)
+    return network.module
 
 
 def with_drawn(parts: Parts) -> Network:
@@ -199,6 +188,18 @@ def unset(parts: Parts) -> Network:
     follows from what is drawn; what somebody else's backbone makes of it is not known."""
     with SkipInit() if parts.backbone.library in STATELESS else nullcontext():
         return with_drawn(parts)
+
+
+def from_weights(parts: Parts, weights: Weights) -> nn.Module:
+    """The network with ``weights`` that no plan has matched to it yet."""
+    return assemble(parts, check(parts, weights).state)
+
+
+def _replaces(state: Mapping[str, torch.Tensor], parts: Parts, network: Network) -> bool:
+    """Whether every parameter gets a value, or is of a head that will be swapped."""
+    swapped = () if parts.whole else tuple(f"{path}." for path in network.heads)
+    names = (name for name, _ in network.module.named_parameters(remove_duplicate=False))
+    return all(name in state or name.startswith(swapped) for name in names)
 
 
 def fill(net: nn.Module, state: Mapping[str, torch.Tensor]) -> None:

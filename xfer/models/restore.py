@@ -14,7 +14,7 @@ from xfer.core.errors import ConfigError, WeightsError, XferError
 from xfer.core.run_folder import best_checkpoint
 from xfer.core.types import Card, Plain
 from xfer.models import adapters
-from xfer.models.network import Parts, assemble, empty, fill
+from xfer.models.network import Parts, empty, fill, from_weights
 from xfer.weights.content import Weights
 from xfer.weights.formats.checkpoint_format import Snapshot, read_best
 from xfer.weights.formats.detect import kind_of
@@ -25,7 +25,7 @@ def restore(
 ) -> nn.Module:
     """The network of a checkpoint, adapters merged. ``weights`` is asked for only when the
     checkpoint comes from an interrupted run and holds what trained alone."""
-    net = empty(parts) if snapshot.frozen is None else assemble(parts, weights())
+    net = empty(parts) if snapshot.frozen is None else from_weights(parts, weights())
     missing = {n: t for n, t in net.state_dict().items() if n not in snapshot.state}
     if snapshot.frozen is None:
         if missing:

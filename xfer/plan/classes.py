@@ -6,8 +6,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from xfer.core.errors import CombinationError, ConfigError, DataError, WeightsError, closest
-from xfer.models.head import Keep, Remap
-from xfer.models.head.class_match import Naming, adopt, rows
+from xfer.models.head import Keep, Remap, class_match
+from xfer.models.head.class_match import Naming, adopt
 
 if TYPE_CHECKING:
     from xfer.config.specs import Specs
@@ -26,29 +26,28 @@ def joined(
     """
     from xfer.models.network import Parts
 
-    own, head = weights.classes, specs.head
-    known = len(own) if own else None
+    names, head = weights.classes, specs.head
+    known = len(names) if names else None
     if isinstance(head, Keep):
         dataset = _kept(head, dataset, weights)
         made = specs.make("head", weights.head) if weights.head else head
-        classes = _given(own or (dataset.classes if dataset else None))
+        classes = _given(names or (dataset.classes if dataset else None))
         parts = Parts(
             specs.backbone, made, len(classes), head_from_source=True, source_classes=known
         )
     else:
-        classes = _given(dataset.classes if dataset else own)
+        classes = _given(dataset.classes if dataset else names)
         parts = Parts(specs.backbone, head, len(classes))
     if isinstance(head, Remap):
-        found = _remapped(head, classes, weights, ready=specs.answers)
-        parts = replace(parts, rows=found, source_classes=known)
+        rows = _remapped(head, classes, weights, ready=specs.answers)
+        parts = replace(parts, rows=rows, source_classes=known)
     return dataset, classes, replace(parts, seed=specs.seed, compat=weights.compat)
 
 
 def _given(classes: tuple[str, ...] | None) -> tuple[str, ...]:
     if classes is None:
-        raise ConfigError(
-            "data", "is needed to know the classes", "give data=... or data.root=DIR", 84
-        )
+        fix = "give data=... or data.root=DIR"
+        raise ConfigError("data", "is needed to know the classes", fix, 84)
     return classes
 
 
@@ -57,15 +56,11 @@ def _kept(head: Keep, dataset: Dataset | None, weights: Weights) -> Dataset | No
         return None
     if weights.classes is not None:
         return adopt(dataset, Naming(weights.classes, weights.synonyms), head.aliases)
+    unknown = "the source's class names are not known"
     if head.aliases:
-        raise ConfigError(
-            "head.aliases",
-            "the source's class names are not known",
-            "give source.classes=FILE or [NAMES]",
-            28,
-        )
-    told = "the source's class names are not known: the data's order is taken for its own"
-    return replace(dataset, remarks=(*dataset.remarks, told))
+        raise ConfigError("head.aliases", unknown, "give source.classes=FILE or [NAMES]", 28)
+    remark = f"{unknown}: its classes are taken to be in the data's order"
+    return replace(dataset, remarks=(*dataset.remarks, remark))
 
 
 def _remapped(
@@ -73,22 +68,16 @@ def _remapped(
 ) -> tuple[tuple[int, ...], ...]:
     """The rows of each class. ``ready`` when the network is to answer without training."""
     if weights.classes is None:
-        raise ConfigError(
-            "source.classes",
-            "head=remap needs the names of the source's classes",
-            "give source.classes=FILE, [NAMES] or imagenet",
-            29,
-        )
-    found = rows(classes, Naming(weights.classes, weights.synonyms), head.several())
-    new = [name for name, members in zip(classes, found, strict=True) if not members]
+        what = "head=remap needs the names of the source's classes"
+        fix = "give source.classes=FILE, [NAMES] or imagenet"
+        raise ConfigError("source.classes", what, fix, 29)
+    naming = Naming(weights.classes, weights.synonyms)
+    rows = class_match.rows(classes, naming, head.several())
+    new = [name for name, members in zip(classes, rows, strict=True) if not members]
     if new and ready:
-        raise CombinationError(
-            "head",
-            f"the source has no class for {new[:5]}, so that nothing can be scored untrained",
-            "give head.aliases, or add fit to stages",
-            2,
-        )
-    return found
+        what = f"the source has no class for {new[:5]}, so that nothing can be scored untrained"
+        raise CombinationError("head", what, "give head.aliases, or add fit to stages", 2)
+    return rows
 
 
 def class_mismatch(
@@ -97,14 +86,11 @@ def class_mismatch(
     """The error for data whose classes are not the model's, which is at ``where``."""
     extra, missing = sorted(set(data) - set(model)), sorted(set(model) - set(data))
     if not extra and not missing:
-        return WeightsError(
-            where, "has the same classes in another order", "train again with this xfer", 41
-        )
+        what = "has the same classes in another order"
+        return WeightsError(where, what, "train again with this xfer", 41)
     parts = [f"the data lacks {missing[:5]}"] if missing else []
     parts += [f"the data adds {extra[:5]}"] if extra else []
-    hint = (
-        closest(extra[0], missing)
-        if extra and missing
-        else f"give data with the {len(model)} classes {list(model)[:8]}"
-    )
+    hint = f"give data with the {len(model)} classes {list(model)[:8]}"
+    if extra and missing:
+        hint = closest(extra[0], missing)
     return DataError(where, "; ".join(parts), hint, 42)

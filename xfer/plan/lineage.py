@@ -1,4 +1,4 @@
-"""Whether the checkpoints in a run folder are those of the run that goes on with them."""
+"""Whether the checkpoints in a run folder are those of the run that is resumed with them."""
 
 from __future__ import annotations
 
@@ -20,34 +20,29 @@ if TYPE_CHECKING:
     from xfer.plan.plan import Plan
 
 
-class Best(TypedDict):
-    """The best epoch so far."""
-
-    metric: str
-    value: float
-    epoch: int
-    step: int
-
-
 class _Row(TypedDict):
     epoch: int
     step: int
 
 
-def _plain(name: str) -> str:
-    # A kept copy is removed by its name, which must not lead out of the folder.
+class Best(_Row):
+    """The best epoch so far."""
+
+    metric: str
+    value: float
+
+
+def _is_plain(name: str) -> str:
+    # A copy is removed by its name, which must not lead out of the folder.
     if "/" in name or "\0" in name:
-        raise ValueError("it is no name of a file")
+        raise ValueError("it is not a valid file name")
     return name
-
-
-_Name = Annotated[str, AfterValidator(_plain)]
 
 
 class _History(TypedDict):
     rows: list[_Row]
     best: Best | None
-    kept: list[_Name]
+    copies: list[Annotated[str, AfterValidator(_is_plain)]]
 
 
 class _Phases(TypedDict):
@@ -57,16 +52,20 @@ class _Phases(TypedDict):
     audits: list[dict[str, Any]]
 
 
+class _Timeline(TypedDict):
+    history: _History
+    phases: _Phases
+
+
 class _Callbacks(TypedDict):
-    History: _History
-    Phases: _Phases
+    Timeline: _Timeline
 
 
 class _Xfer(TypedDict):
     run: str
 
 
-class _File(TypedDict):
+class _ResumeFile(TypedDict):
     epoch: int
     global_step: int
     xfer: _Xfer
@@ -78,31 +77,30 @@ _TENSORS = {"state_dict": dict, "loops": dict, "optimizer_states": list, "lr_sch
 
 
 def read_resume(path: Path, plan: Plan) -> Plain:
-    """Read the file that a run goes on from.
+    """Read the file that a run is resumed from.
 
     Raises ResumeError unless it is a whole resume file of the run that ``plan`` is about, and the
-    best checkpoint beside it is that run's own.
+    best checkpoint beside it is of that run too.
     """
     try:
         content = load_tensors(path)
     except XferError as error:
         raise ResumeError(path, error.what, START_ANEW, 22) from error
     try:
-        facts = content if isinstance(content, dict) else {}
-        checked(_File, {key: facts.get(key) for key in _File.__annotations__})
+        facts: Plain = content if isinstance(content, dict) else {}
+        checked(_ResumeFile, {key: facts.get(key) for key in _ResumeFile.__annotations__})
         for key, kind in _TENSORS.items():
-            if not isinstance(content.get(key), kind):
+            if not isinstance(facts.get(key), kind):
                 raise ValueError(f"it has no {key}")
-            if kind is list and len(content[key]) != 1:
-                raise ValueError(f"it has {len(content[key])} {key}, not one")
+            if kind is list and len(facts[key]) != 1:
+                raise ValueError(f"it has {len(facts[key])} {key}, not one")
     except ValueError as error:
-        raise ResumeError(path, f"is no resume file: {error}", START_ANEW, 23) from error
-    if content["xfer"]["run"] != identity(plan.facts):
+        raise ResumeError(path, f"is not a resume file: {error}", START_ANEW, 23) from error
+    if facts["xfer"]["run"] != identity(plan.facts):
         raise ResumeError(path, "was written by another run", START_ANEW, 24)
-    if best := content["callbacks"]["History"]["best"]:
+    if best := facts["callbacks"]["Timeline"]["history"]["best"]:
         check_best(path.with_name(BEST), plan, best, early=True)
-    found: Plain = content
-    return found
+    return facts
 
 
 def check_best(path: Path, plan: Plan, best: Plain, early: bool = False) -> Snapshot:

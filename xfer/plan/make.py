@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from xfer.core.errors import Attempts, ConfigError, closest, raise_all
 from xfer.core.run_folder import best_checkpoint
 from xfer.core.types import Card, Dataset, InputSpec, Network, Plain
 from xfer.data.dataset import resizable
-from xfer.freeze import Phase, layout, lone_norm
+from xfer.freeze import Layout, Phase, layout, lone_norm
 from xfer.models import adapters
 from xfer.models.head import Keep, Remap
 from xfer.models.head.class_match import Naming, adopt
 from xfer.plan import auto
 from xfer.plan.classes import class_mismatch, joined
-from xfer.plan.plan import Plan
+from xfer.plan.plan import NO_LAYOUT, Plan
 from xfer.plan.preflight import check_devices
-from xfer.weights.content import Weights
 
 if TYPE_CHECKING:
     from xfer.config.specs import Specs
     from xfer.models.network import Parts
-    from xfer.weights.content import Match, OptimizerState
+    from xfer.weights.content import Match, Momenta, Weights
     from xfer.weights.formats.checkpoint_format import Snapshot
 
 
@@ -44,15 +43,15 @@ def make_plan(specs: Specs, not_exact: str = "") -> Plan:
         plan = attempt(_from_checkpoint, specs, dataset, snapshot) if snapshot else None
     else:
         weights = attempt(specs.source.load, specs.backbone)
-        own = weights.input if weights and not training else None
-        dataset = attempt(_dataset, specs, whole, own if own and own.range else None)
+        known = weights.input if weights and not training else None
+        dataset = attempt(_dataset, specs, whole, known if known and known.range else None)
         raise_all(attempt.errors)
         plan = attempt(_from_specs, specs, dataset, weights, not_exact)
     raise_all(attempt.errors)
-    assert plan is not None
+    if plan is None:
+        raise RuntimeError("a plan that failed without an error")
     if training:
-        attempt(_check_training, plan)
-    raise_all(attempt.errors)
+        _check_training(plan)
     return plan
 
 
@@ -70,114 +69,167 @@ def _dataset(specs: Specs, whole: bool, known: InputSpec | None) -> Dataset | No
     return data.dataset(whole)
 
 
-def _resizable(specs: Specs, dataset: Dataset, spec: InputSpec) -> Dataset:
-    return resizable(dataset, spec, getattr(specs.data, "on_bad", "error"))
-
-
 def _check_model_source(specs: Specs) -> None:
     """The model comes from exactly one place: fit, a checkpoint, or a source with its own head."""
     keep = isinstance(specs.head, Keep | Remap)
     kind = specs.facts.get("source", {}).get("_target_", "")
-    if specs.trains and specs.checkpoint.path:
-        raise ConfigError(
-            "checkpoint.path",
-            "a run that fits makes its own checkpoint",
-            "drop 'fit' from stages, or start from those weights with source=run source.path=...",
-            81,
-        )
+    path = specs.checkpoint.path
+    if specs.trains and path:
+        what = "a run that fits makes its own checkpoint"
+        fix = "drop 'fit' from stages, or start from those weights with source=run source.path=..."
+        raise ConfigError("checkpoint.path", what, fix, 81)
     needs = set(specs.stages) - ({"lr_find", "report"} if "lr_find" in specs.stages else set())
-    if needs and "fit" not in specs.stages and not specs.checkpoint.path and not keep:
-        raise ConfigError(
-            "stages",
-            f"{list(specs.stages)} has no model to work on",
-            "add fit, or give checkpoint.path=FILE, or head=keep or head=remap with a source",
-            82,
-        )
-    if keep and kind.endswith("Scratch") and not specs.checkpoint.path:
-        raise ConfigError(
-            "head",
-            f"{type(specs.head).__name__.lower()} needs a source with a head of its own",
-            "choose source=... or head=linear",
-            83,
-        )
+    if needs and "fit" not in specs.stages and not path and not keep:
+        what = f"{list(specs.stages)} has no model to work on"
+        fix = "add fit, or give checkpoint.path=FILE, or head=keep or head=remap with a source"
+        raise ConfigError("stages", what, fix, 82)
+    if keep and kind.endswith("Scratch") and not path:
+        what = f"{type(specs.head).__name__.lower()} needs a source with a head of its own"
+        raise ConfigError("head", what, "choose source=... or head=linear", 83)
 
 
 def _from_specs(specs: Specs, dataset: Dataset | None, weights: Weights, not_exact: str) -> Plan:
     from xfer.models.network import blueprint, check
-    from xfer.plan.facts import optimizer_facts
-    from xfer.weights.load_report import account
 
     given = dataset
     dataset, classes, parts = joined(specs, given, weights)
     before, after = blueprint(parts)
-    found = check(parts, before, weights)
-    spec = _input(weights.input or before.input, getattr(specs.backbone, "image_size", None))
+    match = check(parts, weights, before)
+    spec, size = weights.input or before.input, getattr(specs.backbone, "image_size", None)
+    spec = spec.scaled(size) if size else spec
     spec = replace(spec, range=dataset.range if dataset else spec.range)
-    if given and (left := _resizable(specs, given, spec)) is not given:
+    on_bad = getattr(specs.data, "on_bad", "error")
+    if given and (left := resizable(given, spec, on_bad)) is not given:
         dataset, _, _ = joined(specs, left, weights)
-    kept = weights.head if parts.head_from_source and weights.head else specs.facts["head"]
+    if dataset and "train" in dataset.splits:
+        pretrained = weights.state is not None
+        training = _what_trains(specs, parts, after, dataset, pretrained, not_exact)
+    else:
+        training = _Training(specs, parts, None, NO_LAYOUT, (), (), {})
+    load, momenta = _load_report(parts, classes, weights, match, before.heads)
     card = Card(
         # With what the builder added by itself, so that the card alone rebuilds the network.
         backbone={**specs.facts["backbone"], **({"args": before.args} if before.args else {})},
-        head=kept,
+        head=weights.head if parts.head_from_source and weights.head else specs.facts["head"],
         classes=classes,
         input=spec,
-        source=_source_facts(specs, weights, found, parts),
+        source=_source_facts(specs, weights, match, parts),
         experiment=specs.experiment,
-        # Weights that stay as they came were trained and chosen on what their file names.
-        splits=_hashes(dataset) if "fit" in specs.stages else weights.splits,
+        splits=_splits(training.specs, training.phases, dataset, weights),
         compat=weights.compat,
+        adapters=training.parts.adapters,
     )
-    plan = Plan(specs, dataset, card, parts, weights, (), {})
-    if dataset and "train" in dataset.splits:
-        plan = _with_phases(plan, after, not_exact)
-        plan.facts["features"] = _expected_features(plan, after)
-        plan.facts["optimizer"] = optimizer_facts(after.module, plan.phases, plan.specs.optim)
-    if weights.state is not None:
-        plan.load.update(account(weights, found, before.heads))
-    if parts.rows and weights.classes:
-        own = weights.classes
-        plan.load["head"] = {
-            name: [own[i] for i in members]
-            for name, members in zip(classes, parts.rows, strict=True)
-        }
-    if weights.optimizer is not None:
-        heads = () if parts.head_from_source else before.heads
-        plan = _with_momenta(plan, weights.optimizer, found, heads)
-    return _finish(plan)
+    return Plan(
+        asked=specs,
+        dataset=dataset,
+        card=card,
+        state=match.state,
+        momenta=momenta,
+        load=load,
+        **training._asdict(),
+    )
 
 
-def _with_momenta(
-    plan: Plan, optimizer: OptimizerState, found: Match, heads: tuple[str, ...]
-) -> Plan:
-    from xfer.weights.load_report import mark_continued
+class _Training(NamedTuple):
+    """What a plan says of what trains; without training images nothing does."""
+
+    specs: Specs
+    parts: Parts
+    network: Network | None
+    layout: Layout
+    phases: tuple[Phase, ...]
+    decisions: tuple[auto.Decision, ...]
+    features: Plain
+
+
+def _what_trains(
+    specs: Specs,
+    parts: Parts,
+    network: Network,
+    dataset: Dataset,
+    pretrained: bool,
+    not_exact: str,
+) -> _Training:
+    """What trains when, with its adapters, and every automatic choice. ``network`` is that after
+    the head swap."""
+    design = layout(network.module, network.heads)
+    if added := specs.freeze.adapters(design):
+        adapters.put(network.module, added)
+        design = design.adapted(added["weights"], [*dict(network.module.named_parameters())])
+        parts = replace(parts, adapters=added)
+    images = len(dataset.splits["train"])
+    decisions = auto.decide(specs, design, images, pretrained, not_exact)
+    specs = auto.apply(specs, decisions)
+    phases = specs.freeze.phases(design, specs.trainer.epochs)
+    if specs.trainer.head_start == "solved":
+        phases = specs.freeze.after_solved(phases)
+    features = _expected_features(specs, dataset, phases, network)
+    return _Training(specs, parts, network, design, phases, tuple(decisions), features)
+
+
+def _load_report(
+    parts: Parts,
+    classes: tuple[str, ...],
+    weights: Weights,
+    match: Match,
+    heads: tuple[str, ...],
+) -> tuple[Plain, Momenta | None]:
+    """What ``load_report.json`` holds, and the optimizer state to continue with; ``heads`` are the
+    classifiers before the head swap."""
+    from xfer.weights.load_report import account, mark_continued
     from xfer.weights.optimizer_state import continued
 
-    momenta, dropped = continued(optimizer, plan.weights, found, heads)
-    mark_continued(plan.load, momenta)
-    plan.load["optimizer"] = {
+    load = account(weights, match, heads) if weights.state is not None else {}
+    if parts.rows and weights.classes:
+        names = weights.classes
+        load["head"] = {
+            name: [names[i] for i in members]
+            for name, members in zip(classes, parts.rows, strict=True)
+        }
+    if weights.optimizer is None:
+        return load, None
+    momenta, dropped = continued(
+        weights.optimizer, weights, match, () if parts.head_from_source else heads
+    )
+    mark_continued(load, momenta)
+    load["optimizer"] = {
         "algorithm": momenta.algorithm,
         "continued": len(momenta.buffers),
         "dropped": dropped,
     }
-    return replace(plan, momenta=momenta)
+    return load, momenta
 
 
-def _input(spec: InputSpec, image_size: int | None) -> InputSpec:
-    return spec.scaled(image_size) if image_size else spec
+def _splits(
+    specs: Specs, phases: Sequence[Phase], dataset: Dataset | None, weights: Weights
+) -> Mapping[str, str]:
+    """The sha256 of the images that the network is trained and chosen on, by split: of weights
+    that stay as they came, what their file names."""
+    splits = weights.splits
+    if "fit" in specs.stages:
+        splits = {name: s.sha256 for name, s in dataset.splits.items()} if dataset else {}
+    if not phases:
+        return splits
+    # The validation images choose one of several epochs, or when a phase begins.
+    policy, by_steps = specs.checkpoint, not specs.optim.solves
+    several = policy.start_epoch + policy.interval <= specs.trainer.epochs
+    waits = any(phase.patience is not None for phase in phases)
+    if by_steps and policy.monitor.startswith("val_") and (several or waits):
+        return splits
+    return {name: sha256 for name, sha256 in splits.items() if name != "val"}
 
 
-def _source_facts(specs: Specs, weights: Weights, found: Match, parts: Parts) -> Plain:
+def _source_facts(specs: Specs, weights: Weights, match: Match, parts: Parts) -> Plain:
     """What ``result.json`` says of the source, and what fetches and places it again."""
     return {
         "spec": {**specs.facts["source"], **weights.pinned},
         "kind": weights.kind,
         "origin": weights.origin,
         "sha256": weights.sha256,
-        "coverage": found.coverage if weights.state is not None else None,
-        "loaded": len(found.of("loaded", "renamed", "adapted")),
-        "dropped": len(found.of("dropped head", "left out")),
-        "missing": len(found.missing),
+        "coverage": match.coverage if weights.state is not None else None,
+        "loaded": len(match.of("loaded", "renamed", "adapted")),
+        "dropped": len(match.of("dropped head", "left out")),
+        "missing": len(match.missing),
         "unexpected": 0,
         "kept": parts.head_from_source,
         "classes": parts.source_classes,
@@ -185,63 +237,23 @@ def _source_facts(specs: Specs, weights: Weights, found: Match, parts: Parts) ->
     }
 
 
-def _with_phases(plan: Plan, network: Network, not_exact: str) -> Plan:
-    """With what trains when, its adapters, the shape of every parameter, what the network is
-    made of, and every automatic choice."""
-    found = layout(network.module, network.heads)
-    if own := plan.specs.freeze.adapters(found):
-        adapters.put(network.module, own)
-        found = found.adapted(own["weights"], [*dict(network.module.named_parameters())])
-        parts, card = replace(plan.parts, adapters=own), replace(plan.card, adapters=own)
-        plan = replace(plan, parts=parts, card=card)
-    images = len(plan.dataset.splits["train"]) if plan.dataset else 0
-    choices = auto.decide(plan.specs, found, images, plan.weights.state is not None, not_exact)
-    specs = auto.apply(plan.specs, choices)
-    phases = specs.freeze.phases(found, specs.trainer.epochs)
-    if specs.trainer.head_start == "solved":
-        phases = specs.freeze.after_solved(phases)
-    card = plan.card
-    if not _chooses_on_val(specs, phases):
-        card = replace(card, splits={k: v for k, v in card.splits.items() if k != "val"})
-    return replace(
-        plan,
-        specs=specs,
-        card=card,
-        phases=phases,
-        shapes={name: tuple(p.shape) for name, p in network.module.named_parameters()},
-        layout=found,
-        facts={**plan.facts, "auto": [asdict(choice) for choice in choices]},
-    )
-
-
-def _chooses_on_val(specs: Specs, phases: Sequence[Phase]) -> bool:
-    """Whether the validation images choose: one of several epochs, or when a phase begins."""
-    kept = specs.checkpoint
-    if specs.optim.solves or not kept.monitor.startswith("val_"):
-        return False
-    several = kept.start_epoch + kept.interval <= specs.trainer.epochs
-    return several or any(phase.patience is not None for phase in phases)
-
-
-def _hashes(dataset: Dataset | None) -> dict[str, str]:
-    return {name: samples.sha256 for name, samples in dataset.splits.items()} if dataset else {}
-
-
-def _expected_features(plan: Plan, network: Network) -> Plain:
+def _expected_features(
+    specs: Specs, dataset: Dataset, phases: Sequence[Phase], network: Network
+) -> Plain:
     """What features at the heads would take, where they are asked for and only heads train at
-    first; what is behind an inner cut is known when the fit has proved one."""
+    first; what an inner cut would take is known when the fit has proved one."""
     from xfer.models.network import width_at_heads
 
-    options, data = plan.specs.features, plan.dataset
-    if options.use == "never" or data is None:
+    options = specs.features
+    if options.use == "never":
         return {}
-    if not all(row.head or row.frozen for row in plan.phases[0].rows):
+    if not all(row.head or row.frozen for row in phases[0].rows):
         return {"cut": "the last frozen input that the fit can prove"}
     width = width_at_heads(network)
     if width is None:
         return {"cut": "the input of the head"}
-    count = options.views_of(plan.specs.augment.random, plan.specs.trainer.epochs) or 1
-    images = count * len(data.splits["train"]) + len(data.splits["val"])
+    count = options.views_of(specs.augment.random, specs.trainer.epochs) or 1
+    images = count * len(dataset.splits["train"]) + len(dataset.splits["val"])
     # At most: a layer under autocast may hand on two bytes a number.
     sizes = {"bytes_per_image": width * 4, "bytes": width * 4 * images}
     return {"cut": "the input of the head", "count": count, **sizes}
@@ -260,19 +272,21 @@ def _from_checkpoint(specs: Specs, dataset: Dataset | None, snapshot: Snapshot) 
     path = Path(specs.checkpoint.path or "").expanduser()
     card = snapshot.card.merged()
     for group, facts in (("backbone", card.backbone), ("head", card.head)):
-        typed = [k for k in specs.explicit if k == group or k.startswith(f"{group}.")]
+        typed = sorted(k for k in specs.explicit if k == group or k.startswith(f"{group}."))
         if typed and not _agrees(specs.facts[group], facts):
-            raise ConfigError(
-                sorted(typed)[0], f"contradicts {path}, which holds {_short(facts)}", "drop it", 85
-            )
-    dataset = dataset and _resizable(specs, dataset, card.input)
-    if dataset and str(card.head["_target_"]).endswith(".Keep"):
-        dataset = adopt(dataset, Naming(card.classes), card.head.get("aliases") or {})
-    if dataset and dataset.classes != card.classes:
-        raise class_mismatch(dataset.classes, card.classes, str(path))
+            kind = str(facts["_target_"]).rpartition(".")[2]
+            name = f" '{facts['name']}'" if "name" in facts else ""
+            what = f"contradicts {path}, which holds {kind}{name}"
+            raise ConfigError(typed[0], what, "drop it", 85)
+    if dataset:
+        dataset = resizable(dataset, card.input, getattr(specs.data, "on_bad", "error"))
+        if str(card.head["_target_"]).endswith(".Keep"):
+            dataset = adopt(dataset, Naming(card.classes), card.head.get("aliases") or {})
+        if dataset.classes != card.classes:
+            raise class_mismatch(dataset.classes, card.classes, str(path))
     with of_a_card(best_checkpoint(path)):
         parts, _ = pieces(card, specs.make)
-    return _finish(Plan(specs, dataset, card, parts, Weights("checkpoint", None), (), {}))
+    return Plan(specs, specs, dataset, card, parts)
 
 
 def _agrees(asked: Plain, held: Plain) -> bool:
@@ -283,48 +297,25 @@ def _agrees(asked: Plain, held: Plain) -> bool:
     )
 
 
-def _short(facts: Plain) -> str:
-    target = str(facts["_target_"]).rpartition(".")[2]
-    return target + (f" '{facts['name']}'" if "name" in facts else "")
-
-
 def _check_training(plan: Plan) -> None:
     from xfer.evaluation.metrics import names
-
-    plan.specs.loss.weights(plan.train_counts)
-    known, monitor = names(len(plan.card.classes)), plan.specs.checkpoint.monitor
-    if monitor not in known:
-        raise ConfigError(
-            "checkpoint.monitor", f"no metric is called '{monitor}'", closest(monitor, known), 86
-        )
-    check_devices(
-        plan.specs,
-        {name: len(s) for name, s in plan.dataset.splits.items()} if plan.dataset else {},
-    )
-    _check_batch(plan)
-    start, epochs = plan.specs.checkpoint.start_epoch, plan.specs.trainer.epochs
-    if start > epochs:
-        raise ConfigError(
-            "checkpoint.start_epoch", f"{start} is behind the last epoch {epochs}", "lower it", 87
-        )
-
-
-def _check_batch(plan: Plan) -> None:
-    """Raise ConfigError for batches of one image where a BatchNorm would have one value to train
-    on; larger maps have more, and an odd image at the end of an epoch is never alone."""
     from xfer.models.network import empty
 
-    specs = plan.specs
-    if specs.data is None or specs.data.batch_size > 1 or not plan.layout.batch_norms:
-        return
-    phases = [phase.rows for phase in plan.phases]
-    if name := lone_norm(empty(plan.parts), phases, specs.freeze.batch_norm, plan.card.input.size):
-        what = f"is 1, and the BatchNorm {name} cannot train on one value a channel"
-        raise ConfigError("data.batch_size", what, "type data.batch_size=2", 68)
-
-
-def _finish(plan: Plan) -> Plan:
-    from xfer.plan.facts import plan_facts
-
-    plan.facts.update(plan_facts(plan))
-    return plan
+    specs, policy, epochs = plan.specs, plan.specs.checkpoint, plan.specs.trainer.epochs
+    specs.loss.weights(plan.train_counts)
+    known = names(len(plan.card.classes))
+    if policy.monitor not in known:
+        what, fix = f"no metric is called '{policy.monitor}'", closest(policy.monitor, known)
+        raise ConfigError("checkpoint.monitor", what, fix, 86)
+    splits = plan.dataset.splits if plan.dataset else {}
+    check_devices(specs, {name: len(samples) for name, samples in splits.items()})
+    # A BatchNorm would have one value to train on where its map is one pixel; larger maps have
+    # more, and an odd image at the end of an epoch is never alone.
+    if specs.data and specs.data.batch_size == 1 and plan.layout.batch_norms:
+        rows, size = [phase.rows for phase in plan.phases], plan.card.input.size
+        if name := lone_norm(empty(plan.parts), rows, specs.freeze.batch_norm, size):
+            what = f"is 1, and the BatchNorm {name} cannot train on one value a channel"
+            raise ConfigError("data.batch_size", what, "type data.batch_size=2", 68)
+    if policy.start_epoch > epochs:
+        what = f"{policy.start_epoch} is after the last epoch {epochs}"
+        raise ConfigError("checkpoint.start_epoch", what, "lower it", 87)

@@ -1,59 +1,76 @@
-"""The plan of a run: every fact that is known before anything is paid for."""
+"""The plan of a run: every fact that is known before anything is paid for, as ``plan.json`` has it.
+
+A plan is built once, by :func:`xfer.plan.make.make_plan`. A fit that must change it (smaller
+batches, decoded images) makes another one with :func:`dataclasses.replace`; ``facts`` follows.
+"""
 
 from __future__ import annotations
 
 import math
-from collections import Counter
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING
 
-from xfer.core.types import Card, Dataset, Plain
-from xfer.freeze import Layout, Phase
-from xfer.weights.content import Weights
+from xfer.core.types import Card, Dataset, Network, Plain, Samples
+from xfer.freeze import Layout, Phase, ever
+from xfer.plan.auto import Decision
+from xfer.plan.resume import fingerprint
 
 if TYPE_CHECKING:
     from xfer.config.specs import Specs
+    from xfer.core.types import StateDict
     from xfer.models.network import Parts
     from xfer.weights.content import Momenta
+
+NO_LAYOUT = Layout((), (), (), ())
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that is known before the work. ``facts`` is what ``plan.json`` holds, ``load``
-    what ``load_report.json`` holds; ``momenta`` the source's optimizer state, to go on from."""
+    """Everything that is known before the work: ``specs`` is ``asked`` with every ``auto`` decided
+    as ``decisions`` say, ``load`` what ``load_report.json`` holds.
 
+    ``state`` are the source's tensors by the network's names, ``momenta`` its optimizer state to
+    continue with. Where something trains: ``network`` (on the meta device, its head swapped and
+    its adapters in place), what it is made of (``layout``), what trains when (``phases``), and
+    what its ``features`` would take.
+    """
+
+    asked: Specs
     specs: Specs
     dataset: Dataset | None
     card: Card
     parts: Parts
-    weights: Weights
-    phases: tuple[Phase, ...]
-    shapes: dict[str, tuple[int, ...]]
-    facts: Plain = field(default_factory=dict)
-    load: Plain = field(default_factory=dict)
+    state: StateDict = field(default_factory=dict)
     momenta: Momenta | None = None
-    layout: Layout = field(default_factory=lambda: Layout((), (), (), ()))
+    load: Plain = field(default_factory=dict)
+    network: Network | None = None
+    layout: Layout = NO_LAYOUT
+    phases: tuple[Phase, ...] = ()
+    decisions: tuple[Decision, ...] = ()
+    features: Plain = field(default_factory=dict)
 
-    @property
-    def training(self) -> bool:
-        """Whether this run trains something."""
-        return self.specs.trains
+    def split(self, name: str) -> Samples:
+        """The images of one split; none of a split that there is not."""
+        if self.dataset is None or name not in self.dataset.splits:
+            raise ValueError(f"a plan without a split '{name}' was asked for it")
+        return self.dataset.splits[name]
 
     @property
     def train_counts(self) -> list[int]:
         """Training images a class, in class order."""
-        counts = Counter(self._split("train").labels.tolist())
-        return [counts[i] for i in range(len(self.card.classes))]
+        return _counts(self.split("train"), len(self.card.classes))
 
     @property
     def steps_per_epoch(self) -> int:
         """Optimizer steps an epoch."""
         from xfer.data.sampler import batches
 
-        data = self.specs.data
-        assert data is not None
-        trainer = self.specs.trainer
-        count = batches(len(self._split("train")), data.batch_size, trainer.devices)
+        trainer, data = self.specs.trainer, self.specs.data
+        if data is None:
+            return 0
+        count = batches(len(self.split("train")), data.batch_size, trainer.devices)
         return math.ceil(count / trainer.accumulate)
 
     @property
@@ -61,6 +78,142 @@ class Plan:
         """Optimizer steps of the whole run."""
         return self.steps_per_epoch * self.specs.trainer.epochs
 
-    def _split(self, name: str) -> Any:
-        assert self.dataset is not None
-        return self.dataset.splits[name]
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """The shape of every parameter by its name, where something trains."""
+        named = self.network.module.named_parameters() if self.network else ()
+        return {name: tuple(parameter.shape) for name, parameter in named}
+
+    @property
+    def parameter_counts(self) -> dict[str, int]:
+        """Parameters in all, trainable and frozen, in numbers."""
+        sizes = {name: math.prod(shape) for name, shape in self.shapes.items()}
+        frozen = sum(sizes[name] for name, rates in ever(self.phases).items() if not any(rates))
+        total = sum(sizes.values())
+        return {"total": total, "trainable": total - frozen, "frozen": frozen}
+
+    @cached_property
+    def facts(self) -> Plain:
+        """Every derived fact, JSON-like: what ``plan.json`` holds."""
+        specs, card, dataset = self.specs, self.card, self.dataset
+        return {
+            "experiment": specs.experiment,
+            "seed": specs.seed,
+            "stages": list(specs.stages),
+            "classes": list(card.classes),
+            "splits": _split_facts(dataset) if dataset else {},
+            "remarks": [*(dataset.remarks if dataset else ()), *_too_long(self)],
+            "leakage": [list(leak) for leak in dataset.leaks] if dataset else [],
+            "backbone": dict(card.backbone),
+            "source": {**card.source, **({"compat": card.compat} if card.compat else {})},
+            "head": dict(card.head),
+            "input": card.input.to_plain(),
+            "freeze": specs.facts["freeze"],
+            "features": {**specs.facts["features"], **self.features},
+            "auto": [asdict(decision) for decision in self.decisions],
+            **_training_facts(self),
+            "fingerprint": fingerprint(self.asked.config),
+            "config": self.asked.config,
+        }
+
+
+def _split_facts(dataset: Dataset) -> Plain:
+    classes = dataset.classes
+    return {
+        name: {
+            "n": len(samples),
+            "sha256": samples.sha256,
+            "per_class": dict(zip(classes, _counts(samples, len(classes)), strict=True)),
+        }
+        for name, samples in dataset.splits.items()
+    }
+
+
+def _counts(samples: Samples, classes: int) -> list[int]:
+    import numpy as np
+
+    known = samples.labels[samples.labels >= 0]
+    counts: list[int] = np.bincount(known, minlength=classes).tolist()
+    return counts
+
+
+def _too_long(plan: Plan) -> list[str]:
+    """What of a fit by steps is longer than that which it is a part of."""
+    specs = plan.specs
+    planned = not specs.stages or "fit" in specs.stages
+    if not planned or not plan.phases or specs.optim.solves:
+        return []
+    lines, epochs = [], specs.trainer.epochs
+    warmup = getattr(specs.schedule, "warmup_epochs", 0)
+    if warmup >= epochs:
+        lines.append(
+            f"schedule.warmup_epochs={warmup:g} is as long as the {epochs} epochs or longer: the "
+            "rate rises to the end and never falls; set it below trainer.max_epochs"
+        )
+    n = len(plan.split("train"))
+    if specs.data and n < (size := specs.data.batch_size) * specs.trainer.devices:
+        each = f" on each of {specs.trainer.devices} devices" if specs.trainer.devices > 1 else ""
+        lines.append(
+            f"data.batch_size={size}{each} is more than the {n} training images: an epoch is one "
+            "step; a smaller data.batch_size gives more of them"
+        )
+    return lines
+
+
+def _training_facts(plan: Plan) -> Plain:
+    if not plan.phases:
+        return {}
+    trainer, rates, shapes = plan.specs.trainer, ever(plan.phases), plan.shapes
+    stages = {name: stage for stage, names in plan.layout.stages for name in names}
+    adapters, by_steps = set(plan.layout.adapters), not plan.specs.optim.solves
+    return {
+        "parameters": [
+            {
+                "name": row.name,
+                "shape": list(shapes[row.name]),
+                "group": "head" if row.head else "adapter" if row.name in adapters else "backbone",
+                "stage": stages.get(row.name),
+                "lr": max(rates[row.name]),
+                "frozen": not any(rates[row.name]),
+                **({"phases": list(rates[row.name])} if len(plan.phases) > 1 else {}),
+            }
+            for row in plan.phases[0].rows
+        ],
+        "phases": [
+            {"name": phase.name, "start": phase.start, "patience": phase.patience}
+            for phase in plan.phases
+        ],
+        "optimizer": _optimizer_facts(plan) if by_steps else [],
+        "params": plan.parameter_counts,
+        "steps": {
+            "batch_size": plan.specs.data.batch_size if plan.specs.data else None,
+            "accumulate": trainer.accumulate,
+            "devices": trainer.devices,
+            "per_epoch": plan.steps_per_epoch if by_steps else 0,
+            "epochs": trainer.epochs if by_steps else 0,
+            "total": plan.total_steps if by_steps else 0,
+        },
+    }
+
+
+def _optimizer_facts(plan: Plan) -> list[Plain]:
+    """The optimizer's groups in each phase: the learning rate before the schedule, the weight
+    decay, and how many tensors and numbers a group has."""
+    if plan.network is None:
+        return []
+    groups = plan.specs.optim.groups(plan.network.module, ever(plan.phases))
+    return [
+        {
+            "phase": phase.name,
+            "groups": [
+                {
+                    "lr": group["lr"] * group["phases"][i],
+                    "weight_decay": group["weight_decay"],
+                    "tensors": len(group["params"]),
+                    "parameters": sum(p.numel() for p in group["params"]),
+                }
+                for group in groups
+            ],
+        }
+        for i, phase in enumerate(plan.phases)
+    ]

@@ -32,13 +32,11 @@ def check_devices(specs: Specs, sizes: Mapping[str, int]) -> None:
         raise ConfigError("trainer.devices", "Apple's GPU is one device", "use 1", 67)
     # Batch normalisation cannot train on one image; a rank without any would wait for the others.
     for split, least in (("train", 2), ("val", 1)):
-        if 0 < sizes.get(split, 0) < least * trainer.devices:
-            raise CombinationError(
-                "trainer.devices",
-                f"{trainer.devices} devices cannot share the {sizes[split]} images of {split}",
-                f"use {max(1, sizes[split] // least)} at most",
-                3,
-            )
+        count = sizes.get(split, 0)
+        if 0 < count < least * trainer.devices:
+            what = f"{trainer.devices} devices cannot share the {count} images of {split}"
+            fix = f"use {max(1, count // least)} at most"
+            raise CombinationError("trainer.devices", what, fix, 3)
 
 
 def check_gpus(accelerator: str, devices: int) -> None:
@@ -49,14 +47,9 @@ def check_gpus(accelerator: str, devices: int) -> None:
     if accelerator == "gpu" and not there:
         raise ConfigError("trainer.accelerator", "there is no GPU here", "use trainer=cpu", 88)
     if 0 < there < devices:
-        raise ConfigError(
-            "trainer.devices",
-            f"is {devices}, and there is {there} GPU here"
-            if there == 1
-            else f"is {devices}, and there are {there} GPUs here",
-            f"use {there} at most, or trainer.accelerator=cpu",
-            69,
-        )
+        gpus = "is 1 GPU" if there == 1 else f"are {there} GPUs"
+        fix = f"use {there} at most, or trainer.accelerator=cpu"
+        raise ConfigError("trainer.devices", f"is {devices}, and there {gpus} here", fix, 69)
 
 
 _BESIDE = 2_000_000
@@ -81,17 +74,13 @@ def check_space(plan: Plan, folder: Path) -> None:
     with output_errors(folder):
         free = shutil.disk_usage(folder).free
     if free < needed:
-        raise OutputError(
-            folder,
-            f"{free:,} bytes are free, the run needs about {needed:,}",
-            "free space or choose run.dir=DIR on another disk",
-            14,
-        )
+        what = f"{free:,} bytes are free, the run needs about {needed:,}"
+        raise OutputError(folder, what, "free space or choose run.dir=DIR on another disk", 14)
 
 
 def needed_bytes(plan: Plan) -> int:
     """The last checkpoint, the one before it and the next, with two moments each; the whole best
-    one twice, while it is written; as many copies as are kept."""
+    one twice, while it is written; as many copies as ``checkpoint.keep`` says."""
     policy, trainer = plan.specs.checkpoint, plan.specs.trainer
     sizes = {name: 4 * math.prod(shape) for name, shape in plan.shapes.items()}
     moving = sum(sizes[name] for name, rates in ever(plan.phases).items() if any(rates))

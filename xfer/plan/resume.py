@@ -24,7 +24,7 @@ _FREE = (
     *("run", "stages", "checkpoint.resume", "predict", "sweep"),
     *("data.workers", "data.decoded_gb", "features.dir", "features.max_gb"),
 )
-"""What may differ between a run and the command that goes on with it: none decides a number."""
+"""What may differ between a run and the command that resumes it: none decides a number."""
 
 
 def _below(name: str) -> str:
@@ -92,21 +92,16 @@ def choose(
 def _named(folder: Path, config: Plain) -> Earlier:
     facts = _plan(folder)
     if not {"fingerprint", "config"} <= facts.keys():
-        raise ResumeError(
-            folder, "is no xfer run folder", "give checkpoint.resume=OUTPUT_FOLDER", 1
-        )
+        fix = "give checkpoint.resume=OUTPUT_FOLDER"
+        raise ResumeError(folder, "is no xfer run folder", fix, 1)
     if is_live(folder):
         raise ResumeError(folder, "is being worked on by another process", "wait for it", 2)
     if facts["fingerprint"] != fingerprint(config):
         before, now = flat(facts["config"]), flat(config)
         changed = sorted(k for k in {*before, *now} if before.get(k) != now.get(k))
-        raise ResumeError(
-            folder,
-            "was configured otherwise: "
-            + "; ".join(f"{k} was {before.get(k)}, now {now.get(k)}" for k in changed[:5]),
-            "give the same options, or drop checkpoint.resume",
-            3,
-        )
+        changes = "; ".join(f"{k} was {before.get(k)}, now {now.get(k)}" for k in changed[:5])
+        fix = "give the same options, or drop checkpoint.resume"
+        raise ResumeError(folder, f"was configured otherwise: {changes}", fix, 3)
     return _earlier(folder, config)
 
 
@@ -153,7 +148,7 @@ def lacks(folder: Path, stages: Sequence[str]) -> bool:
 
 def check_stages(folder: Path, stages: Sequence[str], other: str) -> None:
     """Raise ResumeError for a finished run that is to do more stages, and not all of those that it
-    has done: what it tells of itself would lose them. ``other`` is what else may be typed."""
+    has done: its result would lose them. ``other`` is what else may be typed."""
     if _status(folder)["state"] != "finished" or not lacks(folder, stages):
         return
     done = _stages(folder, stages)
@@ -164,12 +159,12 @@ def check_stages(folder: Path, stages: Sequence[str], other: str) -> None:
 
 
 def _stages(folder: Path, default: Sequence[str]) -> Sequence[str]:
-    found: Sequence[str] = _plan(folder).get("config", {}).get("stages", default)
-    return found
+    stages: Sequence[str] = _plan(folder).get("config", {}).get("stages", default)
+    return stages
 
 
 def resume_file(folder: Path) -> Path | None:
-    """The file to go on from: the last one, or where that is damaged the one before, which takes
+    """The file to resume from: the last one, or where that is damaged the one before, which takes
     its place; ``None`` when the run had not come to save one.
 
     What a run does next is a function of where it stands, so an older file loses time and nothing
@@ -182,12 +177,11 @@ def resume_file(folder: Path) -> Path | None:
         what = "is damaged" if last.exists() else "is missing"
         if not _is_whole(previous):
             raise ResumeError(last, f"{what}, and there is no whole file before it", START_ANEW, 5)
-        log.warning(f"{printable(last)} {what}: going on from the file before it")
+        log.warning(f"{printable(last)} {what}: the run is resumed from the file before it")
         previous.replace(last)
     if best.exists() and not _is_whole(best):
-        raise ResumeError(
-            best, "is damaged: its bytes do not match the sha256 inside", START_ANEW, 6
-        )
+        what = "is damaged: its bytes do not match the sha256 inside"
+        raise ResumeError(best, what, START_ANEW, 6)
     return last
 
 
@@ -204,7 +198,7 @@ class _Config(TypedDict, total=False):
 
 
 class Planned(TypedDict, total=False):
-    """What is read of ``plan.json`` to go on with a run."""
+    """What is read of ``plan.json`` to resume a run."""
 
     fingerprint: str
     config: _Config

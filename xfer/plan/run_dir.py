@@ -6,16 +6,12 @@ import secrets
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from xfer.config.specs import Specs
 from xfer.core.errors import OutputError
 from xfer.core.files import output_errors, write_json, write_text, yaml_text
 from xfer.core.run_folder import BESIDE
 from xfer.plan.plan import Plan
-
-if TYPE_CHECKING:
-    pass
 
 
 def refuse_taken(specs: Specs) -> None:
@@ -50,4 +46,4 @@ def write_plan(plan: Plan, folder: Path) -> None:
     write_json(folder / "plan.json", plan.facts)
     if plan.load:
         write_json(folder / "load_report.json", plan.load)
-    write_text(folder / "config.yaml", yaml_text(plan.specs.config))
+    write_text(folder / "config.yaml", yaml_text(plan.asked.config))

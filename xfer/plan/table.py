@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from xfer.core.errors import printable
-from xfer.core.types import Plain
+from xfer.core.types import InputSpec, Plain
 
 if TYPE_CHECKING:
     from xfer.plan.plan import Plan
@@ -16,21 +16,18 @@ if TYPE_CHECKING:
 def table(plan: Plan) -> str:
     """The plan for people: what would run on what, and what would train."""
     facts, card = plan.facts, plan.card
+    more = ", ..." * (len(card.classes) > 8)
     lines = [
         ("experiment", f"{facts['experiment']}, seed {facts['seed']}"),
         ("stages", ", ".join(facts["stages"]) or "none: this is the plan alone"),
-        (
-            "classes",
-            f"{len(card.classes)}: {', '.join(card.classes[:8])}"
-            + ", ..." * (len(card.classes) > 8),
-        ),
+        ("classes", f"{len(card.classes)}: {', '.join(card.classes[:8])}{more}"),
         *((f"split {name}", _split_line(split)) for name, split in facts["splits"].items()),
         ("backbone", _spec_line(card.backbone)),
         ("source", _source_line(card.source)),
-        *_load_lines(plan.load),
+        *(("", line) for line in _load_lines(plan.load)),
         ("head", _spec_line(card.head)),
-        ("input", _input_line(plan)),
-        *_training_lines(facts),
+        ("input", _input_line(card.input)),
+        *(_training_lines(facts) if "params" in facts else ()),
         *(("remark", remark) for remark in facts["remarks"]),
     ]
     width = max(len(name) for name, _ in lines)
@@ -38,23 +35,17 @@ def table(plan: Plan) -> str:
 
 
 def _split_line(split: Plain) -> str:
-    counts = split["per_class"].items()
-    shown = ", ".join(f"{name} {n}" for name, n in list(counts)[:6])
-    return f"{split['n']} images ({shown}{', ...' if len(counts) > 6 else ''})"
+    counts = [f"{name} {n}" for name, n in split["per_class"].items()]
+    more = ", ..." * (len(counts) > 6)
+    return f"{split['n']} images ({', '.join(counts[:6])}{more})"
 
 
 def _spec_line(facts: Plain) -> str:
     kind = str(facts["_target_"]).rpartition(".")[2].lower()
-    rest = ", ".join(
-        f"{k}={v}"
-        for k, v in facts.items()
-        if k not in ("_target_", "name") and v not in (None, {})
-    )
-    return (
-        " ".join([kind, str(facts.get("name", "")), f"({rest})" if rest else ""])
-        .replace("  ", " ")
-        .strip()
-    )
+    shown = {k: v for k, v in facts.items() if k not in ("_target_", "name")}
+    rest = ", ".join(f"{k}={v}" for k, v in shown.items() if v not in (None, {}))
+    parts = (kind, str(facts.get("name", "")), f"({rest})" if rest else "")
+    return " ".join(part for part in parts if part)
 
 
 def _source_line(source: Plain) -> str:
@@ -64,7 +55,7 @@ def _source_line(source: Plain) -> str:
     return f"{source['origin']}{hashed}"
 
 
-def _load_lines(load: Plain) -> list[tuple[str, str]]:
+def _load_lines(load: Plain) -> list[str]:
     """What became of the source's tensors: a line a fate, each with its first examples."""
     if not load:
         return []
@@ -79,8 +70,9 @@ def _load_lines(load: Plain) -> list[tuple[str, str]]:
         lines.append(f"class {name}: {', '.join(members) or 'new, starts from zero'}")
     if state := load.get("optimizer"):
         left = f"; left out: {', '.join(state['dropped'])}" if state["dropped"] else ""
-        lines.append(f"{state['algorithm']} state of {state['continued']} parameters goes on{left}")
-    return [("", line) for line in lines]
+        continued = f"{state['algorithm']} state of {state['continued']} parameters"
+        lines.append(f"{continued} is continued{left}")
+    return lines
 
 
 def _load_example(row: Plain) -> str:
@@ -89,8 +81,7 @@ def _load_example(row: Plain) -> str:
     return renamed + (f" ({note})" if note else "")
 
 
-def _input_line(plan: Plan) -> str:
-    spec = plan.card.input
+def _input_line(spec: InputSpec) -> str:
     height, width = spec.size
     how = "squashed" if spec.resize is None else f"short side {spec.resize}, centre crop"
     line = f"{height} x {width} RGB ({how}, {spec.interpolation}); mean {spec.mean}, std {spec.std}"
@@ -98,31 +89,27 @@ def _input_line(plan: Plan) -> str:
 
 
 def _training_lines(facts: Plain) -> list[tuple[str, str]]:
-    if "params" not in facts:
-        return []
-    params, steps = facts["params"], facts["steps"]
-    trained = (
+    params, steps, features = facts["params"], facts["steps"], facts["features"]
+    counts = f"{params['trainable']:,} train, {params['frozen']:,} frozen"
+    lines = [("parameters", f"{params['total']:,}: {counts}")]
+    lines += [("", line) for line in _parameter_lines(facts["parameters"])]
+    if "cut" in features:
+        size = (
+            f": at most {features['bytes_per_image'] / 1e3:,.1f} kB an image, "
+            f"{features['count']} view(s): {features['bytes'] / 1e6:,.1f} MB"
+            if "bytes" in features
+            else ""
+        )
+        lines.append(("features", f"at {features['cut']}{size}"))
+    each = f" on each of {steps['devices']} devices" if steps["devices"] > 1 else ""
+    by_steps = (
         f"{steps['epochs']} epochs of {steps['per_epoch']} = {steps['total']} "
-        f"(batches of {_batch_line(steps)})"
+        f"(batches of {steps['batch_size']}{each})"
     )
-    return [
-        (
-            "parameters",
-            f"{params['total']:,}: {params['trainable']:,} train, {params['frozen']:,} frozen",
-        ),
-        *(("", line) for line in _parameter_lines(facts["parameters"])),
-        *_feature_lines(facts["features"]),
-        ("steps", trained if facts["optimizer"] else "none: the head is solved exactly"),
-        *(
-            ("" if i else "auto", f"{row['key']}={row['value']}: {row['why']}")
-            for i, row in enumerate(facts["auto"])
-        ),
-    ]
-
-
-def _batch_line(steps: Plain) -> str:
-    size, devices = steps["batch_size"], steps["devices"]
-    return str(size) if devices == 1 else f"{size} on each of {devices} devices"
+    lines.append(("steps", by_steps if facts["optimizer"] else "none: the head is solved exactly"))
+    for i, row in enumerate(facts["auto"]):
+        lines.append(("" if i else "auto", f"{row['key']}={row['value']}: {row['why']}"))
+    return lines
 
 
 def _parameter_lines(rows: list[Plain]) -> list[str]:
@@ -137,25 +124,11 @@ def _parameter_lines(rows: list[Plain]) -> list[str]:
     ]
 
 
-def _feature_lines(facts: Plain) -> list[tuple[str, str]]:
-    if "cut" not in facts:
-        return []
-    told = f"at {facts['cut']}"
-    if "bytes" in facts:
-        told = (
-            f"{told}: at most {facts['bytes_per_image'] / 1e3:,.1f} kB an image, "
-            f"{facts['count']} view(s): {facts['bytes'] / 1e6:,.1f} MB"
-        )
-    return [("features", told)]
-
-
 def _rates(row: Plain) -> str:
     """The multiple of the learning rate, phase by phase where it changes."""
     rates = row.get("phases") or [row["lr"]]
-    told = ["frozen" if rate == 0 else f"lr x {rate:g}" for rate in rates]
-    later = [
-        f", {now} from phase {i}"
-        for i, (before, now) in enumerate(pairwise(told), 2)
-        if now != before
-    ]
-    return told[0] + "".join(later)
+    texts = ["frozen" if rate == 0 else f"lr x {rate:g}" for rate in rates]
+    changes = enumerate(pairwise(texts), 2)
+    return texts[0] + "".join(
+        f", {now} from phase {i}" for i, (before, now) in changes if now != before
+    )

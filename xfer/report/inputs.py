@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from xfer.config.specs import Specs
 from xfer.core.errors import XferError
 from xfer.core.run_folder import best_checkpoint
 from xfer.core.types import Exported, Predictions, Score
@@ -18,10 +17,8 @@ if TYPE_CHECKING:
 
 @dataclass
 class Work:
-    """What the stages hand on; ``specs`` as they were asked for, before the plan decided what they
-    leave open."""
+    """What the stages hand on."""
 
-    specs: Specs
     plan: Plan
     folder: Path
     startup_s: float

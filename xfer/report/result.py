@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING
 from xfer.config.help import DISTRIBUTION
 from xfer.core.files import file_sha256
 from xfer.core.types import Plain
-from xfer.plan.facts import count_parameters
 from xfer.training.features import UNCACHED
-from xfer.training.oom import told
+from xfer.training.oom import batch_sizes
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -88,7 +87,7 @@ def outcome(work: Work) -> Plain:
         "status": "failed" if work.refused else "finished",
         "best": {**fitted.best, "checkpoint": named(fitted.checkpoint)} if fitted else None,
         "scores": {name: score.to_plain() for name, score in work.scores.items()},
-        "params": count_parameters(plan) if plan.phases else None,
+        "params": plan.parameter_counts if plan.phases else None,
         "freeze": {
             "proved": fitted.proved if fitted else None,
             "groups": fitted.audits if fitted else [],
@@ -102,7 +101,7 @@ def outcome(work: Work) -> Plain:
             {k: v for k, v in asdict(file).items() if k != "batches"} for file in work.exports
         ],
         "warnings": [*plan.facts["remarks"], *work.warnings],
-        "memory": told(work.folder),
+        "memory": batch_sizes(work.folder),
         "device": work.device,
         "precision": plan.specs.trainer.precision if fitted else "32-true",
     }

@@ -1,4 +1,4 @@
-"""This run's own state: which epoch is the best, what else is kept, and how to go on."""
+"""This run's own state: which epoch is the best, what else is kept, and how it is resumed."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from xfer.evaluation.metrics import metric_of
 
 
 @dataclass(frozen=True)
-class Checkpoint:
-    """``path`` evaluates an earlier checkpoint instead of training; ``resume`` goes on with a
-    run: ``auto`` with the newest one of this experiment, else a run folder.
+class CheckpointPolicy:
+    """``path`` evaluates an earlier checkpoint instead of training; ``resume`` continues a run:
+    ``auto`` the newest one of this experiment, else that of a run folder.
 
     The best epoch is the first or ``latest`` (``tie``) to reach the ``mode`` of ``monitor``,
     looked at from ``start_epoch`` (1-based) on, every ``interval`` epochs. Besides best and last,
@@ -37,21 +37,13 @@ class Checkpoint:
 
     def __post_init__(self) -> None:
         if not self.prefix or any(c in self.prefix for c in "/\\=\0"):
-            raise ConfigError(
-                "checkpoint.prefix",
-                f"'{self.prefix}' makes no file name",
-                "use letters, digits, _ or -",
-                70,
-            )
+            what, fix = f"'{self.prefix}' is not a valid file name", "use letters, digits, _ or -"
+            raise ConfigError("checkpoint.prefix", what, fix, 70)
         metric = metric_of(self.monitor)
         if metric is not None and metric.better != self.mode:
-            mode = metric.better
-            raise ConfigError(
-                "checkpoint.mode",
-                f"is {self.mode}, but the best {self.monitor} is its {mode}imum",
-                f"type checkpoint.mode={mode}",
-                72,
-            )
+            what = f"is {self.mode}, but the best {self.monitor} is its {metric.better}imum"
+            fix = f"type checkpoint.mode={metric.better}"
+            raise ConfigError("checkpoint.mode", what, fix, 72)
         if self.prefix in ("best", "last"):
             raise ConfigError("checkpoint.prefix", f"'{self.prefix}' is taken", "use another", 71)
 

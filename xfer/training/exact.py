@@ -73,7 +73,7 @@ def fit(plan: Plan, folder: Path) -> FitResult:
     more than a mean; DataError for features that are no numbers.
     """
     began = time.perf_counter()
-    net = assemble(plan.parts, plan.weights)
+    net = assemble(plan.parts, plan.state)
     frozen = at_rest(plan, net)
     cached = features_of(plan, frozen)
     features = cached.facts({"hit": None})

@@ -1,10 +1,10 @@
-"""What is wrong with a fit, told from its epoch rows and its logits, each with a key to type.
+"""What is wrong with a fit, judged by its epoch rows and its logits, each with a key to type.
 
 Equal probabilities for every class have a cross-entropy of log(classes), and new heads start from
 them. A fit whose loss is above that has made the network worse than guessing.
 
 All of it is a function of the rows that the resume file keeps, so that a run that was killed and
-goes on says what a whole one says.
+resumed says what a whole one says.
 """
 
 from __future__ import annotations
@@ -84,9 +84,17 @@ def warnings_of(rows: Sequence[Plain], terms: Terms, best: int | None = None) ->
 
     A row has ``epoch``, ``train_loss``, and the plain cross-entropy ``val_loss``.
     """
-    found = [*_risen(rows, terms), *_ends(rows, terms, best)]
-    if found:
-        return [f"the fit went wrong: {', '.join(found)}; {_guess(terms)}. {_remedy(rows, terms)}"]
+    last, problems = rows[-1], _risen(rows, terms)
+    if last["train_loss"] > _ABOVE * terms.trained:
+        problems.append(f"the training loss ends at {last['train_loss']:.3g}")
+    if last["val_loss"] > _ABOVE * terms.guessing:
+        problems.append(f"the validation loss ends at {last['val_loss']:.3g}")
+    for row in rows[:-1]:
+        if row["epoch"] == best and row["val_loss"] > _ABOVE * terms.guessing:
+            problems.append(f"that of the best epoch, {best}, is {row['val_loss']:.3g}")
+    if problems:
+        what = f"the fit went wrong: {', '.join(problems)}"
+        return [f"{what}; {_guess(terms)}. {_remedy(rows, terms)}"]
     if terms.lr is not None and terms.lr > HIGHEST_RATE:
         return [
             f"optim.lr={terms.lr:g} is above {HIGHEST_RATE:g}, the highest rate that lr_find "
@@ -139,18 +147,6 @@ def _risen(rows: Sequence[Plain], terms: Terms) -> list[str]:
     return []
 
 
-def _ends(rows: Sequence[Plain], terms: Terms, best: int | None) -> list[str]:
-    found, last = [], rows[-1]
-    if last["train_loss"] > _ABOVE * terms.trained:
-        found.append(f"the training loss ends at {last['train_loss']:.3g}")
-    if last["val_loss"] > _ABOVE * terms.guessing:
-        found.append(f"the validation loss ends at {last['val_loss']:.3g}")
-    for row in rows:
-        if row["epoch"] == best and row is not last and row["val_loss"] > _ABOVE * terms.guessing:
-            found.append(f"that of the best epoch, {best}, is {row['val_loss']:.3g}")
-    return found
-
-
 def _guess(terms: Terms) -> str:
     return f"guessing among {terms.classes} classes has {terms.guessing:.3g}"
 
@@ -178,17 +174,13 @@ def _slower(rows: Sequence[Plain], terms: Terms) -> str:
     ratio = _peak(rows) / terms.trained
     # Where the training loss shows no such thing, a tenth is the usual next try.
     rate = terms.lr / (_MARGIN * ratio if ratio > _ABOVE else 10)
+    power = math.floor(math.log10(rate))
+    rounded = float(f"{int(rate / 10.0**power)}e{power}")  # down to one digit
     return (
-        f"optim.lr={terms.lr:g} is too high: try optim.lr={_rounded(rate):g}, or let "
+        f"optim.lr={terms.lr:g} is too high: try optim.lr={rounded:g}, or let "
         "stages=[lr_find] propose a rate"
     )
 
 
 def _peak(rows: Sequence[Plain]) -> float:
     return max(float(row["train_loss"]) for row in rows)
-
-
-def _rounded(rate: float) -> float:
-    """Down to one digit."""
-    power = math.floor(math.log10(rate))
-    return float(f"{int(rate / 10.0**power)}e{power}")

@@ -1,20 +1,25 @@
-"""The Lightning Trainer of a fit, without its banners and with one progress bar."""
+"""The Lightning Trainer of a fit: without its banners, with one progress bar, and files that are
+never torn."""
 
 from __future__ import annotations
 
 import logging
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytorch_lightning as pl
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.callbacks import TQDMProgressBar
+from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from xfer.core.errors import ConfigError
-from xfer.training.callbacks.resume_file import AtomicIO
+from xfer.core.run_folder import LAST, PREVIOUS
+from xfer.core.torch_file import load_tensors, save_tensors
 from xfer.training.distributed.group import Team
 from xfer.training.distributed.strategy import PhaseDdp, RankEnvironment
 
@@ -22,13 +27,11 @@ if TYPE_CHECKING:
     from xfer.plan.plan import Plan
 
 
-def lightning_trainer(
-    plan: Plan, folder: Path, callbacks: list[pl.Callback], team: Team
-) -> pl.Trainer:
+def lightning_trainer(plan: Plan, folder: Path, timeline: pl.Callback, team: Team) -> pl.Trainer:
     """The Trainer of Lightning that the configuration describes; it writes into ``folder``."""
     options, specs = plan.specs.trainer, plan.specs
     logger = specs.logger.build(folder, specs.experiment) if team.leads else None
-    bar = _ProgressBar() if team.leads and _is_terminal() else None
+    bar = _ProgressBar() if team.leads and sys.stderr.isatty() else None
     try:
         return pl.Trainer(
             max_epochs=options.epochs,
@@ -39,7 +42,7 @@ def lightning_trainer(
             gradient_clip_val=options.clip_norm or None,
             deterministic=options.deterministic,
             logger=logger or False,
-            callbacks=[*callbacks, *([bar] if bar else [])],
+            callbacks=[timeline, *([bar] if bar else [])],
             plugins=[AtomicIO(), RankEnvironment(team)],
             strategy=PhaseDdp() if team.ranks > 1 else "auto",
             enable_checkpointing=False,
@@ -50,15 +53,30 @@ def lightning_trainer(
             default_root_dir=folder,
         )
     except (RuntimeError, ValueError, MisconfigurationException) as error:
-        raise ConfigError(
-            "trainer", str(error).splitlines()[0], "mend accelerator, devices or precision", 92
-        ) from error
+        what, fix = str(error).splitlines()[0], "mend accelerator, devices or precision"
+        raise ConfigError("trainer", what, fix, 92) from error
 
 
-def _is_terminal() -> bool:
-    import sys
+class AtomicIO(TorchCheckpointIO):
+    """Lightning's checkpoints through :mod:`xfer.core.torch_file`: never torn, never code.
 
-    return sys.stderr.isatty()
+    The last resume file stays as ``previous.ckpt`` when a new one takes its place.
+    """
+
+    def save_checkpoint(self, checkpoint: Any, path: Any, storage_options: Any = None) -> None:
+        """Write to the target's own folder, sync, read back, rename."""
+        path = Path(path)
+        save_tensors(path, checkpoint, partial(_keep_previous, path))
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: Any = True) -> Any:
+        """Read tensors and plain types only."""
+        return load_tensors(Path(path))
+
+
+def _keep_previous(path: Path) -> None:
+    # A kill after this leaves a run without last.ckpt, which is resumed from the previous one.
+    if path.name == LAST and path.is_file():
+        path.replace(path.with_name(PREVIOUS))
 
 
 class _ProgressBar(TQDMProgressBar):
@@ -78,17 +96,18 @@ def quiet() -> Iterator[None]:
     level = logger.level
     logger.setLevel(logging.ERROR)
     with warnings.catch_warnings():
-        # More workers or a pinned loader are choices of the config, not mistakes.
-        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-        warnings.filterwarnings(
-            "ignore", message=".*number of training batches.*logging interval.*"
-        )
-        # A frozen backbone is in evaluation mode on purpose.
-        warnings.filterwarnings("ignore", message=".*module.* in eval mode.*")
-        # A run outside Slurm on a machine that has it is no mistake either.
-        warnings.filterwarnings("ignore", message=".*`srun` command is available.*")
-        # Lightning asks torch's pytrees in a way that torch is giving up.
-        warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
+        for hint in (
+            # More workers or a pinned loader are choices of the config, not mistakes.
+            ".*does not have many workers.*",
+            ".*number of training batches.*logging interval.*",
+            # A frozen backbone is in evaluation mode on purpose.
+            ".*module.* in eval mode.*",
+            # A run outside Slurm on a machine that has it is no mistake either.
+            ".*`srun` command is available.*",
+            # Lightning asks torch's pytrees in a way that torch is giving up.
+            ".*isinstance.treespec, LeafSpec.*",
+        ):
+            warnings.filterwarnings("ignore", message=hint)
         try:
             yield
         finally:

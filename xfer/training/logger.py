@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from xfer.config.help import DISTRIBUTION
 from xfer.core.errors import ConfigError
@@ -27,10 +27,8 @@ class Csv:
 class TensorBoard:
     """Event files in ``tensorboard/`` of the run folder."""
 
-    needs: ClassVar[str] = "tensorboard"
-
     def __post_init__(self) -> None:
-        _require(self.needs)
+        _require("tensorboard")
 
     def build(self, folder: Path, experiment: str) -> Logger | None:
         """The logger of this run."""
@@ -43,12 +41,10 @@ class TensorBoard:
 class Mlflow:
     """An MLflow store: ``uri`` as MLflow has it, or ``mlflow.db`` in the run folder."""
 
-    needs: ClassVar[str] = "mlflow"
-
     uri: str | None = None
 
     def __post_init__(self) -> None:
-        _require(self.needs)
+        _require("mlflow")
 
     def build(self, folder: Path, experiment: str) -> Logger | None:
         """The logger of this run."""
@@ -62,20 +58,18 @@ class Mlflow:
 class Wandb:
     """Weights & Biases; ``offline`` keeps everything in the run folder for a later sync."""
 
-    needs: ClassVar[str] = "wandb"
-
     project: str = "xfer"
     offline: bool = True
 
     def __post_init__(self) -> None:
-        _require(self.needs)
+        _require("wandb")
 
     def build(self, folder: Path, experiment: str) -> Logger | None:
         """The logger of this run."""
         from pytorch_lightning.loggers import WandbLogger
 
         class Closing(WandbLogger):
-            """Ends its run, or the next one of this process would go on with it."""
+            """Ends its run, or the next one of this process would continue it."""
 
             def finalize(self, status: str) -> None:
                 super().finalize(status)
@@ -88,9 +82,5 @@ class Wandb:
 
 def _require(package: str) -> None:
     if find_spec(package) is None:
-        raise ConfigError(
-            "logger",
-            f"the package '{package}' is not installed",
-            f'pip install "{DISTRIBUTION}[{package}]"',
-            80,
-        )
+        what = f"the package '{package}' is not installed"
+        raise ConfigError("logger", what, f'pip install "{DISTRIBUTION}[{package}]"', 80)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -35,19 +36,14 @@ class CrossEntropy:
         if self.class_weights == "balanced":
             return [sum(counts) / (len(counts) * n) for n in counts]
         if len(self.class_weights) != len(counts):
-            raise ConfigError(
-                "loss.class_weights",
-                f"has {len(self.class_weights)} numbers for {len(counts)} classes",
-                "give one number a class, or balanced",
-                50,
-            )
+            what = f"has {len(self.class_weights)} numbers for {len(counts)} classes"
+            fix = "give one number a class, or balanced"
+            raise ConfigError("loss.class_weights", what, fix, 50)
         return [float(w) for w in self.class_weights]
 
     def guessing(self, counts: Sequence[int]) -> float:
         """The loss of equal probabilities for every class, over training images ``counts`` a
         class."""
-        import math
-
         weights, smoothing = self.weights(counts) or [1.0] * len(counts), self.label_smoothing
         seen = sum(w * n for w, n in zip(weights, counts, strict=True)) / sum(counts)
         # torch weighs what is spread over the classes by each class's weight, the rest by the

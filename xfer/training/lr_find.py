@@ -60,7 +60,7 @@ def lr_find(plan: Plan) -> Plain:
     if plan.dataset is None or data is None:
         raise DataError("data", "is needed to find a rate", "give data=... or data.root=DIR", 43)
     device = device_of(specs.trainer.accelerator)
-    net = assemble(plan.parts, plan.weights)
+    net = assemble(plan.parts, plan.state)
     module = Classifier(net, plan, standard=prepare_head(plan, net)).to(device)
     images = train_images(plan.dataset.splits["train"], plan.card.input, specs.augment)
     loader = TrainLoader(images, data.batch_size, 0, device.type == "cuda", specs.seed)

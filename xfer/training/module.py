@@ -21,9 +21,11 @@ from xfer.core.standardize import Standard, to_plain
 from xfer.evaluation import metrics
 from xfer.training import optimizer_restore
 from xfer.training.distributed.group import ALONE, Team
+from xfer.training.distributed.strategy import PhaseDdp
 from xfer.training.ema import Ema
 from xfer.training.head_input import Standardized
-from xfer.training.nan_guard import Watch, norm, place
+from xfer.training.nan_guard import NanGuard, norm, place
+from xfer.weights.formats.checkpoint_format import FORMAT, identity
 
 if TYPE_CHECKING:
     from xfer.core.types import StateDict
@@ -57,8 +59,8 @@ class Classifier(pl.LightningModule):
         self.fingerprint = over(self.hashes)
         decay, solved = plan.specs.trainer.averages, plan.specs.trainer.head_start == "solved"
         self.ema = Ema(net, list(self.moving()), decay, solved) if decay else None
-        self.watch = Watch()
-        self.found: dict[str, float] = {}
+        self.guard = NanGuard()
+        self.scores: dict[str, float] = {}
         self._answers: list[tuple[torch.Tensor, torch.Tensor]] = []
         if plan.specs.trainer.channels_last:
             net.to(memory_format=torch.channels_last)
@@ -72,15 +74,18 @@ class Classifier(pl.LightningModule):
         rows, policy = self.plan.phases[phase].rows, self.plan.specs.freeze
         return freeze.frozen(self.net, rows, policy.batch_norm)
 
-    def enter(self, phase: int, rates: LambdaLR) -> None:
+    def enter(self, phase: int) -> None:
         """From the next step on, train what ``phase`` says, at its rates."""
         self.phase = phase
         freeze.apply(self.net, self.plan.phases[phase].rows)
         self.zero_grad(set_to_none=True)
         self.train()
+        rates: Any = self.lr_schedulers()
         groups = zip(rates.optimizer.param_groups, rates.base_lrs, rates.lr_lambdas, strict=True)
         for group, base, factor in groups:
             group["lr"] = base * factor(rates.last_epoch)
+        if isinstance(self.trainer.strategy, PhaseDdp):
+            self.trainer.strategy.renew(self)
 
     def moving(self) -> StateDict:
         """The net's tensors that training changes."""
@@ -93,10 +98,10 @@ class Classifier(pl.LightningModule):
             freeze.hold(self.net, self.plan.specs.freeze.batch_norm)
         return self
 
-    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+    def begin_step(self, batch: int) -> None:
         """Seed dropout and mixing for this step alone."""
-        self.watch.check()
-        self.seed_step(self.current_epoch, batch_idx)
+        self.guard.check()
+        self.seed_step(self.current_epoch, batch)
 
     def seed_step(self, epoch: int, step: int) -> None:
         """Make what ``step`` of ``epoch`` draws a function of the two and the run's seed."""
@@ -109,7 +114,7 @@ class Classifier(pl.LightningModule):
     def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
         """The loss of one batch, which joins the epoch's."""
         loss = self.loss_of(batch)
-        self.watch.note(loss, "the training loss", self._in_batch(batch_idx))
+        self.guard.note(loss, "the training loss", self._in_batch(batch_idx))
         # A value an image: a metric that lets NaN pass forgets the weights it is given.
         self.train_loss.update(loss.detach().expand(len(batch[1])))
         if self.team.ranks > 1:
@@ -124,7 +129,7 @@ class Classifier(pl.LightningModule):
         loss: torch.Tensor = self.loss(self.net(images), labels)
         return loss
 
-    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+    def check_gradient(self, optimizer: torch.optim.Optimizer) -> None:
         """Stop before a gradient that is NaN or Inf spoils the weights."""
         if self.plan.specs.trainer.precision == "16-mixed":
             return  # its scaler leaves out such steps
@@ -132,20 +137,20 @@ class Classifier(pl.LightningModule):
         tensors = (p for group in optimizer.param_groups for p in group["params"])
         gradients = (p.grad for p in tensors if p.grad is not None)
         batch = self.trainer.fit_loop.batch_idx
-        self.watch.note(norm(gradients), "the gradient", self._in_batch(batch))
+        self.guard.note(norm(gradients), "the gradient", self._in_batch(batch))
 
-    def check_numbers(self) -> None:
+    def check_weights(self) -> None:
         """Raise DivergedError where a loss, a gradient or a weight is NaN or Inf."""
-        self.watch.check()
+        self.guard.check()
         if not torch.isfinite(norm(self.moving().values())):
             raise self._diverged("a weight", f"epoch {self.current_epoch + 1}", 6)
 
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def average(self) -> None:
         """Follow the weights after each optimizer step."""
         if self.ema is not None:
             self.ema.update(self.net, self.global_step)
 
-    def on_validation_start(self) -> None:
+    def begin_validation(self) -> None:
         """Validate the averaged weights where there are any."""
         if self.ema is not None:
             self.ema.swap(self.net)
@@ -159,8 +164,8 @@ class Classifier(pl.LightningModule):
         with torch.autocast(self.device.type, enabled=False):
             self._answers.append((self.net(images).float().cpu(), labels.cpu()))
 
-    def on_validation_epoch_end(self) -> None:
-        """Compute every metric of the split, as ``val_<name>`` in ``found``."""
+    def score(self) -> None:
+        """Compute every metric of the split, as ``val_<name>`` in ``scores``."""
         # In the order of the split: the ranks took its batches in turn.
         turns = zip_longest(*self.team.all_gather(self._answers))
         answers = [answer for turn in turns for answer in turn if answer is not None]
@@ -168,39 +173,34 @@ class Classifier(pl.LightningModule):
         self._answers.clear()
         # Kept here rather than logged: Lightning's logged values are rounded to float32.
         values = metrics.values(logits.numpy(), labels.numpy())
-        self.found = {f"val_{name}": v for name, v in values.items()}
-        if not math.isfinite(self.found["val_loss"]):
+        self.scores = {f"val_{name}": v for name, v in values.items()}
+        if not math.isfinite(self.scores["val_loss"]):
             raise self._diverged("the validation loss", f"epoch {self.current_epoch + 1}", 5)
 
-    def on_validation_end(self) -> None:
+    def end_validation(self) -> None:
         """Back to the weights that train."""
         if self.ema is not None:
             self.ema.swap(self.net)
 
     def epoch_loss(self) -> float:
         """The mean training loss of the epoch, over images; resets it. Raises DivergedError."""
-        self.watch.check()
+        self.guard.check()
         value = float(self.train_loss.compute())
         self.train_loss.reset()
         return value
 
     def _in_batch(self, batch: int) -> Callable[[str], DivergedError]:
-        def told(what: str) -> DivergedError:
-            assert self.plan.dataset is not None
+        def error(what: str) -> DivergedError:
             order = self.trainer.train_dataloader.order  # type: ignore[union-attr]
-            where = place(order, batch, self.plan.dataset.splits["train"].names)
-            return self._diverged(what, where, 4)
+            return self._diverged(what, place(order, batch, self.plan.split("train").names), 4)
 
-        return told
+        return error
 
     def _diverged(self, what: str, where: str, number: int) -> DivergedError:
         rate = max(group["lr"] for group in self.optimizers().param_groups)  # type: ignore[union-attr]
-        return DivergedError(
-            "optim.lr",
-            f"{what} is NaN or Inf in {where}, at learning rate {rate:g}",
-            "lower optim.lr, or set trainer.clip_norm=1",
-            number,
-        )
+        text = f"{what} is NaN or Inf in {where}, at learning rate {rate:g}"
+        fix = "lower optim.lr, or set trainer.clip_norm=1"
+        return DivergedError("optim.lr", text, fix, number)
 
     def best_state(self) -> StateDict:
         """The net's moving tensors for raw input of the head, averaged where an average is
@@ -210,10 +210,7 @@ class Classifier(pl.LightningModule):
         return self.standardized.folded(state)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep what trains, and the fingerprint of the rest."""
-        if self.ema is not None:
-            # A callback that saves after a step does so before this module's own hook has run.
-            self.ema.update(self.net, self.global_step)
+        """Keep what trains, the fingerprint of the rest, and what explains the file."""
         left_out = {f"net.{name}" for name in self.frozen}
         checkpoint["state_dict"] = {
             k: v for k, v in checkpoint["state_dict"].items() if k not in left_out
@@ -222,14 +219,21 @@ class Classifier(pl.LightningModule):
         checkpoint["standard"] = to_plain(self.standardized.standard)
         if self.team.ranks > 1:
             checkpoint["train_loss"] = self.team.all_gather(self.train_loss.state_dict())
+        checkpoint["xfer"] = {
+            "format": FORMAT,
+            "card": self.plan.card.to_plain(),
+            "progress": {"epoch": self.current_epoch + 1, "step": self.global_step},
+            "frozen": self.fingerprint if self.frozen else None,
+            "run": identity(self.plan.facts),
+        }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Complete the state with the frozen tensors that the run's source gave."""
-        own = self.net.state_dict()
-        checkpoint["state_dict"] |= {f"net.{name}": own[name] for name in self.frozen}
-        if self.team.ranks > 1:  # each goes on with the sum that was its own
-            own_loss = checkpoint["train_loss"][self.team.rank]
-            checkpoint["state_dict"] |= {f"train_loss.{k}": v for k, v in own_loss.items()}
+        state = self.net.state_dict()
+        checkpoint["state_dict"] |= {f"net.{name}": state[name] for name in self.frozen}
+        if self.team.ranks > 1:  # each continues the sum of its images
+            sums = checkpoint["train_loss"][self.team.rank]
+            checkpoint["state_dict"] |= {f"train_loss.{k}": v for k, v in sums.items()}
         if self.ema is not None:
             self.ema.load(checkpoint["ema"], checkpoint["global_step"])
 

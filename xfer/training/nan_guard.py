@@ -1,4 +1,4 @@
-"""Numbers that are none: found in the step that makes them, before a file could hold them."""
+"""NaN and Inf, noticed in the step that makes them, before a file could hold them."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from xfer.core.errors import DivergedError
 if TYPE_CHECKING:
     from xfer.data.sampler import Order
 
-Told = Callable[[str], DivergedError]
+MakeError = Callable[[str], DivergedError]
 """Makes the error about what is NaN or Inf."""
 
 
-class Watch:
+class NanGuard:
     """Looks at losses and gradients.
 
     On a GPU a value is looked at a step later, when it has long been computed: waiting for each
@@ -24,26 +24,26 @@ class Watch:
     """
 
     def __init__(self) -> None:
-        self._pending: list[tuple[torch.Tensor, str, Told]] = []
+        self._pending: list[tuple[torch.Tensor, str, MakeError]] = []
 
-    def note(self, value: torch.Tensor, what: str, told: Told) -> None:
+    def note(self, value: torch.Tensor, what: str, error: MakeError) -> None:
         """Have a scalar looked at. On the CPU raises DivergedError at once."""
-        self._pending.append((value.detach(), what, told))
+        self._pending.append((value.detach(), what, error))
         if value.device.type == "cpu":
             self.check()
 
     def check(self) -> None:
         """Raise DivergedError for the first value that is NaN or Inf."""
         pending, self._pending = self._pending, []
-        for value, what, told in pending:
+        for value, what, error in pending:
             if not torch.isfinite(value):
-                raise told(what)
+                raise error(what)
 
 
 def norm(tensors: Iterable[torch.Tensor]) -> torch.Tensor:
     """The norm of all of them together: NaN or Inf where one of their numbers is."""
-    found = [t.detach() for t in tensors if t.is_floating_point() and t.numel()]
-    return torch.nn.utils.get_total_norm(found) if found else torch.zeros(())
+    floats = [t.detach() for t in tensors if t.is_floating_point() and t.numel()]
+    return torch.nn.utils.get_total_norm(floats) if floats else torch.zeros(())
 
 
 def place(order: Order, batch: int, names: tuple[str, ...]) -> str:

@@ -25,12 +25,13 @@ from xfer.core.types import Plain
 from xfer.plan.resume import START_ANEW
 
 if TYPE_CHECKING:
+    from xfer.core.protocols import Data
     from xfer.plan.plan import Plan
     from xfer.training.module import Classifier
 
 
 def out_of_memory(work: Callable[[], object]) -> bool:
-    """Whether ``work`` ran out of memory. Raises Stopped where a signal is behind its failure."""
+    """Whether ``work`` ran out of memory. Raises Stopped where a signal caused its failure."""
     from xfer.core.memory import ran_out
 
     try:
@@ -45,16 +46,14 @@ def out_of_memory(work: Callable[[], object]) -> bool:
     return False
 
 
-def too_large_error(module: Classifier, plan: Plan) -> OutOfMemory:
+def too_large_error(module: Classifier, plan: Plan, data: Data) -> OutOfMemory:
     """The error that names the batch size which fits, tried with blank images."""
     import torch
 
     from xfer.core.device import device_of
     from xfer.core.memory import too_large
 
-    data, device = plan.specs.data, device_of(plan.specs.trainer.accelerator)
-    assert data is not None
-    training = module.training
+    training, device = module.training, device_of(plan.specs.trainer.accelerator)
     module.to(device).zero_grad(set_to_none=True)
     # As much as an optimizer of two moments takes.
     moments = [torch.empty_like(p) for _ in range(2) for p in module.parameters()]
@@ -71,12 +70,8 @@ def too_large_error(module: Classifier, plan: Plan) -> OutOfMemory:
             loss.backward()  # type: ignore[no-untyped-call]
         module.zero_grad(set_to_none=True)
 
-    key, size = (
-        ("data.batch_size", data.batch_size)
-        if training
-        else ("data.eval_batch_size", data.eval_batch_size)
-    )
-    error = too_large(key, size, step)
+    key = "data.batch_size" if training else "data.eval_batch_size"
+    error = too_large(key, data.batch_size if training else data.eval_batch_size, step)
     moments.clear()
     return error
 
@@ -100,19 +95,19 @@ class _Halved(_Sizes):
 
 def recall(plan: Plan, folder: Path) -> Plan:
     """``plan`` with the batches that the run in ``folder`` came to."""
-    found = told(folder)
-    if not found or plan.specs.data is None:
+    sizes = batch_sizes(folder)
+    if sizes is None or plan.specs.data is None:
         return plan
-    before = _sizes(plan)
+    before = _sizes(plan, plan.specs.data)
     images = before["batch_size"] * before["accumulate"]
-    same = found["batch_size"] * found["accumulate"] == images
-    if not same or found["eval_batch_size"] > before["eval_batch_size"]:
+    same = sizes["batch_size"] * sizes["accumulate"] == images
+    if not same or sizes["eval_batch_size"] > before["eval_batch_size"]:
         what = f"is of batches of another run than this one, of {images} images a step"
         raise ResumeError(folder / MEMORY, what, START_ANEW, 27)
-    return _with(plan, found)
+    return _with(plan, sizes, plan.specs.data)
 
 
-def told(folder: Path) -> Plain | None:
+def batch_sizes(folder: Path) -> Plain | None:
     """``batch_size``, ``accumulate``, ``eval_batch_size`` and what was ``asked`` for; ``None``
     where memory sufficed."""
     facts: Plain | None = read_checked(folder / MEMORY, _Halved, START_ANEW, 27)
@@ -128,31 +123,29 @@ def smaller(plan: Plan, folder: Path, error: OutOfMemory) -> Plan:
     data = plan.specs.data
     if plan.specs.trainer.on_oom != "halve" or data is None or error.number != _FITS:
         raise error
-    before = _sizes(plan)
-    found = {**before, "asked": (told(folder) or {}).get("asked", before)}
+    before = _sizes(plan, data)
+    sizes = {**before, "asked": (batch_sizes(folder) or {}).get("asked", before)}
     if error.where == "data.eval_batch_size":
-        found["eval_batch_size"] = data.eval_batch_size // 2
+        sizes["eval_batch_size"] = data.eval_batch_size // 2
     else:
         factor = next(n for n in range(2, data.batch_size + 1) if data.batch_size % n == 0)
         if data.batch_size == factor:
             raise error  # batch normalisation cannot train on one image
-        found["batch_size"] = data.batch_size // factor
-        found["accumulate"] *= factor
+        sizes["batch_size"] = data.batch_size // factor
+        sizes["accumulate"] *= factor
     # In this order: a kill between the two leaves a run that has not begun.
     for file in checkpoints(folder).glob("*.ckpt"):
         file.unlink()
-    write_json(folder / MEMORY, found)
+    write_json(folder / MEMORY, sizes)
     log.warning(
         f"{error.where}: {error.what}; the fit begins again with batches of "
-        f"{found['batch_size']}, {found['accumulate']} a step "
-        f"(validation: {found['eval_batch_size']})"
+        f"{sizes['batch_size']}, {sizes['accumulate']} a step "
+        f"(validation: {sizes['eval_batch_size']})"
     )
-    return _with(plan, found)
+    return _with(plan, sizes, data)
 
 
-def _sizes(plan: Plan) -> Plain:
-    data = plan.specs.data
-    assert data is not None
+def _sizes(plan: Plan, data: Data) -> Plain:
     return {
         "batch_size": data.batch_size,
         "accumulate": plan.specs.trainer.accumulate,
@@ -160,11 +153,8 @@ def _sizes(plan: Plan) -> Plain:
     }
 
 
-def _with(plan: Plan, sizes: Plain) -> Plan:
-    specs = plan.specs
-    assert specs.data is not None
-    data = replace(
-        specs.data, batch_size=sizes["batch_size"], eval_batch_size=sizes["eval_batch_size"]
-    )
-    trainer = replace(specs.trainer, accumulate=sizes["accumulate"])
-    return replace(plan, specs=replace(specs, data=data, trainer=trainer))
+def _with(plan: Plan, sizes: Plain, data: Data) -> Plan:
+    batches = {key: sizes[key] for key in ("batch_size", "eval_batch_size")}
+    trainer = replace(plan.specs.trainer, accumulate=sizes["accumulate"])
+    specs = replace(plan.specs, data=replace(data, **batches), trainer=trainer)
+    return replace(plan, specs=specs)

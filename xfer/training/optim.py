@@ -21,7 +21,7 @@ Decay = Annotated[float, Ge(0), Lt(1e4)]
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What every optimizer is told.
+    """What every optimizer takes.
 
     ``lr`` is the base learning rate; ``auto`` leaves it to the plan, see :mod:`xfer.plan.auto`.
     ``decay`` says which tensors ``weight_decay`` is for: ``matrices`` those of two dimensions and
@@ -56,11 +56,11 @@ class Options:
         parameter name. A group has the largest as its ``lr`` and the share of it in each phase as
         its ``phases``."""
         spared = norm_parameters(net) if self.decay == "no_norms" else set()
-        found: dict[tuple[tuple[float, ...], bool], list[nn.Parameter]] = {}
+        groups: dict[tuple[tuple[float, ...], bool], list[nn.Parameter]] = {}
         for name, parameter in net.named_parameters():
             decays = parameter.ndim > 1 if self.decay == "matrices" else name not in spared
             if any(multiples[name]):
-                found.setdefault((multiples[name], decays), []).append(parameter)
+                groups.setdefault((multiples[name], decays), []).append(parameter)
         return [
             {
                 "params": members,
@@ -68,14 +68,14 @@ class Options:
                 "phases": tuple(rate / max(rates) for rate in rates),
                 "weight_decay": self.weight_decay if decays else 0.0,
             }
-            for (rates, decays), members in found.items()
+            for (rates, decays), members in groups.items()
         ]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Auto(Options):
-    """A linear head behind a frozen backbone is solved exactly, anything else trained by AdamW;
-    the plan says which, and why. A ``lr`` of one's own asks for AdamW."""
+class AutoOptim(Options):
+    """A linear head on a frozen backbone is solved exactly, anything else is trained by AdamW; the
+    plan says which, and why. An ``lr`` that is given asks for AdamW."""
 
     lr: Rate = "auto"
     weight_decay: Decay = 0.01
@@ -89,7 +89,7 @@ class Auto(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class Exact(Options):
-    """The best linear head behind what is frozen: logistic regression solved to its optimum,
+    """The best linear head on what is frozen: logistic regression solved to its optimum,
     which takes no rate.
 
     ``l2`` is the strength of the penalty on the weights of the standardised head, beside the
@@ -135,7 +135,7 @@ class AdamW(Options):
 
 
 @dataclass(frozen=True)
-class Torch(Options):
+class TorchOptim(Options):
     """Any class of torch.optim by its name; ``args`` are its further arguments."""
 
     name: str
@@ -145,17 +145,17 @@ class Torch(Options):
         """The optimizer over ``groups``."""
         import torch
 
+        # Two of them need a closure or sparse gradients, which training here does not give.
         known = {
             name: kind
             for name, kind in vars(torch.optim).items()
-            if isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer)
+            if isinstance(kind, type)
+            and issubclass(kind, torch.optim.Optimizer)
+            and name not in ("Optimizer", "LBFGS", "SparseAdam")
         }
-        # These two need a closure or sparse gradients, which training here does not give.
-        known = {k: v for k, v in known.items() if k not in ("Optimizer", "LBFGS", "SparseAdam")}
         if self.name not in known:
-            raise ConfigError(
-                "optim.name", f"torch has no optimizer '{self.name}'", closest(self.name, known), 60
-            )
+            what = f"torch has no optimizer '{self.name}'"
+            raise ConfigError("optim.name", what, closest(self.name, known), 60)
         try:
             return known[self.name](groups, lr=self.rate, **self.args)  # type: ignore[call-arg]
         except (TypeError, ValueError) as error:
@@ -163,7 +163,7 @@ class Torch(Options):
 
 
 @dataclass(frozen=True)
-class Timm(Options):
+class TimmOptim(Options):
     """Any optimizer of timm by its name (``lamb``, ``adan``, ``lion``...)."""
 
     name: str
@@ -174,9 +174,8 @@ class Timm(Options):
         from timm.optim import create_optimizer_v2, list_optimizers
 
         if self.name not in (known := [str(n) for n in list_optimizers()]):
-            raise ConfigError(
-                "optim.name", f"timm has no optimizer '{self.name}'", closest(self.name, known), 60
-            )
+            what = f"timm has no optimizer '{self.name}'"
+            raise ConfigError("optim.name", what, closest(self.name, known), 60)
         try:
             made: Optimizer = create_optimizer_v2(groups, opt=self.name, lr=self.rate, **self.args)
         except (TypeError, ValueError) as error:

@@ -23,7 +23,7 @@ class Constant:
 
 
 @dataclass(frozen=True)
-class Auto:
+class AutoSchedule:
     """A tenth of the run for the rate to rise, then half a cosine down to 0; a head that is solved
     exactly has no rate. The plan says which."""
 

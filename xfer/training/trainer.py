@@ -12,14 +12,14 @@ Epochs = Annotated[int, Gt(0)]
 
 
 @dataclass(frozen=True)
-class Trainer:
+class TrainerOptions:
     """``max_epochs``, ``precision`` and ``ema_decay``: ``auto`` leaves them to the plan, see
     :mod:`xfer.plan.auto`.
     ``devices``: how many of ``accelerator``'s. ``accumulate``: batches an optimizer step.
     ``clip_norm``: largest gradient norm, 0 is off. ``ema_decay``: of the moving average of the
     weights that is validated and kept, 0 is off. ``patience``: epochs without a better value of
     the monitored metric before the run stops, 0 is off. ``compile``: the network through
-    torch.compile. ``channels_last``: the memory layout that convolutions like. ``deterministic``:
+    torch.compile. ``channels_last``: the memory layout that convolutions prefer. ``deterministic``:
     only reproducible kernels (needed for bit-identical runs on a GPU). ``on_oom``: what to do when
     memory runs out, ``halve`` the batch and double ``accumulate`` and begin the fit again.
     ``standardize``: what enters the first layer of a new head has mean 0 and deviation 1 over the

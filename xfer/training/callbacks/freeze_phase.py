@@ -6,35 +6,27 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import pytorch_lightning as pl
-from torch.optim.lr_scheduler import LambdaLR
-
 from xfer import freeze
 from xfer.core.errors import XferError
 from xfer.core.files import write_json
 from xfer.core.log import log
 from xfer.core.types import Plain
-from xfer.training.callbacks.progress import History
-from xfer.training.distributed.strategy import PhaseDdp
-from xfer.training.features.feed import Feed
 
 if TYPE_CHECKING:
-    from torch.optim import Optimizer
-
     from xfer.plan.plan import Plan
+    from xfer.training.features.feed import Feed
     from xfer.training.module import Classifier
 
 
-class Phases(pl.Callback):
+class Phases:
     """Enters the phases of the freeze policy and leaves ``freeze_proof.json``.
 
-    Its state is in the resume file, so a run that goes on is in the same phase and is held to the
-    same hashes. ``feed`` gives each phase its images, or their features.
+    Its state is in the resume file, so that a run that is resumed is in the same phase and is held
+    to the same hashes. ``feed`` gives each phase its images, or their features.
     """
 
-    def __init__(self, plan: Plan, folder: Path, history: History, feed: Feed) -> None:
-        self.plan, self.proof = plan, folder / "freeze_proof.json"
-        self.history, self.feed = history, feed
+    def __init__(self, plan: Plan, folder: Path, feed: Feed) -> None:
+        self.plan, self.proof, self.feed = plan, folder / "freeze_proof.json", feed
         self.starts: list[int] = []
         self.before: dict[str, str] = {}
         self.verdicts: list[Plain] = []
@@ -53,112 +45,83 @@ class Phases(pl.Callback):
         }
 
     def load_state_dict(self, state: Plain) -> None:
-        """Go on with a saved record."""
+        """Continue a saved record."""
         self.starts, self.before = list(state["starts"]), dict(state["before"])
         self.verdicts, self.audits = list(state["verdicts"]), list(state["audits"])
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: Classifier) -> None:  # type: ignore[override]
-        """Enter the phase that the first or the resumed epoch belongs to."""
-        self.history.begun = True
-        self._turn(trainer, pl_module)
-
-    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: Classifier) -> None:  # type: ignore[override]
-        """Enter the next phase when its time has come."""
-        self._turn(trainer, pl_module)
-
-    def on_before_optimizer_step(  # type: ignore[override]
-        self, trainer: pl.Trainer, pl_module: Classifier, optimizer: Optimizer
-    ) -> None:
-        """See in the first step that every adapter is read. Raises ConfigError."""
-        if self._unread:
-            freeze.check_read(pl_module.net.named_parameters(), self._unread)
-            self._unread = set()
-
-    def on_train_end(self, trainer: pl.Trainer, pl_module: Classifier) -> None:  # type: ignore[override]
-        """Make the network whole again."""
-        self.feed.leave()
-
-    def finish(self, module: Classifier) -> None:
-        """Prove the last phase. After the fit rather than at its end, which a run that was killed
-        behind its last epoch has behind it. Raises XferError when a tensor moved."""
-        self._prove(module)
-
-    def on_exception(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        exception: BaseException,
-    ) -> None:
-        """Make the network whole again."""
-        self.feed.leave()
+    @property
+    def last_phase_from(self) -> int | None:
+        """The epoch (from 0) at which the last phase began; ``None`` before it has."""
+        return self.starts[-1] if len(self.starts) == len(self.plan.phases) else None
 
     @property
     def proved(self) -> bool:
         """Whether every tensor kept its hash in every phase that had frozen it."""
         return all(verdict["proved"] for verdict in self.verdicts)
 
-    def _turn(self, trainer: pl.Trainer, module: Classifier) -> None:
-        before = self.feed.seconds
-        self._move_on(trainer, module)
-        self.feed.ready(trainer.current_epoch)
-        self.history.exclude(self.feed.seconds - before)
+    def check_adapters(self, module: Classifier) -> None:
+        """See in the first step that every adapter is read. Raises ConfigError."""
+        if self._unread:
+            freeze.check_read(module.net.named_parameters(), self._unread)
+            self._unread = set()
 
-    def _move_on(self, trainer: pl.Trainer, module: Classifier) -> None:
-        epoch = trainer.current_epoch
+    def enter_due(self, module: Classifier, best: Plain | None) -> None:
+        """Enter the phase that the current epoch belongs to; ``best`` is the best epoch so far.
+        The phase before it ends with its proof. Raises XferError where a frozen tensor moved."""
+        epoch = module.current_epoch
         if not self.starts:
             self.starts = [0]
             self.before = self._hashes(module, 0)
-        while self._is_due(len(self.starts), epoch):
-            if self._entered is None:
-                self._enter(len(self.starts) - 1, trainer, module)
-            self._prove(module)
+        while self._is_due(len(self.starts), epoch, best["epoch"] if best else 0):
+            if self._entered is None:  # of a run that is resumed where the next one begins
+                self._enter(module)
+            self.prove(module)
             self.starts.append(epoch)
             self.before = self._hashes(module, len(self.starts) - 1)
-        if self._entered != len(self.starts) - 1:
-            self._enter(len(self.starts) - 1, trainer, module)
+        self._enter(module)
 
-    def _is_due(self, number: int, epoch: int) -> bool:
+    def _is_due(self, number: int, epoch: int, best: int) -> bool:
         if number == len(self.plan.phases):
             return False
         phase = self.plan.phases[number]
         if phase.start is not None:
             return epoch >= phase.start
-        assert phase.patience is not None
-        best = self.history.best["epoch"] if self.history.best else 0
-        return bool(epoch - max(best, self.starts[-1]) >= phase.patience)
+        return epoch - max(best, self.starts[-1]) >= (phase.patience or 0)
 
-    def _enter(self, number: int, trainer: pl.Trainer, module: Classifier) -> None:
+    def _enter(self, module: Classifier) -> None:
+        """The phase that began last, unless the fit is in it already."""
+        number, phases = len(self.starts) - 1, self.plan.phases
+        if self._entered == number:
+            return
         self.feed.leave()
-        rates = trainer.lr_scheduler_configs[0].scheduler
-        assert isinstance(rates, LambdaLR)
-        module.enter(number, rates)
-        if isinstance(trainer.strategy, PhaseDdp):
-            trainer.strategy.renew(module)
-        self._entered, phases = number, self.plan.phases
-        audit = self._audit(module)
+        module.enter(number)
+        self._entered = number
+        groups = self._audit(module, number)
         name, epoch = phases[number].name, self.starts[-1] + 1
         if len(self.audits) == number:  # not again in the middle of a phase
-            self.audits.append({"phase": name, "epoch": epoch, "groups": audit})
+            self.audits.append({"phase": name, "epoch": epoch, "groups": groups})
         if len(phases) > 1:
-            log.info(f"phase {number + 1} of {len(phases)}: {phases[number].name}")
+            log.info(f"phase {number + 1} of {len(phases)}: {name}")
         self.feed.enter(module)
-        self.history.last_phase_from = self.starts[-1] if number + 1 == len(phases) else None
 
-    def _audit(self, module: Classifier) -> list[Plain]:
-        """The optimizer's groups in the phase that was entered. Raises XferError."""
-        assert self._entered is not None
+    def _audit(self, module: Classifier, number: int) -> list[Plain]:
+        """The optimizer's groups in phase ``number``. Raises XferError."""
         (optimizer,) = module.trainer.optimizers
         named = list(module.net.named_parameters())
-        return freeze.audit(optimizer, named, self.plan.phases, self._entered)
+        return freeze.audit(optimizer, named, self.plan.phases, number)
 
     def _hashes(self, module: Classifier, number: int) -> dict[str, str]:
         frozen = module.frozen_in(number)
-        known = {name: own for name, own in module.hashes.items() if name in frozen}
+        known = {name: sha256 for name, sha256 in module.hashes.items() if name in frozen}
         return known | freeze.hashes(module.net.state_dict(), frozen - known.keys())
 
-    def _prove(self, module: Classifier) -> None:
+    def prove(self, module: Classifier) -> None:
         """Compare what the phase froze with what it was, and audit the optimizer once more. Raises
-        XferError when a tensor moved or the optimizer trains something else."""
+        XferError when a tensor moved or the optimizer trains something else.
+
+        The last phase's turn comes after the fit rather than at its end, which a run that was
+        killed after its last epoch does not reach again.
+        """
         number = len(self.starts) - 1
         after = freeze.hashes(module.net.state_dict(), self.before)
         verdict = freeze.verdict(self.before, after)
@@ -169,26 +132,20 @@ class Phases(pl.Callback):
         if module.team.leads:
             write_json(self.proof, self._proof())
         if not verdict["proved"]:
-            raise XferError(
-                "freeze",
-                f"a frozen tensor moved during training ({', '.join(verdict['moved'][:3])})",
-                "report this bug; freeze_proof.json has the hashes",
-                1,
-            )
-        if self._entered is not None:  # not in a process that has the last epoch behind it
-            self._audit(module)
+            what = f"a frozen tensor moved during training ({', '.join(verdict['moved'][:3])})"
+            fix = "report this bug; freeze_proof.json has the hashes"
+            raise XferError("freeze", what, fix, 1)
+        if self._entered is not None:  # else the last epoch was an earlier process's
+            self._audit(module, self._entered)
 
     def _compare(self, module: Classifier) -> None:
         """Raise XferError when the ranks have come to different weights."""
-        own = freeze.hashes(module.net.state_dict(), dict(module.net.named_parameters()))
-        apart = [name for name in own if len({h[name] for h in module.team.all_gather(own)}) > 1]
+        hashes = freeze.hashes(module.net.state_dict(), dict(module.net.named_parameters()))
+        ranks = module.team.all_gather(hashes)
+        apart = [name for name in hashes if len({rank[name] for rank in ranks}) > 1]
         if apart:
-            raise XferError(
-                "trainer.devices",
-                f"the ranks have come to different weights ({', '.join(apart[:3])})",
-                "report this bug",
-                12,
-            )
+            what = f"the ranks have come to different weights ({', '.join(apart[:3])})"
+            raise XferError("trainer.devices", what, "report this bug", 12)
 
     def _proof(self) -> Plain:
         """The verdict over the whole fit on what no phase trains, and over each phase."""

@@ -15,12 +15,12 @@ from torch._C._distributed_c10d import Store, TCPStore
 
 from xfer.core.device import device_of
 from xfer.core.errors import XferError
+from xfer.models.network import blueprint
 from xfer.models.restore import pieces
 from xfer.plan import auto
 from xfer.plan.plan import Plan
 from xfer.training.distributed.group import ALONE, Team
 from xfer.training.distributed.launch import Others, meeting
-from xfer.weights.content import Weights
 
 if TYPE_CHECKING:
     from xfer.config.specs import Specs
@@ -49,7 +49,8 @@ def led(plan: Plan, folder: Path, resume: Path | None) -> Iterator[Team]:
         _await(store, others)
         with _joined(store, 0, trainer) as team:
             # The weights follow tensor by tensor.
-            team.broadcast((replace(plan, specs=None, parts=None, weights=None), resume))  # type: ignore[arg-type]
+            light = replace(plan, asked=None, specs=None, parts=None, state={}, network=None)  # type: ignore[arg-type]
+            team.broadcast((light, plan.asked.config, resume))
             yield team
         others.wait()
     except RuntimeError as error:
@@ -74,10 +75,12 @@ def followed(specs: Specs, folder: Path, number: int) -> Iterator[tuple[Team, Pl
     store.set(f"rank{number}", "here")
     with _joined(store, number, specs.trainer) as team:
         received: Any = team.broadcast(None)
-        sent, resume = received
+        sent, config, resume = received
         parts, _ = pieces(sent.card, specs.make)
-        specs = auto.apply(specs, [auto.Choice(**row) for row in sent.facts["auto"]])
-        yield team, replace(sent, specs=specs, parts=parts, weights=Weights("none", None)), resume
+        network, decided = blueprint(parts)[1], auto.apply(specs, sent.decisions)
+        asked = replace(specs, config=config)  # by which the files of the run are known
+        plan = replace(sent, asked=asked, specs=decided, parts=parts, network=network)
+        yield team, plan, resume
 
 
 @contextmanager
