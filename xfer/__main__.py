@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from xfer.config.help import config_dir, page
+from xfer.config.verbs import shell, spelt_out
 from xfer.core.errors import ConfigError, JobFailed, OutputError, XferError, closest
 from xfer.core.log import flush, open_standard, say
 
@@ -62,6 +63,9 @@ def _main(arguments: list[str]) -> int:
 
             _show(f"xfer {xfer.__version__}")
             return 0
+        if (spelt := spelt_out(arguments)) != arguments:
+            say(f"$ {shell(spelt)}")
+            arguments = spelt
         _check_working_folder()
         _hydra(arguments)
     except KeyboardInterrupt:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 from annotated_types import Ge, Lt
@@ -32,6 +32,17 @@ _PATHS = (
 )
 """Keys that name a file or folder; those of data and what is predicted have their own checks."""
 Seed = Annotated[int, Ge(0), Lt(2**32)]
+
+
+def run_name(experiment: str, data: str, *places: Any) -> str:
+    """The name of a run's folder below ``outputs``: the experiment's, else that of the folder or
+    file that ``places`` has first, else the option of ``data``."""
+    if experiment != "default":
+        return experiment
+    place = next((place for place in places if isinstance(place, str) and place), data)
+    name = Path(place).expanduser().resolve().name.removesuffix(".csv")
+    # Those of sweeps lie below that name.
+    return name if name not in ("", "multirun") else data
 
 
 class Builder:
@@ -70,7 +81,7 @@ class Builder:
             make=schema.build,
             explicit=frozenset(override_key(text) for text in typed),
             config=self.resolved(),
-            command=shlex.join(["python", "-m", "xfer", *typed]),
+            overrides=tuple(typed),
             **general,
             **built,
         )

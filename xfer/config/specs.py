@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from xfer.config.verbs import repeatable, shell
+from xfer.core.own_parts import allowed
 from xfer.core.types import Plain
 
 if TYPE_CHECKING:
@@ -40,8 +42,9 @@ class Specs:
     """One run as asked for: the built config groups, and what the command line said itself.
 
     ``data`` is ``None`` when no stage needs it; ``facts`` holds each group's plain arguments and
-    ``make`` builds a spec from such facts; ``explicit`` are the keys and groups that were typed;
-    ``config`` is the resolved configuration; ``compose`` gives that of other overrides.
+    ``make`` builds a spec from such facts; ``overrides`` is what was typed, ``explicit`` the keys
+    and groups in it, and ``config_dirs`` the user's folders of options; ``config`` is the resolved
+    configuration; ``compose`` gives that of other overrides.
     """
 
     experiment: str
@@ -68,9 +71,17 @@ class Specs:
     make: Callable[[str, Plain], Any]
     explicit: frozenset[str] = frozenset()
     config: Plain = field(default_factory=dict)
-    command: str = ""
+    overrides: tuple[str, ...] = ()
+    config_dirs: tuple[str, ...] = ()
     predict_with: ModelFile | None = None
     compose: Callable[[Sequence[str]], Plain] | None = None
+
+    @property
+    def command(self) -> str:
+        """The command that makes this run again, in a folder of its own."""
+        folders = [f"--config-dir={folder}" for folder in self.config_dirs]
+        allow = [f"--allow={package}" for package in allowed()]
+        return shell([*folders, *allow, *repeatable(self.overrides)])
 
     @property
     def trains(self) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,6 +26,8 @@ def plan_facts(plan: Plan) -> Plain:
         "experiment": specs.experiment,
         "seed": specs.seed,
         "stages": list(specs.stages),
+        "overrides": list(specs.overrides),
+        "config_dirs": [str(Path(folder).resolve()) for folder in specs.config_dirs],
         "classes": list(card.classes),
         "splits": _split_facts(plan.dataset),
         "remarks": [*(plan.dataset.remarks if plan.dataset else ()), *_too_long(plan)],
