@@ -56,7 +56,7 @@ def _main(arguments: list[str]) -> int:
         arguments = _take_allow(arguments)
         folders = _user_folders(arguments)
         if {"-h", "--help"} & set(arguments):
-            _show(page([config_dir(), *folders]))
+            _show(_help(arguments, [config_dir(), *folders]))
             return 0
         if "--version" in arguments:
             import xfer
@@ -77,6 +77,17 @@ def _main(arguments: list[str]) -> int:
     except Exception as error:
         return _tell_any(error)
     return 0
+
+
+def _help(arguments: list[str], folders: list[str]) -> str:
+    """The whole help, or what it has about the word after the flag, or about the verb before."""
+    at = next(i for i, word in enumerate(arguments) if word in ("-h", "--help"))
+    word = next(iter(arguments[at + 1 :] or arguments[:at]), "").partition("=")[0]
+    if not word or word.startswith("-"):
+        return page(folders)
+    from xfer.config.help_topic import topic
+
+    return topic(word, folders)
 
 
 def _check_working_folder() -> None:

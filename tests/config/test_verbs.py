@@ -18,8 +18,7 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from PIL import Image
 
-from xfer.config import verbs
-from xfer.config.verbs import VERBS, run_named, shell, spelt_out
+from xfer.config.verbs import VERBS, override, run_named, shell, spelt_out
 from xfer.core.errors import CommandError
 
 SHELLS = [name for name in ("bash", "zsh", "fish") if shutil.which(name)]
@@ -173,7 +172,7 @@ def test_a_run_that_has_not_finished_has_no_report_and_the_remedy_is_a_command(h
 
 @given(st.text(st.characters(codec="utf-8", exclude_characters="\0\n\r"), min_size=1))
 def test_hydra_reads_any_path_as_it_was_typed(text: str) -> None:
-    word = verbs._set("predict.input", text)
+    word = override("predict.input", text)
     value = OverridesParser.create().parse_override(word).value()
     assert OmegaConf.create({"key": str(value)}).key == text
 

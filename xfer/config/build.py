@@ -17,8 +17,6 @@ from xfer.core.files import path_problem
 from xfer.core.types import Plain
 
 _SPEC_GROUPS = tuple(g for g in GROUPS if g not in ("experiment", "export"))
-_PREDICT = ("predict.input", "predict.model", "predict.labels", "predict.recipe")
-_GENERAL = ("seed", "stages", "run.dir", *_PREDICT)
 _PATHS = (
     *(
         "run.dir",
@@ -31,7 +29,29 @@ _PATHS = (
     *("predict.model", "predict.labels", "predict.recipe"),
 )
 """Keys that name a file or folder; those of data and what is predicted have their own checks."""
-Seed = Annotated[int, Ge(0), Lt(2**32)]
+_STAGES = "any of " + ", ".join(STAGES) + "; none prints the plan"
+GENERAL: dict[str, tuple[Any, str]] = {
+    "seed": (
+        Annotated[int, Ge(0), Lt(2**32)],
+        "what every random choice of the run is derived from",
+    ),
+    "stages": (tuple[str, ...], _STAGES),
+    "run.dir": (str | None, "the run's folder; null makes outputs/<experiment or data's name>/..."),
+    "predict.input": (
+        str | tuple[str, ...] | None,
+        "what is classified: a folder, a file, a glob pattern, or a list of them",
+    ),
+    "predict.model": (
+        str | None,
+        "an ONNX file to predict with, in place of checkpoint.path; it is run without torch",
+    ),
+    "predict.labels": (
+        str | tuple[str, ...] | None,
+        "the class names of that file, a list or a file of them, where it does not hold them",
+    ),
+    "predict.recipe": (str | None, "the preprocess.json of that file, where it does not hold one"),
+}
+"""Keys that are in no group: type and meaning. Their defaults are in conf/config.yaml."""
 
 
 def run_name(experiment: str, data: str, *places: Any) -> str:
@@ -55,15 +75,15 @@ class Builder:
 
     def specs(self, experiment: str, typed: Sequence[str]) -> Specs:
         """What the run is asked to do. Raises all problems together."""
-        stages = self.value("stages", tuple[str, ...]) or ()
+        stages = self.value("stages") or ()
         needs_data = not stages or set(STAGES) & set(stages) - {"predict", "report", "leaderboard"}
         built = {
             group: self.group(group) for group in _SPEC_GROUPS if group != "data" or needs_data
         }
-        inputs = self.value("predict.input", str | tuple[str, ...] | None)
+        inputs = self.value("predict.input")
         general = {
-            "seed": self.value("seed", Seed),
-            "run_dir": self.value("run.dir", str | None),
+            "seed": self.value("seed"),
+            "run_dir": self.value("run.dir"),
             "export": self.exports(),
             "predict_with": self.model_file(stages),
         }
@@ -89,7 +109,7 @@ class Builder:
     def unknown_keys(self) -> None:
         """Keys outside the groups' own, which the specs do not see."""
         known = [f"{g}.{key}" for g, node in self.facts.items() for key in node if key[0] != "_"]
-        known = [*_GENERAL, *GROUPS, *known]
+        known = [*GENERAL, *GROUPS, *known]
         for top, node in self.plain.items():
             if top not in (*_SPEC_GROUPS, "export", "seed", "stages"):
                 self.problems += [
@@ -116,19 +136,20 @@ class Builder:
         self.facts[name] = schema.facts(name, spec, self.plain[name])
         return spec
 
-    def value(self, key: str, hint: Any) -> Any:
+    def value(self, key: str) -> Any:
         """One value outside the groups, or ``None`` and a problem."""
         try:
-            return schema.convert(key, schema.value_at(self.plain, key), hint, self.where)
+            found = schema.value_at(self.plain, key)
+            return schema.convert(key, found, GENERAL[key][0], self.where)
         except XferError as error:
             self.problems.append(error)
             return None
 
     def model_file(self, stages: tuple[str, ...]) -> ModelFile | None:
         """The exported file to predict with, which leaves no room for another model."""
-        path = self.value("predict.model", str | None)
-        labels = self.value("predict.labels", str | tuple[str, ...] | None)
-        recipe = self.value("predict.recipe", str | None)
+        path = self.value("predict.model")
+        labels = self.value("predict.labels")
+        recipe = self.value("predict.recipe")
         if path is None:
             for key, value in (("predict.labels", labels), ("predict.recipe", recipe)):
                 if value is not None:

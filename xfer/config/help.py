@@ -42,10 +42,11 @@ def config_dir() -> str:
 def options(group: str, folders: Sequence[str]) -> dict[str, str]:
     """Option name to its first comment line, from every folder that has the group."""
     files = [f for folder in folders for f in sorted((Path(folder) / group).glob("*.yaml"))]
-    return {file.stem: _summary(file) for file in files}
+    return {file.stem: summary(file) for file in files}
 
 
-def _summary(file: Path) -> str:
+def summary(file: Path) -> str:
+    """The first comment line of a config file, which says what the option is."""
     try:
         lines = read_text(file).splitlines()
     except (OSError, ValueError):

@@ -64,18 +64,17 @@ def spelt_out(arguments: Sequence[str]) -> list[str]:
 def _refuse_word(first: Sequence[str]) -> None:
     for word in first:
         if word and not word.startswith(("-", "~")) and "=" not in word:
-            fix = (
-                f"type xfer train {_quoted(word)}" if Path(word).exists() else closest(word, VERBS)
-            )
+            fix = f"type xfer train {quoted(word)}" if Path(word).exists() else closest(word, VERBS)
             raise CommandError("command line", f"'{word[:200]}' is no verb and sets no key", fix, 6)
 
 
 def shell(arguments: Sequence[str]) -> str:
     """The command with these arguments, quoted for bash, zsh and fish."""
-    return " ".join(["python -m xfer", *map(_quoted, arguments)])
+    return " ".join(["python -m xfer", *map(quoted, arguments)])
 
 
-def _quoted(word: str) -> str:
+def quoted(word: str) -> str:
+    """``word`` as bash, zsh and fish all read it."""
     if _SAFE.fullmatch(word):
         return word
     # Inside single quotes fish alone reads a backslash, so one stands between double quotes.
@@ -96,8 +95,8 @@ def _is_option(word: str) -> bool:
     return word.startswith("-") or ("=" in word and not Path(word).exists())
 
 
-def _set(key: str, value: str) -> str:
-    """``key=value`` in Hydra's grammar, whatever ``value`` is."""
+def override(key: str, value: str) -> str:
+    """``key=value`` in Hydra's grammar, whatever text ``value`` is."""
     if _PLAIN.fullmatch(value):
         return f"{key}={value}"
     # A backslash is one unless it stands before what has a meaning.
@@ -108,16 +107,16 @@ def _set(key: str, value: str) -> str:
 def _list(key: str, values: Sequence[str]) -> str:
     """``key=[a,b]``, or ``key=a`` for one."""
     if len(values) == 1:
-        return _set(key, values[0])
-    return f"{key}=[{','.join(_set('', value)[1:] for value in values)}]"
+        return override(key, values[0])
+    return f"{key}=[{','.join(override('', value)[1:] for value in values)}]"
 
 
 def _data(text: str) -> list[str]:
     path = Path(text).expanduser()
     if path.is_dir():
-        return [_set("data.root", text)]
+        return [override("data.root", text)]
     if path.suffix.lower() == ".csv" and path.exists():
-        return ["data=csv", _set("data.file", text)]
+        return ["data=csv", override("data.file", text)]
     raise _no_such(text, "a folder of images, or a CSV file of their paths and labels")
 
 
@@ -143,15 +142,15 @@ def _plan(words: Sequence[str]) -> list[str]:
 def _predict(words: Sequence[str]) -> list[str]:
     model, images = words[0], words[1:]
     if model.lower().endswith(".onnx") and Path(model).expanduser().is_file():
-        which = _set("predict.model", model)
+        which = override("predict.model", model)
     else:
-        which = _set("checkpoint.path", str(run_named(model)))
+        which = override("checkpoint.path", str(run_named(model)))
     return ["stages=[predict]", which, _list("predict.input", images)]
 
 
 def _export(words: Sequence[str]) -> list[str]:
     run = run_named(words[0])
-    which = [_set("checkpoint.path", str(run)), _list("export", words[1:])]
+    which = [override("checkpoint.path", str(run)), _list("export", words[1:])]
     return [*_data_of(run), "stages=[export]", *which]
 
 
@@ -173,7 +172,7 @@ def _resume(words: Sequence[str]) -> list[str]:
 
 
 def _resume_from(run: Path) -> str:
-    return _set("checkpoint.resume", str(run))
+    return override("checkpoint.resume", str(run))
 
 
 def _typed(run: Path) -> _Typed:
