@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, cast
 
 from xfer.config.help import config_dir, page
 from xfer.config.verbs import shell, spelt_out
-from xfer.core.errors import ConfigError, JobFailed, OutputError, XferError, closest
+from xfer.core.errors import CommandError, ConfigError, JobFailed, OutputError, XferError, closest
 from xfer.core.log import flush, open_standard, say
 
 if TYPE_CHECKING:
@@ -63,6 +63,9 @@ def _main(arguments: list[str]) -> int:
 
             _show(f"xfer {xfer.__version__}")
             return 0
+        if (text := _texts(arguments, folders)) is not None:
+            _show(text)
+            return 0
         if (spelt := spelt_out(arguments)) != arguments:
             say(f"$ {shell(spelt)}")
             arguments = spelt
@@ -88,6 +91,24 @@ def _help(arguments: list[str], folders: list[str]) -> str:
     from xfer.config.help_topic import topic
 
     return topic(word, folders)
+
+
+def _texts(arguments: list[str], folders: list[str]) -> str | None:
+    """What ``xfer completion SHELL`` and ``xfer schema`` print; ``None`` for any other command."""
+    words = [word for word in arguments if not word.startswith("-") and word not in folders]
+    where = [config_dir(), *folders]
+    if words[:1] == ["completion"]:
+        from xfer.config.completion import SHELLS, script
+
+        if words[1:] not in [[shell] for shell in SHELLS]:
+            fix = f"type xfer completion {SHELLS[0]}"
+            raise CommandError("completion", f"needs one of {', '.join(SHELLS)}", fix, 1)
+        return script(words[1], where)
+    if words == ["schema"]:
+        from xfer.config.json_schema import text
+
+        return text(where)
+    return None
 
 
 def _check_working_folder() -> None:

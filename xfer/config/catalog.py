@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import inspect
 import json
+import re
 import textwrap
 import types
 import typing
@@ -55,8 +56,7 @@ class Key:
         value = self.default
         if value is MISSING or value in (None, "auto", [], {}) or "${" in str(value):
             value = _sample(self.hint)
-        text = value if isinstance(value, str) else json.dumps(value).replace(" ", "")
-        return override(self.name, text) if isinstance(value, str) else f"{self.name}={text}"
+        return override(self.name, value)
 
     @property
     def shown_default(self) -> str:
@@ -134,9 +134,14 @@ def _keys(prefix: str, option: str, kind: Any, node: Plain) -> tuple[Key, ...]:
     rows = []
     for name, (hint, default) in schema.signature(kind).items():
         value = node.get(name, _plain(default))
-        value = MISSING if value == "???" else value
+        value = MISSING if value == "???" else _number(value)
         rows.append(Key(f"{prefix}.{name}", option, hint, value, meanings.get(name, "")))
     return tuple(rows)
+
+
+def _number(value: Any) -> Any:
+    """YAML takes 1e-4, which has no point, for text."""
+    return float(value) if isinstance(value, str) and re.fullmatch(r"\d+e-?\d+", value) else value
 
 
 def _plain(default: Any) -> Any:
@@ -217,7 +222,8 @@ def _sample(hint: Any) -> Any:
         ]
         return _sample((plain or arguments)[0])
     if origin is tuple:
-        return [_sample(a) for a in arguments if a is not Ellipsis]
+        numbers = [_sample(a) for a in arguments if a is not Ellipsis]
+        return [numbers[0], 1.0] if len(numbers) == 2 else numbers
     if origin is dict or hint is Any:
         return {}
     base = arguments[0] if origin is typing.Annotated else hint
@@ -245,6 +251,17 @@ def _refused(fits: TypeAdapter[Any], value: float) -> bool:
     except ValidationError:
         return True
     return False
+
+
+def words_of(hint: Any) -> Iterator[str]:
+    """The values that a type has by name: ``true`` and ``false``, and those of each literal."""
+    if hint is bool:
+        yield from ("true", "false")
+    elif _is_words(hint):
+        yield from (str(value) for value in typing.get_args(hint))
+    elif typing.get_origin(hint) in (typing.Union, types.UnionType):
+        for inner in typing.get_args(hint):
+            yield from words_of(inner)
 
 
 def _either(names: Sequence[str]) -> str:

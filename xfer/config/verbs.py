@@ -6,11 +6,13 @@ without it, and what stands after its own words is added as it is.
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from typing_extensions import TypedDict
 
@@ -95,20 +97,23 @@ def _is_option(word: str) -> bool:
     return word.startswith("-") or ("=" in word and not Path(word).exists())
 
 
-def override(key: str, value: str) -> str:
-    """``key=value`` in Hydra's grammar, whatever text ``value`` is."""
+def override(key: str, value: Any) -> str:
+    """``key=value`` in Hydra's grammar, for a value that is JSON-like, whatever text is in it."""
+    return f"{key}={_in_grammar(value)}"
+
+
+def _in_grammar(value: Any) -> str:
+    if isinstance(value, dict):
+        return f"{{{','.join(f'{name}:{_in_grammar(inner)}' for name, inner in value.items())}}}"
+    if isinstance(value, list):
+        return f"[{','.join(map(_in_grammar, value))}]"
+    if not isinstance(value, str):
+        return json.dumps(value)
     if _PLAIN.fullmatch(value):
-        return f"{key}={value}"
+        return value
     # A backslash is one unless it stands before what has a meaning.
     escaped = re.sub(r"(\\*)('|\$\{|$)", lambda m: m[1] * 2 + ("\\" if m[2] else "") + m[2], value)
-    return f"{key}='{escaped}'"
-
-
-def _list(key: str, values: Sequence[str]) -> str:
-    """``key=[a,b]``, or ``key=a`` for one."""
-    if len(values) == 1:
-        return override(key, values[0])
-    return f"{key}=[{','.join(override('', value)[1:] for value in values)}]"
+    return f"'{escaped}'"
 
 
 def _data(text: str) -> list[str]:
@@ -145,12 +150,12 @@ def _predict(words: Sequence[str]) -> list[str]:
         which = override("predict.model", model)
     else:
         which = override("checkpoint.path", str(run_named(model)))
-    return ["stages=[predict]", which, _list("predict.input", images)]
+    return ["stages=[predict]", which, override("predict.input", _one_or_all(images))]
 
 
 def _export(words: Sequence[str]) -> list[str]:
     run = run_named(words[0])
-    which = [override("checkpoint.path", str(run)), _list("export", words[1:])]
+    which = [override("checkpoint.path", str(run)), override("export", _one_or_all(words[1:]))]
     return [*_data_of(run), "stages=[export]", *which]
 
 
@@ -169,6 +174,10 @@ def _report(words: Sequence[str]) -> list[str]:
 def _resume(words: Sequence[str]) -> list[str]:
     run = run_named(words[0])
     return [*_again(run, _typed(run)), _resume_from(run)]
+
+
+def _one_or_all(words: Sequence[str]) -> str | list[str]:
+    return words[0] if len(words) == 1 else list(words)
 
 
 def _resume_from(run: Path) -> str:
