@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from xfer.config.help import config_dir, page
+from xfer.config.verbs import shell, spelt_out
 from xfer.core.errors import ConfigError, JobFailed, OutputError, XferError, closest
 from xfer.core.log import flush, open_standard, say
 
@@ -56,7 +57,7 @@ def _main(arguments: list[str]) -> int:
         folders = _config_dirs(arguments)
         if {"-h", "--help"} & set(arguments):
             with _must_arrive():
-                print(page([config_dir(), *folders]))
+                print(_help(arguments, [config_dir(), *folders]))
             return 0
         if "--version" in arguments:
             import xfer
@@ -64,6 +65,13 @@ def _main(arguments: list[str]) -> int:
             with _must_arrive():
                 print(f"xfer {xfer.__version__}")
             return 0
+        if (text := _texts(arguments, folders)) is not None:
+            with _must_arrive():
+                print(text)
+            return 0
+        if (spelt := spelt_out(arguments)) != arguments:
+            say(f"$ {shell(spelt)}")
+            arguments = spelt
         _check_working_folder()
         _hydra(arguments)
     except KeyboardInterrupt:
@@ -75,6 +83,32 @@ def _main(arguments: list[str]) -> int:
     except Exception as error:
         return _reported(error)
     return 0
+
+
+def _help(arguments: list[str], folders: list[str]) -> str:
+    """The whole help, or what it has about the word after the flag, or about the verb before."""
+    at = next(i for i, word in enumerate(arguments) if word in ("-h", "--help"))
+    word = next(iter(arguments[at + 1 :] or arguments[:at]), "").partition("=")[0]
+    if not word or word.startswith("-"):
+        return page(folders)
+    from xfer.config.help_topic import topic
+
+    return topic(word, folders)
+
+
+def _texts(arguments: list[str], folders: list[str]) -> str | None:
+    """What ``xfer completion SHELL`` and ``xfer schema`` print; ``None`` for any other command."""
+    words = [word for word in arguments if not word.startswith("-") and word not in folders]
+    where = [config_dir(), *folders]
+    if words[:1] == ["completion"]:
+        from xfer.config.completion import script
+
+        return script(words[1:], where)
+    if words == ["schema"]:
+        from xfer.config.json_schema import text
+
+        return text(where)
+    return None
 
 
 def _check_working_folder() -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +14,7 @@ from xfer.config.specs import ModelFile, Specs
 from xfer.core.errors import ConfigError, XferError, printable
 from xfer.core.files import file_sha256, write_json, write_text, yaml_text
 from xfer.core.log import LINES, close_log, log, open_log
+from xfer.core.run_folder import run_of
 from xfer.core.run_status import recorded
 from xfer.core.signals import heeded
 from xfer.core.slurm_env import slurm_task
@@ -29,6 +32,7 @@ from xfer.training.fit_health import saturation, terms, warn, warnings_of
 if TYPE_CHECKING:
     from torch import nn
 
+    from xfer.plan.plan import Plan
     from xfer.training.fit_result import FitResult
 
 _NEED_NET = {"evaluate", "predict", "export", "benchmark"}
@@ -94,6 +98,8 @@ def _run(specs: Specs) -> Result:
         if earlier:
             check_same(earlier, plan.facts)
         log.info(table(plan), extra=LINES)
+        if not earlier and (done := _without_folder(specs, plan, began)):
+            return done
         folder = earlier.folder if earlier else make_folder(specs)
         with recorded(folder, resumes=earlier is not None):
             check_space(plan, folder)
@@ -118,6 +124,7 @@ def _leaderboard(specs: Specs, sweep: str) -> Result:
 def _predict_alone(specs: Specs, file: ModelFile, began: float) -> Result:
     """Predict with an exported file. Nothing here imports torch."""
     from xfer.evaluation.onnx_predict import facts, open_model, predict
+    from xfer.evaluation.predict import write_beside
     from xfer.report.result import outcome_of_file
 
     refuse_taken(specs)
@@ -125,11 +132,17 @@ def _predict_alone(specs: Specs, file: ModelFile, began: float) -> Result:
     plan = facts(specs, model)
     lines = [f"{key:<10}  {printable(value)}" for key, value in plan.items() if key != "config"]
     log.info("\n".join(lines), extra=LINES)
+    if specs.run_dir is None:
+        beside = model.path.parent
+        check_folder(beside)
+        done = predict(specs, model, partial(write_beside, folder=beside), began)
+        return Result(beside, plan, outcome_of_file(specs, model.path, *done))
     folder = make_folder(specs)
     with recorded(folder):
         write_json(folder / "plan.json", plan)
         write_text(folder / "config.yaml", yaml_text(specs.config))
-        result = outcome_of_file(specs, model.path, *predict(specs, model, folder, began))
+        done = predict(specs, model, partial(_write_table, folder=folder), began)
+        result = outcome_of_file(specs, model.path, *done)
         write_json(folder / "result.json", result)
     log.info(f"everything is in {printable(folder)}")
     return Result(folder, plan, result)
@@ -244,16 +257,42 @@ def _evaluate(work: Work, net: nn.Module) -> None:
         )
 
 
-def _predict(work: Work, net: nn.Module) -> None:
-    from xfer.evaluation.predict import find, summary, warn_of_broken, write_predictions
+def _without_folder(specs: Specs, plan: Plan, began: float) -> Result | None:
+    """What leaves no folder of its own unless ``run.dir`` asks for one: the plan alone, and the
+    predictions of a checkpoint, which go beside it. ``None`` for any other run."""
+    if specs.run_dir is not None or specs.stages not in ((), ("predict",)):
+        return None
+    work = Work(plan, Path(), time.perf_counter() - began, began)
+    checkpoint = work.checkpoint()
+    if not specs.stages or checkpoint is None:
+        return None if specs.stages else Result(Path(), plan.facts, None)
+    from xfer.evaluation.predict import write_beside
+    from xfer.report.result import outcome
+
+    work.folder = run_of(checkpoint) or checkpoint.parent
+    check_folder(work.folder)
+    _predict(work, _network(work), write_beside)
+    return Result(work.folder, work.plan.facts, outcome(work))
+
+
+def _write_table(predictions: Predictions, folder: Path) -> Path:
+    from xfer.evaluation.predict import write_predictions
+
+    path = folder / "predictions.csv"
+    write_predictions(predictions, path)
+    return path
+
+
+def _predict(
+    work: Work, net: nn.Module, write: Callable[[Predictions, Path], Path] = _write_table
+) -> None:
+    from xfer.evaluation.predict import find, summary, warn_of_broken
 
     spec, broken = work.plan.card.input, list[XferError]()
     samples = find(work.plan.specs.predict_input, spec.range)
     predicted = _answers(work, net, samples, broken)
     warn_of_broken(broken, len(samples))
-    path = work.folder / "predictions.csv"
-    write_predictions(predicted, path)
-    for line in summary(predicted, path):
+    for line in summary(predicted, write(predicted, work.folder)):
         log.info(line)
 
 

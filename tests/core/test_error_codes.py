@@ -40,7 +40,7 @@ SHARED = {
     205: "config/hydra.py config/schema.py",
     221: "config/schema.py core/custom_parts.py",
     223: "core/slurm_env.py hydra_plugins/xfer_slurm/_request.py sweep/slurm.py",
-    232: "freeze/audit.py freeze/policies.py",
+    232: "freeze/audit.py freeze/lora.py freeze/policies.py",
     251: "evaluation/onnx_predict.py weights/source/match_rules.py",
     275: "hydra_plugins/xfer_slurm/_launch.py sweep/slurm.py",
     280: "hydra_plugins/xfer_slurm/_launch.py training/logger.py",

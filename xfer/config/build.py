@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 from annotated_types import Ge, Lt
@@ -17,16 +17,45 @@ from xfer.core.files import path_problem
 from xfer.core.types import Plain
 
 _SPEC_GROUPS = tuple(g for g in GROUPS if g not in ("experiment", "export"))
-_GENERAL = (
-    *("seed", "stages", "run.dir"),
-    *("predict.input", "predict.model", "predict.labels", "predict.recipe"),
-)
 _PATHS = (
     *("run.dir", "checkpoint.path", "checkpoint.resume", "source.path", "features.dir"),
     *("sweep.dir", "predict.model", "predict.labels", "predict.recipe"),
 )
 """Keys that name a file or folder; those of data and what is predicted have their own checks."""
-Seed = Annotated[int, Ge(0), Lt(2**32)]
+_STAGES = "any of " + ", ".join(STAGES) + "; none prints the plan"
+GENERAL: dict[str, tuple[Any, str]] = {
+    "seed": (
+        Annotated[int, Ge(0), Lt(2**32)],
+        "what every random choice of the run is derived from",
+    ),
+    "stages": (tuple[str, ...], _STAGES),
+    "run.dir": (str | None, "the run's folder; null makes outputs/<experiment or data's name>/..."),
+    "predict.input": (
+        str | tuple[str, ...] | None,
+        "what is classified: a folder, a file, a glob pattern, or a list of them",
+    ),
+    "predict.model": (
+        str | None,
+        "an ONNX file to predict with, in place of checkpoint.path; it is run without torch",
+    ),
+    "predict.labels": (
+        str | tuple[str, ...] | None,
+        "the class names of that file, a list or a file of them, where it does not hold them",
+    ),
+    "predict.recipe": (str | None, "the preprocess.json of that file, where it does not hold one"),
+}
+"""Keys that are in no group: type and meaning. Their defaults are in conf/config.yaml."""
+
+
+def run_name(experiment: str, data: str, *places: Any) -> str:
+    """The name of a run's folder below ``outputs``: the experiment's, else that of the folder or
+    file that ``places`` has first, else the option of ``data``."""
+    if experiment != "default":
+        return experiment
+    place = next((place for place in places if isinstance(place, str) and place), data)
+    name = Path(place).expanduser().resolve().name.removesuffix(".csv")
+    # Those of sweeps lie below that name.
+    return name if name not in ("", "multirun") else data
 
 
 class Builder:
@@ -39,13 +68,13 @@ class Builder:
 
     def specs(self, experiment: str, typed: Sequence[str]) -> Specs:
         """What the run is asked to do. Raises all problems together."""
-        stages = self._value("stages", tuple[str, ...]) or ()
+        stages = self._value("stages") or ()
         needs_data = not stages or set(STAGES) & set(stages) - {"predict", "report", "leaderboard"}
         built = {g: self._group(g) for g in _SPEC_GROUPS if g != "data" or needs_data}
-        inputs = self._value("predict.input", str | tuple[str, ...] | None)
+        inputs = self._value("predict.input")
         general = {
-            "seed": self._value("seed", Seed),
-            "run_dir": self._value("run.dir", str | None),
+            "seed": self._value("seed"),
+            "run_dir": self._value("run.dir"),
             "export": self._exports(),
             "predict_with": self._model_file(),
         }
@@ -64,7 +93,7 @@ class Builder:
             make=schema.build,
             explicit=frozenset(override_key(text) for text in typed),
             config={**self.plain, **self.facts},  # with every default spelt out
-            command=shlex.join(["python", "-m", "xfer", *typed]),
+            overrides=tuple(typed),
             **general,
             **built,
         )
@@ -77,10 +106,10 @@ class Builder:
             self.facts[name] = schema.facts(spec, self.plain[name])
         return spec
 
-    def _value(self, key: str, hint: Any) -> Any:
+    def _value(self, key: str) -> Any:
         """One value outside the groups, or ``None`` and a problem."""
         node = schema.value_at(self.plain, key)
-        return self.attempt(schema.convert, key, node, hint, self.where)
+        return self.attempt(schema.convert, key, node, GENERAL[key][0], self.where)
 
     def _exports(self) -> Exports | None:
         """The export group is a list of writers by name beside the gate's own two keys."""
@@ -101,9 +130,9 @@ class Builder:
 
     def _model_file(self) -> ModelFile | None:
         """The exported file to predict with."""
-        path = self._value("predict.model", str | None)
-        labels = self._value("predict.labels", str | tuple[str, ...] | None)
-        recipe = self._value("predict.recipe", str | None)
+        path = self._value("predict.model")
+        labels = self._value("predict.labels")
+        recipe = self._value("predict.recipe")
         if path is not None:
             return ModelFile(path, labels, recipe)
         for key, value in (("predict.labels", labels), ("predict.recipe", recipe)):
@@ -115,7 +144,7 @@ class Builder:
     def _unknown_keys(self) -> Iterator[XferError]:
         """Keys outside the groups' own, which the specs do not see."""
         known = [f"{g}.{key}" for g, node in self.facts.items() for key in node if key[0] != "_"]
-        known = [*_GENERAL, *GROUPS, *known]
+        known = [*GENERAL, *GROUPS, *known]
         for top, node in self.plain.items():
             if top not in (*_SPEC_GROUPS, "export", "seed", "stages"):
                 for key in schema.leaves(str(top), node):

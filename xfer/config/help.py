@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from xfer.config.verbs import VERBS
 from xfer.core.files import read_text
 
 DISTRIBUTION = "xfer-vision"
@@ -27,10 +28,11 @@ def config_dir() -> str:
 def options(group: str, folders: Sequence[str]) -> dict[str, str]:
     """Option name to its first comment line, from every folder that has the group."""
     files = [f for folder in folders for f in sorted(Path(folder, group).glob("*.yaml"))]
-    return {file.stem: _summary(file) for file in files}
+    return {file.stem: summary(file) for file in files}
 
 
-def _summary(file: Path) -> str:
+def summary(file: Path) -> str:
+    """The first comment line of a config file, which says what the option is."""
     try:
         lines = read_text(file).splitlines()
     except (OSError, ValueError):
@@ -40,7 +42,8 @@ def _summary(file: Path) -> str:
 
 def page(folders: Sequence[str]) -> str:
     """The whole help."""
-    lines = [_USAGE]
+    verbs = [f"    xfer {f'{name} {verb.usage}':<34} {verb.about}" for name, verb in VERBS.items()]
+    lines = [_USAGE.format(verbs="\n".join(verbs))]
     for group in GROUPS:
         lines.append(f"\n{group}=")
         about = options(group, folders)
@@ -53,6 +56,10 @@ _USAGE = """\
 xfer: transfer learning for image classification, one experiment in one line.
 
     xfer                                    a quick start on data that ships with it
+{verbs}
+
+Each verb prints the command that it stands for; RUN is a folder, the end of its name, or last.
+
     xfer data.root=my_images                a pretrained ResNet-50 on your folder of images
     xfer experiment=NAME [group=option] [key=value]
     xfer -m experiment=NAME optim.lr=0.1,0.01          several runs

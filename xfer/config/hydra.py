@@ -25,7 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from xfer.config import allowed_below_hydra, other_tools
-from xfer.config.build import Builder
+from xfer.config.build import Builder, run_name
 from xfer.config.help import GROUPS, config_dir
 from xfer.config.provenance import Places, override_key
 from xfer.config.specs import Specs
@@ -40,6 +40,7 @@ _register: Any = OmegaConf.register_resolver
 if "use_cache" not in signature(_register).parameters:
     _register = OmegaConf.register_new_resolver
 _register("xfer.unique", lambda: secrets.token_hex(3), use_cache=True, replace=True)
+_register("xfer.run_name", run_name, replace=True)
 
 
 _load_any_config = ConfigRepository.load_config
@@ -226,6 +227,13 @@ def build(cfg: DictConfig, hydra: DictConfig) -> Specs:
         plain: Plain = OmegaConf.to_container(groups, resolve=True)  # type: ignore[assignment]
     except OmegaConfBaseException as error:
         raise as_config_error(error) from error
-    specs = Builder(plain, places).specs(choices["experiment"], typed)
+    node = plain.get("data") or {}
+    places_of_data = (node.get(key) for key in ("root", "file")) if isinstance(node, dict) else ()
+    name = run_name(choices["experiment"], choices["data"], *places_of_data)
+    specs = Builder(plain, places).specs(name, typed)
     folders = [str(s.path) for s in hydra.runtime.config_sources if s.provider == "command-line"]
-    return replace(specs, compose=lambda overrides: compose_specs(overrides, folders).config)
+    return replace(
+        specs,
+        compose=lambda overrides: compose_specs(overrides, folders).config,
+        config_dirs=tuple(str(Path(folder).resolve()) for folder in folders),
+    )

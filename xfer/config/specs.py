@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from xfer.config import schema
 from xfer.config.help import GROUPS
+from xfer.config.verbs import repeatable, shell
+from xfer.core.custom_parts import allowed_packages
 from xfer.core.types import Plain
 
 if TYPE_CHECKING:
@@ -43,8 +45,9 @@ class Specs:
     """One run as asked for: the built config groups, and what the command line said itself.
 
     ``data`` is ``None`` when no stage needs it; ``make`` builds the spec of a group from such facts
-    as ``facts`` holds; ``explicit`` are the keys and groups that were typed; ``config`` is the
-    resolved configuration as it was asked for; ``compose`` gives that of other overrides.
+    as ``facts`` holds; ``overrides`` is what was typed, ``explicit`` the keys and groups in it, and
+    ``config_dirs`` the user's folders of options; ``config`` is the resolved configuration as it
+    was asked for; ``compose`` gives that of other overrides.
     """
 
     experiment: str
@@ -70,7 +73,8 @@ class Specs:
     make: Callable[[str, Plain], Any]
     explicit: frozenset[str] = frozenset()
     config: Plain = field(default_factory=dict)
-    command: str = ""
+    overrides: tuple[str, ...] = ()
+    config_dirs: tuple[str, ...] = ()
     predict_with: ModelFile | None = None
     compose: Callable[[Sequence[str]], Plain] | None = None
 
@@ -84,6 +88,13 @@ class Specs:
             for group, spec in specs.items()
             if spec is not None and group != "experiment"
         }
+
+    @property
+    def command(self) -> str:
+        """The command that makes this run again, in a folder of its own."""
+        folders = [f"--config-dir={folder}" for folder in self.config_dirs]
+        allow = [f"--allow={package}" for package in allowed_packages()]
+        return shell([*folders, *allow, *repeatable(self.overrides)])
 
     @property
     def trains(self) -> bool:

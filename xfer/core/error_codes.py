@@ -3,7 +3,7 @@
 A number is the ``base`` of its class in :mod:`xfer.core.errors` plus what the raise site gives, and
 the class decides the exit code. The table is ``error_codes.toml`` beside this module. One number
 has one meaning: a new mistake takes a number that is free in the hundred of its class. None is
-free in that of ConfigError; options that do not go together are a CombinationError, E001 to E099.
+free in that of ConfigError; options that do not go together are a CombinationError, E001 to E049.
 
 ``python -m xfer.core.error_codes >docs/errors.md`` makes the page anew.
 """

@@ -2,7 +2,8 @@
 
 XferError                 exit  1   (a bug, when raised bare)
 ├── ConfigError                 2   a key, value, option or combination
-│   └── CombinationError        2   further combinations, numbered E001 to E099
+│   ├── CombinationError        2   further combinations, numbered E001 to E049
+│   └── CommandError            2   a verb, such as xfer train, with words that it cannot take
 ├── DataError                   3   folders, classes, files that are no images
 ├── WeightsError                4   source weights that do not fit or cannot be had
 ├── ResumeError                 5   a run that cannot be continued as asked
@@ -76,6 +77,12 @@ class CombinationError(ConfigError):
     """Options that are each sound and do not go together."""
 
     exit, base = 2, 0
+
+
+class CommandError(ConfigError):
+    """A verb of the command line with words that it cannot take."""
+
+    exit, base = 2, 50
 
 
 class DataError(XferError):

@@ -11,6 +11,7 @@ from typing import Any
 
 from xfer.core.errors import printable
 from xfer.core.files import open_to_append
+from xfer.core.live_line import aside
 
 log = logging.getLogger("xfer")
 LINES = {"lines": True}
@@ -33,7 +34,8 @@ class _Terminal(logging.StreamHandler):  # type: ignore[type-arg]
 
     def emit(self, record: logging.LogRecord) -> None:
         self.stream = sys.stdout
-        super().emit(record)
+        with aside():
+            super().emit(record)
 
     def handleError(self, record: logging.LogRecord) -> None:
         """A terminal that is full, or that nobody reads any more, is no matter of the run."""
@@ -71,7 +73,7 @@ def open_standard() -> None:
 def say(text: object, error: bool = False) -> None:
     """Print a line, as far as it can be: a terminal that is full or gone changes nothing of what
     has happened, nor of the exit code."""
-    with suppress(OSError, ValueError):
+    with aside(), suppress(OSError, ValueError):
         print(text, file=sys.stderr if error else sys.stdout, flush=True)
 
 

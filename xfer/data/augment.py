@@ -68,9 +68,14 @@ class Standard:
     random: ClassVar[bool] = True
 
     scale: tuple[Annotated[float, Gt(0), Le(1)], Annotated[float, Gt(0), Le(1)]] = (0.08, 1.0)
+    """smallest and largest share of the area that a crop keeps"""
     ratio: tuple[Annotated[float, Gt(0)], Annotated[float, Gt(0)]] = (0.75, 1.333)
+    """smallest and largest width over height of a crop"""
     flip: Probability = 0.5
+    """probability of a horizontal flip"""
     seed: Annotated[int, Ge(0)] = 0
+    """seed of the augmentation, apart from ``seed``: runs over several seeds see the same
+    pictures and share features, unless those are exact"""
 
     def __post_init__(self) -> None:
         for name, (low, high) in (("scale", self.scale), ("ratio", self.ratio)):
@@ -95,10 +100,15 @@ class Strong(Standard):
     mixup (Zhang et al., 2018) or CutMix (Yun et al., 2019) with those alphas; 0 is off."""
 
     operations: Annotated[int, Ge(0)] = 2
+    """RandAugment operations an image"""
     magnitude: Annotated[int, Ge(0), Le(30)] = 9
+    """their strength"""
     erasing: Probability = 0.25
+    """probability of random erasing"""
     mixup: Annotated[float, Ge(0), Le(1000)] = 0.0
+    """alpha of mixup; 0 is off. ``mixed`` sets 0.2"""
     cutmix: Annotated[float, Ge(0), Le(1000)] = 0.0
+    """alpha of CutMix; 0 is off. ``mixed`` sets 1.0"""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -24,6 +24,7 @@ class Digits(Loading):
     """
 
     digits: Annotated[tuple[Digit, ...], MinLen(2)]
+    """which digits are the classes"""
 
     def dataset(self, training: bool) -> Dataset:
         """See :meth:`Loading.dataset`."""

@@ -39,6 +39,8 @@ class Folder(Loading):
     """
 
     root: Annotated[str, MinLen(1)]
+    """the folder; ``canidae`` and ``mnist`` have ``$XFER_DATA/Canidae`` and
+    ``$XFER_DATA/MNIST``, with ``data`` where ``XFER_DATA`` is not set"""
 
     def dataset(self, training: bool) -> Dataset:
         """See :meth:`Loading.dataset`."""
@@ -57,7 +59,9 @@ class Canidae(Folder):
     """Dogs against wolves, the photographs of the MindSpore tutorials; downloaded when missing."""
 
     url: str = _CANIDAE
+    """archive to download when ``root`` is missing; https only"""
     sha256: str | None = None
+    """refuse an archive with another hash"""
 
     def dataset(self, training: bool) -> Dataset:
         """See :meth:`Loading.dataset`."""

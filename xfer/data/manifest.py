@@ -42,8 +42,12 @@ class Manifest(Loading):
     """
 
     file: Annotated[str, MinLen(1)]
+    """a CSV file in UTF-8 with a header; paths are absolute or relative to its folder"""
     columns: Annotated[tuple[str, ...], MinLen(2), MaxLen(3)] | None = None
+    """the columns of the path, of the class and, if there is one, of the split, by their names
+    in the header; others are left out. ``null`` is ``path,label`` or ``path,label,split``"""
     separator: Literal["comma", "semicolon", "tab", "pipe"] = "comma"
+    """what is between the columns"""
 
     def dataset(self, training: bool) -> Dataset:
         """See :meth:`Loading.dataset`."""

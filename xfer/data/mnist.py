@@ -37,7 +37,10 @@ class Mnist(Loading):
     """
 
     root: Annotated[str, MinLen(1)]
+    """the folder; ``canidae`` and ``mnist`` have ``$XFER_DATA/Canidae`` and
+    ``$XFER_DATA/MNIST``, with ``data`` where ``XFER_DATA`` is not set"""
     mirror: str | None = None
+    """where to download from when ``root`` is missing; ``null`` is the public mirror"""
 
     def dataset(self, training: bool) -> Dataset:
         """See :meth:`Loading.dataset`."""

@@ -49,16 +49,35 @@ class Loading(ABC):
     """
 
     batch_size: Annotated[int, Gt(0)] = 24
+    """images in a training batch"""
     eval_batch_size: Annotated[int, Gt(0)] = 64
+    """images in a batch of validation, test and prediction"""
     workers: Annotated[int, Ge(0)] = 2
+    """processes that decode images; 0 decodes in the main process"""
     decoded_gb: Annotated[float, Ge(0)] | Literal["auto"] = "auto"
+    """gigabytes (1e9 bytes) of memory for decoded images during a fit, so that a file is
+    decoded once; ``auto`` is a tenth of the memory that is available, 0 decodes anew in every
+    epoch"""
     val_fraction: Annotated[float, Ge(0), Le(1)] = 0.2
+    """share of every class that is held out as ``val``, where the data has no ``val``"""
     test_fraction: Annotated[float, Ge(0), Lt(1)] = 0.0
+    """share of every class that is held out as ``test``, where the data has no ``test``; 0
+    makes none"""
     split_seed: Annotated[int, Ge(0)] = 0
+    """which images are held out; the run's ``seed`` does not move them"""
     on_bad: Literal["error", "skip"] = "error"
+    """what becomes of files that are no sound images, or so narrow that resizing makes them
+    huge; ``skip`` leaves them out and says how many and which"""
     leakage: Literal["error", "warn", "ignore"] = "warn"
+    """what becomes of held-out images that are in ``train`` too; ``error`` refuses the same
+    bytes, images that look alike are told"""
     sampler: Literal["shuffled", "balanced"] = "shuffled"
+    """how often an epoch trains on an image: ``shuffled`` once; ``balanced`` as often as makes
+    every class come equally often, in an epoch of the same length (augmented anew each time)"""
     range: tuple[float, float] | Literal["auto"] | None = "auto"
+    """the numbers that are black and white in image files of more than 8 bits; ``auto`` is the
+    smallest of 8, 10, 12, 14 and 16 bits that holds the numbers of all files, ``null`` is 16
+    bits"""
 
     def __post_init__(self) -> None:
         if isinstance(self.range, tuple) and self.range[0] >= self.range[1]:

@@ -23,7 +23,7 @@ from xfer.core.run_folder import best_checkpoint
 from xfer.core.types import InputSpec, Plain, Predictions, class_name
 from xfer.data.preprocess import check_size, named, prepare
 from xfer.evaluation.onnx_session import open_session, runner
-from xfer.evaluation.predict import find, predict_split, summary, warn_of_broken, write_predictions
+from xfer.evaluation.predict import find, predict_split, summary, warn_of_broken
 
 if TYPE_CHECKING:
     from xfer.config.specs import ModelFile, Specs
@@ -164,15 +164,16 @@ def facts(specs: Specs, model: OnnxModel) -> Plain:
     }
 
 
-def predict(specs: Specs, model: OnnxModel, folder: Path, began: float) -> tuple[int, Plain]:
-    """Predict every image and write ``predictions.csv``; the number of predictions, and the times
+def predict(
+    specs: Specs, model: OnnxModel, write: Callable[[Predictions], Path], began: float
+) -> tuple[int, Plain]:
+    """Predict every image, and ``write`` a table of them; the number of predictions, and the times
     of a run that ``began`` then."""
     samples = find(specs.predict_input, model.recipe.range if model.recipe else None)
     start = time.perf_counter()
     answered = answers(model, samples)
     seconds = time.perf_counter() - start
-    write_predictions(answered, folder / "predictions.csv")
-    for line in summary(answered, folder / "predictions.csv"):
+    for line in summary(answered, write(answered)):
         log.info(line)
     timing = {
         "startup_s": start - began,

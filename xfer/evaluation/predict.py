@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import re
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -13,7 +15,7 @@ import numpy as np
 from PIL import Image as PIL
 
 from xfer.core.errors import DataError, DivergedError, XferError, printable
-from xfer.core.files import path_problem, write_text
+from xfer.core.files import output_errors, path_problem, write_text
 from xfer.core.log import log
 from xfer.core.types import PixelRange, Predictions, Samples
 from xfer.data.bit_depth import range_remarks
@@ -237,6 +239,18 @@ def write_predictions(predictions: Predictions, path: Path) -> None:
             )
             writer.writerow([cell(name), *known, cell(classes[top]), f"{row[top]:.6f}", *numbers])
     write_text(path, text.getvalue())
+
+
+def write_beside(predictions: Predictions, folder: Path) -> Path:
+    """Write ``predictions.csv`` into ``folder``, where there is one already ``predictions_2.csv``
+    and so on; what is there is never replaced. Raises OutputError where it cannot be written."""
+    for number in itertools.count(1):
+        path = folder / ("predictions.csv" if number == 1 else f"predictions_{number}.csv")
+        with output_errors(path), suppress(FileExistsError):
+            path.touch(exist_ok=False)
+            break
+    write_predictions(predictions, path)
+    return path
 
 
 _RUNNERS_UP = [f"{name}{place}" for place in range(2, 6) for name in ("top", "confidence")]

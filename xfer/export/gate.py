@@ -145,10 +145,11 @@ def _library_errors(path: Path, name: str, verb: str) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Strictness:
-    """``tolerance``: the largest logit difference, see :func:`xfer.export.parity.allowed`.
-    ``images``: how many real validation images every file is compared on. ``max_drop``: the
-    accuracy that an approximate file (int8) may lose on the validation split."""
+    """What an exported file must be held to, see :func:`xfer.export.parity.allowed`."""
 
     tolerance: Annotated[float, Gt(0)] = 1e-4
+    """largest logit difference, relative to the size and spread of the logits"""
     images: Annotated[int, Ge(2)] = 64
+    """validation images that every exported file is compared on"""
     max_drop: Annotated[float, Ge(0), Le(1)] = 0.01
+    """accuracy that an approximate file (int8) may lose on the validation split"""

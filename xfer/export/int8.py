@@ -35,7 +35,9 @@ class Int8:
     format: ClassVar[str] = "int8"
 
     images: Annotated[int, Ge(1)] = 128
+    """training images that the ranges are measured on, spread evenly"""
     file: str = "model_int8.onnx"
+    """its name below ``export/``"""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "file", with_suffix(self.file, ".onnx"))

@@ -48,7 +48,12 @@ class MindSporeCkpt:
     file: ClassVar[str] = "model.ckpt"
 
     dialect: DialectName = "auto"
+    """whose names: ``auto`` takes those of the weights' source, else the first of the dialects
+    that has this architecture; ``plain`` are torch's but for ``gamma``, ``beta`` and
+    ``moving_*``"""
     crc: bool = False
+    """the checksum that MindSpore 2.10 can verify; MindSpore 1.0 and 2.0 cannot read a file
+    that has one"""
 
     def check(self, card: Card) -> None:
         """Raise ExportError when there are no names for the network of ``card``."""

@@ -34,9 +34,13 @@ class Onnx:
     """
 
     opset: Annotated[int, Interval(ge=18, le=24)] = 20
+    """ONNX opset"""
     input: Literal["tensor", "image"] = "tensor"
+    """what goes in: preprocessed float32, or pictures as uint8"""
     file: str = "model.onnx"
+    """its name below ``export/``; a missing suffix is added"""
     batch: Annotated[int, Ge(1)] | None = None
+    """the only batch size that the file takes; ``null`` leaves it free"""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "file", with_suffix(self.file, ".onnx"))

@@ -6,6 +6,7 @@ inference mode, as in Keras: no gradient, no dropout, no moving statistics.
 
 from xfer.freeze.apply import apply, batch_norms, hold, lone_norm
 from xfer.freeze.audit import audit, check_read
+from xfer.freeze.lora import Lora
 from xfer.freeze.policies import (
     Discriminative,
     FirstN,
@@ -13,7 +14,6 @@ from xfer.freeze.policies import (
     LastStage,
     Later,
     LayerDecay,
-    Lora,
     LpFt,
     OrderedRules,
     Policy,

@@ -1,4 +1,4 @@
-"""Ways to choose what trains: rules over parameter names, stages of the backbone, adapters."""
+"""Ways to choose what trains: rules over parameter names, stages of the backbone."""
 
 from __future__ import annotations
 
@@ -12,15 +12,12 @@ from xfer.core.errors import ConfigError, closest
 from xfer.core.regex import matches
 from xfer.core.types import Plain
 from xfer.freeze.rows import BatchNorm, Layout, ParameterRow, Phase, checked
-from xfer.models.adapters import Matrix
 
 Count = Annotated[int, Ge(1)]
 Multiple = Annotated[float, Gt(0)]
 Share = Annotated[float, Gt(0), Le(1)]
 
 _WORDS = ("head", "backbone", "norms")
-_TARGETS = "freeze.targets"
-_SOLVED_HEAD = 0.2  # of the adapters' multiple, for a head that begins solved
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +30,7 @@ class Policy:
     """
 
     batch_norm: BatchNorm = "eval"
+    """what a BatchNorm inside the frozen part does"""
 
     def phases(self, layout: Layout, epochs: int) -> tuple[Phase, ...]:
         """The phases of a run of ``epochs`` epochs on a network. Raises ConfigError where a key
@@ -101,7 +99,11 @@ class OrderedRules(Policy):
     phases. Every parameter must match one, every rule must be needed."""
 
     rules: tuple[Rule, ...]
+    """each rule is ``{match: PATTERN, lr: MULTIPLE}``, the first that matches a parameter
+    decides; ``rules`` must be given only for ``freeze=rules``"""
     later: tuple[Later, ...] = ()
+    """later phases, each ``{start: EPOCH, rules: [...]}`` or ``{patience: EPOCHS, rules:
+    [...]}``"""
 
     def __post_init__(self) -> None:
         for i, phase in enumerate(self.later):
@@ -180,6 +182,8 @@ class LayerDecay(Policy):
     head, whose own is 1 (ELECTRA, Clark et al. 2020; BEiT, Bao et al. 2022)."""
 
     decay: Share = 0.75
+    """a stage's multiple is this to the power of its distance from the head; the last stage's
+    distance is 1, the head's multiple 1"""
 
     def _multiples(self, layout: Layout) -> list[float]:
         return [self.decay**distance for distance in range(len(layout.stages), 0, -1)]
@@ -191,6 +195,8 @@ class Discriminative(Policy):
     the first to 1 at the head (the sliced learning rates of fastai)."""
 
     lowest: Share = 0.01
+    """multiple of the first stage; from stage to stage it grows by one factor, up to 1 at the
+    head"""
 
     def _multiples(self, layout: Layout) -> list[float]:
         count = len(layout.stages)
@@ -203,7 +209,9 @@ class Gradual(Policy):
     epochs; ``lr`` is the stages' multiple, the head's is 1 (ULMFiT, Howard and Ruder 2018)."""
 
     every: Count = 1
+    """epochs from one stage to the next; the last of them must begin within the run"""
     lr: Multiple = 0.01
+    """multiple of the stages that train; the head's is 1"""
 
     def planned(self, layout: Layout, epochs: int) -> list[Phase]:
         """One phase for the head, and one a stage."""
@@ -231,11 +239,20 @@ class LpFt(Policy):
     """
 
     probe_epochs: Count | None = None
+    """epochs that the head trains alone; ``null`` without ``freeze.patience`` is half of
+    ``trainer.max_epochs``, or none where the head begins solved"""
     patience: Count | None = None
+    """instead: the head trains alone until so many epochs brought no new best of
+    ``checkpoint.monitor``"""
     backbone_lr: Multiple = 0.01
+    """multiple of the backbone's last stage afterwards"""
     head_lr: Multiple = 0.01
+    """multiple of the head afterwards"""
     decay: Share = 1.0
+    """each stage before the last is slower by this factor than the next nearer the head"""
     norms: Literal["train", "freeze"] = "train"
+    """whether BatchNorm trains afterwards as well, or stays as it came, in inference mode: the
+    statistics of small batches can be much worse than those of the pretraining, see fine-tune"""
 
     def __post_init__(self) -> None:
         if self.probe_epochs is not None and self.patience is not None:
@@ -269,6 +286,7 @@ class _Split(Policy):
     """``lr``: learning-rate multiple of the stages that train; the head's is 1."""
 
     lr: Multiple = 0.01
+    """multiple of the stages that train; the head's is 1"""
 
     def _multiples(self, layout: Layout) -> list[float]:
         cut = self._cut(layout)
@@ -284,6 +302,7 @@ class LastStage(_Split):
     """The head and the last ``stages`` stages train."""
 
     stages: Count = 1
+    """``last_stage``: how many stages train beside the head"""
 
     def _cut(self, layout: Layout) -> int:
         return len(layout.stages) - _at_most(self.stages, layout, "freeze.stages")
@@ -294,6 +313,7 @@ class FirstN(_Split):
     """The first ``n`` stages are frozen."""
 
     n: Count
+    """``first_n``: how many stages are frozen"""
 
     def _cut(self, layout: Layout) -> int:
         return _at_most(self.n, layout, "freeze.n")
@@ -304,6 +324,7 @@ class UpTo(_Split):
     """Every stage up to ``stage``, and ``stage`` itself, is frozen."""
 
     stage: str
+    """``up_to``: the last stage that is frozen"""
 
     def _cut(self, layout: Layout) -> int:
         names = [name for name, _ in layout.stages]
@@ -319,71 +340,3 @@ def _at_most(count: int, layout: Layout, where: str) -> int:
         what = f"is {count}, but the network has {len(names)} stages: {', '.join(names)}"
         raise ConfigError(where, what, f"type {where}={len(names)} or less", 39)
     return count
-
-
-@dataclass(frozen=True, kw_only=True)
-class Lora(Policy):
-    """The head trains, and beside frozen weights adapters of ``rank`` (LoRA, Hu et al. 2021);
-    everything else is frozen.
-
-    An adapted weight is W + ``alpha`` / ``rank`` * B A. ``targets`` is the name of a stage or a
-    regular expression that must match a whole parameter name; ``None`` takes every weight of a
-    linear layer, a convolution or attention outside the head whose adapter is smaller than
-    itself. ``lr``: multiple of the adapters; the head's is 1, or a fifth of theirs where it starts
-    solved.
-    """
-
-    rank: Count = 8
-    alpha: Multiple = 16.0
-    targets: str | None = None
-    lr: Multiple = 0.1
-
-    def __post_init__(self) -> None:
-        if self.targets is not None:
-            matches(self.targets, "", _TARGETS)
-
-    def adapters(self, layout: Layout) -> Plain:
-        """See :meth:`Policy.adapters`. Raises ConfigError where the pattern or the rank does not
-        suit the network."""
-        chosen = self._chosen(layout)
-        for matrix in chosen:
-            if self.rank > min(matrix.rows, matrix.columns):
-                most = min(min(m.rows, m.columns) for m in chosen)
-                what = f"is {self.rank}, but '{matrix.name}' is {matrix.rows} x {matrix.columns}"
-                fix = f"type freeze.rank={most} or less, or leave it out of {_TARGETS}"
-                raise ConfigError("freeze.rank", what, fix, 73)
-        names = [matrix.name for matrix in chosen]
-        return {"rank": self.rank, "scale": self.alpha / self.rank, "weights": names}
-
-    def after_solved(self, phases: tuple[Phase, ...]) -> tuple[Phase, ...]:
-        """See :meth:`Policy.after_solved`: the head is where it should be, and follows slowly."""
-        (phase,) = phases
-        head = {row.name for row in phase.rows if row.head}
-        return (replace(phase, rows=_with_multiple(phase.rows, head, _SOLVED_HEAD * self.lr)),)
-
-    def planned(self, layout: Layout, epochs: int) -> list[Phase]:
-        """One phase."""
-        heads = ((name, layout.in_head(name)) for name in layout.names)
-        rows = tuple(ParameterRow(name, head, 1.0 if head else 0.0) for name, head in heads)
-        rows = _with_multiple(rows, set(layout.adapters), float(self.lr))
-        return [Phase(rows, 0, None, "phase 1")]
-
-    def _chosen(self, layout: Layout) -> list[Matrix]:
-        if self.targets is None:
-            chosen = [matrix for matrix in layout.matrices if matrix.smaller(self.rank)]
-            if not chosen:
-                what = f"is {self.rank}: every adapter would be as large as its weight"
-                raise ConfigError("freeze.rank", what, "lower it, or name freeze.targets", 73)
-            return chosen
-        names = [matrix.name for matrix in layout.matrices]
-        stage = dict(layout.stages).get(self.targets)
-        inside = stage or [n for n in names if matches(self.targets, n, _TARGETS)]
-        chosen = [matrix for matrix in layout.matrices if matrix.name in set(inside)]
-        if not chosen:
-            hint = _closest_match(self.targets, [*(name for name, _ in layout.stages), *names])
-            what = (
-                f"'{self.targets}' matches no weight of a linear layer, a convolution or attention "
-                "outside the head"
-            )
-            raise ConfigError(_TARGETS, what, hint, 32)
-        return chosen

@@ -100,6 +100,8 @@ class Plan:
             "experiment": specs.experiment,
             "seed": specs.seed,
             "stages": list(specs.stages),
+            "overrides": list(specs.overrides),
+            "config_dirs": list(specs.config_dirs),
             "classes": list(card.classes),
             "splits": _split_facts(dataset) if dataset else {},
             "remarks": [*(dataset.remarks if dataset else ()), *_too_long(self)],

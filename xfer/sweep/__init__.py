@@ -30,20 +30,39 @@ class SweepSpec:
     """
 
     params: dict[str, str] = field(default_factory=dict)
+    """what varies, as it would be typed; what is typed wins"""
     sampler: Sampler = "grid"
+    """every combination, or values that Optuna proposes"""
     n_trials: Annotated[int, Gt(0)] | None = None
+    """trials in all, also over several calls of the same command; a grid has its own number"""
     seed: Annotated[int, Ge(0)] = 0
+    """of the sampler; with the number of a job it decides what ``random`` draws"""
     objectives: dict[str, Direction] = field(default_factory=dict)
+    """what is looked for; ``{}`` is ``checkpoint.monitor``, or ``scores.val.acc`` where jobs
+    only evaluate"""
     pruner: Pruner = "none"
+    """whether trials that fall behind end early"""
     prune_trials: Annotated[int, Ge(0)] = 5
+    """trials that end before ``median`` compares"""
     prune_epochs: Annotated[int, Gt(0)] = 1
+    """epochs that every trial is given"""
     storage: str | None = None
+    """URL of an Optuna storage; ``null`` is the journal ``optuna.journal`` in the sweep's folder"""
     study: str | None = None
+    """name of the study there; ``null`` is that of the experiment"""
     dir: str | None = None
+    """the sweep's folder; a sweep that is there goes on"""
     baseline: tuple[str, ...] = ()
+    """marks the job that others are compared with, in the syntax of the parameters; ``[]``
+    marks those that are the experiment as it is"""
     retries: Annotated[int, Ge(0)] = 0
+    """further attempts of a job that failed"""
     fail_fast: bool = False
+    """the first failure stops the sweep; running jobs save their state. With a launcher that
+    blocks it ends behind the batch"""
     batch: Annotated[int, Gt(0)] = 4
+    """trials at work at a time, with launchers other than slots; jobs of a grid as well with
+    ``fail_fast`` and a launcher that blocks"""
 
     def __post_init__(self) -> None:
         if self.sampler == "grid" and self.n_trials is not None:

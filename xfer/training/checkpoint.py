@@ -24,16 +24,31 @@ class CheckpointPolicy:
     """
 
     path: str | None = None
+    """a run folder or checkpoint to evaluate, predict or export with, instead of training"""
     resume: str | None = None
+    """``auto`` goes on with the newest run of this experiment and configuration (one that is
+    finished is left alone), or with the one in ``run.dir`` where that is given; with ``-m``,
+    with the newest such sweep; a folder names one; ``null`` starts a new run, but in a job that
+    Slurm has queued again"""
     monitor: str = "val_acc"
+    """metric that decides: ``val_loss``, ``val_acc``, ``val_macro_f1``, ``val_auroc`` (up to
+    1,000 classes), ``val_ece``, ``val_top5`` (more than 5 classes) or ``train_loss``"""
     mode: Literal["max", "min"] = "max"
+    """whether more or less of it is better"""
     tie: Literal["first", "latest"] = "first"
+    """which of several equally good epochs is the best"""
     start_epoch: Annotated[int, Gt(0)] = 1
+    """first epoch (from 1) that may be the best"""
     interval: Annotated[int, Gt(0)] = 1
+    """look at every so many epochs"""
     every_n_epochs: Annotated[int, Ge(0)] = 0
+    """keep a copy every so many epochs; 0 is off. ``every_epoch`` sets 1"""
     every_n_steps: Annotated[int, Ge(0)] = 0
+    """keep a copy every so many optimizer steps; 0 is off. ``every_n_steps`` sets 32"""
     keep: Annotated[int, Ge(0)] = 0
+    """how many copies stay, the newest; 0 keeps all. ``every_n_steps`` sets 10"""
     prefix: str = "checkpoint"
+    """start of the copies' names"""
 
     def __post_init__(self) -> None:
         if not self.prefix or any(c in self.prefix for c in "/\\=\0"):

@@ -42,6 +42,7 @@ class Mlflow:
     """An MLflow store: ``uri`` as MLflow has it, or ``mlflow.db`` in the run folder."""
 
     uri: str | None = None
+    """tracking address as MLflow has it; ``null`` is ``mlflow.db`` in the run folder"""
 
     def __post_init__(self) -> None:
         _require("mlflow")
@@ -59,7 +60,9 @@ class Wandb:
     """Weights & Biases; ``offline`` keeps everything in the run folder for a later sync."""
 
     project: str = "xfer"
+    """project"""
     offline: bool = True
+    """keep everything in the run folder"""
 
     def __post_init__(self) -> None:
         _require("wandb")

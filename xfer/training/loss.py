@@ -22,7 +22,10 @@ class CrossEntropy:
     images, mean 1) or one number a class in class order."""
 
     label_smoothing: Annotated[float, Ge(0), Lt(1)] = 0.0
+    """share of each target that is spread over all classes; ``smoothed`` sets 0.1"""
     class_weights: Literal["none", "balanced"] | tuple[Annotated[float, Gt(0)], ...] = "none"
+    """``none``; ``balanced``, inverse to the class's share of the training images; or one
+    number a class, in class order. The option ``balanced`` sets ``balanced``"""
 
     @property
     def solvable(self) -> bool:

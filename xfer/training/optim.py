@@ -23,10 +23,8 @@ Decay = Annotated[float, Ge(0), Lt(1e4)]
 class Options:
     """What every optimizer takes.
 
-    ``lr`` is the base learning rate; ``auto`` leaves it to the plan, see :mod:`xfer.plan.auto`.
-    ``decay`` says which tensors ``weight_decay`` is for: ``matrices`` those of two dimensions and
-    more, which spares biases and normalisation layers (timm); ``no_norms`` all but the parameters
-    of normalisation layers (MindSpore, which spares gamma and beta); ``all`` (torch).
+    An ``lr`` of ``auto`` is decided in :mod:`xfer.plan.auto`. What ``decay`` names ``matrices`` is
+    timm's way, ``no_norms`` MindSpore's, ``all`` torch's.
     """
 
     solves: ClassVar[bool] = False
@@ -35,8 +33,13 @@ class Options:
     """Of the rate that the plan decides, which is that of an adaptive optimizer."""
 
     lr: Rate
+    """base learning rate; ``auto`` leaves it to the plan; a freeze rule multiplies it, the
+    schedule scales it"""
     weight_decay: Decay = 0.0
+    """weight decay of the tensors that ``optim.decay`` chooses"""
     decay: Literal["matrices", "no_norms", "all"] = "matrices"
+    """what is decayed: ``matrices`` of two dimensions and more, ``no_norms`` all but normalisation
+    layers, ``all`` everything"""
 
     def build(self, groups: list[dict[str, Any]]) -> Optimizer:
         """The optimizer over ``groups``."""
@@ -78,7 +81,9 @@ class AutoOptim(Options):
     plan says which, and why. An ``lr`` that is given asks for AdamW."""
 
     lr: Rate = "auto"
+    """base learning rate; a number asks for AdamW at that rate"""
     weight_decay: Decay = 0.01
+    """of AdamW; a head that is solved has a penalty of its own"""
 
     def becomes(self, choice: str, epochs: int | None) -> Options:
         """What the plan chose: ``exact`` or ``adamw``."""
@@ -92,16 +97,18 @@ class Exact(Options):
     """The best linear head on what is frozen: logistic regression solved to its optimum,
     which takes no rate.
 
-    ``l2`` is the strength of the penalty on the weights of the standardised head, beside the
-    mean loss; ``auto`` takes that of least log loss over ``folds`` stratified folds of the
-    training images. See :mod:`xfer.training.logistic`.
+    An ``l2`` of ``auto`` is that of least log loss over the folds: :mod:`xfer.training.logistic`.
     """
 
     solves: ClassVar[bool] = True
 
     lr: Rate = "auto"
+    """there is none; a number is refused"""
     l2: Annotated[float, Gt(0)] | Literal["auto"] = "auto"
+    """strength of the penalty: half the squared weights of the standardised head times this,
+    beside the mean loss; ``auto`` chooses it by cross-validation"""
     folds: Annotated[int, Ge(2)] = 5
+    """stratified folds of the training images"""
 
 
 @dataclass(frozen=True)
@@ -111,7 +118,9 @@ class Sgd(Options):
     rate_scale: ClassVar[float] = 10.0
 
     momentum: Annotated[float, Ge(0), Lt(1)] = 0.9
+    """share of the last step that the next one keeps"""
     nesterov: bool = False
+    """Nesterov's form of it"""
 
     def build(self, groups: list[dict[str, Any]]) -> Optimizer:
         """The optimizer over ``groups``."""
@@ -125,7 +134,9 @@ class AdamW(Options):
     """Adam with decoupled weight decay (Loshchilov and Hutter, 2019; torch.optim.AdamW)."""
 
     weight_decay: Decay = 0.01
+    """weight decay of the tensors that ``optim.decay`` chooses"""
     betas: tuple[Annotated[float, Ge(0), Lt(1)], Annotated[float, Ge(0), Lt(1)]] = (0.9, 0.999)
+    """decay of the two moving averages"""
 
     def build(self, groups: list[dict[str, Any]]) -> Optimizer:
         """The optimizer over ``groups``."""
@@ -139,7 +150,9 @@ class TorchOptim(Options):
     """Any class of torch.optim by its name; ``args`` are its further arguments."""
 
     name: str
+    """``optim=torch``: a class of torch.optim; ``optim=timm``: a name of timm's list"""
     args: dict[str, Any] = field(default_factory=dict)
+    """further arguments of that optimizer"""
 
     def build(self, groups: list[dict[str, Any]]) -> Optimizer:
         """The optimizer over ``groups``."""
@@ -167,7 +180,9 @@ class TimmOptim(Options):
     """Any optimizer of timm by its name (``lamb``, ``adan``, ``lion``...)."""
 
     name: str
+    """``optim=torch``: a class of torch.optim; ``optim=timm``: a name of timm's list"""
     args: dict[str, Any] = field(default_factory=dict)
+    """further arguments of that optimizer"""
 
     def build(self, groups: list[dict[str, Any]]) -> Optimizer:
         """The optimizer over ``groups``."""

@@ -43,7 +43,9 @@ class Step:
     """Times ``gamma`` after every ``every`` epochs."""
 
     every: Annotated[int, Gt(0)] = 10
+    """epochs between two drops"""
     gamma: Annotated[float, Gt(0), Le(1)] = 0.1
+    """factor of each drop"""
 
     def factor(self, step: int, steps_per_epoch: int, total: int) -> float:
         """The factor of optimizer step ``step`` (from 0) of ``total``."""
@@ -56,7 +58,9 @@ class Cosine:
     (Loshchilov and Hutter, 2017)."""
 
     warmup_epochs: Epochs = 0
+    """length of the linear start"""
     final: Factor = 0.0
+    """factor at the last step"""
 
     def factor(self, step: int, steps_per_epoch: int, total: int) -> float:
         """The factor of optimizer step ``step`` (from 0) of ``total``."""
@@ -71,7 +75,9 @@ class WarmupDecay:
     """Linear from 0 over ``warmup_epochs``, then linear down to ``final`` times the base rate."""
 
     warmup_epochs: Epochs = 5
+    """length of the linear start"""
     final: Factor = 0.02
+    """factor at the last step; the way there is linear"""
 
     def factor(self, step: int, steps_per_epoch: int, total: int) -> float:
         """The factor of optimizer step ``step`` (from 0) of ``total``."""

@@ -29,19 +29,37 @@ class TrainerOptions:
     ``auto`` leaves it to the plan."""
 
     max_epochs: Epochs | Literal["auto"] = "auto"
+    """passes over the training images; a number asks for training step by step"""
     accelerator: Literal["auto", "cpu", "gpu", "mps"] = "auto"
+    """device; ``auto`` is the best there is"""
     devices: Annotated[int, Gt(0)] = 1
+    """how many of them, one process each; see several devices"""
     precision: Precision | Literal["auto"] = "auto"
+    """number format of the arithmetic; ``16-mixed`` needs a GPU"""
     accumulate: Annotated[int, Gt(0)] = 1
+    """batches an optimizer step"""
     clip_norm: Annotated[float, Ge(0)] = 0.0
+    """largest gradient norm; 0 is off"""
     ema_decay: Annotated[float, Ge(0), Lt(1)] | Literal["auto"] = "auto"
+    """decay of a moving average of the weights, which is then what is validated and kept; 0 is
+    off"""
     patience: Annotated[int, Ge(0)] = 0
+    """epochs without a better value of ``checkpoint.monitor`` before the run stops, counted in
+    the last phase of ``freeze`` alone; 0 is off"""
     compile: bool = False
+    """run the network through torch.compile"""
     channels_last: bool = True
+    """the memory layout that convolutions prefer"""
     deterministic: bool = False
+    """only reproducible kernels; needed for bit-identical runs on a GPU"""
     on_oom: Literal["error", "halve"] = "error"
+    """what to do when memory runs out: end with exit 8 and a size that fits, or halve the
+    batch, double ``accumulate`` and begin the fit again; see reliability"""
     standardize: bool = True
+    """what enters a new head has mean 0 and deviation 1 while it trains"""
     head_start: Literal["auto", "zero", "solved"] = "auto"
+    """how a new head begins: ``zero``, or ``solved``, as the exact head of the network before it
+    trains; ``auto`` is one of the two"""
 
     @property
     def epochs(self) -> int:

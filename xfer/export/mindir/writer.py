@@ -69,6 +69,7 @@ class Mindir:
     it lacks."""
 
     file: str = "model.mindir"
+    """its name below ``export/``; a missing suffix is added"""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "file", with_suffix(self.file, ".mindir"))

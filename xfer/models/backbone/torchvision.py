@@ -27,8 +27,11 @@ class Torchvision:
     library: ClassVar[str] = "torchvision"
 
     name: str
+    """the architecture, as the library spells it"""
     args: dict[str, Any] = field(default_factory=dict)
+    """further arguments of the library's builder"""
     image_size: Annotated[int, Ge(8)] | None = None
+    """pixels of the square input; ``null`` is the recipe's own size"""
 
     def __post_init__(self) -> None:
         index.check("torchvision", self.name)

@@ -41,6 +41,7 @@ class Dropout:
     """Dropout with probability ``p``, then one layer; tensor names are those of a linear head."""
 
     p: Probability = 0.5
+    """probability that an input of the layer is dropped in training"""
 
     def build(self, old: nn.Module, classes: int) -> nn.Module:
         """Names ``weight``, ``bias``."""
@@ -54,7 +55,9 @@ class Mlp:
     """One hidden layer of ``hidden`` units, ReLU and dropout, then the classifier."""
 
     hidden: Annotated[int, Gt(0)] = 256
+    """units of the hidden layer"""
     dropout: Probability = 0.2
+    """probability that a hidden unit is dropped in training"""
 
     def build(self, old: nn.Module, classes: int) -> nn.Module:
         """Names ``0.*`` (hidden) and ``3.*`` (classifier)."""
@@ -90,6 +93,8 @@ class Keep:
     """
 
     aliases: dict[str, str] = field(default_factory=dict)
+    """the source's class of a data folder that is called otherwise; a folder whose name is not
+    ASCII goes into a file, ``head: {aliases: {"Löwe": lion}}``"""
 
     def build(self, old: nn.Module, classes: int) -> nn.Module:
         """``old`` itself."""
@@ -106,6 +111,7 @@ class Remap:
     """
 
     aliases: dict[str, str | tuple[str, ...]] = field(default_factory=dict)
+    """the source's class that a class starts from; of several the rows are averaged"""
 
     def build(self, old: nn.Module, classes: int) -> nn.Module:
         """Names ``weight``, ``bias``; zero until :func:`carry` fills the rows."""

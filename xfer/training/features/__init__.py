@@ -41,9 +41,15 @@ class AutoFeatures:
     use: ClassVar[Use] = "auto"
 
     dir: str | None = None
+    """folder of the store; ``null`` is ``features`` below ``$XFER_CACHE``"""
     views: Annotated[int, Gt(0)] | Literal["max"] = 4
+    """how many differently augmented views an image are computed and then used in turn; ``1``
+    is the evaluation transform, ``max`` one view an epoch"""
     batch_size: Annotated[int, Gt(0)] | None = None
+    """training images that are computed together; ``null`` is ``data.batch_size``. With a
+    number the result is never exact"""
     max_gb: Annotated[float, Gt(0)] = 20.0
+    """size of the store in gigabytes (1e9 bytes); what was used least recently makes room"""
 
     def views_of(self, augments: bool, epochs: int) -> int | None:
         """Differently augmented views an image in a fit; ``None`` for the evaluation view alone."""

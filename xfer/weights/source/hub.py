@@ -24,10 +24,18 @@ class Hub(Rules):
     """
 
     tag: str | None = None
+    """which of the published weights: for timm the part behind the dot (``a1_in1k``), for
+    torchvision the enum member (``IMAGENET1K_V1``); ``null`` is the library's default"""
     path: str | None = None
+    """a file of any Hugging Face repository instead: ``hf://owner/repo/file``, or with
+    ``@revision``"""
     revision: str | None = None
+    """branch, tag or commit of the repository; ``null`` is its main branch. ``plan.json`` has
+    the commit hash under ``source``"""
     key: str | None = None
+    """as for ``file``, with ``source.path``"""
     local_files_only: bool = False
+    """take what the cache has, ask nobody"""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -22,7 +22,14 @@ class File(Rules):
     (dotted, such as ``model.ema``) chooses the entry of a torch file that holds the weights."""
 
     path: str
+    """a torch ``.pt``, ``.pth``, ``.bin`` or ``.tar``, a Lightning ``.ckpt``, safetensors or
+    numpy ``.npz``; ``squeezenet_file`` has
+    ``$XFER_ASSETS/weights/squeezenet1_0_imagenet.safetensors``"""
     key: str | None = None
+    """the entry of a torch file that holds the weights, dotted (``model.ema``). ``null`` takes
+    the tensors themselves, or the first known entry (``state_dict``, ``model``, ...), an
+    average of weights (``model_ema``, ``state_dict_ema``, ...) before them all; the choice is
+    in the report"""
 
     def load(self, backbone: Backbone) -> Weights:
         """The file's tensors. Raises as :func:`xfer.weights.formats.read.read`."""
@@ -45,6 +52,7 @@ class Run:
     """``path`` of a run folder (its best checkpoint is taken) or of a checkpoint."""
 
     path: str
+    """a run folder (its best checkpoint) or a checkpoint of xfer"""
 
     def load(self, backbone: Backbone) -> Weights:
         """The best weights of that run. Raises WeightsError when its backbone is another."""
@@ -73,6 +81,7 @@ class Shipped:
     """A small checkpoint that comes with xfer; ``experiment=digits_pretrain`` makes it again."""
 
     name: Literal["digits_0_4"]
+    """the checkpoint that comes with xfer"""
 
     def load(self, backbone: Backbone) -> Weights:
         """As :class:`Run`, with an origin that is the same on every machine."""

@@ -42,14 +42,27 @@ class Rules:
     """
 
     strip: str | None = None
+    """take only the file's names that begin so, without that beginning"""
     rename: tuple[Rename, ...] = ()
+    """regular expressions, replaced in every name, in this order; with ``mindspore`` after its
+    dialect"""
     drop: tuple[str, ...] = ()
+    """the file's own names (with ``mindspore`` those that the dialect made of them) to leave
+    out; a pattern must match a whole name"""
     match: Literal["name", "order"] = "name"
+    """``order`` pairs the tensors by order and shape, where the file has other names for the
+    same architecture"""
     allow_missing: tuple[str, ...] = ()
+    """network tensors that may stay as initialised"""
     min_coverage: Annotated[float, Ge(0), Le(1)] = 1.0
+    """below 1: tensors may be missing as long as this share of the backbone's numbers is loaded"""
     resize_positions: bool = False
+    """resample the position embedding of a vision transformer to another image size"""
     classes: str | tuple[str, ...] | None = None
+    """the names of the file's classes in order, for ``head=keep`` and ``head=remap``; ``hub``
+    and ``run`` know their own"""
     optimizer: Literal["ignore", "resume"] = "ignore"
+    """``resume`` continues with the optimizer state that the file holds; see momenta"""
 
     def __post_init__(self) -> None:
         patterns = {f"source.rename[{i}].match": r.match for i, r in enumerate(self.rename)}

@@ -40,8 +40,12 @@ class MindSpore(Rules):
     """
 
     path: str
+    """a ``.ckpt`` of MindSpore 1.x or 2.x, a MindSpore ``.safetensors``, or a ``.mindir``"""
     dialect: DialectName = "auto"
+    """whose names they are; see MindSpore"""
     compat: Literal["exact", "plain"] = "exact"
+    """``exact`` builds the network to compute what MindSpore's does; ``plain`` leaves the
+    library's own layers"""
 
     def load(self, backbone: Backbone) -> Weights:
         """The file's weights under the names of ``backbone``'s library. Raises WeightsError when

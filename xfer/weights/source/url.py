@@ -35,8 +35,11 @@ class Url(Rules):
     """
 
     url: str = field(repr=False)
+    """an https address"""
     sha256: str
+    """the hash of the file; ``any`` takes the first answer, prints its hash and pins it"""
     key: str | None = None
+    """as for ``file``"""
 
     def __post_init__(self) -> None:
         super().__post_init__()

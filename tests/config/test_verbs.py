@@ -1,0 +1,221 @@
+"""Verbs: what each stands for, which run is meant, and that a shell reads what is printed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import warm
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hypothesis import given
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
+from PIL import Image
+
+from xfer.config.verbs import VERBS, override, run_named, shell, spelt_out
+from xfer.core.errors import CommandError
+
+SHELLS = [name for name in ("bash", "zsh", "fish") if shutil.which(name)]
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my images").mkdir()
+    (tmp_path / "images.csv").touch()
+    return tmp_path
+
+
+def make_run(name: str, age: int = 0, state: str = "finished", **plan: object) -> Path:
+    """A run folder as far as a verb reads it, ``age`` seconds old."""
+    folder = Path("outputs") / name
+    folder.mkdir(parents=True)
+    facts = {"overrides": ["experiment=digits_sgd"], "stages": ["fit", "evaluate"], **plan}
+    (folder / "plan.json").write_text(json.dumps(facts))
+    (folder / "status.json").write_text(json.dumps({"state": state, "files": {}}))
+    os.utime(folder / "plan.json", (1e9 - age, 1e9 - age))
+    return folder
+
+
+def refusal(*words: str) -> str:
+    with pytest.raises(CommandError) as caught:
+        spelt_out(words)
+    return str(caught.value)
+
+
+def test_what_is_no_verb_stays_as_it_is(here: Path) -> None:
+    for words in ([], ["experiment=digits_sgd"], ["-m", "train"], ["stages=[]", "predict"]):
+        assert spelt_out(words) == words
+
+
+def test_each_verb_is_a_command_and_takes_what_stands_after_its_words(here: Path) -> None:
+    run = str(make_run("digits_sgd/2026-01-01_10-00-00_aaaa01"))
+    again = ["experiment=digits_sgd"]
+    spelt = {
+        "train 'my images' optim=sgd -m": ["data.root='my images'", "optim=sgd", "-m"],
+        "train images.csv": ["data=csv", "data.file=images.csv"],
+        "plan . seed=1": ["data.root=.", "stages=[]", "seed=1"],
+        "predict last 'my images'": [
+            *("stages=[predict]", f"checkpoint.path={run}", "predict.input='my images'"),
+        ],
+        "predict aaaa01 a.png b.png data.workers=0": [
+            *("stages=[predict]", f"checkpoint.path={run}", "predict.input=[a.png,b.png]"),
+            "data.workers=0",
+        ],
+        "export last onnx": [*again, "stages=[export]", f"checkpoint.path={run}", "export=onnx"],
+        "export last onnx pt2": [
+            *again,
+            *("stages=[export]", f"checkpoint.path={run}", "export=[onnx,pt2]"),
+        ],
+        "report last": [*again, "stages=[fit,evaluate,report]", f"checkpoint.resume={run}"],
+        "resume last": [*again, f"checkpoint.resume={run}"],
+    }
+    for typed, words in spelt.items():
+        assert spelt_out(shlex.split(typed)) == words
+    assert {typed.split()[0] for typed in spelt} == set(VERBS)
+
+
+def test_an_onnx_file_predicts_without_its_run(here: Path) -> None:
+    Path("model.onnx").touch()
+    assert spelt_out(["predict", "model.onnx", "."])[1] == "predict.model=model.onnx"
+
+
+def test_a_word_that_is_no_verb_has_a_near_one(here: Path) -> None:
+    assert "E056: command line: 'trian' is no verb and sets no key. Fix: did you mean 'train'?" in (
+        refusal("trian", ".")
+    )
+    # What people type who think that the folder alone is enough.
+    remedy = shlex.split(refusal("my images").partition("Fix: type xfer ")[2])
+    assert spelt_out(remedy) == ["data.root='my images'"]
+
+
+def test_words_that_are_missing_or_too_many_are_told(here: Path) -> None:
+    assert "E051: train: needs DATA. Fix: type xfer train DATA" in refusal("train")
+    assert "E051: train: takes DATA alone" in refusal("train", ".", "more")
+    assert "E051: predict: needs RUN IMAGES" in refusal("predict", "last", "seed=1")
+
+
+def test_a_misspelt_path_has_a_near_one(here: Path) -> None:
+    assert "E052: my_images: does not exist. Fix: did you mean 'my images'?" in refusal(
+        "train", "my_images"
+    )
+    Path("notes.txt").touch()
+    assert "E052: notes.txt: is not a folder of images, or a CSV file" in refusal(
+        "plan", "notes.txt"
+    )
+    assert "E052: nowhere/x: does not exist. Fix: give a folder" in refusal("train", "nowhere/x")
+
+
+def test_a_run_is_a_path_the_end_of_one_or_the_last_that_trained(here: Path) -> None:
+    old = make_run("digits_sgd/2026-01-01_10-00-00_aaaa0e", age=9)
+    new = make_run("digits/2026-01-02_10-00-00_bbbb0e", age=5)
+    job = make_run("multirun/digits/2026-01-03_10-00-00_cccc0f/0", age=7)
+    make_run("digits/2026-01-04_10-00-00_dddd0d", stages=["evaluate"])
+    assert run_named("last") == new
+    assert run_named("aaaa0e") == run_named("digits_sgd/2026-01-01_10-00-00_aaaa0e") == old
+    assert run_named("0") == job  # a whole name before the end of one
+    assert run_named(str(old)) == run_named(f"./{old}") == old
+    two = f"is the end of several runs: {new}, {old}. Fix: type more of its path"
+    assert two in refusal("resume", "0e")
+    assert "did you mean '2026-01-01_10-00-00_aaaa0e'?" in refusal(
+        "resume", "2026-01-01_10-00-00_aaaa0f"
+    )
+    assert "E053: zzz: is no run folder" in refusal("resume", "zzz")
+
+
+def test_without_any_run_the_last_is_told_what_to_type(here: Path) -> None:
+    assert "no run below outputs that has trained. Fix: type xfer train DATA" in refusal(
+        "resume", "last"
+    )
+
+
+def test_what_fixed_the_folder_of_a_run_does_not_begin_it_again(here: Path) -> None:
+    typed = ["run.dir=a", "data=digits", "checkpoint.resume=auto", "optim.lr=0.1"]
+    run = make_run("a/b", overrides=typed, config_dirs=["/of mine"])
+    assert spelt_out(["resume", "b"]) == [
+        *("--config-dir=/of mine", "data=digits", "optim.lr=0.1", f"checkpoint.resume={run}"),
+    ]
+    # What is exported comes from the checkpoint: only the data are taken from the command.
+    assert "optim.lr=0.1" not in spelt_out(["export", "b", "onnx"])
+
+
+@pytest.mark.parametrize(
+    "word", ["--allow=evil", "hydra.searchpath=[x]", "+hydra.run.dir=x", "~hydra", "-m"]
+)
+def test_no_permission_comes_from_the_plan_of_a_run(here: Path, word: str) -> None:
+    make_run("a/b", overrides=["data=digits", word])
+    for verb in (["resume", "b"], ["report", "b"], ["export", "b", "onnx"]):
+        assert f"E054: outputs/a/b/plan.json: '{word}' is no override of a run" in refusal(*verb)
+
+
+def test_a_plan_that_is_none_or_old_is_told(here: Path) -> None:
+    run = make_run("a/b")
+    (run / "plan.json").write_text('{"overrides": 5}')
+    assert "E054: outputs/a/b/plan.json: is not what a run writes" in refusal("resume", "b")
+    (run / "plan.json").write_text('{"stages": []}')
+    assert "E054: outputs/a/b: does not say with what command it began" in refusal("resume", "b")
+
+
+def test_a_run_that_has_not_finished_has_no_report_and_the_remedy_is_a_command(here: Path) -> None:
+    make_run("a/b", state="interrupted")
+    said = refusal("report", "b")
+    assert "E055: outputs/a/b: has no end to report: it is interrupted" in said
+    remedy = shlex.split(said.partition("Fix: type xfer ")[2])
+    assert spelt_out(remedy)[-1] == "checkpoint.resume=outputs/a/b"
+
+
+@given(st.text(st.characters(codec="utf-8", exclude_characters="\0\n\r"), min_size=1))
+def test_hydra_reads_any_path_as_it_was_typed(text: str) -> None:
+    word = override("predict.input", text)
+    value = OverridesParser.create().parse_override(word).value()
+    assert OmegaConf.create({"key": str(value)}).key == text
+
+
+@pytest.mark.skipif(len(SHELLS) < 3, reason="bash, zsh and fish are not all installed")
+@pytest.mark.parametrize("name", SHELLS)
+def test_every_shell_reads_what_is_printed(name: str, tmp_path: Path) -> None:
+    words = [
+        *("stages=[]", "data.root='my images'", "a=$HOME ~ * ? !x", "it's", 'say "x"'),
+        *("back\\slash", "b\\'oth", "{a,b}", "#x", "&|;<>()", "%1", "=ls", "^a", "größe"),
+    ]
+    (tmp_path / "python").write_text(
+        f"#!{sys.executable}\nimport json, sys\nprint(json.dumps(sys.argv[3:]))\n"
+    )
+    (tmp_path / "python").chmod(0o700)
+    done = subprocess.run(
+        [name, "-c", shell(words)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "HOME": str(tmp_path)},
+        check=False,
+    )
+    assert json.loads(done.stdout) == words, done.stderr
+
+
+def test_a_run_is_stopped_resumed_asked_and_exported_by_verbs(tmp_path: Path) -> None:
+    def typed(*words: str) -> str:
+        process = warm.start(tmp_path, *words)
+        output, _ = process.communicate()
+        assert process.returncode == 0, output
+        return output
+
+    typed("experiment=digits_sgd", "trainer.max_epochs=1", "stages=[fit,evaluate]")
+    (run,) = (tmp_path / "outputs" / "digits_sgd").iterdir()
+    began = "$ python -m xfer experiment=digits_sgd trainer.max_epochs=1 'stages=[fit,evaluate"
+    told = typed("report", "last").splitlines()[0]
+    assert told == f"{began},report]' checkpoint.resume=outputs/digits_sgd/{run.name}"
+    assert (run / "report.html").is_file()
+    assert "is finished: nothing to do" in typed("resume", run.name[-6:])
+    typed("export", "last", "safetensors")
+    Image.new("RGB", (40, 40), "red").save(tmp_path / "a.png")
+    for name in ("predictions.csv", "predictions_2.csv"):
+        assert f"1 predictions in outputs/digits_sgd/{run.name}/{name}" in typed(
+            "predict", "last", "a.png"
+        )
+        assert len((run / name).read_text().splitlines()) == 2

@@ -1,0 +1,127 @@
+"""``xfer --help TOPIC``: a verb, a group, an option of one, or a key."""
+
+from __future__ import annotations
+
+import shutil
+import textwrap
+from collections.abc import Iterable, Sequence
+
+from xfer.config.catalog import Key, Option, keys, options
+from xfer.config.help import GROUPS
+from xfer.config.verbs import VERBS, quoted
+from xfer.core.errors import CommandError, closest, printable
+
+_NARROWEST, _WIDEST = 30, 110
+
+
+def topic(name: str, folders: Sequence[str]) -> str:
+    """What there is to say about ``name``, as wide as the terminal.
+
+    Raises CommandError for what is no verb, group, option or key.
+    """
+    found = "\n\n".join(_sections(name, tuple(folders)))
+    if found:
+        return found
+    known = keys(folders)
+    pairs = [f"{group}.{o.name}" for group in GROUPS for o in options(group, tuple(folders))]
+    names = [*VERBS, *GROUPS, *known, *pairs]
+    leaf = [key for key in known if key.endswith(f".{name}")]
+    fix = f"type xfer --help {leaf[0]}" if leaf else closest(name, names)
+    what = f"there is no verb, group, option or key '{name[:200]}'"
+    raise CommandError("--help", what, fix, 7)
+
+
+def _sections(name: str, folders: tuple[str, ...]) -> Iterable[str]:
+    if name in VERBS:
+        yield _verb(name)
+    group, _, rest = name.partition(".")
+    if group in GROUPS and not rest:
+        yield _group(group, folders)
+    found = options(group, folders) if group in GROUPS else ()
+    for option in found:
+        if option.name == rest:
+            yield _option(option)
+    if rows := keys(folders).get(name, []):
+        yield _key(rows)
+
+
+def _verb(name: str) -> str:
+    verb = VERBS[name]
+    usage = textwrap.fill(f"xfer {name} {verb.usage} [group=option] [key=value]", _width())
+    return f"{usage}\n{_below(verb.about)}"
+
+
+def _group(group: str, folders: tuple[str, ...]) -> str:
+    found = options(group, folders)
+    lines = [f"{group}=OPTION", *_columns((o.name, o.summary) for o in found)]
+    rows: dict[str, list[Key]] = {}
+    for key in (key for option in found for key in option.keys):
+        rows.setdefault(key.name, []).append(key)
+    if rows:
+        lines += ["", "keys", *_columns((n, _short(found)) for n, found in rows.items())]
+    first = found[0].name if found else "OPTION"
+    more = [(f"xfer --help {group}.{first}", "one option")]
+    more += [(f"xfer --help {next(iter(rows))}", "one key")] if rows else []
+    return "\n".join([*lines, "", *_columns(more)])
+
+
+def _short(rows: Sequence[Key]) -> str:
+    defaults = dict.fromkeys(key.shown_default for key in rows)
+    default = next(iter(defaults)) if len(defaults) == 1 else "differs by option"
+    return f"{rows[0].type}; {_as_default(default)}. {rows[0].meaning}".strip()
+
+
+def _as_default(text: str) -> str:
+    return text if " " in text and text[0].isalpha() else f"default {text}"
+
+
+def _option(option: Option) -> str:
+    lines = [f"{option.group}={option.name}", _below(option.summary)]
+    if option.about and option.about != option.summary:
+        lines += [_below(option.about)]
+    if option.problem:
+        lines += [_below(option.problem)]
+    if option.keys:
+        lines += ["", *_columns((key.name, _short([key])) for key in option.keys)]
+    return "\n".join(lines)
+
+
+def _key(rows: Sequence[Key]) -> str:
+    key = rows[0]
+    lines = [key.name]
+    for meaning in dict.fromkeys(row.meaning for row in rows if row.meaning):
+        lines.append(_below(meaning))
+    facts = [("type", text) for text in dict.fromkeys(row.type for row in rows)]
+    by_default: dict[str, list[str]] = {}
+    for row in rows:
+        by_default.setdefault(row.shown_default, []).append(row.option)
+    group = key.name.partition(".")[0]
+    for default, names in by_default.items():
+        of = f" ({group}={', '.join(names)})" if names[0] else ""
+        facts.append(("default", default + of))
+    facts.append(("example", f"xfer {quoted(key.example)}"))
+    return "\n".join([*lines, *_columns(facts)])
+
+
+def _columns(rows: Iterable[tuple[str, str]]) -> list[str]:
+    """Names, and beside each its text; below it where the terminal is narrow."""
+    pairs = [(printable(name), printable(text)) for name, text in rows]
+    width = min(max((len(name) for name, _ in pairs), default=0), 30)
+    return [_pair(name, text, width) for name, text in pairs]
+
+
+def _pair(name: str, text: str, width: int) -> str:
+    if _width() < 2 * width or len(name) > width:
+        return f"    {name}\n{_below(text, 8)}"
+    lines = textwrap.wrap(text, _width() - width - 6, break_on_hyphens=False) or [""]
+    rest = [f"{'':{width + 6}}{line}" for line in lines[1:]]
+    return "\n".join([f"    {name:<{width}}  {lines[0]}".rstrip(), *rest])
+
+
+def _below(text: str, by: int = 4) -> str:
+    indent = " " * by
+    return textwrap.fill(printable(text), _width(), initial_indent=indent, subsequent_indent=indent)
+
+
+def _width() -> int:
+    return max(_NARROWEST, min(_WIDEST, shutil.get_terminal_size().columns))

@@ -1,0 +1,295 @@
+"""``xfer train DATA`` and other short spellings, each of which stands for a Hydra command.
+
+No torch, no Hydra, and nothing is run here: a verb becomes the words that would have been typed
+without it, and what stands after its own words is added as it is.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from typing_extensions import TypedDict
+
+from xfer.core.errors import CommandError, closest
+from xfer.core.files import read_json
+
+LAST = "last"
+"""In place of a run: the one that began last."""
+_SAFE = re.compile(r"[\w./@:-][\w./@:=,+%-]*", re.ASCII)
+"""What bash, zsh and fish all read as it is."""
+_BACK = "\\"
+_PLAIN = re.compile(
+    r"(?!(null|true|false|inf|nan)$)(\.{0,2}/|[a-z_]|\.$)[\w./@%+-]*", re.ASCII | re.I
+)
+"""What Hydra's grammar reads as text."""
+
+
+class _Typed(TypedDict, total=False):
+    """What ``plan.json`` says of the command that began the run."""
+
+    overrides: list[str]
+    config_dirs: list[str]
+    stages: list[str]
+
+
+class _State(TypedDict, total=False):
+    state: str
+
+
+def spelt_out(arguments: Sequence[str]) -> list[str]:
+    """The words that ``arguments`` stand for, where the first of them is a verb; else the same.
+
+    Raises CommandError for words that are missing or too many, a path that is not there, and a run
+    that no folder or several match.
+    """
+    if not arguments or arguments[0] not in VERBS:
+        _refuse_word(arguments[:1])
+        return list(arguments)
+    verb = VERBS[arguments[0]]
+    words = []
+    for word in arguments[1:]:
+        if _is_option(word):
+            break
+        words.append(word)
+    if not verb.least <= len(words) <= (verb.most or len(words)):
+        what = f"needs {verb.usage}" if len(words) < verb.least else f"takes {verb.usage} alone"
+        raise CommandError(arguments[0], what, f"type xfer {arguments[0]} {verb.usage}", 1)
+    return [*verb.command(words), *arguments[1 + len(words) :]]
+
+
+def _refuse_word(first: Sequence[str]) -> None:
+    for word in first:
+        if word and not word.startswith(("-", "~")) and "=" not in word:
+            fix = f"type xfer train {quoted(word)}" if Path(word).exists() else closest(word, VERBS)
+            raise CommandError("command line", f"'{word[:200]}' is no verb and sets no key", fix, 6)
+
+
+def shell(arguments: Sequence[str]) -> str:
+    """The command with these arguments, quoted for bash, zsh and fish."""
+    return " ".join(["python -m xfer", *map(quoted, arguments)])
+
+
+def quoted(word: str) -> str:
+    """``word`` as bash, zsh and fish all read it."""
+    if _SAFE.fullmatch(word):
+        return word
+    # Inside single quotes fish alone reads a backslash, so one stands between double quotes.
+    parts = re.split(r"(['\\]+)", word)
+    return "".join(
+        f'"{p.replace(_BACK, 2 * _BACK)}"' if i % 2 else f"'{p}'" for i, p in enumerate(parts) if p
+    )
+
+
+def repeatable(overrides: Sequence[str]) -> list[str]:
+    """What of ``overrides`` makes the same run again, in a folder of its own."""
+    once = ("run.dir=", "checkpoint.resume=")
+    return [text for text in overrides if not text.lstrip("+").startswith(once)]
+
+
+def _is_option(word: str) -> bool:
+    """Whether Hydra reads ``word``: a flag, or an override and no path that has an equals sign."""
+    return word.startswith("-") or ("=" in word and not Path(word).exists())
+
+
+def override(key: str, value: Any) -> str:
+    """``key=value`` in Hydra's grammar, for a value that is JSON-like, whatever text is in it."""
+    return f"{key}={_in_grammar(value)}"
+
+
+def _in_grammar(value: Any) -> str:
+    if isinstance(value, dict):
+        return f"{{{','.join(f'{name}:{_in_grammar(inner)}' for name, inner in value.items())}}}"
+    if isinstance(value, list):
+        return f"[{','.join(map(_in_grammar, value))}]"
+    if not isinstance(value, str):
+        return json.dumps(value)
+    if _PLAIN.fullmatch(value):
+        return value
+    # A backslash is one unless it stands before what has a meaning.
+    escaped = re.sub(r"(\\*)('|\$\{|$)", lambda m: m[1] * 2 + ("\\" if m[2] else "") + m[2], value)
+    return f"'{escaped}'"
+
+
+def _data(text: str) -> list[str]:
+    path = Path(text).expanduser()
+    if path.is_dir():
+        return [override("data.root", text)]
+    if path.suffix.lower() == ".csv" and path.exists():
+        return ["data=csv", override("data.file", text)]
+    raise _no_such(text, "a folder of images, or a CSV file of their paths and labels")
+
+
+def _no_such(text: str, wanted: str) -> CommandError:
+    path = Path(text).expanduser()
+    if path.exists():
+        return CommandError(text, f"is not {wanted}", f"give {wanted}", 2)
+    parent = path.parent
+    names = [child.name for child in parent.iterdir()] if parent.is_dir() else []
+    near = closest(path.name, names) if names else ""
+    fix = near if near.startswith("did you mean") else f"give {wanted}"
+    return CommandError(text, "does not exist", fix, 2)
+
+
+def _train(words: Sequence[str]) -> list[str]:
+    return _data(words[0])
+
+
+def _plan(words: Sequence[str]) -> list[str]:
+    return [*_data(words[0]), "stages=[]"]
+
+
+def _predict(words: Sequence[str]) -> list[str]:
+    model, images = words[0], words[1:]
+    if model.lower().endswith(".onnx") and Path(model).expanduser().is_file():
+        which = override("predict.model", model)
+    else:
+        which = override("checkpoint.path", str(run_named(model)))
+    return ["stages=[predict]", which, override("predict.input", _one_or_all(images))]
+
+
+def _export(words: Sequence[str]) -> list[str]:
+    run = run_named(words[0])
+    which = [override("checkpoint.path", str(run)), override("export", _one_or_all(words[1:]))]
+    return [*_data_of(run), "stages=[export]", *which]
+
+
+def _report(words: Sequence[str]) -> list[str]:
+    run = run_named(words[0])
+    state = _facts(run / "status.json", _State).get("state", "")
+    if state != "finished":
+        what = f"has no end to report: it is {state or 'no run folder'}"
+        raise CommandError(run, what, f"type xfer resume {shlex.quote(words[0])}", 5)
+    typed = _typed(run)
+    stages = dict.fromkeys([*typed.get("stages", []), "report"])
+    words = [word for word in _again(run, typed) if not word.startswith("stages=")]
+    return [*words, f"stages=[{','.join(stages)}]", _resume_from(run)]
+
+
+def _resume(words: Sequence[str]) -> list[str]:
+    run = run_named(words[0])
+    return [*_again(run, _typed(run)), _resume_from(run)]
+
+
+def _one_or_all(words: Sequence[str]) -> str | list[str]:
+    return words[0] if len(words) == 1 else list(words)
+
+
+def _resume_from(run: Path) -> str:
+    return override("checkpoint.resume", str(run))
+
+
+def _typed(run: Path) -> _Typed:
+    return _facts(run / "plan.json", _Typed)  # type: ignore[return-value]
+
+
+def _again(run: Path, typed: _Typed) -> list[str]:
+    """The words that began a run. Flags and Hydra's own keys are never taken from a file: what
+    allows code to run comes from whoever types."""
+    if "overrides" not in typed:
+        fix = "type its command again, with checkpoint.resume=RUN"
+        raise CommandError(run, "does not say with what command it began", fix, 4)
+    odd = [text for text in typed["overrides"] if _steers(text)]
+    if odd:
+        fix = "type its command again, with checkpoint.resume=RUN"
+        raise CommandError(run / "plan.json", f"'{odd[0]}' is no override of a run", fix, 4)
+    return [*_folders(typed), *repeatable(typed["overrides"])]
+
+
+def _steers(text: str) -> bool:
+    return "=" not in text or re.match(r"[+~]*(hydra\b|-)", text) is not None
+
+
+def _data_of(run: Path) -> list[str]:
+    """What in the command of a run says which data; nothing for a checkpoint without its run."""
+    typed = _typed(run) if run.is_dir() else {}
+    if "overrides" not in typed:
+        return []
+    kept = re.compile(r"[+]*(experiment|data|data\..*|seed)=")
+    return [*_folders(typed), *(t for t in _again(run, typed) if kept.match(t))]
+
+
+def _folders(typed: _Typed) -> list[str]:
+    return [f"--config-dir={folder}" for folder in typed.get("config_dirs", [])]
+
+
+def _facts(path: Path, kind: type) -> dict[str, object]:
+    from xfer.core.checked import checked
+
+    try:
+        facts = read_json(path)
+        checked(kind, facts)
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except (OSError, ValueError) as error:
+        said = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise CommandError(path, f"is not what a run writes ({said})", "put it back", 4) from error
+    return dict(facts)
+
+
+def run_named(text: str) -> Path:
+    """The run folder, or checkpoint, that ``text`` means: a path, the end of the path of one run
+    below ``outputs``, or ``last``. Raises CommandError where there is none, or several."""
+    if text == LAST:
+        return _newest()
+    if (path := Path(text).expanduser()).exists():
+        return path
+    runs = _runs()
+    matching = [run for run in runs if run.name == text] or [
+        run for run in runs if str(run).endswith(text)
+    ]
+    if len(matching) > 1:
+        several = ", ".join(str(run) for run in matching[:5])
+        more = f" and {len(matching) - 5} more" if len(matching) > 5 else ""
+        fix = "type more of its path"
+        raise CommandError(text, f"is the end of several runs: {several}{more}", fix, 3)
+    if matching:
+        return matching[0]
+    names = [run.name for run in runs]
+    near = closest(text, names) if names else ""
+    fix = near if near.startswith("did you mean") else "give a run folder, its end, or last"
+    raise CommandError(text, "is no run folder, and no run below outputs ends so", fix, 3)
+
+
+def _newest() -> Path:
+    for run in _runs():
+        if "fit" in _typed(run).get("stages", []):
+            return run
+    raise CommandError(
+        LAST, "there is no run below outputs that has trained", "type xfer train DATA", 3
+    )
+
+
+def _runs() -> list[Path]:
+    """The run folders below ``outputs``, the one that began last first."""
+    plans = [
+        p for depth in ("*/*", "multirun/*/*/*") for p in Path("outputs").glob(f"{depth}/plan.json")
+    ]
+    return [p.parent for p in sorted(plans, key=lambda p: p.stat().st_mtime, reverse=True)]
+
+
+@dataclass(frozen=True)
+class Verb:
+    """A word that people try: what stands after it, what it does, the command that it makes, and
+    how many words of its own it takes (``most`` 0: any number)."""
+
+    usage: str
+    about: str
+    command: Callable[[Sequence[str]], list[str]]
+    least: int = 1
+    most: int = 1
+
+
+VERBS = {
+    "train": Verb("DATA", "train on a folder of images", _train),
+    "plan": Verb("DATA", "print the plan of that, do nothing", _plan),
+    "predict": Verb("RUN IMAGES", "classify other images", _predict, 2, 0),
+    "export": Verb("RUN FORMAT", "write the model in other formats", _export, 2, 0),
+    "report": Verb("RUN", "write the run card", _report),
+    "resume": Verb("RUN", "finish a run that was stopped", _resume),
+}

@@ -1,0 +1,113 @@
+"""The live line of a terminal: what is at work, how far it is, and how long it will take.
+
+It is drawn on standard error where that is a terminal, and nowhere else: in a pipe, a notebook or
+a terminal that can only append, there are the finished lines of the log alone. Whatever is logged
+appears above it. No thread draws it, so a process with one forks as safely as one without.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+_PERIOD = 0.1
+_ERASE = "\r\x1b[2K"
+_open: list[_Line] = []
+
+
+class _Line:
+    """One thing at work; ``total`` is how much there is to do, ``None`` where nobody counts."""
+
+    def __init__(self, doing: str, total: int | None) -> None:
+        self.doing, self.total = doing, total
+        self._bars: Any = None
+        self._drawn = 0.0
+
+    def advance(self, done: int = 1) -> None:
+        """Count ``done`` more."""
+        if self._bars is not None:
+            self._bars.advance(self._bars.task_ids[0], done)
+        if time.monotonic() - self._drawn > _PERIOD:
+            self.draw()
+
+    def draw(self) -> None:
+        """Put the line where the last one was."""
+        self._drawn = time.monotonic()
+        # One column stays free: a terminal breaks the line behind its last one.
+        width = max(_width() - 1, 10)
+        _write(_ERASE + (self._bar(width) if self.total else f"{self.doing} ..."[:width]))
+
+    def _bar(self, width: int) -> str:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+        from rich.progress import TimeRemainingColumn as TimeLeft
+
+        console = Console(file=sys.stderr, width=width, force_terminal=True)
+        if self._bars is None:
+            bar = [BarColumn(bar_width=min(30, width - 45))] if width > 55 else []
+            columns = [
+                TextColumn("{task.description}"),
+                *bar,
+                MofNCompleteColumn(),
+                TimeLeft(True),
+                TextColumn("left"),
+            ]
+            self._bars = Progress(*columns, console=console, auto_refresh=False)
+            self._bars.add_task(self.doing, total=self.total)
+        with console.capture() as shown:
+            console.print(self._bars.get_renderable(), no_wrap=True, overflow="ellipsis")
+        return shown.get().partition("\n")[0]
+
+
+@contextmanager
+def working(doing: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
+    """Name what is at work until the block ends; what it gives is called with how many of
+    ``total`` are done since the last call."""
+    if not is_live():
+        yield lambda done: None
+        return
+    line = _Line(doing, total)
+    _open.append(line)
+    try:
+        line.draw()
+        yield line.advance
+    finally:
+        _open.remove(line)
+        _write(_ERASE)
+        if _open:
+            _open[-1].draw()
+
+
+@contextmanager
+def aside() -> Iterator[None]:
+    """Take the line away while something else is printed."""
+    if not _open:
+        yield
+        return
+    _write(_ERASE)
+    try:
+        yield
+    finally:
+        _open[-1].draw()
+
+
+def is_live() -> bool:
+    """Whether standard error is a terminal whose cursor can be moved."""
+    moves = os.environ.get("TERM", "dumb") not in ("dumb", "unknown")
+    return moves and sys.stderr is not None and sys.stderr.isatty()
+
+
+def _width() -> int:
+    return shutil.get_terminal_size().columns
+
+
+def _write(text: str) -> None:
+    """A terminal that is gone changes nothing of what is at work."""
+    with suppress(OSError, ValueError):
+        sys.stderr.write(text)
+        sys.stderr.flush()
