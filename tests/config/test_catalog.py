@@ -43,8 +43,9 @@ def test_every_topic_is_as_wide_as_the_terminal(
     pairs = [f"{group}.{option.name}" for group in GROUPS for option in options(group, FOLDERS)]
     for name in [*VERBS, *GROUPS, *pairs, *KEYS]:
         text = topic(name, FOLDERS)
-        words = [line for line in text.splitlines() if len(line) > int(width)]
-        assert not [line for line in words if " " in line.strip()], name
+        wide = [line.strip() for line in text.splitlines() if len(line) > int(width)]
+        # One word, or a command, is not broken.
+        assert not [x for x in wide if " " in x and not x.startswith("xfer --help ")], name
         assert name.rpartition(".")[2] in text
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from xfer.core.errors import ConfigError
 from xfer.core.regex import matches
 from xfer.core.types import Plain
-from xfer.freeze.policies import Count, Multiple, Policy
+from xfer.freeze.policies import Count, Multiple, Policy, closest_match, with_multiple
 from xfer.freeze.rows import Layout, ParameterRow, Phase
 from xfer.models.adapters import Matrix
 
@@ -59,13 +59,13 @@ class Lora(Policy):
         """See :meth:`Policy.after_solved`: the head is where it should be, and follows slowly."""
         (phase,) = phases
         head = {row.name for row in phase.rows if row.head}
-        return (replace(phase, rows=_with_multiple(phase.rows, head, _SOLVED_HEAD * self.lr)),)
+        return (replace(phase, rows=with_multiple(phase.rows, head, _SOLVED_HEAD * self.lr)),)
 
     def planned(self, layout: Layout, epochs: int) -> list[Phase]:
         """One phase."""
         heads = ((name, layout.in_head(name)) for name in layout.names)
         rows = tuple(ParameterRow(name, head, 1.0 if head else 0.0) for name, head in heads)
-        rows = _with_multiple(rows, set(layout.adapters), float(self.lr))
+        rows = with_multiple(rows, set(layout.adapters), float(self.lr))
         return [Phase(rows, 0, None, "phase 1")]
 
     def _chosen(self, layout: Layout) -> list[Matrix]:
@@ -80,7 +80,7 @@ class Lora(Policy):
         inside = stage or [n for n in names if matches(self.targets, n, _TARGETS)]
         chosen = [matrix for matrix in layout.matrices if matrix.name in set(inside)]
         if not chosen:
-            hint = _closest_match(self.targets, [*(name for name, _ in layout.stages), *names])
+            hint = closest_match(self.targets, [*(name for name, _ in layout.stages), *names])
             what = (
                 f"'{self.targets}' matches no weight of a linear layer, a convolution or attention "
                 "outside the head"

@@ -44,7 +44,7 @@ class Policy:
             return phases
         trained = ({row.name for row in phase.rows if not row.frozen} for phase in phases)
         return tuple(
-            replace(phase, rows=_with_multiple(phase.rows, norms - names, 1.0))
+            replace(phase, rows=with_multiple(phase.rows, norms - names, 1.0))
             for phase, names in zip(phases, trained, strict=True)
         )
 
@@ -67,9 +67,10 @@ class Policy:
         raise NotImplementedError
 
 
-def _with_multiple(
+def with_multiple(
     rows: Iterable[ParameterRow], names: Collection[str], lr: float
 ) -> tuple[ParameterRow, ...]:
+    """``rows``, with the multiple ``lr`` for those that ``names`` has."""
     return tuple(replace(row, lr=lr) if row.name in names else row for row in rows)
 
 
@@ -169,10 +170,11 @@ def _unused(match: str, where: str, earlier: Sequence[int], layout: Layout) -> C
         return ConfigError(where, f"the network has no {match}", "choose another freeze option", 32)
     inner = (".".join(n.split(".")[:k]) for n in layout.names for k in (1, 2, 3))
     known = dict.fromkeys([*(stage for stage, _ in layout.stages), *inner, *_WORDS])
-    return ConfigError(where, f"'{match}' matches no parameter", _closest_match(match, known), 32)
+    return ConfigError(where, f"'{match}' matches no parameter", closest_match(match, known), 32)
 
 
-def _closest_match(pattern: str, names: Iterable[str]) -> str:
+def closest_match(pattern: str, names: Iterable[str]) -> str:
+    """A hint with the one of ``names`` that is nearest to a pattern."""
     return closest(pattern.replace("\\", "").rstrip(".*"), names)
 
 
@@ -273,7 +275,7 @@ class LpFt(Policy):
         slower = [self.backbone_lr * self.decay ** (count - 1 - i) for i in range(count)]
         tuned = layout.rows(self.head_lr, slower)
         if self.norms == "freeze":
-            tuned = _with_multiple(tuned, set(layout.batch_norms), 0.0)
+            tuned = with_multiple(tuned, set(layout.batch_norms), 0.0)
         probe = layout.rows(1, [0.0] * count)
         return [
             Phase(probe, 0, None, "linear probe"),
