@@ -147,7 +147,7 @@ def test_a_wrong_value_inside_a_list_is_named_by_its_place() -> None:
 
 def test_a_rule_of_a_spec_names_the_place_too() -> None:
     text = message("checkpoint.prefix=a/b")
-    assert text.startswith("xfer: error E270: command line: checkpoint.prefix: 'a/b' makes no file")
+    assert text.startswith("xfer: error E270: command line: checkpoint.prefix: 'a/b' is not a")
 
 
 @pytest.mark.parametrize(

@@ -283,9 +283,9 @@ def test_training_prediction_and_python_walk_alike_and_say_what_they_left_out(tm
     told = [remark for remark in data.remarks if remark.startswith(("left", "read through"))]
     back = "linked folders that lead back or are already read"
     assert told == [
+        "left out (broken links): 'a/more/over/self' and 1 more",
         "left out (hidden): 'a/more/deep/__MACOSX' and 2 more",
         f"left out ({back}): 'a/more/over/back' and 1 more",
-        "left out (broken links): 'a/more/over/self' and 1 more",
         "read through links to other folders: 'a/more' and 2 more",
     ]
     # A folder that two classes link to is an image of both, but needs one answer.

@@ -24,7 +24,6 @@ from xfer.freeze import (
 from xfer.models.backbone import Timm, Torchvision
 from xfer.models.head import Linear
 from xfer.models.network import Parts, assemble
-from xfer.weights.content import Weights
 
 NAMES = ["stem.weight", "layer1.0.weight", "layer1.0.bias", "layer10.0.weight", "fc.weight"]
 LAYOUT = Layout(
@@ -155,7 +154,7 @@ def test_a_later_phase_need_not_train_anything_new() -> None:
 
 def ready(name: str) -> tuple[nn.Module, tuple[str, ...], int]:
     backbone, size = NETS[name]
-    net = assemble(Parts(backbone, Linear(), 2), Weights("none", None))
+    net = assemble(Parts(backbone, Linear(), 2), {})
     heads = backbone.build().heads
     apply(net, HEAD_ONLY.phases(layout(net, heads), 1)[0].rows)
     return net, tuple(f"{head}." for head in heads), size

@@ -354,9 +354,9 @@ def test_an_optimizers_memory_goes_on_by_plain_names() -> None:
     groups = optim.Sgd(lr=0.1).groups(net, rates)
     optimizer = torch.optim.SGD(groups, lr=0.1, momentum=0.9)
     buffers = {name: {"momentum_buffer": tensor} for name, tensor in plain.items()}
-    told = optimizer_restore.load(optimizer, dict(net.named_parameters()), Momenta("sgd", buffers))
-    assert told.continued == ("fc.weight", "fc.bias") and set(told.fresh) == set(found.adapters)
-    assert told.frozen == len(plain) - 2
+    parameters = dict(net.named_parameters())
+    continued = optimizer_restore.load(optimizer, parameters, Momenta("sgd", buffers))
+    assert continued == ("fc.weight", "fc.bias") and not set(continued) & set(found.adapters)
 
 
 def test_the_network_is_cut_before_its_first_adapter_and_nowhere_behind() -> None:
