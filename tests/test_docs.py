@@ -9,8 +9,10 @@ import json
 import pkgutil
 import re
 import shlex
+import shutil
+import subprocess
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,7 +28,9 @@ from test_layers import LEVELS
 from xfer.__main__ import _main
 from xfer.config import schema
 from xfer.config.help import DISTRIBUTION, GROUPS, config_dir, options
+from xfer.config.help import page as help_page
 from xfer.config.hydra import compose_specs
+from xfer.config.verbs import VERBS, quoted, spelt_out
 from xfer.core.errors import XferError
 from xfer.workflow import run
 
@@ -45,17 +49,23 @@ def commands() -> Iterator[Command]:
     """Commands in console blocks, in running text, and at the top of experiments."""
     for page in PAGES:
         text = page.read_text()
-        for block in re.findall(r"^```console\n(.*?)^```", text, re.M | re.S):
-            for part in re.split(r"^\$ ", block, flags=re.M):
-                line, *output = part.splitlines() or [""]
-                if found := re.search(r"-m xfer\b.*", line):
-                    told = (o for o in output if o.startswith("xfer: error"))
-                    yield Command(page, found[0], tuple(told))
+        for line, output in console(text):
+            if found := re.search(r"-m xfer\b.*|^xfer .*", line):
+                told = (o for o in output if o.startswith("xfer: error"))
+                yield Command(page, found[0], tuple(told))
         for line in re.findall(r"`(?:\S*/)?python (-m xfer[^`]*)`", text):
             yield Command(page, line, ())
     for file in sorted((CONF / "experiment").glob("*.yaml")):
         for line in re.findall(r"^# .*python (-m xfer.*)", file.read_text(), re.M):
             yield Command(file, line, ())
+
+
+def console(text: str) -> Iterator[tuple[str, list[str]]]:
+    """What is typed in the console blocks of a page, and what is printed below it."""
+    for block in re.findall(r"^```console\n(.*?)^```", text, re.M | re.S):
+        for part in re.split(r"^\$ ", block, flags=re.M):
+            line, *output = part.splitlines() or [""]
+            yield line, output
 
 
 def named_files(page: Path, folder: Path) -> None:
@@ -67,19 +77,35 @@ def named_files(page: Path, folder: Path) -> None:
         path.write_text(text)
 
 
-def words_of(command: Command) -> tuple[list[str], list[str], list[str]]:
+def arguments(command: Command) -> list[str]:
+    words = shlex.split(command.text)
+    return words[words.index("xfer") + 1 :]
+
+
+def what_a_verb_finds(words: Sequence[str]) -> None:
+    """In the working folder, the images and the finished run that the words of a verb name."""
+    run = Path("outputs/my_images/2026-11-29_12-00-00_abcdef")
+    run.mkdir(parents=True)
+    began = {"overrides": ["data.root=my_images"], "config_dirs": [], "stages": ["fit", "evaluate"]}
+    (run / "plan.json").write_text(json.dumps(began))
+    (run / "status.json").write_text(json.dumps({"state": "finished"}))
+    if words[0] in ("train", "plan"):
+        Path(words[1]).mkdir(exist_ok=True)
+
+
+def words_of(words: list[str]) -> tuple[list[str], list[str], list[str]]:
     """Config folders, allowed packages and overrides."""
-    words = shlex.split(command.text, comments=True)[2:]
+    several = "-m" in words
     folders, allowed, overrides = [], [], []
     while words:
         word = words.pop(0)
-        if word == "--config-dir":
-            folders.append(words.pop(0))
+        if word.startswith("--config-dir"):
+            folders.append(word.partition("=")[2] or words.pop(0))
         elif word == "--allow":
             allowed.append(words.pop(0))
         elif word != "-m":
             overrides.append(word)
-    if "-m" in shlex.split(command.text)[2:]:
+    if several:
         overrides = [first_of_sweep(text) for text in overrides]
     return folders, allowed, overrides
 
@@ -95,9 +121,13 @@ def first_of_sweep(text: str) -> str:
 
 
 def compose(command: Command, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folders, allowed, overrides = words_of(command)
     named_files(command.page, folder)
     monkeypatch.chdir(folder)
+    words = arguments(command)
+    if words and words[0] in VERBS:
+        what_a_verb_finds(words)
+        words = spelt_out(words)
+    folders, allowed, overrides = words_of(words)
     monkeypatch.syspath_prepend(str(folder))
     monkeypatch.setenv("XFER_ALLOW", ",".join(allowed))
     # Whether a logger's package is installed here says nothing about the command.
@@ -122,9 +152,9 @@ def test_every_command_of_the_documentation_composes(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    words = shlex.split(command.text)
-    if {"--help", "--version"} & set(words):
-        assert _main(words[2:]) == 0
+    words = arguments(command)
+    if {"--help", "--version", "schema"} & set(words):
+        assert _main(words) == 0
         assert capsys.readouterr().out
     elif command.told:
         with pytest.raises(XferError) as caught:
@@ -132,6 +162,63 @@ def test_every_command_of_the_documentation_composes(
         assert str(caught.value).splitlines() == list(command.told)
     else:
         compose(command, tmp_path, monkeypatch)
+
+
+FLAGS = {"bash": ["--norc", "--noprofile"], "zsh": ["-f"], "fish": ["--no-config"]}
+
+
+COMMAND = re.compile(r"^((?:[A-Z_]+=\S+ )*)(?:[\w.]*/)*((?:python|xfer) .*)")
+
+
+def typed() -> dict[str, Path | None]:
+    """Every command of ``python`` or ``xfer`` that is shown, with its page: those of the pages, of
+    the experiments, and, of no page, of ``xfer --help``."""
+    shown: dict[str, Path | None] = {
+        variables + words: page
+        for page in PAGES
+        for line, _ in console(page.read_text())
+        for part in line.split(" && ")
+        for variables, words in COMMAND.findall(part)
+    }
+    shown |= {re.sub(r"^-m", "python -m", command.text): command.page for command in COMMANDS}
+    usage = help_page([str(CONF)]).split("\nexperiment=")[0]
+    lines = re.findall(r"^    (xfer .*?)(?:  .*)?$", usage, re.M)
+    return shown | {line: None for line in lines if " [" not in line}
+
+
+@pytest.mark.parametrize("shell", FLAGS)
+def test_every_command_is_read_the_same_by_every_shell(shell: str, tmp_path: Path) -> None:
+    program = shutil.which(shell)
+    if program is None:
+        pytest.skip(f"{shell} is not installed")
+    shown = typed()
+    assert len(shown) > 150 and None in shown.values()
+    for name in ("python", "xfer"):
+        stub = tmp_path / name
+        # How many words there are, and each with a NUL after it, which no word can hold.
+        stub.write_text(f'#!/bin/sh\nprintf \'%s\\0\' {name} "$#" "$@"\n')
+        stub.chmod(0o755)
+    script = tmp_path / "commands"
+    script.write_text("\n".join(shown))
+    done = subprocess.run(
+        [program, *FLAGS[shell], str(script)],
+        cwd=tmp_path,
+        env={"PATH": f"{tmp_path}:/usr/bin:/bin", "HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    read = iter(done.stdout.split("\0"))
+    for line, where in shown.items():
+        words = [word for word in shlex.split(line) if not re.match(r"[A-Z_]+=", word)]
+        got = [next(read, ""), *(next(read) for _ in range(int(next(read, "0"))))]
+        assert got == words, f"{where}: {line}\n{done.stderr}"
+    assert not done.stderr
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda c: c.text[:60])
+def test_every_command_is_quoted_as_xfer_quotes_it(command: Command) -> None:
+    assert " ".join(map(quoted, shlex.split(command.text))) == command.text
 
 
 def targets(node: Any) -> Iterator[str]:
