@@ -55,6 +55,9 @@ def commands() -> Iterator[Command]:
                 yield Command(page, found[0], tuple(told))
         for line in re.findall(r"`(?:\S*/)?python (-m xfer[^`]*)`", text):
             yield Command(page, line, ())
+        for line in re.findall(rf"`(xfer (?:{'|'.join(VERBS)}) [^`]*)`", text):
+            if not re.search(r" [A-Z]{3}", line):  # which stands for any
+                yield Command(page, line, ())
     for file in sorted((CONF / "experiment").glob("*.yaml")):
         for line in re.findall(r"^# .*python (-m xfer.*)", file.read_text(), re.M):
             yield Command(file, line, ())
@@ -90,7 +93,8 @@ def what_a_verb_finds(words: Sequence[str]) -> None:
     (run / "plan.json").write_text(json.dumps(began))
     (run / "status.json").write_text(json.dumps({"state": "finished"}))
     if words[0] in ("train", "plan"):
-        Path(words[1]).mkdir(exist_ok=True)
+        data = Path(words[1])
+        data.touch() if data.suffix else data.mkdir(parents=True)
 
 
 def words_of(words: list[str]) -> tuple[list[str], list[str], list[str]]:
@@ -162,6 +166,23 @@ def test_every_command_of_the_documentation_composes(
         assert str(caught.value).splitlines() == list(command.told)
     else:
         compose(command, tmp_path, monkeypatch)
+
+
+OURS = sorted(
+    {
+        keys
+        for row in re.findall(r"^\|.*\|(.*)\|$", (ROOT / "docs" / "coming-from.md").read_text(), re.M)
+        for keys in re.findall(r"`([^`]+)`", row)
+        if "=" in keys and not re.match(r"xfer|python", keys)
+    }
+)
+
+
+@pytest.mark.parametrize("keys", OURS)
+def test_keys_for_those_of_other_tools_compose(keys: str) -> None:
+    words = shlex.split(keys)
+    assert " ".join(map(quoted, words)) == keys
+    compose_specs([*words, *([] if "data=csv" in words else ["data.root=my_images"])])
 
 
 FLAGS = {"bash": ["--norc", "--noprofile"], "zsh": ["-f"], "fish": ["--no-config"]}
