@@ -11,10 +11,13 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator, Sequence
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import unquote, urlsplit
 
 import numpy as np
 import pytest
@@ -35,7 +38,8 @@ from xfer.core.errors import XferError
 from xfer.workflow import run
 
 ROOT = Path(__file__).parents[1]
-PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
+DOCS = sorted((ROOT / "docs").rglob("*.md"))
+PAGES = [*sorted(ROOT.glob("*.md")), *DOCS]
 CONF = Path(config_dir())
 
 
@@ -53,11 +57,8 @@ def commands() -> Iterator[Command]:
             if found := re.search(r"-m xfer\b.*|^xfer .*", line):
                 told = (o for o in output if o.startswith("xfer: error"))
                 yield Command(page, found[0], tuple(told))
-        for line in re.findall(r"`(?:\S*/)?python (-m xfer[^`]*)`", text):
+        for line in in_text(text):
             yield Command(page, line, ())
-        for line in re.findall(rf"`(xfer (?:{'|'.join(VERBS)}) [^`]*)`", text):
-            if not re.search(r" [A-Z]{3}", line):  # which stands for any
-                yield Command(page, line, ())
     for file in sorted((CONF / "experiment").glob("*.yaml")):
         for line in re.findall(r"^# .*python (-m xfer.*)", file.read_text(), re.M):
             yield Command(file, line, ())
@@ -69,6 +70,13 @@ def console(text: str) -> Iterator[tuple[str, list[str]]]:
         for part in re.split(r"^\$ ", block, flags=re.M):
             line, *output = part.splitlines() or [""]
             yield line, output
+
+
+def in_text(text: str) -> list[str]:
+    """Commands between backticks; ``xfer train DATA`` is none, but says how to type one."""
+    verbs = re.findall(rf"`(xfer (?:{'|'.join(VERBS)}) [^`]*)`", text)
+    whole = [line for line in verbs if not re.search(r" [A-Z]{3}", line)]
+    return [*re.findall(r"`(?:\S*/)?python (-m xfer[^`]*)`", text), *whole]
 
 
 def named_files(page: Path, folder: Path) -> None:
@@ -107,6 +115,8 @@ def words_of(words: list[str]) -> tuple[list[str], list[str], list[str]]:
             folders.append(word.partition("=")[2] or words.pop(0))
         elif word == "--allow":
             allowed.append(words.pop(0))
+        elif word == "--cfg":
+            words.pop(0)
         elif word != "-m":
             overrides.append(word)
     if several:
@@ -171,7 +181,9 @@ def test_every_command_of_the_documentation_composes(
 OURS = sorted(
     {
         keys
-        for row in re.findall(r"^\|.*\|(.*)\|$", (ROOT / "docs" / "coming-from.md").read_text(), re.M)
+        for row in re.findall(
+            r"^\|.*\|(.*)\|$", (ROOT / "docs" / "coming-from.md").read_text(), re.M
+        )
         for keys in re.findall(r"`([^`]+)`", row)
         if "=" in keys and not re.match(r"xfer|python", keys)
     }
@@ -289,6 +301,80 @@ def test_every_link_leads_somewhere(page: Path) -> None:
         if not link.startswith("https://") and not (page.parent / link).exists()
     ]
     assert not broken
+
+
+def test_the_index_of_the_site_names_every_page() -> None:
+    folder = ROOT / "docs"
+    text = (folder / "index.md").read_text()
+    blocks = re.findall(r"^```\{toctree\}\n((?::[^\n]*\n)*)\n(.*?)^```", text, re.M | re.S)
+    assert all(":caption:" in options for options, _ in blocks)
+    named = [
+        page
+        for _, lines in blocks
+        for line in lines.split()
+        for page in sorted(folder.glob(f"{line}.md"))
+    ]
+    assert len(named) == len(set(named))
+    assert set(named) == set(folder.rglob("*.md")) - {folder / "index.md"}
+
+
+class Page(HTMLParser):
+    """A built page: what it links, what its own text links, and where in it a link may lead."""
+
+    def __init__(self, file: Path) -> None:
+        super().__init__()
+        self.links, self.text_links, self.names = set[str](), set[str](), set[str]()
+        self.in_text = False
+        self.feed(file.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        facts = dict(attrs)
+        self.in_text |= tag == "article"
+        self.names.add(facts.get("id") or "")
+        link = facts.get("href") or facts.get("src")
+        if link and not urlsplit(link).scheme:
+            self.links.add(link)
+            if self.in_text and tag == "a":
+                self.text_links.add(link)
+
+    def handle_endtag(self, tag: str) -> None:
+        self.in_text &= tag != "article"
+
+
+@pytest.mark.slow
+def test_the_site_is_built_without_a_warning_and_holds_together(tmp_path: Path) -> None:
+    for package in ("sphinx", "furo", "myst_parser"):
+        pytest.importorskip(package, reason=f"{package} is not installed: pip install -e '.[docs]'")
+    command = [sys.executable, "-m", "sphinx", "-q", "-W", "-b", "html", ROOT / "docs", tmp_path]
+    built = subprocess.run(command, capture_output=True, text=True)
+    assert built.returncode == 0, built.stderr
+    site = {file: Page(file) for file in sorted(tmp_path.rglob("*.html"))}
+    broken = [
+        f"{file.relative_to(tmp_path)}: {link}"
+        for file, page in site.items()
+        for link in page.links
+        if not leads_somewhere(link, file, site)
+    ]
+    assert not broken
+    reached = {tmp_path / "index.html"}
+    for _ in range(2):
+        reached |= {
+            (file.parent / urlsplit(link).path).resolve()
+            for file in reached & set(site)
+            for link in site[file].text_links
+        }
+    pages = {tmp_path / p.relative_to(ROOT / "docs").with_suffix(".html") for p in DOCS}
+    assert pages <= reached
+    index = (tmp_path / "searchindex.js").read_text(encoding="utf-8")
+    assert all(f'"{p.relative_to(ROOT / "docs").with_suffix("")}"' in index for p in DOCS)
+
+
+def leads_somewhere(link: str, file: Path, site: dict[Path, Page]) -> bool:
+    parts = urlsplit(link)
+    target = (file.parent / unquote(parts.path)).resolve() if parts.path else file
+    if not parts.fragment or target not in site:
+        return target.exists()
+    return unquote(parts.fragment) in site[target].names
 
 
 NOW = [page for page in PAGES if page.name != "CHANGELOG.md"]  # which tells what once was
