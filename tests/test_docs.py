@@ -26,8 +26,11 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from PIL import Image
+from sklearn.datasets import load_digits
 from test_layers import LEVELS
 
+from xfer import load
 from xfer.__main__ import _main
 from xfer.config import schema
 from xfer.config.help import DISTRIBUTION, GROUPS, config_dir, options
@@ -447,6 +450,24 @@ def test_the_python_page_does_what_it_shows(
     )
     assert tried > 10
     assert failed == 0
+
+
+@pytest.mark.slow
+def test_the_program_of_the_tutorial_has_ten_lines_and_answers_as_the_run_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    named_files(ROOT / "docs" / "tutorial.md", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    program = Path("shop.py").read_text()
+    assert len([line for line in program.splitlines() if line]) == 10
+    assert not re.search("xfer|torch", program)
+    whole = ["experiment=digits_freeze", "export=onnx_image", "stages=[fit,export]"]
+    run(compose_specs([*whole, "run.dir=for_the_shop"]))
+    Image.fromarray((load_digits().images[5] * 15).astype("uint8")).save("photo.png")
+    (answer,) = load("for_the_shop").predict("photo.png")
+    command = [sys.executable, "shop.py", "photo.png"]
+    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert told == f"{answer.label} {answer.confidence:.3f}\n"
 
 
 def pinned(python: str) -> dict[str, str]:
