@@ -69,8 +69,8 @@ def commands() -> Iterator[Command]:
 
 def console(text: str) -> Iterator[tuple[str, list[str]]]:
     """What is typed in the console blocks of a page, and what is printed below it."""
-    for block in re.findall(r"^```console\n(.*?)^```", text, re.M | re.S):
-        for part in re.split(r"^\$ ", block, flags=re.M):
+    for block in re.findall(r"^ *```console\n(.*?)^ *```", text, re.M | re.S):
+        for part in re.split(r"^ *\$ ", block, flags=re.M):
             line, *output = part.splitlines() or [""]
             yield line, output
 
