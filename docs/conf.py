@@ -7,5 +7,7 @@ html_title = "xfer"
 html_copy_source = False
 html_show_copyright = False
 html_show_sphinx = False
+# Blocks that name no language are what commands print.
+highlight_language = "none"
 # Levels of headings that a link may name, as on GitHub.
 myst_heading_anchors = 4
