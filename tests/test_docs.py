@@ -9,10 +9,15 @@ import json
 import pkgutil
 import re
 import shlex
+import shutil
+import subprocess
+import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import unquote, urlsplit
 
 import numpy as np
 import pytest
@@ -21,17 +26,23 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from PIL import Image
+from sklearn.datasets import load_digits
 from test_layers import LEVELS
 
+from xfer import load
 from xfer.__main__ import _main
 from xfer.config import schema
 from xfer.config.help import DISTRIBUTION, GROUPS, config_dir, options
+from xfer.config.help import page as help_page
 from xfer.config.hydra import compose_specs
+from xfer.config.verbs import VERBS, quoted, spelt_out
 from xfer.core.errors import XferError
 from xfer.workflow import run
 
 ROOT = Path(__file__).parents[1]
-PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
+DOCS = sorted((ROOT / "docs").rglob("*.md"))
+PAGES = [*sorted(ROOT.glob("*.md")), *DOCS]
 CONF = Path(config_dir())
 
 
@@ -45,17 +56,30 @@ def commands() -> Iterator[Command]:
     """Commands in console blocks, in running text, and at the top of experiments."""
     for page in PAGES:
         text = page.read_text()
-        for block in re.findall(r"^```console\n(.*?)^```", text, re.M | re.S):
-            for part in re.split(r"^\$ ", block, flags=re.M):
-                line, *output = part.splitlines() or [""]
-                if found := re.search(r"-m xfer\b.*", line):
-                    told = (o for o in output if o.startswith("xfer: error"))
-                    yield Command(page, found[0], tuple(told))
-        for line in re.findall(r"`(?:\S*/)?python (-m xfer[^`]*)`", text):
+        for line, output in console(text):
+            if found := re.search(r"-m xfer\b.*|^xfer .*", line):
+                told = (o for o in output if o.startswith("xfer: error"))
+                yield Command(page, found[0], tuple(told))
+        for line in in_text(text):
             yield Command(page, line, ())
     for file in sorted((CONF / "experiment").glob("*.yaml")):
         for line in re.findall(r"^# .*python (-m xfer.*)", file.read_text(), re.M):
             yield Command(file, line, ())
+
+
+def console(text: str) -> Iterator[tuple[str, list[str]]]:
+    """What is typed in the console blocks of a page, and what is printed below it."""
+    for block in re.findall(r"^ *```console\n(.*?)^ *```", text, re.M | re.S):
+        for part in re.split(r"^ *\$ ", block, flags=re.M):
+            line, *output = part.splitlines() or [""]
+            yield line, output
+
+
+def in_text(text: str) -> list[str]:
+    """Commands between backticks; ``xfer train DATA`` is none, but says how to type one."""
+    verbs = re.findall(rf"`(xfer (?:{'|'.join(VERBS)}) [^`]*)`", text)
+    whole = [line for line in verbs if not re.search(r" [A-Z]{3}", line)]
+    return [*re.findall(r"`(?:\S*/)?python (-m xfer[^`]*)`", text), *whole]
 
 
 def named_files(page: Path, folder: Path) -> None:
@@ -67,19 +91,38 @@ def named_files(page: Path, folder: Path) -> None:
         path.write_text(text)
 
 
-def words_of(command: Command) -> tuple[list[str], list[str], list[str]]:
+def arguments(command: Command) -> list[str]:
+    words = shlex.split(command.text)
+    return words[words.index("xfer") + 1 :]
+
+
+def what_a_verb_finds(words: Sequence[str]) -> None:
+    """In the working folder, the images and the finished run that the words of a verb name."""
+    run = Path("outputs/my_images/2026-11-29_12-00-00_abcdef")
+    run.mkdir(parents=True)
+    began = {"overrides": ["data.root=my_images"], "config_dirs": [], "stages": ["fit", "evaluate"]}
+    (run / "plan.json").write_text(json.dumps(began))
+    (run / "status.json").write_text(json.dumps({"state": "finished"}))
+    if words[0] in ("train", "plan"):
+        data = Path(words[1])
+        data.touch() if data.suffix else data.mkdir(parents=True)
+
+
+def words_of(words: list[str]) -> tuple[list[str], list[str], list[str]]:
     """Config folders, allowed packages and overrides."""
-    words = shlex.split(command.text, comments=True)[2:]
+    several = "-m" in words
     folders, allowed, overrides = [], [], []
     while words:
         word = words.pop(0)
-        if word == "--config-dir":
-            folders.append(words.pop(0))
+        if word.startswith("--config-dir"):
+            folders.append(word.partition("=")[2] or words.pop(0))
         elif word == "--allow":
             allowed.append(words.pop(0))
+        elif word == "--cfg":
+            words.pop(0)
         elif word != "-m":
             overrides.append(word)
-    if "-m" in shlex.split(command.text)[2:]:
+    if several:
         overrides = [first_of_sweep(text) for text in overrides]
     return folders, allowed, overrides
 
@@ -95,9 +138,13 @@ def first_of_sweep(text: str) -> str:
 
 
 def compose(command: Command, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folders, allowed, overrides = words_of(command)
     named_files(command.page, folder)
     monkeypatch.chdir(folder)
+    words = arguments(command)
+    if words and words[0] in VERBS:
+        what_a_verb_finds(words)
+        words = spelt_out(words)
+    folders, allowed, overrides = words_of(words)
     monkeypatch.syspath_prepend(str(folder))
     monkeypatch.setenv("XFER_ALLOW", ",".join(allowed))
     # Whether a logger's package is installed here says nothing about the command.
@@ -122,9 +169,9 @@ def test_every_command_of_the_documentation_composes(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    words = shlex.split(command.text)
-    if {"--help", "--version"} & set(words):
-        assert _main(words[2:]) == 0
+    words = arguments(command)
+    if {"--help", "--version", "schema"} & set(words):
+        assert _main(words) == 0
         assert capsys.readouterr().out
     elif command.told:
         with pytest.raises(XferError) as caught:
@@ -132,6 +179,82 @@ def test_every_command_of_the_documentation_composes(
         assert str(caught.value).splitlines() == list(command.told)
     else:
         compose(command, tmp_path, monkeypatch)
+
+
+OURS = sorted(
+    {
+        keys
+        for row in re.findall(
+            r"^\|.*\|(.*)\|$", (ROOT / "docs" / "coming-from.md").read_text(), re.M
+        )
+        for keys in re.findall(r"`([^`]+)`", row)
+        if "=" in keys and not re.match(r"xfer|python", keys)
+    }
+)
+
+
+@pytest.mark.parametrize("keys", OURS)
+def test_keys_for_those_of_other_tools_compose(keys: str) -> None:
+    words = shlex.split(keys)
+    assert " ".join(map(quoted, words)) == keys
+    compose_specs([*words, *([] if "data=csv" in words else ["data.root=my_images"])])
+
+
+FLAGS = {"bash": ["--norc", "--noprofile"], "zsh": ["-f"], "fish": ["--no-config"]}
+
+
+COMMAND = re.compile(r"^((?:[A-Z_]+=\S+ )*)(?:[\w.]*/)*((?:python|xfer) .*)")
+
+
+def typed() -> dict[str, Path | None]:
+    """Every command of ``python`` or ``xfer`` that is shown, with its page: those of the pages, of
+    the experiments, and, of no page, of ``xfer --help``."""
+    shown: dict[str, Path | None] = {
+        variables + words: page
+        for page in PAGES
+        for line, _ in console(page.read_text())
+        for part in line.split(" && ")
+        for variables, words in COMMAND.findall(part)
+    }
+    shown |= {re.sub(r"^-m", "python -m", command.text): command.page for command in COMMANDS}
+    usage = help_page([str(CONF)]).split("\nexperiment=")[0]
+    lines = re.findall(r"^    (xfer .*?)(?:  .*)?$", usage, re.M)
+    return shown | {line: None for line in lines if " [" not in line}
+
+
+@pytest.mark.parametrize("shell", FLAGS)
+def test_every_command_is_read_the_same_by_every_shell(shell: str, tmp_path: Path) -> None:
+    program = shutil.which(shell)
+    if program is None:
+        pytest.skip(f"{shell} is not installed")
+    shown = typed()
+    assert len(shown) > 150 and None in shown.values()
+    for name in ("python", "xfer"):
+        stub = tmp_path / name
+        # How many words there are, and each with a NUL after it, which no word can hold.
+        stub.write_text(f'#!/bin/sh\nprintf \'%s\\0\' {name} "$#" "$@"\n')
+        stub.chmod(0o755)
+    script = tmp_path / "commands"
+    script.write_text("\n".join(shown))
+    done = subprocess.run(
+        [program, *FLAGS[shell], str(script)],
+        cwd=tmp_path,
+        env={"PATH": f"{tmp_path}:/usr/bin:/bin", "HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    read = iter(done.stdout.split("\0"))
+    for line, where in shown.items():
+        words = [word for word in shlex.split(line) if not re.match(r"[A-Z_]+=", word)]
+        got = [next(read, ""), *(next(read) for _ in range(int(next(read, "0"))))]
+        assert got == words, f"{where}: {line}\n{done.stderr}"
+    assert not done.stderr
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda c: c.text[:60])
+def test_every_command_is_quoted_as_xfer_quotes_it(command: Command) -> None:
+    assert " ".join(map(quoted, shlex.split(command.text))) == command.text
 
 
 def targets(node: Any) -> Iterator[str]:
@@ -181,6 +304,80 @@ def test_every_link_leads_somewhere(page: Path) -> None:
         if not link.startswith("https://") and not (page.parent / link).exists()
     ]
     assert not broken
+
+
+def test_the_index_of_the_site_names_every_page() -> None:
+    folder = ROOT / "docs"
+    text = (folder / "index.md").read_text()
+    blocks = re.findall(r"^```\{toctree\}\n((?::[^\n]*\n)*)\n(.*?)^```", text, re.M | re.S)
+    assert all(":caption:" in options for options, _ in blocks)
+    named = [
+        page
+        for _, lines in blocks
+        for line in lines.split()
+        for page in sorted(folder.glob(f"{line}.md"))
+    ]
+    assert len(named) == len(set(named))
+    assert set(named) == set(folder.rglob("*.md")) - {folder / "index.md"}
+
+
+class Page(HTMLParser):
+    """A built page: what it links, what its own text links, and where in it a link may lead."""
+
+    def __init__(self, file: Path) -> None:
+        super().__init__()
+        self.links, self.text_links, self.names = set[str](), set[str](), set[str]()
+        self.in_text = False
+        self.feed(file.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        facts = dict(attrs)
+        self.in_text |= tag == "article"
+        self.names.add(facts.get("id") or "")
+        link = facts.get("href") or facts.get("src")
+        if link and not urlsplit(link).scheme:
+            self.links.add(link)
+            if self.in_text and tag == "a":
+                self.text_links.add(link)
+
+    def handle_endtag(self, tag: str) -> None:
+        self.in_text &= tag != "article"
+
+
+@pytest.mark.slow
+def test_the_site_is_built_without_a_warning_and_holds_together(tmp_path: Path) -> None:
+    for package in ("sphinx", "furo", "myst_parser"):
+        pytest.importorskip(package, reason=f"{package} is not installed: pip install -e '.[docs]'")
+    command = [sys.executable, "-m", "sphinx", "-q", "-W", "-b", "html", ROOT / "docs", tmp_path]
+    built = subprocess.run(command, capture_output=True, text=True)
+    assert built.returncode == 0, built.stderr
+    site = {file: Page(file) for file in sorted(tmp_path.rglob("*.html"))}
+    broken = [
+        f"{file.relative_to(tmp_path)}: {link}"
+        for file, page in site.items()
+        for link in page.links
+        if not leads_somewhere(link, file, site)
+    ]
+    assert not broken
+    reached = {tmp_path / "index.html"}
+    for _ in range(2):
+        reached |= {
+            (file.parent / urlsplit(link).path).resolve()
+            for file in reached & set(site)
+            for link in site[file].text_links
+        }
+    pages = {tmp_path / p.relative_to(ROOT / "docs").with_suffix(".html") for p in DOCS}
+    assert pages <= reached
+    index = (tmp_path / "searchindex.js").read_text(encoding="utf-8")
+    assert all(f'"{p.relative_to(ROOT / "docs").with_suffix("")}"' in index for p in DOCS)
+
+
+def leads_somewhere(link: str, file: Path, site: dict[Path, Page]) -> bool:
+    parts = urlsplit(link)
+    target = (file.parent / unquote(parts.path)).resolve() if parts.path else file
+    if not parts.fragment or target not in site:
+        return target.exists()
+    return unquote(parts.fragment) in site[target].names
 
 
 NOW = [page for page in PAGES if page.name != "CHANGELOG.md"]  # which tells what once was
@@ -253,6 +450,24 @@ def test_the_python_page_does_what_it_shows(
     )
     assert tried > 10
     assert failed == 0
+
+
+@pytest.mark.slow
+def test_the_program_of_the_tutorial_has_ten_lines_and_answers_as_the_run_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    named_files(ROOT / "docs" / "tutorial.md", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    program = Path("shop.py").read_text()
+    assert len([line for line in program.splitlines() if line]) == 10
+    assert not re.search("xfer|torch", program)
+    whole = ["experiment=digits_freeze", "export=onnx_image", "stages=[fit,export]"]
+    run(compose_specs([*whole, "run.dir=for_the_shop"]))
+    Image.fromarray((load_digits().images[5] * 15).astype("uint8")).save("photo.png")
+    (answer,) = load("for_the_shop").predict("photo.png")
+    command = [sys.executable, "shop.py", "photo.png"]
+    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert told == f"{answer.label} {answer.confidence:.3f}\n"
 
 
 def pinned(python: str) -> dict[str, str]:

@@ -63,12 +63,12 @@ Each verb prints the command that it stands for; RUN is a folder, the end of its
     xfer data.root=my_images                a pretrained ResNet-50 on your folder of images
     xfer experiment=NAME [group=option] [key=value]
     xfer -m experiment=NAME optim.lr=0.1,0.01          several runs
-    xfer stages=[] experiment=NAME          print the plan, do nothing
-    xfer stages=[evaluate] checkpoint.path=RUN_OR_FILE data.root=my_images
-    xfer stages=[predict] checkpoint.path=RUN_OR_FILE predict.input=FOLDER
-    xfer stages=[predict] predict.model=model.onnx predict.input=FOLDER
-    xfer stages=[benchmark] checkpoint.path=RUN data.root=my_images
-    xfer stages=[leaderboard] sweep.dir=SWEEP
+    xfer 'stages=[]' experiment=NAME        print the plan, do nothing
+    xfer 'stages=[evaluate]' checkpoint.path=RUN_OR_FILE data.root=my_images
+    xfer 'stages=[predict]' checkpoint.path=RUN_OR_FILE predict.input=FOLDER
+    xfer 'stages=[predict]' predict.model=model.onnx predict.input=FOLDER
+    xfer 'stages=[benchmark]' checkpoint.path=RUN data.root=my_images
+    xfer 'stages=[leaderboard]' sweep.dir=SWEEP
 
 stages=[lr_find,fit,evaluate,predict,export,benchmark,report]  any subset; seed=0  run.dir=DIR
 --config-dir DIR  options of your own      --allow PACKAGE  classes of your own
