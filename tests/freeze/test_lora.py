@@ -43,7 +43,7 @@ from xfer.freeze import (
 )
 from xfer.models.adapters import Matrix, factors, matrices, merge, put
 from xfer.models.backbone import Timm, Torchvision
-from xfer.models.network import assemble, fill
+from xfer.models.network import fill
 from xfer.models.restore import open_checkpoint, pieces
 from xfer.training import optim, optimizer_restore
 from xfer.training.features.find_cut import Refusal, find
@@ -473,7 +473,7 @@ def unmerged(file: Path) -> nn.Module:
     """The network of a file as training had it, with its adapters in place."""
     snapshot = read_snapshot(file)
     parts, weights = pieces(snapshot.card, schema.build)
-    net = assemble(parts, weights())
+    net = from_weights(parts, weights())
     fill(net, snapshot.state)
     return net.eval()
 

@@ -25,7 +25,7 @@ IMPORTED = [
     *("matplotlib.pyplot", "timm", "torchvision.transforms.v2", "sklearn.datasets", "jinja2"),
     *("sklearn.metrics", "torchmetrics.functional.classification", "safetensors.torch", "hydra"),
     *("xfer.training.fit", "xfer.training.features.feed", "xfer.report.write", "xfer.config.hydra"),
-    *("xfer.evaluation.evaluate", "xfer.export", "tqdm"),
+    *("xfer.evaluation.evaluate", "xfer.export"),
 ]
 COMMAND = "from xfer.__main__ import main\nmain()\n"
 

@@ -24,6 +24,7 @@ from typing import Any
 
 from xfer.core.errors import OutputError, XferError
 from xfer.core.files import handle_of
+from xfer.core.live_line import working
 
 _CHUNK = 1 << 20
 _TIMEOUT = 30  # seconds without a byte, or with fewer than _LEAST bytes
@@ -31,6 +32,7 @@ _LEAST = 30 << 10
 _PAUSES = (1.0, 4.0)  # seconds before the second and the third try
 _MAX_BYTES = 32 << 30
 _LONGEST_MARK = 1000
+_MB = 1_000_000
 _RESERVE = 256 << 20  # bytes of the disk that are left free
 
 
@@ -142,18 +144,16 @@ class Transfer:
             return stream.read(_LONGEST_MARK).decode("latin-1")
 
     def _copy(self, answer: Any, start: int, end: int | None, digest: Any) -> None:
-        from tqdm import tqdm
-
         free = shutil.disk_usage(self.part.parent).free - _RESERVE
         most, size = min(_MAX_BYTES, start + max(free, 0)), start
         if end is not None and end > most:
             raise self._too_large(most, end)
         flags = os.O_WRONLY | os.O_CREAT | (os.O_APPEND if start else os.O_TRUNC)
-        bar = {"desc": self.target.name[:40], "unit": "B", "unit_scale": True, "delay": 1}
+        total = None if end is None else (end - start) // _MB + 1
         with (
             # Its name can be guessed: a link there would have the bytes written elsewhere.
             os.fdopen(handle_of(self.part, flags, follow=False), "wb") as out,
-            tqdm(total=end, initial=start, leave=False, disable=None, **bar) as progress,
+            working(f"downloading {self.target.name[:40]}, MB", total) as advance,
         ):
             if not start:
                 self._remember(answer)
@@ -163,7 +163,7 @@ class Transfer:
                     raise self._too_large(most, size)
                 digest.update(chunk)
                 out.write(chunk)
-                progress.update(len(chunk))
+                advance(len(chunk) / _MB)
         if end is not None and size != end:
             raise _Cut(f"{size} of {end} bytes")
 

@@ -11,11 +11,12 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, TypeVar
 
-_PERIOD = 0.1
+T = TypeVar("T")
+_PERIOD, _SOON = 0.1, 0.5
 _ERASE = "\r\x1b[2K"
 _open: list[_Line] = []
 
@@ -26,12 +27,13 @@ class _Line:
     def __init__(self, doing: str, total: int | None) -> None:
         self.doing, self.total = doing, total
         self._bars: Any = None
-        self._drawn = 0.0
+        self._done = 0.0
+        # What is done at once needs no line.
+        self._drawn = time.monotonic() + _SOON
 
-    def advance(self, done: int = 1) -> None:
+    def advance(self, done: float = 1) -> None:
         """Count ``done`` more."""
-        if self._bars is not None:
-            self._bars.advance(self._bars.task_ids[0], done)
+        self._done += done
         if time.monotonic() - self._drawn > _PERIOD:
             self.draw()
 
@@ -59,13 +61,14 @@ class _Line:
             ]
             self._bars = Progress(*columns, console=console, auto_refresh=False)
             self._bars.add_task(self.doing, total=self.total)
+        self._bars.update(self._bars.task_ids[0], completed=self._done)
         with console.capture() as shown:
             console.print(self._bars.get_renderable(), no_wrap=True, overflow="ellipsis")
         return shown.get().partition("\n")[0]
 
 
 @contextmanager
-def working(doing: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
+def working(doing: str, total: int | None = None) -> Iterator[Callable[[float], None]]:
     """Name what is at work until the block ends; what it gives is called with how many of
     ``total`` are done since the last call."""
     if not is_live():
@@ -74,13 +77,22 @@ def working(doing: str, total: int | None = None) -> Iterator[Callable[[int], No
     line = _Line(doing, total)
     _open.append(line)
     try:
-        line.draw()
+        if total is None:
+            line.draw()
         yield line.advance
     finally:
         _open.remove(line)
         _write(_ERASE)
         if _open:
             _open[-1].draw()
+
+
+def counted(items: Iterable[T], doing: str, total: int) -> Iterator[T]:
+    """``items`` one by one, the live line counting those that have been dealt with."""
+    with working(doing, total) as advance:
+        for item in items:
+            yield item
+            advance(1)
 
 
 @contextmanager

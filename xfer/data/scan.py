@@ -18,6 +18,7 @@ from PIL import ImageOps
 
 from xfer.core.errors import DataError, OutputError, printable
 from xfer.core.files import cache_dir, handle_of, read_json, write_text
+from xfer.core.live_line import working
 from xfer.core.locks import Lock, waits
 from xfer.data.bit_depth import Extent, extent, is_deep, numbers
 from xfer.data.image import (
@@ -97,16 +98,14 @@ def _alone(root: Path) -> Iterator[None]:
 
 
 def _inspect_all(paths: list[Path]) -> Iterator[Facts]:
-    from tqdm import tqdm
-
     # Threads: reading, hashing and decoding release the lock, and processes cost more to start.
     batches = [paths[i : i + _BATCH] for i in range(0, len(paths), _BATCH)]
     with (
         ThreadPoolExecutor(min(8, 2 * (os.cpu_count() or 1))) as pool,
-        tqdm(total=len(paths), desc="reading images", delay=2, leave=False, disable=None) as bar,
+        working("reading images", len(paths)) as advance,
     ):
         for batch in pool.map(lambda batch: [inspect(path) for path in batch], batches):
-            bar.update(len(batch))
+            advance(len(batch))
             yield from batch
 
 

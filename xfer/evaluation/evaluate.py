@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from xfer.core.errors import XferError
+from xfer.core.live_line import counted
 from xfer.core.types import InputSpec, Predictions, Samples, Score
 from xfer.data.loader import EvalLoader, eval_images
 from xfer.evaluation.metrics import score
@@ -33,12 +34,10 @@ def answers(
     Images that cannot be decoded are left out where there is a list ``broken`` to put their
     errors into; without it the first one's DataError is raised.
     """
-    from tqdm import tqdm
-
     device = device or torch.device("cpu")
     net = net.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     loader = EvalLoader(eval_images(samples, spec), *loading, pin=False, sound=True)
-    batches = tqdm(loader, desc="evaluating", delay=3, leave=False, disable=None)
+    batches = counted(loader, "evaluating", len(loader))
 
     def run(batch: list[torch.Tensor]) -> npt.NDArray[np.float32]:
         images = batch[0].to(device, memory_format=torch.channels_last)

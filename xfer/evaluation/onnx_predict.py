@@ -18,6 +18,7 @@ from xfer.core.card_schema import Classes, Recipe
 from xfer.core.checked import checked
 from xfer.core.errors import ConfigError, DataError, WeightsError, XferError, raise_all
 from xfer.core.files import file_sha256, parsed, read_text
+from xfer.core.live_line import working
 from xfer.core.log import log
 from xfer.core.run_folder import best_checkpoint
 from xfer.core.types import InputSpec, Plain, Predictions, class_name
@@ -188,11 +189,9 @@ def answers(model: OnnxModel, samples: Samples) -> Predictions:
 
     Raises DataError when none can be, WeightsError for answers that are no logits of the classes.
     """
-    from tqdm import tqdm
-
     broken: list[XferError] = []
-    with tqdm(total=len(samples), desc="predicting", delay=2, leave=False, disable=None) as bar:
-        batches, run = _batches(model, samples, bar.update), partial(_run, model)
+    with working("predicting", len(samples)) as advance:
+        batches, run = _batches(model, samples, advance), partial(_run, model)
         answered = predict_split(run, batches, samples, model.classes, broken)
     warn_of_broken(broken, len(samples))
     logits = answered.logits

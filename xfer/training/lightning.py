@@ -1,23 +1,23 @@
-"""The Lightning Trainer of a fit: without its banners, with one progress bar, and files that are
-never torn."""
+"""The Lightning Trainer of a fit: without its banners and bars, with the live line, and files
+that are never torn."""
 
 from __future__ import annotations
 
 import logging
-import sys
+import math
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytorch_lightning as pl
 from lightning_fabric.utilities.exceptions import MisconfigurationException
-from pytorch_lightning.callbacks import TQDMProgressBar
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from xfer.core.errors import ConfigError
+from xfer.core.live_line import working
 from xfer.core.run_folder import LAST, PREVIOUS
 from xfer.core.torch_file import load_tensors, save_tensors
 from xfer.training.distributed.group import Team
@@ -31,7 +31,6 @@ def lightning_trainer(plan: Plan, folder: Path, timeline: pl.Callback, team: Tea
     """The Trainer of Lightning that the configuration describes; it writes into ``folder``."""
     options, specs = plan.specs.trainer, plan.specs
     logger = specs.logger.build(folder, specs.experiment) if team.leads else None
-    bar = _ProgressBar() if team.leads and sys.stderr.isatty() else None
     try:
         return pl.Trainer(
             max_epochs=options.epochs,
@@ -42,11 +41,11 @@ def lightning_trainer(plan: Plan, folder: Path, timeline: pl.Callback, team: Tea
             gradient_clip_val=options.clip_norm or None,
             deterministic=options.deterministic,
             logger=logger or False,
-            callbacks=[timeline, *([bar] if bar else [])],
+            callbacks=[timeline, *([EpochLine(options.epochs)] if team.leads else [])],
             plugins=[AtomicIO(), RankEnvironment(team)],
             strategy=PhaseDdp() if team.ranks > 1 else "auto",
             enable_checkpointing=False,
-            enable_progress_bar=bar is not None,
+            enable_progress_bar=False,
             enable_model_summary=False,
             num_sanity_val_steps=0,
             use_distributed_sampler=False,
@@ -79,14 +78,47 @@ def _keep_previous(path: Path) -> None:
         path.replace(path.with_name(PREVIOUS))
 
 
-class _ProgressBar(TQDMProgressBar):
-    """One bar for the epoch in progress; finished epochs have their line."""
+class EpochLine(pl.Callback):
+    """The live line of the epoch in progress; the timeline logs the finished one in its place."""
 
-    def __init__(self) -> None:
-        super().__init__(leave=False)
+    def __init__(self, epochs: int) -> None:
+        self._epochs = epochs
+        self._shown = ExitStack()
+        self._advance: Callable[[float], object] = float
 
-    def get_metrics(self, trainer: Any, pl_module: Any) -> Any:
-        return {}
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Count the steps."""
+        self._show(trainer, "", trainer.num_training_batches)
+
+    def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:
+        """One step more."""
+        self._advance(1)
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Count the batches of validation."""
+        self._show(trainer, ", validation", sum(trainer.num_val_batches))
+
+    def on_validation_batch_end(self, *args: Any, **kwargs: Any) -> None:
+        """One batch more."""
+        self._advance(1)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """What is left of the epoch is to write its files."""
+        self._show(trainer, ", saving", None)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """The finished line stands there."""
+        self._shown.close()
+
+    def on_exception(self, *args: Any) -> None:
+        """An epoch that does not end has no line."""
+        self._shown.close()
+
+    def _show(self, trainer: pl.Trainer, what: str, total: float | None) -> None:
+        self._shown.close()
+        count = int(total) if total is not None and math.isfinite(total) else None
+        doing = f"epoch {trainer.current_epoch + 1}/{self._epochs}{what}"
+        self._advance = self._shown.enter_context(working(doing, count))
 
 
 @contextmanager

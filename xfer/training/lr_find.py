@@ -20,6 +20,7 @@ import torch
 
 from xfer.core.device import device_of
 from xfer.core.errors import DataError, DivergedError
+from xfer.core.live_line import working
 from xfer.core.log import log
 from xfer.core.types import Plain
 from xfer.data.loader import TrainLoader, train_images
@@ -54,8 +55,6 @@ def lr_find(plan: Plan) -> Plain:
     ``steepest``, and as ``suggested`` a third of ``lowest``. Raises DivergedError when the loss
     falls nowhere.
     """
-    from tqdm import tqdm
-
     specs, data = plan.specs, plan.specs.data
     if plan.dataset is None or data is None:
         raise DataError("data", "is needed to find a rate", "give data=... or data.root=DIR", 43)
@@ -69,13 +68,13 @@ def lr_find(plan: Plan) -> Plain:
     began = {name: tensor.clone() for name, tensor in module.moving().items()}
     batches = _endless(loader)
     climbed: list[list[float]] = []
-    with tqdm(total=climbs * steps, desc="lr_find", delay=2, leave=False, disable=None) as bar:
+    with working("lr_find", climbs * steps) as advance:
         for number in range(climbs):
             fill(module.net, began)
             climbed.append([])
             for loss in _climb(module, batches, _rates(steps), number):
                 climbed[-1].append(loss)
-                bar.update()
+                advance(1)
     # As far as all of them came: the mean over fewer would make a step.
     means = [statistics.mean(losses) for losses in zip(*climbed, strict=False)]
     return _read(_rates(steps)[: len(means)], means)

@@ -28,7 +28,7 @@ from xfer.core.log import flush
 from xfer.core.signals import SENT_TO_ALL, blocked
 
 _NEEDED = (
-    *("timm", "torchvision.transforms.v2", "torchmetrics.functional.classification", "tqdm"),
+    *("timm", "torchvision.transforms.v2", "torchmetrics.functional.classification"),
     *("sklearn.datasets", "sklearn.metrics", "hydra", "xfer.config.hydra", "xfer.workflow"),
     *("xfer.training.fit", "xfer.evaluation.evaluate", "xfer.report.write"),
     *("torch.optim.sgd", "torch.optim.adamw"),

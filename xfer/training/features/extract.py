@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 from xfer.core.checksum import over, tensor_hashes
 from xfer.core.errors import DataError, XferError
 from xfer.core.files import read_json, write_json
+from xfer.core.live_line import counted
 from xfer.core.seeds import derive
 from xfer.core.signals import ignore_in_worker
 from xfer.core.types import Plain
@@ -227,8 +228,6 @@ class Extraction:
     def _chunks(self, cut: Cut, split: str, view: int | None) -> Iterator[torch.Tensor]:
         """Features (n, size) of a split, batch by batch. A remainder of train is filled up to a
         whole chunk, unless the uncached run has the same; that of val is one there as well."""
-        from tqdm import tqdm
-
         pictures, chunk = self._pictures(split, view), self.chunk(split)
         pads = split == "train" and not self._in_epochs_order(view) and chunk < len(pictures)
         loader: DataLoader[Any] = DataLoader(
@@ -238,7 +237,7 @@ class Extraction:
             collate_fn=pictures.collate,
             worker_init_fn=ignore_in_worker,
         )
-        for batch in tqdm(loader, f"features of {split}", delay=3, leave=False, disable=None):
+        for batch in counted(loader, f"features of {split}", len(loader)):
             images = self._placed(batch, chunk if pads else 0)
             with self.cast(split):
                 yield extract(self.frozen.net, cut, images)[: len(batch[1])].cpu()
