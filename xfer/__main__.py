@@ -7,13 +7,14 @@ import gc
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from xfer.config.help import config_dir, page
 from xfer.config.verbs import shell, spelt_out
 from xfer.core.errors import ConfigError, JobFailed, OutputError, XferError, closest
+from xfer.core.live_line import working
 from xfer.core.log import flush, open_standard, say
 
 if TYPE_CHECKING:
@@ -72,6 +73,7 @@ def _main(arguments: list[str]) -> int:
         if (spelt := spelt_out(arguments)) != arguments:
             say(f"$ {shell(spelt)}")
             arguments = spelt
+            _config_dirs(arguments)
         _check_working_folder()
         _hydra(arguments)
     except KeyboardInterrupt:
@@ -82,7 +84,13 @@ def _main(arguments: list[str]) -> int:
         return _NOBODY_READS
     except Exception as error:
         return _reported(error)
+    finally:
+        _starting.close()
     return 0
+
+
+_starting = ExitStack()
+"""Holds the live line until the configuration has been read."""
 
 
 def _help(arguments: list[str], folders: list[str]) -> str:
@@ -201,12 +209,14 @@ def _config_dirs(arguments: list[str]) -> list[str]:
 
 
 def _hydra(arguments: list[str]) -> None:
+    flags, overrides = _split(arguments)
+    _check_flags(flags, overrides)
+    if not {flag.partition("=")[0] for flag in flags} & set(_COMMANDS):
+        _starting.enter_context(working("reading the configuration"))
     import hydra
 
     from xfer.config.hydra import BASE, prepare_overrides
 
-    flags, overrides = _split(arguments)
-    _check_flags(flags, overrides)
     # Lets Hydra hand its errors over instead of printing them in its own words.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     commands = {_COMMANDS.get(flag.partition("=")[0]) for flag in flags}
@@ -234,6 +244,7 @@ def _job(cfg: DictConfig) -> float | None:
 
     hydra = cast("DictConfig", HydraConfig.get())
     alone = hydra.mode.name == "RUN"
+    _starting.close()
     try:
         specs = build(cfg, hydra)
         if not alone:

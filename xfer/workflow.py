@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from xfer.config.specs import ModelFile, Specs
+from xfer.config.verbs import quoted
 from xfer.core.errors import ConfigError, XferError, printable
 from xfer.core.files import file_sha256, write_json, write_text, yaml_text
+from xfer.core.live_line import working
 from xfer.core.log import LINES, close_log, log, open_log
-from xfer.core.run_folder import run_of
+from xfer.core.run_folder import best_checkpoint, run_of
 from xfer.core.run_status import recorded
 from xfer.core.signals import heeded
 from xfer.core.slurm_env import slurm_task
@@ -24,7 +26,7 @@ from xfer.plan.make import make_plan
 from xfer.plan.preflight import check_folder, check_space
 from xfer.plan.resume import Earlier, check_same, choose, resume_file
 from xfer.plan.run_dir import make_folder, refuse_taken, write_plan
-from xfer.plan.table import table
+from xfer.plan.table import brief, table
 from xfer.report.inputs import Work
 from xfer.training.distributed.launch import called, leading, next_run
 from xfer.training.fit_health import saturation, terms, warn, warnings_of
@@ -92,12 +94,13 @@ def _run(specs: Specs) -> Result:
         if earlier is None:
             refuse_taken(specs)
             check_folder(Path(specs.run_dir or "outputs").expanduser())
-        plan = make_plan(specs)
+        with working("planning"):
+            plan = make_plan(specs)
         if "export" in specs.stages:
             refuse_early(specs.export.writers, plan.card)
         if earlier:
             check_same(earlier, plan.facts)
-        log.info(table(plan), extra=LINES)
+        log.info(brief(plan) if specs.stages else table(plan), extra=LINES)
         if not earlier and (done := _without_folder(specs, plan, began)):
             return done
         folder = earlier.folder if earlier else make_folder(specs)
@@ -106,10 +109,29 @@ def _run(specs: Specs) -> Result:
             write_plan(plan, folder)
             work = Work(plan, folder, time.perf_counter() - began, began)
             result = _stages(work, earlier) if specs.stages else None
+        _say_what_is_there(work)
         log.info(f"everything is in {printable(folder)}")
         return Result(folder, plan.facts, result)
     finally:
         close_log()
+
+
+def _say_what_is_there(work: Work) -> None:
+    """The last lines of a run: its scores, where the model and the card are, what to type next."""
+    lines = [(f"{name} accuracy", score.in_words()) for name, score in work.scores.items()]
+    best, card = best_checkpoint(work.folder), work.folder / "report.html"
+    if work.fitted and best.is_file():
+        lines.append(("best model", str(best)))
+    if "report" in work.plan.specs.stages:
+        lines.append(("report", str(card)))
+    if work.fitted and best.is_file():
+        below = work.folder.parent.parent == Path("outputs")
+        named = quoted(work.folder.name if below else str(work.folder))
+        lines.append(("next", f"xfer predict {named} IMAGES"))
+    if lines:
+        width = max(len(name) for name, _ in lines)
+        said = [f"{name:<{width}}  {printable(text)}" for name, text in lines]
+        log.info("\n".join(said), extra=LINES)
 
 
 def _leaderboard(specs: Specs, sweep: str) -> Result:
@@ -157,7 +179,8 @@ def _stages(work: Work, earlier: Earlier | None) -> Plain:
     if "lr_find" in stages:
         _find_rate(work)
     if "fit" in stages:
-        work.fitted = _fit(work, resume_file(work.folder) if earlier else None)
+        with working("fit"):
+            work.fitted = _fit(work, resume_file(work.folder) if earlier else None)
         work.device = work.fitted.device
         fitted = work.fitted
         warn(work.warnings, warnings_of(fitted.rows, terms(work.plan), fitted.best["epoch"]))
@@ -170,7 +193,8 @@ def _stages(work: Work, earlier: Earlier | None) -> Plain:
         _export(work, net)
     if net and "benchmark" in stages and not work.refused:
         _benchmark(work, net)
-    result = finish(work)
+    with working("report"):
+        result = finish(work)
     if work.refused:
         raise work.refused
     return result
@@ -215,7 +239,8 @@ def _benchmark(work: Work, net: nn.Module) -> None:
     from xfer.report.charts import speeds
     from xfer.report.plot import draw
 
-    rows = benchmark(work.plan, net, work.checkpoint(), work.folder)
+    with working("benchmark"):
+        rows = benchmark(work.plan, net, work.checkpoint(), work.folder)
     path = draw(work.folder / "figures" / "benchmark.png", speeds, rows)
     log.info(f"drawn in {printable(path)}", extra=LINES)
 
@@ -230,7 +255,8 @@ def _network(work: Work) -> nn.Module:
     if path:
         if not work.fitted:
             log.info(f"the network is {printable(path)}, sha256 {file_sha256(path)[:12]}")
-        return open_checkpoint(path, plan.specs.make)[0]
+        with working("opening the checkpoint"):
+            return open_checkpoint(path, plan.specs.make)[0]
     return merge(assemble(plan.parts, plan.state)).eval()
 
 
@@ -250,11 +276,7 @@ def _evaluate(work: Work, net: nn.Module) -> None:
         warn(work.warnings, saturation(name, predicted.logits))
         work.predictions[name], work.scores[name] = predicted, score
         write_predictions(predicted, work.folder / f"predictions_{name}.csv")
-        low, high = score.acc_ci95
-        log.info(
-            f"{name}: accuracy {score.acc:.4f} ({round(score.acc * score.n)} of {score.n}; "
-            f"95 % interval {low:.4f} to {high:.4f}), loss {score.loss:.4f}"
-        )
+        log.info(f"{name}: accuracy {score.in_words()}, loss {score.loss:.4f}")
 
 
 def _without_folder(specs: Specs, plan: Plan, began: float) -> Result | None:
@@ -319,7 +341,8 @@ def _export(work: Work, net: nn.Module) -> None:
     if work.fitted:
         work.fitted = replace(work.fitted, cached=None)  # and with it the images of the fit
     try:
-        work.exports = hand_over(work.plan, net, work.folder / "export", work.checkpoint())
+        with working("export"):
+            work.exports = hand_over(work.plan, net, work.folder / "export", work.checkpoint())
     except XferError as error:
         # The fit and its score are no worse for it: they are reported before the run fails.
         work.exports, work.refused = list(error.passed), error

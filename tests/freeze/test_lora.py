@@ -43,7 +43,7 @@ from xfer.freeze import (
 )
 from xfer.models.adapters import Matrix, factors, matrices, merge, put
 from xfer.models.backbone import Timm, Torchvision
-from xfer.models.network import fill
+from xfer.models.network import fill, from_weights
 from xfer.models.restore import open_checkpoint, pieces
 from xfer.training import optim, optimizer_restore
 from xfer.training.features.find_cut import Refusal, find

@@ -199,6 +199,11 @@ class Score:
     used_for_selection: bool
     others: dict[str, float | None] = field(default_factory=dict)
 
+    def in_words(self) -> str:
+        """The accuracy with what it is worth: ``0.9218 (165 of 179; 95 % interval ...)``."""
+        low, high, right = *self.acc_ci95, round(self.acc * self.n)
+        return f"{self.acc:.4f} ({right} of {self.n}; 95 % interval {low:.4f} to {high:.4f})"
+
     def to_plain(self) -> Plain:
         """As JSON-like facts, as ``result.json`` holds them."""
         facts = asdict(self) | {"acc_ci95": list(self.acc_ci95)}

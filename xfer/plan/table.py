@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -30,8 +31,56 @@ def table(plan: Plan) -> str:
         *(_training_lines(facts) if "params" in facts else ()),
         *(("remark", remark) for remark in facts["remarks"]),
     ]
+    return _columns(lines)
+
+
+def _columns(lines: Sequence[tuple[str, str]]) -> str:
     width = max(len(name) for name, _ in lines)
     return "\n".join(f"{name:<{width}}  {printable(text)}" for name, text in lines)
+
+
+def brief(plan: Plan) -> str:
+    """The plan of a run that begins, in at most a dozen lines; ``stages=[]`` shows it whole."""
+    facts, card = plan.facts, plan.card
+    remarks, names = facts["remarks"], ", ".join(card.classes[:_FEW])
+    counts = ", ".join(f"{split['n']:,} {name}" for name, split in facts["splits"].items())
+    more = ", ..." if len(card.classes) > _FEW else ""
+    height, width = card.input.size
+    lines = [
+        ("run", f"{facts['experiment']}, seed {facts['seed']}: {', '.join(facts['stages'])}"),
+        *([("images", counts)] if counts else []),
+        ("classes", f"{len(card.classes)}: {names}{more}"),
+        ("network", f"{_name(card.backbone)}, {_name(card.head)} head, {height} x {width} pixels"),
+        ("weights", _source_line(card.source) + _fates(plan.load)),
+        *(_training_brief(facts) if "params" in facts else ()),
+        *(("remark", remark) for remark in remarks[:_REMARKS]),
+    ]
+    left = f" and {len(remarks) - _REMARKS} more remarks" if len(remarks) > _REMARKS else ""
+    return _columns([*lines, ("whole plan", f"stages=[] shows it{left}")])
+
+
+_FEW, _REMARKS = 6, 3
+
+
+def _name(spec: Plain) -> str:
+    return str(spec.get("name") or str(spec["_target_"]).rpartition(".")[2].lower())
+
+
+def _fates(load: Plain) -> str:
+    """How many tensors came to what, such as ``: 78 loaded, 2 dropped head``."""
+    counts = ", ".join(f"{n} {fate}" for fate, n in load["counts"].items()) if load else ""
+    return f": {counts}" if counts else ""
+
+
+def _training_brief(facts: Plain) -> list[tuple[str, str]]:
+    params = facts["params"]
+    how = _steps_line(facts)
+    chosen = ", ".join(f"{row['key']}={row['value']}" for row in facts["auto"])
+    lines = [
+        ("trains", f"{params['trainable']:,} of {params['total']:,} parameters"),
+        ("steps", how),
+    ]
+    return lines + ([("auto", chosen)] if chosen else [])
 
 
 def _split_line(split: Plain) -> str:
@@ -89,7 +138,7 @@ def _input_line(spec: InputSpec) -> str:
 
 
 def _training_lines(facts: Plain) -> list[tuple[str, str]]:
-    params, steps, features = facts["params"], facts["steps"], facts["features"]
+    params, features = facts["params"], facts["features"]
     counts = f"{params['trainable']:,} train, {params['frozen']:,} frozen"
     lines = [("parameters", f"{params['total']:,}: {counts}")]
     lines += [("", line) for line in _parameter_lines(facts["parameters"])]
@@ -101,15 +150,19 @@ def _training_lines(facts: Plain) -> list[tuple[str, str]]:
             else ""
         )
         lines.append(("features", f"at {features['cut']}{size}"))
-    each = f" on each of {steps['devices']} devices" if steps["devices"] > 1 else ""
-    by_steps = (
-        f"{steps['epochs']} epochs of {steps['per_epoch']} = {steps['total']} "
-        f"(batches of {steps['batch_size']}{each})"
-    )
-    lines.append(("steps", by_steps if facts["optimizer"] else "none: the head is solved exactly"))
+    lines.append(("steps", _steps_line(facts)))
     for i, row in enumerate(facts["auto"]):
         lines.append(("" if i else "auto", f"{row['key']}={row['value']}: {row['why']}"))
     return lines
+
+
+def _steps_line(facts: Plain) -> str:
+    steps = facts["steps"]
+    if not facts["optimizer"]:
+        return "none: the head is solved exactly"
+    each = f" on each of {steps['devices']} devices" if steps["devices"] > 1 else ""
+    count = f"{steps['epochs']} epochs of {steps['per_epoch']} = {steps['total']}"
+    return f"{count} (batches of {steps['batch_size']}{each})"
 
 
 def _parameter_lines(rows: list[Plain]) -> list[str]:

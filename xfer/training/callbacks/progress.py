@@ -163,7 +163,7 @@ class History:
         log.info(
             f"epoch {row['epoch']:>{len(str(epochs))}}/{epochs}  "
             f"train loss {row['train_loss']:.4f}  {'  '.join(shown)}  "
-            f"epoch {row['epoch_s']:.2f} s, {row['step_ms']:.1f} ms a step{mark}"
+            f"{row['epoch_s']:.2f} s, {row['step_ms']:.1f} ms a step{mark}"
         )
         if line := alarm(self.rows, terms(self.plan)):
             log.warning(line)

@@ -53,6 +53,9 @@ class Timeline(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: Classifier) -> None:  # type: ignore[override]
         """Stand where the first or the resumed epoch begins; stop where a killed run stopped."""
         self.begun = True
+        if trainer.global_step and self.team.leads:
+            epoch, step = trainer.current_epoch + 1, trainer.global_step
+            log.info(f"resumed in epoch {epoch}, after step {step}")
         self._enter_phase(pl_module)
         self.history.remove_later_copies()
         if self.history.rows:
