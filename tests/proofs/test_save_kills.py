@@ -23,7 +23,7 @@ def save_kills(*options: str) -> dict:
     return found
 
 
-@pytest.mark.parametrize("kills", [25, pytest.param(100, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [12, pytest.param(100, marks=pytest.mark.slow)])
 def test_kills_during_saves_leave_whole_files(kills):
     found = save_kills("--kills", str(kills))
     assert found["corrupt"] == [] and found["cut"] >= kills // 5, "too few kills hit a save"

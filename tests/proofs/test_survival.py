@@ -26,7 +26,7 @@ def survival(*options: str) -> dict:
     return found
 
 
-@pytest.mark.parametrize(("kills", "runs"), [(8, 4), pytest.param(80, 40, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("kills", "runs"), [(4, 2), pytest.param(80, 40, marks=pytest.mark.slow)])
 def test_runs_killed_at_random_end_as_the_one_that_was_not(kills, runs):
     found = survival("--kills", str(kills), "--runs", str(runs), "--epochs", "2")
     assert found["kills"] >= kills and found["runs"] >= runs and found["different"] == []

@@ -1,0 +1,130 @@
+"""A run in a real terminal: the live line, the finished lines, and what is there at its end."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.skipif(not shutil.which("tmux"), reason="tmux is not installed")
+# So many steps that an epoch takes long enough to be seen.
+RUN = ["experiment=digits_sgd", "trainer.max_epochs=2", "data.batch_size=2", "export=safetensors"]
+STEPS = 358
+
+
+ROOT = str(Path(__file__).parents[2])
+
+
+class Terminal:
+    """A terminal of its own: what has been on its screen, line by line."""
+
+    def __init__(self, cwd: Path, width: int) -> None:
+        self._tmux = ["tmux", "-L", f"xfer-{os.getpid()}-{width}", "-f", "/dev/null"]
+        env = {**os.environ, "PS1": ">", "OMP_NUM_THREADS": "1", "PYTHONPATH": ROOT}
+        size = ["-x", str(width), "-y", "60"]
+        start = [*self._tmux, "new-session", "-d", *size, "bash", "--norc"]
+        subprocess.run(start, cwd=cwd, env=env, check=True)
+        self.seen: set[str] = set()
+
+    def type(self, line: str) -> None:
+        subprocess.run([*self._tmux, "send-keys", line, "Enter"], check=True)
+
+    def resize(self, width: int) -> None:
+        subprocess.run([*self._tmux, "resize-window", "-x", str(width)], check=True)
+
+    def screen(self) -> list[str]:
+        """The lines that are there now, those that the terminal has broken joined."""
+        show = [*self._tmux, "capture-pane", "-p", "-J", "-S", "-200"]
+        text = subprocess.run(show, capture_output=True, text=True, check=True).stdout
+        lines = [line.rstrip() for line in text.splitlines() if line.strip(" >")]
+        self.seen.update(lines)
+        return lines
+
+    def until(self, holds: Callable[[list[str]], object], seconds: float = 120) -> list[str]:
+        """Look again and again until ``holds`` of the screen."""
+        end = time.monotonic() + seconds
+        while not holds(lines := self.screen()):
+            assert time.monotonic() < end, "\n".join(lines)
+            time.sleep(0.05)
+        return lines
+
+    def close(self) -> None:
+        subprocess.run([*self._tmux, "kill-server"], check=False)
+
+
+@pytest.fixture
+def terminal(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Terminal]:
+    made = Terminal(tmp_path, request.param)
+    yield made
+    made.close()
+
+
+def whole(*options: str) -> str:
+    return f"{sys.executable} -m xfer {' '.join([*RUN, *options])}; echo ENDED $?"
+
+
+def ended(lines: list[str]) -> bool:
+    return any(line.startswith("ENDED") for line in lines[1:])
+
+
+@pytest.mark.parametrize(
+    "terminal", [40, 80, pytest.param(200, marks=pytest.mark.slow)], indirect=True
+)
+def test_one_line_an_epoch_becomes_the_finished_line(terminal: Terminal) -> None:
+    terminal.type(whole())
+    lines = terminal.until(ended)
+    assert lines[-1] == "ENDED 0"
+    live = {line for line in terminal.seen if re.match(rf"epoch \d/2 .*\d+/{STEPS}", line)}
+    assert live, "no epoch was seen at work"
+    assert {"reading the configuration ...", "planning ..."} & terminal.seen
+    # What was live has left no trace, and each epoch has its line once.
+    assert not live & set(lines) and not [line for line in lines if line.endswith(" ...")]
+    assert [line[:9] for line in lines if line.startswith("epoch")] == ["epoch 1/2", "epoch 2/2"]
+    plan = lines[next(i for i, line in enumerate(lines) if line.startswith("run  ")) :]
+    assert next(i for i, line in enumerate(plan) if line.startswith("whole plan")) < 12
+    last = [line.split()[0] for line in lines[-6:]]
+    assert last == ["val", "best", "report", "next", "everything", "ENDED"]
+
+
+@pytest.mark.parametrize("terminal", [80], indirect=True)
+def test_what_it_says_to_type_next_works(terminal: Terminal, tmp_path: Path) -> None:
+    terminal.type(whole("stages=[fit,evaluate]", "trainer.max_epochs=1"))
+    lines = terminal.until(ended)
+    (typed,) = (line.partition("xfer ")[2] for line in lines if line.startswith("next "))
+    shutil.copy(Path(__file__).parents[2] / "docs/images/digits_prediction_grid.png", tmp_path)
+    terminal.type("clear")
+    terminal.until(lambda lines: len(lines) < 2)
+    images = typed.replace("IMAGES", "digits_prediction_grid.png")
+    terminal.type(f"{sys.executable} -m xfer {images}; echo ENDED $?")
+    lines = terminal.until(ended)
+    assert lines[-1] == "ENDED 0" and "1 predictions in outputs/digits_sgd/" in lines[-2]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("terminal", [120], indirect=True)
+def test_a_terminal_that_becomes_narrow_keeps_its_lines(terminal: Terminal) -> None:
+    terminal.type(whole("stages=[fit]"))
+    terminal.until(lambda lines: any(re.match(rf"epoch 1/2 .*/{STEPS}", line) for line in lines))
+    terminal.resize(50)
+    lines = terminal.until(ended)
+    assert [line[:9] for line in lines if line.startswith("epoch") and "loss" in line] == [
+        *("epoch 1/2", "epoch 2/2"),
+    ]
+
+
+@pytest.mark.parametrize("terminal", [80], indirect=True)
+def test_a_terminal_that_cannot_move_its_cursor_has_finished_lines_alone(
+    terminal: Terminal,
+) -> None:
+    terminal.type("export TERM=dumb NO_COLOR=1; clear")
+    terminal.type(whole("stages=[fit]"))
+    lines = terminal.until(ended)
+    assert lines[-1] == "ENDED 0"
+    assert not [line for line in terminal.seen if line.endswith(" ...") or "━" in line]
