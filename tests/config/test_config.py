@@ -245,7 +245,7 @@ def test_an_interpolation_in_an_override_works_and_the_command_keeps_it() -> Non
         (["stages=[predict]"], "E203: predict.input: must be given"),
         (["stages=[predict]", "predict.input=[]"], "E203: predict.input: must be given"),
         (["trainer=cpu", "trainer.precision=16-mixed"], "Fix: type trainer.precision=bf16-mixed"),
-        (["augment=standard", "augment.scale=[0.5,0.2]"], "Fix: type augment.scale=[0.2,0.5]"),
+        (["augment=standard", "augment.scale=[0.5,0.2]"], "Fix: type 'augment.scale=[0.2,0.5]'"),
     ],
 )
 def test_values_that_contradict_each_other_are_refused(typed: list[str], told: str) -> None:

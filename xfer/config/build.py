@@ -169,17 +169,17 @@ class Builder:
         if "predict" in stages and not inputs:
             yield schema.missing("predict.input")
         if inputs and "predict" not in stages:
-            fix = "type stages=[predict], or drop predict.input"
+            fix = "type 'stages=[predict]', or drop predict.input"
             yield ConfigError("predict.input", "is given but stages has no 'predict'", fix, 9)
         if schema.value_at(self.plain, "predict.model") is not None and stages != ("predict",):
             what = f"predicts with that file alone; stages is {list(stages)}"
-            yield ConfigError("predict.model", what, "type stages=[predict]", 95)
+            yield ConfigError("predict.model", what, "type 'stages=[predict]'", 95)
         if "leaderboard" in stages and self.facts.get("sweep", {}).get("dir") is None:
             fix = "type sweep.dir=outputs/multirun/EXPERIMENT/SWEEP"
             yield ConfigError("sweep.dir", "must be given", fix, 3)
         if "leaderboard" in stages and stages != ("leaderboard",):
             what = f"the leaderboard is made of runs that have ended; stages is {list(stages)}"
-            yield ConfigError("stages", what, "type stages=[leaderboard]", 76)
+            yield ConfigError("stages", what, "type 'stages=[leaderboard]'", 76)
 
     def _contradictions(self) -> Iterator[XferError]:
         """Values that are fine alone and wrong together."""

@@ -39,7 +39,7 @@ _SHAPES = (
     (
         "source",
         r".*\.(?:jpe?g|png|bmp|webp|tiff?)",
-        "stages=[predict] predict.input={} checkpoint.path=RUN",
+        "'stages=[predict]' predict.input={} checkpoint.path=RUN",
     ),
     ("source", _WEIGHTS, "source=file source.path={}"),
     ("checkpoint", _WEIGHTS, "checkpoint.path={}"),

@@ -203,7 +203,7 @@ _KINDS = (
     ("bool", "must be true or false", "true|false"),
     ("string_type", "must be text", "TEXT"),
     ("string_too_short", "must not be empty", "TEXT"),
-    ("tuple", "must be a list", "[A,B]"),
+    ("tuple", "must be a list", "'[A,B]'"),
     ("dict", "must be {name: value}", "'{NAME: VALUE}'"),
     ("dataclass", "must be {name: value}", "'{NAME: VALUE}'"),
     ("greater", "", "NUMBER"),
@@ -226,7 +226,7 @@ def _mistyped(key: str, error: ValidationError, where: Where) -> ConfigError:
     fix = f"type {key}={typed}" if place == key else f"write {typed} for {place}"
     if kind == "tuple_type" and isinstance(value, str) and place == key:
         stage = other_tools.STAGES.get(value.lower()) if key == "stages" else None
-        fix = f"type {key}=[{stage or value}]"
+        fix = f"type '{key}=[{stage or value}]'"
     if kind == "literal_error":
         what, fix = _none_of(details, key)
     inside = "" if place == key else f"{place} "

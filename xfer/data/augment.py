@@ -81,7 +81,7 @@ class Standard:
         for name, (low, high) in (("scale", self.scale), ("ratio", self.ratio)):
             if low > high:
                 key = f"augment.{name}"
-                raise ConfigError(key, f"{low} is above {high}", f"type {key}=[{high},{low}]", 90)
+                raise ConfigError(key, f"{low} is above {high}", f"type '{key}=[{high},{low}]'", 90)
 
     def transform(self, spec: InputSpec) -> Transform:
         """RGB image to float32 (3, h, w)."""

@@ -123,7 +123,7 @@ def decide(
             where,
             f"{len(odd)} images have {first.kind} pixels, of which nothing says what is black and "
             f"what is white, such as '{printable(path.name)}'; they go from {low:g} to {high:g}",
-            f"type data.range=[{low:g},{high:g}], or the numbers that are to be black and white",
+            f"type 'data.range=[{low:g},{high:g}]', or the numbers that are to be black and white",
             70,
         )
     bits = next(bits for bits in _BITS if high < 2**bits)

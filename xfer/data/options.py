@@ -82,7 +82,7 @@ class Loading(ABC):
     def __post_init__(self) -> None:
         if isinstance(self.range, tuple) and self.range[0] >= self.range[1]:
             what = f"{self.range[0]:g} is not below {self.range[1]:g}"
-            raise ConfigError("data.range", what, "type data.range=[LOW,HIGH]", 90)
+            raise ConfigError("data.range", what, "type 'data.range=[LOW,HIGH]'", 90)
 
     def balance(self, labels: Iterable[int]) -> list[int] | None:
         """The training ``labels`` to balance by; ``None`` where every image comes once."""

@@ -92,7 +92,7 @@ def _classes(
 ) -> tuple[str, ...]:
     if labels is None and "classes" not in said:
         what = f"{path} does not hold its class names"
-        fix = "type predict.labels=[A,B,...] or predict.labels=labels.json"
+        fix = "type 'predict.labels=[A,B,...]' or predict.labels=labels.json"
         raise ConfigError("predict.labels", what, fix, 97)
     if isinstance(labels, tuple):
         return tuple(map(class_name, labels))
@@ -146,7 +146,7 @@ def warn_if_stale(path: Path) -> None:
     if path.resolve().parent.name != "export" or not checkpoint.is_file():
         return
     if checkpoint.stat().st_mtime > path.stat().st_mtime:
-        fix = f"stages=[export] checkpoint.path={run}"
+        fix = f"'stages=[export]' checkpoint.path={run}"
         log.warning(f"{path} is older than its checkpoint; to export again: {fix}")
 
 

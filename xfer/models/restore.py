@@ -56,7 +56,7 @@ def read_checkpoint(path: Path) -> tuple[Path, Snapshot]:
     for an ONNX network says how one predicts with it."""
     file = best_checkpoint(path)
     if file.is_file() and kind_of(file) == "ONNX":
-        fix = f"type stages=[predict] predict.model={file} in place of checkpoint.path"
+        fix = f"type 'stages=[predict]' predict.model={file} in place of checkpoint.path"
         raise WeightsError(file, "is an ONNX network, not a checkpoint", fix, 37)
     return file, read_best(path)
 

@@ -56,7 +56,7 @@ def brief(plan: Plan) -> str:
         *(("remark", remark) for remark in remarks[:_REMARKS]),
     ]
     left = f" and {len(remarks) - _REMARKS} more remarks" if len(remarks) > _REMARKS else ""
-    return _columns([*lines, ("whole plan", f"stages=[] shows it{left}")])
+    return _columns([*lines, ("whole plan", f"'stages=[]' shows it{left}")])
 
 
 _FEW, _REMARKS = 6, 3

@@ -98,7 +98,7 @@ def warnings_of(rows: Sequence[Plain], terms: Terms, best: int | None = None) ->
     if terms.lr is not None and terms.lr > HIGHEST_RATE:
         return [
             f"optim.lr={terms.lr:g} is above {HIGHEST_RATE:g}, the highest rate that lr_find "
-            "tries: stages=[lr_find] proposes one"
+            "tries: 'stages=[lr_find]' proposes one"
         ]
     return []
 
@@ -178,7 +178,7 @@ def _slower(rows: Sequence[Plain], terms: Terms) -> str:
     rounded = float(f"{int(rate / 10.0**power)}e{power}")  # down to one digit
     return (
         f"optim.lr={terms.lr:g} is too high: try optim.lr={rounded:g}, or let "
-        "stages=[lr_find] propose a rate"
+        "'stages=[lr_find]' propose a rate"
     )
 
 
