@@ -50,7 +50,7 @@ def mismatch(
             f"has other names than the network, and the same {len(pairs)} shapes in the same "
             f"order: {', '.join(renames[:_EXAMPLES])} and so on"
         )
-        fix = "type source.match=order to take these renames; with 'stages=[]' to see the plan alone"
+        fix = "type source.match=order to take these renames; 'stages=[]' shows the plan alone"
         return WeightsError(origin, what, fix, 35)
     if not any(row.fate in USED for row in rows):
         return WeightsError(origin, what, _of_strangers(wanted, weights, excused), 30)
