@@ -79,7 +79,7 @@ def in_text(text: str) -> list[str]:
     """Commands between backticks; ``xfer train DATA`` is none, but says how to type one."""
     verbs = re.findall(rf"`(xfer (?:{'|'.join(VERBS)}) [^`]*)`", text)
     whole = [line for line in verbs if not re.search(r" [A-Z]{3}", line)]
-    return [*re.findall(r"`(?:\S*/)?python (-m xfer[^`]*)`", text), *whole]
+    return [*re.findall(r"`(?:\S*/)?python (-m xfer(?![.\w])[^`]*)`", text), *whole]
 
 
 def named_files(page: Path, folder: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -117,7 +118,7 @@ def test_no_corner_of_the_configuration_takes_strange_keys(typed: str) -> None:
         ("seed=-1", "greater than or equal to 0", "seed=NUMBER"),
         ("seed=4294967296", "less than 4294967296", "seed=NUMBER"),
         ("seed=1.5", "a whole number", "seed=WHOLE_NUMBER"),
-        ("stages=fit", "a list", "stages=[fit]"),
+        ("stages=fit", "a list", "'stages=[fit]'"),
         ("run.dir=5", "text", "run.dir=TEXT"),
         ("backbone.args=3", "{name: value}", "backbone.args='{NAME: VALUE}'"),
         ("backbone.image_size=4", "greater than or equal to 8", "backbone.image_size=NUMBER"),
@@ -125,7 +126,7 @@ def test_no_corner_of_the_configuration_takes_strange_keys(typed: str) -> None:
     ],
 )
 def test_a_wrong_value_is_met_with_what_is_allowed(typed: str, allowed: str, form: str) -> None:
-    key = form.partition("=")[0]
+    key = form.strip("'").partition("=")[0]
     text = message(typed)
     assert text.startswith(f"xfer: error E202: command line: {key}: is ")
     assert text.endswith(f", but must be {allowed}. Fix: type {form}")
@@ -453,7 +454,7 @@ def test_without_a_task_the_quick_start_is_chosen(typed: list[str]) -> None:
 
 def test_a_folder_of_images_alone_is_a_whole_command() -> None:
     specs = compose_specs(["data.root=photos"])
-    assert specs.experiment == "default"
+    assert specs.experiment == "photos"
     assert (specs.data.root, specs.backbone.name) == ("photos", "resnet50")  # type: ignore[union-attr]
     assert specs.explicit == {"data.root"}
 
@@ -512,7 +513,7 @@ def test_what_the_words_of_other_tools_lead_to_can_be_typed(typed: str) -> None:
     typed = typed if re.search("fraction|lr|momentum|ema", typed) else typed.replace("=0.5", "=1")
     if typed == "logger=wandb":
         pytest.importorskip("wandb")
-    assert compose_specs(["data.root=d", *typed.split()])
+    assert compose_specs(["data.root=d", *shlex.split(typed)])
 
 
 @pytest.mark.parametrize(
@@ -542,8 +543,8 @@ def test_what_the_words_of_other_tools_lead_to_can_be_typed(typed: str) -> None:
         ("loss=CrossEntropyLoss", "loss=cross_entropy"),
         ("schedule=onecycle", "schedule=warmup_decay"),
         ("optim=RMSprop", "optim=torch optim.name=RMSprop"),
-        ("source=img.jpg", "stages=[predict] predict.input=img.jpg checkpoint.path=RUN"),
-        ("stages=train", "stages=[fit]"),
+        ("source=img.jpg", "'stages=[predict]' predict.input=img.jpg checkpoint.path=RUN"),
+        ("stages=train", "'stages=[fit]'"),
     ],
 )
 def test_words_of_other_tools_are_known(typed: str, offered: str) -> None:
@@ -553,7 +554,7 @@ def test_words_of_other_tools_are_known(typed: str, offered: str) -> None:
         for slot, value in SLOTS.items():
             offered = offered.replace(f"={slot}", f"={value if slot != 'NUMBER' else '0.1'}")
         own = [] if offered.startswith("data=") else ["data.root=d"]
-        assert compose_specs([*own, *offered.split()])
+        assert compose_specs([*own, *shlex.split(offered)])
 
 
 def test_the_verbs_of_other_tools_name_the_stage() -> None:
