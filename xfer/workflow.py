@@ -157,14 +157,15 @@ def _predict_alone(specs: Specs, file: ModelFile, began: float) -> Result:
     if specs.run_dir is None:
         beside = model.path.parent
         check_folder(beside)
-        done = predict(specs, model, partial(write_beside, folder=beside), began)
-        return Result(beside, plan, outcome_of_file(specs, model.path, *done))
+        path, count, times = predict(specs, model, partial(write_beside, folder=beside), began)
+        result = outcome_of_file(specs, model.path, count, times)
+        return Result(beside, plan, result | {"predictions": str(path)})
     folder = make_folder(specs)
     with recorded(folder):
         write_json(folder / "plan.json", plan)
         write_text(folder / "config.yaml", yaml_text(specs.config))
-        done = predict(specs, model, partial(_write_table, folder=folder), began)
-        result = outcome_of_file(specs, model.path, *done)
+        _, count, times = predict(specs, model, partial(_write_table, folder=folder), began)
+        result = outcome_of_file(specs, model.path, count, times)
         write_json(folder / "result.json", result)
     log.info(f"everything is in {printable(folder)}")
     return Result(folder, plan, result)
@@ -293,8 +294,8 @@ def _without_folder(specs: Specs, plan: Plan, began: float) -> Result | None:
 
     work.folder = run_of(checkpoint) or checkpoint.parent
     check_folder(work.folder)
-    _predict(work, _network(work), write_beside)
-    return Result(work.folder, work.plan.facts, outcome(work))
+    path = _predict(work, _network(work), write_beside)
+    return Result(work.folder, work.plan.facts, outcome(work) | {"predictions": str(path)})
 
 
 def _write_table(predictions: Predictions, folder: Path) -> Path:
@@ -307,15 +308,18 @@ def _write_table(predictions: Predictions, folder: Path) -> Path:
 
 def _predict(
     work: Work, net: nn.Module, write: Callable[[Predictions, Path], Path] = _write_table
-) -> None:
+) -> Path:
+    """Predict what ``predict.input`` names; where the table is that ``write`` made of it."""
     from xfer.evaluation.predict import find, summary, warn_of_broken
 
     spec, broken = work.plan.card.input, list[XferError]()
     samples = find(work.plan.specs.predict_input, spec.range)
     predicted = _answers(work, net, samples, broken)
     warn_of_broken(broken, len(samples))
-    for line in summary(predicted, write(predicted, work.folder)):
+    path = write(predicted, work.folder)
+    for line in summary(predicted, path):
         log.info(line)
+    return path
 
 
 def _answers(

@@ -77,7 +77,7 @@ def test_a_range_is_that_of_the_data_set_not_of_each_image(tmp_path):
 )
 def test_no_range_is_guessed_and_the_advice_works(tmp_path, dtype, low, high):
     root = str(dataset(tmp_path, dtype, low, high))
-    with pytest.raises(DataError, match=r"E370: .*20 images have .*type data\.range=\[") as told:
+    with pytest.raises(DataError, match=r"E370: .*20 images have .*type 'data\.range=\[") as told:
         Folder(root).dataset(True)
     typed = told.value.fix.partition("data.range=[")[2].partition("]")[0]
     ends = tuple(float(x) for x in typed.split(","))
@@ -172,7 +172,7 @@ def test_a_run_says_its_range_and_every_later_reader_takes_it(tmp_path, monkeypa
     for name in ("model.onnx", "model_image.onnx"):
         model = f"predict.model={first.folder}/export/{name}"
         alone = xfer.run(overrides=["stages=[predict]", model, "predict.input=images"])
-        assert rows(alone.folder / "predictions.csv") == all_of_them
+        assert rows(Path(alone.facts["predictions"])) == all_of_them
     (tmp_path / "images" / "bad.tif").write_text("no image")
     answers = xfer.load(first.folder).predict("images")
     assert {Path(a.path).stem: a.label for a in answers} == {

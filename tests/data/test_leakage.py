@@ -115,5 +115,6 @@ def test_the_pairs_are_in_the_plan(tmp_path, monkeypatch):
     shutil.copy(tmp_path / "data" / TWIN, tmp_path / "data" / HELD)
     monkeypatch.chdir(tmp_path)
     options = ["data=folder", f"data.root={tmp_path / 'data'}", "backbone=digits_resnet"]
-    folder = xfer.run("default", [*options, "source=none", "head=linear", "stages=[]"]).folder
+    options += ["source=none", "head=linear", "stages=[]", "run.dir=planned"]
+    folder = xfer.run("default", options).folder
     assert json.loads((folder / "plan.json").read_text())["leakage"] == [[HELD, TWIN, "same bytes"]]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -48,7 +49,7 @@ def table(path: Path) -> list[dict[str, str]]:
 
 def predicted(*overrides: str) -> list[dict[str, str]]:
     result = xfer.run(overrides=["stages=[predict]", *overrides])
-    return table(result.folder / "predictions.csv")
+    return table(Path(result.facts["predictions"]))
 
 
 @pytest.mark.parametrize("name", ["model.onnx", "model_image.onnx"])
@@ -249,8 +250,8 @@ def test_an_exported_file_as_a_checkpoint_leads_to_its_own_key(
     with pytest.raises(WeightsError, match="is an ONNX network") as told:
         predicted(f"checkpoint.path={run_folder}/export/model.onnx", "predict.input=photos")
     typed = told.value.fix.removeprefix("type ").removesuffix(" in place of checkpoint.path")
-    result = xfer.run(overrides=[*typed.split(), "predict.input=photos"])
-    assert len(table(result.folder / "predictions.csv")) == 40
+    result = xfer.run(overrides=[*shlex.split(typed), "predict.input=photos"])
+    assert len(table(Path(result.facts["predictions"]))) == 40
 
 
 def test_a_fixed_batch_size_is_filled_up(place: Path) -> None:
@@ -317,7 +318,7 @@ def test_a_file_older_than_its_checkpoint_is_noticed(
     os.utime(run_folder / "checkpoints" / "best.ckpt", (late, late))
     predicted(*asked)
     told = capsys.readouterr().out
-    assert "older than its checkpoint; to export again: stages=[export] checkpoint" in told
+    assert "older than its checkpoint; to export again: 'stages=[export]' checkpoint" in told
 
 
 @pytest.mark.parametrize(

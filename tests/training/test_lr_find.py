@@ -1,6 +1,7 @@
 """The range test: it proposes a rate, keeps the multiples, and leaves the run as it was."""
 
 import json
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -132,24 +133,15 @@ def test_what_cannot_be_kept_is_climbed_on_images(monkeypatch, caplog):
 def test_it_shows_its_progress(monkeypatch):
     seen = []
 
-    class Bar:
-        def __init__(self, **options):
-            seen.append(options)
+    @contextmanager
+    def line(doing, total):
+        seen.append((doing, total))
+        yield seen.append
 
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_):
-            return None
-
-        def update(self):
-            seen.append(1)
-
-    monkeypatch.setattr("tqdm.tqdm", Bar)
+    monkeypatch.setattr("xfer.training.lr_find.working", line)
     monkeypatch.setattr("xfer.training.lr_find._ON_IMAGES", (1, 40))
     lr_find(planned())
-    assert seen[0]["total"] == 40 and seen[0]["disable"] is None
-    assert len(seen) > 30
+    assert seen[0] == ("lr_find", 40) and 30 < sum(seen[1:]) <= 40
 
 
 @pytest.mark.slow

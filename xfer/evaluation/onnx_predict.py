@@ -167,21 +167,22 @@ def facts(specs: Specs, model: OnnxModel) -> Plain:
 
 def predict(
     specs: Specs, model: OnnxModel, write: Callable[[Predictions], Path], began: float
-) -> tuple[int, Plain]:
-    """Predict every image, and ``write`` a table of them; the number of predictions, and the times
-    of a run that ``began`` then."""
+) -> tuple[Path, int, Plain]:
+    """Predict every image, and ``write`` a table of them; where that is, the number of
+    predictions, and the times of a run that ``began`` then."""
     samples = find(specs.predict_input, model.recipe.range if model.recipe else None)
     start = time.perf_counter()
     answered = answers(model, samples)
     seconds = time.perf_counter() - start
-    for line in summary(answered, write(answered)):
+    path = write(answered)
+    for line in summary(answered, path):
         log.info(line)
     timing = {
         "startup_s": start - began,
         "predict_s": seconds,
         "total_s": time.perf_counter() - began,
     }
-    return len(answered.names), timing
+    return path, len(answered.names), timing
 
 
 def answers(model: OnnxModel, samples: Samples) -> Predictions:
