@@ -176,6 +176,11 @@ def _resume(words: Sequence[str]) -> list[str]:
     return [*_again(run, _typed(run)), _resume_from(run)]
 
 
+def _compare(words: Sequence[str]) -> list[str]:
+    runs = [str(run_named(word)) for word in words]
+    return ["stages=[compare]", override("compare.runs", runs)]
+
+
 def _one_or_all(words: Sequence[str]) -> str | list[str]:
     return words[0] if len(words) == 1 else list(words)
 
@@ -292,4 +297,5 @@ VERBS = {
     "export": Verb("RUN FORMAT", "write the model in other formats", _export, 2, 0),
     "report": Verb("RUN", "write the run card", _report),
     "resume": Verb("RUN", "finish a run that was stopped", _resume),
+    "compare": Verb("RUN RUN", "put runs beside each other", _compare, 2, 0),
 }
