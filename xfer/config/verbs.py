@@ -156,7 +156,7 @@ def _predict(words: Sequence[str]) -> list[str]:
 def _export(words: Sequence[str]) -> list[str]:
     run = run_named(words[0])
     which = [override("checkpoint.path", str(run)), override("export", _one_or_all(words[1:]))]
-    return [*_data_of(run), "stages=[export]", *which]
+    return [*data_of(run), "stages=[export]", *which]
 
 
 def _report(words: Sequence[str]) -> list[str]:
@@ -210,7 +210,7 @@ def _steers(text: str) -> bool:
     return "=" not in text or re.match(r"[+~]*(hydra\b|-)", text) is not None
 
 
-def _data_of(run: Path) -> list[str]:
+def data_of(run: Path) -> list[str]:
     """What in the command of a run says which data; nothing for a checkpoint without its run."""
     typed = _typed(run) if run.is_dir() else {}
     if "overrides" not in typed:

@@ -149,7 +149,7 @@ def _caveats(runs: Sequence[RunRecord], tested: Sequence[Paired]) -> tuple[str, 
 
 
 def _pairs(tested: Sequence[Paired]) -> Grid:
-    rows = []
+    rows: list[tuple[str | Cell, ...]] = []
     for pair in tested:
         known = pair.p is not None
         counts = (pair.images, pair.both, pair.first, pair.second, pair.neither)

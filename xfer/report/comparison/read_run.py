@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from typing_extensions import TypedDict
 
-from xfer.config.verbs import override, shell
+from xfer.config.verbs import data_of, override, shell
 from xfer.core.bounded_yaml import read_yaml
 from xfer.core.checked import checked
 from xfer.core.errors import CommandError
@@ -154,10 +154,8 @@ def read_run(folder: Path, name: str) -> RunRecord:
 
 def _evaluation(folder: Path) -> str:
     """The command that evaluates a run on the data that it was given."""
-    data = _config(folder / "config.yaml").get("data")
-    root = data.get("root") if isinstance(data, dict) else None
-    which = [override("data.root", root)] if isinstance(root, str) else ["data=OPTION"]
-    return shell(["stages=[evaluate]", override("checkpoint.path", str(folder)), *which])
+    which = override("checkpoint.path", str(folder))
+    return shell([*data_of(folder), "stages=[evaluate]", which])
 
 
 def _odd(path: Path, error: object) -> CommandError:
