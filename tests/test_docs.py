@@ -102,11 +102,11 @@ def what_a_verb_finds(words: Sequence[str]) -> None:
     if words[0] == "compare":
         ends = [word for word in words[1:] if word != "last"]
         runs += [Path(end) if "/" in end else Path("outputs/my_images") / end for end in ends]
-    for run in runs:
-        run.mkdir(parents=True)
+    for folder in runs:
+        folder.mkdir(parents=True)
         began = {"overrides": ["data.root=my_images"], "stages": ["fit", "evaluate"]}
-        (run / "plan.json").write_text(json.dumps({**began, "config_dirs": []}))
-        (run / "status.json").write_text(json.dumps({"state": "finished"}))
+        (folder / "plan.json").write_text(json.dumps({**began, "config_dirs": []}))
+        (folder / "status.json").write_text(json.dumps({"state": "finished"}))
     if words[0] in ("train", "plan"):
         data = Path(words[1])
         data.touch() if data.suffix else data.mkdir(parents=True)

@@ -51,7 +51,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def copied(ran: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Copies that a test may spoil, in the folder in which one types."""
-    shutil.copytree(ran / "outputs", tmp_path / "outputs")
+    shutil.copytree(ran / "outputs" / "digits", tmp_path / "outputs" / "digits")
     monkeypatch.chdir(tmp_path)
     return tmp_path / "outputs" / "digits"
 
@@ -384,6 +384,15 @@ def test_what_no_run_writes_is_named(copied: Path, name: str, text: str) -> None
     said = refusal(CommandError, copied / "a", copied / "b")
     assert f"E074: {copied / 'b' / name}: is not what a run writes (" in said
     assert said.count("\n") == 0 and len(said) < 600
+
+
+def test_of_many_keys_the_first_are_shown_and_the_others_counted(copied: Path) -> None:
+    config = yaml.safe_load((copied / "b" / "config.yaml").read_text())
+    more = {f"key{i}": i for i in range(700)}
+    (copied / "b" / "config.yaml").write_text(yaml.safe_dump({**config, "more": more}))
+    _, text = page(copied / "a", copied / "b")
+    assert len(rows(text, "Changed keys")) == 500
+    assert re.search(r"The first 500 are shown, the other 2\d\d are not", text)
 
 
 def test_a_file_that_is_too_large_is_not_read(copied: Path) -> None:

@@ -19,7 +19,7 @@ TONES = 8
 """How many lines of a panel have a look of their own; further ones are grey."""
 _LEFT, _RIGHT, _TOP, _WIDTH, _HEIGHT = 46, 12, 12, 340, 220
 _BOTTOM = 34
-_DOTS = 40
+_DOTS, _FINEST = 40, 2000
 _STEP, _SIDE, _TALL = 72, 14, 340
 """Of parallel coordinates: the distance of two axes, the margin, and the width."""
 Points = Sequence[tuple[float, float]]
@@ -216,6 +216,9 @@ def _across(x: float, value: float) -> Markup:
 def _drawn(line: Line, at: Points, part: bool = False) -> Markup:
     if not at:
         return Markup()
+    # More points than that are less than a pixel apart.
+    every = 1 + len(at) // _FINEST
+    at = [*at[:-1:every], at[-1]]
     look = "rest" if line.tone is None else f"t{line.tone}"
     path = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in at)
     title = printable(line.name) + (" (not on every axis)" if part else "")

@@ -10,6 +10,7 @@ from xfer.report.board import put_side_by_side
 from xfer.report.comparison import comparison_page
 from xfer.report.comparison.paired import check_together, pairs
 from xfer.report.comparison.read_run import RunRecord, read_run
+from xfer.report.format import short
 
 __all__ = ["compare", "read_all", "terminal_lines"]
 
@@ -59,7 +60,7 @@ def compare(runs: Sequence[RunRecord], folder: Path) -> Path:
 
 
 def _of(runs: Sequence[RunRecord]) -> str:
-    return ", ".join(dict.fromkeys(run.experiment for run in runs))
+    return ", ".join(dict.fromkeys(short(run.experiment, 60) for run in runs))
 
 
 def terminal_lines(runs: Sequence[RunRecord]) -> list[str]:

@@ -21,6 +21,8 @@ from xfer.report.overlay import TONES, Drawing, Line, panel
 
 _SHOWN = 50
 """Images on which runs differ that are shown one by one."""
+_KEYS = 500
+_SPLITS = ("val", "test")
 _SURE = 0.05
 _TEST = (
     "McNemar's exact test counts the images that one of the two got right alone. Equally good runs "
@@ -76,7 +78,7 @@ def panels(runs: Sequence[RunRecord], tested: Sequence[Paired], folder: Path) ->
     """All parts in reading order, for a page in ``folder``; those without content are left out."""
     parts = [
         Panel("Runs", tables=(_runs(runs, folder),)),
-        *(_scores(runs, split) for split in dict.fromkeys(s for run in runs for s in run.scores)),
+        *(_scores(runs, split) for split in _SPLITS if any(split in run.scores for run in runs)),
         Panel("Pairs", _caveats(runs, tested), tables=(_pairs(tested),)),
         _curves(runs),
         _differing(runs),
@@ -130,7 +132,7 @@ def _scores(runs: Sequence[RunRecord], split: str) -> Panel:
     for metric in metrics:
         head += [metric.label, *(["95 % interval"] if metric.name == "acc" else [])]
     head.append("used for selection")
-    name = {"val": "Validation scores", "test": "Test scores"}.get(split, f"Scores, {split[:60]}")
+    name = {"val": "Validation scores", "test": "Test scores"}[split]
     return Panel(name, tables=(Grid("", tuple(head), tuple(rows), 1),))
 
 
@@ -236,6 +238,8 @@ def _keys(runs: Sequence[RunRecord]) -> Panel:
     if not rows:
         return Panel("Changed keys", ("The runs have the same configuration and versions.",))
     head = ("key", *(run.name for run in runs))
-    text = "Only what differs. A dash is a value that is null or absent."
-    cells = tuple((short(name, 120), *values) for name, values in rows)
-    return Panel("Changed keys", (text,), tables=(Grid("", head, cells, len(head)),))
+    texts = ["Only what differs. A dash is a value that is null or absent."]
+    if len(rows) > _KEYS:
+        texts.append(f"The first {_KEYS} are shown, the other {len(rows) - _KEYS:,} are not.")
+    cells = tuple((short(name, 120), *values) for name, values in rows[:_KEYS])
+    return Panel("Changed keys", tuple(texts), tables=(Grid("", head, cells, len(head)),))

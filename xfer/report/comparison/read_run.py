@@ -10,6 +10,7 @@ import csv
 import io
 import math
 import shlex
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,7 +26,7 @@ from xfer.core.run_folder import refuse_odd
 from xfer.core.types import Plain
 
 _LARGEST = 1 << 26
-"""Bytes of a file of a run: predictions of half a million images."""
+"""Bytes of a JSON file of a run."""
 _MOST_ROWS = 1_000_000
 _MOST_EPOCHS = 100_000
 
@@ -155,7 +156,11 @@ def read_run(folder: Path, name: str) -> RunRecord:
 def _evaluation(folder: Path) -> str:
     """The command that evaluates a run on the data that it was given."""
     which = override("checkpoint.path", str(folder))
-    return shell([*data_of(folder), "stages=[evaluate]", which])
+    try:
+        data = data_of(folder)
+    except CommandError:  # it does not say: whoever types knows
+        data = ["data.root=DIR"]
+    return shell([*data, "stages=[evaluate]", which])
 
 
 def _odd(path: Path, error: object) -> CommandError:
@@ -180,20 +185,18 @@ def _config(path: Path) -> Plain:
         raise _odd(path, error) from error
 
 
-def _rows(path: Path, most: int) -> list[dict[str, str]]:
-    """The rows of a CSV file, each as long as its head. Raises CommandError."""
+def _rows(path: Path, most: int) -> Iterator[dict[str, str]]:
+    """The rows of a CSV file one by one, each as long as its head. Raises CommandError."""
     try:
-        text = read_bytes(path, _LARGEST).decode(errors="surrogateescape")
-        rows: list[dict[str, str]] = []
-        for row in csv.DictReader(io.StringIO(text, newline="")):
+        text = read_bytes(path).decode(errors="surrogateescape")
+        for i, row in enumerate(csv.DictReader(io.StringIO(text, newline="")), start=1):
             if None in row or None in row.values():
-                raise ValueError(f"row {len(rows) + 1} has not as many cells as the head")
-            rows.append(row)
-            if len(rows) > most:
+                raise ValueError(f"row {i} has not as many cells as the head")
+            if i > most:
                 raise ValueError(f"it has more than {most:,} rows")
+            yield row
     except (OSError, ValueError, csv.Error) as error:
         raise _odd(path, error) from error
-    return rows
 
 
 def _answers(path: Path) -> dict[str, Said]:
