@@ -98,11 +98,15 @@ def arguments(command: Command) -> list[str]:
 
 def what_a_verb_finds(words: Sequence[str]) -> None:
     """In the working folder, the images and the finished run that the words of a verb name."""
-    run = Path("outputs/my_images/2026-11-29_12-00-00_abcdef")
-    run.mkdir(parents=True)
-    began = {"overrides": ["data.root=my_images"], "config_dirs": [], "stages": ["fit", "evaluate"]}
-    (run / "plan.json").write_text(json.dumps(began))
-    (run / "status.json").write_text(json.dumps({"state": "finished"}))
+    runs = [Path("outputs/my_images/2026-11-29_12-00-00_abcdef")]
+    if words[0] == "compare":
+        ends = [word for word in words[1:] if word != "last"]
+        runs += [Path(end) if "/" in end else Path("outputs/my_images") / end for end in ends]
+    for folder in runs:
+        folder.mkdir(parents=True)
+        began = {"overrides": ["data.root=my_images"], "stages": ["fit", "evaluate"]}
+        (folder / "plan.json").write_text(json.dumps({**began, "config_dirs": []}))
+        (folder / "status.json").write_text(json.dumps({"state": "finished"}))
     if words[0] in ("train", "plan"):
         data = Path(words[1])
         data.touch() if data.suffix else data.mkdir(parents=True)

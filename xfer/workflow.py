@@ -79,10 +79,8 @@ def _run(specs: Specs) -> Result:
     began = time.perf_counter()
     open_log(None)
     try:
-        if "leaderboard" in specs.stages and specs.sweep.dir is not None:
-            return _leaderboard(specs, specs.sweep.dir)
-        if specs.predict_with:
-            return _predict_alone(specs, specs.predict_with, began)
+        if done := _without_plan(specs, began):
+            return done
         root = Path("outputs") / specs.experiment
         # A job that Slurm has queued again resumes in its own folder, unasked.
         again = specs.run_dir is not None and os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
@@ -116,6 +114,15 @@ def _run(specs: Specs) -> Result:
         close_log()
 
 
+def _without_plan(specs: Specs, began: float) -> Result | None:
+    """What is made of runs that have ended, or of an exported file; ``None`` for anything else."""
+    if "leaderboard" in specs.stages and specs.sweep.dir is not None:
+        return _leaderboard(specs, specs.sweep.dir)
+    if "compare" in specs.stages:
+        return _compare(specs)
+    return _predict_alone(specs, specs.predict_with, began) if specs.predict_with else None
+
+
 def _say_what_is_there(work: Work) -> None:
     """The last lines of a run: its scores, where the model and the card are, what to type next."""
     lines = [(f"{name} accuracy", score.in_words()) for name, score in work.scores.items()]
@@ -140,6 +147,18 @@ def _leaderboard(specs: Specs, sweep: str) -> Result:
 
     path = write(Path(sweep).expanduser(), specs.compose)
     log.info(f"leaderboard: {path}")
+    return Result(path.parent, {}, None)
+
+
+def _compare(specs: Specs) -> Result:
+    """Runs that have ended beside each other. Nothing here imports torch."""
+    from xfer.report.comparison import compare, read_all, terminal_lines
+
+    refuse_taken(specs)
+    runs = read_all(specs.compare_runs)  # before there is a folder, since one may be refused
+    log.info("\n".join(terminal_lines(runs)), extra=LINES)
+    path = compare(runs, make_folder(replace(specs, experiment="compare")))
+    log.info(f"comparison: {printable(path)}")
     return Result(path.parent, {}, None)
 
 

@@ -74,6 +74,9 @@ def test_each_verb_is_a_command_and_takes_what_stands_after_its_words(here: Path
             *("stages=[export]", f"checkpoint.path={run}", "export=[onnx,pt2]"),
         ],
         "report last": [*again, "stages=[fit,evaluate,report]", f"checkpoint.resume={run}"],
+        "compare last aaaa01 seed=1": [
+            *("stages=[compare]", f"compare.runs=[{run},{run}]", "seed=1"),
+        ],
         "resume last": [*again, f"checkpoint.resume={run}"],
     }
     for typed, words in spelt.items():

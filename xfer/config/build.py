@@ -22,6 +22,7 @@ _PATHS = (
     *("sweep.dir", "predict.model", "predict.labels", "predict.recipe"),
 )
 """Keys that name a file or folder; those of data and what is predicted have their own checks."""
+_WITHOUT_DATA = {"predict", "report", "leaderboard", "compare"}
 _STAGES = "any of " + ", ".join(STAGES) + "; none prints the plan"
 GENERAL: dict[str, tuple[Any, str]] = {
     "seed": (
@@ -43,6 +44,10 @@ GENERAL: dict[str, tuple[Any, str]] = {
         "the class names of that file, a list or a file of them, where it does not hold them",
     ),
     "predict.recipe": (str | None, "the preprocess.json of that file, where it does not hold one"),
+    "compare.runs": (
+        tuple[str, ...] | None,
+        "the run folders that the stage compare puts beside each other, two or more",
+    ),
 }
 """Keys that are in no group: type and meaning. Their defaults are in conf/config.yaml."""
 
@@ -69,7 +74,7 @@ class Builder:
     def specs(self, experiment: str, typed: Sequence[str]) -> Specs:
         """What the run is asked to do. Raises all problems together."""
         stages = self._value("stages") or ()
-        needs_data = not stages or set(STAGES) & set(stages) - {"predict", "report", "leaderboard"}
+        needs_data = not stages or set(STAGES) & set(stages) - _WITHOUT_DATA
         built = {g: self._group(g) for g in _SPEC_GROUPS if g != "data" or needs_data}
         inputs = self._value("predict.input")
         general = {
@@ -77,11 +82,13 @@ class Builder:
             "run_dir": self._value("run.dir"),
             "export": self._exports(),
             "predict_with": self._model_file(),
+            "compare_runs": self._value("compare.runs") or (),
         }
         self.attempt.errors += [
             *self._unknown_keys(),
             *self._impossible_paths(),
             *self._wrong_stages(stages, inputs),
+            *self._wrong_comparison(stages, general["compare_runs"]),
             *self._contradictions(),
         ]
         raise_all(self.attempt.errors)
@@ -180,6 +187,26 @@ class Builder:
         if "leaderboard" in stages and stages != ("leaderboard",):
             what = f"the leaderboard is made of runs that have ended; stages is {list(stages)}"
             yield ConfigError("stages", what, "type 'stages=[leaderboard]'", 76)
+
+    def _wrong_comparison(
+        self, stages: tuple[str, ...], runs: tuple[str, ...]
+    ) -> Iterator[XferError]:
+        """The stage ``compare`` with too few runs or with other stages, and runs without it."""
+        fix = "type stages=[compare] 'compare.runs=[RUN,RUN]'"
+        if "compare" not in stages:
+            if runs:
+                what = "is given but stages has no 'compare'"
+                yield CombinationError("compare.runs", what, "type stages=[compare]", 42)
+            return
+        if stages != ("compare",):
+            what = f"runs are compared that have ended; stages is {list(stages)}"
+            yield CombinationError("stages", what, "type stages=[compare]", 42)
+        if len(runs) < 2:
+            what = f"names {len(runs) or 'no'} run{'s' * (not runs)}, and two or more are compared"
+            yield CombinationError("compare.runs", what, fix, 40)
+        for run in runs:
+            if problem := path_problem(run):
+                yield ConfigError("compare.runs", f"'{run[:80]}' {problem}", "write it out", 99)
 
     def _contradictions(self) -> Iterator[XferError]:
         """Values that are fine alone and wrong together."""

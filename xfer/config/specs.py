@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 STAGES = (
     *("lr_find", "fit", "evaluate", "predict", "export", "benchmark", "report"),
-    "leaderboard",
+    *("leaderboard", "compare"),
 )
 
 
@@ -76,6 +76,7 @@ class Specs:
     overrides: tuple[str, ...] = ()
     config_dirs: tuple[str, ...] = ()
     predict_with: ModelFile | None = None
+    compare_runs: tuple[str, ...] = ()
     compose: Callable[[Sequence[str]], Plain] | None = None
 
     @cached_property

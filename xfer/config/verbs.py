@@ -156,7 +156,7 @@ def _predict(words: Sequence[str]) -> list[str]:
 def _export(words: Sequence[str]) -> list[str]:
     run = run_named(words[0])
     which = [override("checkpoint.path", str(run)), override("export", _one_or_all(words[1:]))]
-    return [*_data_of(run), "stages=[export]", *which]
+    return [*data_of(run), "stages=[export]", *which]
 
 
 def _report(words: Sequence[str]) -> list[str]:
@@ -174,6 +174,11 @@ def _report(words: Sequence[str]) -> list[str]:
 def _resume(words: Sequence[str]) -> list[str]:
     run = run_named(words[0])
     return [*_again(run, _typed(run)), _resume_from(run)]
+
+
+def _compare(words: Sequence[str]) -> list[str]:
+    runs = [str(run_named(word)) for word in words]
+    return ["stages=[compare]", override("compare.runs", runs)]
 
 
 def _one_or_all(words: Sequence[str]) -> str | list[str]:
@@ -205,7 +210,7 @@ def _steers(text: str) -> bool:
     return "=" not in text or re.match(r"[+~]*(hydra\b|-)", text) is not None
 
 
-def _data_of(run: Path) -> list[str]:
+def data_of(run: Path) -> list[str]:
     """What in the command of a run says which data; nothing for a checkpoint without its run."""
     typed = _typed(run) if run.is_dir() else {}
     if "overrides" not in typed:
@@ -292,4 +297,5 @@ VERBS = {
     "export": Verb("RUN FORMAT", "write the model in other formats", _export, 2, 0),
     "report": Verb("RUN", "write the run card", _report),
     "resume": Verb("RUN", "finish a run that was stopped", _resume),
+    "compare": Verb("RUN RUN", "put runs beside each other", _compare, 2, 0),
 }

@@ -46,10 +46,10 @@ def render(folder: Path, result: Plain, plan: Plain, details: Plain) -> None:
     lay_out(folder / "report", card)
 
 
-def lay_out(path: Path, card: Plain) -> None:
+def lay_out(path: Path, card: Plain, template: str = "report") -> None:
     """Write ``path`` with the suffixes ``.html`` and ``.md``. ``card`` is what the templates name:
     ``title``, ``verdict`` (lines), ``command``, ``sections``, ``captions`` and ``drawn`` (the PNG
-    file in ``figures/`` by figure name)."""
+    file in ``figures/`` by figure name); ``template`` is the name of both before their suffixes."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     for kind, escape in {"html": _plain, "md": _markdown}.items():
@@ -62,7 +62,7 @@ def lay_out(path: Path, card: Plain) -> None:
             lstrip_blocks=True,
         )
         environment.filters["picture"] = _picture
-        page = environment.get_template(f"report.{kind}.j2").render(card)
+        page = environment.get_template(f"{template}.{kind}.j2").render(card)
         write_text(path.with_suffix(f".{kind}"), page)
 
 

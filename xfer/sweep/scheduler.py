@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
+from xfer.core.errors import XferError
 from xfer.core.log import close_log, log, open_log, say
 from xfer.core.run_folder import is_live
 from xfer.core.settings import Sweep
@@ -30,6 +31,10 @@ if TYPE_CHECKING:
 
 _PAUSE = 0.2
 """Seconds between two looks at a folder that another process works in."""
+
+
+_PAGES = 20
+"""How many times as long as its page took to write a sweep at work leaves it as it is."""
 
 
 class Runner(Protocol):
@@ -96,9 +101,11 @@ def run_sweep(request: SweepRequest, compose: Compose, runner_of: Callable[[Spec
 
 def _run(scheduler: Scheduler, runner: Runner, configure: Configure) -> int:
     scheduler.recall()
+    scheduler.show()
     try:
         runner.run(scheduler)
     except SystemExit:
+        scheduler.show(at_work=False)
         folder = scheduler.ledger.folder
         log.info(f"stopped; with sweep.dir={folder} the same command resumes the sweep")
         raise
@@ -122,6 +129,7 @@ class Scheduler:
     _attempts: Counter[int] = field(default_factory=Counter)
     _began: dict[int, float] = field(default_factory=dict)
     _busy: set[int] = field(default_factory=set)
+    _next_page: float = 0.0
 
     def recall(self) -> None:
         """What an earlier call of the same command left: finished jobs count, others wait."""
@@ -181,9 +189,30 @@ class Scheduler:
             return job
         return None
 
+    def show(self, at_work: bool = True) -> None:
+        """Write the leaderboard of a sweep that is at work, or that was stopped; not while the
+        pages before it took more than a twentieth of the time. The sweep is none the worse for a
+        page that cannot be written."""
+        from xfer.sweep.leaderboard import write_live
+
+        began = time.perf_counter()
+        if not self.objectives or (at_work and began < self._next_page):
+            return
+        try:
+            write_live(self.ledger.folder, at_work)
+        except XferError as error:
+            log.warning(f"the leaderboard is not up to date: {error}")
+        now = time.perf_counter()
+        self._next_page = now + _PAGES * (now - began)
+
     def ended(self, job: Job, code: int) -> bool:
         """Note the end of a job, which left with ``code``; whether the sweep must stop because of
         it."""
+        stop = self._noted(job, code)
+        self.show()
+        return stop
+
+    def _noted(self, job: Job, code: int) -> bool:
         line = self.ledger.settle(job.number, code)
         if not line:
             self._finished(job)

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from xfer.core.files import write_text
 from xfer.core.log import log
 from xfer.report import plot
-from xfer.report.page import lay_out
-from xfer.sweep.leaderboard import html_page, listing, plots
+from xfer.report.board import Panel, put_side_by_side
+from xfer.sweep.leaderboard import html_page, listing, overlaid, plots
 from xfer.sweep.leaderboard.baseline import Compose, baseline
 from xfer.sweep.leaderboard.importance import importance
-from xfer.sweep.leaderboard.ranking import duel, groups, rank
-from xfer.sweep.leaderboard.read_sweep import read
+from xfer.sweep.leaderboard.ranking import RankedJob, duel, groups, rank
+from xfer.sweep.leaderboard.read_sweep import SweepRecord, read
 
-__all__ = ["write"]
+__all__ = ["write", "write_live"]
 
 
 def write(folder: Path, compose: Compose | None = None) -> Path:
@@ -40,16 +41,41 @@ def write(folder: Path, compose: Compose | None = None) -> Path:
         }
     drawn = {name: path for name, path in paths.items() if path}
     write_text(folder / "leaderboard.csv", listing.text(sweep, rows))
-    lines = html_page.verdict(sweep, rows)
-    card = {
+    charts = overlaid.charts(sweep, rows)
+    parts = html_page.sections(sweep, rows, groups(sweep), tests, drawn, charts)
+    _lay_out(sweep, rows, parts, drawn)
+    for line in html_page.verdict(sweep, rows):
+        log.info(line)
+    return folder / "leaderboard.html"
+
+
+def write_live(folder: Path, at_work: bool = True) -> None:
+    """Write the pages of a sweep that has not ended: its jobs so far, their curves and parameters,
+    without figures and tests. While the sweep is ``at_work`` the page reads itself again, until
+    :func:`write` replaces it.
+
+    Raises as :func:`write` does.
+    """
+    sweep = read(folder)
+    rows = rank(sweep, baseline(sweep, None))
+    charts = overlaid.charts(sweep, rows)
+    live = html_page.at_work(rows) if at_work else ""
+    _lay_out(sweep, rows, html_page.so_far(sweep, rows, charts), {}, live)
+
+
+def _lay_out(
+    sweep: SweepRecord,
+    rows: Sequence[RankedJob],
+    parts: Sequence[Panel],
+    drawn: Mapping[str, Path],
+    live: str = "",
+) -> None:
+    page = {
         "title": f"{sweep.experiment}, leaderboard",
-        "verdict": lines,
+        "verdict": html_page.verdict(sweep, rows),
         "command": html_page.command(rows),
-        "sections": html_page.sections(sweep, rows, groups(sweep), tests, drawn),
+        "sections": parts,
         "captions": html_page.CAPTIONS,
         "drawn": drawn,
     }
-    lay_out(folder / "leaderboard", card)
-    for line in lines:
-        log.info(line)
-    return folder / "leaderboard.html"
+    put_side_by_side(sweep.folder / "leaderboard", page, live)

@@ -9,7 +9,7 @@ from collections.abc import Collection, Sequence
 from xfer.config.provenance import override_key
 from xfer.core.errors import printable
 from xfer.evaluation.statistics import wilson
-from xfer.report.card import Section
+from xfer.report.board import Panel
 from xfer.sweep.leaderboard import listing
 from xfer.sweep.leaderboard.importance import Importance
 from xfer.sweep.leaderboard.ranking import Duel, Group, RankedJob
@@ -76,8 +76,10 @@ def sections(
     grouped: Sequence[Group],
     tests: tuple[Duel, Importance],
     drawn: Collection[str],
-) -> list[Section]:
-    """All parts in reading order; those without content are left out."""
+    charts: Sequence[Panel] = (),
+) -> list[Panel]:
+    """All parts in reading order, ``charts`` after the jobs; those without content are left
+    out."""
     duel, importance = tests
     figures = {name: (name,) if name in drawn else () for name in CAPTIONS}
     texts = _caveats(sweep, rows)
@@ -92,19 +94,33 @@ def sections(
             "nothing about other values."
         )
     parts = [
-        Section(
+        Panel(
             "Jobs",
             tuple(texts),
             tables=(listing.board(sweep, rows), *listing.lost(rows, sweep)) if rows else (),
         ),
         _best(rows),
-        Section("Seeds", (_SEEDS,) if grouped else (), tables=listing.seeds(sweep, grouped)),
-        Section("First against second", _compared(sweep, rows, duel)),
-        Section("Pareto front", figures=figures["pareto"]),
-        Section("Jobs in their order", figures=figures["trials"]),
-        Section("Parameter importance", (decided,), figures=figures["importance"]),
+        *charts,
+        Panel("Seeds", (_SEEDS,) if grouped else (), tables=listing.seeds(sweep, grouped)),
+        Panel("First against second", _compared(sweep, rows, duel)),
+        Panel("Pareto front", figures=figures["pareto"]),
+        Panel("Jobs in their order", figures=figures["trials"]),
+        Panel("Parameter importance", (decided,), figures=figures["importance"]),
     ]
-    return [p for p in parts if p.text or p.facts or p.tables or p.figures]
+    return [part for part in parts if part.says_anything]
+
+
+def so_far(sweep: SweepRecord, rows: Sequence[RankedJob], charts: Sequence[Panel]) -> list[Panel]:
+    """The parts of a page that is written while the sweep is at work."""
+    tables = (listing.board(sweep, rows), *listing.lost(rows, sweep)) if rows else ()
+    parts = [Panel("Jobs", tuple(_caveats(sweep, rows)), tables=tables), *charts]
+    return [part for part in parts if part.says_anything]
+
+
+def at_work(rows: Sequence[RankedJob]) -> str:
+    """One line about a sweep that is at work."""
+    ended = sum(row.job.state in ("finished", "pruned", "failed") for row in rows)
+    return f"The sweep is at work: {ended:,} of {len(rows):,} jobs have ended."
 
 
 _RANKS = (
@@ -150,15 +166,15 @@ def _caveats(sweep: SweepRecord, rows: Sequence[RankedJob]) -> list[str]:
     return lines
 
 
-def _best(rows: Sequence[RankedJob]) -> Section:
+def _best(rows: Sequence[RankedJob]) -> Panel:
     first = next((row.job for row in rows if row.rank == 1), None)
     if first is None:
-        return Section("Best run")
+        return Panel("Best run")
     name = entry(first.result, "best.checkpoint")
     path = first.folder / str(name)
     missing = "" if path.is_file() else " (missing)"
     checkpoint = f"{path}{missing}" if name else "none: it did not train"
-    return Section("Best run", facts=(("Folder", str(first.folder)), ("Checkpoint", checkpoint)))
+    return Panel("Best run", facts=(("Folder", str(first.folder)), ("Checkpoint", checkpoint)))
 
 
 def _compared(sweep: SweepRecord, rows: Sequence[RankedJob], tested: Duel) -> tuple[str, ...]:

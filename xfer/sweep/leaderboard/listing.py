@@ -10,8 +10,8 @@ from typing import Any
 
 from xfer.core.types import Plain
 from xfer.evaluation.predict import cell
+from xfer.report.board import Cell, Grid, intervals
 from xfer.report.format import ABSENT, number, seconds, short
-from xfer.report.tables import Table
 from xfer.sweep.leaderboard.ranking import Group, RankedJob
 from xfer.sweep.leaderboard.read_sweep import JobRecord, SweepRecord
 from xfer.sweep.objective import entry, number_at
@@ -69,29 +69,55 @@ def _typed(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def board(sweep: SweepRecord, rows: Sequence[RankedJob]) -> Table:
+def board(sweep: SweepRecord, rows: Sequence[RankedJob]) -> Grid:
     """Every job in its place. Parameters that all jobs share, and facts that none has or that are
     an objective, are left out."""
     jobs = [row.job for row in rows]
-    columns = {
-        "rank": [number(row.rank) for row in rows],
-        "job": [f"{row.job.number}{' (baseline)' * row.baseline}" for row in rows],
+    columns: dict[str, list[str | Cell]] = {
+        "rank": [Cell(number(row.rank), row.rank) for row in rows],
+        "job": [_named(row) for row in rows],
         "state": [job.state for job in jobs],
     }
     for name in sweep.varied:
-        columns[name] = [short(_shown(job.parameters.get(name)), 40) for job in jobs]
+        columns[name] = [_valued(job.parameters.get(name)) for job in jobs]
     for i, objective in enumerate(sweep.objectives):
-        columns[objective.metric] = [figure(job.values[i]) for job in jobs]
+        columns[objective.metric] = [Cell(figure(job.values[i]), job.values[i]) for job in jobs]
         if objective.is_share:
             ends = [objective.interval(job.values[i], job.images) for job in jobs]
             name = "95 % interval" if i == 0 else f"{objective.metric}, 95 % interval"
-            columns[name] = [f"{end[0]:.3f} to {end[1]:.3f}" if end else ABSENT for end in ends]
+            columns[name] = _reaches(ends, [job.values[i] for job in jobs])
     named = {objective.metric for objective in sweep.objectives}
     for key, (name, form) in _FACTS.items():
-        cells = [form(_facts(job)[key]) for job in jobs]
-        if key not in named and {*cells} != {ABSENT}:
-            columns[name] = cells
-    return Table("", tuple(columns), tuple(zip(*columns.values(), strict=True)), 0, _OPEN)
+        known = [_facts(job)[key] for job in jobs]
+        if key not in named and {form(value) for value in known} != {ABSENT}:
+            columns[name] = [Cell(form(value), value) for value in known]
+    return Grid("", tuple(columns), tuple(zip(*columns.values(), strict=True)), 0, _OPEN)
+
+
+def _named(row: RankedJob) -> Cell:
+    """The job's number, linked to its run card where it has one."""
+    job, card = row.job, row.job.folder / "report.html"
+    link = f"{job.number}/{card.name}" if card.is_file() and not card.is_symlink() else ""
+    return Cell(f"{job.number}{' (baseline)' * row.baseline}", job.number, link)
+
+
+def _valued(value: Any) -> Cell:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return Cell(short(_shown(value), 40), value if number else None)
+
+
+def _reaches(
+    ends: Sequence[tuple[float, float] | None], values: Sequence[float | None]
+) -> list[str | Cell]:
+    """The intervals as texts, each drawn on the scale of all."""
+    reach = [
+        (end[0], value, end[1]) if end and value is not None else None
+        for end, value in zip(ends, values, strict=True)
+    ]
+    return [
+        Cell(f"{row[0]:.3f} to {row[2]:.3f}" if row else ABSENT, row and row[0], drawing=drawing)
+        for row, drawing in zip(reach, intervals(reach), strict=True)
+    ]
 
 
 def _shown(value: Any) -> str:
@@ -109,7 +135,7 @@ def figure(value: float | None) -> str:
     return f"{value:,.0f}" if whole or abs(value) >= 1e4 else f"{value:,.4f}"
 
 
-def lost(rows: Sequence[RankedJob], sweep: SweepRecord) -> tuple[Table, ...]:
+def lost(rows: Sequence[RankedJob], sweep: SweepRecord) -> tuple[Grid, ...]:
     """The jobs without a value, and why."""
     cells = []
     for job in (row.job for row in rows if row.rank is None):
@@ -117,10 +143,10 @@ def lost(rows: Sequence[RankedJob], sweep: SweepRecord) -> tuple[Table, ...]:
         typed, why = short(", ".join(varied) or ABSENT), short(job.why or ABSENT, 400)
         cells.append((str(job.number), job.state, typed, why))
     head = ("job", "state", "parameters", "why")
-    return (Table("Jobs without a value", head, tuple(cells), 4, _OPEN),) if cells else ()
+    return (Grid("Jobs without a value", head, tuple(cells), 4, _OPEN),) if cells else ()
 
 
-def seeds(sweep: SweepRecord, groups: Sequence[Group]) -> tuple[Table, ...]:
+def seeds(sweep: SweepRecord, groups: Sequence[Group]) -> tuple[Grid, ...]:
     """Mean and standard deviation over the jobs that differ only in their seed."""
     names = [name for name in sweep.varied if name != "seed"]
     head = ["jobs", *names, "n"]
@@ -135,4 +161,4 @@ def seeds(sweep: SweepRecord, groups: Sequence[Group]) -> tuple[Table, ...]:
         for i in range(len(sweep.objectives)):
             cells += [figure(group.means[i]), figure(group.spreads[i])] if group.n else [ABSENT] * 2
         rows.append(tuple(map(short, cells)))
-    return (Table("", tuple(head), tuple(rows), 1, _OPEN),) if rows else ()
+    return (Grid("", tuple(head), tuple(rows), 1, _OPEN),) if rows else ()

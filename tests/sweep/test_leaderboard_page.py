@@ -1,0 +1,278 @@
+"""The leaderboard as a page: what it links and draws, in a browser, and of a sweep at work."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from browser import chromium, refused, wide
+from sweeps import QUICK, SLOTS, begun, until
+
+from xfer.core.errors import XferError
+from xfer.core.log import log
+from xfer.sweep.leaderboard import write, write_live
+from xfer.sweep.ledger import Ledger
+from xfer.sweep.objective import Objective
+from xfer.sweep.scheduler import Scheduler
+
+VALUES = (0.5, 0.9, 0.7, 0.85)
+RATES = (0.001, 0.1, 0.01, 1.0)
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> Path:
+    """Four handmade jobs that have ended, the third without a run card, and one that failed."""
+    goal = {"metric": "val_acc", "direction": "maximize"}
+    facts = {"format": 1, "experiment": "hand", "objectives": [goal], "baseline": None, "jobs": 6}
+    (tmp_path / "sweep.json").write_text(json.dumps({**facts, "command": "python -m xfer -m"}))
+    for number, (value, lr) in enumerate(zip(VALUES, RATES, strict=True)):
+        job(tmp_path / str(number), number, value, lr)
+    (tmp_path / "2" / "report.html").unlink()
+    job(tmp_path / "4", 4, None, 10.0)
+    return tmp_path
+
+
+def job(folder: Path, number: int, value: float | None, lr: float) -> None:
+    folder.mkdir()
+    named = {"optim.lr": lr, "freeze": "none" if number % 2 else "head_only"}
+    texts = [f"{key}={value}" for key, value in named.items()]
+    facts = {"job": number, "overrides": texts, "parameters": named}
+    (folder / "job.json").write_text(json.dumps(facts))
+    state = {"state": "failed" if value is None else "finished", "code": 701, "message": "NaN"}
+    (folder / "status.json").write_text(json.dumps(state))
+    if value is None:
+        return
+    best = {"metric": "val_acc", "value": value, "epoch": 3}
+    result = {"best": best, "scores": {"val": {"n": 100, "acc": value}}, "command": "python"}
+    (folder / "result.json").write_text(
+        json.dumps({**result, "params": {"total": 10 ** (number + 2)}})
+    )
+    rows = [f"{epoch},{1 / epoch},{value * epoch / 3}" for epoch in (1, 2, 3)]
+    (folder / "metrics.csv").write_text("\n".join(["epoch,val_loss,val_acc", *rows, ""]))
+    (folder / "report.html").write_text("<title>card</title>")
+
+
+def figures(page: str) -> dict[str, str]:
+    return dict(re.findall(r"<h3>([^<]+)</h3>\s*<svg[^>]*>(.*?)</svg>", page, re.S))
+
+
+def test_jobs_link_to_the_run_cards_that_are_there(sweep: Path) -> None:
+    (sweep / "0" / "report.html").unlink()
+    (sweep / "0" / "report.html").symlink_to("/etc/hostname")
+    page = write(sweep).read_text()
+    links = re.findall(r'href="([^"]+)"', page)
+    assert links == ["1/report.html", "3/report.html"]
+    assert all((sweep / link).read_text() == "<title>card</title>" for link in links)
+
+
+def test_intervals_are_drawn_on_one_scale(sweep: Path) -> None:
+    page = write(sweep).read_text()
+    drawn = re.findall(
+        r'<path d="M([\d.]+) 7H([\d.]+)" class="reach"/><circle cx="([\d.]+)".*?</svg>\s*'
+        r"<bdi>([\d.]+) to ([\d.]+)</bdi>",
+        page,
+    )
+    ends = np.array(drawn, float)
+    assert len(ends) == 4
+    low, high = ends[:, 3].min(), ends[:, 4].max()
+    assert ends[:, 0] == pytest.approx(np.interp(ends[:, 3], [low, high], [5, 95]), abs=0.3)
+    assert ends[:, 1] == pytest.approx(np.interp(ends[:, 4], [low, high], [5, 95]), abs=0.3)
+    values = sorted(VALUES, reverse=True)
+    assert ends[:, 2] == pytest.approx(np.interp(values, [low, high], [5, 95]), abs=0.3)
+
+
+def test_curves_are_overlaid_and_parameters_are_parallel_coordinates(sweep: Path) -> None:
+    drawn = figures(write(sweep).read_text())
+    for title in ("val_acc by epoch", "val_loss by epoch"):
+        names = re.findall(r"<title>([^<]+)</title>", drawn[title])
+        assert sorted(names) == ["job 0", "job 1", "job 2", "job 3"]
+    lines = {
+        name: np.array([pair.split() for pair in path.split("L")], float)
+        for path, name in re.findall(r'd="M([^"]+)"><title>(job \d)', drawn["Parameters"])
+    }
+    assert len(lines) == 4 and {len(points) for points in lines.values()} == {3}
+    first = [lines[f"job {n}"][0, 0] for n in range(4)]
+    wide_ = np.interp(np.log10(RATES), [-3, 0], [min(first), max(first)])
+    assert first == pytest.approx(wide_, abs=0.1), "an axis over decades is logarithmic"
+    last = [lines[f"job {n}"][-1, 0] for n in range(4)]
+    ends = [min(last), max(last)]
+    assert last == pytest.approx(np.interp(VALUES, [0.5, 0.9], ends), abs=0.1)
+    assert ">optim.lr (log)<" in drawn["Parameters"] and ">head_only<" in drawn["Parameters"]
+
+
+def test_a_curve_that_is_none_is_left_out_and_the_job_is_not(sweep: Path) -> None:
+    (sweep / "0" / "metrics.csv").write_text("epoch,val_acc\n1,much\n")
+    (sweep / "1" / "metrics.csv").write_text("epoch,val_acc\n1,0.5,7,8\n2\n")
+    page = write(sweep).read_text()
+    assert "job 0" not in figures(page)["val_acc by epoch"]
+    assert "5 jobs" not in page and "6 jobs: 4 finished, 1 failed, 1 not started" in page
+
+
+def test_a_page_of_a_sweep_at_work_says_so_and_the_last_one_does_not(sweep: Path) -> None:
+    write_live(sweep)
+    page = (sweep / "leaderboard.html").read_text()
+    assert "The sweep is at work: 5 of 6 jobs have ended." in page
+    assert '<noscript><meta http-equiv="refresh" content="5"></noscript>' in page
+    assert "val_acc by epoch" in page and "data:image/png" not in page
+    page = write(sweep).read_text()
+    assert 'id="live"' not in page and "refresh" not in page and "data:image/png" in page
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with chromium() as started:
+        yield started
+
+
+def column(browser: Any, name: str) -> list[str]:
+    """The texts of a column of the first table."""
+    table = browser.find_element("css selector", "table")
+    return [cell.text for cell in table.find_elements("css selector", f'td[data-name="{name}"]')]
+
+
+def click(browser: Any, name: str) -> None:
+    for button in browser.find_elements("css selector", "th button"):
+        if button.text == name:
+            button.click()
+            return
+    raise AssertionError(f"there is no button {name}")
+
+
+def test_columns_are_sorted_by_a_click_and_by_the_keyboard(browser: Any, sweep: Path) -> None:
+    wide(browser, 1280)
+    browser.get(write(sweep).as_uri())
+    assert column(browser, "rank")[:4] == ["1", "2", "3", "4"]
+    click(browser, "parameters")
+    assert column(browser, "parameters")[:4] == ["100", "1,000", "10,000", "100,000"]
+    click(browser, "parameters")
+    assert column(browser, "parameters")[:4] == ["100,000", "10,000", "1,000", "100"]
+    # What has no number comes last either way.
+    assert column(browser, "parameters")[4:] == ["–", "–"]
+    head = browser.find_element("css selector", 'th[aria-sort="descending"]')
+    assert head.text == "parameters"
+    head.find_element("tag name", "button").send_keys("\ue007")
+    assert column(browser, "parameters")[0] == "100"
+    click(browser, "optim.lr")
+    assert column(browser, "job")[:4] == ["0", "2", "1", "3"]
+    assert refused(browser) == []
+
+
+@pytest.mark.parametrize("look", ["light", "dark"])
+def test_on_a_narrow_screen_every_column_is_there(browser: Any, sweep: Path, look: str) -> None:
+    path = write(sweep)
+    wide(browser, 360, look)
+    browser.get(path.as_uri())
+    size = "return [document.documentElement.scrollWidth, getComputedStyle(document.body).color]"
+    assert browser.execute_script(size) == [
+        360,
+        "rgb(34, 34, 34)" if look == "light" else "rgb(232, 232, 232)",
+    ]
+    names = re.findall(r"<th[^>]*>([^<]+)</th>", path.read_text().partition("</thead>")[0])
+    assert len(names) > 6
+    visible = """
+      return [...document.querySelector("tbody tr").cells].map((cell) => {
+        const box = cell.getBoundingClientRect();
+        return box.left >= 0 && box.right <= 360 && box.height > 0
+          ? getComputedStyle(cell, "::before").content : "hidden";
+      });"""
+    assert browser.execute_script(visible) == [f'"{name}"' for name in names]
+    click(browser, "optim.lr")
+    assert column(browser, "job")[0] == "0"
+
+
+def test_without_its_script_the_page_is_whole(browser: Any, sweep: Path) -> None:
+    wide(browser, 1280)
+    browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
+    try:
+        browser.get(write(sweep).as_uri())
+        assert column(browser, "rank")[:4] == ["1", "2", "3", "4"]
+        assert browser.find_elements("css selector", "button") == []
+    finally:
+        browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
+
+
+def test_the_page_reads_itself_again_until_the_sweep_is_over(browser: Any, sweep: Path) -> None:
+    wide(browser, 1280)
+    write_live(sweep)
+    browser.get((sweep / "leaderboard.html").as_uri())
+    click(browser, "optim.lr")
+    job(sweep / "5", 5, 0.95, 0.0001)
+    write(sweep)
+
+    # The title is that of whichever page is there, also between two of them.
+    until(lambda: "job 5, val_acc 0.95" in browser.title)
+    # Sorted as it was, and no longer at work.
+    assert column(browser, "job")[:2] == ["5", "0"]
+    assert browser.find_elements("id", "live") == []
+    assert refused(browser) == []
+
+
+def test_reading_again_can_be_paused(browser: Any, sweep: Path) -> None:
+    wide(browser, 1280)
+    write_live(sweep)
+    browser.get((sweep / "leaderboard.html").as_uri())
+    button = browser.find_element("css selector", "#live button")
+    button.click()
+    browser.execute_script("document.body.dataset.same = 'yes'")
+    time.sleep(6)
+    assert browser.execute_script("return document.body.dataset.same") == "yes"
+    assert button.text == "Reload again"
+
+
+def live_line(folder: Path) -> str:
+    try:
+        page = (folder / "leaderboard.html").read_text()
+    except FileNotFoundError:
+        return ""
+    return "".join(re.findall(r'<p id="live"[^>]*>(.*?)</p>', page))
+
+
+def test_a_sweep_at_work_writes_its_page_whenever_a_job_ends(tmp_path: Path) -> None:
+    typed = [*QUICK, "optim.lr=0.1,0.05,0.02,0.01", SLOTS, "sweep.dir=s"]
+    seen = []
+
+    def further() -> bool:
+        line = live_line(tmp_path / "s")
+        if line and line not in seen:
+            seen.append(line)
+        return process.poll() is not None
+
+    with begun(tmp_path, *typed) as process:
+        until(further)
+        output, _ = process.communicate()
+    assert process.returncode == 0, output
+    counts = [int(re.findall(r"at work: (\d) of 4 jobs have ended", line)[0]) for line in seen]
+    assert counts[0] == 0 and counts == sorted(counts) and max(counts) >= 2, seen
+    assert live_line(tmp_path / "s") == ""
+    assert "4 jobs: 4 finished" in (tmp_path / "s" / "leaderboard.html").read_text()
+
+
+def test_the_page_of_a_sweep_that_was_stopped_is_not_at_work(tmp_path: Path) -> None:
+    typed = [*QUICK, "optim.lr=0.1,0.05,0.02,0.01", "trainer.max_epochs=200", SLOTS, "sweep.dir=s"]
+    with begun(tmp_path, *typed) as process:
+        until(lambda: (tmp_path / "s" / "0" / "metrics.csv").exists(), process)
+        assert "0 of 4 jobs have ended" in live_line(tmp_path / "s")
+        process.send_signal(signal.SIGTERM)
+        output, _ = process.communicate(timeout=200)
+    assert process.returncode == 143, output
+    page = (tmp_path / "s" / "leaderboard.html").read_text()
+    assert 'id="live"' not in page and "4 jobs: " in page
+
+
+def test_a_page_that_cannot_be_written_stops_no_sweep(
+    sweep: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    log.propagate = True
+    (sweep / "leaderboard.html").mkdir()
+    with pytest.raises(XferError):
+        write_live(sweep)
+    scheduler = Scheduler(Ledger(sweep), None, (Objective("val_acc"),), (), 6, None)  # type: ignore[arg-type]
+    scheduler.show()
+    assert "the leaderboard is not up to date: xfer: error E9" in caplog.text

@@ -1,0 +1,122 @@
+"""Pages that put runs beside each other: tables that sort, intervals drawn, panels of curves.
+
+A page is one HTML file that fetches nothing, and the same as Markdown. Its one script is named by
+its hash in the content policy: without it the tables stand in their own order.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from markupsafe import Markup
+
+from xfer.core.types import Plain
+from xfer.report.overlay import Drawing
+from xfer.report.page import lay_out
+
+_NOTHING = Markup()
+RELOAD_S = 5
+"""Seconds after which a page that is still written to reads itself again."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell of a grid: its ``text``, what it is ``sort``ed by where that is not the text, a
+    ``link`` relative to the page, and before the text a ``drawing``, or a ``picture`` (a data URI)
+    of which ``alt`` says what is seen."""
+
+    text: str
+    sort: float | str | None = None
+    link: str = ""
+    drawing: Markup = _NOTHING
+    picture: Markup = _NOTHING
+    alt: str = ""
+
+    @property
+    def key(self) -> str:
+        """What the script sorts by; empty for what comes last."""
+        text = "" if self.text == "–" else self.text.replace(",", "")
+        return text if self.sort is None else str(self.sort)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table; the first ``left`` columns are words, the rest numbers. Above ``most`` rows it is
+    folded."""
+
+    title: str
+    head: tuple[str, ...]
+    rows: tuple[tuple[str | Cell, ...], ...]
+    left: int = 1
+    most: int = 100
+
+    @property
+    def folded(self) -> bool:
+        """Whether it is too long to stand open on a page."""
+        return len(self.rows) > self.most
+
+    @cached_property
+    def cells(self) -> list[list[Cell]]:
+        """Every row, every cell as one."""
+        return [[c if isinstance(c, Cell) else Cell(c) for c in row] for row in self.rows]
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One part of a page; ``figures`` are names of files below ``figures/``, ``charts`` are drawn
+    into the page itself."""
+
+    title: str
+    text: tuple[str, ...] = ()
+    facts: tuple[tuple[str, str], ...] = ()
+    tables: tuple[Grid, ...] = ()
+    figures: tuple[str, ...] = ()
+    charts: tuple[Drawing, ...] = ()
+
+    @property
+    def says_anything(self) -> bool:
+        """Whether there is anything below its title."""
+        return bool(self.text or self.facts or self.tables or self.figures or self.charts)
+
+
+def put_side_by_side(path: Path, page: Plain, live: str = "") -> None:
+    """Write ``path`` with the suffixes ``.html`` and ``.md``.
+
+    ``page`` has ``title``, ``verdict`` (lines), ``command``, ``sections`` (panels), ``captions``
+    and ``drawn`` (the PNG file in ``figures/`` by figure name). With ``live``, a line that says
+    what is still at work, the page reads itself again. Raises OutputError when it cannot be
+    written.
+    """
+    script = (Path(__file__).with_name("board.js")).read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    extra = {
+        "live": live,
+        "again": RELOAD_S,
+        "script": Markup(script),
+        "digest": Markup(digest),
+    }
+    lay_out(path, {**page, **extra}, "board")
+
+
+def intervals(rows: Sequence[tuple[float, float, float] | None]) -> list[Markup]:
+    """A small drawing a row of (low, value, high), all on one scale; nothing for ``None``."""
+    known = [row for row in rows if row]
+    if not known:
+        return [Markup()] * len(rows)
+    low, high = min(row[0] for row in known), max(row[2] for row in known)
+    wide = (high - low) or 1.0
+
+    def drawn(row: tuple[float, float, float]) -> Markup:
+        a, at, b = (5 + 90 * (value - low) / wide for value in row)
+        return Markup(
+            '<svg class="interval" viewBox="0 0 100 14" width="100" height="14" aria-hidden="true">'
+            '<path d="M5 7H95" class="track"/><path d="M{:.1f} 7H{:.1f}" class="reach"/>'
+            '<circle cx="{:.1f}" cy="7" r="3.5"/></svg>'
+        ).format(a, b, at)
+
+    return [drawn(row) if row else Markup() for row in rows]

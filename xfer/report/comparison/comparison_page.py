@@ -1,0 +1,245 @@
+"""What the page of a comparison says, panel by panel."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from urllib.parse import quote
+
+from markupsafe import Markup
+
+from xfer.core.types import Plain
+from xfer.evaluation.metrics import METRICS
+from xfer.report.board import Cell, Grid, Panel, intervals
+from xfer.report.comparison.changed import changed
+from xfer.report.comparison.paired import Disputed, Paired, disputed, unlike
+from xfer.report.comparison.read_run import RunRecord
+from xfer.report.comparison.thumbnails import root_of, thumbnail
+from xfer.report.format import ABSENT, number, short
+from xfer.report.overlay import TONES, Drawing, Line, panel
+
+_SHOWN = 50
+"""Images on which runs differ that are shown one by one."""
+_KEYS = 500
+_SPLITS = ("val", "test")
+_SURE = 0.05
+_TEST = (
+    "McNemar's exact test counts the images that one of the two got right alone. Equally good runs "
+    "differ at least that much with probability p."
+)
+_CHOSEN = (
+    "A run that chose its epoch, its strength or its settings by these same images looks better on "
+    "them than it is; p does not account for that."
+)
+_CURVES = {
+    "val_loss": "validation loss",
+    "val_acc": "validation accuracy",
+    "train_loss": "training loss",
+    "cv_loss": "held-out loss",
+}
+
+
+def shown(score: Plain) -> tuple[str, str, str]:
+    """Accuracy, its interval and the loss as texts."""
+    ends = score.get("acc_ci95")
+    return (
+        number(score.get("acc")),
+        f"{ends[0]:.3f} to {ends[1]:.3f}" if ends else ABSENT,
+        number(score.get("loss")),
+    )
+
+
+def verdict(runs: Sequence[RunRecord], tested: Sequence[Paired]) -> list[str]:
+    """The page in a few lines: which is best, and whether that is more than chance."""
+    scored = [run for run in runs if run.scores.get("val", {}).get("acc") is not None]
+    lines = []
+    if scored:
+        scored.sort(key=lambda run: -run.scores["val"]["acc"])
+        each = ", ".join(f"{run.name} {run.scores['val']['acc']:.3f}" for run in scored)
+        lines.append(f"Validation accuracy: {each}")
+    else:
+        lines.append("No run has a validation accuracy")
+    if len(tested) == 1:
+        lines.append(tested[0].in_words())
+        if tested[0].p is not None and tested[0].p >= _SURE:
+            lines.append("That is no evidence that either is better.")
+        return lines
+    known = [pair for pair in tested if pair.p is not None]
+    differ = [f"{pair.one} and {pair.other}" for pair in known if (pair.p or 0.0) < _SURE]
+    lines.append(
+        f"{len(differ)} of {len(known)} pairs differ with p < {_SURE} by McNemar's exact test"
+        + (f": {', '.join(differ[:6])}" + ", ..." * (len(differ) > 6) if differ else "")
+    )
+    return lines
+
+
+def panels(runs: Sequence[RunRecord], tested: Sequence[Paired], folder: Path) -> list[Panel]:
+    """All parts in reading order, for a page in ``folder``; those without content are left out."""
+    parts = [
+        Panel("Runs", tables=(_runs(runs, folder),)),
+        *(_scores(runs, split) for split in _SPLITS if any(split in run.scores for run in runs)),
+        Panel("Pairs", _caveats(runs, tested), tables=(_pairs(tested),)),
+        _curves(runs),
+        _differing(runs),
+        _keys(runs),
+    ]
+    return [part for part in parts if part.says_anything]
+
+
+def _runs(runs: Sequence[RunRecord], folder: Path) -> Grid:
+    rows = []
+    for run in runs:
+        card = run.folder / "report.html"
+        there = card.is_file() and not card.is_symlink()
+        link = quote(os.path.relpath(card.resolve(), folder.resolve())) if there else ""
+        best = run.result.get("best") or {}
+        by = "penalty's strength" if run.solved else "epoch"
+        chosen = f"{by} {number(best.get('epoch'))} of {len(run.history)}"
+        rows.append(
+            (
+                run.name,
+                Cell(str(run.folder), link=link),
+                short(run.experiment, 60),
+                chosen if run.history else "did not train",
+                number(run.result.get("seed")),
+            )
+        )
+    return Grid("", ("run", "folder", "experiment", "best", "seed"), tuple(rows), 4)
+
+
+def _scores(runs: Sequence[RunRecord], split: str) -> Panel:
+    """One row a run, one column a measure that any of them has."""
+    scores = [run.scores.get(split) or {} for run in runs]
+    metrics = [m for m in METRICS if any(score.get(m.name) is not None for score in scores)]
+    reach = [
+        (ends[0], score["acc"], ends[1])
+        if (ends := score.get("acc_ci95")) and score.get("acc") is not None
+        else None
+        for score in scores
+    ]
+    rows = []
+    for run, score, drawing in zip(runs, scores, intervals(reach), strict=True):
+        ends = score.get("acc_ci95")
+        cells: list[str | Cell] = [run.name, number(score.get("n"))]
+        for metric in metrics:
+            value = score.get(metric.name)
+            cells.append(Cell(number(value), value))
+            if metric.name == "acc":
+                cells.append(Cell(shown(score)[1], ends[0] if ends else None, drawing=drawing))
+        rows.append((*cells, number(score.get("used_for_selection"))))
+    head = ["run", "images"]
+    for metric in metrics:
+        head += [metric.label, *(["95 % interval"] if metric.name == "acc" else [])]
+    head.append("used for selection")
+    name = {"val": "Validation scores", "test": "Test scores"}[split]
+    return Panel(name, tables=(Grid("", tuple(head), tuple(rows), 1),))
+
+
+def _caveats(runs: Sequence[RunRecord], tested: Sequence[Paired]) -> tuple[str, ...]:
+    lines = [f"{pair.in_words()}." for pair in tested if pair.p is None]
+    if len(lines) < len(tested):
+        lines.insert(0, _TEST)
+        if any(run.scores.get("val", {}).get("used_for_selection") for run in runs):
+            lines.append(_CHOSEN)
+    if len(tested) - len([pair for pair in tested if pair.p is None]) > 1:
+        lines.append(
+            "Of twenty pairs of equally good runs one has p < 0.05 by chance: with several pairs "
+            "only a p far below that is evidence."
+        )
+    return tuple(lines)
+
+
+def _pairs(tested: Sequence[Paired]) -> Grid:
+    rows: list[tuple[str | Cell, ...]] = []
+    for pair in tested:
+        known = pair.p is not None
+        counts = (pair.images, pair.both, pair.first, pair.second, pair.neither)
+        gap = (pair.first - pair.second) / pair.images if known else None
+        rows.append(
+            (
+                f"{pair.one} and {pair.other}",
+                *(number(count) if known else ABSENT for count in counts),
+                Cell(ABSENT if gap is None else f"{gap:+.3f}", gap),
+                Cell(ABSENT if pair.p is None else f"{pair.p:.2g}", pair.p),
+            )
+        )
+    head = ("pair", "images", "both right", "first alone", "second alone", "both wrong")
+    return Grid("", (*head, "accuracy, first less second", "p"), tuple(rows), 1)
+
+
+def _curves(runs: Sequence[RunRecord]) -> Panel:
+    trained = [run for run in runs if run.history and not run.solved]
+    solved = [run for run in runs if run.solved]
+    texts = []
+    if solved:
+        names = ", ".join(run.name for run in solved)
+        texts.append(
+            f"Solved, not trained step by step: {names}. The curve of a solved head is over the "
+            "strength of its penalty (l2) in place of epochs, and has panels of its own."
+        )
+    if idle := [run.name for run in runs if not run.history]:
+        texts.append(f"Without a curve, since nothing was trained: {', '.join(idle)}.")
+    charts = [_chart(runs, trained, key, "epoch") for key in ("val_loss", "val_acc", "train_loss")]
+    charts += [_chart(runs, solved, key, "l2") for key in ("cv_loss", "val_loss", "val_acc")]
+    return Panel("Curves", tuple(texts), charts=tuple(chart for chart in charts if chart))
+
+
+def _chart(
+    runs: Sequence[RunRecord], drawn: Sequence[RunRecord], key: str, across: str
+) -> Drawing | None:
+    order = [run.name for run in runs]
+    lines = []
+    for run in drawn:
+        points = [(row[across], row[key]) for row in run.history if across in row and key in row]
+        place = order.index(run.name)
+        lines.append(Line(run.name, sorted(points), place if place < TONES else None))
+    by = "by strength" if across == "l2" else "by epoch"
+    return panel(f"{_CURVES[key]}, {by}", across, lines, log=across == "l2")
+
+
+def _differing(runs: Sequence[RunRecord]) -> Panel:
+    rows = disputed(runs)
+    answered = len(set.intersection(*(set(run.said) for run in runs)))
+    if not rows:
+        return Panel("Images", (f"All runs say the same of all {answered:,} images.",))
+    deciding = sum(row.decides for row in rows)
+    texts = [
+        f"The runs differ on {len(rows):,} of the {answered:,} images that all of them answered; "
+        f"on {deciding:,} of these one is right and another wrong."
+    ]
+    if any(unlike(runs[0], run) for run in runs[1:]):
+        texts.append("The runs were not measured on the same images: see the pairs.")
+    if len(rows) > _SHOWN:
+        texts.append(f"The first {_SHOWN} are shown, the other {len(rows) - _SHOWN:,} are not.")
+    return Panel("Images", tuple(texts), tables=(_images(runs, rows[:_SHOWN]),))
+
+
+def _images(runs: Sequence[RunRecord], rows: Sequence[Disputed]) -> Grid:
+    lines: list[tuple[str | Cell, ...]] = []
+    roots = dict.fromkeys(root for run in runs if (root := root_of(run.config)))
+    for i, row in enumerate(rows):
+        seen = next(filter(None, (thumbnail(root, row.path) for root in roots)), None)
+        label = " or ".join(dict.fromkeys(said.label for said in row.said))
+        cells: list[str | Cell] = [Cell(str(i + 1))]
+        alt = f"validation image of class {short(label, 80)}" if seen else ""
+        cells.append(Cell(short(row.path, 120), picture=seen or Markup(), alt=alt))
+        cells.append(short(label, 80))
+        for said in row.said:
+            mark = "✓" if said.right else "✗"
+            cells.append(f"{mark} {short(said.prediction, 80)} ({said.confidence:.3f})")
+        lines.append(tuple(cells))
+    head = ("no.", "file", "true class", *(f"{run.name} says" for run in runs))
+    return Grid("", head, tuple(lines), len(head))
+
+
+def _keys(runs: Sequence[RunRecord]) -> Panel:
+    rows = changed(runs)
+    if not rows:
+        return Panel("Changed keys", ("The runs have the same configuration and versions.",))
+    head = ("key", *(run.name for run in runs))
+    texts = ["Only what differs. A dash is a value that is null or absent."]
+    if len(rows) > _KEYS:
+        texts.append(f"The first {_KEYS} are shown, the other {len(rows) - _KEYS:,} are not.")
+    cells = tuple((short(name, 120), *values) for name, values in rows[:_KEYS])
+    return Panel("Changed keys", tuple(texts), tables=(Grid("", head, cells, len(head)),))
