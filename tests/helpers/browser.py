@@ -6,8 +6,14 @@ checkout (``npm install --no-save axe-core``) or where ``XFER_AXE`` says.
 
 from __future__ import annotations
 
+import base64
+import json
 import os
+import re
 import shutil
+import subprocess
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +24,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 AXE = Path(os.environ.get("XFER_AXE", ROOT / "node_modules/axe-core/axe.min.js"))
 WIDTHS = (360, 800, 1280)
+ENTER, ESCAPE, RIGHT, SPACE = "\ue007", "\ue00c", "\ue014", " "
 
 
 def need_axe() -> str:
@@ -28,56 +35,73 @@ def need_axe() -> str:
 
 
 class Browser:
-    """One page at a time, from the disk."""
+    """One page at a time, from the disk; chromedriver is spoken to in W3C WebDriver."""
 
-    def __init__(self, driver: Any) -> None:
-        self.driver = driver
+    def __init__(self, port: int, program: str) -> None:
+        self.root = f"http://127.0.0.1:{port}/session"
+        flags = ["--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"]
+        wanted = {
+            "browserName": "chrome",
+            "goog:chromeOptions": {"binary": program, "args": flags},
+            "goog:loggingPrefs": {"browser": "ALL"},
+        }
+        begun = self._ask("", {"capabilities": {"alwaysMatch": wanted}})
+        self.root += f"/{begun['sessionId']}"
+
+    def _ask(self, path: str, body: Any = None, method: str = "POST") -> Any:
+        data = json.dumps(body or {}).encode() if method == "POST" else None
+        request = urllib.request.Request(self.root + path, data, method=method)
+        request.add_header("Content-Type", "application/json")
+        try:
+            # No proxy stands between this machine and itself.
+            opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+            with opener.open(request, timeout=120) as answer:
+                return json.load(answer)["value"]
+        except urllib.error.HTTPError as error:
+            with error:
+                raise AssertionError(json.load(error)["value"]["message"]) from None
+
+    def _tell(self, command: str, **parameters: Any) -> Any:
+        return self._ask("/goog/cdp/execute", {"cmd": command, "params": parameters})
 
     def look(self, width: int, dark: bool = False, media: str = "") -> None:
         """Show pages at this width in CSS pixels, as on a phone where it is narrow."""
         size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
-        self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+        self._tell("Emulation.setDeviceMetricsOverride", **size)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-        self.driver.execute_cdp_cmd(
-            "Emulation.setEmulatedMedia", {"media": media, "features": [scheme]}
-        )
+        self._tell("Emulation.setEmulatedMedia", media=media, features=[scheme])
 
     def scripts(self, on: bool) -> None:
         """Whether pages may run scripts; those of a test run at any rate."""
-        self.driver.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": not on})
+        self._tell("Emulation.setScriptExecutionDisabled", value=not on)
 
     def open(self, page: Path) -> None:
         """Load a page."""
-        self.driver.get(page.resolve().as_uri())
+        self._ask("/url", {"url": page.resolve().as_uri()})
 
     def run(self, script: str, *args: Any) -> Any:
         """What ``script`` returns inside the page."""
-        return self.driver.execute_script(script, *args)
+        return self._ask("/execute/sync", {"script": script, "args": args})
 
-    def press(self, *keys: str) -> None:
-        """Type keys where the focus is."""
-        from selenium.webdriver import ActionChains
-
-        ActionChains(self.driver).send_keys(*keys).perform()
+    def press(self, key: str) -> None:
+        """Type a key where the focus is."""
+        actions = [{"type": kind, "value": key} for kind in ("keyDown", "keyUp")]
+        self._ask("/actions", {"actions": [{"type": "key", "id": "keys", "actions": actions}]})
 
     def shoot(self, path: Path) -> None:
         """The whole page as a PNG."""
-        import base64
-
         height = self.run("return document.documentElement.scrollHeight")
         width = self.run("return document.documentElement.clientWidth")
         clip = {"x": 0, "y": 0, "width": width, "height": height, "scale": 1}
-        asked = {"captureBeyondViewport": True, "clip": clip}
-        shot = self.driver.execute_cdp_cmd("Page.captureScreenshot", asked)
+        shot = self._tell("Page.captureScreenshot", captureBeyondViewport=True, clip=clip)
         path.write_bytes(base64.b64decode(shot["data"]))
 
     def faults(self, axe: str) -> list[str]:
         """What axe-core finds serious or critical, a line each."""
         # By the protocol of the developer tools: the page's own policy allows no other script.
-        self.driver.execute_cdp_cmd("Runtime.evaluate", {"expression": axe})
-        found = self.driver.execute_async_script(
-            "const done = arguments[0]; axe.run().then(r => done(r.violations))"
-        )
+        self._tell("Runtime.evaluate", expression=axe)
+        run = "const done = arguments[0]; axe.run().then(r => done(r.violations))"
+        found = self._ask("/execute/async", {"script": run, "args": []})
         return [
             f"{rule['id']}: {node['target']} {node.get('failureSummary', '')}"
             for rule in found
@@ -87,26 +111,28 @@ class Browser:
 
     def errors(self) -> list[str]:
         """What the console has of errors: scripts that failed, and what the policy refused."""
-        return [entry["message"] for entry in self.driver.get_log("browser")]
+        return [entry["message"] for entry in self._ask("/se/log", {"type": "browser"})]
+
+    def close(self) -> None:
+        """End the browser."""
+        self._ask("", method="DELETE")
 
 
 @contextmanager
 def chromium() -> Iterator[Browser]:
     """A browser; the test is skipped with the reason where there is none."""
-    pytest.importorskip("selenium", reason="no selenium: pip install '.[dev]'")
-    programs = [shutil.which(name) for name in ("chromium", "chromedriver")]
-    if None in programs:
+    program, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if program is None or driver is None:
         pytest.skip("no chromium and chromedriver: apt-get install chromium chromium-driver")
-    from selenium.webdriver import Chrome, ChromeOptions
-    from selenium.webdriver.chrome.service import Service
-
-    options = ChromeOptions()
-    options.binary_location = str(programs[0])
-    for flag in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = Chrome(options=options, service=Service(str(programs[1])))
-    try:
-        yield Browser(driver)
-    finally:
-        driver.quit()
+    with subprocess.Popen(
+        [driver, "--port=0"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as process:
+        try:
+            assert process.stdout is not None
+            said = (re.search(r"successfully on port (\d+)", line) for line in process.stdout)
+            port = next(int(found[1]) for found in said if found)
+            browser = Browser(port, program)
+            yield browser
+            browser.close()
+        finally:
+            process.terminate()

