@@ -76,6 +76,11 @@ def test_nothing_scrolls_sideways_on_a_phone(
         " && e.getBoundingClientRect().right > 361).map(e => e.outerHTML.slice(0, 80))"
     )
     assert out == []
+    scrolled = browser.run(
+        "return [...document.querySelectorAll('.wide')].filter(e => !e.closest('figure')"
+        " && e.scrollWidth > e.clientWidth + 1).map(e => e.textContent.slice(0, 80))"
+    )
+    assert scrolled == [], "a table has columns out of sight"
 
 
 def test_on_a_phone_a_row_is_a_card_with_the_name_of_every_column(

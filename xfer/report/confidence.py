@@ -1,5 +1,5 @@
 """What a network's probabilities are worth: how often it is right when it is so sure, and how
-precision falls as more images of a class are to be found."""
+precision falls as more images of a class are wanted."""
 
 from __future__ import annotations
 

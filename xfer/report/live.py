@@ -48,7 +48,7 @@ class LivePage:
             self._write("running", f"Running: {self._doing()}", self._every())
 
     def end(self, error: BaseException) -> None:
-        """The run ends here without a card of its own."""
+        """The run ends here without its card."""
         failed = isinstance(error, Exception)
         why = f": {error.where}: {error.what}" if isinstance(error, XferError) else ""
         state = "failed" if failed else "interrupted"

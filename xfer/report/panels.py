@@ -93,21 +93,21 @@ def _in_words(name: str, line: Points, over: str) -> str:
     return f"{name} from {begin:.3g} at {ends[0]:.3g} to {end:.3g} at {ends[1]:.3g}"
 
 
-def reliability(found: Sequence[Bin]) -> Chart:
+def reliability(given: Sequence[Bin]) -> Chart:
     """How often the network was right, by how sure it was; the numbers count images."""
-    gap = sum(abs(each.right - each.n * each.confidence) for each in found)
-    ece = gap / (sum(each.n for each in found) or 1)
+    gap = sum(abs(each.right - each.n * each.confidence) for each in given)
+    ece = gap / (sum(each.n for each in given) or 1)
     panel = Panel((0.0, 1.0), (0.0, 1.0)).axes("confidence")
-    for each in found:
+    for each in given:
         if each.n:
             tip = f"{each.right:,} of {each.n:,} right, mean confidence {each.confidence:.3f}"
             panel.bar((each.low, each.high), (0, each.right / each.n), "bar val", tip)
     panel.line([(0, 0), (1, 1)], "ideal")
-    for each in found:
+    for each in given:
         if each.n:
             x, y = panel.across((each.low + each.high) / 2) + 4, panel.up(each.right / each.n) - 3
             panel.parts.append(label(x, y, f"{each.n:,}", look="tiny", turn=-90))
-    filled = [each for each in found if each.n]
+    filled = [each for each in given if each.n]
     said = "; ".join(
         f"{each.low:.2f} to {each.high:.2f}: {each.right:,} of {each.n:,} right" for each in filled
     )
@@ -119,17 +119,17 @@ def reliability(found: Sequence[Bin]) -> Chart:
     return panel.draw("reliability: share right by confidence", alt, caption)
 
 
-def spread(found: Sequence[Bin]) -> Chart:
+def spread(given: Sequence[Bin]) -> Chart:
     """How many images had which confidence, right and wrong ones."""
-    most = max(each.n for each in found)
+    most = max(each.n for each in given)
     panel = Panel((0.0, 1.0), (0.0, 1.05 * (most or 1))).axes("confidence")
     panel.legend([("val thick", "right"), ("train thick", "wrong")])
-    for each in found:
+    for each in given:
         ends, wrong = (each.low, each.high), each.n - each.right
         panel.bar(ends, (0, wrong), "bar train", f"{wrong:,} wrong")
         panel.bar(ends, (wrong, each.n), "bar val", f"{each.right:,} right")
-    total, wrong = sum(each.n for each in found), sum(each.n - each.right for each in found)
-    sure = found[-1]
+    total, wrong = sum(each.n for each in given), sum(each.n - each.right for each in given)
+    sure = given[-1]
     alt = (
         f"Number of images by confidence, {total:,} in all, {wrong:,} of them wrong. In the last "
         f"bin, above {sure.low:.2f}, are {sure.n:,} images, {sure.n - sure.right:,} of them wrong."
@@ -137,9 +137,9 @@ def spread(found: Sequence[Bin]) -> Chart:
     return panel.draw("confidence: number of images", alt, "Wrong answers stand below right ones.")
 
 
-def recall(found: Sequence[RecallCurve]) -> Chart | None:
+def recall(given: Sequence[RecallCurve]) -> Chart | None:
     """Precision over recall of the classes with the lowest average precision."""
-    worst = sorted(found, key=lambda curve: curve.area)[:_CURVES]
+    worst = sorted(given, key=lambda curve: curve.area)[:_CURVES]
     if not worst:
         return None
     rows = -(-len(worst) // 2)
@@ -152,10 +152,10 @@ def recall(found: Sequence[RecallCurve]) -> Chart | None:
     for look, curve in zip(looks, worst, strict=True):
         panel.line(_thinned(curve), look)
     areas = "; ".join(f"{curve.name}: {curve.area:.3f}" for curve in worst)
-    which = f"the {len(worst)} of {len(found)} classes with the lowest" if len(found) > 6 else "the"
+    which = f"the {len(worst)} of {len(given)} classes with the lowest" if len(given) > 6 else "the"
     alt = f"Precision over recall of {len(worst)} classes. Average precision, {areas}."
     caption = f"Each class against all others; drawn are {which} average precision."
-    if len(found) <= _CURVES:
+    if len(given) <= _CURVES:
         caption = "Each class against all others, the lowest average precision first."
     return panel.draw("precision by recall", alt, caption)
 

@@ -150,7 +150,7 @@ def answered(answers: Predictions, samples: Samples, spec: InputSpec) -> Plain:
         {"label": classes[i], "prediction": classes[j], "count": count, "of": int(totals[i])}
         for i, j, count in taken
     ]
-    found, curves = bins(confidence, chosen == labels), recall_curves(answers)
+    counted, curves = bins(confidence, chosen == labels), recall_curves(answers)
     drawn = panels.recall(curves)
     return {
         "wrong": wrong,
@@ -158,7 +158,7 @@ def answered(answers: Predictions, samples: Samples, spec: InputSpec) -> Plain:
         "pairs": pairs,
         "charts": {
             "confusion": (panels.matrix(counts, classes),),
-            "confidence": (panels.reliability(found), panels.spread(found)),
+            "confidence": (panels.reliability(counted), panels.spread(counted)),
             "classes": (drawn,) if drawn else (),
         },
         "areas": {curve.name: curve.area for curve in curves},
