@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from xfer.plan.plan import Plan
+    from xfer.report.live import LivePage
+    from xfer.training.callbacks.progress import History
     from xfer.training.fit_result import FitResult
 
 _NEED_NET = {"evaluate", "predict", "export", "benchmark"}
@@ -193,34 +195,40 @@ def _predict_alone(specs: Specs, file: ModelFile, began: float) -> Result:
 def _stages(work: Work, earlier: Earlier | None) -> Plain:
     """The straight line. Each stage reads what the one before it left on disk, and the report comes
     also where an exported file was refused."""
-    from xfer.report.write import finish
+    from xfer.report.live import live_page
 
-    stages = work.plan.specs.stages
-    if "lr_find" in stages:
-        _find_rate(work)
-    if "fit" in stages:
-        with working("fit"):
-            work.fitted = _fit(work, resume_file(work.folder) if earlier else None)
-        work.device = work.fitted.device
-        fitted = work.fitted
-        warn(work.warnings, warnings_of(fitted.rows, terms(work.plan), fitted.best["epoch"]))
-    net = _network(work) if _NEED_NET & set(stages) else None
-    if net and "evaluate" in stages:
-        _evaluate(work, net)
-    if net and "predict" in stages:
-        _predict(work, net)
-    if net and "export" in stages:
-        _export(work, net)
-    if net and "benchmark" in stages and not work.refused:
-        _benchmark(work, net)
-    with working("report"):
-        result = finish(work)
+    with live_page(work) as page:
+        result = _through(work, earlier, page)
     if work.refused:
         raise work.refused
     return result
 
 
-def _fit(work: Work, resume: Path | None) -> FitResult:
+def _through(work: Work, earlier: Earlier | None, page: LivePage) -> Plain:
+    from xfer.report.write import finish
+
+    stages = work.plan.specs.stages
+    if "lr_find" in stages:
+        page.begin("lr_find")
+        _find_rate(work)
+    if "fit" in stages:
+        page.begin("fit")
+        with working("fit"):
+            work.fitted = _fit(work, resume_file(work.folder) if earlier else None, page)
+        work.device = work.fitted.device
+        fitted = work.fitted
+        warn(work.warnings, warnings_of(fitted.rows, terms(work.plan), fitted.best["epoch"]))
+    net = _network(work) if _NEED_NET & set(stages) else None
+    for name, stage in _AFTER_FIT.items():
+        if net and name in stages and not (name == "benchmark" and work.refused):
+            page.begin(name)
+            stage(work, net)
+    page.begin("report")
+    with working("report"):
+        return finish(work)
+
+
+def _fit(work: Work, resume: Path | None, page: LivePage) -> FitResult:
     """Solve the head where that is planned; train step by step otherwise, and where the network
     turns out to be none whose head can be solved."""
     if work.plan.specs.optim.solves:
@@ -238,7 +246,10 @@ def _fit(work: Work, resume: Path | None) -> FitResult:
     from xfer.training.fit import fit
     from xfer.training.oom import recall
 
-    fitted = fit(work.plan, work.folder, resume, pruner(work.folder))
+    def shows(history: History) -> None:
+        page.epoch(history.rows, history.best)
+
+    fitted = fit(work.plan, work.folder, resume, pruner(work.folder), shows)
     work.plan = recall(work.plan, work.folder)  # in the batches that memory sufficed for
     return fitted
 
@@ -370,3 +381,12 @@ def _export(work: Work, net: nn.Module) -> None:
         # The fit and its score are no worse for it: they are reported before the run fails.
         work.exports, work.refused = list(error.passed), error
         work.warnings += str(error).splitlines()
+
+
+_AFTER_FIT: dict[str, Callable[..., object]] = {
+    "evaluate": _evaluate,
+    "predict": _predict,
+    "export": _export,
+    "benchmark": _benchmark,
+}
+"""What each of these stages does with the network, in their order."""

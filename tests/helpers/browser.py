@@ -1,46 +1,138 @@
-"""A headless Chromium, where it is installed."""
+"""Pages as a browser shows them: headless Chromium, at a width, light or dark.
+
+Debian's ``chromium`` and ``chromium-driver``; axe-core from npm, in ``node_modules`` of the
+checkout (``npm install --no-save axe-core``) or where ``XFER_AXE`` says.
+"""
 
 from __future__ import annotations
 
+import base64
+import json
 import os
+import re
 import shutil
+import subprocess
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+ROOT = Path(__file__).parents[2]
+AXE = Path(os.environ.get("XFER_AXE", ROOT / "node_modules/axe-core/axe.min.js"))
+WIDTHS = (360, 800, 1280)
+ENTER, ESCAPE, RIGHT, SPACE = "\ue007", "\ue00c", "\ue014", " "
+
+
+def need_axe() -> str:
+    """The text of axe-core; the test is skipped where it is absent."""
+    if not AXE.is_file():
+        pytest.skip(f"no axe-core in {AXE}: npm install --no-save axe-core, or set XFER_AXE")
+    return AXE.read_text("utf-8")
+
+
+class Browser:
+    """One page at a time, from the disk; chromedriver is spoken to in W3C WebDriver."""
+
+    def __init__(self, port: int, program: str) -> None:
+        self.root = f"http://127.0.0.1:{port}/session"
+        flags = ["--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"]
+        wanted = {
+            "browserName": "chrome",
+            "goog:chromeOptions": {"binary": program, "args": flags},
+            "goog:loggingPrefs": {"browser": "ALL"},
+        }
+        begun = self._ask("", {"capabilities": {"alwaysMatch": wanted}})
+        self.root += f"/{begun['sessionId']}"
+
+    def _ask(self, path: str, body: Any = None, method: str = "POST") -> Any:
+        data = json.dumps(body or {}).encode() if method == "POST" else None
+        request = urllib.request.Request(self.root + path, data, method=method)
+        request.add_header("Content-Type", "application/json")
+        try:
+            # No proxy stands between this machine and itself.
+            opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+            with opener.open(request, timeout=120) as answer:
+                return json.load(answer)["value"]
+        except urllib.error.HTTPError as error:
+            with error:
+                raise AssertionError(json.load(error)["value"]["message"]) from None
+
+    def _tell(self, command: str, **parameters: Any) -> Any:
+        return self._ask("/goog/cdp/execute", {"cmd": command, "params": parameters})
+
+    def look(self, width: int, dark: bool = False, media: str = "") -> None:
+        """Show pages at this width in CSS pixels, as on a phone where it is narrow."""
+        size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
+        self._tell("Emulation.setDeviceMetricsOverride", **size)
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        self._tell("Emulation.setEmulatedMedia", media=media, features=[scheme])
+
+    def scripts(self, on: bool) -> None:
+        """Whether pages may run scripts; those of a test run at any rate."""
+        self._tell("Emulation.setScriptExecutionDisabled", value=not on)
+
+    def open(self, page: Path) -> None:
+        """Load a page."""
+        self._ask("/url", {"url": page.resolve().as_uri()})
+
+    def run(self, script: str, *args: Any) -> Any:
+        """What ``script`` returns inside the page."""
+        return self._ask("/execute/sync", {"script": script, "args": args})
+
+    def press(self, key: str) -> None:
+        """Type a key where the focus is."""
+        actions = [{"type": kind, "value": key} for kind in ("keyDown", "keyUp")]
+        self._ask("/actions", {"actions": [{"type": "key", "id": "keys", "actions": actions}]})
+
+    def shoot(self, path: Path) -> None:
+        """The whole page as a PNG."""
+        height = self.run("return document.documentElement.scrollHeight")
+        width = self.run("return document.documentElement.clientWidth")
+        clip = {"x": 0, "y": 0, "width": width, "height": height, "scale": 1}
+        shot = self._tell("Page.captureScreenshot", captureBeyondViewport=True, clip=clip)
+        path.write_bytes(base64.b64decode(shot["data"]))
+
+    def faults(self, axe: str) -> list[str]:
+        """What axe-core finds serious or critical, a line each."""
+        # By the protocol of the developer tools: the page's own policy allows no other script.
+        self._tell("Runtime.evaluate", expression=axe)
+        run = "const done = arguments[0]; axe.run().then(r => done(r.violations))"
+        found = self._ask("/execute/async", {"script": run, "args": []})
+        return [
+            f"{rule['id']}: {node['target']} {node.get('failureSummary', '')}"
+            for rule in found
+            if rule["impact"] in ("serious", "critical")
+            for node in rule["nodes"]
+        ]
+
+    def errors(self) -> list[str]:
+        """What the console has of errors: scripts that failed, and what the policy refused."""
+        return [entry["message"] for entry in self._ask("/se/log", {"type": "browser"})]
+
+    def close(self) -> None:
+        """End the browser."""
+        self._ask("", method="DELETE")
+
 
 @contextmanager
-def chromium() -> Iterator[Any]:
-    """The browser, driven by selenium; the test is skipped with a reason where one is missing."""
-    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
-    program = shutil.which("chromium") or shutil.which("google-chrome")
-    driver = shutil.which("chromedriver")
-    if not (program and driver):
-        pytest.skip("Chromium and its driver are not installed (apt chromium chromium-driver)")
-    options = webdriver.ChromeOptions()
-    options.binary_location = program
-    for flag in ("--headless=new", "--disable-gpu", "--disable-dev-shm-usage"):
-        options.add_argument(flag)
-    if os.geteuid() == 0:
-        options.add_argument("--no-sandbox")  # it does not start as root otherwise
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-    try:
-        yield browser
-    finally:
-        browser.quit()
-
-
-def wide(browser: Any, width: int, look: str = "light") -> None:
-    """Make the page as wide as a screen of that many pixels, light or dark."""
-    features = [{"name": "prefers-color-scheme", "value": look}]
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
-    size = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 500}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-
-
-def refused(browser: Any) -> list[str]:
-    """What the browser complained of, as what the content policy forbids."""
-    return [entry["message"] for entry in browser.get_log("browser")]
+def chromium() -> Iterator[Browser]:
+    """A browser; the test is skipped with the reason where there is none."""
+    program, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if program is None or driver is None:
+        pytest.skip("no chromium and chromedriver: apt-get install chromium chromium-driver")
+    with subprocess.Popen(
+        [driver, "--port=0"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as process:
+        try:
+            assert process.stdout is not None
+            said = (re.search(r"successfully on port (\d+)", line) for line in process.stdout)
+            port = next(int(found[1]) for found in said if found)
+            browser = Browser(port, program)
+            yield browser
+            browser.close()
+        finally:
+            process.terminate()

@@ -543,14 +543,14 @@ def test_a_run_without_training_and_scores_says_so() -> None:
     assert lines == ["No split was scored in this run", "This run did not train", "Status: failed"]
 
 
-def test_figures_are_embedded_whole_and_linked_relatively(tmp_path: Path) -> None:
+def test_small_figures_are_embedded_whole_and_linked_relatively(tmp_path: Path) -> None:
     drawn = draw(tmp_path / "figures" / "batch_grid.png", grids.batch, plain(2), ["a", "b"])
     draw(tmp_path / "figures" / "curves.png", charts.curves, history(3), 2, "val_acc")
     html, markdown = page(tmp_path, *facts())
     found = Page(html)
-    images = [value for key, value in found.attributes if key == "src"]
-    assert len(images) == 2 and all(i.startswith("data:image/png;base64,") for i in images)
-    assert drawn.read_bytes() in [base64.b64decode(i.partition(",")[2]) for i in images]
+    (image,) = [value for key, value in found.attributes if key == "src"]  # curves are a drawing
+    assert image.startswith("data:image/png;base64,")
+    assert drawn.read_bytes() == base64.b64decode(image.partition(",")[2])
     links = re.findall(r"!\[[^\]]*\]\(([^)]*)\)", markdown)
     assert sorted(links) == ["figures/batch_grid.png", "figures/curves.png"]
     assert all((tmp_path / link).is_file() for link in links)
@@ -634,8 +634,10 @@ def test_no_mistakes_are_said_only_when_they_were_looked_for(tmp_path: Path) -> 
 
 def test_long_tables_are_folded_and_short_ones_are_open(tmp_path: Path) -> None:
     html, _ = page(tmp_path, *facts(tuple(f"class {i}" for i in range(100))))
-    assert "<summary>val (100 rows)</summary>" in html
-    assert "<details" not in page(tmp_path, *facts())[0]
+    assert "<summary><bdi>val</bdi> (100 rows)</summary>" in html
+    html, _ = page(tmp_path, *facts())
+    assert html.index('class="part"') > html.index("<h2>Classes</h2>"), "a result is folded"
+    assert "<summary><bdi>val</bdi>" not in html and "<h3><bdi>val</bdi></h3>" in html
 
 
 def test_the_page_of_a_run_with_every_figure_names_them_in_order(
@@ -649,16 +651,18 @@ def test_the_page_of_a_run_with_every_figure_names_them_in_order(
     draw(figures / "confusion_matrix.png", confusion.matrix, counts, ["dogs", "wolves"])
     draw(figures / "confused_pairs.png", confusion.bars, counts, ["dogs", "wolves"])
     draw(figures / "curves.png", charts.curves, history(3), 2, "val_acc")
-    html, _ = page(tmp_path, *facts())
-    order = [value for key, value in Page(html).attributes if key == "alt"]
+    html, markdown = page(tmp_path, *facts())
+    order = re.findall(r"!\[([^\]]*)\]", markdown)
     assert order == [
         "curves",
         "confusion_matrix",
         "confused_pairs",
-        "prediction_grid",
         "most_wrong",
+        "prediction_grid",
         "batch_grid",
     ]
+    alts = [value for key, value in Page(html).attributes if key == "alt"]
+    assert len(alts) == 5 and all(len(alt.split()) > 6 for alt in alts), "an alt says too little"
 
 
 def test_values_are_worded_for_readers() -> None:

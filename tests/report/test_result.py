@@ -28,7 +28,7 @@ def test_a_fit_and_a_file_alone_say_the_same_kinds_of_facts(
     fitted = xfer.run("digits_sgd", options).folder.resolve()
     folders(tmp_path, {"photos": 3})
     model = fitted / "export" / "model.onnx"
-    asked = [f"predict.model={model}", "predict.input=photos", "stages=[predict]"]
+    asked = [f"predict.model={model}", "predict.input=photos", "stages=[predict]", "run.dir=alone"]
     alone = xfer.run(overrides=asked).folder
     results = [json.loads((folder / "result.json").read_text()) for folder in (fitted, alone)]
     assert [KEYS - set(result) for result in results] == [set(), set()]

@@ -8,11 +8,10 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from browser import chromium, refused, wide
+from browser import ENTER, Browser, chromium, need_axe
 from sweeps import QUICK, SLOTS, begun, until
 
 from xfer.core.errors import XferError
@@ -126,28 +125,33 @@ def test_a_page_of_a_sweep_at_work_says_so_and_the_last_one_does_not(sweep: Path
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
+def browser() -> Iterator[Browser]:
     with chromium() as started:
         yield started
 
 
-def column(browser: Any, name: str) -> list[str]:
+def column(browser: Browser, name: str) -> list[str]:
     """The texts of a column of the first table."""
-    table = browser.find_element("css selector", "table")
-    return [cell.text for cell in table.find_elements("css selector", f'td[data-name="{name}"]')]
+    cells = "return [...document.querySelector('table').querySelectorAll(arguments[0])]"
+    found: list[str] = browser.run(
+        f"{cells}.map(cell => cell.innerText)", f'td[data-name="{name}"]'
+    )
+    return found
 
 
-def click(browser: Any, name: str) -> None:
-    for button in browser.find_elements("css selector", "th button"):
-        if button.text == name:
-            button.click()
-            return
-    raise AssertionError(f"there is no button {name}")
+def click(browser: Browser, name: str, then: str = "click") -> None:
+    """Press the button of a column, or do what ``then`` says with it."""
+    script = """
+      const buttons = [...document.querySelectorAll("th button")];
+      const named = buttons.filter(button => button.innerText === arguments[0]);
+      named.forEach(button => button[arguments[1]]());
+      return named.length"""
+    assert browser.run(script, name, then) == 1
 
 
-def test_columns_are_sorted_by_a_click_and_by_the_keyboard(browser: Any, sweep: Path) -> None:
-    wide(browser, 1280)
-    browser.get(write(sweep).as_uri())
+def test_columns_are_sorted_by_a_click_and_by_the_keyboard(browser: Browser, sweep: Path) -> None:
+    browser.look(1280)
+    browser.open(write(sweep))
     assert column(browser, "rank")[:4] == ["1", "2", "3", "4"]
     click(browser, "parameters")
     assert column(browser, "parameters")[:4] == ["100", "1,000", "10,000", "100,000"]
@@ -155,22 +159,23 @@ def test_columns_are_sorted_by_a_click_and_by_the_keyboard(browser: Any, sweep: 
     assert column(browser, "parameters")[:4] == ["100,000", "10,000", "1,000", "100"]
     # What has no number comes last either way.
     assert column(browser, "parameters")[4:] == ["–", "–"]
-    head = browser.find_element("css selector", 'th[aria-sort="descending"]')
-    assert head.text == "parameters"
-    head.find_element("tag name", "button").send_keys("\ue007")
+    head = "return document.querySelector('th[aria-sort=\"descending\"]').innerText"
+    assert browser.run(head) == "parameters"
+    click(browser, "parameters", "focus")
+    browser.press(ENTER)
     assert column(browser, "parameters")[0] == "100"
     click(browser, "optim.lr")
     assert column(browser, "job")[:4] == ["0", "2", "1", "3"]
-    assert refused(browser) == []
+    assert browser.errors() == []
 
 
 @pytest.mark.parametrize("look", ["light", "dark"])
-def test_on_a_narrow_screen_every_column_is_there(browser: Any, sweep: Path, look: str) -> None:
+def test_on_a_narrow_screen_every_column_is_there(browser: Browser, sweep: Path, look: str) -> None:
     path = write(sweep)
-    wide(browser, 360, look)
-    browser.get(path.as_uri())
+    browser.look(360, dark=look == "dark")
+    browser.open(path)
     size = "return [document.documentElement.scrollWidth, getComputedStyle(document.body).color]"
-    assert browser.execute_script(size) == [
+    assert browser.run(size) == [
         360,
         "rgb(34, 34, 34)" if look == "light" else "rgb(232, 232, 232)",
     ]
@@ -182,48 +187,48 @@ def test_on_a_narrow_screen_every_column_is_there(browser: Any, sweep: Path, loo
         return box.left >= 0 && box.right <= 360 && box.height > 0
           ? getComputedStyle(cell, "::before").content : "hidden";
       });"""
-    assert browser.execute_script(visible) == [f'"{name}"' for name in names]
+    assert browser.run(visible) == [f'"{name}"' for name in names]
     click(browser, "optim.lr")
     assert column(browser, "job")[0] == "0"
+    assert browser.faults(need_axe()) == []
 
 
-def test_without_its_script_the_page_is_whole(browser: Any, sweep: Path) -> None:
-    wide(browser, 1280)
-    browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
+def test_without_its_script_the_page_is_whole(browser: Browser, sweep: Path) -> None:
+    browser.look(1280)
+    browser.scripts(on=False)
     try:
-        browser.get(write(sweep).as_uri())
+        browser.open(write(sweep))
         assert column(browser, "rank")[:4] == ["1", "2", "3", "4"]
-        assert browser.find_elements("css selector", "button") == []
+        assert browser.run("return document.querySelectorAll('button').length") == 0
     finally:
-        browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
+        browser.scripts(on=True)
 
 
-def test_the_page_reads_itself_again_until_the_sweep_is_over(browser: Any, sweep: Path) -> None:
-    wide(browser, 1280)
+def test_the_page_reads_itself_again_until_the_sweep_is_over(browser: Browser, sweep: Path) -> None:
+    browser.look(1280)
     write_live(sweep)
-    browser.get((sweep / "leaderboard.html").as_uri())
+    browser.open(sweep / "leaderboard.html")
     click(browser, "optim.lr")
     job(sweep / "5", 5, 0.95, 0.0001)
     write(sweep)
 
     # The title is that of whichever page is there, also between two of them.
-    until(lambda: "job 5, val_acc 0.95" in browser.title)
+    until(lambda: "job 5, val_acc 0.95" in browser.run("return document.title"))
     # Sorted as it was, and no longer at work.
     assert column(browser, "job")[:2] == ["5", "0"]
-    assert browser.find_elements("id", "live") == []
-    assert refused(browser) == []
+    assert browser.run("return document.getElementById('live')") is None
+    assert browser.errors() == []
 
 
-def test_reading_again_can_be_paused(browser: Any, sweep: Path) -> None:
-    wide(browser, 1280)
+def test_reading_again_can_be_paused(browser: Browser, sweep: Path) -> None:
+    browser.look(1280)
     write_live(sweep)
-    browser.get((sweep / "leaderboard.html").as_uri())
-    button = browser.find_element("css selector", "#live button")
-    button.click()
-    browser.execute_script("document.body.dataset.same = 'yes'")
+    browser.open(sweep / "leaderboard.html")
+    browser.run("document.querySelector('#live button').click()")
+    browser.run("document.body.dataset.same = 'yes'")
     time.sleep(6)
-    assert browser.execute_script("return document.body.dataset.same") == "yes"
-    assert button.text == "Reload again"
+    assert browser.run("return document.body.dataset.same") == "yes"
+    assert browser.run("return document.querySelector('#live button').innerText") == "Reload again"
 
 
 def live_line(folder: Path) -> str:

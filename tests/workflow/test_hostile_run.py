@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from pictures import picture
 
+from xfer import report
 from xfer.weights.formats.checkpoint_format import read_snapshot
 
 CLASSES = [
@@ -84,21 +85,33 @@ class Elements(HTMLParser):
     def __init__(self) -> None:
         super().__init__()
         self.bad: list[str] = []
+        self.scripts: list[str] = []
+        self.inside = ""
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        if tag in ("script", "iframe", "object", "embed", "base", "link", "form"):
+        self.inside = tag
+        if tag in ("iframe", "object", "embed", "base", "link", "form"):
             self.bad.append(tag)
         for name, value in attrs:
             outside = name in ("src", "href") and not (value or "").startswith(("data:", "#"))
             if name.startswith("on") or outside:
                 self.bad.append(f"{tag} {name}={value}")
 
+    def handle_data(self, data: str) -> None:
+        if self.inside == "script":
+            self.scripts.append(data)
 
-def test_the_page_runs_and_loads_nothing(done):
+    def handle_endtag(self, tag: str) -> None:
+        self.inside = ""
+
+
+def test_the_page_runs_no_foreign_script_and_loads_nothing(done):
     run, _, _ = done
     page, elements = (run / "report.html").read_text(), Elements()
     elements.feed(page)
     assert elements.bad == []
+    (script,) = elements.scripts  # of the mistakes
+    assert script == (Path(report.__file__).parent / "mistakes.js").read_text()
     assert "&lt;img src=x onerror=alert(1)&gt;" in page
     assert "{{ 7*7 }}" in page, "a name was taken for a template"
 

@@ -6,8 +6,6 @@ its hash in the content policy: without it the tables stand in their own order.
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -67,7 +65,7 @@ class Grid:
 
 
 @dataclass(frozen=True)
-class Panel:
+class PagePart:
     """One part of a page; ``figures`` are names of files below ``figures/``, ``charts`` are drawn
     into the page itself."""
 
@@ -92,14 +90,7 @@ def put_side_by_side(path: Path, page: Plain, live: str = "") -> None:
     what is still at work, the page reads itself again. Raises OutputError when it cannot be
     written.
     """
-    script = (Path(__file__).with_name("board.js")).read_text(encoding="utf-8")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    extra = {
-        "live": live,
-        "again": RELOAD_S,
-        "script": Markup(script),
-        "digest": Markup(digest),
-    }
+    extra = {"live": live, "again": RELOAD_S, "script": "board.js"}
     lay_out(path, {**page, **extra}, "board")
 
 

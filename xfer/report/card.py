@@ -5,14 +5,25 @@ Any value may be ``None`` or absent: it is shown as a dash or left out, never gu
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from xfer.core.types import Plain
+from xfer.report import panels, tables
 from xfer.report import sections as facts
-from xfer.report import tables
-from xfer.report.format import number
+from xfer.report.format import number, words
+from xfer.report.shots import Shot
+from xfer.report.svg import Chart
 
+ALTS = {
+    "curves": "Curves of the loss and of the metric that chose the best epoch.",
+    "confusion_matrix": "Table of true classes against predicted ones, coloured by share.",
+    "confused_pairs": "Bars: how often one class was taken for another, the most frequent first.",
+    "prediction_grid": "Images with the predicted class above each, wrong ones framed in red.",
+    "most_wrong": "The most confident mistakes, with true and predicted class above each.",
+    "batch_grid": "Training images in rows of eight, with their class above each.",
+}
 CAPTIONS = {
     "curves": "Loss, the metric that chose the best epoch, and the learning rate, with a dashed "
     "line at the best epoch; or, of a head that was solved, loss and accuracy over the strength of "
@@ -30,13 +41,39 @@ CAPTIONS = {
 
 @dataclass(frozen=True)
 class Section:
-    """One part of the card; ``figures`` are names of files below ``figures/``."""
+    """One part of the card; ``figures`` are names of files below ``figures/``.
+
+    Where there are ``charts`` or ``shots``, the page shows these in their place. ``folded``: the
+    page shows the title alone until it is opened.
+    """
 
     title: str
     text: tuple[str, ...] = ()
     facts: facts.Facts = ()
     tables: tuple[tables.Table, ...] = ()
     figures: tuple[str, ...] = ()
+    charts: tuple[Chart, ...] = ()
+    shots: tuple[Shot, ...] = ()
+    folded: bool = False
+
+
+def data_name(result: Plain, plan: Plain) -> str:
+    """What the images are called: their folder or file, else the kind of ``data``, else the run."""
+    data = (plan.get("config") or {}).get("data") or {}
+    for key in ("root", "file"):
+        if isinstance(data.get(key), str) and data[key]:
+            path = Path(data[key])
+            return path.stem if key == "file" else path.name or path.resolve().name
+    run = result.get("experiment") or plan.get("experiment") or "run"
+    return str(data.get("_target_") or run).rpartition(".")[2].lower() if data else str(run)
+
+
+def about(result: Plain, plan: Plain) -> str:
+    """The line below the title: the experiment, and the network."""
+    backbone = plan.get("backbone") or {}
+    network = backbone.get("name") or (words(backbone) if backbone else "")
+    names = [result.get("experiment") or plan.get("experiment"), network]
+    return ", ".join(str(name) for name in names if name)
 
 
 def verdict(result: Plain) -> list[str]:
@@ -79,47 +116,101 @@ def sections(result: Plain, plan: Plain, details: Plain, drawn: Collection[str])
 
     ``drawn`` names the figures that exist. Those that no part asks for come last.
     """
-
-    def here(*names: str) -> tuple[str, ...]:
-        return tuple(name for name in names if name in drawn)
-
-    wrong, remarks = details.get("wrong"), plan.get("remarks") or []
+    remarks = plan.get("remarks") or []
     warnings = [line for line in result.get("warnings") or [] if line not in remarks]
+    parts = [
+        Section("Warnings", text=tuple(map(str, warnings))),
+        Section("Scores", tables=tables.scores(result.get("scores") or {})),
+        *_seen(result, plan, details, drawn),
+        *_folded(result, plan, details, drawn),
+    ]
+    return [p for p in parts if p.text or p.facts or p.tables or p.figures or p.charts]
+
+
+def _seen(result: Plain, plan: Plain, details: Plain, drawn: Collection[str]) -> list[Section]:
+    """What people look for first: the curves, and what the network gets wrong."""
+    charts: Mapping[str, tuple[Chart, ...]] = details.get("charts") or {}
+    wrong, shots = details.get("wrong"), tuple(details.get("shots") or ())
     mistakes = []
     for split, (count, images) in (details.get("mistakes") or {}).items():
         were = f"{count:,} of {images:,} images were" if count else "no image was"
         mistakes.append(f"{split}: {were} taken for another class")
-    none_wrong = ("No image was classified wrongly.",) if wrong == [] else ()
+    said: tuple[str, ...] = ("No image was classified wrongly.",) if wrong == [] else ()
+    if shots:
+        said = (_OPENED,)
+        if len(wrong or []) > len(shots):
+            rest = f"The first {len(shots):,} of {len(wrong or []):,}; {details['table']} has all."
+            said += (rest,)
+    history = details.get("history") or []
+    return [
+        Section(
+            "Training",
+            facts=facts.steps(plan),
+            tables=tables.history(history),
+            figures=_here(drawn, "curves"),
+            charts=curves(result, history),
+        ),
+        Section(
+            "Confusion",
+            tuple(mistakes),
+            tables=tables.pairs(details.get("pairs") or []),
+            figures=_here(drawn, "confusion_matrix", "confused_pairs"),
+            charts=charts.get("confusion", ()),
+        ),
+        Section(
+            "Mistakes",
+            said,
+            tables=tables.wrong(wrong or []),
+            figures=_here(drawn, "most_wrong"),
+            shots=shots,
+        ),
+        Section("Confidence", charts=charts.get("confidence", ())),
+        Section(
+            "Classes",
+            tables=tables.per_class(details.get("per_class") or {}),
+            charts=charts.get("classes", ()),
+        ),
+    ]
+
+
+_OPENED = (
+    "The most confident first, as the network saw them. Press a picture to enlarge it; with the "
+    "keyboard, Enter opens and closes it."
+)
+
+
+def curves(result: Plain, history: Sequence[Plain]) -> tuple[Chart, ...]:
+    """The curves of a fit, by epoch or, of a head that was solved, by strength."""
+    best = result.get("best") or {}
+    if history and "l2" in history[0] and best:
+        return tuple(panels.strengths(history, best["epoch"]))
+    return tuple(panels.curves(history, best.get("epoch"), best.get("metric") or "val_acc"))
+
+
+def _here(drawn: Collection[str], *names: str) -> tuple[str, ...]:
+    return tuple(name for name in names if name in drawn)
+
+
+def _folded(result: Plain, plan: Plain, details: Plain, drawn: Collection[str]) -> list[Section]:
+    """What is looked up when it is asked for: pictures of the data, weights, proofs, time."""
     exported = tables.exported(details.get("exports") or result.get("export") or [])
+    nothing = () if exported or result.get("status") == "running" else ("Nothing was exported.",)
+    remarks = [*(plan.get("remarks") or []), *(details.get("notes") or [])]
+    more = tuple(name for name in drawn if name not in CAPTIONS)
     parts = [
-        Section("Warnings", text=tuple(map(str, warnings))),
-        Section("Scores", tables=tables.scores(result.get("scores") or {})),
+        Section("Predictions", figures=_here(drawn, "prediction_grid")),
+        Section("Training batch", figures=_here(drawn, "batch_grid")),
         Section(
             "Weights",
             facts=facts.loaded(result, plan) + facts.frozen(result, plan),
             tables=tables.loaded(details.get("load") or {}),
         ),
         Section("Data", facts=facts.data(plan), tables=tables.splits(plan.get("splits") or {})),
-        Section(
-            "Training",
-            facts=facts.steps(plan),
-            tables=tables.history(details.get("history") or []),
-            figures=here("curves"),
-        ),
-        Section(
-            "Confusion",
-            text=tuple(mistakes),
-            figures=here("confusion_matrix", "confused_pairs"),
-        ),
-        Section("Classes", tables=tables.per_class(details.get("per_class") or {})),
-        Section("Predictions", figures=here("prediction_grid")),
-        Section("Mistakes", none_wrong, (), tables.wrong(wrong or []), here("most_wrong")),
-        Section("Training batch", figures=here("batch_grid")),
-        Section("Exported files", () if exported else ("Nothing was exported.",), (), exported),
+        Section("Exported files", nothing, (), exported),
         Section(
             "Time and device", facts=facts.timing(result.get("timing") or {}) + facts.place(result)
         ),
-        Section("Remarks", text=tuple(map(str, [*remarks, *(details.get("notes") or [])]))),
-        Section("More figures", figures=tuple(name for name in drawn if name not in CAPTIONS)),
+        Section("Remarks", text=tuple(map(str, remarks))),
+        Section("More figures", figures=more),
     ]
-    return [p for p in parts if p.text or p.facts or p.tables or p.figures]
+    return [replace(part, folded=True) for part in parts]

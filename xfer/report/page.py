@@ -1,4 +1,6 @@
-"""The run card as ``report.html``, one file that fetches and runs nothing, and ``report.md``.
+"""The run card as ``report.html``, one file that fetches nothing, and ``report.md``.
+
+The page is whole without the script that filters its mistakes, and runs no other.
 
 Every value passes one escape on its way into a template: HTML's by jinja2's autoescape, or
 Markdown's. Unprintable characters, lone surrogates among them, are written as Python escapes.
@@ -7,15 +9,28 @@ Markdown's. Unprintable characters, lone surrogates among them, are written as P
 from __future__ import annotations
 
 import base64
+import hashlib
+import io
 import re
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from xfer.core.errors import printable
-from xfer.core.files import write_text
+from xfer.core.files import read_text, write_text
 from xfer.core.types import Plain
-from xfer.report.card import CAPTIONS, sections, verdict
+from xfer.report.card import ALTS, CAPTIONS, about, data_name, sections, verdict
+from xfer.report.format import short
 from xfer.report.plot import DPI
+from xfer.report.shots import data_uri, jpeg
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+_HERE = Path(__file__).parent
+_SMALL = 90_000
+"""Bytes of a figure inside the page."""
 
 _MARKS = re.compile(
     r"[\\`*<\[\]|~$&]"  # emphasis, code, HTML, links, cells, math, entities
@@ -30,40 +45,84 @@ def render(folder: Path, result: Plain, plan: Plain, details: Plain) -> None:
 
     ``result`` is ``result.json`` and ``plan`` is ``plan.json``. ``details`` may hold, a split,
     ``per_class`` and ``mistakes``; and ``history`` (rows of ``metrics.csv``), ``exports``,
-    ``wrong`` (rows of path, label, prediction, confidence) and ``notes`` (texts). Whatever is
+    ``wrong`` (rows of path, label, prediction, confidence), ``shots`` and ``table`` (the file that
+    has them all), ``pairs``, ``charts`` (by part of the card) and ``notes`` (texts). Whatever is
     absent is left out. Figures are the PNG files in ``folder/figures``.
     Raises OutputError when a file cannot be written.
     """
     drawn = {path.stem: path for path in sorted((folder / "figures").glob("*.png"))}
-    card = {
-        "title": result.get("experiment") or plan.get("experiment") or "run",
-        "verdict": verdict(result),
+    card = _card(result, plan, details, drawn) | {"verdict": verdict(result)}
+    lay_out(folder / "report", card | {"script": "mistakes.js" if details.get("shots") else None})
+
+
+def render_live(
+    folder: Path, result: Plain, plan: Plain, details: Plain, lines: Sequence[str], every: int
+) -> None:
+    """Write ``folder/report.html`` of a run at work, or of one that ended too early, from what is
+    known so far. It begins with ``lines`` and is read anew ``every`` so many seconds; 0 is never.
+    Raises OutputError when it cannot be written.
+    """
+    card = _card(result, plan, details, {}) | {"verdict": list(lines), "reload": every}
+    _write("html", folder / "report", card, "report")
+
+
+def _card(result: Plain, plan: Plain, details: Plain, drawn: Mapping[str, Path]) -> Plain:
+    return {
+        "title": data_name(result, plan),
+        "about": about(result, plan),
         "command": printable(result.get("command") or ""),
         "sections": sections(result, plan, details, drawn),
         "captions": dict.fromkeys(drawn, "") | CAPTIONS,
         "drawn": drawn,
     }
-    lay_out(folder / "report", card)
 
 
 def lay_out(path: Path, card: Plain, template: str = "report") -> None:
     """Write ``path`` with the suffixes ``.html`` and ``.md``. ``card`` is what the templates name:
     ``title``, ``verdict`` (lines), ``command``, ``sections``, ``captions`` and ``drawn`` (the PNG
-    file in ``figures/`` by figure name); ``template`` is the name of both before their suffixes."""
+    file in ``figures/`` by figure name); and where there is one ``about``, a line below the title,
+    and ``script``, a file beside the templates that the page may run. ``template`` is the name of
+    both before their suffixes."""
+    for kind in ("html", "md"):
+        _write(kind, path, card, template)
+
+
+def _write(kind: str, path: Path, card: Plain, template: str) -> None:
+    known = {"about": "", "alts": dict.fromkeys(card["drawn"], "") | ALTS, "reload": 0}
+    known |= card | {"script": _script(card["script"]) if card.get("script") else None}
+    page = _environment(kind).get_template(f"{template}.{kind}.j2").render(known)
+    write_text(path.with_suffix(f".{kind}"), page)
+
+
+@cache
+def _environment(kind: str) -> Environment:
+    """The templates of one kind; read once, for a page that is written every epoch."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    for kind, escape in {"html": _plain, "md": _markdown}.items():
-        environment = Environment(
-            autoescape=kind == "html",
-            finalize=escape,
-            loader=FileSystemLoader(Path(__file__).parent),
-            undefined=StrictUndefined,
-            trim_blocks=True,
-            lstrip_blocks=True,
-        )
-        environment.filters["picture"] = _picture
-        page = environment.get_template(f"{template}.{kind}.j2").render(card)
-        write_text(path.with_suffix(f".{kind}"), page)
+    environment = Environment(
+        autoescape=kind == "html",
+        finalize={"html": _plain, "md": _markdown}[kind],
+        loader=FileSystemLoader(_HERE),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    filters = {"picture": _picture, "short": short, "unique_with": _names}
+    environment.filters.update(filters)
+    return environment
+
+
+def _names(some: Iterable[str], others: Iterable[str]) -> list[str]:
+    return sorted({*some, *others})
+
+
+def _script(name: str) -> Plain:
+    """A script beside the templates, and the hash under which the page's policy allows it."""
+    from markupsafe import Markup
+
+    text = read_text(_HERE / name)
+    digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode("ascii")
+    return {"text": Markup(text), "sha256": Markup(f"sha256-{digest}")}
 
 
 def _plain(value: Any) -> Any:
@@ -79,11 +138,19 @@ def _markdown(value: Any) -> Any:
 
 
 def _picture(path: Path) -> Plain:
-    """A PNG file as a data URI, with its width and height in CSS pixels."""
-    from markupsafe import Markup
+    """A PNG file as a data URI, with its width and height in CSS pixels: as it is where that is
+    small, else as a JPEG of about as many bytes as a page can spare for it."""
+    from PIL import Image
 
     data = path.read_bytes()
-    # The header of a PNG holds width and height at bytes 16 and 20; CSS has 96 pixels an inch.
-    wide, high = (int.from_bytes(data[at : at + 4], "big") * 96 // DPI for at in (16, 20))
-    uri = "data:image/png;base64," + base64.b64encode(data).decode("ascii")
-    return {"uri": Markup(uri), "width": wide, "height": high}  # Base 64 has nothing to escape
+    with Image.open(io.BytesIO(data)) as image:
+        # CSS has 96 pixels an inch.
+        wide, high = (side * 96 // DPI for side in image.size)
+        if len(data) <= _SMALL:
+            return {"uri": data_uri(data, "png"), "width": wide, "height": high}
+        opaque = image.convert("RGB").resize((wide, high), Image.Resampling.LANCZOS)
+        for quality in (82, 65, 45, 25):
+            smaller = jpeg(opaque, quality)
+            if len(smaller) <= _SMALL:
+                break
+    return {"uri": data_uri(smaller), "width": wide, "height": high}

@@ -80,8 +80,9 @@ def data(plan: Plain) -> Facts:
 
 
 def steps(plan: Plain) -> Facts:
-    """How long the training is."""
-    return (("Steps", words(plan["steps"])),) if plan.get("steps") else ()
+    """How long the training is; nothing of a head that is solved, which takes no steps."""
+    steps = plan.get("steps") or {}
+    return (("Steps", words(steps)),) if steps.get("total", 1) and steps else ()
 
 
 def _recipe(spec: Plain) -> str:

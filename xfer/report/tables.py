@@ -32,11 +32,15 @@ class Table:
 
 
 def _table(
-    title: str, head: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1
+    title: str,
+    head: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    left: int = 1,
+    most: int = _OPEN,
 ) -> tuple[Table, ...]:
     """The table with its cells shortened; none without rows."""
     cells = tuple(tuple(map(short, row)) for row in rows)
-    return (Table(title, tuple(head), cells, left),) if cells else ()
+    return (Table(title, tuple(head), cells, left, most),) if cells else ()
 
 
 def scores(by_split: Plain) -> tuple[Table, ...]:
@@ -71,7 +75,7 @@ def history(epochs: Sequence[Plain]) -> tuple[Table, ...]:
         return number(int(value) if key in ("epoch", "step") and value is not None else value)
 
     rows = [[cell(key, row.get(key)) for key in head] for row in epochs]
-    return _table("Every row of metrics.csv", head, rows, 0)
+    return _table("Every row of metrics.csv", head, rows, 0, most=0)
 
 
 def loaded(report: Plain) -> tuple[Table, ...]:
@@ -87,15 +91,28 @@ def loaded(report: Plain) -> tuple[Table, ...]:
 
 def per_class(by_split: Plain) -> tuple[Table, ...]:
     """One table a split, one row a class."""
-    head, keys = ("class", "images", "precision", "recall", "F1"), ("precision", "recall", "f1")
     tables: tuple[Table, ...] = ()
     for split, classes in by_split.items():
+        head, keys = ["class", "images", "precision", "recall", "F1"], ["precision", "recall", "f1"]
+        if any("ap" in row for row in classes.values()):
+            head, keys = [*head, "average precision"], [*keys, "ap"]
         rows = [
             [name, number(int(row.get("n") or 0)), *(number(row.get(key)) for key in keys)]
             for name, row in classes.items()
         ]
         tables += _table(split, head, rows)
     return tables
+
+
+def pairs(rows: Sequence[Plain]) -> tuple[Table, ...]:
+    """The classes most often taken for another: rows of label, prediction, count, of."""
+    cells = []
+    for row in rows:
+        part = f"{100 * row['count'] / row['of']:.1f} %"
+        names = (short(row[key], 60) for key in ("label", "prediction"))
+        cells.append([*names, number(row["count"]), part])
+    head = ("true class", "predicted class", "images", "of the true class")
+    return _table("Most often confused", head, cells, 2)
 
 
 def wrong(files: Sequence[Plain]) -> tuple[Table, ...]:
@@ -106,7 +123,7 @@ def wrong(files: Sequence[Plain]) -> tuple[Table, ...]:
     ]
     more = f", the first {_FILES} of {len(files):,}" if len(files) > _FILES else ""
     head = ("file", "true class", "predicted class", "confidence")
-    return _table(f"Files{more}", head, rows, 3)
+    return _table(f"Files{more}", head, rows, 3, most=0)
 
 
 def exported(files: Sequence[Plain]) -> tuple[Table, ...]:

@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from xfer.core.files import write_json
-from xfer.core.types import Plain, Predictions, Samples
+from xfer.core.types import InputSpec, Plain, Predictions, Samples
 from xfer.data.preprocess import fit_to_size, restore
-from xfer.report import charts, confusion, grids
+from xfer.report import charts, confusion, grids, panels
+from xfer.report.confidence import bins, recall_curves
 from xfer.report.page import render
 from xfer.report.plot import draw
 from xfer.report.result import outcome
+from xfer.report.shots import shots
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -99,8 +101,6 @@ def _draw_answers(work: Work, samples: Samples, answers: Predictions, folder: Pa
 
 def _details(work: Work, split: str | None) -> Plain:
     """What the card has beside ``result.json`` and ``plan.json``; ``split`` is the one drawn."""
-    from xfer.evaluation.evaluate import most_wrong
-
     scores = work.scores.items()
     details: Plain = {
         "per_class": {name: score.per_class for name, score in scores},
@@ -111,18 +111,55 @@ def _details(work: Work, split: str | None) -> Plain:
         "exports": [file.__dict__ for file in work.exports],
         "load": work.plan.load,
     }
-    answers = work.predictions[split] if split else None
-    if answers is None or answers.labels is None:
+    dataset, answers = work.plan.dataset, work.predictions[split] if split else None
+    if answers is None or answers.labels is None or dataset is None or split is None:
         return details
-    names, confidence = answers.classes, answers.confidence
-    details["wrong"] = [
-        {
-            "path": answers.names[i],
-            "label": names[answers.labels[i]],
-            "prediction": names[answers.logits[i].argmax()],
-            "confidence": float(confidence[i]),
-        }
-        for i in most_wrong(answers, len(answers.names))
-    ]
+    details |= answered(answers, dataset.splits[split], work.plan.card.input)
+    details["table"] = f"predictions_{split}.csv"
+    areas = details["areas"]
+    details["per_class"][split] = {
+        name: row | ({"ap": areas[name]} if name in areas else {})
+        for name, row in details["per_class"][split].items()
+    }
     details["notes"] = [f"Predictions, mistakes and confusion are drawn from the {split} images."]
     return details
+
+
+def answered(answers: Predictions, samples: Samples, spec: InputSpec) -> Plain:
+    """What a network's ``answers`` to ``samples`` with labels show: ``wrong`` (rows of path, label,
+    prediction, confidence), ``shots`` of them, ``pairs``, ``charts``, and by class the ``areas``
+    below precision over recall."""
+    from xfer.evaluation.evaluate import most_wrong
+
+    names, labels, confidence = answers.classes, answers.labels, answers.confidence
+    if labels is None:
+        raise ValueError("answers without labels are neither right nor wrong")
+    chosen, positions = answers.logits.argmax(axis=1), most_wrong(answers, len(answers.names))
+    wrong = [
+        {
+            "path": answers.names[i],
+            "label": names[labels[i]],
+            "prediction": names[chosen[i]],
+            "confidence": float(confidence[i]),
+        }
+        for i in positions
+    ]
+    counts, classes = confusion.condensed(labels, chosen, names)
+    totals, taken = counts.sum(axis=1), confusion.pairs(counts, len(names))
+    pairs = [
+        {"label": classes[i], "prediction": classes[j], "count": count, "of": int(totals[i])}
+        for i, j, count in taken
+    ]
+    counted, curves = bins(confidence, chosen == labels), recall_curves(answers)
+    drawn = panels.recall(curves)
+    return {
+        "wrong": wrong,
+        "shots": shots(samples, answers, positions, spec),
+        "pairs": pairs,
+        "charts": {
+            "confusion": (panels.matrix(counts, classes),),
+            "confidence": (panels.reliability(counted), panels.spread(counted)),
+            "classes": (drawn,) if drawn else (),
+        },
+        "areas": {curve.name: curve.area for curve in curves},
+    }

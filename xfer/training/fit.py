@@ -43,14 +43,18 @@ if TYPE_CHECKING:
     from xfer.config.specs import Specs
     from xfer.core.protocols import Data
     from xfer.plan.plan import Plan
-    from xfer.training.callbacks.timeline import Prunes
+    from xfer.training.callbacks.timeline import Prunes, Shows
 
 
 def fit(
-    plan: Plan, folder: Path, resume: Path | None = None, prunes: Prunes | None = None
+    plan: Plan,
+    folder: Path,
+    resume: Path | None = None,
+    prunes: Prunes | None = None,
+    shows: Shows | None = None,
 ) -> FitResult:
     """Train as planned; continue from the resume file ``resume`` where one is given, and end after
-    the epoch of which ``prunes`` says so.
+    the epoch of which ``prunes`` says so. ``shows`` is called with the history after every epoch.
 
     Where memory runs out, and that is asked for, it begins again in smaller batches. Raises
     DivergedError, DataError, ConfigError, OutputError or OutOfMemory; never finishes without a best
@@ -60,7 +64,7 @@ def fit(
     while True:
         try:
             with led(plan, folder, resume) as team:
-                done = _train(plan, folder, resume, team, prunes)
+                done = _train(plan, folder, resume, team, prunes, shows)
             break
         except OutOfMemory as error:
             plan, resume = smaller(plan, folder, error), None
@@ -106,7 +110,12 @@ class _Trained(NamedTuple):
 
 
 def _train(
-    plan: Plan, folder: Path, resume: Path | None, team: Team, prunes: Prunes | None = None
+    plan: Plan,
+    folder: Path,
+    resume: Path | None,
+    team: Team,
+    prunes: Prunes | None = None,
+    shows: Shows | None = None,
 ) -> _Trained:
     if device_of(plan.specs.trainer.accelerator).type == "cpu":
         keep_freed()
@@ -124,7 +133,7 @@ def _train(
     with quiet():
         feed = Feed(plan, folder, _loaders(plan, data, val, team), team)
         phases = Phases(plan, folder, feed)
-        timeline = Timeline(phases, history, prunes)
+        timeline = Timeline(phases, history, prunes, shows)
         trainer = lightning_trainer(plan, folder, timeline, team)
         try:
             full = out_of_memory(

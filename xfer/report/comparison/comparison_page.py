@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from xfer.core.types import Plain
 from xfer.evaluation.metrics import METRICS
-from xfer.report.board import Cell, Grid, Panel, intervals
+from xfer.report.board import Cell, Grid, PagePart, intervals
 from xfer.report.comparison.changed import changed
 from xfer.report.comparison.paired import Disputed, Paired, disputed, unlike
 from xfer.report.comparison.read_run import RunRecord
@@ -74,12 +74,12 @@ def verdict(runs: Sequence[RunRecord], tested: Sequence[Paired]) -> list[str]:
     return lines
 
 
-def panels(runs: Sequence[RunRecord], tested: Sequence[Paired], folder: Path) -> list[Panel]:
+def panels(runs: Sequence[RunRecord], tested: Sequence[Paired], folder: Path) -> list[PagePart]:
     """All parts in reading order, for a page in ``folder``; those without content are left out."""
     parts = [
-        Panel("Runs", tables=(_runs(runs, folder),)),
+        PagePart("Runs", tables=(_runs(runs, folder),)),
         *(_scores(runs, split) for split in _SPLITS if any(split in run.scores for run in runs)),
-        Panel("Pairs", _caveats(runs, tested), tables=(_pairs(tested),)),
+        PagePart("Pairs", _caveats(runs, tested), tables=(_pairs(tested),)),
         _curves(runs),
         _differing(runs),
         _keys(runs),
@@ -108,7 +108,7 @@ def _runs(runs: Sequence[RunRecord], folder: Path) -> Grid:
     return Grid("", ("run", "folder", "experiment", "best", "seed"), tuple(rows), 4)
 
 
-def _scores(runs: Sequence[RunRecord], split: str) -> Panel:
+def _scores(runs: Sequence[RunRecord], split: str) -> PagePart:
     """One row a run, one column a measure that any of them has."""
     scores = [run.scores.get(split) or {} for run in runs]
     metrics = [m for m in METRICS if any(score.get(m.name) is not None for score in scores)]
@@ -133,7 +133,7 @@ def _scores(runs: Sequence[RunRecord], split: str) -> Panel:
         head += [metric.label, *(["95 % interval"] if metric.name == "acc" else [])]
     head.append("used for selection")
     name = {"val": "Validation scores", "test": "Test scores"}[split]
-    return Panel(name, tables=(Grid("", tuple(head), tuple(rows), 1),))
+    return PagePart(name, tables=(Grid("", tuple(head), tuple(rows), 1),))
 
 
 def _caveats(runs: Sequence[RunRecord], tested: Sequence[Paired]) -> tuple[str, ...]:
@@ -168,7 +168,7 @@ def _pairs(tested: Sequence[Paired]) -> Grid:
     return Grid("", (*head, "accuracy, first less second", "p"), tuple(rows), 1)
 
 
-def _curves(runs: Sequence[RunRecord]) -> Panel:
+def _curves(runs: Sequence[RunRecord]) -> PagePart:
     trained = [run for run in runs if run.history and not run.solved]
     solved = [run for run in runs if run.solved]
     texts = []
@@ -182,7 +182,7 @@ def _curves(runs: Sequence[RunRecord]) -> Panel:
         texts.append(f"Without a curve, since nothing was trained: {', '.join(idle)}.")
     charts = [_chart(runs, trained, key, "epoch") for key in ("val_loss", "val_acc", "train_loss")]
     charts += [_chart(runs, solved, key, "l2") for key in ("cv_loss", "val_loss", "val_acc")]
-    return Panel("Curves", tuple(texts), charts=tuple(chart for chart in charts if chart))
+    return PagePart("Curves", tuple(texts), charts=tuple(chart for chart in charts if chart))
 
 
 def _chart(
@@ -198,11 +198,11 @@ def _chart(
     return panel(f"{_CURVES[key]}, {by}", across, lines, log=across == "l2")
 
 
-def _differing(runs: Sequence[RunRecord]) -> Panel:
+def _differing(runs: Sequence[RunRecord]) -> PagePart:
     rows = disputed(runs)
     answered = len(set.intersection(*(set(run.said) for run in runs)))
     if not rows:
-        return Panel("Images", (f"All runs say the same of all {answered:,} images.",))
+        return PagePart("Images", (f"All runs say the same of all {answered:,} images.",))
     deciding = sum(row.decides for row in rows)
     texts = [
         f"The runs differ on {len(rows):,} of the {answered:,} images that all of them answered; "
@@ -212,7 +212,7 @@ def _differing(runs: Sequence[RunRecord]) -> Panel:
         texts.append("The runs were not measured on the same images: see the pairs.")
     if len(rows) > _SHOWN:
         texts.append(f"The first {_SHOWN} are shown, the other {len(rows) - _SHOWN:,} are not.")
-    return Panel("Images", tuple(texts), tables=(_images(runs, rows[:_SHOWN]),))
+    return PagePart("Images", tuple(texts), tables=(_images(runs, rows[:_SHOWN]),))
 
 
 def _images(runs: Sequence[RunRecord], rows: Sequence[Disputed]) -> Grid:
@@ -233,13 +233,13 @@ def _images(runs: Sequence[RunRecord], rows: Sequence[Disputed]) -> Grid:
     return Grid("", head, tuple(lines), len(head))
 
 
-def _keys(runs: Sequence[RunRecord]) -> Panel:
+def _keys(runs: Sequence[RunRecord]) -> PagePart:
     rows = changed(runs)
     if not rows:
-        return Panel("Changed keys", ("The runs have the same configuration and versions.",))
+        return PagePart("Changed keys", ("The runs have the same configuration and versions.",))
     head = ("key", *(run.name for run in runs))
     texts = ["Only what differs. A dash is a value that is null or absent."]
     if len(rows) > _KEYS:
         texts.append(f"The first {_KEYS} are shown, the other {len(rows) - _KEYS:,} are not.")
     cells = tuple((short(name, 120), *values) for name, values in rows[:_KEYS])
-    return Panel("Changed keys", tuple(texts), tables=(Grid("", head, cells, len(head)),))
+    return PagePart("Changed keys", tuple(texts), tables=(Grid("", head, cells, len(head)),))

@@ -8,7 +8,7 @@ from pathlib import Path
 from xfer.core.files import write_text
 from xfer.core.log import log
 from xfer.report import plot
-from xfer.report.board import Panel, put_side_by_side
+from xfer.report.board import PagePart, put_side_by_side
 from xfer.sweep.leaderboard import html_page, listing, overlaid, plots
 from xfer.sweep.leaderboard.baseline import Compose, baseline
 from xfer.sweep.leaderboard.importance import importance
@@ -66,7 +66,7 @@ def write_live(folder: Path, at_work: bool = True) -> None:
 def _lay_out(
     sweep: SweepRecord,
     rows: Sequence[RankedJob],
-    parts: Sequence[Panel],
+    parts: Sequence[PagePart],
     drawn: Mapping[str, Path],
     live: str = "",
 ) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Collection, Sequence
 from xfer.config.provenance import override_key
 from xfer.core.errors import printable
 from xfer.evaluation.statistics import wilson
-from xfer.report.board import Panel
+from xfer.report.board import PagePart
 from xfer.sweep.leaderboard import listing
 from xfer.sweep.leaderboard.importance import Importance
 from xfer.sweep.leaderboard.ranking import Duel, Group, RankedJob
@@ -76,8 +76,8 @@ def sections(
     grouped: Sequence[Group],
     tests: tuple[Duel, Importance],
     drawn: Collection[str],
-    charts: Sequence[Panel] = (),
-) -> list[Panel]:
+    charts: Sequence[PagePart] = (),
+) -> list[PagePart]:
     """All parts in reading order, ``charts`` after the jobs; those without content are left
     out."""
     duel, importance = tests
@@ -94,26 +94,28 @@ def sections(
             "nothing about other values."
         )
     parts = [
-        Panel(
+        PagePart(
             "Jobs",
             tuple(texts),
             tables=(listing.board(sweep, rows), *listing.lost(rows, sweep)) if rows else (),
         ),
         _best(rows),
         *charts,
-        Panel("Seeds", (_SEEDS,) if grouped else (), tables=listing.seeds(sweep, grouped)),
-        Panel("First against second", _compared(sweep, rows, duel)),
-        Panel("Pareto front", figures=figures["pareto"]),
-        Panel("Jobs in their order", figures=figures["trials"]),
-        Panel("Parameter importance", (decided,), figures=figures["importance"]),
+        PagePart("Seeds", (_SEEDS,) if grouped else (), tables=listing.seeds(sweep, grouped)),
+        PagePart("First against second", _compared(sweep, rows, duel)),
+        PagePart("Pareto front", figures=figures["pareto"]),
+        PagePart("Jobs in their order", figures=figures["trials"]),
+        PagePart("Parameter importance", (decided,), figures=figures["importance"]),
     ]
     return [part for part in parts if part.says_anything]
 
 
-def so_far(sweep: SweepRecord, rows: Sequence[RankedJob], charts: Sequence[Panel]) -> list[Panel]:
+def so_far(
+    sweep: SweepRecord, rows: Sequence[RankedJob], charts: Sequence[PagePart]
+) -> list[PagePart]:
     """The parts of a page that is written while the sweep is at work."""
     tables = (listing.board(sweep, rows), *listing.lost(rows, sweep)) if rows else ()
-    parts = [Panel("Jobs", tuple(_caveats(sweep, rows)), tables=tables), *charts]
+    parts = [PagePart("Jobs", tuple(_caveats(sweep, rows)), tables=tables), *charts]
     return [part for part in parts if part.says_anything]
 
 
@@ -166,15 +168,15 @@ def _caveats(sweep: SweepRecord, rows: Sequence[RankedJob]) -> list[str]:
     return lines
 
 
-def _best(rows: Sequence[RankedJob]) -> Panel:
+def _best(rows: Sequence[RankedJob]) -> PagePart:
     first = next((row.job for row in rows if row.rank == 1), None)
     if first is None:
-        return Panel("Best run")
+        return PagePart("Best run")
     name = entry(first.result, "best.checkpoint")
     path = first.folder / str(name)
     missing = "" if path.is_file() else " (missing)"
     checkpoint = f"{path}{missing}" if name else "none: it did not train"
-    return Panel("Best run", facts=(("Folder", str(first.folder)), ("Checkpoint", checkpoint)))
+    return PagePart("Best run", facts=(("Folder", str(first.folder)), ("Checkpoint", checkpoint)))
 
 
 def _compared(sweep: SweepRecord, rows: Sequence[RankedJob], tested: Duel) -> tuple[str, ...]:

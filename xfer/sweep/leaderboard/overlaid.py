@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from xfer.core.files import read_text
-from xfer.report.board import Panel
+from xfer.report.board import PagePart
 from xfer.report.overlay import TONES, Drawing, Line, axis_of, panel, parallel
 from xfer.sweep.leaderboard.ranking import RankedJob
 from xfer.sweep.leaderboard.read_sweep import SweepRecord
@@ -19,7 +19,7 @@ _KEYS = ("val_loss", "val_acc", "train_loss")
 Row = dict[str, float]
 
 
-def charts(sweep: SweepRecord, rows: Sequence[RankedJob]) -> list[Panel]:
+def charts(sweep: SweepRecord, rows: Sequence[RankedJob]) -> list[PagePart]:
     """Both panels; each is left out where there is nothing to draw."""
     return [_curves(sweep, rows), _coordinates(sweep, rows)]
 
@@ -28,7 +28,7 @@ def _tone(place: int) -> int | None:
     return place if place < TONES else None
 
 
-def _curves(sweep: SweepRecord, rows: Sequence[RankedJob]) -> Panel:
+def _curves(sweep: SweepRecord, rows: Sequence[RankedJob]) -> PagePart:
     shown = [row for row in rows if row.job.state != "not started"][:_MOST_CURVES]
     histories = [history(row.job.folder / "metrics.csv") for row in shown]
     solved = [any("l2" in row for row in rows) for rows in histories]
@@ -46,7 +46,7 @@ def _curves(sweep: SweepRecord, rows: Sequence[RankedJob]) -> Panel:
             title = f"{key} by {'strength of the penalty' if by_strength else 'epoch'}"
             drawn.append(panel(title, across, lines, log=by_strength))
     made = tuple(chart for chart in drawn if chart)
-    return Panel("Curves", tuple(_remarks(rows, solved)) if made else (), charts=made)
+    return PagePart("Curves", tuple(_remarks(rows, solved)) if made else (), charts=made)
 
 
 def _remarks(rows: Sequence[RankedJob], solved: Sequence[bool]) -> list[str]:
@@ -63,12 +63,12 @@ def _remarks(rows: Sequence[RankedJob], solved: Sequence[bool]) -> list[str]:
     return texts
 
 
-def _coordinates(sweep: SweepRecord, rows: Sequence[RankedJob]) -> Panel:
+def _coordinates(sweep: SweepRecord, rows: Sequence[RankedJob]) -> PagePart:
     """What the sweep varied, and what came out, one line a job; nothing for a single key less
     than that."""
     known = [row.job for row in rows if row.rank is not None and row.job.parameters][:_MOST_LINES]
     if not sweep.varied or len(known) < 2:
-        return Panel("Parameters")
+        return PagePart("Parameters")
     axes = [axis_of(key, [job.parameters.get(key) for job in known]) for key in sweep.varied]
     for i, objective in enumerate(sweep.objectives):
         axes.append(axis_of(objective.metric, [job.values[i] for job in known]))
@@ -78,7 +78,7 @@ def _coordinates(sweep: SweepRecord, rows: Sequence[RankedJob]) -> Panel:
         "A line is a job: from top to bottom through the values that it was given to what came "
         "out. Pointed at, it says which job it is."
     )
-    return Panel("Parallel coordinates", (text,), charts=(chart,))
+    return PagePart("Parallel coordinates", (text,), charts=(chart,))
 
 
 def history(path: Path) -> list[Row]:

@@ -27,16 +27,21 @@ if TYPE_CHECKING:
     Prunes = Callable[[History], bool]
     """Whether a run ends after the last epoch of its history."""
 
+    Shows = Callable[[History], None]
+    """Shows the history somewhere as it stands."""
+
 
 class Timeline(pl.Callback):
     """Has the ``phases`` entered, the network validated and the ``history`` written, each in its
-    turn; ``prunes`` is asked on rank 0 alone, and the others do as it says.
+    turn; ``prunes`` is asked on rank 0 alone, and the others do as it says. ``shows`` is rank 0's.
 
     Its state is in the resume file, so that a run that is resumed stands where it stood.
     """
 
-    def __init__(self, phases: Phases, history: History, prunes: Prunes | None) -> None:
-        self.phases, self.history, self.prunes = phases, history, prunes
+    def __init__(
+        self, phases: Phases, history: History, prunes: Prunes | None, shows: Shows | None = None
+    ) -> None:
+        self.phases, self.history, self.prunes, self.shows = phases, history, prunes, shows
         self.team = history.team
         self.begun = False
         """Whether everything is restored that a resume file holds."""
@@ -117,13 +122,15 @@ class Timeline(pl.Callback):
         pl_module.end_validation()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Classifier) -> None:  # type: ignore[override]
-        """Row, best, record, early stop, copy, resume file; then whoever ends the run may."""
+        """Row, best, record, early stop, copy, resume file, page; then whoever ends the run may."""
         row = self.history.add_row(trainer, pl_module)
         self.history.update_best(row, pl_module)
         self.history.write(row)
         self._stop_early(trainer)
         self.history.keep_epoch(trainer)
         self.history.save_resume(trainer)
+        if self.shows is not None:
+            self.shows(self.history)
         if self._signalled():
             self._obey(trainer)
         # The other ranks stop when the first one says so, wherever they are.

@@ -1,0 +1,212 @@
+"""What the run card shows beside its texts: charts, mistakes, its size and its looks."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from card_pages import NAMES, Pictures, answers, write_card
+from PIL import Image
+from test_report import Page
+
+from xfer.core.types import InputSpec, Predictions, Samples
+from xfer.evaluation import metrics
+from xfer.report import confidence, panels, shots, svg
+from xfer.report.card import data_name
+from xfer.report.confusion import condensed
+
+CSS = Path(svg.__file__).with_name("report.css").read_text("utf-8")
+
+
+def test_the_bins_are_those_of_the_calibration_error_and_of_scikit_learn() -> None:
+    from sklearn.calibration import calibration_curve
+
+    given = answers(1000, ("a", "b", "c"))
+    right = given.logits.argmax(axis=1) == given.labels
+    found = [each for each in confidence.bins(given.confidence, right) if each.n]
+    shares, means = calibration_curve(right, given.confidence, n_bins=confidence.BINS)
+    assert np.allclose([each.right / each.n for each in found], shares)
+    assert np.allclose([each.confidence for each in found], means)
+    ece = metrics.values(given.logits, given.labels)["ece"]
+    assert f"Calibration error {ece:.3f}" in panels.reliability(found).caption
+
+
+def test_precision_over_recall_is_that_of_scikit_learn_also_with_equal_answers() -> None:
+    from sklearn.metrics import average_precision_score, precision_recall_curve
+
+    given = answers(400, ("a", "b", "c"))
+    given.logits[:] = given.logits.round(0)  # many are equal
+    found = confidence.recall_curves(given)
+    assert [curve.name for curve in found] == ["a", "b", "c"]
+    for i, curve in enumerate(found):
+        truth, share = given.labels == i, given.probabilities[:, i].round(12)
+        precision, recall, _ = precision_recall_curve(truth, share)
+        assert curve.area == pytest.approx(average_precision_score(truth, share))
+        known = {(round(r, 9), round(p, 9)) for r, p in zip(recall, precision, strict=True)}
+        ours = zip(curve.recall[1:], curve.precision[1:], strict=True)
+        assert {(round(r, 9), round(p, 9)) for r, p in ours} <= known
+
+
+def test_the_matrix_has_every_count_in_its_cell() -> None:
+    counts = np.array([[28, 2], [0, 1030]])
+    chart = panels.matrix(counts, ["dogs", "wolves"])
+    shown = re.findall(r'<text x="([\d.]+)" y="([\d.]+)" class="(?:soft )?mid">([\d,]+)', chart.svg)
+    rows = {y: sorted((float(x), n) for x, at, n in shown if at == y) for _, y, _ in shown}
+    assert [[n for _, n in rows[y]] for y in sorted(rows, key=float)] == [
+        ["28", "2"],
+        ["0", "1,030"],
+    ]
+    assert "1,058 of 1,060 images stand on the diagonal" in chart.alt
+
+
+def test_a_thousand_classes_make_no_large_matrix() -> None:
+    rng = np.random.default_rng(0)
+    truth, chosen = rng.integers(0, 1000, 5000), rng.integers(0, 1000, 5000)
+    counts, names = condensed(truth, chosen, [f"class {i}" for i in range(1000)])
+    assert len(panels.matrix(counts, names).svg) < 60_000
+    every = np.ones((100, 100), int)
+    assert len(panels.matrix(every, [f"class {i}" for i in range(100)]).svg) < 180_000
+
+
+def test_the_curves_begin_and_end_where_the_rows_do() -> None:
+    rows = [{"epoch": i, "train_loss": 1 / i, "val_acc": 0.5 + i / 20} for i in range(1, 6)]
+    loss, score = panels.curves(rows, 5, "val_acc")
+    assert "train from 1 at 1 to 0.2 at 5" in loss.alt
+    assert score.caption == "best: 0.750 at epoch 5"
+    path = re.search(r'class="line train" d="M([\d.]+) ([\d.]+)L.*?([\d.]+) ([\d.]+)"/>', loss.svg)
+    assert path is not None
+    x0, y0, x1, y1 = map(float, path.groups())
+    assert x0 < x1 and y0 < y1, "a loss that falls is drawn as one that rises"
+
+
+def test_values_that_are_not_finite_are_left_out_and_nothing_draws_nothing() -> None:
+    rows = [{"epoch": 1, "train_loss": float("nan"), "val_acc": None}]
+    assert panels.curves(rows, None, "val_acc") == []
+    assert panels.curves([], None, "val_acc") == []
+
+
+def test_a_name_is_shortened_and_whole_in_a_tooltip() -> None:
+    text = svg.label(0, 0, "<b>" + "x" * 252, 90)
+    assert "…" in text and f"<title>&lt;b&gt;{'x' * 252}</title>" in text
+    assert svg.label(0, 0, "short", 90).count("title") == 0
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 1), (0.4, 0.61), (0, 1e-6), (-3, 250), (1, 1)])
+def test_ticks_are_round_numbers_inside_the_range(low: float, high: float) -> None:
+    found = svg.ticks(low, high)
+    assert 1 <= len(found) <= 6 and low - 1e-9 <= found[0] and found[-1] <= high + 1e-9
+    assert all(len(f"{value:.12g}") <= 8 for value in found)
+
+
+def test_the_mistakes_have_numbers_classes_confidence_and_file(tmp_path: Path) -> None:
+    page = write_card(tmp_path, 60, ("ants", "bees"))
+    html, given = page.read_text("utf-8"), answers(60, ("ants", "bees"))
+    chosen = given.logits.argmax(axis=1)
+    wrong = np.flatnonzero(chosen != given.labels)
+    found = re.findall(r'<details name="mistake" data-label="(\w+)" data-prediction="(\w+)"', html)
+    assert len(found) == len(wrong) > 5
+    first = max(wrong, key=lambda i: given.confidence[i])
+    assert found[0] == (given.classes[given.labels[first]], given.classes[chosen[first]])
+    (block,) = re.findall(r'<span class="number">1</span>.*?</summary>', html, re.DOTALL)
+    assert given.names[first] in block and f"{given.confidence[first]:.2f}" in block
+
+
+def test_a_mistake_knows_whether_it_was_sure_and_whether_the_truth_came_second() -> None:
+    logits = np.array([[9, 1, 0], [1, 1.2, 1.1], [0, 9, 1]], np.float32)
+    given = Predictions(("x", "y", "z"), logits, np.array([1, 0, 0]), ("a", "b", "c"))
+    spec = InputSpec((8, 8), 8, "bilinear", (0.0,) * 3, (1.0,) * 3)
+    found = shots.shots(
+        Samples(given.names, given.labels, Pictures(3, 8), ""), given, [0, 1, 2], spec
+    )
+    assert [shot.kinds for shot in found] == [("sure", "second"), (), ("sure",)]
+    assert [(shot.label, shot.prediction) for shot in found] == [("b", "a"), ("a", "b"), ("a", "b")]
+
+
+def test_the_picture_of_a_mistake_is_a_jpeg_of_the_image() -> None:
+    given = Predictions(("x",), np.array([[0, 9]], np.float32), np.array([0]), ("a", "b"))
+    spec = InputSpec((64, 64), 64, "bilinear", (0.0,) * 3, (1.0,) * 3)
+    image = Image.new("RGB", (64, 64), (200, 30, 90))
+    (shot,) = shots.shots(Samples(("x",), given.labels, [image], ""), given, [0], spec)
+    import io
+
+    with Image.open(io.BytesIO(base64.b64decode(shot.uri.partition(",")[2]))) as found:
+        assert found.format == "JPEG" and found.size == (64, 64)
+        assert np.abs(np.asarray(found).mean(axis=(0, 1)) - (200, 30, 90)).max() < 4
+
+
+def test_the_card_of_a_thousand_images_is_below_a_megabyte(tmp_path: Path) -> None:
+    """Of noise, which is the hardest to compress, three in ten of them mistakes, and 20 classes."""
+    names = tuple(f"class {i}" for i in range(20))
+    page = write_card(tmp_path, 1000, names, side=224, figures=True)
+    text = page.read_text("utf-8")
+    assert len(text.encode()) < 1_000_000
+    assert text.count("data:image/jpeg") > 30
+    assert "predictions_val.csv has all" in text, "mistakes without a picture are not mentioned"
+
+
+def test_the_policy_allows_the_script_by_its_hash_alone(tmp_path: Path) -> None:
+    html = write_card(tmp_path, 60, NAMES).read_text("utf-8")
+    (script,) = re.findall(r"<script>(.*?)</script>", html, re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
+    policy += f"script-src 'sha256-{digest}'"
+    assert ("content", policy) in Page(html).attributes
+    assert not re.search(r"https?://|url\(|@import", html)
+
+
+def test_names_of_any_kind_are_text(tmp_path: Path) -> None:
+    html = write_card(tmp_path, 200, NAMES).read_text("utf-8")
+    found = Page(html)
+    assert found.tags.count("script") == 1 and "onerror" not in dict(found.attributes)
+    assert {"iframe", "object", "b"} & set(found.tags) == set()
+    assert "W" * 199 in html and "&lt;b&gt;bold&lt;/b&gt;" in html
+
+
+@pytest.mark.parametrize(
+    ("data", "name"),
+    [
+        ({"root": "/images/Canidae"}, "Canidae"),
+        ({"root": "flowers/"}, "flowers"),
+        ({"file": "lists/birds.csv"}, "birds"),
+        ({"_target_": "xfer.data.Digits"}, "digits"),
+        (None, "an experiment"),
+    ],
+)
+def test_the_title_is_the_name_of_the_data(data: dict | None, name: str) -> None:
+    assert data_name({"experiment": "an experiment"}, {"config": {"data": data}}) == name
+
+
+def luminance(colour: str) -> float:
+    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    r, g, b = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts)
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b
+
+
+def contrast(one: str, other: str) -> float:
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def mixed(over: str, under: str, share: float) -> str:
+    parts = [
+        round(share * int(over[i : i + 2], 16) + (1 - share) * int(under[i : i + 2], 16))
+        for i in (1, 3, 5)
+    ]
+    return "#" + "".join(f"{part:02x}" for part in parts)
+
+
+@pytest.mark.parametrize("look", ["light", "dark"])
+def test_text_has_enough_contrast_light_and_dark(look: str) -> None:
+    blocks = CSS.split("@media screen and (prefers-color-scheme: dark)")
+    colours = dict(re.findall(r"--(\w+): (#\w{6})", blocks[look == "dark"].split("* {")[0]))
+    for text in ("ink", "soft", "lead", "wrong"):
+        for ground in ("card", "page"):
+            assert contrast(colours[text], colours[ground]) >= 4.5, (text, ground)
+    # Numbers on the darkest cell of the confusion, and lines beside their ground.
+    assert contrast(colours["ink"], mixed(colours["val"], colours["page"], 0.55)) >= 4.5
+    for line in ("val", "train", "rate", *(f"c{i}" for i in range(6))):
+        assert contrast(colours[line], colours["card"]) >= 3, line

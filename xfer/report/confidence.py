@@ -1,0 +1,97 @@
+"""What a network's probabilities are worth: how often it is right when it is so sure, and how
+precision falls as more images of a class are wanted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from xfer.evaluation.metrics import RANKED, Floats
+
+if TYPE_CHECKING:
+    from xfer.core.types import Predictions
+
+BINS = 15
+"""As in the calibration error of ``result.json``."""
+
+
+@dataclass(frozen=True)
+class Bin:
+    """The images with a confidence from ``low`` to ``high``: how many, how many of them ``right``,
+    and the mean of their ``confidence``."""
+
+    low: float
+    high: float
+    n: int
+    right: int
+    confidence: float
+
+
+def bins(confidence: npt.ArrayLike, right: npt.ArrayLike) -> list[Bin]:
+    """The images in :data:`BINS` bins of equal width, the empty ones too."""
+    sure, hits = np.asarray(confidence, np.float64), np.asarray(right, np.float64)
+    edges = np.linspace(0, 1, BINS + 1)
+    place = edges[1:-1].searchsorted(sure, "right")
+    n = np.bincount(place, minlength=BINS)
+    ok, total = (np.bincount(place, weights=w, minlength=BINS) for w in (hits, sure))
+    return [
+        Bin(
+            float(edges[i]),
+            float(edges[i + 1]),
+            int(n[i]),
+            round(ok[i]),
+            float(total[i] / (n[i] or 1)),
+        )
+        for i in range(BINS)
+    ]
+
+
+@dataclass(frozen=True)
+class RecallCurve:
+    """Precision over recall of one class, from (0, 1) on, and the ``area`` below it: the average
+    precision. ``n`` are the images of the class."""
+
+    name: str
+    n: int
+    recall: Floats
+    precision: Floats
+    area: float
+
+
+def recall_curves(answers: Predictions) -> list[RecallCurve]:
+    """The curve of every class that has images, each class against all others; images of equal
+    probability count together. None above so many classes as have no AUROC either."""
+    if answers.labels is None or len(answers.classes) > RANKED:
+        return []
+    peak, total = _sums(answers)
+    curves = []
+    for i, name in enumerate(answers.classes):
+        positive = answers.labels == i
+        if positive.any():
+            share = np.exp(answers.logits[:, i] - peak) / total
+            curves.append(_curve(name, share, positive))
+    return curves
+
+
+def _sums(answers: Predictions) -> tuple[Floats, Floats]:
+    """By image the largest logit, and the sum of all exponentials over that one's: no copy of all
+    probabilities is made. Summed in order of size: equal answers stay equal in other places."""
+    peak, total = np.empty(0), np.empty(0)
+    for block in answers.blocks():
+        z = np.sort(block.logits.astype(np.float64), axis=1)
+        peak = np.append(peak, z[:, -1])
+        total = np.append(total, np.exp(z - z[:, -1:]).sum(axis=1))
+    return peak, total
+
+
+def _curve(name: str, share: Floats, positive: npt.NDArray[np.bool_]) -> RecallCurve:
+    order = np.argsort(-share, kind="stable")
+    hits = np.cumsum(positive[order])
+    last = np.append(np.flatnonzero(np.diff(share[order])), len(order) - 1)
+    precision = np.append(1.0, hits[last] / (last + 1))
+    recall = np.append(0.0, hits[last] / hits[-1])
+    area = float((np.diff(recall) * precision[1:]).sum())
+    return RecallCurve(name, int(positive.sum()), recall, precision, area)

@@ -1,0 +1,48 @@
+"use strict";
+(() => {
+  const box = document.getElementById("mistakes");
+  if (!box) return;
+  const shots = [...box.querySelectorAll("details")];
+  const filter = box.querySelector(".filter");
+  const [name, kind] = filter.querySelectorAll("select");
+  const said = filter.querySelector("output");
+  const fits = (shot) => {
+    const { label, prediction, kinds } = shot.dataset;
+    if (kind.value === "sure" || kind.value === "second") {
+      if (!kinds.split(" ").includes(kind.value)) return false;
+    }
+    if (name.value === "") return true;
+    if (kind.value === "missed") return label === name.value;
+    if (kind.value === "alarm") return prediction === name.value;
+    return label === name.value || prediction === name.value;
+  };
+  const show = () => {
+    for (const shot of shots) {
+      shot.hidden = !fits(shot);
+      if (shot.hidden) shot.open = false;
+    }
+    const seen = shots.filter((shot) => !shot.hidden).length;
+    said.textContent = seen + " of " + shots.length + " shown";
+  };
+  name.addEventListener("change", show);
+  kind.addEventListener("change", show);
+  box.addEventListener("keydown", (event) => {
+    const shot = event.target.closest("details");
+    if (!shot) return;
+    if (event.key === "Escape" && shot.open) {
+      shot.open = false;
+      shot.firstElementChild.focus();
+    }
+    const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+    if (!step) return;
+    const seen = shots.filter((other) => !other.hidden);
+    const next = seen[seen.indexOf(shot) + step];
+    if (!next) return;
+    event.preventDefault();
+    next.open = shot.open;
+    if (next.open) shot.open = false;
+    next.firstElementChild.focus();
+  });
+  filter.hidden = false;
+  show();
+})();

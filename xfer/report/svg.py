@@ -1,0 +1,187 @@
+"""Charts as inline SVG: text that scales, and colours that follow the page's light or dark look.
+
+Every colour is a class that the page's style sheet fills; every text passes :func:`escaped`. Names
+are shortened by an estimate of their width, and whole in a tooltip.
+"""
+
+from __future__ import annotations
+
+import math
+import unicodedata
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from xfer.core.errors import printable
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
+
+Points = Sequence[tuple[float, float]]
+FONT = 12.0
+WIDE, HIGH = 340.0, 230.0
+LEFT, TOP, RIGHT, BOTTOM = 46.0, 30.0, 8.0, 38.0
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A finished picture: the ``svg``, what is seen in it as ``alt``, and what to know of it."""
+
+    title: str
+    svg: Markup
+    alt: str
+    caption: str = ""
+    wide: float = 400.0
+    """Pixels that it wants; on a narrower page it shrinks, down to ``least``, and then scrolls."""
+    least: float = 0.0
+
+
+def escaped(text: object) -> str:
+    """``text`` for the inside of an element or an attribute, unprintable characters as escapes."""
+    from markupsafe import escape
+
+    return str(escape(printable(text)))
+
+
+def estimate(text: str, size: float = FONT) -> float:
+    """Roughly the width of ``text`` in a sans-serif font of ``size``."""
+    wide = sum(1.0 if unicodedata.east_asian_width(c) in "WF" else 0.58 for c in text)
+    return size * wide
+
+
+def fitted_name(name: object, room: float, size: float = FONT) -> str:
+    """``name`` with an ellipsis in its middle if it is likely to be wider than ``room``."""
+    whole = printable(name)
+    if len(whole) < 400 and estimate(whole, size) <= room:
+        return whole
+    most = max(2, int(room / (0.58 * size)) - 1)
+    while most > 2 and estimate(whole[:most], size) > room:
+        most -= 1
+    tail = most // 3
+    return f"{whole[: most - tail]}…{whole[len(whole) - tail :]}"
+
+
+def label(
+    x: float, y: float, name: object, room: float = math.inf, look: str = "", turn: float = 0
+) -> str:
+    """A text at a place; ``look`` are classes, ``turn`` degrees. Whole in a tooltip if cut."""
+    whole = printable(name)
+    shown = whole if room == math.inf else fitted_name(whole, room)
+    tip = f"<title>{escaped(whole)}</title>" if shown != whole else ""
+    turned = f' transform="rotate({turn:g} {x:.1f} {y:.1f})"' if turn else ""
+    classes = f' class="{look}"' if look else ""
+    return f'<text x="{x:.1f}" y="{y:.1f}"{classes}{turned}>{escaped(shown)}{tip}</text>'
+
+
+def ticks(low: float, high: float, most: int = 5) -> list[float]:
+    """Round numbers between ``low`` and ``high``, at most about ``most`` of them."""
+    span = high - low
+    if not (math.isfinite(span) and span > 0):
+        return [low]
+    step = 10.0 ** math.floor(math.log10(span / most))
+    step = next(step * k for k in (1, 2, 5, 10) if span / (step * k) <= most)
+    first = math.ceil(low / step - 1e-9)
+    return [n * step for n in range(first, math.floor(high / step + 1e-9) + 1)]
+
+
+def powers(low: float, high: float) -> list[float]:
+    """The powers of ten between two exponents, every other one where there are many."""
+    exponents = list(range(math.ceil(low - 1e-9), math.floor(high + 1e-9) + 1))
+    return [float(e) for e in exponents[:: 1 if len(exponents) <= 5 else 2]]
+
+
+@dataclass
+class Panel:
+    """One pair of axes. ``x`` and ``y`` are the ranges; of a ``log`` axis the exponents of ten."""
+
+    x: tuple[float, float]
+    y: tuple[float, float]
+    log: bool = False
+    high: float = HIGH
+    top: float = 0.0
+    """Room above the axes beside the usual one, for a longer legend."""
+    parts: list[str] = field(default_factory=list)
+
+    def across(self, value: float) -> float:
+        """The place of a value on the x axis."""
+        low, high = self.x
+        return LEFT + (WIDE - LEFT - RIGHT) * (value - low) / ((high - low) or 1.0)
+
+    def up(self, value: float) -> float:
+        """The place of a value on the y axis."""
+        low, high = self.y
+        room = self.high - TOP - self.top - BOTTOM
+        return self.high - BOTTOM - room * (value - low) / ((high - low) or 1.0)
+
+    def axes(self, name: str, whole: bool = False) -> Panel:
+        """Grid, numbers and the ``name`` of the x axis; ``whole`` numbers alone on that."""
+        for value in ticks(*self.y):
+            y = self.up(value)
+            line = f'<line class="grid" x1="{LEFT:g}" x2="{WIDE - RIGHT:g}"'
+            self.parts.append(f'{line} y1="{y:.1f}" y2="{y:.1f}"/>')
+            self.parts.append(label(LEFT - 6, y + 4, f"{value:.4g}", look="soft end"))
+        shown = powers(*self.x) if self.log else ticks(*self.x)
+        for value in shown if not whole else [v for v in shown if v == round(v)]:
+            text = f"{10**value:g}" if self.log else f"{value:.4g}"
+            self.parts.append(
+                label(self.across(value), self.high - BOTTOM + 16, text, look="soft mid")
+            )
+        middle = (LEFT + WIDE - RIGHT) / 2
+        self.parts.append(label(middle, self.high - 5, name, look="soft mid"))
+        return self
+
+    def line(self, points: Points, look: str, dots: bool = False) -> Panel:
+        """A line through ``points``, with a dot at each if asked."""
+        places = [(self.across(x), self.up(y)) for x, y in points]
+        path = "L".join(f"{x:.1f} {y:.1f}" for x, y in places)
+        self.parts.append(f'<path class="line {look}" d="M{path}"/>')
+        if dots or len(places) == 1:
+            self.parts += (
+                f'<circle class="dot {look}" cx="{x:.1f}" cy="{y:.1f}" r="2.4"/>' for x, y in places
+            )
+        return self
+
+    def mark(self, x: float, y: float, look: str) -> Panel:
+        """A ring at a point, and a dashed line through it from top to bottom."""
+        at, top, low = self.across(x), TOP + self.top, self.high - BOTTOM
+        self.parts.append(
+            f'<line class="dash" x1="{at:.1f}" x2="{at:.1f}" y1="{top:g}" y2="{low:g}"/>'
+            f'<circle class="ring {look}" cx="{at:.1f}" cy="{self.up(y):.1f}" r="5"/>'
+        )
+        return self
+
+    def bar(self, ends: tuple[float, float], y: tuple[float, float], look: str, tip: str) -> Panel:
+        """A bar from one x to another and one y to another, with a tooltip."""
+        left, right = self.across(ends[0]) + 0.7, self.across(ends[1]) - 0.7
+        top, bottom = self.up(y[1]), self.up(y[0])
+        if bottom > top:
+            self.parts.append(
+                f'<rect class="{look}" x="{left:.1f}" y="{top:.1f}" width="{right - left:.1f}" '
+                f'height="{bottom - top:.1f}"><title>{escaped(tip)}</title></rect>'
+            )
+        return self
+
+    def legend(self, entries: Iterable[tuple[str, str]], columns: int = 3) -> Panel:
+        """Names of lines above the axes, in rows: (look, name)."""
+        room = (WIDE - LEFT - RIGHT) / columns
+        for i, (look, name) in enumerate(entries):
+            x, y = LEFT + i % columns * room, 12 + 15 * (i // columns)
+            self.parts.append(
+                f'<line class="line {look}" x1="{x:.1f}" x2="{x + 18:.1f}" '
+                f'y1="{y - 4:g}" y2="{y - 4:g}"/>'
+            )
+            self.parts.append(label(x + 23, y, name, room - 26))
+        return self
+
+    def draw(self, title: str, alt: str, caption: str = "") -> Chart:
+        """The finished chart."""
+        return Chart(title, picture(WIDE, self.high, self.parts, alt), alt, caption)
+
+
+def picture(wide: float, high: float, parts: Iterable[str], alt: str) -> Markup:
+    """``parts`` in an SVG element that a screen reader reads as ``alt``."""
+    from markupsafe import Markup
+
+    box = f'viewBox="0 0 {wide:g} {high:g}" role="img" aria-label="{escaped(alt)}"'
+    # All of its texts and numbers have passed an escape: nothing else is put together here.
+    return Markup(f"<svg {box}>{''.join(parts)}</svg>")
