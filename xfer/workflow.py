@@ -27,6 +27,7 @@ from xfer.plan.preflight import check_folder, check_space
 from xfer.plan.resume import Earlier, check_same, choose, resume_file
 from xfer.plan.run_dir import make_folder, refuse_taken, write_plan
 from xfer.plan.table import brief, table
+from xfer.report.attach import attach
 from xfer.report.inputs import Work
 from xfer.training.distributed.launch import called, leading, next_run
 from xfer.training.fit_health import saturation, terms, warn, warnings_of
@@ -171,8 +172,24 @@ def _predict_alone(specs: Specs, file: ModelFile, began: float) -> Result:
 
 
 def _stages(work: Work, earlier: Earlier | None) -> Plain:
-    """The straight line. Each stage reads what the one before it left on disk, and the report comes
-    also where an exported file was refused."""
+    """The straight line, and what it left to the logger, however far it came."""
+    try:
+        result = _line(work, earlier)
+    except Exception:
+        attach(work)
+        raise
+    if attach(work):
+        from xfer.report.write import finish
+
+        result = finish(work)  # with the warning that the logger has failed
+    if work.refused:
+        raise work.refused
+    return result
+
+
+def _line(work: Work, earlier: Earlier | None) -> Plain:
+    """Each stage reads what the one before it left on disk, and the report comes also where an
+    exported file was refused."""
     from xfer.report.write import finish
 
     stages = work.plan.specs.stages
@@ -184,6 +201,8 @@ def _stages(work: Work, earlier: Earlier | None) -> Plain:
         work.device = work.fitted.device
         fitted = work.fitted
         warn(work.warnings, warnings_of(fitted.rows, terms(work.plan), fitted.best["epoch"]))
+        if fitted.logger and fitted.logger.problem:
+            work.warnings.append(fitted.logger.problem)
     net = _network(work) if _NEED_NET & set(stages) else None
     if net and "evaluate" in stages:
         _evaluate(work, net)
@@ -194,10 +213,7 @@ def _stages(work: Work, earlier: Earlier | None) -> Plain:
     if net and "benchmark" in stages and not work.refused:
         _benchmark(work, net)
     with working("report"):
-        result = finish(work)
-    if work.refused:
-        raise work.refused
-    return result
+        return finish(work)
 
 
 def _fit(work: Work, resume: Path | None) -> FitResult:
@@ -269,7 +285,8 @@ def _evaluate(work: Work, net: nn.Module) -> None:
             continue
         predicted = _answers(work, net, samples)
         seen = {work.plan.card.splits.get(split): split for split in ("val", "train")}
-        score = score_of(predicted, used_for_selection=samples.sha256 in seen)
+        chose, parts = samples.sha256 in seen, work.plan.specs.metrics
+        score = score_of(predicted, used_for_selection=chose, parts=parts)
         if seen.get(samples.sha256) == "train":
             trained = f"{name}: these are the images that the checkpoint was trained on"
             warn(work.warnings, [trained])

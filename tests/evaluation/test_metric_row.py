@@ -48,7 +48,7 @@ def test_a_new_metric_is_in_every_file_of_a_run(
     # Computed of other batches: as near as the loss of the same weights is.
     assert result["scores"]["val"]["brier"] == pytest.approx(best["value"], rel=1e-5)
     log = (folder / "run.log").read_text()
-    assert all(f"  val brier {value:.4f}  epoch " in log for value in table)
+    assert all(f"  val brier {value:.4f}  " in log for value in table)
     for card in ("report.md", "report.html"):
         text = (folder / card).read_text()
         assert "Brier score" in text and "val_brier" in text
