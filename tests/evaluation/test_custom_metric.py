@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from xfer.config.hydra import compose_specs
 from xfer.core.errors import ConfigError, SafetyError, SweepError
 from xfer.core.types import Score
 from xfer.evaluation import metrics
+from xfer.report.tables import scores
 from xfer.sweep.requirements import wanted
 
 PARTS = '''
@@ -121,9 +123,12 @@ def test_it_is_in_every_file_of_a_run(optim: str, here: Path) -> None:
         log = (folder / "run.log").read_text()
         assert all(f"val balanced {float(r['val_balanced']):.4f}" in log for r in rows)
     assert all(float(r["val_surprise"]) == pytest.approx(float(r["val_loss"])) for r in rows)
-    for card in ("report.md", "report.html"):
-        text = (folder / card).read_text()
-        assert "balanced" in text and "surprise" in text
+    (table,) = scores(result["scores"])
+    cells = dict(zip(table.head, table.rows[0], strict=True))
+    for name in ("balanced", "surprise"):
+        for card in ("report.md", "report.html"):
+            assert re.search(rf"(?<!val_)\b{name}\b", (folder / card).read_text())
+        assert float(cells[name]) == pytest.approx(score[name], rel=1e-2)
     # The checkpoint needs none of it.
     again = xfer.run(experiment, [f"checkpoint.path={folder}", "stages=[evaluate]"])
     assert "balanced" not in again.facts["scores"]["val"]
