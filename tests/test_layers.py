@@ -41,7 +41,7 @@ OF_TORCH = {
         "distributed.group", "distributed.rendezvous", "distributed.strategy", "ema", "exact",
         "features.cut", "features.extract", "features.feature_loader", "features.feed",
         "features.find_cut", "features.prove_cut", "features.shape_tensor", "fit",
-        "head_input", "head_start", "lightning", "lr_find", "module", "nan_guard",
+        "guarded_logger", "head_input", "head_start", "lightning", "lr_find", "module", "nan_guard",
         "optimizer_restore",
     )
 }  # fmt: skip
@@ -163,7 +163,7 @@ def test_modules_of_torch_are_not_listed_in_vain() -> None:
 # What trains with Lightning; everything else must do without it, as an exact fit does.
 LIGHTNING = {
     *("training.callbacks.timeline", "training.distributed.strategy"),
-    *("training.lightning", "training.module"),
+    *("training.guarded_logger", "training.lightning", "training.module"),
 }
 
 

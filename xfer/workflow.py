@@ -27,6 +27,7 @@ from xfer.plan.preflight import check_folder, check_space
 from xfer.plan.resume import Earlier, check_same, choose, resume_file
 from xfer.plan.run_dir import make_folder, refuse_taken, write_plan
 from xfer.plan.table import brief, table
+from xfer.report.attach import attach
 from xfer.report.inputs import Work
 from xfer.training.distributed.launch import called, leading, next_run
 from xfer.training.fit_health import saturation, terms, warn, warnings_of
@@ -193,18 +194,27 @@ def _predict_alone(specs: Specs, file: ModelFile, began: float) -> Result:
 
 
 def _stages(work: Work, earlier: Earlier | None) -> Plain:
-    """The straight line. Each stage reads what the one before it left on disk, and the report comes
-    also where an exported file was refused."""
+    """The straight line, and what it left to the logger, however far it came."""
     from xfer.report.live import live_page
 
-    with live_page(work) as page:
-        result = _through(work, earlier, page)
+    try:
+        with live_page(work) as page:
+            result = _line(work, earlier, page)
+    except Exception:
+        attach(work)
+        raise
+    if attach(work):
+        from xfer.report.write import finish
+
+        result = finish(work)  # with the warning that the logger has failed
     if work.refused:
         raise work.refused
     return result
 
 
-def _through(work: Work, earlier: Earlier | None, page: LivePage) -> Plain:
+def _line(work: Work, earlier: Earlier | None, page: LivePage) -> Plain:
+    """Each stage reads what the one before it left on disk, and the report comes also where an
+    exported file was refused."""
     from xfer.report.write import finish
 
     stages = work.plan.specs.stages
@@ -218,6 +228,8 @@ def _through(work: Work, earlier: Earlier | None, page: LivePage) -> Plain:
         work.device = work.fitted.device
         fitted = work.fitted
         warn(work.warnings, warnings_of(fitted.rows, terms(work.plan), fitted.best["epoch"]))
+        if fitted.logger and fitted.logger.problem:
+            work.warnings.append(fitted.logger.problem)
     net = _network(work) if _NEED_NET & set(stages) else None
     for name, stage in _AFTER_FIT.items():
         if net and name in stages and not (name == "benchmark" and work.refused):
@@ -300,7 +312,8 @@ def _evaluate(work: Work, net: nn.Module) -> None:
             continue
         predicted = _answers(work, net, samples)
         seen = {work.plan.card.splits.get(split): split for split in ("val", "train")}
-        score = score_of(predicted, used_for_selection=samples.sha256 in seen)
+        chose, parts = samples.sha256 in seen, work.plan.specs.metrics
+        score = score_of(predicted, used_for_selection=chose, parts=parts)
         if seen.get(samples.sha256) == "train":
             trained = f"{name}: these are the images that the checkpoint was trained on"
             warn(work.warnings, [trained])

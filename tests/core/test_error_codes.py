@@ -38,7 +38,11 @@ SHARED = {
     201: "config/hydra.py config/schema.py",
     203: "config/build.py config/schema.py",
     205: "config/hydra.py config/schema.py",
-    221: "config/schema.py core/custom_parts.py",
+    221: (
+        "config/custom.py config/schema.py core/custom_parts.py evaluation/metrics.py "
+        "training/callbacks/freeze_phase.py training/callbacks/user_callbacks.py "
+        "training/lightning.py"
+    ),
     223: "core/slurm_env.py hydra_plugins/xfer_slurm/_request.py sweep/slurm.py",
     232: "freeze/audit.py freeze/lora.py freeze/policies.py",
     251: "evaluation/onnx_predict.py weights/source/match_rules.py",

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from annotated_types import Ge, Lt
 
-from xfer.config import other_tools, schema
+from xfer.config import custom, other_tools, schema
 from xfer.config.help import GROUPS
 from xfer.config.provenance import Places, override_key
 from xfer.config.specs import STAGES, Exports, ModelFile, Specs
@@ -76,7 +76,7 @@ class Builder:
         stages = self._value("stages") or ()
         needs_data = not stages or set(STAGES) & set(stages) - _WITHOUT_DATA
         built = {g: self._group(g) for g in _SPEC_GROUPS if g != "data" or needs_data}
-        inputs = self._value("predict.input")
+        inputs, trainer = self._value("predict.input"), built["trainer"]
         general = {
             "seed": self._value("seed"),
             "run_dir": self._value("run.dir"),
@@ -84,6 +84,9 @@ class Builder:
             "predict_with": self._model_file(),
             "compare_runs": self._value("compare.runs") or (),
         }
+        if trainer is not None:
+            general["metrics"] = custom.metrics(trainer.metrics, self.where, self.attempt)
+            general["callbacks"] = custom.callbacks(trainer.callbacks, self.where, self.attempt)
         self.attempt.errors += [
             *self._unknown_keys(),
             *self._impossible_paths(),

@@ -222,7 +222,7 @@ def _sample(hint: Any) -> Any:
         ]
         return _sample((plain or arguments)[0])
     if origin is tuple:
-        numbers = [_sample(a) for a in arguments if a is not Ellipsis]
+        numbers = [value for a in arguments if a is not Ellipsis and (value := _sample(a)) != {}]
         return [numbers[0], 1.0] if len(numbers) == 2 else numbers
     if origin is dict or hint is Any:
         return {}

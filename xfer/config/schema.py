@@ -54,8 +54,30 @@ def build(
     remedy for a key that only another option of the group has, or nothing.
     """
     prefix = prefix or group
+    kind, arguments = checked(group, node, where, prefix, elsewhere)
+    try:
+        spec = kind(**arguments)
+    except XferError as error:
+        error.where = where(error.where)
+        raise
+    except Exception as error:  # a class of the user's own may raise anything
+        what = f"{kind.__name__} refuses its arguments ({error})"
+        raise ConfigError(where(prefix), what, f"mend {prefix}", 21) from error
+    _check_custom(spec, group, prefix, where)
+    return spec
+
+
+def checked(
+    group: str,
+    node: Any,
+    where: Where = lambda key: key,
+    prefix: str = "",
+    elsewhere: Where = lambda key: "",
+) -> tuple[Any, Plain]:
+    """The class that ``node`` names and its arguments, as :func:`build` calls it."""
     if not isinstance(node, dict) or "_target_" not in node:
-        raise ConfigError(where(prefix), f"{prefix} names no class", f"choose {group}=OPTION", 5)
+        fix = f"choose {group}=OPTION" if prefix == group else "write {_target_: MODULE.CLASS}"
+        raise ConfigError(where(prefix), f"{prefix} names no class", fix, 5)
     target = str(node["_target_"])
     kind = load_class(group, target, where, f"{prefix}._target_")
     given = {key: value for key, value in node.items() if key != "_target_"}
@@ -73,16 +95,7 @@ def build(
         except XferError as error:
             problems.append(error)
     raise_all(problems)
-    try:
-        spec = kind(**arguments)
-    except XferError as error:
-        error.where = where(error.where)
-        raise
-    except Exception as error:  # a class of the user's own may raise anything
-        what = f"{kind.__name__} refuses its arguments ({error})"
-        raise ConfigError(where(prefix), what, f"mend {prefix}", 21) from error
-    _check_custom(spec, prefix, where)
-    return spec
+    return kind, arguments
 
 
 # What a class of the user must be able to do, and a class of xfer that has it all, where there is
@@ -99,6 +112,7 @@ _PARTS: dict[str, tuple[type, str]] = {
     "schedule": (protocols.Schedule, "xfer.training.schedule.Constant"),
     "export": (protocols.Writer, ""),
     "logger": (protocols.Logger, "xfer.training.logger.Csv"),
+    "metric": (protocols.CustomMetric, ""),
 }
 
 
@@ -134,11 +148,11 @@ def _takes(method: Callable[..., Any], count: int) -> bool:
     return True
 
 
-def _check_custom(spec: Any, prefix: str, where: Where) -> None:
+def _check_custom(spec: Any, group: str, prefix: str, where: Where) -> None:
     """Raise ConfigError for a class of the user that lacks what its group must have."""
     if type(spec).__module__.startswith("xfer."):
         return
-    lacking, base = _lacks(spec, prefix.partition(".")[0])
+    lacking, base = _lacks(spec, group)
     if lacking:
         fix = f"derive it from {base}, or add them" if base else "add them"
         what = f"{type(spec).__name__} has {' and '.join(lacking)}"
@@ -300,7 +314,8 @@ def load_class(group: str, target: str, where: Where, key: str = "") -> Any:
     package = target.split(".")[0]
     if not is_ours and not any(target.startswith(f"{p}.") for p in allowed_packages()):
         trust = f"add --allow {package} if you trust it"
-        fix = f"name a class of {home}" if package == "xfer" else trust
+        ours = f"name a class of {home if group in GROUPS else 'yours'}"
+        fix = ours if package == "xfer" else trust
         raise SafetyError(where(key), f"'{target}' may not be used for {group}", fix, 1)
     try:
         kind = getattr(importlib.import_module(module), name)

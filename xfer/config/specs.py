@@ -47,7 +47,8 @@ class Specs:
     ``data`` is ``None`` when no stage needs it; ``make`` builds the spec of a group from such facts
     as ``facts`` holds; ``overrides`` is what was typed, ``explicit`` the keys and groups in it, and
     ``config_dirs`` the user's folders of options; ``config`` is the resolved configuration as it
-    was asked for; ``compose`` gives that of other overrides.
+    was asked for; ``metrics`` are the user's, ``callbacks`` make the callbacks of a
+    fit; ``compose`` gives that of other overrides.
     """
 
     experiment: str
@@ -77,6 +78,8 @@ class Specs:
     config_dirs: tuple[str, ...] = ()
     predict_with: ModelFile | None = None
     compare_runs: tuple[str, ...] = ()
+    metrics: Mapping[str, protocols.CustomMetric] = field(default_factory=dict)
+    callbacks: Sequence[Callable[[], Any]] = ()
     compose: Callable[[Sequence[str]], Plain] | None = None
 
     @cached_property

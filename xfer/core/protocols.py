@@ -215,8 +215,29 @@ class Schedule(Protocol):
         """The factor of optimizer step ``step`` (from 0) of ``total``."""
 
 
+class CustomMetric(Protocol):
+    """A score of a whole split, named in ``trainer.metrics``."""
+
+    @property
+    def better(self) -> Literal["max", "min"]:
+        """The end at which it is best."""
+
+    def compute(self, logits: Array, labels: Array) -> float:
+        """The score of float64 logits (n, classes) against int64 labels (n,); NaN where it is not
+        defined. Both are read-only."""
+
+
 class Logger(Protocol):
     """Where metrics go besides ``metrics.csv``."""
 
     def build(self, folder: Path, experiment: str) -> Any:
         """A logger of Lightning, or ``None``."""
+
+
+@runtime_checkable
+class TakesFiles(Protocol):
+    """A logger that takes files besides numbers."""
+
+    def attach(self, logger: Any, files: Mapping[str, Path], step: int) -> None:
+        """Hand ``files`` of a run, by their names in its folder, to the ``logger`` that was built
+        for it; ``step`` is that of the best epoch. It is the last that the logger is asked for."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, Protocol
+
+from xfer.core.types import Plain
 
 
 class Trainer(Protocol):
@@ -78,6 +80,14 @@ class Trainer(Protocol):
     @property
     def head_start(self) -> str:
         """``auto``, ``zero`` or ``solved``."""
+
+    @property
+    def metrics(self) -> Mapping[str, Plain]:
+        """Further metrics by name, each as ``_target_`` and arguments."""
+
+    @property
+    def callbacks(self) -> Sequence[Plain]:
+        """Callbacks of Lightning, each as ``_target_`` and arguments."""
 
 
 class Checkpoint(Protocol):

@@ -13,7 +13,7 @@ from xfer.core.errors import XferError
 from xfer.core.live_line import counted
 from xfer.core.types import InputSpec, Predictions, Samples, Score
 from xfer.data.loader import EvalLoader, eval_images
-from xfer.evaluation.metrics import score
+from xfer.evaluation.metrics import Parts, score
 from xfer.evaluation.predict import predict_split
 
 if TYPE_CHECKING:
@@ -48,11 +48,14 @@ def answers(
         return predict_split(run, batches, samples, classes, broken)
 
 
-def score_of(predictions: Predictions, used_for_selection: bool) -> Score:
-    """The score of answers whose labels are known."""
+def score_of(
+    predictions: Predictions, used_for_selection: bool, parts: Parts | None = None
+) -> Score:
+    """The score of answers whose labels are known, the user's metrics ``parts`` among them."""
     if predictions.labels is None:
         raise ValueError("predictions without labels have no score")
-    return score(predictions.logits, predictions.labels, predictions.classes, used_for_selection)
+    logits, labels, classes = predictions.logits, predictions.labels, predictions.classes
+    return score(logits, labels, classes, used_for_selection, parts or {})
 
 
 def most_wrong(predictions: Predictions, limit: int = 24) -> list[int]:

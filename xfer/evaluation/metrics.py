@@ -6,13 +6,15 @@ A metric is one row of ``METRICS``: everything else that names one reads it ther
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
+from xfer.core.errors import ConfigError
+from xfer.core.protocols import CustomMetric
 from xfer.core.types import Score
 from xfer.evaluation.statistics import wilson
 
@@ -70,7 +72,14 @@ class Metric:
         return self.least <= classes <= self.most
 
 
-def values(logits: npt.ArrayLike, labels: npt.ArrayLike) -> dict[str, float]:
+Parts = Mapping[str, CustomMetric]
+"""The user's metrics, by name."""
+_NO_PARTS: Parts = {}
+
+
+def values(
+    logits: npt.ArrayLike, labels: npt.ArrayLike, parts: Parts = _NO_PARTS
+) -> dict[str, float]:
     """Every metric of ``logits`` (n, classes) against ``labels`` (n,), without prefix.
 
     Accuracy counts images. F1 is the mean over the classes that occur, as truth or as answer; AUROC
@@ -80,16 +89,44 @@ def values(logits: npt.ArrayLike, labels: npt.ArrayLike) -> dict[str, float]:
     NaN.
     """
     z, truth = np.asarray(logits, np.float64), np.asarray(labels, np.int64)
-    defined = [metric for metric in METRICS if metric.has(z.shape[1])]
+    defined = [metric for metric in with_parts(parts) if metric.has(z.shape[1])]
     if not np.isfinite(z).all():
         return {metric.name: math.nan for metric in defined}
     answers = Answers(z, truth, z.argmax(axis=1), *_sums(z))
     return {metric.name: float(metric.compute(answers)) for metric in defined}
 
 
-def names(classes: int) -> list[str]:
+def names(classes: int, parts: Parts = _NO_PARTS) -> list[str]:
     """The metric names a run over ``classes`` classes can be monitored by."""
-    return [f"val_{metric.name}" for metric in METRICS if metric.has(classes)] + ["train_loss"]
+    known = [metric for metric in with_parts(parts) if metric.has(classes)]
+    return [f"val_{metric.name}" for metric in known] + ["train_loss"]
+
+
+def with_parts(parts: Parts) -> tuple[Metric, ...]:
+    """Every metric of a run: the table's, then a row for each of ``parts``."""
+    return (*METRICS, *(_row_of(name, part) for name, part in parts.items()))
+
+
+def _row_of(name: str, part: CustomMetric) -> Metric:
+    def compute(answers: Answers) -> float:
+        logits, truth = answers.logits.view(), answers.truth.view()
+        logits.flags.writeable = truth.flags.writeable = False
+        value = part.compute(logits, truth)
+        if isinstance(value, str | bool) or not hasattr(value, "__float__"):
+            what = f"{type(part).__name__}.compute gave {type(value).__name__} and no number"
+            raise ConfigError(f"trainer.metrics.{name}", what, "have it return a float", 21)
+        number = float(value)
+        return number if math.isfinite(number) else math.nan
+
+    return Metric(name, compute, part.better, name)
+
+
+def check_names(parts: Parts) -> None:
+    """Raise ConfigError where one of ``parts`` has a name that means something else."""
+    for name in parts:
+        if name in {*Score.__annotations__, *(metric.name for metric in METRICS)}:
+            what, fix = f"'{name}' means something else in result.json", "give it another name"
+            raise ConfigError("trainer.metrics", what, fix, 21)
 
 
 def metric_of(column: str) -> Metric | None:
@@ -97,6 +134,14 @@ def metric_of(column: str) -> Metric | None:
     split, _, name = column.removeprefix("scores.").replace(".", "_").partition("_")
     known = (metric for metric in METRICS if metric.name == name)
     return next(known, None) if split in ("train", "val", "test") else None
+
+
+def refuse_worse_end(monitor: str, mode: str, better: str) -> None:
+    """Raise ConfigError where ``monitor``, which is best at ``better``, is looked for at the other
+    end."""
+    if mode != better:
+        what = f"is {mode}, but the best {monitor} is its {better}imum"
+        raise ConfigError("checkpoint.mode", what, f"type checkpoint.mode={better}", 72)
 
 
 def _loss(answers: Answers) -> float:
@@ -183,11 +228,15 @@ METRICS = (
 
 
 def score(
-    logits: npt.ArrayLike, labels: npt.ArrayLike, classes: tuple[str, ...], used_for_selection: bool
+    logits: npt.ArrayLike,
+    labels: npt.ArrayLike,
+    classes: tuple[str, ...],
+    used_for_selection: bool,
+    parts: Parts = _NO_PARTS,
 ) -> Score:
     """The full score of one split."""
     count = len(classes)
-    computed = values(logits, labels)
+    computed = values(logits, labels, parts)
     truth, predicted = np.asarray(labels, np.int64), np.asarray(logits).argmax(axis=1)
     right = int((truth == predicted).sum())
     answered = (truth[truth == predicted], truth, predicted)

@@ -6,6 +6,7 @@ an average of weights) asks for those.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
@@ -24,7 +25,10 @@ _ANY_EPOCHS = 1_000_000
 _SEEN = {"head": 20_000, "backbone": 2_000, "solved": 1_200}
 """Training images that a run sees in all, by what trains and from where."""
 _EPOCHS = {"head": (10, 50), "backbone": (5, 20), "solved": (4, 12)}
-_OF_STEPS = ("devices", "accumulate", "clip_norm", "ema_decay", "patience", "compile")
+_OF_STEPS = (
+    *("devices", "accumulate", "clip_norm", "ema_decay", "patience", "compile"),
+    "callbacks",
+)
 _OF_EPOCHS = ("monitor", "start_epoch", "interval", "every_n_epochs", "every_n_steps")
 _BATCH = 32  # images a step that the rates below are for
 _RATES = {
@@ -214,7 +218,8 @@ def _needs_steps(specs: Specs) -> list[tuple[bool, str, str, str]]:
         for key in keys:
             usual, name = _default(spec, key), f"{group}.{key}"
             given = getattr(spec, key) not in (usual, 0)
-            asked.append((given, name, by_step, f"{name}={str(usual).lower()}"))
+            typed = json.dumps(usual).strip('"')
+            asked.append((given, name, by_step, f"{name}={typed}"))
     return asked
 
 

@@ -32,7 +32,10 @@ def make_plan(specs: Specs, not_exact: str = "") -> Plan:
 
     ``not_exact`` is why a fit that was to solve the head could not.
     """
+    from xfer.evaluation.metrics import check_names
+
     _check_model_source(specs)
+    check_names(specs.metrics)
     attempt = Attempts()
     training = specs.trains or (not specs.stages and not specs.checkpoint.path)
     whole = training or specs.calibrates
@@ -298,15 +301,18 @@ def _agrees(asked: Plain, held: Plain) -> bool:
 
 
 def _check_training(plan: Plan) -> None:
-    from xfer.evaluation.metrics import names
+    from xfer.evaluation.metrics import names, refuse_worse_end
     from xfer.models.network import empty
 
     specs, policy, epochs = plan.specs, plan.specs.checkpoint, plan.specs.trainer.epochs
     specs.loss.weights(plan.train_counts)
-    known = names(len(plan.card.classes))
+    known = names(len(plan.card.classes), specs.metrics)
     if policy.monitor not in known:
         what, fix = f"no metric is called '{policy.monitor}'", closest(policy.monitor, known)
         raise ConfigError("checkpoint.monitor", what, fix, 86)
+    part = specs.metrics.get(policy.monitor.removeprefix("val_"))
+    if part is not None:
+        refuse_worse_end(policy.monitor, policy.mode, part.better)
     splits = plan.dataset.splits if plan.dataset else {}
     check_devices(specs, {name: len(samples) for name, samples in splits.items()})
     # A BatchNorm would have one value to train on where its map is one pixel; larger maps have

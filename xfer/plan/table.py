@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
+from xfer.config import custom
 from xfer.core.errors import printable
 from xfer.core.types import InputSpec, Plain
 
@@ -29,6 +30,7 @@ def table(plan: Plan) -> str:
         ("head", _spec_line(card.head)),
         ("input", _input_line(card.input)),
         *(_training_lines(facts) if "params" in facts else ()),
+        *_parts(plan),
         *(("remark", remark) for remark in facts["remarks"]),
     ]
     return _columns(lines)
@@ -46,6 +48,8 @@ def brief(plan: Plan) -> str:
     counts = ", ".join(f"{split['n']:,} {name}" for name, split in facts["splits"].items())
     more = ", ..." if len(card.classes) > _FEW else ""
     height, width = card.input.size
+    parts = _parts(plan)
+    shown = _REMARKS - len(parts)  # of the dozen lines
     lines = [
         ("run", f"{facts['experiment']}, seed {facts['seed']}: {', '.join(facts['stages'])}"),
         *([("images", counts)] if counts else []),
@@ -53,13 +57,21 @@ def brief(plan: Plan) -> str:
         ("network", f"{_name(card.backbone)}, {_name(card.head)} head, {height} x {width} pixels"),
         ("weights", _source_line(card.source) + _fates(plan.load)),
         *(_training_brief(facts) if "params" in facts else ()),
-        *(("remark", remark) for remark in remarks[:_REMARKS]),
+        *parts,
+        *(("remark", remark) for remark in remarks[:shown]),
     ]
-    left = f" and {len(remarks) - _REMARKS} more remarks" if len(remarks) > _REMARKS else ""
+    left = f" and {len(remarks) - shown} more remarks" if len(remarks) > shown else ""
     return _columns([*lines, ("whole plan", f"'stages=[]' shows it{left}")])
 
 
 _FEW, _REMARKS = 6, 3
+
+
+def _parts(plan: Plan) -> list[tuple[str, str]]:
+    """The user's metrics and callbacks."""
+    trainer = plan.specs.trainer
+    called = trainer.callbacks if "fit" in plan.specs.stages or not plan.specs.stages else ()
+    return list(custom.lines(trainer.metrics, called))
 
 
 def _name(spec: Plain) -> str:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
-from xfer.core.types import Plain
+from xfer.core.types import Plain, Score
 from xfer.evaluation import metrics
 from xfer.report.format import ABSENT, number, short, size
 
@@ -46,6 +46,8 @@ def _table(
 def scores(by_split: Plain) -> tuple[Table, ...]:
     """One row a split, one column a measure that any split has."""
     names = {"n": "images", **{metric.name: metric.label for metric in metrics.METRICS}}
+    # What is no field of a score is one of the user's metrics.
+    names |= {k: k for s in by_split.values() for k in s if k not in {*names, *_FIELDS}}
     keys = [k for k in names if any(score.get(k) is not None for score in by_split.values())]
     head = ["split", *(names[k] for k in keys), "used for selection"]
     rows = [
@@ -53,6 +55,9 @@ def scores(by_split: Plain) -> tuple[Table, ...]:
         for split, score in by_split.items()
     ]
     return _table("", head, rows)
+
+
+_FIELDS = tuple(field.name for field in fields(Score))
 
 
 def splits(facts: Plain) -> tuple[Table, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -81,15 +81,16 @@ def objectives(
     stages: Sequence[str],
     searches: bool = False,
     files: Sequence[str] = (),
+    parts: Collection[str] = (),
 ) -> tuple[Objective, ...]:
     """Those ``asked`` for, else the ``monitor``ed metric with its mode (max or min), where jobs
     train; the accuracy where they only evaluate; none where they do neither. ``files`` are the
-    names of those that every job exports.
+    names of those that every job exports, ``parts`` those of the user's metrics.
 
     Raises SweepError for what a job with these ``stages`` never logs, and for a sweep that
     ``searches`` for nothing.
     """
-    known = _known(stages, files)
+    known = _known(stages, files, parts)
     for metric in asked:
         if metric not in known:
             what = f"'{metric}' is never logged with stages=[{','.join(stages)}]"
@@ -109,16 +110,17 @@ def objectives(
     return (Objective("scores.val.acc", "maximize"),) if known else ()
 
 
-def _known(stages: Sequence[str], files: Sequence[str]) -> list[str]:
+def _known(stages: Sequence[str], files: Sequence[str], parts: Collection[str]) -> list[str]:
     # With numpy, which help does without.
     from xfer.evaluation import metrics
 
     names: list[str] = []
+    scores = [*(metric.name for metric in metrics.METRICS), *parts]
     if "fit" in stages:
-        columns = [f"val_{metric.name}" for metric in metrics.METRICS]
+        columns = [f"val_{name}" for name in scores]
         names += [*columns, "train_loss", *_PARAMS, *_TIMES]
     if "evaluate" in stages:
-        names += [f"scores.val.{metric.name}" for metric in metrics.METRICS]
+        names += [f"scores.val.{name}" for name in scores]
     if "benchmark" in stages and ("fit" not in stages or any(f.endswith(RUN) for f in files)):
         names += speeds(files)
     return names

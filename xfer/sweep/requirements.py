@@ -104,7 +104,7 @@ def _objectives(first: Specs, stages: Sequence[str]) -> tuple[Objective, ...]:
     files = [writer.file for writer in first.export.writers] if exports else []
     searches, monitor = first.sweep.sampler != "grid", first.checkpoint
     pair = (monitor.monitor, monitor.mode)
-    return objectives(first.sweep.objectives, pair, stages, searches, files)
+    return objectives(first.sweep.objectives, pair, stages, searches, files, first.metrics)
 
 
 def flow_text(value: Any) -> str:

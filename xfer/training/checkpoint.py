@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Gt
 
 from xfer.core.errors import ConfigError
-from xfer.evaluation.metrics import metric_of
+from xfer.evaluation.metrics import metric_of, refuse_worse_end
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,8 @@ class CheckpointPolicy:
     Slurm has queued again"""
     monitor: str = "val_acc"
     """metric that decides: ``val_loss``, ``val_acc``, ``val_macro_f1``, ``val_auroc`` (up to
-    1,000 classes), ``val_ece``, ``val_top5`` (more than 5 classes) or ``train_loss``"""
+    1,000 classes), ``val_ece``, ``val_top5`` (more than 5 classes), ``train_loss``, or ``val_``
+    and a name of ``trainer.metrics``"""
     mode: Literal["max", "min"] = "max"
     """whether more or less of it is better"""
     tie: Literal["first", "latest"] = "first"
@@ -55,10 +56,8 @@ class CheckpointPolicy:
             what, fix = f"'{self.prefix}' is not a valid file name", "use letters, digits, _ or -"
             raise ConfigError("checkpoint.prefix", what, fix, 70)
         metric = metric_of(self.monitor)
-        if metric is not None and metric.better != self.mode:
-            what = f"is {self.mode}, but the best {self.monitor} is its {metric.better}imum"
-            fix = f"type checkpoint.mode={metric.better}"
-            raise ConfigError("checkpoint.mode", what, fix, 72)
+        if metric is not None:
+            refuse_worse_end(self.monitor, self.mode, metric.better)
         if self.prefix in ("best", "last"):
             raise ConfigError("checkpoint.prefix", f"'{self.prefix}' is taken", "use another", 71)
 

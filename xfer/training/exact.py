@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from xfer.plan.plan import Plan
+    from xfer.training.guarded_logger import GuardedLogger
 
 _ANY_EPOCHS = 1_000_000
 _NEAR = 1e-3  # of the largest logit: how far the solved head may answer from what was solved
@@ -84,14 +85,9 @@ def fit(plan: Plan, folder: Path) -> FitResult:
     phase = {"phase": plan.phases[0].name, "from_epoch": 1, **verdict}
     write_json(folder / "freeze_proof.json", {**verdict, "phases": [phase]})
     write_json(folder / "features.json", features)
-    rows = _rows(solved, cached.work.splits["val"].labels)
+    rows = _rows(solved, cached.work.splits["val"].labels, plan.specs.metrics)
     write_rows(folder / "metrics.csv", rows)
-    logger = plan.specs.logger.build(folder, plan.specs.experiment)
-    if logger is not None:
-        for row in rows:
-            known = {k: v for k, v in row.items() if k != "step" and v is not None}
-            logger.log_metrics(known, step=int(row["step"]))
-        logger.finalize("success")
+    logger = _logged(plan, folder, rows)
     best = rows[solved.solution.best]
     chosen = {
         "metric": "cv_loss",
@@ -119,7 +115,23 @@ def fit(plan: Plan, folder: Path) -> FitResult:
         features_s=features_s + solved.seconds,
         cached=cached,
         solved=facts,
+        logger=logger,
     )
+
+
+def _logged(plan: Plan, folder: Path, rows: list[Plain]) -> GuardedLogger | None:
+    """The logger of the run, with ``rows`` in it."""
+    built = plan.specs.logger.build(folder, plan.specs.experiment)
+    if built is None:
+        return None
+    from xfer.training.guarded_logger import GuardedLogger
+
+    logger = GuardedLogger(plan.specs.logger, built)
+    for row in rows:
+        known = {k: v for k, v in row.items() if k != "step" and v is not None}
+        logger.log_metrics(known, step=int(row["step"]))
+    logger.finalize("success")
+    return logger
 
 
 def solve(plan: Plan, frozen: PartlyFrozen, cached: CachedFeatures) -> Solved:
@@ -180,13 +192,14 @@ def _check_linear(
         count += len(answer)
 
 
-def _rows(solved: Solved, labels: npt.NDArray[np.int64]) -> list[Plain]:
-    """A row of ``metrics.csv`` for every strength; ``labels`` are those of val."""
+def _rows(solved: Solved, labels: npt.NDArray[np.int64], parts: metrics.Parts) -> list[Plain]:
+    """A row of ``metrics.csv`` for every strength; ``labels`` are those of val, ``parts`` the
+    user's metrics."""
     rows: list[Plain] = []
     steps = 0
     for i, (row, answer) in enumerate(zip(solved.solution.path, solved.answers, strict=True)):
         steps += row.steps
-        val = metrics.values(answer, labels)
+        val = metrics.values(answer, labels, parts)
         rows.append(
             {
                 "epoch": i + 1,

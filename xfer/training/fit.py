@@ -5,11 +5,12 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import nn
 
+from xfer.core.custom_parts import custom_part_error
 from xfer.core.device import device_name, device_of
 from xfer.core.errors import ConfigError, DataError, OutOfMemory, ResumeError
 from xfer.core.log import log
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from xfer.core.protocols import Data
     from xfer.plan.plan import Plan
     from xfer.training.callbacks.timeline import Prunes, Shows
+    from xfer.training.guarded_logger import GuardedLogger
 
 
 def fit(
@@ -92,6 +94,7 @@ def fit(
         feed.facts,
         feed.seconds if feed.facts["cached"] else None,
         feed.last,
+        logger=done.logger,
     )
 
 
@@ -107,6 +110,7 @@ class _Trained(NamedTuple):
     best: Plain
     phases: Phases
     device: torch.device
+    logger: GuardedLogger | None
 
 
 def _train(
@@ -142,24 +146,36 @@ def _train(
                 )
             )
         except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-            if resume is None or timeline.begun:
+            if resume is None or timeline.begun or custom_part_error(error):
                 raise
             said = (str(error).splitlines() or [type(error).__name__])[0][:160]
             what = f"does not fit the run that it is of ({said})"
             raise ResumeError(resume, what, START_ANEW, 26) from error
         if full:
             raise too_large_error(module, plan, data)
-    if not history.rows:
-        raise DataError("data", "has no batch to train on", "add images", 47)
-    if history.best is None:
-        what = f"no epoch looked at had a {plan.specs.checkpoint.monitor}"
-        raise ConfigError("checkpoint.monitor", what, "use val_acc or val_loss", 91)
-    phases.prove(module)
+    logger: Any = trainer.logger
+    try:
+        best = _proved(history, phases, module)
+    except BaseException:
+        if logger is not None:
+            logger.finalize("failed")
+        raise
     module.standardized.remove()
     device = trainer.strategy.root_device
     module.cpu()
     free()
-    return _Trained(net, history, history.best, phases, device)
+    return _Trained(net, history, best, phases, device, logger)
+
+
+def _proved(history: History, phases: Phases, module: Classifier) -> Plain:
+    """The best epoch of a fit that has one, and whose frozen tensors have not moved."""
+    if not history.rows:
+        raise DataError("data", "has no batch to train on", "add images", 47)
+    if history.best is None:
+        what = f"no epoch looked at had a {history.policy.monitor}"
+        raise ConfigError("checkpoint.monitor", what, "use val_acc or val_loss", 91)
+    phases.prove(module)
+    return history.best
 
 
 def _standard(plan: Plan, net: nn.Module, resume: Path | None, team: Team) -> Standard:

@@ -10,6 +10,7 @@ from xfer.core.types import Plain
 
 if TYPE_CHECKING:
     from xfer.training.features.feature_loader import CachedFeatures
+    from xfer.training.guarded_logger import GuardedLogger
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,8 @@ class FitResult:
     of its features and their time, and as ``cached`` the features of its last epochs, if any.
 
     A head that was solved has a row a strength of its penalty in place of epochs, and ``solved``
-    says which was chosen by what; ``None`` for a fit that trained step by step.
+    says which was chosen by what; ``None`` for a fit that trained step by step. ``logger`` is that
+    of the run besides ``metrics.csv``, if any.
     """
 
     best: Plain
@@ -33,3 +35,4 @@ class FitResult:
     features_s: float | None
     cached: CachedFeatures | None
     solved: Plain | None = None
+    logger: GuardedLogger | None = None

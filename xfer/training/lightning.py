@@ -20,8 +20,10 @@ from xfer.core.errors import ConfigError
 from xfer.core.live_line import working
 from xfer.core.run_folder import LAST, PREVIOUS
 from xfer.core.torch_file import load_tensors, save_tensors
+from xfer.training.callbacks.user_callbacks import check_plain, new_callbacks
 from xfer.training.distributed.group import Team
 from xfer.training.distributed.strategy import PhaseDdp, RankEnvironment
+from xfer.training.guarded_logger import GuardedLogger
 
 if TYPE_CHECKING:
     from xfer.plan.plan import Plan
@@ -30,7 +32,11 @@ if TYPE_CHECKING:
 def lightning_trainer(plan: Plan, folder: Path, timeline: pl.Callback, team: Team) -> pl.Trainer:
     """The Trainer of Lightning that the configuration describes; it writes into ``folder``."""
     options, specs = plan.specs.trainer, plan.specs
-    logger = specs.logger.build(folder, specs.experiment) if team.leads else None
+    built = specs.logger.build(folder, specs.experiment) if team.leads else None
+    logger = GuardedLogger(specs.logger, built) if built is not None else False
+    shown = [EpochLine(options.epochs)] if team.leads else []
+    # The user's first: the timeline ends each moment by saving, their state as well.
+    callbacks = [*new_callbacks(specs), timeline, *shown]
     try:
         return pl.Trainer(
             max_epochs=options.epochs,
@@ -40,8 +46,8 @@ def lightning_trainer(plan: Plan, folder: Path, timeline: pl.Callback, team: Tea
             accumulate_grad_batches=options.accumulate,
             gradient_clip_val=options.clip_norm or None,
             deterministic=options.deterministic,
-            logger=logger or False,
-            callbacks=[timeline, *([EpochLine(options.epochs)] if team.leads else [])],
+            logger=logger,
+            callbacks=callbacks,
             plugins=[AtomicIO(), RankEnvironment(team)],
             strategy=PhaseDdp() if team.ranks > 1 else "auto",
             enable_checkpointing=False,
@@ -53,6 +59,8 @@ def lightning_trainer(plan: Plan, folder: Path, timeline: pl.Callback, team: Tea
         )
     except (RuntimeError, ValueError, MisconfigurationException) as error:
         what, fix = str(error).splitlines()[0], "mend accelerator, devices or precision"
+        if "callback" in what.lower():
+            raise ConfigError("trainer.callbacks", what, "mend that list", 21) from error
         raise ConfigError("trainer", what, fix, 92) from error
 
 
@@ -65,6 +73,7 @@ class AtomicIO(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: Any, path: Any, storage_options: Any = None) -> None:
         """Write to the target's own folder, sync, read back, rename."""
         path = Path(path)
+        check_plain(checkpoint)
         save_tensors(path, checkpoint, partial(_keep_previous, path))
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: Any = True) -> Any:

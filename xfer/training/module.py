@@ -172,7 +172,7 @@ class Classifier(pl.LightningModule):
         logits, labels = (torch.cat(parts) for parts in zip(*answers, strict=True))
         self._answers.clear()
         # Kept here rather than logged: Lightning's logged values are rounded to float32.
-        values = metrics.values(logits.numpy(), labels.numpy())
+        values = metrics.values(logits.numpy(), labels.numpy(), self.plan.specs.metrics)
         self.scores = {f"val_{name}": v for name, v in values.items()}
         if not math.isfinite(self.scores["val_loss"]):
             raise self._diverged("the validation loss", f"epoch {self.current_epoch + 1}", 5)

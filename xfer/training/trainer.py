@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Annotated, Literal
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Lt
 
 Precision = Literal["32-true", "16-mixed", "bf16-mixed"]
 Epochs = Annotated[int, Gt(0)]
+Node = dict[str, Any]
+"""A class as ``_target_``, and its arguments."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,8 @@ class TrainerOptions:
     training images while it trains; both are folded into that layer afterwards. ``head_start``:
     how a new head begins, ``zero`` with all classes equally likely (Kolesnikov et al., 2020), or
     ``solved`` as the best linear one on the pretrained backbone's features (Kumar et al., 2022);
-    ``auto`` leaves it to the plan."""
+    ``auto`` leaves it to the plan. ``metrics`` and ``callbacks`` name classes of the user's, see
+    :mod:`xfer.config.custom`."""
 
     max_epochs: Epochs | Literal["auto"] = "auto"
     """passes over the training images; a number asks for training step by step"""
@@ -60,6 +63,10 @@ class TrainerOptions:
     head_start: Literal["auto", "zero", "solved"] = "auto"
     """how a new head begins: ``zero``, or ``solved``, as the exact head of the network before it
     trains; ``auto`` is one of the two"""
+    metrics: dict[str, Node] = field(default_factory=dict)
+    """further metrics by name, each ``{_target_: CLASS, ...}``; see parts of your own"""
+    callbacks: tuple[Node, ...] = ()
+    """callbacks of Lightning, each ``{_target_: CLASS, ...}``; see parts of your own"""
 
     @property
     def epochs(self) -> int:

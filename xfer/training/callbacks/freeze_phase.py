@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from xfer import freeze
-from xfer.core.errors import XferError
+from xfer.core.errors import ConfigError, XferError
 from xfer.core.files import write_json
 from xfer.core.log import log
 from xfer.core.types import Plain
@@ -133,6 +133,9 @@ class Phases:
             write_json(self.proof, self._proof())
         if not verdict["proved"]:
             what = f"a frozen tensor moved during training ({', '.join(verdict['moved'][:3])})"
+            if self.plan.specs.callbacks:
+                fix = "correct the callback that changes it, or have freeze train it"
+                raise ConfigError("trainer.callbacks", what, fix, 21)
             fix = "report this bug; freeze_proof.json has the hashes"
             raise XferError("freeze", what, fix, 1)
         if self._entered is not None:  # else the last epoch was an earlier process's

@@ -156,7 +156,7 @@ class History:
         epochs = self.plan.specs.trainer.epochs
         shown = (
             f"val {metric.name} {row[f'val_{metric.name}']:.4f}"
-            for metric in metrics.METRICS
+            for metric in metrics.with_parts(self.plan.specs.metrics)
             if metric.on_line and f"val_{metric.name}" in row
         )
         mark = "  best" if self.best and self.best["epoch"] == row["epoch"] else ""

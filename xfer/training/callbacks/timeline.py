@@ -114,8 +114,11 @@ class Timeline(pl.Callback):
         pl_module.begin_validation()
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: Classifier) -> None:  # type: ignore[override]
-        """Compute every metric of the validation images."""
+        """Compute every metric of the validation images, also for the user's callbacks."""
         pl_module.score()
+        if self.history.plan.specs.callbacks:
+            # Where Lightning's callbacks look for them, as ``val_loss``.
+            pl_module.log_dict(pl_module.scores, logger=False, sync_dist=self.team.ranks > 1)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: Classifier) -> None:  # type: ignore[override]
         """Go back to the weights that train."""
