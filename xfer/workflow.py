@@ -21,6 +21,7 @@ from xfer.core.run_status import recorded
 from xfer.core.signals import heeded
 from xfer.core.slurm_env import slurm_task
 from xfer.core.types import Plain, Predictions, Samples
+from xfer.data.tta import tta_words
 from xfer.export import refuse_early
 from xfer.plan.make import make_plan
 from xfer.plan.preflight import check_folder, check_space
@@ -118,7 +119,9 @@ def _run(specs: Specs) -> Result:
 
 def _say_what_is_there(work: Work) -> None:
     """The last lines of a run: its scores, where the model and the card are, what to type next."""
-    lines = [(f"{name} accuracy", score.in_words()) for name, score in work.scores.items()]
+    tta = tta_words(work.plan.specs.tta)
+    said = f", {tta}" if tta else ""
+    lines = [(f"{name} accuracy", score.in_words() + said) for name, score in work.scores.items()]
     best, card = best_checkpoint(work.folder), work.folder / "report.html"
     if work.fitted and best.is_file():
         lines.append(("best model", str(best)))
@@ -130,8 +133,8 @@ def _say_what_is_there(work: Work) -> None:
         lines.append(("next", f"xfer predict {named} IMAGES"))
     if lines:
         width = max(len(name) for name, _ in lines)
-        said = [f"{name:<{width}}  {printable(text)}" for name, text in lines]
-        log.info("\n".join(said), extra=LINES)
+        rows = [f"{name:<{width}}  {printable(text)}" for name, text in lines]
+        log.info("\n".join(rows), extra=LINES)
 
 
 def _leaderboard(specs: Specs, sweep: str) -> Result:
@@ -276,7 +279,9 @@ def _evaluate(work: Work, net: nn.Module) -> None:
         warn(work.warnings, saturation(name, predicted.logits))
         work.predictions[name], work.scores[name] = predicted, score
         write_predictions(predicted, work.folder / f"predictions_{name}.csv")
-        log.info(f"{name}: accuracy {score.in_words()}, loss {score.loss:.4f}")
+        tta = tta_words(work.plan.specs.tta)
+        views = f", {tta}" if tta else ""
+        log.info(f"{name}: accuracy {score.in_words()}, loss {score.loss:.4f}{views}")
 
 
 def _without_folder(specs: Specs, plan: Plan, began: float) -> Result | None:
@@ -322,17 +327,20 @@ def _answers(
     work: Work, net: nn.Module, samples: Samples, broken: list[XferError] | None = None
 ) -> Predictions:
     from xfer.core.device import device_name, device_of
-    from xfer.evaluation.evaluate import answers
+    from xfer.evaluation.evaluate import Reading, answers
     from xfer.evaluation.predict import predictions
 
     specs, card = work.plan.specs, work.plan.card
     device = device_of(specs.trainer.accelerator)
     work.device = work.device if work.fitted else device_name(device)
-    loading = (specs.data.eval_batch_size, specs.data.workers) if specs.data else (64, 0)
-    cached = work.fitted.cached if work.fitted else None
-    if cached and cached.serve(net, samples, loading[0], device):
+    reading = Reading(tta=specs.tta)
+    if specs.data:
+        reading = Reading(specs.data.eval_batch_size, specs.data.workers, specs.tta)
+    # Features are those of one view, that which is evaluated without tta.
+    cached = work.fitted.cached if work.fitted and specs.tta == "none" else None
+    if cached and cached.serve(net, samples, reading.batch_size, device):
         return predictions(samples, range(len(samples)), cached.logits(net), card.classes)
-    return answers(net, samples, card.input, card.classes, loading, device, broken)
+    return answers(net, samples, card.input, card.classes, reading, device, broken)
 
 
 def _export(work: Work, net: nn.Module) -> None:

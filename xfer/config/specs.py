@@ -11,7 +11,7 @@ from xfer.config import schema
 from xfer.config.help import GROUPS
 from xfer.config.verbs import repeatable, shell
 from xfer.core.custom_parts import allowed_packages
-from xfer.core.types import Plain
+from xfer.core.types import Plain, Tta
 
 if TYPE_CHECKING:
     from xfer.core import protocols, settings
@@ -76,6 +76,7 @@ class Specs:
     overrides: tuple[str, ...] = ()
     config_dirs: tuple[str, ...] = ()
     predict_with: ModelFile | None = None
+    tta: Tta = "none"
     compose: Callable[[Sequence[str]], Plain] | None = None
 
     @cached_property
