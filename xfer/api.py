@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import nn
 
-    from xfer.core.types import Card
+    from xfer.core.types import Card, Tta
     from xfer.workflow import Result
 
     Input = str | Path | Image | npt.NDArray[np.uint8]
@@ -42,22 +42,28 @@ class Model:
         """Class names in the order of the logits."""
         return self.card.classes
 
-    def predict(self, images: Input | Sequence[Input]) -> list[Prediction]:
+    def predict(self, images: Input | Sequence[Input], tta: Tta = "none") -> list[Prediction]:
         """Answers for files, folders (walked) and glob patterns, sorted within each; or for
         pictures: PIL's, and numpy arrays (height, width[, 3 or 4]) or a batch of them, uint8.
+
+        ``tta`` averages the probabilities over views of each image: ``flip``, ``five_crop``,
+        ``ten_crop``. Raises ConfigError for another word, and for crops where there are none.
 
         Files that are no images are left out and counted in a warning, as the command line does
         it. Raises DataError when one names nothing, or no file is an image.
         """
         from xfer.core.errors import XferError
-        from xfer.evaluation.evaluate import answers
+        from xfer.data.tta import check_tta
+        from xfer.evaluation.evaluate import Reading, answers
         from xfer.evaluation.predict import find, pictures, warn_of_broken
 
         inputs: Any = [images] if isinstance(images, str | Path) else images
         named = isinstance(inputs, Sequence) and all(isinstance(i, str | Path) for i in inputs)
         recipe, broken = self.card.input, list[XferError]()
+        check_tta(recipe, tta)
         samples = find([str(p) for p in inputs], recipe.range) if named else pictures(inputs)
-        predicted = answers(self.net, samples, recipe, self.card.classes, broken=broken)
+        reading = Reading(tta=tta)
+        predicted = answers(self.net, samples, recipe, self.card.classes, reading, broken=broken)
         warn_of_broken(broken, len(samples))
         return [
             Prediction(

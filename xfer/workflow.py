@@ -11,16 +11,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from xfer.config.specs import ModelFile, Specs
-from xfer.config.verbs import quoted
 from xfer.core.errors import ConfigError, XferError, printable
 from xfer.core.files import file_sha256, write_json, write_text, yaml_text
 from xfer.core.live_line import working
 from xfer.core.log import LINES, close_log, log, open_log
-from xfer.core.run_folder import best_checkpoint, run_of
+from xfer.core.run_folder import run_of
 from xfer.core.run_status import recorded
 from xfer.core.signals import heeded
 from xfer.core.slurm_env import slurm_task
 from xfer.core.types import Plain, Predictions, Samples
+from xfer.data.tta import tta_words
 from xfer.export import refuse_early
 from xfer.plan.make import make_plan
 from xfer.plan.preflight import check_folder, check_space
@@ -29,6 +29,7 @@ from xfer.plan.run_dir import make_folder, refuse_taken, write_plan
 from xfer.plan.table import brief, table
 from xfer.report.attach import attach
 from xfer.report.inputs import Work
+from xfer.report.last_lines import last_lines
 from xfer.training.distributed.launch import called, leading, next_run
 from xfer.training.fit_health import saturation, terms, warn, warnings_of
 
@@ -110,8 +111,7 @@ def _run(specs: Specs) -> Result:
             write_plan(plan, folder)
             work = Work(plan, folder, time.perf_counter() - began, began)
             result = _stages(work, earlier) if specs.stages else None
-        _say_what_is_there(work)
-        log.info(f"everything is in {printable(folder)}")
+        log.info(last_lines(work), extra=LINES)
         return Result(folder, plan.facts, result)
     finally:
         close_log()
@@ -124,24 +124,6 @@ def _without_plan(specs: Specs, began: float) -> Result | None:
     if "compare" in specs.stages:
         return _compare(specs)
     return _predict_alone(specs, specs.predict_with, began) if specs.predict_with else None
-
-
-def _say_what_is_there(work: Work) -> None:
-    """The last lines of a run: its scores, where the model and the card are, what to type next."""
-    lines = [(f"{name} accuracy", score.in_words()) for name, score in work.scores.items()]
-    best, card = best_checkpoint(work.folder), work.folder / "report.html"
-    if work.fitted and best.is_file():
-        lines.append(("best model", str(best)))
-    if "report" in work.plan.specs.stages:
-        lines.append(("report", str(card)))
-    if work.fitted and best.is_file():
-        below = work.folder.parent.parent == Path("outputs")
-        named = quoted(work.folder.name if below else str(work.folder))
-        lines.append(("next", f"xfer predict {named} IMAGES"))
-    if lines:
-        width = max(len(name) for name, _ in lines)
-        said = [f"{name:<{width}}  {printable(text)}" for name, text in lines]
-        log.info("\n".join(said), extra=LINES)
 
 
 def _leaderboard(specs: Specs, sweep: str) -> Result:
@@ -320,7 +302,9 @@ def _evaluate(work: Work, net: nn.Module) -> None:
         warn(work.warnings, saturation(name, predicted.logits))
         work.predictions[name], work.scores[name] = predicted, score
         write_predictions(predicted, work.folder / f"predictions_{name}.csv")
-        log.info(f"{name}: accuracy {score.in_words()}, loss {score.loss:.4f}")
+        tta = tta_words(work.plan.specs.tta)
+        views = f", {tta}" if tta else ""
+        log.info(f"{name}: accuracy {score.in_words()}, loss {score.loss:.4f}{views}")
 
 
 def _without_folder(specs: Specs, plan: Plan, began: float) -> Result | None:
@@ -369,17 +353,20 @@ def _answers(
     work: Work, net: nn.Module, samples: Samples, broken: list[XferError] | None = None
 ) -> Predictions:
     from xfer.core.device import device_name, device_of
-    from xfer.evaluation.evaluate import answers
+    from xfer.evaluation.evaluate import Reading, answers
     from xfer.evaluation.predict import predictions
 
     specs, card = work.plan.specs, work.plan.card
     device = device_of(specs.trainer.accelerator)
     work.device = work.device if work.fitted else device_name(device)
-    loading = (specs.data.eval_batch_size, specs.data.workers) if specs.data else (64, 0)
-    cached = work.fitted.cached if work.fitted else None
-    if cached and cached.serve(net, samples, loading[0], device):
+    reading = Reading(tta=specs.tta)
+    if specs.data:
+        reading = Reading(specs.data.eval_batch_size, specs.data.workers, specs.tta)
+    # Features are those of one view, that which is evaluated without tta.
+    cached = work.fitted.cached if work.fitted and specs.tta == "none" else None
+    if cached and cached.serve(net, samples, reading.batch_size, device):
         return predictions(samples, range(len(samples)), cached.logits(net), card.classes)
-    return answers(net, samples, card.input, card.classes, loading, device, broken)
+    return answers(net, samples, card.input, card.classes, reading, device, broken)
 
 
 def _export(work: Work, net: nn.Module) -> None:

@@ -9,7 +9,7 @@ import torch
 from xfer.core.errors import DivergedError
 from xfer.core.types import InputSpec, Predictions, Samples
 from xfer.data.image import Arrays
-from xfer.evaluation.evaluate import answers, most_wrong, score_of
+from xfer.evaluation.evaluate import Reading, answers, most_wrong, score_of
 from xfer.evaluation.predict import write_predictions
 
 SPEC = InputSpec((8, 8), 8, "bilinear", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -33,7 +33,7 @@ class Mean(torch.nn.Module):
 
 
 def test_every_image_is_answered_once_in_order_whatever_the_batch():
-    one, many = (answers(Mean(), samples(), SPEC, ("a", "b"), (n, 0)) for n in (1, 4))
+    one, many = (answers(Mean(), samples(), SPEC, ("a", "b"), Reading(n)) for n in (1, 4))
     assert one.names == many.names == ("0", "1", "2", "3", "4")
     np.testing.assert_allclose(one.logits, many.logits, atol=1e-6)
     assert score_of(one, False).n == 5

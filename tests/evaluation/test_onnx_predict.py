@@ -332,3 +332,11 @@ def test_a_file_older_than_its_checkpoint_is_noticed(
 def test_two_models_or_none_are_contradictions(typed: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         xfer.run(overrides=["predict.input=x", "stages=[predict]", *typed])
+
+
+def test_a_file_that_takes_whole_pictures_has_no_views(run_folder: Path, place: Path) -> None:
+    file = f"predict.model={run_folder}/export/model_image.onnx"
+    asked = ["stages=[predict]", file, "predict.input=photos", "run.dir=none"]
+    with pytest.raises(ConfigError, match=r"E022: tta: .*model_image.onnx takes whole pictures"):
+        xfer.run(overrides=[*asked, "tta=flip"])
+    assert not Path("none").exists()

@@ -144,7 +144,7 @@ def test_mlflow_has_the_files_in_its_local_stores(
 @QUIET
 @pytest.mark.parametrize("uri", ["foo://x", "file:{}/store"])
 def test_an_address_that_mlflow_refuses_ends_the_run_before_it_trains(uri: str, here: Path) -> None:
-    with pytest.raises(ConfigError, match=r"E021: logger.uri: MLflow refuses"):
+    with pytest.raises(ConfigError, match=r"E030: logger.uri: MLflow refuses"):
         xfer.run("digits_sgd", ["logger=mlflow", f"logger.uri={uri.format(here)}", *WHOLE])
     assert not list(here.rglob("metrics.csv"))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,7 +14,7 @@ from xfer.config.provenance import Places, override_key
 from xfer.config.specs import STAGES, Exports, ModelFile, Specs
 from xfer.core.errors import Attempts, CombinationError, ConfigError, XferError, closest, raise_all
 from xfer.core.files import path_problem
-from xfer.core.types import Plain
+from xfer.core.types import Plain, Tta
 
 _SPEC_GROUPS = tuple(g for g in GROUPS if g not in ("experiment", "export"))
 _PATHS = (
@@ -30,6 +30,12 @@ GENERAL: dict[str, tuple[Any, str]] = {
         "what every random choice of the run is derived from",
     ),
     "stages": (tuple[str, ...], _STAGES),
+    "tta": (
+        Tta,
+        "views of each image whose probabilities evaluate and predict average: none is the image "
+        "alone, flip adds its mirror image, five_crop is its corners and centre, ten_crop those of "
+        "both",
+    ),
     "run.dir": (str | None, "the run's folder; null makes outputs/<experiment or data's name>/..."),
     "predict.input": (
         str | tuple[str, ...] | None,
@@ -79,6 +85,7 @@ class Builder:
         inputs, trainer = self._value("predict.input"), built["trainer"]
         general = {
             "seed": self._value("seed"),
+            "tta": self._value("tta"),
             "run_dir": self._value("run.dir"),
             "export": self._exports(),
             "predict_with": self._model_file(),
@@ -93,6 +100,7 @@ class Builder:
             *self._wrong_stages(stages, inputs),
             *self._wrong_comparison(stages, general["compare_runs"]),
             *self._contradictions(),
+            *self._unused(stages, frozenset(override_key(text) for text in typed)),
         ]
         raise_all(self.attempt.errors)
         built.setdefault("data", None)
@@ -156,7 +164,7 @@ class Builder:
         known = [f"{g}.{key}" for g, node in self.facts.items() for key in node if key[0] != "_"]
         known = [*GENERAL, *GROUPS, *known]
         for top, node in self.plain.items():
-            if top not in (*_SPEC_GROUPS, "export", "seed", "stages"):
+            if top not in (*_SPEC_GROUPS, "export", "seed", "stages", "tta"):
                 for key in schema.leaves(str(top), node):
                     if key not in known or key in GROUPS:
                         yield schema.unknown(key, known, self.where)
@@ -210,6 +218,12 @@ class Builder:
         for run in runs:
             if problem := path_problem(run):
                 yield ConfigError("compare.runs", f"'{run[:80]}' {problem}", "write it out", 99)
+
+    def _unused(self, stages: tuple[str, ...], typed: Collection[str]) -> Iterator[XferError]:
+        """What was typed and no stage asks for."""
+        if "tta" in typed and stages and not {"evaluate", "predict"} & set(stages):
+            what = f"is for evaluate and predict, and stages is {list(stages)}"
+            yield CombinationError("tta", what, "drop it, or add 'evaluate' to stages", 21)
 
     def _contradictions(self) -> Iterator[XferError]:
         """Values that are fine alone and wrong together."""

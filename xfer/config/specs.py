@@ -11,7 +11,7 @@ from xfer.config import schema
 from xfer.config.help import GROUPS
 from xfer.config.verbs import repeatable, shell
 from xfer.core.custom_parts import allowed_packages
-from xfer.core.types import Plain
+from xfer.core.types import Plain, Tta
 
 if TYPE_CHECKING:
     from xfer.core import protocols, settings
@@ -80,6 +80,7 @@ class Specs:
     compare_runs: tuple[str, ...] = ()
     metrics: Mapping[str, protocols.CustomMetric] = field(default_factory=dict)
     callbacks: Sequence[Callable[[], Any]] = ()
+    tta: Tta = "none"
     compose: Callable[[Sequence[str]], Plain] | None = None
 
     @cached_property

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     StateDict = Mapping[str, torch.Tensor]
 
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
+Tta = Literal["none", "flip", "five_crop", "ten_crop"]
+"""The views of an image over which answers are averaged; see :mod:`xfer.data.tta`."""
 PixelRange = tuple[float, float]
 """The numbers that become black and white, in image files of more than 8 bits."""
 Plain = dict[str, Any]
@@ -147,13 +149,15 @@ class Card:
 class Predictions:
     """A network's answers on one split, in the order of its files.
 
-    ``logits`` float32 (n, classes); ``labels`` int64 (n,) or ``None`` when unknown.
+    ``logits`` float32 (n, classes); ``labels`` int64 (n,) or ``None`` when unknown. Where several
+    ``views`` of each image were answered, the logits are the logarithms of mean probabilities.
     """
 
     names: tuple[str, ...]
     logits: npt.NDArray[np.float32]
     labels: npt.NDArray[np.int64] | None
     classes: tuple[str, ...]
+    views: int = 1
 
     @property
     def probabilities(self) -> npt.NDArray[np.float64]:
@@ -176,7 +180,7 @@ class Predictions:
         for start in range(0, len(self.names), 256):
             part = slice(start, start + 256)
             labels = None if self.labels is None else self.labels[part]
-            yield Predictions(self.names[part], self.logits[part], labels, self.classes)
+            yield replace(self, names=self.names[part], logits=self.logits[part], labels=labels)
 
 
 @dataclass(frozen=True)

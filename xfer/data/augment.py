@@ -6,9 +6,10 @@ image); mixing of a batch draws from the one seeded for each step.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, cast
 
 from annotated_types import Ge, Gt, Le
 
@@ -62,8 +63,9 @@ class PlannedAugment(Plain):
 @dataclass(frozen=True)
 class Standard:
     """The tutorials' pipeline: a random crop of ``scale`` of the area and ``ratio`` of sides,
-    resized to the input size, then a horizontal flip with probability ``flip``. ``seed`` is its
-    own, so that runs that differ in the run's seed see the same pictures."""
+    resized to the input size, then a horizontal flip with probability ``flip``; what else has a
+    key is off until it is set. ``seed`` is its own, so that runs that differ in the run's seed see
+    the same pictures."""
 
     random: ClassVar[bool] = True
 
@@ -73,6 +75,21 @@ class Standard:
     """smallest and largest width over height of a crop"""
     flip: Probability = 0.5
     """probability of a horizontal flip"""
+    vertical_flip: Probability = 0.0
+    """probability of a vertical flip, for pictures without an up and down, as from a microscope or
+    the air"""
+    rotation: Annotated[float, Ge(0), Le(180)] = 0.0
+    """largest angle in degrees by which the crop is turned, either way; its corners become black"""
+    brightness: Annotated[float, Ge(0), Le(10)] = 0.0
+    """brightness is multiplied by 1 - this to 1 + this, never by less than 0"""
+    contrast: Annotated[float, Ge(0), Le(10)] = 0.0
+    """contrast is multiplied by 1 - this to 1 + this, never by less than 0"""
+    saturation: Annotated[float, Ge(0), Le(10)] = 0.0
+    """saturation is multiplied by 1 - this to 1 + this, never by less than 0"""
+    hue: Annotated[float, Ge(0), Le(0.5)] = 0.0
+    """the hue is shifted by this share of the colour circle at most, either way"""
+    grey: Probability = 0.0
+    """probability that the picture loses its colours"""
     seed: Annotated[int, Ge(0)] = 0
     """seed of the augmentation, apart from ``seed``: runs over several seeds see the same
     pictures and share features, unless those are exact"""
@@ -85,7 +102,7 @@ class Standard:
 
     def transform(self, spec: InputSpec) -> Transform:
         """RGB image to float32 (3, h, w)."""
-        steps = _crop_and_flip(self, spec)
+        steps = _steps(self, spec, None)
         return lambda image: normalise(steps(image), spec)
 
     def mix(self, classes: int) -> Mix | None:
@@ -94,16 +111,12 @@ class Standard:
 
 
 @dataclass(frozen=True)
-class Strong(Standard):
-    """Standard, then RandAugment (Cubuk et al., 2020) with ``operations`` of ``magnitude`` (0 to
-    30), random erasing (Zhong et al., 2020) with probability ``erasing``, and of each batch
-    mixup (Zhang et al., 2018) or CutMix (Yun et al., 2019) with those alphas; 0 is off."""
+class PolicyAugment(Standard, ABC):
+    """Standard with a published policy of operations after the flips and the rotation, random
+    erasing (Zhong et al., 2020) with probability ``erasing`` at the end, and of each batch mixup
+    (Zhang et al., 2018) or CutMix (Yun et al., 2019) with those alphas; 0 is off."""
 
-    operations: Annotated[int, Ge(0)] = 2
-    """RandAugment operations an image"""
-    magnitude: Annotated[int, Ge(0), Le(30)] = 9
-    """their strength"""
-    erasing: Probability = 0.25
+    erasing: Probability = 0.0
     """probability of random erasing"""
     mixup: Annotated[float, Ge(0), Le(1000)] = 0.0
     """alpha of mixup; 0 is off. ``mixed`` sets 0.2"""
@@ -117,14 +130,16 @@ class Strong(Standard):
                 key, what = f"augment.{name}", f"{alpha} is too small to draw from"
                 raise ConfigError(key, what, f"type {key}=0, which is off", 90)
 
+    @abstractmethod
+    def operations_on(self, interpolation: Any) -> Callable[[Image], Image]:
+        """The policy's transform of torchvision; images are resampled by ``interpolation``."""
+
     def transform(self, spec: InputSpec) -> Transform:
         """RGB image to float32 (3, h, w)."""
         import torch
         from torchvision.transforms import InterpolationMode, v2
 
-        bilinear = InterpolationMode.BILINEAR
-        vary = v2.RandAugment(self.operations, self.magnitude, interpolation=bilinear)
-        steps = v2.Compose([_crop_and_flip(self, spec), vary])
+        steps = _steps(self, spec, self.operations_on(InterpolationMode.BILINEAR))
         erase = v2.RandomErasing(p=self.erasing)
         return lambda image: erase(torch.from_numpy(normalise(steps(image), spec))).numpy()
 
@@ -138,9 +153,90 @@ class Strong(Standard):
         return v2.RandomChoice(mixes) if mixes else None
 
 
-def _crop_and_flip(recipe: Standard, spec: InputSpec) -> Callable[[Image], Image]:
+@dataclass(frozen=True)
+class Strong(PolicyAugment):
+    """RandAugment (Cubuk et al., 2020): ``operations`` of ``magnitude`` (0 to 30) an image."""
+
+    operations: Annotated[int, Ge(0)] = 2
+    """RandAugment operations an image"""
+    magnitude: Annotated[int, Ge(0), Le(30)] = 9
+    """their strength"""
+    erasing: Probability = 0.25
+    """probability of random erasing"""
+
+    def operations_on(self, interpolation: Any) -> Callable[[Image], Image]:
+        """RandAugment."""
+        from torchvision.transforms import v2
+
+        return cast(
+            "Callable[[Image], Image]",
+            v2.RandAugment(self.operations, self.magnitude, interpolation=interpolation),
+        )
+
+
+@dataclass(frozen=True)
+class AutoAugment(PolicyAugment):
+    """AutoAugment (Cubuk et al., 2019): one of 25 pairs of operations, which a search on another
+    data set, ``policy``, chose."""
+
+    policy: Literal["imagenet", "cifar10", "svhn"] = "imagenet"
+    """the data set on which the pairs of operations were searched for"""
+
+    def operations_on(self, interpolation: Any) -> Callable[[Image], Image]:
+        """AutoAugment."""
+        from torchvision.transforms import v2
+
+        policy = v2.AutoAugmentPolicy(self.policy)
+        return cast("Callable[[Image], Image]", v2.AutoAugment(policy, interpolation))
+
+
+@dataclass(frozen=True)
+class TrivialAugment(PolicyAugment):
+    """TrivialAugment in its wide space (Müller and Hutter, 2021): one operation an image, at a
+    strength drawn anew. There is nothing to tune."""
+
+    def operations_on(self, interpolation: Any) -> Callable[[Image], Image]:
+        """TrivialAugmentWide."""
+        from torchvision.transforms import v2
+
+        transform = v2.TrivialAugmentWide(interpolation=interpolation)
+        return cast("Callable[[Image], Image]", transform)
+
+
+@dataclass(frozen=True)
+class AugMix(PolicyAugment):
+    """AugMix (Hendrycks et al., 2020): the image averaged with ``width`` chains of operations on
+    it. The paper's consistency loss is no part of it."""
+
+    severity: Annotated[int, Ge(1), Le(10)] = 3
+    """strength of the operations"""
+    width: Annotated[int, Ge(1), Le(10)] = 3
+    """chains of operations that are averaged"""
+    depth: Annotated[int, Ge(1), Le(10)] | Literal["random"] = "random"
+    """operations in a chain; ``random`` draws 1 to 3"""
+    alpha: Annotated[float, Ge(0.01), Le(100)] = 1.0
+    """of the Dirichlet and Beta distributions that the weights of the average are drawn from"""
+
+    def operations_on(self, interpolation: Any) -> Callable[[Image], Image]:
+        """AugMix."""
+        from torchvision.transforms import v2
+
+        depth = -1 if self.depth == "random" else self.depth
+        return cast(
+            "Callable[[Image], Image]",
+            v2.AugMix(self.severity, self.width, depth, self.alpha, interpolation=interpolation),
+        )
+
+
+def _steps(
+    recipe: Standard, spec: InputSpec, policy: Callable[[Image], Image] | None
+) -> Callable[[Image], Image]:
+    """The transforms of an image, in the order in which timm has them. What is off draws nothing:
+    a key that stays at 0 leaves the pictures of all others as they were."""
     from torchvision.transforms import InterpolationMode, v2
 
+    bilinear = InterpolationMode.BILINEAR
+    jitter = (recipe.brightness, recipe.contrast, recipe.saturation, recipe.hue)
     crop = v2.RandomResizedCrop(
         spec.size,
         scale=recipe.scale,
@@ -148,5 +244,16 @@ def _crop_and_flip(recipe: Standard, spec: InputSpec) -> Callable[[Image], Image
         interpolation=InterpolationMode(spec.interpolation),
         antialias=True,
     )
-    steps: Callable[[Image], Image] = v2.Compose([crop, v2.RandomHorizontalFlip(recipe.flip)])
-    return steps
+    steps = [crop, v2.RandomHorizontalFlip(recipe.flip)]
+    if recipe.vertical_flip:
+        steps.append(v2.RandomVerticalFlip(recipe.vertical_flip))
+    if recipe.rotation:
+        steps.append(v2.RandomRotation(recipe.rotation, bilinear))
+    if policy is not None:
+        steps.append(policy)
+    if any(jitter):
+        steps.append(v2.ColorJitter(*jitter))
+    if recipe.grey:
+        steps.append(v2.RandomGrayscale(recipe.grey))
+    composed: Callable[[Image], Image] = v2.Compose(steps)
+    return composed

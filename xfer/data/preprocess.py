@@ -24,12 +24,23 @@ _UNNAMED = "an image"
 
 def fit_to_size(image: Image, spec: InputSpec) -> Image:
     """Resize and centre-crop an RGB image to ``spec.size``."""
+    image = resized(image, spec)
+    return image if spec.resize is None else centre_crop(image, spec)
+
+
+def resized(image: Image, spec: InputSpec) -> Image:
+    """An RGB image as its centre crop is cut out of it."""
     height, width = spec.size
     resampling = PIL.Resampling[spec.interpolation.upper()]
     if spec.resize is None:
         return image.resize((width, height), resampling)
     check_size(image.size, spec)
-    image = image.resize(_short_side(image.size, spec.resize), resampling)
+    return image.resize(_short_side(image.size, spec.resize), resampling)
+
+
+def centre_crop(image: Image, spec: InputSpec) -> Image:
+    """The centre of a resized image, ``spec.size`` large."""
+    height, width = spec.size
     left, top = _margin(image.width, width), _margin(image.height, height)
     return image.crop((left, top, left + width, top + height))
 

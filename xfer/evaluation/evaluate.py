@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -11,13 +13,24 @@ from torch import nn
 
 from xfer.core.errors import XferError
 from xfer.core.live_line import counted
-from xfer.core.types import InputSpec, Predictions, Samples, Score
+from xfer.core.types import InputSpec, Predictions, Samples, Score, Tta
 from xfer.data.loader import EvalLoader, eval_images
+from xfer.data.preprocess import prepare
+from xfer.data.tta import VIEWS, prepare_views
 from xfer.evaluation.metrics import Parts, score
-from xfer.evaluation.predict import predict_split
+from xfer.evaluation.predict import mean_over_views, predict_split
 
 if TYPE_CHECKING:
     import numpy.typing as npt
+
+
+class Reading(NamedTuple):
+    """How images come to a network: so many views at a time, decoded by ``workers`` processes,
+    with the views of each that ``tta`` names."""
+
+    batch_size: int = 64
+    workers: int = 0
+    tta: Tta = "none"
 
 
 def answers(
@@ -25,27 +38,34 @@ def answers(
     samples: Samples,
     spec: InputSpec,
     classes: tuple[str, ...],
-    loading: tuple[int, int] = (64, 0),
+    reading: Reading = Reading(),  # noqa: B008 (immutable)
     device: torch.device | None = None,
     broken: list[XferError] | None = None,
 ) -> Predictions:
-    """Logits for every image, once and in order. ``loading`` is (batch size, workers).
+    """Logits for every image, once and in order; with views, of their mean probabilities.
 
     Images that cannot be decoded are left out where there is a list ``broken`` to put their
     errors into; without it the first one's DataError is raised.
     """
     device = device or torch.device("cpu")
     net = net.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-    loader = EvalLoader(eval_images(samples, spec), *loading, pin=False, sound=True)
+    size, workers, tta = reading
+    count, recipe = VIEWS[tta], prepare if tta == "none" else partial(prepare_views, tta=tta)
+    loader = EvalLoader(
+        eval_images(samples, spec, recipe), max(1, size // count), workers, pin=False, sound=True
+    )
     batches = counted(loader, "evaluating", len(loader))
 
     def run(batch: list[torch.Tensor]) -> npt.NDArray[np.float32]:
-        images = batch[0].to(device, memory_format=torch.channels_last)
+        images = batch[0].flatten(0, -4).to(device, memory_format=torch.channels_last)
         logits: npt.NDArray[np.float32] = net(images).float().cpu().numpy()
-        return logits
+        if count == 1:
+            return logits
+        return mean_over_views(logits.reshape(-1, count, logits.shape[1]))
 
     with torch.inference_mode():
-        return predict_split(run, batches, samples, classes, broken)
+        answered = predict_split(run, batches, samples, classes, broken)
+    return replace(answered, views=count)
 
 
 def score_of(

@@ -16,15 +16,23 @@ import numpy as np
 
 from xfer.core.card_schema import Classes, Recipe
 from xfer.core.checked import checked
-from xfer.core.errors import ConfigError, DataError, WeightsError, XferError, raise_all
+from xfer.core.errors import (
+    CombinationError,
+    ConfigError,
+    DataError,
+    WeightsError,
+    XferError,
+    raise_all,
+)
 from xfer.core.files import file_sha256, parsed, read_text
 from xfer.core.live_line import working
 from xfer.core.log import log
 from xfer.core.run_folder import best_checkpoint
-from xfer.core.types import InputSpec, Plain, Predictions, class_name
-from xfer.data.preprocess import check_size, named, prepare
+from xfer.core.types import InputSpec, Plain, Predictions, Tta, class_name
+from xfer.data.preprocess import check_size, named
+from xfer.data.tta import VIEWS, check_tta, prepare_views, tta_facts
 from xfer.evaluation.onnx_session import open_session, runner
-from xfer.evaluation.predict import find, predict_split, summary, warn_of_broken
+from xfer.evaluation.predict import find, mean_over_views, predict_split, summary, warn_of_broken
 
 if TYPE_CHECKING:
     from xfer.config.specs import ModelFile, Specs
@@ -151,7 +159,9 @@ def warn_if_stale(path: Path) -> None:
 
 
 def facts(specs: Specs, model: OnnxModel) -> Plain:
-    """What is known before the work, for ``plan.json``."""
+    """What is known before the work, for ``plan.json``. Raises CombinationError for views that the
+    file cannot be given."""
+    _check_views(model, specs.tta)
     return {
         "experiment": specs.experiment,
         "stages": list(specs.stages),
@@ -161,8 +171,18 @@ def facts(specs: Specs, model: OnnxModel) -> Plain:
         "input": "pictures of any size"
         if model.recipe is None or model.pictures
         else model.recipe.to_plain(),
+        "tta": tta_facts(specs.tta),
         "config": specs.config,
     }
+
+
+def _check_views(model: OnnxModel, tta: Tta) -> None:
+    if tta != "none" and (model.pictures or model.recipe is None):
+        what = f"{model.path} takes whole pictures and crops them itself, so that it has no views"
+        fix = "type predict.model=model.onnx, which takes what is prepared, or checkpoint.path=RUN"
+        raise CombinationError("tta", what, fix, 22)
+    if model.recipe is not None:
+        check_tta(model.recipe, tta)
 
 
 def predict(
@@ -172,7 +192,7 @@ def predict(
     predictions, and the times of a run that ``began`` then."""
     samples = find(specs.predict_input, model.recipe.range if model.recipe else None)
     start = time.perf_counter()
-    answered = answers(model, samples)
+    answered = answers(model, samples, specs.tta)
     seconds = time.perf_counter() - start
     path = write(answered)
     for line in summary(answered, path):
@@ -185,35 +205,41 @@ def predict(
     return path, len(answered.names), timing
 
 
-def answers(model: OnnxModel, samples: Samples) -> Predictions:
+def answers(model: OnnxModel, samples: Samples, tta: Tta = "none") -> Predictions:
     """Logits for every image that can be decoded, in order; the others are counted in a warning.
+    With views they are the logarithms of mean probabilities.
 
     Raises DataError when none can be, WeightsError for answers that are no logits of the classes.
     """
     broken: list[XferError] = []
     with working("predicting", len(samples)) as advance:
-        batches, run = _batches(model, samples, advance), partial(_run, model)
+        batches = _batches(model, samples, tta, advance)
+        run = partial(_run if tta == "none" else _run_views, model)
         answered = predict_split(run, batches, samples, model.classes, broken)
     warn_of_broken(broken, len(samples))
-    logits = answered.logits
-    if (logits >= 0).all() and np.allclose(logits.sum(axis=1), 1, atol=1e-4):
-        # Rows that are all positive and sum to 1 are probabilities already.
-        logits = np.log(np.maximum(logits, 1e-30))
-    return replace(answered, logits=logits.astype(np.float32))
+    logits = answered.logits if tta != "none" else _as_logits(answered.logits)
+    return replace(answered, logits=logits.astype(np.float32), views=VIEWS[tta])
+
+
+def _as_logits(answers: Array) -> Array:
+    """Answers (n, classes) that are all positive and sum to 1 are probabilities already."""
+    if (answers >= 0).all() and np.allclose(answers.sum(axis=1), 1, atol=1e-4):
+        return np.asarray(np.log(np.maximum(answers, 1e-30)))
+    return answers
 
 
 def _batches(
-    model: OnnxModel, samples: Samples, advance: Callable[[int], object]
+    model: OnnxModel, samples: Samples, tta: Tta, advance: Callable[[int], object]
 ) -> Iterator[tuple[Array | None, list[XferError | None]]]:
     """Batches as :func:`predict_split` takes them; the next ones load while one is worked on."""
-    size = model.batch or _BATCH
+    size = max(1, (model.batch or _BATCH) // VIEWS[tta])
     with ThreadPoolExecutor(_THREADS) as pool:
         loading: deque[list[Future[Array | DataError]]] = deque()
         starts = iter(range(0, len(samples), size))
         while True:
             for start in islice(starts, 2 + _BATCH // size - len(loading)):
                 chosen = range(start, min(start + size, len(samples)))
-                loading.append([pool.submit(_load, model, samples, i) for i in chosen])
+                loading.append([pool.submit(_load, model, samples, i, tta) for i in chosen])
             if not loading:
                 return
             loaded = [future.result() for future in loading.popleft()]
@@ -223,7 +249,7 @@ def _batches(
             advance(len(loaded))
 
 
-def _load(model: OnnxModel, samples: Samples, index: int) -> Array | DataError:
+def _load(model: OnnxModel, samples: Samples, index: int, tta: Tta) -> Array | DataError:
     try:
         picture = samples.images[index]
         if model.recipe is not None:
@@ -231,8 +257,16 @@ def _load(model: OnnxModel, samples: Samples, index: int) -> Array | DataError:
     except DataError as error:
         return named(error, samples.names[index])
     if model.recipe is not None and not model.pictures:
-        return prepare(picture, model.recipe)
+        views = prepare_views(picture, model.recipe, tta)
+        return views[0] if tta == "none" else views
     return np.ascontiguousarray(np.asarray(picture).transpose(2, 0, 1))
+
+
+def _run_views(model: OnnxModel, images: Array) -> Array:
+    """Answers (n, classes) to images (n, views, 3, h, w): the mean of what the file answers."""
+    n, count = images.shape[:2]
+    each = _as_logits(_run(model, images.reshape(n * count, *images.shape[2:])))
+    return mean_over_views(each.reshape(n, count, -1))
 
 
 def _run(model: OnnxModel, images: Array) -> Array:

@@ -206,21 +206,37 @@ def predictions(
     return Predictions(names, logits, labels if (labels >= 0).all() else None, classes)
 
 
+def mean_over_views(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Logits (n, views, classes) as the logarithms of the probabilities' mean over the views,
+    float32 (n, classes): their softmax is that mean. NaN where a view is not finite."""
+    with np.errstate(invalid="ignore"):
+        z = logits.astype(np.float64)
+        z -= z.max(axis=2, keepdims=True)
+        z -= np.log(np.exp(z).sum(axis=2, keepdims=True))
+        # The largest is taken out: the mean of probabilities too small for float64 has a logarithm.
+        top = z.max(axis=1, keepdims=True)
+        mean = np.log(np.exp(z - top).mean(axis=1)) + top[:, 0]
+    mean[~np.isfinite(logits).all(axis=(1, 2))] = np.nan
+    return np.asarray(mean, np.float32)
+
+
 def summary(answers: Predictions, path: Path) -> list[str]:
     """The answers for people: the first 20, and where all of them are."""
     n, chosen = len(answers.names), answers.logits.argmax(axis=1)
+    each = f", each the mean over {answers.views} views" if answers.views > 1 else ""
     shown = zip(answers.names[:20], chosen, answers.confidence, strict=False)
     lines = [f"{name}: {answers.classes[top]} ({sure:.3f})" for name, top, sure in shown]
     rest = f"; the first {len(lines)} are shown" if n > len(lines) else ""
-    return [*lines, f"{n} predictions in {path}{rest}"]
+    return [*lines, f"{n} predictions{each} in {path}{rest}"]
 
 
 def write_predictions(predictions: Predictions, path: Path) -> None:
     """A CSV row an image: ``path, label, prediction, confidence, p_<class>...``.
 
     Above 100 classes, the next four answers stand in place of a column a class: ``top2,
-    confidence2, ..., top5, confidence5``. ``label`` is left out where it is unknown. Names that a
-    spreadsheet would run as a formula get a leading apostrophe, in the names of the columns as
+    confidence2, ..., top5, confidence5``. Where answers are the mean over several views, a
+    last column ``views`` says over how many. ``label`` is left out where it is unknown. Names that
+    a spreadsheet would run as a formula get a leading apostrophe, in the names of the columns as
     well; ``-1`` and ``+1`` do not.
     """
     classes = predictions.classes
@@ -229,7 +245,9 @@ def write_predictions(predictions: Predictions, path: Path) -> None:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     labels = [] if predictions.labels is None else ["label"]
-    writer.writerow(["path", *labels, "prediction", "confidence", *rest])
+    views = [] if predictions.views == 1 else [predictions.views]
+    last = ["views"] if views else []
+    writer.writerow(["path", *labels, "prediction", "confidence", *rest, *last])
     for block in predictions.blocks():
         for i, (name, row) in enumerate(zip(block.names, block.probabilities, strict=True)):
             top = int(np.argmax(block.logits[i]))
@@ -237,7 +255,8 @@ def write_predictions(predictions: Predictions, path: Path) -> None:
             numbers = (
                 [f"{p:.6f}" for p in row] if few else _runners_up(block.logits[i], row, classes)
             )
-            writer.writerow([cell(name), *known, cell(classes[top]), f"{row[top]:.6f}", *numbers])
+            answer = [cell(classes[top]), f"{row[top]:.6f}", *numbers]
+            writer.writerow([cell(name), *known, *answer, *views])
     write_text(path, text.getvalue())
 
 

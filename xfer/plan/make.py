@@ -11,6 +11,7 @@ from xfer.core.errors import Attempts, ConfigError, closest, raise_all
 from xfer.core.run_folder import best_checkpoint
 from xfer.core.types import Card, Dataset, InputSpec, Network, Plain
 from xfer.data.dataset import resizable
+from xfer.data.tta import check_tta
 from xfer.freeze import Layout, Phase, layout, lone_norm
 from xfer.models import adapters
 from xfer.models.head import Keep, Remap
@@ -53,6 +54,7 @@ def make_plan(specs: Specs, not_exact: str = "") -> Plan:
     raise_all(attempt.errors)
     if plan is None:
         raise RuntimeError("a plan that failed without an error")
+    check_tta(plan.card.input, specs.tta)
     if training:
         _check_training(plan)
     return plan

@@ -13,6 +13,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from xfer.core.types import Card, Dataset, Network, Plain, Samples
+from xfer.data.tta import tta_facts
 from xfer.freeze import Layout, Phase, ever
 from xfer.plan.auto import Decision
 from xfer.plan.resume import fingerprint
@@ -110,6 +111,8 @@ class Plan:
             "source": {**card.source, **({"compat": card.compat} if card.compat else {})},
             "head": dict(card.head),
             "input": card.input.to_plain(),
+            "augment": specs.facts["augment"],
+            "tta": tta_facts(specs.tta),
             "freeze": specs.facts["freeze"],
             "features": {**specs.facts["features"], **self.features},
             "auto": [asdict(decision) for decision in self.decisions],

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from xfer.config import custom
 from xfer.core.errors import printable
 from xfer.core.types import InputSpec, Plain
+from xfer.data.tta import tta_words
 
 if TYPE_CHECKING:
     from xfer.plan.plan import Plan
@@ -29,11 +30,23 @@ def table(plan: Plan) -> str:
         *(("", line) for line in _load_lines(plan.load)),
         ("head", _spec_line(card.head)),
         ("input", _input_line(card.input)),
+        *_views_lines(plan),
         *(_training_lines(facts) if "params" in facts else ()),
         *_parts(plan),
         *(("remark", remark) for remark in facts["remarks"]),
     ]
     return _columns(lines)
+
+
+def _views_lines(plan: Plan) -> list[tuple[str, str]]:
+    """What training images go through, and which views of an image are answered."""
+    specs, lines = plan.specs, []
+    if plan.phases:
+        facts = specs.facts["augment"]
+        lines.append(("augment", _spec_line({k: v for k, v in facts.items() if v != 0})))
+    if tta := tta_words(specs.tta):
+        lines.append(("answers", f"{tta}; exported files are compared without"))
+    return lines
 
 
 def _columns(lines: Sequence[tuple[str, str]]) -> str:
@@ -48,13 +61,14 @@ def brief(plan: Plan) -> str:
     counts = ", ".join(f"{split['n']:,} {name}" for name, split in facts["splits"].items())
     more = ", ..." if len(card.classes) > _FEW else ""
     height, width = card.input.size
-    parts = _parts(plan)
-    shown = _REMARKS - len(parts)  # of the dozen lines
+    parts, tta = _parts(plan), tta_words(plan.specs.tta)
+    shown = _REMARKS - len(parts) - bool(tta)  # of the dozen lines
     lines = [
         ("run", f"{facts['experiment']}, seed {facts['seed']}: {', '.join(facts['stages'])}"),
         *([("images", counts)] if counts else []),
         ("classes", f"{len(card.classes)}: {names}{more}"),
         ("network", f"{_name(card.backbone)}, {_name(card.head)} head, {height} x {width} pixels"),
+        *([("answers", tta)] if tta else []),
         ("weights", _source_line(card.source) + _fates(plan.load)),
         *(_training_brief(facts) if "params" in facts else ()),
         *parts,
@@ -86,7 +100,8 @@ def _fates(load: Plain) -> str:
 
 def _training_brief(facts: Plain) -> list[tuple[str, str]]:
     params = facts["params"]
-    how = _steps_line(facts)
+    augment = _name(facts["augment"])
+    how = _steps_line(facts) + (f"; augment: {augment}" if augment != "plain" else "")
     chosen = ", ".join(f"{row['key']}={row['value']}" for row in facts["auto"])
     lines = [
         ("trains", f"{params['trainable']:,} of {params['total']:,} parameters"),

@@ -82,6 +82,10 @@ def verdict(result: Plain) -> list[str]:
     lines = [_score(split, scores[split]) for split in sorted(scores)]  # test before val
     if not lines:
         lines = ["No split was scored in this run"]
+    tta = result.get("tta") or {}
+    if scores and tta.get("averaged"):
+        views = f"{tta['views']} views of each image (tta={tta['kind']})"
+        lines.append(f"Answers are the mean {tta['averaged']} over {views}")
     if solved := result.get("solved"):
         lines.append(
             f"The head is the exact solution at l2 {solved['l2']:.2g}; held out in "

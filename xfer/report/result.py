@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from xfer.config.help import DISTRIBUTION
 from xfer.core.files import file_sha256
 from xfer.core.types import Plain
+from xfer.data.tta import tta_facts
 from xfer.training.features import UNCACHED
 from xfer.training.oom import batch_sizes
 
@@ -42,6 +43,7 @@ def _facts(specs: Specs, packages: Sequence[str], **known: object) -> Plain:
         "seed": specs.seed,
         "best": None,
         "scores": {},
+        "tta": tta_facts(specs.tta),
         "params": None,
         "freeze": {"proved": None},
         "source": None,

@@ -81,7 +81,7 @@ class Mlflow:
         except MlflowException as error:
             what = f"MLflow refuses '{uri}' ({str(error).splitlines()[0][:200]})"
             fix = "type logger.uri=null, or an address such as sqlite:///runs.db"
-            raise CombinationError("logger.uri", what, fix, 21) from error
+            raise CombinationError("logger.uri", what, fix, 30) from error
 
     def attach(self, logger: Any, files: Mapping[str, Path], step: int) -> None:
         """Every file, in the folders that they have in the run."""

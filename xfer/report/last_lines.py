@@ -1,0 +1,30 @@
+"""The last lines of a run: its scores, where the model and the card are, what to type next."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from xfer.config.verbs import quoted
+from xfer.core.errors import printable
+from xfer.core.run_folder import best_checkpoint
+from xfer.data.tta import tta_words
+from xfer.report.inputs import Work
+
+
+def last_lines(work: Work) -> str:
+    """What a finished run prints at its end; its very last line names the folder."""
+    tta = tta_words(work.plan.specs.tta)
+    said = f", {tta}" if tta else ""
+    lines = [(f"{name} accuracy", score.in_words() + said) for name, score in work.scores.items()]
+    best, card = best_checkpoint(work.folder), work.folder / "report.html"
+    if work.fitted and best.is_file():
+        lines.append(("best model", str(best)))
+    if "report" in work.plan.specs.stages:
+        lines.append(("report", str(card)))
+    if work.fitted and best.is_file():
+        below = work.folder.parent.parent == Path("outputs")
+        named = quoted(work.folder.name if below else str(work.folder))
+        lines.append(("next", f"xfer predict {named} IMAGES"))
+    width = max((len(name) for name, _ in lines), default=0)
+    rows = [f"{name:<{width}}  {printable(text)}" for name, text in lines]
+    return "\n".join([*rows, f"everything is in {printable(work.folder)}"])
