@@ -125,7 +125,10 @@ def as_input(image: Image.Image) -> np.ndarray[Any, Any]:
     return array
 
 
-@pytest.mark.parametrize(("kind", "theirs"), POLICIES, ids=lambda it: repr(it)[:40])
+IDS = [f"{type(kind).__name__} {i}" for i, (kind, _) in enumerate(POLICIES)]
+
+
+@pytest.mark.parametrize(("kind", "theirs"), POLICIES, ids=IDS)
 def test_a_policy_gives_the_pixels_of_torchvisions(
     kind: Standard, theirs: Callable[[], Any]
 ) -> None:
