@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import atexit
 import gc
+import io
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -215,7 +216,7 @@ def _hydra(arguments: list[str]) -> None:
         _starting.enter_context(working("reading the configuration"))
     import hydra
 
-    from xfer.config.hydra import BASE, prepare_overrides
+    from xfer.config.hydra import BASE, prepare_overrides, with_places
 
     # Lets Hydra hand its errors over instead of printing them in its own words.
     os.environ["HYDRA_FULL_ERROR"] = "1"
@@ -225,13 +226,29 @@ def _hydra(arguments: list[str]) -> None:
     shows = commands & {"config", "info", "completion", "help"}
     try:
         with _must_arrive() if shows else nullcontext():
-            hydra.main(config_path=config_dir(), config_name="config", **BASE)(_job)()
+            run = hydra.main(config_path=config_dir(), config_name="config", **BASE)(_job)
+            if _shows_whole(flags):
+                with redirect_stdout(io.StringIO()) as shown:
+                    run()
+                print(with_places(shown.getvalue(), overrides, _config_dirs(arguments)))
+            else:
+                run()
     except SystemExit as end:
         # Hydra's own end of --cfg for a package that is not there; a run ends with its own code.
         if end.code == 1 and "config" in commands:
             fix = "name a part of it, such as -p data"
             raise ConfigError("--package", "is not a part of the configuration", fix, 16) from end
         raise
+
+
+def _shows_whole(flags: list[str]) -> bool:
+    """Whether ``--cfg job`` is asked for, and not for a part of it, of which keys are unknown."""
+    words = [part for flag in flags for part in flag.split("=", 1)]
+    return (
+        bool({"-c", "--cfg"} & set(words))
+        and "job" in words
+        and not {"-p", "--package"} & set(words)
+    )
 
 
 def _job(cfg: DictConfig) -> float | None:

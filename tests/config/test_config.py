@@ -496,7 +496,14 @@ def test_a_spec_is_built_from_its_facts_alone() -> None:
         schema.build("head", {"hidden": 8})
 
 
-SLOTS = {"NAME": "resnet34", "FILE": "a.pt", "DIR": "d", "PIXELS": "64", "NUMBER": "0.5"}
+SLOTS = {
+    "NAME": "resnet34",
+    "FILE": "a.pt",
+    "DIR": "d",
+    "PIXELS": "64",
+    "NUMBER": "0.5",
+    "DEGREES": "9",
+}
 
 
 OFFERED = [
@@ -510,7 +517,9 @@ def test_what_the_words_of_other_tools_lead_to_can_be_typed(typed: str) -> None:
     for slot, value in SLOTS.items():
         typed = typed.replace(f"={slot}", f"={value}")
     # A share where the schema wants one, else a whole number.
-    typed = typed if re.search("fraction|lr|momentum|ema", typed) else typed.replace("=0.5", "=1")
+    typed = (
+        typed if re.search("fraction|lr|momentum|ema|hue", typed) else typed.replace("=0.5", "=1")
+    )
     if typed == "logger=wandb":
         pytest.importorskip("wandb")
     assert compose_specs(["data.root=d", *shlex.split(typed)])

@@ -140,16 +140,34 @@ def _check_override(text: str) -> None:
 
 def compose_specs(overrides: Sequence[str], config_dirs: Sequence[str] = ()) -> Specs:
     """Specs from overrides, without a command line; ``config_dirs`` are searched as well."""
+    cfg = _composed(overrides, config_dirs)
+    return build(cfg, cfg.hydra)
+
+
+def with_places(text: str, overrides: Sequence[str], config_dirs: Sequence[str]) -> str:
+    """What ``--cfg job`` shows, each value with a comment that says where it was set."""
+    return _places(_composed(overrides, config_dirs).hydra)[0].annotated(text)
+
+
+def _composed(overrides: Sequence[str], config_dirs: Sequence[str]) -> DictConfig:
     folders = ",".join(f"'file://{Path(d).resolve()}'" for d in config_dirs)
     search = [f"hydra.searchpath=[{folders}]"] if config_dirs else []
     wanted = prepare_overrides(overrides)
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(config_dir=config_dir(), job_name="xfer", **BASE):
-            cfg = compose("config", [*wanted, *search], return_hydra_config=True)
+            return compose("config", [*wanted, *search], return_hydra_config=True)
     except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
         raise as_config_error(error) from error
-    return build(cfg, cfg.hydra)
+
+
+def _places(hydra: DictConfig) -> tuple[Places, list[str]]:
+    """Where keys were set, and the overrides that were typed."""
+    # Not resolved: an override may hold an interpolation of its own.
+    raw = OmegaConf.to_container(hydra.overrides.task, resolve=False)
+    typed = [str(text).lstrip("+") for text in raw]  # type: ignore[union-attr]
+    folders = [source.path for source in hydra.runtime.config_sources]
+    return Places(dict(hydra.runtime.choices), typed, folders), typed
 
 
 _SAYS = (
@@ -209,10 +227,7 @@ def _launcher_fix(key: str) -> str:
 def build(cfg: DictConfig, hydra: DictConfig) -> Specs:
     """The specs of a composed configuration. Raises all problems together."""
     choices = dict(hydra.runtime.choices)
-    # Not resolved: an override may hold an interpolation of its own.
-    raw = OmegaConf.to_container(hydra.overrides.task, resolve=False)
-    typed = [str(text).lstrip("+") for text in raw]  # type: ignore[union-attr]
-    places = Places(choices, typed, [s.path for s in hydra.runtime.config_sources])
+    places, typed = _places(hydra)
     for group in GROUPS:
         if group != "export" and not isinstance(choices.get(group), str):
             raise ConfigError(places(group), "must be one option", f"type {group}=OPTION", 5)

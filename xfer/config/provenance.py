@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from xfer.config import schema
-from xfer.config.help import GROUPS
+from xfer.config.help import GROUPS, config_dir
 from xfer.core.bounded_yaml import read_yaml
 from xfer.core.errors import XferError
+
+_KEY = re.compile(r"( *)([^\s:#-][^:]*):(?: (.*))?$")
+"""A line of YAML, as OmegaConf writes it, that sets a key."""
 
 
 def override_key(text: str) -> str:
@@ -35,6 +39,31 @@ class Places:
         files = (f"{file}: {key}" for file, inner in self._files(key) if _has(file, inner))
         return next(files, key)
 
+    def annotated(self, text: str) -> str:
+        """YAML of the whole configuration, each value with a comment that says where it was set."""
+        lines: list[str] = []
+        path: list[tuple[int, str]] = []
+        rows = text.splitlines()
+        for line, following in zip(rows, [*rows[1:], ""], strict=True):
+            match = _KEY.match(line)
+            if not match:  # a further line of a list or of a text
+                lines.append(line)
+                continue
+            indent = len(match[1])
+            path = [(depth, name) for depth, name in path if depth < indent] + [(indent, match[2])]
+            deeper = _KEY.match(following)
+            if not match[3] and deeper and len(deeper[1]) > indent:
+                lines.append(line)
+                continue
+            where = self(".".join(name for _, name in path)).rpartition(": ")[0]
+            lines.append(f"{line}  # {self._short(where)}" if where else line)
+        return "\n".join(lines)
+
+    def _short(self, where: str) -> str:
+        """A file of ours by its place in ``conf``."""
+        path = Path(where)
+        return str(path.relative_to(config_dir())) if path.is_relative_to(config_dir()) else where
+
     def elsewhere(self, key: str) -> str:
         """The remedy for a key that only another option of its group has, or nothing."""
         group, _, name = key.partition(".")
@@ -48,10 +77,11 @@ class Places:
     def _files(self, key: str) -> Iterator[tuple[Path, list[str]]]:
         """Files that may hold ``key``, and the key as it reads there; the strongest first."""
         group, *rest = parts = key.split(".")
-        chosen = self._choices.get(group)
+        # Hydra notes no choice for a group of several options; a writer's keys are below its name.
+        chosen = rest[0] if group == "export" and rest else self._choices.get(group)
         names = [
             (f"experiment/{self._choices.get('experiment')}", parts),
-            *((f"{group}/{o}", rest) for o in (chosen if isinstance(chosen, list) else [chosen])),
+            (f"{group}/{chosen}", rest),
             ("config", parts),
         ]
         for name, inner in names:
