@@ -129,7 +129,7 @@ def test_a_damaged_best_file_is_refused_before_training_goes_on(tmp_path):
 def test_a_write_that_fails_leaves_both_files(tmp_path):
     last, previous = saved(tmp_path, 1, 2)
     with pytest.raises(TypeError):
-        AtomicIO().save_checkpoint({"value": (i for i in ())}, last)
+        AtomicIO().save_checkpoint({"state_dict": (i for i in ())}, last)
     assert (load_tensors(last)["value"], load_tensors(previous)["value"]) == (2, 1)
     assert sorted(p.name for p in last.parent.iterdir()) == ["last.ckpt", "previous.ckpt"]
 

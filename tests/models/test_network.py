@@ -1,6 +1,7 @@
 """Networks from checkpoints, whole or of an interrupted run."""
 
 import dataclasses
+import shlex
 
 import pytest
 import torch
@@ -216,4 +217,6 @@ def test_an_onnx_file_as_a_checkpoint_says_how_one_predicts_with_it(tmp_path):
     with pytest.raises(WeightsError, match=r"E437.*is an ONNX network") as told:
         make_plan(compose_specs(typed))
     advised = told.value.fix.removeprefix("type ").removesuffix(" in place of checkpoint.path")
-    assert compose_specs([*advised.split(), "predict.input=photos"]).predict_with.path == str(path)
+    assert compose_specs([*shlex.split(advised), "predict.input=photos"]).predict_with.path == str(
+        path
+    )
