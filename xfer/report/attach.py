@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from xfer.core.live_line import working
+from xfer.core.run_folder import best_checkpoint
 
 if TYPE_CHECKING:
     from xfer.report.inputs import Work
 
-_FILES = ("figures/*.png", "checkpoints/best.ckpt", "report.html", "report.md", "result.json")
+_FILES = ("figures/*.png", "report.html", "report.md", "result.json")
 
 
 def attach(work: Work) -> bool:
@@ -18,8 +19,10 @@ def attach(work: Work) -> bool:
     logger, folder = work.fitted and work.fitted.logger, work.folder
     if work.fitted is None or not logger or logger.problem:
         return False
-    found = [path for pattern in _FILES for path in sorted(folder.glob(pattern))]
-    files = {path.relative_to(folder).as_posix(): path for path in found}
+    there = [path for pattern in _FILES for path in sorted(folder.glob(pattern))]
+    best = best_checkpoint(folder)
+    there += [best] if best.is_file() else []
+    files = {path.relative_to(folder).as_posix(): path for path in there}
     with working("logger"):
         logger.attach(files, work.fitted.best["step"])
     if logger.problem:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from xfer.config.help import DISTRIBUTION
 from xfer.core.errors import CombinationError, ConfigError
 from xfer.core.files import read_text
+from xfer.core.run_folder import BEST, checkpoints
 
 if TYPE_CHECKING:
     from pytorch_lightning.loggers import Logger
@@ -139,7 +140,7 @@ class Wandb:
             run.finish()
 
 
-MODEL = ("checkpoints/best.ckpt",)
+MODEL = ((checkpoints(Path()) / BEST).as_posix(),)
 CARD_TEXT = "report.md"
 CARD = ("report.html", CARD_TEXT, "result.json")
 
