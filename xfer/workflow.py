@@ -94,8 +94,7 @@ def _run(specs: Specs) -> Result:
             log.info(f"{earlier.folder} is finished: nothing to do")
             return Result(earlier.folder, {}, None)
         if earlier is None:
-            refuse_taken(specs)
-            check_folder(Path(specs.run_dir or "outputs").expanduser())
+            _check_place(specs)
         with working("planning"):
             plan = make_plan(specs)
         if "export" in specs.stages:
@@ -115,6 +114,14 @@ def _run(specs: Specs) -> Result:
         return Result(folder, plan.facts, result)
     finally:
         close_log()
+
+
+def _check_place(specs: Specs) -> None:
+    """Raise OutputError, before any cost, where the run's folder is taken or cannot be made; the
+    plan alone makes none unless ``run.dir`` asks for one."""
+    refuse_taken(specs)
+    if specs.stages or specs.run_dir:
+        check_folder(Path(specs.run_dir or "outputs").expanduser())
 
 
 def _without_plan(specs: Specs, began: float) -> Result | None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import re
-import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -164,7 +163,7 @@ def _report(words: Sequence[str]) -> list[str]:
     state = _facts(run / "status.json", _State).get("state", "")
     if state != "finished":
         what = f"has no end to report: it is {state or 'no run folder'}"
-        raise CommandError(run, what, f"type xfer resume {shlex.quote(words[0])}", 5)
+        raise CommandError(run, what, f"type xfer resume {quoted(words[0])}", 5)
     typed = _typed(run)
     stages = dict.fromkeys([*typed.get("stages", []), "report"])
     words = [word for word in _again(run, typed) if not word.startswith("stages=")]
@@ -215,8 +214,8 @@ def data_of(run: Path) -> list[str]:
     typed = _typed(run) if run.is_dir() else {}
     if "overrides" not in typed:
         return []
-    kept = re.compile(r"[+]*(experiment|data|data\..*|seed)=")
-    return [*_folders(typed), *(t for t in _again(run, typed) if kept.match(t))]
+    of_data = re.compile(r"[+]*(experiment|data|data\..*|seed)=")
+    return [*_folders(typed), *(t for t in _again(run, typed) if of_data.match(t))]
 
 
 def _folders(typed: _Typed) -> list[str]:
