@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -99,20 +100,31 @@ def test_zsh_completes(here: Path) -> None:
         env={**os.environ, "HOME": str(here)},
         check=True,
     )
+
+    def shown_until(wanted: Callable[[str], bool]) -> str:
+        shown = ""
+        for _ in range(600):
+            shown = subprocess.run(
+                [*terminal, "capture-pane", "-p"], capture_output=True, text=True, check=True
+            ).stdout
+            if wanted(shown):
+                break
+            time.sleep(0.1)
+        return shown
+
+    def type_keys(*keys: str) -> None:
+        subprocess.run([*terminal, "send-keys", *keys], check=True)
+
     try:
-        subprocess.run([*terminal, "send-keys", setup, "Enter"], check=True)
+        type_keys(setup, "Enter")
         for line, word in typed.items():
-            subprocess.run([*terminal, "send-keys", "-l", line], check=True)
-            subprocess.run([*terminal, "send-keys", "Tab"], check=True)
-            for _ in range(100):
-                shown = subprocess.run(
-                    [*terminal, "capture-pane", "-p"], capture_output=True, text=True, check=True
-                ).stdout
-                if (whole := f"{line.rpartition(' ')[0]} {word}") in shown:
-                    break
-                time.sleep(0.1)
-            assert whole in shown
-            subprocess.run([*terminal, "send-keys", "C-c"], check=True)
+            # An interrupt throws away what is typed ahead: the next line waits for its prompt.
+            shown_until(lambda shown: shown.rstrip().rpartition("\n")[2] == ">")
+            type_keys("-l", line)
+            type_keys("Tab")
+            whole = f"{line.rpartition(' ')[0]} {word}"
+            assert whole in shown_until(lambda shown, whole=whole: whole in shown)
+            type_keys("C-c")
     finally:
         subprocess.run([*terminal, "kill-server"], check=False)
 
