@@ -118,13 +118,13 @@ def test_zsh_completes(here: Path) -> None:
     try:
         type_keys(setup, "Enter")
         for line, word in typed.items():
-            # An interrupt throws away what is typed ahead: the next line waits for its prompt.
             shown_until(lambda shown: shown.rstrip().rpartition("\n")[2] == ">")
             type_keys("-l", line)
             type_keys("Tab")
             whole = f"{line.rpartition(' ')[0]} {word}"
             assert whole in shown_until(lambda shown, whole=whole: whole in shown)
-            type_keys("C-c")
+            # Not an interrupt, which throws away what is typed ahead of it.
+            type_keys("C-u")
     finally:
         subprocess.run([*terminal, "kill-server"], check=False)
 

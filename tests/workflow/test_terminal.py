@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -26,7 +27,8 @@ class Terminal:
     """A terminal of its own: what has been on its screen, line by line."""
 
     def __init__(self, cwd: Path, width: int) -> None:
-        self._tmux = ["tmux", "-L", f"xfer-{os.getpid()}-{width}", "-f", "/dev/null"]
+        # A server that ends may still have its name when the next one begins.
+        self._tmux = ["tmux", "-L", f"xfer-{uuid.uuid4().hex}", "-f", "/dev/null"]
         env = {**os.environ, "PS1": ">", "OMP_NUM_THREADS": "1", "PYTHONPATH": ROOT}
         size = ["-x", str(width), "-y", "60"]
         start = [*self._tmux, "new-session", "-d", *size, "bash", "--norc"]
