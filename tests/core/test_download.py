@@ -60,7 +60,10 @@ CUT = {
 
 
 @pytest.mark.parametrize("case", CUT)
-def test_what_does_not_arrive_whole_leaves_the_old_file_and_nothing_else(server, tmp_path, case):
+def test_what_does_not_arrive_whole_leaves_the_old_file_and_nothing_else(
+    server, tmp_path, case, monkeypatch
+):
+    monkeypatch.setattr("xfer.core.http._PAUSES", (0, 0))
     server.routes["/x.bin"] = CUT[case]
     target = tmp_path / "x.bin"
     target.write_bytes(b"old")

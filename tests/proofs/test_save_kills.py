@@ -29,6 +29,7 @@ def test_kills_during_saves_leave_whole_files(kills):
     assert found["corrupt"] == [] and found["cut"] >= kills // 5, "too few kills hit a save"
 
 
+@pytest.mark.slow
 def test_a_writer_that_moves_its_file_is_found_out():
     assert save_kills("--kills", "300", "--stock")["corrupt"], "no torn file is seen"
 
