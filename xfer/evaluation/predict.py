@@ -6,7 +6,7 @@ import csv
 import io
 import itertools
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -230,8 +230,11 @@ def summary(answers: Predictions, path: Path) -> list[str]:
     return [*lines, f"{n} predictions{each} in {path}{rest}"]
 
 
-def write_predictions(predictions: Predictions, path: Path) -> None:
-    """A CSV row an image: ``path, label, prediction, confidence, p_<class>...``.
+def write_predictions(
+    predictions: Predictions, path: Path, columns: Mapping[str, Sequence[int]] | None = None
+) -> None:
+    """A CSV row an image: ``path, label, prediction, confidence, p_<class>...``; ``columns`` are
+    put after the path, each with an entry a row.
 
     Above 100 classes, the next four answers stand in place of a column a class: ``top2,
     confidence2, ..., top5, confidence5``. Where answers are the mean over several views, a
@@ -247,7 +250,9 @@ def write_predictions(predictions: Predictions, path: Path) -> None:
     labels = [] if predictions.labels is None else ["label"]
     views = [] if predictions.views == 1 else [predictions.views]
     last = ["views"] if views else []
-    writer.writerow(["path", *labels, "prediction", "confidence", *rest, *last])
+    beside = columns or {}
+    writer.writerow(["path", *beside, *labels, "prediction", "confidence", *rest, *last])
+    between = zip(*beside.values(), strict=True) if beside else itertools.repeat(())
     for block in predictions.blocks():
         for i, (name, row) in enumerate(zip(block.names, block.probabilities, strict=True)):
             top = int(np.argmax(block.logits[i]))
@@ -256,7 +261,7 @@ def write_predictions(predictions: Predictions, path: Path) -> None:
                 [f"{p:.6f}" for p in row] if few else _runners_up(block.logits[i], row, classes)
             )
             answer = [cell(classes[top]), f"{row[top]:.6f}", *numbers]
-            writer.writerow([cell(name), *known, *answer, *views])
+            writer.writerow([cell(name), *next(between), *known, *answer, *views])
     write_text(path, text.getvalue())
 
 

@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 
 def wilson(right: int, n: int, z: float = 1.959963984540054) -> tuple[float, float]:
     """Wilson's score interval of ``right`` out of ``n`` (E. B. Wilson, 1927); 95 % by default."""
-    if n == 0:
-        return 0.0, 1.0
-    share, zz = right / n, z * z / n
+    return wilson_share(right / n, n, z) if n else (0.0, 1.0)
+
+
+def wilson_share(share: float, n: float, z: float) -> tuple[float, float]:
+    """Wilson's interval of a ``share`` seen on ``n`` images, which need be no whole number."""
+    zz = z * z / n
     centre = (share + zz / 2) / (1 + zz)
     half = z * math.sqrt(share * (1 - share) / n + zz / (4 * n)) / (1 + zz)
     return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def resampled(
+    shares: Sequence[float], sizes: Sequence[int], n: int, z: float = 1.959963984540054
+) -> tuple[float, float]:
+    """PLACEHOLDER"""
+    mean = sum(a * s for a, s in zip(shares, sizes, strict=True)) / sum(sizes)
+    return wilson_share(mean, n, z)
 
 
 def mcnemar(first: int, second: int) -> float:

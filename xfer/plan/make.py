@@ -258,7 +258,7 @@ def _expected_features(
     if width is None:
         return {"cut": "the input of the head"}
     count = options.views_of(specs.augment.random, specs.trainer.epochs) or 1
-    images = count * len(dataset.splits["train"]) + len(dataset.splits["val"])
+    images = count * len(dataset.splits["train"]) + len(dataset.splits.get("val", ()))
     # At most: a layer under autocast may hand on two bytes a number.
     sizes = {"bytes_per_image": width * 4, "bytes": width * 4 * images}
     return {"cut": "the input of the head", "count": count, **sizes}

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from xfer.config import custom
 from xfer.core.errors import printable
 from xfer.core.types import InputSpec, Plain
+from xfer.data.folds import fold_words
 from xfer.data.tta import tta_words
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ def table(plan: Plan) -> str:
         ("stages", ", ".join(facts["stages"]) or "none: this is the plan alone"),
         ("classes", f"{len(card.classes)}: {', '.join(card.classes[:8])}{more}"),
         *((f"split {name}", _split_line(split)) for name, split in facts["splits"].items()),
+        *_fold_lines(facts),
         ("backbone", _spec_line(card.backbone)),
         ("source", _source_line(card.source)),
         *(("", line) for line in _load_lines(plan.load)),
@@ -36,6 +38,18 @@ def table(plan: Plan) -> str:
         *(("remark", remark) for remark in facts["remarks"]),
     ]
     return _columns(lines)
+
+
+def _fold_lines(facts: Plain) -> list[tuple[str, str]]:
+    """The folds of a cross-validation, how they are run, and what becomes of all images."""
+    if not (folds := facts["folds"]):
+        return []
+    by_steps = bool(facts.get("optimizer"))
+    how = "each a job of its own" if by_steps else "all in this process, on features computed once"
+    final = "the final model is fitted on all training images"
+    if by_steps:
+        final += ", for as many epochs as were best in the folds on average"
+    return [("folds", f"{fold_words(folds)}, {how}"), ("", final)]
 
 
 def _views_lines(plan: Plan) -> list[tuple[str, str]]:
@@ -66,6 +80,7 @@ def brief(plan: Plan) -> str:
     lines = [
         ("run", f"{facts['experiment']}, seed {facts['seed']}: {', '.join(facts['stages'])}"),
         *([("images", counts)] if counts else []),
+        *_fold_lines(facts)[:1],
         ("classes", f"{len(card.classes)}: {names}{more}"),
         ("network", f"{_name(card.backbone)}, {_name(card.head)} head, {height} x {width} pixels"),
         *([("answers", tta)] if tta else []),

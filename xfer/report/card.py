@@ -12,6 +12,7 @@ from pathlib import Path
 from xfer.core.types import Plain
 from xfer.report import panels, tables
 from xfer.report import sections as facts
+from xfer.report.fold_section import explained, fold_tables, lead
 from xfer.report.format import number, words
 from xfer.report.shots import Shot
 from xfer.report.svg import Chart
@@ -79,7 +80,8 @@ def about(result: Plain, plan: Plain) -> str:
 def verdict(result: Plain) -> list[str]:
     """The card in a few lines: each score with its interval, test first, and the best epoch."""
     scores, best = result.get("scores") or {}, result.get("best")
-    lines = [_score(split, scores[split]) for split in sorted(scores)]  # test before val
+    lines = [lead(result["cv"])] if result.get("cv") else []
+    lines += [_score(split, scores[split]) for split in sorted(scores)]  # test before val
     if not lines:
         lines = ["No split was scored in this run"]
     tta = result.get("tta") or {}
@@ -125,10 +127,18 @@ def sections(result: Plain, plan: Plain, details: Plain, drawn: Collection[str])
     parts = [
         Section("Warnings", text=tuple(map(str, warnings))),
         Section("Scores", tables=tables.scores(result.get("scores") or {})),
+        *_cross_validation(result, plan),
         *_seen(result, plan, details, drawn),
         *_folded(result, plan, details, drawn),
     ]
     return [p for p in parts if p.text or p.facts or p.tables or p.figures or p.charts]
+
+
+def _cross_validation(result: Plain, plan: Plain) -> list[Section]:
+    if not result.get("cv"):
+        return []
+    text, parts = explained(result, plan), fold_tables(result["cv"])
+    return [Section("Cross-validation", text, tables=parts)]
 
 
 def _seen(result: Plain, plan: Plain, details: Plain, drawn: Collection[str]) -> list[Section]:

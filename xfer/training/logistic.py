@@ -141,8 +141,10 @@ def _falling(strengths: Sequence[float], path: list[Strength]) -> Iterator[float
 
 
 def _held_out(logits: npt.NDArray[np.float32], rows: TrainingRows) -> tuple[float, float]:
-    """Weighted mean log loss and plain accuracy of the images that a fold held out."""
+    """Weighted mean log loss and plain accuracy of the images that a fold held out; NaN of none."""
     seen = rows.folds >= 0
+    if not seen.any():
+        return math.nan, math.nan
     z = logits[seen].astype(np.float64)
     labels, weights = rows.labels[seen], rows.counts[seen]
     top = z.max(axis=1)
