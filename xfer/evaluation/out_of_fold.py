@@ -28,7 +28,8 @@ class OutOfFold:
     """Answers to n images in several repeats of a cross-validation.
 
     ``logits`` float32 (repeats, n, classes); ``labels`` int64 (n,); ``folds`` int64 (repeats, n),
-    the fold that an image was held out in.
+    the fold that an image was held out in, with all of its group where images are ``grouped``.
+    ``final_epochs`` is how long the final model is trained after it, where that takes epochs.
     """
 
     names: tuple[str, ...]
@@ -36,6 +37,8 @@ class OutOfFold:
     labels: npt.NDArray[np.int64]
     folds: npt.NDArray[np.int64]
     classes: tuple[str, ...]
+    grouped: bool = False
+    final_epochs: int | None = None
 
     @property
     def first(self) -> Predictions:
@@ -65,16 +68,18 @@ class OutOfFold:
         pooled, labels = self.logits.reshape(repeats * n, -1), np.tile(self.labels, repeats)
         values = metrics.values(pooled, labels, parts)
         by_fold = [self._fold(repeat, fold) for repeat, fold in self.turns()]
-        sizes, accs = [row["n"] for row in by_fold], [row["acc"] for row in by_fold]
-        low, high = resampled(accs, sizes, n)
+        folds = len(by_fold) // repeats
+        accs = [row["acc"] for row in by_fold] if self.grouped else []
+        low, high = resampled(values["acc"], n, folds, repeats, accs)
         return {
-            "folds": len(by_fold) // repeats,
+            "folds": folds,
             "repeats": repeats,
             "n": n,
             **{name: None if math.isnan(value) else value for name, value in values.items()},
             "acc_ci95": [low, high],
             "per_class": self._per_class(pooled, labels, repeats),
             "per_fold": by_fold,
+            "final_epochs": self.final_epochs,
         }
 
     def turns(self) -> list[tuple[int, int]]:

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image as PIL
 
 from xfer.core.errors import DataError, DivergedError, XferError, printable
-from xfer.core.files import output_errors, path_problem, write_text
+from xfer.core.files import atomic_write, output_errors, path_problem, write_text
 from xfer.core.log import log
 from xfer.core.types import PixelRange, Predictions, Samples
 from xfer.data.bit_depth import range_remarks
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from xfer.core.types import Array
 
 Batch = TypeVar("Batch")
+LOGITS = "logits_val.npy"
+"""The exact answers of the run of one fold, for the run that pools them."""
 
 
 def find(inputs: Sequence[str], over: PixelRange | None = None) -> Samples:
@@ -263,6 +265,24 @@ def write_predictions(
             answer = [cell(classes[top]), f"{row[top]:.6f}", *numbers]
             writer.writerow([cell(name), *next(between), *known, *answer, *views])
     write_text(path, text.getvalue())
+
+
+def write_table(predictions: Predictions, folder: Path) -> Path:
+    """Write ``predictions.csv`` into a run's ``folder``. Raises OutputError."""
+    path = folder / "predictions.csv"
+    write_predictions(predictions, path)
+    return path
+
+
+def write_logits(predictions: Predictions, folder: Path) -> None:
+    """Write the logits of a fold, float32 (n, classes), which the table has rounded to
+    probabilities, into a run's ``folder``. Raises OutputError."""
+
+    def write(path: Path) -> None:
+        with path.open("wb") as stream:
+            np.save(stream, predictions.logits, allow_pickle=False)
+
+    atomic_write(folder / LOGITS, write)
 
 
 def write_beside(predictions: Predictions, folder: Path) -> Path:

@@ -113,7 +113,7 @@ class Plan:
             "classes": list(card.classes),
             "splits": _split_facts(dataset) if dataset else {},
             "folds": fold_facts(dataset, specs.data) if dataset and specs.data else None,
-            "remarks": [*(dataset.remarks if dataset else ()), *_too_long(self)],
+            "remarks": [*(dataset.remarks if dataset else ()), *_too_long(self), *_one_view(self)],
             "leakage": [list(leak) for leak in dataset.leaks] if dataset else [],
             "backbone": dict(card.backbone),
             "source": {**card.source, **({"compat": card.compat} if card.compat else {})},
@@ -171,6 +171,13 @@ def _too_long(plan: Plan) -> list[str]:
             "step; a smaller data.batch_size gives more of them"
         )
     return lines
+
+
+def _one_view(plan: Plan) -> list[str]:
+    """What is answered in another way than ``tta`` says."""
+    if not (plan.folded and plan.specs.optim.solves and plan.specs.tta != "none"):
+        return []
+    return [f"the folds are answered on one view of each image, without tta={plan.specs.tta}"]
 
 
 def _training_facts(plan: Plan) -> Plain:

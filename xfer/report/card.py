@@ -94,6 +94,8 @@ def verdict(result: Plain) -> list[str]:
             f"{solved['folds']} folds, {solved['n']:,} training images: "
             f"accuracy {solved['cv_acc']:.3f}, loss {solved['cv_loss']:.3f}"
         )
+    elif best and (result.get("cv") or {}).get("final_epochs"):
+        lines.append(f"Trained for {best.get('epoch')} epochs; no image chose the epoch")
     elif best:
         lines.append(
             f"Best epoch {number(best.get('epoch'))}, step {number(best.get('step'))}, "

@@ -27,9 +27,9 @@ def explained(result: Plain, plan: Plain) -> tuple[str, ...]:
         f"{lead(cv)}, loss {number(cv['loss'])}, calibration error {number(cv['ece'])}. It is what "
         f"the procedure is worth: each image was answered {apart}, and whatever is chosen in a fit "
         "was chosen inside its training part. predictions_oof.csv has every answer.",
-        "The interval treats the accuracy as a share of fewer images than there are, since the "
-        "training parts of the folds overlap, and repeats add no image (after Nadeau and Bengio, "
-        "2003; Wilson, 1927).",
+        "The interval has the variance of the corrected resampled t-test (Nadeau and Bengio, "
+        "2003), since the training parts of the folds overlap and repeats add no image; it is "
+        "never narrower than that of as many images tested once (Wilson, 1927).",
     ]
     final = (
         f"The final model was fitted on all {cv['n']:,} of these images and is not scored on them"

@@ -130,7 +130,8 @@ def _cross_validated(plan: Plan, problem: HeadProblem, train: Samples) -> OutOfF
     if train.folds is None:
         return None
     logits = problem.out_of_fold(train.folds)
-    return OutOfFold(train.names, logits, train.labels, train.folds, plan.card.classes)
+    facts = (train.names, logits, train.labels, train.folds, plan.card.classes)
+    return OutOfFold(*facts, grouped=bool(train.groups))
 
 
 def _logged(plan: Plan, folder: Path, rows: list[Plain]) -> GuardedLogger | None:
