@@ -185,19 +185,22 @@ def solve(plan: Plan, frozen: PartlyFrozen, cached: CachedFeatures) -> Solved:
         plan.specs.seed,
     )
     solution = problem.solve()
-    made = [] if val is None else solution.path
-    answers = [(val @ row.weight.T + row.bias).astype(np.float32) for row in made]
+    answers = [] if val is None else [_answers(row, val) for row in solution.path]
     best = solution.path[solution.best]
     with torch.no_grad():
         for name, parameter in net.get_submodule(path).named_parameters():
             solved = best.weight if name == "weight" else best.bias
             parameter.copy_(torch.from_numpy(solved).view(parameter.shape))
     if val is None:
-        expected = (evaluated @ best.weight.T + best.bias).astype(np.float32)
-        _check_linear(frozen, cached, expected, "train")
+        _check_linear(frozen, cached, _answers(best, evaluated), "train")
     else:
         _check_linear(frozen, cached, answers[solution.best], "val")
     return Solved(options, problem, solution, answers, seconds)
+
+
+def _answers(head: logistic.Strength, features: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """The logits of a solved head for ``features`` (n, d): float32 (n, classes)."""
+    return (features @ head.weight.T + head.bias).astype(np.float32)
 
 
 def _check_linear(
