@@ -29,7 +29,8 @@ class OutOfFold:
 
     ``logits`` float32 (repeats, n, classes); ``labels`` int64 (n,); ``folds`` int64 (repeats, n),
     the fold that an image was held out in, with all of its group where images are ``grouped``.
-    ``final_epochs`` is how long the final model is trained after it, where that takes epochs.
+    ``final_epochs`` is how long the final model is trained after it, where that takes epochs;
+    ``chose`` whether a fold's images chose the epoch that answers them.
     """
 
     names: tuple[str, ...]
@@ -39,6 +40,7 @@ class OutOfFold:
     classes: tuple[str, ...]
     grouped: bool = False
     final_epochs: int | None = None
+    chose: bool = False
 
     @property
     def first(self) -> Predictions:
@@ -80,6 +82,7 @@ class OutOfFold:
             "per_class": self._per_class(pooled, labels, repeats),
             "per_fold": by_fold,
             "final_epochs": self.final_epochs,
+            "used_for_selection": self.chose,
         }
 
     def turns(self) -> list[tuple[int, int]]:

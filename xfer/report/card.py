@@ -88,7 +88,12 @@ def verdict(result: Plain) -> list[str]:
     if scores and tta.get("averaged"):
         views = f"{tta['views']} views of each image (tta={tta['kind']})"
         lines.append(f"Answers are the mean {tta['averaged']} over {views}")
-    if solved := result.get("solved"):
+    if (solved := result.get("solved")) and result.get("cv"):
+        lines.append(
+            f"The final head is the exact solution at l2 {solved['l2']:.2g}, "
+            + ("chosen by folds inside its images" if solved["strengths"] > 1 else "as given")
+        )
+    elif solved:
         lines.append(
             f"The head is the exact solution at l2 {solved['l2']:.2g}; held out in "
             f"{solved['folds']} folds, {solved['n']:,} training images: "

@@ -23,10 +23,16 @@ def explained(result: Plain, plan: Plain) -> tuple[str, ...]:
     apart = "by a fit that had not seen it"
     if folds.get("group"):
         apart += f", nor any other image of its group ({folds['group']})"
+    chosen = "Whatever is chosen in a fit was chosen inside its training part."
+    if cv.get("used_for_selection"):
+        chosen = (
+            "But the images of a fold chose the epoch that answered them, so that the value is "
+            "somewhat optimistic; checkpoint.start_epoch equal to trainer.max_epochs chooses none."
+        )
     lines = [
         f"{lead(cv)}, loss {number(cv['loss'])}, calibration error {number(cv['ece'])}. It is what "
-        f"the procedure is worth: each image was answered {apart}, and whatever is chosen in a fit "
-        "was chosen inside its training part. predictions_oof.csv has every answer.",
+        f"the procedure is worth: each image was answered {apart}. {chosen} "
+        "predictions_oof.csv has every answer.",
         "The interval has the variance of the corrected resampled t-test (Nadeau and Bengio, "
         "2003), since the training parts of the folds overlap and repeats add no image; it is "
         "never narrower than that of as many images tested once (Wilson, 1927).",

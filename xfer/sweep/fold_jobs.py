@@ -61,7 +61,10 @@ def before_fit(plan: Plan, folder: Path) -> tuple[Plan, Prunes | None, OutOfFold
     epochs = max(1, round(statistics.fmean(best)))
     logits = _pooled(plan, ledger, samples.folds)
     known = (samples.names, logits, samples.labels, samples.folds, plan.card.classes)
-    held_out = OutOfFold(*known, grouped=bool(samples.groups), final_epochs=epochs)
+    policy, last = plan.specs.checkpoint, plan.specs.trainer.epochs
+    chose = policy.start_epoch + policy.interval <= last and policy.monitor.startswith("val_")
+    grouped = bool(samples.groups)
+    held_out = OutOfFold(*known, grouped=grouped, final_epochs=epochs, chose=chose)
     held_out.write(folder / TABLE)
     log.info(f"cv accuracy {in_words(held_out.facts(plan.specs.metrics))}")
     log.info(

@@ -81,7 +81,8 @@ class HeadProblem:
             self.smoothing,
             folds,
         )
-        return logistic.solve(rows, self.strengths)
+        # The table has six digits of a probability: the final model alone needs more.
+        return logistic.solve(rows, self.strengths, nearly=not every)
 
     def out_of_fold(self, folds: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         """Logits of every image by the fit on the other folds, float32 (repeats, n, classes).
