@@ -256,6 +256,7 @@ def _job(cfg: DictConfig) -> float | None:
     from hydra.core.hydra_config import HydraConfig
 
     from xfer.config.hydra import build
+    from xfer.sweep.objective import trial_value
     from xfer.sweep.requirements import refuse_one_run
     from xfer.workflow import run
 
@@ -276,8 +277,7 @@ def _job(cfg: DictConfig) -> float | None:
     finally:
         if not alone:
             gc.collect()  # a run is one large cycle, and others in this process follow it
-    best = (result.facts or {}).get("best")
-    return float(best["value"]) if best else None
+    return trial_value(result.facts or {}, specs.checkpoint.monitor)
 
 
 def _split(arguments: list[str]) -> tuple[list[str], list[str]]:

@@ -157,7 +157,7 @@ def _compare(specs: Specs) -> Result:
 def _predict_alone(specs: Specs, file: ModelFile, began: float) -> Result:
     """Predict with an exported file. Nothing here imports torch."""
     from xfer.evaluation.onnx_predict import facts, open_model, predict
-    from xfer.evaluation.predict import write_beside
+    from xfer.evaluation.predict import write_beside, write_table
     from xfer.report.result import outcome_of_file
 
     refuse_taken(specs)
@@ -175,7 +175,7 @@ def _predict_alone(specs: Specs, file: ModelFile, began: float) -> Result:
     with recorded(folder):
         write_json(folder / "plan.json", plan)
         write_text(folder / "config.yaml", yaml_text(specs.config))
-        _, count, times = predict(specs, model, partial(_write_table, folder=folder), began)
+        _, count, times = predict(specs, model, partial(write_table, folder=folder), began)
         result = outcome_of_file(specs, model.path, count, times)
         write_json(folder / "result.json", result)
     log.info(f"everything is in {printable(folder)}")
@@ -243,14 +243,15 @@ def _fit(work: Work, resume: Path | None, page: LivePage) -> FitResult:
             log.warning(f"the head is trained step by step: {error}")
             work.plan = make_plan(work.plan.asked, str(error))
             write_plan(work.plan, work.folder)
-    from xfer.sweep.pruning import pruner
+    from xfer.sweep.fold_jobs import before_fit
     from xfer.training.fit import fit
     from xfer.training.oom import recall
 
     def shows(history: History) -> None:
         page.epoch(history.rows, history.best)
 
-    fitted = fit(work.plan, work.folder, resume, pruner(work.folder), shows)
+    work.plan, ends, held_out = before_fit(work.plan, work.folder)
+    fitted = replace(fit(work.plan, work.folder, resume, ends, shows), cv=held_out)
     work.plan = recall(work.plan, work.folder)  # in the batches that memory sufficed for
     return fitted
 
@@ -294,7 +295,7 @@ def _network(work: Work) -> nn.Module:
 
 def _evaluate(work: Work, net: nn.Module) -> None:
     from xfer.evaluation.evaluate import score_of
-    from xfer.evaluation.predict import write_predictions
+    from xfer.evaluation.predict import write_logits, write_predictions
 
     for name, samples in work.plan.dataset.splits.items() if work.plan.dataset else ():
         if name == "train":
@@ -309,6 +310,8 @@ def _evaluate(work: Work, net: nn.Module) -> None:
         warn(work.warnings, saturation(name, predicted.logits))
         work.predictions[name], work.scores[name] = predicted, score
         write_predictions(predicted, work.folder / f"predictions_{name}.csv")
+        if getattr(work.plan.specs.data, "fold", None) is not None:
+            write_logits(predicted, work.folder)
         tta = tta_words(work.plan.specs.tta)
         views = f", {tta}" if tta else ""
         log.info(f"{name}: accuracy {score.in_words()}, loss {score.loss:.4f}{views}")
@@ -332,25 +335,17 @@ def _without_folder(specs: Specs, plan: Plan, began: float) -> Result | None:
     return Result(work.folder, work.plan.facts, outcome(work) | {"predictions": str(path)})
 
 
-def _write_table(predictions: Predictions, folder: Path) -> Path:
-    from xfer.evaluation.predict import write_predictions
-
-    path = folder / "predictions.csv"
-    write_predictions(predictions, path)
-    return path
-
-
 def _predict(
-    work: Work, net: nn.Module, write: Callable[[Predictions, Path], Path] = _write_table
+    work: Work, net: nn.Module, write: Callable[[Predictions, Path], Path] | None = None
 ) -> Path:
     """Predict what ``predict.input`` names; where the table is that ``write`` made of it."""
-    from xfer.evaluation.predict import find, summary, warn_of_broken
+    from xfer.evaluation.predict import find, summary, warn_of_broken, write_table
 
     spec, broken = work.plan.card.input, list[XferError]()
     samples = find(work.plan.specs.predict_input, spec.range)
     predicted = _answers(work, net, samples, broken)
     warn_of_broken(broken, len(samples))
-    path = write(predicted, work.folder)
+    path = (write or write_table)(predicted, work.folder)
     for line in summary(predicted, path):
         log.info(line)
     return path

@@ -19,6 +19,7 @@ from xfer.sweep.executors.pool import Pool, Task
 from xfer.sweep.executors.runners import quoted
 from xfer.sweep.executors.slots import JobSlot, divide, visible_gpus
 from xfer.sweep.ledger import Ledger
+from xfer.sweep.objective import trial_value
 from xfer.sweep.requirements import refuse_one_run
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ def launch(
     pool = Pool(slots(launcher, str(OmegaConf.select(config, "trainer.accelerator") or "auto")))
     pool.persistent = launcher.persistent
     ledger, shared = Ledger(Path(config.hydra.sweep.dir)), flags(config)
+    monitor = str(OmegaConf.select(config, "checkpoint.monitor"))
     tasks = []
     for number, row in enumerate(rows, first):
         folder = ledger(number)
@@ -65,7 +67,7 @@ def launch(
         done, line = returns[task.number], ledger.settle(task.number, code)
         code = (ledger.code(task.number) or code or 1) if line else 0
         done.status = JobStatus.FAILED if code else JobStatus.COMPLETED
-        done.return_value = JobFailed(code, line) if code else _best(task.folder)
+        done.return_value = JobFailed(code, line) if code else _best(task.folder, monitor)
         how = f"exit {code}: {line}" if code else "finished"
         say(f"job {task.number}, {how}; its output is in {task.folder / OUTPUT}")
         return False
@@ -82,7 +84,6 @@ def _resume(config: DictConfig, row: Sequence[str]) -> str | None:
     return None if asked in (None, "null") else str(asked)
 
 
-def _best(folder: Path) -> float | None:
+def _best(folder: Path, monitor: str) -> float | None:
     path = folder / "result.json"
-    best = read_json(path).get("best") if path.is_file() else None
-    return float(best["value"]) if best else None
+    return trial_value(read_json(path), monitor) if path.is_file() else None

@@ -100,6 +100,7 @@ class Builder:
             *self._wrong_stages(stages, inputs),
             *self._wrong_comparison(stages, general["compare_runs"]),
             *self._contradictions(),
+            *self._wrong_folds(stages, frozenset(override_key(text) for text in typed)),
             *self._unused(stages, frozenset(override_key(text) for text in typed)),
         ]
         raise_all(self.attempt.errors)
@@ -224,6 +225,27 @@ class Builder:
         if "tta" in typed and stages and not {"evaluate", "predict"} & set(stages):
             what = f"is for evaluate and predict, and stages is {list(stages)}"
             yield CombinationError("tta", what, "drop it, or add 'evaluate' to stages", 21)
+
+    def _wrong_folds(self, stages: tuple[str, ...], typed: Collection[str]) -> Iterator[XferError]:
+        """A cross-validation with what does not go with it."""
+        data = self.facts.get("data", {})
+        if data.get("folds") is None:
+            return
+        whole, model = data.get("fold") is None, schema.value_at(self.plain, "checkpoint.path")
+        if stages and "fit" not in stages and model is None:
+            what = f"a cross-validation fits, and stages is {list(stages)}"
+            fix = "add 'fit' to stages, or drop data.folds"
+            yield CombinationError("data.folds", what, fix, 8)
+        elif whole and "lr_find" in stages:
+            what = "a rate that is looked for on all images has seen those that the folds hold out"
+            fix = "find the rate in a run of its own without data.folds, and type optim.lr=RATE"
+            yield CombinationError("data.folds", what, fix, 8)
+        if "data.val_fraction" in typed:
+            what = "is of no use: the folds take the place of val"
+            yield CombinationError("data.val_fraction", what, "drop it, or drop data.folds", 11)
+        if whole and self.facts.get("sweep", {}).get("pruner", "none") != "none":
+            what = "compares epochs, and the value of a cross-validation is known at its end"
+            yield CombinationError("sweep.pruner", what, "drop it, or drop data.folds", 12)
 
     def _contradictions(self) -> Iterator[XferError]:
         """Values that are fine alone and wrong together."""

@@ -224,6 +224,13 @@ def _launcher_fix(key: str) -> str:
     return closest(name, ours)
 
 
+def _slots(hydra: DictConfig) -> Plain:
+    """The options of the launcher slots, for a run that is no job of a sweep."""
+    launcher: Plain = OmegaConf.to_container(hydra.launcher, resolve=True)  # type: ignore[assignment]
+    alone = hydra.mode is not RunMode.MULTIRUN and "slots" in launcher
+    return {key: launcher[key] for key in ("slots", "jobs_per_gpu")} if alone else {}
+
+
 def build(cfg: DictConfig, hydra: DictConfig) -> Specs:
     """The specs of a composed configuration. Raises all problems together."""
     choices = dict(hydra.runtime.choices)
@@ -250,5 +257,6 @@ def build(cfg: DictConfig, hydra: DictConfig) -> Specs:
     return replace(
         specs,
         compose=lambda overrides: compose_specs(overrides, folders).config,
+        slots=_slots(hydra),
         config_dirs=tuple(str(Path(folder).resolve()) for folder in folders),
     )

@@ -48,7 +48,8 @@ class Specs:
     as ``facts`` holds; ``overrides`` is what was typed, ``explicit`` the keys and groups in it, and
     ``config_dirs`` the user's folders of options; ``config`` is the resolved configuration as it
     was asked for; ``metrics`` are the user's, ``callbacks`` make the callbacks of a
-    fit; ``compose`` gives that of other overrides.
+    fit; ``compose`` gives that of other overrides; ``slots`` are the options of the launcher, where
+    the run is alone and may divide the machine among jobs of its own.
     """
 
     experiment: str
@@ -82,6 +83,7 @@ class Specs:
     callbacks: Sequence[Callable[[], Any]] = ()
     tta: Tta = "none"
     compose: Callable[[Sequence[str]], Plain] | None = None
+    slots: Plain = field(default_factory=dict)
 
     @cached_property
     def facts(self) -> Mapping[str, Plain]:

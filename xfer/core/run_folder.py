@@ -13,8 +13,10 @@ from xfer.core.locks import Lock
 
 BEST, LAST, PREVIOUS = "best.ckpt", "last.ckpt", "previous.ckpt"
 JOB, OUTPUT, QUEUED = "job.json", "output.log", "queued.json"
-BESIDE = (JOB, OUTPUT, QUEUED)
-"""What a sweep writes into the run folder of a job, before and beside the run."""
+FOLDS = "folds"
+"""The folder of a cross-validation's jobs, each a run of its own."""
+BESIDE = (JOB, OUTPUT, QUEUED, FOLDS)
+"""What is in a run folder before and beside the run: what a sweep writes of a job, and folds."""
 
 
 def checkpoints(folder: Path) -> Path:
@@ -84,4 +86,5 @@ def refuse_odd(folder: Path) -> None:
 def entries(folder: Path) -> Iterator[Path]:
     """The files of a run folder that a finished run vouches for."""
     passing = {"status.json", "run.log", ".lock", *BESIDE}
-    return (p for p in sorted(folder.rglob("*")) if p.is_file() and p.name not in passing)
+    files = (p for p in sorted(folder.rglob("*")) if p.is_file() and p.name not in passing)
+    return (p for p in files if p.relative_to(folder).parts[0] != FOLDS)

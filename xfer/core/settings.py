@@ -93,6 +93,8 @@ class Trainer(Protocol):
 class Checkpoint(Protocol):
     """Which epoch is the best, what is kept, and what is resumed."""
 
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
     @property
     def path(self) -> str | None:
         """A checkpoint to use in place of training."""

@@ -78,12 +78,18 @@ class Images(Protocol):
 @dataclass(frozen=True)
 class Samples:
     """One split: ``names`` (unique, the path below the root), ``labels`` int64 of shape (n,),
-    the ``images`` themselves and ``sha256`` over names, labels and file contents."""
+    the ``images`` themselves and ``sha256`` over names, labels and file contents.
+
+    In cross-validation ``folds``, int64 (repeats, n), says which fold an image is in; ``groups``
+    are the names of what must be on one side, an entry an image, empty where nothing is grouped.
+    """
 
     names: tuple[str, ...]
     labels: npt.NDArray[np.int64]
     images: Images
     sha256: str
+    folds: npt.NDArray[np.int64] | None = None
+    groups: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.names)

@@ -123,6 +123,8 @@ def _samples(
         labels=np.array([index[row.label] for row in rows], np.int64),
         images=images,
         sha256=total.hexdigest(),
+        folds=np.array([row.folds for row in rows], np.int64).T if rows[0].folds else None,
+        groups=tuple(row.group for row in rows) if rows[0].group else (),
     )
 
 
@@ -191,13 +193,22 @@ def _without(dataset: Dataset, split: str, huge: Mapping[int, DataError]) -> Sam
         return samples
     left = [i for i in range(len(samples)) if i not in huge]
     labels = samples.labels[left].tolist()
+    groups, folds = samples.groups, samples.folds
     if lost := set(samples.labels.tolist()) - set(labels):
         label = min(lost)
         error = next(error for i, error in huge.items() if samples.labels[i] == label)
         what = f"{error.what}, and class '{dataset.classes[label]}' has no other image in {split}"
         raise DataError(error.where, what, "crop it, or add images", 19)
     pairs = zip(left, labels, strict=True)
-    rows = [ImageRow(samples.names[i], dataset.classes[label]) for i, label in pairs]
+    rows = [
+        ImageRow(
+            samples.names[i],
+            dataset.classes[label],
+            group=groups[i] if groups else "",
+            folds=() if folds is None else tuple(folds[:, i].tolist()),
+        )
+        for i, label in pairs
+    ]
     scanned = tuple(files.scanned[i] for i in left)
     images = replace(
         files,

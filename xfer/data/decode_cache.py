@@ -89,9 +89,12 @@ def decoded(dataset: Dataset, max_bytes: int, spec: InputSpec) -> Dataset:
     return replace(dataset, splits={**dataset.splits, "train": train})
 
 
-def fitted(dataset: Dataset, max_bytes: int, spec: InputSpec) -> Samples:
+def fitted(dataset: Dataset, max_bytes: int, spec: InputSpec) -> Samples | None:
     """The images of ``val`` fitted to ``spec``, each only once while its part of ``max_bytes``
-    lasts. :func:`xfer.data.preprocess.normalise` of one gives what ``prepare`` gives."""
+    lasts; ``None`` without a ``val``. :func:`xfer.data.preprocess.normalise` of one gives what
+    ``prepare`` gives."""
+    if "val" not in dataset.splits:
+        return None
     val, most = dataset.splits["val"], _parts(dataset, max_bytes, spec)[1]
     images: Images = FittedImages(val.images, spec)
     return replace(val, images=Decoded(images, most) if most else images)
@@ -100,7 +103,7 @@ def fitted(dataset: Dataset, max_bytes: int, spec: InputSpec) -> Samples:
 def _parts(dataset: Dataset, max_bytes: int, spec: InputSpec) -> tuple[int, int]:
     """What train and val may take: val what its fitted images need, but no more than its share of
     the images."""
-    train, val = (len(dataset.splits[name]) for name in ("train", "val"))
+    train, val = (len(dataset.splits.get(name, ())) for name in ("train", "val"))
     height, width = spec.size
     most = min(val * height * width * 3, max_bytes * val // max(1, train + val))
     return max_bytes - most, most

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from annotated_types import MinLen
 
@@ -15,6 +15,7 @@ from xfer.core.errors import DataError, printable
 from xfer.core.files import read_json
 from xfer.core.types import Dataset
 from xfer.data.dataset import of_files
+from xfer.data.folds import by_folder
 from xfer.data.options import SPLITS, ImageRow, Loading, place
 from xfer.data.split import divide, shares
 from xfer.data.walk import FOREIGN, Tree
@@ -38,6 +39,8 @@ class Folder(Loading):
     are left out with a remark.
     """
 
+    groups: ClassVar[str] = "FOLDER"
+
     root: Annotated[str, MinLen(1)]
     """the folder; ``canidae`` and ``mnist`` have ``$XFER_DATA/Canidae`` and
     ``$XFER_DATA/MNIST``, with ``data`` where ``XFER_DATA`` is not set"""
@@ -51,6 +54,7 @@ class Folder(Loading):
         if not training and set(shares(self, splits)) == {"train"}:
             splits = [split for split in splits if split != "train"]  # nothing is held out of it
         rows = [row for split in splits for row in _rows(tree, split)]
+        rows = by_folder(rows, root) if self.group else rows
         return of_files(divide(rows, self, root, training), root, self, tree.remarks())
 
 

@@ -51,7 +51,8 @@ def compare(
         raise DataError(where, what, "remove one of each pair, or set data.leakage=warn", 40)
     lines = [f"held-out images that are also in train: {len(same)} ({shown})"] if same else []
     near, near_lines = _near(rows, looks, train, sorted({*held} - {*copies}))
-    return same + near, [*lines, *near_lines, *_conflicts(rows, hashes)]
+    lines += [*near_lines, *_torn_apart(rows, looks, train)]
+    return same + near, [*lines, *_conflicts(rows, hashes)]
 
 
 def _near(
@@ -68,6 +69,26 @@ def _near(
     shown = first_few([f"'{leak.held}' is '{leak.twin}'" for leak in leaks])
     what = "pairs of a held-out and a training image that look alike"
     return leaks, [f"{what}: {len(leaks)} ({shown})"] if leaks else []
+
+
+def _torn_apart(rows: Sequence[ImageRow], looks: Sequence[str], train: Sequence[int]) -> list[str]:
+    """A remark where training images that look alike are in different folds, which makes the score
+    of the folds too good."""
+    if not looks or not any(rows[i].folds for i in train):
+        return []
+    if (pairs := len(train) ** 2) > MOST:
+        return [f"folds: images that look alike were not searched for: {pairs} pairs are too many"]
+    some = [rows[i] for i in train]
+    seen = [looks[i] for i in train]
+    apart = [
+        f"'{some[i].name}' and '{some[j].name}'"
+        for i, j in alike(seen, seen)
+        if i < j and some[i].folds[0] != some[j].folds[0]
+    ]
+    what = "pairs of images that look alike and are in different folds"
+    return [f"{what}: {len(apart)} ({first_few(apart)}); data.group holds them together"] * bool(
+        apart
+    )
 
 
 def _conflicts(rows: Sequence[ImageRow], hashes: Sequence[str]) -> list[str]:

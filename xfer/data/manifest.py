@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from io import TextIOWrapper
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from annotated_types import MaxLen, MinLen
 
@@ -38,8 +38,10 @@ class Manifest(Loading):
 
     Paths are absolute or relative to the CSV file's folder; a split is train, val or test. Without
     ``columns`` the header is ``path,label`` or ``path,label,split``; with them, others are left
-    out.
+    out. ``group`` is the name of one column more.
     """
+
+    groups: ClassVar[str] = "COLUMN"
 
     file: Annotated[str, MinLen(1)]
     """a CSV file in UTF-8 with a header; paths are absolute or relative to its folder"""
@@ -60,10 +62,17 @@ def _rows(path: Path, how: Manifest) -> list[ImageRow]:
     lines = _lines(path, _SIGNS[how.separator])
     _, header = next(lines, (1, []))
     keys = _keys(path, header, how)
+    grouped = header.index(how.group) if how.group else None
     seen: dict[str, int] = {}
     rows = []
     for line, cells in lines:
         row = _row(f"{path}:{line}", keys, cells, path.parent)
+        if grouped is not None:
+            if not cells[grouped]:
+                what = f"the column '{how.group}' is empty, and it names the image's group"
+                fix = "fill it in; an image that belongs to nothing has a name of its own there"
+                raise DataError(f"{path}:{line}", what, fix, 52)
+            row = row._replace(group=cells[grouped])
         if row.name in seen:
             what = f"'{row.name}' is listed in line {seen[row.name]} too"
             raise DataError(f"{path}:{line}", what, "remove one of the lines", 16)
@@ -102,8 +111,12 @@ def _keys(path: Path, header: list[str], how: Manifest) -> list[str]:
         if len(header) == 1 and sign in header[0]:
             what = f"there is one column, '{header[0]}'"
             raise DataError(where, what, f"type data.separator={name}", 75)
+    if how.group and header.count(how.group) != 1:
+        what = f"there is no single column '{how.group}' to group by"
+        fix = closest(how.group, [name for name in header if name not in _KEYS] or header)
+        raise DataError(where, what, fix, 52)
     if how.columns is None:
-        unknown = [name for name in header if name not in _KEYS]
+        unknown = [name for name in header if name not in (*_KEYS, how.group)]
         if unknown:
             free = [key for key in _KEYS if key not in header]
             hint = closest(unknown[0], free) if free else ""

@@ -7,11 +7,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, ClassVar, Literal, NamedTuple
 
 from annotated_types import Ge, Gt, Le, Lt
 
-from xfer.core.errors import ConfigError, DataError
+from xfer.core.errors import CombinationError, ConfigError, DataError
 from xfer.core.files import path_problem
 from xfer.core.types import Dataset
 
@@ -26,11 +26,14 @@ def place(text: str) -> Path:
 
 
 class ImageRow(NamedTuple):
-    """One image: its unique name, its class, and its split (empty while it has none)."""
+    """One image: its unique name, its class, its split (empty while it has none), the group that
+    it belongs to (empty for none), and in cross-validation its fold in each repeat."""
 
     name: str
     label: str
     split: str = ""
+    group: str = ""
+    folds: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +49,12 @@ class Loading(ABC):
     equally often. ``range`` are the numbers that are black and white in image files of more than 8
     bits: ``auto`` is the smallest of 8, 10, 12, 14 and 16 bits that holds those of all files,
     ``null`` 16 bits.
+
+    With ``folds`` the score is that of a cross-validation; see :mod:`xfer.data.folds`. ``groups``
+    is what an option calls the groups that it knows: ``FOLDER``, a ``COLUMN``, or nothing.
     """
+
+    groups: ClassVar[str] = ""
 
     batch_size: Annotated[int, Gt(0)] = 24
     """images in a training batch"""
@@ -78,11 +86,43 @@ class Loading(ABC):
     """the numbers that are black and white in image files of more than 8 bits; ``auto`` is the
     smallest of 8, 10, 12, 14 and 16 bits that holds the numbers of all files, ``null`` is 16
     bits"""
+    folds: Annotated[int, Ge(2)] | None = None
+    """cross-validation in so many parts: each is predicted by a fit on the others, and the final
+    model is fitted on all images. Without ``val`` all images are used; ``val`` and ``test`` that
+    are there stay held out"""
+    repeats: Annotated[int, Gt(0)] = 1
+    """cross-validations, each with other parts"""
+    group: str | None = None
+    """what keeps images on one side of every fold: a column of the CSV file, or ``FOLDER``, the
+    folder that an image is in below its class folder"""
+    fold: Annotated[int, Ge(0)] | None = None
+    """train on the other parts alone and validate on this one, from 0 to folds x repeats - 1;
+    ``null`` is the whole cross-validation"""
 
     def __post_init__(self) -> None:
+        self._check_folds()
         if isinstance(self.range, tuple) and self.range[0] >= self.range[1]:
             what = f"{self.range[0]:g} is not below {self.range[1]:g}"
             raise ConfigError("data.range", what, "type 'data.range=[LOW,HIGH]'", 90)
+
+    def _check_folds(self) -> None:
+        asked = {"repeats": self.repeats > 1, "group": self.group, "fold": self.fold is not None}
+        for key, given in asked.items():
+            if given and self.folds is None:
+                what = "is for cross-validation, and data.folds is not given"
+                raise CombinationError(f"data.{key}", what, "type data.folds=5", 6)
+        if self.folds and self.fold is not None and self.fold >= self.folds * self.repeats:
+            count = self.folds * self.repeats
+            what = f"is {self.fold}, and {self.folds} folds x {self.repeats} repeats are {count}"
+            raise CombinationError("data.fold", what, f"type 0 to {count - 1}", 7)
+        if self.group and self.groups != "COLUMN" and self.group != self.groups:
+            known = f"type data.group={self.groups}" if self.groups else "drop it"
+            what = f"is '{self.group}', and " + (
+                "images in folders are grouped by folder"
+                if self.groups
+                else f"the images of data={type(self).__name__.lower()} have no groups"
+            )
+            raise CombinationError("data.group", what, known, 10)
 
     def balance(self, labels: Iterable[int]) -> list[int] | None:
         """The training ``labels`` to balance by; ``None`` where every image comes once."""

@@ -8,6 +8,7 @@ from unicodedata import normalize
 from xfer.core.errors import ConfigError, DataError, closest
 from xfer.core.seeds import derive
 from xfer.core.types import class_name
+from xfer.data.folds import into_folds
 from xfer.data.options import SPLITS, ImageRow, Loading
 
 _EPSILON = 1e-9  # of a sum of fractions
@@ -20,7 +21,7 @@ def shares(how: Loading, given: Collection[str]) -> dict[str, float]:
     """
     parts = {
         "test": 0.0 if "test" in given else how.test_fraction,
-        "val": 0.0 if "val" in given else how.val_fraction,
+        "val": 0.0 if "val" in given or how.folds else how.val_fraction,
     }
     rest = 1 - sum(parts.values())
     if rest < -_EPSILON:
@@ -34,17 +35,25 @@ def divide(rows: list[ImageRow], how: Loading, where: object, training: bool) ->
     """Give every row a split, keep those that are asked for, and check classes and splits.
 
     What has no split, and ``train`` where ``val`` or ``test`` is missing, is divided by
-    :func:`shares`. The order stays. Raises DataError naming ``where``.
+    :func:`shares`. With ``how.folds`` what is left of ``train`` is divided into folds. The order
+    stays. Raises DataError naming ``where``.
     """
     rows = [row._replace(label=class_name(row.label)) for row in rows]
     parts = shares(how, {row.split for row in rows})
     taken = _hold_out([row for row in rows if row.split in ("", "train")], parts, how, where)
     rows = [row._replace(split=taken.get(row.name, row.split)) for row in rows]
+    if how.folds and training:
+        rows = into_folds(rows, how, where)
     rows = [row for row in rows if training or row.split != "train"]
     given = {row.split for row in rows}
-    for split in ("train", "val") if training else ():
+    wanted = ("train",) if how.folds and how.fold is None else ("train", "val")
+    for split in wanted if training else ():
         if split not in given:
             raise DataError(where, f"there is no '{split}' part", _remedy(split, how, given), 4)
+    if not given and how.folds:
+        what = "every image is in a fold, and the final model was fitted on all of them"
+        fix = "see cv in the run's result.json, or give other images with data.root"
+        raise DataError(where, what, fix, 55)
     if not given:
         raise DataError(where, "there is nothing to evaluate", _remedy("val", how, given), 4)
     _check_classes(rows, where)

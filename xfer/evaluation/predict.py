@@ -6,7 +6,7 @@ import csv
 import io
 import itertools
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image as PIL
 
 from xfer.core.errors import DataError, DivergedError, XferError, printable
-from xfer.core.files import output_errors, path_problem, write_text
+from xfer.core.files import atomic_write, output_errors, path_problem, write_text
 from xfer.core.log import log
 from xfer.core.types import PixelRange, Predictions, Samples
 from xfer.data.bit_depth import range_remarks
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from xfer.core.types import Array
 
 Batch = TypeVar("Batch")
+LOGITS = "logits_val.npy"
+"""The exact answers of the run of one fold, for the run that pools them."""
 
 
 def find(inputs: Sequence[str], over: PixelRange | None = None) -> Samples:
@@ -230,8 +232,11 @@ def summary(answers: Predictions, path: Path) -> list[str]:
     return [*lines, f"{n} predictions{each} in {path}{rest}"]
 
 
-def write_predictions(predictions: Predictions, path: Path) -> None:
-    """A CSV row an image: ``path, label, prediction, confidence, p_<class>...``.
+def write_predictions(
+    predictions: Predictions, path: Path, columns: Mapping[str, Sequence[int]] | None = None
+) -> None:
+    """A CSV row an image: ``path, label, prediction, confidence, p_<class>...``; ``columns`` are
+    put after the path, each with an entry a row.
 
     Above 100 classes, the next four answers stand in place of a column a class: ``top2,
     confidence2, ..., top5, confidence5``. Where answers are the mean over several views, a
@@ -247,7 +252,9 @@ def write_predictions(predictions: Predictions, path: Path) -> None:
     labels = [] if predictions.labels is None else ["label"]
     views = [] if predictions.views == 1 else [predictions.views]
     last = ["views"] if views else []
-    writer.writerow(["path", *labels, "prediction", "confidence", *rest, *last])
+    beside = columns or {}
+    writer.writerow(["path", *beside, *labels, "prediction", "confidence", *rest, *last])
+    between = zip(*beside.values(), strict=True) if beside else itertools.repeat(())
     for block in predictions.blocks():
         for i, (name, row) in enumerate(zip(block.names, block.probabilities, strict=True)):
             top = int(np.argmax(block.logits[i]))
@@ -256,8 +263,26 @@ def write_predictions(predictions: Predictions, path: Path) -> None:
                 [f"{p:.6f}" for p in row] if few else _runners_up(block.logits[i], row, classes)
             )
             answer = [cell(classes[top]), f"{row[top]:.6f}", *numbers]
-            writer.writerow([cell(name), *known, *answer, *views])
+            writer.writerow([cell(name), *next(between), *known, *answer, *views])
     write_text(path, text.getvalue())
+
+
+def write_table(predictions: Predictions, folder: Path) -> Path:
+    """Write ``predictions.csv`` into a run's ``folder``. Raises OutputError."""
+    path = folder / "predictions.csv"
+    write_predictions(predictions, path)
+    return path
+
+
+def write_logits(predictions: Predictions, folder: Path) -> None:
+    """Write the logits of a fold, float32 (n, classes), which the table has rounded to
+    probabilities, into a run's ``folder``. Raises OutputError."""
+
+    def write(path: Path) -> None:
+        with path.open("wb") as stream:
+            np.save(stream, predictions.logits, allow_pickle=False)
+
+    atomic_write(folder / LOGITS, write)
 
 
 def write_beside(predictions: Predictions, folder: Path) -> Path:

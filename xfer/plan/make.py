@@ -219,7 +219,9 @@ def _splits(
     policy, by_steps = specs.checkpoint, not specs.optim.solves
     several = policy.start_epoch + policy.interval <= specs.trainer.epochs
     waits = any(phase.patience is not None for phase in phases)
-    if by_steps and policy.monitor.startswith("val_") and (several or waits):
+    # The final model after a cross-validation is trained as long as the folds say.
+    folded = dataset is not None and dataset.splits["train"].folds is not None
+    if by_steps and not folded and policy.monitor.startswith("val_") and (several or waits):
         return splits
     return {name: sha256 for name, sha256 in splits.items() if name != "val"}
 
@@ -258,7 +260,7 @@ def _expected_features(
     if width is None:
         return {"cut": "the input of the head"}
     count = options.views_of(specs.augment.random, specs.trainer.epochs) or 1
-    images = count * len(dataset.splits["train"]) + len(dataset.splits["val"])
+    images = count * len(dataset.splits["train"]) + len(dataset.splits.get("val", ()))
     # At most: a layer under autocast may hand on two bytes a number.
     sizes = {"bytes_per_image": width * 4, "bytes": width * 4 * images}
     return {"cut": "the input of the head", "count": count, **sizes}

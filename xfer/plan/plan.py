@@ -13,6 +13,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from xfer.core.types import Card, Dataset, Network, Plain, Samples
+from xfer.data.folds import fold_facts
 from xfer.data.tta import tta_facts
 from xfer.freeze import Layout, Phase, ever
 from xfer.plan.auto import Decision
@@ -57,6 +58,12 @@ class Plan:
         if self.dataset is None or name not in self.dataset.splits:
             raise ValueError(f"a plan without a split '{name}' was asked for it")
         return self.dataset.splits[name]
+
+    @property
+    def folded(self) -> bool:
+        """Whether the run is a cross-validation, and no single fold of one."""
+        train = self.dataset.splits.get("train") if self.dataset else None
+        return train is not None and train.folds is not None
 
     @property
     def train_counts(self) -> list[int]:
@@ -105,7 +112,8 @@ class Plan:
             "config_dirs": list(specs.config_dirs),
             "classes": list(card.classes),
             "splits": _split_facts(dataset) if dataset else {},
-            "remarks": [*(dataset.remarks if dataset else ()), *_too_long(self)],
+            "folds": fold_facts(dataset, specs.data) if dataset and specs.data else None,
+            "remarks": [*(dataset.remarks if dataset else ()), *_too_long(self), *_one_view(self)],
             "leakage": [list(leak) for leak in dataset.leaks] if dataset else [],
             "backbone": dict(card.backbone),
             "source": {**card.source, **({"compat": card.compat} if card.compat else {})},
@@ -163,6 +171,13 @@ def _too_long(plan: Plan) -> list[str]:
             "step; a smaller data.batch_size gives more of them"
         )
     return lines
+
+
+def _one_view(plan: Plan) -> list[str]:
+    """What is answered in another way than ``tta`` says."""
+    if not (plan.folded and plan.specs.optim.solves and plan.specs.tta != "none"):
+        return []
+    return [f"the folds are answered on one view of each image, without tta={plan.specs.tta}"]
 
 
 def _training_facts(plan: Plan) -> Plain:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from xfer.config import custom
 from xfer.core.errors import printable
 from xfer.core.types import InputSpec, Plain
+from xfer.data.folds import fold_words
 from xfer.data.tta import tta_words
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ def table(plan: Plan) -> str:
         ("stages", ", ".join(facts["stages"]) or "none: this is the plan alone"),
         ("classes", f"{len(card.classes)}: {', '.join(card.classes[:8])}{more}"),
         *((f"split {name}", _split_line(split)) for name, split in facts["splits"].items()),
+        *_fold_lines(plan),
         ("backbone", _spec_line(card.backbone)),
         ("source", _source_line(card.source)),
         *(("", line) for line in _load_lines(plan.load)),
@@ -36,6 +38,21 @@ def table(plan: Plan) -> str:
         *(("remark", remark) for remark in facts["remarks"]),
     ]
     return _columns(lines)
+
+
+def _fold_lines(plan: Plan) -> list[tuple[str, str]]:
+    """The folds of a cross-validation, how they are run, and what becomes of all images."""
+    facts = plan.facts
+    if not (folds := facts["folds"]):
+        return []
+    by_steps, slots = bool(facts.get("optimizer")), plan.specs.slots.get("slots")
+    how = "all in this process, on features computed once"
+    if by_steps:
+        how = f"each a job of its own, {slots or 'one'} at a time (hydra.launcher.slots)"
+    final = "the final model is fitted on all training images"
+    if by_steps:
+        final += ", for as many epochs as were best in the folds on average"
+    return [("folds", f"{fold_words(folds)}, {how}"), ("", final)]
 
 
 def _views_lines(plan: Plan) -> list[tuple[str, str]]:
@@ -66,6 +83,7 @@ def brief(plan: Plan) -> str:
     lines = [
         ("run", f"{facts['experiment']}, seed {facts['seed']}: {', '.join(facts['stages'])}"),
         *([("images", counts)] if counts else []),
+        *_fold_lines(plan)[:1],
         ("classes", f"{len(card.classes)}: {names}{more}"),
         ("network", f"{_name(card.backbone)}, {_name(card.head)} head, {height} x {width} pixels"),
         *([("answers", tta)] if tta else []),

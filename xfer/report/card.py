@@ -12,6 +12,7 @@ from pathlib import Path
 from xfer.core.types import Plain
 from xfer.report import panels, tables
 from xfer.report import sections as facts
+from xfer.report.fold_section import explained, fold_tables, lead
 from xfer.report.format import number, words
 from xfer.report.shots import Shot
 from xfer.report.svg import Chart
@@ -79,19 +80,27 @@ def about(result: Plain, plan: Plain) -> str:
 def verdict(result: Plain) -> list[str]:
     """The card in a few lines: each score with its interval, test first, and the best epoch."""
     scores, best = result.get("scores") or {}, result.get("best")
-    lines = [_score(split, scores[split]) for split in sorted(scores)]  # test before val
+    lines = [lead(result["cv"])] if result.get("cv") else []
+    lines += [_score(split, scores[split]) for split in sorted(scores)]  # test before val
     if not lines:
         lines = ["No split was scored in this run"]
     tta = result.get("tta") or {}
     if scores and tta.get("averaged"):
         views = f"{tta['views']} views of each image (tta={tta['kind']})"
         lines.append(f"Answers are the mean {tta['averaged']} over {views}")
-    if solved := result.get("solved"):
+    if (solved := result.get("solved")) and result.get("cv"):
+        lines.append(
+            f"The final head is the exact solution at l2 {solved['l2']:.2g}, "
+            + ("chosen by folds inside its images" if solved["strengths"] > 1 else "as given")
+        )
+    elif solved:
         lines.append(
             f"The head is the exact solution at l2 {solved['l2']:.2g}; held out in "
             f"{solved['folds']} folds, {solved['n']:,} training images: "
             f"accuracy {solved['cv_acc']:.3f}, loss {solved['cv_loss']:.3f}"
         )
+    elif best and (result.get("cv") or {}).get("final_epochs"):
+        lines.append(f"Trained for {best.get('epoch')} epochs; no image chose the epoch")
     elif best:
         lines.append(
             f"Best epoch {number(best.get('epoch'))}, step {number(best.get('step'))}, "
@@ -125,10 +134,18 @@ def sections(result: Plain, plan: Plain, details: Plain, drawn: Collection[str])
     parts = [
         Section("Warnings", text=tuple(map(str, warnings))),
         Section("Scores", tables=tables.scores(result.get("scores") or {})),
+        *_cross_validation(result, plan),
         *_seen(result, plan, details, drawn),
         *_folded(result, plan, details, drawn),
     ]
     return [p for p in parts if p.text or p.facts or p.tables or p.figures or p.charts]
+
+
+def _cross_validation(result: Plain, plan: Plain) -> list[Section]:
+    if not result.get("cv"):
+        return []
+    text, parts = explained(result, plan), fold_tables(result["cv"])
+    return [Section("Cross-validation", text, tables=parts)]
 
 
 def _seen(result: Plain, plan: Plain, details: Plain, drawn: Collection[str]) -> list[Section]:

@@ -97,7 +97,11 @@ def strengths(history: Sequence[Plain], best: int) -> Figure:
     titles = {"loss": "loss", "acc": "accuracy"}
     for axes, (kind, title) in zip(figure.subplots(1, 2), titles.items(), strict=True):
         for name, split in (("held out", "cv"), ("val", "val"), ("train", "train")):
-            line = [(row["l2"], row[key]) for row in history if (key := f"{split}_{kind}") in row]
+            line = [
+                (row["l2"], row[key])
+                for row in history
+                if row.get(key := f"{split}_{kind}") is not None
+            ]
             if line:
                 colour, mark = _LOOKS[name]
                 axes.plot(*zip(*line, strict=True), color=colour, marker=mark, ms=4, label=name)

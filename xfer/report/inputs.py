@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from xfer.core.errors import XferError
 from xfer.core.run_folder import best_checkpoint
-from xfer.core.types import Exported, Predictions, Score
+from xfer.core.types import Exported, Plain, Predictions, Score
 from xfer.plan.plan import Plan
 
 if TYPE_CHECKING:
@@ -30,6 +30,12 @@ class Work:
     refused: XferError | None = None
     device: str = "cpu"
     warnings: list[str] = field(default_factory=list)
+
+    @property
+    def cv(self) -> Plain | None:
+        """What ``result.json`` says of the cross-validation, where there was one."""
+        held_out = self.fitted.cv if self.fitted else None
+        return held_out.facts(self.plan.specs.metrics) if held_out else None
 
     def checkpoint(self) -> Path | None:
         """The checkpoint that is evaluated and exported, unless the network is the source's own."""

@@ -8,6 +8,7 @@ from xfer.config.verbs import quoted
 from xfer.core.errors import printable
 from xfer.core.run_folder import best_checkpoint
 from xfer.data.tta import tta_words
+from xfer.evaluation.out_of_fold import in_words
 from xfer.report.inputs import Work
 
 
@@ -15,7 +16,9 @@ def last_lines(work: Work) -> str:
     """What a finished run prints at its end; its very last line names the folder."""
     tta = tta_words(work.plan.specs.tta)
     said = f", {tta}" if tta else ""
-    lines = [(f"{name} accuracy", score.in_words() + said) for name, score in work.scores.items()]
+    cv = work.cv
+    lines = [("cv accuracy", in_words(cv))] if cv else []
+    lines += [(f"{name} accuracy", score.in_words() + said) for name, score in work.scores.items()]
     best, card = best_checkpoint(work.folder), work.folder / "report.html"
     if work.fitted and best.is_file():
         lines.append(("best model", str(best)))

@@ -46,7 +46,9 @@ def strengths(history: Sequence[Plain], best: int) -> list[Chart]:
         lines: dict[str, Points] = {}
         for name, split in (("train", "train"), ("val", "val"), ("held out", "cv")):
             key = f"{split}_{kind}"
-            rows = [(math.log10(row["l2"]), row[key]) for row in history if key in row]
+            rows = [
+                (math.log10(row["l2"]), row[key]) for row in history if row.get(key) is not None
+            ]
             if rows:
                 lines[name] = rows
         if lines:

@@ -43,6 +43,7 @@ def _facts(specs: Specs, packages: Sequence[str], **known: object) -> Plain:
         "seed": specs.seed,
         "best": None,
         "scores": {},
+        "cv": None,
         "tta": tta_facts(specs.tta),
         "params": None,
         "freeze": {"proved": None},
@@ -89,6 +90,7 @@ def outcome(work: Work) -> Plain:
         "status": "failed" if work.refused else "finished",
         "best": {**fitted.best, "checkpoint": named(fitted.checkpoint)} if fitted else None,
         "scores": {name: score.to_plain() for name, score in work.scores.items()},
+        "cv": work.cv,
         "params": plan.parameter_counts if plan.phases else None,
         "freeze": {
             "proved": fitted.proved if fitted else None,

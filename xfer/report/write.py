@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from xfer.core.files import write_json
 from xfer.core.types import InputSpec, Plain, Predictions, Samples
 from xfer.data.preprocess import fit_to_size, restore
+from xfer.evaluation.out_of_fold import TABLE
 from xfer.report import charts, confusion, grids, panels
 from xfer.report.confidence import bins, recall_curves
 from xfer.report.page import render
@@ -32,12 +33,40 @@ def finish(work: Work) -> Plain:
         folder, dataset = work.folder / "figures", work.plan.dataset
         if work.fitted and dataset:
             _draw_fit(work, work.fitted, dataset, folder)
-        split = next((name for name in ("val", "test") if name in work.predictions), None)
-        if split and dataset:
-            _draw_answers(work, dataset.splits[split], work.predictions[split], folder)
-        render(work.folder, result, work.plan.facts, _details(work, split))
+        shown = _shown(work, dataset) if dataset else None
+        if shown:
+            _draw_answers(work, shown.samples, shown.answers, folder)
+        render(work.folder, result, work.plan.facts, _details(work, shown))
     write_json(work.folder / "result.json", result)
     return result
+
+
+class _Shown(NamedTuple):
+    """The answers that mistakes and confusion are drawn from, what they are called, the file that
+    has them all, and a note on them."""
+
+    name: str
+    samples: Samples
+    answers: Predictions
+    table: str
+    note: str
+
+
+def _shown(work: Work, dataset: Dataset) -> _Shown | None:
+    """The answers on val or test; of a cross-validation without either those of its folds."""
+    for name in ("val", "test"):
+        if name in work.predictions:
+            note = f"Predictions, mistakes and confusion are drawn from the {name} images."
+            table = f"predictions_{name}.csv"
+            return _Shown(name, dataset.splits[name], work.predictions[name], table, note)
+    held_out = work.fitted.cv if work.fitted else None
+    if held_out is None:
+        return None
+    note = (
+        "Predictions, mistakes and confusion are those of the folds, in the first repeat: of fits "
+        "that had not seen the image, and not of the final model."
+    )
+    return _Shown("cv", dataset.splits["train"], held_out.first, TABLE, note)
 
 
 def _draw_fit(work: Work, fitted: FitResult, dataset: Dataset, folder: Path) -> None:
@@ -99,9 +128,14 @@ def _draw_answers(work: Work, samples: Samples, answers: Predictions, folder: Pa
     draw(folder / "confused_pairs.png", confusion.bars, counts, classes, len(names))
 
 
-def _details(work: Work, split: str | None) -> Plain:
-    """What the card has beside ``result.json`` and ``plan.json``; ``split`` is the one drawn."""
-    scores = work.scores.items()
+def _details(work: Work, shown: _Shown | None) -> Plain:
+    """What the card has beside ``result.json`` and ``plan.json``; ``shown`` is what is drawn."""
+    from xfer.evaluation.evaluate import score_of
+
+    scored = dict(work.scores)
+    if shown and shown.name not in scored and shown.answers.labels is not None:
+        scored[shown.name] = score_of(shown.answers, used_for_selection=False)
+    scores = scored.items()
     details: Plain = {
         "per_class": {name: score.per_class for name, score in scores},
         "mistakes": {
@@ -111,17 +145,15 @@ def _details(work: Work, split: str | None) -> Plain:
         "exports": [file.__dict__ for file in work.exports],
         "load": work.plan.load,
     }
-    dataset, answers = work.plan.dataset, work.predictions[split] if split else None
-    if answers is None or answers.labels is None or dataset is None or split is None:
+    if shown is None or shown.answers.labels is None:
         return details
-    details |= answered(answers, dataset.splits[split], work.plan.card.input)
-    details["table"] = f"predictions_{split}.csv"
-    areas = details["areas"]
-    details["per_class"][split] = {
-        name: row | ({"ap": areas[name]} if name in areas else {})
-        for name, row in details["per_class"][split].items()
+    details |= answered(shown.answers, shown.samples, work.plan.card.input)
+    details["table"], name, areas = shown.table, shown.name, details["areas"]
+    details["per_class"][name] = {
+        label: row | ({"ap": areas[label]} if label in areas else {})
+        for label, row in details["per_class"][name].items()
     }
-    details["notes"] = [f"Predictions, mistakes and confusion are drawn from the {split} images."]
+    details["notes"] = [shown.note]
     return details
 
 

@@ -36,6 +36,8 @@ class Objective:
         """Its value in the run folder with this ``result.json``; ``None`` where there is none."""
         if self.metric.startswith("benchmark."):
             return _measured(folder, self.metric)
+        if (pooled := self._pooled(result)) is not None:
+            return pooled
         if entry(result, "best.metric") == self.metric:
             return number_at(result, "best.value")
         value = number_at(result, self.metric)
@@ -44,6 +46,15 @@ class Objective:
         if value is None:
             value = number_at(result, "scores." + self.metric.replace("_", ".", 1))
         return value
+
+    def _pooled(self, result: Plain) -> float | None:
+        """The value over all folds, where the job is a cross-validation: of ``val_`` and a metric,
+        and of ``scores.val.`` where there is no ``val`` beside the folds."""
+        for start in ("val_", "scores.val."):
+            beside = start != "val_" and entry(result, "scores.val") is not None
+            if self.metric.startswith(start) and not beside:
+                return number_at(result, f"cv.{self.metric.removeprefix(start)}")
+        return None
 
     @property
     def is_time(self) -> bool:
@@ -64,10 +75,16 @@ class Objective:
         metric = metric_of(self.metric)
         return metric is not None and metric.share
 
-    def interval(self, value: float | None, images: int | None) -> tuple[float, float] | None:
-        """Wilson's 95 % interval of a share of ``images``; ``None`` for any other number."""
+    def interval(
+        self, value: float | None, images: int | None, result: Plain
+    ) -> tuple[float, float] | None:
+        """Wilson's 95 % interval of a share of ``images``, that of ``result`` for the accuracy of a
+        cross-validation; ``None`` for any other number."""
         if value is None or not (self.is_share and images):
             return None
+        if (pooled := self._pooled(result)) is not None:
+            ends = result["cv"]["acc_ci95"] if pooled == result["cv"]["acc"] else None
+            return (float(ends[0]), float(ends[1])) if ends else None
         return wilson(round(value * images), images)
 
     def gain(self, value: float) -> float:
@@ -156,6 +173,13 @@ def _measured(folder: Path, metric: str) -> float | None:
         return None  # the job is listed as one without that value
     named = rows[:1] if name == EAGER else [row for row in rows if row["name"] == name]
     return number_at(named[0], measure) if named else None
+
+
+def trial_value(result: Plain, monitor: str) -> float | None:
+    """What a sweeper that knows one number learns of a run: the monitored metric over all folds of
+    a cross-validation, else that of the best epoch."""
+    pooled = number_at(result, f"cv.{monitor.removeprefix('val_')}")
+    return number_at(result, "best.value") if pooled is None else pooled
 
 
 def entry(node: object, key: str) -> object:

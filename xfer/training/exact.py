@@ -22,13 +22,14 @@ from xfer.core.errors import DataError
 from xfer.core.files import write_json, write_rows
 from xfer.core.log import log
 from xfer.core.run_folder import LAST, best_checkpoint, checkpoints
-from xfer.core.seeds import derive
 from xfer.core.types import Plain, Predictions, Samples
 from xfer.evaluation import metrics
+from xfer.evaluation.out_of_fold import TABLE, OutOfFold
 from xfer.evaluation.predict import write_predictions
 from xfer.freeze.rows import ParameterRow
 from xfer.models.network import assemble
 from xfer.training import logistic
+from xfer.training.cross_validation import HeadProblem
 from xfer.training.features import AutoFeatures
 from xfer.training.features.cut import Tail, inference
 from xfer.training.features.extract import Extraction, PartlyFrozen
@@ -58,9 +59,10 @@ class NotExact(Exception):
 @dataclass(frozen=True)
 class Solved:
     """A head that is solved: the path, and the logits of the validation images under each of its
-    solutions, float32 (n, classes)."""
+    solutions, float32 (n, classes), nothing without such images."""
 
     options: Exact
+    problem: HeadProblem
     solution: logistic.Solution
     answers: list[npt.NDArray[np.float32]]
     seconds: float  # that went into the head's input
@@ -85,7 +87,7 @@ def fit(plan: Plan, folder: Path) -> FitResult:
     phase = {"phase": plan.phases[0].name, "from_epoch": 1, **verdict}
     write_json(folder / "freeze_proof.json", {**verdict, "phases": [phase]})
     write_json(folder / "features.json", features)
-    rows = _rows(solved, cached.work.splits["val"].labels, plan.specs.metrics)
+    rows = _rows(solved, cached.work.splits.get("val"), plan.specs.metrics)
     write_rows(folder / "metrics.csv", rows)
     logger = _logged(plan, folder, rows)
     best = rows[solved.solution.best]
@@ -103,6 +105,9 @@ def fit(plan: Plan, folder: Path) -> FitResult:
     held_out = folder / "predictions_cv.csv"
     facts = _write_held_out(plan, solved, cached.work.splits["train"], held_out)
     log.info(_summary(facts))
+    whole = _cross_validated(plan, solved.problem, cached.work.splits["train"])
+    if whole:
+        whole.write(folder / TABLE)
     return FitResult(
         best=chosen,
         checkpoint=best_path,
@@ -116,7 +121,17 @@ def fit(plan: Plan, folder: Path) -> FitResult:
         cached=cached,
         solved=facts,
         logger=logger,
+        cv=whole,
     )
+
+
+def _cross_validated(plan: Plan, problem: HeadProblem, train: Samples) -> OutOfFold | None:
+    """The answers of every fold, where the run is a cross-validation."""
+    if train.folds is None:
+        return None
+    logits = problem.out_of_fold(train.folds)
+    facts = (train.names, logits, train.labels, train.folds, plan.card.classes)
+    return OutOfFold(*facts, grouped=bool(train.groups))
 
 
 def _logged(plan: Plan, folder: Path, rows: list[Plain]) -> GuardedLogger | None:
@@ -148,7 +163,7 @@ def solve(plan: Plan, frozen: PartlyFrozen, cached: CachedFeatures) -> Solved:
     views = [
         inputs(frozen, cached, path, "train", view) for view in cached.train if view is not None
     ]
-    val = inputs(frozen, cached, path, "val")
+    val = inputs(frozen, cached, path, "val") if cached.val else None
     seconds = time.perf_counter() - began
     for part in logistic.blocks(evaluated):
         sound = np.isfinite(evaluated[part]).all(axis=1)
@@ -156,34 +171,47 @@ def solve(plan: Plan, frozen: PartlyFrozen, cached: CachedFeatures) -> Solved:
             name = splits["train"].names[part.start + int(np.flatnonzero(~sound)[0])]
             fix = "use other weights, or trainer.precision=32-true"
             raise DataError(name, "the backbone's features are NaN or Inf", fix, 48)
-    labels, counts = splits["train"].labels, np.array(plan.train_counts, np.float64)
-    weights = np.ones(len(labels))
-    if cached.work.data.sampler == "balanced":
-        weights = len(labels) / (len(counts) * counts[labels])
-    class_weights = np.array(loss.weights(plan.train_counts) or np.ones(len(counts)))
-    folds = logistic.folds(labels, options.folds, derive("folds", plan.specs.seed))
-    rows = logistic.TrainingRows(
-        views or [evaluated], evaluated, labels, weights, class_weights, loss.label_smoothing, folds
+    problem = HeadProblem(
+        views or [evaluated],
+        evaluated,
+        splits["train"].labels,
+        splits["train"].groups,
+        len(plan.card.classes),
+        loss.weights,
+        cached.work.data.sampler == "balanced",
+        loss.label_smoothing,
+        logistic.STRENGTHS if options.l2 == "auto" else (options.l2,),
+        options.folds,
+        plan.specs.seed,
     )
-    strengths = logistic.STRENGTHS if options.l2 == "auto" else (options.l2,)
-    solution = logistic.solve(rows, strengths)
-    answers = [(val @ row.weight.T + row.bias).astype(np.float32) for row in solution.path]
+    solution = problem.solve()
+    answers = [] if val is None else [_answers(row, val) for row in solution.path]
     best = solution.path[solution.best]
     with torch.no_grad():
         for name, parameter in net.get_submodule(path).named_parameters():
             solved = best.weight if name == "weight" else best.bias
             parameter.copy_(torch.from_numpy(solved).view(parameter.shape))
-    _check_linear(frozen, cached, answers[solution.best])
-    return Solved(options, solution, answers, seconds)
+    if val is None:
+        _check_linear(frozen, cached, _answers(best, evaluated), "train")
+    else:
+        _check_linear(frozen, cached, answers[solution.best], "val")
+    return Solved(options, problem, solution, answers, seconds)
+
+
+def _answers(head: logistic.Strength, features: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """The logits of a solved head for ``features`` (n, d): float32 (n, classes)."""
+    return (features @ head.weight.T + head.bias).astype(np.float32)
 
 
 def _check_linear(
-    frozen: PartlyFrozen, cached: CachedFeatures, expected: npt.NDArray[np.float32]
+    frozen: PartlyFrozen, cached: CachedFeatures, expected: npt.NDArray[np.float32], split: str
 ) -> None:
-    """Raise NotExact where the network makes other logits of its head than a linear head has."""
+    """Raise NotExact where the network makes other logits of its head than a linear head has, which
+    are ``expected`` of the images of ``split`` as they are evaluated."""
     # Relative to the answers: of a strong penalty's tiny logits, any network's would be near to 1.
     count, largest = 0, float(np.abs(expected).max(initial=0))
-    for answer in logits(frozen, cached, "val", cached.val[0]):
+    view = cached.val[0] if split == "val" else cached.train[None]
+    for answer in logits(frozen, cached, split, view):
         wanted = torch.from_numpy(expected[count : count + len(answer)])
         if answer.shape != wanted.shape:
             raise NotExact("the network does not answer with one logit a class")
@@ -192,25 +220,27 @@ def _check_linear(
         count += len(answer)
 
 
-def _rows(solved: Solved, labels: npt.NDArray[np.int64], parts: metrics.Parts) -> list[Plain]:
-    """A row of ``metrics.csv`` for every strength; ``labels`` are those of val, ``parts`` the
-    user's metrics."""
+def _rows(solved: Solved, val: Samples | None, parts: metrics.Parts) -> list[Plain]:
+    """A row of ``metrics.csv`` for every strength, with empty cells where there is no ``val``;
+    ``parts`` are the user's metrics."""
     rows: list[Plain] = []
     steps = 0
-    for i, (row, answer) in enumerate(zip(solved.solution.path, solved.answers, strict=True)):
+    for i, row in enumerate(solved.solution.path):
         steps += row.steps
-        val = metrics.values(answer, labels, parts)
+        scores: Plain = {"loss": None, "acc": None}
+        if val is not None:
+            scores = dict(metrics.values(solved.answers[i], val.labels, parts))
         rows.append(
             {
                 "epoch": i + 1,
                 "step": steps,
                 "train_loss": row.train_loss,
-                "val_loss": val.pop("loss"),
-                "val_acc": val.pop("acc"),
+                "val_loss": scores.pop("loss"),
+                "val_acc": scores.pop("acc"),
                 "lr": None,
                 "epoch_s": row.seconds,
                 "step_ms": 1000 * row.seconds / max(1, row.steps),
-                **{f"val_{name}": value for name, value in val.items()},
+                **{f"val_{name}": value for name, value in scores.items()},
                 "l2": row.l2,
                 "cv_loss": row.cv_loss,
                 "cv_acc": row.cv_acc,
@@ -270,7 +300,7 @@ def at_rest(plan: Plan, net: nn.Module) -> PartlyFrozen:
 
 def features_of(plan: Plan, frozen: PartlyFrozen) -> CachedFeatures:
     """The features of every view that is trained on, of each training image as it is evaluated,
-    and of the validation images. Raises NotExact where there are none."""
+    and of the validation images, where there are some. Raises NotExact where there are none."""
     options = plan.specs.features
     if not isinstance(options, AutoFeatures):
         raise NotExact("features are not cached")
@@ -284,7 +314,8 @@ def features_of(plan: Plan, frozen: PartlyFrozen) -> CachedFeatures:
     cached = CachedFeatures(work, cut)
     for view in (None, *range(work.views or 0)):
         cached.train[view] = cached.view("train", view)
-    cached.val[0] = cached.view("val", None)
+    if "val" in work.splits:
+        cached.val[0] = cached.view("val", None)
     return cached
 
 

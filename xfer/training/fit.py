@@ -190,12 +190,17 @@ def _standard(plan: Plan, net: nn.Module, resume: Path | None, team: Team) -> St
     return standard
 
 
-def _loaders(plan: Plan, data: Data, val: Samples, team: Team) -> tuple[TrainLoader, EvalLoader]:
+def _loaders(
+    plan: Plan, data: Data, val: Samples | None, team: Team
+) -> tuple[TrainLoader, EvalLoader | None]:
+    """Those of the training images and, where there are some, of the validation images."""
     specs, spec, share = plan.specs, plan.card.input, Share(team.rank, team.ranks)
     samples, pin = plan.split("train"), device_of(specs.trainer.accelerator).type == "cuda"
     train = train_images(samples, spec, specs.augment)
     loader = TrainLoader(train, data.batch_size, data.workers, pin, specs.seed, share)
     loader.order.labels = data.balance(samples.labels)
+    if val is None:
+        return loader, None
     size = shared_size(len(val), data.eval_batch_size, team.ranks)
     return loader, EvalLoader(eval_images(val, spec, normalise), size, data.workers, pin, share)
 

@@ -82,15 +82,17 @@ def alarm(rows: Sequence[Plain], terms: Terms) -> str | None:
 def warnings_of(rows: Sequence[Plain], terms: Terms, best: int | None = None) -> list[str]:
     """What is wrong with a finished fit, ``best`` its best epoch (from 1); empty when it is well.
 
-    A row has ``epoch``, ``train_loss``, and the plain cross-entropy ``val_loss``.
+    A row has ``epoch``, ``train_loss``, and the plain cross-entropy ``val_loss``, which is ``None``
+    where there are no validation images.
     """
     last, problems = rows[-1], _risen(rows, terms)
+    most = _ABOVE * terms.guessing
     if last["train_loss"] > _ABOVE * terms.trained:
         problems.append(f"the training loss ends at {last['train_loss']:.3g}")
-    if last["val_loss"] > _ABOVE * terms.guessing:
+    if _val_loss(last) > most:
         problems.append(f"the validation loss ends at {last['val_loss']:.3g}")
     for row in rows[:-1]:
-        if row["epoch"] == best and row["val_loss"] > _ABOVE * terms.guessing:
+        if row["epoch"] == best and _val_loss(row) > most:
             problems.append(f"that of the best epoch, {best}, is {row['val_loss']:.3g}")
     if problems:
         what = f"the fit went wrong: {', '.join(problems)}"
@@ -101,6 +103,11 @@ def warnings_of(rows: Sequence[Plain], terms: Terms, best: int | None = None) ->
             "tries: 'stages=[lr_find]' proposes one"
         ]
     return []
+
+
+def _val_loss(row: Plain) -> float:
+    """The validation loss; of no validation images one that nothing is wrong with."""
+    return -math.inf if row["val_loss"] is None else float(row["val_loss"])
 
 
 def saturated(logits: npt.NDArray[np.float32]) -> int:
@@ -152,10 +159,10 @@ def _guess(terms: Terms) -> str:
 
 
 def _remedy(rows: Sequence[Plain], terms: Terms) -> str:
-    lowest = min(rows, key=lambda row: row["val_loss"])
+    lowest = min(rows, key=_val_loss)
     if _peak(rows) > _ABOVE * terms.trained or _risen(rows, terms):
         return _slower(rows, terms)
-    if lowest["val_loss"] < terms.guessing and lowest is not rows[-1]:
+    if -math.inf < _val_loss(lowest) < terms.guessing and lowest is not rows[-1]:
         return (
             f"It learned the training images by heart: trainer.max_epochs={lowest['epoch']} ends "
             "where the validation loss was lowest"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from xfer.core.types import Plain
 
 if TYPE_CHECKING:
+    from xfer.evaluation.out_of_fold import OutOfFold
     from xfer.training.features.feature_loader import CachedFeatures
     from xfer.training.guarded_logger import GuardedLogger
 
@@ -21,7 +22,7 @@ class FitResult:
 
     A head that was solved has a row a strength of its penalty in place of epochs, and ``solved``
     says which was chosen by what; ``None`` for a fit that trained step by step. ``logger`` is that
-    of the run besides ``metrics.csv``, if any.
+    of the run besides ``metrics.csv``, if any. ``cv`` is what a cross-validation answered.
     """
 
     best: Plain
@@ -36,3 +37,4 @@ class FitResult:
     cached: CachedFeatures | None
     solved: Plain | None = None
     logger: GuardedLogger | None = None
+    cv: OutOfFold | None = None

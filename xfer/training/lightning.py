@@ -145,6 +145,8 @@ def quiet() -> Iterator[None]:
             ".*module.* in eval mode.*",
             # A run outside Slurm on a machine that has it is no mistake either.
             ".*`srun` command is available.*",
+            # The final model after a cross-validation has no images left to validate on.
+            ".*have no `val_dataloader`.*",
             # Lightning asks torch's pytrees in a way that torch is giving up.
             ".*isinstance.treespec, LeafSpec.*",
         ):

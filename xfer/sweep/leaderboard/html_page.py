@@ -37,11 +37,14 @@ def verdict(sweep: SweepRecord, rows: Sequence[RankedJob]) -> list[str]:
         return ["No job has a value yet", jobs]
     best, objective = first[0], sweep.objectives[0]
     score = f"job {best.number}, {objective.metric} {listing.figure(best.values[0])}"
-    ends = objective.interval(best.values[0], best.images)
+    ends = objective.interval(best.values[0], best.images, best.result)
     if ends and best.images and best.values[0] is not None:
         right = round(best.values[0] * best.images)
         interval = f"95 % interval {ends[0]:.3f} to {ends[1]:.3f}"
-        score += f" ({right:,} of {best.images:,}; {interval})"
+        counted = (
+            f"{best.images:,} images in folds" if best.folded else f"{right:,} of {best.images:,}"
+        )
+        score += f" ({counted}; {interval})"
     if len(sweep.objectives) > 1:
         aims = " and ".join(
             f"{o.metric} ({'more' if o.maximize else 'less'} is better)" for o in sweep.objectives
@@ -147,9 +150,12 @@ def _caveats(sweep: SweepRecord, rows: Sequence[RankedJob]) -> list[str]:
             "their values cannot be compared."
         )
     elif best.images and objective.is_share:
+        whose = f"{objective.split} images that its value is measured on, as was its epoch"
+        if best.folded:
+            whose = "cross-validated images that its value is measured on"
         lines.append(
             f"The best of {len(valued)} jobs was chosen on the same {best.images:,} "
-            f"{objective.split} images that its value is measured on, as was its epoch: the value "
+            f"{whose}: the value "
             "is optimistic, the more so the more jobs there are, and its interval does not "
             "account for that."
         )
@@ -183,14 +189,20 @@ def _compared(sweep: SweepRecord, rows: Sequence[RankedJob], tested: Duel) -> tu
     if tested.p is None:
         return (f"Not tested: {tested.why}.",)
     one, other = [row.job for row in rows if row.rank is not None][:2]
+    kind = "cross-validated" if one.folded else sweep.objectives[0].split
     lines = [
-        f"Of {tested.images:,} {sweep.objectives[0].split} images, {tested.first:,} were right in "
+        f"Of {tested.images:,} {kind} images, {tested.first:,} were right in "
         f"job {one.number} alone and {tested.second:,} in job {other.number} alone. McNemar's "
         f"exact test: p = {tested.p:.2g}.",
         "Equally good classifiers differ at least that much with that probability."
         + (" That is no evidence for either." if tested.p >= 0.05 else "")
         + " The two were chosen as the first of all jobs, which p does not account for.",
     ]
+    if one.folded:
+        lines.append(
+            "Each image counts once, with the answer of most repeats. The fits of different folds "
+            "share most of their training images, which p does not account for."
+        )
     if one.parameters and one.seedless == other.seedless:
         lines.append("They differ only in their seed.")
     return tuple(lines)

@@ -44,7 +44,7 @@ def text(sweep: SweepRecord, rows: Sequence[RankedJob]) -> str:
         for objective, value in zip(sweep.objectives, job.values, strict=True):
             cells.append(value)
             if objective.is_share:
-                cells += objective.interval(value, job.images) or (None, None)
+                cells += objective.interval(value, job.images, job.result) or (None, None)
         valued = any(value is not None for value in job.values)
         cells += [job.images if valued else None, *_facts(job).values(), job.folder.name, job.why]
         writer.writerow(map(_safe, cells))
@@ -83,7 +83,7 @@ def board(sweep: SweepRecord, rows: Sequence[RankedJob]) -> Grid:
     for i, objective in enumerate(sweep.objectives):
         columns[objective.metric] = [Cell(figure(job.values[i]), job.values[i]) for job in jobs]
         if objective.is_share:
-            ends = [objective.interval(job.values[i], job.images) for job in jobs]
+            ends = [objective.interval(job.values[i], job.images, job.result) for job in jobs]
             name = "95 % interval" if i == 0 else f"{objective.metric}, 95 % interval"
             columns[name] = _reaches(ends, [job.values[i] for job in jobs])
     named = {objective.metric for objective in sweep.objectives}

@@ -12,6 +12,7 @@ from operator import ge
 from pathlib import Path
 
 from xfer.core.files import read_bytes
+from xfer.evaluation.out_of_fold import TABLE
 from xfer.evaluation.statistics import mcnemar
 from xfer.sweep.leaderboard.read_sweep import JobRecord, SweepRecord
 
@@ -104,10 +105,10 @@ def duel(rows: Sequence[RankedJob], split: str) -> Duel:
     best = [row.job for row in rows if row.rank is not None][:2]
     if len(best) < 2:
         return Duel(why="fewer than two jobs have a value")
-    one, other = (_answers(job.folder / f"predictions_{split}.csv") for job in best)
+    one, other = (_answers(_table(job, split)) for job in best)
     for job, answers in zip(best, (one, other), strict=True):
         if not answers:
-            return Duel(why=f"job {job.number} has no readable predictions_{split}.csv")
+            return Duel(why=f"job {job.number} has no readable {_table(job, split).name}")
     if {k: label for k, (label, _) in one.items()} != {k: label for k, (label, _) in other.items()}:
         why = "they did not answer the same images with the same labels"
         shared = len(one.keys() & other.keys())
@@ -117,11 +118,29 @@ def duel(rows: Sequence[RankedJob], split: str) -> Duel:
     return Duel(len(hits), first, second, mcnemar(first, second))
 
 
+def _table(job: JobRecord, split: str) -> Path:
+    """The file of a job's answers: those of all folds, where it is a cross-validation."""
+    folded = split == "val" and job.folded
+    return job.folder / (TABLE if folded else f"predictions_{split}.csv")
+
+
 def _answers(path: Path) -> dict[str, tuple[str, str]]:
-    """The (label, prediction) of every image by its path; empty where they cannot be read."""
+    """The (label, prediction) of every image by its path; empty where they cannot be read.
+
+    An image that was answered in several repeats has one answer: the most frequent, of equally
+    frequent ones the most confident. To count each would be to count the same image several times.
+    """
     try:
         text = read_bytes(path).decode(errors="surrogateescape")
-        rows = list(csv.DictReader(io.StringIO(text, newline="")))
-        return {row["path"]: (row["label"], row["prediction"]) for row in rows}
-    except (OSError, csv.Error, KeyError):
+        labels: dict[str, str] = {}
+        votes: dict[str, dict[str, list[float]]] = {}
+        for row in csv.DictReader(io.StringIO(text, newline="")):
+            labels[row["path"]] = row["label"]
+            of_image = votes.setdefault(row["path"], {})
+            of_image.setdefault(row["prediction"], []).append(float(row["confidence"]))
+    except (OSError, csv.Error, KeyError, ValueError, TypeError):
         return {}
+    return {
+        name: (label, max(votes[name].items(), key=lambda vote: (len(vote[1]), sum(vote[1])))[0])
+        for name, label in labels.items()
+    }

@@ -58,6 +58,11 @@ class JobRecord:
         return None not in self.values
 
     @property
+    def folded(self) -> bool:
+        """Whether its value is that of a cross-validation."""
+        return entry(self.result, "cv.n") is not None
+
+    @property
     def seedless(self) -> str:
         """What jobs that differ only in ``seed`` share."""
         rest = {key: value for key, value in self.parameters.items() if key != "seed"}
@@ -135,8 +140,10 @@ def _read_job(number: int, folder: Path, objectives: Sequence[Objective]) -> Job
     if over and absent:
         why = f"has no {', '.join(absent)}"
     split = objectives[0].split
-    n = entry(result, f"scores.{split}.n") or entry(plan, f"splits.{split}.n")
-    digest = entry(plan, f"splits.{split}.sha256")
+    folded = split == "val" and entry(result, "cv.n") is not None
+    scored = "train" if folded else split
+    n = entry(result, f"scores.{scored}.n") or entry(plan, f"splits.{scored}.n")
+    digest = entry(plan, f"splits.{scored}.sha256")
     return JobRecord(
         number,
         folder,

@@ -121,7 +121,7 @@ class History:
             "epoch": trainer.current_epoch + 1,
             "step": trainer.global_step,
             "train_loss": train_loss,
-            **{name: scores[name] for name in first},
+            **{name: scores.get(name) for name in first},
             "lr": max(float(group["lr"]) for group in trainer.optimizers[0].param_groups),
             "epoch_s": times["epoch_s"],
             "step_ms": times["step_ms"],
@@ -129,7 +129,8 @@ class History:
             "data_share": times["data_share"],
         }
         for logger in trainer.loggers:
-            logger.log_metrics({k: v for k, v in row.items() if k != "step"}, step=int(row["step"]))
+            known = {k: v for k, v in row.items() if k != "step" and v is not None}
+            logger.log_metrics(known, step=int(row["step"]))
         self.clock.begin_epoch()
         self.rows.append(row)
         return row
@@ -157,7 +158,7 @@ class History:
         shown = (
             f"val {metric.name} {row[f'val_{metric.name}']:.4f}"
             for metric in metrics.with_parts(self.plan.specs.metrics)
-            if metric.on_line and f"val_{metric.name}" in row
+            if metric.on_line and row.get(f"val_{metric.name}") is not None
         )
         mark = "  best" if self.best and self.best["epoch"] == row["epoch"] else ""
         log.info(

@@ -59,7 +59,7 @@ class CachedFeatures:
         """Read or compute the features of ``epoch``; those of val as well, the first time."""
         view = epoch % self.views
         self.train[view] = self.view("train", None if self.work.views is None else view)
-        if not self.val:
+        if not self.val and "val" in self.work.splits:
             self.val[0] = self.view("val", None)
 
     def view(self, split: str, view: int | None) -> View:
@@ -70,10 +70,12 @@ class CachedFeatures:
     def serve(self, net: nn.Module, samples: Samples, size: int, device: torch.device) -> bool:
         """Whether the features of val give, bit for bit, what ``net`` gives on the images of
         ``samples`` in float32 and batches of ``size``: the same images, weights and batches."""
+        if not self.val:
+            return False
         work, state = self.work, dict(chain(net.named_parameters(), net.named_buffers()))
         names = [name for name, _ in prefix_state(work.frozen.net, self.cut)]
         same = [
-            *(bool(self.val), samples.sha256 == work.splits["val"].sha256),
+            samples.sha256 == work.splits["val"].sha256,
             *(work.trainer.channels_last, work.trainer.devices == 1),
             work.frozen.device.type == device.type == "cpu",
             *(size == work.chunk("val"), set(names) <= set(state)),
@@ -122,7 +124,7 @@ class CachedFeatures:
 
 def largest_bytes(work: Extraction, cut: Cut) -> int:
     """The bytes that all views of the training and validation images take at ``cut``, at most."""
-    images = (work.views or 1) * len(work.splits["train"]) + len(work.splits["val"])
+    images = (work.views or 1) * len(work.splits["train"]) + len(work.splits.get("val", ()))
     return images * cut.bytes_per_image()
 
 

@@ -36,7 +36,7 @@ class Feed:
     """
 
     def __init__(
-        self, plan: Plan, folder: Path, loaders: tuple[TrainLoader, EvalLoader], team: Team
+        self, plan: Plan, folder: Path, loaders: tuple[TrainLoader, EvalLoader | None], team: Team
     ) -> None:
         self.plan, self.note, self.team = plan, folder / "features.json", team
         self.train, self.val = loaders
@@ -66,7 +66,8 @@ class Feed:
         else:
             self._module, self._cached, splits = module, cached, cached.work.splits
             self.train.features = FeatureBatches(cached.train, cached.views, splits["train"])
-            self.val.features = FeatureBatches(cached.val, 1, splits["val"])
+            if self.val is not None:
+                self.val.features = FeatureBatches(cached.val, 1, splits["val"])
         self.seconds += time.perf_counter() - began
 
     def _refuse(self, reason: str, phase: int) -> None:
@@ -103,7 +104,9 @@ class Feed:
         """The whole network on images again."""
         self._make_whole()
         self.last = self._cached
-        self._cached = self.train.features = self.val.features = None
+        self._cached = self.train.features = None
+        if self.val is not None:
+            self.val.features = None
 
     def _make_whole(self) -> None:
         if self._tail is not None and self._module is not None:

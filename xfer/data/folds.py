@@ -1,0 +1,188 @@
+"""The folds of a cross-validation: which part of the training images an image is held out in.
+
+Classes are spread evenly over the folds, and what belongs to one group is never on both sides:
+scikit-learn's ``StratifiedKFold`` and ``StratifiedGroupKFold``. Which fold an image is in depends
+on ``data.split_seed``, the repeat and the names, and on nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+from unicodedata import normalize
+
+import numpy as np
+
+from xfer.core.errors import DataError
+from xfer.core.seeds import derive
+from xfer.data.options import ImageRow, Loading
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from xfer.core.protocols import Data
+    from xfer.core.types import Dataset, Plain
+
+    Labels = npt.NDArray[np.int64]
+
+
+def into_folds(rows: list[ImageRow], how: Loading, where: object) -> list[ImageRow]:
+    """``rows`` with the folds of those of ``train``. Where ``how.fold`` names one, that fold is
+    ``val``, the rest of ``train`` trains, and every other image is left out.
+
+    Raises DataError, naming ``where``, for classes and groups that cannot be divided.
+    """
+    if how.folds is None:
+        return rows
+    # In the order of names, so that the order of a CSV file's lines decides nothing.
+    pool = sorted((r for r in rows if r.split == "train"), key=lambda r: normalize("NFC", r.name))
+    kinds = sorted({row.label for row in pool})
+    labels = np.array([kinds.index(row.label) for row in pool], np.int64)
+    groups = [row.group for row in pool] if how.group else None
+    _check(labels, kinds, groups, how.folds, where)
+    columns = [
+        divided(labels, groups, how.folds, derive("folds of data", how.split_seed, repeat))
+        for repeat in range(how.repeats)
+    ]
+    for repeat, column in enumerate(columns):
+        _check_parts(column, labels, kinds, how.folds, where, repeat)
+    folds = {
+        row.name: tuple(map(int, numbers))
+        for row, numbers in zip(pool, zip(*columns, strict=True), strict=True)
+    }
+    rows = [row._replace(folds=folds.get(row.name, ())) for row in rows]
+    if how.fold is None:
+        return rows
+    repeat, fold = divmod(how.fold, how.folds)
+    return [
+        row._replace(split="val" if row.folds[repeat] == fold else "train", folds=())
+        for row in rows
+        if row.folds
+    ]
+
+
+def divided(labels: Labels, groups: Sequence[str] | None, count: int, seed: int) -> Labels:
+    """The fold, 0 to ``count`` - 1, of each image: int64 (n,).
+
+    ``labels`` int64 (n,); ``groups`` a name an image, ``None`` where each image stands for itself.
+    """
+    # An import of a second, which other runs do without.
+    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+
+    kind = StratifiedKFold if groups is None else StratifiedGroupKFold
+    splitter = kind(count, shuffle=True, random_state=seed % 2**32)
+    fold_of = np.zeros(len(labels), np.int64)
+    for fold, (_, held) in enumerate(splitter.split(np.zeros(len(labels)), labels, groups)):
+        fold_of[held] = fold
+    return fold_of
+
+
+def inner(labels: Labels, groups: Sequence[str] | None, count: int, seed: int) -> Labels | None:
+    """Folds inside a training part by which a strength is chosen, int64 (n,): -1 for an image that
+    is never held out, as no other group has its class. ``None`` where nothing is grouped.
+
+    Where there are fewer groups than ``count``, there are as many folds as groups.
+    """
+    if groups is None:
+        return None
+    names = np.asarray(groups)
+    only = {label: set(names[labels == label]) for label in np.unique(labels)}
+    stays = {next(iter(some)) for some in only.values() if len(some) == 1}
+    free = np.flatnonzero([name not in stays for name in names])
+    fold_of = np.full(len(labels), -1, np.int64)
+    parts = min(count, len(set(names[free])))
+    if parts < 2 or np.bincount(labels[free]).max() < parts:
+        return fold_of
+    import warnings
+
+    with warnings.catch_warnings():
+        # A class with fewer images than folds is not in every fold, which is as it must be here.
+        warnings.filterwarnings("ignore", "The least populated class")
+        fold_of[free] = divided(labels[free], names[free].tolist(), parts, seed)
+    return fold_of
+
+
+def by_folder(rows: list[ImageRow], root: object) -> list[ImageRow]:
+    """``rows`` grouped by the first folder below their class folder; an image that lies in none is
+    a group of its own. A folder of the same name in two classes is one group.
+
+    Raises DataError, naming ``root``, where no image of ``train`` lies in such a folder.
+    """
+    grouped = []
+    for row in rows:
+        below = row.name.split("/")[2 if row.split else 1 :]
+        grouped.append(row._replace(group=below[0] + "/" if len(below) > 1 else row.name))
+    if not any(row.group.endswith("/") for row in grouped if row.split in ("", "train")):
+        what = "data.group=FOLDER, and no image lies in a folder below its class folder"
+        fix = "put the images that belong together into a folder, or drop data.group"
+        raise DataError(root, what, fix, 54)
+    return grouped
+
+
+def _check(
+    labels: Labels, kinds: Sequence[str], groups: Sequence[str] | None, count: int, where: object
+) -> None:
+    counts = np.bincount(labels, minlength=len(kinds))
+    for kind, n in zip(kinds, counts.tolist(), strict=True):
+        if n < count:
+            what = f"class '{kind}' has {n} image(s), fewer than the {count} folds"
+            fix = f"type data.folds={n}, or add images" if n >= 2 else "add images of that class"
+            raise DataError(where, what, fix, 50)
+    if groups is None:
+        return
+    names = np.asarray(groups)
+    for i, kind in enumerate(kinds):
+        some = sorted(set(names[labels == i].tolist()))
+        if len(some) == 1:
+            what = f"all {counts[i]} images of class '{kind}' are in one group, '{some[0]}'"
+            fix = "a fit without that group cannot know the class: add images of other groups"
+            raise DataError(where, what, fix, 51)
+    if (total := len(set(groups))) < count:
+        what = f"{total} groups cannot be divided into {count} folds"
+        raise DataError(where, what, f"type data.folds={total}", 53)
+
+
+def _check_parts(
+    column: Labels,
+    labels: Labels,
+    kinds: Sequence[str],
+    count: int,
+    where: object,
+    repeat: int,
+) -> None:
+    """Groups are divided as evenly as they can be, which may be not at all."""
+    for fold in range(count):
+        if not (column == fold).any():
+            what = f"the groups leave fold {fold} of repeat {repeat} without an image"
+            raise DataError(where, what, f"type data.folds={count - 1}", 53)
+        lost = set(range(len(kinds))) - set(labels[column != fold].tolist())
+        if lost:
+            kind = kinds[min(lost)]
+            what = f"the groups put all of class '{kind}' into fold {fold} of repeat {repeat}"
+            raise DataError(where, what, "type another data.split_seed, or fewer folds", 51)
+
+
+def fold_facts(dataset: Dataset, how: Data) -> Plain | None:
+    """What ``plan.json`` says of the folds: how many, how large in each repeat, and by what they
+    are grouped; ``None`` without a cross-validation."""
+    samples = dataset.splits.get("train")
+    if samples is None or samples.folds is None:
+        return None
+    sizes = [np.bincount(row).tolist() for row in samples.folds]
+    return {
+        "folds": len(sizes[0]),
+        "repeats": len(sizes),
+        "sizes": sizes,
+        "group": getattr(how, "group", None),
+        "groups": len(set(samples.groups)) if samples.groups else None,
+    }
+
+
+def fold_words(facts: Plain) -> str:
+    """The folds in one line: ``5 folds x 3 repeats of 48 to 49 images``."""
+    sizes = [size for row in facts["sizes"] for size in row]
+    low, high = min(sizes), max(sizes)
+    times = f" x {facts['repeats']} repeats" if facts["repeats"] > 1 else ""
+    of = f"{low:,} images" if low == high else f"{low:,} to {high:,} images"
+    grouped = f", {facts['groups']:,} groups by {facts['group']}" if facts["group"] else ""
+    return f"{facts['folds']} folds{times} of {of}{grouped}"

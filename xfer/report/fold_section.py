@@ -1,0 +1,71 @@
+"""The cross-validation on the run card: which number belongs to what."""
+
+from __future__ import annotations
+
+from xfer.core.types import Plain
+from xfer.report.format import number
+from xfer.report.tables import Table
+
+
+def lead(cv: Plain) -> str:
+    """The accuracy with its interval, in one line."""
+    low, high = cv["acc_ci95"]
+    times = f", {cv['repeats']} times" if cv["repeats"] > 1 else ""
+    return (
+        f"Cross-validated accuracy {cv['acc']:.3f} ({cv['n']:,} images in {cv['folds']} folds"
+        f"{times}; 95 % interval {low:.3f} to {high:.3f})"
+    )
+
+
+def explained(result: Plain, plan: Plain) -> tuple[str, ...]:
+    """What was measured on what: the procedure, its interval, and the final model."""
+    cv, folds = result["cv"], plan.get("folds") or {}
+    apart = "by a fit that had not seen it"
+    if folds.get("group"):
+        apart += f", nor any other image of its group ({folds['group']})"
+    chosen = "Whatever is chosen in a fit was chosen inside its training part."
+    if cv.get("used_for_selection"):
+        chosen = (
+            "But the images of a fold chose the epoch that answered them, so that the value is "
+            "somewhat optimistic; checkpoint.start_epoch equal to trainer.max_epochs chooses none."
+        )
+    lines = [
+        f"{lead(cv)}, loss {number(cv['loss'])}, calibration error {number(cv['ece'])}. It is what "
+        f"the procedure is worth: each image was answered {apart}. {chosen} "
+        "predictions_oof.csv has every answer.",
+        "The interval has the variance of the corrected resampled t-test (Nadeau and Bengio, "
+        "2003), since the training parts of the folds overlap and repeats add no image; it is "
+        "never narrower than that of as many images tested once (Wilson, 1927).",
+    ]
+    final = (
+        f"The final model was fitted on all {cv['n']:,} of these images and is not scored on them"
+    )
+    if epochs := cv.get("final_epochs"):
+        final += (
+            f": no image was left to choose an epoch by, so it was trained for {epochs}, the mean "
+            "of the epochs that were best in the folds"
+        )
+    lines.append(f"{final}.")
+    held = [name for name in ("val", "test") if name in (result.get("scores") or {})]
+    if held:
+        lines.append(
+            f"The score on {' and '.join(held)} is that of the final model, on images that no fit "
+            "was trained on and that chose nothing."
+        )
+    return tuple(lines)
+
+
+def fold_tables(cv: Plain) -> tuple[Table, ...]:
+    """The scores by class and by fold."""
+    classes = tuple(
+        (name, number(int(row["n"])), *(number(row[key]) for key in ("precision", "recall", "f1")))
+        for name, row in cv["per_class"].items()
+    )
+    folds = tuple(
+        (f"{row['repeat']}", f"{row['fold']}", *(number(row[key]) for key in ("n", "acc", "loss")))
+        for row in cv["per_fold"]
+    )
+    return (
+        Table("By class", ("class", "images", "precision", "recall", "F1"), classes),
+        Table("By fold", ("repeat", "fold", "images", "accuracy", "loss"), folds, 2),
+    )

@@ -1,0 +1,99 @@
+"""The head of a frozen network solved on parts of its training images: on all of them for the
+final model, on all but one fold for what the procedure is worth.
+
+Everything that a fit takes from its images is taken from its part alone: the moments by which
+features are standardised, the weights of classes, and the strength of the penalty, which is chosen
+by folds inside the part (nested cross-validation: S. Varma and R. Simon, 2006).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from xfer.core.errors import CombinationError
+from xfer.core.live_line import counted
+from xfer.core.seeds import derive
+from xfer.data.folds import inner
+from xfer.training import logistic
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    Matrix = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class HeadProblem:
+    """A linear head to solve, and the images that it may be solved on.
+
+    ``views`` are arrays (n, d), one a view, ``held`` the view (n, d) that held-out images are
+    judged by, ``labels`` int64 (n,), ``groups`` a name an image or nothing. ``weigh`` gives the
+    weight of each class for the images a class; where ``balanced``, every class counts the same.
+    ``strengths`` are tried by ``parts`` inner folds, drawn from ``seed``.
+    """
+
+    views: Sequence[Matrix]
+    held: Matrix
+    labels: npt.NDArray[np.int64]
+    groups: tuple[str, ...]
+    classes: int
+    weigh: Callable[[Sequence[int]], Sequence[float] | None]
+    balanced: bool
+    smoothing: float
+    strengths: tuple[float, ...]
+    parts: int
+    seed: int
+
+    def solve(
+        self, members: npt.NDArray[np.int64] | None = None, *position: int
+    ) -> logistic.Solution:
+        """The head of least loss on the images at ``members``, or on all; ``position`` is of its
+        random numbers, beside the seed.
+
+        Raises CombinationError where the strength cannot be chosen: no image of the part may be
+        held out, since each of its classes is in one group, or has one image.
+        """
+        every = members is None
+        chosen = np.arange(len(self.labels)) if members is None else members
+        labels = self.labels[chosen]
+        counts = np.bincount(labels, minlength=self.classes)
+        weights = np.ones(len(labels))
+        if self.balanced:
+            weights = len(labels) / (self.classes * counts[labels])
+        drawn = derive("folds", self.seed, *position)
+        groups = [self.groups[i] for i in chosen] if self.groups else None
+        folds = inner(labels, groups, self.parts, drawn)
+        folds = logistic.folds(labels, self.parts, drawn) if folds is None else folds
+        if len(self.strengths) > 1 and (folds < 0).all():
+            what = "is chosen by images that are held out, and each class is in one group of a part"
+            fix = "type optim=exact optim.l2=0.1, or take fewer data.folds"
+            raise CombinationError("optim.l2", what, fix, 9)
+        rows = logistic.TrainingRows(
+            self.views if every else [view[chosen] for view in self.views],
+            self.held if every else self.held[chosen],
+            labels,
+            weights,
+            np.array(self.weigh(counts.tolist()) or np.ones(self.classes)),
+            self.smoothing,
+            folds,
+        )
+        # The table has six digits of a probability: the final model alone needs more.
+        return logistic.solve(rows, self.strengths, nearly=not every)
+
+    def out_of_fold(self, folds: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        """Logits of every image by the fit on the other folds, float32 (repeats, n, classes).
+
+        ``folds`` int64 (repeats, n): the fold that an image is in. Raises as :meth:`solve`.
+        """
+        logits = np.empty((*folds.shape, self.classes), np.float32)
+        turns = [(i, fold) for i, row in enumerate(folds) for fold in np.unique(row).tolist()]
+        for repeat, fold in counted(turns, "cross-validation", len(turns)):
+            held = folds[repeat] == fold
+            solution = self.solve(np.flatnonzero(~held), repeat, fold)
+            best = solution.path[solution.best]
+            logits[repeat, held] = self.held[held] @ best.weight.T + best.bias
+        return logits
