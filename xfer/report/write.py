@@ -9,12 +9,14 @@ import numpy as np
 from xfer.core.files import write_json
 from xfer.core.types import InputSpec, Plain, Predictions, Samples
 from xfer.data.preprocess import fit_to_size, restore
+from xfer.evaluation.calibration import ece_by_chance
 from xfer.report import charts, confusion, grids, panels
 from xfer.report.confidence import bins, recall_curves
 from xfer.report.page import render
 from xfer.report.plot import draw
 from xfer.report.result import outcome
 from xfer.report.shots import shots
+from xfer.training.calibrate import before_and_after
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
     from xfer.core.types import Dataset
     from xfer.report.grids import Picture
     from xfer.report.inputs import Work
+    from xfer.report.svg import Chart
+    from xfer.training.calibrate import BeforeAndAfter
     from xfer.training.fit_result import FitResult
 
 
@@ -114,7 +118,8 @@ def _details(work: Work, split: str | None) -> Plain:
     dataset, answers = work.plan.dataset, work.predictions[split] if split else None
     if answers is None or answers.labels is None or dataset is None or split is None:
         return details
-    details |= answered(answers, dataset.splits[split], work.plan.card.input)
+    pair = before_and_after(work.plan, work.card, split, answers)
+    details |= answered(answers, dataset.splits[split], work.plan.card.input, pair)
     details["table"] = f"predictions_{split}.csv"
     areas = details["areas"]
     details["per_class"][split] = {
@@ -125,10 +130,15 @@ def _details(work: Work, split: str | None) -> Plain:
     return details
 
 
-def answered(answers: Predictions, samples: Samples, spec: InputSpec) -> Plain:
+def answered(
+    answers: Predictions,
+    samples: Samples,
+    spec: InputSpec,
+    pair: BeforeAndAfter | None = None,
+) -> Plain:
     """What a network's ``answers`` to ``samples`` with labels show: ``wrong`` (rows of path, label,
     prediction, confidence), ``shots`` of them, ``pairs``, ``charts``, and by class the ``areas``
-    below precision over recall."""
+    below precision over recall. ``pair`` are those before and after the network was calibrated."""
     from xfer.evaluation.evaluate import most_wrong
 
     names, labels, confidence = answers.classes, answers.labels, answers.confidence
@@ -150,7 +160,7 @@ def answered(answers: Predictions, samples: Samples, spec: InputSpec) -> Plain:
         {"label": classes[i], "prediction": classes[j], "count": count, "of": int(totals[i])}
         for i, j, count in taken
     ]
-    counted, curves = bins(confidence, chosen == labels), recall_curves(answers)
+    curves = recall_curves(answers)
     drawn = panels.recall(curves)
     return {
         "wrong": wrong,
@@ -158,8 +168,26 @@ def answered(answers: Predictions, samples: Samples, spec: InputSpec) -> Plain:
         "pairs": pairs,
         "charts": {
             "confusion": (panels.matrix(counts, classes),),
-            "confidence": (panels.reliability(counted), panels.spread(counted)),
+            "confidence": _reliabilities(answers, pair),
             "classes": (drawn,) if drawn else (),
         },
         "areas": {curve.name: curve.area for curve in curves},
     }
+
+
+def _reliabilities(answers: Predictions, pair: BeforeAndAfter | None) -> tuple[Chart, ...]:
+    """The reliability diagram, of a calibrated network that of before as well, and how many images
+    have which confidence."""
+    shown = [("", answers, "")]
+    if pair:
+        note = _CROSS_FITTED if pair.cross_fitted else ""
+        shown = [("before calibration", pair.before, ""), ("after calibration", pair.after, note)]
+    drawn = []
+    for name, given, note in shown:
+        confidence = given.confidence
+        counted = bins(confidence, given.logits.argmax(axis=1) == given.labels)
+        drawn.append(panels.reliability(counted, ece_by_chance(confidence), name, note))
+    return (*drawn, panels.spread(counted))
+
+
+_CROSS_FITTED = "Each image is scaled by what was fitted without it."

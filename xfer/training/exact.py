@@ -29,6 +29,7 @@ from xfer.evaluation.predict import write_predictions
 from xfer.freeze.rows import ParameterRow
 from xfer.models.network import assemble
 from xfer.training import logistic
+from xfer.training.calibrate import calibrate_solved
 from xfer.training.features import AutoFeatures
 from xfer.training.features.cut import Tail, inference
 from xfer.training.features.extract import Extraction, PartlyFrozen
@@ -57,10 +58,11 @@ class NotExact(Exception):
 
 @dataclass(frozen=True)
 class Solved:
-    """A head that is solved: the path, and the logits of the validation images under each of its
-    solutions, float32 (n, classes)."""
+    """A head that is solved: what it was solved on, the path, and the logits of the validation
+    images under each of its solutions, float32 (n, classes)."""
 
     options: Exact
+    rows: logistic.TrainingRows
     solution: logistic.Solution
     answers: list[npt.NDArray[np.float32]]
     seconds: float  # that went into the head's input
@@ -95,14 +97,15 @@ def fit(plan: Plan, folder: Path) -> FitResult:
         "epoch": best["epoch"],
         "step": best["step"],
     }
-    snapshot = Snapshot(plan.card, net.cpu().state_dict(), chosen, run=identity(plan.facts))
+    train = cached.work.splits["train"]
+    facts = _write_held_out(plan, solved, train, folder / "predictions_cv.csv")
+    log.info(_summary(facts))
+    card = calibrate_solved(plan, net, solved.rows, solved.solution)
+    snapshot = Snapshot(card, net.cpu().state_dict(), chosen, run=identity(plan.facts))
     best_path = best_checkpoint(folder)
     best_path.parent.mkdir(exist_ok=True)
     for path in (best_path, checkpoints(folder) / LAST):
         write_snapshot(path, snapshot)
-    held_out = folder / "predictions_cv.csv"
-    facts = _write_held_out(plan, solved, cached.work.splits["train"], held_out)
-    log.info(_summary(facts))
     return FitResult(
         best=chosen,
         checkpoint=best_path,
@@ -116,6 +119,7 @@ def fit(plan: Plan, folder: Path) -> FitResult:
         cached=cached,
         solved=facts,
         logger=logger,
+        calibration=card.calibration,
     )
 
 
@@ -174,7 +178,7 @@ def solve(plan: Plan, frozen: PartlyFrozen, cached: CachedFeatures) -> Solved:
             solved = best.weight if name == "weight" else best.bias
             parameter.copy_(torch.from_numpy(solved).view(parameter.shape))
     _check_linear(frozen, cached, answers[solution.best])
-    return Solved(options, solution, answers, seconds)
+    return Solved(options, rows, solution, answers, seconds)
 
 
 def _check_linear(

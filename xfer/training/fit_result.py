@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,7 +21,8 @@ class FitResult:
 
     A head that was solved has a row a strength of its penalty in place of epochs, and ``solved``
     says which was chosen by what; ``None`` for a fit that trained step by step. ``logger`` is that
-    of the run besides ``metrics.csv``, if any.
+    of the run besides ``metrics.csv``, if any; ``calibration`` what the checkpoint's card says of
+    its own, nothing where it has none.
     """
 
     best: Plain
@@ -36,3 +37,4 @@ class FitResult:
     cached: CachedFeatures | None
     solved: Plain | None = None
     logger: GuardedLogger | None = None
+    calibration: Plain = field(default_factory=dict)
