@@ -156,7 +156,7 @@ def test_a_fit_by_steps_is_calibrated_when_asked_and_its_error_is_of_other_image
     assert known["after"]["loss"] != pytest.approx(found["scores"]["val"]["loss"], abs=1e-6)
     ours, before = state(stepped), state(stepped_plain)
     assert {n for n in ours if not ours[n].equal(before[n])} == {"fc.weight", "fc.bias"}
-    assert "temperature, fitted on the 179 validation images" in (stepped / "run.log").read_text()
+    assert "calibrated: temperature 0." in (stepped / "run.log").read_text()
     assert plan["calibration"]["fitted_on"] == "val"
 
 
@@ -201,11 +201,8 @@ def test_a_run_that_is_killed_around_its_calibration_ends_as_a_whole_one(
 
 def test_the_card_shows_the_reliability_before_and_after(solved, stepped) -> None:
     page = (stepped / "report.html").read_text()
-    titles = re.findall(r"<h3><bdi>(reliability[^<]*)</bdi></h3>", page)
-    assert [t.split(":")[0] for t in titles] == [
-        "reliability before calibration",
-        "reliability after calibration",
-    ]
+    titles = re.findall(r"<h3><bdi>([^<]*): share right by confidence</bdi></h3>", page)
+    assert titles == ["before calibration", "after calibration"]
     known = facts(stepped)["calibration"]
     assert "Each image is scaled by what was fitted without it." in page
     assert f"Calibration error {known['after']['ece']:.3f}" in page

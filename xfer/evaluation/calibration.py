@@ -138,10 +138,10 @@ def cross_fitted(logits: npt.ArrayLike, labels: npt.ArrayLike, folds: Labels, fi
 
 @dataclass(frozen=True)
 class Calibrated:
-    """The outcome: the ``scaling``, ``None`` where none is better than the logits as they are, and
-    the ``facts`` about it, JSON-like, as ``result.json`` has them."""
+    """The outcome: the ``scaling``, and the ``facts`` about it, JSON-like, as ``result.json`` has
+    them."""
 
-    scaling: Scaling | None
+    scaling: Scaling
     facts: Plain
 
 
@@ -157,9 +157,10 @@ def calibrate(
 
     ``auto`` is a temperature; or vector scaling, if it ``may_shift`` classes, each has
     :data:`PER_CLASS` images, and its cross-fitted log loss is lower by more than the standard error
-    of the difference; or nothing, where the loss is higher by so much. ``before`` and ``after``
-    are measured on these images, ``after`` cross-fitted in ``folds`` (n,); ``by_chance`` is the
-    calibration error that the answers after it would show if they were calibrated perfectly.
+    of the difference. It is never nothing: the penalty of a solved head is the one of least loss on
+    such images, so that the loss before it is flattered. ``before`` and ``after`` are measured on
+    them, ``after`` cross-fitted in ``folds`` (n,); ``by_chance`` is the calibration error that the
+    answers after it would show if they were calibrated perfectly.
     """
     z, truth = _checked(logits, labels)
     fit = fit_vector if asked == "vector" else fit_temperature
@@ -175,8 +176,6 @@ def calibrate(
         "after": _measured(scaled, truth),
         "by_chance": ece_by_chance(_softmax(scaled).max(axis=1)),
     }
-    if asked == "auto" and _wins(z, scaled, truth):
-        return Calibrated(None, facts)
     scaling = fit(z, truth)
     warnings = _warnings(z, truth, scaling, classes)
     before, after = facts["before"]["loss"], facts["after"]["loss"]

@@ -121,7 +121,7 @@ def reliability(
         f"sure. The numbers count images. Calibration error {ece:.3f}"
     )
     caption += "." if by_chance is None else f"; {by_chance:.3f} is what chance alone leaves."
-    title = f"reliability{name and ' '}{name}: share right by confidence"
+    title = f"{name or 'reliability'}: share right by confidence"
     return panel.draw(title, alt, f"{caption}{note and ' '}{note}")
 
 

@@ -106,8 +106,11 @@ def calibration(result: Plain) -> Facts:
     losses = [f"{known[when]['loss']:.3f}" for when in ("before", "after")]
     return (
         ("Calibrated by", calibration_words(known)),
-        ("Calibration error there", f"{' to '.join(errors)}; {known['by_chance']:.3f} by chance"),
-        ("Loss there", " to ".join(losses)),
+        (
+            "Calibration error on these",
+            f"{' to '.join(errors)}; {known['by_chance']:.3f} by chance",
+        ),
+        ("Loss on these", " to ".join(losses)),
     )
 
 

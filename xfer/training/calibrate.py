@@ -89,8 +89,6 @@ def _folded(plan: Plan, net: nn.Module, made: Calibrated) -> Card:
     from xfer.models.logit_scale import scale_logits
 
     log.info(_summary(made, plan.calibration.fitted_on))
-    if made.scaling is None:
-        return plan.card
     for line in made.facts["warnings"]:
         log.warning(line)
     scale_logits(net, plan.calibration.layers, made.scaling.scale, made.scaling.shift)
@@ -106,8 +104,6 @@ def _summary(made: Calibrated, fitted_on: str | None) -> str:
         f"{after['ece']:.4f} ({facts['by_chance']:.4f} is what chance alone leaves), loss "
         f"{before['loss']:.4f} to {after['loss']:.4f}"
     )
-    if made.scaling is None:
-        return f"not calibrated, since the loss would be clearly higher: {measured}"
     by = "vector scaling"
     if made.scaling.method == "temperature":
         by = f"temperature {facts['temperature']:.3f}"
