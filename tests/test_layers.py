@@ -34,7 +34,7 @@ HEAVY = {
 OF_TORCH = {
     "core.device", "core.memory", "data.loader", "data.sampler", "evaluation.evaluate",
     "export.mindir.run", "export.pixels", "models.head.layers", "models.mindspore_layers",
-    "models.network", "models.restore", "models.skip_init",
+    "models.logit_scale", "models.network", "models.restore", "models.skip_init",
 } | {
     f"training.{name}" for name in (
         "callbacks.timeline",

@@ -14,7 +14,7 @@ from xfer.config.provenance import Places, override_key
 from xfer.config.specs import STAGES, Exports, ModelFile, Specs
 from xfer.core.errors import Attempts, CombinationError, ConfigError, XferError, closest, raise_all
 from xfer.core.files import path_problem
-from xfer.core.types import Plain, Tta
+from xfer.core.types import Calibrating, Plain, Tta
 
 _SPEC_GROUPS = tuple(g for g in GROUPS if g not in ("experiment", "export"))
 _PATHS = (
@@ -35,6 +35,12 @@ GENERAL: dict[str, tuple[Any, str]] = {
         "views of each image whose probabilities evaluate and predict average: none is the image "
         "alone, flip adds its mirror image, five_crop is its corners and centre, ten_crop those of "
         "both",
+    ),
+    "calibration": (
+        Calibrating,
+        "what scales the logits at the end of a fit, as a part of the last layer: temperature is "
+        "one number, vector a scale and a shift a class; auto fits it on held-out training images "
+        "where the head is solved, and does nothing where it is trained step by step",
     ),
     "run.dir": (str | None, "the run's folder; null makes outputs/<experiment or data's name>/..."),
     "predict.input": (
@@ -86,6 +92,7 @@ class Builder:
         general = {
             "seed": self._value("seed"),
             "tta": self._value("tta"),
+            "calibration": self._value("calibration"),
             "run_dir": self._value("run.dir"),
             "export": self._exports(),
             "predict_with": self._model_file(),
@@ -165,7 +172,7 @@ class Builder:
         known = [f"{g}.{key}" for g, node in self.facts.items() for key in node if key[0] != "_"]
         known = [*GENERAL, *GROUPS, *known]
         for top, node in self.plain.items():
-            if top not in (*_SPEC_GROUPS, "export", "seed", "stages", "tta"):
+            if top not in (*_SPEC_GROUPS, "export", "seed", "stages", "tta", "calibration"):
                 for key in schema.leaves(str(top), node):
                     if key not in known or key in GROUPS:
                         yield schema.unknown(key, known, self.where)
@@ -225,6 +232,9 @@ class Builder:
         if "tta" in typed and stages and not {"evaluate", "predict"} & set(stages):
             what = f"is for evaluate and predict, and stages is {list(stages)}"
             yield CombinationError("tta", what, "drop it, or add 'evaluate' to stages", 21)
+        if "calibration" in typed and stages and "fit" not in stages:
+            what = f"is for the stage fit, and stages is {list(stages)}"
+            yield CombinationError("calibration", what, "drop it, or add 'fit' to stages", 13)
 
     def _wrong_folds(self, stages: tuple[str, ...], typed: Collection[str]) -> Iterator[XferError]:
         """A cross-validation with what does not go with it."""

@@ -11,7 +11,7 @@ from xfer.config import schema
 from xfer.config.help import GROUPS
 from xfer.config.verbs import repeatable, shell
 from xfer.core.custom_parts import allowed_packages
-from xfer.core.types import Plain, Tta
+from xfer.core.types import Calibrating, Plain, Tta
 
 if TYPE_CHECKING:
     from xfer.core import protocols, settings
@@ -82,6 +82,7 @@ class Specs:
     metrics: Mapping[str, protocols.CustomMetric] = field(default_factory=dict)
     callbacks: Sequence[Callable[[], Any]] = ()
     tta: Tta = "none"
+    calibration: Calibrating = "auto"
     compose: Callable[[Sequence[str]], Plain] | None = None
     slots: Plain = field(default_factory=dict)
 

@@ -21,6 +21,7 @@ _Pixels = Annotated[int, Field(gt=0, le=_MOST_PIXELS)]
 _Mean = Annotated[float, Field(ge=-1e6, le=1e6)]
 _Std = Annotated[float, Field(gt=0, le=1e6)]
 _Name = Annotated[str, StringConstraints(min_length=1, max_length=10_000)]
+_Share = Annotated[float, Field(ge=0, le=1)]
 _End = Annotated[float, Field(ge=-1e38, le=1e38)]
 Classes = Annotated[list[_Name], Field(min_length=1, max_length=_MOST_CLASSES)]
 
@@ -84,6 +85,32 @@ class _Adapters(TypedDict, total=False):
     weights: list[str]
 
 
+class _Measured(TypedDict):
+    ece: _Share
+    loss: Annotated[float, Field(ge=0)]
+
+
+@with_config(_FORBID)
+class _CalibrationFacts(TypedDict):
+    method: Literal["temperature", "vector"]
+    fitted_on: Literal["cv", "val"]
+    n: Annotated[int, Field(gt=0)]
+    temperature: NotRequired[Annotated[float, Field(gt=0)]]
+    scale: NotRequired[list[Annotated[float, Field(gt=0)]]]
+    shift: NotRequired[list[float]]
+    before: _Measured
+    after: _Measured
+    by_chance: _Share
+    warnings: list[str]
+
+
+def _is_complete(facts: _CalibrationFacts) -> _CalibrationFacts:
+    needed = {"temperature"} if facts["method"] == "temperature" else {"scale", "shift"}
+    if needed != {"temperature", "scale", "shift"} & facts.keys():
+        raise ValueError(f"{facts['method']} has {' and '.join(sorted(needed))}, and no other")
+    return facts
+
+
 @with_config(_FORBID)
 class _CardFacts(TypedDict):
     backbone: _SpecFacts
@@ -95,6 +122,7 @@ class _CardFacts(TypedDict):
     splits: NotRequired[dict[str, str]]
     compat: NotRequired[_Compat]
     adapters: NotRequired[_Adapters]
+    calibration: NotRequired[Annotated[_CalibrationFacts, AfterValidator(_is_complete)]]
 
 
 def card_of(facts: Any) -> Card:
@@ -103,4 +131,7 @@ def card_of(facts: Any) -> Card:
     classes = facts["classes"]
     if len(set(classes)) != len(classes):
         raise ValueError("classes lists a name twice")
+    sizes = {len(facts.get("calibration", {}).get(key, classes)) for key in ("scale", "shift")}
+    if sizes != {len(classes)}:
+        raise ValueError("calibration does not have one scale and one shift a class")
     return Card.from_plain(facts)

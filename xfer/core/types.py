@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 Tta = Literal["none", "flip", "five_crop", "ten_crop"]
 """The views of an image over which answers are averaged; see :mod:`xfer.data.tta`."""
+Calibrating = Literal["auto", "none", "temperature", "vector"]
+"""How logits are scaled after a fit; see :mod:`xfer.evaluation.calibration`."""
 PixelRange = tuple[float, float]
 """The numbers that become black and white, in image files of more than 8 bits."""
 Plain = dict[str, Any]
@@ -116,7 +118,8 @@ class Card:
     sha256 of the data it was trained and chosen on, by split name; ``compat`` what the layers
     need to compute as the source's own library does (see :mod:`xfer.models.mindspore_layers`).
     ``adapters`` are the low-rank adapters beside the weights of a fit at work (see
-    :mod:`xfer.models.adapters`).
+    :mod:`xfer.models.adapters`), ``calibration`` what the weights of the last layer have been
+    scaled by (see :mod:`xfer.evaluation.calibration`).
     """
 
     backbone: Plain
@@ -128,6 +131,7 @@ class Card:
     splits: Mapping[str, str] = field(default_factory=dict)
     compat: Plain = field(default_factory=dict)
     adapters: Plain = field(default_factory=dict)
+    calibration: Plain = field(default_factory=dict)
 
     def merged(self) -> Card:
         """The card of the same weights, with their adapters added to them."""
@@ -137,8 +141,9 @@ class Card:
         """As JSON-like facts."""
         facts = {k: dict(v) if isinstance(v, Mapping) else v for k, v in vars(self).items()}
         facts |= {"classes": list(self.classes), "input": self.input.to_plain()}
-        if not self.adapters:
-            del facts["adapters"]
+        for key in ("adapters", "calibration"):
+            if not facts[key]:
+                del facts[key]
         return facts
 
     @classmethod

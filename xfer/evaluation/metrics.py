@@ -199,13 +199,29 @@ def _area(ranks: Floats, positive: npt.NDArray[np.bool_]) -> float:
 
 
 def _calibration_error(answers: Answers) -> float:
-    """The mean gap of accuracy and confidence in equal bins, each closed on the left, the last one
-    on both sides."""
-    confidence, right = 1 / answers.total, answers.chosen == answers.truth
-    edges = np.linspace(0, 1, _BINS + 1)
-    bins = edges[1:-1].searchsorted(confidence, "right")
-    gaps = np.bincount(bins, weights=right - confidence, minlength=_BINS)
+    return confidence_gap(1 / answers.total, answers.chosen == answers.truth)
+
+
+def confidence_gap(confidence: Floats, right: npt.NDArray[np.bool_]) -> float:
+    """The mean gap of accuracy and confidence (n,) in equal bins, each closed on the left, the last
+    one on both sides."""
+    gaps = np.bincount(_bins(confidence), weights=right - confidence, minlength=_BINS)
     return float(np.abs(gaps).sum() / len(confidence))
+
+
+def gaps_of_draws(confidence: Floats, drawn: np.random.Generator, count: int) -> Floats:
+    """The gap ``count`` times (count,), each answer drawn to be right as often as it is sure."""
+    bins = _bins(confidence)
+    gaps = np.empty(count)
+    for i in range(count):
+        right = drawn.random(len(confidence)) < confidence
+        each = np.bincount(bins, weights=right - confidence, minlength=_BINS)
+        gaps[i] = np.abs(each).sum() / len(confidence)
+    return gaps
+
+
+def _bins(confidence: Floats) -> Labels:
+    return np.asarray(np.linspace(0, 1, _BINS + 1)[1:-1].searchsorted(confidence, "right"))
 
 
 def _top5(answers: Answers) -> float:

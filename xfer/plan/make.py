@@ -17,6 +17,7 @@ from xfer.models import adapters
 from xfer.models.head import Keep, Remap
 from xfer.models.head.class_match import Naming, adopt
 from xfer.plan import auto
+from xfer.plan.calibration_plan import NO_CALIBRATION, CalibrationPlan, plan_calibration
 from xfer.plan.classes import class_mismatch, joined
 from xfer.plan.plan import NO_LAYOUT, Plan
 from xfer.plan.preflight import check_devices
@@ -109,6 +110,7 @@ def _from_specs(specs: Specs, dataset: Dataset | None, weights: Weights, not_exa
     if dataset and "train" in dataset.splits:
         pretrained = weights.state is not None
         training = _what_trains(specs, parts, after, dataset, pretrained, not_exact)
+        training = _calibrating(training, after, dataset, spec.size)
     else:
         training = _Training(specs, parts, None, NO_LAYOUT, (), (), {})
     load, momenta = _load_report(parts, classes, weights, match, before.heads)
@@ -120,7 +122,7 @@ def _from_specs(specs: Specs, dataset: Dataset | None, weights: Weights, not_exa
         input=spec,
         source=_source_facts(specs, weights, match, parts),
         experiment=specs.experiment,
-        splits=_splits(training.specs, training.phases, dataset, weights),
+        splits=_splits(training, dataset, weights),
         compat=weights.compat,
         adapters=training.parts.adapters,
     )
@@ -145,6 +147,7 @@ class _Training(NamedTuple):
     phases: tuple[Phase, ...]
     decisions: tuple[auto.Decision, ...]
     features: Plain
+    calibration: CalibrationPlan = NO_CALIBRATION
 
 
 def _what_trains(
@@ -170,6 +173,16 @@ def _what_trains(
         phases = specs.freeze.after_solved(phases)
     features = _expected_features(specs, dataset, phases, network)
     return _Training(specs, parts, network, design, phases, tuple(decisions), features)
+
+
+def _calibrating(
+    training: _Training, network: Network, dataset: Dataset, size: tuple[int, int]
+) -> _Training:
+    """``training``, with what calibrates the network after it."""
+    given = (training.specs, training.parts, network, dataset, training.phases, size)
+    planned = plan_calibration(*given)
+    decisions = (*training.decisions, *planned.decisions())
+    return training._replace(decisions=decisions, calibration=planned)
 
 
 def _load_report(
@@ -205,22 +218,22 @@ def _load_report(
     return load, momenta
 
 
-def _splits(
-    specs: Specs, phases: Sequence[Phase], dataset: Dataset | None, weights: Weights
-) -> Mapping[str, str]:
+def _splits(training: _Training, dataset: Dataset | None, weights: Weights) -> Mapping[str, str]:
     """The sha256 of the images that the network is trained and chosen on, by split: of weights
     that stay as they came, what their file names."""
-    splits = weights.splits
+    specs, phases, splits = training.specs, training.phases, weights.splits
     if "fit" in specs.stages:
         splits = {name: s.sha256 for name, s in dataset.splits.items()} if dataset else {}
     if not phases:
         return splits
-    # The validation images choose one of several epochs, or when a phase begins.
+    # The validation images choose one of several epochs, when a phase begins, or a temperature.
     policy, by_steps = specs.checkpoint, not specs.optim.solves
     several = policy.start_epoch + policy.interval <= specs.trainer.epochs
     waits = any(phase.patience is not None for phase in phases)
     # The final model after a cross-validation is trained as long as the folds say.
     folded = dataset is not None and dataset.splits["train"].folds is not None
+    if training.calibration.fitted_on == "val":
+        return splits
     if by_steps and not folded and policy.monitor.startswith("val_") and (several or waits):
         return splits
     return {name: sha256 for name, sha256 in splits.items() if name != "val"}

@@ -17,6 +17,7 @@ from xfer.data.folds import fold_facts
 from xfer.data.tta import tta_facts
 from xfer.freeze import Layout, Phase, ever
 from xfer.plan.auto import Decision
+from xfer.plan.calibration_plan import NO_CALIBRATION, CalibrationPlan
 from xfer.plan.resume import fingerprint
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ class Plan:
     ``state`` are the source's tensors by the network's names, ``momenta`` its optimizer state to
     continue with. Where something trains: ``network`` (on the meta device, its head swapped and
     its adapters in place), what it is made of (``layout``), what trains when (``phases``), and
-    what its ``features`` would take.
+    what its ``features`` would take, and what ``calibration`` comes after it.
     """
 
     asked: Specs
@@ -52,6 +53,7 @@ class Plan:
     phases: tuple[Phase, ...] = ()
     decisions: tuple[Decision, ...] = ()
     features: Plain = field(default_factory=dict)
+    calibration: CalibrationPlan = NO_CALIBRATION
 
     def split(self, name: str) -> Samples:
         """The images of one split; none of a split that there is not."""
@@ -121,6 +123,7 @@ class Plan:
             "input": card.input.to_plain(),
             "augment": specs.facts["augment"],
             "tta": tta_facts(specs.tta),
+            "calibration": self.calibration.to_plain(),
             "freeze": specs.facts["freeze"],
             "features": {**specs.facts["features"], **self.features},
             "auto": [asdict(decision) for decision in self.decisions],

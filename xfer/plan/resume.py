@@ -47,7 +47,9 @@ class Earlier:
 
 def fingerprint(config: Plain) -> str:
     """sha256 over everything in ``config`` that decides what is trained."""
-    facts = json.dumps(sorted(flat(config).items()), default=str)
+    # A run that began before there was this key is resumed as well: auto left it as it was.
+    keys = {k: v for k, v in flat(config).items() if (k, v) != ("calibration", "auto")}
+    facts = json.dumps(sorted(keys.items()), default=str)
     return hashlib.sha256(facts.encode()).hexdigest()
 
 

@@ -12,6 +12,7 @@ from xfer.core.errors import printable
 from xfer.core.types import InputSpec, Plain
 from xfer.data.folds import fold_words
 from xfer.data.tta import tta_words
+from xfer.plan.calibration_plan import calibration_words
 
 if TYPE_CHECKING:
     from xfer.plan.plan import Plan
@@ -63,6 +64,10 @@ def _views_lines(plan: Plan) -> list[tuple[str, str]]:
         lines.append(("augment", _spec_line({k: v for k, v in facts.items() if v != 0})))
     if tta := tta_words(specs.tta):
         lines.append(("answers", f"{tta}; exported files are compared without"))
+    if (line := plan.calibration.in_words()) and plan.calibration.method == "none":
+        lines.append(("calibration", line))
+    if scaled := plan.card.calibration:
+        lines.append(("calibration", f"{calibration_words(scaled)}; it is in the weights"))
     return lines
 
 
@@ -100,10 +105,11 @@ _FEW, _REMARKS = 6, 3
 
 
 def _parts(plan: Plan) -> list[tuple[str, str]]:
-    """The user's metrics and callbacks."""
-    trainer = plan.specs.trainer
+    """The user's metrics and callbacks, and the calibration that was asked for by name."""
+    trainer, asked = plan.specs.trainer, plan.calibration.method in ("temperature", "vector")
     called = trainer.callbacks if "fit" in plan.specs.stages or not plan.specs.stages else ()
-    return list(custom.lines(trainer.metrics, called))
+    lines = list(custom.lines(trainer.metrics, called))
+    return lines + [("calibration", plan.calibration.in_words())] * asked
 
 
 def _name(spec: Plain) -> str:

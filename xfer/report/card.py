@@ -81,7 +81,8 @@ def verdict(result: Plain) -> list[str]:
     """The card in a few lines: each score with its interval, test first, and the best epoch."""
     scores, best = result.get("scores") or {}, result.get("best")
     lines = [lead(result["cv"])] if result.get("cv") else []
-    lines += [_score(split, scores[split]) for split in sorted(scores)]  # test before val
+    fitted_on = (result.get("calibration") or {}).get("fitted_on")
+    lines += [_score(s, scores[s], s == fitted_on) for s in sorted(scores)]  # test before val
     if not lines:
         lines = ["No split was scored in this run"]
     tta = result.get("tta") or {}
@@ -113,14 +114,15 @@ def verdict(result: Plain) -> list[str]:
     return lines
 
 
-def _score(split: str, score: Plain) -> str:
+def _score(split: str, score: Plain, calibrates: bool) -> str:
     if score.get("acc") is None or not score.get("n"):
         return f"{split} accuracy not measured"
     counts = f"{round(score['acc'] * score['n']):,} of {score['n']:,}"
     if score.get("acc_ci95"):
         low, high = score["acc_ci95"]
         counts += f"; 95 % interval {low:.3f} to {high:.3f}"
-    note = ", also used for selecting the best epoch" if score.get("used_for_selection") else ""
+    use = "calibrating the network" if calibrates else "selecting the best epoch"
+    note = f", also used for {use}" if score.get("used_for_selection") else ""
     return f"{split} accuracy {score['acc']:.3f} ({counts}){note}"
 
 
@@ -185,7 +187,7 @@ def _seen(result: Plain, plan: Plain, details: Plain, drawn: Collection[str]) ->
             figures=_here(drawn, "most_wrong"),
             shots=shots,
         ),
-        Section("Confidence", charts=charts.get("confidence", ())),
+        Section("Confidence", facts=facts.calibration(result), charts=charts.get("confidence", ())),
         Section(
             "Classes",
             tables=tables.per_class(details.get("per_class") or {}),

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from xfer.core.errors import XferError
 from xfer.core.run_folder import best_checkpoint
-from xfer.core.types import Exported, Plain, Predictions, Score
+from xfer.core.types import Card, Exported, Plain, Predictions, Score
 from xfer.plan.plan import Plan
 
 if TYPE_CHECKING:
@@ -36,6 +36,17 @@ class Work:
         """What ``result.json`` says of the cross-validation, where there was one."""
         held_out = self.fitted.cv if self.fitted else None
         return held_out.facts(self.plan.specs.metrics) if held_out else None
+
+    @property
+    def card(self) -> Card:
+        """What the network that is scored says of itself, with what the fit calibrated."""
+        card = self.plan.card
+        return replace(card, calibration=self.fitted.calibration) if self.fitted else card
+
+    @property
+    def trained(self) -> Plan:
+        """The plan with that card."""
+        return replace(self.plan, card=self.card)
 
     def checkpoint(self) -> Path | None:
         """The checkpoint that is evaluated and exported, unless the network is the source's own."""

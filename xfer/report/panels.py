@@ -95,8 +95,12 @@ def _in_words(name: str, line: Points, over: str) -> str:
     return f"{name} from {begin:.3g} at {ends[0]:.3g} to {end:.3g} at {ends[1]:.3g}"
 
 
-def reliability(given: Sequence[Bin]) -> Chart:
-    """How often the network was right, by how sure it was; the numbers count images."""
+def reliability(
+    given: Sequence[Bin], by_chance: float | None = None, name: str = "", note: str = ""
+) -> Chart:
+    """How often the network was right, by how sure it was; the numbers count images. ``by_chance``
+    is the calibration error that perfect answers would show, ``name`` what was answered, ``note``
+    what else to know."""
     gap = sum(abs(each.right - each.n * each.confidence) for each in given)
     ece = gap / (sum(each.n for each in given) or 1)
     panel = Panel((0.0, 1.0), (0.0, 1.0)).axes("confidence")
@@ -116,9 +120,11 @@ def reliability(given: Sequence[Bin]) -> Chart:
     alt = f"Share of right answers by confidence, in {len(filled)} bins. {said}."
     caption = (
         f"Bars on the dashed line: as often right as sure. Above it too modest, below it too "
-        f"sure. The numbers count images. Calibration error {ece:.3f}."
+        f"sure. The numbers count images. Calibration error {ece:.3f}"
     )
-    return panel.draw("reliability: share right by confidence", alt, caption)
+    caption += "." if by_chance is None else f"; {by_chance:.3f} is what chance alone leaves."
+    title = f"{name or 'reliability'}: share right by confidence"
+    return panel.draw(title, alt, f"{caption}{note and ' '}{note}")
 
 
 def spread(given: Sequence[Bin]) -> Chart:

@@ -50,6 +50,7 @@ def _facts(specs: Specs, packages: Sequence[str], **known: object) -> Plain:
         "source": None,
         "timing": None,
         "checkpoint": None,
+        "calibration": None,
         "features": dict(UNCACHED),
         "export": [],
         "warnings": [],
@@ -99,12 +100,17 @@ def outcome(work: Work) -> Plain:
         "source": {k: v for k, v in plan.card.source.items() if k not in left_out},
         "timing": _timing(work),
         "checkpoint": scored and {"path": named(scored), "sha256": file_sha256(scored)},
+        "calibration": work.card.calibration or None,
         "solved": fitted.solved if fitted else None,
         "features": fitted.features if fitted else dict(UNCACHED),
         "export": [
             {k: v for k, v in asdict(file).items() if k != "batches"} for file in work.exports
         ],
-        "warnings": [*plan.facts["remarks"], *work.warnings],
+        "warnings": [
+            *plan.facts["remarks"],
+            *work.card.calibration.get("warnings", ()),
+            *work.warnings,
+        ],
         "memory": batch_sizes(work.folder),
         "device": work.device,
         "precision": plan.specs.trainer.precision if fitted else "32-true",

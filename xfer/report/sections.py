@@ -5,6 +5,7 @@ from __future__ import annotations
 from statistics import median
 
 from xfer.core.types import Plain
+from xfer.plan.calibration_plan import calibration_words
 from xfer.report.format import ABSENT, listed, number, seconds, share, words
 
 Facts = tuple[tuple[str, str], ...]
@@ -94,6 +95,23 @@ def _recipe(spec: Plain) -> str:
         first = f"short side resized to {spec['resize']}, centre crop {crop}"
     mean, std = (", ".join(f"{v:.4g}" for v in spec[key]) for key in ("mean", "std"))
     return f"{first} pixels, {spec['interpolation']}; mean {mean}; std {std}"
+
+
+def calibration(result: Plain) -> Facts:
+    """What the network is calibrated by, and what that is worth on images it was not fitted on."""
+    known = result.get("calibration")
+    if not known:
+        return ()
+    errors = [f"{known[when]['ece']:.3f}" for when in ("before", "after")]
+    losses = [f"{known[when]['loss']:.3f}" for when in ("before", "after")]
+    return (
+        ("Calibrated by", calibration_words(known)),
+        (
+            "Calibration error on these",
+            f"{' to '.join(errors)}; {known['by_chance']:.3f} by chance",
+        ),
+        ("Loss on these", " to ".join(losses)),
+    )
 
 
 def timing(timing: Plain) -> Facts:

@@ -9,6 +9,7 @@ import numpy as np
 from xfer.core.files import write_json
 from xfer.core.types import InputSpec, Plain, Predictions, Samples
 from xfer.data.preprocess import fit_to_size, restore
+from xfer.evaluation.calibration import ece_by_chance
 from xfer.evaluation.out_of_fold import TABLE
 from xfer.report import charts, confusion, grids, panels
 from xfer.report.confidence import bins, recall_curves
@@ -16,6 +17,7 @@ from xfer.report.page import render
 from xfer.report.plot import draw
 from xfer.report.result import outcome
 from xfer.report.shots import shots
+from xfer.training.calibrate import before_and_after
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     from xfer.core.types import Dataset
     from xfer.report.grids import Picture
     from xfer.report.inputs import Work
+    from xfer.report.svg import Chart
+    from xfer.training.calibrate import BeforeAndAfter
     from xfer.training.fit_result import FitResult
 
 
@@ -147,20 +151,30 @@ def _details(work: Work, shown: _Shown | None) -> Plain:
     }
     if shown is None or shown.answers.labels is None:
         return details
-    details |= answered(shown.answers, shown.samples, work.plan.card.input)
-    details["table"], name, areas = shown.table, shown.name, details["areas"]
-    details["per_class"][name] = {
-        label: row | ({"ap": areas[label]} if label in areas else {})
-        for label, row in details["per_class"][name].items()
+    # The answers of the folds are those of fits that nothing has calibrated.
+    split, answers = shown.name, shown.answers
+    pair = None
+    if split in work.predictions:
+        pair = before_and_after(work.plan, work.card, split, answers)
+    details |= answered(answers, shown.samples, work.plan.card.input, pair)
+    details["table"], areas = shown.table, details["areas"]
+    details["per_class"][split] = {
+        name: row | ({"ap": areas[name]} if name in areas else {})
+        for name, row in details["per_class"][split].items()
     }
     details["notes"] = [shown.note]
     return details
 
 
-def answered(answers: Predictions, samples: Samples, spec: InputSpec) -> Plain:
+def answered(
+    answers: Predictions,
+    samples: Samples,
+    spec: InputSpec,
+    pair: BeforeAndAfter | None = None,
+) -> Plain:
     """What a network's ``answers`` to ``samples`` with labels show: ``wrong`` (rows of path, label,
     prediction, confidence), ``shots`` of them, ``pairs``, ``charts``, and by class the ``areas``
-    below precision over recall."""
+    below precision over recall. ``pair`` are those before and after the network was calibrated."""
     from xfer.evaluation.evaluate import most_wrong
 
     names, labels, confidence = answers.classes, answers.labels, answers.confidence
@@ -182,7 +196,7 @@ def answered(answers: Predictions, samples: Samples, spec: InputSpec) -> Plain:
         {"label": classes[i], "prediction": classes[j], "count": count, "of": int(totals[i])}
         for i, j, count in taken
     ]
-    counted, curves = bins(confidence, chosen == labels), recall_curves(answers)
+    curves = recall_curves(answers)
     drawn = panels.recall(curves)
     return {
         "wrong": wrong,
@@ -190,8 +204,26 @@ def answered(answers: Predictions, samples: Samples, spec: InputSpec) -> Plain:
         "pairs": pairs,
         "charts": {
             "confusion": (panels.matrix(counts, classes),),
-            "confidence": (panels.reliability(counted), panels.spread(counted)),
+            "confidence": _reliabilities(answers, pair),
             "classes": (drawn,) if drawn else (),
         },
         "areas": {curve.name: curve.area for curve in curves},
     }
+
+
+def _reliabilities(answers: Predictions, pair: BeforeAndAfter | None) -> tuple[Chart, ...]:
+    """The reliability diagram, of a calibrated network that of before as well, and how many images
+    have which confidence."""
+    shown = [("", answers, "")]
+    if pair:
+        note = _CROSS_FITTED if pair.cross_fitted else ""
+        shown = [("before calibration", pair.before, ""), ("after calibration", pair.after, note)]
+    drawn = []
+    for name, given, note in shown:
+        confidence = given.confidence
+        counted = bins(confidence, given.logits.argmax(axis=1) == given.labels)
+        drawn.append(panels.reliability(counted, ece_by_chance(confidence), name, note))
+    return (*drawn, panels.spread(counted))
+
+
+_CROSS_FITTED = "Each image is scaled by what was fitted without it."

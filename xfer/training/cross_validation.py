@@ -48,11 +48,11 @@ class HeadProblem:
     parts: int
     seed: int
 
-    def solve(
+    def rows(
         self, members: npt.NDArray[np.int64] | None = None, *position: int
-    ) -> logistic.Solution:
-        """The head of least loss on the images at ``members``, or on all; ``position`` is of its
-        random numbers, beside the seed.
+    ) -> logistic.TrainingRows:
+        """The problem on the images at ``members``, or on all; ``position`` is of its random
+        numbers, beside the seed.
 
         Raises CombinationError where the strength cannot be chosen: no image of the part may be
         held out, since each of its classes is in one group, or has one image.
@@ -72,7 +72,7 @@ class HeadProblem:
             what = "is chosen by images that are held out, and each class is in one group of a part"
             fix = "type optim=exact optim.l2=0.1, or take fewer data.folds"
             raise CombinationError("optim.l2", what, fix, 9)
-        rows = logistic.TrainingRows(
+        return logistic.TrainingRows(
             self.views if every else [view[chosen] for view in self.views],
             self.held if every else self.held[chosen],
             labels,
@@ -81,19 +81,22 @@ class HeadProblem:
             self.smoothing,
             folds,
         )
-        # The table has six digits of a probability: the final model alone needs more.
-        return logistic.solve(rows, self.strengths, nearly=not every)
+
+    def solve(self, rows: logistic.TrainingRows, nearly: bool = False) -> logistic.Solution:
+        """The head of least loss on ``rows``, those of :meth:`rows`; see :func:`logistic.solve`."""
+        return logistic.solve(rows, self.strengths, nearly)
 
     def out_of_fold(self, folds: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         """Logits of every image by the fit on the other folds, float32 (repeats, n, classes).
 
-        ``folds`` int64 (repeats, n): the fold that an image is in. Raises as :meth:`solve`.
+        ``folds`` int64 (repeats, n): the fold that an image is in. Raises as :meth:`rows`.
         """
         logits = np.empty((*folds.shape, self.classes), np.float32)
         turns = [(i, fold) for i, row in enumerate(folds) for fold in np.unique(row).tolist()]
         for repeat, fold in counted(turns, "cross-validation", len(turns)):
             held = folds[repeat] == fold
-            solution = self.solve(np.flatnonzero(~held), repeat, fold)
+            # The table has six digits of a probability: the final model alone needs more.
+            solution = self.solve(self.rows(np.flatnonzero(~held), repeat, fold), nearly=True)
             best = solution.path[solution.best]
             logits[repeat, held] = self.held[held] @ best.weight.T + best.bias
         return logits

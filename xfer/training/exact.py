@@ -29,6 +29,7 @@ from xfer.evaluation.predict import write_predictions
 from xfer.freeze.rows import ParameterRow
 from xfer.models.network import assemble
 from xfer.training import logistic
+from xfer.training.calibrate import calibrate_solved
 from xfer.training.cross_validation import HeadProblem
 from xfer.training.features import AutoFeatures
 from xfer.training.features.cut import Tail, inference
@@ -58,11 +59,12 @@ class NotExact(Exception):
 
 @dataclass(frozen=True)
 class Solved:
-    """A head that is solved: the path, and the logits of the validation images under each of its
-    solutions, float32 (n, classes), nothing without such images."""
+    """A head that is solved: what it was solved on, the path, and the logits of the validation
+    images under each of its solutions, float32 (n, classes), nothing without such images."""
 
     options: Exact
     problem: HeadProblem
+    rows: logistic.TrainingRows
     solution: logistic.Solution
     answers: list[npt.NDArray[np.float32]]
     seconds: float  # that went into the head's input
@@ -97,15 +99,16 @@ def fit(plan: Plan, folder: Path) -> FitResult:
         "epoch": best["epoch"],
         "step": best["step"],
     }
-    snapshot = Snapshot(plan.card, net.cpu().state_dict(), chosen, run=identity(plan.facts))
+    train = cached.work.splits["train"]
+    facts = _write_held_out(plan, solved, train, folder / "predictions_cv.csv")
+    log.info(_summary(facts))
+    card = calibrate_solved(plan, net, solved.rows, solved.solution, bool(train.groups))
+    snapshot = Snapshot(card, net.cpu().state_dict(), chosen, run=identity(plan.facts))
     best_path = best_checkpoint(folder)
     best_path.parent.mkdir(exist_ok=True)
     for path in (best_path, checkpoints(folder) / LAST):
         write_snapshot(path, snapshot)
-    held_out = folder / "predictions_cv.csv"
-    facts = _write_held_out(plan, solved, cached.work.splits["train"], held_out)
-    log.info(_summary(facts))
-    whole = _cross_validated(plan, solved.problem, cached.work.splits["train"])
+    whole = _cross_validated(plan, solved.problem, train)
     if whole:
         whole.write(folder / TABLE)
     return FitResult(
@@ -122,6 +125,7 @@ def fit(plan: Plan, folder: Path) -> FitResult:
         solved=facts,
         logger=logger,
         cv=whole,
+        calibration=card.calibration,
     )
 
 
@@ -184,7 +188,8 @@ def solve(plan: Plan, frozen: PartlyFrozen, cached: CachedFeatures) -> Solved:
         options.folds,
         plan.specs.seed,
     )
-    solution = problem.solve()
+    rows = problem.rows()
+    solution = problem.solve(rows)
     answers = [] if val is None else [_answers(row, val) for row in solution.path]
     best = solution.path[solution.best]
     with torch.no_grad():
@@ -195,7 +200,7 @@ def solve(plan: Plan, frozen: PartlyFrozen, cached: CachedFeatures) -> Solved:
         _check_linear(frozen, cached, _answers(best, evaluated), "train")
     else:
         _check_linear(frozen, cached, answers[solution.best], "val")
-    return Solved(options, problem, solution, answers, seconds)
+    return Solved(options, problem, rows, solution, answers, seconds)
 
 
 def _answers(head: logistic.Strength, features: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

@@ -27,6 +27,7 @@ from xfer.models.adapters import merge
 from xfer.models.network import assemble, fill
 from xfer.plan.lineage import check_best, read_resume
 from xfer.plan.resume import START_ANEW
+from xfer.training.calibrate import calibrate_best
 from xfer.training.callbacks.freeze_phase import Phases
 from xfer.training.callbacks.progress import History
 from xfer.training.callbacks.timeline import Timeline
@@ -78,11 +79,12 @@ def fit(
     snapshot = check_best(path, plan, best)
     if snapshot.frozen is not None:  # else it is whole: the run that is resumed had come this far
         _complete(path, snapshot, done.net)
+    feed = done.phases.feed
+    card = calibrate_best(plan, path, feed.last, done.device)
     log.info(
         f"End training, the best {best['metric']} is: {best['value']:.4f}, "
         f"the best epoch is {best['epoch']}"
     )
-    feed = done.phases.feed
     return FitResult(
         best,
         path,
@@ -95,6 +97,7 @@ def fit(
         feed.seconds if feed.facts["cached"] else None,
         feed.last,
         logger=done.logger,
+        calibration=card.calibration,
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,7 +22,8 @@ class FitResult:
 
     A head that was solved has a row a strength of its penalty in place of epochs, and ``solved``
     says which was chosen by what; ``None`` for a fit that trained step by step. ``logger`` is that
-    of the run besides ``metrics.csv``, if any. ``cv`` is what a cross-validation answered.
+    of the run besides ``metrics.csv``, if any. ``cv`` is what a cross-validation answered,
+    ``calibration`` what the checkpoint's card says of its own, nothing where it has none.
     """
 
     best: Plain
@@ -38,3 +39,4 @@ class FitResult:
     solved: Plain | None = None
     logger: GuardedLogger | None = None
     cv: OutOfFold | None = None
+    calibration: Plain = field(default_factory=dict)

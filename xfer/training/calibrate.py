@@ -1,0 +1,172 @@
+"""A fitted network whose probabilities are put right: its last layer scaled, its card saying so."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from xfer.core.log import log
+from xfer.core.seeds import derive
+from xfer.core.types import Card, Predictions
+from xfer.evaluation.calibration import (
+    FOLDS,
+    Calibrated,
+    calibrate,
+    cross_fitted,
+    fit_temperature,
+    fit_vector,
+    scaling_of,
+)
+from xfer.training.logistic import folds, held_out
+from xfer.weights.formats.checkpoint_format import read_snapshot, write_snapshot
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from xfer.plan.plan import Plan
+    from xfer.training.features.feature_loader import CachedFeatures
+    from xfer.training.logistic import Solution, TrainingRows
+
+_NEAR = 1e-4  # of the largest logit: how far the scaled network may answer from what was fitted
+_TRIED = 64
+
+
+def calibrate_solved(
+    plan: Plan, net: nn.Module, rows: TrainingRows, solution: Solution, grouped: bool
+) -> Card:
+    """Calibrate the solved head of ``net``, in place, on the logits of each training image by a
+    fit of the others; of images that are ``grouped``, by those folds of ``solution`` that keep
+    groups together. The card that says so.
+
+    One scaling for the head of all images, fitted on what other heads answered for images that
+    they had not seen, is what scikit-learn's ``CalibratedClassifierCV(ensemble=False)`` does.
+    """
+    planned, classes = plan.calibration, plan.card.classes
+    if planned.method == "none":
+        return plan.card
+    seed = None if grouped else derive("calibration", plan.specs.seed)
+    logits, fold_of = held_out(rows, solution, seed)
+    seen = fold_of >= 0
+    given = (logits[seen], rows.labels[seen], fold_of[seen])
+    return _folded(plan, net, calibrate(*given, planned.method, classes, planned.may_shift))
+
+
+def calibrate_best(
+    plan: Plan, path: Path, cached: CachedFeatures | None, device: torch.device
+) -> Card:
+    """Calibrate the whole checkpoint ``path`` on the validation images, where that was asked for,
+    and write it anew; one that is calibrated stays as it is. The card that says so.
+
+    Raises DivergedError for logits that are NaN or Inf.
+    """
+    if plan.calibration.method == "none":
+        return plan.card
+    from xfer.models.restore import pieces, restore
+
+    snapshot = read_snapshot(path)
+    if snapshot.card.calibration:  # by the run that is resumed, before it was stopped
+        return replace(plan.card, calibration=snapshot.card.calibration)
+    net = restore(path, snapshot, *pieces(snapshot.card, plan.specs.make)).eval()
+    answers = _answers(plan, net, cached, device)
+    labels = plan.split("val").labels
+    fold_of = folds(labels, FOLDS, derive("calibration", plan.specs.seed))
+    asked, classes = plan.calibration.method, plan.card.classes
+    made = calibrate(answers.logits, labels, fold_of, asked, classes)
+    card = _folded(plan, net, made)
+    _check(plan, net, answers, card)
+    changed = {f"{layer}.{kind}" for layer in plan.calibration.layers for kind in _KINDS}
+    scaled = {name: tensor for name, tensor in net.state_dict().items() if name in changed}
+    whole = replace(snapshot.card, calibration=card.calibration)
+    write_snapshot(path, replace(snapshot, card=whole, state={**snapshot.state, **scaled}))
+    return card
+
+
+_KINDS = ("weight", "bias")
+
+
+def _folded(plan: Plan, net: nn.Module, made: Calibrated) -> Card:
+    """The card of ``net``, once what was made is in its last layer."""
+    from xfer.models.logit_scale import scale_logits
+
+    log.info(_summary(made, plan.calibration.fitted_on))
+    for line in made.facts["warnings"]:
+        log.warning(line)
+    scale_logits(net, plan.calibration.layers, made.scaling.scale, made.scaling.shift)
+    facts = {**made.facts, "fitted_on": plan.calibration.fitted_on}
+    return replace(plan.card, calibration=facts)
+
+
+def _summary(made: Calibrated, fitted_on: str | None) -> str:
+    facts, images = made.facts, "held-out training" if fitted_on == "cv" else "validation"
+    before, after = facts["before"], facts["after"]
+    measured = (
+        f"of {facts['n']} {images} images, calibration error {before['ece']:.4f} to "
+        f"{after['ece']:.4f} ({facts['by_chance']:.4f} is what chance alone leaves), loss "
+        f"{before['loss']:.4f} to {after['loss']:.4f}"
+    )
+    by = "vector scaling"
+    if made.scaling.method == "temperature":
+        by = f"temperature {facts['temperature']:.3f}"
+    return f"calibrated: {by}; {measured}"
+
+
+def _answers(
+    plan: Plan, net: nn.Module, cached: CachedFeatures | None, device: torch.device
+) -> Predictions:
+    """The logits of the validation images, as they are evaluated."""
+    from xfer.evaluation.evaluate import Reading, answers
+    from xfer.evaluation.predict import predictions
+
+    samples, card, data = plan.split("val"), plan.card, plan.specs.data
+    reading = Reading(data.eval_batch_size, data.workers) if data else Reading()
+    if cached and cached.serve(net, samples, reading.batch_size, device):
+        return predictions(samples, range(len(samples)), cached.logits(net), card.classes)
+    answered = answers(net, samples, card.input, card.classes, reading, device)
+    net.cpu()
+    return answered
+
+
+def _check(plan: Plan, net: nn.Module, before: Predictions, card: Card) -> None:
+    """Raise RuntimeError unless ``net`` answers as the logits ``before``, scaled: the plan has
+    looked at what comes after the layer."""
+    from xfer.evaluation.evaluate import answers
+
+    val = plan.split("val")
+    tried = replace(val, names=val.names[:_TRIED], labels=val.labels[:_TRIED], sha256="")
+    expected = scaling_of(card.calibration, len(card.classes)).of(before.logits[:_TRIED])
+    given = answers(net, tried, card.input, card.classes).logits
+    if np.abs(given - expected).max() > _NEAR * max(1.0, np.abs(expected).max()):
+        raise RuntimeError("a calibrated network does not answer as its last layer was scaled")
+
+
+class BeforeAndAfter(NamedTuple):
+    """Answers before a network was calibrated and after it; whether each of the latter is scaled
+    by what was fitted without that image."""
+
+    before: Predictions
+    after: Predictions
+    cross_fitted: bool
+
+
+def before_and_after(
+    plan: Plan, card: Card, split: str, answers: Predictions
+) -> BeforeAndAfter | None:
+    """The answers to the images of a split before the network was calibrated, and after it: if it
+    was fitted on them, each as scaled by what was fitted without it. ``None`` for a network that
+    is not calibrated, and for the mean of several views, which has no such logits."""
+    facts = card.calibration
+    if not facts or answers.views > 1 or answers.labels is None:
+        return None
+    scaling = scaling_of(facts, len(answers.classes))
+    before = scaling.undone(answers.logits)
+    earlier = replace(answers, logits=before.astype(np.float32))
+    if facts["fitted_on"] != "val" or plan.split(split).sha256 != card.splits.get("val"):
+        return BeforeAndAfter(earlier, answers, False)
+    fold_of = folds(answers.labels, FOLDS, derive("calibration", plan.specs.seed))
+    fit = fit_temperature if scaling.method == "temperature" else fit_vector
+    after = cross_fitted(before, answers.labels, fold_of, fit)
+    return BeforeAndAfter(earlier, replace(answers, logits=after.astype(np.float32)), True)
