@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, NotRequired
 from pydantic import AfterValidator, ConfigDict, Field, StringConstraints, with_config
 from typing_extensions import TypedDict
 
+from xfer.core.certificate import CertificateFacts
 from xfer.core.checked import checked
 from xfer.core.types import Card
 
@@ -95,6 +96,7 @@ class _CardFacts(TypedDict):
     splits: NotRequired[dict[str, str]]
     compat: NotRequired[_Compat]
     adapters: NotRequired[_Adapters]
+    certificate: NotRequired[CertificateFacts]
 
 
 def card_of(facts: Any) -> Card:

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     import torch
     from PIL.Image import Image
 
+    from xfer.core.certificate import Certificate
+
     Array = npt.NDArray[Any]
     StateDict = Mapping[str, torch.Tensor]
 
@@ -110,7 +112,8 @@ class Card:
     sha256 of the data it was trained and chosen on, by split name; ``compat`` what the layers
     need to compute as the source's own library does (see :mod:`xfer.models.mindspore_layers`).
     ``adapters`` are the low-rank adapters beside the weights of a fit at work (see
-    :mod:`xfer.models.adapters`).
+    :mod:`xfer.models.adapters`). ``certificate`` is what the weights promise of their answers,
+    where that was asked for.
     """
 
     backbone: Plain
@@ -122,6 +125,7 @@ class Card:
     splits: Mapping[str, str] = field(default_factory=dict)
     compat: Plain = field(default_factory=dict)
     adapters: Plain = field(default_factory=dict)
+    certificate: Certificate | None = field(default=None, compare=False)
 
     def merged(self) -> Card:
         """The card of the same weights, with their adapters added to them."""
@@ -133,14 +137,18 @@ class Card:
         facts |= {"classes": list(self.classes), "input": self.input.to_plain()}
         if not self.adapters:
             del facts["adapters"]
+        del facts["certificate"]
+        if self.certificate is not None:
+            facts["certificate"] = self.certificate.to_plain()
         return facts
 
     @classmethod
     def from_plain(cls, facts: Plain) -> Card:
-        """The reverse of :meth:`to_plain`."""
+        """The reverse of :meth:`to_plain`, but for the certificate, which is arrays as well."""
         parts = {
             "classes": tuple(facts["classes"]),
             "input": InputSpec.from_plain(facts["input"]),
+            "certificate": None,
         }
         return cls(**{**facts, **parts})
 
@@ -151,6 +159,8 @@ class Predictions:
 
     ``logits`` float32 (n, classes); ``labels`` int64 (n,) or ``None`` when unknown. Where several
     ``views`` of each image were answered, the logits are the logarithms of mean probabilities.
+    With a certificate, ``sets`` bool (n, classes) are prediction sets and ``p_unlike`` float64 (n,)
+    the p-values of being unlike all training images.
     """
 
     names: tuple[str, ...]
@@ -158,6 +168,8 @@ class Predictions:
     labels: npt.NDArray[np.int64] | None
     classes: tuple[str, ...]
     views: int = 1
+    sets: npt.NDArray[np.bool_] | None = None
+    p_unlike: npt.NDArray[np.float64] | None = None
 
     @property
     def probabilities(self) -> npt.NDArray[np.float64]:
@@ -180,7 +192,10 @@ class Predictions:
         for start in range(0, len(self.names), 256):
             part = slice(start, start + 256)
             labels = None if self.labels is None else self.labels[part]
-            yield replace(self, names=self.names[part], logits=self.logits[part], labels=labels)
+            sets = None if self.sets is None else self.sets[part]
+            unlike = None if self.p_unlike is None else self.p_unlike[part]
+            facts = {"labels": labels, "sets": sets, "p_unlike": unlike}
+            yield replace(self, names=self.names[part], logits=self.logits[part], **facts)
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from xfer.models import adapters
 from xfer.models.head import Keep, Remap
 from xfer.models.head.class_match import Naming, adopt
 from xfer.plan import auto
+from xfer.plan.certifying import check_certificate
 from xfer.plan.classes import class_mismatch, joined
 from xfer.plan.plan import NO_LAYOUT, Plan
 from xfer.plan.preflight import check_devices
@@ -57,6 +58,7 @@ def make_plan(specs: Specs, not_exact: str = "") -> Plan:
     check_tta(plan.card.input, specs.tta)
     if training:
         _check_training(plan)
+        check_certificate(plan.specs, plan.dataset)
     return plan
 
 

@@ -16,6 +16,7 @@ from xfer.core.types import Card, Dataset, Network, Plain, Samples
 from xfer.data.tta import tta_facts
 from xfer.freeze import Layout, Phase, ever
 from xfer.plan.auto import Decision
+from xfer.plan.certifying import certificate_facts
 from xfer.plan.resume import fingerprint
 
 if TYPE_CHECKING:
@@ -113,6 +114,7 @@ class Plan:
             "input": card.input.to_plain(),
             "augment": specs.facts["augment"],
             "tta": tta_facts(specs.tta),
+            "certificate": certificate_facts(specs, dataset, card),
             "freeze": specs.facts["freeze"],
             "features": {**specs.facts["features"], **self.features},
             "auto": [asdict(decision) for decision in self.decisions],

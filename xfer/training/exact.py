@@ -26,9 +26,11 @@ from xfer.core.seeds import derive
 from xfer.core.types import Plain, Predictions, Samples
 from xfer.evaluation import metrics
 from xfer.evaluation.predict import write_predictions
+from xfer.evaluation.unlike import fit_unlike
 from xfer.freeze.rows import ParameterRow
 from xfer.models.network import assemble
 from xfer.training import logistic
+from xfer.training.certify import HeldOut, certify
 from xfer.training.features import AutoFeatures
 from xfer.training.features.cut import Tail, inference
 from xfer.training.features.extract import Extraction, PartlyFrozen
@@ -44,6 +46,7 @@ from xfer.weights.formats.checkpoint_format import Snapshot, identity, write_sna
 if TYPE_CHECKING:
     import numpy.typing as npt
 
+    from xfer.core.certificate import Certificate
     from xfer.plan.plan import Plan
     from xfer.training.guarded_logger import GuardedLogger
 
@@ -57,9 +60,10 @@ class NotExact(Exception):
 
 @dataclass(frozen=True)
 class Solved:
-    """A head that is solved: the path, and the logits of the validation images under each of its
-    solutions, float32 (n, classes)."""
+    """A head that is solved: its ``layer``, the path of its solutions, and the logits of the
+    validation images under each of these, float32 (n, classes)."""
 
+    layer: str
     options: Exact
     solution: logistic.Solution
     answers: list[npt.NDArray[np.float32]]
@@ -95,7 +99,8 @@ def fit(plan: Plan, folder: Path) -> FitResult:
         "epoch": best["epoch"],
         "step": best["step"],
     }
-    snapshot = Snapshot(plan.card, net.cpu().state_dict(), chosen, run=identity(plan.facts))
+    card = replace(plan.card, certificate=_certificate(plan, solved, frozen, cached))
+    snapshot = Snapshot(card, net.cpu().state_dict(), chosen, run=identity(plan.facts))
     best_path = best_checkpoint(folder)
     best_path.parent.mkdir(exist_ok=True)
     for path in (best_path, checkpoints(folder) / LAST):
@@ -117,6 +122,19 @@ def fit(plan: Plan, folder: Path) -> FitResult:
         solved=facts,
         logger=logger,
     )
+
+
+def _certificate(
+    plan: Plan, solved: Solved, frozen: PartlyFrozen, cached: CachedFeatures
+) -> Certificate | None:
+    """That of the solved head, from what the folds held out; ``None`` where none is asked for."""
+    if plan.specs.certificate.coverage is None:
+        return None
+    train = cached.work.splits["train"]
+    features = inputs(frozen, cached, solved.layer, "train")
+    held_out = HeldOut(solved.solution.held_out, train.labels, "cv", train.sha256)
+    unlike = fit_unlike(solved.layer, features, train.labels)
+    return certify(plan.specs.certificate, held_out, unlike)
 
 
 def _logged(plan: Plan, folder: Path, rows: list[Plain]) -> GuardedLogger | None:
@@ -174,7 +192,7 @@ def solve(plan: Plan, frozen: PartlyFrozen, cached: CachedFeatures) -> Solved:
             solved = best.weight if name == "weight" else best.bias
             parameter.copy_(torch.from_numpy(solved).view(parameter.shape))
     _check_linear(frozen, cached, answers[solution.best])
-    return Solved(options, solution, answers, seconds)
+    return Solved(path, options, solution, answers, seconds)
 
 
 def _check_linear(

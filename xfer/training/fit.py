@@ -30,6 +30,7 @@ from xfer.plan.resume import START_ANEW
 from xfer.training.callbacks.freeze_phase import Phases
 from xfer.training.callbacks.progress import History
 from xfer.training.callbacks.timeline import Timeline
+from xfer.training.certify import certify_steps
 from xfer.training.distributed.group import Team
 from xfer.training.distributed.rendezvous import followed, led
 from xfer.training.features.feed import Feed
@@ -76,8 +77,10 @@ def fit(
     done.history.close()
     best, path = done.best, best_checkpoint(folder)
     snapshot = check_best(path, plan, best)
-    if snapshot.frozen is not None:  # else it is whole: the run that is resumed had come this far
-        _complete(path, snapshot, done.net)
+    promised = plan.specs.certificate.coverage is not None
+    # Else it is whole: nothing was frozen, or the run that is resumed had come this far.
+    if snapshot.frozen is not None or (promised and snapshot.card.certificate is None):
+        _complete(path, snapshot, done.net, plan)
     log.info(
         f"End training, the best {best['metric']} is: {best['value']:.4f}, "
         f"the best epoch is {best['epoch']}"
@@ -200,9 +203,11 @@ def _loaders(plan: Plan, data: Data, val: Samples, team: Team) -> tuple[TrainLoa
     return loader, EvalLoader(eval_images(val, spec, normalise), size, data.workers, pin, share)
 
 
-def _complete(path: Path, snapshot: Snapshot, net: nn.Module) -> None:
-    """Make the best checkpoint whole: what trained and the frozen rest, adapters merged."""
+def _complete(path: Path, snapshot: Snapshot, net: nn.Module, plan: Plan) -> None:
+    """Make the best checkpoint whole: what trained and the frozen rest, adapters merged, and the
+    certificate that was asked for."""
     fill(net, snapshot.state)
-    state = merge(net).state_dict()
-    whole = Snapshot(snapshot.card.merged(), state, snapshot.progress, run=snapshot.run)
+    merged = merge(net)
+    card = replace(snapshot.card.merged(), certificate=certify_steps(plan, merged))
+    whole = Snapshot(card, merged.state_dict(), snapshot.progress, run=snapshot.run)
     write_snapshot(path, whole)
