@@ -1,4 +1,4 @@
-"""How unlike the training images a picture is, on numbers: distance, p-value, rank and bad input."""
+"""How unlike training a picture is, on numbers: distance, p-value, rank and bad input."""
 
 from __future__ import annotations
 
@@ -75,9 +75,10 @@ def test_held_out_images_are_the_reference_where_there_are_any() -> None:
     np.testing.assert_allclose(found.reference, np.sort(found.distance(held)), rtol=1e-5)
 
 
-@pytest.mark.parametrize(
-    "x", [np.full((40, 6), 3.7), np.zeros((40, 6)), 1e6 + np.random.default_rng(0).random((40, 6)) / 1e3]
-)  # fmt: skip
+NEARLY = 1e6 + np.random.default_rng(0).random((40, 6)) / 1e3
+
+
+@pytest.mark.parametrize("x", [np.full((40, 6), 3.7), np.zeros((40, 6)), NEARLY])
 def test_features_that_do_not_vary_have_no_distance(x) -> None:
     assert fit_unlike("fc", x, np.arange(40) % 2) is None
 
@@ -102,12 +103,13 @@ def test_it_takes_less_than_a_megabyte_whatever_the_width(width: int) -> None:
 
 def test_a_certificate_is_the_same_from_both_of_its_halves_and_nothing_else_is_one() -> None:
     x, y = clouds(60, 8)
-    made = Certificate(0.9, True, "val", 60, 1.2, "a", np.zeros(3, np.float32), fit_unlike("f", x, y))
+    least = np.zeros(3, np.float32)
+    made = Certificate(0.9, True, "val", 60, 1.2, "a", least, fit_unlike("f", x, y))
     again = certificate_of(made.to_plain(), made.arrays(), 3)
     fresh, _ = clouds(10, 8, seed=4)
     assert again.unlike is not None and made.unlike is not None
     np.testing.assert_array_equal(again.unlike.distance(fresh), made.unlike.distance(fresh))
-    bare = Certificate(0.9, True, "val", 60, 1.2, "a", np.zeros(3, np.float32))
+    bare = Certificate(0.9, True, "val", 60, 1.2, "a", least)
     assert certificate_of(bare.to_plain(), bare.arrays(), 3).unlike is None
     arrays = made.arrays()
     for wrong in (

@@ -13,6 +13,7 @@ from xfer.core.types import Plain
 from xfer.report import panels, tables
 from xfer.report import sections as facts
 from xfer.report.format import number, words
+from xfer.report.promised_words import promised_lines
 from xfer.report.shots import Shot
 from xfer.report.svg import Chart
 
@@ -169,6 +170,7 @@ def _seen(result: Plain, plan: Plain, details: Plain, drawn: Collection[str]) ->
             shots=shots,
         ),
         Section("Confidence", charts=charts.get("confidence", ())),
+        Section("Certificate", text=tuple(promised_lines(result))),
         Section(
             "Classes",
             tables=tables.per_class(details.get("per_class") or {}),
