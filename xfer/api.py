@@ -70,7 +70,7 @@ class Model:
         reading = Reading(tta=tta)
         certificate = usable(self.card.certificate, tta)
         classes = self.card.classes
-        with distances_at(self.net, certificate and certificate.unlike) as distances:
+        with distances_at(self.net, certificate) as distances:
             predicted = answers(self.net, samples, recipe, classes, reading, broken=broken)
         warn_of_broken(broken, len(samples))
         if certificate is not None:

@@ -55,9 +55,9 @@ def test_the_threshold_is_the_quantile_that_numpy_computes_of_scores() -> None:
     scores = 1 - p[np.arange(137), labels]
     level = math.ceil(138 * 0.9) / 137
     expected = 1 - np.quantile(scores, level, method="inverted_cdf")
-    found = least_probabilities(p, labels, 0.9, by_class=False)
-    np.testing.assert_allclose(found, expected, rtol=1e-6)
-    assert found.dtype == np.float32 and (found.astype(np.float64) <= expected + 1e-15).all()
+    fitted = least_probabilities(p, labels, 0.9, by_class=False)
+    np.testing.assert_allclose(fitted, expected, rtol=1e-6)
+    assert fitted.dtype == np.float32 and (fitted.astype(np.float64) <= expected + 1e-15).all()
 
 
 @pytest.mark.parametrize("coverage", [0.8, 0.9])

@@ -22,27 +22,27 @@ def clouds(n: int, width: int, classes: int = 3, seed: int = 0):
 
 def test_the_distance_is_that_of_scipy_with_the_ridge_on_the_covariance() -> None:
     x, y = clouds(400, 10)
-    found = fit_unlike("fc", x, y)
-    assert found is not None and found.basis.shape == (10, 10)
+    fitted = fit_unlike("fc", x, y)
+    assert fitted is not None and fitted.basis.shape == (10, 10)
     centres = np.stack([x[y == k].mean(0) for k in range(3)])
     within = (x - centres[y]).T @ (x - centres[y]) / (400 - 3)
     ridge = np.mean((x - x.mean(0)) ** 2)
     inverse = np.linalg.inv(within + ridge * np.eye(10))
     fresh, _ = clouds(20, 10, seed=5)
     expected = [min(mahalanobis(row, c, inverse) ** 2 for c in centres) for row in fresh]
-    np.testing.assert_allclose(found.distance(fresh), expected, rtol=1e-4)
+    np.testing.assert_allclose(fitted.distance(fresh), expected, rtol=1e-4)
 
 
 def test_a_low_rank_has_one_variance_outside_of_its_directions(monkeypatch) -> None:
     monkeypatch.setattr(module, "_RANK", 4)
     x, y = clouds(500, 12)
-    found = fit_unlike("fc", x, y)
-    assert found is not None and found.basis.shape == (4, 12)
-    np.testing.assert_allclose(found.basis @ found.basis.T, np.eye(4), atol=1e-5)
+    fitted = fit_unlike("fc", x, y)
+    assert fitted is not None and fitted.basis.shape == (4, 12)
+    np.testing.assert_allclose(fitted.basis @ fitted.basis.T, np.eye(4), atol=1e-5)
     away = x - x.mean(0)
-    beside = away - away @ found.basis.T @ found.basis
+    beside = away - away @ fitted.basis.T @ fitted.basis
     ridge = np.mean(away**2)
-    assert found.noise[0] == pytest.approx(1 / ((beside**2).sum(1).mean() / 8 + ridge), rel=1e-4)
+    assert fitted.noise[0] == pytest.approx(1 / ((beside**2).sum(1).mean() / 8 + ridge), rel=1e-4)
 
 
 @pytest.mark.parametrize("shape", [(150, 20), (80, 300)], ids=["more rows", "more features"])
@@ -51,28 +51,28 @@ def test_p_values_are_uniform_on_images_of_the_same_kind(shape: tuple[int, int])
     alarms = []
     for seed in range(12):
         x, y = clouds(n, width, seed=seed)
-        found = fit_unlike("fc", x, y)
-        assert found is not None
+        fitted = fit_unlike("fc", x, y)
+        assert fitted is not None
         fresh, _ = clouds(200, width, seed=500 + seed)
-        alarms.append(np.mean(found.p_value(found.distance(fresh)) <= 0.1))
+        alarms.append(np.mean(fitted.p_value(fitted.distance(fresh)) <= 0.1))
     assert 0.05 < np.mean(alarms) < 0.13
 
 
 def test_what_lies_elsewhere_is_unlike_and_no_p_value_is_zero() -> None:
     x, y = clouds(200, 20)
-    found = fit_unlike("fc", x, y)
-    assert found is not None and len(found.reference) == 200
-    p = found.p_value(found.distance(x + 20))
+    fitted = fit_unlike("fc", x, y)
+    assert fitted is not None and len(fitted.reference) == 200
+    p = fitted.p_value(fitted.distance(x + 20))
     assert (p == 1 / 201).all()
-    assert found.p_value(np.array([-1.0]))[0] == 1.0
+    assert fitted.p_value(np.array([-1.0]))[0] == 1.0
 
 
 def test_held_out_images_are_the_reference_where_there_are_any() -> None:
     x, y = clouds(200, 20)
     held, _ = clouds(50, 20, seed=7)
-    found = fit_unlike("fc", x, y, held)
-    assert found is not None
-    np.testing.assert_allclose(found.reference, np.sort(found.distance(held)), rtol=1e-5)
+    fitted = fit_unlike("fc", x, y, held)
+    assert fitted is not None
+    np.testing.assert_allclose(fitted.reference, np.sort(fitted.distance(held)), rtol=1e-5)
 
 
 NEARLY = 1e6 + np.random.default_rng(0).random((40, 6)) / 1e3
@@ -86,19 +86,19 @@ def test_features_that_do_not_vary_have_no_distance(x) -> None:
 def test_one_class_and_a_class_of_one_image_have_one() -> None:
     x, _ = clouds(60, 8)
     assert fit_unlike("fc", x, np.zeros(60, np.int64)) is not None
-    found = fit_unlike("fc", x, np.append(np.zeros(59, np.int64), 1))
-    assert found is not None and len(found.centres) == 2 and len(found.reference) == 60
+    fitted = fit_unlike("fc", x, np.append(np.zeros(59, np.int64), 1))
+    assert fitted is not None and len(fitted.centres) == 2 and len(fitted.reference) == 60
 
 
 @pytest.mark.parametrize("width", [25_088, 2_048])
 def test_it_takes_less_than_a_megabyte_whatever_the_width(width: int) -> None:
     x, y = clouds(90, width, classes=20)
-    found = fit_unlike("fc", x, y)
-    assert found is not None
+    fitted = fit_unlike("fc", x, y)
+    assert fitted is not None
     least = np.zeros(20, np.float32)
-    made = Certificate(0.9, False, "cv", 90, 1.0, "", least, found)
+    made = Certificate(0.9, False, "cv", 90, 1.0, "", least, fitted)
     assert sum(array.nbytes for array in made.arrays().values()) < MOST_BYTES
-    assert len(found.basis) >= 5
+    assert len(fitted.basis) >= 5
 
 
 def test_a_certificate_is_the_same_from_both_of_its_halves_and_nothing_else_is_one() -> None:

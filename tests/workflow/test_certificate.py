@@ -93,9 +93,9 @@ def test_sets_of_a_solved_head_are_those_of_its_held_out_answers(solved: Path) -
     held = table(solved / "predictions_cv.csv")
     labels = [CLASSES.index(row["label"]) for row in held]
     least = least_by_hand(shares(held), labels, 0.9)
-    found = read_snapshot(solved / "checkpoints/best.ckpt").card.certificate
-    assert found is not None and found.fitted_on == "cv" and found.n == 717
-    np.testing.assert_allclose(found.least, least, atol=2e-6)
+    made = read_snapshot(solved / "checkpoints/best.ckpt").card.certificate
+    assert made is not None and made.fitted_on == "cv" and made.n == 717
+    np.testing.assert_allclose(made.least, least, atol=2e-6)
     rows = table(solved / "predictions_val.csv")
     assert [*rows[0]][-2:] == ["set", "p_unlike"]
     assert [row["set"] for row in rows] == sets_by_hand(shares(rows), [least] * 5)
@@ -106,14 +106,14 @@ def test_a_fit_by_steps_is_certified_on_its_validation_images_class_by_class(ste
     rows = table(steps / "predictions_val.csv")
     p, labels = shares(rows), np.array([CLASSES.index(row["label"]) for row in rows])
     least = [least_by_hand(p[labels == k], labels[labels == k], 0.9) for k in range(5)]
-    found = read_snapshot(steps / "checkpoints/best.ckpt").card.certificate
-    assert found is not None and found.fitted_on == "val" and found.n == len(rows) == 179
-    np.testing.assert_allclose(found.least, least, atol=2e-6)
-    assert len(np.unique(found.least)) == 5
+    made = read_snapshot(steps / "checkpoints/best.ckpt").card.certificate
+    assert made is not None and made.fitted_on == "val" and made.n == len(rows) == 179
+    np.testing.assert_allclose(made.least, least, atol=2e-6)
+    assert len(np.unique(made.least)) == 5
     said = facts(steps)["certificate"]
     assert said["by_class"] is True and said["checked_on"] is None and said["covered"] is None
     assert "not checked" in (steps / "run.log").read_text()
-    assert found.unlike is not None and len(found.unlike.reference) == 179
+    assert made.unlike is not None and len(made.unlike.reference) == 179
 
 
 def test_distances_are_of_what_enters_the_head(solved: Path) -> None:
@@ -349,17 +349,17 @@ def test_numbers_follow_the_logits_that_are_given_and_constant_features_are_said
     logits = (random.normal(size=(200, 3)) + 2 * np.eye(3)[labels]).astype(np.float32)
     logits[7] = np.nan  # an image that every fit had seen
     promise = compose_specs(["experiment=digits_sgd", "certificate.coverage=0.95"]).certificate
-    found = certify(promise, HeldOut(logits, labels, "cv", "a"), None)
+    made = certify(promise, HeldOut(logits, labels, "cv", "a"), None)
     half = certify(promise, HeldOut(logits / 2, labels, "cv", "a"), None)
-    assert found is not None and half is not None and found.n == 199
+    assert made is not None and half is not None and made.n == 199
     names = ("a", "b", "c")
-    for scale, made in ((1, found), (2, half)):
+    for scale, each in ((1, made), (2, half)):
         sound = np.flatnonzero(np.isfinite(logits[:, 0]))
         z = (logits[sound] / scale).astype(np.float32)
-        sets = made.sets(Predictions((), z, None, names).probabilities)
+        sets = each.sets(Predictions((), z, None, names).probabilities)
         assert 190 <= sets[np.arange(199), labels[sound]].sum() <= 191
-    assert found.least[0] != half.least[0]
-    assert "no p_unlike" in in_words(found)
+    assert made.least[0] != half.least[0]
+    assert "no p_unlike" in in_words(made)
     assert (
         certify(replace(promise, coverage=None), HeldOut(logits, labels, "cv", "a"), None) is None
     )

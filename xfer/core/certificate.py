@@ -31,9 +31,10 @@ validation images."""
 
 @dataclass(frozen=True)
 class Unlike:
-    """A Gaussian of the features that enter the head, one centre a class and one covariance, which
-    has ``r`` directions of its own and one variance outside of them; and how far from it images
-    were that it had not seen (Lee et al., 2018; the low rank: Tipping and Bishop, 1999).
+    """A Gaussian of the features that enter the head, and how far from it held-out images were.
+
+    It has one centre a class and one covariance (Lee et al., 2018) of low rank: ``r`` principal
+    directions, and one variance outside of them (Tipping and Bishop, 1999).
 
     ``layer`` is the dotted path of the layer whose input the features are, the mean over the
     positions of a map. ``mean`` (d,), ``basis`` (r, d) orthonormal, ``whiten`` (r, r), ``centres``

@@ -194,8 +194,8 @@ class Predictions:
             labels = None if self.labels is None else self.labels[part]
             sets = None if self.sets is None else self.sets[part]
             unlike = None if self.p_unlike is None else self.p_unlike[part]
-            facts = {"labels": labels, "sets": sets, "p_unlike": unlike}
-            yield replace(self, names=self.names[part], logits=self.logits[part], **facts)
+            block = replace(self, names=self.names[part], logits=self.logits[part], labels=labels)
+            yield replace(block, sets=sets, p_unlike=unlike)
 
 
 @dataclass(frozen=True)

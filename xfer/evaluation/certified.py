@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from torch import Tensor, nn
 
-    from xfer.core.certificate import Certificate, Unlike
+    from xfer.core.certificate import Certificate
     from xfer.core.types import Predictions, Tta
 
     Matrix = npt.NDArray[Any]
@@ -59,10 +59,11 @@ def features_at(net: nn.Module, path: str) -> Iterator[list[Matrix]]:
 
 
 @contextmanager
-def distances_at(net: nn.Module, unlike: Unlike | None) -> Iterator[list[Matrix]]:
-    """The same for their distances, (n,) each, of which a split takes far less memory; nothing is
-    put into the list where there is no ``unlike``."""
+def distances_at(net: nn.Module, certificate: Certificate | None) -> Iterator[list[Matrix]]:
+    """The same for their distances by ``certificate``, (n,) each, of which a split takes far less
+    memory; nothing is put into the list where it has none."""
     seen: list[Matrix] = []
+    unlike = certificate.unlike if certificate is not None else None
     if unlike is None:
         yield seen
         return

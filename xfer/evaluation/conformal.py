@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import compress
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -79,5 +80,5 @@ def covered(sets: npt.NDArray[np.bool_], labels: npt.NDArray[np.int64]) -> float
 def set_words(row: npt.NDArray[np.bool_], classes: Sequence[str]) -> str:
     """The classes of one set joined by ``|``; a bar or backslash in a name has a backslash before
     it."""
-    names = (classes[i] for i in np.flatnonzero(row))
+    names = compress(classes, row)
     return "|".join(name.replace("\\", "\\\\").replace("|", "\\|") for name in names)

@@ -42,7 +42,7 @@ class Pledge:
 def pledge(net: torch.nn.Module, certificate: Certificate, images: Array) -> Pledge:
     """That of ``net``, on the CPU and in evaluation mode, for inputs (n, 3, h, w)."""
     run = run_torch(net)
-    with distances_at(net, certificate.unlike) as distances:
+    with distances_at(net, certificate) as distances:
         logits = [run(images[i : i + _BATCH]) for i in range(0, len(images), _BATCH)]
     whole = np.concatenate(distances) if distances else np.empty(0)
     return Pledge(certificate, softmax(np.concatenate(logits)), whole)

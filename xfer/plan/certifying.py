@@ -55,10 +55,10 @@ def _counts(specs: Specs, dataset: Dataset) -> tuple[FittedOn, dict[str, int]]:
 
     solves = specs.optim.solves
     samples = dataset.splits["train" if solves else "val"]
-    found: list[int] = np.bincount(samples.labels, minlength=len(dataset.classes)).tolist()
+    each: list[int] = np.bincount(samples.labels, minlength=len(dataset.classes)).tolist()
     if solves:  # an image alone in its class is in every fold's fit
-        found = [count if count > 1 else 0 for count in found]
-    return "cv" if solves else "val", dict(zip(dataset.classes, found, strict=True))
+        each = [count if count > 1 else 0 for count in each]
+    return "cv" if solves else "val", dict(zip(dataset.classes, each, strict=True))
 
 
 def certificate_line(facts: Plain, specs: Specs, also_chosen: bool) -> str:

@@ -35,7 +35,7 @@ def answer(
     if specs.data:
         reading = Reading(specs.data.eval_batch_size, specs.data.workers, specs.tta)
     certificate = usable(card.certificate, specs.tta)
-    with distances_at(net, certificate and certificate.unlike) as distances:
+    with distances_at(net, certificate) as distances:
         # Features are those of one view, that which is evaluated without tta.
         serves = cached and specs.tta == "none"
         if cached and serves and cached.serve(net, samples, reading.batch_size, device):

@@ -106,8 +106,8 @@ def _answers(
     reading = Reading(specs.data.eval_batch_size, specs.data.workers)
     device = device_of(specs.trainer.accelerator)
     if layer is None:
-        found = answers(net, samples, plan.card.input, plan.card.classes, reading, device)
-        return found.logits, np.empty((len(samples), 0), np.float32)
+        answered = answers(net, samples, plan.card.input, plan.card.classes, reading, device)
+        return answered.logits, np.empty((len(samples), 0), np.float32)
     with features_at(net, layer) as seen:
-        found = answers(net, samples, plan.card.input, plan.card.classes, reading, device)
-    return found.logits, np.concatenate(seen)
+        answered = answers(net, samples, plan.card.input, plan.card.classes, reading, device)
+    return answered.logits, np.concatenate(seen)
