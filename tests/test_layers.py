@@ -33,11 +33,12 @@ HEAVY = {
 # Subclasses and helpers of torch; everything else gets by without it until it works.
 OF_TORCH = {
     "core.device", "core.memory", "data.loader", "data.sampler", "evaluation.evaluate",
-    "export.mindir.run", "export.pixels", "models.head.layers", "models.mindspore_layers",
-    "models.logit_scale", "models.network", "models.restore", "models.skip_init",
+    "export.certified_graph", "export.mindir.run", "export.pixels", "models.head.layers",
+    "models.logit_scale", "models.mindspore_layers", "models.network", "models.restore",
+    "models.skip_init",
 } | {
     f"training.{name}" for name in (
-        "callbacks.timeline",
+        "answering", "callbacks.timeline", "certify",
         "distributed.group", "distributed.rendezvous", "distributed.strategy", "ema", "exact",
         "features.cut", "features.extract", "features.feature_loader", "features.feed",
         "features.find_cut", "features.prove_cut", "features.shape_tensor", "fit",

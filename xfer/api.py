@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,12 +23,15 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Prediction:
     """The answer for one image. ``probabilities`` is by class name, ``path`` for a picture that is
-    no file ``image 0``, ``image 1`` and so on."""
+    no file ``image 0``, ``image 1`` and so on. With a certificate ``prediction_set`` names the
+    classes in it, and ``p_unlike`` is the p-value of being unlike all training images."""
 
     path: str
     label: str
     confidence: float
     probabilities: Mapping[str, float]
+    prediction_set: tuple[str, ...] | None = None
+    p_unlike: float | None = None
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,7 @@ class Model:
         """
         from xfer.core.errors import XferError
         from xfer.data.tta import check_tta
+        from xfer.evaluation.certified import certified, distances_at, usable
         from xfer.evaluation.evaluate import Reading, answers
         from xfer.evaluation.predict import find, pictures, warn_of_broken
 
@@ -63,16 +68,26 @@ class Model:
         check_tta(recipe, tta)
         samples = find([str(p) for p in inputs], recipe.range) if named else pictures(inputs)
         reading = Reading(tta=tta)
-        predicted = answers(self.net, samples, recipe, self.card.classes, reading, broken=broken)
+        certificate = usable(self.card.certificate, tta)
+        classes = self.card.classes
+        with distances_at(self.net, certificate) as distances:
+            predicted = answers(self.net, samples, recipe, classes, reading, broken=broken)
         warn_of_broken(broken, len(samples))
+        if certificate is not None:
+            predicted = certified(predicted, certificate, distances)
+        sets, p_unlike = predicted.sets, predicted.p_unlike
         return [
             Prediction(
                 path,
-                self.classes[int(row.argmax())],
+                classes[int(row.argmax())],
                 float(row.max()),
-                dict(zip(self.classes, row.tolist(), strict=True)),
+                dict(zip(classes, row.tolist(), strict=True)),
+                None if sets is None else tuple(compress(classes, sets[i])),
+                None if p_unlike is None else float(p_unlike[i]),
             )
-            for path, row in zip(predicted.names, predicted.probabilities, strict=True)
+            for i, (path, row) in enumerate(
+                zip(predicted.names, predicted.probabilities, strict=True)
+            )
         ]
 
 

@@ -169,14 +169,14 @@ def _predict_alone(specs: Specs, file: ModelFile, began: float) -> Result:
         beside = model.path.parent
         check_folder(beside)
         path, count, times = predict(specs, model, partial(write_beside, folder=beside), began)
-        result = outcome_of_file(specs, model.path, count, times)
+        result = outcome_of_file(specs, model.path, count, times, model.certificate)
         return Result(beside, plan, result | {"predictions": str(path)})
     folder = make_folder(specs)
     with recorded(folder):
         write_json(folder / "plan.json", plan)
         write_text(folder / "config.yaml", yaml_text(specs.config))
         _, count, times = predict(specs, model, partial(write_table, folder=folder), began)
-        result = outcome_of_file(specs, model.path, count, times)
+        result = outcome_of_file(specs, model.path, count, times, model.certificate)
         write_json(folder / "result.json", result)
     log.info(f"everything is in {printable(folder)}")
     return Result(folder, plan, result)
@@ -289,7 +289,9 @@ def _network(work: Work) -> nn.Module:
         if not work.fitted:
             log.info(f"the network is {printable(path)}, sha256 {file_sha256(path)[:12]}")
         with working("opening the checkpoint"):
-            return open_checkpoint(path, plan.specs.make)[0]
+            net, card = open_checkpoint(path, plan.specs.make)
+        work.plan = replace(plan, card=replace(plan.card, certificate=card.certificate))
+        return net
     return merge(assemble(plan.parts, plan.state)).eval()
 
 
@@ -355,20 +357,13 @@ def _answers(
     work: Work, net: nn.Module, samples: Samples, broken: list[XferError] | None = None
 ) -> Predictions:
     from xfer.core.device import device_name, device_of
-    from xfer.evaluation.evaluate import Reading, answers
-    from xfer.evaluation.predict import predictions
+    from xfer.training.answering import answer
 
-    specs, card = work.plan.specs, work.plan.card
+    specs, fitted = work.plan.specs, work.fitted
     device = device_of(specs.trainer.accelerator)
-    work.device = work.device if work.fitted else device_name(device)
-    reading = Reading(tta=specs.tta)
-    if specs.data:
-        reading = Reading(specs.data.eval_batch_size, specs.data.workers, specs.tta)
-    # Features are those of one view, that which is evaluated without tta.
-    cached = work.fitted.cached if work.fitted and specs.tta == "none" else None
-    if cached and cached.serve(net, samples, reading.batch_size, device):
-        return predictions(samples, range(len(samples)), cached.logits(net), card.classes)
-    return answers(net, samples, card.input, card.classes, reading, device, broken)
+    work.device = work.device if fitted else device_name(device)
+    cached = fitted.cached if fitted else None
+    return answer(specs, work.plan.card, net, samples, device, cached, broken)
 
 
 def _export(work: Work, net: nn.Module) -> None:

@@ -6,12 +6,12 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from annotated_types import Ge, Lt
+from annotated_types import Ge, Gt, Lt
 
 from xfer.config import custom, other_tools, schema
 from xfer.config.help import GROUPS
 from xfer.config.provenance import Places, override_key
-from xfer.config.specs import STAGES, Exports, ModelFile, Specs
+from xfer.config.specs import STAGES, Exports, ModelFile, Promise, Specs
 from xfer.core.errors import Attempts, CombinationError, ConfigError, XferError, closest, raise_all
 from xfer.core.files import path_problem
 from xfer.core.types import Calibrating, Plain, Tta
@@ -41,6 +41,17 @@ GENERAL: dict[str, tuple[Any, str]] = {
         "what scales the logits at the end of a fit, as a part of the last layer: temperature is "
         "one number, vector a scale and a shift a class; auto fits it on held-out training images "
         "where the head is solved, and does nothing where it is trained step by step",
+    ),
+    "certificate.coverage": (
+        Annotated[float, Gt(0), Lt(1)] | None,
+        "share of images whose prediction set is to have their true class, such as 0.9; "
+        "predictions and ONNX files then have sets, and p-values of being unlike all training "
+        "images; null is none of this",
+    ),
+    "certificate.by_class": (
+        bool,
+        "whether that share is to hold for each class for itself, which takes as many images of "
+        "each as of all together otherwise",
     ),
     "run.dir": (str | None, "the run's folder; null makes outputs/<experiment or data's name>/..."),
     "predict.input": (
@@ -94,6 +105,7 @@ class Builder:
             "tta": self._value("tta"),
             "calibration": self._value("calibration"),
             "run_dir": self._value("run.dir"),
+            "certificate": self._promise(),
             "export": self._exports(),
             "predict_with": self._model_file(),
             "compare_runs": self._value("compare.runs") or (),
@@ -136,6 +148,10 @@ class Builder:
         """One value outside the groups, or ``None`` and a problem."""
         node = schema.value_at(self.plain, key)
         return self.attempt(schema.convert, key, node, GENERAL[key][0], self.where)
+
+    def _promise(self) -> Promise:
+        coverage, by_class = (self._value(f"certificate.{key}") for key in ("coverage", "by_class"))
+        return Promise(coverage, bool(by_class))
 
     def _exports(self) -> Exports | None:
         """The export group is a list of writers by name beside the gate's own two keys."""
@@ -235,6 +251,15 @@ class Builder:
         if "calibration" in typed and stages and "fit" not in stages:
             what = f"is for the stage fit, and stages is {list(stages)}"
             yield CombinationError("calibration", what, "drop it, or add 'fit' to stages", 13)
+        asked = schema.value_at(self.plain, "certificate.coverage") is not None
+        if "certificate.coverage" in typed and asked and stages and "fit" not in stages:
+            what = f"is fitted with the network, and stages is {list(stages)}"
+            fix = "drop it: the checkpoint has the certificate of its fit"
+            yield CombinationError("certificate.coverage", what, fix, 18)
+        if "certificate.by_class" in typed and not asked:
+            what = "is given without certificate.coverage, so that there are no sets"
+            fix = "type certificate.coverage=0.9 as well"
+            yield CombinationError("certificate.by_class", what, fix, 18)
 
     def _wrong_folds(self, stages: tuple[str, ...], typed: Collection[str]) -> Iterator[XferError]:
         """A cross-validation with what does not go with it."""
@@ -263,6 +288,9 @@ class Builder:
         if all(schema.value_at(self.plain, key) for key in models):
             what = "and checkpoint.path are two models"
             yield ConfigError("predict.model", what, "drop one of them", 96)
+        if schema.value_at(self.plain, "certificate.coverage") and self.plain.get("tta") != "none":
+            what = "holds for one view of an image, and tta averages over several"
+            yield CombinationError("certificate.coverage", what, "type tta=none", 17)
         asked = (("data", "sampler"), ("loss", "class_weights"))
         if all(self.facts.get(group, {}).get(key) == "balanced" for group, key in asked):
             what = "compensates for class sizes, and loss.class_weights=balanced does so again"

@@ -41,6 +41,15 @@ class ModelFile:
 
 
 @dataclass(frozen=True)
+class Promise:
+    """What a fit is asked to certify: the ``coverage`` of prediction sets, ``None`` for nothing,
+    and whether each class is to have it for itself."""
+
+    coverage: float | None = None
+    by_class: bool = False
+
+
+@dataclass(frozen=True)
 class Specs:
     """One run as asked for: the built config groups, and what the command line said itself.
 
@@ -83,6 +92,7 @@ class Specs:
     callbacks: Sequence[Callable[[], Any]] = ()
     tta: Tta = "none"
     calibration: Calibrating = "auto"
+    certificate: Promise = Promise()
     compose: Callable[[Sequence[str]], Plain] | None = None
     slots: Plain = field(default_factory=dict)
 

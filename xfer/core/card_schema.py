@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, NotRequired
 from pydantic import AfterValidator, ConfigDict, Field, StringConstraints, with_config
 from typing_extensions import TypedDict
 
+from xfer.core.certificate import CertificateFacts
 from xfer.core.checked import checked
 from xfer.core.types import Card
 
@@ -123,6 +124,7 @@ class _CardFacts(TypedDict):
     compat: NotRequired[_Compat]
     adapters: NotRequired[_Adapters]
     calibration: NotRequired[Annotated[_CalibrationFacts, AfterValidator(_is_complete)]]
+    certificate: NotRequired[CertificateFacts]
 
 
 def card_of(facts: Any) -> Card:

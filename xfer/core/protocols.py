@@ -56,6 +56,16 @@ class ChecksCard(Protocol):
 
 
 @runtime_checkable
+class Certifies(Protocol):
+    """A writer whose files also answer with prediction sets and p-values, where the card that it
+    is given has a certificate."""
+
+    def open_certified(self, path: Path) -> Callable[[Array], Sequence[Array]]:
+        """Re-read ``path`` and return a function from its input to answers (n, classes), sets bool
+        (n, classes) and, where the certificate has them, p-values (n,)."""
+
+
+@runtime_checkable
 class Undecided(Protocol):
     """An option that leaves its group to the plan."""
 

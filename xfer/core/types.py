@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     import torch
     from PIL.Image import Image
 
+    from xfer.core.certificate import Certificate
+
     Array = npt.NDArray[Any]
     StateDict = Mapping[str, torch.Tensor]
 
@@ -119,7 +121,8 @@ class Card:
     need to compute as the source's own library does (see :mod:`xfer.models.mindspore_layers`).
     ``adapters`` are the low-rank adapters beside the weights of a fit at work (see
     :mod:`xfer.models.adapters`), ``calibration`` what the weights of the last layer have been
-    scaled by (see :mod:`xfer.evaluation.calibration`).
+    scaled by (see :mod:`xfer.evaluation.calibration`), ``certificate`` what the weights promise of
+    their answers, where that was asked for.
     """
 
     backbone: Plain
@@ -132,6 +135,7 @@ class Card:
     compat: Plain = field(default_factory=dict)
     adapters: Plain = field(default_factory=dict)
     calibration: Plain = field(default_factory=dict)
+    certificate: Certificate | None = field(default=None, compare=False)
 
     def merged(self) -> Card:
         """The card of the same weights, with their adapters added to them."""
@@ -141,17 +145,21 @@ class Card:
         """As JSON-like facts."""
         facts = {k: dict(v) if isinstance(v, Mapping) else v for k, v in vars(self).items()}
         facts |= {"classes": list(self.classes), "input": self.input.to_plain()}
+        del facts["certificate"]
         for key in ("adapters", "calibration"):
             if not facts[key]:
                 del facts[key]
+        if self.certificate is not None:
+            facts["certificate"] = self.certificate.to_plain()
         return facts
 
     @classmethod
     def from_plain(cls, facts: Plain) -> Card:
-        """The reverse of :meth:`to_plain`."""
+        """The reverse of :meth:`to_plain`, but for the certificate, which is arrays as well."""
         parts = {
             "classes": tuple(facts["classes"]),
             "input": InputSpec.from_plain(facts["input"]),
+            "certificate": None,
         }
         return cls(**{**facts, **parts})
 
@@ -162,6 +170,8 @@ class Predictions:
 
     ``logits`` float32 (n, classes); ``labels`` int64 (n,) or ``None`` when unknown. Where several
     ``views`` of each image were answered, the logits are the logarithms of mean probabilities.
+    With a certificate, ``sets`` bool (n, classes) are prediction sets and ``p_unlike`` float64 (n,)
+    the p-values of being unlike all training images.
     """
 
     names: tuple[str, ...]
@@ -169,6 +179,8 @@ class Predictions:
     labels: npt.NDArray[np.int64] | None
     classes: tuple[str, ...]
     views: int = 1
+    sets: npt.NDArray[np.bool_] | None = None
+    p_unlike: npt.NDArray[np.float64] | None = None
 
     @property
     def probabilities(self) -> npt.NDArray[np.float64]:
@@ -191,7 +203,10 @@ class Predictions:
         for start in range(0, len(self.names), 256):
             part = slice(start, start + 256)
             labels = None if self.labels is None else self.labels[part]
-            yield replace(self, names=self.names[part], logits=self.logits[part], labels=labels)
+            sets = None if self.sets is None else self.sets[part]
+            unlike = None if self.p_unlike is None else self.p_unlike[part]
+            block = replace(self, names=self.names[part], logits=self.logits[part], labels=labels)
+            yield replace(block, sets=sets, p_unlike=unlike)
 
 
 @dataclass(frozen=True)

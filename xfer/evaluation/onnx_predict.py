@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from xfer.core.card_schema import Classes, Recipe
+from xfer.core.certificate import CertificateFacts
 from xfer.core.checked import checked
 from xfer.core.errors import (
     CombinationError,
@@ -31,12 +32,18 @@ from xfer.core.run_folder import best_checkpoint
 from xfer.core.types import InputSpec, Plain, Predictions, Tta, class_name
 from xfer.data.preprocess import check_size, named
 from xfer.data.tta import VIEWS, check_tta, prepare_views, tta_facts
-from xfer.evaluation.onnx_session import open_session, runner
+from xfer.evaluation.certified import warn_of_views
+from xfer.evaluation.onnx_session import (
+    P_UNLIKE,
+    PREDICTION_SET,
+    open_session,
+    promises,
+    several,
+)
 from xfer.evaluation.predict import find, mean_over_views, predict_split, summary, warn_of_broken
 
 if TYPE_CHECKING:
     from xfer.config.specs import ModelFile, Specs
-    from xfer.core.protocols import Runner
     from xfer.core.types import Array, Samples
 
 _BATCH = 32
@@ -46,14 +53,18 @@ _THREADS = 2  # decoding images while the network works on those before
 @dataclass(frozen=True)
 class OnnxModel:
     """An opened file. ``pictures`` says that it takes those as they are, and then its ``recipe``
-    may be unknown; ``batch`` is the only batch size that it runs, or ``None``."""
+    may be unknown; ``batch`` is the only batch size that it runs, or ``None``. ``run`` gives its
+    answers first, then the outputs of a certificate that ``promises`` names; ``certificate`` are
+    the facts that it says of that."""
 
     path: Path
-    run: Runner
+    run: Callable[[Array], list[Array]]
     classes: tuple[str, ...]
     recipe: InputSpec | None
     batch: int | None
     pictures: bool = False
+    promises: tuple[str, ...] = ()
+    certificate: Plain | None = None
 
 
 def open_model(asked: ModelFile) -> OnnxModel:
@@ -80,7 +91,22 @@ def open_model(asked: ModelFile) -> OnnxModel:
         errors.append(error)
     raise_all(errors)
     warn_if_stale(path)
-    return OnnxModel(path, runner(session), classes, recipe, 1 if pictures else batch, pictures)
+    outputs = promises(session)
+    run = several(session, session.get_outputs()[0].name, *outputs)
+    said_of_it = _certificate(path, said) if outputs else None
+    size = 1 if pictures else batch
+    return OnnxModel(path, run, classes, recipe, size, pictures, outputs, said_of_it)
+
+
+def _certificate(path: Path, said: dict[str, str]) -> Plain:
+    """What a file says of its certificate."""
+    try:
+        facts: Plain = parsed(said.get("card", "{}")).get("certificate")
+        checked(CertificateFacts, facts)
+    except (ValueError, AttributeError) as error:
+        what = f"what it says of its certificate is invalid ({error})"
+        raise WeightsError(path, what, "export it again", 98) from error
+    return {key: facts[key] for key in facts if key not in ("sha256", "layer")}
 
 
 def _input(path: Path, session: Any) -> tuple[int | None, bool]:
@@ -172,6 +198,7 @@ def facts(specs: Specs, model: OnnxModel) -> Plain:
         if model.recipe is None or model.pictures
         else model.recipe.to_plain(),
         "tta": tta_facts(specs.tta),
+        "certificate": model.certificate,
         "config": specs.config,
     }
 
@@ -212,13 +239,32 @@ def answers(model: OnnxModel, samples: Samples, tta: Tta = "none") -> Prediction
     Raises DataError when none can be, WeightsError for answers that are no logits of the classes.
     """
     broken: list[XferError] = []
+    promised: list[list[Array]] = []
     with working("predicting", len(samples)) as advance:
         batches = _batches(model, samples, tta, advance)
-        run = partial(_run if tta == "none" else _run_views, model)
+        run = partial(_run if tta == "none" else _run_views, model, promised=promised)
         answered = predict_split(run, batches, samples, model.classes, broken)
     warn_of_broken(broken, len(samples))
     logits = answered.logits if tta != "none" else _as_logits(answered.logits)
-    return replace(answered, logits=logits.astype(np.float32), views=VIEWS[tta])
+    answered = replace(answered, logits=logits.astype(np.float32), views=VIEWS[tta])
+    if model.promises and tta != "none":
+        warn_of_views(tta)
+    return answered if tta != "none" else _certified(answered, model, promised)
+
+
+def _certified(answered: Predictions, model: OnnxModel, promised: list[list[Array]]) -> Predictions:
+    """``answered`` with the sets and p-values of the file, batch by batch in ``promised``."""
+    columns = [np.concatenate(parts) for parts in zip(*promised, strict=True)]
+    named = dict(zip(model.promises, columns, strict=True))
+    sets, p_unlike = named.get(PREDICTION_SET), named.get(P_UNLIKE)
+    n, classes = answered.logits.shape
+    if sets is not None and (sets.shape != (n, classes) or sets.dtype != np.bool_):
+        what = f"its prediction sets are {sets.dtype} of shape {sets.shape}"
+        raise WeightsError(model.path, what, "export it again", 46)
+    if p_unlike is not None and (p_unlike.shape != (n,) or not np.isfinite(p_unlike).all()):
+        what = f"its p-values are no {n} finite numbers"
+        raise WeightsError(model.path, what, "export it again", 46)
+    return replace(answered, sets=sets, p_unlike=p_unlike)
 
 
 def _as_logits(answers: Array) -> Array:
@@ -262,17 +308,18 @@ def _load(model: OnnxModel, samples: Samples, index: int, tta: Tta) -> Array | D
     return np.ascontiguousarray(np.asarray(picture).transpose(2, 0, 1))
 
 
-def _run_views(model: OnnxModel, images: Array) -> Array:
+def _run_views(model: OnnxModel, images: Array, promised: list[list[Array]]) -> Array:
     """Answers (n, classes) to images (n, views, 3, h, w): the mean of what the file answers."""
     n, count = images.shape[:2]
-    each = _as_logits(_run(model, images.reshape(n * count, *images.shape[2:])))
+    each = _as_logits(_run(model, images.reshape(n * count, *images.shape[2:]), promised))
     return mean_over_views(each.reshape(n, count, -1))
 
 
-def _run(model: OnnxModel, images: Array) -> Array:
-    """Answers (n, classes)."""
+def _run(model: OnnxModel, images: Array, promised: list[list[Array]]) -> Array:
+    """Answers (n, classes); what else the file says is put into ``promised``."""
     try:
-        answers = model.run(images)
+        answers, *rest = model.run(images)
+        promised.append(rest)
     except Exception as error:  # onnxruntime's errors share no class of their own
         line = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
         what = f"cannot run images of shape {images.shape[1:]} ({line})"

@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from xfer.core.types import Array
 
 
+PREDICTION_SET, P_UNLIKE = "prediction_set", "p_unlike"
+"""The outputs of a file with a certificate, after its answers."""
+
+
 def runtime() -> Any:
     """onnxruntime, imported so that it reports nothing home."""
     # Read when onnxruntime is imported: its wheels report usage since 1.29.
@@ -47,19 +51,31 @@ def runner(session: Any) -> Callable[[Array], Array]:
 
     A file of one batch size gets them in groups of that size, the last one filled up.
     """
-    name, out = session.get_inputs()[0].name, session.get_outputs()[0].name
-    size = session.get_inputs()[0].shape[0]
+    run = several(session, session.get_outputs()[0].name)
+    return lambda images: run(images)[0]
 
-    def run(images: Array) -> Array:
-        answers: Array = session.run([out], {name: images})[0]
+
+def promises(session: Any) -> tuple[str, ...]:
+    """The outputs of a certificate that ``session`` has: none, sets, or sets and p-values."""
+    names = [output.name for output in session.get_outputs()]
+    known = (PREDICTION_SET, P_UNLIKE) if PREDICTION_SET in names else ()
+    return tuple(name for name in known if name in names)
+
+
+def several(session: Any, *outputs: str) -> Callable[[Array], list[Array]]:
+    """As :func:`runner`, to the outputs of these names."""
+    name, size = session.get_inputs()[0].name, session.get_inputs()[0].shape[0]
+
+    def run(images: Array) -> list[Array]:
+        answers: list[Array] = session.run([*outputs], {name: images})
         return answers
 
-    def grouped(images: Array) -> Array:
+    def grouped(images: Array) -> list[Array]:
         import numpy as np
 
         spare = np.repeat(images[-1:], -len(images) % size, axis=0)
         whole = np.concatenate([images, spare])
         groups = [run(whole[i : i + size]) for i in range(0, len(whole), size)]
-        return np.concatenate(groups)[: len(images)]
+        return [np.concatenate(parts)[: len(images)] for parts in zip(*groups, strict=True)]
 
     return grouped if isinstance(size, int) else run

@@ -22,6 +22,7 @@ from xfer.data.bit_depth import range_remarks
 from xfer.data.image import SUFFIXES, Files, to_rgb
 from xfer.data.scan import examine
 from xfer.data.walk import NO_IMAGE, Tree, is_hidden, note_lines
+from xfer.evaluation.conformal import set_words
 from xfer.evaluation.metrics import FEW
 
 if TYPE_CHECKING:
@@ -227,9 +228,22 @@ def summary(answers: Predictions, path: Path) -> list[str]:
     n, chosen = len(answers.names), answers.logits.argmax(axis=1)
     each = f", each the mean over {answers.views} views" if answers.views > 1 else ""
     shown = zip(answers.names[:20], chosen, answers.confidence, strict=False)
-    lines = [f"{name}: {answers.classes[top]} ({sure:.3f})" for name, top, sure in shown]
+    lines = [
+        f"{name}: {answers.classes[top]} ({sure:.3f}){_in_words(answers, i)}"
+        for i, (name, top, sure) in enumerate(shown)
+    ]
     rest = f"; the first {len(lines)} are shown" if n > len(lines) else ""
     return [*lines, f"{n} predictions{each} in {path}{rest}"]
+
+
+def _in_words(answers: Predictions, i: int) -> str:
+    """What a certificate says of answer ``i``."""
+    said = ""
+    if answers.sets is not None:
+        count = int(answers.sets[i].sum())
+        shown = set_words(answers.sets[i], answers.classes) if count <= _SHOWN else f"of {count}"
+        said += f"; set {shown}"
+    return said if answers.p_unlike is None else f"{said}; p_unlike {answers.p_unlike[i]:.3f}"
 
 
 def write_predictions(
@@ -239,7 +253,8 @@ def write_predictions(
     put after the path, each with an entry a row.
 
     Above 100 classes, the next four answers stand in place of a column a class: ``top2,
-    confidence2, ..., top5, confidence5``. Where answers are the mean over several views, a
+    confidence2, ..., top5, confidence5``. With a certificate, ``set`` has the classes of the
+    prediction set and ``p_unlike`` the p-value. Where answers are the mean over several views, a
     last column ``views`` says over how many. ``label`` is left out where it is unknown. Names that
     a spreadsheet would run as a formula get a leading apostrophe, in the names of the columns as
     well; ``-1`` and ``+1`` do not.
@@ -251,7 +266,7 @@ def write_predictions(
     writer = csv.writer(text, lineterminator="\n")
     labels = [] if predictions.labels is None else ["label"]
     views = [] if predictions.views == 1 else [predictions.views]
-    last = ["views"] if views else []
+    last = [*_beside(predictions), *(["views"] if views else [])]
     beside = columns or {}
     writer.writerow(["path", *beside, *labels, "prediction", "confidence", *rest, *last])
     between = zip(*beside.values(), strict=True) if beside else itertools.repeat(())
@@ -263,7 +278,8 @@ def write_predictions(
                 [f"{p:.6f}" for p in row] if few else _runners_up(block.logits[i], row, classes)
             )
             answer = [cell(classes[top]), f"{row[top]:.6f}", *numbers]
-            writer.writerow([cell(name), *next(between), *known, *answer, *views])
+            certified = _certified(block, i)
+            writer.writerow([cell(name), *next(between), *known, *answer, *certified, *views])
     write_text(path, text.getvalue())
 
 
@@ -283,6 +299,25 @@ def write_logits(predictions: Predictions, folder: Path) -> None:
             np.save(stream, predictions.logits, allow_pickle=False)
 
     atomic_write(folder / LOGITS, write)
+
+
+_SHOWN = 5  # classes of a set in a line for people
+
+
+def _beside(predictions: Predictions) -> list[str]:
+    """The names of the columns that a certificate adds."""
+    given = {"set": predictions.sets, "p_unlike": predictions.p_unlike}
+    return [name for name, column in given.items() if column is not None]
+
+
+def _certified(answers: Predictions, i: int) -> list[str]:
+    """Those columns of answer ``i``."""
+    row = []
+    if answers.sets is not None:
+        row.append(cell(set_words(answers.sets[i], answers.classes)))
+    if answers.p_unlike is not None:
+        row.append(f"{answers.p_unlike[i]:.6f}")
+    return row
 
 
 def write_beside(predictions: Predictions, folder: Path) -> Path:

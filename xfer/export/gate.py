@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,8 +16,9 @@ from annotated_types import Ge, Gt, Le
 
 from xfer.core.errors import ExportError, XferError, raise_all
 from xfer.core.files import atomic_write, file_sha256, write_json
-from xfer.core.protocols import ChecksCard
+from xfer.core.protocols import Certifies, ChecksCard
 from xfer.core.types import Exported
+from xfer.export.certified_parity import UNCHECKED, CertifiedFile, Pledge, pledge
 from xfer.export.parity import FIX, Evidence, Trials, answers, refuse_nan, run_torch
 
 if TYPE_CHECKING:
@@ -72,14 +73,16 @@ def export(
     if any(module.training for module in net.modules()):
         raise ExportError("export", "the network is in training mode", "call net.eval() first", 2)
     # A copy in the layout that convolutions like: on a processor it answers almost twice as fast.
-    run = run_torch(copy.deepcopy(net).to(memory_format=torch.channels_last))
+    faster = copy.deepcopy(net).to(memory_format=torch.channels_last)
+    run, evidence = run_torch(faster), evidence or Evidence()
     expected = answers(run, images)
-    trials = Trials(run, images, expected, card, tolerance, evidence or Evidence())
+    trials = Trials(run, images, expected, card, tolerance, evidence)
+    promised = pledge(faster, card.certificate, images) if card.certificate else None
     done: list[Exported] = []
     errors: list[XferError] = []
     for writer in writers:
         try:
-            done.append(_admit(net, trials, writer, folder / writer.file))
+            done.append(_admit(net, trials, writer, folder / writer.file, promised))
         except ExportError as error:
             (folder / writer.file).unlink(missing_ok=True)
             errors.append(error)
@@ -94,11 +97,16 @@ def export(
     return done
 
 
-def _admit(net: torch.nn.Module, trials: Trials, writer: Writer, path: Path) -> Exported:
+def _admit(
+    net: torch.nn.Module, trials: Trials, writer: Writer, path: Path, promised: Pledge | None
+) -> Exported:
     """Write, re-open and try under a temporary name; then give the file its name."""
     name = str(getattr(writer, "format", Path(writer.file).suffix.removeprefix(".")))
     kind, images = getattr(writer, "trial", "logits"), trials.images
     outcome: Plain = {}
+    card, certifies = trials.card, isinstance(writer, Certifies)
+    if not certifies:  # the file carries the network alone, and says of itself no more
+        card = replace(card, certificate=None)
     if kind == "score":  # on val, which it must not be fitted to
         calibration = trials.evidence.calibration
         images = images[:0] if calibration is None else calibration
@@ -110,9 +118,14 @@ def _admit(net: torch.nn.Module, trials: Trials, writer: Writer, path: Path) -> 
             what = f"{name} is calibrated on training images, and there are none"
             raise ExportError(path, what, "give data with a train split", 46)
         with _library_errors(path, name, "written"):
-            outcome["facts"] = writer.write(net, images, trials.card, part)
+            outcome["facts"] = writer.write(net, images, card, part)
         with _library_errors(path, name, "run"):
             outcome.update(getattr(trials, kind)(path, name, writer.open(part, net)))
+            if promised and isinstance(writer, Certifies):
+                file = CertifiedFile(
+                    path, name, writer.open_certified(part), kind == "pictures", outcome["bound"]
+                )
+                outcome["facts"]["certificate"] = _certified(file, trials, promised)
 
     atomic_write(path, write)
     return Exported(
@@ -124,6 +137,14 @@ def _admit(net: torch.nn.Module, trials: Trials, writer: Writer, path: Path) -> 
         batches=tuple(trials.expected),
         **outcome,
     )
+
+
+def _certified(file: CertifiedFile, trials: Trials, promised: Pledge) -> Plain:
+    """The facts of the comparison of sets and p-values, and what the sets cover of images that
+    nothing was fitted on."""
+    evidence = trials.evidence
+    facts = file.check(promised, trials.images, evidence.photos, trials.tolerance)
+    return facts | (file.coverage(evidence.unseen) if evidence.unseen else UNCHECKED)
 
 
 @contextmanager

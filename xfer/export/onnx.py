@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from annotated_types import Ge, Interval
 
 from xfer.core.errors import ConfigError, ExportError
-from xfer.evaluation.onnx_session import open_session, runner
+from xfer.evaluation.onnx_session import open_session, promises, runner, several
 from xfer.export.metadata import metadata
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     import torch
@@ -31,6 +32,9 @@ class Onnx:
     ``input`` is ``tensor``: ``images`` float32 (batch, 3, h, w), preprocessed, to ``logits``; or
     ``image``: ``images`` uint8 (batch, 3, any height, any width) RGB to ``probabilities``, with
     resize, crop, normalisation and softmax in the graph. ``file`` gets the suffix it lacks.
+
+    With a certificate it has two further outputs, ``prediction_set`` bool (batch, classes) and
+    ``p_unlike`` float32 (batch,).
     """
 
     opset: Annotated[int, Interval(ge=18, le=24)] = 20
@@ -55,13 +59,19 @@ class Onnx:
         import onnx
 
         pictures = self.input == "image"
-        net, example, free, output = (
+        watched = net
+        net, example, free, outputs = (
             _pictures(net, card, self.file) if pictures else tensors(net, images)
         )
         if self.batch is not None:
             example = example[:1].repeat(self.batch, 1, 1, 1)
             free = {axis: size for axis, size in free.items() if axis}
-        model = trace(net, example, free, output, self.opset).model_proto
+        if card.certificate is not None:
+            from xfer.export.certified_graph import Certified
+
+            net = Certified(net, watched, card.certificate, pictures).eval()
+            outputs += net.outputs
+        model = trace(net, example, free, outputs, self.opset).model_proto
         written = {entry.domain: entry.version for entry in model.opset_import}[""]
         if written != self.opset:  # the exporter keeps its opset when it cannot convert
             what = f"the network cannot be written in opset {self.opset}, only in {written}"
@@ -80,6 +90,11 @@ class Onnx:
         """The file alone, on the CPU."""
         return runner(open_session(path))
 
+    def open_certified(self, path: Path) -> Callable[[Array], Sequence[Array]]:
+        """The file alone, with what it has of a certificate after its answers."""
+        session = open_session(path)
+        return several(session, session.get_outputs()[0].name, *promises(session))
+
 
 def with_suffix(file: str, suffix: str) -> str:
     """``file`` with the suffix of its format. Raises ConfigError for what is no bare name."""
@@ -89,8 +104,8 @@ def with_suffix(file: str, suffix: str) -> str:
     return file if file.endswith(suffix) else file + suffix
 
 
-Traced = tuple["nn.Module", "torch.Tensor", dict[int, Any], str]
-"""A network, an example of its input, its free dimensions, and the name of its output."""
+Traced = tuple["nn.Module", "torch.Tensor", dict[int, Any], tuple[str, ...]]
+"""A network, an example of its input, its free dimensions, and the names of its outputs."""
 
 
 def tensors(net: nn.Module, images: Array) -> Traced:
@@ -99,7 +114,7 @@ def tensors(net: nn.Module, images: Array) -> Traced:
 
     # Two copies of one image: a batch of 1 could be taken for a constant.
     example = torch.from_numpy(images[:1]).repeat(2, 1, 1, 1)
-    return net, example, {0: torch.export.Dim("batch", min=1)}, "logits"
+    return net, example, {0: torch.export.Dim("batch", min=1)}, ("logits",)
 
 
 def _pictures(net: nn.Module, card: Card, file: str) -> Traced:
@@ -111,13 +126,13 @@ def _pictures(net: nn.Module, card: Card, file: str) -> Traced:
     # No side equals another or the recipe's: equal numbers could be taken for one.
     example = torch.zeros((2, 3, 301, 433), dtype=torch.uint8)
     sides = {2: torch.export.Dim("height", min=1), 3: torch.export.Dim("width", min=1)}
-    return whole, example, {0: torch.export.Dim("batch", min=1), **sides}, "probabilities"
+    return whole, example, {0: torch.export.Dim("batch", min=1), **sides}, ("probabilities",)
 
 
 def trace(
-    net: nn.Module, example: torch.Tensor, free: dict[int, Any], output: str, opset: int
+    net: nn.Module, example: torch.Tensor, free: dict[int, Any], outputs: Sequence[str], opset: int
 ) -> Any:
-    """``net`` as a ``torch.onnx.ONNXProgram`` from ``images`` to ``output``."""
+    """``net`` as a ``torch.onnx.ONNXProgram`` from ``images`` to ``outputs``."""
     import torch
 
     # It prints its progress, and pages of advice; what goes wrong is in its exception.
@@ -128,7 +143,7 @@ def trace(
             dynamo=True,
             external_data=False,
             input_names=["images"],
-            output_names=[output],
+            output_names=[*outputs],
             opset_version=opset,
             dynamic_shapes=(free,),
         )

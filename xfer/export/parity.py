@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from xfer.core.protocols import Runner
-    from xfer.core.types import Array, Card, Images, Plain
+    from xfer.core.types import Array, Card, Images, Plain, Samples
 
     Answers = dict[int, Array]
     Labelled = Iterator[tuple[Array, Array]]
@@ -35,13 +35,23 @@ FIX = "choose other formats, export=[...] or export=none; the checkpoint is not 
 
 
 @dataclass(frozen=True)
+class Unseen:
+    """Labelled images that neither a network nor its certificate was fitted or chosen on: those of
+    ``split``, and their ``inputs`` float32 (n, 3, h, w)."""
+
+    split: str
+    samples: Samples
+    inputs: Array
+
+
+@dataclass(frozen=True)
 class Evidence:
     """What a trial needs beside the network's inputs; a writer that lacks its part is refused.
 
     ``photos`` are the inputs' pictures as decoded, ``labels`` their classes, int64 (n,);
     ``calibration`` training images, float32 (m, 3, h, w), preprocessed; ``val`` gives the whole
     validation split, (images, labels) a batch; ``max_drop`` the accuracy that an approximate file
-    may lose, 0.01 is one point in a hundred.
+    may lose, 0.01 is one point in a hundred; ``unseen`` images that no certificate was fitted on.
     """
 
     photos: Images | None = None
@@ -49,6 +59,7 @@ class Evidence:
     calibration: Array | None = None
     val: Callable[[], Labelled] | None = None
     max_drop: float = 0.01
+    unseen: Unseen | None = None
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import nn
 
+    from xfer.core.certificate import Certificate
     from xfer.core.types import Array, Exported, Images, InputSpec
+    from xfer.export.parity import Unseen
     from xfer.plan.plan import Plan
 
 _BATCH = 32
@@ -49,6 +51,7 @@ def hand_over(plan: Plan, net: nn.Module, folder: Path, checkpoint: Path | None)
         if (split.labels < 0).any()
         else lambda: ((images.numpy(), labels.numpy()) for images, labels in whole),
         max_drop=asked.gate.max_drop,
+        unseen=_unseen(plan),
     )
     net = net.to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     images, tolerance = _prepared(chosen, card.input), asked.gate.tolerance
@@ -70,6 +73,13 @@ def _line(file: Exported) -> str:
     line += f"same top class on {file.agree:.1%} of {file.images} images"
     if file.bound is None:
         line += f"; accuracy on val {file.acc:.4f}, the checkpoint's {file.acc_network:.4f}"
+    if promised := file.facts.get("certificate"):
+        line += "; the network's prediction sets and p-values"
+        covers = "; what the sets cover is not checked: no images that nothing was fitted on"
+        if promised["checked_on"]:
+            share, n, split = (promised[key] for key in ("covered", "checked", "checked_on"))
+            covers = f"; its sets cover {share:.1%} of {n} images of {split}"
+        line += covers
     return line
 
 
@@ -77,6 +87,29 @@ def check_split(plan: Plan) -> Samples:
     """The split whose images files are tried on: val, else test, else train."""
     splits = plan.dataset.splits if plan.dataset else {}
     return splits.get("val") or splits.get("test") or splits["train"]
+
+
+def unseen_splits(plan: Plan, certificate: Certificate) -> list[str]:
+    """The labelled splits that neither the network nor its ``certificate`` was fitted or chosen
+    on, test before val."""
+    splits = plan.dataset.splits if plan.dataset else {}
+    used = {*plan.card.splits.values(), certificate.sha256}
+    return [
+        name
+        for name in ("test", "val")
+        if name in splits and splits[name].sha256 not in used and (splits[name].labels >= 0).all()
+    ]
+
+
+def _unseen(plan: Plan) -> Unseen | None:
+    from xfer.export.parity import Unseen
+
+    certificate = plan.card.certificate
+    names = unseen_splits(plan, certificate) if certificate else []
+    if plan.dataset is None or not names:
+        return None
+    chosen = spread(plan.dataset.splits[names[0]], plan.specs.export.gate.images)
+    return Unseen(names[0], chosen, _prepared(chosen, plan.card.input))
 
 
 def _calibration(plan: Plan) -> Array | None:

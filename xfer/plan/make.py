@@ -18,6 +18,7 @@ from xfer.models.head import Keep, Remap
 from xfer.models.head.class_match import Naming, adopt
 from xfer.plan import auto
 from xfer.plan.calibration_plan import NO_CALIBRATION, CalibrationPlan, plan_calibration
+from xfer.plan.certifying import check_certificate
 from xfer.plan.classes import class_mismatch, joined
 from xfer.plan.plan import NO_LAYOUT, Plan
 from xfer.plan.preflight import check_devices
@@ -58,6 +59,7 @@ def make_plan(specs: Specs, not_exact: str = "") -> Plan:
     check_tta(plan.card.input, specs.tta)
     if training:
         _check_training(plan)
+        check_certificate(plan.specs, plan.dataset)
     return plan
 
 

@@ -18,6 +18,7 @@ from xfer.data.tta import tta_facts
 from xfer.freeze import Layout, Phase, ever
 from xfer.plan.auto import Decision
 from xfer.plan.calibration_plan import NO_CALIBRATION, CalibrationPlan
+from xfer.plan.certifying import certificate_facts
 from xfer.plan.resume import fingerprint
 
 if TYPE_CHECKING:
@@ -124,6 +125,7 @@ class Plan:
             "augment": specs.facts["augment"],
             "tta": tta_facts(specs.tta),
             "calibration": self.calibration.to_plain(),
+            "certificate": certificate_facts(specs, dataset, card),
             "freeze": specs.facts["freeze"],
             "features": {**specs.facts["features"], **self.features},
             "auto": [asdict(decision) for decision in self.decisions],

@@ -13,6 +13,7 @@ from xfer.core.types import InputSpec, Plain
 from xfer.data.folds import fold_words
 from xfer.data.tta import tta_words
 from xfer.plan.calibration_plan import calibration_words
+from xfer.plan.certifying import certificate_line
 
 if TYPE_CHECKING:
     from xfer.plan.plan import Plan
@@ -68,7 +69,13 @@ def _views_lines(plan: Plan) -> list[tuple[str, str]]:
         lines.append(("calibration", line))
     if scaled := plan.card.calibration:
         lines.append(("calibration", f"{calibration_words(scaled)}; it is in the weights"))
-    return lines
+    return lines + _certificate_lines(plan)
+
+
+def _certificate_lines(plan: Plan) -> list[tuple[str, str]]:
+    facts = plan.facts["certificate"]
+    also_chosen = "val" in plan.card.splits
+    return [("certificate", certificate_line(facts, plan.specs, also_chosen))] if facts else []
 
 
 def _columns(lines: Sequence[tuple[str, str]]) -> str:
@@ -83,7 +90,7 @@ def brief(plan: Plan) -> str:
     counts = ", ".join(f"{split['n']:,} {name}" for name, split in facts["splits"].items())
     more = ", ..." if len(card.classes) > _FEW else ""
     height, width = card.input.size
-    parts, tta = _parts(plan), tta_words(plan.specs.tta)
+    parts, tta = [*_certificate_lines(plan), *_parts(plan)], tta_words(plan.specs.tta)
     shown = _REMARKS - len(parts) - bool(tta)  # of the dozen lines
     lines = [
         ("run", f"{facts['experiment']}, seed {facts['seed']}: {', '.join(facts['stages'])}"),

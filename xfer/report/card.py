@@ -14,6 +14,7 @@ from xfer.report import panels, tables
 from xfer.report import sections as facts
 from xfer.report.fold_section import explained, fold_tables, lead
 from xfer.report.format import number, words
+from xfer.report.promised_words import promised_lines
 from xfer.report.shots import Shot
 from xfer.report.svg import Chart
 
@@ -188,6 +189,7 @@ def _seen(result: Plain, plan: Plain, details: Plain, drawn: Collection[str]) ->
             shots=shots,
         ),
         Section("Confidence", facts=facts.calibration(result), charts=charts.get("confidence", ())),
+        Section("Certificate", text=tuple(promised_lines(result))),
         Section(
             "Classes",
             tables=tables.per_class(details.get("per_class") or {}),

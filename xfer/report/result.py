@@ -14,6 +14,7 @@ from xfer.config.help import DISTRIBUTION
 from xfer.core.files import file_sha256
 from xfer.core.types import Plain
 from xfer.data.tta import tta_facts
+from xfer.report.promised import NOT_CHECKED, certificate_outcome
 from xfer.training.features import UNCACHED
 from xfer.training.oom import batch_sizes
 
@@ -45,6 +46,7 @@ def _facts(specs: Specs, packages: Sequence[str], **known: object) -> Plain:
         "scores": {},
         "cv": None,
         "tta": tta_facts(specs.tta),
+        "certificate": None,
         "params": None,
         "freeze": {"proved": None},
         "source": None,
@@ -62,8 +64,11 @@ def _facts(specs: Specs, packages: Sequence[str], **known: object) -> Plain:
     return facts | known
 
 
-def outcome_of_file(specs: Specs, model: Path, predicted: int, timing: Plain) -> Plain:
-    """The result of a prediction of ``predicted`` images with the exported file ``model``."""
+def outcome_of_file(
+    specs: Specs, model: Path, predicted: int, timing: Plain, certificate: Plain | None
+) -> Plain:
+    """The result of a prediction of ``predicted`` images with the exported file ``model``, and what
+    that says of its certificate."""
     digest = file_sha256(model)
     return _facts(
         specs,
@@ -72,6 +77,7 @@ def outcome_of_file(specs: Specs, model: Path, predicted: int, timing: Plain) ->
         checkpoint={"path": str(model), "sha256": digest},
         timing=timing,
         predicted=predicted,
+        certificate=certificate and {**certificate, **NOT_CHECKED},
     )
 
 
@@ -102,6 +108,7 @@ def outcome(work: Work) -> Plain:
         "checkpoint": scored and {"path": named(scored), "sha256": file_sha256(scored)},
         "calibration": work.card.calibration or None,
         "solved": fitted.solved if fitted else None,
+        "certificate": certificate_outcome(work),
         "features": fitted.features if fitted else dict(UNCACHED),
         "export": [
             {k: v for k, v in asdict(file).items() if k != "batches"} for file in work.exports

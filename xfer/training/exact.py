@@ -22,14 +22,17 @@ from xfer.core.errors import DataError
 from xfer.core.files import write_json, write_rows
 from xfer.core.log import log
 from xfer.core.run_folder import LAST, best_checkpoint, checkpoints
-from xfer.core.types import Plain, Predictions, Samples
+from xfer.core.types import Card, Plain, Predictions, Samples
 from xfer.evaluation import metrics
+from xfer.evaluation.calibration import scaling_of
 from xfer.evaluation.out_of_fold import TABLE, OutOfFold
 from xfer.evaluation.predict import write_predictions
+from xfer.evaluation.unlike import fit_unlike
 from xfer.freeze.rows import ParameterRow
 from xfer.models.network import assemble
 from xfer.training import logistic
 from xfer.training.calibrate import calibrate_solved
+from xfer.training.certify import HeldOut, certify
 from xfer.training.cross_validation import HeadProblem
 from xfer.training.features import AutoFeatures
 from xfer.training.features.cut import Tail, inference
@@ -46,6 +49,7 @@ from xfer.weights.formats.checkpoint_format import Snapshot, identity, write_sna
 if TYPE_CHECKING:
     import numpy.typing as npt
 
+    from xfer.core.certificate import Certificate
     from xfer.plan.plan import Plan
     from xfer.training.guarded_logger import GuardedLogger
 
@@ -59,9 +63,11 @@ class NotExact(Exception):
 
 @dataclass(frozen=True)
 class Solved:
-    """A head that is solved: what it was solved on, the path, and the logits of the validation
-    images under each of its solutions, float32 (n, classes), nothing without such images."""
+    """A head that is solved: its ``layer``, what it was solved on, the path of its solutions, and
+    the logits of the validation images under each of these, float32 (n, classes), nothing without
+    such images."""
 
+    layer: str
     options: Exact
     problem: HeadProblem
     rows: logistic.TrainingRows
@@ -103,6 +109,7 @@ def fit(plan: Plan, folder: Path) -> FitResult:
     facts = _write_held_out(plan, solved, train, folder / "predictions_cv.csv")
     log.info(_summary(facts))
     card = calibrate_solved(plan, net, solved.rows, solved.solution, bool(train.groups))
+    card = replace(card, certificate=_certificate(plan, card, solved, frozen, cached))
     snapshot = Snapshot(card, net.cpu().state_dict(), chosen, run=identity(plan.facts))
     best_path = best_checkpoint(folder)
     best_path.parent.mkdir(exist_ok=True)
@@ -136,6 +143,22 @@ def _cross_validated(plan: Plan, problem: HeadProblem, train: Samples) -> OutOfF
     logits = problem.out_of_fold(train.folds)
     facts = (train.names, logits, train.labels, train.folds, plan.card.classes)
     return OutOfFold(*facts, grouped=bool(train.groups))
+
+
+def _certificate(
+    plan: Plan, card: Card, solved: Solved, frozen: PartlyFrozen, cached: CachedFeatures
+) -> Certificate | None:
+    """That of the solved head, from what the folds held out, scaled as ``card`` says the head is;
+    ``None`` where none is asked for."""
+    if plan.specs.certificate.coverage is None:
+        return None
+    train, logits = cached.work.splits["train"], solved.solution.held_out
+    if card.calibration:
+        logits = scaling_of(card.calibration, len(card.classes)).of(logits).astype(np.float32)
+    features = inputs(frozen, cached, solved.layer, "train")
+    held_out = HeldOut(logits, train.labels, "cv", train.sha256)
+    unlike = fit_unlike(solved.layer, features, train.labels)
+    return certify(plan.specs.certificate, held_out, unlike)
 
 
 def _logged(plan: Plan, folder: Path, rows: list[Plain]) -> GuardedLogger | None:
@@ -200,7 +223,7 @@ def solve(plan: Plan, frozen: PartlyFrozen, cached: CachedFeatures) -> Solved:
         _check_linear(frozen, cached, _answers(best, evaluated), "train")
     else:
         _check_linear(frozen, cached, answers[solution.best], "val")
-    return Solved(options, problem, rows, solution, answers, seconds)
+    return Solved(path, options, problem, rows, solution, answers, seconds)
 
 
 def _answers(head: logistic.Strength, features: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

@@ -31,6 +31,7 @@ from xfer.training.calibrate import calibrate_best
 from xfer.training.callbacks.freeze_phase import Phases
 from xfer.training.callbacks.progress import History
 from xfer.training.callbacks.timeline import Timeline
+from xfer.training.certify import certify_best
 from xfer.training.distributed.group import Team
 from xfer.training.distributed.rendezvous import followed, led
 from xfer.training.features.feed import Feed
@@ -81,6 +82,7 @@ def fit(
         _complete(path, snapshot, done.net)
     feed = done.phases.feed
     card = calibrate_best(plan, path, feed.last, done.device)
+    certify_best(plan, path)
     log.info(
         f"End training, the best {best['metric']} is: {best['value']:.4f}, "
         f"the best epoch is {best['epoch']}"

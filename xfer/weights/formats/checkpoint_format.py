@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NotRequired
 
@@ -16,6 +16,7 @@ from pydantic import Field
 from typing_extensions import TypedDict
 
 from xfer.core.card_schema import card_of
+from xfer.core.certificate import certificate_of
 from xfer.core.checked import checked
 from xfer.core.checksum import sealed
 from xfer.core.errors import WeightsError
@@ -26,6 +27,7 @@ from xfer.core.torch_file import damaged, load_tensors, save_tensors
 from xfer.core.types import Card, Plain
 
 if TYPE_CHECKING:
+    from xfer.core.certificate import Certificate
     from xfer.core.types import StateDict
 
 FORMAT = 2
@@ -59,6 +61,11 @@ def write_snapshot(path: Path, snapshot: Snapshot) -> None:
         "xfer": json.loads(json.dumps(facts)),
         "state_dict": {k: v.detach().cpu().contiguous() for k, v in snapshot.state.items()},
     }
+    if snapshot.card.certificate is not None:
+        import torch
+
+        arrays = snapshot.card.certificate.arrays()
+        content["certificate"] = {name: torch.from_numpy(array) for name, array in arrays.items()}
     save_tensors(path, content)
 
 
@@ -97,6 +104,8 @@ def read_snapshot(path: Path) -> Snapshot:
             for name, tensor in state.items()
         ):
             raise ValueError("state_dict is no dict of tensors by name")
+        if promised := facts["card"].get("certificate"):
+            card = replace(card, certificate=_certificate(promised, content, len(card.classes)))
     except ValueError as error:
         what = f"its card is not what xfer writes ({error})"
         fix = "use another copy of the file, or train again"
@@ -109,6 +118,19 @@ def read_snapshot(path: Path) -> Snapshot:
         state |= content["ema"] or {}
         state = folded(state, from_plain(content.get("standard")))
     return Snapshot(card, state, facts["progress"], facts["frozen"], facts.get("run"))
+
+
+def _certificate(facts: Plain, content: Plain, classes: int) -> Certificate:
+    """That of a card, with the arrays beside it. Raises ValueError for what is none."""
+    import torch
+
+    tensors = content.get("certificate")
+    if not isinstance(tensors, dict) or not all(
+        isinstance(tensor, torch.Tensor) for tensor in tensors.values()
+    ):
+        raise ValueError("the certificate is no dict of tensors by name")
+    arrays = {name: tensor.contiguous().numpy() for name, tensor in tensors.items()}
+    return certificate_of(facts, arrays, classes)
 
 
 def identity(plan: Plain) -> str:

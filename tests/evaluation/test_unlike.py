@@ -1,0 +1,128 @@
+"""How unlike training a picture is, on numbers: distance, p-value, rank and bad input."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.spatial.distance import mahalanobis
+
+from xfer.core.certificate import MOST_BYTES, Certificate, certificate_of
+from xfer.evaluation import unlike as module
+from xfer.evaluation.unlike import fit_unlike
+
+
+def clouds(n: int, width: int, classes: int = 3, seed: int = 0):
+    """Features around a centre a class, of very different variance in different directions."""
+    random = np.random.default_rng(seed)
+    fixed = np.random.default_rng(99)
+    centres, scale = fixed.normal(0, 3, (classes, width)), fixed.uniform(0.2, 2, width)
+    labels = random.integers(0, classes, n)
+    return centres[labels] + random.normal(size=(n, width)) * scale, labels
+
+
+def test_the_distance_is_that_of_scipy_with_the_ridge_on_the_covariance() -> None:
+    x, y = clouds(400, 10)
+    fitted = fit_unlike("fc", x, y)
+    assert fitted is not None and fitted.basis.shape == (10, 10)
+    centres = np.stack([x[y == k].mean(0) for k in range(3)])
+    within = (x - centres[y]).T @ (x - centres[y]) / (400 - 3)
+    ridge = np.mean((x - x.mean(0)) ** 2)
+    inverse = np.linalg.inv(within + ridge * np.eye(10))
+    fresh, _ = clouds(20, 10, seed=5)
+    expected = [min(mahalanobis(row, c, inverse) ** 2 for c in centres) for row in fresh]
+    np.testing.assert_allclose(fitted.distance(fresh), expected, rtol=1e-4)
+
+
+def test_a_low_rank_has_one_variance_outside_of_its_directions(monkeypatch) -> None:
+    monkeypatch.setattr(module, "_RANK", 4)
+    x, y = clouds(500, 12)
+    fitted = fit_unlike("fc", x, y)
+    assert fitted is not None and fitted.basis.shape == (4, 12)
+    np.testing.assert_allclose(fitted.basis @ fitted.basis.T, np.eye(4), atol=1e-5)
+    away = x - x.mean(0)
+    beside = away - away @ fitted.basis.T @ fitted.basis
+    ridge = np.mean(away**2)
+    assert fitted.noise[0] == pytest.approx(1 / ((beside**2).sum(1).mean() / 8 + ridge), rel=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(150, 20), (80, 300)], ids=["more rows", "more features"])
+def test_p_values_are_uniform_on_images_of_the_same_kind(shape: tuple[int, int]) -> None:
+    n, width = shape
+    alarms = []
+    for seed in range(12):
+        x, y = clouds(n, width, seed=seed)
+        fitted = fit_unlike("fc", x, y)
+        assert fitted is not None
+        fresh, _ = clouds(200, width, seed=500 + seed)
+        alarms.append(np.mean(fitted.p_value(fitted.distance(fresh)) <= 0.1))
+    assert 0.05 < np.mean(alarms) < 0.13
+
+
+def test_what_lies_elsewhere_is_unlike_and_no_p_value_is_zero() -> None:
+    x, y = clouds(200, 20)
+    fitted = fit_unlike("fc", x, y)
+    assert fitted is not None and len(fitted.reference) == 200
+    p = fitted.p_value(fitted.distance(x + 20))
+    assert (p == 1 / 201).all()
+    assert fitted.p_value(np.array([-1.0]))[0] == 1.0
+
+
+def test_held_out_images_are_the_reference_where_there_are_any() -> None:
+    x, y = clouds(200, 20)
+    held, _ = clouds(50, 20, seed=7)
+    fitted = fit_unlike("fc", x, y, held)
+    assert fitted is not None
+    np.testing.assert_allclose(fitted.reference, np.sort(fitted.distance(held)), rtol=1e-5)
+
+
+NEARLY = 1e6 + np.random.default_rng(0).random((40, 6)) / 1e3
+
+
+@pytest.mark.parametrize("x", [np.full((40, 6), 3.7), np.zeros((40, 6)), NEARLY])
+def test_features_that_do_not_vary_have_no_distance(x) -> None:
+    assert fit_unlike("fc", x, np.arange(40) % 2) is None
+
+
+def test_one_class_and_a_class_of_one_image_have_one() -> None:
+    x, _ = clouds(60, 8)
+    assert fit_unlike("fc", x, np.zeros(60, np.int64)) is not None
+    fitted = fit_unlike("fc", x, np.append(np.zeros(59, np.int64), 1))
+    assert fitted is not None and len(fitted.centres) == 2 and len(fitted.reference) == 60
+
+
+@pytest.mark.parametrize("width", [25_088, 2_048])
+def test_it_takes_less_than_a_megabyte_whatever_the_width(width: int) -> None:
+    x, y = clouds(90, width, classes=20)
+    fitted = fit_unlike("fc", x, y)
+    assert fitted is not None
+    least = np.zeros(20, np.float32)
+    made = Certificate(0.9, False, "cv", 90, 1.0, "", least, fitted)
+    assert sum(array.nbytes for array in made.arrays().values()) < MOST_BYTES
+    assert len(fitted.basis) >= 5
+
+
+def test_a_certificate_is_the_same_from_both_of_its_halves_and_nothing_else_is_one() -> None:
+    x, y = clouds(60, 8)
+    least = np.zeros(3, np.float32)
+    made = Certificate(0.9, True, "val", 60, 1.2, "a", least, fit_unlike("f", x, y))
+    again = certificate_of(made.to_plain(), made.arrays(), 3)
+    fresh, _ = clouds(10, 8, seed=4)
+    assert again.unlike is not None and made.unlike is not None
+    np.testing.assert_array_equal(again.unlike.distance(fresh), made.unlike.distance(fresh))
+    bare = Certificate(0.9, True, "val", 60, 1.2, "a", least)
+    assert certificate_of(bare.to_plain(), bare.arrays(), 3).unlike is None
+    arrays = made.arrays()
+    for wrong in (
+        {"least": np.zeros(2, np.float32)},
+        {"least": np.full(3, np.nan, np.float32)},
+        {"mean": arrays["mean"].astype(np.float64)},
+        {"whiten": arrays["whiten"][:, :2]},
+        {"reference": arrays["reference"][::-1].copy()},
+        {"reference": arrays["reference"][:0]},
+        {"basis": np.zeros((300_000, 8), np.float32)},
+    ):
+        with pytest.raises(ValueError, match="certificate"):
+            certificate_of(made.to_plain(), {**arrays, **wrong}, 3)
+    for facts in ({"coverage": 1.0}, {"n": 0}, {"fitted_on": "train"}, {"more": 1}):
+        with pytest.raises(ValueError):
+            certificate_of({**made.to_plain(), **facts}, arrays, 3)

@@ -1,0 +1,164 @@
+"""A certificate: what travels with trained weights to answer with prediction sets and with how
+unlike the training images a picture is. numpy only.
+
+It is fitted by :mod:`xfer.evaluation.conformal` and :mod:`xfer.evaluation.unlike`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import numpy as np
+from pydantic import ConfigDict, Field, with_config
+from typing_extensions import TypedDict
+
+from xfer.core.checked import checked
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    Floats = npt.NDArray[np.float32]
+    JsonFacts = dict[str, Any]
+
+MOST_BYTES = 1_000_000
+"""The arrays of a certificate take no more."""
+FittedOn = Literal["cv", "val"]
+"""``cv``: training images, each answered by the fit of the folds that had not seen it; ``val``: the
+validation images."""
+
+
+@dataclass(frozen=True)
+class Unlike:
+    """A Gaussian of the features that enter the head, and how far from it held-out images were.
+
+    It has one centre a class and one covariance (Lee et al., 2018) of low rank: ``r`` principal
+    directions, and one variance outside of them (Tipping and Bishop, 1999).
+
+    ``layer`` is the dotted path of the layer whose input the features are, the mean over the
+    positions of a map. ``mean`` (d,), ``basis`` (r, d) orthonormal, ``whiten`` (r, r), ``centres``
+    (classes, r) whitened, ``noise`` (1,) one over the variance outside of the basis, 0 where there
+    is none; ``reference`` (m,) ascending distances of images that were held out. All float32.
+    """
+
+    layer: str
+    mean: Floats
+    basis: Floats
+    whiten: Floats
+    centres: Floats
+    noise: Floats
+    reference: Floats
+
+    def distance(self, features: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+        """Squared Mahalanobis distances to the nearest class, (n,), of features (n, d)."""
+        away = np.asarray(features, np.float64) - self.mean
+        inside = away @ self.basis.T.astype(np.float64)
+        outside = np.maximum((away**2).sum(axis=1) - (inside**2).sum(axis=1), 0) * self.noise[0]
+        white = inside @ self.whiten.T.astype(np.float64)
+        near = [((white - centre) ** 2).sum(axis=1) for centre in self.centres]
+        return np.asarray(np.min(near, axis=0) + outside)
+
+    def p_value(self, distance: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+        """Conformal p-values (n,) of distances (n,): the share of held-out images that were as far
+        away, the image itself counted among them, so that none is 0 (Vovk et al., 2005)."""
+        nearer = np.searchsorted(self.reference, distance, side="left")
+        count = len(self.reference)
+        return np.asarray((1 + count - nearer) / (1 + count), np.float64)
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """From which probability on a class is in the prediction set of an image, and what is known of
+    images that are like none of training.
+
+    ``least`` float32 (classes,) are those probabilities; sets have the true class of a share
+    ``coverage`` of images like the ``n`` that it was ``fitted_on``, each class for itself where
+    ``by_class``. ``mean_set_size`` is that of those images, ``sha256`` of the split they are of.
+    ``unlike`` is ``None`` where the head has no layer whose input could be looked at.
+    """
+
+    coverage: float
+    by_class: bool
+    fitted_on: FittedOn
+    n: int
+    mean_set_size: float
+    sha256: str
+    least: Floats
+    unlike: Unlike | None = None
+
+    def sets(self, probabilities: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+        """Prediction sets, bool (n, classes), of probabilities (n, classes).
+
+        The most probable class is always in: no set is empty, and sets cover more than they were
+        asked to where the network is right more often than that.
+        """
+        return np.asarray(
+            (probabilities >= self.least) | (probabilities >= probabilities.max(1, keepdims=True))
+        )
+
+    def to_plain(self) -> JsonFacts:
+        """Its facts without the arrays, JSON-like, as a card has them."""
+        facts = {name: value for name, value in vars(self).items() if name in _FACTS}
+        return facts | {"layer": self.unlike.layer if self.unlike else None}
+
+    def arrays(self) -> dict[str, Floats]:
+        """The arrays by name, float32: the other half of :meth:`to_plain`."""
+        unlike = {name: getattr(self.unlike, name) for name in _UNLIKE} if self.unlike else {}
+        return {"least": self.least, **unlike}
+
+
+_UNLIKE = ("mean", "basis", "whiten", "centres", "noise", "reference")
+_Share = Annotated[float, Field(gt=0, lt=1)]
+
+
+@with_config(ConfigDict(extra="forbid", allow_inf_nan=False))
+class CertificateFacts(TypedDict):
+    """What a card says of its certificate."""
+
+    coverage: _Share
+    by_class: bool
+    fitted_on: FittedOn
+    n: Annotated[int, Field(gt=0)]
+    mean_set_size: Annotated[float, Field(ge=1)]
+    sha256: str
+    layer: str | None
+
+
+_FACTS = frozenset(CertificateFacts.__annotations__) - {"layer"}
+
+
+def certificate_of(facts: JsonFacts, arrays: Mapping[str, Any], classes: int) -> Certificate:
+    """The certificate of a network of so many ``classes`` from both of its halves, as a file holds
+    them. Raises ValueError in one line for what is none."""
+    checked(CertificateFacts, facts)
+    values = dict(facts)
+    layer = values.pop("layer")
+    names = ("least", *_UNLIKE) if layer is not None else ("least",)
+    if set(arrays) != set(names):
+        raise ValueError(f"the certificate has the arrays {sorted(map(str, arrays))}")
+    parts = {name: np.asarray(arrays[name]) for name in names}
+    if sum(part.nbytes for part in parts.values()) > MOST_BYTES:
+        raise ValueError(f"the certificate takes more than {MOST_BYTES:,} bytes")
+    _check_shapes(parts, classes)
+    least = parts.pop("least")
+    unlike = Unlike(layer, **parts) if layer is not None else None
+    return Certificate(**values, least=least, unlike=unlike)
+
+
+def _check_shapes(parts: Mapping[str, npt.NDArray[Any]], classes: int) -> None:
+    """Raise ValueError for an array of another shape or type, and for one with NaN or Inf."""
+    wanted: dict[str, tuple[int, ...]] = {"least": (classes,)}
+    if "basis" in parts:
+        rank, width = parts["basis"].shape if parts["basis"].ndim == 2 else (-1, -1)
+        wanted |= {"mean": (width,), "basis": (rank, width), "whiten": (rank, rank)}
+        wanted |= {"centres": (len(parts["centres"]), rank), "noise": (1,)}
+        wanted |= {"reference": (parts["reference"].size,)}
+        if not (len(parts["centres"]) and parts["reference"].size):
+            raise ValueError("the certificate has no centre or no reference")
+        if (np.diff(parts["reference"]) < 0).any():
+            raise ValueError("the certificate's reference does not ascend")
+    for name, shape in wanted.items():
+        part = parts[name]
+        if part.dtype != np.float32 or part.shape != shape or not np.isfinite(part).all():
+            raise ValueError(f"the certificate's {name} is {part.dtype} of shape {part.shape}")

@@ -1,0 +1,141 @@
+"""Whether a file gives the prediction sets and p-values that the network gives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from xfer.core.errors import ExportError
+from xfer.evaluation.certified import distances_at
+from xfer.evaluation.conformal import covered
+from xfer.export.parity import FIX, Unseen, pixels, run_torch, softmax
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+
+    import torch
+
+    from xfer.core.certificate import Certificate
+    from xfer.core.types import Array, Images, Plain
+
+    Runs = Callable[[Array], Sequence[Array]]
+
+_BATCH = 16
+_SINGLE = 8  # images that are also asked for one at a time
+_FAR = 10.0  # times the tolerance of logits: how far a distance may be from the network's
+_FLOAT = 1e-6  # rounding of a p-value
+
+
+@dataclass(frozen=True)
+class Pledge:
+    """What the network promises of some images: ``probabilities`` float64 (n, classes) and
+    ``distances`` float64 (n,), of which its ``certificate`` makes sets and p-values."""
+
+    certificate: Certificate
+    probabilities: Array
+    distances: Array
+
+
+def pledge(net: torch.nn.Module, certificate: Certificate, images: Array) -> Pledge:
+    """That of ``net``, on the CPU and in evaluation mode, for inputs (n, 3, h, w)."""
+    run = run_torch(net)
+    with distances_at(net, certificate) as distances:
+        logits = [run(images[i : i + _BATCH]) for i in range(0, len(images), _BATCH)]
+    whole = np.concatenate(distances) if distances else np.empty(0)
+    return Pledge(certificate, softmax(np.concatenate(logits)), whole)
+
+
+@dataclass(frozen=True)
+class CertifiedFile:
+    """A file ``name`` at ``path`` whose certified answers are compared: ``run`` gives them for an
+    input, ``takes_pictures`` says which kind of input, ``bound`` is how far its answers may be from
+    the network's (of logits, or of probabilities where it takes pictures)."""
+
+    path: Path
+    name: str
+    run: Runs
+    takes_pictures: bool
+    bound: float
+
+    def check(self, want: Pledge, inputs: Array, photos: Images | None, tolerance: float) -> Plain:
+        """The facts of the comparison on ``inputs``, or their pictures ``photos``. Raises
+        ExportError for a set or p-value that rounding does not explain."""
+        facts = {"images": len(inputs), "sets_apart": 0, "p_apart": 0.0}
+        for some, got in self._answers(inputs, photos):
+            sets = want.certificate.sets(want.probabilities[some])
+            apart = sets != got[1]
+            if (apart & ~self._near(want, some)).any():
+                count = int((apart & ~self._near(want, some)).any(axis=1).sum())
+                what = f"{self.name} gives other prediction sets than the network for {count} of "
+                raise ExportError(self.path, f"{what}{len(inputs)} images", FIX, 8)
+            facts["sets_apart"] = max(facts["sets_apart"], int(apart.any(axis=1).sum()))
+            if want.certificate.unlike is not None:
+                far = self._p_apart(want, some, got[2], _FAR * tolerance)
+                facts["p_apart"] = max(facts["p_apart"], far)
+        return facts
+
+    def _answers(
+        self, inputs: Array, photos: Images | None
+    ) -> Iterator[tuple[slice, Sequence[Array]]]:
+        """Which images, and what the file answers to them: all of them, and some one at a time."""
+        n = len(inputs)
+        if self.takes_pictures:
+            yield slice(0, n), self._of_pictures(photos)
+            return
+        yield slice(0, n), self.run(inputs)
+        for i in range(min(_SINGLE, n)):
+            yield slice(i, i + 1), self.run(inputs[i : i + 1])
+
+    def _of_pictures(self, photos: Images | None) -> Sequence[Array]:
+        if photos is None:
+            raise ValueError("a file that takes pictures is compared without any")
+        each = [self.run(pixels([photos[i]])) for i in range(len(photos))]
+        return [np.concatenate(parts) for parts in zip(*each, strict=True)]
+
+    def _near(self, want: Pledge, some: slice) -> Array:
+        """Where a probability is so near to that which decides that the file may say either."""
+        p = want.probabilities[some]
+        cut = np.minimum(want.certificate.least.astype(np.float64), p.max(axis=1, keepdims=True))
+        # Logits within the bound leave each logarithm of a probability within twice of it.
+        near = self.bound if self.takes_pictures else np.expm1(2 * self.bound) * np.maximum(p, cut)
+        return np.asarray(np.abs(p - cut) <= near)
+
+    def _p_apart(self, want: Pledge, some: slice, got: Array, apart: float) -> float:
+        """The largest difference of p-values. Raises ExportError for one that distances which are
+        ``apart`` by that share of themselves do not explain."""
+        unlike, far = want.certificate.unlike, want.distances[some]
+        if unlike is None:
+            return 0.0
+        low, high = (unlike.p_value(far * (1 + side * apart)) for side in (1, -1))
+        wrong = (got < low - _FLOAT) | (got > high + _FLOAT)
+        difference = float(np.abs(got - unlike.p_value(far)).max(initial=0.0))
+        if wrong.any():
+            what = f"{self.name} gives other p-values than the network for {int(wrong.sum())} of "
+            what += f"{len(got)} images; they differ by up to {difference:.3g}"
+            raise ExportError(self.path, what, FIX, 9)
+        return difference
+
+    def coverage(self, unseen: Unseen) -> Plain:
+        """The share of ``unseen`` images whose set, as the file has it, has their true class."""
+        n = len(unseen.samples)
+        if self.takes_pictures:
+            sets = self._of_pictures(unseen.samples.images)[1]
+        else:
+            starts = range(0, n, _BATCH)
+            sets = np.concatenate([self.run(unseen.inputs[i : i + _BATCH])[1] for i in starts])
+        return {
+            "checked_on": unseen.split,
+            "checked": n,
+            "covered": covered(sets, unseen.samples.labels),
+        }
+
+
+UNCHECKED: dict[str, int | float | str | None] = {
+    "checked_on": None,
+    "checked": 0,
+    "covered": None,
+}
+"""What is said where no labelled images are left that nothing was fitted on."""

@@ -1,0 +1,78 @@
+"""Which images a certificate will be fitted on, whether they are enough, and what the plan says."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from xfer.core.certificate import FittedOn
+from xfer.core.errors import CombinationError
+from xfer.core.protocols import Certifies
+from xfer.core.types import Card, Dataset, Plain
+from xfer.evaluation.conformal import largest_coverage, smallest_n
+
+if TYPE_CHECKING:
+    from xfer.config.specs import Specs
+
+_WORDS = {"cv": "training images, held out in folds", "val": "validation images"}
+
+
+def certificate_facts(specs: Specs, dataset: Dataset | None, card: Card) -> Plain | None:
+    """What ``plan.json`` says: ``coverage``, ``by_class``, ``fitted_on`` and ``n``; of a checkpoint
+    its certificate's. ``None`` where there is none."""
+    if card.certificate is not None:
+        facts = card.certificate.to_plain()
+        return {key: facts[key] for key in ("coverage", "by_class", "fitted_on", "n")}
+    promise = specs.certificate
+    planned = not specs.stages or "fit" in specs.stages
+    if promise.coverage is None or not planned or dataset is None or specs.checkpoint.path:
+        return None
+    fitted_on, counts = _counts(specs, dataset)
+    n = sum(counts.values())
+    return {**vars(promise), "fitted_on": fitted_on, "n": n}
+
+
+def check_certificate(specs: Specs, dataset: Dataset | None) -> None:
+    """Raise CombinationError for a coverage that the images are too few to certify."""
+    coverage, by_class = specs.certificate.coverage, specs.certificate.by_class
+    if coverage is None or dataset is None:
+        return
+    fitted_on, counts = _counts(specs, dataset)
+    least = min(counts, key=lambda name: counts[name])
+    n, needed = counts[least] if by_class else sum(counts.values()), smallest_n(coverage)
+    if n >= needed:
+        return
+    of, has = (" of each class", f"of '{least}' ") if by_class else ("", "")
+    what = f"{coverage:g} asks for {needed} {_WORDS[fitted_on]}{of}, and {has}there are {n}"
+    fix = f"type certificate.coverage={largest_coverage(n):g}, or give more images"
+    if not largest_coverage(n):
+        fix = "type certificate.by_class=false" if by_class else "drop it, or give more images"
+    raise CombinationError("certificate.coverage", what, fix, 19)
+
+
+def _counts(specs: Specs, dataset: Dataset) -> tuple[FittedOn, dict[str, int]]:
+    """The images of each class that the fit will have answered without having seen them."""
+    import numpy as np
+
+    solves = specs.optim.solves
+    samples = dataset.splits.get("train" if solves else "val")
+    labels = samples.labels if samples else np.empty(0, np.int64)
+    each: list[int] = np.bincount(labels, minlength=len(dataset.classes)).tolist()
+    if solves:  # an image alone in its class is in every fold's fit
+        each = [count if count > 1 else 0 for count in each]
+    return "cv" if solves else "val", dict(zip(dataset.classes, each, strict=True))
+
+
+def certificate_line(facts: Plain, specs: Specs, also_chosen: bool) -> str:
+    """The same for people: what is promised, by which images, and which files will say it.
+    ``also_chosen`` where the best epoch is chosen on those images too."""
+    of = " of each class" if facts["by_class"] else ""
+    line = f"sets with the true class of {100 * facts['coverage']:g} % of images{of}, by "
+    line += f"{facts['n']:,} {_WORDS[facts['fitted_on']]}"
+    if also_chosen and facts["fitted_on"] == "val":
+        line += ", which also choose the best epoch"
+    if specs.stages and "export" not in specs.stages:
+        return line
+    whole = [w.file for w in specs.export.writers if isinstance(w, Certifies)]
+    bare = [w.file for w in specs.export.writers if not isinstance(w, Certifies)]
+    line += f"; also in {', '.join(whole)}" if whole else ""
+    return line + (f"; the network alone in {', '.join(bare)}" if bare else "")

@@ -1,0 +1,46 @@
+"""The answers of a network to a split: from the features of its fit where it has them, else from
+the images; with what its certificate says beside them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from xfer.evaluation.certified import certified, distances_at, usable
+from xfer.evaluation.evaluate import Reading, answers
+from xfer.evaluation.predict import predictions
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from xfer.config.specs import Specs
+    from xfer.core.errors import XferError
+    from xfer.core.types import Card, Predictions, Samples
+    from xfer.training.features.feature_loader import CachedFeatures
+
+
+def answer(
+    specs: Specs,
+    card: Card,
+    net: nn.Module,
+    samples: Samples,
+    device: torch.device,
+    cached: CachedFeatures | None = None,
+    broken: list[XferError] | None = None,
+) -> Predictions:
+    """Logits for every image of ``samples``, with the views that ``specs.tta`` names, and what a
+    certificate in ``card`` adds to them. ``broken`` as :func:`xfer.evaluation.evaluate.answers` has
+    it, which also says what is raised."""
+    reading = Reading(tta=specs.tta)
+    if specs.data:
+        reading = Reading(specs.data.eval_batch_size, specs.data.workers, specs.tta)
+    certificate = usable(card.certificate, specs.tta)
+    with distances_at(net, certificate) as distances:
+        # Features are those of one view, that which is evaluated without tta.
+        serves = cached and specs.tta == "none"
+        if cached and serves and cached.serve(net, samples, reading.batch_size, device):
+            logits = cached.logits(net)
+            answered = predictions(samples, range(len(samples)), logits, card.classes)
+        else:
+            answered = answers(net, samples, card.input, card.classes, reading, device, broken)
+    return certified(answered, certificate, distances) if certificate else answered

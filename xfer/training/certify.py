@@ -1,0 +1,129 @@
+"""The certificate of a network that has been trained, from answers to images that it had not seen.
+
+It is fitted last, on the answers of the weights as they are written.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from xfer.core.certificate import Certificate, FittedOn
+from xfer.core.device import device_of
+from xfer.core.log import log
+from xfer.core.types import Predictions, Samples
+from xfer.evaluation.certified import features_at, layer_path
+from xfer.evaluation.conformal import least_probabilities
+from xfer.evaluation.evaluate import Reading, answers
+from xfer.evaluation.unlike import fit_unlike
+from xfer.weights.formats.checkpoint_format import read_snapshot, write_snapshot
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import numpy.typing as npt
+    from torch import nn
+
+    from xfer.config.specs import Promise
+    from xfer.core.certificate import Unlike
+    from xfer.plan.plan import Plan
+
+    Matrix = npt.NDArray[Any]
+
+
+class HeldOut(NamedTuple):
+    """The ``logits`` (n, classes) of images that the fit had not seen, NaN in a row for one that
+    every fit had; their ``labels`` int64 (n,), what they are, and the sha256 of their split."""
+
+    logits: Matrix
+    labels: npt.NDArray[np.int64]
+    fitted_on: FittedOn
+    sha256: str
+
+
+def certify(promise: Promise, held_out: HeldOut, unlike: Unlike | None) -> Certificate | None:
+    """The certificate that was asked for, ``None`` where none was.
+
+    Its numbers hold for the weights that gave ``held_out``: whatever scales them comes before.
+    """
+    if promise.coverage is None:
+        return None
+    sound = np.isfinite(held_out.logits).all(axis=1)
+    logits, labels = held_out.logits[sound].astype(np.float32), held_out.labels[sound]
+    names = tuple(map(str, range(logits.shape[1])))
+    p = Predictions(tuple(map(str, range(len(labels)))), logits, labels, names).probabilities
+    least = least_probabilities(p, labels, promise.coverage, promise.by_class)
+    bare = Certificate(
+        promise.coverage,
+        promise.by_class,
+        held_out.fitted_on,
+        len(labels),
+        1.0,
+        held_out.sha256,
+        least,
+        unlike,
+    )
+    made = replace(bare, mean_set_size=float(bare.sets(p).sum(axis=1).mean()))
+    log.info(in_words(made))
+    return made
+
+
+def in_words(made: Certificate) -> str:
+    """One line: what the sets promise, how large they are, and from which p-value on."""
+    of = "training images held out" if made.fitted_on == "cv" else "validation images"
+    line = (
+        f"certificate: sets for {100 * made.coverage:g} % of images"
+        f"{' of each class' if made.by_class else ''}, fitted on {made.n:,} {of}: "
+        f"{made.mean_set_size:.2f} classes on average; "
+    )
+    if made.unlike is None:
+        return line + "no p_unlike: the features do not vary, or the head has no layer for them"
+    return line + f"p_unlike is {1 / (1 + len(made.unlike.reference)):.2g} at least"
+
+
+def certify_best(plan: Plan, path: Path) -> None:
+    """Write the whole checkpoint ``path`` anew with the certificate that was asked for, unless it
+    has one."""
+    if plan.specs.certificate.coverage is None:
+        return
+    from xfer.models.restore import pieces, restore
+
+    snapshot = read_snapshot(path)
+    if snapshot.card.certificate is not None:  # by the run that is resumed, before it was stopped
+        return
+    net = restore(path, snapshot, *pieces(snapshot.card, plan.specs.make)).eval()
+    card = replace(snapshot.card, certificate=_of_steps(plan, net))
+    write_snapshot(path, replace(snapshot, card=card))
+
+
+def _of_steps(plan: Plan, net: nn.Module) -> Certificate | None:
+    """That of a network trained step by step: on the validation images, with the features of the
+    training images from one pass in inference mode."""
+    train, val = plan.split("train"), plan.split("val")
+    layer = layer_path(net, plan.layout.heads[-1])
+    logits, held = _answers(plan, net, layer, val)
+    unlike = None
+    if layer is not None:
+        _, features = _answers(plan, net, layer, train)
+        unlike = fit_unlike(layer, features, train.labels, held=held)
+    held_out = HeldOut(logits, val.labels, "val", val.sha256)
+    return certify(plan.specs.certificate, held_out, unlike)
+
+
+def _answers(
+    plan: Plan, net: nn.Module, layer: str | None, samples: Samples
+) -> tuple[Matrix, Matrix]:
+    """Logits (n, classes), and the features (n, d) that enter ``layer``."""
+    specs = plan.specs
+    if specs.data is None:
+        raise ValueError("a fit without data")
+    reading = Reading(specs.data.eval_batch_size, specs.data.workers)
+    device = device_of(specs.trainer.accelerator)
+    if layer is None:
+        answered = answers(net, samples, plan.card.input, plan.card.classes, reading, device)
+        return answered.logits, np.empty((len(samples), 0), np.float32)
+    with features_at(net, layer) as seen:
+        answered = answers(net, samples, plan.card.input, plan.card.classes, reading, device)
+    return answered.logits, np.concatenate(seen)
