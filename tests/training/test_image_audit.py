@@ -49,7 +49,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def audited(place: Path) -> Path:
-    """One run for all of this module, in a cache of its own."""
+    """One run for all of this module."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
         patch.setenv("XFER_CACHE", str(place / "cache"))
@@ -217,14 +217,14 @@ def test_features_that_are_all_the_same_are_an_error_in_words(
 ) -> None:
     from xfer.training import image_audit
 
-    features = image_audit._features
+    features = image_audit.features
 
     def constant(plan):
         cached, found, device = features(plan)
         return cached, np.ones_like(found), device
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(image_audit, "_features", constant)
+    monkeypatch.setattr(image_audit, "features", constant)
     with pytest.raises(DataError, match=r"E358: .*features of all 153 images are the same"):
         run(place, "stages=[audit]")
 
@@ -234,14 +234,14 @@ def test_labels_at_random_are_said_to_be_no_basis(
 ) -> None:
     from xfer.training import image_audit
 
-    features = image_audit._features
+    features = image_audit.features
 
     def shuffled(plan):
         cached, found, device = features(plan)
         return cached, np.random.default_rng(0).permutation(found), device
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(image_audit, "_features", shuffled)
+    monkeypatch.setattr(image_audit, "features", shuffled)
     folder = run(place, "stages=[audit]").folder
     warnings = facts(folder, "result.json")["warnings"]
     assert any("no label can be judged" in warning for warning in warnings)

@@ -111,18 +111,27 @@ class LeftOut:
     apart: Floats
     effect: Floats
 
+    def held_out(self, labels: npt.NDArray[np.int64]) -> Floats:
+        """The answer to each image of the fit without it, float64 (n, classes), for the ``labels``
+        that were fitted."""
+        return np.asarray(np.eye(self.answers.shape[1])[labels] - self.apart)
+
     def without(self, image: int) -> Floats:
         """The answers to all images of the fit without one of them, float64 (n, classes)."""
-        count = len(self.answers)
-        weights = self.at.of([image])[0] / (self.at.squares + self.penalty)
-        shares = np.concatenate([z @ weights for _, z in self.at.blocks()]) + 1 / count
-        return np.asarray(self.answers - np.outer(shares, self.apart[image]))
+        return np.asarray(self.answers - np.outer(self._shares([image]), self.apart[image]))
+
+    def _shares(self, images: Sequence[int]) -> Floats:
+        """What the target of each of some images has in the answer to each image, (n, images)."""
+        weights = self.at.of(list(images)) / (self.at.squares + self.penalty)
+        parts = [z @ weights.T for _, z in self.at.blocks()]
+        return np.asarray(np.concatenate(parts) + 1 / len(self.answers))
 
     def changed(self, images: Sequence[int]) -> list[int]:
         """For each of some images: how many others are given another class without it."""
         before, counts = self.answers.argmax(axis=1), []
-        for image in images:
-            moved = self.without(image).argmax(axis=1) != before
+        for image, shares in zip(images, self._shares(images).T, strict=True):
+            after = self.answers - np.outer(shares, self.apart[image])
+            moved = after.argmax(axis=1) != before
             moved[image] = False
             counts.append(int(moved.sum()))
         return counts
@@ -153,9 +162,9 @@ def leave_one_out(
     best = strengths[int(losses.argmin())]
     answers, apart, spread = [], [], []
     for part, z in at.blocks():
-        found = _apart(at, z, sums, share, best, np.eye(classes)[labels[part]])
-        answers.append(found[0])
-        apart.append(found[1])
+        block = _apart(at, z, sums, share, best, np.eye(classes)[labels[part]])
+        answers.append(block[0])
+        apart.append(block[1])
         spread.append(1 / count + z**2 @ (at.squares / (at.squares + best) ** 2))
     away = np.concatenate(apart)
     effect = np.sqrt(np.concatenate(spread) / count) * np.sqrt((away**2).sum(axis=1))

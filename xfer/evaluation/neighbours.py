@@ -69,7 +69,7 @@ def nearest(vectors: Vectors, lengths: Vectors, count: int) -> Nearest:
             tile = vectors[rows] @ vectors[columns].T
             apart = lengths[rows, None] ** 2 + lengths[columns] ** 2
             apart -= 2 * lengths[rows, None] * lengths[columns] * tile
-            if left == start:  # an image is not its own neighbour
+            if left == start:  # no image is a neighbour of itself
                 np.fill_diagonal(tile, -2)
                 np.fill_diagonal(apart, np.inf)
             numbers = np.broadcast_to(np.arange(columns.start, columns.stop), tile.shape)
@@ -98,17 +98,17 @@ def nearest_among(vectors: Vectors, image: int, others: Indices, count: int) -> 
     return [int(others[i]) for i in np.argsort(-cosines, kind="stable")[:count]]
 
 
-def pairs(found: Nearest, least: float) -> list[tuple[int, int, float]]:
+def pairs(likest: Nearest, least: float) -> list[tuple[int, int, float]]:
     """(i, j, cosine) with i < j where two images are at least so alike, the most alike first."""
-    rows, columns = np.nonzero(found.cosines >= least)
+    rows, columns = np.nonzero(likest.cosines >= least)
     alike = {}
     for i, k in zip(rows.tolist(), columns.tolist(), strict=True):
-        j = int(found.which[i, k])
-        alike[min(i, j), max(i, j)] = float(found.cosines[i, k])
+        j = int(likest.which[i, k])
+        alike[min(i, j), max(i, j)] = float(likest.cosines[i, k])
     return sorted(((i, j, c) for (i, j), c in alike.items()), key=lambda row: (-row[2], row[:2]))
 
 
-def alike_from(found: Nearest) -> float:
+def alike_from(likest: Nearest) -> float:
     """The cosine from which on two images of these count as nearly the same.
 
     Far above what images have in common that are no copies: 1 less the cosine of the ``CROWD``-th
@@ -116,11 +116,11 @@ def alike_from(found: Nearest) -> float:
     logarithmic scale; but never under a cosine of 0.8, which unrelated photographs hardly reach
     (bench/audit.py).
     """
-    middle, spread = _typical(np.log(np.maximum(1 - _crowd(found), _SAME)))
+    middle, spread = _typical(np.log(np.maximum(1 - _crowd(likest), _SAME)))
     return max(_LEAST, 1 - math.exp(middle - _NEAR * spread))
 
 
-def outliers(found: Nearest) -> Indices:
+def outliers(likest: Nearest) -> Indices:
     """Images that are unlike all others, int64 (m,), by how like their ``CROWD``-th nearest is: one
     that has a copy is not hidden by it.
 
@@ -128,20 +128,20 @@ def outliers(found: Nearest) -> Indices:
     and no verdict; and those whose distance to it is over the median by more than 3.5 robust
     deviations on a logarithmic scale.
     """
-    count = len(found.away)
-    if found.cosines.shape[1] < CROWD:
+    count = len(likest.away)
+    if likest.cosines.shape[1] < CROWD:
         return np.empty(0, np.int64)
-    lowest = np.argsort(_crowd(found), kind="stable")[: max(_FEWEST, count // 100)]
-    away = np.log(np.maximum(found.away.astype(np.float64), _SAME))
+    lowest = np.argsort(_crowd(likest), kind="stable")[: max(_FEWEST, count // 100)]
+    away = np.log(np.maximum(likest.away.astype(np.float64), _SAME))
     middle, spread = _typical(away)
     far = np.flatnonzero(away > middle + _FAR * spread)
     far = far[np.argsort(-away[far], kind="stable")]
     return np.array(list(dict.fromkeys([*far.tolist(), *lowest.tolist()])), np.int64)
 
 
-def _crowd(found: Nearest) -> npt.NDArray[np.float64]:
+def _crowd(likest: Nearest) -> npt.NDArray[np.float64]:
     """The cosine of each image with its ``CROWD``-th nearest, or the last there is, (n,)."""
-    return found.cosines[:, min(CROWD, found.cosines.shape[1]) - 1].astype(np.float64)
+    return likest.cosines[:, min(CROWD, likest.cosines.shape[1]) - 1].astype(np.float64)
 
 
 def _typical(values: npt.NDArray[np.float64]) -> tuple[float, float]:

@@ -90,8 +90,8 @@ def _contaminated(
             float(np.clip(value, -20, limit)) for value, limit in zip(values, (6, 20), strict=True)
         )
         rate = (1 - 1 / classes) / (1 + math.exp(-odds))  # at most that of chance
-        found = curve(math.exp(scale) * answers)
-        right = found[rows, labels] / found.sum(axis=1)
+        odds_of = curve(math.exp(scale) * answers)
+        right = odds_of[rows, labels] / odds_of.sum(axis=1)
         said = (1 - rate) * right + rate / (classes - 1) * (1 - right)
         return right, np.maximum(said, _LEAST), rate
 

@@ -23,15 +23,15 @@ _DATA = ("batch_size", "eval_batch_size", "workers", "decoded_gb", "on_bad", "le
 
 def reasons(audited: Audited) -> dict[int, list[str]]:
     """The kinds by which each image is listed, in the order in which it is worth a look."""
-    found: dict[int, list[str]] = {}
+    listed: dict[int, list[str]] = {}
     twins = [image for twin in audited.twins for image in (twin.image, twin.other)]
     groups = (audited.judged.accused, twins, audited.outliers, audited.influential)
     for kind, images in zip(KINDS, groups, strict=True):
         for image in images:
-            kinds = found.setdefault(int(image), [])
+            kinds = listed.setdefault(int(image), [])
             if kind not in kinds:
                 kinds.append(kind)
-    return found
+    return listed
 
 
 def table(audited: Audited) -> list[Plain]:

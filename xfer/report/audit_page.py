@@ -35,7 +35,7 @@ _LARGE, _SMALL = 160, 72
 _NAMES = {
     "label": "label looks wrong",
     "duplicate": "near-duplicate",
-    "outlier": "unlike all others",
+    "outlier": "least like any others",
     "influence": "moves the answers",
 }
 
@@ -52,7 +52,7 @@ class Thumbnail:
 @dataclass(frozen=True)
 class Find:
     """One listed image: its ``row`` in the table, its ``kinds``, what is said of it in ``lines``,
-    and the nearest images with its own label (``given``) and with the ``suggested`` one."""
+    and the nearest images with its label (``given``) and with the ``suggested`` one."""
 
     row: int
     path: str
@@ -137,7 +137,7 @@ def _verdict(audited: Audited) -> list[str]:
         lead,
         f"{of_labels}In all, {counts['rate']:.1%} of the labels are estimated to be wrong. "
         f"{counts['duplicates']} pairs are nearly the same, {counts['across_splits']} of them "
-        f"across splits. {counts['outliers']} images are unlike all others.",
+        f"across splits. {counts['outliers']} images are the least like any others.",
         *audited.warnings,
     ]
 
@@ -154,7 +154,10 @@ def _meanings(audited: Audited) -> list[tuple[str, str]]:
             f"features whose cosine is {audited.facts['near_duplicate']['cosine']} or more, or "
             "files that the data's own check calls the same",
         ),
-        (_NAMES["outlier"], "far from its fifth-nearest image, compared with the others"),
+        (
+            _NAMES["outlier"],
+            "the hundredth part that is least like its fifth-nearest image, and what is far off",
+        ),
         (
             _NAMES["influence"],
             "the images whose removal would move the answers of that regression most: the "
@@ -219,7 +222,7 @@ def _lines(audited: Audited, image: int, kinds: list[str], pair: int | None) -> 
     if pair is not None:
         yield f"near-duplicate of {audited.names[pair]} ({audited.splits[pair]})"
     if "outlier" in kinds:
-        yield "unlike all others"
+        yield "least like any others"
     if image in audited.influential:
         changed = audited.influential[image]
         yield (

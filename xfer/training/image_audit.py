@@ -19,6 +19,7 @@ from xfer.core.log import log
 from xfer.core.types import Plain
 from xfer.evaluation.leave_one_out import BLOCK, LeftOut, coordinates, leave_one_out
 from xfer.evaluation.neighbours import (
+    AXES,
     TILE,
     Nearest,
     alike_from,
@@ -113,29 +114,31 @@ def audit(plan: Plan) -> Audited:
     nothing apart.
     """
     began = time.perf_counter()
-    plan = _as_evaluated(plan)
+    plan = as_evaluated(plan)
     try:
-        cached, features, device = _features(plan)
+        cached, matrix, device = features(plan)
     except exact.NotExact as error:
         what = f"the audit needs the input of the head, and {error}"
         fix = "type head=linear and features=auto, or choose another backbone"
         raise CombinationError("backbone", what, fix, 26) from error
     log.info(cached.summary())
+    working = _working_bytes(matrix, len(plan.card.classes))
+    log.info(f"audit: {len(matrix):,} images in blocks, about {working / 1e6:,.0f} MB")
     ready = time.perf_counter()
     splits = dict(cached.work.splits)
     names = tuple(name for samples in splits.values() for name in samples.names)
     labels = np.concatenate([samples.labels for samples in splits.values()])
-    _check(features, names)
-    at, classes = coordinates(features), plan.card.classes
+    _check(matrix, names)
+    at, classes = coordinates(matrix), plan.card.classes
     if not len(at.squares):
         what = f"the features of all {len(names)} images are the same"
         raise DataError("features", what, "use other weights, or another backbone", 58)
     left_out = leave_one_out(at, labels, len(classes))
-    held_out = np.eye(len(classes))[labels] - left_out.apart
+    held_out = left_out.held_out(labels)
     judged = judge(held_out, labels)
     vectors, lengths = directions(at)
-    found = nearest(vectors, lengths, _NEAREST)
-    least = alike_from(found)
+    likest = nearest(vectors, lengths, _NEAREST)
+    least = alike_from(likest)
     strongest = np.argsort(-left_out.effect, kind="stable")[:_MOST_EFFECT].tolist()
     right = int((held_out.argmax(axis=1) == labels).sum())
     largest = int(np.bincount(labels).max())
@@ -146,8 +149,8 @@ def audit(plan: Plan) -> Audited:
         labels=labels,
         classes=classes,
         judged=judged,
-        twins=_twins(plan, names, found, least),
-        outliers=outliers(found),
+        twins=_twins(plan, names, likest, least),
+        outliers=outliers(likest),
         influential=dict(zip(strongest, left_out.changed(strongest), strict=True)),
         left_out=left_out,
         vectors=vectors,
@@ -158,7 +161,7 @@ def audit(plan: Plan) -> Audited:
             "wrong_labels": {"rate": judged.rate, "expected": float(judged.p_wrong.sum())},
             "head": {"kind": "ridge regression", "penalty": left_out.penalty},
             "near_duplicate": {"cosine": least},
-            "working_bytes": _working_bytes(features, len(classes), vectors),
+            "working_bytes": working,
         },
         features=cached.facts({"hit": None}),
         device=device,
@@ -167,7 +170,7 @@ def audit(plan: Plan) -> Audited:
     )
 
 
-def _as_evaluated(plan: Plan) -> Plan:
+def as_evaluated(plan: Plan) -> Plan:
     """The plan with images as they are evaluated, on one device."""
     specs = plan.specs
     features = (
@@ -177,7 +180,7 @@ def _as_evaluated(plan: Plan) -> Plan:
     return replace(plan, specs=replace(specs, features=features, trainer=trainer))
 
 
-def _features(plan: Plan) -> tuple[CachedFeatures, npt.NDArray[np.float32], str]:
+def features(plan: Plan) -> tuple[CachedFeatures, npt.NDArray[np.float32], str]:
     """The features of all splits after each other, float32 (n, d), and the device."""
     from xfer.models.network import assemble
 
@@ -191,23 +194,23 @@ def _features(plan: Plan) -> tuple[CachedFeatures, npt.NDArray[np.float32], str]
     return cached, np.concatenate(parts), device_name(frozen.device)
 
 
-def _check(features: npt.NDArray[np.float32], names: tuple[str, ...]) -> None:
-    sound = np.isfinite(features).all(axis=1)
+def _check(matrix: npt.NDArray[np.float32], names: tuple[str, ...]) -> None:
+    sound = np.isfinite(matrix).all(axis=1)
     if not sound.all():
         fix = "use other weights, or trainer.precision=32-true"
         name = names[int(np.flatnonzero(~sound)[0])]
         raise DataError(name, "the backbone's features are NaN or Inf", fix, 48)
 
 
-def _twins(plan: Plan, names: tuple[str, ...], found: Nearest, least: float) -> list[Twin]:
-    """Near-duplicates, each pair once: those that the data's own checks have noticed by their
+def _twins(plan: Plan, names: tuple[str, ...], likest: Nearest, least: float) -> list[Twin]:
+    """Near-duplicates, each pair once: those that the checks of the data have noticed by their
     names for it, the others by their features."""
     position = {name: i for i, name in enumerate(names)}
     known = {
         frozenset((position[held], position[twin])): kind
         for held, twin, kind in (plan.dataset.leaks if plan.dataset else ())
     }
-    alike = {frozenset((i, j)): cosine for i, j, cosine in pairs(found, least)}
+    alike = {frozenset((i, j)): cosine for i, j, cosine in pairs(likest, least)}
     rows = []
     for pair in sorted({*known, *alike}, key=lambda pair: (-alike.get(pair, 1.0), sorted(pair))):
         i, j = sorted(pair)
@@ -215,13 +218,15 @@ def _twins(plan: Plan, names: tuple[str, ...], found: Nearest, least: float) -> 
     return rows
 
 
-def _working_bytes(
-    features: npt.NDArray[np.float32], classes: int, vectors: npt.NDArray[np.float32]
-) -> int:
+def _working_bytes(matrix: npt.NDArray[np.float32], classes: int) -> int:
     """What the audit takes beside the features: blocks, tiles, and some numbers an image."""
-    count, width = features.shape
+    count, width = matrix.shape
     square = min(count, width) ** 2 + (count * width if count <= width else 0)
-    return 8 * (3 * BLOCK + 3 * square + 6 * count * classes) + 48 * TILE**2 + 2 * vectors.nbytes
+    return (
+        8 * (3 * BLOCK + 3 * square + 6 * count * classes)
+        + 48 * TILE**2
+        + 8 * count * min(AXES, width)
+    )
 
 
 def _remarks(judged: Judged, right: int, largest: int, count: int, plan: Plan) -> list[str]:
