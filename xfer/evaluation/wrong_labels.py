@@ -67,13 +67,14 @@ def judge(answers: Floats, labels: Labels) -> Judged:
         _contaminated(answers / spread, labels, _logistic),
         _contaminated(apart / spread, labels, _normal),
     ]
-    p_wrong, rate = (np.mean([curve[i] for curve in curves], axis=0) for i in (0, 1))
+    p_wrong = np.mean([wrong for wrong, _ in curves], axis=0)
+    rate = float(np.mean([share for _, share in curves]))
     order = np.lexsort((given, -p_wrong))
     fdr = np.empty(count)
     fdr[order] = 1 - np.cumsum(p_wrong[order]) / np.arange(1, count + 1)
     others = answers.copy()
     others[rows, labels] = -np.inf
-    return Judged(others.argmax(axis=1), p_wrong, fdr, order, float(rate))
+    return Judged(others.argmax(axis=1), p_wrong, fdr, order, rate)
 
 
 def _contaminated(
