@@ -42,8 +42,8 @@ OF_TORCH = {
         "distributed.group", "distributed.rendezvous", "distributed.strategy", "ema", "exact",
         "features.cut", "features.extract", "features.feature_loader", "features.feed",
         "features.find_cut", "features.prove_cut", "features.shape_tensor", "fit",
-        "guarded_logger", "head_input", "head_start", "lightning", "lr_find", "module", "nan_guard",
-        "optimizer_restore",
+        "guarded_logger", "head_input", "head_start", "image_audit", "lightning", "lr_find",
+        "module", "nan_guard", "optimizer_restore",
     )
 }  # fmt: skip
 

@@ -28,6 +28,7 @@ from xfer.plan.resume import Earlier, check_same, choose, resume_file
 from xfer.plan.run_dir import make_folder, refuse_taken, write_plan
 from xfer.plan.table import brief, table
 from xfer.report.attach import attach
+from xfer.report.audit_page import audit
 from xfer.report.inputs import Work
 from xfer.report.last_lines import last_lines
 from xfer.training.distributed.launch import called, leading, next_run
@@ -85,11 +86,10 @@ def _run(specs: Specs) -> Result:
     try:
         if done := _without_plan(specs, began):
             return done
-        root = Path("outputs") / specs.experiment
         # A job that Slurm has queued again resumes in its own folder, unasked.
         again = specs.run_dir is not None and os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
         resume = specs.checkpoint.resume or ("auto" if again else None)
-        earlier = choose(resume, specs.config, root, specs.run_dir)
+        earlier = choose(resume, specs.config, Path("outputs") / specs.experiment, specs.run_dir)
         if earlier and earlier.finished:
             log.info(f"{earlier.folder} is finished: nothing to do")
             return Result(earlier.folder, {}, None)
@@ -207,15 +207,17 @@ def _line(work: Work, earlier: Earlier | None, page: LivePage) -> Plain:
     from xfer.report.write import finish
 
     stages = work.plan.specs.stages
+    if "audit" in stages:
+        page.begin("audit")
+        audit(work)
     if "lr_find" in stages:
         page.begin("lr_find")
         _find_rate(work)
     if "fit" in stages:
         page.begin("fit")
         with working("fit"):
-            work.fitted = _fit(work, resume_file(work.folder) if earlier else None, page)
-        work.device = work.fitted.device
-        fitted = work.fitted
+            work.fitted = fitted = _fit(work, resume_file(work.folder) if earlier else None, page)
+        work.device = fitted.device
         warn(work.warnings, warnings_of(fitted.rows, terms(work.plan), fitted.best["epoch"]))
         if fitted.logger and fitted.logger.problem:
             work.warnings.append(fitted.logger.problem)
@@ -314,8 +316,7 @@ def _evaluate(work: Work, net: nn.Module) -> None:
         write_predictions(predicted, work.folder / f"predictions_{name}.csv")
         if getattr(work.plan.specs.data, "fold", None) is not None:
             write_logits(predicted, work.folder)
-        tta = tta_words(work.plan.specs.tta)
-        views = f", {tta}" if tta else ""
+        views = f", {tta}" if (tta := tta_words(work.plan.specs.tta)) else ""
         log.info(f"{name}: accuracy {score.in_words()}, loss {score.loss:.4f}{views}")
 
 

@@ -54,6 +54,7 @@ SHARED = {
     343: (
         "training/features/extract.py training/fit.py training/head_start.py training/lr_find.py"
     ),
+    348: "training/exact.py training/image_audit.py",
     374: "data/dataset.py data/preprocess.py",
     401: "api.py core/torch_file.py weights/formats/detect.py",
     402: "core/torch_file.py weights/formats/detect.py weights/formats/zip_check.py",

@@ -118,6 +118,7 @@ class Builder:
             *self._impossible_paths(),
             *self._wrong_stages(stages, inputs),
             *self._wrong_comparison(stages, general["compare_runs"]),
+            *self._wrong_audit(stages),
             *self._contradictions(),
             *self._wrong_folds(stages, frozenset(override_key(text) for text in typed)),
             *self._unused(stages, frozenset(override_key(text) for text in typed)),
@@ -242,6 +243,18 @@ class Builder:
         for run in runs:
             if problem := path_problem(run):
                 yield ConfigError("compare.runs", f"'{run[:80]}' {problem}", "write it out", 99)
+
+    def _wrong_audit(self, stages: tuple[str, ...]) -> Iterator[XferError]:
+        """The stage ``audit`` with what it cannot do its work with."""
+        if "audit" not in stages:
+            return
+        if schema.value_at(self.plain, "checkpoint.path") is not None:
+            what = "has been trained on labels that the audit is to judge"
+            fix = "drop it: the audit takes the weights of source"
+            yield CombinationError("checkpoint.path", what, fix, 24)
+        if str(self.facts.get("features", {}).get("_target_", "")).endswith(".Never"):
+            what = "the audit looks at cached features, and never caches none"
+            yield CombinationError("features", what, "type features=auto", 25)
 
     def _unused(self, stages: tuple[str, ...], typed: Collection[str]) -> Iterator[XferError]:
         """What was typed and no stage asks for."""

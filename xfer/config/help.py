@@ -68,9 +68,11 @@ Each verb prints the command that it stands for; RUN is a folder, the end of its
     xfer 'stages=[predict]' checkpoint.path=RUN_OR_FILE predict.input=FOLDER
     xfer 'stages=[predict]' predict.model=model.onnx predict.input=FOLDER
     xfer 'stages=[benchmark]' checkpoint.path=RUN data.root=my_images
+    xfer 'stages=[audit]' data.root=my_images          labels that may be wrong, and more
     xfer 'stages=[leaderboard]' sweep.dir=SWEEP
     xfer 'stages=[compare]' 'compare.runs=[RUN,RUN]'
 
-stages=[lr_find,fit,evaluate,predict,export,benchmark,report]  any subset; seed=0  run.dir=DIR
+stages=[audit,lr_find,fit,evaluate,predict,export,benchmark,report]  any subset; seed=0
+run.dir=DIR
 --config-dir DIR  options of your own      --allow PACKAGE  classes of your own
 --version                                  XFER_FULL_ERROR=1  tracebacks"""

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from xfer.core import protocols, settings
 
 STAGES = (
-    *("lr_find", "fit", "evaluate", "predict", "export", "benchmark", "report"),
+    *("audit", "lr_find", "fit", "evaluate", "predict", "export", "benchmark", "report"),
     *("leaderboard", "compare"),
 )
 
@@ -116,8 +116,8 @@ class Specs:
 
     @property
     def trains(self) -> bool:
-        """Whether a stage needs a model to train."""
-        return bool({"fit", "lr_find"} & set(self.stages))
+        """Whether a stage needs a model to train, or the images that one is trained on."""
+        return bool({"fit", "lr_find", "audit"} & set(self.stages))
 
     @property
     def answers(self) -> bool:

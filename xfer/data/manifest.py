@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import difflib
 import os
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from io import TextIOWrapper
@@ -23,6 +24,8 @@ from xfer.data.split import divide
 _HEADER = "let the first line be path,label or path,label,split"
 _SIGNS = {"comma": ",", "semicolon": ";", "tab": "\t", "pipe": "|"}
 _KEYS = ("path", "label", "split")
+_DECIDED = (*_KEYS, "suggested", "decision")
+_DECISIONS = ("accept", "relabel", "drop")
 # What other tools call the columns, by what they are here.
 _ALIASES = {
     "path": ("file", "filename", "file_name", "filepath", "image", "image_path", "img", "url"),
@@ -36,15 +39,19 @@ class Manifest(Loading):
     """A CSV file in UTF-8 with a header; its ``columns`` are those of the image's path, of its
     class and, if there is one, of its split. ``separator`` is what is between them.
 
-    Paths are absolute or relative to the CSV file's folder; a split is train, val or test. Without
-    ``columns`` the header is ``path,label`` or ``path,label,split``; with them, others are left
-    out. ``group`` is the name of one column more.
+    Paths are absolute or relative to ``root``, by default the CSV file's folder; a split is train,
+    val or test. Without ``columns`` the header is ``path,label`` or ``path,label,split``; with
+    them, others are left out. ``group`` is the name of one column more. A header with ``decision``
+    is that of an ``audit.csv``: a row is accepted as it is, relabelled with its ``suggested``
+    class, or dropped; a remark counts them.
     """
 
     groups: ClassVar[str] = "COLUMN"
 
     file: Annotated[str, MinLen(1)]
-    """a CSV file in UTF-8 with a header; paths are absolute or relative to its folder"""
+    """a CSV file in UTF-8 with a header; or the ``audit.csv`` of a run, with what you decided"""
+    root: Annotated[str, MinLen(1)] | None = None
+    """the folder that relative paths start at; ``null`` is the folder of the CSV file"""
     columns: Annotated[tuple[str, ...], MinLen(2), MaxLen(3)] | None = None
     """the columns of the path, of the class and, if there is one, of the split, by their names
     in the header; others are left out. ``null`` is ``path,label`` or ``path,label,split``"""
@@ -54,33 +61,43 @@ class Manifest(Loading):
     def dataset(self, training: bool) -> Dataset:
         """See :meth:`Loading.dataset`."""
         path = place(self.file)
-        rows = divide(_rows(path, self), self, path, training)
-        return of_files(rows, path.parent, self)
+        root = place(self.root) if self.root else path.parent
+        rows, remarks = _rows(path, root, self)
+        return of_files(divide(rows, self, path, training), root, self, remarks)
 
 
-def _rows(path: Path, how: Manifest) -> list[ImageRow]:
+def _rows(path: Path, root: Path, how: Manifest) -> tuple[list[ImageRow], list[str]]:
+    """The images that ``path`` lists, and what was decided about them where it says so."""
     lines = _lines(path, _SIGNS[how.separator])
     _, header = next(lines, (1, []))
     keys = _keys(path, header, how)
     grouped = header.index(how.group) if how.group else None
     seen: dict[str, int] = {}
-    rows = []
+    rows, decided = [], Counter[str]()
     for line, cells in lines:
-        row = _row(f"{path}:{line}", keys, cells, path.parent)
-        if grouped is not None:
+        where = f"{path}:{line}"
+        facts = _facts(where, keys, cells)
+        decision = _decision(where, facts)
+        row = _row(where, facts, root, bool(how.root)) if decision != "drop" else None
+        if row and grouped is not None:
             if not cells[grouped]:
                 what = f"the column '{how.group}' is empty, and it names the image's group"
                 fix = "fill it in; an image that belongs to nothing has a name of its own there"
-                raise DataError(f"{path}:{line}", what, fix, 52)
+                raise DataError(where, what, fix, 52)
             row = row._replace(group=cells[grouped])
-        if row.name in seen:
-            what = f"'{row.name}' is listed in line {seen[row.name]} too"
-            raise DataError(f"{path}:{line}", what, "remove one of the lines", 16)
-        seen[row.name] = line
-        rows.append(row)
+        name = row.name if row else facts["path"]
+        if name in seen:
+            what = f"'{name}' is listed in line {seen[name]} too"
+            raise DataError(where, what, "remove one of the lines", 16)
+        seen[name] = line
+        decided[decision] += 1
+        rows += [row] if row else []
     if not rows:
         raise DataError(path, "lists no image", "add a line for every image", 18)
-    return rows
+    if "decision" not in keys:
+        return rows, []
+    counts = ", ".join(f"{decided[word]} {word}" for word in _DECISIONS)
+    return rows, [f"decisions in {path.name}: {counts}"]
 
 
 def _lines(path: Path, sign: str) -> Iterator[tuple[int, list[str]]]:
@@ -115,21 +132,28 @@ def _keys(path: Path, header: list[str], how: Manifest) -> list[str]:
         what = f"there is no single column '{how.group}' to group by"
         fix = closest(how.group, [name for name in header if name not in _KEYS] or header)
         raise DataError(where, what, fix, 52)
-    if how.columns is None:
-        unknown = [name for name in header if name not in (*_KEYS, how.group)]
-        if unknown:
-            free = [key for key in _KEYS if key not in header]
-            hint = closest(unknown[0], free) if free else ""
-            typo = hint.startswith("did you mean")
-            what = f"unknown column '{unknown[0]}'" + (f" ({hint})" if typo else "")
-            raise DataError(where, what, _HEADER if typo else _typed(header), 13)
-    names = how.columns or [key for key in _KEYS if key in header or key != "split"]
+    decided = how.columns is None and "decision" in header
+    if how.columns is None and not decided:
+        _refuse_unknown(where, header, how.group)
+    expected = _DECIDED if decided else _KEYS
+    needed = (*_KEYS[:2], *expected[3:])
+    names = how.columns or [key for key in expected if key in header or key in needed]
     for name in names:
         if header.count(name) != 1:
             what = f"there is no single column '{name}' among {', '.join(header[:8]) or 'none'}"
             raise DataError(where, what, _typed(header), 13)
-    known = dict(zip(names, _KEYS, strict=False))
+    known = dict(zip(names, names if decided else _KEYS, strict=False))
     return [known.get(name, "") for name in header]
+
+
+def _refuse_unknown(where: str, header: list[str], group: str | None) -> None:
+    unknown = [name for name in header if name not in (*_KEYS, group)]
+    if unknown:
+        free = [key for key in _KEYS if key not in header]
+        hint = closest(unknown[0], free) if free else ""
+        typo = hint.startswith("did you mean")
+        what = f"unknown column '{unknown[0]}'" + (f" ({hint})" if typo else "")
+        raise DataError(where, what, _HEADER if typo else _typed(header), 13)
 
 
 def _typed(header: list[str]) -> str:
@@ -144,24 +168,45 @@ def _typed(header: list[str]) -> str:
     return f"type {columns}" if " " not in columns else f"type '{columns}'"
 
 
-def _row(where: str, keys: list[str], cells: list[str], folder: Path) -> ImageRow:
+def _facts(where: str, keys: list[str], cells: list[str]) -> dict[str, str]:
+    """The cells of a line by what they are."""
     if len(cells) != len(keys):
         what = f"{len(cells)} cells; the header has {len(keys)}"
         raise DataError(where, what, 'put names that hold a separator into "quotes"', 14)
-    facts = dict(zip(keys, cells, strict=True))
+    return dict(zip(keys, cells, strict=True))
+
+
+def _decision(where: str, facts: dict[str, str]) -> str:
+    """What was decided about an image; a label that is to be another one is put in its place."""
+    decision = facts.get("decision", "accept").lower()
+    if decision not in _DECISIONS:
+        what = f"there is no decision '{decision}'"
+        raise DataError(where, what, closest(decision, _DECISIONS), 56)
+    if decision == "relabel":
+        if not facts.get("suggested"):
+            what = "is to be relabelled, and 'suggested' names no class"
+            raise DataError(where, what, "fill it in, or decide accept or drop", 57)
+        facts["label"] = facts["suggested"]
+    return decision
+
+
+def _row(where: str, facts: dict[str, str], root: Path, asked: bool) -> ImageRow:
+    """An image below ``root``, which was ``asked`` for or is the folder of the CSV file."""
     for name in ("path", "label"):
         if not facts[name]:
             raise DataError(where, f"the {name} is empty", "fill it in or remove the line", 14)
     split = facts.get("split", "")
     if "split" in facts and split not in SPLITS:
         raise DataError(where, f"unknown split '{split}'", closest(split, SPLITS), 15)
-    path = Path(os.path.normpath(folder / facts["path"]))
+    path = Path(os.path.normpath(root / facts["path"]))
     try:
         is_there = path.exists()
     except OSError:  # a name too long, a folder that may not be entered
         is_there = False
     if not is_there:
-        raise DataError(where, f"there is no file '{path}'", "paths start at the CSV's folder", 17)
+        fix = "paths start at the CSV's folder; type data.root=DIR for another"
+        fix = f"paths start at {root}" if asked else fix
+        raise DataError(where, f"there is no file '{path}'", fix, 17)
     # The path below the folder if it is there, else as it is, so that every file has one name.
-    path = path.relative_to(folder) if path.is_relative_to(folder) else path
+    path = path.relative_to(root) if path.is_relative_to(root) else path
     return ImageRow(path.as_posix(), facts["label"], split)

@@ -86,7 +86,8 @@ def _check_model_source(specs: Specs) -> None:
         what = "a run that fits makes its own checkpoint"
         fix = "drop 'fit' from stages, or start from those weights with source=run source.path=..."
         raise ConfigError("checkpoint.path", what, fix, 81)
-    needs = set(specs.stages) - ({"lr_find", "report"} if "lr_find" in specs.stages else set())
+    alone = {"lr_find", "audit"} & set(specs.stages)
+    needs = set(specs.stages) - ({*alone, "report"} if alone else set())
     if needs and "fit" not in specs.stages and not path and not keep:
         what = f"{list(specs.stages)} has no model to work on"
         fix = "add fit, or give checkpoint.path=FILE, or head=keep or head=remap with a source"

@@ -35,7 +35,7 @@ def table(plan: Plan) -> str:
         ("head", _spec_line(card.head)),
         ("input", _input_line(card.input)),
         *_views_lines(plan),
-        *(_training_lines(facts) if "params" in facts else ()),
+        *(_training_lines(facts) if "params" in facts and not _only_audits(plan) else ()),
         *_parts(plan),
         *(("remark", remark) for remark in facts["remarks"]),
     ]
@@ -57,10 +57,15 @@ def _fold_lines(plan: Plan) -> list[tuple[str, str]]:
     return [("folds", f"{fold_words(folds)}, {how}"), ("", final)]
 
 
+def _only_audits(plan: Plan) -> bool:
+    """Whether nothing trains, though the images and the network are those of a fit."""
+    return "audit" in plan.specs.stages and {"audit", "report"} >= set(plan.specs.stages)
+
+
 def _views_lines(plan: Plan) -> list[tuple[str, str]]:
     """What training images go through, and which views of an image are answered."""
     specs, lines = plan.specs, []
-    if plan.phases:
+    if plan.phases and not _only_audits(plan):
         facts = specs.facts["augment"]
         lines.append(("augment", _spec_line({k: v for k, v in facts.items() if v != 0})))
     if tta := tta_words(specs.tta):
@@ -100,7 +105,7 @@ def brief(plan: Plan) -> str:
         ("network", f"{_name(card.backbone)}, {_name(card.head)} head, {height} x {width} pixels"),
         *([("answers", tta)] if tta else []),
         ("weights", _source_line(card.source) + _fates(plan.load)),
-        *(_training_brief(facts) if "params" in facts else ()),
+        *(_training_brief(facts) if "params" in facts and not _only_audits(plan) else ()),
         *parts,
         *(("remark", remark) for remark in remarks[:shown]),
     ]

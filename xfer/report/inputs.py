@@ -13,6 +13,7 @@ from xfer.plan.plan import Plan
 
 if TYPE_CHECKING:
     from xfer.training.fit_result import FitResult
+    from xfer.training.image_audit import Audited
 
 
 @dataclass
@@ -30,6 +31,7 @@ class Work:
     refused: XferError | None = None
     device: str = "cpu"
     warnings: list[str] = field(default_factory=list)
+    audited: Audited | None = None
 
     @property
     def cv(self) -> Plain | None:

@@ -9,6 +9,7 @@ from xfer.core.errors import printable
 from xfer.core.run_folder import best_checkpoint
 from xfer.data.tta import tta_words
 from xfer.evaluation.out_of_fold import in_words
+from xfer.report.audit_files import lines as audit_lines
 from xfer.report.inputs import Work
 
 
@@ -28,6 +29,7 @@ def last_lines(work: Work) -> str:
         below = work.folder.parent.parent == Path("outputs")
         named = quoted(work.folder.name if below else str(work.folder))
         lines.append(("next", f"xfer predict {named} IMAGES"))
+    lines += audit_lines(work)
     width = max((len(name) for name, _ in lines), default=0)
     rows = [f"{name:<{width}}  {printable(text)}" for name, text in lines]
     return "\n".join([*rows, f"everything is in {printable(work.folder)}"])

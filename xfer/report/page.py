@@ -77,13 +77,17 @@ def _card(result: Plain, plan: Plain, details: Plain, drawn: Mapping[str, Path])
     }
 
 
-def lay_out(path: Path, card: Plain, template: str = "report") -> None:
-    """Write ``path`` with the suffixes ``.html`` and ``.md``. ``card`` is what the templates name:
-    ``title``, ``verdict`` (lines), ``command``, ``sections``, ``captions`` and ``drawn`` (the PNG
-    file in ``figures/`` by figure name); and where there is one ``about``, a line below the title,
-    and ``script``, a file beside the templates that the page may run. ``template`` is the name of
-    both before their suffixes."""
-    for kind in ("html", "md"):
+def lay_out(
+    path: Path, card: Plain, template: str = "report", kinds: Sequence[str] = ("html", "md")
+) -> None:
+    """Write ``path`` with the suffixes ``.html`` and ``.md``, or one of these ``kinds`` alone.
+
+    ``card`` is what the templates name: ``title``, ``verdict`` (lines), ``command``, ``sections``,
+    ``captions`` and ``drawn`` (the PNG file in ``figures/`` by figure name); and where there is one
+    ``about``, a line below the title, and ``script``, a file beside the templates that the page may
+    run. ``template`` is the name of both before their suffixes.
+    """
+    for kind in kinds:
         _write(kind, path, card, template)
 
 

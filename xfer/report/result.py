@@ -55,6 +55,7 @@ def _facts(specs: Specs, packages: Sequence[str], **known: object) -> Plain:
         "calibration": None,
         "features": dict(UNCACHED),
         "export": [],
+        "audit": None,
         "warnings": [],
         "device": "cpu",
         "precision": "32-true",
@@ -109,10 +110,11 @@ def outcome(work: Work) -> Plain:
         "calibration": work.card.calibration or None,
         "solved": fitted.solved if fitted else None,
         "certificate": certificate_outcome(work),
-        "features": fitted.features if fitted else dict(UNCACHED),
+        "features": done.features if (done := fitted or work.audited) else dict(UNCACHED),
         "export": [
             {k: v for k, v in asdict(file).items() if k != "batches"} for file in work.exports
         ],
+        "audit": work.audited.counts if work.audited else None,
         "warnings": [
             *plan.facts["remarks"],
             *work.card.calibration.get("warnings", ()),
@@ -125,12 +127,18 @@ def outcome(work: Work) -> Plain:
     return _facts(plan.specs, _TORCH, **known)
 
 
+def _features_s(work: Work) -> float | None:
+    if work.fitted:
+        return work.fitted.features_s
+    return work.audited.seconds[0] if work.audited else None
+
+
 def _timing(work: Work) -> Plain:
     rows = work.fitted.rows if work.fitted else []
     shares = [row["data_share"] for row in rows if "data_share" in row]
     return {
         "startup_s": work.startup_s,
-        "features_s": work.fitted.features_s if work.fitted else None,
+        "features_s": _features_s(work),
         "fit_s": work.fitted.seconds if work.fitted else None,
         "epoch_s": [row["epoch_s"] for row in rows],
         "data_share": statistics.median(shares) if shares else None,

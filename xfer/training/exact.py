@@ -352,7 +352,10 @@ def inputs(
 ) -> npt.NDArray[np.float32]:
     """What enters the head's layer for a split, of train in view ``number``: float32 (n, d), the
     mean over the positions of a map. As it is cached, without a copy, where that is the same."""
-    view = cached.val[0] if split == "val" else cached.train[number]
+    held = (
+        cached.val[0] if split == "val" else cached.view(split, None) if split == "test" else None
+    )
+    view = held or cached.train[number]
     in_order = bool((view.positions == np.arange(len(view.positions))).all())
     parts = cached.cut.parts
     alone = len(parts) == 1 and len(parts[0].shape) == 1 and parts[0].module == path

@@ -40,8 +40,8 @@ _PROVING = 2
 _FINDER = 1
 """The version of what finds and proves cuts: raised when it comes to refuse what it took, so that
 stored cuts are proved again."""
-_CHECKED = {"train": 1, "val": 2}
-"""Images whose features are computed again whenever an entry is used. Those of val are scored."""
+_CHECKED = {"train": 1, "val": 2, "test": 2}
+"""Images whose features are computed again whenever an entry is used; val and test are scored."""
 _TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 5e-2}
 """The share of the largest feature by which a batch of another size may differ."""
 
@@ -83,9 +83,9 @@ class Extraction:
         self.difference = 0.0
 
     def cast(self, split: str) -> torch.autocast:
-        """In which a split is computed: validation in full precision, as it is evaluated."""
+        """In which a split is computed: what is held out in full precision, as it is evaluated."""
         kinds = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
-        kind = None if split == "val" else kinds.get(self.trainer.precision)
+        kind = None if split != "train" else kinds.get(self.trainer.precision)
         return torch.autocast(self.frozen.device.type, kind, enabled=kind is not None)
 
     def cut(self) -> Cut | Refusal:
@@ -160,7 +160,7 @@ class Extraction:
             "chunk": self.chunk(split),
             "order": order,
         }
-        if split == "val":
+        if split != "train":
             full["precision"] = "32-true"
         if order is not None and self.trainer.devices > 1:
             full["ranks"] = self.trainer.devices

@@ -1,0 +1,176 @@
+"""What stages=[audit] notices of mistakes that are put in, and whether its rates are the true ones.
+
+    XFER_ASSETS=ASSETS python bench/audit.py [--seeds 20] [--rate 0.05] [--data NAME ...]
+
+Labels: a share of them is flipped at random, and the most suspect are compared with those that were
+flipped. Recall at k is the share of flipped labels among the k most suspect, as many as were
+flipped; the false-discovery rate is that of the list that audit.csv has, as it is stated and as it
+is. What is wrong in the data as it came counts as right, and so as a false discovery.
+
+Near-duplicates: every sixth or eighth photograph again as a crop, mirrored, saved with quality 30,
+at half the size, brighter, and turned, cropped and blurred as the next frame of a film would be.
+"""
+
+import argparse
+import os
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import sets
+from PIL import Image, ImageEnhance, ImageFilter, ImageOps
+
+from xfer.config.hydra import compose_specs
+from xfer.evaluation.leave_one_out import coordinates, leave_one_out
+from xfer.evaluation.neighbours import alike_from, directions, nearest, pairs
+from xfer.evaluation.wrong_labels import judge
+from xfer.plan.make import make_plan
+from xfer.training import image_audit, logistic
+
+
+def features(words):
+    """The features and labels of all images of a command, and the number of classes."""
+    plan = make_plan(compose_specs([*words, "stages=[audit]"]))
+    _, matrix, _ = image_audit.features(image_audit.as_evaluated(plan))
+    labels = np.concatenate([samples.labels for samples in plan.dataset.splits.values()])
+    names = [name for samples in plan.dataset.splits.values() for name in samples.names]
+    return matrix, labels, len(plan.card.classes), names
+
+
+def flipped(labels, classes, rate, seed):
+    """The labels with a share of them flipped, and which."""
+    draw = np.random.default_rng(seed)
+    wrong = np.zeros(len(labels), bool)
+    wrong[draw.choice(len(labels), round(rate * len(labels)), replace=False)] = True
+    moved = (labels + draw.integers(1, classes, len(labels))) % classes
+    return np.where(wrong, moved, labels), wrong
+
+
+def of_seed(matrix, labels, classes, rate, seed):
+    """Recall at k, stated and true false-discovery rate, accused, estimated share, seconds."""
+    given, wrong = flipped(labels, classes, rate, seed)
+    began = time.perf_counter()
+    at = coordinates(matrix)
+    left_out = leave_one_out(at, given, classes)
+    judged = judge(left_out.held_out(given), given)
+    nearest(*directions(at), 8)
+    left_out.changed(range(10))
+    seconds = time.perf_counter() - began
+    first, accused = judged.order[: max(1, wrong.sum())], judged.accused
+    stated = judged.fdr[accused[-1]] if len(accused) else np.nan
+    true = 1 - wrong[accused].mean() if len(accused) else np.nan
+    return wrong[first].mean(), stated, true, len(accused), judged.rate, seconds
+
+
+def solved(matrix, labels, classes, rate, seed):
+    """Recall at k of the solved head's answers to held-out folds, by margin, and the seconds."""
+    given, wrong = flipped(labels, classes, rate, seed)
+    began, ones = time.perf_counter(), np.ones(len(given))
+    folds = logistic.folds(given, 5, seed)
+    rows = logistic.TrainingRows([matrix], matrix, given, ones, np.ones(classes), 0.0, folds)
+    answers = logistic.solve(rows).held_out.astype(np.float64)
+    seconds = time.perf_counter() - began
+    order = np.argsort(image_margin(answers, given), kind="stable")
+    return wrong[order[: max(1, wrong.sum())]].mean(), seconds
+
+
+def image_margin(answers, labels):
+    rows = np.arange(len(labels))
+    others = answers.copy()
+    others[rows, labels] = -np.inf
+    return answers[rows, labels] - others.max(axis=1)
+
+
+def _crop(image, share, right=0.5, down=0.5):
+    wide, high = (round(side * share) for side in image.size)
+    left, top = round((image.width - wide) * right), round((image.height - high) * down)
+    return image.crop((left, top, left + wide, top + high))
+
+
+CHANGES = {
+    "mirrored": ImageOps.mirror,
+    "quality 30": lambda image: image,
+    "brighter": lambda image: ImageEnhance.Brightness(image).enhance(1.3),
+    "crop of 90 %": lambda image: _crop(image, 0.9, 0.2, 0.8),
+    "crop of 75 %": lambda image: _crop(image, 0.75),
+    "next frame": lambda image: _crop(image.rotate(2), 0.92, 0.7, 0.4).filter(
+        ImageFilter.GaussianBlur(0.7)
+    ),
+    "half the size": lambda image: image.resize((image.width // 2, image.height // 2)),
+}
+
+
+def copies(work):
+    """A folder in which every class is one kind of change, and the first the photographs."""
+    paths = [*sorted((sets.ASSETS / "Canidae").glob("*/*/*"))[::6]]
+    paths += sorted((sets.ASSETS / "Hymenoptera").glob("*/*/*"))[::8]
+    for kind, change in {"as it is": lambda image: image, **CHANGES}.items():
+        for i, path in enumerate(paths):
+            place = work / "copies" / kind
+            place.mkdir(parents=True, exist_ok=True)
+            quality = 30 if kind == "quality 30" else 92
+            with Image.open(path) as image:
+                change(image.convert("RGB")).save(place / f"{i:03}.jpg", quality=quality)
+    return work / "copies"
+
+
+def duplicates(network, work):
+    words = [f"data.root={copies(work)}", "data.leakage=ignore", *sets.overrides(network)]
+    matrix, _, _, names = features(words)
+    kinds = np.array([Path(name).parent.name for name in names])
+    numbers = np.array([int(Path(name).stem) for name in names])
+    for kind in CHANGES:
+        some = np.flatnonzero((kinds == "as it is") | ((kinds == kind) & (numbers % 5 == 0)))
+        alike = nearest(*directions(coordinates(matrix[some])), 8)
+        least = alike_from(alike)
+        rows = pairs(alike, least)
+        right = sum(numbers[some[i]] == numbers[some[j]] for i, j, _ in rows)
+        count = int((kinds[some] == kind).sum())
+        print(
+            f"| {network} | {kind} | {least:.2f} | {right} of {count} | {len(rows) - right} |",
+            flush=True,
+        )
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument("--rate", type=float, default=0.05)
+    parser.add_argument("--data", nargs="+", default=["canidae", "hymenoptera", "digits"])
+    parser.add_argument("--networks", nargs="+", default=list(sets.NETWORKS))
+    parser.add_argument("--solved", type=int, default=0, help="seeds of the solved head as well")
+    parser.add_argument("--duplicates", action="store_true")
+    options = parser.parse_args()
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        if options.duplicates:
+            for network in options.networks:
+                duplicates(network, work)
+            return
+        pairs_of = [(data, net) for net in options.networks for data in options.data]
+        for data, network in [*pairs_of, ("digits_freeze", "digits_resnet")]:
+            words = [f"experiment={data}"]
+            if network in sets.NETWORKS:
+                words = [f"data.root={sets.folder(data, work)}", *sets.overrides(network)]
+            matrix, labels, classes, _ = features(words)
+            given = (matrix, labels, classes, options.rate)
+            rows = np.array([of_seed(*given, seed) for seed in range(options.seeds)])
+            recall, stated, true, accused, rate, seconds = np.nanmean(rows, axis=0)
+            print(
+                f"| {data} | {network} | {len(labels)} | {recall:.3f} | {accused:.1f} | "
+                f"{stated:.3f} | {true:.3f} | {rate:.3f} | {seconds:.2f} |",
+                flush=True,
+            )
+            if options.solved:
+                theirs = [solved(*given, seed) for seed in range(options.solved)]
+                ours = rows[: options.solved, 0].mean()
+                head, spent = np.mean(theirs, axis=0)
+                print(
+                    f"  recall of these draws {ours:.3f}, solved head {head:.3f} in {spent:.2f} s"
+                )
+
+
+if __name__ == "__main__":
+    main()

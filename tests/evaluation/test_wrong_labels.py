@@ -1,0 +1,74 @@
+"""Which labels are accused, and whether the stated false-discovery rate is the true one."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from xfer.evaluation.leave_one_out import coordinates, leave_one_out
+from xfer.evaluation.wrong_labels import Judged, judge, margins
+
+
+def flipped(apart: float, rate: float, seed: int, classes: int = 3, count: int = 600):
+    """Labels of classes ``apart`` from each other, a share of them wrong, and the judgement."""
+    draw = np.random.default_rng(seed)
+    true = draw.integers(0, classes, count)
+    centres = np.eye(classes, 20) * apart
+    features = (draw.normal(size=(count, 20)) + centres[true]).astype(np.float32)
+    wrong = draw.random(count) < rate
+    labels = np.where(wrong, (true + draw.integers(1, classes, count)) % classes, true)
+    left_out = leave_one_out(coordinates(features), labels, classes)
+    return judge(np.eye(classes)[labels] - left_out.apart, labels), wrong, true
+
+
+def test_flipped_labels_come_first_and_the_true_class_is_suggested() -> None:
+    judged, wrong, true = flipped(5.0, 0.05, 0)
+    first = judged.order[: wrong.sum()]
+    assert wrong[first].mean() > 0.95
+    assert (judged.suggested[wrong] == true[wrong]).mean() > 0.95
+
+
+@pytest.mark.parametrize(("apart", "rate"), [(3.0, 0.05), (4.0, 0.05), (4.0, 0.15), (3.0, 0.15)])
+def test_the_stated_rates_are_the_true_ones(apart: float, rate: float) -> None:
+    stated, false, rates = [], [], []
+    for seed in range(10):
+        judged, wrong, _ = flipped(apart, rate, seed)
+        accused = judged.accused
+        stated.append(judged.fdr[accused[-1]])
+        false.append(1 - wrong[accused].mean())
+        rates.append(judged.rate)
+    assert np.mean(stated) == pytest.approx(np.mean(false), abs=0.07)
+    assert np.mean(rates) == pytest.approx(rate, abs=0.03)
+
+
+def test_labels_without_a_mistake_are_hardly_accused() -> None:
+    counts = [len(flipped(4.0, 0.0, seed)[0].accused) for seed in range(5)]
+    assert np.mean(counts) < 3  # of 600
+
+
+def test_the_rate_of_a_list_is_the_mean_over_it() -> None:
+    judged, _, _ = flipped(3.0, 0.1, 0)
+    for length in (1, 7, 600):
+        some = judged.order[:length]
+        assert judged.fdr[some[-1]] == pytest.approx(1 - judged.p_wrong[some].mean())
+    assert (np.diff(judged.p_wrong[judged.order]) <= 0).all()
+    assert ((judged.p_wrong >= 0) & (judged.p_wrong <= 1)).all()
+
+
+def test_the_scale_of_the_answers_does_not_matter() -> None:
+    draw = np.random.default_rng(0)
+    answers, labels = draw.normal(size=(90, 4)), draw.integers(0, 4, 90)
+    one, other = judge(answers, labels), judge(1000 * answers + 5, labels)
+    assert np.allclose(one.p_wrong, other.p_wrong, atol=1e-6)
+
+
+def test_labels_at_random_and_answers_that_say_nothing_accuse_nobody() -> None:
+    labels = np.arange(60) % 2
+    for answers in (np.zeros((60, 2)), np.full((60, 2), 0.5)):
+        judged: Judged = judge(answers, labels)
+        assert len(judged.accused) == 0 and np.isfinite(judged.p_wrong).all()
+
+
+def test_margins_are_over_the_best_other_class() -> None:
+    found = margins(np.array([[3.0, 1.0, 0.0], [2.0, 2.0, 1.0]]))
+    assert found.tolist() == [[2.0, -2.0, -3.0], [0.0, 0.0, -1.0]]

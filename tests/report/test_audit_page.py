@@ -1,0 +1,252 @@
+"""The page of the stage audit: as a file, and in headless Chromium by keyboard and on a phone."""
+
+from __future__ import annotations
+
+import csv
+import html
+import io
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+import pytest
+from browser import SPACE, WIDTHS, Browser, chromium, need_axe
+from pictures import picture
+
+from xfer.core.types import InputSpec, Samples
+from xfer.evaluation.leave_one_out import coordinates, leave_one_out
+from xfer.evaluation.neighbours import directions
+from xfer.evaluation.wrong_labels import judge
+from xfer.report import audit_page
+from xfer.report.audit_files import facts, lines, reasons, table
+from xfer.report.inputs import Work
+from xfer.training.image_audit import Audited, Twin
+
+CLASSES = ("dogs", "wolves </script><b>", 'an "odd", name')
+ODD = 'train/wolves/a "quoted", name </script>.jpg'
+SPEC = InputSpec((32, 32), None, "bilinear", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+
+
+class Pictures:
+    """Patterns in memory as the images of a split."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> Any:
+        return picture(index, (60, 48))
+
+
+def audited(count: int = 60) -> Audited:
+    """Three classes of Gaussian features; some labels are wrong, one name is odd."""
+    draw = np.random.default_rng(0)
+    true = np.arange(count) % 3
+    features = draw.normal(size=(count, 12)) + 4 * np.eye(3, 12)[true]
+    labels = true.copy()
+    labels[:5] = (true[:5] + 1) % 3
+    at = coordinates(features.astype(np.float32))
+    left_out = leave_one_out(at, labels, 3)
+    names = [f"train/dogs/{i:03}.jpg" for i in range(count)]
+    names[1] = ODD
+    strongest = np.argsort(-left_out.effect)[:4].tolist()
+    return Audited(
+        names=tuple(names),
+        splits=("train",) * (count - 9) + ("val",) * 9,
+        labels=labels,
+        classes=CLASSES,
+        judged=judge(left_out.held_out(labels), labels),
+        twins=[Twin(10, count - 1, 0.97, "alike features"), Twin(11, 12, 0.9, "same bytes")],
+        outliers=np.array([20, 21]),
+        influential=dict(zip(strongest, left_out.changed(strongest), strict=True)),
+        left_out=left_out,
+        vectors=directions(at)[0],
+        facts={"near_duplicate": {"cosine": 0.85}},
+        features={},
+        device="cpu",
+        seconds=(1.0, 0.1),
+        warnings=["audit: a remark <of> the audit"],
+    )
+
+
+def work(folder: Path, result: Audited) -> Work:
+    """As much of a run as the page looks at."""
+    splits = {
+        name: Samples(
+            tuple(n for n, s in zip(result.names, result.splits, strict=True) if s == name),
+            result.labels[[s == name for s in result.splits]],
+            Pictures(result.splits.count(name)),
+            "",
+        )
+        for name in ("train", "val")
+    }
+    plan = SimpleNamespace(
+        dataset=SimpleNamespace(splits=splits, classes=CLASSES),
+        card=SimpleNamespace(input=SPEC, classes=CLASSES),
+        specs=SimpleNamespace(experiment="wolves", overrides=(), facts={"data": {"root": "x"}}),
+        facts={"config": {"data": {"root": "my images"}}, "experiment": "wolves"},
+    )
+    return cast("Work", SimpleNamespace(plan=plan, folder=folder, audited=result))
+
+
+def written(folder: Path) -> Path:
+    result = audited()
+    audit_page.write_page(work(folder, result), result, table(result))
+    return folder / "audit.html"
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return written(tmp_path_factory.mktemp("audit"))
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with chromium() as running:
+        yield running
+
+
+def embedded(page: Path) -> dict[str, Any]:
+    text = page.read_text()
+    inside = re.search(r'id="table">(.*?)</script>', text, re.DOTALL)
+    assert inside
+    return dict(json.loads(inside[1]))
+
+
+def test_the_page_fetches_nothing_and_has_the_whole_table(page: Path) -> None:
+    text = page.read_text()
+    assert not re.search(r"(src|href)=\"(?!data:)", text) and "default-src 'none'" in text
+    rows = embedded(page)
+    assert len(rows["rows"]) == 60 and rows["classes"] == list(CLASSES)
+    assert ODD in {row[0] for row in rows["rows"]}
+    assert text.count("</script>") == 2, "a name has ended a script"
+
+
+def test_each_listed_image_is_there_with_its_neighbours(page: Path) -> None:
+    result, text = audited(), page.read_text()
+    listed = reasons(result)
+    assert text.count('<article class="find"') == len(listed)
+    kinds = re.findall(r'data-kinds="([^"]*)"', text)
+    assert kinds == [" ".join(kinds) for kinds in listed.values()]
+    accused = sum("label" in kinds for kinds in listed.values())
+    assert accused >= 5 and text.count("nearest labelled") == 2 * accused
+    assert html.escape("audit: a remark <of> the audit") in text
+
+
+def test_what_does_not_fit_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(audit_page, "MOST", 3)
+    text = written(tmp_path).read_text()
+    assert text.count('<article class="find"') == 3
+    assert f"{len(reasons(audited())) - 3} more images are listed in audit.csv alone" in text
+
+
+def test_an_audit_without_a_finding_says_so(tmp_path: Path) -> None:
+    result = audited()
+    judged = replace(result.judged, p_wrong=np.zeros(60), fdr=np.ones(60), rate=0.0)
+    calm = replace(result, judged=judged, twins=[], outliers=np.empty(0, np.int64), influential={})
+    audit_page.write_page(work(tmp_path, calm), calm, table(calm))
+    text = (tmp_path / "audit.html").read_text()
+    assert "None of 60 labels is more likely wrong than right" in text
+    assert "Nothing stands out." in text
+    assert facts(calm)["counts"]["fdr"] is None
+    said = dict(lines(work(tmp_path, calm)))
+    assert said["labels"] == "none of 60 is more likely wrong than right"
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("width", WIDTHS)
+def test_axe_finds_nothing_serious(browser: Browser, page: Path, width: int, dark: bool) -> None:
+    axe = need_axe()
+    browser.look(width, dark)
+    browser.open(page)
+    assert browser.faults(axe) == [] and browser.errors() == []
+    assert browser.run("return document.documentElement.scrollWidth") <= width
+
+
+FOCUS = "return [...document.querySelectorAll('.find')].indexOf(document.activeElement)"
+
+
+def test_decisions_are_made_by_keyboard_and_saved(browser: Browser, page: Path) -> None:
+    browser.look(1280)
+    browser.open(page)
+    browser.run("document.querySelector('.find').focus()")
+    browser.press("r")
+    browser.press("j")
+    assert browser.run(FOCUS) == 1
+    browser.press("d")
+    browser.press("j")
+    browser.press("d")
+    browser.press("a")
+    browser.press("k")
+    assert browser.run(FOCUS) == 1
+    said = browser.run("return document.querySelectorAll('#bar output')[1].textContent")
+    assert said == "1 to relabel, 1 to drop"
+    rows = saved(browser)
+    before = embedded(page)["rows"]
+    assert [row["decision"] for row in rows[:3]] == ["relabel", "drop", "accept"]
+    assert all(row["decision"] == "accept" for row in rows[3:])
+    assert [list(row.values())[:9] for row in rows] == [row[:9] for row in before]
+
+
+def saved(browser: Browser) -> list[dict[str, str]]:
+    """What a press of the button saves, as a CSV reader reads it."""
+    text = browser.run(
+        "let blob; URL.createObjectURL = (b) => { blob = b; return '#'; };"
+        "HTMLAnchorElement.prototype.click = function () { window.saved = this.download; };"
+        "document.querySelector('#bar button').click(); return blob.text()"
+    )
+    assert browser.run("return window.saved") == "audit.csv"
+    return list(csv.DictReader(io.StringIO(text, newline="")))
+
+
+def test_another_class_than_the_suggested_one_can_be_chosen(browser: Browser, page: Path) -> None:
+    browser.look(800)
+    browser.open(page)
+    browser.run(
+        "const s = document.querySelector('.find select'); s.selectedIndex = 1 - s.selectedIndex;"
+        "s.dispatchEvent(new Event('change', { bubbles: true }))"
+    )
+    first, before = saved(browser)[0], embedded(page)["rows"][0]
+    assert first["decision"] == "relabel"
+    assert first["suggested"] in set(CLASSES) - {before[1], before[2]}
+
+
+def test_the_filters_hide_the_others(browser: Browser, page: Path) -> None:
+    browser.look(800)
+    browser.open(page)
+    shown = "return [...document.querySelectorAll('.find')].filter(c => !c.hidden).length"
+    whole = browser.run(shown)
+
+    def choose(which: int, value: str) -> int:
+        browser.run(
+            "const s = document.querySelectorAll('#bar select')[arguments[0]];"
+            "s.value = arguments[1]; s.dispatchEvent(new Event('change'))",
+            which,
+            value,
+        )
+        return int(browser.run(shown))
+
+    assert choose(0, "duplicate") == 4 < whole
+    assert choose(0, "") == whole
+    assert choose(2, "other") == 0
+    browser.run("document.querySelectorAll('.find')[0].querySelector('[value=drop]').click()")
+    assert choose(2, "other") == 1
+    browser.press(SPACE)
+
+
+def test_without_scripts_the_images_are_there(browser: Browser, page: Path) -> None:
+    browser.look(800)
+    browser.scripts(False)
+    try:
+        browser.open(page)
+        assert browser.run("return document.querySelectorAll('.find img').length") > 10
+        assert browser.run("return document.querySelector('#bar').hidden") is True
+    finally:
+        browser.scripts(True)

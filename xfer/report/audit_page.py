@@ -1,0 +1,231 @@
+"""The stage ``audit`` as ``audit.html``: a page to look through, which fetches nothing.
+
+Each listed image stands beside its near-duplicate and its nearest neighbours of both classes. What
+the user decides there is saved as the CSV file that ``data=csv`` reads.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING
+
+from xfer.core.errors import printable
+from xfer.core.files import write_json, write_rows
+from xfer.core.live_line import working
+from xfer.core.types import Plain
+from xfer.data.preprocess import fit_to_size
+from xfer.report.audit_files import KINDS, NEAREST, facts, next_command, reasons, table
+from xfer.report.card import about, data_name
+from xfer.report.page import lay_out
+from xfer.report.shots import data_uri, jpeg
+from xfer.training.fit_health import warn
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
+
+    from xfer.report.inputs import Work
+    from xfer.training.image_audit import Audited
+
+MOST, ROOM = 300, 6_000_000
+"""At most so many images on the page, and so many characters of pictures."""
+_LARGE, _SMALL = 160, 72
+_NAMES = {
+    "label": "label looks wrong",
+    "duplicate": "near-duplicate",
+    "outlier": "least like any others",
+    "influence": "moves the answers",
+}
+
+
+@dataclass(frozen=True)
+class Thumbnail:
+    """One picture of the page, as the network sees it; ``size`` in pixels."""
+
+    path: str
+    uri: Markup
+    size: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Find:
+    """One listed image: its ``row`` in the table, its ``kinds``, what is said of it in ``lines``,
+    and the nearest images with its label (``given``) and with the ``suggested`` one."""
+
+    row: int
+    path: str
+    split: str
+    label: str
+    suggested: str
+    kinds: tuple[str, ...]
+    lines: tuple[str, ...]
+    shot: Thumbnail
+    twin: Thumbnail | None
+    given: tuple[Thumbnail, ...]
+    others: tuple[Thumbnail, ...]
+
+
+def audit(work: Work) -> None:
+    """The stage: look at all images of the run, and write down what was noticed. Raises as
+    :func:`xfer.training.image_audit.audit`."""
+    from xfer.training import image_audit
+
+    with working("audit"):
+        audited = image_audit.audit(work.plan)
+        work.audited, work.device = audited, audited.device
+        warn(work.warnings, audited.warnings)
+        rows = table(audited)
+        write_rows(work.folder / "audit.csv", rows)
+        write_json(work.folder / "audit.json", facts(audited))
+        write_page(work, audited, rows)
+
+
+def write_page(work: Work, audited: Audited, rows: list[Plain]) -> None:
+    """Write ``audit.html``; ``rows`` are those of ``audit.csv``. Raises OutputError."""
+    listed = reasons(audited)
+    finds = list(_finds(work, audited, listed))
+    planned, result = work.plan.facts, {"experiment": work.plan.specs.experiment}
+    more = len(listed) - len(finds)
+    card = {
+        "title": f"Audit of {data_name(result, planned)}",
+        "about": about(result, planned),
+        "verdict": _verdict(audited),
+        "command": printable(next_command(work) or "the images are no files: data=csv reads none"),
+        "sections": (),
+        "captions": {},
+        "drawn": {},
+        "script": "audit.js",
+        "meanings": _meanings(audited),
+        "left_out": f"{more} more images are listed in audit.csv alone." if more else "",
+        "kinds": [
+            (kind, _NAMES[kind], sum(kind in find.kinds for find in finds)) for kind in KINDS
+        ],
+        "classes": audited.classes,
+        "finds": finds,
+        "table": _embedded(audited, rows),
+    }
+    lay_out(work.folder / "audit", card, "audit", ("html",))
+
+
+def _embedded(audited: Audited, rows: list[Plain]) -> Markup:
+    """The whole table as JSON inside the page, from which the script saves it."""
+    from markupsafe import Markup
+
+    head = list(rows[0])
+    whole = {
+        "head": head,
+        "rows": [[row[name] for name in head] for row in rows],
+        "classes": audited.classes,
+    }
+    # Nothing in it may end the script element that holds it.
+    return Markup(json.dumps(whole, separators=(",", ":")).replace("<", "\\u003c"))
+
+
+def _verdict(audited: Audited) -> list[str]:
+    counts = audited.counts
+    lead = f"{counts['labels']} of {counts['images']} labels are probably wrong"
+    if not counts["labels"]:
+        lead = f"None of {counts['images']} labels is more likely wrong than right"
+    of_labels = (
+        f"Of these, {counts['fdr']:.0%} are expected to be right (the false-discovery rate). "
+        if counts["labels"]
+        else ""
+    )
+    return [
+        lead,
+        f"{of_labels}In all, {counts['rate']:.1%} of the labels are estimated to be wrong. "
+        f"{counts['duplicates']} pairs are nearly the same, {counts['across_splits']} of them "
+        f"across splits. {counts['outliers']} images are the least like any others.",
+        *audited.warnings,
+    ]
+
+
+def _meanings(audited: Audited) -> list[tuple[str, str]]:
+    return [
+        (
+            _NAMES["label"],
+            "more likely wrong than right, by the answers of a ridge regression on the network's "
+            "features that had not seen the image",
+        ),
+        (
+            _NAMES["duplicate"],
+            f"features whose cosine is {audited.facts['near_duplicate']['cosine']} or more, or "
+            "files that the data's own check calls the same",
+        ),
+        (
+            _NAMES["outlier"],
+            "the hundredth part that is least like its fifth-nearest image, and what is far off",
+        ),
+        (
+            _NAMES["influence"],
+            "the images whose removal would move the answers of that regression most: the "
+            "effect is exact, as if it had been fitted again without the image",
+        ),
+    ]
+
+
+def _finds(work: Work, audited: Audited, listed: dict[int, list[str]]) -> Iterator[Find]:
+    """The listed images with their pictures, as many as there is room for."""
+    dataset, spec = work.plan.dataset, work.plan.card.input
+    if dataset is None:
+        return
+    places = [
+        (samples.images, i) for samples in dataset.splits.values() for i in range(len(samples))
+    ]
+
+    @cache
+    def thumbnail(image: int, side: int) -> Thumbnail:
+        images, i = places[image]
+        picture = fit_to_size(images[i], spec)
+        picture.thumbnail((side, side))
+        return Thumbnail(audited.names[image], data_uri(jpeg(picture, 72)), picture.size)
+
+    room, twin_of = ROOM, {}
+    for twin in reversed(audited.twins):
+        twin_of |= {twin.image: twin, twin.other: twin}
+    for row, (image, kinds) in enumerate(listed.items()):
+        label, other = int(audited.labels[image]), int(audited.judged.suggested[image])
+        accused = "label" in kinds
+        twin = twin_of.get(image)
+        pair = (twin.other if twin.image == image else twin.image) if twin else None
+        near = [audited.like(image, of, NEAREST) if accused else [] for of in (label, other)]
+        given, others = (tuple(thumbnail(i, _SMALL) for i in some) for some in near)
+        copy = thumbnail(pair, _SMALL) if pair is not None else None
+        shot = thumbnail(image, _LARGE)
+        room -= sum(len(t.uri) for t in (shot, *given, *others, *([copy] if copy else [])))
+        if row >= MOST or room < 0:
+            return
+        yield Find(
+            row=row,
+            path=audited.names[image],
+            split=audited.splits[image],
+            label=audited.classes[label],
+            suggested=audited.classes[other] if accused else "",
+            kinds=tuple(kinds),
+            lines=tuple(_lines(audited, image, kinds, pair)),
+            shot=shot,
+            twin=copy,
+            given=given,
+            others=others,
+        )
+
+
+def _lines(audited: Audited, image: int, kinds: list[str], pair: int | None) -> Iterator[str]:
+    if "label" in kinds:
+        p_wrong, fdr = audited.judged.p_wrong[image], audited.judged.fdr[image]
+        yield (
+            f"label looks wrong: probability {p_wrong:.2f}; of the list down to here {fdr:.0%} "
+            "are expected to be right"
+        )
+    if pair is not None:
+        yield f"near-duplicate of {audited.names[pair]} ({audited.splits[pair]})"
+    if "outlier" in kinds:
+        yield "least like any others"
+    if image in audited.influential:
+        changed = audited.influential[image]
+        yield (
+            f"moves the answers: without it {changed} other image{'s' * (changed != 1)} would "
+            f"change class; effect {audited.left_out.effect[image]:.3g}"
+        )

@@ -1,0 +1,248 @@
+"""The stage ``audit``: images and labels to look at again, from features at the head's input.
+
+Nothing is trained but a linear head on these features, and nothing is changed: what is noticed goes
+into tables and a page, and the user decides.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from xfer.core.device import device_name
+from xfer.core.errors import CombinationError, DataError
+from xfer.core.log import log
+from xfer.core.types import Plain
+from xfer.evaluation.leave_one_out import BLOCK, LeftOut, coordinates, leave_one_out
+from xfer.evaluation.neighbours import (
+    AXES,
+    TILE,
+    Nearest,
+    alike_from,
+    directions,
+    nearest,
+    nearest_among,
+    outliers,
+    pairs,
+)
+from xfer.evaluation.statistics import wilson
+from xfer.evaluation.wrong_labels import Judged, judge
+from xfer.training import exact
+from xfer.training.features.feature_loader import CachedFeatures
+from xfer.training.head_input import first_layer
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from xfer.plan.plan import Plan
+
+_NEAREST = 8
+"""Neighbours of each image that are looked at for near-duplicates."""
+_MOST_EFFECT = 10
+
+
+class Twin(NamedTuple):
+    """Two images that are the same or nearly so; ``how`` is "same bytes", "looks alike" (both as
+    :mod:`xfer.data.leakage` compares files) or "alike features"."""
+
+    image: int
+    other: int
+    cosine: float
+    how: str
+
+
+@dataclass(frozen=True)
+class Audited:
+    """What was noticed about the images of a run, all splits after each other.
+
+    ``names``, ``splits`` and ``labels`` int64 are of length n. ``judged`` is about the labels,
+    ``twins`` are near-duplicates, ``outliers`` int64 (m,) the images unlike all others, the
+    farthest first, ``influential`` those whose removal moves the answers most with how many other
+    images would then be given another class, ``left_out`` the regression all this is of, and
+    ``vectors`` float32 (n, r) the directions of the images. ``facts`` is what ``audit.json`` says
+    of the whole.
+    """
+
+    names: tuple[str, ...]
+    splits: tuple[str, ...]
+    labels: npt.NDArray[np.int64]
+    classes: tuple[str, ...]
+    judged: Judged
+    twins: list[Twin]
+    outliers: npt.NDArray[np.int64]
+    influential: dict[int, int]
+    left_out: LeftOut
+    vectors: npt.NDArray[np.float32]
+    facts: Plain
+    features: Plain
+    device: str
+    seconds: tuple[float, float]
+    warnings: list[str]
+
+    @property
+    def counts(self) -> Plain:
+        """What ``result.json`` says of the audit."""
+        accused = self.judged.accused
+        across = sum(self.splits[t.image] != self.splits[t.other] for t in self.twins)
+        return {
+            "images": len(self.labels),
+            "labels": len(accused),
+            "fdr": float(self.judged.fdr[accused[-1]]) if len(accused) else None,
+            "rate": self.judged.rate,
+            "duplicates": len(self.twins),
+            "across_splits": across,
+            "outliers": len(self.outliers),
+            "influential": len(self.influential),
+            "seconds": self.seconds[1],
+        }
+
+    def like(self, image: int, label: int, count: int) -> list[int]:
+        """The images of a class that are most like an image, ``count`` at most."""
+        members = np.flatnonzero(self.labels == label)
+        return nearest_among(self.vectors, image, members, count)
+
+
+def audit(plan: Plan) -> Audited:
+    """Look at all images of ``plan`` with its pretrained network.
+
+    Features come from the cache where a fit has left them, and are left there for one. Raises
+    CombinationError for a network without features at its head, DataError for features that tell
+    nothing apart.
+    """
+    began = time.perf_counter()
+    plan = as_evaluated(plan)
+    try:
+        cached, matrix, device = features(plan)
+    except exact.NotExact as error:
+        what = f"the audit needs the input of the head, and {error}"
+        fix = "type head=linear and features=auto, or choose another backbone"
+        raise CombinationError("backbone", what, fix, 26) from error
+    log.info(cached.summary())
+    working = _working_bytes(matrix, len(plan.card.classes))
+    log.info(f"audit: {len(matrix):,} images in blocks, about {working / 1e6:,.0f} MB")
+    ready = time.perf_counter()
+    splits = dict(cached.work.splits)
+    names = tuple(name for samples in splits.values() for name in samples.names)
+    labels = np.concatenate([samples.labels for samples in splits.values()])
+    _check(matrix, names)
+    at, classes = coordinates(matrix), plan.card.classes
+    if not len(at.squares):
+        what = f"the features of all {len(names)} images are the same"
+        raise DataError("features", what, "use other weights, or another backbone", 58)
+    left_out = leave_one_out(at, labels, len(classes))
+    held_out = left_out.held_out(labels)
+    judged = judge(held_out, labels)
+    vectors, lengths = directions(at)
+    likest = nearest(vectors, lengths, _NEAREST)
+    least = alike_from(likest)
+    strongest = np.argsort(-left_out.effect, kind="stable")[:_MOST_EFFECT].tolist()
+    right = int((held_out.argmax(axis=1) == labels).sum())
+    largest = int(np.bincount(labels).max())
+    seconds = (ready - began, time.perf_counter() - ready)
+    return Audited(
+        names=names,
+        splits=tuple(name for name, samples in splits.items() for _ in range(len(samples))),
+        labels=labels,
+        classes=classes,
+        judged=judged,
+        twins=_twins(plan, names, likest, least),
+        outliers=outliers(likest),
+        influential=dict(zip(strongest, left_out.changed(strongest), strict=True)),
+        left_out=left_out,
+        vectors=vectors,
+        facts={
+            "images": len(names),
+            "right_held_out": right,
+            "largest_class": largest,
+            "wrong_labels": {"rate": judged.rate, "expected": float(judged.p_wrong.sum())},
+            "head": {"kind": "ridge regression", "penalty": left_out.penalty},
+            "near_duplicate": {"cosine": least},
+            "working_bytes": working,
+        },
+        features=cached.facts({"hit": None}),
+        device=device,
+        seconds=seconds,
+        warnings=_remarks(judged, right, largest, len(labels), plan),
+    )
+
+
+def as_evaluated(plan: Plan) -> Plan:
+    """The plan with images as they are evaluated, on one device."""
+    specs = plan.specs
+    features = (
+        replace(specs.features, views=1) if hasattr(specs.features, "views") else specs.features
+    )
+    trainer = replace(specs.trainer, devices=1)
+    return replace(plan, specs=replace(specs, features=features, trainer=trainer))
+
+
+def features(plan: Plan) -> tuple[CachedFeatures, npt.NDArray[np.float32], str]:
+    """The features of all splits after each other, float32 (n, d), and the device."""
+    from xfer.models.network import assemble
+
+    frozen = exact.at_rest(plan, assemble(plan.parts, plan.state))
+    (head, *_) = plan.layout.heads
+    path = first_layer(frozen.net, head)
+    if path is None:
+        raise exact.NotExact(f"'{head}' has no linear layer")
+    cached = exact.features_of(plan, frozen)
+    parts = [exact.inputs(frozen, cached, path, split) for split in cached.work.splits]
+    return cached, np.concatenate(parts), device_name(frozen.device)
+
+
+def _check(matrix: npt.NDArray[np.float32], names: tuple[str, ...]) -> None:
+    sound = np.isfinite(matrix).all(axis=1)
+    if not sound.all():
+        fix = "use other weights, or trainer.precision=32-true"
+        name = names[int(np.flatnonzero(~sound)[0])]
+        raise DataError(name, "the backbone's features are NaN or Inf", fix, 48)
+
+
+def _twins(plan: Plan, names: tuple[str, ...], likest: Nearest, least: float) -> list[Twin]:
+    """Near-duplicates, each pair once: those that the checks of the data have noticed by their
+    names for it, the others by their features."""
+    position = {name: i for i, name in enumerate(names)}
+    known = {
+        frozenset((position[held], position[twin])): kind
+        for held, twin, kind in (plan.dataset.leaks if plan.dataset else ())
+    }
+    alike = {frozenset((i, j)): cosine for i, j, cosine in pairs(likest, least)}
+    rows = []
+    for pair in sorted({*known, *alike}, key=lambda pair: (-alike.get(pair, 1.0), sorted(pair))):
+        i, j = sorted(pair)
+        rows.append(Twin(i, j, alike.get(pair, math.nan), known.get(pair, "alike features")))
+    return rows
+
+
+def _working_bytes(matrix: npt.NDArray[np.float32], classes: int) -> int:
+    """What the audit takes beside the features: blocks, tiles, and some numbers an image."""
+    count, width = matrix.shape
+    square = min(count, width) ** 2 + (count * width if count <= width else 0)
+    return (
+        8 * (3 * BLOCK + 3 * square + 6 * count * classes)
+        + 48 * TILE**2
+        + 8 * count * min(AXES, width)
+    )
+
+
+def _remarks(judged: Judged, right: int, largest: int, count: int, plan: Plan) -> list[str]:
+    """What makes the whole audit worth less."""
+    lines = []
+    if wilson(right, count)[0] <= largest / count:
+        lines.append(
+            f"audit: the features do not tell the labels: {right} of {count} images are taken for "
+            f"what they are labelled, and {largest} are in the largest class; so no label can be "
+            "judged"
+        )
+    elif judged.rate > 0.25:
+        lines.append(
+            f"audit: {judged.rate:.0%} of the labels seem wrong: so many that right and wrong "
+            "ones cannot be told apart well"
+        )
+    if not plan.state:
+        lines.append("audit: the network has random weights, which tell little of what images show")
+    return lines
