@@ -37,12 +37,12 @@ OF_TORCH = {
     "models.network", "models.restore", "models.skip_init",
 } | {
     f"training.{name}" for name in (
-        "callbacks.timeline",
+        "backbone_features", "callbacks.timeline",
         "distributed.group", "distributed.rendezvous", "distributed.strategy", "ema", "exact",
         "features.cut", "features.extract", "features.feature_loader", "features.feed",
         "features.find_cut", "features.prove_cut", "features.shape_tensor", "fit",
         "guarded_logger", "head_input", "head_start", "lightning", "lr_find", "module", "nan_guard",
-        "optimizer_restore",
+        "optimizer_restore", "worth",
     )
 }  # fmt: skip
 

@@ -30,6 +30,7 @@ from xfer.plan.table import brief, table
 from xfer.report.attach import attach
 from xfer.report.inputs import Work
 from xfer.report.last_lines import last_lines
+from xfer.report.side_stages import benchmark, embed, find_rate, worth
 from xfer.training.distributed.launch import called, leading, next_run
 from xfer.training.fit_health import saturation, terms, warn, warnings_of
 
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     from xfer.training.callbacks.progress import History
     from xfer.training.fit_result import FitResult
 
-_NEED_NET = {"evaluate", "predict", "export", "benchmark"}
+_NEED_NET = {"evaluate", "predict", "export", "benchmark", "embed"}
 
 
 @dataclass(frozen=True)
@@ -209,7 +210,7 @@ def _line(work: Work, earlier: Earlier | None, page: LivePage) -> Plain:
     stages = work.plan.specs.stages
     if "lr_find" in stages:
         page.begin("lr_find")
-        _find_rate(work)
+        find_rate(work)
     if "fit" in stages:
         page.begin("fit")
         with working("fit"):
@@ -224,6 +225,9 @@ def _line(work: Work, earlier: Earlier | None, page: LivePage) -> Plain:
         if net and name in stages and not (name == "benchmark" and work.refused):
             page.begin(name)
             stage(work, net)
+    if "worth" in stages:
+        page.begin("worth")
+        worth(work)
     page.begin("report")
     with working("report"):
         return finish(work)
@@ -253,28 +257,6 @@ def _fit(work: Work, resume: Path | None, page: LivePage) -> FitResult:
     fitted = fit(work.plan, work.folder, resume, pruner(work.folder), shows)
     work.plan = recall(work.plan, work.folder)  # in the batches that memory sufficed for
     return fitted
-
-
-def _find_rate(work: Work) -> None:
-    from xfer.report.charts import climb
-    from xfer.report.plot import draw
-    from xfer.training.lr_find import lr_find
-
-    rates = lr_find(work.plan)
-    write_json(work.folder / "lr_find.json", rates)
-    path = draw(work.folder / "figures" / "lr_find.png", climb, rates)
-    log.info(f"optim.lr={rates['suggested']:.2g} is suggested, see {path}")
-
-
-def _benchmark(work: Work, net: nn.Module) -> None:
-    from xfer.export.benchmark import benchmark
-    from xfer.report.charts import speeds
-    from xfer.report.plot import draw
-
-    with working("benchmark"):
-        rows = benchmark(work.plan, net, work.checkpoint(), work.folder)
-    path = draw(work.folder / "figures" / "benchmark.png", speeds, rows)
-    log.info(f"drawn in {printable(path)}", extra=LINES)
 
 
 def _network(work: Work) -> nn.Module:
@@ -394,6 +376,7 @@ _AFTER_FIT: dict[str, Callable[..., object]] = {
     "evaluate": _evaluate,
     "predict": _predict,
     "export": _export,
-    "benchmark": _benchmark,
+    "benchmark": benchmark,
+    "embed": embed,
 }
 """What each of these stages does with the network, in their order."""

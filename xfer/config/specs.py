@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from xfer.config import schema
 from xfer.config.help import GROUPS
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 STAGES = (
     *("lr_find", "fit", "evaluate", "predict", "export", "benchmark", "report"),
-    *("leaderboard", "compare"),
+    *("leaderboard", "compare", "worth", "embed"),
 )
 
 
@@ -38,6 +38,16 @@ class ModelFile:
     path: str
     labels: str | tuple[str, ...] | None = None
     recipe: str | None = None
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """What the stage embed writes: the ``format`` of its file, and the ``k`` images nearest to the
+    image ``neighbours``, if one is named."""
+
+    format: Literal["npz", "parquet"] = "npz"
+    neighbours: str | None = None
+    k: int = 10
 
 
 @dataclass(frozen=True)
@@ -81,6 +91,7 @@ class Specs:
     metrics: Mapping[str, protocols.CustomMetric] = field(default_factory=dict)
     callbacks: Sequence[Callable[[], Any]] = ()
     tta: Tta = "none"
+    embed: Embedding = Embedding()
     compose: Callable[[Sequence[str]], Plain] | None = None
 
     @cached_property
@@ -104,7 +115,7 @@ class Specs:
     @property
     def trains(self) -> bool:
         """Whether a stage needs a model to train."""
-        return bool({"fit", "lr_find"} & set(self.stages))
+        return bool({"fit", "lr_find", "worth"} & set(self.stages))
 
     @property
     def answers(self) -> bool:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from xfer.core.errors import Attempts, ConfigError, closest, raise_all
+from xfer.core.errors import Attempts, CombinationError, ConfigError, closest, raise_all
 from xfer.core.run_folder import best_checkpoint
 from xfer.core.types import Card, Dataset, InputSpec, Network, Plain
 from xfer.data.dataset import resizable
@@ -39,7 +39,7 @@ def make_plan(specs: Specs, not_exact: str = "") -> Plan:
     check_names(specs.metrics)
     attempt = Attempts()
     training = specs.trains or (not specs.stages and not specs.checkpoint.path)
-    whole = training or specs.calibrates
+    whole = training or specs.calibrates or "embed" in specs.stages
     if specs.checkpoint.path:
         snapshot = attempt(_snapshot, specs)
         known = snapshot.card.input if snapshot else None
@@ -79,11 +79,15 @@ def _check_model_source(specs: Specs) -> None:
     keep = isinstance(specs.head, Keep | Remap)
     kind = specs.facts.get("source", {}).get("_target_", "")
     path = specs.checkpoint.path
+    if path and "worth" in specs.stages:
+        what = "the network in it has seen the training images, which the curve holds out in turn"
+        raise CombinationError("checkpoint.path", what, "drop it, or 'worth' from stages", 34)
     if specs.trains and path:
         what = "a run that fits makes its own checkpoint"
         fix = "drop 'fit' from stages, or start from those weights with source=run source.path=..."
         raise ConfigError("checkpoint.path", what, fix, 81)
-    needs = set(specs.stages) - ({"lr_find", "report"} if "lr_find" in specs.stages else set())
+    alone = {"lr_find", "worth", "embed"}
+    needs = set(specs.stages) - ({*alone, "report"} if alone & set(specs.stages) else set())
     if needs and "fit" not in specs.stages and not path and not keep:
         what = f"{list(specs.stages)} has no model to work on"
         fix = "add fit, or give checkpoint.path=FILE, or head=keep or head=remap with a source"
@@ -106,7 +110,7 @@ def _from_specs(specs: Specs, dataset: Dataset | None, weights: Weights, not_exa
     on_bad = getattr(specs.data, "on_bad", "error")
     if given and (left := resizable(given, spec, on_bad)) is not given:
         dataset, _, _ = joined(specs, left, weights)
-    if dataset and "train" in dataset.splits:
+    if dataset and "train" in dataset.splits and specs.stages != ("embed",):
         pretrained = weights.state is not None
         training = _what_trains(specs, parts, after, dataset, pretrained, not_exact)
     else:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from xfer.core.errors import XferError
 from xfer.core.run_folder import best_checkpoint
-from xfer.core.types import Exported, Predictions, Score
+from xfer.core.types import Exported, Plain, Predictions, Score
 from xfer.plan.plan import Plan
 
 if TYPE_CHECKING:
@@ -30,6 +30,8 @@ class Work:
     refused: XferError | None = None
     device: str = "cpu"
     warnings: list[str] = field(default_factory=list)
+    worth: Plain | None = None
+    embedded: Plain | None = None
 
     def checkpoint(self) -> Path | None:
         """The checkpoint that is evaluated and exported, unless the network is the source's own."""

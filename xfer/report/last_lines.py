@@ -16,6 +16,10 @@ def last_lines(work: Work) -> str:
     tta = tta_words(work.plan.specs.tta)
     said = f", {tta}" if tta else ""
     lines = [(f"{name} accuracy", score.in_words() + said) for name, score in work.scores.items()]
+    if work.worth:
+        named = ["worth", *[""] * len(work.worth["sentences"])]
+        lines += list(zip(named, work.worth["sentences"], strict=False))
+        lines.append(("page", str(work.folder / "worth.html")))
     best, card = best_checkpoint(work.folder), work.folder / "report.html"
     if work.fitted and best.is_file():
         lines.append(("best model", str(best)))

@@ -104,6 +104,8 @@ def outcome(work: Work) -> Plain:
         ],
         "warnings": [*plan.facts["remarks"], *work.warnings],
         "memory": batch_sizes(work.folder),
+        "worth": work.worth,
+        "embed": work.embedded,
         "device": work.device,
         "precision": plan.specs.trainer.precision if fitted else "32-true",
     }

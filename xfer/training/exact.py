@@ -150,12 +150,7 @@ def solve(plan: Plan, frozen: PartlyFrozen, cached: CachedFeatures) -> Solved:
     ]
     val = inputs(frozen, cached, path, "val")
     seconds = time.perf_counter() - began
-    for part in logistic.blocks(evaluated):
-        sound = np.isfinite(evaluated[part]).all(axis=1)
-        if not sound.all():
-            name = splits["train"].names[part.start + int(np.flatnonzero(~sound)[0])]
-            fix = "use other weights, or trainer.precision=32-true"
-            raise DataError(name, "the backbone's features are NaN or Inf", fix, 48)
+    refuse_no_numbers(evaluated, splits["train"].names)
     labels, counts = splits["train"].labels, np.array(plan.train_counts, np.float64)
     weights = np.ones(len(labels))
     if cached.work.data.sampler == "balanced":
@@ -175,6 +170,16 @@ def solve(plan: Plan, frozen: PartlyFrozen, cached: CachedFeatures) -> Solved:
             parameter.copy_(torch.from_numpy(solved).view(parameter.shape))
     _check_linear(frozen, cached, answers[solution.best])
     return Solved(options, solution, answers, seconds)
+
+
+def refuse_no_numbers(features: npt.NDArray[np.float32], names: tuple[str, ...]) -> None:
+    """Raise DataError for the first of the images ``names`` whose features are NaN or Inf."""
+    for part in logistic.blocks(features):
+        sound = np.isfinite(features[part]).all(axis=1)
+        if not sound.all():
+            name = names[part.start + int(np.flatnonzero(~sound)[0])]
+            fix = "use other weights, or trainer.precision=32-true"
+            raise DataError(name, "the backbone's features are NaN or Inf", fix, 48)
 
 
 def _check_linear(

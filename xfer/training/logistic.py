@@ -250,8 +250,11 @@ class Problem:
         """The mean loss of all images, not penalised."""
         return self.loss(theta, self._shares(None), 0.0)[0]
 
-    def minimum(self, l2: float, fold: int | None, start: Matrix | None) -> tuple[Matrix, int]:
-        """The parameters of least loss, and the evaluations that were needed."""
+    def minimum(
+        self, l2: float, fold: int | None, start: Matrix | None, near: bool = False
+    ) -> tuple[Matrix, int]:
+        """The parameters of least loss, and the evaluations that were needed; ``near`` is no nearer
+        than answers ask for, where only those count."""
         from scipy.optimize import fmin_l_bfgs_b
 
         flat = (1 - 1 / self.classes) / self.classes
@@ -263,7 +266,7 @@ class Problem:
             value, gradient = self.loss(values.reshape(theta.shape) * scale, shares, l2)
             return value, (gradient * scale).ravel()
 
-        precise = self.dtype is np.float64
+        precise = self.dtype is np.float64 and not near
         minimum, _, facts = fmin_l_bfgs_b(
             at,
             (theta / scale).ravel(),
