@@ -33,14 +33,14 @@ HEAVY = {
 # Subclasses and helpers of torch; everything else gets by without it until it works.
 OF_TORCH = {
     "core.device", "core.memory", "data.loader", "data.sampler", "evaluation.evaluate",
-    "export.mindir.run", "export.pixels", "models.head.layers", "models.mindspore_layers",
-    "models.network", "models.restore", "models.skip_init",
+    "export.mindir.run", "export.pixels", "models.head.filled_layers", "models.head.layers",
+    "models.mindspore_layers", "models.network", "models.restore", "models.skip_init",
 } | {
     f"training.{name}" for name in (
         "backbone_features", "callbacks.timeline",
         "distributed.group", "distributed.rendezvous", "distributed.strategy", "ema", "exact",
         "features.cut", "features.extract", "features.feature_loader", "features.feed",
-        "features.find_cut", "features.prove_cut", "features.shape_tensor", "fit",
+        "features.find_cut", "features.prove_cut", "features.shape_tensor", "filled", "fit",
         "guarded_logger", "head_input", "head_start", "lightning", "lr_find", "module", "nan_guard",
         "optimizer_restore", "worth",
     )

@@ -22,6 +22,7 @@ from xfer.core.slurm_env import slurm_task
 from xfer.core.types import Plain, Predictions, Samples
 from xfer.data.tta import tta_words
 from xfer.export import refuse_early
+from xfer.models.head import Knn, Prototype
 from xfer.plan.make import make_plan
 from xfer.plan.preflight import check_folder, check_space
 from xfer.plan.resume import Earlier, check_same, choose, resume_file
@@ -237,8 +238,10 @@ def _fit(work: Work, resume: Path | None, page: LivePage) -> FitResult:
     """Solve the head where that is planned; train step by step otherwise, and where the network
     turns out to be none whose head can be solved."""
     if work.plan.specs.optim.solves:
-        from xfer.training import exact
+        from xfer.training import exact, filled
 
+        if isinstance(work.plan.specs.head, Knn | Prototype):
+            return filled.fit(work.plan, work.folder)
         try:
             return exact.fit(work.plan, work.folder)
         except exact.NotExact as error:

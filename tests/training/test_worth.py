@@ -168,7 +168,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
         patch.setenv("XFER_CACHE", str(place / "cache"))
-        run = xfer.run("digits_freeze", ["stages=[worth]"])
+        run = xfer.run("digits_freeze", ["stages=[worth]", "data.digits=[6,9]"])
         return (place / run.folder).resolve()
 
 

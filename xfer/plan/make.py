@@ -14,7 +14,7 @@ from xfer.data.dataset import resizable
 from xfer.data.tta import check_tta
 from xfer.freeze import Layout, Phase, layout, lone_norm
 from xfer.models import adapters
-from xfer.models.head import Keep, Remap
+from xfer.models.head import Keep, Knn, Prototype, Remap
 from xfer.models.head.class_match import Naming, adopt
 from xfer.plan import auto
 from xfer.plan.classes import class_mismatch, joined
@@ -119,7 +119,9 @@ def _from_specs(specs: Specs, dataset: Dataset | None, weights: Weights, not_exa
     card = Card(
         # With what the builder added by itself, so that the card alone rebuilds the network.
         backbone={**specs.facts["backbone"], **({"args": before.args} if before.args else {})},
-        head=weights.head if parts.head_from_source and weights.head else specs.facts["head"],
+        head=weights.head
+        if parts.head_from_source and weights.head
+        else training.specs.facts["head"],
         classes=classes,
         input=spec,
         source=_source_facts(specs, weights, match, parts),
@@ -167,6 +169,8 @@ def _what_trains(
         design = design.adapted(added["weights"], [*dict(network.module.named_parameters())])
         parts = replace(parts, adapters=added)
     images = len(dataset.splits["train"])
+    if isinstance(specs.head, Knn | Prototype):
+        return _what_is_filled(specs, parts, dataset)
     decisions = auto.decide(specs, design, images, pretrained, not_exact)
     specs = auto.apply(specs, decisions)
     phases = specs.freeze.phases(design, specs.trainer.epochs)
@@ -174,6 +178,22 @@ def _what_trains(
         phases = specs.freeze.after_solved(phases)
     features = _expected_features(specs, dataset, phases, network)
     return _Training(specs, parts, network, design, phases, tuple(decisions), features)
+
+
+def _what_is_filled(specs: Specs, parts: Parts, dataset: Dataset) -> _Training:
+    """The same of a head that holds training features: nothing trains."""
+    from xfer.models.network import blueprint
+
+    train = dataset.splits["train"]
+    head = replace(specs.head, images=len(train)) if isinstance(specs.head, Knn) else specs.head
+    specs, parts = replace(specs, head=head), replace(parts, head=head)
+    network = blueprint(parts)[1]
+    design = layout(network.module, network.heads)
+    counts = [int((train.labels == label).sum()) for label in range(len(dataset.classes))]
+    decisions, phase = auto.decide_filled(specs, design, counts)
+    specs = auto.apply(specs, decisions)
+    features = _expected_features(specs, dataset, (phase,), network)
+    return _Training(specs, parts, network, design, (phase,), tuple(decisions), features)
 
 
 def _load_report(

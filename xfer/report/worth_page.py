@@ -96,7 +96,7 @@ def _advice(facts: Plain) -> str:
             f"Collect images first: {removes}, and twice as many keep bringing half a point or more"
         )
     if enough <= _SOON * images:
-        return f"To do better, {ways}: twice as many images bring about half a point at most; {removes}"
+        return f"To do better, {ways}: twice as many images bring half a point or less; {removes}"
     return (
         f"Collect images first: {removes}; from about {enough:,} training images on, twice as many "
         f"bring less than half a point: then {ways}"

@@ -61,7 +61,7 @@ def backbone_features(plan: Plan, asker: str) -> BackboneFeatures:
     heads = bare.layout.heads
     if len(heads) != 1:
         what = f"needs one classifier, and {plan.card.backbone.get('name')} has {len(heads)}"
-        raise CombinationError(asker, what, "choose another backbone", 32)
+        raise CombinationError(asker, what, "choose another backbone", 33)
     frozen = at_rest(bare, assemble(bare.parts, bare.state))
     work = Extraction(bare, frozen, options := replace(options, views=1))
     cut = cut_within(work, options)

@@ -87,7 +87,7 @@ def fit(plan: Plan, folder: Path) -> FitResult:
     write_json(folder / "features.json", features)
     rows = _rows(solved, cached.work.splits["val"].labels, plan.specs.metrics)
     write_rows(folder / "metrics.csv", rows)
-    logger = _logged(plan, folder, rows)
+    logger = logged(plan, folder, rows)
     best = rows[solved.solution.best]
     chosen = {
         "metric": "cv_loss",
@@ -119,7 +119,7 @@ def fit(plan: Plan, folder: Path) -> FitResult:
     )
 
 
-def _logged(plan: Plan, folder: Path, rows: list[Plain]) -> GuardedLogger | None:
+def logged(plan: Plan, folder: Path, rows: list[Plain]) -> GuardedLogger | None:
     """The logger of the run, with ``rows`` in it."""
     built = plan.specs.logger.build(folder, plan.specs.experiment)
     if built is None:
