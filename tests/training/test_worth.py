@@ -86,7 +86,7 @@ def test_sizes_are_what_can_be_held_and_solved() -> None:
     assert (np.diff(sizes) > 0).all()
     large = subsampling.subsample_sizes(np.full(10, 10_000), 1280)
     assert large[-1] * 1280 * 8 <= 1 << 26  # 64 MiB in double precision
-    assert large[-1] >= 1_000
+    assert 1_000 <= large[-1] <= 5_000
     many = subsampling.subsample_sizes(np.full(1_000, 100), 1280)
     assert many[-1] >= 10 * 1_000  # ten of each class, however many classes there are
     assert subsampling.subsample_sizes(np.array([5, 5]), 512).tolist() == [6, 7, 8]

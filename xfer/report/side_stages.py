@@ -50,6 +50,11 @@ def worth(work: Work) -> None:
     title = data_name({"experiment": plan.specs.experiment}, plan.facts)
     said = write_worth(work.folder, facts, title, plan.specs.command)
     work.worth = summary(facts, said)
+    loss, data = plan.specs.loss, plan.specs.data
+    weighs = loss.weights(plan.train_counts) or getattr(loss, "label_smoothing", 0)
+    if weighs or (data and data.sampler == "balanced"):
+        plain = "worth solves heads with plain cross-entropy: loss and data.sampler play no part"
+        work.warnings.append(plain)
     if not facts["check"]["inside"]:
         work.warnings.append(said[-1])
 

@@ -29,10 +29,10 @@ _SMALLEST = 3  # images of a class on the average in the smallest subsample
 _SPAN = 16  # times smaller than the largest it is at most
 _STRENGTHS = STRENGTHS[::2]
 _REPEATS, _ENOUGH = (1, 8), 2_400  # times over; answers a size that are enough
-_WORK = 1 << 27  # of images x features x classes in the largest subsample
+_WORK = 1 << 25  # of images x features x classes in the largest subsample
 _NUMBERS = 1 << 23  # of images x features in it
 _FEW = 10  # images of each class that it has nevertheless, where there are as many
-_JUDGED = 10_000  # held-out images of a fold that answer at most
+_JUDGED = 2_000  # held-out images of a fold that answer at most
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Subsamples:
     @property
     def repeats(self) -> int:
         """How many times every image was held out."""
-        return self.by_repeat.shape[1]
+        return int(self.by_repeat.shape[1])
 
 
 def subsampled(
@@ -82,9 +82,12 @@ def subsampled(
                 right[at, draw.judged] += hits
                 by_repeat[at, repeat] = np.bincount(judged, hits, classes) / np.bincount(judged)
                 chosen[at, repeat] = np.log([_STRENGTHS[i] for i in best])
-                if repeat == 0:  # the other repeats look near what the first has chosen
-                    near = int(np.median(best))
-                    tried[at] = range(max(0, near - 1), min(len(_STRENGTHS), near + 2))
+                # What is best moves little from one size to the next, and less between repeats.
+                near = int(np.median(best))
+                if repeat == 0 and at + 1 < len(shares):
+                    tried[at + 1] = _around(near, 2)
+                if repeat == 0:
+                    tried[at] = _around(near, 1)
             seen[draw.judged] += 1
     with np.errstate(invalid="ignore"):
         rates = (right / seen).astype(np.float32)
@@ -123,6 +126,11 @@ def _repeats(count: int) -> int:
     return int(np.clip(math.ceil(_ENOUGH / count), least, most))
 
 
+def _around(near: int, below: int) -> range:
+    """The strengths from the next stronger one to ``below`` weaker ones."""
+    return range(max(0, near - 1), min(len(_STRENGTHS), near + 1 + below))
+
+
 class _Draw:
     """One repeat: its folds, the images that are answered in it, and the order in which images
     come into a subsample."""
@@ -135,8 +143,15 @@ class _Draw:
         drawn = np.random.default_rng(derive("worth order", seed))
         # One order for every size: a smaller subsample is a part of a larger one.
         self.order = drawn.permutation(len(labels))
-        parts = [self.order[self.fold_of[self.order] == fold][:_JUDGED] for fold in range(FOLDS)]
-        self.judged = np.sort(np.concatenate(parts))
+        self.judged = np.sort(np.concatenate([self._held_out(fold) for fold in range(FOLDS)]))
+
+    def _held_out(self, fold: int) -> npt.NDArray[np.int64]:
+        """The images of a fold that are answered: all, or of each class its share of enough."""
+        pool = self.order[self.fold_of[self.order] == fold]
+        share = min(1.0, _JUDGED / len(pool))
+        of_class = self.labels[pool]
+        parts = [pool[of_class == label] for label in np.unique(of_class)]
+        return np.concatenate([part[: math.ceil(share * len(part))] for part in parts])
 
     def answers(
         self, share: npt.NDArray[np.int64], tried: Sequence[int]
