@@ -147,7 +147,7 @@ BASE = ["stages=[embed]", *RANDOM, "predict.input=images"]
 )
 def test_what_cannot_be_is_refused(typed: list[str], number: int) -> None:
     with pytest.raises((CombinationError, DataError)) as error:
-        compose_specs(typed)
+        make_plan(compose_specs(typed))
     assert error.value.number == number
 
 

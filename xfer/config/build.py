@@ -13,15 +13,7 @@ from xfer.config import custom, other_tools, schema
 from xfer.config.help import GROUPS
 from xfer.config.provenance import Places, override_key
 from xfer.config.specs import STAGES, Embedding, Exports, ModelFile, Specs
-from xfer.core.errors import (
-    Attempts,
-    CombinationError,
-    ConfigError,
-    DataError,
-    XferError,
-    closest,
-    raise_all,
-)
+from xfer.core.errors import Attempts, CombinationError, ConfigError, XferError, closest, raise_all
 from xfer.core.files import path_problem
 from xfer.core.types import Plain, Tta
 
@@ -224,7 +216,7 @@ class Builder:
             yield ConfigError("stages", what, "type 'stages=[leaderboard]'", 76)
 
     def _wrong_embedding(self, stages: tuple[str, ...], asked: Embedding) -> Iterator[XferError]:
-        """Keys of the stage ``embed`` without it, a format that cannot be written, and no image."""
+        """Keys of the stage ``embed`` without it, and a format that cannot be written."""
         if "embed" not in stages:
             for key in (f"embed.{k}" for k in _OF_EMBED if getattr(asked, k) != _EMBED[k]):
                 what, fix = "is given but stages has no 'embed'", "type 'stages=[embed]'"
@@ -234,9 +226,6 @@ class Builder:
             what = "parquet is written by pyarrow, which is not installed"
             fix = "type embed.format=npz, or pip install pyarrow"
             yield CombinationError("embed.format", what, fix, 35)
-        if asked.neighbours and not Path(asked.neighbours).expanduser().is_file():
-            what = f"there is no file '{asked.neighbours}'"
-            yield DataError("embed.neighbours", what, "give the path of one image", 67)
 
     def _wrong_comparison(
         self, stages: tuple[str, ...], runs: tuple[str, ...]

@@ -107,7 +107,8 @@ def _against_filling(
     rows = [row for phase in phases for row in phase.rows]
     more = len(phases) > 1 or any(not (row.head or row.frozen) for row in rows)
     steps = not (specs.optim.solves or isinstance(specs.optim, Undecided))
-    weighs = specs.loss.weights(counts) is not None or getattr(specs.loss, "label_smoothing", 0)
+    smooths = bool(getattr(specs.loss, "label_smoothing", 0))
+    weighs = smooths or specs.loss.weights(counts) is not None
     balanced = specs.data is not None and specs.data.sampler == "balanced"
     penalty = "optim.l2" in specs.explicit
     most, k = sum(counts) - 1, getattr(specs.head, "k", 1)
@@ -122,7 +123,7 @@ def _against_filling(
         ),
         (steps, "optim", "asks for steps", "optim=auto"),
         (penalty, "optim.l2", "is of a head that is solved", "drop optim.l2"),
-        (bool(weighs), "loss", "weighs answers", "loss=cross_entropy"),
+        (weighs, "loss", "weighs answers", "loss=cross_entropy"),
         (balanced, "data.sampler", "weighs images", "data.sampler=shuffled"),
         (specs.augment.random, "augment", "asks for random views", "augment=none"),
         (specs.features.use == "never", "features", "are not cached", "features=auto"),

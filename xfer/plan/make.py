@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from xfer.core.errors import Attempts, CombinationError, ConfigError, closest, raise_all
+from xfer.core.errors import Attempts, CombinationError, ConfigError, DataError, closest, raise_all
 from xfer.core.run_folder import best_checkpoint
 from xfer.core.types import Card, Dataset, InputSpec, Network, Plain
 from xfer.data.dataset import resizable
@@ -36,6 +36,9 @@ def make_plan(specs: Specs, not_exact: str = "") -> Plan:
     from xfer.evaluation.metrics import check_names
 
     _check_model_source(specs)
+    if (image := specs.embed.neighbours) and not Path(image).expanduser().is_file():
+        what = f"there is no file '{image}'"
+        raise DataError("embed.neighbours", what, "give the path of one image", 67)
     check_names(specs.metrics)
     attempt = Attempts()
     training = specs.trains or (not specs.stages and not specs.checkpoint.path)

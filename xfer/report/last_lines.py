@@ -17,8 +17,8 @@ def last_lines(work: Work) -> str:
     said = f", {tta}" if tta else ""
     lines = [(f"{name} accuracy", score.in_words() + said) for name, score in work.scores.items()]
     if work.worth:
-        named = ["worth", *[""] * len(work.worth["sentences"])]
-        lines += list(zip(named, work.worth["sentences"], strict=False))
+        worth = work.worth["sentences"]
+        lines += [("" if i else "worth", sentence) for i, sentence in enumerate(worth)]
         lines.append(("page", str(work.folder / "worth.html")))
     best, card = best_checkpoint(work.folder), work.folder / "report.html"
     if work.fitted and best.is_file():

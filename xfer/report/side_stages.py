@@ -51,7 +51,8 @@ def worth(work: Work) -> None:
     said = write_worth(work.folder, facts, title, plan.specs.command)
     work.worth = summary(facts, said)
     loss, data = plan.specs.loss, plan.specs.data
-    weighs = loss.weights(plan.train_counts) or getattr(loss, "label_smoothing", 0)
+    smooths = bool(getattr(loss, "label_smoothing", 0))
+    weighs = smooths or loss.weights(plan.train_counts) is not None
     if weighs or (data and data.sampler == "balanced"):
         plain = "worth solves heads with plain cross-entropy: loss and data.sampler play no part"
         work.warnings.append(plain)

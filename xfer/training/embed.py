@@ -126,7 +126,8 @@ def embed(plan: Plan, net: nn.Module, folder: Path, device: torch.device) -> Pla
             "recipe": embeddings.recipe,
         }
         if specs.embed.neighbours:
-            facts["neighbours"] = _neighbours(plan, layer, embeddings, folder)
+            asked = specs.embed.neighbours
+            facts["neighbours"] = _neighbours(plan, layer, embeddings, asked, folder)
     return facts
 
 
@@ -177,7 +178,7 @@ def _embedded(plan: Plan, layer: _AtClassifier, body: IO[bytes]) -> Embeddings:
             splits += [split] * len(at)
     warn_of_broken(broken, asked)
     body.flush()
-    table = np.memmap(body, np.float32, "r", shape=(len(names), width))  # type: ignore[call-overload]
+    table = np.memmap(body, np.float32, "r", shape=(len(names), width))
     recipe = _recipe(plan, layer, width)
     return Embeddings(
         table, tuple(names), np.array(labels, np.int64), tuple(splits), plan.card.classes, recipe
@@ -247,10 +248,9 @@ def _weights_sha256(plan: Plan) -> str | None:
 
 
 def _neighbours(
-    plan: Plan, layer: _AtClassifier, embeddings: Embeddings, folder: Path
+    plan: Plan, layer: _AtClassifier, embeddings: Embeddings, image: str, folder: Path
 ) -> list[Plain]:
     """The images nearest to the one asked about, by cosine distance; also ``neighbours.csv``."""
-    image = plan.specs.embed.neighbours
     samples = find([image], plan.card.input.range)
     broken: list[XferError] = []
     asked = [rows for _, rows in _answers(plan, layer, samples, broken)]
