@@ -33,17 +33,17 @@ HEAVY = {
 # Subclasses and helpers of torch; everything else gets by without it until it works.
 OF_TORCH = {
     "core.device", "core.memory", "data.loader", "data.sampler", "evaluation.evaluate",
-    "export.certified_graph", "export.mindir.run", "export.pixels", "models.head.layers",
-    "models.logit_scale", "models.mindspore_layers", "models.network", "models.restore",
-    "models.skip_init",
+    "export.certified_graph", "export.mindir.run", "export.pixels",
+    "models.head.filled_layers", "models.head.layers", "models.logit_scale",
+    "models.mindspore_layers", "models.network", "models.restore", "models.skip_init",
 } | {
     f"training.{name}" for name in (
-        "answering", "callbacks.timeline", "certify",
+        "answering", "backbone_features", "callbacks.timeline", "certify",
         "distributed.group", "distributed.rendezvous", "distributed.strategy", "ema", "exact",
         "features.cut", "features.extract", "features.feature_loader", "features.feed",
-        "features.find_cut", "features.prove_cut", "features.shape_tensor", "fit",
+        "features.find_cut", "features.prove_cut", "features.shape_tensor", "filled", "fit",
         "guarded_logger", "head_input", "head_start", "image_audit", "lightning", "lr_find",
-        "module", "nan_guard", "optimizer_restore",
+        "module", "nan_guard", "optimizer_restore", "worth",
     )
 }  # fmt: skip
 

@@ -22,6 +22,7 @@ from xfer.core.slurm_env import slurm_task
 from xfer.core.types import Plain, Predictions, Samples
 from xfer.data.tta import tta_words
 from xfer.export import refuse_early
+from xfer.models.head import Knn, Prototype
 from xfer.plan.make import make_plan
 from xfer.plan.preflight import check_folder, check_space
 from xfer.plan.resume import Earlier, check_same, choose, resume_file
@@ -31,6 +32,7 @@ from xfer.report.attach import attach
 from xfer.report.audit_page import audit
 from xfer.report.inputs import Work
 from xfer.report.last_lines import last_lines
+from xfer.report.side_stages import benchmark, embed, find_rate, worth
 from xfer.training.distributed.launch import called, leading, next_run
 from xfer.training.fit_health import saturation, terms, warn, warnings_of
 
@@ -42,7 +44,7 @@ if TYPE_CHECKING:
     from xfer.training.callbacks.progress import History
     from xfer.training.fit_result import FitResult
 
-_NEED_NET = {"evaluate", "predict", "export", "benchmark"}
+_NEED_NET = {"evaluate", "predict", "export", "benchmark", "embed"}
 
 
 @dataclass(frozen=True)
@@ -212,7 +214,7 @@ def _line(work: Work, earlier: Earlier | None, page: LivePage) -> Plain:
         audit(work)
     if "lr_find" in stages:
         page.begin("lr_find")
-        _find_rate(work)
+        find_rate(work)
     if "fit" in stages:
         page.begin("fit")
         with working("fit"):
@@ -226,6 +228,9 @@ def _line(work: Work, earlier: Earlier | None, page: LivePage) -> Plain:
         if net and name in stages and not (name == "benchmark" and work.refused):
             page.begin(name)
             stage(work, net)
+    if "worth" in stages:
+        page.begin("worth")
+        worth(work)
     page.begin("report")
     with working("report"):
         return finish(work)
@@ -235,8 +240,10 @@ def _fit(work: Work, resume: Path | None, page: LivePage) -> FitResult:
     """Solve the head where that is planned; train step by step otherwise, and where the network
     turns out to be none whose head can be solved."""
     if work.plan.specs.optim.solves:
-        from xfer.training import exact
+        from xfer.training import exact, filled
 
+        if isinstance(work.plan.specs.head, Knn | Prototype):
+            return filled.fit(work.plan, work.folder)
         try:
             return exact.fit(work.plan, work.folder)
         except exact.NotExact as error:
@@ -256,28 +263,6 @@ def _fit(work: Work, resume: Path | None, page: LivePage) -> FitResult:
     fitted = replace(fit(work.plan, work.folder, resume, ends, shows), cv=held_out)
     work.plan = recall(work.plan, work.folder)  # in the batches that memory sufficed for
     return fitted
-
-
-def _find_rate(work: Work) -> None:
-    from xfer.report.charts import climb
-    from xfer.report.plot import draw
-    from xfer.training.lr_find import lr_find
-
-    rates = lr_find(work.plan)
-    write_json(work.folder / "lr_find.json", rates)
-    path = draw(work.folder / "figures" / "lr_find.png", climb, rates)
-    log.info(f"optim.lr={rates['suggested']:.2g} is suggested, see {path}")
-
-
-def _benchmark(work: Work, net: nn.Module) -> None:
-    from xfer.export.benchmark import benchmark
-    from xfer.report.charts import speeds
-    from xfer.report.plot import draw
-
-    with working("benchmark"):
-        rows = benchmark(work.plan, net, work.checkpoint(), work.folder)
-    path = draw(work.folder / "figures" / "benchmark.png", speeds, rows)
-    log.info(f"drawn in {printable(path)}", extra=LINES)
 
 
 def _network(work: Work) -> nn.Module:
@@ -385,6 +370,7 @@ _AFTER_FIT: dict[str, Callable[..., object]] = {
     "evaluate": _evaluate,
     "predict": _predict,
     "export": _export,
-    "benchmark": _benchmark,
+    "benchmark": benchmark,
+    "embed": embed,
 }
 """What each of these stages does with the network, in their order."""

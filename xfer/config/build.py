@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Lt
 
 from xfer.config import custom, other_tools, schema
 from xfer.config.help import GROUPS
 from xfer.config.provenance import Places, override_key
-from xfer.config.specs import STAGES, Exports, ModelFile, Promise, Specs
+from xfer.config.specs import STAGES, Embedding, Exports, ModelFile, Promise, Specs
 from xfer.core.errors import Attempts, CombinationError, ConfigError, XferError, closest, raise_all
 from xfer.core.files import path_problem
 from xfer.core.types import Calibrating, Plain, Tta
@@ -19,9 +20,11 @@ from xfer.core.types import Calibrating, Plain, Tta
 _SPEC_GROUPS = tuple(g for g in GROUPS if g not in ("experiment", "export"))
 _PATHS = (
     *("run.dir", "checkpoint.path", "checkpoint.resume", "source.path", "features.dir"),
-    *("sweep.dir", "predict.model", "predict.labels", "predict.recipe"),
+    *("sweep.dir", "predict.model", "predict.labels", "predict.recipe", "embed.neighbours"),
 )
 """Keys that name a file or folder; those of data and what is predicted have their own checks."""
+_OF_EMBED = ("format", "neighbours", "k")
+_EMBED = vars(Embedding())
 _WITHOUT_DATA = {"predict", "report", "leaderboard", "compare"}
 _STAGES = "any of " + ", ".join(STAGES) + "; none prints the plan"
 GENERAL: dict[str, tuple[Any, str]] = {
@@ -56,7 +59,8 @@ GENERAL: dict[str, tuple[Any, str]] = {
     "run.dir": (str | None, "the run's folder; null makes outputs/<experiment or data's name>/..."),
     "predict.input": (
         str | tuple[str, ...] | None,
-        "what is classified: a folder, a file, a glob pattern, or a list of them",
+        "what is classified or embedded: a folder, a file, a glob pattern, or a list of them; "
+        "embed without it takes the splits of the data",
     ),
     "predict.model": (
         str | None,
@@ -67,6 +71,15 @@ GENERAL: dict[str, tuple[Any, str]] = {
         "the class names of that file, a list or a file of them, where it does not hold them",
     ),
     "predict.recipe": (str | None, "the preprocess.json of that file, where it does not hold one"),
+    "embed.format": (
+        Literal["npz", "parquet"],
+        "the file that embed writes; parquet is written by pyarrow, which must be installed",
+    ),
+    "embed.neighbours": (
+        str | None,
+        "an image whose nearest neighbours among the embedded ones are printed and written",
+    ),
+    "embed.k": (Annotated[int, Gt(0)], "how many neighbours"),
     "compare.runs": (
         tuple[str, ...] | None,
         "the run folders that the stage compare puts beside each other, two or more",
@@ -97,7 +110,8 @@ class Builder:
     def specs(self, experiment: str, typed: Sequence[str]) -> Specs:
         """What the run is asked to do. Raises all problems together."""
         stages = self._value("stages") or ()
-        needs_data = not stages or set(STAGES) & set(stages) - _WITHOUT_DATA
+        named = {"embed"} if schema.value_at(self.plain, "predict.input") else set()
+        needs_data = not stages or set(STAGES) & set(stages) - _WITHOUT_DATA - named
         built = {g: self._group(g) for g in _SPEC_GROUPS if g != "data" or needs_data}
         inputs, trainer = self._value("predict.input"), built["trainer"]
         general = {
@@ -109,6 +123,7 @@ class Builder:
             "export": self._exports(),
             "predict_with": self._model_file(),
             "compare_runs": self._value("compare.runs") or (),
+            "embed": Embedding(*(self._value(f"embed.{k}") for k in _OF_EMBED)),
         }
         if trainer is not None:
             general["metrics"] = custom.metrics(trainer.metrics, self.where, self.attempt)
@@ -119,6 +134,7 @@ class Builder:
             *self._wrong_stages(stages, inputs),
             *self._wrong_comparison(stages, general["compare_runs"]),
             *self._wrong_audit(stages),
+            *self._wrong_embedding(stages, general["embed"]),
             *self._contradictions(),
             *self._wrong_folds(stages, frozenset(override_key(text) for text in typed)),
             *self._unused(stages, frozenset(override_key(text) for text in typed)),
@@ -211,7 +227,7 @@ class Builder:
                 yield ConfigError("stages", f"there is no stage '{stage}'", fix, 8)
         if "predict" in stages and not inputs:
             yield schema.missing("predict.input")
-        if inputs and "predict" not in stages:
+        if inputs and not {"predict", "embed"} & set(stages):
             fix = "type 'stages=[predict]', or drop predict.input"
             yield ConfigError("predict.input", "is given but stages has no 'predict'", fix, 9)
         if schema.value_at(self.plain, "predict.model") is not None and stages != ("predict",):
@@ -223,6 +239,18 @@ class Builder:
         if "leaderboard" in stages and stages != ("leaderboard",):
             what = f"the leaderboard is made of runs that have ended; stages is {list(stages)}"
             yield ConfigError("stages", what, "type 'stages=[leaderboard]'", 76)
+
+    def _wrong_embedding(self, stages: tuple[str, ...], asked: Embedding) -> Iterator[XferError]:
+        """Keys of the stage ``embed`` without it, and a format that cannot be written."""
+        if "embed" not in stages:
+            for key in (f"embed.{k}" for k in _OF_EMBED if getattr(asked, k) != _EMBED[k]):
+                what, fix = "is given but stages has no 'embed'", "type 'stages=[embed]'"
+                yield CombinationError(key, what, f"{fix}, or drop {key}", 36)
+            return
+        if asked.format == "parquet" and find_spec("pyarrow") is None:
+            what = "parquet is written by pyarrow, which is not installed"
+            fix = "type embed.format=npz, or pip install pyarrow"
+            yield CombinationError("embed.format", what, fix, 35)
 
     def _wrong_comparison(
         self, stages: tuple[str, ...], runs: tuple[str, ...]

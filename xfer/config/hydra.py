@@ -87,8 +87,16 @@ def prepare_overrides(overrides: Sequence[str]) -> list[str]:
     for text in overrides:
         _check_override(text)
     keys = [override_key(text) for text in overrides]
-    quick = [] if any(key in _TASK for key in keys) else [QUICK_START]
+    # Images that are embedded are a task; those that are predicted need a model named as well.
+    embeds = "predict.input" in keys and any(
+        "embed" in stages for stages in _typed_stages(overrides)
+    )
+    quick = [] if embeds or any(key in _TASK for key in keys) else [QUICK_START]
     return quick + [_forced(text, key) for text, key in zip(overrides, keys, strict=True)]
+
+
+def _typed_stages(overrides: Sequence[str]) -> list[str]:
+    return [text for text in overrides if override_key(text) == "stages"]
 
 
 # Up to the next sign of Hydra's grammar, without the spaces around it.

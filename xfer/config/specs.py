@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from xfer.config import schema
 from xfer.config.help import GROUPS
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 STAGES = (
     *("audit", "lr_find", "fit", "evaluate", "predict", "export", "benchmark", "report"),
-    *("leaderboard", "compare"),
+    *("leaderboard", "compare", "worth", "embed"),
 )
 
 
@@ -47,6 +47,16 @@ class Promise:
 
     coverage: float | None = None
     by_class: bool = False
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """What the stage embed writes: the ``format`` of its file, and the ``k`` images nearest to the
+    image ``neighbours``, if one is named."""
+
+    format: Literal["npz", "parquet"] = "npz"
+    neighbours: str | None = None
+    k: int = 10
 
 
 @dataclass(frozen=True)
@@ -93,6 +103,7 @@ class Specs:
     tta: Tta = "none"
     calibration: Calibrating = "auto"
     certificate: Promise = Promise()
+    embed: Embedding = Embedding()
     compose: Callable[[Sequence[str]], Plain] | None = None
     slots: Plain = field(default_factory=dict)
 
@@ -117,7 +128,7 @@ class Specs:
     @property
     def trains(self) -> bool:
         """Whether a stage needs a model to train, or the images that one is trained on."""
-        return bool({"fit", "lr_find", "audit"} & set(self.stages))
+        return bool({"fit", "lr_find", "audit", "worth"} & set(self.stages))
 
     @property
     def answers(self) -> bool:

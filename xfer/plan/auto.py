@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
-from xfer.core.errors import ConfigError, raise_all
+from xfer.core.errors import CombinationError, ConfigError, raise_all
 from xfer.core.protocols import Undecided
 from xfer.data.decode_cache import decoded_limit
 from xfer.freeze import Layout, Phase
@@ -78,6 +78,74 @@ def decide(
         why = "one view an image, as it is evaluated; augment=standard solves on random views"
         decisions.append(Decision("augment", "none", why))
     return decisions
+
+
+def decide_filled(
+    specs: Specs, layout: Layout, counts: Sequence[int]
+) -> tuple[list[Decision], Phase]:
+    """Every choice that is left open for a head that is filled, not trained, and the one phase, in
+    which nothing trains. ``counts`` are the training images of each class.
+
+    Raises CombinationError for whatever asks to train, or weighs images.
+    """
+    raise_all([_refusal_of_filled(specs, *row) for row in _against_filling(specs, layout, counts)])
+    why = f"{_name_of(specs)} holds what the frozen layers make of the training images"
+    decisions = [Decision("optim", "exact", why)] if isinstance(specs.optim, Undecided) else []
+    decisions += _precision(specs, once=True)
+    if isinstance(specs.augment, Undecided):
+        decisions.append(Decision("augment", "none", "one view an image, as it is evaluated"))
+    return decisions, Phase(layout.rows(0.0, [0.0] * len(layout.stages)), 0, None, "filled")
+
+
+def _against_filling(
+    specs: Specs, layout: Layout, counts: Sequence[int]
+) -> list[tuple[str, str, str]]:
+    """Key, why and remedy of everything that a head without training cannot heed."""
+    # A policy is asked with a head that could train; one that trains no more is the only one.
+    probe = replace(layout, names=(*layout.names, f"{layout.heads[0]}.filled"))
+    phases = specs.freeze.phases(probe, _ANY_EPOCHS)
+    rows = [row for phase in phases for row in phase.rows]
+    more = len(phases) > 1 or any(not (row.head or row.frozen) for row in rows)
+    steps = not (specs.optim.solves or isinstance(specs.optim, Undecided))
+    smooths = bool(getattr(specs.loss, "label_smoothing", 0))
+    weighs = smooths or specs.loss.weights(counts) is not None
+    balanced = specs.data is not None and specs.data.sampler == "balanced"
+    penalty = "optim.l2" in specs.explicit
+    most, k = sum(counts) - 1, getattr(specs.head, "k", 1)
+    reasons = (
+        (more, "freeze", "trains more than the head", "freeze=head_only"),
+        (bool(layout.adapters), "freeze", "trains adapters", "freeze=head_only"),
+        (
+            specs.freeze.batch_norm != "eval",
+            "freeze.batch_norm",
+            "moves statistics",
+            "freeze.batch_norm=eval",
+        ),
+        (steps, "optim", "asks for steps", "optim=auto"),
+        (penalty, "optim.l2", "is of a head that is solved", "drop optim.l2"),
+        (weighs, "loss", "weighs answers", "loss=cross_entropy"),
+        (balanced, "data.sampler", "weighs images", "data.sampler=shuffled"),
+        (specs.augment.random, "augment", "asks for random views", "augment=none"),
+        (specs.features.use == "never", "features", "are not cached", "features=auto"),
+        (
+            k > most,
+            "head.k",
+            f"is {k} and there are {most} others of a training image",
+            f"head.k={most}",
+        ),
+        *(() if steps else _needs_steps(specs)),
+    )
+    return [(key, why, fix) for wrong, key, why, fix in reasons if wrong]
+
+
+def _refusal_of_filled(specs: Specs, key: str, why: str, fix: str) -> CombinationError:
+    typed = fix if fix.startswith(("drop", "stages")) else f"type {fix}"
+    what = f"{_name_of(specs)} trains nothing, and {key} {why}"
+    return CombinationError("head", what, f"{typed}, or head=linear", 32)
+
+
+def _name_of(specs: Specs) -> str:
+    return type(specs.head).__name__.lower()
 
 
 def apply(specs: Specs, decisions: Iterable[Decision]) -> Specs:

@@ -36,7 +36,9 @@ def joined(
             specs.backbone, made, len(classes), head_from_source=True, source_classes=known
         )
     else:
-        classes = _given(dataset.classes if dataset else names)
+        # What is embedded without data has no classes, and needs none.
+        unknown = ("unknown",) if set(specs.stages) == {"embed"} else None
+        classes = _given(dataset.classes if dataset else names or unknown)
         parts = Parts(specs.backbone, head, len(classes))
     if isinstance(head, Remap):
         rows = _remapped(head, classes, weights, ready=specs.answers)

@@ -7,14 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from xfer.core.errors import Attempts, ConfigError, closest, raise_all
+from xfer.core.errors import Attempts, CombinationError, ConfigError, DataError, closest, raise_all
 from xfer.core.run_folder import best_checkpoint
 from xfer.core.types import Card, Dataset, InputSpec, Network, Plain
 from xfer.data.dataset import resizable
 from xfer.data.tta import check_tta
 from xfer.freeze import Layout, Phase, layout, lone_norm
 from xfer.models import adapters
-from xfer.models.head import Keep, Remap
+from xfer.models.head import Keep, Knn, Prototype, Remap
 from xfer.models.head.class_match import Naming, adopt
 from xfer.plan import auto
 from xfer.plan.calibration_plan import NO_CALIBRATION, CalibrationPlan, plan_calibration
@@ -38,10 +38,13 @@ def make_plan(specs: Specs, not_exact: str = "") -> Plan:
     from xfer.evaluation.metrics import check_names
 
     _check_model_source(specs)
+    if (image := specs.embed.neighbours) and not Path(image).expanduser().is_file():
+        what = f"there is no file '{image}'"
+        raise DataError("embed.neighbours", what, "give the path of one image", 67)
     check_names(specs.metrics)
     attempt = Attempts()
     training = specs.trains or (not specs.stages and not specs.checkpoint.path)
-    whole = training or specs.calibrates
+    whole = training or specs.calibrates or "embed" in specs.stages
     if specs.checkpoint.path:
         snapshot = attempt(_snapshot, specs)
         known = snapshot.card.input if snapshot else None
@@ -82,12 +85,15 @@ def _check_model_source(specs: Specs) -> None:
     keep = isinstance(specs.head, Keep | Remap)
     kind = specs.facts.get("source", {}).get("_target_", "")
     path = specs.checkpoint.path
+    if path and "worth" in specs.stages:
+        what = "the network in it has seen the training images, which the curve holds out in turn"
+        raise CombinationError("checkpoint.path", what, "drop it, or 'worth' from stages", 34)
     if specs.trains and path:
         what = "a run that fits makes its own checkpoint"
         fix = "drop 'fit' from stages, or start from those weights with source=run source.path=..."
         raise ConfigError("checkpoint.path", what, fix, 81)
-    alone = {"lr_find", "audit"} & set(specs.stages)
-    needs = set(specs.stages) - ({*alone, "report"} if alone else set())
+    alone = {"lr_find", "audit", "worth", "embed"}
+    needs = set(specs.stages) - ({*alone, "report"} if alone & set(specs.stages) else set())
     if needs and "fit" not in specs.stages and not path and not keep:
         what = f"{list(specs.stages)} has no model to work on"
         fix = "add fit, or give checkpoint.path=FILE, or head=keep or head=remap with a source"
@@ -110,7 +116,7 @@ def _from_specs(specs: Specs, dataset: Dataset | None, weights: Weights, not_exa
     on_bad = getattr(specs.data, "on_bad", "error")
     if given and (left := resizable(given, spec, on_bad)) is not given:
         dataset, _, _ = joined(specs, left, weights)
-    if dataset and "train" in dataset.splits:
+    if dataset and "train" in dataset.splits and specs.stages != ("embed",):
         pretrained = weights.state is not None
         training = _what_trains(specs, parts, after, dataset, pretrained, not_exact)
         training = _calibrating(training, after, dataset, spec.size)
@@ -120,7 +126,9 @@ def _from_specs(specs: Specs, dataset: Dataset | None, weights: Weights, not_exa
     card = Card(
         # With what the builder added by itself, so that the card alone rebuilds the network.
         backbone={**specs.facts["backbone"], **({"args": before.args} if before.args else {})},
-        head=weights.head if parts.head_from_source and weights.head else specs.facts["head"],
+        head=weights.head
+        if parts.head_from_source and weights.head
+        else training.specs.facts["head"],
         classes=classes,
         input=spec,
         source=_source_facts(specs, weights, match, parts),
@@ -169,6 +177,8 @@ def _what_trains(
         design = design.adapted(added["weights"], [*dict(network.module.named_parameters())])
         parts = replace(parts, adapters=added)
     images = len(dataset.splits["train"])
+    if isinstance(specs.head, Knn | Prototype):
+        return _what_is_filled(specs, parts, dataset)
     decisions = auto.decide(specs, design, images, pretrained, not_exact)
     specs = auto.apply(specs, decisions)
     phases = specs.freeze.phases(design, specs.trainer.epochs)
@@ -186,6 +196,22 @@ def _calibrating(
     planned = plan_calibration(*given)
     decisions = (*training.decisions, *planned.decisions())
     return training._replace(decisions=decisions, calibration=planned)
+
+
+def _what_is_filled(specs: Specs, parts: Parts, dataset: Dataset) -> _Training:
+    """The same of a head that holds training features: nothing trains."""
+    from xfer.models.network import blueprint
+
+    train = dataset.splits["train"]
+    head = replace(specs.head, images=len(train)) if isinstance(specs.head, Knn) else specs.head
+    specs, parts = replace(specs, head=head), replace(parts, head=head)
+    network = blueprint(parts)[1]
+    design = layout(network.module, network.heads)
+    counts = [int((train.labels == label).sum()) for label in range(len(dataset.classes))]
+    decisions, phase = auto.decide_filled(specs, design, counts)
+    specs = auto.apply(specs, decisions)
+    features = _expected_features(specs, dataset, (phase,), network)
+    return _Training(specs, parts, network, design, (phase,), tuple(decisions), features)
 
 
 def _load_report(

@@ -222,7 +222,8 @@ def _training_lines(facts: Plain) -> list[tuple[str, str]]:
 def _steps_line(facts: Plain) -> str:
     steps = facts["steps"]
     if not facts["optimizer"]:
-        return "none: the head is solved exactly"
+        filled = facts["params"]["trainable"] == 0
+        return f"none: the head {'holds training features' if filled else 'is solved exactly'}"
     each = f" on each of {steps['devices']} devices" if steps["devices"] > 1 else ""
     count = f"{steps['epochs']} epochs of {steps['per_epoch']} = {steps['total']}"
     return f"{count} (batches of {steps['batch_size']}{each})"

@@ -32,6 +32,8 @@ class Work:
     device: str = "cpu"
     warnings: list[str] = field(default_factory=list)
     audited: Audited | None = None
+    worth: Plain | None = None
+    embedded: Plain | None = None
 
     @property
     def cv(self) -> Plain | None:

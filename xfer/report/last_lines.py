@@ -20,6 +20,10 @@ def last_lines(work: Work) -> str:
     cv = work.cv
     lines = [("cv accuracy", in_words(cv))] if cv else []
     lines += [(f"{name} accuracy", score.in_words() + said) for name, score in work.scores.items()]
+    if work.worth:
+        worth = work.worth["sentences"]
+        lines += [("" if i else "worth", sentence) for i, sentence in enumerate(worth)]
+        lines.append(("page", str(work.folder / "worth.html")))
     best, card = best_checkpoint(work.folder), work.folder / "report.html"
     if work.fitted and best.is_file():
         lines.append(("best model", str(best)))

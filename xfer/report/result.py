@@ -121,6 +121,8 @@ def outcome(work: Work) -> Plain:
             *work.warnings,
         ],
         "memory": batch_sizes(work.folder),
+        "worth": work.worth,
+        "embed": work.embedded,
         "device": work.device,
         "precision": plan.specs.trainer.precision if fitted else "32-true",
     }

@@ -97,7 +97,7 @@ def fit(plan: Plan, folder: Path) -> FitResult:
     write_json(folder / "features.json", features)
     rows = _rows(solved, cached.work.splits.get("val"), plan.specs.metrics)
     write_rows(folder / "metrics.csv", rows)
-    logger = _logged(plan, folder, rows)
+    logger = logged(plan, folder, rows)
     best = rows[solved.solution.best]
     chosen = {
         "metric": "cv_loss",
@@ -161,7 +161,7 @@ def _certificate(
     return certify(plan.specs.certificate, held_out, unlike)
 
 
-def _logged(plan: Plan, folder: Path, rows: list[Plain]) -> GuardedLogger | None:
+def logged(plan: Plan, folder: Path, rows: list[Plain]) -> GuardedLogger | None:
     """The logger of the run, with ``rows`` in it."""
     built = plan.specs.logger.build(folder, plan.specs.experiment)
     if built is None:
@@ -192,12 +192,7 @@ def solve(plan: Plan, frozen: PartlyFrozen, cached: CachedFeatures) -> Solved:
     ]
     val = inputs(frozen, cached, path, "val") if cached.val else None
     seconds = time.perf_counter() - began
-    for part in logistic.blocks(evaluated):
-        sound = np.isfinite(evaluated[part]).all(axis=1)
-        if not sound.all():
-            name = splits["train"].names[part.start + int(np.flatnonzero(~sound)[0])]
-            fix = "use other weights, or trainer.precision=32-true"
-            raise DataError(name, "the backbone's features are NaN or Inf", fix, 48)
+    refuse_no_numbers(evaluated, splits["train"].names)
     problem = HeadProblem(
         views or [evaluated],
         evaluated,
@@ -229,6 +224,16 @@ def solve(plan: Plan, frozen: PartlyFrozen, cached: CachedFeatures) -> Solved:
 def _answers(head: logistic.Strength, features: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     """The logits of a solved head for ``features`` (n, d): float32 (n, classes)."""
     return (features @ head.weight.T + head.bias).astype(np.float32)
+
+
+def refuse_no_numbers(features: npt.NDArray[np.float32], names: tuple[str, ...]) -> None:
+    """Raise DataError for the first of the images ``names`` whose features are NaN or Inf."""
+    for part in logistic.blocks(features):
+        sound = np.isfinite(features[part]).all(axis=1)
+        if not sound.all():
+            name = names[part.start + int(np.flatnonzero(~sound)[0])]
+            fix = "use other weights, or trainer.precision=32-true"
+            raise DataError(name, "the backbone's features are NaN or Inf", fix, 48)
 
 
 def _check_linear(

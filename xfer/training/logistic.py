@@ -107,7 +107,6 @@ def solve(
     early once it has risen for three strengths.
     """
     problem = Problem(rows)
-    problem.nearly = nearly
     ks: list[int | None] = [int(k) for k in np.unique(rows.folds) if k >= 0]
     starts: dict[int | None, Matrix | None] = dict.fromkeys([*ks, None])
     path: list[Strength] = []
@@ -118,7 +117,7 @@ def solve(
             began, steps = time.perf_counter(), 0
             held_out = np.full((len(rows.labels), problem.classes), np.nan, np.float32)
             for fold in (*ks, None):
-                theta, count = problem.minimum(l2, fold, starts[fold])
+                theta, count = problem.minimum(l2, fold, starts[fold], nearly)
                 starts[fold], steps = theta, steps + count
                 if fold is not None:
                     problem.answer(theta, fold, held_out)
@@ -209,8 +208,6 @@ class Problem:
     Parameters are (classes, r + 1): the weights along the r principal axes, and the bias.
     """
 
-    nearly = False
-
     def __init__(self, rows: TrainingRows) -> None:
         self.rows, self.classes = rows, len(rows.class_weights)
         self.targets = rows.targets
@@ -287,8 +284,11 @@ class Problem:
         """The mean loss of all images, not penalised."""
         return self.loss(theta, self._shares(None), 0.0)[0]
 
-    def minimum(self, l2: float, fold: int | None, start: Matrix | None) -> tuple[Matrix, int]:
-        """The parameters of least loss, and the evaluations that were needed."""
+    def minimum(
+        self, l2: float, fold: int | None, start: Matrix | None, nearly: bool = False
+    ) -> tuple[Matrix, int]:
+        """The parameters of least loss, and the evaluations that were needed; ``nearly`` is no
+        nearer than answers ask for, where only those count."""
         from scipy.optimize import fmin_l_bfgs_b
 
         flat = (1 - 1 / self.classes) / self.classes
@@ -300,7 +300,7 @@ class Problem:
             value, gradient = self.loss(values.reshape(theta.shape) * scale, shares, l2)
             return value, (gradient * scale).ravel()
 
-        precise = self.dtype is np.float64 and not self.nearly
+        precise = self.dtype is np.float64 and not nearly
         minimum, _, facts = fmin_l_bfgs_b(
             at,
             (theta / scale).ravel(),

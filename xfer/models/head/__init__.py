@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from annotated_types import Ge, Gt, Lt
+from annotated_types import Ge, Gt, Le, Lt
 
 from xfer.core.errors import ConfigError
 from xfer.core.protocols import Head
@@ -83,6 +83,51 @@ class Pooled:
         from xfer.models.head import layers
 
         return layers.PooledLinear(layers.width(old), classes, spatial=layers.is_conv(old))
+
+
+Distance = Literal["euclidean", "cosine"]
+
+
+@dataclass(frozen=True)
+class Knn:
+    """The ``k`` nearest training images vote, one vote each; nothing is trained.
+
+    The head holds the features of all training images, so that it grows with them. Its
+    probabilities are shares of the votes, with one vote more that all classes share.
+    """
+
+    k: Annotated[int, Gt(0)] = 5
+    """training images that vote"""
+    distance: Distance = "euclidean"
+    """between features; ``cosine`` is that of features of length 1"""
+    images: Annotated[int, Gt(0), Le(10_000_000)] | None = None
+    """training images that the head holds; the plan sets it"""
+
+    def build(self, old: nn.Module, classes: int) -> nn.Module:
+        """Buffers ``features``, ``labels``; empty until they are filled."""
+        from xfer.models.head import filled_layers, layers
+
+        size = filled_layers.Sizes(layers.width(old), classes, layers.is_conv(old))
+        return filled_layers.NearestImages(size, self.images or 1, self.k, self.distance)
+
+
+@dataclass(frozen=True)
+class Prototype:
+    """The class whose mean feature is nearest; nothing is trained.
+
+    Its logits are squared distances times one scale, by which the probabilities of training images
+    are best, each left out of its own mean.
+    """
+
+    distance: Distance = "euclidean"
+    """between features; ``cosine`` is that of features of length 1"""
+
+    def build(self, old: nn.Module, classes: int) -> nn.Module:
+        """Buffers ``means``, ``scale``; empty until they are filled."""
+        from xfer.models.head import filled_layers, layers
+
+        size = filled_layers.Sizes(layers.width(old), classes, layers.is_conv(old))
+        return filled_layers.NearestMean(size, self.distance)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,262 @@
+"""What more images are worth, in sentences, in tables, as a drawing and as a page of its own."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from xfer.core.files import write_json, write_text
+from xfer.core.types import Plain
+from xfer.evaluation.predict import cell
+from xfer.report.card import Section
+from xfer.report.format import size
+from xfer.report.page import lay_out
+from xfer.report.svg import Chart, Panel
+from xfer.report.tables import Table
+
+_DRAWN = 6  # classes with a chart of their own: those that are answered worst
+_SOON = 1.5  # times the images that there are
+_STYLE = """svg{background:#fff;font:12px system-ui,"Segoe UI","DejaVu Sans",sans-serif}
+text{fill:#1f2328}.soft{fill:#59626c}.mid{text-anchor:middle}.end{text-anchor:end}
+.grid{stroke:#dde1e6}.dash{stroke:#8a939d;stroke-dasharray:4 3}.ideal{stroke:#1f2328;
+stroke-width:1.2;stroke-dasharray:4 3}.line{fill:none;stroke-width:2;stroke-linejoin:round}
+.val{stroke:#0072b2}.line.train{stroke:#c24e00;stroke-dasharray:7 3}.dot{stroke:none}
+.dot.train{fill:#c24e00}.dot.val{fill:#0072b2}.ring{fill:#fff;stroke-width:2.5}.heat{fill:#0072b2}"""
+
+
+def write_worth(folder: Path, facts: Plain, title: str, command: str) -> list[str]:
+    """Write ``worth.json``, ``worth.csv``, ``figures/worth.svg`` and the page ``worth.html`` (and
+    ``.md``) into ``folder``; the sentences that say it. Raises OutputError."""
+    said = sentences(facts)
+    write_json(folder / "worth.json", {**facts, "sentences": said})
+    write_text(folder / "worth.csv", _table_text(facts))
+    chart = drawn(facts, "all classes", facts["images"])
+    (folder / "figures").mkdir(exist_ok=True)
+    write_text(folder / "figures" / "worth.svg", alone(chart))
+    lay_out(
+        folder / "worth",
+        {
+            "title": f"What more images are worth: {title}",
+            "about": _about(facts),
+            "verdict": said,
+            "command": command,
+            "sections": _sections(facts, chart),
+            "captions": {},
+            "drawn": {},
+        },
+    )
+    return said
+
+
+def summary(facts: Plain, said: Sequence[str]) -> Plain:
+    """What ``result.json`` says under ``worth``: all but the points of the curves."""
+
+    def without_points(row: Plain) -> Plain:
+        return {key: row[key] for key in row if key not in ("curve", "measured", "by_class")}
+
+    by_class = {name: without_points(row) for name, row in facts["by_class"].items()}
+    return {**without_points(facts), "by_class": by_class, "sentences": list(said)}
+
+
+def sentences(facts: Plain) -> list[str]:
+    """What the curve says, a line each: where it stands, what 100 more images of each class bring,
+    where the frozen backbone ends, when to unfreeze or take another one, and the check."""
+    now, more, limit = facts["now"], facts["more"], facts["limit"]
+    name = facts.get("backbone") or "backbone"
+    lines = [
+        f"{more['per_class']} more images of each class are expected to bring "
+        f"{_points(more['gain'])}",
+        f"A linear head on the frozen {name}, solved on all {facts['images']:,} training images, "
+        f"is expected to be right on {_share(now)} of new images",
+        f"The frozen {name} is expected to end at {_share(limit)}, however many images there are",
+        _advice(facts),
+        *_by_class(facts),
+    ]
+    if (largest := facts["largest_subsample"]) < 0.7 * facts["images"]:
+        lines.append(
+            f"The curve is measured on up to {largest:,} of {facts['images']:,} images "
+            f"({size(facts['memory_bytes'])} at a time), and extrapolated from there"
+        )
+    return [*lines, _checked(facts["check"])]
+
+
+def _advice(facts: Plain) -> str:
+    """When to unfreeze or take another backbone, and when to look for images first."""
+    enough, images, part = facts["enough"], facts["images"], facts["removable"]
+    removes = (
+        f"more images alone can remove {100 * part['value']:.0f} % of today's errors "
+        f"(95 % band {100 * part['low']:.0f} to {100 * part['high']:.0f})"
+    )
+    ways = "unfreeze (freeze=lp_ft) or take another backbone"
+    if enough is None:
+        return (
+            f"Collect images first: {removes}, and twice as many keep bringing half a point or more"
+        )
+    if enough <= _SOON * images:
+        return f"To do better, {ways}: twice as many images bring half a point or less; {removes}"
+    return (
+        f"Collect images first: {removes}; from about {enough:,} training images on, twice as many "
+        f"bring less than half a point: then {ways}"
+    )
+
+
+def _by_class(facts: Plain) -> Iterator[str]:
+    """The class that gains most, where there are several curves."""
+    gains = {name: row["more"]["gain"] for name, row in facts["by_class"].items()}
+    name = max(gains, key=lambda key: gains[key]["value"])
+    least = min(gains, key=lambda key: gains[key]["value"])
+    if gains[name]["value"] - gains[least]["value"] >= 0.002:
+        yield f"Of the classes, '{name}' gains most: {_points(gains[name])}"
+
+
+def _checked(check: Plain) -> str:
+    verdict = "inside the band" if check["inside"] else "OUTSIDE the band"
+    expected = check["expected"]
+    why = "" if check["inside"] else ": validation images may be of another kind than training ones"
+    return (
+        f"Check: on the {check['judged']:,} validation images, which the curve has not seen, "
+        f"{100 * check['accuracy']:.1f} % are right, {verdict} that so many images allow, "
+        f"{100 * expected['low']:.1f} to {100 * expected['high']:.1f} %{why}"
+    )
+
+
+def _share(value: Plain) -> str:
+    low, high = 100 * value["low"], 100 * value["high"]
+    return f"{100 * value['value']:.1f} % (95 % band {low:.1f} to {high:.1f})"
+
+
+def _points(value: Plain) -> str:
+    low, high = 100 * value["low"], 100 * value["high"]
+    return f"{100 * value['value']:+.1f} points (95 % band {low:+.1f} to {high:+.1f})"
+
+
+def _about(facts: Plain) -> str:
+    return (
+        f"{facts['images']:,} training images, {len(facts['classes']):,} classes, "
+        f"{facts['width']:,} features of {facts.get('backbone') or 'the backbone'}"
+    )
+
+
+def _rows(facts: Plain) -> Iterator[tuple[str, Plain]]:
+    yield "", facts
+    yield from facts["by_class"].items()
+
+
+def _table_text(facts: Plain) -> str:
+    """``worth.csv``: a row a class and number of images, measured or expected; the class is empty
+    for all of them together."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["class", "images", "measured", "expected", "low", "high"])
+    for name, row in _rows(facts):
+        for point in row["measured"]:
+            numbers = [point["images"], f"{point['accuracy']:.6f}", "", "", ""]
+            writer.writerow([cell(name), *numbers])
+        for point in row["curve"]:
+            ends = [f"{point[key]:.6f}" for key in ("value", "low", "high")]
+            writer.writerow([cell(name), point["images"], "", *ends])
+    return text.getvalue()
+
+
+def drawn(facts: Plain, title: str, images: int) -> Chart:
+    """The curve with its band over the number of training images; the dashed line is today."""
+    places = [(math.log10(p["images"]), p) for p in facts["curve"]]
+    measured = [(math.log10(p["images"]), p["accuracy"]) for p in facts["measured"]]
+    values = [p[key] for _, p in places for key in ("low", "high")] + [y for _, y in measured]
+    low, high = min(values), min(1.0, max(values) + 0.01)
+    panel = Panel((places[0][0] - 0.05, places[-1][0] + 0.05), (low - 0.01, high), log=True)
+    panel.axes("training images")
+    ends = [(x, p["high"]) for x, p in places] + [(x, p["low"]) for x, p in reversed(places)]
+    path = "L".join(f"{panel.across(x):.1f} {panel.up(y):.1f}" for x, y in ends)
+    panel.parts.append(f'<path class="heat" fill-opacity="0.18" d="M{path}Z"/>')
+    panel.line([(x, p["value"]) for x, p in places], "val")
+    panel.line(measured, "train", dots=True)
+    panel.legend([("train", "measured"), ("val", "expected")])
+    now, limit = facts["now"], facts["limit"]
+    if low <= limit["value"] <= high:
+        panel.line([(places[0][0], limit["value"]), (places[-1][0], limit["value"])], "ideal")
+    panel.mark(math.log10(images), now["value"], "val")
+    first, last = measured[0], measured[-1]
+    alt = (
+        f"Accuracy by number of training images, {title}: measured from {first[1]:.3f} at "
+        f"{10 ** first[0]:.0f} to {last[1]:.3f} at {10 ** last[0]:.0f} images; expected "
+        f"{now['value']:.3f} at {images:,}, {places[-1][1]['value']:.3f} at "
+        f"{places[-1][1]['images']:,}, and {limit['value']:.3f} in the end."
+    )
+    caption = (
+        f"The ring is today, {images:,} training images; the band is that of 95 %, the dashed "
+        "level where the frozen backbone ends."
+    )
+    return panel.draw(title, alt, caption)
+
+
+def alone(chart: Chart) -> str:
+    """The drawing as a file of its own, with its colours in it."""
+    head = '<svg xmlns="http://www.w3.org/2000/svg" '
+    whole = str(chart.svg).replace("<svg ", head, 1)
+    first, _, rest = whole.partition(">")
+    return f"{first}><style>{_STYLE}</style>{rest}\n"
+
+
+def _sections(facts: Plain, chart: Chart) -> list[Section]:
+    classes = sorted(facts["by_class"].items(), key=lambda item: item[1]["now"]["value"])
+    charts = [drawn(row, name, facts["images"]) for name, row in classes[:_DRAWN]]
+    shown = f", the {_DRAWN} that are answered worst" if len(classes) > _DRAWN else ""
+    return [
+        Section("Learning curve", charts=(chart,), tables=(_measured_table(facts),)),
+        Section(
+            f"By class{shown}",
+            text=("The number of images is that of all classes, whose proportions stay.",),
+            charts=tuple(charts),
+            tables=(_class_table(facts, classes),),
+        ),
+        Section("How it was measured", text=_method(facts)),
+    ]
+
+
+def _measured_table(facts: Plain) -> Table:
+    head = ("training images", "right", "of each class")
+    counts = facts["per_class_counts"]
+    few = len(facts["classes"]) <= 6
+    rows = tuple(
+        (
+            f"{point['images']:,}",
+            f"{point['accuracy']:.3f}",
+            ", ".join(map(str, of)) if few else f"{min(of)} to {max(of)}",
+        )
+        for point, of in zip(facts["measured"], counts, strict=True)
+    )
+    return Table("Measured", head, rows, left=0)
+
+
+def _class_table(facts: Plain, classes: Sequence[tuple[str, Plain]]) -> Table:
+    per = facts["more"]["per_class"]
+    head = ("class", "images", "right now", f"{per} more of each bring", "in the end")
+    rows = tuple(
+        (
+            name,
+            f"{facts['classes'][name]:,}",
+            _share(row["now"]).replace("95 % band ", ""),
+            _points(row["more"]["gain"]).replace("95 % band ", ""),
+            _share(row["limit"]).replace("95 % band ", ""),
+        )
+        for name, row in classes
+    )
+    return Table("", head, rows)
+
+
+def _method(facts: Plain) -> tuple[str, ...]:
+    times = "once" if facts["repeats"] == 1 else f"{facts['repeats']} times"
+    return (
+        f"Every training image is held out {times}, in {facts['folds']} stratified folds, and "
+        "answered by linear heads that are solved on ever larger subsamples of the others, each "
+        "inside the next. The validation images have no part in the curve.",
+        "The curve is a power law with a floor, error = floor + scale x images^-rate. Its band "
+        "holds what the images that judge leave open (they are weighed anew a thousand times), "
+        "which rates fit, and how far one training set is from another. It says what happens with "
+        "more images of the same kind, not of another kind.",
+        f"The largest subsample takes {size(facts['memory_bytes'])} in double precision.",
+    )

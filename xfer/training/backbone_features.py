@@ -1,0 +1,93 @@
+"""What a frozen backbone makes of a run's images: the input of its classifier, whatever the head.
+
+A linear layer stands in place of the head while features are computed, so that every head and
+every stage shares what is cached.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from xfer.core.errors import CombinationError
+from xfer.core.types import Plain
+from xfer.freeze import layout
+from xfer.models.head import Linear
+from xfer.models.network import assemble, blueprint
+from xfer.training.exact import at_rest, inputs, refuse_no_numbers
+from xfer.training.features import AutoFeatures
+from xfer.training.features.extract import Extraction, PartlyFrozen
+from xfer.training.features.feature_loader import CachedFeatures
+from xfer.training.features.feed import cut_within
+from xfer.training.features.find_cut import Refusal
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from xfer.plan.plan import Plan
+
+
+@dataclass(frozen=True)
+class BackboneFeatures:
+    """The input of the classifier by split, float32 (n, d), in the order of the split's images and
+    in their evaluation view; a feature map is its mean over the positions. ``seconds`` went into
+    them, and ``facts`` is what ``result.json`` says of features."""
+
+    rows: dict[str, npt.NDArray[np.float32]]
+    frozen: PartlyFrozen
+    cached: CachedFeatures
+    seconds: float
+
+    @property
+    def facts(self) -> Plain:
+        """What ``result.json`` says of features."""
+        return self.cached.facts({"hit": None})
+
+
+def backbone_features(plan: Plan, asker: str) -> BackboneFeatures:
+    """The features of the training and validation images, cached where features are.
+
+    ``asker`` is the stage or head that needs them, for messages. Raises CombinationError where
+    there can be none, DataError for features that are no numbers.
+    """
+    began, options = time.perf_counter(), plan.specs.features
+    if not isinstance(options, AutoFeatures):
+        what = f"works on cached features, and features is {options.use}"
+        raise CombinationError(asker, what, "type features=auto", 31)
+    bare = _with_linear_head(plan)
+    heads = bare.layout.heads
+    if len(heads) != 1:
+        what = f"needs one classifier, and {plan.card.backbone.get('name')} has {len(heads)}"
+        raise CombinationError(asker, what, "choose another backbone", 33)
+    frozen = at_rest(bare, assemble(bare.parts, bare.state))
+    work = Extraction(bare, frozen, options := replace(options, views=1))
+    cut = cut_within(work, options)
+    if isinstance(cut, Refusal):
+        fix = "choose another backbone, or raise features.max_gb if that is the reason"
+        raise CombinationError(asker, f"has no features: {cut.reason}", fix, 33)
+    cached = CachedFeatures(work, cut)
+    cached.train[None], cached.val[0] = cached.view("train", None), cached.view("val", None)
+    rows = {split: inputs(frozen, cached, heads[0], split) for split in ("train", "val")}
+    for split, array in rows.items():
+        refuse_no_numbers(array, work.splits[split].names)
+    return BackboneFeatures(rows, frozen, cached, time.perf_counter() - began)
+
+
+def _with_linear_head(plan: Plan) -> Plan:
+    """``plan`` with one linear layer as the head, and without adapters."""
+    head = Linear()
+    parts = replace(plan.parts, head=head, head_from_source=False, rows=(), adapters={})
+    network = blueprint(parts)[1]
+    starts = tuple(f"{path}." for path in network.heads)
+    facts: Plain = {"_target_": f"{Linear.__module__}.{Linear.__qualname__}"}
+    return replace(
+        plan,
+        parts=parts,
+        card=replace(plan.card, head=facts, adapters={}),
+        state={name: t for name, t in plan.state.items() if not name.startswith(starts)},
+        network=network,
+        layout=layout(network.module, network.heads),
+    )

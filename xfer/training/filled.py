@@ -1,0 +1,129 @@
+"""A head that holds training features: filled on the features of a frozen backbone."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from xfer import freeze
+from xfer.core.device import device_name
+from xfer.core.files import write_json, write_rows
+from xfer.core.log import log
+from xfer.core.run_folder import LAST, best_checkpoint, checkpoints
+from xfer.core.types import Plain, Predictions
+from xfer.evaluation import metrics
+from xfer.evaluation.predict import write_predictions
+from xfer.models.head.filled_layers import FilledHead
+from xfer.models.network import assemble
+from xfer.training.backbone_features import BackboneFeatures, backbone_features
+from xfer.training.exact import at_rest, logged
+from xfer.training.fit_result import FitResult
+from xfer.weights.formats.checkpoint_format import Snapshot, identity, write_snapshot
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from xfer.plan.plan import Plan
+
+
+_BLOCK = 256  # images that are answered at a time
+
+
+def fit(plan: Plan, folder: Path) -> FitResult:
+    """Fill the head, in place of training it. Raises as
+    :func:`xfer.training.backbone_features.backbone_features`."""
+    began = time.perf_counter()
+    features = backbone_features(plan, "head")
+    net = assemble(plan.parts, plan.state)
+    frozen = at_rest(plan, net)
+    net.cpu()
+    (path,) = plan.layout.heads
+    head = net.get_submodule(path)
+    if not isinstance(head, FilledHead):
+        raise TypeError(f"{path} is no head that is filled")
+    row, held_out = _filled(head, features, plan.specs.metrics)
+    before = {n: h for n, h in frozen.hashes.items() if not n.startswith(f"{path}.")}
+    verdict = freeze.verdict(before, freeze.hashes(net.state_dict(), before))
+    phase = {"phase": plan.phases[0].name, "from_epoch": 1, **verdict}
+    write_json(folder / "freeze_proof.json", {**verdict, "phases": [phase]})
+    write_json(folder / "features.json", features.facts)
+    write_rows(folder / "metrics.csv", [row])
+    _write_held_out(plan, features, held_out, folder)
+    chosen = {"metric": "cv_loss", "value": row["cv_loss"], "epoch": 1, "step": 0}
+    snapshot = Snapshot(plan.card, net.state_dict(), chosen, run=identity(plan.facts))
+    best = best_checkpoint(folder)
+    best.parent.mkdir(exist_ok=True)
+    for file in (best, checkpoints(folder) / LAST):
+        write_snapshot(file, snapshot)
+    log.info(
+        f"filled with {len(features.rows['train']):,} training images: each left out in turn, "
+        f"loss {row['cv_loss']:.4f}, accuracy {row['cv_acc']:.4f}"
+    )
+    return FitResult(
+        best=chosen,
+        checkpoint=best,
+        rows=[row],
+        seconds=time.perf_counter() - began,
+        device=device_name(features.frozen.device),
+        proved=verdict["proved"],
+        audits=[],
+        features=features.facts,
+        features_s=features.seconds,
+        cached=features.cached,
+        logger=logged(plan, folder, [row]),
+    )
+
+
+def _filled(
+    head: FilledHead, features: BackboneFeatures, parts: metrics.Parts
+) -> tuple[Plain, npt.NDArray[np.float32]]:
+    """Fill ``head``: the row of ``metrics.csv``, and the logits of each training image by all the
+    others, float32 (n, classes), NaN where there is no other of its class."""
+    began = time.perf_counter()
+    labels = {name: s.labels for name, s in features.cached.work.splits.items()}
+    train = torch.from_numpy(np.array(features.rows["train"]))
+    with torch.inference_mode():
+        held_out = head.fill(train, torch.from_numpy(labels["train"])).numpy()
+    answers = {split: _answers(head, rows) for split, rows in features.rows.items()}
+    known = np.isfinite(held_out).all(axis=1)
+    val = metrics.values(answers["val"], labels["val"], parts)
+    cv = metrics.values(held_out[known], labels["train"][known], {})
+    seconds = time.perf_counter() - began
+    row: Plain = {
+        "epoch": 1,
+        "step": 0,
+        "train_loss": metrics.values(answers["train"], labels["train"], {})["loss"],
+        "val_loss": val.pop("loss"),
+        "val_acc": val.pop("acc"),
+        "lr": None,
+        "epoch_s": seconds,
+        "step_ms": 1000 * seconds,
+        **{f"val_{name}": value for name, value in val.items()},
+        "cv_loss": cv["loss"],
+        "cv_acc": cv["acc"],
+    }
+    return row, held_out
+
+
+def _answers(head: FilledHead, rows: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    parts = []
+    with torch.inference_mode():
+        for start in range(0, len(rows), _BLOCK):
+            block = torch.from_numpy(np.array(rows[start : start + _BLOCK]))
+            parts.append(head.answer(head.scaled(block)).numpy())
+    return np.concatenate(parts)
+
+
+def _write_held_out(
+    plan: Plan, features: BackboneFeatures, held_out: npt.NDArray[np.float32], folder: Path
+) -> None:
+    """Write what each training image is taken for by all the others."""
+    train = features.cached.work.splits["train"]
+    seen = np.flatnonzero(np.isfinite(held_out).all(axis=1))
+    names = tuple(train.names[i] for i in seen)
+    answers = Predictions(names, held_out[seen], train.labels[seen], plan.card.classes)
+    write_predictions(answers, folder / "predictions_cv.csv")

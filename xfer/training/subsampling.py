@@ -1,0 +1,202 @@
+"""How often a head that was solved on fewer images is right: nested subsamples of cached features.
+
+Every image is held out in turn (stratified folds, several times over). Of the others, ever larger
+stratified subsamples, each inside the next, are solved as ``optim=exact`` solves all of them, and
+answer what was held out. The strength of the penalty is chosen at each size on the images of the
+other folds, so that no image has a say in what it is answered by.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+from xfer.core.live_line import counted
+from xfer.core.seeds import derive
+from xfer.training.logistic import STRENGTHS, Problem, TrainingRows, blocks, folds
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+FOLDS = 5
+_SIZES = 8
+_SMALLEST = 3  # images of a class on the average in the smallest subsample
+_SPAN = 16  # times smaller than the largest it is at most
+_STRENGTHS = STRENGTHS[::2]
+_REPEATS, _ENOUGH = (1, 8), 2_400  # times over; answers a size that are enough
+_WORK = 1 << 25  # of images x features x classes in the largest subsample
+_NUMBERS = 1 << 23  # of images x features in it
+_FEW = 10  # images of each class that it has nevertheless, where there are as many
+_JUDGED = 2_000  # held-out images of a fold that answer at most
+
+
+@dataclass(frozen=True)
+class Subsamples:
+    """``sizes`` int64 (sizes,): training images in all, smallest first; ``counts`` int64 (sizes,
+    classes) of each class. ``right`` float32 (sizes, n): the share of the repeats in which each
+    image, held out, was answered rightly; NaN where it never was held out. ``by_repeat`` float64
+    (sizes, repeats, classes): the share of each class that was, in each repeat. ``l2`` float64
+    (sizes,): the strength that was chosen, the geometric mean. ``bytes`` is the largest subsample
+    in double precision."""
+
+    sizes: npt.NDArray[np.int64]
+    counts: npt.NDArray[np.int64]
+    right: npt.NDArray[np.float32]
+    by_repeat: npt.NDArray[np.float64]
+    l2: npt.NDArray[np.float64]
+    bytes: int
+
+    @property
+    def repeats(self) -> int:
+        """How many times every image was held out."""
+        return int(self.by_repeat.shape[1])
+
+
+def subsampled(
+    features: npt.NDArray[np.float32], labels: npt.NDArray[np.int64], classes: int, seed: int
+) -> Subsamples:
+    """Solve subsamples of ``features`` float32 (n, d) with ``labels`` int64 (n,), and answer what
+    is held out. The same for the same ``seed``."""
+    counts = np.bincount(labels, minlength=classes)
+    sizes = subsample_sizes(counts, features.shape[1])
+    shares = [allotted(counts, int(size)) for size in sizes]
+    repeats = _repeats(len(labels))
+    right = np.zeros((len(sizes), len(labels)))
+    seen = np.zeros(len(labels))
+    by_repeat = np.zeros((len(sizes), repeats, classes))
+    chosen = np.zeros((len(sizes), repeats, FOLDS))
+    tried = [range(len(_STRENGTHS))] * len(sizes)
+    small = int(sizes[-1]) * features.shape[1] <= 1 << 22
+    with threadpool_limits(1 if small else None):
+        for repeat in counted(range(repeats), "learning curve", repeats):
+            draw = _Draw(features, labels, derive("worth", seed, repeat))
+            judged = labels[draw.judged]
+            for at, share in enumerate(shares):
+                answers, best = draw.answers(share, tried[at])
+                hits = answers == judged
+                right[at, draw.judged] += hits
+                by_repeat[at, repeat] = np.bincount(judged, hits, classes) / np.bincount(judged)
+                chosen[at, repeat] = np.log([_STRENGTHS[i] for i in best])
+                # What is best moves little from one size to the next, and less between repeats.
+                near = int(np.median(best))
+                if repeat == 0 and at + 1 < len(shares):
+                    tried[at + 1] = _around(near, 2)
+                if repeat == 0:
+                    tried[at] = _around(near, 1)
+            seen[draw.judged] += 1
+    with np.errstate(invalid="ignore"):
+        rates = (right / seen).astype(np.float32)
+    largest = int(sizes[-1]) * features.shape[1] * 8
+    l2 = np.exp(chosen.mean(axis=(1, 2)))
+    return Subsamples(sizes, np.array(shares), rates, by_repeat, l2, largest)
+
+
+def subsample_sizes(counts: npt.NDArray[np.int64], width: int) -> npt.NDArray[np.int64]:
+    """Subsample sizes in images of all classes, int64, rising in about equal ratios, for classes of
+    ``counts`` images and ``width`` features: up to what four of five folds hold, or to what can be
+    solved in reasonable time and memory."""
+    classes, total = len(counts), int(counts.sum())
+    pool = total - sum(math.ceil(int(n) / FOLDS) for n in counts)
+    affordable = max(_FEW * classes, min(_WORK // (width * classes), _NUMBERS // width))
+    most = min(pool, affordable)
+    least = min(most, max(_SMALLEST * classes, math.ceil(most / _SPAN)))
+    sizes = np.unique(np.geomspace(least, most, _SIZES).round().astype(np.int64))
+    return np.asarray(sizes)
+
+
+def allotted(counts: npt.NDArray[np.int64], size: int) -> npt.NDArray[np.int64]:
+    """``size`` images shared out over classes as ``counts`` are, int64 (classes,): each class has
+    its share rounded down, at least one image; the largest remainders get what is left."""
+    exact = size * counts / counts.sum()
+    share = np.maximum(1, np.floor(exact)).astype(np.int64)
+    for label in np.argsort(-(exact - np.floor(exact)), kind="stable"):
+        if share.sum() >= size:
+            break
+        share[label] += 1
+    return np.asarray(share)
+
+
+def _repeats(count: int) -> int:
+    least, most = _REPEATS
+    return int(np.clip(math.ceil(_ENOUGH / count), least, most))
+
+
+def _around(near: int, below: int) -> range:
+    """The strengths from the next stronger one to ``below`` weaker ones."""
+    return range(max(0, near - 1), min(len(_STRENGTHS), near + 1 + below))
+
+
+class _Draw:
+    """One repeat: its folds, the images that are answered in it, and the order in which images
+    come into a subsample."""
+
+    def __init__(
+        self, features: npt.NDArray[np.float32], labels: npt.NDArray[np.int64], seed: int
+    ) -> None:
+        self.features, self.labels = features, labels
+        self.fold_of = folds(labels, FOLDS, seed)
+        drawn = np.random.default_rng(derive("worth order", seed))
+        # One order for every size: a smaller subsample is a part of a larger one.
+        self.order = drawn.permutation(len(labels))
+        self.judged = np.sort(np.concatenate([self._held_out(fold) for fold in range(FOLDS)]))
+
+    def _held_out(self, fold: int) -> npt.NDArray[np.int64]:
+        """The images of a fold that are answered: all, or of each class its share of enough."""
+        pool = self.order[self.fold_of[self.order] == fold]
+        share = min(1.0, _JUDGED / len(pool))
+        of_class = self.labels[pool]
+        parts = [pool[of_class == label] for label in np.unique(of_class)]
+        return np.concatenate([part[: math.ceil(share * len(part))] for part in parts])
+
+    def answers(
+        self, share: npt.NDArray[np.int64], tried: Sequence[int]
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """The class that each judged image is taken for, int64 (judged,), by heads solved on
+        ``share`` images a class of the other folds, at the strength that those ``tried`` are best
+        at for the other folds' images; and its number for each fold, int64 (folds,)."""
+        judged, fold_of = self.judged, self.fold_of[self.judged]
+        logits = np.zeros((len(tried), len(judged), len(share)), np.float32)
+        for fold in range(FOLDS):
+            chosen, held = self._subsample(share, fold), np.flatnonzero(fold_of == fold)
+            path = _path(self.features[chosen], self.labels[chosen], len(share), tried)
+            for at, (weight, bias) in enumerate(path):
+                for part in blocks(self.features, len(held)):
+                    rows = np.asarray(self.features[judged[held[part]]], np.float64)
+                    logits[at, held[part]] = rows @ weight.T + bias
+        best = _best(logits, self.labels[judged], fold_of)
+        taken = logits[best[fold_of], np.arange(len(judged))].argmax(axis=1)
+        return taken, np.asarray(tried)[best]
+
+    def _subsample(self, share: npt.NDArray[np.int64], fold: int) -> npt.NDArray[np.int64]:
+        pool = self.order[self.fold_of[self.order] != fold]
+        parts = [pool[self.labels[pool] == label][:count] for label, count in enumerate(share)]
+        return np.sort(np.concatenate(parts))
+
+
+def _path(
+    x: npt.NDArray[np.float32], labels: npt.NDArray[np.int64], classes: int, tried: Sequence[int]
+) -> Iterator[tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]]:
+    """Weight and bias of the solutions at the strengths ``tried``, the strongest penalty first."""
+    alone = np.full(len(labels), -1, np.int64)
+    rows = TrainingRows([x], x, labels, np.ones(len(labels)), np.ones(classes), 0.0, alone)
+    problem, theta = Problem(rows), None
+    for number in tried:
+        theta, _ = problem.minimum(_STRENGTHS[number], None, theta, nearly=True)
+        yield problem.head(theta)
+
+
+def _best(
+    logits: npt.NDArray[np.float32], labels: npt.NDArray[np.int64], fold_of: npt.NDArray[np.int64]
+) -> npt.NDArray[np.int64]:
+    """Which of the strengths has the least mean loss on the images of the other folds, int64
+    (folds,); ``logits`` float32 (strengths, judged, classes)."""
+    z = logits.astype(np.float64)
+    z -= z.max(axis=2, keepdims=True)
+    losses = np.log(np.exp(z).sum(axis=2)) - z[:, np.arange(len(labels)), labels]
+    totals = np.stack([losses[:, fold_of != fold].mean(axis=1) for fold in range(FOLDS)])
+    return np.asarray(totals.argmin(axis=1))
