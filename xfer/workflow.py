@@ -83,6 +83,8 @@ def _run(specs: Specs) -> Result:
     began = time.perf_counter()
     open_log(None)
     try:
+        if specs.choose.chooses:
+            return _choose(specs, began)
         if done := _without_plan(specs, began):
             return done
         root = Path("outputs") / specs.experiment
@@ -114,6 +116,35 @@ def _run(specs: Specs) -> Result:
         return Result(folder, plan.facts, result)
     finally:
         close_log()
+
+
+def _choose(specs: Specs, began: float) -> Result:
+    """Candidates priced and compared, then the best of them as an ordinary run."""
+    from xfer.sweep.choosing.outcome import last_lines as closing
+    from xfer.sweep.choosing.outcome import write
+    from xfer.sweep.choosing.session import Session, announce
+
+    _check_place(specs)
+    session = Session.of(specs, began)
+    with working("pricing the candidates"):
+        session.prepare()
+    announce(session)
+    session.refuse_none()
+    if not specs.stages:
+        return Result(Path(), {}, None)
+    folder = make_folder(replace(specs, experiment="choose"))
+    with recorded(folder):
+        write_text(folder / "config.yaml", yaml_text(specs.config))
+        session.choose(folder)
+        try:
+            session.finish(folder, _run)
+        finally:
+            open_log(folder)  # the model's run has closed it
+            write(session, folder)  # also where the time ended before the model was finished
+        session.judge_for(0.0)
+        facts = write(session, folder)
+    log.info(closing(facts, folder), extra=LINES)
+    return Result(folder, {}, session.facts)
 
 
 def _check_place(specs: Specs) -> None:

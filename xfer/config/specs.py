@@ -48,7 +48,8 @@ class Specs:
     as ``facts`` holds; ``overrides`` is what was typed, ``explicit`` the keys and groups in it, and
     ``config_dirs`` the user's folders of options; ``config`` is the resolved configuration as it
     was asked for; ``metrics`` are the user's, ``callbacks`` make the callbacks of a
-    fit; ``compose`` gives that of other overrides.
+    fit; ``compose`` gives that of other overrides, and ``variant`` their specs; ``choices`` are the
+    options by group.
     """
 
     experiment: str
@@ -71,6 +72,7 @@ class Specs:
     export: Exports
     logger: protocols.Logger
     sweep: settings.Sweep
+    choose: settings.Choose
     make: Callable[[str, Plain], Any]
     explicit: frozenset[str] = frozenset()
     config: Plain = field(default_factory=dict)
@@ -82,6 +84,8 @@ class Specs:
     callbacks: Sequence[Callable[[], Any]] = ()
     tta: Tta = "none"
     compose: Callable[[Sequence[str]], Plain] | None = None
+    variant: Callable[[Sequence[str]], Specs] | None = None
+    choices: Mapping[str, Any] = field(default_factory=dict)
 
     @cached_property
     def facts(self) -> Mapping[str, Plain]:

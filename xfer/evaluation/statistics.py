@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 
-def wilson(right: int, n: int, z: float = 1.959963984540054) -> tuple[float, float]:
+def wilson(right: float, n: float, z: float = 1.959963984540054) -> tuple[float, float]:
     """Wilson's score interval of ``right`` out of ``n`` (E. B. Wilson, 1927); 95 % by default."""
     if n == 0:
         return 0.0, 1.0
