@@ -141,7 +141,7 @@ def _choose(specs: Specs, began: float) -> Result:
         finally:
             open_log(folder)  # the model's run has closed it
             write(session, folder)  # also where the time ended before the model was finished
-        session.judge_for(0.0)
+        session.judge(0.0)
         facts = write(session, folder)
     log.info(closing(facts, folder), extra=LINES)
     return Result(folder, {}, session.facts)

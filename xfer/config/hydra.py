@@ -224,11 +224,6 @@ def _launcher_fix(key: str) -> str:
     return closest(name, ours)
 
 
-def _listed(choice: Any) -> Any:
-    """An option, or the plain list of several."""
-    return choice if isinstance(choice, str | None) else [str(option) for option in choice]
-
-
 def build(cfg: DictConfig, hydra: DictConfig) -> Specs:
     """The specs of a composed configuration. Raises all problems together."""
     choices = dict(hydra.runtime.choices)
@@ -256,6 +251,6 @@ def build(cfg: DictConfig, hydra: DictConfig) -> Specs:
         specs,
         compose=lambda overrides: compose_specs(overrides, folders).config,
         variant=lambda overrides: compose_specs(overrides, folders),
-        choices={group: _listed(choices.get(group)) for group in GROUPS},
+        choices={group: choices[group] for group in GROUPS if group != "export"},
         config_dirs=tuple(str(Path(folder).resolve()) for folder in folders),
     )

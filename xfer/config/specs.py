@@ -49,7 +49,7 @@ class Specs:
     ``config_dirs`` the user's folders of options; ``config`` is the resolved configuration as it
     was asked for; ``metrics`` are the user's, ``callbacks`` make the callbacks of a
     fit; ``compose`` gives that of other overrides, and ``variant`` their specs; ``choices`` are the
-    options by group.
+    options by group, but for ``export``, which has several.
     """
 
     experiment: str

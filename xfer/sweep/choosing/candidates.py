@@ -91,7 +91,8 @@ def _backbones(specs: Specs, choice: Choice) -> Iterator[Weighted]:
     """What is configured, where that was asked for; then named files; then caches or names."""
     experiment = specs.choices.get("experiment") != "default"
     if experiment or any(k.partition(".")[0] in ("backbone", "source") for k in specs.explicit):
-        yield Weighted(specs.backbone.name)
+        option = specs.choices["backbone"]
+        yield Weighted(specs.backbone.name if option in _LIBRARIES else option)
     for name, file in choice.sources.items():
         options, values = _architecture(name)
         source = {"source.path": str(Path(file).expanduser())}

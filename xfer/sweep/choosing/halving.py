@@ -113,6 +113,8 @@ def halve(
     rounds = growing(labels, rows, rules)
     for number, part in enumerate(rounds):
         last = number == len(rounds) - 1
+        if not last and len(alive) <= _FINALISTS:
+            continue  # nobody could be dropped
         fold_of = stratified(labels[part], rules.folds, derive("choose", rules.seed, number))
         asked = test if last else test[:0]
         survivors = []

@@ -9,7 +9,7 @@ answers for it.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -59,26 +59,21 @@ class Worth:
     winners: dict[str, int]
 
 
-def judge(learners: Sequence[Learner], labels: Indices, rules: Rules) -> Iterator[Round]:
-    """The outer folds drawn again and again, for as long as a further :class:`Round` is asked for.
-
-    ``labels`` int64 (n,) are those of all images that may be learnt from.
-    """
-    every, number = np.arange(len(labels)), 0
-    while True:
-        seed = derive("outer", rules.seed, number)
-        fold_of = stratified(labels, rules.folds, seed)
-        right = np.zeros(len(labels), bool)
-        winners, promised = [], []
-        for k in np.unique(fold_of[fold_of >= 0]):
-            test = every[fold_of == k]
-            inner = replace(rules, seed=derive("inner", seed, int(k)))
-            halved = halve(learners, labels, every[fold_of != k], test, inner)
-            right[test] = halved.answers.argmax(axis=1) == labels[test]
-            winners.append(halved.winner.name)
-            promised.append(halved.winner.acc)
-        yield Round(right, fold_of, tuple(winners), tuple(promised))
-        number += 1
+def judge(learners: Sequence[Learner], labels: Indices, rules: Rules, number: int) -> Round:
+    """Judge the choosing on outer folds, drawn for the ``number``-th time (from 0); ``labels``
+    int64 (n,) are those of all images that may be learnt from."""
+    every, seed = np.arange(len(labels)), derive("outer", rules.seed, number)
+    fold_of = stratified(labels, rules.folds, seed)
+    right = np.zeros(len(labels), bool)
+    winners, promised = [], []
+    for k in np.unique(fold_of[fold_of >= 0]):
+        test = every[fold_of == k]
+        inner = replace(rules, seed=derive("inner", seed, int(k)))
+        halved = halve(learners, labels, every[fold_of != k], test, inner)
+        right[test] = halved.answers.argmax(axis=1) == labels[test]
+        winners.append(halved.winner.name)
+        promised.append(halved.winner.acc)
+    return Round(right, fold_of, tuple(winners), tuple(promised))
 
 
 def worth(rounds: Sequence[Round]) -> Worth:

@@ -30,6 +30,7 @@ def facts_of(session: Session) -> Plain:
     return {
         "format": 1,
         "minutes": session.choice.minutes,
+        "repeats": session.choice.repeats,
         "seconds": {
             "total": clock.spent,
             "features": session.computed_s,
@@ -92,7 +93,9 @@ def _runner_up(session: Session) -> Plain | None:
 def experiment_of(specs: Specs, title: str) -> str:
     """The configuration of ``specs`` as an experiment file, every option and value spelt out."""
     groups = [g for g in GROUPS if g not in _NOT_OF_A_MODEL]
-    defaults = [{f"override /{group}": specs.choices[group]} for group in groups]
+    writers = [k for k, v in specs.config["export"].items() if isinstance(v, dict)]
+    choices = {**specs.choices, "export": writers or "none"}
+    defaults = [{f"override /{group}": choices[group]} for group in groups]
     kept: Plain = {}
     for key, value in specs.config.items():
         if key in groups or key in ("seed", "stages", "tta"):
@@ -194,7 +197,9 @@ def last_lines(facts: Plain, folder: Path) -> str:
     """What is printed at the end; the last line names the folder."""
     seconds, minutes = facts["seconds"]["total"], facts["minutes"]
     left = 60 * minutes - seconds
-    early = ": everything had been tried, so it ends earlier" if left > 0.05 * 60 * minutes else ""
+    tried = facts["worth"] and facts["worth"]["repeats"] >= facts["repeats"]
+    why = "everything was tried" if tried else "another draw of the folds would have taken longer"
+    early = f": {why}, so it ends earlier" if left > 0.05 * 60 * minutes else ""
     model = quoted(Path(facts["model"]).name if facts["model"] else "")
     lines = [
         *summary(facts),

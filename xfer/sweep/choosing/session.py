@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,6 +43,8 @@ class Session:
     facts: Plain | None = None
     computed_s: float = 0.0
     model_s: float = 0.0
+    _learn_from: list[Learner] = field(default_factory=list)
+    _round_s: float = 0.0
 
     @classmethod
     def of(cls, specs: Specs, began: float) -> Session:
@@ -103,39 +105,31 @@ class Session:
     def choose(self, folder: Path) -> None:
         """Compute the features, choose on all training images, and judge the choosing on outer
         folds, drawn anew for as long as there is time."""
-        learners = self._learners(folder)
-        labels = self._plan().split("train").labels
-        reserve = self.reserve
-        rules = self._rules()
+        self._learn_from = self._learners(folder)
+        labels, reserve = self._plan().split("train").labels, self.reserve
         every = np.arange(len(labels))
+        log.info(f"choosing among {len(self._learn_from)} candidates on {len(labels)} images")
         with self.clock.limit(reserve):
-            log.info(f"choosing among {len(learners)} candidates on {len(labels)} images")
-            self.halved = halve(learners, labels, every, every[:0], rules)
-        self._judging = judge(learners, labels, rules)
-        self.judge_for(reserve)
+            self.halved = halve(self._learn_from, labels, every, every[:0], self._rules())
+        self.judge(reserve)
 
-    _judging: Iterator[Round] | None = None
-
-    def judge_for(self, reserve: float) -> None:
+    def judge(self, reserve: float) -> None:
         """Draw the outer folds anew until that was done often enough, or the next time would not
         leave ``reserve`` seconds. A draw that the end of the time cuts short does not count."""
-        while self._judging and len(self.rounds) < self.choice.repeats:
-            before = self.clock.spent
-            if self.rounds and self.clock.left - reserve < self._round_s:
+        labels = self._plan().split("train").labels
+        while len(self.rounds) < self.choice.repeats:
+            if self.clock.left - reserve < self._round_s:
                 return
+            before, number = self.clock.spent, len(self.rounds)
             try:
                 with self.clock.limit(reserve):
-                    self.rounds.append(next(self._judging))
+                    self.rounds.append(judge(self._learn_from, labels, self._rules(), number))
             except TimeIsOver:
-                self._judging = None  # a generator that was interrupted cannot be asked again
                 return
             self._round_s = self.clock.spent - before
 
-    _round_s: float = 0.0
-
     def finish(self, folder: Path, train: Callable[[Specs], Any]) -> None:
-        """Make the model of the winner, by an ordinary run, with what is left of the minutes, and
-        judge on with what that leaves."""
+        """Make the model of the winner, by an ordinary run, with what is left of the minutes."""
         if self.halved is None or self.specs.variant is None:
             raise ValueError("nothing has been chosen")
         winner = self.contender(self.halved.winner.name)
