@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import json
+import re
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import warm
 from scipy import stats
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from xfer.core.errors import CombinationError, DataError, DivergedError
+from xfer.config.hydra import compose_specs
+from xfer.config.verbs import spelt_out
+from xfer.core.errors import CombinationError, CommandError, DataError, DivergedError
 from xfer.evaluation.statistics import wilson
 from xfer.models.head import Mlp
+from xfer.plan.resume import fingerprint
 from xfer.sweep.choose import refuse_choice
 from xfer.sweep.choosing.halving import Learned, Rules, growing, halve
 from xfer.sweep.choosing.learners import SolvedLearner, Steps, TrainedLearner
@@ -22,6 +29,7 @@ from xfer.training import logistic
 from xfer.training.loss import CrossEntropy
 from xfer.training.optim import AdamW
 from xfer.training.schedule import Cosine
+from xfer.workflow import run
 
 NONE = np.empty(0, np.int64)
 
@@ -235,7 +243,7 @@ def test_a_head_trained_on_features_learns_what_no_line_can() -> None:
     labels = ((features[:, 0] > 100) ^ (features[:, 1] > 100)).astype(np.int64)
     rows, test = np.arange(160), np.arange(160, 240)
     folds = logistic.folds(labels[rows], 4, 0)
-    mlp = TrainedLearner("mlp", features, labels, 2, STEPS)
+    mlp = TrainedLearner("mlp", [features], features, labels, 2, STEPS)
     line = solved("line", features, labels, strengths=(1.0, 0.1))
     bent, straight = (one.learn(rows, folds, test) for one in (mlp, line))
     right = [(one.answers.argmax(1) == labels[test]).mean() for one in (bent, straight)]
@@ -250,3 +258,129 @@ def test_a_job_of_a_sweep_does_not_choose() -> None:
     refuse_choice(False)
     with pytest.raises(CombinationError, match=r"E043.*drop -m, or type choose=none"):
         refuse_choice(True)
+
+
+def test_the_verb_is_a_command_and_says_what_it_needs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    whole = ["choose=cached", "data.root=photos", "choose.minutes=10", "seed=1"]
+    assert spelt_out(["choose", "photos", "minutes=10", "seed=1"]) == whole
+    typed = spelt_out(["choose", "data.root=photos", "minutes=10", "seed=1"])
+    assert sorted(typed) == sorted(whole)
+    for words in ([], ["minutes=10"], ["choose.folds=3"]):
+        with pytest.raises(CommandError, match=r"E076: choose: .* type xfer choose DATA minutes"):
+            spelt_out(["choose", *words])
+
+
+DIGITS = ["choose=cached", "experiment=digits_freeze", "export=safetensors"]
+
+
+def refused(*words: str) -> str:
+    with pytest.raises(CombinationError) as caught:
+        run(compose_specs([*DIGITS, *words]))
+    return str(caught.value)
+
+
+@pytest.fixture
+def nothing_cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("torch.hub.get_dir", lambda: str(tmp_path / "torch"))
+
+
+def test_too_few_minutes_are_refused_with_what_one_candidate_needs(
+    nothing_cached: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = refused("choose.minutes=0.001", "choose.heads=[linear]", "choose.freezes=[head_only]")
+    assert "E044: choose.minutes: 0.06 s do not pay for one candidate" in said
+    needed = re.search(r"takes about (\d+) s\. Fix: type choose\.minutes=([\d.]+)$", said)
+    assert needed and int(needed[1]) < 60 * float(needed[2]) < 2 * int(needed[1]) + 7
+    shown = capsys.readouterr().out
+    assert re.search(r"digits_resnet linear head_only .* left out: costs \d+ s, and 0 s are", shown)
+    assert not Path("outputs").exists()
+
+
+def test_what_contradicts_a_choice_is_refused(nothing_cached: None) -> None:
+    assert "E046: head: head is what choose decides. Fix: type 'choose.heads=[...]'" in refused(
+        "head=mlp"
+    )
+    assert "E046: stages: choose ends with a model that is fitted" in refused("stages=[evaluate]")
+    with pytest.raises(CombinationError, match=r"E045.*'choose.sources=\{BACKBONE: FILE\}'"):
+        run(compose_specs(["choose=cached", "data=digits"]))
+    with pytest.raises(CombinationError, match=r"E043: choose: -m starts several runs"):
+        refuse_choice(compose_specs(DIGITS).choose.chooses)
+
+
+@pytest.fixture(scope="module")
+def chosen(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The folder in which candidates were chosen among, one of which is broken, and what that
+    printed."""
+    folder = tmp_path_factory.mktemp("chosen")
+    (folder / "broken.safetensors").write_bytes(b"no weights")
+    words = ["choose.minutes=20", "choose.repeats=2", "choose.folds=3", "choose.rungs=1"]
+    words += ["choose.sources={squeezenet1_0: broken.safetensors}", "choose.freezes=[head_only]"]
+    words += ["choose.by=acc"]
+    cache = {"XFER_CACHE": str(folder / "cache"), "HF_HUB_CACHE": str(folder / "hub")}
+    process = warm.start(folder, *DIGITS, *words, **cache, TORCH_HOME=str(folder / "torch"))
+    output, _ = process.communicate(timeout=600)
+    assert process.returncode == 0, output
+    return folder, output
+
+
+def outcome(folder: Path) -> dict:
+    (file,) = folder.glob("outputs/choose/*/choose.json")
+    return json.loads(file.read_text())
+
+
+def test_candidates_are_priced_before_anything_starts(chosen: tuple[Path, str]) -> None:
+    folder, output = chosen
+    lines = output.splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith("candidate"))
+    rows = {line.split("  ")[0]: line for line in lines[start + 1 : start + 5]}
+    price = r" +[\d.]+ s +[\d.]+ s +[\d.]+ s +[\d.]+ ms  takes part$"
+    for head in ("linear", "mlp"):
+        assert re.search(price, rows[f"digits_resnet {head} head_only"])
+        assert "left out" in rows[f"squeezenet1_0 {head} head_only"]
+    assert "measured on two images" in lines[start + 5]
+    assert not any("features at" in line for line in lines[: start + 5])
+
+
+def test_the_winner_is_an_ordinary_run_and_its_experiment_is_the_same_run(
+    chosen: tuple[Path, str],
+) -> None:
+    folder, output = chosen
+    facts = outcome(folder)
+    rows = {row["name"]: row for row in facts["candidates"]}
+    assert rows[facts["winner"]]["state"] == "winner"
+    scores = {n: row["cv_acc"] for n, row in rows.items() if row["cv_acc"] is not None}
+    assert len(scores) == 2 and scores[facts["winner"]] == max(scores.values())
+    assert facts["runner_up"]["acc"] == pytest.approx(min(scores.values()) - max(scores.values()))
+    model = folder / facts["model"]
+    result = json.loads((model / "result.json").read_text())
+    assert result["status"] == "finished" and result["scores"]["val"]["acc"] > 0.85
+    assert json.loads((model / "status.json").read_text())["state"] == "finished"
+    assert "read from the cache" in output  # the features that were computed to choose
+    (conf,) = folder.glob("outputs/choose/*/conf")
+    again = compose_specs(["experiment=chosen"], [str(conf)])
+    plan = json.loads((model / "plan.json").read_text())
+    assert fingerprint(again.config) == plan["fingerprint"]
+    assert again.stages == ("fit", "evaluate", "export", "report")
+    assert f"--config-dir={conf.relative_to(folder)} experiment=chosen" in output
+
+
+def test_what_the_choice_is_worth_is_printed_with_its_optimism(chosen: tuple[Path, str]) -> None:
+    folder, output = chosen
+    worthy = outcome(folder)["worth"]
+    assert worthy["n"] == 717 and worthy["folds"] == 3 and worthy["repeats"] == 2
+    assert sum(worthy["winners"].values()) == 6
+    assert worthy["ci95"][0] < worthy["acc"] < worthy["ci95"][1]
+    assert worthy["acc"] == pytest.approx(0.9, abs=0.06)
+    assert f"worth {worthy['acc']:.4f} on images that chose nothing" in output
+    assert f"optimism of choosing: {100 * worthy['optimism']:+.1f} points" in output
+    assert "everything was tried, so it ends earlier" in output
+    page = next(folder.glob("outputs/choose/*/choose.md")).read_text()
+    assert page.count("| squeezenet1_0 ") == 2 and "optimism of choosing" in page
+    status = json.loads(next(folder.glob("outputs/choose/*/status.json")).read_text())
+    assert status["state"] == "finished" and "choose.json" in status["files"]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from xfer.config.verbs import override
 from xfer.core.errors import CombinationError, ConfigError
+from xfer.core.protocols import Undecided
 from xfer.models.backbone import index
 
 if TYPE_CHECKING:
@@ -37,6 +38,8 @@ class Candidate:
     weighted: Weighted
     head: str
     freeze: str
+    plain: bool = False
+    """without augmentation, so that all heads of a backbone are fitted to the same features"""
 
     @property
     def name(self) -> str:
@@ -47,6 +50,8 @@ class Candidate:
     def overrides(self) -> list[str]:
         """As they are typed."""
         groups = {**self.weighted.options, "head": self.head, "freeze": self.freeze}
+        if self.plain:
+            groups["augment"] = "none"
         chosen = [f"{group}={option}" for group, option in groups.items()]
         return chosen + [override(key, value) for key, value in self.weighted.values.items()]
 
@@ -63,8 +68,9 @@ def listed(specs: Specs, choice: Choice) -> list[Candidate]:
         what = "no weights are in the local caches of timm, torchvision and the hub"
         fix = "type 'choose.sources={BACKBONE: FILE}', or 'choose.backbones=[resnet18]' to fetch it"
         raise CombinationError("choose.backbones", what, fix, 45)
+    undecided = isinstance(specs.augment, Undecided)
     return [
-        Candidate(weighted, head, freeze)
+        Candidate(weighted, head, freeze, undecided and freeze == "head_only")
         for weighted in backbones
         for freeze in choice.freezes
         for head in (choice.heads if freeze == "head_only" else ("linear",))

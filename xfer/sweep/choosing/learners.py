@@ -102,11 +102,13 @@ class Steps:
 
 @dataclass(frozen=True, eq=False)
 class TrainedLearner:
-    """A head that is trained step by step on standardised features float32 (n, d); it counts as
-    it is after the last epoch, so that no held-out image chooses one."""
+    """A head that is trained step by step on standardised features, an epoch on each of ``views``
+    in turn, and judged on those that are ``evaluated``: float32 (n, d). It counts as it is after
+    the last epoch, so that no held-out image chooses one."""
 
     name: str
-    features: Matrix
+    views: Sequence[Matrix]
+    evaluated: Matrix
     labels: Indices
     classes: int
     steps: Steps
@@ -124,34 +126,35 @@ class TrainedLearner:
         import torch
         from torch import nn
 
-        how, features = self.steps, self.features[rows].astype(np.float32)
-        mean, std = (m.astype(np.float32) for m in logistic.moments([features]))
-        x = torch.from_numpy((features - mean) / std)
+        how, raw = self.steps, [view[rows].astype(np.float32) for view in self.views]
+        mean, std = (m.astype(np.float32) for m in logistic.moments(raw))
+        views = [torch.from_numpy((view - mean) / std) for view in raw]
         y = torch.from_numpy(self.labels[rows])
         seed = derive("learner", how.seed)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            net = how.head.build(nn.Linear(x.shape[1], self.classes), self.classes)
-            self._train(net, x, y)
+            net = how.head.build(nn.Linear(len(mean), self.classes), self.classes)
+            self._train(net, views, y)
         net.eval()
         with torch.inference_mode():
-            asked = torch.from_numpy((self.features[test].astype(np.float32) - mean) / std)
+            asked = torch.from_numpy((self.evaluated[test].astype(np.float32) - mean) / std)
             answers: npt.NDArray[np.float32] = net(asked).numpy()
         return answers
 
-    def _train(self, net: Any, x: Any, y: Any) -> None:
+    def _train(self, net: Any, views: Sequence[Any], y: Any) -> None:
         import torch
 
-        how, per_epoch = self.steps, math.ceil(len(x) / self.steps.batch_size)
+        how, per_epoch = self.steps, math.ceil(len(y) / self.steps.batch_size)
         counts = torch.bincount(y, minlength=self.classes).tolist()
         loss = how.loss.build(counts)
         groups = how.optim.groups(net, {name: (1.0,) for name, _ in net.named_parameters()})
         optimizer = how.optim.build(groups)
         rates = [group["lr"] for group in optimizer.param_groups]
         net.train()
-        total, step = how.total(len(x)), 0
-        for _ in range(how.epochs):
-            for batch in torch.randperm(len(x)).split(how.batch_size):
+        total, step = how.total(len(y)), 0
+        for epoch in range(how.epochs):
+            x = views[epoch % len(views)]
+            for batch in torch.randperm(len(y)).split(how.batch_size):
                 factor = how.schedule.factor(step, per_epoch, total)
                 for group, rate in zip(optimizer.param_groups, rates, strict=True):
                     group["lr"] = rate * factor

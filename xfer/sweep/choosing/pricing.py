@@ -112,7 +112,7 @@ class Scales:
         noise = drawn.normal(size=(len(labels), width)).astype(np.float32)
         if contender.kind == "steps":
             short = replace(steps_of(plan), epochs=1)
-            learner = TrainedLearner("", noise, labels, classes, short)
+            learner = TrainedLearner("", [noise], noise, labels, classes, short)
             rows = np.arange(len(labels))
             none = np.full(len(rows), -1)
             learner.learn(rows[:2], none[:2], rows[:1])  # what torch imports at its first step

@@ -69,21 +69,25 @@ class Session:
 
     def prepare(self) -> None:
         """Plan and price every candidate, and admit what the minutes pay for. Nothing is computed
-        but two images."""
+        but two images. One candidate is priced in any case, to say how many minutes it needs."""
         scales, shared = Scales(self.choice), _Shared()
-        with self.clock.limit():
-            for candidate in listed(self.specs, self.choice):
-                try:
-                    if self.specs.variant is None:
-                        raise ValueError("specs that were not composed have no variants")
-                    specs = self.specs.variant([*self.base, *candidate.overrides])
-                    contender = planned(candidate, shared.plan(specs))
-                    self.contenders.append(scales.price(contender, self.clock.slowness))
-                except TimeIsOver:
-                    raise
-                except XferError as error:
-                    self.contenders.append(Contender(candidate, problem=error.what))
+        for candidate in listed(self.specs, self.choice):
+            if self.clock.left < 0 and any(c.price for c in self.contenders):
+                late = "the time was over before it had a price"
+                self.contenders.append(Contender(candidate, problem=late))
+                continue
+            try:
+                specs = self._variant([*self.base, *candidate.overrides])
+                contender = planned(candidate, shared.plan(specs))
+                self.contenders.append(scales.price(contender, self.clock.slowness))
+            except XferError as error:
+                self.contenders.append(Contender(candidate, problem=error.what))
         self.contenders = admitted(self.contenders, self.clock.left)
+
+    def _variant(self, overrides: list[str]) -> Specs:
+        if self.specs.variant is None:
+            raise ValueError("specs that were not composed have no variants")
+        return self.specs.variant(overrides)
 
     def refuse_none(self) -> None:
         """Raise CombinationError where no candidate takes part."""
@@ -130,11 +134,11 @@ class Session:
 
     def finish(self, folder: Path, train: Callable[[Specs], Any]) -> None:
         """Make the model of the winner, by an ordinary run, with what is left of the minutes."""
-        if self.halved is None or self.specs.variant is None:
+        if self.halved is None:
             raise ValueError("nothing has been chosen")
         winner = self.contender(self.halved.winner.name)
         inside = [f"run.dir={folder / 'model'}"] if self.specs.run_dir is not None else []
-        specs = self.specs.variant([*self.base, *winner.candidate.overrides, *inside])
+        specs = self._variant([*self.base, *winner.candidate.overrides, *inside])
         before, self.final = self.clock.spent, specs
         with self.clock.limit():
             result = train(specs)
@@ -225,7 +229,10 @@ class _Pooled:
         """The candidate on these features."""
         labels, classes = plan.split("train").labels, len(plan.card.classes)
         if contender.kind == "steps":
-            return TrainedLearner(contender.name, self.evaluated, labels, classes, steps_of(plan))
+            how = steps_of(plan)
+            return TrainedLearner(
+                contender.name, self.views, self.evaluated, labels, classes, how
+            )
         options: Any = plan.specs.optim
         loss: Any = plan.specs.loss
         balanced = plan.specs.data is not None and plan.specs.data.sampler == "balanced"
