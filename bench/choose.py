@@ -24,7 +24,7 @@ import numpy as np
 
 from xfer.config.hydra import compose_specs
 from xfer.core.seeds import derive
-from xfer.sweep.choosing.halving import Rules, halve
+from xfer.sweep.choosing.halving import Halving, halve
 from xfer.sweep.choosing.learners import SolvedLearner
 from xfer.sweep.choosing.nested import judge, worth
 from xfer.training.logistic import STRENGTHS
@@ -106,6 +106,7 @@ class Taken:
         self.name, self.learner, self.rows = learner.name, learner, rows
 
     def learn(self, rows, folds, test):
+        """As the learner does, on images of the part."""
         return self.learner.learn(self.rows[rows], folds, self.rows[test])
 
 
@@ -124,7 +125,7 @@ def accuracy(options):
         chosen, each, picks = [], [], []
         for number in range(options.draws):
             rows, rest = drawn(labels, options.images, number)
-            rules = Rules(options.by, seed=number)
+            rules = Halving(options.by, seed=number)
             halved = halve(single, labels, rows, rest, rules)
             scores = []
             for learner in single:
@@ -155,7 +156,7 @@ def coverage(options):
         for name, (single, labels) in tables.items():
             rows, rest = drawn(labels, options.images, number)
             part = [Taken(learner, rows) for learner in single]
-            rules = Rules(options.by, rungs=options.rungs, seed=number)
+            rules = Halving(options.by, rungs=options.rungs, seed=number)
             final = halve(single, labels, rows, rest, rules)
             truth = (final.answers.argmax(1) == labels[rest]).mean()
             said = worth([judge(part, labels[rows], rules, i) for i in range(options.repeats)])

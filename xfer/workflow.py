@@ -30,6 +30,7 @@ from xfer.plan.table import brief, table
 from xfer.report.attach import attach
 from xfer.report.inputs import Work
 from xfer.report.last_lines import last_lines
+from xfer.sweep.choosing.run_choice import choose_model
 from xfer.training.distributed.launch import called, leading, next_run
 from xfer.training.fit_health import saturation, terms, warn, warnings_of
 
@@ -83,8 +84,6 @@ def _run(specs: Specs) -> Result:
     began = time.perf_counter()
     open_log(None)
     try:
-        if specs.choose.chooses:
-            return _choose(specs, began)
         if done := _without_plan(specs, began):
             return done
         root = Path("outputs") / specs.experiment
@@ -118,45 +117,17 @@ def _run(specs: Specs) -> Result:
         close_log()
 
 
-def _choose(specs: Specs, began: float) -> Result:
-    """Candidates priced and compared, then the best of them as an ordinary run."""
-    from xfer.sweep.choosing.outcome import last_lines as closing
-    from xfer.sweep.choosing.outcome import write
-    from xfer.sweep.choosing.session import Session, announce
-
-    _check_place(specs)
-    session = Session.of(specs, began)
-    with working("pricing the candidates"):
-        session.prepare()
-    announce(session)
-    session.refuse_none()
-    if not specs.stages:
-        return Result(Path(), {}, None)
-    folder = make_folder(replace(specs, experiment="choose"))
-    with recorded(folder):
-        write_text(folder / "config.yaml", yaml_text(specs.config))
-        session.choose(folder)
-        try:
-            session.finish(folder, _run)
-        finally:
-            open_log(folder)  # the model's run has closed it
-            write(session, folder)  # also where the time ended before the model was finished
-        session.judge(0.0)
-        facts = write(session, folder)
-    log.info(closing(facts, folder), extra=LINES)
-    return Result(folder, {}, session.facts)
-
-
 def _check_place(specs: Specs) -> None:
-    """Raise OutputError, before any cost, where the run's folder is taken or cannot be made; the
-    plan alone makes none unless ``run.dir`` asks for one."""
+    """Raise OutputError early where the run's folder is taken, or needed and cannot be made."""
     refuse_taken(specs)
     if specs.stages or specs.run_dir:
         check_folder(Path(specs.run_dir or "outputs").expanduser())
 
 
 def _without_plan(specs: Specs, began: float) -> Result | None:
-    """What is made of runs that have ended, or of an exported file; ``None`` for anything else."""
+    """What is made of other runs or of an exported file; ``None`` for any other run."""
+    if specs.choose.chooses:
+        return Result(*choose_model(specs, began, _run))
     if "leaderboard" in specs.stages and specs.sweep.dir is not None:
         return _leaderboard(specs, specs.sweep.dir)
     if "compare" in specs.stages:
@@ -233,8 +204,7 @@ def _stages(work: Work, earlier: Earlier | None) -> Plain:
 
 
 def _line(work: Work, earlier: Earlier | None, page: LivePage) -> Plain:
-    """Each stage reads what the one before it left on disk, and the report comes also where an
-    exported file was refused."""
+    """Each stage reads what the one before left on disk; the report comes after a refusal too."""
     from xfer.report.write import finish
 
     stages = work.plan.specs.stages

@@ -22,7 +22,7 @@ from xfer.evaluation.statistics import wilson
 from xfer.models.head import Mlp
 from xfer.plan.resume import fingerprint
 from xfer.sweep.choose import refuse_choice
-from xfer.sweep.choosing.halving import Learned, Rules, growing, halve
+from xfer.sweep.choosing.halving import Learned, Halving, growing, halve
 from xfer.sweep.choosing.learners import SolvedLearner, Steps, TrainedLearner
 from xfer.sweep.choosing.nested import interval, judge, worth
 from xfer.training import logistic
@@ -77,21 +77,21 @@ def guesses(n: int, *skills: float) -> tuple[list[Guess], np.ndarray]:
 def test_rounds_grow_by_two_within_each_other_and_share_every_class() -> None:
     labels = np.repeat([0, 1, 2], [200, 80, 3])
     rows = np.arange(len(labels))[::-1]
-    rounds = growing(labels, rows, Rules(rungs=3))
+    rounds = growing(labels, rows, Halving(rungs=3))
     assert [np.bincount(labels[part]).tolist() for part in rounds] == [
         [50, 20, 3],
         [100, 40, 3],
         [200, 80, 3],
     ]
     assert set(rounds[0]) < set(rounds[1]) < set(rounds[2]) == set(rows)
-    again = growing(labels, rows, Rules(rungs=3))
+    again = growing(labels, rows, Halving(rungs=3))
     assert all((a == b).all() for a, b in zip(rounds, again, strict=True))
-    assert [len(part) for part in growing(labels, rows[:24], Rules(rungs=3))] == [13, 14, 24]
+    assert [len(part) for part in growing(labels, rows[:24], Halving(rungs=3))] == [13, 14, 24]
 
 
 def test_half_of_the_candidates_go_after_every_round_and_the_last_two_stay() -> None:
     candidates, labels = guesses(400, 0.55, 0.95, 0.6, 0.9, 0.5, 0.65)
-    halved = halve(candidates, labels, np.arange(300), np.arange(300, 400), Rules())
+    halved = halve(candidates, labels, np.arange(300), np.arange(300, 400), Halving())
     assert [len(g.seen) for g in candidates] == [1, 3, 1, 3, 1, 2]
     assert [s.name for s in halved.standings[:3]] == ["g1", "g3", "g5"]
     assert [s.images for s in halved.standings] == [300, 300, 150, 76, 76, 76]
@@ -117,10 +117,10 @@ def test_loss_and_accuracy_each_decide_where_they_are_asked_to() -> None:
     modest = eye[np.where(np.arange(100) < 8, 1 - labels, labels)] * 2
     both = [Fixed("sure", sure), Fixed("modest", modest)]
     rows = np.arange(100)
-    assert halve(both, labels, rows, NONE, Rules(by="acc")).winner.name == "sure"
-    assert halve(both, labels, rows, NONE, Rules(by="loss")).winner.name == "modest"
+    assert halve(both, labels, rows, NONE, Halving(by="acc")).winner.name == "sure"
+    assert halve(both, labels, rows, NONE, Halving(by="loss")).winner.name == "modest"
     losses = torch.nn.functional.cross_entropy(torch.tensor(modest), torch.tensor(labels))
-    best = halve(both, labels, rows, NONE, Rules(by="loss")).winner
+    best = halve(both, labels, rows, NONE, Halving(by="loss")).winner
     assert best.loss == pytest.approx(float(losses), rel=1e-6)
 
 
@@ -138,7 +138,7 @@ class Explodes(Guess):
 def test_a_candidate_that_fails_or_explodes_is_dropped_with_its_reason() -> None:
     (good,), labels = guesses(100, 0.9)
     others = [Fails("fails", labels, 1.0), Explodes("explodes", labels, 1.0)]
-    halved = halve([*others, good], labels, np.arange(100), NONE, Rules())
+    halved = halve([*others, good], labels, np.arange(100), NONE, Halving())
     assert halved.winner.name == "g0"
     problems = {s.name: s.problem for s in halved.standings}
     assert problems == {
@@ -147,20 +147,20 @@ def test_a_candidate_that_fails_or_explodes_is_dropped_with_its_reason() -> None
         "explodes": "its answers are NaN or Inf",
     }
     with pytest.raises(DivergedError):
-        halve(others[:1], labels, np.arange(100), NONE, Rules())
+        halve(others[:1], labels, np.arange(100), NONE, Halving())
     with pytest.raises(DataError, match="E367"):
-        halve(others[1:], labels, np.arange(100), NONE, Rules())
+        halve(others[1:], labels, np.arange(100), NONE, Halving())
 
 
 def test_classes_of_one_image_each_cannot_be_judged() -> None:
     (good,), _ = guesses(4, 0.9)
     with pytest.raises(DataError, match="no class has a second image to hold out"):
-        halve([good], np.arange(4), np.arange(4), NONE, Rules())
+        halve([good], np.arange(4), np.arange(4), NONE, Halving())
 
 
 def test_an_outer_fold_takes_no_part_in_the_choosing() -> None:
     candidates, labels = guesses(100, 0.7, 0.8)
-    done = judge(candidates, labels, Rules(), 0)
+    done = judge(candidates, labels, Halving(), 0)
     for guess in candidates:
         seen = iter(zip(guess.seen, guess.tested, strict=True))
         for rows, test in seen:
@@ -174,7 +174,7 @@ def test_an_outer_fold_takes_no_part_in_the_choosing() -> None:
 
 def test_choosing_among_guesses_is_flattered_and_the_outer_folds_say_by_how_much() -> None:
     candidates, labels = guesses(60, *[0.7] * 12)
-    rules = Rules(by="acc", rungs=1)
+    rules = Halving(by="acc", rungs=1)
     found = worth([judge(candidates, labels, rules, number) for number in range(12)])
     assert found.n == 60 and found.folds == 5 and found.repeats == 12
     assert sum(found.winners.values()) == 60
@@ -188,7 +188,7 @@ def test_a_draw_of_the_folds_is_a_function_of_the_seed_and_its_number() -> None:
     features, labels = blobs(40, 4, 2)
     few = (1.0, 0.1)
     learners = [solved(name, features, labels, strengths=few) for name in "ab"]
-    rules = Rules(rungs=1)
+    rules = Halving(rungs=1)
     ours, theirs = ([judge(learners, labels, rules, i) for i in (0, 1)] for _ in range(2))
     for a, b in zip(ours, theirs, strict=True):
         assert (a.folds == b.folds).all() and (a.right == b.right).all() and a.winners == b.winners
@@ -234,7 +234,7 @@ def test_the_solved_learner_answers_as_scikit_learns_regression_does() -> None:
     assert (learned.held_out == best.held_out).all()
 
 
-STEPS = Steps(Mlp(hidden=16), CrossEntropy(), AdamW(lr=0.01), Cosine(), epochs=60, batch_size=32)
+STEPS = Steps(Mlp(hidden=16), CrossEntropy(), AdamW(lr=0.03), Cosine(), epochs=40, batch_size=40)
 
 
 def test_a_head_trained_on_features_learns_what_no_line_can() -> None:
@@ -242,7 +242,7 @@ def test_a_head_trained_on_features_learns_what_no_line_can() -> None:
     features = drawn.normal(size=(240, 3)).astype(np.float32) * 3 + 100
     labels = ((features[:, 0] > 100) ^ (features[:, 1] > 100)).astype(np.int64)
     rows, test = np.arange(160), np.arange(160, 240)
-    folds = logistic.folds(labels[rows], 4, 0)
+    folds = logistic.folds(labels[rows], 2, 0)
     mlp = TrainedLearner("mlp", [features], features, labels, 2, STEPS)
     line = solved("line", features, labels, strengths=(1.0, 0.1))
     bent, straight = (one.learn(rows, folds, test) for one in (mlp, line))
@@ -251,7 +251,7 @@ def test_a_head_trained_on_features_learns_what_no_line_can() -> None:
     assert np.isfinite(bent.held_out).all()
     again = mlp.learn(rows, folds, test)
     assert (again.answers == bent.answers).all()
-    assert halve([line, mlp], labels, rows, test, Rules(rungs=2)).winner.name == "mlp"
+    assert halve([line, mlp], labels, rows, NONE, Halving(folds=2)).winner.name == "mlp"
 
 
 def test_a_job_of_a_sweep_does_not_choose() -> None:
@@ -319,7 +319,8 @@ def chosen(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     printed."""
     folder = tmp_path_factory.mktemp("chosen")
     (folder / "broken.safetensors").write_bytes(b"no weights")
-    words = ["choose.minutes=20", "choose.repeats=2", "choose.folds=3", "choose.rungs=1"]
+    words = ["choose.minutes=20", "choose.repeats=1", "choose.folds=2", "choose.rungs=1"]
+    words += ["data.val_fraction=0.8"]  # 179 images to choose and fit on
     words += ["choose.sources={squeezenet1_0: broken.safetensors}", "choose.freezes=[head_only]"]
     words += ["choose.by=acc"]
     cache = {"XFER_CACHE": str(folder / "cache"), "HF_HUB_CACHE": str(folder / "hub")}
@@ -335,8 +336,7 @@ def outcome(folder: Path) -> dict:
 
 
 def test_candidates_are_priced_before_anything_starts(chosen: tuple[Path, str]) -> None:
-    folder, output = chosen
-    lines = output.splitlines()
+    lines = chosen[1].splitlines()
     start = next(i for i, line in enumerate(lines) if line.startswith("candidate"))
     rows = {line.split("  ")[0]: line for line in lines[start + 1 : start + 5]}
     price = r" +[\d.]+ s +[\d.]+ s +[\d.]+ s +[\d.]+ ms  takes part$"
@@ -359,7 +359,7 @@ def test_the_winner_is_an_ordinary_run_and_its_experiment_is_the_same_run(
     assert facts["runner_up"]["acc"] == pytest.approx(min(scores.values()) - max(scores.values()))
     model = folder / facts["model"]
     result = json.loads((model / "result.json").read_text())
-    assert result["status"] == "finished" and result["scores"]["val"]["acc"] > 0.85
+    assert result["status"] == "finished" and result["scores"]["val"]["acc"] > 0.75
     assert json.loads((model / "status.json").read_text())["state"] == "finished"
     assert "read from the cache" in output  # the features that were computed to choose
     (conf,) = folder.glob("outputs/choose/*/conf")
@@ -373,10 +373,10 @@ def test_the_winner_is_an_ordinary_run_and_its_experiment_is_the_same_run(
 def test_what_the_choice_is_worth_is_printed_with_its_optimism(chosen: tuple[Path, str]) -> None:
     folder, output = chosen
     worthy = outcome(folder)["worth"]
-    assert worthy["n"] == 717 and worthy["folds"] == 3 and worthy["repeats"] == 2
-    assert sum(worthy["winners"].values()) == 6
+    assert worthy["n"] == 179 and worthy["folds"] == 2 and worthy["repeats"] == 1
+    assert sum(worthy["winners"].values()) == 2
     assert worthy["ci95"][0] < worthy["acc"] < worthy["ci95"][1]
-    assert worthy["acc"] == pytest.approx(0.9, abs=0.06)
+    assert worthy["acc"] == pytest.approx(0.85, abs=0.1)
     assert f"worth {worthy['acc']:.4f} on images that chose nothing" in output
     assert f"optimism of choosing: {100 * worthy['optimism']:+.1f} points" in output
     assert "everything was tried, so it ends earlier" in output

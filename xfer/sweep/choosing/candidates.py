@@ -84,7 +84,7 @@ def _refuse_typed(specs: Specs) -> None:
             what = f"{group} is what choose decides"
             fix = f"type 'choose.{group}s=[...]', or drop it"
             raise CombinationError(key, what, fix, 46)
-    if specs.stages and "fit" not in specs.stages or specs.checkpoint.path:
+    if (specs.stages and "fit" not in specs.stages) or specs.checkpoint.path:
         key = "checkpoint.path" if specs.checkpoint.path else "stages"
         what = "choose ends with a model that is fitted"
         raise CombinationError(key, what, "drop it, or type choose=none", 46)
@@ -114,14 +114,11 @@ def _backbones(specs: Specs, choice: Choice) -> Iterator[Weighted]:
 def _architecture(name: str) -> tuple[dict[str, str], dict[str, Any]]:
     """The option and values of ``backbone`` for a model of timm or torchvision. Raises
     ConfigError for a name that neither has."""
-    for library in _LIBRARIES:
-        try:
-            index.check(library, name)
-        except ConfigError as error:
-            unknown = error
-            continue
-        return {"backbone": library}, {"backbone.name": name}
-    raise ConfigError("choose.backbones", unknown.what, unknown.fix, 10)
+    library = "torchvision" if _problem("timm", name) else "timm"
+    if unknown := _problem(library, name):
+        unknown.where = "choose.backbones"
+        raise unknown
+    return {"backbone": library}, {"backbone.name": name}
 
 
 def _cached() -> Iterator[Weighted]:
@@ -139,17 +136,18 @@ def _of_timm() -> Iterator[Weighted]:
     for folder in folders:
         name = folder.parent.name.removeprefix("models--timm--")
         files = [*folder.glob("*/model.safetensors"), *folder.glob("*/pytorch_model.bin")]
-        if files and _is_known("timm", name):
+        if files and not _problem("timm", name):  # else weights of what is no classifier
             options = {"backbone": "timm", "source": "hub"}
             yield Weighted(name, options, {"backbone.name": name, **local})
 
 
-def _is_known(library: str, name: str) -> bool:
+def _problem(library: str, name: str) -> ConfigError | None:
+    """The error of a name that ``library`` does not have."""
     try:
         index.check(library, name)
-    except ConfigError:
-        return False  # weights of something that is no classifier of this version
-    return True
+    except ConfigError as error:
+        return error
+    return None
 
 
 def _of_torchvision() -> Iterator[Weighted]:

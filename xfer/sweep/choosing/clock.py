@@ -26,7 +26,7 @@ class _Rang(BaseException):
     its own failure and carry on."""
 
 
-class Clock:
+class TimeLimit:
     """``minutes`` from ``began``, a reading of :func:`time.perf_counter`."""
 
     def __init__(self, minutes: float, began: float) -> None:

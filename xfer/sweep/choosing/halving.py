@@ -52,7 +52,7 @@ class Learner(Protocol):
 
 
 @dataclass(frozen=True)
-class Rules:
+class Halving:
     """How is chosen: the names are those of the keys of the group ``choose``; ``seed`` draws
     folds and rounds, and ``check`` is called before each fit: it raises where the time is over."""
 
@@ -98,7 +98,7 @@ def halve(
     labels: Indices,
     rows: Indices,
     test: Indices,
-    rules: Rules,
+    rules: Halving,
 ) -> Halved:
     """Choose among ``learners`` on the images at ``rows`` alone, and have the winner answer those
     at ``test``. ``labels`` int64 (all images,).
@@ -149,7 +149,7 @@ def rank(standing: Standing, by: str) -> tuple[bool, float, float]:
     return (bool(standing.problem), *keys)
 
 
-def growing(labels: Indices, rows: Indices, rules: Rules) -> list[Indices]:
+def growing(labels: Indices, rows: Indices, rules: Halving) -> list[Indices]:
     """The rows of every round, each within the next and the last one ``rows``: of every class
     the same share, but no fewer than ten where it has them."""
     ranks: dict[int, Indices] = {}

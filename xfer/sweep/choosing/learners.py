@@ -55,7 +55,7 @@ class SolvedLearner:
     evaluated: Matrix
     labels: Indices
     classes: int
-    loss: Weighs = PlainLoss()  # noqa: RUF009 (immutable)
+    loss: Weighs = PlainLoss()
     balanced: bool = False
     strengths: Sequence[float] = logistic.STRENGTHS
 

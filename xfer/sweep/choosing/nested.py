@@ -17,7 +17,7 @@ import numpy as np
 
 from xfer.core.seeds import derive
 from xfer.evaluation.statistics import wilson
-from xfer.sweep.choosing.halving import Learner, Rules, halve
+from xfer.sweep.choosing.halving import Learner, Halving, halve
 from xfer.training.logistic import folds as stratified
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class Worth:
     winners: dict[str, int]
 
 
-def judge(learners: Sequence[Learner], labels: Indices, rules: Rules, number: int) -> Round:
+def judge(learners: Sequence[Learner], labels: Indices, rules: Halving, number: int) -> Round:
     """Judge the choosing on outer folds, drawn for the ``number``-th time (from 0); ``labels``
     int64 (n,) are those of all images that may be learnt from."""
     every, seed = np.arange(len(labels)), derive("outer", rules.seed, number)

@@ -60,7 +60,9 @@ def planned(candidate: Candidate, plan: Plan) -> Contender:
     """How a candidate is fitted, and whether it can be judged as the finished model is."""
     from torch import nn
 
-    heads = [plan.network.module.get_submodule(h) for h in plan.layout.heads] if plan.network else []
+    heads = (
+        [plan.network.module.get_submodule(h) for h in plan.layout.heads] if plan.network else []
+    )
     if plan.specs.optim.solves:
         return Contender(candidate, plan, "solved")
     if any(not (row.head or row.frozen) for phase in plan.phases for row in phase.rows):
@@ -95,7 +97,9 @@ class Scales:
         views = plan.specs.features.views_of(plan.specs.augment.random, 1_000_000) or 0
         features = (train * (1 + views) + val) * (decode + forward)
         learn = self._learn(contender, plan, width)
-        exported = _PASSES * forward * plan.specs.export.gate.images * len(plan.specs.export.writers)
+        exported = (
+            _PASSES * forward * plan.specs.export.gate.images * len(plan.specs.export.writers)
+        )
         model = _BASE * slowness + learn + exported + val * (decode + forward)
         if contender.kind == "images":
             features, model = 0.0, model + val * (decode + forward)

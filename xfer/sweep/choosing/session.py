@@ -13,9 +13,9 @@ import numpy as np
 from xfer.core.errors import CombinationError, XferError
 from xfer.core.log import LINES, log
 from xfer.sweep.choosing.candidates import listed, without_choice
-from xfer.sweep.choosing.clock import Clock, TimeIsOver
+from xfer.sweep.choosing.clock import TimeLimit, TimeIsOver
 from xfer.sweep.choosing.finetuned import FittedLearner
-from xfer.sweep.choosing.halving import Halved, Learner, Rules, halve
+from xfer.sweep.choosing.halving import Halved, Learner, Halving, halve
 from xfer.sweep.choosing.learners import SolvedLearner, TrainedLearner
 from xfer.sweep.choosing.nested import Round, judge
 from xfer.sweep.choosing.pricing import SLACK, Contender, Scales, admitted, planned, steps_of
@@ -34,7 +34,7 @@ class Session:
 
     specs: Specs
     choice: Choice
-    clock: Clock
+    clock: TimeLimit
     contenders: list[Contender] = field(default_factory=list)
     halved: Halved | None = None
     rounds: list[Round] = field(default_factory=list)
@@ -50,7 +50,7 @@ class Session:
     def of(cls, specs: Specs, began: float) -> Session:
         """The choice that ``specs`` ask for, whose minutes ``began`` then."""
         choice: Any = specs.choose
-        return cls(specs, choice, Clock(choice.minutes, began))
+        return cls(specs, choice, TimeLimit(choice.minutes, began))
 
     @property
     def base(self) -> list[str]:
@@ -78,7 +78,11 @@ class Session:
                 continue
             try:
                 specs = self._variant([*self.base, *candidate.overrides])
-                contender = planned(candidate, shared.plan(specs))
+                plan = shared.plan(specs)
+                contender = planned(candidate, plan)
+                if not shared.has(plan):
+                    other = "some images do not suit its input, so it would be judged on others"
+                    contender = Contender(candidate, problem=other)
                 self.contenders.append(scales.price(contender, self.clock.slowness))
             except XferError as error:
                 self.contenders.append(Contender(candidate, problem=error.what))
@@ -102,9 +106,9 @@ class Session:
         costs = [p.features + p.choosing + SLACK * p.model for c in priced if (p := c.price)]
         seconds = min(costs) + self.clock.spent
         needed = math.ceil(10 * seconds * 1.1 / 60) / 10
-        what = f"{60 * self.choice.minutes:g} s do not pay for one candidate, which takes about "
-        fix = f"type choose.minutes={needed:g}"
-        raise TimeIsOver("choose.minutes", f"{what}{seconds:.0f} s", fix, 44)
+        given, fix = 60 * self.choice.minutes, f"type choose.minutes={needed:g}"
+        what = f"{given:g} s do not pay for one candidate, which takes about {seconds:.0f} s"
+        raise CombinationError("choose.minutes", what, fix, 44)
 
     def choose(self, folder: Path) -> None:
         """Compute the features, choose on all training images, and judge the choosing on outer
@@ -145,9 +149,9 @@ class Session:
         self.model, self.facts = result.folder, result.facts
         self.model_s = self.clock.spent - before
 
-    def _rules(self) -> Rules:
+    def _rules(self) -> Halving:
         choice = self.choice
-        return Rules(choice.by, choice.folds, choice.rungs, self.specs.seed)
+        return Halving(choice.by, choice.folds, choice.rungs, self.specs.seed)
 
     def _plan(self) -> Plan:
         return next(c.plan for c in self.contenders if c.plan and not c.problem)
@@ -209,12 +213,12 @@ class _Shared:
         # Of this one object: its class reads the folder anew for every plan.
         object.__setattr__(data, "dataset", lambda training: known)
         plan = make_plan(replace(specs, data=data))
-        names = plan.split("train").names
-        self._names = self._names or names
-        if names != self._names:
-            what = "some images do not suit its input, so it would be compared on others"
-            raise CombinationError("data.on_bad", what, "remove those images", 46)
+        self._names = self._names or plan.split("train").names
         return plan
+
+    def has(self, plan: Plan) -> bool:
+        """Whether ``plan`` is of the same training images as the first one."""
+        return plan.split("train").names == self._names
 
 
 @dataclass(frozen=True, eq=False)
@@ -230,9 +234,7 @@ class _Pooled:
         labels, classes = plan.split("train").labels, len(plan.card.classes)
         if contender.kind == "steps":
             how = steps_of(plan)
-            return TrainedLearner(
-                contender.name, self.views, self.evaluated, labels, classes, how
-            )
+            return TrainedLearner(contender.name, self.views, self.evaluated, labels, classes, how)
         options: Any = plan.specs.optim
         loss: Any = plan.specs.loss
         balanced = plan.specs.data is not None and plan.specs.data.sampler == "balanced"
