@@ -22,7 +22,7 @@ from xfer.evaluation.statistics import wilson
 from xfer.models.head import Mlp
 from xfer.plan.resume import fingerprint
 from xfer.sweep.choose import refuse_choice
-from xfer.sweep.choosing.halving import Learned, Halving, growing, halve
+from xfer.sweep.choosing.halving import Halving, Learned, growing, halve
 from xfer.sweep.choosing.learners import SolvedLearner, Steps, TrainedLearner
 from xfer.sweep.choosing.nested import interval, judge, worth
 from xfer.training import logistic

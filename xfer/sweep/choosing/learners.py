@@ -154,11 +154,11 @@ class TrainedLearner:
         total, step = how.total(len(y)), 0
         for epoch in range(how.epochs):
             x = views[epoch % len(views)]
-            for batch in torch.randperm(len(y)).split(how.batch_size):
+            for batch in torch.split(torch.randperm(len(y)), how.batch_size):
                 factor = how.schedule.factor(step, per_epoch, total)
                 for group, rate in zip(optimizer.param_groups, rates, strict=True):
                     group["lr"] = rate * factor
                 optimizer.zero_grad()
-                loss(net(x[batch]), y[batch]).backward()
+                torch.autograd.backward(loss(net(x[batch]), y[batch]))
                 optimizer.step()
                 step += 1

@@ -17,7 +17,7 @@ import numpy as np
 
 from xfer.core.seeds import derive
 from xfer.evaluation.statistics import wilson
-from xfer.sweep.choosing.halving import Learner, Halving, halve
+from xfer.sweep.choosing.halving import Halving, Learner, halve
 from xfer.training.logistic import folds as stratified
 
 if TYPE_CHECKING:

@@ -13,9 +13,9 @@ import numpy as np
 from xfer.core.errors import CombinationError, XferError
 from xfer.core.log import LINES, log
 from xfer.sweep.choosing.candidates import listed, without_choice
-from xfer.sweep.choosing.clock import TimeLimit, TimeIsOver
+from xfer.sweep.choosing.clock import TimeIsOver, TimeLimit
 from xfer.sweep.choosing.finetuned import FittedLearner
-from xfer.sweep.choosing.halving import Halved, Learner, Halving, halve
+from xfer.sweep.choosing.halving import Halved, Halving, Learner, halve
 from xfer.sweep.choosing.learners import SolvedLearner, TrainedLearner
 from xfer.sweep.choosing.nested import Round, judge
 from xfer.sweep.choosing.pricing import SLACK, Contender, Scales, admitted, planned, steps_of
