@@ -116,6 +116,7 @@ class Ridge:
         return Learned(held_out, self.fitted(rows, test))
 
     def fitted(self, rows, test):
+        """The answers for ``test`` of a fit to ``rows``."""
         mean = self.truth[rows].mean(axis=0)
         inner = self.gram[np.ix_(rows, rows)]
         centre = inner.mean(axis=0)

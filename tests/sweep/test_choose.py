@@ -376,7 +376,8 @@ def test_what_the_choice_is_worth_is_printed_with_its_optimism(chosen: tuple[Pat
     assert worthy["n"] == 179 and worthy["folds"] == 2 and worthy["repeats"] == 1
     assert sum(worthy["winners"].values()) == 2
     assert worthy["ci95"][0] < worthy["acc"] < worthy["ci95"][1]
-    assert worthy["acc"] == pytest.approx(0.85, abs=0.1)
+    # Of fits to 90 images; the model, fitted to 179, gets 0.8 of other images right.
+    assert worthy["acc"] == pytest.approx(0.75, abs=0.12)
     assert f"worth {worthy['acc']:.4f} on images that chose nothing" in output
     assert f"optimism of choosing: {100 * worthy['optimism']:+.1f} points" in output
     assert "everything was tried, so it ends earlier" in output
