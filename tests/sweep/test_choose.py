@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import signal
+import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -22,9 +24,12 @@ from xfer.evaluation.statistics import wilson
 from xfer.models.head import Mlp
 from xfer.plan.resume import fingerprint
 from xfer.sweep.choose import refuse_choice
+from xfer.sweep.choosing.candidates import Candidate, Weighted
+from xfer.sweep.choosing.clock import TimeIsOver, TimeLimit
 from xfer.sweep.choosing.halving import Halving, Learned, growing, halve
 from xfer.sweep.choosing.learners import SolvedLearner, Steps, TrainedLearner
 from xfer.sweep.choosing.nested import interval, judge, worth
+from xfer.sweep.choosing.pricing import Contender, Price, admitted
 from xfer.training import logistic
 from xfer.training.loss import CrossEntropy
 from xfer.training.optim import AdamW
@@ -298,7 +303,10 @@ def test_too_few_minutes_are_refused_with_what_one_candidate_needs(
     needed = re.search(r"takes about (\d+) s\. Fix: type choose\.minutes=([\d.]+)$", said)
     assert needed and int(needed[1]) < 60 * float(needed[2]) < 2 * int(needed[1]) + 7
     shown = capsys.readouterr().out
-    assert re.search(r"digits_resnet linear head_only .* left out: costs \d+ s, and 0 s are", shown)
+    assert re.search(
+        r"digits_resnet linear head_only .* left out: costs \d+ s and its model \d+ s, and 0 s are",
+        shown,
+    )
     assert not Path("outputs").exists()
 
 
@@ -385,3 +393,50 @@ def test_what_the_choice_is_worth_is_printed_with_its_optimism(chosen: tuple[Pat
     assert page.count("| squeezenet1_0 ") == 2 and "optimism of choosing" in page
     status = json.loads(next(folder.glob("outputs/choose/*/status.json")).read_text())
     assert status["state"] == "finished" and "choose.json" in status["files"]
+
+
+def priced(name: str, features: float, choosing: float, model: float, **more) -> Contender:
+    backbone, head, freeze = name.split()
+    candidate = Candidate(Weighted(backbone), head, freeze)
+    return Contender(candidate, price=Price(features, choosing, model, 1.0), **more)
+
+
+def test_the_cheapest_take_part_and_features_of_a_backbone_are_paid_once() -> None:
+    contenders = [
+        priced("a linear head_only", 30, 10, 8),
+        priced("a mlp head_only", 30, 20, 8),
+        priced("b linear head_only", 60, 5, 8),
+        priced("b linear none", 0, 500, 100, kind="images"),
+        priced("c linear head_only", 1, 1, 1, problem="its file is broken"),
+    ]
+    # 40 for the first, 20 for the second on the same features, and 1.25 times 8 for a model.
+    whole = {c.name: c.problem for c in admitted(contenders, 70)}
+    assert [name for name, problem in whole.items() if not problem] == [
+        "a linear head_only",
+        "a mlp head_only",
+    ]
+    assert whole["b linear head_only"] == "costs 65 s and its model 10 s, and 10 s are left"
+    assert whole["c linear head_only"] == "its file is broken"
+    short = admitted(contenders, 69.9)
+    assert [c.name for c in short if not c.problem] == ["a linear head_only"]
+    assert [c.problem for c in admitted(contenders, 760)][:4] == [""] * 4
+
+
+def test_the_time_limit_ends_what_takes_every_error_for_its_own() -> None:
+    clock = TimeLimit(0.2 / 60, time.perf_counter())
+    began = time.perf_counter()
+    with (
+        pytest.raises(TimeIsOver, match=r"E044.*ended before the model was finished"),
+        clock.limit(),
+    ):
+        while True:
+            try:
+                time.sleep(5)
+            except Exception:  # as an export does it
+                continue
+    assert time.perf_counter() - began < 3
+    assert signal.getsignal(signal.SIGALRM) is signal.SIG_DFL
+    time.sleep(0.01)
+    with pytest.raises(TimeIsOver), clock.limit():
+        time.sleep(5)
+    assert clock.left < 0

@@ -219,13 +219,14 @@ def admitted(contenders: Sequence[Contender], seconds: float) -> list[Contender]
         cheapest = min(waiting, key=cost)
         waiting.remove(cheapest)
         own = SLACK * cheapest.price.model if cheapest.price else 0.0
-        left = max(0.0, seconds - total - max(model, own))
-        if (price := cost(cheapest)) <= left:
+        price, left = cost(cheapest), seconds - total
+        if price + max(model, own) <= left:
             total, model = total + price, max(model, own)
             if cheapest.kind != "images":
                 paid.add(cheapest.candidate.weighted.name)
         else:
-            why = f"costs {price:,.0f} s, and {left:,.0f} s are left"
+            asks = f"costs {price:,.0f} s and its model {own:,.0f} s"
+            why = f"{asks}, and {max(0.0, left):,.0f} s are left"
             cheapest = replace(cheapest, problem=why)
         decided[cheapest.name] = cheapest
     return [decided[c.name] for c in contenders]
