@@ -256,6 +256,7 @@ def _job(cfg: DictConfig) -> float | None:
     from hydra.core.hydra_config import HydraConfig
 
     from xfer.config.hydra import build
+    from xfer.sweep.choose import refuse_choice
     from xfer.sweep.objective import trial_value
     from xfer.sweep.requirements import refuse_one_run
     from xfer.workflow import run
@@ -267,6 +268,7 @@ def _job(cfg: DictConfig) -> float | None:
         specs = build(cfg, hydra)
         if not alone:
             refuse_one_run(specs.checkpoint.resume)
+            refuse_choice(specs.choose.chooses)
         result = run(specs)
     except Exception as error:
         code = _reported(error)

@@ -33,6 +33,7 @@ from xfer.report.audit_page import audit
 from xfer.report.inputs import Work
 from xfer.report.last_lines import last_lines
 from xfer.report.side_stages import benchmark, embed, find_rate, worth
+from xfer.sweep.choosing.run_choice import choose_model
 from xfer.training.distributed.launch import called, leading, next_run
 from xfer.training.fit_health import saturation, terms, warn, warnings_of
 
@@ -119,15 +120,16 @@ def _run(specs: Specs) -> Result:
 
 
 def _check_place(specs: Specs) -> None:
-    """Raise OutputError, before any cost, where the run's folder is taken or cannot be made; the
-    plan alone makes none unless ``run.dir`` asks for one."""
+    """Raise OutputError early where the run's folder is taken, or needed and cannot be made."""
     refuse_taken(specs)
     if specs.stages or specs.run_dir:
         check_folder(Path(specs.run_dir or "outputs").expanduser())
 
 
 def _without_plan(specs: Specs, began: float) -> Result | None:
-    """What is made of runs that have ended, or of an exported file; ``None`` for anything else."""
+    """What is made of other runs or of an exported file; ``None`` for any other run."""
+    if specs.choose.chooses:
+        return Result(*choose_model(specs, began, _run))
     if "leaderboard" in specs.stages and specs.sweep.dir is not None:
         return _leaderboard(specs, specs.sweep.dir)
     if "compare" in specs.stages:
@@ -204,8 +206,7 @@ def _stages(work: Work, earlier: Earlier | None) -> Plain:
 
 
 def _line(work: Work, earlier: Earlier | None, page: LivePage) -> Plain:
-    """Each stage reads what the one before it left on disk, and the report comes also where an
-    exported file was refused."""
+    """Each stage reads what the one before left on disk; the report comes after a refusal too."""
     from xfer.report.write import finish
 
     stages = work.plan.specs.stages

@@ -77,6 +77,9 @@ def test_each_verb_is_a_command_and_takes_what_stands_after_its_words(here: Path
         "compare last aaaa01 seed=1": [
             *("stages=[compare]", f"compare.runs=[{run},{run}]", "seed=1"),
         ],
+        "choose . minutes=5 seed=1": [
+            *("choose=cached", "data.root=.", "choose.minutes=5", "seed=1"),
+        ],
         "resume last": [*again, f"checkpoint.resume={run}"],
     }
     for typed, words in spelt.items():

@@ -14,6 +14,7 @@ DISTRIBUTION = "xfer-vision"
 GROUPS = (
     *("experiment", "data", "augment", "backbone", "source", "head", "freeze", "loss", "optim"),
     *("schedule", "trainer", "checkpoint", "features", "export", "logger", "sweep"),
+    "choose",
 )
 
 
@@ -71,6 +72,7 @@ Each verb prints the command that it stands for; RUN is a folder, the end of its
     xfer 'stages=[audit]' data.root=my_images          labels that may be wrong, and more
     xfer 'stages=[leaderboard]' sweep.dir=SWEEP
     xfer 'stages=[compare]' 'compare.runs=[RUN,RUN]'
+    xfer choose=cached choose.minutes=10 data.root=my_images
 
 stages=[audit,lr_find,fit,evaluate,predict,export,benchmark,report]  any subset; seed=0
 run.dir=DIR

@@ -266,5 +266,7 @@ def build(cfg: DictConfig, hydra: DictConfig) -> Specs:
         specs,
         compose=lambda overrides: compose_specs(overrides, folders).config,
         slots=_slots(hydra),
+        variant=lambda overrides: compose_specs(overrides, folders),
+        choices={group: choices[group] for group in GROUPS if group != "export"},
         config_dirs=tuple(str(Path(folder).resolve()) for folder in folders),
     )

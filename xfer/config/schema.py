@@ -32,6 +32,7 @@ Where = Callable[[str], str]
 HOMES = {
     "augment": "xfer.data.augment",
     "source": "xfer.weights.source",
+    "choose": "xfer.sweep.choose",
     **{group: f"xfer.models.{group}" for group in ("backbone", "head")},
     **{
         group: f"xfer.training.{group}"

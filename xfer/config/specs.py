@@ -67,8 +67,9 @@ class Specs:
     as ``facts`` holds; ``overrides`` is what was typed, ``explicit`` the keys and groups in it, and
     ``config_dirs`` the user's folders of options; ``config`` is the resolved configuration as it
     was asked for; ``metrics`` are the user's, ``callbacks`` make the callbacks of a
-    fit; ``compose`` gives that of other overrides; ``slots`` are the options of the launcher, where
-    the run is alone and may divide the machine among jobs of its own.
+    fit; ``compose`` gives that of other overrides, and ``variant`` their specs; ``choices`` are the
+    options by group, but for ``export``, which has several; ``slots`` are the options of the
+    launcher, where the run is alone and may divide the machine among jobs of its own.
     """
 
     experiment: str
@@ -91,6 +92,7 @@ class Specs:
     export: Exports
     logger: protocols.Logger
     sweep: settings.Sweep
+    choose: settings.Choose
     make: Callable[[str, Plain], Any]
     explicit: frozenset[str] = frozenset()
     config: Plain = field(default_factory=dict)
@@ -106,6 +108,8 @@ class Specs:
     embed: Embedding = Embedding()
     compose: Callable[[Sequence[str]], Plain] | None = None
     slots: Plain = field(default_factory=dict)
+    variant: Callable[[Sequence[str]], Specs] | None = None
+    choices: Mapping[str, Any] = field(default_factory=dict)
 
     @cached_property
     def facts(self) -> Mapping[str, Plain]:

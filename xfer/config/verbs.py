@@ -59,7 +59,8 @@ def spelt_out(arguments: Sequence[str]) -> list[str]:
     if not verb.least <= len(words) <= (verb.most or len(words)):
         what = f"needs {verb.usage}" if len(words) < verb.least else f"takes {verb.usage} alone"
         raise CommandError(arguments[0], what, f"type xfer {arguments[0]} {verb.usage}", 1)
-    return [*verb.command(words), *arguments[1 + len(words) :]]
+    rest = arguments[1 + len(words) :]
+    return [*verb.command(words), *(verb.rest(words, rest) if verb.rest else rest)]
 
 
 def _refuse_word(first: Sequence[str]) -> None:
@@ -180,6 +181,19 @@ def _compare(words: Sequence[str]) -> list[str]:
     return ["stages=[compare]", override("compare.runs", runs)]
 
 
+def _choose(words: Sequence[str]) -> list[str]:
+    return ["choose=cached", *(_data(words[0]) if words else [])]
+
+
+def _minutes(words: Sequence[str], rest: Sequence[str]) -> list[str]:
+    """``minutes=10`` is a key of the group. Raises CommandError where no data is named."""
+    of_data = re.compile(r"[+]*(experiment|data|data\.root|data\.file)=")
+    if not words and not any(of_data.match(text) for text in rest):
+        what = "needs the images to choose on"
+        raise CommandError("choose", what, "type xfer choose DATA minutes=10", 26)
+    return [f"choose.{text}" if text.startswith("minutes=") else text for text in rest]
+
+
 def _one_or_all(words: Sequence[str]) -> str | list[str]:
     return words[0] if len(words) == 1 else list(words)
 
@@ -280,13 +294,15 @@ def _runs() -> list[Path]:
 @dataclass(frozen=True)
 class Verb:
     """A word that people try: what stands after it, what it does, the command that it makes, and
-    how many words of its own it takes (``most`` 0: any number)."""
+    how many words of its own it takes (``most`` 0: any number); ``rest`` makes what stands after
+    them of both."""
 
     usage: str
     about: str
     command: Callable[[Sequence[str]], list[str]]
     least: int = 1
     most: int = 1
+    rest: Callable[[Sequence[str], Sequence[str]], list[str]] | None = None
 
 
 VERBS = {
@@ -297,4 +313,5 @@ VERBS = {
     "report": Verb("RUN", "write the run card", _report),
     "resume": Verb("RUN", "finish a run that was stopped", _resume),
     "compare": Verb("RUN RUN", "put runs beside each other", _compare, 2, 0),
+    "choose": Verb("DATA minutes=10", "choose and train the best model", _choose, 0, 1, _minutes),
 }

@@ -231,3 +231,13 @@ class Sweep(Protocol):
     @property
     def batch(self) -> int:
         """Trials at work at a time, but for slots."""
+
+
+class Choose(Protocol):
+    """Whether candidates are compared before a model is made."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def chooses(self) -> bool:
+        """Whether they are; its options then are those of :class:`xfer.sweep.choose.Choice`."""

@@ -9,12 +9,12 @@ from collections.abc import Sequence
 _Z = 1.959963984540054
 
 
-def wilson(right: int, n: int, z: float = _Z) -> tuple[float, float]:
+def wilson(right: float, n: float, z: float = _Z) -> tuple[float, float]:
     """Wilson's score interval of ``right`` out of ``n`` (E. B. Wilson, 1927); 95 % by default."""
     return wilson_share(right / n, n, z) if n else (0.0, 1.0)
 
 
-def wilson_share(share: float, n: int, z: float = _Z) -> tuple[float, float]:
+def wilson_share(share: float, n: float, z: float = _Z) -> tuple[float, float]:
     """Wilson's interval of a ``share`` of ``n`` images, which need be no whole number of them."""
     zz = z * z / n
     centre = (share + zz / 2) / (1 + zz)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from xfer.core.errors import Attempts, SweepError, raise_all
 from xfer.core.types import Plain
 from xfer.plan.resume import fingerprint
+from xfer.sweep.choose import refuse_choice
 from xfer.sweep.ledger import mark
 from xfer.sweep.objective import Objective, objectives
 from xfer.sweep.space import Interval, Parameter, is_finite, probes
@@ -39,6 +40,8 @@ class SweepRequest:
 
 def check(request: SweepRequest, compose: Compose) -> Specs:
     """The specs of a job, once every value that may come up has been seen to build."""
+    typed = [text.lstrip("+").partition("=") for text in request.fixed]
+    refuse_choice(any(key == "choose" and option != "none" for key, _, option in typed))
     if not request.space:
         what = "nothing varies: the search space is empty"
         fix = "type values, e.g. optim.lr=0.1,0.01, or for one job seed=choice(0), or drop -m"
@@ -58,6 +61,7 @@ def check(request: SweepRequest, compose: Compose) -> Specs:
     built = [specs for specs in tried if specs is not None]
     for specs in built:
         refuse_one_run(specs.checkpoint.resume)
+        refuse_choice(specs.choose.chooses)
     return built[0]
 
 

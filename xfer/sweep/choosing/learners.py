@@ -1,0 +1,164 @@
+"""Candidates as learners: a head solved on cached features, or one that is trained on them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from xfer.core.seeds import derive
+from xfer.sweep.choosing.halving import Learned
+from xfer.training import logistic
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from xfer.core import protocols
+
+    Indices = npt.NDArray[np.int64]
+    Matrix = npt.NDArray[Any]
+
+
+class Weighs(Protocol):
+    """What is read of the loss of a run."""
+
+    @property
+    def label_smoothing(self) -> float:
+        """The share of each target that is spread over all classes."""
+
+    def weights(self, counts: Sequence[int]) -> list[float] | None:
+        """One weight a class from the training images ``counts`` a class."""
+
+
+@dataclass(frozen=True)
+class PlainLoss:
+    """Cross-entropy of which every image counts the same."""
+
+    label_smoothing: float = 0.0
+
+    def weights(self, counts: Sequence[int]) -> list[float] | None:
+        """None: all classes count the same."""
+        return None
+
+
+@dataclass(frozen=True, eq=False)
+class SolvedLearner:
+    """A linear head, solved exactly: ``views`` are float32 (n, d), one a view of all images, and
+    ``evaluated`` the view that a held-out image is judged by; ``labels`` int64 (n,) of ``classes``
+    classes. ``strengths`` are the penalties that are tried, as in ``optim=exact``."""
+
+    name: str
+    views: Sequence[Matrix]
+    evaluated: Matrix
+    labels: Indices
+    classes: int
+    loss: Weighs = PlainLoss()
+    balanced: bool = False
+    strengths: Sequence[float] = logistic.STRENGTHS
+
+    def learn(self, rows: Indices, folds: Indices, test: Indices) -> Learned:
+        """See :class:`xfer.sweep.choosing.halving.Learner`: one solution a strength and fold."""
+        labels = self.labels[rows]
+        counts = np.bincount(labels, minlength=self.classes)
+        weights = np.ones(len(rows))
+        if self.balanced:
+            weights = len(rows) / (np.count_nonzero(counts) * counts[labels])
+        of_classes = self.loss.weights(counts.tolist()) or [1.0] * self.classes
+        training = logistic.TrainingRows(
+            [view[rows] for view in self.views],
+            self.evaluated[rows],
+            labels,
+            weights,
+            np.array(of_classes),
+            self.loss.label_smoothing,
+            folds,
+        )
+        solution = logistic.solve(training, self.strengths)
+        best = solution.path[solution.best]
+        answers = (self.evaluated[test] @ best.weight.T + best.bias).astype(np.float32)
+        return Learned(solution.held_out, answers)
+
+
+@dataclass(frozen=True)
+class Steps:
+    """How a head is trained step by step, as a run would: ``epochs`` of batches of
+    ``batch_size``."""
+
+    head: protocols.Head
+    loss: protocols.Loss
+    optim: protocols.Optim
+    schedule: protocols.Schedule
+    epochs: int
+    batch_size: int
+    seed: int = 0
+
+    def total(self, images: int) -> int:
+        """Optimizer steps of a fit to so many images."""
+        return self.epochs * math.ceil(images / self.batch_size)
+
+
+@dataclass(frozen=True, eq=False)
+class TrainedLearner:
+    """A head that is trained step by step on standardised features, an epoch on each of ``views``
+    in turn, and judged on those that are ``evaluated``: float32 (n, d). It counts as it is after
+    the last epoch, so that no held-out image chooses one."""
+
+    name: str
+    views: Sequence[Matrix]
+    evaluated: Matrix
+    labels: Indices
+    classes: int
+    steps: Steps
+
+    def learn(self, rows: Indices, folds: Indices, test: Indices) -> Learned:
+        """See :class:`xfer.sweep.choosing.halving.Learner`: a fit a fold, and one to all rows."""
+        held_out = np.full((len(rows), self.classes), np.nan, np.float32)
+        for k in np.unique(folds[folds >= 0]):
+            held = folds == k
+            held_out[held] = self._fitted(rows[~held], rows[held])
+        answers = np.empty((0, self.classes), np.float32)
+        return Learned(held_out, self._fitted(rows, test) if len(test) else answers)
+
+    def _fitted(self, rows: Indices, test: Indices) -> npt.NDArray[np.float32]:
+        import torch
+        from torch import nn
+
+        how, raw = self.steps, [view[rows].astype(np.float32) for view in self.views]
+        mean, std = (m.astype(np.float32) for m in logistic.moments(raw))
+        views = [torch.from_numpy((view - mean) / std) for view in raw]
+        y = torch.from_numpy(self.labels[rows])
+        seed = derive("learner", how.seed)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            net = how.head.build(nn.Linear(len(mean), self.classes), self.classes)
+            self._train(net, views, y)
+        net.eval()
+        with torch.inference_mode():
+            asked = torch.from_numpy((self.evaluated[test].astype(np.float32) - mean) / std)
+            answers: npt.NDArray[np.float32] = net(asked).numpy()
+        return answers
+
+    def _train(self, net: Any, views: Sequence[Any], y: Any) -> None:
+        import torch
+
+        how, per_epoch = self.steps, math.ceil(len(y) / self.steps.batch_size)
+        counts = torch.bincount(y, minlength=self.classes).tolist()
+        loss = how.loss.build(counts)
+        groups = how.optim.groups(net, {name: (1.0,) for name, _ in net.named_parameters()})
+        optimizer = how.optim.build(groups)
+        rates = [group["lr"] for group in optimizer.param_groups]
+        net.train()
+        total, step = how.total(len(y)), 0
+        for epoch in range(how.epochs):
+            x = views[epoch % len(views)]
+            for batch in torch.split(torch.randperm(len(y)), how.batch_size):
+                factor = how.schedule.factor(step, per_epoch, total)
+                for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                    group["lr"] = rate * factor
+                optimizer.zero_grad()
+                torch.autograd.backward(loss(net(x[batch]), y[batch]))
+                optimizer.step()
+                step += 1

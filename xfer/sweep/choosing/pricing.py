@@ -1,0 +1,232 @@
+"""What each candidate would cost in seconds, measured on two images before anything starts."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from xfer.sweep.choosing.candidates import Candidate
+from xfer.sweep.choosing.learners import SolvedLearner, Steps, TrainedLearner
+from xfer.training import logistic
+
+if TYPE_CHECKING:
+    from xfer.plan.plan import Plan
+    from xfer.sweep.choose import Choice
+
+Kind = Literal["solved", "steps", "images"]
+_IMAGES = 2
+_BASE = 8.0  # seconds of the finished model that do not depend on it: libraries, figures, pages
+_PASSES = 6  # forward passes of each image that an exported file is compared on
+_STRENGTHS = len(logistic.STRENGTHS)
+SLACK = 1.25
+"""How much longer than its price the finished model is given."""
+_WEAKER = 2.0  # steps of a solution on the whole path for one of its first strength
+
+
+@dataclass(frozen=True)
+class Price:
+    """What a candidate costs, in seconds: the features of its backbone (which others share), all
+    that choosing asks of it with the outer folds drawn once, and the finished model; ``ms`` is
+    its answer for one image in milliseconds."""
+
+    features: float
+    choosing: float
+    model: float
+    ms: float
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A candidate that can be planned: ``kind`` says how it is fitted (solved, step by step on
+    features, or on images) and ``problem`` why it takes no part."""
+
+    candidate: Candidate
+    plan: Plan | None = None
+    kind: Kind = "solved"
+    price: Price | None = None
+    problem: str = ""
+
+    @property
+    def name(self) -> str:
+        """That of the candidate."""
+        return self.candidate.name
+
+
+def planned(candidate: Candidate, plan: Plan) -> Contender:
+    """How a candidate is fitted, and whether it can be judged as the finished model is."""
+    from torch import nn
+
+    heads = (
+        [plan.network.module.get_submodule(h) for h in plan.layout.heads] if plan.network else []
+    )
+    if plan.specs.optim.solves:
+        return Contender(candidate, plan, "solved")
+    if any(not (row.head or row.frozen) for phase in plan.phases for row in phase.rows):
+        return Contender(candidate, plan, "images")
+    layers = [layer for head in heads for layer in head.modules()]
+    if len(heads) != 1 or any(isinstance(layer, nn.Conv2d) for layer in layers):
+        why = "its head works on every position of a map, where pooled features say nothing"
+        return Contender(candidate, plan, "steps", problem=why)
+    return Contender(candidate, plan, "steps")
+
+
+class Scales:
+    """Measures candidates; what two of one backbone share is measured once."""
+
+    def __init__(self, choice: Choice) -> None:
+        self.choice = choice
+        self._known: dict[str, tuple[float, float, int]] = {}
+        # Of halving: the rounds before the last have a half, a quarter... of its images.
+        self._rounds = sum(0.5**i for i in range(choice.rungs)) * choice.folds
+
+    def price(self, contender: Contender, slowness: float) -> Contender:
+        """``contender`` with its price; what is not measured is multiplied by the ``slowness`` of
+        the machine. Raises XferError for what fails on two images."""
+        plan = contender.plan
+        if plan is None or contender.problem:
+            return contender
+        name = contender.candidate.weighted.name
+        if name not in self._known:
+            self._known[name] = _measured(plan)
+        decode, forward, width = self._known[name]
+        train, val = len(plan.split("train")), len(plan.split("val"))
+        views = plan.specs.features.views_of(plan.specs.augment.random, 1_000_000) or 0
+        features = (train * (1 + views) + val) * (decode + forward)
+        learn = self._learn(contender, plan, width)
+        exported = (
+            _PASSES * forward * plan.specs.export.gate.images * len(plan.specs.export.writers)
+        )
+        model = _BASE * slowness + learn + exported + val * (decode + forward)
+        if contender.kind == "images":
+            features, model = 0.0, model + val * (decode + forward)
+        price = Price(features, learn * self._rounds, model, 1e3 * forward)
+        return replace(contender, price=price)
+
+    def _learn(self, contender: Contender, plan: Plan, width: int) -> float:
+        """Seconds of one fit that is cross-validated by the inner folds."""
+        labels, classes = plan.split("train").labels, len(plan.card.classes)
+        fits = self.choice.folds + 1
+        if contender.kind == "images":
+            return fits * _step(plan) * len(labels) * plan.specs.trainer.epochs
+        drawn = np.random.default_rng(0)
+        noise = drawn.normal(size=(len(labels), width)).astype(np.float32)
+        if contender.kind == "steps":
+            short = replace(steps_of(plan), epochs=1)
+            learner = TrainedLearner("", [noise], noise, labels, classes, short)
+            rows = np.arange(len(labels))
+            none = np.full(len(rows), -1)
+            learner.learn(rows[:2], none[:2], rows[:1])  # what torch imports at its first step
+            took = _timed(lambda: learner.learn(rows, none, rows[:1]))
+            return fits * took * plan.specs.trainer.epochs
+        fold_of = logistic.folds(labels, self.choice.folds, 0)
+        solved = SolvedLearner("", [noise], noise, labels, classes, strengths=(1.0,))
+        rows = np.arange(len(labels))
+        return _timed(lambda: solved.learn(rows, fold_of, rows[:1])) * _STRENGTHS / _WEAKER
+
+
+def steps_of(plan: Plan) -> Steps:
+    """How the head of ``plan`` is trained on features."""
+    specs = plan.specs
+    size = specs.data.batch_size if specs.data else 1
+    epochs, seed = specs.trainer.epochs, specs.seed
+    return Steps(specs.head, specs.loss, specs.optim, specs.schedule, epochs, size, seed)
+
+
+def _measured(plan: Plan) -> tuple[float, float, int]:
+    """Seconds an image to decode it and to run the network on it, and the numbers that enter the
+    head's layer."""
+    import torch
+
+    from xfer.core.device import device_of
+    from xfer.data.loader import eval_images
+    from xfer.models.network import assemble
+    from xfer.training.features.cut import inference
+    from xfer.training.head_input import first_layer, rows_of, watch
+
+    pictures = eval_images(plan.split("train"), plan.card.input)
+    count = min(_IMAGES, len(pictures))
+    began = time.perf_counter()
+    batch = pictures.collate([pictures[i] for i in range(count)])
+    if isinstance(batch, Exception):
+        raise batch
+    decode = (time.perf_counter() - began) / count
+    net = assemble(plan.parts, plan.state)
+    device, path = device_of(plan.specs.trainer.accelerator), first_layer(net, plan.layout.heads[0])
+    net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    widths: list[int] = []
+
+    def see(entering: torch.Tensor) -> None:
+        widths.append(rows_of(net.get_submodule(path or ""), entering).shape[1])
+
+    images = batch[0].to(device, memory_format=torch.channels_last)
+    with torch.no_grad(), inference(net):
+        if path is not None:
+            with watch(net, path, see):
+                net(images)
+        forward = _timed(lambda: float(net(images).sum())) / count
+    return decode, forward, widths[0] if widths else 1
+
+
+def _step(plan: Plan) -> float:
+    """Seconds an image to train on it: decoded, forward and backward through all that trains."""
+    import torch
+
+    from xfer import freeze
+    from xfer.core.device import device_of
+    from xfer.data.loader import eval_images
+    from xfer.models.network import assemble
+
+    pictures = eval_images(plan.split("train"), plan.card.input)
+    count = min(_IMAGES, len(pictures))
+    images, labels = pictures.collate([pictures[i] for i in range(count)])
+    device = device_of(plan.specs.trainer.accelerator)
+    net = assemble(plan.parts, plan.state).to(device)
+    freeze.apply(net, plan.phases[-1].rows)
+    net.train()
+    freeze.hold(net, plan.specs.freeze.batch_norm)
+    images, labels = images.to(device), labels.to(device)
+
+    def step() -> None:
+        torch.autograd.backward(torch.nn.functional.cross_entropy(net(images), labels))
+
+    step()
+    return _timed(step) / count
+
+
+def _timed(act: Callable[[], Any]) -> float:
+    began = time.perf_counter()
+    act()
+    return time.perf_counter() - began
+
+
+def admitted(contenders: Sequence[Contender], seconds: float) -> list[Contender]:
+    """The cheapest first, as many as ``seconds`` pay for; the others with the reason. Those of one
+    backbone pay for its features once, and all of them for one finished model: the dearest."""
+    paid: set[str] = set()
+    total = model = 0.0
+    decided = {c.name: c for c in contenders if c.problem or c.price is None}
+    waiting = [c for c in contenders if c.name not in decided]
+
+    def cost(contender: Contender) -> float:
+        price, shared = contender.price, contender.candidate.weighted.name in paid
+        return 0.0 if price is None else price.choosing + (0.0 if shared else price.features)
+
+    while waiting:
+        cheapest = min(waiting, key=cost)
+        waiting.remove(cheapest)
+        own = SLACK * cheapest.price.model if cheapest.price else 0.0
+        price, left = cost(cheapest), seconds - total
+        if price + max(model, own) <= left:
+            total, model = total + price, max(model, own)
+            if cheapest.kind != "images":
+                paid.add(cheapest.candidate.weighted.name)
+        else:
+            asks = f"costs {price:,.0f} s and its model {own:,.0f} s"
+            why = f"{asks}, and {max(0.0, left):,.0f} s are left"
+            cheapest = replace(cheapest, problem=why)
+        decided[cheapest.name] = cheapest
+    return [decided[c.name] for c in contenders]
