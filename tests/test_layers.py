@@ -33,6 +33,7 @@ HEAVY = {
 # Subclasses and helpers of torch; everything else gets by without it until it works.
 OF_TORCH = {
     "core.device", "core.memory", "data.loader", "data.sampler", "evaluation.evaluate",
+    "evaluation.layer_cam",
     "export.mindir.run", "export.pixels", "models.head.layers", "models.mindspore_layers",
     "models.network", "models.restore", "models.skip_init",
 } | {

@@ -226,7 +226,7 @@ def _line(work: Work, earlier: Earlier | None, page: LivePage) -> Plain:
             stage(work, net)
     page.begin("report")
     with working("report"):
-        return finish(work)
+        return finish(work, net)
 
 
 def _fit(work: Work, resume: Path | None, page: LivePage) -> FitResult:

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from annotated_types import Ge, Lt
+from annotated_types import Ge, Le, Lt
 
 from xfer.config import custom, other_tools, schema
 from xfer.config.help import GROUPS
@@ -54,6 +54,11 @@ GENERAL: dict[str, tuple[Any, str]] = {
         tuple[str, ...] | None,
         "the run folders that the stage compare puts beside each other, two or more",
     ),
+    "report.maps": (
+        Annotated[int, Ge(0), Le(200)],
+        "images on the run card that have a heat map, two mistakes for each right answer; 0 "
+        "computes none",
+    ),
 }
 """Keys that are in no group: type and meaning. Their defaults are in conf/config.yaml."""
 
@@ -90,6 +95,7 @@ class Builder:
             "export": self._exports(),
             "predict_with": self._model_file(),
             "compare_runs": self._value("compare.runs") or (),
+            "report_maps": self._value("report.maps"),
         }
         if trainer is not None:
             general["metrics"] = custom.metrics(trainer.metrics, self.where, self.attempt)

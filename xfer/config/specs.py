@@ -81,6 +81,7 @@ class Specs:
     metrics: Mapping[str, protocols.CustomMetric] = field(default_factory=dict)
     callbacks: Sequence[Callable[[], Any]] = ()
     tta: Tta = "none"
+    report_maps: int = 24
     compose: Callable[[Sequence[str]], Plain] | None = None
 
     @cached_property

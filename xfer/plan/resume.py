@@ -21,7 +21,7 @@ from xfer.core.run_folder import BEST, LAST, PREVIOUS, checkpoints, is_live
 from xfer.core.types import Plain
 
 _FREE = (
-    *("run", "stages", "checkpoint.resume", "predict", "compare", "sweep"),
+    *("run", "stages", "checkpoint.resume", "predict", "compare", "report", "sweep"),
     *("data.workers", "data.decoded_gb", "features.dir", "features.max_gb"),
 )
 """What may differ between a run and the command that resumes it: none decides a number."""

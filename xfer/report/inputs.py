@@ -12,6 +12,7 @@ from xfer.core.types import Exported, Predictions, Score
 from xfer.plan.plan import Plan
 
 if TYPE_CHECKING:
+    from xfer.report.heat import Heat
     from xfer.training.fit_result import FitResult
 
 
@@ -30,6 +31,7 @@ class Work:
     refused: XferError | None = None
     device: str = "cpu"
     warnings: list[str] = field(default_factory=list)
+    heat: Heat | None = None
 
     def checkpoint(self) -> Path | None:
         """The checkpoint that is evaluated and exported, unless the network is the source's own."""

@@ -46,13 +46,15 @@ def render(folder: Path, result: Plain, plan: Plain, details: Plain) -> None:
     ``result`` is ``result.json`` and ``plan`` is ``plan.json``. ``details`` may hold, a split,
     ``per_class`` and ``mistakes``; and ``history`` (rows of ``metrics.csv``), ``exports``,
     ``wrong`` (rows of path, label, prediction, confidence), ``shots`` and ``table`` (the file that
-    has them all), ``pairs``, ``charts`` (by part of the card) and ``notes`` (texts). Whatever is
+    has them all), ``right`` (shots to compare those with), ``heat`` (how their maps are made),
+    ``pairs``, ``charts`` (by part of the card) and ``notes`` (texts). Whatever is
     absent is left out. Figures are the PNG files in ``folder/figures``.
     Raises OutputError when a file cannot be written.
     """
     drawn = {path.stem: path for path in sorted((folder / "figures").glob("*.png"))}
     card = _card(result, plan, details, drawn) | {"verdict": verdict(result)}
-    lay_out(folder / "report", card | {"script": "mistakes.js" if details.get("shots") else None})
+    pictures = details.get("shots") or details.get("right")
+    lay_out(folder / "report", card | {"script": "mistakes.js" if pictures else None})
 
 
 def render_live(

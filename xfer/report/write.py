@@ -11,22 +11,27 @@ from xfer.core.types import InputSpec, Plain, Predictions, Samples
 from xfer.data.preprocess import fit_to_size, restore
 from xfer.report import charts, confusion, grids, panels
 from xfer.report.confidence import bins, recall_curves
+from xfer.report.heat import heat_of
 from xfer.report.page import render
 from xfer.report.plot import draw
 from xfer.report.result import outcome
-from xfer.report.shots import shots
+from xfer.report.shots import ROOM, shots
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from torch import nn
+
     from xfer.core.types import Dataset
     from xfer.report.grids import Picture
+    from xfer.report.heat import Heat
     from xfer.report.inputs import Work
     from xfer.training.fit_result import FitResult
 
 
-def finish(work: Work) -> Plain:
-    """Write ``result.json``; with the stage ``report`` also the figures and the run card."""
+def finish(work: Work, net: nn.Module | None = None) -> Plain:
+    """Write ``result.json``; with the stage ``report`` also the figures and the run card, which
+    has heat maps where the network that was evaluated is given. They stay in ``work``."""
     result = outcome(work)
     if "report" in work.plan.specs.stages:
         folder, dataset = work.folder / "figures", work.plan.dataset
@@ -35,6 +40,10 @@ def finish(work: Work) -> Plain:
         split = next((name for name in ("val", "test") if name in work.predictions), None)
         if split and dataset:
             _draw_answers(work, dataset.splits[split], work.predictions[split], folder)
+            if net is not None and work.plan.specs.report_maps:
+                answers, most = work.predictions[split], work.plan.specs.report_maps
+                spec = work.plan.card.input
+                work.heat = heat_of(net, answers, dataset.splits[split], spec, most)
         render(work.folder, result, work.plan.facts, _details(work, split))
     write_json(work.folder / "result.json", result)
     return result
@@ -114,7 +123,7 @@ def _details(work: Work, split: str | None) -> Plain:
     dataset, answers = work.plan.dataset, work.predictions[split] if split else None
     if answers is None or answers.labels is None or dataset is None or split is None:
         return details
-    details |= answered(answers, dataset.splits[split], work.plan.card.input)
+    details |= answered(answers, dataset.splits[split], work.plan.card.input, work.heat)
     details["table"] = f"predictions_{split}.csv"
     areas = details["areas"]
     details["per_class"][split] = {
@@ -125,10 +134,13 @@ def _details(work: Work, split: str | None) -> Plain:
     return details
 
 
-def answered(answers: Predictions, samples: Samples, spec: InputSpec) -> Plain:
+def answered(
+    answers: Predictions, samples: Samples, spec: InputSpec, heat: Heat | None = None
+) -> Plain:
     """What a network's ``answers`` to ``samples`` with labels show: ``wrong`` (rows of path, label,
-    prediction, confidence), ``shots`` of them, ``pairs``, ``charts``, and by class the ``areas``
-    below precision over recall."""
+    prediction, confidence), ``shots`` of them, ``right`` ones that have a heat map too, ``heat``
+    (how those are made), ``pairs``, ``charts``, and by class the ``areas`` below precision over
+    recall."""
     from xfer.evaluation.evaluate import most_wrong
 
     names, labels, confidence = answers.classes, answers.labels, answers.confidence
@@ -152,9 +164,13 @@ def answered(answers: Predictions, samples: Samples, spec: InputSpec) -> Plain:
     ]
     counted, curves = bins(confidence, chosen == labels), recall_curves(answers)
     drawn = panels.recall(curves)
+    right = shots(samples, answers, heat.right if heat else (), spec, heat, ROOM // 4)
+    room = ROOM - sum(len(shot.uri) + len(shot.heat) for shot in right)
     return {
         "wrong": wrong,
-        "shots": shots(samples, answers, positions, spec),
+        "shots": shots(samples, answers, positions, spec, heat, room),
+        "right": right,
+        "heat": heat.said if heat else "",
         "pairs": pairs,
         "charts": {
             "confusion": (panels.matrix(counts, classes),),
