@@ -30,6 +30,7 @@ from xfer.plan.table import brief, table
 from xfer.report.attach import attach
 from xfer.report.inputs import Work
 from xfer.report.last_lines import last_lines
+from xfer.report.measurements import find_rate, measure_speed
 from xfer.training.distributed.launch import called, leading, next_run
 from xfer.training.fit_health import saturation, terms, warn, warnings_of
 
@@ -90,6 +91,10 @@ def _run(specs: Specs) -> Result:
         again = specs.run_dir is not None and os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
         resume = specs.checkpoint.resume or ("auto" if again else None)
         earlier = choose(resume, specs.config, root, specs.run_dir)
+        if earlier and earlier.finished and specs.redraws:
+            from xfer.report.redraw import redraw
+
+            return Result(earlier.folder, {}, redraw(specs, earlier.folder))
         if earlier and earlier.finished:
             log.info(f"{earlier.folder} is finished: nothing to do")
             return Result(earlier.folder, {}, None)
@@ -209,7 +214,7 @@ def _line(work: Work, earlier: Earlier | None, page: LivePage) -> Plain:
     stages = work.plan.specs.stages
     if "lr_find" in stages:
         page.begin("lr_find")
-        _find_rate(work)
+        find_rate(work)
     if "fit" in stages:
         page.begin("fit")
         with working("fit"):
@@ -255,28 +260,6 @@ def _fit(work: Work, resume: Path | None, page: LivePage) -> FitResult:
     return fitted
 
 
-def _find_rate(work: Work) -> None:
-    from xfer.report.charts import climb
-    from xfer.report.plot import draw
-    from xfer.training.lr_find import lr_find
-
-    rates = lr_find(work.plan)
-    write_json(work.folder / "lr_find.json", rates)
-    path = draw(work.folder / "figures" / "lr_find.png", climb, rates)
-    log.info(f"optim.lr={rates['suggested']:.2g} is suggested, see {path}")
-
-
-def _benchmark(work: Work, net: nn.Module) -> None:
-    from xfer.export.benchmark import benchmark
-    from xfer.report.charts import speeds
-    from xfer.report.plot import draw
-
-    with working("benchmark"):
-        rows = benchmark(work.plan, net, work.checkpoint(), work.folder)
-    path = draw(work.folder / "figures" / "benchmark.png", speeds, rows)
-    log.info(f"drawn in {printable(path)}", extra=LINES)
-
-
 def _network(work: Work) -> nn.Module:
     """What is evaluated and exported: the best checkpoint, read back from disk, or the source."""
     from xfer.models.adapters import merge
@@ -316,8 +299,9 @@ def _evaluate(work: Work, net: nn.Module) -> None:
 
 def _without_folder(specs: Specs, plan: Plan, began: float) -> Result | None:
     """What leaves no folder of its own unless ``run.dir`` asks for one: the plan alone, and the
-    predictions of a checkpoint, which go beside it. ``None`` for any other run."""
-    if specs.run_dir is not None or specs.stages not in ((), ("predict",)):
+    predictions of a checkpoint and files exported from that of a run, which go beside it. ``None``
+    for any other run."""
+    if specs.run_dir is not None or specs.stages not in ((), ("predict",), ("export",)):
         return None
     work = Work(plan, Path(), time.perf_counter() - began, began)
     checkpoint = work.checkpoint()
@@ -326,7 +310,15 @@ def _without_folder(specs: Specs, plan: Plan, began: float) -> Result | None:
     from xfer.evaluation.predict import write_beside
     from xfer.report.result import outcome
 
-    work.folder = run_of(checkpoint) or checkpoint.parent
+    run = run_of(checkpoint)
+    work.folder = run or checkpoint.parent
+    if specs.stages == ("export",):
+        from xfer.export.beside import export_beside
+
+        if run is None:
+            return None
+        work.exports = export_beside(plan, partial(_network, work), run, checkpoint)
+        return Result(run, plan.facts, outcome(work))
     check_folder(work.folder)
     path = _predict(work, _network(work), write_beside)
     return Result(work.folder, work.plan.facts, outcome(work) | {"predictions": str(path)})
@@ -394,6 +386,6 @@ _AFTER_FIT: dict[str, Callable[..., object]] = {
     "evaluate": _evaluate,
     "predict": _predict,
     "export": _export,
-    "benchmark": _benchmark,
+    "benchmark": measure_speed,
 }
 """What each of these stages does with the network, in their order."""

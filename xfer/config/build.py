@@ -86,6 +86,9 @@ class Builder:
         """What the run is asked to do. Raises all problems together."""
         stages = self._value("stages") or ()
         needs_data = not stages or set(STAGES) & set(stages) - _WITHOUT_DATA
+        # The card of a run that is named shows its images.
+        if stages == ("report",) and schema.value_at(self.plain, "checkpoint.resume"):
+            needs_data = True
         built = {g: self._group(g) for g in _SPEC_GROUPS if g != "data" or needs_data}
         inputs, trainer = self._value("predict.input"), built["trainer"]
         general = {

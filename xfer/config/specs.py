@@ -103,6 +103,11 @@ class Specs:
         return shell([*folders, *allow, *repeatable(self.overrides)])
 
     @property
+    def redraws(self) -> bool:
+        """Whether the card of a finished run is drawn anew, if that is what is resumed."""
+        return self.stages == ("report",) and self.checkpoint.resume not in (None, "auto")
+
+    @property
     def trains(self) -> bool:
         """Whether a stage needs a model to train."""
         return bool({"fit", "lr_find"} & set(self.stages))

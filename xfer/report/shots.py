@@ -59,7 +59,7 @@ def shots(
 ) -> list[Shot]:
     """The images at the positions ``shown``, in that order, as many as there is room for."""
     taken = list[Shot]()
-    if answers.labels is None:
+    if answers.labels is None or not len(samples.images):
         return taken
     confidence = answers.confidence
     for number, i in enumerate(shown[:MOST], 1):
