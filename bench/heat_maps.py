@@ -3,9 +3,9 @@
     XFER_ASSETS=ASSETS python bench/heat_maps.py [--maps 24] [--images 60]
 
 The cost is that of ``heat_of`` on Canidae's validation images, the search for the layer included:
-wall time, and its ratio to a plain pass over as many images in the same batches. For the deletion
-test a fifth of the pixels is replaced by the mean colour, where the map is hottest or, in
-patches of the map's cells, at random; shown is the mean loss of confidence.
+processor time, and its ratio to that of a plain pass over as many images in the same batches. For
+the deletion test a fifth of the pixels is replaced by the mean colour, where the map is hottest or,
+in patches of the map's cells, at random; shown is the mean loss of confidence.
 """
 
 import argparse
@@ -45,7 +45,7 @@ def published(name):
 
 
 def cost(name, net, maps, spec=SPEC):
-    """Wall time of the maps, and over that of a plain pass, medians of three."""
+    """Processor time of the maps, and over that of a plain pass, medians of three."""
     images = pictures(60)
     labels = np.arange(len(images)) % 2
     logits = np.random.default_rng(0).normal(0, 2, (len(images), 2)).astype(np.float32)
@@ -53,18 +53,20 @@ def cost(name, net, maps, spec=SPEC):
     samples = Samples(answers.names, labels, images, "")
     ours, plain = [], []
     for _ in range(3):
-        began = time.perf_counter()
+        began = time.process_time()
         heat = heat_of(net, answers, samples, spec, maps)
-        middle = time.perf_counter()
+        middle = time.process_time()
         with torch.inference_mode():
             for start in range(0, maps, 8):
                 part = range(start, min(start + 8, maps))
                 net(torch.from_numpy(np.stack([prepare(images[i], spec) for i in part])))
         ours.append(middle - began)
-        plain.append(time.perf_counter() - middle)
+        plain.append(time.process_time() - middle)
     took, ratio = statistics.median(ours), statistics.median(ours) / statistics.median(plain)
     where = heat.said.partition("own scale. ")[2] or heat.said
-    print(f"{name:<24} {took:6.2f} s, {ratio:4.2f} x a plain pass; {where}", flush=True)
+    print(
+        f"{name:<24} {took:6.2f} s of processor, {ratio:4.2f} x a plain pass; {where}", flush=True
+    )
 
 
 def deletion(name, net, count, spec):

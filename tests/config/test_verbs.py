@@ -235,6 +235,8 @@ def test_a_run_is_stopped_resumed_asked_and_exported_by_verbs(tmp_path: Path) ->
     assert sorted(p.name for p in (run / "export").iterdir()) == [*files, "preprocess.json"]
     rows = json.loads((run / "export" / "parity.json").read_text())
     assert [row["file"] for row in rows] == files[1:3]
+    said = typed("export", "last", "safetensors", "torchscript")
+    assert said.count(" is there already, compared with the network: it stays") == 2
     said = typed("export", "last", "safetensors", "export.images=8", code=2)
     assert (
         f"E037: export: outputs/digits_sgd/{run.name}/export/model.safetensors is there al" in said

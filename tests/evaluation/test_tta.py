@@ -248,7 +248,9 @@ def test_every_way_of_training_is_scored_over_the_views(
     policy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    short = ["trainer.max_epochs=2", "stages=[fit,evaluate]", "data.workers=0", "tta=flip"]
+    epochs = {"lp_ft": 2, "lp_ft_20": 2, "gradual": 6}.get(policy, 1)
+    short = [f"trainer.max_epochs={epochs}", "data.batch_size=128", "tta=flip"]
+    short += ["stages=[fit,evaluate]", "data.workers=0"]
     run = xfer.run("digits_sgd", [*short, f"freeze={policy}", *WITH.get(policy, [])])
     rows = table(run.folder / "predictions_val.csv")
     model = xfer.load(run.folder)

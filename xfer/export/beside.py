@@ -5,12 +5,13 @@ from __future__ import annotations
 import filecmp
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from xfer.core.errors import CombinationError, printable
-from xfer.core.files import output_errors, read_json, write_json
+from xfer.core.files import file_sha256, output_errors, read_json, write_json
 from xfer.core.live_line import working
 from xfer.core.log import log
 from xfer.core.run_status import amended
@@ -28,15 +29,24 @@ _PARITY = "parity.json"
 _SHARED = ("labels.json", "preprocess.json")
 
 
-def _refuse_present(writers: Iterable[Writer], run: Path) -> None:
-    """Raise CombinationError, before any cost, where a file that ``writers`` would write is in
-    ``export/`` of the folder ``run`` already."""
-    for writer in writers:
-        path = run / "export" / writer.file
-        if os.path.lexists(path):
+def _missing(plan: Plan, folder: Path) -> tuple[Writer, ...]:
+    """The writers whose files are not in ``folder``. Raises CombinationError for a file there that
+    is not as an export left it, and where options are typed, with which it would be another."""
+    rows = {row["file"]: row for row in _rows(folder / _PARITY)}
+    typed = [key for key in plan.specs.explicit if key.startswith("export.")]
+    missing = []
+    for writer in plan.specs.export.writers:
+        path = folder / writer.file
+        if not os.path.lexists(path):
+            missing.append(writer)
+            continue
+        row = rows.get(writer.file) or {}
+        if typed or not path.is_file() or file_sha256(path) != row.get("sha256"):
             what = f"{printable(path)} is there already"
             fix = "use it, or type run.dir=DIR for a folder of its own"
             raise CombinationError("export", what, fix, 37)
+        log.info(f"{printable(path)} is there already, compared with the network: it stays")
+    return tuple(missing)
 
 
 def export_beside(
@@ -46,15 +56,19 @@ def export_beside(
     folder ``run``, which holds it; ``parity.json`` lists those files after the ones it has.
 
     They are written in a folder of their own and moved when they have passed, also where another
-    one was refused. Raises as :func:`xfer.export.stage.hand_over`, CombinationError for a file
-    that is there already and for labels or a recipe there that are not the checkpoint's, and
-    OutputError where another process works in ``run``.
+    one was refused. A file that an earlier export left there stays, and a line says so. Raises as
+    :func:`xfer.export.stage.hand_over`, CombinationError for another file of that name, for
+    options that would make it another one, and for labels or a recipe there that are not the
+    checkpoint's, and OutputError where another process works in ``run``.
     """
-    folder, writers = run / "export", plan.specs.export.writers
+    folder = run / "export"
     check_folder(run)
     with output_errors(folder), working("export"), amended(run) as changed:
-        _refuse_present(writers, run)
-        net = network()
+        writers = _missing(plan, folder)
+        if not writers:
+            return []
+        asked = replace(plan.specs, export=replace(plan.specs.export, writers=writers))
+        plan, net = replace(plan, specs=asked), network()
         with tempfile.TemporaryDirectory(prefix=".export-", dir=run) as place:
             made = Path(place)
             try:
