@@ -1,11 +1,15 @@
 """Wall times of whole commands: help, a mistake, a plan, a prediction, the quick start.
 
-    python bench/startup.py [--runs 3] [--only prediction|ratios]
+    python bench/startup.py [--runs 3] [--only prediction|ratios|lines]
 
 Each is a process of its own, timed from start to exit; minimum, median and maximum are printed, and
 the median of its processor time, which a busy machine burdens less. The plan is of 1,000
 photographs made for the purpose, the first time and with the scan cached; the prediction is of one
 of them, through the ONNX file of the checkpoint that comes with xfer.
+
+The lines are the first one on the terminal and the first of the plan of a run on 1,000
+photographs, as a terminal shows them, which a pseudo-terminal stands for here: seconds after the
+command began, and over those of ``import torch``, which takes turns with it.
 
 The ratios are of plans and of an evaluation, which trains nothing, to ``import torch`` in a process
 that does nothing else. The commands take turns, so that what else the machine does burdens all.
@@ -13,6 +17,8 @@ that does nothing else. The commands take turns, so that what else the machine d
 
 import argparse
 import os
+import pty
+import re
 import resource
 import statistics
 import subprocess
@@ -94,6 +100,57 @@ def ratios(runs, env):
         print(f"{name:<34} {told} {used / busy:5.2f} x import torch", flush=True)
 
 
+def shown(command, env, marks):
+    """Seconds until each of ``marks`` stands on a terminal; the command is ended after the last."""
+    ours, theirs = pty.openpty()
+    began, text, found = time.perf_counter(), b"", {}
+    process = subprocess.Popen(command, env=env, stdout=theirs, stderr=theirs, stdin=theirs)
+    os.close(theirs)
+    try:
+        while len(found) < len(marks):
+            try:
+                read = os.read(ours, 65536)
+            except OSError:  # the other end is closed
+                read = b""
+            if not read:
+                raise SystemExit(f"it ended without {set(marks) - set(found)}: {text.decode()}")
+            text += read
+            for name, mark in marks.items():
+                if name not in found and re.search(mark, text):
+                    found[name] = time.perf_counter() - began
+    finally:
+        process.kill()
+        process.wait()
+        os.close(ours)
+    return found
+
+
+def lines(runs, env):
+    """Prints when the first line and the plan stand on the terminal: low, median, high, ratio."""
+    run = ["backbone=squeezenet1_0", "source=none", "run.dir=null"]
+    command = [*XFER, "data.root=photos", *run]
+    verb = [*XFER, "train", "photos", *run]
+    marks = {"first line": rb"[A-Za-z$][^\r\n]*?(\.\.\.|\n)", "the plan": rb"\d images"}
+    torch, found = [], {}
+    for turn in range(runs + 1):
+        seconds = one_time([sys.executable, "-c", "import torch"], env)[0]
+        each = {
+            f"{name}, {kind}": value
+            for kind, words in (("long form", command), ("xfer train", verb))
+            for name, value in shown(words, env, marks).items()
+        }
+        if turn:  # the first one reads files from the disk, and scans the images
+            torch.append(seconds)
+            for name, value in each.items():
+                found.setdefault(name, []).append(value)
+    base = statistics.median(torch)
+    print(f"{'import torch':<34} {min(torch):6.2f} {base:6.2f} {max(torch):6.2f} s", flush=True)
+    for name, values in found.items():
+        middle = statistics.median(values)
+        ends = f"{min(values):6.2f} {middle:6.2f} {max(values):6.2f} s"
+        print(f"{name:<34} {ends}, {middle / base:5.2f} x import torch", flush=True)
+
+
 def exported(env):
     """``model.onnx`` of the checkpoint that comes with xfer."""
     command = ["stages=[export]", "data=digits_0_4", "export=onnx", "run.dir=exported"]
@@ -106,16 +163,18 @@ def exported(env):
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--only", choices=["prediction", "ratios"])
+    parser.add_argument("--only", choices=["prediction", "ratios", "lines"])
     options = parser.parse_args()
     runs = options.runs
     with tempfile.TemporaryDirectory() as scratch:
         os.chdir(scratch)
         env = {**os.environ, "XFER_CACHE": str(Path(scratch) / "cache")}
         photographs(Path("photos"))
-        if options.only != "prediction":
+        if options.only in (None, "lines"):
+            lines(runs, env)
+        if options.only in (None, "ratios"):
             ratios(runs, env)
-        if options.only == "ratios":
+        if options.only in ("lines", "ratios"):
             return
         one = f"predict.model={exported(env)}"
         predict = ["stages=[predict]", one, "predict.input=photos/cats/0000.jpg"]

@@ -33,7 +33,7 @@ HEAVY = {
 # Subclasses and helpers of torch; everything else gets by without it until it works.
 OF_TORCH = {
     "core.device", "core.memory", "data.loader", "data.sampler", "evaluation.evaluate",
-    "export.certified_graph", "export.mindir.run", "export.pixels",
+    "evaluation.layer_cam", "export.certified_graph", "export.mindir.run", "export.pixels",
     "models.head.filled_layers", "models.head.layers", "models.logit_scale",
     "models.mindspore_layers", "models.network", "models.restore", "models.skip_init",
 } | {

@@ -93,6 +93,10 @@ def _run(specs: Specs) -> Result:
         again = specs.run_dir is not None and os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
         resume = specs.checkpoint.resume or ("auto" if again else None)
         earlier = choose(resume, specs.config, Path("outputs") / specs.experiment, specs.run_dir)
+        if earlier and earlier.finished and specs.redraws:
+            from xfer.report.redraw import redraw
+
+            return Result(earlier.folder, {}, redraw(specs, earlier.folder))
         if earlier and earlier.finished:
             log.info(f"{earlier.folder} is finished: nothing to do")
             return Result(earlier.folder, {}, None)
@@ -234,7 +238,7 @@ def _line(work: Work, earlier: Earlier | None, page: LivePage) -> Plain:
         worth(work)
     page.begin("report")
     with working("report"):
-        return finish(work)
+        return finish(work, net)
 
 
 def _fit(work: Work, resume: Path | None, page: LivePage) -> FitResult:
@@ -308,8 +312,9 @@ def _evaluate(work: Work, net: nn.Module) -> None:
 
 def _without_folder(specs: Specs, plan: Plan, began: float) -> Result | None:
     """What leaves no folder of its own unless ``run.dir`` asks for one: the plan alone, and the
-    predictions of a checkpoint, which go beside it. ``None`` for any other run."""
-    if specs.run_dir is not None or specs.stages not in ((), ("predict",)):
+    predictions of a checkpoint and files exported from that of a run, which go beside it. ``None``
+    for any other run."""
+    if specs.run_dir is not None or specs.stages not in ((), ("predict",), ("export",)):
         return None
     work = Work(plan, Path(), time.perf_counter() - began, began)
     checkpoint = work.checkpoint()
@@ -318,7 +323,15 @@ def _without_folder(specs: Specs, plan: Plan, began: float) -> Result | None:
     from xfer.evaluation.predict import write_beside
     from xfer.report.result import outcome
 
-    work.folder = run_of(checkpoint) or checkpoint.parent
+    run = run_of(checkpoint)
+    work.folder = run or checkpoint.parent
+    if specs.stages == ("export",):
+        from xfer.export.beside import export_beside
+
+        if run is None:
+            return None
+        work.exports = export_beside(plan, partial(_network, work), run, checkpoint)
+        return Result(run, plan.facts, outcome(work))
     check_folder(work.folder)
     path = _predict(work, _network(work), write_beside)
     return Result(work.folder, work.plan.facts, outcome(work) | {"predictions": str(path)})

@@ -90,6 +90,10 @@ def test_the_command_line_answers_about_groups_options_keys_and_verbs(
         ("optim.lrr", "did you mean 'optim.lr'?"),
         ("weight_decay", "type xfer --help optim.weight_decay"),
         ("backbon", "did you mean 'backbone'?"),
+        ("epochs", "type xfer --help trainer.max_epochs"),
+        ("lr0", "type xfer --help optim.lr; to set it, type optim=adamw optim.lr=NUMBER"),
+        ("gradcam", "type xfer --help report.maps; to set it, type report.maps=24"),
+        ("pretrained", "type xfer --help source.hub; to set it, type source=hub"),
     ],
 )
 def test_a_misspelt_topic_has_a_remedy_that_works(
@@ -98,7 +102,7 @@ def test_a_misspelt_topic_has_a_remedy_that_works(
     assert _main(["--help", word]) == 2
     said = capsys.readouterr().err
     assert "E057" in said and fix in said
-    named = re.search(r"'([^']+)'\?|--help (\S+)$", said.rpartition("Fix: ")[2].strip())
+    named = re.search(r"'([^']+)'\?|--help ([^\s;]+)", said.rpartition("Fix: ")[2].strip())
     assert named and _main(["--help", named[1] or named[2]]) == 0
 
 

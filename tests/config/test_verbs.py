@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -205,10 +206,10 @@ def test_every_shell_reads_what_is_printed(name: str, tmp_path: Path) -> None:
 
 
 def test_a_run_is_stopped_resumed_asked_and_exported_by_verbs(tmp_path: Path) -> None:
-    def typed(*words: str) -> str:
+    def typed(*words: str, code: int = 0) -> str:
         process = warm.start(tmp_path, *words)
         output, _ = process.communicate()
-        assert process.returncode == 0, output
+        assert process.returncode == code, output
         return output
 
     typed("experiment=digits_sgd", "trainer.max_epochs=1", "stages=[fit,evaluate]")
@@ -218,7 +219,38 @@ def test_a_run_is_stopped_resumed_asked_and_exported_by_verbs(tmp_path: Path) ->
     assert told == f"{began},report]' checkpoint.resume=outputs/digits_sgd/{run.name}"
     assert (run / "report.html").is_file()
     assert "is finished: nothing to do" in typed("resume", run.name[-6:])
-    typed("export", "last", "safetensors")
+    # Drawn anew, from what is on disk, though the card is gone.
+    card, result = (run / "report.html").read_text(), (run / "result.json").read_bytes()
+    (run / "report.html").unlink()
+    began = "$ python -m xfer experiment=digits_sgd trainer.max_epochs=1 'stages=[report]'"
+    assert typed("report", "last").startswith(f"{began} checkpoint.resume=outputs/digits_sgd/")
+    again = (run / "report.html").read_text()
+    parts = ("<h2>[^<]+", '<details name="mistake"', 'class="heat-map" src="[^"]+', "<svg ")
+    for part in parts:
+        assert re.findall(part, again) == re.findall(part, card) != [], part
+    assert (run / "result.json").read_bytes() == result and "Drawn anew from what was" in again
+    # Beside the model, file after file, and never over one that is there.
+    said = typed("export", "last", "safetensors")
+    assert f"exported into outputs/digits_sgd/{run.name}/export" in said
+    model = (run / "export" / "model.safetensors").read_bytes()
+    typed("export", "last", "torchscript")
+    files = ["labels.json", "model.safetensors", "model.torchscript", "parity.json"]
+    assert sorted(p.name for p in (run / "export").iterdir()) == [*files, "preprocess.json"]
+    rows = json.loads((run / "export" / "parity.json").read_text())
+    assert [row["file"] for row in rows] == files[1:3]
+    said = typed("export", "last", "safetensors", "torchscript")
+    assert said.count(" is there already, compared with the network: it stays") == 2
+    said = typed("export", "last", "safetensors", "export.images=8", code=2)
+    assert (
+        f"E037: export: outputs/digits_sgd/{run.name}/export/model.safetensors is there al" in said
+    )
+    typed("export", "last", "safetensors", "run.dir=other")
+    assert (tmp_path / "other/export/model.safetensors").is_file()
+    assert (run / "export" / "model.safetensors").read_bytes() == model
+    assert not [*run.glob(".export*")] and len([*(tmp_path / "outputs").glob("*/*")]) == 1
+    # What was added is vouched for, too.
+    (run / "export" / "model.torchscript").write_bytes(b"")
+    assert "E521" in typed("resume", "last", code=5)
     Image.new("RGB", (40, 40), "red").save(tmp_path / "a.png")
     for name in ("predictions.csv", "predictions_2.csv"):
         assert f"1 predictions in outputs/digits_sgd/{run.name}/{name}" in typed(

@@ -20,6 +20,7 @@ from torchvision.models import squeezenet1_0
 from torchvision.transforms import InterpolationMode, v2
 
 import xfer
+from xfer.config.help import config_dir
 from xfer.config.hydra import compose_specs
 from xfer.core.errors import CombinationError, ConfigError, Problems
 from xfer.core.types import InputSpec, Tta
@@ -231,25 +232,26 @@ def test_an_onnx_file_of_probabilities_or_of_one_batch_size_is_averaged_as_any_o
     np.testing.assert_allclose(*rows, atol=5e-6)
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        ["features=require", "freeze=head_only"],
-        ["freeze=none"],
-        ["freeze=last_stage"],
-        ["freeze=slow_backbone"],
-        ["freeze=lora"],
-        ["freeze=lp_ft", "freeze.probe_epochs=1", "features=require"],
-        ["freeze=bn_only"],
-    ],
-    ids=lambda options: options[-1] if len(options) == 1 else options[0] + options[1],
-)
+FREEZE = Path(config_dir()) / "freeze"
+WITH = {
+    "first_n": ["freeze.n=2"],
+    "head_only": ["features=require"],
+    "lp_ft": ["freeze.probe_epochs=1", "features=require"],
+    "lp_ft_20": ["freeze.probe_epochs=1"],
+    "rules": ["freeze.rules=[{match: head, lr: 1}, {match: backbone, lr: 0.1}]"],
+    "up_to": ["freeze.stage=layer3"],
+}
+
+
+@pytest.mark.parametrize("policy", sorted(file.stem for file in FREEZE.glob("*.yaml")))
 def test_every_way_of_training_is_scored_over_the_views(
-    options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    policy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    short = ["trainer.max_epochs=2", "stages=[fit,evaluate]", "data.workers=0", "tta=flip"]
-    run = xfer.run("digits_sgd", [*short, *options])
+    epochs = {"lp_ft": 2, "lp_ft_20": 2, "gradual": 6}.get(policy, 1)
+    short = [f"trainer.max_epochs={epochs}", "data.batch_size=128", "tta=flip"]
+    short += ["stages=[fit,evaluate]", "data.workers=0"]
+    run = xfer.run("digits_sgd", [*short, f"freeze={policy}", *WITH.get(policy, [])])
     rows = table(run.folder / "predictions_val.csv")
     model = xfer.load(run.folder)
     digits = dict(zip(*named_digits(), strict=True))

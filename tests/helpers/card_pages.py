@@ -9,8 +9,9 @@ import numpy as np
 from PIL import Image
 
 from xfer.core.types import InputSpec, Plain, Predictions, Samples
-from xfer.evaluation.evaluate import score_of
+from xfer.evaluation.evaluate import most_wrong, score_of
 from xfer.report import confusion, grids
+from xfer.report.heat import Heat
 from xfer.report.page import render
 from xfer.report.plot import draw
 from xfer.report.write import answered
@@ -42,10 +43,25 @@ def answers(count: int, classes: Sequence[str]) -> Predictions:
     return Predictions(names, logits, labels, tuple(classes))
 
 
+def noise(given: Predictions, maps: int) -> Heat:
+    """Maps of noise of so many mistakes and right answers, the first ones."""
+    right = given.logits.argmax(axis=1) == given.labels
+    shown = [*most_wrong(given, maps), *np.flatnonzero(right)[:maps].tolist()]
+    rng = np.random.default_rng(2)
+    found = {i: rng.random((13, 13), np.float32) for i in shown}
+    return Heat("Heat maps of noise.", found, tuple(shown[-maps:]))
+
+
 def write_card(
-    folder: Path, count: int, classes: Sequence[str], side: int = 32, figures: bool = False
+    folder: Path,
+    count: int,
+    classes: Sequence[str],
+    side: int = 32,
+    figures: bool = False,
+    maps: int = 0,
 ) -> Path:
-    """The card of ``count`` images; with ``figures`` also the two grids of pictures."""
+    """The card of ``count`` images; with ``figures`` also the two grids of pictures, with ``maps``
+    so many mistakes and right answers with heat maps of noise."""
     given, images = answers(count, classes), Pictures(count, side)
     spec = InputSpec((side, side), side, "bilinear", (0.5,) * 3, (0.5,) * 3)
     if figures:
@@ -71,7 +87,8 @@ def write_card(
         "warnings": ["a warning that is longer than a line of a phone: " + "x" * 80],
     }
     plan: Plain = {"config": {"data": {"root": f"/data/{classes[0]}"}}, "classes": list(classes)}
-    details = answered(given, Samples(given.names, given.labels, images, ""), spec)
+    heat = noise(given, maps) if maps else None
+    details = answered(given, Samples(given.names, given.labels, images, ""), spec, heat=heat)
     details |= {
         "table": "predictions_val.csv",
         "per_class": {"val": score.per_class},

@@ -24,7 +24,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def card(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_card(tmp_path_factory.mktemp("card"), 160, NAMES, figures=True)
+    return write_card(tmp_path_factory.mktemp("card"), 160, NAMES, figures=True, maps=6)
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +41,7 @@ def test_axe_finds_nothing_serious(browser: Browser, card: Path, width: int, dar
     browser.open(card)
     assert browser.faults(axe) == []
     browser.run(OPEN_ALL)
+    browser.run("document.querySelector('#heats').click()")
     assert browser.faults(axe) == []
     assert browser.errors() == []
 
@@ -126,6 +127,47 @@ def test_a_mistake_is_opened_and_closed_by_keyboard(browser: Browser, card: Path
     assert browser.run(opened) == -1
     browser.run("document.querySelector('#mistakes summary').click()")
     assert browser.run(opened) == 0
+
+
+SEEN = "return [...document.querySelectorAll('.heat-map')].filter(e => e.checkVisibility()).length"
+
+
+@pytest.mark.parametrize("scripts", [True, False], ids=["scripts", "no scripts"])
+def test_heat_maps_are_shown_and_hidden_by_click_and_by_key(
+    browser: Browser, card: Path, scripts: bool
+) -> None:
+    browser.look(800)
+    browser.scripts(scripts)
+    try:
+        browser.open(card)
+        assert browser.run(SEEN) == 0
+        browser.run("document.querySelector('.heats').click()")
+        assert browser.run(SEEN) == 12
+        browser.run("document.querySelector('#heats').focus()")
+        browser.press(SPACE)
+        assert browser.run(SEEN) == 0
+        browser.run("document.querySelector('#mistakes summary').focus()")
+        browser.press("h")
+        assert browser.run(SEEN) == (12 if scripts else 0)
+        # Outside of the pictures the key means nothing.
+        browser.run("document.activeElement.blur()")
+        browser.press("h")
+        assert browser.run(SEEN) == (12 if scripts else 0)
+    finally:
+        browser.scripts(True)
+
+
+def test_a_heat_map_covers_its_picture(browser: Browser, card: Path) -> None:
+    browser.look(360)
+    browser.open(card)
+    browser.run("document.querySelector('#heats').click()")
+    for opened in (False, True):
+        browser.run("document.querySelector('#mistakes details').open = arguments[0]", opened)
+        boxes = browser.run(
+            "return [...document.querySelector('#mistakes .seen').querySelectorAll('img')]"
+            ".map(e => e.getBoundingClientRect()).map(b => [b.x, b.y, b.width, b.height])"
+        )
+        assert boxes[0] == boxes[1] and boxes[0][2] > 100
 
 
 CHOOSE = (

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import io
 import re
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -131,8 +133,6 @@ def test_the_picture_of_a_mistake_is_a_jpeg_of_the_image() -> None:
     spec = InputSpec((64, 64), 64, "bilinear", (0.0,) * 3, (1.0,) * 3)
     image = Image.new("RGB", (64, 64), (200, 30, 90))
     (shot,) = shots.shots(Samples(("x",), given.labels, [image], ""), given, [0], spec)
-    import io
-
     with Image.open(io.BytesIO(base64.b64decode(shot.uri.partition(",")[2]))) as found:
         assert found.format == "JPEG" and found.size == (64, 64)
         assert np.abs(np.asarray(found).mean(axis=(0, 1)) - (200, 30, 90)).max() < 4
@@ -141,11 +141,46 @@ def test_the_picture_of_a_mistake_is_a_jpeg_of_the_image() -> None:
 def test_the_card_of_a_thousand_images_is_below_a_megabyte(tmp_path: Path) -> None:
     """Of noise, which is the hardest to compress, three in ten of them mistakes, and 20 classes."""
     names = tuple(f"class {i}" for i in range(20))
-    page = write_card(tmp_path, 1000, names, side=224, figures=True)
+    page = write_card(tmp_path, 1000, names, side=224, figures=True, maps=12)
     text = page.read_text("utf-8")
     assert len(text.encode()) < 1_000_000
-    assert text.count("data:image/jpeg") > 30
+    assert text.count("data:image/jpeg") > 25
     assert "predictions_val.csv has all" in text, "mistakes without a picture are not mentioned"
+    assert text.count('class="heat-map"') == 24 and "Right answers, to compare" in text
+
+
+def test_a_heat_map_lies_over_its_picture_and_is_read_by_lightness_alone() -> None:
+    heat = np.zeros((7, 7), np.float32)
+    heat[1, 5] = 3.0
+    with Image.open(
+        io.BytesIO(base64.b64decode(shots.overlay(heat, (160, 120)).split(",")[1]))
+    ) as f:
+        assert f.format == "PNG" and f.size == (40, 30)
+        rgba = np.asarray(f.convert("RGBA")).astype(float)
+    row, column = (at.mean() for at in np.nonzero(rgba[..., :3].sum(axis=2) > 500))
+    assert (row * 7 // 30, column * 7 // 40) == (1, 5)
+    assert rgba[-1, 0, 3] == 0 and 200 < rgba[round(row), round(column), 3] < 210
+    assert shots.hottest(heat) == "in the upper right"
+    steps = np.linspace(0, 1, 32, dtype=np.float32).reshape(4, 8)
+    scale = shots.overlay(steps, (32, 16))
+    with Image.open(io.BytesIO(base64.b64decode(scale.split(",")[1]))) as f:
+        palette = np.array(f.getpalette()[:96]).reshape(32, 3)
+    light = [luminance("#" + "".join(f"{part:02x}" for part in colour)) for colour in palette]
+    assert all(a < b for a, b in pairwise(light)) and light[0] < 0.01 < 0.8 < light[-1]
+    # The same map has the same bytes.
+    assert scale == shots.overlay(steps, (32, 16))
+
+
+@pytest.mark.parametrize(
+    ("place", "words"),
+    [((0, 1), "at the top"), ((1, 0), "on the left"), ((1, 1), "in the centre"),
+     ((2, 0), "in the lower left")],
+)  # fmt: skip
+def test_where_a_map_is_brightest_is_said_in_words(place: tuple[int, int], words: str) -> None:
+    heat = np.zeros((3, 3), np.float32)
+    assert shots.hottest(heat) == "nowhere"
+    heat[place] = 1
+    assert shots.hottest(heat) == words
 
 
 def test_the_policy_allows_the_script_by_its_hash_alone(tmp_path: Path) -> None:

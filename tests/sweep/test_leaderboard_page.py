@@ -17,6 +17,8 @@ from sweeps import QUICK, SLOTS, begun, until
 from xfer.core.errors import XferError
 from xfer.core.log import log
 from xfer.sweep.leaderboard import write, write_live
+from xfer.sweep.leaderboard.importance import Importance
+from xfer.sweep.leaderboard.plots import bars
 from xfer.sweep.ledger import Ledger
 from xfer.sweep.objective import Objective
 from xfer.sweep.scheduler import Scheduler
@@ -106,6 +108,58 @@ def test_curves_are_overlaid_and_parameters_are_parallel_coordinates(sweep: Path
     assert ">optim.lr (log)<" in drawn["Parameters"] and ">head_only<" in drawn["Parameters"]
 
 
+def dots(drawn: str) -> dict[str, tuple[float, float]]:
+    """The places of the circles by what they say when they are pointed at."""
+    found = re.findall(
+        r'<circle class="\w+" cx="([\d.]+)" cy="([\d.]+)" r="[\d.]+"><title>([^<]+)<', drawn
+    )
+    return {title: (float(x), float(y)) for x, y, title in found}
+
+
+def test_values_lie_over_the_jobs_with_the_best_so_far(sweep: Path) -> None:
+    drawn = figures(write(sweep).read_text())["val_acc by job"]
+    found = dots(drawn)
+    assert list(found) == [f"job {n}: {value:.4g}" for n, value in enumerate(VALUES)]
+    x, y = np.array([*found.values()]).T
+    assert x == pytest.approx(np.interp(range(4), [0, 3], x[[0, 3]]), abs=0.1) and x[0] < x[3]
+    assert y == pytest.approx(np.interp(VALUES, [0.5, 0.9], y[[0, 1]]), abs=0.1) and y[1] < y[0]
+    (best,) = re.findall(r'<path class="t2" d="([^"]+)"', drawn)
+    assert best == f"M{x[0]:.1f} {y[0]:.1f}" + "".join(f"H{at:.1f}V{y[1]:.1f}" for at in x[1:])
+    assert "job 4, no value" in drawn
+
+
+def test_the_pareto_front_is_a_line_through_its_jobs(sweep: Path) -> None:
+    facts = json.loads((sweep / "sweep.json").read_text())
+    facts["objectives"].append({"metric": "params.total", "direction": "minimize"})
+    (sweep / "sweep.json").write_text(json.dumps(facts))
+    drawn = figures(write(sweep).read_text())["val_acc over params.total"]
+    totals = [100, 1000, 10000, 100000]
+    found = dots(drawn)
+    names = [f"job {n} ({VALUES[n]:.4g} at {totals[n]:,.4g})" for n in range(4)]
+    assert {*found} == {*names}
+    front = [found[names[n]] for n in (0, 1)]
+    (line,) = re.findall(r'<path class="t0" d="([^"]+)"', drawn)
+    (x0, y0), (x1, y1) = front
+    assert line == f"M{x0:.1f} {y0:.1f}H{x1:.1f}V{y1:.1f}"
+    x = [found[name][0] for name in names]
+    assert x == pytest.approx(np.interp(totals, [100, 100000], x[::3]), abs=0.1)
+    assert re.findall(r'<circle class="rest"', drawn) == ['<circle class="rest"'] * 2
+
+
+def test_a_bar_is_as_long_as_what_the_forest_loses() -> None:
+    drawn = bars(Importance({"a": (0.6, 0.1), "b": (-0.05, 0.02)}))
+    assert drawn is not None
+    rects = re.findall(r'<rect class="bar" x="([\d.]+)" y="\d+" width="([\d.]+)"', drawn.marks)
+    (left, wide), (_, small) = np.array(rects, float)
+    assert wide == pytest.approx(12 * small, rel=0.02)
+    (reach,) = re.findall(r'd="M([\d.]+) 24H([\d.]+)"', drawn.marks)
+    ends = np.array(reach, float)
+    assert ends.mean() == pytest.approx(left + wide, abs=0.1)
+    assert np.ptp(ends) == pytest.approx(wide / 3, rel=0.01)
+    assert "a 0.600, sd 0.100; b -0.050" in drawn.alt
+    assert bars(Importance({}, why="nothing varies")) is None
+
+
 def test_a_curve_that_is_none_is_left_out_and_the_job_is_not(sweep: Path) -> None:
     (sweep / "0" / "metrics.csv").write_text("epoch,val_acc\n1,much\n")
     (sweep / "1" / "metrics.csv").write_text("epoch,val_acc\n1,0.5,7,8\n2\n")
@@ -119,9 +173,10 @@ def test_a_page_of_a_sweep_at_work_says_so_and_the_last_one_does_not(sweep: Path
     page = (sweep / "leaderboard.html").read_text()
     assert "The sweep is at work: 5 of 6 jobs have ended." in page
     assert '<noscript><meta http-equiv="refresh" content="5"></noscript>' in page
-    assert "val_acc by epoch" in page and "data:image/png" not in page
+    assert "val_acc by epoch" in page and "val_acc by job" not in page
     page = write(sweep).read_text()
-    assert 'id="live"' not in page and "refresh" not in page and "data:image/png" in page
+    assert 'id="live"' not in page and "refresh" not in page and "val_acc by job" in page
+    assert "data:image" not in page
 
 
 @pytest.fixture(scope="module")
@@ -228,6 +283,38 @@ def test_reading_again_can_be_paused(browser: Browser, sweep: Path) -> None:
     time.sleep(6)
     assert browser.run("return document.body.dataset.same") == "yes"
     assert browser.run("return document.querySelector('#live button').innerText") == "Reload again"
+
+
+def test_a_page_that_is_not_written_any_more_says_so(browser: Browser, sweep: Path) -> None:
+    browser.look(360)
+    write_live(sweep, within=300)
+    path = sweep / "leaderboard.html"
+    browser.open(path)
+    assert "The sweep is at work" in browser.run("return document.body.innerText")
+    then = f'data-written="{int(time.time()) - 400}"'
+    path.write_text(re.sub(r'data-written="\d+"', then, path.read_text()))
+    browser.open(path)
+    said = browser.run("return document.getElementById('live').innerText")
+    assert said.startswith("Nothing has been written here for 7 min: the sweep has probably been")
+    assert "The sweep is at work" not in browser.run("return document.body.innerText")
+    assert browser.faults(need_axe()) == [] and browser.errors() == []
+
+
+def test_the_page_of_a_long_job_is_written_all_the_same(
+    sweep: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scheduler = Scheduler(Ledger(sweep), None, (Objective("val_acc"),), (), 6, None)  # type: ignore[arg-type]
+    clock = [1000.0]
+    monkeypatch.setattr("time.perf_counter", lambda: clock[0])
+    written = []
+    monkeypatch.setattr(
+        "xfer.sweep.leaderboard.write_live", lambda _folder, *rest, **more: written.append(more)
+    )
+    for _ in range(100):
+        scheduler.beat()
+        clock[0] += 2.0
+    # At once, and then every minute; it is silent when five of these have been left out.
+    assert written == [{"within": 300}] * 4
 
 
 def live_line(folder: Path) -> str:

@@ -142,7 +142,7 @@ BASE = ["stages=[embed]", *RANDOM, "predict.input=images"]
     ("typed", "number"),
     [
         (["stages=[fit]", *RANDOM, "data.root=images", "embed.k=3"], 36),
-        ([*BASE, "embed.neighbours=nowhere.jpg"], 367),
+        ([*BASE, "embed.neighbours=nowhere.jpg"], 376),
     ],
 )
 def test_what_cannot_be_is_refused(typed: list[str], number: int) -> None:

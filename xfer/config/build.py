@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Gt, Lt
+from annotated_types import Ge, Gt, Le, Lt
 
 from xfer.config import custom, other_tools, schema
 from xfer.config.help import GROUPS
@@ -84,6 +84,11 @@ GENERAL: dict[str, tuple[Any, str]] = {
         tuple[str, ...] | None,
         "the run folders that the stage compare puts beside each other, two or more",
     ),
+    "report.maps": (
+        Annotated[int, Ge(0), Le(200)],
+        "images on the run card that have a heat map, two mistakes for each right answer; 0 "
+        "computes none",
+    ),
 }
 """Keys that are in no group: type and meaning. Their defaults are in conf/config.yaml."""
 
@@ -112,6 +117,9 @@ class Builder:
         stages = self._value("stages") or ()
         named = {"embed"} if schema.value_at(self.plain, "predict.input") else set()
         needs_data = not stages or set(STAGES) & set(stages) - _WITHOUT_DATA - named
+        # The card of a run that is named shows its images.
+        if stages == ("report",) and schema.value_at(self.plain, "checkpoint.resume"):
+            needs_data = True
         built = {g: self._group(g) for g in _SPEC_GROUPS if g != "data" or needs_data}
         inputs, trainer = self._value("predict.input"), built["trainer"]
         general = {
@@ -124,6 +132,7 @@ class Builder:
             "predict_with": self._model_file(),
             "compare_runs": self._value("compare.runs") or (),
             "embed": Embedding(*(self._value(f"embed.{k}") for k in _OF_EMBED)),
+            "report_maps": self._value("report.maps"),
         }
         if trainer is not None:
             general["metrics"] = custom.metrics(trainer.metrics, self.where, self.attempt)

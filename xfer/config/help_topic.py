@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import textwrap
 from collections.abc import Iterable, Sequence
 
+from xfer.config import other_tools
 from xfer.config.catalog import Key, Option, keys, options
 from xfer.config.help import GROUPS
 from xfer.config.verbs import VERBS, quoted
@@ -26,9 +28,29 @@ def topic(name: str, folders: Sequence[str]) -> str:
     pairs = [f"{group}.{o.name}" for group in GROUPS for o in options(group, tuple(folders))]
     names = [*VERBS, *GROUPS, *known, *pairs]
     leaf = [key for key in known if key.endswith(f".{name}")]
-    fix = f"type xfer --help {leaf[0]}" if leaf else closest(name, names)
+    fix = (
+        f"type xfer --help {leaf[0]}" if leaf else _of_another(name, known) or closest(name, names)
+    )
     what = f"there is no verb, group, option or key '{name[:200]}'"
     raise CommandError("--help", what, fix, 7)
+
+
+def _of_another(name: str, known: Iterable[str]) -> str:
+    """The help to ask for in place of another tool's word, or nothing; a word that nothing here
+    takes has its reason."""
+    advice = other_tools.for_key(name, GROUPS)
+    typed = re.findall(r"([\w.]+)=(\w*)", advice)
+    # The key itself where there is one, which is named last; else the option that is chosen.
+    topics = [key for key, _ in reversed(typed) if key in known]
+    topics += [f"{group}.{option}" for group, option in typed if group in GROUPS]
+    if topics:
+        return f"type xfer --help {topics[0]}; to set it, {advice}"
+    longer = [key for key in known if key.endswith(f"_{name}")]
+    return advice or (f"type xfer --help {min(longer, key=_leaf_length)}" if longer else "")
+
+
+def _leaf_length(key: str) -> int:
+    return len(key.rpartition(".")[2])
 
 
 def _sections(name: str, folders: tuple[str, ...]) -> Iterable[str]:

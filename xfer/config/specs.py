@@ -106,6 +106,7 @@ class Specs:
     calibration: Calibrating = "auto"
     certificate: Promise = Promise()
     embed: Embedding = Embedding()
+    report_maps: int = 24
     compose: Callable[[Sequence[str]], Plain] | None = None
     slots: Plain = field(default_factory=dict)
     variant: Callable[[Sequence[str]], Specs] | None = None
@@ -128,6 +129,11 @@ class Specs:
         folders = [f"--config-dir={folder}" for folder in self.config_dirs]
         allow = [f"--allow={package}" for package in allowed_packages()]
         return shell([*folders, *allow, *repeatable(self.overrides)])
+
+    @property
+    def redraws(self) -> bool:
+        """Whether the card of a finished run is drawn anew, if that is what is resumed."""
+        return self.stages == ("report",) and self.checkpoint.resume not in (None, "auto")
 
     @property
     def trains(self) -> bool:

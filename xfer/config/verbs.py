@@ -166,7 +166,9 @@ def _report(words: Sequence[str]) -> list[str]:
         what = f"has no end to report: it is {state or 'no run folder'}"
         raise CommandError(run, what, f"type xfer resume {quoted(words[0])}", 5)
     typed = _typed(run)
-    stages = dict.fromkeys([*typed.get("stages", []), "report"])
+    done = typed.get("stages", [])
+    # The card of a run that has one is drawn anew; otherwise the run does one stage more.
+    stages = ["report"] if "report" in done else [*done, "report"]
     words = [word for word in _again(run, typed) if not word.startswith("stages=")]
     return [*words, f"stages=[{','.join(stages)}]", _resume_from(run)]
 
@@ -310,7 +312,7 @@ VERBS = {
     "plan": Verb("DATA", "print the plan of that, do nothing", _plan),
     "predict": Verb("RUN IMAGES", "classify other images", _predict, 2, 0),
     "export": Verb("RUN FORMAT", "write the model in other formats", _export, 2, 0),
-    "report": Verb("RUN", "write the run card", _report),
+    "report": Verb("RUN", "draw the run card anew", _report),
     "resume": Verb("RUN", "finish a run that was stopped", _resume),
     "compare": Verb("RUN RUN", "put runs beside each other", _compare, 2, 0),
     "choose": Verb("DATA minutes=10", "choose and train the best model", _choose, 0, 1, _minutes),

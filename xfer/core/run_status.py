@@ -12,7 +12,7 @@ from signal import Signals
 from xfer.core.checksum import sealed
 from xfer.core.custom_parts import custom_part_error
 from xfer.core.errors import OutOfMemory, OutputError, XferError, printable
-from xfer.core.files import file_sha256, output_errors, write_json, write_text
+from xfer.core.files import file_sha256, output_errors, read_json, write_json, write_text
 from xfer.core.log import log, open_log
 from xfer.core.run_folder import BEST, LAST, checkpoints, entries, lock, refuse_odd
 from xfer.core.signals import Stopped, stop
@@ -68,6 +68,29 @@ def recorded(folder: Path, resumes: bool = False) -> Iterator[None]:
             raise
         raise reported from error
     finally:
+        held.close()
+
+
+@contextmanager
+def amended(folder: Path) -> Iterator[list[Path]]:
+    """Hold the folder of a run that has ended while files are added to it or written anew. Those
+    that are put into the list are vouched for afterwards, where the run has finished.
+
+    Raises OutputError where another process works in it.
+    """
+    changed: list[Path] = []
+    with output_errors(folder):
+        refuse_odd(folder)
+        held = lock(folder)
+    try:
+        yield changed
+    finally:
+        with output_errors(folder):
+            status = folder / "status.json"
+            facts = read_json(status) if status.exists() else {}
+            if changed and facts.get("state") == "finished":
+                new = {p.relative_to(folder).as_posix(): file_sha256(p) for p in changed}
+                write_json(status, facts | {"files": dict(sorted((facts["files"] | new).items()))})
         held.close()
 
 

@@ -40,7 +40,7 @@ def make_plan(specs: Specs, not_exact: str = "") -> Plan:
     _check_model_source(specs)
     if (image := specs.embed.neighbours) and not Path(image).expanduser().is_file():
         what = f"there is no file '{image}'"
-        raise DataError("embed.neighbours", what, "give the path of one image", 67)
+        raise DataError("embed.neighbours", what, "give the path of one image", 76)
     check_names(specs.metrics)
     attempt = Attempts()
     training = specs.trains or (not specs.stages and not specs.checkpoint.path)

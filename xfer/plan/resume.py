@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
@@ -21,7 +21,7 @@ from xfer.core.run_folder import BEST, LAST, PREVIOUS, checkpoints, is_live
 from xfer.core.types import Plain
 
 _FREE = (
-    *("run", "stages", "checkpoint.resume", "predict", "compare", "sweep", "choose"),
+    *("run", "stages", "checkpoint.resume", "predict", "compare", "report", "sweep", "choose"),
     *("data.workers", "data.decoded_gb", "features.dir", "features.max_gb"),
 )
 """What may differ between a run and the command that resumes it: none decides a number."""
@@ -121,14 +121,19 @@ def _earlier(folder: Path, config: Plain) -> Earlier:
     check_stages(folder, config["stages"], f"stages=[...] checkpoint.path={folder}")
     finished = _status(folder)["state"] == "finished" and not lacks(folder, config["stages"])
     if finished:
-        check_files(folder)
+        check_files(folder, _DRAWN if list(config["stages"]) == ["report"] else ())
     return Earlier(folder, finished)
 
 
-def check_files(folder: Path) -> None:
-    """Raise ResumeError unless every file that a finished run vouches for is as it was left."""
+_DRAWN = ("report.html", "report.md")
+
+
+def check_files(folder: Path, but: Collection[str] = ()) -> None:
+    """Raise ResumeError unless every file that a finished run vouches for is as it was left, all
+    ``but`` some."""
     wrong = []
-    for name, digest in _status(folder)["files"].items():
+    vouched = _status(folder)["files"].items()
+    for name, digest in ((name, digest) for name, digest in vouched if name not in but):
         try:
             with open_to_read(folder / name) as stream:
                 if hashlib.file_digest(stream, "sha256").hexdigest() != digest:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from xfer.config.provenance import override_key
 from xfer.config.verbs import override, repeatable, shell
 from xfer.core.types import Plain
@@ -26,7 +28,7 @@ def reasons(audited: Audited) -> dict[int, list[str]]:
     listed: dict[int, list[str]] = {}
     twins = [image for twin in audited.twins for image in (twin.image, twin.other)]
     groups = (audited.judged.accused, twins, audited.outliers, audited.influential)
-    for kind, images in zip(KINDS, groups, strict=True):
+    for kind, images in zip(KINDS, map(np.asarray, groups), strict=True):
         for image in images:
             kinds = listed.setdefault(int(image), [])
             if kind not in kinds:

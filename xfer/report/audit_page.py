@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from markupsafe import Markup
 
     from xfer.report.inputs import Work
-    from xfer.training.image_audit import Audited
+    from xfer.training.image_audit import Audited, Twin
 
 MOST, ROOM = 300, 6_000_000
 """At most so many images on the page, and so many characters of pictures."""
@@ -182,9 +182,10 @@ def _finds(work: Work, audited: Audited, listed: dict[int, list[str]]) -> Iterat
         picture.thumbnail((side, side))
         return Thumbnail(audited.names[image], data_uri(jpeg(picture, 72)), picture.size)
 
-    room, twin_of = ROOM, {}
-    for twin in reversed(audited.twins):
-        twin_of |= {twin.image: twin, twin.other: twin}
+    room = ROOM
+    twin_of: dict[int, Twin] = {}
+    for each in reversed(audited.twins):
+        twin_of |= {each.image: each, each.other: each}
     for row, (image, kinds) in enumerate(listed.items()):
         label, other = int(audited.labels[image]), int(audited.judged.suggested[image])
         accused = "label" in kinds

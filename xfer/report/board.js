@@ -37,18 +37,3 @@ document.querySelectorAll("table").forEach((table, number) => {
     if (at < table.tHead.rows[0].cells.length) order(table, at, down);
   }
 });
-const live = document.getElementById("live");
-if (live !== null) {
-  const button = document.createElement("button");
-  let waiting = 0;
-  const wait = () => {
-    waiting = setTimeout(() => location.reload(), 1000 * Number(live.dataset.again));
-    button.textContent = "Pause";
-  };
-  button.type = "button";
-  button.addEventListener("click", () => {
-    if (waiting) { clearTimeout(waiting); waiting = 0; button.textContent = "Reload again"; } else wait();
-  });
-  live.append(" ", button);
-  wait();
-}

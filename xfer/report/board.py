@@ -15,11 +15,9 @@ from markupsafe import Markup
 
 from xfer.core.types import Plain
 from xfer.report.overlay import Drawing
-from xfer.report.page import lay_out
+from xfer.report.page import Reload, lay_out
 
 _NOTHING = Markup()
-RELOAD_S = 5
-"""Seconds after which a page that is still written to reads itself again."""
 
 
 @dataclass(frozen=True)
@@ -66,31 +64,31 @@ class Grid:
 
 @dataclass(frozen=True)
 class PagePart:
-    """One part of a page; ``figures`` are names of files below ``figures/``, ``charts`` are drawn
-    into the page itself."""
+    """One part of a page; ``charts`` are drawn into it."""
 
     title: str
     text: tuple[str, ...] = ()
     facts: tuple[tuple[str, str], ...] = ()
     tables: tuple[Grid, ...] = ()
-    figures: tuple[str, ...] = ()
     charts: tuple[Drawing, ...] = ()
 
     @property
     def says_anything(self) -> bool:
         """Whether there is anything below its title."""
-        return bool(self.text or self.facts or self.tables or self.figures or self.charts)
+        return bool(self.text or self.facts or self.tables or self.charts)
 
 
-def put_side_by_side(path: Path, page: Plain, live: str = "") -> None:
+def put_side_by_side(
+    path: Path, page: Plain, at_work: str = "", live: Reload | None = None
+) -> None:
     """Write ``path`` with the suffixes ``.html`` and ``.md``.
 
-    ``page`` has ``title``, ``verdict`` (lines), ``command``, ``sections`` (panels), ``captions``
-    and ``drawn`` (the PNG file in ``figures/`` by figure name). With ``live``, a line that says
-    what is still at work, the page reads itself again. Raises OutputError when it cannot be
-    written.
+    ``page`` has ``title``, ``verdict`` (lines), ``command`` and ``sections`` (panels);
+    ``at_work`` is a line that says what is still at work, and while that is ``live`` the page is
+    read anew. Raises OutputError when it cannot be written.
     """
-    extra = {"live": live, "again": RELOAD_S, "script": "board.js"}
+    script = "board.js live.js" if live else "board.js"
+    extra: Plain = {"at_work": at_work, "live": live, "script": script, "drawn": {}}
     lay_out(path, {**page, **extra}, "board")
 
 

@@ -46,7 +46,8 @@ class Section:
     """One part of the card; ``figures`` are names of files below ``figures/``.
 
     Where there are ``charts`` or ``shots``, the page shows these in their place. ``folded``: the
-    page shows the title alone until it is opened.
+    page shows the title alone until it is opened. ``right`` are answers to compare the mistakes
+    in ``shots`` with.
     """
 
     title: str
@@ -56,6 +57,7 @@ class Section:
     figures: tuple[str, ...] = ()
     charts: tuple[Chart, ...] = ()
     shots: tuple[Shot, ...] = ()
+    right: tuple[Shot, ...] = ()
     folded: bool = False
 
 
@@ -165,6 +167,7 @@ def _seen(result: Plain, plan: Plain, details: Plain, drawn: Collection[str]) ->
         if len(wrong or []) > len(shots):
             rest = f"The first {len(shots):,} of {len(wrong or []):,}; {details['table']} has all."
             said += (rest,)
+    said += tuple(filter(None, [details.get("heat")]))
     history = details.get("history") or []
     return [
         Section(
@@ -187,6 +190,7 @@ def _seen(result: Plain, plan: Plain, details: Plain, drawn: Collection[str]) ->
             tables=tables.wrong(wrong or []),
             figures=_here(drawn, "most_wrong"),
             shots=shots,
+            right=tuple(details.get("right") or ()),
         ),
         Section("Confidence", facts=facts.calibration(result), charts=charts.get("confidence", ())),
         Section("Certificate", text=tuple(promised_lines(result))),

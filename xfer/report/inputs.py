@@ -12,6 +12,7 @@ from xfer.core.types import Card, Exported, Plain, Predictions, Score
 from xfer.plan.plan import Plan
 
 if TYPE_CHECKING:
+    from xfer.report.heat import Heat
     from xfer.training.fit_result import FitResult
     from xfer.training.image_audit import Audited
 
@@ -34,6 +35,7 @@ class Work:
     audited: Audited | None = None
     worth: Plain | None = None
     embedded: Plain | None = None
+    heat: Heat | None = None
 
     @property
     def cv(self) -> Plain | None:

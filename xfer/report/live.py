@@ -9,11 +9,12 @@ from contextlib import contextmanager
 from datetime import datetime
 from typing import TYPE_CHECKING
 
+from xfer.config.verbs import quoted
 from xfer.core.errors import OutputError, XferError
 from xfer.core.log import log
 from xfer.core.types import Plain
 from xfer.report.format import number, seconds
-from xfer.report.page import render_live
+from xfer.report.page import Reload, render_live
 
 if TYPE_CHECKING:
     from xfer.report.inputs import Work
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 PAUSE = 1.0
 """Epochs that are shorter than so many seconds share one writing of the page."""
 _SOONEST, _LATEST = 3, 60
+_EPOCHS, _SILENT = 5, 900
+"""So many epochs, or seconds where none has ended, may pass until the run is called silent."""
 
 
 class LivePage:
@@ -86,9 +89,22 @@ class LivePage:
         }
         details = {"history": work.fitted.rows if work.fitted else self.rows}
         lines = [lead, *self._lines(every)]
-        render_live(work.folder, result, work.plan.facts, details, lines, every)
+        render_live(work.folder, result, work.plan.facts, details, lines, self._reload(every))
         self._written = time.monotonic()
         self.spent += time.perf_counter() - began
+
+    def _reload(self, every: int) -> Reload | None:
+        """How the page is read anew, and when it is to say that the run has fallen silent."""
+        if not every:
+            return None
+        usual, within = "no stage usually is at work so long without a word", _SILENT
+        if self.stage == "fit" and self.rows:
+            longest = max(row.get("epoch_s") or 0.0 for row in self.rows)
+            within = round(max(_LATEST, every + _EPOCHS * longest))
+            usual = f"an epoch took at most {seconds(longest)}"
+        resume = f"xfer resume {quoted(str(self.work.folder))}"
+        said = f"the run has probably been killed. To finish it, type {resume}"
+        return Reload(every, within, f"Nothing has been written here for {{}}, and {usual}: {said}")
 
     def _lines(self, every: int) -> list[str]:
         lines = []

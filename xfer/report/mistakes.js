@@ -1,5 +1,12 @@
 "use strict";
 (() => {
+  const heats = document.getElementById("heats");
+  document.addEventListener("keydown", (event) => {
+    if (!heats || event.key.toLowerCase() !== "h" || event.ctrlKey || event.metaKey || event.altKey) return;
+    if (event.target.closest(".shots")) heats.click();
+  });
+})();
+(() => {
   const box = document.getElementById("mistakes");
   if (!box) return;
   const shots = [...box.querySelectorAll("details")];

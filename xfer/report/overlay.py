@@ -1,4 +1,5 @@
-"""Curves of several runs in one panel, and parallel coordinates, drawn as SVG into a page.
+"""What pages of several runs draw as SVG: curves in one panel, points, bars, and parallel
+coordinates.
 
 Colours are classes of the page, so that they follow its light and dark look; every line has a dash
 pattern besides. Texts are escaped; a title of every line says what it is when it is pointed at.
@@ -86,6 +87,74 @@ def panel(title: str, across: str, lines: Sequence[Line], log: bool = False) -> 
     more = f"; {rest} more in grey" if rest else ""
     legend = named if len(lines) > 1 else ()
     return Drawing(title, Markup("\n").join(marks), "; ".join(said) + more, legend=legend)
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A pair of axes for points: its ``background``, and what lies on it by its values."""
+
+    to_x: Callable[[float], float]
+    to_y: Callable[[float], float]
+    background: Markup
+
+    def dot(self, x: float, y: float, look: str, title: str, radius: float = 3) -> Markup:
+        """A point of a ``look``, with what it says when it is pointed at."""
+        mark = '<circle class="{}" cx="{:.1f}" cy="{:.1f}" r="{:g}"><title>{}</title></circle>'
+        return Markup(mark).format(look, self.to_x(x), self.to_y(y), radius, printable(title))
+
+    def cross(self, x: float, title: str) -> Markup:
+        """A cross at the bottom, for what has no value."""
+        at, y = self.to_x(x), _HEIGHT - _BOTTOM - 5
+        mark = '<path class="rest" d="M{:.1f} {}l6 6m0 -6l-6 6"><title>{}</title></path>'
+        return Markup(mark).format(at - 3, y - 3, printable(title))
+
+    def steps(self, points: Points, look: str, early: bool = False) -> Markup:
+        """A line of steps, up or down at each point; ``early`` at the one before it."""
+        at = [(self.to_x(x), self.to_y(y)) for x, y in points]
+        path = f"M{at[0][0]:.1f} {at[0][1]:.1f}"
+        path += "".join(f"V{y:.1f}H{x:.1f}" if early else f"H{x:.1f}V{y:.1f}" for x, y in at[1:])
+        return Markup('<path class="{}" d="{}"/>').format(look, path)
+
+    def text(self, x: float, y: float, text: str) -> Markup:
+        """A text beside a point, on the side that has room."""
+        at, left = self.to_x(x), self.to_x(x) > _WIDTH / 2
+        mark = '<text x="{:.1f}" y="{:.1f}" text-anchor="{}">{}</text>'
+        place = (at - 7, "end") if left else (at + 7, "start")
+        return Markup(mark).format(place[0], self.to_y(y) - 6, place[1], printable(text))
+
+
+def axes(across: str, up: str, xs: Sequence[float], ys: Sequence[float]) -> Frame:
+    """The axes of points at ``xs`` and ``ys``, with numbers; the names are of both axes."""
+    left, right = _widened(min(xs), max(xs))
+    low, high = _widened(min(ys), max(ys))
+    to_x = _scale(left, right, _LEFT, _WIDTH - _RIGHT, False)
+    to_y = _scale(low, high, _HEIGHT - _BOTTOM, _TOP + 12, False)
+    marks = [_level(to_y(y), y) for y in _ticks(low, high, 4)]
+    whole = all(x == round(x) for x in xs)
+    marks += [_across(to_x(x), x) for x in _ticks(left, right, 4) if x == round(x) or not whole]
+    name = '<text x="{}" y="{}" text-anchor="{}">{}</text>'
+    middle = (_LEFT + _WIDTH - _RIGHT) // 2
+    marks.append(Markup(name).format(middle, _HEIGHT - 4, "middle", _text(across, 48)))
+    marks.append(Markup(name).format(4, 11, "start", _text(up, 48)))
+    return Frame(to_x, to_y, Markup("\n").join(marks))
+
+
+def row(place: int, name: str, value: float, spread: float, ends: tuple[float, float]) -> Markup:
+    """The bar number ``place`` from above, its ``name`` over it and its number beside that, with a
+    line from ``spread`` below the value to as much above; all on the scale of ``ends``."""
+    to = _scale(*ends, _SIDE, _WIDTH - _SIDE, False)
+    y = 34 * place
+    from_, end = sorted((to(0.0), to(value)))
+    text = (
+        '<text class="name" x="{}" y="{}">{}</text><text x="{}" y="{}" text-anchor="end">{}</text>'
+    )
+    bar = '<rect class="bar" x="{:.1f}" y="{}" width="{:.1f}" height="10"/>'
+    line = '<path class="spread" d="M{:.1f} {}H{:.1f}"/>'
+    return (
+        Markup(text).format(_SIDE, y + 14, _text(name, 36), _WIDTH - _SIDE, y + 14, f"{value:.3f}")
+        + Markup(bar).format(from_, y + 19, end - from_)
+        + Markup(line).format(to(value - spread), y + 24, to(value + spread))
+    )
 
 
 def parallel(
@@ -209,7 +278,7 @@ def _level(y: float, value: float) -> Markup:
 
 def _across(x: float, value: float) -> Markup:
     return Markup('<text x="{:.1f}" y="{}" text-anchor="middle">{}</text>').format(
-        x, _HEIGHT - _BOTTOM + 15, f"{value:g}"
+        x, _HEIGHT - _BOTTOM + 15, f"{value:g}" if value < 1e5 else f"{value:,.10g}"
     )
 
 

@@ -12,7 +12,9 @@ import base64
 import hashlib
 import io
 import re
+import time
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +34,21 @@ _HERE = Path(__file__).parent
 _SMALL = 90_000
 """Bytes of a figure inside the page."""
 
+
+@dataclass(frozen=True)
+class Reload:
+    """How a page of something at work is read anew: ``every`` so many seconds.
+
+    Once it is older than ``within`` seconds it says ``silent`` instead, with its age in place of
+    ``{}``: whatever wrote it may have been killed, and cannot say so itself.
+    """
+
+    every: int
+    within: int
+    silent: str
+    written: int = field(default_factory=lambda: int(time.time()))
+
+
 _MARKS = re.compile(
     r"[\\`*<\[\]|~$&]"  # emphasis, code, HTML, links, cells, math, entities
     r"|(?<![^\W_])_|_(?![^\W_])"  # an underscore inside a word is no mark
@@ -46,23 +63,31 @@ def render(folder: Path, result: Plain, plan: Plain, details: Plain) -> None:
     ``result`` is ``result.json`` and ``plan`` is ``plan.json``. ``details`` may hold, a split,
     ``per_class`` and ``mistakes``; and ``history`` (rows of ``metrics.csv``), ``exports``,
     ``wrong`` (rows of path, label, prediction, confidence), ``shots`` and ``table`` (the file that
-    has them all), ``pairs``, ``charts`` (by part of the card) and ``notes`` (texts). Whatever is
+    has them all), ``right`` (shots to compare those with), ``heat`` (how their maps are made),
+    ``pairs``, ``charts`` (by part of the card) and ``notes`` (texts). Whatever is
     absent is left out. Figures are the PNG files in ``folder/figures``.
     Raises OutputError when a file cannot be written.
     """
     drawn = {path.stem: path for path in sorted((folder / "figures").glob("*.png"))}
     card = _card(result, plan, details, drawn) | {"verdict": verdict(result)}
-    lay_out(folder / "report", card | {"script": "mistakes.js" if details.get("shots") else None})
+    pictures = details.get("shots") or details.get("right")
+    lay_out(folder / "report", card | {"script": "mistakes.js" if pictures else None})
 
 
 def render_live(
-    folder: Path, result: Plain, plan: Plain, details: Plain, lines: Sequence[str], every: int
+    folder: Path,
+    result: Plain,
+    plan: Plain,
+    details: Plain,
+    lines: Sequence[str],
+    live: Reload | None = None,
 ) -> None:
     """Write ``folder/report.html`` of a run at work, or of one that ended too early, from what is
-    known so far. It begins with ``lines`` and is read anew ``every`` so many seconds; 0 is never.
-    Raises OutputError when it cannot be written.
+    known so far. It begins with ``lines`` and, while the run is ``live``, is read anew. Raises
+    OutputError when it cannot be written.
     """
-    card = _card(result, plan, details, {}) | {"verdict": list(lines), "reload": every}
+    card = _card(result, plan, details, {}) | {"verdict": list(lines), "live": live}
+    card["script"] = "live.js" if live else None
     _write("html", folder / "report", card, "report")
 
 
@@ -84,15 +109,15 @@ def lay_out(
 
     ``card`` is what the templates name: ``title``, ``verdict`` (lines), ``command``, ``sections``,
     ``captions`` and ``drawn`` (the PNG file in ``figures/`` by figure name); and where there is one
-    ``about``, a line below the title, and ``script``, a file beside the templates that the page may
-    run. ``template`` is the name of both before their suffixes.
+    ``about``, a line below the title, and ``script``, names of files beside the templates that the
+    page may run, with blanks between them. ``template`` is the name of both before their suffixes.
     """
     for kind in kinds:
         _write(kind, path, card, template)
 
 
 def _write(kind: str, path: Path, card: Plain, template: str) -> None:
-    known = {"about": "", "alts": dict.fromkeys(card["drawn"], "") | ALTS, "reload": 0}
+    known = {"about": "", "alts": dict.fromkeys(card["drawn"], "") | ALTS, "live": None}
     known |= card | {"script": _script(card["script"]) if card.get("script") else None}
     page = _environment(kind).get_template(f"{template}.{kind}.j2").render(known)
     write_text(path.with_suffix(f".{kind}"), page)
@@ -120,11 +145,11 @@ def _names(some: Iterable[str], others: Iterable[str]) -> list[str]:
     return sorted({*some, *others})
 
 
-def _script(name: str) -> Plain:
-    """A script beside the templates, and the hash under which the page's policy allows it."""
+def _script(names: str) -> Plain:
+    """Scripts beside the templates as one, and the hash under which the page's policy allows it."""
     from markupsafe import Markup
 
-    text = read_text(_HERE / name)
+    text = "".join(read_text(_HERE / name) for name in names.split())
     digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode("ascii")
     return {"text": Markup(text), "sha256": Markup(f"sha256-{digest}")}
 

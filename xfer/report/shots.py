@@ -1,4 +1,4 @@
-"""The mistakes as small pictures inside the page, the most confident first."""
+"""Mistakes, and a few right answers, as small pictures inside the page; some have a heat map."""
 
 from __future__ import annotations
 
@@ -17,18 +17,25 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from xfer.core.types import InputSpec, Predictions, Samples
+    from xfer.report.heat import Floats, Heat
 
 MOST, ROOM = 200, 420_000
 """At most so many pictures, and so many characters of them: the card stays below a megabyte."""
 SIDE = 160
 SURE = 0.9
 _QUALITY = 72
+_COLOURS = "inferno"
+"""Lightness rises with the value, so that people with any colour vision read it alike."""
+_SHADES, _OPAQUE = 32, 0.8
+_SCALE = 4  # pixels of the picture for one of its heat map, which the browser smooths
 
 
 @dataclass(frozen=True)
 class Shot:
-    """One mistake. ``uri`` is its picture as the network saw it, ``size`` in pixels; ``kinds`` are
-    words that a filter looks for: ``sure``, ``second`` (the true class was the second choice)."""
+    """One answer. ``uri`` is its picture as the network saw it, ``size`` in pixels; ``kinds`` are
+    words that a filter looks for: ``sure``, ``second`` (the true class was the second choice).
+    ``heat`` is its heat map, which lies over the picture and is ``hottest`` there; both are empty
+    where it has none."""
 
     number: int
     path: str
@@ -38,21 +45,29 @@ class Shot:
     uri: Markup
     size: tuple[int, int]
     kinds: tuple[str, ...]
+    heat: Markup | str = ""
+    hottest: str = ""
 
 
 def shots(
-    samples: Samples, answers: Predictions, wrong: Sequence[int], spec: InputSpec
+    samples: Samples,
+    answers: Predictions,
+    shown: Sequence[int],
+    spec: InputSpec,
+    heat: Heat | None = None,
+    room: int = ROOM,
 ) -> list[Shot]:
-    """The images at the positions ``wrong``, in that order, as many as there is room for."""
-    taken, room = list[Shot](), ROOM
-    if answers.labels is None:
+    """The images at the positions ``shown``, in that order, as many as there is room for."""
+    taken = list[Shot]()
+    if answers.labels is None or not len(samples.images):
         return taken
     confidence = answers.confidence
-    for number, i in enumerate(wrong[:MOST], 1):
+    for number, i in enumerate(shown[:MOST], 1):
         image = fit_to_size(samples.images[i], spec)
         image.thumbnail((SIDE, SIDE))
         uri = data_uri(jpeg(image, _QUALITY))
-        room -= len(uri)
+        heats = _heats(heat, i, image.size)
+        room -= len(uri) + len(heats[0])
         if room < 0:
             break
         label, logits = int(answers.labels[i]), answers.logits[i]
@@ -60,9 +75,52 @@ def shots(
         if label == int(np.argsort(-logits, kind="stable")[1]):
             kinds += ("second",)
         names = (answers.classes[label], answers.classes[int(logits.argmax())])
-        shot = Shot(number, answers.names[i], *names, float(confidence[i]), uri, image.size, kinds)
-        taken.append(shot)
+        name, sure = answers.names[i], float(confidence[i])
+        taken.append(Shot(number, name, *names, sure, uri, image.size, kinds, *heats))
     return taken
+
+
+def _heats(heat: Heat | None, position: int, size: tuple[int, int]) -> tuple[Markup | str, str]:
+    if heat is None or position not in heat.maps:
+        return "", ""
+    found = heat.maps[position]
+    return overlay(found, size), hottest(found)
+
+
+def overlay(heat: Floats, size: tuple[int, int]) -> Markup:
+    """A map as a see-through PNG for a picture of ``size`` (width, height): a data URI.
+
+    From its smallest value, which is transparent, to its largest; a map that is the same
+    everywhere is transparent.
+    """
+    from matplotlib import colormaps
+    from PIL import Image as PIL
+
+    low, high = float(heat.min()), float(heat.max())
+    share = (heat - low) / (high - low) if high > low else np.zeros_like(heat)
+    wide, tall = (max(1, round(side / _SCALE)) for side in size)
+    smooth = PIL.fromarray(share.astype(np.float32)).resize((wide, tall), PIL.Resampling.BICUBIC)
+    places = np.clip(np.asarray(smooth) * (_SHADES - 1), 0, _SHADES - 1).round().astype(np.uint8)
+    image = PIL.fromarray(places)
+    steps = np.linspace(0, 1, _SHADES)
+    image.putpalette((colormaps[_COLOURS](steps)[:, :3] * 255).round().astype(np.uint8).tobytes())
+    alpha = (np.minimum(1, 2 * steps) * _OPAQUE * 255).round().astype(np.uint8).tobytes()
+    stream = io.BytesIO()
+    image.save(stream, "PNG", optimize=True, transparency=alpha)
+    return data_uri(stream.getvalue(), "png")
+
+
+def hottest(heat: Floats) -> str:
+    """Where a map has its largest value, in words: ``in the upper left``."""
+    if heat.max() <= heat.min():
+        return "nowhere"
+    row, column = np.unravel_index(int(heat.argmax()), heat.shape)
+    third = [int(3 * (at + 0.5) / n) for at, n in zip((row, column), heat.shape, strict=True)]
+    names = (("upper", "", "lower")[third[0]], ("left", "", "right")[third[1]])
+    words = " ".join(filter(None, names))
+    return {"": "in the centre", "upper": "at the top", "lower": "at the bottom"}.get(
+        words, f"in the {words}" if " " in words else f"on the {words}"
+    )
 
 
 def jpeg(image: Image, quality: int) -> bytes:

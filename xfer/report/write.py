@@ -13,25 +13,30 @@ from xfer.evaluation.calibration import ece_by_chance
 from xfer.evaluation.out_of_fold import TABLE
 from xfer.report import charts, confusion, grids, panels
 from xfer.report.confidence import bins, recall_curves
+from xfer.report.heat import heat_of
 from xfer.report.page import render
 from xfer.report.plot import draw
 from xfer.report.result import outcome
-from xfer.report.shots import shots
+from xfer.report.shots import ROOM, shots
 from xfer.training.calibrate import before_and_after
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from torch import nn
+
     from xfer.core.types import Dataset
     from xfer.report.grids import Picture
+    from xfer.report.heat import Heat
     from xfer.report.inputs import Work
     from xfer.report.svg import Chart
     from xfer.training.calibrate import BeforeAndAfter
     from xfer.training.fit_result import FitResult
 
 
-def finish(work: Work) -> Plain:
-    """Write ``result.json``; with the stage ``report`` also the figures and the run card."""
+def finish(work: Work, net: nn.Module | None = None) -> Plain:
+    """Write ``result.json``; with the stage ``report`` also the figures and the run card, which
+    has heat maps where the network that was evaluated is given. They stay in ``work``."""
     result = outcome(work)
     if "report" in work.plan.specs.stages:
         folder, dataset = work.folder / "figures", work.plan.dataset
@@ -40,6 +45,11 @@ def finish(work: Work) -> Plain:
         shown = _shown(work, dataset) if dataset else None
         if shown:
             _draw_answers(work, shown.samples, shown.answers, folder)
+            most = work.plan.specs.report_maps
+            # The answers of folds are those of other networks.
+            if net is not None and most and shown.name in work.predictions:
+                spec = work.plan.card.input
+                work.heat = heat_of(net, shown.answers, shown.samples, spec, most)
         render(work.folder, result, work.plan.facts, _details(work, shown))
     write_json(work.folder / "result.json", result)
     return result
@@ -156,7 +166,7 @@ def _details(work: Work, shown: _Shown | None) -> Plain:
     pair = None
     if split in work.predictions:
         pair = before_and_after(work.plan, work.card, split, answers)
-    details |= answered(answers, shown.samples, work.plan.card.input, pair)
+    details |= answered(answers, shown.samples, work.plan.card.input, pair, work.heat)
     details["table"], areas = shown.table, details["areas"]
     details["per_class"][split] = {
         name: row | ({"ap": areas[name]} if name in areas else {})
@@ -171,10 +181,12 @@ def answered(
     samples: Samples,
     spec: InputSpec,
     pair: BeforeAndAfter | None = None,
+    heat: Heat | None = None,
 ) -> Plain:
     """What a network's ``answers`` to ``samples`` with labels show: ``wrong`` (rows of path, label,
-    prediction, confidence), ``shots`` of them, ``pairs``, ``charts``, and by class the ``areas``
-    below precision over recall. ``pair`` are those before and after the network was calibrated."""
+    prediction, confidence), ``shots`` of them, ``right`` ones that have a heat map too, ``heat``
+    (how those are made), ``pairs``, ``charts``, and by class the ``areas`` below precision over
+    recall. ``pair`` are the answers before and after the network was calibrated."""
     from xfer.evaluation.evaluate import most_wrong
 
     names, labels, confidence = answers.classes, answers.labels, answers.confidence
@@ -198,9 +210,13 @@ def answered(
     ]
     curves = recall_curves(answers)
     drawn = panels.recall(curves)
+    right = shots(samples, answers, heat.right if heat else (), spec, heat, ROOM // 4)
+    room = ROOM - sum(len(shot.uri) + len(shot.heat) for shot in right)
     return {
         "wrong": wrong,
-        "shots": shots(samples, answers, positions, spec),
+        "shots": shots(samples, answers, positions, spec, heat, room),
+        "right": right,
+        "heat": heat.said if heat else "",
         "pairs": pairs,
         "charts": {
             "confusion": (panels.matrix(counts, classes),),

@@ -33,6 +33,8 @@ _PAUSE = 0.2
 """Seconds between two looks at a folder that another process works in."""
 
 
+_BEAT_S = 60
+"""Seconds until the page of a sweep at work is written again though no job has ended."""
 _PAGES = 20
 """How many times as long as its page took to write a sweep at work leaves it as it is."""
 
@@ -130,6 +132,7 @@ class Scheduler:
     _began: dict[int, float] = field(default_factory=dict)
     _busy: set[int] = field(default_factory=set)
     _next_page: float = 0.0
+    _next_beat: float = 0.0
 
     def recall(self) -> None:
         """What an earlier call of the same command left: finished jobs count, others wait."""
@@ -198,12 +201,22 @@ class Scheduler:
         began = time.perf_counter()
         if not self.objectives or (at_work and began < self._next_page):
             return
+        within = {"within": 5 * _BEAT_S} if self._next_beat else {}
         try:
-            write_live(self.ledger.folder, at_work)
+            write_live(self.ledger.folder, at_work, **within)
         except XferError as error:
             log.warning(f"the leaderboard is not up to date: {error}")
         now = time.perf_counter()
         self._next_page = now + _PAGES * (now - began)
+        self._next_beat = self._next_beat and now + _BEAT_S
+
+    def beat(self) -> None:
+        """Called several times a second while jobs are at work: a page of a long job is written
+        once a minute, so that one that is not written any more is known to be of a sweep that was
+        killed."""
+        if time.perf_counter() >= self._next_beat:
+            self._next_beat = time.perf_counter() + _BEAT_S
+            self.show()
 
     def ended(self, job: Job, code: int) -> bool:
         """Note the end of a job, which left with ``code``; whether the sweep must stop because of

@@ -52,8 +52,6 @@ def compare(runs: Sequence[RunRecord], folder: Path) -> Path:
         "verdict": comparison_page.verdict(runs, tested),
         "command": "",
         "sections": comparison_page.panels(runs, tested, folder),
-        "captions": {},
-        "drawn": {},
     }
     put_side_by_side(folder / "compare", page)
     return folder / "compare.html"

@@ -79,7 +79,7 @@ class FittedLearner:
             "train": part_of(samples, rows),
             "val": part_of(samples, test),
         }
-        last = replace(specs.checkpoint, start_epoch=specs.trainer.epochs)  # type: ignore[type-var]
+        last = replace(specs.checkpoint, start_epoch=specs.trainer.epochs)
         dataset = None if plan.dataset is None else replace(plan.dataset, splits=splits)
         specs = replace(specs, checkpoint=last)
         with TemporaryDirectory(dir=self.folder, prefix=".fit_") as scratch, _quiet():

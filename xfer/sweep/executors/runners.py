@@ -67,6 +67,7 @@ class SlotRunner:
             return scheduler.ended(jobs[task.number], code)
 
         def tick(tasks: dict[int, Task]) -> None:
+            scheduler.beat()
             table.draw({at: (jobs[task.number], task.folder) for at, task in tasks.items()})
 
         pool.run(take, ended, lambda: scheduler.later, tick)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from xfer.core.files import write_text
 from xfer.core.log import log
-from xfer.report import plot
 from xfer.report.board import PagePart, put_side_by_side
-from xfer.sweep.leaderboard import html_page, listing, overlaid, plots
+from xfer.report.page import Reload
+from xfer.sweep.leaderboard import html_page, listing, overlaid
 from xfer.sweep.leaderboard.baseline import Compose, baseline
 from xfer.sweep.leaderboard.importance import importance
 from xfer.sweep.leaderboard.ranking import RankedJob, duel, groups, rank
@@ -17,9 +17,11 @@ from xfer.sweep.leaderboard.read_sweep import SweepRecord, read
 
 __all__ = ["write", "write_live"]
 
+_RELOAD_S, _LONG = 5, 24 * 3600
+
 
 def write(folder: Path, compose: Compose | None = None) -> Path:
-    """Write ``leaderboard.csv``, ``.md`` and ``.html`` into a sweep's ``folder``, and its figures.
+    """Write ``leaderboard.csv``, ``.md`` and ``.html`` into a sweep's ``folder``.
 
     Every job is listed, whatever became of it. With ``compose``, which gives the configuration that
     overrides make, the jobs that are the experiment as it is are marked where the sweep names no
@@ -29,53 +31,39 @@ def write(folder: Path, compose: Compose | None = None) -> Path:
     sweep = read(folder)
     rows = rank(sweep, baseline(sweep, compose))
     tests = duel(rows, sweep.objectives[0].split), importance(sweep)
-    with plot.style():
-        built = {
-            "trials": plots.trials(sweep, rows),
-            "importance": plots.bars(tests[1]),
-            "pareto": plots.pareto(sweep, rows),
-        }
-        paths = {
-            name: plot.save(figure, folder / "figures" / f"{name}.png")
-            for name, figure in built.items()
-        }
-    drawn = {name: path for name, path in paths.items() if path}
     write_text(folder / "leaderboard.csv", listing.text(sweep, rows))
-    charts = overlaid.charts(sweep, rows)
-    parts = html_page.sections(sweep, rows, groups(sweep), tests, drawn, charts)
-    _lay_out(sweep, rows, parts, drawn)
+    _lay_out(sweep, rows, html_page.sections(sweep, rows, groups(sweep), tests))
     for line in html_page.verdict(sweep, rows):
         log.info(line)
     return folder / "leaderboard.html"
 
 
-def write_live(folder: Path, at_work: bool = True) -> None:
+def write_live(folder: Path, at_work: bool = True, within: int = _LONG) -> None:
     """Write the pages of a sweep that has not ended: its jobs so far, their curves and parameters,
-    without figures and tests. While the sweep is ``at_work`` the page reads itself again, until
-    :func:`write` replaces it.
+    without what is made of all of them. While the sweep is ``at_work`` the page reads itself
+    again, until :func:`write` replaces it, and says so where it is not written again ``within`` so
+    many seconds.
 
     Raises as :func:`write` does.
     """
     sweep = read(folder)
     rows = rank(sweep, baseline(sweep, None))
     charts = overlaid.charts(sweep, rows)
-    live = html_page.at_work(rows) if at_work else ""
-    _lay_out(sweep, rows, html_page.so_far(sweep, rows, charts), {}, live)
+    live = Reload(_RELOAD_S, within, html_page.SILENT) if at_work else None
+    _lay_out(sweep, rows, html_page.so_far(sweep, rows, charts), live)
 
 
 def _lay_out(
     sweep: SweepRecord,
     rows: Sequence[RankedJob],
     parts: Sequence[PagePart],
-    drawn: Mapping[str, Path],
-    live: str = "",
+    live: Reload | None = None,
 ) -> None:
     page = {
         "title": f"{sweep.experiment}, leaderboard",
         "verdict": html_page.verdict(sweep, rows),
         "command": html_page.command(rows),
         "sections": parts,
-        "captions": html_page.CAPTIONS,
-        "drawn": drawn,
     }
-    put_side_by_side(sweep.folder / "leaderboard", page, live)
+    said = html_page.at_work(rows) if live else ""
+    put_side_by_side(sweep.folder / "leaderboard", page, said, live)

@@ -4,25 +4,19 @@ from __future__ import annotations
 
 import shlex
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
 from xfer.config.provenance import override_key
 from xfer.core.errors import printable
 from xfer.evaluation.statistics import wilson
 from xfer.report.board import PagePart
-from xfer.sweep.leaderboard import listing
+from xfer.report.overlay import Drawing
+from xfer.sweep.leaderboard import listing, overlaid, plots
 from xfer.sweep.leaderboard.importance import Importance
 from xfer.sweep.leaderboard.ranking import Duel, Group, RankedJob
 from xfer.sweep.leaderboard.read_sweep import SweepRecord
 from xfer.sweep.objective import entry
 
-CAPTIONS = {
-    "trials": "The first objective of every job, and the best that was known by then.",
-    "importance": "How much of the explained variance (R²) a random forest loses when a parameter "
-    "is shuffled among the jobs; the lines are standard deviations over 20 shuffles.",
-    "pareto": "The two objectives. No job is better than one of the front in one of them without "
-    "being worse in the other.",
-}
 _OF_THE_SWEEP = ("run.dir", "checkpoint.resume")
 _STATES = ("finished", "pruned", "failed", "unfinished", "not started")
 
@@ -78,13 +72,9 @@ def sections(
     rows: Sequence[RankedJob],
     grouped: Sequence[Group],
     tests: tuple[Duel, Importance],
-    drawn: Collection[str],
-    charts: Sequence[PagePart] = (),
 ) -> list[PagePart]:
-    """All parts in reading order, ``charts`` after the jobs; those without content are left
-    out."""
+    """All parts in reading order; those without content are left out."""
     duel, importance = tests
-    figures = {name: (name,) if name in drawn else () for name in CAPTIONS}
     texts = _caveats(sweep, rows)
     if not any(row.baseline for row in rows):
         texts.append(_NO_BASELINE)
@@ -103,14 +93,18 @@ def sections(
             tables=(listing.board(sweep, rows), *listing.lost(rows, sweep)) if rows else (),
         ),
         _best(rows),
-        *charts,
+        *overlaid.charts(sweep, rows),
         PagePart("Seeds", (_SEEDS,) if grouped else (), tables=listing.seeds(sweep, grouped)),
         PagePart("First against second", _compared(sweep, rows, duel)),
-        PagePart("Pareto front", figures=figures["pareto"]),
-        PagePart("Jobs in their order", figures=figures["trials"]),
-        PagePart("Parameter importance", (decided,), figures=figures["importance"]),
+        PagePart("Pareto front", charts=_drawn(plots.pareto(sweep, rows))),
+        PagePart("Jobs in their order", charts=_drawn(plots.trials(sweep, rows))),
+        PagePart("Parameter importance", (decided,), charts=_drawn(plots.bars(importance))),
     ]
     return [part for part in parts if part.says_anything]
+
+
+def _drawn(chart: Drawing | None) -> tuple[Drawing, ...]:
+    return (chart,) if chart else ()
 
 
 def so_far(
@@ -120,6 +114,12 @@ def so_far(
     tables = (listing.board(sweep, rows), *listing.lost(rows, sweep)) if rows else ()
     parts = [PagePart("Jobs", tuple(_caveats(sweep, rows)), tables=tables), *charts]
     return [part for part in parts if part.says_anything]
+
+
+SILENT = (
+    "Nothing has been written here for {}: the sweep has probably been killed. The same command, "
+    "with its sweep.dir, runs what is missing."
+)
 
 
 def at_work(rows: Sequence[RankedJob]) -> str:
