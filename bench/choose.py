@@ -64,15 +64,15 @@ def pooled(name, backbone):
     source = ["source=file", f"source.path={WEIGHTS[backbone]}"]
     plan = make_plan(compose_specs([*SETS[name], *chosen, *source]))
     net = assemble(plan.parts, plan.state).eval()
-    found, labels = {cut: [] for cut in CUTS[backbone]}, []
+    records, labels = {cut: [] for cut in CUTS[backbone]}, []
 
     def see(cut):
         def hook(module, given, answer):
-            found[cut].append(answer.mean((2, 3)).numpy())
+            records[cut].append(answer.mean((2, 3)).numpy())
 
         return hook
 
-    for cut in found:
+    for cut in records:
         net.get_submodule(cut).register_forward_hook(see(cut))
     with torch.inference_mode():
         for split in ("train", "val"):
@@ -81,7 +81,7 @@ def pooled(name, backbone):
                 net(batch)
                 labels.append(truth.numpy())
     STORE.mkdir(parents=True, exist_ok=True)
-    arrays = {cut: np.concatenate(parts).astype(np.float32) for cut, parts in found.items()}
+    arrays = {cut: np.concatenate(parts).astype(np.float32) for cut, parts in records.items()}
     np.savez(file, labels=np.concatenate(labels), **arrays)
     return np.load(file)
 
@@ -193,7 +193,7 @@ def coverage(options):
     kind = ridges if options.learner == "ridge" else learners
     tables = {name: kind(name) for name in options.sets}
     inside = {name: [] for name in tables}
-    found = {name: [] for name in tables}
+    records = {name: [] for name in tables}
     for number in range(options.draws):
         for name, (single, labels) in tables.items():
             rows, rest = drawn(labels, options.images, number)
@@ -204,20 +204,20 @@ def coverage(options):
             said = worth([judge(part, labels[rows], rules, i) for i in range(options.repeats)])
             low, high = said.ci95
             inside[name].append(low <= truth <= high)
-            found[name].append((said.acc, truth, said.optimism, high - low, final.winner.acc))
+            records[name].append((said.acc, truth, said.optimism, high - low, final.winner.acc))
         if (number + 1) % 20 == 0 or number + 1 == options.draws:
             for name in tables:
-                acc, truth, optimism, width, promised = np.mean(found[name], axis=0)
+                acc, truth, optimism, width, promised = np.mean(records[name], axis=0)
                 covered = np.mean(inside[name])
                 says = "met" if 0.92 <= covered <= 0.98 else "NOT MET"
                 print(
                     f"{says:<8} {name}: {covered:.3f} of {number + 1} intervals cover; judged "
-                    f"{acc:.4f}, truth {truth:.4f}, the winner's own {promised:.4f}, optimism "
+                    f"{acc:.4f}, truth {truth:.4f}, its cross-validation {promised:.4f}, optimism "
                     f"{100 * optimism:+.2f} points, width {width:.3f}",
                     flush=True,
                 )
     STORE.mkdir(parents=True, exist_ok=True)
-    (STORE / "coverage.json").write_text(json.dumps(found))
+    (STORE / "coverage.json").write_text(json.dumps(records))
 
 
 def minutes(options):

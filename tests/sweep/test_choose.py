@@ -330,7 +330,7 @@ def chosen(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     words = ["choose.minutes=20", "choose.repeats=1", "choose.folds=2", "choose.rungs=1"]
     words += ["data.val_fraction=0.8"]  # 179 images to choose and fit on
     words += ["choose.sources={squeezenet1_0: broken.safetensors}", "choose.freezes=[head_only]"]
-    words += ["choose.by=acc"]
+    words += ["choose.by=acc", "stages=[fit,evaluate,report]"]
     cache = {"XFER_CACHE": str(folder / "cache"), "HF_HUB_CACHE": str(folder / "hub")}
     process = warm.start(folder, *DIGITS, *words, **cache, TORCH_HOME=str(folder / "torch"))
     output, _ = process.communicate(timeout=600)
@@ -374,7 +374,7 @@ def test_the_winner_is_an_ordinary_run_and_its_experiment_is_the_same_run(
     again = compose_specs(["experiment=chosen"], [str(conf)])
     plan = json.loads((model / "plan.json").read_text())
     assert fingerprint(again.config) == plan["fingerprint"]
-    assert again.stages == ("fit", "evaluate", "export", "report")
+    assert again.stages == ("fit", "evaluate", "report")
     assert f"--config-dir={conf.relative_to(folder)} experiment=chosen" in output
 
 

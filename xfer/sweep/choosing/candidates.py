@@ -151,7 +151,7 @@ def _problem(library: str, name: str) -> ConfigError | None:
 
 
 def _of_torchvision() -> Iterator[Weighted]:
-    """torchvision's, from torch's own store: a file each set of weights."""
+    """torchvision's, from the store of torch.hub: a file each set of weights."""
     import torch
 
     files = {p.name for p in (Path(torch.hub.get_dir()) / "checkpoints").glob("*.pth")}
@@ -171,5 +171,5 @@ def _of_torchvision() -> Iterator[Weighted]:
 def without_choice(typed: Iterable[str]) -> list[str]:
     """What of the ``typed`` overrides is of every candidate: all but the choosing, what is chosen,
     and where the folder of the choosing is."""
-    own = re.compile(r"[+~]*(choose([.=]|$)|run\.dir=|stages=)")
-    return [text for text in typed if not own.match(text)]
+    of_choice = re.compile(r"[+~]*(choose([.=]|$)|run\.dir=)")
+    return [text for text in typed if not of_choice.match(text)]

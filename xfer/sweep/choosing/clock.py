@@ -23,7 +23,7 @@ class TimeIsOver(CombinationError):
 
 class _Rang(BaseException):
     """Raised in the middle of anything. No Exception: what is at work may take any of those for
-    its own failure and carry on."""
+    a failure of its part and carry on."""
 
 
 class TimeLimit:

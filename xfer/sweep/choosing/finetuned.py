@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class _Part:
-    """Some of the ``images``, in an order of their own."""
+    """Some of the ``images``, in the order of ``rows``."""
 
     images: Images
     rows: Indices
@@ -41,7 +41,7 @@ class _Part:
 
 
 def part_of(samples: Samples, rows: Indices) -> Samples:
-    """The images at ``rows`` as a split of their own."""
+    """The images at ``rows`` as a split."""
     names = tuple(samples.names[i] for i in rows)
     text = f"{samples.sha256} {rows.astype('<i8').tobytes().hex()}"
     hashed = hashlib.sha256(text.encode()).hexdigest()

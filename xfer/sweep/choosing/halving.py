@@ -104,7 +104,7 @@ def halve(
     at ``test``. ``labels`` int64 (all images,).
 
     A candidate that fails or whose answers are no finite numbers is dropped with the reason.
-    Raises XferError, the last candidate's own, where none is left.
+    Raises the XferError of the last candidate where none is left.
     """
     alive = list(learners)
     done: dict[str, Standing] = {}

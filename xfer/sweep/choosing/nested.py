@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 class Round:
     """One draw of the outer folds: whether each image was answered right by a winner that had not
     seen it, bool (n,), in the order of the images; the fold of each, -1 for none; what the winner
-    of every fold was called, and what its own cross-validation had promised."""
+    of every fold was called, and what its inner cross-validation had promised."""
 
     right: npt.NDArray[np.bool_] = field(repr=False)
     folds: Indices = field(repr=False)
@@ -46,7 +46,7 @@ class Round:
 @dataclass(frozen=True)
 class Worth:
     """What choosing is worth: the mean accuracy of its winners on images that chose nothing, with
-    its 95 % interval; ``optimism`` is by how much the winners' own cross-validation had promised
+    its 95 % interval; ``optimism`` is by how much the winners' inner cross-validation had promised
     more; ``n`` images were held out, ``folds`` at a time, ``repeats`` times; ``winners`` says how
     often each candidate won."""
 
@@ -93,7 +93,7 @@ def interval(acc: float, scores: Sequence[float], n: int, folds: int) -> tuple[f
     those of each fold of each repeat.
 
     The variance is that of Nadeau and Bengio, "Inference for the generalization error" (2003),
-    equation 9: a share of test to training images on top of the mean's own, because fits that
+    equation 9: a share of test to training images on top of that of the mean, because fits that
     share their images are no independent ones. It is used as a number of images in Wilson's
     interval (1927), whose ends stay within 0 and 1 and which is not empty where all are right. The
     quantile is Student's, of one less than the scores.

@@ -96,14 +96,14 @@ def experiment_of(specs: Specs, title: str) -> str:
     writers = [k for k, v in specs.config["export"].items() if isinstance(v, dict)]
     choices = {**specs.choices, "export": writers or "none"}
     defaults = [{f"override /{group}": choices[group]} for group in groups]
-    kept: Plain = {}
+    settings: Plain = {}
     for key, value in specs.config.items():
         if key in groups or key in ("seed", "stages", "tta"):
-            kept[key] = _without_targets(value)
+            settings[key] = _without_targets(value)
     for place in _PLACES:
-        if isinstance(text := kept["data"].get(place), str):
-            kept["data"][place] = str(Path(text).expanduser().absolute())
-    return f"# @package _global_\n# {title}\n" + yaml_text({"defaults": defaults, **kept})
+        if isinstance(text := settings["data"].get(place), str):
+            settings["data"][place] = str(Path(text).expanduser().absolute())
+    return f"# @package _global_\n# {title}\n" + yaml_text({"defaults": defaults, **settings})
 
 
 def _without_targets(node: Any) -> Any:

@@ -218,14 +218,14 @@ def admitted(contenders: Sequence[Contender], seconds: float) -> list[Contender]
     while waiting:
         cheapest = min(waiting, key=cost)
         waiting.remove(cheapest)
-        own = SLACK * cheapest.price.model if cheapest.price else 0.0
+        dearest = SLACK * cheapest.price.model if cheapest.price else 0.0
         price, left = cost(cheapest), seconds - total
-        if price + max(model, own) <= left:
-            total, model = total + price, max(model, own)
+        if price + max(model, dearest) <= left:
+            total, model = total + price, max(model, dearest)
             if cheapest.kind != "images":
                 paid.add(cheapest.candidate.weighted.name)
         else:
-            asks = f"costs {price:,.0f} s and its model {own:,.0f} s"
+            asks = f"costs {price:,.0f} s and its model {dearest:,.0f} s"
             why = f"{asks}, and {max(0.0, left):,.0f} s are left"
             cheapest = replace(cheapest, problem=why)
         decided[cheapest.name] = cheapest
