@@ -171,7 +171,9 @@ def _predict_alone(specs: Specs, file: ModelFile, began: float) -> Result:
     refuse_taken(specs)
     model = open_model(file)
     plan = facts(specs, model)
-    lines = [f"{key:<10}  {printable(value)}" for key, value in plan.items() if key != "config"]
+    said = {key: value for key, value in plan.items() if key != "config" and value is not None}
+    width = max(map(len, said))
+    lines = [f"{key:<{width}}  {printable(value)}" for key, value in said.items()]
     log.info("\n".join(lines), extra=LINES)
     if specs.run_dir is None:
         beside = model.path.parent
