@@ -49,7 +49,7 @@ class Specs:
     ``config_dirs`` the user's folders of options; ``config`` is the resolved configuration as it
     was asked for; ``metrics`` are the user's, ``callbacks`` make the callbacks of a
     fit; ``compose`` gives that of other overrides; ``slots`` are the options of the launcher, where
-    the run is alone and may divide the machine among jobs of its own.
+    the run is alone and may divide the machine among its jobs.
     """
 
     experiment: str

@@ -70,7 +70,7 @@ def _rows(path: Path, how: Manifest) -> list[ImageRow]:
         if grouped is not None:
             if not cells[grouped]:
                 what = f"the column '{how.group}' is empty, and it names the image's group"
-                fix = "fill it in; an image that belongs to nothing has a name of its own there"
+                fix = "fill it in; give an image that belongs to no other a name that no other has"
                 raise DataError(f"{path}:{line}", what, fix, 52)
             row = row._replace(group=cells[grouped])
         if row.name in seen:

@@ -81,7 +81,7 @@ def check_space(plan: Plan, folder: Path) -> None:
 def needed_bytes(plan: Plan) -> int:
     """The last checkpoint, the one before it and the next, with two moments each; the whole best
     one twice, while it is written; as many copies as ``checkpoint.keep`` says. The same for each
-    fold that is a run of its own."""
+    fold that is a separate run."""
     policy, trainer = plan.specs.checkpoint, plan.specs.trainer
     sizes = {name: 4 * math.prod(shape) for name, shape in plan.shapes.items()}
     moving = sum(sizes[name] for name, rates in ever(plan.phases).items() if any(rates))
