@@ -291,6 +291,7 @@ def _network(work: Work) -> nn.Module:
 
 def _evaluate(work: Work, net: nn.Module) -> None:
     from xfer.evaluation.evaluate import score_of
+    from xfer.evaluation.out_of_fold import fitted_on
     from xfer.evaluation.predict import write_logits, write_predictions
 
     for name, samples in work.plan.dataset.splits.items() if work.plan.dataset else ():
@@ -303,6 +304,7 @@ def _evaluate(work: Work, net: nn.Module) -> None:
         if seen.get(samples.sha256) == "train":
             trained = f"{name}: these are the images that the checkpoint was trained on"
             warn(work.warnings, [trained])
+        warn(work.warnings, fitted_on(work.checkpoint(), name, samples.names))
         warn(work.warnings, saturation(name, predicted.logits))
         work.predictions[name], work.scores[name] = predicted, score
         write_predictions(predicted, work.folder / f"predictions_{name}.csv")

@@ -323,7 +323,7 @@ class Builder:
             yield CombinationError("data.folds", what, fix, 8)
         elif whole and "lr_find" in stages:
             what = "a rate that is looked for on all images has seen those that the folds hold out"
-            fix = "find the rate in a run of its own without data.folds, and type optim.lr=RATE"
+            fix = "find the rate in another run, without data.folds, and type optim.lr=RATE"
             yield CombinationError("data.folds", what, fix, 8)
         if "data.val_fraction" in typed:
             what = "is of no use: the folds take the place of val"

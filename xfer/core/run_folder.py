@@ -14,7 +14,7 @@ from xfer.core.locks import Lock
 BEST, LAST, PREVIOUS = "best.ckpt", "last.ckpt", "previous.ckpt"
 JOB, OUTPUT, QUEUED = "job.json", "output.log", "queued.json"
 FOLDS = "folds"
-"""The folder of a cross-validation's jobs, each a run of its own."""
+"""The folder of a cross-validation's jobs, each a whole run."""
 BESIDE = (JOB, OUTPUT, QUEUED, FOLDS)
 """What is in a run folder before and beside the run: what a sweep writes of a job, and folds."""
 

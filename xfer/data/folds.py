@@ -104,7 +104,7 @@ def inner(labels: Labels, groups: Sequence[str] | None, count: int, seed: int) -
 
 def by_folder(rows: list[ImageRow], root: object) -> list[ImageRow]:
     """``rows`` grouped by the first folder below their class folder; an image that lies in none is
-    a group of its own. A folder of the same name in two classes is one group.
+    a group by itself. A folder of the same name in two classes is one group.
 
     Raises DataError, naming ``root``, where no image of ``train`` lies in such a folder.
     """

@@ -82,7 +82,7 @@ def _rows(path: Path, root: Path, how: Manifest) -> tuple[list[ImageRow], list[s
         if row and grouped is not None:
             if not cells[grouped]:
                 what = f"the column '{how.group}' is empty, and it names the image's group"
-                fix = "fill it in; an image that belongs to nothing has a name of its own there"
+                fix = "fill it in; give an image that belongs to no other a name that no other has"
                 raise DataError(where, what, fix, 52)
             row = row._replace(group=cells[grouped])
         name = row.name if row else facts["path"]

@@ -3,16 +3,21 @@ worth. No torch."""
 
 from __future__ import annotations
 
+import csv
+import io
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from xfer.core.files import read_text
+from xfer.core.run_folder import run_of
 from xfer.core.types import Plain, Predictions
 from xfer.evaluation import metrics
-from xfer.evaluation.predict import write_predictions
+from xfer.evaluation.predict import cell, write_predictions
 from xfer.evaluation.statistics import resampled
 
 if TYPE_CHECKING:
@@ -114,3 +119,22 @@ def in_words(cv: Plain) -> str:
         f"{cv['acc']:.4f} ({cv['n']:,} images in {cv['folds']} folds{times}; "
         f"95 % interval {low:.4f} to {high:.4f})"
     )
+
+
+def fitted_on(checkpoint: Path | None, split: str, names: Sequence[str]) -> list[str]:
+    """A remark where images of ``split`` have the ``names`` of those that the final model of a
+    cross-validation was fitted on: its run's table has them all, and its split is none of them."""
+    run = run_of(checkpoint) if checkpoint else None
+    if run is None or not (run / TABLE).is_file():
+        return []
+    try:
+        rows = csv.DictReader(io.StringIO(read_text(run / TABLE), newline=""))
+        fitted = {row["path"] for row in rows}
+    except (OSError, ValueError, KeyError, csv.Error):
+        return [f"{split}: whether the checkpoint was fitted on these images is not known"]
+    if not (count := sum(cell(name) in fitted for name in names)):
+        return []
+    return [
+        f"{split}: {count} of {len(names)} images have the names of images that the checkpoint was "
+        "fitted on, and its cross-validation has scored; this score is too good for them"
+    ]

@@ -80,10 +80,13 @@ def check_space(plan: Plan, folder: Path) -> None:
 
 def needed_bytes(plan: Plan) -> int:
     """The last checkpoint, the one before it and the next, with two moments each; the whole best
-    one twice, while it is written; as many copies as ``checkpoint.keep`` says."""
+    one twice, while it is written; as many copies as ``checkpoint.keep`` says. The same for each
+    fold that is a separate run."""
     policy, trainer = plan.specs.checkpoint, plan.specs.trainer
     sizes = {name: 4 * math.prod(shape) for name, shape in plan.shapes.items()}
     moving = sum(sizes[name] for name, rates in ever(plan.phases).items() if any(rates))
     last = moving * (4 if trainer.averages else 3)
     copies = policy.keep if policy.every_n_epochs or policy.every_n_steps else 0
-    return (3 + copies) * last + 2 * sum(sizes.values()) + _BESIDE
+    folds = plan.facts["folds"] if not plan.specs.optim.solves else None
+    runs = 1 + (folds["folds"] * folds["repeats"] if folds else 0)
+    return runs * ((3 + copies) * last + 2 * sum(sizes.values()) + _BESIDE)

@@ -50,7 +50,7 @@ def _fold_lines(plan: Plan) -> list[tuple[str, str]]:
     by_steps, slots = bool(facts.get("optimizer")), plan.specs.slots.get("slots")
     how = "all in this process, on features computed once"
     if by_steps:
-        how = f"each a job of its own, {slots or 'one'} at a time (hydra.launcher.slots)"
+        how = f"each a separate job, {slots or 'one'} at a time (hydra.launcher.slots)"
     final = "the final model is fitted on all training images"
     if by_steps:
         final += ", for as many epochs as were best in the folds on average"

@@ -109,6 +109,8 @@ def strengths(history: Sequence[Plain], best: int) -> Figure:
         value = chosen[f"cv_{kind}"]
         axes.plot([chosen["l2"]], [value], "D", ms=9, mfc="white", mec=RATE, mew=2.2, zorder=5)
         axes.set_title(f"chosen {chosen['l2']:.2g}: {value:.3f}", loc="right", color=RATE)
+        if len(history) == 1:  # a given strength, of which matplotlib makes an axis without length
+            axes.set_xlim(chosen["l2"] / 10, chosen["l2"] * 10)
         axes.set(title=title, xlabel="l2", xscale="log")
         # The usual labels of powers are formulas, and nothing here is read as a formula.
         axes.xaxis.set_major_formatter(FuncFormatter(lambda l2, _: f"{l2:g}"))

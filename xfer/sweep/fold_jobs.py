@@ -113,6 +113,9 @@ def _run(plan: Plan, ledger: Ledger, jobs: Sequence[Job], left: list[Job]) -> No
 
     def ended(task: Task, code: int) -> bool:
         line = ledger.settle(task.number, code)
+        if line and ledger.state(task.number) == "interrupted":
+            log.info(f"fold {task.number} has stopped, its state is saved")
+            return True
         if line:
             failed.append(task.number)
             log.warning(f"fold {task.number}: {line}")

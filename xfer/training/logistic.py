@@ -301,12 +301,15 @@ class Problem:
             return value, (gradient * scale).ravel()
 
         precise = self.dtype is np.float64 and not nearly
+        factr, pgtol = (10.0, 1e-7) if precise else (1e7, 1e-5)
+        if nearly and fold is not None:
+            factr, pgtol = 1e8, 1e-4  # it tells strengths apart, and is no answer
         minimum, _, facts = fmin_l_bfgs_b(
             at,
             (theta / scale).ravel(),
             m=20,
-            factr=10.0 if precise else 1e7,
-            pgtol=1e-7 if precise else 1e-5,
+            factr=factr,
+            pgtol=pgtol,
             maxiter=_STEPS,
             maxfun=2 * _STEPS,
         )
