@@ -67,7 +67,7 @@ def draw(x, labels, inside, outside, seed):
     seen = np.isfinite(held_out).all(axis=1)
     names = tuple(map(str, range(int(labels.max()) + 1)))
     logits, found = head(x[outside]), {}
-    for asked in ("none", "temperature", "auto"):
+    for asked in ("none", "auto"):
         scaling = None
         if asked != "none":
             given = (held_out[seen], labels[inside][seen], folds[seen], asked, names)
@@ -104,7 +104,7 @@ def measured(name, network, work, draws):
     lines = []
     for kind, logits in given.items():
         words = f"{name}, {network} | published split | {kind}"
-        lines.append(row(words, logits, labels[train:], first[train:]))
+        lines.append(row(words, logits, labels[train:], first[train:]) + " |")
     share = (len(labels) - train) / len(labels)
     splitter = StratifiedShuffleSplit(draws, test_size=share, random_state=0)
     pooled = {kind: [] for kind in given}
@@ -131,10 +131,8 @@ def main():
     parser.add_argument("--draws", type=int, default=20)
     options = parser.parse_args()
     open_log(None)
-    print(
-        "| set | images | calibrated | n | loss | error | by chance | 95 % below | mean of draws |"
-    )
-    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+    head = "set | images | calibration | n | loss | error | by chance | 95 % below | mean of draws"
+    print(f"| {head} |\n|{' --- |' * (head.count('|') + 1)}")
     with tempfile.TemporaryDirectory() as folder:
         for name, network in PAIRS:
             if name in options.data:

@@ -151,6 +151,8 @@ def _name_of(specs: Specs) -> str:
 def apply(specs: Specs, decisions: Iterable[Decision]) -> Specs:
     """``specs`` with every decision in its place."""
     for decision in decisions:
+        if decision.key == "calibration":  # which may still come to be a vector
+            continue
         group, _, key = decision.key.partition(".")
         spec, epochs = getattr(specs, group), specs.trainer.max_epochs
         if key:
