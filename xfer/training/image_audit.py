@@ -32,6 +32,7 @@ from xfer.evaluation.neighbours import (
 from xfer.evaluation.statistics import wilson
 from xfer.evaluation.wrong_labels import Judged, judge
 from xfer.training import exact
+from xfer.training.features import AutoFeatures
 from xfer.training.features.feature_loader import CachedFeatures
 from xfer.training.head_input import first_layer
 
@@ -173,9 +174,9 @@ def audit(plan: Plan) -> Audited:
 def as_evaluated(plan: Plan) -> Plan:
     """The plan with images as they are evaluated, on one device."""
     specs = plan.specs
-    features = (
-        replace(specs.features, views=1) if hasattr(specs.features, "views") else specs.features
-    )
+    features = specs.features
+    if isinstance(features, AutoFeatures):
+        features = replace(features, views=1)
     trainer = replace(specs.trainer, devices=1)
     return replace(plan, specs=replace(specs, features=features, trainer=trainer))
 
@@ -222,11 +223,8 @@ def _working_bytes(matrix: npt.NDArray[np.float32], classes: int) -> int:
     """What the audit takes beside the features: blocks, tiles, and some numbers an image."""
     count, width = matrix.shape
     square = min(count, width) ** 2 + (count * width if count <= width else 0)
-    return (
-        8 * (3 * BLOCK + 3 * square + 6 * count * classes)
-        + 48 * TILE**2
-        + 8 * count * min(AXES, width)
-    )
+    numbers = 3 * BLOCK + 3 * square + 6 * count * classes + count * min(AXES, width)
+    return int(8 * numbers + 48 * TILE**2)
 
 
 def _remarks(judged: Judged, right: int, largest: int, count: int, plan: Plan) -> list[str]:
