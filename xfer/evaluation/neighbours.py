@@ -72,23 +72,26 @@ def nearest(vectors: Vectors, lengths: Vectors, count: int) -> Nearest:
             if left == start:  # no image is a neighbour of itself
                 np.fill_diagonal(tile, -2)
                 np.fill_diagonal(apart, np.inf)
-            numbers = np.broadcast_to(np.arange(columns.start, columns.stop), tile.shape)
-            best, names = _most(np.hstack([best, tile]), np.hstack([names, numbers]), count)
-            near = np.hstack([near, apart])
-            near = np.partition(near, crowd - 1, axis=1)[:, :crowd] if crowd else near[:, :0]
+            values, numbers = _most(tile, count)
+            best, names = np.hstack([best, values]), np.hstack([names, numbers + left])
+            chosen = _most(best, count)[1]
+            best, names = np.take_along_axis(best, chosen, 1), np.take_along_axis(names, chosen, 1)
+            near = _most(np.hstack([near, _most(-apart, crowd)[0]]), crowd)[0]
         order = np.argsort(-best, axis=1, kind="stable")
         which[rows] = np.take_along_axis(names, order, 1)
         cosines[rows] = np.take_along_axis(best, order, 1)
-        away[rows] = np.sqrt(np.maximum(near.max(axis=1, initial=0), 0))
+        away[rows] = np.sqrt(np.maximum(-near.min(axis=1, initial=0), 0))
     return Nearest(which, cosines, away)
 
 
-def _most(values: Vectors, names: Indices, count: int) -> tuple[Vectors, Indices]:
-    """The ``count`` largest of each row, in any order, and their names."""
-    if values.shape[1] <= count:
-        return values, names
-    chosen = np.argpartition(-values, count - 1, axis=1)[:, :count] if count else names[:, :0]
-    return np.take_along_axis(values, chosen, 1), np.take_along_axis(names, chosen, 1)
+def _most(values: Vectors, count: int) -> tuple[Vectors, Indices]:
+    """The ``count`` largest of each row, as many as there are, in any order, and their columns."""
+    width = values.shape[1]
+    if width <= count:
+        return values, np.broadcast_to(np.arange(width), values.shape)
+    first = width - count
+    columns = np.argpartition(values, min(first, width - 1), axis=1)[:, first:]
+    return np.take_along_axis(values, columns, 1), columns
 
 
 def nearest_among(vectors: Vectors, image: int, others: Indices, count: int) -> list[int]:

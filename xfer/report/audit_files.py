@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-import numpy as np
 
 from xfer.config.provenance import override_key
 from xfer.config.verbs import override, repeatable, shell
@@ -27,10 +26,15 @@ def reasons(audited: Audited) -> dict[int, list[str]]:
     """The kinds by which each image is listed, in the order in which it is worth a look."""
     listed: dict[int, list[str]] = {}
     twins = [image for twin in audited.twins for image in (twin.image, twin.other)]
-    groups = (audited.judged.accused, twins, audited.outliers, audited.influential)
-    for kind, images in zip(KINDS, map(np.asarray, groups), strict=True):
+    groups: tuple[Iterable[int], ...] = (
+        audited.judged.accused.tolist(),
+        twins,
+        audited.outliers.tolist(),
+        audited.influential,
+    )
+    for kind, images in zip(KINDS, groups, strict=True):
         for image in images:
-            kinds = listed.setdefault(int(image), [])
+            kinds = listed.setdefault(image, [])
             if kind not in kinds:
                 kinds.append(kind)
     return listed

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from markupsafe import Markup
 
     from xfer.report.inputs import Work
-    from xfer.training.image_audit import Audited, Twin
+    from xfer.training.image_audit import Audited
 
 MOST, ROOM = 300, 6_000_000
 """At most so many images on the page, and so many characters of pictures."""
@@ -182,20 +182,19 @@ def _finds(work: Work, audited: Audited, listed: dict[int, list[str]]) -> Iterat
         picture.thumbnail((side, side))
         return Thumbnail(audited.names[image], data_uri(jpeg(picture, 72)), picture.size)
 
-    room = ROOM
-    twin_of: dict[int, Twin] = {}
-    for each in reversed(audited.twins):
-        twin_of |= {each.image: each, each.other: each}
+    room, twin_of = ROOM, dict[int, int]()
+    for twin in reversed(audited.twins):
+        twin_of |= {twin.image: twin.other, twin.other: twin.image}
     for row, (image, kinds) in enumerate(listed.items()):
         label, other = int(audited.labels[image]), int(audited.judged.suggested[image])
         accused = "label" in kinds
-        twin = twin_of.get(image)
-        pair = (twin.other if twin.image == image else twin.image) if twin else None
+        pair = twin_of.get(image)
         near = [audited.like(image, of, NEAREST) if accused else [] for of in (label, other)]
         given, others = (tuple(thumbnail(i, _SMALL) for i in some) for some in near)
         copy = thumbnail(pair, _SMALL) if pair is not None else None
         shot = thumbnail(image, _LARGE)
-        room -= sum(len(t.uri) for t in (shot, *given, *others, *([copy] if copy else [])))
+        pictures = [shot, *given, *others, *([copy] if copy else [])]
+        room -= sum(len(one.uri) for one in pictures)
         if row >= MOST or room < 0:
             return
         yield Find(

@@ -221,13 +221,10 @@ def _twins(plan: Plan, names: tuple[str, ...], likest: Nearest, least: float) ->
 
 def _working_bytes(matrix: npt.NDArray[np.float32], classes: int) -> int:
     """What the audit takes beside the features: blocks, tiles, and some numbers an image."""
-    count, width = int(matrix.shape[0]), int(matrix.shape[1])
+    count, width = matrix.shape
     square = min(count, width) ** 2 + (count * width if count <= width else 0)
-    return int(
-        8 * (3 * BLOCK + 3 * square + 6 * count * classes)
-        + 48 * TILE**2
-        + 8 * count * min(AXES, width)
-    )
+    numbers = 3 * BLOCK + 3 * square + 6 * count * classes + count * min(AXES, width)
+    return int(8 * numbers + 48 * TILE**2)
 
 
 def _remarks(judged: Judged, right: int, largest: int, count: int, plan: Plan) -> list[str]:
