@@ -135,14 +135,13 @@ def audit(plan: Plan) -> Audited:
         what = f"the features of all {len(names)} images are the same"
         raise DataError("features", what, "use other weights, or another backbone", 58)
     left_out = leave_one_out(at, labels, len(classes))
-    held_out = left_out.held_out(labels)
-    judged = judge(held_out, labels)
+    judged = judge(left_out.held_out(labels), labels)
     vectors, lengths = directions(at)
     likest = nearest(vectors, lengths, _NEAREST)
     least = alike_from(likest)
     strongest = np.argsort(-left_out.effect, kind="stable")[:_MOST_EFFECT].tolist()
-    right = int((held_out.argmax(axis=1) == labels).sum())
-    largest = int(np.bincount(labels).max())
+    whole = _whole(judged, left_out, labels)
+    whole |= {"near_duplicate": {"cosine": least}, "working_bytes": working}
     seconds = (ready - began, time.perf_counter() - ready)
     return Audited(
         names=names,
@@ -155,19 +154,11 @@ def audit(plan: Plan) -> Audited:
         influential=dict(zip(strongest, left_out.changed(strongest), strict=True)),
         left_out=left_out,
         vectors=vectors,
-        facts={
-            "images": len(names),
-            "right_held_out": right,
-            "largest_class": largest,
-            "wrong_labels": {"rate": judged.rate, "expected": float(judged.p_wrong.sum())},
-            "head": {"kind": "ridge regression", "penalty": left_out.penalty},
-            "near_duplicate": {"cosine": least},
-            "working_bytes": working,
-        },
+        facts=whole,
         features=cached.facts({"hit": None}),
         device=device,
         seconds=seconds,
-        warnings=_remarks(judged, right, largest, len(labels), plan),
+        warnings=_remarks(whole, plan),
     )
 
 
@@ -227,8 +218,21 @@ def _working_bytes(matrix: npt.NDArray[np.float32], classes: int) -> int:
     return int(8 * numbers + 48 * TILE**2)
 
 
-def _remarks(judged: Judged, right: int, largest: int, count: int, plan: Plan) -> list[str]:
+def _whole(judged: Judged, left_out: LeftOut, labels: npt.NDArray[np.int64]) -> Plain:
+    """What ``audit.json`` says of all images together."""
+    return {
+        "images": len(labels),
+        "right_held_out": int((left_out.held_out(labels).argmax(axis=1) == labels).sum()),
+        "largest_class": int(np.bincount(labels).max()),
+        "wrong_labels": {"rate": judged.rate, "expected": float(judged.p_wrong.sum())},
+        "head": {"kind": "ridge regression", "penalty": left_out.penalty},
+    }
+
+
+def _remarks(whole: Plain, plan: Plan) -> list[str]:
     """What makes the whole audit worth less."""
+    right, largest, count = (whole[key] for key in ("right_held_out", "largest_class", "images"))
+    rate = whole["wrong_labels"]["rate"]
     lines = []
     if wilson(right, count)[0] <= largest / count:
         lines.append(
@@ -236,9 +240,9 @@ def _remarks(judged: Judged, right: int, largest: int, count: int, plan: Plan) -
             f"what they are labelled, and {largest} are in the largest class; so no label can be "
             "judged"
         )
-    elif judged.rate > 0.25:
+    elif rate > 0.25:
         lines.append(
-            f"audit: {judged.rate:.0%} of the labels seem wrong: so many that right and wrong "
+            f"audit: {rate:.0%} of the labels seem wrong: so many that right and wrong "
             "ones cannot be told apart well"
         )
     if not plan.state:
