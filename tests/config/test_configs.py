@@ -75,7 +75,7 @@ def _parts(text: str) -> list[str]:
 
 
 def test_every_option_is_found() -> None:
-    assert len(OPTIONS) == 111
+    assert len(OPTIONS) == 113
     assert {group for group, _ in OPTIONS} == set(GROUPS)
 
 
