@@ -316,8 +316,11 @@ class Builder:
         data = self.facts.get("data", {})
         if data.get("folds") is None:
             return
-        whole, model = data.get("fold") is None, schema.value_at(self.plain, "checkpoint.path")
-        if stages and "fit" not in stages and model is None:
+        whole = data.get("fold") is None
+        # A model of its own, or a run whose card is drawn anew, has been fitted already.
+        models = ("checkpoint.path", "checkpoint.resume")
+        fitted = any(schema.value_at(self.plain, key) for key in models)
+        if stages and "fit" not in stages and not fitted:
             what = f"a cross-validation fits, and stages is {list(stages)}"
             fix = "add 'fit' to stages, or drop data.folds"
             yield CombinationError("data.folds", what, fix, 8)

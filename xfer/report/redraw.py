@@ -18,10 +18,12 @@ from xfer.core.log import log
 from xfer.core.run_status import amended
 from xfer.core.types import InputSpec, Plain, Predictions, Samples
 from xfer.evaluation.metrics import FEW
+from xfer.evaluation.out_of_fold import TABLE
 from xfer.evaluation.predict import cell
 from xfer.report.heat import Heat, heat_of
 from xfer.report.page import render
-from xfer.report.write import answered
+from xfer.report.write import OF_FOLDS, answered, drawn_from
+from xfer.training.calibrate import before_and_after
 
 if TYPE_CHECKING:
     from xfer.config.specs import Specs
@@ -55,6 +57,8 @@ def redraw(specs: Specs, folder: Path) -> Plain:
 
 def _details(specs: Specs, folder: Path, result: Plain, plan: Plain) -> Plain:
     """What the card has beside ``result.json`` and ``plan.json``, see :func:`render`."""
+    from xfer.evaluation.evaluate import score_of
+
     scores = result.get("scores") or {}
     details: Plain = {
         "per_class": {name: score.get("per_class") or {} for name, score in scores.items()},
@@ -66,29 +70,35 @@ def _details(specs: Specs, folder: Path, result: Plain, plan: Plain) -> Plain:
         "exports": _if_there(folder / "export" / "parity.json", result.get("export") or []),
         "load": _if_there(folder / "load_report.json", {}),
     }
-    split = next((name for name in ("val", "test") if name in scores), None)
-    table = folder / f"predictions_{split}.csv"
-    if split is None or not table.exists():
+    split = next((name for name in ("val", "test") if name in scores), "cv")
+    table = folder / (TABLE if split == "cv" else f"predictions_{split}.csv")
+    if not table.exists():
         return details
     answers = answers_of(table, tuple(plan["classes"]))
-    samples, notes = _samples(specs, plan, split, answers)
+    samples, notes = _samples(specs, plan, "train" if split == "cv" else split, answers)
     spec = InputSpec.from_plain(plan["input"])
-    heat = None
-    if len(samples.images) and specs.report_maps:
-        heat = _heat(specs, folder, result, answers, samples, spec)
-    details |= answered(answers, samples, spec, heat=heat)
+    heat = pair = None
+    if split == "cv":
+        score = score_of(answers, used_for_selection=False)
+        details["per_class"]["cv"] = score.per_class
+        details["mistakes"]["cv"] = (score.n - round(score.acc * score.n), score.n)
+        notes = [OF_FOLDS, *notes]
+    else:
+        if len(samples.images) and specs.report_maps:
+            heat = _heat(specs, folder, result, answers, samples, spec)
+        chose = split == "val" and bool(scores["val"].get("used_for_selection"))
+        pair = before_and_after(result.get("calibration") or {}, answers, chose, specs.seed)
+        notes = [drawn_from(split), *notes]
+    details |= answered(answers, samples, spec, pair, heat)
     details["table"] = table.name
     if len(answers.classes) > FEW:  # the table has the first five probabilities alone
         details["charts"]["classes"], details["areas"] = (), {}
     for name, row in details["per_class"][split].items():
         row |= {"ap": details["areas"][name]} if name in details["areas"] else {}
-    details["notes"] = [
-        f"Predictions, mistakes and confusion are drawn from the {split} images.",
-        f"Drawn anew from what was on disk; confidences are those of {table.name}.",
-        *notes,
-    ]
-    for note in notes:
+    for note in notes[1:]:
         log.warning(note)
+    anew = f"Drawn anew from what was on disk; confidences are those of {table.name}."
+    details["notes"] = [notes[0], anew, *notes[1:]]
     return details
 
 
@@ -110,13 +120,15 @@ def history(path: Path) -> list[Plain]:
 
 
 def answers_of(path: Path, classes: tuple[str, ...]) -> Predictions:
-    """The answers that ``predictions_<split>.csv`` has, as the logarithms of its probabilities.
+    """The answers that ``predictions_<split>.csv`` has, as the logarithms of its probabilities; of
+    several repeats of a cross-validation those of the first.
 
     Above so many classes that it has the first five alone, the others share what is left. The
     largest is that of the class in ``prediction`` also where six decimals make two alike. Raises
     KeyError and ValueError for a table of other classes.
     """
-    rows = list(csv.DictReader(io.StringIO(read_text(path), newline="")))
+    every = csv.DictReader(io.StringIO(read_text(path), newline=""))
+    rows = [row for row in every if row.get("repeat", "0") == "0"]
     at = {cell(name): i for i, name in enumerate(classes)}
     shares = np.full((len(rows), len(classes)), _LEAST)
     for row, share in zip(rows, shares, strict=True):

@@ -34,6 +34,17 @@ if TYPE_CHECKING:
     from xfer.training.fit_result import FitResult
 
 
+OF_FOLDS = (
+    "Predictions, mistakes and confusion are those of the folds, in the first repeat: of fits that "
+    "had not seen the image, and not of the final model."
+)
+
+
+def drawn_from(split: str) -> str:
+    """The note of a card that is drawn from the answers to the images of a split."""
+    return f"Predictions, mistakes and confusion are drawn from the {split} images."
+
+
 def finish(work: Work, net: nn.Module | None = None) -> Plain:
     """Write ``result.json``; with the stage ``report`` also the figures and the run card, which
     has heat maps where the network that was evaluated is given. They stay in ``work``."""
@@ -70,17 +81,13 @@ def _shown(work: Work, dataset: Dataset) -> _Shown | None:
     """The answers on val or test; of a cross-validation without either those of its folds."""
     for name in ("val", "test"):
         if name in work.predictions:
-            note = f"Predictions, mistakes and confusion are drawn from the {name} images."
             table = f"predictions_{name}.csv"
-            return _Shown(name, dataset.splits[name], work.predictions[name], table, note)
+            answers = work.predictions[name]
+            return _Shown(name, dataset.splits[name], answers, table, drawn_from(name))
     held_out = work.fitted.cv if work.fitted else None
     if held_out is None:
         return None
-    note = (
-        "Predictions, mistakes and confusion are those of the folds, in the first repeat: of fits "
-        "that had not seen the image, and not of the final model."
-    )
-    return _Shown("cv", dataset.splits["train"], held_out.first, TABLE, note)
+    return _Shown("cv", dataset.splits["train"], held_out.first, TABLE, OF_FOLDS)
 
 
 def _draw_fit(work: Work, fitted: FitResult, dataset: Dataset, folder: Path) -> None:
@@ -165,7 +172,10 @@ def _details(work: Work, shown: _Shown | None) -> Plain:
     split, answers = shown.name, shown.answers
     pair = None
     if split in work.predictions:
-        pair = before_and_after(work.plan, work.card, split, answers)
+        card = work.card
+        fitted_on_them = shown.samples.sha256 == card.splits.get("val")
+        seed = work.plan.specs.seed
+        pair = before_and_after(card.calibration, answers, fitted_on_them, seed)
     details |= answered(answers, shown.samples, work.plan.card.input, pair, work.heat)
     details["table"], areas = shown.table, details["areas"]
     details["per_class"][split] = {

@@ -10,7 +10,7 @@ import numpy as np
 
 from xfer.core.log import log
 from xfer.core.seeds import derive
-from xfer.core.types import Card, Predictions
+from xfer.core.types import Card, Plain, Predictions
 from xfer.evaluation.calibration import (
     FOLDS,
     Calibrated,
@@ -153,20 +153,20 @@ class BeforeAndAfter(NamedTuple):
 
 
 def before_and_after(
-    plan: Plan, card: Card, split: str, answers: Predictions
+    facts: Plain, answers: Predictions, fitted_on_them: bool, seed: int
 ) -> BeforeAndAfter | None:
-    """The answers to the images of a split before the network was calibrated, and after it: if it
-    was fitted on them, each as scaled by what was fitted without it. ``None`` for a network that
-    is not calibrated, and for the mean of several views, which has no such logits."""
-    facts = card.calibration
+    """The ``answers`` before the network was calibrated, as the ``facts`` of its card say, and
+    after it: if that was ``fitted_on_them``, each as scaled by what was fitted without it, in folds
+    drawn from the run's ``seed``. ``None`` for a network that is not calibrated, and for the mean
+    of several views, which has no such logits."""
     if not facts or answers.views > 1 or answers.labels is None:
         return None
     scaling = scaling_of(facts, len(answers.classes))
     before = scaling.undone(answers.logits)
     earlier = replace(answers, logits=before.astype(np.float32))
-    if facts["fitted_on"] != "val" or plan.split(split).sha256 != card.splits.get("val"):
+    if facts["fitted_on"] != "val" or not fitted_on_them:
         return BeforeAndAfter(earlier, answers, False)
-    fold_of = folds(answers.labels, FOLDS, derive("calibration", plan.specs.seed))
+    fold_of = folds(answers.labels, FOLDS, derive("calibration", seed))
     fit = fit_temperature if scaling.method == "temperature" else fit_vector
     after = cross_fitted(before, answers.labels, fold_of, fit)
     return BeforeAndAfter(earlier, replace(answers, logits=after.astype(np.float32)), True)
