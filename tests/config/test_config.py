@@ -618,7 +618,7 @@ def test_the_commonest_words_of_other_tools_lead_to_a_key_of_ours() -> None:
         "type freeze=first_n freeze.n=NUMBER, of stages and not of layers"
     )
     assert message("val_dir=x").endswith("be folders in one folder, and type data.root=DIR")
-    assert message("data=csv", "data.file=x", "data.root=d").endswith(
+    assert message("data=digits", "data.root=d").endswith(
         "choose data=folder, which has it, or drop it"
     )
     assert compose_specs(["data=folder", "data.root=d"]).data.root == "d"

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from xfer.config.specs import Specs
 
 _NOT_OF_A_MODEL = ("choose", "sweep", "experiment")
+_NAME = "chosen"
+_OF_THE_RUN = ("seed", "stages", "tta", "calibration", "certificate")
 _PLACES = ("root", "file")
 
 
@@ -98,7 +100,7 @@ def experiment_of(specs: Specs, title: str) -> str:
     defaults = [{f"override /{group}": choices[group]} for group in groups]
     settings: Plain = {}
     for key, value in specs.config.items():
-        if key in groups or key in ("seed", "stages", "tta"):
+        if key in groups or key in _OF_THE_RUN:
             settings[key] = _without_targets(value)
     for place in _PLACES:
         if isinstance(text := settings["data"].get(place), str):
@@ -119,8 +121,8 @@ def write(session: Session, folder: Path) -> Plain:
     if specs is None:
         raise ValueError("nothing has been chosen")
     title = f"{printable(facts['winner'])}: chosen by xfer choose"
-    write_text(folder / "conf" / "experiment" / "chosen.yaml", experiment_of(specs, title))
-    again = shell([f"--config-dir={folder / 'conf'}", "experiment=chosen"])
+    write_text(folder / "conf" / "experiment" / f"{_NAME}.yaml", experiment_of(specs, title))
+    again = shell([f"--config-dir={folder / 'conf'}", f"experiment={_NAME}"])
     facts |= {"command": shell(session.specs.overrides), "experiment": again}
     write_json(folder / "choose.json", facts)
     write_text(folder / "choose.md", page(facts))
