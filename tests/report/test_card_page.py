@@ -146,7 +146,8 @@ def test_the_card_of_a_thousand_images_is_below_a_megabyte(tmp_path: Path) -> No
     assert len(text.encode()) < 1_000_000
     assert text.count("data:image/jpeg") > 25
     assert "predictions_val.csv has all" in text, "mistakes without a picture are not mentioned"
-    assert text.count('class="heat-map"') == 24 and "Right answers, to compare" in text
+    # Each mistake that was to have one, and as many right answers as there is room for.
+    assert text.count('class="heat-map"') > 12 + 3 and "Right answers, to compare" in text
 
 
 def test_a_heat_map_lies_over_its_picture_and_is_read_by_lightness_alone() -> None:

