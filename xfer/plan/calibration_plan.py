@@ -83,6 +83,11 @@ def plan_calibration(
     asked, solves = specs.calibration, specs.optim.solves
     if asked == "none" or "fit" not in (specs.stages or ("fit",)):
         return CalibrationPlan()
+    if getattr(specs.data, "fold", None) is not None:
+        # Nor may a fold's images decide about answers that they judge.
+        return CalibrationPlan(
+            why="the answers of a fold are pooled with those of others as they are"
+        )
     counts = _counts(dataset, solves)
     n, where = sum(counts), "cv" if solves else "val"
     if asked == "auto" and not solves:

@@ -45,6 +45,8 @@ def explained(result: Plain, plan: Plain) -> tuple[str, ...]:
             f": no image was left to choose an epoch by, so it was trained for {epochs}, the mean "
             "of the epochs that were best in the folds"
         )
+    if result.get("calibration"):
+        final += "; it is calibrated, which the fits of the folds are not"
     lines.append(f"{final}.")
     held = [name for name in ("val", "test") if name in (result.get("scores") or {})]
     if held:
