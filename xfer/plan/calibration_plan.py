@@ -83,18 +83,9 @@ def plan_calibration(
     asked, solves = specs.calibration, specs.optim.solves
     if asked == "none" or "fit" not in (specs.stages or ("fit",)):
         return CalibrationPlan()
-    if getattr(specs.data, "fold", None) is not None:
-        # Nor may a fold's images decide about answers that they judge.
-        return CalibrationPlan(
-            why="the answers of a fold are pooled with those of others as they are"
-        )
     counts = _counts(dataset, solves)
     n, where = sum(counts), "cv" if solves else "val"
-    if asked == "auto" and not solves:
-        why = "the network is trained step by step; calibration=temperature fits it on val"
-        return CalibrationPlan(why=why)
-    if asked == "auto" and n < FEWEST_UNASKED:
-        why = f"{n} held-out training images are too few, {FEWEST_UNASKED} are needed"
+    if why := _why_not(specs, n):
         return CalibrationPlan(why=why)
     layers = _layers(network, len(counts))
     if asked == "auto":
@@ -110,6 +101,18 @@ def plan_calibration(
         what = f"vector would take back {weighted}: its shifts fit the classes as they occur"
         raise CombinationError(_KEY, what, "type calibration=temperature", 16)
     return CalibrationPlan(asked, where, n, layers)
+
+
+def _why_not(specs: Specs, n: int) -> str:
+    """Why ``n`` images are not fitted on, though nothing is wrong; empty where they are."""
+    if getattr(specs.data, "fold", None) is not None:
+        # Images of a fold decide nothing about answers that they judge.
+        return "the answers of a fold are pooled with those of the others as they are"
+    if specs.calibration == "auto" and not specs.optim.solves:
+        return "the network is trained step by step; calibration=temperature fits it on val"
+    if specs.calibration == "auto" and n < FEWEST_UNASKED:
+        return f"{n} held-out training images are too few, {FEWEST_UNASKED} are needed"
+    return ""
 
 
 def _counts(dataset: Dataset, solves: bool) -> list[int]:
