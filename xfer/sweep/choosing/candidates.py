@@ -12,6 +12,7 @@ from xfer.config.verbs import override
 from xfer.core.errors import CombinationError, ConfigError
 from xfer.core.protocols import Undecided
 from xfer.models.backbone import index
+from xfer.weights.hub.libraries import store
 
 if TYPE_CHECKING:
     from xfer.config.specs import Specs
@@ -152,9 +153,7 @@ def _problem(library: str, name: str) -> ConfigError | None:
 
 def _of_torchvision() -> Iterator[Weighted]:
     """torchvision's, from the store of torch.hub: a file each set of weights."""
-    import torch
-
-    files = {p.name for p in (Path(torch.hub.get_dir()) / "checkpoints").glob("*.pth")}
+    files = {path.name for path in store().glob("*.pth")}
     if not files:
         return
     from torchvision import models

@@ -145,12 +145,17 @@ def of_torchvision_hub(name: str, tag: str | None, local: bool) -> Published:
     )
 
 
+def store() -> Path:
+    """The folder where torch.hub keeps files of weights."""
+    import torch
+
+    return Path(torch.hub.get_dir()) / "checkpoints"
+
+
 def stored(url: str, local: bool) -> Path:
     """A file of torch's own store, fetched when it is missing unless ``local``. The end of its
     name is how its sha256 begins. Raises WeightsError when it cannot be downloaded."""
-    import torch
-
-    path = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
+    path = store() / url.rsplit("/", 1)[-1]
     if path.is_file():
         return path
     if local:
