@@ -21,6 +21,7 @@ from xfer.core.errors import CombinationError
 from xfer.models.head.filled_layers import FilledHead, NearestImages, NearestMean, Sizes, best_scale
 from xfer.plan.make import make_plan
 from xfer.training.backbone_features import backbone_features
+from xfer.weights.formats.checkpoint_format import read_snapshot
 
 COUNT, WIDTH, CLASSES = 90, 24, 3
 
@@ -188,3 +189,15 @@ def test_what_would_train_is_refused_with_what_to_type(typed: list[str], fix: st
     assert error.value.number == 32
     assert f"type {fix}" in error.value.fix
     make_plan(compose_specs([*base, *typed, fix]))
+
+
+def test_sets_of_a_head_that_is_filled_are_those_of_images_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    typed = ["stages=[fit,evaluate]", "head=knn", "certificate.coverage=0.9"]
+    done = xfer.run("digits_freeze", typed)
+    made = read_snapshot(done.folder / "checkpoints/best.ckpt").card.certificate
+    assert made is not None and made.unlike is None and made.fitted_on == "cv"
+    assert made.n == 717 and done.facts is not None
+    assert 0.85 < done.facts["certificate"]["covered"] <= 1

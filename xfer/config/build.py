@@ -328,6 +328,12 @@ class Builder:
             what = "a rate that is looked for on all images has seen those that the folds hold out"
             fix = "find the rate in another run, without data.folds, and type optim.lr=RATE"
             yield CombinationError("data.folds", what, fix, 8)
+        if whole and "worth" in stages:
+            what = "worth has folds of its own, and is checked on images that data.folds leaves out"
+            yield CombinationError("data.folds", what, "drop it, or take worth out of stages", 8)
+        if str(self.facts.get("head", {}).get("_target_", "")).endswith((".Knn", ".Prototype")):
+            what = "the head answers each training image by all the others already: see cv_acc"
+            yield CombinationError("data.folds", what, "drop it", 27)
         if "data.val_fraction" in typed:
             what = "is of no use: the folds take the place of val"
             yield CombinationError("data.val_fraction", what, "drop it, or drop data.folds", 11)

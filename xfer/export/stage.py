@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from xfer.core.certificate import Certificate
-    from xfer.core.types import Array, Exported, Images, InputSpec
+    from xfer.core.types import Array, Card, Exported, Images, InputSpec
     from xfer.export.parity import Unseen
     from xfer.plan.plan import Plan
 
@@ -63,18 +63,20 @@ def hand_over(plan: Plan, net: nn.Module, folder: Path, checkpoint: Path | None)
         raise
     finally:
         for file in files:
-            log.info(_line(file))
+            log.info(_line(file, card))
     return list(files)
 
 
-def _line(file: Exported) -> str:
+def _line(file: Exported, card: Card) -> str:
     line = f"export/{file.file}: {file.bytes:,} bytes; "
     line += f"{file.compared} differ by up to {file.max_abs_diff:.1e}, "
     line += f"same top class on {file.agree:.1%} of {file.images} images"
     if file.bound is None:
         line += f"; accuracy on val {file.acc:.4f}, the checkpoint's {file.acc_network:.4f}"
     if promised := file.facts.get("certificate"):
-        line += "; the network's prediction sets and p-values"
+        line += "; the network's prediction sets"
+        if card.certificate and card.certificate.unlike is not None:
+            line += " and p-values"
         covers = "; what the sets cover is not checked: no images that nothing was fitted on"
         if promised["checked_on"]:
             share, n, split = (promised[key] for key in ("covered", "checked", "checked_on"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,7 @@ from xfer.evaluation.predict import write_predictions
 from xfer.models.head.filled_layers import FilledHead
 from xfer.models.network import assemble
 from xfer.training.backbone_features import BackboneFeatures, backbone_features
+from xfer.training.certify import HeldOut, certify
 from xfer.training.exact import at_rest, logged
 from xfer.training.fit_result import FitResult
 from xfer.weights.formats.checkpoint_format import Snapshot, identity, write_snapshot
@@ -54,7 +56,11 @@ def fit(plan: Plan, folder: Path) -> FitResult:
     write_rows(folder / "metrics.csv", [row])
     _write_held_out(plan, features, held_out, folder)
     chosen = {"metric": "cv_loss", "value": row["cv_loss"], "epoch": 1, "step": 0}
-    snapshot = Snapshot(plan.card, net.state_dict(), chosen, run=identity(plan.facts))
+    train = features.cached.work.splits["train"]
+    known = HeldOut(held_out, train.labels, "cv", train.sha256)
+    # What enters the head is what it holds: its distances to them are its answers already.
+    card = replace(plan.card, certificate=certify(plan.specs.certificate, known, unlike=None))
+    snapshot = Snapshot(card, net.state_dict(), chosen, run=identity(plan.facts))
     best = best_checkpoint(folder)
     best.parent.mkdir(exist_ok=True)
     for file in (best, checkpoints(folder) / LAST):
