@@ -10,7 +10,9 @@ import pytest
 import xfer
 
 
-@pytest.mark.parametrize("options", [[], ["data.folds=3"]], ids=["calibrated", "folds"])
+@pytest.mark.parametrize(
+    "options", [[], ["data.folds=3", "certificate.coverage=0.9"]], ids=["calibrated", "folds"]
+)
 def test_a_redrawn_card_has_the_sections_and_charts_of_the_first(
     options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

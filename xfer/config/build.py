@@ -294,7 +294,9 @@ class Builder:
             yield CombinationError("features", what, "type features=auto", 25)
 
     def _unused(self, stages: tuple[str, ...], typed: Collection[str]) -> Iterator[XferError]:
-        """What was typed and no stage asks for."""
+        """What was typed and no stage asks for; a run whose card is drawn anew has done it."""
+        if stages == ("report",) and schema.value_at(self.plain, "checkpoint.resume"):
+            return
         if "tta" in typed and stages and not {"evaluate", "predict"} & set(stages):
             what = f"is for evaluate and predict, and stages is {list(stages)}"
             yield CombinationError("tta", what, "drop it, or add 'evaluate' to stages", 21)
