@@ -24,8 +24,9 @@ _CANIDAE = (
     "https://mindspore-website.obs.cn-north-4.myhuaweicloud.com"
     "/notebook/datasets/intermediate/Canidae_data.zip"
 )
-_SYNONYMS = {"training": "train", "valid": "val", "validation": "val", "dev": "val", "eval": "val"}
-_SYNONYMS |= {"testing": "test"} | {split: split for split in SPLITS}
+SYNONYMS = {"training": "train", "valid": "val", "validation": "val", "dev": "val", "eval": "val"}
+SYNONYMS |= {"testing": "test"} | {split: split for split in SPLITS}
+"""What people call a split, in lower case, and what it is called here."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ def _splits(tree: Tree) -> list[str]:
 
 def _refuse_misnamed(tree: Tree, name: str, beside: bool) -> None:
     near = difflib.get_close_matches(name.lower(), SPLITS, 1) if beside else []
-    meant = _SYNONYMS.get(name.lower(), near[0] if near else None)
+    meant = SYNONYMS.get(name.lower(), near[0] if near else None)
     if meant and tree.has_folders(name):
         what = f"is not the name of a split; did you mean '{meant}'?"
         raise DataError(tree.root / name, what, f"rename the folder to {tree.root / meant}", 3)
@@ -129,11 +130,11 @@ def _refuse_misnamed(tree: Tree, name: str, beside: bool) -> None:
 
 def _refuse_one_split(root: Path) -> None:
     """Raise DataError where the root is one split of a data set that has another beside it."""
-    if root.name.lower() not in _SYNONYMS:
+    if root.name.lower() not in SYNONYMS:
         return
     classes = set(Tree(root).folders(""))
     for name in Tree(root.parent).folders(""):
-        beside, is_split = root.parent / name, name.lower() in _SYNONYMS
+        beside, is_split = root.parent / name, name.lower() in SYNONYMS
         if name != root.name and is_split and classes & set(Tree(beside).folders("")):
             what = f"is one split of a data set: {beside} lies beside it"
             raise DataError(root, what, f"type data.root={root.parent}", 72)
@@ -142,8 +143,8 @@ def _refuse_one_split(root: Path) -> None:
 def _refuse_data_set(tree: Tree, below: str) -> None:
     """Raise DataError where a class folder holds splits: it is a data set, and no class."""
     inner = tree.folders(below)
-    splits = {_SYNONYMS[name.lower()] for name in inner if name.lower() in _SYNONYMS}
-    if len(splits) > 1 or (splits and all(name.lower() in _SYNONYMS for name in inner)):
+    splits = {SYNONYMS[name.lower()] for name in inner if name.lower() in SYNONYMS}
+    if len(splits) > 1 or (splits and all(name.lower() in SYNONYMS for name in inner)):
         what = f"its folder '{below}' is a data set, not a class: it holds {', '.join(inner[:3])}"
         raise DataError(tree.root, what, f"did you mean data.root={tree.root / below}?", 71)
 
