@@ -72,7 +72,7 @@ SHARED = {
     622: "weights/formats/read.py weights/formats/torch_pickle.py",
     623: "weights/formats/torch_pickle.py weights/formats/zip_check.py",
     631: "core/run_folder.py sweep/ledger.py",
-    900: "core/download.py core/files.py core/http.py",
+    900: "core/download.py core/files.py core/http.py data/pack.py",
 }
 
 

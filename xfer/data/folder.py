@@ -96,6 +96,15 @@ def _origin(root: Path) -> list[str]:
         return []  # there is none, or it is not ours: the images are looked at all the same
 
 
+def listed(root: Path) -> tuple[list[ImageRow], list[str]]:
+    """All images below ``root``, in order, with the splits that have folders, and remarks on what
+    was left out. Raises DataError as :meth:`Folder.dataset`."""
+    tree = Tree(root)
+    _refuse_one_split(root)
+    rows = [row for split in _splits(tree) for row in _rows(tree, split)]
+    return rows, tree.remarks()
+
+
 def _splits(tree: Tree) -> list[str]:
     """The split folders below the root; one empty name when the class folders are there."""
     root, top = tree.root, tree.folders("")

@@ -76,11 +76,6 @@ class Shards(Loading):
         return of_files(divide(rows, self, root, training), root, self, remarks, places)
 
 
-def has_tars(folder: Path) -> bool:
-    """Whether tar files lie in ``folder``, or in the folder of a split in it."""
-    return any(any((folder / split).glob("*.tar")) for split in ("", *SPLITS))
-
-
 def _tars(root: Path) -> tuple[dict[str, list[Path]], list[str]]:
     """The tar files of each split, of one with an empty name where there are no folders of splits;
     and remarks."""
@@ -169,6 +164,11 @@ def read_pack(path: Path) -> PackFacts | None:
 def index_file(shard: Path) -> Path:
     """The index that ``xfer pack`` writes beside a shard."""
     return shard.with_suffix(".index.json")
+
+
+def index_name(name: str) -> str:
+    """``name`` as an index has it, where bytes that are no UTF-8 are escaped: JSON has none."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def read_index(shard: Path) -> ShardFacts | None:
@@ -273,7 +273,7 @@ def _hashes(path: Path, index: TarIndex) -> list[str]:
     if facts is None:
         return [""] * len(index.samples)
     given = [tuple(row[:3]) for row in facts.images]
-    if given != [(s.name, s.start, s.size) for s in index.samples]:
+    if given != [(index_name(s.name), s.start, s.size) for s in index.samples]:
         what = f"does not describe {path.name}, which has other images or at other bytes"
         fix = f"pack the images again, or remove it: rm '{index_file(path)}'"
         raise DataError(index_file(path), what, fix, 83)
