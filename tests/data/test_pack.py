@@ -113,6 +113,14 @@ def test_real_photographs_answer_the_same(
     assert left[0] == left[1] and b"wolves" in left[0][0]
 
 
+@pytest.mark.parametrize("cats", ["train/cat", "cat"])
+def test_shards_that_are_read_as_a_folder_have_a_remedy(tmp_path: Path, cats: str) -> None:
+    folders(tmp_path / "in", {cats: 2, cats.replace("cat", "dog"): 2})
+    out = pack(Folder(str(tmp_path / "in")), str(tmp_path / "out"), 1)
+    with pytest.raises(DataError, match=r"E30[27].*Fix: type data=shards to read its tar files"):
+        Folder(str(out)).dataset(True)
+
+
 # The shards
 
 

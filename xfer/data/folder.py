@@ -158,12 +158,17 @@ def _refuse_data_set(tree: Tree, below: str) -> None:
         raise DataError(tree.root, what, f"did you mean data.root={tree.root / below}?", 71)
 
 
+def _has_tars(folder: Path) -> bool:
+    return any(folder.glob("*.tar"))
+
+
 def _rows(tree: Tree, split: str) -> list[ImageRow]:
     labels, folder = tree.folders(split), tree.root / split
     if not labels:
         what = "; ".join(["holds no class folders", *tree.remarks()])
         examples = f"{folder / 'cats'} and {folder / 'dogs'}"
         fix = f"sort the images into one folder per class, such as {examples}"
+        fix = "type data=shards to read its tar files" if _has_tars(folder) else fix
         raise DataError(folder, what, fix, 2)
     rows = []
     for label in labels:
@@ -172,6 +177,8 @@ def _rows(tree: Tree, split: str) -> list[ImageRow]:
         if not names:
             what = "; ".join(["holds no images", *tree.remarks(f"{below}/")])
             fix = "add images or remove the folder"
+            if _has_tars(tree.root / below):
+                fix = "type data=shards to read its tar files"
             if FOREIGN in what:
                 fix = f"convert them, as with: magick mogrify -format png '{tree.root / below}'/*"
             raise DataError(tree.root / below, what, fix, 7)
