@@ -21,6 +21,7 @@ from xfer.core.errors import CombinationError, CommandError, DataError, OutputEr
 from xfer.core.types import Dataset
 from xfer.data import Digits, Folder, Shards
 from xfer.data.pack import pack
+from xfer.report.comparison.thumbnails import thumbnail
 
 FULL = {f"{split}/{c}": 4 for split in ("train", "val", "test") for c in ("cat", "dog")}
 MODEL = ["backbone=digits_resnet", "source=digits_0_4", "data.batch_size=8", "data.workers=0"]
@@ -113,6 +114,16 @@ def test_real_photographs_answer_the_same(
     assert left[0] == left[1] and b"wolves" in left[0][0]
 
 
+def test_a_comparison_shows_the_images_of_shards(root: Path, tmp_path: Path) -> None:
+    out = pack(Folder(str(root)), str(tmp_path / "out"), 1)
+    shown = thumbnail(out, "val/cat/00.jpg")
+    assert shown == thumbnail(root, "val/cat/00.jpg") != thumbnail(out, "val/cat/01.jpg") != ""
+    assert thumbnail(out, "val/cat/99.jpg") == ""
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links" / "x.tar").symlink_to(out / "val" / "val-000000.tar")
+    assert thumbnail(tmp_path / "links", "cat/00.jpg") == ""
+
+
 @pytest.mark.parametrize("cats", ["train/cat", "cat"])
 def test_shards_that_are_read_as_a_folder_have_a_remedy(tmp_path: Path, cats: str) -> None:
     folders(tmp_path / "in", {cats: 2, cats.replace("cat", "dog"): 2})
@@ -203,9 +214,9 @@ def test_what_was_damaged_or_replaced_is_written_again(root: Path, tmp_path: Pat
     assert content(pack(Folder(str(root)), str(out), 1)) == expected
     path = root / "val" / "cat" / "00.jpg"
     size = path.stat().st_size
-    path.write_bytes(bytes(size))  # another picture of the same size
+    path.write_bytes(b"\1" * size)  # another picture of the same size
     pack(Folder(str(root)), str(out), 1)
-    assert bytes(size) in content(out)["val/val-000000.tar"]
+    assert b"\1" * size in content(out)["val/val-000000.tar"]
 
 
 # What is refused

@@ -132,6 +132,18 @@ def _refuse_mixed(root: Path, tars: Sequence[Path]) -> None:
         raise DataError(root, what, f"put the tar files of each into {folders}", 85)
 
 
+def members_of(root: Path) -> dict[str, ImagePlace]:
+    """Where the images in the shards below ``root`` lie, by name; nothing where there are none that
+    can be read. No link is followed that leads out of ``root``."""
+    whole = root.resolve()
+    try:
+        tars = _tars(root)[0].items()
+        inside = {s: [t for t in some if t.resolve().is_relative_to(whole)] for s, some in tars}
+        return _rows(root, inside)[1]
+    except DataError:
+        return {}
+
+
 def _check_pack(root: Path, tars: Mapping[str, Sequence[Path]]) -> None:
     """Raise DataError where ``xfer pack`` has not ended, or has written other shards than there
     are."""
