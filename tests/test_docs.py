@@ -107,7 +107,7 @@ def what_a_verb_finds(words: Sequence[str]) -> None:
         began = {"overrides": ["data.root=my_images"], "stages": ["fit", "evaluate"]}
         (folder / "plan.json").write_text(json.dumps({**began, "config_dirs": []}))
         (folder / "status.json").write_text(json.dumps({"state": "finished"}))
-    if words[0] in ("train", "plan", "choose"):
+    if words[0] in ("train", "plan", "choose", "pack"):
         data = Path(words[1])
         data.touch() if data.suffix else data.mkdir(parents=True)
 

@@ -20,6 +20,7 @@ from xfer.core.run_status import recorded
 from xfer.core.signals import heeded
 from xfer.core.slurm_env import slurm_task
 from xfer.core.types import Plain, Predictions, Samples
+from xfer.data.pack import pack
 from xfer.data.tta import tta_words
 from xfer.export import refuse_early
 from xfer.models.head import Knn, Prototype
@@ -138,6 +139,8 @@ def _without_plan(specs: Specs, began: float) -> Result | None:
         return _leaderboard(specs, specs.sweep.dir)
     if "compare" in specs.stages:
         return _compare(specs)
+    if "pack" in specs.stages:
+        return Result(pack(specs.data, specs.packing.out, specs.packing.mb), {}, None)
     return _predict_alone(specs, specs.predict_with, began) if specs.predict_with else None
 
 

@@ -26,6 +26,7 @@ KEEPS_NOTHING = ("experiment", "sweep", "export")
 GIVEN = {
     ("data", "folder"): "data.root=photos",
     ("data", "csv"): "data.file=photos.csv",
+    ("data", "shards"): "data.root=shards",
     ("backbone", "timm"): "backbone.name=resnet18",
     ("backbone", "torchvision"): "backbone.name=squeezenet1_0",
     ("source", "file"): "source.path=weights.pt",
@@ -75,7 +76,7 @@ def _parts(text: str) -> list[str]:
 
 
 def test_every_option_is_found() -> None:
-    assert len(OPTIONS) == 113
+    assert len(OPTIONS) == 114
     assert {group for group, _ in OPTIONS} == set(GROUPS)
 
 

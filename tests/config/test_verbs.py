@@ -81,11 +81,21 @@ def test_each_verb_is_a_command_and_takes_what_stands_after_its_words(here: Path
         "choose . minutes=5 seed=1": [
             *("choose=cached", "data.root=.", "choose.minutes=5", "seed=1"),
         ],
+        "pack 'my images' out pack.mb=9": [
+            *("stages=[pack]", "data.root='my images'", "pack.out=out", "pack.mb=9"),
+        ],
         "resume last": [*again, f"checkpoint.resume={run}"],
     }
     for typed, words in spelt.items():
         assert spelt_out(shlex.split(typed)) == words
     assert {typed.split()[0] for typed in spelt} == set(VERBS)
+
+
+def test_a_folder_of_shards_is_trained_on_as_shards(here: Path) -> None:
+    Path("shards/val").mkdir(parents=True)
+    assert spelt_out(["train", "shards"]) == ["data.root=shards"]
+    Path("shards/val/000000.tar").touch()
+    assert spelt_out(["train", "shards"]) == ["data=shards", "data.root=shards"]
 
 
 def test_an_onnx_file_predicts_without_its_run(here: Path) -> None:

@@ -58,6 +58,8 @@ SHARED = {
     ),
     348: "training/exact.py training/image_audit.py",
     374: "data/dataset.py data/preprocess.py",
+    378: "data/shards.py data/tar_index.py",
+    381: "data/shards.py data/tar_index.py",
     401: "api.py core/torch_file.py weights/formats/detect.py",
     402: "core/torch_file.py weights/formats/detect.py weights/formats/zip_check.py",
     404: "weights/formats/read.py weights/formats/state_dict.py",
@@ -70,7 +72,7 @@ SHARED = {
     622: "weights/formats/read.py weights/formats/torch_pickle.py",
     623: "weights/formats/torch_pickle.py weights/formats/zip_check.py",
     631: "core/run_folder.py sweep/ledger.py",
-    900: "core/download.py core/files.py core/http.py",
+    900: "core/download.py core/files.py core/http.py data/pack.py",
 }
 
 

@@ -12,7 +12,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from xfer.config import custom, other_tools, schema
 from xfer.config.help import GROUPS
 from xfer.config.provenance import Places, override_key
-from xfer.config.specs import STAGES, Embedding, Exports, ModelFile, Promise, Specs
+from xfer.config.specs import STAGES, Embedding, Exports, ModelFile, Packing, Promise, Specs
 from xfer.core.errors import Attempts, CombinationError, ConfigError, XferError, closest, raise_all
 from xfer.core.files import path_problem
 from xfer.core.types import Calibrating, Plain, Tta
@@ -20,7 +20,14 @@ from xfer.core.types import Calibrating, Plain, Tta
 _SPEC_GROUPS = tuple(g for g in GROUPS if g not in ("experiment", "export"))
 _PATHS = (
     *("run.dir", "checkpoint.path", "checkpoint.resume", "source.path", "features.dir"),
-    *("sweep.dir", "predict.model", "predict.labels", "predict.recipe", "embed.neighbours"),
+    *(
+        "sweep.dir",
+        "predict.model",
+        "predict.labels",
+        "predict.recipe",
+        "embed.neighbours",
+        "pack.out",
+    ),
 )
 """Keys that name a file or folder; those of data and what is predicted have their own checks."""
 _OF_EMBED = ("format", "neighbours", "k")
@@ -84,6 +91,15 @@ GENERAL: dict[str, tuple[Any, str]] = {
         tuple[str, ...] | None,
         "the run folders that the stage compare puts beside each other, two or more",
     ),
+    "pack.out": (
+        str | None,
+        "the folder that the stage pack writes shards of the images into; a new one, or one that "
+        "it has begun to fill",
+    ),
+    "pack.mb": (
+        Annotated[int, Ge(1), Le(100_000)],
+        "the megabytes (1e6 bytes) of a shard at most; an image that is larger has one of its own",
+    ),
     "report.maps": (
         Annotated[int, Ge(0), Le(200)],
         "images on the run card that have a heat map, two mistakes for each right answer; 0 "
@@ -132,6 +148,7 @@ class Builder:
             "predict_with": self._model_file(),
             "compare_runs": self._value("compare.runs") or (),
             "embed": Embedding(*(self._value(f"embed.{k}") for k in _OF_EMBED)),
+            "packing": Packing(self._value("pack.out") or "", self._value("pack.mb")),
             "report_maps": self._value("report.maps"),
         }
         if trainer is not None:
@@ -142,6 +159,7 @@ class Builder:
             *self._impossible_paths(),
             *self._wrong_stages(stages, inputs),
             *self._wrong_comparison(stages, general["compare_runs"]),
+            *self._wrong_packing(stages, general["packing"]),
             *self._wrong_audit(stages),
             *self._wrong_embedding(stages, general["embed"]),
             *self._contradictions(),
@@ -280,6 +298,20 @@ class Builder:
         for run in runs:
             if problem := path_problem(run):
                 yield ConfigError("compare.runs", f"'{run[:80]}' {problem}", "write it out", 99)
+
+    def _wrong_packing(self, stages: tuple[str, ...], asked: Packing) -> Iterator[XferError]:
+        """The stage ``pack`` with other stages or without a folder, and a folder without it."""
+        if "pack" not in stages:
+            if asked.out or asked.mb != Packing.mb:
+                what = "is given but stages has no 'pack'"
+                key = "pack.out" if asked.out else "pack.mb"
+                yield CombinationError(key, what, f"type stages=[pack], or drop {key}", 47)
+        elif stages != ("pack",):
+            what = f"packing is no part of a run; stages is {list(stages)}"
+            yield CombinationError("stages", what, "type stages=[pack]", 47)
+        elif not asked.out:
+            what = "must be given: the folder that the shards are written into"
+            yield CombinationError("pack.out", what, "type pack.out=OUT", 48)
 
     def _wrong_audit(self, stages: tuple[str, ...]) -> Iterator[XferError]:
         """The stage ``audit`` with what it cannot do its work with."""

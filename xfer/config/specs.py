@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 STAGES = (
     *("audit", "lr_find", "fit", "evaluate", "predict", "export", "benchmark", "report"),
-    *("leaderboard", "compare", "worth", "embed"),
+    *("leaderboard", "compare", "worth", "embed", "pack"),
 )
 
 
@@ -57,6 +57,15 @@ class Embedding:
     format: Literal["npz", "parquet"] = "npz"
     neighbours: str | None = None
     k: int = 10
+
+
+@dataclass(frozen=True)
+class Packing:
+    """Where the stage pack writes the images of a folder, and the megabytes (1e6 bytes) of a
+    shard."""
+
+    out: str = ""
+    mb: int = 256
 
 
 @dataclass(frozen=True)
@@ -106,6 +115,7 @@ class Specs:
     calibration: Calibrating = "auto"
     certificate: Promise = Promise()
     embed: Embedding = Embedding()
+    packing: Packing = Packing()
     report_maps: int = 24
     compose: Callable[[Sequence[str]], Plain] | None = None
     slots: Plain = field(default_factory=dict)

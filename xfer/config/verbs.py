@@ -119,7 +119,8 @@ def _in_grammar(value: Any) -> str:
 def _data(text: str) -> list[str]:
     path = Path(text).expanduser()
     if path.is_dir():
-        return [override("data.root", text)]
+        shards = any(any(path.glob(f"{split}*.tar")) for split in ("", "train/", "val/", "test/"))
+        return [*(["data=shards"] if shards else []), override("data.root", text)]
     if path.suffix.lower() == ".csv" and path.exists():
         return ["data=csv", override("data.file", text)]
     raise _no_such(text, "a folder of images, or a CSV file of their paths and labels")
@@ -194,6 +195,12 @@ def _minutes(words: Sequence[str], rest: Sequence[str]) -> list[str]:
         what = "needs the images to choose on"
         raise CommandError("choose", what, "type xfer choose DATA minutes=10", 26)
     return [f"choose.{text}" if text.startswith("minutes=") else text for text in rest]
+
+
+def _pack(words: Sequence[str]) -> list[str]:
+    if not Path(words[0]).expanduser().is_dir():
+        raise _no_such(words[0], "a folder of images")
+    return ["stages=[pack]", override("data.root", words[0]), override("pack.out", words[1])]
 
 
 def _one_or_all(words: Sequence[str]) -> str | list[str]:
@@ -316,4 +323,5 @@ VERBS = {
     "resume": Verb("RUN", "finish a run that was stopped", _resume),
     "compare": Verb("RUN RUN", "put runs beside each other", _compare, 2, 0),
     "choose": Verb("DATA minutes=10", "choose and train the best model", _choose, 0, 1, _minutes),
+    "pack": Verb("DIR OUT", "write a folder as tar files (shards)", _pack, 2, 2),
 }

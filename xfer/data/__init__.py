@@ -5,5 +5,6 @@ from xfer.data.digits import Digits
 from xfer.data.folder import Canidae, Folder
 from xfer.data.manifest import Manifest
 from xfer.data.mnist import Mnist
+from xfer.data.shards import Shards
 
-__all__ = ["Canidae", "Digits", "Folder", "Manifest", "Mnist"]
+__all__ = ["Canidae", "Digits", "Folder", "Manifest", "Mnist", "Shards"]

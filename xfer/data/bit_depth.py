@@ -7,7 +7,6 @@ negative numbers: what is black and what is white does not follow from the file'
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from xfer.core.errors import DataError, printable
@@ -17,6 +16,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from xfer.core.types import PixelRange
+    from xfer.data.image_bytes import ImagePlace
 
 _FULL = (0.0, 65535.0)
 _BITS = (8, 10, 12, 14, 16)
@@ -106,7 +106,9 @@ def scaled(pixels: npt.NDArray[Any], over: PixelRange | None) -> Image:
 
 
 def decide(
-    asked: PixelRange | Literal["auto"] | None, deep: Sequence[tuple[Path, Extent]], where: object
+    asked: PixelRange | Literal["auto"] | None,
+    deep: Sequence[tuple[ImagePlace, Extent]],
+    where: object,
 ) -> tuple[PixelRange | None, list[str]]:
     """The range of a data set with the files ``deep``, and what is said about it.
 
@@ -134,7 +136,7 @@ def decide(
     return (0.0, float(2**bits - 1)), [line]
 
 
-def range_remarks(deep: Sequence[tuple[Path, Extent]], over: PixelRange | None) -> list[str]:
+def range_remarks(deep: Sequence[tuple[ImagePlace, Extent]], over: PixelRange | None) -> list[str]:
     """What is to be said of deep files that are read with a range decided elsewhere."""
     if not deep:
         return []

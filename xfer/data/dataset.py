@@ -15,6 +15,7 @@ from xfer.core.errors import DataError, printable
 from xfer.core.types import Dataset, Images, InputSpec, Samples
 from xfer.data.bit_depth import decide
 from xfer.data.image import Arrays, Files
+from xfer.data.image_bytes import ImagePlace
 from xfer.data.leakage import compare, first_few
 from xfer.data.options import SPLITS, ImageRow, Loading
 from xfer.data.preprocess import check_size, named
@@ -28,13 +29,17 @@ _FEW = 30  # images
 
 
 def of_files(
-    rows: list[ImageRow], root: Path, how: Loading, remarks: Iterable[str] = ()
+    rows: list[ImageRow],
+    root: Path,
+    how: Loading,
+    remarks: Iterable[str] = (),
+    places: Mapping[str, ImagePlace] | None = None,
 ) -> Dataset:
-    """The image files ``root / name``, every one read.
+    """The image files ``root / name``, or those that lie at ``places`` by name, every one read.
 
     Raises DataError for broken ones, unless ``how`` skips them, and for leakage as it says.
     """
-    facts = examine([root / row.name for row in rows], root)
+    facts = examine([places[r.name] if places else root / r.name for r in rows], root)
     if how.on_bad == "skip":
         rows, facts, skipped = _sound(rows, facts, root)
         remarks = [*remarks, *skipped]

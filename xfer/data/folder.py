@@ -24,8 +24,9 @@ _CANIDAE = (
     "https://mindspore-website.obs.cn-north-4.myhuaweicloud.com"
     "/notebook/datasets/intermediate/Canidae_data.zip"
 )
-_SYNONYMS = {"training": "train", "valid": "val", "validation": "val", "dev": "val", "eval": "val"}
-_SYNONYMS |= {"testing": "test"} | {split: split for split in SPLITS}
+SYNONYMS = {"training": "train", "valid": "val", "validation": "val", "dev": "val", "eval": "val"}
+SYNONYMS |= {"testing": "test"} | {split: split for split in SPLITS}
+"""What people call a split, in lower case, and what it is called here."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,15 @@ def _origin(root: Path) -> list[str]:
         return []  # there is none, or it is not ours: the images are looked at all the same
 
 
+def listed(root: Path) -> tuple[list[ImageRow], list[str]]:
+    """All images below ``root``, in order, with the splits that have folders, and remarks on what
+    was left out. Raises DataError as :meth:`Folder.dataset`."""
+    tree = Tree(root)
+    _refuse_one_split(root)
+    rows = [row for split in _splits(tree) for row in _rows(tree, split)]
+    return rows, tree.remarks()
+
+
 def _splits(tree: Tree) -> list[str]:
     """The split folders below the root; one empty name when the class folders are there."""
     root, top = tree.root, tree.folders("")
@@ -121,7 +131,7 @@ def _splits(tree: Tree) -> list[str]:
 
 def _refuse_misnamed(tree: Tree, name: str, beside: bool) -> None:
     near = difflib.get_close_matches(name.lower(), SPLITS, 1) if beside else []
-    meant = _SYNONYMS.get(name.lower(), near[0] if near else None)
+    meant = SYNONYMS.get(name.lower(), near[0] if near else None)
     if meant and tree.has_folders(name):
         what = f"is not the name of a split; did you mean '{meant}'?"
         raise DataError(tree.root / name, what, f"rename the folder to {tree.root / meant}", 3)
@@ -129,11 +139,11 @@ def _refuse_misnamed(tree: Tree, name: str, beside: bool) -> None:
 
 def _refuse_one_split(root: Path) -> None:
     """Raise DataError where the root is one split of a data set that has another beside it."""
-    if root.name.lower() not in _SYNONYMS:
+    if root.name.lower() not in SYNONYMS:
         return
     classes = set(Tree(root).folders(""))
     for name in Tree(root.parent).folders(""):
-        beside, is_split = root.parent / name, name.lower() in _SYNONYMS
+        beside, is_split = root.parent / name, name.lower() in SYNONYMS
         if name != root.name and is_split and classes & set(Tree(beside).folders("")):
             what = f"is one split of a data set: {beside} lies beside it"
             raise DataError(root, what, f"type data.root={root.parent}", 72)
@@ -142,10 +152,14 @@ def _refuse_one_split(root: Path) -> None:
 def _refuse_data_set(tree: Tree, below: str) -> None:
     """Raise DataError where a class folder holds splits: it is a data set, and no class."""
     inner = tree.folders(below)
-    splits = {_SYNONYMS[name.lower()] for name in inner if name.lower() in _SYNONYMS}
-    if len(splits) > 1 or (splits and all(name.lower() in _SYNONYMS for name in inner)):
+    splits = {SYNONYMS[name.lower()] for name in inner if name.lower() in SYNONYMS}
+    if len(splits) > 1 or (splits and all(name.lower() in SYNONYMS for name in inner)):
         what = f"its folder '{below}' is a data set, not a class: it holds {', '.join(inner[:3])}"
         raise DataError(tree.root, what, f"did you mean data.root={tree.root / below}?", 71)
+
+
+def _has_tars(folder: Path) -> bool:
+    return any(folder.glob("*.tar"))
 
 
 def _rows(tree: Tree, split: str) -> list[ImageRow]:
@@ -154,6 +168,7 @@ def _rows(tree: Tree, split: str) -> list[ImageRow]:
         what = "; ".join(["holds no class folders", *tree.remarks()])
         examples = f"{folder / 'cats'} and {folder / 'dogs'}"
         fix = f"sort the images into one folder per class, such as {examples}"
+        fix = "type data=shards to read its tar files" if _has_tars(folder) else fix
         raise DataError(folder, what, fix, 2)
     rows = []
     for label in labels:
@@ -162,6 +177,8 @@ def _rows(tree: Tree, split: str) -> list[ImageRow]:
         if not names:
             what = "; ".join(["holds no images", *tree.remarks(f"{below}/")])
             fix = "add images or remove the folder"
+            if _has_tars(tree.root / below):
+                fix = "type data=shards to read its tar files"
             if FOREIGN in what:
                 fix = f"convert them, as with: magick mogrify -format png '{tree.root / below}'/*"
             raise DataError(tree.root / below, what, fix, 7)

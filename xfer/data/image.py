@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from PIL import Image as PIL
@@ -14,6 +12,7 @@ from PIL import ImageOps, UnidentifiedImageError
 
 from xfer.core.errors import DataError, printable
 from xfer.data.bit_depth import is_deep, numbers, scaled
+from xfer.data.image_bytes import ImagePlace, TarMember, read_file
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,7 +26,6 @@ SUFFIXES = frozenset(f".{name}" for name in _NAMED.split())
 # Not every format that PIL knows: its EPS plugin starts Ghostscript, whatever the file is called.
 _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM", "AVIF")
 MAX_PIXELS = 64_000_000
-_MAX_BYTES = 1 << 30
 _ORIENTATION = 0x0112  # EXIF's tag
 
 Size = tuple[int, int]
@@ -35,14 +33,14 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True)
 class Files:
-    """Image files as a sequence of RGB pictures.
+    """Image files, or members of shards, as a sequence of RGB pictures.
 
     ``range`` is that of files of more than 8 bits. ``scanned`` has the stamp and the sha256 that
     each file had when it was scanned; one that holds something else by now is a DataError.
     ``sizes`` are (width, height) in pixels, as far as they are known.
     """
 
-    paths: tuple[Path, ...]
+    paths: tuple[ImagePlace, ...]
     range: PixelRange | None = None
     scanned: tuple[tuple[str, str], ...] = ()
     sizes: tuple[Size, ...] = ()
@@ -69,7 +67,7 @@ class Arrays:
 
 
 def decode(
-    path: Path, over: PixelRange | None = None, scanned: tuple[str, str] | None = None
+    path: ImagePlace, over: PixelRange | None = None, scanned: tuple[str, str] | None = None
 ) -> Image:
     """Decode one file to RGB: EXIF orientation applied, alpha over white, more than 8 bits scaled
     to 8 by the range ``over`` (see :func:`xfer.data.bit_depth.scaled`).
@@ -87,21 +85,6 @@ def decode(
         what = "has changed since it was scanned, so the plan no longer describes it"
         raise DataError(path, what, "leave the images alone during a run, and start it again", 73)
     return decoded
-
-
-def read_file(path: Path) -> tuple[bytes, str]:
-    """What is in a regular file, and its stamp when all of it was read."""
-    # Opening a pipe would wait for a writer, for ever.
-    if not path.is_file() and path.exists():
-        raise ValueError("it is not a regular file")
-    with path.open("rb") as stream:
-        facts = os.fstat(stream.fileno())
-        if facts.st_size > _MAX_BYTES:
-            raise ValueError(f"{facts.st_size} bytes; more than {_MAX_BYTES}")
-        data = stream.read()
-        stamp = stamp_of(os.fstat(stream.fileno()))
-    # A file that was written to meanwhile has no stamp that a scan could have seen.
-    return data, stamp if stamp == stamp_of(facts) else ""
 
 
 def open_image(data: bytes) -> Image:
@@ -162,13 +145,11 @@ def reason_of(error: Exception) -> str:
     return printable(error) or type(error).__name__
 
 
-def broken_image(path: Path, reason: str, more: int = 0) -> DataError:
+def broken_image(path: ImagePlace, reason: str, more: int = 0) -> DataError:
     """The error that names a broken image, and how many ``more`` there are."""
+    fix = "remove or replace the file"
+    if isinstance(path, TarMember):
+        fix = "write the shard again without it, or type data.on_bad=skip"
     others = f"; {more} more files are broken" if more else ""
     what = f"cannot be read as an image ({reason}){others}"
-    return DataError(path, what, "remove or replace the file", 10)
-
-
-def stamp_of(facts: os.stat_result) -> str:
-    """Size and times of a file: while they are the same, so is its content."""
-    return f"{facts.st_size}-{facts.st_mtime_ns}-{facts.st_ctime_ns}"
+    return DataError(path, what, fix, 10)

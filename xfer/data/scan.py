@@ -25,12 +25,11 @@ from xfer.data.image import (
     Size,
     broken_image,
     open_image,
-    read_file,
     reason_of,
     refuse_huge,
     rgb_of,
-    stamp_of,
 )
+from xfer.data.image_bytes import ImagePlace, TarMember, read_file, stamp_now
 from xfer.data.image_hash import look
 
 _CACHE_VERSION = 5
@@ -45,7 +44,7 @@ class Facts(NamedTuple):
     :func:`xfer.data.image_hash.look`, what its pixels reach where they have more than 8 bits, what
     an edit of it would change, and its size."""
 
-    path: Path
+    path: ImagePlace
     sha256: str = ""
     problem: str | None = None
     look: str = ""
@@ -59,7 +58,7 @@ def broken_files(broken: Sequence[Facts]) -> DataError:
     return broken_image(broken[0].path, str(broken[0].problem), more=len(broken) - 1)
 
 
-def examine(paths: Sequence[Path], root: Path) -> list[Facts]:
+def examine(paths: Sequence[ImagePlace], root: Path) -> list[Facts]:
     """Every file as it was read, in order. ``root`` names the cache; while one process scans it,
     others that ask for it wait and find the result."""
     with _alone(root):
@@ -78,10 +77,12 @@ def examine(paths: Sequence[Path], root: Path) -> list[Facts]:
     return [broken.get(i) or _facts(path, known[str(path)]) for i, path in enumerate(paths)]
 
 
-def _facts(path: Path, row: list[Any]) -> Facts:
+def _facts(path: ImagePlace, row: list[Any]) -> Facts:
     stamp, digest, looks, reach, (width, height) = row
     deep = Extent(*reach) if reach else None
-    return Facts(path, digest, None, looks, deep, stamp, (width, height))
+    packed = path.sha256 if isinstance(path, TarMember) else ""
+    problem = None if packed in ("", digest) else "its bytes are not those that were packed"
+    return Facts(path, digest, problem, looks, deep, stamp, (width, height))
 
 
 @contextmanager
@@ -97,7 +98,7 @@ def _alone(root: Path) -> Iterator[None]:
         yield
 
 
-def _inspect_all(paths: list[Path]) -> Iterator[Facts]:
+def _inspect_all(paths: list[ImagePlace]) -> Iterator[Facts]:
     # Threads: reading, hashing and decoding release the lock, and processes cost more to start.
     batches = [paths[i : i + _BATCH] for i in range(0, len(paths), _BATCH)]
     with (
@@ -109,7 +110,7 @@ def _inspect_all(paths: list[Path]) -> Iterator[Facts]:
             yield from batch
 
 
-def inspect(path: Path) -> Facts:
+def inspect(path: ImagePlace) -> Facts:
     """Read one file, without its stamp.
 
     A JPEG whose end marker is in place and a PNG whose checksums hold count as whole; anything
@@ -157,13 +158,18 @@ def _look(data: bytes, reach: Extent | None) -> str:
         return ""
 
 
-def _stamp(path: Path) -> str:
+def _stamp(path: ImagePlace) -> str:
     """Changes with every edit of the file; never what the cache holds when it cannot be read."""
     try:
-        facts = path.stat()
+        return stamp_now(path)
     except OSError:
         return "missing"
-    return stamp_of(facts)
+
+
+def _is_there(name: str) -> bool:
+    """Whether there is still the file, or the shard of the member, that a row is about."""
+    shard, dot_tar, _ = name.partition(".tar/")
+    return Path(name).exists() or (bool(dot_tar) and Path(f"{shard}.tar").is_file())
 
 
 def _cache_file(root: Path) -> Path:
@@ -191,10 +197,10 @@ def _is_row(row: object) -> bool:
     return reach is None or (kinds[:1] == [str] and kinds[1:] in _TWO_NUMBERS)
 
 
-def _write_cache(root: Path, known: _Cache, paths: Sequence[Path]) -> None:
+def _write_cache(root: Path, known: _Cache, paths: Sequence[ImagePlace]) -> None:
     # Other splits of the same root were scanned at other times; files that are gone are dropped.
     listed = {str(path) for path in paths}
-    files = {name: row for name, row in known.items() if name in listed or Path(name).exists()}
+    files = {name: row for name, row in known.items() if name in listed or _is_there(name)}
     try:
         write_text(_cache_file(root), json.dumps({"version": _CACHE_VERSION, "files": files}))
     except OutputError:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from xfer.config.provenance import override_key
 from xfer.config.verbs import override, repeatable, shell
-from xfer.core.types import Plain
+from xfer.core.types import Plain, Samples
 from xfer.data.image import Files
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ def facts(audited: Audited) -> Plain:
 def next_command(work: Work) -> str | None:
     """What trains on the images as the user decided; ``None`` where they are no files."""
     dataset, specs = work.plan.dataset, work.plan.specs
-    if dataset is None or not all(isinstance(s.images, Files) for s in dataset.splits.values()):
+    if dataset is None or not all(map(_are_files, dataset.splits.values())):
         return None
     data = specs.facts["data"]
     root = data.get("root") or str(Path(data["file"]).parent)
@@ -127,6 +127,12 @@ def next_command(work: Work) -> str | None:
     ]
     table = override("data.file", str(work.folder / "audit.csv"))
     return shell(["data=csv", table, override("data.root", root), *taken])
+
+
+def _are_files(samples: Samples) -> bool:
+    """Whether a CSV file can name the images: each is a file of its own."""
+    files = samples.images
+    return isinstance(files, Files) and all(isinstance(path, Path) for path in files.paths)
 
 
 def lines(work: Work) -> list[tuple[str, str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -12,6 +13,8 @@ from markupsafe import Markup
 from xfer.core.errors import DataError
 from xfer.core.types import Plain
 from xfer.data.image import decode
+from xfer.data.image_bytes import ImagePlace
+from xfer.data.shards import members_of
 
 _SIDE = 96
 
@@ -37,7 +40,8 @@ def _there(text: str) -> Path | None:
 
 
 def thumbnail(root: Path | None, name: str) -> Markup:
-    """The image ``name`` below ``root`` as a data URI; nothing where it is no longer there.
+    """The image ``name`` below ``root``, or in a shard there, as a data URI; nothing where it is no
+    longer there.
 
     A run folder may be a stranger's, so nothing outside of the data's folder is opened.
     """
@@ -49,12 +53,20 @@ def thumbnail(root: Path | None, name: str) -> Markup:
             whole = Path(root or "", path).resolve()
             if whole.is_relative_to(Path(root or "").resolve()) and whole.is_file():
                 return _small(whole)
+            if (member := _members(Path(root or "").resolve()).get(written)) is not None:
+                return _small(member)
         except (DataError, OSError, ValueError):
             continue  # a file that is broken by now has no picture, as one that is gone
     return Markup()
 
 
-def _small(path: Path) -> Markup:
+@cache
+def _members(root: Path) -> dict[str, ImagePlace]:
+    """As :func:`members_of`, which reads the names of a whole data set, once."""
+    return members_of(root)
+
+
+def _small(path: ImagePlace) -> Markup:
     image = decode(path)
     image.thumbnail((_SIDE, _SIDE))
     stream = io.BytesIO()

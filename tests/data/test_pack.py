@@ -1,0 +1,341 @@
+"""``xfer pack``: a folder as shards that read as the folder does, whole after any kill."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from pictures import encoded, folders, picture
+
+import xfer
+from xfer.config.verbs import override, shell
+from xfer.core.errors import CombinationError, CommandError, DataError, OutputError, XferError
+from xfer.core.types import Dataset
+from xfer.data import Digits, Folder, Shards
+from xfer.data.pack import pack
+from xfer.report.comparison.thumbnails import thumbnail
+
+FULL = {f"{split}/{c}": 4 for split in ("train", "val", "test") for c in ("cat", "dog")}
+MODEL = ["backbone=digits_resnet", "source=digits_0_4", "data.batch_size=8", "data.workers=0"]
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return folders(tmp_path / "in", FULL)
+
+
+def facts(dataset: Dataset) -> dict[str, object]:
+    return {k: (s.names, s.labels.tolist(), s.sha256) for k, s in dataset.splits.items()}
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
+def refused(kind: type[XferError], number: int, root: Path, out: Path, match: str = "") -> str:
+    with pytest.raises(kind, match=match) as caught:
+        pack(Folder(str(root)), str(out), 1)
+    assert caught.value.number == number and len(str(caught.value).splitlines()) == 1
+    return str(caught.value)
+
+
+# The same data
+
+
+def test_a_pack_reads_as_its_folder(root: Path, tmp_path: Path) -> None:
+    out = pack(Folder(str(root)), str(tmp_path / "out"), 1)
+    one, two = Folder(str(root)).dataset(True), Shards(str(out)).dataset(True)
+    assert facts(one) == facts(two) and one.classes == two.classes == ("cat", "dog")
+    assert facts(Folder(str(root)).dataset(False)) == facts(Shards(str(out)).dataset(False))
+    with tarfile.open(out / "train" / "train-000000.tar") as tar:  # by another reader
+        tar.extractall(tmp_path / "unpacked", filter="data")
+    for path in (root / "train").rglob("*.jpg"):
+        again = tmp_path / "unpacked" / path.relative_to(root / "train")
+        assert again.read_bytes() == path.read_bytes()
+        assert again.with_suffix(".cls").read_text() == str(int(path.parent.name == "dog"))
+
+
+ODD = [
+    *("a.b-c/x.y.z.jpg", "a.b-c/x.jpg", "a.b-c/x.png", "a.b-c/50%.JPG", "a.b-c/%2E.png"),
+    *("a.b-c/in.ner/deep/\u00e9\u4e2d.jpg", f"a.b-c/{'long' * 50}.jpg", "a.b-c/x%7Epng.png"),
+    *("a/x.jpg", "a/-y z'\".jpg", "a/\udcff.jpg", "a/line\nbreak.jpg"),
+    *("cafe\u0301/1.jpg", "cafe\u0301/2.jpg", "cafe\u0301/3.jpg"),
+]
+
+
+def test_odd_names_read_as_they_were(tmp_path: Path) -> None:
+    root = tmp_path / "in"
+    for i, name in enumerate(ODD):
+        path = root / os.fsdecode(os.fsencode(name))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(encoded("PNG" if name.lower().endswith("png") else "JPEG", i))
+    out = pack(Folder(str(root)), str(tmp_path / "out"), 1)
+    for spec in ({"val_fraction": 0.5}, {"split_seed": 7, "test_fraction": 0.2}):
+        one = Folder(str(root), **spec).dataset(True)
+        assert facts(one) == facts(Shards(str(out), **spec).dataset(True))
+    grouped = {"folds": 2, "group": "FOLDER"}
+    for folder in (root / c / "g" for c in ("a", "cafe\u0301")):
+        folder.mkdir()
+        (folder / "g.jpg").write_bytes(encoded("JPEG", len(str(folder))))
+    out = pack(Folder(str(root)), str(tmp_path / "more"), 1)
+    one, two = (
+        kind.dataset(True) for kind in (Folder(str(root), **grouped), Shards(str(out), **grouped))
+    )
+    assert one.splits["train"].groups == two.splits["train"].groups
+    assert one.splits["train"].folds.tolist() == two.splits["train"].folds.tolist()
+
+
+def test_real_photographs_answer_the_same(
+    assets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The whole way: training, cached features and predictions, on the split that is made."""
+    monkeypatch.chdir(tmp_path)
+    for label in ("dogs", "wolves"):
+        (tmp_path / "in" / label).mkdir(parents=True)
+        for path in sorted((assets / "Canidae" / "train" / label).iterdir())[:20]:
+            shutil.copy(path, tmp_path / "in" / label)
+    packing = xfer.run(overrides=["stages=[pack]", "data.root=in", "pack.out=out", "pack.mb=1"])
+    assert len(list(packing.folder.glob("*.tar"))) > 1
+    left = []
+    for words in (["data.root=in"], ["data=shards", "data.root=out"]):
+        done = xfer.run(overrides=[*words, *MODEL, "stages=[fit,evaluate]"])
+        plan = json.loads((done.folder / "plan.json").read_text())
+        table = (done.folder / "predictions_val.csv").read_bytes()
+        left.append((table, plan["classes"], [s["sha256"] for s in plan["splits"].values()]))
+    assert left[0] == left[1] and b"wolves" in left[0][0]
+
+
+def test_a_comparison_shows_the_images_of_shards(root: Path, tmp_path: Path) -> None:
+    out = pack(Folder(str(root)), str(tmp_path / "out"), 1)
+    shown = thumbnail(out, "val/cat/00.jpg")
+    assert shown == thumbnail(root, "val/cat/00.jpg") != thumbnail(out, "val/cat/01.jpg") != ""
+    assert thumbnail(out, "val/cat/99.jpg") == ""
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links" / "x.tar").symlink_to(out / "val" / "val-000000.tar")
+    assert thumbnail(tmp_path / "links", "cat/00.jpg") == ""
+
+
+@pytest.mark.parametrize("cats", ["train/cat", "cat"])
+def test_shards_that_are_read_as_a_folder_have_a_remedy(tmp_path: Path, cats: str) -> None:
+    folders(tmp_path / "in", {cats: 2, cats.replace("cat", "dog"): 2})
+    out = pack(Folder(str(tmp_path / "in")), str(tmp_path / "out"), 1)
+    with pytest.raises(DataError, match=r"E30[27].*Fix: type data=shards to read its tar files"):
+        Folder(str(out)).dataset(True)
+
+
+# The shards
+
+
+def test_equal_folders_make_equal_bytes_of_at_most_the_size(tmp_path: Path) -> None:
+    root = tmp_path / "in"
+    for label in "ab":
+        (root / label).mkdir(parents=True)
+        for i in range(20):
+            data = encoded("BMP", i, "RGB")  # 18 kB
+            (root / label / f"{i}.bmp").write_bytes(data + bytes(10_000 * i))
+    (root / "a" / "huge.bmp").write_bytes(encoded("BMP", 99) + bytes(1_500_000))
+    one = pack(Folder(str(root)), str(tmp_path / "one"), 1)
+    for path in root.rglob("*.bmp"):
+        os.utime(path, (5, 5))
+        path.chmod(0o600)
+    assert content(one) == content(pack(Folder(str(root)), str(tmp_path / "two"), 1))
+    sizes = sorted(path.stat().st_size for path in one.glob("*.tar"))
+    assert len(sizes) == 7 and sizes[-2] <= 1_000_000 < 1_500_000 < sizes[-1]
+    for path in one.glob("*.tar"):
+        subprocess.run(["tar", "-tf", path], check=True, capture_output=True)  # GNU tar, no remark
+
+
+def test_a_kill_at_any_moment_leaves_what_the_same_command_finishes(
+    root: Path, tmp_path: Path
+) -> None:
+    expected = content(pack(Folder(str(root)), str(tmp_path / "whole"), 1))
+    out, kills, refusals = tmp_path / "out", 0, 0
+    for step in range(1, 100):
+        shutil.rmtree(out, ignore_errors=True)
+        if not killed_at(step, root, out):
+            break
+        kills += 1
+        there = {name: data for name, data in content(out).items() if name.endswith(".tar")}
+        assert there.items() <= expected.items(), "a shard that has its name is whole"
+        if (out / "pack.json").is_file() and "true" not in (out / "pack.json").read_text():
+            with pytest.raises(DataError, match=r"E383|E377"):
+                Shards(str(out)).dataset(True)
+            refusals += 1
+        stamps = {name: (out / name).stat().st_mtime_ns for name in there if indexed(out / name)}
+        assert content(pack(Folder(str(root)), str(out), 1)) == expected
+        assert {name: (out / name).stat().st_mtime_ns for name in stamps} == stamps
+    assert refusals >= 12
+    assert kills == 18, "two a file, for three shards, their indexes and three other files"
+
+
+def indexed(shard: Path) -> bool:
+    return shard.with_suffix(".index.json").is_file()
+
+
+def killed_at(step: int, root: Path, out: Path) -> bool:
+    """Whether a process of its own was killed at the so-manieth fsync of its pack."""
+    child = os.fork()
+    if not child:
+        calls = iter(range(1, step))
+        sync = os.fsync
+
+        def fsync(handle: int) -> None:
+            if next(calls, None) is None:
+                os.kill(os.getpid(), signal.SIGKILL)
+            sync(handle)
+
+        os.fsync = fsync  # type: ignore[assignment]
+        try:
+            pack(Folder(str(root)), str(out), 1)
+        finally:
+            os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+
+
+def test_what_was_damaged_or_replaced_is_written_again(root: Path, tmp_path: Path) -> None:
+    out = pack(Folder(str(root)), str(tmp_path / "out"), 1)
+    expected = content(out)
+    shard = out / "val" / "val-000000.tar"
+    data = bytearray(shard.read_bytes())
+    data[3000] ^= 1
+    shard.write_bytes(data)
+    shard.with_name("val-000000.index.json").write_text("{}")
+    (out / "train" / "train-000000.tar").unlink()
+    (out / "test" / ".test-000000.tar.abc.part").touch()  # of a kill
+    assert content(pack(Folder(str(root)), str(out), 1)) == expected
+    path = root / "val" / "cat" / "00.jpg"
+    size = path.stat().st_size
+    path.write_bytes(b"\1" * size)  # another picture of the same size
+    pack(Folder(str(root)), str(out), 1)
+    assert b"\1" * size in content(out)["val/val-000000.tar"]
+
+
+# What is refused
+
+
+def test_out_must_be_new_or_of_the_same_pack(root: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "notes.txt").write_text("mine")
+    refused(CommandError, 79, root, out, "holds something else, 'notes.txt'")
+    (out / "pack.json").write_text("{}")
+    refused(CommandError, 79, root, out, "is not what xfer pack writes")
+    assert (out / "notes.txt").read_text() == "mine"
+    refused(CommandError, 79, root, out / "notes.txt", "is no folder")
+    refused(CommandError, 80, root, root / "shards", "lie in each other")
+    refused(CommandError, 80, root, tmp_path, "lie in each other")
+    out = pack(Folder(str(root)), str(tmp_path / "new"), 1)
+    (out / "val" / "notes.txt").touch()
+    refused(CommandError, 79, root, out, "'val/notes.txt'")
+    (out / "val" / "notes.txt").unlink()
+    before = content(out)
+    picture(5).save(root / "val" / "cat" / "more.jpg")
+    refused(CommandError, 81, root, out, "a pack of other images")
+    assert content(out) == before
+
+
+def test_images_that_cannot_be_packed_are_named(root: Path, tmp_path: Path) -> None:
+    os.mkfifo(root / "val" / "cat" / "pipe.jpg")
+    refused(DataError, 384, root, tmp_path / "out", r"pipe\.jpg: cannot be packed \(it is not a")
+    (root / "val" / "cat" / "pipe.jpg").unlink()
+    for split in ("train", "val", "test"):
+        (root / split / "cat").rename(root / split / "c\nt")
+    refused(DataError, 384, root, tmp_path / "new", "cannot be a line of classes.txt")
+    with pytest.raises(CombinationError, match="E049"):
+        pack(Digits(digits=(0, 1)), str(tmp_path / "new"), 1)
+    with pytest.raises(DataError, match="E301"):
+        pack(Folder(str(tmp_path / "nowhere")), str(tmp_path / "new"), 1)
+
+
+def test_a_full_disk_is_one_sentence(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    refused(OutputError, 900, root, tmp_path / "file" / "out", "what is finished stays")
+
+
+def edit(name: str, change: Callable[[str], str]) -> Callable[[Path], object]:
+    return lambda out: (out / name).write_text(change((out / name).read_text()))
+
+
+SHARD = "val/val-000000"
+TAMPERED: dict[str, tuple[Callable[[Path], object], int, str]] = {
+    "an offset": (
+        edit(f"{SHARD}.index.json", lambda t: t.replace(",512,", ",9,")),
+        383,
+        "describe",
+    ),
+    "no index": (edit(f"{SHARD}.index.json", lambda t: "[]"), 383, "is not what xfer pack writes"),
+    "no pack": (edit("pack.json", lambda t: "5"), 383, "is not what xfer pack writes"),
+    "unfinished": (edit("pack.json", lambda t: t.replace("true", "false")), 383, "not ended"),
+    "a shard gone": (lambda out: (out / f"{SHARD}.tar").unlink(), 377, "val: holds no tar files"),
+    "a shard more": (
+        lambda out: shutil.copy(out / f"{SHARD}.tar", out / "val" / "more.tar"),
+        383,
+        "does not name the shard 'val/more.tar'",
+    ),
+    "a shard renamed": (
+        lambda out: (out / f"{SHARD}.tar").rename(out / "val" / "z.tar"),
+        383,
+        "names the shard 'val/val-000000.tar', and it is not there",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", TAMPERED)
+def test_shards_that_are_not_what_was_packed_are_refused(
+    root: Path, tmp_path: Path, case: str
+) -> None:
+    tamper, number, match = TAMPERED[case]
+    out = pack(Folder(str(root)), str(tmp_path / "out"), 1)
+    tamper(out)
+    with pytest.raises(DataError, match=match) as caught:
+        Shards(str(out)).dataset(True)
+    assert caught.value.number == number and len(str(caught.value).splitlines()) == 1
+
+
+def test_a_flipped_bit_in_an_image_is_named(root: Path, tmp_path: Path) -> None:
+    out = pack(Folder(str(root)), str(tmp_path / "out"), 1)
+    Shards(str(out)).dataset(True)
+    shard = out / f"{SHARD}.tar"
+    data = bytearray(shard.read_bytes())
+    data[data.index(b"\xff\xd9") - 20] ^= 1  # still an image
+    shard.write_bytes(data)
+    with pytest.raises(DataError, match=r"E310: .*cat/00\.jpg.*not those that were packed"):
+        Shards(str(out)).dataset(True)
+
+
+@pytest.mark.parametrize(
+    ("words", "number"),
+    [
+        (["stages=[pack,fit]", "pack.out=out"], 47),
+        (["pack.out=out"], 47),
+        (["pack.mb=5"], 47),
+        (["stages=[pack]"], 48),
+        (["stages=[pack]", "pack.out=out", "pack.mb=0"], 202),
+        (["stages=[pack]", "pack.out='~nobody-of-this-name'"], 299),
+    ],
+)
+def test_keys_of_the_stage_are_checked(root: Path, words: list[str], number: int) -> None:
+    with pytest.raises(XferError) as caught:
+        xfer.run(overrides=[f"data.root={root}", *words])
+    assert caught.value.number == number, caught.value
+
+
+def test_the_command_packs_and_says_what_to_type_next(root: Path, tmp_path: Path) -> None:
+    out = tmp_path / "my out"
+    command = [sys.executable, "-m", "xfer", "pack", "in", out.name]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    first, *_, last = (done.stdout + done.stderr).splitlines()
+    spelt = ["stages=[pack]", "data.root=in", "pack.out='my out'"]
+    assert first == f"$ {shell(spelt)}"
+    assert last == f"to train on them: {shell(['data=shards', override('data.root', str(out))])}"
+    assert not (tmp_path / "outputs").exists()

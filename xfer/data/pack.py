@@ -1,0 +1,281 @@
+"""A folder of images as shards: plain tar files with an index beside each, written to last.
+
+The bytes of the images are copied as they are. Equal folders give equal shards, byte for byte: what
+a shard has depends on names, contents and the limit of its size. Each is written to a temporary
+name, synced and renamed, then its index, so that a kill at any moment leaves whole shards; those
+are kept when the same command is typed again, after their hashes have been compared.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import tarfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from xfer.config.verbs import override, shell
+from xfer.core.errors import CombinationError, CommandError, DataError, OutputError, printable
+from xfer.core.files import atomic_write, file_sha256, write_json, write_text
+from xfer.core.live_line import working
+from xfer.core.log import LINES, log
+from xfer.core.types import class_name
+from xfer.data.folder import Folder, listed
+from xfer.data.image_bytes import read_file
+from xfer.data.options import ImageRow, place
+from xfer.data.shards import (
+    CLASSES,
+    PACK,
+    ShardFacts,
+    index_file,
+    index_name,
+    key_of,
+    read_index,
+    read_pack,
+)
+
+_BLOCK, _RECORD = tarfile.BLOCKSIZE, tarfile.RECORDSIZE
+_PART = re.compile(r"\.(.+)\.[^.]+\.part\Z", re.DOTALL)
+_AGAIN = "type the same command again: what is finished stays"
+
+
+class _Image(NamedTuple):
+    """An image to pack: its path below the folder, its name in the shard, the position of its
+    class, and its bytes when it was listed."""
+
+    path: str
+    name: str
+    label: int
+    size: int
+
+
+class _Shard(NamedTuple):
+    """A shard to write, and what will be in it."""
+
+    path: Path
+    images: list[_Image]
+
+
+def pack(data: object, out: str, mb: int) -> Path:
+    """Write the images of a folder into ``out``, in shards of at most ``mb`` megabytes (1e6 bytes);
+    an image that is larger has a shard of its own.
+
+    Returns the folder of the shards. Raises CombinationError for images in no folder, CommandError
+    for an ``out`` that holds something else or lies in the folder, DataError for images that cannot
+    be read, and OutputError.
+    """
+    if not isinstance(data, Folder):
+        what = "names images that are in no folder, and a folder is packed"
+        raise CombinationError("data", what, "type data=folder data.root=DIR", 49)
+    root, target = place(data.root), place(out)
+    _refuse_nested(root, target)
+    with working("listing images"):
+        rows, remarks = listed(root)
+        classes = sorted({class_name(row.label) for row in rows})
+        _check_classes(root, classes)
+        shards = list(_planned(rows, root, target, classes, mb))
+    plan = _fingerprint(classes, shards, target)
+    _claim(target, plan, shards)
+    names = [shard.path.relative_to(target).as_posix() for shard in shards]
+    try:
+        write_json(target / PACK, {"plan": plan, "complete": False, "shards": names})
+        text = "".join(f"{name}\n" for name in classes)
+        write_text(target / CLASSES, text)
+        finished = _write_all(shards, root)
+        write_json(target / PACK, {"plan": plan, "complete": True, "shards": names})
+    except OutputError as error:
+        raise OutputError(error.where, error.what, f"free space, and {_AGAIN}", 0) from error
+    _say(target, [len(rows), len(classes), len(shards), finished], remarks)
+    return target
+
+
+def _say(target: Path, counts: Sequence[int], remarks: Sequence[str]) -> None:
+    images, classes, shards, finished = counts
+    before = f", {finished} of them finished before and unchanged" if finished else ""
+    reads = shell(["data=shards", override("data.root", str(target))])
+    lines = [
+        *remarks,
+        f"{images} images of {classes} classes are in {shards} shards{before}: {printable(target)}",
+        f"to train on them: {reads}",
+    ]
+    log.info("\n".join(lines), extra=LINES)
+
+
+def _refuse_nested(root: Path, out: Path) -> None:
+    one, two = root.resolve(), out.resolve()
+    if one.is_relative_to(two) or two.is_relative_to(one):
+        what = f"and the folder of the images, {root}, lie in each other"
+        raise CommandError("pack.out", what, "give a folder beside it", 30)
+
+
+def _check_classes(root: Path, classes: Sequence[str]) -> None:
+    for name in classes:
+        if {"\n", "\r", "\ufeff"} & set(name) or not name.strip():
+            what = f"the class {name!r} cannot be a line of {CLASSES}"
+            raise DataError(root, what, "rename its folder", 84)
+
+
+def _planned(
+    rows: Sequence[ImageRow], root: Path, out: Path, classes: Sequence[str], mb: int
+) -> Iterator[_Shard]:
+    """The images in their order, cut where a shard would be larger than ``mb``."""
+    stems = Counter(row.name.rpartition(".")[0] for row in rows)
+    position = {name: i for i, name in enumerate(classes)}
+    most = mb * 1_000_000 - 2 * _RECORD  # zeros end it, up to a whole record
+    for split in dict.fromkeys(row.split for row in rows):
+        images: list[_Image] = []
+        number = used = 0
+        for row in (row for row in rows if row.split == split):
+            below = row.name.removeprefix(f"{split}/") if split else row.name
+            key = key_of(below, stems[row.name.rpartition(".")[0]] > 1)
+            name = f"{key}.{below.rpartition('.')[2]}"
+            size = _size(root / row.name)
+            cost = _cost(name, size) + _cost(f"{key}.cls", 1)
+            if images and used + cost > most:
+                yield _Shard(_shard_path(out, split, number), images)
+                images, number, used = [], number + 1, 0
+            images.append(_Image(row.name, name, position[class_name(row.label)], size))
+            used += cost
+        yield _Shard(_shard_path(out, split, number), images)
+
+
+def _shard_path(out: Path, split: str, number: int) -> Path:
+    return out / split / f"{split or 'images'}-{number:06d}.tar"
+
+
+def _cost(name: str, size: int) -> int:
+    """No fewer bytes than a member of a shard takes."""
+    encoded = os.fsencode(name)
+    long = len(encoded) > 100 or not name.isascii()
+    header = 1024 + len(encoded) + 2 * _BLOCK if long else 0
+    return header + _BLOCK + size + _BLOCK
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError as error:
+        raise _unreadable(path, error.strerror or str(error)) from error
+
+
+def _unreadable(path: Path, reason: str) -> DataError:
+    return DataError(path, f"cannot be packed ({reason})", "remove or replace the file", 84)
+
+
+def _fingerprint(classes: Sequence[str], shards: Sequence[_Shard], out: Path) -> str:
+    """One hash over what is to be in which shard."""
+    facts = [[str(shard.path.relative_to(out)), shard.images] for shard in shards]
+    return hashlib.sha256(json.dumps([classes, facts]).encode()).hexdigest()
+
+
+def _claim(out: Path, plan: str, shards: Sequence[_Shard]) -> None:
+    """Make the folder, or see that what is in it is of this very pack, and remove what a kill left
+    of a file. Raises CommandError for anything else in it."""
+    if not os.path.lexists(out) or (out.is_dir() and not any(out.iterdir())):
+        return
+    if not out.is_dir():
+        raise CommandError("pack.out", f"{out} is no folder", "give a new folder", 29)
+    try:
+        facts = read_pack(out / PACK)
+    except DataError as error:
+        raise CommandError(
+            "pack.out", f"{error.where} {error.what}", "give a new one", 29
+        ) from error
+    ours = {out / PACK, out / CLASSES, *(shard.path for shard in shards)}
+    ours |= {index_file(shard.path) for shard in shards}
+    others = [p for p in sorted(out.rglob("*")) if not p.is_dir() and p not in ours]
+    parts = [p for p in others if (m := _PART.match(p.name)) and p.with_name(m[1]) in ours]
+    odd = [path for path in others if path not in parts]
+    if facts is not None and facts.plan != plan:
+        what = f"{out} has a pack of other images, or in shards of another size"
+        raise CommandError("pack.out", what, "give a new folder, or remove it", 31)
+    if odd or (facts is None and others != parts):
+        what = f"{out} holds something else, '{(odd or others)[0].relative_to(out)}'"
+        raise CommandError("pack.out", what, "give a new folder", 29)
+    for path in parts:
+        path.unlink(missing_ok=True)
+
+
+def _write_all(shards: Sequence[_Shard], root: Path) -> int:
+    """Write what is not finished; how many shards were finished before."""
+    finished = 0
+    with working("packing images", sum(len(shard.images) for shard in shards)) as advance:
+        for shard in shards:
+            if _is_finished(shard, root):
+                finished += 1
+            else:
+                _write(shard, root)
+            advance(len(shard.images))
+    return finished
+
+
+def _is_finished(shard: _Shard, root: Path) -> bool:
+    """Whether a shard and its index are there and have the bytes that the images have now."""
+    try:
+        facts = read_index(shard.path)
+        if facts is None or file_sha256(shard.path) != facts.sha256:
+            return False
+    except (DataError, OSError):
+        return False  # it is written again
+    if [row[0] for row in facts.images] != [index_name(image.name) for image in shard.images]:
+        return False
+    hashes = [row[3] for row in facts.images]
+    each = zip(shard.images, hashes, strict=True)
+    return all(hashlib.sha256(_bytes(root, image)).hexdigest() == digest for image, digest in each)
+
+
+def _write(shard: _Shard, root: Path) -> None:
+    """Write a shard, then its index."""
+    facts: list[ShardFacts] = []
+    atomic_write(shard.path, lambda part: facts.append(_fill(part, shard.images, root)))
+    text = json.dumps(facts[0]._asdict(), separators=(",", ":"))
+    write_text(index_file(shard.path), text + "\n")
+
+
+def _fill(part: Path, images: Sequence[_Image], root: Path) -> ShardFacts:
+    total, at = hashlib.sha256(), 0
+    rows: list[tuple[str, int, int, str]] = []
+    with part.open("wb") as stream:
+
+        def put(data: bytes) -> None:
+            nonlocal at
+            total.update(data)
+            at += stream.write(data)
+
+        for image in images:
+            data = _bytes(root, image)
+            put(_header(image.name, len(data)))
+            rows.append((index_name(image.name), at, len(data), hashlib.sha256(data).hexdigest()))
+            put(data + bytes(-len(data) % _BLOCK))
+            label = str(image.label).encode()
+            put(_header(f"{image.name.rpartition('.')[0]}.cls", len(label)))
+            put(label + bytes(-len(label) % _BLOCK))
+        put(bytes(2 * _BLOCK + -(at + 2 * _BLOCK) % _RECORD))
+    return ShardFacts(at, total.hexdigest(), rows)
+
+
+def _header(name: str, size: int) -> bytes:
+    """The header of a file without an owner or a date."""
+    info = tarfile.TarInfo(name)
+    info.size = size
+    return info.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")
+
+
+def _bytes(root: Path, image: _Image) -> bytes:
+    """An image as it was when it was listed. Raises DataError where it is not."""
+    path = root / image.path
+    try:
+        data, stamp = read_file(path)
+    except OSError as error:
+        raise _unreadable(path, error.strerror or str(error)) from error
+    except ValueError as error:
+        raise _unreadable(path, str(error)) from error
+    if not stamp or len(data) != image.size:
+        what = "has changed since it was listed"
+        fix = f"leave the images alone while they are packed, and {_AGAIN}"
+        raise DataError(path, what, fix, 84)
+    return data

@@ -1,0 +1,312 @@
+"""Images in plain tar files, as WebDataset and ``xfer pack`` write them, read at random."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, ClassVar, NamedTuple
+
+from annotated_types import MinLen
+
+from xfer.core.checked import checked
+from xfer.core.errors import DataError
+from xfer.core.files import read_bytes, read_json
+from xfer.core.types import Dataset, class_name
+from xfer.data.dataset import of_files
+from xfer.data.folder import SYNONYMS
+from xfer.data.folds import by_folder
+from xfer.data.image_bytes import ImagePlace, TarMember
+from xfer.data.options import SPLITS, ImageRow, Loading, place
+from xfer.data.split import divide, shares
+from xfer.data.tar_index import COMPRESSED, TarIndex, index_of
+from xfer.data.walk import Tree, note_lines
+
+CLASSES, PACK = "classes.txt", "pack.json"
+_LARGEST_INDEX = 1 << 30
+_WORDS = re.compile(r"[^a-z]+")
+
+
+class ShardFacts(NamedTuple):
+    """What ``xfer pack`` writes beside a shard: its bytes, their sha256, and of every image the
+    name in the shard, the offset, the bytes and their sha256."""
+
+    bytes: int
+    sha256: str
+    images: list[tuple[str, int, int, str]]
+
+
+class PackFacts(NamedTuple):
+    """What ``xfer pack`` writes into ``pack.json``: which images are packed, as one hash, whether
+    all of them are in their shards by now, and the shards."""
+
+    plan: str
+    complete: bool
+    shards: list[str]
+
+
+@dataclass(frozen=True)
+class Shards(Loading):
+    """``root/train/*.tar``, ``root/val/*.tar`` and optionally ``root/test/*.tar``.
+
+    Without ``val/`` it is split off ``train/``; tar files directly below ``root`` are split too, as
+    images in folders are. A tar file holds ``KEY.jpg`` and ``KEY.cls``, or ``KEY.json`` with a
+    ``label``; a label is the name of a class, or where there is a ``root/classes.txt``, which has a
+    class a line, also a position in it, from 0. Nothing is unpacked: an image is read at its
+    offset, in any order.
+    """
+
+    groups: ClassVar[str] = "FOLDER"
+
+    root: Annotated[str, MinLen(1)]
+    """the folder of the tar files, such as the ``OUT`` of ``xfer pack DIR OUT``"""
+
+    def dataset(self, training: bool) -> Dataset:
+        """See :meth:`Loading.dataset`."""
+        root = place(self.root)
+        tars, remarks = _tars(root)
+        _check_pack(root, tars)
+        if not training and set(shares(self, tars)) == {"train"}:
+            tars.pop("train", None)  # nothing is held out of it
+        rows, places, notes = _rows(root, tars)
+        rows = by_folder(rows, root) if self.group else rows
+        remarks += notes
+        return of_files(divide(rows, self, root, training), root, self, remarks, places)
+
+
+def _tars(root: Path) -> tuple[dict[str, list[Path]], list[str]]:
+    """The tar files of each split, of one with an empty name where there are no folders of splits;
+    and remarks."""
+    tree = Tree(root)
+    beside, folders, notes = _tars_in(root), tree.folders(""), {}
+    for name in (n for n in folders if n not in SPLITS and any((root / n).glob("*.tar"))):
+        if meant := SYNONYMS.get(name.lower()):
+            what = f"is not the name of a split; did you mean '{meant}'?"
+            fix = f"type mv '{root / name}' '{root / meant}'"
+            raise DataError(root / name, what, fix, 85)
+        notes[name] = "left out (no folder of a split)"
+    by_split = {split: _tars_in(root / split) for split in SPLITS if split in folders}
+    if any(by_split.values()):
+        for split in (split for split, tars in by_split.items() if not tars):
+            what, fix = "holds no tar files", "add them, or remove the folder"
+            raise DataError(root / split, what, fix, 77)
+        notes |= {path.name: "left out (beside the splits)" for path in beside}
+    else:
+        _refuse_mixed(root, beside)
+        by_split = {"": beside}
+    if not any(by_split.values()):
+        what = "holds no tar files, nor does train, val or test in it"
+        fix = "give the folder of the *.tar files, or type data=folder for images in folders"
+        raise DataError(root, what, fix, 77)
+    return by_split, note_lines(notes)
+
+
+def _tars_in(folder: Path) -> list[Path]:
+    """The tar files directly in ``folder``, by name. Raises DataError for compressed ones."""
+    found = []
+    try:
+        names = sorted(entry.name for entry in os.scandir(folder))
+    except OSError as error:
+        what, fix = f"cannot be read ({error.strerror})", "check the folder's permissions"
+        raise DataError(folder, what, fix, 77) from error
+    for name in (name for name in names if not name.startswith(".")):
+        for ending, command in COMPRESSED.items():
+            if name.lower().endswith(ending):
+                what = "is compressed, and an image in the middle of it cannot be read alone"
+                raise DataError(folder / name, what, f"type {command} '{folder / name}'", 78)
+        if name.endswith(".tar"):
+            found.append(folder / name)
+    return found
+
+
+def _refuse_mixed(root: Path, tars: Sequence[Path]) -> None:
+    """Raise DataError where the names of tar files say that they are several splits."""
+    meant = {p: {SYNONYMS.get(w) for w in _WORDS.split(p.stem.lower())} - {None} for p in tars}
+    splits = {split for some in meant.values() for split in some}
+    if len(splits) > 1:
+        odd = next(path for path, some in meant.items() if some - {"train"})
+        what = f"its tar files are of several splits by their names, such as '{odd.name}'"
+        folders = " and ".join(str(root / str(split)) for split in SPLITS if split in splits)
+        raise DataError(root, what, f"put the tar files of each into {folders}", 85)
+
+
+def members_of(root: Path) -> dict[str, ImagePlace]:
+    """Where the images in the shards below ``root`` lie, by name; nothing where there are none that
+    can be read. No link is followed that leads out of ``root``."""
+    whole = root.resolve()
+    try:
+        tars = _tars(root)[0].items()
+        inside = {s: [t for t in some if t.resolve().is_relative_to(whole)] for s, some in tars}
+        return _rows(root, inside)[1]
+    except DataError:
+        return {}
+
+
+def _check_pack(root: Path, tars: Mapping[str, Sequence[Path]]) -> None:
+    """Raise DataError where ``xfer pack`` has not ended, or has written other shards than there
+    are."""
+    path = root / PACK
+    facts = read_pack(path)
+    if facts is None:
+        return
+    if not facts.complete:
+        what = "says that packing has not ended"
+        raise DataError(path, what, "type the same xfer pack again: it resumes", 83)
+    there = {tar.relative_to(root).as_posix() for some in tars.values() for tar in some}
+    if odd := sorted(there ^ set(facts.shards)):
+        what = f"does not name the shard '{odd[0]}'"
+        if odd[0] in facts.shards:
+            what = f"names the shard '{odd[0]}', and it is not there"
+        raise DataError(path, what, "put it right, or remove pack.json", 83)
+
+
+def read_pack(path: Path) -> PackFacts | None:
+    """What ``pack.json`` says; ``None`` where there is none. Raises DataError for another file."""
+    try:
+        facts: PackFacts = checked(PackFacts, read_json(path))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise _no_index(path, error) from error
+    return facts
+
+
+def index_file(shard: Path) -> Path:
+    """The index that ``xfer pack`` writes beside a shard."""
+    return shard.with_suffix(".index.json")
+
+
+def index_name(name: str) -> str:
+    """``name`` as an index has it, where bytes that are no UTF-8 are escaped: JSON has none."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def read_index(shard: Path) -> ShardFacts | None:
+    """What the index beside ``shard`` says; ``None`` where there is none. Raises DataError for
+    another file in its place."""
+    path = index_file(shard)
+    try:
+        facts: ShardFacts = checked(ShardFacts, read_json(path, _LARGEST_INDEX))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise _no_index(path, error) from error
+    return facts
+
+
+def _no_index(path: Path, error: Exception) -> DataError:
+    what = f"is not what xfer pack writes ({getattr(error, 'strerror', None) or error})"
+    return DataError(path, what, "pack the images again, or remove that file", 83)
+
+
+def _rows(
+    root: Path, tars: Mapping[str, Sequence[Path]]
+) -> tuple[list[ImageRow], dict[str, ImagePlace], list[str]]:
+    """The images of all tar files: rows in the order of files and members, where each lies, and
+    remarks."""
+    classes = _classes(root)
+    rows: list[ImageRow] = []
+    places: dict[str, ImagePlace] = {}
+    left_out: dict[str, tuple[int, str]] = {}
+    for split, path in ((split, path) for split, some in tars.items() for path in some):
+        index = index_of(path)
+        if not index.samples:
+            what, fix = "holds no image", "remove it, or write it again"
+            raise DataError(path, what, fix, 81)
+        hashes = _hashes(path, index)
+        for sample, digest in zip(index.samples, hashes, strict=True):
+            name = name_of(split, sample.key, sample.suffix)
+            if name in places:
+                what = f"the image '{name}' is in {_shard(places[name])} too"
+                fix = "give every image of a split a key of its own, or remove one of the files"
+                raise DataError(path, what, fix, 81)
+            label = _class(path, sample.name, sample.label, classes)
+            rows.append(ImageRow(name, label, split))
+            places[name] = TarMember(path, sample.name, sample.start, sample.size, digest)
+        for why, (count, first) in index.left_out.items():
+            before, shown = left_out.get(why, (0, f"{path.name}/{first}"))
+            left_out[why] = before + count, shown
+    return rows, places, list(_lines(left_out, classes, rows))
+
+
+def _shard(where: ImagePlace) -> Path:
+    return where.shard if isinstance(where, TarMember) else where
+
+
+def _lines(
+    left_out: Mapping[str, tuple[int, str]], classes: Sequence[str], rows: Sequence[ImageRow]
+) -> Iterator[str]:
+    for why, (count, first) in sorted(left_out.items()):
+        more = f" and {count - 1} more" if count > 1 else ""
+        yield f"left out ({why}): '{first}'{more}"
+    seen = {row.label for row in rows}
+    if empty := [name for name in classes if name not in seen]:
+        more = f" and {len(empty) - 1} more" if len(empty) > 1 else ""
+        yield f"{CLASSES} names classes without an image: '{empty[0]}'{more}"
+
+
+def _classes(root: Path) -> tuple[str, ...]:
+    """The lines of ``classes.txt``; nothing where there is none."""
+    path = root / CLASSES
+    try:
+        text = read_bytes(path).decode("utf-8-sig", "surrogateescape")
+    except FileNotFoundError:
+        return ()
+    except OSError as error:
+        what = f"cannot be read ({error.strerror})"
+        raise DataError(path, what, "give a text file of a class a line", 82) from error
+    names = tuple(class_name(line.removesuffix("\r")) for line in text.split("\n"))
+    names = names[:-1] if names[-1] == "" else names
+    odd = [name for i, name in enumerate(names) if not name.strip() or name in names[:i]]
+    if odd or not names:
+        what = f"the class '{odd[0]}' stands there twice" if odd and odd[0] else "has an empty line"
+        raise DataError(path, what, "give every class one line", 82)
+    return names
+
+
+def _class(path: Path, member: str, label: str, classes: Sequence[str]) -> str:
+    """The name of the class that a label means."""
+    if not classes:
+        return label
+    if label.isdecimal() and label.isascii() and int(label) < len(classes):
+        return classes[int(label)]
+    if class_name(label) in classes and not label.isdecimal():
+        return label
+    what = f"the label '{label[:80]}' of '{member}' is no class of {CLASSES}, 0 to"
+    fix = f"correct {CLASSES}, or remove it where the labels are the names of classes"
+    raise DataError(path, f"{what} {len(classes) - 1}", fix, 82)
+
+
+def _hashes(path: Path, index: TarIndex) -> list[str]:
+    """The sha256 of every image as its index has it, empty where there is none."""
+    facts = read_index(path)
+    if facts is None:
+        return [""] * len(index.samples)
+    given = [tuple(row[:3]) for row in facts.images]
+    if given != [(index_name(s.name), s.start, s.size) for s in index.samples]:
+        what = f"does not describe {path.name}, which has other images or at other bytes"
+        fix = f"pack the images again, or remove it: rm '{index_file(path)}'"
+        raise DataError(index_file(path), what, fix, 83)
+    return [row[3] for row in facts.images]
+
+
+def name_of(split: str, key: str, suffix: str) -> str:
+    """The name of an image, which is its path below the folder that was packed."""
+    folder, slash, stem = key.rpartition("/")
+    stem = re.sub(r"%7E[^%/]*\Z", "", stem)
+    stem = re.sub(r"%(2E|25)", lambda found: {"2E": ".", "25": "%"}[found[1]], stem)
+    return f"{split}/{folder}{slash}{stem}.{suffix}".removeprefix("/")
+
+
+def key_of(name: str, shared: bool) -> str:
+    """The key of an image that is called ``name`` below its split: without dots in its last part.
+
+    A dot is ``%2E`` there and a percent sign ``%25``; where another image has the same name but for
+    the suffix (``shared``), ``%7E`` and the suffix follow. :func:`name_of` is the reverse.
+    """
+    folder, slash, base = name.rpartition("/")
+    stem, _, suffix = base.rpartition(".")
+    stem = stem.replace("%", "%25").replace(".", "%2E") + (f"%7E{suffix}" if shared else "")
+    return f"{folder}{slash}{stem}"
