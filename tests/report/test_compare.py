@@ -334,6 +334,15 @@ def test_a_run_without_predictions_is_named_and_the_remedy_makes_them(copied: Pa
     assert "Without a curve, since nothing was trained: B." in page(copied / "a", made)[1]
 
 
+def test_folds_without_val_are_no_run_to_compare_and_other_images_are_asked_for(
+    copied: Path,
+) -> None:
+    (copied / "b" / "predictions_val.csv").rename(copied / "b" / "predictions_oof.csv")
+    said = refusal(CommandError, copied / "a", "outputs/digits/b")
+    assert "E071: outputs/digits/b: is a cross-validation without val" in said
+    assert "type python -m xfer data.root=DIR 'stages=[evaluate]' checkpoint.path=" in said
+
+
 @pytest.mark.parametrize(
     ("typed", "number"),
     [

@@ -24,6 +24,7 @@ from xfer.core.errors import CommandError
 from xfer.core.files import path_problem, read_bytes, read_json
 from xfer.core.run_folder import refuse_odd
 from xfer.core.types import Plain
+from xfer.evaluation.out_of_fold import TABLE
 
 _LARGEST = 1 << 26
 """Bytes of a JSON file of a run."""
@@ -137,6 +138,9 @@ def read_run(folder: Path, name: str) -> RunRecord:
     result, plan = _facts(folder / "result.json", _Result), _facts(folder / "plan.json", _PlanFacts)
     if not (folder / "predictions_val.csv").exists():
         what = "has no predictions_val.csv: its validation images were not evaluated"
+        if (folder / TABLE).exists():
+            what = "is a cross-validation without val: its answers, which a leaderboard compares, "
+            what += "are those of folds"
         fix = f"type {_evaluation(folder)}, and compare that run"
         raise CommandError(folder, what, fix, 21)
     digest = (plan.get("splits") or {}).get("val", {}).get("sha256")
@@ -156,6 +160,8 @@ def read_run(folder: Path, name: str) -> RunRecord:
 def _evaluation(folder: Path) -> str:
     """The command that evaluates a run on the data that it was given."""
     which = override("checkpoint.path", str(folder))
+    if (folder / TABLE).exists():  # its model was fitted on all of its data
+        return shell(["data.root=DIR", "stages=[evaluate]", which])
     try:
         data = data_of(folder)
     except CommandError:  # it does not say: whoever types knows
