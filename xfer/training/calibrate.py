@@ -117,15 +117,11 @@ def _summary(made: Calibrated, fitted_on: str | None) -> str:
 def _answers(
     plan: Plan, net: nn.Module, cached: CachedFeatures | None, device: torch.device
 ) -> Predictions:
-    """The logits of the validation images, as they are evaluated."""
-    from xfer.evaluation.evaluate import Reading, answers
-    from xfer.evaluation.predict import predictions
+    """The logits of the validation images, as one view of each is evaluated."""
+    from xfer.training.answering import answer
 
-    samples, card, data = plan.split("val"), plan.card, plan.specs.data
-    reading = Reading(data.eval_batch_size, data.workers) if data else Reading()
-    if cached and cached.serve(net, samples, reading.batch_size, device):
-        return predictions(samples, range(len(samples)), cached.logits(net), card.classes)
-    answered = answers(net, samples, card.input, card.classes, reading, device)
+    one_view = replace(plan.specs, tta="none")
+    answered = answer(one_view, plan.card, net, plan.split("val"), device, cached)
     net.cpu()
     return answered
 

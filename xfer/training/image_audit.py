@@ -129,7 +129,7 @@ def audit(plan: Plan) -> Audited:
     splits = dict(cached.work.splits)
     names = tuple(name for samples in splits.values() for name in samples.names)
     labels = np.concatenate([samples.labels for samples in splits.values()])
-    _check(matrix, names)
+    exact.refuse_no_numbers(matrix, names)
     at, classes = coordinates(matrix), plan.card.classes
     if not len(at.squares):
         what = f"the features of all {len(names)} images are the same"
@@ -184,14 +184,6 @@ def features(plan: Plan) -> tuple[CachedFeatures, npt.NDArray[np.float32], str]:
     cached = exact.features_of(plan, frozen)
     parts = [exact.inputs(frozen, cached, path, split) for split in cached.work.splits]
     return cached, np.concatenate(parts), device_name(frozen.device)
-
-
-def _check(matrix: npt.NDArray[np.float32], names: tuple[str, ...]) -> None:
-    sound = np.isfinite(matrix).all(axis=1)
-    if not sound.all():
-        fix = "use other weights, or trainer.precision=32-true"
-        name = names[int(np.flatnonzero(~sound)[0])]
-        raise DataError(name, "the backbone's features are NaN or Inf", fix, 48)
 
 
 def _twins(plan: Plan, names: tuple[str, ...], likest: Nearest, least: float) -> list[Twin]:
