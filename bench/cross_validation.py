@@ -71,7 +71,7 @@ def draw(features, labels, options, seed):
     names = tuple(map(str, chosen))
     classes = tuple(map(str, range(count)))
     cv = OutOfFold(names, problem.out_of_fold(folds), y, folds, classes)
-    solution = problem.solve()
+    solution = problem.solve(problem.rows())
     best = solution.path[solution.best]
     answers = (features[rest] @ best.weight.T + best.bias).argmax(axis=1)
     return cv, float((answers == labels[rest]).mean()), len(rest)
