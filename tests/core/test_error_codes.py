@@ -56,7 +56,6 @@ SHARED = {
     343: (
         "training/features/extract.py training/fit.py training/head_start.py training/lr_find.py"
     ),
-    348: "training/exact.py training/image_audit.py",
     374: "data/dataset.py data/preprocess.py",
     378: "data/shards.py data/tar_index.py",
     381: "data/shards.py data/tar_index.py",
