@@ -26,6 +26,8 @@ KEEPS_NOTHING = ("experiment", "sweep", "export")
 GIVEN = {
     ("data", "folder"): "data.root=photos",
     ("data", "csv"): "data.file=photos.csv",
+    ("data", "arrays"): "data.root=x.npz",
+    ("data", "parquet"): "data.root=x.parquet",
     ("data", "shards"): "data.root=shards",
     ("backbone", "timm"): "backbone.name=resnet18",
     ("backbone", "torchvision"): "backbone.name=squeezenet1_0",
@@ -76,7 +78,7 @@ def _parts(text: str) -> list[str]:
 
 
 def test_every_option_is_found() -> None:
-    assert len(OPTIONS) == 114
+    assert len(OPTIONS) == 117
     assert {group for group, _ in OPTIONS} == set(GROUPS)
 
 

@@ -91,6 +91,29 @@ def test_each_verb_is_a_command_and_takes_what_stands_after_its_words(here: Path
     assert {typed.split()[0] for typed in spelt} == set(VERBS)
 
 
+TABLES = {
+    "x.parquet": "parquet",
+    "x.npz": "arrays",
+    "in/data/train-00000-of-00001.parquet": "parquet",
+    "in/train_images.npy": "arrays",
+    "in/dataset_dict.json": "hf",
+    "in/state.json": "hf",
+    "in/metadata.parquet": "",
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_tables_and_arrays_are_trained_on_as_such(here: Path, name: str) -> None:
+    path = Path(name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+    data = name.partition("/")[0]
+    words = [f"data={TABLES[name]}"] if TABLES[name] else []
+    assert spelt_out(["train", data]) == [*words, f"data.root={data}"]
+    packed = spelt_out(["pack", data, "out"])
+    assert packed == ["stages=[pack]", *words, f"data.root={data}", "pack.out=out"]
+
+
 def test_a_folder_of_shards_is_trained_on_as_shards(here: Path) -> None:
     Path("shards/val").mkdir(parents=True)
     assert spelt_out(["train", "shards"]) == ["data.root=shards"]

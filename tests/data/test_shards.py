@@ -162,7 +162,7 @@ def test_a_shard_that_is_cut_off_during_a_run_is_named(tmp_path: Path) -> None:
     path = write_tar(tmp_path / "x.tar", samples("abab"))
     images = Shards(str(tmp_path), val_fraction=0.5).dataset(True).splits["train"].images
     os.truncate(path, 1000)
-    with pytest.raises(DataError, match=r"E310: .*x\.tar/.* \(its shard ends before it does\)"):
+    with pytest.raises(DataError, match=r"E310: .*x\.tar/.* \(its file ends before it does\)"):
         [images[i] for i in range(len(images))]
 
 

@@ -118,12 +118,33 @@ def _in_grammar(value: Any) -> str:
 
 def _data(text: str) -> list[str]:
     path = Path(text).expanduser()
-    if path.is_dir():
-        shards = any(any(path.glob(f"{split}*.tar")) for split in ("", "train/", "val/", "test/"))
-        return [*(["data=shards"] if shards else []), override("data.root", text)]
+    if (option := _option(path)) is not None:
+        return [*([f"data={option}"] if option else []), override("data.root", text)]
     if path.suffix.lower() == ".csv" and path.exists():
         return ["data=csv", override("data.file", text)]
     raise _no_such(text, "a folder of images, or a CSV file of their paths and labels")
+
+
+def _option(path: Path) -> str | None:
+    """The option of ``data`` that reads a folder or a file, empty for the usual one; ``None`` for
+    what none of them reads."""
+    if path.is_file():
+        return {".parquet": "parquet", ".npz": "arrays"}.get(path.suffix.lower())
+    if not path.is_dir():
+        return None
+    if any((path / name).is_file() for name in ("dataset_dict.json", "state.json")):
+        return "hf"
+    names = {
+        "shards": ("*.tar", "train/*.tar", "val/*.tar", "test/*.tar"),
+        "parquet": ("*.parquet", "data/*.parquet", "train/*.parquet"),
+        "arrays": ("*images*.npy", "x_*.npy"),
+    }
+    for option, patterns in names.items():
+        found = (file for pattern in patterns for file in path.glob(pattern))
+        # Beside folders of images it is what Hugging Face calls their captions.
+        if any(file.name != "metadata.parquet" for file in found):
+            return option
+    return ""
 
 
 def _no_such(text: str, wanted: str) -> CommandError:
@@ -198,9 +219,9 @@ def _minutes(words: Sequence[str], rest: Sequence[str]) -> list[str]:
 
 
 def _pack(words: Sequence[str]) -> list[str]:
-    if not Path(words[0]).expanduser().is_dir():
+    if _option(Path(words[0]).expanduser()) is None:
         raise _no_such(words[0], "a folder of images")
-    return ["stages=[pack]", override("data.root", words[0]), override("pack.out", words[1])]
+    return ["stages=[pack]", *_data(words[0]), override("pack.out", words[1])]
 
 
 def _one_or_all(words: Sequence[str]) -> str | list[str]:

@@ -158,8 +158,13 @@ def _refuse_data_set(tree: Tree, below: str) -> None:
         raise DataError(tree.root, what, f"did you mean data.root={tree.root / below}?", 71)
 
 
-def _has_tars(folder: Path) -> bool:
-    return any(folder.glob("*.tar"))
+def _other_option(folder: Path) -> str:
+    """What reads a folder that has no images but tar files or tables; empty for neither."""
+    kinds = {"tar": "data=shards", "parquet": "data=parquet", "npy": "data=arrays"}
+    for suffix, option in kinds.items():
+        if any(folder.glob(f"*.{suffix}")):
+            return f"type {option} to read its {suffix} files"
+    return ""
 
 
 def _rows(tree: Tree, split: str) -> list[ImageRow]:
@@ -168,7 +173,7 @@ def _rows(tree: Tree, split: str) -> list[ImageRow]:
         what = "; ".join(["holds no class folders", *tree.remarks()])
         examples = f"{folder / 'cats'} and {folder / 'dogs'}"
         fix = f"sort the images into one folder per class, such as {examples}"
-        fix = "type data=shards to read its tar files" if _has_tars(folder) else fix
+        fix = _other_option(folder) or fix
         raise DataError(folder, what, fix, 2)
     rows = []
     for label in labels:
@@ -176,9 +181,7 @@ def _rows(tree: Tree, split: str) -> list[ImageRow]:
         names = tree.images(below)
         if not names:
             what = "; ".join(["holds no images", *tree.remarks(f"{below}/")])
-            fix = "add images or remove the folder"
-            if _has_tars(tree.root / below):
-                fix = "type data=shards to read its tar files"
+            fix = _other_option(tree.root / below) or "add images or remove the folder"
             if FOREIGN in what:
                 fix = f"convert them, as with: magick mogrify -format png '{tree.root / below}'/*"
             raise DataError(tree.root / below, what, fix, 7)

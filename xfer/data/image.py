@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import io
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from PIL import Image as PIL
 from PIL import ImageOps, UnidentifiedImageError
 
 from xfer.core.errors import DataError, printable
+from xfer.data.array_file import Shape, shape_of
 from xfer.data.bit_depth import is_deep, numbers, scaled
 from xfer.data.image_bytes import ImagePlace, TarMember, read_file
 
@@ -33,7 +35,7 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True)
 class Files:
-    """Image files, or members of shards, as a sequence of RGB pictures.
+    """Image files, or parts of files, as a sequence of RGB pictures.
 
     ``range`` is that of files of more than 8 bits. ``scanned`` has the stamp and the sha256 that
     each file had when it was scanned; one that holds something else by now is a DataError.
@@ -76,7 +78,7 @@ def decode(
     """
     try:
         data, stamp = read_file(path)
-        with open_image(data) as image:
+        with open_image(data, shape_of(path)) as image:
             refuse_huge(image)
             decoded = rgb_of(image, data, over)
     except Exception as error:  # PIL's plugins raise struct.error, IndexError and more
@@ -87,8 +89,14 @@ def decode(
     return decoded
 
 
-def open_image(data: bytes) -> Image:
-    """The image that ``data`` holds, not decoded yet; formats that nobody trains on are refused."""
+def open_image(data: bytes, shape: Shape | None = None) -> Image:
+    """The image that ``data`` holds, not decoded yet; formats that nobody trains on are refused.
+
+    With a ``shape`` they are pixels, uint8 of (height, width, channels), 1 or 3 of them.
+    """
+    if shape is not None:
+        height, width, channels = shape
+        return PIL.frombytes("L" if channels == 1 else "RGB", (width, height), data)
     return PIL.open(io.BytesIO(data), formats=_FORMATS)
 
 
@@ -150,6 +158,8 @@ def broken_image(path: ImagePlace, reason: str, more: int = 0) -> DataError:
     fix = "remove or replace the file"
     if isinstance(path, TarMember):
         fix = "write the shard again without it, or type data.on_bad=skip"
+    elif not isinstance(path, Path):
+        fix = f"write {path.file.name} again without it, or type data.on_bad=skip"
     others = f"; {more} more files are broken" if more else ""
     what = f"cannot be read as an image ({reason}){others}"
     return DataError(path, what, fix, 10)

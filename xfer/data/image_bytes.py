@@ -1,10 +1,11 @@
-"""Where the bytes of an image are, a file or a part of a tar file, and how they are read."""
+"""Where the bytes of an image are, a file or a part of one, and how they are read."""
 
 from __future__ import annotations
 
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from xfer.core.files import handle_of
 
@@ -12,23 +13,108 @@ MAX_BYTES = 1 << 30
 """Bytes of one image."""
 
 
+class PartOfFile(Protocol):
+    """An image that is a part of a file: a member of a shard, a cell of a table, a row of an array.
+
+    The text of one names the file and the part, and is another for every part.
+    """
+
+    @property
+    def file(self) -> Path:
+        """The file that it is in."""
+        ...
+
+    @property
+    def name(self) -> str:
+        """What it is called below the folder of that file, or in that file."""
+        ...
+
+    def read(self) -> tuple[bytes, str]:
+        """Its bytes, and its stamp when they were read, empty where the file was written to
+        meanwhile. Raises OSError and ValueError."""
+        ...
+
+    def stamp(self) -> str:
+        """What an edit of the file would change, as it is now. Raises OSError."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class TarMember:
-    """An image in the tar file ``shard``: ``size`` bytes from the byte ``start`` on, called
+    """An image in the tar file ``file``: ``size`` bytes from the byte ``start`` on, called
     ``name`` there. ``sha256`` is that of the bytes that were packed, empty where nothing says."""
 
-    shard: Path
+    file: Path
     name: str
     start: int
     size: int
     sha256: str = ""
 
     def __str__(self) -> str:
-        return f"{self.shard}/{self.name}"
+        return f"{self.file}/{self.name}"
+
+    def read(self) -> tuple[bytes, str]:
+        """See :meth:`PartOfFile.read`."""
+        return read_span(self.file, self.start, self.size)
+
+    def stamp(self) -> str:
+        """See :meth:`PartOfFile.stamp`."""
+        return span_stamp(self.file.stat(), self.start, self.size)
 
 
-ImagePlace = Path | TarMember
-"""A file of its own, or a member of a shard."""
+@dataclass(frozen=True, slots=True)
+class FileSpan:
+    """An image in row ``row`` of a table whose file has it as it is, uncompressed: ``size`` bytes
+    from the byte ``start`` on."""
+
+    file: Path
+    row: int
+    start: int
+    size: int
+
+    def __str__(self) -> str:
+        return f"{self.file}#{self.row}"
+
+    @property
+    def name(self) -> str:
+        """See :attr:`PartOfFile.name`."""
+        return f"{self.file.name}#{self.row}"
+
+    def read(self) -> tuple[bytes, str]:
+        """See :meth:`PartOfFile.read`."""
+        return read_span(self.file, self.start, self.size)
+
+    def stamp(self) -> str:
+        """See :meth:`PartOfFile.stamp`."""
+        return span_stamp(self.file.stat(), self.start, self.size)
+
+
+@dataclass(frozen=True, slots=True)
+class NullCell:
+    """A row of a table that has no image."""
+
+    file: Path
+    row: int
+
+    def __str__(self) -> str:
+        return f"{self.file}#{self.row}"
+
+    @property
+    def name(self) -> str:
+        """See :attr:`PartOfFile.name`."""
+        return f"{self.file.name}#{self.row}"
+
+    def read(self) -> tuple[bytes, str]:
+        """Raise ValueError: there is nothing to read."""
+        raise ValueError("its cell is null")
+
+    def stamp(self) -> str:
+        """See :meth:`PartOfFile.stamp`."""
+        return stamp_of(self.file.stat())
+
+
+ImagePlace = Path | PartOfFile
+"""A file of its own, or a part of one."""
 
 
 def read_file(place: ImagePlace) -> tuple[bytes, str]:
@@ -36,8 +122,8 @@ def read_file(place: ImagePlace) -> tuple[bytes, str]:
 
     Raises OSError, and ValueError for what is no regular file and for more than ``MAX_BYTES``.
     """
-    if isinstance(place, TarMember):
-        return _read_member(place)
+    if not isinstance(place, Path):
+        return place.read()
     # Opening a pipe would wait for a writer, for ever.
     if not place.is_file() and place.exists():
         raise ValueError("it is not a regular file")
@@ -51,31 +137,31 @@ def read_file(place: ImagePlace) -> tuple[bytes, str]:
     return data, stamp if stamp == stamp_of(facts) else ""
 
 
-def _read_member(place: TarMember) -> tuple[bytes, str]:
-    handle = handle_of(place.shard)
+def read_span(file: Path, start: int, size: int) -> tuple[bytes, str]:
+    """``size`` bytes of ``file`` from the byte ``start`` on, as :meth:`PartOfFile.read`."""
+    handle = handle_of(file)
     try:
         before = os.fstat(handle)
-        data = os.pread(handle, place.size, place.start)
+        data = os.pread(handle, size, start)
         after = os.fstat(handle)
     finally:
         os.close(handle)
-    if len(data) != place.size:
-        raise ValueError("its shard ends before it does")
-    stamp = _member_stamp(place, after)
-    return data, stamp if stamp == _member_stamp(place, before) else ""
+    if len(data) != size:
+        raise ValueError("its file ends before it does")
+    stamp = span_stamp(after, start, size)
+    return data, stamp if stamp == span_stamp(before, start, size) else ""
 
 
 def stamp_now(place: ImagePlace) -> str:
     """What an edit of the image's file would change, as it is now. Raises OSError."""
-    if isinstance(place, TarMember):
-        return _member_stamp(place, place.shard.stat())
-    return stamp_of(place.stat())
+    return stamp_of(place.stat()) if isinstance(place, Path) else place.stamp()
+
+
+def span_stamp(facts: os.stat_result, start: int, size: int) -> str:
+    """The stamp of a part of a file."""
+    return f"{stamp_of(facts)}-{start}-{size}"
 
 
 def stamp_of(facts: os.stat_result) -> str:
     """Size and times of a file: while they are the same, so is its content."""
     return f"{facts.st_size}-{facts.st_mtime_ns}-{facts.st_ctime_ns}"
-
-
-def _member_stamp(place: TarMember, facts: os.stat_result) -> str:
-    return f"{stamp_of(facts)}-{place.start}-{place.size}"

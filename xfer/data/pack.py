@@ -1,6 +1,7 @@
-"""A folder of images as shards: plain tar files with an index beside each, written to last.
+"""Images as shards: plain tar files with an index beside each, written to last.
 
-The bytes of the images are copied as they are. Equal folders give equal shards, byte for byte: what
+They come from a folder, from parquet files or from a data set of the library ``datasets``. The
+bytes of the images are copied as they are. Equal folders give equal shards, byte for byte: what
 a shard has depends on names, contents and the limit of its size. Each is written to a temporary
 name, synced and renamed, then its index, so that a kill at any moment leaves whole shards; those
 are kept when the same command is typed again, after their hashes have been compared.
@@ -14,8 +15,8 @@ import os
 import re
 import tarfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from xfer.config.verbs import override, shell
@@ -25,8 +26,12 @@ from xfer.core.live_line import working
 from xfer.core.log import LINES, log
 from xfer.core.types import class_name
 from xfer.data.folder import Folder, listed
-from xfer.data.image_bytes import read_file
+from xfer.data.hf import HuggingFace
+from xfer.data.image import SUFFIXES, open_image, reason_of
+from xfer.data.image_bytes import FileSpan, ImagePlace, read_file
+from xfer.data.image_table import Listing
 from xfer.data.options import ImageRow, place
+from xfer.data.parquet import Parquet
 from xfer.data.shards import (
     CLASSES,
     PACK,
@@ -39,12 +44,14 @@ from xfer.data.shards import (
 )
 
 _BLOCK, _RECORD = tarfile.BLOCKSIZE, tarfile.RECORDSIZE
+Places = Mapping[str, ImagePlace]
+_SUFFIX_OF = {"JPEG": "jpg", "MPO": "jpg"}  # the others are called as their format
 _PART = re.compile(r"\.(.+)\.[^.]+\.part\Z", re.DOTALL)
 _AGAIN = "type the same command again: what is finished stays"
 
 
 class _Image(NamedTuple):
-    """An image to pack: its path below the folder, its name in the shard, the position of its
+    """An image to pack: what its source calls it, its name in the shard, the position of its
     class, and its bytes when it was listed."""
 
     path: str
@@ -61,23 +68,25 @@ class _Shard(NamedTuple):
 
 
 def pack(data: object, out: str, mb: int) -> Path:
-    """Write the images of a folder into ``out``, in shards of at most ``mb`` megabytes (1e6 bytes);
+    """Write the images of a source into ``out``, in shards of at most ``mb`` megabytes (1e6 bytes);
     an image that is larger has a shard of its own.
 
     Returns the folder of the shards. Raises CombinationError for images in no folder, CommandError
     for an ``out`` that holds something else or lies in the folder, DataError for images that cannot
     be read, and OutputError.
     """
-    if not isinstance(data, Folder):
+    if not isinstance(data, Folder | Parquet | HuggingFace):
         what = "names images that are in no folder, and a folder is packed"
+        what += ", or parquet files, or a data set of datasets"
         raise CombinationError("data", what, "type data=folder data.root=DIR", 49)
-    root, target = place(data.root), place(out)
+    root, target = place(data.root) if data.root else None, place(out)
     _refuse_nested(root, target)
     with working("listing images"):
-        rows, remarks = listed(root)
+        rows, places, remarks = _listed(data)
+        where = root or target
         classes = sorted({class_name(row.label) for row in rows})
-        _check_classes(root, classes)
-        shards = list(_planned(rows, root, target, classes, mb))
+        _check_classes(where, classes)
+        shards = list(_planned(rows, places, target, classes, mb))
     plan = _fingerprint(classes, shards, target)
     _claim(target, plan, shards)
     names = [shard.path.relative_to(target).as_posix() for shard in shards]
@@ -85,7 +94,7 @@ def pack(data: object, out: str, mb: int) -> Path:
         write_json(target / PACK, {"plan": plan, "complete": False, "shards": names})
         text = "".join(f"{name}\n" for name in classes)
         write_text(target / CLASSES, text)
-        finished = _write_all(shards, root)
+        finished = _write_all(shards, places)
         write_json(target / PACK, {"plan": plan, "complete": True, "shards": names})
     except OutputError as error:
         raise OutputError(error.where, error.what, f"free space, and {_AGAIN}", 0) from error
@@ -105,7 +114,18 @@ def _say(target: Path, counts: Sequence[int], remarks: Sequence[str]) -> None:
     log.info("\n".join(lines), extra=LINES)
 
 
-def _refuse_nested(root: Path, out: Path) -> None:
+def _listed(data: Folder | Parquet | HuggingFace) -> Listing:
+    """All images and where they are, with the splits that are given."""
+    if not isinstance(data, Folder):
+        return data.listed()
+    root = place(data.root)
+    rows, remarks = listed(root)
+    return Listing(rows, {row.name: root / row.name for row in rows}, remarks)
+
+
+def _refuse_nested(root: Path | None, out: Path) -> None:
+    if root is None:
+        return
     one, two = root.resolve(), out.resolve()
     if one.is_relative_to(two) or two.is_relative_to(one):
         what = f"and the folder of the images, {root}, lie in each other"
@@ -120,20 +140,23 @@ def _check_classes(root: Path, classes: Sequence[str]) -> None:
 
 
 def _planned(
-    rows: Sequence[ImageRow], root: Path, out: Path, classes: Sequence[str], mb: int
+    rows: Sequence[ImageRow], places: Places, out: Path, classes: Sequence[str], mb: int
 ) -> Iterator[_Shard]:
     """The images in their order, cut where a shard would be larger than ``mb``."""
-    stems = Counter(row.name.rpartition(".")[0] for row in rows)
+    names = [_with_suffix(row.name, places[row.name]) for row in rows]
+    stems = Counter(name.rpartition(".")[0] for name in names)
     position = {name: i for i, name in enumerate(classes)}
     most = mb * 1_000_000 - 2 * _RECORD  # zeros end it, up to a whole record
     for split in dict.fromkeys(row.split for row in rows):
         images: list[_Image] = []
         number = used = 0
-        for row in (row for row in rows if row.split == split):
-            below = row.name.removeprefix(f"{split}/") if split else row.name
-            key = key_of(below, stems[row.name.rpartition(".")[0]] > 1)
+        for row, whole in (
+            pair for pair in zip(rows, names, strict=True) if pair[0].split == split
+        ):
+            below = whole.removeprefix(f"{split}/") if split else whole
+            key = key_of(below, stems[whole.rpartition(".")[0]] > 1)
             name = f"{key}.{below.rpartition('.')[2]}"
-            size = _size(root / row.name)
+            size = _size(places[row.name])
             cost = _cost(name, size) + _cost(f"{key}.cls", 1)
             if images and used + cost > most:
                 yield _Shard(_shard_path(out, split, number), images)
@@ -141,6 +164,20 @@ def _planned(
             images.append(_Image(row.name, name, position[class_name(row.label)], size))
             used += cost
         yield _Shard(_shard_path(out, split, number), images)
+
+
+def _with_suffix(name: str, where: ImagePlace) -> str:
+    """The name of an image with a suffix: one that is called by file and row has none."""
+    if PurePosixPath(name).suffix.lower() in SUFFIXES:
+        return name
+    try:
+        with open_image(read_file(where)[0]) as image:
+            form = str(image.format)
+    except OSError as error:
+        raise _unreadable(where, error.strerror or reason_of(error)) from error
+    except Exception as error:  # as in decode
+        raise _unreadable(where, reason_of(error)) from error
+    return f"{name}.{_SUFFIX_OF.get(form, form.lower())}"
 
 
 def _shard_path(out: Path, split: str, number: int) -> Path:
@@ -155,15 +192,19 @@ def _cost(name: str, size: int) -> int:
     return header + _BLOCK + size + _BLOCK
 
 
-def _size(path: Path) -> int:
+def _size(where: ImagePlace) -> int:
     try:
-        return path.stat().st_size
+        if isinstance(where, Path):
+            return where.stat().st_size
+        return where.size if isinstance(where, FileSpan) else len(where.read()[0])
     except OSError as error:
-        raise _unreadable(path, error.strerror or str(error)) from error
+        raise _unreadable(where, error.strerror or str(error)) from error
+    except ValueError as error:
+        raise _unreadable(where, str(error)) from error
 
 
-def _unreadable(path: Path, reason: str) -> DataError:
-    return DataError(path, f"cannot be packed ({reason})", "remove or replace the file", 84)
+def _unreadable(where: ImagePlace, reason: str) -> DataError:
+    return DataError(where, f"cannot be packed ({reason})", "remove or replace the file", 84)
 
 
 def _fingerprint(classes: Sequence[str], shards: Sequence[_Shard], out: Path) -> str:
@@ -200,20 +241,20 @@ def _claim(out: Path, plan: str, shards: Sequence[_Shard]) -> None:
         path.unlink(missing_ok=True)
 
 
-def _write_all(shards: Sequence[_Shard], root: Path) -> int:
+def _write_all(shards: Sequence[_Shard], places: Places) -> int:
     """Write what is not finished; how many shards were finished before."""
     finished = 0
     with working("packing images", sum(len(shard.images) for shard in shards)) as advance:
         for shard in shards:
-            if _is_finished(shard, root):
+            if _is_finished(shard, places):
                 finished += 1
             else:
-                _write(shard, root)
+                _write(shard, places)
             advance(len(shard.images))
     return finished
 
 
-def _is_finished(shard: _Shard, root: Path) -> bool:
+def _is_finished(shard: _Shard, places: Places) -> bool:
     """Whether a shard and its index are there and have the bytes that the images have now."""
     try:
         facts = read_index(shard.path)
@@ -225,18 +266,20 @@ def _is_finished(shard: _Shard, root: Path) -> bool:
         return False
     hashes = [row[3] for row in facts.images]
     each = zip(shard.images, hashes, strict=True)
-    return all(hashlib.sha256(_bytes(root, image)).hexdigest() == digest for image, digest in each)
+    return all(
+        hashlib.sha256(_bytes(places, image)).hexdigest() == digest for image, digest in each
+    )
 
 
-def _write(shard: _Shard, root: Path) -> None:
+def _write(shard: _Shard, places: Places) -> None:
     """Write a shard, then its index."""
     facts: list[ShardFacts] = []
-    atomic_write(shard.path, lambda part: facts.append(_fill(part, shard.images, root)))
+    atomic_write(shard.path, lambda part: facts.append(_fill(part, shard.images, places)))
     text = json.dumps(facts[0]._asdict(), separators=(",", ":"))
     write_text(index_file(shard.path), text + "\n")
 
 
-def _fill(part: Path, images: Sequence[_Image], root: Path) -> ShardFacts:
+def _fill(part: Path, images: Sequence[_Image], places: Places) -> ShardFacts:
     total, at = hashlib.sha256(), 0
     rows: list[tuple[str, int, int, str]] = []
     with part.open("wb") as stream:
@@ -247,7 +290,7 @@ def _fill(part: Path, images: Sequence[_Image], root: Path) -> ShardFacts:
             at += stream.write(data)
 
         for image in images:
-            data = _bytes(root, image)
+            data = _bytes(places, image)
             put(_header(image.name, len(data)))
             rows.append((index_name(image.name), at, len(data), hashlib.sha256(data).hexdigest()))
             put(data + bytes(-len(data) % _BLOCK))
@@ -265,9 +308,9 @@ def _header(name: str, size: int) -> bytes:
     return info.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")
 
 
-def _bytes(root: Path, image: _Image) -> bytes:
+def _bytes(places: Places, image: _Image) -> bytes:
     """An image as it was when it was listed. Raises DataError where it is not."""
-    path = root / image.path
+    path = places[image.path]
     try:
         data, stamp = read_file(path)
     except OSError as error:

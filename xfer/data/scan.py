@@ -20,6 +20,7 @@ from xfer.core.errors import DataError, OutputError, printable
 from xfer.core.files import cache_dir, handle_of, read_json, write_text
 from xfer.core.live_line import working
 from xfer.core.locks import Lock, waits
+from xfer.data.array_file import Shape, shape_of
 from xfer.data.bit_depth import Extent, extent, is_deep, numbers
 from xfer.data.image import (
     Size,
@@ -118,21 +119,22 @@ def inspect(path: ImagePlace) -> Facts:
     """
     try:
         data, _ = read_file(path)
-        reach, size = _check(data)
+        shape = shape_of(path)
+        reach, size = _check(data, shape)
     except OSError as error:
         return Facts(path, problem=error.strerror or reason_of(error))
     except Exception as error:  # as in decode
         return Facts(path, problem=reason_of(error))
     digest = hashlib.sha256(data).hexdigest()
-    return Facts(path, digest, look=_look(data, reach), reach=reach, size=size)
+    return Facts(path, digest, look=_look(data, reach, shape), reach=reach, size=size)
 
 
-def _check(data: bytes) -> tuple[Extent | None, Size]:
+def _check(data: bytes, shape: Shape | None) -> tuple[Extent | None, Size]:
     """What the pixels of a sound image reach, where they have more than 8 bits, and its size;
     raises else."""
     if not data:
         raise ValueError("the file is empty")
-    with open_image(data) as image:
+    with open_image(data, shape) as image:
         refuse_huge(image)
         size = image.size
         if is_deep(image):
@@ -145,9 +147,9 @@ def _check(data: bytes) -> tuple[Extent | None, Size]:
     return None, size
 
 
-def _look(data: bytes, reach: Extent | None) -> str:
+def _look(data: bytes, reach: Extent | None, shape: Shape | None) -> str:
     try:
-        with open_image(data) as image:
+        with open_image(data, shape) as image:
             if reach:
                 # From its darkest to its brightest: no two dark pictures are alike for being dark.
                 over = (reach.low, max(reach.high, reach.low + 1))
@@ -167,9 +169,10 @@ def _stamp(path: ImagePlace) -> str:
 
 
 def _is_there(name: str) -> bool:
-    """Whether there is still the file, or the shard of the member, that a row is about."""
+    """Whether there is still the file that a row is about, or that its part is of."""
     shard, dot_tar, _ = name.partition(".tar/")
-    return Path(name).exists() or (bool(dot_tar) and Path(f"{shard}.tar").is_file())
+    file = f"{shard}.tar" if dot_tar else name.partition("#")[0]
+    return Path(name).exists() or (file != name and Path(file).is_file())
 
 
 def _cache_file(root: Path) -> Path:

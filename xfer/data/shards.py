@@ -232,7 +232,7 @@ def _rows(
 
 
 def _shard(where: ImagePlace) -> Path:
-    return where.shard if isinstance(where, TarMember) else where
+    return where if isinstance(where, Path) else where.file
 
 
 def _lines(

@@ -1,0 +1,152 @@
+"""Columns of Arrow tables: which have images, labels, splits and groups, and what a cell says.
+
+Parquet files and the files of the library ``datasets`` are both Arrow tables, with images as bytes,
+as paths, or as what Hugging Face writes: a struct of ``bytes`` and ``path``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.util import find_spec
+from typing import Any, Literal, NamedTuple
+
+from xfer.config.help import DISTRIBUTION
+from xfer.core.errors import ConfigError, DataError, closest
+
+Kind = Literal["struct", "bytes", "text", "number", "other"]
+_DEFAULTS = ("image", "label", "split")
+_SAID = {"struct": "bytes and paths", "bytes": "bytes", "text": "text", "number": "numbers"}
+_IMAGES = ("struct", "bytes", "text")
+
+
+class Columns(NamedTuple):
+    """The columns that are read: of the images, their classes and, where there are any, their
+    splits and groups; ``kinds`` are those of image, label and split, and ``classes`` the names of
+    classes where labels are positions among them."""
+
+    image: str
+    label: str
+    split: str | None
+    group: str | None
+    kinds: tuple[Kind, ...]
+    classes: tuple[str, ...]
+
+    @property
+    def bytes_path(self) -> str:
+        """The column of the bytes alone; empty where there are only paths."""
+        return {"struct": f"{self.image}.bytes", "bytes": self.image}.get(self.kinds[0], "")
+
+    @property
+    def others(self) -> list[str]:
+        """The columns that are small: all but the bytes."""
+        path = {"struct": f"{self.image}.path", "text": self.image}.get(self.kinds[0])
+        return [name for name in (path, self.label, self.split, self.group) if name]
+
+
+def require(package: str, option: str) -> None:
+    """Raise ConfigError where ``package``, which ``option`` reads with, is not installed."""
+    spec = find_spec(package)
+    if spec is None or spec.origin is None:  # a folder of that name is no package
+        what = f"{option} is read by the package '{package}', which is not installed"
+        raise ConfigError("data", what, f"pip install '{DISTRIBUTION}[{option}]'", 80)
+
+
+def columns_of(
+    schema: Any, asked: Sequence[str] | None, group: str | None, where: object
+) -> Columns:
+    """Which columns of an Arrow schema are read; ``asked`` are those of image, label and split.
+
+    Raises DataError, naming ``where``, for columns that are not there or of another kind.
+    """
+    kinds = {field.name: kind_of(field.type) for field in schema}
+    names = list(asked or [name for name in _DEFAULTS if name in kinds or name != "split"])
+    if lost := [name for name in names if name not in kinds]:
+        raise DataError(where, f"has no column '{lost[0]}'", _typed(kinds), 27)
+    if group and group not in kinds:
+        others = [name for name in kinds if name not in names] or list(kinds)
+        raise DataError(where, f"has no column '{group}' to group by", closest(group, others), 92)
+    image, label = names[:2]
+    if kinds[image] not in _IMAGES:
+        what = f"the column '{image}' has {schema.field(image).type}, neither bytes nor paths"
+        raise DataError(where, what, _typed(kinds), 27)
+    texts = {
+        name: ("text", "number") if name in (label, group) else ("text",) for name in names[1:]
+    }
+    for name, allowed in (texts | ({group: ("text", "number")} if group else {})).items():
+        if kinds[name] not in allowed:
+            what = f"the column '{name}' has {schema.field(name).type}, and"
+            needed = "text" if allowed == ("text",) else "text or whole numbers"
+            fix = _typed(kinds)
+            raise DataError(where, f"{what} {needed} is needed", fix, 27)
+    split = names[2] if len(names) > 2 else None
+    of_names = tuple(kinds[name] for name in names)
+    return Columns(image, label, split, group, of_names, _class_names(schema, label))
+
+
+def refuse_others(found: Columns, expected: Columns, where: object, first: str) -> None:
+    """Raise DataError where a part of a data set has other columns than ``expected``, which are
+    those of the part called ``first``."""
+    fix = "write all of them with one schema, or give one of them"
+    for name, one, other in zip(expected[:3], found.kinds, expected.kinds, strict=False):
+        if one != other:
+            what = f"its column '{name}' has {_SAID[one]}, and that of {first} has {_SAID[other]}"
+            raise DataError(where, what, fix, 28)
+    if found.classes != expected.classes:
+        raise DataError(where, f"names other classes than {first}", fix, 28)
+
+
+def kind_of(of: Any) -> Kind:
+    """What cells of an Arrow type are to us."""
+    from pyarrow import types
+
+    of = of.value_type if types.is_dictionary(of) else of
+    if types.is_struct(of):
+        inner = {field.name: kind_of(field.type) for field in of}
+        return "struct" if inner == {"bytes": "bytes", "path": "text"} else "other"
+    if types.is_binary(of) or types.is_large_binary(of):
+        return "bytes"
+    if types.is_string(of) or types.is_large_string(of):
+        return "text"
+    return "number" if types.is_integer(of) else "other"
+
+
+def _typed(kinds: Mapping[str, Kind]) -> str:
+    """What to type for columns that are there, or what to write into the file."""
+    images = [name for name, kind in kinds.items() if kind in ("struct", "bytes")]
+    images += [name for name, kind in kinds.items() if kind == "text" and not images]
+    labels = [n for n, kind in kinds.items() if kind in ("text", "number") and n not in images[:1]]
+    if not images or not labels:
+        there = ", ".join(list(kinds)[:8]) or "none"
+        return f"write a column of images and one of labels; it has {there}"
+    return f"type 'data.columns=[{images[0]},{labels[0]}]', or those that you mean"
+
+
+def _class_names(schema: Any, label: str) -> tuple[str, ...]:
+    """The names of classes that Hugging Face has written into the schema; nothing without them."""
+    try:
+        facts = json.loads((schema.metadata or {})[b"huggingface"])
+        names = facts["info"]["features"][label]["names"]
+        return tuple(names) if all(isinstance(name, str) for name in names) else ()
+    except (KeyError, ValueError, TypeError):
+        return ()
+
+
+def labels_in(
+    values: Sequence[Any], classes: Sequence[str], column: str, where: object
+) -> Iterator[str]:
+    """The class of every row in words, empty where there is none (null, or -1 among ``classes``).
+
+    Raises DataError for a number that is no position in ``classes``.
+    """
+    for row, value in enumerate(values):
+        if value is None or (classes and value == -1):
+            yield ""
+        elif classes and not isinstance(value, str):
+            if not 0 <= value < len(classes):
+                what = f"the {column} {value} of row {row} is no class, 0 to {len(classes) - 1}"
+                fix = "correct it, or the names of the classes"
+                raise DataError(where, what, fix, 29)
+            yield classes[value]
+        else:
+            yield str(value)
