@@ -213,6 +213,27 @@ def test_a_file_that_was_exchanged_or_cut_off(tmp_path: Path) -> None:
         [s.images[i] for s in found.splits.values() for i in range(len(s))]
 
 
+@pytest.mark.parametrize("change", ["shuffle", "select"])
+def test_rows_in_another_order_than_the_files_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    rows = [
+        {"image": {"bytes": encoded("JPEG", i), "path": None}, "label": "ab"[i % 2]}
+        for i in range(8)
+    ]
+    of_rows(rows).save_to_disk(tmp_path / "x")
+    load = datasets.load_from_disk
+
+    def other(path: str) -> Any:
+        table = load(path)
+        return table.shuffle(seed=0) if change == "shuffle" else table.select(range(2, 8))
+
+    monkeypatch.setattr(datasets, "load_from_disk", other)
+    match = "'data' cannot be read" if change == "shuffle" else "of 'data' have other rows"
+    error = refused(337, match, root=str(tmp_path / "x"))
+    assert "save_to_disk" in error.fix
+
+
 def test_without_the_library_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("xfer.data.arrow_columns.find_spec", lambda name: None)
     with pytest.raises(

@@ -115,7 +115,8 @@ def run_name(experiment: str, data: str, *places: Any) -> str:
     if experiment != "default":
         return experiment
     place = next((place for place in places if isinstance(place, str) and place), data)
-    name = Path(place).expanduser().resolve().name.removesuffix(".csv")
+    path = Path(place).expanduser().resolve()
+    name = path.stem if path.suffix in (".csv", ".npz", ".parquet") else path.name
     # Those of sweeps lie below that name.
     return name if name not in ("", "multirun") else data
 

@@ -128,7 +128,7 @@ def _cells(key: str, table: Any, columns: Columns, split: str) -> Iterator[Table
     files = [Path(entry["filename"]) for entry in table.cache_files]
     try:
         rows = [row for file in files for row in _rows(file, columns)]
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, KeyError) as error:
         what = f"'{key}' cannot be read ({printable(error)[:200]})"
         raise DataError(files[0].parent, what, "write it again with save_to_disk", 37) from error
     _compare(key, table, columns, rows)
