@@ -126,12 +126,16 @@ def test_class_labels_and_columns_of_other_names(tmp_path: Path) -> None:
         assert len(set(train.folds[0, members].tolist())) == 1  # type: ignore[index]
 
 
-def test_a_test_without_labels_is_left_out(tmp_path: Path) -> None:
-    write_parquet(tmp_path / "train.parquet", simple("ababab"))
-    unlabelled = [{"image": encoded("JPEG", i), "label": None} for i in (7, 8)]
-    write_parquet(tmp_path / "test.parquet", unlabelled, types={"label": arrow.string()})
+@pytest.mark.parametrize("nothing", [None, -1])
+def test_a_test_without_labels_is_left_out(tmp_path: Path, nothing: int | None) -> None:
+    facts = {"info": {"features": {"label": {"names": ["a", "b"], "_type": "ClassLabel"}}}}
+    how: dict[str, Any] = {"metadata": {"huggingface": json.dumps(facts)}}
+    rows = [{"image": encoded("JPEG", i), "label": i % 2} for i in range(6)]
+    write_parquet(tmp_path / "train.parquet", rows, **how)
+    rows = [{"image": encoded("JPEG", i), "label": nothing} for i in (7, 8)]
+    write_parquet(tmp_path / "test.parquet", rows, types={"label": arrow.int64()}, **how)
     found = Parquet(str(tmp_path), val_fraction=0.4).dataset(True)
-    assert set(found.splits) == {"train", "val"}
+    assert set(found.splits) == {"train", "val"} and found.classes == ("a", "b")
     assert "left out (images without classes): the 2 rows of test" in found.remarks
 
 
@@ -314,6 +318,16 @@ def test_columns_of_other_kinds(tmp_path: Path) -> None:
         "p.parquet#0 and p.parquet#1 are both the image '0.jpg'",
         write_parquet(tmp_path / "p.parquet", rows),
     )
+
+
+def test_a_folder_of_tables_says_what_reads_it(tmp_path: Path) -> None:
+    for suffix, option in (("parquet", "parquet"), ("arrow", "hf"), ("npy", "arrays")):
+        root = tmp_path / option
+        root.mkdir()
+        (root / f"train.{suffix}").touch()
+        with pytest.raises(DataError, match="holds no class folders") as caught:
+            Folder(str(root)).dataset(True)
+        assert caught.value.fix == f"type data={option} to read its {suffix} files"
 
 
 def test_a_file_that_is_replaced_during_a_run_is_named(tmp_path: Path) -> None:

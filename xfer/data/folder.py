@@ -160,10 +160,10 @@ def _refuse_data_set(tree: Tree, below: str) -> None:
 
 def _other_option(folder: Path) -> str:
     """What reads a folder that has no images but tar files or tables; empty for neither."""
-    kinds = {"tar": "data=shards", "parquet": "data=parquet", "npy": "data=arrays"}
+    kinds = {"tar": "shards", "parquet": "parquet", "arrow": "hf", "npy": "arrays"}
     for suffix, option in kinds.items():
         if any(folder.glob(f"*.{suffix}")):
-            return f"type {option} to read its {suffix} files"
+            return f"type data={option} to read its {suffix} files"
     return ""
 
 

@@ -71,13 +71,12 @@ def pack(data: object, out: str, mb: int) -> Path:
     """Write the images of a source into ``out``, in shards of at most ``mb`` megabytes (1e6 bytes);
     an image that is larger has a shard of its own.
 
-    Returns the folder of the shards. Raises CombinationError for images in no folder, CommandError
+    Returns the folder of the shards. Raises CombinationError for other kinds of data, CommandError
     for an ``out`` that holds something else or lies in the folder, DataError for images that cannot
     be read, and OutputError.
     """
     if not isinstance(data, Folder | Parquet | HuggingFace):
-        what = "names images that are in no folder, and a folder is packed"
-        what += ", or parquet files, or a data set of datasets"
+        what = "is of a kind that is not packed; folders, parquet files and data sets of hf are"
         raise CombinationError("data", what, "type data=folder data.root=DIR", 49)
     root, target = place(data.root) if data.root else None, place(out)
     _refuse_nested(root, target)
