@@ -6,6 +6,8 @@ import json
 import multiprocessing
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -163,6 +165,22 @@ def test_workers_and_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         process.start()
         assert ours.poll(60) and ours.recv() == want
         process.join()
+
+
+def test_a_file_of_one_row_group_is_looked_through_in_little_memory(tmp_path: Path) -> None:
+    rows = [{"image": np.random.default_rng(i).bytes(50_000), "label": "a"} for i in range(1000)]
+    path = write_parquet(tmp_path / "x.parquet", rows, **PLAIN, write_batch_size=64)
+    code = (
+        "import sys; from pathlib import Path; import pyarrow\n"
+        "from xfer.data.parquet_cells import places_in\n"
+        "places = places_in(Path(sys.argv[1]), 'image')\n"
+        "print(len(places), pyarrow.default_memory_pool().max_memory())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, path], check=True, capture_output=True, text=True
+    )
+    count, most = map(int, done.stdout.split())
+    assert count == 1000 and most < 25_000_000  # of 50 MB
 
 
 def test_real_photographs_answer_the_same(

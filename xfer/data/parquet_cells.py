@@ -27,6 +27,7 @@ from xfer.data.image_bytes import FileSpan, ImagePlace, NullCell, span_stamp, st
 HELD = 1 << 27
 """Bytes of row groups that a process holds, and one row group at least."""
 _OPEN = 16  # files that a process has open
+_AT_ONCE = 64  # images, where all of a file are looked at in turn
 _CACHE_VERSION = 1
 _LARGEST_CACHE = 1 << 30
 _NULL, _PACKED = -1, -2  # in place of an offset
@@ -118,7 +119,8 @@ def opened(path: Path) -> Any:
     from pyarrow import parquet
 
     open_to_read(path).close()
-    return parquet.ParquetFile(path)
+    # With a buffer a column is read a part at a time; without, a row group of it at once.
+    return parquet.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False)
 
 
 def unreadable(path: Path, error: Exception) -> DataError:
@@ -139,6 +141,14 @@ def read_bytes_of(file: Any, group: int, column: str) -> Any:
         inner = [chunk.flatten()[0] for chunk in whole.chunks]
         return arrow.chunked_array(inner, type=whole.type.field(0).type)
     return whole
+
+
+def _values(file: Any, group: int, column: str) -> Iterator[Any]:
+    """The bytes of a row group in turn, a few at a time: it may be the whole file."""
+    some = {"row_groups": [group], "columns": [column], "use_threads": False}
+    for batch in file.iter_batches(batch_size=_AT_ONCE, **some):
+        values = batch.column(0)
+        yield from values.flatten()[0] if hasattr(values, "field") else values
 
 
 def places_in(path: Path, column: str) -> list[ImagePlace]:
@@ -204,12 +214,12 @@ def _in_group(file: Any, group: int, column: str, raw: mmap.mmap) -> list[tuple[
         counted = chunk.statistics is not None and chunk.statistics.has_null_count
         if counted and chunk.statistics.null_count == 0:
             return packed
-        valid = (value.is_valid for value in read_bytes_of(file, group, column))
+        valid = (value.is_valid for value in _values(file, group, column))
         return [(_PACKED if there else _NULL, 0) for there in valid]
     at = chunk.data_page_offset
     end = at + chunk.total_compressed_size
     spans = []
-    for value in read_bytes_of(file, group, column):
+    for value in _values(file, group, column):
         if not value.is_valid:
             spans.append((_NULL, 0))
             continue
