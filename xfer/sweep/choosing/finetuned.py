@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,38 +13,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from xfer.core.log import log
-from xfer.core.types import Images, Samples
+from xfer.core.types import Samples
+from xfer.data.dataset import part_of
 from xfer.sweep.choosing.halving import Learned
 
 if TYPE_CHECKING:
     import numpy.typing as npt
-    from PIL.Image import Image
 
     from xfer.plan.plan import Plan
 
     Indices = npt.NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class _Part:
-    """Some of the ``images``, in the order of ``rows``."""
-
-    images: Images
-    rows: Indices
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> Image:
-        return self.images[int(self.rows[index])]
-
-
-def part_of(samples: Samples, rows: Indices) -> Samples:
-    """The images at ``rows`` as a split."""
-    names = tuple(samples.names[i] for i in rows)
-    text = f"{samples.sha256} {rows.astype('<i8').tobytes().hex()}"
-    hashed = hashlib.sha256(text.encode()).hexdigest()
-    return Samples(names, samples.labels[rows], _Part(samples.images, rows), hashed)
 
 
 @dataclass(frozen=True, eq=False)
