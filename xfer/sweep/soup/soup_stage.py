@@ -103,22 +103,22 @@ def make_soup(work: Work) -> None:
     members = {member.job: member for member in members_of(sweep)}
     if plan.dataset is None:
         raise ValueError("a soup without data was planned")
-    kitchen = _Kitchen(plan, members, tables_of(plan.dataset, plan.specs.seed))
+    network = AveragedNetwork(plan, members, tables_of(plan.dataset, plan.specs.seed))
     with working("soup"):
-        tries = greedy(kitchen.alone(), kitchen.taste)
-        facts = _facts(kitchen, tries)
+        tries = greedy(network.alone(), network.taste)
+        facts = _facts(network, tries)
     write_json(work.folder / "soup.json", facts)
     write_rows(work.folder / "soup.csv", [_row(row) for row in facts["members"]])
     lines = map(printable, [*tried(facts), *soup_lines(facts)])
     log.info("\n".join(lines), extra=LINES)
     work.soup = facts
     refuse_loss(facts)
-    kitchen.write(tuple(facts["jobs"]), checkpoints(work.folder) / BEST)
+    network.write(tuple(facts["jobs"]), checkpoints(work.folder) / BEST)
     work.plan = replace(plan, specs=_with_checkpoint(plan.specs, checkpoints(work.folder) / BEST))
     work.warnings += _remarks(facts, members)
 
 
-class _Kitchen:
+class AveragedNetwork:
     """One network, which is filled with a member's weights or with an average of several, and
     asked about images."""
 
@@ -197,15 +197,15 @@ def _score(answers: Predictions) -> Plain:
     return {key: score[key] for key in ("n", "acc", "acc_ci95", "loss", "ece")}
 
 
-def _facts(kitchen: _Kitchen, tries: list[Try]) -> Plain:
+def _facts(network: AveragedNetwork, tries: list[Try]) -> Plain:
     """What ``result.json`` and ``soup.json`` say of the soup."""
-    plan, members = kitchen.plan, kitchen.members
+    plan, members = network.plan, network.members
     jobs, best = tuple(t.job for t in tries if t.joins), tries[0].job
-    single = kitchen.answers((best,), kitchen.tables.judging)
+    single = network.answers((best,), network.tables.judging)
     soup, reset = single, frozenset[str]()
     if len(jobs) > 1:
-        soup = kitchen.answers(jobs, kitchen.tables.judging)
-        reset = kitchen.reset
+        soup = network.answers(jobs, network.tables.judging)
+        reset = network.reset
     right = [a.logits.argmax(axis=1) == a.labels for a in (soup, single)]
     found: Verdict = verdict(*right)
     least = plan.specs.sweep.soup_least
