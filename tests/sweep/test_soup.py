@@ -27,9 +27,14 @@ from xfer.evaluation.statistics import paired_difference
 from xfer.models.restore import open_checkpoint
 from xfer.sweep.leaderboard.read_sweep import read
 from xfer.sweep.soup.averaging import Averages, set_statistics
-from xfer.sweep.soup.greedy import Taste, greedy, halves, verdict
+from xfer.sweep.soup.greedy import Taste, greedy, halves, tables_of, verdict
 from xfer.sweep.soup.members import check_tensors, members_of
-from xfer.sweep.soup.soup_stage import plan_soup, refuse_soup_in_a_sweep
+from xfer.sweep.soup.soup_stage import (
+    AveragedNetwork,
+    plan_soup,
+    refuse_soup_in_a_sweep,
+    remarks,
+)
 from xfer.workflow import run
 
 DIGITS = ["experiment=digits_finetune", "data.test_fraction=0.3"]
@@ -281,22 +286,27 @@ def test_one_that_does_not_pay_is_refused_and_leaves_what_was_tried(swept: Path,
 
 
 def test_without_a_test_split_a_half_of_val_judges_and_the_epochs_are_owned_up_to(
-    swept: Path, monkeypatch, tmp_path: Path
+    swept: Path,
 ) -> None:
-    """Two members on data without test: the folder is rewritten as such a sweep leaves it."""
-    specs = compose_specs([*DIGITS, "stages=[soup]", f"sweep.dir={swept}"])
-    plan = plan_soup(specs)
+    plan = plan_soup(compose_specs([*DIGITS, "stages=[soup]", f"sweep.dir={swept}"]))
     assert plan.dataset is not None
-    from xfer.sweep.soup.greedy import tables_of
-
     rest = {k: v for k, v in plan.dataset.splits.items() if k != "test"}
     tables = tables_of(replace(plan.dataset, splits=rest), 0)
-    assert (len(tables.choosing), len(tables.judging)) in ((90, 89), (89, 90))
+    assert {len(tables.choosing), len(tables.judging)} == {89, 90}
     assert not set(tables.choosing.names) & set(tables.judging.names)
     assert (tables.chosen_on, tables.judged_on) == ("a half of val", "the other half")
-    assert len(tables.choosing.images[0].tobytes()) > 0
     with pytest.raises(SweepError, match="E185"):
         tables_of(replace(plan.dataset, splits={"train": rest["train"]}), 0)
+    # The members' own answers to these images, as their runs have written them.
+    members = {member.job: member for member in members_of(read(swept))}
+    alone = AveragedNetwork(plan, members, tables).alone()
+    for job, taste in alone.items():
+        answers = right(swept / str(job) / "predictions_val.csv")
+        assert taste.acc == pytest.approx(np.mean([answers[n] for n in tables.choosing.names]))
+    facts = {"epochs_chosen_on_val": True, "judged_on": {"images": tables.judged_on}}
+    (said,) = remarks(facts, members)
+    assert said.startswith("soup: the epoch of each member was chosen on all of val")
+    assert remarks({**facts, "judged_on": {"images": "test"}}, members) == []
 
 
 def altered(sweep: Path, target: Path, number: int, change) -> Path:

@@ -86,7 +86,9 @@ def verdict(result: Plain) -> list[str]:
     scores = result.get("scores") or {}
     lines = [lead(result["cv"])] if result.get("cv") else []
     fitted_on = (result.get("calibration") or {}).get("fitted_on")
-    lines += [_score(s, scores[s], s == fitted_on) for s in sorted(scores)]  # test before val
+    chose = "choosing the members" if result.get("soup") else "selecting the best epoch"
+    uses = {split: "calibrating the network" if split == fitted_on else chose for split in scores}
+    lines += [_score(s, scores[s], uses[s]) for s in sorted(scores)]  # test before val
     if not lines:
         lines = ["No split was scored in this run"]
     tta = result.get("tta") or {}
@@ -123,14 +125,13 @@ def _origin(result: Plain) -> list[str]:
     return [] if result.get("soup") else ["This run did not train"]
 
 
-def _score(split: str, score: Plain, calibrates: bool) -> str:
+def _score(split: str, score: Plain, use: str) -> str:
     if score.get("acc") is None or not score.get("n"):
         return f"{split} accuracy not measured"
     counts = f"{round(score['acc'] * score['n']):,} of {score['n']:,}"
     if score.get("acc_ci95"):
         low, high = score["acc_ci95"]
         counts += f"; 95 % interval {low:.3f} to {high:.3f}"
-    use = "calibrating the network" if calibrates else "selecting the best epoch"
     note = f", also used for {use}" if score.get("used_for_selection") else ""
     return f"{split} accuracy {score['acc']:.3f} ({counts}){note}"
 

@@ -115,7 +115,7 @@ def make_soup(work: Work) -> None:
     refuse_loss(facts)
     network.write(tuple(facts["jobs"]), checkpoints(work.folder) / BEST)
     work.plan = replace(plan, specs=_with_checkpoint(plan.specs, checkpoints(work.folder) / BEST))
-    work.warnings += _remarks(facts, members)
+    work.warnings += remarks(facts, members)
 
 
 class AveragedNetwork:
@@ -260,7 +260,7 @@ def refuse_loss(facts: Plain) -> None:
     raise SafetyError("soup", what, f"{use}; or type sweep.soup_least={least:g}", 40)
 
 
-def _remarks(facts: Plain, members: dict[int, Member]) -> list[str]:
+def remarks(facts: Plain, members: dict[int, Member]) -> list[str]:
     """What a reader of the numbers must know."""
     lines = []
     if facts["epochs_chosen_on_val"] and facts["judged_on"]["images"] != "test":
