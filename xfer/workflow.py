@@ -34,7 +34,6 @@ from xfer.report.audit_page import audit
 from xfer.report.inputs import Work
 from xfer.report.last_lines import last_lines
 from xfer.report.side_stages import benchmark, embed, find_rate, worth
-from xfer.sweep.choosing.run_choice import choose_model
 from xfer.sweep.soup.soup_stage import make_soup, plan_soup
 from xfer.training.distributed.launch import called, leading, next_run
 from xfer.training.fit_health import saturation, terms, warn, warnings_of
@@ -135,6 +134,8 @@ def _check_place(specs: Specs) -> None:
 def _without_plan(specs: Specs, began: float) -> Result | None:
     """What is made of other runs or of an exported file; ``None`` for any other run."""
     if specs.choose.chooses:
+        from xfer.sweep.choosing.run_choice import choose_model
+
         return Result(*choose_model(specs, began, _run))
     if "leaderboard" in specs.stages and specs.sweep.dir is not None:
         return _leaderboard(specs, specs.sweep.dir)

@@ -19,9 +19,7 @@ from xfer.core.run_folder import BEST, checkpoints
 from xfer.core.seeds import derive
 from xfer.data.dataset import part_of
 from xfer.report.soup_section import soup_lines, tried, varied
-from xfer.sweep.leaderboard.read_sweep import read
 from xfer.sweep.soup.greedy import Tables, Taste, Try, Verdict, greedy, tables_of, verdict
-from xfer.sweep.soup.members import Member, check_images, check_tensors, members_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,6 +30,7 @@ if TYPE_CHECKING:
     from xfer.core.types import Plain, Predictions, Samples
     from xfer.plan.plan import Plan
     from xfer.report.inputs import Work
+    from xfer.sweep.soup.members import Member
 
 _WITH = ("soup", "evaluate", "predict", "export", "benchmark", "embed", "report")
 """Stages that work on a network, whoever has made it."""
@@ -51,6 +50,8 @@ def plan_soup(specs: Specs) -> Plan:
     Raises SweepError for what does not go with a soup and for a sweep that has none.
     """
     from xfer.plan.make import make_plan
+    from xfer.sweep.leaderboard.read_sweep import read
+    from xfer.sweep.soup.members import check_images, check_tensors, members_of
 
     if other := [stage for stage in specs.stages if stage not in _WITH]:
         what = f"a soup takes the place of a fit, and stages has '{other[0]}'"
@@ -98,6 +99,9 @@ def make_soup(work: Work) -> None:
     ``soup.json`` and ``soup.csv`` say what was tried, whatever comes of it. Raises SafetyError
     where the soup does not pay.
     """
+    from xfer.sweep.leaderboard.read_sweep import read
+    from xfer.sweep.soup.members import members_of
+
     plan = work.plan
     sweep = read(Path(plan.specs.sweep.dir or "").expanduser())
     members = {member.job: member for member in members_of(sweep)}
