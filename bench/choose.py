@@ -25,9 +25,8 @@ from sklearn.preprocessing import StandardScaler
 
 from xfer.config.hydra import compose_specs
 from xfer.core.seeds import derive
-from xfer.sweep.choosing.halving import Halving, Learned, halve
+from xfer.sweep.choosing.halving import Halving, Learned, halve, judge, worth
 from xfer.sweep.choosing.learners import SolvedLearner
-from xfer.sweep.choosing.nested import judge, worth
 from xfer.training.logistic import STRENGTHS
 
 ASSETS = Path(os.environ.setdefault("XFER_ASSETS", "../shared/assets")).resolve()

@@ -107,6 +107,11 @@ def what_a_verb_finds(words: Sequence[str]) -> None:
         began = {"overrides": ["data.root=my_images"], "stages": ["fit", "evaluate"]}
         (folder / "plan.json").write_text(json.dumps({**began, "config_dirs": []}))
         (folder / "status.json").write_text(json.dumps({"state": "finished"}))
+    if words[0] == "soup":
+        job = Path(words[1], "0")
+        job.mkdir(parents=True)
+        (job.parent / "sweep.json").touch()
+        shutil.copy(runs[0] / "plan.json", job)
     if words[0] in ("train", "plan", "choose", "pack"):
         data = Path(words[1])
         data.touch() if data.suffix else data.mkdir(parents=True)

@@ -36,6 +36,7 @@ OF_TORCH = {
     "evaluation.layer_cam", "export.certified_graph", "export.mindir.run", "export.pixels",
     "models.head.filled_layers", "models.head.layers", "models.logit_scale",
     "models.mindspore_layers", "models.network", "models.restore", "models.skip_init",
+    "sweep.soup.averaging",
 } | {
     f"training.{name}" for name in (
         "answering", "backbone_features", "callbacks.timeline", "certify",

@@ -259,6 +259,7 @@ def _job(cfg: DictConfig) -> float | None:
     from xfer.sweep.choose import refuse_choice
     from xfer.sweep.objective import trial_value
     from xfer.sweep.requirements import refuse_one_run
+    from xfer.sweep.soup.soup_stage import refuse_soup_in_a_sweep
     from xfer.workflow import run
 
     hydra = cast("DictConfig", HydraConfig.get())
@@ -269,6 +270,7 @@ def _job(cfg: DictConfig) -> float | None:
         if not alone:
             refuse_one_run(specs.checkpoint.resume)
             refuse_choice(specs.choose.chooses)
+            refuse_soup_in_a_sweep(specs.stages)
         result = run(specs)
     except Exception as error:
         code = _reported(error)

@@ -34,7 +34,7 @@ from xfer.report.audit_page import audit
 from xfer.report.inputs import Work
 from xfer.report.last_lines import last_lines
 from xfer.report.side_stages import benchmark, embed, find_rate, worth
-from xfer.sweep.choosing.run_choice import choose_model
+from xfer.sweep.soup.soup_stage import make_soup, plan_soup
 from xfer.training.distributed.launch import called, leading, next_run
 from xfer.training.fit_health import saturation, terms, warn, warnings_of
 
@@ -104,7 +104,7 @@ def _run(specs: Specs) -> Result:
         if earlier is None:
             _check_place(specs)
         with working("planning"):
-            plan = make_plan(specs)
+            plan = (plan_soup if "soup" in specs.stages else make_plan)(specs)
         if "export" in specs.stages:
             refuse_early(specs.export.writers, plan.card)
         if earlier:
@@ -134,6 +134,8 @@ def _check_place(specs: Specs) -> None:
 def _without_plan(specs: Specs, began: float) -> Result | None:
     """What is made of other runs or of an exported file; ``None`` for any other run."""
     if specs.choose.chooses:
+        from xfer.sweep.choosing.run_choice import choose_model
+
         return Result(*choose_model(specs, began, _run))
     if "leaderboard" in specs.stages and specs.sweep.dir is not None:
         return _leaderboard(specs, specs.sweep.dir)
@@ -219,12 +221,10 @@ def _line(work: Work, earlier: Earlier | None, page: LivePage) -> Plain:
     from xfer.report.write import finish
 
     stages = work.plan.specs.stages
-    if "audit" in stages:
-        page.begin("audit")
-        audit(work)
-    if "lr_find" in stages:
-        page.begin("lr_find")
-        find_rate(work)
+    for name, begin in _BEFORE_FIT.items():
+        if name in stages:
+            page.begin(name)
+            begin(work)
     if "fit" in stages:
         page.begin("fit")
         with working("fit"):
@@ -387,6 +387,7 @@ def _export(work: Work, net: nn.Module) -> None:
         work.warnings += str(error).splitlines()
 
 
+_BEFORE_FIT = {"audit": audit, "lr_find": find_rate, "soup": make_soup}
 _AFTER_FIT: dict[str, Callable[..., object]] = {
     "evaluate": _evaluate,
     "predict": _predict,

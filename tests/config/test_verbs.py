@@ -57,6 +57,8 @@ def test_what_is_no_verb_stays_as_it_is(here: Path) -> None:
 
 def test_each_verb_is_a_command_and_takes_what_stands_after_its_words(here: Path) -> None:
     run = str(make_run("digits_sgd/2026-01-01_10-00-00_aaaa01"))
+    sweep = make_run("multirun/digits/2026-01-01_09-00-00_aaaa02/0", age=9).parent
+    (sweep / "sweep.json").touch()
     again = ["experiment=digits_sgd"]
     spelt = {
         "train 'my images' optim=sgd -m": ["data.root='my images'", "optim=sgd", "-m"],
@@ -80,6 +82,11 @@ def test_each_verb_is_a_command_and_takes_what_stands_after_its_words(here: Path
         ],
         "choose . minutes=5 seed=1": [
             *("choose=cached", "data.root=.", "choose.minutes=5", "seed=1"),
+        ],
+        "soup last sweep.soup_least=-0.02": [
+            *again,
+            *("stages=[soup,evaluate,export,report]", f"sweep.dir={sweep}"),
+            "sweep.soup_least=-0.02",
         ],
         "pack 'my images' out pack.mb=9": [
             *("stages=[pack]", "data.root='my images'", "pack.out=out", "pack.mb=9"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import signal
 import time
 from dataclasses import dataclass, field, replace
@@ -13,22 +14,31 @@ import numpy as np
 import pytest
 import torch
 import warm
+from runs import finish, kill, wait_for
 from scipy import stats
 from sklearn.linear_model import LogisticRegression
+from sklearn.neighbors import KNeighborsClassifier, NearestCentroid
 from sklearn.preprocessing import StandardScaler
 
 from xfer.config.hydra import compose_specs
 from xfer.config.verbs import spelt_out
 from xfer.core.errors import CombinationError, CommandError, DataError, DivergedError
 from xfer.evaluation.statistics import wilson
-from xfer.models.head import Mlp
+from xfer.models.head import Knn, Mlp, Prototype
 from xfer.plan.resume import fingerprint
 from xfer.sweep.choose import refuse_choice
 from xfer.sweep.choosing.candidates import Candidate, Weighted
 from xfer.sweep.choosing.clock import TimeIsOver, TimeLimit
-from xfer.sweep.choosing.halving import Halving, Learned, growing, halve
-from xfer.sweep.choosing.learners import SolvedLearner, Steps, TrainedLearner
-from xfer.sweep.choosing.nested import interval, judge, worth
+from xfer.sweep.choosing.halving import (
+    Halving,
+    Learned,
+    growing,
+    halve,
+    interval,
+    judge,
+    worth,
+)
+from xfer.sweep.choosing.learners import FilledLearner, SolvedLearner, Steps, TrainedLearner
 from xfer.sweep.choosing.pricing import Contender, Price, admitted
 from xfer.training import logistic
 from xfer.training.loss import CrossEntropy
@@ -259,6 +269,37 @@ def test_a_head_trained_on_features_learns_what_no_line_can() -> None:
     assert halve([line, mlp], labels, rows, NONE, Halving(folds=2)).winner.name == "mlp"
 
 
+@pytest.mark.parametrize("distance", ["euclidean", "cosine"])
+def test_baselines_answer_as_scikit_learns_do(distance: str) -> None:
+    features, labels = blobs(140, 12, 3)
+    rows, test = np.arange(100), np.arange(100, 140)
+    folds = logistic.folds(labels[rows], 4, 0)
+    unit = features / np.linalg.norm(features, axis=1, keepdims=True)
+    x = unit if distance == "cosine" else features
+    for spec, theirs in (
+        (Knn(k=7, distance=distance), KNeighborsClassifier(7)),
+        (Prototype(distance=distance), NearestCentroid()),
+    ):
+        learner = FilledLearner("a", features, labels, 3, spec)
+        learned = learner.learn(rows, folds, test)
+        wanted = theirs.fit(x[rows], labels[rows]).predict(x[test])
+        ties = (learned.answers == learned.answers.max(1, keepdims=True)).sum(1) > 1
+        assert (learned.answers.argmax(1) == wanted)[~ties].all() and ties.mean() < 0.2
+        for k in range(4):
+            known, held = rows[folds != k], rows[folds == k]
+            wanted = theirs.fit(x[known], labels[known]).predict(x[held])
+            given = learned.held_out[folds == k]
+            ties = (given == given.max(1, keepdims=True)).sum(1) > 1
+            assert (given.argmax(1) == wanted)[~ties].all()
+
+
+def test_more_neighbours_than_images_are_all_of_them() -> None:
+    features, labels = blobs(8, 3, 2)
+    learner = FilledLearner("a", features, labels, 2, Knn(k=50))
+    learned = learner.learn(np.arange(6), np.full(6, -1), np.array([6, 7]))
+    assert learned.answers.shape == (2, 2) and np.isfinite(learned.answers).all()
+
+
 def test_a_job_of_a_sweep_does_not_choose() -> None:
     refuse_choice(False)
     with pytest.raises(CombinationError, match=r"E043.*drop -m, or type choose=none"):
@@ -315,6 +356,7 @@ def test_what_contradicts_a_choice_is_refused(nothing_cached: None) -> None:
         "head=mlp"
     )
     assert "E046: stages: choose ends with a model that is fitted" in refused("stages=[evaluate]")
+    assert "E046: checkpoint.resume: a choice is not resumed" in refused("checkpoint.resume=auto")
     with pytest.raises(CombinationError, match=r"E045.*'choose.sources=\{BACKBONE: FILE\}'"):
         run(compose_specs(["choose=cached", "data=digits"]))
     with pytest.raises(CombinationError, match=r"E043: choose: -m starts several runs"):
@@ -346,13 +388,13 @@ def outcome(folder: Path) -> dict:
 def test_candidates_are_priced_before_anything_starts(chosen: tuple[Path, str]) -> None:
     lines = chosen[1].splitlines()
     start = next(i for i, line in enumerate(lines) if line.startswith("candidate"))
-    rows = {line.split("  ")[0]: line for line in lines[start + 1 : start + 5]}
+    rows = {line.split("  ")[0]: line for line in lines[start + 1 : start + 9]}
     price = r" +[\d.]+ s +[\d.]+ s +[\d.]+ s +[\d.]+ ms  takes part$"
-    for head in ("linear", "mlp"):
+    for head in ("linear", "mlp", "knn", "prototype"):
         assert re.search(price, rows[f"digits_resnet {head} head_only"])
         assert "left out" in rows[f"squeezenet1_0 {head} head_only"]
-    assert "measured on two images" in lines[start + 5]
-    assert not any("features at" in line for line in lines[: start + 5])
+    assert "measured on two images" in lines[start + 9]
+    assert not any("features at" in line for line in lines[: start + 9])
 
 
 def test_the_winner_is_an_ordinary_run_and_its_experiment_is_the_same_run(
@@ -363,8 +405,9 @@ def test_the_winner_is_an_ordinary_run_and_its_experiment_is_the_same_run(
     rows = {row["name"]: row for row in facts["candidates"]}
     assert rows[facts["winner"]]["state"] == "winner"
     scores = {n: row["cv_acc"] for n, row in rows.items() if row["cv_acc"] is not None}
-    assert len(scores) == 2 and scores[facts["winner"]] == max(scores.values())
-    assert facts["runner_up"]["acc"] == pytest.approx(min(scores.values()) - max(scores.values()))
+    assert len(scores) == 4 and scores[facts["winner"]] == max(scores.values())
+    second = sorted(scores.values())[-2]
+    assert facts["runner_up"]["acc"] == pytest.approx(second - max(scores.values()))
     model = folder / facts["model"]
     result = json.loads((model / "result.json").read_text())
     assert result["status"] == "finished" and result["scores"]["val"]["acc"] > 0.75
@@ -390,9 +433,56 @@ def test_what_the_choice_is_worth_is_printed_with_its_optimism(chosen: tuple[Pat
     assert f"optimism of choosing: {100 * worthy['optimism']:+.1f} points" in output
     assert "everything was tried, so it ends earlier" in output
     page = next(folder.glob("outputs/choose/*/choose.md")).read_text()
-    assert page.count("| squeezenet1_0 ") == 2 and "optimism of choosing" in page
+    assert page.count("| squeezenet1_0 ") == 4 and "optimism of choosing" in page
     status = json.loads(next(folder.glob("outputs/choose/*/status.json")).read_text())
     assert status["state"] == "finished" and "choose.json" in status["files"]
+
+
+def test_a_choice_that_was_killed_begins_anew_and_says_so(tmp_path: Path) -> None:
+    words = [*DIGITS, "choose.minutes=20", "choose.repeats=1", "choose.folds=2", "choose.rungs=1"]
+    words += ["choose.heads=[prototype]", "choose.freezes=[head_only]", "stages=[fit]"]
+    words += ["data.val_fraction=0.8"]
+    own = {"XFER_CACHE": str(tmp_path / "cache"), "HF_HUB_CACHE": str(tmp_path / "hub")}
+    own["TORCH_HOME"] = str(tmp_path / "torch")
+    process = warm.start(tmp_path, *words, **own)
+    wait_for(lambda: [*tmp_path.glob("outputs/choose/*/config.yaml")], process)
+    kill(process)
+    (dead,) = tmp_path.glob("outputs/choose/*")
+    before = {path: path.read_bytes() for path in dead.rglob("*") if path.is_file()}
+    assert json.loads((dead / "status.json").read_text())["state"] == "running"
+    output = finish(warm.start(tmp_path, *words, **own))
+    assert f"{dead.relative_to(tmp_path)} was killed before it ended and stays as it is" in output
+    assert {path: path.read_bytes() for path in before} == before
+    (alive,) = set(tmp_path.glob("outputs/choose/*")) - {dead}
+    assert json.loads((alive / "choose.json").read_text())["model"]
+    # In a folder that was named, what is left of it is in the way.
+    again = warm.start(tmp_path, *words, f"run.dir={dead}", **own)
+    said, _ = again.communicate(timeout=300)
+    assert again.returncode == 9
+    assert "already holds files. Fix: choose another run.dir, or remove the folder" in said
+
+
+@pytest.mark.slow
+def test_a_policy_that_trains_the_backbone_is_chosen_for_real(tmp_path: Path, assets: Path) -> None:
+    """Photographs and a pretrained SqueezeNet, of which every candidate trains all or the head."""
+    for place in ("train/ants", "train/bees", "val/ants", "val/bees"):
+        images = sorted((assets / "Hymenoptera" / place).iterdir())[:12]
+        (tmp_path / "photos" / place).mkdir(parents=True)
+        for path in images:
+            shutil.copy(path, tmp_path / "photos" / place)
+    weights = assets / "weights" / "squeezenet1_0_imagenet.safetensors"
+    words = ["choose=cached", "data.root=photos", f"choose.sources={{squeezenet1_0: {weights}}}"]
+    words += ["choose.minutes=30", "choose.folds=2", "choose.rungs=1", "choose.repeats=1"]
+    words += ["choose.heads=[linear]", "choose.freezes=[lp_ft]", "trainer.max_epochs=2"]
+    words += ["data.batch_size=8", "stages=[fit,evaluate]"]
+    own = {"XFER_CACHE": str(tmp_path / "cache"), "HF_HUB_CACHE": str(tmp_path / "hub")}
+    output = finish(warm.start(tmp_path, *words, **own, TORCH_HOME=str(tmp_path / "torch")))
+    facts = outcome(tmp_path)
+    assert facts["winner"] == "squeezenet1_0 linear lp_ft" and facts["worth"]["n"] == 24
+    assert facts["worth"]["acc"] > 0.6, output
+    proof = json.loads((tmp_path / facts["model"] / "freeze_proof.json").read_text())
+    assert [phase["phase"] for phase in proof["phases"]]
+    assert not [*tmp_path.glob("outputs/choose/*/.fit_*")]
 
 
 def priced(name: str, features: float, choosing: float, model: float, **more) -> Contender:

@@ -261,7 +261,7 @@ class Builder:
         if schema.value_at(self.plain, "predict.model") is not None and stages != ("predict",):
             what = f"predicts with that file alone; stages is {list(stages)}"
             yield ConfigError("predict.model", what, "type 'stages=[predict]'", 95)
-        if "leaderboard" in stages and self.facts.get("sweep", {}).get("dir") is None:
+        if {"leaderboard", "soup"} & {*stages} and not self.facts.get("sweep", {}).get("dir"):
             fix = "type sweep.dir=outputs/multirun/EXPERIMENT/SWEEP"
             yield ConfigError("sweep.dir", "must be given", fix, 3)
         if "leaderboard" in stages and stages != ("leaderboard",):

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 STAGES = (
     *("audit", "lr_find", "fit", "evaluate", "predict", "export", "benchmark", "report"),
-    *("leaderboard", "compare", "worth", "embed", "pack"),
+    *("leaderboard", "compare", "worth", "embed", "pack", "soup"),
 )
 
 

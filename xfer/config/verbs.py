@@ -218,6 +218,31 @@ def _minutes(words: Sequence[str], rest: Sequence[str]) -> list[str]:
     return [f"choose.{text}" if text.startswith("minutes=") else text for text in rest]
 
 
+def _soup(words: Sequence[str]) -> list[str]:
+    sweep = _sweep_named(words[0])
+    jobs = sorted(p.parent for p in sweep.glob("*/plan.json") if p.parent.name.isdecimal())
+    data = data_of(min(jobs, key=lambda job: int(job.name))) if jobs else []
+    return [*data, "stages=[soup,evaluate,export,report]", override("sweep.dir", str(sweep))]
+
+
+def _sweep_named(text: str) -> Path:
+    """The folder of a sweep: a path, the end of the path of one below ``outputs/multirun``, or
+    ``last``. Raises CommandError where there is none, or several."""
+    path = Path(text).expanduser()
+    if (path / "sweep.json").is_file():
+        return path
+    files = Path("outputs/multirun").glob("*/*/sweep.json")
+    sweeps = [p.parent for p in sorted(files, key=lambda p: p.stat().st_mtime, reverse=True)]
+    matching = sweeps[:1] if text == LAST else [s for s in sweeps if str(s).endswith(text)]
+    if len(matching) > 1:
+        several = ", ".join(map(str, matching[:5]))
+        raise CommandError(text, f"is the end of several sweeps: {several}", "type more of it", 0)
+    if matching:
+        return matching[0]
+    what = "is no folder of a sweep, and no sweep below outputs/multirun ends so"
+    raise CommandError(text, what, "type xfer soup outputs/multirun/NAME/SWEEP", 0)
+
+
 def _pack(words: Sequence[str]) -> list[str]:
     if _option(Path(words[0]).expanduser()) is None:
         raise _no_such(words[0], "a folder of images")
@@ -306,7 +331,7 @@ def run_named(text: str) -> Path:
 
 def _newest() -> Path:
     for run in _runs():
-        if "fit" in _typed(run).get("stages", []):
+        if {"fit", "soup"} & {*_typed(run).get("stages", [])}:
             return run
     raise CommandError(
         LAST, "there is no run below outputs that has trained", "type xfer train DATA", 3
@@ -344,5 +369,6 @@ VERBS = {
     "resume": Verb("RUN", "finish a run that was stopped", _resume),
     "compare": Verb("RUN RUN", "put runs beside each other", _compare, 2, 0),
     "choose": Verb("DATA minutes=10", "choose and train the best model", _choose, 0, 1, _minutes),
+    "soup": Verb("SWEEP", "average a sweep's models into one", _soup),
     "pack": Verb("DIR OUT", "write a folder as tar files (shards)", _pack, 2, 2),
 }

@@ -7,7 +7,7 @@ XferError                 exit  1   (a bug, when raised bare)
 ├── DataError                   3   folders, classes, files that are no images
 ├── WeightsError                4   source weights that do not fit or cannot be had
 ├── ResumeError                 5   a run that cannot be continued as asked
-├── SafetyError                 6   refused: it could run somebody else's code
+├── SafetyError                 6   refused: somebody else's code, or a model that does not pay
 ├── DivergedError               7   NaN or Inf in loss or metric
 ├── OutOfMemory                 8   the device or the machine has no memory left
 ├── OutputError                 9   an output folder or file that cannot be written
@@ -104,7 +104,7 @@ class ResumeError(XferError):
 
 
 class SafetyError(XferError):
-    """Refused because it could run code that is not the user's."""
+    """Refused: it could run code that is not the user's, or is worse than what is there already."""
 
     exit, base = 6, 600
 

@@ -232,6 +232,10 @@ class Sweep(Protocol):
     def batch(self) -> int:
         """Trials at work at a time, but for slots."""
 
+    @property
+    def soup_least(self) -> float:
+        """What a soup must gain at least over its best member, as a share of images."""
+
 
 class Choose(Protocol):
     """Whether candidates are compared before a model is made."""

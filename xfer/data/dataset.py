@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +23,7 @@ from xfer.data.scan import Facts, broken_files, examine
 
 if TYPE_CHECKING:
     import numpy.typing as npt
+    from PIL.Image import Image
 
 _IMBALANCED = 10  # largest class over smallest
 _FEW = 30  # images
@@ -222,3 +223,25 @@ def _without(dataset: Dataset, split: str, huge: Mapping[int, DataError]) -> Sam
         sizes=tuple(files.sizes[i] for i in left),
     )
     return _samples(rows, dataset.classes, [digest for _, digest in scanned], images)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Some of the ``images``, in the order of ``rows``."""
+
+    images: Images
+    rows: npt.NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Image:
+        return self.images[int(self.rows[index])]
+
+
+def part_of(samples: Samples, rows: npt.NDArray[np.int64]) -> Samples:
+    """The images at ``rows`` as a split."""
+    names = tuple(samples.names[i] for i in rows)
+    text = f"{samples.sha256} {rows.astype('<i8').tobytes().hex()}"
+    hashed = hashlib.sha256(text.encode()).hexdigest()
+    return Samples(names, samples.labels[rows], _Part(samples.images, rows), hashed)

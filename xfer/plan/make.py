@@ -44,7 +44,7 @@ def make_plan(specs: Specs, not_exact: str = "") -> Plan:
     check_names(specs.metrics)
     attempt = Attempts()
     training = specs.trains or (not specs.stages and not specs.checkpoint.path)
-    whole = training or specs.calibrates or "embed" in specs.stages
+    whole = training or specs.calibrates or {"embed", "soup"} & {*specs.stages}
     if specs.checkpoint.path:
         snapshot = attempt(_snapshot, specs)
         known = snapshot.card.input if snapshot else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -120,8 +120,20 @@ def _parts(plan: Plan) -> list[tuple[str, str]]:
     """The user's metrics and callbacks, and the calibration that was asked for by name."""
     trainer, asked = plan.specs.trainer, plan.calibration.method in ("temperature", "vector")
     called = trainer.callbacks if "fit" in plan.specs.stages or not plan.specs.stages else ()
-    lines = list(custom.lines(trainer.metrics, called))
+    lines = [*custom.lines(trainer.metrics, called), *_soup_lines(plan.card.source.get("soup"))]
     return lines + [("calibration", plan.calibration.in_words())] * asked
+
+
+def _soup_lines(soup: Plain | None) -> Iterator[tuple[str, str]]:
+    """Who may go into a soup, and what chooses and judges them."""
+    if not soup:
+        return
+    jobs = ", ".join(str(member["job"]) for member in soup["members"])
+    yield "soup", f"greedy average of {soup['sweep']}, jobs {jobs}"
+    if out := ", ".join(f"{row['job']} ({row['state']})" for row in soup["left_out"]):
+        yield "", f"left out: jobs {out}"
+    on = [f"{soup[key]['images']} ({soup[key]['n']:,})" for key in ("chosen_on", "judged_on")]
+    yield "", f"chosen on {on[0]}, judged on {on[1]}"
 
 
 def _name(spec: Plain) -> str:

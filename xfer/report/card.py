@@ -16,6 +16,7 @@ from xfer.report.fold_section import explained, fold_tables, lead
 from xfer.report.format import number, words
 from xfer.report.promised_words import promised_lines
 from xfer.report.shots import Shot
+from xfer.report.soup_section import soup_lines, soup_table, soup_text
 from xfer.report.svg import Chart
 
 ALTS = {
@@ -82,49 +83,55 @@ def about(result: Plain, plan: Plain) -> str:
 
 def verdict(result: Plain) -> list[str]:
     """The card in a few lines: each score with its interval, test first, and the best epoch."""
-    scores, best = result.get("scores") or {}, result.get("best")
+    scores = result.get("scores") or {}
     lines = [lead(result["cv"])] if result.get("cv") else []
     fitted_on = (result.get("calibration") or {}).get("fitted_on")
-    lines += [_score(s, scores[s], s == fitted_on) for s in sorted(scores)]  # test before val
+    chose = "choosing the members" if result.get("soup") else "selecting the best epoch"
+    uses = {split: "calibrating the network" if split == fitted_on else chose for split in scores}
+    lines += [_score(s, scores[s], uses[s]) for s in sorted(scores)]  # test before val
     if not lines:
         lines = ["No split was scored in this run"]
     tta = result.get("tta") or {}
     if scores and tta.get("averaged"):
         views = f"{tta['views']} views of each image (tta={tta['kind']})"
         lines.append(f"Answers are the mean {tta['averaged']} over {views}")
-    if (solved := result.get("solved")) and result.get("cv"):
-        lines.append(
-            f"The final head is the exact solution at l2 {solved['l2']:.2g}, "
-            + ("chosen by folds inside its images" if solved["strengths"] > 1 else "as given")
-        )
-    elif solved:
-        lines.append(
-            f"The head is the exact solution at l2 {solved['l2']:.2g}; held out in "
-            f"{solved['folds']} folds, {solved['n']:,} training images: "
-            f"accuracy {solved['cv_acc']:.3f}, loss {solved['cv_loss']:.3f}"
-        )
-    elif best and (result.get("cv") or {}).get("final_epochs"):
-        lines.append(f"Trained for {best.get('epoch')} epochs; no image chose the epoch")
-    elif best:
-        lines.append(
-            f"Best epoch {number(best.get('epoch'))}, step {number(best.get('step'))}, "
-            f"by {best.get('metric')} {number(best.get('value'))}"
-        )
-    else:
-        lines.append("This run did not train")
+    lines += _origin(result)
+    if soup := result.get("soup"):
+        lines = [*reversed(soup_lines(soup)), *lines]
     if result.get("status") != "finished":
         lines.append(f"Status: {result.get('status') or 'unknown'}")
     return lines
 
 
-def _score(split: str, score: Plain, calibrates: bool) -> str:
+def _origin(result: Plain) -> list[str]:
+    """How the weights came about."""
+    best, cv = result.get("best"), result.get("cv") or {}
+    if (solved := result.get("solved")) and cv:
+        how = "chosen by folds inside its images" if solved["strengths"] > 1 else "as given"
+        return [f"The final head is the exact solution at l2 {solved['l2']:.2g}, {how}"]
+    if solved:
+        return [
+            f"The head is the exact solution at l2 {solved['l2']:.2g}; held out in "
+            f"{solved['folds']} folds, {solved['n']:,} training images: "
+            f"accuracy {solved['cv_acc']:.3f}, loss {solved['cv_loss']:.3f}"
+        ]
+    if best and cv.get("final_epochs"):
+        return [f"Trained for {best.get('epoch')} epochs; no image chose the epoch"]
+    if best:
+        return [
+            f"Best epoch {number(best.get('epoch'))}, step {number(best.get('step'))}, "
+            f"by {best.get('metric')} {number(best.get('value'))}"
+        ]
+    return [] if result.get("soup") else ["This run did not train"]
+
+
+def _score(split: str, score: Plain, use: str) -> str:
     if score.get("acc") is None or not score.get("n"):
         return f"{split} accuracy not measured"
     counts = f"{round(score['acc'] * score['n']):,} of {score['n']:,}"
     if score.get("acc_ci95"):
         low, high = score["acc_ci95"]
         counts += f"; 95 % interval {low:.3f} to {high:.3f}"
-    use = "calibrating the network" if calibrates else "selecting the best epoch"
     note = f", also used for {use}" if score.get("used_for_selection") else ""
     return f"{split} accuracy {score['acc']:.3f} ({counts}){note}"
 
@@ -140,6 +147,7 @@ def sections(result: Plain, plan: Plain, details: Plain, drawn: Collection[str])
         Section("Warnings", text=tuple(map(str, warnings))),
         Section("Scores", tables=tables.scores(result.get("scores") or {})),
         *_cross_validation(result, plan),
+        *_soup(result),
         *_seen(result, plan, details, drawn),
         *_folded(result, plan, details, drawn),
     ]
@@ -151,6 +159,11 @@ def _cross_validation(result: Plain, plan: Plain) -> list[Section]:
         return []
     text, parts = explained(result, plan), fold_tables(result["cv"])
     return [Section("Cross-validation", text, tables=parts)]
+
+
+def _soup(result: Plain) -> list[Section]:
+    soup = result.get("soup")
+    return [Section("Soup", soup_text(soup), tables=soup_table(soup))] if soup else []
 
 
 def _seen(result: Plain, plan: Plain, details: Plain, drawn: Collection[str]) -> list[Section]:

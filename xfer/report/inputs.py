@@ -34,6 +34,7 @@ class Work:
     warnings: list[str] = field(default_factory=list)
     audited: Audited | None = None
     worth: Plain | None = None
+    soup: Plain | None = None
     embedded: Plain | None = None
     heat: Heat | None = None
 

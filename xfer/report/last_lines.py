@@ -25,11 +25,11 @@ def last_lines(work: Work) -> str:
         lines += [("" if i else "worth", sentence) for i, sentence in enumerate(worth)]
         lines.append(("page", str(work.folder / "worth.html")))
     best, card = best_checkpoint(work.folder), work.folder / "report.html"
-    if work.fitted and best.is_file():
+    if (work.fitted or work.soup) and best.is_file():
         lines.append(("best model", str(best)))
     if "report" in work.plan.specs.stages:
         lines.append(("report", str(card)))
-    if work.fitted and best.is_file():
+    if (work.fitted or work.soup) and best.is_file():
         below = work.folder.parent.parent == Path("outputs")
         named = quoted(work.folder.name if below else str(work.folder))
         lines.append(("next", f"xfer predict {named} IMAGES"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from annotated_types import Ge, Gt
+from annotated_types import Ge, Gt, Le
 
 from xfer.core.errors import SweepError
 
@@ -26,7 +26,7 @@ class SweepSpec:
     name there. ``dir``: the sweep's folder; where it holds this sweep, that is resumed.
     ``baseline``: overrides that mark a job. ``retries``: further attempts of a failed job;
     ``fail_fast``: the first failure ends the sweep. ``batch``: trials at work at a time; slots
-    have a number of their own.
+    have a number of their own. ``soup_least``: what the stage ``soup`` must gain at least.
     """
 
     params: dict[str, str] = field(default_factory=dict)
@@ -63,6 +63,9 @@ class SweepSpec:
     batch: Annotated[int, Gt(0)] = 4
     """trials at work at a time, with launchers other than slots; jobs of a grid as well with
     ``fail_fast`` and a launcher that blocks"""
+    soup_least: Annotated[float, Ge(-1), Le(1)] = 0.0
+    """of the stage ``soup``: the average is taken where the 95 % interval of its gain in accuracy
+    over the best single member lies above this; -0.02 takes one that may be two points worse"""
 
     def __post_init__(self) -> None:
         if self.sampler == "grid" and self.n_trials is not None:

@@ -9,8 +9,9 @@ from annotated_types import Ge, Gt, Le, MinLen
 
 from xfer.core.errors import CombinationError
 
-HeadName = Literal["linear", "mlp"]
-"""Heads that a choice knows how to judge; ``knn`` and ``prototype`` belong here once they exist."""
+HeadName = Literal["linear", "mlp", "knn", "prototype"]
+"""Heads that a choice knows how to judge; ``knn`` and ``prototype`` are baselines that train
+nothing."""
 FreezeName = Literal["head_only", "last_stage", "lp_ft", "none"]
 
 
@@ -35,7 +36,7 @@ class Choice:
     lie in the local cache of the hub or of torch"""
     sources: dict[str, str] = field(default_factory=dict)
     """further backbones with a file of weights each, ``{squeezenet1_0: FILE}``"""
-    heads: Annotated[tuple[HeadName, ...], MinLen(1)] = ("linear", "mlp")
+    heads: Annotated[tuple[HeadName, ...], MinLen(1)] = ("linear", "mlp", "knn", "prototype")
     """which heads are candidates"""
     freezes: Annotated[tuple[FreezeName, ...], MinLen(1)] = ("head_only", "lp_ft", "none")
     """which freeze policies are candidates; each decides where the network is cut. Those that

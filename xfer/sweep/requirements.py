@@ -13,6 +13,7 @@ from xfer.plan.resume import fingerprint
 from xfer.sweep.choose import refuse_choice
 from xfer.sweep.ledger import mark
 from xfer.sweep.objective import Objective, objectives
+from xfer.sweep.soup.soup_stage import refuse_soup_in_a_sweep
 from xfer.sweep.space import Interval, Parameter, is_finite, probes
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ def check(request: SweepRequest, compose: Compose) -> Specs:
     for specs in built:
         refuse_one_run(specs.checkpoint.resume)
         refuse_choice(specs.choose.chooses)
+        refuse_soup_in_a_sweep(specs.stages)
     return built[0]
 
 

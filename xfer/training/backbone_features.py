@@ -17,7 +17,7 @@ from xfer.core.types import Plain
 from xfer.freeze import layout
 from xfer.models.head import Linear
 from xfer.models.network import assemble, blueprint
-from xfer.training.exact import at_rest, inputs, refuse_no_numbers
+from xfer.training.exact import at_rest, features_of, inputs, refuse_no_numbers
 from xfer.training.features import AutoFeatures
 from xfer.training.features.extract import Extraction, PartlyFrozen
 from xfer.training.features.feature_loader import CachedFeatures
@@ -57,7 +57,7 @@ def backbone_features(plan: Plan, asker: str) -> BackboneFeatures:
     if not isinstance(options, AutoFeatures):
         what = f"works on cached features, and features is {options.use}"
         raise CombinationError(asker, what, "type features=auto", 31)
-    bare = _with_linear_head(plan)
+    bare = with_linear_head(plan)
     heads = bare.layout.heads
     if len(heads) != 1:
         what = f"needs one classifier, and {plan.card.backbone.get('name')} has {len(heads)}"
@@ -76,7 +76,37 @@ def backbone_features(plan: Plan, asker: str) -> BackboneFeatures:
     return BackboneFeatures(rows, frozen, cached, time.perf_counter() - began)
 
 
-def _with_linear_head(plan: Plan) -> Plan:
+@dataclass(frozen=True)
+class HeadInput:
+    """What can be read as the input of the classifier at ``path``: of all splits, and of the
+    training images in every view that is trained on."""
+
+    frozen: PartlyFrozen
+    cached: CachedFeatures
+    path: str
+
+    def of(self, split: str, view: int | None = None) -> npt.NDArray[np.float32]:
+        """Float32 (n, d) of a split, of train in a view (``None``: as it is evaluated)."""
+        return inputs(self.frozen, self.cached, self.path, split, view)
+
+    @property
+    def views(self) -> list[npt.NDArray[np.float32]]:
+        """The training images in each view that is trained on: as evaluated, if in no other."""
+        numbers = [view for view in self.cached.train if view is not None]
+        return [self.of("train", view) for view in numbers] or [self.of("train")]
+
+
+def head_input(plan: Plan) -> HeadInput:
+    """The input of the classifier, from the entries that a fit with a linear head is solved on.
+
+    Raises :class:`xfer.training.exact.NotExact` where there is none.
+    """
+    bare = with_linear_head(plan)
+    frozen = at_rest(bare, assemble(bare.parts, bare.state))
+    return HeadInput(frozen, features_of(bare, frozen), bare.layout.heads[0])
+
+
+def with_linear_head(plan: Plan) -> Plan:
     """``plan`` with one linear layer as the head, and without adapters."""
     head = Linear()
     parts = replace(plan.parts, head=head, head_from_source=False, rows=(), adapters={})

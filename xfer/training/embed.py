@@ -150,15 +150,11 @@ class _AtClassifier:
         """The features of ``images`` float32 (n, 3, h, w)."""
         import torch
 
-        seen: list[torch.Tensor] = []
-        layer = self.net.get_submodule(self.path)
-        with layer.register_forward_pre_hook(lambda _, args: seen.append(args[0])):
+        from xfer.evaluation.certified import features_at
+
+        with features_at(self.net, self.path) as seen:
             self.net(images.to(self.device, memory_format=torch.channels_last))
-        entering = seen[0].float()
-        if self.convolves:
-            entering = entering.movedim(1, -1)
-        rows = entering.reshape(len(entering), -1, entering.shape[-1]).mean(dim=1)
-        return np.asarray(rows.cpu().numpy(), np.float32)
+        return seen[0]
 
 
 def _embedded(plan: Plan, layer: _AtClassifier, body: IO[bytes]) -> Embeddings:

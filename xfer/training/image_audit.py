@@ -32,9 +32,9 @@ from xfer.evaluation.neighbours import (
 from xfer.evaluation.statistics import wilson
 from xfer.evaluation.wrong_labels import Judged, judge
 from xfer.training import exact
+from xfer.training.backbone_features import head_input
 from xfer.training.features import AutoFeatures
 from xfer.training.features.feature_loader import CachedFeatures
-from xfer.training.head_input import first_layer
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -174,16 +174,9 @@ def as_evaluated(plan: Plan) -> Plan:
 
 def features(plan: Plan) -> tuple[CachedFeatures, npt.NDArray[np.float32], str]:
     """The features of all splits after each other, float32 (n, d), and the device."""
-    from xfer.models.network import assemble
-
-    frozen = exact.at_rest(plan, assemble(plan.parts, plan.state))
-    (head, *_) = plan.layout.heads
-    path = first_layer(frozen.net, head)
-    if path is None:
-        raise exact.NotExact(f"'{head}' has no linear layer")
-    cached = exact.features_of(plan, frozen)
-    parts = [exact.inputs(frozen, cached, path, split) for split in cached.work.splits]
-    return cached, np.concatenate(parts), device_name(frozen.device)
+    entering = head_input(plan)
+    parts = [entering.of(split) for split in entering.cached.work.splits]
+    return entering.cached, np.concatenate(parts), device_name(entering.frozen.device)
 
 
 def _twins(plan: Plan, names: tuple[str, ...], likest: Nearest, least: float) -> list[Twin]:

@@ -89,6 +89,9 @@ def _refuse_typed(specs: Specs) -> None:
         key = "checkpoint.path" if specs.checkpoint.path else "stages"
         what = "choose ends with a model that is fitted"
         raise CombinationError(key, what, "drop it, or type choose=none", 46)
+    if specs.checkpoint.resume:
+        what = "a choice is not resumed: typed again it begins anew, with the features cached"
+        raise CombinationError("checkpoint.resume", what, "drop it, or type choose=none", 46)
     if specs.trainer.devices != 1:
         what = "choose compares candidates on one device"
         raise CombinationError("trainer.devices", what, "type trainer.devices=1", 46)

@@ -1,15 +1,23 @@
-"""Candidates as learners: a head solved on cached features, or one that is trained on them."""
+"""Candidates as learners: a head that is solved, trained or filled on cached features, or a fit of
+more than the head, on images."""
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from xfer.core.log import log
 from xfer.core.seeds import derive
+from xfer.core.types import Samples
+from xfer.data.dataset import part_of
 from xfer.sweep.choosing.halving import Learned
 from xfer.training import logistic
 
@@ -17,6 +25,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from xfer.core import protocols
+    from xfer.plan.plan import Plan
 
     Indices = npt.NDArray[np.int64]
     Matrix = npt.NDArray[Any]
@@ -162,3 +171,95 @@ class TrainedLearner:
                 torch.autograd.backward(loss(net(x[batch]), y[batch]))
                 optimizer.step()
                 step += 1
+
+
+@dataclass(frozen=True, eq=False)
+class FilledLearner:
+    """A head that holds training features and is not trained (``knn``, ``prototype``): an honest
+    baseline. ``head`` is its spec, ``evaluated`` float32 (n, d) are features, ``labels`` int64 (n,)
+    of ``classes`` classes."""
+
+    name: str
+    evaluated: Matrix
+    labels: Indices
+    classes: int
+    head: Any
+
+    def learn(self, rows: Indices, folds: Indices, test: Indices) -> Learned:
+        """See :class:`xfer.sweep.choosing.halving.Learner`: the folds are left out in turn, and all
+        rows answer ``test``."""
+        held_out = np.full((len(rows), self.classes), np.nan, np.float32)
+        for k in np.unique(folds[folds >= 0]):
+            held = folds == k
+            held_out[held] = self._filled(rows[~held], rows[held])
+        answers = np.empty((0, self.classes), np.float32)
+        return Learned(held_out, self._filled(rows, test) if len(test) else answers)
+
+    def _filled(self, rows: Indices, test: Indices) -> npt.NDArray[np.float32]:
+        import torch
+        from torch import nn
+
+        spec = self.head
+        if hasattr(spec, "images"):  # as many as it is to hold, and no more that vote
+            spec = replace(spec, images=len(rows), k=min(spec.k, len(rows)))
+        features = torch.from_numpy(np.array(self.evaluated, np.float32))
+        head = spec.build(nn.Linear(features.shape[1], self.classes), self.classes)
+        with torch.inference_mode():
+            head.fill(features[rows], torch.from_numpy(self.labels[rows]))
+            answers: npt.NDArray[np.float32] = head(features[test]).numpy()
+        return answers
+
+
+@dataclass(frozen=True, eq=False)
+class FittedLearner:
+    """A fit as ``plan`` has it, to parts of its training images; it counts as it is after the
+    last epoch, so that no held-out image chooses one. Checkpoints go into ``folder`` and are
+    removed."""
+
+    name: str
+    plan: Plan
+    folder: Path
+
+    def learn(self, rows: Indices, folds: Indices, test: Indices) -> Learned:
+        """See :class:`xfer.sweep.choosing.halving.Learner`: a fit a fold, and one to all rows."""
+        classes = len(self.plan.card.classes)
+        held_out = np.full((len(rows), classes), np.nan, np.float32)
+        for k in np.unique(folds[folds >= 0]):
+            held = folds == k
+            held_out[held] = self._fitted(rows[~held], rows[held])
+        answers = np.empty((0, classes), np.float32)
+        return Learned(held_out, self._fitted(rows, test) if len(test) else answers)
+
+    def _fitted(self, rows: Indices, test: Indices) -> npt.NDArray[np.float32]:
+        from xfer.core.device import device_of
+        from xfer.evaluation.evaluate import Reading, answers
+        from xfer.models.restore import open_checkpoint
+        from xfer.training.fit import fit
+
+        plan, specs, samples = self.plan, self.plan.specs, self.plan.split("train")
+        splits: Mapping[str, Samples] = {
+            "train": part_of(samples, rows),
+            "val": part_of(samples, test),
+        }
+        last = replace(specs.checkpoint, start_epoch=specs.trainer.epochs)
+        dataset = None if plan.dataset is None else replace(plan.dataset, splits=splits)
+        specs = replace(specs, checkpoint=last)
+        with TemporaryDirectory(dir=self.folder, prefix=".fit_") as scratch, _quiet():
+            part = replace(plan, specs=specs, dataset=dataset)
+            fitted = fit(part, Path(scratch))
+            net, card = open_checkpoint(fitted.checkpoint, specs.make)
+            size = specs.data.eval_batch_size if specs.data else 64
+            device = device_of(specs.trainer.accelerator)
+            given = answers(net, splits["val"], card.input, card.classes, Reading(size), device)
+        return given.logits
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The many fits of a choice say nothing but what went wrong."""
+    before = log.level
+    log.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        log.setLevel(before)

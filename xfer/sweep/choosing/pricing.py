@@ -9,15 +9,16 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from xfer.models.head import Knn, Prototype
 from xfer.sweep.choosing.candidates import Candidate
-from xfer.sweep.choosing.learners import SolvedLearner, Steps, TrainedLearner
+from xfer.sweep.choosing.learners import FilledLearner, SolvedLearner, Steps, TrainedLearner
 from xfer.training import logistic
 
 if TYPE_CHECKING:
     from xfer.plan.plan import Plan
     from xfer.sweep.choose import Choice
 
-Kind = Literal["solved", "steps", "images"]
+Kind = Literal["solved", "filled", "steps", "images"]
 _IMAGES = 2
 _BASE = 8.0  # seconds of the finished model that do not depend on it: libraries, figures, pages
 _PASSES = 6  # forward passes of each image that an exported file is compared on
@@ -41,8 +42,8 @@ class Price:
 
 @dataclass(frozen=True)
 class Contender:
-    """A candidate that can be planned: ``kind`` says how it is fitted (solved, step by step on
-    features, or on images) and ``problem`` why it takes no part."""
+    """A candidate that can be planned: ``kind`` says how it is fitted (solved, filled, step by
+    step on features, or on images) and ``problem`` why it takes no part."""
 
     candidate: Candidate
     plan: Plan | None = None
@@ -63,6 +64,8 @@ def planned(candidate: Candidate, plan: Plan) -> Contender:
     heads = (
         [plan.network.module.get_submodule(h) for h in plan.layout.heads] if plan.network else []
     )
+    if isinstance(plan.specs.head, Knn | Prototype):
+        return Contender(candidate, plan, "filled")
     if plan.specs.optim.solves:
         return Contender(candidate, plan, "solved")
     if any(not (row.head or row.frozen) for phase in plan.phases for row in phase.rows):
@@ -123,6 +126,10 @@ class Scales:
             took = _timed(lambda: learner.learn(rows, none, rows[:1]))
             return fits * took * plan.specs.trainer.epochs
         fold_of = logistic.folds(labels, self.choice.folds, 0)
+        if contender.kind == "filled":
+            filled = FilledLearner("", noise, labels, classes, plan.specs.head)
+            rows = np.arange(len(labels))
+            return _timed(lambda: filled.learn(rows, fold_of, rows[:1]))
         solved = SolvedLearner("", [noise], noise, labels, classes, strengths=(1.0,))
         rows = np.arange(len(labels))
         return _timed(lambda: solved.learn(rows, fold_of, rows[:1])) * _STRENGTHS / _WEAKER
@@ -144,8 +151,9 @@ def _measured(plan: Plan) -> tuple[float, float, int]:
     from xfer.core.device import device_of
     from xfer.data.loader import eval_images
     from xfer.models.network import assemble
+    from xfer.training.backbone_features import with_linear_head
     from xfer.training.features.cut import inference
-    from xfer.training.head_input import first_layer, rows_of, watch
+    from xfer.training.head_input import rows_of, watch
 
     pictures = eval_images(plan.split("train"), plan.card.input)
     count = min(_IMAGES, len(pictures))
@@ -154,19 +162,19 @@ def _measured(plan: Plan) -> tuple[float, float, int]:
     if isinstance(batch, Exception):
         raise batch
     decode = (time.perf_counter() - began) / count
-    net = assemble(plan.parts, plan.state)
-    device, path = device_of(plan.specs.trainer.accelerator), first_layer(net, plan.layout.heads[0])
+    bare = with_linear_head(plan)
+    net, path = assemble(bare.parts, bare.state), bare.layout.heads[0]
+    device = device_of(plan.specs.trainer.accelerator)
     net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     widths: list[int] = []
 
     def see(entering: torch.Tensor) -> None:
-        widths.append(rows_of(net.get_submodule(path or ""), entering).shape[1])
+        widths.append(rows_of(net.get_submodule(path), entering).shape[1])
 
     images = batch[0].to(device, memory_format=torch.channels_last)
     with torch.no_grad(), inference(net):
-        if path is not None:
-            with watch(net, path, see):
-                net(images)
+        with watch(net, path, see):
+            net(images)
         forward = _timed(lambda: float(net(images).sum())) / count
     return decode, forward, widths[0] if widths else 1
 

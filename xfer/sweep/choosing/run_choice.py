@@ -1,22 +1,38 @@
-"""``choose=cached``, top to bottom: price list, choosing, judging, and the model of the winner."""
+"""``choose=cached``, top to bottom: price list, choosing, judging, the model, and what is left.
+
+Left are ``choose.json``, ``choose.md``, an experiment to type, and the last lines.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from xfer.core.files import write_text, yaml_text
+from xfer.config.help import GROUPS
+from xfer.config.verbs import quoted, shell
+from xfer.core.errors import OutputError, printable
+from xfer.core.files import read_text, write_json, write_text, yaml_text
 from xfer.core.live_line import working
 from xfer.core.log import LINES, log, open_log
+from xfer.core.run_folder import is_live
 from xfer.core.run_status import recorded
+from xfer.core.types import Plain
 from xfer.plan.preflight import check_folder
 from xfer.plan.run_dir import make_folder, refuse_taken
+from xfer.sweep.choosing.halving import Standing, worth
+from xfer.sweep.choosing.session import Session, announce
+from xfer.sweep.leaderboard.read_sweep import read_facts
 
 if TYPE_CHECKING:
     from xfer.config.specs import Specs
     from xfer.core.types import Plain
+
+_NOT_OF_A_MODEL = ("choose", "sweep", "experiment")
+_NAME = "chosen"
+_OF_THE_RUN = ("seed", "stages", "tta", "calibration", "certificate")
+_PLACES = ("root", "file")
 
 
 def choose_model(
@@ -29,12 +45,14 @@ def choose_model(
     stages the price list is all. Raises CombinationError where the minutes do not suffice, and
     whatever the model's run raises.
     """
-    from xfer.sweep.choosing.outcome import last_lines, write
-    from xfer.sweep.choosing.session import Session, announce
-
-    refuse_taken(specs)
+    _refuse_taken(specs)
     if specs.stages:
         check_folder(Path(specs.run_dir or "outputs").expanduser())
+        for folder in _killed(specs):
+            log.info(
+                f"{printable(folder)} was killed before it ended and stays as it is: this choice "
+                "begins anew, and reads the features that were computed from the cache"
+            )
     session = Session.of(specs, began)
     with working("pricing the candidates"):
         session.prepare()
@@ -55,3 +73,211 @@ def choose_model(
         facts = write(session, folder)
     log.info(last_lines(facts, folder), extra=LINES)
     return folder, {}, session.facts
+
+
+def _refuse_taken(specs: Specs) -> None:
+    """Raise OutputError for a ``run.dir`` that holds files, those of a killed choice among them."""
+    try:
+        refuse_taken(specs)
+    except OutputError as error:
+        error.fix = "choose another run.dir, or remove the folder: a choice begins anew"
+        raise
+
+
+def _killed(specs: Specs) -> Iterator[Path]:
+    """Where this choice, with the same configuration, was at work when its process was killed."""
+    config = yaml_text(specs.config)
+    for status in sorted(Path("outputs/choose").glob("*/status.json")):
+        facts, config_file = read_facts(status)[0], status.with_name("config.yaml")
+        running = facts.get("state") == "running" and not is_live(status.parent)
+        if running and config_file.is_file() and read_text(config_file) == config:
+            yield status.parent
+
+
+def facts_of(session: Session) -> Plain:
+    """Everything that is known of the choice, JSON-like: what ``choose.json`` holds."""
+    halved, clock = session.halved, session.clock
+    standings = {s.name: s for s in halved.standings} if halved else {}
+    winner = halved.winner.name if halved else None
+    return {
+        "format": 1,
+        "minutes": session.choice.minutes,
+        "repeats": session.choice.repeats,
+        "seconds": {
+            "total": clock.spent,
+            "features": session.computed_s,
+            "model": session.model_s,
+        },
+        "candidates": [_row(session, c.name, standings.get(c.name)) for c in session.contenders],
+        "winner": winner,
+        "runner_up": _runner_up(session),
+        "worth": asdict(worth(session.rounds)) if session.rounds else None,
+        "model": str(session.model) if session.model else None,
+    }
+
+
+def _row(session: Session, name: str, standing: Standing | None) -> Plain:
+    contender = session.contender(name)
+    halved, price = session.halved, contender.price
+    full = halved.winner.images if halved else 0
+    state, problem = "left out", contender.problem
+    if standing is not None:
+        problem = standing.problem
+        state = "finalist" if standing.images == full else f"dropped at {standing.images} images"
+        if problem:
+            state = "failed"
+        elif halved and name == halved.winner.name:
+            state = "winner"
+    score = standing if standing and not problem else None
+    return {
+        "name": name,
+        "overrides": contender.candidate.overrides,
+        "state": state,
+        "problem": problem or None,
+        "images": standing.images if standing else None,
+        "cv_acc": score.acc if score else None,
+        "cv_loss": score.loss if score else None,
+        "seconds": standing.seconds if standing else None,
+        "price": asdict(price) if price else None,
+    }
+
+
+def _runner_up(session: Session) -> Plain | None:
+    """What the second of the last round would cost: accuracy, as both were cross-validated on the
+    same folds, images that the one or the other alone got right, and milliseconds an image."""
+    halved = session.halved
+    if halved is None or len(halved.standings) < 2:
+        return None
+    first, second = halved.standings[:2]
+    if second.problem or second.images != first.images:
+        return None
+    prices = [session.contender(s.name).price for s in (first, second)]
+    ms = prices[1].ms - prices[0].ms if prices[0] and prices[1] else None
+    return {
+        "name": second.name,
+        "acc": second.acc - first.acc,
+        "only_winner_right": int((first.right & ~second.right).sum()),
+        "only_runner_up_right": int((second.right & ~first.right).sum()),
+        "ms": ms,
+    }
+
+
+def experiment_of(specs: Specs, title: str) -> str:
+    """The configuration of ``specs`` as an experiment file, every option and value spelt out."""
+    groups = [g for g in GROUPS if g not in _NOT_OF_A_MODEL]
+    writers = [k for k, v in specs.config["export"].items() if isinstance(v, dict)]
+    choices = {**specs.choices, "export": writers or "none"}
+    defaults = [{f"override /{group}": choices[group]} for group in groups]
+    settings: Plain = {}
+    for key, value in specs.config.items():
+        if key in groups or key in _OF_THE_RUN:
+            settings[key] = _without_targets(value)
+    for place in _PLACES:
+        if isinstance(text := settings["data"].get(place), str):
+            settings["data"][place] = str(Path(text).expanduser().absolute())
+    return f"# @package _global_\n# {title}\n" + yaml_text({"defaults": defaults, **settings})
+
+
+def _without_targets(node: Any) -> Any:
+    """What the option of a group says itself."""
+    if not isinstance(node, dict):
+        return node
+    return {k: _without_targets(v) for k, v in node.items() if k != "_target_"}
+
+
+def write(session: Session, folder: Path) -> Plain:
+    """Write all that is known into ``folder``."""
+    facts, specs = facts_of(session), session.final
+    if specs is None:
+        raise ValueError("nothing has been chosen")
+    title = f"{printable(facts['winner'])}: chosen by xfer choose"
+    write_text(folder / "conf" / "experiment" / f"{_NAME}.yaml", experiment_of(specs, title))
+    again = shell([f"--config-dir={folder / 'conf'}", f"experiment={_NAME}"])
+    facts |= {"command": shell(session.specs.overrides), "experiment": again}
+    write_json(folder / "choose.json", facts)
+    write_text(folder / "choose.md", page(facts))
+    return facts
+
+
+def page(facts: Plain) -> str:
+    """``choose.md``: what was chosen, what that is worth, and every candidate."""
+    head = "| candidate | state | images | accuracy | loss | features | choosing | ms |"
+    rows = [head, "| --- | --- | --- | --- | --- | --- | --- | --- |"]
+    for row in facts["candidates"]:
+        price = row["price"] or {}
+        cells = (
+            row["name"],
+            row["state"] + (f": {row['problem']}" if row["problem"] else ""),
+            _number(row["images"], "d"),
+            _number(row["cv_acc"], ".4f"),
+            _number(row["cv_loss"], ".4f"),
+            _number(price.get("features"), ".1f", " s"),
+            _number(price.get("choosing"), ".1f", " s"),
+            _number(price.get("ms"), ".1f"),
+        )
+        rows.append("| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |")
+    lines = [
+        "# Choice",
+        "",
+        *(f"- {printable(line)}" for line in summary(facts)),
+        "",
+        *map(printable, rows),
+        "",
+        "Accuracy and loss are cross-validated on the training images of the last round that a "
+        "candidate was in; the winner's are flattered by its being picked. Features and choosing "
+        "are the prices, measured on two images.",
+        "",
+        f"    {printable(facts['experiment'])}",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _number(value: Any, form: str, unit: str = "") -> str:
+    return "" if value is None else f"{value:{form}}{unit}"
+
+
+def summary(facts: Plain) -> list[str]:
+    """The choice in a few sentences."""
+    won = next(row for row in facts["candidates"] if row["name"] == facts["winner"])
+    lines = [f"chosen: {facts['winner']}, cross-validated accuracy {won['cv_acc']:.4f}"]
+    if judged := facts["worth"]:
+        low, high = judged["ci95"]
+        lines.append(
+            f"worth {judged['acc']:.4f} on images that chose nothing (95 % interval {low:.4f} to "
+            f"{high:.4f}; {judged['n']} images, {judged['folds']} folds, {judged['repeats']} times)"
+        )
+        times = judged["folds"] * judged["repeats"]
+        same = judged["winners"].get(facts["winner"], 0)
+        lines.append(
+            f"optimism of choosing: {100 * judged['optimism']:+.1f} points; the same candidate won "
+            f"{same} of {times} times"
+        )
+    else:
+        lines.append("worth: not known, the time ended before the choosing was judged once")
+    if other := facts["runner_up"]:
+        more = f", {other['ms']:+.1f} ms an image" if other["ms"] is not None else ""
+        lines.append(
+            f"the runner-up {other['name']} would cost {-100 * other['acc']:.1f} points of "
+            f"accuracy{more} ({other['only_winner_right']} images that the winner alone gets "
+            f"right, {other['only_runner_up_right']} the other way)"
+        )
+    return lines
+
+
+def last_lines(facts: Plain, folder: Path) -> str:
+    """What is printed at the end; the last line names the folder."""
+    seconds, minutes = facts["seconds"]["total"], facts["minutes"]
+    left = 60 * minutes - seconds
+    tried = facts["worth"] and facts["worth"]["repeats"] >= facts["repeats"]
+    why = "everything was tried" if tried else "another draw of the folds would have taken longer"
+    early = f": {why}, so it ends earlier" if left > 0.05 * 60 * minutes else ""
+    model = quoted(Path(facts["model"]).name if facts["model"] else "")
+    lines = [
+        *summary(facts),
+        f"took {seconds:.0f} s of {60 * minutes:.0f}{early}",
+        f"again: {facts['experiment']}",
+        f"next: xfer predict {model} IMAGES",
+        f"everything is in {folder}",
+    ]
+    return "\n".join(map(printable, lines))

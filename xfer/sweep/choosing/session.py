@@ -14,10 +14,13 @@ from xfer.core.errors import CombinationError, XferError
 from xfer.core.log import LINES, log
 from xfer.sweep.choosing.candidates import listed, without_choice
 from xfer.sweep.choosing.clock import TimeIsOver, TimeLimit
-from xfer.sweep.choosing.finetuned import FittedLearner
-from xfer.sweep.choosing.halving import Halved, Halving, Learner, halve
-from xfer.sweep.choosing.learners import SolvedLearner, TrainedLearner
-from xfer.sweep.choosing.nested import Round, judge
+from xfer.sweep.choosing.halving import Halved, Halving, Learner, Round, halve, judge
+from xfer.sweep.choosing.learners import (
+    FilledLearner,
+    FittedLearner,
+    SolvedLearner,
+    TrainedLearner,
+)
 from xfer.sweep.choosing.pricing import SLACK, Contender, Scales, admitted, planned, steps_of
 
 if TYPE_CHECKING:
@@ -235,6 +238,9 @@ class _Pooled:
         if contender.kind == "steps":
             how = steps_of(plan)
             return TrainedLearner(contender.name, self.views, self.evaluated, labels, classes, how)
+        if contender.kind == "filled":
+            head = plan.specs.head
+            return FilledLearner(contender.name, self.evaluated, labels, classes, head)
         options: Any = plan.specs.optim
         loss: Any = plan.specs.loss
         balanced = plan.specs.data is not None and plan.specs.data.sampler == "balanced"
@@ -246,26 +252,15 @@ class _Pooled:
 
 def _features(plan: Plan) -> _Pooled:
     """Read from the store, or computed: the same entries that the finished model is fitted on."""
-    from xfer.models.network import assemble
-    from xfer.training import exact
-    from xfer.training.head_input import first_layer
+    from xfer.training.backbone_features import head_input
+    from xfer.training.exact import NotExact
 
-    net = assemble(plan.parts, plan.state)
-    frozen = exact.at_rest(plan, net)
-    cached = exact.features_of(plan, frozen)
-    path = first_layer(net, plan.layout.heads[0])
-    if path is None:
-        raise exact.NotExact(f"'{plan.layout.heads[0]}' has no linear layer")
-    log.info(cached.summary())
-    evaluated = exact.inputs(frozen, cached, path, "train")
-    views = [
-        exact.inputs(frozen, cached, path, "train", view)
-        for view in cached.train
-        if view is not None
-    ]
+    entering = head_input(plan)
+    log.info(entering.cached.summary())
+    evaluated = entering.of("train")
     if not np.isfinite(evaluated).all():
-        raise exact.NotExact("the backbone's features are NaN or Inf")
-    return _Pooled(views or [evaluated], evaluated)
+        raise NotExact("the backbone's features are NaN or Inf")
+    return _Pooled(entering.views, evaluated)
 
 
 def price_table(session: Session) -> str:
