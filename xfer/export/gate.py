@@ -67,7 +67,7 @@ def export(
     """
     import torch
 
-    from xfer.core.memory import keep_freed
+    from xfer.core.memory import give_back, keep_freed
 
     if not len(images):
         raise ExportError(
@@ -91,6 +91,7 @@ def export(
         except ExportError as error:
             (folder / writer.file).unlink(missing_ok=True)
             errors.append(error)
+    give_back()
     write_json(folder / "labels.json", list(card.classes))
     write_json(folder / "preprocess.json", card.input.to_plain())
     write_json(folder / "parity.json", [asdict(exported) for exported in done])
