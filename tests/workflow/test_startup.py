@@ -143,3 +143,21 @@ assert before == (sys.meta_path, torch.compiler.disable)
 """
     )
     assert "torch._dynamo.utils" not in imported(code, tmp_path)
+
+
+def test_shapes_behind_a_cut_need_no_compiler_and_leave_it_whole(tmp_path: Path) -> None:
+    shapes = """
+import torch
+from torch.nn import functional as F
+from xfer.training.features.shape_tensor import Absent
+absent = Absent(torch.empty(2, 3, 8, 8, device="meta"), torch.device("cpu"))
+for f in (torch.add, torch.mul):
+    assert f(absent, absent).shape == absent.shape
+for f in (F.silu, F.gelu, F.hardtanh, lambda x: x.mean((2, 3)), lambda x: F.batch_norm(
+    x, torch.zeros(3), torch.ones(3))):
+    assert isinstance(f(absent), Absent)
+"""
+    assert imported(shapes, tmp_path) & (COMPILER - {"sympy"}) == set()
+    later = "import torch._dynamo; assert torch._dynamo.disable.__module__.startswith('torch._dyn')"
+    asked = "assert torch.empty(2, device='meta').add(1).shape == (2,)"
+    assert "torch._dynamo.convert_frame" in imported(f"{shapes}{later}\n{asked}", tmp_path)

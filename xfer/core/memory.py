@@ -47,6 +47,11 @@ def too_large(key: str, size: int, step: Callable[[int], object]) -> OutOfMemory
 def free() -> None:
     """Give back what nothing holds any more."""
     gc.collect()
+    give_back()
+
+
+def give_back() -> None:
+    """Give back what :func:`keep_freed` has held, without a look for garbage."""
     if hasattr(_LIBC, "malloc_trim"):
         _LIBC.malloc_trim(0)
     if torch.cuda.is_available():

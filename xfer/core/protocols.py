@@ -65,6 +65,28 @@ class Certifies(Protocol):
         (n, classes) and, where the certificate has them, p-values (n,)."""
 
 
+class Graphs(Protocol):
+    """Bytes that were computed once and are read again by later runs, by their key."""
+
+    def content(self, key: Plain, make: Callable[[], bytes]) -> tuple[bytes, bool]:
+        """The bytes of ``key``, which ``make`` makes where there are none, and whether an earlier
+        call had made them."""
+
+    def forget(self, key: Plain, reason: str) -> None:
+        """Remove what is stored of ``key``, which is unsound for ``reason``."""
+
+
+@runtime_checkable
+class Traces(Protocol):
+    """A writer that traces the network, which takes long, and can do with the graph of an earlier
+    run."""
+
+    def write_cached(
+        self, net: torch.nn.Module, images: Array, card: Card, path: Path, graphs: Any
+    ) -> Plain:
+        """As :meth:`Writer.write`; ``graphs`` are a :class:`xfer.export.onnx_graph.GraphCache`."""
+
+
 @runtime_checkable
 class Undecided(Protocol):
     """An option that leaves its group to the plan."""

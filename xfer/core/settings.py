@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, Protocol
 
+from xfer.core.protocols import Graphs
 from xfer.core.types import Plain
 
 
@@ -151,6 +152,9 @@ class Features(Protocol):
 
     def views_of(self, augments: bool, epochs: int) -> int | None:
         """Augmented views an image; ``None`` for the evaluation view alone."""
+
+    def store(self) -> Graphs | None:
+        """Where else may be cached what takes long to compute; ``None`` for nowhere."""
 
 
 class Gate(Protocol):

@@ -16,7 +16,7 @@ from annotated_types import Ge, Gt, Le
 
 from xfer.core.errors import ExportError, XferError, raise_all
 from xfer.core.files import atomic_write, file_sha256, write_json
-from xfer.core.protocols import Certifies, ChecksCard
+from xfer.core.protocols import Certifies, ChecksCard, Traces
 from xfer.core.types import Exported
 from xfer.export.certified_parity import UNCHECKED, CertifiedFile, Pledge, pledge
 from xfer.export.parity import FIX, Evidence, Trials, answers, refuse_nan, run_torch
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from xfer.core.protocols import Writer
     from xfer.core.types import Array, Card, Plain
+    from xfer.export.onnx_graph import GraphCache
 
 
 def refuse_early(writers: Sequence[Writer], card: Card) -> None:
@@ -66,12 +67,16 @@ def export(
     """
     import torch
 
+    from xfer.core.memory import give_back, keep_freed
+
     if not len(images):
         raise ExportError(
             "export", "there are no images to compare on", "give validation images", 1
         )
     if any(module.training for module in net.modules()):
         raise ExportError("export", "the network is in training mode", "call net.eval() first", 2)
+    # All images are one of the batches, each answer of a layer hundreds of megabytes.
+    keep_freed()
     # A copy in the layout that convolutions like: on a processor it answers almost twice as fast.
     faster = copy.deepcopy(net).to(memory_format=torch.channels_last)
     run, evidence = run_torch(faster), evidence or Evidence()
@@ -82,10 +87,11 @@ def export(
     errors: list[XferError] = []
     for writer in writers:
         try:
-            done.append(_admit(net, trials, writer, folder / writer.file, promised))
+            done.append(_tried(net, trials, writer, folder / writer.file, promised))
         except ExportError as error:
             (folder / writer.file).unlink(missing_ok=True)
             errors.append(error)
+    give_back()
     write_json(folder / "labels.json", list(card.classes))
     write_json(folder / "preprocess.json", card.input.to_plain())
     write_json(folder / "parity.json", [asdict(exported) for exported in done])
@@ -95,6 +101,20 @@ def export(
         error.passed = tuple(done)
         raise
     return done
+
+
+def _tried(
+    net: torch.nn.Module, trials: Trials, writer: Writer, path: Path, promised: Pledge | None
+) -> Exported:
+    """As :func:`_admit`; a file of a graph that an earlier run has traced is not refused before the
+    network has been traced again."""
+    graphs = trials.evidence.graphs
+    try:
+        return _admit(net, trials, writer, path, promised)
+    except ExportError:
+        if graphs is None or not graphs.forget(writer.file):
+            raise
+    return _admit(net, trials, writer, path, promised)
 
 
 def _admit(
@@ -118,7 +138,7 @@ def _admit(
             what = f"{name} is calibrated on training images, and there are none"
             raise ExportError(path, what, "give data with a train split", 46)
         with _library_errors(path, name, "written"):
-            outcome["facts"] = writer.write(net, images, card, part)
+            outcome["facts"] = _written(writer, net, images, card, part, trials.evidence.graphs)
         with _library_errors(path, name, "run"):
             outcome.update(getattr(trials, kind)(path, name, writer.open(part, net)))
             if promised and isinstance(writer, Certifies):
@@ -137,6 +157,19 @@ def _admit(
         batches=tuple(trials.expected),
         **outcome,
     )
+
+
+def _written(
+    writer: Writer,
+    net: torch.nn.Module,
+    images: Array,
+    card: Card,
+    part: Path,
+    graphs: GraphCache | None,
+) -> Plain:
+    if graphs is not None and isinstance(writer, Traces):
+        return writer.write_cached(net, images, card, part, graphs)
+    return writer.write(net, images, card, part)
 
 
 def _certified(file: CertifiedFile, trials: Trials, promised: Pledge) -> Plain:

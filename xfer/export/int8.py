@@ -14,7 +14,8 @@ from annotated_types import Ge
 
 from xfer.evaluation.onnx_session import open_session, runner, runtime
 from xfer.export.metadata import metadata
-from xfer.export.onnx import tensors, trace, with_suffix
+from xfer.export.onnx import tensors, with_suffix
+from xfer.export.onnx_graph import model_of
 
 if TYPE_CHECKING:
     import torch
@@ -49,7 +50,7 @@ class Int8:
         from onnxruntime.quantization import QuantFormat, QuantType, quant_pre_process
         from onnxruntime.quantization import quantize_static as quantize
 
-        model = trace(*tensors(net, images), 20).model_proto
+        model = model_of(tensors(net, images), 20)
         with tempfile.TemporaryDirectory(dir=path.parent) as folder, _quiet():
             plain, ready, done = (Path(folder) / f"{name}.onnx" for name in ("a", "b", "c"))
             plain.write_bytes(model.SerializeToString())

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import io
 import re
-from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from annotated_types import Ge, Interval
 
 from xfer.core.errors import ConfigError, ExportError
 from xfer.evaluation.onnx_session import open_session, promises, runner, several
 from xfer.export.metadata import metadata
+from xfer.export.onnx_graph import Traced, model_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
 
     from xfer.core.protocols import Runner
     from xfer.core.types import Array, Card, Plain
+    from xfer.export.onnx_graph import GraphCache
 
 
 @dataclass(frozen=True)
@@ -56,22 +56,21 @@ class Onnx:
 
     def write(self, net: torch.nn.Module, images: Array, card: Card, path: Path) -> Plain:
         """Trace ``net`` with a free batch size; facts in ``metadata_props``, as strings."""
+        return self.write_cached(net, images, card, path, None)
+
+    def write_cached(
+        self,
+        net: torch.nn.Module,
+        images: Array,
+        card: Card,
+        path: Path,
+        graphs: GraphCache | None,
+    ) -> Plain:
+        """As :meth:`write`, and the same file, on a graph out of ``graphs``."""
         import onnx
 
-        pictures = self.input == "image"
-        watched = net
-        net, example, free, outputs = (
-            _pictures(net, card, self.file) if pictures else tensors(net, images)
-        )
-        if self.batch is not None:
-            example = example[:1].repeat(self.batch, 1, 1, 1)
-            free = {axis: size for axis, size in free.items() if axis}
-        if card.certificate is not None:
-            from xfer.export.certified_graph import Certified
-
-            net = Certified(net, watched, card.certificate, pictures).eval()
-            outputs += net.outputs
-        model = trace(net, example, free, outputs, self.opset).model_proto
+        traced = self._traced(net, images, card)
+        model = model_of(traced, self.opset, self.file, graphs)
         written = {entry.domain: entry.version for entry in model.opset_import}[""]
         if written != self.opset:  # the exporter keeps its opset when it cannot convert
             what = f"the network cannot be written in opset {self.opset}, only in {written}"
@@ -85,6 +84,20 @@ class Onnx:
         onnx.checker.check_model(model, full_check=True)
         path.write_bytes(model.SerializeToString())
         return {"opset": written, "ir": model.ir_version, "input": self.input}
+
+    def _traced(self, net: torch.nn.Module, images: Array, card: Card) -> Traced:
+        pictures = self.input == "image"
+        traced = _pictures(net, card, self.file) if pictures else tensors(net, images)
+        if self.batch is not None:
+            example = traced.example[:1].repeat(self.batch, 1, 1, 1)
+            free = {axis: size for axis, size in traced.free.items() if axis}
+            traced = replace(traced, example=example, free=free)
+        if card.certificate is None:
+            return traced
+        from xfer.export.certified_graph import Certified
+
+        whole = Certified(traced.net, net, card.certificate, pictures).eval()
+        return replace(traced, net=whole, outputs=(*traced.outputs, *whole.outputs))
 
     def open(self, path: Path, net: torch.nn.Module) -> Runner:
         """The file alone, on the CPU."""
@@ -104,17 +117,13 @@ def with_suffix(file: str, suffix: str) -> str:
     return file if file.endswith(suffix) else file + suffix
 
 
-Traced = tuple["nn.Module", "torch.Tensor", dict[int, Any], tuple[str, ...]]
-"""A network, an example of its input, its free dimensions, and the names of its outputs."""
-
-
 def tensors(net: nn.Module, images: Array) -> Traced:
     """``net`` from preprocessed images to logits, the batch size free."""
     import torch
 
     # Two copies of one image: a batch of 1 could be taken for a constant.
     example = torch.from_numpy(images[:1]).repeat(2, 1, 1, 1)
-    return net, example, {0: torch.export.Dim("batch", min=1)}, ("logits",)
+    return Traced(net, example, {0: torch.export.Dim("batch", min=1)}, ("logits",))
 
 
 def _pictures(net: nn.Module, card: Card, file: str) -> Traced:
@@ -126,28 +135,5 @@ def _pictures(net: nn.Module, card: Card, file: str) -> Traced:
     # No side equals another or the recipe's: equal numbers could be taken for one.
     example = torch.zeros((2, 3, 301, 433), dtype=torch.uint8)
     sides = {2: torch.export.Dim("height", min=1), 3: torch.export.Dim("width", min=1)}
-    return whole, example, {0: torch.export.Dim("batch", min=1), **sides}, ("probabilities",)
-
-
-def trace(
-    net: nn.Module, example: torch.Tensor, free: dict[int, Any], outputs: Sequence[str], opset: int
-) -> Any:
-    """``net`` as a ``torch.onnx.ONNXProgram`` from ``images`` to ``outputs``."""
-    import torch
-
-    # It prints its progress, and pages of advice; what goes wrong is in its exception.
-    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-        program: Any = torch.onnx.export(
-            net,
-            (example,),
-            dynamo=True,
-            external_data=False,
-            input_names=["images"],
-            output_names=[*outputs],
-            opset_version=opset,
-            dynamic_shapes=(free,),
-        )
-    for node in program.model.graph.all_nodes():
-        # It names the paths of the machine that exported.
-        node.metadata_props.pop("pkg.torch.onnx.stack_trace", None)
-    return program
+    free = {0: torch.export.Dim("batch", min=1), **sides}
+    return Traced(whole, example, free, ("probabilities",))

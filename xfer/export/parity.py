@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from xfer.core.protocols import Runner
     from xfer.core.types import Array, Card, Images, Plain, Samples
+    from xfer.export.onnx_graph import GraphCache
 
     Answers = dict[int, Array]
     Labelled = Iterator[tuple[Array, Array]]
@@ -51,7 +52,8 @@ class Evidence:
     ``photos`` are the inputs' pictures as decoded, ``labels`` their classes, int64 (n,);
     ``calibration`` training images, float32 (m, 3, h, w), preprocessed; ``val`` gives the whole
     validation split, (images, labels) a batch; ``max_drop`` the accuracy that an approximate file
-    may lose, 0.01 is one point in a hundred; ``unseen`` images that no certificate was fitted on.
+    may lose, 0.01 is one point in a hundred; ``unseen`` images that no certificate was fitted on;
+    ``graphs`` what earlier runs have traced.
     """
 
     photos: Images | None = None
@@ -60,6 +62,7 @@ class Evidence:
     val: Callable[[], Labelled] | None = None
     max_drop: float = 0.01
     unseen: Unseen | None = None
+    graphs: GraphCache | None = None
 
 
 @dataclass(frozen=True)

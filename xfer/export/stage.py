@@ -36,12 +36,14 @@ def hand_over(plan: Plan, net: nn.Module, folder: Path, checkpoint: Path | None)
 
     from xfer.data.loader import EvalLoader, eval_images
     from xfer.export import Evidence, export
+    from xfer.export.onnx_graph import GraphCache
 
     asked, split, card = plan.specs.export, check_split(plan), plan.card.merged()
     if checkpoint is not None:  # so that a file says what it was made from
         source = {**card.source, "checkpoint": file_sha256(checkpoint)}
         card = replace(card, source=source)
-    chosen = spread(split, asked.gate.images)
+    stored, chosen = plan.specs.features.store(), spread(split, asked.gate.images)
+    graphs = GraphCache(stored) if stored is not None else None
     whole = EvalLoader(eval_images(split, card.input), _BATCH, 0, pin=False)
     evidence = Evidence(
         photos=chosen.images,
@@ -52,6 +54,7 @@ def hand_over(plan: Plan, net: nn.Module, folder: Path, checkpoint: Path | None)
         else lambda: ((images.numpy(), labels.numpy()) for images, labels in whole),
         max_drop=asked.gate.max_drop,
         unseen=_unseen(plan),
+        graphs=graphs,
     )
     net = net.to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     images, tolerance = _prepared(chosen, card.input), asked.gate.tolerance
@@ -63,7 +66,8 @@ def hand_over(plan: Plan, net: nn.Module, folder: Path, checkpoint: Path | None)
         raise
     finally:
         for file in files:
-            log.info(_line(file, card))
+            cached = graphs is not None and file.file in graphs.hits
+            log.info(_line(file, card) + "; its graph out of the cache" * cached)
     return list(files)
 
 

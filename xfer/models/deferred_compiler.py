@@ -1,4 +1,5 @@
-"""Importing networks' libraries without torch's compiler, which they do not need to build one."""
+"""Importing networks' libraries, and asking for shapes, without torch's compiler, which neither
+needs."""
 
 from __future__ import annotations
 
@@ -36,6 +37,39 @@ def compiler_deferred() -> Iterator[None]:
         torch.compiler.disable = real
         sys.meta_path.remove(finder)
         _withdraw()
+
+
+@contextmanager
+def compiler_unneeded() -> Iterator[None]:
+    """Within, torch's operators on tensors without values run without its compiler.
+
+    Those written in Python are marked as not to be compiled, and the first one that is called
+    imports the compiler to ask it for that mark. Here they are called as they are, and lose the
+    answer at the end: whoever compiles later asks the compiler itself.
+    """
+    import torch
+
+    if _COMPILER in sys.modules:
+        yield
+        return
+    asked: list[Any] = []
+
+    def disable(fn: Any, recursive: bool = True, **rest: Any) -> Any:
+        asked.append(fn)
+        return fn
+
+    stand = ModuleType(_COMPILER)
+    stand.__dict__["disable"] = disable
+    sys.modules[_COMPILER] = stand
+    try:
+        yield
+    finally:
+        if sys.modules.get(_COMPILER) is stand:
+            del sys.modules[_COMPILER]
+        if vars(torch).get("_dynamo") is stand:
+            delattr(torch, "_dynamo")
+        for fn in asked:
+            vars(fn).pop("__dynamo_disable", None)
 
 
 def _withdraw() -> None:

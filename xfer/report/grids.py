@@ -83,7 +83,10 @@ def _grid(pictures: Sequence[Picture], captions: Sequence[Sequence[Line]]) -> Fi
         left = i % COLUMNS * (_SIDE + _GAP)
         bottom = size[1] - i // COLUMNS * step - (step - _GAP)
         box = (left / size[0], bottom / size[1], _SIDE / size[0], tall / size[1])
-        axes = figure.add_axes(box, xticks=[], yticks=[], anchor="N")
+        axes = figure.add_axes(box, anchor="N")
+        # Without ticks there is nothing to draw of an axis, but matplotlib looks each time.
+        axes.xaxis.set_visible(False)
+        axes.yaxis.set_visible(False)
         axes.spines[:].set_visible(False)
         axes.imshow(picture)
         for above, (text, colour) in enumerate(reversed(lines)):

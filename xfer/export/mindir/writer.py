@@ -11,7 +11,8 @@ from xfer.core.errors import ExportError
 from xfer.export.metadata import metadata
 from xfer.export.mindir import lowering, shapes
 from xfer.export.mindir.graph import FIX, Graph, graph_of, refuse
-from xfer.export.onnx import tensors, trace, with_suffix
+from xfer.export.onnx import tensors, with_suffix
+from xfer.export.onnx_graph import model_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -77,7 +78,7 @@ class Mindir:
     def write(self, net: torch.nn.Module, images: Array, card: Card, path: Path) -> Plain:
         """Trace ``net`` and write its operators as MindSpore's. Raises ExportError for one that
         is not in the table, by name."""
-        model = trace(*tensors(net, images), _OPSET).model_proto
+        model = model_of(tensors(net, images), _OPSET)
         graph = graph_of(model, images)
         for node in model.graph.node:
             # What is computed from shapes and constants alone is known, and not written.

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from annotated_types import Gt
 
 from xfer.core import files
+
+if TYPE_CHECKING:
+    from xfer.training.features.store import Store
 
 Use = Literal["never", "auto", "require"]
 UNCACHED = {"cached": False, "hit": None, "views": None}
@@ -24,6 +27,9 @@ class Never:
     def views_of(self, augments: bool, epochs: int) -> int | None:
         """None is cached."""
         return None
+
+    def store(self) -> None:
+        """Nothing else is cached either."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +62,12 @@ class AutoFeatures:
         if not augments or self.views == 1:
             return None
         return epochs if self.views == "max" else min(self.views, epochs)
+
+    def store(self) -> Store:
+        """The store in ``dir``, which holds graphs of networks as well."""
+        from xfer.training.features.store import Store
+
+        return Store(folder(self.dir), self.max_gb)
 
 
 @dataclass(frozen=True)

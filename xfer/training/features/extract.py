@@ -20,15 +20,16 @@ from xfer.core.checksum import over, tensor_hashes
 from xfer.core.errors import DataError, XferError
 from xfer.core.files import read_json, write_json
 from xfer.core.live_line import counted
+from xfer.core.memory import free, keep_freed
 from xfer.core.seeds import derive
 from xfer.core.signals import ignore_in_worker
 from xfer.core.types import Plain
 from xfer.data.loader import Pictures, eval_images, train_images
 from xfer.data.sampler import Order, Share, shared_size
-from xfer.training.features import AutoFeatures, folder
+from xfer.training.features import AutoFeatures
 from xfer.training.features.cut import Cut, extract, prefix_state
 from xfer.training.features.find_cut import Refusal, find
-from xfer.training.features.store import FeatureEntry, Store, digest, rows
+from xfer.training.features.store import FeatureEntry, digest, rows
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -71,7 +72,7 @@ class Extraction:
         self.plan, self.frozen, self.trainer = plan, frozen, plan.specs.trainer
         self.splits, self.data = plan.dataset.splits, plan.specs.data
         self.batch_size = options.batch_size
-        self.store = Store(folder(options.dir), options.max_gb)
+        self.store = options.store()
         self.views = options.views_of(plan.specs.augment.random, self.trainer.epochs)
         # Batches in which an image comes twice or not at all are no order for an entry.
         balanced = self.data.sampler == "balanced"
@@ -237,10 +238,13 @@ class Extraction:
             collate_fn=pictures.collate,
             worker_init_fn=ignore_in_worker,
         )
+        holds = self.frozen.device.type == "cpu" and keep_freed()
         for batch in counted(loader, f"features of {split}", len(loader)):
             images = self._placed(batch, chunk if pads else 0)
             with self.cast(split):
                 yield extract(self.frozen.net, cut, images)[: len(batch[1])].cpu()
+        if holds:
+            free()  # what is solved on the features needs other pieces
 
     def _agrees(self, cut: Cut, entry: FeatureEntry, split: str, view: int | None) -> bool:
         """Whether stored features differ by no more than another batch size explains."""

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
+from xfer.models.deferred_compiler import compiler_unneeded
+
 
 class Unsound(RuntimeError):
     """What is computed from the cut on is not what the whole network computes."""
@@ -72,7 +74,16 @@ class Absent(Tensor):
             return absent[id(leaf)] if id(leaf) in absent else Absent(leaf, device)
 
         args, kwargs = tree_map(shape_only, (args, kwargs))
-        return tree_map(wrapped, func(*args, **kwargs))
+        return tree_map(wrapped, _shapes(func, args, kwargs))
+
+
+def _shapes(func: Any, args: Any, kwargs: Any) -> Any:
+    """``func`` on the meta device."""
+    try:
+        with compiler_unneeded():
+            return func(*args, **kwargs)
+    except (ImportError, AttributeError):  # it asks the compiler for more than its mark
+        return func(*args, **kwargs)
 
 
 def _refuse_writing(func: Any, args: Any, kwargs: Any) -> None:

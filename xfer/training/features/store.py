@@ -49,7 +49,7 @@ _FORMAT = 1
 _MAX_MANIFEST = 1 << 20
 _MAX_DIMENSIONS = 16
 # numpy has no bfloat16: its bits are stored.
-_STORED = {"float32": "<f4", "float16": "<f2", "bfloat16": "<u2"}
+_STORED = {"float32": "<f4", "float16": "<f2", "bfloat16": "<u2", "uint8": "|u1"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +57,8 @@ class FeatureEntry:
     """A finished array of shape (n, *feature shape) in the file ``path``.
 
     ``array`` is a private map of the verified file and stays valid when the file is removed;
-    ``dtype`` is torch's name: float32, float16, or bfloat16, whose bits ``array`` has as uint16.
+    ``dtype`` is torch's name: float32, float16, uint8 for bytes that are no features, or bfloat16,
+    whose bits ``array`` has as uint16.
     ``hit`` says that it was not computed by this call.
     """
 
@@ -104,6 +105,17 @@ class Store:
                 # Else somebody was faster: what is there now has to be looked at first.
                 if files.stamp() == seen:
                     return self._renewed(files, key, n, compute, stored)
+
+    def content(self, key: Plain, make: Callable[[], bytes]) -> tuple[bytes, bool]:
+        """The bytes of ``key``, which ``make`` makes where there are none, and whether an earlier
+        call had made them: an entry of one row. Raises as :meth:`entry`."""
+        import torch
+
+        def compute() -> Iterator[torch.Tensor]:
+            yield torch.frombuffer(bytearray(make()), dtype=torch.uint8).unsqueeze(0)
+
+        entry = self.entry(key, 1, compute)
+        return entry.array.tobytes(), entry.hit
 
     def forget(self, key: Plain, reason: str) -> None:
         """Remove the entry of ``key``, which is unsound for ``reason``, with a warning."""
@@ -235,7 +247,7 @@ class _Manifest(TypedDict):
     format: Literal[1]
     key: Plain
     shape: Annotated[list[Annotated[int, Ge(0)]], Len(1, _MAX_DIMENSIONS)]
-    dtype: Literal["float32", "float16", "bfloat16"]
+    dtype: Literal["float32", "float16", "bfloat16", "uint8"]
     sha256: str
 
 
