@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -51,7 +51,8 @@ class Evidence:
     ``photos`` are the inputs' pictures as decoded, ``labels`` their classes, int64 (n,);
     ``calibration`` training images, float32 (m, 3, h, w), preprocessed; ``val`` gives the whole
     validation split, (images, labels) a batch; ``max_drop`` the accuracy that an approximate file
-    may lose, 0.01 is one point in a hundred; ``unseen`` images that no certificate was fitted on.
+    may lose, 0.01 is one point in a hundred; ``unseen`` images that no certificate was fitted on;
+    ``figures`` what the run knows of the network, see :func:`xfer.export.figures.figures`.
     """
 
     photos: Images | None = None
@@ -60,6 +61,7 @@ class Evidence:
     val: Callable[[], Labelled] | None = None
     max_drop: float = 0.01
     unseen: Unseen | None = None
+    figures: Plain = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -277,6 +279,10 @@ class Trials:
             raise ExportError(path, what, "raise export.max_drop, or leave the format out", 45)
         # No bound holds for a format that rounds every weight; its accuracy is what is checked.
         return {**facts, "bound": None, "close": 0, "acc": acc, "acc_network": network}
+
+    def rounded(self, path: Path, name: str, file: Runner) -> Plain:
+        """As :meth:`score`, for a file that is fitted to no images."""
+        return self.score(path, name, file)
 
     def _accuracies(self, got: Array) -> Plain:
         labels = self.evidence.labels

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,6 +14,8 @@ from xfer.core.files import file_sha256
 from xfer.core.log import log
 from xfer.core.types import Samples
 from xfer.data.preprocess import prepare
+from xfer.export.hub import Hub
+from xfer.export.run_figures import run_figures
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -21,15 +24,22 @@ if TYPE_CHECKING:
     from torch import nn
 
     from xfer.core.certificate import Certificate
-    from xfer.core.types import Array, Card, Exported, Images, InputSpec
+    from xfer.core.types import Array, Card, Exported, Images, InputSpec, Score
     from xfer.export.parity import Unseen
     from xfer.plan.plan import Plan
 
 _BATCH = 32
 
 
-def hand_over(plan: Plan, net: nn.Module, folder: Path, checkpoint: Path | None) -> list[Exported]:
-    """Write ``net`` in every format asked for; see :func:`xfer.export.export`.
+def hand_over(
+    plan: Plan,
+    net: nn.Module,
+    folder: Path,
+    checkpoint: Path | None,
+    scores: Mapping[str, Score] = MappingProxyType({}),
+) -> list[Exported]:
+    """Write ``net`` in every format asked for; see :func:`xfer.export.export`. ``scores`` are
+    those of the run, by split.
 
     Each file that passed is a line on the terminal, also where another one was refused."""
     import torch
@@ -52,6 +62,7 @@ def hand_over(plan: Plan, net: nn.Module, folder: Path, checkpoint: Path | None)
         else lambda: ((images.numpy(), labels.numpy()) for images, labels in whole),
         max_drop=asked.gate.max_drop,
         unseen=_unseen(plan),
+        figures=run_figures(plan, checkpoint, scores),
     )
     net = net.to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     images, tolerance = _prepared(chosen, card.input), asked.gate.tolerance
@@ -64,6 +75,9 @@ def hand_over(plan: Plan, net: nn.Module, folder: Path, checkpoint: Path | None)
     finally:
         for file in files:
             log.info(_line(file, card))
+    for writer in asked.writers:
+        if isinstance(writer, Hub):
+            writer.upload(folder / writer.file)
     return list(files)
 
 
