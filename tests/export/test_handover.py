@@ -32,7 +32,7 @@ from xfer.core.errors import ExportError
 from xfer.core.types import InputSpec
 from xfer.data.image import decode, decode_bytes
 from xfer.data.preprocess import prepare
-from xfer.export import Hub
+from xfer.export import HubFolder
 from xfer.models.backbone import Timm, Torchvision
 from xfer.models.head import Linear, Mlp
 
@@ -119,7 +119,7 @@ def test_timm_opens_the_folder_and_gives_the_logits_of_the_run(made: Made, asset
 def test_timm_prepares_pictures_as_the_recipe_says(
     size: int, resize: int | None, assets: Path
 ) -> None:
-    from xfer.export.hub import _recipe
+    from xfer.export.hub_folder import _recipe
 
     spec = InputSpec((size, size), resize, "bicubic", SPEC.mean, SPEC.std)
     recipe = {**_recipe(spec), "input_size": (3, size, size)}
@@ -202,7 +202,7 @@ def test_what_timm_cannot_load_is_refused_in_the_plan_and_the_fix_works(
 
 def test_other_networks_and_recipes_are_refused_with_the_reason() -> None:
     _, card = tiny()
-    Hub().check(card)
+    HubFolder().check(card)
     wide = replace(card.input, size=(224, 320))
     cases = {
         "more than the library's one layer": replace(card, head=facts(Mlp())),
@@ -213,8 +213,8 @@ def test_other_networks_and_recipes_are_refused_with_the_reason() -> None:
     }
     for reason, other in cases.items():
         with pytest.raises(ExportError, match=reason):
-            Hub().check(other)
-    Hub().check(replace(card, input=replace(wide, resize=None)))
+            HubFolder().check(other)
+    HubFolder().check(replace(card, input=replace(wide, resize=None)))
 
 
 # ---- a push
@@ -269,7 +269,7 @@ def test_a_login_that_the_hub_does_not_know_is_an_error_in_the_plan(
     _, card = tiny()
     monkeypatch.setattr("huggingface_hub.get_token", lambda: "hf_no")
     with pytest.raises(ExportError, match=r"E968: .*does not answer to this login"):
-        Hub(push="me/digits").check(card)
+        HubFolder(push="me/digits").check(card)
 
 
 def test_a_push_sends_the_folder_and_a_failure_leaves_it(
@@ -283,10 +283,10 @@ def test_a_push_sends_the_folder_and_a_failure_leaves_it(
 
     monkeypatch.setattr("huggingface_hub.HfApi.create_repo", lambda *_, **given: None)
     monkeypatch.setattr("huggingface_hub.HfApi.upload_folder", upload)
-    Hub().upload(made.hub)
+    HubFolder().upload(made.hub)
     assert sent == []  # nobody asked
     with pytest.raises(ExportError, match=r"E966: .*the line is dead"):
-        Hub(push="me/digits").upload(made.hub)
+        HubFolder(push="me/digits").upload(made.hub)
     assert sent == [("me/digits", {"README.md", "config.json", "model.safetensors"})]
     assert (made.hub / "config.json").is_file()
 
@@ -421,7 +421,7 @@ def test_a_transformer_of_another_image_size_is_handed_to_timm_too(tmp_path: Pat
     card = replace(card, input=spec)
     rng = np.random.default_rng(0)
     images = rng.normal(size=(4, 3, 64, 64)).astype(np.float32)
-    (entry,) = export(net, images, [Hub()], card, tmp_path, 1e-4)
+    (entry,) = export(net, images, [HubFolder()], card, tmp_path, 1e-4)
     assert entry.agree == 1
     settings = timm.data.resolve_model_data_config(
         timm.create_model(f"local-dir:{tmp_path / 'hub'}", pretrained=True)

@@ -4,7 +4,7 @@ from xfer.export.air import Air
 from xfer.export.executorch import ExecuTorch
 from xfer.export.gate import Strictness, export, refuse_early
 from xfer.export.half import Half
-from xfer.export.hub import Hub
+from xfer.export.hub_folder import HubFolder
 from xfer.export.int8 import Int8
 from xfer.export.litert import LiteRt
 from xfer.export.mindir.writer import Mindir
@@ -22,7 +22,7 @@ __all__ = [
     "Evidence",
     "ExecuTorch",
     "Half",
-    "Hub",
+    "HubFolder",
     "Int8",
     "LiteRt",
     "MindSporeCkpt",

@@ -16,7 +16,7 @@ from xfer.core.live_line import working
 from xfer.core.log import log
 from xfer.core.protocols import WritesFolder
 from xfer.core.run_status import amended
-from xfer.export.hub import PUSH, Hub
+from xfer.export.hub_folder import PUSH, HubFolder
 from xfer.export.stage import hand_over
 from xfer.plan.preflight import check_folder
 
@@ -48,7 +48,7 @@ def _missing(plan: Plan, folder: Path) -> tuple[Writer, ...]:
             fix = "use it, or type run.dir=DIR for a folder of its own"
             raise CombinationError("export", what, fix, 37)
         log.info(f"{printable(path)} is there already, compared with the network: it stays")
-        if isinstance(writer, Hub):
+        if isinstance(writer, HubFolder):
             writer.upload(path)
     return tuple(missing)
 

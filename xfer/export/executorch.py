@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, ClassVar
 
-from xfer.config.help import DISTRIBUTION
 from xfer.core.errors import ExportError
 from xfer.export.one_at_a_time import one_at_a_time
 from xfer.export.silence import silence
@@ -33,7 +32,7 @@ class ExecuTorch:
         """Raise ExportError where the package is not installed."""
         if find_spec("executorch") is None:
             what = "the package 'executorch' is not installed"
-            raise ExportError("export", what, f'pip install "{DISTRIBUTION}[executorch]"', 24)
+            raise ExportError("export", what, "pip install executorch", 24)
 
     def write(self, net: torch.nn.Module, images: Array, card: Card, path: Path) -> Plain:
         """Export ``net`` for one image at a time, and lower it to XNNPACK."""

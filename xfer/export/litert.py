@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, ClassVar
 
-from xfer.config.help import DISTRIBUTION
 from xfer.core.errors import ExportError
 from xfer.export.one_at_a_time import one_at_a_time
 from xfer.export.silence import silence
@@ -34,7 +33,7 @@ class LiteRt:
         """Raise ExportError where the package is not installed."""
         if find_spec("litert_torch") is None:
             what = "the package 'litert-torch' is not installed"
-            raise ExportError("export", what, f'pip install "{DISTRIBUTION}[litert]"', 19)
+            raise ExportError("export", what, "pip install litert-torch", 19)
 
     def write(self, net: torch.nn.Module, images: Array, card: Card, path: Path) -> Plain:
         """Convert ``net`` for one image at a time."""

@@ -14,7 +14,7 @@ from xfer.core.files import file_sha256
 from xfer.core.log import log
 from xfer.core.types import Samples
 from xfer.data.preprocess import prepare
-from xfer.export.hub import Hub
+from xfer.export.hub_folder import HubFolder
 from xfer.export.run_figures import run_figures
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def hand_over(
         for file in files:
             log.info(_line(file, card))
     for writer in asked.writers:
-        if isinstance(writer, Hub):
+        if isinstance(writer, HubFolder):
             writer.upload(folder / writer.file)
     return list(files)
 

@@ -27,7 +27,7 @@ PUSH = "export.hub.push"
 
 
 @dataclass(frozen=True)
-class Hub:
+class HubFolder:
     """A folder with ``config.json``, ``model.safetensors`` and ``README.md``, which
     ``timm.create_model("local-dir:FOLDER", pretrained=True)`` opens.
 
