@@ -118,6 +118,8 @@ def main():
         with tempfile.TemporaryDirectory() as folder:
             some, none = measured(name, options, Path(folder))
         rows, refused = rows + some, refused | none
+        for row in some:
+            print(f"  {' | '.join(row)}", file=sys.stderr, flush=True)
     head = ["network", "file", "MB", "largest difference", "allowed", "same top class"]
     title = f"One image, {options.threads} thread(s); {', '.join(map(installed, PACKAGES))}"
     table(title, [*head, "ms", "ratio"], rows)

@@ -56,11 +56,15 @@ class ExecuTorch:
         with silence():
             from executorch.runtime import Runtime
 
-            program = Runtime.get().load_program(path.read_bytes())
+            data = path.read_bytes()
+            program = Runtime.get().load_program(data)
             method = program.load_method("forward")
+        # The method reads the program, and that the bytes, without holding either.
+        held = (data, program, method)
 
         def run(image: Array) -> Array:
-            logits: Array = method.execute([torch.from_numpy(image)])[0].numpy().copy()
+            with silence():  # it describes the processor
+                logits: Array = held[-1].execute([torch.from_numpy(image)])[0].numpy().copy()
             return logits
 
         return one_at_a_time(run)
