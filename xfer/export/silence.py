@@ -6,7 +6,7 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 
 
 @contextmanager
@@ -19,7 +19,13 @@ def silence() -> Iterator[None]:
     try:
         os.dup2(nowhere, 1)
         os.dup2(nowhere, 2)
-        with warnings.catch_warnings(action="ignore"):
+        # Python's own two as well: they need not write to the process's.
+        with (
+            os.fdopen(os.dup(nowhere), "w") as lost,
+            redirect_stdout(lost),
+            redirect_stderr(lost),
+            warnings.catch_warnings(action="ignore"),
+        ):
             yield
     finally:
         sys.stdout.flush()
