@@ -6,7 +6,8 @@ Needs xfer-vision[openvino]. Each network of bench/parity.py is exported through
 for one photograph at a time, by all runtimes in turn, in each round; a ratio is the median over the
 rounds of ONNX Runtime's time over the file's in the same round, above 1 is faster: once by the
 clock and once by the processor's time, which other work on the machine burdens less. With
-`--phones` LiteRT and ExecuTorch take part where their packages are installed, and what is missing is said.
+`--phones` LiteRT and ExecuTorch take part where their packages are installed; what is missing is
+said.
 SqueezeNet has its published weights (XFER_ASSETS, default ../shared/assets), the others random
 ones; the labels are the network's own answers, so that accuracy is agreement.
 """
