@@ -299,7 +299,7 @@ def test_the_service_is_a_short_program_and_pins_what_was_compared(made: Made) -
 
     lines = (made.service / "serve.py").read_text().splitlines()
     assert len([line for line in lines if line.strip()]) < 70
-    for name in ("serve.py", "test_serve.py"):
+    for name in ("serve.py", "check_service.py"):
         compile((made.service / name).read_text(), name, "exec")
     pinned = (made.service / "requirements.txt").read_text().splitlines()
     assert f"onnxruntime=={version('onnxruntime')}" in pinned
@@ -391,7 +391,7 @@ def test_the_folder_s_own_test_passes_and_can_fail(
     import shutil
 
     there = shutil.copytree(made.service, tmp_path / "service")
-    command = [sys.executable, "test_serve.py"]
+    command = [sys.executable, "check_service.py"]
     done = subprocess.run(command, cwd=there, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "answers as the network did" in done.stdout

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from xfer.core.types import Array, Card, Plain
 
 _MODEL = Onnx(input="image", file="model_image.onnx")
-_PROGRAMS = ("serve.py", "test_serve.py")
+_PROGRAMS = ("serve.py", "check_service.py")
 _RUNS_IT = ("numpy", "onnxruntime", "pillow")
 _SERVES_IT = ("fastapi>=0.115", "uvicorn>=0.30")
 _WITHIN = 1e-3
@@ -37,7 +37,7 @@ _WITHIN = 1e-3
 @dataclass(frozen=True)
 class Service:
     """A folder with ``model_image.onnx``, a program of FastAPI that answers with it (``serve.py``),
-    ``requirements.txt``, a ``Dockerfile`` and ``test_serve.py``.
+    ``requirements.txt``, a ``Dockerfile`` and ``check_service.py``.
 
     The model is that of ``export=onnx_image`` and is compared as such. The test posts
     ``example.png``, a drawn picture, and compares the answer with ``expected.json``.
