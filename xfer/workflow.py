@@ -380,7 +380,8 @@ def _export(work: Work, net: nn.Module) -> None:
         work.fitted = replace(work.fitted, cached=None)  # and with it the images of the fit
     try:
         with working("export"):
-            work.exports = hand_over(work.trained, net, work.folder / "export", work.checkpoint())
+            folder, path = work.folder / "export", work.checkpoint()
+            work.exports = hand_over(work.trained, net, folder, path, work.scores)
     except XferError as error:
         # The fit and its score are no worse for it: they are reported before the run fails.
         work.exports, work.refused = list(error.passed), error

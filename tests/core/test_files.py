@@ -15,7 +15,7 @@ import torch
 from weights_files import NO_TORCH_FILES, Malice
 
 from xfer.core.errors import OutputError, SafetyError, WeightsError
-from xfer.core.files import atomic_write, write_json, write_text
+from xfer.core.files import atomic_folder, atomic_write, tree_sha256, write_json, write_text
 from xfer.core.torch_file import load_tensors, save_tensors
 
 SLOW_WRITE = """
@@ -161,3 +161,37 @@ def test_tensors_come_back_as_they_were(tmp_path: Path) -> None:
     found = load_tensors(tmp_path / "x.ckpt")
     assert torch.equal(found["a"], facts["a"]) and found["b"] == facts["b"]
     assert zipfile.is_zipfile(tmp_path / "x.ckpt")
+
+
+def test_a_folder_is_written_whole_and_takes_the_place_of_the_one_there(tmp_path: Path) -> None:
+    def fill(part: Path, text: str) -> None:
+        (part / "a.txt").write_text(text)
+        (part / "below").mkdir()
+        (part / "below" / "b.txt").write_text(text)
+
+    place = tmp_path / "folder"
+    for text in ("one", "two"):
+        atomic_folder(place, lambda part, text=text: fill(part, text))  # type: ignore[misc]
+        assert (place / "below" / "b.txt").read_text() == text
+    before = tree_sha256(place)
+
+    def fails(part: Path) -> None:
+        fill(part, "three")
+        raise ValueError("half done")
+
+    with pytest.raises(ValueError, match="half done"):
+        atomic_folder(place, fails)
+    assert tree_sha256(place) == before
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+    (place / "below" / "b.txt").write_text("other")
+    assert tree_sha256(place) != before
+
+
+def test_a_folder_that_a_kill_left_half_written_is_removed_by_the_next_run(tmp_path: Path) -> None:
+    from xfer.core.run_status import recorded
+
+    left = tmp_path / "export" / ".hub.abc.part"
+    (left / "below").mkdir(parents=True)
+    (left / ".model.xyz.part").write_text("half")
+    with recorded(tmp_path, resumes=True):
+        assert not left.exists()

@@ -147,6 +147,22 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def files_of(path: Path) -> list[Path]:
+    """``path`` itself where it is no folder, else every file below it, sorted."""
+    return sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+
+
+def tree_sha256(path: Path) -> str:
+    """The sha256 of a file; of a folder that of what ``sha256sum`` prints of its files, a line
+    each, sorted by their paths in it. Raises OSError for anything else."""
+    import hashlib
+
+    if not path.is_dir():
+        return file_sha256(path)
+    lines = [f"{file_sha256(p)}  {p.relative_to(path).as_posix()}\n" for p in files_of(path)]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
 def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
     """Let ``write`` fill a temporary file in the target folder, then rename it to ``path``.
 
@@ -173,6 +189,48 @@ def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
     finally:
         if part is not None:
             part.unlink(missing_ok=True)
+
+
+def atomic_folder(path: Path, write: Callable[[Path], object]) -> None:
+    """Let ``write`` fill a temporary folder beside ``path``, then rename it to ``path``.
+
+    What is in it is synced before it has its name. A folder of that name is replaced: a kill at
+    any moment leaves the old one, the new one or, between two renames, none. Raises OutputError
+    when the folder cannot be written.
+    """
+    import tempfile
+
+    part = old = None
+    try:
+        with output_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            prefix = f".{path.name}."
+            part = Path(tempfile.mkdtemp(prefix=prefix, suffix=".part", dir=path.parent))
+            write(part)
+            mask = os.umask(0)  # it cannot be read without being set
+            os.umask(mask)
+            part.chmod(0o777 & ~mask)
+            for entry in (*part.rglob("*"), part):
+                sync_folder(entry)  # a file as well
+            if os.path.lexists(path):
+                old = Path(f"{part}.old.part")
+                path.replace(old)
+            part.replace(path)
+            sync_folder(path.parent)
+    finally:
+        for left in (part, old):
+            if left is not None:
+                remove(left)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, or a folder with all that is in it; nothing where there is neither."""
+    import shutil
+
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def sync_folder(path: Path) -> None:

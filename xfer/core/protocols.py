@@ -48,6 +48,25 @@ class Writer(Protocol):
 
 
 @runtime_checkable
+class WritesFolder(Protocol):
+    """A writer of several files: ``file`` names a folder, ``write`` is given one that is empty, and
+    ``open`` the one that it has filled."""
+
+    @property
+    def main(self) -> str:
+        """The file in it that a runtime opens."""
+
+
+@runtime_checkable
+class Describes(Protocol):
+    """A writer whose folder says what is known of the run, beside the network."""
+
+    def describe(self, path: Path, card: Card, figures: Plain) -> None:
+        """Add to the folder ``path``, once its answers are those of the network. ``figures`` are
+        those of :class:`xfer.export.parity.Evidence`."""
+
+
+@runtime_checkable
 class ChecksCard(Protocol):
     """A writer that knows from the card alone what it cannot write."""
 

@@ -12,7 +12,15 @@ from signal import Signals
 from xfer.core.checksum import sealed
 from xfer.core.custom_parts import custom_part_error
 from xfer.core.errors import OutOfMemory, OutputError, XferError, printable
-from xfer.core.files import file_sha256, output_errors, read_json, write_json, write_text
+from xfer.core.files import (
+    file_sha256,
+    files_of,
+    output_errors,
+    read_json,
+    remove,
+    write_json,
+    write_text,
+)
 from xfer.core.log import log, open_log
 from xfer.core.run_folder import BEST, LAST, checkpoints, entries, lock, refuse_odd
 from xfer.core.signals import Stopped, stop
@@ -50,8 +58,8 @@ def recorded(folder: Path, resumes: bool = False) -> Iterator[None]:
             held.close()
             what = "another process was quicker and has used this folder"
             raise OutputError(folder, what, "choose another run.dir", 4)
-        for part in folder.rglob(".*.part"):  # left by a killed process
-            part.unlink()
+        for part in sorted(folder.rglob(".*.part")):  # left by a killed process
+            remove(part)
         open_log(folder)
         Status("running").write(folder)
     try:
@@ -74,7 +82,8 @@ def recorded(folder: Path, resumes: bool = False) -> Iterator[None]:
 @contextmanager
 def amended(folder: Path) -> Iterator[list[Path]]:
     """Hold the folder of a run that has ended while files are added to it or written anew. Those
-    that are put into the list are vouched for afterwards, where the run has finished.
+    that are put into the list, or lie in a folder there, are vouched for afterwards, where the run
+    has finished.
 
     Raises OutputError where another process works in it.
     """
@@ -89,7 +98,8 @@ def amended(folder: Path) -> Iterator[list[Path]]:
             status = folder / "status.json"
             facts = read_json(status) if status.exists() else {}
             if changed and facts.get("state") == "finished":
-                new = {p.relative_to(folder).as_posix(): file_sha256(p) for p in changed}
+                paths = [file for path in changed for file in files_of(path)]
+                new = {p.relative_to(folder).as_posix(): file_sha256(p) for p in paths}
                 write_json(status, facts | {"files": dict(sorted((facts["files"] | new).items()))})
         held.close()
 

@@ -14,14 +14,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from xfer.core.errors import ExportError, printable
-from xfer.core.files import write_json
+from xfer.core.files import files_of, write_json
 from xfer.core.log import LINES, log
 from xfer.core.run_folder import run_of
 from xfer.data.preprocess import prepare
-from xfer.evaluation.benchmark_names import RUN
+from xfer.evaluation.benchmark_names import FOLDERS, RUN
 from xfer.evaluation.onnx_predict import warn_if_stale
 from xfer.evaluation.onnx_session import open_session, runner
 from xfer.evaluation.predict import predict_split
+from xfer.export.openvino import opened
 from xfer.export.parity import accuracy, pixels, run_torch, same_size
 from xfer.export.stage import check_split, spread
 
@@ -94,8 +95,11 @@ def _files(folders: Sequence[Path]) -> list[Path]:
             if not file.is_file():  # a pipe would be waited for
                 raise ExportError(file, "is not a regular file", "remove it", 7)
             warn_if_stale(file)
+        files += [
+            folder / name for name, main in FOLDERS.items() if (folder / name / main).is_file()
+        ]
         if files:
-            return files
+            return sorted(files)
     where = folders[0] if folders else "export"
     fix = "add the stage export, or give the checkpoint.path of a run with exported files"
     raise ExportError(where, "there is no exported file to measure", fix, 47)
@@ -117,7 +121,8 @@ def _contestants(
         run, takes_pictures = _opened(file)
         ready = pixels if takes_pictures else tensors
         code = f"from xfer.export.benchmark import start; start({str(file)!r})"
-        contestants.append(Contestant(file.name, file.stat().st_size, run, ready, code))
+        bytes_ = sum(part.stat().st_size for part in files_of(file))
+        contestants.append(Contestant(file.name, bytes_, run, ready, code))
     return contestants
 
 
@@ -128,8 +133,11 @@ def _opened(file: Path) -> tuple[Runner, bool]:
     if file.suffix == ".onnx":
         session = open_session(file, torch.get_num_threads())
         return runner(session), session.get_inputs()[0].type == "tensor(uint8)"
-    from xfer.export import Pt2, TorchScript
+    from xfer.export import OpenVino, Pt2, TorchScript
 
+    if file.name == OpenVino.file:
+        OpenVino().check()
+        return opened(file, torch.get_num_threads()), False
     writer = Pt2() if file.suffix == ".pt2" else TorchScript()
     return writer.open(file, torch.nn.Identity()), False
 
@@ -139,6 +147,8 @@ def start(file: str) -> None:
     path = Path(file)
     if path.suffix == ".onnx":
         open_session(path)
+    elif path.name in FOLDERS:
+        opened(path)
     else:
         _opened(path)
 

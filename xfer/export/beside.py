@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from xfer.core.errors import CombinationError, printable
-from xfer.core.files import file_sha256, output_errors, read_json, write_json
+from xfer.core.files import output_errors, read_json, tree_sha256, write_json
 from xfer.core.live_line import working
 from xfer.core.log import log
+from xfer.core.protocols import WritesFolder
 from xfer.core.run_status import amended
+from xfer.export.hub_folder import PUSH, HubFolder
 from xfer.export.stage import hand_over
 from xfer.plan.preflight import check_folder
 
@@ -33,7 +35,7 @@ def _missing(plan: Plan, folder: Path) -> tuple[Writer, ...]:
     """The writers whose files are not in ``folder``. Raises CombinationError for a file there that
     is not as an export left it, and where options are typed, with which it would be another."""
     rows = {row["file"]: row for row in _rows(folder / _PARITY)}
-    typed = [key for key in plan.specs.explicit if key.startswith("export.")]
+    typed = [key for key in plan.specs.explicit if key.startswith("export.") and key != PUSH]
     missing = []
     for writer in plan.specs.export.writers:
         path = folder / writer.file
@@ -41,12 +43,18 @@ def _missing(plan: Plan, folder: Path) -> tuple[Writer, ...]:
             missing.append(writer)
             continue
         row = rows.get(writer.file) or {}
-        if typed or not path.is_file() or file_sha256(path) != row.get("sha256"):
+        if typed or _is_odd(path, writer) or tree_sha256(path) != row.get("sha256"):
             what = f"{printable(path)} is there already"
             fix = "use it, or type run.dir=DIR for a folder of its own"
             raise CombinationError("export", what, fix, 37)
         log.info(f"{printable(path)} is there already, compared with the network: it stays")
+        if isinstance(writer, HubFolder):
+            writer.upload(path)
     return tuple(missing)
+
+
+def _is_odd(path: Path, writer: Writer) -> bool:
+    return not (path.is_dir() if isinstance(writer, WritesFolder) else path.is_file())
 
 
 def export_beside(

@@ -15,8 +15,16 @@ from typing import TYPE_CHECKING, Annotated
 from annotated_types import Ge, Gt, Le
 
 from xfer.core.errors import ExportError, XferError, raise_all
-from xfer.core.files import atomic_write, file_sha256, write_json
-from xfer.core.protocols import Certifies, ChecksCard, Traces
+from xfer.core.files import (
+    atomic_folder,
+    atomic_write,
+    file_sha256,
+    files_of,
+    remove,
+    tree_sha256,
+    write_json,
+)
+from xfer.core.protocols import Certifies, ChecksCard, Describes, Traces, WritesFolder
 from xfer.core.types import Exported
 from xfer.export.certified_parity import UNCHECKED, CertifiedFile, Pledge, pledge
 from xfer.export.parity import FIX, Evidence, Trials, answers, refuse_nan, run_torch
@@ -89,7 +97,7 @@ def export(
         try:
             done.append(_tried(net, trials, writer, folder / writer.file, promised))
         except ExportError as error:
-            (folder / writer.file).unlink(missing_ok=True)
+            remove(folder / writer.file)
             errors.append(error)
     give_back()
     write_json(folder / "labels.json", list(card.classes))
@@ -146,13 +154,19 @@ def _admit(
                     path, name, writer.open_certified(part), kind == "pictures", outcome["bound"]
                 )
                 outcome["facts"]["certificate"] = _certified(file, trials, promised)
+        if isinstance(writer, Describes):
+            writer.describe(part, card, trials.evidence.figures)
+        if isinstance(writer, WritesFolder):
+            files = {p.relative_to(part).as_posix(): file_sha256(p) for p in files_of(part)}
+            outcome["facts"]["files"] = files
 
-    atomic_write(path, write)
+    place = atomic_folder if isinstance(writer, WritesFolder) else atomic_write
+    place(path, write)
     return Exported(
         format=name,
         file=path.name,
-        bytes=path.stat().st_size,
-        sha256=file_sha256(path),
+        bytes=sum(file.stat().st_size for file in files_of(path)),
+        sha256=tree_sha256(path),
         images=outcome.pop("pictures", len(trials.images)),
         batches=tuple(trials.expected),
         **outcome,
@@ -206,4 +220,4 @@ class Strictness:
     images: Annotated[int, Ge(2)] = 64
     """validation images that every exported file is compared on"""
     max_drop: Annotated[float, Ge(0), Le(1)] = 0.01
-    """accuracy that an approximate file (int8) may lose on the validation split"""
+    """accuracy that an approximate file (int8, 16 bits) may lose on the validation split"""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -53,7 +53,8 @@ class Evidence:
     ``calibration`` training images, float32 (m, 3, h, w), preprocessed; ``val`` gives the whole
     validation split, (images, labels) a batch; ``max_drop`` the accuracy that an approximate file
     may lose, 0.01 is one point in a hundred; ``unseen`` images that no certificate was fitted on;
-    ``graphs`` what earlier runs have traced.
+    ``graphs`` what earlier runs have traced; ``figures`` what the run knows of the network, see
+    :func:`xfer.export.run_figures.run_figures`.
     """
 
     photos: Images | None = None
@@ -63,6 +64,7 @@ class Evidence:
     max_drop: float = 0.01
     unseen: Unseen | None = None
     graphs: GraphCache | None = None
+    figures: Plain = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -280,6 +282,10 @@ class Trials:
             raise ExportError(path, what, "raise export.max_drop, or leave the format out", 45)
         # No bound holds for a format that rounds every weight; its accuracy is what is checked.
         return {**facts, "bound": None, "close": 0, "acc": acc, "acc_network": network}
+
+    def rounded(self, path: Path, name: str, file: Runner) -> Plain:
+        """As :meth:`score`, for a file that is fitted to no images."""
+        return self.score(path, name, file)
 
     def _accuracies(self, got: Array) -> Plain:
         labels = self.evidence.labels

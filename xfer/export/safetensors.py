@@ -39,13 +39,9 @@ class Safetensors:
 
     def write(self, net: torch.nn.Module, images: Array, card: Card, path: Path) -> Plain:
         """Write the state dict of ``net``; all header values are strings."""
-        import torch
         from safetensors.torch import save
 
-        state = {}
-        for name, tensor in net.state_dict().items():
-            kind = torch.float32 if tensor.is_floating_point() else tensor.dtype
-            state[name] = tensor.detach().to("cpu", kind, copy=True).contiguous()
+        state = state_of(net)
         library, reason = library_model(card, state)
         facts: Plain = {"plain_loadable": reason or "yes"}
         if library is not None:
@@ -56,7 +52,7 @@ class Safetensors:
                 state[name] += facts["bias_shift"]
         header = {key: str(value) for key, value in facts.items()}
         # save_file would report a full disk as an error of its own.
-        path.write_bytes(_in_order(save(state, metadata(card) | header)))
+        path.write_bytes(in_order(save(state, metadata(card) | header)))
         return facts
 
     def open(self, path: Path, net: torch.nn.Module) -> Runner:
@@ -80,7 +76,18 @@ class Safetensors:
         return lambda images: run(images) - shift
 
 
-def _in_order(data: bytes) -> bytes:
+def state_of(net: nn.Module) -> dict[str, torch.Tensor]:
+    """A copy of the tensors of ``net`` on the CPU, numbers in float32."""
+    import torch
+
+    state = {}
+    for name, tensor in net.state_dict().items():
+        kind = torch.float32 if tensor.is_floating_point() else tensor.dtype
+        state[name] = tensor.detach().to("cpu", kind, copy=True).contiguous()
+    return state
+
+
+def in_order(data: bytes) -> bytes:
     """The same file with its facts sorted by name: the library writes them in any order."""
     size = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + size])
@@ -115,16 +122,23 @@ def _built(card: Card) -> nn.Module:
     return model.eval()
 
 
+def why_of_no_library(card: Card) -> str:
+    """Why no library's model computes what the network of ``card`` does, or nothing."""
+    backbone, head = card.backbone["_target_"], card.head["_target_"]
+    if not library_of(card):
+        return f"the backbone {backbone} is not a model of timm or torchvision"
+    if card.compat:
+        return f"its layers compute as MindSpore's do ({card.compat.get('dialect')})"
+    if getattr(spec_class("head", head), "__name__", "") not in _ONE_LAYER:
+        return f"the head {head} is more than the library's one layer"
+    return ""
+
+
 def library_model(card: Card, state: Mapping[str, torch.Tensor]) -> tuple[nn.Module | None, str]:
     """The library's model that takes ``state`` and should compute the same, or the reason why
     there is none."""
-    backbone, head = card.backbone["_target_"], card.head["_target_"]
-    if not library_of(card):
-        return None, f"the backbone {backbone} is not a model of timm or torchvision"
-    if card.compat:
-        return None, f"its layers compute as MindSpore's do ({card.compat.get('dialect')})"
-    if getattr(spec_class("head", head), "__name__", "") not in _ONE_LAYER:
-        return None, f"the head {head} is more than the library's one layer"
+    if reason := why_of_no_library(card):
+        return None, reason
     model = _built(card)
     theirs = {name: tensor.shape for name, tensor in model.state_dict().items()}
     ours = {name: tensor.shape for name, tensor in state.items()}

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,6 +14,8 @@ from xfer.core.files import file_sha256
 from xfer.core.log import log
 from xfer.core.types import Samples
 from xfer.data.preprocess import prepare
+from xfer.export.hub_folder import HubFolder
+from xfer.export.run_figures import run_figures
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -21,15 +24,22 @@ if TYPE_CHECKING:
     from torch import nn
 
     from xfer.core.certificate import Certificate
-    from xfer.core.types import Array, Card, Exported, Images, InputSpec
+    from xfer.core.types import Array, Card, Exported, Images, InputSpec, Score
     from xfer.export.parity import Unseen
     from xfer.plan.plan import Plan
 
 _BATCH = 32
 
 
-def hand_over(plan: Plan, net: nn.Module, folder: Path, checkpoint: Path | None) -> list[Exported]:
-    """Write ``net`` in every format asked for; see :func:`xfer.export.export`.
+def hand_over(
+    plan: Plan,
+    net: nn.Module,
+    folder: Path,
+    checkpoint: Path | None,
+    scores: Mapping[str, Score] = MappingProxyType({}),
+) -> list[Exported]:
+    """Write ``net`` in every format asked for; see :func:`xfer.export.export`. ``scores`` are
+    those of the run, by split.
 
     Each file that passed is a line on the terminal, also where another one was refused."""
     import torch
@@ -55,6 +65,7 @@ def hand_over(plan: Plan, net: nn.Module, folder: Path, checkpoint: Path | None)
         max_drop=asked.gate.max_drop,
         unseen=_unseen(plan),
         graphs=graphs,
+        figures=run_figures(plan, checkpoint, scores),
     )
     net = net.to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     images, tolerance = _prepared(chosen, card.input), asked.gate.tolerance
@@ -68,6 +79,9 @@ def hand_over(plan: Plan, net: nn.Module, folder: Path, checkpoint: Path | None)
         for file in files:
             cached = graphs is not None and file.file in graphs.hits
             log.info(_line(file, card) + "; its graph out of the cache" * cached)
+    for writer in asked.writers:
+        if isinstance(writer, HubFolder):
+            writer.upload(folder / writer.file)
     return list(files)
 
 

@@ -1,0 +1,100 @@
+"""The model card of a folder for the Hugging Face hub."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from xfer.core.errors import printable
+from xfer.export.metadata import metadata
+
+if TYPE_CHECKING:
+    from xfer.core.types import Card, Plain
+
+_NO_SCORES = "The run that wrote this model scored it on no images."
+_MANY = 100
+
+
+def model_card(card: Card, figures: Plain, license_name: str, repo: str | None) -> str:
+    """``README.md``: the hub's own header, how to load the model, its scores with their intervals,
+    its data. ``figures`` are those of :func:`xfer.export.run_figures.run_figures`."""
+    architecture, title = card.backbone["name"], card.experiment or card.backbone["name"]
+    place = f"hf-hub:{repo}" if repo else "local-dir:FOLDER"
+    licensed = "Nobody has said under which license." if license_name == "unknown" else license_name
+    lines = [
+        "---",
+        f"license: {json.dumps(license_name)}",
+        "library_name: timm",
+        "pipeline_tag: image-classification",
+        "tags: [image-classification, timm]",
+        "---",
+        f"# {_plain(title)}",
+        "",
+        f"timm's `{architecture}` with {len(card.classes)} classes: {_classes(card)}.",
+        f"Trained with xfer {metadata(card)['xfer']}.",
+        "",
+        "```python",
+        "import timm",
+        "",
+        f'model = timm.create_model("{place}", pretrained=True).eval()',
+        "transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))",
+        'names = model.pretrained_cfg["label_names"]',
+        "```",
+        "",
+        "## Scores",
+        "",
+        *(_scores(figures) or [_NO_SCORES]),
+        "",
+        "## Data",
+        "",
+        *_data(card, figures),
+        "",
+        "## License",
+        "",
+        licensed,
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _plain(text: str) -> str:
+    """``text`` in one line without what Markdown or HTML would read in it."""
+    return "".join(f"\\{c}" if c in "\\`*_[]<>|#&" else c for c in printable(text))
+
+
+def _classes(card: Card) -> str:
+    names = [_plain(name) for name in card.classes[:_MANY]]
+    more = f" and {len(card.classes) - _MANY} more" if len(card.classes) > _MANY else ""
+    return ", ".join(names) + more
+
+
+def _scores(figures: Plain) -> list[str]:
+    """A row a split, and one of the cross-validation; what was chosen on a split stands below."""
+    rows = dict(figures.get("scores") or {})
+    if figures.get("cv"):
+        rows["cross-validation"] = figures["cv"]
+    if not rows:
+        return []
+    table = ["| images | number | accuracy | 95 % interval | loss | ECE |", "|" + " --- |" * 6]
+    for name, row in rows.items():
+        low, high = row["acc_ci95"]
+        table.append(
+            f"| {name} | {row['n']:,} | {row['acc']:.4f} | {low:.4f} to {high:.4f} "
+            f"| {row['loss']:.4f} | {row['ece']:.4f} |"
+        )
+    chosen = [name for name, row in rows.items() if row.get("used_for_selection")]
+    if chosen:
+        table += [
+            "",
+            f"The model was chosen on {' and '.join(chosen)}: other images may be harder.",
+        ]
+    return table
+
+
+def _data(card: Card, figures: Plain) -> Iterator[str]:
+    counts = [f"{name}: {count:,} images" for name, count in figures.get("images", {}).items()]
+    yield f"{'; '.join(counts)}." if counts else "How many images it was trained on is not known."
+    spec = card.input
+    resized = f"the short side to {spec.resize}, then the middle of" if spec.resize else "to"
+    yield f"Images are resized ({spec.interpolation}) {resized} {spec.size[0]} x {spec.size[1]}"
+    yield f"pixels; mean {list(spec.mean)}, standard deviation {list(spec.std)}."

@@ -1,0 +1,45 @@
+"""What a run knows of its network, for a file that is handed to people."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from xfer.core.files import file_sha256, read_json
+from xfer.core.run_folder import run_of
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from xfer.core.types import Plain, Score
+    from xfer.plan.plan import Plan
+
+
+def run_figures(plan: Plan, checkpoint: Path | None, scores: Mapping[str, Score]) -> Plain:
+    """``scores`` by split and ``cv`` as ``result.json`` has them, and ``images``: how many each
+    split has that the network was trained or chosen on.
+
+    The scores are those of this run, or else what the run that wrote ``checkpoint`` says of these
+    very bytes.
+    """
+    splits = plan.dataset.splits if plan.dataset else {}
+    used = plan.card.splits
+    images = {n: len(s) for n, s in splits.items() if used.get(n) == s.sha256 and s.sha256}
+    known: Plain = {"scores": {name: score.to_plain() for name, score in scores.items()}}
+    if not scores and checkpoint is not None:
+        known = _of_the_run(checkpoint)
+    return {**known, "images": images}
+
+
+def _of_the_run(checkpoint: Path) -> Plain:
+    run = run_of(checkpoint)
+    path = run / "result.json" if run else None
+    if path is None or not path.is_file():
+        return {}
+    try:
+        facts = read_json(path)
+        if facts["checkpoint"]["sha256"] != file_sha256(checkpoint):
+            return {}
+        return {"scores": facts["scores"], "cv": facts.get("cv")}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}  # somebody else's file: the card says that nothing was scored

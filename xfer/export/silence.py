@@ -1,0 +1,36 @@
+"""Compilers that print their progress past Python, on the process's own descriptors."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+
+
+@contextmanager
+def silence() -> Iterator[None]:
+    """Nothing is printed inside, not by libraries in C++ either; exceptions come out as ever."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    before = [os.dup(1), os.dup(2)]
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 1)
+        os.dup2(nowhere, 2)
+        # Python's own two as well: they need not write to the process's.
+        with (
+            os.fdopen(os.dup(nowhere), "w") as lost,
+            redirect_stdout(lost),
+            redirect_stderr(lost),
+            warnings.catch_warnings(action="ignore"),
+        ):
+            yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for descriptor, handle in enumerate(before, 1):
+            os.dup2(handle, descriptor)
+            os.close(handle)
+        os.close(nowhere)
