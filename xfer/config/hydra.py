@@ -25,7 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from xfer.config import allowed_below_hydra, other_tools
-from xfer.config.build import Builder, run_name
+from xfer.config.build import Builder
 from xfer.config.help import GROUPS, config_dir
 from xfer.config.provenance import Places, override_key
 from xfer.config.specs import Specs
@@ -35,6 +35,19 @@ from xfer.core.types import Plain
 
 BASE = {"version_base": "1.3"} if hydra.__version__.startswith("1.3") else {}
 """For whoever starts Hydra: 1.3 wants it, 1.4 warns about it."""
+
+
+def run_name(experiment: str, data: str, *places: Any) -> str:
+    """The name of a run's folder below ``outputs``: the experiment's, else that of the folder or
+    file that ``places`` has first, else the option of ``data``."""
+    if experiment != "default":
+        return experiment
+    place = next((place for place in places if isinstance(place, str) and place), data)
+    name = Path(place).expanduser().resolve().name.removesuffix(".csv")
+    # Those of sweeps lie below that name.
+    return name if name not in ("", "multirun") else data
+
+
 # OmegaConf 2.4 calls it register_resolver, which in 2.3 is an older one without a cache.
 _register: Any = OmegaConf.register_resolver
 if "use_cache" not in signature(_register).parameters:
