@@ -39,11 +39,15 @@ BASE = {"version_base": "1.3"} if hydra.__version__.startswith("1.3") else {}
 
 def run_name(experiment: str, data: str, *places: Any) -> str:
     """The name of a run's folder below ``outputs``: the experiment's, else that of the folder or
-    file that ``places`` has first, else the option of ``data``."""
+    file that ``places`` has first, of a pattern the folder above it; else the option of ``data``.
+    """
     if experiment != "default":
         return experiment
-    place = next((place for place in places if isinstance(place, str) and place), data)
-    name = Path(place).expanduser().resolve().name.removesuffix(".csv")
+    named = [place for place in places if isinstance(place, str) and place not in ("", "???")]
+    place = Path(named[0] if named else data)
+    while any(sign in place.name for sign in "*?[") and not place.exists():
+        place = place.parent
+    name = place.expanduser().resolve().name.removesuffix(".csv")
     # Those of sweeps lie below that name.
     return name if name not in ("", "multirun") else data
 
@@ -271,7 +275,10 @@ def build(cfg: DictConfig, hydra: DictConfig) -> Specs:
     except OmegaConfBaseException as error:
         raise as_config_error(error) from error
     node = plain.get("data") or {}
-    places_of_data = (node.get(key) for key in ("root", "file")) if isinstance(node, dict) else ()
+    places_of_data = [node.get(key) for key in ("root", "file")] if isinstance(node, dict) else []
+    # Where there are no data, what is predicted gives its name.
+    inputs = (plain.get("predict") or {}).get("input")
+    places_of_data += inputs if isinstance(inputs, list) else [inputs]
     name = run_name(choices["experiment"], choices["data"], *places_of_data)
     specs = Builder(plain, places).specs(name, typed)
     folders = [str(s.path) for s in hydra.runtime.config_sources if s.provider == "command-line"]
