@@ -75,6 +75,7 @@ WIDE = (
     "            precision: each passes once",
     "next  xfer predict a_long_name_of_a_run more_images IMAGES",
     "read outputs/" + 40 * "x" + " and more of the very same line",
+    "xfer: error E1: a: is no run. Fix: type xfer resume a_run.",
 )
 BROKEN = (
     "solved: 9 strengths, 5 folds of 64\n  images",
@@ -83,6 +84,7 @@ BROKEN = (
     "            precision: each passes\n            once",
     WIDE[4],
     "read outputs/" + 40 * "x" + " and more of the\n  very same line",
+    "xfer: error E1: a: is no run. Fix:\n  type xfer resume a_run.",
 )
 
 
