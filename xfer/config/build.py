@@ -19,12 +19,10 @@ from xfer.core.types import Calibrating, Plain, Tta
 
 _SPEC_GROUPS = tuple(g for g in GROUPS if g not in ("experiment", "export"))
 _PATHS = (
-    *("run.dir", "checkpoint.path", "checkpoint.resume", "source.path", "features.dir"),
-    *("sweep.dir", "predict.model", "predict.labels", "predict.recipe"),
-    *("embed.neighbours", "pack.out"),
+    *("run.dir", "checkpoint.path", "source.path", "features.dir", "sweep.dir", "pack.out"),
+    *("checkpoint.resume", "predict.model", "predict.labels", "predict.recipe", "embed.neighbours"),
 )
 """Keys that name a file or folder; those of data and what is predicted have their own checks."""
-_OF_EMBED = ("format", "neighbours", "k")
 _EMBED = vars(Embedding())
 _WITHOUT_DATA = {"predict", "report", "leaderboard", "compare"}
 _STAGES = "any of " + ", ".join(STAGES) + "; none prints the plan"
@@ -134,7 +132,7 @@ class Builder:
             "export": self._exports(),
             "predict_with": self._model_file(),
             "compare_runs": self._value("compare.runs") or (),
-            "embed": Embedding(*(self._value(f"embed.{k}") for k in _OF_EMBED)),
+            "embed": Embedding(*(self._value(f"embed.{k}") for k in _EMBED)),
             "packing": Packing(self._value("pack.out") or "", self._value("pack.mb")),
             "report_maps": self._value("report.maps"),
             "predict_maps": self._value("predict.maps"),
@@ -179,6 +177,8 @@ class Builder:
 
     def _value(self, key: str) -> Any:
         """One value outside the groups, or ``None`` and a problem."""
+        if "." in key and not isinstance(self.plain.get(key.split(".")[0]), dict):
+            return None  # and the problem is what stands in place of them all
         node = schema.value_at(self.plain, key)
         return self.attempt(schema.convert, key, node, GENERAL[key][0], self.where)
 
@@ -272,7 +272,7 @@ class Builder:
     def _wrong_embedding(self, stages: tuple[str, ...], asked: Embedding) -> Iterator[XferError]:
         """Keys of the stage ``embed`` without it, and a format that cannot be written."""
         if "embed" not in stages:
-            for key in (f"embed.{k}" for k in _OF_EMBED if getattr(asked, k) != _EMBED[k]):
+            for key in (f"embed.{k}" for k in _EMBED if getattr(asked, k) != _EMBED[k]):
                 what, fix = "is given but stages has no 'embed'", "type 'stages=[embed]'"
                 yield CombinationError(key, what, f"{fix}, or drop {key}", 36)
             return

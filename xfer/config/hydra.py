@@ -28,6 +28,7 @@ from xfer.config import allowed_below_hydra, other_tools
 from xfer.config.build import Builder
 from xfer.config.help import GROUPS, config_dir
 from xfer.config.provenance import Places, override_key
+from xfer.config.schema import value_at
 from xfer.config.specs import Specs
 from xfer.core.bounded_yaml import is_deep, read_yaml
 from xfer.core.errors import CombinationError, ConfigError, closest
@@ -277,7 +278,7 @@ def build(cfg: DictConfig, hydra: DictConfig) -> Specs:
     node = plain.get("data") or {}
     places_of_data = [node.get(key) for key in ("root", "file")] if isinstance(node, dict) else []
     # Where there are no data, what is predicted gives its name.
-    inputs = (plain.get("predict") or {}).get("input")
+    inputs = value_at(plain, "predict.input")
     places_of_data += inputs if isinstance(inputs, list) else [inputs]
     name = run_name(choices["experiment"], choices["data"], *places_of_data)
     specs = Builder(plain, places).specs(name, typed)
