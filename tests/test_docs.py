@@ -107,9 +107,10 @@ def what_a_verb_finds(words: Sequence[str]) -> None:
         began = {"overrides": ["data.root=my_images"], "stages": ["fit", "evaluate"]}
         (folder / "plan.json").write_text(json.dumps({**began, "config_dirs": []}))
         (folder / "status.json").write_text(json.dumps({"state": "finished"}))
-    if words[0] in ("train", "plan", "choose", "pack"):
-        data = Path(words[1])
-        data.touch() if data.suffix else data.mkdir(parents=True)
+    if words[0] in ("train", "plan", "choose", "pack", "predict"):
+        data = Path(words[2 if words[0] == "predict" else 1])
+        data.parent.mkdir(parents=True, exist_ok=True)
+        data.touch() if data.suffix else data.mkdir()
 
 
 def words_of(words: list[str]) -> tuple[list[str], list[str], list[str]]:
