@@ -7,6 +7,8 @@ html_title = "xfer"
 html_copy_source = False
 html_show_copyright = False
 html_show_sphinx = False
+html_static_path = ["static"]
+html_css_files = ["phone.css"]
 # Blocks that name no language are what commands print.
 highlight_language = "none"
 # Levels of headings that a link may name, as on GitHub.

@@ -112,9 +112,10 @@ def what_a_verb_finds(words: Sequence[str]) -> None:
         job.mkdir(parents=True)
         (job.parent / "sweep.json").touch()
         shutil.copy(runs[0] / "plan.json", job)
-    if words[0] in ("train", "plan", "choose", "pack"):
-        data = Path(words[1])
-        data.touch() if data.suffix else data.mkdir(parents=True)
+    if words[0] in ("train", "plan", "choose", "pack", "predict"):
+        data = Path(words[2 if words[0] == "predict" else 1])
+        data.parent.mkdir(parents=True, exist_ok=True)
+        data.touch() if data.suffix else data.mkdir()
 
 
 def words_of(words: list[str]) -> tuple[list[str], list[str], list[str]]:

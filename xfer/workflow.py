@@ -29,6 +29,7 @@ from xfer.plan.preflight import check_folder, check_space
 from xfer.plan.resume import Earlier, check_same, choose, resume_file
 from xfer.plan.run_dir import make_folder, refuse_taken, write_plan
 from xfer.plan.table import brief, table
+from xfer.report.answer_page import answer_page
 from xfer.report.attach import attach
 from xfer.report.audit_page import audit
 from xfer.report.inputs import Work
@@ -355,7 +356,8 @@ def _predict(
     predicted = _answers(work, net, samples, broken)
     warn_of_broken(broken, len(samples))
     path = (write or write_table)(predicted, work.folder)
-    for line in summary(predicted, path):
+    page = answer_page(work, net, samples, predicted, path)
+    for line in [*summary(predicted, path), *page]:
         log.info(line)
     return path
 

@@ -59,6 +59,9 @@ def test_a_key_says_type_range_default_meaning_and_an_example(
     assert "example  xfer trainer.ema_decay=0.01" in said
     lr = topic("optim.lr", FOLDERS)
     assert "default  0.01 (optim=sgd)" in lr and "default  auto (optim=auto, exact)" in lr
+    # Which option says what, and no marks of docstrings.
+    assert "    optim=auto\n        base learning rate; a number asks for AdamW" in lr
+    assert "    optim=exact\n        there is none" in lr and "`" not in lr
     data = topic("data.digits", FOLDERS)
     assert "example  xfer 'data.digits=[5,6,7,8,9]'" in data or "[0,1,2,3,4]" in data
 

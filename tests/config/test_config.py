@@ -459,9 +459,13 @@ def test_a_folder_of_images_alone_is_a_whole_command() -> None:
     assert specs.explicit == {"data.root"}
 
 
-def test_data_is_not_asked_for_where_no_stage_needs_it() -> None:
-    specs = compose_specs(["stages=[predict]", "predict.input=x", "checkpoint.path=y"])
+@pytest.mark.parametrize("images", ["more", "'more/**/*.jp[eg]'", "[more,others]", "'a/more/*'"])
+def test_data_is_not_asked_for_where_no_stage_needs_it(images: str) -> None:
+    typed = ["stages=[predict]", f"predict.input={images}", "checkpoint.path=y"]
+    specs = compose_specs(typed)
     assert specs.data is None
+    # What is predicted gives its name to the run, which else would be called ???.
+    assert specs.experiment == "more"
     with pytest.raises(ConfigError, match=r"E203: data\.root: must be given"):
         compose_specs(["stages=[evaluate]", "checkpoint.path=y"])
 

@@ -11,6 +11,7 @@ import yaml
 
 from xfer.config import schema
 from xfer.config.help import GROUPS, config_dir, options, page
+from xfer.config.help_topic import topic
 from xfer.config.hydra import compose_specs
 from xfer.config.specs import Specs
 from xfer.core.errors import ConfigError, Problems
@@ -171,10 +172,12 @@ def test_an_experiment_begins_with_what_it_shows_and_its_command(experiment: str
 
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
-def test_the_help_page_says_what_the_option_is(group: str, option: str) -> None:
+def test_the_help_says_what_the_option_is(group: str, option: str) -> None:
     summary = options(group, [str(CONF)])[option]
     assert len(summary) > 5
-    assert f"{option} " in page([str(CONF)]) and summary in page([str(CONF)])
+    assert re.search(rf"\n{group}=[^=]*\b{option}\b", page([str(CONF)]))
+    said = " ".join(topic(group, [str(CONF)]).split())
+    assert f" {option} {' '.join(summary.split())}" in said
 
 
 def test_an_option_of_the_user_stands_beside_the_shipped_ones(tmp_path: Path) -> None:

@@ -60,6 +60,8 @@ def test_each_verb_is_a_command_and_takes_what_stands_after_its_words(here: Path
     sweep = make_run("multirun/digits/2026-01-01_09-00-00_aaaa02/0", age=9).parent
     (sweep / "sweep.json").touch()
     again = ["experiment=digits_sgd"]
+    for image in ("a.png", "b.png"):
+        Path(image).touch()
     spelt = {
         "train 'my images' optim=sgd -m": ["data.root='my images'", "optim=sgd", "-m"],
         "train images.csv": ["data=csv", "data.file=images.csv"],
@@ -157,6 +159,11 @@ def test_a_misspelt_path_has_a_near_one(here: Path) -> None:
         "plan", "notes.txt"
     )
     assert "E052: nowhere/x: does not exist. Fix: give a folder" in refusal("train", "nowhere/x")
+    make_run("a/b")
+    assert "E052: my_images: does not exist. Fix: did you mean 'my images'?" in refusal(
+        "predict", "last", "my_images"
+    )
+    assert spelt_out(["predict", "last", "*.jpg"])[-1] == "predict.input='*.jpg'"
 
 
 def test_a_run_is_a_path_the_end_of_one_or_the_last_that_trained(here: Path) -> None:
@@ -229,7 +236,21 @@ def test_hydra_reads_any_path_as_it_was_typed(text: str) -> None:
 def test_every_shell_reads_what_is_printed(name: str, tmp_path: Path) -> None:
     words = [
         *("stages=[]", "data.root='my images'", "a=$HOME ~ * ? !x", "it's", 'say "x"'),
-        *("back\\slash", "b\\'oth", "{a,b}", "#x", "&|;<>()", "%1", "=ls", "^a", "größe"),
+        *(
+            "back\\slash",
+            "b\\'oth",
+            "in='my *.jpg'",
+            "in='$x'",
+            "in='!x'",
+            "\"in='x'\"",
+            "{a,b}",
+            "#x",
+            "&|;<>()",
+            "%1",
+            "=ls",
+            "^a",
+            "größe",
+        ),
     ]
     (tmp_path / "python").write_text(
         f"#!{sys.executable}\nimport json, sys\nprint(json.dumps(sys.argv[3:]))\n"
@@ -243,6 +264,10 @@ def test_every_shell_reads_what_is_printed(name: str, tmp_path: Path) -> None:
         check=False,
     )
     assert json.loads(done.stdout) == words, done.stderr
+
+
+def test_a_pattern_is_printed_in_one_pair_of_quotes() -> None:
+    assert shell(["predict.input='a/*.jpg'"]).endswith(""" "predict.input='a/*.jpg'\"""")
 
 
 def test_a_run_is_stopped_resumed_asked_and_exported_by_verbs(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What is logged cannot steer a terminal."""
+"""What is logged cannot steer a terminal, and is broken between words there."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from xfer.core.log import LINES, close_log, flush, log, open_log, say
+from xfer.core.word_wrap import wrapped
 
 
 def test_control_characters_are_written_out_on_the_terminal_and_in_the_file(tmp_path, capsys):
@@ -58,3 +59,50 @@ def test_closed_standard_streams_are_opened_before_a_file_takes_their_number(tmp
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, check=True)
     assert done.stdout == b"True False\n"
     assert Path(tmp_path / "file").is_file()
+
+
+class Screen(io.StringIO):
+    """What a terminal is given."""
+
+    def isatty(self):
+        return True
+
+
+WIDE = (
+    "solved: 9 strengths, 5 folds of 64 images",
+    "best model  outputs/a/b.ckpt and a path",
+    "best model  outputs/digits/0077d5/best.ckpt",
+    "            precision: each passes once",
+    "next  xfer predict a_long_name_of_a_run more_images IMAGES",
+    "read outputs/" + 40 * "x" + " and more of the very same line",
+    "xfer: error E1: a: is no run. Fix: type xfer resume a_run.",
+)
+BROKEN = (
+    "solved: 9 strengths, 5 folds of 64\n  images",
+    "best model  outputs/a/b.ckpt and a\n            path",
+    "best model\n  outputs/digits/0077d5/best.ckpt",
+    "            precision: each passes\n            once",
+    WIDE[4],
+    "read outputs/" + 40 * "x" + " and more of the\n  very same line",
+    "xfer: error E1: a: is no run. Fix:\n  type xfer resume a_run.",
+)
+
+
+@pytest.mark.parametrize(("line", "broken"), [*zip(WIDE, BROKEN, strict=True)])
+def test_a_terminal_breaks_no_word_and_no_command(line, broken, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "35")
+    assert wrapped(f"{line}\nshort", Screen()) == f"{broken}\nshort"
+    assert wrapped(line, io.StringIO()) == line
+
+
+def test_lines_are_broken_on_the_terminal_alone(tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "35")
+    screens = Screen(), Screen()
+    monkeypatch.setattr(sys, "stdout", screens[0])
+    monkeypatch.setattr(sys, "stderr", screens[1])
+    open_log(tmp_path)
+    log.info(WIDE[0])
+    close_log()
+    say(WIDE[1], error=True)
+    assert [screen.getvalue() for screen in screens] == [f"{BROKEN[0]}\n", f"{BROKEN[1]}\n"]
+    assert WIDE[0] in (tmp_path / "run.log").read_text()

@@ -278,9 +278,9 @@ def test_the_plan_shows_it_and_stays_within_a_dozen_lines(
                                     "augment.grey=0.1"]))  # fmt: skip
     crowd = replace(plan.dataset, remarks=("a", "b", "c", "d")) if plan.dataset else None
     lines = brief(replace(plan, dataset=crowd)).splitlines()
-    assert len(lines) <= 12 and lines[-1].endswith("'stages=[]' shows it and 2 more remarks")
+    assert len(lines) <= 12 and lines[-1].endswith("add 'stages=[]' to see it and 2 more remarks")
     assert any("answers" in line and "2 views an image (flip)" in line for line in lines)
-    assert any("augment: trivialaugment" in line for line in lines)
+    assert any("augment=trivial" in line for line in lines)
     whole = table_of(plan)
     assert "2 views an image (flip); exported files are compared without" in whole
     assert "augment" in whole and "trivialaugment" in whole and "grey=0.1" in whole

@@ -17,7 +17,7 @@ from test_report import Page
 
 from xfer.core.types import InputSpec, Predictions, Samples
 from xfer.evaluation import metrics
-from xfer.report import confidence, panels, shots, svg
+from xfer.report import confidence, overlay, panels, shots, svg
 from xfer.report.card import data_name
 from xfer.report.confusion import condensed
 
@@ -35,6 +35,27 @@ def test_the_bins_are_those_of_the_calibration_error_and_of_scikit_learn() -> No
     assert np.allclose([each.confidence for each in found], means)
     ece = metrics.values(given.logits, given.labels)["ece"]
     assert f"Calibration error {ece:.3f}" in panels.reliability(found).caption
+
+
+def test_a_number_above_a_bar_is_upright_where_it_has_room() -> None:
+    few, many = (confidence.Bin(14 / 15, 1.0, n, n, 0.98) for n in (45, 12_345))
+    svg = str(panels.reliability([few]).svg)
+    assert 'class="tiny mid">45</text>' in svg and "rotate" not in svg
+    assert 'class="tiny" transform="rotate(-90' in str(panels.reliability([many]).svg)
+
+
+def test_a_broad_name_stays_inside_its_room() -> None:
+    assert svg.fitted_name(255 * "W", 130) == "WWWWWWW…WWW"
+    assert svg.fitted_name("a name of usual letters", 130) == "a name of us…tters"
+
+
+def test_a_line_that_is_alone_is_named_unless_its_chart_is() -> None:
+    assert overlay.panel("loss", "epoch", [overlay.Line("B", [(1, 2)], 1)]).legend == ((1, "B"),)  # type: ignore[union-attr]
+    rows = [{"epoch": 1, "l2": 0.1, "cv_acc": 0.9, "lr": 0.1}, {"epoch": 2, "l2": 1, "cv_acc": 0.8}]
+    (accuracy,) = panels.strengths(rows, 1)
+    assert ">held out</text>" in str(accuracy.svg)
+    (rate,) = panels.curves([{"epoch": 1, "lr": 0.1}, {"epoch": 2, "lr": 0.2}], None, "val_acc")
+    assert ">lr</text>" not in str(rate.svg)
 
 
 def test_precision_over_recall_is_that_of_scikit_learn_also_with_equal_answers() -> None:

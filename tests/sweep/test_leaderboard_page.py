@@ -89,6 +89,16 @@ def test_intervals_are_drawn_on_one_scale(sweep: Path) -> None:
     assert ends[:, 2] == pytest.approx(np.interp(values, [low, high], [5, 95]), abs=0.3)
 
 
+@pytest.mark.parametrize("strengths", [1, 2])
+def test_a_strength_that_is_given_is_no_curve(strengths: int, sweep: Path) -> None:
+    for number in range(4):
+        rows = [f"{i + 1},{0.1 * 10**i},0.4,0.8" for i in range(strengths)]
+        text = "\n".join(["epoch,l2,cv_loss,val_acc", *rows, ""])
+        (sweep / str(number) / "metrics.csv").write_text(text)
+    drawn = figures(write(sweep).read_text())
+    assert ("cv_loss by strength of the penalty" in drawn) == (strengths > 1)
+
+
 def test_curves_are_overlaid_and_parameters_are_parallel_coordinates(sweep: Path) -> None:
     drawn = figures(write(sweep).read_text())
     for title in ("val_acc by epoch", "val_loss by epoch"):

@@ -201,7 +201,7 @@ def test_a_run_that_is_killed_around_its_calibration_ends_as_a_whole_one(
 
 def test_the_card_shows_the_reliability_before_and_after(solved, stepped) -> None:
     page = (stepped / "report.html").read_text()
-    titles = re.findall(r"<h3><bdi>([^<]*): share right by confidence</bdi></h3>", page)
+    titles = re.findall(r"<h3><bdi>([^<]*): share right</bdi></h3>", page)
     assert titles == ["before calibration", "after calibration"]
     known = facts(stepped)["calibration"]
     assert "Each image is scaled by what was fitted without it." in page

@@ -72,6 +72,9 @@ def test_help_lists_the_options_of_the_user_too(here: Path) -> None:
         "# A wide one.\n_target_: xfer.models.head.Mlp\n"
     )
     done = run(here, "--config-dir", "conf", "--help")
+    assert re.search(r"\nhead=[^=]* wide\n", done.stdout)
+    assert max(map(len, done.stdout.splitlines())) < 80, "a terminal of 80 columns breaks a line"
+    done = run(here, "--config-dir", "conf", "--help", "head")
     assert re.search(r"wide +A wide one\.", done.stdout)
 
 

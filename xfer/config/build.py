@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
@@ -13,24 +12,17 @@ from xfer.config import custom, other_tools, schema
 from xfer.config.help import GROUPS
 from xfer.config.provenance import Places, override_key
 from xfer.config.specs import STAGES, Embedding, Exports, ModelFile, Packing, Promise, Specs
+from xfer.core import errors
 from xfer.core.errors import Attempts, CombinationError, ConfigError, XferError, closest, raise_all
 from xfer.core.files import path_problem
 from xfer.core.types import Calibrating, Plain, Tta
 
 _SPEC_GROUPS = tuple(g for g in GROUPS if g not in ("experiment", "export"))
 _PATHS = (
-    *("run.dir", "checkpoint.path", "checkpoint.resume", "source.path", "features.dir"),
-    *(
-        "sweep.dir",
-        "predict.model",
-        "predict.labels",
-        "predict.recipe",
-        "embed.neighbours",
-        "pack.out",
-    ),
+    *("run.dir", "checkpoint.path", "source.path", "features.dir", "sweep.dir", "pack.out"),
+    *("checkpoint.resume", "predict.model", "predict.labels", "predict.recipe", "embed.neighbours"),
 )
 """Keys that name a file or folder; those of data and what is predicted have their own checks."""
-_OF_EMBED = ("format", "neighbours", "k")
 _EMBED = vars(Embedding())
 _WITHOUT_DATA = {"predict", "report", "leaderboard", "compare"}
 _STAGES = "any of " + ", ".join(STAGES) + "; none prints the plan"
@@ -78,6 +70,10 @@ GENERAL: dict[str, tuple[Any, str]] = {
         "the class names of that file, a list or a file of them, where it does not hold them",
     ),
     "predict.recipe": (str | None, "the preprocess.json of that file, where it does not hold one"),
+    "predict.maps": (
+        Annotated[int, Ge(0), Le(200)],
+        "how many of the predicted images a page shows with a heat map, the first ones; 0 is none",
+    ),
     "embed.format": (
         Literal["npz", "parquet"],
         "the file that embed writes; parquet is written by pyarrow, which must be installed",
@@ -109,18 +105,6 @@ GENERAL: dict[str, tuple[Any, str]] = {
 """Keys that are in no group: type and meaning. Their defaults are in conf/config.yaml."""
 
 
-def run_name(experiment: str, data: str, *places: Any) -> str:
-    """The name of a run's folder below ``outputs``: the experiment's, else that of the folder or
-    file that ``places`` has first, else the option of ``data``."""
-    if experiment != "default":
-        return experiment
-    place = next((place for place in places if isinstance(place, str) and place), data)
-    path = Path(place).expanduser().resolve()
-    name = path.stem if path.suffix in (".csv", ".npz", ".parquet") else path.name
-    # Those of sweeps lie below that name.
-    return name if name not in ("", "multirun") else data
-
-
 class Builder:
     """Builds every group and keeps the errors, so that all are reported together."""
 
@@ -132,13 +116,13 @@ class Builder:
     def specs(self, experiment: str, typed: Sequence[str]) -> Specs:
         """What the run is asked to do. Raises all problems together."""
         stages = self._value("stages") or ()
-        named = {"embed"} if schema.value_at(self.plain, "predict.input") else set()
+        inputs = self._value("predict.input")
+        named = {"embed"} if inputs else set()
         needs_data = not stages or set(STAGES) & set(stages) - _WITHOUT_DATA - named
         # The card of a run that is named shows its images.
         if stages == ("report",) and schema.value_at(self.plain, "checkpoint.resume"):
             needs_data = True
         built = {g: self._group(g) for g in _SPEC_GROUPS if g != "data" or needs_data}
-        inputs, trainer = self._value("predict.input"), built["trainer"]
         general = {
             "seed": self._value("seed"),
             "tta": self._value("tta"),
@@ -148,17 +132,19 @@ class Builder:
             "export": self._exports(),
             "predict_with": self._model_file(),
             "compare_runs": self._value("compare.runs") or (),
-            "embed": Embedding(*(self._value(f"embed.{k}") for k in _OF_EMBED)),
+            "embed": Embedding(*(self._value(f"embed.{k}") for k in _EMBED)),
             "packing": Packing(self._value("pack.out") or "", self._value("pack.mb")),
             "report_maps": self._value("report.maps"),
+            "predict_maps": self._value("predict.maps"),
         }
-        if trainer is not None:
+        if (trainer := built["trainer"]) is not None:
             general["metrics"] = custom.metrics(trainer.metrics, self.where, self.attempt)
             general["callbacks"] = custom.callbacks(trainer.callbacks, self.where, self.attempt)
         self.attempt.errors += [
             *self._unknown_keys(),
             *self._impossible_paths(),
             *self._wrong_stages(stages, inputs),
+            *self._wrong_maps(stages),
             *self._wrong_comparison(stages, general["compare_runs"]),
             *self._wrong_packing(stages, general["packing"]),
             *self._wrong_audit(stages),
@@ -191,6 +177,8 @@ class Builder:
 
     def _value(self, key: str) -> Any:
         """One value outside the groups, or ``None`` and a problem."""
+        if "." in key and not isinstance(self.plain.get(key.split(".")[0]), dict):
+            return None  # and the problem is what stands in place of them all
         node = schema.value_at(self.plain, key)
         return self.attempt(schema.convert, key, node, GENERAL[key][0], self.where)
 
@@ -268,10 +256,23 @@ class Builder:
             what = f"the leaderboard is made of runs that have ended; stages is {list(stages)}"
             yield ConfigError("stages", what, "type 'stages=[leaderboard]'", 76)
 
+    def _wrong_maps(self, stages: tuple[str, ...]) -> Iterator[XferError]:
+        """Heat maps of predictions where nothing is predicted, or with an exported file."""
+        key, drop = "predict.maps", "or drop predict.maps"
+        if not schema.value_at(self.plain, key):
+            return
+        if stages and "predict" not in stages:
+            what, fix = "is given but stages has no 'predict'", f"type 'stages=[predict]', {drop}"
+            yield errors.CommandError(key, what, fix, 40)
+        if schema.value_at(self.plain, "predict.model") is not None:
+            what = "heat maps are made of gradients, which an exported file does not have"
+            fix = f"type checkpoint.path=RUN in place of predict.model, {drop}"
+            yield errors.CommandError(key, what, fix, 41)
+
     def _wrong_embedding(self, stages: tuple[str, ...], asked: Embedding) -> Iterator[XferError]:
         """Keys of the stage ``embed`` without it, and a format that cannot be written."""
         if "embed" not in stages:
-            for key in (f"embed.{k}" for k in _OF_EMBED if getattr(asked, k) != _EMBED[k]):
+            for key in (f"embed.{k}" for k in _EMBED if getattr(asked, k) != _EMBED[k]):
                 what, fix = "is given but stages has no 'embed'", "type 'stages=[embed]'"
                 yield CombinationError(key, what, f"{fix}, or drop {key}", 36)
             return

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -42,39 +44,56 @@ def summary(file: Path) -> str:
 
 
 def page(folders: Sequence[str]) -> str:
-    """The whole help."""
-    verbs = [f"    xfer {f'{name} {verb.usage}':<34} {verb.about}" for name, verb in VERBS.items()]
+    """The whole help: verbs, examples, and the options of each group by name, as wide as the
+    terminal."""
+    verbs = [f"    xfer {f'{name} {verb.usage}':<26} {verb.about}" for name, verb in VERBS.items()]
     lines = [_USAGE.format(verbs="\n".join(verbs))]
     for group in GROUPS:
-        lines.append(f"\n{group}=")
-        about = options(group, folders)
-        width = max(map(len, about), default=0)
-        lines += [f"    {name:<{width}}  {text}".rstrip() for name, text in about.items()]
-    return "\n".join(lines)
+        names = ", ".join(options(group, folders))
+        lines.append(
+            textwrap.fill(
+                f"{f'{group}=':<12} {names}",
+                help_width(),
+                subsequent_indent=" " * 13,
+                break_long_words=False,
+            )
+        )
+    return "\n".join([*lines, _MORE])
 
 
+def help_width() -> int:
+    """The columns that help is written for: those of the terminal, within limits."""
+    return max(_NARROWEST, min(_WIDEST, shutil.get_terminal_size().columns))
+
+
+_NARROWEST, _WIDEST = 30, 110
+
+# Up to 79 columns wide.
 _USAGE = """\
 xfer: transfer learning for image classification, one experiment in one line.
 
-    xfer                                    a quick start on data that ships with it
+    xfer                            a quick start on data that ships with it
 {verbs}
 
-Each verb prints the command that it stands for; RUN is a folder, the end of its name, or last.
+RUN is a folder, the end of its name, or last. Each verb prints the longer
+command that it stands for, and takes any group=option and key=value after it:
 
-    xfer data.root=my_images                a pretrained ResNet-50 on your folder of images
+    xfer train my_images backbone=efficientnet_b0 freeze=lora
+    xfer train my_images 'stages=[audit]'           labels that may be wrong
+    xfer train my_images 'stages=[worth]'           what more images bring
     xfer experiment=NAME [group=option] [key=value]
-    xfer -m experiment=NAME optim.lr=0.1,0.01          several runs
-    xfer 'stages=[]' experiment=NAME        print the plan, do nothing
+    xfer -m experiment=NAME optim.lr=0.1,0.01       several runs
+    xfer 'stages=[leaderboard]' sweep.dir=SWEEP     which of them is best
     xfer 'stages=[evaluate]' checkpoint.path=RUN_OR_FILE data.root=my_images
-    xfer 'stages=[predict]' checkpoint.path=RUN_OR_FILE predict.input=FOLDER
     xfer 'stages=[predict]' predict.model=model.onnx predict.input=FOLDER
     xfer 'stages=[benchmark]' checkpoint.path=RUN data.root=my_images
-    xfer 'stages=[audit]' data.root=my_images          labels that may be wrong, and more
-    xfer 'stages=[leaderboard]' sweep.dir=SWEEP
-    xfer 'stages=[compare]' 'compare.runs=[RUN,RUN]'
-    xfer choose=cached choose.minutes=10 data.root=my_images
 
-stages=[audit,lr_find,fit,evaluate,predict,export,benchmark,report]  any subset; seed=0
-run.dir=DIR
---config-dir DIR  options of your own      --allow PACKAGE  classes of your own
---version                                  XFER_FULL_ERROR=1  tracebacks"""
+    run.dir=DIR       the run's folder    --config-dir DIR  options of your own
+    seed=1            another seed        --allow PACKAGE   classes of your own
+    XFER_FULL_ERROR=1 for tracebacks      --version
+
+The options of each group:
+"""
+_MORE = """
+    xfer --help GROUP      what each option is, and the keys of the group
+    xfer --help KEY        what a key takes, such as optim.lr or stages"""

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import re
-import shutil
 import textwrap
 from collections.abc import Iterable, Sequence
 
 from xfer.config import other_tools
 from xfer.config.catalog import Key, Option, keys, options
-from xfer.config.help import GROUPS
+from xfer.config.help import GROUPS, help_width
 from xfer.config.verbs import VERBS, quoted
 from xfer.core.errors import CommandError, closest, printable
 
-_NARROWEST, _WIDEST = 30, 110
+_LEAST = 30  # columns of a text that stands beside its name
 
 
 def topic(name: str, folders: Sequence[str]) -> str:
@@ -69,7 +68,7 @@ def _sections(name: str, folders: tuple[str, ...]) -> Iterable[str]:
 
 def _verb(name: str) -> str:
     verb = VERBS[name]
-    usage = textwrap.fill(f"xfer {name} {verb.usage} [group=option] [key=value]", _width())
+    usage = textwrap.fill(f"xfer {name} {verb.usage} [group=option] [key=value]", help_width())
     return f"{usage}\n{_below(verb.about)}"
 
 
@@ -89,12 +88,13 @@ def _group(group: str, folders: tuple[str, ...]) -> str:
 
 def _short(rows: Sequence[Key]) -> str:
     defaults = dict.fromkeys(key.shown_default for key in rows)
-    default = next(iter(defaults)) if len(defaults) == 1 else "differs by option"
+    default = next(iter(defaults)) if len(defaults) == 1 else "depends on the option"
     return f"{rows[0].type}; {_as_default(default)}. {rows[0].meaning}".strip()
 
 
 def _as_default(text: str) -> str:
-    return text if " " in text and text[0].isalpha() else f"default {text}"
+    needed = " " in text and text[0].isalpha() and text != "depends on the option"
+    return text if needed else f"default {text}"
 
 
 def _option(option: Option) -> str:
@@ -111,13 +111,19 @@ def _option(option: Option) -> str:
 def _key(rows: Sequence[Key]) -> str:
     key = rows[0]
     lines = [key.name]
-    for meaning in dict.fromkeys(row.meaning for row in rows if row.meaning):
-        lines.append(_below(meaning))
+    group = key.name.partition(".")[0]
+    meanings: dict[str, list[str]] = {}
+    for row in rows:
+        if row.meaning:
+            meanings.setdefault(row.meaning, []).append(row.option)
+    for meaning, names in meanings.items():
+        several = len(meanings) > 1
+        lines += [_below(f"{group}={', '.join(names)}")] if several else []
+        lines.append(_below(meaning, 8 if several else 4))
     facts = [("type", text) for text in dict.fromkeys(row.type for row in rows)]
     by_default: dict[str, list[str]] = {}
     for row in rows:
         by_default.setdefault(row.shown_default, []).append(row.option)
-    group = key.name.partition(".")[0]
     for default, names in by_default.items():
         of = f" ({group}={', '.join(names)})" if names[0] else ""
         facts.append(("default", default + of))
@@ -127,23 +133,25 @@ def _key(rows: Sequence[Key]) -> str:
 
 def _columns(rows: Iterable[tuple[str, str]]) -> list[str]:
     """Names, and beside each its text; below it where the terminal is narrow."""
-    pairs = [(printable(name), printable(text)) for name, text in rows]
+    pairs = [(printable(name), _plain(text)) for name, text in rows]
     width = min(max((len(name) for name, _ in pairs), default=0), 30)
     return [_pair(name, text, width) for name, text in pairs]
 
 
 def _pair(name: str, text: str, width: int) -> str:
-    if _width() < 2 * width or len(name) > width:
+    if help_width() - width - 6 < _LEAST or len(name) > width:
         return f"    {name}\n{_below(text, 8)}"
-    lines = textwrap.wrap(text, _width() - width - 6, break_on_hyphens=False) or [""]
+    lines = textwrap.wrap(text, help_width() - width - 6, break_on_hyphens=False) or [""]
     rest = [f"{'':{width + 6}}{line}" for line in lines[1:]]
     return "\n".join([f"    {name:<{width}}  {lines[0]}".rstrip(), *rest])
 
 
 def _below(text: str, by: int = 4) -> str:
     indent = " " * by
-    return textwrap.fill(printable(text), _width(), initial_indent=indent, subsequent_indent=indent)
+    lines = {"initial_indent": indent, "subsequent_indent": indent}
+    return textwrap.fill(_plain(text), help_width(), **lines)  # type: ignore[arg-type]
 
 
-def _width() -> int:
-    return max(_NARROWEST, min(_WIDEST, shutil.get_terminal_size().columns))
+def _plain(text: str) -> str:
+    """Without the marks that docstrings have around code."""
+    return printable(text).replace("``", "")

@@ -25,9 +25,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from xfer.config import allowed_below_hydra, other_tools
-from xfer.config.build import Builder, run_name
+from xfer.config.build import Builder
 from xfer.config.help import GROUPS, config_dir
 from xfer.config.provenance import Places, override_key
+from xfer.config.schema import value_at
 from xfer.config.specs import Specs
 from xfer.core.bounded_yaml import is_deep, read_yaml
 from xfer.core.errors import CombinationError, ConfigError, closest
@@ -35,6 +36,24 @@ from xfer.core.types import Plain
 
 BASE = {"version_base": "1.3"} if hydra.__version__.startswith("1.3") else {}
 """For whoever starts Hydra: 1.3 wants it, 1.4 warns about it."""
+
+
+def run_name(experiment: str, data: str, *places: Any) -> str:
+    """The name of a run's folder below ``outputs``: the experiment's, else that of the folder or
+    file that ``places`` has first, of a pattern the folder above it; else the option of ``data``.
+    """
+    if experiment != "default":
+        return experiment
+    named = [place for place in places if isinstance(place, str) and place not in ("", "???")]
+    place = Path(named[0] if named else data)
+    while any(sign in place.name for sign in "*?[") and not place.exists():
+        place = place.parent
+    place = place.expanduser().resolve()
+    name = place.stem if place.suffix in (".csv", ".npz", ".parquet") else place.name
+    # Those of sweeps lie below that name.
+    return name if name not in ("", "multirun") else data
+
+
 # OmegaConf 2.4 calls it register_resolver, which in 2.3 is an older one without a cache.
 _register: Any = OmegaConf.register_resolver
 if "use_cache" not in signature(_register).parameters:
@@ -258,7 +277,10 @@ def build(cfg: DictConfig, hydra: DictConfig) -> Specs:
     except OmegaConfBaseException as error:
         raise as_config_error(error) from error
     node = plain.get("data") or {}
-    places_of_data = (node.get(key) for key in ("root", "file")) if isinstance(node, dict) else ()
+    places_of_data = [node.get(key) for key in ("root", "file")] if isinstance(node, dict) else []
+    # Where there are no data, what is predicted gives its name.
+    inputs = value_at(plain, "predict.input")
+    places_of_data += inputs if isinstance(inputs, list) else [inputs]
     name = run_name(choices["experiment"], choices["data"], *places_of_data)
     specs = Builder(plain, places).specs(name, typed)
     folders = [str(s.path) for s in hydra.runtime.config_sources if s.provider == "command-line"]

@@ -276,8 +276,11 @@ def unknown(key: str, known: Sequence[str], where: Where, fix: str = "") -> Conf
     leaf = key.rpartition(".")[2]
     ends = {k: k.rpartition(".")[2] for k in known}
     same = [k for k, end in ends.items() if end == leaf or end.endswith(f"_{leaf}")]
+    below = [k for k in known if k.startswith(f"{key}.")]
     if not fix and not (fix := other_tools.for_key(key, GROUPS)):
-        if same:
+        if below:
+            fix = f"did you mean '{below[0]}'?"
+        elif same:
             fix = f"did you mean '{min(same, key=lambda k: len(ends[k]))}'?"
         elif known:
             fix = closest(key, sorted(known))

@@ -117,6 +117,7 @@ class Specs:
     embed: Embedding = Embedding()
     packing: Packing = Packing()
     report_maps: int = 24
+    predict_maps: int = 0
     compose: Callable[[Sequence[str]], Plain] | None = None
     slots: Plain = field(default_factory=dict)
     variant: Callable[[Sequence[str]], Specs] | None = None

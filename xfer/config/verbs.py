@@ -22,6 +22,8 @@ LAST = "last"
 """In place of a run: the one that began last."""
 _SAFE = re.compile(r"[\w./@:-][\w./@:=,+%-]*", re.ASCII)
 """What bash, zsh and fish all read as it is."""
+_MEANS_MORE = re.compile(r'["$`\\!]')
+"""What double quotes do not take from its meaning, in one shell or another."""
 _BACK = "\\"
 _PLAIN = re.compile(
     r"(?!(null|true|false|inf|nan)$)(\.{0,2}/|[a-z_]|\.$)[\w./@%+-]*", re.ASCII | re.I
@@ -79,6 +81,8 @@ def quoted(word: str) -> str:
     """``word`` as bash, zsh and fish all read it."""
     if _SAFE.fullmatch(word):
         return word
+    if "'" in word and not _MEANS_MORE.search(word):
+        return f'"{word}"'
     # Inside single quotes fish alone reads a backslash, so one stands between double quotes.
     parts = re.split(r"(['\\]+)", word)
     return "".join(
@@ -168,6 +172,10 @@ def _plan(words: Sequence[str]) -> list[str]:
 
 def _predict(words: Sequence[str]) -> list[str]:
     model, images = words[0], words[1:]
+    for text in images:
+        # A pattern, or a list as Hydra writes it, is read later, with torch on the way.
+        if not set("*?[") & set(text) and not Path(text).expanduser().exists():
+            raise _no_such(text, "a folder of images, a file or a quoted pattern")
     if model.lower().endswith(".onnx") and Path(model).expanduser().is_file():
         which = override("predict.model", model)
     else:

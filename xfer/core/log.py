@@ -12,6 +12,7 @@ from typing import Any
 from xfer.core.errors import printable
 from xfer.core.files import open_to_append
 from xfer.core.live_line import aside
+from xfer.core.word_wrap import wrapped
 
 log = logging.getLogger("xfer")
 LINES = {"lines": True}
@@ -36,6 +37,9 @@ class _Terminal(logging.StreamHandler):  # type: ignore[type-arg]
         self.stream = sys.stdout
         with aside():
             super().emit(record)
+
+    def format(self, record: logging.LogRecord) -> str:
+        return wrapped(super().format(record), sys.stdout)
 
     def handleError(self, record: logging.LogRecord) -> None:
         """A terminal that is full, or that nobody reads any more, is no matter of the run."""
@@ -73,8 +77,9 @@ def open_standard() -> None:
 def say(text: object, error: bool = False) -> None:
     """Print a line, as far as it can be: a terminal that is full or gone changes nothing of what
     has happened, nor of the exit code."""
+    stream = sys.stderr if error else sys.stdout
     with aside(), suppress(OSError, ValueError):
-        print(text, file=sys.stderr if error else sys.stdout, flush=True)
+        print(wrapped(str(text), stream), file=stream, flush=True)
 
 
 def flush() -> None:

@@ -105,9 +105,10 @@ def _say(target: Path, counts: Sequence[int], remarks: Sequence[str]) -> None:
     images, classes, shards, finished = counts
     before = f", {finished} of them finished before and unchanged" if finished else ""
     reads = shell(["data=shards", override("data.root", str(target))])
+    tars = f"{shards} shard{'s' * (shards != 1)}"
     lines = [
         *remarks,
-        f"{images} images of {classes} classes are in {shards} shards{before}: {printable(target)}",
+        f"{images} images of {classes} classes are in {tars}{before}: {printable(target)}",
         f"to train on them: {reads}",
     ]
     log.info("\n".join(lines), extra=LINES)

@@ -105,12 +105,12 @@ def brief(plan: Plan) -> str:
         ("network", f"{_name(card.backbone)}, {_name(card.head)} head, {height} x {width} pixels"),
         *([("answers", tta)] if tta else []),
         ("weights", _source_line(card.source) + _fates(plan.load)),
-        *(_training_brief(facts) if "params" in facts and not _only_audits(plan) else ()),
+        *(_training_brief(plan) if "params" in facts and not _only_audits(plan) else ()),
         *parts,
         *(("remark", remark) for remark in remarks[:shown]),
     ]
     left = f" and {len(remarks) - shown} more remarks" if len(remarks) > shown else ""
-    return _columns([*lines, ("whole plan", f"'stages=[]' shows it{left}")])
+    return _columns([*lines, ("whole plan", f"add 'stages=[]' to see it{left}")])
 
 
 _FEW, _REMARKS = 6, 3
@@ -146,10 +146,12 @@ def _fates(load: Plain) -> str:
     return f": {counts}" if counts else ""
 
 
-def _training_brief(facts: Plain) -> list[tuple[str, str]]:
+def _training_brief(plan: Plan) -> list[tuple[str, str]]:
+    facts, option = plan.facts, plan.specs.choices.get("augment", "auto")
     params = facts["params"]
-    augment = _name(facts["augment"])
-    how = _steps_line(facts) + (f"; augment: {augment}" if augment != "plain" else "")
+    # By the name that is typed: two options may be of one class. What auto has chosen is below.
+    augmented = option != "auto" and _name(facts["augment"]) != "plain"
+    how = _steps_line(facts) + (f"; augment={option}" if augmented else "")
     chosen = ", ".join(f"{row['key']}={row['value']}" for row in facts["auto"])
     lines = [
         ("trains", f"{params['trainable']:,} of {params['total']:,} parameters"),
@@ -237,7 +239,9 @@ def _steps_line(facts: Plain) -> str:
         filled = facts["params"]["trainable"] == 0
         return f"none: the head {'holds training features' if filled else 'is solved exactly'}"
     each = f" on each of {steps['devices']} devices" if steps["devices"] > 1 else ""
-    count = f"{steps['epochs']} epochs of {steps['per_epoch']} = {steps['total']}"
+    epochs = f"{steps['epochs']} epoch{'s' * (steps['epochs'] != 1)}"
+    count = f"{epochs} of {steps['per_epoch']} step{'s' * (steps['per_epoch'] != 1)}"
+    count += f", {steps['total']} in all" * (steps["epochs"] != 1)
     return f"{count} (batches of {steps['batch_size']}{each})"
 
 

@@ -47,8 +47,8 @@ class Section:
     """One part of the card; ``figures`` are names of files below ``figures/``.
 
     Where there are ``charts`` or ``shots``, the page shows these in their place. ``folded``: the
-    page shows the title alone until it is opened. ``right`` are answers to compare the mistakes
-    in ``shots`` with.
+    page shows the title alone until it is opened. ``others`` are right answers to compare the
+    mistakes in ``shots`` with, or answers of which nobody knows whether they are right.
     """
 
     title: str
@@ -58,7 +58,7 @@ class Section:
     figures: tuple[str, ...] = ()
     charts: tuple[Chart, ...] = ()
     shots: tuple[Shot, ...] = ()
-    right: tuple[Shot, ...] = ()
+    others: tuple[Shot, ...] = ()
     folded: bool = False
 
 
@@ -203,7 +203,7 @@ def _seen(result: Plain, plan: Plain, details: Plain, drawn: Collection[str]) ->
             tables=tables.wrong(wrong or []),
             figures=_here(drawn, "most_wrong"),
             shots=shots,
-            right=tuple(details.get("right") or ()),
+            others=tuple(details.get("right") or ()),
         ),
         Section("Confidence", facts=facts.calibration(result), charts=charts.get("confidence", ())),
         Section("Certificate", text=tuple(promised_lines(result))),

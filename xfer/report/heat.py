@@ -1,9 +1,9 @@
-"""Heat maps of a few answers for the run card: of which images, and how they are made."""
+"""Heat maps of a few answers: of which images, and how they are made."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -41,14 +41,27 @@ def heat_of(
     Costs one pass over those images, and the gradient of what follows the map. A network without
     a map has none, and ``said`` names the reason.
     """
-    import torch
-
     from xfer.evaluation.evaluate import most_wrong
-    from xfer.evaluation.layer_cam import find_site, heat_maps
 
     wrong = most_wrong(answers, most - most // 3)
     right = _spread_right(answers, most // 3)
-    shown, taken = [*wrong, *right], answers.logits.argmax(axis=1)
+    return replace(heat_at(net, answers, samples, spec, [*wrong, *right]), right=right)
+
+
+def heat_at(
+    net: nn.Module,
+    answers: Predictions,
+    samples: Samples,
+    spec: InputSpec,
+    shown: Sequence[int],
+) -> Heat:
+    """The maps of the images at the positions ``shown``, which ``answers`` and ``samples`` share,
+    for the class that the network took each of them for; costs and refusals as :func:`heat_of`."""
+    import torch
+
+    from xfer.evaluation.layer_cam import find_site, heat_maps
+
+    taken = answers.logits.argmax(axis=1)
     device = next(iter(net.parameters())).device
 
     def batch(positions: Sequence[int]) -> torch.Tensor:
@@ -59,15 +72,15 @@ def heat_of(
     try:
         site = find_site(net, batch(shown[:1])) if shown else None
         if site is None:
-            return Heat(_NO_PLACE if shown else "", right=right)
+            return Heat(_NO_PLACE if shown else "")
         for start in range(0, len(shown), _BATCH):
             part = shown[start : start + _BATCH]
             classes = [int(taken[i]) for i in part]
             maps |= zip(part, heat_maps(net, site, batch(part), classes), strict=True)
     except (RuntimeError, NotImplementedError) as error:  # of a layer that has no gradient
         reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
-        return Heat(f"There are no heat maps: {printable(reason)}.", right=right)
-    return Heat(_MADE.format(site.method, len(shown)), maps, right)
+        return Heat(f"There are no heat maps: {printable(reason)}.")
+    return Heat(_MADE.format(site.method, len(shown)), maps)
 
 
 _NO_PLACE = (

@@ -85,8 +85,7 @@ def panel(title: str, across: str, lines: Sequence[Line], log: bool = False) -> 
     said = [_in_words(line) for line in lines if line.tone is not None]
     rest = len(lines) - len(named)
     more = f"; {rest} more in grey" if rest else ""
-    legend = named if len(lines) > 1 else ()
-    return Drawing(title, Markup("\n").join(marks), "; ".join(said) + more, legend=legend)
+    return Drawing(title, Markup("\n").join(marks), "; ".join(said) + more, legend=named)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from xfer.core.errors import printable
 from xfer.report.charts import points
@@ -70,7 +70,8 @@ def _lines(
     low = 0.0 if "lr" in lines else low - pad
     panel = Panel((min(xs) - beside, max(xs) + beside), (low, high + pad), log)
     panel.axes("penalty l2" if log else name, whole=not log)
-    if len(lines) > 1:
+    # The learning rate is alone in its chart, and named above it.
+    if "lr" not in lines:
         panel.legend((_LOOKS[each], each) for each in lines)
     for each, line in lines.items():
         panel.line(line, _LOOKS[each], dots=len(line) <= _DOTS)
@@ -111,8 +112,11 @@ def reliability(
     panel.line([(0, 0), (1, 1)], "ideal")
     for each in given:
         if each.n:
-            x, y = panel.across((each.low + each.high) / 2) + 4, panel.up(each.right / each.n) - 3
-            panel.parts.append(label(x, y, f"{each.n:,}", look="tiny", turn=-90))
+            x, y = panel.across((each.low + each.high) / 2), panel.up(each.right / each.n) - 3
+            room = panel.across(each.high) - panel.across(each.low)
+            upright = estimate(f"{each.n:,}", _TINY) <= room
+            place: dict[str, Any] = {"look": "tiny mid"} if upright else _TURNED
+            panel.parts.append(label(x if upright else x + 4, y, f"{each.n:,}", **place))
     filled = [each for each in given if each.n]
     said = "; ".join(
         f"{each.low:.2f} to {each.high:.2f}: {each.right:,} of {each.n:,} right" for each in filled
@@ -123,8 +127,13 @@ def reliability(
         f"sure. The numbers count images. Calibration error {ece:.3f}"
     )
     caption += "." if by_chance is None else f"; {by_chance:.3f} is what chance alone leaves."
-    title = f"{name or 'reliability'}: share right by confidence"
+    # Short enough to stay one line where two of them stand beside each other.
+    title = f"{name}: share right" if name else "reliability: share right by confidence"
     return panel.draw(title, alt, f"{caption}{note and ' '}{note}")
+
+
+_TINY = 10.0
+_TURNED = {"look": "tiny", "turn": -90}
 
 
 def spread(given: Sequence[Bin]) -> Chart:

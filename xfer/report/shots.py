@@ -1,4 +1,4 @@
-"""Mistakes, and a few right answers, as small pictures inside the page; some have a heat map."""
+"""Images with their answers as small pictures inside a page; some have a heat map."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Shot:
     """One answer. ``uri`` is its picture as the network saw it, ``size`` in pixels; ``kinds`` are
     words that a filter looks for: ``sure``, ``second`` (the true class was the second choice).
     ``heat`` is its heat map, which lies over the picture and is ``hottest`` there; both are empty
-    where it has none."""
+    where it has none. ``label`` is empty where nobody knows it."""
 
     number: int
     path: str
@@ -57,9 +57,10 @@ def shots(
     heat: Heat | None = None,
     room: int = ROOM,
 ) -> list[Shot]:
-    """The images at the positions ``shown``, in that order, as many as there is room for."""
+    """The images at the positions ``shown``, in that order, as many as there is room for; with
+    their true classes where ``answers`` have them."""
     taken = list[Shot]()
-    if answers.labels is None or not len(samples.images):
+    if not len(samples.images):
         return taken
     confidence = answers.confidence
     for number, i in enumerate(shown[:MOST], 1):
@@ -70,14 +71,18 @@ def shots(
         room -= len(uri) + len(heats[0])
         if room < 0:
             break
-        label, logits = int(answers.labels[i]), answers.logits[i]
+        label, logits = _label(answers, i), answers.logits[i]
         kinds: tuple[str, ...] = ("sure",) if confidence[i] >= SURE else ()
-        if label == int(np.argsort(-logits, kind="stable")[1]):
+        if label == answers.classes[int(np.argsort(-logits, kind="stable")[1])]:
             kinds += ("second",)
-        names = (answers.classes[label], answers.classes[int(logits.argmax())])
+        names = (label, answers.classes[int(logits.argmax())])
         name, sure = answers.names[i], float(confidence[i])
         taken.append(Shot(number, name, *names, sure, uri, image.size, kinds, *heats))
     return taken
+
+
+def _label(answers: Predictions, position: int) -> str:
+    return "" if answers.labels is None else answers.classes[answers.labels[position]]
 
 
 def _heats(heat: Heat | None, position: int, size: tuple[int, int]) -> tuple[Markup | str, str]:

@@ -21,6 +21,7 @@ Points = Sequence[tuple[float, float]]
 FONT = 12.0
 WIDE, HIGH = 340.0, 230.0
 LEFT, TOP, RIGHT, BOTTOM = 46.0, 30.0, 8.0, 38.0
+_BROAD = frozenset("WMmw@%")
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,8 @@ def escaped(text: object) -> str:
 
 def estimate(text: str, size: float = FONT) -> float:
     """Roughly the width of ``text`` in a sans-serif font of ``size``."""
-    wide = sum(1.0 if unicodedata.east_asian_width(c) in "WF" else 0.58 for c in text)
-    return size * wide
+    broad = (c in _BROAD or unicodedata.east_asian_width(c) in "WF" for c in text)
+    return size * sum(1.0 if each else 0.58 for each in broad)
 
 
 def fitted_name(name: object, room: float, size: float = FONT) -> str:

@@ -190,7 +190,7 @@ def drawn(facts: Plain, title: str, images: int) -> Chart:
         f"The ring is today, {images:,} training images; the band is that of 95 %, the dashed "
         "level where the frozen backbone ends."
     )
-    return panel.draw(title, alt, caption)
+    return panel.draw(f"{title}: share right", alt, caption)
 
 
 def alone(chart: Chart) -> str:

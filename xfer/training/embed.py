@@ -294,6 +294,9 @@ def lines(facts: Plain, folder: Path) -> Iterable[str]:
     """The outcome for people: the file, and what is nearest to the image that was asked about."""
     axes = " x ".join(("images", "features"))
     yield f"{facts['images']:,} x {facts['width']:,} ({axes}, float32) in {folder / facts['file']}"
-    for row in facts.get("neighbours", ()):
+    neighbours = facts.get("neighbours", ())
+    if neighbours:
+        yield "nearest to the image, each with its cosine distance, 0 for the same features:"
+    for row in neighbours:
         known = f" ({row['label']})" if row["label"] else ""
         yield f"{row['rank']:>3}  {row['distance']:.4f}  {row['path']}{known}"

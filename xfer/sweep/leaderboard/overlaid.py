@@ -43,6 +43,9 @@ def _curves(sweep: SweepRecord, rows: Sequence[RankedJob]) -> PagePart:
                 for place, (row, rows) in enumerate(zip(shown, histories, strict=True))
                 if solved[place] == by_strength
             ]
+            # A strength that is given is one point a job, which the table has.
+            if by_strength and all(len(line.points) < 2 for line in lines):
+                continue
             title = f"{key} by {'strength of the penalty' if by_strength else 'epoch'}"
             drawn.append(panel(title, across, lines, log=by_strength))
     made = tuple(chart for chart in drawn if chart)
