@@ -17,6 +17,7 @@ from xfer.report.format import number, words
 from xfer.report.promised_words import promised_lines
 from xfer.report.shots import Shot
 from xfer.report.svg import Chart
+from xfer.report.teacher_section import teacher_tables, teacher_text
 
 ALTS = {
     "curves": "Curves of the loss and of the metric that chose the best epoch.",
@@ -140,6 +141,7 @@ def sections(result: Plain, plan: Plain, details: Plain, drawn: Collection[str])
         Section("Warnings", text=tuple(map(str, warnings))),
         Section("Scores", tables=tables.scores(result.get("scores") or {})),
         *_cross_validation(result, plan),
+        Section("Teacher", teacher_text(result), tables=teacher_tables(result)),
         *_seen(result, plan, details, drawn),
         *_folded(result, plan, details, drawn),
     ]

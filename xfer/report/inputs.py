@@ -36,6 +36,7 @@ class Work:
     worth: Plain | None = None
     embedded: Plain | None = None
     heat: Heat | None = None
+    taught: Plain | None = None
 
     @property
     def cv(self) -> Plain | None:

@@ -7,9 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from xfer.core.errors import CommandError
 from xfer.core.files import write_text, yaml_text
 from xfer.core.live_line import working
 from xfer.core.log import LINES, log, open_log
+from xfer.core.protocols import HasTeacher
 from xfer.core.run_status import recorded
 from xfer.plan.preflight import check_folder
 from xfer.plan.run_dir import make_folder, refuse_taken
@@ -32,6 +34,9 @@ def choose_model(
     from xfer.sweep.choosing.outcome import last_lines, write
     from xfer.sweep.choosing.session import Session, announce
 
+    if isinstance(specs.loss, HasTeacher):
+        what = "judges by images held out, which the teacher may have been trained on"
+        raise CommandError("choose", what, "type loss=cross_entropy, or choose=none", 36)
     refuse_taken(specs)
     if specs.stages:
         check_folder(Path(specs.run_dir or "outputs").expanduser())
