@@ -24,9 +24,10 @@ from xfer.config.hydra import compose_specs
 from xfer.config.verbs import spelt_out
 from xfer.core.errors import CommandError, ResumeError, WeightsError, XferError
 from xfer.data.loader import train_images
+from xfer.evaluation import evaluate
 from xfer.plan.make import make_plan
 from xfer.plan.table import table
-from xfer.plan.teacher_plan import teacher_lines
+from xfer.plan.teacher_plan import plan_teacher, teacher_lines
 from xfer.training import logistic, teacher
 from xfer.training.loss import Distill
 from xfer.training.soft_targets import SoftTargets
@@ -385,6 +386,38 @@ def test_last_is_a_run_on_the_command_line_alone(school: Path) -> None:
     shutil.rmtree(school / "outputs")
 
 
+def test_pixels_of_another_range_are_refused(school: Path) -> None:
+    plan = planned("digits_freeze", *taught())
+    data, classes = replace(plan.dataset, range=(0.0, 4095.0)), plan.card.classes
+    with pytest.raises(CommandError, match="those of the data are otherwise") as caught:
+        plan_teacher(plan.specs, data, classes)
+    assert caught.value.number == 89
+
+
+def test_a_teacher_of_the_validation_images_is_used_with_a_remark(school: Path) -> None:
+    plan = planned("digits_freeze", *taught())
+    seen = replace(plan.teacher, trained=plan.split("val").sha256)
+    (remark,) = replace(plan, teacher=seen).facts["remarks"]
+    assert remark.startswith("the teacher was trained on the images of val")
+
+
+def test_a_teacher_that_is_gone_costs_the_comparison_and_not_the_run(
+    school: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree("sage", "moves", dirs_exist_ok=True)
+    monkeypatch.setenv("XFER_CACHE", str(school / "other"))
+
+    def leaving(*given: Any, **more: Any) -> Any:
+        shutil.rmtree("moves")
+        return evaluate.answers(*given, **more)
+
+    monkeypatch.setattr("xfer.training.answering.answers", leaving)
+    facts_of_it = xfer.run("digits_sgd", [*STEPS, *taught("run.dir=alone", by="moves")]).facts
+    assert facts_of_it is not None
+    assert facts_of_it["teacher"]["scores"] == {} and facts_of_it["scores"]["val"]["acc"] > 0
+    assert any("nothing is known of the teacher there" in w for w in facts_of_it["warnings"])
+
+
 def test_a_choice_has_no_teacher(school: Path) -> None:
     with pytest.raises(CommandError, match="judges by images held out"):
         xfer.run("digits_freeze", taught("choose=cached"))
@@ -392,7 +425,7 @@ def test_a_choice_has_no_teacher(school: Path) -> None:
 
 def test_a_teacher_that_has_changed_is_no_longer_asked(school: Path) -> None:
     plan = planned("digits_freeze", *taught())
-    with pytest.raises(WeightsError, match="is another file"):
+    with pytest.raises(WeightsError, match="is gone, or another file"):
         opened(replace(plan.teacher, sha256="0" * 64), plan, torch.device("cpu"))
 
 

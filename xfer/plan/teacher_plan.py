@@ -46,6 +46,7 @@ class TeacherPlan:
     input: InputSpec
     trained: str | None
     score: Plain | None
+    bytes: int
     parameters: int | None
     operations: float | None
     temperature: float
@@ -63,7 +64,7 @@ class TeacherPlan:
             "score": self.score,
             "parameters": self.parameters,
             "operations": self.operations,
-            "bytes": self.path.stat().st_size,
+            "bytes": self.bytes,
             "sees": "the student's views" if follows else "its own evaluation view",
             "temperature": self.temperature,
             "weight": self.weight,
@@ -102,6 +103,7 @@ def plan_teacher(specs: Specs, dataset: Dataset, classes: tuple[str, ...]) -> Te
         input=known.input,
         trained=known.splits.get("train"),
         score=_score(path),
+        bytes=path.stat().st_size,
         parameters=known.parameters,
         operations=known.operations,
         temperature=loss.temperature,
@@ -192,8 +194,9 @@ def _score(path: Path) -> Plain | None:
     except (OSError, ValueError, AttributeError, IndexError):
         return None  # the plan then says that it is not known
     for split in ("val", "test"):
-        if isinstance(acc := scores.get(split, {}).get("acc"), float):
-            return {"split": split, "acc": acc, "n": scores[split].get("n")}
+        acc, n = (scores.get(split, {}).get(key) for key in ("acc", "n"))
+        if isinstance(acc, float) and isinstance(n, int):
+            return {"split": split, "acc": acc, "n": n}
     return None
 
 
@@ -272,7 +275,7 @@ def teacher_lines(teacher: TeacherPlan, dataset: Dataset | None, follows: bool) 
     score = "not known"
     if given := teacher.score:
         score = f"{given['acc']:.3f} on the {given['n']:,} {given['split']} images of its own run"
-    costs = [f"file of {teacher.path.stat().st_size / 1e6:,.1f} MB"]
+    costs = [f"file of {teacher.bytes / 1e6:,.1f} MB"]
     if teacher.parameters is not None:
         costs = [f"{teacher.parameters:,} parameters"]
     if teacher.operations is not None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from xfer.core.errors import XferError
 from xfer.core.log import log
 from xfer.core.types import Plain, Predictions
 from xfer.data.tta import tta_words
@@ -13,6 +14,7 @@ from xfer.evaluation.calibration import log_losses
 from xfer.evaluation.statistics import mcnemar, wilson
 from xfer.report.format import number
 from xfer.report.tables import Table
+from xfer.training.fit_health import warn
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -24,7 +26,8 @@ def beside_teacher(work: Work) -> Plain | None:
     """What ``result.json`` says of the teacher of a fit: which it was, what it was asked for, and
     its answers to the images that the student was scored on; ``None`` for a fit without one.
 
-    Raises what :meth:`xfer.training.teacher.Lessons.entry` raises.
+    What cannot be had of the teacher any more is a warning. Raises ResumeError for a note of the
+    fit that is damaged.
     """
     teacher = work.plan.teacher
     if teacher is None or not work.fitted:
@@ -43,14 +46,17 @@ def beside_teacher(work: Work) -> Plain | None:
     }
     lessons = lessons_of(work.plan, device_of(work.plan.specs.trainer.accelerator))
     for split, answers in work.predictions.items() if lessons else ():
-        if lessons and answers.labels is not None:
+        if not lessons or answers.labels is None:
+            continue
+        try:
             logits = lessons.entry(split, None).array
-            facts["scores"][split] = compared(answers, logits, answers.labels)
-            log.info(f"{split}: {_line(facts['scores'][split])}")
+        except XferError as error:  # the student is fitted and scored, and no worse for it
+            warn(work.warnings, [f"{split}: nothing is known of the teacher there: {error.what}"])
+            continue
+        facts["scores"][split] = compared(answers, logits, answers.labels)
+        log.info(f"{split}: {_line(facts['scores'][split])}")
     if facts["scores"] and (views := tta_words(work.plan.specs.tta)):
-        work.warnings.append(
-            f"the student answered {views}, and its teacher one view of each image"
-        )
+        warn(work.warnings, [f"the student answered {views}, and its teacher one of each image"])
     return facts
 
 
@@ -95,7 +101,8 @@ def teacher_text(result: Plain) -> tuple[str, ...]:
         asked = "its answers to them were there from an earlier run"
     lines = [
         f"Learned from {facts['path']} (sha256 {facts['sha256'][:12]}): {facts['weight']:g} of the "
-        f"loss is cross-entropy with its answers at temperature {facts['temperature']:g}. "
+        f"loss is cross-entropy with its answers at temperature {facts['temperature']:g}, times "
+        f"{facts['temperature'] ** 2:g}; so the training loss is on another scale than the others. "
         f"Training images: {asked}."
     ]
     for split, score in facts["scores"].items():

@@ -244,8 +244,8 @@ def soft_targets(
 def opened(teacher: TeacherPlan, plan: Plan, device: torch.device) -> Answers:
     """A function from images float32 (n, 3, h, w), as the teacher takes them, to its logits
     float32 (n, classes) on the CPU, in the order of its own classes. Raises WeightsError."""
-    if file_sha256(teacher.path) != teacher.sha256:
-        what = "is another file than when this run was planned"
+    if not teacher.path.is_file() or file_sha256(teacher.path) != teacher.sha256:
+        what = "is gone, or another file than when this run was planned"
         raise WeightsError(teacher.path, what, "put it back, or start a new run", 38)
     if teacher.kind == "onnx":
         return _onnx(teacher.path)
