@@ -14,7 +14,7 @@ augmented images, as often as `--seeds` says, alone and with a fine-tuned teache
 same crops. No image of val chooses anything. The interval is Student's t over the seeds, of the
 same validation images.
 
-`seconds`: what the teacher took of two students' runs on Hymenoptera, with an empty cache at first.
+`seconds`: what the teacher took of two students' runs on Canidae, with an empty cache at first.
 """
 
 import argparse
@@ -134,7 +134,7 @@ def steps(work, seeds, epochs):
 
 
 def seconds(work):
-    data = [f"data.root={sets.ASSETS / 'Hymenoptera'}", "stages=[fit,evaluate]"]
+    data = [f"data.root={sets.ASSETS / 'Canidae'}", "stages=[fit,evaluate]"]
     ran(*data, *sets.overrides(TEACHER), f"run.dir={work / 'lite0'}")
     yield "| run | the teacher answered | seconds of that | seconds of the run |"
     yield "| --- | --- | --- | --- |"

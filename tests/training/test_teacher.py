@@ -456,6 +456,7 @@ def test_a_killed_student_ends_as_one_that_was_not(
     assert_same(only_run(tmp_path), unbroken)
 
 
+@pytest.mark.slow
 def test_two_devices_learn_from_one_teacher(place: Path, tmp_path: Path) -> None:
     two = ["trainer.devices=2", "trainer.accelerator=cpu", "data.batch_size=16"]
     short = ["trainer.max_epochs=1", "checkpoint.every_n_steps=0"]

@@ -197,9 +197,7 @@ class Lessons:
         """What was asked of the teacher, in one line."""
         facts = self.facts
         if facts["hit"]:
-            return (
-                f"the teacher is not asked: its answers to {len(facts['views'])} views are cached"
-            )
+            return "the teacher is not asked: its answers are in the cache"
         return f"the teacher answered {facts['images']:,} images in {facts['seconds']:.1f} s"
 
 
