@@ -54,10 +54,10 @@ def solved(x, labels, seed, soft=None):
     classes = int(labels.max()) + 1
     parts = logistic.folds(labels, 5, seed)
     ones = (np.ones(len(labels)), np.ones(classes))
-    found = logistic.solve(
+    solution = logistic.solve(
         logistic.TrainingRows([x], x, labels, *ones, 0.0, parts, soft), nearly=True
     )
-    best = found.path[found.best]
+    best = solution.path[solution.best]
     return lambda other: (other @ best.weight.T + best.bias).astype(np.float32)
 
 

@@ -1,5 +1,5 @@
-"""A network that learns from another one: the loss, the solved head, what is kept of the teacher's
-answers, a run that is killed, and what is refused."""
+"""A network that learns from another one: the loss, the solved head, cached answers of the teacher,
+a run that is killed, and what is refused."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ CROPS = ["augment=standard", "augment.scale=[0.6,1.0]"]
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder with a cache of its own and a teacher in it: a run and its ONNX file."""
+    """A folder with a cache and a teacher in it: a run and its ONNX file."""
     place = tmp_path_factory.mktemp("school")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
@@ -131,8 +131,8 @@ def rows_of(soft: SoftTargets, views: int = 2) -> logistic.TrainingRows:
 def test_a_head_is_solved_for_soft_targets_as_torch_would(heat: float, weight: float) -> None:
     sage = [np.random.default_rng(2 + i).normal(size=(40, 3)) * 3 for i in range(2)]
     rows, l2 = rows_of(SoftTargets(sage, heat, weight)), 0.05
-    (found,) = logistic.solve(rows, (l2,)).path
-    # The same problem in another library, with another algorithm in its own coordinates.
+    (strength,) = logistic.solve(rows, (l2,)).path
+    # The same problem in another library, with another algorithm in other coordinates.
     mean, std = (torch.tensor(part) for part in logistic.moments(rows.views))
     z = torch.cat([(torch.tensor(v, dtype=torch.float64) - mean) / std for v in rows.views])
     labels = torch.tensor(np.tile(rows.labels, 2))
@@ -162,18 +162,18 @@ def test_a_head_is_solved_for_soft_targets_as_torch_would(heat: float, weight: f
         return value
 
     optimizer.step(closure)
-    ours = rows.held @ found.weight.T + found.bias
+    ours = rows.held @ strength.weight.T + strength.bias
     theirs = (z[:40] @ w.T + b).detach().numpy()
     centred = [a - a.mean(axis=1, keepdims=True) for a in (ours, theirs)]
     np.testing.assert_allclose(*centred, atol=2e-5)
-    assert found.train_loss == pytest.approx(float(loss().detach()), abs=1e-7)
+    assert strength.train_loss == pytest.approx(float(loss().detach()), abs=1e-7)
 
 
 def test_a_student_with_the_teachers_features_becomes_the_teacher() -> None:
     rows = rows_of(SoftTargets([], 1.0, 1.0), views=1)
     sage = rows.held @ DRAWN.normal(size=(6, 3)) + [0.5, 0, -1]
-    found = logistic.solve(replace(rows, soft=SoftTargets([sage], 2.0, 1.0)), (1e-9,)).path[0]
-    ours = rows.held @ found.weight.T + found.bias
+    strength = logistic.solve(replace(rows, soft=SoftTargets([sage], 2.0, 1.0)), (1e-9,)).path[0]
+    ours = rows.held @ strength.weight.T + strength.bias
     centred = [a - a.mean(axis=1, keepdims=True) for a in (ours, sage)]
     np.testing.assert_allclose(*centred, atol=1e-3)
 
@@ -192,7 +192,7 @@ def test_a_second_student_asks_the_teacher_nothing(
     school: Path, first: Any, asked: list[int]
 ) -> None:
     assert (first["teacher"]["images"], first["teacher"]["hit"]) == (717, False)
-    # Another network's own weights, other ways to train, another loss: the same images.
+    # Weights of another network, other ways to train, another loss: the same images.
     other = taught("loss.temperature=4", "loss.weight=0.9", "freeze=none", "source=none")
     xfer.run("digits_sgd", [*STEPS, *other, "seed=3", "run.dir=second"])
     assert asked == []
@@ -327,10 +327,10 @@ def fixed(error: XferError, *typed: str, experiment: str = "digits_freeze") -> N
     assert named, error.fix
     words = named[1].split()
     keys = {word.partition("=")[0] for word in words}
-    kept = [word for word in typed if word.partition("=")[0] not in keys]
+    rest = [word for word in typed if word.partition("=")[0] not in keys]
     if "loss=cross_entropy" in words:
-        kept = [word for word in kept if not word.startswith("loss.")]
-    planned(experiment, *kept, *words)
+        rest = [word for word in rest if not word.startswith("loss.")]
+    planned(experiment, *rest, *words)
 
 
 def test_what_does_not_go_with_a_teacher_is_refused_with_what_to_type(school: Path) -> None:
@@ -365,7 +365,7 @@ def test_a_teacher_of_other_classes_is_refused_by_their_names(school: Path) -> N
 
 def test_no_run_is_its_own_teacher(school: Path) -> None:
     for word in ("run.dir=sage", "checkpoint.resume=sage"):
-        assert "no run is its own teacher" in refused(82, *taught(word)).what
+        assert "no run teaches itself" in refused(82, *taught(word)).what
     assert refused(82, *taught("run.dir=sage", by="sage/export/model.onnx"))
 
 
@@ -379,8 +379,8 @@ def test_last_is_a_run_on_the_command_line_alone(school: Path) -> None:
         assert spelt_out(["loss=distill", f"loss.teacher={word}"]) == ["loss=distill", run]
     data = ["train", "outputs", f"loss.teacher={there.name}"]
     assert spelt_out(data)[-1] == run
-    kept = ["loss.teacher=a.onnx", "loss.teacher=a,b", "loss.teacher=sage"]
-    assert spelt_out(kept) == kept
+    same = ["loss.teacher=a.onnx", "loss.teacher=a,b", "loss.teacher=sage"]
+    assert spelt_out(same) == same
     with pytest.raises(CommandError, match="is no run folder"):
         spelt_out(["loss.teacher=nobody"])
     shutil.rmtree(school / "outputs")

@@ -33,7 +33,7 @@ class TeacherPlan:
 
     ``path`` is its file, a checkpoint or an ONNX network, with this ``sha256``; ``columns`` says
     where the run's classes stand among its answers, ``input`` how it takes an image, ``trained``
-    the sha256 of the images that it is trained on, if its file says so, and ``score`` how its own
+    the sha256 of the images that it is trained on, if its file says so, and ``score`` how its
     run was scored. ``parameters`` and ``operations`` (floating-point ones, an image) are of a
     checkpoint alone. ``temperature`` and ``weight`` are those of the loss.
     """
@@ -65,7 +65,7 @@ class TeacherPlan:
             "parameters": self.parameters,
             "operations": self.operations,
             "bytes": self.bytes,
-            "sees": "the student's views" if follows else "its own evaluation view",
+            "sees": "the student's views" if follows else "images as it is evaluated",
             "temperature": self.temperature,
             "weight": self.weight,
         }
@@ -87,7 +87,7 @@ def plan_teacher(specs: Specs, dataset: Dataset, classes: tuple[str, ...]) -> Te
         return None
     _refuse(specs, dataset, classes)
     path = _file_of(loss.teacher)
-    _refuse_own(specs, path)
+    _refuse_itself(specs, path)
     onnx = path.suffix.lower() == ".onnx" or kind_of(path) == "ONNX"
     known = _onnx(path) if onnx else _checkpoint(path, specs)
     if known.input.range != dataset.range:
@@ -153,15 +153,15 @@ def _file_of(text: str) -> Path:
     return best_checkpoint(run_named(text))
 
 
-def _refuse_own(specs: Specs, path: Path) -> None:
-    """Raise CommandError where the run would be its own teacher."""
+def _refuse_itself(specs: Specs, path: Path) -> None:
+    """Raise CommandError where the run would teach itself."""
     for key, folder in (("run.dir", specs.run_dir), ("resume", specs.checkpoint.resume)):
         if folder in (None, "auto"):
             continue
-        own = Path(str(folder)).expanduser().resolve()
-        if own in path.resolve().parents[:2]:
+        named = Path(str(folder)).expanduser().resolve()
+        if named in path.resolve().parents[:2]:
             where = "run.dir" if key == "run.dir" else "checkpoint.resume"
-            what = f"is {path}, of the run that {where} names: no run is its own teacher"
+            what = f"is {path}, of the run that {where} names: no run teaches itself"
             raise CommandError(_KEY, what, "type loss.teacher=RUN, another run", 32)
 
 
@@ -274,21 +274,23 @@ def teacher_lines(teacher: TeacherPlan, dataset: Dataset | None, follows: bool) 
     """The teacher in a few lines, for the plan."""
     score = "not known"
     if given := teacher.score:
-        score = f"{given['acc']:.3f} on the {given['n']:,} {given['split']} images of its own run"
+        score = f"{given['acc']:.3f} on the {given['n']:,} {given['split']} images of its run"
     costs = [f"file of {teacher.bytes / 1e6:,.1f} MB"]
     if teacher.parameters is not None:
         costs = [f"{teacher.parameters:,} parameters"]
     if teacher.operations is not None:
         costs.append(f"{teacher.operations / 1e9:,.2f} GFLOP an image")
     height, width = teacher.input.size
-    seen = "the student's own augmented views, resized" if follows else "each image as it is scored"
+    seen = (
+        "the augmented views of the student, resized" if follows else "each image as it is scored"
+    )
     order = "" if sorted(teacher.columns) == list(teacher.columns) else ", put into our order"
     trained = teacher.seen(dataset)
     on = f"trained on the images of {' and '.join(trained)}; " if trained else ""
     return [
         f"{teacher.path}, sha256 {teacher.sha256[:12]}; accuracy {score}",
         f"{on}{len(teacher.classes)} classes by name{order}; {', '.join(costs)}; its answers are "
-        "kept for every student",
+        "cached for every student",
         f"sees {seen}, at {height} x {width} pixels; loss: {1 - teacher.weight:g} of the labels, "
         f"{teacher.weight:g} of the teacher at temperature {teacher.temperature:g} (times "
         f"{teacher.temperature**2:g})",

@@ -1,9 +1,9 @@
-"""What the teacher of ``loss=distill`` answers to the images of a run, kept like features.
+"""What the teacher of ``loss=distill`` answers to the images of a run, cached like features.
 
 The teacher sees what the student sees (Beyer et al., 2022): of an image that is augmented the same
-crop, drawn at the student's size and resized to the teacher's; of an image that is not, its own
-evaluation view. Its logits are numbers an image and view that depend on no student, so that they
-are computed once for all of them.
+crop, drawn at the student's size and resized to the teacher's; of an image that is not, the view
+that the teacher is evaluated on. Its logits are numbers an image and view that depend on no
+student, so that they are computed once for all of them.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 _CHUNK = 32
 """Images that are answered together: some kernels answer otherwise for another batch, and what is
-kept must not depend on a student's batches."""
+cached must not depend on a student's batches."""
 _NOTE = "teacher.json"
 _NOTHING: Plain = {"images": 0, "seconds": 0.0, "views": [], "hit": None}
 """What a run has asked its teacher for, before it has asked."""
@@ -241,7 +241,7 @@ def soft_targets(
 
 def opened(teacher: TeacherPlan, plan: Plan, device: torch.device) -> Answers:
     """A function from images float32 (n, 3, h, w), as the teacher takes them, to its logits
-    float32 (n, classes) on the CPU, in the order of its own classes. Raises WeightsError."""
+    float32 (n, classes) on the CPU, in the order of its classes. Raises WeightsError."""
     if not teacher.path.is_file() or file_sha256(teacher.path) != teacher.sha256:
         what = "is gone, or another file than when this run was planned"
         raise WeightsError(teacher.path, what, "put it back, or start a new run", 38)
