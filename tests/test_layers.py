@@ -44,7 +44,7 @@ OF_TORCH = {
         "features.cut", "features.extract", "features.feature_loader", "features.feed",
         "features.find_cut", "features.prove_cut", "features.shape_tensor", "filled", "fit",
         "guarded_logger", "head_input", "head_start", "image_audit", "lightning", "lr_find",
-        "module", "nan_guard", "optimizer_restore", "worth",
+        "module", "nan_guard", "optimizer_restore", "teacher", "worth",
     )
 }  # fmt: skip
 

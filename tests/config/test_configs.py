@@ -39,6 +39,7 @@ GIVEN = {
     ("freeze", "first_n"): "freeze.n=2",
     ("freeze", "up_to"): "freeze.stage=layer2",
     ("freeze", "rules"): "freeze.rules=[{match: head, lr: 1}, {match: backbone, lr: 0.1}]",
+    ("loss", "distill"): "loss.teacher=run",
     ("optim", "timm"): "optim.name=lamb",
     ("optim", "torch"): "optim.name=RMSprop",
 }
@@ -79,7 +80,7 @@ def _parts(text: str) -> list[str]:
 
 
 def test_every_option_is_found() -> None:
-    assert len(OPTIONS) == 124
+    assert len(OPTIONS) == 125
     assert {group for group, _ in OPTIONS} == set(GROUPS)
 
 

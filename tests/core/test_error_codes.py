@@ -35,6 +35,7 @@ FETCHED = ("core/http.py", "core/download.py")
 # Numbers of several modules. Compare the messages before you add one here: do they mean the same?
 SHARED = {
     45: "sweep/choosing/candidates.py sweep/choosing/session.py",
+    86: "plan/teacher_plan.py sweep/choosing/run_choice.py",
     100: "__main__.py sweep/fold_jobs.py",
     171: "hydra_plugins/xfer_slurm/_launch.py sweep/executors/slots.py",
     201: "config/hydra.py config/schema.py",

@@ -51,7 +51,7 @@ def spelt_out(arguments: Sequence[str]) -> list[str]:
     """
     if not arguments or arguments[0] not in VERBS:
         _refuse_word(arguments[:1])
-        return list(arguments)
+        return list(map(_with_teacher, arguments))
     verb = VERBS[arguments[0]]
     words = []
     for word in arguments[1:]:
@@ -61,8 +61,18 @@ def spelt_out(arguments: Sequence[str]) -> list[str]:
     if not verb.least <= len(words) <= (verb.most or len(words)):
         what = f"needs {verb.usage}" if len(words) < verb.least else f"takes {verb.usage} alone"
         raise CommandError(arguments[0], what, f"type xfer {arguments[0]} {verb.usage}", 1)
-    rest = arguments[1 + len(words) :]
+    rest = list(map(_with_teacher, arguments[1 + len(words) :]))
     return [*verb.command(words), *(verb.rest(words, rest) if verb.rest else rest)]
+
+
+def _with_teacher(word: str) -> str:
+    """``loss.teacher=last`` and the end of a run's name as the folder that they mean now: what is
+    resumed or run again then is the same, whichever run began last."""
+    named = re.fullmatch(r"loss\.teacher=([\w./@%+-]+)", word)
+    if not named or named[1].lower().endswith(".onnx"):
+        return word
+    run = str(run_named(named[1]))
+    return word if run == named[1] else override("loss.teacher", run)
 
 
 def _refuse_word(first: Sequence[str]) -> None:

@@ -223,6 +223,23 @@ class Loss(Protocol):
         """Takes logits (n, classes) and labels (n,) or probabilities (n, classes)."""
 
 
+@runtime_checkable
+class HasTeacher(Protocol):
+    """A loss in which the answers of another network are a part of every target."""
+
+    @property
+    def teacher(self) -> str:
+        """The run or the ONNX file whose answers they are."""
+
+    @property
+    def temperature(self) -> float:
+        """What the logits of both networks are divided by in that part."""
+
+    @property
+    def weight(self) -> float:
+        """The share of that part in the loss."""
+
+
 class Optim(Protocol):
     """An optimizer, or the exact solution in its place."""
 

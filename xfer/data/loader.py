@@ -125,7 +125,10 @@ class _Loader(DataLoader[Any]):
 
 
 class TrainLoader(_Loader):
-    """A loader that can say and restore how many batches of the epoch it has given."""
+    """A loader that can say and restore how many batches of the epoch it has given. Where
+    ``taught`` is set, it gives a third tensor for the keys of each batch: a teacher's logits."""
+
+    taught: Callable[[Sequence[Key]], torch.Tensor] | None = None
 
     def __init__(
         self,
@@ -142,10 +145,11 @@ class TrainLoader(_Loader):
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         self.order.skip = self.position
+        taught, keys = self.taught, iter(self.order)
         for batch in super().__iter__():
             # A finished epoch is position 0 of the next, not the end of this one.
             self.position = (self.position + 1) % len(self.order)
-            yield batch
+            yield batch if taught is None else (*batch, taught(next(keys)))
 
     def state_dict(self) -> dict[str, int]:
         """Batches given in this epoch."""

@@ -267,6 +267,12 @@ def _certified(answered: Predictions, model: OnnxModel, promised: list[list[Arra
     return replace(answered, sets=sets, p_unlike=p_unlike)
 
 
+def logits_of(model: OnnxModel, images: Array) -> Array:
+    """Logits float32 (n, classes) of prepared ``images`` float32 (n, 3, h, w). Raises WeightsError
+    for answers that are none."""
+    return np.asarray(_as_logits(_run(model, images, [])), np.float32)
+
+
 def _as_logits(answers: Array) -> Array:
     """Answers (n, classes) that are all positive and sum to 1 are probabilities already."""
     if (answers >= 0).all() and np.allclose(answers.sum(axis=1), 1, atol=1e-4):

@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from xfer.core.errors import CombinationError, ConfigError, raise_all
-from xfer.core.protocols import Undecided
+from xfer.core.protocols import HasTeacher, Undecided
 from xfer.data.decode_cache import decoded_limit
 from xfer.freeze import Layout, Phase
 from xfer.models.head import Dropout, Linear, Pooled
@@ -124,6 +124,7 @@ def _against_filling(
         (steps, "optim", "asks for steps", "optim=auto"),
         (penalty, "optim.l2", "is of a head that is solved", "drop optim.l2"),
         (weighs, "loss", "weighs answers", "loss=cross_entropy"),
+        (isinstance(specs.loss, HasTeacher), "loss", "has a teacher", "loss=cross_entropy"),
         (balanced, "data.sampler", "weighs images", "data.sampler=shuffled"),
         (specs.augment.random, "augment", "asks for random views", "augment=none"),
         (specs.features.use == "never", "features", "are not cached", "features=auto"),

@@ -22,6 +22,7 @@ from xfer.plan.certifying import check_certificate
 from xfer.plan.classes import class_mismatch, joined
 from xfer.plan.plan import NO_LAYOUT, Plan
 from xfer.plan.preflight import check_devices
+from xfer.plan.teacher_plan import TeacherPlan, plan_teacher
 
 if TYPE_CHECKING:
     from xfer.config.specs import Specs
@@ -120,6 +121,8 @@ def _from_specs(specs: Specs, dataset: Dataset | None, weights: Weights, not_exa
         pretrained = weights.state is not None
         training = _what_trains(specs, parts, after, dataset, pretrained, not_exact)
         training = _calibrating(training, after, dataset, spec.size)
+        taught_by = plan_teacher(training.specs, dataset, classes)
+        training = training._replace(teacher=taught_by)
     else:
         training = _Training(specs, parts, None, NO_LAYOUT, (), (), {})
     load, momenta = _load_report(parts, classes, weights, match, before.heads)
@@ -159,6 +162,7 @@ class _Training(NamedTuple):
     decisions: tuple[auto.Decision, ...]
     features: Plain
     calibration: CalibrationPlan = NO_CALIBRATION
+    teacher: TeacherPlan | None = None
 
 
 def _what_trains(

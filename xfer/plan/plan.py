@@ -20,6 +20,7 @@ from xfer.plan.auto import Decision
 from xfer.plan.calibration_plan import NO_CALIBRATION, CalibrationPlan
 from xfer.plan.certifying import certificate_facts
 from xfer.plan.resume import fingerprint
+from xfer.plan.teacher_plan import TeacherPlan, teacher_remarks
 
 if TYPE_CHECKING:
     from xfer.config.specs import Specs
@@ -38,7 +39,8 @@ class Plan:
     ``state`` are the source's tensors by the network's names, ``momenta`` its optimizer state to
     continue with. Where something trains: ``network`` (on the meta device, its head swapped and
     its adapters in place), what it is made of (``layout``), what trains when (``phases``), and
-    what its ``features`` would take, and what ``calibration`` comes after it.
+    what its ``features`` would take, what ``calibration`` comes after it, and the ``teacher`` that
+    it learns from.
     """
 
     asked: Specs
@@ -55,6 +57,7 @@ class Plan:
     decisions: tuple[Decision, ...] = ()
     features: Plain = field(default_factory=dict)
     calibration: CalibrationPlan = NO_CALIBRATION
+    teacher: TeacherPlan | None = None
 
     def split(self, name: str) -> Samples:
         """The images of one split; none of a split that there is not."""
@@ -116,7 +119,12 @@ class Plan:
             "classes": list(card.classes),
             "splits": _split_facts(dataset) if dataset else {},
             "folds": fold_facts(dataset, specs.data) if dataset and specs.data else None,
-            "remarks": [*(dataset.remarks if dataset else ()), *_too_long(self), *_one_view(self)],
+            "remarks": [
+                *(dataset.remarks if dataset else ()),
+                *_too_long(self),
+                *_one_view(self),
+                *teacher_remarks(self.teacher, dataset),
+            ],
             "leakage": [list(leak) for leak in dataset.leaks] if dataset else [],
             "backbone": dict(card.backbone),
             "source": {**card.source, **({"compat": card.compat} if card.compat else {})},
@@ -126,6 +134,8 @@ class Plan:
             "tta": tta_facts(specs.tta),
             "calibration": self.calibration.to_plain(),
             "certificate": certificate_facts(specs, dataset, card),
+            "teacher": self.teacher
+            and self.teacher.to_plain(dataset, follows=specs.augment.random),
             "freeze": specs.facts["freeze"],
             "features": {**specs.facts["features"], **self.features},
             "auto": [asdict(decision) for decision in self.decisions],

@@ -108,13 +108,16 @@ def _named(folder: Path, config: Plain) -> Earlier:
 
 
 def check_same(earlier: Earlier, facts: Plain) -> None:
-    """Raise ResumeError when classes, data or source weights changed since ``earlier`` began."""
+    """Raise ResumeError when classes, data, source weights or the teacher changed since ``earlier``
+    began."""
     before = _plan(earlier.folder)
-    for key, what in (("classes", "classes"), ("splits", "data"), ("source", "source weights")):
-        if before.get(key) != json.loads(json.dumps(facts[key])):
-            raise ResumeError(
-                earlier.folder, f"its {what} have changed since it began", "start a new run", 4
-            )
+    kinds = (("classes", "classes"), ("splits", "data"), ("source", "source weights"))
+    taught = [(plan.get("teacher") or {}).get("sha256") for plan in (before, facts)]
+    wrong = [what for key, what in kinds if before.get(key) != json.loads(json.dumps(facts[key]))]
+    wrong += ["teacher's weights"] if taught[0] != taught[1] else []
+    if wrong:
+        what = f"its {wrong[0]} have changed since it began"
+        raise ResumeError(earlier.folder, what, "start a new run", 4)
 
 
 def _earlier(folder: Path, config: Plain) -> Earlier:

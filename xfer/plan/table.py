@@ -14,6 +14,7 @@ from xfer.data.folds import fold_words
 from xfer.data.tta import tta_words
 from xfer.plan.calibration_plan import calibration_words
 from xfer.plan.certifying import certificate_line
+from xfer.plan.teacher_plan import teacher_lines
 
 if TYPE_CHECKING:
     from xfer.plan.plan import Plan
@@ -37,9 +38,17 @@ def table(plan: Plan) -> str:
         *_views_lines(plan),
         *(_training_lines(facts) if "params" in facts and not _only_audits(plan) else ()),
         *_parts(plan),
+        *_teacher_lines(plan),
         *(("remark", remark) for remark in facts["remarks"]),
     ]
     return _columns(lines)
+
+
+def _teacher_lines(plan: Plan) -> list[tuple[str, str]]:
+    if plan.teacher is None:
+        return []
+    lines = teacher_lines(plan.teacher, plan.dataset, follows=plan.specs.augment.random)
+    return [("teacher" if i == 0 else "", line) for i, line in enumerate(lines)]
 
 
 def _fold_lines(plan: Plan) -> list[tuple[str, str]]:
@@ -95,7 +104,8 @@ def brief(plan: Plan) -> str:
     counts = ", ".join(f"{split['n']:,} {name}" for name, split in facts["splits"].items())
     more = ", ..." if len(card.classes) > _FEW else ""
     height, width = card.input.size
-    parts, tta = [*_certificate_lines(plan), *_parts(plan)], tta_words(plan.specs.tta)
+    parts = [*_certificate_lines(plan), *_parts(plan), *_teacher_lines(plan)[:1]]
+    tta = tta_words(plan.specs.tta)
     shown = _REMARKS - len(parts) - bool(tta)  # of the dozen lines
     lines = [
         ("run", f"{facts['experiment']}, seed {facts['seed']}: {', '.join(facts['stages'])}"),

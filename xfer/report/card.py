@@ -18,6 +18,7 @@ from xfer.report.promised_words import promised_lines
 from xfer.report.shots import Shot
 from xfer.report.soup_section import soup_lines, soup_table, soup_text
 from xfer.report.svg import Chart
+from xfer.report.teacher_section import teacher_tables, teacher_text
 
 ALTS = {
     "curves": "Curves of the loss and of the metric that chose the best epoch.",
@@ -148,6 +149,7 @@ def sections(result: Plain, plan: Plain, details: Plain, drawn: Collection[str])
         Section("Scores", tables=tables.scores(result.get("scores") or {})),
         *_cross_validation(result, plan),
         *_soup(result),
+        Section("Teacher", teacher_text(result), tables=teacher_tables(result)),
         *_seen(result, plan, details, drawn),
         *_folded(result, plan, details, drawn),
     ]

@@ -37,6 +37,7 @@ class Work:
     soup: Plain | None = None
     embedded: Plain | None = None
     heat: Heat | None = None
+    taught: Plain | None = None
 
     @property
     def cv(self) -> Plain | None:

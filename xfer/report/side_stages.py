@@ -8,6 +8,7 @@ from xfer.core.errors import printable
 from xfer.core.files import write_json
 from xfer.core.live_line import working
 from xfer.core.log import LINES, log
+from xfer.core.protocols import HasTeacher
 from xfer.report.plot import draw
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ def worth(work: Work) -> None:
     loss, data = plan.specs.loss, plan.specs.data
     smooths = bool(getattr(loss, "label_smoothing", 0))
     weighs = smooths or loss.weights(plan.train_counts) is not None
+    weighs = weighs or isinstance(loss, HasTeacher)
     if weighs or (data and data.sampler == "balanced"):
         plain = "worth solves heads with plain cross-entropy: loss and data.sampler play no part"
         work.warnings.append(plain)

@@ -18,6 +18,7 @@ from xfer.report.page import render
 from xfer.report.plot import draw
 from xfer.report.result import outcome
 from xfer.report.shots import ROOM, shots
+from xfer.report.teacher_section import beside_teacher
 from xfer.training.calibrate import before_and_after
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ def drawn_from(split: str) -> str:
 def finish(work: Work, net: nn.Module | None = None) -> Plain:
     """Write ``result.json``; with the stage ``report`` also the figures and the run card, which
     has heat maps where the network that was evaluated is given. They stay in ``work``."""
+    work.taught = work.taught or beside_teacher(work)
     result = outcome(work)
     if "report" in work.plan.specs.stages:
         folder, dataset = work.folder / "figures", work.plan.dataset

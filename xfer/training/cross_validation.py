@@ -23,6 +23,8 @@ from xfer.training import logistic
 if TYPE_CHECKING:
     import numpy.typing as npt
 
+    from xfer.training.soft_targets import SoftTargets
+
     Matrix = npt.NDArray[Any]
 
 
@@ -33,7 +35,8 @@ class HeadProblem:
     ``views`` are arrays (n, d), one a view, ``held`` the view (n, d) that held-out images are
     judged by, ``labels`` int64 (n,), ``groups`` a name an image or nothing. ``weigh`` gives the
     weight of each class for the images a class; where ``balanced``, every class counts the same.
-    ``strengths`` are tried by ``parts`` inner folds, drawn from ``seed``.
+    ``strengths`` are tried by ``parts`` inner folds, drawn from ``seed``. ``soft`` is what a
+    teacher answers to these images, view by view.
     """
 
     views: Sequence[Matrix]
@@ -47,6 +50,7 @@ class HeadProblem:
     strengths: tuple[float, ...]
     parts: int
     seed: int
+    soft: SoftTargets | None = None
 
     def rows(
         self, members: npt.NDArray[np.int64] | None = None, *position: int
@@ -80,6 +84,7 @@ class HeadProblem:
             np.array(self.weigh(counts.tolist()) or np.ones(self.classes)),
             self.smoothing,
             folds,
+            self.soft if every or self.soft is None else self.soft.of(chosen),
         )
 
     def solve(self, rows: logistic.TrainingRows, nearly: bool = False) -> logistic.Solution:

@@ -44,6 +44,7 @@ from xfer.training.fit_result import FitResult
 from xfer.training.head_input import first_layer, rows_of, watch
 from xfer.training.loss import CrossEntropy
 from xfer.training.optim import Exact
+from xfer.training.teacher import note, soft_targets
 from xfer.weights.formats.checkpoint_format import Snapshot, identity, write_snapshot
 
 if TYPE_CHECKING:
@@ -74,6 +75,7 @@ class Solved:
     solution: logistic.Solution
     answers: list[npt.NDArray[np.float32]]
     seconds: float  # that went into the head's input
+    taught: Plain  # what the teacher was asked for
 
 
 def fit(plan: Plan, folder: Path) -> FitResult:
@@ -95,6 +97,8 @@ def fit(plan: Plan, folder: Path) -> FitResult:
     phase = {"phase": plan.phases[0].name, "from_epoch": 1, **verdict}
     write_json(folder / "freeze_proof.json", {**verdict, "phases": [phase]})
     write_json(folder / "features.json", features)
+    if solved.taught:
+        note(folder, solved.taught)
     rows = _rows(solved, cached.work.splits.get("val"), plan.specs.metrics)
     write_rows(folder / "metrics.csv", rows)
     logger = logged(plan, folder, rows)
@@ -187,12 +191,12 @@ def solve(plan: Plan, frozen: PartlyFrozen, cached: CachedFeatures) -> Solved:
     if not (isinstance(options, Exact) and isinstance(loss, CrossEntropy)):
         raise NotExact("only cross-entropy can be solved")
     evaluated = inputs(frozen, cached, path, "train")
-    views = [
-        inputs(frozen, cached, path, "train", view) for view in cached.train if view is not None
-    ]
+    numbers = [view for view in cached.train if view is not None]
+    views = [inputs(frozen, cached, path, "train", view) for view in numbers]
     val = inputs(frozen, cached, path, "val") if cached.val else None
     seconds = time.perf_counter() - began
     refuse_no_numbers(evaluated, splits["train"].names)
+    soft, taught = soft_targets(plan, frozen.device, numbers or [None])
     problem = HeadProblem(
         views or [evaluated],
         evaluated,
@@ -205,6 +209,7 @@ def solve(plan: Plan, frozen: PartlyFrozen, cached: CachedFeatures) -> Solved:
         logistic.STRENGTHS if options.l2 == "auto" else (options.l2,),
         options.folds,
         plan.specs.seed,
+        soft,
     )
     rows = problem.rows()
     solution = problem.solve(rows)
@@ -218,7 +223,7 @@ def solve(plan: Plan, frozen: PartlyFrozen, cached: CachedFeatures) -> Solved:
         _check_linear(frozen, cached, _answers(best, evaluated), "train")
     else:
         _check_linear(frozen, cached, answers[solution.best], "val")
-    return Solved(path, options, problem, rows, solution, answers, seconds)
+    return Solved(path, options, problem, rows, solution, answers, seconds, taught)
 
 
 def _answers(head: logistic.Strength, features: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

@@ -21,6 +21,8 @@ from threadpoolctl import threadpool_limits
 if TYPE_CHECKING:
     import numpy.typing as npt
 
+    from xfer.training.soft_targets import SoftTargets
+
     Matrix = npt.NDArray[Any]
 
 STRENGTHS = tuple(10 ** (2 - i / 2) for i in range(13))
@@ -45,7 +47,7 @@ class TrainingRows:
     by. ``labels`` int64 (n,); ``weights`` float64 (n,) how often an image counts. The loss is
     torch's cross-entropy with ``class_weights`` float64 (classes,) and ``smoothing``, the share
     of each target that is spread over all classes. ``folds`` int64 (n,): the fold that holds an
-    image out, -1 for none.
+    image out, -1 for none. ``soft`` is what a teacher answers, and takes its weight from the rest.
     """
 
     views: Sequence[Matrix]
@@ -55,6 +57,7 @@ class TrainingRows:
     class_weights: npt.NDArray[np.float64]
     smoothing: float
     folds: npt.NDArray[np.int64]
+    soft: SoftTargets | None = None
 
     @property
     def targets(self) -> npt.NDArray[np.float64]:
@@ -234,7 +237,7 @@ class Problem:
         else:
             width = self.rows.held.shape[1]
             gram = np.zeros((width, width))
-            for _, z in self._blocks():
+            for _, _, z in self._blocks():
                 gram += z.T @ z
         values, vectors = np.linalg.eigh(gram / count)
         varies = values > max(values.max(), 0) * _FLAT
@@ -244,11 +247,11 @@ class Problem:
             self.whole = np.split(self.axes * scale, len(self.rows.views))
             self.axes = (z.T @ self.axes) / scale
 
-    def _blocks(self) -> Iterator[tuple[slice, Matrix]]:
-        """Which images, and their features in the coordinates that are worked in."""
+    def _blocks(self) -> Iterator[tuple[int, slice, Matrix]]:
+        """Which view of which images, and its features in the coordinates that are worked in."""
         for i, view in enumerate(self.rows.views):
             for part in blocks(view):
-                yield part, self.whole[i][part] if self.whole else self._standard(view[part])
+                yield i, part, self.whole[i][part] if self.whole else self._standard(view[part])
 
     def _shares(self, fold: int | None) -> npt.NDArray[np.float64]:
         """What each image counts in the mean: nothing where ``fold`` holds it out."""
@@ -262,8 +265,13 @@ class Problem:
         inner = theta[:, :-1] if self.inside else theta[:, :-1] @ self.axes.T
         inner, bias = inner.astype(self.dtype), theta[:, -1].astype(self.dtype)
         gradient, of_bias, total = np.zeros(inner.shape), np.zeros(self.classes), 0.0
-        for part, z in self._blocks():
-            share = shares[part, None].astype(self.dtype)
+        soft = self.rows.soft
+        hard = 1.0 if soft is None else 1 - soft.weight
+        # Weights of classes are of the labels' part alone.
+        apart = 1 / (float(shares.sum()) * len(self.rows.views))
+        for i, part, z in self._blocks():
+            whole: Matrix = shares[part, None].astype(self.dtype)
+            share = hard * whole
             target = share * self.targets[self.rows.labels[part]].astype(self.dtype)
             logits = z @ inner.T
             logits += bias
@@ -274,6 +282,8 @@ class Problem:
             total -= float(np.vdot(target, logits))
             odds *= target.sum(axis=1, keepdims=True) / sums
             odds -= target
+            if soft is not None:  # the log-probabilities are logits as good as any
+                total += soft.add(i, part, logits, apart * whole, odds)
             gradient += odds.T @ z
             of_bias += odds.sum(axis=0)
         along = gradient if self.inside else gradient @ self.axes

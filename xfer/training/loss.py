@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from annotated_types import Ge, Gt, Lt
+from annotated_types import Ge, Gt, Le, Lt
 
 from xfer.core.errors import ConfigError
 
@@ -63,3 +63,43 @@ class CrossEntropy:
             weight=None if weights is None else torch.tensor(weights),
             label_smoothing=self.label_smoothing,
         )
+
+
+@dataclass(frozen=True)
+class Distill(CrossEntropy):
+    """Cross-entropy with the labels, and with what a ``teacher`` answers, softened by a
+    ``temperature`` (Hinton, Vinyals and Dean, 2015).
+
+    With logits z of the network, t of the teacher and labels y, the loss of an image is
+    (1 - w) H(y, softmax(z)) + w T^2 H(softmax(t / T), softmax(z / T)), where w is ``weight`` and T
+    ``temperature``. The factor T^2 makes up for the 1 / T^2 in the gradient of the second part, so
+    that ``weight`` means the same at every temperature. ``label_smoothing`` and ``class_weights``
+    are of the first part alone.
+    """
+
+    teacher: str = field(kw_only=True)
+    """the network to learn from, with the same classes: a run folder, the end of its name, a
+    checkpoint, an exported ONNX file, or on the command line ``last``, the run that began last"""
+    temperature: Annotated[float, Ge(0.1), Le(100)] = 2.0
+    """what the logits of both networks are divided by in the teacher's part; that part is
+    multiplied by its square, so that ``weight`` means the same at every temperature"""
+    weight: Annotated[float, Gt(0), Le(1)] = 0.5
+    """share of the teacher's part in the loss; the rest is cross-entropy with the labels, ``1``
+    is the teacher's part alone"""
+
+    @property
+    def solvable(self) -> bool:
+        """Whether a head can be solved for it: this too is convex in the logits."""
+        return type(self) is Distill
+
+    def guessing(self, counts: Sequence[int]) -> float:
+        """As of cross-entropy; whatever the teacher answers, equal probabilities have
+        T^2 log(classes) in its part."""
+        soft = self.temperature**2 * math.log(len(counts))
+        return (1 - self.weight) * super().guessing(counts) + self.weight * soft
+
+    def build(self, counts: Sequence[int]) -> nn.Module:
+        """Takes logits (n, classes), labels (n,) and the teacher's logits (n, classes)."""
+        from xfer.training.teacher import Softened
+
+        return Softened(super().build(counts), self.temperature, self.weight)

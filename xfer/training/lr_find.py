@@ -34,6 +34,7 @@ from xfer.training.features.find_cut import Refusal
 from xfer.training.fit_health import HIGHEST_RATE
 from xfer.training.head_start import prepare_head
 from xfer.training.module import Classifier
+from xfer.training.teacher import lessons_of
 
 if TYPE_CHECKING:
     from xfer.plan.plan import Plan
@@ -64,7 +65,12 @@ def lr_find(plan: Plan) -> Plain:
     images = train_images(plan.dataset.splits["train"], plan.card.input, specs.augment)
     loader = TrainLoader(images, data.batch_size, 0, device.type == "cuda", specs.seed)
     loader.order.labels = data.balance(images.samples.labels)
-    climbs, steps = _ON_FEATURES if _on_features(module, loader) else _ON_IMAGES
+    lessons = lessons_of(plan, device)
+    loader.taught = lessons.batch if lessons else None
+    views = _on_features(module, loader)
+    climbs, steps = _ON_IMAGES if views is None else _ON_FEATURES
+    if lessons:
+        lessons.cached_views = views
     began = {name: tensor.clone() for name, tensor in module.moving().items()}
     batches = _endless(loader)
     climbed: list[list[float]] = []
@@ -111,21 +117,22 @@ def _climb(
         yield smooth
 
 
-def _on_features(module: Classifier, loader: TrainLoader) -> bool:
-    """Put features in place of the images, if the run has or may cache any: one view of each."""
+def _on_features(module: Classifier, loader: TrainLoader) -> int | None:
+    """Put features in place of the images, if the run has or may cache any: one view of each. How
+    many augmented views that are, 1 or, of images as they are evaluated, 0; ``None`` on images."""
     options = module.plan.specs.features
     if not isinstance(options, AutoFeatures):
-        return False
+        return None
     frozen = PartlyFrozen(module.net, module.hashes, module.device)
     cached = cacheable(module.plan, frozen, options)
     if isinstance(cached, Refusal):
         log.info(f"lr_find climbs on images: {cached.reason}")
-        return False
+        return None
     cached.prepare(0)
     loader.features = FeatureBatches(cached.train, 1, cached.work.splits["train"])
     Tail(module.net, cached.cut)
     module.cut = True
-    return True
+    return 0 if cached.work.views is None else 1
 
 
 def _endless(loader: TrainLoader) -> Iterator[Any]:

@@ -122,11 +122,12 @@ class Classifier(pl.LightningModule):
         return loss
 
     def loss_of(self, batch: Any) -> torch.Tensor:
-        """The loss of images (n, 3, h, w) or features (n, size) and labels int64 (n,)."""
-        images, labels = self._placed(batch)
+        """The loss of images (n, 3, h, w) or features (n, size), labels int64 (n,) and, where
+        there is a teacher, its logits (n, classes)."""
+        images, labels, *taught = self._placed(batch)
         if self.mix is not None:
             images, labels = self.mix(images, labels)
-        loss: torch.Tensor = self.loss(self.net(images), labels)
+        loss: torch.Tensor = self.loss(self.net(images), labels, *taught)
         return loss
 
     def check_gradient(self, optimizer: torch.optim.Optimizer) -> None:
@@ -255,8 +256,8 @@ class Classifier(pl.LightningModule):
             "lr_scheduler": {"scheduler": schedule, "interval": "step"},
         }
 
-    def _placed(self, batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        images, labels = batch
+    def _placed(self, batch: Any) -> tuple[torch.Tensor, ...]:
+        images, *rest = batch
         if self.plan.specs.trainer.channels_last and not self.cut:
             images = images.contiguous(memory_format=torch.channels_last)
-        return images, labels
+        return images, *rest

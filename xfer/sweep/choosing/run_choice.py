@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from xfer.config.help import GROUPS
 from xfer.config.verbs import quoted, shell
-from xfer.core.errors import OutputError, printable
+from xfer.core.errors import CommandError, OutputError, printable
 from xfer.core.files import read_text, write_json, write_text, yaml_text
 from xfer.core.live_line import working
 from xfer.core.log import LINES, log, open_log
+from xfer.core.protocols import HasTeacher
 from xfer.core.run_folder import is_live
 from xfer.core.run_status import recorded
 from xfer.core.types import Plain
@@ -27,7 +28,6 @@ from xfer.sweep.leaderboard.read_sweep import read_facts
 
 if TYPE_CHECKING:
     from xfer.config.specs import Specs
-    from xfer.core.types import Plain
 
 _NOT_OF_A_MODEL = ("choose", "sweep", "experiment")
 _NAME = "chosen"
@@ -45,6 +45,9 @@ def choose_model(
     stages the price list is all. Raises CombinationError where the minutes do not suffice, and
     whatever the model's run raises.
     """
+    if isinstance(specs.loss, HasTeacher):
+        what = "judges by images held out, which the teacher may have been trained on"
+        raise CommandError("choose", what, "type loss=cross_entropy, or choose=none", 36)
     _refuse_taken(specs)
     if specs.stages:
         check_folder(Path(specs.run_dir or "outputs").expanduser())

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from xfer.plan.plan import Plan
     from xfer.training.distributed.group import Team
     from xfer.training.module import Classifier
+    from xfer.training.teacher import Lessons
 
 
 class Feed:
@@ -45,6 +46,7 @@ class Feed:
         self.facts: Plain = earlier or dict(UNCACHED)
         self.seconds = 0.0
         self.last: CachedFeatures | None = None
+        self.lessons: Lessons | None = None
         self._module: Classifier | None = None
         self._cached: CachedFeatures | None = None
         self._tail: Tail | None = None
@@ -54,6 +56,7 @@ class Feed:
 
         Raises ConfigError when features are required and cannot be cached.
         """
+        self._meet(module)
         options = self.plan.specs.features
         if not isinstance(options, AutoFeatures):
             return
@@ -70,6 +73,16 @@ class Feed:
                 self.val.features = FeatureBatches(cached.val, 1, splits["val"])
         self.seconds += time.perf_counter() - began
 
+    def _meet(self, module: Classifier) -> None:
+        """Have batches come with the answers of the teacher, where there is one."""
+        if self.plan.teacher is None or self.lessons is not None:
+            return
+        from xfer.training.teacher import Lessons
+
+        run = self.note.parent if self.team.leads else None
+        self.lessons = Lessons(self.plan, self.plan.teacher, module.device, run)
+        self.train.taught = self.lessons.batch
+
     def _refuse(self, reason: str, phase: int) -> None:
         """Raise ConfigError where features are required, unless only other phases freeze."""
         norms = set(self.plan.layout.batch_norms)  # that rest amid what trains leave no prefix
@@ -82,7 +95,9 @@ class Feed:
         log.info(f"features are not cached: {reason}")
 
     def ready(self, epoch: int) -> None:
-        """Have the features of ``epoch`` (from 0), and a network that takes them."""
+        """Have the features of ``epoch`` (from 0), a network that takes them, and what the teacher
+        answers to the same views."""
+        self._teach(epoch)
         cached, module = self._cached, self._module
         if cached is None or module is None:
             return
@@ -98,6 +113,19 @@ class Feed:
             self._tail, module.cut = Tail(module.net, cached.cut), True
         if first:
             log.info(cached.summary())
+        self.seconds += time.perf_counter() - began
+
+    def _teach(self, epoch: int) -> None:
+        """Have the teacher's answers to the views of ``epoch``, where there is a teacher."""
+        lessons, cached = self.lessons, self._cached
+        if lessons is None:
+            return
+        began, first = time.perf_counter(), not lessons.facts["views"]
+        lessons.cached_views = None if cached is None else (cached.work.views or 0)
+        with self.team.rank_zero_first():
+            lessons.ready(epoch)
+        if first and self.team.leads:
+            log.info(lessons.summary())
         self.seconds += time.perf_counter() - began
 
     def leave(self) -> None:

@@ -135,8 +135,11 @@ def _certificate(facts: Plain, content: Plain, classes: int) -> Certificate:
 
 def identity(plan: Plain) -> str:
     """What tells a run from others: sha256 over what ``plan.json`` says of its configuration,
-    classes, images and source. Runs that are equal in all of these write equal checkpoints."""
+    classes, images, source and teacher. Runs that are equal in all of these write equal
+    checkpoints."""
     parts = {key: plan.get(key) for key in ("fingerprint", "classes", "splits", "source")}
+    if teacher := plan.get("teacher"):  # else the identity is that of runs before there were any
+        parts["teacher"] = teacher["sha256"]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 

@@ -1,0 +1,129 @@
+"""Student and teacher beside each other: in numbers, and on the run card."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from xfer.core.errors import XferError
+from xfer.core.log import log
+from xfer.core.types import Plain, Predictions
+from xfer.data.tta import tta_words
+from xfer.evaluation.calibration import log_losses
+from xfer.evaluation.statistics import mcnemar, wilson
+from xfer.report.format import number
+from xfer.report.tables import Table
+from xfer.training.fit_health import warn
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from xfer.report.inputs import Work
+
+
+def beside_teacher(work: Work) -> Plain | None:
+    """What ``result.json`` says of the teacher of a fit: which it was, what it was asked for, and
+    its answers to the images that the student was scored on; ``None`` for a fit without one.
+
+    What cannot be had of the teacher any more is a warning. Raises ResumeError for a note of the
+    fit that is damaged.
+    """
+    teacher = work.plan.teacher
+    if teacher is None or not work.fitted:
+        return None
+    from xfer.core.device import device_of
+    from xfer.training.teacher import asked_in, lessons_of
+
+    facts: Plain = {
+        "path": str(teacher.path),
+        "kind": teacher.kind,
+        "sha256": teacher.sha256,
+        "temperature": teacher.temperature,
+        "weight": teacher.weight,
+        **asked_in(work.folder),
+        "scores": {},
+    }
+    lessons = lessons_of(work.plan, device_of(work.plan.specs.trainer.accelerator))
+    for split, answers in work.predictions.items() if lessons else ():
+        if not lessons or answers.labels is None:
+            continue
+        try:
+            logits = lessons.entry(split, None).array
+        except XferError as error:  # the student is fitted and scored, and no worse for it
+            warn(work.warnings, [f"{split}: nothing is known of the teacher there: {error.what}"])
+            continue
+        facts["scores"][split] = compared(answers, logits, answers.labels)
+        log.info(f"{split}: {_line(facts['scores'][split])}")
+    if facts["scores"] and (views := tta_words(work.plan.specs.tta)):
+        warn(work.warnings, [f"the student answered {views}, and its teacher one of each image"])
+    return facts
+
+
+def compared(
+    student: Predictions, taught: npt.NDArray[np.float32], labels: npt.NDArray[np.int64]
+) -> Plain:
+    """The teacher's logits ``taught`` (n, classes) beside the student's, image by image: ``acc``,
+    ``acc_ci95`` (Wilson, 1927) and ``loss`` of the teacher, ``agree`` the share of images that
+    both take for the same class, and how many one alone got right, with McNemar's exact p."""
+    guess, answer = taught.argmax(axis=1), student.logits.argmax(axis=1)
+    right, ours = guess == labels, answer == labels
+    first, second = int((ours & ~right).sum()), int((right & ~ours).sum())
+    n = len(labels)
+    return {
+        "n": n,
+        "acc": float(right.mean()),
+        "acc_ci95": list(wilson(float(right.sum()), n)),
+        "loss": float(log_losses(np.asarray(taught, np.float64), labels).mean()),
+        "student_acc": float(ours.mean()),
+        "student_loss": float(log_losses(np.asarray(student.logits, np.float64), labels).mean()),
+        "agree": float((guess == answer).mean()),
+        "student_alone": first,
+        "teacher_alone": second,
+        "p": mcnemar(first, second),
+    }
+
+
+def _line(score: Plain) -> str:
+    return (
+        f"student accuracy {score['student_acc']:.4f}, teacher {score['acc']:.4f}; they agree on "
+        f"{score['agree']:.1%} of {score['n']:,} images"
+    )
+
+
+def teacher_text(result: Plain) -> tuple[str, ...]:
+    """What the card says of the teacher; nothing where there was none."""
+    facts = result.get("teacher")
+    if not facts:
+        return ()
+    asked = f"it answered {facts['images']:,} images in {facts['seconds']:.1f} s"
+    if facts["hit"]:
+        asked = "its answers to them were there from an earlier run"
+    lines = [
+        f"Learned from {facts['path']} (sha256 {facts['sha256'][:12]}): {facts['weight']:g} of the "
+        f"loss is cross-entropy with its answers at temperature {facts['temperature']:g}, times "
+        f"{facts['temperature'] ** 2:g}; so the training loss is on another scale than the others. "
+        f"Training images: {asked}."
+    ]
+    for split, score in facts["scores"].items():
+        low, high = score["acc_ci95"]
+        lines.append(
+            f"On the {score['n']:,} {split} images the teacher is right in {score['acc']:.3f} "
+            f"(95 % interval {low:.3f} to {high:.3f}), and both answer the same in "
+            f"{score['agree']:.3f}. {score['student_alone']:,} are right in the student alone, "
+            f"{score['teacher_alone']:,} in the teacher alone; by McNemar's exact test p = "
+            f"{score['p']:.2g}."
+        )
+    return tuple(lines)
+
+
+def teacher_tables(result: Plain) -> tuple[Table, ...]:
+    """Accuracy and loss of both on the same images."""
+    scores = (result.get("teacher") or {}).get("scores") or {}
+    rows = [
+        (split, name, number(score["n"]), number(score[f"{key}acc"]), number(score[f"{key}loss"]))
+        for split, score in scores.items()
+        for name, key in (("student", "student_"), ("teacher", ""))
+    ]
+    head = ("split", "network", "images", "accuracy", "loss")
+    return (Table("Student and teacher", head, tuple(rows), 2),) if rows else ()
