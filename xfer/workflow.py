@@ -287,7 +287,8 @@ def _network(work: Work) -> nn.Module:
             log.info(f"the network is {printable(path)}, sha256 {file_sha256(path)[:12]}")
         with working("opening the checkpoint"):
             net, card = open_checkpoint(path, plan.specs.make)
-        work.plan = replace(plan, card=replace(plan.card, certificate=card.certificate))
+        learned = replace(plan.card, certificate=card.certificate, task=card.task)
+        work.plan = replace(plan, card=learned)
         return net
     return merge(assemble(plan.parts, plan.state)).eval()
 
@@ -308,13 +309,14 @@ def _evaluate(work: Work, net: nn.Module) -> None:
             trained = f"{name}: these are the images that the checkpoint was trained on"
             warn(work.warnings, [trained])
         warn(work.warnings, fitted_on(work.checkpoint(), name, samples.names))
-        warn(work.warnings, saturation(name, predicted.logits))
+        if not predicted.task:
+            warn(work.warnings, saturation(name, predicted.logits))
         work.predictions[name], work.scores[name] = predicted, score
         write_predictions(predicted, work.folder / f"predictions_{name}.csv")
         if getattr(work.plan.specs.data, "fold", None) is not None:
             write_logits(predicted, work.folder)
         views = f", {tta}" if (tta := tta_words(work.plan.specs.tta)) else ""
-        log.info(f"{name}: accuracy {score.in_words()}, loss {score.loss:.4f}{views}")
+        log.info(f"{name}: {score.title} {score.in_words()}, loss {score.loss:.4f}{views}")
 
 
 def _without_folder(specs: Specs, plan: Plan, began: float) -> Result | None:

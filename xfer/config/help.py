@@ -12,7 +12,7 @@ DISTRIBUTION = "xfer-vision"
 """What the package index and pip call xfer; ``xfer`` is somebody else's there."""
 
 GROUPS = (
-    *("experiment", "data", "augment", "backbone", "source", "head", "freeze", "loss", "optim"),
+    *("experiment", "task", "data", "augment", "backbone", "source", "head", "freeze", "loss", "optim"),
     *("schedule", "trainer", "checkpoint", "features", "export", "logger", "sweep"),
     "choose",
 )

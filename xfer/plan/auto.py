@@ -199,6 +199,14 @@ def _steps(
     return [*decisions, *_precision(specs, once)]
 
 
+def watching(specs: Specs, monitor: str) -> list[Decision]:
+    """That the best epoch is looked for by ``monitor``, where that is not what is configured."""
+    if monitor == specs.checkpoint.monitor or specs.optim.solves:
+        return []
+    why = "several labels an image: every one of them being right is rare, and moves in jumps"
+    return [Decision("checkpoint.monitor", monitor, why)]
+
+
 def _epochs(part: str, phases: Sequence[Phase], images: int) -> tuple[int, str]:
     (low, high), seen = _EPOCHS[part], _SEEN[part]
     epochs = max(low, min(high, math.ceil(seen / max(1, images))))

@@ -19,7 +19,7 @@ from xfer.core.run_status import amended
 from xfer.core.types import InputSpec, Plain, Predictions, Samples
 from xfer.evaluation.metrics import FEW
 from xfer.evaluation.out_of_fold import TABLE
-from xfer.evaluation.predict import cell
+from xfer.evaluation.csv_cell import cell
 from xfer.report.heat import Heat, heat_of
 from xfer.report.page import render
 from xfer.report.write import OF_FOLDS, answered, drawn_from

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import torch
@@ -22,8 +22,7 @@ from xfer.core.errors import DataError
 from xfer.core.files import write_json, write_rows
 from xfer.core.log import log
 from xfer.core.run_folder import LAST, best_checkpoint, checkpoints
-from xfer.core.types import Card, Plain, Predictions, Samples
-from xfer.evaluation import metrics
+from xfer.core.types import Card, Plain, Samples
 from xfer.evaluation.calibration import scaling_of
 from xfer.evaluation.out_of_fold import TABLE, OutOfFold
 from xfer.evaluation.predict import write_predictions
@@ -33,7 +32,6 @@ from xfer.models.network import assemble
 from xfer.training import logistic
 from xfer.training.calibrate import calibrate_solved
 from xfer.training.certify import HeldOut, certify
-from xfer.training.cross_validation import HeadProblem
 from xfer.training.features import AutoFeatures
 from xfer.training.features.cut import Tail, inference
 from xfer.training.features.extract import Extraction, PartlyFrozen
@@ -42,17 +40,21 @@ from xfer.training.features.feed import cut_within
 from xfer.training.features.find_cut import Refusal
 from xfer.training.fit_result import FitResult
 from xfer.training.head_input import first_layer, rows_of, watch
+from xfer.training.label_logistic import LabelHeads, LabelRows
 from xfer.training.loss import CrossEntropy
 from xfer.training.optim import Exact
+from xfer.training.problem_of_head import Heads, held_out_answers, problem_of
 from xfer.weights.formats.checkpoint_format import Snapshot, identity, write_snapshot
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
+    from xfer.config.specs import Specs
     from xfer.core.certificate import Certificate
     from xfer.plan.plan import Plan
     from xfer.training.guarded_logger import GuardedLogger
 
+SolvedRows: TypeAlias = logistic.TrainingRows | LabelRows
 _ANY_EPOCHS = 1_000_000
 _NEAR = 1e-3  # of the largest logit: how far the solved head may answer from what was solved
 
@@ -69,8 +71,8 @@ class Solved:
 
     layer: str
     options: Exact
-    problem: HeadProblem
-    rows: logistic.TrainingRows
+    problem: Heads
+    rows: SolvedRows
     solution: logistic.Solution
     answers: list[npt.NDArray[np.float32]]
     seconds: float  # that went into the head's input
@@ -91,11 +93,14 @@ def fit(plan: Plan, folder: Path) -> FitResult:
     features_s = time.perf_counter() - began
     log.info(cached.summary())
     solved = solve(plan, frozen, cached)
+    train = cached.work.splits["train"]
+    said = plan.specs.task.card(solved.solution.held_out, train.labels, "cv")
+    plan = replace(plan, card=replace(plan.card, task=said))
     verdict = freeze.verdict(frozen.hashes, freeze.hashes(net.state_dict(), frozen.hashes))
     phase = {"phase": plan.phases[0].name, "from_epoch": 1, **verdict}
     write_json(folder / "freeze_proof.json", {**verdict, "phases": [phase]})
     write_json(folder / "features.json", features)
-    rows = _rows(solved, cached.work.splits.get("val"), plan.specs.metrics)
+    rows = _rows(solved, cached.work.splits.get("val"), plan.specs)
     write_rows(folder / "metrics.csv", rows)
     logger = logged(plan, folder, rows)
     best = rows[solved.solution.best]
@@ -105,10 +110,11 @@ def fit(plan: Plan, folder: Path) -> FitResult:
         "epoch": best["epoch"],
         "step": best["step"],
     }
-    train = cached.work.splits["train"]
     facts = _write_held_out(plan, solved, train, folder / "predictions_cv.csv")
     log.info(_summary(facts))
-    card = calibrate_solved(plan, net, solved.rows, solved.solution, bool(train.groups))
+    card = plan.card
+    if isinstance(solved.rows, logistic.TrainingRows):
+        card = calibrate_solved(plan, net, solved.rows, solved.solution, bool(train.groups))
     card = replace(card, certificate=_certificate(plan, card, solved, frozen, cached))
     snapshot = Snapshot(card, net.cpu().state_dict(), chosen, run=identity(plan.facts))
     best_path = best_checkpoint(folder)
@@ -136,9 +142,9 @@ def fit(plan: Plan, folder: Path) -> FitResult:
     )
 
 
-def _cross_validated(plan: Plan, problem: HeadProblem, train: Samples) -> OutOfFold | None:
+def _cross_validated(plan: Plan, problem: Heads, train: Samples) -> OutOfFold | None:
     """The answers of every fold, where the run is a cross-validation."""
-    if train.folds is None:
+    if train.folds is None or isinstance(problem, LabelHeads):
         return None
     logits = problem.out_of_fold(train.folds)
     facts = (train.names, logits, train.labels, train.folds, plan.card.classes)
@@ -193,21 +199,8 @@ def solve(plan: Plan, frozen: PartlyFrozen, cached: CachedFeatures) -> Solved:
     val = inputs(frozen, cached, path, "val") if cached.val else None
     seconds = time.perf_counter() - began
     refuse_no_numbers(evaluated, splits["train"].names)
-    problem = HeadProblem(
-        views or [evaluated],
-        evaluated,
-        splits["train"].labels,
-        splits["train"].groups,
-        len(plan.card.classes),
-        loss.weights,
-        cached.work.data.sampler == "balanced",
-        loss.label_smoothing,
-        logistic.STRENGTHS if options.l2 == "auto" else (options.l2,),
-        options.folds,
-        plan.specs.seed,
-    )
-    rows = problem.rows()
-    solution = problem.solve(rows)
+    problem = problem_of(plan, views or [evaluated], evaluated, splits["train"], options, loss)
+    rows, solution = _solution(problem)
     answers = [] if val is None else [_answers(row, val) for row in solution.path]
     best = solution.path[solution.best]
     with torch.no_grad():
@@ -219,6 +212,14 @@ def solve(plan: Plan, frozen: PartlyFrozen, cached: CachedFeatures) -> Solved:
     else:
         _check_linear(frozen, cached, answers[solution.best], "val")
     return Solved(path, options, problem, rows, solution, answers, seconds)
+
+
+def _solution(problem: Heads) -> tuple[SolvedRows, logistic.Solution]:
+    if isinstance(problem, LabelHeads):
+        labelled = problem.rows()
+        return labelled, problem.solve(labelled)
+    rows = problem.rows()
+    return rows, problem.solve(rows)
 
 
 def _answers(head: logistic.Strength, features: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
@@ -253,16 +254,15 @@ def _check_linear(
         count += len(answer)
 
 
-def _rows(solved: Solved, val: Samples | None, parts: metrics.Parts) -> list[Plain]:
-    """A row of ``metrics.csv`` for every strength, with empty cells where there is no ``val``;
-    ``parts`` are the user's metrics."""
+def _rows(solved: Solved, val: Samples | None, specs: Specs) -> list[Plain]:
+    """A row of ``metrics.csv`` for every strength, with empty cells where there is no ``val``."""
     rows: list[Plain] = []
     steps = 0
     for i, row in enumerate(solved.solution.path):
         steps += row.steps
         scores: Plain = {"loss": None, "acc": None}
         if val is not None:
-            scores = dict(metrics.values(solved.answers[i], val.labels, parts))
+            scores = dict(specs.task.values(solved.answers[i], val.labels, specs.metrics))
         rows.append(
             {
                 "epoch": i + 1,
@@ -285,20 +285,15 @@ def _rows(solved: Solved, val: Samples | None, parts: metrics.Parts) -> list[Pla
 def _write_held_out(plan: Plan, solved: Solved, train: Samples, path: Path) -> Plain:
     """Write what each training image is taken for by the fit that had not seen it, and return what
     ``result.json`` says of the solution."""
-    held_out, best = solved.solution.held_out, solved.solution.path[solved.solution.best]
-    held = np.isfinite(held_out).all(axis=1)
-    seen = np.flatnonzero(held)
-    names = tuple(train.names[i] for i in seen)
-    write_predictions(
-        Predictions(names, held_out[seen], train.labels[seen], plan.card.classes), path
-    )
+    best = solved.solution.path[solved.solution.best]
+    answers, counts = held_out_answers(plan, solved.solution, train)
+    write_predictions(answers, path)
     return {
         "l2": best.l2,
         "chosen_by": "cv_loss" if solved.options.l2 == "auto" else "given",
         "strengths": len(solved.solution.path),
         "folds": solved.options.folds,
-        "n": int(held.sum()),
-        "left_in": int((~held).sum()),
+        **counts,
         "cv_loss": best.cv_loss,
         "cv_acc": best.cv_acc,
     }
@@ -307,9 +302,14 @@ def _write_held_out(plan: Plan, solved: Solved, train: Samples, path: Path) -> P
 def _summary(facts: Plain) -> str:
     how = f"of {facts['strengths']} strengths by" if facts["chosen_by"] == "cv_loss" else "in"
     left = f"; {facts['left_in']} images alone in their class were never held out"
+    if "cv_map" in facts:
+        left = f"; {facts['left_in']} images were never held out: no other has one of their labels"
+    score = f"accuracy {facts['cv_acc']:.4f}"
+    if "cv_map" in facts:
+        score = f"mAP {facts['cv_map']:.4f}"
     return (
         f"solved: l2 {facts['l2']:.2g} {how} {facts['folds']} folds of the training images: "
-        f"loss {facts['cv_loss']:.4f}, accuracy {facts['cv_acc']:.4f} on {facts['n']} held out"
+        f"loss {facts['cv_loss']:.4f}, {score} on {facts['n']} held out"
         f"{left if facts['left_in'] else ''}"
     )
 
