@@ -66,6 +66,16 @@ class Certifies(Protocol):
 
 
 @runtime_checkable
+class GivesLabels(Protocol):
+    """A writer whose files also answer with the labels of each image, where the card that it is
+    given has a task of several."""
+
+    def open_labelled(self, path: Path) -> Callable[[Array], Sequence[Array]]:
+        """Re-read ``path`` and return a function from its input to probabilities float32
+        (n, classes) and labels bool (n, classes)."""
+
+
+@runtime_checkable
 class Undecided(Protocol):
     """An option that leaves its group to the plan."""
 
@@ -206,7 +216,7 @@ class LossOfLabels(Protocol):
         """Takes logits (n, classes) and labels (n, classes) of 1, 0 and -1 for unknown."""
 
 
-class Task(Protocol):
+class LabelTask(Protocol):
     """What an image's labels are, and whatever follows from that; see
     :mod:`xfer.evaluation.task`."""
 

@@ -82,7 +82,8 @@ class Images(Protocol):
 @dataclass(frozen=True)
 class Samples:
     """One split: ``names`` (unique, the path below the root), ``labels`` int64 of shape (n,), or
-    with several labels an image (n, classes) of 1, 0 and -1 for unknown, the ``images`` themselves and ``sha256`` over names, labels and file contents.
+    with several labels an image (n, classes) of 1, 0 and -1 for unknown, the ``images`` themselves
+    and ``sha256`` over names, labels and file contents.
 
     In cross-validation ``folds``, int64 (repeats, n), says which fold an image is in; ``groups``
     are the names of what must be on one side, an entry an image, empty where nothing is grouped.
@@ -201,7 +202,7 @@ class Predictions:
         """With several labels an image: which it is said to have, (n, classes)."""
         import numpy as np
 
-        return np.asarray(self.probabilities >= self.thresholds)
+        return np.asarray(self.probabilities >= np.asarray(self.thresholds))
 
     @property
     def probabilities(self) -> npt.NDArray[np.float64]:

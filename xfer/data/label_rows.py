@@ -55,9 +55,7 @@ def in_cell(where: str, path: str, split: str, cell: str, sign: str) -> Labelled
     return Labelled(where, path, split, has, tuple(filter(None, unknown)), "?" in names)
 
 
-def in_columns(
-    where: str, path: str, split: str, cells: Sequence[tuple[str, str]]
-) -> Labelled:
+def in_columns(where: str, path: str, split: str, cells: Sequence[tuple[str, str]]) -> Labelled:
     """The labels of (class, cell) pairs, each cell 1, 0 or, where it is unknown, empty.
 
     Raises DataError for any other cell.
@@ -97,7 +95,8 @@ def in_json(path: Path) -> Iterator[Labelled]:
     try:
         entries: Any = parsed(read_text(path))
     except FileNotFoundError as error:
-        raise DataError(path, "there is no such file", "give the path of a JSON file", 11) from error
+        what = "there is no such file"
+        raise DataError(path, what, "give the path of a JSON file", 11) from error
     except (OSError, ValueError) as error:
         what = f"cannot be read as JSON ({getattr(error, 'strerror', None) or error})"
         raise DataError(path, what, fix, 89) from error

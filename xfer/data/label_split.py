@@ -12,7 +12,6 @@ import numpy.typing as npt
 
 from xfer.core.errors import DataError, printable
 from xfer.core.types import Dataset, Samples
-from xfer.data.label_rows import Labelled
 from xfer.data.options import SPLITS, ImageRow, Loading
 from xfer.data.split import hold_out, refuse_missing, shares
 
@@ -37,9 +36,7 @@ def divide_labelled(
     parts = shares(how, given)
     pool = [image.row for image in images if image.row.split in ("", "train")]
     counts = Counter(row.label for row in pool)
-    alike = [
-        row._replace(label=row.label if counts[row.label] >= _FEW else _REST) for row in pool
-    ]
+    alike = [row._replace(label=row.label if counts[row.label] >= _FEW else _REST) for row in pool]
     alone = {label for label, n in Counter(row.label for row in alike).items() if n < len(parts)}
     # So few rare ones are trained on: a part of them would be nothing.
     taken = hold_out([row for row in alike if row.label not in alone], parts, how, where)
@@ -85,9 +82,7 @@ def with_labels(
     )
 
 
-def _refuse_unlearnable(
-    splits: dict[str, Samples], classes: Sequence[str], where: object
-) -> None:
+def _refuse_unlearnable(splits: dict[str, Samples], classes: Sequence[str], where: object) -> None:
     train = splits["train"].labels
     for i, name in enumerate(classes):
         has, lacks = int((train[:, i] == 1).sum()), int((train[:, i] == 0).sum())
@@ -119,7 +114,7 @@ def _empty_classes(splits: dict[str, Samples], classes: Sequence[str]) -> list[s
         if split == "train":
             continue
         has, lacks = ((samples.labels == value).any(axis=0) for value in (1, 0))
-        lost = [f"'{classes[i]}'" for i in np.flatnonzero(~(has & lacks))]
+        lost = [f"'{classes[i]}'" for i in np.flatnonzero(~(has & lacks)).tolist()]
         if lost:
             more = ", ..." * (len(lost) > _FEW)
             what = "have no image with the label, or none without it"

@@ -6,7 +6,7 @@ A metric is one row of ``METRICS``: everything else that names one reads it ther
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -97,9 +97,10 @@ def values(
     return {metric.name: float(metric.compute(answers)) for metric in defined}
 
 
-def names(classes: int, parts: Parts = _NO_PARTS) -> list[str]:
-    """The metric names a run over ``classes`` classes can be monitored by."""
-    known = [metric for metric in with_parts(parts) if metric.has(classes)]
+def names(classes: int, rows: Iterable[Metric] | None = None) -> list[str]:
+    """The metric names a run over ``classes`` classes can be monitored by, of ``rows`` or those of
+    one label an image."""
+    known = [metric for metric in (METRICS if rows is None else rows) if metric.has(classes)]
     return [f"val_{metric.name}" for metric in known] + ["train_loss"]
 
 

@@ -77,7 +77,7 @@ class Single:
 
     def title(self, label: Any, classes: Sequence[str]) -> str:
         """The label of one image in words."""
-        return classes[label]
+        return classes[int(label)]
 
     def card(self, logits: npt.ArrayLike, labels: npt.ArrayLike, chosen_on: str) -> Plain:
         """What a card says of the task: nothing."""

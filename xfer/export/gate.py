@@ -16,9 +16,10 @@ from annotated_types import Ge, Gt, Le
 
 from xfer.core.errors import ExportError, XferError, raise_all
 from xfer.core.files import atomic_write, file_sha256, write_json
-from xfer.core.protocols import Certifies, ChecksCard
+from xfer.core.protocols import Certifies, ChecksCard, GivesLabels
 from xfer.core.types import Exported
 from xfer.export.certified_parity import UNCHECKED, CertifiedFile, Pledge, pledge
+from xfer.export.label_parity import LabelledFile
 from xfer.export.parity import FIX, Evidence, Trials, answers, refuse_nan, run_torch
 
 if TYPE_CHECKING:
@@ -126,6 +127,11 @@ def _admit(
                     path, name, writer.open_certified(part), kind == "pictures", outcome["bound"]
                 )
                 outcome["facts"]["certificate"] = _certified(file, trials, promised)
+            if card.task and isinstance(writer, GivesLabels):
+                labelled = LabelledFile(
+                    path, name, writer.open_labelled(part), kind == "pictures", outcome["bound"]
+                )
+                outcome["facts"] |= _labelled(labelled, trials)
 
     atomic_write(path, write)
     return Exported(
@@ -145,6 +151,11 @@ def _certified(file: CertifiedFile, trials: Trials, promised: Pledge) -> Plain:
     evidence = trials.evidence
     facts = file.check(promised, trials.images, evidence.photos, trials.tolerance)
     return facts | (file.coverage(evidence.unseen) if evidence.unseen else UNCHECKED)
+
+
+def _labelled(file: LabelledFile, trials: Trials) -> Plain:
+    logits, evidence = trials.expected[max(trials.expected)], trials.evidence
+    return file.check(logits, trials.card.task["thresholds"], trials.images, evidence.photos)
 
 
 @contextmanager

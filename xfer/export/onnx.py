@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from annotated_types import Ge, Interval
 
 from xfer.core.errors import ConfigError, ExportError
-from xfer.evaluation.onnx_session import open_session, promises, runner, several
+from xfer.evaluation.onnx_session import (
+    LABELS,
+    PROBABILITIES,
+    open_session,
+    promises,
+    runner,
+    several,
+)
 from xfer.export.metadata import metadata
 
 if TYPE_CHECKING:
@@ -34,7 +41,9 @@ class Onnx:
     resize, crop, normalisation and softmax in the graph. ``file`` gets the suffix it lacks.
 
     With a certificate it has two further outputs, ``prediction_set`` bool (batch, classes) and
-    ``p_unlike`` float32 (batch,).
+    ``p_unlike`` float32 (batch,). Of several labels an image it has, beside its logits,
+    ``probabilities`` float32 (batch, classes), each a sigmoid, and ``labels`` bool
+    (batch, classes), from each class's threshold on.
     """
 
     opset: Annotated[int, Interval(ge=18, le=24)] = 20
@@ -71,6 +80,11 @@ class Onnx:
 
             net = Certified(net, watched, card.certificate, pictures).eval()
             outputs += net.outputs
+        if card.task:
+            from xfer.export.label_graph import Labelling
+
+            net = Labelling(net, card.task["thresholds"], pictures).eval()
+            outputs += net.outputs
         model = trace(net, example, free, outputs, self.opset).model_proto
         written = {entry.domain: entry.version for entry in model.opset_import}[""]
         if written != self.opset:  # the exporter keeps its opset when it cannot convert
@@ -89,6 +103,10 @@ class Onnx:
     def open(self, path: Path, net: torch.nn.Module) -> Runner:
         """The file alone, on the CPU."""
         return runner(open_session(path))
+
+    def open_labelled(self, path: Path) -> Callable[[Array], Sequence[Array]]:
+        """The file alone, to its probabilities and labels."""
+        return several(open_session(path), PROBABILITIES, LABELS)
 
     def open_certified(self, path: Path) -> Callable[[Array], Sequence[Array]]:
         """The file alone, with what it has of a certificate after its answers."""
@@ -122,7 +140,7 @@ def _pictures(net: nn.Module, card: Card, file: str) -> Traced:
 
     from xfer.export.pixels import FromPixels
 
-    whole = FromPixels(net, card.input, file).eval()
+    whole = FromPixels(net, card.input, file, several=bool(card.task)).eval()
     # No side equals another or the recipe's: equal numbers could be taken for one.
     example = torch.zeros((2, 3, 301, 433), dtype=torch.uint8)
     sides = {2: torch.export.Dim("height", min=1), 3: torch.export.Dim("width", min=1)}

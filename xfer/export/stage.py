@@ -70,7 +70,8 @@ def hand_over(plan: Plan, net: nn.Module, folder: Path, checkpoint: Path | None)
 def _line(file: Exported, card: Card) -> str:
     line = f"export/{file.file}: {file.bytes:,} bytes; "
     line += f"{file.compared} differ by up to {file.max_abs_diff:.1e}, "
-    line += f"same top class on {file.agree:.1%} of {file.images} images"
+    same = "the same labels, yes or no," if card.task else "same top class"
+    line += f"{same} on {file.agree:.1%} of {file.images} images"
     if file.bound is None:
         line += f"; accuracy on val {file.acc:.4f}, the checkpoint's {file.acc_network:.4f}"
     if promised := file.facts.get("certificate"):

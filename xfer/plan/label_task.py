@@ -59,6 +59,13 @@ def _refused(specs: Specs) -> Iterator[tuple[str, str, str, int]]:
     if "embed" in specs.stages and specs.data is not None:
         what = "embed writes one label an image of the splits"
         yield "stages", what, "type predict.input=FOLDER, and no data", 66
+    yield from _of_answers(specs)
+    if specs.metrics:
+        what = "are computed of one label an image"
+        yield "trainer.metrics", what, "drop them: see mAP, F1 and the rest in result.json", 67
+
+
+def _of_answers(specs: Specs) -> Iterator[tuple[str, str, str, int]]:
     if specs.tta != "none":
         what = "averages the probabilities of classes that exclude each other"
         yield "tta", f"{what}, and here they do not", "type tta=none", 64
@@ -68,9 +75,6 @@ def _refused(specs: Specs) -> Iterator[tuple[str, str, str, int]]:
     if specs.certificate.coverage is not None:
         what = "is of sets that hold the one true class, and an image may have several or none"
         yield "certificate.coverage", what, "type certificate.coverage=null", 64
-    if specs.metrics:
-        what = "are computed of one label an image"
-        yield "trainer.metrics", what, "drop them: see mAP, F1 and the rest in result.json", 67
     for writer in specs.export.writers:
         if getattr(writer, "trial", "") == "score" and "export" in specs.stages:
             what = f"{writer.file} is judged by the share of images whose one class is right"
@@ -108,6 +112,12 @@ def _of_network(specs: Specs) -> Iterator[tuple[str, str, str, int]]:
     if specs.choose.chooses:
         what = "compares candidates on one label an image"
         yield "choose", what, "type choose=none", 69
+
+
+def refuse_several(where: object, doing: str, fix: str) -> None:
+    """Raise CombinationError for what a run of several labels an image is too late for."""
+    what = f"the run has several labels an image, and {doing} one class"
+    raise CombinationError(where, what, fix, 66)
 
 
 def watched(specs: Specs) -> str:

@@ -358,15 +358,14 @@ def _agrees(asked: Plain, held: Plain) -> bool:
 
 
 def _check_training(plan: Plan) -> None:
-    from xfer.evaluation.metrics import refuse_worse_end
+    from xfer.evaluation.metrics import names, refuse_worse_end
     from xfer.models.network import empty
 
     specs, policy, epochs = plan.specs, plan.specs.checkpoint, plan.specs.trainer.epochs
     specs.loss.weights(plan.train_counts)
     classes = len(plan.card.classes)
     specs.task.guessing(specs.loss, plan.split("train").labels, classes)
-    rows = [metric for metric in specs.task.rows(specs.metrics) if metric.has(classes)]
-    known = [*(f"val_{metric.name}" for metric in rows), "train_loss"]
+    known = names(classes, specs.task.rows(specs.metrics))
     if policy.monitor not in known:
         what, fix = f"no metric is called '{policy.monitor}'", closest(policy.monitor, known)
         raise ConfigError("checkpoint.monitor", what, fix, 86)

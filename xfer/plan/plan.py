@@ -142,9 +142,7 @@ def _split_facts(dataset: Dataset, specs: Specs) -> Plain:
         name: {
             "n": len(samples),
             "sha256": samples.sha256,
-            "per_class": dict(
-                zip(classes, task.counts(samples.labels, len(classes)), strict=True)
-            ),
+            "per_class": dict(zip(classes, task.counts(samples.labels, len(classes)), strict=True)),
             **task.more_counts(samples.labels),
         }
         for name, samples in dataset.splits.items()

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -40,10 +40,17 @@ from xfer.training.features.feed import cut_within
 from xfer.training.features.find_cut import Refusal
 from xfer.training.fit_result import FitResult
 from xfer.training.head_input import first_layer, rows_of, watch
-from xfer.training.label_logistic import LabelHeads, LabelRows
+from xfer.training.label_logistic import LabelHeads
 from xfer.training.loss import CrossEntropy
 from xfer.training.optim import Exact
-from xfer.training.problem_of_head import Heads, held_out_answers, problem_of
+from xfer.training.problem_of_head import (
+    Heads,
+    SolvedRows,
+    held_out_answers,
+    problem_of,
+    solution_of,
+    summary_of,
+)
 from xfer.weights.formats.checkpoint_format import Snapshot, identity, write_snapshot
 
 if TYPE_CHECKING:
@@ -54,7 +61,6 @@ if TYPE_CHECKING:
     from xfer.plan.plan import Plan
     from xfer.training.guarded_logger import GuardedLogger
 
-SolvedRows: TypeAlias = logistic.TrainingRows | LabelRows
 _ANY_EPOCHS = 1_000_000
 _NEAR = 1e-3  # of the largest logit: how far the solved head may answer from what was solved
 
@@ -111,7 +117,7 @@ def fit(plan: Plan, folder: Path) -> FitResult:
         "step": best["step"],
     }
     facts = _write_held_out(plan, solved, train, folder / "predictions_cv.csv")
-    log.info(_summary(facts))
+    log.info(summary_of(facts))
     card = plan.card
     if isinstance(solved.rows, logistic.TrainingRows):
         card = calibrate_solved(plan, net, solved.rows, solved.solution, bool(train.groups))
@@ -200,7 +206,7 @@ def solve(plan: Plan, frozen: PartlyFrozen, cached: CachedFeatures) -> Solved:
     seconds = time.perf_counter() - began
     refuse_no_numbers(evaluated, splits["train"].names)
     problem = problem_of(plan, views or [evaluated], evaluated, splits["train"], options, loss)
-    rows, solution = _solution(problem)
+    rows, solution = solution_of(problem)
     answers = [] if val is None else [_answers(row, val) for row in solution.path]
     best = solution.path[solution.best]
     with torch.no_grad():
@@ -212,14 +218,6 @@ def solve(plan: Plan, frozen: PartlyFrozen, cached: CachedFeatures) -> Solved:
     else:
         _check_linear(frozen, cached, answers[solution.best], "val")
     return Solved(path, options, problem, rows, solution, answers, seconds)
-
-
-def _solution(problem: Heads) -> tuple[SolvedRows, logistic.Solution]:
-    if isinstance(problem, LabelHeads):
-        labelled = problem.rows()
-        return labelled, problem.solve(labelled)
-    rows = problem.rows()
-    return rows, problem.solve(rows)
 
 
 def _answers(head: logistic.Strength, features: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
@@ -297,21 +295,6 @@ def _write_held_out(plan: Plan, solved: Solved, train: Samples, path: Path) -> P
         "cv_loss": best.cv_loss,
         "cv_acc": best.cv_acc,
     }
-
-
-def _summary(facts: Plain) -> str:
-    how = f"of {facts['strengths']} strengths by" if facts["chosen_by"] == "cv_loss" else "in"
-    left = f"; {facts['left_in']} images alone in their class were never held out"
-    if "cv_map" in facts:
-        left = f"; {facts['left_in']} images were never held out: no other has one of their labels"
-    score = f"accuracy {facts['cv_acc']:.4f}"
-    if "cv_map" in facts:
-        score = f"mAP {facts['cv_map']:.4f}"
-    return (
-        f"solved: l2 {facts['l2']:.2g} {how} {facts['folds']} folds of the training images: "
-        f"loss {facts['cv_loss']:.4f}, {score} on {facts['n']} held out"
-        f"{left if facts['left_in'] else ''}"
-    )
 
 
 def at_rest(plan: Plan, net: nn.Module) -> PartlyFrozen:

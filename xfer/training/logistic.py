@@ -272,8 +272,7 @@ class Axes(ABC):
     @property
     @abstractmethod
     def curvature(self) -> Matrix:
-        """Of the loss along an axis of spread 1, before anything is known: a number or (classes, 1).
-        """
+        """Of the loss along an axis of spread 1, before the fit: a number or (classes, 1)."""
 
     def mean_loss(self, theta: Matrix) -> float:
         """The mean loss of all images, not penalised."""

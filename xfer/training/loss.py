@@ -131,8 +131,8 @@ class AsymmetricLoss:
     def guessing_labels(self, has: Sequence[int], lacks: Sequence[int]) -> float:
         """The loss of the probability 0.5 for every label."""
         q = max(0.5 - self.margin, 0.0)
-        one = 0.5**self.positive * math.log(2)
-        other = -(q**self.negative) * math.log(1 - q)
+        one = math.pow(0.5, self.positive) * math.log(2)
+        other = -math.pow(q, self.negative) * math.log(1 - q)
         return (one * sum(has) + other * sum(lacks)) / (sum(has) + sum(lacks))
 
     def of_labels(self, has: Sequence[int], lacks: Sequence[int]) -> nn.Module:

@@ -12,7 +12,7 @@ from xfer.evaluation.label_metrics import label_values
 from xfer.evaluation.task import Multilabel
 from xfer.training import logistic
 from xfer.training.cross_validation import HeadProblem
-from xfer.training.label_logistic import LabelHeads
+from xfer.training.label_logistic import LabelHeads, LabelRows
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     Matrix = npt.NDArray[Any]
 
 Heads: TypeAlias = HeadProblem | LabelHeads
+SolvedRows: TypeAlias = logistic.TrainingRows | LabelRows
 
 
 def problem_of(
@@ -74,3 +75,28 @@ def held_out_answers(plan: Plan, solution: Solution, train: Samples) -> tuple[Pr
     if task:
         counts["cv_map"] = label_values(answers.logits, train.labels[seen])["map"]
     return answers, counts
+
+
+def solution_of(problem: Heads) -> tuple[SolvedRows, logistic.Solution]:
+    """The rows of a problem, and the path of its solutions."""
+    if isinstance(problem, LabelHeads):
+        labelled = problem.rows()
+        return labelled, problem.solve(labelled)
+    rows = problem.rows()
+    return rows, problem.solve(rows)
+
+
+def summary_of(facts: Plain) -> str:
+    """One line for the log, of what ``result.json`` says of the solution."""
+    how = f"of {facts['strengths']} strengths by" if facts["chosen_by"] == "cv_loss" else "in"
+    left = f"; {facts['left_in']} images alone in their class were never held out"
+    if "cv_map" in facts:
+        left = f"; {facts['left_in']} images were never held out: no other has one of their labels"
+    score = f"accuracy {facts['cv_acc']:.4f}"
+    if "cv_map" in facts:
+        score = f"mAP {facts['cv_map']:.4f}"
+    return (
+        f"solved: l2 {facts['l2']:.2g} {how} {facts['folds']} folds of the training images: "
+        f"loss {facts['cv_loss']:.4f}, {score} on {facts['n']} held out"
+        f"{left if facts['left_in'] else ''}"
+    )

@@ -11,6 +11,7 @@ from xfer.core.files import write_text, yaml_text
 from xfer.core.live_line import working
 from xfer.core.log import LINES, log, open_log
 from xfer.core.run_status import recorded
+from xfer.plan.label_task import refuse_for_labels
 from xfer.plan.preflight import check_folder
 from xfer.plan.run_dir import make_folder, refuse_taken
 
@@ -32,6 +33,7 @@ def choose_model(
     from xfer.sweep.choosing.outcome import last_lines, write
     from xfer.sweep.choosing.session import Session, announce
 
+    refuse_for_labels(specs)
     refuse_taken(specs)
     if specs.stages:
         check_folder(Path(specs.run_dir or "outputs").expanduser())
