@@ -76,7 +76,7 @@ def _parts(text: str) -> list[str]:
 
 
 def test_every_option_is_found() -> None:
-    assert len(OPTIONS) == 114
+    assert len(OPTIONS) == 117
     assert {group for group, _ in OPTIONS} == set(GROUPS)
 
 

@@ -88,13 +88,15 @@ def _refuse_unlearnable(splits: dict[str, Samples], classes: Sequence[str], wher
         has, lacks = int((train[:, i] == 1).sum()), int((train[:, i] == 0).sum())
         if has and lacks:
             continue
-        elsewhere = [s for s in splits if s != "train" and (splits[s].labels[:, i] == 1).any()]
-        what = f"no training image is known to lack the label '{name}'"
-        if not has:
-            what = f"no training image has the label '{name}'"
-            what += f", and images of {elsewhere[0]} have it" if elsewhere else ""
         fix = "add such images to train, or take the label out of the file"
-        raise DataError(where, what, fix, 86 if elsewhere and not has else 87)
+        held = [s for s in splits if s != "train" and (splits[s].labels[:, i] == 1).any()]
+        if held and not has:
+            what = f"no training image has the label '{name}', and images of {held[0]} have it"
+            raise DataError(where, what, fix, 86)
+        what = f"no training image has the label '{name}'"
+        if has:
+            what = f"no training image is known to lack the label '{name}'"
+        raise DataError(where, what, fix, 87)
 
 
 def _lines(name: str, samples: Samples) -> list[str]:

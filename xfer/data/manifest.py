@@ -14,7 +14,7 @@ from typing import Annotated, ClassVar, Literal
 
 from annotated_types import MaxLen, MinLen
 
-from xfer.core.errors import CombinationError, DataError, closest
+from xfer.core.errors import DataError, LabelsError, closest
 from xfer.core.files import open_to_read
 from xfer.core.types import Dataset
 from xfer.data.dataset import of_files
@@ -96,7 +96,7 @@ class Manifest(Loading):
             name = {";": "semicolon", "|": "pipe"}.get(self.separator)
             what = f"'{self.separator}' is between labels, and an image has one label"
             fix = f"type data.separator={name}" if name else "drop it"
-            raise CombinationError("data.separator", what, f"{fix}, or task=multilabel", 59)
+            raise LabelsError("data.separator", what, f"{fix}, or task=multilabel", 0)
         root = place(self.root) if self.root else path.parent
         rows, remarks = _rows(path, root, self)
         return of_files(divide(rows, self, path, training), root, self, remarks)
@@ -160,10 +160,7 @@ def _lines(path: Path, sign: str) -> Iterator[tuple[int, list[str]]]:
 def _keys(path: Path, header: list[str], how: Manifest) -> list[str]:
     """What each column is: path, label, split, or nothing that is read."""
     where = f"{path}:1"
-    for name, sign in _SIGNS.items():
-        if len(header) == 1 and sign in header[0]:
-            what = f"there is one column, '{header[0]}'"
-            raise DataError(where, what, f"type data.separator={name}", 75)
+    _refuse_one_column(where, header)
     if how.group and header.count(how.group) != 1:
         what = f"there is no single column '{how.group}' to group by"
         fix = closest(how.group, [name for name in header if name not in _KEYS] or header)
@@ -180,6 +177,13 @@ def _keys(path: Path, header: list[str], how: Manifest) -> list[str]:
             raise DataError(where, what, _typed(header), 13)
     known = dict(zip(names, names if decided else _KEYS, strict=False))
     return [known.get(name, "") for name in header]
+
+
+def _refuse_one_column(where: str, header: list[str]) -> None:
+    for name, sign in _SIGNS.items():
+        if len(header) == 1 and sign in header[0]:
+            what = f"there is one column, '{header[0]}'"
+            raise DataError(where, what, f"type data.separator={name}", 75)
 
 
 def _refuse_unknown(where: str, header: list[str], group: str | None) -> None:
@@ -276,6 +280,7 @@ def _label_keys(path: Path, header: list[str], how: Manifest) -> tuple[list[str]
     if how.columns is not None or "label" in header:
         return _keys(path, header, how), []
     where = f"{path}:1"
+    _refuse_one_column(where, header)
     if header.count("path") != 1:
         raise DataError(where, "there is no single column 'path'", _typed(header), 13)
     classes = [name for name in header if name not in ("path", "split")]

@@ -21,6 +21,7 @@ from xfer.core.errors import (
     CombinationError,
     ConfigError,
     DataError,
+    LabelsError,
     WeightsError,
     XferError,
     raise_all,
@@ -222,7 +223,7 @@ def facts(specs: Specs, model: OnnxModel) -> Plain:
 def _check_views(model: OnnxModel, tta: Tta) -> None:
     if tta != "none" and model.task:
         what = "averages the probabilities of classes that exclude each other, and here they do not"
-        raise CombinationError("tta", what, "type tta=none", 64)
+        raise LabelsError("tta", what, "type tta=none", 5)
     if tta != "none" and (model.pictures or model.recipe is None):
         what = f"{model.path} takes whole pictures and crops them itself, so that it has no views"
         fix = "type predict.model=model.onnx, which takes what is prepared, or checkpoint.path=RUN"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from annotated_types import Gt, Lt
 
-from xfer.core.errors import CombinationError, ConfigError
+from xfer.core.errors import LabelsError
 from xfer.core.protocols import LossOfLabels, ReadsLabels
 from xfer.evaluation import metrics
 from xfer.evaluation.label_metrics import LABEL_METRICS, best_thresholds, label_values
@@ -106,11 +106,11 @@ class Multilabel:
 
     def read(self, data: Data, training: bool, known: tuple[str, ...] = ()) -> Dataset:
         """The classes and splits of ``data``; the classes are ``known`` where a network has learned
-        them. Raises CombinationError for data that has one label an image."""
+        them. Raises LabelsError for data that has one label an image."""
         if not isinstance(data, ReadsLabels):
             what = f"has one label an image (data={type(data).__name__.lower()})"
             fix = "type data=csv data.file=FILE with the labels of each image, or task=single"
-            raise CombinationError("data", what, fix, 60)
+            raise LabelsError("data", what, fix, 1)
         return data.labelled(training, known)
 
     def rows(self, parts: metrics.Parts) -> tuple[metrics.Metric, ...]:
@@ -157,7 +157,7 @@ class Multilabel:
             return spec
         what = f"{type(spec).__name__} is a loss of one label an image"
         fix = "type loss=cross_entropy, balanced, smoothed or asymmetric"
-        raise ConfigError("loss", what, fix, 50)
+        raise LabelsError("loss", what, fix, 2)
 
     def title(self, label: Any, classes: Sequence[str]) -> str:
         """The labels of one image in words."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from annotated_types import Ge, Gt, Lt
 
-from xfer.core.errors import CombinationError, ConfigError
+from xfer.core.errors import ConfigError, LabelsError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -117,12 +117,12 @@ class AsymmetricLoss:
         raise self._one_label()
 
     def build(self, counts: Sequence[int]) -> nn.Module:
-        """Raises CombinationError: there is no such loss of one label an image."""
+        """Raises LabelsError: there is no such loss of one label an image."""
         raise self._one_label()
 
-    def _one_label(self) -> CombinationError:
+    def _one_label(self) -> LabelsError:
         what = "asymmetric is for several labels an image, and task=single has one"
-        return CombinationError("loss", what, "type loss=cross_entropy, or task=multilabel", 61)
+        return LabelsError("loss", what, "type loss=cross_entropy, or task=multilabel", 2)
 
     def positive_weights(self, has: Sequence[int], lacks: Sequence[int]) -> list[float]:
         """No weights beside the powers."""
