@@ -39,7 +39,7 @@ FETCHED = ("core/http.py", "core/download.py")
 SHARED = {
     45: "sweep/choosing/candidates.py sweep/choosing/session.py",
     61: "evaluation/task.py training/loss.py",
-    64: "evaluation/onnx_predict.py plan/label_task.py",
+    64: "evaluation/label_predictions.py plan/label_task.py",
     100: "__main__.py sweep/fold_jobs.py",
     171: "hydra_plugins/xfer_slurm/_launch.py sweep/executors/slots.py",
     201: "config/hydra.py config/schema.py",

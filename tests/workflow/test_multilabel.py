@@ -148,6 +148,20 @@ def test_checkpoint_and_files_predict_the_same_labels(solved: Path) -> None:
             assert np.allclose(*shares, atol=2e-5)
 
 
+def test_python_gives_the_labels_too(solved: Path) -> None:
+    import xfer
+    from xfer.core.errors import LabelsError
+
+    model = xfer.load(solved)
+    folder = solved.parent / "images"
+    found = model.predict([folder / "0000.png", folder / "empty00.png"])
+    cuts = read_json(solved / "result.json")["scores"]["val"]["thresholds"]
+    for one in found:
+        assert one.labels == tuple(c for c, p in one.probabilities.items() if p >= cuts[c])
+    with pytest.raises(LabelsError, match="type tta=none"):
+        model.predict([folder / "0000.png"], tta="flip")
+
+
 def test_evaluation_takes_task_and_thresholds_from_the_checkpoint(solved: Path) -> None:
     typed = ["data=csv", "data.file=columns.csv", "stages=[evaluate]", "checkpoint.path=solved"]
     done = Done([*typed, "run.dir=again"], cwd=solved.parent)

@@ -58,7 +58,7 @@ class Manifest(Loading):
     columns: Annotated[tuple[str, ...], MinLen(2), MaxLen(3)] | None = None
     """the columns of the path, of the class and, if there is one, of the split, by their names
     in the header; others are left out. ``null`` is ``path,label`` or ``path,label,split``"""
-    separator: Literal["comma", "semicolon", "tab", "pipe", ";", "|", "/", "+", " "] = "comma"
+    separator: Literal["comma", "semicolon", "tab", "pipe", ";", "|", "/", "+"] = "comma"
     """what is between the columns, by its name; with ``task=multilabel`` also the sign between
     the labels of an image, which is ``|`` unless one is given: the columns then have commas"""
 

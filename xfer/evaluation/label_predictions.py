@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from xfer.core.types import Predictions
+from xfer.core.errors import LabelsError
+from xfer.core.types import Plain, Predictions, Tta
 from xfer.evaluation.csv_cell import cell
 
 if TYPE_CHECKING:
@@ -50,6 +51,13 @@ def _named(said: Array, classes: Sequence[str]) -> list[str]:
 def _true(labels: Array, classes: Sequence[str], sign: str) -> str:
     named = zip(classes, labels, strict=True)
     return cell(sign.join("?" * int(value < 0) + name for name, value in named if value))
+
+
+def refuse_views(task: Plain, tta: Tta) -> None:
+    """Raise LabelsError for views of an image where the ``task`` of a network is several labels."""
+    if task and tta != "none":
+        what = "averages the probabilities of classes that exclude each other"
+        raise LabelsError("tta", f"{what}, and here they do not", "type tta=none", 5)
 
 
 def label_summary(answers: Predictions, path: Path) -> list[str]:

@@ -21,7 +21,6 @@ from xfer.core.errors import (
     CombinationError,
     ConfigError,
     DataError,
-    LabelsError,
     WeightsError,
     XferError,
     raise_all,
@@ -34,6 +33,7 @@ from xfer.core.types import InputSpec, Plain, Predictions, Tta, class_name
 from xfer.data.preprocess import check_size, named
 from xfer.data.tta import VIEWS, check_tta, prepare_views, tta_facts
 from xfer.evaluation.certified import warn_of_views
+from xfer.evaluation.label_predictions import refuse_views
 from xfer.evaluation.onnx_session import (
     P_UNLIKE,
     PREDICTION_SET,
@@ -221,9 +221,7 @@ def facts(specs: Specs, model: OnnxModel) -> Plain:
 
 
 def _check_views(model: OnnxModel, tta: Tta) -> None:
-    if tta != "none" and model.task:
-        what = "averages the probabilities of classes that exclude each other, and here they do not"
-        raise LabelsError("tta", what, "type tta=none", 5)
+    refuse_views(model.task, tta)
     if tta != "none" and (model.pictures or model.recipe is None):
         what = f"{model.path} takes whole pictures and crops them itself, so that it has no views"
         fix = "type predict.model=model.onnx, which takes what is prepared, or checkpoint.path=RUN"
