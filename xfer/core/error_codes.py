@@ -58,9 +58,10 @@ def kinds() -> list[tuple[range, type[errors.XferError]]]:
     named = [k for k in vars(errors).values() if isinstance(k, type) and k is not errors.Problems]
     classes = [kind for kind in named if issubclass(kind, errors.XferError)]
     owners = {kind.base: kind for kind in classes}
-    for kind in [kind for kind in classes if kind.last is not None]:
-        before = max(base for base in owners if base < kind.base)
-        owners[kind.last + 1] = owners[before]
+    for kind in classes:
+        if kind.last is not None:
+            before = max(base for base in owners if base < kind.base)
+            owners[kind.last + 1] = owners[before]
     starts = sorted(owners)
     ends = zip(starts, [*starts[1:], _LAST + 1], strict=True)
     spans = [(range(start, end), owners[start]) for start, end in ends]
