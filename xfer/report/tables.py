@@ -123,7 +123,7 @@ def _per_label(split: str, classes: Plain) -> tuple[Table, ...]:
         [name, *(number(int(row[key])) for key in counts), *(number(row[key]) for key in keys)]
         for name, row in classes.items()
     ]
-    head = ("class", "have it", "known", "threshold", "average precision", "precision", "recall")
+    head = ("class", "have it", "known", "threshold", "AP", "precision", "recall")
     return _table(split, (*head, "F1"), rows)
 
 

@@ -100,8 +100,7 @@ def fit(plan: Plan, folder: Path) -> FitResult:
     log.info(cached.summary())
     solved = solve(plan, frozen, cached)
     train = cached.work.splits["train"]
-    said = plan.specs.task.card(solved.solution.held_out, train.labels, "cv")
-    plan = replace(plan, card=replace(plan.card, task=said))
+    plan = _with_task(plan, solved, train)
     verdict = freeze.verdict(frozen.hashes, freeze.hashes(net.state_dict(), frozen.hashes))
     phase = {"phase": plan.phases[0].name, "from_epoch": 1, **verdict}
     write_json(folder / "freeze_proof.json", {**verdict, "phases": [phase]})
@@ -118,9 +117,7 @@ def fit(plan: Plan, folder: Path) -> FitResult:
     }
     facts = _write_held_out(plan, solved, train, folder / "predictions_cv.csv")
     log.info(summary_of(facts))
-    card = plan.card
-    if isinstance(solved.rows, logistic.TrainingRows):
-        card = calibrate_solved(plan, net, solved.rows, solved.solution, bool(train.groups))
+    card = _calibrated(plan, net, solved, bool(train.groups))
     card = replace(card, certificate=_certificate(plan, card, solved, frozen, cached))
     snapshot = Snapshot(card, net.cpu().state_dict(), chosen, run=identity(plan.facts))
     best_path = best_checkpoint(folder)
@@ -146,6 +143,19 @@ def fit(plan: Plan, folder: Path) -> FitResult:
         cv=whole,
         calibration=card.calibration,
     )
+
+
+def _with_task(plan: Plan, solved: Solved, train: Samples) -> Plan:
+    """The plan whose card says what held-out answers say of the task."""
+    said = plan.specs.task.card(solved.solution.held_out, train.labels, "cv")
+    return replace(plan, card=replace(plan.card, task=said))
+
+
+def _calibrated(plan: Plan, net: nn.Module, solved: Solved, grouped: bool) -> Card:
+    """The card, with what calibrates the head of one label an image."""
+    if not isinstance(solved.rows, logistic.TrainingRows):
+        return plan.card
+    return calibrate_solved(plan, net, solved.rows, solved.solution, grouped)
 
 
 def _cross_validated(plan: Plan, problem: Heads, train: Samples) -> OutOfFold | None:
