@@ -33,7 +33,8 @@ HEAVY = {
 # Subclasses and helpers of torch; everything else gets by without it until it works.
 OF_TORCH = {
     "core.device", "core.memory", "data.loader", "data.sampler", "evaluation.evaluate",
-    "evaluation.layer_cam", "export.certified_graph", "export.mindir.run", "export.pixels",
+    "evaluation.layer_cam", "export.certified_graph", "export.label_graph",
+    "export.mindir.run", "export.pixels",
     "models.head.filled_layers", "models.head.layers", "models.logit_scale",
     "models.mindspore_layers", "models.network", "models.restore", "models.skip_init",
     "sweep.soup.averaging",
@@ -43,7 +44,8 @@ OF_TORCH = {
         "distributed.group", "distributed.rendezvous", "distributed.strategy", "ema", "exact",
         "features.cut", "features.extract", "features.feature_loader", "features.feed",
         "features.find_cut", "features.prove_cut", "features.shape_tensor", "filled", "fit",
-        "guarded_logger", "head_input", "head_start", "image_audit", "lightning", "lr_find",
+        "guarded_logger", "head_input", "head_start", "image_audit",
+        "label_losses", "lightning", "lr_find",
         "module", "nan_guard", "optimizer_restore", "teacher", "worth",
     )
 }  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import compress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 class Prediction:
     """The answer for one image. ``probabilities`` is by class name, ``path`` for a picture that is
     no file ``image 0``, ``image 1`` and so on. With a certificate ``prediction_set`` names the
-    classes in it, and ``p_unlike`` is the p-value of being unlike all training images."""
+    classes in it, and ``p_unlike`` is the p-value of being unlike all training images. With several
+    labels an image ``labels`` are those that it is said to have; ``label`` is the most probable."""
 
     path: str
     label: str
@@ -32,6 +33,7 @@ class Prediction:
     probabilities: Mapping[str, float]
     prediction_set: tuple[str, ...] | None = None
     p_unlike: float | None = None
+    labels: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -60,11 +62,13 @@ class Model:
         from xfer.data.tta import check_tta
         from xfer.evaluation.certified import certified, distances_at, usable
         from xfer.evaluation.evaluate import Reading, answers
+        from xfer.evaluation.label_predictions import refuse_views
         from xfer.evaluation.predict import find, pictures, warn_of_broken
 
         inputs: Any = [images] if isinstance(images, str | Path) else images
         named = isinstance(inputs, Sequence) and all(isinstance(i, str | Path) for i in inputs)
         recipe, broken = self.card.input, list[XferError]()
+        refuse_views(self.card.task, tta)
         check_tta(recipe, tta)
         samples = find([str(p) for p in inputs], recipe.range) if named else pictures(inputs)
         reading = Reading(tta=tta)
@@ -75,6 +79,7 @@ class Model:
         warn_of_broken(broken, len(samples))
         if certificate is not None:
             predicted = certified(predicted, certificate, distances)
+        predicted = replace(predicted, task=self.card.task)
         sets, p_unlike = predicted.sets, predicted.p_unlike
         return [
             Prediction(
@@ -84,6 +89,7 @@ class Model:
                 dict(zip(classes, row.tolist(), strict=True)),
                 None if sets is None else tuple(compress(classes, sets[i])),
                 None if p_unlike is None else float(p_unlike[i]),
+                tuple(compress(classes, predicted.said[i])) if predicted.task else None,
             )
             for i, (path, row) in enumerate(
                 zip(predicted.names, predicted.probabilities, strict=True)

@@ -288,7 +288,8 @@ def _network(work: Work) -> nn.Module:
             log.info(f"the network is {printable(path)}, sha256 {file_sha256(path)[:12]}")
         with working("opening the checkpoint"):
             net, card = open_checkpoint(path, plan.specs.make)
-        work.plan = replace(plan, card=replace(plan.card, certificate=card.certificate))
+        learned = replace(plan.card, certificate=card.certificate, task=card.task)
+        work.plan = replace(plan, card=learned)
         return net
     return merge(assemble(plan.parts, plan.state)).eval()
 
@@ -309,13 +310,13 @@ def _evaluate(work: Work, net: nn.Module) -> None:
             trained = f"{name}: these are the images that the checkpoint was trained on"
             warn(work.warnings, [trained])
         warn(work.warnings, fitted_on(work.checkpoint(), name, samples.names))
-        warn(work.warnings, saturation(name, predicted.logits))
+        warn(work.warnings, [] if predicted.task else saturation(name, predicted.logits))
         work.predictions[name], work.scores[name] = predicted, score
         write_predictions(predicted, work.folder / f"predictions_{name}.csv")
         if getattr(work.plan.specs.data, "fold", None) is not None:
             write_logits(predicted, work.folder)
         views = f", {tta}" if (tta := tta_words(work.plan.specs.tta)) else ""
-        log.info(f"{name}: accuracy {score.in_words()}, loss {score.loss:.4f}{views}")
+        log.info(f"{name}: {score.title} {score.in_words()}, loss {score.loss:.4f}{views}")
 
 
 def _without_folder(specs: Specs, plan: Plan, began: float) -> Result | None:
@@ -325,8 +326,7 @@ def _without_folder(specs: Specs, plan: Plan, began: float) -> Result | None:
     if specs.run_dir is not None or specs.stages not in ((), ("predict",), ("export",)):
         return None
     work = Work(plan, Path(), time.perf_counter() - began, began)
-    checkpoint = work.checkpoint()
-    if not specs.stages or checkpoint is None:
+    if not specs.stages or (checkpoint := work.checkpoint()) is None:
         return None if specs.stages else Result(Path(), plan.facts, None)
     from xfer.evaluation.predict import write_beside
     from xfer.report.result import outcome
@@ -341,8 +341,8 @@ def _without_folder(specs: Specs, plan: Plan, began: float) -> Result | None:
         work.exports = export_beside(plan, partial(_network, work), run, checkpoint)
         return Result(run, plan.facts, outcome(work))
     check_folder(work.folder)
-    path = _predict(work, _network(work), write_beside)
-    return Result(work.folder, work.plan.facts, outcome(work) | {"predictions": str(path)})
+    path = str(_predict(work, _network(work), write_beside))
+    return Result(work.folder, work.plan.facts, outcome(work) | {"predictions": path})
 
 
 def _predict(
@@ -356,8 +356,7 @@ def _predict(
     predicted = _answers(work, net, samples, broken)
     warn_of_broken(broken, len(samples))
     path = (write or write_table)(predicted, work.folder)
-    page = answer_page(work, net, samples, predicted, path)
-    for line in [*summary(predicted, path), *page]:
+    for line in [*summary(predicted, path), *answer_page(work, net, samples, predicted, path)]:
         log.info(line)
     return path
 

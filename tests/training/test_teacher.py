@@ -29,6 +29,7 @@ from xfer.plan.make import make_plan
 from xfer.plan.table import table
 from xfer.plan.teacher_plan import plan_teacher, teacher_lines
 from xfer.training import logistic, teacher
+from xfer.training.feature_moments import moments
 from xfer.training.loss import Distill
 from xfer.training.soft_targets import SoftTargets
 from xfer.training.teacher import Lessons, opened
@@ -133,7 +134,7 @@ def test_a_head_is_solved_for_soft_targets_as_torch_would(heat: float, weight: f
     rows, l2 = rows_of(SoftTargets(sage, heat, weight)), 0.05
     (strength,) = logistic.solve(rows, (l2,)).path
     # The same problem in another library, with another algorithm in other coordinates.
-    mean, std = (torch.tensor(part) for part in logistic.moments(rows.views))
+    mean, std = (torch.tensor(part) for part in moments(rows.views))
     z = torch.cat([(torch.tensor(v, dtype=torch.float64) - mean) / std for v in rows.views])
     labels = torch.tensor(np.tile(rows.labels, 2))
     share = torch.tensor(np.tile(rows.weights, 2))

@@ -14,8 +14,8 @@ DISTRIBUTION = "xfer-vision"
 """What the package index and pip call xfer; ``xfer`` is somebody else's there."""
 
 GROUPS = (
-    *("experiment", "data", "augment", "backbone", "source", "head", "freeze", "loss", "optim"),
-    *("schedule", "trainer", "checkpoint", "features", "export", "logger", "sweep"),
+    *("experiment", "task", "data", "augment", "backbone", "source", "head", "freeze", "loss"),
+    *("optim", "schedule", "trainer", "checkpoint", "features", "export", "logger", "sweep"),
     "choose",
 )
 

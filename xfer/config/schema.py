@@ -31,6 +31,7 @@ Where = Callable[[str], str]
 """Names the place a dotted key was set: a file, or the command line."""
 HOMES = {
     "augment": "xfer.data.augment",
+    "task": "xfer.evaluation.task",
     "source": "xfer.weights.source",
     "choose": "xfer.sweep.choose",
     **{group: f"xfer.models.{group}" for group in ("backbone", "head")},

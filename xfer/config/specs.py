@@ -86,6 +86,7 @@ class Specs:
     stages: tuple[str, ...]
     run_dir: str | None
     predict_input: tuple[str, ...]
+    task: protocols.LabelTask
     data: protocols.Data | None
     augment: protocols.Augment
     backbone: protocols.Backbone

@@ -113,6 +113,15 @@ def _is_complete(facts: _CalibrationFacts) -> _CalibrationFacts:
 
 
 @with_config(_FORBID)
+class TaskFacts(TypedDict):
+    """What a network answers where an image has several labels or none."""
+
+    kind: Literal["multilabel"]
+    thresholds: list[_Share]
+    chosen_on: Literal["cv", "val", "given"]
+
+
+@with_config(_FORBID)
 class _CardFacts(TypedDict):
     backbone: _SpecFacts
     head: _SpecFacts
@@ -125,6 +134,7 @@ class _CardFacts(TypedDict):
     adapters: NotRequired[_Adapters]
     calibration: NotRequired[Annotated[_CalibrationFacts, AfterValidator(_is_complete)]]
     certificate: NotRequired[CertificateFacts]
+    task: NotRequired[TaskFacts]
 
 
 def card_of(facts: Any) -> Card:
@@ -136,4 +146,6 @@ def card_of(facts: Any) -> Card:
     sizes = {len(facts.get("calibration", {}).get(key, classes)) for key in ("scale", "shift")}
     if sizes != {len(classes)}:
         raise ValueError("calibration does not have one scale and one shift a class")
+    if len(facts.get("task", {}).get("thresholds", classes)) != len(classes):
+        raise ValueError("task does not have one threshold a class")
     return Card.from_plain(facts)

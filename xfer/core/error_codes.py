@@ -53,12 +53,18 @@ def entries() -> dict[int, ErrorCode]:
 
 
 def kinds() -> list[tuple[range, type[errors.XferError]]]:
-    """Every class of errors with the numbers that it may have, in the order of exit codes."""
+    """Every class of errors with the numbers that it may have, in the order of exit codes; a class
+    twice where another one has numbers in between."""
     named = [k for k in vars(errors).values() if isinstance(k, type) and k is not errors.Problems]
     classes = [kind for kind in named if issubclass(kind, errors.XferError)]
-    bases = sorted(kind.base for kind in classes)
-    ends = dict(zip(bases, [*bases[1:], _LAST + 1], strict=True))
-    spans = [(range(kind.base, ends[kind.base]), kind) for kind in classes]
+    owners = {kind.base: kind for kind in classes}
+    for kind in classes:
+        if kind.last is not None:
+            before = max(base for base in owners if base < kind.base)
+            owners[kind.last + 1] = owners[before]
+    starts = sorted(owners)
+    ends = zip(starts, [*starts[1:], _LAST + 1], strict=True)
+    spans = [(range(start, end), owners[start]) for start, end in ends]
     return sorted(spans, key=lambda span: (span[1].exit, span[0].start))
 
 

@@ -3,6 +3,7 @@
 XferError                 exit  1   (a bug, when raised bare)
 ├── ConfigError                 2   a key, value, option or combination
 │   ├── CombinationError        2   further combinations, numbered E001 to E049
+│   ├── LabelsError             2   what does not go with several labels an image, E059 to E069
 │   └── CommandError            2   a verb, such as xfer train, with words that it cannot take
 ├── DataError                   3   folders, classes, files that are no images
 ├── WeightsError                4   source weights that do not fit or cannot be had
@@ -48,12 +49,14 @@ class XferError(Exception):
     """A mistake reported in one line: where it is, what is wrong, what to type.
 
     ``where`` is a file or config key; ``number`` the case, stable across releases and listed in
-    :mod:`xfer.core.error_codes`, from which docs/errors.md is made; ``passed`` what was done all
+    :mod:`xfer.core.error_codes`, from which docs/errors.md is made. Those of a class are from its
+    ``base`` up to ``last``, by default up to the next class's base; ``passed`` what was done all
     the same, such as the exported files beside one that was refused.
     """
 
     exit = 1
     base = 100
+    last: int | None = None
     passed: Sequence[Any] = ()
 
     def __init__(self, where: object, what: str, fix: str, number: int = 0) -> None:
@@ -77,6 +80,12 @@ class CombinationError(ConfigError):
     """Options that are each sound and do not go together."""
 
     exit, base = 2, 0
+
+
+class LabelsError(ConfigError):
+    """What does not go with several labels an image, or with one."""
+
+    exit, base, last = 2, 59, 69
 
 
 class CommandError(ConfigError):

@@ -107,6 +107,16 @@ class Traces(Protocol):
 
 
 @runtime_checkable
+class GivesLabels(Protocol):
+    """A writer whose files also answer with the labels of each image, where the card that it is
+    given has a task of several."""
+
+    def open_labelled(self, path: Path) -> Callable[[Array], Sequence[Array]]:
+        """Re-read ``path`` and return a function from its input to probabilities float32
+        (n, classes) and labels bool (n, classes)."""
+
+
+@runtime_checkable
 class Undecided(Protocol):
     """An option that leaves its group to the plan."""
 
@@ -166,6 +176,15 @@ class Data(Protocol):
 
     def balance(self, labels: Iterable[int]) -> list[int] | None:
         """The training ``labels`` to balance by; ``None`` where every image comes once."""
+
+
+@runtime_checkable
+class ReadsLabels(Protocol):
+    """Images that may have several labels, or none."""
+
+    def labelled(self, training: bool, known: tuple[str, ...]) -> Dataset:
+        """As :meth:`Data.dataset`, with labels int64 (n, classes) of 1, 0 and -1 for unknown; the
+        classes are ``known`` where a network has learned them."""
 
 
 class Augment(Protocol):
@@ -238,6 +257,63 @@ class HasTeacher(Protocol):
     @property
     def weight(self) -> float:
         """The share of that part in the loss."""
+
+
+@runtime_checkable
+class LossOfLabels(Protocol):
+    """What training minimises where an image has several labels, or none. ``has`` and ``lacks``
+    are the training images a class that are known to have the label, and not to."""
+
+    def positive_weights(self, has: Sequence[int], lacks: Sequence[int]) -> list[float]:
+        """What an image that has the label weighs beside one that has not, a class."""
+
+    def guessing_labels(self, has: Sequence[int], lacks: Sequence[int]) -> float:
+        """The loss of the probability 0.5 for every label."""
+
+    def of_labels(self, has: Sequence[int], lacks: Sequence[int]) -> torch.nn.Module:
+        """Takes logits (n, classes) and labels (n, classes) of 1, 0 and -1 for unknown."""
+
+
+class LabelTask(Protocol):
+    """What an image's labels are, and whatever follows from that; see
+    :mod:`xfer.evaluation.task`."""
+
+    @property
+    def several(self) -> bool:
+        """Whether an image may have several labels, or none."""
+
+    @property
+    def chooses(self) -> bool:
+        """Whether a fit by steps chooses something on val, beside the best epoch."""
+
+    def read(self, data: Data, training: bool, known: tuple[str, ...] = ()) -> Dataset:
+        """The classes and splits of ``data``."""
+
+    def rows(self, parts: Mapping[str, CustomMetric]) -> tuple[Any, ...]:
+        """Every :class:`xfer.evaluation.metrics.Metric`, those of the user last."""
+
+    def values(
+        self, logits: Any, labels: Any, parts: Mapping[str, CustomMetric]
+    ) -> dict[str, float]:
+        """Every metric by name."""
+
+    def counts(self, labels: Array, classes: int) -> list[int]:
+        """Images a class."""
+
+    def more_counts(self, labels: Array) -> Plain:
+        """What ``plan.json`` says of a split beside the images a class."""
+
+    def loss(self, spec: Loss, labels: Array, classes: int) -> torch.nn.Module:
+        """What training on images with these ``labels`` minimises."""
+
+    def guessing(self, spec: Loss, labels: Array, classes: int) -> tuple[int, float]:
+        """Of how many answers guessing chooses, and the training loss of that."""
+
+    def title(self, label: Any, classes: Sequence[str]) -> str:
+        """The label of one image in words."""
+
+    def card(self, logits: Any, labels: Any, chosen_on: str) -> Plain:
+        """What a card says of the task, as it follows from answers."""
 
 
 class Optim(Protocol):

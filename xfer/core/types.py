@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 from unicodedata import normalize
 
 if TYPE_CHECKING:
@@ -81,8 +81,9 @@ class Images(Protocol):
 
 @dataclass(frozen=True)
 class Samples:
-    """One split: ``names`` (unique, the path below the root), ``labels`` int64 of shape (n,),
-    the ``images`` themselves and ``sha256`` over names, labels and file contents.
+    """One split: ``names`` (unique, the path below the root), ``labels`` int64 of shape (n,), or
+    with several labels an image (n, classes) of 1, 0 and -1 for unknown, the ``images`` themselves
+    and ``sha256`` over names, labels and file contents.
 
     In cross-validation ``folds``, int64 (repeats, n), says which fold an image is in; ``groups``
     are the names of what must be on one side, an entry an image, empty where nothing is grouped.
@@ -122,7 +123,10 @@ class Card:
     ``adapters`` are the low-rank adapters beside the weights of a fit at work (see
     :mod:`xfer.models.adapters`), ``calibration`` what the weights of the last layer have been
     scaled by (see :mod:`xfer.evaluation.calibration`), ``certificate`` what the weights promise of
-    their answers, where that was asked for.
+    their answers, where that was asked for. ``task`` is empty where an image has one label; with
+    several it has the ``kind`` multilabel, the ``thresholds`` a class from which probabilities on
+    an image is said to have the label, and what they were ``chosen_on``: ``cv``, ``val`` or
+    ``given``.
     """
 
     backbone: Plain
@@ -136,6 +140,7 @@ class Card:
     adapters: Plain = field(default_factory=dict)
     calibration: Plain = field(default_factory=dict)
     certificate: Certificate | None = field(default=None, compare=False)
+    task: Plain = field(default_factory=dict)
 
     def merged(self) -> Card:
         """The card of the same weights, with their adapters added to them."""
@@ -146,7 +151,7 @@ class Card:
         facts = {k: dict(v) if isinstance(v, Mapping) else v for k, v in vars(self).items()}
         facts |= {"classes": list(self.classes), "input": self.input.to_plain()}
         del facts["certificate"]
-        for key in ("adapters", "calibration"):
+        for key in ("adapters", "calibration", "task"):
             if not facts[key]:
                 del facts[key]
         if self.certificate is not None:
@@ -171,7 +176,8 @@ class Predictions:
     ``logits`` float32 (n, classes); ``labels`` int64 (n,) or ``None`` when unknown. Where several
     ``views`` of each image were answered, the logits are the logarithms of mean probabilities.
     With a certificate, ``sets`` bool (n, classes) are prediction sets and ``p_unlike`` float64 (n,)
-    the p-values of being unlike all training images.
+    the p-values of being unlike all training images. With several labels an image ``labels`` are
+    int64 (n, classes) of 1, 0 and -1 for unknown, and ``task`` is that of the network's card.
     """
 
     names: tuple[str, ...]
@@ -181,12 +187,31 @@ class Predictions:
     views: int = 1
     sets: npt.NDArray[np.bool_] | None = None
     p_unlike: npt.NDArray[np.float64] | None = None
+    task: Plain = field(default_factory=dict)
+
+    @property
+    def thresholds(self) -> npt.NDArray[np.float64] | None:
+        """The probability a class from which on an image is said to have the label, (classes,);
+        ``None`` where an image has one label."""
+        import numpy as np
+
+        return np.array(self.task["thresholds"], np.float64) if self.task else None
+
+    @property
+    def said(self) -> npt.NDArray[np.bool_]:
+        """With several labels an image: which it is said to have, (n, classes)."""
+        import numpy as np
+
+        return np.asarray(self.probabilities >= np.asarray(self.thresholds))
 
     @property
     def probabilities(self) -> npt.NDArray[np.float64]:
-        """Softmax of the logits in float64, shape (n, classes)."""
+        """Softmax of the logits in float64, shape (n, classes); with several labels an image the
+        sigmoid of each."""
         import numpy as np
 
+        if self.task:
+            return sigmoid(self.logits.astype(np.float64))
         z = self.logits.astype(np.float64)
         z = np.exp(z - z.max(axis=1, keepdims=True))
         return np.asarray(z / z.sum(axis=1, keepdims=True))
@@ -229,6 +254,9 @@ class Score:
     used_for_selection: bool
     others: dict[str, float | None] = field(default_factory=dict)
 
+    title: ClassVar[str] = "accuracy"
+    """What :meth:`in_words` is of."""
+
     def in_words(self) -> str:
         """The accuracy with what it is worth: ``0.9218 (165 of 179; 95 % interval ...)``."""
         low, high, right = *self.acc_ci95, round(self.acc * self.n)
@@ -239,6 +267,54 @@ class Score:
         facts = asdict(self) | {"acc_ci95": list(self.acc_ci95)}
         others: Plain = facts.pop("others")
         return facts | others
+
+
+@dataclass(frozen=True)
+class LabelScore:
+    """The scores of one split with several labels an image, of the known ones alone. ``map`` is the
+    mean over the classes of the average precision, ``acc`` the share of images with every known
+    label right (``acc_ci95`` is Wilson's interval), ``hamming`` the share of wrong labels, ``loss``
+    the mean binary cross-entropy of ``labels_known`` labels. ``thresholds`` by class, chosen on
+    ``cv`` (training images, each answered by a fit that had not seen it), ``val`` or ``given``;
+    ``per_class`` holds, a class, ``n``, ``known``, ``threshold``, ``ap``, ``precision``,
+    ``recall`` and ``f1``. ``None`` is what is not defined on these labels."""
+
+    n: int
+    acc: float
+    acc_ci95: tuple[float, float]
+    loss: float
+    map: float | None
+    macro_f1: float | None
+    micro_f1: float | None
+    hamming: float | None
+    labels_known: int
+    thresholds: dict[str, float]
+    thresholds_chosen_on: str
+    per_class: dict[str, dict[str, float | None]]
+    used_for_selection: bool
+
+    title: ClassVar[str] = "mAP"
+    """What :meth:`in_words` begins with."""
+
+    def in_words(self) -> str:
+        """The mean average precision, F1 and exact matches, as far as they are defined."""
+        low, high, right = *self.acc_ci95, round(self.acc * self.n)
+        first = "undefined" if self.map is None else f"{self.map:.4f}"
+        f1 = "" if self.macro_f1 is None else f"macro F1 {self.macro_f1:.4f}, "
+        match = f"every label right on {right} of {self.n}"
+        return f"{first} ({f1}{match}; 95 % interval {low:.4f} to {high:.4f})"
+
+    def to_plain(self) -> Plain:
+        """As JSON-like facts, as ``result.json`` holds them."""
+        return asdict(self) | {"acc_ci95": list(self.acc_ci95)}
+
+
+def sigmoid(logits: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """1 / (1 + exp(-logits)), without overflow."""
+    import numpy as np
+
+    below = np.exp(-np.abs(logits))
+    return np.asarray(np.where(logits >= 0, 1.0, below) / (1.0 + below))
 
 
 @dataclass(frozen=True)

@@ -35,8 +35,10 @@ def of_files(
     how: Loading,
     remarks: Iterable[str] = (),
     places: Mapping[str, ImagePlace] | None = None,
+    about: Callable[[list[ImageRow]], list[str]] | None = None,
 ) -> Dataset:
-    """The image files ``root / name``, or those that lie at ``places`` by name, every one read.
+    """The image files ``root / name``, or those that lie at ``places`` by name, every one read;
+    ``about`` makes remarks on their classes.
 
     Raises DataError for broken ones, unless ``how`` skips them, and for leakage as it says.
     """
@@ -58,7 +60,8 @@ def of_files(
         )
 
     hashes, looks = [one.sha256 for one in facts], [one.look for one in facts]
-    dataset = _dataset(rows, hashes, looks, images, how, root, [*remarks, *range_lines])
+    said = map(printable, (about or _remarks)(rows))
+    dataset = _dataset(rows, hashes, looks, images, how, root, [*remarks, *range_lines, *said])
     return replace(dataset, range=over)
 
 
@@ -75,7 +78,8 @@ def of_arrays(
     def images(positions: Sequence[int]) -> Arrays:
         return Arrays(np.stack([arrays[i] for i in positions]))
 
-    return _dataset(rows, hashes, [], images, how, "data", remarks)
+    said = map(printable, _remarks(rows))
+    return _dataset(rows, hashes, [], images, how, "data", [*remarks, *said])
 
 
 def _sound(
@@ -112,8 +116,8 @@ def _dataset(
             some, digests = [rows[i] for i in members], [hashes[i] for i in members]
             splits[split] = _samples(some, classes, digests, images(members))
     leaks, lines = compare(rows, hashes, looks, how, where)
-    lines = [printable(line) for line in (*_remarks(rows), *lines)]
-    return Dataset(classes, splits, (*remarks, *lines), tuple(map(tuple, leaks)))
+    said = (*remarks, *map(printable, lines))
+    return Dataset(classes, splits, said, tuple(map(tuple, leaks)))
 
 
 def _samples(

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
@@ -20,7 +21,6 @@ from xfer.data.preprocess import named, prepare
 from xfer.data.sampler import ALL, Key, Order, Share
 
 if TYPE_CHECKING:
-    import numpy as np
     import numpy.typing as npt
     from PIL.Image import Image
 
@@ -66,7 +66,7 @@ class Pictures(TorchDataset[Any]):
             return named(error, self.samples.names[index])
         except XferError as error:
             return error
-        return array, int(self.samples.labels[index])
+        return array, self.samples.labels[index]
 
     @staticmethod
     def collate(items: list[Any]) -> Any:
@@ -75,7 +75,9 @@ class Pictures(TorchDataset[Any]):
             if isinstance(item, XferError):
                 return item
         images, labels = zip(*items, strict=True)
-        return torch.stack([torch.from_numpy(image) for image in images]), torch.tensor(labels)
+        # A number an image or, with several labels, a row.
+        known = torch.from_numpy(np.array(labels, np.int64))
+        return torch.stack([torch.from_numpy(image) for image in images]), known
 
     @staticmethod
     def collate_sound(items: list[Any]) -> Any:

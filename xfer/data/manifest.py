@@ -14,15 +14,18 @@ from typing import Annotated, ClassVar, Literal
 
 from annotated_types import MaxLen, MinLen
 
-from xfer.core.errors import DataError, closest
+from xfer.core.errors import DataError, LabelsError, closest
 from xfer.core.files import open_to_read
 from xfer.core.types import Dataset
 from xfer.data.dataset import of_files
+from xfer.data.label_rows import Labelled, classes_of, in_cell, in_columns, in_json
+from xfer.data.label_split import LabelledRow, divide_labelled, with_labels
 from xfer.data.options import SPLITS, ImageRow, Loading, place
 from xfer.data.split import divide
 
 _HEADER = "let the first line be path,label or path,label,split"
 _SIGNS = {"comma": ",", "semicolon": ";", "tab": "\t", "pipe": "|"}
+_BETWEEN_LABELS = "|"
 _KEYS = ("path", "label", "split")
 _DECIDED = (*_KEYS, "suggested", "decision")
 _DECISIONS = ("accept", "relabel", "drop")
@@ -55,12 +58,45 @@ class Manifest(Loading):
     columns: Annotated[tuple[str, ...], MinLen(2), MaxLen(3)] | None = None
     """the columns of the path, of the class and, if there is one, of the split, by their names
     in the header; others are left out. ``null`` is ``path,label`` or ``path,label,split``"""
-    separator: Literal["comma", "semicolon", "tab", "pipe"] = "comma"
-    """what is between the columns"""
+    separator: Literal["comma", "semicolon", "tab", "pipe", ";", "|", "/", "+"] = "comma"
+    """what is between the columns, by its name; with ``task=multilabel`` also the sign between
+    the labels of an image, which is ``|`` unless one is given: the columns then have commas"""
+
+    @property
+    def between_labels(self) -> str:
+        """The sign between the labels of an image."""
+        return _BETWEEN_LABELS if self.separator in _SIGNS else self.separator
+
+    def labelled(self, training: bool, known: tuple[str, ...] = ()) -> Dataset:
+        """The same as :meth:`dataset` where an image has several labels or none: labels int64
+        (n, classes) of 1, 0 and, where it is unknown, -1. The file is CSV with the columns path and
+        label, or path and one column a class, or a JSON list. The classes are ``known`` where a
+        network has learned them."""
+        path = place(self.file)
+        root = place(self.root) if self.root else path.parent
+        listed, columns = label_list(path, self)
+        classes = classes_of(listed, path, columns, known)
+        images = [
+            LabelledRow(located(image, root, bool(self.root)), image.row(classes))
+            for image in listed
+        ]
+        images = [
+            image._replace(row=image.row._replace(label=_all_labels(image.known, classes)))
+            for image in images
+        ]
+        divided = divide_labelled(images, self, path, training)
+        rows = [image.row for image in divided]
+        dataset = of_files(rows, root, self, about=lambda _: [])
+        return with_labels(dataset, divided, classes, path)
 
     def dataset(self, training: bool) -> Dataset:
         """See :meth:`Loading.dataset`."""
         path = place(self.file)
+        if self.separator not in _SIGNS:
+            name = {";": "semicolon", "|": "pipe"}.get(self.separator)
+            what = f"'{self.separator}' is between labels, and an image has one label"
+            fix = f"type data.separator={name}" if name else "drop it"
+            raise LabelsError("data.separator", what, f"{fix}, or task=multilabel", 0)
         root = place(self.root) if self.root else path.parent
         rows, remarks = _rows(path, root, self)
         return of_files(divide(rows, self, path, training), root, self, remarks)
@@ -124,10 +160,7 @@ def _lines(path: Path, sign: str) -> Iterator[tuple[int, list[str]]]:
 def _keys(path: Path, header: list[str], how: Manifest) -> list[str]:
     """What each column is: path, label, split, or nothing that is read."""
     where = f"{path}:1"
-    for name, sign in _SIGNS.items():
-        if len(header) == 1 and sign in header[0]:
-            what = f"there is one column, '{header[0]}'"
-            raise DataError(where, what, f"type data.separator={name}", 75)
+    _refuse_one_column(where, header)
     if how.group and header.count(how.group) != 1:
         what = f"there is no single column '{how.group}' to group by"
         fix = closest(how.group, [name for name in header if name not in _KEYS] or header)
@@ -144,6 +177,13 @@ def _keys(path: Path, header: list[str], how: Manifest) -> list[str]:
             raise DataError(where, what, _typed(header), 13)
     known = dict(zip(names, names if decided else _KEYS, strict=False))
     return [known.get(name, "") for name in header]
+
+
+def _refuse_one_column(where: str, header: list[str]) -> None:
+    for name, sign in _SIGNS.items():
+        if len(header) == 1 and sign in header[0]:
+            what = f"there is one column, '{header[0]}'"
+            raise DataError(where, what, f"type data.separator={name}", 75)
 
 
 def _refuse_unknown(where: str, header: list[str], group: str | None) -> None:
@@ -210,3 +250,68 @@ def _row(where: str, facts: dict[str, str], root: Path, asked: bool) -> ImageRow
     # The path below the folder if it is there, else as it is, so that every file has one name.
     path = path.relative_to(root) if path.is_relative_to(root) else path
     return ImageRow(path.as_posix(), facts["label"], split)
+
+
+def label_list(path: Path, how: Manifest) -> tuple[list[Labelled], list[str]]:
+    """The images that ``path`` lists with their labels, and the classes that are columns of it.
+    Raises DataError for a line that cannot be read, and a path that is there twice."""
+    columns: list[str] = []
+    if path.suffix.lower() == ".json":
+        images = list(in_json(path))
+    else:
+        lines = _lines(path, _SIGNS.get(how.separator, ","))
+        _, header = next(lines, (1, []))
+        keys, columns = _label_keys(path, header, how)
+        images = [_labelled(f"{path}:{line}", keys, cells, how) for line, cells in lines]
+    seen: dict[str, str] = {}
+    for image in images:
+        if image.path in seen:
+            what = f"'{image.path}' is listed in {seen[image.path]} too"
+            raise DataError(image.where, what, "remove one of them", 16)
+        seen[image.path] = image.where
+    if not images:
+        raise DataError(path, "lists no image", "add a line for every image", 18)
+    return images, columns
+
+
+def _label_keys(path: Path, header: list[str], how: Manifest) -> tuple[list[str], list[str]]:
+    """What each column is, and those that are classes: all but path and split of a header without
+    label."""
+    if how.columns is not None or "label" in header:
+        return _keys(path, header, how), []
+    where = f"{path}:1"
+    _refuse_one_column(where, header)
+    if header.count("path") != 1:
+        raise DataError(where, "there is no single column 'path'", _typed(header), 13)
+    classes = [name for name in header if name not in ("path", "split")]
+    odd = [name for i, name in enumerate(classes) if not name or name in classes[:i]]
+    if odd or len(header) != len(classes) + 1 + ("split" in header):
+        what = f"the column '{odd[0] if odd else 'split'}' is there twice, or has no name"
+        raise DataError(where, what, "give every column a name of its own", 13)
+    return header, classes
+
+
+def _labelled(where: str, keys: list[str], cells: list[str], how: Manifest) -> Labelled:
+    """A line as an image with labels."""
+    facts = _facts(where, keys, cells)
+    path, split = facts["path"], facts.get("split", "")
+    if not path:
+        raise DataError(where, "the path is empty", "fill it in or remove the line", 14)
+    if "label" in facts:
+        return in_cell(where, path, split, facts["label"], how.between_labels)
+    names = [(name, facts[name]) for name in keys if name not in ("path", "split")]
+    return in_columns(where, path, split, names)
+
+
+def located(image: Labelled, root: Path, asked: bool) -> ImageRow:
+    """The row of an image below ``root``; its labels come later."""
+    facts = {"path": image.path, "label": "-"}
+    if image.split:
+        facts["split"] = image.split
+    return _row(image.where, facts, root, asked)
+
+
+def _all_labels(known: tuple[int, ...], classes: tuple[str, ...]) -> str:
+    """All that is known of an image in one text: equal for equal labels alone."""
+    pairs = zip(known, classes, strict=True)
+    return "\x1f".join(f"{'?' * (value < 0)}{name}" for value, name in pairs if value)

@@ -40,12 +40,18 @@ def divide(rows: list[ImageRow], how: Loading, where: object, training: bool) ->
     """
     rows = [row._replace(label=class_name(row.label)) for row in rows]
     parts = shares(how, {row.split for row in rows})
-    taken = _hold_out([row for row in rows if row.split in ("", "train")], parts, how, where)
+    taken = hold_out([row for row in rows if row.split in ("", "train")], parts, how, where)
     rows = [row._replace(split=taken.get(row.name, row.split)) for row in rows]
     if how.folds and training:
         rows = into_folds(rows, how, where)
     rows = [row for row in rows if training or row.split != "train"]
-    given = {row.split for row in rows}
+    refuse_missing({row.split for row in rows}, how, where, training)
+    _check_classes(rows, where)
+    return rows
+
+
+def refuse_missing(given: Collection[str], how: Loading, where: object, training: bool) -> None:
+    """Raise DataError where a split that is needed is not among those ``given``."""
     wanted = ("train",) if how.folds and how.fold is None else ("train", "val")
     for split in wanted if training else ():
         if split not in given:
@@ -56,11 +62,9 @@ def divide(rows: list[ImageRow], how: Loading, where: object, training: bool) ->
         raise DataError(where, what, fix, 55)
     if not given:
         raise DataError(where, "there is nothing to evaluate", _remedy("val", how, given), 4)
-    _check_classes(rows, where)
-    return rows
 
 
-def _hold_out(
+def hold_out(
     pool: list[ImageRow], parts: dict[str, float], how: Loading, where: object
 ) -> dict[str, str]:
     """The split of every name. Each class is ranked by hashes of seed and name, so that neither

@@ -13,10 +13,11 @@ from torch import nn
 
 from xfer.core.errors import XferError
 from xfer.core.live_line import counted
-from xfer.core.types import InputSpec, Predictions, Samples, Score, Tta
+from xfer.core.types import InputSpec, LabelScore, Predictions, Samples, Score, Tta
 from xfer.data.loader import EvalLoader, eval_images
 from xfer.data.preprocess import prepare
 from xfer.data.tta import VIEWS, prepare_views
+from xfer.evaluation.label_metrics import label_score
 from xfer.evaluation.metrics import Parts, score
 from xfer.evaluation.predict import mean_over_views, predict_split
 
@@ -70,11 +71,14 @@ def answers(
 
 def score_of(
     predictions: Predictions, used_for_selection: bool, parts: Parts | None = None
-) -> Score:
+) -> Score | LabelScore:
     """The score of answers whose labels are known, the user's metrics ``parts`` among them."""
     if predictions.labels is None:
         raise ValueError("predictions without labels have no score")
     logits, labels, classes = predictions.logits, predictions.labels, predictions.classes
+    if (thresholds := predictions.thresholds) is not None:
+        chosen_on = predictions.task["chosen_on"]
+        return label_score(logits, labels, classes, thresholds, chosen_on, used_for_selection)
     return score(logits, labels, classes, used_for_selection, parts or {})
 
 

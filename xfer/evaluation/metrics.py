@@ -6,9 +6,9 @@ A metric is one row of ``METRICS``: everything else that names one reads it ther
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -45,7 +45,8 @@ class Answers:
 
 @dataclass(frozen=True)
 class Metric:
-    """A number computed from the answers on a split.
+    """A number computed from the answers on a split: :class:`Answers`, or with several labels an
+    image :class:`xfer.evaluation.label_metrics.LabelAnswers`.
 
     ``name`` is its key in ``result.json`` and, after the split, its column in ``metrics.csv``;
     ``better`` the end at which it is best; ``label`` its heading in a table. It is defined for
@@ -54,7 +55,7 @@ class Metric:
     """
 
     name: str
-    compute: Callable[[Answers], float]
+    compute: Callable[[Any], float]
     better: Literal["max", "min"]
     label: str
     least: int = 1
@@ -96,9 +97,10 @@ def values(
     return {metric.name: float(metric.compute(answers)) for metric in defined}
 
 
-def names(classes: int, parts: Parts = _NO_PARTS) -> list[str]:
-    """The metric names a run over ``classes`` classes can be monitored by."""
-    known = [metric for metric in with_parts(parts) if metric.has(classes)]
+def names(classes: int, rows: Iterable[Metric] | None = None) -> list[str]:
+    """The metric names a run over ``classes`` classes can be monitored by, of ``rows`` or those of
+    one label an image."""
+    known = [metric for metric in (METRICS if rows is None else rows) if metric.has(classes)]
     return [f"val_{metric.name}" for metric in known] + ["train_loss"]
 
 
@@ -127,13 +129,6 @@ def check_names(parts: Parts) -> None:
         if name in {*Score.__annotations__, *(metric.name for metric in METRICS)}:
             what, fix = f"'{name}' means something else in result.json", "give it another name"
             raise ConfigError("trainer.metrics", what, fix, 21)
-
-
-def metric_of(column: str) -> Metric | None:
-    """The metric in a column such as ``val_acc`` or under a key such as ``scores.test.acc``."""
-    split, _, name = column.removeprefix("scores.").replace(".", "_").partition("_")
-    known = (metric for metric in METRICS if metric.name == name)
-    return next(known, None) if split in ("train", "val", "test") else None
 
 
 def refuse_worse_end(monitor: str, mode: str, better: str) -> None:

@@ -6,7 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from xfer.core.card_schema import Classes, Recipe
+from xfer.core.card_schema import Classes, Recipe, TaskFacts
 from xfer.core.certificate import CertificateFacts
 from xfer.core.checked import checked
 from xfer.core.errors import (
@@ -33,6 +33,7 @@ from xfer.core.types import InputSpec, Plain, Predictions, Tta, class_name
 from xfer.data.preprocess import check_size, named
 from xfer.data.tta import VIEWS, check_tta, prepare_views, tta_facts
 from xfer.evaluation.certified import warn_of_views
+from xfer.evaluation.label_predictions import refuse_views
 from xfer.evaluation.onnx_session import (
     P_UNLIKE,
     PREDICTION_SET,
@@ -65,6 +66,7 @@ class OnnxModel:
     pictures: bool = False
     promises: tuple[str, ...] = ()
     certificate: Plain | None = None
+    task: Plain = field(default_factory=dict)
 
 
 def open_model(asked: ModelFile) -> OnnxModel:
@@ -95,7 +97,22 @@ def open_model(asked: ModelFile) -> OnnxModel:
     run = several(session, session.get_outputs()[0].name, *outputs)
     said_of_it = _certificate(path, said) if outputs else None
     size = 1 if pictures else batch
-    return OnnxModel(path, run, classes, recipe, size, pictures, outputs, said_of_it)
+    task = _task(path, said, len(classes))
+    return OnnxModel(path, run, classes, recipe, size, pictures, outputs, said_of_it, task)
+
+
+def _task(path: Path, said: dict[str, str], classes: int) -> Plain:
+    """What a file says of several labels an image: nothing where it has one."""
+    try:
+        facts: Plain = (parsed(said.get("card", "{}")) or {}).get("task") or {}
+        if facts:
+            checked(TaskFacts, facts)
+        if facts and len(facts["thresholds"]) != classes:
+            raise ValueError("task does not have one threshold a class")
+    except (ValueError, AttributeError) as error:
+        what = f"what it says of its labels is invalid ({error})"
+        raise WeightsError(path, what, "export it again", 98) from error
+    return facts
 
 
 def _certificate(path: Path, said: dict[str, str]) -> Plain:
@@ -204,6 +221,7 @@ def facts(specs: Specs, model: OnnxModel) -> Plain:
 
 
 def _check_views(model: OnnxModel, tta: Tta) -> None:
+    refuse_views(model.task, tta)
     if tta != "none" and (model.pictures or model.recipe is None):
         what = f"{model.path} takes whole pictures and crops them itself, so that it has no views"
         fix = "type predict.model=model.onnx, which takes what is prepared, or checkpoint.path=RUN"
@@ -233,8 +251,8 @@ def predict(
 
 
 def answers(model: OnnxModel, samples: Samples, tta: Tta = "none") -> Predictions:
-    """Logits for every image that can be decoded, in order; the others are counted in a warning.
-    With views they are the logarithms of mean probabilities.
+    """Logits for every image that can be decoded, in order, and the file's task; the others are
+    counted in a warning. With views they are the logarithms of mean probabilities.
 
     Raises DataError when none can be, WeightsError for answers that are no logits of the classes.
     """
@@ -245,6 +263,9 @@ def answers(model: OnnxModel, samples: Samples, tta: Tta = "none") -> Prediction
         run = partial(_run if tta == "none" else _run_views, model, promised=promised)
         answered = predict_split(run, batches, samples, model.classes, broken)
     warn_of_broken(broken, len(samples))
+    if model.task:
+        logits = _log_odds(answered.logits) if model.pictures else answered.logits
+        return replace(answered, logits=logits.astype(np.float32), task=model.task)
     logits = answered.logits if tta != "none" else _as_logits(answered.logits)
     answered = replace(answered, logits=logits.astype(np.float32), views=VIEWS[tta])
     if model.promises and tta != "none":
@@ -278,6 +299,12 @@ def _as_logits(answers: Array) -> Array:
     if (answers >= 0).all() and np.allclose(answers.sum(axis=1), 1, atol=1e-4):
         return np.asarray(np.log(np.maximum(answers, 1e-30)))
     return answers
+
+
+def _log_odds(shares: Array) -> Array:
+    """The logits whose sigmoids are ``shares``."""
+    p = np.clip(shares.astype(np.float64), 1e-12, 1 - 1e-12)
+    return np.asarray(np.log(p / (1 - p)))
 
 
 def _batches(

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 PREDICTION_SET, P_UNLIKE = "prediction_set", "p_unlike"
 """The outputs of a file with a certificate, after its answers."""
+PROBABILITIES, LABELS = "probabilities", "labels"
+"""Those of a file of several labels an image: probabilities, and which labels it has."""
 
 
 def runtime() -> Any:

@@ -17,7 +17,8 @@ from xfer.core.files import read_text
 from xfer.core.run_folder import run_of
 from xfer.core.types import Plain, Predictions
 from xfer.evaluation import metrics
-from xfer.evaluation.predict import cell, write_predictions
+from xfer.evaluation.csv_cell import cell
+from xfer.evaluation.predict import write_predictions
 from xfer.evaluation.statistics import resampled
 
 if TYPE_CHECKING:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import itertools
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -23,6 +22,8 @@ from xfer.data.image import SUFFIXES, Files, to_rgb
 from xfer.data.scan import examine
 from xfer.data.walk import NO_IMAGE, Tree, is_hidden, note_lines
 from xfer.evaluation.conformal import set_words
+from xfer.evaluation.csv_cell import cell
+from xfer.evaluation.label_predictions import label_summary, label_table
 from xfer.evaluation.metrics import FEW
 
 if TYPE_CHECKING:
@@ -206,7 +207,9 @@ def predictions(
         name = names[int(np.flatnonzero(~np.isfinite(logits).all(axis=1))[0])]
         raise DivergedError(name, "the network answers NaN or Inf", "use another checkpoint", 1)
     labels = samples.labels[at]
-    return Predictions(names, logits, labels if (labels >= 0).all() else None, classes)
+    # Of several labels an image some may be unknown; of one, then all are.
+    known = labels.ndim == 2 or (labels >= 0).all()
+    return Predictions(names, logits, labels if known else None, classes)
 
 
 def mean_over_views(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
@@ -225,6 +228,8 @@ def mean_over_views(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
 
 def summary(answers: Predictions, path: Path) -> list[str]:
     """The answers for people: the first 20, and where all of them are."""
+    if answers.task:
+        return label_summary(answers, path)
     n, chosen = len(answers.names), answers.logits.argmax(axis=1)
     each = f", each the mean over {answers.views} views" if answers.views > 1 else ""
     shown = zip(answers.names[:20], chosen, answers.confidence, strict=False)
@@ -257,8 +262,12 @@ def write_predictions(
     prediction set and ``p_unlike`` the p-value. Where answers are the mean over several views, a
     last column ``views`` says over how many. ``label`` is left out where it is unknown. Names that
     a spreadsheet would run as a formula get a leading apostrophe, in the names of the columns as
-    well; ``-1`` and ``+1`` do not.
+    well; ``-1`` and ``+1`` do not. Several labels an image have a table of their own, see
+    :func:`xfer.evaluation.label_predictions.label_table`.
     """
+    if predictions.task:
+        write_text(path, label_table(predictions))
+        return
     classes = predictions.classes
     few = len(classes) <= FEW
     rest = [f"p_{cell(c)}" for c in classes] if few else _RUNNERS_UP
@@ -340,13 +349,3 @@ def _runners_up(logits: Array, row: Array, classes: Sequence[str]) -> list[str]:
     best = np.flatnonzero(logits >= np.partition(logits, -5)[-5])  # at least five, in order
     order = best[np.argsort(-logits[best], kind="stable")][1:5]
     return [text for i in order for text in (cell(classes[i]), f"{row[i]:.6f}")]
-
-
-def cell(text: str) -> str:
-    """``text`` as a CSV cell that no spreadsheet runs as a formula."""
-    return "'" + text if _FORMULA.match(text) else text
-
-
-# The four signs also in full width, which some spreadsheets take for the same. Signed numbers, and
-# paths below a folder that is called so, are what they are: `-1`, `+1`, `-1/0.jpg`.
-_FORMULA = re.compile(r"[=@\t\r\n\uff1d\uff0b\uff0d\uff20]|[+-](?!\d[\w./ -]*\Z)")

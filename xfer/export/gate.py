@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from annotated_types import Ge, Gt, Le
 
@@ -24,9 +24,10 @@ from xfer.core.files import (
     tree_sha256,
     write_json,
 )
-from xfer.core.protocols import Certifies, ChecksCard, Describes, Traces, WritesFolder
+from xfer.core.protocols import Certifies, ChecksCard, Describes, GivesLabels, Traces, WritesFolder
 from xfer.core.types import Exported
 from xfer.export.certified_parity import UNCHECKED, CertifiedFile, Pledge, pledge
+from xfer.export.label_parity import LabelledFile
 from xfer.export.parity import FIX, Evidence, Trials, answers, refuse_nan, run_torch
 
 if TYPE_CHECKING:
@@ -149,11 +150,8 @@ def _admit(
             outcome["facts"] = _written(writer, net, images, card, part, trials.evidence.graphs)
         with _library_errors(path, name, "run"):
             outcome.update(getattr(trials, kind)(path, name, writer.open(part, net)))
-            if promised and isinstance(writer, Certifies):
-                file = CertifiedFile(
-                    path, name, writer.open_certified(part), kind == "pictures", outcome["bound"]
-                )
-                outcome["facts"]["certificate"] = _certified(file, trials, promised)
+            said = (path, name, kind == "pictures", outcome["bound"])
+            outcome["facts"] |= _further(writer, part, said, trials, promised)
         if isinstance(writer, Describes):
             writer.describe(part, card, trials.evidence.figures)
         if isinstance(writer, WritesFolder):
@@ -186,12 +184,27 @@ def _written(
     return writer.write(net, images, card, part)
 
 
-def _certified(file: CertifiedFile, trials: Trials, promised: Pledge) -> Plain:
-    """The facts of the comparison of sets and p-values, and what the sets cover of images that
-    nothing was fitted on."""
-    evidence = trials.evidence
-    facts = file.check(promised, trials.images, evidence.photos, trials.tolerance)
-    return facts | (file.coverage(evidence.unseen) if evidence.unseen else UNCHECKED)
+def _further(
+    writer: Writer,
+    part: Path,
+    said: tuple[Path, str, bool, Any],
+    trials: Trials,
+    promised: Pledge | None,
+) -> Plain:
+    """The facts of what a file answers beside logits: of a certificate, its sets and p-values and
+    what the sets cover of images that nothing was fitted on; of several labels, which they are."""
+    path, name, pictures, bound = said
+    evidence, facts = trials.evidence, Plain()
+    if promised and isinstance(writer, Certifies):
+        file = CertifiedFile(path, name, writer.open_certified(part), pictures, bound)
+        held = file.check(promised, trials.images, evidence.photos, trials.tolerance)
+        covers = file.coverage(evidence.unseen) if evidence.unseen else UNCHECKED
+        facts["certificate"] = held | covers
+    if trials.card.task and isinstance(writer, GivesLabels):
+        labelled = LabelledFile(path, name, writer.open_labelled(part), pictures, bound)
+        logits, least = trials.expected[max(trials.expected)], trials.card.task["thresholds"]
+        facts |= labelled.check(logits, least, trials.images, evidence.photos)
+    return facts
 
 
 @contextmanager

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from xfer.core.errors import ExportError
 from xfer.evaluation.onnx_session import open_session, runner, runtime
 from xfer.export.metadata import metadata
-from xfer.export.onnx import tensors, trace, with_suffix
+from xfer.export.onnx import tensors, with_suffix
+from xfer.export.onnx_graph import model_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -60,7 +61,7 @@ class Half:
         import onnx
 
         self.check(card)
-        model = trace(*tensors(net, images), _OPSET).model_proto
+        model = model_of(tensors(net, images), _OPSET)
         self._refuse_large(model)
         model = _float16(model) if self.compute == "half" else _stored(model, self.dtype)
         onnx.helper.set_model_props(model, metadata(card) | {"input": "tensor"})

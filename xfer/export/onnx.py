@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from annotated_types import Ge, Interval
 
 from xfer.core.errors import ConfigError, ExportError
-from xfer.evaluation.onnx_session import open_session, promises, runner, several
+from xfer.evaluation.onnx_session import (
+    LABELS,
+    PROBABILITIES,
+    open_session,
+    promises,
+    runner,
+    several,
+)
 from xfer.export.metadata import metadata
 from xfer.export.onnx_graph import Traced, model_of
 
@@ -34,7 +41,9 @@ class Onnx:
     resize, crop, normalisation and softmax in the graph. ``file`` gets the suffix it lacks.
 
     With a certificate it has two further outputs, ``prediction_set`` bool (batch, classes) and
-    ``p_unlike`` float32 (batch,).
+    ``p_unlike`` float32 (batch,). Of several labels an image it has, beside its logits,
+    ``probabilities`` float32 (batch, classes), each a sigmoid, and ``labels`` bool
+    (batch, classes), from each class's threshold on.
     """
 
     opset: Annotated[int, Interval(ge=18, le=24)] = 20
@@ -92,16 +101,25 @@ class Onnx:
             example = traced.example[:1].repeat(self.batch, 1, 1, 1)
             free = {axis: size for axis, size in traced.free.items() if axis}
             traced = replace(traced, example=example, free=free)
-        if card.certificate is None:
-            return traced
-        from xfer.export.certified_graph import Certified
+        if card.certificate is not None:
+            from xfer.export.certified_graph import Certified
 
-        whole = Certified(traced.net, net, card.certificate, pictures).eval()
-        return replace(traced, net=whole, outputs=(*traced.outputs, *whole.outputs))
+            sets = Certified(traced.net, net, card.certificate, pictures).eval()
+            traced = replace(traced, net=sets, outputs=(*traced.outputs, *sets.outputs))
+        if card.task:
+            from xfer.export.label_graph import Labelling
+
+            labelled = Labelling(traced.net, card.task["thresholds"], pictures).eval()
+            traced = replace(traced, net=labelled, outputs=(*traced.outputs, *labelled.outputs))
+        return traced
 
     def open(self, path: Path, net: torch.nn.Module) -> Runner:
         """The file alone, on the CPU."""
         return runner(open_session(path))
+
+    def open_labelled(self, path: Path) -> Callable[[Array], Sequence[Array]]:
+        """The file alone, to its probabilities and labels."""
+        return several(open_session(path), PROBABILITIES, LABELS)
 
     def open_certified(self, path: Path) -> Callable[[Array], Sequence[Array]]:
         """The file alone, with what it has of a certificate after its answers."""
@@ -131,7 +149,7 @@ def _pictures(net: nn.Module, card: Card, file: str) -> Traced:
 
     from xfer.export.pixels import FromPixels
 
-    whole = FromPixels(net, card.input, file).eval()
+    whole = FromPixels(net, card.input, file, several=bool(card.task)).eval()
     # No side equals another or the recipe's: equal numbers could be taken for one.
     example = torch.zeros((2, 3, 301, 433), dtype=torch.uint8)
     sides = {2: torch.export.Dim("height", min=1), 3: torch.export.Dim("width", min=1)}

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from xfer.config.help import DISTRIBUTION
 from xfer.core.errors import ExportError
 from xfer.export.metadata import metadata
-from xfer.export.onnx import tensors, trace
+from xfer.export.onnx import tensors
+from xfer.export.onnx_graph import model_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -45,7 +46,7 @@ class OpenVino:
         """Trace ``net`` to ONNX, and have OpenVINO read and save that."""
         import openvino
 
-        graph = trace(*tensors(net, images), 20).model_proto.SerializeToString()
+        graph = model_of(tensors(net, images), 20).SerializeToString()
         # Not openvino.convert_model, which reports its use to the maker.
         model = openvino.Core().read_model(graph)
         _name_by_place(model)

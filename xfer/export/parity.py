@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from xfer.core.errors import ExportError
+from xfer.core.types import sigmoid
 from xfer.data.preprocess import prepare
 
 if TYPE_CHECKING:
@@ -69,13 +70,16 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Answered:
-    """The network's answers and a file's, by batch size, in ``kind`` (logits, probabilities)."""
+    """The network's answers and a file's, by batch size, in ``kind`` (logits, probabilities). With
+    several labels an image ``cuts`` (classes,) are the answers from which on it has a label: what
+    agrees then are labels, in place of top classes."""
 
     path: Path
     name: str
     kind: str
     expected: Answers
     got: Answers
+    cuts: Array | None = None
 
     def within(self, bound: float) -> Plain:
         """The facts of the comparison. Raises ExportError for a difference above ``bound``, and
@@ -112,9 +116,20 @@ class Answered:
             "bound": bound,
             "max_abs_diff": max(float(d.max()) for d in far),
             "mean_abs_diff": max(float(d.mean()) for d in far),
-            "agree": min(float(np.mean(want.argmax(1) == got.argmax(1))) for want, got in pairs),
-            "close": max(_close(want, 2 * bound) for want, _ in pairs),
+            "agree": min(self._agree(want, got) for want, got in pairs),
+            "close": max(self._close(want, 2 * bound) for want, _ in pairs),
         }
+
+    def _agree(self, want: Array, got: Array) -> float:
+        if self.cuts is not None:
+            return float(np.mean((want >= self.cuts) == (got >= self.cuts)))
+        return float(np.mean(want.argmax(1) == got.argmax(1)))
+
+    def _close(self, want: Array, gap: float) -> int:
+        """Images on which nothing is decided: a class in another's place would not be noticed."""
+        if self.cuts is not None:
+            return int((want.max(axis=1) - want.min(axis=1) <= gap).sum()) if want.size else 0
+        return _close(want, gap)
 
 
 def recoded(photos: Images) -> Iterator[Image]:
@@ -225,7 +240,7 @@ class Trials:
         """The same logits for the same inputs, as near as :func:`allowed` says."""
         got = answers(file, self.images)
         bound = allowed(self.expected[max(self.expected)], self.tolerance)
-        facts = Answered(path, name, "logits", self.expected, got).within(bound)
+        facts = Answered(path, name, "logits", self.expected, got, self._cuts()).within(bound)
         return facts | self._accuracies(got[max(got)])
 
     def pictures(self, path: Path, name: str, file: Runner) -> Plain:
@@ -240,7 +255,7 @@ class Trials:
             raise ExportError(path, f"{name}: there are no pictures to test it on", FIX, 43)
         n = len(photos)
         whole = np.concatenate([file(pixels([photos[i]])) for i in range(n)])
-        want = softmax(self.expected[max(self.expected)])
+        want = self._shares(self.expected[max(self.expected)])
         others = list(recoded(photos))
         compared = [
             ({n: want}, {n: whole}),
@@ -248,7 +263,10 @@ class Trials:
             self._probabilities(file, same_size(photos), {1, 2, n}),
         ]
         bound = allowed(want, 10 * self.tolerance)
-        facts = [Answered(path, name, "probabilities", *pair).within(bound) for pair in compared]
+        cuts = np.array(self.card.task["thresholds"]) if self.card.task else None
+        facts = [
+            Answered(path, name, "probabilities", *pair, cuts).within(bound) for pair in compared
+        ]
         merged = {key: max(f[key] for f in facts) for key in ("max_abs_diff", "mean_abs_diff")}
         merged |= {"agree": min(f["agree"] for f in facts), "close": sum(f["close"] for f in facts)}
         return {**facts[0], **merged, **self._accuracies(whole), "pictures": n + len(others)}
@@ -258,7 +276,7 @@ class Trials:
     ) -> tuple[Answers, Answers]:
         """Those of the network, through the recipe, and of the file, by batch size."""
         inputs = np.stack([prepare(picture, self.card.input) for picture in pictures])
-        want, got = softmax(_in_batches(self.run, inputs, _STEP)), {}
+        want, got = self._shares(_in_batches(self.run, inputs, _STEP)), {}
         for size in sorted(size for size in sizes if size <= len(pictures)):
             starts = range(0, len(pictures), size)
             got[size] = np.concatenate([file(pixels(pictures[i : i + size])) for i in starts])
@@ -287,8 +305,19 @@ class Trials:
         """As :meth:`score`, for a file that is fitted to no images."""
         return self.score(path, name, file)
 
+    def _shares(self, logits: Array) -> Array:
+        """The probabilities of logits, as the card's task has them."""
+        return sigmoid(logits.astype(np.float64)) if self.card.task else softmax(logits)
+
+    def _cuts(self) -> Array | None:
+        """The logits from which on an image has a label; ``None`` where it has one class."""
+        if not self.card.task:
+            return None
+        p = np.clip(np.array(self.card.task["thresholds"], np.float64), 1e-12, 1 - 1e-12)
+        return np.asarray(np.log(p / (1 - p)))
+
     def _accuracies(self, got: Array) -> Plain:
-        labels = self.evidence.labels
+        labels = None if self.card.task else self.evidence.labels
         return {
             "acc": accuracy(got, labels),
             "acc_network": accuracy(self.expected[max(self.expected)], labels),

@@ -23,7 +23,8 @@ _HALF = 11  # float32 sums products of bytes and 11-bit numbers without an error
 
 
 class FromPixels(nn.Module):
-    """uint8 (n, 3, any height, any width) RGB to float32 probabilities (n, classes).
+    """uint8 (n, 3, any height, any width) RGB to float32 probabilities (n, classes), a
+    softmax of logits or, with ``several`` labels an image, the sigmoid of each.
 
     Raises ExportError for a recipe that is not smooth, or pads.
     """
@@ -31,7 +32,7 @@ class FromPixels(nn.Module):
     mean: torch.Tensor
     std: torch.Tensor
 
-    def __init__(self, net: nn.Module, spec: InputSpec, where: str) -> None:
+    def __init__(self, net: nn.Module, spec: InputSpec, where: str, several: bool = False) -> None:
         super().__init__()
         fix = "use input=tensor for this recipe, and prepare the images yourself"
         if spec.interpolation not in SUPPORT:
@@ -40,14 +41,14 @@ class FromPixels(nn.Module):
         if spec.resize is not None and spec.resize < max(spec.size):
             what = f"the recipe crops {max(spec.size)} pixels from a short side of {spec.resize}"
             raise ExportError(where, what, fix, 42)
-        self.net, self.spec = net, spec
+        self.net, self.spec, self.several = net, spec, several
         self.register_buffer("mean", torch.tensor(spec.mean).reshape(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(spec.std).reshape(1, 3, 1, 1))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """See the class."""
         logits: torch.Tensor = self.net((self.fitted(images) / 255 - self.mean) / self.std)
-        return logits.softmax(1)
+        return logits.sigmoid() if self.several else logits.softmax(1)
 
     def fitted(self, images: torch.Tensor) -> torch.Tensor:
         """Resized and cropped to ``spec.size``, whole numbers 0 to 255 as float32."""

@@ -11,11 +11,13 @@ from xfer.core.run_folder import run_of
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from xfer.core.types import Plain, Score
+    from xfer.core.types import LabelScore, Plain, Score
     from xfer.plan.plan import Plan
 
 
-def run_figures(plan: Plan, checkpoint: Path | None, scores: Mapping[str, Score]) -> Plain:
+def run_figures(
+    plan: Plan, checkpoint: Path | None, scores: Mapping[str, Score | LabelScore]
+) -> Plain:
     """``scores`` by split and ``cv`` as ``result.json`` has them, and ``images``: how many each
     split has that the network was trained or chosen on.
 

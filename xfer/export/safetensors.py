@@ -47,6 +47,9 @@ class Safetensors:
         if library is not None:
             facts["load"] = _call(card)
             shift = _bias_shift(net, library, images)
+            if shift is not None and card.task:  # raised logits are other labels
+                reason = "the library's model clips logits, which several labels an image need"
+                facts, shift = {"plain_loadable": reason}, None
             if shift is not None:
                 name, facts["bias_shift"] = shift
                 state[name] += facts["bias_shift"]

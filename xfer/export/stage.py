@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from xfer.core.certificate import Certificate
-    from xfer.core.types import Array, Card, Exported, Images, InputSpec, Score
+    from xfer.core.types import Array, Card, Exported, Images, InputSpec, LabelScore, Score
     from xfer.export.parity import Unseen
     from xfer.plan.plan import Plan
 
@@ -36,7 +36,7 @@ def hand_over(
     net: nn.Module,
     folder: Path,
     checkpoint: Path | None,
-    scores: Mapping[str, Score] = MappingProxyType({}),
+    scores: Mapping[str, Score | LabelScore] = MappingProxyType({}),
 ) -> list[Exported]:
     """Write ``net`` in every format asked for; see :func:`xfer.export.export`. ``scores`` are
     those of the run, by split.
@@ -88,7 +88,8 @@ def hand_over(
 def _line(file: Exported, card: Card) -> str:
     line = f"export/{file.file}: {file.bytes:,} bytes; "
     line += f"{file.compared} differ by up to {file.max_abs_diff:.1e}, "
-    line += f"same top class on {file.agree:.1%} of {file.images} images"
+    same = "the same labels, yes or no," if card.task else "same top class"
+    line += f"{same} on {file.agree:.1%} of {file.images} images"
     if file.bound is None:
         line += f"; accuracy on val {file.acc:.4f}, the checkpoint's {file.acc_network:.4f}"
     if promised := file.facts.get("certificate"):

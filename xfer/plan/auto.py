@@ -200,6 +200,14 @@ def _steps(
     return [*decisions, *_precision(specs, once)]
 
 
+def watching(specs: Specs, monitor: str) -> list[Decision]:
+    """That the best epoch is looked for by ``monitor``, where that is not what is configured."""
+    if monitor == specs.checkpoint.monitor or specs.optim.solves:
+        return []
+    why = "several labels an image: every one of them being right is rare, and moves in jumps"
+    return [Decision("checkpoint.monitor", monitor, why)]
+
+
 def _epochs(part: str, phases: Sequence[Phase], images: int) -> tuple[int, str]:
     (low, high), seen = _EPOCHS[part], _SEEN[part]
     epochs = max(low, min(high, math.ceil(seen / max(1, images))))
@@ -218,6 +226,7 @@ def _head_start(specs: Specs, layout: Layout, tunes: bool) -> list[Decision]:
         (count != 1, f"the network has {count} classifiers"),
         (specs.features.use == "never", "features are not cached"),
         (specs.trainer.devices != 1, "there are several devices"),
+        (specs.task.several and not _solvable(specs), "the loss is not cross-entropy"),
     )
     obstacle = next((why for wrong, why in reasons if wrong), "")
     if start == "solved" and obstacle:
@@ -248,7 +257,7 @@ def _obstacles(specs: Specs, layout: Layout, phases: Sequence[Phase]) -> list[tu
     trains_more = any(not (row.head or row.frozen) for row in rows)
     rated = any(row.head and row.lr != 1 for row in rows)
     moves, cached = specs.freeze.batch_norm != "eval", features.use != "never"
-    cross_entropy = getattr(specs.loss, "solvable", False)
+    cross_entropy = _solvable(specs)
     endless = getattr(features, "views", None) == "max" and specs.augment.random
     mixes = specs.augment.mix(2) is not None
     reasons = (
@@ -266,6 +275,10 @@ def _obstacles(specs: Specs, layout: Layout, phases: Sequence[Phase]) -> list[tu
         *_needs_steps(specs),
     )
     return [(key, why, fix) for wrong, key, why, fix in reasons if wrong]
+
+
+def _solvable(specs: Specs) -> bool:
+    return bool(getattr(specs.loss, "solvable", False))
 
 
 def _needs_steps(specs: Specs) -> list[tuple[bool, str, str, str]]:

@@ -83,6 +83,8 @@ def plan_calibration(
     asked, solves = specs.calibration, specs.optim.solves
     if asked == "none" or "fit" not in (specs.stages or ("fit",)):
         return CalibrationPlan()
+    if specs.task.several:
+        return CalibrationPlan(why="the classes of several labels an image are each solved alone")
     counts = _counts(dataset, solves)
     n, where = sum(counts), "cv" if solves else "val"
     if why := _why_not(specs, n):

@@ -20,6 +20,7 @@ from xfer.plan import auto
 from xfer.plan.calibration_plan import NO_CALIBRATION, CalibrationPlan, plan_calibration
 from xfer.plan.certifying import check_certificate
 from xfer.plan.classes import class_mismatch, joined
+from xfer.plan.label_task import of_card, refuse_for_labels, watched
 from xfer.plan.plan import NO_LAYOUT, Plan
 from xfer.plan.preflight import check_devices
 from xfer.plan.teacher_plan import TeacherPlan, plan_teacher
@@ -49,9 +50,14 @@ def make_plan(specs: Specs, not_exact: str = "") -> Plan:
     if specs.checkpoint.path:
         snapshot = attempt(_snapshot, specs)
         known = snapshot.card.input if snapshot else None
-        dataset = attempt(_dataset, specs, whole, known)
+        if snapshot:
+            specs = of_card(specs, snapshot.card)
+        refuse_for_labels(specs)
+        learned = snapshot.card.classes if snapshot else ()
+        dataset = attempt(_dataset, specs, whole, known, learned)
         plan = attempt(_from_checkpoint, specs, dataset, snapshot) if snapshot else None
     else:
+        refuse_for_labels(specs)
         weights = attempt(specs.source.load, specs.backbone)
         known = weights.input if weights and not training else None
         dataset = attempt(_dataset, specs, whole, known if known and known.range else None)
@@ -67,8 +73,11 @@ def make_plan(specs: Specs, not_exact: str = "") -> Plan:
     return plan
 
 
-def _dataset(specs: Specs, whole: bool, known: InputSpec | None) -> Dataset | None:
-    """The data; where the network's input is ``known``, its pixels have the range of that."""
+def _dataset(
+    specs: Specs, whole: bool, known: InputSpec | None, learned: tuple[str, ...] = ()
+) -> Dataset | None:
+    """The data; where the network's input is ``known``, its pixels have the range of that. Labels
+    are those that the network has ``learned``."""
     data = specs.data
     if data is None:
         return None
@@ -78,7 +87,7 @@ def _dataset(specs: Specs, whole: bool, known: InputSpec | None) -> Dataset | No
             what = f"contradicts the network, which was trained with {ends}"
             raise ConfigError("data.range", what, "drop it", 85)
         data = replace(data, range=known.range)
-    return data.dataset(whole)
+    return specs.task.read(data, whole, learned)
 
 
 def _check_model_source(specs: Specs) -> None:
@@ -185,6 +194,8 @@ def _what_trains(
         return _what_is_filled(specs, parts, dataset)
     decisions = auto.decide(specs, design, images, pretrained, not_exact)
     specs = auto.apply(specs, decisions)
+    if watches := auto.watching(specs, watched(specs)):
+        decisions, specs = [*decisions, *watches], auto.apply(specs, watches)
     phases = specs.freeze.phases(design, specs.trainer.epochs)
     if specs.trainer.head_start == "solved":
         phases = specs.freeze.after_solved(phases)
@@ -265,7 +276,7 @@ def _splits(training: _Training, dataset: Dataset | None, weights: Weights) -> M
     waits = any(phase.patience is not None for phase in phases)
     # The final model after a cross-validation is trained as long as the folds say.
     folded = dataset is not None and dataset.splits["train"].folds is not None
-    if training.calibration.fitted_on == "val":
+    if training.calibration.fitted_on == "val" or (by_steps and specs.task.chooses):
         return splits
     if by_steps and not folded and policy.monitor.startswith("val_") and (several or waits):
         return splits
@@ -356,7 +367,9 @@ def _check_training(plan: Plan) -> None:
 
     specs, policy, epochs = plan.specs, plan.specs.checkpoint, plan.specs.trainer.epochs
     specs.loss.weights(plan.train_counts)
-    known = names(len(plan.card.classes), specs.metrics)
+    classes = len(plan.card.classes)
+    specs.task.guessing(specs.loss, plan.split("train").labels, classes)
+    known = names(classes, specs.task.rows(specs.metrics))
     if policy.monitor not in known:
         what, fix = f"no metric is called '{policy.monitor}'", closest(policy.monitor, known)
         raise ConfigError("checkpoint.monitor", what, fix, 86)

@@ -74,7 +74,7 @@ class Plan:
     @property
     def train_counts(self) -> list[int]:
         """Training images a class, in class order."""
-        return _counts(self.split("train"), len(self.card.classes))
+        return self.specs.task.counts(self.split("train").labels, len(self.card.classes))
 
     @property
     def steps_per_epoch(self) -> int:
@@ -116,8 +116,9 @@ class Plan:
             "stages": list(specs.stages),
             "overrides": list(specs.overrides),
             "config_dirs": list(specs.config_dirs),
+            **({"task": specs.facts["task"]} if specs.task.several else {}),
             "classes": list(card.classes),
-            "splits": _split_facts(dataset) if dataset else {},
+            "splits": _split_facts(dataset, specs) if dataset else {},
             "folds": fold_facts(dataset, specs.data) if dataset and specs.data else None,
             "remarks": [
                 *(dataset.remarks if dataset else ()),
@@ -145,24 +146,17 @@ class Plan:
         }
 
 
-def _split_facts(dataset: Dataset) -> Plain:
-    classes = dataset.classes
+def _split_facts(dataset: Dataset, specs: Specs) -> Plain:
+    classes, task = dataset.classes, specs.task
     return {
         name: {
             "n": len(samples),
             "sha256": samples.sha256,
-            "per_class": dict(zip(classes, _counts(samples, len(classes)), strict=True)),
+            "per_class": dict(zip(classes, task.counts(samples.labels, len(classes)), strict=True)),
+            **task.more_counts(samples.labels),
         }
         for name, samples in dataset.splits.items()
     }
-
-
-def _counts(samples: Samples, classes: int) -> list[int]:
-    import numpy as np
-
-    known = samples.labels[samples.labels >= 0]
-    counts: list[int] = np.bincount(known, minlength=classes).tolist()
-    return counts
 
 
 def _too_long(plan: Plan) -> list[str]:

@@ -28,6 +28,7 @@ def table(plan: Plan) -> str:
         ("experiment", f"{facts['experiment']}, seed {facts['seed']}"),
         ("stages", ", ".join(facts["stages"]) or "none: this is the plan alone"),
         ("classes", f"{len(card.classes)}: {', '.join(card.classes[:8])}{more}"),
+        *_task_lines(plan),
         *((f"split {name}", _split_line(split)) for name, split in facts["splits"].items()),
         *_fold_lines(plan),
         ("backbone", _spec_line(card.backbone)),
@@ -49,6 +50,23 @@ def _teacher_lines(plan: Plan) -> list[tuple[str, str]]:
         return []
     lines = teacher_lines(plan.teacher, plan.dataset, follows=plan.specs.augment.random)
     return [("teacher" if i == 0 else "", line) for i, line in enumerate(lines)]
+
+
+def _task_lines(plan: Plan) -> list[tuple[str, str]]:
+    """What an image's labels are, where it may have several; and where thresholds come from."""
+    if not plan.specs.task.several:
+        return []
+    given = plan.card.task or {"chosen_on": "", "thresholds": []}
+    fixed = getattr(plan.specs.task, "thresholds", "f1")
+    if plan.card.task:
+        said = f"thresholds of the checkpoint, chosen on {given['chosen_on']}"
+    elif fixed != "f1":
+        said = f"threshold {fixed:g} for each class"
+    elif plan.specs.optim.solves:
+        said = "a threshold a class by its F1 on held-out training images"
+    else:
+        said = "a threshold a class by its F1 on val, which then is no longer unseen"
+    return [("labels", f"several an image, or none; {said}")]
 
 
 def _fold_lines(plan: Plan) -> list[tuple[str, str]]:
@@ -112,6 +130,7 @@ def brief(plan: Plan) -> str:
         *([("images", counts)] if counts else []),
         *_fold_lines(plan)[:1],
         ("classes", f"{len(card.classes)}: {names}{more}"),
+        *_task_lines(plan),
         ("network", f"{_name(card.backbone)}, {_name(card.head)} head, {height} x {width} pixels"),
         *([("answers", tta)] if tta else []),
         ("weights", _source_line(card.source) + _fates(plan.load)),

@@ -114,7 +114,7 @@ def _origin(result: Plain) -> list[str]:
         return [
             f"The head is the exact solution at l2 {solved['l2']:.2g}; held out in "
             f"{solved['folds']} folds, {solved['n']:,} training images: "
-            f"accuracy {solved['cv_acc']:.3f}, loss {solved['cv_loss']:.3f}"
+            f"{_held_out(solved)}, loss {solved['cv_loss']:.3f}"
         ]
     if best and cv.get("final_epochs"):
         return [f"Trained for {best.get('epoch')} epochs; no image chose the epoch"]
@@ -127,6 +127,8 @@ def _origin(result: Plain) -> list[str]:
 
 
 def _score(split: str, score: Plain, use: str) -> str:
+    if "map" in score:
+        return _label_score(split, score)
     if score.get("acc") is None or not score.get("n"):
         return f"{split} accuracy not measured"
     counts = f"{round(score['acc'] * score['n']):,} of {score['n']:,}"
@@ -135,6 +137,31 @@ def _score(split: str, score: Plain, use: str) -> str:
         counts += f"; 95 % interval {low:.3f} to {high:.3f}"
     note = f", also used for {use}" if score.get("used_for_selection") else ""
     return f"{split} accuracy {score['acc']:.3f} ({counts}){note}"
+
+
+def _held_out(solved: Plain) -> str:
+    if "cv_map" in solved:
+        return f"mAP {number(solved['cv_map'])}"
+    return f"accuracy {solved['cv_acc']:.3f}"
+
+
+_CHOSEN_ON = {
+    "cv": "training images, each answered by a fit that had not seen it",
+    "val": "val, so that its F1 and exact matches are too good",
+    "given": "nothing: they were given",
+}
+
+
+def _label_score(split: str, score: Plain) -> str:
+    """Of several labels an image: the scores, and on what the thresholds were chosen."""
+    low, high = score["acc_ci95"]
+    match = f"{round(score['acc'] * score['n']):,} of {score['n']:,}"
+    used = ", also used for selection" if score.get("used_for_selection") else ""
+    return (
+        f"{split} mAP {number(score['map'])}, macro F1 {number(score['macro_f1'])}; every label "
+        f"right on {match} images (95 % interval {low:.3f} to {high:.3f}){used}. Thresholds chosen "
+        f"on {_CHOSEN_ON[score['thresholds_chosen_on']]}"
+    )
 
 
 def sections(result: Plain, plan: Plain, details: Plain, drawn: Collection[str]) -> list[Section]:

@@ -95,6 +95,8 @@ def strengths(history: Sequence[Plain], best: int) -> Figure:
     figure, chosen = Figure(figsize=(8.6, 3.3)), history[best - 1]
     figure.set_layout_engine(ConstrainedLayoutEngine(wspace=0.06))
     titles = {"loss": "loss", "acc": "accuracy"}
+    if "val_map" in history[0]:  # several labels an image
+        titles = {"loss": "loss", "map": "mAP"}
     for axes, (kind, title) in zip(figure.subplots(1, 2), titles.items(), strict=True):
         for name, split in (("held out", "cv"), ("val", "val"), ("train", "train")):
             line = [
@@ -106,7 +108,7 @@ def strengths(history: Sequence[Plain], best: int) -> Figure:
                 colour, mark = _LOOKS[name]
                 axes.plot(*zip(*line, strict=True), color=colour, marker=mark, ms=4, label=name)
         axes.axvline(chosen["l2"], color=GREY, lw=1, ls=(0, (3, 3)), zorder=1)
-        value = chosen[f"cv_{kind}"]
+        value = chosen.get(f"cv_{kind}", chosen.get(f"val_{kind}"))
         axes.plot([chosen["l2"]], [value], "D", ms=9, mfc="white", mec=RATE, mew=2.2, zorder=5)
         axes.set_title(f"chosen {chosen['l2']:.2g}: {value:.3f}", loc="right", color=RATE)
         if len(history) == 1:  # a given strength, of which matplotlib makes an axis without length

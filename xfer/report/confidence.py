@@ -76,6 +76,19 @@ def recall_curves(answers: Predictions) -> list[RecallCurve]:
     return curves
 
 
+def label_curves(answers: Predictions) -> list[RecallCurve]:
+    """The same with several labels an image, of the known ones of every class that some have."""
+    if answers.labels is None or len(answers.classes) > RANKED:
+        return []
+    curves = []
+    for i, name in enumerate(answers.classes):
+        known = answers.labels[:, i] >= 0
+        positive = answers.labels[known, i] == 1
+        if positive.any():
+            curves.append(_curve(name, answers.logits[known, i].astype(np.float64), positive))
+    return curves
+
+
 def _sums(answers: Predictions) -> tuple[Floats, Floats]:
     """By image the largest logit, and the sum of all exponentials over that one's: no copy of all
     probabilities is made. Summed in order of size: equal answers stay equal in other places."""

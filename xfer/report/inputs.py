@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from xfer.core.errors import XferError
 from xfer.core.run_folder import best_checkpoint
-from xfer.core.types import Card, Exported, Plain, Predictions, Score
+from xfer.core.types import Card, Exported, LabelScore, Plain, Predictions, Score
 from xfer.plan.plan import Plan
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ class Work:
     began: float
     fitted: FitResult | None = None
     predictions: dict[str, Predictions] = field(default_factory=dict)
-    scores: dict[str, Score] = field(default_factory=dict)
+    scores: dict[str, Score | LabelScore] = field(default_factory=dict)
     exports: list[Exported] = field(default_factory=list)
     refused: XferError | None = None
     device: str = "cpu"

@@ -19,7 +19,8 @@ def last_lines(work: Work) -> str:
     said = f", {tta}" if tta else ""
     cv = work.cv
     lines = [("cv accuracy", in_words(cv))] if cv else []
-    lines += [(f"{name} accuracy", score.in_words() + said) for name, score in work.scores.items()]
+    scores = work.scores.items()
+    lines += [(f"{name} {score.title}", score.in_words() + said) for name, score in scores]
     if work.worth:
         worth = work.worth["sentences"]
         lines += [("" if i else "worth", sentence) for i, sentence in enumerate(worth)]

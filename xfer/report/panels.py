@@ -42,7 +42,9 @@ def curves(history: Sequence[Plain], best: int | None, metric: str) -> list[Char
 def strengths(history: Sequence[Plain], best: int) -> list[Chart]:
     """Loss and accuracy over the strength of the penalty that a head was solved with."""
     charts = []
-    for kind, title in {"loss": "loss", "acc": "accuracy"}.items():
+    several = bool(history) and "val_map" in history[0]
+    second = {"map": "mAP"} if several else {"acc": "accuracy"}
+    for kind, title in {"loss": "loss", **second}.items():
         lines: dict[str, Points] = {}
         for name, split in (("train", "train"), ("val", "val"), ("held out", "cv")):
             key = f"{split}_{kind}"
@@ -52,7 +54,8 @@ def strengths(history: Sequence[Plain], best: int) -> list[Chart]:
             if rows:
                 lines[name] = rows
         if lines:
-            chosen = (math.log10(history[best - 1]["l2"]), "held out")
+            at = "held out" if "held out" in lines else next(iter(lines))
+            chosen = (math.log10(history[best - 1]["l2"]), at)
             charts.append(_lines(title, lines, "l2", chosen))
     return charts
 

@@ -17,9 +17,10 @@ from xfer.core.live_line import working
 from xfer.core.log import log
 from xfer.core.run_status import amended
 from xfer.core.types import InputSpec, Plain, Predictions, Samples
+from xfer.evaluation.csv_cell import cell
 from xfer.evaluation.metrics import FEW
 from xfer.evaluation.out_of_fold import TABLE
-from xfer.evaluation.predict import cell
+from xfer.plan.label_task import refuse_several
 from xfer.report.heat import Heat, heat_of
 from xfer.report.page import render
 from xfer.report.write import OF_FOLDS, answered, drawn_from
@@ -44,6 +45,9 @@ def redraw(specs: Specs, folder: Path) -> Plain:
         try:
             result: Plain = read_json(folder / "result.json")
             plan: Plain = read_json(folder / "plan.json")
+            if plan.get("task"):
+                doing = "what is drawn anew are the mistakes of"
+                refuse_several(folder, doing, "its report.html stands as the run wrote it")
             details = _details(specs, folder, result, plan)
             render(folder, result, plan, details)
         except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:

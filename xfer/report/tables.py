@@ -6,8 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from xfer.core.types import Plain, Score
+from xfer.core.types import LabelScore, Plain, Score
 from xfer.evaluation import metrics
+from xfer.evaluation.label_metrics import LABEL_METRICS
 from xfer.report.format import ABSENT, number, short, size
 
 _OPEN = 12
@@ -45,7 +46,9 @@ def _table(
 
 def scores(by_split: Plain) -> tuple[Table, ...]:
     """One row a split, one column a measure that any split has."""
-    names = {"n": "images", **{metric.name: metric.label for metric in metrics.METRICS}}
+    several = any("map" in score for score in by_split.values())
+    rows_of = LABEL_METRICS if several else metrics.METRICS
+    names = {"n": "images", **{metric.name: metric.label for metric in rows_of}}
     # What is no field of a score is one of the user's metrics.
     names |= {k: k for s in by_split.values() for k in s if k not in {*names, *_FIELDS}}
     keys = [k for k in names if any(score.get(k) is not None for score in by_split.values())]
@@ -57,7 +60,7 @@ def scores(by_split: Plain) -> tuple[Table, ...]:
     return _table("", head, rows)
 
 
-_FIELDS = tuple(field.name for field in fields(Score))
+_FIELDS = tuple(field.name for kind in (Score, LabelScore) for field in fields(kind))
 
 
 def splits(facts: Plain) -> tuple[Table, ...]:
@@ -98,6 +101,9 @@ def per_class(by_split: Plain) -> tuple[Table, ...]:
     """One table a split, one row a class."""
     tables: tuple[Table, ...] = ()
     for split, classes in by_split.items():
+        if any("threshold" in row for row in classes.values()):
+            tables += _per_label(split, classes)
+            continue
         head, keys = ["class", "images", "precision", "recall", "F1"], ["precision", "recall", "f1"]
         if any("ap" in row for row in classes.values()):
             head, keys = [*head, "average precision"], [*keys, "ap"]
@@ -107,6 +113,18 @@ def per_class(by_split: Plain) -> tuple[Table, ...]:
         ]
         tables += _table(split, head, rows)
     return tables
+
+
+def _per_label(split: str, classes: Plain) -> tuple[Table, ...]:
+    """The same with several labels an image; a dash stands for what is not defined."""
+    counts = ("n", "known")
+    keys = ("threshold", "ap", "precision", "recall", "f1")
+    rows = [
+        [name, *(number(int(row[key])) for key in counts), *(number(row[key]) for key in keys)]
+        for name, row in classes.items()
+    ]
+    head = ("class", "have it", "known", "threshold", "AP", "precision", "recall")
+    return _table(split, (*head, "F1"), rows)
 
 
 def pairs(rows: Sequence[Plain]) -> tuple[Table, ...]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from xfer.core.files import write_json, write_text
 from xfer.core.types import Plain
-from xfer.evaluation.predict import cell
+from xfer.evaluation.csv_cell import cell
 from xfer.report.card import Section
 from xfer.report.format import size
 from xfer.report.page import lay_out

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from xfer.core.files import write_json
-from xfer.core.types import InputSpec, Plain, Predictions, Samples
+from xfer.core.types import InputSpec, Plain, Predictions, Samples, Score
 from xfer.data.preprocess import fit_to_size, restore
 from xfer.evaluation.calibration import ece_by_chance
 from xfer.evaluation.out_of_fold import TABLE
 from xfer.report import charts, confusion, grids, panels
 from xfer.report.confidence import bins, recall_curves
 from xfer.report.heat import heat_of
+from xfer.report.label_answers import draw_label_answers, label_details
 from xfer.report.page import render
 from xfer.report.plot import draw
 from xfer.report.result import outcome
@@ -46,6 +47,10 @@ def drawn_from(split: str) -> str:
     return f"Predictions, mistakes and confusion are drawn from the {split} images."
 
 
+def _of_labels(split: str) -> str:
+    return f"Predictions and classes are drawn from the {split} images, and of known labels alone."
+
+
 def finish(work: Work, net: nn.Module | None = None) -> Plain:
     """Write ``result.json``; with the stage ``report`` also the figures and the run card, which
     has heat maps where the network that was evaluated is given. They stay in ``work``."""
@@ -56,11 +61,14 @@ def finish(work: Work, net: nn.Module | None = None) -> Plain:
         if work.fitted and dataset:
             _draw_fit(work, work.fitted, dataset, folder)
         shown = _shown(work, dataset) if dataset else None
-        if shown:
+        if shown and shown.answers.task:
+            draw_label_answers(shown.samples, shown.answers, work.plan.card.input, folder)
+        elif shown:
             _draw_answers(work, shown.samples, shown.answers, folder)
             most = work.plan.specs.report_maps
             # The answers of folds are those of other networks.
-            if net is not None and most and shown.name in work.predictions:
+            drawn = shown.name in work.predictions and not shown.answers.task
+            if net is not None and most and drawn:
                 spec = work.plan.card.input
                 work.heat = heat_of(net, shown.answers, shown.samples, spec, most)
         render(work.folder, result, work.plan.facts, _details(work, shown))
@@ -120,7 +128,7 @@ def _first_batch(
     order.labels = specs.data.balance(samples.labels)
     shown = [images[key] for key in next(iter(order))[: grids.LIMIT]]
     pictures = [restore(array, card.input) for array, _ in shown]
-    return pictures, [card.classes[label] for _, label in shown]
+    return pictures, [specs.task.title(label, card.classes) for _, label in shown]
 
 
 def _draw_answers(work: Work, samples: Samples, answers: Predictions, folder: Path) -> None:
@@ -162,7 +170,9 @@ def _details(work: Work, shown: _Shown | None) -> Plain:
     details: Plain = {
         "per_class": {name: score.per_class for name, score in scores},
         "mistakes": {
-            name: (score.n - round(score.acc * score.n), score.n) for name, score in scores
+            name: (score.n - round(score.acc * score.n), score.n)
+            for name, score in scores
+            if isinstance(score, Score)
         },
         "history": work.fitted.rows if work.fitted else [],
         "exports": [file.__dict__ for file in work.exports],
@@ -170,6 +180,8 @@ def _details(work: Work, shown: _Shown | None) -> Plain:
     }
     if shown is None or shown.answers.labels is None:
         return details
+    if shown.answers.task:
+        return details | label_details(shown.answers, _of_labels(shown.name))
     # The answers of the folds are those of fits that nothing has calibrated.
     split, answers = shown.name, shown.answers
     pair = None

@@ -70,7 +70,7 @@ class Objective:
     @property
     def is_share(self) -> bool:
         """Whether it is a share of images, which has Wilson's interval."""
-        from xfer.evaluation.metrics import metric_of
+        from xfer.evaluation.label_metrics import metric_of
 
         metric = metric_of(self.metric)
         return metric is not None and metric.share
@@ -98,16 +98,16 @@ def objectives(
     stages: Sequence[str],
     searches: bool = False,
     files: Sequence[str] = (),
-    parts: Collection[str] = (),
+    scores: Collection[str] | None = None,
 ) -> tuple[Objective, ...]:
     """Those ``asked`` for, else the ``monitor``ed metric with its mode (max or min), where jobs
     train; the accuracy where they only evaluate; none where they do neither. ``files`` are the
-    names of those that every job exports, ``parts`` those of the user's metrics.
+    names of those that every job exports, ``scores`` those of what a split is scored by.
 
     Raises SweepError for what a job with these ``stages`` never logs, and for a sweep that
     ``searches`` for nothing.
     """
-    known = _known(stages, files, parts)
+    known = _known(stages, files, scores)
     for metric in asked:
         if metric not in known:
             what = f"'{metric}' is never logged with stages=[{','.join(stages)}]"
@@ -127,12 +127,14 @@ def objectives(
     return (Objective("scores.val.acc", "maximize"),) if known else ()
 
 
-def _known(stages: Sequence[str], files: Sequence[str], parts: Collection[str]) -> list[str]:
+def _known(
+    stages: Sequence[str], files: Sequence[str], scored: Collection[str] | None
+) -> list[str]:
     # With numpy, which help does without.
     from xfer.evaluation import metrics
 
     names: list[str] = []
-    scores = [*(metric.name for metric in metrics.METRICS), *parts]
+    scores = [metric.name for metric in metrics.METRICS] if scored is None else scored
     if "fit" in stages:
         columns = [f"val_{name}" for name in scores]
         names += [*columns, "train_loss", *_PARAMS, *_TIMES]

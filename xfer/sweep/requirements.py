@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from xfer.core.errors import Attempts, SweepError, raise_all
 from xfer.core.types import Plain
+from xfer.plan.label_task import watched
 from xfer.plan.resume import fingerprint
 from xfer.sweep.choose import refuse_choice
 from xfer.sweep.ledger import mark
@@ -87,7 +88,7 @@ def marks(first: Specs, space: Sequence[Parameter]) -> list[str]:
 def wanted(first: Specs) -> tuple[Objective, ...]:
     """What jobs like that of ``first`` are compared by. Raises SweepError for what is never
     logged."""
-    from xfer.evaluation.metrics import metric_of
+    from xfer.evaluation.label_metrics import metric_of
 
     goals = _objectives(first, first.stages or _SUPPOSED[0])
     pairs = [(goal.metric, metric_of(goal.metric)) for goal in goals]
@@ -109,8 +110,9 @@ def _objectives(first: Specs, stages: Sequence[str]) -> tuple[Objective, ...]:
     exports = "export" in stages or "fit" not in stages
     files = [writer.file for writer in first.export.writers] if exports else []
     searches, monitor = first.sweep.sampler != "grid", first.checkpoint
-    pair = (monitor.monitor, monitor.mode)
-    return objectives(first.sweep.objectives, pair, stages, searches, files, first.metrics)
+    pair = (watched(first), monitor.mode)
+    rows = [metric.name for metric in first.task.rows(first.metrics)]
+    return objectives(first.sweep.objectives, pair, stages, searches, files, rows)
 
 
 def flow_text(value: Any) -> str:

@@ -3,6 +3,7 @@ the images; with what its certificate says beside them."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from xfer.evaluation.certified import certified, distances_at, usable
@@ -43,4 +44,5 @@ def answer(
             answered = predictions(samples, range(len(samples)), logits, card.classes)
         else:
             answered = answers(net, samples, card.input, card.classes, reading, device, broken)
+    answered = replace(answered, task=card.task)
     return certified(answered, certificate, distances) if certificate else answered

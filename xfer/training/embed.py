@@ -19,7 +19,8 @@ import numpy as np
 from xfer.core.errors import XferError
 from xfer.core.files import atomic_write, file_sha256, write_rows
 from xfer.core.types import Plain, Samples
-from xfer.evaluation.predict import cell, find, warn_of_broken
+from xfer.evaluation.csv_cell import cell
+from xfer.evaluation.predict import find, warn_of_broken
 
 if TYPE_CHECKING:
     import numpy.typing as npt

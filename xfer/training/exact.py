@@ -22,8 +22,7 @@ from xfer.core.errors import DataError
 from xfer.core.files import write_json, write_rows
 from xfer.core.log import log
 from xfer.core.run_folder import LAST, best_checkpoint, checkpoints
-from xfer.core.types import Card, Plain, Predictions, Samples
-from xfer.evaluation import metrics
+from xfer.core.types import Card, Plain, Samples
 from xfer.evaluation.calibration import scaling_of
 from xfer.evaluation.out_of_fold import TABLE, OutOfFold
 from xfer.evaluation.predict import write_predictions
@@ -34,6 +33,7 @@ from xfer.training import logistic
 from xfer.training.calibrate import calibrate_solved
 from xfer.training.certify import HeldOut, certify
 from xfer.training.cross_validation import HeadProblem
+from xfer.training.feature_moments import blocks
 from xfer.training.features import AutoFeatures
 from xfer.training.features.cut import Tail, inference
 from xfer.training.features.extract import Extraction, PartlyFrozen
@@ -42,14 +42,24 @@ from xfer.training.features.feed import cut_within
 from xfer.training.features.find_cut import Refusal
 from xfer.training.fit_result import FitResult
 from xfer.training.head_input import first_layer, rows_of, watch
+from xfer.training.label_logistic import LabelHeads
 from xfer.training.loss import CrossEntropy
 from xfer.training.optim import Exact
+from xfer.training.problem_of_head import (
+    Heads,
+    SolvedRows,
+    held_out_answers,
+    problem_of,
+    solution_of,
+    summary_of,
+)
 from xfer.training.teacher import note, soft_targets
 from xfer.weights.formats.checkpoint_format import Snapshot, identity, write_snapshot
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
+    from xfer.config.specs import Specs
     from xfer.core.certificate import Certificate
     from xfer.plan.plan import Plan
     from xfer.training.guarded_logger import GuardedLogger
@@ -70,8 +80,8 @@ class Solved:
 
     layer: str
     options: Exact
-    problem: HeadProblem
-    rows: logistic.TrainingRows
+    problem: Heads
+    rows: SolvedRows
     solution: logistic.Solution
     answers: list[npt.NDArray[np.float32]]
     seconds: float  # that went into the head's input
@@ -93,26 +103,23 @@ def fit(plan: Plan, folder: Path) -> FitResult:
     features_s = time.perf_counter() - began
     log.info(cached.summary())
     solved = solve(plan, frozen, cached)
+    train = cached.work.splits["train"]
+    plan = _with_task(plan, solved, train)
     verdict = freeze.verdict(frozen.hashes, freeze.hashes(net.state_dict(), frozen.hashes))
     phase = {"phase": plan.phases[0].name, "from_epoch": 1, **verdict}
     write_json(folder / "freeze_proof.json", {**verdict, "phases": [phase]})
     write_json(folder / "features.json", features)
     if solved.taught:
         note(folder, solved.taught)
-    rows = _rows(solved, cached.work.splits.get("val"), plan.specs.metrics)
+    rows = _rows(solved, cached.work.splits.get("val"), plan.specs)
     write_rows(folder / "metrics.csv", rows)
     logger = logged(plan, folder, rows)
     best = rows[solved.solution.best]
-    chosen = {
-        "metric": "cv_loss",
-        "value": best["cv_loss"],
-        "epoch": best["epoch"],
-        "step": best["step"],
-    }
-    train = cached.work.splits["train"]
+    where = {"epoch": best["epoch"], "step": best["step"]}
+    chosen = {"metric": "cv_loss", "value": best["cv_loss"], **where}
     facts = _write_held_out(plan, solved, train, folder / "predictions_cv.csv")
-    log.info(_summary(facts))
-    card = calibrate_solved(plan, net, solved.rows, solved.solution, bool(train.groups))
+    log.info(summary_of(facts))
+    card = _calibrated(plan, net, solved, bool(train.groups))
     card = replace(card, certificate=_certificate(plan, card, solved, frozen, cached))
     snapshot = Snapshot(card, net.cpu().state_dict(), chosen, run=identity(plan.facts))
     best_path = best_checkpoint(folder)
@@ -140,9 +147,22 @@ def fit(plan: Plan, folder: Path) -> FitResult:
     )
 
 
-def _cross_validated(plan: Plan, problem: HeadProblem, train: Samples) -> OutOfFold | None:
+def _with_task(plan: Plan, solved: Solved, train: Samples) -> Plan:
+    """The plan whose card says what held-out answers say of the task."""
+    said = plan.specs.task.card(solved.solution.held_out, train.labels, "cv")
+    return replace(plan, card=replace(plan.card, task=said))
+
+
+def _calibrated(plan: Plan, net: nn.Module, solved: Solved, grouped: bool) -> Card:
+    """The card, with what calibrates the head of one label an image."""
+    if not isinstance(solved.rows, logistic.TrainingRows):
+        return plan.card
+    return calibrate_solved(plan, net, solved.rows, solved.solution, grouped)
+
+
+def _cross_validated(plan: Plan, problem: Heads, train: Samples) -> OutOfFold | None:
     """The answers of every fold, where the run is a cross-validation."""
-    if train.folds is None:
+    if train.folds is None or isinstance(problem, LabelHeads):
         return None
     logits = problem.out_of_fold(train.folds)
     facts = (train.names, logits, train.labels, train.folds, plan.card.classes)
@@ -197,22 +217,10 @@ def solve(plan: Plan, frozen: PartlyFrozen, cached: CachedFeatures) -> Solved:
     seconds = time.perf_counter() - began
     refuse_no_numbers(evaluated, splits["train"].names)
     soft, taught = soft_targets(plan, frozen.device, numbers or [None])
-    problem = HeadProblem(
-        views or [evaluated],
-        evaluated,
-        splits["train"].labels,
-        splits["train"].groups,
-        len(plan.card.classes),
-        loss.weights,
-        cached.work.data.sampler == "balanced",
-        loss.label_smoothing,
-        logistic.STRENGTHS if options.l2 == "auto" else (options.l2,),
-        options.folds,
-        plan.specs.seed,
-        soft,
-    )
-    rows = problem.rows()
-    solution = problem.solve(rows)
+    problem = problem_of(plan, views or [evaluated], evaluated, splits["train"], options, loss)
+    if soft is not None and isinstance(problem, HeadProblem):
+        problem = replace(problem, soft=soft)
+    rows, solution = solution_of(problem)
     answers = [] if val is None else [_answers(row, val) for row in solution.path]
     best = solution.path[solution.best]
     with torch.no_grad():
@@ -233,7 +241,7 @@ def _answers(head: logistic.Strength, features: npt.NDArray[np.float32]) -> npt.
 
 def refuse_no_numbers(features: npt.NDArray[np.float32], names: tuple[str, ...]) -> None:
     """Raise DataError for the first of the images ``names`` whose features are NaN or Inf."""
-    for part in logistic.blocks(features):
+    for part in blocks(features):
         sound = np.isfinite(features[part]).all(axis=1)
         if not sound.all():
             name = names[part.start + int(np.flatnonzero(~sound)[0])]
@@ -258,16 +266,15 @@ def _check_linear(
         count += len(answer)
 
 
-def _rows(solved: Solved, val: Samples | None, parts: metrics.Parts) -> list[Plain]:
-    """A row of ``metrics.csv`` for every strength, with empty cells where there is no ``val``;
-    ``parts`` are the user's metrics."""
+def _rows(solved: Solved, val: Samples | None, specs: Specs) -> list[Plain]:
+    """A row of ``metrics.csv`` for every strength, with empty cells where there is no ``val``."""
     rows: list[Plain] = []
     steps = 0
     for i, row in enumerate(solved.solution.path):
         steps += row.steps
         scores: Plain = {"loss": None, "acc": None}
         if val is not None:
-            scores = dict(metrics.values(solved.answers[i], val.labels, parts))
+            scores = dict(specs.task.values(solved.answers[i], val.labels, specs.metrics))
         rows.append(
             {
                 "epoch": i + 1,
@@ -290,33 +297,18 @@ def _rows(solved: Solved, val: Samples | None, parts: metrics.Parts) -> list[Pla
 def _write_held_out(plan: Plan, solved: Solved, train: Samples, path: Path) -> Plain:
     """Write what each training image is taken for by the fit that had not seen it, and return what
     ``result.json`` says of the solution."""
-    held_out, best = solved.solution.held_out, solved.solution.path[solved.solution.best]
-    held = np.isfinite(held_out).all(axis=1)
-    seen = np.flatnonzero(held)
-    names = tuple(train.names[i] for i in seen)
-    write_predictions(
-        Predictions(names, held_out[seen], train.labels[seen], plan.card.classes), path
-    )
+    best = solved.solution.path[solved.solution.best]
+    answers, counts = held_out_answers(plan, solved.solution, train)
+    write_predictions(answers, path)
     return {
         "l2": best.l2,
         "chosen_by": "cv_loss" if solved.options.l2 == "auto" else "given",
         "strengths": len(solved.solution.path),
         "folds": solved.options.folds,
-        "n": int(held.sum()),
-        "left_in": int((~held).sum()),
+        **counts,
         "cv_loss": best.cv_loss,
         "cv_acc": best.cv_acc,
     }
-
-
-def _summary(facts: Plain) -> str:
-    how = f"of {facts['strengths']} strengths by" if facts["chosen_by"] == "cv_loss" else "in"
-    left = f"; {facts['left_in']} images alone in their class were never held out"
-    return (
-        f"solved: l2 {facts['l2']:.2g} {how} {facts['folds']} folds of the training images: "
-        f"loss {facts['cv_loss']:.4f}, accuracy {facts['cv_acc']:.4f} on {facts['n']} held out"
-        f"{left if facts['left_in'] else ''}"
-    )
 
 
 def at_rest(plan: Plan, net: nn.Module) -> PartlyFrozen:

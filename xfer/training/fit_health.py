@@ -57,10 +57,11 @@ class Terms:
 
 def terms(plan: Plan) -> Terms:
     """Those of a planned fit."""
-    specs, counts = plan.specs, plan.train_counts
+    specs, labels = plan.specs, plan.split("train").labels
     fresh = not hasattr(specs.head, "aliases")  # else its rows may come from the source
     rate = None if specs.optim.solves else specs.optim.rate
-    return Terms(len(counts), rate, specs.loss.guessing(counts), fresh)
+    count, guessing = specs.task.guessing(specs.loss, labels, len(plan.card.classes))
+    return Terms(count, rate, guessing, fresh)
 
 
 def warn(said: list[str], lines: Iterable[str]) -> None:

@@ -11,12 +11,15 @@ from __future__ import annotations
 
 import math
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from threadpoolctl import threadpool_limits
+
+from xfer.training.feature_moments import blocks, moments
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -31,8 +34,6 @@ MANY_FOLDS = 20
 """Into so many parts the images of a small problem are put to say how sure a solution may be."""
 _WEAKEST = 1e-9
 _PATIENCE = 3  # strengths in a row that are worse than the best end the path
-_CONSTANT = 1e-6  # of the largest mean: a feature that varies less is constant
-_BLOCK = 1 << 25  # numbers that are worked on at a time
 _IN_MEMORY = 1 << 27  # numbers that may stay in memory in double precision (1 GiB)
 _FLAT = 1e-12  # of the largest spread: along an axis below it nothing varies
 _STEPS = 500
@@ -109,8 +110,12 @@ def solve(
     The path continues below the last of several ``strengths`` while the loss still falls, and ends
     early once it has risen for three strengths.
     """
-    problem = Problem(rows)
-    ks: list[int | None] = [int(k) for k in np.unique(rows.folds) if k >= 0]
+    return follow(Problem(rows), strengths, nearly)
+
+
+def follow(problem: Axes, strengths: Sequence[float], nearly: bool = False) -> Solution:
+    """The solutions of ``problem`` from the strongest of ``strengths`` on; see :func:`solve`."""
+    ks: list[int | None] = [int(k) for k in np.unique(problem.folds) if k >= 0]
     starts: dict[int | None, Matrix | None] = dict.fromkeys([*ks, None])
     path: list[Strength] = []
     best, best_held_out = 0, np.empty((0, 0), np.float32)
@@ -118,13 +123,13 @@ def solve(
     with threadpool_limits(1 if problem.small else None):
         for l2 in _falling(strengths, path):
             began, steps = time.perf_counter(), 0
-            held_out = np.full((len(rows.labels), problem.classes), np.nan, np.float32)
+            held_out = np.full((len(problem.held), problem.classes), np.nan, np.float32)
             for fold in (*ks, None):
                 theta, count = problem.minimum(l2, fold, starts[fold], nearly)
                 starts[fold], steps = theta, steps + count
                 if fold is not None:
                     problem.answer(theta, fold, held_out)
-            loss, acc = _held_out(held_out, rows)
+            loss, acc = problem.judged(held_out)
             weight, bias = problem.head(theta)
             train = problem.mean_loss(theta)
             seconds = time.perf_counter() - began
@@ -205,23 +210,24 @@ def folds(labels: npt.NDArray[np.int64], count: int, seed: int) -> npt.NDArray[n
     return fold_of
 
 
-class Problem:
-    """The loss of a linear head on standardised features, its gradient, and its minimum.
+class Axes(ABC):
+    """The principal axes of standardised features, and the least of a convex loss along them.
 
-    Parameters are (classes, r + 1): the weights along the r principal axes, and the bias.
+    ``views`` are arrays (n, d), one a view, ``held`` the view that held-out images are judged by,
+    ``folds`` int64 (n,) the fold that holds an image out, -1 for none. Parameters are
+    (classes, r + 1): the weights along the r axes, and the bias.
     """
 
-    def __init__(self, rows: TrainingRows) -> None:
-        self.rows, self.classes = rows, len(rows.class_weights)
-        self.targets = rows.targets
-        self.mean, self.std = moments(rows.views)
-        count, width = len(rows.views) * len(rows.labels), rows.held.shape[1]
+    def __init__(self, views: Sequence[Matrix], held: Matrix, folds: Matrix, classes: int) -> None:
+        self.views, self.held, self.folds, self.classes = views, held, folds, classes
+        self.mean, self.std = moments(views)
+        count, width = len(views) * len(held), held.shape[1]
         self.dtype = np.float64 if count * min(count, width) <= _IN_MEMORY else np.float32
         self.small = count * min(count, width) <= _SMALL
         self.inside = count <= width
         self.whole: list[Matrix] | None = None
         if self.inside or self.dtype is np.float64:
-            self.whole = [self._standard(view) for view in rows.views]
+            self.whole = [self._standard(view) for view in views]
         self._turn(count)
 
     def _standard(self, block: Matrix) -> Matrix:
@@ -235,7 +241,7 @@ class Problem:
             z = np.concatenate(self.whole)
             gram = z @ z.T
         else:
-            width = self.rows.held.shape[1]
+            width = self.held.shape[1]
             gram = np.zeros((width, width))
             for _, _, z in self._blocks():
                 gram += z.T @ z
@@ -244,16 +250,100 @@ class Problem:
         self.spread, self.axes = values[varies], vectors[:, varies]
         if self.inside:
             scale = np.sqrt(self.spread * count)
-            self.whole = np.split(self.axes * scale, len(self.rows.views))
+            self.whole = np.split(self.axes * scale, len(self.views))
             self.axes = (z.T @ self.axes) / scale
 
     def _blocks(self) -> Iterator[tuple[int, slice, Matrix]]:
         """Which view of which images, and its features in the coordinates that are worked in."""
-        for i, view in enumerate(self.rows.views):
+        for i, view in enumerate(self.views):
             for part in blocks(view):
                 yield i, part, self.whole[i][part] if self.whole else self._standard(view[part])
 
-    def _shares(self, fold: int | None) -> npt.NDArray[np.float64]:
+    @abstractmethod
+    def shares(self, fold: int | None) -> Matrix:
+        """What each image counts in the mean, nothing where ``fold`` holds it out: (n,) or, where
+        classes differ, (n, classes)."""
+
+    @abstractmethod
+    def loss(self, theta: Matrix, shares: Matrix, l2: float) -> tuple[float, Matrix]:
+        """The loss of parameters with each image's share in it, penalised, and its gradient."""
+
+    @abstractmethod
+    def judged(self, held_out: npt.NDArray[np.float32]) -> tuple[float, float]:
+        """Mean loss and accuracy of logits (n, classes) of images that a fold held out."""
+
+    @property
+    @abstractmethod
+    def curvature(self) -> Matrix:
+        """Of the loss along an axis of spread 1, before the fit: a number or (classes, 1)."""
+
+    def mean_loss(self, theta: Matrix) -> float:
+        """The mean loss of all images, not penalised."""
+        return self.loss(theta, self.shares(None), 0.0)[0]
+
+    def minimum(
+        self, l2: float, fold: int | None, start: Matrix | None, nearly: bool = False
+    ) -> tuple[Matrix, int]:
+        """The parameters of least loss, and the evaluations that were needed; ``nearly`` is no
+        nearer than answers ask for, where only those count."""
+        from scipy.optimize import fmin_l_bfgs_b
+
+        flat = np.asarray(self.curvature)
+        along = flat * self.spread + l2
+        scale = 1 / np.sqrt(np.append(along, np.broadcast_to(flat, (*along.shape[:-1], 1)), -1))
+        theta = np.zeros((self.classes, scale.shape[-1])) if start is None else start
+        shares = self.shares(fold)
+
+        def at(values: Matrix) -> tuple[float, Matrix]:
+            value, gradient = self.loss(values.reshape(theta.shape) * scale, shares, l2)
+            return value, (gradient * scale).ravel()
+
+        precise = self.dtype is np.float64 and not nearly
+        factr, pgtol = (10.0, 1e-7) if precise else (1e7, 1e-5)
+        if nearly and fold is not None:
+            factr, pgtol = 1e8, 1e-4  # it tells strengths apart, and is no answer
+        minimum, _, facts = fmin_l_bfgs_b(
+            at,
+            (theta / scale).ravel(),
+            m=20,
+            factr=factr,
+            pgtol=pgtol,
+            maxiter=_STEPS,
+            maxfun=2 * _STEPS,
+        )
+        return minimum.reshape(theta.shape) * scale, int(facts["funcalls"])
+
+    def head(self, theta: Matrix) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        """Weight (classes, d) and bias (classes,) for features that are not standardised."""
+        weight = (theta[:, :-1] @ self.axes.T) / self.std
+        return weight, theta[:, -1] - weight @ self.mean
+
+    def answer(self, theta: Matrix, fold: int, into: npt.NDArray[np.float32]) -> None:
+        """Write the logits of the images that ``fold`` holds out."""
+        members = np.flatnonzero(self.folds == fold)
+        weight = (theta[:, :-1] @ self.axes.T).T.astype(self.dtype)
+        for part in blocks(self.held, len(members)):
+            chosen = members[part]
+            into[chosen] = self._standard(self.held[chosen]) @ weight + theta[:, -1]
+
+
+class Problem(Axes):
+    """The loss of a linear head of one label an image, and its gradient."""
+
+    def __init__(self, rows: TrainingRows) -> None:
+        self.rows, self.targets = rows, rows.targets
+        super().__init__(rows.views, rows.held, rows.folds, len(rows.class_weights))
+
+    @property
+    def curvature(self) -> Matrix:
+        """That of equal probabilities, in the mean over the classes."""
+        return np.asarray((1 - 1 / self.classes) / self.classes)
+
+    def judged(self, held_out: npt.NDArray[np.float32]) -> tuple[float, float]:
+        """Weighted mean log loss and plain accuracy; NaN of none."""
+        return _held_out(held_out, self.rows)
+
+    def shares(self, fold: int | None) -> npt.NDArray[np.float64]:
         """What each image counts in the mean: nothing where ``fold`` holds it out."""
         rows = self.rows
         inside = 1.0 if fold is None else rows.folds != fold
@@ -289,77 +379,3 @@ class Problem:
         along = gradient if self.inside else gradient @ self.axes
         total += l2 / 2 * float((theta[:, :-1] ** 2).sum())
         return total, np.column_stack([along + l2 * theta[:, :-1], of_bias])
-
-    def mean_loss(self, theta: Matrix) -> float:
-        """The mean loss of all images, not penalised."""
-        return self.loss(theta, self._shares(None), 0.0)[0]
-
-    def minimum(
-        self, l2: float, fold: int | None, start: Matrix | None, nearly: bool = False
-    ) -> tuple[Matrix, int]:
-        """The parameters of least loss, and the evaluations that were needed; ``nearly`` is no
-        nearer than answers ask for, where only those count."""
-        from scipy.optimize import fmin_l_bfgs_b
-
-        flat = (1 - 1 / self.classes) / self.classes
-        scale = 1 / np.sqrt(np.append(flat * self.spread + l2, flat))
-        theta = np.zeros((self.classes, len(scale))) if start is None else start
-        shares = self._shares(fold)
-
-        def at(values: Matrix) -> tuple[float, Matrix]:
-            value, gradient = self.loss(values.reshape(theta.shape) * scale, shares, l2)
-            return value, (gradient * scale).ravel()
-
-        precise = self.dtype is np.float64 and not nearly
-        factr, pgtol = (10.0, 1e-7) if precise else (1e7, 1e-5)
-        if nearly and fold is not None:
-            factr, pgtol = 1e8, 1e-4  # it tells strengths apart, and is no answer
-        minimum, _, facts = fmin_l_bfgs_b(
-            at,
-            (theta / scale).ravel(),
-            m=20,
-            factr=factr,
-            pgtol=pgtol,
-            maxiter=_STEPS,
-            maxfun=2 * _STEPS,
-        )
-        return minimum.reshape(theta.shape) * scale, int(facts["funcalls"])
-
-    def head(self, theta: Matrix) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-        """Weight (classes, d) and bias (classes,) for features that are not standardised."""
-        weight = (theta[:, :-1] @ self.axes.T) / self.std
-        return weight, theta[:, -1] - weight @ self.mean
-
-    def answer(self, theta: Matrix, fold: int, into: npt.NDArray[np.float32]) -> None:
-        """Write the logits of the images that ``fold`` holds out."""
-        members = np.flatnonzero(self.rows.folds == fold)
-        weight = (theta[:, :-1] @ self.axes.T).T.astype(self.dtype)
-        for part in blocks(self.rows.held, len(members)):
-            chosen = members[part]
-            into[chosen] = self._standard(self.rows.held[chosen]) @ weight + theta[:, -1]
-
-
-def moments(views: Sequence[Matrix]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Mean and standard deviation of each feature over all views: float64 (d,).
-
-    The deviation of a feature that is constant counts as 1, so that it comes to nothing.
-    """
-    count, width = sum(len(view) for view in views), views[0].shape[1]
-    places = [(view, part) for view in views for part in blocks(view)]
-    mean, square = np.zeros(width), np.zeros(width)
-    for view, part in places:
-        mean += np.asarray(view[part], np.float64).sum(axis=0)
-    mean /= count
-    for view, part in places:
-        square += ((np.asarray(view[part], np.float64) - mean) ** 2).sum(axis=0)
-    std = np.sqrt(square / count)
-    constant = std <= _CONSTANT * np.abs(mean)
-    return mean, np.where(constant | (std == 0), 1.0, std)
-
-
-def blocks(view: Matrix, count: int | None = None) -> Iterator[slice]:
-    """The rows of ``view``, or the first ``count``, in parts that are worked on at a time."""
-    rows = len(view) if count is None else count
-    size = max(1, _BLOCK // max(1, view.shape[1]))
-    for start in range(0, rows, size):
-        yield slice(start, min(start + size, rows))

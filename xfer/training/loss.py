@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
 
-from xfer.core.errors import ConfigError
+from xfer.core.errors import ConfigError, LabelsError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -64,6 +64,31 @@ class CrossEntropy:
             label_smoothing=self.label_smoothing,
         )
 
+    def positive_weights(self, has: Sequence[int], lacks: Sequence[int]) -> list[float]:
+        """With several labels an image: what one that has the label weighs beside one that has
+        not, a class. ``balanced`` is lacks over has, so that both sides weigh the same."""
+        if self.class_weights == "none":
+            return [1.0] * len(has)
+        if self.class_weights == "balanced":
+            return [lack / n for n, lack in zip(has, lacks, strict=True)]
+        return self.weights(has) or []
+
+    def guessing_labels(self, has: Sequence[int], lacks: Sequence[int]) -> float:
+        """The loss of the probability 0.5 for every label."""
+        weights = self.positive_weights(has, lacks)
+        half = self.label_smoothing / 2
+        # A smoothed target of 1 has the weight in its larger part, one of 0 in its smaller.
+        with_label = [(w * (1 - half) + half) * n for w, n in zip(weights, has, strict=True)]
+        without = [(w * half + 1 - half) * n for w, n in zip(weights, lacks, strict=True)]
+        return math.log(2) * (sum(with_label) + sum(without)) / (sum(has) + sum(lacks))
+
+    def of_labels(self, has: Sequence[int], lacks: Sequence[int]) -> nn.Module:
+        """Binary cross-entropy of logits (n, classes) and labels (n, classes) of 1, 0 and -1 for
+        unknown, the mean over the known ones."""
+        from xfer.training.label_losses import BinaryCrossEntropy
+
+        return BinaryCrossEntropy(self.positive_weights(has, lacks), self.label_smoothing)
+
 
 @dataclass(frozen=True)
 class Distill(CrossEntropy):
@@ -103,3 +128,55 @@ class Distill(CrossEntropy):
         from xfer.training.teacher import Softened
 
         return Softened(super().build(counts), self.temperature, self.weight)
+
+
+@dataclass(frozen=True)
+class AsymmetricLoss:
+    """The asymmetric loss, for several labels an image of which most are absent (E. Ben-Baruch et
+    al., 2021): what is easily said to be absent counts next to nothing."""
+
+    positive: Annotated[float, Ge(0)] = 0.0
+    """power of the probability that an image's label is missed by; 0 is plain cross-entropy of
+    the labels that images have"""
+    negative: Annotated[float, Ge(0)] = 4.0
+    """power of the probability that is wrongly given to a label that an image has not"""
+    margin: Annotated[float, Ge(0), Lt(1)] = 0.05
+    """probability up to which a label that an image has not costs nothing"""
+
+    @property
+    def solvable(self) -> bool:
+        """Whether it is what an exact head is solved for: it is not convex."""
+        return False
+
+    def weights(self, counts: Sequence[int]) -> list[float] | None:
+        """No weights of classes."""
+        return None
+
+    def guessing(self, counts: Sequence[int]) -> float:
+        """As :meth:`build`."""
+        raise self._one_label()
+
+    def build(self, counts: Sequence[int]) -> nn.Module:
+        """Raises LabelsError: there is no such loss of one label an image."""
+        raise self._one_label()
+
+    def _one_label(self) -> LabelsError:
+        what = "asymmetric is for several labels an image, and task=single has one"
+        return LabelsError("loss", what, "type loss=cross_entropy, or task=multilabel", 2)
+
+    def positive_weights(self, has: Sequence[int], lacks: Sequence[int]) -> list[float]:
+        """No weights beside the powers."""
+        return [1.0] * len(has)
+
+    def guessing_labels(self, has: Sequence[int], lacks: Sequence[int]) -> float:
+        """The loss of the probability 0.5 for every label."""
+        q = max(0.5 - self.margin, 0.0)
+        one = math.pow(0.5, self.positive) * math.log(2)
+        other = -math.pow(q, self.negative) * math.log(1 - q)
+        return (one * sum(has) + other * sum(lacks)) / (sum(has) + sum(lacks))
+
+    def of_labels(self, has: Sequence[int], lacks: Sequence[int]) -> nn.Module:
+        """Takes logits (n, classes) and labels (n, classes) of 1, 0 and -1 for unknown."""
+        from xfer.training.label_losses import Asymmetric
+
+        return Asymmetric(self.positive, self.negative, self.margin)

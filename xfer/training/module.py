@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,6 @@ from xfer.core.checksum import over
 from xfer.core.errors import DivergedError
 from xfer.core.seeds import derive
 from xfer.core.standardize import Standard, to_plain
-from xfer.evaluation import metrics
 from xfer.training import optimizer_restore
 from xfer.training.distributed.group import ALONE, Team
 from xfer.training.distributed.strategy import PhaseDdp
@@ -28,7 +28,7 @@ from xfer.training.nan_guard import NanGuard, norm, place
 from xfer.weights.formats.checkpoint_format import FORMAT, identity
 
 if TYPE_CHECKING:
-    from xfer.core.types import StateDict
+    from xfer.core.types import Card, Plain, StateDict
     from xfer.plan.plan import Plan
 
 
@@ -47,7 +47,9 @@ class Classifier(pl.LightningModule):
         super().__init__()
         self.standardized = Standardized(net, standard or {})
         self.net, self.plan, self.team = net, plan, team
-        self.loss = plan.specs.loss.build(plan.train_counts)
+        train, classes = plan.split("train").labels, len(plan.card.classes)
+        self.loss = plan.specs.task.loss(plan.specs.loss, train, classes)
+        self.task: Plain = {}
         self.mix = plan.specs.augment.mix(len(plan.card.classes))
         # The default would leave NaN out of the mean.
         self.train_loss = MeanMetric(nan_strategy="disable")
@@ -173,10 +175,12 @@ class Classifier(pl.LightningModule):
         logits, labels = (torch.cat(parts) for parts in zip(*answers, strict=True))
         self._answers.clear()
         # Kept here rather than logged: Lightning's logged values are rounded to float32.
-        values = metrics.values(logits.numpy(), labels.numpy(), self.plan.specs.metrics)
+        task, given = self.plan.specs.task, (logits.numpy(), labels.numpy())
+        values = task.values(*given, self.plan.specs.metrics)
         self.scores = {f"val_{name}": v for name, v in values.items()}
         if not math.isfinite(self.scores["val_loss"]):
             raise self._diverged("the validation loss", f"epoch {self.current_epoch + 1}", 5)
+        self.task = task.card(*given, "val")
 
     def end_validation(self) -> None:
         """Back to the weights that train."""
@@ -202,6 +206,11 @@ class Classifier(pl.LightningModule):
         text = f"{what} is NaN or Inf in {where}, at learning rate {rate:g}"
         fix = "lower optim.lr, or set trainer.clip_norm=1"
         return DivergedError("optim.lr", text, fix, number)
+
+    @property
+    def card(self) -> Card:
+        """The plan's card, with what the last validation says of the task."""
+        return replace(self.plan.card, task=self.task)
 
     def best_state(self) -> StateDict:
         """The net's moving tensors for raw input of the head, averaged where an average is

@@ -18,7 +18,8 @@ from threadpoolctl import threadpool_limits
 
 from xfer.core.live_line import counted
 from xfer.core.seeds import derive
-from xfer.training.logistic import STRENGTHS, Problem, TrainingRows, blocks, folds
+from xfer.training.feature_moments import blocks
+from xfer.training.logistic import STRENGTHS, Problem, TrainingRows, folds
 
 if TYPE_CHECKING:
     import numpy.typing as npt

@@ -16,6 +16,7 @@ from xfer.evaluation import learning_curve
 from xfer.evaluation.learning_curve import LEVEL, Curve
 from xfer.training import logistic, subsampling
 from xfer.training.backbone_features import BackboneFeatures, backbone_features
+from xfer.training.feature_moments import blocks
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -191,7 +192,7 @@ def _check(
     weight, bias = _solved(np.asarray(rows[np.sort(chosen)]), labels[np.sort(chosen)])
     hits = [
         (np.asarray(held[part], np.float64) @ weight.T + bias).argmax(axis=1) == answers[part]
-        for part in logistic.blocks(held)
+        for part in blocks(held)
     ]
     accuracy = float(np.concatenate(hits).mean())
     band = measured.curve.score(len(chosen), len(answers))

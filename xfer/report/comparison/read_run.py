@@ -25,6 +25,7 @@ from xfer.core.files import path_problem, read_bytes, read_json
 from xfer.core.run_folder import refuse_odd
 from xfer.core.types import Plain
 from xfer.evaluation.out_of_fold import TABLE
+from xfer.plan.label_task import refuse_several
 
 _LARGEST = 1 << 26
 """Bytes of a JSON file of a run."""
@@ -79,6 +80,7 @@ class _SplitFacts(TypedDict, total=False):
 
 
 class _PlanFacts(TypedDict, total=False):
+    task: Plain
     classes: list[str]
     splits: dict[str, _SplitFacts]
 
@@ -136,6 +138,9 @@ def read_run(folder: Path, name: str) -> RunRecord:
         what = f"has not finished: it is {status.get('state') or 'of no state'}"
         raise CommandError(folder, what, f"type xfer resume {shlex.quote(str(folder))}", 20)
     result, plan = _facts(folder / "result.json", _Result), _facts(folder / "plan.json", _PlanFacts)
+    if plan.get("task"):
+        doing = "runs are compared image by image on"
+        refuse_several(folder, doing, "see result.json, or the leaderboard of a sweep")
     if not (folder / "predictions_val.csv").exists():
         what = "has no predictions_val.csv: its validation images were not evaluated"
         if (folder / TABLE).exists():

@@ -20,6 +20,7 @@ from xfer.core.types import Samples
 from xfer.data.dataset import part_of
 from xfer.sweep.choosing.halving import Learned
 from xfer.training import logistic
+from xfer.training.feature_moments import moments
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -136,7 +137,7 @@ class TrainedLearner:
         from torch import nn
 
         how, raw = self.steps, [view[rows].astype(np.float32) for view in self.views]
-        mean, std = (m.astype(np.float32) for m in logistic.moments(raw))
+        mean, std = (m.astype(np.float32) for m in moments(raw))
         views = [torch.from_numpy((view - mean) / std) for view in raw]
         y = torch.from_numpy(self.labels[rows])
         seed = derive("learner", how.seed)

@@ -20,6 +20,7 @@ from xfer.core.protocols import HasTeacher
 from xfer.core.run_folder import is_live
 from xfer.core.run_status import recorded
 from xfer.core.types import Plain
+from xfer.plan.label_task import refuse_for_labels
 from xfer.plan.preflight import check_folder
 from xfer.plan.run_dir import make_folder, refuse_taken
 from xfer.sweep.choosing.halving import Standing, worth
@@ -45,6 +46,7 @@ def choose_model(
     stages the price list is all. Raises CombinationError where the minutes do not suffice, and
     whatever the model's run raises.
     """
+    refuse_for_labels(specs)
     if isinstance(specs.loss, HasTeacher):
         what = "judges by images held out, which the teacher may have been trained on"
         raise CommandError("choose", what, "type loss=cross_entropy, or choose=none", 36)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from xfer.core.types import Plain
-from xfer.evaluation.predict import cell
+from xfer.evaluation.csv_cell import cell
 from xfer.report.board import Cell, Grid, intervals
 from xfer.report.format import ABSENT, number, seconds, short
 from xfer.sweep.leaderboard.ranking import Group, RankedJob

@@ -13,7 +13,6 @@ from xfer.core.files import read_text, write_rows
 from xfer.core.log import log
 from xfer.core.run_folder import LAST, PREVIOUS, best_checkpoint, checkpoints
 from xfer.core.types import Plain
-from xfer.evaluation import metrics
 from xfer.training.fit_health import alarm, terms
 from xfer.weights.formats.checkpoint_format import Snapshot, identity, write_snapshot
 
@@ -147,7 +146,7 @@ class History:
         if self.team.leads:
             frozen = module.fingerprint if module.frozen else None
             run, state = identity(self.plan.facts), module.best_state()
-            write_snapshot(self.best_path, Snapshot(self.plan.card, state, self.best, frozen, run))
+            write_snapshot(self.best_path, Snapshot(module.card, state, self.best, frozen, run))
 
     def write(self, row: Plain) -> None:
         """Write ``metrics.csv``, and say how the epoch went."""
@@ -157,7 +156,7 @@ class History:
         epochs = self.plan.specs.trainer.epochs
         shown = (
             f"val {metric.name} {row[f'val_{metric.name}']:.4f}"
-            for metric in metrics.with_parts(self.plan.specs.metrics)
+            for metric in self.plan.specs.task.rows(self.plan.specs.metrics)
             if metric.on_line and row.get(f"val_{metric.name}") is not None
         )
         mark = "  best" if self.best and self.best["epoch"] == row["epoch"] else ""

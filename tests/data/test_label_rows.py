@@ -1,0 +1,181 @@
+"""Files that list several labels an image: three forms of the same, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import labelled
+import numpy as np
+import pytest
+
+from xfer.core.errors import DataError, LabelsError
+from xfer.data import Manifest
+
+Rows = list[tuple[str, list[str]]]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Rows]:
+    folder = tmp_path_factory.mktemp("labels")
+    return folder, labelled.digits(folder, 60, unlabelled=6)
+
+
+def read(path: Path, **options: object) -> object:
+    return Manifest(file=str(path), leakage="ignore", **options).labelled(True)  # type: ignore[arg-type]
+
+
+def test_three_forms_say_the_same(place: tuple[Path, Rows]) -> None:
+    folder, rows = place
+    entries = [{"path": name, "labels": labels} for name, labels in rows]
+    (folder / "list.json").write_text(json.dumps(entries))
+    cells = read(labelled.write_cells(folder / "cells.csv", rows))
+    others = [
+        read(labelled.write_columns(folder / "columns.csv", rows)),
+        read(folder / "list.json"),
+        read(labelled.write_cells(folder / "signs.csv", rows, ";"), separator=";"),
+    ]
+    assert cells.classes == tuple(sorted(labelled.LABELS))
+    for split, samples in cells.splits.items():
+        for other in others:
+            assert other.splits[split].names == samples.names
+            assert (other.splits[split].labels == samples.labels).all()
+            assert other.splits[split].sha256 == samples.sha256
+        for name, row in zip(samples.names, samples.labels, strict=True):
+            has = [c for c, value in zip(cells.classes, row, strict=True) if value == 1]
+            assert has == sorted(dict(rows)[name])
+    shares = [len(s) / len(rows) for s in cells.splits.values()]
+    assert shares == pytest.approx([0.8, 0.2], abs=0.06)
+    assert any("of 66 images" not in r and "no label at all" in r for r in cells.remarks)
+
+
+def test_unknown_is_minus_one_in_every_form(place: tuple[Path, Rows]) -> None:
+    folder, rows = place
+    first, second, *rest = [name for name, _ in rows]
+    (folder / "cells.csv").write_text(
+        "path,label,split\n"
+        + f"{first},even|?round|prime,train\n{second},even|?,train\n"
+        + f"{rest[0]},round,train\n{rest[3]},,train\n"
+        + f"{rest[1]},even|prime|round,val\n{rest[2]},,val\n"
+    )
+    data = read(folder / "cells.csv")
+    assert data.splits["train"].labels.tolist() == [
+        [1, 1, -1],
+        [1, -1, -1],
+        [0, 0, 1],
+        [0, 0, 0],
+    ]
+    (folder / "columns.csv").write_text(
+        "path,even,prime,round,split\n"
+        + f"{first},1,1,,train\n{second},1,,,train\n{rest[0]},0,0,1,train\n{rest[3]},0,0,0,train\n"
+        + f"{rest[1]},1,1,1,val\n{rest[2]},0,0,0,val\n"
+    )
+    again = read(folder / "columns.csv")
+    entries = [
+        {"path": first, "labels": ["even", "prime"], "unknown": ["round"], "split": "train"},
+        {"path": second, "labels": ["even"], "unknown": ["prime", "round"], "split": "train"},
+        {"path": rest[0], "labels": ["round"], "split": "train"},
+        {"path": rest[3], "labels": [], "split": "train"},
+        {"path": rest[1], "labels": ["even", "prime", "round"], "split": "val"},
+        {"path": rest[2], "labels": [], "split": "val"},
+    ]
+    (folder / "list.json").write_text(json.dumps(entries))
+    for other in (again, read(folder / "list.json")):
+        for split in ("train", "val"):
+            assert (other.splits[split].labels == data.splits[split].labels).all()
+    assert "train: 3 of 12 labels are unknown" in " ".join(data.remarks)
+    assert "val: 1 of 2 images have no label at all" in data.remarks
+
+
+def test_a_split_is_the_same_whatever_the_order_of_the_lines(place: tuple[Path, Rows]) -> None:
+    folder, rows = place
+    one = read(labelled.write_cells(folder / "one.csv", rows))
+    two = read(labelled.write_cells(folder / "two.csv", rows[::-1]))
+    assert set(one.splits["val"].names) == set(two.splits["val"].names)
+    even = [one.splits[split].labels[:, 0].mean() for split in ("train", "val")]
+    assert abs(even[0] - even[1]) < 0.15  # each combination of labels is divided
+
+
+def test_a_network_keeps_its_classes(place: tuple[Path, Rows]) -> None:
+    folder, rows = place
+    path = labelled.write_cells(folder / "some.csv", [r for r in rows if "straight" not in r[1]])
+    known = ("even", "prime", "round", "straight")
+    data = Manifest(file=str(path), leakage="ignore").labelled(False, known)
+    assert data.classes == known and (data.splits["val"].labels[:, 3] == 0).all()
+    assert "'straight' have no image with the label" in " ".join(data.remarks)
+    with pytest.raises(DataError, match="the network does not know the label 'even'"):
+        Manifest(file=str(path)).labelled(False, ("prime", "round", "evens"))
+
+
+HEAD = "path,a,b,split\n"
+OK = "0000.png,1,0,train\n0001.png,0,1,train\n0002.png,1,1,val\n"
+BAD: dict[str, tuple[str, str, str]] = {
+    "a cell that is no answer": (HEAD + "0000.png,yes,0,train\n" + OK[19:], "E388", "'yes' in"),
+    "one side alone": (HEAD + OK.replace("0001.png,0", "0001.png,1"), "E387", "lack the label 'a'"),
+    "nobody": (HEAD + OK.replace("0000.png,1", "0000.png,0").replace("0002.png,1", "0002.png,0"),
+               "E387", "no training image has the label 'a'"),
+    "in val alone": ("path,label,split\n0000.png,a,train\n0001.png,,train\n0002.png,a|b,val\n",
+                     "E386", "no training image has the label 'b', and images of val have it"),
+    "nothing known": (HEAD + OK.replace("0002.png,1,1", "0002.png,,"),
+                      "E387", "not one label of val"),
+    "twice": ("path,label\n0000.png,a|b|a\n0001.png,b\n", "E389", "names the label 'a' twice"),
+    "twice as unknown": ("path,label\n0000.png,a|?a\n0001.png,b\n", "E389", "'a' twice"),
+    "no label": ("path,label\n0000.png,\n0001.png,\n", "E389", "names no label at all"),
+    "the same image": (HEAD + OK + OK, "E316", "is listed in"),
+    "a column twice": ("path,a,a\n0000.png,1,0\n", "E313", "'a' is there twice"),
+    "no such file": (HEAD + OK.replace("0001", "nope"), "E317", "there is no file"),
+    "another split": (HEAD + OK.replace("val", "vall"), "E315", "unknown split 'vall'"),
+    "a cell more": (HEAD + OK.replace("1,1,val", "1,1,val,1"), "E314", "5 cells"),
+    "semicolons": ("path;a;b\n0000.png;1;0\n", "E375", "there is one column"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_what_cannot_be_read_is_refused_by_line(place: tuple[Path, Rows], case: str) -> None:
+    text, number, said = BAD[case]
+    path = place[0] / "bad.csv"
+    path.write_text(text)
+    with pytest.raises(DataError) as caught:
+        read(path)
+    assert f"error {number}: " in str(caught.value) and said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("{}", "is no JSON list"),
+        ("[1", "cannot be read as JSON"),
+        ('[{"path": "0000.png"}]', "is no image with labels"),
+        ('[{"path": "0000.png", "labels": "a"}]', "is no image with labels"),
+        ('[{"path": "0000.png", "labels": ["a"], "label": "a"}]', "is no image with labels"),
+        ('[{"path": "0000.png", "labels": ["a", "a"]}]', "twice"),
+    ],
+)
+def test_json_that_is_no_such_list_is_refused(
+    place: tuple[Path, Rows], text: str, said: str
+) -> None:
+    path = place[0] / "bad.json"
+    path.write_text(text)
+    with pytest.raises(DataError, match=said) as caught:
+        read(path)
+    assert "E389" in str(caught.value)
+
+
+def test_a_sign_between_labels_is_refused_where_an_image_has_one(
+    place: tuple[Path, Rows],
+) -> None:
+    path = labelled.write_cells(place[0] / "one.csv", [("0000.png", ["a"]), ("0001.png", ["b"])])
+    with pytest.raises(
+        LabelsError, match=r"E059: data\.separator: ';' is between labels"
+    ) as caught:
+        Manifest(file=str(path), separator=";").dataset(True)
+    assert "data.separator=semicolon" in caught.value.fix
+
+
+def test_rare_combinations_are_trained_on(place: tuple[Path, Rows]) -> None:
+    """One image of its kind is no reason to refuse the file."""
+    folder, rows = place
+    rows = [*rows[:-1], (rows[-1][0], ["even", "round", "straight"])]
+    data = read(labelled.write_cells(folder / "rare.csv", rows))
+    labels = np.concatenate([samples.labels for samples in data.splits.values()])
+    assert len(labels) == len(rows)

@@ -1,0 +1,264 @@
+"""Whole runs with several labels an image, on scikit-learn's digits."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import labelled
+import numpy as np
+import pytest
+import warm
+
+from xfer.config.hydra import compose_specs
+from xfer.core.errors import XferError
+from xfer.core.files import read_json
+from xfer.plan.make import make_plan
+
+
+class Done:
+    """A command that has ended: its exit code, and all that it printed."""
+
+    def __init__(self, typed: list[str], cwd: Path) -> None:
+        run = warm.start(cwd, *typed)
+        self.stderr, _ = run.communicate()
+        self.returncode = run.returncode
+
+
+NETWORK = ["experiment=digits_freeze", "data=csv", "task=multilabel"]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("several")
+    rows = labelled.digits(folder / "images", 300, unlabelled=12)
+    named = [(f"images/{name}", labels) for name, labels in rows]
+    labelled.write_columns(folder / "columns.csv", named, unknown=0.1)
+    labelled.write_cells(folder / "cells.csv", named)
+    labelled.write_cells(folder / "few.csv", named[:60])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def solved(place: Path) -> Path:
+    export = "export=[onnx,onnx_image,safetensors]"
+    done = Done([*NETWORK, "data.file=columns.csv", "run.dir=solved", export], cwd=place)
+    assert done.returncode == 0, done.stderr
+    return place / "solved"
+
+
+@pytest.fixture(scope="module")
+def trained(place: Path) -> Path:
+    options = ["freeze=none", "loss=asymmetric", "optim=adamw", "trainer.max_epochs=2"]
+    stages = "stages=[fit,evaluate,report]"
+    done = Done([*NETWORK, "data.file=cells.csv", "run.dir=trained", *options, stages], cwd=place)
+    assert done.returncode == 0, done.stderr
+    return place / "trained"
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(path.read_text())))
+
+
+def test_the_scores_are_scikit_learns_of_the_predictions(solved: Path) -> None:
+    from sklearn import metrics
+
+    score = read_json(solved / "result.json")["scores"]["val"]
+    rows, classes = (
+        table(solved / "predictions_val.csv"),
+        read_json(solved / "plan.json")["classes"],
+    )
+    assert list(rows[0]) == ["path", "label", "prediction", *(f"p_{c}" for c in classes)]
+    each = []
+    for name in classes:
+        known = [row for row in rows if f"?{name}" not in row["label"].split("|")]
+        truth = [name in row["label"].split("|") for row in known]
+        p = [float(row[f"p_{name}"]) for row in known]
+        said = [name in row["prediction"].split("|") for row in known]
+        mine = score["per_class"][name]
+        assert (mine["n"], mine["known"]) == (sum(truth), len(known)) and len(known) < len(rows)
+        assert mine["f1"] == pytest.approx(metrics.f1_score(truth, said))
+        assert said == [share >= score["thresholds"][name] for share in p]
+        each.append(metrics.average_precision_score(truth, p))
+        assert mine["ap"] == pytest.approx(each[-1], abs=1e-4)  # probabilities have six digits
+    assert score["map"] == pytest.approx(np.mean(each), abs=1e-4) and score["map"] > 0.8
+    assert score["used_for_selection"] is False and score["thresholds_chosen_on"] == "cv"
+
+
+def test_thresholds_are_chosen_on_answers_to_images_that_a_fit_had_not_seen(solved: Path) -> None:
+    """The best F1 of predictions_cv.csv, and not of val, whose images are in neither."""
+    score = read_json(solved / "result.json")["scores"]["val"]
+    rows = table(solved / "predictions_cv.csv")
+    assert not {r["path"] for r in rows} & {
+        r["path"] for r in table(solved / "predictions_val.csv")
+    }
+    for name, cut in score["thresholds"].items():
+        known = [row for row in rows if f"?{name}" not in row["label"].split("|")]
+        had = np.array([name in row["label"].split("|") for row in known])
+        p = np.array([float(row[f"p_{name}"]) for row in known])
+
+        def f1(t: float, p: np.ndarray = p, had: np.ndarray = had) -> float:
+            return 2 * float((had & (p >= t)).sum()) / float((p >= t).sum() + had.sum())
+
+        assert f1(cut) == pytest.approx(max(f1(t) for t in p), abs=1e-9)
+
+
+def test_the_plan_counts_what_has_no_label_and_what_is_unknown(solved: Path) -> None:
+    plan = read_json(solved / "plan.json")
+    unknown = sum(plan["splits"][split]["unknown"] for split in ("train", "val"))
+    text = (solved.parent / "columns.csv").read_text().splitlines()[1:]
+    assert unknown == sum(line.split(",")[1:].count("") for line in text)
+    assert plan["splits"]["train"]["without_labels"] > 0
+    assert plan["task"] == {"_target_": "xfer.evaluation.task.Multilabel", "thresholds": "f1"}
+
+
+def test_every_exported_file_answers_as_the_checkpoint(solved: Path) -> None:
+    from xfer.evaluation.onnx_session import open_session
+
+    rows = {row["file"]: row for row in read_json(solved / "export" / "parity.json")}
+    assert set(rows) == {"model.onnx", "model_image.onnx", "model.safetensors"}
+    assert all(row["agree"] == 1 for row in rows.values())
+    assert rows["model.onnx"]["facts"]["labels_agree"] == 1
+    thresholds = list(read_json(solved / "result.json")["scores"]["val"]["thresholds"].values())
+    session = open_session(solved / "export" / "model.onnx")
+    assert [o.name for o in session.get_outputs()] == ["logits", "probabilities", "labels"]
+    images = np.random.default_rng(0).normal(size=(3, 3, 32, 32)).astype(np.float32)
+    logits, shares, labels = session.run(None, {"images": images})
+    assert np.allclose(shares, 1 / (1 + np.exp(-logits)), atol=1e-6)
+    assert (labels == (shares >= np.array(thresholds, np.float32))).all()
+
+
+def test_checkpoint_and_files_predict_the_same_labels(solved: Path) -> None:
+    inputs = "predict.input=images/000*.png"
+    answers = []
+    for i, model in enumerate(("checkpoint.path=solved", *(
+        f"predict.model=solved/export/{name}.onnx" for name in ("model", "model_image")
+    ))):  # fmt: skip
+        where = f"run.dir=predicted{i}"
+        done = Done(["stages=[predict]", model, inputs, where], cwd=solved.parent)
+        assert done.returncode == 0, done.stderr
+        answers.append(table(solved.parent / f"predicted{i}" / "predictions.csv"))
+    assert list(answers[0][0])[:3] == ["path", "labels", "p_even"]
+    for other in answers[1:]:
+        for one, two in zip(answers[0], other, strict=True):
+            assert one["path"] == two["path"] and one["labels"] == two["labels"]
+            shares = ([float(v) for k, v in row.items() if k[:2] == "p_"] for row in (one, two))
+            assert np.allclose(*shares, atol=2e-5)
+
+
+def test_python_gives_the_labels_too(solved: Path) -> None:
+    import xfer
+    from xfer.core.errors import LabelsError
+
+    model = xfer.load(solved)
+    folder = solved.parent / "images"
+    found = model.predict([folder / "0000.png", folder / "empty00.png"])
+    cuts = read_json(solved / "result.json")["scores"]["val"]["thresholds"]
+    for one in found:
+        assert one.labels == tuple(c for c, p in one.probabilities.items() if p >= cuts[c])
+    with pytest.raises(LabelsError, match="type tta=none"):
+        model.predict([folder / "0000.png"], tta="flip")
+
+
+def test_evaluation_takes_task_and_thresholds_from_the_checkpoint(solved: Path) -> None:
+    typed = ["data=csv", "data.file=columns.csv", "stages=[evaluate]", "checkpoint.path=solved"]
+    done = Done([*typed, "run.dir=again"], cwd=solved.parent)
+    assert done.returncode == 0, done.stderr
+    first, second = (
+        read_json(solved.parent / name / "result.json")["scores"]["val"]
+        for name in ("solved", "again")
+    )
+    assert first == second
+    refused = Done([*typed, "task=multilabel", "task.thresholds=0.3"], cwd=solved.parent)
+    assert "E062: task" in refused.stderr
+
+
+def test_the_card_has_a_table_of_classes_and_no_confusion(solved: Path) -> None:
+    text = (solved / "report.md").read_text()
+    assert "mAP" in text and "| class | have it | known | threshold |" in text
+    assert "Thresholds chosen on training images" in text
+    for absent in ("Confusion", "Mistakes", "Confidence", "accuracy |"):
+        assert absent not in text
+    assert {p.stem for p in (solved / "figures").iterdir()} == {
+        "batch_grid", "curves", "prediction_grid"
+    }  # fmt: skip
+
+
+def test_a_trained_network_says_that_its_thresholds_were_chosen_on_val(trained: Path) -> None:
+    result = read_json(trained / "result.json")
+    score = result["scores"]["val"]
+    assert result["best"]["metric"] == "val_map"
+    assert result["best"]["value"] == pytest.approx(score["map"], abs=1e-9)
+    assert score["used_for_selection"] is True and score["thresholds_chosen_on"] == "val"
+    assert "Thresholds chosen on val" in (trained / "report.md").read_text()
+    plan = read_json(trained / "plan.json")
+    assert {"key": "checkpoint.monitor", "value": "val_map"}.items() <= plan["auto"][-1].items()
+
+
+REFUSED = {
+    "head=knn": "E065",
+    "head=prototype": "E065",
+    "head=keep": "E065",
+    "tta=flip": "E064",
+    "calibration=vector": "E064",
+    "certificate.coverage=0.9": "E064",
+    "data.folds=3": "E063",
+    "data.sampler=balanced": "E063",
+    "data.on_bad=skip": "E063",
+    "stages=[audit]": "E066",
+    "stages=[worth]": "E066",
+    "stages=[embed]": "E066",
+    "stages=[fit,benchmark]": "E066",
+    "trainer.devices=2": "E069",
+    "augment=mixed": "E065",
+    "export=int8": "E068",
+    "checkpoint.monitor=val_auroc": "E286",
+    "loss=asymmetric optim=exact": "E262",
+}
+
+
+@pytest.mark.parametrize("typed", REFUSED)
+def test_what_is_for_one_label_is_refused_and_the_fix_works(place: Path, typed: str) -> None:
+    base = [*NETWORK, f"data.file={place / 'few.csv'}", "data.leakage=ignore"]
+    base += ["trainer.accelerator=cpu"]
+    with pytest.raises(XferError) as caught:
+        make_plan(compose_specs([*base, *typed.split()]))
+    assert f"error {REFUSED[typed]}: " in str(caught.value)
+    fix = str(caught.value).rpartition(". Fix: ")[2]
+    if typed.startswith("stages") or not fix.startswith("type "):
+        return
+    mended = fix.removeprefix("type ").replace("'", "").split(",")[0].split(" or ")[0]
+    mended = fix.split("'")[1] if "'" in fix else mended
+    keys = {word.partition("=")[0] for word in mended.split()}
+    left = [word for word in typed.split() if word.partition("=")[0] not in keys]
+    make_plan(compose_specs([*base, *left, *mended.split()]))
+
+
+@pytest.mark.parametrize(
+    ("typed", "number"),
+    [
+        (["data=folder", "data.root=images"], "E060"),
+        (["choose=cached", "data=csv", "data.file=cells.csv"], "E069"),
+    ],
+)
+def test_data_and_choice_for_one_label_are_refused(
+    place: Path, typed: list[str], number: str
+) -> None:
+    done = Done(["experiment=digits_freeze", "task=multilabel", *typed, "run.dir=none"], cwd=place)
+    assert done.returncode == 2 and f"error {number}: " in done.stderr
+
+
+def test_runs_of_several_labels_are_not_compared_or_drawn_anew(solved: Path, trained: Path) -> None:
+    both = Done(["stages=[compare]", f"compare.runs=[{solved},{trained}]"], cwd=solved.parent)
+    anew = Done(["report", "solved"], cwd=solved.parent)
+    for done in (both, anew):
+        assert done.returncode == 2 and "error E066: " in done.stderr, done.stderr
+
+
+def test_single_labels_know_nothing_of_it(place: Path) -> None:
+    plan = make_plan(compose_specs(["experiment=digits_freeze"]))
+    assert "task" not in plan.facts and plan.card.task == {}
+    assert "task" not in plan.card.to_plain()
+    assert json.dumps(plan.facts["splits"]).count("unknown") == 0

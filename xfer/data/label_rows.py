@@ -1,0 +1,135 @@
+"""Images with several labels, or none: a CSV file or a JSON list, and what it says of each class.
+
+A label is 1 where the image has it, 0 where it has not, and -1 where nobody has looked: unknown is
+not absent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, NotRequired
+
+from pydantic import ConfigDict, Field, with_config
+from typing_extensions import TypedDict
+
+from xfer.core.checked import checked
+from xfer.core.errors import DataError, closest
+from xfer.core.files import parsed, read_text
+from xfer.core.types import class_name
+
+_OTHERS = "the image has not been looked at for them"
+_CELLS = {"0": 0, "1": 1, "": -1}
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """One image as its file lists it: ``where`` that is, its ``path`` and ``split`` as written, the
+    labels that it ``has``, those that are ``unknown``, and whether all ``others`` are."""
+
+    where: str
+    path: str
+    split: str
+    has: tuple[str, ...]
+    unknown: tuple[str, ...] = ()
+    others: bool = False
+
+    def row(self, classes: Sequence[str]) -> tuple[int, ...]:
+        """1, 0 or -1 a class."""
+        rest = -1 if self.others else 0
+        known = dict.fromkeys(self.unknown, -1) | dict.fromkeys(self.has, 1)
+        return tuple(known.get(name, rest) for name in classes)
+
+
+def in_cell(where: str, path: str, split: str, cell: str, sign: str) -> Labelled:
+    """The labels of a cell such as ``cat|?wet``: ``?wet`` is unknown, and a ``?`` alone says so of
+    every label that is not named; an empty cell is an image without labels.
+
+    Raises DataError for a label that is named twice.
+    """
+    names = [class_name(part.strip()) for part in cell.split(sign) if part.strip()]
+    has = tuple(name for name in names if not name.startswith("?"))
+    unknown = tuple(name[1:].strip() for name in names if name.startswith("?") and name != "?")
+    _refuse_twice(where, (*has, *unknown))
+    return Labelled(where, path, split, has, tuple(filter(None, unknown)), "?" in names)
+
+
+def in_columns(where: str, path: str, split: str, cells: Sequence[tuple[str, str]]) -> Labelled:
+    """The labels of (class, cell) pairs, each cell 1, 0 or, where it is unknown, empty.
+
+    Raises DataError for any other cell.
+    """
+    for name, cell in cells:
+        if cell not in _CELLS:
+            what = f"'{cell}' in the column '{name}' is neither 1 nor 0 nor empty"
+            fix = "write 1 for an image that has the label, 0 for one that has it not, nothing "
+            raise DataError(where, what, f"{fix}where it is unknown", 88)
+    has = tuple(class_name(name) for name, cell in cells if cell == "1")
+    unknown = tuple(class_name(name) for name, cell in cells if cell == "")
+    return Labelled(where, path, split, has, unknown)
+
+
+def _refuse_twice(where: str, names: Sequence[str]) -> None:
+    twice = [name for i, name in enumerate(names) if name in names[:i]]
+    if twice:
+        what = f"names the label '{twice[0]}' twice"
+        raise DataError(where, what, "name each label once, with '?' in front or without", 89)
+
+
+@with_config(ConfigDict(extra="forbid"))
+class _Entry(TypedDict):
+    path: Annotated[str, Field(min_length=1)]
+    labels: list[Annotated[str, Field(min_length=1)]]
+    unknown: NotRequired[list[Annotated[str, Field(min_length=1)]]]
+    split: NotRequired[str]
+
+
+def in_json(path: Path) -> Iterator[Labelled]:
+    """The images of a JSON list, in its order: ``{"path": "a.jpg", "labels": ["cat"]}``, with
+    ``unknown`` labels and a ``split`` where there are some.
+
+    Raises DataError for anything else.
+    """
+    fix = 'give a list of {"path": FILE, "labels": [NAMES]}, with "unknown" and "split" if you like'
+    try:
+        entries: Any = parsed(read_text(path))
+    except FileNotFoundError as error:
+        what = "there is no such file"
+        raise DataError(path, what, "give the path of a JSON file", 11) from error
+    except (OSError, ValueError) as error:
+        what = f"cannot be read as JSON ({getattr(error, 'strerror', None) or error})"
+        raise DataError(path, what, fix, 89) from error
+    if not isinstance(entries, list):
+        raise DataError(path, "is no JSON list", fix, 89)
+    for i, entry in enumerate(entries):
+        where = f"{path}[{i}]"
+        try:
+            checked(_Entry, entry)
+        except ValueError as error:
+            raise DataError(where, f"is no image with labels ({error})", fix, 89) from error
+        has, unknown = (
+            tuple(class_name(name) for name in entry.get(key, ())) for key in ("labels", "unknown")
+        )
+        _refuse_twice(where, (*has, *unknown))
+        yield Labelled(where, entry["path"], entry.get("split", ""), has, unknown)
+
+
+def classes_of(
+    images: Sequence[Labelled], where: object, columns: Sequence[str], known: Sequence[str]
+) -> tuple[str, ...]:
+    """The classes: those of the network where it is ``known``, else those that are named in a cell
+    or as one of the ``columns``, sorted.
+
+    Raises DataError for a label that a known network has not, and where there are no labels.
+    """
+    named = {class_name(name) for name in columns}
+    for image in images:
+        named.update(image.has, image.unknown)
+        strange = [name for name in (*image.has, *image.unknown) if known and name not in known]
+        if strange:
+            what = f"the network does not know the label '{strange[0]}'"
+            raise DataError(image.where, what, closest(strange[0], known), 86)
+    if not named and not known:
+        raise DataError(where, "names no label at all", "give some images labels", 89)
+    return tuple(known) or tuple(sorted(named))

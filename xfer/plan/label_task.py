@@ -1,0 +1,141 @@
+"""What a plan says of several labels an image: from where the task comes, and what it refuses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from xfer.core.errors import LabelsError, raise_all
+from xfer.core.protocols import HasTeacher
+from xfer.evaluation.task import Multilabel, Single
+from xfer.models.head import Keep, Knn, Prototype, Remap
+
+if TYPE_CHECKING:
+    from xfer.config.specs import Specs
+    from xfer.core.protocols import Writer
+    from xfer.core.types import Card
+
+_REASONS = {
+    "audit": "it asks which of the other classes an image belongs to",
+    "worth": "its curve is of the share of images whose one class is right",
+    "benchmark": "it measures the share of images whose one class is right",
+    "soup": "its members are judged by the share of images whose one class is right",
+}
+_USUAL = "val_acc"
+
+
+def of_card(specs: Specs, card: Card) -> Specs:
+    """``specs`` with the task of the checkpoint that has this ``card``.
+
+    Raises LabelsError where another one, or other thresholds, were asked for.
+    """
+    several = bool(card.task)
+    if several and "task.thresholds" in specs.explicit:
+        what = f"were chosen by the fit, on {card.task['chosen_on']}, and are in the checkpoint"
+        fix = "drop it; predictions have every probability"
+        raise LabelsError("task.thresholds", what, fix, 3)
+    if several == specs.task.several:
+        return specs
+    if "task" in specs.explicit:
+        held = "several labels" if several else "one label"
+        what = f"contradicts the checkpoint, whose network gives {held} an image"
+        raise LabelsError("task", what, "drop it", 3)
+    return replace(specs, task=Multilabel() if several else Single())
+
+
+def refuse_for_labels(specs: Specs) -> None:
+    """Raise LabelsError, or Problems, for whatever does not go with several labels an
+    image."""
+    if specs.task.several:
+        raise_all([LabelsError(where, what, fix, n) for where, what, fix, n in _refused(specs)])
+
+
+def _refused(specs: Specs) -> Iterator[tuple[str, str, str, int]]:
+    """Where, what, remedy and number of everything that is made for one label an image."""
+    yield from _of_data(specs)
+    yield from _of_network(specs)
+    for stage, why in _REASONS.items():
+        if stage in specs.stages:
+            what = f"{stage} is for one label an image: {why}"
+            yield "stages", what, f"take '{stage}' out of stages", 7
+    if "embed" in specs.stages and specs.data is not None:
+        what = "embed writes one label an image of the splits"
+        yield "stages", what, "type predict.input=FOLDER, and no data", 7
+    yield from _of_answers(specs)
+    if specs.metrics:
+        what = "are computed of one label an image"
+        yield "trainer.metrics", what, "drop them: see mAP, F1 and the rest in result.json", 8
+
+
+def _of_answers(specs: Specs) -> Iterator[tuple[str, str, str, int]]:
+    if specs.tta != "none":
+        what = "averages the probabilities of classes that exclude each other"
+        yield "tta", f"{what}, and here they do not", "type tta=none", 5
+    if specs.calibration in ("temperature", "vector"):
+        what = f"{specs.calibration} scales classes that exclude each other, and here they do not"
+        yield "calibration", what, "type calibration=none", 5
+    if specs.certificate.coverage is not None:
+        what = "is of sets that hold the one true class, and an image may have several or none"
+        yield "certificate.coverage", what, "type certificate.coverage=null", 5
+    for writer in specs.export.writers:
+        if "export" in specs.stages and (why := _why_not(writer)):
+            yield "export", f"{writer.file} {why}", "type 'export=[onnx,safetensors]'", 9
+
+
+def _why_not(writer: Writer) -> str:
+    if getattr(writer, "trial", "") in ("score", "rounded"):
+        return "is judged by the share of images whose one class is right"
+    if getattr(writer, "format", "") in ("service", "hub"):
+        return "answers, and describes itself, as a network that gives an image one class"
+    return ""
+
+
+def _of_data(specs: Specs) -> Iterator[tuple[str, str, str, int]]:
+    data = specs.data
+    for key in ("folds", "group"):
+        if getattr(data, key, None) is not None:
+            what = "divides images by their one class, and here they have several or none"
+            fix = "drop it: the exact head is scored by folds of its own, cv_loss in result.json"
+            yield f"data.{key}", what, fix, 4
+    if data is not None and data.sampler == "balanced":
+        what = "draws images by their one class"
+        yield "data.sampler", what, "type data.sampler=shuffled loss=balanced", 4
+    if getattr(data, "on_bad", "error") == "skip":
+        what = "skip makes sure that each class has images left, by their one class"
+        yield "data.on_bad", what, "drop it, and take the broken files out of the list", 4
+
+
+def _of_network(specs: Specs) -> Iterator[tuple[str, str, str, int]]:
+    head = specs.head
+    if isinstance(head, Knn | Prototype | Keep | Remap):
+        name, why = type(head).__name__.lower(), "asks which one class an image is most like"
+        if isinstance(head, Keep | Remap):
+            why = "begins from a classifier of classes that exclude each other"
+        yield "head", f"{name} {why}", "type head=linear", 6
+    if isinstance(specs.loss, HasTeacher):
+        what = "learns which one class a teacher takes an image for"
+        yield "loss", what, "type loss=cross_entropy", 2
+    if specs.augment.mix(2) is not None:
+        what = "mixes two images, and with them labels of which some may be unknown"
+        yield "augment", what, "type augment=standard", 6
+    if specs.trainer.devices > 1:
+        what = "is more than 1, and each device would take the mean over another number of labels"
+        yield "trainer.devices", what, "type trainer.devices=1", 10
+    if specs.choose.chooses:
+        what = "compares candidates on one label an image"
+        yield "choose", what, "type choose=none", 10
+
+
+def refuse_several(where: object, doing: str, fix: str) -> None:
+    """Raise LabelsError for what a run of several labels an image is too late for."""
+    what = f"the run has several labels an image, and {doing} one class"
+    raise LabelsError(where, what, fix, 7)
+
+
+def watched(specs: Specs) -> str:
+    """The metric that decides which epoch is the best: the mean average precision of several
+    labels, unless another one was asked for."""
+    name = specs.checkpoint.monitor
+    asked = "checkpoint.monitor" in specs.explicit or name != _USUAL
+    return "val_map" if specs.task.several and not asked else name

@@ -1,0 +1,171 @@
+"""Logistic regression of several labels an image: one convex problem a class, solved together.
+
+Each class is a yes or no of its own, so that its solution is that of its images alone: those whose
+label is unknown have no part in it. What the classes share is computed once: the moments of the
+features, their principal axes, and the strength of the penalty.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from xfer.core.seeds import derive
+from xfer.evaluation.label_metrics import label_losses
+from xfer.training import logistic
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    Matrix = npt.NDArray[Any]
+    Floats = npt.NDArray[np.float64]
+    Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class LabelRows:
+    """Training features and the labels of each image, all in one order.
+
+    ``views`` are arrays (n, d), one a view; ``held`` is the view that a held-out image is judged
+    by. ``labels`` int64 (n, classes) of 1, 0 and -1 for unknown; ``weights`` float64 (classes,)
+    what a label that an image has weighs; ``smoothing`` the share of each target that is moved
+    half-way to the other answer. ``folds`` int64 (n,): the fold that holds an image out, -1 for
+    none.
+    """
+
+    views: Sequence[Matrix]
+    held: Matrix
+    labels: Ints
+    weights: Floats
+    smoothing: float
+    folds: Ints
+
+    @property
+    def targets(self) -> Floats:
+        """What the losses of yes and of no are multiplied by, (n, classes): see :attr:`others`."""
+        has = (self.labels == 1) * (1 - self.smoothing) + self.smoothing / 2
+        return np.asarray(has * self.weights)
+
+    @property
+    def others(self) -> Floats:
+        """The same of no."""
+        return np.asarray((self.labels != 1) * (1 - self.smoothing) + self.smoothing / 2)
+
+
+class LabelProblem(logistic.Axes):
+    """The sum over the classes of the mean binary cross-entropy of their known labels, penalised:
+    the least of it is the least of every class."""
+
+    def __init__(self, rows: LabelRows) -> None:
+        self.rows, self.yes, self.no = rows, rows.targets, rows.others
+        super().__init__(rows.views, rows.held, rows.folds, rows.labels.shape[1])
+
+    @property
+    def curvature(self) -> Matrix:
+        """That of the share of images that have the label, (classes, 1)."""
+        known, has = (self.rows.labels >= 0).sum(axis=0), (self.rows.labels == 1).sum(axis=0)
+        share = (has + 1) / (known + 2)
+        weighed = share * self.rows.weights
+        # Of the weighted share, so that scale and weights go together.
+        return np.asarray(weighed * (1 - share) / (weighed + 1 - share) * (1 + weighed))[:, None]
+
+    def shares(self, fold: int | None) -> Floats:
+        """What each label counts in the mean of its class, (n, classes): nothing where it is
+        unknown or held out by ``fold``. A class of which one side is left alone has no solution,
+        and counts nothing there."""
+        rows = self.rows
+        inside = rows.labels >= 0
+        if fold is not None:
+            inside &= (rows.folds != fold)[:, None]
+        # As in torch's binary cross-entropy, a weight does not count in the number of labels.
+        total = inside.sum(axis=0) * len(rows.views)
+        sides = [(inside & (rows.labels == side)).any(axis=0) for side in (0, 1)]
+        return np.asarray(inside * (sides[0] & sides[1]) / np.maximum(total, 1))
+
+    def loss(self, theta: Matrix, shares: Matrix, l2: float) -> tuple[float, Matrix]:
+        """See :class:`xfer.training.logistic.Axes`."""
+        inner = theta[:, :-1] if self.inside else theta[:, :-1] @ self.axes.T
+        inner, bias = inner.astype(self.dtype), theta[:, -1].astype(self.dtype)
+        gradient, of_bias, total = np.zeros(inner.shape), np.zeros(self.classes), 0.0
+        for _, part, z in self._blocks():
+            yes, no = (shares[part] * side[part] for side in (self.yes, self.no))
+            logits = z @ inner.T + bias
+            below = np.exp(-np.abs(logits))
+            far = np.log1p(below)
+            total += float((yes * (far + np.maximum(-logits, 0))).sum())
+            total += float((no * (far + np.maximum(logits, 0))).sum())
+            p = np.where(logits >= 0, 1.0, below) / (1.0 + below)
+            slope = ((yes + no) * p - yes).astype(self.dtype)
+            gradient += slope.T @ z
+            of_bias += slope.sum(axis=0)
+        along = gradient if self.inside else gradient @ self.axes
+        total += l2 / 2 * float((theta[:, :-1] ** 2).sum())
+        return total, np.column_stack([along + l2 * theta[:, :-1], of_bias])
+
+    def answer(self, theta: Matrix, fold: int, into: npt.NDArray[np.float32]) -> None:
+        """Write the logits of the images that ``fold`` holds out; those of a class without a
+        solution stay as they are."""
+        answered = np.full_like(into, np.nan)
+        super().answer(theta, fold, answered)
+        solved = (self.shares(fold) > 0).any(axis=0)
+        members = self.folds == fold
+        into[np.ix_(members, solved)] = answered[np.ix_(members, solved)]
+
+    def judged(self, held_out: npt.NDArray[np.float32]) -> tuple[float, float]:
+        """The mean log loss of all known labels that were held out, weighted as in the fit, and the
+        share of those images with every known label right; NaN of none."""
+        rows = self.rows
+        seen = np.isfinite(held_out) & (rows.labels >= 0)
+        if not seen.any():
+            return math.nan, math.nan
+        z = np.where(seen, held_out, 0).astype(np.float64)
+        losses = label_losses(z, np.where(seen, rows.labels, -1))
+        weights = np.where(rows.labels == 1, rows.weights, 1.0) * seen
+        right = ((z >= 0) == (rows.labels == 1)) | ~seen
+        images = seen.any(axis=1)
+        return float(np.average(losses, weights=weights)), float(right[images].all(axis=1).mean())
+
+    def mean_loss(self, theta: Matrix) -> float:
+        """The mean over the classes of the training loss, not penalised."""
+        return super().mean_loss(theta) / self.classes
+
+
+@dataclass(frozen=True)
+class LabelHeads:
+    """A linear head to solve, a row a class, and the images that it is solved on; ``weigh`` gives
+    what a label that an image has weighs, a class. ``strengths`` are tried by ``parts`` folds,
+    drawn from ``seed``."""
+
+    views: Sequence[Matrix]
+    held: Matrix
+    labels: Ints
+    weights: Sequence[float]
+    smoothing: float
+    strengths: tuple[float, ...]
+    parts: int
+    seed: int
+
+    def rows(self) -> LabelRows:
+        """The problem, with its folds."""
+        folds = label_folds(self.labels, self.parts, derive("folds", self.seed))
+        weights = np.array(self.weights, np.float64)
+        return LabelRows(self.views, self.held, self.labels, weights, self.smoothing, folds)
+
+    def solve(self, rows: LabelRows, nearly: bool = False) -> logistic.Solution:
+        """The head of least loss on ``rows``; one strength for all classes, by the mean log loss of
+        held-out labels."""
+        return logistic.follow(LabelProblem(rows), self.strengths, nearly)
+
+
+def label_folds(labels: Ints, count: int, seed: int) -> Ints:
+    """Folds in which every combination of labels is spread evenly, int64 (n,) from 0 on; rare
+    combinations are spread together."""
+    texts = [row.tobytes() for row in np.ascontiguousarray(labels)]
+    counts = Counter(texts)
+    order = {text: i for i, text in enumerate(sorted(counts), 1) if counts[text] >= count}
+    return logistic.folds(np.array([order.get(text, 0) for text in texts]), count, seed)

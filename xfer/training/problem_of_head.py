@@ -1,0 +1,102 @@
+"""The convex problem of a plan's linear head, on features: of one label an image, or of several."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+
+from xfer.core.types import Plain, Predictions
+from xfer.evaluation.label_metrics import label_values
+from xfer.evaluation.task import Multilabel
+from xfer.training import logistic
+from xfer.training.cross_validation import HeadProblem
+from xfer.training.label_logistic import LabelHeads, LabelRows
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from xfer.core.types import Samples
+    from xfer.plan.plan import Plan
+    from xfer.training.logistic import Solution
+    from xfer.training.loss import CrossEntropy
+    from xfer.training.optim import Exact
+
+    Matrix = npt.NDArray[Any]
+
+Heads: TypeAlias = HeadProblem | LabelHeads
+SolvedRows: TypeAlias = logistic.TrainingRows | LabelRows
+
+
+def problem_of(
+    plan: Plan,
+    views: Sequence[Matrix],
+    evaluated: Matrix,
+    train: Samples,
+    options: Exact,
+    loss: CrossEntropy,
+) -> Heads:
+    """The head of ``plan`` to solve on ``views`` (n, d) of the images of ``train``, each judged as
+    it is ``evaluated``."""
+    strengths = logistic.STRENGTHS if options.l2 == "auto" else (options.l2,)
+    specs = plan.specs
+    if isinstance(specs.task, Multilabel):
+        weights = specs.task.positive_weights(loss, train.labels)
+        smoothing, parts = loss.label_smoothing, options.folds
+        return LabelHeads(
+            views, evaluated, train.labels, weights, smoothing, strengths, parts, specs.seed
+        )
+    return HeadProblem(
+        views,
+        evaluated,
+        train.labels,
+        train.groups,
+        len(plan.card.classes),
+        loss.weights,
+        specs.data is not None and specs.data.sampler == "balanced",
+        loss.label_smoothing,
+        strengths,
+        options.folds,
+        specs.seed,
+    )
+
+
+def held_out_answers(plan: Plan, solution: Solution, train: Samples) -> tuple[Predictions, Plain]:
+    """What each training image is taken for by the fit that had not seen it, and how many were and
+    were not: of several labels with the mean average precision."""
+    held_out = solution.held_out
+    held = np.isfinite(held_out).all(axis=1)
+    seen = np.flatnonzero(held)
+    names = tuple(train.names[i] for i in seen)
+    classes, task = plan.card.classes, plan.card.task
+    answers = Predictions(names, held_out[seen], train.labels[seen], classes, task=task)
+    counts: Plain = {"n": int(held.sum()), "left_in": int((~held).sum())}
+    if task:
+        counts["cv_map"] = label_values(answers.logits, train.labels[seen])["map"]
+    return answers, counts
+
+
+def solution_of(problem: Heads) -> tuple[SolvedRows, logistic.Solution]:
+    """The rows of a problem, and the path of its solutions."""
+    if isinstance(problem, LabelHeads):
+        labelled = problem.rows()
+        return labelled, problem.solve(labelled)
+    rows = problem.rows()
+    return rows, problem.solve(rows)
+
+
+def summary_of(facts: Plain) -> str:
+    """One line for the log, of what ``result.json`` says of the solution."""
+    how = f"of {facts['strengths']} strengths by" if facts["chosen_by"] == "cv_loss" else "in"
+    left = f"; {facts['left_in']} images alone in their class were never held out"
+    if "cv_map" in facts:
+        left = f"; {facts['left_in']} images were never held out: no other has one of their labels"
+    score = f"accuracy {facts['cv_acc']:.4f}"
+    if "cv_map" in facts:
+        score = f"mAP {facts['cv_map']:.4f}"
+    return (
+        f"solved: l2 {facts['l2']:.2g} {how} {facts['folds']} folds of the training images: "
+        f"loss {facts['cv_loss']:.4f}, {score} on {facts['n']} held out"
+        f"{left if facts['left_in'] else ''}"
+    )
