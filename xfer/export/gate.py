@@ -194,7 +194,8 @@ def _further(
     """The facts of what a file answers beside logits: of a certificate, its sets and p-values and
     what the sets cover of images that nothing was fitted on; of several labels, which they are."""
     path, name, pictures, bound = said
-    evidence, facts = trials.evidence, Plain()
+    evidence = trials.evidence
+    facts: Plain = {}
     if promised and isinstance(writer, Certifies):
         file = CertifiedFile(path, name, writer.open_certified(part), pictures, bound)
         held = file.check(promised, trials.images, evidence.photos, trials.tolerance)
