@@ -214,6 +214,8 @@ REFUSED = {
     "trainer.devices=2": "E069",
     "augment=mixed": "E065",
     "export=int8": "E068",
+    "export=onnx_fp16": "E068",
+    "export=service": "E068",
     "checkpoint.monitor=val_auroc": "E286",
     "loss=asymmetric optim=exact": "E262",
 }
@@ -248,6 +250,17 @@ def test_data_and_choice_for_one_label_are_refused(
 ) -> None:
     done = Done(["experiment=digits_freeze", "task=multilabel", *typed, "run.dir=none"], cwd=place)
     assert done.returncode == 2 and f"error {number}: " in done.stderr
+
+
+def test_maps_of_predictions_are_refused(solved: Path) -> None:
+    done = Done(["predict", "solved", "images", "predict.maps=3"], cwd=solved.parent)
+    assert done.returncode == 2 and "error E066: predict.maps: " in done.stderr, done.stderr
+
+
+def test_a_teacher_is_refused(place: Path) -> None:
+    base = [*NETWORK, f"data.file={place / 'few.csv'}", "data.leakage=ignore"]
+    with pytest.raises(XferError, match="error E061: loss: learns which one class"):
+        make_plan(compose_specs([*base, "loss=distill", "loss.teacher=somebody"]))
 
 
 def test_runs_of_several_labels_are_not_compared_or_drawn_anew(solved: Path, trained: Path) -> None:
