@@ -15,9 +15,9 @@ from xfer.core.errors import DataError, XferError
 from xfer.core.types import InputSpec, Samples
 from xfer.data.augment import Strong
 from xfer.data.image import Files
-from xfer.data.loader import EvalLoader, Pictures, TrainLoader
+from xfer.data.loader import EvalLoader, ImageDataset, TrainLoader
 from xfer.data.preprocess import prepare
-from xfer.data.sampler import Order, Share, batches, shared_size
+from xfer.data.sampler import EpochSampler, RankShare, batches, shared_size
 
 SPEC = InputSpec((8, 8), 8, "bilinear", (0.5,) * 3, (0.5,) * 3)
 
@@ -41,7 +41,7 @@ def samples(count: int) -> Samples:
 
 
 def loader(count: int = 11, workers: int = 0, seed: int = 0, size: int = 3) -> TrainLoader:
-    pictures = Pictures(samples(count), Strong(mixup=0.2).transform(SPEC), seed)
+    pictures = ImageDataset(samples(count), Strong(mixup=0.2).transform(SPEC), seed)
     return TrainLoader(pictures, size, workers, pin=False, seed=pictures.seed)
 
 
@@ -59,7 +59,7 @@ def same(
 
 
 def orders(count: int, size: int, seed: int, number: int) -> list[list[int]]:
-    order = Order(count, size, seed)
+    order = EpochSampler(count, size, seed)
     order.set_epoch(number)
     return [[index for _, index in batch] for batch in order]
 
@@ -88,7 +88,7 @@ def test_a_remainder_of_one_image_joins_the_batch_before(
 ) -> None:
     found = orders(count, size, 0, 0)
     assert [len(batch) for batch in found] == expected
-    assert batches(count, size) == len(expected) == len(Order(count, size, 0))
+    assert batches(count, size) == len(expected) == len(EpochSampler(count, size, 0))
     assert sorted(chain(*found)) == list(range(count))
 
 
@@ -124,25 +124,25 @@ def test_a_finished_epoch_is_the_beginning_of_the_next() -> None:
 
 
 def test_augmentation_depends_on_seed_epoch_and_index_alone() -> None:
-    pictures = Pictures(samples(4), Strong().transform(SPEC), seed=5)
+    pictures = ImageDataset(samples(4), Strong().transform(SPEC), seed=5)
     first = pictures[(1, 2)][0]
     torch.rand(7)
     pictures[(0, 0)]
     assert np.array_equal(pictures[(1, 2)][0], first)
     assert not np.array_equal(pictures[(2, 2)][0], first)
-    other = Pictures(samples(4), Strong().transform(SPEC), seed=6)
+    other = ImageDataset(samples(4), Strong().transform(SPEC), seed=6)
     assert not np.array_equal(other[(1, 2)][0], first)
 
 
 def test_drawing_an_image_leaves_the_random_state_alone() -> None:
     before = torch.random.get_rng_state()
-    Pictures(samples(2), Strong().transform(SPEC))[(0, 0)]
+    ImageDataset(samples(2), Strong().transform(SPEC))[(0, 0)]
     assert torch.equal(before, torch.random.get_rng_state())
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_evaluation_gives_every_image_once_in_order(workers: int) -> None:
-    plain = Pictures(samples(11), lambda image: prepare(image, SPEC))
+    plain = ImageDataset(samples(11), lambda image: prepare(image, SPEC))
     given = EvalLoader(plain, 4, workers, pin=False)
     for _ in range(2):
         images, labels = zip(*given, strict=True)
@@ -157,7 +157,7 @@ def test_a_file_that_broke_since_the_scan_is_named(tmp_path: Path, workers: int)
     files = sorted(folders(tmp_path, {"a": 4}).rglob("*.jpg"))
     files[2].write_bytes(b"no image")
     broken = Samples(tuple(map(str, files)), np.zeros(4, np.int64), Files(tuple(files)), "")
-    plain = Pictures(broken, lambda image: prepare(image, SPEC))
+    plain = ImageDataset(broken, lambda image: prepare(image, SPEC))
     with pytest.raises(DataError, match=files[2].name) as told:
         list(EvalLoader(plain, 2, workers, pin=False))
     assert told.value.number == 310 and "\n" not in str(told.value)
@@ -165,7 +165,7 @@ def test_a_file_that_broke_since_the_scan_is_named(tmp_path: Path, workers: int)
         list(TrainLoader(plain, 2, workers, pin=False, seed=0))
 
 
-def counted(order: Order) -> list[tuple[int, int]]:
+def counted(order: EpochSampler) -> list[tuple[int, int]]:
     assert order.labels is not None
     found = Counter(order.labels[key[1]] for batch in order.groups() for key in batch)
     return sorted(found.items())
@@ -173,7 +173,7 @@ def counted(order: Order) -> list[tuple[int, int]]:
 
 def test_a_balanced_order_shows_every_class_as_often_and_every_image_of_a_class_too() -> None:
     labels = [0] * 70 + [1] * 25 + [2] * 5
-    order = Order(100, 8, 3)
+    order = EpochSampler(100, 8, 3)
     order.labels = labels
     seen: Counter[int] = Counter()
     for number in range(40):
@@ -189,7 +189,7 @@ def test_a_balanced_order_shows_every_class_as_often_and_every_image_of_a_class_
 
 def test_a_balanced_order_depends_on_seed_and_epoch_alone() -> None:
     def drawn(seed: int, number: int) -> list[list[tuple[int, ...]]]:
-        order = Order(20, 4, seed)
+        order = EpochSampler(20, 4, seed)
         order.labels = [0] * 17 + [1] * 3
         order.set_epoch(number)
         return order.groups()
@@ -201,7 +201,7 @@ def test_a_balanced_order_depends_on_seed_and_epoch_alone() -> None:
 
 
 def test_an_image_that_comes_again_is_augmented_anew() -> None:
-    pictures = Pictures(samples(4), Strong().transform(SPEC), seed=5)
+    pictures = ImageDataset(samples(4), Strong().transform(SPEC), seed=5)
     assert not np.array_equal(pictures[(1, 2)][0], pictures[(1, 2, 1)][0])
     assert np.array_equal(pictures[(1, 2, 1)][0], pictures[(1, 2, 1)][0])
 
@@ -210,14 +210,14 @@ def test_an_image_that_comes_again_is_augmented_anew() -> None:
     ("count", "size", "ranks"), [(11, 2, 2), (717, 16, 2), (50, 7, 3), (9, 4, 4)]
 )
 def test_the_parts_of_the_ranks_are_the_batches_of_one_process(count: int, size: int, ranks: int):
-    given = [Order(count, size, 3, Share(rank, ranks)) for rank in range(ranks)]
+    given = [EpochSampler(count, size, 3, RankShare(rank, ranks)) for rank in range(ranks)]
     for order in given:
         order.set_epoch(1)
     together = [sorted(key for part in parts for key in part) for parts in given[0].parts()]
     assert sorted(key for batch in together for key in batch) == [(1, i) for i in range(count)]
     own = [order.groups() for order in given]
     assert [sorted(k for part in turn for k in part) for turn in zip(*own, strict=True)] == together
-    whole = Order(count, size * ranks, 3)
+    whole = EpochSampler(count, size * ranks, 3)
     whole.set_epoch(1)
     same = zip(together[:-1], whole.groups(), strict=False)
     assert all(batch == sorted(group) for batch, group in same)
@@ -229,7 +229,7 @@ def test_the_parts_of_the_ranks_are_the_batches_of_one_process(count: int, size:
 def test_weighted_means_of_the_ranks_are_the_mean_over_the_images(
     count: int, size: int, ranks: int
 ):
-    given = [Order(count, size, 0, Share(rank, ranks)) for rank in range(ranks)]
+    given = [EpochSampler(count, size, 0, RankShare(rank, ranks)) for rank in range(ranks)]
     for number, parts in enumerate(given[0].parts()):
         means = [sum(index for _, index in part) / len(part) for part in parts]
         weighted = [m * order.weight(number) for m, order in zip(means, given, strict=True)]
@@ -241,9 +241,9 @@ def test_weighted_means_of_the_ranks_are_the_mean_over_the_images(
     ("count", "size", "ranks"), [(11, 4, 2), (179, 64, 3), (5, 64, 4), (4, 1, 4)]
 )
 def test_validation_is_dealt_out_and_never_padded(count: int, size: int, ranks: int) -> None:
-    pictures = Pictures(samples(count), lambda image: np.zeros((3, 2, 2), np.float32))
+    pictures = ImageDataset(samples(count), lambda image: np.zeros((3, 2, 2), np.float32))
     size = shared_size(count, size, ranks)
-    dealt = [EvalLoader(pictures, size, 0, False, Share(rank, ranks)) for rank in range(ranks)]
+    dealt = [EvalLoader(pictures, size, 0, False, RankShare(rank, ranks)) for rank in range(ranks)]
     labels = [[batch[1].tolist() for batch in loader] for loader in dealt]
     assert all(labels)
     assert sorted(label for own in labels for batch in own for label in batch) == list(range(count))

@@ -62,6 +62,6 @@ def test_images_become_a_dataset_in_one_module() -> None:
         file.relative_to(PACKAGE).as_posix()
         for file in PACKAGE.rglob("*.py")
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
-        if isinstance(node, ast.Call) and getattr(node.func, "id", None) == "Pictures"
+        if isinstance(node, ast.Call) and getattr(node.func, "id", None) == "ImageDataset"
     }
     assert makers == {"data/loader.py"}

@@ -48,7 +48,7 @@ from xfer.models.restore import open_checkpoint, pieces
 from xfer.training import optim, optimizer_restore
 from xfer.training.features.find_cut import Refusal, find
 from xfer.training.features.prove_cut import Whole
-from xfer.weights.content import Momenta
+from xfer.weights.content import OptimizerBuffers
 from xfer.weights.formats.checkpoint_format import Snapshot, read_snapshot, write_snapshot
 
 SPEC = InputSpec((32, 32), None, "bilinear", (0.5,) * 3, (0.5,) * 3)  # type: ignore[arg-type]
@@ -355,7 +355,7 @@ def test_an_optimizers_memory_goes_on_by_plain_names() -> None:
     optimizer = torch.optim.SGD(groups, lr=0.1, momentum=0.9)
     buffers = {name: {"momentum_buffer": tensor} for name, tensor in plain.items()}
     parameters = dict(net.named_parameters())
-    continued = optimizer_restore.load(optimizer, parameters, Momenta("sgd", buffers))
+    continued = optimizer_restore.load(optimizer, parameters, OptimizerBuffers("sgd", buffers))
     assert continued == ("fc.weight", "fc.bias") and not set(continued) & set(found.adapters)
 
 

@@ -7,7 +7,7 @@ import pytorch_lightning as pl
 import torch
 
 from xfer.config.hydra import compose_specs
-from xfer.data.loader import Pictures, TrainLoader
+from xfer.data.loader import ImageDataset, TrainLoader
 from xfer.models.network import assemble
 from xfer.plan.make import make_plan
 from xfer.training.module import Classifier
@@ -20,7 +20,9 @@ def classifier(*overrides):
 
 def train(module, steps=3):
     plan = module.plan
-    pictures = Pictures(plan.dataset.splits["train"], plan.specs.augment.transform(plan.card.input))
+    pictures = ImageDataset(
+        plan.dataset.splits["train"], plan.specs.augment.transform(plan.card.input)
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Lightning's hints are silenced in fit, not here
         trainer = pl.Trainer(

@@ -21,7 +21,7 @@ from xfer.core.torch_file import load_tensors
 from xfer.models.network import fill
 from xfer.training.optim import AdamW, Options, Sgd, TimmOptim, TorchOptim
 from xfer.training.optimizer_restore import load
-from xfer.weights.content import Momenta
+from xfer.weights.content import OptimizerBuffers
 from xfer.weights.optimizer_state import TorchState, trainable
 
 Make = Callable[[nn.Module], torch.optim.Optimizer]
@@ -192,7 +192,7 @@ def test_a_checkpoint_of_lightning_goes_on_in_lightning(case: str, tmp_path: Pat
 
         def made(net: nn.Module) -> torch.optim.Optimizer:
             optimizer = ours(net, spec)
-            load(optimizer, parameters(net), Momenta(momenta.algorithm, renamed))
+            load(optimizer, parameters(net), OptimizerBuffers(momenta.algorithm, renamed))
             return optimizer
 
         trainer(3).fit(Lit(net, made), DataLoader(batches(6)[3:], batch_size=None))
@@ -210,7 +210,7 @@ def test_mindspores_momentum_spares_gamma_and_beta_alone() -> None:
     load(
         optimizer,
         parameters(net),
-        Momenta("sgd", {name: {"momentum_buffer": v} for name, v in memory.items()}),
+        OptimizerBuffers("sgd", {name: {"momentum_buffer": v} for name, v in memory.items()}),
     )
     spared = {"1.weight", "1.bias", "4.weight", "4.bias"}
     for batch in batches(3):
@@ -229,16 +229,16 @@ def test_mindspores_momentum_spares_gamma_and_beta_alone() -> None:
     assert (everything[1].weight - reference[1].weight).abs().max() > 1e-3
 
 
-def filled(net: nn.Module, make: Make) -> Momenta:
+def filled(net: nn.Module, make: Make) -> OptimizerBuffers:
     """The momenta of ``net`` after one step of ``make``."""
     optimizer = make(net)
     train(net, optimizer, batches(1))
     return TorchState(optimizer.state_dict()).named(trainable(net.state_dict()))
 
 
-def without_head(momenta: Momenta) -> Momenta:
+def without_head(momenta: OptimizerBuffers) -> OptimizerBuffers:
     kept = {n: b for n, b in momenta.buffers.items() if not n.startswith("8.")}
-    return Momenta(momenta.algorithm, kept)
+    return OptimizerBuffers(momenta.algorithm, kept)
 
 
 def test_a_new_head_starts_fresh_and_the_file_is_not_shared() -> None:
@@ -302,7 +302,7 @@ def test_half_and_double_precision_are_read_into_single() -> None:
         }
         net = network(9)
         optimizer = ours(net, AdamW(lr=0.01))
-        load(optimizer, parameters(net), Momenta("adam", other))
+        load(optimizer, parameters(net), OptimizerBuffers("adam", other))
         assert {t.dtype for s in optimizer.state.values() for t in s.values()} == {torch.float32}
 
 
@@ -376,9 +376,9 @@ def test_an_optimizer_that_keeps_more_than_buffers_is_refused(spec: Options) -> 
         )
 
 
-def changed(name: str, tensor: torch.Tensor) -> Momenta:
+def changed(name: str, tensor: torch.Tensor) -> OptimizerBuffers:
     momenta = filled(network(0), CASES["SGD"][0])
-    return Momenta("sgd", {**momenta.buffers, name: {"momentum_buffer": tensor}})
+    return OptimizerBuffers("sgd", {**momenta.buffers, name: {"momentum_buffer": tensor}})
 
 
 @pytest.mark.parametrize(
@@ -398,7 +398,7 @@ def changed(name: str, tensor: torch.Tensor) -> Momenta:
     ],
 )
 def test_a_buffer_that_does_not_fit_is_refused_and_nothing_loaded(
-    momenta: Momenta, message: str
+    momenta: OptimizerBuffers, message: str
 ) -> None:
     net = network(9)
     optimizer = ours(net, Sgd(lr=0.01))

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from weights_files import encrypted
 
 from xfer.core.errors import SafetyError, WeightsError, XferError
-from xfer.weights.content import Content, Momenta, Shape
+from xfer.weights.content import Content, OptimizerBuffers, Shape
 from xfer.weights.mindspore import ckpt, mindir_tensors
 from xfer.weights.mindspore.ckpt import is_mindspore_ckpt, read_safetensors
 from xfer.weights.mindspore.tensors import is_encrypted
@@ -618,7 +618,7 @@ def trained(prefixes: Mapping[str, float], scalars: Mapping[str, Any]) -> bytes:
     return data
 
 
-def momenta(content: Content) -> Momenta:
+def momenta(content: Content) -> OptimizerBuffers:
     assert content.optimizer is not None
     return content.optimizer.named({k: tuple(t.shape) for k, t in content.state.items()})
 

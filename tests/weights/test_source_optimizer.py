@@ -16,7 +16,7 @@ from torch import nn
 
 from xfer.core.errors import WeightsError, XferError
 from xfer.core.torch_file import load_tensors
-from xfer.weights.content import Momenta, Shape
+from xfer.weights.content import OptimizerBuffers, Shape
 from xfer.weights.optimizer_state import TorchState, trainable
 
 Make = Callable[[nn.Module], torch.optim.Optimizer]
@@ -54,7 +54,7 @@ def shapes(net: nn.Module) -> dict[str, Shape]:
     return {name: tuple(p.shape) for name, p in net.named_parameters()}
 
 
-def gradients_by_name(net: nn.Module, found: Momenta) -> dict[str, bool]:
+def gradients_by_name(net: nn.Module, found: OptimizerBuffers) -> dict[str, bool]:
     """After one step of SGD the momentum is the gradient: whether each is its own parameter's."""
     own = dict(net.named_parameters())
     return {n: torch.equal(b["momentum_buffer"], own[n].grad) for n, b in found.buffers.items()}

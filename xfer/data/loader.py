@@ -18,7 +18,7 @@ from xfer.core.errors import DataError, XferError
 from xfer.core.seeds import derive
 from xfer.core.signals import ignore_in_worker
 from xfer.data.preprocess import named, prepare
-from xfer.data.sampler import ALL, Key, Order, Share
+from xfer.data.sampler import ALL, EpochSampler, Key, RankShare
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -39,7 +39,7 @@ class Batches(Protocol):
         ...
 
 
-class Pictures(TorchDataset[Any]):
+class ImageDataset(TorchDataset[Any]):
     """Samples through a transform. A key is an index, or an (epoch, index) pair whose transform
     draws from a generator of its own.
 
@@ -84,18 +84,18 @@ class Pictures(TorchDataset[Any]):
         """Stack what could be read, ``None`` where nothing could, and every item's error."""
         errors = [item if isinstance(item, XferError) else None for item in items]
         good = [item for item in items if not isinstance(item, XferError)]
-        return (Pictures.collate(good) if good else None), errors
+        return (ImageDataset.collate(good) if good else None), errors
 
 
-def train_images(samples: Samples, spec: InputSpec, augment: Augment) -> Pictures:
+def train_images(samples: Samples, spec: InputSpec, augment: Augment) -> ImageDataset:
     """Images as they are trained on: augmented, as the network takes them."""
-    return Pictures(samples, augment.transform(spec), augment.seed)
+    return ImageDataset(samples, augment.transform(spec), augment.seed)
 
 
-def eval_images(samples: Samples, spec: InputSpec, recipe: Recipe = prepare) -> Pictures:
+def eval_images(samples: Samples, spec: InputSpec, recipe: Recipe = prepare) -> ImageDataset:
     """Images as they are evaluated, without augmentation. ``recipe`` is another than
     :func:`xfer.data.preprocess.prepare` for samples that have been fitted to the size already."""
-    return Pictures(samples, lambda image: recipe(image, spec))
+    return ImageDataset(samples, lambda image: recipe(image, spec))
 
 
 class _Loader(DataLoader[Any]):
@@ -105,7 +105,7 @@ class _Loader(DataLoader[Any]):
     features: Batches | None = None
 
     def __init__(
-        self, pictures: Pictures, keys: Iterable[Any], collate: Any, workers: int, pin: bool
+        self, pictures: ImageDataset, keys: Iterable[Any], collate: Any, workers: int, pin: bool
     ) -> None:
         self.keys = keys
         super().__init__(
@@ -134,14 +134,14 @@ class TrainLoader(_Loader):
 
     def __init__(
         self,
-        pictures: Pictures,
+        pictures: ImageDataset,
         batch_size: int,
         workers: int,
         pin: bool,
         seed: int,
-        share: Share = ALL,
+        share: RankShare = ALL,
     ) -> None:
-        self.order = Order(len(pictures), batch_size, seed, share)
+        self.order = EpochSampler(len(pictures), batch_size, seed, share)
         self.position = 0
         super().__init__(pictures, self.order, pictures.collate, workers, pin)
 
@@ -165,18 +165,18 @@ class TrainLoader(_Loader):
 class EvalLoader(_Loader):
     """Every image once, in order, nothing dropped, nothing padded; or their ``features``.
 
-    ``sound`` gives batches as :meth:`Pictures.collate_sound` does, in place of raising. With a
+    ``sound`` gives batches as :meth:`ImageDataset.collate_sound` does, in place of raising. With a
     ``share`` the batches of one process only; :func:`shared_size` says how large they may be, so
     that no process is left without.
     """
 
     def __init__(
         self,
-        pictures: Pictures,
+        pictures: ImageDataset,
         batch_size: int,
         workers: int,
         pin: bool,
-        share: Share = ALL,
+        share: RankShare = ALL,
         sound: bool = False,
     ) -> None:
         count = len(pictures)

@@ -42,17 +42,17 @@ Key = tuple[int, ...]
 on in the same epoch."""
 
 
-class Share(NamedTuple):
+class RankShare(NamedTuple):
     """What part of the batches is this process's: that of ``rank`` (from 0) of ``ranks``."""
 
     rank: int = 0
     ranks: int = 1
 
 
-ALL = Share()
+ALL = RankShare()
 
 
-class Order(Sampler[list[Key]]):
+class EpochSampler(Sampler[list[Key]]):
     """Shuffled batches of one epoch, a pure function of (seed, epoch).
 
     Of ``ranks`` processes each takes its even part of every batch of ``ranks * batch_size``
@@ -63,7 +63,7 @@ class Order(Sampler[list[Key]]):
 
     labels: Sequence[int] | None = None
 
-    def __init__(self, count: int, batch_size: int, seed: int, share: Share = ALL) -> None:
+    def __init__(self, count: int, batch_size: int, seed: int, share: RankShare = ALL) -> None:
         self.count, self.batch_size, self.seed = count, batch_size, seed
         self.rank, self.ranks = share
         self.epoch = 0

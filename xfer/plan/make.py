@@ -28,7 +28,7 @@ from xfer.plan.teacher_plan import TeacherPlan, plan_teacher
 if TYPE_CHECKING:
     from xfer.config.specs import Specs
     from xfer.models.network import Parts
-    from xfer.weights.content import Match, Momenta, Weights
+    from xfer.weights.content import Match, OptimizerBuffers, Weights
     from xfer.weights.formats.checkpoint_format import Snapshot
 
 
@@ -235,7 +235,7 @@ def _load_report(
     weights: Weights,
     match: Match,
     heads: tuple[str, ...],
-) -> tuple[Plain, Momenta | None]:
+) -> tuple[Plain, OptimizerBuffers | None]:
     """What ``load_report.json`` holds, and the optimizer state to continue with; ``heads`` are the
     classifiers before the head swap."""
     from xfer.weights.load_report import account, mark_continued

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from xfer.config.specs import Specs
     from xfer.core.types import StateDict
     from xfer.models.network import Parts
-    from xfer.weights.content import Momenta
+    from xfer.weights.content import OptimizerBuffers
 
 NO_LAYOUT = Layout((), (), (), ())
 
@@ -49,7 +49,7 @@ class Plan:
     card: Card
     parts: Parts
     state: StateDict = field(default_factory=dict)
-    momenta: Momenta | None = None
+    momenta: OptimizerBuffers | None = None
     load: Plain = field(default_factory=dict)
     network: Network | None = None
     layout: Layout = NO_LAYOUT

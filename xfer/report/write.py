@@ -115,7 +115,7 @@ def _first_batch(
 ) -> tuple[list[Picture], list[str]]:
     """The first training batch as the network saw it, in true colours."""
     from xfer.data.loader import eval_images, train_images
-    from xfer.data.sampler import Order
+    from xfer.data.sampler import EpochSampler
 
     specs, card = work.plan.specs, work.plan.card
     if specs.data is None:
@@ -124,7 +124,7 @@ def _first_batch(
         images = eval_images(samples, card.input)
     else:
         images = train_images(samples, card.input, specs.augment)
-    order = Order(len(samples), specs.data.batch_size, specs.seed)
+    order = EpochSampler(len(samples), specs.data.batch_size, specs.seed)
     order.labels = specs.data.balance(samples.labels)
     shown = [images[key] for key in next(iter(order))[: grids.LIMIT]]
     pictures = [restore(array, card.input) for array, _ in shown]

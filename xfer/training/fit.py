@@ -22,7 +22,7 @@ from xfer.core.types import Plain, Samples
 from xfer.data.decode_cache import decoded, decoded_limit, fitted
 from xfer.data.loader import EvalLoader, TrainLoader, eval_images, train_images
 from xfer.data.preprocess import normalise
-from xfer.data.sampler import Share, shared_size
+from xfer.data.sampler import RankShare, shared_size
 from xfer.models.adapters import merge
 from xfer.models.network import assemble, fill
 from xfer.plan.lineage import check_best, read_resume
@@ -32,7 +32,7 @@ from xfer.training.callbacks.freeze_phase import Phases
 from xfer.training.callbacks.progress import History
 from xfer.training.callbacks.timeline import Timeline
 from xfer.training.certify import certify_best
-from xfer.training.distributed.group import Team
+from xfer.training.distributed.group import ProcessGroup
 from xfer.training.distributed.rendezvous import followed, led
 from xfer.training.features.feed import Feed
 from xfer.training.fit_result import FitResult
@@ -67,8 +67,8 @@ def fit(
     began, plan = time.perf_counter(), recall(plan, folder)
     while True:
         try:
-            with led(plan, folder, resume) as team:
-                done = _train(plan, folder, resume, team, prunes, shows)
+            with led(plan, folder, resume) as group:
+                done = _train(plan, folder, resume, group, prunes, shows)
             break
         except OutOfMemory as error:
             plan, resume = smaller(plan, folder, error), None
@@ -105,8 +105,8 @@ def fit(
 
 def take_part(specs: Specs, folder: Path, number: int) -> None:
     """Train as rank ``number`` (from 1) of the run that rank 0 leads in ``folder``."""
-    with followed(specs, folder, number) as (team, plan, resume):
-        _train(plan, folder, resume, team)
+    with followed(specs, folder, number) as (group, plan, resume):
+        _train(plan, folder, resume, group)
 
 
 class _Trained(NamedTuple):
@@ -122,7 +122,7 @@ def _train(
     plan: Plan,
     folder: Path,
     resume: Path | None,
-    team: Team,
+    group: ProcessGroup,
     prunes: Prunes | None = None,
     shows: Shows | None = None,
 ) -> _Trained:
@@ -133,17 +133,17 @@ def _train(
         raise DataError("data", "is needed to fit", "give data=... or data.root=DIR", 43)
     # Each rank keeps its own images: those to train on decoded once where they fit, those of val
     # fitted to the network's input once.
-    most = int(decoded_limit(data.decoded_gb)[0] * 1e9 / team.ranks)
+    most = int(decoded_limit(data.decoded_gb)[0] * 1e9 / group.ranks)
     plan = replace(plan, dataset=decoded(dataset, most, plan.card.input))
     val = fitted(dataset, most, plan.card.input)
     net = assemble(plan.parts, plan.state)
-    module = Classifier(net, plan, team, _standard(plan, net, resume, team))
-    history = History(plan, folder, team)
+    module = Classifier(net, plan, group, _standard(plan, net, resume, group))
+    history = History(plan, folder, group)
     with quiet():
-        feed = Feed(plan, folder, _loaders(plan, data, val, team), team)
+        feed = Feed(plan, folder, _loaders(plan, data, val, group), group)
         phases = Phases(plan, folder, feed)
         timeline = Timeline(phases, history, prunes, shows)
-        trainer = lightning_trainer(plan, folder, timeline, team)
+        trainer = lightning_trainer(plan, folder, timeline, group)
         try:
             full = out_of_memory(
                 lambda: trainer.fit(
@@ -183,30 +183,30 @@ def _proved(history: History, phases: Phases, module: Classifier) -> Plain:
     return history.best
 
 
-def _standard(plan: Plan, net: nn.Module, resume: Path | None, team: Team) -> Standard:
+def _standard(plan: Plan, net: nn.Module, resume: Path | None, group: ProcessGroup) -> Standard:
     """What the head's input is standardised by: as the run began, where it is resumed. ``net`` then
     is the same on every rank."""
     if resume is not None:
         standard = from_plain(read_resume(resume, plan).get("standard"))
     else:
-        standard = team.broadcast(prepare_head(plan, net) if team.leads else {})
+        standard = group.broadcast(prepare_head(plan, net) if group.leads else {})
         net.cpu()
-    team.broadcast_state(net)
+    group.broadcast_state(net)
     return standard
 
 
 def _loaders(
-    plan: Plan, data: Data, val: Samples | None, team: Team
+    plan: Plan, data: Data, val: Samples | None, group: ProcessGroup
 ) -> tuple[TrainLoader, EvalLoader | None]:
     """Those of the training images and, where there are some, of the validation images."""
-    specs, spec, share = plan.specs, plan.card.input, Share(team.rank, team.ranks)
+    specs, spec, share = plan.specs, plan.card.input, RankShare(group.rank, group.ranks)
     samples, pin = plan.split("train"), device_of(specs.trainer.accelerator).type == "cuda"
     train = train_images(samples, spec, specs.augment)
     loader = TrainLoader(train, data.batch_size, data.workers, pin, specs.seed, share)
     loader.order.labels = data.balance(samples.labels)
     if val is None:
         return loader, None
-    size = shared_size(len(val), data.eval_batch_size, team.ranks)
+    size = shared_size(len(val), data.eval_batch_size, group.ranks)
     return loader, EvalLoader(eval_images(val, spec, normalise), size, data.workers, pin, share)
 
 

@@ -21,7 +21,7 @@ from xfer.core.live_line import working
 from xfer.core.run_folder import LAST, PREVIOUS
 from xfer.core.torch_file import load_tensors, save_tensors
 from xfer.training.callbacks.user_callbacks import check_plain, new_callbacks
-from xfer.training.distributed.group import Team
+from xfer.training.distributed.group import ProcessGroup
 from xfer.training.distributed.strategy import PhaseDdp, RankEnvironment
 from xfer.training.guarded_logger import GuardedLogger
 
@@ -29,12 +29,14 @@ if TYPE_CHECKING:
     from xfer.plan.plan import Plan
 
 
-def lightning_trainer(plan: Plan, folder: Path, timeline: pl.Callback, team: Team) -> pl.Trainer:
+def lightning_trainer(
+    plan: Plan, folder: Path, timeline: pl.Callback, group: ProcessGroup
+) -> pl.Trainer:
     """The Trainer of Lightning that the configuration describes; it writes into ``folder``."""
     options, specs = plan.specs.trainer, plan.specs
-    built = specs.logger.build(folder, specs.experiment) if team.leads else None
+    built = specs.logger.build(folder, specs.experiment) if group.leads else None
     logger = GuardedLogger(specs.logger, built) if built is not None else False
-    shown = [EpochLine(options.epochs)] if team.leads else []
+    shown = [EpochLine(options.epochs)] if group.leads else []
     # The user's first: the timeline ends each moment by saving, their state as well.
     callbacks = [*new_callbacks(specs), timeline, *shown]
     try:
@@ -48,8 +50,8 @@ def lightning_trainer(plan: Plan, folder: Path, timeline: pl.Callback, team: Tea
             deterministic=options.deterministic,
             logger=logger,
             callbacks=callbacks,
-            plugins=[AtomicIO(), RankEnvironment(team)],
-            strategy=PhaseDdp() if team.ranks > 1 else "auto",
+            plugins=[AtomicIO(), RankEnvironment(group)],
+            strategy=PhaseDdp() if group.ranks > 1 else "auto",
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,

@@ -20,7 +20,7 @@ from xfer.core.errors import DivergedError
 from xfer.core.seeds import derive
 from xfer.core.standardize import Standard, to_plain
 from xfer.training import optimizer_restore
-from xfer.training.distributed.group import ALONE, Team
+from xfer.training.distributed.group import ALONE, ProcessGroup
 from xfer.training.distributed.strategy import PhaseDdp
 from xfer.training.ema import Ema
 from xfer.training.head_input import Standardized
@@ -42,11 +42,15 @@ class Classifier(pl.LightningModule):
     cut = False
 
     def __init__(
-        self, net: nn.Module, plan: Plan, team: Team = ALONE, standard: Standard | None = None
+        self,
+        net: nn.Module,
+        plan: Plan,
+        group: ProcessGroup = ALONE,
+        standard: Standard | None = None,
     ) -> None:
         super().__init__()
         self.standardized = Standardized(net, standard or {})
-        self.net, self.plan, self.team = net, plan, team
+        self.net, self.plan, self.group = net, plan, group
         train, classes = plan.split("train").labels, len(plan.card.classes)
         self.loss = plan.specs.task.loss(plan.specs.loss, train, classes)
         self.task: Plain = {}
@@ -107,7 +111,7 @@ class Classifier(pl.LightningModule):
 
     def seed_step(self, epoch: int, step: int) -> None:
         """Make what ``step`` of ``epoch`` draws a function of the two and the run's seed."""
-        rank = [self.team.rank] if self.team.rank else []  # each has images of its own
+        rank = [self.group.rank] if self.group.rank else []  # each has images of its own
         seed = derive("step", self.plan.specs.seed, epoch, step, *rank)
         torch.default_generator.manual_seed(seed)
         if self.device.type == "cuda":
@@ -119,7 +123,7 @@ class Classifier(pl.LightningModule):
         self.guard.note(loss, "the training loss", self._in_batch(batch_idx))
         # A value an image: a metric that lets NaN pass forgets the weights it is given.
         self.train_loss.update(loss.detach().expand(len(batch[1])))
-        if self.team.ranks > 1:
+        if self.group.ranks > 1:
             loss = loss * self.trainer.train_dataloader.order.weight(batch_idx)  # type: ignore[union-attr]
         return loss
 
@@ -158,7 +162,7 @@ class Classifier(pl.LightningModule):
         if self.ema is not None:
             self.ema.swap(self.net)
         # Moving statistics are those of rank 0, which are saved.
-        self.team.broadcast_buffers(self.net)
+        self.group.broadcast_buffers(self.net)
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Collect the answers; the metrics are computed on the whole split."""
@@ -170,7 +174,7 @@ class Classifier(pl.LightningModule):
     def score(self) -> None:
         """Compute every metric of the split, as ``val_<name>`` in ``scores``."""
         # In the order of the split: the ranks took its batches in turn.
-        turns = zip_longest(*self.team.all_gather(self._answers))
+        turns = zip_longest(*self.group.all_gather(self._answers))
         answers = [answer for turn in turns for answer in turn if answer is not None]
         logits, labels = (torch.cat(parts) for parts in zip(*answers, strict=True))
         self._answers.clear()
@@ -227,8 +231,8 @@ class Classifier(pl.LightningModule):
         }
         checkpoint["ema"] = None if self.ema is None else dict(self.ema.shadow)
         checkpoint["standard"] = to_plain(self.standardized.standard)
-        if self.team.ranks > 1:
-            checkpoint["train_loss"] = self.team.all_gather(self.train_loss.state_dict())
+        if self.group.ranks > 1:
+            checkpoint["train_loss"] = self.group.all_gather(self.train_loss.state_dict())
         checkpoint["xfer"] = {
             "format": FORMAT,
             "card": self.plan.card.to_plain(),
@@ -241,8 +245,8 @@ class Classifier(pl.LightningModule):
         """Complete the state with the frozen tensors that the run's source gave."""
         state = self.net.state_dict()
         checkpoint["state_dict"] |= {f"net.{name}": state[name] for name in self.frozen}
-        if self.team.ranks > 1:  # each continues the sum of its images
-            sums = checkpoint["train_loss"][self.team.rank]
+        if self.group.ranks > 1:  # each continues the sum of its images
+            sums = checkpoint["train_loss"][self.group.rank]
             checkpoint["state_dict"] |= {f"train_loss.{k}": v for k, v in sums.items()}
         if self.ema is not None:
             self.ema.load(checkpoint["ema"], checkpoint["global_step"])

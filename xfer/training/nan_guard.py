@@ -10,7 +10,7 @@ import torch
 from xfer.core.errors import DivergedError
 
 if TYPE_CHECKING:
-    from xfer.data.sampler import Order
+    from xfer.data.sampler import EpochSampler
 
 MakeError = Callable[[str], DivergedError]
 """Makes the error about what is NaN or Inf."""
@@ -46,7 +46,7 @@ def norm(tensors: Iterable[torch.Tensor]) -> torch.Tensor:
     return torch.nn.utils.get_total_norm(floats) if floats else torch.zeros(())
 
 
-def place(order: Order, batch: int, names: tuple[str, ...]) -> str:
+def place(order: EpochSampler, batch: int, names: tuple[str, ...]) -> str:
     """Batch ``batch`` (from 0) of an epoch, and its first images, for a message."""
     groups = order.groups()
     shown = [names[index] for _, index, *_ in groups[batch][:3]]

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from xfer.core.errors import CombinationError, WeightsError
-from xfer.weights.content import Momenta
+from xfer.weights.content import OptimizerBuffers
 
 _WHERE = "source.optimizer"
 _IGNORE = "type source.optimizer=ignore"
@@ -19,7 +19,7 @@ _NUMBER = ()
 
 
 def load(
-    optimizer: torch.optim.Optimizer, named: Mapping[str, nn.Parameter], momenta: Momenta
+    optimizer: torch.optim.Optimizer, named: Mapping[str, nn.Parameter], momenta: OptimizerBuffers
 ) -> tuple[str, ...]:
     """Put the buffers of ``momenta`` into the state of ``optimizer``, as it would have made them:
     dtype, device and memory layout of its parameter, the step count where it wants it. Gives the

@@ -30,7 +30,7 @@ from xfer.core.live_line import counted
 from xfer.core.log import log
 from xfer.core.signals import ignore_in_worker
 from xfer.core.types import Plain
-from xfer.data.loader import Pictures, eval_images, train_images
+from xfer.data.loader import ImageDataset, eval_images, train_images
 from xfer.plan.resume import START_ANEW
 from xfer.plan.teacher_plan import TeacherPlan, teacher_file
 from xfer.training.features import AutoFeatures, folder
@@ -179,7 +179,7 @@ class Lessons:
                 raise batch
             yield self._answers(self._resized(batch[0], view))[:, columns].contiguous()
 
-    def _pictures(self, split: str, view: int | None) -> Pictures:
+    def _pictures(self, split: str, view: int | None) -> ImageDataset:
         samples, spec = self.plan.split(split), self.teacher.input
         if view is None:
             return eval_images(samples, spec)

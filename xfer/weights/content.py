@@ -25,7 +25,7 @@ USED: tuple[Fate, ...] = ("loaded", "renamed", "adapted")
 
 
 @dataclass(frozen=True)
-class Momenta:
+class OptimizerBuffers:
     """An optimizer's memory by parameter name.
 
     ``algorithm`` is the optimizer's family (``sgd`` or ``adam``); ``buffers`` holds, a parameter,
@@ -39,7 +39,7 @@ class Momenta:
 class OptimizerState(Protocol):
     """The optimizer state of a file, whichever way it names its parameters."""
 
-    def named(self, parameters: Mapping[str, Shape]) -> Momenta:
+    def named(self, parameters: Mapping[str, Shape]) -> OptimizerBuffers:
         """The state by the file's own names. ``parameters`` are the file's trainable tensors in
         the file's order. Raises WeightsError when the two do not fit each other."""
         ...

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from xfer.core.types import Plain
-    from xfer.weights.content import Match, Momenta, Weights
+    from xfer.weights.content import Match, OptimizerBuffers, Weights
 
 
 def account(weights: Weights, match: Match, heads: Sequence[str]) -> Plain:
@@ -41,7 +41,7 @@ def account(weights: Weights, match: Match, heads: Sequence[str]) -> Plain:
     }
 
 
-def mark_continued(report: Plain, momenta: Momenta) -> None:
+def mark_continued(report: Plain, momenta: OptimizerBuffers) -> None:
     """Mark the rows of ``report`` whose optimizer state the run continues."""
     keys = {row["key"] for row in report["rows"] if row["name"] in momenta.buffers}
     for row in report["rows"]:

@@ -13,7 +13,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from xfer.core.errors import WeightsError
-from xfer.weights.content import USED, Momenta
+from xfer.weights.content import USED, OptimizerBuffers
 from xfer.weights.reshape import adapted
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ _PATIENCE = 1_000_000
 
 def continued(
     optimizer: OptimizerState, weights: Weights, match: Match, heads: Sequence[str]
-) -> tuple[Momenta, list[str]]:
+) -> tuple[OptimizerBuffers, list[str]]:
     """The state of everything that was loaded, and the file's names whose state was left out.
 
     ``optimizer`` is that of ``weights``, ``heads`` are the classifier paths that are replaced.
@@ -61,7 +61,7 @@ def continued(
         for part, tensor in tensors.items():
             if tensor.ndim and (other := adapted(name, tensor, shape, weights)):
                 buffers[name][part] = other[0]
-    return Momenta(momenta.algorithm, buffers), dropped
+    return OptimizerBuffers(momenta.algorithm, buffers), dropped
 
 
 def trainable(state: StateDict) -> dict[str, Shape]:
@@ -91,7 +91,7 @@ class TorchState:
 
     stored: Any
 
-    def named(self, parameters: Mapping[str, Shape]) -> Momenta:
+    def named(self, parameters: Mapping[str, Shape]) -> OptimizerBuffers:
         """The state by the file's own names. ``parameters`` are the file's trainable tensors in
         the file's order; some may be unknown to the optimizer, some known to it without state.
 
@@ -119,7 +119,9 @@ class TorchState:
             check_owner(names[index], shape, parameters)
             for key, tensor in memory[index].items():
                 _check_values(names[index], key, tensor)
-        return Momenta(families[0], {names[index]: buffers for index, buffers in memory.items()})
+        return OptimizerBuffers(
+            families[0], {names[index]: buffers for index, buffers in memory.items()}
+        )
 
 
 # Below, dict.get(x, ...) in place of x.get(...): a pickle can give an OrderedDict an attribute

@@ -127,9 +127,9 @@ class Phases:
         verdict = freeze.verdict(self.before, after)
         phase = {"phase": self.plan.phases[number].name, "from_epoch": self.starts[-1] + 1}
         self.verdicts.append({**phase, **verdict})
-        if module.team.ranks > 1:
+        if module.group.ranks > 1:
             self._compare(module)
-        if module.team.leads:
+        if module.group.leads:
             write_json(self.proof, self._proof())
         if not verdict["proved"]:
             what = f"a frozen tensor moved during training ({', '.join(verdict['moved'][:3])})"
@@ -144,7 +144,7 @@ class Phases:
     def _compare(self, module: Classifier) -> None:
         """Raise XferError when the ranks have come to different weights."""
         hashes = freeze.hashes(module.net.state_dict(), dict(module.net.named_parameters()))
-        ranks = module.team.all_gather(hashes)
+        ranks = module.group.all_gather(hashes)
         apart = [name for name in hashes if len({rank[name] for rank in ranks}) > 1]
         if apart:
             what = f"the ranks have come to different weights ({', '.join(apart[:3])})"

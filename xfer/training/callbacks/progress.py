@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import pytorch_lightning as pl
 
     from xfer.plan.plan import Plan
-    from xfer.training.distributed.group import Team
+    from xfer.training.distributed.group import ProcessGroup
     from xfer.training.module import Classifier
 
 
@@ -78,8 +78,8 @@ class History:
     All of it is in the resume file, so that a run that is resumed ends with the same history.
     """
 
-    def __init__(self, plan: Plan, folder: Path, team: Team) -> None:
-        self.plan, self.folder, self.team = plan, checkpoints(folder), team
+    def __init__(self, plan: Plan, folder: Path, group: ProcessGroup) -> None:
+        self.plan, self.folder, self.group = plan, checkpoints(folder), group
         self.policy, self.csv = plan.specs.checkpoint, folder / "metrics.csv"
         self.best_path = best_checkpoint(folder)
         self.rows: list[Plain] = []
@@ -109,7 +109,7 @@ class History:
     def remove_later_copies(self) -> None:
         """Remove the copies made after the state from which a killed run is resumed."""
         for file in self.folder.glob(f"{self.policy.prefix}[-_]*.ckpt"):
-            if self.team.leads and file.stem not in self.copies:
+            if self.group.leads and file.stem not in self.copies:
                 file.unlink()
 
     def add_row(self, trainer: pl.Trainer, module: Classifier) -> Plain:
@@ -143,14 +143,14 @@ class History:
         place = {"epoch": row["epoch"], "step": row["step"]}
         self.best = {"metric": monitor, "value": value, **place}
         module.check_weights()
-        if self.team.leads:
+        if self.group.leads:
             frozen = module.fingerprint if module.frozen else None
             run, state = identity(self.plan.facts), module.best_state()
             write_snapshot(self.best_path, Snapshot(module.card, state, self.best, frozen, run))
 
     def write(self, row: Plain) -> None:
         """Write ``metrics.csv``, and say how the epoch went."""
-        if not self.team.leads:
+        if not self.group.leads:
             return
         write_rows(self.csv, self.rows)
         epochs = self.plan.specs.trainer.epochs
@@ -187,7 +187,7 @@ class History:
         self.save_resume(trainer, name)
         while 0 < self.policy.keep < len(self.copies):
             old = self.folder / f"{self.copies.pop(0)}.ckpt"
-            if self.team.leads:
+            if self.group.leads:
                 old.unlink(missing_ok=True)
 
     def save_resume(self, trainer: pl.Trainer, name: str = Path(LAST).stem) -> None:

@@ -42,7 +42,7 @@ class Timeline(pl.Callback):
         self, phases: Phases, history: History, prunes: Prunes | None, shows: Shows | None = None
     ) -> None:
         self.phases, self.history, self.prunes, self.shows = phases, history, prunes, shows
-        self.team = history.team
+        self.group = history.group
         self.begun = False
         """Whether everything is restored that a resume file holds."""
 
@@ -58,7 +58,7 @@ class Timeline(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: Classifier) -> None:  # type: ignore[override]
         """Stand where the first or the resumed epoch begins; stop where a killed run stopped."""
         self.begun = True
-        if trainer.global_step and self.team.leads:
+        if trainer.global_step and self.group.leads:
             epoch, step = trainer.current_epoch + 1, trainer.global_step
             log.info(f"resumed in epoch {epoch}, after step {step}")
         self._enter_phase(pl_module)
@@ -118,7 +118,7 @@ class Timeline(pl.Callback):
         pl_module.score()
         if self.history.plan.specs.callbacks:
             # Where Lightning's callbacks look for them, as ``val_loss``.
-            pl_module.log_dict(pl_module.scores, logger=False, sync_dist=self.team.ranks > 1)
+            pl_module.log_dict(pl_module.scores, logger=False, sync_dist=self.group.ranks > 1)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: Classifier) -> None:  # type: ignore[override]
         """Go back to the weights that train."""
@@ -137,7 +137,7 @@ class Timeline(pl.Callback):
         if self._signalled():
             self._obey(trainer)
         # The other ranks stop when the first one says so, wherever they are.
-        stop.waits = not self.team.leads
+        stop.waits = not self.group.leads
         self._stop_where_pruned(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Classifier) -> None:  # type: ignore[override]
@@ -170,15 +170,15 @@ class Timeline(pl.Callback):
 
     def _signalled(self) -> bool:
         """Whether a signal has reached any rank; all of them stop after the same step."""
-        stop.asked = self.team.all_reduce_max(stop.asked or 0) or None
+        stop.asked = self.group.all_reduce_max(stop.asked or 0) or None
         return stop.asked is not None
 
     def _obey(self, trainer: pl.Trainer) -> None:
-        if stop.asked and self.team.leads:
+        if stop.asked and self.group.leads:
             name, step = signal.Signals(stop.asked).name, trainer.global_step
             log.info(f"stopped by {name} after step {step}; resume with checkpoint.resume=auto")
         stop.obey()
 
     def _stop_where_pruned(self, trainer: pl.Trainer) -> None:
-        if self.team.broadcast(self.prunes is not None and self.prunes(self.history)):
+        if self.group.broadcast(self.prunes is not None and self.prunes(self.history)):
             trainer.should_stop = True

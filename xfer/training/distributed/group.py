@@ -21,7 +21,7 @@ _PATIENCE = timedelta(days=30)
 because its connections close."""
 
 
-class Team:
+class ProcessGroup:
     """``ranks`` processes, of which this is number ``rank``; one alone keeps every value."""
 
     def __init__(self, rank: int = 0, ranks: int = 1) -> None:
@@ -82,4 +82,4 @@ class Team:
                 buffer.copy_(value)
 
 
-ALONE = Team()
+ALONE = ProcessGroup()

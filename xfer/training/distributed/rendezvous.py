@@ -19,7 +19,7 @@ from xfer.models.network import blueprint
 from xfer.models.restore import pieces
 from xfer.plan import auto
 from xfer.plan.plan import Plan
-from xfer.training.distributed.group import ALONE, Team
+from xfer.training.distributed.group import ALONE, ProcessGroup
 from xfer.training.distributed.launch import Others, meeting
 
 if TYPE_CHECKING:
@@ -32,8 +32,8 @@ _ARRIVAL = 900.0
 
 
 @contextmanager
-def led(plan: Plan, folder: Path, resume: Path | None) -> Iterator[Team]:
-    """Within, the team of a run in ``folder``, which this process leads.
+def led(plan: Plan, folder: Path, resume: Path | None) -> Iterator[ProcessGroup]:
+    """Within, the group of a run in ``folder``, which this process leads.
 
     Whatever happens inside, no other rank outlives it. Raises the XferError that another rank
     failed of.
@@ -47,11 +47,11 @@ def led(plan: Plan, folder: Path, resume: Path | None) -> Iterator[Team]:
         store = TCPStore(_HERE, 0, trainer.devices, True, wait_for_workers=False)
         others.start(store.port)
         _await(store, others)
-        with _joined(store, 0, trainer) as team:
+        with _joined(store, 0, trainer) as group:
             # The weights follow tensor by tensor.
             light = replace(plan, asked=None, specs=None, parts=None, state={}, network=None)  # type: ignore[arg-type]
-            team.broadcast((light, plan.asked.config, resume))
-            yield team
+            group.broadcast((light, plan.asked.config, resume))
+            yield group
         others.wait()
     except RuntimeError as error:
         if is_lost(error) and (failure := others.failure()):
@@ -67,24 +67,26 @@ def is_lost(error: Exception) -> bool:
 
 
 @contextmanager
-def followed(specs: Specs, folder: Path, number: int) -> Iterator[tuple[Team, Plan, Path | None]]:
-    """Within, the team, as rank ``number``; the plan as rank 0 has made it, without weights, and
+def followed(
+    specs: Specs, folder: Path, number: int
+) -> Iterator[tuple[ProcessGroup, Plan, Path | None]]:
+    """Within, the group, as rank ``number``; the plan as rank 0 has made it, without weights, and
     the resume file to resume from."""
     port, ranks = meeting(folder)
     store = TCPStore(_HERE, port, ranks, False)
     store.set(f"rank{number}", "here")
-    with _joined(store, number, specs.trainer) as team:
-        received: Any = team.broadcast(None)
+    with _joined(store, number, specs.trainer) as group:
+        received: Any = group.broadcast(None)
         sent, config, resume = received
         parts, _ = pieces(sent.card, specs.make)
         network, decided = blueprint(parts)[1], auto.apply(specs, sent.decisions)
         asked = replace(specs, config=config)  # by which the files of the run are known
         plan = replace(sent, asked=asked, specs=decided, parts=parts, network=network)
-        yield team, plan, resume
+        yield group, plan, resume
 
 
 @contextmanager
-def _joined(store: Store, rank: int, trainer: Trainer) -> Iterator[Team]:
+def _joined(store: Store, rank: int, trainer: Trainer) -> Iterator[ProcessGroup]:
     """Be one of the processes that meet at ``store``."""
     gpu = device_of(trainer.accelerator).type == "cuda"
     if gpu:
@@ -92,7 +94,7 @@ def _joined(store: Store, rank: int, trainer: Trainer) -> Iterator[Team]:
     backend = "nccl" if gpu else "gloo"
     distributed.init_process_group(backend, store=store, rank=rank, world_size=trainer.devices)
     try:
-        yield Team(rank, trainer.devices)
+        yield ProcessGroup(rank, trainer.devices)
     finally:
         distributed.destroy_process_group()
 

@@ -8,15 +8,15 @@ from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from pytorch_lightning import LightningModule
 from pytorch_lightning.strategies import DDPStrategy
 
-from xfer.training.distributed.group import Team
+from xfer.training.distributed.group import ProcessGroup
 
 
 class RankEnvironment(LightningEnvironment):
-    """What Lightning is to know of the team: nobody is to be started, by it or by Slurm."""
+    """What Lightning is to know of the group: nobody is to be started, by it or by Slurm."""
 
-    def __init__(self, team: Team) -> None:
+    def __init__(self, group: ProcessGroup) -> None:
         super().__init__()
-        self._rank, self._ranks = team.rank, team.ranks
+        self._rank, self._ranks = group.rank, group.ranks
 
     @property
     def creates_processes_externally(self) -> bool:

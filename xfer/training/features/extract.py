@@ -24,8 +24,8 @@ from xfer.core.memory import free, keep_freed
 from xfer.core.seeds import derive
 from xfer.core.signals import ignore_in_worker
 from xfer.core.types import Plain
-from xfer.data.loader import Pictures, eval_images, train_images
-from xfer.data.sampler import Order, Share, shared_size
+from xfer.data.loader import ImageDataset, eval_images, train_images
+from xfer.data.sampler import EpochSampler, RankShare, shared_size
 from xfer.training.features import AutoFeatures
 from xfer.training.features.cut import Cut, extract, prefix_state
 from xfer.training.features.find_cut import Refusal, find
@@ -189,7 +189,9 @@ class Extraction:
         """The images of a split as they are computed together."""
         count, chunk = len(self.splits[split]), self.chunk(split)
         if view is not None and self.exact:
-            order = Order(count, chunk, self.plan.specs.seed, Share(0, self.trainer.devices))
+            order = EpochSampler(
+                count, chunk, self.plan.specs.seed, RankShare(0, self.trainer.devices)
+            )
             order.set_epoch(view)
             return [[index for _, index in part] for batch in order.parts() for part in batch]
         return [list(range(i, min(i + chunk, count))) for i in range(0, count, chunk)]
@@ -201,7 +203,7 @@ class Extraction:
             return shared_size(len(self.splits[split]), size, self.trainer.devices)
         return self.data.batch_size if self.exact else (self.batch_size or self.data.batch_size)
 
-    def _pictures(self, split: str, view: int | None) -> Pictures:
+    def _pictures(self, split: str, view: int | None) -> ImageDataset:
         spec, augment = self.plan.card.input, self.plan.specs.augment
         if view is None:
             return eval_images(self.splits[split], spec)

@@ -23,7 +23,7 @@ from xfer.training.features.find_cut import Refusal
 
 if TYPE_CHECKING:
     from xfer.plan.plan import Plan
-    from xfer.training.distributed.group import Team
+    from xfer.training.distributed.group import ProcessGroup
     from xfer.training.module import Classifier
     from xfer.training.teacher import Lessons
 
@@ -37,9 +37,13 @@ class Feed:
     """
 
     def __init__(
-        self, plan: Plan, folder: Path, loaders: tuple[TrainLoader, EvalLoader | None], team: Team
+        self,
+        plan: Plan,
+        folder: Path,
+        loaders: tuple[TrainLoader, EvalLoader | None],
+        group: ProcessGroup,
     ) -> None:
-        self.plan, self.note, self.team = plan, folder / "features.json", team
+        self.plan, self.note, self.group = plan, folder / "features.json", group
         self.train, self.val = loaders
         # What an earlier process of the run has noted of its features.
         earlier: Plain | None = read_checked(self.note, _Noted, START_ANEW, 28)
@@ -61,7 +65,7 @@ class Feed:
         if not isinstance(options, AutoFeatures):
             return
         began = time.perf_counter()
-        with self.team.rank_zero_first():
+        with self.group.rank_zero_first():
             frozen = PartlyFrozen(module.net, module.hashes, module.device)
             cached = cacheable(self.plan, frozen, options)
         if isinstance(cached, Refusal):
@@ -79,7 +83,7 @@ class Feed:
             return
         from xfer.training.teacher import Lessons
 
-        run = self.note.parent if self.team.leads else None
+        run = self.note.parent if self.group.leads else None
         self.lessons = Lessons(self.plan, self.plan.teacher, module.device, run)
         self.train.taught = self.lessons.batch
 
@@ -104,10 +108,10 @@ class Feed:
         began, first = time.perf_counter(), not cached.train
         if not cached.has(epoch):
             self._make_whole()
-            with self.team.rank_zero_first():
+            with self.group.rank_zero_first():
                 cached.prepare(epoch)
             self.facts = cached.facts(self.facts)
-            if self.team.leads:
+            if self.group.leads:
                 write_json(self.note, self.facts)
         if self._tail is None:
             self._tail, module.cut = Tail(module.net, cached.cut), True
@@ -122,9 +126,9 @@ class Feed:
             return
         began, first = time.perf_counter(), not lessons.facts["views"]
         lessons.cached_views = None if cached is None else (cached.work.views or 0)
-        with self.team.rank_zero_first():
+        with self.group.rank_zero_first():
             lessons.ready(epoch)
-        if first and self.team.leads:
+        if first and self.group.leads:
             log.info(lessons.summary())
         self.seconds += time.perf_counter() - began
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from xfer.core.errors import WeightsError
-from xfer.weights.content import Content, Momenta
+from xfer.weights.content import Content, OptimizerBuffers
 from xfer.weights.optimizer_state import check_owner
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ class MindSporeState:
     memory: Mapping[str, Tensors]
     scalars: Tensors
 
-    def named(self, parameters: Mapping[str, Shape]) -> Momenta:
+    def named(self, parameters: Mapping[str, Shape]) -> OptimizerBuffers:
         """The state by the file's own names. A parameter that was frozen has none.
 
         ``momentum_buffer``, ``exp_avg`` and ``exp_avg_sq`` have the parameter's shape and the
@@ -144,7 +144,7 @@ class MindSporeState:
         if algorithm == "adam":
             step = self._steps()
             buffers = {name: {**tensors, "step": step.clone()} for name, tensors in buffers.items()}
-        return Momenta(algorithm, buffers)
+        return OptimizerBuffers(algorithm, buffers)
 
     def _steps(self) -> torch.Tensor:
         """How many steps were made, float32 of shape (). MindSpore 1.x counts them only while the
