@@ -9,7 +9,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from torch.nn import functional as F
 
-from xfer.training import logistic
+from xfer.training import feature_moments, logistic
 
 
 def blobs(n: int, width: int, classes: int, seed: int = 0, apart: float = 1.5):
@@ -129,7 +129,7 @@ def test_blocks_from_disk_in_single_precision_come_to_the_same(tmp_path, monkeyp
     np.save(tmp_path / "a.npy", features)
     mapped = np.load(tmp_path / "a.npy", mmap_mode="r")
     monkeypatch.setattr(logistic, "_IN_MEMORY", 0)
-    monkeypatch.setattr(logistic, "_BLOCK", 20 * 64)
+    monkeypatch.setattr(feature_moments, "_BLOCK", 20 * 64)
     streamed = logistic.solve(rows(mapped, labels), (0.1, 0.01))
     assert logistic.Problem(rows(mapped, labels)).whole is None
     for ours, theirs in zip(whole.path, streamed.path, strict=True):

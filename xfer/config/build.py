@@ -19,10 +19,11 @@ from xfer.core.types import Calibrating, Plain, Tta
 
 _SPEC_GROUPS = tuple(g for g in GROUPS if g not in ("experiment", "export"))
 _PATHS = (
-    *("run.dir", "checkpoint.path", "source.path", "features.dir", "sweep.dir", "pack.out"),
-    *("checkpoint.resume", "predict.model", "predict.labels", "predict.recipe", "embed.neighbours"),
-)
+    "run.dir checkpoint.path checkpoint.resume source.path features.dir loss.teacher "
+    "predict.model predict.labels predict.recipe embed.neighbours sweep.dir pack.out"
+).split()
 """Keys that name a file or folder; those of data and what is predicted have their own checks."""
+_EMBED = vars(Embedding())
 _EMBED = vars(Embedding())
 _WITHOUT_DATA = {"predict", "report", "leaderboard", "compare"}
 _STAGES = "any of " + ", ".join(STAGES) + "; none prints the plan"
@@ -228,11 +229,10 @@ class Builder:
 
     def _impossible_paths(self) -> Iterator[XferError]:
         """Names that no file can have: each call to the file system would fail in its own way."""
-        for key in _PATHS:
-            text = schema.value_at(self.plain, key)
+        for key, text in ((key, schema.value_at(self.plain, key)) for key in _PATHS):
             if isinstance(text, str) and (problem := path_problem(text)):
-                what = f"'{text[:80]}' {problem}"
-                yield ConfigError(self.where(key), what, "write the path out", 99)
+                said = f"'{text[:80]}' {problem}"
+                yield ConfigError(self.where(key), said, "write the path out", 99)
 
     def _wrong_stages(self, stages: tuple[str, ...], inputs: Any) -> Iterator[XferError]:
         """Stages that do not exist, or do not go with each other or with what else is given."""

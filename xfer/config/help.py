@@ -53,7 +53,7 @@ def page(folders: Sequence[str]) -> str:
         lines.append(
             textwrap.fill(
                 f"{f'{group}=':<12} {names}",
-                help_width(),
+                help_width() - 1,
                 subsequent_indent=" " * 13,
                 break_long_words=False,
             )

@@ -68,8 +68,11 @@ class Places:
         """The remedy for a key that only another option of its group has, or nothing."""
         group, _, name = key.partition(".")
         files = [f for root in self._roots for f in sorted(root.glob(f"{group}/*.yaml"))]
-        # First an option that asks for the key, then those that have a value of their own for it.
-        for file in sorted(files, key=lambda f: _read(f).get(name) != "???"):
+        chosen = _read(Path(config_dir(), "config.yaml")).get("defaults", [])
+        # First the usual option, then one that asks for the key, then those with a value for it.
+        for file in sorted(
+            files, key=lambda f: ({group: f.stem} not in chosen, _read(f).get(name) != "???")
+        ):
             if file.stem != self._choices.get(group) and name in _accepted(group, file):
                 return f"choose {group}={file.stem}, which has it, or drop it"
         return ""

@@ -86,6 +86,7 @@ class Half:
 
 def _float16(model: Any) -> Any:
     """``model`` in float16 between its input and output, which stay float32."""
+    runtime()
     from onnxruntime.transformers.float16 import convert_float_to_float16
     from onnxruntime.transformers.onnx_model import OnnxModel
 
