@@ -74,7 +74,8 @@ def of_torch(net: nn.Module, images: Images) -> Any:
 
 
 def content(model: Any) -> list[Any]:
-    """Nodes with what enters them, tensors as bytes, in order; names of constants left out."""
+    """Nodes with what enters them, tensors as bytes, in order; without names of constants, and of
+    what an output was called before it was exported."""
     held = {i.name: i for i in model.graph.initializer}
     rows = []
     for node in model.graph.node:
@@ -85,6 +86,8 @@ def content(model: Any) -> list[Any]:
             for name in node.input
         ]
         rows.append((node.op_type, entering, list(node.output), list(node.attribute)))
+    for end in model.graph.output:
+        end.ClearField("metadata_props")
     return [*rows, list(model.graph.input), list(model.graph.output), list(model.opset_import)]
 
 
