@@ -243,7 +243,15 @@ WITH = {
 }
 
 
-@pytest.mark.parametrize("policy", sorted(file.stem for file in FREEZE.glob("*.yaml")))
+# A solved head, one that is trained on from there, and one whose weights are merged.
+SAMPLE = {"head_only", "lp_ft", "lora"}
+POLICIES = [
+    policy if policy in SAMPLE else pytest.param(policy, marks=pytest.mark.slow)
+    for policy in sorted(file.stem for file in FREEZE.glob("*.yaml"))
+]
+
+
+@pytest.mark.parametrize("policy", POLICIES)
 def test_every_way_of_training_is_scored_over_the_views(
     policy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
