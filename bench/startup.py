@@ -130,7 +130,7 @@ def lines(runs, env):
     run = ["backbone=squeezenet1_0", "source=none", "run.dir=null"]
     command = [*XFER, "data.root=photos", *run]
     verb = [*XFER, "train", "photos", *run]
-    marks = {"first line": rb"[A-Za-z$][^\r\n]*?(\.\.\.|\n)", "the plan": rb"\d images"}
+    marks = {"first line": rb"[A-Za-z$][^\r\n]*?(\.\.\.|\n)", "the plan": rb"images {2,}\d"}
     torch, found = [], {}
     for turn in range(runs + 1):
         seconds = one_time([sys.executable, "-c", "import torch"], env)[0]
