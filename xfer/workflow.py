@@ -367,10 +367,9 @@ def _answers(
     from xfer.core.device import device_name, device_of
     from xfer.training.answering import answer
 
-    specs, fitted = work.plan.specs, work.fitted
+    specs, cached = work.plan.specs, work.fitted.cached if work.fitted else None
     device = device_of(specs.trainer.accelerator)
-    work.device = work.device if fitted else device_name(device)
-    cached = fitted.cached if fitted else None
+    work.device = work.device if work.fitted else device_name(device)
     return answer(specs, work.plan.card, net, samples, device, cached, broken)
 
 

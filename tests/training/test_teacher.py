@@ -329,8 +329,10 @@ def fixed(error: XferError, *typed: str, experiment: str = "digits_freeze") -> N
     words = named[1].split()
     keys = {word.partition("=")[0] for word in words}
     rest = [word for word in typed if word.partition("=")[0] not in keys]
-    if "loss=cross_entropy" in words:
-        rest = [word for word in rest if not word.startswith("loss.")]
+    if "without" in words:
+        left_out = words[words.index("without") + 1]
+        rest = [word for word in rest if word.partition("=")[0] != left_out]
+        words = words[: words.index("without")]
     planned(experiment, *rest, *words)
 
 
@@ -347,7 +349,7 @@ def test_what_does_not_go_with_a_teacher_is_refused_with_what_to_type(school: Pa
 def test_folds_are_refused_and_the_fix_works(school: Path) -> None:
     typed = taught("data.folds=3")
     error = refused(86, *typed)
-    assert error.fix == "drop it, or type loss=cross_entropy"
+    assert error.fix == "drop it, or type loss=cross_entropy without loss.teacher"
     fixed(error, *typed)
 
 

@@ -90,8 +90,7 @@ GENERAL: dict[str, tuple[Any, str]] = {
     ),
     "pack.out": (
         str | None,
-        "the folder that the stage pack writes shards of the images into; a new one, or one that "
-        "it has begun to fill",
+        "the folder that the stage pack writes shards of the images into; new, or begun by it",
     ),
     "pack.mb": (
         Annotated[int, Ge(1), Le(100_000)],

@@ -63,14 +63,11 @@ class TarMember:
 
 
 @dataclass(frozen=True, slots=True)
-class FileSpan:
-    """An image in row ``row`` of a table whose file has it as it is, uncompressed: ``size`` bytes
-    from the byte ``start`` on."""
+class RowOfTable:
+    """Row ``row``, from 0, of the table in ``file``."""
 
     file: Path
     row: int
-    start: int
-    size: int
 
     def __str__(self) -> str:
         return f"{self.file}#{self.row}"
@@ -79,6 +76,15 @@ class FileSpan:
     def name(self) -> str:
         """See :attr:`PartOfFile.name`."""
         return f"{self.file.name}#{self.row}"
+
+
+@dataclass(frozen=True, slots=True)
+class FileSpan(RowOfTable):
+    """An image in a row of a table whose file has it as it is, uncompressed: ``size`` bytes from
+    the byte ``start`` on."""
+
+    start: int
+    size: int
 
     def read(self) -> tuple[bytes, str]:
         """See :meth:`PartOfFile.read`."""
@@ -90,19 +96,8 @@ class FileSpan:
 
 
 @dataclass(frozen=True, slots=True)
-class NullCell:
+class NullCell(RowOfTable):
     """A row of a table that has no image."""
-
-    file: Path
-    row: int
-
-    def __str__(self) -> str:
-        return f"{self.file}#{self.row}"
-
-    @property
-    def name(self) -> str:
-        """See :attr:`PartOfFile.name`."""
-        return f"{self.file.name}#{self.row}"
 
     def read(self) -> tuple[bytes, str]:
         """Raise ValueError: there is nothing to read."""

@@ -22,7 +22,14 @@ from typing import Any, NamedTuple
 from xfer.core.checked import checked
 from xfer.core.errors import DataError, OutputError, printable
 from xfer.core.files import cache_dir, open_to_read, read_json, write_text
-from xfer.data.image_bytes import FileSpan, ImagePlace, NullCell, span_stamp, stamp_of
+from xfer.data.image_bytes import (
+    FileSpan,
+    ImagePlace,
+    NullCell,
+    RowOfTable,
+    span_stamp,
+    stamp_of,
+)
 
 HELD = 1 << 27
 """Bytes of row groups that a process holds, and one row group at least."""
@@ -40,23 +47,13 @@ class _CachedSpans(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class GroupCell:
-    """An image in row ``row`` of a parquet file, read with the row group ``group``, in which it is
-    number ``at``; ``column`` is that of the bytes."""
+class GroupCell(RowOfTable):
+    """An image in a row of a parquet file, read with the row group ``group``, in which it is number
+    ``at``; ``column`` is that of the bytes."""
 
-    file: Path
     column: str
-    row: int
     group: int
     at: int
-
-    def __str__(self) -> str:
-        return f"{self.file}#{self.row}"
-
-    @property
-    def name(self) -> str:
-        """See :attr:`xfer.data.image_bytes.PartOfFile.name`."""
-        return f"{self.file.name}#{self.row}"
 
     def read(self) -> tuple[bytes, str]:
         """See :meth:`xfer.data.image_bytes.PartOfFile.read`."""
@@ -172,7 +169,7 @@ def _places(path: Path, column: str, file: Any) -> Iterator[ImagePlace]:
             if start == _NULL:
                 yield NullCell(path, row)
             elif start == _PACKED:
-                yield GroupCell(path, column, row, group, at)
+                yield GroupCell(path, row, column, group, at)
             else:
                 yield FileSpan(path, row, start, size)
             row += 1

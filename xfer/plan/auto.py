@@ -109,6 +109,7 @@ def _against_filling(
     steps = not (specs.optim.solves or isinstance(specs.optim, Undecided))
     smooths = bool(getattr(specs.loss, "label_smoothing", 0))
     weighs = smooths or specs.loss.weights(counts) is not None
+    taught = isinstance(specs.loss, HasTeacher)
     balanced = specs.data is not None and specs.data.sampler == "balanced"
     penalty = "optim.l2" in specs.explicit
     most, k = sum(counts) - 1, getattr(specs.head, "k", 1)
@@ -124,7 +125,7 @@ def _against_filling(
         (steps, "optim", "asks for steps", "optim=auto"),
         (penalty, "optim.l2", "is of a head that is solved", "drop optim.l2"),
         (weighs, "loss", "weighs answers", "loss=cross_entropy"),
-        (isinstance(specs.loss, HasTeacher), "loss", "has a teacher", "loss=cross_entropy"),
+        (taught, "loss", "has a teacher", "loss=cross_entropy without loss.teacher"),
         (balanced, "data.sampler", "weighs images", "data.sampler=shuffled"),
         (specs.augment.random, "augment", "asks for random views", "augment=none"),
         (specs.features.use == "never", "features", "are not cached", "features=auto"),

@@ -118,7 +118,7 @@ def _of_network(specs: Specs) -> Iterator[tuple[str, str, str, int]]:
         yield "head", f"{name} {why}", "type head=linear", 6
     if isinstance(specs.loss, HasTeacher):
         what = "learns which one class a teacher takes an image for"
-        yield "loss", what, "type loss=cross_entropy", 2
+        yield "loss", what, "type loss=cross_entropy without loss.teacher", 2
     if specs.augment.mix(2) is not None:
         what = "mixes two images, and with them labels of which some may be unknown"
         yield "augment", what, "type augment=standard", 6

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from xfer.core.types import Card
 
 _KEY = "loss.teacher"
-_WITHOUT = "type loss=cross_entropy"
+_WITHOUT = "type loss=cross_entropy without loss.teacher"
 
 
 @dataclass(frozen=True)
@@ -206,10 +206,19 @@ def _checkpoint(path: Path, specs: Specs) -> _Known:
 
     file, snapshot = read_checkpoint(path)
     card = snapshot.card
+    _refuse_several(path, card.task)
     with of_a_card(file):
         parts, _ = pieces(card, specs.make)
     count, operations = _cost(parts, card)
     return _Known("run", card.classes, card.input, card.splits, count, operations)
+
+
+def _refuse_several(path: Path, task: Plain) -> None:
+    """Raise CommandError for a network whose ``task`` is several labels an image: its answers do
+    not share out one image among the classes."""
+    if task:
+        what = f"{path} gives an image several labels, and the data's images have one"
+        raise CommandError(_KEY, what, "type loss.teacher=RUN with a run of one label an image", 33)
 
 
 def _cost(parts: object, card: Card) -> tuple[int, float | None]:
@@ -240,6 +249,7 @@ def _onnx(path: Path) -> _Known:
 
     said = open_session(path).get_modelmeta().custom_metadata_map
     model = open_model(teacher_file(path, said))
+    _refuse_several(path, model.task)
     if model.pictures or model.recipe is None:
         what = f"{path} crops whole pictures itself, so that it cannot be given the student's views"
         raise CommandError(_KEY, what, "type loss.teacher=RUN, or its model.onnx", 34)

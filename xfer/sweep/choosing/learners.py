@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -92,6 +92,22 @@ class SolvedLearner:
         return Learned(solution.held_out, answers)
 
 
+def _each_left_out(
+    answer: Callable[[Indices, Indices], npt.NDArray[np.float32]],
+    rows: Indices,
+    folds: Indices,
+    test: Indices,
+    classes: int,
+) -> Learned:
+    """What ``answer`` of some rows says of others: of each fold by the rest, of ``test`` by all."""
+    held_out = np.full((len(rows), classes), np.nan, np.float32)
+    for k in np.unique(folds[folds >= 0]):
+        held = folds == k
+        held_out[held] = answer(rows[~held], rows[held])
+    nothing = np.empty((0, classes), np.float32)
+    return Learned(held_out, answer(rows, test) if len(test) else nothing)
+
+
 @dataclass(frozen=True)
 class Steps:
     """How a head is trained step by step, as a run would: ``epochs`` of batches of
@@ -125,12 +141,7 @@ class TrainedLearner:
 
     def learn(self, rows: Indices, folds: Indices, test: Indices) -> Learned:
         """See :class:`xfer.sweep.choosing.halving.Learner`: a fit a fold, and one to all rows."""
-        held_out = np.full((len(rows), self.classes), np.nan, np.float32)
-        for k in np.unique(folds[folds >= 0]):
-            held = folds == k
-            held_out[held] = self._fitted(rows[~held], rows[held])
-        answers = np.empty((0, self.classes), np.float32)
-        return Learned(held_out, self._fitted(rows, test) if len(test) else answers)
+        return _each_left_out(self._fitted, rows, folds, test, self.classes)
 
     def _fitted(self, rows: Indices, test: Indices) -> npt.NDArray[np.float32]:
         import torch
@@ -189,12 +200,7 @@ class FilledLearner:
     def learn(self, rows: Indices, folds: Indices, test: Indices) -> Learned:
         """See :class:`xfer.sweep.choosing.halving.Learner`: the folds are left out in turn, and all
         rows answer ``test``."""
-        held_out = np.full((len(rows), self.classes), np.nan, np.float32)
-        for k in np.unique(folds[folds >= 0]):
-            held = folds == k
-            held_out[held] = self._filled(rows[~held], rows[held])
-        answers = np.empty((0, self.classes), np.float32)
-        return Learned(held_out, self._filled(rows, test) if len(test) else answers)
+        return _each_left_out(self._filled, rows, folds, test, self.classes)
 
     def _filled(self, rows: Indices, test: Indices) -> npt.NDArray[np.float32]:
         import torch

@@ -49,7 +49,9 @@ def choose_model(
     refuse_for_labels(specs)
     if isinstance(specs.loss, HasTeacher):
         what = "judges by images held out, which the teacher may have been trained on"
-        raise CommandError("choose", what, "type loss=cross_entropy, or choose=none", 36)
+        raise CommandError(
+            "choose", what, "type loss=cross_entropy without loss.teacher, or choose=none", 36
+        )
     _refuse_taken(specs)
     if specs.stages:
         check_folder(Path(specs.run_dir or "outputs").expanduser())
