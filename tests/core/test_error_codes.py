@@ -44,7 +44,7 @@ SHARED = {
     100: "__main__.py sweep/fold_jobs.py",
     171: "hydra_plugins/xfer_slurm/_launch.py sweep/executors/slots.py",
     201: "config/hydra.py config/schema.py",
-    203: "config/build.py config/schema.py",
+    203: "config/contradictions.py config/schema.py",
     205: "config/hydra.py config/schema.py",
     221: (
         "config/custom.py config/schema.py core/custom_parts.py evaluation/metrics.py "
@@ -57,6 +57,7 @@ SHARED = {
     275: "hydra_plugins/xfer_slurm/_launch.py sweep/slurm.py",
     280: "data/arrow_columns.py hydra_plugins/xfer_slurm/_launch.py training/logger.py",
     290: "data/augment.py data/options.py",
+    299: "config/build.py config/contradictions.py",
     301: "data/options.py data/walk.py",
     305: "data/folder.py data/split.py",
     311: "data/label_rows.py data/manifest.py",

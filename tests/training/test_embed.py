@@ -153,7 +153,7 @@ def test_what_cannot_be_is_refused(typed: list[str], number: int) -> None:
 
 
 def test_parquet_without_pyarrow_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("xfer.config.build.find_spec", lambda name: None)
+    monkeypatch.setattr("xfer.config.contradictions.find_spec", lambda name: None)
     with pytest.raises(CombinationError) as error:
         compose_specs([*BASE, "embed.format=parquet"])
     assert error.value.number == 35

@@ -24,7 +24,7 @@ from annotated_types import Ge, GroupedMetadata, Gt, Le, Lt, MaxLen, MinLen
 from pydantic import TypeAdapter, ValidationError
 
 from xfer.config import schema
-from xfer.config.build import GENERAL
+from xfer.config.general_keys import GENERAL
 from xfer.config.help import GROUPS, config_dir, summary
 from xfer.config.verbs import override
 from xfer.core.bounded_yaml import read_yaml
