@@ -127,9 +127,9 @@ def _ended(process: Process) -> Iterator[None]:
     finally:
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
-        if not isinstance(process, subprocess.Popen):
-            process.communicate()
-        elif process.stdout and not process.stdout.closed:
+        if not isinstance(process, subprocess.Popen) or (
+            process.stdout and not process.stdout.closed
+        ):
             process.communicate()
 
 

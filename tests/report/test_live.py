@@ -59,9 +59,7 @@ def waited_for(page: Path, epochs: int, process: warm.Run) -> str:
     return page.read_text("utf-8")
 
 
-def test_the_page_follows_the_run_and_a_kill_leaves_it_whole(
-    run: warm.Run, tmp_path: Path
-) -> None:
+def test_the_page_follows_the_run_and_a_kill_leaves_it_whole(run: warm.Run, tmp_path: Path) -> None:
     page = tmp_path / "run" / "report.html"
     first = waited_for(page, 1, run)
     later = waited_for(page, epochs_on(page) + 2, run)
@@ -91,9 +89,7 @@ def test_the_page_follows_the_run_and_a_kill_leaves_it_whole(
             assert browser.faults(need_axe()) == [] and browser.errors() == []
 
 
-def test_a_run_that_is_stopped_says_so_and_reloads_no_more(
-    run: warm.Run, tmp_path: Path
-) -> None:
+def test_a_run_that_is_stopped_says_so_and_reloads_no_more(run: warm.Run, tmp_path: Path) -> None:
     page = tmp_path / "run" / "report.html"
     waited_for(page, 1, run)
     os.kill(run.pid, signal.SIGTERM)
@@ -136,13 +132,16 @@ def test_the_finished_card_does_not_reload_and_axe_minds_nothing(
     assert again.count("<details name") == card.count("<details name") - 8
     assert xfer.run(overrides=anew).facts is None, "it is not finished any more"
     axe, page = need_axe(), tmp_path / "live.html"
-    soon = re.sub(r'data-again="\d+"', 'data-again="1"', seen[3])
-    page.write_text(soon, "utf-8")
+    # While axe looks at a page, that must not be read again.
+    late, soon = (re.sub(r'data-again="\d+"', f'data-again="{s}"', seen[3]) for s in (99, 1))
+    page.write_text(late, "utf-8")
     with chromium() as browser:
         browser.look(360)
         browser.open(page)
         assert browser.faults(axe) == []
         assert browser.run("return document.documentElement.scrollWidth") <= 360
+        page.write_text(soon, "utf-8")
+        browser.open(page)
         page.write_text(soon.replace("3 of 3", "the next look"), "utf-8")
         until = time.monotonic() + 30
         while "the next look" not in browser.run("return document.body.textContent"):

@@ -6,7 +6,6 @@ import csv
 import html
 import itertools
 import json
-import os
 import random
 import re
 import shlex
