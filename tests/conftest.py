@@ -26,6 +26,16 @@ def caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     return (folder / str(number) for number in itertools.count())
 
 
+@pytest.fixture(autouse=True, scope="session")
+def cache_of_shared_runs(caches: Iterator[Path]) -> Iterator[None]:
+    """Nor does a run that the tests of a module share."""
+    cache = next(caches)
+    cache.mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XFER_CACHE", str(cache))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def own_cache(caches: Iterator[Path], monkeypatch: pytest.MonkeyPatch) -> Path:
     """No test reads or writes the user's cache."""
@@ -33,6 +43,29 @@ def own_cache(caches: Iterator[Path], monkeypatch: pytest.MonkeyPatch) -> Path:
     cache.mkdir()
     monkeypatch.setenv("XFER_CACHE", str(cache))
     return cache
+
+
+@pytest.fixture(autouse=True, scope="session")
+def graphs_are_traced_once() -> Iterator[None]:
+    """What torch traces holds no weight, as ``test_onnx_graph.py`` proves: one graph serves every
+    test of this process that exports the same layers. Code of a test's own is traced each time."""
+    from xfer.export import onnx_graph
+
+    known: dict[str, bytes] = {}
+    fresh = onnx_graph.trace
+
+    def trace(traced: onnx_graph.Traced, opset: int) -> bytes:
+        layers = onnx_graph.layers_of(traced.net)
+        if layers is None:
+            return fresh(traced, opset)
+        key = repr(onnx_graph._key(traced, layers, opset))
+        if key not in known:
+            known[key] = fresh(traced, opset)
+        return known[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(onnx_graph, "trace", trace)
+        yield
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -7,6 +7,8 @@ import re
 import shlex
 import subprocess
 import sys
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -516,17 +518,42 @@ OFFERED = [
 ]
 
 
+def filled(offered: str) -> list[str]:
+    """The words of an offer, with a value in each slot."""
+    for slot, value in SLOTS.items():
+        offered = offered.replace(f"={slot}", f"={value}")
+    # A share where the schema wants one, else a whole number.
+    share = re.search("fraction|lr|momentum|ema|hue", offered)
+    return shlex.split(offered if share else offered.replace("=0.5", "=1"))
+
+
+@cache
+def taken_together() -> frozenset[str]:
+    """Offers that compose beside others, of which no two say anything of one group: as many at once
+    as there are groups, which takes a tenth of the time that they take one by one."""
+    fine, waiting = set[str](), dict.fromkeys(OFFERED)
+    while waiting:
+        batch: dict[str, str] = {}
+        for offer in waiting:
+            words = [*filled(offer), *(["data"] if "data" in offer else [])]
+            groups = {re.split("[.=]", word)[0] for word in words}
+            if not groups & batch.keys() and not {"stages", "predict", "checkpoint"} & groups:
+                batch |= dict.fromkeys(groups, offer)
+        if not batch:
+            break
+        offers = set(batch.values())
+        with suppress(XferError):
+            compose_specs(["data.root=d", *(word for offer in offers for word in filled(offer))])
+            fine |= offers
+        waiting = {offer: None for offer in waiting if offer not in offers}
+    return frozenset(fine)
+
+
 @pytest.mark.parametrize("typed", OFFERED)
 def test_what_the_words_of_other_tools_lead_to_can_be_typed(typed: str) -> None:
-    for slot, value in SLOTS.items():
-        typed = typed.replace(f"={slot}", f"={value}")
-    # A share where the schema wants one, else a whole number.
-    typed = (
-        typed if re.search("fraction|lr|momentum|ema|hue", typed) else typed.replace("=0.5", "=1")
-    )
     if typed == "logger=wandb":
         pytest.importorskip("wandb")
-    assert compose_specs(["data.root=d", *shlex.split(typed)])
+    assert typed in taken_together() or compose_specs(["data.root=d", *filled(typed)])
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -51,10 +52,12 @@ def every_package_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("xfer.training.logger.find_spec", lambda name: object())
 
 
+@cache
 def content(group: str, option: str) -> dict[str, Any]:
     return yaml.safe_load((CONF / group / f"{option}.yaml").read_text(encoding="utf-8")) or {}
 
 
+@cache
 def chosen_by(experiment: str) -> dict[str, str]:
     """Group to option, as ``config.yaml`` and then the experiment choose."""
     found: dict[str, str] = {}
@@ -96,17 +99,6 @@ def test_the_table_of_open_keys_is_exact() -> None:
     }
 
 
-@pytest.mark.parametrize(("group", "option"), [o for o in OPTIONS if o[0] != "experiment"])
-def test_the_option_builds_what_it_names(group: str, option: str) -> None:
-    specs = composed("digits_freeze", {group: option})
-    if group in KEEPS_NOTHING:
-        return
-    target = content(group, option)["_target_"]
-    assert specs.facts[group]["_target_"] == target
-    if group != "features":
-        assert type(getattr(specs, group)).__name__ == target.rpartition(".")[2]
-
-
 @pytest.mark.parametrize("option", [o for g, o in OPTIONS if g == "export"])
 def test_the_export_option_brings_its_writer_alone(option: str) -> None:
     writers = composed("digits_freeze", {"export": option}).export.writers
@@ -126,7 +118,8 @@ def test_an_open_key_must_be_given(option: tuple[str, str]) -> None:
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_every_option_of_every_group_goes_with_the_experiment(experiment: str) -> None:
     """Round i takes the i-th option of every group at once, so each pair of an experiment and an
-    option is composed; groups are built apart and their problems told together."""
+    option is composed, and builds what it names; groups are built apart and their problems told
+    together."""
     by_group: dict[str, list[str]] = {}
     for group, option in OPTIONS:
         if group != "experiment":
@@ -138,9 +131,13 @@ def test_every_option_of_every_group_goes_with_the_experiment(experiment: str) -
         # Without an experiment the data's name stands in its place.
         assert specs.experiment == experiment or experiment == "default"
         for group, option in chosen.items():
-            if group not in KEEPS_NOTHING and not (group == "data" and specs.data is None):
-                assert specs.facts[group]["_target_"] == content(group, option)["_target_"]
             seen.add((group, option))
+            if group in KEEPS_NOTHING or (group == "data" and specs.data is None):
+                continue
+            target = content(group, option)["_target_"]
+            assert specs.facts[group]["_target_"] == target
+            if group != "features":
+                assert type(getattr(specs, group)).__name__ == target.rpartition(".")[2]
     assert seen == {o for o in OPTIONS if o[0] != "experiment"}
 
 

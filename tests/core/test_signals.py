@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import warm
 from PIL import Image
 
 from xfer import __main__ as door
@@ -115,23 +115,17 @@ def test_a_signal_to_the_group_while_a_later_view_is_computed_is_143_and_quiet(
     command = "experiment=digits_sgd data=folder data.root=data freeze=head_only augment=standard"
     more = "features=require trainer.max_epochs=90 data.workers=2 data.batch_size=4 stages=[fit]"
     views = "features.views=80 backbone.image_size=96 data.decoded_gb=0"
-    with (tmp_path / "output").open("w") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "xfer", *command.split(), *more.split(), *views.split()],
-            cwd=tmp_path,
-            stdout=output,
-            stderr=output,
-            start_new_session=True,
-        )
-        deadline = time.monotonic() + 100
-        cache = Path(os.environ["XFER_CACHE"]) / "features"
-        while len(list(cache.glob("*.npy"))) < 4 and time.monotonic() < deadline:
-            assert process.poll() is None, (tmp_path / "output").read_text()
-            time.sleep(0.005)
-        began = time.monotonic()
-        os.killpg(process.pid, TERM)
-        code = process.wait(30)
-    said = (tmp_path / "output").read_text()
+    words = [*command.split(), *more.split(), *views.split()]
+    process = warm.start(tmp_path, *words, start_new_session=True)
+    deadline = time.monotonic() + 100
+    cache = Path(os.environ["XFER_CACHE"]) / "features"
+    while len(list(cache.glob("*.npy"))) < 4 and time.monotonic() < deadline:
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.005)
+    began = time.monotonic()
+    os.killpg(process.pid, TERM)
+    code = process.wait(30)
+    said, _ = process.communicate()
     assert code == 143, said
     assert time.monotonic() - began < 4
     for word in ("Traceback", "ignored", "DataLoader", "error"):

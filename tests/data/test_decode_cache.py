@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pictures import folders
 from PIL import Image
 from torch.utils.data import DataLoader
 
@@ -159,13 +160,21 @@ def test_other_words_and_negative_numbers_are_refused(typed, tmp_path):
 
 def test_what_is_kept_changes_no_number(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    typed = ["stages=[fit]", "trainer.max_epochs=2", "data.workers=0", "features=never"]
-    texts = []
+    folders(tmp_path / "data", {f"{split}/{c}": 8 for split in ("train", "val") for c in "ab"})
+    typed = ["data.root=data", "data.batch_size=8", "data.workers=0", "augment=standard"]
+    typed += ["backbone=digits_resnet", "source=digits_0_4", "freeze=none", "optim=sgd"]
+    opened, read = [], Files.__getitem__
+    monkeypatch.setattr(Files, "__getitem__", lambda f, i: opened.append(i) or read(f, i))
+    texts, counts = [], []
     for limit in ("auto", "0"):
-        folder = xfer.run("digits_freeze", [*typed, f"data.decoded_gb={limit}"]).folder
+        opened.clear()
+        work = ["stages=[fit]", "trainer.max_epochs=2", f"data.decoded_gb={limit}"]
+        folder = xfer.run(overrides=[*typed, *work]).folder
         rows = list(csv.DictReader((folder / "metrics.csv").read_text().splitlines()))
         texts.append([{k: v for k, v in r.items() if k not in TIMES} for r in rows])
+        counts.append(len(opened))
     assert texts[0] == texts[1] and len(texts[0]) == 2
+    assert counts[0] < counts[1], "nothing was kept"
 
 
 TIMES = ("epoch_s", "step_ms", "data_share")
@@ -180,8 +189,8 @@ def test_the_share_of_time_that_training_waits_for_data_is_told(tmp_path, monkey
         return quick(self, index)
 
     monkeypatch.setattr(Arrays, "__getitem__", slow)
-    typed = ["stages=[fit,report]", "trainer.max_epochs=2", "data.workers=0", "features=never"]
-    folder = xfer.run("digits_sgd", typed).folder
+    typed = ["stages=[fit,report]", "trainer.max_epochs=1", "data.workers=0", "features=never"]
+    folder = xfer.run("digits_sgd", [*typed, "data.digits=[5,6]"]).folder
     share = json.loads((folder / "result.json").read_text())["timing"]["data_share"]
     assert 0.5 < share < 1
     assert f"{share:.0%} of the training time" in (folder / "report.md").read_text()

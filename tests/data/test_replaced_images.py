@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import warm
 from pictures import folders, picture
 from shipped import SHIPPED
 
@@ -88,21 +87,30 @@ def test_an_evaluation_ends_and_names_the_file(
     refused(path, ["stages=[evaluate]", *typed])
 
 
+# The command itself, with the image replaced behind the plan.
+REPLACED = """
+import xfer.__main__ as m
+from xfer import workflow
+from PIL import Image
+
+write = workflow.write_plan
+
+def then(*given):
+    write(*given)
+    Image.new("RGB", (24, 16)).save(PATH)
+
+workflow.write_plan = then
+m.main()
+"""
+
+
 def test_the_command_ends_with_exit_3_and_one_line(root: Path) -> None:
     path = root / "train" / "a" / "03.jpg"
-    # The command itself, with the image replaced behind the plan.
-    code = (
-        "import xfer.__main__ as m; from xfer import workflow;"
-        "from PIL import Image; write = workflow.write_plan\n"
-        "def then(*given):\n"
-        f"    write(*given); Image.new('RGB', (24, 16)).save({str(path)!r})\n"
-        "workflow.write_plan = then; m.main()"
-    )
     typed = [f"data.root={root}", *OPTIONS, *RUNS["with a worker"], "stages=[fit,evaluate]"]
-    done = subprocess.run(
-        [sys.executable, "-c", code, *typed], capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 3, done.stdout + done.stderr
-    told = [line for line in done.stderr.splitlines() if "E373" in line]
+    script = REPLACED.replace("PATH", repr(str(path)))
+    process = warm.start(root.parent, *typed, script=script)
+    said, _ = process.communicate()
+    assert process.returncode == 3, said
+    told = [line for line in said.splitlines() if "E373" in line]
     assert len(told) == 1 and str(path) in told[0]
-    assert "Traceback" not in done.stdout + done.stderr
+    assert "Traceback" not in said

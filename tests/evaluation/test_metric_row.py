@@ -36,7 +36,7 @@ def test_a_new_metric_is_in_every_file_of_a_run(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     overrides = [
-        *("trainer.max_epochs=2", "stages=[fit,evaluate,report]"),
+        *("trainer.max_epochs=2", "stages=[fit,evaluate,report]", "report.maps=0"),
         *("checkpoint.monitor=val_brier", "checkpoint.mode=min"),
     ]
     folder = xfer.run("digits_sgd", overrides).folder

@@ -62,10 +62,10 @@ def test_equal_networks_are_exported_as_equal_bytes(small: Images, tmp_path: Pat
     net, card = tiny()
     # torch numbers the classes of a second trace in one process, so TorchScript is not here.
     writers = [Safetensors(), Pt2(), Onnx()]
-    for name in "abc":
+    for name in "ab":
         export(net, small, writers, card, tmp_path / name, TOLERANCE)
     for writer in writers:
-        assert len({(tmp_path / name / writer.file).read_bytes() for name in "abc"}) == 1, writer
+        assert len({(tmp_path / name / writer.file).read_bytes() for name in "ab"}) == 1, writer
 
 
 def test_torchscript_is_written_for_a_network_without_branches(

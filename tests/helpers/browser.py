@@ -6,6 +6,7 @@ checkout (``npm install --no-save axe-core``) or where ``XFER_AXE`` says.
 
 from __future__ import annotations
 
+import atexit
 import base64
 import json
 import os
@@ -16,6 +17,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -120,19 +122,25 @@ class Browser:
 
 @contextmanager
 def chromium() -> Iterator[Browser]:
-    """A browser; the test is skipped with the reason where there is none."""
+    """The browser of this process, which takes longer to start than most pages to look at; the
+    test is skipped with the reason where there is none."""
     program, driver = shutil.which("chromium"), shutil.which("chromedriver")
     if program is None or driver is None:
         pytest.skip("no chromium and chromedriver: apt-get install chromium chromium-driver")
-    with subprocess.Popen(
+    browser = _started(program, driver)
+    browser.errors()  # those of the pages before are of no concern
+    yield browser
+
+
+@cache
+def _started(program: str, driver: str) -> Browser:
+    process = subprocess.Popen(
         [driver, "--port=0"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    ) as process:
-        try:
-            assert process.stdout is not None
-            said = (re.search(r"successfully on port (\d+)", line) for line in process.stdout)
-            port = next(int(found[1]) for found in said if found)
-            browser = Browser(port, program)
-            yield browser
-            browser.close()
-        finally:
-            process.terminate()
+    )
+    atexit.register(process.wait)
+    atexit.register(process.terminate)
+    assert process.stdout is not None
+    said = (re.search(r"successfully on port (\d+)", line) for line in process.stdout)
+    browser = Browser(next(int(found[1]) for found in said if found), program)
+    atexit.register(browser.close)  # the last to be registered, so the first to be called
+    return browser

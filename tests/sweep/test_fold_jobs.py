@@ -20,7 +20,7 @@ from xfer.core.torch_file import load_tensors
 
 OPTIONS = [
     *("experiment=digits_sgd", "data.digits=[5,6]", "data.folds=2", "trainer.max_epochs=2"),
-    *("stages=[fit,evaluate,report]", "optim.lr=0.01"),
+    *("stages=[fit,evaluate,report]", "optim.lr=0.01", "report.maps=0"),
 ]
 
 

@@ -6,7 +6,6 @@ import csv
 import html
 import itertools
 import json
-import os
 import random
 import re
 import shlex
@@ -17,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import warm
 from scipy.stats import binomtest
 
 import xfer
@@ -37,16 +37,10 @@ def swept(tmp_path_factory) -> Path:
     """Four short runs of the digits, one after the other, with what a sweep writes beside them."""
     here = tmp_path_factory.mktemp("sweep")
     command = "-m experiment=digits_sgd optim.lr=0.1,0.01 seed=0,1 trainer.max_epochs=1"
-    done = subprocess.run(
-        # Hydra's own sweeper and launcher run the jobs in one process, which is quicker.
-        [sys.executable, "-m", "xfer", *command.split(), "stages=[fit,evaluate]", *BASIC],
-        cwd=here,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "XFER_CACHE": str(here / "cache")},
-        capture_output=True,
-        text=True,
-        timeout=400,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    # Hydra's own sweeper and launcher run the jobs in one process, which is quicker.
+    run = warm.start(here, *command.split(), "stages=[fit,evaluate]", *BASIC)
+    said, _ = run.communicate()
+    assert run.returncode == 0, said
     (folder,) = (here / "outputs" / "multirun" / "digits_sgd").iterdir()
     for number, (lr, seed) in enumerate(SPACE):
         asked = {"optim.lr": lr, "seed": seed}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from browser import ENTER, Browser, chromium, need_axe
-from sweeps import QUICK, SLOTS, begun, until
+from sweeps import QUICK, SLOTS, quickly_begun, until
 
 from xfer.core.errors import XferError
 from xfer.core.log import log
@@ -268,7 +267,15 @@ def test_without_its_script_the_page_is_whole(browser: Browser, sweep: Path) -> 
         browser.scripts(on=True)
 
 
-def test_the_page_reads_itself_again_until_the_sweep_is_over(browser: Browser, sweep: Path) -> None:
+@pytest.fixture
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pages that read themselves again after a second."""
+    monkeypatch.setattr("xfer.sweep.leaderboard._RELOAD_S", 1)
+
+
+def test_the_page_reads_itself_again_until_the_sweep_is_over(
+    browser: Browser, sweep: Path, soon: None
+) -> None:
     browser.look(1280)
     write_live(sweep)
     browser.open(sweep / "leaderboard.html")
@@ -284,13 +291,13 @@ def test_the_page_reads_itself_again_until_the_sweep_is_over(browser: Browser, s
     assert browser.errors() == []
 
 
-def test_reading_again_can_be_paused(browser: Browser, sweep: Path) -> None:
+def test_reading_again_can_be_paused(browser: Browser, sweep: Path, soon: None) -> None:
     browser.look(1280)
     write_live(sweep)
     browser.open(sweep / "leaderboard.html")
     browser.run("document.querySelector('#live button').click()")
     browser.run("document.body.dataset.same = 'yes'")
-    time.sleep(6)
+    time.sleep(2)
     assert browser.run("return document.body.dataset.same") == "yes"
     assert browser.run("return document.querySelector('#live button').innerText") == "Reload again"
 
@@ -345,7 +352,7 @@ def test_a_sweep_at_work_writes_its_page_whenever_a_job_ends(tmp_path: Path) -> 
             seen.append(line)
         return process.poll() is not None
 
-    with begun(tmp_path, *typed) as process:
+    with quickly_begun(tmp_path, *typed) as process:
         until(further)
         output, _ = process.communicate()
     assert process.returncode == 0, output
@@ -353,18 +360,6 @@ def test_a_sweep_at_work_writes_its_page_whenever_a_job_ends(tmp_path: Path) -> 
     assert counts[0] == 0 and counts == sorted(counts) and max(counts) >= 2, seen
     assert live_line(tmp_path / "s") == ""
     assert "4 jobs: 4 finished" in (tmp_path / "s" / "leaderboard.html").read_text()
-
-
-def test_the_page_of_a_sweep_that_was_stopped_is_not_at_work(tmp_path: Path) -> None:
-    typed = [*QUICK, "optim.lr=0.1,0.05,0.02,0.01", "trainer.max_epochs=200", SLOTS, "sweep.dir=s"]
-    with begun(tmp_path, *typed) as process:
-        until(lambda: (tmp_path / "s" / "0" / "metrics.csv").exists(), process)
-        assert "0 of 4 jobs have ended" in live_line(tmp_path / "s")
-        process.send_signal(signal.SIGTERM)
-        output, _ = process.communicate(timeout=200)
-    assert process.returncode == 143, output
-    page = (tmp_path / "s" / "leaderboard.html").read_text()
-    assert 'id="live"' not in page and "4 jobs: " in page
 
 
 def test_a_page_that_cannot_be_written_stops_no_sweep(

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+import warm
 
 import xfer
 from xfer.sweep import SweepSpec
@@ -109,15 +107,11 @@ main()
 
 
 def run(trials: Trials, *options: str, when: str = "") -> None:
-    script, own = KILLED.replace("WHEN", when), f"run.dir={trials.folder}"
-    done = subprocess.run(
-        [sys.executable, "-c", script, *TRAINED, *options, own],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == (-9 if when else 0), done.stdout + done.stderr
+    own = f"run.dir={trials.folder}"
+    script = KILLED.replace("WHEN", when)
+    process = warm.start(trials.folder.parent, *TRAINED, *options, own, script=script)
+    said, _ = process.communicate()
+    assert process.returncode == (-9 if when else 0), said
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,8 @@ from sweeps import (
     ledger,
     photos,
     process_of,
+    quick_sweep,
+    quickly_begun,
     state,
     strike,
     sweep,
@@ -149,7 +151,8 @@ def test_a_package_that_is_missing_is_told_and_leaves_no_folder(
 @pytest.mark.parametrize("launcher", ["slots", pytest.param("basic", marks=pytest.mark.slow)])
 def test_hydra_s_own_sweeper_plans_each_job(launcher: str, tmp_path: Path):
     given = ["stages=[]", "hydra/sweeper=basic", f"hydra/launcher={launcher}", "hydra.sweep.dir=b"]
-    done = sweep(tmp_path, "-m", "experiment=digits_sgd", "seed=3", *given)
+    run = quick_sweep if launcher == "slots" else sweep
+    done = run(tmp_path, "-m", "experiment=digits_sgd", "seed=3", *given)
     assert done.returncode == 0 and "error" not in done.stdout
     assert ("experiment   digits_sgd, seed 3" in done.stdout) == (launcher == "basic")
     assert ("job 0, finished; its output is in b/0/output.log" in done.stdout) == (
@@ -159,16 +162,14 @@ def test_hydra_s_own_sweeper_plans_each_job(launcher: str, tmp_path: Path):
     assert not (tmp_path / "b/0/result.json").exists()
 
 
-def test_a_failed_job_hides_nothing_and_the_same_command_runs_it_alone(
-    tmp_path: Path, typed_here: None, capsys: pytest.CaptureFixture[str]
-):
+def test_a_failed_job_hides_nothing_and_the_same_command_runs_it_alone(tmp_path: Path):
     photos(tmp_path / "one")
     command = [
         *QUICK,
         *("data=folder", "data.root=one,two", "optim.lr=0.1,0.01", "sweep.dir=s", "stages=[fit]"),
-        *("features=auto", "features.views=1", WARM),
+        *("features=auto", "features.views=1"),
     ]
-    done = sweep(tmp_path, *command, *(["hydra.launcher.slots=2"] * (os.cpu_count() != 1)))
+    done = quick_sweep(tmp_path, *command, *(["hydra.launcher.slots=2"] * (os.cpu_count() != 1)))
     assert done.returncode == 3
     assert "2 of 4 jobs finished, 2 failed" in done.stdout
     for number in (2, 3):
@@ -183,10 +184,9 @@ def test_a_failed_job_hides_nothing_and_the_same_command_runs_it_alone(
 
     before = {n: (tmp_path / f"s/{n}/result.json").stat().st_mtime_ns for n in (0, 1)}
     photos(tmp_path / "two")
-    code, said = here(command, capsys)
-    assert code == 0, said
-    begun_ = re.findall(r"^job (\d+): data", said, re.M)
-    assert begun_ == ["2", "3"]
+    done = quick_sweep(tmp_path, *command)
+    assert done.returncode == 0, done.stdout
+    assert re.findall(r"^job (\d+): data", done.stdout, re.M) == ["2", "3"]
     assert before == {n: (tmp_path / f"s/{n}/result.json").stat().st_mtime_ns for n in (0, 1)}
 
 
@@ -202,6 +202,8 @@ def test_slots_share_no_core_and_ctrl_c_leaves_no_orphan(tmp_path: Path):
         until(lambda: all((f / "metrics.csv").exists() for f in folders), process)
         pids = [process_of(folder) for folder in folders]
         assert all(pids)
+        page = tmp_path / "s" / "leaderboard.html"
+        assert "at work: 0 of 3 jobs have ended" in page.read_text()
         first, second = (cores_of(pid) for pid in pids if pid)
         assert first and second and not first & second
         process.send_signal(signal.SIGINT)
@@ -211,6 +213,7 @@ def test_slots_share_no_core_and_ctrl_c_leaves_no_orphan(tmp_path: Path):
     assert [state(folder) for folder in folders] == ["interrupted"] * 2
     assert not (tmp_path / "s" / "2").exists(), "no job begins after the signal"
     assert all((folder / "checkpoints" / "last.ckpt").exists() for folder in folders)
+    assert 'id="live"' not in page.read_text() and "3 jobs: " in page.read_text()
 
 
 RANDOM = [
@@ -239,9 +242,8 @@ def test_a_sweep_that_was_stopped_and_killed_ends_like_one_that_was_not(
     tmp_path: Path, typed_here: None, capsys: pytest.CaptureFixture[str]
 ):
     """A sample of each kind; under ``slow`` each kind alone, and ten kills of a sweep of twelve."""
-    done = sweep(tmp_path, *RANDOM, SLOTS, "sweep.n_trials=2", "sweep.dir=whole")
+    done = quick_sweep(tmp_path, *RANDOM, "sweep.n_trials=2", "sweep.dir=whole")
     assert done.returncode == 0, done.stdout
-    assert "leaked" not in done.stdout, "a worker took its libraries apart"
     command = [*RANDOM, "sweep.n_trials=2", "checkpoint.resume=auto"]
     folders = lambda: list(tmp_path.glob("outputs/multirun/*/*"))  # noqa: E731
     with begun(tmp_path, *command, SLOTS) as process:
@@ -253,20 +255,20 @@ def test_a_sweep_that_was_stopped_and_killed_ends_like_one_that_was_not(
         output, _ = process.communicate(timeout=200)
     assert process.returncode == 143, output
     assert_saved(jobs(), output)
-    # One call is killed with a job at work, the next one's job.
-    for victim in ("sweep", "job"):
-        with begun(tmp_path, *command) as process:
-            number = "0" if victim == "sweep" else "1"
+    # Of the next call one job is killed, and then the call with the other job at work.
+    with quickly_begun(tmp_path, *command) as killed:
+        for number in "01":
             working = lambda n=number: [f / n for f in folders() if at_work(f / n)]  # noqa: E731
-            until(working, process)
+            until(working, killed)
             pid = process_of(working()[0])
             assert pid
-            os.kill(process.pid if victim == "sweep" else pid, signal.SIGKILL)
-            process.communicate()
-            assert process.returncode == (-signal.SIGKILL if victim == "sweep" else 137)
-    until(lambda: process_of(folders()[0] / "0") is None)
-    code, output = here(command, capsys)
-    assert code == 0, output
+            os.kill(pid if number == "0" else killed.pid, signal.SIGKILL)
+        output, _ = killed.communicate()
+        assert killed.returncode == -signal.SIGKILL and "job 0, exit 137: " in output, output
+    until(lambda: process_of(folders()[0] / "1") is None)
+    done = sweep(tmp_path, *command)
+    assert done.returncode == 0, done.stdout
+    assert "leaked" not in done.stdout, "a worker took its libraries apart"
     (folder,) = folders()
     assert ledger(folder) == ledger(tmp_path / "whole")
     code, output = here(command, capsys)
@@ -291,15 +293,15 @@ def test_a_finished_sweep_does_what_is_added_to_it_and_nothing_else(
         *(*QUICK[:3], "optim.lr=interval(0.05,0.1)", "sweep.dir=s"),
         *("sweep.sampler=random", "sweep.n_trials=1"),
     ]
-    assert here([*shared, "stages=[fit]"], capsys)[0] == 0
+    assert quick_sweep(tmp_path, *shared, "stages=[fit]").returncode == 0
     run, trained = tmp_path / "s/0", {}
     for name in ("metrics.csv", "checkpoints/best.ckpt"):
         trained[name] = (run / name).read_bytes()
     assert not scores(run)
     (tmp_path / "s/optuna.journal").unlink()
-    code, said = here([*shared, "stages=[fit,evaluate]"], capsys)
-    assert code == 0, said
-    assert "job 0 is new to the study 'digits_sgd'" in said
+    done = quick_sweep(tmp_path, *shared, "stages=[fit,evaluate]")
+    assert done.returncode == 0, done.stdout
+    assert "job 0 is new to the study 'digits_sgd'" in done.stdout
     assert scores(run)["val"]["acc"] > 0.5
     assert trained == {name: (run / name).read_bytes() for name in trained}
     plan = [*shared, "stages=[]", "sweep.n_trials=3", "sweep.baseline=['optim.lr=1']"]

@@ -77,6 +77,7 @@ class Option:
     problem: str = ""
 
 
+@cache
 def general() -> tuple[Key, ...]:
     """The keys that are in no group."""
     shipped = read_yaml(Path(config_dir()) / "config.yaml")

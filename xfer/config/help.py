@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import textwrap
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 from xfer.config.verbs import VERBS
@@ -20,6 +21,7 @@ GROUPS = (
 )
 
 
+@cache
 def config_dir() -> str:
     """The shipped configs: inside the package in a wheel, beside it in a checkout."""
     here = Path(__file__).resolve().parents[1]

@@ -13,8 +13,9 @@ import json
 import re
 import sys
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, asdict, fields, is_dataclass
+from functools import cache
 from typing import Any
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -174,8 +175,12 @@ def facts(spec: Any, node: Plain) -> Plain:
     return {"_target_": target, **plain}
 
 
-def signature(kind: Any) -> dict[str, tuple[Any, Any]]:
-    """Name to (type, default) of what ``kind`` can be given; no default is ``MISSING``."""
+@cache
+def signature(kind: Any) -> Mapping[str, tuple[Any, Any]]:
+    """Name to (type, default) of what ``kind`` can be given; no default is ``MISSING``.
+
+    Types are written as text, which Python reads anew each time that it is asked for them.
+    """
     if is_dataclass(kind):
         hints = typing.get_type_hints(kind, include_extras=True)
         defaults = {
@@ -204,12 +209,27 @@ def convert(key: str, value: Any, hint: Any, where: Where) -> Any:
     except TypeError as error:  # YAML has bytes and dates, which nothing here takes
         what = f"is {value!r}, which is neither text nor number"
         raise ConfigError(where(key), what, f"type {key}=VALUE", 2) from error
-    strict = None if is_dataclass(hint) else ConfigDict(extra="forbid")
     try:
         # Through JSON, because strict validation of Python objects wants tuples and dataclasses.
-        return TypeAdapter(hint, config=strict).validate_json(text, strict=True)
+        return _validator(hint).validate_json(text, strict=True)
     except ValidationError as error:
         raise _mistyped(key, error, where) from error
+
+
+def _validator(hint: Any) -> TypeAdapter[Any]:
+    """What checks values of a type. It takes longer to make than to use, so each is made once."""
+    try:
+        hash(hint)
+    except TypeError:  # a class of the user's own may be annotated with anything
+        return _new_validator.__wrapped__(hint, "")
+    return _new_validator(hint, repr(hint))
+
+
+@cache
+def _new_validator(hint: Any, _written: str) -> TypeAdapter[Any]:
+    """``_written`` tells unions of another order apart: they are equal, and complain otherwise."""
+    strict = None if is_dataclass(hint) else ConfigDict(extra="forbid")
+    return TypeAdapter(hint, config=strict)
 
 
 _KINDS = (
