@@ -6,6 +6,7 @@ import json
 import re
 import secrets
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import replace
 from inspect import signature
 from pathlib import Path
@@ -63,6 +64,9 @@ _register("xfer.run_name", run_name, replace=True)
 
 
 _load_any_config = ConfigRepository.load_config
+_shipped: dict[tuple[str, str, int], ConfigResult | None] = {}
+"""Our files as they were read: a sweep and whoever calls xfer from Python compose many times, and
+a third of that is to read the same twenty files again."""
 
 
 def _load_config(self: ConfigRepository, config_path: str) -> ConfigResult | None:
@@ -72,10 +76,15 @@ def _load_config(self: ConfigRepository, config_path: str) -> ConfigResult | Non
     that is named in another way.
     """
     source = next((s for s in self.get_sources() if s.is_config(config_path)), None)
-    if source is None or source.scheme() != "file" or Path(source.path) == Path(config_dir()):
+    if source is None or source.scheme() != "file":
         return _load_any_config(self, config_path)
     name = config_path.removesuffix(".yaml")
     file = Path(source.path) / f"{name}.yaml"
+    if Path(source.path) == Path(config_dir()):
+        key = (str(file), source.provider, file.stat().st_mtime_ns)
+        if key not in _shipped:
+            _shipped[key] = _load_any_config(self, config_path)
+        return deepcopy(_shipped[key])  # Hydra writes into what it is given
     try:
         content = read_yaml(file)
     except (OSError, ValueError) as error:
