@@ -66,15 +66,29 @@ def graphs_are_traced_once() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(onnx_graph, "trace", trace)
         yield
+def look_through_once() -> None:
+    """Collect garbage, and have no later look for it go through what is left."""
+    gc.collect()
+    gc.freeze()
+    _known_modules[0] = len(sys.modules)
+
+
+_known_modules = [0]
+_MANY = 100  # modules that one import brings, of a library that is worth a look of its own
 
 
 @pytest.fixture(autouse=True, scope="module")
 def libraries_are_no_garbage() -> None:
-    """A fit looks for garbage when it is over; what was imported need not be looked through."""
+    """A run looks for garbage several times, each time through all that was ever imported and all
+    that pytest holds: a second each in a process that has run half the tests."""
     gc.set_threshold(100_000, 10, 10)
-    if "pytorch_lightning" in sys.modules and not gc.get_freeze_count():
-        gc.collect()
-        gc.freeze()
+    look_through_once()
+
+
+@pytest.fixture(autouse=True)
+def new_libraries_are_no_garbage() -> None:
+    if len(sys.modules) > _known_modules[0] + _MANY:
+        look_through_once()
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ from xfer.core.custom_parts import custom_part_error
 from xfer.core.device import device_name, device_of
 from xfer.core.errors import ConfigError, DataError, OutOfMemory, ResumeError
 from xfer.core.log import log
-from xfer.core.memory import free, keep_freed
+from xfer.core.memory import free, keep_freed, new_garbage_alone
 from xfer.core.run_folder import best_checkpoint
 from xfer.core.signals import stop
 from xfer.core.standardize import Standard, from_plain
@@ -65,16 +65,18 @@ def fit(
     checkpoint.
     """
     began, plan = time.perf_counter(), recall(plan, folder)
-    while True:
-        try:
-            with led(plan, folder, resume) as group:
-                done = _train(plan, folder, resume, group, prunes, shows)
-            break
-        except OutOfMemory as error:
-            plan, resume = smaller(plan, folder, error), None
-        stop.waits = False  # as before the first epoch
-        stop.obey()
-        free()
+    with new_garbage_alone():
+        while True:
+            try:
+                with led(plan, folder, resume) as group:
+                    done = _train(plan, folder, resume, group, prunes, shows)
+                break
+            except OutOfMemory as error:
+                plan, resume = smaller(plan, folder, error), None
+            stop.waits = False  # as before the first epoch
+            stop.obey()
+            free()
+        free()  # the Trainer and its optimizer, which hold each other
     done.history.close()
     best, path = done.best, best_checkpoint(folder)
     snapshot = check_best(path, plan, best)
@@ -168,7 +170,6 @@ def _train(
     module.standardized.remove()
     device = trainer.strategy.root_device
     module.cpu()
-    free()
     return _Trained(net, history, best, phases, device, logger)
 
 

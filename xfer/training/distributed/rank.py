@@ -8,6 +8,7 @@ cannot be read there (the images' names, what trains when) rank 0 sends; the wei
 
 from __future__ import annotations
 
+import gc
 import logging
 import multiprocessing
 import os
@@ -29,6 +30,7 @@ from xfer.training.distributed.launch import report_error
 
 def main() -> None:
     """End with rank 0, whatever ends it."""
+    gc.set_threshold(100_000, 10, 10)  # as the command line imports: see ``import_at_ease``
     threading.Thread(target=_end_with_rank_zero, daemon=True).start()
     with heeded():
         code = take_part(Path(sys.argv[1]), int(sys.argv[2]))

@@ -20,7 +20,7 @@ from xfer.core.checksum import over, tensor_hashes
 from xfer.core.errors import DataError, XferError
 from xfer.core.files import read_json, write_json
 from xfer.core.live_line import counted
-from xfer.core.memory import free, keep_freed
+from xfer.core.memory import give_back, keep_freed
 from xfer.core.seeds import derive
 from xfer.core.signals import ignore_in_worker
 from xfer.core.types import Plain
@@ -246,7 +246,7 @@ class Extraction:
             with self.cast(split):
                 yield extract(self.frozen.net, cut, images)[: len(batch[1])].cpu()
         if holds:
-            free()  # what is solved on the features needs other pieces
+            give_back()  # what is solved on the features needs other pieces
 
     def _agrees(self, cut: Cut, entry: FeatureEntry, split: str, view: int | None) -> bool:
         """Whether stored features differ by no more than another batch size explains."""
