@@ -215,8 +215,9 @@ def _load_lines(load: Plain) -> list[str]:
     if not load:
         return []
     covered = load["coverage"]
-    share = f"{covered['parameters']:.1%} of the backbone's numbers, {covered['tensors']:.1%} of "
-    lines = [f"{load['format']}: {share}its tensors"] if "format" in load else []
+    numbers, tensors = 100 * covered["parameters"], 100 * covered["tensors"]
+    share = f"{numbers:.1f} % of the backbone's numbers, {tensors:.1f} % of its tensors"
+    lines = [f"{load['format']}: {share}"] if "format" in load else []
     for fate, count in load["counts"].items():
         rows = [row for row in load["rows"] if row["fate"] == fate]
         shown = "; ".join(map(_load_example, rows[: 1 if fate == "loaded" else 3]))

@@ -128,14 +128,13 @@ def _verdict(audited: Audited) -> list[str]:
     lead = f"{counts['labels']} of {counts['images']} labels are probably wrong"
     if not counts["labels"]:
         lead = f"None of {counts['images']} labels is more likely wrong than right"
-    of_labels = (
-        f"Of these, {counts['fdr']:.0%} are expected to be right (the false-discovery rate). "
-        if counts["labels"]
-        else ""
-    )
+    of_labels = ""
+    if counts["labels"]:
+        right = f"{100 * counts['fdr']:.0f} %"
+        of_labels = f"Of these, {right} are expected to be right (the false-discovery rate). "
     return [
         lead,
-        f"{of_labels}In all, {counts['rate']:.1%} of the labels are estimated to be wrong. "
+        f"{of_labels}In all, {100 * counts['rate']:.1f} % of the labels are estimated to be wrong. "
         f"{counts['duplicates']} pairs are nearly the same, {counts['across_splits']} of them "
         f"across splits. {counts['outliers']} images are the least like any others.",
         *audited.warnings,
@@ -216,8 +215,8 @@ def _lines(audited: Audited, image: int, kinds: list[str], pair: int | None) -> 
     if "label" in kinds:
         p_wrong, fdr = audited.judged.p_wrong[image], audited.judged.fdr[image]
         yield (
-            f"label looks wrong: probability {p_wrong:.2f}; of the list down to here {fdr:.0%} "
-            "are expected to be right"
+            f"label looks wrong: probability {p_wrong:.2f}; of the list down to here "
+            f"{100 * fdr:.0f} % are expected to be right"
         )
     if pair is not None:
         yield f"near-duplicate of {audited.names[pair]} ({audited.splits[pair]})"

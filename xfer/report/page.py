@@ -23,7 +23,7 @@ from xfer.core.errors import printable
 from xfer.core.files import read_text, write_text
 from xfer.core.types import Plain
 from xfer.report.card import ALTS, CAPTIONS, about, data_name, sections, verdict
-from xfer.report.format import short
+from xfer.report.format import name_ends, short
 from xfer.report.plot import DPI
 from xfer.report.shots import data_uri, jpeg
 
@@ -136,7 +136,7 @@ def _environment(kind: str) -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    filters = {"picture": _picture, "short": short, "unique_with": _names}
+    filters = {"picture": _picture, "short": short, "name_ends": name_ends, "unique_with": _names}
     environment.filters.update(filters)
     return environment
 

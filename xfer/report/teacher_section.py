@@ -87,7 +87,7 @@ def compared(
 def _line(score: Plain) -> str:
     return (
         f"student accuracy {score['student_acc']:.4f}, teacher {score['acc']:.4f}; they agree on "
-        f"{score['agree']:.1%} of {score['n']:,} images"
+        f"{100 * score['agree']:.1f} % of {score['n']:,} images"
     )
 
 

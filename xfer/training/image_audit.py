@@ -227,7 +227,7 @@ def _remarks(whole: Plain, plan: Plan) -> list[str]:
         )
     elif rate > 0.25:
         lines.append(
-            f"audit: {rate:.0%} of the labels seem wrong: so many that right and wrong "
+            f"audit: {100 * rate:.0f} % of the labels seem wrong: so many that right and wrong "
             "ones cannot be told apart well"
         )
     if not plan.state:
