@@ -93,8 +93,9 @@ def _views_lines(plan: Plan) -> list[tuple[str, str]]:
     """What training images go through, and which views of an image are answered."""
     specs, lines = plan.specs, []
     if plan.phases and not _only_audits(plan):
-        facts = specs.facts["augment"]
-        lines.append(("augment", _spec_line({k: v for k, v in facts.items() if v != 0})))
+        shown = _spec_line({k: v for k, v in specs.facts["augment"].items() if v != 0})
+        # By the name of its option, as the other line that names it has it.
+        lines.append(("augment", "none" if shown == "plain" else shown))
     if tta := tta_words(specs.tta):
         lines.append(("answers", f"{tta}; exported files are compared without"))
     if (line := plan.calibration.in_words()) and plan.calibration.method == "none":

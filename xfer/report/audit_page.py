@@ -129,14 +129,19 @@ def _verdict(audited: Audited) -> list[str]:
     if not counts["labels"]:
         lead = f"None of {counts['images']} labels is more likely wrong than right"
     of_labels = ""
-    if counts["labels"]:
+    if audited.blind:
+        lead = "No label can be judged by these features"
+    elif counts["labels"]:
         right = f"{100 * counts['fdr']:.0f} %"
         of_labels = f"Of these, {right} are expected to be right (the false-discovery rate). "
+    if not audited.blind:
+        of_labels += (
+            f"In all, {100 * counts['rate']:.1f} % of the labels are estimated to be wrong. "
+        )
     return [
         lead,
-        f"{of_labels}In all, {100 * counts['rate']:.1f} % of the labels are estimated to be wrong. "
-        f"{counts['duplicates']} pairs are nearly the same, {counts['across_splits']} of them "
-        f"across splits. {counts['outliers']} images are the least like any others.",
+        f"{of_labels}{counts['duplicates']} pairs are nearly the same, {counts['across_splits']} "
+        f"of them across splits. {counts['outliers']} images are the least like any others.",
         *audited.warnings,
     ]
 
@@ -150,7 +155,7 @@ def _meanings(audited: Audited) -> list[tuple[str, str]]:
         ),
         (
             _NAMES["duplicate"],
-            f"features whose cosine is {audited.facts['near_duplicate']['cosine']} or more, or "
+            f"features whose cosine is {audited.facts['near_duplicate']['cosine']:.3f} or more, or "
             "files that the data's own check calls the same",
         ),
         (

@@ -44,6 +44,11 @@ def number(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
+def strength(value: float) -> str:
+    """The strength of a penalty with two digits: ``0.032``, ``100``, ``3.2e-09``."""
+    return f"{float(f'{value:.2g}'):g}"
+
+
 def seconds(value: float | None) -> str:
     """A duration: ``0.42 s``, ``12.3 s``, ``3 min 05 s``."""
     if value is None:
