@@ -138,7 +138,7 @@ def main():
                 print(
                     f"{name:<28} round {number + 1}: {without:.2f} s without, {whole:.2f} s with, "
                     f"ratio {whole / without:5.3f}; {spent.seconds:6.3f} s in checkpoints = "
-                    f"{spent.seconds / whole:6.2%}, {verdict}",
+                    f"{100 * spent.seconds / whole:4.2f} %, {verdict}",
                     flush=True,
                 )
 

@@ -92,8 +92,8 @@ def coverage(options, work):
             gaps.append(facts["acc"] - truth)
         print(
             f"{name}: {len(labels)} images, {options.draws} draws of {options.images}, "
-            f"{options.folds} folds x {options.repeats}: covers {np.mean(inside):.1%} "
-            f"(Wilson's interval {np.mean(plain):.1%}), width {np.mean(widths):.3f}, "
+            f"{options.folds} folds x {options.repeats}: covers {100 * np.mean(inside):.1f} % "
+            f"(Wilson's interval {100 * np.mean(plain):.1f} %), width {np.mean(widths):.3f}, "
             f"cv less truth {np.mean(gaps):+.4f} (spread {np.std(gaps):.4f})",
             flush=True,
         )

@@ -99,7 +99,7 @@ def measure(name: str, file: Path, network: Sequence[str]) -> list[str]:
         name,
         f"{len(train)} / {len(val)}",
         str(train.shape[1]),
-        f"{(train < 0).mean():.0%}",
+        f"{100 * (train < 0).mean():.0f} %",
         f"{found:.4f}",
         f"{abs(found - map_):.1e}",
         f"{apart:.1e}",

@@ -192,7 +192,10 @@ def report(results):
         table(f"{title} difference", head, rows)
     rows = [
         [name, f"{clear(z).sum()} of {len(z)}"]
-        + ["refused" if isinstance(f, str) else f"{f.agree:.1%}" for f in map(found.get, WRITERS)]
+        + [
+            "refused" if isinstance(f, str) else f"{100 * f.agree:.1f} %"
+            for f in map(found.get, WRITERS)
+        ]
         for name, (z, found) in results.items()
     ]
     table("Same top class", ["network", "further apart than twice allowed", *WRITERS], rows)
@@ -211,7 +214,7 @@ def report_mindspore(results, python):
             agree = [(z.argmax(1) == logits[: len(z)].argmax(1)).mean() for z in found["MindSpore"]]
             worst, mean = max(d.max() for d in far), max(d.mean() for d in far)
             rows.append([name, f"{worst:.1e}", f"{mean:.1e}", f"{bound(logits):.1e}"])
-            rows[-1].append(f"{min(agree):.1%}")
+            rows[-1].append(f"{100 * min(agree):.1f} %")
     head = ["network", "largest difference", "mean", "allowed", "same top class"]
     table("MindIR run by MindSpore, against torch", head, rows)
     head = ["checkpoint", "largest logit", "largest difference", "allowed"]

@@ -92,7 +92,7 @@ def measured(name, options, folder):
             f"{entry.bytes / 1e6:.1f}" if entry else "",
             f"{entry.max_abs_diff:.1e}" if entry else "",
             "" if not entry or entry.bound is None else f"{bound(logits):.1e}",
-            f"{entry.agree:.1%}" if entry else "",
+            f"{100 * entry.agree:.1f} %" if entry else "",
             f"{clock:.1f}", f"{ratio[0]:.2f}", f"{processor:.1f}", f"{ratio[1]:.2f}",
         ])  # fmt: skip
     return rows, {f"{name} {kind}": what for kind, what in refused.items()}

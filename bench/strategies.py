@@ -71,7 +71,7 @@ def report(strategy, found, images):
     accuracy = statistics.mean(row[0] for row in found)
     low, high = wilson(round(accuracy * images), images)
     seconds = statistics.median(row[1] for row in found)
-    told = f"{accuracy:.4f}    {low:.4f} to {high:.4f}   {seconds:7.1f}  {found[0][2]:.2%}"
+    told = f"{accuracy:.4f}    {low:.4f} to {high:.4f}   {seconds:7.1f}  {100 * found[0][2]:.2f} %"
     print(f"{strategy:<12} {told}", flush=True)
 
 

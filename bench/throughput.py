@@ -259,7 +259,7 @@ def told_split():
     total = sum(parts.values())
     print(f"  an epoch of xfer, processor time {total:.2f} s; of the plain loop {other:.2f} s")
     for part, seconds in sorted(parts.items(), key=lambda item: -item[1]):
-        print(f"    {part:<24}{seconds:8.3f} s {seconds / total:7.1%}", flush=True)
+        print(f"    {part:<24}{seconds:8.3f} s {100 * seconds / total:5.1f} %", flush=True)
 
 
 def compare(options):
@@ -273,7 +273,7 @@ def compare(options):
         called = "xfer" if name == "ours" else name
         print(f"  {called:<10}{epoch:8.2f} s an epoch, {ratio:.2f} of plain", flush=True)
     waits = statistics.median(r["ours"]["waits"] for r in rounds)
-    print(f"  xfer waits for data {waits:.1%} of the training time")
+    print(f"  xfer waits for data {100 * waits:.1f} % of the training time")
 
 
 def main():

@@ -89,7 +89,7 @@ def show(name, rows, seconds, images):
         inside = [row[at].low - 1e-9 <= row[0] <= row[at].high + 1e-9 for row in rows]
         off = [abs(row[at].value - row[0]) for row in rows]
         wide = [row[at].high - row[at].low for row in rows]
-        cells += [f"{np.mean(inside):.0%}", f"{np.mean(off):.3f}", f"{np.mean(wide):.3f}"]
+        cells += [f"{100 * np.mean(inside):.0f} %", f"{np.mean(off):.3f}", f"{np.mean(wide):.3f}"]
     print(f"| {' | '.join([*cells, f'{seconds:.1f} s'])} |", flush=True)
 
 

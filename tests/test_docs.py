@@ -420,6 +420,15 @@ def test_every_module_and_class_that_a_page_names_is_there(page: Path) -> None:
         pkgutil.resolve_name(name)
 
 
+def test_a_percentage_is_written_one_way() -> None:
+    """``88 %`` in pages, in what is printed and in the figures of ``bench``."""
+    programs = [path for room in ("xfer", "bench") for path in (ROOT / room).rglob("*.py")]
+    signs = dict.fromkeys(programs, r":\d*\.\d%\}|\d%(?=[ \"'])")
+    signs |= dict.fromkeys(PAGES, r"\d%(?![\w(])")
+    wrong = {str(path): re.findall(sign, path.read_text()) for path, sign in signs.items()}
+    assert {path: found for path, found in wrong.items() if found} == {}
+
+
 def test_the_picture_of_the_levels_is_what_its_script_draws() -> None:
     spec = importlib.util.spec_from_file_location("levels", ROOT / "docs" / "levels.py")
     assert spec and spec.loader

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import subprocess
 import sys
 from contextlib import suppress
@@ -11,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from xfer.core import live_line
+from xfer.core.live_line import working
 from xfer.core.log import LINES, close_log, flush, log, open_log, say
 from xfer.core.word_wrap import wrapped
 
@@ -106,3 +109,19 @@ def test_lines_are_broken_on_the_terminal_alone(tmp_path, monkeypatch):
     say(WIDE[1], error=True)
     assert [screen.getvalue() for screen in screens] == [f"{BROKEN[0]}\n", f"{BROKEN[1]}\n"]
     assert WIDE[0] in (tmp_path / "run.log").read_text()
+
+
+def test_a_terminal_of_no_width_is_taken_for_one_of_eighty_columns(monkeypatch):
+    """As serial consoles and some containers report it."""
+    monkeypatch.delenv("COLUMNS", raising=False)
+    monkeypatch.setattr(os, "get_terminal_size", lambda *_: os.terminal_size((0, 0)))
+    lines = wrapped(" ".join(30 * ["words"]), Screen()).split("\n")
+    assert [len(line) for line in lines] == [77, 79, 25] and lines[1].startswith("  words")
+    screen = Screen()
+    monkeypatch.setattr(sys, "stderr", screen)
+    monkeypatch.setenv("TERM", "xterm")
+    with working("epoch 1/2", 358) as advance:
+        advance(100)
+        live_line._open[-1].draw()
+    (drawn,) = re.findall(r"epoch 1/2.*?left", re.sub(r"\x1b\[[\d;]*m", "", screen.getvalue()))
+    assert "100/358" in drawn and 40 < len(drawn) < 80

@@ -193,4 +193,4 @@ def test_the_share_of_time_that_training_waits_for_data_is_told(tmp_path, monkey
     folder = xfer.run("digits_sgd", [*typed, "data.digits=[5,6]"]).folder
     share = json.loads((folder / "result.json").read_text())["timing"]["data_share"]
     assert 0.5 < share < 1
-    assert f"{share:.0%} of the training time" in (folder / "report.md").read_text()
+    assert f"{100 * share:.0f} % of the training time" in (folder / "report.md").read_text()

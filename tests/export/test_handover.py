@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -29,10 +30,12 @@ from test_export import SPEC, facts, make, tiny
 
 import xfer
 from xfer.core.errors import ExportError
+from xfer.core.files import file_sha256
 from xfer.core.types import InputSpec
 from xfer.data.image import decode, decode_bytes
 from xfer.data.preprocess import prepare
 from xfer.export import HubFolder
+from xfer.export.run_figures import run_figures
 from xfer.models.backbone import Timm, Torchvision
 from xfer.models.head import Linear, Mlp
 
@@ -72,6 +75,21 @@ def photographs(assets: Path) -> list[Path]:
 
 
 # ---- the hub's folder
+
+
+def test_the_card_counts_the_images_of_the_run_that_trained(tmp_path: Path) -> None:
+    """Also where the images that it is compared on are others, as those of ``xfer export``."""
+    best = tmp_path / "run/checkpoints/best.ckpt"
+    best.parent.mkdir(parents=True)
+    best.write_bytes(b"weights")
+    facts = {"checkpoint": {"sha256": file_sha256(best)}, "scores": {}, "cv": None}
+    (tmp_path / "run/result.json").write_text(json.dumps(facts))
+    splits = {"train": {"n": 717, "sha256": "a"}, "val": {"n": 179, "sha256": None}}
+    (tmp_path / "run/plan.json").write_text(json.dumps({"splits": splits}))
+    plan: Any = SimpleNamespace(dataset=None, card=SimpleNamespace(splits={"train": "a"}))
+    assert run_figures(plan, best, {})["images"] == {"train": 717}
+    plan.card.splits = {"train": "b"}
+    assert run_figures(plan, best, {})["images"] == {}
 
 
 def test_the_gate_lists_both_folders_and_every_file_in_them(made: Made) -> None:
@@ -381,6 +399,8 @@ def test_what_is_no_picture_is_refused_and_the_service_goes_on(made: Made, addre
         with pytest.raises(urllib.error.HTTPError) as seen:
             post(address, data)
         assert seen.value.code == 400
+        told = json.load(seen.value)["detail"]
+        assert told.startswith("not a picture") and " at 0x" not in told
         seen.value.close()
     assert post(address, (made.service / "example.png").read_bytes())["confidence"] > 0
 

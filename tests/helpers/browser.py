@@ -26,6 +26,12 @@ import pytest
 ROOT = Path(__file__).parents[2]
 AXE = Path(os.environ.get("XFER_AXE", ROOT / "node_modules/axe-core/axe.min.js"))
 WIDTHS = (360, 800, 1280)
+LOOKS = ((360, False), (360, True), (1280, True), (1280, False))
+"""Widths, and whether the page is dark."""
+OPEN_ALL = (
+    "for (const d of document.querySelectorAll('details')) {"
+    " d.removeAttribute('name'); d.open = true; }"
+)
 ENTER, ESCAPE, RIGHT, SPACE = "\ue007", "\ue00c", "\ue014", " "
 
 
@@ -144,3 +150,18 @@ def _started(program: str, driver: str) -> Browser:
     browser = Browser(next(int(found[1]) for found in said if found), program)
     atexit.register(browser.close)  # the last to be registered, so the first to be called
     return browser
+
+
+def check_page(page: Path) -> None:
+    """Nothing on ``page`` is serious for axe-core, too wide or an error, folded and unfolded, on a
+    phone and on a screen, light and dark; skipped without a browser or axe-core."""
+    axe = need_axe()
+    with chromium() as browser:
+        for width, dark in LOOKS:
+            browser.look(width, dark)
+            browser.open(page)
+            for _ in ("folded", "unfolded"):
+                assert browser.faults(axe) == [], (width, dark)
+                assert browser.run("return document.documentElement.scrollWidth") <= width
+                browser.run(OPEN_ALL)
+        assert browser.errors() == []

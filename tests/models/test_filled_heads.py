@@ -148,6 +148,8 @@ def test_the_run_answers_as_scikit_learn_on_its_features(made: tuple[str, Path])
 def test_nothing_trains_and_what_was_frozen_is_proved(made: tuple[str, Path]) -> None:
     _, run = made
     result = json.loads((run / "result.json").read_text())
+    chosen = json.loads((run / "plan.json").read_text())["auto"]
+    assert "optim" not in {row["key"] for row in chosen}, "nothing is optimised"
     assert result["params"]["trainable"] == 0
     assert result["freeze"]["proved"] is True
     assert result["scores"]["val"]["used_for_selection"] is False

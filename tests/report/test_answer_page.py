@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from browser import check_page
 from PIL import Image
 from sklearn.datasets import load_digits
 
@@ -52,10 +53,16 @@ def test_the_first_images_have_a_map_and_their_answer(
     assert page.count('class="heat-map"') == page.count('class="row file') == 3
     assert "The first 3 of 7 images, in the order of predictions_2.csv" in page
     assert "The answers are means over views (tta=flip), the maps of one view" in page
-    shown = re.findall(r"predicted</span> <bdi>(\d)</bdi>.*?<bdi>(more/\d\.png)</bdi>", page, re.S)
+    one = r"predicted</span> <bdi>(\d)</bdi>.*?<span>(more/\d\.png)</span>"
+    shown = re.findall(one, page, re.S)
     assert shown == [(row.split(",")[1], row.split(",")[0]) for row in rows[:3]]
     assert "checked" in page and "true</span>" not in page and "Right answers" not in page
     assert said[-1] == f"heat maps of the first 3 of 7 images: {folder}/predictions_2.html"
+
+
+def test_axe_finds_nothing_serious(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(trained)
+    check_page(predicted("predict.maps=4", "run.dir=seen") / "predictions.html")
 
 
 def test_an_image_that_breaks_on_the_way_moves_no_answer_to_another(

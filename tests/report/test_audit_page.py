@@ -241,6 +241,16 @@ def test_the_filters_hide_the_others(browser: Browser, page: Path) -> None:
     browser.press(SPACE)
 
 
+def test_print_has_the_images_and_nothing_to_press(browser: Browser, page: Path) -> None:
+    browser.look(800, dark=True, media="print")
+    browser.open(page)
+    seen = "return [...document.querySelectorAll('.find, button, input, select')]"
+    names = browser.run(f"{seen}.filter(e => e.checkVisibility()).map(e => e.className)")
+    assert set(names) == {"find"}
+    assert browser.run("return getComputedStyle(document.body).color") == "rgb(31, 35, 40)"
+    browser.look(800)
+
+
 def test_without_scripts_the_images_are_there(browser: Browser, page: Path) -> None:
     browser.look(800)
     browser.scripts(False)

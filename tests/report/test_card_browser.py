@@ -7,13 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from browser import ENTER, ESCAPE, RIGHT, SPACE, WIDTHS, Browser, chromium, need_axe
+from browser import ENTER, ESCAPE, OPEN_ALL, RIGHT, SPACE, WIDTHS, Browser, chromium, need_axe
 from card_pages import NAMES, write_card
-
-OPEN_ALL = (
-    "for (const d of document.querySelectorAll('details')) {"
-    " d.removeAttribute('name'); d.open = true; }"
-)
 
 
 @pytest.fixture(scope="module")
@@ -168,6 +163,26 @@ def test_a_heat_map_covers_its_picture(browser: Browser, card: Path) -> None:
             ".map(e => e.getBoundingClientRect()).map(b => [b.x, b.y, b.width, b.height])"
         )
         assert boxes[0] == boxes[1] and boxes[0][2] > 100
+
+
+def test_a_long_file_name_is_cut_in_its_middle(browser: Browser, card: Path) -> None:
+    """Its number and ending are seen; opened, all of it is."""
+    browser.look(1280)
+    browser.open(card)
+    names = (
+        "return [...document.querySelectorAll('#mistakes .file')].map(row => {"
+        " const [first, last] = row.querySelectorAll('span'), end = last.getBoundingClientRect();"
+        " return [row.textContent, last.textContent, first.scrollWidth > first.clientWidth,"
+        "  end.right <= row.getBoundingClientRect().right && end.width > 60]; })"
+    )
+    found = browser.run(names)
+    assert len(found) > 20
+    for whole, last, cut, seen in found:
+        assert whole.endswith(last) and re.fullmatch(r"_\d{5}\.jpg", last[-10:]), whole
+        assert cut and seen, whole
+    browser.run("document.querySelector('#mistakes details').open = true")
+    first = browser.run(names)[0]
+    assert not first[2] and first[0] == found[0][0]
 
 
 CHOOSE = (

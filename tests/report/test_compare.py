@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import warm
 import yaml
-from browser import WIDTHS, chromium, need_axe
+from browser import check_page
 from pictures import picture
 from scipy.stats import binomtest
 
@@ -126,14 +126,7 @@ def spelt_out_in(folder: Path, *words: str) -> list[str]:
 
 
 def test_axe_finds_nothing_serious_on_a_phone_and_on_a_screen(copied: Path) -> None:
-    path, axe = compare(read_all([str(copied / n) for n in "abc"]), copied), need_axe()
-    with chromium() as browser:
-        for width, dark in ((WIDTHS[0], False), (WIDTHS[0], True), (WIDTHS[-1], True)):
-            browser.look(width, dark)
-            browser.open(path)
-            assert browser.faults(axe) == []
-            assert browser.run("return document.documentElement.scrollWidth") <= width
-        assert browser.errors() == []
+    check_page(compare(read_all([str(copied / n) for n in "abc"]), copied))
 
 
 def test_every_pair_has_the_p_of_scipy(copied: Path) -> None:

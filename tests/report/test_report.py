@@ -17,7 +17,7 @@ from PIL import Image
 from xfer.core.errors import OutputError
 from xfer.report import charts, confusion, grids, plot
 from xfer.report.card import verdict
-from xfer.report.format import listed, number, seconds, size, words
+from xfer.report.format import listed, name_ends, number, seconds, size, words
 from xfer.report.page import render
 from xfer.report.plot import draw
 
@@ -577,7 +577,7 @@ def test_hostile_names_come_out_as_text(tmp_path: Path) -> None:
     for name in HOSTILE[:6]:
         assert name in text, name
     assert "line\\nbreak\\ttab\\x1b[31m" in text and "\\u202egnp.exe" in text
-    assert "W" * 199 + "…" in text
+    assert "W" * 133 + "…" + "W" * 66 in text
     assert "\\udcff\\ud800" in text and "狼 犬" in text and "{{ 7 * 7 }}" in text
 
 
@@ -669,6 +669,10 @@ def test_values_are_worded_for_readers() -> None:
     assert [number(v) for v in (None, True, 1234567, 0.96667, 0.0, 6.2e-4, float("nan"))] == [
         "–", "yes", "1,234,567", "0.967", "0.000", "6.20e-04", "nan"
     ]  # fmt: skip
+    assert name_ends("short.jpg") == ("", "short.jpg")
+    assert name_ends("a/some_longer_name_0012.jpg") == ("a/some_longer_n", "ame_0012.jpg")
+    assert name_ends("狼" * 9) == ("狼" * 3, "狼" * 6)
+    assert name_ends("a" * 9 + "e\u0301" + "0123456.jpg") == ("a" * 9, "e\u03010123456.jpg")
     assert [seconds(v) for v in (None, 0.421, 12.34, 59.99, 185, 7322)] == [
         "–", "0.42 s", "12.3 s", "60.0 s", "3 min 05 s", "2 h 02 min"
     ]  # fmt: skip

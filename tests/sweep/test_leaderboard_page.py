@@ -267,6 +267,16 @@ def test_without_its_script_the_page_is_whole(browser: Browser, sweep: Path) -> 
         browser.scripts(on=True)
 
 
+def test_print_is_light(browser: Browser, sweep: Path) -> None:
+    browser.look(1280, dark=True, media="print")
+    browser.open(write(sweep))
+    looks = (
+        "const look = getComputedStyle(document.body); return [look.color, look.backgroundColor]"
+    )
+    assert browser.run(looks) == ["rgb(34, 34, 34)", "rgb(255, 255, 255)"]
+    browser.look(1280)
+
+
 @pytest.fixture
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pages that read themselves again after a second."""

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from browser import check_page
 from scipy import stats
 from torch import nn
 from torch.optim.swa_utils import update_bn
@@ -269,6 +270,10 @@ def test_it_is_a_run_as_any_other(souped: tuple[Path, str], swept: Path, monkeyp
         facts["scores"]["test"]["acc"]
         == (json.loads((folder / "result.json").read_text())["scores"]["test"]["acc"])
     )
+
+
+def test_axe_finds_nothing_serious_on_its_card(souped: tuple[Path, str]) -> None:
+    check_page(souped[0] / "report.html")
 
 
 def test_one_that_does_not_pay_is_refused_and_leaves_what_was_tried(swept: Path, monkeypatch):

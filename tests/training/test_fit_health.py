@@ -155,9 +155,15 @@ def test_no_rate_above_those_of_lr_find_passes_in_silence():
     assert "stages=[lr_find]" in warnings_of(rows([1.2, 0.4]), Terms(5, 1000.0))[0]
 
 
-def test_a_solver_without_a_rate_is_not_told_of_one():
-    (line,) = warnings_of(rows([0.1], [2.0]), Terms(5, None))
-    assert "optim.lr" not in line
+def test_of_a_solved_head_the_chosen_strength_alone_is_judged():
+    """It has neither a rate nor epochs, and what the weakest penalty does is of no matter."""
+    found = rows([1.0, 0.6, 0.1], [1.2, 0.9, 2.5])
+    assert warnings_of(found, Terms(5, None), best=2) == []
+    (line,) = warnings_of(found, Terms(5, None), best=3)
+    assert "the validation loss is 2.5; guessing among 5 classes has 1.61" in line
+    assert not re.search("optim|epoch", line)
+    (line,) = warnings_of(rows([2.0], None), Terms(5, None), best=1)
+    assert "worse than guessing: the training loss is 2" in line
 
 
 def test_the_alarm_is_given_once():

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from browser import check_page
 from pictures import folders
 from scipy.optimize import curve_fit
 from sklearn.linear_model import LogisticRegression
@@ -193,6 +194,10 @@ def test_the_run_leaves_numbers_a_table_a_drawing_and_a_page(measured: Path) -> 
     page = (measured / "worth.html").read_text()
     assert "http://" not in page.replace("http://www.w3.org", "")
     assert facts["sentences"][0] in page
+
+
+def test_axe_finds_nothing_serious_on_its_pages(measured: Path) -> None:
+    check_page(measured / "worth.html")
 
 
 def test_what_was_not_asked_for_has_no_answer(measured: Path) -> None:

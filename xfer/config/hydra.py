@@ -65,8 +65,6 @@ _register("xfer.run_name", run_name, replace=True)
 
 
 _load_any_config = ConfigRepository.load_config
-"""Our files as they were read: a sweep and whoever calls xfer from Python compose many times, and
-a third of that is to read the same twenty files again."""
 
 
 def _load_config(self: ConfigRepository, config_path: str) -> ConfigResult | None:

@@ -22,8 +22,8 @@ _IMAGES = ("struct", "bytes", "text")
 
 class Columns(NamedTuple):
     """The columns that are read: of the images, their classes and, where there are any, their
-    splits and groups; ``kinds`` are those of image, label and split, and ``classes`` the names of
-    classes where labels are positions among them."""
+    splits and groups; ``kinds`` are those of image, label and split, ``classes`` the names of
+    classes where labels are positions among them, and ``names`` those of all columns."""
 
     image: str
     label: str
@@ -31,6 +31,7 @@ class Columns(NamedTuple):
     group: str | None
     kinds: tuple[Kind, ...]
     classes: tuple[str, ...]
+    names: tuple[str, ...]
 
     @property
     def bytes_path(self) -> str:
@@ -81,7 +82,8 @@ def columns_of(
             raise DataError(where, f"{what} {needed} is needed", fix, 27)
     split = names[2] if len(names) > 2 else None
     of_names = tuple(kinds[name] for name in names)
-    return Columns(image, label, split, group, of_names, _class_names(schema, label))
+    classes = _class_names(schema, label)
+    return Columns(image, label, split, group, of_names, classes, tuple(kinds))
 
 
 def refuse_others(found: Columns, expected: Columns, where: object, first: str) -> None:

@@ -22,6 +22,7 @@ from xfer.data.folder import SYNONYMS
 from xfer.data.image_bytes import FileSpan, ImagePlace, NullCell, read_file
 from xfer.data.image_table import Listing, TableRow, dataset_of, listing_of
 from xfer.data.options import Loading, place
+from xfer.data.split import unread_split
 
 _SAVED = ("dataset_dict.json", "dataset_info.json")
 
@@ -71,6 +72,7 @@ class HuggingFace(Loading):
             cells += _cells(key, table, columns, "" if columns.split else split)
         base = place(self.root) if self.root else Path.cwd()
         listing = listing_of(cells, self._where(), base, self.group)
+        remarks += unread_split(expected.names if expected else (), self.columns)
         return listing._replace(remarks=[*remarks, *listing.remarks])
 
     def _parts(self) -> tuple[dict[str, tuple[str, Any]], list[str]]:

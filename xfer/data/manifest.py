@@ -21,7 +21,7 @@ from xfer.data.dataset import of_files
 from xfer.data.label_rows import Labelled, classes_of, in_cell, in_columns, in_json
 from xfer.data.label_split import LabelledRow, divide_labelled, with_labels
 from xfer.data.options import SPLITS, ImageRow, Loading, place
-from xfer.data.split import divide
+from xfer.data.split import divide, unread_split
 
 _HEADER = "let the first line be path,label or path,label,split"
 _SIGNS = {"comma": ",", "semicolon": ";", "tab": "\t", "pipe": "|"}
@@ -131,7 +131,7 @@ def _rows(path: Path, root: Path, how: Manifest) -> tuple[list[ImageRow], list[s
     if not rows:
         raise DataError(path, "lists no image", "add a line for every image", 18)
     if "decision" not in keys:
-        return rows, []
+        return rows, unread_split(header, how.columns)
     counts = ", ".join(f"{decided[word]} {word}" for word in _DECISIONS)
     return rows, [f"decisions in {path.name}: {counts}"]
 

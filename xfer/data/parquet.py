@@ -18,6 +18,7 @@ from xfer.data.image_bytes import ImagePlace, NullCell
 from xfer.data.image_table import Listing, TableRow, dataset_of, listing_of
 from xfer.data.options import Loading, place
 from xfer.data.parquet_cells import HELD, GroupCell, opened, places_in, unreadable
+from xfer.data.split import unread_split
 
 SUFFIX = ".parquet"
 _WORD = re.compile(rf"({'|'.join(SYNONYMS)})(?=[-_.]|\Z)")
@@ -60,7 +61,9 @@ class Parquet(Loading):
             first = first or (path, columns)
             cells += _cells(path, columns, base, "" if columns.split else split)
         listing = listing_of(cells, root, base, self.group)
-        return listing._replace(remarks=[*listing.remarks, *_packed(listing.places.values())])
+        remarks = [*listing.remarks, *_packed(listing.places.values())]
+        names = first[1].names if first else ()
+        return listing._replace(remarks=[*remarks, *unread_split(names, self.columns)])
 
 
 def _files(root: Path) -> tuple[list[Path], Path]:

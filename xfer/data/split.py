@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from unicodedata import normalize
 
 from xfer.core.errors import ConfigError, DataError, closest
@@ -48,6 +48,14 @@ def divide(rows: list[ImageRow], how: Loading, where: object, training: bool) ->
     refuse_missing({row.split for row in rows}, how, where, training)
     _check_classes(rows, where)
     return rows
+
+
+def unread_split(header: Collection[str], asked: Sequence[str] | None) -> list[str]:
+    """A remark where a table has a column ``split`` and ``data.columns`` does not name it."""
+    if asked is None or len(asked) > 2 or "split" not in header:
+        return []
+    typed = ",".join([*asked, "split"])
+    return [f"the column 'split' is not read: 'data.columns=[{typed}]' divides by it"]
 
 
 def refuse_missing(given: Collection[str], how: Loading, where: object, training: bool) -> None:

@@ -94,7 +94,9 @@ def _scores(figures: Plain) -> list[str]:
 def _data(card: Card, figures: Plain) -> Iterator[str]:
     counts = [f"{name}: {count:,} images" for name, count in figures.get("images", {}).items()]
     yield f"{'; '.join(counts)}." if counts else "How many images it was trained on is not known."
-    spec = card.input
-    resized = f"the short side to {spec.resize}, then the middle of" if spec.resize else "to"
-    yield f"Images are resized ({spec.interpolation}) {resized} {spec.size[0]} x {spec.size[1]}"
-    yield f"pixels; mean {list(spec.mean)}, standard deviation {list(spec.std)}."
+    spec, size = card.input, f"{card.input.size[0]} x {card.input.size[1]} pixels"
+    resized = f"to {size}"
+    if spec.resize:
+        resized = f"until the short side is {spec.resize}; the middle {size} are taken"
+    yield f"Images are resized ({spec.interpolation}) {resized}."
+    yield f"Mean {list(spec.mean)}, standard deviation {list(spec.std)}."

@@ -89,7 +89,7 @@ class Answered:
             what = (
                 f"{self.name} answers differently from the network: {self.kind} differ by up to "
                 f"{facts['max_abs_diff']:.3g}, but only {bound:.3g} is allowed; "
-                f"the top class agrees on {facts['agree']:.1%}"
+                f"the top class agrees on {100 * facts['agree']:.1f} %"
             )
             raise ExportError(self.path, what, FIX, 6)
         count = max(len(want) for want in self.expected.values())

@@ -29,11 +29,11 @@ def run_figures(
     images = {n: len(s) for n, s in splits.items() if used.get(n) == s.sha256 and s.sha256}
     known: Plain = {"scores": {name: score.to_plain() for name, score in scores.items()}}
     if not scores and checkpoint is not None:
-        known = _of_the_run(checkpoint)
-    return {**known, "images": images}
+        known = _of_the_run(checkpoint, used)
+    return {**known, "images": known.get("images", {}) | images}
 
 
-def _of_the_run(checkpoint: Path) -> Plain:
+def _of_the_run(checkpoint: Path, used: Mapping[str, str]) -> Plain:
     run = run_of(checkpoint)
     path = run / "result.json" if run else None
     if path is None or not path.is_file():
@@ -42,6 +42,9 @@ def _of_the_run(checkpoint: Path) -> Plain:
         facts = read_json(path)
         if facts["checkpoint"]["sha256"] != file_sha256(checkpoint):
             return {}
-        return {"scores": facts["scores"], "cv": facts.get("cv")}
+        splits = read_json(path.with_name("plan.json"))["splits"].items()
+        seen = (pair for pair in splits if used.get(pair[0], "") == pair[1]["sha256"])
+        images = {name: split["n"] for name, split in seen}
+        return {"scores": facts["scores"], "cv": facts.get("cv"), "images": images}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}  # somebody else's file: the card says that nothing was scored

@@ -89,7 +89,7 @@ def _line(file: Exported, card: Card) -> str:
     line = f"export/{file.file}: {file.bytes:,} bytes; "
     line += f"{file.compared} differ by up to {file.max_abs_diff:.1e}, "
     same = "the same labels, yes or no," if card.task else "same top class"
-    line += f"{same} on {file.agree:.1%} of {file.images} images"
+    line += f"{same} on {100 * file.agree:.1f} % of {file.images} images"
     if file.bound is None:
         line += f"; accuracy on val {file.acc:.4f}, the checkpoint's {file.acc_network:.4f}"
     if promised := file.facts.get("certificate"):
@@ -99,7 +99,7 @@ def _line(file: Exported, card: Card) -> str:
         covers = "; what the sets cover is not checked: no images that nothing was fitted on"
         if promised["checked_on"]:
             share, n, split = (promised[key] for key in ("covered", "checked", "checked_on"))
-            covers = f"; its sets cover {share:.1%} of {n} images of {split}"
+            covers = f"; its sets cover {100 * share:.1f} % of {n} images of {split}"
         line += covers
     return line
 

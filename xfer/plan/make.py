@@ -226,7 +226,9 @@ def _what_is_filled(specs: Specs, parts: Parts, dataset: Dataset) -> _Training:
     decisions, phase = auto.decide_filled(specs, design, counts)
     specs = auto.apply(specs, decisions)
     features = _expected_features(specs, dataset, (phase,), network)
-    return _Training(specs, parts, network, design, (phase,), tuple(decisions), features)
+    # Nothing is optimised: that there are no steps is in the plan's line of steps.
+    chosen = tuple(decision for decision in decisions if decision.key != "optim")
+    return _Training(specs, parts, network, design, (phase,), chosen, features)
 
 
 def _load_report(

@@ -93,8 +93,9 @@ def _views_lines(plan: Plan) -> list[tuple[str, str]]:
     """What training images go through, and which views of an image are answered."""
     specs, lines = plan.specs, []
     if plan.phases and not _only_audits(plan):
-        facts = specs.facts["augment"]
-        lines.append(("augment", _spec_line({k: v for k, v in facts.items() if v != 0})))
+        shown = _spec_line({k: v for k, v in specs.facts["augment"].items() if v != 0})
+        # By the name of its option, as the other line that names it has it.
+        lines.append(("augment", "none" if shown == "plain" else shown))
     if tta := tta_words(specs.tta):
         lines.append(("answers", f"{tta}; exported files are compared without"))
     if (line := plan.calibration.in_words()) and plan.calibration.method == "none":
@@ -215,8 +216,9 @@ def _load_lines(load: Plain) -> list[str]:
     if not load:
         return []
     covered = load["coverage"]
-    share = f"{covered['parameters']:.1%} of the backbone's numbers, {covered['tensors']:.1%} of "
-    lines = [f"{load['format']}: {share}its tensors"] if "format" in load else []
+    numbers, tensors = 100 * covered["parameters"], 100 * covered["tensors"]
+    share = f"{numbers:.1f} % of the backbone's numbers, {tensors:.1f} % of its tensors"
+    lines = [f"{load['format']}: {share}"] if "format" in load else []
     for fate, count in load["counts"].items():
         rows = [row for row in load["rows"] if row["fate"] == fate]
         shown = "; ".join(map(_load_example, rows[: 1 if fate == "loaded" else 3]))

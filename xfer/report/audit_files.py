@@ -142,7 +142,9 @@ def lines(work: Work) -> list[tuple[str, str]]:
         return []
     counts = audited.counts
     labels = f"none of {counts['images']} is more likely wrong than right"
-    if counts["labels"]:
+    if audited.blind:
+        labels = f"none of {counts['images']} can be judged by these features"
+    elif counts["labels"]:
         labels = (
             f"{counts['labels']} of {counts['images']} are probably wrong; false-discovery rate "
             f"{counts['fdr']:.2f}, which is {counts['fdr'] * counts['labels']:.1f} of them"

@@ -128,16 +128,20 @@ def _verdict(audited: Audited) -> list[str]:
     lead = f"{counts['labels']} of {counts['images']} labels are probably wrong"
     if not counts["labels"]:
         lead = f"None of {counts['images']} labels is more likely wrong than right"
-    of_labels = (
-        f"Of these, {counts['fdr']:.0%} are expected to be right (the false-discovery rate). "
-        if counts["labels"]
-        else ""
-    )
+    of_labels = ""
+    if audited.blind:
+        lead = "No label can be judged by these features"
+    elif counts["labels"]:
+        right = f"{100 * counts['fdr']:.0f} %"
+        of_labels = f"Of these, {right} are expected to be right (the false-discovery rate). "
+    if not audited.blind:
+        of_labels += (
+            f"In all, {100 * counts['rate']:.1f} % of the labels are estimated to be wrong. "
+        )
     return [
         lead,
-        f"{of_labels}In all, {counts['rate']:.1%} of the labels are estimated to be wrong. "
-        f"{counts['duplicates']} pairs are nearly the same, {counts['across_splits']} of them "
-        f"across splits. {counts['outliers']} images are the least like any others.",
+        f"{of_labels}{counts['duplicates']} pairs are nearly the same, {counts['across_splits']} "
+        f"of them across splits. {counts['outliers']} images are the least like any others.",
         *audited.warnings,
     ]
 
@@ -151,7 +155,7 @@ def _meanings(audited: Audited) -> list[tuple[str, str]]:
         ),
         (
             _NAMES["duplicate"],
-            f"features whose cosine is {audited.facts['near_duplicate']['cosine']} or more, or "
+            f"features whose cosine is {audited.facts['near_duplicate']['cosine']:.3f} or more, or "
             "files that the data's own check calls the same",
         ),
         (
@@ -216,8 +220,8 @@ def _lines(audited: Audited, image: int, kinds: list[str], pair: int | None) -> 
     if "label" in kinds:
         p_wrong, fdr = audited.judged.p_wrong[image], audited.judged.fdr[image]
         yield (
-            f"label looks wrong: probability {p_wrong:.2f}; of the list down to here {fdr:.0%} "
-            "are expected to be right"
+            f"label looks wrong: probability {p_wrong:.2f}; of the list down to here "
+            f"{100 * fdr:.0f} % are expected to be right"
         )
     if pair is not None:
         yield f"near-duplicate of {audited.names[pair]} ({audited.splits[pair]})"

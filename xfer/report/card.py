@@ -13,7 +13,7 @@ from xfer.core.types import Plain
 from xfer.report import panels, tables
 from xfer.report import sections as facts
 from xfer.report.fold_section import explained, fold_tables, lead
-from xfer.report.format import number, words
+from xfer.report.format import number, strength, words
 from xfer.report.promised_words import promised_lines
 from xfer.report.shots import Shot
 from xfer.report.soup_section import soup_lines, soup_table, soup_text
@@ -90,6 +90,7 @@ def verdict(result: Plain) -> list[str]:
     chose = "choosing the members" if result.get("soup") else "selecting the best epoch"
     uses = {split: "calibrating the network" if split == fitted_on else chose for split in scores}
     lines += [_score(s, scores[s], uses[s]) for s in sorted(scores)]  # test before val
+    lines += sorted({_chosen_on(score) for score in scores.values() if "map" in score})
     if not lines:
         lines = ["No split was scored in this run"]
     tta = result.get("tta") or {}
@@ -109,10 +110,10 @@ def _origin(result: Plain) -> list[str]:
     best, cv = result.get("best"), result.get("cv") or {}
     if (solved := result.get("solved")) and cv:
         how = "chosen by folds inside its images" if solved["strengths"] > 1 else "as given"
-        return [f"The final head is the exact solution at l2 {solved['l2']:.2g}, {how}"]
+        return [f"The final head is the exact solution at l2 {strength(solved['l2'])}, {how}"]
     if solved:
         return [
-            f"The head is the exact solution at l2 {solved['l2']:.2g}; held out in "
+            f"The head is the exact solution at l2 {strength(solved['l2'])}; held out in "
             f"{solved['folds']} folds, {solved['n']:,} training images: "
             f"{_held_out(solved)}, loss {solved['cv_loss']:.3f}"
         ]
@@ -153,15 +154,18 @@ _CHOSEN_ON = {
 
 
 def _label_score(split: str, score: Plain) -> str:
-    """Of several labels an image: the scores, and on what the thresholds were chosen."""
+    """The scores of several labels an image."""
     low, high = score["acc_ci95"]
     match = f"{round(score['acc'] * score['n']):,} of {score['n']:,}"
     used = ", also used for selection" if score.get("used_for_selection") else ""
     return (
         f"{split} mAP {number(score['map'])}, macro F1 {number(score['macro_f1'])}; every label "
-        f"right on {match} images (95 % interval {low:.3f} to {high:.3f}){used}. Thresholds chosen "
-        f"on {_CHOSEN_ON[score['thresholds_chosen_on']]}"
+        f"right on {match} images (95 % interval {low:.3f} to {high:.3f}){used}"
     )
+
+
+def _chosen_on(score: Plain) -> str:
+    return f"Thresholds chosen on {_CHOSEN_ON[score['thresholds_chosen_on']]}"
 
 
 def sections(result: Plain, plan: Plain, details: Plain, drawn: Collection[str]) -> list[Section]:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from xfer.report.format import strength
 from xfer.report.plot import GREY, RATE, TRAIN, VAL, drawable
 
 if TYPE_CHECKING:
@@ -110,7 +111,7 @@ def strengths(history: Sequence[Plain], best: int) -> Figure:
         axes.axvline(chosen["l2"], color=GREY, lw=1, ls=(0, (3, 3)), zorder=1)
         value = chosen.get(f"cv_{kind}", chosen.get(f"val_{kind}"))
         axes.plot([chosen["l2"]], [value], "D", ms=9, mfc="white", mec=RATE, mew=2.2, zorder=5)
-        axes.set_title(f"chosen {chosen['l2']:.2g}: {value:.3f}", loc="right", color=RATE)
+        axes.set_title(f"chosen {strength(chosen['l2'])}: {value:.3f}", loc="right", color=RATE)
         if len(history) == 1:  # a given strength, of which matplotlib makes an axis without length
             axes.set_xlim(chosen["l2"] / 10, chosen["l2"] * 10)
         axes.set(title=title, xlabel="l2", xscale="log")

@@ -2,16 +2,35 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from xfer.core.errors import printable
 
 ABSENT = "–"
 
 
 def short(text: Any, most: int = 200) -> str:
-    """``text``, cut off where it would fill the page."""
+    """``text``, cut in its middle where it would fill the page: of ``most`` characters, a third
+    is its end, where file names have their number and classes what sets them apart."""
     whole = str(text)
-    return whole if len(whole) <= most else whole[: most - 1] + "…"
+    if len(whole) <= most:
+        return whole
+    tail = (most - 1) // 3
+    return f"{whole[: most - 1 - tail]}…{whole[len(whole) - tail :]}"
+
+
+def name_ends(name: str, most: int = 12) -> tuple[str, str]:
+    """A name as its beginning, which a page may cut off, and its end of about ``most`` characters
+    (half as many of those that are twice as wide), which it shows."""
+    whole = printable(name)
+    at, room = len(whole), most
+    # An accent belongs to the letter before it.
+    while at and (room > 0 or unicodedata.combining(whole[at])):
+        at -= 1
+        room -= 2 if unicodedata.east_asian_width(whole[at]) in "WF" else 1
+    return whole[:at], whole[at:]
 
 
 def number(value: Any) -> str:
@@ -23,6 +42,11 @@ def number(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.3f}" if value == 0 or 0.001 <= abs(value) < 1e5 else f"{value:.2e}"
     return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def strength(value: float) -> str:
+    """The strength of a penalty with two digits: ``0.032``, ``100``, ``3.2e-09``."""
+    return f"{float(f'{value:.2g}'):g}"
 
 
 def seconds(value: float | None) -> str:

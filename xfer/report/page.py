@@ -13,7 +13,7 @@ import hashlib
 import io
 import re
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -23,12 +23,13 @@ from xfer.core.errors import printable
 from xfer.core.files import read_text, write_text
 from xfer.core.types import Plain
 from xfer.report.card import ALTS, CAPTIONS, about, data_name, sections, verdict
-from xfer.report.format import short
+from xfer.report.format import name_ends, short
 from xfer.report.plot import DPI
 from xfer.report.shots import data_uri, jpeg
 
 if TYPE_CHECKING:
     from jinja2 import Environment
+    from markupsafe import Markup
 
 _HERE = Path(__file__).parent
 _SMALL = 90_000
@@ -136,9 +137,26 @@ def _environment(kind: str) -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    filters = {"picture": _picture, "short": short, "unique_with": _names}
+    filters = {
+        "prose": _PROSE[kind],
+        "picture": _picture,
+        "short": short,
+        "name_ends": name_ends,
+        "unique_with": _names,
+    }
     environment.filters.update(filters)
     return environment
+
+
+def _unbroken(text: object) -> Markup:
+    """``text`` in HTML, no percent sign of which begins a line."""
+    from markupsafe import Markup, escape
+
+    whole = text if hasattr(text, "__html__") else escape(printable(text))
+    return Markup(re.sub(r"(?<=\d) %", "&nbsp;%", str(whole)))
+
+
+_PROSE: Mapping[str, Callable[[object], object]] = {"html": _unbroken, "md": str}
 
 
 def _names(some: Iterable[str], others: Iterable[str]) -> list[str]:

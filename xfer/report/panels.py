@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from xfer.core.errors import printable
 from xfer.report.charts import points
+from xfer.report.format import strength
 from xfer.report.svg import Chart, Panel, Points, estimate, label, picture
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ def _lines(
     value = dict(lines.get(of, [])).get(x) if x is not None else None
     if x is not None and value is not None:
         panel.mark(x, value, _LOOKS[of])
-        place = f"l2 {10**x:.2g}" if log else f"epoch {x:g}"
+        place = f"l2 {strength(10**x)}" if log else f"epoch {x:g}"
         caption = f"{'chosen' if log else 'best'}: {value:.3f} at {place}"
         alt += f" The ring and the dashed line are the {caption}."
     return panel.draw(title, alt, caption)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, ParamSpec
 from xfer.core.errors import printable
 from xfer.core.files import atomic_write, output_errors
 from xfer.core.types import Plain
+from xfer.report.format import short
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -138,11 +139,6 @@ def fit(text: object, room: float, size: float) -> str:
     if len(whole) <= _LONGEST and width(whole, size) <= room:
         return whole
     keep = min(len(whole) - 1, _LONGEST)
-    while keep > 2 and width(_shortened(whole, keep), size) > room:
+    while keep > 2 and width(short(whole, keep + 1), size) > room:
         keep -= 1
-    return _shortened(whole, keep)
-
-
-def _shortened(text: str, keep: int) -> str:
-    tail = keep // 3
-    return f"{text[: keep - tail]}…{text[len(text) - tail :]}"
+    return short(whole, keep + 1)

@@ -126,8 +126,8 @@ def timing(timing: Plain) -> Facts:
     ]
     if timing.get("step_ms_median") is not None:
         facts.append(("Step", f"{timing['step_ms_median']:.3g} ms (median)"))
-    if timing.get("data_share") is not None:
-        facts.append(("Waited for data", f"{timing['data_share']:.0%} of the training time"))
+    if (waited := timing.get("data_share")) is not None:
+        facts.append(("Waited for data", f"{100 * waited:.0f} % of the training time"))
     return tuple((name, value) for name, value in facts if value != ABSENT)
 
 

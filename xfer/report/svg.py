@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from xfer.core.errors import printable
+from xfer.report.format import short
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -58,8 +59,7 @@ def fitted_name(name: object, room: float, size: float = FONT) -> str:
     most = max(2, int(room / (0.58 * size)) - 1)
     while most > 2 and estimate(whole[:most], size) > room:
         most -= 1
-    tail = most // 3
-    return f"{whole[: most - tail]}…{whole[len(whole) - tail :]}"
+    return short(whole, most + 1)
 
 
 def label(

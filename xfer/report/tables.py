@@ -162,7 +162,7 @@ def exported(files: Sequence[Plain]) -> tuple[Table, ...]:
             size(row.get("bytes")),
             measured(row, "max_abs_diff", f"{{:.1e}} of {row.get('compared', 'logits')}"),
             measured(row, "bound", "{:.1e}"),
-            measured(row, "agree", "{:.1%}").replace("%", " %"),
+            ABSENT if row.get("agree") is None else f"{100 * row['agree']:.1f} %",
             number(row.get("images")),
         ]
         for row in files

@@ -87,7 +87,7 @@ def compared(
 def _line(score: Plain) -> str:
     return (
         f"student accuracy {score['student_acc']:.4f}, teacher {score['acc']:.4f}; they agree on "
-        f"{score['agree']:.1%} of {score['n']:,} images"
+        f"{100 * score['agree']:.1f} % of {score['n']:,} images"
     )
 
 
@@ -109,9 +109,9 @@ def teacher_text(result: Plain) -> tuple[str, ...]:
         low, high = score["acc_ci95"]
         lines.append(
             f"On the {score['n']:,} {split} images the teacher is right in {score['acc']:.3f} "
-            f"(95 % interval {low:.3f} to {high:.3f}), and both answer the same in "
-            f"{score['agree']:.3f}. {score['student_alone']:,} are right in the student alone, "
-            f"{score['teacher_alone']:,} in the teacher alone; by McNemar's exact test p = "
+            f"(95 % interval {low:.3f} to {high:.3f}), and both answer the same of "
+            f"{100 * score['agree']:.1f} %. {score['student_alone']:,} are right in the student "
+            f"alone, {score['teacher_alone']:,} in the teacher alone; by McNemar's exact test p = "
             f"{score['p']:.2g}."
         )
     return tuple(lines)

@@ -84,8 +84,11 @@ def warnings_of(rows: Sequence[Plain], terms: Terms, best: int | None = None) ->
     """What is wrong with a finished fit, ``best`` its best epoch (from 1); empty when it is well.
 
     A row has ``epoch``, ``train_loss``, and the plain cross-entropy ``val_loss``, which is ``None``
-    where there are no validation images.
+    where there are no validation images. Of a solved head the rows are strengths of its penalty,
+    and the chosen one alone is judged: the others are not in the checkpoint.
     """
+    if terms.lr is None:
+        return _of_solved(next((row for row in rows if row["epoch"] == best), rows[-1]), terms)
     last, problems = rows[-1], _risen(rows, terms)
     most = _ABOVE * terms.guessing
     if last["train_loss"] > _ABOVE * terms.trained:
@@ -98,12 +101,26 @@ def warnings_of(rows: Sequence[Plain], terms: Terms, best: int | None = None) ->
     if problems:
         what = f"the fit went wrong: {', '.join(problems)}"
         return [f"{what}; {_guess(terms)}. {_remedy(rows, terms)}"]
-    if terms.lr is not None and terms.lr > HIGHEST_RATE:
+    if terms.lr > HIGHEST_RATE:
         return [
             f"optim.lr={terms.lr:g} is above {HIGHEST_RATE:g}, the highest rate that lr_find "
             "tries: 'stages=[lr_find]' proposes one"
         ]
     return []
+
+
+def _of_solved(row: Plain, terms: Terms) -> list[str]:
+    losses = (
+        ("training", float(row["train_loss"]), terms.trained),
+        ("validation", _val_loss(row), terms.guessing),
+    )
+    above = [f"the {on} loss is {loss:.3g}" for on, loss, most in losses if loss > _ABOVE * most]
+    if not above:
+        return []
+    return [
+        f"the solved head is worse than guessing: {', '.join(above)}; {_guess(terms)}. Look at the "
+        "images and labels of every class: the validation images may be unlike the training images"
+    ]
 
 
 def _val_loss(row: Plain) -> float:
@@ -178,7 +195,7 @@ def _slower(rows: Sequence[Plain], terms: Terms) -> str:
     """A rate to type. A loss far above guessing's grows as the rate does, so that their ratio
     tells how far the rate must come down."""
     if terms.lr is None:
-        return "Look at the images and labels of every class"
+        raise ValueError("a solver has no rate that could be too high")
     ratio = _peak(rows) / terms.trained
     # Where the training loss shows no such thing, a tenth is the usual next try.
     rate = terms.lr / (_MARGIN * ratio if ratio > _ABOVE else 10)

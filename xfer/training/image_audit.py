@@ -85,6 +85,13 @@ class Audited:
     warnings: list[str]
 
     @property
+    def blind(self) -> bool:
+        """Whether the features do not tell the labels: held out, no more images are taken for what
+        they are labelled than are in the largest class."""
+        right = int((self.left_out.held_out(self.labels).argmax(axis=1) == self.labels).sum())
+        return _blind(right, int(np.bincount(self.labels).max()), len(self.labels))
+
+    @property
     def counts(self) -> Plain:
         """What ``result.json`` says of the audit."""
         accused = self.judged.accused
@@ -214,12 +221,16 @@ def _whole(judged: Judged, left_out: LeftOut, labels: npt.NDArray[np.int64]) -> 
     }
 
 
+def _blind(right: int, largest: int, count: int) -> bool:
+    return wilson(right, count)[0] <= largest / count
+
+
 def _remarks(whole: Plain, plan: Plan) -> list[str]:
     """What makes the whole audit worth less."""
     right, largest, count = (whole[key] for key in ("right_held_out", "largest_class", "images"))
     rate = whole["wrong_labels"]["rate"]
     lines = []
-    if wilson(right, count)[0] <= largest / count:
+    if _blind(right, largest, count):
         lines.append(
             f"audit: the features do not tell the labels: {right} of {count} images are taken for "
             f"what they are labelled, and {largest} are in the largest class; so no label can be "
@@ -227,7 +238,7 @@ def _remarks(whole: Plain, plan: Plan) -> list[str]:
         )
     elif rate > 0.25:
         lines.append(
-            f"audit: {rate:.0%} of the labels seem wrong: so many that right and wrong "
+            f"audit: {100 * rate:.0f} % of the labels seem wrong: so many that right and wrong "
             "ones cannot be told apart well"
         )
     if not plan.state:

@@ -92,11 +92,12 @@ def summary_of(facts: Plain) -> str:
     left = f"; {facts['left_in']} images alone in their class were never held out"
     if "cv_map" in facts:
         left = f"; {facts['left_in']} images were never held out: no other has one of their labels"
+    l2 = float(f"{facts['l2']:.2g}")
     score = f"accuracy {facts['cv_acc']:.4f}"
     if "cv_map" in facts:
         score = f"mAP {facts['cv_map']:.4f}"
     return (
-        f"solved: l2 {facts['l2']:.2g} {how} {facts['folds']} folds of the training images: "
+        f"solved: l2 {l2:g} {how} {facts['folds']} folds of the training images: "
         f"loss {facts['cv_loss']:.4f}, {score} on {facts['n']} held out"
         f"{left if facts['left_in'] else ''}"
     )
