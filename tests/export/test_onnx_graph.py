@@ -23,7 +23,7 @@ from xfer import api
 from xfer.core.errors import OutputError
 from xfer.export import Evidence, Onnx, export, onnx_graph
 from xfer.export.onnx import tensors
-from xfer.export.onnx_graph import GraphCache, filled, layers_of, trace
+from xfer.export.onnx_graph import GraphCache, UnknownLayer, filled, layers_of, trace
 from xfer.training.features.store import Store
 
 SHIPPED = Path(xfer.__file__).parent / "weights" / "source" / "digits_0_4.ckpt"
@@ -163,7 +163,7 @@ CHANGES: dict[str, Callable[[nn.Sequential], object]] = {
 @pytest.mark.parametrize("change", CHANGES)
 def test_layers_that_differ_have_another_key(change: str) -> None:
     assert layers_of(_net()) == layers_of(other_weights(_net()))
-    assert layers_of(_net(CHANGES[change])) not in (None, layers_of(_net()))
+    assert layers_of(_net(CHANGES[change])) != layers_of(_net())
 
 
 def test_values_that_are_no_weights_are_in_the_key() -> None:
@@ -175,19 +175,36 @@ class OfTheUser(nn.Linear):
     """Its forward pass may be another one tomorrow."""
 
 
-@pytest.mark.parametrize(
-    "spoil",
-    [
-        lambda net: net.append(OfTheUser(2, 2)),
-        lambda net: net[0].register_forward_hook(lambda *seen: None),
-        lambda net: setattr(net[0], "forward", lambda x: x),
-        lambda net: setattr(net[0], "scale", lambda x: x),
-        lambda net: setattr(net[0], "thing", object()),
-    ],
-    ids=["class", "hook", "forward", "function", "object"],
-)
-def test_code_of_ones_own_is_traced_each_time(spoil: Callable[[nn.Sequential], object]) -> None:
-    assert layers_of(_net(spoil)) is None
+SPOILT: dict[str, Callable[[nn.Sequential], object]] = {
+    "^4: test_onnx_graph.OfTheUser is code of no library, and may change$": lambda net: net.append(
+        OfTheUser(2, 2)
+    ),
+    "^0 has a hook$": lambda net: net[0].register_forward_hook(lambda *seen: None),
+    "^0 has a forward pass that is not that of its class$": lambda net: setattr(
+        net[0], "forward", lambda x: x
+    ),
+    "^'scale' of 0: the function .*lambda.* may hold values of its own$": lambda net: setattr(
+        net[0], "scale", lambda x: x
+    ),
+    "^'thing' of 0: values of the type object cannot be written down$": lambda net: setattr(
+        net[0], "thing", object()
+    ),
+}
+
+
+@pytest.mark.parametrize("reason", SPOILT)
+def test_code_of_ones_own_is_traced_each_time_and_the_reason_is_said(
+    reason: str, digits: api.Model, traces: list[int], caplog: pytest.LogCaptureFixture
+) -> None:
+    net, stored = _net(SPOILT[reason]), _Wrong(b"")
+    with pytest.raises(UnknownLayer, match=reason) as error:
+        layers_of(net)
+    caplog.set_level("INFO", "xfer")
+    traced = tensors(net, np.zeros((1, 3, 8, 8), np.float32))
+    for turn in (1, 2):
+        GraphCache(stored).graph("model.onnx", traced, 20)
+        said = f"export/model.onnx is traced at every export: {error.value}"
+        assert caplog.messages.count(said) == len(traces) == turn
 
 
 # ---- the cache
@@ -252,6 +269,9 @@ class _Wrong:
 
     def content(self, key: Any, make: Callable[[], bytes]) -> tuple[bytes, bool]:
         return (make(), False) if self.forgotten else (self.data, True)
+
+    def known(self, key: Any) -> bytes | None:
+        return None
 
     def forget(self, key: Any, reason: str) -> None:
         self.forgotten.append(reason)

@@ -18,9 +18,11 @@ import xfer
 from xfer.config.hydra import compose_specs
 from xfer.core.errors import ConfigError, DataError, Problems
 from xfer.core.torch_file import load_tensors
+from xfer.export import gate
 from xfer.plan import auto
 from xfer.plan.make import make_plan
 from xfer.plan.table import table as plan_table
+from xfer.report import drawn_once, heat
 
 QUICK = ["stages=[fit,evaluate]"]
 
@@ -85,6 +87,46 @@ def test_what_was_held_out_is_kept(solved: Path) -> None:
     assert right / len(rows) == said["cv_acc"]
     losses = [-np.log(float(row[f"p_{row['label']}"])) for row in rows]
     assert np.mean(losses) == pytest.approx(said["cv_loss"], rel=1e-3)
+
+
+TIMED = {"result.json", "status.json", "run.log", "report.html", "report.md", "metrics.csv"}
+"""Files that say when something was done, or how long it took."""
+
+
+def without_times(folder: Path) -> dict[str, object]:
+    result = facts(folder)
+    del result["timing"]
+    result["features"]["hit"] = None
+    for file in result["export"]:
+        file["facts"].pop("proved_at", None)
+    return result
+
+
+def test_the_same_command_again_leaves_the_same_files_and_computes_little(
+    solved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(solved.parents[2])
+    monkeypatch.setenv("XFER_CACHE", str(solved.parents[2] / "cache"))
+
+    def computed(*_: object) -> None:
+        raise AssertionError("what an earlier run has proved or drawn is made again")
+
+    for module, name in ((gate, "_tried"), (drawn_once, "png"), (heat, "heat_at")):
+        monkeypatch.setattr(module, name, computed)
+    again = xfer.run("digits_freeze").folder
+    files = {path.relative_to(solved).as_posix() for path in solved.rglob("*") if path.is_file()}
+    assert files == {
+        path.relative_to(again).as_posix() for path in again.rglob("*") if path.is_file()
+    }
+    changes = {
+        name for name in files if (solved / name).read_bytes() != (again / name).read_bytes()
+    }
+    assert changes <= {*TIMED, "features.json", "export/parity.json"}
+    assert without_times(again) == without_times(solved)
+    log = (again / "run.log").read_text()
+    assert log.count("; the file of an earlier run, which compared it at 2") == 2
+    rows = [json.loads((run / "export/parity.json").read_text()) for run in (solved, again)]
+    assert ["proved_at" in file["facts"] for run in rows for file in run] == [0, 0, 1, 1]
 
 
 def test_what_is_frozen_is_proved(solved: Path) -> None:

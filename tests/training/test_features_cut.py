@@ -7,6 +7,7 @@ import json
 import random
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from xfer.core.errors import ConfigError
 from xfer.core.protocols import Backbone
 from xfer.freeze import hold
 from xfer.models.backbone import Timm, Torchvision
-from xfer.training.features.cut import Cut, Part, Tail, extract, prefix_state
+from xfer.training.features.cut import Cut, Part, Tail, evaluated_from, extract, prefix_state
 from xfer.training.features.find_cut import Refusal, find
 from xfer.training.features.prove_cut import Whole
 from xfer.training.features.shape_tensor import Unsound, tensors
@@ -368,6 +369,59 @@ def test_a_tail_may_use_the_shape_and_type_of_what_is_before_the_cut() -> None:
     whole, features = copy.deepcopy(net), extract(net, cut, SMALL)
     Tail(net, cut)
     assert_the_same(left_by_a_step(net, features), left_by_a_step(whole, SMALL))
+
+
+class More(nn.Linear):
+    """A head that is handed something besides."""
+
+    def forward(self, x: Tensor, more: Tensor) -> Tensor:
+        return super().forward(x) + more
+
+
+class Ends(Net):
+    """What ``end`` makes of features and head, as the answer."""
+
+    def __init__(self, end: Callable[[nn.Module, Tensor], Tensor], head: nn.Module) -> None:
+        super().__init__()
+        self.head, self.end = head, end
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.end(self.head, self.layer(self.stem(images.flatten(1))))
+
+
+ENDS: dict[str, tuple[Callable[[nn.Module, Tensor], Tensor], nn.Module]] = {
+    "direct": (lambda head, x: head(x), nn.Linear(6, 2)),
+    "something follows": (lambda head, x: head(x).softmax(1), nn.Linear(6, 2)),
+    "something is added": (lambda head, x: head(x, torch.ones(2)), More(6, 2)),
+    "called twice": (lambda head, x: (head(x), head(x))[1], nn.Linear(6, 2)),
+}
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_a_cut_is_direct_where_its_module_alone_gives_the_answer(end: str) -> None:
+    net = thawed(Ends(*ENDS[end]), ("head",))
+    assert Whole(net, SMALL).direct(CUT) is (end == "direct")
+    cut = find(net, SMALL, ("head",))
+    if isinstance(cut, Cut):
+        assert cut.direct is (end == "direct")
+        assert Cut.from_plain(json.loads(json.dumps(cut.to_plain()))).direct is cut.direct
+
+
+@pytest.mark.parametrize("change", ["as it is", "a hook", "not direct"])
+def test_what_is_evaluated_from_a_cut_is_what_the_network_gives(change: str) -> None:
+    net = thawed(Net(), ("head",))
+    cut = found(net, SMALL, ("head",))
+    assert cut.direct
+    features = extract(net, cut, SMALL)
+    if change == "a hook":
+        net.register_forward_hook(lambda *seen: seen[2] + 1)
+    cut = replace(cut, direct=change != "not direct")
+    with torch.no_grad():
+        whole = net.eval()(SMALL)
+        with evaluated_from(net, cut) as run:
+            assert run(features).equal(whole)
+            assert run(features[:2]).equal(net.eval()(SMALL[:2]) if run is not net else whole[:2])
+        assert net(SMALL).equal(whole), "the network is whole again"
 
 
 def test_the_facts_of_a_cut_are_json_and_come_back() -> None:

@@ -91,8 +91,12 @@ class Graphs(Protocol):
         """The bytes of ``key``, which ``make`` makes where there are none, and whether an earlier
         call had made them."""
 
+    def known(self, key: Plain) -> bytes | None:
+        """The bytes of ``key``, or ``None``."""
+
     def forget(self, key: Plain, reason: str) -> None:
-        """Remove what is stored of ``key``, which is unsound for ``reason``."""
+        """Remove what is stored of ``key``, which is unsound for ``reason``; without a word where
+        there is no reason."""
 
 
 @runtime_checkable

@@ -5,10 +5,10 @@ Every file is opened again in its own runtime and compared on real images at bat
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -27,8 +27,9 @@ from xfer.core.files import (
 from xfer.core.protocols import Certifies, ChecksCard, Describes, GivesLabels, Traces, WritesFolder
 from xfer.core.types import Exported
 from xfer.export.certified_parity import UNCHECKED, CertifiedFile, Pledge, pledge
+from xfer.export.earlier_files import earlier_files
 from xfer.export.label_parity import LabelledFile
-from xfer.export.parity import FIX, Evidence, Trials, answers, refuse_nan, run_torch
+from xfer.export.parity import FIX, Evidence, Trials, refuse_nan
 
 if TYPE_CHECKING:
     import torch
@@ -53,7 +54,7 @@ def refuse_early(writers: Sequence[Writer], card: Card) -> None:
 
 def export(
     net: torch.nn.Module,
-    images: Array,
+    images: Array | Callable[[], Array],
     writers: Sequence[Writer],
     card: Card,
     folder: Path,
@@ -63,10 +64,13 @@ def export(
     """Write ``net`` in every format, each under its final name only after it passed the gate.
 
     ``net`` is on the CPU, float32, in eval mode; ``images`` float32 (n, 3, h, w), preprocessed
-    validation images, n > 0. No logit may be further from the network's than
-    :func:`xfer.export.parity.allowed` says; so the top class agrees wherever the two best differ
-    by twice that, which must be so on one image at least.
+    validation images, n > 0, or what makes them, called where they are needed. No logit may be
+    further from the network's than :func:`xfer.export.parity.allowed` says; so the top class agrees
+    wherever the two best differ by twice that, which must be so on one image at least.
     A writer's ``trial`` (one of :class:`Trials`) may name another way, which needs ``evidence``.
+
+    A file that an earlier run has written and tried is copied where everything is the same that it
+    and the trial depend on (:mod:`xfer.export.earlier_files`); its facts then have ``proved_at``.
 
     All formats are tried. One that fails also loses the file of an earlier export: that was made
     from other weights, and nobody could tell it from the one refused. ``parity.json`` lists what
@@ -74,29 +78,26 @@ def export(
     ExportError (Problems for several) at the end, with what passed in ``passed``; OutputError when
     the folder cannot be written.
     """
-    import torch
+    from xfer.core.memory import give_back
 
-    from xfer.core.memory import give_back, keep_freed
-
-    if not len(images):
-        raise ExportError(
-            "export", "there are no images to compare on", "give validation images", 1
-        )
     if any(module.training for module in net.modules()):
         raise ExportError("export", "the network is in training mode", "call net.eval() first", 2)
-    # All images are one of the batches, each answer of a layer hundreds of megabytes.
-    keep_freed()
-    # A copy in the layout that convolutions like: on a processor it answers almost twice as fast.
-    faster = copy.deepcopy(net).to(memory_format=torch.channels_last)
-    run, evidence = run_torch(faster), evidence or Evidence()
-    expected = answers(run, images)
-    trials = Trials(run, images, expected, card, tolerance, evidence)
-    promised = pledge(faster, card.certificate, images) if card.certificate else None
+    evidence = evidence or Evidence()
+    trials = _PromisedTrials(net, images, card, tolerance, evidence)
+    if not callable(images):
+        trials.images  # noqa: B018 (refused early where there are none)
+    earlier = earlier_files(net, card, tolerance, evidence)
     done: list[Exported] = []
     errors: list[XferError] = []
     for writer in writers:
         try:
-            done.append(_tried(net, trials, writer, folder / writer.file, promised))
+            path = folder / writer.file
+            found = earlier.copied(writer, path) if earlier else None
+            if found is None:
+                found = _tried(trials, writer, path)
+                if earlier:
+                    earlier.note(writer, path, found)
+            done.append(found)
         except ExportError as error:
             remove(folder / writer.file)
             errors.append(error)
@@ -112,29 +113,35 @@ def export(
     return done
 
 
-def _tried(
-    net: torch.nn.Module, trials: Trials, writer: Writer, path: Path, promised: Pledge | None
-) -> Exported:
+class _PromisedTrials(Trials):
+    """With what the network promises of the images."""
+
+    @cached_property
+    def promised(self) -> Pledge | None:
+        """Where its card has a certificate."""
+        certificate = self.card.certificate
+        return pledge(self.faster, certificate, self.images) if certificate else None
+
+
+def _tried(trials: _PromisedTrials, writer: Writer, path: Path) -> Exported:
     """As :func:`_admit`; a file of a graph that an earlier run has traced is not refused before the
     network has been traced again."""
     graphs = trials.evidence.graphs
     try:
-        return _admit(net, trials, writer, path, promised)
+        return _admit(trials, writer, path)
     except ExportError:
         if graphs is None or not graphs.forget(writer.file):
             raise
-    return _admit(net, trials, writer, path, promised)
+    return _admit(trials, writer, path)
 
 
-def _admit(
-    net: torch.nn.Module, trials: Trials, writer: Writer, path: Path, promised: Pledge | None
-) -> Exported:
+def _admit(trials: _PromisedTrials, writer: Writer, path: Path) -> Exported:
     """Write, re-open and try under a temporary name; then give the file its name."""
     name = str(getattr(writer, "format", Path(writer.file).suffix.removeprefix(".")))
     kind, images = getattr(writer, "trial", "logits"), trials.images
     outcome: Plain = {}
-    card, certifies = trials.card, isinstance(writer, Certifies)
-    if not certifies:  # the file carries the network alone, and says of itself no more
+    net, card = trials.net, trials.card
+    if not isinstance(writer, Certifies):  # the file carries the network alone, and says no more
         card = replace(card, certificate=None)
     if kind == "score":  # on val, which it must not be fitted to
         calibration = trials.evidence.calibration
@@ -151,7 +158,7 @@ def _admit(
         with _library_errors(path, name, "run"):
             outcome.update(getattr(trials, kind)(path, name, writer.open(part, net)))
             said = (path, name, kind == "pictures", outcome["bound"])
-            outcome["facts"] |= _further(writer, part, said, trials, promised)
+            outcome["facts"] |= _further(writer, part, said, trials)
         if isinstance(writer, Describes):
             writer.describe(part, card, trials.evidence.figures)
         if isinstance(writer, WritesFolder):
@@ -188,15 +195,14 @@ def _further(
     writer: Writer,
     part: Path,
     said: tuple[Path, str, bool, Any],
-    trials: Trials,
-    promised: Pledge | None,
+    trials: _PromisedTrials,
 ) -> Plain:
     """The facts of what a file answers beside logits: of a certificate, its sets and p-values and
     what the sets cover of images that nothing was fitted on; of several labels, which they are."""
     path, name, pictures, bound = said
     evidence = trials.evidence
     facts: Plain = {}
-    if promised and isinstance(writer, Certifies):
+    if isinstance(writer, Certifies) and (promised := trials.promised):
         file = CertifiedFile(path, name, writer.open_certified(part), pictures, bound)
         held = file.check(promised, trials.images, evidence.photos, trials.tolerance)
         covers = file.coverage(evidence.unseen) if evidence.unseen else UNCHECKED

@@ -16,13 +16,13 @@ from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import BuiltinFunctionType, FunctionType
 from typing import TYPE_CHECKING, Any
 
 from xfer.core.errors import OutputError
 from xfer.core.log import log
+from xfer.export.sameness import versions
 
 if TYPE_CHECKING:
     import torch
@@ -68,8 +68,10 @@ class GraphCache:
     def graph(self, file: str, traced: Traced, opset: int) -> bytes:
         """The graph of ``traced``, for ``file``. A cache that cannot be written costs a line and
         the time to trace, and nothing else."""
-        layers = layers_of(traced.net)
-        if layers is None:  # code of the user's own, which may change between two runs
+        try:
+            layers = layers_of(traced.net)
+        except UnknownLayer as error:  # code of the user's own may change between two runs
+            log.info(f"export/{file} is traced at every export: {error}")
             return trace(traced, opset)
         key = _key(traced, layers, opset)
         try:
@@ -157,32 +159,22 @@ def _key(traced: Traced, layers: str, opset: int) -> Plain:
         "outputs": list(traced.outputs),
         "opset": opset,
         "python": list(sys.version_info[:3]),
-        "versions": {name: _version(name) for name in _DISTRIBUTIONS},
+        "versions": versions(_DISTRIBUTIONS),
     }
 
 
-def _version(distribution: str) -> str | None:
-    try:
-        return version(distribution)
-    except PackageNotFoundError:
-        return None
+class UnknownLayer(Exception):
+    """What of a network cannot be written down, in one line."""
 
 
-class _UnknownError(Exception):
-    """A setting of a layer that cannot be written down."""
-
-
-def layers_of(net: nn.Module) -> str | None:
+def layers_of(net: nn.Module) -> str:
     """The sha256 of the layers of ``net``: their classes, settings, the names and shapes of their
-    tensors, and the values of those that are no weights. ``None`` where they are more than that,
-    such as code that belongs to no library."""
+    tensors, and the values of those that are no weights. Raises UnknownLayer where they are more
+    than that, such as code that belongs to no library."""
     names: dict[int, str] = {}
     for name, module in net.named_modules():
         names[id(module)] = name
-    try:
-        lines = [line for name, module in net.named_modules() for line in _layer(module, names)]
-    except _UnknownError:
-        return None
+    lines = [line for _, module in net.named_modules() for line in _layer(module, names)]
     state = net.state_dict()
     lines += [f"{name}: {tensor.dtype} {list(tensor.shape)}" for name, tensor in state.items()]
     lines += [
@@ -198,20 +190,27 @@ def layers_of(net: nn.Module) -> str | None:
 
 
 def _layer(module: nn.Module, names: dict[int, str]) -> list[str]:
-    facts = vars(module)
-    if any(facts.get(hooks) for hooks in _FORWARD_HOOKS) or "forward" in facts:
-        raise _UnknownError
-    settings = [
-        f"{key}={_setting(value, names)}"
-        for key, value in facts.items()
-        if key not in _BOOKKEEPING and not key.endswith("_hooks")
-    ]
+    facts, place = vars(module), names[id(module)] or "the network"
+    if any(facts.get(hooks) for hooks in _FORWARD_HOOKS):
+        raise UnknownLayer(f"{place} has a hook")
+    if "forward" in facts:
+        raise UnknownLayer(f"{place} has a forward pass that is not that of its class")
+    settings = []
+    for key, value in facts.items():
+        if key not in _BOOKKEEPING and not key.endswith("_hooks"):
+            try:
+                settings.append(f"{key}={_setting(value, names)}")
+            except UnknownLayer as error:
+                raise UnknownLayer(f"'{key}' of {place}: {error}") from None
     children = [f"{key}->{names[id(m)]}" for key, m in module._modules.items() if m is not None]
-    return [names[id(module)], _named(type(module)), *settings, *children]
+    try:
+        return [names[id(module)], _named(type(module)), *settings, *children]
+    except UnknownLayer as error:
+        raise UnknownLayer(f"{place}: {error}") from None
 
 
 def _setting(value: object, names: dict[int, str]) -> str:
-    """``value`` as text that differs where it does. Raises _UnknownError."""
+    """``value`` as text that differs where it does. Raises UnknownLayer."""
     import torch
 
     if value is None or isinstance(value, bool | int | float | complex | str | bytes):
@@ -240,15 +239,16 @@ def _compound(value: Any, names: dict[int, str]) -> str:
         return f"partial({each(value.func)}, {each(value.args)}, {each(value.keywords)})"
     if is_dataclass(value):
         return f"{_named(type(value))}{[each(getattr(value, f.name)) for f in fields(value)]}"
-    raise _UnknownError
+    raise UnknownLayer(f"values of the type {type(value).__name__} cannot be written down")
 
 
 def _named(code: Any) -> str:
-    """Where a class or function of a library is. Raises _UnknownError for other code, and for a
+    """Where a class or function of a library is. Raises UnknownLayer for other code, and for a
     function that holds values of its own."""
     module, name = getattr(code, "__module__", None) or "", str(code.__qualname__)
     builtin = module in ("builtins", "math", "_operator") or module.startswith("torch._C")
-    closes = getattr(code, "__closure__", None) or "<lambda>" in name
-    if closes or not (builtin or module.partition(".")[0] in _LIBRARIES):
-        raise _UnknownError
+    if getattr(code, "__closure__", None) or "<lambda>" in name:
+        raise UnknownLayer(f"the function {name} may hold values of its own")
+    if not (builtin or module.partition(".")[0] in _LIBRARIES):
+        raise UnknownLayer(f"{module}.{name} is code of no library, and may change")
     return f"{module}.{name}"

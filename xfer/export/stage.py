@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -13,6 +16,7 @@ from xfer.core.errors import XferError
 from xfer.core.files import file_sha256
 from xfer.core.log import log
 from xfer.core.types import Samples
+from xfer.data.dataset import part_of
 from xfer.data.preprocess import prepare
 from xfer.export.hub_folder import HubFolder
 from xfer.export.run_figures import run_figures
@@ -20,11 +24,11 @@ from xfer.export.run_figures import run_figures
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from PIL.Image import Image
     from torch import nn
 
     from xfer.core.certificate import Certificate
-    from xfer.core.types import Array, Card, Exported, Images, InputSpec, LabelScore, Score
+    from xfer.core.types import Array, Card, Exported, InputSpec, LabelScore, Score
+    from xfer.export.onnx_graph import GraphCache
     from xfer.export.parity import Unseen
     from xfer.plan.plan import Plan
 
@@ -66,9 +70,10 @@ def hand_over(
         unseen=_unseen(plan),
         graphs=graphs,
         figures=run_figures(plan, checkpoint, scores),
+        sha256=_seen(plan, chosen),
     )
     net = net.to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-    images, tolerance = _prepared(chosen, card.input), asked.gate.tolerance
+    images, tolerance = partial(_prepared, chosen, card.input), asked.gate.tolerance
     files: Sequence[Exported] = ()
     try:
         files = export(net, images, asked.writers, card, folder, tolerance, evidence)
@@ -77,12 +82,26 @@ def hand_over(
         raise
     finally:
         for file in files:
-            cached = graphs is not None and file.file in graphs.hits
-            log.info(_line(file, card) + "; its graph out of the cache" * cached)
+            log.info(_line(file, card) + _origin(file, graphs))
     for writer in asked.writers:
         if isinstance(writer, HubFolder):
             writer.upload(folder / writer.file)
     return list(files)
+
+
+def _origin(file: Exported, graphs: GraphCache | None) -> str:
+    """What an earlier run has done of the work, after the line of ``file``."""
+    if at := file.facts.get("proved_at"):
+        return f"; the file of an earlier run, which compared it at {at}"
+    return "; its graph out of the cache" if graphs and file.file in graphs.hits else ""
+
+
+def _seen(plan: Plan, chosen: Samples) -> str:
+    """One hash over all images that files are calibrated and tried on, and how."""
+    splits = plan.dataset.splits if plan.dataset else {}
+    spec, whole = plan.card.input.to_plain(), {name: s.sha256 for name, s in splits.items()}
+    facts = [chosen.sha256, spec, whole, plan.specs.export.gate.images]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
 def _line(file: Exported, card: Card) -> str:
@@ -147,24 +166,7 @@ def _prepared(samples: Samples, spec: InputSpec) -> Array:
     return np.stack([prepare(samples.images[i], spec) for i in range(len(samples))])
 
 
-@dataclass(frozen=True)
-class _Chosen:
-    """Some pictures of a split, decoded when asked for."""
-
-    images: Images
-    positions: list[int]
-
-    def __getitem__(self, index: int) -> Image:
-        return self.images[self.positions[index]]
-
-    def __len__(self) -> int:
-        return len(self.positions)
-
-
 def spread(samples: Samples, count: int) -> Samples:
     """``count`` of ``samples``, or all where there are fewer, spread evenly over them."""
     n = len(samples)
-    positions = [i * n // min(n, count) for i in range(min(n, count))]
-    names = tuple(samples.names[i] for i in positions)
-    images = _Chosen(samples.images, positions)
-    return Samples(names, samples.labels[positions], images, sha256="")
+    return part_of(samples, np.array([i * n // min(n, count) for i in range(min(n, count))]))

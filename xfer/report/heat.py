@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
+from typing_extensions import TypedDict
 
-from xfer.core.errors import printable
+from xfer.core.checked import checked
+from xfer.core.checksum import fingerprint
+from xfer.core.errors import OutputError, printable
+from xfer.core.files import parsed
+from xfer.core.log import log
 from xfer.data.preprocess import prepare
+from xfer.export.onnx_graph import UnknownLayer, layers_of
+from xfer.export.sameness import arithmetic, surroundings
 
 if TYPE_CHECKING:
     import numpy.typing as npt
     from torch import nn
 
-    from xfer.core.types import InputSpec, Predictions, Samples
+    from xfer.core.protocols import Graphs
+    from xfer.core.types import InputSpec, Plain, Predictions, Samples
 
     Floats = npt.NDArray[np.float32]
 
@@ -33,19 +42,86 @@ class Heat:
 
 
 def heat_of(
-    net: nn.Module, answers: Predictions, samples: Samples, spec: InputSpec, most: int
+    net: nn.Module,
+    answers: Predictions,
+    samples: Samples,
+    spec: InputSpec,
+    most: int,
+    stored: Graphs | None = None,
 ) -> Heat:
     """The maps of at most ``most`` images for the class that the network took them for: two in
     three are the first mistakes, the others right answers, spread over the split.
 
-    Costs one pass over those images, and the gradient of what follows the map. A network without
-    a map has none, and ``said`` names the reason.
+    Costs one pass over those images, and the gradient of what follows the map, unless the maps of
+    the same network for the same images are ``stored``. A network without a map has none, and
+    ``said`` names the reason.
     """
     from xfer.evaluation.evaluate import most_wrong
 
     wrong = most_wrong(answers, most - most // 3)
     right = _spread_right(answers, most // 3)
-    return replace(heat_at(net, answers, samples, spec, [*wrong, *right]), right=right)
+    shown = [*wrong, *right]
+    taken = [int(answers.logits[i].argmax()) for i in shown]
+    key = _key(net, samples, spec, shown, taken) if stored and shown else None
+    heat = _made_once(stored, key, lambda: heat_at(net, answers, samples, spec, shown))
+    return replace(heat, right=right)
+
+
+def _key(
+    net: nn.Module, samples: Samples, spec: InputSpec, shown: list[int], taken: list[int]
+) -> Plain | None:
+    """Everything that the maps depend on; ``None`` where a network or its images cannot be
+    recognised."""
+    try:
+        layers = layers_of(net)
+    except UnknownLayer:
+        return None
+    if not samples.sha256 or next(iter(net.parameters())).device.type != "cpu":
+        return None
+    return {
+        "kind": "heat maps",
+        "format": 1,
+        "layers": layers,
+        "weights": fingerprint(net.state_dict().items()),
+        "split": samples.sha256,
+        "shown": shown,
+        "taken": taken,
+        "input": spec.to_plain(),
+        **arithmetic(),
+        **surroundings(_DISTRIBUTIONS, _CODE),
+    }
+
+
+_DISTRIBUTIONS = ("torch", "timm", "torchvision", "numpy", "pillow", "xfer-vision")
+_CODE = ("core", "data", "evaluation", "models", "report")
+
+
+class _Stored(TypedDict):
+    said: str
+    maps: dict[str, list[list[float]]]
+
+
+def _made_once(stored: Graphs | None, key: Plain | None, make: Callable[[], Heat]) -> Heat:
+    """The maps of ``key`` as they are ``stored``, or made now, and then stored."""
+    if stored is None or key is None:
+        return make()
+    made: list[Heat] = []
+
+    def text() -> bytes:
+        made.append(make())
+        maps = {str(i): cells.tolist() for i, cells in made[0].maps.items()}
+        return json.dumps({"said": made[0].said, "maps": maps}, allow_nan=False).encode()
+
+    try:
+        data, _ = stored.content(key, text)
+        if made:
+            return made[0]
+        read: _Stored = checked(_Stored, parsed(data.decode()))
+        maps = {int(i): np.array(cells, np.float32) for i, cells in read["maps"].items()}
+    except (OutputError, ValueError) as error:
+        log.warning(f"heat maps are not cached: {error}")
+        return made[0] if made else make()
+    return Heat(read["said"], maps)
 
 
 def heat_at(

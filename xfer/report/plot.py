@@ -8,6 +8,7 @@ glyphs arises, so none has to be silenced. ``$`` and TeX commands stay plain cha
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -66,29 +67,38 @@ def style() -> Iterator[None]:
         yield
 
 
-def save(figure: Figure | None, path: Path) -> Path | None:
-    """Write ``figure`` as a PNG, cut to what is drawn, in one move; returns ``path``.
+def put(path: Path, data: bytes) -> Path | None:
+    """Write ``data``, a PNG, to ``path`` in one move; returns ``path``.
 
-    Where there is nothing to draw, ``None``, and what an earlier report left at ``path`` goes.
+    Where there is nothing, ``None``, and what an earlier report left at ``path`` goes.
     """
-    if figure is None:
+    if not data:
         with output_errors(path):
             path.unlink(missing_ok=True)
         return None
-    look: Plain = {"format": "png", "dpi": DPI, "bbox_inches": "tight", "pad_inches": 0.1}
-    atomic_write(path, lambda part: figure.savefig(part, **look))
+    atomic_write(path, lambda part: part.write_bytes(data))
     return path
+
+
+def png(build: Callable[P, Figure | None], *args: P.args, **kwargs: P.kwargs) -> bytes:
+    """What ``build`` makes of the other arguments as a PNG, cut to what is drawn; empty where there
+    is nothing to draw.
+
+    Matplotlib's settings are the process's: draw from one thread at a time.
+    """
+    with style():
+        figure, stream = build(*args, **kwargs), io.BytesIO()
+        if figure is not None:
+            look: Plain = {"format": "png", "dpi": DPI, "bbox_inches": "tight", "pad_inches": 0.1}
+            figure.savefig(stream, **look)
+    return stream.getvalue()
 
 
 def draw(
     path: Path, build: Callable[P, Figure | None], *args: P.args, **kwargs: P.kwargs
 ) -> Path | None:
-    """Write what ``build`` makes of the other arguments to ``path``, as :func:`save` does.
-
-    Matplotlib's settings are the process's: draw from one thread at a time.
-    """
-    with style():
-        return save(build(*args, **kwargs), path)
+    """Write what :func:`png` makes of the other arguments to ``path``, as :func:`put` does."""
+    return put(path, png(build, *args, **kwargs))
 
 
 FALLBACKS = (

@@ -24,9 +24,15 @@ MOST, ROOM = 200, 420_000
 SIDE = 160
 SURE = 0.9
 _QUALITY = 72
-_COLOURS = "inferno"
-"""Lightness rises with the value, so that people with any colour vision read it alike."""
-_SHADES, _OPAQUE = 32, 0.8
+INFERNO = bytes.fromhex(
+    "0000040403120b0724150b37230c4c310a5c3e09664c0c6b5a116e67166e741a6e801f6c8f24699b2964a82e5f"
+    "b43359c13a50cc4248d74b3fe05536e9612bef6e21f57b17f8890cfb9906fca80dfbb81df9c72ff5d949f2e865"
+    "f3f586fcffa4"
+)
+"""Red, green and blue of 32 shades of Matplotlib's map of colours "inferno" (van der Walt and
+Smith, 2015). Lightness rises with the value, so that people with any colour vision read it alike.
+"""
+_SHADES, _OPAQUE = len(INFERNO) // 3, 0.8
 _SCALE = 4  # pixels of the picture for one of its heat map, which the browser smooths
 
 
@@ -98,7 +104,6 @@ def overlay(heat: Floats, size: tuple[int, int]) -> Markup:
     From its smallest value, which is transparent, to its largest; a map that is the same
     everywhere is transparent.
     """
-    from matplotlib import colormaps
     from PIL import Image as PIL
 
     low, high = float(heat.min()), float(heat.max())
@@ -108,7 +113,7 @@ def overlay(heat: Floats, size: tuple[int, int]) -> Markup:
     places = np.clip(np.asarray(smooth) * (_SHADES - 1), 0, _SHADES - 1).round().astype(np.uint8)
     image = PIL.fromarray(places)
     steps = np.linspace(0, 1, _SHADES)
-    image.putpalette((colormaps[_COLOURS](steps)[:, :3] * 255).round().astype(np.uint8).tobytes())
+    image.putpalette(INFERNO)
     alpha = (np.minimum(1, 2 * steps) * _OPAQUE * 255).round().astype(np.uint8).tobytes()
     stream = io.BytesIO()
     image.save(stream, "PNG", optimize=True, transparency=alpha)

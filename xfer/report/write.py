@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -13,18 +15,17 @@ from xfer.evaluation.calibration import ece_by_chance
 from xfer.evaluation.out_of_fold import TABLE
 from xfer.report import charts, confusion, grids, panels
 from xfer.report.confidence import bins, recall_curves
+from xfer.report.drawn_once import Figures
 from xfer.report.heat import heat_of
 from xfer.report.label_answers import draw_label_answers, label_details
 from xfer.report.page import render
-from xfer.report.plot import draw
 from xfer.report.result import outcome
 from xfer.report.shots import ROOM, shots
 from xfer.report.teacher_section import beside_teacher
 from xfer.training.calibrate import before_and_after
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
+    from matplotlib.figure import Figure
     from torch import nn
 
     from xfer.core.types import Dataset
@@ -57,20 +58,21 @@ def finish(work: Work, net: nn.Module | None = None) -> Plain:
     work.taught = work.taught or beside_teacher(work)
     result = outcome(work)
     if "report" in work.plan.specs.stages:
-        folder, dataset = work.folder / "figures", work.plan.dataset
+        dataset, stored = work.plan.dataset, work.plan.specs.features.store()
+        figures = Figures(work.folder / "figures", stored)
         if work.fitted and dataset:
-            _draw_fit(work, work.fitted, dataset, folder)
+            _draw_fit(work, work.fitted, dataset, figures)
         shown = _shown(work, dataset) if dataset else None
         if shown and shown.answers.task:
-            draw_label_answers(shown.samples, shown.answers, work.plan.card.input, folder)
+            draw_label_answers(shown.samples, shown.answers, work.plan.card.input, figures.folder)
         elif shown:
-            _draw_answers(work, shown.samples, shown.answers, folder)
+            _draw_answers(work, shown.samples, shown.answers, figures)
             most = work.plan.specs.report_maps
             # The answers of folds are those of other networks.
             drawn = shown.name in work.predictions and not shown.answers.task
             if net is not None and most and drawn:
                 spec = work.plan.card.input
-                work.heat = heat_of(net, shown.answers, shown.samples, spec, most)
+                work.heat = heat_of(net, shown.answers, shown.samples, spec, most, stored)
         render(work.folder, result, work.plan.facts, _details(work, shown))
     write_json(work.folder / "result.json", result)
     return result
@@ -100,63 +102,92 @@ def _shown(work: Work, dataset: Dataset) -> _Shown | None:
     return _Shown("cv", dataset.splits["train"], held_out.first, TABLE, OF_FOLDS)
 
 
-def _draw_fit(work: Work, fitted: FitResult, dataset: Dataset, folder: Path) -> None:
-    pictures, titles = _first_batch(work, fitted, dataset.splits["train"])
-    draw(folder / "batch_grid.png", grids.batch, pictures, titles)
-    best, rows, path = fitted.best, fitted.rows, folder / "curves.png"
+def _draw_fit(work: Work, fitted: FitResult, dataset: Dataset, figures: Figures) -> None:
+    _draw_first_batch(work, fitted, dataset.splits["train"], figures)
+    best, rows = fitted.best, fitted.rows
     if fitted.solved:
-        draw(path, charts.strengths, rows, best["epoch"])
+        shows: Plain = {"rows": [_without_times(row) for row in rows], "best": best["epoch"]}
+        build = partial(charts.strengths, rows, best["epoch"])
+        figures.draw("curves.png", shows, build)
     else:
-        draw(path, charts.curves, rows, best["epoch"], best["metric"])
+        build = partial(charts.curves, rows, best["epoch"], best["metric"])
+        figures.draw("curves.png", None, build)
 
 
-def _first_batch(
-    work: Work, fitted: FitResult, samples: Samples
-) -> tuple[list[Picture], list[str]]:
+def _without_times(row: Plain) -> Plain:
+    return {key: value for key, value in row.items() if key not in ("epoch_s", "step_ms")}
+
+
+def _draw_first_batch(work: Work, fitted: FitResult, samples: Samples, figures: Figures) -> None:
     """The first training batch as the network saw it, in true colours."""
     from xfer.data.loader import eval_images, train_images
     from xfer.data.sampler import EpochSampler
 
     specs, card = work.plan.specs, work.plan.card
     if specs.data is None:
-        return [], []
-    if fitted.features["cached"] and not fitted.features["augmented"]:
-        images = eval_images(samples, card.input)
-    else:
+        return
+    augmented = not fitted.features["cached"] or fitted.features["augmented"]
+    if augmented:
         images = train_images(samples, card.input, specs.augment)
+    else:
+        images = eval_images(samples, card.input)
     order = EpochSampler(len(samples), specs.data.batch_size, specs.seed)
     order.labels = specs.data.balance(samples.labels)
-    shown = [images[key] for key in next(iter(order))[: grids.LIMIT]]
-    pictures = [restore(array, card.input) for array, _ in shown]
-    return pictures, [specs.task.title(label, card.classes) for _, label in shown]
+    keys = next(iter(order))[: grids.LIMIT]
+    titles = [specs.task.title(samples.labels[key[1]], card.classes) for key in keys]
+
+    def build() -> Figure:
+        pictures = [restore(images[key][0], card.input) for key in keys]
+        return grids.batch(pictures, titles)
+
+    shown = [key[1] for key in keys]
+    # What an augmentation makes of an image is known to its own code alone.
+    shows = None if augmented else _of_pictures(samples, shown, card.input, {"titles": titles})
+    figures.draw("batch_grid.png", shows, build)
 
 
-def _draw_answers(work: Work, samples: Samples, answers: Predictions, folder: Path) -> None:
+def _of_pictures(
+    samples: Samples, shown: Sequence[int], spec: InputSpec, texts: Plain
+) -> Plain | None:
+    """What a grid of the images at the positions ``shown`` depends on; ``None`` for images that
+    nobody has a hash of."""
+    facts: Plain = {"split": samples.sha256, "shown": [*shown], "input": spec.to_plain(), **texts}
+    return facts if samples.sha256 else None
+
+
+def _draw_answers(work: Work, samples: Samples, answers: Predictions, figures: Figures) -> None:
     from xfer.evaluation.evaluate import most_wrong
 
-    names, n = answers.classes, len(answers.names)
+    names, n, spec = answers.classes, len(answers.names), work.plan.card.input
     chosen, confidence = answers.logits.argmax(axis=1), answers.confidence.tolist()
 
     def pictures(positions: list[int]) -> list[Picture]:
-        spec = work.plan.card.input
         return [np.asarray(fit_to_size(samples.images[i], spec)) for i in positions]
 
     shown = min(n, grids.LIMIT)
     spread = [i * n // shown for i in range(shown)]  # over the split, so that each class is seen
-    draw(
-        folder / "prediction_grid.png",
-        grids.predictions,
-        pictures(spread),
-        [names[chosen[i]] for i in spread],
-        [bool(chosen[i] == samples.labels[i]) for i in spread],
-        [confidence[i] for i in spread],
+    given: Plain = {
+        "predicted": [names[chosen[i]] for i in spread],
+        "right": [bool(chosen[i] == samples.labels[i]) for i in spread],
+        "confidence": [confidence[i] for i in spread],
+    }
+    figures.draw(
+        "prediction_grid.png",
+        _of_pictures(samples, spread, spec, given),
+        lambda: grids.predictions(pictures(spread), **given),
     )
     wrong = most_wrong(answers, grids.LIMIT)
     titles = [(names[samples.labels[i]], names[chosen[i]], confidence[i]) for i in wrong]
-    draw(folder / "most_wrong.png", grids.mistakes, pictures(wrong), titles)
+    figures.draw(
+        "most_wrong.png",
+        _of_pictures(samples, wrong, spec, {"titles": titles}),
+        lambda: grids.mistakes(pictures(wrong), titles),
+    )
     counts, classes = confusion.condensed(samples.labels, chosen, names)
-    draw(folder / "confusion_matrix.png", confusion.matrix, counts, classes)
-    draw(folder / "confused_pairs.png", confusion.bars, counts, classes, len(names))
+    shows: Plain = {"counts": counts.tolist(), "classes": classes, "of": len(names)}
+    figures.draw("confusion_matrix.png", shows, partial(confusion.matrix, counts, classes))
+    bars = partial(confusion.bars, counts, classes, len(names))
+    figures.draw("confused_pairs.png", shows, bars)
 
 
 def _details(work: Work, shown: _Shown | None) -> Plain:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,7 +34,7 @@ from xfer.training.certify import HeldOut, certify
 from xfer.training.cross_validation import HeadProblem
 from xfer.training.feature_moments import blocks
 from xfer.training.features import AutoFeatures
-from xfer.training.features.cut import Tail, inference
+from xfer.training.features.cut import evaluated_from, inference
 from xfer.training.features.extract import Extraction, PartlyFrozen
 from xfer.training.features.feature_loader import CachedFeatures, View
 from xfer.training.features.feed import cut_within
@@ -381,7 +380,7 @@ def logits(
     frozen: PartlyFrozen, cached: CachedFeatures, split: str, view: View
 ) -> Iterator[torch.Tensor]:
     """Logits of a split, a block at a time, in inference mode from the features on."""
-    net = frozen.net
-    with closing(Tail(net, cached.cut)), torch.no_grad(), inference(net), cached.work.cast(split):
+    net, cut = frozen.net, cached.cut
+    with inference(net), torch.no_grad(), cached.work.cast(split), evaluated_from(net, cut) as run:
         for features in view.blocks():
-            yield net(features.to(frozen.device))
+            yield run(features.to(frozen.device))

@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass
+from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import chain, count
 from math import prod
@@ -45,13 +45,15 @@ class Part:
 class Cut:
     """Where the frozen prefix ends. ``parts`` come in the order of their use and have ``dtype``;
     ``image`` and ``image_dtype`` are those of one image; ``after`` names the outermost modules
-    that are called after the cut only."""
+    that are called after the cut only. In a ``direct`` one the network hands the one part to its
+    module and answers, in evaluation, with what that gives."""
 
     parts: tuple[Part, ...]
     dtype: str
     image: tuple[int, ...]
     image_dtype: str
     after: tuple[str, ...]
+    direct: bool = field(default=False, compare=False)
 
     @property
     def modules(self) -> tuple[str, ...]:
@@ -167,10 +169,7 @@ class Tail:
         sizes = [prod(part.shape) for part in cut.parts]
         pieces = torch.split(features, sizes, dim=1)
         for part, piece in zip(cut.parts, pieces, strict=True):
-            # A copy: some architectures drop out in place, and the caller may use it again.
-            dense = piece.clone(memory_format=torch.contiguous_format)
-            strides = (dense.stride(0), *part.strides)
-            self._features[part] = dense.as_strided((len(dense), *part.shape), strides)
+            self._features[part] = _entering(part, piece)
         shape, dtype = (len(features), *cut.image), dtype_of(cut.image_dtype)
         return Absent(torch.empty(shape, dtype=dtype, device="meta"), features.device)
 
@@ -193,6 +192,30 @@ class Tail:
     def _leave(self, output: Any) -> None:
         if any(isinstance(tensor, Absent) for tensor in tensors(output)):
             raise Unsound("values from before the cut are used after it as well")
+
+
+def _entering(part: Part, features: Tensor) -> Tensor:
+    """What enters at ``part``: its ``features`` (n, size) in the shape and order of memory of one
+    that is computed."""
+    # A copy: some architectures drop out in place, and the caller may use it again.
+    dense = features.clone(memory_format=torch.contiguous_format)
+    return dense.as_strided((len(dense), *part.shape), (dense.stride(0), *part.strides))
+
+
+@contextmanager
+def evaluated_from(net: nn.Module, cut: Cut) -> Iterator[Callable[[Tensor], Any]]:
+    """A function of features (n, ``cut.size``) that gives what ``net``, in evaluation mode, gives.
+
+    Of a ``direct`` cut the module there is called by itself: to work out the shapes of all that
+    comes before it takes as long as to solve a head.
+    """
+    if not cut.direct or net._forward_hooks or net._forward_pre_hooks:
+        with closing(Tail(net, cut)):
+            yield net
+        return
+    (part,) = cut.parts
+    module = module_at(net, part.module)
+    yield lambda features: module(_entering(part, features))
 
 
 def dtype_of(name: str) -> torch.dtype:

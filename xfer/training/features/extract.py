@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 _PROVING = 2
 """Images that prove a cut: more than one, to see what an answer takes from its neighbours."""
-_FINDER = 1
+_FINDER = 2
 """The version of what finds and proves cuts: raised when it comes to refuse what it took, so that
 stored cuts are proved again."""
 _CHECKED = {"train": 1, "val": 2, "test": 2}

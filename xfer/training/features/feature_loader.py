@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing
+from dataclasses import replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -12,7 +12,7 @@ import torch
 from xfer.core.checksum import fingerprint
 from xfer.core.types import Plain, Samples
 from xfer.data.sampler import Key
-from xfer.training.features.cut import Cut, Tail, prefix_state
+from xfer.training.features.cut import Cut, evaluated_from, prefix_state
 from xfer.training.features.extract import Extraction
 from xfer.training.features.store import FeatureEntry, rows
 
@@ -86,9 +86,12 @@ class CachedFeatures:
         """What ``net`` gives for val, batch by batch; only what follows the cut is computed."""
         device = self.work.frozen.device
         net = net.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-        with closing(Tail(net, self.cut)), torch.inference_mode():
+        # One that was put together otherwise may have layers after those of the proof.
+        same = _kinds(net) == _kinds(self.work.frozen.net)
+        cut = self.cut if same else replace(self.cut, direct=False)
+        with torch.inference_mode(), evaluated_from(net, cut) as run:
             batches = map(self.val[0].features, self.work.batches("val", None))
-            return [net(features.to(device)).cpu().numpy() for features in batches]
+            return [run(features.to(device)).cpu().numpy() for features in batches]
 
     def facts(self, before: Plain) -> Plain:
         """What ``result.json`` says of features, after what it said ``before`` of an earlier
@@ -120,6 +123,10 @@ class CachedFeatures:
             same = f"equal {near} where it was computed again"
         place, size = ", ".join(facts["cut"]), largest_bytes(self.work, self.cut) / 1e6
         return f"features at {place} {origin}: {shown}, {size:.1f} MB; {same}"
+
+
+def _kinds(net: nn.Module) -> list[tuple[str, type]]:
+    return [(name, type(module)) for name, module in net.named_modules()]
 
 
 def largest_bytes(work: Extraction, cut: Cut) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -49,7 +49,7 @@ def find(net: nn.Module, example: Tensor, heads: Sequence[str]) -> Cut | Refusal
         cut = watch.cut(chosen)
         reason = whole.refutes(cut)
         if reason is None:
-            return cut
+            return replace(cut, direct=whole.direct(cut))
         refused = refused if n else reason
     return Refusal(refused)
 

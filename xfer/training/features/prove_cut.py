@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from xfer.core.errors import printable
-from xfer.training.features.cut import Cut, Tail, before, extract
+from xfer.training.features.cut import Cut, Tail, before, extract, module_at
 from xfer.training.features.shape_tensor import Unsound, tensors
 
 _NEAR = 0.05  # of the largest feature: far above rounding, far below another batch's statistics
@@ -106,6 +106,20 @@ class Whole:
         names = self._of_whole.keys() | of_tail.keys()
         wrong = [k for k in names if not _same(self._of_whole.get(k), of_tail.get(k))]
         return f"{min(wrong)} differs from the whole network's" if wrong else None
+
+    def direct(self, cut: Cut) -> bool:
+        """Whether the network hands the one input at ``cut`` to its module, nothing else, and
+        answers in evaluation with what that gives."""
+        if len(cut.parts) != 1:
+            return False
+        net, calls = _copied(self.net).eval(), list[tuple[int, Any]]()
+        module_at(net, cut.modules[0]).register_forward_hook(
+            lambda _, args, kwargs, output: calls.append((len(args) + len(kwargs), output)),
+            with_kwargs=True,
+        )
+        with torch.no_grad():
+            answer = net(self.images)
+        return len(calls) == 1 and calls[0][0] == 1 and calls[0][1] is answer
 
     def _guard(self, cut: Cut) -> None:
         """Raise Unsound when a random number is drawn before the last of the cut's modules is

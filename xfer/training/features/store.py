@@ -117,8 +117,21 @@ class Store:
         entry = self.entry(key, 1, compute)
         return entry.array.tobytes(), entry.hit
 
+    def known(self, key: Plain) -> bytes | None:
+        """The bytes of ``key``, verified as :meth:`entry` does; ``None`` where there are none, or
+        they are unsound, which is said. Nothing is written or removed."""
+        key = json.loads(_text(key))
+        with locked(files := EntryFiles(self.folder, digest(key)), fcntl.LOCK_SH):
+            stored = _read(files, key, 1)
+        if isinstance(stored, FeatureEntry):
+            return stored.array.tobytes()
+        if stored:
+            log.warning("%s: %s: it is not used", files.array, stored)
+        return None
+
     def forget(self, key: Plain, reason: str) -> None:
-        """Remove the entry of ``key``, which is unsound for ``reason``, with a warning."""
+        """Remove the entry of ``key``, which is unsound for ``reason``, with a warning; without a
+        word where there is no reason."""
         with locked(files := EntryFiles(self.folder, digest(key)), fcntl.LOCK_EX):
             _clear(files, reason)
 
