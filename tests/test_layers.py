@@ -41,7 +41,8 @@ OF_TORCH = {
 } | {
     f"training.{name}" for name in (
         "answering", "backbone_features", "callbacks.timeline", "certify",
-        "distributed.group", "distributed.rendezvous", "distributed.strategy", "ema", "exact",
+        "distributed.group", "distributed.meeting", "distributed.rendezvous",
+        "distributed.sharding", "distributed.strategy", "ema", "exact",
         "features.cut", "features.extract", "features.feature_loader", "features.feed",
         "features.find_cut", "features.prove_cut", "features.shape_tensor", "filled", "fit",
         "guarded_logger", "head_input", "head_start", "image_audit",
@@ -166,7 +167,8 @@ def test_modules_of_torch_are_not_listed_in_vain() -> None:
 
 # What trains with Lightning; everything else must do without it, as an exact fit does.
 LIGHTNING = {
-    *("training.callbacks.timeline", "training.distributed.strategy"),
+    *("training.callbacks.timeline", "training.distributed.sharding"),
+    "training.distributed.strategy",
     *("training.guarded_logger", "training.lightning", "training.module"),
 }
 

@@ -18,8 +18,8 @@ from xfer.core.log import LINES, close_log, log, open_log
 from xfer.core.run_folder import run_of
 from xfer.core.run_status import recorded
 from xfer.core.signals import heeded
-from xfer.core.slurm_env import slurm_task
 from xfer.core.types import Plain, Predictions, Samples
+from xfer.core.world import launched, restarted
 from xfer.data.pack import pack
 from xfer.data.tta import tta_words
 from xfer.export import refuse_early
@@ -36,7 +36,7 @@ from xfer.report.inputs import Work
 from xfer.report.last_lines import last_lines
 from xfer.report.side_stages import benchmark, embed, find_rate, worth
 from xfer.sweep.soup.soup_stage import make_soup, plan_soup
-from xfer.training.distributed.launch import called, leading, next_run
+from xfer.training.distributed.launch import leading, next_run
 from xfer.training.fit_health import saturation, terms, warn, warnings_of
 
 if TYPE_CHECKING:
@@ -62,27 +62,17 @@ class Result:
 def run(specs: Specs) -> Result:
     """Do what ``specs`` ask for, in a folder of its own. Raises XferError."""
     next_run()
-    task = slurm_task()
-    if specs.trainer.devices > 1:
+    if specs.trainer.ranks > 1:
         # torch is still to be imported: without its remarks on how gradients are averaged.
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     with heeded():
-        if task and task[0] > 0:
-            return _follow(task[0])
+        world = launched()
+        if world and world.rank > 0:
+            from xfer.training.distributed.rank import follow
+
+            return Result(follow(world), {}, None)
         with leading():
             return _run(specs)
-
-
-def _follow(number: int) -> Result:
-    """Take part in the fit that the first task of this Slurm step leads, if there comes one."""
-    folder = called()
-    if folder is None:
-        return Result(Path(), {}, None)
-    from xfer.training.distributed.rank import take_part
-
-    if code := take_part(folder, number):
-        raise SystemExit(code)
-    return Result(folder, {}, None)
 
 
 def _run(specs: Specs) -> Result:
@@ -91,9 +81,8 @@ def _run(specs: Specs) -> Result:
     try:
         if done := _without_plan(specs, began):
             return done
-        # A job that Slurm has queued again resumes in its own folder, unasked.
-        again = specs.run_dir is not None and os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
-        resume = specs.checkpoint.resume or ("auto" if again else None)
+        # A job that its launcher has begun again resumes in its own folder, unasked.
+        resume = specs.checkpoint.resume or ("auto" if specs.run_dir and restarted() else None)
         earlier = choose(resume, specs.config, Path("outputs") / specs.experiment, specs.run_dir)
         if earlier and earlier.finished and specs.redraws:
             from xfer.report.redraw import redraw

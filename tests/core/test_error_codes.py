@@ -41,6 +41,7 @@ SHARED = {
     61: "evaluation/task.py plan/label_task.py training/loss.py",
     64: "evaluation/label_predictions.py plan/label_task.py",
     86: "plan/teacher_plan.py sweep/choosing/run_choice.py",
+    96: "core/world.py training/distributed/meeting.py",
     100: "__main__.py sweep/fold_jobs.py",
     171: "hydra_plugins/xfer_slurm/_launch.py sweep/executors/slots.py",
     201: "config/hydra.py config/schema.py",
@@ -51,7 +52,7 @@ SHARED = {
         "training/callbacks/freeze_phase.py training/callbacks/user_callbacks.py "
         "training/lightning.py"
     ),
-    223: "core/slurm_env.py hydra_plugins/xfer_slurm/_request.py sweep/slurm.py",
+    223: "hydra_plugins/xfer_slurm/_request.py sweep/slurm.py",
     232: "freeze/audit.py freeze/lora.py freeze/policies.py",
     251: "evaluation/onnx_predict.py weights/source/match_rules.py",
     275: "hydra_plugins/xfer_slurm/_launch.py sweep/slurm.py",
@@ -86,6 +87,10 @@ SHARED = {
     623: "weights/formats/torch_pickle.py weights/formats/zip_check.py",
     631: "core/run_folder.py sweep/ledger.py",
     900: "core/download.py core/files.py core/http.py data/pack.py",
+    907: (
+        "training/distributed/rank.py training/features/extract.py "
+        "training/features/feature_parts.py"
+    ),
     956: "export/label_parity.py export/parity.py",
 }
 

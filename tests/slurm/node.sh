@@ -1,8 +1,11 @@
 #!/usr/bin/env bash
-# node.sh up|down FOLDER: a whole Slurm on this machine, for tests. All its state is in FOLDER.
+# node.sh up|down FOLDER [NAME...]: a whole Slurm on this machine, for tests. All its state is in
+# FOLDER. Each NAME is a node with a slurmd of its own; without one there is the node localhost.
 # Needs root and the packages slurmctld, slurmd, slurm-client and munge; systemd is not needed.
 set -euo pipefail
 action=$1 home=$2
+shift 2
+nodes=("${@:-localhost}")
 export SLURM_CONF=$home/slurm.conf
 
 configure() {
@@ -10,24 +13,24 @@ configure() {
   dd if=/dev/urandom of="$home/key" bs=1024 count=1 status=none
   chmod 400 "$home/key"
   # Two GPUs that only the scheduler believes in: any character device will do for a file.
-  echo 'NodeName=localhost Name=gpu Type=test File=/dev/tty[0-1] Flags=nvidia_gpu_env' \
-    > "$home/gres.conf"
+  for node in "${nodes[@]}"; do
+    echo "NodeName=$node Name=gpu Type=test File=/dev/tty[0-1] Flags=nvidia_gpu_env"
+  done > "$home/gres.conf"
   cat > "$SLURM_CONF" <<CONF
 ClusterName=test
 SlurmctldHost=localhost(127.0.0.1)
 SlurmctldPort=27817
-SlurmdPort=27818
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
 # A job that is queued again waits until its credential has expired; the default is two minutes.
 AuthInfo=socket=$home/munge.socket,cred_expire=5
 StateSaveLocation=$home/state
-SlurmdSpoolDir=$home/spool
+SlurmdSpoolDir=$home/spool/%n
 SlurmctldPidFile=$home/pid/slurmctld
-SlurmdPidFile=$home/pid/slurmd
+SlurmdPidFile=$home/pid/slurmd_%n
 SlurmctldLogFile=$home/log/slurmctld
-SlurmdLogFile=$home/log/slurmd
+SlurmdLogFile=$home/log/slurmd_%n
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 MpiDefault=none
@@ -43,7 +46,10 @@ KillWait=30
 MaxArraySize=1001
 SlurmdParameters=config_overrides
 GresTypes=gpu
-NodeName=localhost NodeAddr=127.0.0.1 CPUs=4 RealMemory=8000 Gres=gpu:test:2 State=UNKNOWN
+$(for i in "${!nodes[@]}"; do
+    echo "NodeName=${nodes[$i]} NodeHostname=$(hostname) NodeAddr=127.0.0.1 Port=$((27818 + i))" \
+      "CPUs=4 RealMemory=8000 Gres=gpu:test:2 State=UNKNOWN"
+  done)
 PartitionName=usual Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=1
 PartitionName=urgent Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=9
 CONF
@@ -54,9 +60,13 @@ up() {
   munged --force --key-file="$home/key" --socket="$home/munge.socket" \
     --pid-file="$home/pid/munged" --log-file="$home/log/munged" --seed-file="$home/seed"
   slurmctld -c
-  slurmd -N localhost
+  for node in "${nodes[@]}"; do
+    mkdir -p "$home/spool/$node"
+    slurmd -N "$node"
+  done
   for _ in $(seq 100); do
-    if sinfo --noheader --format=%T 2> /dev/null | grep -q idle; then return; fi
+    idle=$(sinfo --noheader --Node --states=idle --partition=usual 2> /dev/null | wc -l)
+    if [ "$idle" = "${#nodes[@]}" ]; then return; fi
     sleep 0.2
   done
   echo "Slurm did not start; its logs:" >&2
@@ -65,8 +75,7 @@ up() {
 }
 
 down() {
-  for daemon in slurmd slurmctld munged; do
-    file=$home/pid/$daemon
+  for file in "$home"/pid/slurmd_* "$home/pid/slurmctld" "$home/pid/munged"; do
     [ -f "$file" ] || continue
     pid=$(cat "$file")
     kill "$pid"

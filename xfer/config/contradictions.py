@@ -212,9 +212,6 @@ def _pairs(c: Composed) -> Iterator[XferError]:
         fix = "type loss.class_weights=none, or drop data.sampler"
         yield ConfigError("data.sampler", what, fix, 89)
     trainer = c.facts.get("trainer", {})
-    if trainer.get("on_oom") == "halve" and trainer.get("devices", 1) > 1:
-        what, fix = "halve works on one device only", "type trainer.on_oom=error"
-        yield CombinationError("trainer.on_oom", what, fix, 1)
     if trainer.get("precision") == "16-mixed" and trainer.get("accelerator") == "cpu":
         what = "16-mixed needs a GPU, trainer.accelerator is cpu"
         yield ConfigError("trainer.precision", what, "type trainer.precision=bf16-mixed", 22)

@@ -11,7 +11,7 @@ import struct
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
@@ -64,6 +64,13 @@ def sealed(path: Path) -> bool | None:
 def fingerprint(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
     """One sha256 over those of all tensors, in the order of their names."""
     return over(tensor_hashes(tensors))
+
+
+def whole(tensor: Any) -> Any:
+    """All of a tensor that is divided among ranks, in the processor's memory, for which every rank
+    must ask; anything else as it is."""
+    gather = getattr(tensor, "full_tensor", None)
+    return tensor if gather is None else gather().cpu()
 
 
 def tensor_hashes(tensors: Iterable[tuple[str, torch.Tensor]]) -> dict[str, str]:

@@ -4,7 +4,8 @@ XferError                 exit  1   (a bug, when raised bare)
 ├── ConfigError                 2   a key, value, option or combination
 │   ├── CombinationError        2   further combinations, numbered E001 to E049
 │   ├── LabelsError             2   what does not go with several labels an image, E059 to E069
-│   └── CommandError            2   a verb, such as xfer train, with words that it cannot take
+│   ├── CommandError            2   a verb, such as xfer train, with words that it cannot take
+│   └── LaunchError             2   ranks that a launcher has started otherwise than asked, E096 on
 ├── DataError                   3   folders, classes, files that are no images
 ├── WeightsError                4   source weights that do not fit or cannot be had
 ├── ResumeError                 5   a run that cannot be continued as asked
@@ -92,6 +93,12 @@ class CommandError(ConfigError):
     """A verb of the command line with words that it cannot take."""
 
     exit, base = 2, 50
+
+
+class LaunchError(ConfigError):
+    """Ranks of a run that a launcher has started in another number or version than is asked for."""
+
+    exit, base = 2, 96
 
 
 class DataError(XferError):

@@ -28,7 +28,15 @@ class Trainer(Protocol):
 
     @property
     def devices(self) -> int:
-        """How many of them."""
+        """How many of them on each machine."""
+
+    @property
+    def nodes(self) -> int:
+        """How many machines."""
+
+    @property
+    def ranks(self) -> int:
+        """How many processes train together."""
 
     @property
     def precision(self) -> str:

@@ -26,7 +26,7 @@ _SEEN = {"head": 20_000, "backbone": 2_000, "solved": 1_200}
 """Training images that a run sees in all, by what trains and from where."""
 _EPOCHS = {"head": (10, 50), "backbone": (5, 20), "solved": (4, 12)}
 _OF_STEPS = (
-    *("devices", "accumulate", "clip_norm", "ema_decay", "patience", "compile"),
+    *("devices", "nodes", "accumulate", "clip_norm", "ema_decay", "patience", "compile"),
     "callbacks",
 )
 _OF_EPOCHS = ("monitor", "start_epoch", "interval", "every_n_epochs", "every_n_steps")
@@ -226,7 +226,7 @@ def _head_start(specs: Specs, layout: Layout, tunes: bool) -> list[Decision]:
         (not isinstance(specs.head, Linear | Pooled | Dropout), "the head is not linear"),
         (count != 1, f"the network has {count} classifiers"),
         (specs.features.use == "never", "features are not cached"),
-        (specs.trainer.devices != 1, "there are several devices"),
+        (specs.trainer.ranks != 1, "there are several devices"),
         (specs.task.several and not _solvable(specs), "the loss is not cross-entropy"),
     )
     obstacle = next((why for wrong, why in reasons if wrong), "")
@@ -330,7 +330,7 @@ def _rate(specs: Specs, phases: Sequence[Phase], pretrained: bool) -> tuple[floa
         optim = type(specs.optim).__name__.upper()
         rate, text = rate * times, f"{text}, {times:g} times that for {optim}"
     data, trainer = specs.data, specs.trainer
-    batch = (data.batch_size if data else _BATCH) * trainer.accumulate * trainer.devices
+    batch = (data.batch_size if data else _BATCH) * trainer.accumulate * trainer.ranks
     scaled = float(f"{rate * math.sqrt(batch / _BATCH):.2g}")
     return scaled, f"{text}; times the root of {batch}/{_BATCH}, the images of a step"
 

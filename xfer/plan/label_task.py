@@ -122,9 +122,9 @@ def _of_network(specs: Specs) -> Iterator[tuple[str, str, str, int]]:
     if specs.augment.mix(2) is not None:
         what = "mixes two images, and with them labels of which some may be unknown"
         yield "augment", what, "type augment=standard", 6
-    if specs.trainer.devices > 1:
+    if specs.trainer.ranks > 1:
         what = "is more than 1, and each device would take the mean over another number of labels"
-        yield "trainer.devices", what, "type trainer.devices=1", 10
+        yield "trainer.devices", what, "type trainer.devices=1 trainer.nodes=1", 10
     if specs.choose.chooses:
         what = "compares candidates on one label an image"
         yield "choose", what, "type choose=none", 10

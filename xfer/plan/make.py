@@ -378,8 +378,7 @@ def _check_training(plan: Plan) -> None:
     part = specs.metrics.get(policy.monitor.removeprefix("val_"))
     if part is not None:
         refuse_worse_end(policy.monitor, policy.mode, part.better)
-    splits = plan.dataset.splits if plan.dataset else {}
-    check_devices(specs, {name: len(samples) for name, samples in splits.items()})
+    check_devices(plan)
     # A BatchNorm would have one value to train on where its map is one pixel; larger maps have
     # more, and an odd image at the end of an epoch is never alone.
     if specs.data and specs.data.batch_size == 1 and plan.layout.batch_norms:

@@ -13,6 +13,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from xfer.core.types import Card, Dataset, Network, Plain, Samples
+from xfer.core.world import starts
 from xfer.data.folds import fold_facts
 from xfer.data.tta import tta_facts
 from xfer.freeze import Layout, Phase, ever
@@ -84,7 +85,7 @@ class Plan:
         trainer, data = self.specs.trainer, self.specs.data
         if data is None:
             return 0
-        count = batches(len(self.split("train")), data.batch_size, trainer.devices)
+        count = batches(len(self.split("train")), data.batch_size, trainer.ranks)
         return math.ceil(count / trainer.accumulate)
 
     @property
@@ -124,6 +125,7 @@ class Plan:
                 *(dataset.remarks if dataset else ()),
                 *_too_long(self),
                 *_one_view(self),
+                *_to_start(self),
                 *teacher_remarks(self.teacher, dataset),
             ],
             "leakage": [list(leak) for leak in dataset.leaks] if dataset else [],
@@ -173,8 +175,8 @@ def _too_long(plan: Plan) -> list[str]:
             "rate rises to the end and never falls; set it below trainer.max_epochs"
         )
     n = len(plan.split("train"))
-    if specs.data and n < (size := specs.data.batch_size) * specs.trainer.devices:
-        each = f" on each of {specs.trainer.devices} devices" if specs.trainer.devices > 1 else ""
+    if specs.data and n < (size := specs.data.batch_size) * specs.trainer.ranks:
+        each = f" on each of {specs.trainer.ranks} devices" if specs.trainer.ranks > 1 else ""
         lines.append(
             f"data.batch_size={size}{each} is more than the {n} training images: an epoch is one "
             "step; a smaller data.batch_size gives more of them"
@@ -187,6 +189,15 @@ def _one_view(plan: Plan) -> list[str]:
     if not (plan.folded and plan.specs.optim.solves and plan.specs.tta != "none"):
         return []
     return [f"the folds are answered on one view of each image, without tta={plan.specs.tta}"]
+
+
+def _to_start(plan: Plan) -> list[str]:
+    """How ranks on several nodes are started, where the plan alone is asked for."""
+    trainer = plan.specs.trainer
+    if plan.specs.stages or trainer.nodes == 1:
+        return []
+    how = starts(trainer.nodes, trainer.devices, plan.specs.command)
+    return [f"trainer.nodes={trainer.nodes} needs a launcher: {how}"]
 
 
 def _training_facts(plan: Plan) -> Plain:
@@ -218,6 +229,7 @@ def _training_facts(plan: Plan) -> Plain:
             "batch_size": plan.specs.data.batch_size if plan.specs.data else None,
             "accumulate": trainer.accumulate,
             "devices": trainer.devices,
+            "nodes": trainer.nodes,
             "per_epoch": plan.steps_per_epoch if by_steps else 0,
             "epochs": trainer.epochs if by_steps else 0,
             "total": plan.total_steps if by_steps else 0,

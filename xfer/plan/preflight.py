@@ -5,36 +5,41 @@ from __future__ import annotations
 import math
 import os
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from xfer.core.errors import CombinationError, ConfigError, OutputError
 from xfer.core.files import output_errors
-from xfer.core.slurm_env import check_tasks
+from xfer.core.world import check_world, refuse_launched
 from xfer.freeze import ever
 
 if TYPE_CHECKING:
-    from xfer.config.specs import Specs
     from xfer.plan.plan import Plan
 
 
-def check_devices(specs: Specs, sizes: Mapping[str, int]) -> None:
-    """Raise ConfigError for devices that are not there, or more than ``sizes`` (images by split)
-    can feed."""
-    trainer = specs.trainer
-    check_tasks(trainer.devices)
+def check_devices(plan: Plan) -> None:
+    """Raise ConfigError for devices or ranks that are not there, or more than the images of each
+    split can feed."""
+    specs, trainer = plan.specs, plan.specs.trainer
+    check_world(trainer.nodes, trainer.devices, specs.command, "fit" in specs.stages)
+    if plan.folded and not specs.optim.solves:
+        doing, fix = "each fold is a run of its own", "type data.folds=null, or start one process"
+        refuse_launched("data.folds", doing, fix)
     if trainer.accelerator == "gpu" or (trainer.accelerator == "auto" and trainer.devices > 1):
         check_gpus(trainer.accelerator, trainer.devices)
-    if trainer.devices == 1:
+    if trainer.ranks == 1:
         return
+    if trainer.on_oom == "halve":
+        what, fix = "halve works on one device only", "type trainer.on_oom=error"
+        raise CombinationError("trainer.on_oom", what, fix, 1)
     if trainer.accelerator == "mps":
         raise ConfigError("trainer.devices", "Apple's GPU is one device", "use 1", 67)
+    splits = plan.dataset.splits if plan.dataset else {}
     # Batch normalisation cannot train on one image; a rank without any would wait for the others.
     for split, least in (("train", 2), ("val", 1)):
-        count = sizes.get(split, 0)
-        if 0 < count < least * trainer.devices:
-            what = f"{trainer.devices} devices cannot share the {count} images of {split}"
+        count = len(splits.get(split, ()))
+        if 0 < count < least * trainer.ranks:
+            what = f"{trainer.ranks} devices cannot share the {count} images of {split}"
             fix = f"use {max(1, count // least)} at most"
             raise CombinationError("trainer.devices", what, fix, 3)
 

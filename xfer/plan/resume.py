@@ -27,6 +27,10 @@ _FREE = (
 """What may differ between a run and the command that resumes it: none decides a number."""
 
 
+_NEW = (("calibration", "auto"), ("trainer.nodes", 1))
+"""Keys that there were not always, with what they had been before."""
+
+
 def _below(name: str) -> str:
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts:
@@ -48,7 +52,7 @@ class Earlier:
 def fingerprint(config: Plain) -> str:
     """sha256 over everything in ``config`` that decides what is trained."""
     # A run that began before there was this key is resumed as well: auto left it as it was.
-    keys = {k: v for k, v in flat(config).items() if (k, v) != ("calibration", "auto")}
+    keys = {k: v for k, v in flat(config).items() if (k, v) not in _NEW}
     facts = json.dumps(sorted(keys.items()), default=str)
     return hashlib.sha256(facts.encode()).hexdigest()
 

@@ -269,7 +269,9 @@ def _steps_line(facts: Plain) -> str:
     if not facts["optimizer"]:
         filled = facts["params"]["trainable"] == 0
         return f"none: the head {'holds training features' if filled else 'is solved exactly'}"
-    each = f" on each of {steps['devices']} devices" if steps["devices"] > 1 else ""
+    devices, nodes = steps["devices"], steps.get("nodes", 1)
+    each = f" on each of {devices} devices" if devices * nodes > 1 else ""
+    each += f" on each of {nodes} nodes" if nodes > 1 else ""
     epochs = f"{steps['epochs']} epoch{'s' * (steps['epochs'] != 1)}"
     count = f"{epochs} of {steps['per_epoch']} step{'s' * (steps['per_epoch'] != 1)}"
     count += f", {steps['total']} in all" * (steps["epochs"] != 1)

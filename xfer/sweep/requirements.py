@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from xfer.core.errors import Attempts, SweepError, raise_all
 from xfer.core.types import Plain
+from xfer.core.world import refuse_launched
 from xfer.plan.label_task import watched
 from xfer.plan.resume import fingerprint
 from xfer.sweep.choose import refuse_choice
@@ -42,6 +43,7 @@ class SweepRequest:
 
 def check(request: SweepRequest, compose: Compose) -> Specs:
     """The specs of a job, once every value that may come up has been seen to build."""
+    refuse_launched("command line", "-m is a whole sweep", "start it without srun or torchrun")
     typed = [text.lstrip("+").partition("=") for text in request.fixed]
     refuse_choice(any(key == "choose" and option != "none" for key, _, option in typed))
     if not request.space:

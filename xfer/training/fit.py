@@ -45,8 +45,10 @@ from xfer.weights.formats.checkpoint_format import Snapshot, write_snapshot
 if TYPE_CHECKING:
     from xfer.config.specs import Specs
     from xfer.core.protocols import Data
+    from xfer.core.world import World
     from xfer.plan.plan import Plan
     from xfer.training.callbacks.timeline import Prunes, Shows
+    from xfer.training.distributed.meeting import Meeting
     from xfer.training.guarded_logger import GuardedLogger
 
 
@@ -105,9 +107,9 @@ def fit(
     )
 
 
-def take_part(specs: Specs, folder: Path, number: int) -> None:
-    """Train as rank ``number`` (from 1) of the run that rank 0 leads in ``folder``."""
-    with followed(specs, folder, number) as (group, plan, resume):
+def take_part(specs: Specs, folder: Path, place: Meeting, world: World) -> None:
+    """Train as one of the other ranks of ``world`` in the run that rank 0 leads in ``folder``."""
+    with followed(specs, place, world) as (group, plan, resume):
         _train(plan, folder, resume, group)
 
 
@@ -133,9 +135,9 @@ def _train(
     dataset, data = plan.dataset, plan.specs.data
     if dataset is None or data is None:
         raise DataError("data", "is needed to fit", "give data=... or data.root=DIR", 43)
-    # Each rank keeps its own images: those to train on decoded once where they fit, those of val
-    # fitted to the network's input once.
-    most = int(decoded_limit(data.decoded_gb)[0] * 1e9 / group.ranks)
+    # Each rank of a node keeps its own images: those to train on decoded once where they fit, those
+    # of val fitted to the network's input once.
+    most = int(decoded_limit(data.decoded_gb)[0] * 1e9 / plan.specs.trainer.devices)
     plan = replace(plan, dataset=decoded(dataset, most, plan.card.input))
     val = fitted(dataset, most, plan.card.input)
     net = assemble(plan.parts, plan.state)

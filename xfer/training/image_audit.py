@@ -175,7 +175,7 @@ def as_evaluated(plan: Plan) -> Plan:
     features = specs.features
     if isinstance(features, AutoFeatures):
         features = replace(features, views=1)
-    trainer = replace(specs.trainer, devices=1)
+    trainer = replace(specs.trainer, devices=1, nodes=1)
     return replace(plan, specs=replace(specs, features=features, trainer=trainer))
 
 

@@ -17,13 +17,14 @@ Node = dict[str, Any]
 class TrainerOptions:
     """``max_epochs``, ``precision`` and ``ema_decay``: ``auto`` leaves them to the plan, see
     :mod:`xfer.plan.auto`.
-    ``devices``: how many of ``accelerator``'s. ``accumulate``: batches an optimizer step.
-    ``clip_norm``: largest gradient norm, 0 is off. ``ema_decay``: of the moving average of the
-    weights that is validated and kept, 0 is off. ``patience``: epochs without a better value of
-    the monitored metric before the run stops, 0 is off. ``compile``: the network through
-    torch.compile. ``channels_last``: the memory layout that convolutions prefer. ``deterministic``:
-    only reproducible kernels (needed for bit-identical runs on a GPU). ``on_oom``: what to do when
-    memory runs out, ``halve`` the batch and double ``accumulate`` and begin the fit again.
+    ``devices``: how many of ``accelerator``'s on each of ``nodes`` machines. ``accumulate``:
+    batches an optimizer step. ``clip_norm``: largest gradient norm, 0 is off. ``ema_decay``: of
+    the moving average of the weights that is validated and kept, 0 is off. ``patience``: epochs
+    without a better value of the monitored metric before the run stops, 0 is off. ``compile``: the
+    network through torch.compile. ``channels_last``: the memory layout that convolutions prefer.
+    ``deterministic``: only reproducible kernels (needed for bit-identical runs on a GPU).
+    ``on_oom``: what to do when memory runs out, ``halve`` the batch and double ``accumulate`` and
+    begin the fit again.
     ``standardize``: what enters the first layer of a new head has mean 0 and deviation 1 over the
     training images while it trains; both are folded into that layer afterwards. ``head_start``:
     how a new head begins, ``zero`` with all classes equally likely (Kolesnikov et al., 2020), or
@@ -37,6 +38,8 @@ class TrainerOptions:
     """device; ``auto`` is the best there is"""
     devices: Annotated[int, Gt(0)] = 1
     """how many of them, one process each; see several devices"""
+    nodes: Annotated[int, Gt(0)] = 1
+    """machines, with ``devices`` of each; more than one need a launcher, see several nodes"""
     precision: Precision | Literal["auto"] = "auto"
     """number format of the arithmetic; ``16-mixed`` needs a GPU"""
     accumulate: Annotated[int, Gt(0)] = 1
@@ -67,6 +70,11 @@ class TrainerOptions:
     """further metrics by name, each ``{_target_: CLASS, ...}``; see parts of your own"""
     callbacks: tuple[Node, ...] = ()
     """callbacks of Lightning, each ``{_target_: CLASS, ...}``; see parts of your own"""
+
+    @property
+    def ranks(self) -> int:
+        """How many processes train together."""
+        return self.nodes * self.devices
 
     @property
     def epochs(self) -> int:

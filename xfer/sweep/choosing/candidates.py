@@ -92,9 +92,11 @@ def _refuse_typed(specs: Specs) -> None:
     if specs.checkpoint.resume:
         what = "a choice is not resumed: typed again it begins anew, with the features cached"
         raise CombinationError("checkpoint.resume", what, "drop it, or type choose=none", 46)
-    if specs.trainer.devices != 1:
+    if specs.trainer.ranks != 1:
         what = "choose compares candidates on one device"
-        raise CombinationError("trainer.devices", what, "type trainer.devices=1", 46)
+        raise CombinationError(
+            "trainer.devices", what, "type trainer.devices=1 trainer.nodes=1", 46
+        )
 
 
 def _backbones(specs: Specs, choice: Choice) -> Iterator[Weighted]:

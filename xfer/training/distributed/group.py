@@ -22,10 +22,11 @@ because its connections close."""
 
 
 class ProcessGroup:
-    """``ranks`` processes, of which this is number ``rank``; one alone keeps every value."""
+    """``ranks`` processes, of which this is number ``rank``, and number ``local`` on its node; one
+    alone keeps every value."""
 
-    def __init__(self, rank: int = 0, ranks: int = 1) -> None:
-        self.rank, self.ranks = rank, ranks
+    def __init__(self, rank: int = 0, ranks: int = 1, local: int = 0) -> None:
+        self.rank, self.ranks, self.local = rank, ranks, local
         self._group: Any = (
             distributed.new_group(backend="gloo", timeout=_PATIENCE) if ranks > 1 else None
         )

@@ -1,7 +1,9 @@
-"""A fit by several processes: rank 0 starts the others and sends them the plan; they join."""
+"""A fit by several processes: rank 0 calls the others and sends them the plan; they join."""
 
 from __future__ import annotations
 
+import hashlib
+import secrets
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,24 +13,33 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import distributed
-from torch._C._distributed_c10d import Store, TCPStore
 
 from xfer.core.device import device_of
-from xfer.core.errors import XferError
+from xfer.core.errors import LaunchError, XferError
+from xfer.core.files import file_sha256, write_text
+from xfer.core.log import log
+from xfer.core.world import World, launched
 from xfer.models.network import blueprint
 from xfer.models.restore import pieces
 from xfer.plan import auto
 from xfer.plan.plan import Plan
 from xfer.training.distributed.group import ALONE, ProcessGroup
-from xfer.training.distributed.launch import Others, meeting
+from xfer.training.distributed.launch import Others, meeting_place
+from xfer.training.distributed.meeting import (
+    HERE,
+    Meeting,
+    arrivals,
+    here,
+    introduction,
+    rank_wait,
+)
 
 if TYPE_CHECKING:
     from xfer.config.specs import Specs
     from xfer.core.settings import Trainer
 
-_HERE = "127.0.0.1"
-_ARRIVAL = 900.0
-"""Seconds until every rank must have joined: it imports torch and opens no data before."""
+_WORTH_A_WORD = 5.0
+"""Seconds of waiting after which it is said for whom."""
 
 
 @contextmanager
@@ -36,26 +47,31 @@ def led(plan: Plan, folder: Path, resume: Path | None) -> Iterator[ProcessGroup]
     """Within, the group of a run in ``folder``, which this process leads.
 
     Whatever happens inside, no other rank outlives it. Raises the XferError that another rank
-    failed of.
+    failed of, or where one does not come.
     """
     trainer = plan.specs.trainer
-    if trainer.devices == 1:
+    if trainer.ranks == 1:
         yield ALONE
         return
-    others = Others(folder, trainer.devices)
+    if world := launched():
+        others = Others(meeting_place(world), trainer.ranks)
+    else:
+        place, port = here()
+        others = Others(place, trainer.ranks)
+        world = World("xfer", 0, trainer.ranks, 0, 1, HERE, port, "")
     try:
-        store = TCPStore(_HERE, 0, trainer.devices, True, wait_for_workers=False)
-        others.start(store.port)
-        _await(store, others)
-        with _joined(store, 0, trainer) as group:
+        if world.launcher == "xfer":
+            others.start(world.port)
+        _call(others, plan, folder)
+        with _joined(others.place, world, trainer) as group:
             # The weights follow tensor by tensor.
             light = replace(plan, asked=None, specs=None, parts=None, state={}, network=None)  # type: ignore[arg-type]
             group.broadcast((light, plan.asked.config, resume))
             yield group
         others.wait()
     except RuntimeError as error:
-        if is_lost(error) and (failure := others.failure()):
-            raise failure from error
+        if is_lost(error):
+            raise others.failure() from error
         raise
     finally:
         others.end()
@@ -68,14 +84,12 @@ def is_lost(error: Exception) -> bool:
 
 @contextmanager
 def followed(
-    specs: Specs, folder: Path, number: int
+    specs: Specs, place: Meeting, world: World
 ) -> Iterator[tuple[ProcessGroup, Plan, Path | None]]:
-    """Within, the group, as rank ``number``; the plan as rank 0 has made it, without weights, and
-    the resume file to resume from."""
-    port, ranks = meeting(folder)
-    store = TCPStore(_HERE, port, ranks, False)
-    store.set(f"rank{number}", "here")
-    with _joined(store, number, specs.trainer) as group:
+    """Within, the group, as one of the other ranks of ``world``; the plan as rank 0 has made it,
+    without weights, and the resume file to resume from."""
+    place.put(f"here{world.rank}", {})
+    with _joined(place, world, specs.trainer) as group:
         received: Any = group.broadcast(None)
         sent, config, resume = received
         parts, _ = pieces(sent.card, specs.make)
@@ -86,26 +100,74 @@ def followed(
 
 
 @contextmanager
-def _joined(store: Store, rank: int, trainer: Trainer) -> Iterator[ProcessGroup]:
-    """Be one of the processes that meet at ``store``."""
+def _joined(place: Meeting, world: World, trainer: Trainer) -> Iterator[ProcessGroup]:
+    """Be one of the processes that meet at ``place``."""
     gpu = device_of(trainer.accelerator).type == "cuda"
     if gpu:
-        torch.cuda.set_device(rank)
-    backend = "nccl" if gpu else "gloo"
-    distributed.init_process_group(backend, store=store, rank=rank, world_size=trainer.devices)
+        torch.cuda.set_device(world.local)
+    backend, rank, ranks = "nccl" if gpu else "gloo", world.rank, trainer.ranks
+    distributed.init_process_group(backend, store=place.store, rank=rank, world_size=ranks)
     try:
-        yield ProcessGroup(rank, trainer.devices)
+        yield ProcessGroup(rank, ranks, world.local)
     finally:
         distributed.destroy_process_group()
 
 
-def _await(store: Store, others: Others) -> None:
-    """Until every rank has joined. Raises XferError when one ends before, or is too late."""
-    deadline = time.monotonic() + _ARRIVAL
-    while not store.check([f"rank{number}" for number in range(1, others.ranks)]):
+def _call(others: Others, plan: Plan, folder: Path) -> None:
+    """Until every rank has come, is of the same versions, sees what this one wrote, and has joined.
+    Raises XferError where one does not, or ends before."""
+    _await(others, "hello", "has come")
+    refuse_other_versions(others)
+    witness = _witness(plan)
+    try:
+        word = {"folder": str(folder.resolve()), "plan": file_sha256(folder / "plan.json")}
+        name = witness.name if witness else None
+        others.place.put("fit", {**word, "witness": name, "host": introduction()["host"]})
+        _await(others, "here", "has joined")
+    finally:
+        if witness:
+            witness.unlink(missing_ok=True)
+
+
+def _witness(plan: Plan) -> Path | None:
+    """A file by which ranks on other nodes see whether they have this one's folder of features."""
+    store = plan.specs.features.store()
+    if plan.specs.trainer.nodes == 1 or store is None:
+        return None
+    token = secrets.token_hex()
+    path = store.folder / f".{hashlib.sha256(token.encode()).hexdigest()}"
+    write_text(path, token)
+    return path
+
+
+def _await(others: Others, key: str, what: str) -> None:
+    """Until every other rank has said ``key``. Raises XferError when one ends before, or is too
+    late."""
+    began, wait, said = time.monotonic(), rank_wait(), False
+    keys = [f"{key}{number}" for number in range(1, others.ranks)]
+    while not others.place.store.check(keys):
         if failed := others.failed():
             raise failed
-        if time.monotonic() > deadline:
-            late = f"not every rank has joined within {_ARRIVAL:.0f} s"
-            raise XferError("trainer.devices", late, "see what the other tasks printed", 13)
+        waited = time.monotonic() - began
+        missing = [n for n, name in enumerate(keys, 1) if others.place.read(name) is None]
+        named = f"rank{'s' * (len(missing) > 1)} {', '.join(map(str, missing))} of {others.ranks}"
+        if waited > wait:
+            late = f"not every rank {what} within {wait:g} s: {named} did not"
+            fix = "see what they printed; XFER_RANK_WAIT=SECONDS waits longer"
+            raise XferError("trainer.devices", late, fix, 13)
+        if missing and waited > _WORTH_A_WORD and not said:
+            said = True
+            log.info(f"waiting for {named}, at most {wait:g} s")
         time.sleep(0.05)
+
+
+def refuse_other_versions(others: Others) -> None:
+    """Raise LaunchError for the first rank that runs other versions than this process does."""
+    mine = introduction()["versions"]
+    for number, facts in arrivals(others.place, others.ranks).items():
+        theirs = facts["versions"]
+        if apart := [name for name in mine if theirs.get(name) != mine[name]]:
+            what = ", ".join(f"{name} {theirs.get(name)}, rank 0 {mine[name]}" for name in apart)
+            wanted = " ".join(f"{name}=={mine[name]}" for name in apart)
+            fix = f"type python -m pip install {wanted} there, or use one environment"
+            raise LaunchError(f"rank {number} on {facts['host']}", f"has {what}", fix, 2)

@@ -14,9 +14,10 @@ from xfer.training.distributed.group import ProcessGroup
 class RankEnvironment(LightningEnvironment):
     """What Lightning is to know of the group: nobody is to be started, by it or by Slurm."""
 
-    def __init__(self, group: ProcessGroup) -> None:
+    def __init__(self, group: ProcessGroup, devices: int) -> None:
         super().__init__()
-        self._rank, self._ranks = group.rank, group.ranks
+        self._node = group.rank // devices
+        self._rank, self._ranks, self._local = group.rank, group.ranks, group.local
 
     @property
     def creates_processes_externally(self) -> bool:
@@ -38,12 +39,12 @@ class RankEnvironment(LightningEnvironment):
         """It is known."""
 
     def local_rank(self) -> int:
-        """This one's number: all are on one machine."""
-        return self._rank
+        """This one's number on its node."""
+        return self._local
 
     def node_rank(self) -> int:
-        """The one machine."""
-        return 0
+        """The number of this one's node: each has as many ranks."""
+        return self._node
 
 
 class PhaseDdp(DDPStrategy):

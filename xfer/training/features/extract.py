@@ -17,7 +17,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from xfer.core.checksum import over, tensor_hashes
-from xfer.core.errors import DataError, XferError
+from xfer.core.errors import DataError, OutputError, XferError
 from xfer.core.files import read_json, write_json
 from xfer.core.live_line import counted
 from xfer.core.memory import give_back, keep_freed
@@ -26,8 +26,11 @@ from xfer.core.signals import ignore_in_worker
 from xfer.core.types import Plain
 from xfer.data.loader import ImageDataset, eval_images, train_images
 from xfer.data.sampler import EpochSampler, RankShare, shared_size
+from xfer.training.distributed.group import ALONE, ProcessGroup
 from xfer.training.features import AutoFeatures
 from xfer.training.features.cut import Cut, extract, prefix_state
+from xfer.training.features.feature_dir import EntryFiles
+from xfer.training.features.feature_parts import FeaturePart, read_part, share, write_part
 from xfer.training.features.find_cut import Refusal, find
 from xfer.training.features.store import FeatureEntry, digest, rows
 
@@ -65,12 +68,18 @@ class Extraction:
     computed again. Raises DataError where the run has no images.
     """
 
-    def __init__(self, plan: Plan, frozen: PartlyFrozen, options: AutoFeatures) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        frozen: PartlyFrozen,
+        options: AutoFeatures,
+        group: ProcessGroup = ALONE,
+    ) -> None:
         if plan.dataset is None or plan.specs.data is None:
             fix = "give data=... or data.root=DIR"
             raise DataError("data", "is needed to compute features", fix, 43)
         self.plan, self.frozen, self.trainer = plan, frozen, plan.specs.trainer
-        self.splits, self.data = plan.dataset.splits, plan.specs.data
+        self.splits, self.data, self.group = plan.dataset.splits, plan.specs.data, group
         self.batch_size = options.batch_size
         self.store = options.store()
         self.views = options.views_of(plan.specs.augment.random, self.trainer.epochs)
@@ -148,9 +157,18 @@ class Extraction:
     def entry(self, cut: Cut, key: Plain, split: str, view: int | None) -> FeatureEntry:
         """One view of a split, stored or computed; ``view`` ``None`` is the evaluation transform.
 
-        A stored one that does not agree with the network is computed anew. Raises OutputError when
-        it cannot be stored, DataError for a broken image, XferError when it never agrees.
+        Of several ranks each computes an equal part where there is no such entry yet. A stored one
+        that does not agree with the network is computed anew. Raises OutputError when it cannot be
+        stored or seen, DataError for a broken image, XferError when it never agrees.
         """
+        if not self.group.leads:
+            return self._assisted(cut, split, view)
+        full = self._whole_key(key, split, view)
+        entry = self._made(cut, full, split, view)
+        self.group.broadcast(full)
+        return entry
+
+    def _whole_key(self, key: Plain, split: str, view: int | None) -> Plain:
         samples, augment = self.splits[split], self.plan.specs.facts["augment"]
         order = self.plan.specs.seed if self._in_epochs_order(view) else None
         full = {
@@ -163,18 +181,53 @@ class Extraction:
         }
         if split != "train":
             full["precision"] = "32-true"
-        if order is not None and self.trainer.devices > 1:
-            full["ranks"] = self.trainer.devices
+        if order is not None and self.trainer.ranks > 1:
+            full["ranks"] = self.trainer.ranks
+        return full
+
+    def _made(self, cut: Cut, full: Plain, split: str, view: int | None) -> FeatureEntry:
+        """The entry of ``full``, as rank 0 has it read or computed."""
+        files, count = EntryFiles(self.store.folder, digest(full)), len(self.splits[split])
         for _ in range(2):
-            entry = self.store.entry(full, len(samples), lambda: self._chunks(cut, split, view))
+            entry = self.store.entry(full, count, lambda: self._all(cut, files, split, view))
             if self._agrees(cut, entry, split, view):
                 return entry
             if not entry.hit:
                 break
             # Its manifest vouches for it, the network does not.
             self.store.forget(full, "its features are not those of this network")
+        raise self._apart(entry)
+
+    def _apart(self, entry: FeatureEntry) -> XferError:
         apart = f"its features differ by {self.difference:.1e} from the same computed again"
-        raise XferError(entry.path, apart, "report this bug, and use features=never", 16)
+        return XferError(entry.path, apart, "report this bug, and use features=never", 16)
+
+    def _all(
+        self, cut: Cut, files: EntryFiles, split: str, view: int | None
+    ) -> Iterator[torch.Tensor]:
+        """Every row of an entry in order: this rank's, then those that the others compute
+        meanwhile."""
+        self.group.broadcast(files.digest)
+        yield from self._chunks(cut, split, view)
+        for part in self.group.all_gather(FeaturePart(0))[1:]:
+            yield from read_part(files, part)
+
+    def _assisted(self, cut: Cut, split: str, view: int | None) -> FeatureEntry:
+        """The entry that rank 0 has made, of which this rank computes its part when it is asked."""
+        while isinstance(asked := self.group.broadcast(None), str):
+            chunks, files = self._chunks(cut, split, view), EntryFiles(self.store.folder, asked)
+            self.group.all_gather(write_part(files, self.group.rank, chunks))
+        # By the key of rank 0: the same numbers, whatever the processor of this node.
+        full: Any = asked
+        entry = self.store.entry(full, len(self.splits[split]), self._unseen)
+        if not self._agrees(cut, entry, split, view):
+            raise self._apart(entry)
+        return entry
+
+    def _unseen(self) -> Iterator[torch.Tensor]:
+        what = f"rank {self.group.rank} does not see there the features that rank 0 wrote"
+        fix = "type features.dir=DIR, a folder that every node has at the same place"
+        raise OutputError(self.store.folder, what, fix, 7)
 
     def positions(self, split: str, view: int | None) -> npt.NDArray[np.int64]:
         """The row of every image in the entry of a view."""
@@ -190,7 +243,7 @@ class Extraction:
         count, chunk = len(self.splits[split]), self.chunk(split)
         if view is not None and self.exact:
             order = EpochSampler(
-                count, chunk, self.plan.specs.seed, RankShare(0, self.trainer.devices)
+                count, chunk, self.plan.specs.seed, RankShare(0, self.trainer.ranks)
             )
             order.set_epoch(view)
             return [[index for _, index in part] for batch in order.parts() for part in batch]
@@ -200,7 +253,7 @@ class Extraction:
         """Images that are computed together."""
         if split != "train":
             size = self.data.eval_batch_size
-            return shared_size(len(self.splits[split]), size, self.trainer.devices)
+            return shared_size(len(self.splits[split]), size, self.trainer.ranks)
         return self.data.batch_size if self.exact else (self.batch_size or self.data.batch_size)
 
     def _pictures(self, split: str, view: int | None) -> ImageDataset:
@@ -229,13 +282,16 @@ class Extraction:
         return images
 
     def _chunks(self, cut: Cut, split: str, view: int | None) -> Iterator[torch.Tensor]:
-        """Features (n, size) of a split, batch by batch. A remainder of train is filled up to a
-        whole chunk, unless the uncached run has the same; that of val is one there as well."""
+        """Features (n, size) of this rank's part of a split, batch by batch. A remainder of train
+        is filled up to a whole chunk, unless the uncached run has the same; that of val is one
+        there as well."""
         pictures, chunk = self._pictures(split, view), self.chunk(split)
+        batches = self.batches(split, view)
+        mine = share(len(batches), self.group.rank, self.group.ranks)
         pads = split == "train" and not self._in_epochs_order(view) and chunk < len(pictures)
         loader: DataLoader[Any] = DataLoader(
             pictures,
-            batch_sampler=[_keys(view, batch) for batch in self.batches(split, view)],
+            batch_sampler=[_keys(view, batches[number]) for number in mine],
             num_workers=self.data.workers,
             collate_fn=pictures.collate,
             worker_init_fn=ignore_in_worker,

@@ -76,7 +76,7 @@ class CachedFeatures:
         names = [name for name, _ in prefix_state(work.frozen.net, self.cut)]
         same = [
             samples.sha256 == work.splits["val"].sha256,
-            *(work.trainer.channels_last, work.trainer.devices == 1),
+            *(work.trainer.channels_last, work.trainer.ranks == 1),
             work.frozen.device.type == device.type == "cpu",
             *(size == work.chunk("val"), set(names) <= set(state)),
         ]

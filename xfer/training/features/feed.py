@@ -15,6 +15,7 @@ from xfer.core.log import log
 from xfer.core.types import Plain
 from xfer.data.loader import EvalLoader, TrainLoader
 from xfer.plan.resume import START_ANEW
+from xfer.training.distributed.group import ALONE, ProcessGroup
 from xfer.training.features import UNCACHED, AutoFeatures
 from xfer.training.features.cut import Cut, Tail
 from xfer.training.features.extract import Extraction, PartlyFrozen
@@ -23,7 +24,6 @@ from xfer.training.features.find_cut import Refusal
 
 if TYPE_CHECKING:
     from xfer.plan.plan import Plan
-    from xfer.training.distributed.group import ProcessGroup
     from xfer.training.module import Classifier
     from xfer.training.teacher import Lessons
 
@@ -67,7 +67,7 @@ class Feed:
         began = time.perf_counter()
         with self.group.rank_zero_first():
             frozen = PartlyFrozen(module.net, module.hashes, module.device)
-            cached = cacheable(self.plan, frozen, options)
+            cached = cacheable(self.plan, frozen, options, self.group)
         if isinstance(cached, Refusal):
             self._refuse(cached.reason, module.phase)
         else:
@@ -108,8 +108,7 @@ class Feed:
         began, first = time.perf_counter(), not cached.train
         if not cached.has(epoch):
             self._make_whole()
-            with self.group.rank_zero_first():
-                cached.prepare(epoch)
+            cached.prepare(epoch)
             self.facts = cached.facts(self.facts)
             if self.group.leads:
                 write_json(self.note, self.facts)
@@ -146,9 +145,11 @@ class Feed:
             self._tail, self._module.cut = None, False
 
 
-def cacheable(plan: Plan, frozen: PartlyFrozen, options: AutoFeatures) -> CachedFeatures | Refusal:
+def cacheable(
+    plan: Plan, frozen: PartlyFrozen, options: AutoFeatures, group: ProcessGroup = ALONE
+) -> CachedFeatures | Refusal:
     """The features of what is frozen now, none of them there yet, or why there can be none."""
-    work, augment = Extraction(plan, frozen, options), plan.specs.augment
+    work, augment = Extraction(plan, frozen, options, group), plan.specs.augment
     reason = ""
     if augment.mix(len(plan.card.classes)) is not None:
         reason = "augment mixes whole images (mixup, cutmix)"
