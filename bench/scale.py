@@ -10,12 +10,14 @@ what it has mapped from files as well, such as features, which the system takes 
 it ("resident": VmHWM). A process begins with some hundred megabytes, which is why the last column
 has the growth: the bytes of its own that each image more has added since the N before.
 
+listing     the data of shards as a plan has them, but no image is read: names, splits, hashes
+            of names in place of the images', and the search for equal ones
 plan        the plan of shards that no run has read yet: each image is read and hashed
 plan again  the same, from what the first one has cached
 fit         features once, the head solved on them, and its tables
 evaluate    the checkpoint on what was held out, with the report
 predict     the checkpoint on the folder, with predictions.csv
-exact       a head alone: N x 512 synthetic features in a file, 10 classes, one strength
+exact       a head alone: N x 256 synthetic features in a file, 10 classes, one strength, 2 folds
 read        images a second, from shards and from files, in this process, cold and warm
 
 TMPDIR says which disk it is about. A million images take about 3 GB there, and are removed.
@@ -24,6 +26,7 @@ TMPDIR says which disk it is about. A million images take about 3 GB there, and 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import io
 import os
 import random
@@ -42,12 +45,12 @@ from PIL import Image
 
 ASSETS = Path(os.environ.get("XFER_ASSETS", "../shared/assets")).resolve()
 SETS = ("Canidae", "Hymenoptera")
-STAGES = ("plan", "plan again", "fit", "evaluate", "predict", "exact", "read")
+STAGES = ("listing", "plan", "plan again", "fit", "evaluate", "predict", "exact", "read")
 COMMAND = [sys.executable, "-m", "xfer", "experiment=digits_freeze"]
 PER_SHARD = 10_000
 LINKED = 100_000  # above, files are hard links: as many files would take the disk's blocks
 READ = 20_000  # images that are read in one turn, at most
-WIDTH, CLASSES = 512, 10
+WIDTH, CLASSES, FOLDS = 256, 10, 2
 
 
 class Cost(NamedTuple):
@@ -143,10 +146,23 @@ def solve(count: int) -> None:
             file.write((noise + centres[some]).tobytes())
         file.flush()
         features = np.memmap(file.name, np.float32, "c", 0, (count, WIDTH))
-        given = (labels, (), CLASSES, lambda counts: None, False, 0.0, (0.1,), 5, 0)
+        given = (labels, (), CLASSES, lambda counts: None, False, 0.0, (0.1,), FOLDS, 0)
         problem = HeadProblem([features], features, *given)
         solution = logistic.solve(problem.rows(), (0.1,))
     print(f"held out: accuracy {solution.path[solution.best].cv_acc:.4f}")
+
+
+def look_through(shards: Path) -> None:
+    """The data set of ``shards``, with what a scan finds made up."""
+    from xfer.data import Shards, scan
+
+    def read(place: object) -> scan.Facts:
+        digest = hashlib.sha256(str(place).encode()).hexdigest()
+        return scan.Facts(place, digest, look=digest, size=(16, 16))  # type: ignore[arg-type]
+
+    scan.inspect = read  # type: ignore[assignment]
+    data = Shards(str(shards)).dataset(True)
+    print({name: len(samples) for name, samples in data.splits.items()})
 
 
 def rates(shards: Path, folder: Path) -> str:
@@ -183,7 +199,6 @@ class Bench:
     def __init__(self, count: int, at: Path, pictures: Sequence[tuple[str, bytes]]) -> None:
         self.count, self.at, self.pictures = count, at, pictures
         self.shards, self.folder, self.run = at / "shards", at / "folder", at / "run"
-        os.environ["XFER_CACHE"] = f"{at}/cache"
 
     def cost(self, stage: str) -> Cost:
         """What a stage takes."""
@@ -199,12 +214,17 @@ class Bench:
         commands["predict"] += [f"checkpoint.path={self.run}", f"run.dir={self.at}/predicted"]
         if stage == "exact":
             command = [sys.executable, __file__, "--solve", str(self.count)]
+        elif stage == "listing":
+            command = [sys.executable, __file__, "--list", str(self.shards)]
         else:
             command = [*COMMAND, *commands[stage]]
+        # What a listing has made up is no cache for a plan.
+        os.environ["XFER_CACHE"] = f"{self.at}/{'made up' if stage == 'listing' else 'cache'}"
         return measured(command, self.at / "log.txt")
 
     def prepare(self, stages: Sequence[str]) -> None:
         """Write what the stages read."""
+        os.environ["XFER_CACHE"] = f"{self.at}/cache"
         if {*stages} - {"exact", "predict"}:
             in_shards(self.pictures, self.count, self.shards)
         if {"predict", "read"} & {*stages}:
@@ -219,9 +239,10 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=100, help="different pictures (100)")
     parser.add_argument("--side", type=int, default=16, help="their pixels a side (16)")
     parser.add_argument("--solve", type=int, metavar="N", help=argparse.SUPPRESS)
+    parser.add_argument("--list", type=Path, help=argparse.SUPPRESS)
     asked = parser.parse_args()
-    if asked.solve:
-        solve(asked.solve)
+    if asked.solve or asked.list:
+        solve(asked.solve) if asked.solve else look_through(asked.list)
         return
     pictures = photographs(asked.pictures, asked.side)
     before: dict[str, tuple[int, int]] = {}

@@ -233,12 +233,19 @@ class Axes(ABC):
         self.inside = count <= width
         self.whole: list[Matrix] | None = None
         if self.inside or self.dtype is np.float64:
-            self.whole = [self._standard(view) for view in views]
+            self.whole = [self._whole(view) for view in views]
         self._turn(count)
 
     def _standard(self, block: Matrix) -> Matrix:
-        x = np.asarray(block, self.dtype)
-        return np.asarray((x - self.mean.astype(self.dtype)) / self.std.astype(self.dtype))
+        x = np.subtract(block, self.mean.astype(self.dtype), dtype=self.dtype)
+        x /= self.std.astype(self.dtype)
+        return x
+
+    def _whole(self, view: Matrix) -> Matrix:
+        whole: Matrix = zeros(view.shape, self.dtype)
+        for part in blocks(view):
+            whole[part] = self._standard(view[part])
+        return whole
 
     def _turn(self, count: int) -> None:
         """Find the principal axes. Of fewer rows than features, every solution lies in the span of
