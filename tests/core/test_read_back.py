@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import copy
 import fcntl
+import io
 import json
 import os
 import signal
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -153,21 +155,49 @@ def test_caches_are_made_again(tmp_path: Path, text: str | None, own_cache: Path
     picture(1).save(folder / "a.png")
     whole = scan.examine([folder / "a.png"], folder)
     (cache,) = (own_cache / "scan").iterdir()
-    row = json.loads(cache.read_text())
-    rows = [text] if text is not None else []
-    stamp, digest, looks, _, size = row["files"][str(folder / "a.png")]
-    reaches = ([], 3, ["16-bit"], [1, 2, 3], ["16-bit", 1, "2"], ["16-bit", None, 2])
-    odd_rows = [[stamp, digest, looks, reach, size] for reach in reaches]
-    sizes = (None, [], [1], [1, "2"], [1, 2, 3], [1.5, 2], {}, 3)
-    odd_rows += [[stamp, digest, looks, None, odd] for odd in sizes]
-    for odd in ([1], {}, [None] * 4, "abc", 5, [stamp, digest, looks], *odd_rows):
-        rows.append(json.dumps({**row, "files": {str(folder / "a.png"): odd}}))
-    for content in rows:
-        cache.write_text(content)
+    written = columns_of(cache)
+    contents = [text.encode()] if text is not None else list(_odd_caches(cache))
+    for content in contents:
+        cache.write_bytes(content)
         assert scan.examine([folder / "a.png"], folder) == whole
+        assert columns_of(cache) == written  # made again, as it was
         assert _stored(cache, {}) is None
     pipe(cache)
     assert scan.examine([folder / "a.png"], folder) == whole
+
+
+def columns_of(cache: Path) -> dict[str, bytes]:
+    with zipfile.ZipFile(cache) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+def _odd_caches(cache: Path) -> Iterator[bytes]:
+    """Archives that are cut off, damaged, packed, or of another form."""
+    written = cache.read_bytes()
+    yield from (written[:-1], written[: len(written) // 2])
+    columns = columns_of(cache)
+    at = written.index(columns["digests"])
+    yield written[:at] + bytes([written[at] ^ 1]) + written[at + 1 :]
+    version, rows, _ = json.loads(columns["facts.json"])
+    reaches = ([], 3, ["16-bit"], [0, 1, 2, 3], [0, "16-bit", 1, "2"], [7, "16-bit", 1, 2])
+    odd = [[version, rows, [reach]] for reach in reaches]
+    odd += [[version, n, []] for n in (-1, 2, 1 << 40, "1", None)] + [[version, rows], {}, 5]
+    changed = [{"facts.json": json.dumps(facts).encode()} for facts in odd]
+    changed += [{name: b""} for name in columns if name != "names"] + [
+        {"sizes": columns["sizes"] * 2}
+    ]
+    for change in changed:
+        yield _zipped({**columns, **change})
+    yield _zipped({name: data for name, data in columns.items() if name != "keys"})
+    yield _zipped(columns, zipfile.ZIP_DEFLATED)
+
+
+def _zipped(columns: dict[str, bytes], how: int = zipfile.ZIP_STORED) -> bytes:
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", how) as archive:
+        for name, data in columns.items():
+            archive.writestr(name, data)
+    return stream.getvalue()
 
 
 def card_with(tmp_path: Path, key: str, value: object) -> Path:

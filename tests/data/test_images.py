@@ -7,6 +7,7 @@ import pickle
 import struct
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from threading import Thread
 
@@ -313,7 +314,7 @@ def test_files_that_are_gone_leave_the_cache(tmp_path, own_cache):
     paths[0].unlink()
     hashes([write(tmp_path / "new.jpg", JPEG), *paths[1:]], tmp_path)
     (cache,) = (own_cache / "scan").iterdir()
-    assert "00.jpg" not in cache.read_text() and "01.jpg" in cache.read_text()
+    assert b"00.jpg" not in cache.read_bytes() and b"01.jpg" in cache.read_bytes()
 
 
 def test_a_broken_file_is_looked_at_again(tmp_path, monkeypatch):
@@ -332,18 +333,22 @@ def test_a_cache_that_cannot_be_read_is_made_again(tmp_path, own_cache, text):
     (cache,) = (own_cache / "scan").iterdir()
     cache.write_text(text)
     assert hashes([path], tmp_path) == expected
-    assert "x.jpg" in cache.read_text()
+    assert b"x.jpg" in cache.read_bytes()
 
 
 def test_a_cache_of_another_version_is_not_believed(tmp_path, own_cache):
     path = write(tmp_path / "x.jpg", JPEG)
     (digest,) = hashes([path], tmp_path)
     (cache,) = (own_cache / "scan").iterdir()
-    facts = json.loads(cache.read_text().replace(digest, "0" * 64))
-    for version in (facts["version"], facts["version"] + 1):
-        cache.write_text(json.dumps({**facts, "version": version}))
-        believed = version == facts["version"]
-        assert hashes([path], tmp_path) == ["0" * 64 if believed else digest]
+    with zipfile.ZipFile(cache) as archive:
+        columns = {name: archive.read(name) for name in archive.namelist()}
+    version, *rest = json.loads(columns["facts.json"])
+    for other in (version, version + 1):
+        facts = json.dumps([other, *rest])
+        with zipfile.ZipFile(cache, "w") as archive:
+            for name, data in {**columns, "digests": b"\1" * 32, "facts.json": facts}.items():
+                archive.writestr(name, data)
+        assert hashes([path], tmp_path) == ["01" * 32 if other == version else digest]
 
 
 def test_a_cache_that_cannot_be_written_stops_nothing(tmp_path, monkeypatch):

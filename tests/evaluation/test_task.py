@@ -107,12 +107,12 @@ def test_the_table_names_labels_and_what_is_unknown() -> None:
     labels = np.array([[1, -1], [0, 0]])
     answers = Predictions(("x.png", "y.png"), logits, labels, ("a", "b|c"), task=task)
     assert sign_for(answers.classes) == ";"
-    lines = label_table(answers).splitlines()
+    lines = [",".join(row) for row in label_table(answers)]
     assert lines[0] == "path,label,prediction,p_a,p_b|c"
     assert lines[1] == "x.png,a;?b|c,a,0.952574,0.731059"
     assert lines[2] == "y.png,,,0.047426,0.047426"
     unknown = Predictions(("x.png",), logits[:1], None, ("a", "b|c"), task=task)
-    assert label_table(unknown).splitlines()[0] == "path,labels,p_a,p_b|c"
+    assert next(label_table(unknown)) == ["path", "labels", "p_a", "p_b|c"]
 
 
 def test_a_task_reads_what_it_is_for() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 from unicodedata import normalize
@@ -89,12 +89,12 @@ class Samples:
     are the names of what must be on one side, an entry an image, empty where nothing is grouped.
     """
 
-    names: tuple[str, ...]
+    names: Sequence[str]
     labels: npt.NDArray[np.int64]
     images: Images
     sha256: str
     folds: npt.NDArray[np.int64] | None = None
-    groups: tuple[str, ...] = ()
+    groups: Sequence[str] = ()
 
     def __len__(self) -> int:
         return len(self.names)
@@ -109,7 +109,7 @@ class Dataset:
     classes: tuple[str, ...]
     splits: Mapping[str, Samples]
     remarks: tuple[str, ...] = ()
-    leaks: tuple[tuple[str, ...], ...] = ()
+    leaks: Sequence[tuple[str, ...]] = ()
     range: PixelRange | None = None
 
 
@@ -180,7 +180,7 @@ class Predictions:
     int64 (n, classes) of 1, 0 and -1 for unknown, and ``task`` is that of the network's card.
     """
 
-    names: tuple[str, ...]
+    names: Sequence[str]
     logits: npt.NDArray[np.float32]
     labels: npt.NDArray[np.int64] | None
     classes: tuple[str, ...]

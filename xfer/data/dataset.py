@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,14 +12,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from xfer.core.errors import DataError, printable
+from xfer.core.texts import Made, Picked
 from xfer.core.types import Dataset, Images, InputSpec, Samples
 from xfer.data.bit_depth import decide
 from xfer.data.image import Arrays, Files
 from xfer.data.image_bytes import ImagePlace
+from xfer.data.image_places import FilesBelow, lasting
+from xfer.data.image_rows import ImageRows, by_position
 from xfer.data.leakage import compare, first_few
 from xfer.data.options import SPLITS, ImageRow, Loading
 from xfer.data.preprocess import check_size, named
-from xfer.data.scan import Facts, broken_files, examine
+from xfer.data.scan import Examined, broken_files, examine
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -27,121 +30,128 @@ if TYPE_CHECKING:
 
 _IMBALANCED = 10  # largest class over smallest
 _FEW = 30  # images
+_AT_ONCE = 1 << 10  # images
 
 
 def of_files(
-    rows: list[ImageRow],
+    listed: Iterable[ImageRow],
     root: Path,
     how: Loading,
     remarks: Iterable[str] = (),
-    places: Mapping[str, ImagePlace] | None = None,
-    about: Callable[[list[ImageRow]], list[str]] | None = None,
+    places: Mapping[str, ImagePlace] | Sequence[ImagePlace] | None = None,
+    about: Callable[[ImageRows], list[str]] | None = None,
 ) -> Dataset:
-    """The image files ``root / name``, or those that lie at ``places`` by name, every one read;
-    ``about`` makes remarks on their classes.
+    """The image files ``root / name``, or those that lie at ``places``, by name or in the order of
+    the listing that the rows are of, every one read; ``about`` makes remarks on their classes.
 
     Raises DataError for broken ones, unless ``how`` skips them, and for leakage as it says.
     """
-    facts = examine([places[r.name] if places else root / r.name for r in rows], root)
+    rows = ImageRows.of(listed)
+    where = FilesBelow(root, rows.names) if places is None else by_position(rows, places)
+    facts = examine(where, root)
+    sound: npt.NDArray[np.integer] = np.arange(len(rows), dtype=np.int32)
     if how.on_bad == "skip":
-        rows, facts, skipped = _sound(rows, facts, root)
-        remarks = [*remarks, *skipped]
-    elif broken := [one for one in facts if one.problem]:
+        sound, skipped = _sound(rows, facts, root)
+        rows, remarks = rows.take(sound), [*remarks, *skipped]
+    elif broken := facts.broken:
         raise broken_files(broken)
-    over, range_lines = decide(how.range, [(f.path, f.reach) for f in facts if f.reach], root)
+    over, range_lines = decide(how.range, facts.deep, root)
 
-    def images(positions: Sequence[int]) -> Files:
-        some = [facts[i] for i in positions]
-        return Files(
-            tuple(f.path for f in some),
-            over,
-            tuple((f.stamp, f.sha256) for f in some),
-            tuple(f.size for f in some),
-        )
+    def images(positions: npt.NDArray[np.integer]) -> Files:
+        return facts.files(sound[positions], over, lasting(where))
 
-    hashes, looks = [one.sha256 for one in facts], [one.look for one in facts]
+    digests = facts.columns.digests
+    digests = digests if len(sound) == len(digests) else digests[sound]
+    looks = Picked(Made(len(facts), facts.columns.look), sound)
     said = map(printable, (about or _remarks)(rows))
-    dataset = _dataset(rows, hashes, looks, images, how, root, [*remarks, *range_lines, *said])
+    lines = [*remarks, *range_lines, *said]
+    dataset = _dataset(rows, digests, looks, images, how, root, lines)
     return replace(dataset, range=over)
 
 
 def of_arrays(
-    rows: list[ImageRow],
+    listed: Iterable[ImageRow],
     pixels: Mapping[str, npt.NDArray[np.uint8]],
     how: Loading,
     remarks: Iterable[str] = (),
 ) -> Dataset:
     """Grey pictures by name, uint8 (height, width), all of one size."""
-    arrays = [pixels[row.name] for row in rows]
-    hashes = [hashlib.sha256(array.tobytes()).hexdigest() for array in arrays]
+    rows = ImageRows.of(listed)
+    arrays = [pixels[name] for name in rows.names]
+    hashes = b"".join(hashlib.sha256(array.tobytes()).digest() for array in arrays)
 
-    def images(positions: Sequence[int]) -> Arrays:
+    def images(positions: npt.NDArray[np.integer]) -> Arrays:
         return Arrays(np.stack([arrays[i] for i in positions]))
 
     said = map(printable, _remarks(rows))
-    return _dataset(rows, hashes, [], images, how, "data", [*remarks, *said])
+    digests = np.frombuffer(hashes, np.uint8).reshape(-1, 32)
+    return _dataset(rows, digests, [], images, how, "data", [*remarks, *said])
 
 
-def _sound(
-    rows: list[ImageRow], facts: list[Facts], root: Path
-) -> tuple[list[ImageRow], list[Facts], list[str]]:
-    """What is no broken file, and a remark about the others. Raises DataError when a class of a
-    split has none left."""
-    pairs = list(zip(rows, facts, strict=True))
-    sound = [(row, one) for row, one in pairs if one.problem is None]
-    bad = [f"'{row.name}': {one.problem}" for row, one in pairs if one.problem]
-    lost = {(r.split, r.label) for r in rows} - {(r.split, r.label) for r, _ in sound}
-    if lost:
+def _sound(rows: ImageRows, facts: Examined, root: Path) -> tuple[npt.NDArray[np.int64], list[str]]:
+    """The positions of what is no broken file, and a remark about the others. Raises DataError when
+    a class of a split has none left."""
+    broken = sorted(facts.problems)
+    sound = np.delete(np.arange(len(rows)), broken)
+    bad = [f"'{rows.names[i]}': {facts.problems[i]}" for i in broken]
+    if lost := rows.pairs - rows.take(sound).pairs:
         split, label = min(lost)
         what = f"class '{label}' has no sound image in {split}; the first broken one is {bad[0]}"
         raise DataError(root, what, "replace the broken files", 19)
     remark = [f"skipped {len(bad)} broken files ({first_few(bad)})"] if bad else []
-    return [row for row, _ in sound], [one for _, one in sound], list(map(printable, remark))
+    return sound, list(map(printable, remark))
 
 
 def _dataset(
-    rows: list[ImageRow],
-    hashes: Sequence[str],
+    rows: ImageRows,
+    digests: npt.NDArray[np.uint8],
     looks: Sequence[str],
-    images: Callable[[Sequence[int]], Images],
+    images: Callable[[npt.NDArray[np.integer]], Images],
     how: Loading,
     where: object,
     remarks: Iterable[str],
 ) -> Dataset:
     """The data set of all ``rows``; ``images`` gives those at some positions."""
-    classes = tuple(sorted({row.label for row in rows}))
+    classes = tuple(sorted(rows.counts()))
     splits: dict[str, Samples] = {}
     for split in SPLITS:
-        if members := [i for i, row in enumerate(rows) if row.split == split]:
-            some, digests = [rows[i] for i in members], [hashes[i] for i in members]
-            splits[split] = _samples(some, classes, digests, images(members))
-    leaks, lines = compare(rows, hashes, looks, how, where)
+        members = np.flatnonzero(rows.in_split(split)).astype(np.int32)
+        if len(members):
+            some = rows.take(members)
+            splits[split] = _samples(some, classes, _in_hex(digests, members), images(members))
+    leaks, lines = compare(rows, digests, looks, how, where)
     said = (*remarks, *map(printable, lines))
-    return Dataset(classes, splits, said, tuple(map(tuple, leaks)))
+    return Dataset(classes, splits, said, leaks)
 
 
 def _samples(
-    rows: Sequence[ImageRow], classes: Sequence[str], hashes: Sequence[str], images: Images
+    rows: ImageRows, classes: Sequence[str], digests: Iterable[str], images: Images
 ) -> Samples:
-    index = {label: i for i, label in enumerate(classes)}
+    code = {label: i for i, label in enumerate(classes)}
+    table = np.array([code.get(kind, -1) for kind in rows.kinds], np.int64)
     total = hashlib.sha256()
-    for row, digest in zip(rows, hashes, strict=True):
-        line = f"{row.name}\0{row.label}\0{digest}\n"
+    for name, kind, digest in zip(rows.names, rows.labels, digests, strict=True):
+        line = f"{name}\0{rows.kinds[kind]}\0{digest}\n"
         total.update(line.encode("utf-8", "surrogateescape"))
     return Samples(
-        names=tuple(row.name for row in rows),
-        labels=np.array([index[row.label] for row in rows], np.int64),
+        names=rows.names,
+        labels=table[rows.labels],
         images=images,
         sha256=total.hexdigest(),
-        folds=np.array([row.folds for row in rows], np.int64).T if rows[0].folds else None,
-        groups=tuple(row.group for row in rows) if rows[0].group else (),
+        folds=rows.folds.T if rows.folds is not None and rows.folds[0, 0] >= 0 else None,
+        groups=rows.groups,
     )
 
 
-def _remarks(rows: list[ImageRow]) -> list[str]:
-    counts = Counter(row.label for row in rows)
+def _in_hex(digests: npt.NDArray[np.uint8], positions: npt.NDArray[np.integer]) -> Iterator[str]:
+    for i in range(0, len(positions), _AT_ONCE):
+        yield from (row.tobytes().hex() for row in digests[positions[i : i + _AT_ONCE]])
+
+
+def _remarks(rows: ImageRows) -> list[str]:
+    counts = Counter(rows.counts())
     (most, many), *_, (least, few) = counts.most_common()
-    val = sum(row.split == "val" for row in rows)
+    val = int(rows.in_split("val").sum())
     lines = []
     if many > _IMBALANCED * few:
         lines.append(f"classes are imbalanced: {many} images of '{most}', {few} of '{least}'")
@@ -201,32 +211,29 @@ def _without(dataset: Dataset, split: str, huge: Mapping[int, DataError]) -> Sam
     files = samples.images
     if not huge or not isinstance(files, Files):
         return samples
-    left = [i for i in range(len(samples)) if i not in huge]
-    labels = samples.labels[left].tolist()
-    groups, folds = samples.groups, samples.folds
-    if lost := set(samples.labels.tolist()) - set(labels):
+    left = np.delete(np.arange(len(samples)), sorted(huge))
+    if lost := set(samples.labels.tolist()) - set(samples.labels[left].tolist()):
         label = min(lost)
         error = next(error for i, error in huge.items() if samples.labels[i] == label)
         what = f"{error.what}, and class '{dataset.classes[label]}' has no other image in {split}"
         raise DataError(error.where, what, "crop it, or add images", 19)
-    pairs = zip(left, labels, strict=True)
-    rows = [
-        ImageRow(
-            samples.names[i],
-            dataset.classes[label],
-            group=groups[i] if groups else "",
-            folds=() if folds is None else tuple(folds[:, i].tolist()),
-        )
-        for i, label in pairs
-    ]
-    scanned = tuple(files.scanned[i] for i in left)
+    rows = ImageRows(
+        names=Picked(samples.names, left),
+        kinds=dataset.classes,
+        labels=samples.labels[left].astype(np.int32),
+        splits=np.zeros(len(left), np.int8),
+        at=left,
+        groups=Picked(samples.groups, left) if samples.groups else (),
+        folds=None if samples.folds is None else samples.folds.T[left],
+    )
+    scanned = Picked(files.scanned, left)
     images = replace(
         files,
-        paths=tuple(files.paths[i] for i in left),
+        paths=Picked(files.paths, left),
         scanned=scanned,
-        sizes=tuple(files.sizes[i] for i in left),
+        sizes=Picked(files.sizes, left),
     )
-    return _samples(rows, dataset.classes, [digest for _, digest in scanned], images)
+    return _samples(rows, dataset.classes, (digest for _, digest in scanned), images)
 
 
 @dataclass(frozen=True)
@@ -245,7 +252,7 @@ class _Part:
 
 def part_of(samples: Samples, rows: npt.NDArray[np.int64]) -> Samples:
     """The images at ``rows`` as a split."""
-    names = tuple(samples.names[i] for i in rows)
+    names = Picked(samples.names, rows)
     text = f"{samples.sha256} {rows.astype('<i8').tobytes().hex()}"
     hashed = hashlib.sha256(text.encode()).hexdigest()
     return Samples(names, samples.labels[rows], _Part(samples.images, rows), hashed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, ClassVar
@@ -16,6 +17,7 @@ from xfer.core.files import read_json
 from xfer.core.types import Dataset
 from xfer.data.dataset import of_files
 from xfer.data.folds import by_folder
+from xfer.data.image_rows import ImageRows
 from xfer.data.options import SPLITS, ImageRow, Loading, place
 from xfer.data.split import divide, shares
 from xfer.data.walk import FOREIGN, Tree
@@ -54,7 +56,7 @@ class Folder(Loading):
         splits = _splits(tree)
         if not training and set(shares(self, splits)) == {"train"}:
             splits = [split for split in splits if split != "train"]  # nothing is held out of it
-        rows = [row for split in splits for row in _rows(tree, split)]
+        rows = ImageRows.of(row for split in splits for row in _rows(tree, split))
         rows = by_folder(rows, root) if self.group else rows
         return of_files(divide(rows, self, root, training), root, self, tree.remarks())
 
@@ -167,7 +169,7 @@ def _other_option(folder: Path) -> str:
     return ""
 
 
-def _rows(tree: Tree, split: str) -> list[ImageRow]:
+def _rows(tree: Tree, split: str) -> Iterator[ImageRow]:
     labels, folder = tree.folders(split), tree.root / split
     if not labels:
         what = "; ".join(["holds no class folders", *tree.remarks()])
@@ -175,7 +177,6 @@ def _rows(tree: Tree, split: str) -> list[ImageRow]:
         fix = f"sort the images into one folder per class, such as {examples}"
         fix = _other_option(folder) or fix
         raise DataError(folder, what, fix, 2)
-    rows = []
     for label in labels:
         below = f"{split}/{label}" if split else label
         names = tree.images(below)
@@ -185,5 +186,4 @@ def _rows(tree: Tree, split: str) -> list[ImageRow]:
             if FOREIGN in what:
                 fix = f"convert them, as with: magick mogrify -format png '{tree.root / below}'/*"
             raise DataError(tree.root / below, what, fix, 7)
-        rows += [ImageRow(name, label, split) for name in names]
-    return rows
+        yield from (ImageRow(name, label, split) for name in names)

@@ -7,7 +7,8 @@ on ``data.split_seed``, the repeat and the names, and on nothing else.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 from unicodedata import normalize
 
@@ -15,6 +16,8 @@ import numpy as np
 
 from xfer.core.errors import DataError
 from xfer.core.seeds import derive
+from xfer.core.texts import Picked, Texts
+from xfer.data.image_rows import ImageRows, code_of
 from xfer.data.options import ImageRow, Loading
 
 if TYPE_CHECKING:
@@ -26,7 +29,7 @@ if TYPE_CHECKING:
     Labels = npt.NDArray[np.int64]
 
 
-def into_folds(rows: list[ImageRow], how: Loading, where: object) -> list[ImageRow]:
+def into_folds(rows: ImageRows, how: Loading, where: object) -> ImageRows:
     """``rows`` with the folds of those of ``train``. Where ``how.fold`` names one, that fold is
     ``val``, the rest of ``train`` trains, and every other image is left out.
 
@@ -35,30 +38,25 @@ def into_folds(rows: list[ImageRow], how: Loading, where: object) -> list[ImageR
     if how.folds is None:
         return rows
     # In the order of names, so that the order of a CSV file's lines decides nothing.
-    pool = sorted((r for r in rows if r.split == "train"), key=lambda r: normalize("NFC", r.name))
-    kinds = sorted({row.label for row in pool})
-    labels = np.array([kinds.index(row.label) for row in pool], np.int64)
-    groups = [row.group for row in pool] if how.group else None
+    inside = np.flatnonzero(rows.in_split("train"))
+    names = [normalize("NFC", name) for name in Picked(rows.names, inside)]
+    pool = inside[np.array(sorted(range(len(names)), key=names.__getitem__), np.int64)]
+    kinds = sorted(rows.counts(rows.in_split("train")))
+    code = np.array([kinds.index(k) if k in kinds else -1 for k in rows.kinds], np.int64)
+    labels = code[rows.labels[pool]]
+    groups = list(Picked(rows.groups, pool)) if how.group else None
     _check(labels, kinds, groups, how.folds, where)
-    columns = [
-        divided(labels, groups, how.folds, derive("folds of data", how.split_seed, repeat))
-        for repeat in range(how.repeats)
-    ]
-    for repeat, column in enumerate(columns):
+    folds = np.full((len(rows), how.repeats), -1, np.int64)
+    for repeat in range(how.repeats):
+        seed = derive("folds of data", how.split_seed, repeat)
+        column = divided(labels, groups, how.folds, seed)
         _check_parts(column, labels, kinds, how.folds, where, repeat)
-    folds = {
-        row.name: tuple(map(int, numbers))
-        for row, numbers in zip(pool, zip(*columns, strict=True), strict=True)
-    }
-    rows = [row._replace(folds=folds.get(row.name, ())) for row in rows]
+        folds[pool, repeat] = column
     if how.fold is None:
-        return rows
+        return replace(rows, folds=folds)
     repeat, fold = divmod(how.fold, how.folds)
-    return [
-        row._replace(split="val" if row.folds[repeat] == fold else "train", folds=())
-        for row in rows
-        if row.folds
-    ]
+    splits = np.where(folds[inside, repeat] == fold, code_of("val"), code_of("train"))
+    return rows.moved(inside, splits).take(inside)
 
 
 def divided(labels: Labels, groups: Sequence[str] | None, count: int, seed: int) -> Labels:
@@ -102,21 +100,25 @@ def inner(labels: Labels, groups: Sequence[str] | None, count: int, seed: int) -
     return fold_of
 
 
-def by_folder(rows: list[ImageRow], root: object) -> list[ImageRow]:
-    """``rows`` grouped by the first folder below their class folder; an image that lies in none is
-    a group by itself. A folder of the same name in two classes is one group.
+def by_folder(listed: Iterable[ImageRow], root: object) -> ImageRows:
+    """``listed`` grouped by the first folder below their class folder; an image that lies in none
+    is a group by itself. A folder of the same name in two classes is one group.
 
     Raises DataError, naming ``root``, where no image of ``train`` lies in such a folder.
     """
-    grouped = []
-    for row in rows:
-        below = row.name.split("/")[2 if row.split else 1 :]
-        grouped.append(row._replace(group=below[0] + "/" if len(below) > 1 else row.name))
-    if not any(row.group.endswith("/") for row in grouped if row.split in ("", "train")):
+    rows = ImageRows.of(listed)
+    grouped = replace(rows, groups=Texts(_group(row) for row in rows))
+    inside = np.flatnonzero(rows.in_split("", "train"))
+    if not any(group.endswith("/") for group in Picked(grouped.groups, inside)):
         what = "data.group=FOLDER, and no image lies in a folder below its class folder"
         fix = "put the images that belong together into a folder, or drop data.group"
         raise DataError(root, what, fix, 54)
     return grouped
+
+
+def _group(row: ImageRow) -> str:
+    below = row.name.split("/")[2 if row.split else 1 :]
+    return below[0] + "/" if len(below) > 1 else row.name
 
 
 def _check(

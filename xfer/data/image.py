@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +15,7 @@ from PIL import ImageOps, UnidentifiedImageError
 from xfer.core.errors import DataError, printable
 from xfer.data.array_file import Shape, shape_of
 from xfer.data.bit_depth import is_deep, numbers, scaled
-from xfer.data.image_bytes import ImagePlace, TarMember, read_file
+from xfer.data.image_bytes import ImagePlace, TarMember, read_file, stamp_key
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,21 +32,23 @@ MAX_PIXELS = 64_000_000
 _ORIENTATION = 0x0112  # EXIF's tag
 
 Size = tuple[int, int]
+Scanned = tuple[int, str]
 
 
 @dataclass(frozen=True)
 class Files:
     """Image files, or parts of files, as a sequence of RGB pictures.
 
-    ``range`` is that of files of more than 8 bits. ``scanned`` has the stamp and the sha256 that
-    each file had when it was scanned; one that holds something else by now is a DataError.
-    ``sizes`` are (width, height) in pixels, as far as they are known.
+    ``range`` is that of files of more than 8 bits. ``scanned`` has the key of the stamp (see
+    :func:`xfer.data.image_bytes.stamp_key`) and the sha256 that each file had when it was scanned;
+    one that holds something else by now is a DataError. ``sizes`` are (width, height) in pixels, as
+    far as they are known.
     """
 
-    paths: tuple[ImagePlace, ...]
+    paths: Sequence[ImagePlace]
     range: PixelRange | None = None
-    scanned: tuple[tuple[str, str], ...] = ()
-    sizes: tuple[Size, ...] = ()
+    scanned: Sequence[Scanned] = ()
+    sizes: Sequence[Size] = ()
 
     def __getitem__(self, index: int) -> Image:
         scanned = self.scanned[index] if self.scanned else None
@@ -69,7 +72,7 @@ class Arrays:
 
 
 def decode(
-    path: ImagePlace, over: PixelRange | None = None, scanned: tuple[str, str] | None = None
+    path: ImagePlace, over: PixelRange | None = None, scanned: Scanned | None = None
 ) -> Image:
     """Decode one file to RGB: EXIF orientation applied, alpha over white, more than 8 bits scaled
     to 8 by the range ``over`` (see :func:`xfer.data.bit_depth.scaled`).
@@ -83,7 +86,8 @@ def decode(
             decoded = rgb_of(image, data, over)
     except Exception as error:  # PIL's plugins raise struct.error, IndexError and more
         raise broken_image(path, reason_of(error)) from error
-    if scanned and stamp != scanned[0] and hashlib.sha256(data).hexdigest() != scanned[1]:
+    same = not scanned or stamp_key(path, stamp) == scanned[0]
+    if scanned and not same and hashlib.sha256(data).hexdigest() != scanned[1]:
         what = "has changed since it was scanned, so the plan no longer describes it"
         raise DataError(path, what, "leave the images alone during a run, and start it again", 73)
     return decoded

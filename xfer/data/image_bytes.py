@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -160,3 +161,9 @@ def span_stamp(facts: os.stat_result, start: int, size: int) -> str:
 def stamp_of(facts: os.stat_result) -> str:
     """Size and times of a file: while they are the same, so is its content."""
     return f"{facts.st_size}-{facts.st_mtime_ns}-{facts.st_ctime_ns}"
+
+
+def stamp_key(place: ImagePlace, stamp: str) -> int:
+    """64 bits of an image's place and stamp: another number once either is another."""
+    text = f"{place}\0{stamp}".encode("utf-8", "surrogateescape")
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")

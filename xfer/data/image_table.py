@@ -44,8 +44,8 @@ def dataset_of(listing: Listing, how: Loading, where: Path, training: bool) -> D
     rows = listing.rows
     if not training and set(shares(how, {row.split for row in rows})) == {"train"}:
         rows = [row for row in rows if row.split != "train"]  # nothing is held out of it
-    rows = divide(rows, how, where, training)
-    return of_files(rows, where, how, listing.remarks, listing.places)
+    divided = divide(rows, how, where, training)
+    return of_files(divided, where, how, listing.remarks, listing.places)
 
 
 def listing_of(cells: Sequence[TableRow], where: Path, base: Path, grouped: str | None) -> Listing:

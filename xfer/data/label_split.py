@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import NamedTuple
@@ -12,6 +11,7 @@ import numpy.typing as npt
 
 from xfer.core.errors import DataError, printable
 from xfer.core.types import Dataset, Samples
+from xfer.data.image_rows import ImageRows, code_of
 from xfer.data.options import SPLITS, ImageRow, Loading
 from xfer.data.split import hold_out, refuse_missing, shares
 
@@ -32,18 +32,20 @@ def divide_labelled(
 ) -> list[LabelledRow]:
     """Give every image a split, as :func:`xfer.data.split.divide` does it for classes: what is held
     out is a share of every combination of labels, and of the rare ones together."""
-    given = {image.row.split for image in images}
-    parts = shares(how, given)
-    pool = [image.row for image in images if image.row.split in ("", "train")]
-    counts = Counter(row.label for row in pool)
-    alike = [row._replace(label=row.label if counts[row.label] >= _FEW else _REST) for row in pool]
-    alone = {label for label, n in Counter(row.label for row in alike).items() if n < len(parts)}
+    rows = ImageRows.of(image.row for image in images)
+    parts = shares(how, rows.given)
+    pool = np.flatnonzero(rows.in_split("", "train"))
+    counts = rows.take(pool).counts()
+    alike = rows.take(pool).relabelled(lambda kind: kind if counts.get(kind, 0) >= _FEW else _REST)
+    alone = [alike.kinds.index(kind) for kind, n in alike.counts().items() if n < len(parts)]
     # So few rare ones are trained on: a part of them would be nothing.
-    taken = hold_out([row for row in alike if row.label not in alone], parts, how, where)
-    taken |= {row.name: "train" for row in alike if row.label in alone}
+    enough = np.flatnonzero(~np.isin(alike.labels, alone))
+    taken = np.full(len(pool), code_of("train"), np.int8)
+    taken[enough] = hold_out(alike.take(enough), parts, how, where)
+    divided = rows.moved(pool, taken)
     split = [
-        image._replace(row=image.row._replace(split=taken.get(image.row.name, image.row.split)))
-        for image in images
+        image._replace(row=image.row._replace(split=row.split))
+        for image, row in zip(images, divided, strict=True)
     ]
     split = [image for image in split if training or image.row.split != "train"]
     refuse_missing({image.row.split for image in split}, how, where, training)

@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, NamedTuple, overload
+
+import numpy as np
 
 from xfer.core.errors import DataError
+from xfer.core.texts import Picked, same_entries
 from xfer.data.image_hash import MOST, alike
-from xfer.data.options import ImageRow, Loading
+from xfer.data.image_rows import ImageRows
+from xfer.data.options import Loading
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    Digests = npt.NDArray[np.uint8]
+    Positions = npt.NDArray[np.integer]
 
 _SHOWN = 5
+_PARTS = 64  # of all digests, by their first byte: so many are compared after each other
+_KINDS = ("same bytes", "looks alike")
 
 
-def first_few(texts: Sequence[str]) -> str:
+def first_few(texts: Iterable[str]) -> str:
     """The first of ``texts`` in one line."""
-    return "; ".join(texts[:_SHOWN]) + ("; ..." if len(texts) > _SHOWN else "")
+    shown = list(islice(texts, _SHOWN + 1))
+    return "; ".join(shown[:_SHOWN]) + ("; ..." if len(shown) > _SHOWN else "")
 
 
 class Leak(NamedTuple):
@@ -25,78 +40,123 @@ class Leak(NamedTuple):
     kind: str
 
 
+@dataclass(frozen=True, eq=False)
+class Leaks(Sequence[Leak]):
+    """The leaks among images that are called ``names``: ``pairs`` int32 (n, 2) are the positions of
+    a held-out image and its twin, the first ``copies`` of them of the same bytes."""
+
+    names: Sequence[str]
+    pairs: npt.NDArray[np.int32]
+    copies: int
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    @overload
+    def __getitem__(self, index: int) -> Leak: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Leak]: ...
+
+    def __getitem__(self, index: int | slice) -> Leak | Sequence[Leak]:
+        if isinstance(index, slice):
+            return Picked(self, np.arange(len(self))[index])
+        held, twin = self.pairs[index].tolist()
+        looks = int(index % len(self) >= self.copies)
+        return Leak(self.names[held], self.names[twin], _KINDS[looks])
+
+    def __eq__(self, other: object) -> bool:
+        return same_entries(self, other)
+
+
+NO_LEAKS = Leaks((), np.empty((0, 2), np.int32), 0)
+
+
 def compare(
-    rows: Sequence[ImageRow],
-    hashes: Sequence[str],
-    looks: Sequence[str],
-    how: Loading,
-    where: object,
-) -> tuple[list[Leak], list[str]]:
-    """Every held-out image that is in ``train`` too, by its bytes or its looks (see
-    :mod:`xfer.data.image_hash`; empty where there are none to compare), and remarks on them and
-    on images in two classes; nothing where ``how`` ignores it.
+    rows: ImageRows, digests: Digests, looks: Sequence[str], how: Loading, where: object
+) -> tuple[Leaks, list[str]]:
+    """Every held-out image that is in ``train`` too, by its bytes (``digests``, the sha256 uint8
+    (n, 32)) or its looks (see :mod:`xfer.data.image_hash`; empty where there are none to compare),
+    and remarks on them and on images in two classes; nothing where ``how`` ignores it.
 
     Raises DataError for the same bytes on both sides where ``how`` says so.
     """
     if how.leakage == "ignore":
-        return [], []
-    train = [i for i, row in enumerate(rows) if row.split == "train"]
-    held = [i for i, row in enumerate(rows) if row.split != "train"]
-    first = {hashes[i]: rows[i].name for i in reversed(train)}
-    copies = [i for i in held if hashes[i] in first]
-    same = [Leak(rows[i].name, first[hashes[i]], "same bytes") for i in copies]
-    shown = first_few([f"'{leak.held}' is '{leak.twin}'" for leak in same])
+        return NO_LEAKS, []
+    inside = rows.in_split("train")
+    twin = same_bytes(digests, inside)
+    copies = np.flatnonzero(~inside & (twin >= 0))
+    pairs = np.column_stack([copies, twin[copies]]).astype(np.int32)
+    same = Leaks(rows.names, pairs, len(pairs))
+    shown = first_few(f"'{leak.held}' is '{leak.twin}'" for leak in same)
     if same and how.leakage == "error":
         what = f"{len(same)} held-out images are also in train: {shown}"
         raise DataError(where, what, "remove one of each pair, or set data.leakage=warn", 40)
     lines = [f"held-out images that are also in train: {len(same)} ({shown})"] if same else []
-    near, near_lines = _near(rows, looks, train, sorted({*held} - {*copies}))
+    train = np.flatnonzero(inside)
+    near, near_lines = _near(rows, looks, train, np.flatnonzero(~inside & (twin < 0)))
     lines += [*near_lines, *_torn_apart(rows, looks, train)]
-    return same + near, [*lines, *_conflicts(rows, hashes)]
+    both = Leaks(rows.names, np.concatenate([pairs, near]), len(pairs))
+    return both, [*lines, *_conflicts(rows, digests)]
+
+
+def same_bytes(digests: Digests, among: npt.NDArray[np.bool_]) -> npt.NDArray[np.int32]:
+    """The first of the images ``among`` (n,) that has the same bytes as each image, int32 (n,): -1
+    where there is none. ``digests`` are their sha256, uint8 (n, 32)."""
+    twin = np.full(len(digests), -1, np.int32)
+    parts = digests[:, 0] % _PARTS
+    for part in range(_PARTS):
+        inside = parts == part
+        # Those among come first, so that each run of equal ones begins with the first of them.
+        at = np.concatenate([np.flatnonzero(inside & among), np.flatnonzero(inside & ~among)])
+        keys = np.ascontiguousarray(digests[at]).view("V32").ravel()
+        order = np.argsort(keys, kind="stable")
+        begins = np.ones(len(order), bool)
+        begins[1:] = keys[order[1:]] != keys[order[:-1]]
+        first = at[order[np.flatnonzero(begins)]][np.cumsum(begins) - 1]
+        twin[at[order]] = np.where(among[first], first, -1)
+    return twin
 
 
 def _near(
-    rows: Sequence[ImageRow], looks: Sequence[str], train: Sequence[int], held: Sequence[int]
-) -> tuple[list[Leak], list[str]]:
+    rows: ImageRows, looks: Sequence[str], train: Positions, held: Positions
+) -> tuple[npt.NDArray[np.int32], list[str]]:
+    none = NO_LEAKS.pairs
     if not looks:
-        return [], []
+        return none, []
     if (pairs := len(train) * len(held)) > MOST:
-        return [], [f"images that look alike were not searched for: {pairs} pairs are too many"]
-    leaks = [
-        Leak(rows[held[i]].name, rows[train[j]].name, "looks alike")
-        for i, j in alike([looks[i] for i in held], [looks[i] for i in train])
+        return none, [f"images that look alike were not searched for: {pairs} pairs are too many"]
+    near = [
+        (held[i], train[j]) for i, j in alike(list(Picked(looks, held)), list(Picked(looks, train)))
     ]
-    shown = first_few([f"'{leak.held}' is '{leak.twin}'" for leak in leaks])
+    leaks = Leaks(rows.names, np.array(near, np.int32).reshape(-1, 2), 0)
+    shown = first_few(f"'{leak.held}' is '{leak.twin}'" for leak in leaks)
     what = "pairs of a held-out and a training image that look alike"
-    return leaks, [f"{what}: {len(leaks)} ({shown})"] if leaks else []
+    return leaks.pairs, [f"{what}: {len(leaks)} ({shown})"] if leaks else []
 
 
-def _torn_apart(rows: Sequence[ImageRow], looks: Sequence[str], train: Sequence[int]) -> list[str]:
+def _torn_apart(rows: ImageRows, looks: Sequence[str], train: Positions) -> list[str]:
     """A remark where training images that look alike are in different folds, which makes the score
     of the folds too good."""
-    if not looks or not any(rows[i].folds for i in train):
+    if not looks or rows.folds is None:
         return []
     if (pairs := len(train) ** 2) > MOST:
         return [f"folds: images that look alike were not searched for: {pairs} pairs are too many"]
-    some = [rows[i] for i in train]
-    seen = [looks[i] for i in train]
-    apart = [
-        f"'{some[i].name}' and '{some[j].name}'"
-        for i, j in alike(seen, seen)
-        if i < j and some[i].folds[0] != some[j].folds[0]
-    ]
+    seen, folds = list(Picked(looks, train)), rows.folds[train, 0]
+    apart = [(i, j) for i, j in alike(seen, seen) if i < j and folds[i] != folds[j]]
+    if not apart:
+        return []
+    names = Picked(rows.names, train)
+    shown = first_few(f"'{names[i]}' and '{names[j]}'" for i, j in apart)
     what = "pairs of images that look alike and are in different folds"
-    return [f"{what}: {len(apart)} ({first_few(apart)}); data.group holds them together"] * bool(
-        apart
-    )
+    return [f"{what}: {len(apart)} ({shown}); data.group holds them together"]
 
 
-def _conflicts(rows: Sequence[ImageRow], hashes: Sequence[str]) -> list[str]:
+def _conflicts(rows: ImageRows, digests: Digests) -> list[str]:
     """A remark where the same bytes are in two classes: one of the labels is wrong."""
-    first: dict[str, ImageRow] = {}
-    pairs = []
-    for row, digest in zip(rows, hashes, strict=True):
-        twin = first.setdefault(digest, row)
-        if twin.label != row.label:
-            pairs.append(f"'{row.name}' is '{twin.name}'")
-    return [f"images that are in two classes: {len(pairs)} ({first_few(pairs)})"] if pairs else []
+    twin = same_bytes(digests, np.ones(len(rows), bool))
+    torn = np.flatnonzero(rows.labels[twin] != rows.labels).tolist()
+    if not torn:
+        return []
+    names = (f"'{rows.names[i]}' is '{rows.names[int(twin[i])]}'" for i in torn)
+    return [f"images that are in two classes: {len(torn)} ({first_few(names)})"]

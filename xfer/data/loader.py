@@ -180,6 +180,6 @@ class EvalLoader(_Loader):
         sound: bool = False,
     ) -> None:
         count = len(pictures)
-        chunks = [list(range(i, min(i + batch_size, count))) for i in range(0, count, batch_size)]
+        chunks = [range(i, min(i + batch_size, count)) for i in range(0, count, batch_size)]
         collate = pictures.collate_sound if sound else pictures.collate
         super().__init__(pictures, chunks[share.rank :: share.ranks], collate, workers, pin)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from typing import NamedTuple
 
 import torch
@@ -79,30 +80,35 @@ class EpochSampler(Sampler[list[Key]]):
         return batches(self.count, self.batch_size, self.ranks)
 
     def __iter__(self) -> Iterator[list[Key]]:
-        return iter(self.groups()[self.skip :])
+        parts = self.parts()  # now: the epoch may be another when the next batch is asked for
+        return (some[self.rank] for some in islice(parts, self.skip, None))
 
     def groups(self) -> list[list[Key]]:
         """The keys of every batch of the epoch, as far as they are this rank's."""
         return [parts[self.rank] for parts in self.parts()]
 
-    def parts(self) -> list[list[list[Key]]]:
+    def parts(self) -> Iterator[list[list[Key]]]:
         """The keys of every batch of the epoch, rank by rank."""
         keys, size = self._keys(), self.batch_size * self.ranks
         starts = [i * size for i in range(len(self))]
         spans = zip(starts, [*starts[1:], self.count], strict=True)
-        batches = [keys[start:end] for start, end in spans]
-        return [[batch[rank :: self.ranks] for rank in range(self.ranks)] for batch in batches]
+        batches = (keys(start, end) for start, end in spans)
+        return ([batch[rank :: self.ranks] for rank in range(self.ranks)] for batch in batches)
 
-    def _keys(self) -> list[Key]:
-        generator = torch.Generator().manual_seed(derive("order", self.seed, self.epoch))
+    def _keys(self) -> Callable[[int, int], list[Key]]:
+        """The keys of the epoch from one position in its order to another."""
+        epoch, generator = self.epoch, torch.Generator()
+        generator.manual_seed(derive("order", self.seed, epoch))
 
         def shuffled(count: int) -> list[int]:
             order: list[int] = torch.randperm(count, generator=generator).tolist()
             return order
 
         if self.labels is None:
-            return [(self.epoch, index) for index in shuffled(self.count)]
-        return [(self.epoch, *draw) for draw in balanced(self.labels, shuffled)]
+            order = torch.randperm(self.count, generator=generator)
+            return lambda start, end: [(epoch, index) for index in order[start:end].tolist()]
+        draws = balanced(self.labels, shuffled)
+        return lambda start, end: [(epoch, *draw) for draw in draws[start:end]]
 
     def weight(self, batch: int) -> float:
         """What this rank's mean loss of batch ``batch`` (from 0) must be multiplied by, so that

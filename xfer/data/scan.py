@@ -6,23 +6,28 @@ Results are cached by path, size, mtime and ctime; user files are never modified
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, overload
 
+import numpy as np
 from PIL import ImageOps
 
-from xfer.core.errors import DataError, OutputError, printable
-from xfer.core.files import cache_dir, handle_of, read_json, write_text
+from xfer.core.errors import DataError, printable
+from xfer.core.files import cache_dir, handle_of
 from xfer.core.live_line import working
 from xfer.core.locks import Lock, waits
+from xfer.core.texts import Made, Picked, same_entries
 from xfer.data.array_file import Shape, shape_of
 from xfer.data.bit_depth import Extent, extent, is_deep, numbers
 from xfer.data.image import (
+    Files,
     Size,
     broken_image,
     open_image,
@@ -30,28 +35,84 @@ from xfer.data.image import (
     refuse_huge,
     rgb_of,
 )
-from xfer.data.image_bytes import ImagePlace, TarMember, read_file, stamp_now
+from xfer.data.image_bytes import ImagePlace, TarMember, read_file, stamp_key, stamp_now
 from xfer.data.image_hash import look
+from xfer.data.scan_cache import Known, ScanColumns
 
-_CACHE_VERSION = 5
-_LARGEST_CACHE = 1 << 32  # bytes: some 20 million images
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from xfer.core.types import PixelRange
+
+    Places = Sequence[ImagePlace]
+
 _BATCH = 32  # files a thread takes at once
-_Cache = dict[str, list[Any]]
-_TWO_NUMBERS = [[a, b] for a in (int, float) for b in (int, float)]
+_AHEAD = 4  # batches a thread
 
 
 class Facts(NamedTuple):
     """A file as it was read: its sha256, what is wrong with it (``None`` for a sound image), its
-    :func:`xfer.data.image_hash.look`, what its pixels reach where they have more than 8 bits, what
-    an edit of it would change, and its size."""
+    :func:`xfer.data.image_hash.look`, what its pixels reach where they have more than 8 bits, and
+    its size."""
 
     path: ImagePlace
     sha256: str = ""
     problem: str | None = None
     look: str = ""
     reach: Extent | None = None
-    stamp: str = ""
     size: Size = (0, 0)
+
+
+@dataclass(frozen=True, eq=False)
+class Examined(Sequence[Facts]):
+    """Image files as they were read, in the order of ``places``: ``columns`` of what they are, and
+    what is wrong with those that have ``problems``, by position."""
+
+    places: Sequence[ImagePlace]
+    columns: ScanColumns
+    problems: Mapping[int, str]
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    @overload
+    def __getitem__(self, index: int) -> Facts: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Facts]: ...
+
+    def __getitem__(self, index: int | slice) -> Facts | Sequence[Facts]:
+        if isinstance(index, slice):
+            return Picked(self, np.arange(len(self))[index])
+        place, at, columns = self.places[index], index % len(self), self.columns
+        problem, reach = self.problems.get(at), columns.deep.get(at)
+        return Facts(place, columns.digest(at), problem, columns.look(at), reach, columns.size(at))
+
+    def __eq__(self, other: object) -> bool:
+        return same_entries(self, other)
+
+    @property
+    def broken(self) -> list[Facts]:
+        """Those that are no sound images."""
+        return [self[at] for at in sorted(self.problems)]
+
+    @property
+    def deep(self) -> list[tuple[ImagePlace, Extent]]:
+        """Those of more than 8 bits, and what their pixels reach."""
+        sound = sorted(self.columns.deep.keys() - self.problems.keys())
+        return [(self.places[at], self.columns.deep[at]) for at in sound]
+
+    def files(
+        self, positions: npt.NDArray[np.integer], over: PixelRange | None, places: Places
+    ) -> Files:
+        """The images at ``positions``, which lie at ``places``."""
+        count, columns = len(self), self.columns
+        return Files(
+            Picked(places, positions),
+            over,
+            Picked(Made(count, columns.scanned), positions),
+            Picked(Made(count, columns.size), positions),
+        )
 
 
 def broken_files(broken: Sequence[Facts]) -> DataError:
@@ -59,31 +120,27 @@ def broken_files(broken: Sequence[Facts]) -> DataError:
     return broken_image(broken[0].path, str(broken[0].problem), more=len(broken) - 1)
 
 
-def examine(paths: Sequence[ImagePlace], root: Path) -> list[Facts]:
+def examine(paths: Sequence[ImagePlace], root: Path) -> Examined:
     """Every file as it was read, in order. ``root`` names the cache; while one process scans it,
     others that ask for it wait and find the result."""
     with _alone(root):
-        known = _read_cache(root)
-        stamps = [_stamp(path) for path in paths]
-        new = [i for i, path in enumerate(paths) if known.get(str(path), [""])[0] != stamps[i]]
-        broken: dict[int, Facts] = {}
-        for i, facts in zip(new, _inspect_all([paths[i] for i in new]), strict=True):
+        keys = np.fromiter((stamp_key(p, _stamp(p)) for p in paths), np.uint64, len(paths))
+        known = Known(_cache_file(root))
+        columns, new = known.of(keys)
+        problems: dict[int, str] = {}
+        for i, facts in zip(map(int, new), _inspect_all(Picked(paths, new)), strict=True):
             if facts.problem is None:
-                row = [stamps[i], facts.sha256, facts.look, facts.reach, list(facts.size)]
-                known[str(paths[i])] = row
+                columns.put(i, facts.sha256, facts.look, facts.reach, facts.size)
             else:
-                broken[i] = facts
-        if new:
-            _write_cache(root, known, paths)
-    return [broken.get(i) or _facts(path, known[str(path)]) for i, path in enumerate(paths)]
-
-
-def _facts(path: ImagePlace, row: list[Any]) -> Facts:
-    stamp, digest, looks, reach, (width, height) = row
-    deep = Extent(*reach) if reach else None
-    packed = path.sha256 if isinstance(path, TarMember) else ""
-    problem = None if packed in ("", digest) else "its bytes are not those that were packed"
-    return Facts(path, digest, problem, looks, deep, stamp, (width, height))
+                problems[i] = facts.problem
+        if len(new):
+            good = np.delete(np.arange(len(paths)), sorted(problems))
+            known.write(columns, good, map(str, Picked(paths, good)), _is_there)
+    for i, path in enumerate(paths):
+        packed = path.sha256 if isinstance(path, TarMember) and i not in problems else ""
+        if packed and packed != columns.digest(i):
+            problems[i] = "its bytes are not those that were packed"
+    return Examined(paths, columns, problems)
 
 
 @contextmanager
@@ -99,16 +156,25 @@ def _alone(root: Path) -> Iterator[None]:
         yield
 
 
-def _inspect_all(paths: list[ImagePlace]) -> Iterator[Facts]:
+def _inspect_all(paths: Sequence[ImagePlace]) -> Iterator[Facts]:
     # Threads: reading, hashing and decoding release the lock, and processes cost more to start.
-    batches = [paths[i : i + _BATCH] for i in range(0, len(paths), _BATCH)]
+    batches = (paths[i : i + _BATCH] for i in range(0, len(paths), _BATCH))
+    threads = min(8, 2 * (os.cpu_count() or 1))
     with (
-        ThreadPoolExecutor(min(8, 2 * (os.cpu_count() or 1))) as pool,
+        ThreadPoolExecutor(threads) as pool,
         working("reading images", len(paths)) as advance,
     ):
-        for batch in pool.map(lambda batch: [inspect(path) for path in batch], batches):
-            advance(len(batch))
-            yield from batch
+        ahead = deque(pool.submit(_batch, some) for some in islice(batches, _AHEAD * threads))
+        while ahead:
+            facts = ahead.popleft().result()
+            # No more than are wanted soon: the facts of all of them would not be flat in memory.
+            ahead.extend(pool.submit(_batch, some) for some in islice(batches, 1))
+            advance(len(facts))
+            yield from facts
+
+
+def _batch(paths: Sequence[ImagePlace]) -> list[Facts]:
+    return [inspect(path) for path in paths]
 
 
 def inspect(path: ImagePlace) -> Facts:
@@ -177,34 +243,4 @@ def _is_there(name: str) -> bool:
 
 def _cache_file(root: Path) -> Path:
     name = hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:24]
-    return cache_dir() / "scan" / f"{name}.json"
-
-
-def _read_cache(root: Path) -> _Cache:
-    try:
-        facts = read_json(_cache_file(root), _LARGEST_CACHE)
-        rows = dict(facts["files"]) if facts["version"] == _CACHE_VERSION else {}
-        return {name: row for name, row in rows.items() if _is_row(row)}
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}  # a cache that cannot be read is made again
-
-
-def _is_row(row: object) -> bool:
-    """Whether a row of the cache is a stamp, a hash, looks, the range of a deep file, a size."""
-    if not isinstance(row, list) or len(row) != 5 or not all(isinstance(c, str) for c in row[:3]):
-        return False
-    reach, size = row[3:]
-    if not isinstance(size, list) or [type(n) for n in size] != [int, int]:
-        return False
-    kinds = [type(cell) for cell in reach] if isinstance(reach, list) else []
-    return reach is None or (kinds[:1] == [str] and kinds[1:] in _TWO_NUMBERS)
-
-
-def _write_cache(root: Path, known: _Cache, paths: Sequence[ImagePlace]) -> None:
-    # Other splits of the same root were scanned at other times; files that are gone are dropped.
-    listed = {str(path) for path in paths}
-    files = {name: row for name, row in known.items() if name in listed or _is_there(name)}
-    try:
-        write_text(_cache_file(root), json.dumps({"version": _CACHE_VERSION, "files": files}))
-    except OutputError:
-        return  # a read-only home costs the next run its scan, nothing else
+    return cache_dir() / "scan" / f"{name}.zip"

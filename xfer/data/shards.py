@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar, NamedTuple
 
+import numpy as np
 from annotated_types import MinLen
 
 from xfer.core.checked import checked
@@ -18,7 +20,9 @@ from xfer.core.types import Dataset, class_name
 from xfer.data.dataset import of_files
 from xfer.data.folder import SYNONYMS
 from xfer.data.folds import by_folder
-from xfer.data.image_bytes import ImagePlace, TarMember
+from xfer.data.image_bytes import ImagePlace
+from xfer.data.image_places import TarMembers
+from xfer.data.image_rows import ImageRows
 from xfer.data.options import SPLITS, ImageRow, Loading, place
 from xfer.data.split import divide, shares
 from xfer.data.tar_index import COMPRESSED, TarIndex, index_of
@@ -70,7 +74,7 @@ class Shards(Loading):
         _check_pack(root, tars)
         if not training and set(shares(self, tars)) == {"train"}:
             tars.pop("train", None)  # nothing is held out of it
-        rows, places, notes = _rows(root, tars)
+        rows, places, notes = _listed(root, tars)
         rows = by_folder(rows, root) if self.group else rows
         remarks += notes
         return of_files(divide(rows, self, root, training), root, self, remarks, places)
@@ -139,7 +143,8 @@ def members_of(root: Path) -> dict[str, ImagePlace]:
     try:
         tars = _tars(root)[0].items()
         inside = {s: [t for t in some if t.resolve().is_relative_to(whole)] for s, some in tars}
-        return _rows(root, inside)[1]
+        rows, members, _ = _listed(root, inside)
+        return dict(zip(rows.names, members, strict=True))
     except DataError:
         return {}
 
@@ -201,47 +206,95 @@ def _no_index(path: Path, error: Exception) -> DataError:
     return DataError(path, what, "pack the images again, or remove that file", 83)
 
 
-def _rows(
+def _listed(
     root: Path, tars: Mapping[str, Sequence[Path]]
-) -> tuple[list[ImageRow], dict[str, ImagePlace], list[str]]:
+) -> tuple[ImageRows, TarMembers, list[str]]:
     """The images of all tar files: rows in the order of files and members, where each lies, and
     remarks."""
-    classes = _classes(root)
-    rows: list[ImageRow] = []
-    places: dict[str, ImagePlace] = {}
-    left_out: dict[str, tuple[int, str]] = {}
-    for split, path in ((split, path) for split, some in tars.items() for path in some):
+    listing = _Listing(_classes(root))
+    rows = ImageRows.of(
+        row for split, some in tars.items() for path in some for row in listing.rows(split, path)
+    )
+    members = listing.members(rows.names)
+    _refuse_twice(rows.names, members)
+    return rows, members, list(_lines(listing.left_out, listing.classes, rows))
+
+
+class _Listing:
+    """The tar files that have been read so far, and where the images in them are."""
+
+    def __init__(self, classes: tuple[str, ...]) -> None:
+        self.classes = classes
+        self.left_out: dict[str, tuple[int, str]] = {}
+        self._files: list[Path] = []
+        self._folders: list[str] = []
+        # Of each image: the number of its file, where it starts there, and its bytes.
+        self._file_of, self._starts, self._sizes = array("i"), array("q"), array("i")
+        self._others: dict[int, str] = {}
+        self._hashes = bytearray()  # empty until a pack has written one
+
+    def rows(self, split: str, path: Path) -> Iterator[ImageRow]:
+        """The images of a tar file."""
         index = index_of(path)
         if not index.samples:
             what, fix = "holds no image", "remove it, or write it again"
             raise DataError(path, what, fix, 81)
-        hashes = _hashes(path, index)
-        for sample, digest in zip(index.samples, hashes, strict=True):
+        folder = f"{split}/" if split else ""
+        for sample, digest in zip(index.samples, _hashes(path, index), strict=True):
             name = name_of(split, sample.key, sample.suffix)
-            if name in places:
-                what = f"the image '{name}' is in {_shard(places[name])} too"
-                fix = "give every image of a split a key of its own, or remove one of the files"
-                raise DataError(path, what, fix, 81)
-            label = _class(path, sample.name, sample.label, classes)
-            rows.append(ImageRow(name, label, split))
-            places[name] = TarMember(path, sample.name, sample.start, sample.size, digest)
+            label = _class(path, sample.name, sample.label, self.classes)
+            if folder + sample.name != name:
+                self._others[len(self._sizes)] = sample.name
+            if digest and not self._hashes:
+                self._hashes += bytes(32 * len(self._sizes))
+            self._file_of.append(len(self._files))
+            self._starts.append(sample.start)
+            self._sizes.append(sample.size)
+            if self._hashes or digest:
+                self._hashes += bytes.fromhex(digest) or bytes(32)
+            yield ImageRow(name, label, split)
+        self._files.append(path)
+        self._folders.append(folder)
         for why, (count, first) in index.left_out.items():
-            before, shown = left_out.get(why, (0, f"{path.name}/{first}"))
-            left_out[why] = before + count, shown
-    return rows, places, list(_lines(left_out, classes, rows))
+            before, shown = self.left_out.get(why, (0, f"{path.name}/{first}"))
+            self.left_out[why] = before + count, shown
+
+    def members(self, names: Sequence[str]) -> TarMembers:
+        """Where all of them are, by the ``names`` of their rows."""
+        digests = np.frombuffer(self._hashes, np.uint8).reshape(-1, 32) if self._hashes else None
+        return TarMembers(
+            files=self._files,
+            folders=self._folders,
+            names=names,
+            file_of=np.frombuffer(self._file_of, np.int32),
+            starts=np.frombuffer(self._starts, np.int64),
+            sizes=np.frombuffer(self._sizes, np.int32),
+            others=self._others,
+            digests=digests,
+        )
 
 
-def _shard(where: ImagePlace) -> Path:
-    return where if isinstance(where, Path) else where.file
+def _refuse_twice(names: Sequence[str], members: TarMembers) -> None:
+    """Raise DataError where two images have one name."""
+    keys = np.fromiter(map(hash, names), np.int64, len(names))
+    keys.sort()
+    often = {int(key) for key in keys[1:][keys[1:] == keys[:-1]]}
+    first: dict[str, int] = {}
+    for i, name in enumerate(names) if often else ():
+        if hash(name) in often and (before := first.setdefault(name, i)) != i:
+            shards = [members.files[members.file_of[at]] for at in (before, i)]
+            what = f"the image '{name}' is in {shards[0]} too"
+            fix = "give every image of a split a key of its own, or remove one of the files"
+            raise DataError(shards[1], what, fix, 81)
 
 
 def _lines(
-    left_out: Mapping[str, tuple[int, str]], classes: Sequence[str], rows: Sequence[ImageRow]
+    left_out: Mapping[str, tuple[int, str]], classes: Sequence[str], rows: ImageRows
 ) -> Iterator[str]:
     for why, (count, first) in sorted(left_out.items()):
         more = f" and {count - 1} more" if count > 1 else ""
         yield f"left out ({why}): '{first}'{more}"
-    seen = {row.label for row in rows}
+    seen = rows.counts()
     if empty := [name for name in classes if name not in seen]:
         more = f" and {len(empty) - 1} more" if len(empty) > 1 else ""
         yield f"{CLASSES} names classes without an image: '{empty[0]}'{more}"

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
+from typing import TYPE_CHECKING
 from unicodedata import normalize
+
+import numpy as np
 
 from xfer.core.errors import ConfigError, DataError, closest
 from xfer.core.seeds import derive
+from xfer.core.texts import Picked
 from xfer.core.types import class_name
 from xfer.data.folds import into_folds
+from xfer.data.image_rows import ImageRows, code_of
 from xfer.data.options import SPLITS, ImageRow, Loading
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 _EPSILON = 1e-9  # of a sum of fractions
 
@@ -31,21 +39,22 @@ def shares(how: Loading, given: Collection[str]) -> dict[str, float]:
     return {split: share for split, share in parts.items() if share}
 
 
-def divide(rows: list[ImageRow], how: Loading, where: object, training: bool) -> list[ImageRow]:
+def divide(listed: Iterable[ImageRow], how: Loading, where: object, training: bool) -> ImageRows:
     """Give every row a split, keep those that are asked for, and check classes and splits.
 
     What has no split, and ``train`` where ``val`` or ``test`` is missing, is divided by
     :func:`shares`. With ``how.folds`` what is left of ``train`` is divided into folds. The order
     stays. Raises DataError naming ``where``.
     """
-    rows = [row._replace(label=class_name(row.label)) for row in rows]
-    parts = shares(how, {row.split for row in rows})
-    taken = hold_out([row for row in rows if row.split in ("", "train")], parts, how, where)
-    rows = [row._replace(split=taken.get(row.name, row.split)) for row in rows]
+    rows = ImageRows.of(listed).relabelled(class_name)
+    parts = shares(how, rows.given)
+    pool = np.flatnonzero(rows.in_split("", "train"))
+    rows = rows.moved(pool, hold_out(rows.take(pool), parts, how, where))
     if how.folds and training:
         rows = into_folds(rows, how, where)
-    rows = [row for row in rows if training or row.split != "train"]
-    refuse_missing({row.split for row in rows}, how, where, training)
+    if not training:
+        rows = rows.take(np.flatnonzero(~rows.in_split("train")))
+    refuse_missing(rows.given, how, where, training)
     _check_classes(rows, where)
     return rows
 
@@ -73,33 +82,41 @@ def refuse_missing(given: Collection[str], how: Loading, where: object, training
 
 
 def hold_out(
-    pool: list[ImageRow], parts: dict[str, float], how: Loading, where: object
-) -> dict[str, str]:
-    """The split of every name. Each class is ranked by hashes of seed and name, so that neither
-    the order of the files nor a new file moves the others from one split to another."""
-    classes: dict[str, list[str]] = {}
-    for row in pool:
-        classes.setdefault(row.label, []).append(row.name)
-    few = sorted(label for label, names in classes.items() if len(names) < len(parts))
+    pool: ImageRows, parts: dict[str, float], how: Loading, where: object
+) -> npt.NDArray[np.int8]:
+    """The code of the split of every row of ``pool``, int8 (n,). Each class is ranked by hashes of
+    seed and name, so that neither the order of the files nor a new file moves the others from one
+    split to another."""
+    counts = pool.counts()
+    few = sorted(label for label, count in counts.items() if count < len(parts))
     if few:
         others = f" (and {len(few) - 1} more classes)" if len(few) > 1 else ""
         what = (
-            f"class '{few[0]}' has {len(classes[few[0]])} image(s){others}; "
+            f"class '{few[0]}' has {counts[few[0]]} image(s){others}; "
             f"{', '.join(sorted(parts))} need one each"
         )
         fix = "add images, remove the class, or give the splits folders of their own"
         raise DataError(where, what, fix, 8)
-    taken: dict[str, str] = {}
-    for label, names in classes.items():
-        # A Mac and Linux spell an accent in two ways; the split must not hang on that.
-        ranked = sorted(
-            (derive("split", how.split_seed, label, normalize("NFC", name)), name) for name in names
-        )
+    taken = np.zeros(len(pool), np.int8)
+    for label in counts:
+        members = np.flatnonzero(pool.labels == pool.kinds.index(label))
+        ranked = members[_ranked(Picked(pool.names, members), label, how.split_seed)]
         start = 0
-        for split, count in _counts(len(names), parts).items():
-            taken.update((name, split) for _, name in ranked[start : start + count])
+        for split, count in _counts(len(members), parts).items():
+            taken[ranked[start : start + count]] = code_of(split)
             start += count
     return taken
+
+
+def _ranked(names: Sequence[str], label: str, seed: int) -> npt.NDArray[np.int64]:
+    """The order of ``names`` by their hashes, and by themselves where those are equal."""
+    # A Mac and Linux spell an accent in two ways; the split must not hang on that.
+    hashes = (derive("split", seed, label, normalize("NFC", name)) for name in names)
+    ranks = np.fromiter(hashes, np.int64, len(names))
+    order = np.argsort(ranks, kind="stable")
+    if (np.diff(ranks[order]) == 0).any():
+        order = np.array(sorted(order.tolist(), key=lambda i: (ranks[i], names[i])))
+    return order
 
 
 def _counts(total: int, parts: dict[str, float]) -> dict[str, int]:
@@ -122,11 +139,11 @@ def _remedy(split: str, how: Loading, given: Collection[str]) -> str:
     return f"add images to train on; those of {', '.join(sorted(given))} are all held out"
 
 
-def _check_classes(rows: list[ImageRow], where: object) -> None:
-    classes: dict[str, set[str]] = {}
-    for row in rows:
-        classes.setdefault(row.split, set()).add(row.label)
-    first, *others = (split for split in SPLITS if split in classes)
+def _check_classes(rows: ImageRows, where: object) -> None:
+    classes = {
+        split: set(rows.counts(rows.in_split(split))) for split in SPLITS if split in rows.given
+    }
+    first, *others = classes
     for split in others:
         if classes[split] != classes[first]:
             raise _differ(where, first, split, classes)

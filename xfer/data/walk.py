@@ -86,12 +86,15 @@ class Tree:
                     self.leave_out(folder, _AGAIN)
                     continue
                 read.add((facts.st_dev, facts.st_ino))
-                for entry in sorted(entries, key=lambda entry: entry.name, reverse=True):
-                    name = _joined(folder, entry)
+                inside: list[os.DirEntry[str]] = []
+                for entry in entries:  # of a million, an entry is ten times its name
                     if _leads_to_folder(entry):
-                        ahead += [name] if self._enters(name, entry) else []
-                    elif self._takes(name, entry):
+                        inside.append(entry)
+                    elif self._takes(name := _joined(folder, entry), entry):
                         names.append(name)
+                for entry in sorted(inside, key=lambda entry: entry.name, reverse=True):
+                    if self._enters(name := _joined(folder, entry), entry):
+                        ahead.append(name)
         return sorted(names)
 
     def _takes(self, path: str, entry: os.DirEntry[str]) -> bool:

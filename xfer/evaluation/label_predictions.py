@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,23 +17,20 @@ _SIGNS = ("|", ";", "/", "+", ",")
 _SHOWN = 20
 
 
-def label_table(answers: Predictions) -> str:
-    """A CSV row an image: ``path, labels, p_<class>...``, the labels that it is said to have with
-    ``|`` between them, or another sign where a class has that in its name. Where the truth is known
-    it is ``path, label, prediction, p_<class>...``: ``label`` are the labels that it has, with
-    ``?`` in front of those that are unknown."""
+def label_table(answers: Predictions) -> Iterator[list[str]]:
+    """The header and a row an image: ``path, labels, p_<class>...``, the labels that it is said to
+    have with ``|`` between them, or another sign where a class has that in its name. Where the
+    truth is known it is ``path, label, prediction, p_<class>...``: ``label`` are the labels that it
+    has, with ``?`` in front of those that are unknown."""
     classes, sign = answers.classes, sign_for(answers.classes)
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
     first = ["path", "labels"] if answers.labels is None else ["path", "label", "prediction"]
-    writer.writerow([*first, *(f"p_{cell(name)}" for name in classes)])
+    yield [*first, *(f"p_{cell(name)}" for name in classes)]
     for block in answers.blocks():
         rows = zip(block.names, block.probabilities, block.said, strict=True)
         for i, (name, shares, said) in enumerate(rows):
             known = [] if block.labels is None else [_true(block.labels[i], classes, sign)]
             given = cell(sign.join(_named(said, classes)))
-            writer.writerow([cell(name), *known, given, *(f"{p:.6f}" for p in shares)])
-    return text.getvalue()
+            yield [cell(name), *known, given, *(f"{p:.6f}" for p in shares)]
 
 
 def sign_for(classes: Sequence[str]) -> str:

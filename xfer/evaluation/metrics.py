@@ -6,7 +6,7 @@ A metric is one row of ``METRICS``: everything else that names one reads it ther
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from xfer.core.errors import ConfigError
+from xfer.core.long_array import zeros
 from xfer.core.protocols import CustomMetric
 from xfer.core.types import Score
 from xfer.evaluation.statistics import wilson
@@ -26,6 +27,7 @@ FEW = 100
 RANKED = 1000
 """Up to so many classes, the images are ranked once for each of them."""
 _BINS = 15
+_AT_ONCE = 1 << 13  # images whose logits are worked on at a time
 
 
 @dataclass(frozen=True)
@@ -89,11 +91,11 @@ def values(
     is the answer, and the first five are the top five. A value that logits of NaN would make up is
     NaN.
     """
-    z, truth = np.asarray(logits, np.float64), np.asarray(labels, np.int64)
+    z, truth = _doubles(logits), np.asarray(labels, np.int64)
     defined = [metric for metric in with_parts(parts) if metric.has(z.shape[1])]
-    if not np.isfinite(z).all():
+    if not all(np.isfinite(block).all() for block in _blocks(z)):
         return {metric.name: math.nan for metric in defined}
-    answers = Answers(z, truth, z.argmax(axis=1), *_sums(z))
+    answers = Answers(z, truth, z.argmax(axis=1), *_by_image(_sums, z))
     return {metric.name: float(metric.compute(answers)) for metric in defined}
 
 
@@ -154,6 +156,24 @@ def _sums(z: Floats) -> tuple[Floats, Floats]:
     return largest, np.exp(z - largest[:, None]).sum(axis=1)
 
 
+def _doubles(logits: npt.ArrayLike) -> Floats:
+    """``logits`` in double precision; of very many images, where the system can take them back."""
+    given = np.asarray(logits)
+    z: Floats = zeros(given.shape, np.float64)
+    z[...] = given
+    return z
+
+
+def _blocks(z: Floats) -> Iterator[Floats]:
+    return (z[i : i + _AT_ONCE] for i in range(0, len(z), _AT_ONCE))
+
+
+def _by_image(of: Callable[[Floats], tuple[Floats, ...]], z: Floats) -> tuple[Floats, ...]:
+    """What ``of`` gives of each image, an array or more of (n,), without a copy of all of ``z``."""
+    parts = [of(block) for block in _blocks(z)] or [of(z)]
+    return tuple(np.concatenate(column) for column in zip(*parts, strict=True))
+
+
 def _macro_f1(answers: Answers) -> float:
     truth, chosen, classes = answers.truth, answers.chosen, answers.logits.shape[1]
     counts = np.bincount(truth, minlength=classes) + np.bincount(chosen, minlength=classes)
@@ -172,10 +192,7 @@ def _auroc(answers: Answers) -> float:
     counts = np.bincount(truth, minlength=z.shape[1])
     if (counts == 0).any() or (counts == len(truth)).any():
         return math.nan  # undefined for a class without, or with only, positive images
-    # Summed in order of size: images with the same logits in other places are equals.
-    ordered = np.sort(z, axis=1)
-    largest, total = _sums(ordered)
-    second, rest = _sums(ordered[:, :-1])
+    largest, total, second, rest = _by_image(_in_order, z)
     # Of the largest apart: what is left of the total without it may be lost in rounding.
     certain = (largest - second) - np.log(rest)
     areas = []
@@ -184,6 +201,13 @@ def _auroc(answers: Answers) -> float:
         unsure = below - np.log(np.maximum(total - np.exp(below), 1))
         areas.append(_area(np.where(below == 0, certain, unsure), truth == c))
     return float(np.mean(areas))
+
+
+def _in_order(z: Floats) -> tuple[Floats, ...]:
+    """:func:`_sums` of all logits of an image, and of all but the largest. They are summed in order
+    of size: images with the same logits in other places are equals."""
+    ordered = np.sort(z, axis=1)
+    return (*_sums(ordered), *_sums(ordered[:, :-1]))
 
 
 def _area(ranks: Floats, positive: npt.NDArray[np.bool_]) -> float:

@@ -15,6 +15,7 @@ import numpy as np
 
 from xfer.core.files import read_text
 from xfer.core.run_folder import run_of
+from xfer.core.texts import repeated
 from xfer.core.types import Plain, Predictions
 from xfer.evaluation import metrics
 from xfer.evaluation.csv_cell import cell
@@ -39,7 +40,7 @@ class OutOfFold:
     ``chose`` whether a fold's images chose the epoch that answers them.
     """
 
-    names: tuple[str, ...]
+    names: Sequence[str]
     logits: npt.NDArray[np.float32]
     labels: npt.NDArray[np.int64]
     folds: npt.NDArray[np.int64]
@@ -62,7 +63,7 @@ class OutOfFold:
             "fold": self.folds.ravel().tolist(),
         }
         pooled = Predictions(
-            self.names * repeats,
+            repeated(self.names, repeats),
             self.logits.reshape(repeats * n, -1),
             np.tile(self.labels, repeats),
             self.classes,

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -14,15 +12,19 @@ import numpy as np
 from PIL import Image as PIL
 
 from xfer.core.errors import DataError, DivergedError, XferError, printable
-from xfer.core.files import atomic_write, output_errors, path_problem, write_text
+from xfer.core.files import atomic_write, output_errors, path_problem
 from xfer.core.log import log
+from xfer.core.long_array import zeros
+from xfer.core.texts import Picked, Texts
 from xfer.core.types import PixelRange, Predictions, Samples
 from xfer.data.bit_depth import range_remarks
-from xfer.data.image import SUFFIXES, Files, to_rgb
+from xfer.data.image import SUFFIXES, to_rgb
+from xfer.data.image_bytes import ImagePlace
+from xfer.data.image_places import FilesBelow
 from xfer.data.scan import examine
 from xfer.data.walk import NO_IMAGE, Tree, is_hidden, note_lines
 from xfer.evaluation.conformal import set_words
-from xfer.evaluation.csv_cell import cell
+from xfer.evaluation.csv_cell import cell, write_csv
 from xfer.evaluation.label_predictions import label_summary, label_table
 from xfer.evaluation.metrics import FEW
 
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from xfer.core.types import Array
 
 Batch = TypeVar("Batch")
+_AT_ONCE = 1 << 13  # images
 LOGITS = "logits_val.npy"
 """The exact answers of the run of one fold, for the run that pools them."""
 
@@ -44,23 +47,26 @@ def find(inputs: Sequence[str], over: PixelRange | None = None) -> Samples:
     ``over`` is the range of files of more than 8 bits. Raises DataError when an input names
     nothing, or no file is an image.
     """
-    paths = list(dict.fromkeys(path for text in inputs for path in _named(text)))
+    given = [_named(text) for text in inputs]
+    paths = (
+        given[0] if len(given) == 1 else list(dict.fromkeys(itertools.chain.from_iterable(given)))
+    )
     facts = examine(paths, Path.cwd())
-    sound = [f for f in facts if not f.problem]
-    broken = [f for f in facts if f.problem]
-    if not sound:
+    broken = facts.broken
+    if len(broken) == len(facts):
         what = f"none of {len(paths)} files is an image ({broken[0].path.name}: "
         what += f"{broken[0].problem})"
         raise DataError(inputs[0], what, "give a folder of images", 46)
     if broken:
         shown = "; ".join(f"{printable(f.path)}: {f.problem}" for f in broken[:5])
         log.warning(f"{len(broken)} of {len(paths)} files are broken and left out: {shown}")
-    for line in range_remarks([(f.path, f.reach) for f in sound if f.reach], over)[1:]:
+    for line in range_remarks(facts.deep, over)[1:]:
         log.warning(line)
+    sound = np.delete(np.arange(len(paths)), sorted(facts.problems))
     return Samples(
-        names=tuple(str(f.path) for f in sound),
+        names=Picked(Texts(map(str, paths)), sound),
         labels=np.full(len(sound), -1, np.int64),
-        images=Files(tuple(f.path for f in sound), over, tuple((f.stamp, f.sha256) for f in sound)),
+        images=facts.files(sound, over, paths),
         sha256="",
     )
 
@@ -95,9 +101,10 @@ def _picture(item: Any, position: int) -> Image:
     raise DataError(where, what, fix, 63)
 
 
-def _named(text: str) -> list[Path]:
+def _named(text: str) -> Sequence[ImagePlace]:
     """The images that ``text`` names; what else it names is a warning."""
     fix = "give predict.input=FOLDER, FILE or 'GLOB'"
+    images: Sequence[ImagePlace]
     left_out: list[str] = []
     try:
         path = Path(text).expanduser()
@@ -116,10 +123,10 @@ def _named(text: str) -> list[Path]:
     return images
 
 
-def _walked(folder: Path) -> tuple[list[Path], list[str]]:
+def _walked(folder: Path) -> tuple[FilesBelow, list[str]]:
     """The images below a folder, as training walks it, and what it leaves out."""
     tree = Tree(folder)
-    return [folder / name for name in tree.images("")], tree.remarks()
+    return FilesBelow(folder, Texts(tree.images(""))), tree.remarks()
 
 
 def _matches(pattern: Path) -> tuple[list[Path], list[str]]:
@@ -139,7 +146,8 @@ def _matches(pattern: Path) -> tuple[list[Path], list[str]]:
         for folder in globbed(parts[:stars]):
             if folder.is_dir() and _why_not(folder, parts) != "hidden":
                 inside, remarks = _walked(folder)
-                images += [p for p in inside if p.relative_to(folder).match(str(Path(*rest)))]
+                within = [name for name in inside.names if Path(name).match(str(Path(*rest)))]
+                images += [folder / name for name in within]
                 lines += remarks
         return images, list(dict.fromkeys(lines))
     reasons = {path: _why_not(path, parts) for path in globbed(parts)}
@@ -178,34 +186,50 @@ def predict_split(
     ``None`` of each of its images. Errors are added to ``broken``; where there is no such list,
     the first one is raised. Raises DivergedError for an answer that is not finite.
     """
-    logits: list[npt.NDArray[np.float32]] = []
-    decoded: list[bool] = []
-    for batch, errors in batches:
-        failed = [error for error in errors if error is not None]
-        if failed and broken is None:
-            raise failed[0]
-        if broken is not None:
-            broken += failed
-        decoded += [error is None for error in errors]
-        if batch is not None:
-            logits.append(run(batch))
-    return predictions(samples, np.flatnonzero(decoded).tolist(), logits, classes)
+    decoded = bytearray()
+
+    def answered() -> Iterator[npt.NDArray[np.float32]]:
+        for batch, errors in batches:
+            failed = [error for error in errors if error is not None]
+            if failed and broken is None:
+                raise failed[0]
+            if broken is not None:
+                broken.extend(failed)
+            decoded.extend(error is None for error in errors)
+            if batch is not None:
+                yield run(batch)
+
+    logits = stacked(answered(), len(samples), len(classes))
+    at = np.flatnonzero(np.frombuffer(decoded, bool))
+    return predictions(samples, at, logits, classes)
+
+
+def stacked(
+    batches: Iterable[npt.NDArray[np.float32]], count: int, classes: int
+) -> npt.NDArray[np.float32]:
+    """``batches`` of logits, float32 (n, classes), after each other, ``count`` rows at most."""
+    logits, rows = np.empty((0, classes), np.float32), 0
+    for batch in batches:
+        logits = logits if rows else zeros((count, batch.shape[1]), np.float32)
+        logits[rows : rows + len(batch)] = batch
+        rows += len(batch)
+    return logits[:rows]
 
 
 def predictions(
     samples: Samples,
-    at: Iterable[int],
-    batches: Sequence[npt.NDArray[np.float32]],
+    at: npt.NDArray[np.integer],
+    logits: npt.NDArray[np.float32],
     classes: tuple[str, ...],
 ) -> Predictions:
-    """``batches`` of logits, float32 (n, classes), as the answers on the images ``at`` these
-    positions. Raises DivergedError where one is not finite."""
-    logits = np.concatenate(batches) if batches else np.empty((0, len(classes)), np.float32)
-    at = [*at]
-    names = tuple(samples.names[i] for i in at)
-    if not np.isfinite(logits).all():
-        name = names[int(np.flatnonzero(~np.isfinite(logits).all(axis=1))[0])]
-        raise DivergedError(name, "the network answers NaN or Inf", "use another checkpoint", 1)
+    """``logits`` float32 (n, classes) as the answers on the images ``at`` these positions. Raises
+    DivergedError where one is not finite."""
+    names = samples.names if len(at) == len(samples) else Picked(samples.names, at)
+    for start in range(0, len(logits), _AT_ONCE):
+        sound = np.isfinite(logits[start : start + _AT_ONCE]).all(axis=1)
+        if not sound.all():
+            name = names[start + int(np.flatnonzero(~sound)[0])]
+            raise DivergedError(name, "the network answers NaN or Inf", "use another checkpoint", 1)
     labels = samples.labels[at]
     # Of several labels an image some may be unknown; of one, then all are.
     known = labels.ndim == 2 or (labels >= 0).all()
@@ -266,18 +290,22 @@ def write_predictions(
     :func:`xfer.evaluation.label_predictions.label_table`.
     """
     if predictions.task:
-        write_text(path, label_table(predictions))
-        return
+        write_csv(path, label_table(predictions))
+    else:
+        write_csv(path, _table(predictions, columns or {}))
+
+
+def _table(
+    predictions: Predictions, beside: Mapping[str, Sequence[int]]
+) -> Iterator[Sequence[object]]:
+    """The header and the rows."""
     classes = predictions.classes
     few = len(classes) <= FEW
     rest = [f"p_{cell(c)}" for c in classes] if few else _RUNNERS_UP
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
     labels = [] if predictions.labels is None else ["label"]
     views = [] if predictions.views == 1 else [predictions.views]
     last = [*_beside(predictions), *(["views"] if views else [])]
-    beside = columns or {}
-    writer.writerow(["path", *beside, *labels, "prediction", "confidence", *rest, *last])
+    yield ["path", *beside, *labels, "prediction", "confidence", *rest, *last]
     between = zip(*beside.values(), strict=True) if beside else itertools.repeat(())
     for block in predictions.blocks():
         for i, (name, row) in enumerate(zip(block.names, block.probabilities, strict=True)):
@@ -288,8 +316,7 @@ def write_predictions(
             )
             answer = [cell(classes[top]), f"{row[top]:.6f}", *numbers]
             certified = _certified(block, i)
-            writer.writerow([cell(name), *next(between), *known, *answer, *certified, *views])
-    write_text(path, text.getvalue())
+            yield [cell(name), *next(between), *known, *answer, *certified, *views]
 
 
 def write_table(predictions: Predictions, folder: Path) -> Path:

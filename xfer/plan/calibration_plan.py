@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from xfer.core.errors import CombinationError
 from xfer.core.types import Calibrating, Plain
-from xfer.evaluation.calibration import FEWEST, FEWEST_UNASKED, PER_CLASS
+from xfer.evaluation.calibration import FEWEST, FEWEST_UNASKED, MOST_FITTED, PER_CLASS
 from xfer.freeze import ever
 from xfer.plan.auto import Decision
 
@@ -27,12 +27,14 @@ _IMAGES = {"cv": "held-out training images", "val": "validation images"}
 @dataclass(frozen=True)
 class CalibrationPlan:
     """What is done: ``method`` as asked for; the logits that it is ``fitted_on``, of held-out
-    training images (``cv``) or of the validation images (``val``), ``n`` of them; the ``layers``
-    that it is folded into; whether ``auto`` may shift classes; ``why`` it is left out."""
+    training images (``cv``) or of the validation images (``val``), ``n`` of the ``whole`` of them;
+    the ``layers`` that it is folded into; whether ``auto`` may shift classes; ``why`` it is left
+    out."""
 
     method: Calibrating = "none"
     fitted_on: str | None = None
     n: int = 0
+    whole: int = 0
     layers: tuple[str, ...] = ()
     may_shift: bool = True
     why: str = ""
@@ -43,8 +45,12 @@ class CalibrationPlan:
             return f"none: {self.why}" if self.why else ""
         if self.fitted_on == "val":
             after = "val then is no longer unseen"
-            return f"{self.method}, fitted on the {self.n:,} {_IMAGES['val']}: {after}"
-        return f"{self.method}, fitted on the {self.n:,} {_IMAGES['cv']}"
+            return f"{self.method}, fitted on {self._images('val')}: {after}"
+        return f"{self.method}, fitted on {self._images('cv')}"
+
+    def _images(self, where: str) -> str:
+        some = f"{self.n:,} of " if self.n < self.whole else ""
+        return f"{some}the {self.whole:,} {_IMAGES[where]}"
 
     def to_plain(self) -> Plain:
         """As JSON-like facts, for ``plan.json``."""
@@ -86,7 +92,8 @@ def plan_calibration(
     if specs.task.several:
         return CalibrationPlan(why="the classes of several labels an image are each solved alone")
     counts = _counts(dataset, solves)
-    n, where = sum(counts), "cv" if solves else "val"
+    whole, where = sum(counts), "cv" if solves else "val"
+    n = min(whole, MOST_FITTED)
     if why := _why_not(specs, n):
         return CalibrationPlan(why=why)
     layers = _layers(network, len(counts))
@@ -94,7 +101,7 @@ def plan_calibration(
         if len(counts) < 2 or not layers:
             return CalibrationPlan(why="the network has no linear layer that gives the logits")
         # A shift would take weights of classes back.
-        return CalibrationPlan("auto", where, n, layers, may_shift=not _weighted(specs))
+        return CalibrationPlan("auto", where, n, whole, layers, may_shift=not _weighted(specs))
     _check_images(asked, counts, dataset.classes, where)
     _check_layers(asked, layers, phases)
     if not solves:  # else the fit proves that a mean is all that comes after the layer
@@ -102,7 +109,7 @@ def plan_calibration(
     if asked == "vector" and (weighted := _weighted(specs)):
         what = f"vector would take back {weighted}: its shifts fit the classes as they occur"
         raise CombinationError(_KEY, what, "type calibration=temperature", 16)
-    return CalibrationPlan(asked, where, n, layers)
+    return CalibrationPlan(asked, where, n, whole, layers)
 
 
 def _why_not(specs: Specs, n: int) -> str:

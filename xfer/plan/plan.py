@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from xfer.weights.content import OptimizerBuffers
 
 NO_LAYOUT = Layout((), (), (), ())
+_LISTED = 1000  # leaks in plan.json
 
 
 @dataclass(frozen=True)
@@ -123,12 +124,13 @@ class Plan:
             "folds": fold_facts(dataset, specs.data) if dataset and specs.data else None,
             "remarks": [
                 *(dataset.remarks if dataset else ()),
+                *_not_listed(dataset),
                 *_too_long(self),
                 *_one_view(self),
                 *_to_start(self),
                 *teacher_remarks(self.teacher, dataset),
             ],
-            "leakage": [list(leak) for leak in dataset.leaks] if dataset else [],
+            "leakage": [list(leak) for leak in dataset.leaks[:_LISTED]] if dataset else [],
             "backbone": dict(card.backbone),
             "source": {**card.source, **({"compat": card.compat} if card.compat else {})},
             "head": dict(card.head),
@@ -146,6 +148,13 @@ class Plan:
             "fingerprint": fingerprint(self.asked.config),
             "config": self.asked.config,
         }
+
+
+def _not_listed(dataset: Dataset | None) -> list[str]:
+    """How many leaks there are, where ``plan.json`` has not all of them."""
+    if dataset is None or (count := len(dataset.leaks)) <= _LISTED:
+        return []
+    return [f"plan.json lists the first {_LISTED:,} of {count:,} pairs of images in two splits"]
 
 
 def _split_facts(dataset: Dataset, specs: Specs) -> Plain:

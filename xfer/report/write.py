@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from xfer.core.files import write_json
+from xfer.core.texts import Made
 from xfer.core.types import InputSpec, Plain, Predictions, Samples, Score
 from xfer.data.preprocess import fit_to_size, restore
 from xfer.evaluation.calibration import ece_by_chance
@@ -248,15 +249,16 @@ def answered(
     if labels is None:
         raise ValueError("answers without labels are neither right nor wrong")
     chosen, positions = answers.logits.argmax(axis=1), most_wrong(answers, len(answers.names))
-    wrong = [
-        {
+
+    def row(number: int) -> Plain:
+        i = positions[number]
+        return {
             "path": answers.names[i],
             "label": names[labels[i]],
             "prediction": names[chosen[i]],
             "confidence": float(confidence[i]),
         }
-        for i in positions
-    ]
+
     counts, classes = confusion.condensed(labels, chosen, names)
     totals, taken = counts.sum(axis=1), confusion.pairs(counts, len(names))
     pairs = [
@@ -268,7 +270,7 @@ def answered(
     right = shots(samples, answers, heat.right if heat else (), spec, heat, ROOM // 4)
     room = ROOM - sum(len(shot.uri) + len(shot.heat) for shot in right)
     return {
-        "wrong": wrong,
+        "wrong": Made(len(positions), row),
         "shots": shots(samples, answers, positions, spec, heat, room),
         "right": right,
         "heat": heat.said if heat else "",

@@ -6,9 +6,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from xfer.evaluation.certified import certified, distances_at, usable
 from xfer.evaluation.evaluate import Reading, answers
-from xfer.evaluation.predict import predictions
+from xfer.evaluation.predict import predictions, stacked
 
 if TYPE_CHECKING:
     import torch
@@ -40,8 +42,8 @@ def answer(
         # Features are those of one view, that which is evaluated without tta.
         serves = cached and specs.tta == "none"
         if cached and serves and cached.serve(net, samples, reading.batch_size, device):
-            logits = cached.logits(net)
-            answered = predictions(samples, range(len(samples)), logits, card.classes)
+            logits = stacked(cached.logits(net), len(samples), len(card.classes))
+            answered = predictions(samples, np.arange(len(samples)), logits, card.classes)
         else:
             answered = answers(net, samples, card.input, card.classes, reading, device, broken)
     answered = replace(answered, task=card.task)

@@ -42,7 +42,7 @@ class HeadProblem:
     views: Sequence[Matrix]
     held: Matrix
     labels: npt.NDArray[np.int64]
-    groups: tuple[str, ...]
+    groups: Sequence[str]
     classes: int
     weigh: Callable[[Sequence[int]], Sequence[float] | None]
     balanced: bool

@@ -6,7 +6,8 @@ A head that is trained step by step can begin with the same solution.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +21,7 @@ from xfer.core.device import device_name, device_of
 from xfer.core.errors import DataError
 from xfer.core.files import write_json, write_rows
 from xfer.core.log import log
+from xfer.core.long_array import zeros
 from xfer.core.run_folder import LAST, best_checkpoint, checkpoints
 from xfer.core.types import Card, Plain, Samples
 from xfer.evaluation.calibration import scaling_of
@@ -74,15 +76,14 @@ class NotExact(Exception):
 @dataclass(frozen=True)
 class Solved:
     """A head that is solved: its ``layer``, what it was solved on, the path of its solutions, and
-    the logits of the validation images under each of these, float32 (n, classes), nothing without
-    such images."""
+    the features of the validation images, float32 (n, d), ``None`` without such images."""
 
     layer: str
     options: Exact
     problem: Heads
     rows: SolvedRows
     solution: logistic.Solution
-    answers: list[npt.NDArray[np.float32]]
+    val: npt.NDArray[np.float32] | None
     seconds: float  # that went into the head's input
     taught: Plain  # what the teacher was asked for
 
@@ -220,7 +221,6 @@ def solve(plan: Plan, frozen: PartlyFrozen, cached: CachedFeatures) -> Solved:
     if soft is not None and isinstance(problem, HeadProblem):
         problem = replace(problem, soft=soft)
     rows, solution = solution_of(problem)
-    answers = [] if val is None else [_answers(row, val) for row in solution.path]
     best = solution.path[solution.best]
     with torch.no_grad():
         for name, parameter in net.get_submodule(path).named_parameters():
@@ -229,16 +229,19 @@ def solve(plan: Plan, frozen: PartlyFrozen, cached: CachedFeatures) -> Solved:
     if val is None:
         _check_linear(frozen, cached, _answers(best, evaluated), "train")
     else:
-        _check_linear(frozen, cached, answers[solution.best], "val")
-    return Solved(path, options, problem, rows, solution, answers, seconds, taught)
+        _check_linear(frozen, cached, _answers(best, val), "val")
+    return Solved(path, options, problem, rows, solution, val, seconds, taught)
 
 
 def _answers(head: logistic.Strength, features: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     """The logits of a solved head for ``features`` (n, d): float32 (n, classes)."""
-    return (features @ head.weight.T + head.bias).astype(np.float32)
+    logits = zeros((len(features), len(head.bias)), np.float32)
+    for part in blocks(features):
+        logits[part] = features[part] @ head.weight.T + head.bias
+    return logits
 
 
-def refuse_no_numbers(features: npt.NDArray[np.float32], names: tuple[str, ...]) -> None:
+def refuse_no_numbers(features: npt.NDArray[np.float32], names: Sequence[str]) -> None:
     """Raise DataError for the first of the images ``names`` whose features are NaN or Inf."""
     for part in blocks(features):
         sound = np.isfinite(features[part]).all(axis=1)
@@ -272,8 +275,9 @@ def _rows(solved: Solved, val: Samples | None, specs: Specs) -> list[Plain]:
     for i, row in enumerate(solved.solution.path):
         steps += row.steps
         scores: Plain = {"loss": None, "acc": None}
-        if val is not None:
-            scores = dict(specs.task.values(solved.answers[i], val.labels, specs.metrics))
+        if val is not None and solved.val is not None:
+            answers = _answers(row, solved.val)
+            scores = dict(specs.task.values(answers, val.labels, specs.metrics))
         rows.append(
             {
                 "epoch": i + 1,
@@ -362,18 +366,22 @@ def inputs(
     alone = len(parts) == 1 and len(parts[0].shape) == 1 and parts[0].module == path
     if in_order and alone and view.entry.dtype == "float32":
         return view.entry.array
-    entered: list[npt.NDArray[np.float32]] = []
-    layer = frozen.net.get_submodule(path)
+    layer, entered = frozen.net.get_submodule(path), np.empty((0, 0), np.float32)
+    count = 0
 
     def see(entering: torch.Tensor) -> None:
+        nonlocal entered, count
         width = entering.shape[1 if isinstance(layer, nn.Conv2d) else -1]
         x = rows_of(layer, entering.float()).view(len(entering), -1, width)
-        entered.append(x.mean(dim=1).cpu().numpy())
+        if not count:
+            entered = zeros((len(view.positions), width), np.float32)
+        entered[count : count + len(x)] = x.mean(dim=1).cpu().numpy()
+        count += len(x)
 
     with watch(frozen.net, path, see):
         for _ in logits(frozen, cached, split, view):
             pass
-    return np.concatenate(entered)
+    return entered
 
 
 def logits(

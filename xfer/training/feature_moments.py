@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     Matrix = npt.NDArray[Any]
 
 _CONSTANT = 1e-6  # of the largest mean: a feature that varies less is constant
-_BLOCK = 1 << 25  # numbers that are worked on at a time
+_BLOCK = 1 << 22  # numbers that are worked on at a time
 
 
 def moments(views: Sequence[Matrix]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:

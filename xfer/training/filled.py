@@ -15,6 +15,7 @@ from xfer.core.device import device_name
 from xfer.core.files import write_json, write_rows
 from xfer.core.log import log
 from xfer.core.run_folder import LAST, best_checkpoint, checkpoints
+from xfer.core.texts import Picked
 from xfer.core.types import Plain, Predictions
 from xfer.evaluation import metrics
 from xfer.evaluation.predict import write_predictions
@@ -130,6 +131,7 @@ def _write_held_out(
     """Write what each training image is taken for by all the others."""
     train = features.cached.work.splits["train"]
     seen = np.flatnonzero(np.isfinite(held_out).all(axis=1))
-    names = tuple(train.names[i] for i in seen)
-    answers = Predictions(names, held_out[seen], train.labels[seen], plan.card.classes)
+    answers = Predictions(
+        Picked(train.names, seen), held_out[seen], train.labels[seen], plan.card.classes
+    )
     write_predictions(answers, folder / "predictions_cv.csv")

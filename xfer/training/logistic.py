@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from threadpoolctl import threadpool_limits
 
+from xfer.core.long_array import zeros
 from xfer.training.feature_moments import blocks, moments
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ _PATIENCE = 3  # strengths in a row that are worse than the best end the path
 _IN_MEMORY = 1 << 27  # numbers that may stay in memory in double precision (1 GiB)
 _FLAT = 1e-12  # of the largest spread: along an axis below it nothing varies
 _STEPS = 500
+_ANSWERS = 1 << 13  # images that are judged at a time
 _SMALL = 1 << 22  # numbers of a problem that one thread is enough for
 
 
@@ -123,7 +125,8 @@ def follow(problem: Axes, strengths: Sequence[float], nearly: bool = False) -> S
     with threadpool_limits(1 if problem.small else None):
         for l2 in _falling(strengths, path):
             began, steps = time.perf_counter(), 0
-            held_out = np.full((len(problem.held), problem.classes), np.nan, np.float32)
+            held_out = zeros((len(problem.held), problem.classes), np.float32)
+            held_out[:] = np.nan
             for fold in (*ks, None):
                 theta, count = problem.minimum(l2, fold, starts[fold], nearly)
                 starts[fold], steps = theta, steps + count
@@ -182,15 +185,18 @@ def _falling(strengths: Sequence[float], path: list[Strength]) -> Iterator[float
 
 def _held_out(logits: npt.NDArray[np.float32], rows: TrainingRows) -> tuple[float, float]:
     """Weighted mean log loss and plain accuracy of the images that a fold held out; NaN of none."""
-    seen = rows.folds >= 0
-    if not seen.any():
+    seen = np.flatnonzero(rows.folds >= 0)
+    if not len(seen):
         return math.nan, math.nan
-    z = logits[seen].astype(np.float64)
-    labels, weights = rows.labels[seen], rows.counts[seen]
-    top = z.max(axis=1)
-    log_sum = top + np.log(np.exp(z - top[:, None]).sum(axis=1))
-    losses = log_sum - z[np.arange(len(z)), labels]
-    return float(np.average(losses, weights=weights)), float((z.argmax(axis=1) == labels).mean())
+    losses, right = np.empty(len(seen)), 0
+    for start in range(0, len(seen), _ANSWERS):
+        some = seen[start : start + _ANSWERS]
+        z, labels = logits[some].astype(np.float64), rows.labels[some]
+        top = z.max(axis=1)
+        log_sum = top + np.log(np.exp(z - top[:, None]).sum(axis=1))
+        losses[start : start + len(some)] = log_sum - z[np.arange(len(z)), labels]
+        right += int((z.argmax(axis=1) == labels).sum())
+    return float(np.average(losses, weights=rows.counts[seen])), right / len(seen)
 
 
 def folds(labels: npt.NDArray[np.int64], count: int, seed: int) -> npt.NDArray[np.int64]:
@@ -227,12 +233,19 @@ class Axes(ABC):
         self.inside = count <= width
         self.whole: list[Matrix] | None = None
         if self.inside or self.dtype is np.float64:
-            self.whole = [self._standard(view) for view in views]
+            self.whole = [self._whole(view) for view in views]
         self._turn(count)
 
     def _standard(self, block: Matrix) -> Matrix:
-        x = np.asarray(block, self.dtype)
-        return np.asarray((x - self.mean.astype(self.dtype)) / self.std.astype(self.dtype))
+        x = np.subtract(block, self.mean.astype(self.dtype), dtype=self.dtype)
+        x /= self.std.astype(self.dtype)
+        return x
+
+    def _whole(self, view: Matrix) -> Matrix:
+        whole: Matrix = zeros(view.shape, self.dtype)
+        for part in blocks(view):
+            whole[part] = self._standard(view[part])
+        return whole
 
     def _turn(self, count: int) -> None:
         """Find the principal axes. Of fewer rows than features, every solution lies in the span of

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -46,7 +46,7 @@ def norm(tensors: Iterable[torch.Tensor]) -> torch.Tensor:
     return torch.nn.utils.get_total_norm(floats) if floats else torch.zeros(())
 
 
-def place(order: EpochSampler, batch: int, names: tuple[str, ...]) -> str:
+def place(order: EpochSampler, batch: int, names: Sequence[str]) -> str:
     """Batch ``batch`` (from 0) of an epoch, and its first images, for a message."""
     groups = order.groups()
     shown = [names[index] for _, index, *_ in groups[batch][:3]]

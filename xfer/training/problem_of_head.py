@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
+from xfer.core.texts import Picked
 from xfer.core.types import Plain, Predictions
 from xfer.evaluation.label_metrics import label_values
 from xfer.evaluation.task import Multilabel
@@ -68,7 +69,7 @@ def held_out_answers(plan: Plan, solution: Solution, train: Samples) -> tuple[Pr
     held_out = solution.held_out
     held = np.isfinite(held_out).all(axis=1)
     seen = np.flatnonzero(held)
-    names = tuple(train.names[i] for i in seen)
+    names = Picked(train.names, seen)
     classes, task = plan.card.classes, plan.card.task
     answers = Predictions(names, held_out[seen], train.labels[seen], classes, task=task)
     counts: Plain = {"n": int(held.sum()), "left_in": int((~held).sum())}

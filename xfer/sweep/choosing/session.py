@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -204,7 +204,7 @@ class _Shared:
 
     def __init__(self) -> None:
         self._dataset: Dataset | None = None
-        self._names: tuple[str, ...] = ()
+        self._names: Sequence[str] = ()
 
     def plan(self, specs: Specs) -> Plan:
         """The plan of a candidate. Raises XferError."""

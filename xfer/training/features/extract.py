@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Sampler
 
 from xfer.core.checksum import over, tensor_hashes
 from xfer.core.errors import DataError, OutputError, XferError
@@ -232,13 +232,16 @@ class Extraction:
     def positions(self, split: str, view: int | None) -> npt.NDArray[np.int64]:
         """The row of every image in the entry of a view."""
         row_of = np.empty(len(self.splits[split]), np.int64)
-        row_of[np.concatenate(self.batches(split, view))] = np.arange(len(row_of))
+        row = 0
+        for batch in self.batches(split, view):
+            row_of[list(batch)] = np.arange(row, row + len(batch))
+            row += len(batch)
         return row_of
 
     def _in_epochs_order(self, view: int | None) -> bool:
         return self.exact and view is not None
 
-    def batches(self, split: str, view: int | None) -> list[list[int]]:
+    def batches(self, split: str, view: int | None) -> Sequence[Sequence[int]]:
         """The images of a split as they are computed together."""
         count, chunk = len(self.splits[split]), self.chunk(split)
         if view is not None and self.exact:
@@ -247,7 +250,7 @@ class Extraction:
             )
             order.set_epoch(view)
             return [[index for _, index in part] for batch in order.parts() for part in batch]
-        return [list(range(i, min(i + chunk, count))) for i in range(0, count, chunk)]
+        return [range(i, min(i + chunk, count)) for i in range(0, count, chunk)]
 
     def chunk(self, split: str) -> int:
         """Images that are computed together."""
@@ -291,7 +294,7 @@ class Extraction:
         pads = split == "train" and not self._in_epochs_order(view) and chunk < len(pictures)
         loader: DataLoader[Any] = DataLoader(
             pictures,
-            batch_sampler=[_keys(view, batches[number]) for number in mine],
+            batch_sampler=_Keys([batches[number] for number in mine], view),
             num_workers=self.data.workers,
             collate_fn=pictures.collate,
             worker_init_fn=ignore_in_worker,
@@ -328,6 +331,19 @@ def _stored(path: Path, facts: Plain) -> Cut | None:
         return Cut.from_plain(stored["cut"]) if same else None
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return None
+
+
+class _Keys(Sampler[list[Any]]):
+    """The keys of ``batches``, each when it is its turn."""
+
+    def __init__(self, batches: Sequence[Sequence[int]], view: int | None) -> None:
+        self.batches, self.view = batches, view
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[list[Any]]:
+        return (_keys(self.view, batch) for batch in self.batches)
 
 
 def _keys(view: int | None, indices: Sequence[int]) -> list[Any]:

@@ -82,7 +82,7 @@ class CachedFeatures:
         ]
         return all(same) and fingerprint((n, state[n]) for n in names) == self.key["weights"]
 
-    def logits(self, net: nn.Module) -> list[npt.NDArray[np.float32]]:
+    def logits(self, net: nn.Module) -> Iterator[npt.NDArray[np.float32]]:
         """What ``net`` gives for val, batch by batch; only what follows the cut is computed."""
         device = self.work.frozen.device
         net = net.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
@@ -90,8 +90,8 @@ class CachedFeatures:
         same = _kinds(net) == _kinds(self.work.frozen.net)
         cut = self.cut if same else replace(self.cut, direct=False)
         with torch.inference_mode(), evaluated_from(net, cut) as run:
-            batches = map(self.val[0].features, self.work.batches("val", None))
-            return [run(features.to(device)).cpu().numpy() for features in batches]
+            for features in map(self.val[0].features, self.work.batches("val", None)):
+                yield run(features.to(device)).cpu().numpy()
 
     def facts(self, before: Plain) -> Plain:
         """What ``result.json`` says of features, after what it said ``before`` of an earlier

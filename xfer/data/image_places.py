@@ -1,0 +1,88 @@
+"""Where the images of a listing are, without an object an image."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, overload
+
+import numpy as np
+
+from xfer.core.texts import Picked, same_entries
+from xfer.data.image_bytes import ImagePlace, TarMember
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+
+@dataclass(frozen=True, eq=False)
+class FilesBelow(Sequence[ImagePlace]):
+    """The files ``root / name``, of each of ``names``."""
+
+    root: Path
+    names: Sequence[str]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @overload
+    def __getitem__(self, index: int) -> ImagePlace: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[ImagePlace]: ...
+
+    def __getitem__(self, index: int | slice) -> ImagePlace | Sequence[ImagePlace]:
+        if isinstance(index, slice):
+            return Picked(self, np.arange(len(self))[index])
+        return self.root / self.names[index]
+
+    def __eq__(self, other: object) -> bool:
+        return same_entries(self, other)
+
+
+@dataclass(frozen=True, eq=False)
+class TarMembers(Sequence[ImagePlace]):
+    """Images in the tar files ``files``: ``file_of`` int32 (n,) says in which one each is,
+    ``starts`` int64 and ``sizes`` int64 (n,) where its bytes are. Each is called by ``names``
+    without the folder of its split, but for ``others``, by position. ``digests`` uint8 (n, 32) are
+    the sha256 that a pack has written, zeros where nothing says; ``None`` where none does."""
+
+    files: Sequence[Path]
+    folders: Sequence[str]
+    names: Sequence[str]
+    file_of: npt.NDArray[np.int32]
+    starts: npt.NDArray[np.int64]
+    sizes: npt.NDArray[np.int32]
+    others: Mapping[int, str]
+    digests: npt.NDArray[np.uint8] | None = None
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @overload
+    def __getitem__(self, index: int) -> ImagePlace: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[ImagePlace]: ...
+
+    def __getitem__(self, index: int | slice) -> ImagePlace | Sequence[ImagePlace]:
+        if isinstance(index, slice):
+            return Picked(self, np.arange(len(self))[index])
+        at = int(self.file_of[index])
+        name = self.others.get(index) or self.names[index].removeprefix(self.folders[at])
+        packed = b"" if self.digests is None else self.digests[index].tobytes()
+        digest = packed.hex() if any(packed) else ""
+        return TarMember(
+            self.files[at], name, int(self.starts[index]), int(self.sizes[index]), digest
+        )
+
+    def __eq__(self, other: object) -> bool:
+        return same_entries(self, other)
+
+
+def lasting(places: Sequence[ImagePlace]) -> Sequence[ImagePlace]:
+    """``places`` without what only a scan needs: the hashes that a pack has written."""
+    if isinstance(places, Picked):
+        return Picked(lasting(places.source), places.at)
+    return replace(places, digests=None) if isinstance(places, TarMembers) else places
