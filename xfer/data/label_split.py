@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -12,11 +13,27 @@ import numpy.typing as npt
 
 from xfer.core.errors import DataError, printable
 from xfer.core.types import Dataset, Samples
+from xfer.data.dataset import of_files
+from xfer.data.folds import into_folds
+from xfer.data.image_bytes import ImagePlace
+from xfer.data.label_rows import Labelled, classes_of
 from xfer.data.options import SPLITS, ImageRow, Loading
 from xfer.data.split import hold_out, refuse_missing, shares
 
 _FEW = 5  # images: rarer combinations of labels are split as one
 _REST = "\0rest"
+
+
+class ImageSource(NamedTuple):
+    """Where images come from: ``where`` errors say that it is, the ``root`` of their names, the
+    classes that it has ``named`` whether or not an image has them, remarks, and where the bytes of
+    each lie, by name, if not in files of their own."""
+
+    where: Path
+    root: Path
+    named: Sequence[str] = ()
+    remarks: Sequence[str] = ()
+    places: Mapping[str, ImagePlace] | None = None
 
 
 class LabelledRow(NamedTuple):
@@ -25,6 +42,34 @@ class LabelledRow(NamedTuple):
 
     row: ImageRow
     known: tuple[int, ...]
+
+
+def labelled_dataset(
+    listed: Sequence[tuple[ImageRow, Labelled]],
+    how: Loading,
+    source: ImageSource,
+    training: bool,
+    known: Sequence[str] = (),
+) -> Dataset:
+    """The data set of images and what each is labelled with; the classes are ``known`` where a
+    network has learned them. Raises DataError as :func:`divide_labelled`, :func:`with_labels` and
+    :func:`xfer.data.label_rows.classes_of`."""
+    classes = classes_of([image for _, image in listed], source.where, source.named, known)
+    images = []
+    for row, labels in listed:
+        values = labels.row(classes)
+        images.append(LabelledRow(row._replace(label=_in_one_text(values, classes)), values))
+    divided = divide_labelled(images, how, source.where, training)
+    rows = [image.row for image in divided]
+    given = (source.root, how, source.remarks, source.places)
+    dataset = of_files(rows, *given, about=lambda _: [])
+    return with_labels(dataset, divided, classes, source.where)
+
+
+def _in_one_text(known: Sequence[int], classes: Sequence[str]) -> str:
+    """All that is known of an image in one text: equal for equal labels alone."""
+    pairs = zip(known, classes, strict=True)
+    return "\x1f".join(f"{'?' * (value < 0)}{name}" for value, name in pairs if value)
 
 
 def divide_labelled(
@@ -45,9 +90,40 @@ def divide_labelled(
         image._replace(row=image.row._replace(split=taken.get(image.row.name, image.row.split)))
         for image in images
     ]
+    if how.folds and training:
+        split = _in_folds(split, how, how.folds, where)
     split = [image for image in split if training or image.row.split != "train"]
     refuse_missing({image.row.split for image in split}, how, where, training)
     return split
+
+
+def _in_folds(
+    images: Sequence[LabelledRow], how: Loading, count: int, where: object
+) -> list[LabelledRow]:
+    """``images`` with their folds, as :func:`xfer.data.folds.into_folds` has it: every combination
+    of labels is spread evenly over them, and those that fewer images have than there are folds
+    together; too few of these for all folds are spread with the rarest of the others.
+
+    Raises DataError where there are fewer images than folds.
+    """
+    counts = Counter(image.row.label for image in images if image.row.split == "train")
+    if (total := counts.total()) < count:
+        what = f"{total} training images cannot be divided into {count} folds"
+        raise DataError(where, what, f"type data.folds={max(total, 2)}, or add images", 50)
+    common = {label: n for label, n in counts.items() if n >= count}
+    alone = total - sum(common.values()) < count and common
+    rest = min(common, key=lambda label: (common[label], label)) if alone else _REST
+    alike = [image.row._replace(label=_of(image.row, common, rest)) for image in images]
+    of_name = {image.row.name: image for image in images}
+    folded = into_folds(alike, how, where)
+    return [
+        of_name[row.name]._replace(row=row._replace(label=of_name[row.name].row.label))
+        for row in folded
+    ]
+
+
+def _of(row: ImageRow, common: Collection[str], rest: str) -> str:
+    return row.label if row.label in common else rest
 
 
 def with_labels(
@@ -84,6 +160,7 @@ def with_labels(
 
 def _refuse_unlearnable(splits: dict[str, Samples], classes: Sequence[str], where: object) -> None:
     train = splits["train"].labels
+    _refuse_within_folds(splits["train"], classes, where)
     for i, name in enumerate(classes):
         has, lacks = int((train[:, i] == 1).sum()), int((train[:, i] == 0).sum())
         if has and lacks:
@@ -97,6 +174,20 @@ def _refuse_unlearnable(splits: dict[str, Samples], classes: Sequence[str], wher
         if has:
             what = f"no training image is known to lack the label '{name}'"
         raise DataError(where, what, fix, 87)
+
+
+def _refuse_within_folds(train: Samples, classes: Sequence[str], where: object) -> None:
+    """Raise DataError for a label that the fit on all folds but one could not learn."""
+    turns = [] if train.folds is None else [(row, k) for row in train.folds for k in np.unique(row)]
+    for row, fold in turns:
+        for value, has in ((1, "have"), (0, "lack")):
+            held, every = (train.labels[row == fold] == value), (train.labels == value)
+            lost = np.flatnonzero(every.any(axis=0) & (held.sum(axis=0) == every.sum(axis=0)))
+            if len(lost):
+                n, name = int(every[:, lost[0]].sum()), classes[lost[0]]
+                what = f"the {n} image(s) known to {has} the label '{name}' are all in one fold"
+                fix = "a fit without them cannot know it: add such images, or take the label out"
+                raise DataError(where, what, fix, 51)
 
 
 def _lines(name: str, samples: Samples) -> list[str]:

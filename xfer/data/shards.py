@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,9 +20,11 @@ from xfer.data.dataset import of_files
 from xfer.data.folder import SYNONYMS
 from xfer.data.folds import by_folder
 from xfer.data.image_bytes import ImagePlace, TarMember
+from xfer.data.label_rows import Labelled, labelled_with
+from xfer.data.label_split import ImageSource, labelled_dataset
 from xfer.data.options import SPLITS, ImageRow, Loading, place
 from xfer.data.split import divide, shares
-from xfer.data.tar_index import COMPRESSED, TarIndex, index_of
+from xfer.data.tar_index import COMPRESSED, TarIndex, TarSample, index_of
 from xfer.data.walk import Tree, note_lines
 
 CLASSES, PACK = "classes.txt", "pack.json"
@@ -53,9 +56,10 @@ class Shards(Loading):
 
     Without ``val/`` it is split off ``train/``; tar files directly below ``root`` are split too, as
     images in folders are. A tar file holds ``KEY.jpg`` and ``KEY.cls``, or ``KEY.json`` with a
-    ``label``; a label is the name of a class, or where there is a ``root/classes.txt``, which has a
-    class a line, also a position in it, from 0. Nothing is unpacked: an image is read at its
-    offset, in any order.
+    ``label``; with ``task=multilabel`` it has ``labels``, a list, and ``unknown``, those that
+    nobody has looked for. A label is the name of a class, or where there is a
+    ``root/classes.txt``, which has a class a line, also a position in it, from 0. Nothing is
+    unpacked: an image is read at its offset, in any order.
     """
 
     groups: ClassVar[str] = "FOLDER"
@@ -66,14 +70,39 @@ class Shards(Loading):
     def dataset(self, training: bool) -> Dataset:
         """See :meth:`Loading.dataset`."""
         root = place(self.root)
+        rows, found = self._listed(root, training)
+        rows = by_folder(rows, root) if self.group else rows
+        divided = divide(rows, self, root, training)
+        return of_files(divided, root, self, found.remarks, found.places)
+
+    def labelled(self, training: bool, known: tuple[str, ...] = ()) -> Dataset:
+        """The same where an image may have several labels: ``KEY.json`` has ``labels``, a list, and
+        if it likes ``unknown``. See :class:`xfer.core.protocols.ReadsLabels`."""
+        root = place(self.root)
+        rows, found = self._listed(root, training, several=True)
+        listed = [(row, found.labels[row.name]) for row in rows]
+        source = ImageSource(root, root, _classes(root), found.remarks, found.places)
+        return labelled_dataset(listed, self, source, training, known)
+
+    def _listed(
+        self, root: Path, training: bool, several: bool = False
+    ) -> tuple[list[ImageRow], _Listed]:
+        """The images of all tar files that are asked for, and what is said of them."""
         tars, remarks = _tars(root)
         _check_pack(root, tars)
         if not training and set(shares(self, tars)) == {"train"}:
             tars.pop("train", None)  # nothing is held out of it
-        rows, places, notes = _rows(root, tars)
-        rows = by_folder(rows, root) if self.group else rows
-        remarks += notes
-        return of_files(divide(rows, self, root, training), root, self, remarks, places)
+        rows, found = _rows(root, tars, several)
+        return rows, found._replace(remarks=[*remarks, *found.remarks])
+
+
+class _Listed(NamedTuple):
+    """Of the images of tar files, where each lies and, where it may have several, its labels, by
+    name; and remarks."""
+
+    places: dict[str, ImagePlace]
+    labels: dict[str, Labelled]
+    remarks: list[str]
 
 
 def _tars(root: Path) -> tuple[dict[str, list[Path]], list[str]]:
@@ -139,7 +168,7 @@ def members_of(root: Path) -> dict[str, ImagePlace]:
     try:
         tars = _tars(root)[0].items()
         inside = {s: [t for t in some if t.resolve().is_relative_to(whole)] for s, some in tars}
-        return _rows(root, inside)[1]
+        return _rows(root, inside, None)[1].places
     except DataError:
         return {}
 
@@ -202,13 +231,14 @@ def _no_index(path: Path, error: Exception) -> DataError:
 
 
 def _rows(
-    root: Path, tars: Mapping[str, Sequence[Path]]
-) -> tuple[list[ImageRow], dict[str, ImagePlace], list[str]]:
-    """The images of all tar files: rows in the order of files and members, where each lies, and
-    remarks."""
+    root: Path, tars: Mapping[str, Sequence[Path]], several: bool | None
+) -> tuple[list[ImageRow], _Listed]:
+    """The images of all tar files: rows in the order of files and members, and what is said of
+    them; each may have ``several`` labels, or has one, or ``None``: nobody asks."""
     classes = _classes(root)
     rows: list[ImageRow] = []
     places: dict[str, ImagePlace] = {}
+    labels: dict[str, Labelled] = {}
     left_out: dict[str, tuple[int, str]] = {}
     for split, path in ((split, path) for split, some in tars.items() for path in some):
         index = index_of(path)
@@ -222,13 +252,35 @@ def _rows(
                 what = f"the image '{name}' is in {_shard(places[name])} too"
                 fix = "give every image of a split a key of its own, or remove one of the files"
                 raise DataError(path, what, fix, 81)
-            label = _class(path, sample.name, sample.label, classes)
-            rows.append(ImageRow(name, label, split))
+            if several:
+                labels[name] = _labels(path, sample, classes)
+            single = "" if several is not False else _single(path, sample, classes)
+            rows.append(ImageRow(name, single, split))
             places[name] = TarMember(path, sample.name, sample.start, sample.size, digest)
         for why, (count, first) in index.left_out.items():
             before, shown = left_out.get(why, (0, f"{path.name}/{first}"))
             left_out[why] = before + count, shown
-    return rows, places, list(_lines(left_out, classes, rows))
+    notes = list(_lines(left_out, () if several is not False else classes, rows))
+    return rows, _Listed(places, labels, notes)
+
+
+def _single(path: Path, sample: TarSample, classes: Sequence[str]) -> str:
+    """The class of an image. Raises DataError for one that has labels alone."""
+    if not sample.label:
+        what = f"'{sample.key}.json' has labels, and no label"
+        raise DataError(path, what, "type task=multilabel", 81)
+    return _class(path, sample.name, sample.label, classes)
+
+
+def _labels(path: Path, sample: TarSample, classes: Sequence[str]) -> Labelled:
+    """The labels of an image. Raises DataError for one that has a label alone."""
+    if not sample.several:
+        what = f"'{sample.name}' has one label, and no list of labels in '{sample.key}.json'"
+        fix = 'write {"labels": [...]} into KEY.json beside every KEY.jpg, or type task=single'
+        raise DataError(path, what, fix, 81)
+    given: list[list[str]] = json.loads(sample.several)
+    has, unknown = (tuple(_class(path, sample.name, n, classes) for n in some) for some in given)
+    return labelled_with(f"{path}: {sample.name}", has, unknown)
 
 
 def _shard(where: ImagePlace) -> Path:
