@@ -17,14 +17,14 @@ from xfer.core.torch_file import load_tensors
 NETWORK = [
     *("experiment=digits_sgd", "data=csv", "data.file=columns.csv", "task=multilabel"),
     *("data.workers=0", "data.leakage=ignore", "trainer.accelerator=cpu", "optim.lr=0.02"),
-    *("trainer.max_epochs=3", "stages=[fit,evaluate]"),
+    *("trainer.max_epochs=2", "stages=[fit,evaluate]"),
 ]
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("steps")
-    named = [(f"images/{name}", labels) for name, labels in labelled.digits(folder / "images", 161)]
+    named = [(f"images/{name}", labels) for name, labels in labelled.digits(folder / "images", 101)]
     labelled.write_columns(folder / "columns.csv", named, unknown=0.3)
     return folder
 
@@ -45,7 +45,7 @@ MIXED = ["freeze=none", "augment=mixed", "loss=asymmetric", "trainer.ema_decay=0
 
 def test_a_kill_changes_nothing(place: Path) -> None:
     """Mixed images, an average of weights and thresholds chosen on val come back as they were."""
-    typed = [*MIXED, "data.batch_size=16", "checkpoint.every_n_steps=3"]
+    typed = [*MIXED, "data.batch_size=8", "checkpoint.every_n_steps=3"]
     whole = ran(place, "whole", *typed)
     first, file = start(place, "killed", *typed), place / "killed" / "checkpoints" / "last.ckpt"
     steps = read_json(whole / "plan.json")["steps"]["per_epoch"]
@@ -55,7 +55,7 @@ def test_a_kill_changes_nothing(place: Path) -> None:
             step = step_of(file, file.stat().st_mtime_ns)
         except (WeightsError, FileNotFoundError):
             return False  # not there yet, or just renamed to make room for the next one
-        return step > steps and step % steps != 0
+        return step % steps != 0
 
     wait_for(inside, first)
     kill(first)
@@ -66,6 +66,7 @@ def test_a_kill_changes_nothing(place: Path) -> None:
     assert scores[0] == scores[1] and scores[0]["val"]["thresholds_chosen_on"] == "val"
 
 
+@pytest.mark.slow
 def test_two_devices_take_the_step_of_one_with_the_whole_batch(place: Path) -> None:
     """The mean is that of all known labels, of which each has another number."""
     head = ["freeze=head_only", "head=linear", "trainer.ema_decay=0", "optim=sgd"]
