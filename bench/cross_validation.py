@@ -31,7 +31,7 @@ from xfer.evaluation.statistics import wilson
 from xfer.models.network import assemble
 from xfer.plan.make import make_plan
 from xfer.training import exact, logistic
-from xfer.training.cross_validation import HeadProblem
+from xfer.training.cross_validation import HeadProblem, out_of_fold
 from xfer.training.head_input import first_layer
 
 
@@ -70,7 +70,7 @@ def draw(features, labels, options, seed):
     )
     names = tuple(map(str, chosen))
     classes = tuple(map(str, range(count)))
-    cv = OutOfFold(names, problem.out_of_fold(folds), y, folds, classes)
+    cv = OutOfFold(names, out_of_fold(problem, folds), y, folds, classes)
     solution = problem.solve(problem.rows())
     best = solution.path[solution.best]
     answers = (features[rest] @ best.weight.T + best.bias).argmax(axis=1)

@@ -66,6 +66,8 @@ def graphs_are_traced_once() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(onnx_graph, "trace", trace)
         yield
+
+
 def look_through_once() -> None:
     """Collect garbage, and have no later look for it go through what is left."""
     gc.collect()

@@ -62,16 +62,14 @@ class Model:
         from xfer.data.tta import check_tta
         from xfer.evaluation.certified import certified, distances_at, usable
         from xfer.evaluation.evaluate import Reading, answers
-        from xfer.evaluation.label_predictions import refuse_views
         from xfer.evaluation.predict import find, pictures, warn_of_broken
 
         inputs: Any = [images] if isinstance(images, str | Path) else images
         named = isinstance(inputs, Sequence) and all(isinstance(i, str | Path) for i in inputs)
         recipe, broken = self.card.input, list[XferError]()
-        refuse_views(self.card.task, tta)
         check_tta(recipe, tta)
         samples = find([str(p) for p in inputs], recipe.range) if named else pictures(inputs)
-        reading = Reading(tta=tta)
+        reading = Reading(tta=tta, several=bool(self.card.task))
         certificate = usable(self.card.certificate, tta)
         classes = self.card.classes
         with distances_at(self.net, certificate) as distances:

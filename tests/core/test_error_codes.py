@@ -39,7 +39,6 @@ FETCHED = ("core/http.py", "core/download.py")
 SHARED = {
     45: "sweep/choosing/candidates.py sweep/choosing/session.py",
     61: "evaluation/task.py plan/label_task.py training/loss.py",
-    64: "evaluation/label_predictions.py plan/label_task.py",
     86: "plan/teacher_plan.py sweep/choosing/run_choice.py",
     96: "core/world.py training/distributed/meeting.py",
     100: "__main__.py sweep/fold_jobs.py",
@@ -69,6 +68,8 @@ SHARED = {
     343: (
         "training/features/extract.py training/fit.py training/head_start.py training/lr_find.py"
     ),
+    350: "data/folds.py data/label_split.py",
+    351: "data/folds.py data/label_split.py",
     374: "data/dataset.py data/preprocess.py",
     378: "data/shards.py data/tar_index.py",
     381: "data/shards.py data/tar_index.py",

@@ -13,7 +13,7 @@ import xfer
 from xfer.core.errors import CombinationError, DataError
 from xfer.data.folds import divided
 from xfer.training import logistic
-from xfer.training.cross_validation import HeadProblem
+from xfer.training.cross_validation import HeadProblem, out_of_fold
 
 L2 = ["optim=exact", "optim.l2=0.01"]
 
@@ -119,15 +119,15 @@ def noise(n: int = 60, d: int = 8, seed: int = 0) -> tuple[np.ndarray, np.ndarra
 def test_what_a_fold_holds_out_changes_nothing_of_its_answers_but_its_own() -> None:
     x, y = noise()
     folds = np.array([divided(y, None, 4, 0)])
-    before = problem(x, y).out_of_fold(folds)
+    before = out_of_fold(problem(x, y), folds)
     (held,) = np.flatnonzero(folds[0] == 2)[:1]
     other, label = x.copy(), y.copy()
     other[held] += 100
-    after = problem(other, y).out_of_fold(folds)
+    after = out_of_fold(problem(other, y), folds)
     same = (folds[0] == 2) & (np.arange(60) != held)
     assert (before[0, same] == after[0, same]).all(), "the held-out image was seen"
     label[held] = 1 - label[held]
-    flipped = problem(x, label).out_of_fold(folds)
+    flipped = out_of_fold(problem(x, label), folds)
     assert (before[0, folds[0] == 2] == flipped[0, folds[0] == 2]).all(), "its label was seen"
     assert not (before[0, folds[0] != 2] == flipped[0, folds[0] != 2]).all()
 
@@ -138,7 +138,7 @@ def test_the_answers_are_those_of_a_fit_on_the_other_folds_by_scikit_learn() -> 
 
     x, y = noise(90)
     folds = np.array([divided(y, None, 3, 5)])
-    ours = problem(x, y, strengths=(0.1,)).out_of_fold(folds)[0]
+    ours = out_of_fold(problem(x, y, strengths=(0.1,)), folds)[0]
     for fold in range(3):
         held = folds[0] == fold
         scale = StandardScaler().fit(x[~held].astype(np.float64))
@@ -156,7 +156,7 @@ def test_chance_is_chance_where_labels_are_drawn() -> None:
         drawn = np.random.default_rng(seed)
         x, y = drawn.normal(size=(80, 30)).astype(np.float32), drawn.permutation(np.arange(80) % 2)
         folds = np.array([divided(y, None, 4, seed)])
-        right.append((problem(x, y).out_of_fold(folds)[0].argmax(axis=1) == y).mean())
+        right.append((out_of_fold(problem(x, y), folds)[0].argmax(axis=1) == y).mean())
     assert 0.38 < np.mean(right) < 0.58
 
 
@@ -165,9 +165,9 @@ def test_no_strength_can_be_chosen_where_a_part_has_one_group_a_class() -> None:
     groups = tuple(f"{label}{i // 2 % 2}" for i, label in enumerate(y))
     folds = np.array([[int(name[1]) for name in groups]])
     with pytest.raises(CombinationError) as caught:
-        problem(x, y, groups).out_of_fold(folds)
+        out_of_fold(problem(x, y, groups), folds)
     assert caught.value.number == 9 and "optim=exact optim.l2=0.1" in caught.value.fix
-    assert np.isfinite(problem(x, y, groups, strengths=(0.1,)).out_of_fold(folds)).all()
+    assert np.isfinite(out_of_fold(problem(x, y, groups, strengths=(0.1,)), folds)).all()
 
 
 def test_the_order_of_loss_is_unchanged_by_fewer_steps() -> None:

@@ -88,13 +88,14 @@ def test_the_scores_are_scikit_learns_of_the_predictions(solved: Path) -> None:
 
 
 def test_thresholds_are_chosen_on_answers_to_images_that_a_fit_had_not_seen(solved: Path) -> None:
-    """The best F1 of predictions_cv.csv, and not of val, whose images are in neither."""
+    """The best F1 of predictions_cv.csv, and not of val, whose images are in neither; the network
+    was calibrated afterwards, which changes no answer."""
     score = read_json(solved / "result.json")["scores"]["val"]
     rows = table(solved / "predictions_cv.csv")
     assert not {r["path"] for r in rows} & {
         r["path"] for r in table(solved / "predictions_val.csv")
     }
-    for name, cut in score["thresholds"].items():
+    for name in score["thresholds"]:
         known = [row for row in rows if f"?{name}" not in row["label"].split("|")]
         had = np.array([name in row["label"].split("|") for row in known])
         p = np.array([float(row[f"p_{name}"]) for row in known])
@@ -102,7 +103,9 @@ def test_thresholds_are_chosen_on_answers_to_images_that_a_fit_had_not_seen(solv
         def f1(t: float, p: np.ndarray = p, had: np.ndarray = had) -> float:
             return 2 * float((had & (p >= t)).sum()) / float((p >= t).sum() + had.sum())
 
-        assert f1(cut) == pytest.approx(max(f1(t) for t in p), abs=1e-9)
+        said = np.array([name in row["prediction"].split("|") for row in known])
+        reached = 2 * float((had & said).sum()) / float(said.sum() + had.sum())
+        assert reached == pytest.approx(max(f1(t) for t in p), abs=1e-9)
 
 
 def test_the_plan_counts_what_has_no_label_and_what_is_unknown(solved: Path) -> None:
@@ -140,17 +143,16 @@ def test_checkpoint_and_files_predict_the_same_labels(solved: Path) -> None:
         done = Done(["stages=[predict]", model, inputs, where], cwd=solved.parent)
         assert done.returncode == 0, done.stderr
         answers.append(table(solved.parent / f"predicted{i}" / "predictions.csv"))
-    assert list(answers[0][0])[:3] == ["path", "labels", "p_even"]
+    assert list(answers[0][0])[:3] == ["path", "prediction", "p_even"]
     for other in answers[1:]:
         for one, two in zip(answers[0], other, strict=True):
-            assert one["path"] == two["path"] and one["labels"] == two["labels"]
+            assert one["path"] == two["path"] and one["prediction"] == two["prediction"]
             shares = ([float(v) for k, v in row.items() if k[:2] == "p_"] for row in (one, two))
             assert np.allclose(*shares, atol=2e-5)
 
 
 def test_python_gives_the_labels_too(solved: Path) -> None:
     import xfer
-    from xfer.core.errors import LabelsError
 
     model = xfer.load(solved)
     folder = solved.parent / "images"
@@ -158,8 +160,6 @@ def test_python_gives_the_labels_too(solved: Path) -> None:
     cuts = read_json(solved / "result.json")["scores"]["val"]["thresholds"]
     for one in found:
         assert one.labels == tuple(c for c, p in one.probabilities.items() if p >= cuts[c])
-    with pytest.raises(LabelsError, match="type tta=none"):
-        model.predict([folder / "0000.png"], tta="flip")
 
 
 def test_evaluation_takes_task_and_thresholds_from_the_checkpoint(solved: Path) -> None:
@@ -179,7 +179,7 @@ def test_the_card_has_a_table_of_classes_and_no_confusion(solved: Path) -> None:
     text = (solved / "report.md").read_text()
     assert "mAP" in text and "| class | have it | known | threshold |" in text
     assert "Thresholds chosen on training images" in text
-    for absent in ("Confusion", "Mistakes", "Confidence", "accuracy |"):
+    for absent in ("Confusion", "Mistakes", "accuracy |"):
         assert absent not in text
     assert {p.stem for p in (solved / "figures").iterdir()} == {
         "batch_grid", "curves", "prediction_grid"
@@ -201,21 +201,13 @@ REFUSED = {
     "head=knn": "E065",
     "head=prototype": "E065",
     "head=keep": "E065",
-    "tta=flip": "E064",
-    "calibration=vector": "E064",
     "certificate.coverage=0.9": "E064",
-    "data.folds=3": "E063",
     "data.sampler=balanced": "E063",
     "data.on_bad=skip": "E063",
     "stages=[audit]": "E066",
     "stages=[worth]": "E066",
     "stages=[embed]": "E066",
-    "stages=[fit,benchmark]": "E066",
-    "trainer.devices=2": "E069",
-    "augment=mixed": "E065",
-    "export=int8": "E068",
-    "export=onnx_fp16": "E068",
-    "export=service": "E068",
+    "data.folds=3 data.group=kind": "E063",
     "checkpoint.monitor=val_auroc": "E286",
     "loss=asymmetric optim=exact": "E262",
 }
@@ -270,13 +262,6 @@ def test_a_network_of_several_labels_teaches_none_of_one(solved: Path, file: str
     typed = ["experiment=digits_freeze", "loss=distill", f"loss.teacher={solved / file}"]
     with pytest.raises(XferError, match=r"error E083: .* gives an image several labels"):
         make_plan(compose_specs(typed))
-
-
-def test_runs_of_several_labels_are_not_compared_or_drawn_anew(solved: Path, trained: Path) -> None:
-    both = Done(["stages=[compare]", f"compare.runs=[{solved},{trained}]"], cwd=solved.parent)
-    anew = Done(["report", "solved"], cwd=solved.parent)
-    for done in (both, anew):
-        assert done.returncode == 2 and "error E066: " in done.stderr, done.stderr
 
 
 def test_single_labels_know_nothing_of_it(place: Path) -> None:

@@ -91,6 +91,11 @@ class _Measured(TypedDict):
     loss: Annotated[float, Field(ge=0)]
 
 
+class _BeforeAfter(TypedDict):
+    before: _Share
+    after: _Share
+
+
 @with_config(_FORBID)
 class _CalibrationFacts(TypedDict):
     method: Literal["temperature", "vector"]
@@ -102,6 +107,7 @@ class _CalibrationFacts(TypedDict):
     before: _Measured
     after: _Measured
     by_chance: _Share
+    per_class: NotRequired[dict[str, _BeforeAfter]]
     warnings: list[str]
 
 

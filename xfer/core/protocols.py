@@ -371,8 +371,9 @@ class CustomMetric(Protocol):
         """The end at which it is best."""
 
     def compute(self, logits: Array, labels: Array) -> float:
-        """The score of float64 logits (n, classes) against int64 labels (n,); NaN where it is not
-        defined. Both are read-only."""
+        """The score of float64 logits (n, classes) against int64 labels (n,), with several labels
+        an image (n, classes) of 1, 0 and -1 for unknown; NaN where it is not defined. Both are
+        read-only."""
 
 
 class Logger(Protocol):

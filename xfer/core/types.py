@@ -177,7 +177,9 @@ class Predictions:
     ``views`` of each image were answered, the logits are the logarithms of mean probabilities.
     With a certificate, ``sets`` bool (n, classes) are prediction sets and ``p_unlike`` float64 (n,)
     the p-values of being unlike all training images. With several labels an image ``labels`` are
-    int64 (n, classes) of 1, 0 and -1 for unknown, and ``task`` is that of the network's card.
+    int64 (n, classes) of 1, 0 and -1 for unknown, and ``task`` is that of the network's card;
+    ``saying`` bool (n, classes) is what an image is said to have where that is no matter of one
+    threshold a class: in a cross-validation each fold has its own.
     """
 
     names: Sequence[str]
@@ -188,20 +190,24 @@ class Predictions:
     sets: npt.NDArray[np.bool_] | None = None
     p_unlike: npt.NDArray[np.float64] | None = None
     task: Plain = field(default_factory=dict)
+    saying: npt.NDArray[np.bool_] | None = None
 
     @property
     def thresholds(self) -> npt.NDArray[np.float64] | None:
         """The probability a class from which on an image is said to have the label, (classes,);
-        ``None`` where an image has one label."""
+        ``None`` where an image has one label, or where each fold has its own."""
         import numpy as np
 
-        return np.array(self.task["thresholds"], np.float64) if self.task else None
+        cuts = self.task.get("thresholds")
+        return None if cuts is None else np.array(cuts, np.float64)
 
     @property
     def said(self) -> npt.NDArray[np.bool_]:
         """With several labels an image: which it is said to have, (n, classes)."""
         import numpy as np
 
+        if self.saying is not None:
+            return self.saying
         return np.asarray(self.probabilities >= np.asarray(self.thresholds))
 
     @property
@@ -230,8 +236,9 @@ class Predictions:
             labels = None if self.labels is None else self.labels[part]
             sets = None if self.sets is None else self.sets[part]
             unlike = None if self.p_unlike is None else self.p_unlike[part]
+            saying = None if self.saying is None else self.saying[part]
             block = replace(self, names=self.names[part], logits=self.logits[part], labels=labels)
-            yield replace(block, sets=sets, p_unlike=unlike)
+            yield replace(block, sets=sets, p_unlike=unlike, saying=saying)
 
 
 @dataclass(frozen=True)
@@ -274,10 +281,13 @@ class LabelScore:
     """The scores of one split with several labels an image, of the known ones alone. ``map`` is the
     mean over the classes of the average precision, ``acc`` the share of images with every known
     label right (``acc_ci95`` is Wilson's interval), ``hamming`` the share of wrong labels, ``loss``
-    the mean binary cross-entropy of ``labels_known`` labels. ``thresholds`` by class, chosen on
+    the mean binary cross-entropy of ``labels_known`` labels. ``ece`` is the mean over the classes
+    of the calibration error, ``hit1`` and ``hit5`` (above 5 classes) the share of the images with a
+    label of which one is among their 1 or 5 most probable. ``thresholds`` by class, chosen on
     ``cv`` (training images, each answered by a fit that had not seen it), ``val`` or ``given``;
     ``per_class`` holds, a class, ``n``, ``known``, ``threshold``, ``ap``, ``precision``,
-    ``recall`` and ``f1``. ``None`` is what is not defined on these labels."""
+    ``recall``, ``f1`` and ``ece``; ``others`` the user's metrics, by name. ``None``
+    is what is not defined on these labels."""
 
     n: int
     acc: float
@@ -287,11 +297,15 @@ class LabelScore:
     macro_f1: float | None
     micro_f1: float | None
     hamming: float | None
+    ece: float | None
+    hit1: float | None
+    hit5: float | None
     labels_known: int
     thresholds: dict[str, float]
     thresholds_chosen_on: str
     per_class: dict[str, dict[str, float | None]]
     used_for_selection: bool
+    others: dict[str, float | None] = field(default_factory=dict)
 
     title: ClassVar[str] = "mAP"
     """What :meth:`in_words` begins with."""
@@ -306,7 +320,9 @@ class LabelScore:
 
     def to_plain(self) -> Plain:
         """As JSON-like facts, as ``result.json`` holds them."""
-        return asdict(self) | {"acc_ci95": list(self.acc_ci95)}
+        facts = asdict(self) | {"acc_ci95": list(self.acc_ci95)}
+        others: Plain = facts.pop("others")
+        return facts | others
 
 
 def sigmoid(logits: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

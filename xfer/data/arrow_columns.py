@@ -14,10 +14,29 @@ from typing import Any, Literal, NamedTuple
 from xfer.config.help import DISTRIBUTION
 from xfer.core.errors import ConfigError, DataError, closest
 
-Kind = Literal["struct", "bytes", "text", "number", "other"]
+Kind = Literal["struct", "bytes", "text", "number", "list", "other"]
 _DEFAULTS = ("image", "label", "split")
-_SAID = {"struct": "bytes and paths", "bytes": "bytes", "text": "text", "number": "numbers"}
+_SEVERAL = "labels"
+_SAID = {
+    **{"struct": "bytes and paths", "bytes": "bytes", "text": "text", "number": "numbers"},
+    "list": "lists",
+}
 _IMAGES = ("struct", "bytes", "text")
+
+
+class _Need(NamedTuple):
+    """Of which kinds a column may be, what that is called, and what to do where it is of none."""
+
+    kinds: tuple[Kind, ...]
+    said: str
+    fix: str = ""
+
+
+_NEEDED = {
+    "text": _Need(("text",), "text"),
+    "number": _Need(("text", "number"), "text or whole numbers"),
+    "list": _Need(("list",), "a list of them", "write labels as lists, or type task=single"),
+}
 
 
 class Columns(NamedTuple):
@@ -54,14 +73,20 @@ def require(package: str, option: str) -> None:
 
 
 def columns_of(
-    schema: Any, asked: Sequence[str] | None, group: str | None, where: object
+    schema: Any,
+    asked: Sequence[str] | None,
+    group: str | None,
+    where: object,
+    several: bool = False,
 ) -> Columns:
     """Which columns of an Arrow schema are read; ``asked`` are those of image, label and split.
+    That of labels has lists of them where an image may have ``several``.
 
     Raises DataError, naming ``where``, for columns that are not there or of another kind.
     """
     kinds = {field.name: kind_of(field.type) for field in schema}
-    names = list(asked or [name for name in _DEFAULTS if name in kinds or name != "split"])
+    usual = [_SEVERAL if several and _SEVERAL in kinds and n == "label" else n for n in _DEFAULTS]
+    names = list(asked or [name for name in usual if name in kinds or name != "split"])
     if lost := [name for name in names if name not in kinds]:
         raise DataError(where, f"has no column '{lost[0]}'", _typed(kinds), 27)
     if group and group not in kinds:
@@ -71,15 +96,16 @@ def columns_of(
     if kinds[image] not in _IMAGES:
         what = f"the column '{image}' has {schema.field(image).type}, neither bytes nor paths"
         raise DataError(where, what, _typed(kinds), 27)
-    texts = {
-        name: ("text", "number") if name in (label, group) else ("text",) for name in names[1:]
-    }
-    for name, allowed in (texts | ({group: ("text", "number")} if group else {})).items():
-        if kinds[name] not in allowed:
-            what = f"the column '{name}' has {schema.field(name).type}, and"
-            needed = "text" if allowed == ("text",) else "text or whole numbers"
-            fix = _typed(kinds)
-            raise DataError(where, f"{what} {needed} is needed", fix, 27)
+    needed = dict.fromkeys(names[2:], _NEEDED["text"])
+    needed |= {name: _NEEDED["number"] for name in (label, group) if name}
+    if several:
+        needed[label] = _NEEDED["list"]
+    for name, need in needed.items():
+        if kinds[name] not in need.kinds:
+            what = f"the column '{name}' has {schema.field(name).type}, and {need.said} is needed"
+            fix = need.fix or _typed(kinds)
+            fix = "type task=multilabel for lists of labels" if kinds[name] == "list" else fix
+            raise DataError(where, what, fix, 27)
     split = names[2] if len(names) > 2 else None
     of_names = tuple(kinds[name] for name in names)
     classes = _class_names(schema, label)
@@ -103,6 +129,8 @@ def kind_of(of: Any) -> Kind:
     from pyarrow import types
 
     of = of.value_type if types.is_dictionary(of) else of
+    if types.is_list(of) or types.is_large_list(of):
+        return "list" if kind_of(of.value_type) in ("text", "number") else "other"
     if types.is_struct(of):
         inner = {field.name: kind_of(field.type) for field in of}
         return "struct" if inner == {"bytes": "bytes", "path": "text"} else "other"
@@ -128,9 +156,12 @@ def _class_names(schema: Any, label: str) -> tuple[str, ...]:
     """The names of classes that Hugging Face has written into the schema; nothing without them."""
     try:
         facts = json.loads((schema.metadata or {})[b"huggingface"])
-        names = facts["info"]["features"][label]["names"]
+        feature = facts["info"]["features"][label]
+        if isinstance(feature, list):  # as its earlier versions write a list
+            feature = feature[0]
+        names = feature.get("feature", feature)["names"]
         return tuple(names) if all(isinstance(name, str) for name in names) else ()
-    except (KeyError, ValueError, TypeError):
+    except (KeyError, ValueError, TypeError, IndexError, AttributeError):
         return ()
 
 
@@ -152,3 +183,26 @@ def labels_in(
             yield classes[value]
         else:
             yield str(value)
+
+
+def lists_in(
+    values: Sequence[Any], classes: Sequence[str], column: str, where: object
+) -> Iterator[str]:
+    """The labels of every row with :data:`BETWEEN` between them: each in
+    words, a ``?`` alone for null, which says that nobody has looked.
+
+    Raises DataError for a number that is no position in ``classes``, and for null in a list.
+    """
+    for row, value in enumerate(values):
+        if value is None:
+            yield "?"
+            continue
+        names = list(labels_in(value, classes, f"{column} of row {row}, entry", where))
+        if "" in names:
+            what = f"the {column} of row {row} have an empty one among them"
+            raise DataError(where, what, "leave it out of the list", 29)
+        yield BETWEEN.join(names)
+
+
+BETWEEN = "\x1f"
+"""What is between labels that come as a list."""

@@ -17,10 +17,17 @@ from annotated_types import MaxLen, MinLen
 
 from xfer.core.errors import DataError, printable
 from xfer.core.types import Dataset
-from xfer.data.arrow_columns import Columns, columns_of, labels_in, refuse_others, require
+from xfer.data.arrow_columns import (
+    Columns,
+    columns_of,
+    labels_in,
+    lists_in,
+    refuse_others,
+    require,
+)
 from xfer.data.folder import SYNONYMS
 from xfer.data.image_bytes import FileSpan, ImagePlace, NullCell, read_file
-from xfer.data.image_table import Listing, TableRow, dataset_of, listing_of
+from xfer.data.image_table import Listing, TableRow, dataset_of, labelled_of, listing_of
 from xfer.data.options import Loading, place
 from xfer.data.split import unread_split
 
@@ -49,16 +56,23 @@ class HuggingFace(Loading):
     """which commit, branch or tag of ``data.name``"""
     columns: Annotated[tuple[str, ...], MinLen(2), MaxLen(3)] | None = None
     """the columns of the image, of its class and, if there is one, of its split; ``null`` is
-    ``image,label``, and ``split`` where there is such a column"""
+    ``image,label``, and ``split`` where there is such a column. With ``task=multilabel`` the second
+    has lists of labels, and is ``labels`` where there is such a column"""
 
     def dataset(self, training: bool) -> Dataset:
         """See :meth:`Loading.dataset`."""
         return dataset_of(self.listed(), self, self._where(), training)
 
+    def labelled(self, training: bool, known: tuple[str, ...] = ()) -> Dataset:
+        """The same where an image may have several labels: the column of labels has lists, empty
+        ones for none and null where nobody has looked. See
+        :class:`xfer.core.protocols.ReadsLabels`."""
+        return labelled_of(self.listed(True), self, self._where(), training, known)
+
     def _where(self) -> Path:
         return place(self.root) if self.root else Path(str(self.name))
 
-    def listed(self) -> Listing:
+    def listed(self, several: bool = False) -> Listing:
         """All images, before they are divided. Raises DataError naming folder or name."""
         require("datasets", "hf")
         parts, remarks = self._parts()
@@ -66,12 +80,13 @@ class HuggingFace(Loading):
         expected: Columns | None = None
         for key, (split, table) in parts.items():
             where = f"{self._where()}: {key}"
-            columns = columns_of(table.features.arrow_schema, self.columns, self.group, where)
+            schema = table.features.arrow_schema
+            columns = columns_of(schema, self.columns, self.group, where, several)
             expected = expected or columns
             refuse_others(columns, expected, where, next(iter(parts)))
             cells += _cells(key, table, columns, "" if columns.split else split)
         base = place(self.root) if self.root else Path.cwd()
-        listing = listing_of(cells, self._where(), base, self.group)
+        listing = listing_of(cells, self._where(), base, self.group, several)
         remarks += unread_split(expected.names if expected else (), self.columns)
         return listing._replace(remarks=[*remarks, *listing.remarks])
 
@@ -135,7 +150,8 @@ def _cells(key: str, table: Any, columns: Columns, split: str) -> Iterator[Table
         raise DataError(files[0].parent, what, "write it again with save_to_disk", 37) from error
     _compare(key, table, columns, rows)
     values = [row.label for row in rows]
-    labels = labels_in(values, columns.classes, columns.label, f"{key} of data")
+    words = lists_in if columns.kinds[1] == "list" else labels_in
+    labels = words(values, columns.classes, columns.label, f"{key} of data")
     for number, (row, label) in enumerate(zip(rows, labels, strict=True)):
         where = None if isinstance(row.place, NullCell) and row.path else row.place
         yield TableRow(f"{key}#{number}", where, row.path, label, row.split or split, row.group)

@@ -10,9 +10,12 @@ from typing import NamedTuple
 
 from xfer.core.errors import DataError, closest
 from xfer.core.types import Dataset
+from xfer.data.arrow_columns import BETWEEN
 from xfer.data.dataset import of_files
 from xfer.data.folder import SYNONYMS
 from xfer.data.image_bytes import ImagePlace
+from xfer.data.label_rows import in_cell
+from xfer.data.label_split import ImageSource, labelled_dataset
 from xfer.data.options import SPLITS, ImageRow, Loading
 from xfer.data.split import divide, shares
 
@@ -48,17 +51,29 @@ def dataset_of(listing: Listing, how: Loading, where: Path, training: bool) -> D
     return of_files(divided, where, how, listing.remarks, listing.places)
 
 
-def listing_of(cells: Sequence[TableRow], where: Path, base: Path, grouped: str | None) -> Listing:
+def labelled_of(
+    listing: Listing, how: Loading, where: Path, training: bool, known: Sequence[str]
+) -> Dataset:
+    """The same where an image may have several labels, which its row has in one text."""
+    listed = [(row, in_cell(row.name, "", row.split, row.label, BETWEEN)) for row in listing.rows]
+    source = ImageSource(where, where, (), listing.remarks, listing.places)
+    return labelled_dataset(listed, how, source, training, known)
+
+
+def listing_of(
+    cells: Sequence[TableRow], where: Path, base: Path, grouped: str | None, several: bool = False
+) -> Listing:
     """The images in the rows of a table. Paths start at ``base``; errors name ``where``.
 
     An image is called by its path, where every row has one of its own and none leads out of
     ``base``; else by its file and row. Raises DataError for rows without a label, unless all of
-    ``test`` are without, for splits that are none, and for empty groups.
+    ``test`` are without or an image may have ``several``, for splits that are none, and for empty
+    groups.
     """
     if not cells:
         raise DataError(where, "lists no image", "give a table with a row for every image", 91)
     cells = [cell._replace(split=split_named(cell.split, cell.name, where)) for cell in cells]
-    cells, remarks = _with_labels(cells, where)
+    cells, remarks = (cells, []) if several else _with_labels(cells, where)
     if grouped and (empty := next((cell for cell in cells if not cell.group), None)):
         what = f"the column '{grouped}' is empty in {empty.name}, and it names the image's group"
         fix = "fill it in; give an image that belongs to no other a name that no other has"

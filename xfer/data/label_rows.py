@@ -55,6 +55,14 @@ def in_cell(where: str, path: str, split: str, cell: str, sign: str) -> Labelled
     return Labelled(where, path, split, has, tuple(filter(None, unknown)), "?" in names)
 
 
+def labelled_with(where: str, has: Sequence[str], unknown: Sequence[str]) -> Labelled:
+    """An image that ``has`` these labels, while these are ``unknown``. Raises DataError for a label
+    that is named twice."""
+    mine, theirs = (tuple(class_name(name) for name in names) for names in (has, unknown))
+    _refuse_twice(where, (*mine, *theirs))
+    return Labelled(where, "", "", mine, theirs)
+
+
 def in_columns(where: str, path: str, split: str, cells: Sequence[tuple[str, str]]) -> Labelled:
     """The labels of (class, cell) pairs, each cell 1, 0 or, where it is unknown, empty.
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -11,7 +13,11 @@ import numpy.typing as npt
 
 from xfer.core.errors import DataError, printable
 from xfer.core.types import Dataset, Samples
+from xfer.data.dataset import of_files
+from xfer.data.folds import into_folds
+from xfer.data.image_bytes import ImagePlace
 from xfer.data.image_rows import ImageRows, code_of
+from xfer.data.label_rows import Labelled, classes_of
 from xfer.data.options import SPLITS, ImageRow, Loading
 from xfer.data.split import hold_out, refuse_missing, shares
 
@@ -19,20 +25,52 @@ _FEW = 5  # images: rarer combinations of labels are split as one
 _REST = "\0rest"
 
 
-class LabelledRow(NamedTuple):
-    """An image's ``row``, whose label is all that is known of it in one text, and 1, 0 or -1 a
-    class."""
+class ImageSource(NamedTuple):
+    """Where images come from: ``where`` errors say that it is, the ``root`` of their names, the
+    classes that it has ``named`` whether or not an image has them, remarks, and where the bytes of
+    each lie, by name or in the order of the listing, if not in files of their own."""
 
-    row: ImageRow
-    known: tuple[int, ...]
+    where: Path
+    root: Path
+    named: Sequence[str] = ()
+    remarks: Sequence[str] = ()
+    places: Mapping[str, ImagePlace] | Sequence[ImagePlace] | None = None
 
 
-def divide_labelled(
-    images: Sequence[LabelledRow], how: Loading, where: object, training: bool
-) -> list[LabelledRow]:
+def labelled_dataset(
+    listed: Sequence[tuple[ImageRow, Labelled]],
+    how: Loading,
+    source: ImageSource,
+    training: bool,
+    known: Sequence[str] = (),
+) -> Dataset:
+    """The data set of images and what each is labelled with; the classes are ``known`` where a
+    network has learned them. Raises DataError as :func:`divide_labelled`, :func:`with_labels` and
+    :func:`xfer.data.label_rows.classes_of`."""
+    classes = classes_of([image for _, image in listed], source.where, source.named, known)
+    values: dict[str, tuple[int, ...]] = {}
+
+    def rows() -> Iterator[ImageRow]:
+        for row, labels in listed:
+            text = _in_one_text(of_image := labels.row(classes), classes)
+            values[text] = of_image
+            yield row._replace(label=text)
+
+    divided = divide_labelled(ImageRows.of(rows()), how, source.where, training)
+    given = (source.root, how, source.remarks, source.places)
+    dataset = of_files(divided, *given, about=lambda _: [])
+    return with_labels(dataset, values, classes, source.where)
+
+
+def _in_one_text(known: Sequence[int], classes: Sequence[str]) -> str:
+    """All that is known of an image in one text: equal for equal labels alone."""
+    pairs = zip(known, classes, strict=True)
+    return "\x1f".join(f"{'?' * (value < 0)}{name}" for value, name in pairs if value)
+
+
+def divide_labelled(rows: ImageRows, how: Loading, where: object, training: bool) -> ImageRows:
     """Give every image a split, as :func:`xfer.data.split.divide` does it for classes: what is held
     out is a share of every combination of labels, and of the rare ones together."""
-    rows = ImageRows.of(image.row for image in images)
     parts = shares(how, rows.given)
     pool = np.flatnonzero(rows.in_split("", "train"))
     counts = rows.take(pool).counts()
@@ -42,27 +80,49 @@ def divide_labelled(
     enough = np.flatnonzero(~np.isin(alike.labels, alone))
     taken = np.full(len(pool), code_of("train"), np.int8)
     taken[enough] = hold_out(alike.take(enough), parts, how, where)
-    divided = rows.moved(pool, taken)
-    split = [
-        image._replace(row=image.row._replace(split=row.split))
-        for image, row in zip(images, divided, strict=True)
-    ]
-    split = [image for image in split if training or image.row.split != "train"]
-    refuse_missing({image.row.split for image in split}, how, where, training)
-    return split
+    rows = rows.moved(pool, taken)
+    if how.folds and training:
+        rows = _in_folds(rows, how, how.folds, where)
+    if not training:
+        rows = rows.take(np.flatnonzero(~rows.in_split("train")))
+    refuse_missing(rows.given, how, where, training)
+    return rows
+
+
+def _in_folds(rows: ImageRows, how: Loading, count: int, where: object) -> ImageRows:
+    """``rows`` with their folds, as :func:`xfer.data.folds.into_folds` has it: every combination
+    of labels is spread evenly over them, and those that fewer images have than there are folds
+    together; too few of these for all folds are spread with the rarest of the others.
+
+    Raises DataError where there are fewer images than folds.
+    """
+    counts = Counter(rows.counts(rows.in_split("train")))
+    if (total := counts.total()) < count:
+        what = f"{total} training images cannot be divided into {count} folds"
+        raise DataError(where, what, f"type data.folds={max(total, 2)}, or add images", 50)
+    common = {label: n for label, n in counts.items() if n >= count}
+    alone = total - sum(common.values()) < count and common
+    rest = min(common, key=lambda label: (common[label], label)) if alone else _REST
+    alike = rows.relabelled(lambda kind: kind if kind in common else rest)
+    folded = into_folds(alike, how, where)
+    at = np.searchsorted(rows.at, folded.at)  # both ascend
+    return replace(folded, kinds=rows.kinds, labels=rows.labels[at])
 
 
 def with_labels(
-    dataset: Dataset, images: Collection[LabelledRow], classes: tuple[str, ...], where: object
+    dataset: Dataset,
+    values: Mapping[str, tuple[int, ...]],
+    classes: tuple[str, ...],
+    where: object,
 ) -> Dataset:
-    """``dataset``, whose classes are combinations of labels, with a matrix of labels int64
-    (n, classes) in each split, and a remark on what each of them has.
+    """``dataset``, whose classes are combinations of labels that have these ``values`` (1, 0 or -1
+    a class), with a matrix of labels int64 (n, classes) in each split, and a remark on what each
+    of them has.
 
     Raises DataError for a class that cannot be learned: no training image is known to have it, or
     none to lack it.
     """
-    known = {image.row.label: image.known for image in images}
-    table = np.array([known[text] for text in dataset.classes], np.int64)
+    table = np.array([values[text] for text in dataset.classes], np.int64)
     splits = {
         name: replace(samples, labels=table[samples.labels])
         for name, samples in dataset.splits.items()
@@ -86,6 +146,7 @@ def with_labels(
 
 def _refuse_unlearnable(splits: dict[str, Samples], classes: Sequence[str], where: object) -> None:
     train = splits["train"].labels
+    _refuse_within_folds(splits["train"], classes, where)
     for i, name in enumerate(classes):
         has, lacks = int((train[:, i] == 1).sum()), int((train[:, i] == 0).sum())
         if has and lacks:
@@ -99,6 +160,20 @@ def _refuse_unlearnable(splits: dict[str, Samples], classes: Sequence[str], wher
         if has:
             what = f"no training image is known to lack the label '{name}'"
         raise DataError(where, what, fix, 87)
+
+
+def _refuse_within_folds(train: Samples, classes: Sequence[str], where: object) -> None:
+    """Raise DataError for a label that the fit on all folds but one could not learn."""
+    turns = [] if train.folds is None else [(row, k) for row in train.folds for k in np.unique(row)]
+    for row, fold in turns:
+        for value, has in ((1, "have"), (0, "lack")):
+            held, every = (train.labels[row == fold] == value), (train.labels == value)
+            lost = np.flatnonzero(every.any(axis=0) & (held.sum(axis=0) == every.sum(axis=0)))
+            if len(lost):
+                n, name = int(every[:, lost[0]].sum()), classes[lost[0]]
+                what = f"the {n} image(s) known to {has} the label '{name}' are all in one fold"
+                fix = "a fit without them cannot know it: add such images, or take the label out"
+                raise DataError(where, what, fix, 51)
 
 
 def _lines(name: str, samples: Samples) -> list[str]:

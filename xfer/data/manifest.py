@@ -18,8 +18,8 @@ from xfer.core.errors import DataError, LabelsError, closest
 from xfer.core.files import open_to_read
 from xfer.core.types import Dataset
 from xfer.data.dataset import of_files
-from xfer.data.label_rows import Labelled, classes_of, in_cell, in_columns, in_json
-from xfer.data.label_split import LabelledRow, divide_labelled, with_labels
+from xfer.data.label_rows import Labelled, in_cell, in_columns, in_json
+from xfer.data.label_split import ImageSource, labelled_dataset
 from xfer.data.options import SPLITS, ImageRow, Loading, place
 from xfer.data.split import divide, unread_split
 
@@ -74,20 +74,9 @@ class Manifest(Loading):
         network has learned them."""
         path = place(self.file)
         root = place(self.root) if self.root else path.parent
-        listed, columns = label_list(path, self)
-        classes = classes_of(listed, path, columns, known)
-        images = [
-            LabelledRow(located(image, root, bool(self.root)), image.row(classes))
-            for image in listed
-        ]
-        images = [
-            image._replace(row=image.row._replace(label=_all_labels(image.known, classes)))
-            for image in images
-        ]
-        divided = divide_labelled(images, self, path, training)
-        rows = [image.row for image in divided]
-        dataset = of_files(rows, root, self, about=lambda _: [])
-        return with_labels(dataset, divided, classes, path)
+        images, columns = label_list(path, self)
+        listed = [(located(image, root, bool(self.root)), image) for image in images]
+        return labelled_dataset(listed, self, ImageSource(path, root, columns), training, known)
 
     def dataset(self, training: bool) -> Dataset:
         """See :meth:`Loading.dataset`."""
@@ -309,9 +298,3 @@ def located(image: Labelled, root: Path, asked: bool) -> ImageRow:
     if image.split:
         facts["split"] = image.split
     return _row(image.where, facts, root, asked)
-
-
-def _all_labels(known: tuple[int, ...], classes: tuple[str, ...]) -> str:
-    """All that is known of an image in one text: equal for equal labels alone."""
-    pairs = zip(known, classes, strict=True)
-    return "\x1f".join(f"{'?' * (value < 0)}{name}" for value, name in pairs if value)

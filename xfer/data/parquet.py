@@ -12,10 +12,17 @@ from annotated_types import MaxLen, MinLen
 
 from xfer.core.errors import DataError
 from xfer.core.types import Dataset
-from xfer.data.arrow_columns import Columns, columns_of, labels_in, refuse_others, require
+from xfer.data.arrow_columns import (
+    Columns,
+    columns_of,
+    labels_in,
+    lists_in,
+    refuse_others,
+    require,
+)
 from xfer.data.folder import SYNONYMS
 from xfer.data.image_bytes import ImagePlace, NullCell
-from xfer.data.image_table import Listing, TableRow, dataset_of, listing_of
+from xfer.data.image_table import Listing, TableRow, dataset_of, labelled_of, listing_of
 from xfer.data.options import Loading, place
 from xfer.data.parquet_cells import HELD, GroupCell, opened, places_in, unreadable
 from xfer.data.split import unread_split
@@ -42,13 +49,20 @@ class Parquet(Loading):
     ``train-00000.parquet`` does"""
     columns: Annotated[tuple[str, ...], MinLen(2), MaxLen(3)] | None = None
     """the columns of the image, of its class and, if there is one, of its split; ``null`` is
-    ``image,label``, and ``split`` where there is such a column"""
+    ``image,label``, and ``split`` where there is such a column. With ``task=multilabel`` the second
+    has lists of labels, and is ``labels`` where there is such a column"""
 
     def dataset(self, training: bool) -> Dataset:
         """See :meth:`Loading.dataset`."""
         return dataset_of(self.listed(), self, place(self.root), training)
 
-    def listed(self) -> Listing:
+    def labelled(self, training: bool, known: tuple[str, ...] = ()) -> Dataset:
+        """The same where an image may have several labels: the column of labels has lists, empty
+        ones for none and null where nobody has looked. See
+        :class:`xfer.core.protocols.ReadsLabels`."""
+        return labelled_of(self.listed(True), self, place(self.root), training, known)
+
+    def listed(self, several: bool = False) -> Listing:
         """All images, before they are divided. Raises DataError naming the file."""
         require("pyarrow", "parquet")
         root = place(self.root)
@@ -57,10 +71,10 @@ class Parquet(Loading):
         first: tuple[Path, Columns] | None = None
         cells: list[TableRow] = []
         for path, split in zip(files, splits, strict=True):
-            columns = _columns(path, self, first)
+            columns = _columns(path, self, first, several)
             first = first or (path, columns)
             cells += _cells(path, columns, base, "" if columns.split else split)
-        listing = listing_of(cells, root, base, self.group)
+        listing = listing_of(cells, root, base, self.group, several)
         remarks = [*listing.remarks, *_packed(listing.places.values())]
         names = first[1].names if first else ()
         return listing._replace(remarks=[*remarks, *unread_split(names, self.columns)])
@@ -104,7 +118,9 @@ def _word(path: Path) -> str:
     return SYNONYMS[found[1]] if found else ""
 
 
-def _columns(path: Path, how: Parquet, first: tuple[Path, Columns] | None) -> Columns:
+def _columns(
+    path: Path, how: Parquet, first: tuple[Path, Columns] | None, several: bool
+) -> Columns:
     """The columns of a file. Raises DataError where they are not those of the first file."""
     try:
         file = opened(path)
@@ -115,13 +131,14 @@ def _columns(path: Path, how: Parquet, first: tuple[Path, Columns] | None) -> Co
     except (OSError, ValueError) as error:
         raise unreadable(path, error) from error
     if first is None:
-        return columns_of(schema, how.columns, how.group, path)
+        return columns_of(schema, how.columns, how.group, path, several)
     expected, names = first[1], schema.names
     asked = [name for name in expected[:3] if name]
     if lost := [name for name in (*asked, how.group) if name and name not in names]:
         fix = "write all of them with one schema, or give one of them"
         raise DataError(path, f"has no column '{lost[0]}', unlike {first[0].name}", fix, 28)
-    refuse_others(columns_of(schema, asked, how.group, path), expected, path, first[0].name)
+    found = columns_of(schema, asked, how.group, path, several)
+    refuse_others(found, expected, path, first[0].name)
     return expected
 
 
@@ -133,7 +150,8 @@ def _cells(path: Path, columns: Columns, base: Path, split: str) -> Iterator[Tab
     if columns.bytes_path:
         places = places_in(path, columns.bytes_path)
     paths = table[columns.image] if columns.image in table else [None] * count
-    labels = labels_in(table[columns.label], columns.classes, columns.label, path)
+    words = lists_in if columns.kinds[1] == "list" else labels_in
+    labels = words(table[columns.label], columns.classes, columns.label, path)
     splits = table[columns.split] if columns.split else [split] * count
     groups = table[columns.group] if columns.group else [None] * count
     name = path.relative_to(base).as_posix()
@@ -143,8 +161,8 @@ def _cells(path: Path, columns: Columns, base: Path, split: str) -> Iterator[Tab
             where = NullCell(path, row)
         elif isinstance(where, NullCell) and text:
             where = None  # the file that the path names
-        words = ("" if word is None else str(word) for word in (text, label, part, group))
-        yield TableRow(f"{name}#{row}", where, *words)
+        texts = ("" if word is None else str(word) for word in (text, label, part, group))
+        yield TableRow(f"{name}#{row}", where, *texts)
 
 
 def _small(path: Path, columns: Columns) -> dict[str, list[Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from array import array
@@ -23,9 +24,11 @@ from xfer.data.folds import by_folder
 from xfer.data.image_bytes import ImagePlace
 from xfer.data.image_places import TarMembers
 from xfer.data.image_rows import ImageRows
+from xfer.data.label_rows import Labelled, labelled_with
+from xfer.data.label_split import ImageSource, labelled_dataset
 from xfer.data.options import SPLITS, ImageRow, Loading, place
 from xfer.data.split import divide, shares
-from xfer.data.tar_index import COMPRESSED, TarIndex, index_of
+from xfer.data.tar_index import COMPRESSED, TarIndex, TarSample, index_of
 from xfer.data.walk import Tree, note_lines
 
 CLASSES, PACK = "classes.txt", "pack.json"
@@ -57,9 +60,10 @@ class Shards(Loading):
 
     Without ``val/`` it is split off ``train/``; tar files directly below ``root`` are split too, as
     images in folders are. A tar file holds ``KEY.jpg`` and ``KEY.cls``, or ``KEY.json`` with a
-    ``label``; a label is the name of a class, or where there is a ``root/classes.txt``, which has a
-    class a line, also a position in it, from 0. Nothing is unpacked: an image is read at its
-    offset, in any order.
+    ``label``; with ``task=multilabel`` it has ``labels``, a list, and ``unknown``, those that
+    nobody has looked for. A label is the name of a class, or where there is a
+    ``root/classes.txt``, which has a class a line, also a position in it, from 0. Nothing is
+    unpacked: an image is read at its offset, in any order.
     """
 
     groups: ClassVar[str] = "FOLDER"
@@ -70,14 +74,37 @@ class Shards(Loading):
     def dataset(self, training: bool) -> Dataset:
         """See :meth:`Loading.dataset`."""
         root = place(self.root)
+        found = self._listed(root, training)
+        rows = by_folder(found.rows, root) if self.group else found.rows
+        divided = divide(rows, self, root, training)
+        return of_files(divided, root, self, found.remarks, found.places)
+
+    def labelled(self, training: bool, known: tuple[str, ...] = ()) -> Dataset:
+        """The same where an image may have several labels: ``KEY.json`` has ``labels``, a list, and
+        if it likes ``unknown``. See :class:`xfer.core.protocols.ReadsLabels`."""
+        root = place(self.root)
+        found = self._listed(root, training, several=True)
+        listed = list(zip(found.rows, found.labels, strict=True))
+        source = ImageSource(root, root, _classes(root), found.remarks, found.places)
+        return labelled_dataset(listed, self, source, training, known)
+
+    def _listed(self, root: Path, training: bool, several: bool = False) -> _Listed:
+        """The images of all tar files that are asked for."""
         tars, remarks = _tars(root)
         _check_pack(root, tars)
         if not training and set(shares(self, tars)) == {"train"}:
             tars.pop("train", None)  # nothing is held out of it
-        rows, places, notes = _listed(root, tars)
-        rows = by_folder(rows, root) if self.group else rows
-        remarks += notes
-        return of_files(divide(rows, self, root, training), root, self, remarks, places)
+        return _listed(root, tars, several, remarks)
+
+
+class _Listed(NamedTuple):
+    """The images of tar files: rows in the order of files and members, where each lies, its labels
+    where it may have several, and remarks."""
+
+    rows: ImageRows
+    places: TarMembers
+    labels: list[Labelled]
+    remarks: list[str]
 
 
 def _tars(root: Path) -> tuple[dict[str, list[Path]], list[str]]:
@@ -143,8 +170,8 @@ def members_of(root: Path) -> dict[str, ImagePlace]:
     try:
         tars = _tars(root)[0].items()
         inside = {s: [t for t in some if t.resolve().is_relative_to(whole)] for s, some in tars}
-        rows, members, _ = _listed(root, inside)
-        return dict(zip(rows.names, members, strict=True))
+        found = _listed(root, inside, None)
+        return dict(zip(found.rows.names, found.places, strict=True))
     except DataError:
         return {}
 
@@ -207,24 +234,30 @@ def _no_index(path: Path, error: Exception) -> DataError:
 
 
 def _listed(
-    root: Path, tars: Mapping[str, Sequence[Path]]
-) -> tuple[ImageRows, TarMembers, list[str]]:
-    """The images of all tar files: rows in the order of files and members, where each lies, and
-    remarks."""
-    listing = _Listing(_classes(root))
+    root: Path,
+    tars: Mapping[str, Sequence[Path]],
+    several: bool | None,
+    remarks: Sequence[str] = (),
+) -> _Listed:
+    """The images of all tar files; each may have ``several`` labels, or has one, or ``None``:
+    nobody asks."""
+    listing = _Listing(_classes(root), several)
     rows = ImageRows.of(
         row for split, some in tars.items() for path in some for row in listing.rows(split, path)
     )
     members = listing.members(rows.names)
     _refuse_twice(rows.names, members)
-    return rows, members, list(_lines(listing.left_out, listing.classes, rows))
+    classes = () if several is not False else listing.classes
+    lines = [*remarks, *_lines(listing.left_out, classes, rows)]
+    return _Listed(rows, members, listing.labels, lines)
 
 
 class _Listing:
     """The tar files that have been read so far, and where the images in them are."""
 
-    def __init__(self, classes: tuple[str, ...]) -> None:
-        self.classes = classes
+    def __init__(self, classes: tuple[str, ...], several: bool | None) -> None:
+        self.classes, self.several = classes, several
+        self.labels: list[Labelled] = []
         self.left_out: dict[str, tuple[int, str]] = {}
         self._files: list[Path] = []
         self._folders: list[str] = []
@@ -242,7 +275,9 @@ class _Listing:
         folder = f"{split}/" if split else ""
         for sample, digest in zip(index.samples, _hashes(path, index), strict=True):
             name = name_of(split, sample.key, sample.suffix)
-            label = _class(path, sample.name, sample.label, self.classes)
+            if self.several:
+                self.labels.append(_labels(path, sample, self.classes))
+            label = "" if self.several is not False else _single(path, sample, self.classes)
             if folder + sample.name != name:
                 self._others[len(self._sizes)] = sample.name
             if digest and not self._hashes:
@@ -272,6 +307,25 @@ class _Listing:
             others=self._others,
             digests=digests,
         )
+
+
+def _single(path: Path, sample: TarSample, classes: Sequence[str]) -> str:
+    """The class of an image. Raises DataError for one that has labels alone."""
+    if not sample.label:
+        what = f"'{sample.key}.json' has labels, and no label"
+        raise DataError(path, what, "type task=multilabel", 81)
+    return _class(path, sample.name, sample.label, classes)
+
+
+def _labels(path: Path, sample: TarSample, classes: Sequence[str]) -> Labelled:
+    """The labels of an image. Raises DataError for one that has a label alone."""
+    if not sample.several:
+        what = f"'{sample.name}' has one label, and no list of labels in '{sample.key}.json'"
+        fix = 'write {"labels": [...]} into KEY.json beside every KEY.jpg, or type task=single'
+        raise DataError(path, what, fix, 81)
+    given: list[list[str]] = json.loads(sample.several)
+    has, unknown = (tuple(_class(path, sample.name, n, classes) for n in some) for some in given)
+    return labelled_with(f"{path}: {sample.name}", has, unknown)
 
 
 def _refuse_twice(names: Sequence[str], members: TarMembers) -> None:

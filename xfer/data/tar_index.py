@@ -1,10 +1,10 @@
 """What is in a plain tar file of images, and at which bytes: its headers are read once.
 
 Images and labels are called as WebDataset (Aizman et al. 2019, https://arxiv.org/abs/2001.01858)
-calls them: ``KEY.jpg`` and ``KEY.cls``, or ``KEY.json`` with a ``label``, where the key ends at the
-first dot. An uncompressed tar file needs no unpacking: an image is read by one call at its offset.
-A tar file may be a stranger's, so what is no plain file with a plain name is refused. Results are
-cached by path, size, mtime and ctime.
+calls them: ``KEY.jpg`` and ``KEY.cls``, or ``KEY.json`` with a ``label``, or with ``labels`` where
+an image may have several; the key ends at the first dot. An uncompressed tar file needs no
+unpacking: an image is read by one call at its offset. A tar file may be a stranger's, so what is
+no plain file with a plain name is refused. Results are cached by path, size, mtime and ctime.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _MAGIC = {
     b"\xfd7zXZ\0": (".xz", "unxz"),
     b"\x28\xb5\x2f\xfd": (".zst", "unzstd"),
 }
-_CACHE_VERSION = 1
+_CACHE_VERSION = 2
 _LARGEST_CACHE = 1 << 30
 _LONGEST_HEADER = 1 << 20  # bytes; a name in a header of its own has some hundred
 _LONGEST_LABEL = 1 << 16
@@ -48,13 +48,15 @@ _ANEW = "write it again, with plain files of images and labels alone"
 
 class TarSample(NamedTuple):
     """One image of a tar file: its key, its suffix without the dot, where its bytes start and how
-    many they are, and what its label says."""
+    many they are, and what its label says: one, or several as JSON, of which either may be
+    empty."""
 
     key: str
     suffix: str
     start: int
     size: int
     label: str
+    several: str = ""
 
     @property
     def name(self) -> str:
@@ -81,7 +83,7 @@ class _Found(NamedTuple):
 class _Cached(NamedTuple):
     version: int
     stamp: str
-    samples: list[tuple[str, str, int, int, str]]
+    samples: list[tuple[str, str, int, int, str, str]]
     left_out: dict[str, tuple[int, str]]
 
 
@@ -217,16 +219,16 @@ def _together(path: Path, members: list[_Found], handle: int) -> TarIndex:
             what = f"the label '{key}.cls' has no image beside it"
             raise DataError(path, what, "write it again, with an image for every label", 81)
     samples = [
-        TarSample(key, one.name[len(key) + 1 :], one.start, one.size, label)
+        TarSample(key, one.name[len(key) + 1 :], one.start, one.size, *said)
         for key, one in images.items()
-        for label in [_label(path, one, labels.get(key, {}), handle)]
+        for said in [_label(path, one, labels.get(key, {}), handle)]
     ]
     return TarIndex(tuple(samples), left_out)
 
 
-def _label(path: Path, image: _Found, files: dict[str, _Found], handle: int) -> str:
-    """What ``KEY.cls`` says, or the ``label`` in ``KEY.json``."""
-    fix = "write a KEY.cls, or a KEY.json with a label, beside every KEY.jpg"
+def _label(path: Path, image: _Found, files: dict[str, _Found], handle: int) -> tuple[str, str]:
+    """What ``KEY.cls`` says, or the ``label`` and the ``labels`` in ``KEY.json``."""
+    fix = "write a KEY.cls, or a KEY.json with a label or labels, beside every KEY.jpg"
     found = files.get("cls") or files.get("json")
     if found is None:
         raise DataError(path, f"the image '{image.name}' has no label", fix, 81)
@@ -234,21 +236,37 @@ def _label(path: Path, image: _Found, files: dict[str, _Found], handle: int) -> 
     try:
         if found.size <= _LONGEST_LABEL:
             text = os.pread(handle, found.size, found.start).decode("utf-8", "surrogateescape")
-            label = text.strip() if "cls" in files else _in_json(text)
-            if label and label.isprintable():
-                return label
+            label, several = (text.strip(), "") if "cls" in files else _in_json(text)
+            if (label or several) and label.isprintable():
+                return label, several
             reason = "it holds no label of one line"
     except ValueError as error:
         reason = str(error)
     raise DataError(path, f"'{found.name}' is no label: {reason}", fix, 81)
 
 
-def _in_json(text: str) -> str:
+def _in_json(text: str) -> tuple[str, str]:
     facts = parsed(text)
-    label = facts.get("label") if isinstance(facts, dict) else None
+    facts = facts if isinstance(facts, dict) else {}
+    label, several = facts.get("label"), ""
+    if "labels" in facts:
+        several = json.dumps([_texts(facts, key) for key in ("labels", "unknown")])
+    if label is None and several:
+        return "", several
     if isinstance(label, bool) or not isinstance(label, int | str):
         raise ValueError("'label' is neither text nor a whole number")
-    return str(label).strip()
+    return str(label).strip(), several
+
+
+def _texts(facts: dict[str, object], key: str) -> list[str]:
+    """A list of labels as texts. Raises ValueError for what is none."""
+    given = facts.get(key, [])
+    if not isinstance(given, list):
+        raise ValueError(f"'{key}' is no list")
+    texts = [str(one).strip() for one in given if isinstance(one, int | str)]
+    if len(texts) < len(given) or not all(text and text.isprintable() for text in texts):
+        raise ValueError(f"'{key}' has an entry that is neither text nor a whole number")
+    return texts
 
 
 def _cache_file(path: Path) -> Path:

@@ -26,7 +26,8 @@ MOST_FITTED = 100_000
 FOLDS = 5
 """Parts of the images that are fitted on, each judged by what was fitted on the others."""
 _DRAWS = 200
-_FAR = 50.0  # how far a shift may go
+FAR = 50.0
+"""How far a shift may go."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ def scaling_of(facts: Plain, classes: int) -> Scaling:
 
 
 Fit = Callable[[Floats, Labels], Scaling]
+"""What fits a scaling on logits and labels."""
 
 
 def fit_temperature(logits: npt.ArrayLike, labels: npt.ArrayLike) -> Scaling:
@@ -76,26 +78,28 @@ def fit_temperature(logits: npt.ArrayLike, labels: npt.ArrayLike) -> Scaling:
     the temperature, which Brent's method (scipy) solves for; it stays between :data:`LOWEST` and
     :data:`HIGHEST`. Raises ValueError for logits that are NaN or Inf, and without images.
     """
-    from scipy.optimize import brentq
-
     z, truth = _checked(logits, labels)
     target = (z * _targets(truth, z.shape[1])).sum(axis=1)
 
     def slope(inverse: float) -> float:
         return float(((_softmax(z * inverse) * z).sum(axis=1) - target).mean())
 
+    inverse, classes = best_inverse(slope), z.shape[1]
+    ended = inverse in (1 / HIGHEST, 1 / LOWEST)
+    return Scaling("temperature", np.full(classes, inverse), np.zeros(classes), ended)
+
+
+def best_inverse(slope: Callable[[float], float]) -> float:
+    """The inverse of the temperature at which the ``slope`` of a convex loss is 0, within the
+    limits of what is looked for; 1 of a loss that is the same everywhere."""
+    from scipy.optimize import brentq
+
     low, high = 1 / HIGHEST, 1 / LOWEST
     if slope(1.0) == 0:  # logits that are all equal have any temperature
-        inverse = 1.0
-    elif slope(low) >= 0:
-        inverse = low
-    elif slope(high) <= 0:
-        inverse = high
-    else:
-        inverse = float(brentq(slope, low, high, xtol=1e-12, rtol=1e-12))
-    classes = z.shape[1]
-    ended = inverse in (low, high)
-    return Scaling("temperature", np.full(classes, inverse), np.zeros(classes), ended)
+        return 1.0
+    if slope(low) >= 0:
+        return low
+    return high if slope(high) <= 0 else float(brentq(slope, low, high, xtol=1e-12, rtol=1e-12))
 
 
 def fit_vector(logits: npt.ArrayLike, labels: npt.ArrayLike) -> Scaling:
@@ -118,19 +122,19 @@ def fit_vector(logits: npt.ArrayLike, labels: npt.ArrayLike) -> Scaling:
         gradient = np.concatenate([(apart * z).sum(axis=0), apart.sum(axis=0)])
         return -float((target * log_odds).sum() / count), gradient
 
-    limits = [(1 / HIGHEST, 1 / LOWEST)] * classes + [(-_FAR, _FAR)] * classes
+    limits = [(1 / HIGHEST, 1 / LOWEST)] * classes + [(-FAR, FAR)] * classes
     options = {"maxiter": 1000, "ftol": 1e-14, "gtol": 1e-9}
     start = np.concatenate([begin, np.zeros(classes)])
     fitted = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=limits, options=options).x
     scale, shift = fitted[:classes], fitted[classes:]
-    ended = bool(((scale <= 1 / HIGHEST) | (scale >= 1 / LOWEST) | (abs(shift) >= _FAR)).any())
+    ended = bool(((scale <= 1 / HIGHEST) | (scale >= 1 / LOWEST) | (abs(shift) >= FAR)).any())
     return Scaling("vector", scale, shift - shift.mean(), ended)
 
 
 def cross_fitted(logits: npt.ArrayLike, labels: npt.ArrayLike, folds: Labels, fit: Fit) -> Floats:
     """The logits of each image, float64 (n, classes), scaled by what ``fit`` makes of the images
     that are not in its fold."""
-    z, truth = _checked(logits, labels)
+    z, truth = np.asarray(logits, np.float64), np.asarray(labels, np.int64)
     scaled = np.empty_like(z)
     for fold in np.unique(folds):
         inside = folds == fold
@@ -175,7 +179,7 @@ def calibrate(
     fewest = int(np.bincount(truth, minlength=len(classes)).min())
     if asked == "auto" and may_shift and fewest >= PER_CLASS:
         other = cross_fitted(z, truth, folds, fit_vector)
-        if _wins(other, scaled, truth):
+        if wins(log_losses(other, truth), log_losses(scaled, truth)):
             fit, scaled = fit_vector, other
     facts: Plain = {
         "n": len(truth),
@@ -192,9 +196,10 @@ def calibrate(
     return Calibrated(scaling, {**scaling.to_plain(), **facts, "warnings": warnings})
 
 
-def _wins(ours: Floats, theirs: Floats, truth: Labels) -> bool:
-    """Whether the loss of the one is lower by more than the standard error of the difference."""
-    gain = log_losses(theirs, truth) - log_losses(ours, truth)
+def wins(ours: Floats, theirs: Floats) -> bool:
+    """Whether the mean of the one's losses (n,) is lower than that of the other's by more than the
+    standard error of the difference."""
+    gain = theirs - ours
     return bool(gain.mean() > gain.std(ddof=1) / np.sqrt(len(gain)))
 
 

@@ -18,6 +18,7 @@ from xfer.data.loader import EvalLoader, eval_images
 from xfer.data.preprocess import prepare
 from xfer.data.tta import VIEWS, prepare_views
 from xfer.evaluation.label_metrics import label_score
+from xfer.evaluation.label_predictions import mean_of_labels
 from xfer.evaluation.metrics import Parts, score
 from xfer.evaluation.predict import mean_over_views, predict_split
 
@@ -27,11 +28,13 @@ if TYPE_CHECKING:
 
 class Reading(NamedTuple):
     """How images come to a network: so many views at a time, decoded by ``workers`` processes,
-    with the views of each that ``tta`` names."""
+    with the views of each that ``tta`` names; whether an image may have ``several`` labels, so that
+    the mean over its views is one a class."""
 
     batch_size: int = 64
     workers: int = 0
     tta: Tta = "none"
+    several: bool = False
 
 
 def answers(
@@ -43,14 +46,15 @@ def answers(
     device: torch.device | None = None,
     broken: list[XferError] | None = None,
 ) -> Predictions:
-    """Logits for every image, once and in order; with views, of their mean probabilities.
+    """Logits for every image, once and in order; with views, of their mean probabilities
+    (softmax, or sigmoid where there are several labels).
 
     Images that cannot be decoded are left out where there is a list ``broken`` to put their
     errors into; without it the first one's DataError is raised.
     """
     device = device or torch.device("cpu")
     net = net.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-    size, workers, tta = reading
+    size, workers, tta, several = reading
     count, recipe = VIEWS[tta], prepare if tta == "none" else partial(prepare_views, tta=tta)
     loader = EvalLoader(
         eval_images(samples, spec, recipe), max(1, size // count), workers, pin=False, sound=True
@@ -62,7 +66,8 @@ def answers(
         logits: npt.NDArray[np.float32] = net(images).float().cpu().numpy()
         if count == 1:
             return logits
-        return mean_over_views(logits.reshape(-1, count, logits.shape[1]))
+        mean = mean_of_labels if several else mean_over_views
+        return mean(logits.reshape(-1, count, logits.shape[1]))
 
     with torch.inference_mode():
         answered = predict_split(run, batches, samples, classes, broken)
@@ -78,7 +83,8 @@ def score_of(
     logits, labels, classes = predictions.logits, predictions.labels, predictions.classes
     if (thresholds := predictions.thresholds) is not None:
         chosen_on = predictions.task["chosen_on"]
-        return label_score(logits, labels, classes, thresholds, chosen_on, used_for_selection)
+        given = (logits, labels, classes, thresholds, chosen_on, used_for_selection)
+        return label_score(*given, parts or {})
     return score(logits, labels, classes, used_for_selection, parts or {})
 
 

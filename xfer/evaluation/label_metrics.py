@@ -7,7 +7,7 @@ A label that is unknown counts in none of them. ``logits`` are (n, classes), ``l
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from xfer.core.types import LabelScore, sigmoid
 from xfer.evaluation import metrics
-from xfer.evaluation.metrics import Floats, Labels, Metric
+from xfer.evaluation.metrics import Floats, Labels, Metric, Parts
 from xfer.evaluation.statistics import wilson
 
 Bools = npt.NDArray[np.bool_]
@@ -29,6 +29,11 @@ class LabelAnswers:
     logits: Floats
     labels: Labels
     said: Bools
+
+    @property
+    def truth(self) -> Labels:
+        """The labels, as the user's metrics ask for them."""
+        return self.labels
 
     @property
     def known(self) -> Bools:
@@ -93,16 +98,34 @@ def _best_threshold(shares: Floats, labels: Labels) -> float:
     return middle if below < middle <= ranked[at] else float(ranked[at])
 
 
-def label_values(logits: npt.ArrayLike, labels: npt.ArrayLike) -> dict[str, float]:
-    """Every metric of ``logits`` against ``labels``, yes from the probability 0.5 on."""
-    z = np.asarray(logits, np.float64)
+_NO_PARTS: Parts = {}
+
+
+def label_values(
+    logits: npt.ArrayLike, labels: npt.ArrayLike, parts: Parts = _NO_PARTS
+) -> dict[str, float]:
+    """Every metric of ``logits`` against ``labels``, yes from the probability 0.5 on; ``parts`` are
+    the user's."""
+    z, y = np.asarray(logits, np.float64), np.asarray(labels, np.int64)
     if not np.isfinite(z).all():
-        return {metric.name: math.nan for metric in LABEL_METRICS}
-    return _values(LabelAnswers(z, np.asarray(labels, np.int64), z >= 0))
+        return {metric.name: math.nan for metric in _defined(z.shape[1], parts)}
+    return values_of(LabelAnswers(z, y, z >= 0), parts)
 
 
-def _values(answers: LabelAnswers) -> dict[str, float]:
-    return {metric.name: float(metric.compute(answers)) for metric in LABEL_METRICS}
+def values_of(answers: LabelAnswers, parts: Parts = _NO_PARTS) -> dict[str, float]:
+    """Every metric that is defined for so many classes, by name; NaN where these labels do not
+    define it."""
+    rows = _defined(answers.labels.shape[1], parts)
+    return {metric.name: float(metric.compute(answers)) for metric in rows}
+
+
+def _defined(classes: int, parts: Parts) -> list[Metric]:
+    return [metric for metric in label_rows(parts) if metric.has(classes)]
+
+
+def label_rows(parts: Parts) -> tuple[Metric, ...]:
+    """Every metric of a run: the table's, then a row for each of ``parts``."""
+    return (*LABEL_METRICS, *metrics.rows_of(parts))
 
 
 def _mean_ap(answers: LabelAnswers) -> float:
@@ -113,14 +136,15 @@ def _mean_ap(answers: LabelAnswers) -> float:
     return float(each.mean()) if len(each) else math.nan
 
 
-def _class_f1(answers: LabelAnswers) -> Floats:
+def class_f1(answers: LabelAnswers) -> Floats:
+    """F1 a class, float64 (classes,); NaN for a class that nobody has or is given."""
     right, said, had = answers.counts
     with np.errstate(invalid="ignore"):
-        return np.asarray(2 * right / (said + had))  # NaN for a class that nobody has or is given
+        return np.asarray(2 * right / (said + had))
 
 
 def _macro_f1(answers: LabelAnswers) -> float:
-    each = _class_f1(answers)
+    each = class_f1(answers)
     occur = np.isfinite(each)
     return float(each[occur].mean()) if occur.any() else math.nan
 
@@ -157,6 +181,43 @@ def _hamming(answers: LabelAnswers) -> float:
     return float(wrong.sum()) / count if count else math.nan
 
 
+def class_gaps(logits: Floats, labels: Labels) -> Floats:
+    """The calibration error of each class, float64 (classes,): the mean gap between the probability
+    of yes and the share of yes in 15 equal bins, of the known labels. NaN of none.
+
+    Its mean over the classes is the classwise calibration error of M. Kull et al., "Beyond
+    temperature scaling" (2019).
+    """
+    shares, gaps = sigmoid(logits), np.full(logits.shape[1], math.nan)
+    for c in range(len(gaps)):
+        known = labels[:, c] >= 0
+        if known.any():
+            gaps[c] = metrics.confidence_gap(shares[known, c], labels[known, c] == 1)
+    return gaps
+
+
+def _calibration_error(answers: LabelAnswers) -> float:
+    gaps = class_gaps(answers.logits, answers.labels)
+    known = np.isfinite(gaps)
+    return float(gaps[known].mean()) if known.any() else math.nan
+
+
+def _hits(k: int) -> Callable[[LabelAnswers], float]:
+    """The share of the images known to have a label of which one is among their ``k`` most probable
+    known ones; of equally probable ones the first class leads. At 1 it is one less the one-error
+    (R. E. Schapire and Y. Singer, "BoosTexter", 2000)."""
+
+    def compute(answers: LabelAnswers) -> float:
+        some = (answers.labels == 1).any(axis=1)
+        if not some.any():
+            return math.nan
+        z = np.where(answers.known, answers.logits, -np.inf)[some]
+        first = np.argsort(-z, axis=1, kind="stable")[:, :k]
+        return float((np.take_along_axis(answers.labels[some], first, 1) == 1).any(axis=1).mean())
+
+    return compute
+
+
 # In the order of the tables.
 LABEL_METRICS = (
     Metric("map", _mean_ap, "max", "mAP"),
@@ -165,6 +226,9 @@ LABEL_METRICS = (
     Metric("acc", _exact_match, "max", "exact match", share=True, on_line=False),
     Metric("hamming", _hamming, "min", "Hamming loss", on_line=False),
     Metric("loss", _loss, "min", "loss", on_line=False),
+    Metric("ece", _calibration_error, "min", "calibration error", on_line=False),
+    Metric("hit1", _hits(1), "max", "hit at 1", on_line=False),
+    Metric("hit5", _hits(5), "max", "hit at 5", least=6, on_line=False),
 )
 
 
@@ -182,14 +246,15 @@ def label_score(
     thresholds: Floats,
     chosen_on: str,
     used_for_selection: bool,
+    parts: Parts = _NO_PARTS,
 ) -> LabelScore:
     """The full score of one split, yes from a class's threshold on; ``chosen_on`` says on what
     those were chosen."""
     z, y = np.asarray(logits, np.float64), np.asarray(labels, np.int64)
     answers = LabelAnswers(z, y, sigmoid(z) >= thresholds)
-    computed = {name: None if math.isnan(v) else v for name, v in _values(answers).items()}
+    computed = {name: None if math.isnan(v) else v for name, v in values_of(answers, parts).items()}
     right, said, had = answers.counts
-    areas, known = average_precisions(z, y), answers.known.sum(axis=0)
+    areas, known, gaps = average_precisions(z, y), answers.known.sum(axis=0), class_gaps(z, y)
     per_class = {
         name: {
             "n": int(had[c]),
@@ -199,6 +264,7 @@ def label_score(
             "precision": float(right[c] / said[c]) if said[c] else None,
             "recall": float(right[c] / had[c]) if had[c] else None,
             "f1": float(2 * right[c] / (said[c] + had[c])) if said[c] + had[c] else None,
+            "ece": None if math.isnan(gaps[c]) else float(gaps[c]),
         }
         for c, name in enumerate(classes)
     }
@@ -212,9 +278,13 @@ def label_score(
         macro_f1=computed["macro_f1"],
         micro_f1=computed["micro_f1"],
         hamming=computed["hamming"],
+        ece=computed["ece"],
+        hit1=computed["hit1"],
+        hit5=computed.get("hit5"),
         labels_known=int(answers.known.sum()),
         thresholds=dict(zip(classes, map(float, thresholds), strict=True)),
         thresholds_chosen_on=chosen_on,
         per_class=per_class,
         used_for_selection=used_for_selection,
+        others={name: computed[name] for name in parts},
     )

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from xfer.core.errors import ConfigError
 from xfer.core.long_array import zeros
 from xfer.core.protocols import CustomMetric
-from xfer.core.types import Score
+from xfer.core.types import LabelScore, Score
 from xfer.evaluation.statistics import wilson
 
 Floats: TypeAlias = npt.NDArray[np.float64]
@@ -108,11 +108,16 @@ def names(classes: int, rows: Iterable[Metric] | None = None) -> list[str]:
 
 def with_parts(parts: Parts) -> tuple[Metric, ...]:
     """Every metric of a run: the table's, then a row for each of ``parts``."""
-    return (*METRICS, *(_row_of(name, part) for name, part in parts.items()))
+    return (*METRICS, *rows_of(parts))
+
+
+def rows_of(parts: Parts) -> tuple[Metric, ...]:
+    """A row for each of the user's metrics, which are given logits and labels as they are."""
+    return tuple(_row_of(name, part) for name, part in parts.items())
 
 
 def _row_of(name: str, part: CustomMetric) -> Metric:
-    def compute(answers: Answers) -> float:
+    def compute(answers: Any) -> float:
         logits, truth = answers.logits.view(), answers.truth.view()
         logits.flags.writeable = truth.flags.writeable = False
         value = part.compute(logits, truth)
@@ -125,10 +130,12 @@ def _row_of(name: str, part: CustomMetric) -> Metric:
     return Metric(name, compute, part.better, name)
 
 
-def check_names(parts: Parts) -> None:
-    """Raise ConfigError where one of ``parts`` has a name that means something else."""
+def check_names(parts: Parts, several: bool = False) -> None:
+    """Raise ConfigError where one of ``parts`` has a name that means something else in a score, of
+    images that may have ``several`` labels or have one."""
+    fields = LabelScore.__annotations__ if several else Score.__annotations__
     for name in parts:
-        if name in {*Score.__annotations__, *(metric.name for metric in METRICS)}:
+        if name in {*fields, *(metric.name for metric in METRICS)}:
             what, fix = f"'{name}' means something else in result.json", "give it another name"
             raise ConfigError("trainer.metrics", what, fix, 21)
 

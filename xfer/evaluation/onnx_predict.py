@@ -33,7 +33,7 @@ from xfer.core.types import InputSpec, Plain, Predictions, Tta, class_name
 from xfer.data.preprocess import check_size, named
 from xfer.data.tta import VIEWS, check_tta, prepare_views, tta_facts
 from xfer.evaluation.certified import warn_of_views
-from xfer.evaluation.label_predictions import refuse_views
+from xfer.evaluation.label_predictions import mean_of_labels
 from xfer.evaluation.onnx_session import (
     P_UNLIKE,
     PREDICTION_SET,
@@ -221,7 +221,6 @@ def facts(specs: Specs, model: OnnxModel) -> Plain:
 
 
 def _check_views(model: OnnxModel, tta: Tta) -> None:
-    refuse_views(model.task, tta)
     if tta != "none" and (model.pictures or model.recipe is None):
         what = f"{model.path} takes whole pictures and crops them itself, so that it has no views"
         fix = "type predict.model=model.onnx, which takes what is prepared, or checkpoint.path=RUN"
@@ -265,7 +264,8 @@ def answers(model: OnnxModel, samples: Samples, tta: Tta = "none") -> Prediction
     warn_of_broken(broken, len(samples))
     if model.task:
         logits = _log_odds(answered.logits) if model.pictures else answered.logits
-        return replace(answered, logits=logits.astype(np.float32), task=model.task)
+        odds = logits.astype(np.float32)
+        return replace(answered, logits=odds, task=model.task, views=VIEWS[tta])
     logits = answered.logits if tta != "none" else _as_logits(answered.logits)
     answered = replace(answered, logits=logits.astype(np.float32), views=VIEWS[tta])
     if model.promises and tta != "none":
@@ -344,8 +344,10 @@ def _load(model: OnnxModel, samples: Samples, index: int, tta: Tta) -> Array | D
 def _run_views(model: OnnxModel, images: Array, promised: list[list[Array]]) -> Array:
     """Answers (n, classes) to images (n, views, 3, h, w): the mean of what the file answers."""
     n, count = images.shape[:2]
-    each = _as_logits(_run(model, images.reshape(n * count, *images.shape[2:]), promised))
-    return mean_over_views(each.reshape(n, count, -1))
+    each = _run(model, images.reshape(n * count, *images.shape[2:]), promised)
+    if model.task:
+        return mean_of_labels(each.reshape(n, count, -1))
+    return mean_over_views(_as_logits(each).reshape(n, count, -1))
 
 
 def _run(model: OnnxModel, images: Array, promised: list[list[Array]]) -> Array:

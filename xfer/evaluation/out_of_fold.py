@@ -58,17 +58,13 @@ class OutOfFold:
         """Write a row an image and repeat: ``path, repeat, fold, label, prediction, ...``, both
         counted from 0."""
         repeats, n = self.folds.shape
-        columns = {
-            "repeat": np.repeat(np.arange(repeats), n).tolist(),
-            "fold": self.folds.ravel().tolist(),
-        }
         pooled = Predictions(
             repeated(self.names, repeats),
             self.logits.reshape(repeats * n, -1),
             np.tile(self.labels, repeats),
             self.classes,
         )
-        write_predictions(pooled, path, columns)
+        write_predictions(pooled, path, columns_of(self.folds))
 
     def facts(self, parts: metrics.Parts = _NO_PARTS) -> Plain:
         """What ``result.json`` has as ``cv``: every metric over all rows of the table, the interval
@@ -76,7 +72,7 @@ class OutOfFold:
         repeats, n = self.folds.shape
         pooled, labels = self.logits.reshape(repeats * n, -1), np.tile(self.labels, repeats)
         values = metrics.values(pooled, labels, parts)
-        by_fold = [self._fold(repeat, fold) for repeat, fold in self.turns()]
+        by_fold = [self._fold(repeat, fold) for repeat, fold in turns_of(self.folds)]
         folds = len(by_fold) // repeats
         accs = [row["acc"] for row in by_fold] if self.grouped else []
         low, high = resampled(values["acc"], n, folds, repeats, accs)
@@ -91,10 +87,6 @@ class OutOfFold:
             "final_epochs": self.final_epochs,
             "used_for_selection": self.chose,
         }
-
-    def turns(self) -> list[tuple[int, int]]:
-        """Every (repeat, fold) in order."""
-        return [(i, k) for i, row in enumerate(self.folds) for k in np.unique(row).tolist()]
 
     def _fold(self, repeat: int, fold: int) -> Plain:
         held = self.folds[repeat] == fold
@@ -113,14 +105,31 @@ class OutOfFold:
         }
 
 
+def turns_of(folds: npt.NDArray[np.int64]) -> list[tuple[int, int]]:
+    """Every (repeat, fold) of ``folds``, int64 (repeats, n), in order."""
+    return [(i, k) for i, row in enumerate(folds) for k in np.unique(row).tolist()]
+
+
+def columns_of(folds: npt.NDArray[np.int64]) -> dict[str, list[int]]:
+    """The columns ``repeat`` and ``fold`` of a table that has a row an image and repeat."""
+    repeats, n = folds.shape
+    return {"repeat": np.repeat(np.arange(repeats), n).tolist(), "fold": folds.ravel().tolist()}
+
+
 def in_words(cv: Plain) -> str:
-    """The accuracy of a cross-validation with its interval, for the last lines and the log."""
-    low, high = cv["acc_ci95"]
+    """The accuracy of a cross-validation with its interval, for the last lines and the log; where
+    an image has several labels the mean average precision."""
+    name = "map" if "map" in cv else "acc"
+    value, ends = cv[name], cv[f"{name}_ci95"]
     times = f", {cv['repeats']} times" if cv["repeats"] > 1 else ""
-    return (
-        f"{cv['acc']:.4f} ({cv['n']:,} images in {cv['folds']} folds{times}; "
-        f"95 % interval {low:.4f} to {high:.4f})"
-    )
+    reach = f"; 95 % interval {ends[0]:.4f} to {ends[1]:.4f}" if ends else ""
+    first = "undefined" if value is None else f"{value:.4f}"
+    return f"{first} ({cv['n']:,} images in {cv['folds']} folds{times}{reach})"
+
+
+def title_of(cv: Plain) -> str:
+    """What :func:`in_words` is of."""
+    return "cv mAP" if "map" in cv else "cv accuracy"
 
 
 def fitted_on(checkpoint: Path | None, split: str, names: Sequence[str]) -> list[str]:

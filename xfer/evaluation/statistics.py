@@ -45,6 +45,23 @@ def resampled(
     return max(0.0, min(low, share - half)), min(1.0, max(high, share + half))
 
 
+def resampled_t(centre: float, values: Sequence[float], folds: int) -> tuple[float, float] | None:
+    """The 95 % interval around ``centre`` of a measure that is no share of images, from its
+    ``values`` fold by fold in one or several cross-validations of so many ``folds``.
+
+    The half-width is that of the corrected resampled t-test (C. Nadeau and Y. Bengio, 2003): the
+    variance of the m values times 1 / m + test images / training images, and Student's t with m - 1
+    degrees of freedom. It lies within 0 and 1; ``None`` for fewer than two values.
+    """
+    from scipy.special import stdtrit
+
+    if (m := len(values)) < 2:
+        return None
+    variance = (1 / m + 1 / (folds - 1)) * statistics.variance(values)
+    half = float(stdtrit(m - 1, 0.975)) * math.sqrt(variance)
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
 def mcnemar(first: int, second: int) -> float:
     """The two-sided p of McNemar's exact test (Q. McNemar, 1947).
 

@@ -15,7 +15,7 @@ from annotated_types import Gt, Lt
 from xfer.core.errors import LabelsError
 from xfer.core.protocols import LossOfLabels, ReadsLabels
 from xfer.evaluation import metrics
-from xfer.evaluation.label_metrics import LABEL_METRICS, best_thresholds, label_values
+from xfer.evaluation.label_metrics import best_thresholds, label_rows, label_values
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,9 +23,13 @@ if TYPE_CHECKING:
     from torch import nn
 
     from xfer.core.protocols import Data, Loss
-    from xfer.core.types import Dataset, Plain
+    from xfer.core.types import Dataset, Plain, Samples
+    from xfer.evaluation.label_out_of_fold import LabelOutOfFold
+    from xfer.evaluation.out_of_fold import OutOfFold
 
     Labels = npt.NDArray[np.int64]
+    Logits = npt.NDArray[np.float32]
+    Pooled = OutOfFold | LabelOutOfFold
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,15 @@ class Single:
         """What a card says of the task: nothing."""
         return {}
 
+    def pooled(self, samples: Samples, logits: Logits, classes: tuple[str, ...]) -> Pooled:
+        """The ``logits`` float32 (repeats, n, classes) of a cross-validation of ``samples``, each
+        by the fit that had not seen the image."""
+        from xfer.evaluation.out_of_fold import OutOfFold
+
+        grouped = bool(samples.groups)
+        folds = _folds(samples)
+        return OutOfFold(samples.names, logits, samples.labels, folds, classes, grouped)
+
 
 @dataclass(frozen=True)
 class Multilabel:
@@ -114,14 +127,14 @@ class Multilabel:
         return data.labelled(training, known)
 
     def rows(self, parts: metrics.Parts) -> tuple[metrics.Metric, ...]:
-        """Every metric."""
-        return LABEL_METRICS
+        """Every metric, those of the user last."""
+        return label_rows(parts)
 
     def values(
         self, logits: npt.ArrayLike, labels: npt.ArrayLike, parts: metrics.Parts
     ) -> dict[str, float]:
         """Every metric by name, yes from the probability 0.5 on."""
-        return label_values(logits, labels)
+        return label_values(logits, labels, parts)
 
     def counts(self, labels: Labels, classes: int) -> list[int]:
         """Images that have the label, a class."""
@@ -173,3 +186,18 @@ class Multilabel:
         else:
             cuts, chosen_on = [self.thresholds] * np.asarray(labels).shape[1], "given"
         return {"kind": "multilabel", "thresholds": cuts, "chosen_on": chosen_on}
+
+    def pooled(self, samples: Samples, logits: Logits, classes: tuple[str, ...]) -> Pooled:
+        """The ``logits`` float32 (repeats, n, classes) of a cross-validation of ``samples``, each
+        by the fit that had not seen the image."""
+        from xfer.evaluation.label_out_of_fold import LabelOutOfFold
+
+        given = None if self.thresholds == "f1" else self.thresholds
+        folds = _folds(samples)
+        return LabelOutOfFold(samples.names, logits, samples.labels, folds, classes, given)
+
+
+def _folds(samples: Samples) -> Labels:
+    if samples.folds is None:
+        raise ValueError("images that are in no folds have no answers of a cross-validation")
+    return samples.folds

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 import time
@@ -19,6 +20,7 @@ from xfer.core.log import LINES, log
 from xfer.core.run_folder import run_of
 from xfer.data.preprocess import prepare
 from xfer.evaluation.benchmark_names import FOLDERS, RUN
+from xfer.evaluation.label_metrics import label_values
 from xfer.evaluation.onnx_predict import warn_if_stale
 from xfer.evaluation.onnx_session import open_session, runner
 from xfer.evaluation.predict import predict_split
@@ -183,11 +185,17 @@ def _turns(
 
 
 def _top1(contestant: Contestant, photos: Samples, classes: tuple[str, ...]) -> float | None:
-    if (photos.labels < 0).any():
+    """The share of right top classes; with several labels an image, of images whose most probable
+    label is one that they have. ``None`` where labels are not known."""
+    several = photos.labels.ndim == 2
+    if not several and (photos.labels < 0).any():
         return None
     pictures = (photos.images[i] for i in range(len(photos)))
     batches = ((contestant.ready([picture]), [None]) for picture in pictures)
     answers = predict_split(contestant.run, batches, photos, classes)
+    if several and answers.labels is not None:
+        hits = label_values(answers.logits, answers.labels)["hit1"]
+        return None if math.isnan(hits) else hits
     return accuracy(answers.logits, answers.labels)
 
 

@@ -156,7 +156,9 @@ def _admit(trials: _PromisedTrials, writer: Writer, path: Path) -> Exported:
         with _library_errors(path, name, "written"):
             outcome["facts"] = _written(writer, net, images, card, part, trials.evidence.graphs)
         with _library_errors(path, name, "run"):
-            outcome.update(getattr(trials, kind)(path, name, writer.open(part, net)))
+            tried = getattr(trials, kind)(path, name, writer.open(part, net))
+            outcome["facts"] |= tried.pop("facts", {})
+            outcome.update(tried)
             said = (path, name, kind == "pictures", outcome["bound"])
             outcome["facts"] |= _further(writer, part, said, trials)
         if isinstance(writer, Describes):
@@ -240,4 +242,6 @@ class Strictness:
     images: Annotated[int, Ge(2)] = 64
     """validation images that every exported file is compared on"""
     max_drop: Annotated[float, Ge(0), Le(1)] = 0.01
-    """accuracy that an approximate file (int8, 16 bits) may lose on the validation split"""
+    """accuracy that an approximate file (int8, 16 bits) may lose on the validation split; with
+    several labels an image the same of right labels, of mAP, and of the mean distance of
+    probabilities"""

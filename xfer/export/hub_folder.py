@@ -120,6 +120,9 @@ def _config(card: Card, library: torch.nn.Module) -> Plain:
         "num_features": library.num_features,
         "label_names": list(card.classes),
     }
+    if card.task:  # timm answers with logits: what they mean is for whoever reads them
+        config["problem_type"] = "multi_label_classification"
+        config["thresholds"] = dict(zip(card.classes, card.task["thresholds"], strict=True))
     if args := card.backbone.get("args"):
         config["model_args"] = args
     config["pretrained_cfg"] = {

@@ -41,6 +41,7 @@ def model_card(card: Card, figures: Plain, license_name: str, repo: str | None) 
         "transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))",
         'names = model.pretrained_cfg["label_names"]',
         "```",
+        *_task(card),
         "",
         "## Scores",
         "",
@@ -57,6 +58,19 @@ def model_card(card: Card, figures: Plain, license_name: str, repo: str | None) 
     return "\n".join(lines) + "\n"
 
 
+def _task(card: Card) -> list[str]:
+    """With several labels an image, what its answers mean."""
+    if not card.task:
+        return []
+    pairs = zip(card.classes, card.task["thresholds"], strict=True)
+    cuts = ", ".join(f"{_plain(name)} {cut:.4g}" for name, cut in pairs)
+    return [
+        "",
+        "An image may have several labels, or none: the sigmoid of a logit is the probability of",
+        f"its label, which an image is said to have from these on: {cuts}.",
+    ]
+
+
 def _plain(text: str) -> str:
     """``text`` in one line without what Markdown or HTML would read in it."""
     return "".join(f"\\{c}" if c in "\\`*_[]<>|#&" else c for c in printable(text))
@@ -69,14 +83,21 @@ def _classes(card: Card) -> str:
 
 
 def _scores(figures: Plain) -> list[str]:
-    """A row a split, and one of the cross-validation; what was chosen on a split stands below."""
+    """A row a split, and one of the cross-validation; what was chosen on a split stands below. With
+    several labels an image, mAP and F1 stand in place of accuracy."""
     rows = dict(figures.get("scores") or {})
     if figures.get("cv"):
         rows["cross-validation"] = figures["cv"]
     if not rows:
         return []
     table = ["| images | number | accuracy | 95 % interval | loss | ECE |", "|" + " --- |" * 6]
-    for name, row in rows.items():
+    several = any("map" in row for row in rows.values())
+    if several:
+        names = "mAP | macro F1 | every label right | loss | ECE"
+        table[0] = f"| images | number | {names} |"
+        table[1] += " --- |"
+        table += [_label_row(name, row) for name, row in rows.items()]
+    for name, row in () if several else rows.items():
         low, high = row["acc_ci95"]
         table.append(
             f"| {name} | {row['n']:,} | {row['acc']:.4f} | {low:.4f} to {high:.4f} "
@@ -89,6 +110,12 @@ def _scores(figures: Plain) -> list[str]:
             f"The model was chosen on {' and '.join(chosen)}: other images may be harder.",
         ]
     return table
+
+
+def _label_row(name: str, row: Plain) -> str:
+    keys = ("map", "macro_f1", "acc", "loss", "ece")
+    texts = ["–" if row.get(key) is None else f"{row[key]:.4f}" for key in keys]
+    return f"| {name} | {row['n']:,} | {' | '.join(texts)} |"
 
 
 def _data(card: Card, figures: Plain) -> Iterator[str]:

@@ -15,6 +15,7 @@ import numpy as np
 from xfer.core.errors import ExportError
 from xfer.core.types import sigmoid
 from xfer.data.preprocess import prepare
+from xfer.evaluation.label_metrics import label_score
 
 if TYPE_CHECKING:
     import torch
@@ -319,22 +320,49 @@ class Trials:
 
     def score(self, path: Path, name: str, file: Runner) -> Plain:
         """The accuracy on the validation split, which may drop by ``max_drop`` at most."""
-        facts = Answered(path, name, "logits", self.expected, answers(file, self.images)).facts(0.0)
+        got = answers(file, self.images)
+        facts = Answered(path, name, "logits", self.expected, got, self._cuts()).facts(0.0)
         if self.evidence.val is None:
             raise ExportError(path, f"{name}: there is no labelled split to score it on", FIX, 44)
+        if self.card.task:
+            return facts | self._label_score(path, name, file, self.evidence.val())
         right, count = np.zeros(2), 0
         for images, labels in self.evidence.val():
             right += [(run(images).argmax(1) == labels).sum() for run in (file, self.run)]
             count += len(labels)
         acc, network = (right / count).tolist()
         if network - acc > self.evidence.max_drop:
-            what = (
-                f"{name} loses {network - acc:.4f} of accuracy ({acc:.4f} against "
-                f"{network:.4f} on {count} images), but only {self.evidence.max_drop} is allowed"
-            )
-            raise ExportError(path, what, "raise export.max_drop, or leave the format out", 45)
+            said = f"{name} loses {network - acc:.4f} of accuracy ({acc:.4f} against {network:.4f}"
+            raise self._worse(path, f"{said} on {count} images)")
         # No bound holds for a format that rounds every weight; its accuracy is what is checked.
         return {**facts, "bound": None, "close": 0, "acc": acc, "acc_network": network}
+
+    def _label_score(self, path: Path, name: str, file: Runner, val: Labelled) -> Plain:
+        """The same with several labels an image: by the share of known labels that are right, by
+        mAP, and by how far the probabilities are from the network's on the mean."""
+        parts = [(file(images), self.run(images), labels) for images, labels in val]
+        got, want, labels = (np.concatenate(part) for part in zip(*parts, strict=True))
+        cuts, classes = np.array(self.card.task["thresholds"]), self.card.classes
+        scores = [label_score(z, labels, classes, cuts, "", False) for z in (got, want)]
+        apart = float(np.abs(self._shares(got) - self._shares(want)).mean())
+        right = [1 - (score.hamming or 0.0) for score in scores]
+        maps = [0.0 if score.map is None else score.map for score in scores]
+        for what, one, network in (("right labels", *right), ("mAP", *maps)):
+            if network - one > self.evidence.max_drop:
+                said = (
+                    f"{name} loses {network - one:.4f} of {what} ({one:.4f} against {network:.4f}"
+                )
+                raise self._worse(path, f"{said} on {len(labels)} images)")
+        if apart > self.evidence.max_drop:
+            said = f"{name} gives probabilities that are {apart:.4f} from the network's on the mean"
+            raise self._worse(path, f"{said} of {len(labels)} images")
+        facts = {"map": scores[0].map, "map_network": scores[1].map, "probabilities_apart": apart}
+        scored = {"acc": right[0], "acc_network": right[1], "facts": facts}
+        return {"bound": None, "close": 0, **scored}
+
+    def _worse(self, path: Path, said: str) -> ExportError:
+        what = f"{said}, but only {self.evidence.max_drop} is allowed"
+        return ExportError(path, what, "raise export.max_drop, or leave the format out", 45)
 
     def rounded(self, path: Path, name: str, file: Runner) -> Plain:
         """As :meth:`score`, for a file that is fitted to no images."""

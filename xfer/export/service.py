@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from xfer.core.files import write_json, write_text
+from xfer.core.types import sigmoid
 from xfer.data.preprocess import prepare
 from xfer.export.onnx import Onnx
 from xfer.export.parity import run_torch, softmax
@@ -63,7 +64,8 @@ class Service:
         example, stream = _drawn(), io.BytesIO()
         example.save(stream, "PNG")
         (path / "example.png").write_bytes(stream.getvalue())
-        shares = softmax(run_torch(net)(prepare(example, card.input)[None]))[0].tolist()
+        logits = run_torch(net)(prepare(example, card.input)[None]).astype(np.float64)
+        shares = (sigmoid(logits) if card.task else softmax(logits))[0].tolist()
         expected = {"probabilities": dict(zip(card.classes, shares, strict=True))}
         write_json(path / "expected.json", expected | {"within": _WITHIN})
         return facts
@@ -71,6 +73,10 @@ class Service:
     def open(self, path: Path, net: torch.nn.Module) -> Runner:
         """The model in the folder alone, on the CPU."""
         return _MODEL.open(path / self.main, net)
+
+    def open_labelled(self, path: Path) -> Callable[[Array], Sequence[Array]]:
+        """The same, to its probabilities and labels."""
+        return _MODEL.open_labelled(path / self.main)
 
     def open_certified(self, path: Path) -> Callable[[Array], Sequence[Array]]:
         """The same, with what it has of a certificate after its answers."""

@@ -64,7 +64,7 @@ def hand_over(
         labels=chosen.labels,
         calibration=_calibration(plan),
         val=None
-        if (split.labels < 0).any()
+        if split.labels.ndim == 1 and (split.labels < 0).any()
         else lambda: ((images.numpy(), labels.numpy()) for images, labels in whole),
         max_drop=asked.gate.max_drop,
         unseen=_unseen(plan),
@@ -110,7 +110,8 @@ def _line(file: Exported, card: Card) -> str:
     same = "the same labels, yes or no," if card.task else "same top class"
     line += f"{same} on {100 * file.agree:.1f} % of {file.images} images"
     if file.bound is None:
-        line += f"; accuracy on val {file.acc:.4f}, the checkpoint's {file.acc_network:.4f}"
+        of = "right labels" if card.task else "accuracy"
+        line += f"; {of} on val {file.acc:.4f}, the checkpoint's {file.acc_network:.4f}"
     if promised := file.facts.get("certificate"):
         line += "; the network's prediction sets"
         if card.certificate and card.certificate.unlike is not None:

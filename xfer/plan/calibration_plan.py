@@ -89,10 +89,8 @@ def plan_calibration(
     asked, solves = specs.calibration, specs.optim.solves
     if asked == "none" or "fit" not in (specs.stages or ("fit",)):
         return CalibrationPlan()
-    if specs.task.several:
-        return CalibrationPlan(why="the classes of several labels an image are each solved alone")
-    counts = _counts(dataset, solves)
-    whole, where = sum(counts), "cv" if solves else "val"
+    whole, counts = _counts(specs, dataset, solves)
+    where = "cv" if solves else "val"
     n = min(whole, MOST_FITTED)
     if why := _why_not(specs, n):
         return CalibrationPlan(why=why)
@@ -102,7 +100,7 @@ def plan_calibration(
             return CalibrationPlan(why="the network has no linear layer that gives the logits")
         # A shift would take weights of classes back.
         return CalibrationPlan("auto", where, n, whole, layers, may_shift=not _weighted(specs))
-    _check_images(asked, counts, dataset.classes, where)
+    _check_images(asked, n, counts, dataset.classes, where)
     _check_layers(asked, layers, phases)
     if not solves:  # else the fit proves that a mean is all that comes after the layer
         _check_answers(asked, parts, layers, size)
@@ -124,14 +122,20 @@ def _why_not(specs: Specs, n: int) -> str:
     return ""
 
 
-def _counts(dataset: Dataset, solves: bool) -> list[int]:
-    """By class, the images whose logits are fitted on: one alone in its class is never held out."""
-    import numpy as np
-
+def _counts(specs: Specs, dataset: Dataset, solves: bool) -> tuple[int, list[int]]:
+    """The images whose logits are fitted on, and how many of them there are by class: one alone in
+    its class is never held out. Of several labels an image the fewer of those that have one and of
+    those that have it not."""
     split = dataset.splits.get("train" if solves else "val")
-    labels = split.labels if split else np.empty(0, np.int64)
-    counts: list[int] = np.bincount(labels[labels >= 0], minlength=len(dataset.classes)).tolist()
-    return [0 if solves and count == 1 else count for count in counts]
+    if split is None:
+        return 0, [0] * len(dataset.classes)
+    labels = split.labels
+    if specs.task.several:
+        sides = [(labels == side).sum(axis=0) for side in (0, 1)]
+        return len(labels), [int(min(pair)) for pair in zip(*sides, strict=True)]
+    counts = specs.task.counts(labels, len(dataset.classes))
+    counts = [0 if solves and count == 1 else count for count in counts]
+    return sum(counts), counts
 
 
 def _weighted(specs: Specs) -> str:
@@ -150,8 +154,10 @@ def _layers(network: Network, classes: int) -> tuple[str, ...]:
     return tuple(layer for layer in layers if layer) if all(layers) else ()
 
 
-def _check_images(asked: str, counts: list[int], classes: tuple[str, ...], where: str) -> None:
-    n, fewest = sum(counts), min(counts)
+def _check_images(
+    asked: str, n: int, counts: list[int], classes: tuple[str, ...], where: str
+) -> None:
+    fewest = min(counts)
     if n < FEWEST:
         what = f"{asked} is fitted on the {n} {_IMAGES[where]}, and {FEWEST} are needed"
         raise CombinationError(_KEY, what, _WITHOUT, 14)

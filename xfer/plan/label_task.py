@@ -13,13 +13,11 @@ from xfer.models.head import Keep, Knn, Prototype, Remap
 
 if TYPE_CHECKING:
     from xfer.config.specs import Specs
-    from xfer.core.protocols import Writer
     from xfer.core.types import Card
 
 _REASONS = {
     "audit": "it asks which of the other classes an image belongs to",
     "worth": "its curve is of the share of images whose one class is right",
-    "benchmark": "it measures the share of images whose one class is right",
     "soup": "its members are judged by the share of images whose one class is right",
 }
 _USUAL = "val_acc"
@@ -66,41 +64,19 @@ def _refused(specs: Specs) -> Iterator[tuple[str, str, str, int]]:
         what = "draws what speaks for the one class of an image"
         yield "predict.maps", what, "drop it, or type predict.maps=0", 7
     yield from _of_answers(specs)
-    if specs.metrics:
-        what = "are computed of one label an image"
-        yield "trainer.metrics", what, "drop them: see mAP, F1 and the rest in result.json", 8
 
 
 def _of_answers(specs: Specs) -> Iterator[tuple[str, str, str, int]]:
-    if specs.tta != "none":
-        what = "averages the probabilities of classes that exclude each other"
-        yield "tta", f"{what}, and here they do not", "type tta=none", 5
-    if specs.calibration in ("temperature", "vector"):
-        what = f"{specs.calibration} scales classes that exclude each other, and here they do not"
-        yield "calibration", what, "type calibration=none", 5
     if specs.certificate.coverage is not None:
         what = "is of sets that hold the one true class, and an image may have several or none"
         yield "certificate.coverage", what, "type certificate.coverage=null", 5
-    for writer in specs.export.writers:
-        if "export" in specs.stages and (why := _why_not(writer)):
-            yield "export", f"{writer.file} {why}", "type 'export=[onnx,safetensors]'", 9
-
-
-def _why_not(writer: Writer) -> str:
-    if getattr(writer, "trial", "") in ("score", "rounded"):
-        return "is judged by the share of images whose one class is right"
-    if getattr(writer, "format", "") in ("service", "hub"):
-        return "answers, and describes itself, as a network that gives an image one class"
-    return ""
 
 
 def _of_data(specs: Specs) -> Iterator[tuple[str, str, str, int]]:
     data = specs.data
-    for key in ("folds", "group"):
-        if getattr(data, key, None) is not None:
-            what = "divides images by their one class, and here they have several or none"
-            fix = "drop it: the exact head is scored by folds of its own, cv_loss in result.json"
-            yield f"data.{key}", what, fix, 4
+    if getattr(data, "group", None) is not None:
+        what = "keeps groups apart in folds of one class an image, and here they have several"
+        yield "data.group", what, "drop it", 4
     if data is not None and data.sampler == "balanced":
         what = "draws images by their one class"
         yield "data.sampler", what, "type data.sampler=shuffled loss=balanced", 4
@@ -119,21 +95,9 @@ def _of_network(specs: Specs) -> Iterator[tuple[str, str, str, int]]:
     if isinstance(specs.loss, HasTeacher):
         what = "learns which one class a teacher takes an image for"
         yield "loss", what, "type loss=cross_entropy without loss.teacher", 2
-    if specs.augment.mix(2) is not None:
-        what = "mixes two images, and with them labels of which some may be unknown"
-        yield "augment", what, "type augment=standard", 6
-    if specs.trainer.ranks > 1:
-        what = "is more than 1, and each device would take the mean over another number of labels"
-        yield "trainer.devices", what, "type trainer.devices=1 trainer.nodes=1", 10
     if specs.choose.chooses:
         what = "compares candidates on one label an image"
         yield "choose", what, "type choose=none", 10
-
-
-def refuse_several(where: object, doing: str, fix: str) -> None:
-    """Raise LabelsError for what a run of several labels an image is too late for."""
-    what = f"the run has several labels an image, and {doing} one class"
-    raise LabelsError(where, what, fix, 7)
 
 
 def watched(specs: Specs) -> str:

@@ -43,7 +43,7 @@ def make_plan(specs: Specs, not_exact: str = "") -> Plan:
     if (image := specs.embed.neighbours) and not Path(image).expanduser().is_file():
         what = f"there is no file '{image}'"
         raise DataError("embed.neighbours", what, "give the path of one image", 76)
-    check_names(specs.metrics)
+    check_names(specs.metrics, specs.task.several)
     attempt = Attempts()
     training = specs.trains or (not specs.stages and not specs.checkpoint.path)
     whole = training or specs.calibrates or {"embed", "soup"} & {*specs.stages}
@@ -278,7 +278,7 @@ def _splits(training: _Training, dataset: Dataset | None, weights: Weights) -> M
     waits = any(phase.patience is not None for phase in phases)
     # The final model after a cross-validation is trained as long as the folds say.
     folded = dataset is not None and dataset.splits["train"].folds is not None
-    if training.calibration.fitted_on == "val" or (by_steps and specs.task.chooses):
+    if training.calibration.fitted_on == "val" or (by_steps and not folded and specs.task.chooses):
         return splits
     if by_steps and not folded and policy.monitor.startswith("val_") and (several or waits):
         return splits

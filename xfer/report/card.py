@@ -238,7 +238,12 @@ def _seen(result: Plain, plan: Plain, details: Plain, drawn: Collection[str]) ->
             shots=shots,
             others=tuple(details.get("right") or ()),
         ),
-        Section("Confidence", facts=facts.calibration(result), charts=charts.get("confidence", ())),
+        Section(
+            "Confidence",
+            facts=facts.calibration(result),
+            tables=tables.calibrated(result.get("calibration") or {}),
+            charts=charts.get("confidence", ()),
+        ),
         Section("Certificate", text=tuple(promised_lines(result))),
         Section(
             "Classes",

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from xfer.core.types import Plain
-from xfer.report.format import number
+from xfer.report.format import ABSENT, number
 from xfer.report.tables import Table
 
 
 def lead(cv: Plain) -> str:
-    """The accuracy with its interval, in one line."""
-    low, high = cv["acc_ci95"]
+    """The accuracy with its interval, in one line; of several labels an image mAP, and F1."""
+    name = "map" if "map" in cv else "acc"
+    title, ends = {"map": "mAP", "acc": "accuracy"}[name], cv[f"{name}_ci95"]
     times = f", {cv['repeats']} times" if cv["repeats"] > 1 else ""
-    return (
-        f"Cross-validated accuracy {cv['acc']:.3f} ({cv['n']:,} images in {cv['folds']} folds"
-        f"{times}; 95 % interval {low:.3f} to {high:.3f})"
-    )
+    reach = f"; 95 % interval {ends[0]:.3f} to {ends[1]:.3f}" if ends else ""
+    value = "undefined" if cv[name] is None else f"{cv[name]:.3f}"
+    rest = "" if name == "acc" else f", macro F1 {number(cv['macro_f1'])}"
+    of = f"{cv['n']:,} images in {cv['folds']} folds{times}{reach}"
+    return f"Cross-validated {title} {value} ({of}){rest}"
 
 
 def explained(result: Plain, plan: Plain) -> tuple[str, ...]:
@@ -33,9 +35,7 @@ def explained(result: Plain, plan: Plain) -> tuple[str, ...]:
         f"{lead(cv)}, loss {number(cv['loss'])}, calibration error {number(cv['ece'])}. It is what "
         f"the procedure is worth: each image was answered {apart}. {chosen} "
         "predictions_oof.csv has every answer.",
-        "The interval has the variance of the corrected resampled t-test (Nadeau and Bengio, "
-        "2003), since the training parts of the folds overlap and repeats add no image; it is "
-        "never narrower than that of as many images tested once (Wilson, 1927).",
+        _OF_LABELS if "map" in cv else _OF_IMAGES,
     ]
     final = (
         f"The final model was fitted on all {cv['n']:,} of these images and is not scored on them"
@@ -57,8 +57,23 @@ def explained(result: Plain, plan: Plain) -> tuple[str, ...]:
     return tuple(lines)
 
 
+_OF_IMAGES = (
+    "The interval has the variance of the corrected resampled t-test (Nadeau and Bengio, 2003), "
+    "since the training parts of the folds overlap and repeats add no image; it is never narrower "
+    "than that of as many images tested once (Wilson, 1927)."
+)
+_OF_LABELS = (
+    "mAP is the mean over the folds, each of which ranks the answers of one fit; F1 counts the "
+    "labels of all folds together. The intervals are those of the corrected resampled t-test "
+    "(Nadeau and Bengio, 2003), since the training parts of the folds overlap. The thresholds of a "
+    "fold are chosen on the answers of the other folds."
+)
+
+
 def fold_tables(cv: Plain) -> tuple[Table, ...]:
     """The scores by class and by fold."""
+    if "map" in cv:
+        return _label_tables(cv)
     classes = tuple(
         (name, number(int(row["n"])), *(number(row[key]) for key in ("precision", "recall", "f1")))
         for name, row in cv["per_class"].items()
@@ -71,3 +86,25 @@ def fold_tables(cv: Plain) -> tuple[Table, ...]:
         Table("By class", ("class", "images", "precision", "recall", "F1"), classes),
         Table("By fold", ("repeat", "fold", "images", "accuracy", "loss"), folds, 2),
     )
+
+
+def _label_tables(cv: Plain) -> tuple[Table, ...]:
+    """The same with several labels an image; a dash stands for what is not defined."""
+    keys = ("ap", "precision", "recall", "f1")
+    classes = tuple(
+        (
+            name,
+            *(number(int(row[key])) for key in ("n", "known")),
+            *(number(row[key]) for key in keys),
+            "{:.3f} to {:.3f}".format(*row["f1_ci95"]) if row["f1_ci95"] else ABSENT,
+        )
+        for name, row in cv["per_class"].items()
+    )
+    measured = ("n", "map", "macro_f1", "acc", "loss")
+    folds = tuple(
+        (f"{row['repeat']}", f"{row['fold']}", *(number(row[key]) for key in measured))
+        for row in cv["per_fold"]
+    )
+    head = ("class", "have it", "known", "AP", "precision", "recall", "F1", "95 % interval")
+    each = ("repeat", "fold", "images", "mAP", "macro F1", "exact match", "loss")
+    return Table("By class", head, classes), Table("By fold", each, folds, 2)

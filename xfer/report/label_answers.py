@@ -9,13 +9,15 @@ import numpy as np
 
 from xfer.data.preprocess import fit_to_size
 from xfer.report import grids, panels
-from xfer.report.confidence import label_curves
+from xfer.report.confidence import bins, label_curves
 from xfer.report.plot import draw
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from xfer.core.types import InputSpec, Plain, Predictions, Samples
+    from xfer.report.svg import Chart
+    from xfer.training.calibrate import BeforeAndAfter
 
 
 def draw_label_answers(
@@ -41,7 +43,33 @@ def draw_label_answers(
     )
 
 
-def label_details(answers: Predictions, note: str) -> Plain:
-    """The charts of the classes, and a ``note`` on what they are drawn from."""
+def label_details(answers: Predictions, note: str, pair: BeforeAndAfter | None = None) -> Plain:
+    """The charts of the classes and of the probabilities, and a ``note`` on what they are drawn
+    from. ``pair`` are the answers before and after the network was calibrated."""
     chart = panels.recall(label_curves(answers))
-    return {"charts": {"classes": (chart,) if chart else ()}, "notes": [note]}
+    charts = {"classes": (chart,) if chart else (), "confidence": _reliabilities(answers, pair)}
+    return {"charts": charts, "notes": [note]}
+
+
+def _reliabilities(answers: Predictions, pair: BeforeAndAfter | None) -> tuple[Chart, ...]:
+    """The reliability diagram of all known labels together, of a calibrated network that of before
+    as well."""
+    shown = [("", answers, _TOGETHER)]
+    if pair:
+        note = f"{CROSS_FITTED} {_TOGETHER}" if pair.cross_fitted else _TOGETHER
+        shown = [
+            ("before calibration", pair.before, _TOGETHER),
+            ("after calibration", pair.after, note),
+        ]
+    drawn = []
+    for name, given, note in shown:
+        labels = given.labels
+        if labels is None or not (known := labels >= 0).any():
+            continue
+        counted = bins(given.probabilities[known], labels[known] == 1)
+        drawn.append(panels.reliability(counted, None, name, note, panels.OF_LABELS))
+    return tuple(drawn)
+
+
+CROSS_FITTED = "Each image is scaled by what was fitted without it."
+_TOGETHER = "All classes together: the tables have each."

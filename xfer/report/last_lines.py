@@ -8,7 +8,7 @@ from xfer.config.verbs import quoted
 from xfer.core.errors import printable
 from xfer.core.run_folder import best_checkpoint
 from xfer.data.tta import tta_words
-from xfer.evaluation.out_of_fold import in_words
+from xfer.evaluation.out_of_fold import in_words, title_of
 from xfer.report.audit_files import lines as audit_lines
 from xfer.report.inputs import Work
 
@@ -18,7 +18,7 @@ def last_lines(work: Work) -> str:
     tta = tta_words(work.plan.specs.tta)
     said = f", {tta}" if tta else ""
     cv = work.cv
-    lines = [("cv accuracy", in_words(cv))] if cv else []
+    lines = [(title_of(cv), in_words(cv))] if cv else []
     scores = work.scores.items()
     lines += [(f"{name} {score.title}", score.in_words() + said) for name, score in scores]
     if work.worth:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from xfer.core.errors import printable
 from xfer.report.charts import points
@@ -100,18 +100,38 @@ def _in_words(name: str, line: Points, over: str) -> str:
     return f"{name} from {begin:.3g} at {ends[0]:.3g} to {end:.3g} at {ends[1]:.3g}"
 
 
+class Bars(NamedTuple):
+    """In words, what the bars of a reliability diagram are the share of, what they are over, what
+    the numbers count, and what a bar on the dashed line says."""
+
+    right: str
+    sure: str
+    counts: str
+    even: str
+
+
+OF_IMAGES = Bars("right", "confidence", "images", "as often right as sure")
+OF_LABELS = Bars(
+    "with the label", "probability", "labels", "as many have the label as the probability says"
+)
+
+
 def reliability(
-    given: Sequence[Bin], by_chance: float | None = None, name: str = "", note: str = ""
+    given: Sequence[Bin],
+    by_chance: float | None = None,
+    name: str = "",
+    note: str = "",
+    of: Bars = OF_IMAGES,
 ) -> Chart:
     """How often the network was right, by how sure it was; the numbers count images. ``by_chance``
     is the calibration error that perfect answers would show, ``name`` what was answered, ``note``
-    what else to know."""
+    what else to know. With several labels an image, the share of yes by the probability of yes."""
     gap = sum(abs(each.right - each.n * each.confidence) for each in given)
     ece = gap / (sum(each.n for each in given) or 1)
-    panel = Panel((0.0, 1.0), (0.0, 1.0)).axes("confidence")
+    panel = Panel((0.0, 1.0), (0.0, 1.0)).axes(of.sure)
     for each in given:
         if each.n:
-            tip = f"{each.right:,} of {each.n:,} right, mean confidence {each.confidence:.3f}"
+            tip = f"{each.right:,} of {each.n:,} {of.right}, mean {of.sure} {each.confidence:.3f}"
             panel.bar((each.low, each.high), (0, each.right / each.n), "bar val", tip)
     panel.line([(0, 0), (1, 1)], "ideal")
     for each in given:
@@ -123,16 +143,18 @@ def reliability(
             panel.parts.append(label(x if upright else x + 4, y, f"{each.n:,}", **place))
     filled = [each for each in given if each.n]
     said = "; ".join(
-        f"{each.low:.2f} to {each.high:.2f}: {each.right:,} of {each.n:,} right" for each in filled
+        f"{each.low:.2f} to {each.high:.2f}: {each.right:,} of {each.n:,} {of.right}"
+        for each in filled
     )
-    alt = f"Share of right answers by confidence, in {len(filled)} bins. {said}."
+    alt = f"Share {of.right} by {of.sure}, in {len(filled)} bins. {said}."
     caption = (
-        f"Bars on the dashed line: as often right as sure. Above it too modest, below it too "
-        f"sure. The numbers count images. Calibration error {ece:.3f}"
+        f"Bars on the dashed line: {of.even}. Above it too modest, below it too "
+        f"sure. The numbers count {of.counts}. Calibration error {ece:.3f}"
     )
     caption += "." if by_chance is None else f"; {by_chance:.3f} is what chance alone leaves."
     # Short enough to stay one line where two of them stand beside each other.
-    title = f"{name}: share right" if name else "reliability: share right by confidence"
+    title = f"{name}: share {of.right}"
+    title = title if name else f"reliability: share {of.right} by {of.sure}"
     return panel.draw(title, alt, f"{caption}{note and ' '}{note}")
 
 

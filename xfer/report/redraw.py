@@ -18,12 +18,13 @@ from xfer.core.log import log
 from xfer.core.run_status import amended
 from xfer.core.types import InputSpec, Plain, Predictions, Samples
 from xfer.evaluation.csv_cell import cell
+from xfer.evaluation.label_tables import read_label_table
 from xfer.evaluation.metrics import FEW
 from xfer.evaluation.out_of_fold import TABLE
-from xfer.plan.label_task import refuse_several
 from xfer.report.heat import Heat, heat_of
+from xfer.report.label_answers import label_details
 from xfer.report.page import render
-from xfer.report.write import OF_FOLDS, answered, drawn_from
+from xfer.report.write import OF_FOLDS, OF_LABEL_FOLDS, answered, drawn_from, of_labels
 from xfer.training.calibrate import before_and_after
 
 if TYPE_CHECKING:
@@ -45,9 +46,6 @@ def redraw(specs: Specs, folder: Path) -> Plain:
         try:
             result: Plain = read_json(folder / "result.json")
             plan: Plain = read_json(folder / "plan.json")
-            if plan.get("task"):
-                doing = "what is drawn anew are the mistakes of"
-                refuse_several(folder, doing, "its report.html stands as the run wrote it")
             details = _details(specs, folder, result, plan)
             render(folder, result, plan, details)
         except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
@@ -63,12 +61,13 @@ def _details(specs: Specs, folder: Path, result: Plain, plan: Plain) -> Plain:
     """What the card has beside ``result.json`` and ``plan.json``, see :func:`render`."""
     from xfer.evaluation.evaluate import score_of
 
-    scores = result.get("scores") or {}
+    several, scores = bool(plan.get("task")), result.get("scores") or {}
     details: Plain = {
         "per_class": {name: score.get("per_class") or {} for name, score in scores.items()},
         "mistakes": {
             name: (score["n"] - round(score["acc"] * score["n"]), score["n"])
             for name, score in scores.items()
+            if not several
         },
         "history": history(folder / "metrics.csv"),
         "exports": _if_there(folder / "export" / "parity.json", result.get("export") or []),
@@ -78,6 +77,8 @@ def _details(specs: Specs, folder: Path, result: Plain, plan: Plain) -> Plain:
     table = folder / (TABLE if split == "cv" else f"predictions_{split}.csv")
     if not table.exists():
         return details
+    if several:
+        return details | _of_labels(specs, result, tuple(plan["classes"]), split, table)
     answers = answers_of(table, tuple(plan["classes"]))
     samples, notes = _samples(specs, plan, "train" if split == "cv" else split, answers)
     spec = InputSpec.from_plain(plan["input"])
@@ -104,6 +105,25 @@ def _details(specs: Specs, folder: Path, result: Plain, plan: Plain) -> Plain:
     anew = f"Drawn anew from what was on disk; confidences are those of {table.name}."
     details["notes"] = [notes[0], anew, *notes[1:]]
     return details
+
+
+def _of_labels(
+    specs: Specs, result: Plain, classes: tuple[str, ...], split: str, table: Path
+) -> Plain:
+    """What the card has of answers with several labels an image; its pictures are figures, which
+    stay as they are."""
+    every = csv.DictReader(io.StringIO(read_text(table), newline=""))
+    answers = read_label_table([r for r in every if r.get("repeat", "0") == "0"], classes)
+    note, pair = OF_LABEL_FOLDS, None
+    if split != "cv":
+        note = of_labels(split)
+        # As the card of the fit has it: what chose the thresholds fitted the calibration as well.
+        calibration = result.get("calibration") or {}
+        fitted_on_them = split == "val" and calibration.get("fitted_on") == "val"
+        pair = before_and_after(calibration, answers, fitted_on_them, specs.seed)
+    details = label_details(answers, note, pair)
+    anew = f"Drawn anew from what was on disk; probabilities are those of {table.name}."
+    return details | {"notes": [*details["notes"], anew]}
 
 
 def _if_there(path: Path, other: object) -> object:

@@ -118,13 +118,23 @@ def per_class(by_split: Plain) -> tuple[Table, ...]:
 def _per_label(split: str, classes: Plain) -> tuple[Table, ...]:
     """The same with several labels an image; a dash stands for what is not defined."""
     counts = ("n", "known")
-    keys = ("threshold", "ap", "precision", "recall", "f1")
+    keys = ("threshold", "ap", "precision", "recall", "f1", "ece")
     rows = [
-        [name, *(number(int(row[key])) for key in counts), *(number(row[key]) for key in keys)]
+        [name, *(number(int(row[key])) for key in counts), *(number(row.get(key)) for key in keys)]
         for name, row in classes.items()
     ]
     head = ("class", "have it", "known", "threshold", "AP", "precision", "recall")
-    return _table(split, (*head, "F1"), rows)
+    return _table(split, (*head, "F1", "calibration error"), rows)
+
+
+def calibrated(facts: Plain) -> tuple[Table, ...]:
+    """With several labels an image, the calibration error of each class before the network was
+    calibrated and after it."""
+    rows = [
+        [name, number(row["before"]), number(row["after"])]
+        for name, row in (facts.get("per_class") or {}).items()
+    ]
+    return _table("Calibration error by class", ("class", "before", "after"), rows)
 
 
 def pairs(rows: Sequence[Plain]) -> tuple[Table, ...]:

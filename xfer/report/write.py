@@ -18,7 +18,7 @@ from xfer.report import charts, confusion, grids, panels
 from xfer.report.confidence import bins, recall_curves
 from xfer.report.drawn_once import Figures
 from xfer.report.heat import heat_of
-from xfer.report.label_answers import draw_label_answers, label_details
+from xfer.report.label_answers import CROSS_FITTED, draw_label_answers, label_details
 from xfer.report.page import render
 from xfer.report.result import outcome
 from xfer.report.shots import ROOM, shots
@@ -43,13 +43,19 @@ OF_FOLDS = (
     "had not seen the image, and not of the final model."
 )
 
+OF_LABEL_FOLDS = (
+    "Predictions and classes are those of the folds, in the first repeat: of fits that had not "
+    "seen the image, and not of the final model; and of known labels alone."
+)
+
 
 def drawn_from(split: str) -> str:
     """The note of a card that is drawn from the answers to the images of a split."""
     return f"Predictions, mistakes and confusion are drawn from the {split} images."
 
 
-def _of_labels(split: str) -> str:
+def of_labels(split: str) -> str:
+    """The same where an image has several labels."""
     return f"Predictions and classes are drawn from the {split} images, and of known labels alone."
 
 
@@ -96,11 +102,14 @@ def _shown(work: Work, dataset: Dataset) -> _Shown | None:
         if name in work.predictions:
             table = f"predictions_{name}.csv"
             answers = work.predictions[name]
-            return _Shown(name, dataset.splits[name], answers, table, drawn_from(name))
+            note = of_labels(name) if answers.task else drawn_from(name)
+            return _Shown(name, dataset.splits[name], answers, table, note)
     held_out = work.fitted.cv if work.fitted else None
     if held_out is None:
         return None
-    return _Shown("cv", dataset.splits["train"], held_out.first, TABLE, OF_FOLDS)
+    answers = held_out.first
+    note = OF_LABEL_FOLDS if answers.task else OF_FOLDS
+    return _Shown("cv", dataset.splits["train"], answers, TABLE, note)
 
 
 def _draw_fit(work: Work, fitted: FitResult, dataset: Dataset, figures: Figures) -> None:
@@ -196,7 +205,8 @@ def _details(work: Work, shown: _Shown | None) -> Plain:
     from xfer.evaluation.evaluate import score_of
 
     scored = dict(work.scores)
-    if shown and shown.name not in scored and shown.answers.labels is not None:
+    folded = shown and shown.answers.saying is not None  # the classes stand with the folds
+    if shown and not folded and shown.name not in scored and shown.answers.labels is not None:
         scored[shown.name] = score_of(shown.answers, used_for_selection=False)
     scores = scored.items()
     details: Plain = {
@@ -212,8 +222,6 @@ def _details(work: Work, shown: _Shown | None) -> Plain:
     }
     if shown is None or shown.answers.labels is None:
         return details
-    if shown.answers.task:
-        return details | label_details(shown.answers, _of_labels(shown.name))
     # The answers of the folds are those of fits that nothing has calibrated.
     split, answers = shown.name, shown.answers
     pair = None
@@ -222,6 +230,8 @@ def _details(work: Work, shown: _Shown | None) -> Plain:
         fitted_on_them = shown.samples.sha256 == card.splits.get("val")
         seed = work.plan.specs.seed
         pair = before_and_after(card.calibration, answers, fitted_on_them, seed)
+    if answers.task:
+        return details | label_details(answers, shown.note, pair)
     details |= answered(answers, shown.samples, work.plan.card.input, pair, work.heat)
     details["table"], areas = shown.table, details["areas"]
     details["per_class"][split] = {
@@ -289,7 +299,7 @@ def _reliabilities(answers: Predictions, pair: BeforeAndAfter | None) -> tuple[C
     have which confidence."""
     shown = [("", answers, "")]
     if pair:
-        note = _CROSS_FITTED if pair.cross_fitted else ""
+        note = CROSS_FITTED if pair.cross_fitted else ""
         shown = [("before calibration", pair.before, ""), ("after calibration", pair.after, note)]
     drawn = []
     for name, given, note in shown:
@@ -297,6 +307,3 @@ def _reliabilities(answers: Predictions, pair: BeforeAndAfter | None) -> tuple[C
         counted = bins(confidence, given.logits.argmax(axis=1) == given.labels)
         drawn.append(panels.reliability(counted, ece_by_chance(confidence), name, note))
     return (*drawn, panels.spread(counted))
-
-
-_CROSS_FITTED = "Each image is scaled by what was fitted without it."

@@ -22,7 +22,7 @@ from xfer.core.files import read_json
 from xfer.core.log import log
 from xfer.core.run_folder import FOLDS
 from xfer.core.types import Plain
-from xfer.evaluation.out_of_fold import TABLE, OutOfFold, in_words
+from xfer.evaluation.out_of_fold import TABLE, in_words, title_of
 from xfer.evaluation.predict import LOGITS
 from xfer.plan.resume import fingerprint
 from xfer.sweep.executors.pool import Pool, Task
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from xfer.config.specs import Specs
+    from xfer.evaluation.task import Pooled
     from xfer.plan.plan import Plan
     from xfer.training.callbacks.timeline import Prunes
 
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
 _STAGES = ("fit", "evaluate")
 
 
-def before_fit(plan: Plan, folder: Path) -> tuple[Plan, Prunes | None, OutOfFold | None]:
+def before_fit(plan: Plan, folder: Path) -> tuple[Plan, Prunes | None, Pooled | None]:
     """The plan of the fit that is to come, what ends it early, and what the folds answered.
 
     Without a cross-validation ``plan`` as it is, and whatever prunes a trial of a sweep. Raises
@@ -60,20 +61,29 @@ def before_fit(plan: Plan, folder: Path) -> tuple[Plan, Prunes | None, OutOfFold
     best = [result["best"]["epoch"] for result in results]
     epochs = max(1, round(statistics.fmean(best)))
     logits = _pooled(plan, ledger, samples.folds)
-    known = (samples.names, logits, samples.labels, samples.folds, plan.card.classes)
     policy, last = plan.specs.checkpoint, plan.specs.trainer.epochs
     chose = policy.start_epoch + policy.interval <= last and policy.monitor.startswith("val_")
-    grouped = bool(samples.groups)
-    held_out = OutOfFold(*known, grouped=grouped, final_epochs=epochs, chose=chose)
+    pooled = plan.specs.task.pooled(samples, logits, plan.card.classes)
+    held_out = replace(pooled, final_epochs=epochs, chose=chose)
     held_out.write(folder / TABLE)
-    log.info(f"cv accuracy {in_words(held_out.facts(plan.specs.metrics))}")
+    facts = held_out.facts(plan.specs.metrics)
+    log.info(f"{title_of(facts)} {in_words(facts)}")
     log.info(
         f"the final model: all {len(samples):,} training images, {epochs} epochs, the mean of "
         f"those that were best in the folds ({min(best)} to {max(best)})"
     )
     plans = [read_json(ledger(job.number) / "plan.json") for job in jobs]
+    plan = _with_task(plan, samples.labels, logits)
     final = _final(plan, epochs, [_starts(ledger(job.number)) for job in jobs], plans)
     return final, lambda history: history.rows[-1]["epoch"] >= epochs, held_out
+
+
+def _with_task(plan: Plan, labels: npt.NDArray[np.int64], logits: npt.NDArray[np.float32]) -> Plan:
+    """The plan whose card says what the answers of the folds say of the task: its thresholds are
+    those of the final model, which has no image of its own to choose them by."""
+    every = np.concatenate([labels] * len(logits))
+    said = plan.specs.task.card(logits.reshape(len(every), -1), every, "cv")
+    return replace(plan, card=replace(plan.card, task=said))
 
 
 def _count(folds: Folds) -> int:
@@ -153,7 +163,10 @@ def _check(specs: Specs, ledger: Ledger, number: int) -> None:
 def _said(folder: Path) -> str:
     result = read_json(folder / "result.json")
     score, best = result["scores"]["val"], result["best"]
-    return f"accuracy {score['acc']:.4f} on {score['n']:,} images, best epoch {best['epoch']}"
+    named = f"accuracy {score['acc']:.4f}"
+    if "map" in score:
+        named = "mAP undefined" if score["map"] is None else f"mAP {score['map']:.4f}"
+    return f"{named} on {score['n']:,} images, best epoch {best['epoch']}"
 
 
 def _failure(ledger: Ledger, number: int) -> XferError:

@@ -34,9 +34,10 @@ def answer(
     """Logits for every image of ``samples``, with the views that ``specs.tta`` names, and what a
     certificate in ``card`` adds to them. ``broken`` as :func:`xfer.evaluation.evaluate.answers` has
     it, which also says what is raised."""
-    reading = Reading(tta=specs.tta)
+    reading = Reading(tta=specs.tta, several=bool(card.task))
     if specs.data:
-        reading = Reading(specs.data.eval_batch_size, specs.data.workers, specs.tta)
+        size, workers = specs.data.eval_batch_size, specs.data.workers
+        reading = reading._replace(batch_size=size, workers=workers)
     certificate = usable(card.certificate, specs.tta)
     with distances_at(net, certificate) as distances:
         # Features are those of one view, that which is evaluated without tta.

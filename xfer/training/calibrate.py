@@ -10,7 +10,7 @@ import numpy as np
 
 from xfer.core.log import log
 from xfer.core.seeds import derive
-from xfer.core.types import Card, Plain, Predictions
+from xfer.core.types import Card, Plain, Predictions, sigmoid
 from xfer.evaluation.calibration import (
     FOLDS,
     Calibrated,
@@ -20,15 +20,23 @@ from xfer.evaluation.calibration import (
     fit_vector,
     scaling_of,
 )
-from xfer.training.logistic import folds, held_out
+from xfer.evaluation.label_calibration import (
+    calibrate_labels,
+    fit_label_temperature,
+    fit_label_vector,
+)
+from xfer.training.label_logistic import LabelProblem, label_folds
+from xfer.training.logistic import Refolded, folds, held_out
 from xfer.weights.formats.checkpoint_format import read_snapshot, write_snapshot
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
     import torch
     from torch import nn
 
     from xfer.plan.plan import Plan
     from xfer.training.features.feature_loader import CachedFeatures
+    from xfer.training.label_logistic import LabelRows
     from xfer.training.logistic import Solution, TrainingRows
 
 _NEAR = 1e-4  # of the largest logit: how far the scaled network may answer from what was fitted
@@ -36,7 +44,7 @@ _TRIED = 64
 
 
 def calibrate_solved(
-    plan: Plan, net: nn.Module, rows: TrainingRows, solution: Solution, grouped: bool
+    plan: Plan, net: nn.Module, rows: TrainingRows | LabelRows, solution: Solution, grouped: bool
 ) -> Card:
     """Calibrate the solved head of ``net``, in place, on the logits of each training image by a
     fit of the others; of images that are ``grouped``, by those folds of ``solution`` that keep
@@ -49,10 +57,19 @@ def calibrate_solved(
     if planned.method == "none":
         return plan.card
     seed = None if grouped else derive("calibration", plan.specs.seed)
-    logits, fold_of = held_out(rows, solution, seed)
+    several = rows.labels.ndim == 2
+    anew = Refolded(LabelProblem, label_folds) if several else None
+    logits, fold_of = held_out(rows, solution, seed, anew)
     seen = fold_of >= 0
+    fit = calibrate_labels if several else calibrate
     given = (logits[seen], rows.labels[seen], fold_of[seen])
-    return _folded(plan, net, calibrate(*given, planned.method, classes, planned.may_shift))
+    made = fit(*given, planned.method, classes, planned.may_shift)
+    card = _folded(plan, net, made)
+    if not several:
+        return card
+    # Chosen on the same answers as before, which are now scaled.
+    scaled = made.scaling.of(solution.held_out)
+    return replace(card, task=plan.specs.task.card(scaled, rows.labels, "cv"))
 
 
 def calibrate_best(
@@ -73,16 +90,32 @@ def calibrate_best(
     net = restore(path, snapshot, *pieces(snapshot.card, plan.specs.make)).eval()
     answers = _answers(plan, net, cached, device)
     labels = plan.split("val").labels
-    fold_of = folds(labels, FOLDS, derive("calibration", plan.specs.seed))
+    several, seed = labels.ndim == 2, derive("calibration", plan.specs.seed)
+    fold_of = label_folds(labels, FOLDS, seed) if several else folds(labels, FOLDS, seed)
     asked, classes = plan.calibration.method, plan.card.classes
-    made = calibrate(answers.logits, labels, fold_of, asked, classes)
+    fit = calibrate_labels if several else calibrate
+    made = fit(answers.logits, labels, fold_of, asked, classes)
     card = _folded(plan, net, made)
+    if several:
+        card = replace(card, task=_scaled_task(plan, snapshot.card.task, made, answers, labels))
     _check(plan, net, answers, card)
     changed = {f"{layer}.{kind}" for layer in plan.calibration.layers for kind in _KINDS}
     scaled = {name: tensor for name, tensor in net.state_dict().items() if name in changed}
-    whole = replace(snapshot.card, calibration=card.calibration)
+    whole = replace(snapshot.card, calibration=card.calibration, task=card.task)
     write_snapshot(path, replace(snapshot, card=whole, state={**snapshot.state, **scaled}))
     return card
+
+
+def _scaled_task(
+    plan: Plan, task: Plain, made: Calibrated, answers: Predictions, labels: npt.NDArray[np.int64]
+) -> Plain:
+    """The ``task`` of a card once its logits are scaled: thresholds chosen on val are chosen on
+    these ``answers`` anew, those of a cross-validation go with the logits that they belong to."""
+    if task["chosen_on"] != "cv":
+        return plan.specs.task.card(made.scaling.of(answers.logits), labels, "val")
+    cuts = np.array(task["thresholds"], np.float64)
+    moved = sigmoid(made.scaling.of(np.log(cuts) - np.log1p(-cuts))[None])[0]
+    return {**task, "thresholds": moved.tolist()}
 
 
 _KINDS = ("weight", "bias")
@@ -162,7 +195,9 @@ def before_and_after(
     earlier = replace(answers, logits=before.astype(np.float32))
     if facts["fitted_on"] != "val" or not fitted_on_them:
         return BeforeAndAfter(earlier, answers, False)
-    fold_of = folds(answers.labels, FOLDS, derive("calibration", seed))
-    fit = fit_temperature if scaling.method == "temperature" else fit_vector
+    drawn, several = derive("calibration", seed), answers.labels.ndim == 2
+    fold_of = (label_folds if several else folds)(answers.labels, FOLDS, drawn)
+    fits = (fit_label_temperature, fit_label_vector) if several else (fit_temperature, fit_vector)
+    fit = fits[scaling.method == "vector"]
     after = cross_fitted(before, answers.labels, fold_of, fit)
     return BeforeAndAfter(earlier, replace(answers, logits=after.astype(np.float32)), True)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,7 +24,7 @@ from xfer.core.long_array import zeros
 from xfer.core.run_folder import LAST, best_checkpoint, checkpoints
 from xfer.core.types import Card, Plain, Samples
 from xfer.evaluation.calibration import scaling_of
-from xfer.evaluation.out_of_fold import TABLE, OutOfFold
+from xfer.evaluation.out_of_fold import TABLE
 from xfer.evaluation.predict import write_predictions
 from xfer.evaluation.unlike import fit_unlike
 from xfer.freeze.rows import ParameterRow
@@ -33,7 +32,7 @@ from xfer.models.network import assemble
 from xfer.training import logistic
 from xfer.training.calibrate import calibrate_solved
 from xfer.training.certify import HeldOut, certify
-from xfer.training.cross_validation import HeadProblem
+from xfer.training.cross_validation import HeadProblem, out_of_fold
 from xfer.training.feature_moments import blocks
 from xfer.training.features import AutoFeatures
 from xfer.training.features.cut import evaluated_from, inference
@@ -43,7 +42,6 @@ from xfer.training.features.feed import cut_within
 from xfer.training.features.find_cut import Refusal
 from xfer.training.fit_result import FitResult
 from xfer.training.head_input import first_layer, rows_of, watch
-from xfer.training.label_logistic import LabelHeads
 from xfer.training.loss import CrossEntropy
 from xfer.training.optim import Exact
 from xfer.training.problem_of_head import (
@@ -62,6 +60,7 @@ if TYPE_CHECKING:
 
     from xfer.config.specs import Specs
     from xfer.core.certificate import Certificate
+    from xfer.evaluation.task import Pooled
     from xfer.plan.plan import Plan
     from xfer.training.guarded_logger import GuardedLogger
 
@@ -154,19 +153,16 @@ def _with_task(plan: Plan, solved: Solved, train: Samples) -> Plan:
 
 
 def _calibrated(plan: Plan, net: nn.Module, solved: Solved, grouped: bool) -> Card:
-    """The card, with what calibrates the head of one label an image."""
-    if not isinstance(solved.rows, logistic.TrainingRows):
-        return plan.card
+    """The card, with what calibrates the head."""
     return calibrate_solved(plan, net, solved.rows, solved.solution, grouped)
 
 
-def _cross_validated(plan: Plan, problem: Heads, train: Samples) -> OutOfFold | None:
+def _cross_validated(plan: Plan, problem: Heads, train: Samples) -> Pooled | None:
     """The answers of every fold, where the run is a cross-validation."""
-    if train.folds is None or isinstance(problem, LabelHeads):
+    if train.folds is None:
         return None
-    logits = problem.out_of_fold(train.folds)
-    facts = (train.names, logits, train.labels, train.folds, plan.card.classes)
-    return OutOfFold(*facts, grouped=bool(train.groups))
+    logits = out_of_fold(problem, train.folds)
+    return plan.specs.task.pooled(train, logits, plan.card.classes)
 
 
 def _certificate(

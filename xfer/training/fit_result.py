@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from xfer.core.types import Plain
 
 if TYPE_CHECKING:
-    from xfer.evaluation.out_of_fold import OutOfFold
+    from xfer.evaluation.task import Pooled
     from xfer.training.features.feature_loader import CachedFeatures
     from xfer.training.guarded_logger import GuardedLogger
 
@@ -38,5 +38,5 @@ class FitResult:
     cached: CachedFeatures | None
     solved: Plain | None = None
     logger: GuardedLogger | None = None
-    cv: OutOfFold | None = None
+    cv: Pooled | None = None
     calibration: Plain = field(default_factory=dict)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -137,24 +137,34 @@ class LabelProblem(logistic.Axes):
 
 @dataclass(frozen=True)
 class LabelHeads:
-    """A linear head to solve, a row a class, and the images that it is solved on; ``weigh`` gives
-    what a label that an image has weighs, a class. ``strengths`` are tried by ``parts`` folds,
-    drawn from ``seed``."""
+    """A linear head to solve, a row a class, and the images that it may be solved on; ``weigh``
+    gives what a label that an image has weighs, a class, of the labels of the images that are
+    solved on. ``strengths`` are tried by ``parts`` inner folds, drawn from ``seed``."""
 
     views: Sequence[Matrix]
     held: Matrix
     labels: Ints
-    weights: Sequence[float]
+    weigh: Callable[[Ints], Sequence[float]]
     smoothing: float
     strengths: tuple[float, ...]
     parts: int
     seed: int
 
-    def rows(self) -> LabelRows:
-        """The problem, with its folds."""
-        folds = label_folds(self.labels, self.parts, derive("folds", self.seed))
-        weights = np.array(self.weights, np.float64)
-        return LabelRows(self.views, self.held, self.labels, weights, self.smoothing, folds)
+    @property
+    def classes(self) -> int:
+        """How many labels there are."""
+        return int(self.labels.shape[1])
+
+    def rows(self, members: Ints | None = None, *position: int) -> LabelRows:
+        """The problem on the images at ``members``, or on all, with its folds; ``position`` is of
+        its random numbers, beside the seed."""
+        every = members is None
+        labels = self.labels if members is None else self.labels[members]
+        folds = label_folds(labels, self.parts, derive("folds", self.seed, *position))
+        weights = np.array(self.weigh(labels), np.float64)
+        views = self.views if every else [view[members] for view in self.views]
+        held = self.held if every else self.held[members]
+        return LabelRows(views, held, labels, weights, self.smoothing, folds)
 
     def solve(self, rows: LabelRows, nearly: bool = False) -> logistic.Solution:
         """The head of least loss on ``rows``; one strength for all classes, by the mean log loss of

@@ -1,10 +1,12 @@
 """Losses of several labels an image: each class is a yes or no of its own.
 
-Labels are 1, 0 or -1 for unknown, (n, classes); what is unknown has no part in a loss, which is the
-mean over the others.
+Labels are 1, 0 or -1 for unknown, (n, classes), or of images that were mixed the share of the image
+that has the label; what is unknown has no part in a loss, which is the mean over the others.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -48,15 +50,27 @@ class Asymmetric(nn.Module):
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """See the class."""
         # In float32: 1e-8 is nothing in half precision.
-        z, known, has = logits.float(), labels >= 0, labels == 1
+        z, known, has = logits.float(), labels >= 0, labels.clamp(min=0).float()
         share = z.sigmoid()
         lacks = (1 - share + self.margin).clamp(max=1)
-        logarithm = torch.where(has, logsigmoid(z), lacks.clamp(min=1e-8).log())
         with torch.no_grad():
-            true = torch.where(has, share, lacks)
-            power = torch.where(has, self.positive, self.negative)
-            factor = (1 - true).pow(power)
-        return _mean(-factor * logarithm, known)
+            missed, wrongly = (1 - share).pow(self.positive), (1 - lacks).pow(self.negative)
+        yes, no = missed * logsigmoid(z), wrongly * lacks.clamp(min=1e-8).log()
+        return _mean(-torch.lerp(no, yes, has), known)
+
+
+def mixed(
+    mix: Callable[..., tuple[Tensor, Tensor]], images: Tensor, labels: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Images (n, 3, h, w) mixed by ``mix``, and of each label the share of the mixed image that has
+    it, float32 (n, classes); -1 where it is unknown of a part of the image."""
+    has, known = (labels == 1), (labels >= 0)
+    images, shares = mix(images, torch.cat([has, known], dim=1).float())
+    parts, sure = shares.chunk(2, dim=1)
+    return images, torch.where(sure > 1 - _ROUNDING, parts, -1.0)
+
+
+_ROUNDING = 1e-6  # of two shares that add up to 1
 
 
 def _mean(losses: Tensor, known: Tensor) -> Tensor:

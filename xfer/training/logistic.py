@@ -12,9 +12,9 @@ from __future__ import annotations
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from threadpoolctl import threadpool_limits
@@ -142,12 +142,21 @@ def follow(problem: Axes, strengths: Sequence[float], nearly: bool = False) -> S
     return Solution(path, best, best_held_out)
 
 
+class Refolded(NamedTuple):
+    """How a problem is divided anew: the ``problem`` of its rows, and what divides their labels
+    into so many folds, drawn from a seed."""
+
+    problem: Callable[[Any], Axes]
+    folds: Callable[[npt.NDArray[np.int64], int, int], npt.NDArray[np.int64]]
+
+
 def held_out(
-    rows: TrainingRows, solution: Solution, seed: int | None
+    rows: Any, solution: Solution, seed: int | None, anew: Refolded | None = None
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
     """The logits (n, classes) of every image by a fit at the best strength that had not seen it,
     NaN for one that is never held out, and the fold of each (n,): of a small problem in
     :data:`MANY_FOLDS` folds drawn from ``seed``, else, or without one, those of ``solution``.
+    ``anew`` says how the rows are divided, by default as those of one label an image.
 
     Fits of four fifths of few images are less sure of what they answer, and more often wrong, than
     that of all of them, which a temperature would take for its own.
@@ -155,8 +164,9 @@ def held_out(
     count = len(rows.views) * len(rows.labels)
     if seed is None or count * min(count, rows.held.shape[1]) > _SMALL:
         return solution.held_out, rows.folds
-    fold_of = folds(rows.labels, MANY_FOLDS, seed)
-    problem = Problem(replace(rows, folds=fold_of))
+    anew = anew or Refolded(Problem, folds)
+    fold_of = anew.folds(rows.labels, MANY_FOLDS, seed)
+    problem = anew.problem(replace(rows, folds=fold_of))
     best = solution.path[solution.best]
     logits = np.full((len(rows.labels), problem.classes), np.nan, np.float32)
     with threadpool_limits(1):

@@ -24,6 +24,7 @@ from xfer.training.distributed.group import ALONE, ProcessGroup
 from xfer.training.distributed.strategy import PhaseDdp
 from xfer.training.ema import Ema
 from xfer.training.head_input import Standardized
+from xfer.training.label_losses import mixed
 from xfer.training.nan_guard import NanGuard, norm, place
 from xfer.weights.formats.checkpoint_format import FORMAT, identity
 
@@ -54,7 +55,9 @@ class Classifier(pl.LightningModule):
         train, classes = plan.split("train").labels, len(plan.card.classes)
         self.loss = plan.specs.task.loss(plan.specs.loss, train, classes)
         self.task: Plain = {}
-        self.mix = plan.specs.augment.mix(len(plan.card.classes))
+        # Of several labels what is known is mixed as well.
+        self.mix = plan.specs.augment.mix(classes * (1 + plan.specs.task.several))
+        self.labels_known = 0
         # The default would leave NaN out of the mean.
         self.train_loss = MeanMetric(nan_strategy="disable")
         self.train_loss.persistent(True)
@@ -124,15 +127,28 @@ class Classifier(pl.LightningModule):
         # A value an image: a metric that lets NaN pass forgets the weights it is given.
         self.train_loss.update(loss.detach().expand(len(batch[1])))
         if self.group.ranks > 1:
-            loss = loss * self.trainer.train_dataloader.order.weight(batch_idx)  # type: ignore[union-attr]
+            loss = loss * self._weight(batch_idx)
         return loss
+
+    def _weight(self, batch: int) -> float:
+        """What this rank's mean loss is multiplied by, so that the mean over the ranks is the mean
+        over all images or, with several labels an image, over all labels that are known."""
+        if not self.plan.specs.task.several:
+            return float(self.trainer.train_dataloader.order.weight(batch))  # type: ignore[union-attr]
+        every = self.group.all_reduce_sum(self.labels_known)
+        return self.labels_known * self.group.ranks / max(1, every)
 
     def loss_of(self, batch: Any) -> torch.Tensor:
         """The loss of images (n, 3, h, w) or features (n, size), labels int64 (n,) and, where
         there is a teacher, its logits (n, classes)."""
         images, labels, *taught = self._placed(batch)
+        several = self.plan.specs.task.several
         if self.mix is not None:
-            images, labels = self.mix(images, labels)
+            images, labels = (
+                mixed(self.mix, images, labels) if several else self.mix(images, labels)
+            )
+        if several and self.group.ranks > 1:
+            self.labels_known = int((labels >= 0).sum())
         loss: torch.Tensor = self.loss(self.net(images), labels, *taught)
         return loss
 
@@ -213,8 +229,9 @@ class Classifier(pl.LightningModule):
 
     @property
     def card(self) -> Card:
-        """The plan's card, with what the last validation says of the task."""
-        return replace(self.plan.card, task=self.task)
+        """The plan's card, with what the last validation says of the task, unless the folds of a
+        cross-validation have said it."""
+        return replace(self.plan.card, task=self.plan.card.task or self.task)
 
     def best_state(self) -> StateDict:
         """The net's moving tensors for raw input of the head, averaged where an average is

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -43,10 +44,10 @@ def problem_of(
     strengths = logistic.STRENGTHS if options.l2 == "auto" else (options.l2,)
     specs = plan.specs
     if isinstance(specs.task, Multilabel):
-        weights = specs.task.positive_weights(loss, train.labels)
+        weigh = partial(specs.task.positive_weights, loss)
         smoothing, parts = loss.label_smoothing, options.folds
         return LabelHeads(
-            views, evaluated, train.labels, weights, smoothing, strengths, parts, specs.seed
+            views, evaluated, train.labels, weigh, smoothing, strengths, parts, specs.seed
         )
     return HeadProblem(
         views,

@@ -63,7 +63,10 @@ def _of(runs: Sequence[RunRecord]) -> str:
 
 def terminal_lines(runs: Sequence[RunRecord]) -> list[str]:
     """The answer in a few lines: a row a run, then a row a pair."""
-    rows = [("", "val accuracy", "95 % interval", "loss", "run")]
+    head = ("val accuracy", "95 % interval", "loss")
+    if runs[0].several:
+        head = ("val mAP", "macro F1", "loss")
+    rows = [("", *head, "run")]
     rows += [(run.name, *comparison_page.shown(run.scores.get("val", {})), "") for run in runs]
     widths = [max(len(row[i]) for row in rows) for i in range(4)]
     places = ["run", *(printable(run.folder) for run in runs)]

@@ -10,6 +10,7 @@ from urllib.parse import quote
 from markupsafe import Markup
 
 from xfer.core.types import Plain
+from xfer.evaluation.label_metrics import LABEL_METRICS
 from xfer.evaluation.metrics import METRICS
 from xfer.report.board import Cell, Grid, PagePart, intervals
 from xfer.report.comparison.changed import changed
@@ -28,6 +29,10 @@ _TEST = (
     "McNemar's exact test counts the images that one of the two got right alone. Equally good runs "
     "differ at least that much with probability p."
 )
+_OF_LABELS = (
+    "An image is right where every known label is. The interval of the difference in mAP is that "
+    "of a paired bootstrap: images are drawn with replacement, the same for both runs, {:,} times."
+)
 _CHOSEN = (
     "A run that chose its epoch, its strength or its settings by these same images looks better on "
     "them than it is; p does not account for that."
@@ -35,13 +40,17 @@ _CHOSEN = (
 _CURVES = {
     "val_loss": "validation loss",
     "val_acc": "validation accuracy",
+    "val_map": "validation mAP",
     "train_loss": "training loss",
     "cv_loss": "held-out loss",
 }
 
 
 def shown(score: Plain) -> tuple[str, str, str]:
-    """Accuracy, its interval and the loss as texts."""
+    """Accuracy, its interval and the loss as texts; with several labels an image mAP, the macro F1
+    and the loss."""
+    if "map" in score:
+        return number(score["map"]), number(score.get("macro_f1")), number(score.get("loss"))
     ends = score.get("acc_ci95")
     return (
         number(score.get("acc")),
@@ -52,17 +61,20 @@ def shown(score: Plain) -> tuple[str, str, str]:
 
 def verdict(runs: Sequence[RunRecord], tested: Sequence[Paired]) -> list[str]:
     """The page in a few lines: which is best, and whether that is more than chance."""
-    scored = [run for run in runs if run.scores.get("val", {}).get("acc") is not None]
+    key, title = ("map", "mAP") if runs[0].several else ("acc", "accuracy")
+    scored = [run for run in runs if run.scores.get("val", {}).get(key) is not None]
     lines = []
     if scored:
-        scored.sort(key=lambda run: -run.scores["val"]["acc"])
-        each = ", ".join(f"{run.name} {run.scores['val']['acc']:.3f}" for run in scored)
-        lines.append(f"Validation accuracy: {each}")
+        scored.sort(key=lambda run: -run.scores["val"][key])
+        each = ", ".join(f"{run.name} {run.scores['val'][key]:.3f}" for run in scored)
+        lines.append(f"Validation {title}: {each}")
     else:
-        lines.append("No run has a validation accuracy")
+        lines.append(f"No run has a validation {title}")
     if len(tested) == 1:
         lines.append(tested[0].in_words())
-        if tested[0].p is not None and tested[0].p >= _SURE:
+        gap = tested[0].gap
+        differs = gap is not None and (gap.low > 0 or gap.high < 0)
+        if tested[0].p is not None and tested[0].p >= _SURE and not differs:
             lines.append("That is no evidence that either is better.")
         return lines
     known = [pair for pair in tested if pair.p is not None]
@@ -111,7 +123,8 @@ def _runs(runs: Sequence[RunRecord], folder: Path) -> Grid:
 def _scores(runs: Sequence[RunRecord], split: str) -> PagePart:
     """One row a run, one column a measure that any of them has."""
     scores = [run.scores.get(split) or {} for run in runs]
-    metrics = [m for m in METRICS if any(score.get(m.name) is not None for score in scores)]
+    every = LABEL_METRICS if runs[0].several else METRICS
+    metrics = [m for m in every if any(score.get(m.name) is not None for score in scores)]
     reach = [
         (ends[0], score["acc"], ends[1])
         if (ends := score.get("acc_ci95")) and score.get("acc") is not None
@@ -126,7 +139,8 @@ def _scores(runs: Sequence[RunRecord], split: str) -> PagePart:
             value = score.get(metric.name)
             cells.append(Cell(number(value), value))
             if metric.name == "acc":
-                cells.append(Cell(shown(score)[1], ends[0] if ends else None, drawing=drawing))
+                reached = f"{ends[0]:.3f} to {ends[1]:.3f}" if ends else ABSENT
+                cells.append(Cell(reached, ends[0] if ends else None, drawing=drawing))
         rows.append((*cells, number(score.get("used_for_selection"))))
     head = ["run", "images"]
     for metric in metrics:
@@ -140,6 +154,9 @@ def _caveats(runs: Sequence[RunRecord], tested: Sequence[Paired]) -> tuple[str, 
     lines = [f"{pair.in_words()}." for pair in tested if pair.p is None]
     if len(lines) < len(tested):
         lines.insert(0, _TEST)
+        if any(pair.gap for pair in tested):
+            drawn = max(pair.gap.drawn for pair in tested if pair.gap)
+            lines.insert(1, _OF_LABELS.format(drawn))
         if any(run.scores.get("val", {}).get("used_for_selection") for run in runs):
             lines.append(_CHOSEN)
     if len(tested) - len([pair for pair in tested if pair.p is None]) > 1:
@@ -152,6 +169,7 @@ def _caveats(runs: Sequence[RunRecord], tested: Sequence[Paired]) -> tuple[str, 
 
 def _pairs(tested: Sequence[Paired]) -> Grid:
     rows: list[tuple[str | Cell, ...]] = []
+    several = any(pair.gap for pair in tested)
     for pair in tested:
         known = pair.p is not None
         counts = (pair.images, pair.both, pair.first, pair.second, pair.neither)
@@ -162,10 +180,20 @@ def _pairs(tested: Sequence[Paired]) -> Grid:
                 *(number(count) if known else ABSENT for count in counts),
                 Cell(ABSENT if gap is None else f"{gap:+.3f}", gap),
                 Cell(ABSENT if pair.p is None else f"{pair.p:.2g}", pair.p),
+                *(_map_cells(pair) if several else ()),
             )
         )
     head = ("pair", "images", "both right", "first alone", "second alone", "both wrong")
-    return Grid("", (*head, "accuracy, first less second", "p"), tuple(rows), 1)
+    of = ("mAP, first less second", "95 % interval") if several else ()
+    title = "exact match" if several else "accuracy"
+    return Grid("", (*head, f"{title}, first less second", "p", *of), tuple(rows), 1)
+
+
+def _map_cells(pair: Paired) -> tuple[Cell, Cell]:
+    if pair.gap is None:
+        return Cell(ABSENT), Cell(ABSENT)
+    reach = f"{pair.gap.low:+.3f} to {pair.gap.high:+.3f}"
+    return Cell(f"{pair.gap.gap:+.3f}", pair.gap.gap), Cell(reach, pair.gap.low)
 
 
 def _curves(runs: Sequence[RunRecord]) -> PagePart:
@@ -180,8 +208,9 @@ def _curves(runs: Sequence[RunRecord]) -> PagePart:
         )
     if idle := [run.name for run in runs if not run.history]:
         texts.append(f"Without a curve, since nothing was trained: {', '.join(idle)}.")
-    charts = [_chart(runs, trained, key, "epoch") for key in ("val_loss", "val_acc", "train_loss")]
-    charts += [_chart(runs, solved, key, "l2") for key in ("cv_loss", "val_loss", "val_acc")]
+    score = "val_map" if runs[0].several else "val_acc"
+    charts = [_chart(runs, trained, key, "epoch") for key in ("val_loss", score, "train_loss")]
+    charts += [_chart(runs, solved, key, "l2") for key in ("cv_loss", "val_loss", score)]
     return PagePart("Curves", tuple(texts), charts=tuple(chart for chart in charts if chart))
 
 
@@ -222,14 +251,16 @@ def _images(runs: Sequence[RunRecord], rows: Sequence[Disputed]) -> Grid:
         seen = next(filter(None, (thumbnail(root, row.path) for root in roots)), None)
         label = " or ".join(dict.fromkeys(said.label for said in row.said))
         cells: list[str | Cell] = [Cell(str(i + 1))]
-        alt = f"validation image of class {short(label, 80)}" if seen else ""
+        kind = "with the labels" if runs[0].several else "of class"
+        alt = f"validation image {kind} {short(label, 80)}" if seen else ""
         cells.append(Cell(short(row.path, 120), picture=seen or Markup(), alt=alt))
         cells.append(short(label, 80))
         for said in row.said:
             mark = "✓" if said.right else "✗"
             cells.append(f"{mark} {short(said.prediction, 80)} ({said.confidence:.3f})")
         lines.append(tuple(cells))
-    head = ("no.", "file", "true class", *(f"{run.name} says" for run in runs))
+    true = "true labels" if runs[0].several else "true class"
+    head = ("no.", "file", true, *(f"{run.name} says" for run in runs))
     return Grid("", head, tuple(lines), len(head))
 
 

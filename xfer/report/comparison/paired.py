@@ -6,7 +6,10 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from xfer.core.errors import CommandError
+from xfer.evaluation.label_bootstrap import MapGap, map_gap
 from xfer.evaluation.statistics import mcnemar
 from xfer.report.comparison.read_run import RunRecord, Said
 
@@ -14,7 +17,8 @@ from xfer.report.comparison.read_run import RunRecord, Said
 @dataclass(frozen=True)
 class Paired:
     """Two runs, ``one`` and ``other``: how many of ``images`` ``both`` got right, how many only the
-    one or only the other, and McNemar's exact p. ``why`` says why there is no test."""
+    one or only the other, and McNemar's exact p. With several labels an image, right is an image
+    with every known label right, and ``gap`` is that of mAP. ``why`` says why there is no test."""
 
     one: str
     other: str
@@ -24,6 +28,7 @@ class Paired:
     second: int = 0
     p: float | None = None
     why: str = ""
+    gap: MapGap | None = None
 
     @property
     def neither(self) -> int:
@@ -37,8 +42,14 @@ class Paired:
         return (
             f"{self.one} and {self.other}, {self.images:,} images: {self.first:,} right in "
             f"{self.one} alone, {self.second:,} in {self.other} alone; McNemar's exact test "
-            f"p = {self.p:.2g}"
+            f"p = {self.p:.2g}{self._of_labels()}"
         )
+
+    def _of_labels(self) -> str:
+        if self.gap is None:
+            return ""
+        reach = f"95 % interval {self.gap.low:+.4f} to {self.gap.high:+.4f}"
+        return f"; mAP of {self.one} less that of {self.other} {self.gap.gap:+.4f} ({reach})"
 
 
 @dataclass(frozen=True)
@@ -57,6 +68,10 @@ class Disputed:
 def check_together(runs: Sequence[RunRecord]) -> None:
     """Raise CommandError where two runs are of other classes, or share no validation image."""
     for one, other in itertools.combinations(runs, 2):
+        if one.several != other.several:
+            several, single = (one, other) if one.several else (other, one)
+            what = f"has one label an image, and {several.folder} has several"
+            raise CommandError(single.folder, what, "compare runs of one task", 22)
         if set(one.classes) != set(other.classes):
             only = sorted(set(one.classes) ^ set(other.classes))
             shown = ", ".join(f"'{name[:40]}'" for name in only[:3]) + ", ..." * (len(only) > 3)
@@ -80,7 +95,17 @@ def _pair(one: RunRecord, other: RunRecord) -> Paired:
     hits = [(said.right, other.said[path].right) for path, said in one.said.items()]
     first, second = hits.count((True, False)), hits.count((False, True))
     p, both = mcnemar(first, second), hits.count((True, True))
-    return Paired(one.name, other.name, len(hits), both, first, second, p)
+    counts = (one.name, other.name, len(hits), both, first, second, p)
+    return Paired(*counts, gap=_gap(one, other) if one.several else None)
+
+
+def _gap(one: RunRecord, other: RunRecord) -> MapGap | None:
+    """The difference of their mAP, the classes in the order of the ``one``."""
+    at = [other.classes.index(name) for name in one.classes]
+    labels = np.array([said.known for said in one.said.values()], np.int64)
+    ours = np.array([said.shares for said in one.said.values()])
+    theirs = np.array([other.said[path].shares for path in one.said])[:, at]
+    return map_gap(labels, ours, theirs)
 
 
 def unlike(one: RunRecord, other: RunRecord) -> str:
@@ -91,11 +116,17 @@ def unlike(one: RunRecord, other: RunRecord) -> str:
             f"they answered {len(one.said):,} and {len(other.said):,} validation images, of which "
             f"{len(shared):,} are the same; what one was trained on may be among the others"
         )
-    if any(one.said[path].label != other.said[path].label for path in shared):
+    if any(_labels(one, path) != _labels(other, path) for path in shared):
         return "the same images have other labels in the two runs"
     if one.digest and other.digest and one.digest != other.digest:
         return "the images have the same names in both runs and other contents"
     return ""
+
+
+def _labels(run: RunRecord, path: str) -> object:
+    """The labels of an image, whatever order the classes are in."""
+    said = run.said[path]
+    return sorted(zip(run.classes, said.known, strict=True)) if run.several else said.label
 
 
 def disputed(runs: Sequence[RunRecord]) -> list[Disputed]:

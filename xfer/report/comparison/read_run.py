@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from typing_extensions import TypedDict
 
 from xfer.config.verbs import data_of, override, shell
@@ -24,8 +25,8 @@ from xfer.core.errors import CommandError
 from xfer.core.files import path_problem, read_bytes, read_json
 from xfer.core.run_folder import refuse_odd
 from xfer.core.types import Plain
+from xfer.evaluation.label_tables import read_label_table
 from xfer.evaluation.out_of_fold import TABLE
-from xfer.plan.label_task import refuse_several
 
 _LARGEST = 1 << 26
 """Bytes of a JSON file of a run."""
@@ -53,6 +54,7 @@ class _Score(TypedDict, total=False):
     auroc: float | None
     ece: float | None
     top5: float | None
+    map: float | None
     used_for_selection: bool | None
 
 
@@ -86,23 +88,25 @@ class _PlanFacts(TypedDict, total=False):
 
 
 class Said(NamedTuple):
-    """What a run said of one image."""
+    """What a run said of one image, whether that is ``right``, and how sure it was of it: with
+    several labels an image whether every known label is, and the probability of that were they
+    independent. ``known`` are then 1, 0 or -1 for unknown a class, and ``shares`` the probabilities
+    of yes."""
 
     label: str
     prediction: str
     confidence: float
-
-    @property
-    def right(self) -> bool:
-        """Whether that is its class."""
-        return self.label == self.prediction
+    right: bool
+    known: tuple[int, ...] = ()
+    shares: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
 class RunRecord:
     """One run under a short ``name``. ``said`` is what it answered on the validation images by
     path, ``history`` the rows of ``metrics.csv``, ``digest`` the sha256 of the validation split:
-    names, labels and contents."""
+    names, labels and contents. With ``several`` labels an image ``classes`` are in the order of
+    what is ``said``."""
 
     name: str
     folder: Path
@@ -113,6 +117,7 @@ class RunRecord:
     digest: str | None
     said: dict[str, Said]
     history: list[dict[str, float]] = field(default_factory=list)
+    several: bool = False
 
     @property
     def scores(self) -> dict[str, Plain]:
@@ -138,9 +143,6 @@ def read_run(folder: Path, name: str) -> RunRecord:
         what = f"has not finished: it is {status.get('state') or 'of no state'}"
         raise CommandError(folder, what, f"type xfer resume {shlex.quote(str(folder))}", 20)
     result, plan = _facts(folder / "result.json", _Result), _facts(folder / "plan.json", _PlanFacts)
-    if plan.get("task"):
-        doing = "runs are compared image by image on"
-        refuse_several(folder, doing, "see result.json, or the leaderboard of a sweep")
     if not (folder / "predictions_val.csv").exists():
         what = "has no predictions_val.csv: its validation images were not evaluated"
         if (folder / TABLE).exists():
@@ -155,10 +157,11 @@ def read_run(folder: Path, name: str) -> RunRecord:
         experiment=str(result.get("experiment") or folder.resolve().parent.name),
         config=_config(folder / "config.yaml"),
         result=result,
-        classes=tuple(plan.get("classes") or ()),
+        classes=(classes := tuple(plan.get("classes") or ())),
         digest=digest,
-        said=_answers(folder / "predictions_val.csv"),
+        said=_answers(folder / "predictions_val.csv", classes if plan.get("task") else None),
         history=_history(folder / "metrics.csv"),
+        several=bool(plan.get("task")),
     )
 
 
@@ -210,16 +213,16 @@ def _rows(path: Path, most: int) -> Iterator[dict[str, str]]:
         raise _odd(path, error) from error
 
 
-def _answers(path: Path) -> dict[str, Said]:
+def _answers(path: Path, several: tuple[str, ...] | None) -> dict[str, Said]:
+    """What was said of each image by path; of ``several`` classes that do not exclude each other
+    where these are given."""
     said: dict[str, Said] = {}
     try:
-        for row in _rows(path, _MOST_ROWS):
-            sure = float(row["confidence"])
-            if not 0 <= sure <= 1:
-                raise ValueError(f"a confidence is {row['confidence'][:40]}")
-            if row["path"] in said:
-                raise ValueError(f"'{row['path'][:80]}' is there twice")
-            said[row["path"]] = Said(row["label"], row["prediction"], sure)
+        rows = _rows(path, _MOST_ROWS)
+        for name, one in _single(rows) if several is None else _labels(list(rows), several):
+            if name in said:
+                raise ValueError(f"'{name[:80]}' is there twice")
+            said[name] = one
     except KeyError as error:
         raise _odd(path, f"it has no column {error}") from error
     except ValueError as error:
@@ -227,6 +230,31 @@ def _answers(path: Path) -> dict[str, Said]:
     if not said:
         raise _odd(path, "it has no row")
     return said
+
+
+def _single(rows: Iterator[dict[str, str]]) -> Iterator[tuple[str, Said]]:
+    for row in rows:
+        sure = float(row["confidence"])
+        if not 0 <= sure <= 1:
+            raise ValueError(f"a confidence is {row['confidence'][:40]}")
+        right = row["label"] == row["prediction"]
+        yield row["path"], Said(row["label"], row["prediction"], sure, right)
+
+
+def _labels(rows: list[dict[str, str]], classes: tuple[str, ...]) -> Iterator[tuple[str, Said]]:
+    answers = read_label_table(rows, classes)
+    if answers.labels is None:
+        raise ValueError("it has no labels")
+    known, shares = answers.labels, answers.probabilities
+    right = ~((known >= 0) & (answers.said != (known == 1))).any(axis=1)
+    sure = np.where(answers.said, shares, 1 - shares).prod(axis=1)
+    for i, row in enumerate(rows):
+        words = (row["label"] or _NONE, row["prediction"] or _NONE)
+        numbers = (tuple(known[i].tolist()), tuple(shares[i].tolist()))
+        yield row["path"], Said(*words, float(sure[i]), bool(right[i]), *numbers)
+
+
+_NONE = "no label"
 
 
 def _history(path: Path) -> list[dict[str, float]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import distributed
@@ -54,11 +54,18 @@ class ProcessGroup:
 
     def all_reduce_max(self, number: int) -> int:
         """The largest ``number`` of any rank."""
+        return self._reduced(number, "MAX")
+
+    def all_reduce_sum(self, number: int) -> int:
+        """The sum of every rank's ``number``."""
+        return self._reduced(number, "SUM")
+
+    def _reduced(self, number: int, how: Literal["MAX", "SUM"]) -> int:
         if self._group is None:
             return number
-        largest = torch.tensor(number)
-        distributed.all_reduce(largest, distributed.ReduceOp.MAX, self._group)
-        return int(largest)
+        value = torch.tensor(number)
+        distributed.all_reduce(value, getattr(distributed.ReduceOp, how), self._group)
+        return int(value)
 
     @contextmanager
     def rank_zero_first(self) -> Iterator[None]:

@@ -1,0 +1,152 @@
+"""Several labels an image in parquet files, data sets of Hugging Face and shards."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import labelled
+import numpy as np
+import pytest
+from image_tables import write_parquet
+
+from xfer.core.errors import DataError, LabelsError
+from xfer.core.types import Dataset
+from xfer.data import Folder, HuggingFace, Manifest, Parquet, Shards
+from xfer.evaluation.task import Multilabel
+
+Rows = list[tuple[str, list[str]]]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Rows]:
+    folder = tmp_path_factory.mktemp("sources")
+    return folder, labelled.digits(folder / "images", 60, unlabelled=6)
+
+
+@pytest.fixture(scope="module")
+def listed(place: tuple[Path, Rows]) -> Dataset:
+    folder, rows = place
+    lines = [(f"images/{name}", labels) for name, labels in rows]
+    lines[4] = (lines[4][0], ["?"])
+    path = labelled.write_cells(folder / "cells.csv", lines)
+    return Manifest(file=str(path), leakage="ignore").labelled(True)
+
+
+def cells(place: tuple[Path, Rows], classes: list[str] | None = None) -> list[dict[str, Any]]:
+    """A row an image; nobody has looked at the fifth. Labels are positions in ``classes``."""
+    folder, rows = place
+    named: list[Any] = [labels for _, labels in rows]
+    if classes:
+        named = [[classes.index(label) for label in labels] for labels in named]
+    named[4] = None
+    return [
+        {"image": (folder / "images" / name).read_bytes(), "labels": labels}
+        for (name, _), labels in zip(rows, named, strict=True)
+    ]
+
+
+def by_pixels(dataset: Dataset) -> dict[bytes, tuple[int, ...]]:
+    """The labels of every image, by what it looks like: sources have names of their own."""
+    found = {}
+    for samples in dataset.splits.values():
+        for i, labels in enumerate(samples.labels.tolist()):
+            found[np.asarray(samples.images[i]).tobytes()] = tuple(labels)
+    return found
+
+
+def test_lists_in_parquet_are_the_cells_of_a_csv(place: tuple[Path, Rows], listed: Dataset) -> None:
+    pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+    path = write_parquet(place[0] / "photos.parquet", cells(place))
+    found = Parquet(root=str(path), leakage="ignore").labelled(True)
+    assert found.classes == listed.classes and by_pixels(found) == by_pixels(listed)
+    assert (-1,) * 4 in by_pixels(found).values() and (0,) * 4 in by_pixels(found).values()
+    known = Parquet(root=str(path), leakage="ignore", folds=3).labelled(True)
+    assert known.splits["train"].folds is not None and len(known.splits["train"]) == 66
+
+
+def test_a_column_of_another_kind_is_refused_and_the_fix_works(place: tuple[Path, Rows]) -> None:
+    pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+    path = write_parquet(place[0] / "lists.parquet", cells(place))
+    with pytest.raises(DataError, match=r"E327: .*type task=multilabel for lists"):
+        Parquet(root=str(path), columns=("image", "labels")).dataset(True)
+    single = [{**row, "labels": "even"} for row in cells(place)]
+    path = write_parquet(place[0] / "single.parquet", single)
+    with pytest.raises(DataError, match=r"E327: .*a list of them is needed.*task=single"):
+        Parquet(root=str(path)).labelled(True)
+    odd = cells(place)
+    odd[0]["labels"] = ["even", None]
+    path = write_parquet(place[0] / "odd.parquet", odd)
+    with pytest.raises(DataError, match=r"E329: .*an empty one among them"):
+        Parquet(root=str(path)).labelled(True)
+
+
+def test_lists_of_class_labels_are_the_cells_of_a_csv(
+    place: tuple[Path, Rows], listed: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    datasets = pytest.importorskip("datasets", reason="the library datasets is not installed")
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    datasets.disable_progress_bars()
+    classes = list(listed.classes)
+    rows = cells(place, classes)
+    label = datasets.Sequence(datasets.ClassLabel(names=classes))
+    features = datasets.Features({"image": datasets.Image(), "labels": label})
+    columns = {name: [row[name] for row in rows] for name in ("image", "labels")}
+    datasets.Dataset.from_dict(columns, features=features).save_to_disk(str(place[0] / "saved"))
+    found = HuggingFace(root=str(place[0] / "saved"), leakage="ignore").labelled(True)
+    assert found.classes == listed.classes and by_pixels(found) == by_pixels(listed)
+
+
+def write_shard(path: Path, members: list[tuple[str, bytes, Any]]) -> Path:
+    """A shard of (key, image, what KEY.json says)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for key, image, facts in members:
+            for name, data in ((f"{key}.png", image), (f"{key}.json", json.dumps(facts).encode())):
+                info = tarfile.TarInfo(name)
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+    return path
+
+
+def test_labels_in_shards_are_the_cells_of_a_csv(place: tuple[Path, Rows], listed: Dataset) -> None:
+    folder, rows = place
+    members = []
+    for i, (name, labels) in enumerate(rows):
+        said: dict[str, Any] = {"labels": labels, "caption": "read by nobody"}
+        if i == 4:
+            said = {"labels": [], "unknown": list(listed.classes)}
+        members.append((f"{i:06}", (folder / "images" / name).read_bytes(), said))
+    write_shard(folder / "shards" / "000.tar", members)
+    shards = Shards(root=str(folder / "shards"), leakage="ignore")
+    for _ in range(2):  # the second time out of the cache
+        found = shards.labelled(True)
+        assert found.classes == listed.classes and by_pixels(found) == by_pixels(listed)
+    with pytest.raises(DataError, match=r"E381: .*has labels, and no label.*task=multilabel"):
+        shards.dataset(True)
+
+
+@pytest.mark.parametrize(
+    ("said", "why"),
+    [
+        ({"label": "even"}, r"has one label, and no list of labels"),
+        ({"labels": "even"}, r"'labels' is no list"),
+        ({"labels": ["even", ""]}, r"'labels' has an entry"),
+        ({"labels": ["even"], "unknown": ["even"]}, r"names the label 'even' twice"),
+    ],
+)
+def test_labels_that_are_none_are_refused(
+    place: tuple[Path, Rows], tmp_path: Path, said: dict[str, Any], why: str
+) -> None:
+    image = (place[0] / "images" / "0000.png").read_bytes()
+    write_shard(tmp_path / "000.tar", [("0", image, said)])
+    with pytest.raises(DataError, match=why):
+        Shards(root=str(tmp_path)).labelled(True)
+
+
+def test_folders_have_one_label_an_image(place: tuple[Path, Rows]) -> None:
+    with pytest.raises(LabelsError, match="E060"):
+        Multilabel().read(Folder(root=str(place[0])), True)
