@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
@@ -30,7 +30,7 @@ class Composed(NamedTuple):
     compare_runs: tuple[str, ...]
     packing: Packing
     embed: Embedding
-    typed: Collection[str]
+    typed: frozenset[str]
 
 
 def contradictions(c: Composed) -> Iterator[XferError]:

@@ -91,7 +91,7 @@ def plan_calibration(
         return CalibrationPlan()
     whole, counts = _counts(specs, dataset, solves)
     where = "cv" if solves else "val"
-    n = min(whole, MOST_FITTED)
+    n = whole if specs.task.several else min(whole, MOST_FITTED)
     if why := _why_not(specs, n):
         return CalibrationPlan(why=why)
     layers = _layers(network, len(counts))
