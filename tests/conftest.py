@@ -46,9 +46,10 @@ def own_cache(caches: Iterator[Path], monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture(autouse=True, scope="session")
-def graphs_are_traced_once() -> Iterator[None]:
+def traced_graphs() -> Iterator[dict[str, bytes]]:
     """What torch traces holds no weight, as ``test_onnx_graph.py`` proves: one graph serves every
-    test of this process that exports the same layers. Code of a test's own is traced each time."""
+    test of this process that exports the same layers. Code of a test's own is traced each time, and
+    so is a network of a test that clears this table of them."""
     from xfer.export import onnx_graph
 
     known: dict[str, bytes] = {}
@@ -65,7 +66,7 @@ def graphs_are_traced_once() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(onnx_graph, "trace", trace)
-        yield
+        yield known
 
 
 def look_through_once() -> None:
