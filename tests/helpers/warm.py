@@ -77,7 +77,7 @@ class Run:
     """A forked run, with as much of ``subprocess.Popen`` as the tests use."""
 
     def __init__(self, **request: object) -> None:
-        self._output = Path(str(request["output"]))
+        self.output = Path(str(request["output"]))
         found = server().ask(**request)
         assert found is not None
         self.pid = found
@@ -98,7 +98,7 @@ class Run:
 
     def communicate(self, timeout: float = 600) -> tuple[str, None]:
         self.wait(timeout)
-        return self._output.read_text(), None
+        return self.output.read_text(), None
 
     def send_signal(self, number: int) -> None:
         if self.poll() is None:
@@ -129,6 +129,19 @@ def start(
         session=start_new_session,
         script=script,
     )
+
+
+def program(path: str | Path, folder: Path, *options: str) -> list[str]:
+    """The lines that the program in ``path`` prints with these options, which it ends well with."""
+    place, name = str(Path(path).parent), str(path)
+    script = (
+        "import runpy, sys\n"
+        f"sys.path.insert(0, {place!r})\nrunpy.run_path({name!r}, run_name='__main__')\n"
+    )
+    run = start(folder, *options, script=script)
+    said, _ = run.communicate(3600)
+    assert run.returncode == 0, said[-3000:]
+    return said.splitlines()
 
 
 def serve(lines) -> dict | None:

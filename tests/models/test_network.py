@@ -141,7 +141,14 @@ LIGHT = [
 ]
 
 
-@pytest.mark.parametrize("backbone", LIGHT, ids=lambda b: b.name)
+LARGE = {"vit_b_16", "swin_tiny_patch4_window7_224"}  # a smaller transformer is left
+
+
+@pytest.mark.parametrize(
+    "backbone",
+    [pytest.param(b, marks=pytest.mark.slow if b.name in LARGE else []) for b in LIGHT],
+    ids=lambda b: b.name,
+)
 def test_what_weights_replace_is_not_drawn_and_nothing_else_is_missed(
     backbone, empty_memory_is_nan
 ):

@@ -21,7 +21,7 @@ from xfer.core.run_folder import LAST
 from xfer.plan import run_dir
 from xfer.plan.preflight import check_folder
 
-OPTIONS = ["trainer.max_epochs=2", "export=safetensors"]
+OPTIONS = ["trainer.max_epochs=2", "export=safetensors", "data.digits=[5,6]", "data.workers=0"]
 
 
 @pytest.fixture
@@ -75,10 +75,15 @@ def begin_or_resume(run: Path) -> None:
     xfer.run("digits_sgd", [f"run.dir={run}", *again, *OPTIONS])
 
 
-def test_a_full_disk_is_reported_and_the_run_resumes_when_there_is_room(disk, monkeypatch):
+# Before, in, at the end of and after the fit; what is written twice and what is written last.
+FEW = ["plan.json", "best.ckpt", "last.ckpt", "predictions_val.csv", "report.html", "status.json"]
+
+
+@pytest.mark.parametrize("writers", [FEW, pytest.param(WRITERS, marks=pytest.mark.slow)], ids=len)
+def test_a_full_disk_is_reported_and_the_run_resumes_when_there_is_room(writers, disk, monkeypatch):
     """One run, whose disk is filled at one file after the other, and which resumes each time."""
     run = disk / "run"
-    for name in WRITERS:
+    for name in writers:
         with monkeypatch.context() as patch:
             full_at(name, disk, patch)
             with pytest.raises(OutputError, match="No space left") as caught:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
+from pathlib import Path
 
 import faults
 import pytest
+import warm
 
 # In a step, in a save, in validation, in the best file, after the last epoch, in a feature cache.
 QUICK = [
@@ -18,26 +17,21 @@ QUICK = [
 MOMENTS = [f"{when}_{point}" for when in ("before", "after") for point in faults.POINTS]
 
 
-def killed(*options: str) -> dict[str, str]:
-    done = subprocess.run(
-        [sys.executable, faults.__file__, *options],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    found: dict[str, str] = json.loads(done.stdout.splitlines()[-1])
+def killed(folder: Path, *options: str) -> dict[str, str]:
+    said = warm.program(faults.__file__, folder, *options)
+    (found,) = (json.loads(line) for line in said if line.startswith("{"))
     return found
 
 
-def test_a_kill_at_a_moment_of_each_kind_changes_nothing_but_for_a_loader_that_forgets_its_place():
-    found = killed(*QUICK, "--spoilt=before_forward")
+def test_a_kill_at_a_moment_of_each_kind_changes_nothing_but_for_a_loader_that_forgets_its_place(
+    tmp_path: Path,
+):
+    found = killed(tmp_path, *QUICK, "--spoilt=before_forward")
     assert found.pop("spoilt"), "the harness sees no difference where there is one"
     assert found == dict.fromkeys(QUICK, "")
 
 
 @pytest.mark.slow
-def test_a_kill_at_any_other_moment_changes_nothing():
+def test_a_kill_at_any_other_moment_changes_nothing(tmp_path: Path):
     others = [moment for moment in MOMENTS if moment not in QUICK]
-    assert killed(*others) == dict.fromkeys(others, "")
+    assert killed(tmp_path, *others) == dict.fromkeys(others, "")

@@ -22,15 +22,47 @@ from xfer.core.torch_file import load_tensors
 from xfer.plan.make import make_plan
 
 TWO = ["trainer.devices=2", "trainer.accelerator=cpu", "data.batch_size=16"]
-PHASED = [*TWO, "freeze=lp_ft", "freeze.probe_epochs=1", "trainer.max_epochs=2"]
-HEAD = ["freeze=head_only", "head=linear", "trainer.ema_decay=0", "trainer.max_epochs=2"]
+COUNT = "trainer.callbacks=[{_target_: called.Count}]"
+PHASED = [*TWO, "freeze=lp_ft", "freeze.probe_epochs=1", "trainer.max_epochs=2", COUNT]
+COLOUR = [
+    *("augment=trivial", "augment.rotation=20", "augment.vertical_flip=0.3", "augment.grey=0.2"),
+    *("augment.brightness=0.4", "augment.contrast=0.4", "augment.saturation=0.4"),
+    "augment.hue=0.1",
+]
+HEAD = ["freeze=head_only", "head=linear", "trainer.ema_decay=0", "trainer.max_epochs=2", *COLOUR]
 RANK = b"xfer.training.distributed.rank"
+
+
+CALLED = """
+from pathlib import Path
+
+import pytorch_lightning as pl
+
+class Count(pl.Callback):
+    steps = 0
+
+    def on_train_batch_end(self, trainer, *_):
+        self.steps += 1
+        Path(f"rank{trainer.global_rank}").touch()
+
+    def state_dict(self):
+        return {"steps": self.steps}
+
+    def load_state_dict(self, state):
+        self.steps = state["steps"]
+"""
+
+
+def phased(folder: Path, *options: str, **more: bool) -> Process:
+    """A run of two phases on two ranks, each with a callback of the user."""
+    (folder / "called.py").write_text(CALLED)
+    return start(folder, *PHASED, *options, XFER_ALLOW="called", **more)  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("whole")
-    finish(start(folder, *PHASED))
+    finish(phased(folder))
     return only_run(folder)
 
 
@@ -88,9 +120,16 @@ def test_only_the_first_rank_writes(whole):
     assert plan["steps"]["devices"] == 2 and plan["steps"]["per_epoch"] == 23
 
 
+def test_every_rank_has_its_callbacks(whole):
+    place = whole.parents[2]
+    assert (place / "rank0").exists() and (place / "rank1").exists()
+    last = load_tensors(whole / "checkpoints" / "last.ckpt")
+    assert last["callbacks"]["Count"] == {"steps": 2 * 23}
+
+
 def test_a_stop_and_a_kill_change_nothing(whole, tmp_path):
-    again = [*PHASED, "checkpoint.resume=auto"]
-    first = start(tmp_path, *again, start_new_session=True)
+    again = "checkpoint.resume=auto"
+    first = phased(tmp_path, again, start_new_session=True)
     wait_for(lambda: in_an_epoch(tmp_path, 0), first)
     ranks = ranks_of(first)
     assert len(ranks) == 1
@@ -100,19 +139,19 @@ def test_a_stop_and_a_kill_change_nothing(whole, tmp_path):
     assert "stopped by SIGTERM" in output
     assert_gone(ranks)
     assert json.loads((only_run(tmp_path) / "status.json").read_text())["state"] == "interrupted"
-    second = start(tmp_path, *again)
+    second = phased(tmp_path, again)
     wait_for(lambda: in_an_epoch(tmp_path, 23), second)
     ranks = ranks_of(second)
     second.kill()
     second.communicate()
     assert_gone(ranks)
-    finish(start(tmp_path, *again))
+    finish(phased(tmp_path, again))
     assert_same(only_run(tmp_path), whole)
 
 
 @pytest.mark.slow
 def test_a_rank_that_is_killed_ends_the_run(tmp_path):
-    run = start(tmp_path, *PHASED, "trainer.max_epochs=50")
+    run = phased(tmp_path, "trainer.max_epochs=50")
     wait_for(lambda: in_an_epoch(tmp_path, 0), run)
     (rank,) = ranks_of(run)
     os.kill(rank, signal.SIGKILL)

@@ -25,6 +25,7 @@ from xfer.plan.table import table as plan_table
 from xfer.report import drawn_once, heat
 
 QUICK = ["stages=[fit,evaluate]"]
+FEW = [*QUICK, "data.digits=[5,6]"]
 
 
 def facts(folder: Path, name: str = "result.json"):
@@ -180,7 +181,7 @@ def test_a_run_that_is_killed_and_begun_again_ends_as_a_whole_one(tmp_path: Path
 def test_it_needs_neither_lightning_nor_torchmetrics(tmp_path: Path) -> None:
     script = (
         "import sys, xfer\n"
-        "xfer.run('digits_freeze', ['stages=[fit,evaluate]'])\n"
+        f"xfer.run('digits_freeze', {FEW})\n"
         "assert not {'pytorch_lightning', 'torchmetrics'} & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=True, timeout=300)
@@ -196,10 +197,10 @@ def test_a_fit_of_steps_goes_on_from_it(solved: Path) -> None:
 
 
 def test_views_are_all_trained_on_and_the_evaluation_view_is_held_out() -> None:
-    run = xfer.run("digits_freeze", [*QUICK, "augment=standard", "features.views=2"]).folder
-    found = facts(run)
+    run = xfer.run("digits_freeze", [*FEW, "augment=standard", "features.views=2"]).folder
+    found, count = facts(run), facts(run, "plan.json")["splits"]["train"]["n"]
     assert found["features"]["views"] == 2 and found["features"]["augmented"] is True
-    assert len(table(run, "predictions_cv.csv")) == 717
+    assert len(table(run, "predictions_cv.csv")) == count > 200
     assert found["solved"]["l2"] > 0
 
 
@@ -258,13 +259,13 @@ def test_a_network_that_does_more_behind_its_head_is_trained_step_by_step(
         return network
 
     monkeypatch.setattr(Timm, "build", odd)
-    run = xfer.run("digits_freeze", QUICK).folder
+    run = xfer.run("digits_freeze", FEW).folder
     assert facts(run)["solved"] is None
     rows = {row["key"]: row for row in facts(run, "plan.json")["auto"]}
     assert rows["optim"]["value"] == "adamw" and "after its head" in rows["optim"]["why"]
     assert "trained step by step" in (run / "run.log").read_text()
     with pytest.raises(ConfigError, match=r"exact: .* Fix: type optim=adamw"):
-        xfer.run("digits_freeze", [*QUICK, "optim=exact"])
+        xfer.run("digits_freeze", [*FEW, "optim=exact"])
 
 
 def test_features_that_are_no_numbers_name_the_image(monkeypatch) -> None:
@@ -281,7 +282,7 @@ def test_features_that_are_no_numbers_name_the_image(monkeypatch) -> None:
 
     monkeypatch.setattr(Timm, "build", broken)
     with pytest.raises(DataError, match="features are NaN or Inf"):
-        xfer.run("digits_freeze", QUICK)
+        xfer.run("digits_freeze", FEW)
 
 
 def test_one_image_of_a_class_is_never_held_out_and_that_is_said(tmp_path: Path) -> None:
@@ -289,20 +290,25 @@ def test_one_image_of_a_class_is_never_held_out_and_that_is_said(tmp_path: Path)
     folders(root / "train", {"a": 9, "b": 8, "c": 1})
     folders(root / "val", {"a": 3, "b": 3, "c": 2})
     options = [f"data.root={root}", "source=none", "data.leakage=ignore", "backbone=squeezenet1_0"]
+    options += ["backbone.image_size=64"]
     run = xfer.run(None, ["experiment=default", *options, *QUICK, "data.workers=0"]).folder
     assert facts(run)["solved"]["left_in"] == 1
     assert "1 images alone in their class were never held out" in (run / "run.log").read_text()
 
 
 def test_more_features_than_their_folder_may_hold_are_trained_step_by_step(brief) -> None:
-    run = xfer.run("digits_freeze", [*QUICK, "features.max_gb=0.00001"]).folder
+    run = xfer.run("digits_freeze", [*FEW, "features.max_gb=0.00001"]).folder
     assert facts(run)["solved"] is None
     assert "features.max_gb" in (run / "run.log").read_text()
 
 
-def test_weights_and_balance_are_heeded(solved: Path) -> None:
+def test_weights_and_balance_are_heeded(
+    solved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XFER_CACHE", str(solved.parents[2] / "cache"))
     for option in ("loss=balanced", "loss=smoothed", "data.sampler=balanced", "optim.l2=0.5"):
-        other = xfer.run("digits_freeze", [*QUICK, "optim=exact", option]).folder
+        other = xfer.run("digits_freeze", ["stages=[fit]", "optim=exact", option]).folder
         states = [load_tensors(r / "checkpoints/best.ckpt")["state_dict"] for r in (solved, other)]
         assert not states[0]["fc.weight"].equal(states[1]["fc.weight"]), option
     assert len(table(other, "metrics.csv")) >= 1

@@ -105,7 +105,12 @@ def assert_the_same(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None
     assert [name for name in wanted if not torch.equal(found[name], wanted[name])] == []
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+SLOW = {"swin", "efficientnet"}  # another transformer and other convolutions are left
+
+
+@pytest.mark.parametrize(
+    "family", [pytest.param(f, marks=pytest.mark.slow if f in SLOW else []) for f in FAMILIES]
+)
 def test_from_the_head_on_everything_is_bit_for_bit_the_whole_networks(family: str) -> None:
     backbone, size, modules, numbers = FAMILIES[family]
     net, heads = ready(backbone)

@@ -67,7 +67,7 @@ def test_the_rate_that_it_names_mends_it(wrong, tmp_path, monkeypatch):
 
 def test_a_healthy_fit_has_nothing_to_say(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    folder = xfer.run("digits_sgd", FAST).folder
+    folder = xfer.run("digits_sgd", [*FAST, "trainer.max_epochs=5"]).folder
     assert result(folder)["warnings"] == []
     assert "WARNING" not in (folder / "run.log").read_text()
     assert "the fit went wrong" not in (folder / "report.html").read_text()

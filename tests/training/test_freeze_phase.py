@@ -10,7 +10,7 @@ from xfer.core.errors import ConfigError, XferError
 from xfer.core.torch_file import load_tensors
 from xfer.training.callbacks.timeline import Timeline
 
-SHORT = ["data.workers=0", "stages=[fit]"]
+SHORT = ["data.workers=0", "stages=[fit]", "data.digits=[5,6]"]
 
 
 @pytest.fixture(autouse=True)
@@ -149,7 +149,9 @@ def whole(tmp_path_factory):
     return only_run(folder)
 
 
-@pytest.mark.parametrize("epoch", [2, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 3))])
+# A run whose phases depend on its own scores is killed in two of them below.
+@pytest.mark.slow
+@pytest.mark.parametrize("epoch", [1, 2, 3])
 def test_a_run_killed_inside_or_between_phases_ends_as_the_whole_one(whole, tmp_path, epoch):
     process = start(tmp_path, *PHASED, "checkpoint.resume=auto")
     wait_for(lambda: in_an_epoch(tmp_path, 23 * (epoch - 1)), process)

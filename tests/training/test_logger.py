@@ -48,21 +48,8 @@ def test_tensorboard_writes_its_events_into_the_run_folder(tmp_path: Path) -> No
     assert [p.parent for p in tmp_path.rglob("events.out.*")] == [tmp_path / "tensorboard"]
 
 
-@pytest.mark.skipif(find_spec("tensorboard") is None, reason="tensorboard is not installed")
-def test_a_solved_head_gives_each_strength_to_its_logger(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    monkeypatch.chdir(tmp_path)
-    folder = xfer.run("digits_freeze", ["logger=tensorboard", "stages=[fit]"]).folder
-    events = EventAccumulator(str(folder / "tensorboard")).Reload()
-    rows = (folder / "metrics.csv").read_text().splitlines()
-    assert len(events.Scalars("cv_loss")) == len(rows) - 1
-
-
 FILES = ("checkpoints/best.ckpt", "report.html", "report.md", "result.json")
-WHOLE = ["trainer.max_epochs=2", "stages=[fit,evaluate,report]"]
+WHOLE = ["trainer.max_epochs=2", "stages=[fit,evaluate,report]", "data.digits=[5,6]"]
 
 
 @pytest.fixture
@@ -86,7 +73,8 @@ def figures(folder: Path) -> dict[str, Path]:
 def test_tensorboard_has_the_figures_and_the_card(here: Path, experiment: str) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    done = xfer.run(experiment, ["logger=tensorboard", "stages=[fit,evaluate,report]"])
+    short = WHOLE if experiment == "digits_sgd" else WHOLE[1:]  # a solved head has no epochs
+    done = xfer.run(experiment, ["logger=tensorboard", *short])
     assert done.facts is not None
     sizes = {"images": 0, "tensors": 0, "scalars": 0}
     events = EventAccumulator(str(done.folder / "tensorboard"), sizes).Reload()
@@ -100,6 +88,8 @@ def test_tensorboard_has_the_figures_and_the_card(here: Path, experiment: str) -
     assert card.tensor_proto.string_val[0].decode() == (done.folder / "report.md").read_text()
     values = [float(row["val_acc"]) for row in rows_of(done.folder)]
     assert [s.value for s in events.Scalars("val_acc")] == pytest.approx(values)
+    if experiment == "digits_freeze":  # each strength that was tried
+        assert len(events.Scalars("cv_loss")) == len(rows_of(done.folder)) > 5
 
 
 def assert_in_mlflow(uri: str, folder: Path) -> None:
@@ -294,7 +284,12 @@ def test_a_logger_that_fails_is_a_warning_and_asked_no_more(
     monkeypatch.delitem(sys.modules, "failing", raising=False)
     monkeypatch.setenv("XFER_ALLOW", "failing")
     chosen = ["logger._target_=failing.Fails", f"logger.at={at}"]
-    done = xfer.run(experiment, [*chosen, *WHOLE])
+    # A card is drawn before anything is attached to a logger, and where the logger failed early
+    # it says so too: one of both.
+    draws = at == "attach" or experiment == "digits_freeze"
+    stages = "stages=[fit,evaluate,report]" if draws else "stages=[fit,evaluate]"
+    short = [] if experiment == "digits_freeze" else WHOLE[:1]
+    done = xfer.run(experiment, [*chosen, *short, WHOLE[2], stages])
     result = json.loads((done.folder / "result.json").read_text())
     (warning,) = result["warnings"]
     assert re.fullmatch(
@@ -303,7 +298,8 @@ def test_a_logger_that_fails_is_a_warning_and_asked_no_more(
         warning,
     )
     assert warning in (done.folder / "run.log").read_text()
-    assert "the logger Fails failed" in (done.folder / "report.html").read_text()
+    if draws:
+        assert "the logger Fails failed" in (done.folder / "report.html").read_text()
     assert importlib.import_module("failing").CALLED[-1] == at
     assert importlib.import_module("failing").CALLED.count(at) == 1
     assert json.loads((done.folder / "status.json").read_text())["state"] == "finished"

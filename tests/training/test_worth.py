@@ -215,8 +215,9 @@ def test_the_validation_images_are_the_check_and_nothing_else(measured: Path) ->
 
 
 def test_every_head_and_freeze_policy_has_the_same_features() -> None:
+    base = ["experiment=digits_freeze", "data.digits=[6,9]", "stages=[worth]"]
     plans = [
-        make_plan(compose_specs(["experiment=digits_freeze", "stages=[worth]", *extra]))
+        make_plan(compose_specs([*base, *extra]))
         for extra in ([], ["head=mlp", "optim=adamw"], ["freeze=lora", "optim=auto"])
     ]
     rows = [backbone_features(plan, "worth").rows["val"] for plan in plans]

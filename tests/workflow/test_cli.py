@@ -30,14 +30,16 @@ def here(tmp_path: Path) -> Path:
 
 
 def start(
-    command: Sequence[str], cwd: Path, env: Mapping[str, str] | None = None
+    command: Sequence[str], cwd: Path, env: Mapping[str, str] | None = None, told: str = ""
 ) -> subprocess.CompletedProcess[str]:
-    """The finished process; it finds xfer in this repository from any directory."""
+    """The finished process, which was ``told`` this; it finds xfer in this repository from any
+    directory."""
     known = {k: v for k, v in os.environ.items() if not k.startswith(("XFER_", "HYDRA_"))}
     known |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "XFER_CACHE": str(cwd / "cache")}
     return subprocess.run(
         command,
         cwd=cwd,
+        input=told,
         env=known | dict(env or {}),
         capture_output=True,
         text=True,
@@ -103,18 +105,63 @@ MISTAKES = {
 }
 
 
+HEAVY = {"torch", "timm", "torchvision", "matplotlib", "sklearn"}
+# Each command in a fork of a process that has read what any of them reads, and no more.
+FORKS = """
+import json, os, sys
+import xfer.__main__, xfer.config.hydra
+
+for folder, typed in json.load(sys.stdin):
+    if os.fork():
+        os.wait()
+        continue
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        os.dup2(os.open(f"{folder}.{name}", os.O_WRONLY | os.O_CREAT), number)
+    os.chdir(folder)
+    sys.argv, code = ["xfer", *typed], 0
+    try:
+        xfer.__main__.main()
+    except SystemExit as end:
+        code = end.code
+    sys.stdout.flush()
+    with open(f"{folder}.json", "w") as stream:
+        json.dump([code, sorted({name.partition(".")[0] for name in sys.modules})], stream)
+    os._exit(0)
+"""
+
+
+@pytest.fixture(scope="module")
+def mistaken(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder a mistake, empty at first, and beside it what the command printed and imported."""
+    place = tmp_path_factory.mktemp("mistaken")
+    commands = [(str(place / name), typed) for name, (typed, _, _) in MISTAKES.items()]
+    for folder, _ in commands:
+        Path(folder).mkdir()
+    done = start([sys.executable, "-c", FORKS], place, told=json.dumps(commands))
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    return place
+
+
 @pytest.mark.parametrize("name", MISTAKES)
 def test_a_mistake_is_one_line_with_its_exit_code_and_imports_no_torch(
-    name: str, here: Path
+    name: str, mistaken: Path
 ) -> None:
-    typed, code, remedy = MISTAKES[name]
+    _, code, remedy = MISTAKES[name]
+    (said,) = (mistaken / f"{name}.stderr").read_text().splitlines()
+    assert LINE.fullmatch(said) and remedy in said
+    ended, packages = json.loads((mistaken / f"{name}.json").read_text())
+    assert (ended, (mistaken / f"{name}.stdout").read_text()) == (code, "")
+    assert "xfer" in packages and not HEAVY & set(packages)
+    assert list((mistaken / name).iterdir()) == [], "a mistake leaves nothing behind"
+
+
+def test_a_mistake_in_a_process_of_its_own_is_the_same(here: Path) -> None:
+    typed, code, remedy = MISTAKES["unknown key"]
     packages, done = imported(here, *typed)
     told = [line for line in done.stderr.splitlines() if not line.startswith("import time:")]
-    assert len(told) == 1 and LINE.fullmatch(told[0]), told
-    assert remedy in told[0]
-    assert (done.returncode, done.stdout) == (code, "")
-    assert not packages & {"torch", "timm", "torchvision", "matplotlib", "sklearn"}
-    assert list(here.iterdir()) == [], "a mistake leaves nothing behind"
+    assert len(told) == 1 and LINE.fullmatch(told[0]) and remedy in told[0]
+    assert (done.returncode, done.stdout) == (code, "") and not packages & HEAVY
+    assert list(here.iterdir()) == []
 
 
 def test_several_mistakes_are_a_line_each(here: Path) -> None:
@@ -130,9 +177,10 @@ def test_the_whole_traceback_is_had_on_request(here: Path) -> None:
     assert done.returncode == 2
 
 
+# Hydra is not needed for the first two.
 STREAMS = {
-    "optim.lrr=1 2>&-": (2, ""),
-    "optim.lrr=1 2>/dev/full": (2, ""),
+    "--hlep 2>&-": (2, ""),
+    "--hlep 2>/dev/full": (2, ""),
     "optim.lrr=1 <&- >&-": (2, "did you mean 'optim.lr'?"),
     "optim.lrr=1 >/dev/full 2>&1": (2, ""),
     "--help >/dev/full": (9, "E931: standard output: cannot be written (No space left"),

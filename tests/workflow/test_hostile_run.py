@@ -5,12 +5,11 @@ from __future__ import annotations
 import csv
 import json
 import os
-import subprocess
-import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+import warm
 from pictures import picture
 
 from xfer import report
@@ -43,15 +42,11 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, str]:
             picture(100 * i + j).save(os.fsencode(folder) + b"/" + os.fsencode(name), "JPEG")
     options = ["experiment=digits_sgd", "data=folder", "data.root=data", "data.workers=0"]
     options += ["trainer.max_epochs=2", "stages=[fit,evaluate,export,report]"]
-    said = subprocess.run(
-        [sys.executable, "-m", "xfer", *options, "export=safetensors", "run.dir=run"],
-        cwd=place,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        check=False,
-    )
-    text = (said.stdout + said.stderr).decode("utf-8", "surrogateescape")
-    assert said.returncode == 0, text
+    # Beside the place, where nothing but the data and the run may be.
+    done = warm.start(place, *options, "export=safetensors", "run.dir=run")
+    code = done.wait(300)
+    text = done.output.read_bytes().decode("utf-8", "surrogateescape")
+    assert code == 0, text
     return place / "run", place, text
 
 

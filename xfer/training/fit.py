@@ -171,6 +171,7 @@ def _train(
         raise
     module.standardized.remove()
     device = trainer.strategy.root_device
+    module.trainer = None  # which has the optimizer, and is held by whoever holds the module
     module.cpu()
     return _Trained(net, history, best, phases, device, logger)
 
