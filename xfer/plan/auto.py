@@ -280,7 +280,7 @@ def _obstacles(specs: Specs, layout: Layout, phases: Sequence[Phase]) -> list[tu
 
 def _not_linear(specs: Specs) -> str:
     if isinstance(specs.head, Keep | Remap):
-        return "begins from the source's rows, of which training is to keep something"
+        return "begins from the source's rows"
     return "draws random numbers" if isinstance(specs.head, Dropout) else "is not linear"
 
 
