@@ -159,17 +159,14 @@ def _compare(specs: Specs) -> Result:
 
 def _predict_alone(specs: Specs, file: ModelFile, began: float) -> Result:
     """Predict with an exported file. Nothing here imports torch."""
-    from xfer.evaluation.onnx_predict import facts, open_model, predict
+    from xfer.evaluation.onnx_predict import facts, in_words, open_model, predict
     from xfer.evaluation.predict import write_beside, write_table
     from xfer.report.result import outcome_of_file
 
     refuse_taken(specs)
     model = open_model(file)
     plan = facts(specs, model)
-    said = {key: value for key, value in plan.items() if key != "config" and value is not None}
-    width = max(map(len, said))
-    lines = [f"{key:<{width}}  {printable(value)}" for key, value in said.items()]
-    log.info("\n".join(lines), extra=LINES)
+    log.info(in_words(specs, plan), extra=LINES)
     if specs.run_dir is None:
         beside = model.path.parent
         check_folder(beside)

@@ -39,13 +39,17 @@ def test_each_value_says_which_file_or_that_it_was_typed(
 
 
 def test_a_file_of_ones_own_is_named_by_its_path(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "optim").mkdir()
     mine = tmp_path / "optim" / "mine.yaml"
     mine.write_text("_target_: xfer.training.optim.Sgd\nlr: 0.7\nmomentum: 0.5\n")
     lines = shown(capsys, "data=digits", "optim=mine", "--config-dir", str(tmp_path))
     assert f"  momentum: 0.5  # {mine}" in lines
+    # From where one works, as one would type it.
+    monkeypatch.chdir(tmp_path.parent)
+    lines = shown(capsys, "data=digits", "optim=mine", "--config-dir", tmp_path.name)
+    assert f"  momentum: 0.5  # {tmp_path.name}/optim/mine.yaml" in lines
 
 
 def test_a_part_of_it_is_shown_as_hydra_shows_it(capsys: pytest.CaptureFixture[str]) -> None:

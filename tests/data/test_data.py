@@ -781,6 +781,22 @@ def test_a_list_with_other_columns_is_refused_with_advice_that_works(tmp_path):
     assert Manifest(file, **typed).dataset(training=True).classes == ("a", "b")
 
 
+def test_a_column_of_splits_that_is_not_read_is_named(tmp_path):
+    root = folders(tmp_path, {"a": 8, "b": 8})
+    paths = sorted(root.glob("*/*.jpg"))
+    splits = ["val" if i % 8 < 3 else "train" for i in range(16)]
+    lines = [
+        f"{p.parent.name}/{p.name},{p.parent.name},{s}" for p, s in zip(paths, splits, strict=True)
+    ]
+    (root / "list.csv").write_text("\n".join(["file,species,split", *lines]))
+    found = Manifest(str(root / "list.csv"), columns=("file", "species")).dataset(training=True)
+    said = "the column 'split' is not read: 'data.columns=[file,species,split]' divides by it"
+    assert said in found.remarks and len(found.splits["val"]) == 4
+    given = Manifest(str(root / "list.csv"), columns=("file", "species", "split"))
+    found = given.dataset(training=True)
+    assert len(found.splits["val"]) == 6 and not [r for r in found.remarks if "not read" in r]
+
+
 def test_without_images_to_train_on_the_advice_is_not_a_share(tmp_path):
     root = folders(tmp_path, {"val/a": 2, "val/b": 2})
     error = refuse(Folder(str(root)), "no 'train' part", number=304)

@@ -9,6 +9,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from PIL import Image
 import xfer
 from xfer.core.errors import ConfigError, DataError, Problems, WeightsError
 from xfer.data.scan import inspect
+from xfer.evaluation.onnx_predict import in_words
 from xfer.export.parity import SIZES
 
 
@@ -216,6 +218,21 @@ RECIPE = {
     "size": [8, 8], "resize": None, "interpolation": "bilinear",
     "mean": [0, 0, 0], "std": [1, 1, 1],
 }  # fmt: skip
+
+
+def test_what_is_known_of_a_file_is_said_in_words() -> None:
+    known: Any = {
+        **{"experiment": "more", "stages": ["predict"], "model": "m.onnx", "sha256": 64 * "a"},
+        **{"classes": [*"abcdefg"], "input": {"size": [32, 48]}, "certificate": {"coverage": 0.9}},
+    }
+    specs: Any = SimpleNamespace(tta="flip")
+    assert in_words(specs, known).splitlines() == [
+        "run          more: predict",
+        "classes      7: a, b, c, d, e, f, ...",
+        "network      m.onnx, sha256 aaaaaaaaaaaa; 32 x 48 pixels",
+        "answers      mean probabilities of 2 views an image (flip)",
+        "certificate  sets of coverage 0.9",
+    ]
 
 
 def test_a_foreign_file_needs_labels_and_a_recipe_and_says_so(place: Path) -> None:

@@ -45,8 +45,9 @@ def test_the_plain_command_solves_its_head() -> None:
         ("trainer.max_epochs=3", "trainer.max_epochs"),
         ("schedule=cosine", "schedule"),
         ("optim.weight_decay=0.1", "optim.weight_decay"),
-        ("head=mlp", "head"),
-        ("head=dropout", "head"),
+        ("head=mlp", "head is not linear"),
+        ("head=dropout", "head draws random numbers"),
+        ("head=remap data=digits_0_4", "head begins from the source's rows"),
         ("freeze=none", "freeze"),
         ("freeze=lora", "freeze"),
         ("features=never", "features"),
@@ -57,10 +58,10 @@ def test_the_plain_command_solves_its_head() -> None:
     ],
 )
 def test_what_only_steps_heed_asks_for_them_and_the_plan_says_which(option: str, key: str) -> None:
-    plan = planned(option)
+    plan = planned(*option.split())
     assert isinstance(plan.specs.optim, AdamW)
     (row,) = (row for row in plan.facts["auto"] if row["key"] == "optim")
-    assert row["value"] == "adamw" and row["why"].startswith(f"{key} ")
+    assert row["value"] == "adamw" and f"{row['why']} ".startswith(f"{key} ")
 
 
 def test_every_choice_is_a_line_and_each_override_is_taken_as_it_is_printed() -> None:

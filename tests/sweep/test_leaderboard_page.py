@@ -267,13 +267,18 @@ def test_without_its_script_the_page_is_whole(browser: Browser, sweep: Path) -> 
         browser.scripts(on=True)
 
 
-def test_print_is_light(browser: Browser, sweep: Path) -> None:
+def test_print_is_light_and_cuts_no_column_off(browser: Browser, sweep: Path) -> None:
     browser.look(1280, dark=True, media="print")
     browser.open(write(sweep))
     looks = (
         "const look = getComputedStyle(document.body); return [look.color, look.backgroundColor]"
     )
     assert browser.run(looks) == ["rgb(34, 34, 34)", "rgb(255, 255, 255)"]
+    # A sheet of A4 between its margins; what is beside it is not printed.
+    browser.look(718, media="print")
+    browser.open(write(sweep))
+    out = "return [...document.querySelectorAll('td')].filter(e => e.getBoundingClientRect().right"
+    assert browser.run(f"{out} > 718).length") == 0
     browser.look(1280)
 
 

@@ -21,6 +21,13 @@ def override_key(text: str) -> str:
     return text.partition("=")[0].lstrip("+~").split("@")[0]
 
 
+def _as_typed(folder: Path) -> Path:
+    """A folder of the user's below the working folder by its path from there."""
+    if folder == Path(config_dir()) or not folder.is_relative_to(here := Path.cwd()):
+        return folder
+    return folder.relative_to(here)
+
+
 class Places:
     """``choices`` are the chosen options by group, ``typed`` the overrides of the command line,
     ``folders`` where config files are searched."""
@@ -30,7 +37,8 @@ class Places:
     ) -> None:
         self._choices = choices
         self._typed = {override_key(text) for text in typed}
-        self._roots = [Path(folder) for folder in folders if folder and Path(folder).is_dir()]
+        found = (Path(folder) for folder in folders if folder)
+        self._roots = [_as_typed(folder) for folder in found if folder.is_dir()]
 
     def __call__(self, key: str) -> str:
         """``key``, after the place where it, or a value that holds it, was set."""

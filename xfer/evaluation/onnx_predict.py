@@ -23,6 +23,7 @@ from xfer.core.errors import (
     DataError,
     WeightsError,
     XferError,
+    printable,
     raise_all,
 )
 from xfer.core.files import file_sha256, parsed, read_text
@@ -31,7 +32,7 @@ from xfer.core.log import log
 from xfer.core.run_folder import best_checkpoint
 from xfer.core.types import InputSpec, Plain, Predictions, Tta, class_name
 from xfer.data.preprocess import check_size, named
-from xfer.data.tta import VIEWS, check_tta, prepare_views, tta_facts
+from xfer.data.tta import VIEWS, check_tta, prepare_views, tta_facts, tta_words
 from xfer.evaluation.certified import warn_of_views
 from xfer.evaluation.label_predictions import mean_of_labels
 from xfer.evaluation.onnx_session import (
@@ -218,6 +219,27 @@ def facts(specs: Specs, model: OnnxModel) -> Plain:
         "certificate": model.certificate,
         "config": specs.config,
     }
+
+
+_FEW = 6
+"""Classes that are named."""
+
+
+def in_words(specs: Specs, known: Plain) -> str:
+    """The lines that the terminal has of :func:`facts`, as the plan of a run has them."""
+    classes, recipe = known["classes"], known["input"]
+    more = ", ..." if len(classes) > _FEW else ""
+    pixels = recipe if isinstance(recipe, str) else "{} x {} pixels".format(*recipe["size"])
+    lines = [
+        ("run", f"{known['experiment']}: {', '.join(known['stages'])}"),
+        ("classes", f"{len(classes)}: {', '.join(classes[:_FEW])}{more}"),
+        ("network", f"{known['model']}, sha256 {known['sha256'][:12]}; {pixels}"),
+    ]
+    if views := tta_words(specs.tta):
+        lines.append(("answers", views))
+    if known["certificate"]:
+        lines.append(("certificate", f"sets of coverage {known['certificate']['coverage']:g}"))
+    return "\n".join(f"{name:<11}  {printable(text)}" for name, text in lines)
 
 
 def _check_views(model: OnnxModel, tta: Tta) -> None:

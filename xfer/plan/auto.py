@@ -16,7 +16,7 @@ from xfer.core.errors import CombinationError, ConfigError, raise_all
 from xfer.core.protocols import HasTeacher, Undecided
 from xfer.data.decode_cache import decoded_limit
 from xfer.freeze import Layout, Phase
-from xfer.models.head import Dropout, Linear, Pooled
+from xfer.models.head import Dropout, Keep, Linear, Pooled, Remap
 
 if TYPE_CHECKING:
     from xfer.config.specs import Specs
@@ -262,7 +262,7 @@ def _obstacles(specs: Specs, layout: Layout, phases: Sequence[Phase]) -> list[tu
     endless = getattr(features, "views", None) == "max" and specs.augment.random
     mixes = specs.augment.mix(2) is not None
     reasons = (
-        (not linear, "head", "is not linear, or draws random numbers", "head=linear"),
+        (not linear, "head", _not_linear(specs), "head=linear"),
         (classifiers != 1, "backbone", f"has {classifiers} classifiers", "optim=adamw"),
         (len(phases) > 1, "freeze", f"has {len(phases)} phases", "freeze=head_only"),
         (bool(layout.adapters), "freeze", "trains adapters", "freeze=head_only"),
@@ -276,6 +276,12 @@ def _obstacles(specs: Specs, layout: Layout, phases: Sequence[Phase]) -> list[tu
         *_needs_steps(specs),
     )
     return [(key, why, fix) for wrong, key, why, fix in reasons if wrong]
+
+
+def _not_linear(specs: Specs) -> str:
+    if isinstance(specs.head, Keep | Remap):
+        return "begins from the source's rows"
+    return "draws random numbers" if isinstance(specs.head, Dropout) else "is not linear"
 
 
 def _solvable(specs: Specs) -> bool:

@@ -251,9 +251,10 @@ def _training_lines(facts: Plain) -> list[tuple[str, str]]:
     lines = [("parameters", f"{params['total']:,}: {counts}")]
     lines += [("", line) for line in _parameter_lines(facts["parameters"])]
     if "cut" in features:
+        views = f"{features.get('count')} view{'s' * (features.get('count') != 1)}"
         size = (
             f": at most {features['bytes_per_image'] / 1e3:,.1f} kB an image, "
-            f"{features['count']} view(s): {features['bytes'] / 1e6:,.1f} MB"
+            f"{views}: {features['bytes'] / 1e6:,.1f} MB"
             if "bytes" in features
             else ""
         )
