@@ -88,14 +88,14 @@ class EarlierFiles:
         except OutputError as error:
             log.warning(f"the exported file is not remembered: {error.where}: {error.what}")
 
-    def _record(self, writer: Writer) -> _Record | None:
+    def _record(self, writer: Writer) -> _ProvedFile | None:
         """What an earlier run noted, where a run writes such notes and the file has passed."""
         key = self._key(writer)
         data = None if key is None else self.stored.known(key)
         if data is None:
             return None
         try:
-            record: _Record = checked(_Record, parsed(data.decode()))
+            record: _ProvedFile = checked(_ProvedFile, parsed(data.decode()))
         except ValueError as error:
             log.warning(f"what an earlier run noted of {writer.file} is not used: {error}")
             return None
@@ -151,7 +151,7 @@ def _text(record: Plain) -> bytes:
 
 
 @with_config(ConfigDict(extra="forbid"))
-class _Row(TypedDict):
+class _ExportedRow(TypedDict):
     """The fields of :class:`Exported`."""
 
     format: str
@@ -172,7 +172,7 @@ class _Row(TypedDict):
 
 
 @with_config(ConfigDict(extra="forbid"))
-class _Record(TypedDict):
+class _ProvedFile(TypedDict):
     path: str
     at: str
-    row: _Row
+    row: _ExportedRow
