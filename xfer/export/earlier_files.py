@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -90,8 +91,9 @@ class EarlierFiles:
 
     def _record(self, writer: Writer) -> _ProvedFile | None:
         """What an earlier run noted, where a run writes such notes and the file has passed."""
-        key = self._key(writer)
-        data = None if key is None else self.stored.known(key)
+        key, data = self._key(writer), None
+        with suppress(OutputError):  # of a cache that can be neither made nor read, see `note`
+            data = None if key is None else self.stored.known(key)
         if data is None:
             return None
         try:
@@ -143,6 +145,10 @@ def earlier_files(
         **arithmetic(),
         **surroundings(_DISTRIBUTIONS, _CODE),
     }
+    try:
+        json.dumps(facts, allow_nan=False)
+    except ValueError:  # a card with a number that is none
+        return None
     return EarlierFiles(evidence.graphs.stored, facts)
 
 
