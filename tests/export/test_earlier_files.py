@@ -235,7 +235,7 @@ def test_what_was_refused_is_refused_again(runs: Runs, monkeypatch: pytest.Monke
 
 class _Full:
     def known(self, key: Any) -> bytes | None:
-        return None
+        raise OutputError("cache", "cannot be written (full)", "free space", 12)
 
     def content(self, key: Any, make: Callable[[], bytes]) -> tuple[bytes, bool]:
         raise OutputError("cache", "cannot be written (full)", "free space", 12)

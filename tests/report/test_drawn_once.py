@@ -63,7 +63,11 @@ def test_another_figure_is_drawn(tmp_path: Path, name: str, shows: dict[str, Any
     assert other.count == 1
 
 
-@pytest.mark.parametrize("shows", [None, {"text": "狼"}], ids=["unknown", "another font"])
+@pytest.mark.parametrize(
+    "shows",
+    [None, {"text": "狼"}, {"auroc": float("nan")}, {"loss": np.float32(1)}],
+    ids=["unknown", "another font", "no number", "no JSON"],
+)
 def test_what_nobody_can_vouch_for_is_drawn_each_time(tmp_path: Path, shows: Any) -> None:
     drawing = Drawing()
     for run in ("a", "b"):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -88,14 +89,15 @@ class EarlierFiles:
         except OutputError as error:
             log.warning(f"the exported file is not remembered: {error.where}: {error.what}")
 
-    def _record(self, writer: Writer) -> _Record | None:
+    def _record(self, writer: Writer) -> _ProvedFile | None:
         """What an earlier run noted, where a run writes such notes and the file has passed."""
-        key = self._key(writer)
-        data = None if key is None else self.stored.known(key)
+        key, data = self._key(writer), None
+        with suppress(OutputError):  # of a cache that can be neither made nor read, see `note`
+            data = None if key is None else self.stored.known(key)
         if data is None:
             return None
         try:
-            record: _Record = checked(_Record, parsed(data.decode()))
+            record: _ProvedFile = checked(_ProvedFile, parsed(data.decode()))
         except ValueError as error:
             log.warning(f"what an earlier run noted of {writer.file} is not used: {error}")
             return None
@@ -143,6 +145,10 @@ def earlier_files(
         **arithmetic(),
         **surroundings(_DISTRIBUTIONS, _CODE),
     }
+    try:
+        json.dumps(facts, allow_nan=False)
+    except ValueError:  # a card with a number that is none
+        return None
     return EarlierFiles(evidence.graphs.stored, facts)
 
 
@@ -151,7 +157,7 @@ def _text(record: Plain) -> bytes:
 
 
 @with_config(ConfigDict(extra="forbid"))
-class _Row(TypedDict):
+class _ExportedRow(TypedDict):
     """The fields of :class:`Exported`."""
 
     format: str
@@ -172,7 +178,7 @@ class _Row(TypedDict):
 
 
 @with_config(ConfigDict(extra="forbid"))
-class _Record(TypedDict):
+class _ProvedFile(TypedDict):
     path: str
     at: str
-    row: _Row
+    row: _ExportedRow

@@ -42,8 +42,7 @@ class Figures:
         which font draws it depends on what is installed.
         """
         path = self.folder / name
-        known = shows is not None and json.dumps(shows, ensure_ascii=False).isascii()
-        if self.stored is None or not known:
+        if self.stored is None or not _is_known(shows):
             return draw(path, build)
         code = surroundings(_DISTRIBUTIONS, _CODE)
         key: Plain = {"kind": "figure", "format": 1, "name": name, "shows": shows, **code}
@@ -53,3 +52,13 @@ class Figures:
             log.warning(f"the figure {name} is not cached: {error.where}: {error.what}")
             return draw(path, build)
         return put(path, b"" if data == _NOTHING else data)
+
+
+def _is_known(shows: Plain | None) -> bool:
+    """Whether ``shows`` is text in ASCII and numbers; NaN, which a metric may be, is none."""
+    try:
+        return (
+            shows is not None and json.dumps(shows, ensure_ascii=False, allow_nan=False).isascii()
+        )
+    except (TypeError, ValueError):
+        return False

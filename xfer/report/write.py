@@ -117,11 +117,10 @@ def _draw_fit(work: Work, fitted: FitResult, dataset: Dataset, figures: Figures)
     best, rows = fitted.best, fitted.rows
     if fitted.solved:
         shows: Plain = {"rows": [_without_times(row) for row in rows], "best": best["epoch"]}
-        build = partial(charts.strengths, rows, best["epoch"])
-        figures.draw("curves.png", shows, build)
+        figures.draw("curves.png", shows, partial(charts.strengths, rows, best["epoch"]))
     else:
-        build = partial(charts.curves, rows, best["epoch"], best["metric"])
-        figures.draw("curves.png", None, build)
+        curves = partial(charts.curves, rows, best["epoch"], best["metric"])
+        figures.draw("curves.png", None, curves)
 
 
 def _without_times(row: Plain) -> Plain:
