@@ -169,9 +169,16 @@ def _train(
         raise
     module.standardized.remove()
     device = trainer.strategy.root_device
-    module.cpu()
     free()
-    return _Trained(net, history, best, phases, device, logger)
+    return _Trained(_whole(module, plan), history, best, phases, device, logger)
+
+
+def _whole(module: Classifier, plan: Plan) -> nn.Module:
+    """The network after a fit, in the processor's memory; one that the ranks had divided as it
+    began, since the best checkpoint has what trained."""
+    if plan.specs.trainer.shards:
+        return assemble(plan.parts, plan.state)
+    return module.cpu().net
 
 
 def _proved(history: History, phases: Phases, module: Classifier) -> Plain:
