@@ -31,7 +31,7 @@ CACHED = [*HEAD, "features=require", "features.views=2"]
 
 @pytest.fixture(scope="module")
 def two_nodes(tmp_path_factory) -> Path:
-    """Two ranks by environment variables, each on a node of its own, with nothing cached yet."""
+    """Two ranks by environment variables, one a node, with nothing cached yet."""
     folder = tmp_path_factory.mktemp("nodes")
     for run in by_variables(folder, 2, 1, *CACHED, XFER_CACHE=str(folder / "cache")):
         finish(run)
@@ -40,7 +40,7 @@ def two_nodes(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def alone(two_nodes: Path, tmp_path: Path) -> Path:
-    """The same on two devices of one machine, with a cache of its own."""
+    """The same on two devices of one machine, with another cache."""
     (tmp_path / "run").mkdir()
     words = ["trainer.devices=2", "trainer.accelerator=cpu", "data.batch_size=16", *CACHED]
     finish(start(tmp_path / "run", *words, XFER_CACHE=str(tmp_path / "cache")))
@@ -192,7 +192,7 @@ def test_a_run_with_a_rank_of_another_torch_ends_with_its_name(tmp_path: Path) -
 
 
 @pytest.mark.slow
-def test_a_rank_with_a_cache_of_its_own_is_refused_by_name(tmp_path: Path) -> None:
+def test_a_rank_with_another_cache_is_refused_by_name(tmp_path: Path) -> None:
     runs = by_variables(tmp_path, 2, 1, *CACHED, script=OTHER_CACHE)
     output = runs[0].communicate(timeout=400)[0]
     assert runs[0].returncode == 9, output
@@ -289,5 +289,5 @@ def test_torchrun_begins_a_killed_run_again_which_ends_bit_for_bit(tmp_path: Pat
 
 def children(process: int) -> list[int]:
     """The ranks that an agent has started."""
-    found = Path(f"/proc/{process}/task/{process}/children").read_text().split()
-    return [c for c in map(int, found) if b"xfer" in Path(f"/proc/{c}/cmdline").read_bytes()]
+    started = Path(f"/proc/{process}/task/{process}/children").read_text().split()
+    return [c for c in map(int, started) if b"xfer" in Path(f"/proc/{c}/cmdline").read_bytes()]

@@ -43,7 +43,7 @@ def _check_together(plan: Plan) -> None:
     """Raise ConfigError for what ranks cannot do together."""
     specs, trainer = plan.specs, plan.specs.trainer
     if plan.folded and not specs.optim.solves:
-        doing, fix = "each fold is a run of its own", "type data.folds=null, or start one process"
+        doing, fix = "each fold is another run", "type data.folds=null, or start one process"
         refuse_launched("data.folds", doing, fix)
     if trainer.on_oom == "halve" and trainer.ranks > 1:
         what, fix = "halve works on one device only", "type trainer.on_oom=error"

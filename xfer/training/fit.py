@@ -133,8 +133,8 @@ def _train(
     dataset, data = plan.dataset, plan.specs.data
     if dataset is None or data is None:
         raise DataError("data", "is needed to fit", "give data=... or data.root=DIR", 43)
-    # Each rank of a node keeps its own images: those to train on decoded once where they fit, those
-    # of val fitted to the network's input once.
+    # Each rank of a node has its part of the memory: images to train on decoded once where they
+    # fit, those of val fitted to the network's input once.
     most = int(decoded_limit(data.decoded_gb)[0] * 1e9 / plan.specs.trainer.devices)
     plan = replace(plan, dataset=decoded(dataset, most, plan.card.input))
     val = fitted(dataset, most, plan.card.input)

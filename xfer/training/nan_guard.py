@@ -44,7 +44,7 @@ class NanGuard:
 def norm(tensors: Iterable[torch.Tensor]) -> torch.Tensor:
     """The norm of all of them together: NaN or Inf where one of their numbers is."""
     floats = [t.detach() for t in tensors if t.is_floating_point() and t.numel()]
-    # Those that are divided among ranks have a norm of their own, for which every rank must ask.
+    # Those that are divided among ranks have one norm, for which every rank must ask.
     divided = [t for t in floats if hasattr(t, "full_tensor")]
     if divided:
         plain = [t for t in floats if not hasattr(t, "full_tensor")]

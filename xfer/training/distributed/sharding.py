@@ -18,13 +18,13 @@ from torch.optim import Optimizer
 from xfer.core.checksum import whole
 
 _BLOCKS = 32
-"""A block of less than so small a part of the network is not worth messages of its own."""
+"""A block of less than so small a part of the network is not worth separate messages."""
 
 
 class Sharded(DDPStrategy):
     """Each block of the network is divided over all ranks before the optimizer is made.
 
-    Lightning's own FSDPStrategy is for CUDA alone, and its ModelParallelStrategy divides nothing
+    Lightning's FSDPStrategy is for CUDA alone, and its ModelParallelStrategy divides nothing
     by itself and reads its files in one piece on every rank.
     """
 
