@@ -68,6 +68,7 @@ class Classifier(pl.LightningModule):
         self.guard = NanGuard()
         self.scores: dict[str, float] = {}
         self._images: torch.Tensor | None = None
+        self._val_batches = 0
         self._answers: list[tuple[torch.Tensor, torch.Tensor]] = []
         # What is divided among ranks must be contiguous.
         self.channels_last = plan.specs.trainer.channels_last and not plan.specs.trainer.shards
@@ -166,11 +167,14 @@ class Classifier(pl.LightningModule):
             self.ema.swap(self.net)
         # Moving statistics are those of rank 0, which are saved.
         self.group.broadcast_buffers(self.net)
+        # Of the rank that has most.
+        self._val_batches = self.group.all_reduce_max(int(sum(self.trainer.num_val_batches)))
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Collect the answers; the metrics are computed on the whole split."""
         images, labels = self._placed(batch)
-        self._images = images
+        if self.plan.specs.trainer.shards:
+            self._images = images
         # As evaluation computes it, so that the best value is the score of the same weights.
         with torch.autocast(self.device.type, enabled=False):
             self._answers.append((self.net(images).float().cpu(), labels.cpu()))
@@ -178,9 +182,8 @@ class Classifier(pl.LightningModule):
     def _answer_alike(self) -> None:
         """Where the ranks divide the network, have each run it as often as any other: what one
         computes with lies on all of them, and some had a batch less."""
-        if self.plan.specs.trainer.shards and self._images is not None:
-            most = max(self.group.all_gather(len(self._answers)))
-            for _ in range(most - len(self._answers)):
+        if self._images is not None:
+            for _ in range(self._val_batches - len(self._answers)):
                 self.net(self._images)
         self._images = None
 

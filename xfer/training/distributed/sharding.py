@@ -17,8 +17,8 @@ from torch.optim import Optimizer
 
 from xfer.core.checksum import whole
 
-_BLOCKS = 32
-"""A block of less than so small a part of the network is not worth separate messages."""
+_SMALL = 10_000
+"""A block of fewer numbers is not worth separate messages."""
 
 
 class Sharded(DDPStrategy):
@@ -79,11 +79,10 @@ def shard(net: nn.Module, device: torch.device, ranks: int) -> None:
 
     mesh = init_device_mesh(device.type, (ranks,))
     net.to(memory_format=torch.contiguous_format)
-    least = sum(p.numel() for p in net.parameters()) / _BLOCKS
     several = (nn.Sequential, nn.ModuleList)
     blocks = [b for m in net.modules() if isinstance(m, several) for b in m.children()]
     for block in reversed(dict.fromkeys(blocks)):
-        if sum(p.numel() for p in block.parameters()) >= least:
+        if sum(p.numel() for p in block.parameters()) >= _SMALL:
             fully_shard(block, mesh=mesh)
     fully_shard(net, mesh=mesh)
 
