@@ -43,7 +43,7 @@ def by_variables(
 
 
 def torchrun(folder: Path, *agent: str, options: list[str]) -> subprocess.Popen[str]:
-    """An agent of torchrun in a session of its own, with its ranks."""
+    """An agent of torchrun in a new session, with its ranks."""
     command = [sys.executable, "-m", "torch.distributed.run", *agent, "-m", "xfer"]
     return subprocess.Popen(
         [*command, *OPTIONS, *CPU, *options],

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # node.sh up|down FOLDER [NAME...]: a whole Slurm on this machine, for tests. All its state is in
-# FOLDER. Each NAME is a node with a slurmd of its own; without one there is the node localhost.
+# FOLDER. Each NAME is a node with another slurmd; without one there is the node localhost.
 # Needs root and the packages slurmctld, slurmd, slurm-client and munge; systemd is not needed.
 set -euo pipefail
 action=$1 home=$2

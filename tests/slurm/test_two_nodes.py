@@ -96,7 +96,7 @@ def test_two_nodes_end_as_two_devices_do(cluster: Path, whole: Path, tmp_path: P
 
 def ranks_on(node: str) -> list[int]:
     """The processes of xfer that Slurm has started on a node."""
-    found = []
+    ranks = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             words = (folder / "environ").read_bytes().split(b"\0")
@@ -104,8 +104,8 @@ def ranks_on(node: str) -> list[int]:
         except OSError:
             continue
         if f"SLURMD_NODENAME={node}".encode() in words and b"xfer" in command:
-            found.append(int(folder.name))
-    return found
+            ranks.append(int(folder.name))
+    return ranks
 
 
 def test_a_node_that_is_killed_and_comes_back_changes_nothing(

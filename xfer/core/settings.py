@@ -39,6 +39,10 @@ class Trainer(Protocol):
         """How many processes train together."""
 
     @property
+    def shards(self) -> bool:
+        """Whether the network is divided among them."""
+
+    @property
     def precision(self) -> str:
         """``auto`` until the plan has decided it."""
 

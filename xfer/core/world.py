@@ -72,7 +72,7 @@ def _from_variables(given: Mapping[str, str]) -> World:
     )
     if rank >= ranks:
         what = f"is {rank}, and WORLD_SIZE is {ranks}: ranks count from 0"
-        raise LaunchError("RANK", what, f"give each process its own, 0 to {ranks - 1}", 0)
+        raise LaunchError("RANK", what, f"number the processes 0 to {ranks - 1}", 0)
     by = "torchrun" if "TORCHELASTIC_RUN_ID" in given else "the environment"
     each = given.get("LOCAL_WORLD_SIZE", "")
     names = ("TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT")
@@ -127,9 +127,9 @@ def _address(nodes: str) -> str:
     except OSError:
         command = ["scontrol", "show", "node", "-o", first]
         said = subprocess.run(command, capture_output=True, text=True, check=False).stdout
-        found = re.search(r"\bNodeAddr=(\S+)", said)
-        if found:
-            return found[1]
+        reached = re.search(r"\bNodeAddr=(\S+)", said)
+        if reached:
+            return reached[1]
         what = f"no address is known for the node '{first}'"
         raise LaunchError(
             "MASTER_ADDR", what, "type export MASTER_ADDR=HOST_OF_RANK_0", 0
@@ -159,7 +159,7 @@ def check_world(nodes: int, devices: int, command: str, fits: bool) -> None:
         raise LaunchError(world.launcher, what, fix, 0)
     if world.local >= devices:
         what = f"is {world.local}, and {asked}: on each node they count from 0"
-        raise LaunchError("LOCAL_RANK", what, f"give each process its own, 0 to {devices - 1}", 0)
+        raise LaunchError("LOCAL_RANK", what, f"number the processes 0 to {devices - 1}", 0)
 
 
 def starts(nodes: int, devices: int, command: str) -> str:

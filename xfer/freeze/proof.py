@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from xfer.core.checksum import over, tensor_hashes
+from xfer.core.checksum import over, tensor_hashes, whole
 from xfer.freeze.apply import batch_norms, resting
 from xfer.freeze.rows import BatchNorm, ParameterRow
 
@@ -43,7 +43,7 @@ def frozen(
 def hashes(state: Mapping[str, torch.Tensor], names: Iterable[str]) -> dict[str, str]:
     """sha256 of each named tensor's name, dtype, shape and bytes. A name that ``state`` lacks is
     left out, which :func:`verdict` counts as moved."""
-    return tensor_hashes((name, state[name]) for name in sorted(names) if name in state)
+    return tensor_hashes((name, whole(state[name])) for name in sorted(names) if name in state)
 
 
 def verdict(before: Mapping[str, str], after: Mapping[str, str]) -> Plain:

@@ -239,6 +239,7 @@ def _training_facts(plan: Plan) -> Plain:
             "accumulate": trainer.accumulate,
             "devices": trainer.devices,
             "nodes": trainer.nodes,
+            **({"strategy": "fsdp"} if trainer.shards else {}),
             "per_epoch": plan.steps_per_epoch if by_steps else 0,
             "epochs": trainer.epochs if by_steps else 0,
             "total": plan.total_steps if by_steps else 0,

@@ -22,16 +22,11 @@ def check_devices(plan: Plan) -> None:
     split can feed."""
     specs, trainer = plan.specs, plan.specs.trainer
     check_world(trainer.nodes, trainer.devices, specs.command, "fit" in specs.stages)
-    if plan.folded and not specs.optim.solves:
-        doing, fix = "each fold is a run of its own", "type data.folds=null, or start one process"
-        refuse_launched("data.folds", doing, fix)
+    _check_together(plan)
     if trainer.accelerator == "gpu" or (trainer.accelerator == "auto" and trainer.devices > 1):
         check_gpus(trainer.accelerator, trainer.devices)
     if trainer.ranks == 1:
         return
-    if trainer.on_oom == "halve":
-        what, fix = "halve works on one device only", "type trainer.on_oom=error"
-        raise CombinationError("trainer.on_oom", what, fix, 1)
     if trainer.accelerator == "mps":
         raise ConfigError("trainer.devices", "Apple's GPU is one device", "use 1", 67)
     splits = plan.dataset.splits if plan.dataset else {}
@@ -42,6 +37,39 @@ def check_devices(plan: Plan) -> None:
             what = f"{trainer.ranks} devices cannot share the {count} images of {split}"
             fix = f"use {max(1, count // least)} at most"
             raise CombinationError("trainer.devices", what, fix, 3)
+
+
+def _check_together(plan: Plan) -> None:
+    """Raise ConfigError for what ranks cannot do together."""
+    specs, trainer = plan.specs, plan.specs.trainer
+    if plan.folded and not specs.optim.solves:
+        doing, fix = "each fold is another run", "type data.folds=null, or start one process"
+        refuse_launched("data.folds", doing, fix)
+    if trainer.on_oom == "halve" and trainer.ranks > 1:
+        what, fix = "halve works on one device only", "type trainer.on_oom=error"
+        raise CombinationError("trainer.on_oom", what, fix, 1)
+    if trainer.shards:
+        _check_shards(plan)
+
+
+def _check_shards(plan: Plan) -> None:
+    """Raise CombinationError for what cannot train where the ranks divide the network."""
+    trainer = plan.specs.trainer
+    optimizer, features = plan.momenta is not None, plan.specs.features.use == "require"
+    reasons = (
+        (trainer.ranks == 1, "one device has nobody to divide with", "trainer.devices=2"),
+        (len(plan.phases) > 1, "freeze has several phases", "freeze=head_only or freeze=none"),
+        (bool(plan.layout.adapters), "freeze trains adapters", "freeze=head_only or freeze=none"),
+        (trainer.averages > 0, "weights are averaged", "trainer.ema_decay=0"),
+        (trainer.compile, "the network is compiled", "trainer.compile=false"),
+        (trainer.numbers == "16-mixed", "16-mixed scales", "trainer.precision=bf16-mixed"),
+        (optimizer, "the optimizer continues from a file", "source.optimizer=ignore"),
+        (features, "features must be cached", "features=auto"),
+    )
+    for wrong, why, fix in reasons:
+        if wrong:
+            fix = f"type {fix}, or trainer.strategy=ddp"
+            raise CombinationError("trainer.strategy", f"is fsdp, and {why}", fix, 28)
 
 
 def check_gpus(accelerator: str, devices: int) -> None:

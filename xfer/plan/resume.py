@@ -27,7 +27,7 @@ _FREE = (
 """What may differ between a run and the command that resumes it: none decides a number."""
 
 
-_NEW = (("calibration", "auto"), ("trainer.nodes", 1))
+_NEW = (("calibration", "auto"), ("trainer.nodes", 1), ("trainer.strategy", "ddp"))
 """Keys that there were not always, with what they had been before."""
 
 

@@ -273,6 +273,7 @@ def _steps_line(facts: Plain) -> str:
     devices, nodes = steps["devices"], steps.get("nodes", 1)
     each = f" on each of {devices} devices" if devices * nodes > 1 else ""
     each += f" on each of {nodes} nodes" if nodes > 1 else ""
+    each += ", which divide the network among them" if steps.get("strategy") == "fsdp" else ""
     epochs = f"{steps['epochs']} epoch{'s' * (steps['epochs'] != 1)}"
     count = f"{epochs} of {steps['per_epoch']} step{'s' * (steps['per_epoch'] != 1)}"
     count += f", {steps['total']} in all" * (steps["epochs"] != 1)

@@ -135,8 +135,8 @@ def _train(
     dataset, data = plan.dataset, plan.specs.data
     if dataset is None or data is None:
         raise DataError("data", "is needed to fit", "give data=... or data.root=DIR", 43)
-    # Each rank of a node keeps its own images: those to train on decoded once where they fit, those
-    # of val fitted to the network's input once.
+    # Each rank of a node has its part of the memory: images to train on decoded once where they
+    # fit, those of val fitted to the network's input once.
     most = int(decoded_limit(data.decoded_gb)[0] * 1e9 / plan.specs.trainer.devices)
     plan = replace(plan, dataset=decoded(dataset, most, plan.card.input))
     val = fitted(dataset, most, plan.card.input)
@@ -172,8 +172,15 @@ def _train(
     module.standardized.remove()
     device = trainer.strategy.root_device
     module.trainer = None  # which has the optimizer, and is held by whoever holds the module
-    module.cpu()
-    return _Trained(net, history, best, phases, device, logger)
+    return _Trained(_whole(module, plan), history, best, phases, device, logger)
+
+
+def _whole(module: Classifier, plan: Plan) -> nn.Module:
+    """The network after a fit, in the processor's memory; one that the ranks had divided as it
+    began, since the best checkpoint has what trained."""
+    if plan.specs.trainer.shards:
+        return assemble(plan.parts, plan.state)
+    return module.cpu().net
 
 
 def _proved(history: History, phases: Phases, module: Classifier) -> Plain:

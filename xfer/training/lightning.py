@@ -26,6 +26,9 @@ from xfer.training.distributed.strategy import PhaseDdp, RankEnvironment
 from xfer.training.guarded_logger import GuardedLogger
 
 if TYPE_CHECKING:
+    from pytorch_lightning.strategies import DDPStrategy
+
+    from xfer.core.settings import Trainer
     from xfer.plan.plan import Plan
 
 
@@ -52,7 +55,8 @@ def lightning_trainer(
             logger=logger,
             callbacks=callbacks,
             plugins=[AtomicIO(), RankEnvironment(group, options.devices)],
-            strategy=PhaseDdp() if group.ranks > 1 else "auto",
+            strategy=_strategy(options, group),
+            inference_mode=not options.shards,  # weights that come and go must be able to train
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
@@ -65,6 +69,16 @@ def lightning_trainer(
         if "callback" in what.lower():
             raise ConfigError("trainer.callbacks", what, "mend that list", 21) from error
         raise ConfigError("trainer", what, fix, 92) from error
+
+
+def _strategy(options: Trainer, group: ProcessGroup) -> DDPStrategy | str:
+    if group.ranks == 1:
+        return "auto"
+    if not options.shards:
+        return PhaseDdp()
+    from xfer.training.distributed.sharding import Sharded
+
+    return Sharded()
 
 
 class AtomicIO(TorchCheckpointIO):

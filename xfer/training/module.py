@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric
 
 from xfer import freeze
-from xfer.core.checksum import over
+from xfer.core.checksum import over, whole
 from xfer.core.errors import DivergedError
 from xfer.core.seeds import derive
 from xfer.core.standardize import Standard, to_plain
@@ -70,8 +70,12 @@ class Classifier(pl.LightningModule):
         self.ema = Ema(net, list(self.moving()), decay, solved) if decay else None
         self.guard = NanGuard()
         self.scores: dict[str, float] = {}
+        self._images: torch.Tensor | None = None
+        self._val_batches = 0
         self._answers: list[tuple[torch.Tensor, torch.Tensor]] = []
-        if plan.specs.trainer.channels_last:
+        # What is divided among ranks must be contiguous.
+        self.channels_last = plan.specs.trainer.channels_last and not plan.specs.trainer.shards
+        if self.channels_last:
             net.to(memory_format=torch.channels_last)
         if plan.specs.trainer.compile:
             net.compile()
@@ -179,16 +183,29 @@ class Classifier(pl.LightningModule):
             self.ema.swap(self.net)
         # Moving statistics are those of rank 0, which are saved.
         self.group.broadcast_buffers(self.net)
+        # Of the rank that has most.
+        self._val_batches = self.group.all_reduce_max(int(sum(self.trainer.num_val_batches)))
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Collect the answers; the metrics are computed on the whole split."""
         images, labels = self._placed(batch)
+        if self.plan.specs.trainer.shards:
+            self._images = images
         # As evaluation computes it, so that the best value is the score of the same weights.
         with torch.autocast(self.device.type, enabled=False):
             self._answers.append((self.net(images).float().cpu(), labels.cpu()))
 
+    def _answer_alike(self) -> None:
+        """Where the ranks divide the network, have each run it as often as any other: what one
+        computes with lies on all of them, and some had a batch less."""
+        if self._images is not None:
+            for _ in range(self._val_batches - len(self._answers)):
+                self.net(self._images)
+        self._images = None
+
     def score(self) -> None:
         """Compute every metric of the split, as ``val_<name>`` in ``scores``."""
+        self._answer_alike()
         # In the order of the split: the ranks took its batches in turn.
         turns = zip_longest(*self.group.all_gather(self._answers))
         answers = [answer for turn in turns for answer in turn if answer is not None]
@@ -235,9 +252,9 @@ class Classifier(pl.LightningModule):
 
     def best_state(self) -> StateDict:
         """The net's moving tensors for raw input of the head, averaged where an average is
-        kept."""
+        kept. Every rank must ask where they divide the network."""
         averaged = self.ema.shadow if self.ema is not None else {}
-        state = {name: averaged.get(name, tensor) for name, tensor in self.moving().items()}
+        state = {name: averaged.get(name, whole(t)) for name, t in self.moving().items()}
         return self.standardized.folded(state)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -288,6 +305,6 @@ class Classifier(pl.LightningModule):
 
     def _placed(self, batch: Any) -> tuple[torch.Tensor, ...]:
         images, *rest = batch
-        if self.plan.specs.trainer.channels_last and not self.cut:
+        if self.channels_last and not self.cut:
             images = images.contiguous(memory_format=torch.channels_last)
         return images, *rest

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from xfer.core.checksum import whole
 from xfer.core.errors import DivergedError
 
 if TYPE_CHECKING:
@@ -43,6 +44,11 @@ class NanGuard:
 def norm(tensors: Iterable[torch.Tensor]) -> torch.Tensor:
     """The norm of all of them together: NaN or Inf where one of their numbers is."""
     floats = [t.detach() for t in tensors if t.is_floating_point() and t.numel()]
+    # Those that are divided among ranks have one norm, for which every rank must ask.
+    divided = [t for t in floats if hasattr(t, "full_tensor")]
+    if divided:
+        plain = [t for t in floats if not hasattr(t, "full_tensor")]
+        floats = [whole(torch.nn.utils.get_total_norm(divided)), *plain]
     return torch.nn.utils.get_total_norm(floats) if floats else torch.zeros(())
 
 

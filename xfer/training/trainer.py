@@ -17,14 +17,14 @@ Node = dict[str, Any]
 class TrainerOptions:
     """``max_epochs``, ``precision`` and ``ema_decay``: ``auto`` leaves them to the plan, see
     :mod:`xfer.plan.auto`.
-    ``devices``: how many of ``accelerator``'s on each of ``nodes`` machines. ``accumulate``:
-    batches an optimizer step. ``clip_norm``: largest gradient norm, 0 is off. ``ema_decay``: of
-    the moving average of the weights that is validated and kept, 0 is off. ``patience``: epochs
-    without a better value of the monitored metric before the run stops, 0 is off. ``compile``: the
-    network through torch.compile. ``channels_last``: the memory layout that convolutions prefer.
-    ``deterministic``: only reproducible kernels (needed for bit-identical runs on a GPU).
-    ``on_oom``: what to do when memory runs out, ``halve`` the batch and double ``accumulate`` and
-    begin the fit again.
+    ``devices``: how many of ``accelerator``'s on each of ``nodes`` machines, and ``strategy`` what
+    each of them holds. ``accumulate``: batches an optimizer step. ``clip_norm``: largest gradient
+    norm, 0 is off. ``ema_decay``: of the moving average of the weights that is validated and kept,
+    0 is off. ``patience``: epochs without a better value of the monitored metric before the run
+    stops, 0 is off. ``compile``: the network through torch.compile. ``channels_last``: the memory
+    layout that convolutions prefer. ``deterministic``: only reproducible kernels (needed for
+    bit-identical runs on a GPU). ``on_oom``: what to do when memory runs out, ``halve`` the batch
+    and double ``accumulate`` and begin the fit again.
     ``standardize``: what enters the first layer of a new head has mean 0 and deviation 1 over the
     training images while it trains; both are folded into that layer afterwards. ``head_start``:
     how a new head begins, ``zero`` with all classes equally likely (Kolesnikov et al., 2020), or
@@ -40,6 +40,9 @@ class TrainerOptions:
     """how many of them, one process each; see several devices"""
     nodes: Annotated[int, Gt(0)] = 1
     """machines, with ``devices`` of each; more than one need a launcher, see several nodes"""
+    strategy: Literal["ddp", "fsdp"] = "ddp"
+    """what each of several devices holds: ``ddp`` the whole network, ``fsdp`` an equal part of
+    weights, gradients and the optimizer's state, for networks that do not fit"""
     precision: Precision | Literal["auto"] = "auto"
     """number format of the arithmetic; ``16-mixed`` needs a GPU"""
     accumulate: Annotated[int, Gt(0)] = 1
@@ -70,6 +73,11 @@ class TrainerOptions:
     """further metrics by name, each ``{_target_: CLASS, ...}``; see parts of your own"""
     callbacks: tuple[Node, ...] = ()
     """callbacks of Lightning, each ``{_target_: CLASS, ...}``; see parts of your own"""
+
+    @property
+    def shards(self) -> bool:
+        """Whether the network is divided among the ranks."""
+        return self.strategy == "fsdp"
 
     @property
     def ranks(self) -> int:

@@ -143,9 +143,10 @@ class History:
         place = {"epoch": row["epoch"], "step": row["step"]}
         self.best = {"metric": monitor, "value": value, **place}
         module.check_weights()
+        state = module.best_state()  # which all ranks may have a part of
         if self.group.leads:
             frozen = module.fingerprint if module.frozen else None
-            run, state = identity(self.plan.facts), module.best_state()
+            run = identity(self.plan.facts)
             write_snapshot(self.best_path, Snapshot(module.card, state, self.best, frozen, run))
 
     def write(self, row: Plain) -> None:

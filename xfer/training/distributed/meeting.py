@@ -29,7 +29,7 @@ _WAIT = "XFER_RANK_WAIT"
 
 class Meeting:
     """Words of the ranks of one run, each JSON-like under a key; ``store`` has them, and is what
-    torch's own group meets at."""
+    torch's group meets at."""
 
     def __init__(self, store: Store) -> None:
         self.store = store

@@ -30,6 +30,7 @@ from xfer.core.run_status import as_xfer
 from xfer.core.signals import Stopped, heeded, stop
 from xfer.core.world import launched
 from xfer.training.distributed.launch import lost, meeting_place, report_error, word_of
+from xfer.training.features import AutoFeatures
 
 if TYPE_CHECKING:
     from xfer.config.specs import Specs
@@ -110,6 +111,7 @@ def _ends(place: Meeting, world: World) -> int:
     """The exit code of a rank that has lost another one. Raises XferError where that is rank 0."""
     try:
         place.put(f"lost{world.rank}", {})
+        place.read("fit")  # what is only sent may be lost without an error
     except RuntimeError as error:
         raise lost(world) from error
     return 1
@@ -125,13 +127,14 @@ def _specs(world: World, word: Plain, seconds: float) -> Specs:
         raise OutputError(path, what, fix, 6)
     plan = read_json(path)
     specs = Builder(plan["config"], Places({}, [], [])).specs(plan["experiment"], [])
-    store = specs.features.store()
-    if word["witness"] and store:
-        witness = store.folder / word["witness"]
+    options = specs.features
+    if word["witness"] and isinstance(options, AutoFeatures):
+        folder = options.store().folder
+        witness = folder / word["witness"]
         if problem := _unseen(witness, word["witness"].removeprefix("."), seconds):
             what = f"{problem} on {word['host']}, as rank {world.rank} sees it"
             fix = "type features.dir=DIR, a folder that every node has at the same place"
-            raise OutputError(store.folder, what, fix, 7)
+            raise OutputError(folder, what, fix, 7)
     return specs
 
 

@@ -33,6 +33,7 @@ from xfer.training.distributed.meeting import (
     introduction,
     rank_wait,
 )
+from xfer.training.features import AutoFeatures
 
 if TYPE_CHECKING:
     from xfer.config.specs import Specs
@@ -131,11 +132,11 @@ def _call(others: Others, plan: Plan, folder: Path) -> None:
 
 def _witness(plan: Plan) -> Path | None:
     """A file by which ranks on other nodes see whether they have this one's folder of features."""
-    store = plan.specs.features.store()
-    if plan.specs.trainer.nodes == 1 or store is None:
+    options = plan.specs.features
+    if plan.specs.trainer.nodes == 1 or not isinstance(options, AutoFeatures):
         return None
     token = secrets.token_hex()
-    path = store.folder / f".{hashlib.sha256(token.encode()).hexdigest()}"
+    path = options.store().folder / f".{hashlib.sha256(token.encode()).hexdigest()}"
     write_text(path, token)
     return path
 

@@ -17,11 +17,14 @@ from torch.optim import Optimizer
 
 from xfer.core.checksum import whole
 
+_SMALL = 10_000
+"""A block of fewer numbers is not worth separate messages."""
+
 
 class Sharded(DDPStrategy):
     """Each block of the network is divided over all ranks before the optimizer is made.
 
-    Lightning's own FSDPStrategy is for CUDA alone, and its ModelParallelStrategy divides nothing
+    Lightning's FSDPStrategy is for CUDA alone, and its ModelParallelStrategy divides nothing
     by itself and reads its files in one piece on every rank.
     """
 
@@ -34,6 +37,13 @@ class Sharded(DDPStrategy):
         shard(module.net, self.root_device, self.world_size)
         module.to(self.root_device)  # buffers and metrics
 
+    def teardown(self) -> None:
+        """The weights stay where their ranks can put them together: proofs come after the fit."""
+        self.precision_plugin.teardown()
+        if self.accelerator is not None:
+            self.accelerator.teardown()
+        self.checkpoint_io.teardown()
+
     def lightning_module_state_dict(self) -> dict[str, Any]:
         """Whole tensors, in the processor's memory; every rank must ask."""
         return {
@@ -42,7 +52,7 @@ class Sharded(DDPStrategy):
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         """As one device has it; every rank must ask."""
-        state = super().optimizer_state(optimizer)
+        state: Any = super().optimizer_state(optimizer)
         states = {
             number: {name: whole(value) for name, value in values.items()}
             for number, values in state["state"].items()
@@ -64,15 +74,15 @@ class Sharded(DDPStrategy):
 
 def shard(net: nn.Module, device: torch.device, ranks: int) -> None:
     """Divide the weights of ``net`` over ``ranks``, each child of a sequence or list of modules by
-    itself, and what is left as one."""
+    itself where it is not small, and what is left as one."""
     from torch.distributed.fsdp import fully_shard
 
     mesh = init_device_mesh(device.type, (ranks,))
-    net.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    net.to(memory_format=torch.contiguous_format)
     several = (nn.Sequential, nn.ModuleList)
     blocks = [b for m in net.modules() if isinstance(m, several) for b in m.children()]
     for block in reversed(dict.fromkeys(blocks)):
-        if next(block.parameters(), None) is not None:
+        if sum(p.numel() for p in block.parameters()) >= _SMALL:
             fully_shard(block, mesh=mesh)
     fully_shard(net, mesh=mesh)
 

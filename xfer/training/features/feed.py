@@ -153,6 +153,8 @@ def cacheable(
     reason = ""
     if augment.mix(len(plan.card.classes)) is not None:
         reason = "augment mixes whole images (mixup, cutmix)"
+    elif plan.specs.trainer.shards:
+        reason = "trainer.strategy=fsdp divides what is frozen as well"
     elif plan.specs.trainer.compile:
         reason = "trainer.compile is on"
     elif plan.specs.freeze.batch_norm != "eval":
