@@ -41,10 +41,10 @@ _FORMS = {
     "sizes": ("<u4", (2,)),
 }
 _BLOCK = 1 << 10  # rows that are copied at a time
-_DEEPEST_FACTS = 1 << 28  # bytes
+_MOST_FACTS = 1 << 28  # bytes
 
 
-class _Facts(NamedTuple):
+class _CacheFacts(NamedTuple):
     version: int
     rows: Annotated[int, Ge(0)]
     deep: list[tuple[Annotated[int, Ge(0)], str, int | float, int | float]]
@@ -190,9 +190,9 @@ def _opened(file: Path) -> Iterator[zipfile.ZipFile]:
 
 def _read(archive: zipfile.ZipFile) -> ScanColumns:
     """The columns of an archive. Raises ValueError for one that is of another form."""
-    if archive.getinfo("facts.json").file_size > _DEEPEST_FACTS:
+    if archive.getinfo("facts.json").file_size > _MOST_FACTS:
         raise ValueError("more than a cache says")
-    facts = checked(_Facts, parsed(archive.read("facts.json").decode()))
+    facts = checked(_CacheFacts, parsed(archive.read("facts.json").decode()))
     if facts.version != _VERSION:
         raise ValueError("another version")
     columns: dict[str, Column] = {}
