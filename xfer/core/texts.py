@@ -7,7 +7,7 @@ images that is more than all that a run computes from them. No torch.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import chain, islice, pairwise
+from itertools import islice, pairwise
 from operator import eq
 from typing import TYPE_CHECKING, TypeVar, overload
 
@@ -141,19 +141,13 @@ def repeated(texts: Sequence[str], times: int) -> Sequence[str]:
     return Picked(texts, np.tile(np.arange(len(texts), dtype=np.int32), times))
 
 
-def joined(parts: Iterable[Sequence[str]]) -> Texts:
-    """The entries of several sequences after each other."""
-    return Texts(chain.from_iterable(parts))
-
-
 def same_entries(one: Sequence[T], other: object) -> bool:
     """What ``one == other`` is for a sequence that equals any other of the same entries."""
     if not isinstance(other, Sequence) or isinstance(other, str | bytes):
-        return NotImplemented
+        return False
     if one is other:
         return True
-    same: bool = len(one) == len(other) and all(map(eq, one, other))
-    return same
+    return len(one) == len(other) and all(bool(eq(a, b)) for a, b in zip(one, other, strict=True))
 
 
 def _shown(some: Sequence[object]) -> str:

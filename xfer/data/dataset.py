@@ -23,6 +23,7 @@ from xfer.data.leakage import compare, first_few
 from xfer.data.options import SPLITS, ImageRow, Loading
 from xfer.data.preprocess import check_size, named
 from xfer.data.scan import Examined, broken_files, examine
+from xfer.data.scan_cache import positions_but
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -49,7 +50,7 @@ def of_files(
     rows = ImageRows.of(listed)
     where = FilesBelow(root, rows.names) if places is None else by_position(rows, places)
     facts = examine(where, root)
-    sound: npt.NDArray[np.integer] = np.arange(len(rows), dtype=np.int32)
+    sound: npt.NDArray[np.integer] = positions_but(len(rows), ())
     if how.on_bad == "skip":
         sound, skipped = _sound(rows, facts, root)
         rows, remarks = rows.take(sound), [*remarks, *skipped]
@@ -88,11 +89,11 @@ def of_arrays(
     return _dataset(rows, digests, [], images, how, "data", [*remarks, *said])
 
 
-def _sound(rows: ImageRows, facts: Examined, root: Path) -> tuple[npt.NDArray[np.int64], list[str]]:
+def _sound(rows: ImageRows, facts: Examined, root: Path) -> tuple[npt.NDArray[np.int32], list[str]]:
     """The positions of what is no broken file, and a remark about the others. Raises DataError when
     a class of a split has none left."""
     broken = sorted(facts.problems)
-    sound = np.delete(np.arange(len(rows)), broken)
+    sound = positions_but(len(rows), broken)
     bad = [f"'{rows.names[i]}': {facts.problems[i]}" for i in broken]
     if lost := rows.pairs - rows.take(sound).pairs:
         split, label = min(lost)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tarfile import BLOCKSIZE
 from typing import TYPE_CHECKING, overload
 
 import numpy as np
@@ -44,15 +45,16 @@ class FilesBelow(Sequence[ImagePlace]):
 @dataclass(frozen=True, eq=False)
 class TarMembers(Sequence[ImagePlace]):
     """Images in the tar files ``files``: ``file_of`` int32 (n,) says in which one each is,
-    ``starts`` int64 and ``sizes`` int64 (n,) where its bytes are. Each is called by ``names``
-    without the folder of its split, but for ``others``, by position. ``digests`` uint8 (n, 32) are
-    the sha256 that a pack has written, zeros where nothing says; ``None`` where none does."""
+    ``starts`` uint32 (n,), in blocks of a tar file, and ``sizes`` int32 (n,) where its bytes are.
+    Each is called by ``names`` without the folder of its split, but for ``others``, by position.
+    ``digests`` uint8 (n, 32) are the sha256 that a pack has written, zeros where nothing says;
+    ``None`` where none does."""
 
     files: Sequence[Path]
     folders: Sequence[str]
     names: Sequence[str]
     file_of: npt.NDArray[np.int32]
-    starts: npt.NDArray[np.int64]
+    starts: npt.NDArray[np.uint32]
     sizes: npt.NDArray[np.int32]
     others: Mapping[int, str]
     digests: npt.NDArray[np.uint8] | None = None
@@ -74,7 +76,11 @@ class TarMembers(Sequence[ImagePlace]):
         packed = b"" if self.digests is None else self.digests[index].tobytes()
         digest = packed.hex() if any(packed) else ""
         return TarMember(
-            self.files[at], name, int(self.starts[index]), int(self.sizes[index]), digest
+            self.files[at],
+            name,
+            int(self.starts[index]) * BLOCKSIZE,
+            int(self.sizes[index]),
+            digest,
         )
 
     def __eq__(self, other: object) -> bool:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     Digests = npt.NDArray[np.uint8]
-    Positions = npt.NDArray[np.integer]
+    Mask = npt.NDArray[np.bool_]
 
 _SHOWN = 5
 _PARTS = 64  # of all digests, by their first byte: so many are compared after each other
@@ -85,18 +85,18 @@ def compare(
         return NO_LEAKS, []
     inside = rows.in_split("train")
     twin = same_bytes(digests, inside)
-    copies = np.flatnonzero(~inside & (twin >= 0))
-    pairs = np.column_stack([copies, twin[copies]]).astype(np.int32)
+    copies = np.flatnonzero(~inside & (twin >= 0)).astype(np.int32)
+    pairs = np.column_stack([copies, twin[copies]])
     same = Leaks(rows.names, pairs, len(pairs))
     shown = first_few(f"'{leak.held}' is '{leak.twin}'" for leak in same)
     if same and how.leakage == "error":
         what = f"{len(same)} held-out images are also in train: {shown}"
         raise DataError(where, what, "remove one of each pair, or set data.leakage=warn", 40)
     lines = [f"held-out images that are also in train: {len(same)} ({shown})"] if same else []
-    train = np.flatnonzero(inside)
-    near, near_lines = _near(rows, looks, train, np.flatnonzero(~inside & (twin < 0)))
-    lines += [*near_lines, *_torn_apart(rows, looks, train)]
-    both = Leaks(rows.names, np.concatenate([pairs, near]), len(pairs))
+    near, near_lines = _near(rows, looks, inside, ~inside & (twin < 0))
+    del twin, copies  # of a million images, they are in the way
+    lines += [*near_lines, *_torn_apart(rows, looks, inside)]
+    both = Leaks(rows.names, np.concatenate([pairs, near]) if len(near) else pairs, len(pairs))
     return both, [*lines, *_conflicts(rows, digests)]
 
 
@@ -119,13 +119,14 @@ def same_bytes(digests: Digests, among: npt.NDArray[np.bool_]) -> npt.NDArray[np
 
 
 def _near(
-    rows: ImageRows, looks: Sequence[str], train: Positions, held: Positions
+    rows: ImageRows, looks: Sequence[str], inside: Mask, outside: Mask
 ) -> tuple[npt.NDArray[np.int32], list[str]]:
     none = NO_LEAKS.pairs
     if not looks:
         return none, []
-    if (pairs := len(train) * len(held)) > MOST:
+    if (pairs := int(inside.sum()) * int(outside.sum())) > MOST:
         return none, [f"images that look alike were not searched for: {pairs} pairs are too many"]
+    train, held = np.flatnonzero(inside), np.flatnonzero(outside)
     near = [
         (held[i], train[j]) for i, j in alike(list(Picked(looks, held)), list(Picked(looks, train)))
     ]
@@ -135,11 +136,12 @@ def _near(
     return leaks.pairs, [f"{what}: {len(leaks)} ({shown})"] if leaks else []
 
 
-def _torn_apart(rows: ImageRows, looks: Sequence[str], train: Positions) -> list[str]:
+def _torn_apart(rows: ImageRows, looks: Sequence[str], inside: Mask) -> list[str]:
     """A remark where training images that look alike are in different folds, which makes the score
     of the folds too good."""
     if not looks or rows.folds is None:
         return []
+    train = np.flatnonzero(inside)
     if (pairs := len(train) ** 2) > MOST:
         return [f"folds: images that look alike were not searched for: {pairs} pairs are too many"]
     seen, folds = list(Picked(looks, train)), rows.folds[train, 0]
@@ -155,8 +157,8 @@ def _torn_apart(rows: ImageRows, looks: Sequence[str], train: Positions) -> list
 def _conflicts(rows: ImageRows, digests: Digests) -> list[str]:
     """A remark where the same bytes are in two classes: one of the labels is wrong."""
     twin = same_bytes(digests, np.ones(len(rows), bool))
-    torn = np.flatnonzero(rows.labels[twin] != rows.labels).tolist()
-    if not torn:
+    torn = np.flatnonzero(rows.labels[twin] != rows.labels)
+    if not len(torn):
         return []
-    names = (f"'{rows.names[i]}' is '{rows.names[int(twin[i])]}'" for i in torn)
+    names = (f"'{rows.names[i]}' is '{rows.names[int(twin[i])]}'" for i in map(int, torn))
     return [f"images that are in two classes: {len(torn)} ({first_few(names)})"]

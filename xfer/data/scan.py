@@ -37,7 +37,7 @@ from xfer.data.image import (
 )
 from xfer.data.image_bytes import ImagePlace, TarMember, read_file, stamp_key, stamp_now
 from xfer.data.image_hash import look
-from xfer.data.scan_cache import Known, ScanColumns
+from xfer.data.scan_cache import Known, ScanColumns, keys_of, positions_but
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -124,9 +124,8 @@ def examine(paths: Sequence[ImagePlace], root: Path) -> Examined:
     """Every file as it was read, in order. ``root`` names the cache; while one process scans it,
     others that ask for it wait and find the result."""
     with _alone(root):
-        keys = np.fromiter((stamp_key(p, _stamp(p)) for p in paths), np.uint64, len(paths))
         known = Known(_cache_file(root))
-        columns, new = known.of(keys)
+        columns, new = known.of(keys_of(map(_key, paths), len(paths)))
         problems: dict[int, str] = {}
         for i, facts in zip(map(int, new), _inspect_all(Picked(paths, new)), strict=True):
             if facts.problem is None:
@@ -134,7 +133,7 @@ def examine(paths: Sequence[ImagePlace], root: Path) -> Examined:
             else:
                 problems[i] = facts.problem
         if len(new):
-            good = np.delete(np.arange(len(paths)), sorted(problems))
+            good = positions_but(len(paths), problems)
             known.write(columns, good, map(str, Picked(paths, good)), _is_there)
     for i, path in enumerate(paths):
         packed = path.sha256 if isinstance(path, TarMember) and i not in problems else ""
@@ -224,6 +223,10 @@ def _look(data: bytes, reach: Extent | None, shape: Shape | None) -> str:
             return look(ImageOps.exif_transpose(image))
     except Exception:  # as in decode; what only a whole decoding finds, training will name
         return ""
+
+
+def _key(path: ImagePlace) -> int:
+    return stamp_key(path, _stamp(path))
 
 
 def _stamp(path: ImagePlace) -> str:

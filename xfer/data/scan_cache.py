@@ -11,8 +11,9 @@ import contextlib
 import json
 import math
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -41,10 +42,10 @@ _FORMS = {
     "sizes": ("<u4", (2,)),
 }
 _BLOCK = 1 << 10  # rows that are copied at a time
-_DEEPEST_FACTS = 1 << 28  # bytes
+_MOST_FACTS = 1 << 28  # bytes
 
 
-class _Facts(NamedTuple):
+class _CacheFacts(NamedTuple):
     version: int
     rows: Annotated[int, Ge(0)]
     deep: list[tuple[Annotated[int, Ge(0)], str, int | float, int | float]]
@@ -112,11 +113,11 @@ class Known:
             # A cache that cannot be read is made again.
             self.columns = ScanColumns.empty(np.empty(0, np.uint64))
 
-    def of(self, keys: Column) -> tuple[ScanColumns, npt.NDArray[np.int64]]:
+    def of(self, keys: Column) -> tuple[ScanColumns, npt.NDArray[np.int32]]:
         """The columns of images with these keys, and the positions of those that are not known."""
         known = self.columns
         if np.array_equal(known.keys, keys):
-            return known, np.empty(0, np.int64)
+            return known, np.empty(0, np.int32)
         columns, order = ScanColumns.empty(keys), np.argsort(known.keys)
         hit = np.zeros(len(keys), bool)
         for part in _blocks(len(keys)):
@@ -128,7 +129,7 @@ class Known:
             if known.deep:
                 pairs = zip((here + part.start).tolist(), at[here].tolist(), strict=True)
                 columns.deep |= {i: known.deep[j] for i, j in pairs if j in known.deep}
-        return columns, np.flatnonzero(~hit)
+        return columns, np.flatnonzero(~hit).astype(np.int32)
 
     def write(
         self,
@@ -190,9 +191,9 @@ def _opened(file: Path) -> Iterator[zipfile.ZipFile]:
 
 def _read(archive: zipfile.ZipFile) -> ScanColumns:
     """The columns of an archive. Raises ValueError for one that is of another form."""
-    if archive.getinfo("facts.json").file_size > _DEEPEST_FACTS:
+    if archive.getinfo("facts.json").file_size > _MOST_FACTS:
         raise ValueError("more than a cache says")
-    facts = checked(_Facts, parsed(archive.read("facts.json").decode()))
+    facts = checked(_CacheFacts, parsed(archive.read("facts.json").decode()))
     if facts.version != _VERSION:
         raise ValueError("another version")
     columns: dict[str, Column] = {}
@@ -217,6 +218,21 @@ def _read(archive: zipfile.ZipFile) -> ScanColumns:
 def _column(name: str, count: int) -> Column:
     form, shape = _FORMS[name]
     return zeros((count, *shape), form)
+
+
+def keys_of(keys: Iterable[int], count: int) -> Column:
+    """The ``count`` keys of images as the column that :class:`ScanColumns` has."""
+    column, remaining = _column("keys", count), iter(keys)
+    for part in _blocks(count):
+        size = part.stop - part.start
+        column[part] = np.fromiter(islice(remaining, size), np.uint64, size)
+    return column
+
+
+def positions_but(count: int, without: Collection[int]) -> npt.NDArray[np.int32]:
+    """The positions 0 to ``count`` - 1 but for some."""
+    positions = np.arange(count, dtype=np.int32)
+    return np.delete(positions, sorted(without)) if without else positions
 
 
 def _blocks(count: int) -> Iterator[slice]:

@@ -9,6 +9,7 @@ from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tarfile import BLOCKSIZE
 from typing import Annotated, ClassVar, NamedTuple
 
 import numpy as np
@@ -262,7 +263,7 @@ class _Listing:
         self._files: list[Path] = []
         self._folders: list[str] = []
         # Of each image: the number of its file, where it starts there, and its bytes.
-        self._file_of, self._starts, self._sizes = array("i"), array("q"), array("i")
+        self._file_of, self._starts, self._sizes = array("i"), array("I"), array("i")
         self._others: dict[int, str] = {}
         self._hashes = bytearray()  # empty until a pack has written one
 
@@ -283,7 +284,7 @@ class _Listing:
             if digest and not self._hashes:
                 self._hashes += bytes(32 * len(self._sizes))
             self._file_of.append(len(self._files))
-            self._starts.append(sample.start)
+            self._starts.append(sample.start // BLOCKSIZE)  # where an image begins in any tar file
             self._sizes.append(sample.size)
             if self._hashes or digest:
                 self._hashes += bytes.fromhex(digest) or bytes(32)
@@ -302,7 +303,7 @@ class _Listing:
             folders=self._folders,
             names=names,
             file_of=np.frombuffer(self._file_of, np.int32),
-            starts=np.frombuffer(self._starts, np.int64),
+            starts=np.frombuffer(self._starts, np.uint32),
             sizes=np.frombuffer(self._sizes, np.int32),
             others=self._others,
             digests=digests,

@@ -95,7 +95,8 @@ class Tree:
                 for entry in sorted(inside, key=lambda entry: entry.name, reverse=True):
                     if self._enters(name := _joined(folder, entry), entry):
                         ahead.append(name)
-        return sorted(names)
+        names.sort()
+        return names
 
     def _takes(self, path: str, entry: os.DirEntry[str]) -> bool:
         name = entry.name.lower()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -15,7 +16,7 @@ from xfer.core.errors import DataError, DivergedError, XferError, printable
 from xfer.core.files import atomic_write, output_errors, path_problem
 from xfer.core.log import log
 from xfer.core.long_array import zeros
-from xfer.core.texts import Picked, Texts
+from xfer.core.texts import Made, Picked, Texts
 from xfer.core.types import PixelRange, Predictions, Samples
 from xfer.data.bit_depth import range_remarks
 from xfer.data.image import SUFFIXES, to_rgb
@@ -64,11 +65,15 @@ def find(inputs: Sequence[str], over: PixelRange | None = None) -> Samples:
         log.warning(line)
     sound = np.delete(np.arange(len(paths)), sorted(facts.problems))
     return Samples(
-        names=Picked(Texts(map(str, paths)), sound),
+        names=Picked(Made(len(paths), partial(_called, paths)), sound),
         labels=np.full(len(sound), -1, np.int64),
         images=facts.files(sound, over, paths),
         sha256="",
     )
+
+
+def _called(paths: Sequence[ImagePlace], position: int) -> str:
+    return str(paths[position])
 
 
 def pictures(given: Any) -> Samples:

@@ -247,7 +247,7 @@ class Axes(ABC):
         self._turn(count)
 
     def _standard(self, block: Matrix) -> Matrix:
-        x = np.subtract(block, self.mean.astype(self.dtype), dtype=self.dtype)
+        x: Matrix = np.subtract(block, self.mean.astype(self.dtype), dtype=self.dtype)
         x /= self.std.astype(self.dtype)
         return x
 
