@@ -23,14 +23,14 @@ _SIGNS = ("|", ";", "/", "+", ",")
 _SHOWN = 20
 
 
-def label_table(answers: Predictions, columns: Mapping[str, Sequence[int]]) -> str:
+def label_table(answers: Predictions, columns: Mapping[str, Sequence[int]] | None = None) -> str:
     """A CSV row an image: ``path, prediction, p_<class>...``, the labels that it is said to have
     with ``|`` between them, or another sign where a class has that in its name. Where the truth is
     known it is ``path, label, prediction, p_<class>...``: ``label`` are the labels that it has,
     with ``?`` in front of those that are unknown. ``columns`` are put after the path, each with an
     entry a row; a last column ``views`` says over how many views an answer is the mean, where there
     are several."""
-    classes, sign = answers.classes, sign_for(answers.classes)
+    classes, sign, columns = answers.classes, sign_for(answers.classes), columns or {}
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     true = [] if answers.labels is None else ["label"]

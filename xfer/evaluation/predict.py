@@ -266,7 +266,7 @@ def write_predictions(
     :func:`xfer.evaluation.label_predictions.label_table`.
     """
     if predictions.task:
-        write_text(path, label_table(predictions, columns or {}))
+        write_text(path, label_table(predictions, columns))
         return
     classes = predictions.classes
     few = len(classes) <= FEW
