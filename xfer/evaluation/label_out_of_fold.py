@@ -95,7 +95,7 @@ class LabelOutOfFold:
         :func:`xfer.evaluation.statistics.resampled_t`.
         """
         repeats, n = self.folds.shape
-        logits, said = (each.reshape(repeats * n, -1) for each in (self.logits, self.said))
+        logits, said = self.logits.reshape(repeats * n, -1), self.said.reshape(repeats * n, -1)
         labels = np.tile(self.labels, (repeats, 1))
         every = LabelAnswers(logits.astype(np.float64), labels, said)
         by_fold = [self._fold(repeat, fold) for repeat, fold in turns_of(self.folds)]
