@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ from xfer.evaluation.label_metrics import (
     label_values,
 )
 from xfer.evaluation.label_predictions import label_table, sign_for
+from xfer.evaluation.label_tables import read_label_table
 from xfer.evaluation.task import Multilabel, Single
 
 CLASSES = ("a", "b", "c", "d")
@@ -112,7 +115,17 @@ def test_the_table_names_labels_and_what_is_unknown() -> None:
     assert lines[1] == "x.png,a;?b|c,a,0.952574,0.731059"
     assert lines[2] == "y.png,,,0.047426,0.047426"
     unknown = Predictions(("x.png",), logits[:1], None, ("a", "b|c"), task=task)
-    assert next(label_table(unknown)) == ["path", "labels", "p_a", "p_b|c"]
+    twice = list(label_table(replace(answers, views=2), {"fold": [3, 4]}))
+    assert twice[0] == ["path", "fold", "label", "prediction", "p_a", "p_b|c", "views"]
+    assert twice[2] == ["y.png", 4, "", "", "0.047426", "0.047426", 2]
+    read = read_label_table(csv.DictReader(map(",".join, label_table(answers))), answers.classes)
+    assert read.labels is not None and (read.labels == labels).all()
+    assert (read.said == answers.said).all() and read.names == answers.names
+    np.testing.assert_allclose(read.logits, logits, atol=1e-4)
+    with pytest.raises(ValueError, match="there is no class 'd'"):
+        odd = {"path": "x", "label": "d", "prediction": "", "p_a": "0.5", "p_b|c": "0.5"}
+        read_label_table([odd], answers.classes)
+    assert next(label_table(unknown)) == ["path", "prediction", "p_a", "p_b|c"]
 
 
 def test_a_task_reads_what_it_is_for() -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from sklearn.linear_model import LogisticRegression
 
 from xfer.training import logistic
+from xfer.training.cross_validation import out_of_fold
 from xfer.training.label_logistic import LabelHeads, LabelProblem, label_folds
 
 
@@ -20,7 +22,8 @@ def drawn(n: int = 300, d: int = 40, unknown: float = 0.25) -> tuple[np.ndarray,
 
 
 def heads(x: np.ndarray, y: np.ndarray, strengths: tuple[float, ...], **more: object) -> LabelHeads:
-    options = {"weights": [1.0] * y.shape[1], "smoothing": 0.0, "parts": 5, "seed": 0} | more
+    weights = more.pop("weights", [1.0] * y.shape[1])
+    options = {"weigh": lambda _: weights, "smoothing": 0.0, "parts": 5, "seed": 0} | more
     return LabelHeads([x], x, y, strengths=strengths, **options)  # type: ignore[arg-type]
 
 
@@ -114,3 +117,27 @@ def test_folds_spread_every_combination() -> None:
         members = (labels == combination).all(axis=1)
         assert np.ptp(np.bincount(folds[members], minlength=5)) == 0
     assert set(folds) == {0, 1, 2, 3, 4}
+
+
+def test_a_fold_is_answered_by_the_solution_on_the_others() -> None:
+    """By scikit-learn, with weights that are those of the other folds' labels."""
+    x, y = drawn(120, 6, unknown=0.1)
+    fold_of = np.arange(120) % 3
+
+    def balanced(labels: np.ndarray) -> list[float]:
+        return [float((c == 0).sum() / (c == 1).sum()) for c in labels.T]
+
+    problem = heads(x, y, (0.1,), weigh=balanced)
+    found = out_of_fold(problem, fold_of[None])[0]
+    for k in range(3):
+        inside = fold_of != k
+        mean, std = x[inside].mean(0), x[inside].std(0)
+        z = (x - mean) / std
+        for c, weight in enumerate(balanced(y[inside])):
+            some = inside & (y[:, c] >= 0)
+            each = np.where(y[some, c] == 1, weight, 1.0)
+            model = LogisticRegression(C=1 / (0.1 * some.sum()), tol=1e-10, max_iter=5000)
+            model.fit(z[some], y[some, c], sample_weight=each)
+            np.testing.assert_allclose(
+                found[~inside, c], model.decision_function(z[~inside]), atol=5e-3
+            )

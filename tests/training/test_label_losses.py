@@ -7,9 +7,10 @@ import math
 import pytest
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
+from torchvision.transforms import v2
 
 from xfer.core.errors import LabelsError
-from xfer.training.label_losses import Asymmetric, BinaryCrossEntropy
+from xfer.training.label_losses import Asymmetric, BinaryCrossEntropy, mixed
 from xfer.training.loss import AsymmetricLoss, CrossEntropy
 
 LABELS = torch.tensor([[1, 0, -1], [0, 1, 1], [0, 0, 0], [-1, -1, 1]])
@@ -89,3 +90,28 @@ def test_asymmetric_is_of_several_labels_alone() -> None:
     for call in (AsymmetricLoss().build, AsymmetricLoss().guessing):
         with pytest.raises(LabelsError, match="task=single has one"):
             call([3, 4])
+
+
+def test_mixed_images_have_shares_of_labels_and_what_is_unknown_of_a_part_is_unknown() -> None:
+    labels = torch.tensor([[1, 0, -1], [0, 0, 1], [1, -1, 1], [1, 1, 0]])
+    images = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(0)
+    pictures, shares = mixed(v2.MixUp(alpha=1.0, num_classes=6), images, labels)
+    rolled = images.roll(1, 0)
+    lam = float(((pictures - rolled) / (images - rolled)).median())
+    assert 0.05 < lam < 0.95
+    for i in range(4):
+        for c in range(3):
+            ours, theirs = int(labels[i, c]), int(labels[i - 1, c])
+            expected = -1.0 if min(ours, theirs) < 0 else lam * ours + (1 - lam) * theirs
+            assert float(shares[i, c]) == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("spec", [CrossEntropy(), AsymmetricLoss(positive=1.0)])
+def test_the_loss_of_a_share_is_that_of_both_answers(spec: CrossEntropy | AsymmetricLoss) -> None:
+    loss, z, share = spec.of_labels([4] * 3, [4] * 3), logits()[:1].detach(), 0.3
+    yes, no = (float(loss(z, torch.full((1, 3), value))) for value in (1.0, 0.0))
+    both = float(loss(z, torch.full((1, 3), share)))
+    assert both == pytest.approx(share * yes + (1 - share) * no, rel=1e-5)
+    hard = loss(z, torch.ones((1, 3), dtype=torch.int64))
+    assert float(hard) == yes

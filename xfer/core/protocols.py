@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
-from xfer.core.types import Card, Dataset, InputSpec, Network, Plain
+from xfer.core.types import Card, Dataset, InputSpec, Network, Plain, Samples
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -318,6 +318,9 @@ class LabelTask(Protocol):
 
     def card(self, logits: Any, labels: Any, chosen_on: str) -> Plain:
         """What a card says of the task, as it follows from answers."""
+
+    def pooled(self, samples: Samples, logits: Any, classes: tuple[str, ...]) -> Any:
+        """The answers of a cross-validation, float32 (repeats, n, classes), as they are scored."""
 
 
 class Optim(Protocol):

@@ -95,9 +95,9 @@ class LabelOutOfFold:
         :func:`xfer.evaluation.statistics.resampled_t`.
         """
         repeats, n = self.folds.shape
-        pooled = self._answers(slice(None))
-        every = LabelAnswers(pooled.logits.astype(np.float64), pooled.labels, self.said.reshape(
-            -1, len(self.classes)))  # fmt: skip
+        logits, said = self.logits.reshape(repeats * n, -1), self.said.reshape(repeats * n, -1)
+        labels = np.tile(self.labels, (repeats, 1))
+        every = LabelAnswers(logits.astype(np.float64), labels, said)
         by_fold = [self._fold(repeat, fold) for repeat, fold in turns_of(self.folds)]
         folds = len(by_fold) // repeats
         rows = [row for row, _ in by_fold]

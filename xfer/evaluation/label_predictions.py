@@ -22,7 +22,7 @@ _SHOWN = 20
 
 
 def label_table(
-    answers: Predictions, columns: Mapping[str, Sequence[int]]
+    answers: Predictions, columns: Mapping[str, Sequence[int]] | None = None
 ) -> Iterator[list[object]]:
     """The header and a row an image: ``path, prediction, p_<class>...``, the labels that it is said
     to have with ``|`` between them, or another sign where a class has that in its name. Where the
@@ -30,7 +30,7 @@ def label_table(
     has, with ``?`` in front of those that are unknown. ``columns`` are put after the path, each
     with an entry a row; a last column ``views`` says over how many views an answer is the mean,
     where there are several."""
-    classes, sign = answers.classes, sign_for(answers.classes)
+    classes, sign, columns = answers.classes, sign_for(answers.classes), columns or {}
     true = [] if answers.labels is None else ["label"]
     names, views = [f"p_{cell(name)}" for name in classes], [answers.views][: answers.views > 1]
     last = ["views"] if views else []

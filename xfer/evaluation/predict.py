@@ -295,7 +295,7 @@ def write_predictions(
     :func:`xfer.evaluation.label_predictions.label_table`.
     """
     if predictions.task:
-        write_csv(path, label_table(predictions, columns or {}))
+        write_csv(path, label_table(predictions, columns))
     else:
         write_csv(path, _table(predictions, columns or {}))
 

@@ -347,7 +347,7 @@ class Trials:
         apart = float(np.abs(self._shares(got) - self._shares(want)).mean())
         right = [1 - (score.hamming or 0.0) for score in scores]
         maps = [0.0 if score.map is None else score.map for score in scores]
-        for what, one, network in (("right labels", *right), ("mAP", *maps)):
+        for what, (one, network) in (("right labels", right), ("mAP", maps)):
             if network - one > self.evidence.max_drop:
                 said = (
                     f"{name} loses {network - one:.4f} of {what} ({one:.4f} against {network:.4f}"

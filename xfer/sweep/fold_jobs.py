@@ -63,7 +63,7 @@ def before_fit(plan: Plan, folder: Path) -> tuple[Plan, Prunes | None, Pooled | 
     logits = _pooled(plan, ledger, samples.folds)
     policy, last = plan.specs.checkpoint, plan.specs.trainer.epochs
     chose = policy.start_epoch + policy.interval <= last and policy.monitor.startswith("val_")
-    pooled = plan.specs.task.pooled(samples, logits, plan.card.classes)
+    pooled: Pooled = plan.specs.task.pooled(samples, logits, plan.card.classes)
     held_out = replace(pooled, final_epochs=epochs, chose=chose)
     held_out.write(folder / TABLE)
     facts = held_out.facts(plan.specs.metrics)

@@ -162,7 +162,8 @@ def _cross_validated(plan: Plan, problem: Heads, train: Samples) -> Pooled | Non
     if train.folds is None:
         return None
     logits = out_of_fold(problem, train.folds)
-    return plan.specs.task.pooled(train, logits, plan.card.classes)
+    pooled: Pooled = plan.specs.task.pooled(train, logits, plan.card.classes)
+    return pooled
 
 
 def _certificate(
