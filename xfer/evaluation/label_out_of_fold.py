@@ -4,6 +4,7 @@ torch."""
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -41,7 +42,7 @@ class LabelOutOfFold:
     ``chose`` as in :class:`xfer.evaluation.out_of_fold.OutOfFold`.
     """
 
-    names: tuple[str, ...]
+    names: Sequence[str]
     logits: npt.NDArray[np.float32]
     labels: npt.NDArray[np.int64]
     folds: npt.NDArray[np.int64]
@@ -71,7 +72,7 @@ class LabelOutOfFold:
         logits, said = self.logits[repeats], self.said[repeats]
         times, width = len(logits), len(self.classes)
         return Predictions(
-            self.names * times,
+            tuple(self.names) * times,
             logits.reshape(-1, width),
             np.tile(self.labels, (times, 1)),
             self.classes,
