@@ -31,17 +31,16 @@ from xfer.data.image import SUFFIXES, open_image, reason_of
 from xfer.data.image_bytes import FileSpan, ImagePlace, read_file
 from xfer.data.image_table import Listing
 from xfer.data.options import ImageRow, place
-from xfer.data.parquet import Parquet
-from xfer.data.shards import (
-    CLASSES,
+from xfer.data.pack_index import (
     PACK,
     ShardFacts,
     index_file,
     index_name,
-    key_of,
     read_index,
     read_pack,
 )
+from xfer.data.parquet import Parquet
+from xfer.data.shards import CLASSES, key_of
 
 _BLOCK, _RECORD = tarfile.BLOCKSIZE, tarfile.RECORDSIZE
 Places = Mapping[str, ImagePlace]
