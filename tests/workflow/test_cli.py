@@ -43,7 +43,7 @@ def start(
         env=known | dict(env or {}),
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=600,
         check=False,
     )
 

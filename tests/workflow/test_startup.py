@@ -22,7 +22,7 @@ def imported(code: str, folder: Path) -> set[str]:
     command = [sys.executable, "-c", f"{code}\n{told}"]
     env = {**os.environ, "XFER_CACHE": str(folder / "cache")}
     done = subprocess.run(
-        command, cwd=folder, env=env, capture_output=True, text=True, check=True, timeout=300
+        command, cwd=folder, env=env, capture_output=True, text=True, check=True, timeout=600
     )
     return set(json.loads(done.stdout.splitlines()[-1]))
 
