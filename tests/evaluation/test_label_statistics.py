@@ -71,16 +71,11 @@ def test_the_calibration_error_of_a_class_is_that_of_its_known_labels_in_15_bins
 
 def nll(z: np.ndarray, labels: np.ndarray) -> float:
     """The mean binary cross-entropy with Platt's targets, of the known labels."""
-    total, count = 0.0, 0
-    for c in range(z.shape[1]):
-        known = labels[:, c] >= 0
-        y, x = labels[known, c], z[known, c]
-        has, lacks = (y == 1).sum(), (y == 0).sum()
-        target = np.where(y == 1, (has + 1) / (has + 2), 1 / (lacks + 2))
-        p = 1 / (1 + np.exp(-x))
-        total -= float((target * np.log(p) + (1 - target) * np.log(1 - p)).sum())
-        count += len(y)
-    return total / count
+    x, y = z[labels >= 0], labels[labels >= 0]
+    has, lacks = (y == 1).sum(), (y == 0).sum()
+    target = np.where(y == 1, (has + 1) / (has + 2), 1 / (lacks + 2))
+    p = 1 / (1 + np.exp(-x))
+    return -float((target * np.log(p) + (1 - target) * np.log(1 - p)).mean())
 
 
 def test_the_temperature_is_that_of_a_search_and_undoes_what_made_logits_too_sure() -> None:

@@ -33,11 +33,12 @@ def fit_label_temperature(logits: npt.ArrayLike, labels: npt.ArrayLike) -> Scali
     binary cross-entropy of the known labels is least.
 
     Targets, limits and method as in :func:`xfer.evaluation.calibration.fit_temperature`: those of
-    Platt (1999) are (n + 1) / (n + 2) for the n known images that have a label, and 1 / (m + 2) for
-    the m that have it not. Raises ValueError without a known label.
+    Platt (1999) are (n + 1) / (n + 2) for a label that an image has, of n such in all classes, and
+    1 / (m + 2) for one that it has not, of m. Raises ValueError without a known label.
     """
     z, truth, known = _known(logits, labels)
-    target = _targets(truth, known)
+    has = (truth == 1).sum()
+    target = _targets(truth, has, known.sum() - has)
 
     def slope(inverse: float) -> float:
         return float(((sigmoid(z * inverse) - target) * z * known).sum() / known.sum())
@@ -50,13 +51,15 @@ def fit_label_temperature(logits: npt.ArrayLike, labels: npt.ArrayLike) -> Scali
 
 def fit_label_vector(logits: npt.ArrayLike, labels: npt.ArrayLike) -> Scaling:
     """A positive scale and a shift for each class, of least binary cross-entropy: Platt's scaling
-    (J. Platt, 1999), a class at a time. Found by scipy's L-BFGS-B from the temperature on; targets,
-    limits and what is raised as in :func:`fit_label_temperature`."""
+    (J. Platt, 1999), a class at a time, with targets by the counts of that class. Found by scipy's
+    L-BFGS-B from the temperature on; limits and what is raised as in
+    :func:`fit_label_temperature`."""
     from scipy.optimize import minimize
 
     z, truth, known = _known(logits, labels)
-    target, begin = _targets(truth, known), fit_label_temperature(z, truth).scale
-    count = np.maximum(known.sum(axis=0), 1)
+    has, every = (truth == 1).sum(axis=0), known.sum(axis=0)
+    target, begin = _targets(truth, has, every - has), fit_label_temperature(z, truth).scale
+    count = np.maximum(every, 1)
     scale, shift, limits = begin.copy(), np.zeros(z.shape[1]), (1 / HIGHEST, 1 / LOWEST)
     for c in np.flatnonzero(known.any(axis=0)):
         column, wanted, seen = z[:, c], target[:, c], known[:, c]
@@ -138,10 +141,10 @@ def _known(
     return np.where(known, z, 0.0), np.where(known, truth, -1), known
 
 
-def _targets(truth: Labels, known: npt.NDArray[np.bool_]) -> Floats:
-    """What each label is to have, (n, classes), by Platt (1999)."""
-    has = (truth == 1).sum(axis=0)
-    lacks = known.sum(axis=0) - has
+def _targets(truth: Labels, has: npt.ArrayLike, lacks: npt.ArrayLike) -> Floats:
+    """What each label is to have, (n, classes), by Platt (1999); ``has`` and ``lacks`` count the
+    images that have it and that have it not, by class or together."""
+    has, lacks = np.asarray(has), np.asarray(lacks)
     return np.asarray(np.where(truth == 1, (has + 1) / (has + 2), 1 / (lacks + 2)))
 
 

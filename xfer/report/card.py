@@ -241,7 +241,9 @@ def _seen(result: Plain, plan: Plain, details: Plain, drawn: Collection[str]) ->
         Section(
             "Confidence",
             facts=facts.calibration(result),
-            tables=tables.calibrated(result.get("calibration") or {}),
+            tables=tables.calibrated(
+                result.get("calibration") or {}, details.get("per_class") or {}
+            ),
             charts=charts.get("confidence", ()),
         ),
         Section("Certificate", text=tuple(promised_lines(result))),

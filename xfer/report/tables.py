@@ -118,23 +118,32 @@ def per_class(by_split: Plain) -> tuple[Table, ...]:
 def _per_label(split: str, classes: Plain) -> tuple[Table, ...]:
     """The same with several labels an image; a dash stands for what is not defined."""
     counts = ("n", "known")
-    keys = ("threshold", "ap", "precision", "recall", "f1", "ece")
+    keys = ("threshold", "ap", "precision", "recall", "f1")
     rows = [
-        [name, *(number(int(row[key])) for key in counts), *(number(row.get(key)) for key in keys)]
+        [name, *(number(int(row[key])) for key in counts), *(number(row[key]) for key in keys)]
         for name, row in classes.items()
     ]
     head = ("class", "have it", "known", "threshold", "AP", "precision", "recall")
-    return _table(split, (*head, "F1", "calibration error"), rows)
+    return _table(split, (*head, "F1"), rows)
 
 
-def calibrated(facts: Plain) -> tuple[Table, ...]:
+def calibrated(facts: Plain, by_split: Plain) -> tuple[Table, ...]:
     """With several labels an image, the calibration error of each class before the network was
-    calibrated and after it."""
+    calibrated and after it, or of one that is not calibrated in each split."""
+    if not facts:
+        splits = {name: rows for name, rows in by_split.items() if _has_gaps(rows)}
+        names = list(next(iter(splits.values()), {}))
+        gaps = [[n, *(number(rows[n].get("ece")) for rows in splits.values())] for n in names]
+        return _table("Calibration error by class", ("class", *splits), gaps)
     rows = [
         [name, number(row["before"]), number(row["after"])]
         for name, row in (facts.get("per_class") or {}).items()
     ]
     return _table("Calibration error by class", ("class", "before", "after"), rows)
+
+
+def _has_gaps(classes: Plain) -> bool:
+    return any("ece" in row for row in classes.values())
 
 
 def pairs(rows: Sequence[Plain]) -> tuple[Table, ...]:
