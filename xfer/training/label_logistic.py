@@ -18,6 +18,7 @@ import numpy as np
 from xfer.core.seeds import derive
 from xfer.evaluation.label_metrics import label_losses
 from xfer.training import logistic
+from xfer.training.principal_axes import Axes
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -57,7 +58,7 @@ class LabelRows:
         return np.asarray((self.labels != 1) * (1 - self.smoothing) + self.smoothing / 2)
 
 
-class LabelProblem(logistic.Axes):
+class LabelProblem(Axes):
     """The sum over the classes of the mean binary cross-entropy of their known labels, penalised:
     the least of it is the least of every class."""
 
@@ -88,7 +89,7 @@ class LabelProblem(logistic.Axes):
         return np.asarray(inside * (sides[0] & sides[1]) / np.maximum(total, 1))
 
     def loss(self, theta: Matrix, shares: Matrix, l2: float) -> tuple[float, Matrix]:
-        """See :class:`xfer.training.logistic.Axes`."""
+        """See :class:`xfer.training.principal_axes.Axes`."""
         inner = theta[:, :-1] if self.inside else theta[:, :-1] @ self.axes.T
         inner, bias = inner.astype(self.dtype), theta[:, -1].astype(self.dtype)
         gradient, of_bias, total = np.zeros(inner.shape), np.zeros(self.classes), 0.0

@@ -1,0 +1,151 @@
+"""A convex loss along the principal axes of standardised features, and its least.
+
+Along an axis the curvature is the spread of the features times that of the loss, so that steps
+scaled by it make L-BFGS (Nocedal, 1980) arrive in tens of them.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from xfer.core.long_array import zeros
+from xfer.training.feature_moments import blocks, moments
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    Matrix = npt.NDArray[Any]
+
+SMALL = 1 << 22
+"""Numbers of a problem that one thread is enough for."""
+_IN_MEMORY = 1 << 27  # numbers that may stay in memory in double precision (1 GiB)
+_FLAT = 1e-12  # of the largest spread: along an axis below it nothing varies
+_STEPS = 500
+
+
+class Axes(ABC):
+    """The principal axes of standardised features, and the least of a convex loss along them.
+
+    ``views`` are arrays (n, d), one a view, ``held`` the view that held-out images are judged by,
+    ``folds`` int64 (n,) the fold that holds an image out, -1 for none. Parameters are
+    (classes, r + 1): the weights along the r axes, and the bias.
+    """
+
+    def __init__(self, views: Sequence[Matrix], held: Matrix, folds: Matrix, classes: int) -> None:
+        self.views, self.held, self.folds, self.classes = views, held, folds, classes
+        self.mean, self.std = moments(views)
+        count, width = len(views) * len(held), held.shape[1]
+        self.dtype = np.float64 if count * min(count, width) <= _IN_MEMORY else np.float32
+        self.small = count * min(count, width) <= SMALL
+        self.inside = count <= width
+        self.whole: list[Matrix] | None = None
+        if self.inside or self.dtype is np.float64:
+            self.whole = [self._whole(view) for view in views]
+        self._turn(count)
+
+    def _standard(self, block: Matrix) -> Matrix:
+        x: Matrix = np.subtract(block, self.mean.astype(self.dtype), dtype=self.dtype)
+        x /= self.std.astype(self.dtype)
+        return x
+
+    def _whole(self, view: Matrix) -> Matrix:
+        whole: Matrix = zeros(view.shape, self.dtype)
+        for part in blocks(view):
+            whole[part] = self._standard(view[part])
+        return whole
+
+    def _turn(self, count: int) -> None:
+        """Find the principal axes. Of fewer rows than features, every solution lies in the span of
+        the rows: then the rows are turned to the axes, and the features forgotten."""
+        if self.inside and self.whole:
+            z = np.concatenate(self.whole)
+            gram = z @ z.T
+        else:
+            width = self.held.shape[1]
+            gram = np.zeros((width, width))
+            for _, _, z in self._blocks():
+                gram += z.T @ z
+        values, vectors = np.linalg.eigh(gram / count)
+        varies = values > max(values.max(), 0) * _FLAT
+        self.spread, self.axes = values[varies], vectors[:, varies]
+        if self.inside:
+            scale = np.sqrt(self.spread * count)
+            self.whole = np.split(self.axes * scale, len(self.views))
+            self.axes = (z.T @ self.axes) / scale
+
+    def _blocks(self) -> Iterator[tuple[int, slice, Matrix]]:
+        """Which view of which images, and its features in the coordinates that are worked in."""
+        for i, view in enumerate(self.views):
+            for part in blocks(view):
+                yield i, part, self.whole[i][part] if self.whole else self._standard(view[part])
+
+    @abstractmethod
+    def shares(self, fold: int | None) -> Matrix:
+        """What each image counts in the mean, nothing where ``fold`` holds it out: (n,) or, where
+        classes differ, (n, classes)."""
+
+    @abstractmethod
+    def loss(self, theta: Matrix, shares: Matrix, l2: float) -> tuple[float, Matrix]:
+        """The loss of parameters with each image's share in it, penalised, and its gradient."""
+
+    @abstractmethod
+    def judged(self, held_out: npt.NDArray[np.float32]) -> tuple[float, float]:
+        """Mean loss and accuracy of logits (n, classes) of images that a fold held out."""
+
+    @property
+    @abstractmethod
+    def curvature(self) -> Matrix:
+        """Of the loss along an axis of spread 1, before the fit: a number or (classes, 1)."""
+
+    def mean_loss(self, theta: Matrix) -> float:
+        """The mean loss of all images, not penalised."""
+        return self.loss(theta, self.shares(None), 0.0)[0]
+
+    def minimum(
+        self, l2: float, fold: int | None, start: Matrix | None, nearly: bool = False
+    ) -> tuple[Matrix, int]:
+        """The parameters of least loss, and the evaluations that were needed; ``nearly`` is no
+        nearer than answers ask for, where only those count."""
+        from scipy.optimize import fmin_l_bfgs_b
+
+        flat = np.asarray(self.curvature)
+        along = flat * self.spread + l2
+        scale = 1 / np.sqrt(np.append(along, np.broadcast_to(flat, (*along.shape[:-1], 1)), -1))
+        theta = np.zeros((self.classes, scale.shape[-1])) if start is None else start
+        shares = self.shares(fold)
+
+        def at(values: Matrix) -> tuple[float, Matrix]:
+            value, gradient = self.loss(values.reshape(theta.shape) * scale, shares, l2)
+            return value, (gradient * scale).ravel()
+
+        precise = self.dtype is np.float64 and not nearly
+        factr, pgtol = (10.0, 1e-7) if precise else (1e7, 1e-5)
+        if nearly and fold is not None:
+            factr, pgtol = 1e8, 1e-4  # it tells strengths apart, and is no answer
+        minimum, _, facts = fmin_l_bfgs_b(
+            at,
+            (theta / scale).ravel(),
+            m=20,
+            factr=factr,
+            pgtol=pgtol,
+            maxiter=_STEPS,
+            maxfun=2 * _STEPS,
+        )
+        return minimum.reshape(theta.shape) * scale, int(facts["funcalls"])
+
+    def head(self, theta: Matrix) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        """Weight (classes, d) and bias (classes,) for features that are not standardised."""
+        weight = (theta[:, :-1] @ self.axes.T) / self.std
+        return weight, theta[:, -1] - weight @ self.mean
+
+    def answer(self, theta: Matrix, fold: int, into: npt.NDArray[np.float32]) -> None:
+        """Write the logits of the images that ``fold`` holds out."""
+        members = np.flatnonzero(self.folds == fold)
+        weight = (theta[:, :-1] @ self.axes.T).T.astype(self.dtype)
+        for part in blocks(self.held, len(members)):
+            chosen = members[part]
+            into[chosen] = self._standard(self.held[chosen]) @ weight + theta[:, -1]
