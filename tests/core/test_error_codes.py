@@ -73,6 +73,7 @@ SHARED = {
     374: "data/dataset.py data/preprocess.py",
     378: "data/shards.py data/tar_index.py",
     381: "data/shards.py data/tar_index.py",
+    383: "data/pack_index.py data/shards.py",
     386: "data/label_rows.py data/label_split.py",
     392: "data/arrays.py data/arrow_columns.py data/image_table.py",
     401: "api.py core/torch_file.py weights/formats/detect.py",

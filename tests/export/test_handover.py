@@ -194,13 +194,17 @@ def test_an_export_afterwards_takes_the_figures_from_the_run(tmp_path: Path) -> 
     from xfer.core.files import file_sha256, write_json
 
     known = {"checkpoint": {"sha256": file_sha256(checkpoint)}, "scores": {"val": {"acc": 1}}}
-    assert _of_the_run(checkpoint) == {}
+    splits = {"train": {"n": 3, "sha256": "aa"}, "val": {"n": 2, "sha256": "bb"}}
+    used = {"train": "aa", "val": "of other images"}
+    assert _of_the_run(checkpoint, used) == {}
+    write_json(run / "plan.json", {"splits": splits})
     write_json(run / "result.json", known)
-    assert _of_the_run(checkpoint) == {"scores": {"val": {"acc": 1}}, "cv": None}
+    figures = {"scores": {"val": {"acc": 1}}, "cv": None, "images": {"train": 3}}
+    assert _of_the_run(checkpoint, used) == figures
     checkpoint.write_bytes(b"others")
-    assert _of_the_run(checkpoint) == {}
+    assert _of_the_run(checkpoint, used) == {}
     (run / "result.json").write_text("[")
-    assert _of_the_run(checkpoint) == {}
+    assert _of_the_run(checkpoint, used) == {}
 
 
 def test_what_timm_cannot_load_is_refused_in_the_plan_and_the_fix_works(

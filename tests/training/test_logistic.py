@@ -128,7 +128,7 @@ def test_blocks_from_disk_in_single_precision_come_to_the_same(tmp_path, monkeyp
     whole = logistic.solve(rows(features, labels), (0.1, 0.01))
     np.save(tmp_path / "a.npy", features)
     mapped = np.load(tmp_path / "a.npy", mmap_mode="r")
-    monkeypatch.setattr(logistic, "_IN_MEMORY", 0)
+    monkeypatch.setattr("xfer.training.principal_axes._IN_MEMORY", 0)
     monkeypatch.setattr(feature_moments, "_BLOCK", 20 * 64)
     streamed = logistic.solve(rows(mapped, labels), (0.1, 0.01))
     assert logistic.Problem(rows(mapped, labels)).whole is None
