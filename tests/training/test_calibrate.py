@@ -126,7 +126,7 @@ def test_every_exported_file_answers_as_the_calibrated_network(solved, plain) ->
 def test_the_other_formats_answer_as_the_calibrated_network_too(place, solved) -> None:
     formats = "export=[pt2,mindir,mindspore_ckpt,onnx_image,int8]"
     typed = [f"checkpoint.path={solved}", "data=digits", "stages=[export]", formats]
-    files = facts(place / xfer.run(overrides=[*typed, "export.max_drop=0.1"]).folder)["export"]
+    files = xfer.run(overrides=[*typed, "export.max_drop=0.1"]).facts["export"]
     assert len(files) == 5
     for file in files:
         assert file["format"] == "int8" or file["max_abs_diff"] <= file["bound"], file["format"]
