@@ -339,6 +339,11 @@ def test_the_index_of_the_site_names_every_page() -> None:
     assert set(named) == set(folder.rglob("*.md")) - {folder / "index.md"}
 
 
+def test_readme_names_every_how_to() -> None:
+    named = set(re.findall(r"\(docs/howto/(\S+?\.md)[)#]", (ROOT / "README.md").read_text()))
+    assert named == {page.name for page in (ROOT / "docs" / "howto").glob("*.md")}
+
+
 class Page(HTMLParser):
     """A built page: what it links, what its own text links, and where in it a link may lead."""
 
