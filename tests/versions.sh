@@ -16,7 +16,7 @@ shift
 # words of pydantic and Hydra, which the processes of test_cli.py only repeat.
 [ $# -gt 0 ] || set -- tests/models/test_backbone.py tests/models/test_head.py tests/weights/test_source.py \
   tests/training/test_features_cut.py tests/workflow/test_workflow.py tests/config/test_config.py \
-  tests/export/test_export.py
+  tests/export/test_export.py tests/export/test_export_image.py tests/data/test_shards.py
 # Not tried with newer ones yet: lift these when all tests have passed with them.
 newest_tried=('torch<=2.14.1' 'torchvision<=0.29.1')
 

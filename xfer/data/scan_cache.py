@@ -142,7 +142,8 @@ class Known:
         those of other images that are still there. A folder that cannot be written costs the next
         run its scan, nothing else."""
         known = self.columns
-        others = np.flatnonzero(~np.isin(known.keys, columns.keys))
+        # By sorting: by a table, numpy 2.0 overflows on numbers of 64 bits.
+        others = np.flatnonzero(~np.isin(known.keys, columns.keys, kind="sort"))
         left: list[int] = []
         with contextlib.suppress(OSError, EOFError, zipfile.BadZipFile):
             left += [i for i, name in self._names(others) if is_there(name)]

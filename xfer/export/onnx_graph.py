@@ -33,7 +33,9 @@ if TYPE_CHECKING:
 
 _FORMAT = 1
 _LIBRARIES = ("torch", "timm", "torchvision", "xfer")
-_DISTRIBUTIONS = ("torch", "timm", "torchvision", "onnx", "onnxscript", "onnx-ir", "xfer-vision")
+_DISTRIBUTIONS = (
+    *("torch", "timm", "torchvision", "onnx", "onnxscript", "onnx-ir", "pillow", "xfer-vision"),
+)
 _BOOKKEEPING = {"_parameters", "_buffers", "_modules", "training"}
 _FORWARD_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _WEIGHT = "weights/"

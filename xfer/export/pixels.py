@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+import PIL
 import torch
 from torch import nn
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 SUPPORT = {"bilinear": 1, "bicubic": 2, "lanczos": 3}
 _BITS = 22  # Pillow's weights are whole multiples of 2 ** -22
+# Before Pillow 13 the rows always came first; a file answers as the Pillow that prepared images.
+_PICKS_ORDER = int(PIL.__version__.split(".")[0]) >= 13
 _HALF = 11  # float32 sums products of bytes and 11-bit numbers without an error
 
 
@@ -61,6 +64,8 @@ class FromPixels(nn.Module):
         columns = _weights(height, whole[0], tall, self.spec.interpolation)
         shrinks = (whole[0] < height) & (height - whole[0] > 2 * (width - whole[1]))
         pixels = images.float()
+        if not _PICKS_ORDER:
+            return _across_first(pixels, rows, columns)
         fitted: torch.Tensor = torch.cond(
             shrinks, _down_first, _across_first, (pixels, rows, columns)
         )
