@@ -108,6 +108,7 @@ def ranks_on(node: str) -> list[int]:
     return ranks
 
 
+@pytest.mark.slow
 def test_a_node_that_is_killed_and_comes_back_changes_nothing(
     cluster: Path, whole: Path, tmp_path: Path
 ) -> None:
