@@ -270,6 +270,7 @@ def test_ctrl_c_ends_the_waiting_and_the_same_command_runs_what_was_cancelled(pl
     assert finished(sweep / "0") and finished(sweep / "1")
 
 
+@pytest.mark.slow
 def test_a_failure_takes_the_others_out_of_the_queue_where_that_is_asked_for(place: Path) -> None:
     sweep = place / "sweep"
     several = ["seed=0,1,2", "hydra.launcher.array_parallelism=2", "trainer.max_epochs=30"]
