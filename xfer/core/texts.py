@@ -6,6 +6,7 @@ images that is more than all that a run computes from them. No torch.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice, pairwise
 from operator import eq
@@ -21,10 +22,43 @@ _AT_ONCE = 1 << 10  # texts that are encoded or positions that are looked up in 
 _SMALL = 1 << 32  # bytes that four of an offset are enough for
 
 
-class Texts(Sequence[str]):
+class Entries(Sequence[T], ABC):
+    """A sequence that never changes and makes an entry when it is asked for. It equals any sequence
+    of the same entries; a slice is a :class:`Picked`."""
+
+    @abstractmethod
+    def entry(self, index: int) -> T:
+        """The entry at ``index``, which is at least 0 and below the length."""
+
+    @overload
+    def __getitem__(self, index: int) -> T: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Picked[T]: ...
+
+    def __getitem__(self, index: int | slice) -> T | Picked[T]:
+        if isinstance(index, slice):
+            return Picked(self, np.arange(len(self))[index])
+        if not -len(self) <= index < len(self):
+            raise IndexError(index)
+        return self.entry(index % len(self))
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Sequence) or isinstance(other, str | bytes):
+            return False
+        if self is other:
+            return True
+        return len(self) == len(other) and all(map(eq, self, other))
+
+    def __repr__(self) -> str:
+        more = ", ..." if len(self) > 3 else ""
+        return f"({', '.join(map(repr, self[:3]))}{more})"
+
+
+class Texts(Entries[str]):
     """A sequence of texts that never changes, as UTF-8 in one block: an entry takes its bytes and
     4, or 8 where all of them are more than 4 GiB. Names of files that are no UTF-8 are what they
-    were. It equals any sequence of the same texts; a slice is a :class:`Picked`."""
+    were."""
 
     def __init__(self, texts: Iterable[str]) -> None:
         data, ends, total = bytearray(), [np.zeros(1, np.int64)], 0
@@ -40,19 +74,9 @@ class Texts(Sequence[str]):
     def __len__(self) -> int:
         return len(self._ends) - 1
 
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> Picked[str]: ...
-
-    def __getitem__(self, index: int | slice) -> str | Picked[str]:
-        if isinstance(index, slice):
-            return Picked(self, np.arange(len(self))[index])
-        if not -len(self) <= index < len(self):
-            raise IndexError(index)
-        at = index % len(self)
-        start, end = int(self._ends[at]), int(self._ends[at + 1])
+    def entry(self, index: int) -> str:
+        """See :meth:`Entries.entry`."""
+        start, end = int(self._ends[index]), int(self._ends[index + 1])
         return self._data[start:end].decode("utf-8", "surrogateescape")
 
     def __iter__(self) -> Iterator[str]:
@@ -60,16 +84,9 @@ class Texts(Sequence[str]):
             for start, end in pairwise(self._ends[first : first + _AT_ONCE + 1].tolist()):
                 yield self._data[start:end].decode("utf-8", "surrogateescape")
 
-    def __eq__(self, other: object) -> bool:
-        return same_entries(self, other)
 
-    def __repr__(self) -> str:
-        return _shown(self)
-
-
-class Picked(Sequence[T]):
-    """The entries of ``source`` at the positions ``at``, int (n,): nothing of it is copied. It
-    equals any sequence of the same entries."""
+class Picked(Entries[T]):
+    """The entries of ``source`` at the positions ``at``, int (n,): nothing of it is copied."""
 
     def __init__(self, source: Sequence[T], at: npt.NDArray[np.integer]) -> None:
         if isinstance(source, Picked):
@@ -83,6 +100,10 @@ class Picked(Sequence[T]):
     def __len__(self) -> int:
         return len(self.at)
 
+    def entry(self, index: int) -> T:
+        """See :meth:`Entries.entry`."""
+        return self.source[int(self.at[index])]
+
     @overload
     def __getitem__(self, index: int) -> T: ...
 
@@ -92,64 +113,28 @@ class Picked(Sequence[T]):
     def __getitem__(self, index: int | slice) -> T | Picked[T]:
         if isinstance(index, slice):
             return Picked(self.source, self.at[index])
-        return self.source[int(self.at[index])]
+        return super().__getitem__(index)
 
     def __iter__(self) -> Iterator[T]:
         for start in range(0, len(self.at), _AT_ONCE):
             for position in self.at[start : start + _AT_ONCE].tolist():
                 yield self.source[position]
 
-    def __eq__(self, other: object) -> bool:
-        return same_entries(self, other)
 
-    def __repr__(self) -> str:
-        return _shown(self)
+class Made(Entries[T]):
+    """``count`` entries, each made by ``make`` of its position when it is asked for."""
 
-
-class Made(Sequence[T]):
-    """``count`` entries, each made by ``entry`` of its position when it is asked for. It equals any
-    sequence of the same entries."""
-
-    def __init__(self, count: int, entry: Callable[[int], T]) -> None:
-        self._count, self.entry = count, entry
+    def __init__(self, count: int, make: Callable[[int], T]) -> None:
+        self._count, self._make = count, make
 
     def __len__(self) -> int:
         return self._count
 
-    @overload
-    def __getitem__(self, index: int) -> T: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> Picked[T]: ...
-
-    def __getitem__(self, index: int | slice) -> T | Picked[T]:
-        if isinstance(index, slice):
-            return Picked(self, np.arange(self._count)[index])
-        if not -self._count <= index < self._count:
-            raise IndexError(index)
-        return self.entry(index % self._count)
-
-    def __eq__(self, other: object) -> bool:
-        return same_entries(self, other)
-
-    def __repr__(self) -> str:
-        return _shown(self)
+    def entry(self, index: int) -> T:
+        """See :meth:`Entries.entry`."""
+        return self._make(index)
 
 
 def repeated(texts: Sequence[str], times: int) -> Sequence[str]:
     """``texts``, ``times`` after each other."""
     return Picked(texts, np.tile(np.arange(len(texts), dtype=np.int32), times))
-
-
-def same_entries(one: Sequence[T], other: object) -> bool:
-    """What ``one == other`` is for a sequence that equals any other of the same entries."""
-    if not isinstance(other, Sequence) or isinstance(other, str | bytes):
-        return False
-    if one is other:
-        return True
-    return len(one) == len(other) and all(bool(eq(a, b)) for a, b in zip(one, other, strict=True))
-
-
-def _shown(some: Sequence[object]) -> str:
-    more = ", ..." if len(some) > 3 else ""
-    return f"({', '.join(map(repr, some[:3]))}{more})"

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tarfile import BLOCKSIZE
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from xfer.core.texts import Picked, same_entries
+from xfer.core.texts import Entries, Picked
 from xfer.data.image_bytes import ImagePlace, TarMember
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
-class FilesBelow(Sequence[ImagePlace]):
+class FilesBelow(Entries[ImagePlace]):
     """The files ``root / name``, of each of ``names``."""
 
     root: Path
@@ -27,23 +27,13 @@ class FilesBelow(Sequence[ImagePlace]):
     def __len__(self) -> int:
         return len(self.names)
 
-    @overload
-    def __getitem__(self, index: int) -> ImagePlace: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[ImagePlace]: ...
-
-    def __getitem__(self, index: int | slice) -> ImagePlace | Sequence[ImagePlace]:
-        if isinstance(index, slice):
-            return Picked(self, np.arange(len(self))[index])
+    def entry(self, index: int) -> ImagePlace:
+        """See :meth:`xfer.core.texts.Entries.entry`."""
         return self.root / self.names[index]
-
-    def __eq__(self, other: object) -> bool:
-        return same_entries(self, other)
 
 
 @dataclass(frozen=True, eq=False)
-class TarMembers(Sequence[ImagePlace]):
+class TarMembers(Entries[ImagePlace]):
     """Images in the tar files ``files``: ``file_of`` int32 (n,) says in which one each is,
     ``starts`` uint32 (n,), in blocks of a tar file, and ``sizes`` int32 (n,) where its bytes are.
     Each is called by ``names`` without the folder of its split, but for ``others``, by position.
@@ -62,15 +52,8 @@ class TarMembers(Sequence[ImagePlace]):
     def __len__(self) -> int:
         return len(self.names)
 
-    @overload
-    def __getitem__(self, index: int) -> ImagePlace: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[ImagePlace]: ...
-
-    def __getitem__(self, index: int | slice) -> ImagePlace | Sequence[ImagePlace]:
-        if isinstance(index, slice):
-            return Picked(self, np.arange(len(self))[index])
+    def entry(self, index: int) -> ImagePlace:
+        """See :meth:`xfer.core.texts.Entries.entry`."""
         at = int(self.file_of[index])
         name = self.others.get(index) or self.names[index].removeprefix(self.folders[at])
         packed = b"" if self.digests is None else self.digests[index].tobytes()
@@ -82,9 +65,6 @@ class TarMembers(Sequence[ImagePlace]):
             int(self.sizes[index]),
             digest,
         )
-
-    def __eq__(self, other: object) -> bool:
-        return same_entries(self, other)
 
 
 def lasting(places: Sequence[ImagePlace]) -> Sequence[ImagePlace]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, NamedTuple, overload
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from xfer.core.errors import DataError
-from xfer.core.texts import Picked, same_entries
+from xfer.core.texts import Entries, Picked
 from xfer.data.image_hash import MOST, alike
 from xfer.data.image_rows import ImageRows
 from xfer.data.options import Loading
@@ -41,7 +41,7 @@ class Leak(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Leaks(Sequence[Leak]):
+class Leaks(Entries[Leak]):
     """The leaks among images that are called ``names``: ``pairs`` int32 (n, 2) are the positions of
     a held-out image and its twin, the first ``copies`` of them of the same bytes."""
 
@@ -52,21 +52,11 @@ class Leaks(Sequence[Leak]):
     def __len__(self) -> int:
         return len(self.pairs)
 
-    @overload
-    def __getitem__(self, index: int) -> Leak: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Leak]: ...
-
-    def __getitem__(self, index: int | slice) -> Leak | Sequence[Leak]:
-        if isinstance(index, slice):
-            return Picked(self, np.arange(len(self))[index])
+    def entry(self, index: int) -> Leak:
+        """See :meth:`xfer.core.texts.Entries.entry`."""
         held, twin = self.pairs[index].tolist()
-        looks = int(index % len(self) >= self.copies)
+        looks = int(index >= self.copies)
         return Leak(self.names[held], self.names[twin], _KINDS[looks])
-
-    def __eq__(self, other: object) -> bool:
-        return same_entries(self, other)
 
 
 NO_LEAKS = Leaks((), np.empty((0, 2), np.int32), 0)

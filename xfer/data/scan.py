@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, overload
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from PIL import ImageOps
@@ -23,7 +23,7 @@ from xfer.core.errors import DataError, printable
 from xfer.core.files import cache_dir, handle_of
 from xfer.core.live_line import working
 from xfer.core.locks import Lock, waits
-from xfer.core.texts import Made, Picked, same_entries
+from xfer.core.texts import Entries, Made, Picked
 from xfer.data.array_file import Shape, shape_of
 from xfer.data.bit_depth import Extent, extent, is_deep, numbers
 from xfer.data.image import (
@@ -64,7 +64,7 @@ class Facts(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Examined(Sequence[Facts]):
+class Examined(Entries[Facts]):
     """Image files as they were read, in the order of ``places``: ``columns`` of what they are, and
     what is wrong with those that have ``problems``, by position."""
 
@@ -75,21 +75,12 @@ class Examined(Sequence[Facts]):
     def __len__(self) -> int:
         return len(self.places)
 
-    @overload
-    def __getitem__(self, index: int) -> Facts: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Facts]: ...
-
-    def __getitem__(self, index: int | slice) -> Facts | Sequence[Facts]:
-        if isinstance(index, slice):
-            return Picked(self, np.arange(len(self))[index])
-        place, at, columns = self.places[index], index % len(self), self.columns
-        problem, reach = self.problems.get(at), columns.deep.get(at)
-        return Facts(place, columns.digest(at), problem, columns.look(at), reach, columns.size(at))
-
-    def __eq__(self, other: object) -> bool:
-        return same_entries(self, other)
+    def entry(self, index: int) -> Facts:
+        """See :meth:`xfer.core.texts.Entries.entry`."""
+        columns = self.columns
+        problem, reach = self.problems.get(index), columns.deep.get(index)
+        known = problem, columns.look(index), reach, columns.size(index)
+        return Facts(self.places[index], columns.digest(index), *known)
 
     @property
     def broken(self) -> list[Facts]:

@@ -11,10 +11,10 @@ import hashlib
 import json
 import shutil
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING
 
 from pydantic import ConfigDict, with_config
 from typing_extensions import TypedDict
@@ -64,7 +64,7 @@ class EarlierFiles:
         def copy(part: Path) -> None:
             with part.open("wb") as target:
                 shutil.copyfileobj(source, target, 1 << 20)
-            if file_sha256(part) != row["sha256"]:
+            if file_sha256(part) != row.sha256:
                 raise _AnotherFile
 
         try:
@@ -72,8 +72,7 @@ class EarlierFiles:
                 atomic_write(path, copy)
         except (OSError, _AnotherFile):
             return None  # it has been moved, removed or changed since
-        fields: Plain = {**row, "batches": tuple(row["batches"])}
-        return Exported(**fields | {"facts": {**row["facts"], "proved_at": record["at"]}})
+        return replace(row, facts={**row.facts, "proved_at": record["at"]})
 
     def note(self, writer: Writer, path: Path, found: Exported) -> None:
         """Remember the file at ``path``, which has passed. A cache that cannot be written costs a
@@ -102,8 +101,8 @@ class EarlierFiles:
             log.warning(f"what an earlier run noted of {writer.file} is not used: {error}")
             return None
         row = record["row"]
-        passed = row["bound"] is None or row["max_abs_diff"] <= row["bound"]
-        return record if passed and row["file"] == writer.file else None
+        passed = row.bound is None or row.max_abs_diff <= row.bound
+        return record if passed and row.file == writer.file else None
 
     def _key(self, writer: Writer) -> Plain | None:
         """``None`` for a writer of several files, some of which are about the run, and for one of
@@ -157,28 +156,7 @@ def _text(record: Plain) -> bytes:
 
 
 @with_config(ConfigDict(extra="forbid"))
-class _ExportedRow(TypedDict):
-    """The fields of :class:`Exported`."""
-
-    format: str
-    file: str
-    bytes: int
-    sha256: str
-    max_abs_diff: float
-    bound: float | None
-    agree: float
-    images: int
-    batches: list[int]
-    facts: dict[str, Any]
-    compared: Literal["logits", "probabilities"]
-    mean_abs_diff: float
-    close: int
-    acc: float | None
-    acc_network: float | None
-
-
-@with_config(ConfigDict(extra="forbid"))
 class _ProvedFile(TypedDict):
     path: str
     at: str
-    row: _ExportedRow
+    row: Exported
