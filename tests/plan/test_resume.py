@@ -7,7 +7,9 @@ import time
 from pathlib import Path
 
 import pytest
+import warm
 from runs import (
+    OPTIONS,
     assert_same,
     finish,
     in_an_epoch,
@@ -184,6 +186,32 @@ def test_data_workers_end_with_the_run(tmp_path):
     assert [child for child in children if Path(f"/proc/{child}").exists()] == []
     status = json.loads((only_run(tmp_path) / "status.json").read_text())
     assert status["message"] == "stopped by SIGINT"
+
+
+BETWEEN = """
+import os, signal, sys
+from xfer.training.distributed.group import ProcessGroup
+
+asks, asked, at = ProcessGroup.all_reduce_max, [], int(os.environ["AT"])
+
+def all_reduce_max(group, number):
+    found = asks(group, number)
+    if sys._getframe(1).f_code.co_name == "_signalled":
+        asked.append(number)
+        if len(asked) == at:
+            os.kill(os.getpid(), signal.SIGTERM)
+    return found
+
+ProcessGroup.all_reduce_max = all_reduce_max
+"""
+
+
+@pytest.mark.parametrize(("at", "step"), [(5, 6), (46, 46)], ids=["a step", "the last epoch"])
+def test_a_signal_while_the_ranks_ask_each_other_for_one_is_not_lost(tmp_path, at, step):
+    process = warm.start(tmp_path, *OPTIONS, script=BETWEEN + warm.COMMAND, AT=str(at))
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 143, output
+    assert f"stopped by SIGTERM after step {step}" in output
 
 
 def test_a_signal_outside_training_ends_the_run_at_once(tmp_path):

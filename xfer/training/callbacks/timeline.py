@@ -138,6 +138,8 @@ class Timeline(pl.Callback):
             self._obey(trainer)
         # The other ranks stop when the first one says so, wherever they are.
         stop.waits = not self.group.leads
+        if not stop.waits:
+            self._obey(trainer)  # one that came since the ranks asked each other
         self._stop_where_pruned(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Classifier) -> None:  # type: ignore[override]
@@ -170,8 +172,10 @@ class Timeline(pl.Callback):
 
     def _signalled(self) -> bool:
         """Whether a signal has reached any rank; all of them stop after the same step."""
-        stop.asked = self.group.all_reduce_max(stop.asked or 0) or None
-        return stop.asked is not None
+        number = self.group.all_reduce_max(stop.asked or 0)
+        # One that comes while the ranks ask each other is for the next time: it must not be lost.
+        stop.asked = number or stop.asked
+        return number > 0
 
     def _obey(self, trainer: pl.Trainer) -> None:
         if stop.asked and self.group.leads:
