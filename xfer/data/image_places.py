@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,8 +35,9 @@ class FilesBelow(Entries[ImagePlace]):
 
 @dataclass(frozen=True, eq=False)
 class TarMembers(Entries[ImagePlace]):
-    """Images in the tar files ``files``: ``file_of`` int32 (n,) says in which one each is,
-    ``starts`` uint32 (n,), in blocks of a tar file, and ``sizes`` int32 (n,) where its bytes are.
+    """Images in the tar files ``files``, one file after the other: ``ends`` says how many images
+    there are up to the end of each, ``starts`` uint32 (n,), in blocks of a tar file, and ``sizes``
+    int32 (n,) where the bytes of an image are.
     Each is called by ``names`` without the folder of its split, but for ``others``, by position.
     ``digests`` uint8 (n, 32) are the sha256 that a pack has written, zeros where nothing says;
     ``None`` where none does."""
@@ -43,7 +45,7 @@ class TarMembers(Entries[ImagePlace]):
     files: Sequence[Path]
     folders: Sequence[str]
     names: Sequence[str]
-    file_of: npt.NDArray[np.int32]
+    ends: Sequence[int]
     starts: npt.NDArray[np.uint32]
     sizes: npt.NDArray[np.int32]
     others: Mapping[int, str]
@@ -52,9 +54,13 @@ class TarMembers(Entries[ImagePlace]):
     def __len__(self) -> int:
         return len(self.names)
 
+    def file_of(self, index: int) -> int:
+        """Which of ``files`` the image at ``index`` is in."""
+        return bisect_right(self.ends, index)
+
     def entry(self, index: int) -> ImagePlace:
         """See :meth:`xfer.core.texts.Entries.entry`."""
-        at = int(self.file_of[index])
+        at = self.file_of(index)
         name = self.others.get(index) or self.names[index].removeprefix(self.folders[at])
         packed = b"" if self.digests is None else self.digests[index].tobytes()
         digest = packed.hex() if any(packed) else ""

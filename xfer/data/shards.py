@@ -186,8 +186,9 @@ class _Listing:
         self.left_out: dict[str, tuple[int, str]] = {}
         self._files: list[Path] = []
         self._folders: list[str] = []
-        # Of each image: the number of its file, where it starts there, and its bytes.
-        self._file_of, self._starts, self._sizes = array("i"), array("I"), array("i")
+        self._ends: list[int] = []
+        # Of each image: where it starts in its file, and its bytes.
+        self._starts, self._sizes = array("I"), array("i")
         self._others: dict[int, str] = {}
         self._hashes = bytearray()  # empty until a pack has written one
 
@@ -207,7 +208,6 @@ class _Listing:
                 self._others[len(self._sizes)] = sample.name
             if digest and not self._hashes:
                 self._hashes += bytes(32 * len(self._sizes))
-            self._file_of.append(len(self._files))
             self._starts.append(sample.start // BLOCKSIZE)  # where an image begins in any tar file
             self._sizes.append(sample.size)
             if self._hashes or digest:
@@ -215,6 +215,7 @@ class _Listing:
             yield ImageRow(name, label, split)
         self._files.append(path)
         self._folders.append(folder)
+        self._ends.append(len(self._sizes))
         for why, (count, first) in index.left_out.items():
             before, shown = self.left_out.get(why, (0, f"{path.name}/{first}"))
             self.left_out[why] = before + count, shown
@@ -226,7 +227,7 @@ class _Listing:
             files=self._files,
             folders=self._folders,
             names=names,
-            file_of=np.frombuffer(self._file_of, np.int32),
+            ends=self._ends,
             starts=np.frombuffer(self._starts, np.uint32),
             sizes=np.frombuffer(self._sizes, np.int32),
             others=self._others,
@@ -261,7 +262,7 @@ def _refuse_twice(names: Sequence[str], members: TarMembers) -> None:
     first: dict[str, int] = {}
     for i, name in enumerate(names) if often else ():
         if hash(name) in often and (before := first.setdefault(name, i)) != i:
-            shards = [members.files[members.file_of[at]] for at in (before, i)]
+            shards = [members.files[members.file_of(at)] for at in (before, i)]
             what = f"the image '{name}' is in {shards[0]} too"
             fix = "give every image of a split a key of its own, or remove one of the files"
             raise DataError(shards[1], what, fix, 81)
