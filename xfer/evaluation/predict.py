@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 from PIL import Image as PIL
@@ -191,6 +191,27 @@ def predict_split(
     ``None`` of each of its images. Errors are added to ``broken``; where there is no such list,
     the first one is raised. Raises DivergedError for an answer that is not finite.
     """
+    answered = answers_of(run, batches, range(len(samples)), len(classes), broken)
+    return predictions(samples, *answered, classes)
+
+
+class Answered(NamedTuple):
+    """The images that were answered, by their positions ``at`` int64 (n,) in a split, ascending,
+    and their ``logits`` float32 (n, classes)."""
+
+    at: npt.NDArray[np.int64]
+    logits: npt.NDArray[np.float32]
+
+
+def answers_of(
+    run: Callable[[Batch], npt.NDArray[np.float32]],
+    batches: Iterable[tuple[Batch | None, Sequence[XferError | None]]],
+    span: range,
+    classes: int,
+    broken: list[XferError] | None,
+) -> Answered:
+    """As :func:`predict_split`, of ``batches`` that hold the images at the positions ``span``;
+    whether the answers are finite is not looked at."""
     decoded = bytearray()
 
     def answered() -> Iterator[npt.NDArray[np.float32]]:
@@ -204,9 +225,8 @@ def predict_split(
             if batch is not None:
                 yield run(batch)
 
-    logits = stacked(answered(), len(samples), len(classes))
-    at = np.flatnonzero(np.frombuffer(decoded, bool))
-    return predictions(samples, at, logits, classes)
+    logits = stacked(answered(), len(span), classes)
+    return Answered(span.start + np.flatnonzero(np.frombuffer(decoded, bool)), logits)
 
 
 def stacked(

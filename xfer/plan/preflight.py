@@ -17,11 +17,17 @@ if TYPE_CHECKING:
     from xfer.plan.plan import Plan
 
 
+_SHARED = {"fit", "evaluate", "predict"}
+"""Stages of which every rank does a part."""
+
+
 def check_devices(plan: Plan) -> None:
     """Raise ConfigError for devices or ranks that are not there, or more than the images of each
     split can feed."""
     specs, trainer = plan.specs, plan.specs.trainer
-    check_world(trainer.nodes, trainer.devices, specs.command, "fit" in specs.stages)
+    check_world(
+        trainer.nodes, trainer.devices, specs.command, shares=bool(_SHARED & {*specs.stages})
+    )
     _check_together(plan)
     if trainer.accelerator == "gpu" or (trainer.accelerator == "auto" and trainer.devices > 1):
         check_gpus(trainer.accelerator, trainer.devices)
@@ -29,7 +35,8 @@ def check_devices(plan: Plan) -> None:
         return
     if trainer.accelerator == "mps":
         raise ConfigError("trainer.devices", "Apple's GPU is one device", "use 1", 67)
-    splits = plan.dataset.splits if plan.dataset else {}
+    trains = "fit" in specs.stages and not specs.optim.solves
+    splits = plan.dataset.splits if plan.dataset and trains else {}
     # Batch normalisation cannot train on one image; a rank without any would wait for the others.
     for split, least in (("train", 2), ("val", 1)):
         count = len(splits.get(split, ()))
