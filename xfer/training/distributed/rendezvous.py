@@ -178,8 +178,8 @@ def _call(others: Others, plan: Plan, folder: Path | None) -> None:
 
 def _witness(plan: Plan) -> Path | None:
     """A file by which ranks on other nodes see whether they have this one's folder of features."""
-    options = plan.specs.features
-    if plan.specs.trainer.nodes == 1 or not isinstance(options, AutoFeatures):
+    options, shared = plan.specs.features, "fit" in plan.specs.stages
+    if plan.specs.trainer.nodes == 1 or not (shared and isinstance(options, AutoFeatures)):
         return None
     token = secrets.token_hex()
     path = options.store().folder / f".{hashlib.sha256(token.encode()).hexdigest()}"
