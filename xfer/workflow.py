@@ -215,12 +215,7 @@ def _line(work: Work, earlier: Earlier | None, page: LivePage) -> Plain:
             page.begin(name)
             begin(work)
     with led(work.plan, work.folder) as lead:
-        if "fit" in stages:
-            page.begin("fit")
-            _fitted(work, resume_file(work.folder) if earlier else None, page, lead)
-        net = _network(work) if _NEED_NET & set(stages) else None
-        if net:
-            _answering(work, net, page, lead)
+        net = _together(work, resume_file(work.folder) if earlier else None, page, lead)
     for name, stage in _AFTER_FIT.items():
         if net and name in stages and not (name == "benchmark" and work.refused):
             page.begin(name)
@@ -233,22 +228,23 @@ def _line(work: Work, earlier: Earlier | None, page: LivePage) -> Plain:
         return finish(work, net)
 
 
-def _answering(work: Work, net: nn.Module, page: LivePage, lead: Lead) -> None:
-    """The stages of which every rank does a part."""
+def _together(work: Work, resume: Path | None, page: LivePage, lead: Lead) -> nn.Module | None:
+    """The stages of which every rank does a part, and the network that the next ones need."""
+    stages = work.plan.specs.stages
+    if "fit" in stages:
+        page.begin("fit")
+        with working("fit"):
+            work.fitted = fitted = _fit(work, resume, page, lead)
+        work.device = fitted.device
+        warn(work.warnings, warnings_of(fitted.rows, terms(work.plan), fitted.best["epoch"]))
+        if fitted.logger and fitted.logger.problem:
+            work.warnings.append(fitted.logger.problem)
+    net = _network(work) if _NEED_NET & set(stages) else None
     for name, stage in (("evaluate", _evaluate), ("predict", _predict)):
-        if name in work.plan.specs.stages:
+        if net and name in stages:
             page.begin(name)
             stage(work, net, lead)
-
-
-def _fitted(work: Work, resume: Path | None, page: LivePage, lead: Lead) -> None:
-    """Fit, and what there is to say of it."""
-    with working("fit"):
-        work.fitted = fitted = _fit(work, resume, page, lead)
-    work.device = fitted.device
-    warn(work.warnings, warnings_of(fitted.rows, terms(work.plan), fitted.best["epoch"]))
-    if fitted.logger and fitted.logger.problem:
-        work.warnings.append(fitted.logger.problem)
+    return net
 
 
 def _fit(work: Work, resume: Path | None, page: LivePage, lead: Lead) -> FitResult:
@@ -352,10 +348,7 @@ def _without_folder(specs: Specs, plan: Plan, began: float) -> Result | None:
 
 
 def _predict(
-    work: Work,
-    net: nn.Module,
-    lead: Lead,
-    write: Callable[[Predictions, Path], Path] | None = None,
+    work: Work, net: nn.Module, lead: Lead, write: Callable[[Predictions, Path], Path] | None = None
 ) -> Path:
     """Predict what ``predict.input`` names; where the table is that ``write`` made of it."""
     from xfer.evaluation.predict import find, summary, warn_of_broken, write_table
@@ -371,19 +364,15 @@ def _predict(
 
 
 def _answers(
-    work: Work,
-    net: nn.Module,
-    samples: Samples,
-    lead: Lead,
-    broken: list[XferError] | None = None,
+    work: Work, net: nn.Module, samples: Samples, lead: Lead, broken: list[XferError] | None = None
 ) -> Predictions:
     from xfer.core.device import device_name, device_of
     from xfer.training.answering import answer
 
-    specs, cached = work.plan.specs, work.fitted.cached if work.fitted else None
+    plan, cached = work.plan, work.fitted.cached if work.fitted else None
     if not work.fitted:
-        work.device = device_name(device_of(specs.trainer.accelerator))
-    return answer(specs, work.plan.card, net, samples, cached, broken, lead)
+        work.device = device_name(device_of(plan.specs.trainer.accelerator))
+    return answer(plan.specs, plan.card, net, samples, cached, broken, lead)
 
 
 def _export(work: Work, net: nn.Module) -> None:

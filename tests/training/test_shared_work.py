@@ -14,7 +14,7 @@ import pytest
 import torch
 import warm
 from pictures import folders
-from ranks import by_variables, shape
+from ranks import by_variables_alone, shape
 from runs import assert_equal, assert_same, finish, only_run, rows, start
 
 from xfer.config.hydra import compose_specs
@@ -183,7 +183,7 @@ def test_predictions_beside_a_run_are_those_of_its_ranks(trained: Path) -> None:
     finish(warm.start(trained, *TWO, *typed))
     assert table.read_bytes() == one
     table.unlink()
-    for run in by_variables(trained, 3, 1, *typed):
+    for run in by_variables_alone(trained, 3, 1, *typed):
         finish(run)
     assert table.read_bytes() == one
 
@@ -261,8 +261,12 @@ main()
 @pytest.mark.slow
 def test_a_launchers_rank_that_is_killed_while_it_predicts_ends_all_by_name(trained: Path) -> None:
     typed = [*EVALUATED, "run.dir=by_variables"]
-    runs = by_variables(trained, 3, 1, *typed, script=KILLED)
+    runs = by_variables_alone(trained, 3, 1, *typed, script=KILLED)
     output = runs[0].communicate(timeout=200)[0]
     assert runs[0].returncode == 1 and "error E124: trainer.nodes: rank 2 on" in output, output
     assert runs[1].communicate(timeout=200) and runs[1].returncode == 1
     assert runs[2].communicate() and runs[2].returncode == -signal.SIGKILL
+    for run in by_variables_alone(trained, 3, 1, *typed, "checkpoint.resume=auto"):
+        finish(run)
+    one = ran(trained, "alone", *ONE, *EVALUATED)
+    assert same_tables(one, trained / "by_variables") == ["predictions.csv", "predictions_val.csv"]

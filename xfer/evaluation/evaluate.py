@@ -21,7 +21,7 @@ from xfer.data.tta import VIEWS, prepare_views
 from xfer.evaluation.label_metrics import label_score
 from xfer.evaluation.label_predictions import mean_of_labels
 from xfer.evaluation.metrics import Parts, score
-from xfer.evaluation.predict import Answered, answers_of, mean_over_views, predictions
+from xfer.evaluation.predict import answers_of, mean_over_views, predictions
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -66,8 +66,9 @@ def answered(
     reading: Reading,
     device: torch.device | None,
     broken: list[XferError] | None,
-) -> Answered:
-    """As :func:`answers`, of a share of the images, and not yet looked at."""
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+    """As :func:`answers`, of the share of ``reading``: the positions (n,) of the images that were
+    decoded, and their logits (n, classes), finite or not."""
     device = device or torch.device("cpu")
     net = net.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     size, workers, tta, several, share = reading

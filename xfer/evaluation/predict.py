@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from PIL import Image as PIL
@@ -195,23 +195,15 @@ def predict_split(
     return predictions(samples, *answered, classes)
 
 
-class Answered(NamedTuple):
-    """The images that were answered, by their positions ``at`` int64 (n,) in a split, ascending,
-    and their ``logits`` float32 (n, classes)."""
-
-    at: npt.NDArray[np.int64]
-    logits: npt.NDArray[np.float32]
-
-
 def answers_of(
     run: Callable[[Batch], npt.NDArray[np.float32]],
     batches: Iterable[tuple[Batch | None, Sequence[XferError | None]]],
     span: range,
     classes: int,
     broken: list[XferError] | None,
-) -> Answered:
-    """As :func:`predict_split`, of ``batches`` that hold the images at the positions ``span``;
-    whether the answers are finite is not looked at."""
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+    """As :func:`predict_split`, of ``batches`` that hold the images at the positions ``span``: the
+    positions (n,) of those that were decoded, and their logits (n, classes), finite or not."""
     decoded = bytearray()
 
     def answered() -> Iterator[npt.NDArray[np.float32]]:
@@ -226,7 +218,7 @@ def answers_of(
                 yield run(batch)
 
     logits = stacked(answered(), len(span), classes)
-    return Answered(span.start + np.flatnonzero(np.frombuffer(decoded, bool)), logits)
+    return span.start + np.flatnonzero(np.frombuffer(decoded, bool)), logits
 
 
 def stacked(

@@ -91,8 +91,8 @@ def _shared(
     mine = None if broken is None else list[XferError]()
     with distances_at(net, card.certificate) as seen:
         reading, classes = reading._replace(share=group.share), len(card.classes)
-        part = answered(net, samples, card.input, classes, reading, device, mine)
+        at, logits = answered(net, samples, card.input, classes, reading, device, mine)
     if broken is not None:
         broken.extend(chain.from_iterable(group.all_gather(mine or [])))
-    at, logits = group.gather_rows(part.at), group.gather_rows(part.logits)
-    return at, logits, [group.gather_rows(np.concatenate([np.empty(0), *seen]))]
+    distances = group.gather_rows(np.concatenate([np.empty(0), *seen]))
+    return group.gather_rows(at), group.gather_rows(logits), [distances]

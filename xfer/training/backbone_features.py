@@ -86,7 +86,8 @@ def _shared(
     net = assemble(bare.parts, bare.state)
     group.broadcast_state(net)
     frozen, options = at_rest(bare, net), replace(options, views=1)
-    trainer = replace(bare.specs.trainer, devices=1, nodes=1)  # which is what they are used on
+    # There are no epochs, and one device uses them.
+    trainer = replace(bare.specs.trainer, max_epochs=1, devices=1, nodes=1)
     one = replace(bare, specs=replace(bare.specs, trainer=trainer))
     work = Extraction(one, frozen, options, group)
     with group.rank_zero_first():

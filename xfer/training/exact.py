@@ -45,6 +45,7 @@ from xfer.training.features.feed import cut_within
 from xfer.training.features.find_cut import Refusal
 from xfer.training.fit_result import FitResult
 from xfer.training.head_input import first_layer, rows_of, watch
+from xfer.training.logger import logged
 from xfer.training.loss import CrossEntropy
 from xfer.training.optim import Exact
 from xfer.training.problem_of_head import (
@@ -65,7 +66,6 @@ if TYPE_CHECKING:
     from xfer.core.certificate import Certificate
     from xfer.evaluation.task import Pooled
     from xfer.plan.plan import Plan
-    from xfer.training.guarded_logger import GuardedLogger
 
 _ANY_EPOCHS = 1_000_000
 _NEAR = 1e-3  # of the largest logit: how far the solved head may answer from what was solved
@@ -198,21 +198,6 @@ def _certificate(
     held_out = HeldOut(logits, train.labels, "cv", train.sha256)
     unlike = fit_unlike(solved.layer, features, train.labels)
     return certify(plan.specs.certificate, held_out, unlike)
-
-
-def logged(plan: Plan, folder: Path, rows: list[Plain]) -> GuardedLogger | None:
-    """The logger of the run, with ``rows`` in it."""
-    built = plan.specs.logger.build(folder, plan.specs.experiment)
-    if built is None:
-        return None
-    from xfer.training.guarded_logger import GuardedLogger
-
-    logger = GuardedLogger(plan.specs.logger, built)
-    for row in rows:
-        known = {k: v for k, v in row.items() if k != "step" and v is not None}
-        logger.log_metrics(known, step=int(row["step"]))
-    logger.finalize("success")
-    return logger
 
 
 def solve(plan: Plan, frozen: PartlyFrozen, cached: CachedFeatures, lead: Lead = NOBODY) -> Solved:

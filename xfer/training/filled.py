@@ -24,8 +24,9 @@ from xfer.models.network import assemble
 from xfer.training.backbone_features import BackboneFeatures, backbone_features
 from xfer.training.certify import HeldOut, certify
 from xfer.training.distributed.rendezvous import NOBODY, Lead
-from xfer.training.exact import at_rest, logged
+from xfer.training.exact import at_rest
 from xfer.training.fit_result import FitResult
+from xfer.training.logger import logged
 from xfer.weights.formats.checkpoint_format import Snapshot, identity, write_snapshot
 
 if TYPE_CHECKING:
