@@ -62,6 +62,16 @@ def same_tables(one: Path, two: Path) -> list[str]:
     return names
 
 
+def assert_same_entries(place: Path) -> None:
+    """Under the keys that they have for one process, and no part is left."""
+    kept = [
+        {path.name: path.read_bytes() for path in (place / name / "features").glob("*.npy")}
+        for name in ("first", "second")
+    ]
+    assert kept[0] == kept[1] and kept[0]
+    assert list((place / "second" / "features").glob(".*.part")) == []
+
+
 def assert_solved_alike(one: Path, two: Path) -> None:
     assert rows(one) == rows(two)
     for name in ("best", "last"):
@@ -83,9 +93,7 @@ def test_two_ranks_solve_evaluate_and_predict_as_one_process(tmp_path: Path) -> 
     assert (two / "predictions.csv").read_text().count("\n") == 1 + 69 - 2
     assert "2 of 69 files are broken and left out" in (two / "run.log").read_text()
     assert_solved_alike(one, two)
-    # The same entries, under the keys that they have for one process, and no part is left.
-    kept = [{p.name for p in (tmp_path / n / "features").iterdir()} for n in ("first", "second")]
-    assert kept[0] == kept[1]
+    assert_same_entries(tmp_path)
     # The answers are shared as well, so that they need a launcher where there are several nodes.
     words = ["experiment=digits_freeze", *ONE, *shape(2, 1), f"checkpoint.path={two}"]
     with pytest.raises(LaunchError, match=r"trainer\.nodes: is 2, and no launcher"):
@@ -131,16 +139,22 @@ def test_each_rank_answers_an_equal_part_in_the_batches_of_one_process() -> None
     "typed",
     [
         ["head=knn"],
-        ["head=linear", "augment=standard", "features.views=2", "calibration=temperature"],
+        # Validation in one batch, which two ranks could not share if they had to.
+        ["augment=standard", "features.views=2", "data.eval_batch_size=200"],
+        ["loss=distill", "loss.teacher=teacher", "calibration=temperature"],
     ],
-    ids=["knn", "views"],
+    ids=["knn", "views", "taught"],
 )
 def test_heads_without_steps_are_the_same_on_two_ranks(typed: list[str], tmp_path: Path) -> None:
+    if "loss=distill" in typed:
+        tuned = ["experiment=digits_sgd", "freeze=none", "trainer.max_epochs=1", "stages=[fit]"]
+        ran(tmp_path, "teacher", *ONE, *tuned)
     typed = ["experiment=digits_freeze", "stages=[fit,evaluate]", *typed]
     one = ran(tmp_path, "one", *ONE, *typed, XFER_CACHE=str(tmp_path / "first"))
     two = ran(tmp_path, "two", *TWO, *typed, XFER_CACHE=str(tmp_path / "second"))
     same_tables(one, two)
     assert_solved_alike(one, two)
+    assert_same_entries(tmp_path)
 
 
 @pytest.fixture(scope="module")

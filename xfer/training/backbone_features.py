@@ -17,7 +17,7 @@ from xfer.core.types import Plain
 from xfer.freeze import layout
 from xfer.models.head import Linear
 from xfer.models.network import assemble, blueprint
-from xfer.training.distributed.group import ALONE, ProcessGroup
+from xfer.training.distributed.group import ProcessGroup
 from xfer.training.distributed.rendezvous import NOBODY, Lead, SentPlan
 from xfer.training.exact import at_rest, features_of, inputs, refuse_no_numbers
 from xfer.training.features import AutoFeatures
@@ -97,7 +97,6 @@ def _shared(
         raise CombinationError(asker, f"has no features: {cut.reason}", fix, 33)
     cached = CachedFeatures(work, cut)
     cached.train[None], cached.val[0] = cached.view("train", None), cached.view("val", None)
-    work.group = ALONE  # what is asked for later, the others do not hear
     return heads[0], frozen, cached
 
 

@@ -352,7 +352,6 @@ def features_of(plan: Plan, frozen: PartlyFrozen, group: ProcessGroup = ALONE) -
         cached.train[view] = cached.view("train", view)
     if "val" in work.splits:
         cached.val[0] = cached.view("val", None)
-    work.group = ALONE  # what is asked for later, the others do not hear
     return cached
 
 
