@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from xfer.plan.plan import Plan
     from xfer.report.live import LivePage
     from xfer.training.callbacks.progress import History
+    from xfer.training.distributed.rendezvous import Lead
     from xfer.training.fit_result import FitResult
 
 _NEED_NET = {"evaluate", "predict", "export", "benchmark", "embed"}
@@ -206,21 +207,15 @@ def _stages(work: Work, earlier: Earlier | None) -> Plain:
 def _line(work: Work, earlier: Earlier | None, page: LivePage) -> Plain:
     """Each stage reads what the one before left on disk; the report comes after a refusal too."""
     from xfer.report.write import finish
+    from xfer.training.distributed.rendezvous import led
 
     stages = work.plan.specs.stages
     for name, begin in _BEFORE_FIT.items():
         if name in stages:
             page.begin(name)
             begin(work)
-    if "fit" in stages:
-        page.begin("fit")
-        with working("fit"):
-            work.fitted = fitted = _fit(work, resume_file(work.folder) if earlier else None, page)
-        work.device = fitted.device
-        warn(work.warnings, warnings_of(fitted.rows, terms(work.plan), fitted.best["epoch"]))
-        if fitted.logger and fitted.logger.problem:
-            work.warnings.append(fitted.logger.problem)
-    net = _network(work) if _NEED_NET & set(stages) else None
+    with led(work.plan, work.folder) as lead:
+        net = _together(work, resume_file(work.folder) if earlier else None, page, lead)
     for name, stage in _AFTER_FIT.items():
         if net and name in stages and not (name == "benchmark" and work.refused):
             page.begin(name)
@@ -233,16 +228,35 @@ def _line(work: Work, earlier: Earlier | None, page: LivePage) -> Plain:
         return finish(work, net)
 
 
-def _fit(work: Work, resume: Path | None, page: LivePage) -> FitResult:
+def _together(work: Work, resume: Path | None, page: LivePage, lead: Lead) -> nn.Module | None:
+    """The stages of which every rank does a part, and the network that the next ones need."""
+    stages = work.plan.specs.stages
+    if "fit" in stages:
+        page.begin("fit")
+        with working("fit"):
+            work.fitted = fitted = _fit(work, resume, page, lead)
+        work.device = fitted.device
+        warn(work.warnings, warnings_of(fitted.rows, terms(work.plan), fitted.best["epoch"]))
+        if fitted.logger and fitted.logger.problem:
+            work.warnings.append(fitted.logger.problem)
+    net = _network(work) if _NEED_NET & set(stages) else None
+    for name, stage in (("evaluate", _evaluate), ("predict", _predict)):
+        if net and name in stages:
+            page.begin(name)
+            stage(work, net, lead)
+    return net
+
+
+def _fit(work: Work, resume: Path | None, page: LivePage, lead: Lead) -> FitResult:
     """Solve the head where that is planned; train step by step otherwise, and where the network
     turns out to be none whose head can be solved."""
     if work.plan.specs.optim.solves:
         from xfer.training import exact, filled
 
         if isinstance(work.plan.specs.head, Knn | Prototype):
-            return filled.fit(work.plan, work.folder)
+            return filled.fit(work.plan, work.folder, lead)
         try:
-            return exact.fit(work.plan, work.folder)
+            return exact.fit(work.plan, work.folder, lead)
         except exact.NotExact as error:
             if work.plan.asked.optim.solves:
                 raise ConfigError("optim", f"exact: {error}", "type optim=adamw", 63) from error
@@ -257,7 +271,7 @@ def _fit(work: Work, resume: Path | None, page: LivePage) -> FitResult:
         page.epoch(history.rows, history.best)
 
     work.plan, ends, held_out = before_fit(work.plan, work.folder)
-    fitted = replace(fit(work.plan, work.folder, resume, ends, shows), cv=held_out)
+    fitted = replace(fit(work.plan, work.folder, resume, ends, shows, lead), cv=held_out)
     work.plan = recall(work.plan, work.folder)  # in the batches that memory sufficed for
     return fitted
 
@@ -280,7 +294,7 @@ def _network(work: Work) -> nn.Module:
     return merge(assemble(plan.parts, plan.state)).eval()
 
 
-def _evaluate(work: Work, net: nn.Module) -> None:
+def _evaluate(work: Work, net: nn.Module, lead: Lead) -> None:
     from xfer.evaluation.evaluate import score_of
     from xfer.evaluation.out_of_fold import fitted_on
     from xfer.evaluation.predict import write_logits, write_predictions
@@ -288,7 +302,7 @@ def _evaluate(work: Work, net: nn.Module) -> None:
     for name, samples in work.plan.dataset.splits.items() if work.plan.dataset else ():
         if name == "train":
             continue
-        predicted = _answers(work, net, samples)
+        predicted = _answers(work, net, samples, lead)
         seen = {work.plan.card.splits.get(split): split for split in ("val", "train")}
         chose, parts = samples.sha256 in seen, work.plan.specs.metrics
         score = score_of(predicted, used_for_selection=chose, parts=parts)
@@ -316,6 +330,7 @@ def _without_folder(specs: Specs, plan: Plan, began: float) -> Result | None:
         return None if specs.stages else Result(Path(), plan.facts, None)
     from xfer.evaluation.predict import write_beside
     from xfer.report.result import outcome
+    from xfer.training.distributed.rendezvous import led
 
     run = run_of(checkpoint)
     work.folder = run or checkpoint.parent
@@ -327,19 +342,20 @@ def _without_folder(specs: Specs, plan: Plan, began: float) -> Result | None:
         work.exports = export_beside(plan, partial(_network, work), run, checkpoint)
         return Result(run, plan.facts, outcome(work))
     check_folder(work.folder)
-    path = str(_predict(work, _network(work), write_beside))
+    with led(plan, None) as lead:
+        path = str(_predict(work, _network(work), lead, write_beside))
     return Result(work.folder, work.plan.facts, outcome(work) | {"predictions": path})
 
 
 def _predict(
-    work: Work, net: nn.Module, write: Callable[[Predictions, Path], Path] | None = None
+    work: Work, net: nn.Module, lead: Lead, write: Callable[[Predictions, Path], Path] | None = None
 ) -> Path:
     """Predict what ``predict.input`` names; where the table is that ``write`` made of it."""
     from xfer.evaluation.predict import find, summary, warn_of_broken, write_table
 
     spec, broken = work.plan.card.input, list[XferError]()
     samples = find(work.plan.specs.predict_input, spec.range)
-    predicted = _answers(work, net, samples, broken)
+    predicted = _answers(work, net, samples, lead, broken)
     warn_of_broken(broken, len(samples))
     path = (write or write_table)(predicted, work.folder)
     for line in [*summary(predicted, path), *answer_page(work, net, samples, predicted, path)]:
@@ -348,15 +364,15 @@ def _predict(
 
 
 def _answers(
-    work: Work, net: nn.Module, samples: Samples, broken: list[XferError] | None = None
+    work: Work, net: nn.Module, samples: Samples, lead: Lead, broken: list[XferError] | None = None
 ) -> Predictions:
     from xfer.core.device import device_name, device_of
     from xfer.training.answering import answer
 
-    specs, cached = work.plan.specs, work.fitted.cached if work.fitted else None
-    device = device_of(specs.trainer.accelerator)
-    work.device = work.device if work.fitted else device_name(device)
-    return answer(specs, work.plan.card, net, samples, device, cached, broken)
+    plan, cached = work.plan, work.fitted.cached if work.fitted else None
+    if not work.fitted:
+        work.device = device_name(device_of(plan.specs.trainer.accelerator))
+    return answer(plan.specs, plan.card, net, samples, cached, broken, lead)
 
 
 def _export(work: Work, net: nn.Module) -> None:
@@ -376,8 +392,6 @@ def _export(work: Work, net: nn.Module) -> None:
 
 _BEFORE_FIT = {"audit": audit, "lr_find": find_rate, "soup": make_soup}
 _AFTER_FIT: dict[str, Callable[..., object]] = {
-    "evaluate": _evaluate,
-    "predict": _predict,
     "export": _export,
     "benchmark": benchmark,
     "embed": embed,

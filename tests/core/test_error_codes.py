@@ -89,10 +89,7 @@ SHARED = {
     623: "weights/formats/torch_pickle.py weights/formats/zip_check.py",
     631: "core/run_folder.py sweep/ledger.py",
     900: "core/download.py core/files.py core/http.py data/pack.py",
-    907: (
-        "training/distributed/rank.py training/features/extract.py "
-        "training/features/feature_parts.py"
-    ),
+    907: "training/distributed/rank.py training/features/feature_parts.py",
     956: "export/label_parity.py export/parity.py",
 }
 

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import warm
-from runs import OPTIONS, start
+from runs import OPTIONS
 
 # Of every rank of every run, wherever it is.
 CPU = ["trainer.accelerator=cpu", "data.batch_size=16"]
@@ -27,18 +27,23 @@ def shape(nodes: int, devices: int) -> list[str]:
 
 
 def by_variables(
-    folder: Path, nodes: int, devices: int, *options: str, script: str | None = None, **env: str
+    folder: Path, nodes: int, devices: int, *options: str, script: str = warm.COMMAND, **env: str
 ) -> list[warm.Run]:
     """All ranks of a run of the digits, rank 0 first; ``script`` is what the last one does."""
+    return by_variables_alone(folder, nodes, devices, *OPTIONS, *options, script=script, **env)
+
+
+def by_variables_alone(
+    folder: Path, nodes: int, devices: int, *options: str, script: str = warm.COMMAND, **env: str
+) -> list[warm.Run]:
+    """The same of a run of which only ``options`` are known."""
     count, port, runs = nodes * devices, str(free_port()), []
     for rank in range(count):
         says = {"RANK": str(rank), "WORLD_SIZE": str(count), "LOCAL_RANK": str(rank % devices)}
         meets = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, **says, **env}
-        words = [*CPU, *shape(nodes, devices), *options]
-        if script is not None and rank == count - 1:
-            runs.append(warm.start(folder, *OPTIONS, *words, script=script, **meets))
-        else:
-            runs.append(start(folder, *words, **meets))
+        words = [*options, *CPU, *shape(nodes, devices)]
+        does = script if rank == count - 1 else warm.COMMAND
+        runs.append(warm.start(folder, *words, script=does, **meets))
     return runs
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from ranks import free_port
 from runs import Process, assert_same, finish, in_an_epoch, only_run, rows, start, wait_for
 
 from xfer.config.hydra import compose_specs
@@ -269,14 +270,21 @@ for seed in (3, 4):
 
 
 @pytest.mark.slow
-def test_a_second_run_in_one_slurm_step_has_its_own_ranks(tmp_path):
-    short = [*TWO, "trainer.max_epochs=1", "stages=[fit]"]
-    env = {**os.environ, "SLURM_JOB_ID": f"2{os.getpid()}", "SLURM_STEP_NUM_TASKS": "2"}
+@pytest.mark.parametrize("launcher", ["slurm", "variables"])
+def test_a_second_run_of_the_same_ranks_has_its_own(tmp_path, launcher):
+    short = [*TWO, "trainer.max_epochs=1", "stages=[fit,evaluate]"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    if launcher == "slurm":
+        env |= {"SLURM_JOB_ID": f"2{os.getpid()}", "SLURM_STEP_NUM_TASKS": "2"}
+        keys = ["SLURM_PROCID"]
+    else:
+        env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
+        keys = ["RANK", "LOCAL_RANK"]
     tasks = [
         subprocess.Popen(
             [sys.executable, "-c", TWICE.replace("OPTIONS", repr(short))],
             cwd=tmp_path,
-            env={**env, "OMP_NUM_THREADS": "1", "SLURM_PROCID": number},
+            env={**env, **dict.fromkeys(keys, number)},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

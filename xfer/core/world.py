@@ -136,12 +136,13 @@ def _address(nodes: str) -> str:
         ) from None
 
 
-def check_world(nodes: int, devices: int, command: str, fits: bool) -> None:
+def check_world(nodes: int, devices: int, command: str, shares: bool) -> None:
     """Raise LaunchError where a launcher has started other ranks than ``nodes`` times ``devices``
-    or, for a run that ``fits`` on several nodes, where none has. ``command`` is that of the run."""
+    or, for a run that ``shares`` its work on several nodes, where none has. ``command`` is that
+    of the run."""
     world, wanted = launched(), nodes * devices
     if world is None:
-        if nodes > 1 and fits:
+        if nodes > 1 and shares:
             what = f"is {nodes}, and no launcher has started this process as one of {wanted} ranks"
             raise LaunchError("trainer.nodes", what, f"type {starts(nodes, devices, command)}", 1)
         return

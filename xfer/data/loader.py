@@ -166,8 +166,8 @@ class EvalLoader(_Loader):
     """Every image once, in order, nothing dropped, nothing padded; or their ``features``.
 
     ``sound`` gives batches as :meth:`ImageDataset.collate_sound` does, in place of raising. With a
-    ``share`` the batches of one process only; :func:`shared_size` says how large they may be, so
-    that no process is left without.
+    ``share`` the batches of one process only, those of the images at ``span``;
+    :func:`shared_size` says how large they may be, so that no process is left without.
     """
 
     def __init__(
@@ -181,5 +181,7 @@ class EvalLoader(_Loader):
     ) -> None:
         count = len(pictures)
         chunks = [range(i, min(i + batch_size, count)) for i in range(0, count, batch_size)]
+        mine = [chunks[number] for number in share.of(len(chunks))]
         collate = pictures.collate_sound if sound else pictures.collate
-        super().__init__(pictures, chunks[share.rank :: share.ranks], collate, workers, pin)
+        super().__init__(pictures, mine, collate, workers, pin)
+        self.span = range(mine[0].start, mine[-1].stop) if mine else range(0)

@@ -49,6 +49,10 @@ class RankShare(NamedTuple):
     rank: int = 0
     ranks: int = 1
 
+    def of(self, count: int) -> range:
+        """Which of ``count`` batches are this process's: as many as any other's, but for one."""
+        return range(count * self.rank // self.ranks, count * (self.rank + 1) // self.ranks)
+
 
 ALL = RankShare()
 

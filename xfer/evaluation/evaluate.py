@@ -16,11 +16,12 @@ from xfer.core.live_line import counted
 from xfer.core.types import InputSpec, LabelScore, Predictions, Samples, Score, Tta
 from xfer.data.loader import EvalLoader, eval_images
 from xfer.data.preprocess import prepare
+from xfer.data.sampler import ALL, RankShare
 from xfer.data.tta import VIEWS, prepare_views
 from xfer.evaluation.label_metrics import label_score
 from xfer.evaluation.label_predictions import mean_of_labels
 from xfer.evaluation.metrics import Parts, score
-from xfer.evaluation.predict import mean_over_views, predict_split
+from xfer.evaluation.predict import answers_of, mean_over_views, predictions
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -29,12 +30,13 @@ if TYPE_CHECKING:
 class Reading(NamedTuple):
     """How images come to a network: so many views at a time, decoded by ``workers`` processes,
     with the views of each that ``tta`` names; whether an image may have ``several`` labels, so that
-    the mean over its views is one a class."""
+    the mean over its views is one a class; the ``share`` of the batches that this process reads."""
 
     batch_size: int = 64
     workers: int = 0
     tta: Tta = "none"
     several: bool = False
+    share: RankShare = ALL
 
 
 def answers(
@@ -52,13 +54,27 @@ def answers(
     Images that cannot be decoded are left out where there is a list ``broken`` to put their
     errors into; without it the first one's DataError is raised.
     """
+    at, logits = answered(net, samples, spec, len(classes), reading, device, broken)
+    return replace(predictions(samples, at, logits, classes), views=VIEWS[reading.tta])
+
+
+def answered(
+    net: nn.Module,
+    samples: Samples,
+    spec: InputSpec,
+    classes: int,
+    reading: Reading,
+    device: torch.device | None,
+    broken: list[XferError] | None,
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+    """As :func:`answers`, of the share of ``reading``: the positions (n,) of the images that were
+    decoded, and their logits (n, classes), finite or not."""
     device = device or torch.device("cpu")
     net = net.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-    size, workers, tta, several = reading
+    size, workers, tta, several, share = reading
     count, recipe = VIEWS[tta], prepare if tta == "none" else partial(prepare_views, tta=tta)
-    loader = EvalLoader(
-        eval_images(samples, spec, recipe), max(1, size // count), workers, pin=False, sound=True
-    )
+    images = eval_images(samples, spec, recipe)
+    loader = EvalLoader(images, max(1, size // count), workers, pin=False, share=share, sound=True)
     batches = counted(loader, "evaluating", len(loader))
 
     def run(batch: list[torch.Tensor]) -> npt.NDArray[np.float32]:
@@ -70,8 +86,7 @@ def answers(
         return mean(logits.reshape(-1, count, logits.shape[1]))
 
     with torch.inference_mode():
-        answered = predict_split(run, batches, samples, classes, broken)
-    return replace(answered, views=count)
+        return answers_of(run, batches, loader.span, classes, broken)
 
 
 def score_of(

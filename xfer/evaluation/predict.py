@@ -191,6 +191,19 @@ def predict_split(
     ``None`` of each of its images. Errors are added to ``broken``; where there is no such list,
     the first one is raised. Raises DivergedError for an answer that is not finite.
     """
+    answered = answers_of(run, batches, range(len(samples)), len(classes), broken)
+    return predictions(samples, *answered, classes)
+
+
+def answers_of(
+    run: Callable[[Batch], npt.NDArray[np.float32]],
+    batches: Iterable[tuple[Batch | None, Sequence[XferError | None]]],
+    span: range,
+    classes: int,
+    broken: list[XferError] | None,
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+    """As :func:`predict_split`, of ``batches`` that hold the images at the positions ``span``: the
+    positions (n,) of those that were decoded, and their logits (n, classes), finite or not."""
     decoded = bytearray()
 
     def answered() -> Iterator[npt.NDArray[np.float32]]:
@@ -204,9 +217,8 @@ def predict_split(
             if batch is not None:
                 yield run(batch)
 
-    logits = stacked(answered(), len(samples), len(classes))
-    at = np.flatnonzero(np.frombuffer(decoded, bool))
-    return predictions(samples, at, logits, classes)
+    logits = stacked(answered(), len(span), classes)
+    return span.start + np.flatnonzero(np.frombuffer(decoded, bool)), logits
 
 
 def stacked(

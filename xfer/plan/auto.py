@@ -26,8 +26,7 @@ _SEEN = {"head": 20_000, "backbone": 2_000, "solved": 1_200}
 """Training images that a run sees in all, by what trains and from where."""
 _EPOCHS = {"head": (10, 50), "backbone": (5, 20), "solved": (4, 12)}
 _OF_STEPS = (
-    *("devices", "nodes", "strategy", "accumulate", "clip_norm", "ema_decay", "patience"),
-    *("compile", "callbacks"),
+    *("strategy", "accumulate", "clip_norm", "ema_decay", "patience", "compile", "callbacks"),
 )
 _OF_EPOCHS = ("monitor", "start_epoch", "interval", "every_n_epochs", "every_n_steps")
 _BATCH = 32  # images a step that the rates below are for

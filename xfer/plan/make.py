@@ -67,6 +67,7 @@ def make_plan(specs: Specs, not_exact: str = "") -> Plan:
     if plan is None:
         raise RuntimeError("a plan that failed without an error")
     check_tta(plan.card.input, specs.tta)
+    check_devices(plan, training)
     if training:
         _check_training(plan)
         check_certificate(plan.specs, plan.dataset)
@@ -378,7 +379,6 @@ def _check_training(plan: Plan) -> None:
     part = specs.metrics.get(policy.monitor.removeprefix("val_"))
     if part is not None:
         refuse_worse_end(policy.monitor, policy.mode, part.better)
-    check_devices(plan)
     # A BatchNorm would have one value to train on where its map is one pixel; larger maps have
     # more, and an odd image at the end of an epoch is never alone.
     if specs.data and specs.data.batch_size == 1 and plan.layout.batch_norms:

@@ -17,19 +17,28 @@ if TYPE_CHECKING:
     from xfer.plan.plan import Plan
 
 
-def check_devices(plan: Plan) -> None:
-    """Raise ConfigError for devices or ranks that are not there, or more than the images of each
-    split can feed."""
+_SHARED = {"fit", "evaluate", "predict"}
+"""Stages of which every rank does a part."""
+
+
+def check_devices(plan: Plan, training: bool) -> None:
+    """Raise ConfigError for devices or ranks that are not there or, where there is ``training`` by
+    steps, more than the images of each split can feed."""
     specs, trainer = plan.specs, plan.specs.trainer
-    check_world(trainer.nodes, trainer.devices, specs.command, "fit" in specs.stages)
-    _check_together(plan)
+    shares = bool(_SHARED & {*specs.stages})
+    if not (training or shares):
+        return
+    check_world(trainer.nodes, trainer.devices, specs.command, shares)
+    if training:
+        _check_together(plan)
     if trainer.accelerator == "gpu" or (trainer.accelerator == "auto" and trainer.devices > 1):
         check_gpus(trainer.accelerator, trainer.devices)
     if trainer.ranks == 1:
         return
     if trainer.accelerator == "mps":
         raise ConfigError("trainer.devices", "Apple's GPU is one device", "use 1", 67)
-    splits = plan.dataset.splits if plan.dataset else {}
+    by_steps = training and not specs.optim.solves
+    splits = plan.dataset.splits if plan.dataset and by_steps else {}
     # Batch normalisation cannot train on one image; a rank without any would wait for the others.
     for split, least in (("train", 2), ("val", 1)):
         count = len(splits.get(split, ()))

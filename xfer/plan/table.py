@@ -267,10 +267,12 @@ def _training_lines(facts: Plain) -> list[tuple[str, str]]:
 
 def _steps_line(facts: Plain) -> str:
     steps = facts["steps"]
+    devices, nodes = steps["devices"], steps.get("nodes", 1)
     if not facts["optimizer"]:
         filled = facts["params"]["trainable"] == 0
-        return f"none: the head {'holds training features' if filled else 'is solved exactly'}"
-    devices, nodes = steps["devices"], steps.get("nodes", 1)
+        how = "holds training features" if filled else "is solved exactly"
+        by = ", by rank 0 on features that all ranks compute" if devices * nodes > 1 else ""
+        return f"none: the head {how}{by}"
     each = f" on each of {devices} devices" if devices * nodes > 1 else ""
     each += f" on each of {nodes} nodes" if nodes > 1 else ""
     each += ", which divide the network among them" if steps.get("strategy") == "fsdp" else ""

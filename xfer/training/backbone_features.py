@@ -17,6 +17,8 @@ from xfer.core.types import Plain
 from xfer.freeze import layout
 from xfer.models.head import Linear
 from xfer.models.network import assemble, blueprint
+from xfer.training.distributed.group import ProcessGroup
+from xfer.training.distributed.rendezvous import NOBODY, Lead, SentPlan
 from xfer.training.exact import at_rest, features_of, inputs, refuse_no_numbers
 from xfer.training.features import AutoFeatures
 from xfer.training.features.extract import Extraction, PartlyFrozen
@@ -27,6 +29,7 @@ from xfer.training.features.find_cut import Refusal
 if TYPE_CHECKING:
     import numpy.typing as npt
 
+    from xfer.config.specs import Specs
     from xfer.plan.plan import Plan
 
 
@@ -47,13 +50,31 @@ class BackboneFeatures:
         return self.cached.facts({"hit": None})
 
 
-def backbone_features(plan: Plan, asker: str) -> BackboneFeatures:
-    """The features of the training and validation images, cached where features are.
+def backbone_features(plan: Plan, asker: str, lead: Lead = NOBODY) -> BackboneFeatures:
+    """The features of the training and validation images, cached where features are; the ranks of
+    ``lead`` compute equal parts.
 
     ``asker`` is the stage or head that needs them, for messages. Raises CombinationError where
     there can be none, DataError for features that are no numbers.
     """
-    began, options = time.perf_counter(), plan.specs.features
+    began = time.perf_counter()
+    path, frozen, cached = _shared(plan, asker, lead.ask(take_part, SentPlan.of(plan), asker))
+    rows = {split: inputs(frozen, cached, path, split) for split in ("train", "val")}
+    for split, array in rows.items():
+        refuse_no_numbers(array, cached.work.splits[split].names)
+    return BackboneFeatures(rows, frozen, cached, time.perf_counter() - began)
+
+
+def take_part(specs: Specs, group: ProcessGroup, sent: SentPlan, asker: str) -> None:
+    """Compute the part of one of the other ranks of :func:`backbone_features`."""
+    _shared(sent.received(specs), asker, group)
+
+
+def _shared(
+    plan: Plan, asker: str, group: ProcessGroup
+) -> tuple[str, PartlyFrozen, CachedFeatures]:
+    """The path of the classifier, the network and its features."""
+    options = plan.specs.features
     if not isinstance(options, AutoFeatures):
         what = f"works on cached features, and features is {options.use}"
         raise CombinationError(asker, what, "type features=auto", 31)
@@ -62,18 +83,21 @@ def backbone_features(plan: Plan, asker: str) -> BackboneFeatures:
     if len(heads) != 1:
         what = f"needs one classifier, and {plan.card.backbone.get('name')} has {len(heads)}"
         raise CombinationError(asker, what, "choose another backbone", 33)
-    frozen = at_rest(bare, assemble(bare.parts, bare.state))
-    work = Extraction(bare, frozen, options := replace(options, views=1))
-    cut = cut_within(work, options)
+    net = assemble(bare.parts, bare.state)
+    group.broadcast_state(net)
+    frozen, options = at_rest(bare, net), replace(options, views=1)
+    # There are no epochs, and one device uses them.
+    trainer = replace(bare.specs.trainer, max_epochs=1, devices=1, nodes=1)
+    one = replace(bare, specs=replace(bare.specs, trainer=trainer))
+    work = Extraction(one, frozen, options, group)
+    with group.rank_zero_first():
+        cut = cut_within(work, options)
     if isinstance(cut, Refusal):
         fix = "choose another backbone, or raise features.max_gb if that is the reason"
         raise CombinationError(asker, f"has no features: {cut.reason}", fix, 33)
     cached = CachedFeatures(work, cut)
     cached.train[None], cached.val[0] = cached.view("train", None), cached.view("val", None)
-    rows = {split: inputs(frozen, cached, heads[0], split) for split in ("train", "val")}
-    for split, array in rows.items():
-        refuse_no_numbers(array, work.splits[split].names)
-    return BackboneFeatures(rows, frozen, cached, time.perf_counter() - began)
+    return heads[0], frozen, cached
 
 
 @dataclass(frozen=True)

@@ -31,10 +31,10 @@ from xfer.weights.formats.checkpoint_format import read_snapshot, write_snapshot
 
 if TYPE_CHECKING:
     import numpy.typing as npt
-    import torch
     from torch import nn
 
     from xfer.plan.plan import Plan
+    from xfer.training.distributed.rendezvous import Lead
     from xfer.training.features.feature_loader import CachedFeatures
     from xfer.training.label_logistic import LabelRows
     from xfer.training.logistic import Solution, TrainingRows
@@ -72,9 +72,7 @@ def calibrate_solved(
     return replace(card, task=plan.specs.task.card(scaled, rows.labels, "cv"))
 
 
-def calibrate_best(
-    plan: Plan, path: Path, cached: CachedFeatures | None, device: torch.device
-) -> Card:
+def calibrate_best(plan: Plan, path: Path, cached: CachedFeatures | None, lead: Lead) -> Card:
     """Calibrate the whole checkpoint ``path`` on the validation images, where that was asked for,
     and write it anew; one that is calibrated stays as it is. The card that says so.
 
@@ -88,7 +86,7 @@ def calibrate_best(
     if snapshot.card.calibration:  # by the run that is resumed, before it was stopped
         return replace(plan.card, calibration=snapshot.card.calibration)
     net = restore(path, snapshot, *pieces(snapshot.card, plan.specs.make)).eval()
-    answers = _answers(plan, net, cached, device)
+    answers = _answers(plan, net, cached, lead)
     labels = plan.split("val").labels
     several, seed = labels.ndim == 2, derive("calibration", plan.specs.seed)
     fold_of = label_folds(labels, FOLDS, seed) if several else folds(labels, FOLDS, seed)
@@ -147,14 +145,12 @@ def _summary(made: Calibrated, fitted_on: str | None) -> str:
     return f"calibrated: {by}; {measured}"
 
 
-def _answers(
-    plan: Plan, net: nn.Module, cached: CachedFeatures | None, device: torch.device
-) -> Predictions:
+def _answers(plan: Plan, net: nn.Module, cached: CachedFeatures | None, lead: Lead) -> Predictions:
     """The logits of the validation images, as one view of each is evaluated."""
     from xfer.training.answering import answer
 
     one_view = replace(plan.specs, tta="none")
-    answered = answer(one_view, plan.card, net, plan.split("val"), device, cached)
+    answered = answer(one_view, plan.card, net, plan.split("val"), cached, lead=lead)
     net.cpu()
     return answered
 

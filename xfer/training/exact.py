@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,6 +34,8 @@ from xfer.training import logistic
 from xfer.training.calibrate import calibrate_solved
 from xfer.training.certify import HeldOut, certify
 from xfer.training.cross_validation import HeadProblem, out_of_fold
+from xfer.training.distributed.group import ALONE, ProcessGroup
+from xfer.training.distributed.rendezvous import NOBODY, Lead, SentPlan
 from xfer.training.feature_moments import blocks
 from xfer.training.features import AutoFeatures
 from xfer.training.features.cut import evaluated_from, inference
@@ -42,6 +45,7 @@ from xfer.training.features.feed import cut_within
 from xfer.training.features.find_cut import Refusal
 from xfer.training.fit_result import FitResult
 from xfer.training.head_input import first_layer, rows_of, watch
+from xfer.training.logger import logged
 from xfer.training.loss import CrossEntropy
 from xfer.training.optim import Exact
 from xfer.training.problem_of_head import (
@@ -62,7 +66,6 @@ if TYPE_CHECKING:
     from xfer.core.certificate import Certificate
     from xfer.evaluation.task import Pooled
     from xfer.plan.plan import Plan
-    from xfer.training.guarded_logger import GuardedLogger
 
 _ANY_EPOCHS = 1_000_000
 _NEAR = 1e-3  # of the largest logit: how far the solved head may answer from what was solved
@@ -87,21 +90,21 @@ class Solved:
     taught: Plain  # what the teacher was asked for
 
 
-def fit(plan: Plan, folder: Path) -> FitResult:
-    """Solve the head as planned. It is the same at every try, so a run that was stopped begins
-    again on the features that it has cached.
+def fit(plan: Plan, folder: Path, lead: Lead = NOBODY) -> FitResult:
+    """Solve the head as planned, on features that the ranks of ``lead`` compute in equal parts. It
+    is the same at every try, so a run that was stopped begins again on the features that it has
+    cached.
 
     Raises NotExact where the network cannot be cut before its head, or the head is followed by
     more than a mean; DataError for features that are no numbers.
     """
     began = time.perf_counter()
     net = assemble(plan.parts, plan.state)
-    frozen = at_rest(plan, net)
-    cached = features_of(plan, frozen)
+    frozen, cached = _at_rest_with_features(plan, net, lead.ask(take_part, SentPlan.of(plan)))
     features = cached.facts({"hit": None})
     features_s = time.perf_counter() - began
     log.info(cached.summary())
-    solved = solve(plan, frozen, cached)
+    solved = solve(plan, frozen, cached, lead)
     train = cached.work.splits["train"]
     plan = _with_task(plan, solved, train)
     verdict = freeze.verdict(frozen.hashes, freeze.hashes(net.state_dict(), frozen.hashes))
@@ -146,6 +149,21 @@ def fit(plan: Plan, folder: Path) -> FitResult:
     )
 
 
+def take_part(specs: Specs, group: ProcessGroup, sent: SentPlan) -> None:
+    """Compute the part of one of the other ranks of what rank 0 solves the head on."""
+    plan = sent.received(specs)
+    with suppress(NotExact):
+        _at_rest_with_features(plan, assemble(plan.parts, plan.state), group)
+
+
+def _at_rest_with_features(
+    plan: Plan, net: nn.Module, group: ProcessGroup
+) -> tuple[PartlyFrozen, CachedFeatures]:
+    group.broadcast_state(net)
+    frozen = at_rest(plan, net)
+    return frozen, features_of(plan, frozen, group)
+
+
 def _with_task(plan: Plan, solved: Solved, train: Samples) -> Plan:
     """The plan whose card says what held-out answers say of the task."""
     said = plan.specs.task.card(solved.solution.held_out, train.labels, "cv")
@@ -182,22 +200,7 @@ def _certificate(
     return certify(plan.specs.certificate, held_out, unlike)
 
 
-def logged(plan: Plan, folder: Path, rows: list[Plain]) -> GuardedLogger | None:
-    """The logger of the run, with ``rows`` in it."""
-    built = plan.specs.logger.build(folder, plan.specs.experiment)
-    if built is None:
-        return None
-    from xfer.training.guarded_logger import GuardedLogger
-
-    logger = GuardedLogger(plan.specs.logger, built)
-    for row in rows:
-        known = {k: v for k, v in row.items() if k != "step" and v is not None}
-        logger.log_metrics(known, step=int(row["step"]))
-    logger.finalize("success")
-    return logger
-
-
-def solve(plan: Plan, frozen: PartlyFrozen, cached: CachedFeatures) -> Solved:
+def solve(plan: Plan, frozen: PartlyFrozen, cached: CachedFeatures, lead: Lead = NOBODY) -> Solved:
     """Solve the head of the network, in place. Raises as :func:`fit`."""
     began, net, splits = time.perf_counter(), frozen.net, cached.work.splits
     options, loss = plan.specs.optim, plan.specs.loss
@@ -213,7 +216,7 @@ def solve(plan: Plan, frozen: PartlyFrozen, cached: CachedFeatures) -> Solved:
     val = inputs(frozen, cached, path, "val") if cached.val else None
     seconds = time.perf_counter() - began
     refuse_no_numbers(evaluated, splits["train"].names)
-    soft, taught = soft_targets(plan, frozen.device, numbers or [None])
+    soft, taught = soft_targets(plan, frozen.device, numbers or [None], lead)
     problem = problem_of(plan, views or [evaluated], evaluated, splits["train"], options, loss)
     if soft is not None and isinstance(problem, HeadProblem):
         problem = replace(problem, soft=soft)
@@ -328,17 +331,20 @@ def at_rest(plan: Plan, net: nn.Module) -> PartlyFrozen:
     return PartlyFrozen(net, freeze.hashes(net.state_dict(), names), device)
 
 
-def features_of(plan: Plan, frozen: PartlyFrozen) -> CachedFeatures:
+def features_of(plan: Plan, frozen: PartlyFrozen, group: ProcessGroup = ALONE) -> CachedFeatures:
     """The features of every view that is trained on, of each training image as it is evaluated,
-    and of the validation images, where there are some. Raises NotExact where there are none."""
+    and of the validation images, where there are some; each rank of ``group`` computes an equal
+    part. Raises NotExact where there are none."""
     options = plan.specs.features
     if not isinstance(options, AutoFeatures):
         raise NotExact("features are not cached")
-    # As many views as are asked for: they are used together, and not one an epoch.
-    trainer = replace(plan.specs.trainer, max_epochs=_ANY_EPOCHS)
+    # As many views as are asked for: they are used together, and not one an epoch. One process
+    # solves on them, so that they are those of one device.
+    trainer = replace(plan.specs.trainer, max_epochs=_ANY_EPOCHS, devices=1, nodes=1)
     many = replace(plan, specs=replace(plan.specs, trainer=trainer))
-    work = Extraction(many, frozen, options)
-    cut = cut_within(work, options)
+    work = Extraction(many, frozen, options, group)
+    with group.rank_zero_first():
+        cut = cut_within(work, options)
     if isinstance(cut, Refusal):
         raise NotExact(cut.reason)
     cached = CachedFeatures(work, cut)

@@ -23,8 +23,10 @@ from xfer.models.head.filled_layers import FilledHead
 from xfer.models.network import assemble
 from xfer.training.backbone_features import BackboneFeatures, backbone_features
 from xfer.training.certify import HeldOut, certify
-from xfer.training.exact import at_rest, logged
+from xfer.training.distributed.rendezvous import NOBODY, Lead
+from xfer.training.exact import at_rest
 from xfer.training.fit_result import FitResult
+from xfer.training.logger import logged
 from xfer.weights.formats.checkpoint_format import Snapshot, identity, write_snapshot
 
 if TYPE_CHECKING:
@@ -36,11 +38,11 @@ if TYPE_CHECKING:
 _BLOCK = 256  # images that are answered at a time
 
 
-def fit(plan: Plan, folder: Path) -> FitResult:
-    """Fill the head, in place of training it. Raises as
+def fit(plan: Plan, folder: Path, lead: Lead = NOBODY) -> FitResult:
+    """Fill the head, in place of training it. ``lead`` and what is raised as as
     :func:`xfer.training.backbone_features.backbone_features`."""
     began = time.perf_counter()
-    features = backbone_features(plan, "head")
+    features = backbone_features(plan, "head", lead)
     net = assemble(plan.parts, plan.state)
     frozen = at_rest(plan, net)
     net.cpu()

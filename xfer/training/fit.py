@@ -33,7 +33,7 @@ from xfer.training.callbacks.progress import History
 from xfer.training.callbacks.timeline import Timeline
 from xfer.training.certify import certify_best
 from xfer.training.distributed.group import ProcessGroup
-from xfer.training.distributed.rendezvous import followed, led
+from xfer.training.distributed.rendezvous import NOBODY, Lead, SentPlan
 from xfer.training.features.feed import Feed
 from xfer.training.fit_result import FitResult
 from xfer.training.head_start import prepare_head
@@ -45,10 +45,8 @@ from xfer.weights.formats.checkpoint_format import Snapshot, write_snapshot
 if TYPE_CHECKING:
     from xfer.config.specs import Specs
     from xfer.core.protocols import Data
-    from xfer.core.world import World
     from xfer.plan.plan import Plan
     from xfer.training.callbacks.timeline import Prunes, Shows
-    from xfer.training.distributed.meeting import Meeting
     from xfer.training.guarded_logger import GuardedLogger
 
 
@@ -58,9 +56,11 @@ def fit(
     resume: Path | None = None,
     prunes: Prunes | None = None,
     shows: Shows | None = None,
+    lead: Lead = NOBODY,
 ) -> FitResult:
-    """Train as planned; continue from the resume file ``resume`` where one is given, and end after
-    the epoch of which ``prunes`` says so. ``shows`` is called with the history after every epoch.
+    """Train as planned, with the ranks of ``lead``; continue from the resume file ``resume`` where
+    one is given, and end after the epoch of which ``prunes`` says so. ``shows`` is called with the
+    history after every epoch.
 
     Where memory runs out, and that is asked for, it begins again in smaller batches. Raises
     DivergedError, DataError, ConfigError, OutputError or OutOfMemory; never finishes without a best
@@ -70,8 +70,8 @@ def fit(
     with new_garbage_alone():
         while True:
             try:
-                with led(plan, folder, resume) as group:
-                    done = _train(plan, folder, resume, group, prunes, shows)
+                group = lead.ask(take_part, SentPlan.of(plan), folder.resolve(), resume)
+                done = _train(plan, folder, resume, group, prunes, shows)
                 break
             except OutOfMemory as error:
                 plan, resume = smaller(plan, folder, error), None
@@ -85,7 +85,7 @@ def fit(
     if snapshot.frozen is not None:  # else it is whole: the run that is resumed had come this far
         _complete(path, snapshot, done.net)
     feed = done.phases.feed
-    card = calibrate_best(plan, path, feed.last, done.device)
+    card = calibrate_best(plan, path, feed.last, lead)
     certify_best(plan, path)
     log.info(
         f"End training, the best {best['metric']} is: {best['value']:.4f}, "
@@ -107,10 +107,12 @@ def fit(
     )
 
 
-def take_part(specs: Specs, folder: Path, place: Meeting, world: World) -> None:
-    """Train as one of the other ranks of ``world`` in the run that rank 0 leads in ``folder``."""
-    with followed(specs, place, world) as (group, plan, resume):
-        _train(plan, folder, resume, group)
+def take_part(
+    specs: Specs, group: ProcessGroup, sent: SentPlan, folder: Path, resume: Path | None
+) -> None:
+    """Train as one of the other ranks in the run that rank 0 leads in ``folder``."""
+    _train(sent.received(specs), folder, resume, group)
+    free()
 
 
 class _Trained(NamedTuple):

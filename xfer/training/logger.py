@@ -17,6 +17,10 @@ from xfer.core.run_folder import BEST, checkpoints
 if TYPE_CHECKING:
     from pytorch_lightning.loggers import Logger
 
+    from xfer.core.types import Plain
+    from xfer.plan.plan import Plan
+    from xfer.training.guarded_logger import GuardedLogger
+
 
 @dataclass(frozen=True)
 class Csv:
@@ -154,3 +158,18 @@ def _require(package: str) -> None:
     if find_spec(package) is None:
         what = f"the package '{package}' is not installed"
         raise ConfigError("logger", what, f'pip install "{DISTRIBUTION}[{package}]"', 80)
+
+
+def logged(plan: Plan, folder: Path, rows: list[Plain]) -> GuardedLogger | None:
+    """The logger of a run without epochs, with ``rows`` in it."""
+    built = plan.specs.logger.build(folder, plan.specs.experiment)
+    if built is None:
+        return None
+    from xfer.training.guarded_logger import GuardedLogger
+
+    logger = GuardedLogger(plan.specs.logger, built)
+    for row in rows:
+        known = {k: v for k, v in row.items() if k != "step" and v is not None}
+        logger.log_metrics(known, step=int(row["step"]))
+    logger.finalize("success")
+    return logger

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from itertools import zip_longest
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import pytorch_lightning as pl
@@ -206,9 +206,8 @@ class Classifier(pl.LightningModule):
     def score(self) -> None:
         """Compute every metric of the split, as ``val_<name>`` in ``scores``."""
         self._answer_alike()
-        # In the order of the split: the ranks took its batches in turn.
-        turns = zip_longest(*self.group.all_gather(self._answers))
-        answers = [answer for turn in turns for answer in turn if answer is not None]
+        # Each rank's part follows that of the one before, as the split has them.
+        answers = chain.from_iterable(self.group.all_gather(self._answers))
         logits, labels = (torch.cat(parts) for parts in zip(*answers, strict=True))
         self._answers.clear()
         # Kept here rather than logged: Lightning's logged values are rounded to float32.

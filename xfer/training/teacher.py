@@ -12,6 +12,7 @@ import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Required
@@ -24,6 +25,7 @@ from torch.utils.data import DataLoader
 from typing_extensions import TypedDict
 
 from xfer.core.checked import read_checked
+from xfer.core.device import device_of
 from xfer.core.errors import WeightsError, XferError
 from xfer.core.files import file_sha256, write_json
 from xfer.core.live_line import counted
@@ -33,11 +35,16 @@ from xfer.core.types import Plain
 from xfer.data.loader import ImageDataset, eval_images, train_images
 from xfer.plan.resume import START_ANEW
 from xfer.plan.teacher_plan import TeacherPlan, teacher_file
+from xfer.training.distributed.group import ALONE, ProcessGroup
+from xfer.training.distributed.rendezvous import NOBODY, Lead, SentPlan
 from xfer.training.features import AutoFeatures, folder
-from xfer.training.features.store import FeatureEntry, Store, rows
+from xfer.training.features.feature_dir import EntryFiles
+from xfer.training.features.feature_parts import assisted, put_together
+from xfer.training.features.store import FeatureEntry, Store, digest, rows
 from xfer.training.soft_targets import SoftTargets
 
 if TYPE_CHECKING:
+    from xfer.config.specs import Specs
     from xfer.data.sampler import Key
     from xfer.plan.plan import Plan
 
@@ -77,13 +84,19 @@ class Lessons:
     crops. The teacher itself is opened when there is something that it has not answered. ``run``
     is the folder that holds the facts until the run ends; ``cached_views`` is how many augmented
     views of an image are trained on in turn, 0 for the evaluation view, ``None`` for a new one
-    every epoch.
+    every epoch. Each rank of ``group`` asks the teacher for an equal part of the images.
     """
 
     def __init__(
-        self, plan: Plan, teacher: TeacherPlan, device: torch.device, run: Path | None = None
+        self,
+        plan: Plan,
+        teacher: TeacherPlan,
+        device: torch.device,
+        run: Path | None = None,
+        group: ProcessGroup = ALONE,
     ) -> None:
         self.plan, self.teacher, self.device, self.run = plan, teacher, device, run
+        self.group = group
         given = plan.specs.features
         options = given if isinstance(given, AutoFeatures) else AutoFeatures()
         self.store = Store(folder(options.dir), options.max_gb)
@@ -117,8 +130,15 @@ class Lessons:
         computed. Raises OutputError when they cannot be stored, DataError for a broken image,
         WeightsError for a teacher that is another one since it was planned."""
         began, samples = time.perf_counter(), self.plan.split(split)
-        full = {**self.key(view), "data": samples.sha256}
-        entry = self.store.entry(full, len(samples), lambda: self._computed(split, view))
+        computed = partial(self._computed, split, view)
+        if self.group.leads:
+            full = {**self.key(view), "data": samples.sha256}
+            files = EntryFiles(self.store.folder, digest(full))
+            together = lambda: put_together(files, self.group, computed())  # noqa: E731
+            entry = self.store.entry(full, len(samples), together)
+            self.group.broadcast(full)
+        else:
+            entry = assisted(self.store, self.group, len(samples), computed)
         if split == "train":
             self._note(entry, view, time.perf_counter() - began)
         return entry
@@ -159,7 +179,7 @@ class Lessons:
             note(self.run, self.facts)
 
     def _computed(self, split: str, view: int | None) -> Iterator[torch.Tensor]:
-        """Logits (m, classes) of a split, chunk by chunk."""
+        """Logits (m, classes) of this rank's part of a split, chunk by chunk."""
         if self._answers is None:
             self._answers = opened(self.teacher, self.plan, self.device)
         pictures, columns = self._pictures(split, view), list(self.teacher.columns)
@@ -167,9 +187,10 @@ class Lessons:
         if view is not None:
             keys = [(view, index) for index in keys]
         data = self.plan.specs.data
+        chunks = [keys[i : i + _CHUNK] for i in range(0, len(keys), _CHUNK)]
         loader: DataLoader[Any] = DataLoader(
             pictures,
-            batch_sampler=[keys[i : i + _CHUNK] for i in range(0, len(keys), _CHUNK)],
+            batch_sampler=[chunks[number] for number in self.group.share.of(len(chunks))],
             num_workers=data.workers if data else 0,
             collate_fn=pictures.collate,
             worker_init_fn=ignore_in_worker,
@@ -226,17 +247,30 @@ def asked_in(run: Path) -> Plain:
 
 
 def soft_targets(
-    plan: Plan, device: torch.device, views: Sequence[int | None]
+    plan: Plan, device: torch.device, views: Sequence[int | None], lead: Lead = NOBODY
 ) -> tuple[SoftTargets | None, Plain]:
     """The targets that the teacher gives ``views`` of the training images, for a head that is
-    solved, and the facts of that; nothing for a run without one."""
-    lessons = lessons_of(plan, device)
-    if lessons is None:
+    solved, and the facts of that; nothing for a run without one. The ranks of ``lead`` ask it for
+    equal parts."""
+    if plan.teacher is None:
         return None, {}
+    group = lead.ask(take_part, SentPlan.of(plan), views)
+    lessons = Lessons(plan, plan.teacher, device, group=group)
     logits = [lessons.entry("train", view).array for view in views]
     log.info(lessons.summary())
     teacher = lessons.teacher
     return SoftTargets(logits, teacher.temperature, teacher.weight), lessons.facts
+
+
+def take_part(
+    specs: Specs, group: ProcessGroup, sent: SentPlan, views: Sequence[int | None]
+) -> None:
+    """Ask the teacher for the part of one of the other ranks of :func:`soft_targets`."""
+    if (plan := sent.received(specs)).teacher:
+        device = device_of(specs.trainer.accelerator)
+        lessons = Lessons(plan, plan.teacher, device, group=group)
+        for view in views:
+            lessons.entry("train", view)
 
 
 def opened(teacher: TeacherPlan, plan: Plan, device: torch.device) -> Answers:

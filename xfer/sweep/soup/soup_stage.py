@@ -152,7 +152,7 @@ class AveragedNetwork:
         from xfer.training.answering import answer
 
         self._fill(jobs)
-        return answer(self.plan.specs, self.plan.card, self.net, samples, self.device)
+        return answer(self.plan.specs, self.plan.card, self.net, samples)
 
     def _fill(self, jobs: tuple[int, ...]) -> None:
         import torch

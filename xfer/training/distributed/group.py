@@ -1,7 +1,7 @@
 """The processes that train together, and what they send each other.
 
-Gradients go through torch's own group (nccl on GPUs). Everything else is small, lies in the
-processor's memory and goes through a gloo group of its own, so that it never waits for a GPU.
+Gradients go through torch's own group (nccl on GPUs). Everything else lies in the processor's
+memory and goes through a gloo group of its own, so that it never waits for a GPU.
 """
 
 from __future__ import annotations
@@ -11,14 +11,20 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, Literal, TypeVar
 
+import numpy.typing as npt
 import torch
 from torch import distributed
 
+from xfer.core.long_array import zeros
+from xfer.data.sampler import RankShare
+
 T = TypeVar("T")
+Rows = npt.NDArray[Any]
 
 _PATIENCE = timedelta(days=30)
-"""Rank 0 may compute features for hours while the others wait; one that dies is noticed at once,
+"""Rank 0 may solve or write for hours while the others wait; one that dies is noticed at once,
 because its connections close."""
+_AT_ONCE = 1 << 13  # rows that are sent together
 
 
 class ProcessGroup:
@@ -36,6 +42,11 @@ class ProcessGroup:
         """Whether this process writes the run's files."""
         return self.rank == 0
 
+    @property
+    def share(self) -> RankShare:
+        """The part of a sequence that is this process's."""
+        return RankShare(self.rank, self.ranks)
+
     def broadcast(self, value: T) -> T:
         """What rank 0 has for ``value``."""
         if self._group is None:
@@ -51,6 +62,26 @@ class ProcessGroup:
         values: list[Any] = [None] * self.ranks
         distributed.all_gather_object(values, value, self._group)
         return values
+
+    def gather_rows(self, rows: Rows) -> Rows:
+        """On rank 0 the rows (n, ...) of all ranks after each other, as many as they may be; every
+        other keeps its own."""
+        if self._group is None:
+            return rows
+        counts = self.all_gather(len(rows))
+        if not self.leads:
+            for start in range(0, len(rows), _AT_ONCE):
+                distributed.send(torch.tensor(rows[start : start + _AT_ONCE]), 0, self._group)
+            return rows
+        every = zeros((sum(counts), *rows.shape[1:]), rows.dtype)
+        every[: len(rows)] = rows
+        end = len(rows)
+        for rank, count in enumerate(counts[1:], 1):
+            begin, end = end, end + count
+            for start in range(begin, end, _AT_ONCE):
+                block = torch.from_numpy(every[start : min(start + _AT_ONCE, end)])
+                distributed.recv(block, rank, self._group)
+        return every
 
     def all_reduce_max(self, number: int) -> int:
         """The largest ``number`` of any rank."""
@@ -77,10 +108,12 @@ class ProcessGroup:
             distributed.barrier(self._group)
 
     def broadcast_state(self, net: torch.nn.Module) -> None:
-        """Give the tensors of ``net``, in place, the values that rank 0 has."""
+        """Give the tensors of ``net``, wherever they lie, the values that rank 0 has."""
         if self._group is not None:
             for tensor in net.state_dict().values():
-                distributed.broadcast(tensor, 0, self._group)
+                value = tensor.cpu().contiguous()
+                distributed.broadcast(value, 0, self._group)
+                tensor.copy_(value)
 
     def broadcast_buffers(self, net: torch.nn.Module) -> None:
         """Give the buffers of ``net``, wherever they lie, the values that rank 0 has."""

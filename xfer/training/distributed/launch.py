@@ -1,8 +1,9 @@
 """The other processes of a run on several devices: started or awaited, and none outlives it.
 
-A run is led by rank 0, which plans, writes every file and does all stages. The others take part in
-the fit alone. xfer starts them itself, as ``python -m xfer.training.distributed.rank``, unless a
-launcher has started one process a device: then those other than rank 0 wait for its word.
+A run is led by rank 0, which plans, writes every file and does all stages. The others do their
+parts of the fit, of features, and of what is evaluated and predicted. xfer starts them itself, as
+``python -m xfer.training.distributed.rank``, unless a launcher has started one process a device:
+then those other than rank 0 wait for its word.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ _RANK = "xfer.training.distributed.rank"
 
 
 class Others:
-    """What rank 0 knows of the other ``ranks`` - 1 of a fit, from ``place``, where they meet."""
+    """What rank 0 knows of the other ``ranks`` - 1 of a run, from ``place``, where they meet."""
 
     def __init__(self, place: Meeting, ranks: int) -> None:
         self.place, self.ranks = place, ranks
@@ -103,7 +104,7 @@ class Others:
         return XferError("trainer.nodes", what, fix, 24)
 
     def wait(self) -> None:
-        """Until every rank has ended its fit. Raises XferError where one failed at the very end."""
+        """Until every rank has ended. Raises XferError where one failed at the very end."""
         for process in self.processes:
             with suppress(subprocess.TimeoutExpired):
                 process.wait(_GRACE)
@@ -169,11 +170,11 @@ def _until_heard(place: Meeting, ranks: int) -> None:
 
 
 def word_of(place: Meeting, world: World) -> Plain | None:
-    """What rank 0 says of the fit that it leads, once it does; ``None`` when it has ended without
-    one. Raises XferError where rank 0 is gone."""
+    """What rank 0 says of the run that it leads, once it has work for others; ``None`` when it has
+    ended without any. Raises XferError where rank 0 is gone."""
     pause = 0.02
     try:
-        while (word := place.read("fit")) is None:
+        while (word := place.read("call")) is None:
             if place.read("over") is not None:
                 place.put(f"heard{world.rank}", {})
                 return None

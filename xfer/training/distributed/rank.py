@@ -3,8 +3,8 @@
 ``python -m xfer.training.distributed.rank`` is how rank 0 starts it, with the environment of a
 launcher; where there is a launcher, ``python -m xfer`` itself comes here.
 
-It begins from the ``plan.json`` that rank 0 has saved, takes part in the fit, and ends. What
-cannot be read there (the images' names, what trains when) rank 0 sends; the weights as well.
+It looks whether it has rank 0's ``plan.json``, does its part of whatever rank 0 asks for, and ends.
+What cannot be read there (the images' names, what trains when) rank 0 sends; the weights as well.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 from xfer.config.build import Builder
 from xfer.config.provenance import Places
 from xfer.core.errors import OutputError, XferError
-from xfer.core.files import file_sha256, read_json
+from xfer.core.files import file_sha256
 from xfer.core.log import flush, log
 from xfer.core.run_status import as_xfer
 from xfer.core.signals import Stopped, heeded, stop
@@ -64,8 +64,8 @@ def _end_with_rank_zero() -> None:
 
 
 def follow(world: World) -> Path:
-    """Take part, as a rank other than 0, in the fit that rank 0 leads; its folder, or an empty path
-    where there comes none. Ends the process with the exit code of a fit that failed.
+    """Take part, as a rank other than 0, in the run that rank 0 leads; its folder, or an empty path
+    where it has none. Ends the process with the exit code of a run that failed.
 
     Raises XferError where rank 0 is not met, or is gone.
     """
@@ -76,22 +76,21 @@ def follow(world: World) -> Path:
 
 
 def take_part(world: World, place: Meeting) -> tuple[Path | None, int]:
-    """Train as one of the other ranks, where rank 0 leads a fit: its folder, and the exit code.
-    Errors go to rank 0. Raises XferError where rank 0 is gone."""
+    """Do the parts of one of the other ranks, where rank 0 asks for some: the folder of the run,
+    and the exit code. Errors go to rank 0. Raises XferError where rank 0 is gone."""
     from xfer.training.distributed.meeting import introduction, rank_wait
-    from xfer.training.distributed.rendezvous import is_lost
-    from xfer.training.fit import take_part as fit
+    from xfer.training.distributed.rendezvous import assist, is_lost
 
     place.put(f"hello{world.rank}", introduction())
     if (word := word_of(place, world)) is None:
         return None, 0
-    folder = Path(word["folder"])
+    folder = Path(word["folder"]) if "folder" in word else None
     log.addHandler(logging.NullHandler())  # rank 0 says it
     log.propagate = False
     stop.waits = True  # for the step after which all ranks stop
     try:
         with suppress(Stopped):
-            fit(_specs(world, word, min(_SEEN, rank_wait())), folder, place, world)
+            assist(_specs(world, word, min(_SEEN, rank_wait())), place, world)
     except Exception as error:
         if is_lost(error):
             return folder, _ends(place, world)  # who is gone has said why, or rank 0 sees it
@@ -111,22 +110,22 @@ def _ends(place: Meeting, world: World) -> int:
     """The exit code of a rank that has lost another one. Raises XferError where that is rank 0."""
     try:
         place.put(f"lost{world.rank}", {})
-        place.read("fit")  # what is only sent may be lost without an error
+        place.read("call")  # what is only sent may be lost without an error
     except RuntimeError as error:
         raise lost(world) from error
     return 1
 
 
 def _specs(world: World, word: Plain, seconds: float) -> Specs:
-    """What rank 0 was asked for, from its plan. Raises OutputError where that, or its folder of
-    features, is not seen here within ``seconds``."""
-    path = Path(word["folder"]) / "plan.json"
-    if problem := _unseen(path, word["plan"], seconds):
-        what = f"{problem} on {word['host']}, as rank {world.rank} sees it"
-        fix = "type run.dir=DIR, a folder that every node has at the same place"
-        raise OutputError(path, what, fix, 6)
-    plan = read_json(path)
-    specs = Builder(plan["config"], Places({}, [], [])).specs(plan["experiment"], [])
+    """What rank 0 was asked for. Raises OutputError where its plan, or its folder of features, is
+    not seen here within ``seconds``."""
+    if "folder" in word:
+        path = Path(word["folder"]) / "plan.json"
+        if problem := _unseen(path, word["plan"], seconds):
+            what = f"{problem} on {word['host']}, as rank {world.rank} sees it"
+            fix = "type run.dir=DIR, a folder that every node has at the same place"
+            raise OutputError(path, what, fix, 6)
+    specs = Builder(word["config"], Places({}, [], [])).specs(word["experiment"], [])
     options = specs.features
     if word["witness"] and isinstance(options, AutoFeatures):
         folder = options.store().folder

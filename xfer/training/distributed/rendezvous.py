@@ -1,15 +1,15 @@
-"""A fit by several processes: rank 0 calls the others and sends them the plan; they join."""
+"""Work that several processes share: rank 0 calls the others, and says what each is to do."""
 
 from __future__ import annotations
 
 import hashlib
 import secrets
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import distributed
@@ -38,44 +38,96 @@ from xfer.training.features import AutoFeatures
 if TYPE_CHECKING:
     from xfer.config.specs import Specs
     from xfer.core.settings import Trainer
+    from xfer.core.types import Plain
 
 _WORTH_A_WORD = 5.0
 """Seconds of waiting after which it is said for whom."""
 
 
+class SentPlan(NamedTuple):
+    """A plan on its way to another rank: without weights, which follow tensor by tensor, and
+    without what is built from ``config``, that which was asked for."""
+
+    light: Plan
+    config: Plain
+
+    @classmethod
+    def of(cls, plan: Plan) -> SentPlan:
+        """``plan``, to be sent."""
+        light = replace(plan, asked=None, specs=None, parts=None, state={}, network=None)  # type: ignore[arg-type]
+        return cls(light, plan.asked.config)
+
+    def received(self, specs: Specs) -> Plan:
+        """The plan as rank 0 has made it, by a rank that was asked for ``specs``."""
+        parts, _ = pieces(self.light.card, specs.make)
+        network, decided = blueprint(parts)[1], auto.apply(specs, self.light.decisions)
+        asked = replace(specs, config=self.config)  # by which the files of the run are known
+        return replace(self.light, asked=asked, specs=decided, parts=parts, network=network)
+
+
+class Lead:
+    """How rank 0 has the other ranks of a run do their parts of its work: they are called when the
+    first part is due, and wait from then on for the next. Without a plan it is that of a process
+    which does everything itself."""
+
+    def __init__(self, plan: Plan | None = None, folder: Path | None = None) -> None:
+        self._plan, self._folder = plan, folder
+        self._group: ProcessGroup | None = None
+        self.others: Others | None = None
+        self.stack = ExitStack()
+
+    def ask(self, part: Callable[..., object], *given: Any) -> ProcessGroup:
+        """Have every other rank call ``part(specs, group, *given)``; the group of all, in which
+        this process does its own part at once. ``part`` is a function of a module.
+
+        Raises the XferError that another rank fails of before it has come.
+        """
+        if self._plan is None:
+            return ALONE
+        if self._group is None:
+            self._group = self.stack.enter_context(self._met(self._plan))
+        self._group.broadcast((part, given))
+        return self._group
+
+    @contextmanager
+    def _met(self, plan: Plan) -> Iterator[ProcessGroup]:
+        trainer, world = plan.specs.trainer, launched()
+        if world:
+            self.others = Others(meeting_place(world), trainer.ranks)
+        else:
+            place, port = here()
+            self.others = Others(place, trainer.ranks)
+            world = World("xfer", 0, trainer.ranks, 0, 1, HERE, port, "")
+            self.others.start(port)
+        _call(self.others, plan, self._folder)
+        with _joined(self.others.place, world, trainer) as group:
+            yield group
+            group.broadcast(None)
+
+
+NOBODY = Lead()
+
+
 @contextmanager
-def led(plan: Plan, folder: Path, resume: Path | None) -> Iterator[ProcessGroup]:
-    """Within, the group of a run in ``folder``, which this process leads.
+def led(plan: Plan, folder: Path | None) -> Iterator[Lead]:
+    """Within, the lead of the run of ``plan`` in ``folder``, ``None`` where it has none of its own.
 
     Whatever happens inside, no other rank outlives it. Raises the XferError that another rank
-    failed of, or where one does not come.
+    failed of, or that says which one is gone.
     """
-    trainer = plan.specs.trainer
-    if trainer.ranks == 1:
-        yield ALONE
-        return
-    if world := launched():
-        others = Others(meeting_place(world), trainer.ranks)
-    else:
-        place, port = here()
-        others = Others(place, trainer.ranks)
-        world = World("xfer", 0, trainer.ranks, 0, 1, HERE, port, "")
+    lead = NOBODY if plan.specs.trainer.ranks == 1 else Lead(plan, folder)
     try:
-        if world.launcher == "xfer":
-            others.start(world.port)
-        _call(others, plan, folder)
-        with _joined(others.place, world, trainer) as group:
-            # The weights follow tensor by tensor.
-            light = replace(plan, asked=None, specs=None, parts=None, state={}, network=None)  # type: ignore[arg-type]
-            group.broadcast((light, plan.asked.config, resume))
-            yield group
-        others.wait()
+        with lead.stack:
+            yield lead
+        if lead.others:
+            lead.others.wait()
     except RuntimeError as error:
-        if is_lost(error):
-            raise others.failure() from error
+        if lead.others and is_lost(error):
+            raise lead.others.failure() from error
         raise
     finally:
-        others.end()
+        if lead.others:
+            lead.others.end()
 
 
 def is_lost(error: Exception) -> bool:
@@ -83,21 +135,13 @@ def is_lost(error: Exception) -> bool:
     return isinstance(error, distributed.DistError) or "gloo" in str(error)
 
 
-@contextmanager
-def followed(
-    specs: Specs, place: Meeting, world: World
-) -> Iterator[tuple[ProcessGroup, Plan, Path | None]]:
-    """Within, the group, as one of the other ranks of ``world``; the plan as rank 0 has made it,
-    without weights, and the resume file to resume from."""
+def assist(specs: Specs, place: Meeting, world: World) -> None:
+    """As one of the other ranks of ``world``, do what rank 0 asks for until it has all of it."""
     place.put(f"here{world.rank}", {})
     with _joined(place, world, specs.trainer) as group:
-        received: Any = group.broadcast(None)
-        sent, config, resume = received
-        parts, _ = pieces(sent.card, specs.make)
-        network, decided = blueprint(parts)[1], auto.apply(specs, sent.decisions)
-        asked = replace(specs, config=config)  # by which the files of the run are known
-        plan = replace(sent, asked=asked, specs=decided, parts=parts, network=network)
-        yield group, plan, resume
+        while (asked := group.broadcast(None)) is not None:
+            part, given = asked
+            part(specs, group, *given)
 
 
 @contextmanager
@@ -114,16 +158,18 @@ def _joined(place: Meeting, world: World, trainer: Trainer) -> Iterator[ProcessG
         distributed.destroy_process_group()
 
 
-def _call(others: Others, plan: Plan, folder: Path) -> None:
+def _call(others: Others, plan: Plan, folder: Path | None) -> None:
     """Until every rank has come, is of the same versions, sees what this one wrote, and has joined.
     Raises XferError where one does not, or ends before."""
     _await(others, "hello", "has come")
     refuse_other_versions(others)
     witness = _witness(plan)
     try:
-        word = {"folder": str(folder.resolve()), "plan": file_sha256(folder / "plan.json")}
+        word: Plain = {"config": plan.asked.config, "experiment": plan.asked.experiment}
+        if folder is not None:
+            word |= {"folder": str(folder.resolve()), "plan": file_sha256(folder / "plan.json")}
         name = witness.name if witness else None
-        others.place.put("fit", {**word, "witness": name, "host": introduction()["host"]})
+        others.place.put("call", {**word, "witness": name, "host": introduction()["host"]})
         _await(others, "here", "has joined")
     finally:
         if witness:
@@ -132,8 +178,8 @@ def _call(others: Others, plan: Plan, folder: Path) -> None:
 
 def _witness(plan: Plan) -> Path | None:
     """A file by which ranks on other nodes see whether they have this one's folder of features."""
-    options = plan.specs.features
-    if plan.specs.trainer.nodes == 1 or not isinstance(options, AutoFeatures):
+    options, shared = plan.specs.features, "fit" in plan.specs.stages
+    if plan.specs.trainer.nodes == 1 or not (shared and isinstance(options, AutoFeatures)):
         return None
     token = secrets.token_hex()
     path = options.store().folder / f".{hashlib.sha256(token.encode()).hexdigest()}"

@@ -46,6 +46,9 @@ class RankEnvironment(LightningEnvironment):
         """The number of this one's node: each has as many ranks."""
         return self._node
 
+    def teardown(self) -> None:
+        """What the launcher has said holds for the next run of this process, too."""
+
 
 class PhaseDdp(DDPStrategy):
     """Gradients are averaged over the ranks, of those parameters that train in the phase.

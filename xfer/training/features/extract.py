@@ -7,6 +7,7 @@ import json
 import platform
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Sampler
 
 from xfer.core.checksum import over, tensor_hashes
-from xfer.core.errors import DataError, OutputError, XferError
+from xfer.core.errors import DataError, XferError
 from xfer.core.files import read_json, write_json
 from xfer.core.live_line import counted
 from xfer.core.memory import give_back, keep_freed
@@ -30,7 +31,7 @@ from xfer.training.distributed.group import ALONE, ProcessGroup
 from xfer.training.features import AutoFeatures
 from xfer.training.features.cut import Cut, extract, prefix_state
 from xfer.training.features.feature_dir import EntryFiles
-from xfer.training.features.feature_parts import FeaturePart, read_part, share, write_part
+from xfer.training.features.feature_parts import assisted, put_together
 from xfer.training.features.find_cut import Refusal, find
 from xfer.training.features.store import FeatureEntry, digest, rows
 
@@ -188,8 +189,12 @@ class Extraction:
     def _made(self, cut: Cut, full: Plain, split: str, view: int | None) -> FeatureEntry:
         """The entry of ``full``, as rank 0 has it read or computed."""
         files, count = EntryFiles(self.store.folder, digest(full)), len(self.splits[split])
+
+        def computed() -> Iterator[torch.Tensor]:
+            return put_together(files, self.group, self._chunks(cut, split, view))
+
         for _ in range(2):
-            entry = self.store.entry(full, count, lambda: self._all(cut, files, split, view))
+            entry = self.store.entry(full, count, computed)
             if self._agrees(cut, entry, split, view):
                 return entry
             if not entry.hit:
@@ -202,32 +207,13 @@ class Extraction:
         apart = f"its features differ by {self.difference:.1e} from the same computed again"
         return XferError(entry.path, apart, "report this bug, and use features=never", 16)
 
-    def _all(
-        self, cut: Cut, files: EntryFiles, split: str, view: int | None
-    ) -> Iterator[torch.Tensor]:
-        """Every row of an entry in order: this rank's, then those that the others compute
-        meanwhile."""
-        self.group.broadcast(files.digest)
-        yield from self._chunks(cut, split, view)
-        for part in self.group.all_gather(FeaturePart(0))[1:]:
-            yield from read_part(files, part)
-
     def _assisted(self, cut: Cut, split: str, view: int | None) -> FeatureEntry:
-        """The entry that rank 0 has made, of which this rank computes its part when it is asked."""
-        while isinstance(asked := self.group.broadcast(None), str):
-            chunks, files = self._chunks(cut, split, view), EntryFiles(self.store.folder, asked)
-            self.group.all_gather(write_part(files, self.group.rank, chunks))
-        # By the key of rank 0: the same numbers, whatever the processor of this node.
-        full: Any = asked
-        entry = self.store.entry(full, len(self.splits[split]), self._unseen)
+        """The entry that rank 0 has made with the part that this rank computes."""
+        chunks, count = partial(self._chunks, cut, split, view), len(self.splits[split])
+        entry = assisted(self.store, self.group, count, chunks)
         if not self._agrees(cut, entry, split, view):
             raise self._apart(entry)
         return entry
-
-    def _unseen(self) -> Iterator[torch.Tensor]:
-        what = f"rank {self.group.rank} does not see there the features that rank 0 wrote"
-        fix = "type features.dir=DIR, a folder that every node has at the same place"
-        raise OutputError(self.store.folder, what, fix, 7)
 
     def positions(self, split: str, view: int | None) -> npt.NDArray[np.int64]:
         """The row of every image in the entry of a view."""
@@ -290,7 +276,7 @@ class Extraction:
         there as well."""
         pictures, chunk = self._pictures(split, view), self.chunk(split)
         batches = self.batches(split, view)
-        mine = share(len(batches), self.group.rank, self.group.ranks)
+        mine = self.group.share.of(len(batches))
         pads = split == "train" and not self._in_epochs_order(view) and chunk < len(pictures)
         loader: DataLoader[Any] = DataLoader(
             pictures,

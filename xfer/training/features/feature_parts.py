@@ -8,9 +8,9 @@ what a killed run leaves is removed with the other leftovers of the folder.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -21,7 +21,11 @@ from xfer.training.features.feature_dir import EntryFiles, storage_errors
 if TYPE_CHECKING:
     import torch
 
+    from xfer.training.distributed.group import ProcessGroup
+    from xfer.training.features.store import FeatureEntry, Store
+
 _ROWS = 1024
+_SHARED = "type features.dir=DIR, a folder that every node has at the same place"
 
 
 class FeaturePart(NamedTuple):
@@ -35,9 +39,34 @@ class FeaturePart(NamedTuple):
     sha256: str = ""
 
 
-def share(count: int, rank: int, ranks: int) -> range:
-    """Which of ``count`` batches are those of ``rank``: as many as any other's, but for one."""
-    return range(count * rank // ranks, count * (rank + 1) // ranks)
+def put_together(
+    files: EntryFiles, group: ProcessGroup, mine: Iterable[torch.Tensor]
+) -> Iterator[torch.Tensor]:
+    """Every row of an entry in order, as rank 0: ``mine``, then those that the others compute
+    meanwhile. Raises OutputError where one of these is not seen."""
+    group.broadcast(files.digest)
+    yield from mine
+    for part in group.all_gather(FeaturePart(0))[1:]:
+        yield from read_part(files, part)
+
+
+def assisted(
+    store: Store, group: ProcessGroup, count: int, mine: Callable[[], Iterable[torch.Tensor]]
+) -> FeatureEntry:
+    """The entry of ``count`` rows that rank 0 makes or has, as another rank, which computes its
+    part whenever it is asked, and hears its key at last. Raises OutputError where it is not seen.
+    """
+
+    def unseen() -> Iterator[torch.Tensor]:
+        what = f"rank {group.rank} does not see there the features that rank 0 wrote"
+        raise OutputError(store.folder, what, _SHARED, 7)
+
+    while isinstance(asked := group.broadcast(None), str):
+        files = EntryFiles(store.folder, asked)
+        group.all_gather(write_part(files, group.rank, mine()))
+    # By the key of rank 0: the same numbers, whatever the processor of this node.
+    key: Any = asked
+    return store.entry(key, count, unseen)
 
 
 def write_part(files: EntryFiles, rank: int, chunks: Iterable[torch.Tensor]) -> FeaturePart:
@@ -90,8 +119,7 @@ def read_part(files: EntryFiles, part: FeaturePart) -> Iterator[torch.Tensor]:
 
 def _unseen(path: Path, rank: int) -> OutputError:
     what = f"rank 0 does not see there what rank {rank} wrote ({path.name})"
-    fix = "type features.dir=DIR, a folder that every node has at the same place"
-    return OutputError(path.parent, what, fix, 7)
+    return OutputError(path.parent, what, _SHARED, 7)
 
 
 def _file(files: EntryFiles, rank: int) -> Path:

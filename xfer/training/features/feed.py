@@ -84,7 +84,7 @@ class Feed:
         from xfer.training.teacher import Lessons
 
         run = self.note.parent if self.group.leads else None
-        self.lessons = Lessons(self.plan, self.plan.teacher, module.device, run)
+        self.lessons = Lessons(self.plan, self.plan.teacher, module.device, run, self.group)
         self.train.taught = self.lessons.batch
 
     def _refuse(self, reason: str, phase: int) -> None:
@@ -125,8 +125,7 @@ class Feed:
             return
         began, first = time.perf_counter(), not lessons.facts["views"]
         lessons.cached_views = None if cached is None else (cached.work.views or 0)
-        with self.group.rank_zero_first():
-            lessons.ready(epoch)
+        lessons.ready(epoch)
         if first and self.group.leads:
             log.info(lessons.summary())
         self.seconds += time.perf_counter() - began
