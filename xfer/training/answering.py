@@ -40,8 +40,10 @@ def answer(
         reading = reading._replace(batch_size=size, workers=workers)
     certificate = usable(card.certificate, specs.tta)
     with distances_at(net, certificate) as distances:
-        # Features are those of one view, that which is evaluated without tta.
-        serves = cached and specs.tta == "none"
+        # Features are those of one view, that which is evaluated without tta. What is unlike is
+        # also seen by layers before them.
+        whole = certificate and certificate.unlike and len(certificate.unlike.layers) > 1
+        serves = cached and specs.tta == "none" and not whole
         if cached and serves and cached.serve(net, samples, reading.batch_size, device):
             logits = stacked(cached.logits(net), len(samples), len(card.classes))
             answered = predictions(samples, np.arange(len(samples)), logits, card.classes)
