@@ -3,11 +3,11 @@ called unlike: on images that nothing was fitted on.
 
     python bench/certificates.py [--draws 200] [--network squeezenet1_0] [--sets hymenoptera digits]
 
-Features at the head's input are computed once for each set and network. Each draw takes half of
+Features at stages and head are computed once for each set and network. Each draw takes half of
 all images to train on, solves the head as `optim=exact` does, certifies it on the answers of its
 folds, and asks for the other half. The scores beside LAC, which xfer uses, are APS (Romano et al.,
 2020) and RAPS (Angelopoulos et al., 2021, k = 1, lambda 0.1) without randomisation. Strangers are
-photographs of the other set; of the digits 5 to 9 those from 0 to 4, also for a plain
+photographs of the other set; `head` is the same by what enters the head alone; of the digits 5 to 9 those from 0 to 4, also for a plain
 `xfer experiment=digits_freeze`, by its exported file.
 """
 
@@ -16,6 +16,7 @@ import csv
 import os
 import tempfile
 import time
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,7 @@ from sklearn.datasets import load_digits
 COVERAGE, ALARMS = 0.9, 0.05
 
 
+@cache
 def features(root, network):
     """Features (n, d) by the path of the layer that they enter, the head's last, and labels (n,),
     of all images below ``root``."""

@@ -53,7 +53,12 @@ def test_each_stage_is_seen_at_its_first_layer_that_has_a_row_an_image() -> None
         ("vit_tiny_patch16_224", [*(f"blocks.{i}.attn.qkv" for i in (0, 3, 6, 9)), "head"]),
         (
             "swin_tiny_patch4_window7_224",
-            [*(f"layers.{i}.downsample.reduction" for i in (1, 2, 3)), "head.fc"],
+            # What enters the attention's layer is cut into windows.
+            [
+                "layers.0.blocks.0.mlp.fc1",
+                *(f"layers.{i}.downsample.reduction" for i in (1, 2, 3)),
+                "head.fc",
+            ],
         ),
     ],
 )
