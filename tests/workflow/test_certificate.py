@@ -31,6 +31,7 @@ from xfer.training.certify import HeldOut, certify, in_words
 from xfer.weights.formats.checkpoint_format import read_snapshot
 
 CLASSES = ["5", "6", "7", "8", "9"]
+LAYERS = [*(f"layer{i}.0.conv1" for i in range(1, 5)), "fc"]
 
 
 def facts(folder: Path, name: str = "result.json") -> Any:
@@ -118,23 +119,30 @@ def test_a_fit_by_steps_is_certified_on_its_validation_images_class_by_class(ste
     assert made.unlike is not None and len(made.unlike.reference) == 179
 
 
-def test_distances_are_of_what_enters_the_head(solved: Path) -> None:
-    """By torch alone: the pooled features of the network, and the Gaussian of the checkpoint."""
+def test_distances_are_of_what_enters_the_stages_and_the_head(solved: Path) -> None:
+    """By torch alone: the means of maps of the network, and the arrays of the checkpoint."""
     model = xfer.load(solved)
     content = load_tensors(solved / "checkpoints/best.ckpt")["certificate"]
     plan = make_plan(compose_specs(["experiment=digits_freeze"]))
     images = plan.split("val").images
     x = torch.stack([torch.from_numpy(prepare(images[i], model.card.input)) for i in range(30)])
     entered: list[torch.Tensor] = []
-    model.net.fc.register_forward_pre_hook(lambda _, args: entered.append(args[0]))  # type: ignore
+    for layer in LAYERS:
+        model.net.get_submodule(layer).register_forward_pre_hook(
+            lambda _, args: entered.append(
+                args[0].flatten(2).mean(2) if args[0].dim() > 2 else args[0]
+            )
+        )
     with torch.inference_mode():
         model.net(x)
-    z = (entered[0].double() - content["mean"].double()) @ content["basis"].double().T
-    white = z @ content["whiten"].double().T
-    far = torch.cdist(white, content["centres"].double()).square().amin(1)
-    p = (1 + (content["reference"].double() >= far[:, None]).sum(1)) / 718
+    content = {name: tensor.double() for name, tensor in content.items()}
+    away = (torch.cat(entered, 1).double() - content["mean"]) * content["scale"]
+    z = away @ content["basis"].T
+    outside = (away.square().sum(1) - z.square().sum(1)) * content["noise"]
+    far = torch.cdist(z @ content["whiten"].T, content["centres"]).square().amin(1) + outside
+    p = (1 + (content["reference"] >= far[:, None]).sum(1)) / 718
     rows = table(solved / "predictions_val.csv")[:30]
-    np.testing.assert_allclose([float(row["p_unlike"]) for row in rows], p, atol=1.5e-3)
+    np.testing.assert_allclose([float(row["p_unlike"]) for row in rows], p, atol=3e-3)
     assert 0.1 < p.median() < 0.9
 
 
@@ -159,7 +167,7 @@ def test_the_checkpoint_stays_plain_and_small(solved: Path) -> None:
     content = torch.load(solved / "checkpoints/best.ckpt", weights_only=True)
     assert sum(t.nbytes for t in content["certificate"].values()) < MOST_BYTES
     facts_of_card = content["xfer"]["card"]["certificate"]
-    assert facts_of_card["coverage"] == 0.9 and facts_of_card["layer"] == "fc"
+    assert facts_of_card["coverage"] == 0.9 and facts_of_card["layers"] == LAYERS
 
 
 def test_checkpoint_python_and_file_say_the_same_of_pictures(
@@ -182,7 +190,7 @@ def test_checkpoint_python_and_file_say_the_same_of_pictures(
         assert p == pytest.approx([answer.p_unlike] * 3, abs=1.1 / 718)
     low = [float(row["p_unlike"]) <= 0.05 for row in rows[1] if "/low/" in row["path"]]
     high = [float(row["p_unlike"]) <= 0.05 for row in rows[1] if "/high/" in row["path"]]
-    assert len(low) == len(high) == 40 and np.mean(low) > 0.4 and np.mean(high) < 0.13
+    assert len(low) == len(high) == 40 and np.mean(low) > 0.7 and np.mean(high) < 0.13
 
 
 def opened(file: Path) -> Any:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NotRequired
 
 import numpy as np
 from pydantic import ConfigDict, Field, with_config
@@ -31,19 +31,20 @@ validation images."""
 
 @dataclass(frozen=True)
 class Unlike:
-    """A Gaussian of the features that enter the head, and how far from it held-out images were.
+    """Where the features of training images lie, and how far from them held-out images were.
 
-    It has one centre a class and one covariance (Lee et al., 2018) of low rank: ``r`` principal
-    directions, and one variance outside of them (Tipping and Bishop, 1999).
-
-    ``layer`` is the dotted path of the layer whose input the features are, the mean over the
-    positions of a map. ``mean`` (d,), ``basis`` (r, d) orthonormal, ``whiten`` (r, r), ``centres``
-    (classes, r) whitened, ``noise`` (1,) one over the variance outside of the basis, 0 where there
-    is none; ``reference`` (m,) ascending distances of images that were held out. All float32.
+    The features are what enters ``layers`` (dotted paths, the head's last), the means over the
+    positions of maps, side by side. Each less ``mean`` (d,) times ``scale`` (d,), they are seen in
+    ``r`` principal directions ``basis`` (r, d), orthonormal, with one variance outside of them
+    (Tipping and Bishop, 1999), and there ``whiten`` (r, r) by the covariance within classes (Lee et
+    al., 2018). ``centres`` (m, r), whitened, are training images, in the first files of xfer the
+    means of classes. ``noise`` (1,) is one over the variance outside of the basis, 0 where there is
+    none; ``reference`` (k,) are ascending distances of images that were held out. All float32.
     """
 
-    layer: str
+    layers: tuple[str, ...]
     mean: Floats
+    scale: Floats
     basis: Floats
     whiten: Floats
     centres: Floats
@@ -51,13 +52,15 @@ class Unlike:
     reference: Floats
 
     def distance(self, features: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-        """Squared Mahalanobis distances to the nearest class, (n,), of features (n, d)."""
-        away = np.asarray(features, np.float64) - self.mean
+        """Squared distances, whitened, to the nearest of the centres, (n,), of features (n, d)."""
+        away = (np.asarray(features, np.float64) - self.mean) * self.scale
         inside = away @ self.basis.T.astype(np.float64)
         outside = np.maximum((away**2).sum(axis=1) - (inside**2).sum(axis=1), 0) * self.noise[0]
         white = inside @ self.whiten.T.astype(np.float64)
-        near = [((white - centre) ** 2).sum(axis=1) for centre in self.centres]
-        return np.asarray(np.min(near, axis=0) + outside)
+        near = np.full(len(white), np.inf)
+        for centre in self.centres:
+            np.minimum(near, ((white - centre) ** 2).sum(axis=1), out=near)
+        return np.asarray(near + outside)
 
     def p_value(self, distance: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
         """Conformal p-values (n,) of distances (n,): the share of held-out images that were as far
@@ -100,7 +103,7 @@ class Certificate:
     def to_plain(self) -> JsonFacts:
         """Its facts without the arrays, JSON-like, as a card has them."""
         facts = {name: value for name, value in vars(self).items() if name in _FACTS}
-        return facts | {"layer": self.unlike.layer if self.unlike else None}
+        return facts | {"layers": list(self.unlike.layers) if self.unlike else None}
 
     def arrays(self) -> dict[str, Floats]:
         """The arrays by name, float32: the other half of :meth:`to_plain`."""
@@ -108,7 +111,7 @@ class Certificate:
         return {"least": self.least, **unlike}
 
 
-_UNLIKE = ("mean", "basis", "whiten", "centres", "noise", "reference")
+_UNLIKE = ("mean", "scale", "basis", "whiten", "centres", "noise", "reference")
 _Share = Annotated[float, Field(gt=0, lt=1)]
 
 
@@ -122,10 +125,12 @@ class CertificateFacts(TypedDict):
     n: Annotated[int, Field(gt=0)]
     mean_set_size: Annotated[float, Field(ge=1)]
     sha256: str
-    layer: str | None
+    layers: NotRequired[Annotated[list[str], Field(min_length=1)] | None]
+    layer: NotRequired[str | None]
+    """in place of ``layers``, where a file says it of one: what xfer wrote at first"""
 
 
-_FACTS = frozenset(CertificateFacts.__annotations__) - {"layer"}
+_FACTS = frozenset(CertificateFacts.__annotations__) - {"layer", "layers"}
 
 
 def certificate_of(facts: JsonFacts, arrays: Mapping[str, Any], classes: int) -> Certificate:
@@ -133,8 +138,10 @@ def certificate_of(facts: JsonFacts, arrays: Mapping[str, Any], classes: int) ->
     them. Raises ValueError in one line for what is none."""
     checked(CertificateFacts, facts)
     values = dict(facts)
-    layer = values.pop("layer")
-    names = ("least", *_UNLIKE) if layer is not None else ("least",)
+    layers, layer = values.pop("layers", None), values.pop("layer", None)
+    if layer is not None:  # one layer, and no scale
+        layers, arrays = [layer], {"scale": np.ones_like(arrays.get("mean", ())), **arrays}
+    names = ("least", *_UNLIKE) if layers is not None else ("least",)
     if set(arrays) != set(names):
         raise ValueError(f"the certificate has the arrays {sorted(map(str, arrays))}")
     parts = {name: np.asarray(arrays[name]) for name in names}
@@ -142,7 +149,7 @@ def certificate_of(facts: JsonFacts, arrays: Mapping[str, Any], classes: int) ->
         raise ValueError(f"the certificate takes more than {MOST_BYTES:,} bytes")
     _check_shapes(parts, classes)
     least = parts.pop("least")
-    unlike = Unlike(layer, **parts) if layer is not None else None
+    unlike = Unlike(tuple(layers), **parts) if layers is not None else None
     return Certificate(**values, least=least, unlike=unlike)
 
 
@@ -151,7 +158,8 @@ def _check_shapes(parts: Mapping[str, npt.NDArray[Any]], classes: int) -> None:
     wanted: dict[str, tuple[int, ...]] = {"least": (classes,)}
     if "basis" in parts:
         rank, width = parts["basis"].shape if parts["basis"].ndim == 2 else (-1, -1)
-        wanted |= {"mean": (width,), "basis": (rank, width), "whiten": (rank, rank)}
+        wanted |= {"mean": (width,), "scale": (width,), "basis": (rank, width)}
+        wanted |= {"whiten": (rank, rank)}
         wanted |= {"centres": (len(parts["centres"]), rank), "noise": (1,)}
         wanted |= {"reference": (parts["reference"].size,)}
         if not (len(parts["centres"]) and parts["reference"].size):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -14,11 +15,15 @@ from xfer.core.log import log
 if TYPE_CHECKING:
     import numpy.typing as npt
     from torch import Tensor, nn
+    from torch.utils.hooks import RemovableHandle
 
     from xfer.core.certificate import Certificate
     from xfer.core.types import Predictions, Tta
+    from xfer.freeze.rows import Layout
 
     Matrix = npt.NDArray[Any]
+
+_STAGES = 4
 
 
 def layer_path(net: nn.Module, head: str) -> str | None:
@@ -30,6 +35,42 @@ def layer_path(net: nn.Module, head: str) -> str | None:
         if isinstance(module, Linear | Conv2d):
             return f"{head}.{name}" if name else head
     return None
+
+
+def layer_paths(net: nn.Module, layout: Layout, size: tuple[int, int]) -> tuple[str, ...]:
+    """The paths of the layers whose inputs tell what is unlike: of each stage but the first, its
+    first linear or convolution layer, then the head's; none where the head has none.
+
+    A layer counts that ``net``, in evaluation mode, calls once, before the head's, on an input that
+    has a row an image (one in windows has more): found out on two empty images of ``size``. Of more
+    than four stages four are taken, spread evenly, since each costs its width in the certificate.
+    """
+    import torch
+    from torch.nn import Conv2d, Linear
+
+    last = layer_path(net, layout.heads[-1])
+    if last is None:
+        return ()
+    modules = {path: m for path, m in net.named_modules() if isinstance(m, Linear | Conv2d)}
+    calls: list[tuple[str, int]] = []
+    with ExitStack() as stack:
+        for path, module in modules.items():
+            hook = module.register_forward_pre_hook(
+                lambda _, args, path=path: calls.append((path, len(args[0])))
+            )
+            stack.callback(hook.remove)
+        with torch.inference_mode():
+            net(torch.zeros(2, 3, *size, device=next(net.parameters()).device))
+    count = Counter(path for path, _ in calls)
+    before = calls[: calls.index((last, 2))] if (last, 2) in calls else []
+    sound = {path for path, rows in before if rows == 2 and count[path] == 1}
+    stages = []
+    for _, names in layout.stages[1:]:
+        owners = (name.rpartition(".")[0] for name in names)
+        stages += [next((path for path in owners if path in sound), None)]
+    found = [path for path in stages if path is not None]
+    step = max(1.0, len(found) / _STAGES)
+    return (*(found[int(i * step)] for i in range(min(len(found), _STAGES))), last)
 
 
 def mean_features(layer: nn.Module, entering: Tensor) -> Tensor:
@@ -44,40 +85,50 @@ def mean_features(layer: nn.Module, entering: Tensor) -> Tensor:
 
 
 @contextmanager
-def features_at(net: nn.Module, path: str) -> Iterator[list[Matrix]]:
-    """Within it, the features that enter the layer at ``path`` are put into the list, float32
-    (n, d), one array for each call of ``net``."""
-    seen: list[Matrix] = []
-    layer = net.get_submodule(path)
-    hook = layer.register_forward_pre_hook(
-        lambda _, args: seen.append(mean_features(layer, args[0]).cpu().numpy())
-    )
-    try:
+def features_at(net: nn.Module, paths: Sequence[str]) -> Iterator[dict[str, list[Matrix]]]:
+    """Within it, the features that enter the layers at ``paths`` are put into the list of each,
+    float32 (n, d), one array for each call of ``net``."""
+    seen: dict[str, list[Matrix]] = {path: [] for path in paths}
+    with entering(net, paths, lambda path, x: seen[path].append(x.cpu().numpy())):
         yield seen
-    finally:
-        hook.remove()
+
+
+@contextmanager
+def entering(
+    net: nn.Module, paths: Sequence[str], see: Callable[[str, Tensor], None]
+) -> Iterator[None]:
+    """Within it, ``see`` is given each of ``paths`` with the mean features that enter its layer."""
+
+    def watch(path: str) -> RemovableHandle:
+        return net.get_submodule(path).register_forward_pre_hook(
+            lambda layer, args: see(path, mean_features(layer, args[0].detach()))
+        )
+
+    with ExitStack() as stack:
+        for path in paths:
+            stack.callback(watch(path).remove)
+        yield
 
 
 @contextmanager
 def distances_at(net: nn.Module, certificate: Certificate | None) -> Iterator[list[Matrix]]:
     """The same for their distances by ``certificate``, (n,) each, of which a split takes far less
     memory; nothing is put into the list where it has none."""
-    seen: list[Matrix] = []
+    distances: list[Matrix] = []
     unlike = certificate.unlike if certificate is not None else None
     if unlike is None:
-        yield seen
+        yield distances
         return
-    layer = net.get_submodule(unlike.layer)
+    features: dict[str, Matrix] = {}
 
-    def see(_: nn.Module, args: tuple[Tensor, ...]) -> None:
-        features = mean_features(layer, args[0].detach()).cpu().numpy()
-        seen.append(unlike.distance(features))
+    def see(path: str, x: Tensor) -> None:
+        features[path] = x.cpu().numpy()
+        if path == unlike.layers[-1]:  # the head's, after all others
+            beside = np.concatenate([features[path] for path in unlike.layers], axis=1)
+            distances.append(unlike.distance(beside))
 
-    hook = layer.register_forward_pre_hook(see)
-    try:
-        yield seen
-    finally:
-        hook.remove()
+    with entering(net, unlike.layers, see):
+        yield distances
 
 
 def usable(certificate: Certificate | None, tta: Tta) -> Certificate | None:

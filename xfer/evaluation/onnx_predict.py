@@ -124,7 +124,7 @@ def _certificate(path: Path, said: dict[str, str]) -> Plain:
     except (ValueError, AttributeError) as error:
         what = f"what it says of its certificate is invalid ({error})"
         raise WeightsError(path, what, "export it again", 98) from error
-    return {key: facts[key] for key in facts if key not in ("sha256", "layer")}
+    return {key: facts[key] for key in facts if key not in ("sha256", "layer", "layers")}
 
 
 def _input(path: Path, session: Any) -> tuple[int | None, bool]:

@@ -3,8 +3,9 @@ among those of images that were held out. numpy only."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -17,46 +18,56 @@ if TYPE_CHECKING:
 
 _RANK = 64
 _RIDGE = 1.0  # of the mean variance, added to that of every direction
+_HEAD = 0.5  # of all variance is what enters the head; the other layers have equal shares
 _NUMBERS = int(0.9 * MOST_BYTES) // 4  # the rest is for the probabilities of sets
 _ROWS = 4_096  # images that are looked at, spread evenly
+_POINTS = 1_024  # of them are in the certificate
 _FOLDS, _MANY_FOLDS, _FEW_ROWS = 5, 15, 1_000
 _CONSTANT = 1e-12  # of the mean square: a variance below it is rounding
 
 
 def fit_unlike(
-    layer: str, features: Matrix, labels: npt.NDArray[np.int64], held: Matrix | None = None
+    features: Mapping[str, Matrix],
+    labels: npt.NDArray[np.int64],
+    held: Mapping[str, Matrix] | None = None,
 ) -> Unlike | None:
-    """The Gaussian of ``features`` (n, d) of training images with ``labels`` int64 (n,).
+    """Where ``features`` of training images with ``labels`` int64 (n,) lie: (n, d) by the path of
+    the layer that they enter, the head's last.
 
-    Its reference are the distances of ``held`` (m, d), features of images that nothing was trained
-    on; without them of the training images themselves, in folds, each from the Gaussian of the
-    others. That is for features that no training has changed. ``None`` for features that do not
-    vary, or are too wide for a certificate.
+    Its reference are the distances of ``held``, features of images that nothing was trained on;
+    without them of the training images themselves, in folds, each from those of the others. That is
+    for features that no training has changed. ``None`` for features that do not vary, or are too
+    wide for a certificate.
     """
-    rows = _spread(len(features), _ROWS)
-    x, y = np.asarray(features[rows], np.float64), labels[rows]
-    classes = len(np.unique(y))
-    rank = (_NUMBERS - x.shape[1] - _ROWS - classes) // (x.shape[1] + classes + _RANK)
-    whole = _gaussian(layer, x, y, min(_RANK, rank))
+    rows = _spread(len(labels), _ROWS)
+    x, y = _beside(features, rows), labels[rows]
+    fitted = _Fitting(tuple(features), tuple(part.shape[1] for part in features.values()))
+    whole = fitted.to(x, y)
     if whole is None:
         return None
     if held is not None:
-        return _with_reference(whole, whole.distance(held[_spread(len(held), _ROWS)]))
+        count = len(next(iter(held.values())))
+        return _with_reference(whole, whole.distance(_beside(held, _spread(count, _ROWS))))
     # A class at a time, so that each is in every fold.
     fold = np.empty(len(y), np.int64)
     count = min(_MANY_FOLDS if len(y) <= _FEW_ROWS else _FOLDS, len(y))
     fold[np.argsort(y, kind="stable")] = np.arange(len(y)) % count
     distances = np.full(len(y), np.nan)
     for k in range(count):
-        rest = _gaussian(layer, x[fold != k], y[fold != k], min(_RANK, rank))
+        rest = fitted.to(x[fold != k], y[fold != k])
         if rest is not None:
             distances[fold == k] = rest.distance(x[fold == k])
     distances = distances[np.isfinite(distances)]
     return _with_reference(whole, distances) if len(distances) else None
 
 
-def _with_reference(gaussian: Unlike, distances: Matrix) -> Unlike:
-    return replace(gaussian, reference=np.sort(distances).astype(np.float32))
+def _beside(features: Mapping[str, Matrix], rows: npt.NDArray[np.int64]) -> Matrix:
+    """These rows of all features side by side, float64."""
+    return np.concatenate([part[rows] for part in features.values()], axis=1, dtype=np.float64)
+
+
+def _with_reference(fitted: Unlike, distances: Matrix) -> Unlike:
+    return replace(fitted, reference=np.sort(distances).astype(np.float32))
 
 
 def _spread(n: int, most: int) -> npt.NDArray[np.int64]:
@@ -65,29 +76,51 @@ def _spread(n: int, most: int) -> npt.NDArray[np.int64]:
     return np.arange(count) * n // max(1, count)
 
 
-def _gaussian(layer: str, x: Matrix, y: npt.NDArray[np.int64], rank: int) -> Unlike | None:
-    """One centre a class and one covariance, without a reference; ``None`` for features (n, d) that
-    do not vary, and for a ``rank`` below 1."""
-    mean = x.mean(axis=0)
-    away = x - mean
-    total, width = float((away**2).mean()), x.shape[1]
-    if rank < 1 or total <= _CONSTANT * float((x**2).mean()):
-        return None
-    basis = _axes(away, rank)
-    inside = away @ basis.T
-    names, place = np.unique(y, return_inverse=True)
-    centres = np.stack([inside[place == i].mean(axis=0) for i in range(len(names))])
-    within = inside - centres[place]
-    covariance = within.T @ within / max(1, len(x) - len(names))
-    # Directions in which training images hardly vary would decide alone; with so much added to
-    # each, as in a ridge, those in which they vary count for more.
-    ridge = _RIDGE * total
-    root = np.linalg.cholesky(covariance + ridge * np.eye(len(basis)))
-    whiten = np.linalg.inv(root)
-    left = max(0.0, float((away**2).sum(axis=1).mean() - (inside**2).sum(axis=1).mean()))
-    noise = 1 / (left / (width - len(basis)) + ridge) if width > len(basis) else 0.0
-    parts = (mean, basis, whiten, centres @ whiten.T, np.array([noise]), np.empty(0))
-    return Unlike(layer, *(part.astype(np.float32) for part in parts))
+class _Fitting(NamedTuple):
+    """The ``layers`` that features enter, and how many of a row enter each."""
+
+    layers: tuple[str, ...]
+    widths: tuple[int, ...]
+
+    def to(self, x: Matrix, y: npt.NDArray[np.int64]) -> Unlike | None:
+        """What rows (n, d) with labels (n,) give, without a reference; ``None`` for features that
+        do not vary, and for those that are too wide."""
+        mean, width = x.mean(axis=0), x.shape[1]
+        # The nearest image, not the mean of a class: a class is not round.
+        points = np.argsort(y, kind="stable")[_spread(len(y), _POINTS)]
+        rank = (_NUMBERS - 2 * width - _ROWS) // (width + len(points) + _RANK)
+        scale = self._scale(x, mean)
+        away = (x - mean) * scale
+        if rank < 1 or not scale.any():
+            return None
+        basis = _axes(away, min(rank, _RANK))
+        inside = away @ basis.T
+        names, place = np.unique(y, return_inverse=True)
+        centres = np.stack([inside[place == i].mean(axis=0) for i in range(len(names))])
+        within = inside - centres[place]
+        covariance = within.T @ within / max(1, len(x) - len(names))
+        # Directions in which training images hardly vary would decide alone; with so much added to
+        # each, as in a ridge, those in which they vary count for more.
+        ridge = _RIDGE * float((away**2).mean())
+        whiten = np.linalg.inv(np.linalg.cholesky(covariance + ridge * np.eye(len(basis))))
+        left = max(0.0, float((away**2).sum(axis=1).mean() - (inside**2).sum(axis=1).mean()))
+        noise = 1 / (left / (width - len(basis)) + ridge) if width > len(basis) else 0.0
+        near = inside[points] @ whiten.T
+        parts = (mean, scale, basis, whiten, near, np.array([noise]), np.empty(0))
+        return Unlike(self.layers, *(part.astype(np.float32) for part in parts))
+
+    def _scale(self, x: Matrix, mean: Matrix) -> Matrix:
+        """By which each feature is multiplied, (d,), so that a layer has its share of the variance,
+        however wide it is; 0 for a layer whose features do not vary."""
+        scales = []
+        for i, end in enumerate(np.cumsum(self.widths)):
+            part = slice(end - self.widths[i], end)
+            total = float(((x[:, part] - mean[part]) ** 2).sum(axis=1).mean())
+            varies = total > _CONSTANT * float((x[:, part] ** 2).sum(axis=1).mean())
+            last = i == len(self.widths) - 1
+            share = _HEAD if last else (1 - _HEAD) / (len(self.widths) - 1)
+            scales.append(np.full(self.widths[i], np.sqrt(share / total) if varies else 0.0))
+        return np.concatenate(scales)
 
 
 def _axes(away: Matrix, rank: int) -> Matrix:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from xfer.evaluation.certified import mean_features
+from xfer.evaluation.certified import entering
 from xfer.evaluation.onnx_session import P_UNLIKE, PREDICTION_SET
 
 if TYPE_CHECKING:
@@ -31,9 +31,7 @@ class Certified(nn.Module):
         self.register_buffer("least", torch.from_numpy(certificate.least))
         self.far = Far(certificate.unlike) if certificate.unlike is not None else None
         # Beside the module: torch's exporter refuses tensors that a forward pass leaves in it.
-        self.__dict__["watched"] = (
-            net.get_submodule(certificate.unlike.layer) if certificate.unlike else None
-        )
+        self.__dict__["net"] = net
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -42,25 +40,22 @@ class Certified(nn.Module):
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """See the class."""
-        features: list[torch.Tensor] = []
-        layer = self.__dict__["watched"]
-        hook = None
-        if layer is not None:
-            hook = layer.register_forward_pre_hook(
-                lambda _, args: features.append(mean_features(layer, args[0]))
-            )
-        answers: torch.Tensor = self.answering(images)
-        if hook is not None:
-            hook.remove()
+        features: dict[str, torch.Tensor] = {}
+        layers = self.far.layers if self.far is not None else ()
+        with entering(self.__dict__["net"], layers, features.__setitem__):
+            answers: torch.Tensor = self.answering(images)
         shares = answers if self.probabilities else answers.softmax(1)
         sets = (shares >= self.least) | (shares >= shares.amax(1, keepdim=True))
-        return (answers, sets) if self.far is None else (answers, sets, self.far(features[0]))
+        if self.far is None:
+            return answers, sets
+        return answers, sets, self.far(torch.cat([features[path] for path in layers], dim=1))
 
 
 class Far(nn.Module):
     """The p-values, float32 (n,), of features (n, d): :class:`xfer.core.certificate.Unlike`."""
 
     mean: torch.Tensor
+    scale: torch.Tensor
     basis: torch.Tensor
     whiten: torch.Tensor
     centres: torch.Tensor
@@ -69,12 +64,13 @@ class Far(nn.Module):
 
     def __init__(self, unlike: Unlike) -> None:
         super().__init__()
-        for name in ("mean", "basis", "whiten", "centres", "noise", "reference"):
+        self.layers = unlike.layers
+        for name in ("mean", "scale", "basis", "whiten", "centres", "noise", "reference"):
             self.register_buffer(name, torch.from_numpy(getattr(unlike, name)))
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """See the class."""
-        away = features - self.mean
+        away = (features - self.mean) * self.scale
         inside = away @ self.basis.T
         outside = ((away**2).sum(1) - (inside**2).sum(1)).clamp(min=0) * self.noise
         white = inside @ self.whiten.T

@@ -52,8 +52,10 @@ def answer(
         reading = reading._replace(batch_size=size, workers=workers)
     device = device_of(specs.trainer.accelerator)
     card = replace(card.merged(), certificate=usable(card.certificate, specs.tta))
-    # Features are those of one view, that which is evaluated without tta.
-    serves = cached and specs.tta == "none"
+    # Features are those of one view, that which is evaluated without tta. What is unlike is also
+    # seen by layers before them.
+    unlike = card.certificate.unlike if card.certificate else None
+    serves = cached and specs.tta == "none" and (unlike is None or len(unlike.layers) == 1)
     if cached and serves and cached.serve(net, samples, reading.batch_size, device):
         with distances_at(net, card.certificate) as distances:
             logits = stacked(cached.logits(net), len(samples), len(card.classes))

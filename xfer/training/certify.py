@@ -14,13 +14,14 @@ from xfer.core.certificate import Certificate, FittedOn
 from xfer.core.device import device_of
 from xfer.core.log import log
 from xfer.core.types import Predictions, Samples
-from xfer.evaluation.certified import features_at, layer_path
+from xfer.evaluation.certified import features_at, layer_paths
 from xfer.evaluation.conformal import least_probabilities
 from xfer.evaluation.evaluate import Reading, answers
 from xfer.evaluation.unlike import fit_unlike
 from xfer.weights.formats.checkpoint_format import read_snapshot, write_snapshot
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     import numpy.typing as npt
@@ -80,7 +81,8 @@ def in_words(made: Certificate) -> str:
     )
     if made.unlike is None:
         return line + "no p_unlike: the features do not vary, or the head has no layer for them"
-    return line + f"p_unlike is {1 / (1 + len(made.unlike.reference)):.2g} at least"
+    of = f"what enters {', '.join(made.unlike.layers)}"
+    return line + f"p_unlike, by {of}, is {1 / (1 + len(made.unlike.reference)):.2g} at least"
 
 
 def certify_best(plan: Plan, path: Path) -> None:
@@ -102,28 +104,26 @@ def _of_steps(plan: Plan, net: nn.Module) -> Certificate | None:
     """That of a network trained step by step: on the validation images, with the features of the
     training images from one pass in inference mode."""
     train, val = plan.split("train"), plan.split("val")
-    layer = layer_path(net, plan.layout.heads[-1])
-    logits, held = _answers(plan, net, layer, val)
+    layers = layer_paths(net, plan.layout, plan.card.input.size)
+    logits, held = answers_with_features(plan, net, layers, val)
     unlike = None
-    if layer is not None:
-        _, features = _answers(plan, net, layer, train)
-        unlike = fit_unlike(layer, features, train.labels, held=held)
+    if layers:
+        _, features = answers_with_features(plan, net, layers, train)
+        unlike = fit_unlike(features, train.labels, held=held)
     held_out = HeldOut(logits, val.labels, "val", val.sha256)
     return certify(plan.specs.certificate, held_out, unlike)
 
 
-def _answers(
-    plan: Plan, net: nn.Module, layer: str | None, samples: Samples
-) -> tuple[Matrix, Matrix]:
-    """Logits (n, classes), and the features (n, d) that enter ``layer``."""
+def answers_with_features(
+    plan: Plan, net: nn.Module, layers: Sequence[str], samples: Samples
+) -> tuple[Matrix, dict[str, Matrix]]:
+    """Logits (n, classes), and the features (n, d) that enter each of ``layers``, of one pass over
+    ``samples`` as they are evaluated. ``net`` is in evaluation mode after it."""
     specs = plan.specs
     if specs.data is None:
         raise ValueError("a fit without data")
     reading = Reading(specs.data.eval_batch_size, specs.data.workers)
     device = device_of(specs.trainer.accelerator)
-    if layer is None:
+    with features_at(net, layers) as seen:
         answered = answers(net, samples, plan.card.input, plan.card.classes, reading, device)
-        return answered.logits, np.empty((len(samples), 0), np.float32)
-    with features_at(net, layer) as seen:
-        answered = answers(net, samples, plan.card.input, plan.card.classes, reading, device)
-    return answered.logits, np.concatenate(seen)
+    return answered.logits, {path: np.concatenate(blocks) for path, blocks in seen.items()}

@@ -153,9 +153,9 @@ class _AtClassifier:
 
         from xfer.evaluation.certified import features_at
 
-        with features_at(self.net, self.path) as seen:
+        with features_at(self.net, [self.path]) as seen:
             self.net(images.to(self.device, memory_format=torch.channels_last))
-        return seen[0]
+        return seen[self.path][0]
 
 
 def _embedded(plan: Plan, layer: _AtClassifier, body: IO[bytes]) -> Embeddings:

@@ -25,6 +25,7 @@ from xfer.core.long_array import zeros
 from xfer.core.run_folder import LAST, best_checkpoint, checkpoints
 from xfer.core.types import Card, Plain, Samples
 from xfer.evaluation.calibration import scaling_of
+from xfer.evaluation.certified import layer_paths
 from xfer.evaluation.out_of_fold import TABLE
 from xfer.evaluation.predict import write_predictions
 from xfer.evaluation.unlike import fit_unlike
@@ -32,7 +33,7 @@ from xfer.freeze.rows import ParameterRow
 from xfer.models.network import assemble
 from xfer.training import logistic
 from xfer.training.calibrate import calibrate_solved
-from xfer.training.certify import HeldOut, certify
+from xfer.training.certify import HeldOut, answers_with_features, certify
 from xfer.training.cross_validation import HeadProblem, out_of_fold
 from xfer.training.distributed.group import ALONE, ProcessGroup
 from xfer.training.distributed.rendezvous import NOBODY, Lead, SentPlan
@@ -194,9 +195,11 @@ def _certificate(
     train, logits = cached.work.splits["train"], solved.solution.held_out
     if card.calibration:
         logits = scaling_of(card.calibration, len(card.classes)).of(logits).astype(np.float32)
-    features = inputs(frozen, cached, solved.layer, "train")
+    net = frozen.net.eval()
+    layers = layer_paths(net, plan.layout, plan.card.input.size)
+    _, features = answers_with_features(plan, net, layers, train)
     held_out = HeldOut(logits, train.labels, "cv", train.sha256)
-    unlike = fit_unlike(solved.layer, features, train.labels)
+    unlike = fit_unlike(features, train.labels) if layers else None
     return certify(plan.specs.certificate, held_out, unlike)
 
 
