@@ -113,7 +113,14 @@ def aside() -> Iterator[None]:
 def is_live() -> bool:
     """Whether standard error is a terminal whose cursor can be moved."""
     moves = os.environ.get("TERM", "dumb") not in ("dumb", "unknown")
-    return moves and sys.stderr is not None and sys.stderr.isatty()
+    return moves and sys.stderr is not None and sys.stderr.isatty() and not _in_notebook()
+
+
+def _in_notebook() -> bool:
+    """Whether a notebook started this process: Jupyter gives ``!xfer train`` what passes for a
+    terminal, and shows each drawing of the line below the last one."""
+    environ = os.environ
+    return "JPY_PARENT_PID" in environ or "backend_inline" in environ.get("MPLBACKEND", "")
 
 
 def _width() -> int:
