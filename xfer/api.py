@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import compress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,7 +40,7 @@ class Prediction:
 class Model:
     """A trained network with its card. ``net`` is in evaluation mode on the CPU."""
 
-    net: nn.Module
+    net: nn.Module = field(repr=False)
     card: Card
 
     @property

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -56,8 +56,9 @@ class Result:
     """What a run left: its folder, ``plan.json`` and, when it worked, ``result.json`` as facts."""
 
     folder: Path
-    plan: Plain
-    facts: Plain | None
+    # Thousands of lines, which nobody wants in a notebook whose cell ends with the result.
+    plan: Plain = field(repr=False)
+    facts: Plain | None = field(repr=False)
 
 
 def run(specs: Specs) -> Result:

@@ -125,3 +125,19 @@ def test_a_terminal_of_no_width_is_taken_for_one_of_eighty_columns(monkeypatch):
         live_line._open[-1].draw()
     (drawn,) = re.findall(r"epoch 1/2.*?left", re.sub(r"\x1b\[[\d;]*m", "", screen.getvalue()))
     assert "100/358" in drawn and 40 < len(drawn) < 80
+
+
+@pytest.mark.parametrize(
+    "told",
+    [{"JPY_PARENT_PID": "1"}, {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}],
+)
+def test_what_a_notebook_starts_has_no_live_line(told, monkeypatch):
+    """Jupyter runs ``!xfer`` in a pseudo-terminal."""
+    monkeypatch.setattr(sys, "stderr", Screen())
+    monkeypatch.setenv("TERM", "xterm-color")
+    for name in ("JPY_PARENT_PID", "MPLBACKEND"):
+        monkeypatch.delenv(name, raising=False)
+    assert live_line.is_live()
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
+    assert not live_line.is_live()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import shutil
@@ -111,16 +112,57 @@ def test_what_it_says_to_type_next_works(terminal: Terminal, tmp_path: Path) -> 
     assert lines[-1] == "ENDED 0" and "1 predictions in outputs/digits_sgd/" in lines[-2]
 
 
+SHOWN = """
+import pathlib, time
+from xfer.core.live_line import working
+from xfer.core.log import say
+with working("the stage around"), working("epoch 1/1", 10_000) as advance:
+    while not pathlib.Path("enough").exists():
+        time.sleep(0.02)
+        advance(1)
+        if pathlib.Path("said").exists():
+            pathlib.Path("said").unlink()
+            say("one line of the log")
+say("finished")
+"""
+
+
+@pytest.mark.parametrize("terminal", [120], indirect=True)
+@pytest.mark.parametrize("above", [0, 70])
+def test_a_terminal_that_is_resized_keeps_no_fragment_of_the_live_line(
+    terminal: Terminal, tmp_path: Path, above: int
+) -> None:
+    (tmp_path / "shown.py").write_text(SHOWN)
+    terminal.type(f"seq {above}; {sys.executable} shown.py; echo ENDED $?")
+
+    # How far the line is; 0 unless all of it is there.
+    def counted(lines: list[str]) -> int:
+        found = re.search(r"epoch 1/1 .*?(\d+)/10000 .* left$", lines[-1])
+        return int(found[1]) if found else 0
+
+    for width in (60, 40, 200, 120):
+        before = counted(terminal.until(counted))
+        terminal.resize(width)
+        has_bar = width > 55
+        terminal.until(lambda x: counted(x) > before and ("━" in x[-1]) == has_bar)  # noqa: B023
+        (tmp_path / "said").touch()
+    (tmp_path / "enough").touch()
+    lines = terminal.until(ended)
+    assert set(lines[1 + above :]) == {"one line of the log", "finished", "ENDED 0"}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("terminal", [120], indirect=True)
-def test_a_terminal_that_becomes_narrow_keeps_its_lines(terminal: Terminal) -> None:
-    terminal.type(whole("stages=[fit]"))
-    terminal.until(lambda lines: any(re.match(rf"epoch 1/2 .*/{STEPS}", line) for line in lines))
-    terminal.resize(50)
-    lines = terminal.until(ended)
-    assert [line[:9] for line in lines if line.startswith("epoch") and "loss" in line] == [
-        *("epoch 1/2", "epoch 2/2"),
-    ]
+def test_a_run_on_a_terminal_that_is_resized_leaves_its_finished_lines(terminal: Terminal) -> None:
+    run = ["experiment=digits_finetune", "'stages=[lr_find,fit,evaluate,export,report]'"]
+    terminal.type(f"{sys.executable} -m xfer {' '.join(run)} trainer.max_epochs=2; echo ENDED $?")
+    widths = itertools.cycle((60, 40, 200, 120))
+    while not ended(lines := terminal.screen()):
+        terminal.resize(next(widths))
+        time.sleep(0.2)
+    assert lines[-1] == "ENDED 0"
+    assert not [line for line in lines if "━" in line or line.endswith(" ...")]
+    assert [line[:9] for line in lines if line.startswith("epoch")] == ["epoch 1/2", "epoch 2/2"]
 
 
 @pytest.mark.parametrize("terminal", [80], indirect=True)

@@ -17,7 +17,12 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 _PERIOD, _SOON = 0.1, 0.5
-_ERASE = "\r\x1b[2K"
+# The cursor waits at the line's first character. A terminal that becomes narrow may break the line
+# into several, but keeps the cursor at that character, so what is to be erased always begins there.
+# It is erased from the second character on first: from the very first one of the screen, tmux would
+# take it for a screen that is cleared, and move it into its history.
+_ERASE = "\x1b[C\x1b[J\r\x1b[K"
+_UNBROKEN, _BROKEN = "\x1b[?7l", "\x1b[?7h"
 _open: list[_Line] = []
 
 
@@ -42,26 +47,23 @@ class _Line:
         self._drawn = time.monotonic()
         # One column stays free: a terminal breaks the line behind its last one.
         width = max(_width() - 1, 10)
-        _write(_ERASE + (self._bar(width) if self.total else f"{self.doing} ..."[:width]))
+        text = self._bar(width) if self.total else f"{self.doing} ..."[:width]
+        _write(f"{_ERASE}{_UNBROKEN}{text}{_BROKEN}\r")
 
     def _bar(self, width: int) -> str:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
         from rich.progress import TimeRemainingColumn as TimeLeft
 
-        console = Console(file=sys.stderr, width=width, force_terminal=True)
         if self._bars is None:
-            bar = [BarColumn(bar_width=min(30, width - 45))] if width > 55 else []
-            columns = [
-                TextColumn("{task.description}"),
-                *bar,
-                MofNCompleteColumn(),
-                TimeLeft(True),
-                TextColumn("left"),
-            ]
-            self._bars = Progress(*columns, console=console, auto_refresh=False)
+            self._bars = Progress(auto_refresh=False)
             self._bars.add_task(self.doing, total=self.total)
+        # The terminal may have another width than a moment ago.
+        bar = [BarColumn(bar_width=min(30, width - 45))] if width > 55 else []
+        counts = [MofNCompleteColumn(), TimeLeft(True), TextColumn("left")]
+        self._bars.columns = (TextColumn("{task.description}"), *bar, *counts)
         self._bars.update(self._bars.task_ids[0], completed=self._done)
+        console = Console(file=sys.stderr, width=width, force_terminal=True)
         with console.capture() as shown:
             console.print(self._bars.get_renderable(), no_wrap=True, overflow="ellipsis")
         return shown.get().partition("\n")[0]
@@ -111,7 +113,14 @@ def aside() -> Iterator[None]:
 def is_live() -> bool:
     """Whether standard error is a terminal whose cursor can be moved."""
     moves = os.environ.get("TERM", "dumb") not in ("dumb", "unknown")
-    return moves and sys.stderr is not None and sys.stderr.isatty()
+    return moves and sys.stderr is not None and sys.stderr.isatty() and not _in_notebook()
+
+
+def _in_notebook() -> bool:
+    """Whether a notebook started this process: Jupyter gives ``!xfer train`` what passes for a
+    terminal, and shows each drawing of the line below the last one."""
+    environ = os.environ
+    return "JPY_PARENT_PID" in environ or "backend_inline" in environ.get("MPLBACKEND", "")
 
 
 def _width() -> int:
