@@ -271,7 +271,7 @@ def _steps_line(facts: Plain) -> str:
         filled = facts["params"]["trainable"] == 0
         return f"none: the head {'holds training features' if filled else 'is solved exactly'}"
     devices, nodes = steps["devices"], steps.get("nodes", 1)
-    each = f" on each of {devices} devices" if devices * nodes > 1 else ""
+    each = f" on each of {devices} devices" if devices > 1 else ""
     each += f" on each of {nodes} nodes" if nodes > 1 else ""
     each += ", which divide the network among them" if steps.get("strategy") == "fsdp" else ""
     epochs = f"{steps['epochs']} epoch{'s' * (steps['epochs'] != 1)}"

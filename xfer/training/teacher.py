@@ -20,7 +20,6 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader
 from typing_extensions import TypedDict
 
 from xfer.core.checked import read_checked
@@ -30,7 +29,7 @@ from xfer.core.live_line import counted
 from xfer.core.log import log
 from xfer.core.signals import ignore_in_worker
 from xfer.core.types import Plain
-from xfer.data.loader import ImageDataset, eval_images, train_images
+from xfer.data.loader import ImageDataset, Loader, eval_images, train_images
 from xfer.plan.resume import START_ANEW
 from xfer.plan.teacher_plan import TeacherPlan, teacher_file
 from xfer.training.features import AutoFeatures, folder
@@ -167,7 +166,7 @@ class Lessons:
         if view is not None:
             keys = [(view, index) for index in keys]
         data = self.plan.specs.data
-        loader: DataLoader[Any] = DataLoader(
+        loader = Loader(
             pictures,
             batch_sampler=[keys[i : i + _CHUNK] for i in range(0, len(keys), _CHUNK)],
             num_workers=data.workers if data else 0,

@@ -80,7 +80,10 @@ class ProcessGroup:
         """Give the tensors of ``net``, in place, the values that rank 0 has."""
         if self._group is not None:
             for tensor in net.state_dict().values():
-                distributed.broadcast(tensor, 0, self._group)
+                # Bytes are sent as they lie, which may be in another order on another rank.
+                value = tensor.contiguous()
+                distributed.broadcast(value, 0, self._group)
+                tensor.copy_(value)
 
     def broadcast_buffers(self, net: torch.nn.Module) -> None:
         """Give the buffers of ``net``, wherever they lie, the values that rank 0 has."""
