@@ -79,6 +79,7 @@ WIDE = (
     "next  xfer predict a_long_name_of_a_run more_images IMAGES",
     "read outputs/" + 40 * "x" + " and more of the very same line",
     "xfer: error E1: a: is no run. Fix: type xfer resume a_run.",
+    "remark  needs a launcher: srun --nodes=2 --ntasks-per-node=4 python -m xfer",
 )
 BROKEN = (
     "solved: 9 strengths, 5 folds of 64\n  images",
@@ -88,6 +89,7 @@ BROKEN = (
     WIDE[4],
     "read outputs/" + 40 * "x" + " and more of the\n  very same line",
     "xfer: error E1: a: is no run. Fix:\n  type xfer resume a_run.",
+    WIDE[7],
 )
 
 

@@ -125,6 +125,13 @@ def test_what_is_beyond_the_range_is_told(tmp_path, caplog):
     assert "reach only 4009: the pictures are dark" in caplog.text
 
 
+def test_a_range_that_changes_nothing_is_told(tmp_path):
+    root = dataset(tmp_path, np.uint8, 0, 255, "png")
+    told = "data.range changes nothing: no image has more than 8 bits"
+    assert told in Folder(str(root), range=(-1024, 3071)).dataset(True).remarks
+    assert told not in Folder(str(root)).dataset(True).remarks
+
+
 def test_a_dark_picture_saved_anew_is_found_and_others_are_not_like_it(tmp_path):
     root = dataset(tmp_path, np.uint16, 0, 4095)
     for split in ("train", "val"):

@@ -4,6 +4,7 @@ import csv
 import hashlib
 import json
 import shutil
+import warnings
 
 import numpy as np
 import onnxruntime
@@ -17,6 +18,7 @@ import xfer
 from xfer.core.errors import ConfigError, DataError, ExportError, OutputError, WeightsError
 from xfer.core.files import file_sha256
 from xfer.core.types import InputSpec
+from xfer.core.world import usable_cores
 from xfer.data.image import decode
 from xfer.data.preprocess import prepare
 from xfer.models.backbone import Timm
@@ -314,6 +316,17 @@ def test_what_is_longer_than_the_fit_is_told(tmp_path, monkeypatch):
     remarks = xfer.run("digits_sgd", planned).plan["remarks"]
     assert not any("never falls" in line for line in remarks), remarks
     assert any("=600 on each of 2 devices is more than the" in line for line in remarks)
+
+
+def test_more_workers_than_processors_are_a_remark_and_no_warning_of_torch(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    asked = len(usable_cores()) + 1
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="This DataLoader will create")
+        for workers in (asked, 0):
+            words = ["trainer.max_epochs=1", "stages=[fit,evaluate]", f"data.workers={workers}"]
+            remarks = facts(xfer.run("digits_sgd", words).folder, "plan.json")["remarks"]
+            assert (f"data.workers={asked} is more than" in " ".join(remarks)) == bool(workers)
 
 
 def test_an_evaluation_names_its_checkpoint_and_what_is_shown_is_counted(

@@ -7,7 +7,7 @@ import shutil
 from contextlib import suppress
 from typing import TextIO
 
-_COMMAND = re.compile(r"(?:^|(?<=  )|(?<=: )|(?<=type ))(?:\$ )?(?:python -m )?xfer \S.*")
+_COMMAND = re.compile(r"(?:^|(?<=  )|(?<=: )|(?<=type ))(?:\$ )?(?:(?:python -m )?xfer|srun) \S.*")
 """What is to be copied into a shell: a line break inside would end the command there."""
 _NAMED = re.compile(r" {2,}|\S+(?: \S+){0,2} {2,}")
 """The name of a row and the space after it, or the space alone of a row that continues one."""

@@ -1,4 +1,5 @@
-"""What a launcher says to a process: which rank of a run it is, of how many, and where rank 0 is.
+"""What a launcher says to a process: which rank of a run it is, of how many, and where rank 0 is;
+and which cores the process may use.
 
 Slurm (``srun``), ``torchrun`` and plain environment variables all say it in the environment.
 """
@@ -180,3 +181,10 @@ def refuse_launched(where: str, doing: str, fix: str) -> None:
     if world is not None:
         what = f"{doing}, and {world.launcher} has started {world.ranks} ranks of it"
         raise LaunchError(where, what, fix, 3)
+
+
+def usable_cores() -> list[int]:
+    """The cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))

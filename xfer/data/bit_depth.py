@@ -115,9 +115,11 @@ def decide(
     ``auto`` is the smallest of 8, 10, 12, 14 and 16 bits that holds every number of 16-bit files.
     Raises DataError where no range follows from the files.
     """
-    if not deep or asked != "auto":
-        over = asked if deep and asked != "auto" else None
-        return over, range_remarks(deep, over)
+    if not deep:
+        typed = asked not in ("auto", None)
+        return None, ["data.range changes nothing: no image has more than 8 bits"] * typed
+    if asked != "auto":
+        return asked, range_remarks(deep, asked)
     low, high = min(e.low for _, e in deep), max(e.high for _, e in deep)
     if odd := [(path, e) for path, e in deep if not e.in_16_bits]:
         path, first = odd[0]

@@ -98,7 +98,14 @@ def eval_images(samples: Samples, spec: InputSpec, recipe: Recipe = prepare) -> 
     return ImageDataset(samples, lambda image: recipe(image, spec))
 
 
-class _Loader(DataLoader[Any]):
+class Loader(DataLoader[Any]):
+    """A loader of torch that warns of nothing."""
+
+    def check_worker_number_rationality(self) -> None:
+        """Say nothing: that there are more workers than processors is a remark of the plan."""
+
+
+class _Loader(Loader):
     """Batches of ``keys``; where ``features`` are set, they come in place of the images, in the
     same order. A batch that is an error is raised."""
 

@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from xfer.core.types import Card, Dataset, Network, Plain, Samples
-from xfer.core.world import starts
+from xfer.core.world import starts, usable_cores
 from xfer.data.folds import fold_facts
 from xfer.data.tta import tta_facts
 from xfer.freeze import Layout, Phase, ever
@@ -128,6 +128,7 @@ class Plan:
                 *_too_long(self),
                 *_one_view(self),
                 *_to_start(self),
+                *_taking_turns(self),
                 *teacher_remarks(self.teacher, dataset),
             ],
             "leakage": [list(leak) for leak in dataset.leaks[:_LISTED]] if dataset else [],
@@ -207,6 +208,15 @@ def _to_start(plan: Plan) -> list[str]:
         return []
     how = starts(trainer.nodes, trainer.devices, plan.specs.command)
     return [f"trainer.nodes={trainer.nodes} needs a launcher: {how}"]
+
+
+def _taking_turns(plan: Plan) -> list[str]:
+    """That more workers are asked for than this process may use processors."""
+    data, cores = plan.specs.data, len(usable_cores())
+    if data is None or data.workers <= cores:
+        return []
+    many = f"data.workers={data.workers} is more than this process has processors, {cores}"
+    return [f"{many}: they take turns, and fewer may be faster"]
 
 
 def _training_facts(plan: Plan) -> Plain:

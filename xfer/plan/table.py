@@ -273,7 +273,7 @@ def _steps_line(facts: Plain) -> str:
         how = "holds training features" if filled else "is solved exactly"
         by = ", by rank 0 on features that all ranks compute" if devices * nodes > 1 else ""
         return f"none: the head {how}{by}"
-    each = f" on each of {devices} devices" if devices * nodes > 1 else ""
+    each = f" on each of {devices} devices" if devices > 1 else ""
     each += f" on each of {nodes} nodes" if nodes > 1 else ""
     each += ", which divide the network among them" if steps.get("strategy") == "fsdp" else ""
     epochs = f"{steps['epochs']} epoch{'s' * (steps['epochs'] != 1)}"

@@ -21,7 +21,6 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader
 from typing_extensions import TypedDict
 
 from xfer.core.checked import read_checked
@@ -32,7 +31,7 @@ from xfer.core.live_line import counted
 from xfer.core.log import log
 from xfer.core.signals import ignore_in_worker
 from xfer.core.types import Plain
-from xfer.data.loader import ImageDataset, eval_images, train_images
+from xfer.data.loader import ImageDataset, Loader, eval_images, train_images
 from xfer.plan.resume import START_ANEW
 from xfer.plan.teacher_plan import TeacherPlan, teacher_file
 from xfer.training.distributed.group import ALONE, ProcessGroup
@@ -188,7 +187,7 @@ class Lessons:
             keys = [(view, index) for index in keys]
         data = self.plan.specs.data
         chunks = [keys[i : i + _CHUNK] for i in range(0, len(keys), _CHUNK)]
-        loader: DataLoader[Any] = DataLoader(
+        loader = Loader(
             pictures,
             batch_sampler=[chunks[number] for number in self.group.share.of(len(chunks))],
             num_workers=data.workers if data else 0,

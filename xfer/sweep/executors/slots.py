@@ -8,6 +8,7 @@ import subprocess
 from dataclasses import dataclass
 
 from xfer.core.errors import SweepError
+from xfer.core.world import usable_cores
 
 KEY = "hydra.launcher.slots"
 
@@ -57,13 +58,6 @@ def divide(count: int | None, jobs_per_gpu: int, uses_gpu: bool, devices: int = 
         JobSlot(i, tuple(cores[edges[i] : edges[i + 1]]), shares[i] if shares else None)
         for i in range(wanted)
     ]
-
-
-def usable_cores() -> list[int]:
-    """The cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return sorted(os.sched_getaffinity(0))
-    return list(range(os.cpu_count() or 1))
 
 
 def visible_gpus() -> list[str]:

@@ -111,6 +111,7 @@ class ProcessGroup:
         """Give the tensors of ``net``, wherever they lie, the values that rank 0 has."""
         if self._group is not None:
             for tensor in net.state_dict().values():
+                # Bytes are sent as they lie, which may be in another order on another rank.
                 value = tensor.cpu().contiguous()
                 distributed.broadcast(value, 0, self._group)
                 tensor.copy_(value)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import Sampler
 
 from xfer.core.checksum import over, tensor_hashes
 from xfer.core.errors import DataError, XferError
@@ -25,7 +25,7 @@ from xfer.core.memory import give_back, keep_freed
 from xfer.core.seeds import derive
 from xfer.core.signals import ignore_in_worker
 from xfer.core.types import Plain
-from xfer.data.loader import ImageDataset, eval_images, train_images
+from xfer.data.loader import ImageDataset, Loader, eval_images, train_images
 from xfer.data.sampler import EpochSampler, RankShare, shared_size
 from xfer.training.distributed.group import ALONE, ProcessGroup
 from xfer.training.features import AutoFeatures
@@ -278,7 +278,7 @@ class Extraction:
         batches = self.batches(split, view)
         mine = self.group.share.of(len(batches))
         pads = split == "train" and not self._in_epochs_order(view) and chunk < len(pictures)
-        loader: DataLoader[Any] = DataLoader(
+        loader = Loader(
             pictures,
             batch_sampler=_Keys([batches[number] for number in mine], view),
             num_workers=self.data.workers,

@@ -72,7 +72,7 @@ class Run:
             compat=snapshot.card.compat,
             head=snapshot.card.head,
             splits=snapshot.card.splits,
-            facts={"format": "xfer checkpoint"},
+            facts={"format": "checkpoint of xfer"},
         )
 
 
