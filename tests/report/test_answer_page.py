@@ -70,17 +70,16 @@ def test_an_image_that_breaks_on_the_way_moves_no_answer_to_another(
 ) -> None:
     """Of the second image there is no answer: the second picture is the third image's."""
     monkeypatch.chdir(trained)
-    whole = evaluate.answers
+    whole = evaluate.answered
 
     def without_one(net, samples, *rest):  # type: ignore[no-untyped-def]
         *known, broken = rest
-        given = whole(net, samples, *known, broken)
+        at, logits = whole(net, samples, *known, broken)
         broken.append(XferError("more/1.png", "is cut", "replace it", 1))
         left = [i for i in range(len(samples)) if i != 1]
-        names = tuple(given.names[i] for i in left)
-        return type(given)(names, given.logits[left], None, given.classes)
+        return at[left], logits[left]
 
-    monkeypatch.setattr("xfer.training.answering.answers", without_one)
+    monkeypatch.setattr("xfer.training.answering.answered", without_one)
     folder = predicted("predict.maps=2", "run.dir=broken")
     page = (folder / "predictions.html").read_text("utf-8")
     pictures = re.findall(r'class="pixels" src="([^"]*)"', page)

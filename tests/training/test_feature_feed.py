@@ -343,7 +343,7 @@ def test_what_was_trained_on_features_is_evaluated_on_them_bit_for_bit(
 ):
     root, options = tmp_path / "pictures", FAMILIES[family]
     with monkeypatch.context() as patch:
-        patch.setattr("xfer.training.answering.answers", no_images)
+        patch.setattr("xfer.training.answering.answered", no_images)
         kept = small(root, *options, *ONE, "stages=[fit,evaluate]")
     again = small(root, *options, "stages=[evaluate]", f"checkpoint.path={kept}")
     ours, theirs = ((run / "predictions_val.csv").read_bytes() for run in (kept, again))
@@ -376,7 +376,7 @@ def test_a_fit_in_half_precision_is_validated_and_scored_in_full(tmp_path):
 def test_features_that_are_not_what_evaluation_would_compute_do_not_serve(
     options, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("xfer.training.answering.answers", no_images)
+    monkeypatch.setattr("xfer.training.answering.answered", no_images)
     with pytest.raises(AssertionError, match="decoded again"):
         small(tmp_path / "pictures", *FAMILIES["squeezenet"], *ONE, *options)
 

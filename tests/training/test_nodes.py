@@ -133,10 +133,16 @@ def planned(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def word_of(folder: Path) -> dict[str, object]:
+    """What rank 0 says of a run in ``folder``."""
+    plan, sha256 = json.loads((folder / "plan.json").read_text()), file_sha256(folder / "plan.json")
+    asked = {"config": plan["config"], "experiment": plan["experiment"]}
+    return {**asked, "folder": str(folder), "plan": sha256, "host": "node1"}
+
+
 def test_a_plan_that_another_rank_does_not_see_is_refused_by_name(planned: Path) -> None:
     world = World("the environment", 1, 2, 0, None, "127.0.0.1", 1, "0.0")
-    sha256 = file_sha256(planned / "plan.json")
-    word = {"folder": str(planned), "plan": sha256, "witness": None, "host": "node1"}
+    word = {**word_of(planned), "witness": None}
     assert _specs(world, word, 0).experiment == "digits_sgd"
     with pytest.raises(OutputError, match="is not the file that rank 0 wrote on node1"):
         _specs(world, {**word, "plan": "0" * 64}, 0)
@@ -153,8 +159,7 @@ def test_a_store_that_another_rank_does_not_see_is_refused_by_name(
     plan = json.loads((planned / "plan.json").read_text())
     plan["config"]["features"] = {"_target_": "xfer.training.features.AutoFeatures"}
     write_json(planned / "plan.json", plan)
-    sha256 = file_sha256(planned / "plan.json")
-    word = {"folder": str(planned), "plan": sha256, "host": "node1"}
+    word = word_of(planned)
     with pytest.raises(OutputError, match="is not there, and rank 0 wrote it on node1") as caught:
         _specs(world, {**word, "witness": "." + "0" * 64}, 0)
     assert "type features.dir=DIR" in caught.value.fix

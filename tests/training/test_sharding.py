@@ -12,7 +12,7 @@ from runs import assert_equal, assert_same, finish, kill, only_run, rows, start,
 from safetensors.torch import load_file
 
 from xfer.config.hydra import compose_specs
-from xfer.core.errors import CombinationError, Problems
+from xfer.core.errors import CombinationError, ConfigError
 from xfer.core.torch_file import load_tensors
 from xfer.plan.make import make_plan
 
@@ -47,7 +47,7 @@ def test_what_cannot_train_so_is_refused_with_what_can(override: str, said: str)
 
 def test_a_head_that_is_solved_is_not_divided() -> None:
     words = ["experiment=digits_freeze", *TWO, "trainer.strategy=fsdp", "optim=exact"]
-    with pytest.raises(Problems, match=r"trainer\.strategy asks for training step by step"):
+    with pytest.raises(ConfigError, match=r"trainer\.strategy asks for training step by step"):
         make_plan(compose_specs(words))
 
 

@@ -412,9 +412,9 @@ def test_a_teacher_that_is_gone_costs_the_comparison_and_not_the_run(
 
     def leaving(*given: Any, **more: Any) -> Any:
         shutil.rmtree("moves")
-        return evaluate.answers(*given, **more)
+        return evaluate.answered(*given, **more)
 
-    monkeypatch.setattr("xfer.training.answering.answers", leaving)
+    monkeypatch.setattr("xfer.training.answering.answered", leaving)
     facts_of_it = xfer.run("digits_sgd", [*STEPS, *taught("run.dir=alone", by="moves")]).facts
     assert facts_of_it is not None
     assert facts_of_it["teacher"]["scores"] == {} and facts_of_it["scores"]["val"]["acc"] > 0
