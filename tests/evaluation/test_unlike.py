@@ -24,12 +24,13 @@ def test_the_distance_is_that_of_scipy_to_the_nearest_image_with_a_ridge() -> No
     x, y = clouds(400, 10)
     fitted = fit_unlike({"fc": x}, y)
     assert fitted is not None and fitted.basis.shape == (10, 10)
+    deviation = x.std(0) + 0.1 * np.sqrt(x.var(0).mean())
+    x, fresh = x / deviation, clouds(20, 10, seed=5)[0]
     centres = np.stack([x[y == k].mean(0) for k in range(3)])
     within = (x - centres[y]).T @ (x - centres[y]) / (400 - 3)
     ridge = np.mean((x - x.mean(0)) ** 2)
     inverse = np.linalg.inv(within + ridge * np.eye(10))
-    fresh, _ = clouds(20, 10, seed=5)
-    expected = [min(mahalanobis(row, image, inverse) ** 2 for image in x) for row in fresh]
+    expected = [min(mahalanobis(row / deviation, i, inverse) ** 2 for i in x) for row in fresh]
     np.testing.assert_allclose(fitted.distance(fresh), expected, rtol=1e-3)
 
 
