@@ -7,8 +7,9 @@ Features at stages and head are computed once for each set and network. Each dra
 all images to train on, solves the head as `optim=exact` does, certifies it on the answers of its
 folds, and asks for the other half. The scores beside LAC, which xfer uses, are APS (Romano et al.,
 2020) and RAPS (Angelopoulos et al., 2021, k = 1, lambda 0.1) without randomisation. Strangers are
-photographs of the other set; `head` is the same by what enters the head alone; of the digits 5 to 9 those from 0 to 4, also for a plain
-`xfer experiment=digits_freeze`, by its exported file.
+photographs of the other set; of the digits 5 to 9 those from 0 to 4, also for a plain
+`xfer experiment=digits_freeze`, by its exported file. `head unlike` is by what enters the head
+alone.
 """
 
 import argparse

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 _RANK = 64
 _RIDGE = 1.0  # of the mean variance, added to that of every direction
 _HEAD = 0.5  # of all variance is what enters the head; the other layers have equal shares
+_FLOOR = 0.1  # of a layer's mean deviation, added to that of each of its features
 _NUMBERS = int(0.9 * MOST_BYTES) // 4  # the rest is for the probabilities of sets
 _ROWS = 4_096  # images that are looked at, spread evenly
 _POINTS = 1_024  # of them are in the certificate
@@ -110,16 +111,20 @@ class _Fitting(NamedTuple):
         return Unlike(self.layers, *(part.astype(np.float32) for part in parts))
 
     def _scale(self, x: Matrix, mean: Matrix) -> Matrix:
-        """By which each feature is multiplied, (d,), so that a layer has its share of the variance,
-        however wide it is; 0 for a layer whose features do not vary."""
+        """By which each feature is multiplied, (d,): features of a layer vary alike, and a layer
+        has its share of all variance, however wide it is; 0 for one that does not vary."""
         scales = []
         for i, end in enumerate(np.cumsum(self.widths)):
             part = slice(end - self.widths[i], end)
-            total = float(((x[:, part] - mean[part]) ** 2).sum(axis=1).mean())
-            varies = total > _CONSTANT * float((x[:, part] ** 2).sum(axis=1).mean())
+            variances = ((x[:, part] - mean[part]) ** 2).mean(axis=0)
+            if variances.mean() <= _CONSTANT * float((x[:, part] ** 2).mean()):
+                scales.append(np.zeros(self.widths[i]))
+                continue
+            # What hardly varies is not blown up.
+            alike = 1 / (np.sqrt(variances) + _FLOOR * np.sqrt(variances.mean()))
             last = i == len(self.widths) - 1
             share = _HEAD if last else (1 - _HEAD) / (len(self.widths) - 1)
-            scales.append(np.full(self.widths[i], np.sqrt(share / total) if varies else 0.0))
+            scales.append(alike * np.sqrt(share / (variances * alike**2).sum()))
         return np.concatenate(scales)
 
 
