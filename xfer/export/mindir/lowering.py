@@ -167,8 +167,9 @@ def batch_norm(graph: Graph, node: onnx.NodeProto) -> None:
     factor = scale / np.sqrt(var + settings(node).get("epsilon", 1e-5))
     dims = graph.shapes[node.output[0]]
     shape = (1, -1) + (1,) * (len(dims) - 2)
-    factors = graph.changed(node.input[1], factor.reshape(shape))
-    summands = graph.changed(node.input[2], (bias - mean * factor).reshape(shape))
+    factors = graph.changed(node.input[1], factor.reshape(shape).astype(np.float32))
+    summand = (bias - mean * factor).reshape(shape).astype(np.float32)
+    summands = graph.changed(node.input[2], summand)
     product = graph.file.operator("Mul", [graph.ref(node.input[0]), factors], dims)
     graph.emit(node, "Add", [product, summands])
 

@@ -81,6 +81,21 @@ def gather(graph: Graph, node: onnx.NodeProto) -> None:
     graph.refs[node.output[0]] = _picked(graph, node, x, dims, axis, places % dims[axis])
 
 
+def gather_nd(graph: Graph, node: onnx.NodeProto) -> None:
+    """Constant places of the first axes, as torch says an index by lists: one axis of all of
+    them."""
+    dims, places = graph.shapes[node.input[0]], constant(graph, node, node.input[1])
+    count = places.shape[-1]
+    if settings(node).get("batch_dims", 0) or -1 in dims[:count]:
+        raise refuse(node, "picks images of the batch")
+    sides = dims[:count]
+    flat = np.ravel_multi_index(tuple(np.moveaxis(places % np.array(sides), -1, 0)), sides)
+    x, joined = graph.ref(node.input[0]), (prod(sides), *dims[count:])
+    if count > 1:
+        x = reshaped(graph, node, x, joined)
+    graph.refs[node.output[0]] = _picked(graph, node, x, joined, 0, np.asarray(flat))
+
+
 def _of_each_image(graph: Graph, node: onnx.NodeProto, dims: Dims) -> None:
     """Places counted through all images, as a view with strides is written: those of the first
     image, and as many numbers further on for each one after it."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from math import prod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from xfer.export.mindir.graph import Graph, refuse, settings
 from xfer.export.mindir.lowering import add_bias
@@ -125,10 +125,54 @@ def matmul(graph: Graph, node: onnx.NodeProto) -> None:
     elif min(len(first), len(second)) >= 2:
         x = spread(graph, node, x, first, (*dims[:-2], *first[-2:]))
         y = spread(graph, node, y, second, (*dims[:-2], *second[-2:]))
-        as_they_are = dict.fromkeys(("transpose_a", "transpose_b", "adj_x1", "adj_x2"), False)
-        graph.emit(node, "BatchMatMul", [x, y], **as_they_are)
+        graph.refs[node.output[0]] = _stacks(graph, x, y, dims)
     else:
         raise refuse(node, f"multiplies shapes {first} and {second}")
+
+
+def einsum(graph: Graph, node: onnx.NodeProto) -> None:
+    """One axis of each tensor multiplied with the other's, one summed, the rest shared: a product
+    of stacks of matrices."""
+    rule = settings(node)["equation"].decode().replace(" ", "")
+    terms, _, result = rule.partition("->")
+    first, _, second = terms.partition(",")
+    shared = "".join(c for c in result if c in first and c in second)
+    row, column, summed = (
+        "".join(c for c in letters if (c in first, c in second, c in result) == where)
+        for letters, where in (
+            (first, (True, False, True)),
+            (second, (False, True, True)),
+            (first, (True, True, False)),
+        )
+    )
+    wanted = shared + row + column
+    orders = [(first, shared + row + summed), (second, shared + summed + column), (wanted, result)]
+    if [len(row), len(column), len(summed)] != [1] * 3 or any(
+        sorted(a) != sorted(b) or "." in a for a, b in orders
+    ):
+        raise refuse(node, f"sums by the rule '{rule}'")
+    x, y = (
+        _ordered(graph, graph.ref(name), graph.shapes[name], *order)
+        for name, order in zip(node.input, orders, strict=False)
+    )
+    out = dict(zip(result, graph.shapes[node.output[0]], strict=True))
+    dims = tuple(out[c] for c in wanted)
+    graph.refs[node.output[0]] = _ordered(graph, _stacks(graph, x, y, dims), dims, *orders[2])
+
+
+def _ordered(graph: Graph, x: str, dims: Dims, letters: str, wanted: str) -> str:
+    order = tuple(letters.index(c) for c in wanted)
+    if letters == wanted:
+        return x
+    moved = tuple(dims[axis] for axis in order)
+    return graph.file.operator("Transpose", [x, graph.file.constant(order)], moved)
+
+
+def _stacks(graph: Graph, x: str, y: str, dims: Dims) -> str:
+    as_they_are: dict[str, Any] = dict.fromkeys(
+        ("transpose_a", "transpose_b", "adj_x1", "adj_x2"), False
+    )
+    return graph.file.operator("BatchMatMul", [x, y], dims, **as_they_are)
 
 
 def layer_norm(graph: Graph, node: onnx.NodeProto) -> None:

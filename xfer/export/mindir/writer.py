@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -43,10 +43,12 @@ _OPERATORS: dict[str, Callable[[Graph, onnx.NodeProto], None]] = {
     "Clip": lowering.clip,
     "Concat": shapes.concat,
     "Conv": lowering.conv,
+    "Einsum": shapes.einsum,
     "Elu": lowering.elu,
     "Expand": picking.expand,
     "Flatten": shapes.reshape,
     "Gather": picking.gather,
+    "GatherND": picking.gather_nd,
     "Gelu": lowering.gelu,
     "Gemm": shapes.gemm,
     "GlobalAveragePool": shapes.global_average_pool,
@@ -97,25 +99,32 @@ class Mindir:
         """Trace ``net`` and write its operators as MindSpore's. Raises ExportError for one that
         is not in the table, by name."""
         model = model_of(tensors(net, images), _OPSET)
-        graph = graph_of(model, images)
-        for node in model.graph.node:
-            if graph.is_written(node):
-                _OPERATORS.get(node.op_type, _refuse)(graph, node)
-        output = model.graph.output[0].name
-        first = (graph.refs["images"], graph.shapes["images"])
-        last = (graph.ref(output), graph.shapes[output])
-        content = graph.file.dump(first, last, metadata(card))
-        if len(content) > _LARGEST:
-            what = f"needs {len(content):,} bytes, but a MindIR file holds at most {_LARGEST:,}"
-            raise ExportError("mindir", what, FIX, 23)
+        content, operators = converted(model, images, metadata(card))
         path.write_bytes(content)
-        return {"mind_ir_version": 1, "operators": len(graph.file.nodes)}
+        return {"mind_ir_version": 1, "operators": operators}
 
     def open(self, path: Path, net: torch.nn.Module) -> Runner:
         """The file alone, run by xfer's own interpreter on the CPU."""
         from xfer.export.mindir.run import runner
 
         return runner(path)
+
+
+def converted(model: onnx.ModelProto, images: Array, facts: Mapping[str, str]) -> tuple[bytes, int]:
+    """``model``, an ONNX graph from ``images`` to its one output, as the content of a MindIR file,
+    and the number of its operators. Raises ExportError for an operator that is not in the table."""
+    graph = graph_of(model, images)
+    for node in model.graph.node:
+        if graph.is_written(node):
+            _OPERATORS.get(node.op_type, _refuse)(graph, node)
+    output = model.graph.output[0].name
+    first = (graph.refs["images"], graph.shapes["images"])
+    last = (graph.ref(output), graph.shapes[output])
+    content = graph.file.dump(first, last, facts)
+    if len(content) > _LARGEST:
+        what = f"needs {len(content):,} bytes, but a MindIR file holds at most {_LARGEST:,}"
+        raise ExportError("mindir", what, FIX, 23)
+    return content, len(graph.file.nodes)
 
 
 def _refuse(graph: Graph, node: onnx.NodeProto) -> None:
