@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from xfer.core.types import Card, InputSpec
 from xfer.export import Mindir
 from xfer.export.mindir.parse import read
 from xfer.export.mindir.run import runner
-from xfer.export.mindir.writer import converted
+from xfer.export.mindir.writer import _OPERATORS, converted
 
 CARD = Card({}, {}, ("dogs", "wolves"), InputSpec((12, 10), 12, "bilinear", (0,) * 3, (1,) * 3))
 FAR = -(1 << 63)
@@ -159,6 +161,13 @@ def test_what_mindir_cannot_say_is_refused_by_name(graph: onnx.ModelProto, reaso
     assert reason in caught.value.what and "export=[onnx,...]" in caught.value.fix
 
 
+def test_the_how_to_lists_the_operators() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "howto" / "mindspore.md").read_text()
+    rows = text.partition("| operators |")[2].split("\n\n")[0].splitlines()[2:]
+    listed = [name for row in rows for name in re.split(", | and ", row.split("|")[1].strip())]
+    assert sorted(listed) == sorted(_OPERATORS)
+
+
 # ---- what torch exports, and what MindSpore itself says of it
 
 LISTS = torch.tensor([[2, 0], [1, 1]])
@@ -180,8 +189,8 @@ LAYERS: dict[str, Layer] = {
     "nearest to size": lambda x: functional.interpolate(x, (7, 15)),
     "nearest, exact": lambda x: functional.interpolate(x, (7, 15), mode="nearest-exact"),
     **{
-        f"{mode} {sides} {corners}": lambda x, m=mode, s=sides, c=corners: functional.interpolate(
-            x, mode=m, align_corners=c, **s
+        f"{mode} {sides} {corners}": partial(
+            functional.interpolate, mode=mode, align_corners=corners, **sides
         )
         for mode in ("bilinear", "bicubic")
         for sides in ({"scale_factor": 1.55}, {"size": (7, 15)})
