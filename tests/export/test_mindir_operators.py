@@ -213,7 +213,7 @@ LAYERS: dict[str, Layer] = {
     "lists of rows": lambda x: x[:, :, LISTS],
     "rows from the back": lambda x: x[:, :, torch.tensor([-1, -2])],
     "index select": lambda x: x.index_select(3, torch.tensor([5, 0, 3])),
-    "strides": lambda x: x.contiguous().as_strided((len(x), 2, 3), (360, 7, 5), 11),
+    "strides": lambda x: x.contiguous().as_strided((x.shape[0], 2, 3), (360, 7, 5), 11),
     "clamp": nn.Hardtanh(-1, 2),
     "max-pool": nn.MaxPool2d(3, 2, 1),
     "average": nn.AvgPool2d(3, 2, 1, count_include_pad=False),
