@@ -276,4 +276,6 @@ def test_the_real_mindspore_agrees_on_each_operator(tmp_path: Path) -> None:
         name: max(difference(each, want[: len(each)]) for each in got.values())
         for (name, (_, want)), got in zip(files.items(), answers, strict=True)
     }
-    assert {name: far for name, far in found.items() if far > 2e-5} == {}
+    # Its exp and tanh are approximations on a CPU, 6e-5 off; the rest is within 2e-5.
+    allowed = {"functions": 1e-4}
+    assert {name: far for name, far in found.items() if far > allowed.get(name, 2e-5)} == {}
