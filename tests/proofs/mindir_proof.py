@@ -2,7 +2,8 @@
 
 ONEDNN_MAX_CPU_ISA=AVX2 $XFER_MINDSPORE tests/proofs/mindir_proof.py MODEL.mindir IMAGES.npy OUT.npz
 
-writes its logits, under the batch sizes 1, 2 and all: ``b1``, ``b2`` and ``bN``.
+writes its logits, under the batch sizes 1, 2 and all: ``b1``, ``b2`` and ``bN``. More such threes
+may follow.
 """
 
 from __future__ import annotations
@@ -24,4 +25,5 @@ def main(model: str, images: str, out: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    for files in zip(sys.argv[1::3], sys.argv[2::3], sys.argv[3::3], strict=True):
+        main(*files)

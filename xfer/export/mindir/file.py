@@ -11,23 +11,30 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from xfer.core.protobuf import chunk, number, real, text
 
 if TYPE_CHECKING:
     from xfer.core.types import Array
 
-    Value = bool | int | float | str | tuple["Value", ...] | list["Value"]
+    Value = bool | int | float | str | np.dtype[Any] | tuple["Value", ...] | list["Value"]
     Dims = tuple[int, ...]
 
 _FLOAT, _INT64, _STRING, _BOOL, _TENSORS, _TUPLE, _LIST = 1, 7, 8, 9, 19, 20, 21
-_FLOAT32 = 1
+KINDS = {"float32": 1, "int32": 6, "int64": 7, "bool": 9}
+"""The types of tensors that are written, and their numbers in the format."""
+FLOAT32 = np.dtype(np.float32)
+_REDUCTIONS = ("ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum")
 _INPUTS = {
     **dict.fromkeys(("Erf", "GeLU", "HSigmoid", "HSwish", "MaxPool", "Pad"), "x"),
     **dict.fromkeys(("ReLU", "ReLU6", "Sigmoid", "Softmax"), "x"),
     **dict.fromkeys(("Add", "Mul", "RealDiv", "Sub"), "x y"),
     **dict.fromkeys(("BatchMatMul", "MatMul"), "x1 x2"),
-    **{"BiasAdd": "x b", "Conv2D": "x w", "ReduceMean": "input_x axis", "Reshape": "tensor shape"},
-    **{"Slice": "x begin size", "Transpose": "x perm"},
+    **dict.fromkeys(_REDUCTIONS, "input_x axis"),
+    **{"BiasAdd": "x b", "Conv2D": "x w", "Reshape": "tensor shape", "Tile": "x multiples"},
+    **{"Slice": "x begin size", "StridedSlice": "x begin end strides", "Transpose": "x perm"},
+    **{"Gather": "params indices axis", "PadV3": "x paddings constant_value"},
 }
 """What MindSpore calls the inputs of a primitive; without an entry the file does not say."""
 GRAPH = "net"
@@ -36,7 +43,7 @@ GRAPH = "net"
 
 @dataclass
 class MindIrFile:
-    """Collects one graph of float32 tensors; names are given by the caller or made here."""
+    """Collects one graph; names are given by the caller or made here."""
 
     nodes: list[bytes] = field(default_factory=list)
     parameters: list[bytes] = field(default_factory=list)
@@ -44,12 +51,13 @@ class MindIrFile:
     constants: dict[tuple[type, Value], str] = field(default_factory=dict)
 
     def parameter(self, name: str, values: Array) -> str:
-        """Weights in the file. Returns the name that operators call them by."""
+        """Weights in the file, of one of KINDS. Returns the name that operators call them by."""
         called = f"{GRAPH}:{name}"
+        little = values.dtype.newbyteorder("<")
         self.parameters.append(
-            _tensor(values.shape)
+            _tensor(values.shape, values.dtype)
             + text(7, called)
-            + chunk(9, values.astype("<f4", order="C").tobytes())
+            + chunk(9, values.astype(little, order="C").tobytes())
             + text(13, name)
             + number(16, 0)
         )
@@ -65,13 +73,19 @@ class MindIrFile:
         return self.constants[key]
 
     def operator(
-        self, name: str, inputs: Sequence[str], dims: Dims | list[Dims], **attributes: Any
+        self,
+        name: str,
+        inputs: Sequence[str],
+        dims: Dims | list[Dims],
+        kind: np.dtype[Any] = FLOAT32,
+        **attributes: Any,
     ) -> str:
         """One call of a primitive. ``dims`` is the shape of what comes out, -1 where it follows
         the batch; a list of shapes for a tuple of tensors. Returns the output's name."""
         if name in _INPUTS:
             names = {"input_names": _INPUTS[name].split()}
-            attributes |= names | {"output_names": ["y" if name == "ReduceMean" else "output"]}
+            output = "y" if name in _REDUCTIONS or name == "PadV3" else "output"
+            attributes |= names | {"output_names": [output]}
         # The file holds a primitive once with exactly these attributes.
         facts = b"".join(chunk(3, _attribute(key, value)) for key, value in attributes.items())
         primitive = self.primitives.setdefault(
@@ -83,7 +97,7 @@ class MindIrFile:
             + text(2, output)
             + text(3, output)
             + text(4, f"REF::{primitive}")
-            + chunk(5, _abstract(dims))
+            + chunk(5, _abstract(dims, kind))
             + text(7, f"Default/{name}-op{len(self.nodes)}")
         )
         return output
@@ -109,21 +123,21 @@ class MindIrFile:
         return b"".join(whole + information)
 
 
-def _tensor(dims: Sequence[int]) -> bytes:
-    return b"".join(number(1, dim) for dim in dims) + number(2, _FLOAT32)
+def _tensor(dims: Sequence[int], kind: np.dtype[Any]) -> bytes:
+    return b"".join(number(1, dim) for dim in dims) + number(2, KINDS[kind.name])
 
 
 def _value_info(name: str, dims: Dims) -> bytes:
-    return text(1, name) + chunk(2, _tensor(dims))
+    return text(1, name) + chunk(2, _tensor(dims, FLOAT32))
 
 
-def _abstract(dims: Dims | list[Dims]) -> bytes:
+def _abstract(dims: Dims | list[Dims], kind: np.dtype[Any]) -> bytes:
     if isinstance(dims, list):
         members = b"".join(
-            chunk(17, chunk(12, _tensor(each)) + number(16, _TENSORS)) for each in dims
+            chunk(17, chunk(12, _tensor(each, kind)) + number(16, _TENSORS)) for each in dims
         )
         return text(1, "shape") + number(16, _TUPLE) + members + chunk(18, number(1, 0))
-    return text(1, "shape") + chunk(12, _tensor(dims)) + number(16, _TENSORS)
+    return text(1, "shape") + chunk(12, _tensor(dims, kind)) + number(16, _TENSORS)
 
 
 def _attribute(name: str, value: Value) -> bytes:
@@ -139,6 +153,8 @@ def _content(value: Value) -> bytes:
         return real(2, value) + number(16, _FLOAT)
     if isinstance(value, str):
         return text(5, value) + number(16, _STRING)
+    if isinstance(value, np.dtype):
+        return chunk(12, number(2, KINDS[value.name]) + text(7, "value0")) + number(16, _TENSORS)
     kind = _TUPLE if isinstance(value, tuple) else _LIST
     return number(16, kind) + b"".join(chunk(17, _member(each)) for each in value)
 

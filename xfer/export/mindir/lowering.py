@@ -6,20 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from xfer.export.mindir.graph import Graph, refuse
+from xfer.export.mindir.graph import Graph, refuse, settings
+from xfer.export.mindir.picking import constant, padded, reshaped
 
 if TYPE_CHECKING:
     import onnx
 
+    from xfer.core.types import Array
 
-_LAYOUT = {"format": "NCHW", "data_format": "NCHW"}
-
-
-def settings(node: onnx.NodeProto) -> dict[str, Any]:
-    """The attributes of a node."""
-    import onnx
-
-    return {each.name: onnx.helper.get_attribute_value(each) for each in node.attribute}
+_LAYOUT: dict[str, Any] = {"format": "NCHW", "data_format": "NCHW"}
 
 
 def direct(graph: Graph, node: onnx.NodeProto, primitive: str) -> None:
@@ -27,14 +22,54 @@ def direct(graph: Graph, node: onnx.NodeProto, primitive: str) -> None:
     graph.emit(node, primitive, [graph.ref(name) for name in node.input])
 
 
+def folded(graph: Graph, node: onnx.NodeProto, primitive: str) -> None:
+    """An operator of any number of tensors, as one of two."""
+    done, *others = (graph.ref(name) for name in node.input)
+    for other in others:
+        done = graph.emit(node, primitive, [done, other])
+    graph.refs[node.output[0]] = done
+
+
+def elu(graph: Graph, node: onnx.NodeProto) -> None:
+    """MindIR's Elu has the factor 1 alone."""
+    slope = settings(node).get("alpha", 1.0)
+    if slope != 1:
+        raise refuse(node, f"has the factor {slope:g}, but MindIR's Elu only 1")
+    graph.emit(node, "Elu", [graph.ref(node.input[0])], alpha=1.0)
+
+
+def leaky_relu(graph: Graph, node: onnx.NodeProto) -> None:
+    """The larger of a number and a part of it."""
+    slope, x = settings(node).get("alpha", 0.01), graph.ref(node.input[0])
+    part = graph.file.operator("Mul", [x, graph.number(slope)], graph.shapes[node.input[0]])
+    graph.emit(node, "Maximum" if slope <= 1 else "Minimum", [x, part])
+
+
 def clip(graph: Graph, node: onnx.NodeProto) -> None:
-    """MindIR has ReLU6; other bounds are refused."""
-    bounds = [
-        float(graph.values[name]) if name in graph.values else None for name in node.input[1:]
-    ]
-    if bounds != [0, 6]:
-        raise refuse(node, f"clips to {bounds}, but MindIR only has 0 to 6")
-    graph.emit(node, "ReLU6", [graph.ref(node.input[0])])
+    """ReLU6, or Maximum and Minimum of a number. Bounds are constants."""
+    if any(name and name not in graph.values for name in node.input[1:]):
+        raise refuse(node, "clips to bounds that are not constant")
+    bounds = [float(graph.values[name]) if name else None for name in node.input[1:]]
+    low, high = [*bounds, None, None][:2]
+    done = graph.ref(node.input[0])
+    if (low, high) == (0, 6):
+        graph.emit(node, "ReLU6", [done])
+        return
+    if graph.kinds[node.output[0]] != np.float32:
+        raise refuse(node, f"clips {graph.kinds[node.output[0]]}, but xfer clips float32 alone")
+    for primitive, bound in (("Maximum", low), ("Minimum", high)):
+        if bound is not None:
+            done = graph.emit(node, primitive, [done, graph.number(bound)])
+    graph.refs[node.output[0]] = done
+
+
+def cast(graph: Graph, node: onnx.NodeProto) -> None:
+    """The numbers in another type, toward zero where it has no fractions."""
+    if graph.kinds[node.input[0]] == graph.kinds[node.output[0]]:
+        graph.refs[node.output[0]] = graph.ref(node.input[0])
+        return
+    # As an attribute, and not as an input, MindSpore 2.0 and 2.10 read it alike.
+    graph.emit(node, "Cast", [graph.ref(node.input[0])], dst_type=graph.kinds[node.output[0]])
 
 
 def hard_sigmoid(graph: Graph, node: onnx.NodeProto) -> None:
@@ -54,44 +89,59 @@ def gelu(graph: Graph, node: onnx.NodeProto) -> None:
         direct(graph, node, "GeLU")
         return
     x, dims = graph.ref(node.input[0]), graph.shapes[node.input[0]]
-
-    def number(value: float) -> str:
-        name = f"gelu.{value:.9g}"
-        graph.values.setdefault(name, np.full((1,), value, np.float32))
-        return graph.ref(name)
-
-    scaled = graph.file.operator("Mul", [x, number(0.5**0.5)], dims)
+    scaled = graph.file.operator("Mul", [x, graph.number(0.5**0.5)], dims)
     error = graph.file.operator("Erf", [scaled], dims)
-    raised = graph.file.operator("Add", [error, number(1)], dims)
-    half = graph.file.operator("Mul", [x, number(0.5)], dims)
+    raised = graph.file.operator("Add", [error, graph.number(1)], dims)
+    half = graph.file.operator("Mul", [x, graph.number(0.5)], dims)
     graph.emit(node, "Mul", [half, raised])
 
 
+def prelu(graph: Graph, node: onnx.NodeProto) -> None:
+    """What is above zero, and a learnt part of what is below."""
+    dims = graph.shapes[node.output[0]]
+    x, slope = (graph.ref(name) for name in node.input)
+    above = graph.file.operator("ReLU", [x], dims)
+    below = graph.file.operator("Minimum", [x, graph.number(0)], dims)
+    graph.emit(node, "Add", [above, graph.file.operator("Mul", [below, slope], dims)])
+
+
 def conv(graph: Graph, node: onnx.NodeProto) -> None:
-    """Conv2D with explicit padding, then BiasAdd."""
+    """Conv2D with explicit padding, then BiasAdd. One axis is a picture of one row."""
     given = settings(node)
     _explicit(node, given)
-    weight = graph.shapes[node.input[1]]
-    if len(weight) != 4:
+    x, weight = graph.ref(node.input[0]), graph.shapes[node.input[1]]
+    dims, out = graph.shapes[node.input[0]], graph.shapes[node.output[0]]
+    if len(weight) == 3:
+        kernel = constant(graph, node, node.input[1])[:, :, None]
+        x = reshaped(graph, node, x, (*dims[:2], 1, dims[2]))
+        first, last = given.get("pads", (0, 0))
+        given |= {"pads": (0, first, 0, last)}
+        given |= {name: (1, *given.get(name, (1,))) for name in ("strides", "dilations")}
+        inputs, row = [x, graph.changed(node.input[1], kernel)], (*out[:2], 1, out[2])
+        done = _convolution(graph, inputs, row, kernel.shape, given)
+        done = reshaped(graph, node, done, out)
+    elif len(weight) == 4:
+        done = _convolution(graph, [x, graph.ref(node.input[1])], out, weight, given)
+    else:
         raise refuse(node, f"is a convolution over {len(weight) - 2} axes, but MindIR's is over 2")
-    done = _convolution(graph, node, [graph.ref(n) for n in node.input[:2]], weight, given)
+    graph.refs[node.output[0]] = done
     if len(node.input) > 2:
         add_bias(graph, node, done, graph.ref(node.input[2]))
 
 
 def _convolution(
     graph: Graph,
-    node: onnx.NodeProto,
     inputs: list[str],
+    dims: tuple[int, ...],
     weight: tuple[int, ...],
     given: dict[str, Any],
 ) -> str:
     top, left, bottom, right = given.get("pads", (0, 0, 0, 0))
     pads, group = (top, bottom, left, right), given.get("group", 1)
-    return graph.emit(
-        node,
+    return graph.file.operator(
         "Conv2D",
         inputs,
+        dims,
         kernel_size=weight[2:],
         mode=1,
         out_channel=weight[0],
@@ -117,33 +167,15 @@ def batch_norm(graph: Graph, node: onnx.NodeProto) -> None:
     factor = scale / np.sqrt(var + settings(node).get("epsilon", 1e-5))
     dims = graph.shapes[node.output[0]]
     shape = (1, -1) + (1,) * (len(dims) - 2)
-    factors = graph.changed(node.input[1], factor.reshape(shape))
-    summands = graph.changed(node.input[2], (bias - mean * factor).reshape(shape))
+    factors = graph.changed(node.input[1], factor.reshape(shape).astype(np.float32))
+    summand = (bias - mean * factor).reshape(shape).astype(np.float32)
+    summands = graph.changed(node.input[2], summand)
     product = graph.file.operator("Mul", [graph.ref(node.input[0]), factors], dims)
     graph.emit(node, "Add", [product, summands])
 
 
-def pad(graph: Graph, node: onnx.NodeProto) -> None:
-    """Pad with zeros; minus infinity before a max-pool is the same where nothing is below zero."""
-    mode = settings(node).get("mode", b"constant")
-    if mode != b"constant" or any(node.input[3:]):
-        raise refuse(node, "pads with something other than a constant, or some axes alone")
-    value = float(graph.values[node.input[2]]) if len(node.input) > 2 and node.input[2] else 0.0
-    ends = [int(n) for n in graph.values[node.input[1]]]
-    half = len(ends) // 2
-    if value == -np.inf and set(graph.users(node.output[0])) == {"MaxPool"}:
-        _refuse_negative(graph, node)
-    elif value:
-        raise refuse(node, f"pads with {value}, but MindIR's Pad only with 0")
-    if min(ends) < 0:
-        raise refuse(node, "crops instead of padding")
-    paddings = tuple(zip(ends[:half], ends[half:], strict=True))
-    graph.emit(node, "Pad", [graph.ref(node.input[0])], paddings=paddings)
-
-
 def max_pool(graph: Graph, node: onnx.NodeProto) -> None:
-    """MindIR's pool has no explicit padding: zeros come before it, of which a maximum takes no
-    notice where nothing is below zero."""
+    """MindIR's pool has no explicit padding: minus infinity comes before it."""
     given = settings(node)
     _explicit(node, given)
     if set(given.get("dilations", (1,))) != {1}:
@@ -151,11 +183,8 @@ def max_pool(graph: Graph, node: onnx.NodeProto) -> None:
     x = graph.ref(node.input[0])
     begin, end = _borders(graph, node, given)
     if any(begin + end):
-        _refuse_negative(graph, node)
-        paddings = ((0, 0), (0, 0), *zip(begin, end, strict=True))
-        sizes = zip(graph.shapes[node.input[0]], paddings, strict=True)
-        dims = tuple(size + sum(border) for size, border in sizes)
-        x = graph.file.operator("Pad", [x], dims, paddings=paddings)
+        borders = [[0, 0], [0, 0], *map(list, zip(begin, end, strict=True))]
+        x = padded(graph, x, graph.shapes[node.input[0]], borders, -np.inf)
     window = {"kernel_size": (1, 1, *given["kernel_shape"])}
     window["strides"] = (1, 1, *given.get("strides", (1, 1)))
     graph.emit(node, "MaxPool", [x], **window, pad_mode="VALID", **_LAYOUT)
@@ -163,17 +192,34 @@ def max_pool(graph: Graph, node: onnx.NodeProto) -> None:
 
 def average_pool(graph: Graph, node: onnx.NodeProto) -> None:
     """A convolution of each channel alone: MindSpore 2.0 and 2.10 disagree on the attributes of
-    AvgPool. Borders count as zeros, or there are none."""
+    AvgPool. What lies outside of the picture is zero, and a window that does not count it is
+    divided by fewer."""
     given = settings(node)
     _explicit(node, given)
     begin, end = _borders(graph, node, given)
-    if any(begin + end) and (not given.get("count_include_pad", 0) or given.get("ceil_mode", 0)):
-        raise refuse(node, "does not count its padding")
     channels, window = graph.shapes[node.input[0]][1], tuple(given["kernel_shape"])
     weight = np.full((channels, 1, *window), 1 / np.prod(window), np.float32)
     inputs = [graph.ref(node.input[0]), graph.changed(f"{node.output[0]}.mean", weight)]
+    counted = np.outer(*(_counted(graph, node, given, axis) for axis in (0, 1)))
     given |= {"pads": (*begin, *end), "group": channels}
-    _convolution(graph, node, inputs, weight.shape, given)
+    mean = _convolution(graph, inputs, graph.shapes[node.output[0]], weight.shape, given)
+    graph.refs[node.output[0]] = mean
+    if counted.min() < np.prod(window):
+        factor = (np.prod(window) / counted).astype(np.float32)
+        graph.emit(node, "Mul", [mean, graph.changed(f"{node.output[0]}.count", factor)])
+
+
+def _counted(graph: Graph, node: onnx.NodeProto, given: dict[str, Any], axis: int) -> Array:
+    """How many places along ``axis`` each window counts."""
+    size, out = (graph.shapes[name][2 + axis] for name in (node.input[0], node.output[0]))
+    pads = given.get("pads", (0, 0, 0, 0))
+    before, after = pads[axis], pads[2 + axis]
+    first = np.arange(out) * given.get("strides", (1, 1))[axis] - before
+    last = first + given["kernel_shape"][axis]
+    if not given.get("count_include_pad", 0):
+        before = after = 0
+    counted: Array = np.minimum(last, size + after) - np.maximum(first, -before)
+    return counted
 
 
 def _borders(
@@ -189,11 +235,6 @@ def _borders(
     axes = zip(outputs, strides, window, sizes, begin, strict=True)
     end = [max((out - 1) * stride + k - size - first, 0) for out, stride, k, size, first in axes]
     return (begin[0], begin[1]), (end[0], end[1])
-
-
-def _refuse_negative(graph: Graph, node: onnx.NodeProto) -> None:
-    if not graph.is_positive(node.input[0]):
-        raise refuse(node, "pads a pool whose numbers may be below zero")
 
 
 def _explicit(node: onnx.NodeProto, given: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -22,17 +22,26 @@ if TYPE_CHECKING:
 
 MOST_FIELDS = 5_000_000
 _TUPLES = (20, 21)
+_KINDS = {1: "<f4", 6: "<i4", 7: "<i8", 9: "?"}
+
+
+class _Tensor(NamedTuple):
+    """Shape and type of a tensor; of a type alone the shape is empty."""
+
+    dims: tuple[int, ...]
+    kind: np.dtype[Any]
 
 
 @dataclass(frozen=True)
 class Call:
-    """One operator. ``dims`` is what the file says comes out, ``None`` for a tuple."""
+    """One operator. ``dims`` and ``kind`` are what the file says comes out, None for a tuple."""
 
     primitive: str
     attributes: dict[str, Any]
     inputs: tuple[str, ...]
     output: str
     dims: tuple[int, ...] | None
+    kind: np.dtype[Any] | None
 
 
 @dataclass(frozen=True)
@@ -62,14 +71,14 @@ def read(path: Path) -> Program:
     constants: dict[str, Any] = {}
     for node in (_fields(wire, each) for each in graph[1]):
         output, kind = wire.text(node[2][0]), wire.text(node[4][0])
-        name, value = _attribute(wire, node[5][0])
+        _, value = _attribute(wire, node[5][0])
         if kind == "Constant":
             constants[output] = value
             continue
         primitive, attributes = primitives[kind.removeprefix("REF::")]
         inputs = tuple(wire.text(each) for each in node[1])
-        dims = value if name == "shape" and value and isinstance(value[0], int) else None
-        calls.append(Call(primitive, attributes, inputs, output, dims))
+        dims, sort = value if isinstance(value, _Tensor) else (None, None)
+        calls.append(Call(primitive, attributes, inputs, output, dims, sort))
     entry, answer = (wire.text(_fields(wire, graph[key][0])[1][0]) for key in (5, 6))
     return Program(tuple(calls), tensors, constants, entry, answer, _facts(wire, whole))
 
@@ -96,11 +105,17 @@ def _facts(wire: Wire, whole: dict[int, list[Field]]) -> dict[str, str]:
 
 def _parameter(wire: Wire, whole: Field) -> tuple[str, Array]:
     message = _fields(wire, whole)
-    if _number(message, 2) != 1:
-        raise Malformed(f"a parameter of type {_number(message, 2)}, not float32")
+    dims, kind = _tensor(message)
     raw = message[9][0]
-    values = np.frombuffer(wire.data, "<f4", (raw.stop - raw.start) // 4, raw.start)
-    return wire.text(message[7][0]), values.reshape([d.signed() for d in message.get(1, ())])
+    values = np.frombuffer(wire.data, kind, (raw.stop - raw.start) // kind.itemsize, raw.start)
+    return wire.text(message[7][0]), values.reshape(dims)
+
+
+def _tensor(message: dict[int, list[Field]]) -> _Tensor:
+    if _number(message, 2) not in _KINDS:
+        raise Malformed(f"a tensor of type {_number(message, 2)}")
+    dims = tuple(dim.signed() for dim in message.get(1, ()))
+    return _Tensor(dims, np.dtype(_KINDS[_number(message, 2)]))
 
 
 def _primitive(wire: Wire, whole: Field) -> tuple[str, tuple[str, dict[str, Any]]]:
@@ -118,9 +133,8 @@ def _value(wire: Wire, message: dict[int, list[Field]], depth: int = 0) -> Any:
     kind = _number(message, 16)
     if kind in _TUPLES and depth < 3:
         return tuple(_value(wire, _fields(wire, each), depth + 1) for each in message.get(17, ()))
-    if kind == 19:  # the shape of a tensor
-        tensor = _fields(wire, message[12][0])
-        return tuple(dim.signed() for dim in tensor.get(1, ()))
+    if kind == 19:  # shape and type of a tensor, or a type alone
+        return _tensor(_fields(wire, message[12][0]))
     if kind == 8:
         return wire.text((message.get(5) or message[11])[0])
     if kind == 7:

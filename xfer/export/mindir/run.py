@@ -6,6 +6,7 @@ It shares nothing with the writer but the field numbers, so that it finds the wr
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,8 @@ def _result(call: Call, inputs: list[Any]) -> Any:
         planned = tuple(b if a == -1 else a for a, b in zip(call.dims, size, strict=False))
         if len(call.dims) != len(size) or planned != size:
             raise Malformed(f"'{call.output}' is {size}, the file says {call.dims}")
+        if result.numpy().dtype != call.kind:
+            raise Malformed(f"'{call.output}' is {result.dtype}, the file says {call.kind}")
     return result
 
 
@@ -71,15 +74,42 @@ def _max_pool(inputs: list[Tensor], given: Plain) -> Tensor:
     return functional.max_pool2d(inputs[0], given["kernel_size"][2:], given["strides"][2:])
 
 
-def _pad(inputs: list[Tensor], given: Plain) -> Tensor:
-    flat = [n for before, after in reversed(given["paddings"]) for n in (before, after)]
-    return functional.pad(inputs[0], flat)
+def _pad(inputs: list[Any], given: Plain) -> Tensor:
+    x, paddings, value = inputs
+    if given["mode"] != "constant" or not given["paddings_contiguous"]:
+        raise Malformed("a border that is no constant")
+    return functional.pad(x, paddings, value=value)
 
 
 def _slice(inputs: list[Any], given: Plain) -> Tensor:
     x, begin, size = inputs
     spans = zip(begin, size, strict=True)
     return x[tuple(slice(b, None if n == -1 else b + n) for b, n in spans)]  # type: ignore[no-any-return]
+
+
+def _strided(inputs: list[Any], given: Plain) -> Tensor:
+    x: Tensor = inputs[0]
+    numbers = inputs[1:]
+    for axis, (begin, end, step) in enumerate(zip(*numbers, strict=True)):
+        first, last = (
+            None if given[mask] >> axis & 1 else place
+            for mask, place in (("begin_mask", begin), ("end_mask", end))
+        )
+        x = x.index_select(axis, torch.tensor(range(x.shape[axis])[first:last:step]))
+    return x
+
+
+def _gather(inputs: list[Any], given: Plain) -> Tensor:
+    x: Tensor = inputs[0]
+    places, axis = inputs[1:]
+    if given["batch_dims"] or places.min() < 0:
+        raise Malformed("a gather by image, or from the back")
+    chosen = x.index_select(axis, places.reshape(-1))
+    return chosen.reshape(*x.shape[:axis], *places.shape, *x.shape[axis + 1 :])
+
+
+def _cast(inputs: list[Tensor], given: Plain) -> Tensor:
+    return torch.from_numpy(inputs[0].numpy().astype(given["dst_type"].kind))
 
 
 def _matmul(inputs: list[Tensor], given: Plain) -> Tensor:
@@ -102,31 +132,87 @@ def _layer_norm(inputs: list[Tensor], given: Plain) -> tuple[Tensor]:
     return (functional.layer_norm(x, size, scale, shift, given["epsilon"]),)
 
 
+_UNARY: dict[str, Callable[[Tensor], Tensor]] = {
+    "Abs": torch.abs,
+    "Ceil": torch.ceil,
+    "Cos": torch.cos,
+    "Elu": functional.elu,
+    "Erf": torch.erf,
+    "Exp": torch.exp,
+    "Floor": torch.floor,
+    "GeLU": partial(functional.gelu, approximate="tanh"),
+    "HSigmoid": functional.hardsigmoid,
+    "HSwish": functional.hardswish,
+    "Log": torch.log,
+    "LogicalNot": torch.logical_not,
+    "Mish": functional.mish,
+    "Neg": torch.neg,
+    "ReLU": torch.relu,
+    "ReLU6": functional.relu6,
+    "Reciprocal": torch.reciprocal,
+    "Rsqrt": torch.rsqrt,
+    "Sigmoid": torch.sigmoid,
+    "Sign": torch.sign,
+    "Sin": torch.sin,
+    "Softplus": functional.softplus,
+    "Sqrt": torch.sqrt,
+    "Square": torch.square,
+    "Tanh": torch.tanh,
+}
+_BINARY: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "Add": torch.add,
+    "Equal": torch.eq,
+    "Greater": torch.gt,
+    "GreaterEqual": torch.ge,
+    "Less": torch.lt,
+    "LessEqual": torch.le,
+    "LogicalAnd": torch.logical_and,
+    "LogicalOr": torch.logical_or,
+    "Maximum": torch.maximum,
+    "Minimum": torch.minimum,
+    "Mul": torch.mul,
+    "NotEqual": torch.ne,
+    "Pow": torch.pow,
+    "RealDiv": torch.div,
+    "Sub": torch.sub,
+}
+_REDUCTIONS: dict[str, Callable[..., Tensor]] = {
+    "ReduceMax": torch.amax,
+    "ReduceMean": torch.mean,
+    "ReduceMin": torch.amin,
+    "ReduceSum": torch.sum,
+}
+
+
+def _of_tensors(inputs: list[Tensor], _: Plain, function: Callable[..., Tensor]) -> Tensor:
+    return function(*inputs)
+
+
+def _reduce(inputs: list[Any], given: Plain, function: Callable[..., Tensor]) -> Tensor:
+    return function(inputs[0], inputs[1], keepdim=given["keep_dims"])
+
+
 _PRIMITIVES: dict[str, Callable[[list[Any], Plain], Any]] = {
-    "Add": lambda x, _: x[0] + x[1],
+    **{name: partial(_of_tensors, function=each) for name, each in (_UNARY | _BINARY).items()},
+    **{name: partial(_reduce, function=each) for name, each in _REDUCTIONS.items()},
     "BatchMatMul": _batch_matmul,
     "BiasAdd": lambda x, _: x[0] + x[1].reshape(1, -1, *[1] * (x[0].ndim - 2)),
+    "BroadcastTo": lambda x, given: x[0].expand(given["shape"]),
+    "Cast": _cast,
     "Concat": lambda x, given: torch.cat(x[0], given["axis"]),
     "Conv2D": _conv,
-    "Erf": lambda x, _: x[0].erf(),
-    "GeLU": lambda x, _: functional.gelu(x[0], approximate="tanh"),
-    "HSigmoid": lambda x, _: functional.hardsigmoid(x[0]),
-    "HSwish": lambda x, _: functional.hardswish(x[0]),
+    "Gather": _gather,
     "LayerNorm": _layer_norm,
     "MakeTuple": lambda x, _: tuple(x),
     "MatMul": _matmul,
     "MaxPool": _max_pool,
-    "Mul": lambda x, _: x[0] * x[1],
-    "Pad": _pad,
-    "ReLU": lambda x, _: x[0].clamp(min=0),
-    "ReLU6": lambda x, _: x[0].clamp(0, 6),
-    "RealDiv": lambda x, _: x[0] / x[1],
-    "ReduceMean": lambda x, given: x[0].mean(x[1], keepdim=given["keep_dims"]),
+    "PadV3": _pad,
     "Reshape": lambda x, _: x[0].reshape(x[1]),
-    "Sigmoid": lambda x, _: x[0].sigmoid(),
+    "Select": lambda x, _: torch.where(*x),
     "Slice": _slice,
     "Softmax": lambda x, given: x[0].softmax(given["axis"][0]),
-    "Sub": lambda x, _: x[0] - x[1],
+    "StridedSlice": _strided,
+    "Tile": lambda x, _: x[0].tile(x[1]),
     "Transpose": lambda x, _: x[0].permute(x[1]),
     "TupleGetItem": lambda x, _: x[0][x[1]],
 }

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from math import prod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from xfer.export.mindir.graph import Graph, refuse
-from xfer.export.mindir.lowering import add_bias, settings
+from xfer.export.mindir.graph import Graph, refuse, settings
+from xfer.export.mindir.lowering import add_bias
+from xfer.export.mindir.picking import constant, multiplied, reshaped, spread
 
 if TYPE_CHECKING:
     import onnx
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
 
 def reshape(graph: Graph, node: onnx.NodeProto) -> None:
     """Reshape, flatten, squeeze, unsqueeze: the shape that comes out says it all."""
-    done = _reshaped(graph, node, graph.ref(node.input[0]), graph.shapes[node.output[0]])
+    done = reshaped(graph, node, graph.ref(node.input[0]), graph.shapes[node.output[0]])
     graph.refs[node.output[0]] = done
 
 
@@ -42,75 +41,61 @@ def concat(graph: Graph, node: onnx.NodeProto) -> None:
     graph.emit(node, "Concat", [parts], axis=axis, N=count, inputNums=count)
 
 
-def cut(graph: Graph, node: onnx.NodeProto) -> None:
-    """A slice in steps of one."""
-    if any(name and name not in graph.values for name in node.input[1:]):
-        raise refuse(node, "slices by numbers that are not constant")
-    starts, ends, *rest = ([int(n) for n in graph.values[name]] for name in node.input[1:])
+def reduce(graph: Graph, node: onnx.NodeProto, primitive: str, before: str = "") -> None:
+    """The sum, mean or extreme over constant axes, of what ``before`` makes of the numbers."""
+    axes, keep = _axes(graph, node)
     dims = graph.shapes[node.input[0]]
-    axes = [axis % len(dims) for axis in (rest[0] if rest else range(len(starts)))]
-    if len(rest) > 1 and set(rest[1]) != {1}:
-        raise refuse(node, "slices in steps of more than one")
-    spans = {}
-    for axis, start, end in zip(axes, starts, ends, strict=True):
-        size = dims[axis]
-        if size == -1:
-            if start or end < 1 << 31:
-                raise refuse(node, "slices the batch")
-            continue
-        spans[axis] = slice(start, end).indices(size)[:2]
-    graph.refs[node.output[0]] = _sliced(graph, node.input[0], spans)
+    x = graph.ref(node.input[0])
+    if before:
+        x = graph.file.operator(before, [x], dims)
+    graph.emit(node, primitive, [x, graph.file.constant(axes)], keep_dims=keep)
 
 
-def gather(graph: Graph, node: onnx.NodeProto) -> None:
-    """One constant index of one axis; the others are refused."""
-    dims = graph.shapes[node.input[0]]
-    axis = settings(node).get("axis", 0) % len(dims)
-    index = graph.values.get(node.input[1])
-    if index is None or index.size != 1 or dims[axis] == -1:
-        raise refuse(node, "takes something other than one constant index")
-    at = int(index.reshape(())) % dims[axis]
-    name = _sliced(graph, node.input[0], {axis: (at, at + 1)})
-    graph.refs[node.output[0]] = _reshaped(graph, node, name, graph.shapes[node.output[0]])
+def reduce_l2(graph: Graph, node: onnx.NodeProto) -> None:
+    """The root of the sum of squares."""
+    reduce(graph, node, "ReduceSum", "Square")
+    graph.emit(node, "Sqrt", [graph.ref(node.output[0])])
 
 
-def split(graph: Graph, node: onnx.NodeProto) -> None:
-    """One slice an output."""
-    dims = graph.shapes[node.input[0]]
-    axis, at = settings(node).get("axis", 0) % len(dims), 0
-    for output in node.output:
-        size = graph.shapes[output][axis]
-        if size == -1:
-            raise refuse(node, "splits the batch")
-        graph.refs[output] = _sliced(graph, node.input[0], {axis: (at, at + size)})
-        at += size
-
-
-def expand(graph: Graph, node: onnx.NodeProto) -> None:
-    """A constant repeated for every image: added to zeros that have as many rows as images."""
-    values, dims = graph.values.get(node.input[0]), graph.shapes[node.output[0]]
-    if values is None or dims[:1] != (-1,) or -1 in dims[1:]:
-        raise refuse(node, "repeats something other than one constant per image")
-    if values.ndim == len(dims) and values.shape[0] != 1:
-        raise refuse(node, "repeats a constant of several rows")
-    one = np.broadcast_to(values, (1, *dims[1:]))
-    zeros = _reshaped(graph, node, _zeros(graph), (-1,) + (1,) * (len(dims) - 1))
-    graph.emit(node, "Add", [zeros, graph.changed(node.input[0], one)])
-
-
-def reduce_mean(graph: Graph, node: onnx.NodeProto) -> None:
-    """The mean over constant axes."""
+def _axes(graph: Graph, node: onnx.NodeProto) -> tuple[tuple[int, ...], bool]:
     given, rank = settings(node), len(graph.shapes[node.input[0]])
     if len(node.input) > 1 and node.input[1]:
-        axes = [int(axis) for axis in graph.values[node.input[1]]]
+        axes = [int(axis) for axis in constant(graph, node, node.input[1])]
     else:
         axes = list(given.get("axes", range(rank)))
-    _mean(graph, node, [axis % rank for axis in axes], bool(given.get("keepdims", 1)))
+    return tuple(axis % rank for axis in axes), bool(given.get("keepdims", 1))
 
 
 def global_average_pool(graph: Graph, node: onnx.NodeProto) -> None:
     """The mean over height and width."""
-    _mean(graph, node, list(range(2, len(graph.shapes[node.input[0]]))), True)
+    axes = tuple(range(2, len(graph.shapes[node.input[0]])))
+    inputs = [graph.ref(node.input[0]), graph.file.constant(axes)]
+    graph.emit(node, "ReduceMean", inputs, keep_dims=True)
+
+
+def instance_norm(graph: Graph, node: onnx.NodeProto) -> None:
+    """Each channel of each image by its own mean and variance: MindSpore's InstanceNorm runs on
+    GPUs alone."""
+    dims = graph.shapes[node.input[0]]
+    places = graph.file.constant(tuple(range(2, len(dims))))
+    narrow = dims[:2] + (1,) * (len(dims) - 2)
+
+    def mean(x: str) -> str:
+        return graph.file.operator("ReduceMean", [x, places], narrow, keep_dims=True)
+
+    x = graph.ref(node.input[0])
+    centred = graph.file.operator("Sub", [x, mean(x)], dims)
+    variance = mean(graph.file.operator("Square", [centred], dims))
+    epsilon = graph.number(settings(node).get("epsilon", 1e-5))
+    safe = graph.file.operator("Add", [variance, epsilon], narrow)
+    scaled = graph.file.operator("Rsqrt", [safe], narrow)
+    scale, bias = (
+        reshaped(graph, node, graph.ref(name), (1, dims[1]) + (1,) * (len(dims) - 2))
+        for name in node.input[1:]
+    )
+    scaled = graph.file.operator("Mul", [scaled, scale], narrow)
+    normed = graph.file.operator("Mul", [centred, scaled], dims)
+    graph.emit(node, "Add", [normed, bias])
 
 
 def gemm(graph: Graph, node: onnx.NodeProto) -> None:
@@ -119,7 +104,7 @@ def gemm(graph: Graph, node: onnx.NodeProto) -> None:
     if (given.get("alpha", 1), given.get("beta", 1), given.get("transA", 0)) != (1, 1, 0):
         raise refuse(node, "scales or transposes what it multiplies")
     x, weight = (graph.ref(name) for name in node.input[:2])
-    done = _matmul(graph, x, weight, graph.shapes[node.output[0]], bool(given.get("transB", 0)))
+    done = multiplied(graph, x, weight, graph.shapes[node.output[0]], bool(given.get("transB", 0)))
     graph.refs[node.output[0]] = done
     if len(node.input) > 2:
         add_bias(graph, node, done, graph.ref(node.input[2]))
@@ -133,15 +118,61 @@ def matmul(graph: Graph, node: onnx.NodeProto) -> None:
     if len(second) == 2 and len(first) >= 2:
         rows = -1 if -1 in first[:-1] else prod(first[:-1])
         if len(first) > 2:
-            x = _reshaped(graph, node, x, (rows, first[-1]))
-        done = _matmul(graph, x, y, (rows, second[1]), False)
+            x = reshaped(graph, node, x, (rows, first[-1]))
+        done = multiplied(graph, x, y, (rows, second[1]))
         flat = len(first) == 2
-        graph.refs[node.output[0]] = done if flat else _reshaped(graph, node, done, dims)
-    elif len(first) == len(second) > 2 and first[:-2] == second[:-2]:
-        as_they_are = dict.fromkeys(("transpose_a", "transpose_b", "adj_x1", "adj_x2"), False)
-        graph.emit(node, "BatchMatMul", [x, y], **as_they_are)
+        graph.refs[node.output[0]] = done if flat else reshaped(graph, node, done, dims)
+    elif min(len(first), len(second)) >= 2:
+        x = spread(graph, node, x, first, (*dims[:-2], *first[-2:]))
+        y = spread(graph, node, y, second, (*dims[:-2], *second[-2:]))
+        graph.refs[node.output[0]] = _stacks(graph, x, y, dims)
     else:
         raise refuse(node, f"multiplies shapes {first} and {second}")
+
+
+def einsum(graph: Graph, node: onnx.NodeProto) -> None:
+    """One axis of each tensor multiplied with the other's, one summed, the rest shared: a product
+    of stacks of matrices."""
+    rule = settings(node)["equation"].decode().replace(" ", "")
+    terms, _, result = rule.partition("->")
+    first, _, second = terms.partition(",")
+    shared = "".join(c for c in result if c in first and c in second)
+    row, column, summed = (
+        "".join(c for c in letters if (c in first, c in second, c in result) == where)
+        for letters, where in (
+            (first, (True, False, True)),
+            (second, (False, True, True)),
+            (first, (True, True, False)),
+        )
+    )
+    wanted = shared + row + column
+    orders = [(first, shared + row + summed), (second, shared + summed + column), (wanted, result)]
+    if [len(row), len(column), len(summed)] != [1] * 3 or any(
+        sorted(a) != sorted(b) or "." in a for a, b in orders
+    ):
+        raise refuse(node, f"sums by the rule '{rule}'")
+    x, y = (
+        _ordered(graph, graph.ref(name), graph.shapes[name], *order)
+        for name, order in zip(node.input, orders, strict=False)
+    )
+    out = dict(zip(result, graph.shapes[node.output[0]], strict=True))
+    dims = tuple(out[c] for c in wanted)
+    graph.refs[node.output[0]] = _ordered(graph, _stacks(graph, x, y, dims), dims, *orders[2])
+
+
+def _ordered(graph: Graph, x: str, dims: Dims, letters: str, wanted: str) -> str:
+    order = tuple(letters.index(c) for c in wanted)
+    if letters == wanted:
+        return x
+    moved = tuple(dims[axis] for axis in order)
+    return graph.file.operator("Transpose", [x, graph.file.constant(order)], moved)
+
+
+def _stacks(graph: Graph, x: str, y: str, dims: Dims) -> str:
+    as_they_are: dict[str, Any] = dict.fromkeys(
+        ("transpose_a", "transpose_b", "adj_x1", "adj_x2"), False
+    )
+    return graph.file.operator("BatchMatMul", [x, y], dims, **as_they_are)
 
 
 def layer_norm(graph: Graph, node: onnx.NodeProto) -> None:
@@ -166,40 +197,3 @@ def softmax(graph: Graph, node: onnx.NodeProto) -> None:
     """Over one axis."""
     axis = settings(node).get("axis", -1) % len(graph.shapes[node.output[0]])
     graph.emit(node, "Softmax", [graph.ref(node.input[0])], axis=(axis,))
-
-
-def _reshaped(graph: Graph, node: onnx.NodeProto, x: str, dims: Dims) -> str:
-    if dims.count(-1) > 1:
-        raise refuse(node, f"gives a shape {dims} in which two sizes follow the batch")
-    return graph.file.operator("Reshape", [x, graph.file.constant(dims)], dims)
-
-
-def _sliced(graph: Graph, name: str, spans: dict[int, tuple[int, int]]) -> str:
-    """``spans`` of ``name`` by axis; an axis without one stays whole."""
-    dims = list(graph.shapes[name])
-    begin = [0] * len(dims)
-    for axis, (start, end) in spans.items():
-        begin[axis], dims[axis] = start, end - start
-    # A size of -1 takes all, which is right for an axis that follows the batch.
-    constants = [graph.file.constant(tuple(begin)), graph.file.constant(tuple(dims))]
-    return graph.file.operator("Slice", [graph.ref(name), *constants], tuple(dims))
-
-
-def _zeros(graph: Graph) -> str:
-    """One zero an image, (-1, 1, 1, 1)."""
-    constant, dims = graph.file.constant, (-1, 1, 1, 1)
-    inputs = [graph.ref("images"), constant((1, 2, 3))]
-    mean = graph.file.operator("ReduceMean", inputs, dims, keep_dims=True)
-    graph.values.setdefault("zero", np.zeros((1,), np.float32))
-    return graph.file.operator("Mul", [mean, graph.ref("zero")], dims)
-
-
-def _mean(graph: Graph, node: onnx.NodeProto, axes: list[int], keep: bool) -> None:
-    inputs = [graph.ref(node.input[0]), graph.file.constant(tuple(axes))]
-    graph.emit(node, "ReduceMean", inputs, keep_dims=keep)
-
-
-def _matmul(graph: Graph, x: str, y: str, dims: Dims, turned: bool) -> str:
-    turns = {"transpose_a": False, "transpose_b": turned}
-    turns |= {"transpose_x1": False, "transpose_x2": turned}  # the same to other versions
-    return graph.file.operator("MatMul", [x, y], dims, **turns)

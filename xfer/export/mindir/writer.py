@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
 from xfer.core.errors import ExportError
 from xfer.export.metadata import metadata
-from xfer.export.mindir import lowering, shapes
+from xfer.export.mindir import lowering, picking, shapes
 from xfer.export.mindir.graph import FIX, Graph, graph_of, refuse
 from xfer.export.onnx import tensors, with_suffix
 from xfer.export.onnx_graph import model_of
@@ -26,40 +26,60 @@ if TYPE_CHECKING:
 _OPSET = 20
 _LARGEST = (1 << 31) - 1  # protobuf reads no longer message
 
+_ALIKE = {
+    **{name: name for name in ("Abs", "Add", "Ceil", "Cos", "Erf", "Exp", "Floor", "Log", "Mish")},
+    **{name: name for name in ("Equal", "Greater", "Less", "Mul", "Neg", "Pow", "Sigmoid", "Sign")},
+    **{name: name for name in ("Reciprocal", "Sin", "Softplus", "Sqrt", "Sub", "Tanh")},
+    **{"And": "LogicalAnd", "Div": "RealDiv", "GreaterOrEqual": "GreaterEqual"},
+    **{"HardSwish": "HSwish", "LessOrEqual": "LessEqual", "Not": "LogicalNot"},
+    **{"Or": "LogicalOr", "Relu": "ReLU"},
+}
+"""Operators without settings, and MindIR's names for them."""
 _OPERATORS: dict[str, Callable[[Graph, onnx.NodeProto], None]] = {
-    "Add": partial(lowering.direct, primitive="Add"),
+    **{name: partial(lowering.direct, primitive=each) for name, each in _ALIKE.items()},
     "AveragePool": lowering.average_pool,
     "BatchNormalization": lowering.batch_norm,
+    "Cast": lowering.cast,
     "Clip": lowering.clip,
     "Concat": shapes.concat,
     "Conv": lowering.conv,
-    "Div": partial(lowering.direct, primitive="RealDiv"),
-    "Erf": partial(lowering.direct, primitive="Erf"),
-    "Expand": shapes.expand,
+    "Einsum": shapes.einsum,
+    "Elu": lowering.elu,
+    "Expand": picking.expand,
     "Flatten": shapes.reshape,
-    "Gather": shapes.gather,
+    "Gather": picking.gather,
+    "GatherND": picking.gather_nd,
     "Gelu": lowering.gelu,
     "Gemm": shapes.gemm,
     "GlobalAveragePool": shapes.global_average_pool,
     "HardSigmoid": lowering.hard_sigmoid,
-    "HardSwish": partial(lowering.direct, primitive="HSwish"),
     "Identity": shapes.same,
+    "InstanceNormalization": shapes.instance_norm,
     "LayerNormalization": shapes.layer_norm,
+    "LeakyRelu": lowering.leaky_relu,
     "MatMul": shapes.matmul,
+    "Max": partial(lowering.folded, primitive="Maximum"),
     "MaxPool": lowering.max_pool,
-    "Mul": partial(lowering.direct, primitive="Mul"),
-    "Pad": lowering.pad,
-    "ReduceMean": shapes.reduce_mean,
-    "Relu": partial(lowering.direct, primitive="ReLU"),
+    "Min": partial(lowering.folded, primitive="Minimum"),
+    "PRelu": lowering.prelu,
+    "Pad": picking.pad,
+    "ReduceL1": partial(shapes.reduce, primitive="ReduceSum", before="Abs"),
+    "ReduceL2": shapes.reduce_l2,
+    "ReduceMax": partial(shapes.reduce, primitive="ReduceMax"),
+    "ReduceMean": partial(shapes.reduce, primitive="ReduceMean"),
+    "ReduceMin": partial(shapes.reduce, primitive="ReduceMin"),
+    "ReduceSum": partial(shapes.reduce, primitive="ReduceSum"),
+    "ReduceSumSquare": partial(shapes.reduce, primitive="ReduceSum", before="Square"),
     "Reshape": shapes.reshape,
-    "Sigmoid": partial(lowering.direct, primitive="Sigmoid"),
-    "Slice": shapes.cut,
+    "Resize": picking.resize,
+    "Slice": picking.cut,
     "Softmax": shapes.softmax,
-    "Split": shapes.split,
+    "Split": picking.split,
     "Squeeze": shapes.reshape,
-    "Sub": partial(lowering.direct, primitive="Sub"),
+    "Tile": picking.tile,
     "Transpose": shapes.transpose,
     "Unsqueeze": shapes.reshape,
+    "Where": picking.where,
 }
 
 
@@ -79,27 +99,32 @@ class Mindir:
         """Trace ``net`` and write its operators as MindSpore's. Raises ExportError for one that
         is not in the table, by name."""
         model = model_of(tensors(net, images), _OPSET)
-        graph = graph_of(model, images)
-        for node in model.graph.node:
-            # What is computed from shapes and constants alone is known, and not written.
-            if not all(name in graph.values or name in graph.sizes for name in node.output):
-                _OPERATORS.get(node.op_type, _refuse)(graph, node)
-                graph.note_sign(node)
-        output = model.graph.output[0].name
-        first = (graph.refs["images"], graph.shapes["images"])
-        last = (graph.ref(output), graph.shapes[output])
-        content = graph.file.dump(first, last, metadata(card))
-        if len(content) > _LARGEST:
-            what = f"needs {len(content):,} bytes, but a MindIR file holds at most {_LARGEST:,}"
-            raise ExportError("mindir", what, FIX, 23)
+        content, operators = converted(model, images, metadata(card))
         path.write_bytes(content)
-        return {"mind_ir_version": 1, "operators": len(graph.file.nodes)}
+        return {"mind_ir_version": 1, "operators": operators}
 
     def open(self, path: Path, net: torch.nn.Module) -> Runner:
         """The file alone, run by xfer's own interpreter on the CPU."""
         from xfer.export.mindir.run import runner
 
         return runner(path)
+
+
+def converted(model: onnx.ModelProto, images: Array, facts: Mapping[str, str]) -> tuple[bytes, int]:
+    """``model``, an ONNX graph from ``images`` to its one output, as the content of a MindIR file,
+    and the number of its operators. Raises ExportError for an operator that is not in the table."""
+    graph = graph_of(model, images)
+    for node in model.graph.node:
+        if graph.is_written(node):
+            _OPERATORS.get(node.op_type, _refuse)(graph, node)
+    output = model.graph.output[0].name
+    first = (graph.refs["images"], graph.shapes["images"])
+    last = (graph.ref(output), graph.shapes[output])
+    content = graph.file.dump(first, last, facts)
+    if len(content) > _LARGEST:
+        what = f"needs {len(content):,} bytes, but a MindIR file holds at most {_LARGEST:,}"
+        raise ExportError("mindir", what, FIX, 23)
+    return content, len(graph.file.nodes)
 
 
 def _refuse(graph: Graph, node: onnx.NodeProto) -> None:
