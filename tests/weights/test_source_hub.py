@@ -462,10 +462,8 @@ def test_a_file_of_torchs_store_is_held_against_the_hash_in_its_name(
     assert len(list(path.parent.iterdir())) == 2
     with pytest.raises(WeightsError) as told:
         libraries.stored(f"{server.url}/gone.pth", local=False)
-    said = (
-        f"'gone.pth' is not in the cache and {server.url}/gone.pth cannot be downloaded (HTTP 404)"
-    )
-    assert told.value.what == said
+    said = f"'gone.pth' is not in the cache and {server.url}/gone.pth cannot be downloaded (HTTP "
+    assert told.value.what.startswith(said)
 
 
 # Processes of their own
