@@ -40,6 +40,7 @@ from xfer.sweep.choosing.halving import (
 )
 from xfer.sweep.choosing.learners import FilledLearner, SolvedLearner, Steps, TrainedLearner
 from xfer.sweep.choosing.pricing import Contender, Price, admitted
+from xfer.sweep.choosing.run_choice import last_lines
 from xfer.training import logistic
 from xfer.training.loss import CrossEntropy
 from xfer.training.optim import AdamW
@@ -411,6 +412,9 @@ def test_the_winner_is_an_ordinary_run_and_its_experiment_is_the_same_run(
     second = sorted(scores.values())[-2]
     assert facts["runner_up"]["acc"] == pytest.approx(second - max(scores.values()))
     model = folder / facts["model"]
+    for ended, typed in ((facts["model"], model.name), ("my_choice/model", "my_choice/model")):
+        told = last_lines({**facts, "model": ended}, Path("my_choice"))
+        assert f"\nnext: xfer predict {typed} IMAGES\n" in told
     result = json.loads((model / "result.json").read_text())
     assert result["status"] == "finished" and result["scores"]["val"]["acc"] > 0.75
     assert json.loads((model / "status.json").read_text())["state"] == "finished"
