@@ -47,6 +47,7 @@ def test_an_accuracy_on_a_part_of_the_images_says_so() -> None:
     assert speeds([row(0.84, 64, 179)]).axes[-1].get_xlabel() == "top-1 accuracy, 64 of 179 images"
     for other in (row(0.84, 64, 64), row(None, 64, 179)):
         assert not any("top-1 is over" in line for line in lines([other]))
+    assert max(map(len, lines([row(0.84, 64, 179)]))) <= 80
 
 
 def test_nothing_to_measure_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

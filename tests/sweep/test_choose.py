@@ -40,6 +40,7 @@ from xfer.sweep.choosing.halving import (
 )
 from xfer.sweep.choosing.learners import FilledLearner, SolvedLearner, Steps, TrainedLearner
 from xfer.sweep.choosing.pricing import Contender, Price, admitted
+from xfer.sweep.choosing.run_choice import last_lines
 from xfer.training import logistic
 from xfer.training.loss import CrossEntropy
 from xfer.training.optim import AdamW
@@ -344,10 +345,8 @@ def test_too_few_minutes_are_refused_with_what_one_candidate_needs(
     needed = re.search(r"takes about (\d+) s\. Fix: type choose\.minutes=([\d.]+)$", said)
     assert needed and int(needed[1]) < 60 * float(needed[2]) < 2 * int(needed[1]) + 7
     shown = capsys.readouterr().out
-    assert re.search(
-        r"digits_resnet linear head_only .* left out: costs \d+ s and its model \d+ s, and 0 s are",
-        shown,
-    )
+    costs = r"costs \d+ s and its model \d+ s, and 0 s are left"
+    assert re.search(rf"\ndigits_resnet\n  linear head_only .*ms\n    left out: {costs}\n", shown)
     assert not Path("outputs").exists()
 
 
@@ -388,13 +387,17 @@ def outcome(folder: Path) -> dict:
 def test_candidates_are_priced_before_anything_starts(chosen: tuple[Path, str]) -> None:
     lines = chosen[1].splitlines()
     start = next(i for i, line in enumerate(lines) if line.startswith("candidate"))
-    rows = {line.split("  ")[0]: line for line in lines[start + 1 : start + 9]}
-    price = r" +[\d.]+ s +[\d.]+ s +[\d.]+ s +[\d.]+ ms  takes part$"
-    for head in ("linear", "mlp", "knn", "prototype"):
-        assert re.search(price, rows[f"digits_resnet {head} head_only"])
-        assert "left out" in rows[f"squeezenet1_0 {head} head_only"]
-    assert "measured on two images" in lines[start + 9]
-    assert not any("features at" in line for line in lines[: start + 9])
+    end = next(i for i, line in enumerate(lines) if line.startswith("measured on two images"))
+    listed = lines[start + 1 : end]
+    assert [line for line in listed if line[0] != " "] == ["digits_resnet", "squeezenet1_0"]
+    ours, theirs = listed[1:5], listed[6:]
+    price = r" +[\d.]+ s +[\d.]+ s +[\d.]+ s +[\d.]+ ms"
+    for i, head in enumerate(("linear", "mlp", "knn", "prototype")):
+        assert re.fullmatch(rf"  {head} head_only{price}  takes part", ours[i])
+        assert theirs[2 * i].startswith(f"  {head} head_only")
+        assert theirs[2 * i + 1].startswith("    left out: ")
+    assert all(len(line) <= 80 for line in lines[start : end - len(theirs)])
+    assert not any("features at" in line for line in lines[:end])
 
 
 def test_the_winner_is_an_ordinary_run_and_its_experiment_is_the_same_run(
@@ -409,6 +412,9 @@ def test_the_winner_is_an_ordinary_run_and_its_experiment_is_the_same_run(
     second = sorted(scores.values())[-2]
     assert facts["runner_up"]["acc"] == pytest.approx(second - max(scores.values()))
     model = folder / facts["model"]
+    for ended, typed in ((facts["model"], model.name), ("my_choice/model", "my_choice/model")):
+        told = last_lines({**facts, "model": ended}, Path("my_choice"))
+        assert f"\nnext: xfer predict {typed} IMAGES\n" in told
     result = json.loads((model / "result.json").read_text())
     assert result["status"] == "finished" and result["scores"]["val"]["acc"] > 0.75
     assert json.loads((model / "status.json").read_text())["state"] == "finished"
@@ -530,3 +536,23 @@ def test_the_time_limit_ends_what_takes_every_error_for_its_own() -> None:
     with pytest.raises(TimeIsOver), clock.limit():
         time.sleep(5)
     assert clock.left < 0
+
+
+class Slow:
+    """What is raised while this is finalized is dropped by Python, which only says so."""
+
+    def __del__(self) -> None:
+        end = time.perf_counter() + 0.3
+        while time.perf_counter() < end:
+            pass
+
+
+def test_an_end_that_python_drops_comes_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    dropped: list[object] = []
+    monkeypatch.setattr("sys.unraisablehook", dropped.append)
+    clock = TimeLimit(0.2 / 60, time.perf_counter())
+    told = r"E044.*, but for 0 s held back for the model, ended before one was chosen"
+    with pytest.raises(TimeIsOver, match=told), clock.limit(reserve=0.1):
+        Slow()
+        time.sleep(5)
+    assert not dropped

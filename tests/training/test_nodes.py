@@ -19,6 +19,7 @@ from xfer.core.errors import LaunchError, OutputError, XferError
 from xfer.core.files import file_sha256, write_json
 from xfer.core.world import World
 from xfer.plan.make import make_plan
+from xfer.plan.table import table
 from xfer.training.distributed.launch import Others
 from xfer.training.distributed.meeting import here, introduction, meeting_of, rank_wait
 from xfer.training.distributed.rank import _specs
@@ -61,13 +62,14 @@ def test_two_nodes_end_as_two_devices_do(two_nodes: Path, alone: Path) -> None:
     assert log.count("epoch 1/2") == 1
 
 
-def test_the_plan_alone_says_how_to_start_it(capsys) -> None:
+def test_the_plan_alone_says_how_to_start_it() -> None:
     words = ["experiment=digits_sgd", "trainer.accelerator=cpu", *shape(2, 1)]
     with pytest.raises(LaunchError, match=r"trainer\.nodes: is 2, and no launcher"):
         make_plan(compose_specs(words))
     plan = make_plan(compose_specs([*words, "stages=[]"]))
     (remark,) = [r for r in plan.facts["remarks"] if "trainer.nodes=2" in r]
     assert "srun --nodes=2 --ntasks-per-node=1 python -m xfer" in remark
+    assert "(batches of 32 on each of 2 nodes)" in table(plan)
 
 
 @pytest.fixture

@@ -460,6 +460,10 @@ def test_a_file_of_torchs_store_is_held_against_the_hash_in_its_name(
         libraries.stored(f"{server.url}/net-00000000.pth", local=False)
     assert told.value.number == 411 and len(server.asked) == 3
     assert len(list(path.parent.iterdir())) == 2
+    with pytest.raises(WeightsError) as told:
+        libraries.stored(f"{server.url}/gone.pth", local=False)
+    said = f"'gone.pth' is not in the cache and {server.url}/gone.pth cannot be downloaded (HTTP "
+    assert told.value.what.startswith(said)
 
 
 # Processes of their own

@@ -201,15 +201,15 @@ def _top1(contestant: Contestant, photos: Samples, classes: tuple[str, ...]) -> 
 
 def lines(rows: Sequence[Plain]) -> list[str]:
     """The table for people."""
-    head = f"{'file':<22}{'MB':>8}{'start':>8}{'1 image':>11}{'ratio':>7}{'batch':>13}{'ratio':>7}"
+    head = f"{'file':<19}{'MB':>7}{'start':>8}{'1 image':>11}{'ratio':>7}{'batch':>12}{'ratio':>7}"
     table = [head + f"{'top-1':>8}"]
     for row in rows:
         size = "" if row["bytes"] is None else f"{row['bytes'] / 1e6:.1f}"
         began = "" if row["start_s"] is None else f"{row['start_s']:.2f} s"
         top1 = "" if row["top1"] is None else f"{row['top1']:.4f}"
         table.append(
-            f"{row['name']:<22}{size:>8}{began:>8}{row['ms']:>8.2f} ms{row['faster']:>7.2f}"
-            f"{row['images_per_s']:>11.1f}/s{row['faster_batch']:>7.2f}{top1:>8}"
+            f"{row['name']:<19}{size:>7}{began:>8}{row['ms']:>8.2f} ms{row['faster']:>7.2f}"
+            f"{row['images_per_s']:>10.1f}/s{row['faster_batch']:>7.2f}{top1:>8}"
         )
     if any(row["top1"] is not None and row["top1_images"] < row["images"] for row in rows):
         part, whole = rows[0]["top1_images"], rows[0]["images"]

@@ -31,10 +31,13 @@ def last_lines(work: Work) -> str:
     if "report" in work.plan.specs.stages:
         lines.append(("report", str(card)))
     if (work.fitted or work.soup) and best.is_file():
-        below = work.folder.parent.parent == Path("outputs")
-        named = quoted(work.folder.name if below else str(work.folder))
-        lines.append(("next", f"xfer predict {named} IMAGES"))
+        lines.append(("next", f"xfer predict {named(work.folder)} IMAGES"))
     lines += audit_lines(work)
     width = max((len(name) for name, _ in lines), default=0)
     rows = [f"{name:<{width}}  {printable(text)}" for name, text in lines]
     return "\n".join([*rows, f"everything is in {printable(work.folder)}"])
+
+
+def named(run: Path) -> str:
+    """What names a run behind a verb, quoted: the end of its folder where that is enough."""
+    return quoted(run.name if run.parent.parent == Path("outputs") else str(run))

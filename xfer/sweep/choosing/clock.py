@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -49,9 +50,12 @@ class TimeLimit:
         other processes that want the same cores."""
         return max(1.0, self.spent / max(0.1, time.process_time() - self._cpu))
 
-    def over(self) -> TimeIsOver:
-        """The error for what is not done when the time is over."""
+    def over(self, reserve: float = 0.0) -> TimeIsOver:
+        """The error for what is not done when the time is over, but for ``reserve`` seconds."""
         what = f"the {self.minutes:g} minutes ended before the model was finished"
+        if reserve:
+            held = f"but for {reserve:.0f} s held back for the model"
+            what = f"the {self.minutes:g} minutes, {held}, ended before one was chosen"
         more = max(2 * self.minutes, 0.5)
         return TimeIsOver("choose.minutes", what, f"type choose.minutes={more:g}", 44)
 
@@ -66,12 +70,21 @@ class TimeLimit:
         def ring(number: int, frame: FrameType | None) -> None:
             raise _Rang
 
+        def unheard(event: sys.UnraisableHookArgs) -> None:
+            # Python drops what is raised in a finalizer, or in what is called after a fork.
+            if event.exc_type is _Rang:
+                signal.setitimer(signal.ITIMER_REAL, 1e-3)
+            else:
+                hook(event)
+
+        hook, sys.unraisablehook = sys.unraisablehook, unheard
         before = signal.signal(signal.SIGALRM, ring)
         signal.setitimer(signal.ITIMER_REAL, max(1e-3, self.left - reserve))
         try:
             yield
         except _Rang as rang:
-            raise self.over() from rang
+            raise self.over(reserve) from rang
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, before)
+            sys.unraisablehook = hook

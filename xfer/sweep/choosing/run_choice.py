@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xfer.config.help import GROUPS
-from xfer.config.verbs import quoted, shell
+from xfer.config.verbs import shell
 from xfer.core.errors import CommandError, OutputError, printable
 from xfer.core.files import read_text, write_json, write_text, yaml_text
 from xfer.core.live_line import working
@@ -23,6 +23,7 @@ from xfer.core.types import Plain
 from xfer.plan.label_task import refuse_for_labels
 from xfer.plan.preflight import check_folder
 from xfer.plan.run_dir import make_folder, refuse_taken
+from xfer.report.last_lines import named
 from xfer.sweep.choosing.halving import Standing, worth
 from xfer.sweep.choosing.session import Session, announce
 from xfer.sweep.leaderboard.read_sweep import read_facts
@@ -279,7 +280,7 @@ def last_lines(facts: Plain, folder: Path) -> str:
     tried = facts["worth"] and facts["worth"]["repeats"] >= facts["repeats"]
     why = "everything was tried" if tried else "another draw of the folds would have taken longer"
     early = f": {why}, so it ends earlier" if left > 0.05 * 60 * minutes else ""
-    model = quoted(Path(facts["model"]).name if facts["model"] else "")
+    model = named(Path(facts["model"])) if facts["model"] else ""
     lines = [
         *summary(facts),
         f"took {seconds:.0f} s of {60 * minutes:.0f}{early}",

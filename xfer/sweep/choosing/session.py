@@ -21,7 +21,7 @@ from xfer.sweep.choosing.learners import (
     SolvedLearner,
     TrainedLearner,
 )
-from xfer.sweep.choosing.pricing import SLACK, Contender, Scales, admitted, planned, steps_of
+from xfer.sweep.choosing.pricing import SLACK, Contender, Price, Scales, admitted, planned, steps_of
 
 if TYPE_CHECKING:
     from xfer.config.specs import Specs
@@ -265,22 +265,36 @@ def _features(plan: Plan) -> _Pooled:
 
 def price_table(session: Session) -> str:
     """What every candidate would cost, the cheapest of a backbone's features once, and which take
-    part."""
-    rows = [("candidate", "features", "choosing", "model", "an image", "")]
-    for c in session.contenders:
-        p = c.price
-        numbers = (
-            (f"{p.features:.1f} s", f"{p.choosing:.1f} s", f"{p.model:.1f} s", f"{p.ms:.1f} ms")
-            if p
-            else ("", "", "", "")
-        )
-        rows.append((c.name, *numbers, f"left out: {c.problem}" if c.problem else "takes part"))
-    widths = [max(len(row[i]) for row in rows) for i in range(5)]
-    lines = []
-    for row in rows:
-        cells = [row[0].ljust(widths[0]), *(row[i].rjust(widths[i]) for i in range(1, 5)), row[5]]
-        lines.append("  ".join(cells).rstrip())
+    part: a row each below the name of its backbone, and below it why it does not."""
+    columns = ("features", "choosing", "model", "an image")
+    rows = [(_numbers(c.price), c) for c in session.contenders]
+    widths = [max(len(n[i]) for n in (columns, *(n for n, _ in rows))) for i in range(4)]
+    wide = max(len(_fitted(c)) for _, c in rows)
+    lines = [_row("candidate", wide, columns, widths)]
+    backbone = ""
+    for numbers, c in rows:
+        if c.candidate.weighted.name != backbone:
+            lines.append(backbone := c.candidate.weighted.name)
+        row = _row(_fitted(c), wide, numbers, widths)
+        lines += [row, f"    left out: {c.problem}"] if c.problem else [f"{row}  takes part"]
     return "\n".join(lines)
+
+
+def _fitted(contender: Contender) -> str:
+    """The head and the policy of a candidate, as a row below its backbone begins."""
+    return f"  {contender.candidate.head} {contender.candidate.freeze}"
+
+
+def _numbers(price: Price | None) -> tuple[str, ...]:
+    if price is None:
+        return "", "", "", ""
+    seconds = (f"{s:.1f} s" for s in (price.features, price.choosing, price.model))
+    return (*seconds, f"{price.ms:.1f} ms")
+
+
+def _row(name: str, wide: int, numbers: Sequence[str], widths: Sequence[int]) -> str:
+    cells = (n.rjust(width) for n, width in zip(numbers, widths, strict=True))
+    return "  ".join((name.ljust(wide), *cells)).rstrip()
 
 
 def announce(session: Session) -> None:

@@ -14,6 +14,7 @@ from xfer.core.log import log
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _NAME = re.compile(r"[A-Za-z0-9_](?:[\w.-]{0,94}[A-Za-z0-9_])?", re.ASCII)
 _REVISION = re.compile(r"[A-Za-z0-9_][\w./+-]{0,199}", re.ASCII)
+NOT_ASKED = "cannot be downloaded (source.local_files_only=true)"
 _FILE = re.compile(r"[^\\:*?\"<>|@]{1,255}")
 
 
@@ -88,7 +89,7 @@ def find(address: Address, local_files_only: bool = False) -> HubFile:
     if cached and (local_files_only or _COMMIT.fullmatch(address.revision)):
         return cached
     if local_files_only:
-        raise unreachable(address.shown, "source.local_files_only=true")
+        raise unreachable(address.shown, NOT_ASKED)
     for file in address.files:
         try:
             # What the revision is now. The download itself would hide that nobody answered.
@@ -130,7 +131,9 @@ def _instead(error: Exception, address: Address, cached: HubFile | None) -> HubF
     """What the cache has, when the hub did not answer. Raises WeightsError when it refused."""
     refused = _refusal(error, address)
     if refused or not cached:
-        raise refused or unreachable(address.shown, brief(error)) from error
+        raise refused or unreachable(
+            address.shown, f"cannot be downloaded ({brief(error)})"
+        ) from error
     log.warning(
         "the hub cannot be reached (%s): %s@%s is taken from the cache as of commit %s",
         *(brief(error), address.shown, address.revision, cached.revision),
@@ -189,6 +192,6 @@ def _status(error: Exception) -> int | None:
 
 
 def unreachable(what: str, reason: str) -> WeightsError:
-    """The error for weights that are neither in the cache nor to be downloaded."""
-    what = f"'{what}' is not in the cache and cannot be downloaded ({reason})"
+    """The error for weights that are neither in the cache nor, for ``reason``, to be had."""
+    what = f"'{what}' is not in the cache and {reason}"
     return WeightsError("source", what, "connect once, or use source=file source.path=FILE", 11)

@@ -159,12 +159,12 @@ def stored(url: str, local: bool) -> Path:
     if path.is_file():
         return path
     if local:
-        raise huggingface.unreachable(path.name, "source.local_files_only=true")
+        raise huggingface.unreachable(path.name, huggingface.NOT_ASKED)
     prefix = re.search(r"-([0-9a-f]{8,64})\.", path.name)
     try:
         fetch(url, path, prefix[1] if prefix else None, WEIGHTS)
     except OutputError:
         raise
     except XferError as error:
-        raise huggingface.unreachable(path.name, error.what) from error
+        raise huggingface.unreachable(path.name, f"{url} {error.what}") from error
     return path
