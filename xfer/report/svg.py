@@ -86,8 +86,12 @@ def ticks(low: float, high: float, most: int = 5) -> list[float]:
 
 
 def powers(low: float, high: float) -> list[float]:
-    """The powers of ten between two exponents, every other one where there are many."""
+    """The powers of ten between two exponents, every other one where there are many, and twice and
+    five times them where there are less than three."""
     exponents = list(range(math.ceil(low - 1e-9), math.floor(high + 1e-9) + 1))
+    if len(exponents) < 3:
+        between = (math.floor(low) + i // 3 + math.log10((1, 2, 5)[i % 3]) for i in range(9))
+        return [e for e in between if low - 1e-9 <= e <= high + 1e-9]
     return [float(e) for e in exponents[:: 1 if len(exponents) <= 5 else 2]]
 
 
