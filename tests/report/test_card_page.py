@@ -274,6 +274,9 @@ def test_the_axis_of_a_power_has_three_numbers_at_least() -> None:
     assert svg.powers(-3, 2) == [-3, -1, 1]
     shown = " ".join(f"{10**x:g}" for x in svg.powers(1.1, 3.3))
     assert shown == "20 50 100 200 500 1000"
+    ends = svg.Panel((1.1, 3.31), (0, 1), log=True).axes("images").parts
+    (last,) = (re.search(r'x="([\d.]+)".*>2000<', part) for part in ends if ">2000<" in part)
+    assert last is not None and float(last[1]) + 14 <= svg.WIDE < 16 + float(last[1])
     for low, high in ((0.764, 0.851), (0.48, 1.31), (0.0, 1.0), (1e-4, 2.6e-4)):
         assert 3 <= len(overlay._ticks(low, high, 4)) <= 5
 

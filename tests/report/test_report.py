@@ -671,6 +671,7 @@ def test_values_are_worded_for_readers() -> None:
     ]  # fmt: skip
     assert name_ends("short.jpg") == ("", "short.jpg")
     assert name_ends("a/some_longer_name_0012.jpg") == ("a/some_longer_n", "ame_0012.jpg")
+    assert name_ends("val/شجرة تفاح/0223.jpg") == ("", "val/شجرة تفاح/0223.jpg")
     assert name_ends("狼" * 9) == ("狼" * 3, "狼" * 6)
     assert name_ends("a" * 9 + "e\u0301" + "0123456.jpg") == ("a" * 9, "e\u03010123456.jpg")
     assert [seconds(v) for v in (None, 0.421, 12.34, 59.99, 185, 7322)] == [

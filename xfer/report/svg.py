@@ -128,9 +128,9 @@ class Panel:
         shown = powers(*self.x) if self.log else ticks(*self.x)
         for value in shown if not whole else [v for v in shown if v == round(v)]:
             text = f"{10**value:g}" if self.log else f"{value:.4g}"
-            self.parts.append(
-                label(self.across(value), self.high - BOTTOM + 16, text, look="soft mid")
-            )
+            # The last number ends with the picture, not behind it.
+            at = min(self.across(value), WIDE - 2 - estimate(text) / 2)
+            self.parts.append(label(at, self.high - BOTTOM + 16, text, look="soft mid"))
         middle = (LEFT + WIDE - RIGHT) / 2
         self.parts.append(label(middle, self.high - 5, name, look="soft mid"))
         return self
