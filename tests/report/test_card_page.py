@@ -17,7 +17,7 @@ from test_report import Page
 
 from xfer.core.types import InputSpec, Predictions, Samples
 from xfer.evaluation import metrics
-from xfer.report import confidence, overlay, panels, shots, svg
+from xfer.report import confidence, overlay, panels, sections, shots, svg
 from xfer.report.card import data_name
 from xfer.report.confusion import condensed
 
@@ -99,7 +99,7 @@ def test_the_curves_begin_and_end_where_the_rows_do() -> None:
     rows = [{"epoch": i, "train_loss": 1 / i, "val_acc": 0.5 + i / 20} for i in range(1, 6)]
     loss, score = panels.curves(rows, 5, "val_acc")
     assert "train from 1 at 1 to 0.2 at 5" in loss.alt
-    assert score.caption == "best: 0.750 at epoch 5"
+    assert score.caption == "ring, best: 0.750 at epoch 5"
     path = re.search(r'class="line train" d="M([\d.]+) ([\d.]+)L.*?([\d.]+) ([\d.]+)"/>', loss.svg)
     assert path is not None
     x0, y0, x1, y1 = map(float, path.groups())
@@ -268,3 +268,37 @@ def test_text_has_enough_contrast_light_and_dark(look: str) -> None:
     assert contrast(colours["ink"], mixed(colours["val"], colours["page"], 0.55)) >= 4.5
     for line in ("val", "train", "rate", *(f"c{i}" for i in range(6))):
         assert contrast(colours[line], colours["card"]) >= 3, line
+
+
+def test_the_axis_of_a_power_has_three_numbers_at_least() -> None:
+    assert svg.powers(-3, 2) == [-3, -1, 1]
+    shown = " ".join(f"{10**x:g}" for x in svg.powers(1.1, 3.3))
+    assert shown == "20 50 100 200 500 1000"
+    ends = svg.Panel((1.1, 3.31), (0, 1), log=True).axes("images").parts
+    (last,) = (re.search(r'x="([\d.]+)".*>2000<', part) for part in ends if ">2000<" in part)
+    assert last is not None and float(last[1]) + 14 <= svg.WIDE < 16 + float(last[1])
+    for low, high in ((0.764, 0.851), (0.48, 1.31), (0.0, 1.0), (1e-4, 2.6e-4)):
+        assert 3 <= len(overlay._ticks(low, high, 4)) <= 5
+
+
+def test_steps_and_features_are_told_in_words() -> None:
+    steps = {
+        "batch_size": 8,
+        "accumulate": 4,
+        "devices": 1,
+        "per_epoch": 2,
+        "epochs": 3,
+        "total": 6,
+    }
+    plan = {"steps": steps, "optimizer": [{}]}
+    assert sections.steps(plan) == (
+        ("Steps", "3 epochs of 2 steps, 6 in all (batches of 8, 4 a step)"),
+    )
+    assert sections.steps({"steps": {**steps, "total": 0}, "optimizer": []}) == ()
+    cache = {"cached": True, "hit": False, "views": 2, "cut": ["fc"], "bytes": 2000}
+    said = dict(sections.place({"features": {**cache, "difference": 1.2e-7}}))["Features"]
+    assert said == (
+        "computed once: 2 views of each image at fc, 2.0 kB; equal within 1.2e-07 where it was "
+        "computed again"
+    )
+    assert sections.place({"features": {"cached": False}}) == (("Features", "not cached"),)

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import warm
 import yaml
-from browser import check_page
+from browser import check_page, chromium
 from pictures import picture
 from scipy.stats import binomtest
 
@@ -126,7 +126,16 @@ def spelt_out_in(folder: Path, *words: str) -> list[str]:
 
 
 def test_axe_finds_nothing_serious_on_a_phone_and_on_a_screen(copied: Path) -> None:
-    check_page(compare(read_all([str(copied / n) for n in "abc"]), copied))
+    path = compare(read_all([str(copied / n) for n in "abc"]), copied)
+    check_page(path)
+    with chromium() as browser:
+        browser.look(800)
+        browser.open(path)
+        cut = "[...document.querySelectorAll('.wide')].filter(t => t.scrollWidth > t.clientWidth)"
+        assert browser.run(f"return {cut}.map(t => t.textContent)") == []
+        tops = "[...document.querySelectorAll('.chart')].map(c => c.offsetTop)"
+        first, second, *_ = browser.run(f"return {tops}")
+        assert first == second, "two charts have room beside each other"
 
 
 def test_every_pair_has_the_p_of_scipy(copied: Path) -> None:

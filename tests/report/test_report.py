@@ -133,7 +133,7 @@ def test_predicted_titles_are_blue_when_right_and_red_with_a_frame_when_wrong() 
         figure = grids.predictions(plain(3), ["dogs", "wolves", "dogs"], right, [0.98, 0.61, 0.5])
     titles = [a.texts[0] for a in figure.axes]
     assert [t.get_text() for t in titles] == ["dogs (0.98)", "wolves (0.61)", "dogs (0.50)"]
-    assert [t.get_color() for t in titles] == ["blue", "red", "blue"]
+    assert [t.get_color() for t in titles] == [plot.RIGHT, plot.WRONG, plot.RIGHT]
     assert [a.spines["left"].get_visible() for a in figure.axes] == [False, True, False]
     assert [t.get_text() for t in figure.texts][:2] == ["2 right", "1 wrong"]
 
@@ -157,7 +157,7 @@ def test_a_mistake_shows_the_true_class_above_the_predicted_one() -> None:
         figure = grids.mistakes(plain(1), [("dogs", "wolves", 0.931)])
     low, high = sorted(figure.axes[0].texts, key=lambda t: t.xyann[1])
     assert (high.get_text(), low.get_text()) == ("dogs", "wolves (0.93)")
-    assert low.get_color() == "red" != high.get_color()
+    assert low.get_color() == plot.WRONG != high.get_color()
 
 
 def test_without_mistakes_nothing_is_drawn_and_an_old_figure_goes(tmp_path: Path) -> None:
@@ -671,6 +671,7 @@ def test_values_are_worded_for_readers() -> None:
     ]  # fmt: skip
     assert name_ends("short.jpg") == ("", "short.jpg")
     assert name_ends("a/some_longer_name_0012.jpg") == ("a/some_longer_n", "ame_0012.jpg")
+    assert name_ends("val/شجرة تفاح/0223.jpg") == ("", "val/شجرة تفاح/0223.jpg")
     assert name_ends("狼" * 9) == ("狼" * 3, "狼" * 6)
     assert name_ends("a" * 9 + "e\u0301" + "0123456.jpg") == ("a" * 9, "e\u03010123456.jpg")
     assert [seconds(v) for v in (None, 0.421, 12.34, 59.99, 185, 7322)] == [

@@ -181,7 +181,7 @@ def _training_brief(plan: Plan) -> list[tuple[str, str]]:
     params = facts["params"]
     # By the name that is typed: two options may be of one class. What auto has chosen is below.
     augmented = option != "auto" and _name(facts["augment"]) != "plain"
-    how = _steps_line(facts) + (f"; augment={option}" if augmented else "")
+    how = steps_line(facts) + (f"; augment={option}" if augmented else "")
     chosen = ", ".join(f"{row['key']}={row['value']}" for row in facts["auto"])
     lines = [
         ("trains", f"{params['trainable']:,} of {params['total']:,} parameters"),
@@ -259,13 +259,14 @@ def _training_lines(facts: Plain) -> list[tuple[str, str]]:
             else ""
         )
         lines.append(("features", f"at {features['cut']}{size}"))
-    lines.append(("steps", _steps_line(facts)))
+    lines.append(("steps", steps_line(facts)))
     for i, row in enumerate(facts["auto"]):
         lines.append(("" if i else "auto", f"{row['key']}={row['value']}: {row['why']}"))
     return lines
 
 
-def _steps_line(facts: Plain) -> str:
+def steps_line(facts: Plain) -> str:
+    """How long the training is, from the facts of a plan."""
     steps = facts["steps"]
     devices, nodes = steps["devices"], steps.get("nodes", 1)
     if not facts["optimizer"]:
@@ -273,7 +274,8 @@ def _steps_line(facts: Plain) -> str:
         how = "holds training features" if filled else "is solved exactly"
         by = ", by rank 0 on features that all ranks compute" if devices * nodes > 1 else ""
         return f"none: the head {how}{by}"
-    each = f" on each of {devices} devices" if devices > 1 else ""
+    each = f", {steps['accumulate']} a step" if steps["accumulate"] > 1 else ""
+    each += f" on each of {devices} devices" if devices > 1 else ""
     each += f" on each of {nodes} nodes" if nodes > 1 else ""
     each += ", which divide the network among them" if steps.get("strategy") == "fsdp" else ""
     epochs = f"{steps['epochs']} epoch{'s' * (steps['epochs'] != 1)}"

@@ -140,8 +140,8 @@ def _verdict(audited: Audited) -> list[str]:
         )
     return [
         lead,
-        f"{of_labels}{counts['duplicates']} pairs are nearly the same, {counts['across_splits']} "
-        f"of them across splits. {counts['outliers']} images are the least like any others.",
+        f"{of_labels}Pairs that are nearly the same: {counts['duplicates']}, across splits: "
+        f"{counts['across_splits']}. Images that are least like any others: {counts['outliers']}.",
         *audited.warnings,
     ]
 
@@ -165,7 +165,8 @@ def _meanings(audited: Audited) -> list[tuple[str, str]]:
         (
             _NAMES["influence"],
             "the images whose removal would move the answers of that regression most: the "
-            "effect is exact, as if it had been fitted again without the image",
+            "effect, the root of the mean square of how far they move, is exact, as if it had been "
+            "fitted again without the image",
         ),
     ]
 

@@ -290,7 +290,9 @@ def _folded(result: Plain, plan: Plain, details: Plain, drawn: Collection[str]) 
         Section("Data", facts=facts.data(plan), tables=tables.splits(plan.get("splits") or {})),
         Section("Exported files", nothing, (), exported),
         Section(
-            "Time and device", facts=facts.timing(result.get("timing") or {}) + facts.place(result)
+            "Time and device",
+            facts=facts.timing(result.get("timing") or {}, bool(result.get("solved")))
+            + facts.place(result),
         ),
         Section("Remarks", text=tuple(map(str, remarks))),
         Section("More figures", figures=more),

@@ -114,7 +114,7 @@ def strengths(history: Sequence[Plain], best: int) -> Figure:
         axes.set_title(f"chosen {strength(chosen['l2'])}: {value:.3f}", loc="right", color=RATE)
         if len(history) == 1:  # a given strength, of which matplotlib makes an axis without length
             axes.set_xlim(chosen["l2"] / 10, chosen["l2"] * 10)
-        axes.set(title=title, xlabel="l2", xscale="log")
+        axes.set(title=title, xlabel="penalty l2", xscale="log")
         # The usual labels of powers are formulas, and nothing here is read as a formula.
         axes.xaxis.set_major_formatter(FuncFormatter(lambda l2, _: f"{l2:g}"))
         axes.xaxis.set_minor_formatter(NullFormatter())
@@ -149,7 +149,7 @@ _SHOWN = (
     ("bytes", "size, MB", 1e-6, ".1f"),
     ("start_s", "start, s", 1, ".2f"),
     ("ms", "one image, ms", 1, ".2f"),
-    ("images_per_s", "in batches, images a second", 1, ".3g"),
+    ("images_per_s", "in batches, images a second", 1, ",.1f"),
     ("top1", "top-1 accuracy", 1, ".3f"),
 )
 

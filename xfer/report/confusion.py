@@ -58,7 +58,7 @@ def matrix(counts: Counts, classes: Sequence[str]) -> Figure:
         for (row, column), count in np.ndenumerate(counts):
             if count or many <= _ZEROS:
                 dark = shares.filled(0)[row, column] > 0.45
-                colour = "white" if dark else INK if count else "#aaaaaa"
+                colour = "white" if dark else INK if count else GREY
                 look: Plain = {"color": colour, "fontsize": size, "ha": "center", "va": "center"}
                 axes.text(column, row, f"{count:,}", **look)
     axes = figure.add_axes((1 + 0.15 / side, 0, 0.12 / side, 1))

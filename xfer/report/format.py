@@ -23,8 +23,11 @@ def short(text: Any, most: int = 200) -> str:
 
 def name_ends(name: str, most: int = 12) -> tuple[str, str]:
     """A name as its beginning, which a page may cut off, and its end of about ``most`` characters
-    (half as many of those that are twice as wide), which it shows."""
+    (half as many of those that are twice as wide), which it shows; one that is read from right to
+    left in part is an end as a whole, since its halves would stand in another order."""
     whole = printable(name)
+    if any(unicodedata.bidirectional(c) in ("R", "AL") for c in whole):
+        return "", whole
     at, room = len(whole), most
     # An accent belongs to the letter before it.
     while at and (room > 0 or unicodedata.combining(whole[at])):

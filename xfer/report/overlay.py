@@ -249,7 +249,7 @@ def _ticks(low: float, high: float, most: int) -> list[float]:
     """At most ``most`` + 1 round numbers between low and high."""
     rough = (high - low) / most
     power = 10.0 ** math.floor(math.log10(rough))
-    step = next(power * k for k in (1, 2, 5, 10) if power * k >= rough)
+    step = next(power * k for k in (1, 2, 2.5, 5, 10) if power * k >= rough)
     first = math.ceil(low / step)
     return [step * k for k in range(first, math.floor(high / step) + 1)]
 

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from xfer.core.errors import printable
+from xfer.evaluation.label_metrics import LABEL_METRICS
+from xfer.evaluation.metrics import METRICS
 from xfer.report.charts import points
 from xfer.report.format import strength
 from xfer.report.svg import Chart, Panel, Points, estimate, label, picture
@@ -32,11 +34,13 @@ def curves(history: Sequence[Plain], best: int | None, metric: str) -> list[Char
         },
         "learning rate": {"lr": points(history, "lr")},
     }
+    several = bool(history) and "val_map" in history[0]
+    names = {f"val_{row.name}": row.label for row in (LABEL_METRICS if several else METRICS)}
     charts = []
     for title, lines in kinds.items():
         if drawn := {name: line for name, line in lines.items() if line}:
             marked = (best, "val") if title == metric else None
-            charts.append(_lines(title, drawn, "epoch", marked))
+            charts.append(_lines(names.get(title, title), drawn, "epoch", marked))
     return charts
 
 
@@ -87,8 +91,10 @@ def _lines(
     if x is not None and value is not None:
         panel.mark(x, value, _LOOKS[of])
         place = f"l2 {strength(10**x)}" if log else f"epoch {x:g}"
-        caption = f"{'chosen' if log else 'best'}: {value:.3f} at {place}"
-        alt += f" The ring and the dashed line are the {caption}."
+        what = f"{'chosen' if log else 'best'}: {value:.3f} at {place}"
+        alt += f" The ring and the dashed line are the {what}."
+        folds = "; held out are folds of the training images" * ("held out" in lines)
+        caption = f"ring, {what}{folds}"
     return panel.draw(title, alt, caption)
 
 

@@ -6,7 +6,8 @@ from statistics import median
 
 from xfer.core.types import Plain
 from xfer.plan.calibration_plan import calibration_words
-from xfer.report.format import ABSENT, listed, number, seconds, share, words
+from xfer.plan.table import steps_line
+from xfer.report.format import ABSENT, listed, number, seconds, share, size, words
 
 Facts = tuple[tuple[str, str], ...]
 
@@ -83,7 +84,7 @@ def data(plan: Plain) -> Facts:
 def steps(plan: Plain) -> Facts:
     """How long the training is; nothing of a head that is solved, which takes no steps."""
     steps = plan.get("steps") or {}
-    return (("Steps", words(steps)),) if steps.get("total", 1) and steps else ()
+    return (("Steps", steps_line(plan)),) if steps.get("total") else ()
 
 
 def _recipe(spec: Plain) -> str:
@@ -114,18 +115,20 @@ def calibration(result: Plain) -> Facts:
     )
 
 
-def timing(timing: Plain) -> Facts:
-    """What was timed."""
+def timing(timing: Plain, solved: bool) -> Facts:
+    """What was timed; a ``solved`` head has strengths and iterations for epochs and steps."""
     epochs = [s for s in timing.get("epoch_s") or [] if s is not None]
+    each = f"{seconds(median(epochs))} (median of {len(epochs)})" if epochs else ABSENT
     facts = [
         ("Total", seconds(timing.get("total_s"))),
         ("Start-up", seconds(timing.get("startup_s"))),
         ("Features", seconds(timing.get("features_s"))),
         ("Training", seconds(timing.get("fit_s"))),
-        ("Epoch", f"{seconds(median(epochs))} (median of {len(epochs)})" if epochs else ABSENT),
+        ("One strength" if solved else "Epoch", each),
     ]
     if timing.get("step_ms_median") is not None:
-        facts.append(("Step", f"{timing['step_ms_median']:.3g} ms (median)"))
+        name = "Iteration" if solved else "Step"
+        facts.append((name, f"{timing['step_ms_median']:.3g} ms (median)"))
     if (waited := timing.get("data_share")) is not None:
         facts.append(("Waited for data", f"{100 * waited:.0f} % of the training time"))
     return tuple((name, value) for name, value in facts if value != ABSENT)
@@ -134,4 +137,20 @@ def timing(timing: Plain) -> Facts:
 def place(result: Plain) -> Facts:
     """What the run depends on besides its configuration."""
     keys = ("device", "precision", "seed", "features", "versions")
-    return tuple((k.capitalize(), words(result[k])) for k in keys if result.get(k) is not None)
+    known = {key: result[key] for key in keys if result.get(key) is not None}
+    shown = {key: words(value) for key, value in known.items()}
+    if "features" in known:
+        shown["features"] = _features(known["features"])
+    return tuple((key.capitalize(), text) for key, text in shown.items())
+
+
+def _features(cache: Plain) -> str:
+    """What was computed once, and how much it takes."""
+    if not cache.get("cached"):
+        return "not cached"
+    said = "read from the cache" if cache["hit"] else "computed once"
+    views = cache["views"]
+    said += f": {views} view{'s' * (views != 1)} of each image at {', '.join(cache['cut'])}, "
+    said += size(cache["bytes"])
+    gap = cache.get("difference")
+    return said if gap is None else f"{said}; equal within {gap:.1e} where it was computed again"

@@ -56,7 +56,7 @@ def soup_table(soup: Plain) -> tuple[Table, ...]:
         )
         for row in soup["members"]
     ]
-    head = ("job", "parameters", "", "accuracy", "loss", "accuracy with it", "loss with it")
+    head = ("job", "parameters", "outcome", "accuracy", "loss", "accuracy with it", "loss with it")
     return (Table("Members, on the images that chose", head, tuple(rows), 3),)
 
 

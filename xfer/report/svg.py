@@ -86,8 +86,12 @@ def ticks(low: float, high: float, most: int = 5) -> list[float]:
 
 
 def powers(low: float, high: float) -> list[float]:
-    """The powers of ten between two exponents, every other one where there are many."""
+    """The powers of ten between two exponents, every other one where there are many, and twice and
+    five times them where there are less than three."""
     exponents = list(range(math.ceil(low - 1e-9), math.floor(high + 1e-9) + 1))
+    if len(exponents) < 3:
+        between = (math.floor(low) + i // 3 + math.log10((1, 2, 5)[i % 3]) for i in range(9))
+        return [e for e in between if low - 1e-9 <= e <= high + 1e-9]
     return [float(e) for e in exponents[:: 1 if len(exponents) <= 5 else 2]]
 
 
@@ -124,9 +128,9 @@ class Panel:
         shown = powers(*self.x) if self.log else ticks(*self.x)
         for value in shown if not whole else [v for v in shown if v == round(v)]:
             text = f"{10**value:g}" if self.log else f"{value:.4g}"
-            self.parts.append(
-                label(self.across(value), self.high - BOTTOM + 16, text, look="soft mid")
-            )
+            # The last number ends with the picture, not behind it.
+            at = min(self.across(value), WIDE - 2 - estimate(text) / 2)
+            self.parts.append(label(at, self.high - BOTTOM + 16, text, look="soft mid"))
         middle = (LEFT + WIDE - RIGHT) / 2
         self.parts.append(label(middle, self.high - 5, name, look="soft mid"))
         return self

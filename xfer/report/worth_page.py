@@ -14,7 +14,7 @@ from xfer.evaluation.csv_cell import cell
 from xfer.report.card import Section
 from xfer.report.format import size
 from xfer.report.page import lay_out
-from xfer.report.svg import Chart, Panel
+from xfer.report.svg import HIGH, WIDE, Chart, Panel, label
 from xfer.report.tables import Table
 
 _DRAWN = 6  # classes with a chart of their own: those that are answered worst
@@ -194,11 +194,13 @@ def drawn(facts: Plain, title: str, images: int) -> Chart:
 
 
 def alone(chart: Chart) -> str:
-    """The drawing as a file of its own, with its colours in it."""
+    """The drawing as a file of its own, with its colours and its title in it."""
     head = '<svg xmlns="http://www.w3.org/2000/svg" '
     whole = str(chart.svg).replace("<svg ", head, 1)
     first, _, rest = whole.partition(">")
-    return f"{first}><style>{_STYLE}</style>{rest}\n"
+    first = first.replace(f'"0 0 {WIDE:g} {HIGH:g}"', f'"0 -24 {WIDE:g} {HIGH + 24:g}"')
+    title = label(4, -8, chart.title)
+    return f"{first}><style>{_STYLE}</style>{title}{rest}\n"
 
 
 def _sections(facts: Plain, chart: Chart) -> list[Section]:

@@ -302,7 +302,7 @@ def announce(session: Session) -> None:
     minutes, spent = session.choice.minutes, session.clock.spent
     lines = [
         price_table(session),
-        f"measured on two images; features that are cached cost less. Of {minutes:g} minutes "
+        f"measured on two images; features that are cached cost less. Of {minutes:g} minutes, "
         f"{spent:.0f} s are spent and {session.reserve:.0f} s are held back for the finished model",
     ]
     log.info("\n".join(lines), extra=LINES)
