@@ -36,7 +36,7 @@ def features(root, network):
 
     from xfer.config.hydra import compose_specs
     from xfer.data.preprocess import prepare
-    from xfer.evaluation.certified import features_at, layer_paths
+    from xfer.evaluation.certificate_answers import features_at, layer_paths
     from xfer.models.network import assemble
     from xfer.plan.make import make_plan
 

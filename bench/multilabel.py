@@ -64,7 +64,7 @@ def measure(name: str, file: Path, network: Sequence[str]) -> list[str]:
     from sklearn.metrics import average_precision_score
 
     from xfer.config.hydra import compose_specs
-    from xfer.evaluation.label_metrics import average_precisions, label_values
+    from xfer.evaluation.multilabel_metrics import average_precisions, label_values
     from xfer.models.network import assemble
     from xfer.plan.make import make_plan
     from xfer.training import exact

@@ -33,20 +33,20 @@ HEAVY = {
 # Subclasses and helpers of torch; everything else gets by without it until it works.
 OF_TORCH = {
     "core.device", "core.memory", "data.loader", "data.sampler", "evaluation.evaluate",
-    "evaluation.layer_cam", "export.certified_graph", "export.label_graph",
+    "evaluation.layer_cam", "export.certificate_graph", "export.multilabel_graph",
     "export.mindir.run", "export.pixels",
     "models.head.filled_layers", "models.head.layers", "models.logit_scale",
     "models.mindspore_layers", "models.network", "models.restore", "models.skip_init",
     "sweep.soup.averaging",
 } | {
     f"training.{name}" for name in (
-        "answering", "backbone_features", "callbacks.timeline", "certify",
+        "answering", "backbone_features", "callbacks.timeline", "certificate_fit",
         "distributed.group", "distributed.meeting", "distributed.rendezvous",
         "distributed.sharding", "distributed.strategy", "ema", "exact",
         "features.cut", "features.extract", "features.feature_loader", "features.feed",
-        "features.find_cut", "features.prove_cut", "features.shape_tensor", "filled", "fit",
+        "features.find_cut", "features.prove_cut", "features.shape_tensor", "fill_head", "fit",
         "guarded_logger", "head_input", "head_start", "image_audit",
-        "label_losses", "lightning", "lr_find",
+        "multilabel_losses", "lightning", "lr_find",
         "module", "nan_guard", "optimizer_restore", "teacher", "worth",
     )
 }  # fmt: skip

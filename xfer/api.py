@@ -60,7 +60,7 @@ class Model:
         """
         from xfer.core.errors import XferError
         from xfer.data.tta import check_tta
-        from xfer.evaluation.certified import certified, distances_at, usable
+        from xfer.evaluation.certificate_answers import certified, distances_at, usable
         from xfer.evaluation.evaluate import Reading, answers
         from xfer.evaluation.predict import find, pictures, warn_of_broken
 

@@ -29,11 +29,11 @@ from xfer.plan.preflight import check_folder, check_space
 from xfer.plan.resume import Earlier, check_same, choose, resume_file
 from xfer.plan.run_dir import make_folder, refuse_taken, write_plan
 from xfer.plan.table import brief, table
-from xfer.report.answer_page import answer_page
-from xfer.report.attach import attach
 from xfer.report.audit_page import audit
 from xfer.report.inputs import Work
 from xfer.report.last_lines import last_lines
+from xfer.report.logger_files import attach
+from xfer.report.prediction_page import answer_page
 from xfer.report.side_stages import benchmark, embed, find_rate, worth
 from xfer.sweep.soup.soup_stage import make_soup, plan_soup
 from xfer.training.distributed.launch import leading, next_run
@@ -252,10 +252,10 @@ def _fit(work: Work, resume: Path | None, page: LivePage, lead: Lead) -> FitResu
     """Solve the head where that is planned; train step by step otherwise, and where the network
     turns out to be none whose head can be solved."""
     if work.plan.specs.optim.solves:
-        from xfer.training import exact, filled
+        from xfer.training import exact, fill_head
 
         if isinstance(work.plan.specs.head, Knn | Prototype):
-            return filled.fit(work.plan, work.folder, lead)
+            return fill_head.fit(work.plan, work.folder, lead)
         try:
             return exact.fit(work.plan, work.folder, lead)
         except exact.NotExact as error:
@@ -336,7 +336,7 @@ def _without_folder(specs: Specs, plan: Plan, began: float) -> Result | None:
     run = run_of(checkpoint)
     work.folder = run or checkpoint.parent
     if specs.stages == ("export",):
-        from xfer.export.beside import export_beside
+        from xfer.export.finished_run import export_beside
 
         if run is None:
             return None

@@ -9,8 +9,8 @@ from pathlib import Path
 from hydra.core.utils import JobReturn
 
 from hydra_plugins.xfer_slurm._launch import Submitter
-from xfer.core.checked import checked
 from xfer.core.files import read_json, write_json
+from xfer.core.read_back import checked
 from xfer.core.run_folder import QUEUED
 from xfer.sweep.space import Job
 

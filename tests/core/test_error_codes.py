@@ -25,20 +25,20 @@ TABLE = entries()
 
 # Where a number stands in a tuple beside the texts.
 TABLES = (
-    *("config/hydra.py", "plan/label_task.py", "weights/formats/detect.py"),
+    *("config/hydra.py", "plan/multilabel_task.py", "weights/formats/detect.py"),
     "weights/hub/huggingface.py",
 )
 # Where one error passes on the number of another: the module, and what that one is called.
 PASSED_ON = {"weights/mindspore/tensors.py": "Unsupported"}
 # Where a number is given by other modules, to the function of that name.
-GIVEN = {"core/checked.py": "read_checked"}
+GIVEN = {"core/read_back.py": "read_checked"}
 # Where the class is not known before it runs: what is fetched says it, and the first number.
 FETCHED = ("core/http.py", "core/download.py")
 
 # Numbers of several modules. Compare the messages before you add one here: do they mean the same?
 SHARED = {
     45: "sweep/choosing/candidates.py sweep/choosing/session.py",
-    61: "evaluation/task.py plan/label_task.py training/loss.py",
+    61: "evaluation/task.py plan/multilabel_task.py training/loss.py",
     86: "plan/teacher_plan.py sweep/choosing/run_choice.py",
     96: "core/world.py training/distributed/meeting.py",
     100: "__main__.py sweep/fold_jobs.py",
@@ -60,7 +60,7 @@ SHARED = {
     299: "config/build.py config/contradictions.py",
     301: "data/options.py data/walk.py",
     305: "data/folder.py data/split.py",
-    311: "data/label_rows.py data/manifest.py",
+    311: "data/multilabel_rows.py data/manifest.py",
     328: "data/arrow_columns.py data/parquet.py",
     329: "data/arrays.py data/arrow_columns.py data/image_table.py",
     334: "data/parquet.py data/parquet_cells.py",
@@ -68,13 +68,13 @@ SHARED = {
     343: (
         "training/features/extract.py training/fit.py training/head_start.py training/lr_find.py"
     ),
-    350: "data/folds.py data/label_split.py",
-    351: "data/folds.py data/label_split.py",
+    350: "data/folds.py data/multilabel_split.py",
+    351: "data/folds.py data/multilabel_split.py",
     374: "data/dataset.py data/preprocess.py",
     378: "data/shards.py data/tar_index.py",
     381: "data/shards.py data/tar_index.py",
     383: "data/pack_index.py data/shards.py",
-    386: "data/label_rows.py data/label_split.py",
+    386: "data/multilabel_rows.py data/multilabel_split.py",
     392: "data/arrays.py data/arrow_columns.py data/image_table.py",
     401: "api.py core/torch_file.py weights/formats/detect.py",
     402: "core/torch_file.py weights/formats/detect.py weights/formats/zip_check.py",
@@ -83,14 +83,14 @@ SHARED = {
     463: "weights/mindspore/ckpt.py weights/mindspore/tensors.py",
     490: "weights/formats/read.py weights/formats/torch_pickle.py",
     492: "weights/formats/read.py weights/formats/torch_pickle.py",
-    527: "core/checked.py training/oom.py",
+    527: "core/read_back.py training/oom.py",
     620: "core/torch_file.py weights/formats/torch_pickle.py",
     622: "weights/formats/read.py weights/formats/torch_pickle.py",
     623: "weights/formats/torch_pickle.py weights/formats/zip_check.py",
     631: "core/run_folder.py sweep/ledger.py",
     900: "core/download.py core/files.py core/http.py data/pack.py",
     907: "training/distributed/rank.py training/features/feature_parts.py",
-    956: "export/label_parity.py export/parity.py",
+    956: "export/multilabel_parity.py export/parity.py",
 }
 
 

@@ -12,14 +12,14 @@ import pytest
 from xfer.core.errors import LabelsError
 from xfer.core.types import Predictions, sigmoid
 from xfer.data import Digits
-from xfer.evaluation.label_metrics import (
+from xfer.evaluation.multilabel_metrics import (
     average_precisions,
     best_thresholds,
     label_score,
     label_values,
 )
-from xfer.evaluation.label_predictions import label_table, sign_for
-from xfer.evaluation.label_tables import read_label_table
+from xfer.evaluation.multilabel_predictions import label_table, sign_for
+from xfer.evaluation.multilabel_tables import read_label_table
 from xfer.evaluation.task import Multilabel, Single
 
 CLASSES = ("a", "b", "c", "d")

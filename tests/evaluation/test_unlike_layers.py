@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from xfer.evaluation.certified import features_at, layer_paths
+from xfer.evaluation.certificate_answers import features_at, layer_paths
 from xfer.freeze.stages import layout
 
 

@@ -208,7 +208,7 @@ def test_what_a_compiler_prints_past_python_is_not_seen(
 ) -> None:
     import os
 
-    from xfer.export.silence import silence
+    from xfer.export.quiet_compiler import silence
 
     with pytest.raises(ValueError, match="the reason"), silence():
         os.write(1, b"progress")

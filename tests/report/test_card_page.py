@@ -17,7 +17,7 @@ from test_report import Page
 
 from xfer.core.types import InputSpec, Predictions, Samples
 from xfer.evaluation import metrics
-from xfer.report import confidence, overlay, panels, sections, shots, svg
+from xfer.report import confidence, image_tiles, overlay, panels, sections, svg
 from xfer.report.card import data_name
 from xfer.report.confusion import condensed
 
@@ -143,7 +143,7 @@ def test_a_mistake_knows_whether_it_was_sure_and_whether_the_truth_came_second()
     logits = np.array([[9, 1, 0], [1, 1.2, 1.1], [0, 9, 1]], np.float32)
     given = Predictions(("x", "y", "z"), logits, np.array([1, 0, 0]), ("a", "b", "c"))
     spec = InputSpec((8, 8), 8, "bilinear", (0.0,) * 3, (1.0,) * 3)
-    found = shots.shots(
+    found = image_tiles.shots(
         Samples(given.names, given.labels, Pictures(3, 8), ""), given, [0, 1, 2], spec
     )
     assert [shot.kinds for shot in found] == [("sure", "second"), (), ("sure",)]
@@ -154,7 +154,7 @@ def test_the_picture_of_a_mistake_is_a_jpeg_of_the_image() -> None:
     given = Predictions(("x",), np.array([[0, 9]], np.float32), np.array([0]), ("a", "b"))
     spec = InputSpec((64, 64), 64, "bilinear", (0.0,) * 3, (1.0,) * 3)
     image = Image.new("RGB", (64, 64), (200, 30, 90))
-    (shot,) = shots.shots(Samples(("x",), given.labels, [image], ""), given, [0], spec)
+    (shot,) = image_tiles.shots(Samples(("x",), given.labels, [image], ""), given, [0], spec)
     with Image.open(io.BytesIO(base64.b64decode(shot.uri.partition(",")[2]))) as found:
         assert found.format == "JPEG" and found.size == (64, 64)
         assert np.abs(np.asarray(found).mean(axis=(0, 1)) - (200, 30, 90)).max() < 4
@@ -176,22 +176,22 @@ def test_a_heat_map_lies_over_its_picture_and_is_read_by_lightness_alone() -> No
     heat = np.zeros((7, 7), np.float32)
     heat[1, 5] = 3.0
     with Image.open(
-        io.BytesIO(base64.b64decode(shots.overlay(heat, (160, 120)).split(",")[1]))
+        io.BytesIO(base64.b64decode(image_tiles.overlay(heat, (160, 120)).split(",")[1]))
     ) as f:
         assert f.format == "PNG" and f.size == (40, 30)
         rgba = np.asarray(f.convert("RGBA")).astype(float)
     row, column = (at.mean() for at in np.nonzero(rgba[..., :3].sum(axis=2) > 500))
     assert (row * 7 // 30, column * 7 // 40) == (1, 5)
     assert rgba[-1, 0, 3] == 0 and 200 < rgba[round(row), round(column), 3] < 210
-    assert shots.hottest(heat) == "in the upper right"
+    assert image_tiles.hottest(heat) == "in the upper right"
     steps = np.linspace(0, 1, 32, dtype=np.float32).reshape(4, 8)
-    scale = shots.overlay(steps, (32, 16))
+    scale = image_tiles.overlay(steps, (32, 16))
     with Image.open(io.BytesIO(base64.b64decode(scale.split(",")[1]))) as f:
         palette = np.array(f.getpalette()[:96]).reshape(32, 3)
     light = [luminance("#" + "".join(f"{part:02x}" for part in colour)) for colour in palette]
     assert all(a < b for a, b in pairwise(light)) and light[0] < 0.01 < 0.8 < light[-1]
     # The same map has the same bytes.
-    assert scale == shots.overlay(steps, (32, 16))
+    assert scale == image_tiles.overlay(steps, (32, 16))
 
 
 @pytest.mark.parametrize(
@@ -201,9 +201,9 @@ def test_a_heat_map_lies_over_its_picture_and_is_read_by_lightness_alone() -> No
 )  # fmt: skip
 def test_where_a_map_is_brightest_is_said_in_words(place: tuple[int, int], words: str) -> None:
     heat = np.zeros((3, 3), np.float32)
-    assert shots.hottest(heat) == "nowhere"
+    assert image_tiles.hottest(heat) == "nowhere"
     heat[place] = 1
-    assert shots.hottest(heat) == words
+    assert image_tiles.hottest(heat) == words
 
 
 def test_the_policy_allows_the_script_by_its_hash_alone(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from xfer.export import gate
 from xfer.plan import auto
 from xfer.plan.make import make_plan
 from xfer.plan.table import table as plan_table
-from xfer.report import drawn_once, heat
+from xfer.report import figure_cache, heat
 
 QUICK = ["stages=[fit,evaluate]"]
 FEW = [*QUICK, "data.digits=[5,6]"]
@@ -112,7 +112,7 @@ def test_the_same_command_again_leaves_the_same_files_and_computes_little(
     def computed(*_: object) -> None:
         raise AssertionError("what an earlier run has proved or drawn is made again")
 
-    for module, name in ((gate, "_tried"), (drawn_once, "png"), (heat, "heat_at")):
+    for module, name in ((gate, "_tried"), (figure_cache, "png"), (heat, "heat_at")):
         monkeypatch.setattr(module, name, computed)
     again = xfer.run("digits_freeze").folder
     files = {path.relative_to(solved).as_posix() for path in solved.rglob("*") if path.is_file()}

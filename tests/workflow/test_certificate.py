@@ -24,10 +24,10 @@ from xfer.core.errors import CombinationError, ExportError, Problems
 from xfer.core.torch_file import load_tensors, save_tensors
 from xfer.core.types import Predictions
 from xfer.data.preprocess import prepare
-from xfer.export.certified_parity import CertifiedFile, pledge
+from xfer.export.certificate_parity import CertifiedFile, pledge
 from xfer.plan.make import make_plan
 from xfer.plan.table import brief
-from xfer.training.certify import HeldOut, certify, in_words
+from xfer.training.certificate_fit import HeldOut, certify, in_words
 from xfer.weights.formats.checkpoint_format import read_snapshot
 
 CLASSES = ["5", "6", "7", "8", "9"]

@@ -310,7 +310,7 @@ def _folders(typed: _Typed) -> list[str]:
 
 
 def _facts(path: Path, kind: type) -> dict[str, object]:
-    from xfer.core.checked import checked
+    from xfer.core.read_back import checked
 
     try:
         facts = read_json(path)

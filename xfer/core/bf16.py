@@ -6,8 +6,8 @@ import time
 
 from pydantic import PositiveFloat
 
-from xfer.core.checked import checked
 from xfer.core.files import cache_dir, read_json, write_json
+from xfer.core.read_back import checked
 
 _GAIN = 1.2
 _ROUNDS = 3

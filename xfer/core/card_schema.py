@@ -12,7 +12,7 @@ from pydantic import AfterValidator, ConfigDict, Field, StringConstraints, with_
 from typing_extensions import TypedDict
 
 from xfer.core.certificate import CertificateFacts
-from xfer.core.checked import checked
+from xfer.core.read_back import checked
 from xfer.core.types import Card
 
 _FORBID = ConfigDict(extra="forbid", allow_inf_nan=False)

@@ -14,7 +14,7 @@ import numpy as np
 from pydantic import ConfigDict, Field, with_config
 from typing_extensions import TypedDict
 
-from xfer.core.checked import checked
+from xfer.core.read_back import checked
 
 if TYPE_CHECKING:
     import numpy.typing as npt

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from xfer.core.errors import DataError, printable
-from xfer.core.texts import Made, Picked
+from xfer.core.text_columns import Made, Picked
 from xfer.core.types import Dataset, Images, InputSpec, Samples
 from xfer.data.bit_depth import decide
 from xfer.data.image import Arrays, Files

@@ -10,10 +10,10 @@ from typing import Annotated, ClassVar
 
 from annotated_types import MinLen
 
-from xfer.core.checked import checked
 from xfer.core.download import fetch_zip
 from xfer.core.errors import DataError, printable
 from xfer.core.files import read_json
+from xfer.core.read_back import checked
 from xfer.core.types import Dataset
 from xfer.data.dataset import of_files
 from xfer.data.folds import by_folder

@@ -16,7 +16,7 @@ import numpy as np
 
 from xfer.core.errors import DataError
 from xfer.core.seeds import derive
-from xfer.core.texts import Picked, Texts
+from xfer.core.text_columns import Picked, Texts
 from xfer.data.image_rows import ImageRows, code_of
 from xfer.data.options import ImageRow, Loading
 

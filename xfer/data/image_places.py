@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from xfer.core.texts import Entries, Picked
+from xfer.core.text_columns import Entries, Picked
 from xfer.data.image_bytes import ImagePlace, TarMember
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ class FilesBelow(Entries[ImagePlace]):
         return len(self.names)
 
     def entry(self, index: int) -> ImagePlace:
-        """See :meth:`xfer.core.texts.Entries.entry`."""
+        """See :meth:`xfer.core.text_columns.Entries.entry`."""
         return self.root / self.names[index]
 
 
@@ -59,7 +59,7 @@ class TarMembers(Entries[ImagePlace]):
         return bisect_right(self.ends, index)
 
     def entry(self, index: int) -> ImagePlace:
-        """See :meth:`xfer.core.texts.Entries.entry`."""
+        """See :meth:`xfer.core.text_columns.Entries.entry`."""
         at = self.file_of(index)
         name = self.others.get(index) or self.names[index].removeprefix(self.folders[at])
         packed = b"" if self.digests is None else self.digests[index].tobytes()

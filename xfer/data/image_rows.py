@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeVar, overload
 
 import numpy as np
 
-from xfer.core.texts import Picked, Texts
+from xfer.core.text_columns import Picked, Texts
 from xfer.data.options import SPLITS, ImageRow
 
 if TYPE_CHECKING:

@@ -14,8 +14,8 @@ from xfer.data.arrow_columns import BETWEEN
 from xfer.data.dataset import of_files
 from xfer.data.folder import SYNONYMS
 from xfer.data.image_bytes import ImagePlace
-from xfer.data.label_rows import in_cell
-from xfer.data.label_split import ImageSource, labelled_dataset
+from xfer.data.multilabel_rows import in_cell
+from xfer.data.multilabel_split import ImageSource, labelled_dataset
 from xfer.data.options import SPLITS, ImageRow, Loading
 from xfer.data.split import divide, shares
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from xfer.core.errors import DataError
-from xfer.core.texts import Entries, Picked
+from xfer.core.text_columns import Entries, Picked
 from xfer.data.image_hash import MOST, alike
 from xfer.data.image_rows import ImageRows
 from xfer.data.options import Loading
@@ -53,7 +53,7 @@ class Leaks(Entries[Leak]):
         return len(self.pairs)
 
     def entry(self, index: int) -> Leak:
-        """See :meth:`xfer.core.texts.Entries.entry`."""
+        """See :meth:`xfer.core.text_columns.Entries.entry`."""
         held, twin = self.pairs[index].tolist()
         looks = int(index >= self.copies)
         return Leak(self.names[held], self.names[twin], _KINDS[looks])

@@ -18,8 +18,8 @@ from xfer.core.errors import DataError, LabelsError, closest
 from xfer.core.files import open_to_read
 from xfer.core.types import Dataset
 from xfer.data.dataset import of_files
-from xfer.data.label_rows import Labelled, in_cell, in_columns, in_json
-from xfer.data.label_split import ImageSource, labelled_dataset
+from xfer.data.multilabel_rows import Labelled, in_cell, in_columns, in_json
+from xfer.data.multilabel_split import ImageSource, labelled_dataset
 from xfer.data.options import SPLITS, ImageRow, Loading, place
 from xfer.data.split import divide, unread_split
 

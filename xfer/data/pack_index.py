@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from xfer.core.checked import checked
 from xfer.core.errors import DataError
 from xfer.core.files import read_json
+from xfer.core.read_back import checked
 
 PACK = "pack.json"
 _LARGEST_INDEX = 1 << 30

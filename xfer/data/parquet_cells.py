@@ -19,9 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from xfer.core.checked import checked
 from xfer.core.errors import DataError, OutputError, printable
 from xfer.core.files import cache_dir, open_to_read, read_json, write_text
+from xfer.core.read_back import checked
 from xfer.data.image_bytes import (
     FileSpan,
     ImagePlace,

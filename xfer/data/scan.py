@@ -23,7 +23,7 @@ from xfer.core.errors import DataError, printable
 from xfer.core.files import cache_dir, handle_of
 from xfer.core.live_line import working
 from xfer.core.locks import Lock, waits
-from xfer.core.texts import Entries, Made, Picked
+from xfer.core.text_columns import Entries, Made, Picked
 from xfer.data.array_file import Shape, shape_of
 from xfer.data.bit_depth import Extent, extent, is_deep, numbers
 from xfer.data.image import (
@@ -76,7 +76,7 @@ class Examined(Entries[Facts]):
         return len(self.places)
 
     def entry(self, index: int) -> Facts:
-        """See :meth:`xfer.core.texts.Entries.entry`."""
+        """See :meth:`xfer.core.text_columns.Entries.entry`."""
         columns = self.columns
         problem, reach = self.problems.get(index), columns.deep.get(index)
         known = problem, columns.look(index), reach, columns.size(index)

@@ -20,10 +20,10 @@ from typing import IO, TYPE_CHECKING, Annotated, Any, NamedTuple
 import numpy as np
 from annotated_types import Ge
 
-from xfer.core.checked import checked
 from xfer.core.errors import OutputError
 from xfer.core.files import atomic_write, open_to_read, parsed
 from xfer.core.long_array import zeros
+from xfer.core.read_back import checked
 from xfer.data.bit_depth import Extent
 
 if TYPE_CHECKING:

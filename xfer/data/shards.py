@@ -24,8 +24,8 @@ from xfer.data.folds import by_folder
 from xfer.data.image_bytes import ImagePlace
 from xfer.data.image_places import TarMembers
 from xfer.data.image_rows import ImageRows
-from xfer.data.label_rows import Labelled, labelled_with
-from xfer.data.label_split import ImageSource, labelled_dataset
+from xfer.data.multilabel_rows import Labelled, labelled_with
+from xfer.data.multilabel_split import ImageSource, labelled_dataset
 from xfer.data.options import SPLITS, ImageRow, Loading, place
 from xfer.data.pack_index import check_pack, index_file, index_name, read_index
 from xfer.data.split import divide, shares

@@ -10,7 +10,7 @@ import numpy as np
 
 from xfer.core.errors import ConfigError, DataError, closest
 from xfer.core.seeds import derive
-from xfer.core.texts import Picked
+from xfer.core.text_columns import Picked
 from xfer.core.types import class_name
 from xfer.data.folds import into_folds
 from xfer.data.image_rows import ImageRows, code_of

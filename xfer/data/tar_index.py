@@ -18,9 +18,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, NamedTuple, cast
 
-from xfer.core.checked import checked
 from xfer.core.errors import DataError, OutputError, XferError, printable
 from xfer.core.files import cache_dir, handle_of, parsed, read_json, write_text
+from xfer.core.read_back import checked
 from xfer.data.image import SUFFIXES
 from xfer.data.image_bytes import MAX_BYTES, stamp_of
 

@@ -18,9 +18,9 @@ from xfer.data.loader import EvalLoader, eval_images
 from xfer.data.preprocess import prepare
 from xfer.data.sampler import ALL, RankShare
 from xfer.data.tta import VIEWS, prepare_views
-from xfer.evaluation.label_metrics import label_score
-from xfer.evaluation.label_predictions import mean_of_labels
 from xfer.evaluation.metrics import Parts, score
+from xfer.evaluation.multilabel_metrics import label_score
+from xfer.evaluation.multilabel_predictions import mean_of_labels
 from xfer.evaluation.predict import answers_of, mean_over_views, predictions
 
 if TYPE_CHECKING:

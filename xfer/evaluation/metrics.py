@@ -48,7 +48,7 @@ class Answers:
 @dataclass(frozen=True)
 class Metric:
     """A number computed from the answers on a split: :class:`Answers`, or with several labels an
-    image :class:`xfer.evaluation.label_metrics.LabelAnswers`.
+    image :class:`xfer.evaluation.multilabel_metrics.LabelAnswers`.
 
     ``name`` is its key in ``result.json`` and, after the split, its column in ``metrics.csv``;
     ``better`` the end at which it is best; ``label`` its heading in a table. It is defined for

@@ -16,7 +16,6 @@ import numpy as np
 
 from xfer.core.card_schema import Classes, Recipe, TaskFacts
 from xfer.core.certificate import CertificateFacts
-from xfer.core.checked import checked
 from xfer.core.errors import (
     CombinationError,
     ConfigError,
@@ -29,12 +28,13 @@ from xfer.core.errors import (
 from xfer.core.files import file_sha256, parsed, read_text
 from xfer.core.live_line import working
 from xfer.core.log import log
+from xfer.core.read_back import checked
 from xfer.core.run_folder import best_checkpoint
 from xfer.core.types import InputSpec, Plain, Predictions, Tta, class_name
 from xfer.data.preprocess import check_size, named
 from xfer.data.tta import VIEWS, check_tta, prepare_views, tta_facts, tta_words
-from xfer.evaluation.certified import warn_of_views
-from xfer.evaluation.label_predictions import mean_of_labels
+from xfer.evaluation.certificate_answers import warn_of_views
+from xfer.evaluation.multilabel_predictions import mean_of_labels
 from xfer.evaluation.onnx_session import (
     P_UNLIKE,
     PREDICTION_SET,

@@ -15,7 +15,7 @@ import numpy as np
 
 from xfer.core.files import read_text
 from xfer.core.run_folder import run_of
-from xfer.core.texts import repeated
+from xfer.core.text_columns import repeated
 from xfer.core.types import Plain, Predictions
 from xfer.evaluation import metrics
 from xfer.evaluation.csv_cell import cell

@@ -16,7 +16,7 @@ from xfer.core.errors import DataError, DivergedError, XferError, printable
 from xfer.core.files import atomic_write, output_errors, path_problem
 from xfer.core.log import log
 from xfer.core.long_array import zeros
-from xfer.core.texts import Made, Picked, Texts
+from xfer.core.text_columns import Made, Picked, Texts
 from xfer.core.types import PixelRange, Predictions, Samples
 from xfer.data.bit_depth import range_remarks
 from xfer.data.image import SUFFIXES, to_rgb
@@ -26,8 +26,8 @@ from xfer.data.scan import examine
 from xfer.data.walk import NO_IMAGE, Tree, is_hidden, note_lines
 from xfer.evaluation.conformal import set_words
 from xfer.evaluation.csv_cell import cell, write_csv
-from xfer.evaluation.label_predictions import label_summary, label_table
 from xfer.evaluation.metrics import FEW
+from xfer.evaluation.multilabel_predictions import label_summary, label_table
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -304,7 +304,7 @@ def write_predictions(
     last column ``views`` says over how many. ``label`` is left out where it is unknown. Names that
     a spreadsheet would run as a formula get a leading apostrophe, in the names of the columns as
     well; ``-1`` and ``+1`` do not. Several labels an image have a table of their own, see
-    :func:`xfer.evaluation.label_predictions.label_table`.
+    :func:`xfer.evaluation.multilabel_predictions.label_table`.
     """
     if predictions.task:
         write_csv(path, label_table(predictions, columns))

@@ -15,7 +15,7 @@ from annotated_types import Gt, Lt
 from xfer.core.errors import LabelsError
 from xfer.core.protocols import LossOfLabels, ReadsLabels
 from xfer.evaluation import metrics
-from xfer.evaluation.label_metrics import best_thresholds, label_rows, label_values
+from xfer.evaluation.multilabel_metrics import best_thresholds, label_rows, label_values
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from xfer.core.protocols import Data, Loss
     from xfer.core.types import Dataset, Plain, Samples
-    from xfer.evaluation.label_out_of_fold import LabelOutOfFold
+    from xfer.evaluation.multilabel_out_of_fold import LabelOutOfFold
     from xfer.evaluation.out_of_fold import OutOfFold
 
     Labels = npt.NDArray[np.int64]
@@ -190,7 +190,7 @@ class Multilabel:
     def pooled(self, samples: Samples, logits: Logits, classes: tuple[str, ...]) -> Pooled:
         """The ``logits`` float32 (repeats, n, classes) of a cross-validation of ``samples``, each
         by the fit that had not seen the image."""
-        from xfer.evaluation.label_out_of_fold import LabelOutOfFold
+        from xfer.evaluation.multilabel_out_of_fold import LabelOutOfFold
 
         given = None if self.thresholds == "f1" else self.thresholds
         folds = _folds(samples)

@@ -3,7 +3,7 @@
 from xfer.export.air import Air
 from xfer.export.executorch import ExecuTorch
 from xfer.export.gate import Strictness, export, refuse_early
-from xfer.export.half import Half
+from xfer.export.half_precision import Half
 from xfer.export.hub_folder import HubFolder
 from xfer.export.int8 import Int8
 from xfer.export.litert import LiteRt

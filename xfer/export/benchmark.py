@@ -20,7 +20,7 @@ from xfer.core.log import LINES, log
 from xfer.core.run_folder import run_of
 from xfer.data.preprocess import prepare
 from xfer.evaluation.benchmark_names import FOLDERS, RUN
-from xfer.evaluation.label_metrics import label_values
+from xfer.evaluation.multilabel_metrics import label_values
 from xfer.evaluation.onnx_predict import warn_if_stale
 from xfer.evaluation.onnx_session import open_session, runner
 from xfer.evaluation.predict import predict_split

@@ -19,15 +19,15 @@ from typing import TYPE_CHECKING
 from pydantic import ConfigDict, with_config
 from typing_extensions import TypedDict
 
-from xfer.core.checked import checked
 from xfer.core.checksum import fingerprint
 from xfer.core.errors import OutputError
 from xfer.core.files import atomic_write, file_sha256, open_to_read, parsed
 from xfer.core.log import log
 from xfer.core.protocols import WritesFolder
+from xfer.core.read_back import checked
 from xfer.core.types import Exported
+from xfer.export.cache_key import arithmetic, surroundings
 from xfer.export.onnx_graph import UnknownLayer, layers_of
-from xfer.export.sameness import arithmetic, surroundings
 
 if TYPE_CHECKING:
     from torch import nn

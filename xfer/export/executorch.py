@@ -7,8 +7,8 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, ClassVar
 
 from xfer.core.errors import ExportError
-from xfer.export.one_at_a_time import one_at_a_time
-from xfer.export.silence import silence
+from xfer.export.batch_of_one import one_at_a_time
+from xfer.export.quiet_compiler import silence
 
 if TYPE_CHECKING:
     from pathlib import Path

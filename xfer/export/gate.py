@@ -26,9 +26,9 @@ from xfer.core.files import (
 )
 from xfer.core.protocols import Certifies, ChecksCard, Describes, GivesLabels, Traces, WritesFolder
 from xfer.core.types import Exported
-from xfer.export.certified_parity import UNCHECKED, CertifiedFile, Pledge, pledge
+from xfer.export.certificate_parity import UNCHECKED, CertifiedFile, Pledge, pledge
 from xfer.export.earlier_files import earlier_files
-from xfer.export.label_parity import LabelledFile
+from xfer.export.multilabel_parity import LabelledFile
 from xfer.export.parity import FIX, Evidence, Trials, refuse_nan
 
 if TYPE_CHECKING:

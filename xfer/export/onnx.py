@@ -102,12 +102,12 @@ class Onnx:
             free = {axis: size for axis, size in traced.free.items() if axis}
             traced = replace(traced, example=example, free=free)
         if card.certificate is not None:
-            from xfer.export.certified_graph import Certified
+            from xfer.export.certificate_graph import Certified
 
             sets = Certified(traced.net, net, card.certificate, pictures).eval()
             traced = replace(traced, net=sets, outputs=(*traced.outputs, *sets.outputs))
         if card.task:
-            from xfer.export.label_graph import Labelling
+            from xfer.export.multilabel_graph import Labelling
 
             labelled = Labelling(traced.net, card.task["thresholds"], pictures).eval()
             traced = replace(traced, net=labelled, outputs=(*traced.outputs, *labelled.outputs))

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from xfer.core.errors import OutputError
 from xfer.core.log import log
-from xfer.export.sameness import versions
+from xfer.export.cache_key import versions
 
 if TYPE_CHECKING:
     import torch

@@ -15,7 +15,7 @@ import numpy as np
 from xfer.core.errors import ExportError
 from xfer.core.types import sigmoid
 from xfer.data.preprocess import prepare
-from xfer.evaluation.label_metrics import label_score
+from xfer.evaluation.multilabel_metrics import label_score
 
 if TYPE_CHECKING:
     import torch

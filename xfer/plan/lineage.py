@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import AfterValidator
 from typing_extensions import TypedDict
 
-from xfer.core.checked import checked
 from xfer.core.errors import ResumeError, XferError
+from xfer.core.read_back import checked
 from xfer.core.run_folder import BEST
 from xfer.core.torch_file import load_tensors
 from xfer.core.types import Plain

@@ -18,9 +18,9 @@ from xfer.models.head import Keep, Knn, Prototype, Remap
 from xfer.models.head.class_match import Naming, adopt
 from xfer.plan import auto
 from xfer.plan.calibration_plan import NO_CALIBRATION, CalibrationPlan, plan_calibration
-from xfer.plan.certifying import check_certificate
+from xfer.plan.certificate_images import check_certificate
 from xfer.plan.classes import class_mismatch, joined
-from xfer.plan.label_task import of_card, refuse_for_labels, watched
+from xfer.plan.multilabel_task import of_card, refuse_for_labels, watched
 from xfer.plan.plan import NO_LAYOUT, Plan
 from xfer.plan.preflight import check_devices
 from xfer.plan.teacher_plan import TeacherPlan, plan_teacher

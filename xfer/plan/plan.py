@@ -19,7 +19,7 @@ from xfer.data.tta import tta_facts
 from xfer.freeze import Layout, Phase, ever
 from xfer.plan.auto import Decision
 from xfer.plan.calibration_plan import NO_CALIBRATION, CalibrationPlan
-from xfer.plan.certifying import certificate_facts
+from xfer.plan.certificate_images import certificate_facts
 from xfer.plan.resume import fingerprint
 from xfer.plan.teacher_plan import TeacherPlan, teacher_remarks
 

@@ -12,11 +12,11 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator
 from typing_extensions import TypedDict
 
-from xfer.core.checked import checked
 from xfer.core.checksum import sealed
 from xfer.core.errors import ResumeError, printable
 from xfer.core.files import open_to_read, read_json
 from xfer.core.log import log
+from xfer.core.read_back import checked
 from xfer.core.run_folder import BEST, LAST, PREVIOUS, checkpoints, is_live
 from xfer.core.types import Plain
 

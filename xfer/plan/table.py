@@ -13,7 +13,7 @@ from xfer.core.types import InputSpec, Plain
 from xfer.data.folds import fold_words
 from xfer.data.tta import tta_words
 from xfer.plan.calibration_plan import calibration_words
-from xfer.plan.certifying import certificate_line
+from xfer.plan.certificate_images import certificate_line
 from xfer.plan.teacher_plan import teacher_lines
 
 if TYPE_CHECKING:

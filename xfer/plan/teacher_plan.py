@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from xfer.config.verbs import LAST, run_named
-from xfer.core.checked import checked
 from xfer.core.errors import CommandError
 from xfer.core.files import file_sha256, parsed, read_json
 from xfer.core.protocols import HasTeacher
+from xfer.core.read_back import checked
 from xfer.core.run_folder import best_checkpoint
 from xfer.core.types import Dataset, InputSpec, Plain
 from xfer.weights.formats.detect import kind_of

@@ -19,8 +19,8 @@ from xfer.core.types import Plain
 from xfer.data.preprocess import fit_to_size
 from xfer.report.audit_files import KINDS, NEAREST, facts, next_command, reasons, table
 from xfer.report.card import about, data_name
+from xfer.report.image_tiles import data_uri, jpeg
 from xfer.report.page import lay_out
-from xfer.report.shots import data_uri, jpeg
 from xfer.training.fit_health import warn
 
 if TYPE_CHECKING:

@@ -12,10 +12,10 @@ from pathlib import Path
 from xfer.core.types import Plain
 from xfer.report import panels, tables
 from xfer.report import sections as facts
+from xfer.report.certificate_words import promised_lines
 from xfer.report.fold_section import explained, fold_tables, lead
 from xfer.report.format import number, strength, words
-from xfer.report.promised_words import promised_lines
-from xfer.report.shots import Shot
+from xfer.report.image_tiles import Shot
 from xfer.report.soup_section import soup_lines, soup_table, soup_text
 from xfer.report.svg import Chart
 from xfer.report.teacher_section import teacher_tables, teacher_text

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 from typing_extensions import TypedDict
 
-from xfer.core.checked import checked
 from xfer.core.checksum import fingerprint
 from xfer.core.errors import OutputError, printable
 from xfer.core.files import parsed
 from xfer.core.log import log
+from xfer.core.read_back import checked
 from xfer.data.preprocess import prepare
+from xfer.export.cache_key import arithmetic, surroundings
 from xfer.export.onnx_graph import UnknownLayer, layers_of
-from xfer.export.sameness import arithmetic, surroundings
 
 if TYPE_CHECKING:
     import numpy.typing as npt

@@ -24,8 +24,8 @@ from xfer.core.files import read_text, write_text
 from xfer.core.types import Plain
 from xfer.report.card import ALTS, CAPTIONS, about, data_name, sections, verdict
 from xfer.report.format import name_ends, short
+from xfer.report.image_tiles import data_uri, jpeg
 from xfer.report.plot import DPI
-from xfer.report.shots import data_uri, jpeg
 
 if TYPE_CHECKING:
     from jinja2 import Environment

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from xfer.core.errors import printable
-from xfer.evaluation.label_metrics import LABEL_METRICS
 from xfer.evaluation.metrics import METRICS
+from xfer.evaluation.multilabel_metrics import LABEL_METRICS
 from xfer.report.charts import points
 from xfer.report.format import strength
 from xfer.report.svg import Chart, Panel, Points, estimate, label, picture

@@ -18,11 +18,11 @@ from xfer.core.log import log
 from xfer.core.run_status import amended
 from xfer.core.types import InputSpec, Plain, Predictions, Samples
 from xfer.evaluation.csv_cell import cell
-from xfer.evaluation.label_tables import read_label_table
 from xfer.evaluation.metrics import FEW
+from xfer.evaluation.multilabel_tables import read_label_table
 from xfer.evaluation.out_of_fold import TABLE
 from xfer.report.heat import Heat, heat_of
-from xfer.report.label_answers import label_details
+from xfer.report.multilabel_answers import label_details
 from xfer.report.page import render
 from xfer.report.write import OF_FOLDS, OF_LABEL_FOLDS, answered, drawn_from, of_labels
 from xfer.training.calibrate import before_and_after

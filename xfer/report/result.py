@@ -14,7 +14,7 @@ from xfer.config.help import DISTRIBUTION
 from xfer.core.files import file_sha256
 from xfer.core.types import Plain
 from xfer.data.tta import tta_facts
-from xfer.report.promised import NOT_CHECKED, certificate_outcome
+from xfer.report.certificate_results import NOT_CHECKED, certificate_outcome
 from xfer.training.features import UNCACHED
 from xfer.training.oom import batch_sizes
 

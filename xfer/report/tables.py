@@ -8,7 +8,7 @@ from typing import Any
 
 from xfer.core.types import LabelScore, Plain, Score
 from xfer.evaluation import metrics
-from xfer.evaluation.label_metrics import LABEL_METRICS
+from xfer.evaluation.multilabel_metrics import LABEL_METRICS
 from xfer.report.format import ABSENT, number, short, size
 
 _OPEN = 12

@@ -9,19 +9,19 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from xfer.core.files import write_json
-from xfer.core.texts import Made
+from xfer.core.text_columns import Made
 from xfer.core.types import InputSpec, Plain, Predictions, Samples, Score
 from xfer.data.preprocess import fit_to_size, restore
 from xfer.evaluation.calibration import ece_by_chance
 from xfer.evaluation.out_of_fold import TABLE
 from xfer.report import charts, confusion, grids, panels
 from xfer.report.confidence import bins, recall_curves
-from xfer.report.drawn_once import Figures
+from xfer.report.figure_cache import Figures
 from xfer.report.heat import heat_of
-from xfer.report.label_answers import CROSS_FITTED, draw_label_answers, label_details
+from xfer.report.image_tiles import ROOM, shots
+from xfer.report.multilabel_answers import CROSS_FITTED, draw_label_answers, label_details
 from xfer.report.page import render
 from xfer.report.result import outcome
-from xfer.report.shots import ROOM, shots
 from xfer.report.teacher_section import beside_teacher
 from xfer.training.calibrate import before_and_after
 

@@ -15,11 +15,11 @@ from pydantic import Field
 from typing_extensions import TypedDict
 
 from xfer.config.allowed_below_hydra import check_key
-from xfer.core.checked import checked
 from xfer.core.errors import ResumeError, SafetyError, XferError
 from xfer.core.files import open_to_append, output_errors, read_bytes, read_json, write_json
 from xfer.core.locks import Lock
 from xfer.core.log import log
+from xfer.core.read_back import checked
 from xfer.core.run_folder import BESIDE, JOB, OUTPUT, is_live, lock
 from xfer.core.signals import STOPPING
 from xfer.core.types import Plain

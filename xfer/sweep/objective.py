@@ -70,7 +70,7 @@ class Objective:
     @property
     def is_share(self) -> bool:
         """Whether it is a share of images, which has Wilson's interval."""
-        from xfer.evaluation.label_metrics import metric_of
+        from xfer.evaluation.multilabel_metrics import metric_of
 
         metric = metric_of(self.metric)
         return metric is not None and metric.share

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, NotRequired
 
 from typing_extensions import TypedDict
 
-from xfer.core.checked import read_checked
 from xfer.core.errors import XferError
 from xfer.core.files import write_json
 from xfer.core.log import log
+from xfer.core.read_back import read_checked
 from xfer.core.run_folder import JOB
 from xfer.core.types import Plain
 from xfer.plan.resume import START_ANEW

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from xfer.core.errors import Attempts, SweepError, raise_all
 from xfer.core.types import Plain
 from xfer.core.world import refuse_launched
-from xfer.plan.label_task import watched
+from xfer.plan.multilabel_task import watched
 from xfer.plan.resume import fingerprint
 from xfer.sweep.choose import refuse_choice
 from xfer.sweep.ledger import mark
@@ -90,7 +90,7 @@ def marks(first: Specs, space: Sequence[Parameter]) -> list[str]:
 def wanted(first: Specs) -> tuple[Objective, ...]:
     """What jobs like that of ``first`` are compared by. Raises SweepError for what is never
     logged."""
-    from xfer.evaluation.label_metrics import metric_of
+    from xfer.evaluation.multilabel_metrics import metric_of
 
     goals = _objectives(first, first.stages or _SUPPOSED[0])
     pairs = [(goal.metric, metric_of(goal.metric)) for goal in goals]

@@ -12,7 +12,7 @@ import numpy as np
 from xfer.core.device import device_of
 from xfer.core.errors import XferError
 from xfer.data.tta import VIEWS
-from xfer.evaluation.certified import certified, distances_at, usable
+from xfer.evaluation.certificate_answers import certified, distances_at, usable
 from xfer.evaluation.evaluate import Reading, answered
 from xfer.evaluation.predict import predictions, stacked
 from xfer.models.adapters import merge

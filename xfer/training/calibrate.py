@@ -20,13 +20,13 @@ from xfer.evaluation.calibration import (
     fit_vector,
     scaling_of,
 )
-from xfer.evaluation.label_calibration import (
+from xfer.evaluation.multilabel_calibration import (
     calibrate_labels,
     fit_label_temperature,
     fit_label_vector,
 )
-from xfer.training.label_logistic import LabelProblem, label_folds
 from xfer.training.logistic import Refolded, folds, held_out
+from xfer.training.multilabel_logistic import LabelProblem, label_folds
 from xfer.weights.formats.checkpoint_format import read_snapshot, write_snapshot
 
 if TYPE_CHECKING:
@@ -36,8 +36,8 @@ if TYPE_CHECKING:
     from xfer.plan.plan import Plan
     from xfer.training.distributed.rendezvous import Lead
     from xfer.training.features.feature_loader import CachedFeatures
-    from xfer.training.label_logistic import LabelRows
     from xfer.training.logistic import Solution, TrainingRows
+    from xfer.training.multilabel_logistic import LabelRows
 
 _NEAR = 1e-4  # of the largest logit: how far the scaled network may answer from what was fitted
 _TRIED = 64

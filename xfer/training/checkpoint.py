@@ -9,8 +9,8 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Gt
 
 from xfer.core.errors import ConfigError
-from xfer.evaluation.label_metrics import metric_of
 from xfer.evaluation.metrics import refuse_worse_end
+from xfer.evaluation.multilabel_metrics import metric_of
 
 
 @dataclass(frozen=True)

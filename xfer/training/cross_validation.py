@@ -94,7 +94,7 @@ class HeadProblem:
 
 class Solvable(Protocol):
     """A head that is solved on parts of its images: :class:`HeadProblem`, or of several labels an
-    image :class:`xfer.training.label_logistic.LabelHeads`."""
+    image :class:`xfer.training.multilabel_logistic.LabelHeads`."""
 
     @property
     def held(self) -> Matrix:

@@ -151,7 +151,7 @@ class _AtClassifier:
         """The features of ``images`` float32 (n, 3, h, w)."""
         import torch
 
-        from xfer.evaluation.certified import features_at
+        from xfer.evaluation.certificate_answers import features_at
 
         with features_at(self.net, [self.path]) as seen:
             self.net(images.to(self.device, memory_format=torch.channels_last))

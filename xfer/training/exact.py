@@ -25,7 +25,7 @@ from xfer.core.long_array import zeros
 from xfer.core.run_folder import LAST, best_checkpoint, checkpoints
 from xfer.core.types import Card, Plain, Samples
 from xfer.evaluation.calibration import scaling_of
-from xfer.evaluation.certified import layer_paths
+from xfer.evaluation.certificate_answers import layer_paths
 from xfer.evaluation.out_of_fold import TABLE
 from xfer.evaluation.predict import write_predictions
 from xfer.evaluation.unlike import fit_unlike
@@ -33,7 +33,7 @@ from xfer.freeze.rows import ParameterRow
 from xfer.models.network import assemble
 from xfer.training import logistic
 from xfer.training.calibrate import calibrate_solved
-from xfer.training.certify import HeldOut, answers_with_features, certify
+from xfer.training.certificate_fit import HeldOut, answers_with_features, certify
 from xfer.training.cross_validation import HeadProblem, out_of_fold
 from xfer.training.distributed.group import ALONE, ProcessGroup
 from xfer.training.distributed.rendezvous import NOBODY, Lead, SentPlan
@@ -46,10 +46,7 @@ from xfer.training.features.feed import cut_within
 from xfer.training.features.find_cut import Refusal
 from xfer.training.fit_result import FitResult
 from xfer.training.head_input import first_layer, rows_of, watch
-from xfer.training.logger import logged
-from xfer.training.loss import CrossEntropy
-from xfer.training.optim import Exact
-from xfer.training.problem_of_head import (
+from xfer.training.head_problem import (
     Heads,
     SolvedRows,
     held_out_answers,
@@ -57,6 +54,9 @@ from xfer.training.problem_of_head import (
     solution_of,
     summary_of,
 )
+from xfer.training.logger import logged
+from xfer.training.loss import CrossEntropy
+from xfer.training.optim import Exact
 from xfer.training.teacher import note, soft_targets
 from xfer.weights.formats.checkpoint_format import Snapshot, identity, write_snapshot
 

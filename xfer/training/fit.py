@@ -31,7 +31,7 @@ from xfer.training.calibrate import calibrate_best
 from xfer.training.callbacks.freeze_phase import Phases
 from xfer.training.callbacks.progress import History
 from xfer.training.callbacks.timeline import Timeline
-from xfer.training.certify import certify_best
+from xfer.training.certificate_fit import certify_best
 from xfer.training.distributed.group import ProcessGroup
 from xfer.training.distributed.rendezvous import NOBODY, Lead, SentPlan
 from xfer.training.features.feed import Feed

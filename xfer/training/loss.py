@@ -85,7 +85,7 @@ class CrossEntropy:
     def of_labels(self, has: Sequence[int], lacks: Sequence[int]) -> nn.Module:
         """Binary cross-entropy of logits (n, classes) and labels (n, classes) of 1, 0 and -1 for
         unknown, the mean over the known ones."""
-        from xfer.training.label_losses import BinaryCrossEntropy
+        from xfer.training.multilabel_losses import BinaryCrossEntropy
 
         return BinaryCrossEntropy(self.positive_weights(has, lacks), self.label_smoothing)
 
@@ -177,6 +177,6 @@ class AsymmetricLoss:
 
     def of_labels(self, has: Sequence[int], lacks: Sequence[int]) -> nn.Module:
         """Takes logits (n, classes) and labels (n, classes) of 1, 0 and -1 for unknown."""
-        from xfer.training.label_losses import Asymmetric
+        from xfer.training.multilabel_losses import Asymmetric
 
         return Asymmetric(self.positive, self.negative, self.margin)

@@ -24,7 +24,7 @@ from xfer.training.distributed.group import ALONE, ProcessGroup
 from xfer.training.distributed.strategy import PhaseDdp
 from xfer.training.ema import Ema
 from xfer.training.head_input import Standardized
-from xfer.training.label_losses import mixed
+from xfer.training.multilabel_losses import mixed
 from xfer.training.nan_guard import NanGuard, norm, place
 from xfer.weights.formats.checkpoint_format import FORMAT, identity
 

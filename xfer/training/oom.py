@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import Field
 from typing_extensions import TypedDict
 
-from xfer.core.checked import read_checked
 from xfer.core.errors import OutOfMemory, ResumeError
 from xfer.core.files import write_json
 from xfer.core.log import log
+from xfer.core.read_back import read_checked
 from xfer.core.run_folder import checkpoints
 from xfer.core.signals import stop
 from xfer.core.types import Plain

@@ -23,12 +23,12 @@ from torch import nn
 from torch.nn import functional as F
 from typing_extensions import TypedDict
 
-from xfer.core.checked import read_checked
 from xfer.core.device import device_of
 from xfer.core.errors import WeightsError, XferError
 from xfer.core.files import file_sha256, write_json
 from xfer.core.live_line import counted
 from xfer.core.log import log
+from xfer.core.read_back import read_checked
 from xfer.core.signals import ignore_in_worker
 from xfer.core.types import Plain
 from xfer.data.loader import ImageDataset, Loader, eval_images, train_images

@@ -10,8 +10,8 @@ from urllib.parse import quote
 from markupsafe import Markup
 
 from xfer.core.types import Plain
-from xfer.evaluation.label_metrics import LABEL_METRICS
 from xfer.evaluation.metrics import METRICS
+from xfer.evaluation.multilabel_metrics import LABEL_METRICS
 from xfer.report.board import Cell, Grid, PagePart, intervals
 from xfer.report.comparison.changed import changed
 from xfer.report.comparison.paired import Disputed, Paired, disputed, unlike

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from xfer.core.errors import CommandError
-from xfer.evaluation.label_bootstrap import MapGap, map_gap
+from xfer.evaluation.multilabel_bootstrap import MapGap, map_gap
 from xfer.evaluation.statistics import mcnemar
 from xfer.report.comparison.read_run import RunRecord, Said
 

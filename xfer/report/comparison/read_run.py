@@ -20,12 +20,12 @@ from typing_extensions import TypedDict
 
 from xfer.config.verbs import data_of, override, shell
 from xfer.core.bounded_yaml import read_yaml
-from xfer.core.checked import checked
 from xfer.core.errors import CommandError
 from xfer.core.files import path_problem, read_bytes, read_json
+from xfer.core.read_back import checked
 from xfer.core.run_folder import refuse_odd
 from xfer.core.types import Plain
-from xfer.evaluation.label_tables import read_label_table
+from xfer.evaluation.multilabel_tables import read_label_table
 from xfer.evaluation.out_of_fold import TABLE
 
 _LARGEST = 1 << 26

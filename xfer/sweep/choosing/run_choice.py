@@ -20,7 +20,7 @@ from xfer.core.protocols import HasTeacher
 from xfer.core.run_folder import is_live
 from xfer.core.run_status import recorded
 from xfer.core.types import Plain
-from xfer.plan.label_task import refuse_for_labels
+from xfer.plan.multilabel_task import refuse_for_labels
 from xfer.plan.preflight import check_folder
 from xfer.plan.run_dir import make_folder, refuse_taken
 from xfer.report.last_lines import named

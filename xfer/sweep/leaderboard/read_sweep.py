@@ -11,9 +11,9 @@ from typing import Annotated, NotRequired
 from annotated_types import MinLen
 from typing_extensions import TypedDict
 
-from xfer.core.checked import checked
 from xfer.core.errors import ConfigError
 from xfer.core.files import read_json
+from xfer.core.read_back import checked
 from xfer.core.types import Plain
 from xfer.sweep import Direction
 from xfer.sweep.objective import Objective, entry

@@ -24,8 +24,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from xfer.core.checked import checked
 from xfer.core.errors import ConfigError
+from xfer.core.read_back import checked
 from xfer.core.types import Plain
 from xfer.training.features.shape_tensor import Absent, Unsound, shortcut, tensors
 

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Required
 
 from typing_extensions import TypedDict
 
-from xfer.core.checked import read_checked
 from xfer.core.errors import ConfigError
 from xfer.core.files import write_json
 from xfer.core.log import log
+from xfer.core.read_back import read_checked
 from xfer.core.types import Plain
 from xfer.data.loader import EvalLoader, TrainLoader
 from xfer.plan.resume import START_ANEW

@@ -23,11 +23,11 @@ import numpy as np
 from annotated_types import Ge, Len
 from typing_extensions import TypedDict
 
-from xfer.core.checked import checked
 from xfer.core.errors import ConfigError, DataError, OutputError, printable
 from xfer.core.files import atomic_write, parsed, write_json
 from xfer.core.locks import waits
 from xfer.core.log import log
+from xfer.core.read_back import checked
 from xfer.core.types import Plain
 from xfer.training.features.feature_dir import (
     EntryFiles,

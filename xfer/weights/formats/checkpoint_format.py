@@ -17,10 +17,10 @@ from typing_extensions import TypedDict
 
 from xfer.core.card_schema import card_of
 from xfer.core.certificate import certificate_of
-from xfer.core.checked import checked
 from xfer.core.checksum import sealed
 from xfer.core.errors import WeightsError
 from xfer.core.files import read_json
+from xfer.core.read_back import checked
 from xfer.core.run_folder import best_checkpoint
 from xfer.core.standardize import folded, from_plain
 from xfer.core.torch_file import damaged, load_tensors, save_tensors

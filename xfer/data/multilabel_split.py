@@ -17,7 +17,7 @@ from xfer.data.dataset import of_files
 from xfer.data.folds import into_folds
 from xfer.data.image_bytes import ImagePlace
 from xfer.data.image_rows import ImageRows, code_of
-from xfer.data.label_rows import Labelled, classes_of
+from xfer.data.multilabel_rows import Labelled, classes_of
 from xfer.data.options import SPLITS, ImageRow, Loading
 from xfer.data.split import hold_out, refuse_missing, shares
 
@@ -46,7 +46,7 @@ def labelled_dataset(
 ) -> Dataset:
     """The data set of images and what each is labelled with; the classes are ``known`` where a
     network has learned them. Raises DataError as :func:`divide_labelled`, :func:`with_labels` and
-    :func:`xfer.data.label_rows.classes_of`."""
+    :func:`xfer.data.multilabel_rows.classes_of`."""
     classes = classes_of([image for _, image in listed], source.where, source.named, known)
     values: dict[str, tuple[int, ...]] = {}
 

@@ -10,8 +10,8 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from torchvision.transforms import v2
 
 from xfer.core.errors import LabelsError
-from xfer.training.label_losses import Asymmetric, BinaryCrossEntropy, mixed
 from xfer.training.loss import AsymmetricLoss, CrossEntropy
+from xfer.training.multilabel_losses import Asymmetric, BinaryCrossEntropy, mixed
 
 LABELS = torch.tensor([[1, 0, -1], [0, 1, 1], [0, 0, 0], [-1, -1, 1]])
 

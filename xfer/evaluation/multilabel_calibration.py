@@ -22,8 +22,8 @@ from xfer.evaluation.calibration import (
     cross_fitted,
     wins,
 )
-from xfer.evaluation.label_metrics import class_gaps, label_losses
 from xfer.evaluation.metrics import Floats, Labels, gaps_of_draws
+from xfer.evaluation.multilabel_metrics import class_gaps, label_losses
 
 _DRAWS = 50
 

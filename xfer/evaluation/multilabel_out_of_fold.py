@@ -14,7 +14,7 @@ import numpy as np
 
 from xfer.core.types import Plain, Predictions, sigmoid
 from xfer.evaluation import metrics
-from xfer.evaluation.label_metrics import (
+from xfer.evaluation.multilabel_metrics import (
     LabelAnswers,
     average_precisions,
     best_thresholds,

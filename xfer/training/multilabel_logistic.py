@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from xfer.core.seeds import derive
-from xfer.evaluation.label_metrics import label_losses
+from xfer.evaluation.multilabel_metrics import label_losses
 from xfer.training import logistic
 from xfer.training.principal_axes import Axes
 

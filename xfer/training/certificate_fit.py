@@ -14,7 +14,7 @@ from xfer.core.certificate import Certificate, FittedOn
 from xfer.core.device import device_of
 from xfer.core.log import log
 from xfer.core.types import Predictions, Samples
-from xfer.evaluation.certified import features_at, layer_paths
+from xfer.evaluation.certificate_answers import features_at, layer_paths
 from xfer.evaluation.conformal import least_probabilities
 from xfer.evaluation.evaluate import Reading, answers
 from xfer.evaluation.unlike import fit_unlike

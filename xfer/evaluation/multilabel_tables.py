@@ -8,13 +8,13 @@ import numpy as np
 
 from xfer.core.types import Predictions
 from xfer.evaluation.csv_cell import cell
-from xfer.evaluation.label_predictions import sign_for
+from xfer.evaluation.multilabel_predictions import sign_for
 
 _LEAST = 1e-7  # what six decimals leave open
 
 
 def read_label_table(rows: Iterable[Mapping[str, str]], classes: Sequence[str]) -> Predictions:
-    """The answers of ``rows``, as :func:`xfer.evaluation.label_predictions.label_table` writes
+    """The answers of ``rows``, as :func:`xfer.evaluation.multilabel_predictions.label_table` writes
     them: logits of the probabilities, and what each image was said to have.
 
     Raises KeyError for a column that is not there, ValueError for a label that is no class, and for

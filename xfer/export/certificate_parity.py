@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from xfer.core.errors import ExportError
-from xfer.evaluation.certified import distances_at
+from xfer.evaluation.certificate_answers import distances_at
 from xfer.evaluation.conformal import covered
 from xfer.export.parity import FIX, Unseen, pixels, run_torch, softmax
 

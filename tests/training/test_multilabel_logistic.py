@@ -8,7 +8,7 @@ from sklearn.linear_model import LogisticRegression
 
 from xfer.training import logistic
 from xfer.training.cross_validation import out_of_fold
-from xfer.training.label_logistic import LabelHeads, LabelProblem, label_folds
+from xfer.training.multilabel_logistic import LabelHeads, LabelProblem, label_folds
 
 
 def drawn(n: int = 300, d: int = 40, unknown: float = 0.25) -> tuple[np.ndarray, np.ndarray]:

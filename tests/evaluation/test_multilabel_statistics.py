@@ -8,21 +8,21 @@ from scipy import optimize, stats
 from sklearn.metrics import average_precision_score
 
 from xfer.core.types import sigmoid
-from xfer.evaluation.label_bootstrap import map_gap, mean_ap
-from xfer.evaluation.label_calibration import (
+from xfer.evaluation.multilabel_bootstrap import map_gap, mean_ap
+from xfer.evaluation.multilabel_calibration import (
     calibrate_labels,
     fit_label_temperature,
     fit_label_vector,
 )
-from xfer.evaluation.label_metrics import (
+from xfer.evaluation.multilabel_metrics import (
     LabelAnswers,
     best_thresholds,
     class_gaps,
     label_score,
     values_of,
 )
-from xfer.evaluation.label_out_of_fold import LabelOutOfFold
-from xfer.evaluation.label_predictions import mean_of_labels
+from xfer.evaluation.multilabel_out_of_fold import LabelOutOfFold
+from xfer.evaluation.multilabel_predictions import mean_of_labels
 from xfer.evaluation.statistics import resampled_t
 
 Drawn = tuple[np.ndarray, np.ndarray]

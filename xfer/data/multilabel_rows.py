@@ -14,9 +14,9 @@ from typing import Annotated, Any, NotRequired
 from pydantic import ConfigDict, Field, with_config
 from typing_extensions import TypedDict
 
-from xfer.core.checked import checked
 from xfer.core.errors import DataError, closest
 from xfer.core.files import parsed, read_text
+from xfer.core.read_back import checked
 from xfer.core.types import class_name
 
 _OTHERS = "the image has not been looked at for them"

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from xfer.core import long_array
-from xfer.core.texts import Made, Picked, Texts, repeated
+from xfer.core.text_columns import Made, Picked, Texts, repeated
 from xfer.data.leakage import same_bytes
 
 WORDS = ["", "a", "über/ß.jpg", "\udcff.jpg", "日本", *(f"train/{i}.png" for i in range(3000))]

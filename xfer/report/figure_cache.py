@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from xfer.core.errors import OutputError
 from xfer.core.log import log
-from xfer.export.sameness import surroundings
+from xfer.export.cache_key import surroundings
 from xfer.report.plot import draw, png, put
 
 if TYPE_CHECKING:

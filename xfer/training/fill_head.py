@@ -15,14 +15,14 @@ from xfer.core.device import device_name
 from xfer.core.files import write_json, write_rows
 from xfer.core.log import log
 from xfer.core.run_folder import LAST, best_checkpoint, checkpoints
-from xfer.core.texts import Picked
+from xfer.core.text_columns import Picked
 from xfer.core.types import Plain, Predictions
 from xfer.evaluation import metrics
 from xfer.evaluation.predict import write_predictions
 from xfer.models.head.filled_layers import FilledHead
 from xfer.models.network import assemble
 from xfer.training.backbone_features import BackboneFeatures, backbone_features
-from xfer.training.certify import HeldOut, certify
+from xfer.training.certificate_fit import HeldOut, certify
 from xfer.training.distributed.rendezvous import NOBODY, Lead
 from xfer.training.exact import at_rest
 from xfer.training.fit_result import FitResult

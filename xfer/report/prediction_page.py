@@ -12,8 +12,8 @@ from xfer.core.types import Samples
 from xfer.report.card import Section
 from xfer.report.format import words
 from xfer.report.heat import heat_at
+from xfer.report.image_tiles import shots
 from xfer.report.page import lay_out
-from xfer.report.shots import shots
 from xfer.report.tables import Table
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from xfer.core.seeds import derive
-from xfer.evaluation.label_metrics import label_values
+from xfer.evaluation.multilabel_metrics import label_values
 
 if TYPE_CHECKING:
     import numpy.typing as npt

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from xfer.core.texts import Picked
+from xfer.core.text_columns import Picked
 from xfer.core.types import Plain, Predictions
-from xfer.evaluation.label_metrics import label_values
+from xfer.evaluation.multilabel_metrics import label_values
 from xfer.evaluation.task import Multilabel
 from xfer.training import logistic
 from xfer.training.cross_validation import HeadProblem
-from xfer.training.label_logistic import LabelHeads, LabelRows
+from xfer.training.multilabel_logistic import LabelHeads, LabelRows
 
 if TYPE_CHECKING:
     import numpy.typing as npt

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from xfer.evaluation.certified import entering
+from xfer.evaluation.certificate_answers import entering
 from xfer.evaluation.onnx_session import P_UNLIKE, PREDICTION_SET
 
 if TYPE_CHECKING:
