@@ -17,6 +17,7 @@ import xfer
 from xfer.core.standardize import Moments, folded, from_plain, to_plain, unfolded
 from xfer.core.torch_file import load_tensors
 from xfer.models.backbone import Timm
+from xfer.models.head import Dropout, Linear, Mlp, Pooled
 from xfer.training.head_input import Standardized, first_layer, moments
 from xfer.weights.formats.checkpoint_format import read_snapshot
 
@@ -116,6 +117,14 @@ def test_a_layer_that_nothing_can_be_folded_into_is_left_alone(layer: nn.Module)
     net = nn.ModuleDict({"head": nn.Sequential(layer, nn.Linear(2, 2))})
     expected = "head.1" if isinstance(layer, nn.Identity) else None
     assert first_layer(net, "head") == expected
+
+
+@pytest.mark.parametrize("old", [nn.Linear(8, 9), nn.Conv2d(8, 9, 1)], ids=["linear", "conv"])
+@pytest.mark.parametrize("head", [Linear(), Dropout(), Mlp(), Pooled()])
+def test_the_input_of_every_head_that_is_trained_can_be_standardised(
+    head: Linear | Dropout | Mlp | Pooled, old: nn.Module
+) -> None:
+    assert first_layer(nn.ModuleDict({"head": head.build(old, 3)}), "head")
 
 
 def test_a_head_without_a_bias_is_trained_on_raw_input(

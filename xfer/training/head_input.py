@@ -15,23 +15,25 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from xfer.core.standardize import Moments, Standard, folded, unfolded
+from xfer.models.head.layers import DropoutConv, DropoutLinear
 from xfer.training.features.cut import inference
 
 if TYPE_CHECKING:
     from xfer.core.types import StateDict
 
 _CONSTANT = 1e-6  # of the mean: what varies less is constant
+_PLAIN = (nn.Linear, nn.Conv2d, DropoutLinear, DropoutConv)
 
 
 def first_layer(net: nn.Module, head: str) -> str | None:
     """The path of the head's first layer that has a weight: linear, or a convolution of 1 x 1.
 
-    ``None`` where there is none, or one that computes otherwise or has no bias: a class derived
-    from these, as in a head of one's own, into which no mean and deviation can be folded.
+    ``None`` where there is none, or one that computes otherwise or has no bias: another class
+    derived from these, as in a head of one's own, into which no mean and deviation can be folded.
     """
     for name, module in net.get_submodule(head).named_modules():
         if isinstance(module, nn.Linear | nn.Conv2d):
-            plain = type(module) in (nn.Linear, nn.Conv2d) and module.bias is not None
+            plain = type(module) in _PLAIN and module.bias is not None
             return (f"{head}.{name}" if name else head) if plain else None
     return None
 
