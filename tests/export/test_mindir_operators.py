@@ -116,6 +116,11 @@ WRITTEN: list[tuple[str, onnx.ModelProto, list[str]]] = [
     ("mean", model("AveragePool", kernel_shape=[3, 3], pads=[1, 0, 1, 2]), ["Conv2D", "Mul"]),
     ("norm", model("BatchNormalization", ONE, ONE, ONE, ONE**2), ["Mul", "Add"]),
     (
+        "layer",
+        model("LayerNormalization", np.full(10, 1.5, np.float32)),
+        ["LayerNorm", "TupleGetItem"],
+    ),
+    (
         "einsum",
         model("Einsum", "images", equation="nchw,ncvw->nvch"),
         ["Transpose", "BatchMatMul", "Transpose"],
@@ -221,6 +226,7 @@ LAYERS: dict[str, Layer] = {
     "one axis": nn.Sequential(nn.Flatten(2), nn.Conv1d(3, 4, 3, 2, 1)),
     "leaky": nn.LeakyReLU(0.2),
     "learnt slope": nn.PReLU(3),
+    "norm without bias": nn.LayerNorm(10, bias=False),
     "softplus": nn.Softplus(),
     "elu": nn.ELU(),
     "mish": nn.Mish(),

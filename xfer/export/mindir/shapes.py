@@ -5,6 +5,8 @@ from __future__ import annotations
 from math import prod
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from xfer.export.mindir.graph import Graph, refuse, settings
 from xfer.export.mindir.lowering import add_bias
 from xfer.export.mindir.picking import constant, multiplied, reshaped, spread
@@ -176,15 +178,18 @@ def _stacks(graph: Graph, x: str, y: str, dims: Dims) -> str:
 
 
 def layer_norm(graph: Graph, node: onnx.NodeProto) -> None:
-    """LayerNorm gives a tuple, of which the first counts."""
+    """LayerNorm gives a tuple, of which the first counts, and must have a bias."""
     given, dims = settings(node), graph.shapes[node.output[0]]
     begin = given.get("axis", -1) % len(dims)
-    if len(node.input) < 3:
-        raise refuse(node, "has no bias")
+    inputs, scale = [graph.ref(name) for name in node.input if name], node.input[1]
+    if len(inputs) < 3:
+        if scale not in graph.values:
+            raise refuse(node, "has a scale that depends on the image")
+        inputs.append(graph.changed(scale, np.zeros_like(graph.values[scale])))
     statistics = dims[:begin] + (1,) * (len(dims) - begin)
     three = graph.file.operator(
         "LayerNorm",
-        [graph.ref(name) for name in node.input],
+        inputs,
         [dims, statistics, statistics],
         begin_norm_axis=begin,
         begin_params_axis=begin,
