@@ -145,8 +145,9 @@ def lines(work: Work) -> list[tuple[str, str]]:
     if audited.blind:
         labels = f"none of {counts['images']} can be judged by these features"
     elif counts["labels"]:
+        are = "is" if counts["labels"] == 1 else "are"
         labels = (
-            f"{counts['labels']} of {counts['images']} are probably wrong; false-discovery rate "
+            f"{counts['labels']} of {counts['images']} {are} probably wrong; false-discovery rate "
             f"{counts['fdr']:.2f}, which is {counts['fdr'] * counts['labels']:.1f} of them"
         )
     twins = f"{counts['duplicates']} pairs, {counts['across_splits']} across splits"

@@ -125,7 +125,8 @@ def _embedded(audited: Audited, rows: list[Plain]) -> Markup:
 
 def _verdict(audited: Audited) -> list[str]:
     counts = audited.counts
-    lead = f"{counts['labels']} of {counts['images']} labels are probably wrong"
+    are = "is" if counts["labels"] == 1 else "are"
+    lead = f"{counts['labels']} of {counts['images']} labels {are} probably wrong"
     if not counts["labels"]:
         lead = f"None of {counts['images']} labels is more likely wrong than right"
     of_labels = ""
