@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from scipy.spatial.distance import mahalanobis
+from scipy.spatial.distance import cdist
 
 from xfer.core.certificate import MOST_BYTES, Certificate, certificate_of
 from xfer.evaluation import unlike as module
@@ -20,7 +20,7 @@ def clouds(n: int, width: int, classes: int = 3, seed: int = 0):
     return centres[labels] + random.normal(size=(n, width)) * scale, labels
 
 
-def test_the_distance_is_that_of_scipy_to_the_nearest_image_with_a_ridge() -> None:
+def test_the_distance_is_that_of_scipy_over_the_radius_of_the_training_image() -> None:
     x, y = clouds(400, 10)
     fitted = fit_unlike({"fc": x}, y)
     assert fitted is not None and fitted.basis.shape == (10, 10)
@@ -28,10 +28,22 @@ def test_the_distance_is_that_of_scipy_to_the_nearest_image_with_a_ridge() -> No
     x, fresh = x / deviation, clouds(20, 10, seed=5)[0]
     centres = np.stack([x[y == k].mean(0) for k in range(3)])
     within = (x - centres[y]).T @ (x - centres[y]) / (400 - 3)
-    ridge = np.mean((x - x.mean(0)) ** 2)
-    inverse = np.linalg.inv(within + ridge * np.eye(10))
-    expected = [min(mahalanobis(row / deviation, i, inverse) ** 2 for i in x) for row in fresh]
+    ridge = 3 * np.mean((x - x.mean(0)) ** 2)
+    how = {"metric": "mahalanobis", "VI": np.linalg.inv(within + ridge * np.eye(10))}
+    own = np.sort(cdist(x, x, **how) ** 2, axis=1)[:, 1:4].mean(axis=1)
+    expected = (cdist(fresh / deviation, x, **how) ** 2 / (own + 2 * own.mean())).min(axis=1)
     np.testing.assert_allclose(fitted.distance(fresh), expected, rtol=1e-3)
+
+
+def test_a_picture_beside_a_dense_class_is_farther_than_one_in_a_wide_class() -> None:
+    random = np.random.default_rng(3)
+    x = np.concatenate([random.normal(0, 0.1, (100, 5)), random.normal(9, 2, (100, 5))])
+    fitted = fit_unlike({"fc": x}, np.arange(200) // 100)
+    assert fitted is not None
+    shown = np.stack([np.full(5, 0.8), np.full(5, 10.5)])
+    nearest = cdist(shown, x).min(axis=1)
+    beside, within = fitted.distance(shown)
+    assert nearest[0] < nearest[1] and beside > within
 
 
 def test_layers_have_their_share_whatever_their_scale_and_width() -> None:
@@ -67,8 +79,8 @@ def test_a_low_rank_has_one_variance_outside_of_its_directions(monkeypatch) -> N
     np.testing.assert_allclose(fitted.basis @ fitted.basis.T, np.eye(4), atol=1e-5)
     away = (x - x.mean(0)) * fitted.scale
     beside = away - away @ fitted.basis.T @ fitted.basis
-    ridge = np.mean(away**2)
-    assert fitted.noise[0] == pytest.approx(1 / ((beside**2).sum(1).mean() / 8 + ridge), rel=1e-4)
+    ridge = 3 * np.mean(away**2)
+    assert fitted.noise[0] == pytest.approx(0.5 / ((beside**2).sum(1).mean() / 8 + ridge), rel=1e-4)
 
 
 @pytest.mark.parametrize("shape", [(150, 20), (80, 300)], ids=["more rows", "more features"])
@@ -147,6 +159,8 @@ def test_a_certificate_is_the_same_from_both_of_its_halves_and_nothing_else_is_o
         {"whiten": arrays["whiten"][:, :2]},
         {"reference": arrays["reference"][::-1].copy()},
         {"reference": arrays["reference"][:0]},
+        {"radius": arrays["radius"][1:]},
+        {"radius": np.zeros_like(arrays["radius"])},
         {"basis": np.zeros((300_000, 8), np.float32)},
     ):
         with pytest.raises(ValueError, match="certificate"):

@@ -139,7 +139,8 @@ def test_distances_are_of_what_enters_the_stages_and_the_head(solved: Path) -> N
     away = (torch.cat(entered, 1).double() - content["mean"]) * content["scale"]
     z = away @ content["basis"].T
     outside = (away.square().sum(1) - z.square().sum(1)) * content["noise"]
-    far = torch.cdist(z @ content["whiten"].T, content["centres"]).square().amin(1) + outside
+    far = torch.cdist(z @ content["whiten"].T, content["centres"]).square() + outside[:, None]
+    far = (far / content["radius"]).amin(1)
     p = (1 + (content["reference"] >= far[:, None]).sum(1)) / 718
     rows = table(solved / "predictions_val.csv")[:30]
     np.testing.assert_allclose([float(row["p_unlike"]) for row in rows], p, atol=3e-3)

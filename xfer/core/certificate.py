@@ -38,8 +38,9 @@ class Unlike:
     ``r`` principal directions ``basis`` (r, d), orthonormal, with one variance outside of them
     (Tipping and Bishop, 1999), and there ``whiten`` (r, r) by the covariance within classes (Lee et
     al., 2018). ``centres`` (m, r), whitened, are training images, in the first files of xfer the
-    means of classes. ``noise`` (1,) is one over the variance outside of the basis, 0 where there is
-    none; ``reference`` (k,) are ascending distances of images that were held out. All float32.
+    means of classes, and ``radius`` (m,) how far from each others are, squared. ``noise`` (1,) is
+    the weight of what is outside of the basis, 0 where nothing is; ``reference`` (k,) are ascending
+    distances of images that were held out. All float32.
     """
 
     layers: tuple[str, ...]
@@ -48,19 +49,22 @@ class Unlike:
     basis: Floats
     whiten: Floats
     centres: Floats
+    radius: Floats
     noise: Floats
     reference: Floats
 
     def distance(self, features: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-        """Squared distances, whitened, to the nearest of the centres, (n,), of features (n, d)."""
+        """The least of the squared distances to the centres, whitened, each over the radius of its
+        centre, (n,), of features (n, d)."""
         away = (np.asarray(features, np.float64) - self.mean) * self.scale
         inside = away @ self.basis.T.astype(np.float64)
         outside = np.maximum((away**2).sum(axis=1) - (inside**2).sum(axis=1), 0) * self.noise[0]
         white = inside @ self.whiten.T.astype(np.float64)
         near = np.full(len(white), np.inf)
-        for centre in self.centres:
-            np.minimum(near, ((white - centre) ** 2).sum(axis=1), out=near)
-        return np.asarray(near + outside)
+        for centre, radius in zip(self.centres, self.radius, strict=True):
+            away_from = ((white - centre) ** 2).sum(axis=1) + outside
+            np.minimum(near, away_from / radius, out=near)
+        return np.asarray(near)
 
     def p_value(self, distance: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
         """Conformal p-values (n,) of distances (n,): the share of held-out images that were as far
@@ -111,7 +115,7 @@ class Certificate:
         return {"least": self.least, **unlike}
 
 
-_UNLIKE = ("mean", "scale", "basis", "whiten", "centres", "noise", "reference")
+_UNLIKE = ("mean", "scale", "basis", "whiten", "centres", "radius", "noise", "reference")
 _Share = Annotated[float, Field(gt=0, lt=1)]
 
 
@@ -141,6 +145,9 @@ def certificate_of(facts: JsonFacts, arrays: Mapping[str, Any], classes: int) ->
     layers, layer = values.pop("layers", None), values.pop("layer", None)
     if layer is not None:  # one layer, and no scale
         layers, arrays = [layer], {"scale": np.ones_like(arrays.get("mean", ())), **arrays}
+    if layers is not None:  # the first files have no radius
+        count = np.shape(arrays.get("centres", ()))[:1]
+        arrays = {"radius": np.ones(count, np.float32), **arrays}
     names = ("least", *_UNLIKE) if layers is not None else ("least",)
     if set(arrays) != set(names):
         raise ValueError(f"the certificate has the arrays {sorted(map(str, arrays))}")
@@ -160,9 +167,10 @@ def _check_shapes(parts: Mapping[str, npt.NDArray[Any]], classes: int) -> None:
         rank, width = parts["basis"].shape if parts["basis"].ndim == 2 else (-1, -1)
         wanted |= {"mean": (width,), "scale": (width,), "basis": (rank, width)}
         wanted |= {"whiten": (rank, rank)}
-        wanted |= {"centres": (len(parts["centres"]), rank), "noise": (1,)}
+        count = len(parts["centres"])
+        wanted |= {"centres": (count, rank), "radius": (count,), "noise": (1,)}
         wanted |= {"reference": (parts["reference"].size,)}
-        if not (len(parts["centres"]) and parts["reference"].size):
+        if not (count and parts["reference"].size):
             raise ValueError("the certificate has no centre or no reference")
         if (np.diff(parts["reference"]) < 0).any():
             raise ValueError("the certificate's reference does not ascend")
@@ -170,3 +178,5 @@ def _check_shapes(parts: Mapping[str, npt.NDArray[Any]], classes: int) -> None:
         part = parts[name]
         if part.dtype != np.float32 or part.shape != shape or not np.isfinite(part).all():
             raise ValueError(f"the certificate's {name} is {part.dtype} of shape {part.shape}")
+    if "radius" in parts and not (parts["radius"] > 0).all():
+        raise ValueError("the certificate has a centre without a radius")

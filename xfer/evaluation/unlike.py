@@ -17,7 +17,10 @@ if TYPE_CHECKING:
     Matrix = npt.NDArray[Any]
 
 _RANK = 64
-_RIDGE = 1.0  # of the mean variance, added to that of every direction
+_RIDGE = 3.0  # of the mean variance, added to that of every direction
+_OUTSIDE = 0.5  # the weight of the distance outside of the directions
+_NEAR = 3  # neighbours of a training image, the mean of whose distances is its radius,
+_COMMON = 2.0  # and so many times the mean over all images is added to each
 _HEAD = 0.5  # of all variance is what enters the head; the other layers have equal shares
 _FLOOR = 0.1  # of a layer's mean deviation, added to that of each of its features
 _NUMBERS = int(0.9 * MOST_BYTES) // 4  # the rest is for the probabilities of sets
@@ -87,9 +90,9 @@ class _Fitting(NamedTuple):
         """What rows (n, d) with labels (n,) give, without a reference; ``None`` for features that
         do not vary, and for those that are too wide."""
         mean, width = x.mean(axis=0), x.shape[1]
-        # The nearest image, not the mean of a class: a class is not round.
+        # Images, not the means of classes: a class is not round.
         points = np.argsort(y, kind="stable")[_spread(len(y), _POINTS)]
-        rank = (_NUMBERS - 2 * width - _ROWS) // (width + len(points) + _RANK)
+        rank = (_NUMBERS - 2 * width - _ROWS - len(points)) // (width + len(points) + _RANK)
         scale = self._scale(x, mean)
         away = (x - mean) * scale
         if rank < 1 or not scale.any():
@@ -105,9 +108,11 @@ class _Fitting(NamedTuple):
         ridge = _RIDGE * float((away**2).mean())
         whiten = np.linalg.inv(np.linalg.cholesky(covariance + ridge * np.eye(len(basis))))
         left = max(0.0, float((away**2).sum(axis=1).mean() - (inside**2).sum(axis=1).mean()))
-        noise = 1 / (left / (width - len(basis)) + ridge) if width > len(basis) else 0.0
+        outside = width - len(basis)
+        noise = _OUTSIDE / (left / outside + ridge) if outside else 0.0
         near = inside[points] @ whiten.T
-        parts = (mean, scale, basis, whiten, near, np.array([noise]), np.empty(0))
+        radius = _radius(near) + left * noise
+        parts = (mean, scale, basis, whiten, near, radius, np.array([noise]), np.empty(0))
         return Unlike(self.layers, *(part.astype(np.float32) for part in parts))
 
     def _scale(self, x: Matrix, mean: Matrix) -> Matrix:
@@ -126,6 +131,17 @@ class _Fitting(NamedTuple):
             share = _HEAD if last else (1 - _HEAD) / (len(self.widths) - 1)
             scales.append(alike * np.sqrt(share / (variances * alike**2).sum()))
         return np.concatenate(scales)
+
+
+def _radius(points: Matrix) -> Matrix:
+    """How far from each of some points (m, r) others are, squared, (m,); 1 where all are one."""
+    squares = (points**2).sum(axis=1)
+    distances = squares[:, None] + squares - 2 * points @ points.T
+    np.fill_diagonal(distances, np.inf)
+    near = np.sort(np.maximum(distances, 0), axis=1)[:, : min(_NEAR, len(points) - 1)]
+    own = near.mean(axis=1) if near.size else np.zeros(len(points))
+    radius: Matrix = own + _COMMON * own.mean()
+    return radius if radius.any() else np.ones(len(points))
 
 
 def _axes(away: Matrix, rank: int) -> Matrix:

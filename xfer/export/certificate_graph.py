@@ -59,13 +59,14 @@ class Far(nn.Module):
     basis: torch.Tensor
     whiten: torch.Tensor
     centres: torch.Tensor
+    radius: torch.Tensor
     noise: torch.Tensor
     reference: torch.Tensor
 
     def __init__(self, unlike: Unlike) -> None:
         super().__init__()
         self.layers = unlike.layers
-        for name in ("mean", "scale", "basis", "whiten", "centres", "noise", "reference"):
+        for name in ("mean", "scale", "basis", "whiten", "centres", "radius", "noise", "reference"):
             self.register_buffer(name, torch.from_numpy(getattr(unlike, name)))
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
@@ -74,7 +75,7 @@ class Far(nn.Module):
         inside = away @ self.basis.T
         outside = ((away**2).sum(1) - (inside**2).sum(1)).clamp(min=0) * self.noise
         white = inside @ self.whiten.T
-        near = ((white.unsqueeze(1) - self.centres) ** 2).sum(2).amin(1)
-        distance = (near + outside).unsqueeze(1)
+        near = ((white.unsqueeze(1) - self.centres) ** 2).sum(2) + outside.unsqueeze(1)
+        distance = (near / self.radius).amin(1, keepdim=True)
         count = len(self.reference)
         return (1 + (self.reference >= distance).sum(1)).float() / (1 + count)
