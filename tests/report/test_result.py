@@ -10,6 +10,7 @@ import pytest
 from pictures import folders
 
 import xfer
+from xfer.report.last_lines import named
 
 # Of the contract; each run may say more.
 KEYS = set(
@@ -41,3 +42,14 @@ def test_a_fit_and_a_file_alone_say_the_same_kinds_of_facts(
     assert set(result["timing"]) == {"startup_s", "predict_s", "total_s"}
     assert set(result["versions"]) == {"python", "xfer", "onnxruntime", "pillow", "numpy"}
     assert result["versions"]["xfer"] == "version of xfer-vision"
+
+
+@pytest.mark.parametrize(
+    ("folder", "name"),
+    [("outputs/a/2026-01-02_03-04-05_abcdef", "2026-01-02_03-04-05_abcdef")]
+    + [(path, path) for path in ("outputs/sweep/0", "elsewhere/a/run", "mine")],
+)
+def test_the_next_command_names_a_run_by_its_end_where_no_other_has_it(
+    folder: str, name: str
+) -> None:
+    assert named(Path(folder)) == name

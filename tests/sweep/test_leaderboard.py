@@ -404,6 +404,21 @@ def test_different_validation_images_are_told(tmp_path: Path) -> None:
     assert "chosen on the same 100 val images" in text and "different sets" not in text
 
 
+def test_an_epoch_is_told_where_one_was_chosen(tmp_path: Path) -> None:
+    head(tmp_path)
+    path = job(tmp_path, 0, 0.9, lr=1) / "result.json"
+    result = json.loads(path.read_text())
+    result["best"] = {"metric": "val_acc", "value": 0.9, "epoch": 7}
+    result["scores"]["val"]["used_for_selection"] = True
+    facts(path, **result)
+    (row,), text = board(tmp_path)
+    assert "as was its epoch" in text and row["epoch"] == "7"
+    result["scores"]["val"]["used_for_selection"] = False
+    facts(path, **result, solved={"chosen_by": "cv_loss"})
+    (row,), text = board(tmp_path)
+    assert "as was its epoch" not in text and row["epoch"] == ""
+
+
 def test_a_test_split_that_chose_nothing_is_shown_beside_the_choice(tmp_path: Path) -> None:
     head(tmp_path)
     path = job(tmp_path, 0, 0.9, lr=1) / "result.json"

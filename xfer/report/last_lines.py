@@ -39,5 +39,7 @@ def last_lines(work: Work) -> str:
 
 
 def named(run: Path) -> str:
-    """What names a run behind a verb, quoted: the end of its folder where that is enough."""
-    return quoted(run.name if run.parent.parent == Path("outputs") else str(run))
+    """What names a run behind a verb, quoted: the end of its folder where that is enough, which a
+    number, as a sweep calls its jobs, is not."""
+    enough = run.parent.parent == Path("outputs") and not run.name.isdecimal()
+    return quoted(run.name if enough else str(run))

@@ -150,7 +150,9 @@ def _caveats(sweep: SweepRecord, rows: Sequence[RankedJob]) -> list[str]:
             "their values cannot be compared."
         )
     elif best.images and objective.is_share:
-        whose = f"{objective.split} images that its value is measured on, as was its epoch"
+        whose = f"{objective.split} images that its value is measured on"
+        if entry(best.result, f"scores.{objective.split}.used_for_selection") is True:
+            whose += ", as was its epoch"
         if best.folded:
             whose = "cross-validated images that its value is measured on"
         lines.append(

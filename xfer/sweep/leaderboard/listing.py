@@ -54,6 +54,8 @@ def text(sweep: SweepRecord, rows: Sequence[RankedJob]) -> str:
 def _facts(job: JobRecord) -> Plain:
     """What ``result.json`` says besides values; ``None`` for what it does not say."""
     known: Plain = {key: number_at(job.result, key) for key in _FACTS}
+    if entry(job.result, "solved") is not None:
+        known["best.epoch"] = None  # there it counts strengths of the penalty
     made = "hit" if entry(job.result, "features.hit") else "made"
     return {**known, "features": made if entry(job.result, "features.cached") else None}
 
