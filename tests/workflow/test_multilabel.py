@@ -249,14 +249,6 @@ def test_maps_of_predictions_are_refused(solved: Path) -> None:
     assert done.returncode == 2 and "error E066: predict.maps: " in done.stderr, done.stderr
 
 
-def test_a_teacher_is_refused_and_the_fix_works(place: Path) -> None:
-    base = [*NETWORK, f"data.file={place / 'few.csv'}", "data.leakage=ignore"]
-    with pytest.raises(XferError, match="error E061: loss: learns which one class") as caught:
-        make_plan(compose_specs([*base, "loss=distill", "loss.teacher=somebody"]))
-    assert str(caught.value).endswith("type loss=cross_entropy without loss.teacher")
-    make_plan(compose_specs([*base, "loss=cross_entropy"]))
-
-
 @pytest.mark.parametrize("file", ["checkpoints/best.ckpt", "export/model.onnx"])
 def test_a_network_of_several_labels_teaches_none_of_one(solved: Path, file: str) -> None:
     typed = ["experiment=digits_freeze", "loss=distill", f"loss.teacher={solved / file}"]

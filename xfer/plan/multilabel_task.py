@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from xfer.core.errors import LabelsError, raise_all
-from xfer.core.protocols import HasTeacher
 from xfer.evaluation.task import Multilabel, Single
 from xfer.models.head import Keep, Knn, Prototype, Remap
 
@@ -92,9 +91,6 @@ def _of_network(specs: Specs) -> Iterator[tuple[str, str, str, int]]:
         if isinstance(head, Keep | Remap):
             why = "begins from a classifier of classes that exclude each other"
         yield "head", f"{name} {why}", "type head=linear", 6
-    if isinstance(specs.loss, HasTeacher):
-        what = "learns which one class a teacher takes an image for"
-        yield "loss", what, "type loss=cross_entropy without loss.teacher", 2
     if specs.choose.chooses:
         what = "compares candidates on one label an image"
         yield "choose", what, "type choose=none", 10

@@ -100,6 +100,10 @@ class Distill(CrossEntropy):
     ``temperature``. The factor T^2 makes up for the 1 / T^2 in the gradient of the second part, so
     that ``weight`` means the same at every temperature. ``label_smoothing`` and ``class_weights``
     are of the first part alone.
+
+    With several labels an image both parts are binary cross-entropies, since each class is a yes or
+    no of its own (P. Yang et al., Multi-Label Knowledge Distillation, 2023): the first the mean
+    over the known labels, the second over all, with sigmoids in place of the softmax.
     """
 
     teacher: str = field(kw_only=True)
@@ -128,6 +132,19 @@ class Distill(CrossEntropy):
         from xfer.training.teacher import Softened
 
         return Softened(super().build(counts), self.temperature, self.weight)
+
+    def guessing_labels(self, has: Sequence[int], lacks: Sequence[int]) -> float:
+        """As of cross-entropy; whatever the teacher answers, the probability 0.5 has T^2 log(2) in
+        its part."""
+        soft = self.temperature**2 * math.log(2)
+        return (1 - self.weight) * super().guessing_labels(has, lacks) + self.weight * soft
+
+    def of_labels(self, has: Sequence[int], lacks: Sequence[int]) -> nn.Module:
+        """Takes logits (n, classes), labels (n, classes) of 1, 0 and -1 for unknown, and the
+        teacher's logits (n, classes), which count where a label is unknown as well."""
+        from xfer.training.teacher import SoftenedLabels
+
+        return SoftenedLabels(super().of_labels(has, lacks), self.temperature, self.weight)
 
 
 @dataclass(frozen=True)
