@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from pathlib import Path
 
 import labelled
@@ -179,11 +180,45 @@ def test_the_card_has_a_table_of_classes_and_no_confusion(solved: Path) -> None:
     text = (solved / "report.md").read_text()
     assert "mAP" in text and "| class | have it | known | threshold |" in text
     assert "Thresholds chosen on training images" in text
-    for absent in ("Confusion", "Mistakes", "accuracy |"):
+    assert "| file | true labels | predicted labels | confidence |" in text
+    for absent in ("Confusion", "true class", "accuracy |"):
         assert absent not in text
     assert {p.stem for p in (solved / "figures").iterdir()} == {
         "batch_grid", "curves", "prediction_grid"
     }  # fmt: skip
+
+
+def test_a_wrong_picture_has_its_true_labels_beside_the_predicted_ones(solved: Path) -> None:
+    """The surest wrong label first; xfer report draws the same pictures anew."""
+    wrong = []
+    for row in table(solved / "predictions_val.csv"):
+        true, said = (list(filter(None, row[k].split("|"))) for k in ("label", "prediction"))
+        each = [
+            p if name in said else 1 - p
+            for name, p in ((name, float(row[f"p_{name}"])) for name in labelled.LABELS)
+            if f"?{name}" not in true and (name in said) != (name in true)
+        ]
+        if each:
+            words = (", ".join(names) or "none" for names in (true, said))
+            wrong.append((*words, max(each), row["path"]))
+    wrong.sort(key=lambda row: -row[2])
+    expected = {(*row[:2], f"{row[2]:.2f}") for row in wrong}
+    assert len(wrong) > 2 and any("?" in row[0] for row in wrong)
+
+    def shown() -> list[tuple[str, ...]]:
+        one = r"true</span> <bdi>([^<]*)</bdi>.*?predicted</span> <bdi>([^<]*)</bdi>.*?"
+        one += r"confidence</span> ([\d.]+)<"
+        return re.findall(one, (solved / "report.html").read_text(), re.S)
+
+    first = shown()
+    assert len(first) == len(wrong) and set(first) == expected
+    sure = [float(row[2]) for row in first]
+    assert sure == sorted(sure, reverse=True)
+    page = (solved / "report.html").read_text()
+    assert "the true class came second" not in page and "default-src 'none'" in page
+    done = Done(["report", "solved"], cwd=solved.parent)
+    assert done.returncode == 0, done.stderr
+    assert set(shown()) == expected
 
 
 def test_a_trained_network_says_that_its_thresholds_were_chosen_on_val(trained: Path) -> None:
@@ -244,9 +279,36 @@ def test_data_and_choice_for_one_label_are_refused(
     assert done.returncode == 2 and f"error {number}: " in done.stderr
 
 
-def test_maps_of_predictions_are_refused(solved: Path) -> None:
-    done = Done(["predict", "solved", "images", "predict.maps=3"], cwd=solved.parent)
-    assert done.returncode == 2 and "error E066: predict.maps: " in done.stderr, done.stderr
+def test_each_label_that_is_predicted_has_a_map(solved: Path) -> None:
+    """Of an image without one the most probable, with a question mark."""
+    inputs = ["predict.input=[images/0003.png,images/0004.png,images/empty00.png]"]
+    done = Done(
+        ["stages=[predict]", "checkpoint.path=solved", *inputs, "predict.maps=3", "run.dir=mapped"],
+        cwd=solved.parent,
+    )
+    assert done.returncode == 0, done.stderr
+    page = (solved.parent / "mapped" / "predictions.html").read_text()
+    one = r"alt=\"Image \d, said to have ([^\"]*)\".*?map of</span> <bdi>([^<]*)</bdi>.*?"
+    one += r"probability</span> ([\d.]+)<.*?soft\"><bdi>(.*?)</bdi>"
+    expected, counts = [], dict.fromkeys(labelled.LABELS, 0)
+    rows = table(solved.parent / "mapped" / "predictions.csv")
+    assert {bool(row["prediction"]) for row in rows} == {True, False}
+    for row in rows:
+        said = row["prediction"].split("|") if row["prediction"] else []
+        best = max(labelled.LABELS, key=lambda name: float(row[f"p_{name}"]))
+        for name in said or [best]:
+            mark, p = "" if said else "?", f"{float(row[f'p_{name}']):.2f}"
+            expected.append((", ".join(said) or "none", name + mark, p, row["path"]))
+        for name in said:
+            counts[name] += 1
+    found = [(*each, re.sub("<[^>]*>", "", name)) for *each, name in re.findall(one, page, re.S)]
+    assert found == expected
+    heats = re.findall(r'class="heat-map" src="([^"]*)"', page)
+    assert len(heats) == len(expected) == len(set(heats)), "each label has a map of its own"
+    assert "Its heat map shows where the network finds what speaks for that label" in page
+    for name, count in counts.items():
+        cell = rf'<bdi>{name}</bdi></td><td data-label="images">(\d+)'
+        assert sum(map(int, re.findall(cell, page))) == count
 
 
 @pytest.mark.parametrize("file", ["checkpoints/best.ckpt", "export/model.onnx"])

@@ -59,9 +59,6 @@ def _refused(specs: Specs) -> Iterator[tuple[str, str, str, int]]:
     if "embed" in specs.stages and specs.data is not None:
         what = "embed writes one label an image of the splits"
         yield "stages", what, "type predict.input=FOLDER, and no data", 7
-    if specs.predict_maps:
-        what = "draws what speaks for the one class of an image"
-        yield "predict.maps", what, "drop it, or type predict.maps=0", 7
     yield from _of_answers(specs)
 
 

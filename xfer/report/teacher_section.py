@@ -164,7 +164,8 @@ def teacher_text(result: Plain) -> tuple[str, ...]:
             f"(95 % interval {low:.3f} to {high:.3f}), and both answer the same of "
             f"{100 * score['agree']:.1f} %{' of all labels' * several}. "
             f"{score['student_alone']:,} are right in the student alone, "
-            f"{score['teacher_alone']:,} in the teacher alone; by McNemar's exact test p = {score['p']:.2g}."
+            f"{score['teacher_alone']:,} in the teacher alone; by McNemar's exact test p = "
+            f"{score['p']:.2g}."
         )
     return tuple(lines)
 
