@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import re
+from importlib.util import find_spec
 from pathlib import Path
 
 import labelled
@@ -241,7 +242,6 @@ REFUSED = {
     "data.on_bad=skip": "E063",
     "stages=[audit]": "E066",
     "stages=[worth]": "E066",
-    "stages=[embed]": "E066",
     "data.folds=3 data.group=kind": "E063",
     "checkpoint.monitor=val_auroc": "E286",
     "loss=asymmetric optim=exact": "E262",
@@ -277,6 +277,39 @@ def test_data_and_choice_for_one_label_are_refused(
 ) -> None:
     done = Done(["experiment=digits_freeze", "task=multilabel", *typed, "run.dir=none"], cwd=place)
     assert done.returncode == 2 and f"error {number}: " in done.stderr
+
+
+def test_features_have_the_labels_of_each_image(place: Path, solved: Path) -> None:
+    typed = ["stages=[embed]", "data=csv", "data.file=columns.csv", "checkpoint.path=solved"]
+    typed += ["embed.neighbours=images/0003.png", "embed.k=2"]
+    for form in ("npz", "parquet"):
+        done = Done([*typed, f"embed.format={form}", f"run.dir=embedded_{form}"], cwd=place)
+        if form == "parquet" and find_spec("pyarrow") is None:
+            assert "pyarrow" in done.stderr
+            return
+        assert done.returncode == 0, done.stderr
+        if form == "npz":
+            with np.load(place / "embedded_npz" / "embeddings.npz", allow_pickle=False) as file:
+                names = file["classes"].tolist()
+                labels = dict(zip(file["paths"].tolist(), file["labels"].tolist(), strict=True))
+            value = {"1": 1, "0": 0, "": -1}
+            assert labels == {
+                row["path"]: [value[row[name]] for name in names]
+                for row in table(place / "columns.csv")
+            }
+            near = table(place / "embedded_npz" / "neighbours.csv")[0]["label"]
+            assert near == ", ".join(words(labels["images/0003.png"], names))
+    from pyarrow import parquet
+
+    columns = parquet.read_table(place / "embedded_parquet" / "embeddings.parquet").to_pydict()
+    told = dict(zip(columns["path"], columns["labels"], strict=True))
+    assert any(any("?" in name for name in each) for each in told.values())
+    assert told == {path: words(row, names) for path, row in labels.items()}
+
+
+def words(row: list[int], names: list[str]) -> list[str]:
+    """What a row of labels is in a list of them."""
+    return ["?" * (value < 0) + name for name, value in zip(names, row, strict=True) if value]
 
 
 def test_each_label_that_is_predicted_has_a_map(solved: Path) -> None:

@@ -56,9 +56,6 @@ def _refused(specs: Specs) -> Iterator[tuple[str, str, str, int]]:
         if stage in specs.stages:
             what = f"{stage} is for one label an image: {why}"
             yield "stages", what, f"take '{stage}' out of stages", 7
-    if "embed" in specs.stages and specs.data is not None:
-        what = "embed writes one label an image of the splits"
-        yield "stages", what, "type predict.input=FOLDER, and no data", 7
     yield from _of_answers(specs)
 
 
