@@ -279,6 +279,63 @@ def test_data_and_choice_for_one_label_are_refused(
     assert done.returncode == 2 and f"error {number}: " in done.stderr
 
 
+SOURCE = ["source=run", "source.path=solved", "optim.lr=1e-12", "trainer.max_epochs=1"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("head", ["keep", "remap"])
+def test_a_head_begins_with_the_labels_that_the_source_knows(
+    place: Path, solved: Path, head: str
+) -> None:
+    """By name: the columns stand in another order, and one is missing, which a kept head still
+    answers."""
+    rows, file = table(place / "columns.csv"), f"turned_{head}.csv"
+    names = list(labelled.LABELS)[:0:-1]
+    with (place / file).open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, ["path", *names], extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
+    data = ["data=csv", "data.leakage=ignore", f"data.file={file}"]
+    typed = [*NETWORK, *data[1:], f"head={head}", *SOURCE, "loss=balanced", f"run.dir=from_{head}"]
+    done = Done([*typed, "stages=[fit,evaluate]"], cwd=place)
+    assert done.returncode == 0, done.stderr
+    ours = read_json(place / f"from_{head}" / "result.json")["scores"]["val"]["per_class"]
+    assert set(ours) == set(labelled.LABELS if head == "keep" else names)
+    found = {r["path"]: r for r in table(place / f"from_{head}" / "predictions_val.csv")}
+    known = {r["path"]: r for r in table(solved / "predictions_val.csv")}
+    assert len(found.keys() & known.keys()) > 5
+    for path in found.keys() & known.keys():
+        for name in names:
+            assert float(found[path][f"p_{name}"]) == pytest.approx(
+                float(known[path][f"p_{name}"]), abs=1e-5
+            )
+    done = Done(
+        [*data, "stages=[evaluate]", f"checkpoint.path=from_{head}", f"run.dir=again_{head}"],
+        cwd=place,
+    )
+    assert done.returncode == 0, done.stderr
+    again = read_json(place / f"again_{head}" / "result.json")["scores"]["val"]["per_class"]
+    assert {name: again[name] for name in names} == {name: ours[name] for name in names}
+
+
+@pytest.mark.parametrize("head", ["keep", "remap"])
+def test_a_head_of_another_task_is_refused_and_the_fix_works(
+    place: Path, solved: Path, head: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(place)
+    single = ["experiment=digits_freeze", "source=run", "source.path=solved"]
+    several = [*NETWORK, f"data.file={place / 'few.csv'}", "data.leakage=ignore"]
+    for typed, why in ((single, "several labels an image"), (several, "exclude each other")):
+        with pytest.raises(XferError, match=rf"error E065: head: {head} .*{why}") as caught:
+            make_plan(compose_specs([*typed, f"head={head}"]))
+        assert caught.value.fix == "type head=linear"
+        make_plan(compose_specs([*typed, "head=linear"]))
+    untrained = [*several, "source=run", "source.path=solved", "stages=[evaluate]"]
+    with pytest.raises(XferError, match=r"error E065: head: .* alone has no thresholds"):
+        make_plan(compose_specs([*untrained, f"head={head}"]))
+    make_plan(compose_specs([*several, "stages=[evaluate]", "checkpoint.path=solved"]))
+
+
 def test_features_have_the_labels_of_each_image(place: Path, solved: Path) -> None:
     typed = ["stages=[embed]", "data=csv", "data.file=columns.csv", "checkpoint.path=solved"]
     typed += ["embed.neighbours=images/0003.png", "embed.k=2"]

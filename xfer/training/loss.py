@@ -37,7 +37,8 @@ class CrossEntropy:
         if self.class_weights == "none":
             return None
         if self.class_weights == "balanced":
-            return [sum(counts) / (len(counts) * n) for n in counts]
+            # A kept head may have classes that the data has not, which no image weighs.
+            return [sum(counts) / (len(counts) * n) if n else 0.0 for n in counts]
         if len(self.class_weights) != len(counts):
             what = f"has {len(self.class_weights)} numbers for {len(counts)} classes"
             fix = "give one number a class, or balanced"
@@ -70,7 +71,7 @@ class CrossEntropy:
         if self.class_weights == "none":
             return [1.0] * len(has)
         if self.class_weights == "balanced":
-            return [lack / n for n, lack in zip(has, lacks, strict=True)]
+            return [lack / n if n else 0.0 for n, lack in zip(has, lacks, strict=True)]
         return self.weights(has) or []
 
     def guessing_labels(self, has: Sequence[int], lacks: Sequence[int]) -> float:
