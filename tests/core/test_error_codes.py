@@ -38,7 +38,7 @@ FETCHED = ("core/http.py", "core/download.py")
 # Numbers of several modules. Compare the messages before you add one here: do they mean the same?
 SHARED = {
     45: "sweep/choosing/candidates.py sweep/choosing/session.py",
-    61: "evaluation/task.py plan/multilabel_task.py training/loss.py",
+    61: "evaluation/task.py training/loss.py",
     86: "plan/teacher_plan.py sweep/choosing/run_choice.py",
     96: "core/world.py training/distributed/meeting.py",
     100: "__main__.py sweep/fold_jobs.py",

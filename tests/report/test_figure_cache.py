@@ -143,7 +143,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     heat_at = heat_module.heat_at
 
     def counted(*args: Any) -> Heat:
-        counts.append(len(args[-1]))
+        counts.append(len(args[1]))
         return heat_at(*args)
 
     monkeypatch.setattr(heat_module, "heat_at", counted)

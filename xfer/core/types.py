@@ -232,13 +232,18 @@ class Predictions:
     def blocks(self) -> Iterator[Predictions]:
         """The same answers, 256 images at a time."""
         for start in range(0, len(self.names), 256):
-            part = slice(start, start + 256)
-            labels = None if self.labels is None else self.labels[part]
-            sets = None if self.sets is None else self.sets[part]
-            unlike = None if self.p_unlike is None else self.p_unlike[part]
-            saying = None if self.saying is None else self.saying[part]
-            block = replace(self, names=self.names[part], logits=self.logits[part], labels=labels)
-            yield replace(block, sets=sets, p_unlike=unlike, saying=saying)
+            yield self.at(range(start, min(start + 256, len(self.names))))
+
+    def at(self, positions: Sequence[int]) -> Predictions:
+        """The same answers to the images at ``positions`` alone, in that order."""
+        part = list(positions)
+        labels = None if self.labels is None else self.labels[part]
+        sets = None if self.sets is None else self.sets[part]
+        unlike = None if self.p_unlike is None else self.p_unlike[part]
+        saying = None if self.saying is None else self.saying[part]
+        names = [self.names[i] for i in part]
+        block = replace(self, names=names, logits=self.logits[part], labels=labels)
+        return replace(block, sets=sets, p_unlike=unlike, saying=saying)
 
 
 @dataclass(frozen=True)

@@ -166,10 +166,10 @@ def _loss(answers: LabelAnswers) -> float:
 
 
 def _exact_match(answers: LabelAnswers) -> float:
-    return float(_matches(answers).mean()) if len(answers.labels) else math.nan
+    return float(exact_matches(answers).mean()) if len(answers.labels) else math.nan
 
 
-def _matches(answers: LabelAnswers) -> Bools:
+def exact_matches(answers: LabelAnswers) -> Bools:
     """Which images have every known label right."""
     wrong = answers.known & (answers.said != (answers.labels == 1))
     return np.asarray(~wrong.any(axis=1))
@@ -268,7 +268,7 @@ def label_score(
         }
         for c, name in enumerate(classes)
     }
-    matched = int(_matches(answers).sum())
+    matched = int(exact_matches(answers).sum())
     return LabelScore(
         n=len(y),
         acc=matched / len(y),

@@ -313,7 +313,8 @@ def _certified(answered: Predictions, model: OnnxModel, promised: list[list[Arra
 def logits_of(model: OnnxModel, images: Array) -> Array:
     """Logits float32 (n, classes) of prepared ``images`` float32 (n, 3, h, w). Raises WeightsError
     for answers that are none."""
-    return np.asarray(_as_logits(_run(model, images, [])), np.float32)
+    answers = _run(model, images, [])
+    return np.asarray(answers if model.task else _as_logits(answers), np.float32)
 
 
 def _as_logits(answers: Array) -> Array:

@@ -20,7 +20,7 @@ from xfer.plan import auto
 from xfer.plan.calibration_plan import NO_CALIBRATION, CalibrationPlan, plan_calibration
 from xfer.plan.certificate_images import check_certificate
 from xfer.plan.classes import class_mismatch, joined
-from xfer.plan.multilabel_task import of_card, refuse_for_labels, watched
+from xfer.plan.multilabel_task import check_source_head, of_card, refuse_for_labels, watched
 from xfer.plan.plan import NO_LAYOUT, Plan
 from xfer.plan.preflight import check_devices
 from xfer.plan.teacher_plan import TeacherPlan, plan_teacher
@@ -118,6 +118,7 @@ def _from_specs(specs: Specs, dataset: Dataset | None, weights: Weights, not_exa
     from xfer.models.network import blueprint, check
 
     given = dataset
+    check_source_head(specs, weights)
     dataset, classes, parts = joined(specs, given, weights)
     before, after = blueprint(parts)
     match = check(parts, weights, before)

@@ -7,13 +7,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from xfer.core.errors import LabelsError, raise_all
-from xfer.core.protocols import HasTeacher
 from xfer.evaluation.task import Multilabel, Single
 from xfer.models.head import Keep, Knn, Prototype, Remap
 
 if TYPE_CHECKING:
     from xfer.config.specs import Specs
     from xfer.core.types import Card
+    from xfer.weights.content import Weights
 
 _REASONS = {
     "audit": "it asks which of the other classes an image belongs to",
@@ -57,12 +57,6 @@ def _refused(specs: Specs) -> Iterator[tuple[str, str, str, int]]:
         if stage in specs.stages:
             what = f"{stage} is for one label an image: {why}"
             yield "stages", what, f"take '{stage}' out of stages", 7
-    if "embed" in specs.stages and specs.data is not None:
-        what = "embed writes one label an image of the splits"
-        yield "stages", what, "type predict.input=FOLDER, and no data", 7
-    if specs.predict_maps:
-        what = "draws what speaks for the one class of an image"
-        yield "predict.maps", what, "drop it, or type predict.maps=0", 7
     yield from _of_answers(specs)
 
 
@@ -87,17 +81,28 @@ def _of_data(specs: Specs) -> Iterator[tuple[str, str, str, int]]:
 
 def _of_network(specs: Specs) -> Iterator[tuple[str, str, str, int]]:
     head = specs.head
-    if isinstance(head, Knn | Prototype | Keep | Remap):
-        name, why = type(head).__name__.lower(), "asks which one class an image is most like"
-        if isinstance(head, Keep | Remap):
-            why = "begins from a classifier of classes that exclude each other"
-        yield "head", f"{name} {why}", "type head=linear", 6
-    if isinstance(specs.loss, HasTeacher):
-        what = "learns which one class a teacher takes an image for"
-        yield "loss", what, "type loss=cross_entropy without loss.teacher", 2
+    if isinstance(head, Knn | Prototype):
+        what = f"{type(head).__name__.lower()} asks which one class an image is most like"
+        yield "head", what, "type head=linear", 6
+    if isinstance(head, Keep | Remap) and specs.answers and not specs.checkpoint.path:
+        what = f"{type(head).__name__.lower()} alone has no thresholds, which a fit chooses"
+        yield "head", what, "add fit to stages, or type checkpoint.path=RUN head=linear", 6
     if specs.choose.chooses:
         what = "compares candidates on one label an image"
         yield "choose", what, "type choose=none", 10
+
+
+def check_source_head(specs: Specs, weights: Weights) -> None:
+    """Raise LabelsError for a head of the source that answers otherwise than the data asks: whose
+    classes exclude each other where an image has several labels, or the other way round."""
+    head, several = specs.head, specs.task.several
+    if not isinstance(head, Keep | Remap) or bool(weights.task) == several:
+        return
+    name = type(head).__name__.lower()
+    what = f"{name} begins from a classifier of classes that exclude each other"
+    if not several:
+        what = f"{name} begins from a classifier of several labels an image, and the data has one"
+    raise LabelsError("head", what, "type head=linear", 6)
 
 
 def watched(specs: Specs) -> str:

@@ -33,9 +33,10 @@ class TeacherPlan:
 
     ``path`` is its file, a checkpoint or an ONNX network, with this ``sha256``; ``columns`` says
     where the run's classes stand among its answers, ``input`` how it takes an image, ``trained``
-    the sha256 of the images that it is trained on, if its file says so, and ``score`` how its
-    run was scored. ``parameters`` and ``operations`` (floating-point ones, an image) are of a
-    checkpoint alone. ``temperature`` and ``weight`` are those of the loss.
+    the sha256 of the images that it is trained on, if its file says so, ``thresholds`` from which
+    probability of the run's classes on it says yes, where an image has several labels, and
+    ``score`` how its run was scored. ``parameters`` and ``operations`` (floating-point ones, an
+    image) are of a checkpoint alone. ``temperature`` and ``weight`` are those of the loss.
     """
 
     path: Path
@@ -45,6 +46,7 @@ class TeacherPlan:
     columns: tuple[int, ...]
     input: InputSpec
     trained: str | None
+    thresholds: tuple[float, ...]
     score: Plain | None
     bytes: int
     parameters: int | None
@@ -89,20 +91,22 @@ def plan_teacher(specs: Specs, dataset: Dataset, classes: tuple[str, ...]) -> Te
     path = _file_of(loss.teacher)
     _refuse_itself(specs, path)
     onnx = path.suffix.lower() == ".onnx" or kind_of(path) == "ONNX"
-    known = _onnx(path) if onnx else _checkpoint(path, specs)
+    known = (_onnx if onnx else _checkpoint)(path, specs)
     if known.input.range != dataset.range:
         ends = f"black and white at {list(known.input.range)}" if known.input.range else "8 bits"
         what = f"{path} takes pixels with {ends}, and those of the data are otherwise"
         raise CommandError(_KEY, what, f"give it the same data.range, or {_WITHOUT}", 39)
+    columns = _columns(path, known.classes, classes)
     return TeacherPlan(
         path=path,
         kind=known.kind,
         sha256=file_sha256(path),
         classes=known.classes,
-        columns=_columns(path, known.classes, classes),
+        columns=columns,
         input=known.input,
         trained=known.splits.get("train"),
-        score=_score(path),
+        thresholds=tuple(known.task["thresholds"][i] for i in columns if known.task),
+        score=_score(path, "map" if known.task else "acc"),
         bytes=path.stat().st_size,
         parameters=known.parameters,
         operations=known.operations,
@@ -119,6 +123,7 @@ class _Known:
     classes: tuple[str, ...]
     input: InputSpec
     splits: Mapping[str, str]
+    task: Plain
     parameters: int | None = None
     operations: float | None = None
 
@@ -184,9 +189,9 @@ def _names(names: list[str]) -> str:
     return ", ".join(f"'{name}'" for name in names[:3]) + more
 
 
-def _score(path: Path) -> Plain | None:
-    """How the run of ``path`` was scored, if it lies in one: the split, the share of right answers
-    and the number of images."""
+def _score(path: Path, name: str) -> Plain | None:
+    """How the run of ``path`` was scored, if it lies in one: the split, the metric ``name`` and the
+    number of images."""
     try:
         facts = read_json(path.resolve().parents[1] / "result.json")
         scores = facts.get("scores") or {}
@@ -194,9 +199,9 @@ def _score(path: Path) -> Plain | None:
     except (OSError, ValueError, AttributeError, IndexError):
         return None  # the plan then says that it is not known
     for split in ("val", "test"):
-        acc, n = (scores.get(split, {}).get(key) for key in ("acc", "n"))
-        if isinstance(acc, float) and isinstance(n, int):
-            return {"split": split, "acc": acc, "n": n}
+        value, n = (scores.get(split, {}).get(key) for key in (name, "n"))
+        if isinstance(value, float) and isinstance(n, int):
+            return {"split": split, name: value, "n": n}
     return None
 
 
@@ -206,19 +211,24 @@ def _checkpoint(path: Path, specs: Specs) -> _Known:
 
     file, snapshot = read_checkpoint(path)
     card = snapshot.card
-    _refuse_several(path, card.task)
+    _refuse_task(path, card.task, specs)
     with of_a_card(file):
         parts, _ = pieces(card, specs.make)
     count, operations = _cost(parts, card)
-    return _Known("run", card.classes, card.input, card.splits, count, operations)
+    return _Known("run", card.classes, card.input, card.splits, card.task, count, operations)
 
 
-def _refuse_several(path: Path, task: Plain) -> None:
-    """Raise CommandError for a network whose ``task`` is several labels an image: its answers do
-    not share out one image among the classes."""
-    if task:
-        what = f"{path} gives an image several labels, and the data's images have one"
-        raise CommandError(_KEY, what, "type loss.teacher=RUN with a run of one label an image", 33)
+def _refuse_task(path: Path, task: Plain, specs: Specs) -> None:
+    """Raise CommandError for a network that gives an image several labels where those of the data
+    have one: its answers do not share out an image among the classes. Or the other way round."""
+    if bool(task) == specs.task.several:
+        return
+    one = "a run of one label an image"
+    what, fix = "gives an image several labels, and the data's images have one", one
+    if specs.task.several:
+        what = "gives an image one label, and the data's images have several"
+        fix = "a run of task=multilabel, or an ONNX file that it exported"
+    raise CommandError(_KEY, f"{path} {what}", f"type loss.teacher=RUN with {fix}", 33)
 
 
 def _cost(parts: object, card: Card) -> tuple[int, float | None]:
@@ -241,7 +251,7 @@ def _cost(parts: object, card: Card) -> tuple[int, float | None]:
     return count, float(counter.get_total_flops())
 
 
-def _onnx(path: Path) -> _Known:
+def _onnx(path: Path, specs: Specs) -> _Known:
     """What an ONNX network says, and the files beside it. Raises CommandError for one without
     class names or recipe, or that takes pictures as they are; WeightsError for no classifier."""
     from xfer.evaluation.onnx_predict import open_model
@@ -249,7 +259,7 @@ def _onnx(path: Path) -> _Known:
 
     said = open_session(path).get_modelmeta().custom_metadata_map
     model = open_model(teacher_file(path, said))
-    _refuse_several(path, model.task)
+    _refuse_task(path, model.task, specs)
     if model.pictures or model.recipe is None:
         what = f"{path} crops whole pictures itself, so that it cannot be given the student's views"
         raise CommandError(_KEY, what, "type loss.teacher=RUN, or its model.onnx", 34)
@@ -257,7 +267,7 @@ def _onnx(path: Path) -> _Known:
         splits = checked(dict[str, str], parsed(said.get("card", "{}")).get("splits", {}))
     except (ValueError, AttributeError):
         splits = {}
-    return _Known("onnx", model.classes, model.recipe, splits)
+    return _Known("onnx", model.classes, model.recipe, splits, model.task)
 
 
 def teacher_file(path: Path, said: Mapping[str, str]) -> ModelFile:
@@ -282,9 +292,9 @@ def teacher_file(path: Path, said: Mapping[str, str]) -> ModelFile:
 
 def teacher_lines(teacher: TeacherPlan, dataset: Dataset | None, follows: bool) -> list[str]:
     """The teacher in a few lines, for the plan."""
-    score = "not known"
+    score, name = "not known", "map" if teacher.thresholds else "acc"
     if given := teacher.score:
-        score = f"{given['acc']:.3f} on the {given['n']:,} {given['split']} images of its run"
+        score = f"{given[name]:.3f} on the {given['n']:,} {given['split']} images of its run"
     costs = [f"file of {teacher.bytes / 1e6:,.1f} MB"]
     if teacher.parameters is not None:
         costs = [f"{teacher.parameters:,} parameters"]
@@ -297,8 +307,9 @@ def teacher_lines(teacher: TeacherPlan, dataset: Dataset | None, follows: bool) 
     order = "" if sorted(teacher.columns) == list(teacher.columns) else ", put into our order"
     trained = teacher.seen(dataset)
     on = f"trained on the images of {' and '.join(trained)}; " if trained else ""
+    metric = "mAP" if teacher.thresholds else "accuracy"
     return [
-        f"{teacher.path}, sha256 {teacher.sha256[:12]}; accuracy {score}",
+        f"{teacher.path}, sha256 {teacher.sha256[:12]}; {metric} {score}",
         f"{on}{len(teacher.classes)} classes by name{order}; {', '.join(costs)}; its answers are "
         "cached for every student",
         f"sees {seen}, at {height} x {width} pixels; loss: {1 - teacher.weight:g} of the labels, "

@@ -213,7 +213,8 @@ def _seen(result: Plain, plan: Plain, details: Plain, drawn: Collection[str]) ->
         if len(wrong or []) > len(shots):
             rest = f"The first {len(shots):,} of {len(wrong or []):,}; {details['table']} has all."
             said += (rest,)
-    said += tuple(filter(None, [details.get("heat")]))
+    of_labels = details.get("of_labels") or ""
+    said += tuple(filter(None, [details.get("heat"), of_labels if wrong else ""]))
     history = details.get("history") or []
     return [
         Section(
@@ -233,7 +234,7 @@ def _seen(result: Plain, plan: Plain, details: Plain, drawn: Collection[str]) ->
         Section(
             "Mistakes",
             said,
-            tables=tables.wrong(wrong or []),
+            tables=tables.wrong(wrong or [], "labels" if of_labels else "class"),
             figures=_here(drawn, "most_wrong"),
             shots=shots,
             others=tuple(details.get("right") or ()),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -34,11 +34,13 @@ _BATCH = 8
 @dataclass(frozen=True)
 class Heat:
     """The maps by the image's position in its split, float32 (rows, columns), each 0 or more, and
-    how they were made or why there are none, in words. ``right`` are positions of right answers."""
+    how they were made or why there are none, in words. ``right`` are positions of right answers;
+    ``of`` says of which class a map is, where an image may have several."""
 
     said: str
     maps: dict[int, Floats] = field(default_factory=dict)
     right: tuple[int, ...] = ()
+    of: Mapping[int, int] = field(default_factory=dict)
 
 
 def heat_of(
@@ -63,7 +65,8 @@ def heat_of(
     shown = [*wrong, *right]
     taken = [int(answers.logits[i].argmax()) for i in shown]
     key = _key(net, samples, spec, shown, taken) if stored and shown else None
-    heat = _made_once(stored, key, lambda: heat_at(net, answers, samples, spec, shown))
+    of = dict(zip(shown, taken, strict=True))
+    heat = _made_once(stored, key, lambda: heat_at(net, of, samples, spec))
     return replace(heat, right=right)
 
 
@@ -125,19 +128,15 @@ def _made_once(stored: Graphs | None, key: Plain | None, make: Callable[[], Heat
 
 
 def heat_at(
-    net: nn.Module,
-    answers: Predictions,
-    samples: Samples,
-    spec: InputSpec,
-    shown: Sequence[int],
+    net: nn.Module, of: Mapping[int, int], samples: Samples, spec: InputSpec, said: str = ""
 ) -> Heat:
-    """The maps of the images at the positions ``shown``, which ``answers`` and ``samples`` share,
-    for the class that the network took each of them for; costs and refusals as :func:`heat_of`."""
+    """The maps of images, by their positions in ``samples``, for the class ``of`` each; ``said`` in
+    place of the usual words on what they show. Costs and refusals as :func:`heat_of`."""
     import torch
 
     from xfer.evaluation.layer_cam import find_site, heat_maps
 
-    taken = answers.logits.argmax(axis=1)
+    shown = list(of)
     device = next(iter(net.parameters())).device
 
     def batch(positions: Sequence[int]) -> torch.Tensor:
@@ -151,21 +150,23 @@ def heat_at(
             return Heat(_NO_PLACE if shown else "")
         for start in range(0, len(shown), _BATCH):
             part = shown[start : start + _BATCH]
-            classes = [int(taken[i]) for i in part]
+            classes = [of[i] for i in part]
             maps |= zip(part, heat_maps(net, site, batch(part), classes), strict=True)
     except (RuntimeError, NotImplementedError) as error:  # of a layer that has no gradient
         reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
         return Heat(f"There are no heat maps: {printable(reason)}.")
-    return Heat(_MADE.format(site.method, len(shown)), maps)
+    return Heat(f"{said or _MADE} {_SCALES} {site.method}; {len(shown)} images have one.", maps)
 
 
 _NO_PLACE = (
     "There are no heat maps: no layer near the end of this network is laid out over the image."
 )
 _MADE = (
-    "Heat maps show where in an image the network finds what speaks for the class that it "
-    "predicts: from clear through violet and red to bright yellow, where it finds most. Each map "
-    "has its own scale. {}; {} images have one."
+    "Heat maps show where in an image the network finds what speaks for the class that it predicts:"
+)
+_SCALES = (
+    "from clear through violet and red to bright yellow, where it finds most. Each map has its own "
+    "scale."
 )
 
 

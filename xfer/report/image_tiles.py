@@ -13,6 +13,7 @@ import numpy as np
 from xfer.data.preprocess import fit_to_size
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
     from markupsafe import Markup
     from PIL.Image import Image
 
@@ -38,10 +39,12 @@ _SCALE = 4  # pixels of the picture for one of its heat map, which the browser s
 
 @dataclass(frozen=True)
 class Shot:
-    """One answer. ``uri`` is its picture as the network saw it, ``size`` in pixels; ``kinds`` are
-    words that a filter looks for: ``sure``, ``second`` (the true class was the second choice).
+    """One answer, in words and as the names of its classes: ``has`` and ``said``, of which there
+    may be ``several``. ``uri`` is its picture as the network saw it, ``size`` in pixels; ``kinds``
+    are words that a filter looks for: ``sure``, ``second`` (the true class was the second choice).
     ``heat`` is its heat map, which lies over the picture and is ``hottest`` there; both are empty
-    where it has none. ``label`` is empty where nobody knows it."""
+    where it has none, and ``of`` the class that the map is of, where an image may have several.
+    ``label`` is empty where nobody knows it."""
 
     number: int
     path: str
@@ -51,6 +54,10 @@ class Shot:
     uri: Markup
     size: tuple[int, int]
     kinds: tuple[str, ...]
+    has: tuple[str, ...]
+    said: tuple[str, ...]
+    of: str = ""
+    several: bool = False
     heat: Markup | str = ""
     hottest: str = ""
 
@@ -62,13 +69,15 @@ def shots(
     spec: InputSpec,
     heat: Heat | None = None,
     room: int = ROOM,
+    sure: Sequence[float] | npt.NDArray[np.float64] = (),
 ) -> list[Shot]:
     """The images at the positions ``shown``, in that order, as many as there is room for; with
-    their true classes where ``answers`` have them."""
+    their true classes where ``answers`` have them. How ``sure`` each answer is is the largest
+    probability, unless it is given."""
     taken = list[Shot]()
     if not len(samples.images):
         return taken
-    confidence = answers.confidence
+    confidence = sure if len(sure) else answers.confidence
     for number, i in enumerate(shown[:MOST], 1):
         image = fit_to_size(samples.images[i], spec)
         image.thumbnail((SIDE, SIDE))
@@ -77,18 +86,43 @@ def shots(
         room -= len(uri) + len(heats[0])
         if room < 0:
             break
-        label, logits = _label(answers, i), answers.logits[i]
         kinds: tuple[str, ...] = ("sure",) if confidence[i] >= SURE else ()
-        if label == answers.classes[int(np.argsort(-logits, kind="stable")[1])]:
+        words = words_of_labels(answers, i) if answers.task else _of_one(answers, i)
+        if not answers.task and words[2] == _second(answers, i):
             kinds += ("second",)
-        names = (label, answers.classes[int(logits.argmax())])
-        name, sure = answers.names[i], float(confidence[i])
-        taken.append(Shot(number, name, *names, sure, uri, image.size, kinds, *heats))
+        of = answers.classes[heat.of[i]] if heat and i in heat.of else ""
+        shown_as = (number, answers.names[i], *words[:2], float(confidence[i]))
+        several = bool(answers.task)
+        taken.append(Shot(*shown_as, uri, image.size, kinds, *words[2:], of, several, *heats))
     return taken
 
 
-def _label(answers: Predictions, position: int) -> str:
-    return "" if answers.labels is None else answers.classes[answers.labels[position]]
+_Words = tuple[str, str, tuple[str, ...], tuple[str, ...]]
+"""What an image is and what it is said to be, in words; and both as names of classes."""
+
+
+def _of_one(answers: Predictions, position: int) -> _Words:
+    label = "" if answers.labels is None else answers.classes[answers.labels[position]]
+    taken = answers.classes[int(answers.logits[position].argmax())]
+    return label, taken, (label,), (taken,)
+
+
+def _second(answers: Predictions, position: int) -> tuple[str, ...]:
+    """The second choice."""
+    return (answers.classes[int(np.argsort(-answers.logits[position], kind="stable")[1])],)
+
+
+def words_of_labels(answers: Predictions, position: int) -> _Words:
+    """What an image with several labels has and is said to have, in words, and as the names of its
+    classes; a question mark is before a label that is unknown."""
+    row = answers.at([position])
+    said = tuple(name for name, yes in zip(row.classes, row.said[0], strict=True) if yes)
+    if row.labels is None:
+        return "", ", ".join(said) or "none", (), said
+    known = list(zip(row.classes, row.labels[0], strict=True))
+    has = tuple(name for name, value in known if value == 1)
+    marked = ["?" * int(value < 0) + name for name, value in known if value]
+    return ", ".join(marked) or "none", ", ".join(said) or "none", has, said
 
 
 def _heats(heat: Heat | None, position: int, size: tuple[int, int]) -> tuple[Markup | str, str]:

@@ -14,14 +14,18 @@
   const [name, kind] = filter.querySelectorAll("select");
   const said = filter.querySelector("output");
   const fits = (shot) => {
-    const { label, prediction, kinds } = shot.dataset;
+    const { kinds } = shot.dataset;
     if (kind.value === "sure" || kind.value === "second") {
       if (!kinds.split(" ").includes(kind.value)) return false;
     }
     if (name.value === "") return true;
-    if (kind.value === "missed") return label === name.value;
-    if (kind.value === "alarm") return prediction === name.value;
-    return label === name.value || prediction === name.value;
+    // Of several labels, between which the page writes a backslash and an n, those that are right
+    // are neither missed nor an alarm.
+    const has = shot.dataset.label.split("\\n").includes(name.value);
+    const said = shot.dataset.prediction.split("\\n").includes(name.value);
+    if (kind.value === "missed") return has && !said;
+    if (kind.value === "alarm") return said && !has;
+    return has || said;
   };
   const show = () => {
     for (const shot of shots) {

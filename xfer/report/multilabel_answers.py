@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from xfer.core.text_columns import Made
 from xfer.data.preprocess import fit_to_size
 from xfer.report import grids, panels
 from xfer.report.confidence import bins, label_curves
+from xfer.report.image_tiles import shots, words_of_labels
 from xfer.report.plot import draw
 
 if TYPE_CHECKING:
@@ -43,12 +45,48 @@ def draw_label_answers(
     )
 
 
-def label_details(answers: Predictions, note: str, pair: BeforeAndAfter | None = None) -> Plain:
-    """The charts of the classes and of the probabilities, and a ``note`` on what they are drawn
-    from. ``pair`` are the answers before and after the network was calibrated."""
+def label_details(
+    answers: Predictions,
+    samples: Samples,
+    spec: InputSpec,
+    note: str,
+    pair: BeforeAndAfter | None = None,
+) -> Plain:
+    """The images with a wrong label, the charts of the classes and of the probabilities, and a
+    ``note`` on what they are drawn from. ``pair`` are the answers before and after the network was
+    calibrated."""
     chart = panels.recall(label_curves(answers))
     charts = {"classes": (chart,) if chart else (), "confidence": _reliabilities(answers, pair)}
-    return {"charts": charts, "notes": [note]}
+    return {"charts": charts, "notes": [note], **_mistakes(answers, samples, spec)}
+
+
+def _mistakes(answers: Predictions, samples: Samples, spec: InputSpec) -> Plain:
+    """``wrong`` and ``shots`` as :func:`xfer.report.write.answered` has them, the surest first: how
+    sure a wrong label is is its probability, or that of its absence."""
+    labels, said, shares = answers.labels, answers.said, answers.probabilities
+    if labels is None:
+        raise ValueError("answers without labels are neither right nor wrong")
+    sure = np.where(said, shares, 1 - shares)
+    sure[(labels < 0) | (said == (labels == 1))] = -1
+    surest = sure.max(axis=1)
+    wrong = np.flatnonzero(surest >= 0)
+    positions = wrong[np.argsort(-surest[wrong], kind="stable")].tolist()
+
+    def row(number: int) -> Plain:
+        i = positions[number]
+        label, prediction, *_ = words_of_labels(answers, i)
+        path, confidence = answers.names[i], float(surest[i])
+        return {"path": path, "label": label, "prediction": prediction, "confidence": confidence}
+
+    pictures = shots(samples, answers, positions, spec, sure=surest)
+    return {"wrong": Made(len(positions), row), "shots": pictures, "of_labels": _WRONG}
+
+
+_WRONG = (
+    "An image is here where a known label is wrong. The confidence is that of the surest wrong "
+    "one: its probability or, where it is missing, that of its absence. A question mark is before "
+    "a label that is unknown."
+)
 
 
 def _reliabilities(answers: Predictions, pair: BeforeAndAfter | None) -> tuple[Chart, ...]:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from xfer.core.errors import printable
 from xfer.core.live_line import working
 from xfer.core.types import Samples
 from xfer.report.card import Section
 from xfer.report.format import words
-from xfer.report.heat import heat_at
-from xfer.report.image_tiles import shots
+from xfer.report.heat import Heat, heat_at
+from xfer.report.image_tiles import Shot, shots
 from xfer.report.page import lay_out
 from xfer.report.tables import Table
 
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import nn
 
-    from xfer.core.types import Images, Predictions
+    from xfer.core.types import Images, InputSpec, Predictions
     from xfer.report.inputs import Work
 
 _ROOM = 4_000_000
@@ -60,9 +62,9 @@ def answer_page(
     images = _Answered(samples.images, tuple(place[name] for name in answers.names))
     seen = Samples(answers.names, samples.labels[list(images.at)], images, "")
     with working("heat maps"):
-        heat = heat_at(net, answers, seen, spec, shown)
-        pictures = shots(seen, answers, shown, spec, heat, _ROOM)
-    page, which = table.with_suffix(".html"), _which(len(pictures), len(answers.names))
+        heat, pictures = (_of_labels if answers.task else _of_one)(net, answers, seen, spec, shown)
+    pictured = len({picture.path for picture in pictures})
+    page, which = table.with_suffix(".html"), _which(pictured, len(answers.names))
     said = [f"{which}, in the order of {table.name}.", heat.said]
     if heat.maps and specs.tta != "none":
         said.append(f"The answers are means over views (tta={specs.tta}), the maps of one view.")
@@ -85,6 +87,43 @@ def answer_page(
     return [f"{what.rstrip('.')}: {page}"]
 
 
+def _of_one(
+    net: nn.Module, answers: Predictions, seen: Samples, spec: InputSpec, shown: range
+) -> tuple[Heat, list[Shot]]:
+    """A picture an image, with the map of the class that it is taken for."""
+    of = {i: int(answers.logits[i].argmax()) for i in shown}
+    heat = heat_at(net, of, seen, spec)
+    return heat, shots(seen, answers, shown, spec, heat, _ROOM)
+
+
+def _of_labels(
+    net: nn.Module, answers: Predictions, seen: Samples, spec: InputSpec, shown: range
+) -> tuple[Heat, list[Shot]]:
+    """A picture for each label that an image is said to have, or for the most probable where it is
+    none, with the map of that label; a picture an image where there are no maps."""
+    first = answers.at(shown)
+    said, shares = first.said, first.probabilities
+    pairs = [(i, int(c)) for i in shown for c in np.flatnonzero(said[i]) if said[i].any()]
+    pairs += [(i, int(shares[i].argmax())) for i in shown if not said[i].any()]
+    pairs.sort()
+    at = [i for i, _ in pairs]
+    images = _Answered(seen.images, tuple(at))
+    each = replace(seen, names=[seen.names[i] for i in at], labels=seen.labels[at], images=images)
+    of = {k: c for k, (_, c) in enumerate(pairs)}
+    heat = replace(heat_at(net, of, each, spec, _MADE), of=of)
+    if not heat.maps:
+        return heat, shots(seen, answers, shown, spec, room=_ROOM)
+    sure = [float(shares[pair]) for pair in pairs]
+    return heat, shots(each, answers.at(at), range(len(at)), spec, heat, _ROOM, sure)
+
+
+_MADE = (
+    "Each picture is of one label that the image is said to have, and with a question mark of the "
+    "most probable one where it is said to have none. Its heat map shows where the network finds "
+    "what speaks for that label:"
+)
+
+
 def _which(pictures: int, images: int) -> str:
     if pictures == images:
         return "All images" if images > 1 else "The image"
@@ -92,7 +131,10 @@ def _which(pictures: int, images: int) -> str:
 
 
 def _counts(answers: Predictions) -> Table:
-    """How many images were taken for each class, the most frequent first."""
-    taken = Counter(answers.logits.argmax(axis=1).tolist()).most_common()
-    rows = tuple((answers.classes[i], f"{count:,}") for i, count in taken)
-    return Table("", ("class", "images"), rows)
+    """How many images were taken for each class, or are said to have each label, the most frequent
+    first."""
+    taken = Counter(answers.logits.argmax(axis=1).tolist())
+    if answers.task:
+        taken = Counter(np.nonzero(answers.said)[1].tolist())
+    rows = tuple((answers.classes[i], f"{count:,}") for i, count in taken.most_common())
+    return Table("", ("label" if answers.task else "class", "images"), rows)

@@ -21,6 +21,7 @@ from xfer.evaluation.csv_cell import cell
 from xfer.evaluation.metrics import FEW
 from xfer.evaluation.multilabel_tables import read_label_table
 from xfer.evaluation.out_of_fold import TABLE
+from xfer.evaluation.task import Multilabel, Single
 from xfer.report.heat import Heat, heat_of
 from xfer.report.multilabel_answers import label_details
 from xfer.report.page import render
@@ -78,7 +79,7 @@ def _details(specs: Specs, folder: Path, result: Plain, plan: Plain) -> Plain:
     if not table.exists():
         return details
     if several:
-        return details | _of_labels(specs, result, tuple(plan["classes"]), split, table)
+        return details | _of_labels(specs, result, plan, split, table)
     answers = answers_of(table, tuple(plan["classes"]))
     samples, notes = _samples(specs, plan, "train" if split == "cv" else split, answers)
     spec = InputSpec.from_plain(plan["input"])
@@ -107,13 +108,12 @@ def _details(specs: Specs, folder: Path, result: Plain, plan: Plain) -> Plain:
     return details
 
 
-def _of_labels(
-    specs: Specs, result: Plain, classes: tuple[str, ...], split: str, table: Path
-) -> Plain:
-    """What the card has of answers with several labels an image; its pictures are figures, which
-    stay as they are."""
+def _of_labels(specs: Specs, result: Plain, plan: Plain, split: str, table: Path) -> Plain:
+    """What the card has of answers with several labels an image; its figures stay as they are."""
     every = csv.DictReader(io.StringIO(read_text(table), newline=""))
-    answers = read_label_table([r for r in every if r.get("repeat", "0") == "0"], classes)
+    rows = [r for r in every if r.get("repeat", "0") == "0"]
+    answers = read_label_table(rows, tuple(plan["classes"]))
+    samples, more = _samples(specs, plan, "train" if split == "cv" else split, answers)
     note, pair = OF_LABEL_FOLDS, None
     if split != "cv":
         note = of_labels(split)
@@ -121,9 +121,12 @@ def _of_labels(
         calibration = result.get("calibration") or {}
         fitted_on_them = split == "val" and calibration.get("fitted_on") == "val"
         pair = before_and_after(calibration, answers, fitted_on_them, specs.seed)
-    details = label_details(answers, note, pair)
+    spec = InputSpec.from_plain(plan["input"])
+    details = label_details(answers, samples, spec, note, pair) | {"table": table.name}
+    for line in more:
+        log.warning(line)
     anew = f"Drawn anew from what was on disk; probabilities are those of {table.name}."
-    return details | {"notes": [*details["notes"], anew]}
+    return details | {"notes": [*details["notes"], anew, *more]}
 
 
 def _if_there(path: Path, other: object) -> object:
@@ -183,7 +186,9 @@ def _samples(
     if hasattr(data, "range") and plan["input"].get("range"):
         data = replace(data, range=tuple(plan["input"]["range"]))
     try:
-        found = data.dataset("train" in plan["splits"]).splits.get(split)
+        task, training = Multilabel() if plan.get("task") else Single(), "train" in plan["splits"]
+        learned = () if training else tuple(plan["classes"])
+        found = task.read(data, training, learned).splits.get(split)
     except XferError as error:
         return none, [f"There are no pictures of mistakes: {error.where}: {error.what}."]
     places = {cell(name): i for i, name in enumerate(found.names)} if found else {}

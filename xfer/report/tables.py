@@ -157,14 +157,14 @@ def pairs(rows: Sequence[Plain]) -> tuple[Table, ...]:
     return _table("Most often confused", head, cells, 2)
 
 
-def wrong(files: Sequence[Plain]) -> tuple[Table, ...]:
-    """The first images that were classified wrongly."""
+def wrong(files: Sequence[Plain], what: str = "class") -> tuple[Table, ...]:
+    """The first images that were classified wrongly; ``what`` an image has: a class, or labels."""
     rows = [
         [*(str(row.get(k)) for k in ("path", "label", "prediction")), number(row.get("confidence"))]
         for row in files[:_FILES]
     ]
     more = f", the first {_FILES} of {len(files):,}" if len(files) > _FILES else ""
-    head = ("file", "true class", "predicted class", "confidence")
+    head = ("file", f"true {what}", f"predicted {what}", "confidence")
     return _table(f"Files{more}", head, rows, 3, most=0)
 
 

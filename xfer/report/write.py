@@ -230,7 +230,12 @@ def _details(work: Work, shown: _Shown | None) -> Plain:
         seed = work.plan.specs.seed
         pair = before_and_after(card.calibration, answers, fitted_on_them, seed)
     if answers.task:
-        return details | label_details(answers, shown.note, pair)
+        spec = work.plan.card.input
+        return (
+            details
+            | label_details(answers, shown.samples, spec, shown.note, pair)
+            | {"table": shown.table}
+        )
     details |= answered(answers, shown.samples, work.plan.card.input, pair, work.heat)
     details["table"], areas = shown.table, details["areas"]
     details["per_class"][split] = {

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import tempfile
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -38,7 +38,8 @@ AXES = ["image", "feature"]
 class Embeddings:
     """``rows`` float32 (n, d) on the disk, an image a row; ``names`` and ``labels`` (-1 where
     unknown) and ``splits`` (empty where there is none) are theirs, ``classes`` what the labels
-    count; ``recipe`` is how they were made."""
+    count; ``recipe`` is how they were made. With several labels an image ``labels`` are
+    (n, classes) of 1, 0 and -1."""
 
     rows: npt.NDArray[np.float32]
     names: tuple[str, ...]
@@ -73,27 +74,39 @@ class Embeddings:
         import pyarrow as arrow
         from pyarrow import parquet
 
-        width = self.rows.shape[1]
+        width, several = self.rows.shape[1], self.labels.ndim == 2
+        kind = arrow.list_(arrow.string()) if several else arrow.string()
         schema = arrow.schema(
             {
                 "path": arrow.string(),
                 "split": arrow.string(),
-                "label": arrow.string(),
+                "labels" if several else "label": kind,
                 "features": arrow.list_(arrow.float32(), width),
             },
             metadata={"xfer": json.dumps(self.recipe)},
         )
-        names = [self.classes[label] if label >= 0 else None for label in self.labels.tolist()]
+        names = [named(label, self.classes) for label in self.labels]
         with parquet.ParquetWriter(path, schema) as writer:
             for part in _parts(self.rows):
                 flat = arrow.array(np.ascontiguousarray(self.rows[part]).reshape(-1))
                 columns = [
                     arrow.array(self.names[part], arrow.string()),
                     arrow.array(self.splits[part], arrow.string()),
-                    arrow.array(names[part], arrow.string()),
+                    arrow.array(names[part], kind),
                     arrow.FixedSizeListArray.from_arrays(flat, width),
                 ]
                 writer.write_batch(arrow.record_batch(columns, schema=schema))
+
+
+def named(label: npt.NDArray[np.int64], classes: Sequence[str]) -> str | list[str] | None:
+    """The label of an image in words, ``None`` where it is unknown; of several, (classes,), those
+    that it has, and with a question mark those that are unknown while others are not."""
+    if not (label >= 0).any():
+        return None
+    if not label.ndim:
+        return classes[int(label)]
+    row = zip(classes, label.tolist(), strict=True)
+    return ["?" * (value < 0) + name for name, value in row if value]
 
 
 def _entry(archive: zipfile.ZipFile, name: str) -> IO[bytes]:
@@ -162,7 +175,7 @@ def _embedded(plan: Plan, layer: _AtClassifier, body: IO[bytes]) -> Embeddings:
     """The features of all images asked for, on the disk in ``body``."""
     names: list[str] = []
     splits: list[str] = []
-    labels: list[int] = []
+    labels: list[npt.NDArray[np.int64]] = []
     broken: list[XferError] = []
     width = asked = 0
     for split, samples in _asked(plan).items():
@@ -171,15 +184,22 @@ def _embedded(plan: Plan, layer: _AtClassifier, body: IO[bytes]) -> Embeddings:
             body.write(np.ascontiguousarray(rows).tobytes())
             width = rows.shape[1]
             names += [samples.names[i] for i in at]
-            labels += samples.labels[at].tolist()
+            labels.append(_labels(plan, samples, at))
             splits += [split] * len(at)
     warn_of_broken(broken, asked)
     body.flush()
     table = np.memmap(body, np.float32, "r", shape=(len(names), width))
     recipe = _recipe(plan, layer, width)
     return Embeddings(
-        table, tuple(names), np.array(labels, np.int64), tuple(splits), plan.card.classes, recipe
+        table, tuple(names), np.concatenate(labels), tuple(splits), plan.card.classes, recipe
     )
+
+
+def _labels(plan: Plan, samples: Samples, at: Sequence[int]) -> npt.NDArray[np.int64]:
+    """The labels of the images at these positions, which those of ``predict.input`` lack."""
+    if plan.specs.task.several and samples.labels.ndim == 1:
+        return np.full((len(at), len(plan.card.classes)), -1, np.int64)
+    return samples.labels[list(at)]
 
 
 def _asked(plan: Plan) -> Mapping[str, Samples]:
@@ -256,13 +276,13 @@ def _neighbours(
     for rank, (at, distance) in enumerate(
         nearest(embeddings.rows, asked[0][0], plan.specs.embed.k), start=1
     ):
-        label = int(embeddings.labels[at])
+        label = named(embeddings.labels[at], embeddings.classes) or ""
         rows.append(
             {
                 "rank": rank,
                 "path": embeddings.names[at],
                 "split": embeddings.splits[at],
-                "label": embeddings.classes[label] if label >= 0 else "",
+                "label": ", ".join(label) if isinstance(label, list) else label,
                 "distance": round(distance, 6),
             }
         )

@@ -34,7 +34,7 @@ from xfer.models.network import assemble
 from xfer.training import logistic
 from xfer.training.calibrate import calibrate_solved
 from xfer.training.certificate_fit import HeldOut, answers_with_features, certify
-from xfer.training.cross_validation import HeadProblem, out_of_fold
+from xfer.training.cross_validation import out_of_fold
 from xfer.training.distributed.group import ALONE, ProcessGroup
 from xfer.training.distributed.rendezvous import NOBODY, Lead, SentPlan
 from xfer.training.feature_moments import blocks
@@ -221,8 +221,7 @@ def solve(plan: Plan, frozen: PartlyFrozen, cached: CachedFeatures, lead: Lead =
     refuse_no_numbers(evaluated, splits["train"].names)
     soft, taught = soft_targets(plan, frozen.device, numbers or [None], lead)
     problem = problem_of(plan, views or [evaluated], evaluated, splits["train"], options, loss)
-    if soft is not None and isinstance(problem, HeadProblem):
-        problem = replace(problem, soft=soft)
+    problem = replace(problem, soft=soft)
     rows, solution = solution_of(problem)
     best = solution.path[solution.best]
     with torch.no_grad():

@@ -37,7 +37,8 @@ class CrossEntropy:
         if self.class_weights == "none":
             return None
         if self.class_weights == "balanced":
-            return [sum(counts) / (len(counts) * n) for n in counts]
+            # A kept head may have classes that the data has not, which no image weighs.
+            return [sum(counts) / (len(counts) * n) if n else 0.0 for n in counts]
         if len(self.class_weights) != len(counts):
             what = f"has {len(self.class_weights)} numbers for {len(counts)} classes"
             fix = "give one number a class, or balanced"
@@ -70,7 +71,7 @@ class CrossEntropy:
         if self.class_weights == "none":
             return [1.0] * len(has)
         if self.class_weights == "balanced":
-            return [lack / n for n, lack in zip(has, lacks, strict=True)]
+            return [lack / n if n else 0.0 for n, lack in zip(has, lacks, strict=True)]
         return self.weights(has) or []
 
     def guessing_labels(self, has: Sequence[int], lacks: Sequence[int]) -> float:
@@ -100,6 +101,10 @@ class Distill(CrossEntropy):
     ``temperature``. The factor T^2 makes up for the 1 / T^2 in the gradient of the second part, so
     that ``weight`` means the same at every temperature. ``label_smoothing`` and ``class_weights``
     are of the first part alone.
+
+    With several labels an image both parts are binary cross-entropies, since each class is a yes or
+    no of its own (P. Yang et al., Multi-Label Knowledge Distillation, 2023): the first the mean
+    over the known labels, the second over all, with sigmoids in place of the softmax.
     """
 
     teacher: str = field(kw_only=True)
@@ -128,6 +133,19 @@ class Distill(CrossEntropy):
         from xfer.training.teacher import Softened
 
         return Softened(super().build(counts), self.temperature, self.weight)
+
+    def guessing_labels(self, has: Sequence[int], lacks: Sequence[int]) -> float:
+        """As of cross-entropy; whatever the teacher answers, the probability 0.5 has T^2 log(2) in
+        its part."""
+        soft = self.temperature**2 * math.log(2)
+        return (1 - self.weight) * super().guessing_labels(has, lacks) + self.weight * soft
+
+    def of_labels(self, has: Sequence[int], lacks: Sequence[int]) -> nn.Module:
+        """Takes logits (n, classes), labels (n, classes) of 1, 0 and -1 for unknown, and the
+        teacher's logits (n, classes), which count where a label is unknown as well."""
+        from xfer.training.teacher import SoftenedLabels
+
+        return SoftenedLabels(super().of_labels(has, lacks), self.temperature, self.weight)
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from xfer.training.ema import Ema
 from xfer.training.head_input import Standardized
 from xfer.training.multilabel_losses import mixed
 from xfer.training.nan_guard import NanGuard, norm, place
+from xfer.training.teacher import Softened
 from xfer.weights.formats.checkpoint_format import FORMAT, identity
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ class Classifier(pl.LightningModule):
         # Of several labels what is known is mixed as well.
         self.mix = plan.specs.augment.mix(classes * (1 + plan.specs.task.several))
         self.labels_known = 0
+        self.taught_loss: torch.Tensor | float = 0.0
         # The default would leave NaN out of the mean.
         self.train_loss = MeanMetric(nan_strategy="disable")
         self.train_loss.persistent(True)
@@ -131,16 +133,19 @@ class Classifier(pl.LightningModule):
         # A value an image: a metric that lets NaN pass forgets the weights it is given.
         self.train_loss.update(loss.detach().expand(len(batch[1])))
         if self.group.ranks > 1:
-            loss = loss * self._weight(batch_idx)
+            loss = self._weighed(loss, batch_idx)
         return loss
 
-    def _weight(self, batch: int) -> float:
-        """What this rank's mean loss is multiplied by, so that the mean over the ranks is the mean
-        over all images or, with several labels an image, over all labels that are known."""
+    def _weighed(self, loss: torch.Tensor, batch: int) -> torch.Tensor:
+        """This rank's mean ``loss``, so that the mean over the ranks is the mean over all images
+        or, with several labels an image, over all labels that are known; but a teacher's part,
+        which is known of every label, over all images."""
+        of_images = float(self.trainer.train_dataloader.order.weight(batch))  # type: ignore[union-attr]
         if not self.plan.specs.task.several:
-            return float(self.trainer.train_dataloader.order.weight(batch))  # type: ignore[union-attr]
+            return loss * of_images
         every = self.group.all_reduce_sum(self.labels_known)
-        return self.labels_known * self.group.ranks / max(1, every)
+        of_labels = self.labels_known * self.group.ranks / max(1, every)
+        return loss * of_labels + self.taught_loss * (of_images - of_labels)
 
     def loss_of(self, batch: Any) -> torch.Tensor:
         """The loss of images (n, 3, h, w) or features (n, size), labels int64 (n,) and, where
@@ -151,9 +156,12 @@ class Classifier(pl.LightningModule):
             images, labels = (
                 mixed(self.mix, images, labels) if several else self.mix(images, labels)
             )
+        logits = self.net(images)
         if several and self.group.ranks > 1:
             self.labels_known = int((labels >= 0).sum())
-        loss: torch.Tensor = self.loss(self.net(images), labels, *taught)
+            if isinstance(self.loss, Softened):
+                self.taught_loss = self.loss.soft(logits, *taught)
+        loss: torch.Tensor = self.loss(logits, labels, *taught)
         return loss
 
     def check_gradient(self, optimizer: torch.optim.Optimizer) -> None:

@@ -23,6 +23,8 @@ from xfer.training.principal_axes import Axes
 if TYPE_CHECKING:
     import numpy.typing as npt
 
+    from xfer.training.soft_targets import SoftTargets
+
     Matrix = npt.NDArray[Any]
     Floats = npt.NDArray[np.float64]
     Ints = npt.NDArray[np.int64]
@@ -36,7 +38,7 @@ class LabelRows:
     by. ``labels`` int64 (n, classes) of 1, 0 and -1 for unknown; ``weights`` float64 (classes,)
     what a label that an image has weighs; ``smoothing`` the share of each target that is moved
     half-way to the other answer. ``folds`` int64 (n,): the fold that holds an image out, -1 for
-    none.
+    none. ``soft`` is what a teacher answers, and takes its weight from the rest.
     """
 
     views: Sequence[Matrix]
@@ -45,6 +47,7 @@ class LabelRows:
     weights: Floats
     smoothing: float
     folds: Ints
+    soft: SoftTargets | None = None
 
     @property
     def targets(self) -> Floats:
@@ -78,7 +81,10 @@ class LabelProblem(Axes):
     def shares(self, fold: int | None) -> Floats:
         """What each label counts in the mean of its class, (n, classes): nothing where it is
         unknown or held out by ``fold``. A class of which one side is left alone has no solution,
-        and counts nothing there."""
+        and counts nothing there.
+
+        Where there is a teacher a column more, (n, classes + 1), has what each image counts in its
+        part, whatever of it is known."""
         rows = self.rows
         inside = rows.labels >= 0
         if fold is not None:
@@ -86,15 +92,21 @@ class LabelProblem(Axes):
         # As in torch's binary cross-entropy, a weight does not count in the number of labels.
         total = inside.sum(axis=0) * len(rows.views)
         sides = [(inside & (rows.labels == side)).any(axis=0) for side in (0, 1)]
-        return np.asarray(inside * (sides[0] & sides[1]) / np.maximum(total, 1))
+        shares = np.asarray(inside * (sides[0] & sides[1]) / np.maximum(total, 1))
+        if rows.soft is None:
+            return shares
+        asked = np.ones(len(shares)) if fold is None else rows.folds != fold
+        asked = asked / (asked.sum() * len(rows.views))
+        return np.column_stack([(1 - rows.soft.weight) * shares, asked])
 
     def loss(self, theta: Matrix, shares: Matrix, l2: float) -> tuple[float, Matrix]:
         """See :class:`xfer.training.principal_axes.Axes`."""
         inner = theta[:, :-1] if self.inside else theta[:, :-1] @ self.axes.T
         inner, bias = inner.astype(self.dtype), theta[:, -1].astype(self.dtype)
         gradient, of_bias, total = np.zeros(inner.shape), np.zeros(self.classes), 0.0
-        for _, part, z in self._blocks():
-            yes, no = (shares[part] * side[part] for side in (self.yes, self.no))
+        known, soft = shares[:, : self.classes], self.rows.soft
+        for i, part, z in self._blocks():
+            yes, no = (known[part] * side[part] for side in (self.yes, self.no))
             logits = z @ inner.T + bias
             below = np.exp(-np.abs(logits))
             far = np.log1p(below)
@@ -102,6 +114,9 @@ class LabelProblem(Axes):
             total += float((no * (far + np.maximum(logits, 0))).sum())
             p = np.where(logits >= 0, 1.0, below) / (1.0 + below)
             slope = ((yes + no) * p - yes).astype(self.dtype)
+            if soft is not None:
+                asked = shares[part, self.classes :].astype(self.dtype)
+                total += soft.add_labels(i, part, logits, asked, slope)
             gradient += slope.T @ z
             of_bias += slope.sum(axis=0)
         along = gradient if self.inside else gradient @ self.axes
@@ -113,7 +128,9 @@ class LabelProblem(Axes):
         solution stay as they are."""
         answered = np.full_like(into, np.nan)
         super().answer(theta, fold, answered)
-        solved = (self.shares(fold) > 0).any(axis=0)
+        # A teacher answers for both sides of every class.
+        every = self.rows.soft is not None
+        solved = every | (self.shares(fold)[:, : self.classes] > 0).any(axis=0)
         members = self.folds == fold
         into[np.ix_(members, solved)] = answered[np.ix_(members, solved)]
 
@@ -140,7 +157,8 @@ class LabelProblem(Axes):
 class LabelHeads:
     """A linear head to solve, a row a class, and the images that it may be solved on; ``weigh``
     gives what a label that an image has weighs, a class, of the labels of the images that are
-    solved on. ``strengths`` are tried by ``parts`` inner folds, drawn from ``seed``."""
+    solved on. ``strengths`` are tried by ``parts`` inner folds, drawn from ``seed``. ``soft`` is
+    what a teacher answers to these images, view by view."""
 
     views: Sequence[Matrix]
     held: Matrix
@@ -150,6 +168,7 @@ class LabelHeads:
     strengths: tuple[float, ...]
     parts: int
     seed: int
+    soft: SoftTargets | None = None
 
     @property
     def classes(self) -> int:
@@ -165,7 +184,10 @@ class LabelHeads:
         weights = np.array(self.weigh(labels), np.float64)
         views = self.views if every else [view[members] for view in self.views]
         held = self.held if every else self.held[members]
-        return LabelRows(views, held, labels, weights, self.smoothing, folds)
+        soft = self.soft
+        if soft is not None and members is not None:
+            soft = soft.of(members)
+        return LabelRows(views, held, labels, weights, self.smoothing, folds, soft)
 
     def solve(self, rows: LabelRows, nearly: bool = False) -> logistic.Solution:
         """The head of least loss on ``rows``; one strength for all classes, by the mean log loss of

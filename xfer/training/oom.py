@@ -60,12 +60,15 @@ def too_large_error(module: Classifier, plan: Plan, data: Data) -> OutOfMemory:
 
     def step(size: int) -> None:
         images = torch.zeros(size, 3, *plan.card.input.size, device=device)
-        labels = torch.zeros(size, dtype=torch.int64, device=device)
+        answers = (size, len(plan.card.classes))
+        shape = answers if plan.specs.task.several else (size,)
+        labels = torch.zeros(shape, dtype=torch.int64, device=device)
+        taught = [torch.zeros(answers, device=device)] if plan.teacher else []
         with (
             torch.set_grad_enabled(training),
             torch.autocast(device.type, torch.bfloat16, plan.specs.trainer.precision != "32-true"),
         ):
-            loss = module.loss_of((images, labels))
+            loss = module.loss_of((images, labels, *taught))
         if training:
             loss.backward()  # type: ignore[no-untyped-call]
         module.zero_grad(set_to_none=True)

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from xfer.core.types import sigmoid
+
 if TYPE_CHECKING:
     import numpy.typing as npt
 
@@ -46,6 +48,18 @@ class SoftTargets:
         np.exp(guessed, out=guessed)
         gradient += self.weight * heat * shares * (guessed - taught)
         return loss
+
+    def add_labels(
+        self, view: int, part: slice, answers: Matrix, shares: Matrix, gradient: Matrix
+    ) -> float:
+        """As :meth:`add` with several labels an image: the sum over the classes of binary
+        cross-entropies, p and q the sigmoids."""
+        heat, kind = self.temperature, answers.dtype
+        taught = sigmoid(np.asarray(self.logits[view][part], kind) / heat)
+        guessed = answers / heat
+        losses = np.logaddexp(0, guessed) - taught * guessed
+        gradient += self.weight * heat * shares * (sigmoid(guessed) - taught)
+        return self.weight * heat**2 * float((shares * losses).sum())
 
 
 def _log_softmax(logits: Matrix) -> Matrix:

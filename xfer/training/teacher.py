@@ -68,11 +68,27 @@ class Softened(nn.Module):
         self, logits: torch.Tensor, labels: torch.Tensor, taught: torch.Tensor
     ) -> torch.Tensor:
         """Of logits (n, classes), labels (n,) and the teacher's logits (n, classes), the mean."""
-        heat = self.temperature
-        targets = (taught.float() / heat).softmax(dim=1)
-        soft = F.cross_entropy(logits.float() / heat, targets) * heat**2
         hard: torch.Tensor = self.hard(logits, labels)
-        return (1 - self.weight) * hard + self.weight * soft
+        return (1 - self.weight) * hard + self.soft(logits, taught)
+
+    def soft(self, logits: torch.Tensor, taught: torch.Tensor) -> torch.Tensor:
+        """The teacher's part, with its weight."""
+        heat = self.temperature
+        each = self.entropy(logits.float() / heat, taught.float() / heat)
+        return self.weight * heat**2 * each
+
+    def entropy(self, logits: torch.Tensor, taught: torch.Tensor) -> torch.Tensor:
+        """The mean cross-entropy with what the teacher answers, (n, classes) both."""
+        return F.cross_entropy(logits, taught.softmax(dim=1))
+
+
+class SoftenedLabels(Softened):
+    """The same with several labels an image, (n, classes) of 1, 0 and -1 for unknown: each class
+    is a yes or no of its own. What the teacher answers counts for every label, known or not."""
+
+    def entropy(self, logits: torch.Tensor, taught: torch.Tensor) -> torch.Tensor:
+        """The mean binary cross-entropy with what the teacher answers, (n, classes) both."""
+        return F.binary_cross_entropy_with_logits(logits, taught.sigmoid())
 
 
 class Lessons:

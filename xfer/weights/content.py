@@ -73,9 +73,10 @@ class Weights:
     or were dropped, with the reason. ``compat`` is what a network must be built with to compute
     the same function (see :mod:`xfer.models.mindspore_layers`), ``head`` the facts of its head
     where they are known. ``splits`` are the sha256 of the data that they were trained and chosen
-    on, by split name, where the file says so. ``match`` says whether names decide what goes where,
-    or order and shape. ``allow_missing`` and ``min_coverage`` are what the user excused; ``pinned``
-    are source arguments that fetch these very weights again.
+    on, by split name, and ``task`` what the file says of several labels an image. ``match`` says
+    whether names decide what goes where, or order and shape. ``allow_missing`` and
+    ``min_coverage`` are what the user excused; ``pinned`` are source arguments that fetch these
+    very weights again.
     """
 
     kind: str
@@ -91,6 +92,7 @@ class Weights:
     compat: Plain = field(default_factory=dict)
     head: Plain | None = None
     splits: Mapping[str, str] = field(default_factory=dict)
+    task: Plain = field(default_factory=dict)
     match: Literal["name", "order"] = "name"
     allow_missing: tuple[str, ...] = ()
     min_coverage: float = 1.0

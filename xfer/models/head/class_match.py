@@ -12,6 +12,8 @@ from xfer.core.errors import ConfigError, DataError, closest
 from xfer.core.types import class_name
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
+
     from xfer.core.types import Dataset
 
 _Alias = TypeVar("_Alias", str, tuple[str, ...])
@@ -94,7 +96,8 @@ def _alias(folder: str) -> str:
 
 
 def adopt(dataset: Dataset, naming: Naming, aliases: Mapping[str, str]) -> Dataset:
-    """``dataset`` with the source's classes: every folder is the class that it names.
+    """``dataset`` with the source's classes: every folder is the class that it names, and of
+    several labels an image every column; one that the data does not name is unknown.
 
     Raises DataError for a folder that names no class, ConfigError for a wrong alias.
     """
@@ -116,7 +119,15 @@ def adopt(dataset: Dataset, naming: Naming, aliases: Mapping[str, str]) -> Datas
             raise DataError(folder, what, fix, 45)
         numbers.append(index)
     table = np.asarray(numbers, np.int64)
-    splits = {n: replace(s, labels=table[s.labels]) for n, s in dataset.splits.items()}
+
+    def adopted(labels: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        if labels.ndim == 1:
+            return table[labels]
+        every = np.full((len(labels), len(naming.classes)), -1, np.int64)
+        every[:, table] = labels
+        return every
+
+    splits = {n: replace(s, labels=adopted(s.labels)) for n, s in dataset.splits.items()}
     same = tuple(numbers) == tuple(range(len(naming.classes)))
     remark = () if same else (f"folders are matched to {len(naming.classes)} classes by name",)
     remarks = (*dataset.remarks, *remark)

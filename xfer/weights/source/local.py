@@ -72,6 +72,7 @@ class Run:
             compat=snapshot.card.compat,
             head=snapshot.card.head,
             splits=snapshot.card.splits,
+            task=snapshot.card.task,
             facts={"format": "checkpoint of xfer"},
         )
 
