@@ -15,7 +15,7 @@ from image_tables import write_parquet
 
 from xfer.core.errors import DataError, LabelsError
 from xfer.core.types import Dataset
-from xfer.data import Folder, HuggingFace, Manifest, Parquet, Shards
+from xfer.data import Digits, HuggingFace, Manifest, Parquet, Shards
 from xfer.evaluation.task import Multilabel
 
 Rows = list[tuple[str, list[str]]]
@@ -147,6 +147,6 @@ def test_labels_that_are_none_are_refused(
         Shards(root=str(tmp_path)).labelled(True)
 
 
-def test_folders_have_one_label_an_image(place: tuple[Path, Rows]) -> None:
-    with pytest.raises(LabelsError, match="E060"):
-        Multilabel().read(Folder(root=str(place[0])), True)
+def test_data_of_one_label_an_image_are_refused() -> None:
+    with pytest.raises(LabelsError, match=r"E060: data: .*\(data=digits\)"):
+        Multilabel().read(Digits(digits=(0, 1)), True)

@@ -233,7 +233,7 @@ def test_what_is_for_one_label_is_refused_and_the_fix_works(place: Path, typed: 
 @pytest.mark.parametrize(
     ("typed", "number"),
     [
-        (["data=folder", "data.root=images"], "E060"),
+        (["data=digits"], "E060"),
         (["choose=cached", "data=csv", "data.file=cells.csv"], "E069"),
     ],
 )
