@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
+import tarfile
 from pathlib import Path
 
 import labelled
@@ -12,7 +14,8 @@ import pytest
 
 from xfer.core.errors import DataError, LabelledDataError
 from xfer.core.types import Dataset
-from xfer.data import Canidae, Folder, Manifest
+from xfer.data import Canidae, Folder, Manifest, Shards
+from xfer.data.pack import pack
 
 Rows = list[tuple[str, list[str]]]
 
@@ -165,3 +168,23 @@ def test_one_folder_that_holds_all_is_no_label(place: tuple[Path, Rows], tmp_pat
     read(tmp_path / "all")
     put(root / "flat" / "empty00.png", tmp_path / "0.png")  # which lacks it
     assert "all" in read(tmp_path).classes
+
+
+def test_a_pack_has_the_labels_of_its_folders(place: tuple[Path, Rows], tmp_path: Path) -> None:
+    root, rows = place
+    out = pack(Folder(str(root / "tree")), str(tmp_path / "out"), 1, several=True)
+    one, two = read(root / "tree"), Shards(str(out), leakage="ignore").labelled(True)
+    assert one.classes == two.classes and by_name(one) == by_name(two)
+    hashes = [{k: s.sha256 for k, s in found.splits.items()} for found in (one, two)]
+    assert hashes[0] == hashes[1]
+    with tarfile.open(out / "images-000000.tar") as tar:  # by another reader
+        tar.extractall(tmp_path / "unpacked", filter="data")
+    for name, labels in rows:
+        said = (tmp_path / "unpacked" / name.removeprefix("tree/")).with_suffix(".json")
+        assert json.loads(said.read_text()) == {"labels": labels}
+    again = {path: path.stat().st_mtime_ns for path in out.rglob("*.tar")}
+    pack(Folder(str(root / "tree")), str(out), 1, several=True)  # finished before: nothing is new
+    assert again == {path: path.stat().st_mtime_ns for path in out.rglob("*.tar")}
+    put(root / "flat" / "0000.png", tmp_path / "odd" / "dog " / "1.png")
+    with pytest.raises(DataError, match=r"E384: .*'dog ' would not be read as it is"):
+        pack(Folder(str(tmp_path / "odd")), str(tmp_path / "none"), 1, several=True)

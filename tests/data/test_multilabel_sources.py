@@ -16,6 +16,7 @@ from image_tables import write_parquet
 from xfer.core.errors import DataError, LabelsError
 from xfer.core.types import Dataset
 from xfer.data import Digits, HuggingFace, Manifest, Parquet, Shards
+from xfer.data.pack import pack
 from xfer.evaluation.task import Multilabel
 
 Rows = list[tuple[str, list[str]]]
@@ -150,3 +151,12 @@ def test_labels_that_are_none_are_refused(
 def test_data_of_one_label_an_image_are_refused() -> None:
     with pytest.raises(LabelsError, match=r"E060: data: .*\(data=digits\)"):
         Multilabel().read(Digits(digits=(0, 1)), True)
+
+
+def test_a_pack_of_a_table_has_what_is_unknown(place: tuple[Path, Rows], listed: Dataset) -> None:
+    pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+    folder, _ = place
+    table = Parquet(root=str(write_parquet(folder / "packed.parquet", cells(place))))
+    out = pack(table, str(folder / "packed"), 1, several=True)
+    found = Shards(root=str(out), leakage="ignore").labelled(True)
+    assert found.classes == listed.classes and by_pixels(found) == by_pixels(listed)
