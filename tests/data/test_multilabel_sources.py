@@ -12,10 +12,11 @@ import labelled
 import numpy as np
 import pytest
 from image_tables import write_parquet
+from PIL import Image
 
 from xfer.core.errors import DataError, LabelsError
 from xfer.core.types import Dataset
-from xfer.data import Digits, HuggingFace, Manifest, Parquet, Shards
+from xfer.data import ArrayFiles, Digits, HuggingFace, Manifest, Parquet, Shards
 from xfer.data.pack import pack
 from xfer.evaluation.task import Multilabel
 
@@ -160,3 +161,82 @@ def test_a_pack_of_a_table_has_what_is_unknown(place: tuple[Path, Rows], listed:
     out = pack(table, str(folder / "packed"), 1, several=True)
     found = Shards(root=str(out), leakage="ignore").labelled(True)
     assert found.classes == listed.classes and by_pixels(found) == by_pixels(listed)
+
+
+def matrix_of(listed: Dataset, rows: Rows) -> Any:
+    """The labels of all images, int64 (n, classes); nobody has looked at the fifth."""
+    labels = [[int(name in has) for name in listed.classes] for _, has in rows]
+    labels[4] = [-1] * len(listed.classes)
+    return np.array(labels)
+
+
+def pixels(place: tuple[Path, Rows]) -> Any:
+    folder, rows = place
+    return np.stack([np.asarray(Image.open(folder / "images" / name)) for name, _ in rows])
+
+
+@pytest.mark.parametrize("kind", [np.int8, np.float32])
+def test_a_matrix_of_labels_is_the_columns_of_a_csv(
+    place: tuple[Path, Rows], listed: Dataset, tmp_path: Path, kind: type
+) -> None:
+    matrix = matrix_of(listed, place[1]).astype(kind)
+    if kind is np.float32:
+        matrix[matrix < 0] = np.nan
+    path, turned = tmp_path / "photos.npz", [2, 0, 3, 1]
+    names = np.array(listed.classes)[turned]
+    np.savez(path, images=pixels(place), labels=matrix[:, turned].copy(), classes=names)
+    found = ArrayFiles(root=str(path), leakage="ignore").labelled(True)
+    assert found.classes == listed.classes and by_pixels(found) == by_pixels(listed)
+    assert sum(len(samples) for samples in found.splits.values()) == len(matrix)
+    with pytest.raises(DataError, match=r"E335: .*; of several labels type task=multilabel"):
+        ArrayFiles(root=str(path)).dataset(True)
+
+
+def test_matrices_of_splits_without_names_have_columns_by_number(
+    place: tuple[Path, Rows], listed: Dataset, tmp_path: Path
+) -> None:
+    """As MedMNIST has them: ``train_images``, ``train_labels`` and so on."""
+    images, labels = pixels(place), np.maximum(matrix_of(listed, place[1]), 0).astype(np.uint8)
+    parts = {"train": slice(0, 40), "val": slice(40, 66)}
+    given = {f"{s}_{k}": v[p] for s, p in parts.items() for k, v in
+             (("images", images), ("labels", labels))}  # fmt: skip
+    np.savez(tmp_path / "med.npz", **given)
+    found = ArrayFiles(root=str(tmp_path / "med.npz"), leakage="ignore").labelled(True)
+    assert found.classes == ("0", "1", "2", "3")
+    for split, part in parts.items():
+        assert found.splits[split].labels.tolist() == labels[part].tolist()
+    given["val_labels"] = given["val_labels"][:, :3].copy()
+    np.savez(tmp_path / "less.npz", **given)
+    with pytest.raises(DataError, match=r"E335: .*val_labels: has 3 columns, and train_labels"):
+        ArrayFiles(root=str(tmp_path / "less.npz")).labelled(True)
+
+
+WRONG: dict[str, tuple[dict[str, Any], str]] = {
+    "a number": ({"labels": 7}, r"E106: .*labels: 7 in row 3, class 'prime', is no label"),
+    "a half": ({"labels": 0.5}, r"E106: .*0\.5 in row 3"),
+    "one each": ({"labels": np.zeros(66, int)}, r"E335: .*\(66\).*or type task=single"),
+    "too few": ({"labels": np.zeros((65, 4))}, r"E335: .*\(65, 4\), and there are 66 images"),
+    "texts": ({"labels": np.full((66, 4), "yes")}, r"E335: .*<U3, and labels are 1, 0 and -1"),
+    "names": ({"classes": np.array(["a", "b", "c"])}, r"E335: .*4 columns, and 'classes' has 3"),
+    "twice": ({"classes": np.array(["a", "b", "c", "a"])}, r"E105: .*'a' is no name"),
+    "nobody": ({}, r"E387: .*no training image has the label 'round'"),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_matrices_that_are_no_labels_are_refused(
+    place: tuple[Path, Rows], listed: Dataset, tmp_path: Path, wrong: str
+) -> None:
+    changed, match = WRONG[wrong]
+    arrays = {"images": pixels(place), "labels": matrix_of(listed, place[1]),
+              "classes": np.array(listed.classes)}  # fmt: skip
+    if isinstance(value := changed.get("labels"), int | float):
+        labels = arrays["labels"].astype(type(value))
+        labels[3, 1] = value
+        changed = {"labels": labels}
+    if wrong == "nobody":
+        changed = {"labels": arrays["labels"].copy()}
+        changed["labels"][:, 2] = 0
+    np.savez(tmp_path / "x.npz", **(arrays | changed))
+    with pytest.raises(DataError, match=match):
+        ArrayFiles(root=str(tmp_path / "x.npz"), leakage="ignore").labelled(True)
