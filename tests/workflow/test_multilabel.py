@@ -203,7 +203,6 @@ REFUSED = {
     "head=keep": "E065",
     "certificate.coverage=0.9": "E064",
     "data.sampler=balanced": "E063",
-    "data.on_bad=skip": "E063",
     "stages=[audit]": "E066",
     "stages=[worth]": "E066",
     "stages=[embed]": "E066",

@@ -124,8 +124,9 @@ def _labelled(matrix: ArrayFacts, names: Sequence[str]) -> Iterator[Labelled]:
         what = f"{values[row, column]} in row {row}, class '{names[column]}', is no label"
         fix = "write 1 for an image that has it, 0 for one that has it not, -1 where it is unknown"
         raise LabelledDataError(where, what, fix, 3)
+    called = np.array(names, object)
     for i, image in enumerate(known):
-        has, unknown = (tuple(names[j] for j in np.flatnonzero(image == n)) for n in (1, -1))
+        has, unknown = (tuple(called[image == n].tolist()) for n in (1, -1))
         yield Labelled(f"{where}, row {i}", "", "", has, unknown)
 
 

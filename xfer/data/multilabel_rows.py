@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, NotRequired
+from typing import TYPE_CHECKING, Annotated, Any, NotRequired
 
+import numpy as np
 from pydantic import ConfigDict, Field, with_config
 from typing_extensions import TypedDict
 
@@ -18,6 +19,9 @@ from xfer.core.errors import DataError, closest
 from xfer.core.files import parsed, read_text
 from xfer.core.read_back import checked
 from xfer.core.types import class_name
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 _OTHERS = "the image has not been looked at for them"
 _CELLS = {"0": 0, "1": 1, "": -1}
@@ -76,6 +80,22 @@ def in_columns(where: str, path: str, split: str, cells: Sequence[tuple[str, str
     has = tuple(class_name(name) for name, cell in cells if cell == "1")
     unknown = tuple(class_name(name) for name, cell in cells if cell == "")
     return Labelled(where, path, split, has, unknown)
+
+
+def in_one_text(known: Sequence[int], classes: Sequence[str]) -> str:
+    """All that is known of an image in one text: equal for equal labels alone."""
+    pairs = zip(known, classes, strict=True)
+    return "\x1f".join(f"{'?' * (value < 0)}{name}" for value, name in pairs if value)
+
+
+def lost_labels(labels: npt.NDArray[np.int64], left: npt.NDArray[np.integer]) -> set[int]:
+    """The classes that some images, labels int64 (n, classes), are known to have, or to lack, and
+    none of those at ``left``."""
+    lost = set[int]()
+    for value in (0, 1):
+        there = labels == value
+        lost.update(np.flatnonzero(there.any(axis=0) & ~there[left].any(axis=0)).tolist())
+    return lost
 
 
 def _refuse_twice(where: str, names: Sequence[str]) -> None:

@@ -17,7 +17,7 @@ from xfer.data.dataset import of_files
 from xfer.data.folds import into_folds
 from xfer.data.image_bytes import ImagePlace
 from xfer.data.image_rows import ImageRows, code_of
-from xfer.data.multilabel_rows import Labelled, classes_of
+from xfer.data.multilabel_rows import Labelled, classes_of, in_one_text, lost_labels
 from xfer.data.options import SPLITS, ImageRow, Loading
 from xfer.data.split import hold_out, refuse_missing, shares
 
@@ -52,20 +52,35 @@ def labelled_dataset(
 
     def rows() -> Iterator[ImageRow]:
         for row, labels in listed:
-            text = _in_one_text(of_image := labels.row(classes), classes)
+            text = in_one_text(of_image := labels.row(classes), classes)
             values[text] = of_image
             yield row._replace(label=text)
 
     divided = divide_labelled(ImageRows.of(rows()), how, source.where, training)
     given = (source.root, how, source.remarks, source.places)
-    dataset = of_files(divided, *given, about=lambda _: [])
+    dataset = of_files(divided, *given, several=True)
+    if how.on_bad == "skip" and training:
+        _refuse_lost(divided, dataset, values, classes, source.where)
     return with_labels(dataset, values, classes, source.where)
 
 
-def _in_one_text(known: Sequence[int], classes: Sequence[str]) -> str:
-    """All that is known of an image in one text: equal for equal labels alone."""
-    pairs = zip(known, classes, strict=True)
-    return "\x1f".join(f"{'?' * (value < 0)}{name}" for value, name in pairs if value)
+def _refuse_lost(
+    rows: ImageRows,
+    dataset: Dataset,
+    values: Mapping[str, tuple[int, ...]],
+    classes: Sequence[str],
+    where: object,
+) -> None:
+    """Raise DataError for a class that no sound image of train has, or lacks, though one of
+    ``rows`` does."""
+    train = rows.take(np.flatnonzero(rows.in_split("train")))
+    table = np.array([values[kind] for kind in train.kinds], np.int64)
+    sound = set(dataset.splits["train"].names)
+    left = np.flatnonzero([name in sound for name in train.names])
+    if lost := lost_labels(table[train.labels], left):
+        skipped = next(line for line in dataset.remarks if line.startswith("skipped "))
+        what = f"the class '{classes[min(lost)]}' cannot be learned from what is left: {skipped}"
+        raise DataError(where, what, "replace the broken files", 19)
 
 
 def divide_labelled(rows: ImageRows, how: Loading, where: object, training: bool) -> ImageRows:

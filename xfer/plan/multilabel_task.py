@@ -80,9 +80,6 @@ def _of_data(specs: Specs) -> Iterator[tuple[str, str, str, int]]:
     if data is not None and data.sampler == "balanced":
         what = "draws images by their one class"
         yield "data.sampler", what, "type data.sampler=shuffled loss=balanced", 4
-    if getattr(data, "on_bad", "error") == "skip":
-        what = "skip makes sure that each class has images left, by their one class"
-        yield "data.on_bad", what, "drop it, and take the broken files out of the list", 4
 
 
 def _of_network(specs: Specs) -> Iterator[tuple[str, str, str, int]]:
