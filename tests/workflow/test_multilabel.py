@@ -206,7 +206,6 @@ REFUSED = {
     "stages=[audit]": "E066",
     "stages=[worth]": "E066",
     "stages=[embed]": "E066",
-    "data.folds=3 data.group=kind": "E063",
     "checkpoint.monitor=val_auroc": "E286",
     "loss=asymmetric optim=exact": "E262",
 }

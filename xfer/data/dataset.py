@@ -25,6 +25,7 @@ from xfer.data.options import SPLITS, ImageRow, Loading
 from xfer.data.preprocess import check_size, named
 from xfer.data.scan import Examined, broken_files, examine
 from xfer.data.scan_cache import positions_but
+from xfer.data.split import group_lines
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -67,7 +68,7 @@ def of_files(
     digests = digests if len(sound) == len(digests) else digests[sound]
     looks = Picked(Made(len(facts), facts.columns.look), sound)
     said = [] if several else map(printable, _remarks(rows))
-    lines = [*remarks, *range_lines, *said]
+    lines = [*remarks, *range_lines, *group_lines(rows, how), *said]
     dataset = _dataset(rows, digests, looks, images, how, root, lines)
     return replace(dataset, range=over)
 

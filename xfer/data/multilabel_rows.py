@@ -30,7 +30,7 @@ _CELLS = {"0": 0, "1": 1, "": -1}
 @dataclass(frozen=True)
 class Labelled:
     """One image as its file lists it: ``where`` that is, its ``path`` and ``split`` as written, the
-    labels that it ``has``, those that are ``unknown``, and whether all ``others`` are."""
+    labels that it ``has``, those that are ``unknown``, whether all ``others`` are; its group."""
 
     where: str
     path: str
@@ -38,6 +38,7 @@ class Labelled:
     has: tuple[str, ...]
     unknown: tuple[str, ...] = ()
     others: bool = False
+    group: str = ""
 
     def row(self, classes: Sequence[str]) -> tuple[int, ...]:
         """1, 0 or -1 a class."""
@@ -111,11 +112,12 @@ class _Entry(TypedDict):
     labels: list[Annotated[str, Field(min_length=1)]]
     unknown: NotRequired[list[Annotated[str, Field(min_length=1)]]]
     split: NotRequired[str]
+    group: NotRequired[str]
 
 
 def in_json(path: Path) -> Iterator[Labelled]:
     """The images of a JSON list, in its order: ``{"path": "a.jpg", "labels": ["cat"]}``, with
-    ``unknown`` labels and a ``split`` where there are some.
+    ``unknown`` labels, a ``split`` and a ``group`` where there are some.
 
     Raises DataError for anything else.
     """
@@ -140,7 +142,8 @@ def in_json(path: Path) -> Iterator[Labelled]:
             tuple(class_name(name) for name in entry.get(key, ())) for key in ("labels", "unknown")
         )
         _refuse_twice(where, (*has, *unknown))
-        yield Labelled(where, entry["path"], entry.get("split", ""), has, unknown)
+        split, group = entry.get("split", ""), entry.get("group", "")
+        yield Labelled(where, entry["path"], split, has, unknown, group=group)
 
 
 def classes_of(

@@ -19,7 +19,7 @@ from xfer.data.image_bytes import ImagePlace
 from xfer.data.image_rows import ImageRows, code_of
 from xfer.data.multilabel_rows import Labelled, classes_of, in_one_text, lost_labels
 from xfer.data.options import SPLITS, ImageRow, Loading
-from xfer.data.split import hold_out, refuse_missing, shares
+from xfer.data.split import groups_held_out, hold_out, refuse_divided_groups, refuse_missing, shares
 
 _FEW = 5  # images: rarer combinations of labels are split as one
 _REST = "\0rest"
@@ -90,12 +90,16 @@ def divide_labelled(rows: ImageRows, how: Loading, where: object, training: bool
     pool = np.flatnonzero(rows.in_split("", "train"))
     counts = rows.take(pool).counts()
     alike = rows.take(pool).relabelled(lambda kind: kind if counts.get(kind, 0) >= _FEW else _REST)
-    alone = [alike.kinds.index(kind) for kind, n in alike.counts().items() if n < len(parts)]
-    # So few rare ones are trained on: a part of them would be nothing.
-    enough = np.flatnonzero(~np.isin(alike.labels, alone))
     taken = np.full(len(pool), code_of("train"), np.int8)
-    taken[enough] = hold_out(alike.take(enough), parts, how, where)
+    if how.group and len(parts) > 1:
+        taken = groups_held_out(alike, parts, how, where)
+    else:
+        alone = [alike.kinds.index(kind) for kind, n in alike.counts().items() if n < len(parts)]
+        # So few rare ones are trained on: a part of them would be nothing.
+        enough = np.flatnonzero(~np.isin(alike.labels, alone))
+        taken[enough] = hold_out(alike.take(enough), parts, how, where)
     rows = rows.moved(pool, taken)
+    refuse_divided_groups(rows, where)
     if how.folds and training:
         rows = _in_folds(rows, how, how.folds, where)
     if not training:
@@ -119,7 +123,7 @@ def _in_folds(rows: ImageRows, how: Loading, count: int, where: object) -> Image
     alone = total - sum(common.values()) < count and common
     rest = min(common, key=lambda label: (common[label], label)) if alone else _REST
     alike = rows.relabelled(lambda kind: kind if kind in common else rest)
-    folded = into_folds(alike, how, where)
+    folded = into_folds(alike, how, where, several=True)
     at = np.searchsorted(rows.at, folded.at)  # both ascend
     return replace(folded, kinds=rows.kinds, labels=rows.labels[at])
 

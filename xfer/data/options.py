@@ -93,8 +93,8 @@ class Loading(ABC):
     repeats: Annotated[int, Gt(0)] = 1
     """cross-validations, each with other parts"""
     group: str | None = None
-    """what keeps images on one side of every fold: a column of the CSV file, or ``FOLDER``, the
-    folder that an image is in below its class folder"""
+    """what keeps images on one side of every split and fold: a column of the CSV file, or
+    ``FOLDER``, the folder that an image is in below its class folder"""
     fold: Annotated[int, Ge(0)] | None = None
     """train on the other parts alone and validate on this one, from 0 to folds x repeats - 1;
     ``null`` is the whole cross-validation"""
@@ -106,7 +106,7 @@ class Loading(ABC):
             raise ConfigError("data.range", what, "type 'data.range=[LOW,HIGH]'", 90)
 
     def _check_folds(self) -> None:
-        asked = {"repeats": self.repeats > 1, "group": self.group, "fold": self.fold is not None}
+        asked = {"repeats": self.repeats > 1, "fold": self.fold is not None}
         for key, given in asked.items():
             if given and self.folds is None:
                 what = "is for cross-validation, and data.folds is not given"

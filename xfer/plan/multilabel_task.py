@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from xfer.core.errors import LabelsError, raise_all
 from xfer.core.protocols import HasTeacher
+from xfer.data.folder import Folder
 from xfer.evaluation.task import Multilabel, Single
 from xfer.models.head import Keep, Knn, Prototype, Remap
 
@@ -74,9 +75,9 @@ def _of_answers(specs: Specs) -> Iterator[tuple[str, str, str, int]]:
 
 def _of_data(specs: Specs) -> Iterator[tuple[str, str, str, int]]:
     data = specs.data
-    if getattr(data, "group", None) is not None:
-        what = "keeps groups apart in folds of one class an image, and here they have several"
-        yield "data.group", what, "drop it", 4
+    if isinstance(data, Folder) and data.group is not None:
+        what = "is FOLDER, and each folder is a label: all images of one would be on one side"
+        yield "data.group", what, "drop it, or name a column of groups with data=csv", 4
     if data is not None and data.sampler == "balanced":
         what = "draws images by their one class"
         yield "data.sampler", what, "type data.sampler=shuffled loss=balanced", 4

@@ -46,9 +46,8 @@ def problem_of(
     if isinstance(specs.task, Multilabel):
         weigh = partial(specs.task.positive_weights, loss)
         smoothing, parts = loss.label_smoothing, options.folds
-        return LabelHeads(
-            views, evaluated, train.labels, weigh, smoothing, strengths, parts, specs.seed
-        )
+        how = (weigh, smoothing, strengths, parts, specs.seed)
+        return LabelHeads(views, evaluated, train.labels, *how, train.groups)
     return HeadProblem(
         views,
         evaluated,

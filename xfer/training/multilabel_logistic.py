@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from xfer.core.seeds import derive
+from xfer.data.folds import as_many_as_groups
 from xfer.evaluation.multilabel_metrics import label_losses
 from xfer.training import logistic
+from xfer.training.cross_validation import refuse_blind
 from xfer.training.principal_axes import Axes
 
 if TYPE_CHECKING:
@@ -140,7 +142,8 @@ class LabelProblem(Axes):
 class LabelHeads:
     """A linear head to solve, a row a class, and the images that it may be solved on; ``weigh``
     gives what a label that an image has weighs, a class, of the labels of the images that are
-    solved on. ``strengths`` are tried by ``parts`` inner folds, drawn from ``seed``."""
+    solved on. ``strengths`` are tried by ``parts`` inner folds, drawn from ``seed``, in which the
+    images of one of the ``groups``, where there are some, are held out together."""
 
     views: Sequence[Matrix]
     held: Matrix
@@ -150,6 +153,7 @@ class LabelHeads:
     strengths: tuple[float, ...]
     parts: int
     seed: int
+    groups: Sequence[str] = ()
 
     @property
     def classes(self) -> int:
@@ -158,10 +162,14 @@ class LabelHeads:
 
     def rows(self, members: Ints | None = None, *position: int) -> LabelRows:
         """The problem on the images at ``members``, or on all, with its folds; ``position`` is of
-        its random numbers, beside the seed."""
+        its random numbers, beside the seed. Raises CombinationError as
+        :func:`xfer.training.cross_validation.refuse_blind`."""
         every = members is None
         labels = self.labels if members is None else self.labels[members]
-        folds = label_folds(labels, self.parts, derive("folds", self.seed, *position))
+        chosen = range(len(labels)) if members is None else members.tolist()
+        groups = [self.groups[i] for i in chosen] if self.groups else None
+        folds = label_folds(labels, self.parts, derive("folds", self.seed, *position), groups)
+        refuse_blind(self.strengths, folds)
         weights = np.array(self.weigh(labels), np.float64)
         views = self.views if every else [view[members] for view in self.views]
         held = self.held if every else self.held[members]
@@ -173,10 +181,14 @@ class LabelHeads:
         return logistic.follow(LabelProblem(rows), self.strengths, nearly)
 
 
-def label_folds(labels: Ints, count: int, seed: int) -> Ints:
+def label_folds(labels: Ints, count: int, seed: int, groups: Sequence[str] | None = None) -> Ints:
     """Folds in which every combination of labels is spread evenly, int64 (n,) from 0 on; rare
-    combinations are spread together."""
+    combinations are spread together. What is in one of the ``groups`` is in one fold: then they are
+    no more than these, and -1 where there are no two."""
     texts = [row.tobytes() for row in np.ascontiguousarray(labels)]
     counts = Counter(texts)
     order = {text: i for i, text in enumerate(sorted(counts), 1) if counts[text] >= count}
-    return logistic.folds(np.array([order.get(text, 0) for text in texts]), count, seed)
+    codes = np.array([order.get(text, 0) for text in texts])
+    if groups is not None:
+        return as_many_as_groups(codes, groups, count, seed)
+    return logistic.folds(codes, count, seed)
