@@ -202,7 +202,6 @@ REFUSED = {
     "head=prototype": "E065",
     "head=keep": "E065",
     "certificate.coverage=0.9": "E064",
-    "data.sampler=balanced": "E063",
     "stages=[audit]": "E066",
     "stages=[worth]": "E066",
     "stages=[embed]": "E066",

@@ -99,6 +99,21 @@ def lost_labels(labels: npt.NDArray[np.int64], left: npt.NDArray[np.integer]) ->
     return lost
 
 
+def label_odds(labels: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    """How often images with these labels, int64 (n, classes), count where they are balanced:
+    float64 (n,) with the mean 1.
+
+    In proportion to the largest inverse frequency among the labels of an image; those without one
+    are one more class. The largest, as in repeat factor sampling (A. Gupta, P. Dollár and R.
+    Girshick, LVIS, 2019): an image of a rare label is as rare as that, whatever else it has.
+    """
+    has = labels == 1
+    odds = (has / np.maximum(has.sum(axis=0), 1)).max(axis=1)
+    without = ~has.any(axis=1)
+    odds[without] = 1 / max(int(without.sum()), 1)
+    return np.asarray(odds * (len(odds) / odds.sum()))
+
+
 def _refuse_twice(where: str, names: Sequence[str]) -> None:
     twice = [name for i, name in enumerate(names) if name in names[:i]]
     if twice:

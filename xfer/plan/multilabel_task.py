@@ -78,9 +78,6 @@ def _of_data(specs: Specs) -> Iterator[tuple[str, str, str, int]]:
     if isinstance(data, Folder) and data.group is not None:
         what = "is FOLDER, and each folder is a label: all images of one would be on one side"
         yield "data.group", what, "drop it, or name a column of groups with data=csv", 4
-    if data is not None and data.sampler == "balanced":
-        what = "draws images by their one class"
-        yield "data.sampler", what, "type data.sampler=shuffled loss=balanced", 4
 
 
 def _of_network(specs: Specs) -> Iterator[tuple[str, str, str, int]]:

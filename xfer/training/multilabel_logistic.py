@@ -17,6 +17,7 @@ import numpy as np
 
 from xfer.core.seeds import derive
 from xfer.data.folds import as_many_as_groups
+from xfer.data.multilabel_rows import label_odds
 from xfer.evaluation.multilabel_metrics import label_losses
 from xfer.training import logistic
 from xfer.training.cross_validation import refuse_blind
@@ -38,7 +39,7 @@ class LabelRows:
     by. ``labels`` int64 (n, classes) of 1, 0 and -1 for unknown; ``weights`` float64 (classes,)
     what a label that an image has weighs; ``smoothing`` the share of each target that is moved
     half-way to the other answer. ``folds`` int64 (n,): the fold that holds an image out, -1 for
-    none.
+    none. ``often`` float64 (n,) is how often an image counts.
     """
 
     views: Sequence[Matrix]
@@ -47,6 +48,7 @@ class LabelRows:
     weights: Floats
     smoothing: float
     folds: Ints
+    often: Floats
 
     @property
     def targets(self) -> Floats:
@@ -85,10 +87,11 @@ class LabelProblem(Axes):
         inside = rows.labels >= 0
         if fold is not None:
             inside &= (rows.folds != fold)[:, None]
-        # As in torch's binary cross-entropy, a weight does not count in the number of labels.
-        total = inside.sum(axis=0) * len(rows.views)
         sides = [(inside & (rows.labels == side)).any(axis=0) for side in (0, 1)]
-        return np.asarray(inside * (sides[0] & sides[1]) / np.maximum(total, 1))
+        counted = inside * (sides[0] & sides[1]) * rows.often[:, None]
+        # As in torch's binary cross-entropy, a weight does not count in the number of labels.
+        total = counted.sum(axis=0) * len(rows.views)
+        return np.asarray(counted / np.where(total > 0, total, 1))
 
     def loss(self, theta: Matrix, shares: Matrix, l2: float) -> tuple[float, Matrix]:
         """See :class:`xfer.training.principal_axes.Axes`."""
@@ -128,7 +131,7 @@ class LabelProblem(Axes):
             return math.nan, math.nan
         z = np.where(seen, held_out, 0).astype(np.float64)
         losses = label_losses(z, np.where(seen, rows.labels, -1))
-        weights = np.where(rows.labels == 1, rows.weights, 1.0) * seen
+        weights = np.where(rows.labels == 1, rows.weights, 1.0) * seen * rows.often[:, None]
         right = ((z >= 0) == (rows.labels == 1)) | ~seen
         images = seen.any(axis=1)
         return float(np.average(losses, weights=weights)), float(right[images].all(axis=1).mean())
@@ -143,7 +146,9 @@ class LabelHeads:
     """A linear head to solve, a row a class, and the images that it may be solved on; ``weigh``
     gives what a label that an image has weighs, a class, of the labels of the images that are
     solved on. ``strengths`` are tried by ``parts`` inner folds, drawn from ``seed``, in which the
-    images of one of the ``groups``, where there are some, are held out together."""
+    images of one of the ``groups``, where there are some, are held out together. Where
+    ``balanced``, an image counts as often as :func:`label_odds` of those that are solved on has
+    it."""
 
     views: Sequence[Matrix]
     held: Matrix
@@ -154,6 +159,7 @@ class LabelHeads:
     parts: int
     seed: int
     groups: Sequence[str] = ()
+    balanced: bool = False
 
     @property
     def classes(self) -> int:
@@ -173,7 +179,8 @@ class LabelHeads:
         weights = np.array(self.weigh(labels), np.float64)
         views = self.views if every else [view[members] for view in self.views]
         held = self.held if every else self.held[members]
-        return LabelRows(views, held, labels, weights, self.smoothing, folds)
+        often = label_odds(labels) if self.balanced else np.ones(len(labels))
+        return LabelRows(views, held, labels, weights, self.smoothing, folds, often)
 
     def solve(self, rows: LabelRows, nearly: bool = False) -> logistic.Solution:
         """The head of least loss on ``rows``; one strength for all classes, by the mean log loss of
