@@ -170,6 +170,16 @@ def test_one_folder_that_holds_all_is_no_label(place: tuple[Path, Rows], tmp_pat
     assert "all" in read(tmp_path).classes
 
 
+def test_names_that_differ_in_capitals_are_remarked_on(
+    place: tuple[Path, Rows], tmp_path: Path
+) -> None:
+    root, rows = place
+    for i, (name, labels) in enumerate(rows[:40]):
+        folders = [labels[0].capitalize() if i % 2 else labels[0], *labels[1:]]
+        put(root / name, tmp_path / "/".join([*folders, Path(name).name]))
+    assert "classes that look the same: ['Round', 'round']" in read(tmp_path).remarks
+
+
 def test_a_pack_has_the_labels_of_its_folders(place: tuple[Path, Rows], tmp_path: Path) -> None:
     root, rows = place
     out = pack(Folder(str(root / "tree")), str(tmp_path / "out"), 1, several=True)

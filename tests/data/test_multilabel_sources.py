@@ -131,6 +131,23 @@ def test_labels_in_shards_are_the_cells_of_a_csv(place: tuple[Path, Rows], liste
         shards.dataset(True)
 
 
+def test_the_first_folder_of_a_key_is_a_group_of_a_shard(
+    place: tuple[Path, Rows], tmp_path: Path
+) -> None:
+    folder, rows = place
+    members = [
+        (f"reel{i // 22}/x/{i:06}", (folder / "images" / name).read_bytes(), {"labels": has})
+        for i, (name, has) in enumerate(rows)
+    ]
+    write_shard(tmp_path / "000.tar", members)
+    how = {"leakage": "ignore", "group": "FOLDER"}
+    found = Shards(root=str(tmp_path), folds=3, **how).labelled(True)  # type: ignore[arg-type]
+    train = found.splits["train"]
+    assert train.folds is not None and set(train.groups) == {"reel0/", "reel1/", "reel2/"}
+    pairs = {(g, n.split("/")[0]) for g, n in zip(train.groups, train.names, strict=True)}
+    assert len(pairs) == 3 and len(set(zip(train.groups, train.folds[0], strict=True))) == 3
+
+
 @pytest.mark.parametrize(
     ("said", "why"),
     [

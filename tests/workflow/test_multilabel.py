@@ -261,6 +261,27 @@ def test_a_network_of_several_labels_teaches_none_of_one(solved: Path, file: str
         make_plan(compose_specs(typed))
 
 
+@pytest.mark.slow
+def test_nested_folders_are_fitted_evaluated_and_predicted(place: Path, tmp_path: Path) -> None:
+    for name, labels in labelled.digits(tmp_path / "flat", 120, unlabelled=6):
+        goal = tmp_path / "tree" / "/".join([*labels, name])
+        goal.parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "flat" / name).rename(goal)
+    data = ["data=folder", "data.root=tree", "data.leakage=ignore"]
+    typed = ["experiment=digits_freeze", "task=multilabel", *data, "data.sampler=balanced"]
+    done = Done([*typed, "run.dir=first", "stages=[fit,evaluate]"], cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    done = Done(["stages=[evaluate]", "checkpoint.path=first", *data, "run.dir=b"], cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    scores = [read_json(tmp_path / run / "result.json")["scores"]["val"] for run in ("first", "b")]
+    assert scores[0] == scores[1] and scores[0]["map"] > 0.7
+    for row in table(tmp_path / "first" / "predictions_val.csv"):
+        assert row["label"].split("|") == (row["path"].split("/")[:-1] or [""])
+    steps = ["freeze=none", "optim=adamw", "trainer.max_epochs=1", "stages=[fit]", "run.dir=steps"]
+    done = Done([*typed, *steps], cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
 def test_single_labels_know_nothing_of_it(place: Path) -> None:
     plan = make_plan(compose_specs(["experiment=digits_freeze"]))
     assert "task" not in plan.facts and plan.card.task == {}

@@ -169,11 +169,15 @@ def _remarks(rows: ImageRows) -> list[str]:
         lines.append(f"classes are imbalanced: {many} images of '{most}', {few} of '{least}'")
     if 0 < val < _FEW:
         lines.append(f"val has {val} images: each is {100 / val:.1f} points of accuracy")
+    return [*lines, *look_the_same(counts)]
+
+
+def look_the_same(classes: Iterable[str]) -> list[str]:
+    """A remark on every few ``classes`` whose names differ in capitals alone."""
     alike: dict[str, list[str]] = {}
-    for label in sorted(counts):
+    for label in sorted(classes):
         alike.setdefault(label.casefold(), []).append(label)
-    lines += [f"classes that look the same: {same}" for same in alike.values() if len(same) > 1]
-    return lines
+    return [f"classes that look the same: {same}" for same in alike.values() if len(same) > 1]
 
 
 def resizable(dataset: Dataset, spec: InputSpec, on_bad: str) -> Dataset:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from xfer.core.errors import DataError, printable
 from xfer.core.types import Dataset, Samples
-from xfer.data.dataset import of_files
+from xfer.data.dataset import look_the_same, of_files
 from xfer.data.folds import into_folds
 from xfer.data.image_bytes import ImagePlace
 from xfer.data.image_rows import ImageRows, code_of
@@ -157,7 +157,7 @@ def with_labels(
         for line in dataset.remarks
     ]
     lines = [line for name in SPLITS if name in splits for line in _lines(name, splits[name])]
-    lines += _empty_classes(splits, classes)
+    lines += [*_empty_classes(splits, classes), *look_the_same(classes)]
     return replace(
         dataset, classes=classes, splits=splits, remarks=(*remarks, *map(printable, lines))
     )
