@@ -235,6 +235,15 @@ def test_several_labels_are_balanced_by_the_rarest_of_each_image() -> None:
     assert order.groups() != first
 
 
+def test_few_images_of_several_labels_come_as_often_as_they_should_too() -> None:
+    order, seen = EpochSampler(3, 3, 5), Counter[int]()
+    order.labels = np.array([[1, 0], [0, 1], [0, 1]])
+    for number in range(600):
+        order.set_epoch(number)
+        seen.update(key[1] for key in chain(*order.groups()))
+    assert [seen[i] / 600 for i in range(3)] == pytest.approx([1.5, 0.75, 0.75], abs=0.08)
+
+
 def test_an_image_that_comes_again_is_augmented_anew() -> None:
     pictures = ImageDataset(samples(4), Strong().transform(SPEC), seed=5)
     assert not np.array_equal(pictures[(1, 2)][0], pictures[(1, 2, 1)][0])
