@@ -134,7 +134,7 @@ def _without_plan(specs: Specs, began: float) -> Result | None:
     if "compare" in specs.stages:
         return _compare(specs)
     if "pack" in specs.stages:
-        return Result(pack(specs.data, specs.packing.out, specs.packing.mb), {}, None)
+        return Result(pack(specs.data, **vars(specs.packing), several=specs.task.several), {}, None)
     return _predict_alone(specs, specs.predict_with, began) if specs.predict_with else None
 
 

@@ -61,6 +61,7 @@ SHARED = {
     301: "data/options.py data/walk.py",
     305: "data/folder.py data/split.py",
     311: "data/manifest.py data/multilabel_rows.py",
+    319: "data/dataset.py data/multilabel_split.py",
     328: "data/arrow_columns.py data/parquet.py",
     329: "data/arrays.py data/arrow_columns.py data/image_table.py",
     334: "data/parquet.py data/parquet_cells.py",

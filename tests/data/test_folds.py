@@ -149,7 +149,7 @@ def test_the_remedy_of_too_few_images_works_when_it_is_typed(tmp_path: Path) -> 
     ("typed", "number"),
     [
         (["data.repeats=3"], 6),
-        (["data.group=FOLDER"], 6),
+        (["data.fold=1"], 6),
         (["data.fold=0"], 6),
         (["data.folds=5", "data.repeats=3", "data.fold=15"], 7),
         (["data.folds=5", "stages=[export]", "head=keep"], 8),

@@ -200,6 +200,50 @@ def test_a_balanced_order_depends_on_seed_and_epoch_alone() -> None:
     assert len({str(value) for value in found.values()}) == 4
 
 
+def several_labels() -> np.ndarray:
+    """100 images of a common label, a rare one that comes with it or alone, and one unknown."""
+    labels = np.zeros((100, 3), np.int64)
+    labels[:70, 0] = labels[60:75, 1] = labels[:40:2, 2] = 1
+    labels[1:40:2, 2] = -1
+    return labels
+
+
+def test_several_labels_are_balanced_by_the_rarest_of_each_image() -> None:
+    """Counted here in plain Python: in proportion to the largest 1 / count of an image's labels;
+    those without one are a class more."""
+    labels = several_labels()
+    has = [[c for c in range(3) if row[c] == 1] or ["none"] for row in labels.tolist()]
+    counts = Counter(chain(*has))
+    assert counts == {0: 70, 1: 15, 2: 20, "none": 25}
+    odds = [max(1 / counts[c] for c in some) for some in has]
+    expected = [100 * one / sum(odds) for one in odds]
+    order, seen = EpochSampler(100, 8, 3), Counter[int]()
+    order.labels = labels
+    for number in range(200):
+        order.set_epoch(number)
+        keys = list(chain(*order.groups()))
+        assert len(keys) == len(set(keys)) == 100, "the same augmentation comes twice"
+        assert all(key[0] == number and key[2:] in ((), (1,), (2,)) for key in keys)
+        per_image = Counter(key[1] for key in keys)
+        assert all(abs(per_image[i] - n) < 1 for i, n in enumerate(expected))
+        seen.update(per_image)
+    assert all(abs(seen[i] / 200 - n) < 0.15 for i, n in enumerate(expected))
+    order.set_epoch(7)
+    assert order.groups() == order.groups()
+    first = order.groups()
+    order.set_epoch(8)
+    assert order.groups() != first
+
+
+def test_few_images_of_several_labels_come_as_often_as_they_should_too() -> None:
+    order, seen = EpochSampler(3, 3, 5), Counter[int]()
+    order.labels = np.array([[1, 0], [0, 1], [0, 1]])
+    for number in range(600):
+        order.set_epoch(number)
+        seen.update(key[1] for key in chain(*order.groups()))
+    assert [seen[i] / 600 for i in range(3)] == pytest.approx([1.5, 0.75, 0.75], abs=0.08)
+
+
 def test_an_image_that_comes_again_is_augmented_anew() -> None:
     pictures = ImageDataset(samples(4), Strong().transform(SPEC), seed=5)
     assert not np.array_equal(pictures[(1, 2)][0], pictures[(1, 2, 1)][0])

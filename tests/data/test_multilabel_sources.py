@@ -12,10 +12,12 @@ import labelled
 import numpy as np
 import pytest
 from image_tables import write_parquet
+from PIL import Image
 
 from xfer.core.errors import DataError, LabelsError
 from xfer.core.types import Dataset
-from xfer.data import Folder, HuggingFace, Manifest, Parquet, Shards
+from xfer.data import ArrayFiles, Digits, HuggingFace, Manifest, Parquet, Shards
+from xfer.data.pack import pack
 from xfer.evaluation.task import Multilabel
 
 Rows = list[tuple[str, list[str]]]
@@ -129,6 +131,23 @@ def test_labels_in_shards_are_the_cells_of_a_csv(place: tuple[Path, Rows], liste
         shards.dataset(True)
 
 
+def test_the_first_folder_of_a_key_is_a_group_of_a_shard(
+    place: tuple[Path, Rows], tmp_path: Path
+) -> None:
+    folder, rows = place
+    members = [
+        (f"reel{i // 22}/x/{i:06}", (folder / "images" / name).read_bytes(), {"labels": has})
+        for i, (name, has) in enumerate(rows)
+    ]
+    write_shard(tmp_path / "000.tar", members)
+    how = {"leakage": "ignore", "group": "FOLDER"}
+    found = Shards(root=str(tmp_path), folds=3, **how).labelled(True)  # type: ignore[arg-type]
+    train = found.splits["train"]
+    assert train.folds is not None and set(train.groups) == {"reel0/", "reel1/", "reel2/"}
+    pairs = {(g, n.split("/")[0]) for g, n in zip(train.groups, train.names, strict=True)}
+    assert len(pairs) == 3 and len(set(zip(train.groups, train.folds[0], strict=True))) == 3
+
+
 @pytest.mark.parametrize(
     ("said", "why"),
     [
@@ -147,6 +166,94 @@ def test_labels_that_are_none_are_refused(
         Shards(root=str(tmp_path)).labelled(True)
 
 
-def test_folders_have_one_label_an_image(place: tuple[Path, Rows]) -> None:
-    with pytest.raises(LabelsError, match="E060"):
-        Multilabel().read(Folder(root=str(place[0])), True)
+def test_data_of_one_label_an_image_are_refused() -> None:
+    with pytest.raises(LabelsError, match=r"E060: data: .*\(data=digits\)"):
+        Multilabel().read(Digits(digits=(0, 1)), True)
+
+
+def test_a_pack_of_a_table_has_what_is_unknown(place: tuple[Path, Rows], listed: Dataset) -> None:
+    pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+    folder, _ = place
+    table = Parquet(root=str(write_parquet(folder / "packed.parquet", cells(place))))
+    out = pack(table, str(folder / "packed"), 1, several=True)
+    found = Shards(root=str(out), leakage="ignore").labelled(True)
+    assert found.classes == listed.classes and by_pixels(found) == by_pixels(listed)
+
+
+def matrix_of(listed: Dataset, rows: Rows) -> Any:
+    """The labels of all images, int64 (n, classes); nobody has looked at the fifth."""
+    labels = [[int(name in has) for name in listed.classes] for _, has in rows]
+    labels[4] = [-1] * len(listed.classes)
+    return np.array(labels)
+
+
+def pixels(place: tuple[Path, Rows]) -> Any:
+    folder, rows = place
+    return np.stack([np.asarray(Image.open(folder / "images" / name)) for name, _ in rows])
+
+
+@pytest.mark.parametrize("kind", [np.int8, np.float32])
+def test_a_matrix_of_labels_is_the_columns_of_a_csv(
+    place: tuple[Path, Rows], listed: Dataset, tmp_path: Path, kind: type
+) -> None:
+    matrix = matrix_of(listed, place[1]).astype(kind)
+    if kind is np.float32:
+        matrix[matrix < 0] = np.nan
+    path, turned = tmp_path / "photos.npz", [2, 0, 3, 1]
+    names = np.array(listed.classes)[turned]
+    np.savez(path, images=pixels(place), labels=matrix[:, turned].copy(), classes=names)
+    found = ArrayFiles(root=str(path), leakage="ignore").labelled(True)
+    assert found.classes == listed.classes and by_pixels(found) == by_pixels(listed)
+    assert sum(len(samples) for samples in found.splits.values()) == len(matrix)
+    with pytest.raises(DataError, match=r"E335: .*; of several labels type task=multilabel"):
+        ArrayFiles(root=str(path)).dataset(True)
+
+
+def test_matrices_of_splits_without_names_have_columns_by_number(
+    place: tuple[Path, Rows], listed: Dataset, tmp_path: Path
+) -> None:
+    """As MedMNIST has them: ``train_images``, ``train_labels`` and so on."""
+    images, labels = pixels(place), np.maximum(matrix_of(listed, place[1]), 0).astype(np.uint8)
+    parts = {"train": slice(0, 40), "val": slice(40, 66)}
+    given = {f"{s}_{k}": v[p] for s, p in parts.items() for k, v in
+             (("images", images), ("labels", labels))}  # fmt: skip
+    np.savez(tmp_path / "med.npz", **given)
+    found = ArrayFiles(root=str(tmp_path / "med.npz"), leakage="ignore").labelled(True)
+    assert found.classes == ("0", "1", "2", "3")
+    for split, part in parts.items():
+        assert found.splits[split].labels.tolist() == labels[part].tolist()
+    given["val_labels"] = given["val_labels"][:, :3].copy()
+    np.savez(tmp_path / "less.npz", **given)
+    with pytest.raises(DataError, match=r"E335: .*val_labels: has 3 columns, and train_labels"):
+        ArrayFiles(root=str(tmp_path / "less.npz")).labelled(True)
+
+
+WRONG: dict[str, tuple[dict[str, Any], str]] = {
+    "a number": ({"labels": 7}, r"E106: .*labels: 7 in row 3, class 'prime', is no label"),
+    "a half": ({"labels": 0.5}, r"E106: .*0\.5 in row 3"),
+    "one each": ({"labels": np.zeros(66, int)}, r"E335: .*\(66\).*or type task=single"),
+    "too few": ({"labels": np.zeros((65, 4))}, r"E335: .*\(65, 4\), and there are 66 images"),
+    "texts": ({"labels": np.full((66, 4), "yes")}, r"E335: .*<U3, and labels are 1, 0 and -1"),
+    "names": ({"classes": np.array(["a", "b", "c"])}, r"E335: .*4 columns, and 'classes' has 3"),
+    "twice": ({"classes": np.array(["a", "b", "c", "a"])}, r"E105: .*'a' is no name"),
+    "nobody": ({}, r"E387: .*no training image has the label 'round'"),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_matrices_that_are_no_labels_are_refused(
+    place: tuple[Path, Rows], listed: Dataset, tmp_path: Path, wrong: str
+) -> None:
+    changed, match = WRONG[wrong]
+    arrays = {"images": pixels(place), "labels": matrix_of(listed, place[1]),
+              "classes": np.array(listed.classes)}  # fmt: skip
+    if isinstance(value := changed.get("labels"), int | float):
+        labels = arrays["labels"].astype(type(value))
+        labels[3, 1] = value
+        changed = {"labels": labels}
+    if wrong == "nobody":
+        changed = {"labels": arrays["labels"].copy()}
+        changed["labels"][:, 2] = 0
+    np.savez(tmp_path / "x.npz", **(arrays | changed))
+    with pytest.raises(DataError, match=match):
+        ArrayFiles(root=str(tmp_path / "x.npz"), leakage="ignore").labelled(True)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
+from xfer.data.multilabel_rows import label_odds
 from xfer.training import logistic
 from xfer.training.cross_validation import out_of_fold
 from xfer.training.multilabel_logistic import LabelHeads, LabelProblem, label_folds
@@ -141,3 +144,29 @@ def test_a_fold_is_answered_by_the_solution_on_the_others() -> None:
             np.testing.assert_allclose(
                 found[~inside, c], model.decision_function(z[~inside]), atol=5e-3
             )
+
+
+def test_images_that_are_balanced_count_by_the_rarest_of_their_labels() -> None:
+    """By scikit-learn, with a weight an image that is counted here; so does a part of a fold."""
+    x, y = drawn(120, 6, unknown=0.1)
+    fold_of = np.arange(120) % 3
+    found = out_of_fold(heads(x, y, (0.1,), balanced=True), fold_of[None])[0]
+    for k in range(3):
+        inside = np.flatnonzero(fold_of != k)
+        has = [[c for c, value in enumerate(y[i]) if value == 1] or [-1] for i in inside]
+        counts = Counter(c for some in has for c in some)
+        often = np.array([max(1 / counts[c] for c in some) for some in has])
+        z = (x - x[inside].mean(0)) / x[inside].std(0)
+        for c in range(y.shape[1]):
+            known = y[inside, c] >= 0
+            weight = often[known] / often[known].mean()
+            model = LogisticRegression(C=1 / (0.1 * known.sum()), tol=1e-10, max_iter=5000)
+            model.fit(z[inside][known], y[inside, c][known], sample_weight=weight)
+            given = found[fold_of == k, c]
+            assert np.allclose(given, model.decision_function(z[fold_of == k]), atol=5e-3)
+
+
+def test_one_label_an_image_counts_as_where_that_is_the_task() -> None:
+    codes = np.repeat([0, 1, 2], [60, 25, 15])
+    counts = np.bincount(codes)
+    assert np.allclose(label_odds(np.eye(3, dtype=np.int64)[codes]), 100 / (3 * counts[codes]))

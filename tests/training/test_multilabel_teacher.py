@@ -88,7 +88,7 @@ def heads(weight: float = WEIGHT) -> LabelHeads:
     y[:, 2] = -1
     soft = SoftTargets([drawn.normal(size=(40, 3)) * 3 for _ in x], HEAT, weight)
     weigh = lambda _: [2.0, 1.0, 1.0]  # noqa: E731
-    return LabelHeads(x, x[0], y, weigh, 0.1, (0.05,), 4, 0, soft)
+    return LabelHeads(x, x[0], y, weigh, 0.1, (0.05,), 4, 0, soft=soft)
 
 
 @pytest.mark.parametrize("weight", [WEIGHT, 1.0])

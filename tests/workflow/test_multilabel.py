@@ -238,11 +238,8 @@ REFUSED = {
     "head=prototype": "E065",
     "head=keep": "E065",
     "certificate.coverage=0.9": "E064",
-    "data.sampler=balanced": "E063",
-    "data.on_bad=skip": "E063",
     "stages=[audit]": "E066",
     "stages=[worth]": "E066",
-    "data.folds=3 data.group=kind": "E063",
     "checkpoint.monitor=val_auroc": "E286",
     "loss=asymmetric optim=exact": "E262",
 }
@@ -268,7 +265,7 @@ def test_what_is_for_one_label_is_refused_and_the_fix_works(place: Path, typed: 
 @pytest.mark.parametrize(
     ("typed", "number"),
     [
-        (["data=folder", "data.root=images"], "E060"),
+        (["data=digits"], "E060"),
         (["choose=cached", "data=csv", "data.file=cells.csv"], "E069"),
     ],
 )
@@ -406,6 +403,27 @@ def test_a_network_of_several_labels_teaches_none_of_one(solved: Path, file: str
     typed = ["experiment=digits_freeze", "loss=distill", f"loss.teacher={solved / file}"]
     with pytest.raises(XferError, match=r"error E083: .* gives an image several labels"):
         make_plan(compose_specs(typed))
+
+
+@pytest.mark.slow
+def test_nested_folders_are_fitted_evaluated_and_predicted(place: Path, tmp_path: Path) -> None:
+    for name, labels in labelled.digits(tmp_path / "flat", 120, unlabelled=6):
+        goal = tmp_path / "tree" / "/".join([*labels, name])
+        goal.parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "flat" / name).rename(goal)
+    data = ["data=folder", "data.root=tree", "data.leakage=ignore"]
+    typed = ["experiment=digits_freeze", "task=multilabel", *data, "data.sampler=balanced"]
+    done = Done([*typed, "run.dir=first", "stages=[fit,evaluate]"], cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    done = Done(["stages=[evaluate]", "checkpoint.path=first", *data, "run.dir=b"], cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    scores = [read_json(tmp_path / run / "result.json")["scores"]["val"] for run in ("first", "b")]
+    assert scores[0] == scores[1] and scores[0]["map"] > 0.7
+    for row in table(tmp_path / "first" / "predictions_val.csv"):
+        assert row["label"].split("|") == (row["path"].split("/")[:-1] or [""])
+    steps = ["freeze=none", "optim=adamw", "trainer.max_epochs=1", "stages=[fit]", "run.dir=steps"]
+    done = Done([*typed, *steps], cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
 
 
 def test_single_labels_know_nothing_of_it(place: Path) -> None:

@@ -36,7 +36,7 @@ class Composed(NamedTuple):
 def contradictions(c: Composed) -> Iterator[XferError]:
     """Every contradiction of ``c``, one after the other."""
     stages = (_stages, _maps, _comparison, _packing, _audit, _embedding)
-    for check in (*stages, _pairs, _folds, _unused):
+    for check in (*stages, _pairs, _folds, _groups, _unused):
         yield from check(c)
 
 
@@ -163,6 +163,14 @@ def _unused(c: Composed) -> Iterator[XferError]:
         what = "is given without certificate.coverage, so that there are no sets"
         fix = "type certificate.coverage=0.9 as well"
         yield CombinationError("certificate.by_class", what, fix, 18)
+
+
+def _groups(c: Composed) -> Iterator[XferError]:
+    """Groups of images with a stage that divides them."""
+    data = c.facts.get("data", {})
+    if data.get("group") is not None and data.get("folds") is None and "worth" in c.stages:
+        what = "worth divides images without regard to groups"
+        yield CombinationError("data.group", what, "drop it, or take worth out of stages", 8)
 
 
 def _folds(c: Composed) -> Iterator[XferError]:

@@ -7,6 +7,7 @@ XferError                 exit  1   (a bug, when raised bare)
 │   ├── CommandError            2   a verb, such as xfer train, with words that it cannot take
 │   └── LaunchError             2   ranks that a launcher has started otherwise than asked, E096 on
 ├── DataError                   3   folders, classes, files that are no images
+│   └── LabelledDataError       3   images with several labels, or in groups, E103 to E110
 ├── WeightsError                4   source weights that do not fit or cannot be had
 ├── ResumeError                 5   a run that cannot be continued as asked
 ├── SafetyError                 6   refused: somebody else's code, or a model that does not pay
@@ -105,6 +106,12 @@ class DataError(XferError):
     """Folders, classes or files that are not what they must be."""
 
     exit, base = 3, 300
+
+
+class LabelledDataError(DataError):
+    """Images with several labels, or in groups, that are not what they must be."""
+
+    exit, base, last = 3, 103, 110
 
 
 class WeightsError(XferError):

@@ -5,7 +5,7 @@ The others are in :mod:`xfer.core.settings`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from xfer.core.types import Card, Dataset, InputSpec, Network, Plain, Samples
@@ -178,8 +178,9 @@ class Data(Protocol):
     def dataset(self, training: bool) -> Dataset:
         """The classes and splits, every file checked; ``train`` only for ``training``."""
 
-    def balance(self, labels: Iterable[int]) -> list[int] | None:
-        """The training ``labels`` to balance by; ``None`` where every image comes once."""
+    def balance(self, labels: npt.NDArray[np.int64]) -> list[int] | npt.NDArray[np.int64] | None:
+        """The training ``labels``, (n,) or (n, classes), to balance by; ``None`` where every image
+        comes once."""
 
 
 @runtime_checkable

@@ -7,14 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
+import numpy as np
 from annotated_types import MaxLen, MinLen
 
-from xfer.core.errors import DataError, closest
-from xfer.core.types import Dataset
+from xfer.core.errors import DataError, LabelledDataError, closest
+from xfer.core.types import Dataset, class_name
 from xfer.data.array_file import ArrayFacts, ArrayRow, arrays_in
 from xfer.data.decode_cache import available
 from xfer.data.folder import SYNONYMS
 from xfer.data.image_table import Listing, TableRow, dataset_of, listing_of
+from xfer.data.multilabel_rows import Labelled
+from xfer.data.multilabel_split import ImageSource, labelled_dataset
 from xfer.data.options import Loading, place
 
 if TYPE_CHECKING:
@@ -34,6 +37,8 @@ class ArrayFiles(Loading):
     text or whole numbers, (n,) or (n, 1); where there is an array ``classes`` of text, a number is
     a position in it. An array ``split`` of text says the split of each image. ``group`` is the
     name of one array more. An ``.npy`` file and an uncompressed ``.npz`` are read a row at a time.
+
+    With ``task=multilabel`` labels are (n, classes): 1, 0 and, where nobody has looked, -1 or NaN.
     """
 
     groups: ClassVar[str] = "COLUMN"
@@ -47,6 +52,21 @@ class ArrayFiles(Loading):
 
     def dataset(self, training: bool) -> Dataset:
         """See :meth:`Loading.dataset`."""
+        return dataset_of(self._listed(False)[0], self, place(self.root), training)
+
+    def labelled(self, training: bool, known: tuple[str, ...] = ()) -> Dataset:
+        """The same where labels are a matrix (n, classes) of whole numbers, bools or floats; the
+        columns are called as ``classes`` has it, or by their numbers. See
+        :class:`xfer.core.protocols.ReadsLabels`."""
+        root = place(self.root)
+        (rows, places, remarks), matrices = self._listed(True)
+        names = _columns(matrices, _arrays(root).get(_CLASSES))
+        labels = [image for matrix in matrices for image in _labelled(matrix, names)]
+        source = ImageSource(root, root, names, remarks, places)
+        return labelled_dataset(list(zip(rows, labels, strict=True)), self, source, training, known)
+
+    def _listed(self, several: bool) -> tuple[Listing, list[ArrayFacts]]:
+        """All pictures, and the matrices of their labels where they may have ``several``."""
         root = place(self.root)
         arrays = _arrays(root)
         pairs, used = _pairs(root, arrays, self)
@@ -55,13 +75,59 @@ class ArrayFiles(Loading):
         remarks = []
         for split, (images, labels) in pairs.items():
             remarks += _loaded(images)
-            cells += _cells(split, images, labels, arrays, classes, self)
+            count = images.shape[0] if images.shape else 0
+            names = [""] * count if several else _classes_of(labels, count, classes)
+            cells += _cells(split, images, names, arrays, self)
+            if several and (len(labels.shape) != 2 or labels.shape[0] != count):
+                sizes = ", ".join(map(str, labels.shape))
+                what = f"has the shape ({sizes}), and there are {count} images"
+                fix = "give it a row an image and a column a class, or type task=single"
+                raise DataError(f"{labels.file}: {labels.name}", what, fix, 35)
         if others := sorted(set(arrays) - used - {_CLASSES, self.group}):
             more = f" and {len(others) - 1} more" if len(others) > 1 else ""
             remarks.append(f"left out (other arrays): '{others[0]}'{more}")
-        listing = listing_of(cells, root, root.parent, self.group)
+        listing = listing_of(cells, root, root.parent, self.group, several)
         listing = Listing(listing.rows, listing.places, [*remarks, *listing.remarks])
-        return dataset_of(listing, self, root, training)
+        return listing, [labels for _, labels in pairs.values()] if several else []
+
+
+def _columns(matrices: Sequence[ArrayFacts], classes: ArrayFacts | None) -> tuple[str, ...]:
+    """What the columns of the labels are called: as ``classes`` has it, or by their numbers. Raises
+    DataError for other columns in one matrix than in another, and names that are none."""
+    given = _words(classes, _CLASSES) if classes else map(str, range(matrices[0].shape[1]))
+    names = tuple(map(class_name, given))
+    for labels in matrices:
+        if labels.shape[1] != len(names):
+            of = f"'{_CLASSES}' has" if classes else f"{matrices[0].name} has"
+            what = f"has {labels.shape[1]} columns, and {of} {len(names)}"
+            fix = "give all of them a column a class, in one order"
+            raise DataError(f"{labels.file}: {labels.name}", what, fix, 35)
+    for i, name in enumerate(names):
+        if not name.strip() or name.startswith("?") or name in names[:i]:
+            what = f"'{name}' is no name of a label, or the name of two"
+            fix = "give every class one name: no blank, and no '?' in front"
+            raise LabelledDataError(f"{matrices[0].file}: {_CLASSES}", what, fix, 2)
+    return names
+
+
+def _labelled(matrix: ArrayFacts, names: Sequence[str]) -> Iterator[Labelled]:
+    """The labels of the rows of a matrix. Raises DataError for what is neither yes, no nor
+    unknown."""
+    where, values = f"{matrix.file}: {matrix.name}", matrix.values()
+    if values.dtype.kind not in "biuf":
+        what = f"has {values.dtype}, and labels are 1, 0 and -1"
+        raise DataError(where, what, "save it as np.int8", 35)
+    known = np.where(np.isnan(values), -1, values) if values.dtype.kind == "f" else values
+    odd = np.argwhere(~np.isin(known, (1, 0, -1)))
+    if len(odd):
+        row, column = odd[0].tolist()
+        what = f"{values[row, column]} in row {row}, class '{names[column]}', is no label"
+        fix = "write 1 for an image that has it, 0 for one that has it not, -1 where it is unknown"
+        raise LabelledDataError(where, what, fix, 3)
+    called = np.array(names, object)
+    for i, image in enumerate(known):
+        has, unknown = (tuple(called[image == n].tolist()) for n in (1, -1))
+        yield Labelled(f"{where}, row {i}", "", "", has, unknown)
 
 
 def _arrays(root: Path) -> dict[str, ArrayFacts]:
@@ -121,13 +187,12 @@ def _named(arrays: Mapping[str, ArrayFacts]) -> dict[str, tuple[str, str]]:
 def _cells(
     split: str,
     images: ArrayFacts,
-    labels: ArrayFacts,
+    names: Sequence[str],
     arrays: Mapping[str, ArrayFacts],
-    classes: Sequence[str],
     how: ArrayFiles,
 ) -> Iterator[TableRow]:
-    count, shape = images.shape[0] if images.shape else 0, _shape(images)
-    names = _classes_of(labels, count, classes)
+    """The pictures of a split, whose classes have these ``names``."""
+    count, shape = len(names), _shape(images)
     by_column = how.columns[2] if how.columns and len(how.columns) > 2 else None
     by_column = by_column or (_SPLIT if _SPLIT in arrays and not (split or how.columns) else None)
     splits = _texts(arrays[by_column], count) if by_column else [split] * count
@@ -156,12 +221,12 @@ def _shape(images: ArrayFacts) -> tuple[int, int, int]:
     return shape[1], shape[2], channels
 
 
-def _texts(facts: ArrayFacts, count: int) -> list[str]:
-    """An array of ``count`` texts or whole numbers, as texts."""
+def _texts(facts: ArrayFacts, count: int, more: str = "") -> list[str]:
+    """An array of ``count`` texts or whole numbers, as texts; ``more`` ends the remedy."""
     shape, where = facts.shape, f"{facts.file}: {facts.name}"
     if shape not in ((count,), (count, 1)):
         what = f"has the shape ({', '.join(map(str, shape))}), and there are {count} images"
-        raise DataError(where, what, "give every image one value, (n,) or (n, 1)", 35)
+        raise DataError(where, what, f"give every image one value, (n,) or (n, 1){more}", 35)
     if facts.dtype.kind not in "iuUS":
         what = f"has {facts.dtype}, and"
         raise DataError(where, f"{what} text or whole numbers are needed", "save it so", 35)
@@ -181,7 +246,7 @@ def _words(facts: ArrayFacts, name: str) -> tuple[str, ...]:
 
 def _classes_of(labels: ArrayFacts, count: int, classes: Sequence[str]) -> list[str]:
     """The class of every image in words."""
-    words = _texts(labels, count)
+    words = _texts(labels, count, "; of several labels type task=multilabel")
     if not classes or labels.dtype.kind not in "iu":
         return words
     for row, word in enumerate(words):

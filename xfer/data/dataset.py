@@ -20,10 +20,12 @@ from xfer.data.image_bytes import ImagePlace
 from xfer.data.image_places import FilesBelow, lasting
 from xfer.data.image_rows import ImageRows, by_position
 from xfer.data.leakage import compare, first_few
+from xfer.data.multilabel_rows import in_one_text, lost_labels
 from xfer.data.options import SPLITS, ImageRow, Loading
 from xfer.data.preprocess import check_size, named
 from xfer.data.scan import Examined, broken_files, examine
 from xfer.data.scan_cache import positions_but
+from xfer.data.split import group_lines
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -40,10 +42,11 @@ def of_files(
     how: Loading,
     remarks: Iterable[str] = (),
     places: Mapping[str, ImagePlace] | Sequence[ImagePlace] | None = None,
-    about: Callable[[ImageRows], list[str]] | None = None,
+    several: bool = False,
 ) -> Dataset:
     """The image files ``root / name``, or those that lie at ``places``, by name or in the order of
-    the listing that the rows are of, every one read; ``about`` makes remarks on their classes.
+    the listing that the rows are of, every one read. Their classes are combinations of ``several``
+    labels where an image may have these.
 
     Raises DataError for broken ones, unless ``how`` skips them, and for leakage as it says.
     """
@@ -52,7 +55,7 @@ def of_files(
     facts = examine(where, root)
     sound: npt.NDArray[np.integer] = positions_but(len(rows), ())
     if how.on_bad == "skip":
-        sound, skipped = _sound(rows, facts, root)
+        sound, skipped = _sound(rows, facts, root, several)
         rows, remarks = rows.take(sound), [*remarks, *skipped]
     elif broken := facts.broken:
         raise broken_files(broken)
@@ -64,8 +67,8 @@ def of_files(
     digests = facts.columns.digests
     digests = digests if len(sound) == len(digests) else digests[sound]
     looks = Picked(Made(len(facts), facts.columns.look), sound)
-    said = map(printable, (about or _remarks)(rows))
-    lines = [*remarks, *range_lines, *said]
+    said = [] if several else map(printable, _remarks(rows))
+    lines = [*remarks, *range_lines, *group_lines(rows, how), *said]
     dataset = _dataset(rows, digests, looks, images, how, root, lines)
     return replace(dataset, range=over)
 
@@ -89,15 +92,23 @@ def of_arrays(
     return _dataset(rows, digests, [], images, how, "data", [*remarks, *said])
 
 
-def _sound(rows: ImageRows, facts: Examined, root: Path) -> tuple[npt.NDArray[np.int32], list[str]]:
+def _sound(
+    rows: ImageRows, facts: Examined, root: Path, several: bool
+) -> tuple[npt.NDArray[np.int32], list[str]]:
     """The positions of what is no broken file, and a remark about the others. Raises DataError when
-    a class of a split has none left."""
+    a class of a split has none left or, where the classes are combinations of ``several`` labels, a
+    split."""
     broken = sorted(facts.problems)
     sound = positions_but(len(rows), broken)
     bad = [f"'{rows.names[i]}': {facts.problems[i]}" for i in broken]
-    if lost := rows.pairs - rows.take(sound).pairs:
-        split, label = min(lost)
-        what = f"class '{label}' has no sound image in {split}; the first broken one is {bad[0]}"
+    left, lost = rows.take(sound), ""
+    if several and (splits := rows.given - left.given):
+        lost = f"{min(splits)} has no sound image"
+    elif not several and (pairs := rows.pairs - left.pairs):
+        split, label = min(pairs)
+        lost = f"class '{label}' has no sound image in {split}"
+    if lost:
+        what = f"{lost}; the first broken one is {bad[0]}"
         raise DataError(root, what, "replace the broken files", 19)
     remark = [f"skipped {len(bad)} broken files ({first_few(bad)})"] if bad else []
     return sound, list(map(printable, remark))
@@ -158,11 +169,15 @@ def _remarks(rows: ImageRows) -> list[str]:
         lines.append(f"classes are imbalanced: {many} images of '{most}', {few} of '{least}'")
     if 0 < val < _FEW:
         lines.append(f"val has {val} images: each is {100 / val:.1f} points of accuracy")
+    return [*lines, *look_the_same(counts)]
+
+
+def look_the_same(classes: Iterable[str]) -> list[str]:
+    """A remark on every few ``classes`` whose names differ in capitals alone."""
     alike: dict[str, list[str]] = {}
-    for label in sorted(counts):
+    for label in sorted(classes):
         alike.setdefault(label.casefold(), []).append(label)
-    lines += [f"classes that look the same: {same}" for same in alike.values() if len(same) > 1]
-    return lines
+    return [f"classes that look the same: {same}" for same in alike.values() if len(same) > 1]
 
 
 def resizable(dataset: Dataset, spec: InputSpec, on_bad: str) -> Dataset:
@@ -213,15 +228,25 @@ def _without(dataset: Dataset, split: str, huge: Mapping[int, DataError]) -> Sam
     if not huge or not isinstance(files, Files):
         return samples
     left = np.delete(np.arange(len(samples)), sorted(huge))
-    if lost := set(samples.labels.tolist()) - set(samples.labels[left].tolist()):
-        label = min(lost)
-        error = next(error for i, error in huge.items() if samples.labels[i] == label)
+    several = samples.labels.ndim == 2
+    kinds, codes = dataset.classes, samples.labels
+    if several:
+        values, codes = np.unique(codes, axis=0, return_inverse=True)
+        kinds = tuple(in_one_text(row, dataset.classes) for row in values.tolist())
+        lost = lost_labels(samples.labels, left) if split == "train" else set()
+    else:
+        lost = set(codes.tolist()) - set(codes[left].tolist())
+    if lost or not len(left):
+        label = min(lost, default=0)
+        error = next(e for i, e in huge.items() if several or codes[i] == label)
         what = f"{error.what}, and class '{dataset.classes[label]}' has no other image in {split}"
+        if not len(left):
+            what = f"{error.what}, and {split} has no other image"
         raise DataError(error.where, what, "crop it, or add images", 19)
     rows = ImageRows(
         names=Picked(samples.names, left),
-        kinds=dataset.classes,
-        labels=samples.labels[left].astype(np.int32),
+        kinds=kinds,
+        labels=codes[left].astype(np.int32),
         splits=np.zeros(len(left), np.int8),
         at=left,
         groups=Picked(samples.groups, left) if samples.groups else (),
@@ -234,7 +259,8 @@ def _without(dataset: Dataset, split: str, huge: Mapping[int, DataError]) -> Sam
         scanned=scanned,
         sizes=Picked(files.sizes, left),
     )
-    return _samples(rows, dataset.classes, (digest for _, digest in scanned), images)
+    made = _samples(rows, dataset.classes, (digest for _, digest in scanned), images)
+    return replace(made, labels=samples.labels[left]) if several else made
 
 
 @dataclass(frozen=True)

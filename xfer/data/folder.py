@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, ClassVar
@@ -11,16 +11,21 @@ from typing import Annotated, ClassVar
 from annotated_types import MinLen
 
 from xfer.core.download import fetch_zip
-from xfer.core.errors import DataError, printable
+from xfer.core.errors import DataError, LabelledDataError, printable
 from xfer.core.files import read_json
 from xfer.core.read_back import checked
-from xfer.core.types import Dataset
+from xfer.core.types import Dataset, class_name
 from xfer.data.dataset import of_files
 from xfer.data.folds import by_folder
 from xfer.data.image_rows import ImageRows
+from xfer.data.leakage import first_few
+from xfer.data.multilabel_rows import Labelled
+from xfer.data.multilabel_split import ImageSource, labelled_dataset
 from xfer.data.options import SPLITS, ImageRow, Loading, place
 from xfer.data.split import divide, shares
 from xfer.data.walk import FOREIGN, Tree
+
+_Labelled = list[tuple[ImageRow, Labelled]]
 
 _CANIDAE = (
     "https://mindspore-website.obs.cn-north-4.myhuaweicloud.com"
@@ -40,6 +45,9 @@ class Folder(Loading):
     in whatever form of Unicode it is written. Folders inside a class folder are walked, linked
     ones as well; hidden files, files without an image's suffix and linked folders that lead back
     are left out with a remark.
+
+    With ``task=multilabel`` an image has the label of every folder on its way from the root, or
+    from the folder of its split; one that lies directly there has none.
     """
 
     groups: ClassVar[str] = "FOLDER"
@@ -60,6 +68,15 @@ class Folder(Loading):
         rows = by_folder(rows, root) if self.group else rows
         return of_files(divide(rows, self, root, training), root, self, tree.remarks())
 
+    def labelled(self, training: bool, known: tuple[str, ...] = ()) -> Dataset:
+        """The same where each folder on the way to an image is one of its labels. See
+        :class:`xfer.core.protocols.ReadsLabels`."""
+        root = place(self.root)
+        rows, remarks = listed_labels(root, alone=bool(known))
+        if not training and set(shares(self, {row.split for row, _ in rows})) == {"train"}:
+            rows = [(row, labels) for row, labels in rows if row.split != "train"]
+        return labelled_dataset(rows, self, ImageSource(root, root, (), remarks), training, known)
+
 
 @dataclass(frozen=True)
 class Canidae(Folder):
@@ -72,13 +89,22 @@ class Canidae(Folder):
 
     def dataset(self, training: bool) -> Dataset:
         """See :meth:`Loading.dataset`."""
-        root = place(self.root)
-        if not root.exists():
-            self._download(root)
-        dataset = super().dataset(training)
-        return replace(dataset, remarks=(*_origin(root), *dataset.remarks))
+        self._download()
+        return self._with_origin(super().dataset(training))
 
-    def _download(self, root: Path) -> None:
+    def labelled(self, training: bool, known: tuple[str, ...] = ()) -> Dataset:
+        """See :meth:`Folder.labelled`."""
+        self._download()
+        return self._with_origin(super().labelled(training, known))
+
+    def _with_origin(self, dataset: Dataset) -> Dataset:
+        return replace(dataset, remarks=(*_origin(place(self.root)), *dataset.remarks))
+
+    def _download(self) -> None:
+        """Fetch the images where they are missing."""
+        root = place(self.root)
+        if root.exists():
+            return
         try:
             fetch_zip(self.url, root, "Canidae", self.sha256)
         except DataError as error:
@@ -107,8 +133,86 @@ def listed(root: Path) -> tuple[list[ImageRow], list[str]]:
     return rows, tree.remarks()
 
 
-def _splits(tree: Tree) -> list[str]:
-    """The split folders below the root; one empty name when the class folders are there."""
+def listed_labels(root: Path, alone: bool = False) -> tuple[_Labelled, list[str]]:
+    """All images below ``root``, in order, with the splits that have folders and the labels that
+    are the folders on the way to them, and remarks. One folder may be ``alone`` with all of them
+    where a network knows the labels that no image here has.
+
+    Raises DataError as :meth:`Folder.dataset`, for a name that is no label's, and for one that is
+    there twice on the way to an image.
+    """
+    tree = Tree(root)
+    _refuse_one_split(root)
+    splits = _splits(tree, nested=True)
+    tree = Tree(root) if splits == [""] else tree  # nothing lies outside of the folders then
+    names = {split: tree.images(split) for split in splits}
+    for split in splits:
+        _check_folders(tree, split, names[split])
+    ways = {way for some in names.values() for way in map(_way_to, some)}
+    tops = {way.partition("/")[0] for way in ways}
+    if splits == [""] and not alone and len(tops) == 1:
+        _refuse_lone(tree, min(tops))
+    labels = {way: _labels_of(root, way, splits) for way in sorted(ways)}
+    rows = [
+        (ImageRow(name, "", split), Labelled(str(root / name), "", "", labels[_way_to(name)]))
+        for split in splits
+        for name in names[split]
+    ]
+    return rows, [*tree.remarks(), *_label_lines(labels.values())]
+
+
+def _way_to(name: str) -> str:
+    return name.rpartition("/")[0]
+
+
+def _labels_of(root: Path, way: str, splits: Sequence[str]) -> tuple[str, ...]:
+    """The labels of the images in the folder ``way``, from the outermost on."""
+    folders = way.split("/")[splits != [""] :] if way else []
+    names = tuple(class_name(folder) for folder in folders)
+    for name in names:
+        if not name.strip() or name.startswith("?") or "\x1f" in name:
+            what = f"the folder '{name}' has a name that no label can have"
+            fix = "rename it: a label is no blank, and '?' in front of one says that it is unknown"
+            raise LabelledDataError(root / way, what, fix, 0)
+        if names.count(name) > 1:
+            what = f"two folders on the way to an image are called '{name}', which is one label"
+            raise LabelledDataError(root / way, what, "rename one of the two, or move it up", 1)
+    return names
+
+
+def _label_lines(labels: Iterable[tuple[str, ...]]) -> list[str]:
+    """Which labels the folders are, and which of them lie at several depths."""
+    depths: dict[str, set[int]] = {}
+    for names in labels:
+        for depth, name in enumerate(names):
+            depths.setdefault(name, set()).add(depth)
+    lines = [f"labels are the folders on the way to an image: {first_few(sorted(depths))}"]
+    if often := sorted(name for name, some in depths.items() if len(some) > 1):
+        lines.append(f"folders of one name at several depths are one label: {first_few(often)}")
+    return list(map(printable, lines))
+
+
+def _check_folders(tree: Tree, top: str, names: Sequence[str]) -> None:
+    """Raise DataError for a folder from ``top`` on that has no image in it and below, and for one
+    that holds splits; ``names`` are all images below ``top``."""
+    ways = {top}
+    for way in set(map(_way_to, names)):
+        while way not in ways:
+            ways.add(way)
+            way = _way_to(way)
+    if not names:
+        raise _no_images(tree, top)
+    for way in sorted(ways):
+        if way != top:
+            _refuse_data_set(Tree(tree.root), way)
+        for name in tree.folders(way, outside=False):
+            if (folder := f"{way}/{name}" if way else name) not in ways:
+                raise _no_images(tree, folder)
+
+
+def _splits(tree: Tree, nested: bool = False) -> list[str]:
+    """The split folders below the root; one empty name when the class folders, which may be
+    ``nested``, are there."""
     root, top = tree.root, tree.folders("")
     splits = [split for split in SPLITS if split in top]
     if len(splits) < len(top) and not any(map(tree.has_folders, splits)):
@@ -117,9 +221,8 @@ def _splits(tree: Tree) -> list[str]:
         _refuse_misnamed(tree, name, bool(splits))
         if splits:
             tree.leave_out(name, "beside the splits")
-    if not splits and len(top) == 1 and tree.has_folders(top[0]):
-        what = f"holds one folder, '{top[0]}', and that holds folders"
-        raise DataError(root, what, f"did you mean data.root={root / top[0]}?", 5)
+    if not splits and len(top) == 1 and not nested:
+        _refuse_lone(tree, top[0])
     ahead = Tree(root)  # a look ahead: what this one leaves out gives no remark
     flat = len(splits) > 1 and "test" in splits and not ahead.folders("test")
     if flat and Tree(root).images("test"):
@@ -129,6 +232,13 @@ def _splits(tree: Tree) -> list[str]:
         for label in ahead.folders(split):
             _refuse_data_set(ahead, f"{split}/{label}" if split else label)
     return splits or [""]
+
+
+def _refuse_lone(tree: Tree, name: str) -> None:
+    """Raise DataError where the one folder that there is holds folders."""
+    if name and tree.has_folders(name):
+        what = f"holds one folder, '{name}', and that holds folders"
+        raise DataError(tree.root, what, f"did you mean data.root={tree.root / name}?", 5)
 
 
 def _refuse_misnamed(tree: Tree, name: str, beside: bool) -> None:
@@ -181,9 +291,14 @@ def _rows(tree: Tree, split: str) -> Iterator[ImageRow]:
         below = f"{split}/{label}" if split else label
         names = tree.images(below)
         if not names:
-            what = "; ".join(["holds no images", *tree.remarks(f"{below}/")])
-            fix = _other_option(tree.root / below) or "add images or remove the folder"
-            if FOREIGN in what:
-                fix = f"convert them, as with: magick mogrify -format png '{tree.root / below}'/*"
-            raise DataError(tree.root / below, what, fix, 7)
+            raise _no_images(tree, below)
         yield from (ImageRow(name, label, split) for name in names)
+
+
+def _no_images(tree: Tree, below: str) -> DataError:
+    folder = tree.root / below
+    what = "; ".join(["holds no images", *tree.remarks(f"{below}/" if below else "")])
+    fix = _other_option(folder) or "add images or remove the folder"
+    if FOREIGN in what:
+        fix = f"convert them, as with: magick mogrify -format png '{folder}'/*"
+    return DataError(folder, what, fix, 7)

@@ -29,34 +29,40 @@ if TYPE_CHECKING:
     Labels = npt.NDArray[np.int64]
 
 
-def into_folds(rows: ImageRows, how: Loading, where: object) -> ImageRows:
+def into_folds(rows: ImageRows, how: Loading, where: object, several: bool = False) -> ImageRows:
     """``rows`` with the folds of those of ``train``. Where ``how.fold`` names one, that fold is
-    ``val``, the rest of ``train`` trains, and every other image is left out.
+    ``val``, the rest of ``train`` trains, and every other image is left out. Classes that are
+    combinations of ``several`` labels may be in one group, and in one fold.
 
     Raises DataError, naming ``where``, for classes and groups that cannot be divided.
     """
     if how.folds is None:
         return rows
-    # In the order of names, so that the order of a CSV file's lines decides nothing.
     inside = np.flatnonzero(rows.in_split("train"))
-    names = [normalize("NFC", name) for name in Picked(rows.names, inside)]
-    pool = inside[np.array(sorted(range(len(names)), key=names.__getitem__), np.int64)]
+    pool = by_name(rows, inside)
     kinds = sorted(rows.counts(rows.in_split("train")))
     code = np.array([kinds.index(k) if k in kinds else -1 for k in rows.kinds], np.int64)
     labels = code[rows.labels[pool]]
     groups = list(Picked(rows.groups, pool)) if how.group else None
-    _check(labels, kinds, groups, how.folds, where)
+    _check(labels, kinds, groups, how.folds, where, several)
     folds = np.full((len(rows), how.repeats), -1, np.int64)
     for repeat in range(how.repeats):
         seed = derive("folds of data", how.split_seed, repeat)
         column = divided(labels, groups, how.folds, seed)
-        _check_parts(column, labels, kinds, how.folds, where, repeat)
+        _check_parts(column, labels, [] if several else kinds, how.folds, where, repeat)
         folds[pool, repeat] = column
     if how.fold is None:
         return replace(rows, folds=folds)
     repeat, fold = divmod(how.fold, how.folds)
     splits = np.where(folds[inside, repeat] == fold, code_of("val"), code_of("train"))
     return rows.moved(inside, splits).take(inside)
+
+
+def by_name(rows: ImageRows, inside: npt.NDArray[np.integer]) -> npt.NDArray[np.integer]:
+    """The positions ``inside`` in the order of names, so that the order of a CSV file's lines
+    decides nothing."""
+    names = [normalize("NFC", name) for name in Picked(rows.names, inside)]
+    return inside[np.array(sorted(range(len(names)), key=names.__getitem__), np.int64)]
 
 
 def divided(labels: Labels, groups: Sequence[str] | None, count: int, seed: int) -> Labels:
@@ -88,41 +94,54 @@ def inner(labels: Labels, groups: Sequence[str] | None, count: int, seed: int) -
     stays = {next(iter(some)) for some in only.values() if len(some) == 1}
     free = np.flatnonzero([name not in stays for name in names])
     fold_of = np.full(len(labels), -1, np.int64)
-    parts = min(count, len(set(names[free])))
-    if parts < 2 or np.bincount(labels[free]).max() < parts:
+    fold_of[free] = as_many_as_groups(labels[free], names[free].tolist(), count, seed)
+    return fold_of
+
+
+def as_many_as_groups(labels: Labels, groups: Sequence[str], count: int, seed: int) -> Labels:
+    """At most ``count`` folds of groups, int64 (n,): -1 where there are no two."""
+    fold_of = np.full(len(labels), -1, np.int64)
+    parts = min(count, len(set(groups)))
+    if parts < 2 or np.bincount(labels).max() < parts:
         return fold_of
     import warnings
 
     with warnings.catch_warnings():
         # A class with fewer images than folds is not in every fold, which is as it must be here.
         warnings.filterwarnings("ignore", "The least populated class")
-        fold_of[free] = divided(labels[free], names[free].tolist(), parts, seed)
-    return fold_of
+        return divided(labels, groups, parts, seed)
 
 
-def by_folder(listed: Iterable[ImageRow], root: object) -> ImageRows:
-    """``listed`` grouped by the first folder below their class folder; an image that lies in none
-    is a group by itself. A folder of the same name in two classes is one group.
+def by_folder(listed: Iterable[ImageRow], root: object, in_classes: bool = True) -> ImageRows:
+    """``listed`` grouped by the first folder below their class folder, or where these are not
+    ``in_classes`` below their split; an image that lies in none is a group by itself. A folder of
+    the same name in two classes is one group.
 
     Raises DataError, naming ``root``, where no image of ``train`` lies in such a folder.
     """
     rows = ImageRows.of(listed)
-    grouped = replace(rows, groups=Texts(_group(row) for row in rows))
+    grouped = replace(rows, groups=Texts(_group(row, in_classes) for row in rows))
     inside = np.flatnonzero(rows.in_split("", "train"))
     if not any(group.endswith("/") for group in Picked(grouped.groups, inside)):
-        what = "data.group=FOLDER, and no image lies in a folder below its class folder"
+        below = "its class folder" if in_classes else "its split"
+        what = f"data.group=FOLDER, and no image lies in a folder below {below}"
         fix = "put the images that belong together into a folder, or drop data.group"
         raise DataError(root, what, fix, 54)
     return grouped
 
 
-def _group(row: ImageRow) -> str:
-    below = row.name.split("/")[2 if row.split else 1 :]
+def _group(row: ImageRow, in_classes: bool) -> str:
+    below = row.name.split("/")[bool(row.split) + in_classes :]
     return below[0] + "/" if len(below) > 1 else row.name
 
 
 def _check(
-    labels: Labels, kinds: Sequence[str], groups: Sequence[str] | None, count: int, where: object
+    labels: Labels,
+    kinds: Sequence[str],
+    groups: Sequence[str] | None,
+    count: int,
+    where: object,
+    several: bool,
 ) -> None:
     counts = np.bincount(labels, minlength=len(kinds))
     for kind, n in zip(kinds, counts.tolist(), strict=True):
@@ -133,7 +152,7 @@ def _check(
     if groups is None:
         return
     names = np.asarray(groups)
-    for i, kind in enumerate(kinds):
+    for i, kind in enumerate([] if several else kinds):
         some = sorted(set(names[labels == i].tolist()))
         if len(some) == 1:
             what = f"all {counts[i]} images of class '{kind}' are in one group, '{some[0]}'"

@@ -14,7 +14,7 @@ from xfer.data.arrow_columns import BETWEEN
 from xfer.data.dataset import of_files
 from xfer.data.folder import SYNONYMS
 from xfer.data.image_bytes import ImagePlace
-from xfer.data.multilabel_rows import in_cell
+from xfer.data.multilabel_rows import Labelled, in_cell
 from xfer.data.multilabel_split import ImageSource, labelled_dataset
 from xfer.data.options import SPLITS, ImageRow, Loading
 from xfer.data.split import divide, shares
@@ -55,9 +55,14 @@ def labelled_of(
     listing: Listing, how: Loading, where: Path, training: bool, known: Sequence[str]
 ) -> Dataset:
     """The same where an image may have several labels, which its row has in one text."""
-    listed = [(row, in_cell(row.name, "", row.split, row.label, BETWEEN)) for row in listing.rows]
+    listed = list(zip(listing.rows, labels_in(listing), strict=True))
     source = ImageSource(where, where, (), listing.remarks, listing.places)
     return labelled_dataset(listed, how, source, training, known)
+
+
+def labels_in(listing: Listing) -> list[Labelled]:
+    """What each row is labelled with, where its labels are in one text."""
+    return [in_cell(row.name, "", row.split, row.label, BETWEEN) for row in listing.rows]
 
 
 def listing_of(

@@ -7,7 +7,7 @@ import difflib
 import os
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
@@ -106,9 +106,7 @@ def _rows(path: Path, root: Path, how: Manifest) -> tuple[list[ImageRow], list[s
         row = _row(where, facts, root, bool(how.root)) if decision != "drop" else None
         if row and grouped is not None:
             if not cells[grouped]:
-                what = f"the column '{how.group}' is empty, and it names the image's group"
-                fix = "fill it in; give an image that belongs to no other a name that no other has"
-                raise DataError(where, what, fix, 52)
+                raise _no_group(where, str(how.group))
             row = row._replace(group=cells[grouped])
         name = row.name if row else facts["path"]
         if name in seen:
@@ -123,6 +121,12 @@ def _rows(path: Path, root: Path, how: Manifest) -> tuple[list[ImageRow], list[s
         return rows, unread_split(header, how.columns)
     counts = ", ".join(f"{decided[word]} {word}" for word in _DECISIONS)
     return rows, [f"decisions in {path.name}: {counts}"]
+
+
+def _no_group(where: str, column: str) -> DataError:
+    what = f"the column '{column}' is empty, and it names the image's group"
+    fix = "fill it in; give an image that belongs to no other a name that no other has"
+    return DataError(where, what, fix, 52)
 
 
 def _lines(path: Path, sign: str) -> Iterator[tuple[int, list[str]]]:
@@ -150,10 +154,7 @@ def _keys(path: Path, header: list[str], how: Manifest) -> list[str]:
     """What each column is: path, label, split, or nothing that is read."""
     where = f"{path}:1"
     _refuse_one_column(where, header)
-    if how.group and header.count(how.group) != 1:
-        what = f"there is no single column '{how.group}' to group by"
-        fix = closest(how.group, [name for name in header if name not in _KEYS] or header)
-        raise DataError(where, what, fix, 52)
+    _refuse_no_group(where, header, how.group)
     decided = how.columns is None and "decision" in header
     if how.columns is None and not decided:
         _refuse_unknown(where, header, how.group)
@@ -166,6 +167,13 @@ def _keys(path: Path, header: list[str], how: Manifest) -> list[str]:
             raise DataError(where, what, _typed(header), 13)
     known = dict(zip(names, names if decided else _KEYS, strict=False))
     return [known.get(name, "") for name in header]
+
+
+def _refuse_no_group(where: str, header: list[str], group: str | None) -> None:
+    if group and header.count(group) != 1:
+        what = f"there is no single column '{group}' to group by"
+        fix = closest(group, [name for name in header if name not in _KEYS] or header)
+        raise DataError(where, what, fix, 52)
 
 
 def _refuse_one_column(where: str, header: list[str]) -> None:
@@ -247,11 +255,18 @@ def label_list(path: Path, how: Manifest) -> tuple[list[Labelled], list[str]]:
     columns: list[str] = []
     if path.suffix.lower() == ".json":
         images = list(in_json(path))
+        if how.group not in (None, "group"):
+            what = f"an entry of a JSON list has its group in 'group', and not in '{how.group}'"
+            raise DataError(path, what, "type data.group=group", 52)
     else:
         lines = _lines(path, _SIGNS.get(how.separator, ","))
         _, header = next(lines, (1, []))
         keys, columns = _label_keys(path, header, how)
-        images = [_labelled(f"{path}:{line}", keys, cells, how) for line, cells in lines]
+        at = header.index(how.group) if how.group else None
+        rows = ((_labelled(f"{path}:{n}", keys, cells, how), cells) for n, cells in lines)
+        images = [replace(one, group=cells[at]) if at is not None else one for one, cells in rows]
+    if how.group and (without := next((one for one in images if not one.group), None)):
+        raise _no_group(without.where, how.group)
     seen: dict[str, str] = {}
     for image in images:
         if image.path in seen:
@@ -272,9 +287,10 @@ def _label_keys(path: Path, header: list[str], how: Manifest) -> tuple[list[str]
     _refuse_one_column(where, header)
     if header.count("path") != 1:
         raise DataError(where, "there is no single column 'path'", _typed(header), 13)
-    classes = [name for name in header if name not in ("path", "split")]
+    _refuse_no_group(where, header, how.group)
+    classes = [name for name in header if name not in ("path", "split", how.group)]
     odd = [name for i, name in enumerate(classes) if not name or name in classes[:i]]
-    if odd or len(header) != len(classes) + 1 + ("split" in header):
+    if odd or len(header) != len(classes) + 1 + ("split" in header) + bool(how.group):
         what = f"the column '{odd[0] if odd else 'split'}' is there twice, or has no name"
         raise DataError(where, what, "give every column a name of its own", 13)
     return header, classes
@@ -288,7 +304,7 @@ def _labelled(where: str, keys: list[str], cells: list[str], how: Manifest) -> L
         raise DataError(where, "the path is empty", "fill it in or remove the line", 14)
     if "label" in facts:
         return in_cell(where, path, split, facts["label"], how.between_labels)
-    names = [(name, facts[name]) for name in keys if name not in ("path", "split")]
+    names = [(name, facts[name]) for name in keys if name not in ("path", "split", how.group)]
     return in_columns(where, path, split, names)
 
 
@@ -297,4 +313,4 @@ def located(image: Labelled, root: Path, asked: bool) -> ImageRow:
     facts = {"path": image.path, "label": "-"}
     if image.split:
         facts["split"] = image.split
-    return _row(image.where, facts, root, asked)
+    return _row(image.where, facts, root, asked)._replace(group=image.group)

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, NotRequired
+from typing import TYPE_CHECKING, Annotated, Any, NotRequired
 
+import numpy as np
 from pydantic import ConfigDict, Field, with_config
 from typing_extensions import TypedDict
 
@@ -19,6 +20,9 @@ from xfer.core.files import parsed, read_text
 from xfer.core.read_back import checked
 from xfer.core.types import class_name
 
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
 _OTHERS = "the image has not been looked at for them"
 _CELLS = {"0": 0, "1": 1, "": -1}
 
@@ -26,7 +30,7 @@ _CELLS = {"0": 0, "1": 1, "": -1}
 @dataclass(frozen=True)
 class Labelled:
     """One image as its file lists it: ``where`` that is, its ``path`` and ``split`` as written, the
-    labels that it ``has``, those that are ``unknown``, and whether all ``others`` are."""
+    labels that it ``has``, those that are ``unknown``, whether all ``others`` are; its group."""
 
     where: str
     path: str
@@ -34,6 +38,7 @@ class Labelled:
     has: tuple[str, ...]
     unknown: tuple[str, ...] = ()
     others: bool = False
+    group: str = ""
 
     def row(self, classes: Sequence[str]) -> tuple[int, ...]:
         """1, 0 or -1 a class."""
@@ -78,6 +83,37 @@ def in_columns(where: str, path: str, split: str, cells: Sequence[tuple[str, str
     return Labelled(where, path, split, has, unknown)
 
 
+def in_one_text(known: Sequence[int], classes: Sequence[str]) -> str:
+    """All that is known of an image in one text: equal for equal labels alone."""
+    pairs = zip(known, classes, strict=True)
+    return "\x1f".join(f"{'?' * (value < 0)}{name}" for value, name in pairs if value)
+
+
+def lost_labels(labels: npt.NDArray[np.int64], left: npt.NDArray[np.integer]) -> set[int]:
+    """The classes that some images, labels int64 (n, classes), are known to have, or to lack, and
+    none of those at ``left``."""
+    lost = set[int]()
+    for value in (0, 1):
+        there = labels == value
+        lost.update(np.flatnonzero(there.any(axis=0) & ~there[left].any(axis=0)).tolist())
+    return lost
+
+
+def label_odds(labels: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    """How often images with these labels, int64 (n, classes), count where they are balanced:
+    float64 (n,) with the mean 1.
+
+    In proportion to the largest inverse frequency among the labels of an image; those without one
+    are one more class. The largest, as in repeat factor sampling (A. Gupta, P. Dollár and R.
+    Girshick, LVIS, 2019): an image of a rare label is as rare as that, whatever else it has.
+    """
+    has = labels == 1
+    odds = (has / np.maximum(has.sum(axis=0), 1)).max(axis=1)
+    without = ~has.any(axis=1)
+    odds[without] = 1 / max(int(without.sum()), 1)
+    return np.asarray(odds * (len(odds) / odds.sum()))
+
+
 def _refuse_twice(where: str, names: Sequence[str]) -> None:
     twice = [name for i, name in enumerate(names) if name in names[:i]]
     if twice:
@@ -91,11 +127,12 @@ class _Entry(TypedDict):
     labels: list[Annotated[str, Field(min_length=1)]]
     unknown: NotRequired[list[Annotated[str, Field(min_length=1)]]]
     split: NotRequired[str]
+    group: NotRequired[str]
 
 
 def in_json(path: Path) -> Iterator[Labelled]:
     """The images of a JSON list, in its order: ``{"path": "a.jpg", "labels": ["cat"]}``, with
-    ``unknown`` labels and a ``split`` where there are some.
+    ``unknown`` labels, a ``split`` and a ``group`` where there are some.
 
     Raises DataError for anything else.
     """
@@ -120,7 +157,8 @@ def in_json(path: Path) -> Iterator[Labelled]:
             tuple(class_name(name) for name in entry.get(key, ())) for key in ("labels", "unknown")
         )
         _refuse_twice(where, (*has, *unknown))
-        yield Labelled(where, entry["path"], entry.get("split", ""), has, unknown)
+        split, group = entry.get("split", ""), entry.get("group", "")
+        yield Labelled(where, entry["path"], split, has, unknown, group=group)
 
 
 def classes_of(

@@ -13,13 +13,13 @@ import numpy.typing as npt
 
 from xfer.core.errors import DataError, printable
 from xfer.core.types import Dataset, Samples
-from xfer.data.dataset import of_files
+from xfer.data.dataset import look_the_same, of_files
 from xfer.data.folds import into_folds
 from xfer.data.image_bytes import ImagePlace
 from xfer.data.image_rows import ImageRows, code_of
-from xfer.data.multilabel_rows import Labelled, classes_of
+from xfer.data.multilabel_rows import Labelled, classes_of, in_one_text, lost_labels
 from xfer.data.options import SPLITS, ImageRow, Loading
-from xfer.data.split import hold_out, refuse_missing, shares
+from xfer.data.split import groups_held_out, hold_out, refuse_divided_groups, refuse_missing, shares
 
 _FEW = 5  # images: rarer combinations of labels are split as one
 _REST = "\0rest"
@@ -52,20 +52,35 @@ def labelled_dataset(
 
     def rows() -> Iterator[ImageRow]:
         for row, labels in listed:
-            text = _in_one_text(of_image := labels.row(classes), classes)
+            text = in_one_text(of_image := labels.row(classes), classes)
             values[text] = of_image
             yield row._replace(label=text)
 
     divided = divide_labelled(ImageRows.of(rows()), how, source.where, training)
     given = (source.root, how, source.remarks, source.places)
-    dataset = of_files(divided, *given, about=lambda _: [])
+    dataset = of_files(divided, *given, several=True)
+    if how.on_bad == "skip" and training:
+        _refuse_lost(divided, dataset, values, classes, source.where)
     return with_labels(dataset, values, classes, source.where)
 
 
-def _in_one_text(known: Sequence[int], classes: Sequence[str]) -> str:
-    """All that is known of an image in one text: equal for equal labels alone."""
-    pairs = zip(known, classes, strict=True)
-    return "\x1f".join(f"{'?' * (value < 0)}{name}" for value, name in pairs if value)
+def _refuse_lost(
+    rows: ImageRows,
+    dataset: Dataset,
+    values: Mapping[str, tuple[int, ...]],
+    classes: Sequence[str],
+    where: object,
+) -> None:
+    """Raise DataError for a class that no sound image of train has, or lacks, though one of
+    ``rows`` does."""
+    train = rows.take(np.flatnonzero(rows.in_split("train")))
+    table = np.array([values[kind] for kind in train.kinds], np.int64)
+    sound = set(dataset.splits["train"].names)
+    left = np.flatnonzero([name in sound for name in train.names])
+    if lost := lost_labels(table[train.labels], left):
+        skipped = next(line for line in dataset.remarks if line.startswith("skipped "))
+        what = f"the class '{classes[min(lost)]}' cannot be learned from what is left: {skipped}"
+        raise DataError(where, what, "replace the broken files", 19)
 
 
 def divide_labelled(rows: ImageRows, how: Loading, where: object, training: bool) -> ImageRows:
@@ -75,12 +90,16 @@ def divide_labelled(rows: ImageRows, how: Loading, where: object, training: bool
     pool = np.flatnonzero(rows.in_split("", "train"))
     counts = rows.take(pool).counts()
     alike = rows.take(pool).relabelled(lambda kind: kind if counts.get(kind, 0) >= _FEW else _REST)
-    alone = [alike.kinds.index(kind) for kind, n in alike.counts().items() if n < len(parts)]
-    # So few rare ones are trained on: a part of them would be nothing.
-    enough = np.flatnonzero(~np.isin(alike.labels, alone))
     taken = np.full(len(pool), code_of("train"), np.int8)
-    taken[enough] = hold_out(alike.take(enough), parts, how, where)
+    if how.group and len(parts) > 1:
+        taken = groups_held_out(alike, parts, how, where)
+    else:
+        alone = [alike.kinds.index(kind) for kind, n in alike.counts().items() if n < len(parts)]
+        # So few rare ones are trained on: a part of them would be nothing.
+        enough = np.flatnonzero(~np.isin(alike.labels, alone))
+        taken[enough] = hold_out(alike.take(enough), parts, how, where)
     rows = rows.moved(pool, taken)
+    refuse_divided_groups(rows, where)
     if how.folds and training:
         rows = _in_folds(rows, how, how.folds, where)
     if not training:
@@ -104,7 +123,7 @@ def _in_folds(rows: ImageRows, how: Loading, count: int, where: object) -> Image
     alone = total - sum(common.values()) < count and common
     rest = min(common, key=lambda label: (common[label], label)) if alone else _REST
     alike = rows.relabelled(lambda kind: kind if kind in common else rest)
-    folded = into_folds(alike, how, where)
+    folded = into_folds(alike, how, where, several=True)
     at = np.searchsorted(rows.at, folded.at)  # both ascend
     return replace(folded, kinds=rows.kinds, labels=rows.labels[at])
 
@@ -138,7 +157,7 @@ def with_labels(
         for line in dataset.remarks
     ]
     lines = [line for name in SPLITS if name in splits for line in _lines(name, splits[name])]
-    lines += _empty_classes(splits, classes)
+    lines += [*_empty_classes(splits, classes), *look_the_same(classes)]
     return replace(
         dataset, classes=classes, splits=splits, remarks=(*remarks, *map(printable, lines))
     )

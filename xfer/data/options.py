@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, NamedTuple
 
 from annotated_types import Ge, Gt, Le, Lt
 
 from xfer.core.errors import CombinationError, ConfigError, DataError
 from xfer.core.files import path_problem
 from xfer.core.types import Dataset
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 SPLITS = ("train", "val", "test")
 
@@ -81,7 +84,8 @@ class Loading(ABC):
     bytes, images that look alike are told"""
     sampler: Literal["shuffled", "balanced"] = "shuffled"
     """how often an epoch trains on an image: ``shuffled`` once; ``balanced`` as often as makes
-    every class come equally often, in an epoch of the same length (augmented anew each time)"""
+    every class come equally often, in an epoch of the same length (augmented anew each time);
+    with several labels in proportion to the largest inverse frequency among those of the image"""
     range: tuple[float, float] | Literal["auto"] | None = "auto"
     """the numbers that are black and white in image files of more than 8 bits; ``auto`` is the
     smallest of 8, 10, 12, 14 and 16 bits that holds the numbers of all files, ``null`` is 16
@@ -93,8 +97,8 @@ class Loading(ABC):
     repeats: Annotated[int, Gt(0)] = 1
     """cross-validations, each with other parts"""
     group: str | None = None
-    """what keeps images on one side of every fold: a column of the CSV file, or ``FOLDER``, the
-    folder that an image is in below its class folder"""
+    """what keeps images on one side of every split and fold: a column of the CSV file, or
+    ``FOLDER``, the folder that an image is in below its class folder"""
     fold: Annotated[int, Ge(0)] | None = None
     """train on the other parts alone and validate on this one, from 0 to folds x repeats - 1;
     ``null`` is the whole cross-validation"""
@@ -106,7 +110,7 @@ class Loading(ABC):
             raise ConfigError("data.range", what, "type 'data.range=[LOW,HIGH]'", 90)
 
     def _check_folds(self) -> None:
-        asked = {"repeats": self.repeats > 1, "group": self.group, "fold": self.fold is not None}
+        asked = {"repeats": self.repeats > 1, "fold": self.fold is not None}
         for key, given in asked.items():
             if given and self.folds is None:
                 what = "is for cross-validation, and data.folds is not given"
@@ -124,9 +128,12 @@ class Loading(ABC):
             )
             raise CombinationError("data.group", what, known, 10)
 
-    def balance(self, labels: Iterable[int]) -> list[int] | None:
-        """The training ``labels`` to balance by; ``None`` where every image comes once."""
-        return [int(label) for label in labels] if self.sampler == "balanced" else None
+    def balance(self, labels: npt.NDArray[np.int64]) -> list[int] | npt.NDArray[np.int64] | None:
+        """The training ``labels``, (n,) or (n, classes), to balance by; ``None`` where every image
+        comes once."""
+        if self.sampler != "balanced":
+            return None
+        return labels if labels.ndim == 2 else labels.tolist()
 
     @abstractmethod
     def dataset(self, training: bool) -> Dataset:

@@ -25,11 +25,12 @@ from xfer.core.files import atomic_write, file_sha256, write_json, write_text
 from xfer.core.live_line import working
 from xfer.core.log import LINES, log
 from xfer.core.types import class_name
-from xfer.data.folder import Folder, listed
+from xfer.data.folder import Folder, listed, listed_labels
 from xfer.data.hf import HuggingFace
 from xfer.data.image import SUFFIXES, open_image, reason_of
 from xfer.data.image_bytes import FileSpan, ImagePlace, read_file
-from xfer.data.image_table import Listing
+from xfer.data.image_table import Listing, labels_in
+from xfer.data.multilabel_rows import Labelled, classes_of
 from xfer.data.options import ImageRow, place
 from xfer.data.pack_index import (
     PACK,
@@ -50,13 +51,18 @@ _AGAIN = "type the same command again: what is finished stays"
 
 
 class _Image(NamedTuple):
-    """An image to pack: what its source calls it, its name in the shard, the position of its
-    class, and its bytes when it was listed."""
+    """An image to pack: what its source calls it, its name in the shard, what the file beside it
+    says of its labels, and its bytes when it was listed."""
 
     path: str
     name: str
-    label: int
+    label: str
     size: int
+
+    @property
+    def beside(self) -> str:
+        """The name of the file beside it."""
+        return f"{self.name.rpartition('.')[0]}.{'json' if self.label.startswith('{') else 'cls'}"
 
 
 class _Shard(NamedTuple):
@@ -66,9 +72,9 @@ class _Shard(NamedTuple):
     images: list[_Image]
 
 
-def pack(data: object, out: str, mb: int) -> Path:
+def pack(data: object, out: str, mb: int, several: bool = False) -> Path:
     """Write the images of a source into ``out``, in shards of at most ``mb`` megabytes (1e6 bytes);
-    an image that is larger has a shard of its own.
+    an image that is larger has a shard of its own. Each has a class, or ``several`` labels.
 
     Returns the folder of the shards. Raises CombinationError for other kinds of data, CommandError
     for an ``out`` that holds something else or lies in the folder, DataError for images that cannot
@@ -80,30 +86,37 @@ def pack(data: object, out: str, mb: int) -> Path:
     root, target = place(data.root) if data.root else None, place(out)
     _refuse_nested(root, target)
     with working("listing images"):
-        rows, places, remarks = _listed(data)
+        (rows, places, remarks), labels = _listed(data, several)
         where = root or target
-        classes = sorted({class_name(row.label) for row in rows})
-        _check_classes(where, classes)
-        shards = list(_planned(rows, places, target, classes, mb))
+        if several:
+            classes = list(classes_of(labels, where, (), ()))
+            said = [_in_json(image, classes) for image in labels]
+        else:
+            classes = sorted({class_name(row.label) for row in rows})
+            position = {name: str(i) for i, name in enumerate(classes)}
+            said = [position[class_name(row.label)] for row in rows]
+        _check_classes(where, classes, several)
+        shards = list(_planned(rows, places, target, said, mb))
     plan = _fingerprint(classes, shards, target)
     _claim(target, plan, shards)
     names = [shard.path.relative_to(target).as_posix() for shard in shards]
     try:
         write_json(target / PACK, {"plan": plan, "complete": False, "shards": names})
-        text = "".join(f"{name}\n" for name in classes)
-        write_text(target / CLASSES, text)
+        if not several:  # a list of labels has their names
+            write_text(target / CLASSES, "".join(f"{name}\n" for name in classes))
         finished = _write_all(shards, places)
         write_json(target / PACK, {"plan": plan, "complete": True, "shards": names})
     except OutputError as error:
         raise OutputError(error.where, error.what, f"free space, and {_AGAIN}", 0) from error
-    _say(target, [len(rows), len(classes), len(shards), finished], remarks)
+    _say(target, [len(rows), len(classes), len(shards), finished], remarks, several)
     return target
 
 
-def _say(target: Path, counts: Sequence[int], remarks: Sequence[str]) -> None:
+def _say(target: Path, counts: Sequence[int], remarks: Sequence[str], several: bool) -> None:
     images, classes, shards, finished = counts
+    task = ["task=multilabel"] * several
     before = f", {finished} of them finished before and unchanged" if finished else ""
-    reads = shell(["data=shards", override("data.root", str(target))])
+    reads = shell([*task, "data=shards", override("data.root", str(target))])
     tars = f"{shards} shard{'s' * (shards != 1)}"
     lines = [
         *remarks,
@@ -113,13 +126,31 @@ def _say(target: Path, counts: Sequence[int], remarks: Sequence[str]) -> None:
     log.info("\n".join(lines), extra=LINES)
 
 
-def _listed(data: Folder | Parquet | HuggingFace) -> Listing:
-    """All images and where they are, with the splits that are given."""
+def _listed(
+    data: Folder | Parquet | HuggingFace, several: bool
+) -> tuple[Listing, Sequence[Labelled]]:
+    """All images and where they are, with the splits that are given; and the labels of each where
+    it may have ``several``."""
     if not isinstance(data, Folder):
-        return data.listed()
+        listing = data.listed(several)
+        return listing, labels_in(listing) if several else []
     root = place(data.root)
-    rows, remarks = listed(root)
-    return Listing(rows, {row.name: root / row.name for row in rows}, remarks)
+    labels: Sequence[Labelled] = []
+    if several:
+        both, remarks = listed_labels(root)
+        rows, labels = [row for row, _ in both], [labels for _, labels in both]
+    else:
+        rows, remarks = listed(root)
+    return Listing(rows, {row.name: root / row.name for row in rows}, remarks), labels
+
+
+def _in_json(image: Labelled, classes: Sequence[str]) -> str:
+    """What ``KEY.json`` says of an image with several labels, or none."""
+    by_value: dict[int, list[str]] = {1: [], 0: [], -1: []}
+    for name, value in zip(classes, image.row(classes), strict=True):
+        by_value[value].append(name)
+    unknown = {"unknown": by_value[-1]} if by_value[-1] else {}
+    return json.dumps({"labels": by_value[1], **unknown})
 
 
 def _refuse_nested(root: Path | None, out: Path) -> None:
@@ -131,36 +162,39 @@ def _refuse_nested(root: Path | None, out: Path) -> None:
         raise CommandError("pack.out", what, "give a folder beside it", 30)
 
 
-def _check_classes(root: Path, classes: Sequence[str]) -> None:
+def _check_classes(root: Path, classes: Sequence[str], several: bool) -> None:
     for name in classes:
+        if several and (name != name.strip() or not name.isprintable()):
+            what = f"the label {name!r} would not be read as it is from KEY.json"
+            raise DataError(root, what, "rename its folder", 84)
         if {"\n", "\r", "\ufeff"} & set(name) or not name.strip():
             what = f"the class {name!r} cannot be a line of {CLASSES}"
             raise DataError(root, what, "rename its folder", 84)
 
 
 def _planned(
-    rows: Sequence[ImageRow], places: Places, out: Path, classes: Sequence[str], mb: int
+    rows: Sequence[ImageRow], places: Places, out: Path, labels: Sequence[str], mb: int
 ) -> Iterator[_Shard]:
-    """The images in their order, cut where a shard would be larger than ``mb``."""
+    """The images in their order, cut where a shard would be larger than ``mb``; ``labels`` are what
+    is said of each."""
     names = [_with_suffix(row.name, places[row.name]) for row in rows]
     stems = Counter(name.rpartition(".")[0] for name in names)
-    position = {name: i for i, name in enumerate(classes)}
     most = mb * 1_000_000 - 2 * _RECORD  # zeros end it, up to a whole record
     for split in dict.fromkeys(row.split for row in rows):
         images: list[_Image] = []
         number = used = 0
-        for row, whole in (
-            pair for pair in zip(rows, names, strict=True) if pair[0].split == split
-        ):
+        each = zip(rows, names, labels, strict=True)
+        for row, whole, label in (one for one in each if one[0].split == split):
             below = whole.removeprefix(f"{split}/") if split else whole
             key = key_of(below, stems[whole.rpartition(".")[0]] > 1)
             name = f"{key}.{below.rpartition('.')[2]}"
             size = _size(places[row.name])
-            cost = _cost(name, size) + _cost(f"{key}.cls", 1)
+            image = _Image(row.name, name, label, size)
+            cost = _cost(name, size) + _cost(image.beside, len(label))
             if images and used + cost > most:
                 yield _Shard(_shard_path(out, split, number), images)
                 images, number, used = [], number + 1, 0
-            images.append(_Image(row.name, name, position[class_name(row.label)], size))
+            images.append(image)
             used += cost
         yield _Shard(_shard_path(out, split, number), images)
 
@@ -293,8 +327,8 @@ def _fill(part: Path, images: Sequence[_Image], places: Places) -> ShardFacts:
             put(_header(image.name, len(data)))
             rows.append((index_name(image.name), at, len(data), hashlib.sha256(data).hexdigest()))
             put(data + bytes(-len(data) % _BLOCK))
-            label = str(image.label).encode()
-            put(_header(f"{image.name.rpartition('.')[0]}.cls", len(label)))
+            label = image.label.encode()
+            put(_header(image.beside, len(label)))
             put(label + bytes(-len(label) % _BLOCK))
         put(bytes(2 * _BLOCK + -(at + 2 * _BLOCK) % _RECORD))
     return ShardFacts(at, total.hexdigest(), rows)

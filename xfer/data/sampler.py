@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
 import torch
 from torch.utils.data import Sampler
 
 from xfer.core.seeds import derive
+from xfer.data.multilabel_rows import label_odds
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 Draw = tuple[int, ...]
 """(index), or (index, time) from the second time on that an image is drawn, time 1."""
@@ -38,6 +43,25 @@ def balanced(labels: Sequence[int], shuffled: Callable[[int], list[int]]) -> lis
     return [drawn[i] for i in shuffled(len(drawn))]
 
 
+def balanced_labels(
+    labels: npt.NDArray[np.int64], shuffled: Callable[[int], list[int]], start: float
+) -> list[Draw]:
+    """As many draws as there are images with these labels (n, classes), each as often as
+    :func:`xfer.data.multilabel_rows.label_odds` has it, rounded up or down.
+
+    Which of the two is decided by systematic sampling (W. G. Madow, 1949) along a
+    random order, from ``start`` on, a random number from 0 to 1.
+    """
+    order = shuffled(len(labels))
+    ends = np.minimum(np.cumsum(label_odds(labels)[order]), len(labels))
+    ends[-1] = len(labels)
+    times = np.diff(np.floor(ends + start), prepend=np.floor(start)).astype(np.int64)
+    drawn: list[Draw] = []
+    for index, count in zip(order, times.tolist(), strict=True):
+        drawn += [(index, time) if time else (index,) for time in range(count)]
+    return [drawn[i] for i in shuffled(len(drawn))]
+
+
 Key = tuple[int, ...]
 """(epoch, index): what one training image is drawn for; (epoch, index, time) from the second time
 on in the same epoch."""
@@ -63,10 +87,11 @@ class EpochSampler(Sampler[list[Key]]):
     Of ``ranks`` processes each takes its even part of every batch of ``ranks * batch_size``
     images, so all of them together see what one process with that batch size would. A remainder
     of less than two images a rank joins the batch before it: batch normalisation cannot train on
-    one image. Where ``labels`` are set, every class comes equally often.
+    one image. Where ``labels`` are set, every class comes equally often; of several labels an
+    image (n, classes) see :func:`balanced_labels`.
     """
 
-    labels: Sequence[int] | None = None
+    labels: Sequence[int] | npt.NDArray[np.int64] | None = None
 
     def __init__(self, count: int, batch_size: int, seed: int, share: RankShare = ALL) -> None:
         self.count, self.batch_size, self.seed = count, batch_size, seed
@@ -111,7 +136,11 @@ class EpochSampler(Sampler[list[Key]]):
         if self.labels is None:
             order = torch.randperm(self.count, generator=generator)
             return lambda start, end: [(epoch, index) for index in order[start:end].tolist()]
-        draws = balanced(self.labels, shuffled)
+        if isinstance(self.labels, np.ndarray):
+            start = float(torch.rand(1, generator=generator, dtype=torch.float64))
+            draws = balanced_labels(self.labels, shuffled, start)
+        else:
+            draws = balanced(self.labels, shuffled)
         return lambda start, end: [(epoch, *draw) for draw in draws[start:end]]
 
     def weight(self, batch: int) -> float:

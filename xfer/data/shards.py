@@ -66,7 +66,8 @@ class Shards(Loading):
         if it likes ``unknown``. See :class:`xfer.core.protocols.ReadsLabels`."""
         root = place(self.root)
         found = self._listed(root, training, several=True)
-        listed = list(zip(found.rows, found.labels, strict=True))
+        rows = by_folder(found.rows, root, in_classes=False) if self.group else found.rows
+        listed = list(zip(rows, found.labels, strict=True))
         source = ImageSource(root, root, _classes(root), found.remarks, found.places)
         return labelled_dataset(listed, self, source, training, known)
 

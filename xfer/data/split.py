@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING
 from unicodedata import normalize
 
 import numpy as np
 
-from xfer.core.errors import ConfigError, DataError, closest
+from xfer.core.errors import ConfigError, DataError, LabelledDataError, closest
 from xfer.core.seeds import derive
 from xfer.core.text_columns import Picked
 from xfer.core.types import class_name
-from xfer.data.folds import into_folds
+from xfer.data.folds import by_name, divided, into_folds
 from xfer.data.image_rows import ImageRows, code_of
 from xfer.data.options import SPLITS, ImageRow, Loading
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 _EPSILON = 1e-9  # of a sum of fractions
+_PARTS = 20  # at most, of which groups are held out
 
 
 def shares(how: Loading, given: Collection[str]) -> dict[str, float]:
@@ -50,6 +52,7 @@ def divide(listed: Iterable[ImageRow], how: Loading, where: object, training: bo
     parts = shares(how, rows.given)
     pool = np.flatnonzero(rows.in_split("", "train"))
     rows = rows.moved(pool, hold_out(rows.take(pool), parts, how, where))
+    refuse_divided_groups(rows, where)
     if how.folds and training:
         rows = into_folds(rows, how, where)
     if not training:
@@ -86,7 +89,7 @@ def hold_out(
 ) -> npt.NDArray[np.int8]:
     """The code of the split of every row of ``pool``, int8 (n,). Each class is ranked by hashes of
     seed and name, so that neither the order of the files nor a new file moves the others from one
-    split to another."""
+    split to another; where there are groups, these are held out whole."""
     counts = pool.counts()
     few = sorted(label for label, count in counts.items() if count < len(parts))
     if few:
@@ -97,6 +100,8 @@ def hold_out(
         )
         fix = "add images, remove the class, or give the splits folders of their own"
         raise DataError(where, what, fix, 8)
+    if how.group and len(parts) > 1:
+        return groups_held_out(pool, parts, how, where)
     taken = np.zeros(len(pool), np.int8)
     for label in counts:
         members = np.flatnonzero(pool.labels == pool.kinds.index(label))
@@ -127,6 +132,67 @@ def _counts(total: int, parts: dict[str, float]) -> dict[str, int]:
         counts[split] = min(max(1, int(total * share + 0.5)), spare)
     counts[split] += total - sum(counts.values())
     return counts
+
+
+def groups_held_out(
+    pool: ImageRows, parts: dict[str, float], how: Loading, where: object
+) -> npt.NDArray[np.int8]:
+    """As :func:`hold_out`, with all images of a group in one split.
+
+    scikit-learn's ``StratifiedGroupKFold`` makes equal parts, in which the classes are spread as
+    evenly as groups allow, and a split is as many of them as are nearest to its share. Raises
+    DataError for too few groups.
+    """
+    order = by_name(pool, np.arange(len(pool)))
+    labels, groups = pool.labels[order].astype(np.int64), list(Picked(pool.groups, order))
+    total = len(set(groups))
+    count = min(_equal_parts(parts.values()), total, int(np.bincount(labels).max()))
+    if count < len(parts):
+        what = f"{total} groups cannot be divided into {' and '.join(sorted(parts))}"
+        fix = "add images of other groups, or give the splits as a column"
+        raise LabelledDataError(where, what, fix, 4)
+    with warnings.catch_warnings():
+        # A class with fewer images than parts is not in each of them.
+        warnings.filterwarnings("ignore", "The least populated class")
+        part_of = divided(labels, groups, count, derive("groups held out", how.split_seed))
+    sizes = np.bincount(part_of, minlength=count)
+    free = [part for part in range(count) if sizes[part]]
+    codes = np.full(count, code_of("train"), np.int8)
+    for split, share in list(parts.items())[:-1]:
+        wanted, held = share * len(pool), 0
+        while len(free) > 1 and (not held or abs(wanted - held - sizes[free[0]]) < wanted - held):
+            held += int(sizes[free[0]])
+            codes[free.pop(0)] = code_of(split)
+    taken = np.empty(len(pool), np.int8)
+    taken[order] = codes[part_of]
+    return taken
+
+
+def _equal_parts(fractions: Iterable[float]) -> int:
+    """The least number of equal parts of which all ``fractions`` are a whole number."""
+    given = list(fractions)
+    fits = (n for n in range(2, _PARTS) if all(abs(x * n - round(x * n)) < 0.01 for x in given))
+    return next(fits, _PARTS)
+
+
+def refuse_divided_groups(rows: ImageRows, where: object) -> None:
+    """Raise DataError for a group that is in two splits, which the data give."""
+    splits: dict[str, int] = {}
+    for group, split in zip(rows.groups, rows.splits.tolist(), strict=bool(rows.groups)):
+        if splits.setdefault(group, split) != split:
+            names = sorted((SPLITS[splits[group] - 1], SPLITS[split - 1]), key=SPLITS.index)
+            what = f"the group '{group.removesuffix('/')}' is in {' and in '.join(names)}"
+            fix = "let every group be in one split, or drop data.group"
+            raise LabelledDataError(where, what, fix, 5)
+
+
+def group_lines(rows: ImageRows, how: Loading) -> list[str]:
+    """How many groups are in each split, where there are no folds that say so."""
+    if not how.group or how.folds:
+        return []
+    counts = {s: len(set(Picked(rows.groups, np.flatnonzero(rows.in_split(s))))) for s in SPLITS}
+    each = ", ".join(f"{split} has {n}" for split, n in counts.items() if n)
+    return [f"groups by {how.group}, none of them in two splits: {each}"]
 
 
 def _remedy(split: str, how: Loading, given: Collection[str]) -> str:

@@ -40,8 +40,9 @@ class Tree:
         """Note that an entry is not read."""
         self._left_out[name] = why
 
-    def folders(self, below: str) -> list[str]:
-        """The names of the folders directly in ``below``, sorted."""
+    def folders(self, below: str, outside: bool = True) -> list[str]:
+        """The names of the folders directly in ``below``, sorted; with a note on images beside
+        them where these are ``outside`` of the class folders."""
         with _listing(self.root / below) as entries:
             names = []
             for entry in entries:
@@ -49,7 +50,8 @@ class Tree:
                 if _leads_to_folder(entry):
                     names += [entry.name] if self._enters(name, entry) else []
                 elif entry.name.lower().endswith(_ENDINGS) and not is_hidden(entry.name):
-                    self.leave_out(name, "images outside the class folders")
+                    if outside:
+                        self.leave_out(name, "images outside the class folders")
                 elif _leads_nowhere(entry):
                     self.leave_out(name, _NOWHERE)
             return sorted(names)

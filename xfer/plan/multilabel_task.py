@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from xfer.core.errors import LabelsError, raise_all
+from xfer.data.folder import Folder
 from xfer.evaluation.task import Multilabel, Single
 from xfer.models.head import Keep, Knn, Prototype, Remap
 
@@ -68,15 +69,9 @@ def _of_answers(specs: Specs) -> Iterator[tuple[str, str, str, int]]:
 
 def _of_data(specs: Specs) -> Iterator[tuple[str, str, str, int]]:
     data = specs.data
-    if getattr(data, "group", None) is not None:
-        what = "keeps groups apart in folds of one class an image, and here they have several"
-        yield "data.group", what, "drop it", 4
-    if data is not None and data.sampler == "balanced":
-        what = "draws images by their one class"
-        yield "data.sampler", what, "type data.sampler=shuffled loss=balanced", 4
-    if getattr(data, "on_bad", "error") == "skip":
-        what = "skip makes sure that each class has images left, by their one class"
-        yield "data.on_bad", what, "drop it, and take the broken files out of the list", 4
+    if isinstance(data, Folder) and data.group is not None:
+        what = "is FOLDER, and each folder is a label: all images of one would be on one side"
+        yield "data.group", what, "drop it, or name a column of groups with data=csv", 4
 
 
 def _of_network(specs: Specs) -> Iterator[tuple[str, str, str, int]]:

@@ -72,10 +72,7 @@ class HeadProblem:
         groups = [self.groups[i] for i in chosen] if self.groups else None
         folds = inner(labels, groups, self.parts, drawn)
         folds = logistic.folds(labels, self.parts, drawn) if folds is None else folds
-        if len(self.strengths) > 1 and (folds < 0).all():
-            what = "is chosen by images that are held out, and each class is in one group of a part"
-            fix = "type optim=exact optim.l2=0.1, or take fewer data.folds"
-            raise CombinationError("optim.l2", what, fix, 9)
+        refuse_blind(self.strengths, folds)
         return logistic.TrainingRows(
             self.views if every else [view[chosen] for view in self.views],
             self.held if every else self.held[chosen],
@@ -90,6 +87,15 @@ class HeadProblem:
     def solve(self, rows: logistic.TrainingRows, nearly: bool = False) -> logistic.Solution:
         """The head of least loss on ``rows``, those of :meth:`rows`; see :func:`logistic.solve`."""
         return logistic.solve(rows, self.strengths, nearly)
+
+
+def refuse_blind(strengths: Sequence[float], folds: npt.NDArray[np.int64]) -> None:
+    """Raise CombinationError where one of several ``strengths`` is to be chosen and no image is
+    held out by ``folds`` to choose it by."""
+    if len(strengths) > 1 and (folds < 0).all():
+        what = "is chosen by images that are held out, and each class is in one group of a part"
+        fix = "type optim=exact optim.l2=0.1, or take fewer data.folds"
+        raise CombinationError("optim.l2", what, fix, 9)
 
 
 class Solvable(Protocol):

@@ -43,12 +43,12 @@ def problem_of(
     it is ``evaluated``."""
     strengths = logistic.STRENGTHS if options.l2 == "auto" else (options.l2,)
     specs = plan.specs
+    balanced = specs.data is not None and specs.data.sampler == "balanced"
     if isinstance(specs.task, Multilabel):
         weigh = partial(specs.task.positive_weights, loss)
         smoothing, parts = loss.label_smoothing, options.folds
-        return LabelHeads(
-            views, evaluated, train.labels, weigh, smoothing, strengths, parts, specs.seed
-        )
+        how = (weigh, smoothing, strengths, parts, specs.seed)
+        return LabelHeads(views, evaluated, train.labels, *how, train.groups, balanced)
     return HeadProblem(
         views,
         evaluated,
@@ -56,7 +56,7 @@ def problem_of(
         train.groups,
         len(plan.card.classes),
         loss.weights,
-        specs.data is not None and specs.data.sampler == "balanced",
+        balanced,
         loss.label_smoothing,
         strengths,
         options.folds,

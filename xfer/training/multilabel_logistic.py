@@ -16,8 +16,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from xfer.core.seeds import derive
+from xfer.data.folds import as_many_as_groups
+from xfer.data.multilabel_rows import label_odds
 from xfer.evaluation.multilabel_metrics import label_losses
 from xfer.training import logistic
+from xfer.training.cross_validation import refuse_blind
 from xfer.training.principal_axes import Axes
 
 if TYPE_CHECKING:
@@ -38,7 +41,8 @@ class LabelRows:
     by. ``labels`` int64 (n, classes) of 1, 0 and -1 for unknown; ``weights`` float64 (classes,)
     what a label that an image has weighs; ``smoothing`` the share of each target that is moved
     half-way to the other answer. ``folds`` int64 (n,): the fold that holds an image out, -1 for
-    none. ``soft`` is what a teacher answers, and takes its weight from the rest.
+    none. ``often`` float64 (n,) is how often an image counts. ``soft`` is what a teacher answers,
+    and takes its weight from the rest.
     """
 
     views: Sequence[Matrix]
@@ -47,6 +51,7 @@ class LabelRows:
     weights: Floats
     smoothing: float
     folds: Ints
+    often: Floats
     soft: SoftTargets | None = None
 
     @property
@@ -89,13 +94,14 @@ class LabelProblem(Axes):
         inside = rows.labels >= 0
         if fold is not None:
             inside &= (rows.folds != fold)[:, None]
-        # As in torch's binary cross-entropy, a weight does not count in the number of labels.
-        total = inside.sum(axis=0) * len(rows.views)
         sides = [(inside & (rows.labels == side)).any(axis=0) for side in (0, 1)]
-        shares = np.asarray(inside * (sides[0] & sides[1]) / np.maximum(total, 1))
+        counted = inside * (sides[0] & sides[1]) * rows.often[:, None]
+        # As in torch's binary cross-entropy, a weight does not count in the number of labels.
+        total = counted.sum(axis=0) * len(rows.views)
+        shares = np.asarray(counted / np.where(total > 0, total, 1))
         if rows.soft is None:
             return shares
-        asked = np.ones(len(shares)) if fold is None else rows.folds != fold
+        asked = rows.often if fold is None else rows.often * (rows.folds != fold)
         asked = asked / (asked.sum() * len(rows.views))
         return np.column_stack([(1 - rows.soft.weight) * shares, asked])
 
@@ -143,7 +149,7 @@ class LabelProblem(Axes):
             return math.nan, math.nan
         z = np.where(seen, held_out, 0).astype(np.float64)
         losses = label_losses(z, np.where(seen, rows.labels, -1))
-        weights = np.where(rows.labels == 1, rows.weights, 1.0) * seen
+        weights = np.where(rows.labels == 1, rows.weights, 1.0) * seen * rows.often[:, None]
         right = ((z >= 0) == (rows.labels == 1)) | ~seen
         images = seen.any(axis=1)
         return float(np.average(losses, weights=weights)), float(right[images].all(axis=1).mean())
@@ -157,8 +163,10 @@ class LabelProblem(Axes):
 class LabelHeads:
     """A linear head to solve, a row a class, and the images that it may be solved on; ``weigh``
     gives what a label that an image has weighs, a class, of the labels of the images that are
-    solved on. ``strengths`` are tried by ``parts`` inner folds, drawn from ``seed``. ``soft`` is
-    what a teacher answers to these images, view by view."""
+    solved on. ``strengths`` are tried by ``parts`` inner folds, drawn from ``seed``, in which the
+    images of one of the ``groups``, where there are some, are held out together. Where
+    ``balanced``, an image counts as often as :func:`label_odds` of those that are solved on has
+    it. ``soft`` is what a teacher answers to these images, view by view."""
 
     views: Sequence[Matrix]
     held: Matrix
@@ -168,6 +176,8 @@ class LabelHeads:
     strengths: tuple[float, ...]
     parts: int
     seed: int
+    groups: Sequence[str] = ()
+    balanced: bool = False
     soft: SoftTargets | None = None
 
     @property
@@ -177,17 +187,22 @@ class LabelHeads:
 
     def rows(self, members: Ints | None = None, *position: int) -> LabelRows:
         """The problem on the images at ``members``, or on all, with its folds; ``position`` is of
-        its random numbers, beside the seed."""
+        its random numbers, beside the seed. Raises CombinationError as
+        :func:`xfer.training.cross_validation.refuse_blind`."""
         every = members is None
         labels = self.labels if members is None else self.labels[members]
-        folds = label_folds(labels, self.parts, derive("folds", self.seed, *position))
+        chosen = range(len(labels)) if members is None else members.tolist()
+        groups = [self.groups[i] for i in chosen] if self.groups else None
+        folds = label_folds(labels, self.parts, derive("folds", self.seed, *position), groups)
+        refuse_blind(self.strengths, folds)
         weights = np.array(self.weigh(labels), np.float64)
         views = self.views if every else [view[members] for view in self.views]
         held = self.held if every else self.held[members]
         soft = self.soft
         if soft is not None and members is not None:
             soft = soft.of(members)
-        return LabelRows(views, held, labels, weights, self.smoothing, folds, soft)
+        often = label_odds(labels) if self.balanced else np.ones(len(labels))
+        return LabelRows(views, held, labels, weights, self.smoothing, folds, often, soft)
 
     def solve(self, rows: LabelRows, nearly: bool = False) -> logistic.Solution:
         """The head of least loss on ``rows``; one strength for all classes, by the mean log loss of
@@ -195,10 +210,14 @@ class LabelHeads:
         return logistic.follow(LabelProblem(rows), self.strengths, nearly)
 
 
-def label_folds(labels: Ints, count: int, seed: int) -> Ints:
+def label_folds(labels: Ints, count: int, seed: int, groups: Sequence[str] | None = None) -> Ints:
     """Folds in which every combination of labels is spread evenly, int64 (n,) from 0 on; rare
-    combinations are spread together."""
+    combinations are spread together. What is in one of the ``groups`` is in one fold: then they are
+    no more than these, and -1 where there are no two."""
     texts = [row.tobytes() for row in np.ascontiguousarray(labels)]
     counts = Counter(texts)
     order = {text: i for i, text in enumerate(sorted(counts), 1) if counts[text] >= count}
-    return logistic.folds(np.array([order.get(text, 0) for text in texts]), count, seed)
+    codes = np.array([order.get(text, 0) for text in texts])
+    if groups is not None:
+        return as_many_as_groups(codes, groups, count, seed)
+    return logistic.folds(codes, count, seed)
