@@ -201,7 +201,6 @@ REFUSED = {
     "head=knn": "E065",
     "head=prototype": "E065",
     "head=keep": "E065",
-    "certificate.coverage=0.9": "E064",
     "data.sampler=balanced": "E063",
     "data.on_bad=skip": "E063",
     "stages=[audit]": "E066",
