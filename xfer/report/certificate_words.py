@@ -15,11 +15,10 @@ def promised_lines(result: Plain, several: bool) -> list[str]:
     if not facts:
         return []
     promised = in_words(facts["coverage"], facts["by_class"], several)
-    fitted = f"{facts['n']:,} {_OF.get(facts['fitted_on'], 'images')}"
+    fitted = f"{facts['n']:,} {'labelled ' * several}{_OF.get(facts['fitted_on'], 'images')}"
     first = (
-        f"Prediction sets are to have {promised}. They are fitted on {fitted}"
-        f"{' that have a label' if several else ''}, and have {facts['mean_set_size']:.2f} classes "
-        "on average there."
+        f"Prediction sets are to have {promised}. They are fitted on {fitted}, and have "
+        f"{facts['mean_set_size']:.2f} classes on average there."
     )
     score = (result.get("scores") or {}).get(facts["fitted_on"]) or {}
     if score.get("used_for_selection"):
