@@ -209,7 +209,8 @@ def test_sets_are_held_against_images_that_nothing_was_fitted_on(solved: Path) -
     assert f"On the {len(each)} images of val that have a label" in text
     for file in read_json(solved / "export" / "parity.json")[:2]:
         facts = file["facts"]["certificate"]
-        assert facts["sets_apart"] == 0 and facts["covered"] == pytest.approx(each.mean())
+        assert facts["sets_apart"] == 0 and facts["checked"] == len(each)
+        assert facts["covered"] == pytest.approx(each.mean())
 
 
 def test_the_gate_refuses_a_file_of_other_sets(solved: Path, tmp_path: Path) -> None:
