@@ -75,9 +75,9 @@ class Model:
         with distances_at(self.net, certificate) as distances:
             predicted = answers(self.net, samples, recipe, classes, reading, broken=broken)
         warn_of_broken(broken, len(samples))
+        predicted = replace(predicted, task=self.card.task)
         if certificate is not None:
             predicted = certified(predicted, certificate, distances)
-        predicted = replace(predicted, task=self.card.task)
         sets, p_unlike = predicted.sets, predicted.p_unlike
         return [
             Prediction(

@@ -96,6 +96,22 @@ def test_p_values_are_uniform_on_images_of_the_same_kind(shape: tuple[int, int])
     assert 0.05 < np.mean(alarms) < 0.13
 
 
+def test_with_several_labels_a_combination_counts_as_a_class() -> None:
+    x, y = clouds(90, 8)
+    rows = np.array([[1, 0], [1, 1], [0, -1]])[y]
+    one, matrix = fit_unlike({"fc": x}, y), fit_unlike({"fc": x}, rows)
+    assert one is not None and matrix is not None
+    far = x + 3
+    # In another order, so that the folds hold out other images.
+    np.testing.assert_allclose(matrix.distance(far), one.distance(far), rtol=1e-4)
+    np.testing.assert_allclose(
+        matrix.p_value(matrix.distance(x)), one.p_value(one.distance(x)), atol=0.1
+    )
+    alone = fit_unlike({"fc": x}, np.zeros((90, 2), np.int64))
+    assert alone is not None
+    assert not np.allclose(alone.distance(far), one.distance(far), rtol=0.05)
+
+
 def test_what_lies_elsewhere_is_unlike_and_no_p_value_is_zero() -> None:
     x, y = clouds(200, 20)
     fitted = fit_unlike({"fc": x}, y)

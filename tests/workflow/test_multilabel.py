@@ -12,12 +12,20 @@ from pathlib import Path
 import labelled
 import numpy as np
 import pytest
+import torch
 import warm
+from PIL import Image
 
+import xfer
 from xfer.config.hydra import compose_specs
-from xfer.core.errors import XferError
+from xfer.core.certificate import Certificate
+from xfer.core.errors import ExportError, XferError
 from xfer.core.files import read_json
+from xfer.data.preprocess import prepare
+from xfer.evaluation.onnx_session import open_session
+from xfer.export.certificate_parity import CertifiedFile, pledge
 from xfer.plan.make import make_plan
+from xfer.weights.formats.checkpoint_format import read_snapshot
 
 
 class Done:
@@ -46,7 +54,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def solved(place: Path) -> Path:
     export = "export=[onnx,onnx_image,safetensors]"
-    done = Done([*NETWORK, "data.file=columns.csv", "run.dir=solved", export], cwd=place)
+    typed = ["data.file=columns.csv", "run.dir=solved", "certificate.coverage=0.8", export]
+    done = Done([*NETWORK, *typed], cwd=place)
     assert done.returncode == 0, done.stderr
     return place / "solved"
 
@@ -64,6 +73,12 @@ def table(path: Path) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(path.read_text())))
 
 
+def certificate_of(run: Path) -> Certificate:
+    made = read_snapshot(run / "checkpoints/best.ckpt").card.certificate
+    assert made is not None and made.several
+    return made
+
+
 def test_the_scores_are_scikit_learns_of_the_predictions(solved: Path) -> None:
     from sklearn import metrics
 
@@ -72,7 +87,8 @@ def test_the_scores_are_scikit_learns_of_the_predictions(solved: Path) -> None:
         table(solved / "predictions_val.csv"),
         read_json(solved / "plan.json")["classes"],
     )
-    assert list(rows[0]) == ["path", "label", "prediction", *(f"p_{c}" for c in classes)]
+    shares = [f"p_{c}" for c in classes]
+    assert list(rows[0]) == ["path", "label", "prediction", *shares, "set", "p_unlike"]
     each = []
     for name in classes:
         known = [row for row in rows if f"?{name}" not in row["label"].split("|")]
@@ -120,17 +136,17 @@ def test_the_plan_counts_what_has_no_label_and_what_is_unknown(solved: Path) -> 
 
 
 def test_every_exported_file_answers_as_the_checkpoint(solved: Path) -> None:
-    from xfer.evaluation.onnx_session import open_session
-
     rows = {row["file"]: row for row in read_json(solved / "export" / "parity.json")}
     assert set(rows) == {"model.onnx", "model_image.onnx", "model.safetensors"}
     assert all(row["agree"] == 1 for row in rows.values())
     assert rows["model.onnx"]["facts"]["labels_agree"] == 1
     thresholds = list(read_json(solved / "result.json")["scores"]["val"]["thresholds"].values())
     session = open_session(solved / "export" / "model.onnx")
-    assert [o.name for o in session.get_outputs()] == ["logits", "probabilities", "labels"]
+    answers = ["logits", "probabilities", "labels", "prediction_set", "p_unlike"]
+    assert [o.name for o in session.get_outputs()] == answers
     images = np.random.default_rng(0).normal(size=(3, 3, 32, 32)).astype(np.float32)
-    logits, shares, labels = session.run(None, {"images": images})
+    logits, shares, labels, sets, p_unlike = session.run(None, {"images": images})
+    assert (sets == (shares >= certificate_of(solved).least)).all() and p_unlike.shape == (3,)
     assert np.allclose(shares, 1 / (1 + np.exp(-logits)), atol=1e-6)
     assert (labels == (shares >= np.array(thresholds, np.float32))).all()
 
@@ -148,20 +164,88 @@ def test_checkpoint_and_files_predict_the_same_labels(solved: Path) -> None:
     assert list(answers[0][0])[:3] == ["path", "prediction", "p_even"]
     for other in answers[1:]:
         for one, two in zip(answers[0], other, strict=True):
-            assert one["path"] == two["path"] and one["prediction"] == two["prediction"]
+            assert all(one[key] == two[key] for key in ("path", "prediction", "set"))
+            # One place further in the reference at most, where a distance is as good as equal.
+            assert float(one["p_unlike"]) == pytest.approx(float(two["p_unlike"]), abs=1.1 / 200)
             shares = ([float(v) for k, v in row.items() if k[:2] == "p_"] for row in (one, two))
             assert np.allclose(*shares, atol=2e-5)
+    assert len({row["set"] for row in answers[0]}) > 3
+    assert "; set " in (solved.parent / "predicted1" / "run.log").read_text()
+
+
+def shares_and_truth(run: Path, name: str):
+    """Probabilities of a table, and which labels each image is known to have, both (n, classes)."""
+    rows, classes = table(run / name), read_json(run / "plan.json")["classes"]
+    p = np.array([[float(row[f"p_{c}"]) for c in classes] for row in rows])
+    return p, np.array([[c in row["label"].split("|") for c in classes] for row in rows])
+
+
+def test_the_threshold_of_sets_bounds_the_risk_of_held_out_answers(solved: Path) -> None:
+    """The largest at which the mean share of lost labels, one image more lost, is 0.2."""
+    p, has = shares_and_truth(solved, "predictions_cv.csv")
+    # The table has the answers before the head was calibrated, in six digits.
+    p = np.clip(p, 1e-7, 1 - 1e-7)
+    scale = read_json(solved / "result.json")["calibration"]["temperature"]
+    p, some = 1 / (1 + ((1 - p) / p) ** (1 / scale)), has.any(axis=1)
+    sound = []
+    for cut in np.unique(p[has]):
+        lost = (has & (p < cut)).sum(axis=1)[some] / has.sum(axis=1)[some]
+        sound += [cut] if (lost.sum() + 1) / (len(lost) + 1) <= 0.2 + 1e-12 else []
+    made = certificate_of(solved)
+    np.testing.assert_allclose(made.least, max(sound), atol=1e-5)
+    assert made.fitted_on == "cv" and made.n == some.sum() < len(some)
+
+
+def test_sets_are_held_against_images_that_nothing_was_fitted_on(solved: Path) -> None:
+    p, has = shares_and_truth(solved, "predictions_val.csv")
+    inside, some = p >= certificate_of(solved).least, has.any(axis=1)
+    each = (inside & has).sum(axis=1)[some] / has.sum(axis=1)[some]
+    said = read_json(solved / "result.json")["certificate"]
+    assert said["checked_on"] == "val" and said["checked"] == len(each) < len(p)
+    assert said["covered"] == pytest.approx(each.mean()) and said["covered"] > 0.7
+    assert sum(said["set_sizes"].values()) == len(each)
+    planned = {"coverage": 0.8, "by_class": False, "fitted_on": "cv", "n": said["n"]}
+    assert read_json(solved / "plan.json")["certificate"] == planned
+    text = (solved / "report.md").read_text()
+    assert "Prediction sets are to have 80 % of an image's labels on average" in text
+    assert f"On the {len(each)} images of val that have a label" in text
+    for file in read_json(solved / "export" / "parity.json")[:2]:
+        facts = file["facts"]["certificate"]
+        assert facts["sets_apart"] == 0 and facts["checked"] == len(each)
+        assert facts["covered"] == pytest.approx(each.mean())
+
+
+def test_the_gate_refuses_a_file_of_other_sets(solved: Path, tmp_path: Path) -> None:
+    model, session = xfer.load(solved), open_session(solved / "export/model.onnx")
+    files = [solved.parent / f"images/{i:04}.png" for i in range(24)]
+    x = np.stack([prepare(Image.open(file).convert("RGB"), model.card.input) for file in files])
+    want = pledge(model.net, certificate_of(solved), x)
+
+    def file(change) -> CertifiedFile:
+        def run(images):
+            logits, shares, _, sets, p_unlike = session.run(None, {"images": images})
+            return [logits, change(sets, shares), p_unlike]
+
+        return CertifiedFile(tmp_path / "model.onnx", "onnx", run, False, 1e-4)
+
+    assert file(lambda sets, _: sets).check(want, x, None, 1e-4)["sets_apart"] == 0
+    whole = (1 / (1 + np.exp(-model.net(torch.from_numpy(x)).detach().numpy()))) >= 0.5
+    assert not whole.all()  # else the next changes nothing
+    for change in (lambda sets, _: ~sets, lambda sets, shares: shares >= 0.5):
+        with pytest.raises(ExportError, match=r"E958: .*other prediction sets than the network"):
+            file(change).check(want, x, None, 1e-4)
 
 
 def test_python_gives_the_labels_too(solved: Path) -> None:
-    import xfer
-
     model = xfer.load(solved)
     folder = solved.parent / "images"
     found = model.predict([folder / "0000.png", folder / "empty00.png"])
     cuts = read_json(solved / "result.json")["scores"]["val"]["thresholds"]
     for one in found:
         assert one.labels == tuple(c for c, p in one.probabilities.items() if p >= cuts[c])
+        least = certificate_of(solved).least[0]
+        assert one.prediction_set == tuple(c for c, p in one.probabilities.items() if p >= least)
+        assert one.p_unlike is not None and 0 < one.p_unlike <= 1
 
 
 def test_evaluation_takes_task_and_thresholds_from_the_checkpoint(solved: Path) -> None:
@@ -237,7 +321,6 @@ REFUSED = {
     "head=knn": "E065",
     "head=prototype": "E065",
     "head=keep": "E065",
-    "certificate.coverage=0.9": "E064",
     "stages=[audit]": "E066",
     "stages=[worth]": "E066",
     "checkpoint.monitor=val_auroc": "E286",

@@ -17,6 +17,7 @@ import xfer
 from xfer.config.hydra import compose_specs
 from xfer.core.errors import CommandError, DataError
 from xfer.core.files import read_json
+from xfer.evaluation.onnx_session import open_session
 from xfer.plan.make import make_plan
 from xfer.report.comparison import read_all
 from xfer.report.comparison.paired import check_together, pairs
@@ -163,6 +164,8 @@ def test_a_solved_head_is_calibrated_and_its_thresholds_go_with_it(solved: Path)
         assert (said == (after >= cut))[np.abs(after - cut) > 1e-4].all()
     text = (solved / "report.md").read_text()
     assert "Calibration error by class" in text
+    session = open_session(solved / "export/model.onnx")  # of a run without a certificate
+    assert [o.name for o in session.get_outputs()] == ["logits", "probabilities", "labels"]
 
 
 @pytest.mark.slow

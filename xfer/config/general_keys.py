@@ -30,7 +30,8 @@ GENERAL: dict[str, tuple[Any, str]] = {
     ),
     "certificate.coverage": (
         Annotated[float, Gt(0), Lt(1)] | None,
-        "share of images whose prediction set is to have their true class, such as 0.9; "
+        "share of images whose prediction set is to have their true class, such as 0.9, or, with "
+        "several labels, share of an image's labels that its set is to have on average; "
         "predictions and ONNX files then have sets, and p-values of being unlike all training "
         "images; null is none of this",
     ),

@@ -81,8 +81,10 @@ class Certificate:
 
     ``least`` float32 (classes,) are those probabilities; sets have the true class of a share
     ``coverage`` of images like the ``n`` that it was ``fitted_on``, each class for itself where
-    ``by_class``. ``mean_set_size`` is that of those images, ``sha256`` of the split they are of.
-    ``unlike`` is ``None`` where the head has no layer whose input could be looked at.
+    ``by_class``. With ``several`` labels an image they have that share of an image's labels on
+    average, over images that have one. ``mean_set_size`` is that of those images, ``sha256`` of the
+    split they are of. ``unlike`` is ``None`` where the head has no layer whose input could be
+    looked at.
     """
 
     coverage: float
@@ -93,16 +95,23 @@ class Certificate:
     sha256: str
     least: Floats
     unlike: Unlike | None = None
+    several: bool = False
 
-    def sets(self, probabilities: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
-        """Prediction sets, bool (n, classes), of probabilities (n, classes).
+    def cuts(self, probabilities: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """From which of its probabilities (n, classes) on a class is in the set of an image, such
+        that it compares with them.
 
         The most probable class is always in: no set is empty, and sets cover more than they were
-        asked to where the network is right more often than that.
+        asked to where the network is right more often than that. With several labels an image may
+        have none, and its set be empty.
         """
-        return np.asarray(
-            (probabilities >= self.least) | (probabilities >= probabilities.max(1, keepdims=True))
-        )
+        if self.several:
+            return self.least
+        return np.asarray(np.minimum(self.least, probabilities.max(axis=1, keepdims=True)))
+
+    def sets(self, probabilities: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+        """Prediction sets, bool (n, classes), of probabilities (n, classes)."""
+        return np.asarray(probabilities >= self.cuts(probabilities))
 
     def to_plain(self) -> JsonFacts:
         """Its facts without the arrays, JSON-like, as a card has them."""
@@ -127,7 +136,7 @@ class CertificateFacts(TypedDict):
     by_class: bool
     fitted_on: FittedOn
     n: Annotated[int, Field(gt=0)]
-    mean_set_size: Annotated[float, Field(ge=1)]
+    mean_set_size: Annotated[float, Field(ge=0)]
     sha256: str
     layers: NotRequired[Annotated[list[str], Field(min_length=1)] | None]
     layer: NotRequired[str | None]
@@ -137,9 +146,12 @@ class CertificateFacts(TypedDict):
 _FACTS = frozenset(CertificateFacts.__annotations__) - {"layer", "layers"}
 
 
-def certificate_of(facts: JsonFacts, arrays: Mapping[str, Any], classes: int) -> Certificate:
-    """The certificate of a network of so many ``classes`` from both of its halves, as a file holds
-    them. Raises ValueError in one line for what is none."""
+def certificate_of(
+    facts: JsonFacts, arrays: Mapping[str, Any], classes: int, several: bool = False
+) -> Certificate:
+    """The certificate of a network of so many ``classes``, of which an image may have ``several``,
+    from both of its halves, as a file holds them. Raises ValueError in one line for what is
+    none."""
     checked(CertificateFacts, facts)
     values = dict(facts)
     layers, layer = values.pop("layers", None), values.pop("layer", None)
@@ -157,7 +169,7 @@ def certificate_of(facts: JsonFacts, arrays: Mapping[str, Any], classes: int) ->
     _check_shapes(parts, classes)
     least = parts.pop("least")
     unlike = Unlike(tuple(layers), **parts) if layers is not None else None
-    return Certificate(**values, least=least, unlike=unlike)
+    return Certificate(**values, least=least, unlike=unlike, several=several)
 
 
 def _check_shapes(parts: Mapping[str, npt.NDArray[Any]], classes: int) -> None:

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from xfer.core.log import log
+from xfer.evaluation.conformal import set_words
+from xfer.evaluation.csv_cell import cell
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     Matrix = npt.NDArray[Any]
 
 _STAGES = 4
+_SHOWN = 5  # classes of a set in a line for people
 
 
 def layer_path(net: nn.Module, head: str) -> str | None:
@@ -156,3 +159,29 @@ def certified(
     blocks = [certificate.sets(block.probabilities) for block in predictions.blocks()]
     sets = np.concatenate([np.empty((0, len(predictions.classes)), np.bool_), *blocks])
     return replace(predictions, sets=sets, p_unlike=p_unlike)
+
+
+def columns_beside(answers: Predictions) -> list[str]:
+    """The names of the columns that a certificate adds to a table of ``answers``."""
+    given = {"set": answers.sets, "p_unlike": answers.p_unlike}
+    return [name for name, column in given.items() if column is not None]
+
+
+def cells_beside(answers: Predictions, i: int) -> list[str]:
+    """Those columns of answer ``i``."""
+    row = []
+    if answers.sets is not None:
+        row.append(cell(set_words(answers.sets[i], answers.classes)))
+    if answers.p_unlike is not None:
+        row.append(f"{answers.p_unlike[i]:.6f}")
+    return row
+
+
+def words_beside(answers: Predictions, i: int) -> str:
+    """The same of answer ``i``, at the end of a line for people."""
+    said = ""
+    if answers.sets is not None:
+        count = int(answers.sets[i].sum())
+        few = 0 < count <= _SHOWN
+        said += f"; set {set_words(answers.sets[i], answers.classes) if few else f'of {count}'}"
+    return said if answers.p_unlike is None else f"{said}; p_unlike {answers.p_unlike[i]:.3f}"

@@ -2,7 +2,9 @@
 
 Split conformal prediction (Vovk et al., 2005; Papadopoulos et al., 2002) with one minus the
 probability of a class as its score, which gives the smallest sets of a coverage (Sadinle et al.,
-2019); class by class as Vovk's Mondrian variant (2012).
+2019); class by class as Vovk's Mondrian variant (2012). With several labels an image the share of
+its labels that a set lacks is bounded on average, by conformal risk control (Angelopoulos et al.,
+2022), which is the same where each image has one.
 """
 
 from __future__ import annotations
@@ -47,23 +49,50 @@ def least_probabilities(
     """From which probability on each class is in a set, float32 (classes,).
 
     ``probabilities`` float64 (n, classes) are those of images that the network had not seen,
-    ``labels`` int64 (n,) their classes. Raises ValueError where there are too few of them.
+    ``labels`` int64 (n,) their classes; with several labels an image (n, classes) of 1, 0 and -1
+    for unknown, where images that have none take no part. Raises ValueError where there are too few
+    of them.
     """
-    true = probabilities[np.arange(len(labels)), labels]
-    classes = probabilities.shape[1]
+    images, labelled = _true(labels)
+    true, classes = probabilities[images, labelled], probabilities.shape[1]
     if by_class:
-        each = [_least(true[labels == label], coverage) for label in range(classes)]
+        parts = [true[labelled == label] for label in range(classes)]
+        each = [_least(part, np.ones(len(part)), coverage) for part in parts]
     else:
-        each = [_least(true, coverage)] * classes
+        each = [_least(true, 1 / np.bincount(images)[images], coverage)] * classes
     return _not_above(np.array(each, np.float64))
 
 
-def _least(true: npt.NDArray[np.float64], coverage: float) -> float:
-    """The probability that all but the least sure images give their true class at least."""
-    k = rank(len(true), coverage)
-    if k > len(true):
-        raise ValueError(f"{len(true)} images are too few for a coverage of {coverage:g}")
-    return float(np.sort(true)[::-1][k - 1])
+def having_labels(labels: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+    """Which images sets can be held against, bool (n,): those that have a label. A set has all
+    labels of an image that has none, whatever is in it, and would promise less of the others."""
+    return np.asarray((labels >= 0) if labels.ndim == 1 else (labels == 1).any(axis=1))
+
+
+def _true(labels: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+    """Images, ascending, and a class that each has: one entry for each label that is known."""
+    if labels.ndim == 1:
+        return np.arange(len(labels)), labels
+    images, classes = np.nonzero(labels == 1)
+    return images, classes
+
+
+def _least(
+    true: npt.NDArray[np.float64], shares: npt.NDArray[np.float64], coverage: float
+) -> float:
+    """The largest probability below which no more of the labels are than may be lost.
+
+    ``true`` are the probabilities of labels that images have, each of which is one of its image's
+    ``shares``; these add up to the number n of images. So much of them may be lost that with one
+    more image, of which everything is lost, the mean is 1 - ``coverage``.
+    """
+    n = round(shares.sum())
+    most = round(n - (n + 1) * coverage, 9)  # as in rank
+    if most < 0:
+        raise ValueError(f"{n} images are too few for a coverage of {coverage:g}")
+    order = np.argsort(true)
+    before = np.round(np.cumsum(shares[order]) - shares[order], 9)
+    return float(true[order][np.searchsorted(before, most, side="right") - 1])
 
 
 def _not_above(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
@@ -73,8 +102,22 @@ def _not_above(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
 
 
 def covered(sets: npt.NDArray[np.bool_], labels: npt.NDArray[np.int64]) -> float:
-    """The share of images whose set has their true class."""
-    return float(sets[np.arange(len(labels)), labels].mean())
+    """The share of images whose set has their true class; with several labels an image the mean
+    share of their labels, of those that have some."""
+    images, classes = _true(labels)
+    counts = np.bincount(images)
+    inside = np.bincount(images, sets[images, classes])
+    return float((inside[counts > 0] / counts[counts > 0]).mean())
+
+
+def in_words(coverage: float, by_class: bool, several: bool) -> str:
+    """What sets of a certificate have: the true class of so many images, for example."""
+    share = f"{100 * coverage:g} %"
+    if several and by_class:
+        return f"each label of {share} of the images that have it"
+    if several:
+        return f"{share} of an image's labels on average"
+    return f"the true class of {share} of images{' of each class' if by_class else ''}"
 
 
 def set_words(row: npt.NDArray[np.bool_], classes: Sequence[str]) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from xfer.core.types import Predictions
+from xfer.evaluation.certificate_answers import cells_beside, columns_beside, words_beside
 from xfer.evaluation.csv_cell import cell
 
 if TYPE_CHECKING:
@@ -28,12 +29,12 @@ def label_table(
     to have with ``|`` between them, or another sign where a class has that in its name. Where the
     truth is known it is ``path, label, prediction, p_<class>...``: ``label`` are the labels that it
     has, with ``?`` in front of those that are unknown. ``columns`` are put after the path, each
-    with an entry a row; a last column ``views`` says over how many views an answer is the mean,
-    where there are several."""
+    with an entry a row. A certificate adds ``set`` and ``p_unlike``; a last column ``views`` says
+    over how many views an answer is the mean, where there are several."""
     classes, sign, columns = answers.classes, sign_for(answers.classes), columns or {}
     true = [] if answers.labels is None else ["label"]
     names, views = [f"p_{cell(name)}" for name in classes], [answers.views][: answers.views > 1]
-    last = ["views"] if views else []
+    last = [*columns_beside(answers), *(["views"] if views else [])]
     yield ["path", *columns, *true, "prediction", *names, *last]
     between = zip(*columns.values(), strict=True) if columns else itertools.repeat(())
     for block in answers.blocks():
@@ -42,7 +43,8 @@ def label_table(
             known = [] if block.labels is None else [_true(block.labels[i], classes, sign)]
             given = cell(sign.join(_named(said, classes)))
             numbers = [f"{p:.6f}" for p in shares]
-            yield [cell(name), *next(between), *known, given, *numbers, *views]
+            certified = cells_beside(block, i)
+            yield [cell(name), *next(between), *known, given, *numbers, *certified, *views]
 
 
 def sign_for(classes: Sequence[str]) -> str:
@@ -76,12 +78,12 @@ def label_summary(answers: Predictions, path: Path) -> list[str]:
     """The answers for people: the first 20, and where all of them are."""
     shown = zip(answers.names[:_SHOWN], answers.probabilities, answers.said, strict=False)
     lines = []
-    for name, shares, said in shown:
+    for i, (name, shares, said) in enumerate(shown):
         pairs = zip(answers.classes, shares, said, strict=True)
         words = ", ".join(f"{label} ({p:.3f})" for label, p, yes in pairs if yes)
         top = int(shares.argmax())
         none = f"no label; the most probable is {answers.classes[top]} ({shares[top]:.3f})"
-        lines.append(f"{name}: {words or none}")
+        lines.append(f"{name}: {words or none}{words_beside(answers, i)}")
     n = len(answers.names)
     rest = f"; the first {len(lines)} are shown" if n > len(lines) else ""
     each = f", each the mean over {answers.views} views" if answers.views > 1 else ""

@@ -284,12 +284,13 @@ def answers(model: OnnxModel, samples: Samples, tta: Tta = "none") -> Prediction
         run = partial(_run if tta == "none" else _run_views, model, promised=promised)
         answered = predict_split(run, batches, samples, model.classes, broken)
     warn_of_broken(broken, len(samples))
+    logits = answered.logits
     if model.task:
-        logits = _log_odds(answered.logits) if model.pictures else answered.logits
-        odds = logits.astype(np.float32)
-        return replace(answered, logits=odds, task=model.task, views=VIEWS[tta])
-    logits = answered.logits if tta != "none" else _as_logits(answered.logits)
-    answered = replace(answered, logits=logits.astype(np.float32), views=VIEWS[tta])
+        logits = _log_odds(logits) if model.pictures else logits
+    elif tta == "none":
+        logits = _as_logits(logits)
+    logits = logits.astype(np.float32)
+    answered = replace(answered, logits=logits, task=model.task, views=VIEWS[tta])
     if model.promises and tta != "none":
         warn_of_views(tta)
     return answered if tta != "none" else _certified(answered, model, promised)

@@ -24,7 +24,7 @@ from xfer.data.image_bytes import ImagePlace
 from xfer.data.image_places import FilesBelow
 from xfer.data.scan import examine
 from xfer.data.walk import NO_IMAGE, Tree, is_hidden, note_lines
-from xfer.evaluation.conformal import set_words
+from xfer.evaluation.certificate_answers import cells_beside, columns_beside, words_beside
 from xfer.evaluation.csv_cell import cell, write_csv
 from xfer.evaluation.metrics import FEW
 from xfer.evaluation.multilabel_predictions import label_summary, label_table
@@ -275,21 +275,11 @@ def summary(answers: Predictions, path: Path) -> list[str]:
     each = f", each the mean over {answers.views} views" if answers.views > 1 else ""
     shown = zip(answers.names[:20], chosen, answers.confidence, strict=False)
     lines = [
-        f"{name}: {answers.classes[top]} ({sure:.3f}){_in_words(answers, i)}"
+        f"{name}: {answers.classes[top]} ({sure:.3f}){words_beside(answers, i)}"
         for i, (name, top, sure) in enumerate(shown)
     ]
     rest = f"; the first {len(lines)} are shown" if n > len(lines) else ""
     return [*lines, f"{n} predictions{each} in {path}{rest}"]
-
-
-def _in_words(answers: Predictions, i: int) -> str:
-    """What a certificate says of answer ``i``."""
-    said = ""
-    if answers.sets is not None:
-        count = int(answers.sets[i].sum())
-        shown = set_words(answers.sets[i], answers.classes) if count <= _SHOWN else f"of {count}"
-        said += f"; set {shown}"
-    return said if answers.p_unlike is None else f"{said}; p_unlike {answers.p_unlike[i]:.3f}"
 
 
 def write_predictions(
@@ -321,7 +311,7 @@ def _table(
     rest = [f"p_{cell(c)}" for c in classes] if few else _RUNNERS_UP
     labels = [] if predictions.labels is None else ["label"]
     views = [] if predictions.views == 1 else [predictions.views]
-    last = [*_beside(predictions), *(["views"] if views else [])]
+    last = [*columns_beside(predictions), *(["views"] if views else [])]
     yield ["path", *beside, *labels, "prediction", "confidence", *rest, *last]
     between = zip(*beside.values(), strict=True) if beside else itertools.repeat(())
     for block in predictions.blocks():
@@ -332,7 +322,7 @@ def _table(
                 [f"{p:.6f}" for p in row] if few else _runners_up(block.logits[i], row, classes)
             )
             answer = [cell(classes[top]), f"{row[top]:.6f}", *numbers]
-            certified = _certified(block, i)
+            certified = cells_beside(block, i)
             yield [cell(name), *next(between), *known, *answer, *certified, *views]
 
 
@@ -352,25 +342,6 @@ def write_logits(predictions: Predictions, folder: Path) -> None:
             np.save(stream, predictions.logits, allow_pickle=False)
 
     atomic_write(folder / LOGITS, write)
-
-
-_SHOWN = 5  # classes of a set in a line for people
-
-
-def _beside(predictions: Predictions) -> list[str]:
-    """The names of the columns that a certificate adds."""
-    given = {"set": predictions.sets, "p_unlike": predictions.p_unlike}
-    return [name for name, column in given.items() if column is not None]
-
-
-def _certified(answers: Predictions, i: int) -> list[str]:
-    """Those columns of answer ``i``."""
-    row = []
-    if answers.sets is not None:
-        row.append(cell(set_words(answers.sets[i], answers.classes)))
-    if answers.p_unlike is not None:
-        row.append(f"{answers.p_unlike[i]:.6f}")
-    return row
 
 
 def write_beside(predictions: Predictions, folder: Path) -> Path:

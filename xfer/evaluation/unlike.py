@@ -36,7 +36,8 @@ def fit_unlike(
     held: Mapping[str, Matrix] | None = None,
 ) -> Unlike | None:
     """Where ``features`` of training images with ``labels`` int64 (n,) lie: (n, d) by the path of
-    the layer that they enter, the head's last.
+    the layer that they enter, the head's last. With several labels an image, (n, classes), each
+    combination counts as a class.
 
     Its reference are the distances of ``held``, features of images that nothing was trained on;
     without them of the training images themselves, in folds, each from those of the others. That is
@@ -44,7 +45,8 @@ def fit_unlike(
     wide for a certificate.
     """
     rows = _spread(len(labels), _ROWS)
-    x, y = _beside(features, rows), labels[rows]
+    x, y = _beside(features, rows), np.unique(labels[rows], axis=0, return_inverse=True)[1]
+    y = y.reshape(-1)  # numpy 2.0 gives a column
     fitted = _Fitting(tuple(features), tuple(part.shape[1] for part in features.values()))
     whole = fitted.to(x, y)
     if whole is None:

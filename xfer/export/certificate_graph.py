@@ -8,9 +8,11 @@ import torch
 from torch import nn
 
 from xfer.evaluation.certificate_answers import entering
-from xfer.evaluation.onnx_session import P_UNLIKE, PREDICTION_SET
+from xfer.evaluation.onnx_session import P_UNLIKE, PREDICTION_SET, PROBABILITIES
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from xfer.core.certificate import Certificate, Unlike
 
 
@@ -18,16 +20,22 @@ class Certified(nn.Module):
     """The answers of ``answering`` (n, classes), then prediction sets bool (n, classes) and, where
     the certificate has them, p-values float32 (n,).
 
-    ``answering`` is ``net`` or has it inside; its answers are logits, or ``probabilities``.
+    ``answering`` is ``net`` or has it inside; its answers have these ``names``, and are logits
+    where none of them are probabilities.
     """
 
     least: torch.Tensor
 
     def __init__(
-        self, answering: nn.Module, net: nn.Module, certificate: Certificate, probabilities: bool
+        self,
+        answering: nn.Module,
+        net: nn.Module,
+        certificate: Certificate,
+        names: Sequence[str],
     ) -> None:
         super().__init__()
-        self.answering, self.probabilities = answering, probabilities
+        self.answering, self.several = answering, certificate.several
+        self.at = names.index(PROBABILITIES) if PROBABILITIES in names else None
         self.register_buffer("least", torch.from_numpy(certificate.least))
         self.far = Far(certificate.unlike) if certificate.unlike is not None else None
         # Beside the module: torch's exporter refuses tensors that a forward pass leaves in it.
@@ -43,12 +51,15 @@ class Certified(nn.Module):
         features: dict[str, torch.Tensor] = {}
         layers = self.far.layers if self.far is not None else ()
         with entering(self.__dict__["net"], layers, features.__setitem__):
-            answers: torch.Tensor = self.answering(images)
-        shares = answers if self.probabilities else answers.softmax(1)
-        sets = (shares >= self.least) | (shares >= shares.amax(1, keepdim=True))
+            given = self.answering(images)
+        answers: tuple[torch.Tensor, ...] = given if isinstance(given, tuple) else (given,)
+        shares = answers[0].softmax(1) if self.at is None else answers[self.at]
+        sets = shares >= self.least
+        if not self.several:  # as xfer.core.certificate.Certificate has it
+            sets = sets | (shares >= shares.amax(1, keepdim=True))
         if self.far is None:
-            return answers, sets
-        return answers, sets, self.far(torch.cat([features[path] for path in layers], dim=1))
+            return *answers, sets
+        return *answers, sets, self.far(torch.cat([features[path] for path in layers], dim=1))
 
 
 class Far(nn.Module):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from xfer.core.errors import ExportError
+from xfer.core.types import sigmoid
 from xfer.evaluation.certificate_answers import distances_at
 from xfer.evaluation.conformal import covered
 from xfer.export.parity import FIX, Unseen, pixels, run_torch, softmax
@@ -45,7 +46,9 @@ def pledge(net: torch.nn.Module, certificate: Certificate, images: Array) -> Ple
     with distances_at(net, certificate) as distances:
         logits = [run(images[i : i + _BATCH]) for i in range(0, len(images), _BATCH)]
     whole = np.concatenate(distances) if distances else np.empty(0)
-    return Pledge(certificate, softmax(np.concatenate(logits)), whole)
+    answers = np.concatenate(logits)
+    shares = sigmoid(answers.astype(np.float64)) if certificate.several else softmax(answers)
+    return Pledge(certificate, shares, whole)
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,7 @@ class CertifiedFile:
     def _near(self, want: Pledge, some: slice) -> Array:
         """Where a probability is so near to that which decides that the file may say either."""
         p = want.probabilities[some]
-        cut = np.minimum(want.certificate.least.astype(np.float64), p.max(axis=1, keepdims=True))
+        cut = want.certificate.cuts(p).astype(np.float64)
         # Logits within the bound leave each logarithm of a probability within twice of it.
         near = self.bound if self.takes_pictures else np.expm1(2 * self.bound) * np.maximum(p, cut)
         return np.asarray(np.abs(p - cut) <= near)
@@ -119,7 +122,8 @@ class CertifiedFile:
         return difference
 
     def coverage(self, unseen: Unseen) -> Plain:
-        """The share of ``unseen`` images whose set, as the file has it, has their true class."""
+        """What the sets cover of ``unseen`` images, as the file has them: see
+        :func:`xfer.evaluation.conformal.covered`."""
         n = len(unseen.samples)
         if self.takes_pictures:
             sets = self._of_pictures(unseen.samples.images)[1]

@@ -40,10 +40,10 @@ class Onnx:
     ``image``: ``images`` uint8 (batch, 3, any height, any width) RGB to ``probabilities``, with
     resize, crop, normalisation and softmax in the graph. ``file`` gets the suffix it lacks.
 
-    With a certificate it has two further outputs, ``prediction_set`` bool (batch, classes) and
-    ``p_unlike`` float32 (batch,). Of several labels an image it has, beside its logits,
-    ``probabilities`` float32 (batch, classes), each a sigmoid, and ``labels`` bool
-    (batch, classes), from each class's threshold on.
+    Of several labels an image it has, beside its logits, ``probabilities`` float32
+    (batch, classes), each a sigmoid, and ``labels`` bool (batch, classes), from each class's
+    threshold on. With a certificate it has two further outputs, ``prediction_set`` bool
+    (batch, classes) and ``p_unlike`` float32 (batch,).
     """
 
     opset: Annotated[int, Interval(ge=18, le=24)] = 20
@@ -101,16 +101,16 @@ class Onnx:
             example = traced.example[:1].repeat(self.batch, 1, 1, 1)
             free = {axis: size for axis, size in traced.free.items() if axis}
             traced = replace(traced, example=example, free=free)
-        if card.certificate is not None:
-            from xfer.export.certificate_graph import Certified
-
-            sets = Certified(traced.net, net, card.certificate, pictures).eval()
-            traced = replace(traced, net=sets, outputs=(*traced.outputs, *sets.outputs))
         if card.task:
             from xfer.export.multilabel_graph import Labelling
 
             labelled = Labelling(traced.net, card.task["thresholds"], pictures).eval()
             traced = replace(traced, net=labelled, outputs=(*traced.outputs, *labelled.outputs))
+        if card.certificate is not None:
+            from xfer.export.certificate_graph import Certified
+
+            sets = Certified(traced.net, net, card.certificate, traced.outputs).eval()
+            traced = replace(traced, net=sets, outputs=(*traced.outputs, *sets.outputs))
         return traced
 
     def open(self, path: Path, net: torch.nn.Module) -> Runner:

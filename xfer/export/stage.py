@@ -18,12 +18,14 @@ from xfer.core.log import log
 from xfer.core.types import Samples
 from xfer.data.dataset import part_of
 from xfer.data.preprocess import prepare
+from xfer.evaluation.conformal import having_labels
 from xfer.export.hub_folder import HubFolder
 from xfer.export.run_figures import run_figures
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    import numpy.typing as npt
     from torch import nn
 
     from xfer.core.certificate import Certificate
@@ -138,8 +140,13 @@ def unseen_splits(plan: Plan, certificate: Certificate) -> list[str]:
     return [
         name
         for name in ("test", "val")
-        if name in splits and splits[name].sha256 not in used and (splits[name].labels >= 0).all()
+        if name in splits and splits[name].sha256 not in used and _labelled(splits[name].labels)
     ]
+
+
+def _labelled(labels: npt.NDArray[np.int64]) -> bool:
+    """Whether sets can be held against them: of one label an image all must be known."""
+    return bool((labels >= 0).all() if labels.ndim == 1 else having_labels(labels).any())
 
 
 def _unseen(plan: Plan) -> Unseen | None:
@@ -149,7 +156,9 @@ def _unseen(plan: Plan) -> Unseen | None:
     names = unseen_splits(plan, certificate) if certificate else []
     if plan.dataset is None or not names:
         return None
-    chosen = spread(plan.dataset.splits[names[0]], plan.specs.export.gate.images)
+    split = plan.dataset.splits[names[0]]
+    split = part_of(split, np.flatnonzero(having_labels(split.labels)))
+    chosen = spread(split, plan.specs.export.gate.images)
     return Unseen(names[0], chosen, _prepared(chosen, plan.card.input))
 
 

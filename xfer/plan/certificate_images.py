@@ -8,7 +8,7 @@ from xfer.core.certificate import FittedOn
 from xfer.core.errors import CombinationError
 from xfer.core.protocols import Certifies
 from xfer.core.types import Card, Dataset, Plain
-from xfer.evaluation.conformal import largest_coverage, smallest_n
+from xfer.evaluation.conformal import having_labels, in_words, largest_coverage, smallest_n
 
 if TYPE_CHECKING:
     from xfer.config.specs import Specs
@@ -26,8 +26,7 @@ def certificate_facts(specs: Specs, dataset: Dataset | None, card: Card) -> Plai
     planned = not specs.stages or "fit" in specs.stages
     if promise.coverage is None or not planned or dataset is None or specs.checkpoint.path:
         return None
-    fitted_on, counts = _counts(specs, dataset)
-    n = sum(counts.values())
+    fitted_on, n, _ = _counts(specs, dataset)
     return {**vars(promise), "fitted_on": fitted_on, "n": n}
 
 
@@ -36,12 +35,13 @@ def check_certificate(specs: Specs, dataset: Dataset | None) -> None:
     coverage, by_class = specs.certificate.coverage, specs.certificate.by_class
     if coverage is None or dataset is None:
         return
-    fitted_on, counts = _counts(specs, dataset)
-    least = min(counts, key=lambda name: counts[name])
-    n, needed = counts[least] if by_class else sum(counts.values()), smallest_n(coverage)
+    fitted_on, n, counts = _counts(specs, dataset)
+    least, needed = min(counts, key=lambda name: counts[name]), smallest_n(coverage)
+    n = counts[least] if by_class else n
     if n >= needed:
         return
-    of, has = (" of each class", f"of '{least}' ") if by_class else ("", "")
+    of = " with a label" if specs.task.several else ""
+    of, has = (" of each class", f"of '{least}' ") if by_class else (of, "")
     what = f"{coverage:g} asks for {needed} {_WORDS[fitted_on]}{of}, and {has}there are {n}"
     fix = f"type certificate.coverage={largest_coverage(n):g}, or give more images"
     if not largest_coverage(n):
@@ -49,25 +49,26 @@ def check_certificate(specs: Specs, dataset: Dataset | None) -> None:
     raise CombinationError("certificate.coverage", what, fix, 19)
 
 
-def _counts(specs: Specs, dataset: Dataset) -> tuple[FittedOn, dict[str, int]]:
-    """The images of each class that the fit will have answered without having seen them."""
-    import numpy as np
-
-    solves = specs.optim.solves
+def _counts(specs: Specs, dataset: Dataset) -> tuple[FittedOn, int, dict[str, int]]:
+    """How many images the fit will have answered without having seen them, and those of each class;
+    with several labels an image, of those that have one."""
+    solves, task = specs.optim.solves, specs.task
     samples = dataset.splits.get("train" if solves else "val")
-    labels = samples.labels if samples else np.empty(0, np.int64)
-    each: list[int] = np.bincount(labels, minlength=len(dataset.classes)).tolist()
-    if solves:  # an image alone in its class is in every fold's fit
+    each = task.counts(samples.labels, len(dataset.classes)) if samples else [0]
+    if solves and not task.several:  # an image alone in its class is in every fold's fit
         each = [count if count > 1 else 0 for count in each]
-    return "cv" if solves else "val", dict(zip(dataset.classes, each, strict=True))
+    n = sum(each)
+    if task.several and samples:
+        n = int(having_labels(samples.labels).sum())
+    return "cv" if solves else "val", n, dict(zip(dataset.classes, each, strict=bool(samples)))
 
 
 def certificate_line(facts: Plain, specs: Specs, also_chosen: bool) -> str:
     """The same for people: what is promised, by which images, and which files will say it.
     ``also_chosen`` where the best epoch is chosen on those images too."""
-    of = " of each class" if facts["by_class"] else ""
-    line = f"sets with the true class of {100 * facts['coverage']:g} % of images{of}, by "
-    line += f"{facts['n']:,} {_WORDS[facts['fitted_on']]}"
+    several = specs.task.several
+    line = f"sets with {in_words(facts['coverage'], facts['by_class'], several)}, by "
+    line += f"{facts['n']:,} {'labelled ' * several}{_WORDS[facts['fitted_on']]}"
     if also_chosen and facts["fitted_on"] == "val":
         line += ", which also choose the best epoch"
     if specs.stages and "export" not in specs.stages:

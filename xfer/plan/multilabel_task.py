@@ -58,13 +58,6 @@ def _refused(specs: Specs) -> Iterator[tuple[str, str, str, int]]:
         if stage in specs.stages:
             what = f"{stage} is for one label an image: {why}"
             yield "stages", what, f"take '{stage}' out of stages", 7
-    yield from _of_answers(specs)
-
-
-def _of_answers(specs: Specs) -> Iterator[tuple[str, str, str, int]]:
-    if specs.certificate.coverage is not None:
-        what = "is of sets that hold the one true class, and an image may have several or none"
-        yield "certificate.coverage", what, "type certificate.coverage=null", 5
 
 
 def _of_data(specs: Specs) -> Iterator[tuple[str, str, str, int]]:

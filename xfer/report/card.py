@@ -247,7 +247,7 @@ def _seen(result: Plain, plan: Plain, details: Plain, drawn: Collection[str]) ->
             ),
             charts=charts.get("confidence", ()),
         ),
-        Section("Certificate", text=tuple(promised_lines(result))),
+        Section("Certificate", text=tuple(promised_lines(result, several="task" in plan))),
         Section(
             "Classes",
             tables=tables.per_class(details.get("per_class") or {}),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from xfer.core.types import Plain
-from xfer.evaluation.conformal import covered
+from xfer.evaluation.conformal import covered, having_labels
 from xfer.export.stage import unseen_splits
 from xfer.weights.formats.checkpoint_format import read_snapshot
 
@@ -20,7 +20,8 @@ _FACTS = ("coverage", "by_class", "fitted_on", "n", "mean_set_size")
 def certificate_outcome(work: Work) -> Plain | None:
     """What ``result.json`` says of it; ``None`` without one. ``checked_on`` is the split whose sets
     were held against its labels, test before val, and ``covered`` the share of its ``checked``
-    images whose set has the true class; ``null`` where no such split was answered."""
+    images whose set has the true class, with several labels the mean share of the labels of those
+    that have one; ``null`` where no such split was answered."""
     certificate = work.plan.card.certificate
     if certificate is None and work.fitted and work.plan.specs.certificate.coverage:
         # No stage has opened it: the fit is the last one.
@@ -33,7 +34,7 @@ def certificate_outcome(work: Work) -> Plain | None:
         answers = work.predictions.get(name)
         if answers is None or answers.sets is None or answers.labels is None:
             continue
-        sizes = answers.sets.sum(axis=1).tolist()
+        sizes = answers.sets[having_labels(answers.labels)].sum(axis=1).tolist()
         facts |= {"checked_on": name, "checked": len(sizes)}
         facts["covered"] = covered(answers.sets, answers.labels)
         facts["set_sizes"] = {str(size): sizes.count(size) for size in sorted({*sizes})}

@@ -3,29 +3,31 @@
 from __future__ import annotations
 
 from xfer.core.types import Plain
+from xfer.evaluation.conformal import in_words
 
 _OF = {"cv": "training images, each held out by a fold", "val": "validation images"}
 
 
-def promised_lines(result: Plain) -> list[str]:
-    """The certificate of ``result.json`` in sentences; none without one."""
+def promised_lines(result: Plain, several: bool) -> list[str]:
+    """The certificate of ``result.json`` in sentences, of ``several`` labels an image or of one;
+    none without one."""
     facts = result.get("certificate")
     if not facts:
         return []
-    share = f"{100 * facts['coverage']:g} %"
-    each = " of each class" if facts["by_class"] else ""
-    fitted = f"{facts['n']:,} {_OF.get(facts['fitted_on'], 'images')}"
+    promised = in_words(facts["coverage"], facts["by_class"], several)
+    fitted = f"{facts['n']:,} {'labelled ' * several}{_OF.get(facts['fitted_on'], 'images')}"
     first = (
-        f"Prediction sets are to have the true class of {share} of images{each}. They are fitted "
-        f"on {fitted}, and have {facts['mean_set_size']:.2f} classes on average there."
+        f"Prediction sets are to have {promised}. They are fitted on {fitted}, and have "
+        f"{facts['mean_set_size']:.2f} classes on average there."
     )
     score = (result.get("scores") or {}).get(facts["fitted_on"]) or {}
     if score.get("used_for_selection"):
         first += " These also chose the best epoch, so that sets may cover a little less."
-    return [first, _checked(facts), _ALWAYS.format(share), _UNLIKE]
+    always = _EMPTY if several else _ALWAYS.format(f"{100 * facts['coverage']:g} %")
+    return [first, _checked(facts, several), always, _UNLIKE]
 
 
-def _checked(facts: Plain) -> str:
+def _checked(facts: Plain, several: bool) -> str:
     if not facts.get("checked_on"):
         return (
             "What they cover was not checked: no labelled images were answered that nothing was "
@@ -33,16 +35,20 @@ def _checked(facts: Plain) -> str:
         )
     n, sizes = facts["checked"], facts["set_sizes"]
     counts = ", ".join(f"{count:,} of size {size}" for size, count in sizes.items())
-    return (
-        f"On the {n:,} images of {facts['checked_on']}, which nothing was fitted on, they have the "
-        f"true class of {100 * facts['covered']:.1f} % ({round(facts['covered'] * n):,} of {n:,}); "
-        f"sets: {counts}."
-    )
+    share, which = f"{100 * facts['covered']:.1f} %", f"images of {facts['checked_on']}"
+    have = f"the true class of {share} ({round(facts['covered'] * n):,} of {n:,})"
+    if several:
+        which, have = f"{which} that have a label", f"{share} of an image's labels on average"
+    return f"On the {n:,} {which}, which nothing was fitted on, they have {have}; sets: {counts}."
 
 
 _ALWAYS = (
     "The most probable class is always in, so that no set is empty: where the network is right "
     "more often than {}, its sets cover more."
+)
+_EMPTY = (
+    "Images without a label are in neither number: every set has all of their labels. A set may be "
+    "empty."
 )
 _UNLIKE = (
     "p_unlike is the share of images like those of training whose features are as far from theirs. "

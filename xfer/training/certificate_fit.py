@@ -15,7 +15,8 @@ from xfer.core.device import device_of
 from xfer.core.log import log
 from xfer.core.types import Predictions, Samples
 from xfer.evaluation.certificate_answers import features_at, layer_paths
-from xfer.evaluation.conformal import least_probabilities
+from xfer.evaluation.conformal import having_labels, least_probabilities
+from xfer.evaluation.conformal import in_words as promise
 from xfer.evaluation.evaluate import Reading, answers
 from xfer.evaluation.unlike import fit_unlike
 from xfer.weights.formats.checkpoint_format import read_snapshot, write_snapshot
@@ -36,7 +37,9 @@ if TYPE_CHECKING:
 
 class HeldOut(NamedTuple):
     """The ``logits`` (n, classes) of images that the fit had not seen, NaN in a row for one that
-    every fit had; their ``labels`` int64 (n,), what they are, and the sha256 of their split."""
+    every fit had; their ``labels`` int64 (n,), what they are, and the sha256 of their split. With
+    several labels an image these are (n, classes), and NaN is a label that the fit could not
+    know."""
 
     logits: Matrix
     labels: npt.NDArray[np.int64]
@@ -51,10 +54,14 @@ def certify(promise: Promise, held_out: HeldOut, unlike: Unlike | None) -> Certi
     """
     if promise.coverage is None:
         return None
-    sound = np.isfinite(held_out.logits).all(axis=1)
-    logits, labels = held_out.logits[sound].astype(np.float32), held_out.labels[sound]
+    several, known = held_out.labels.ndim == 2, np.isfinite(held_out.logits)
+    sound = having_labels(held_out.labels) & (known.all(axis=1) | several)
+    # A label that could not be known is missed: nobody can say how probable it would be.
+    logits = np.where(known, held_out.logits, -np.inf)[sound].astype(np.float32)
+    labels, task = held_out.labels[sound], {"kind": "multilabel"} if several else {}
     names = tuple(map(str, range(logits.shape[1])))
-    p = Predictions(tuple(map(str, range(len(labels)))), logits, labels, names).probabilities
+    rows = tuple(map(str, range(len(labels))))
+    p = Predictions(rows, logits, labels, names, task=task).probabilities
     least = least_probabilities(p, labels, promise.coverage, promise.by_class)
     bare = Certificate(
         promise.coverage,
@@ -65,6 +72,7 @@ def certify(promise: Promise, held_out: HeldOut, unlike: Unlike | None) -> Certi
         held_out.sha256,
         least,
         unlike,
+        several,
     )
     made = replace(bare, mean_set_size=float(bare.sets(p).sum(axis=1).mean()))
     log.info(in_words(made))
@@ -74,10 +82,10 @@ def certify(promise: Promise, held_out: HeldOut, unlike: Unlike | None) -> Certi
 def in_words(made: Certificate) -> str:
     """One line: what the sets promise, how large they are, and from which p-value on."""
     of = "training images held out" if made.fitted_on == "cv" else "validation images"
+    of = f"labelled {of}" if made.several else of
     line = (
-        f"certificate: sets for {100 * made.coverage:g} % of images"
-        f"{' of each class' if made.by_class else ''}, fitted on {made.n:,} {of}: "
-        f"{made.mean_set_size:.2f} classes on average; "
+        f"certificate: sets with {promise(made.coverage, made.by_class, made.several)}, fitted on "
+        f"{made.n:,} {of}: {made.mean_set_size:.2f} classes on average; "
     )
     if made.unlike is None:
         return line + "no p_unlike: the features do not vary, or the head has no layer for them"

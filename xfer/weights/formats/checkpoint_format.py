@@ -105,7 +105,7 @@ def read_snapshot(path: Path) -> Snapshot:
         ):
             raise ValueError("state_dict is no dict of tensors by name")
         if promised := facts["card"].get("certificate"):
-            card = replace(card, certificate=_certificate(promised, content, len(card.classes)))
+            card = replace(card, certificate=_certificate(promised, content, card))
     except ValueError as error:
         what = f"its card is not what xfer writes ({error})"
         fix = "use another copy of the file, or train again"
@@ -120,8 +120,8 @@ def read_snapshot(path: Path) -> Snapshot:
     return Snapshot(card, state, facts["progress"], facts["frozen"], facts.get("run"))
 
 
-def _certificate(facts: Plain, content: Plain, classes: int) -> Certificate:
-    """That of a card, with the arrays beside it. Raises ValueError for what is none."""
+def _certificate(facts: Plain, content: Plain, card: Card) -> Certificate:
+    """That of ``card``, with the arrays beside it. Raises ValueError for what is none."""
     import torch
 
     tensors = content.get("certificate")
@@ -130,7 +130,7 @@ def _certificate(facts: Plain, content: Plain, classes: int) -> Certificate:
     ):
         raise ValueError("the certificate is no dict of tensors by name")
     arrays = {name: tensor.contiguous().numpy() for name, tensor in tensors.items()}
-    return certificate_of(facts, arrays, classes)
+    return certificate_of(facts, arrays, len(card.classes), several=bool(card.task))
 
 
 def identity(plan: Plain) -> str:
