@@ -212,7 +212,10 @@ def _config_dirs(arguments: list[str]) -> list[str]:
 def _hydra(arguments: list[str]) -> None:
     flags, overrides = _split(arguments)
     _check_flags(flags, overrides)
-    if not {flag.partition("=")[0] for flag in flags} & set(_COMMANDS):
+    # What Hydra itself prints of several runs would stand on the line. They are asked for by a flag
+    # or, as ``xfer.config.hydra`` has it, by hydra.mode.
+    keys = {text.partition("=")[0].lstrip("+") for text in (*flags, *overrides)}
+    if not keys & {*_COMMANDS, "hydra", "hydra.mode"}:
         _starting.enter_context(working("reading the configuration"))
     import hydra
 
@@ -253,18 +256,18 @@ def _shows_whole(flags: list[str]) -> bool:
 
 def _job(cfg: DictConfig) -> float | None:
     """One run; returns the best value of the monitored metric, for sweepers."""
-    from hydra.core.hydra_config import HydraConfig
+    with _starting:
+        from hydra.core.hydra_config import HydraConfig
 
-    from xfer.config.hydra import build
-    from xfer.sweep.choose import refuse_choice
-    from xfer.sweep.objective import trial_value
-    from xfer.sweep.requirements import refuse_one_run
-    from xfer.sweep.soup.soup_stage import refuse_soup_in_a_sweep
-    from xfer.workflow import run
+        from xfer.config.hydra import build
+        from xfer.sweep.choose import refuse_choice
+        from xfer.sweep.objective import trial_value
+        from xfer.sweep.requirements import refuse_one_run
+        from xfer.sweep.soup.soup_stage import refuse_soup_in_a_sweep
+        from xfer.workflow import run
 
-    hydra = cast("DictConfig", HydraConfig.get())
-    alone = hydra.mode.name == "RUN"
-    _starting.close()
+        hydra = cast("DictConfig", HydraConfig.get())
+        alone = hydra.mode.name == "RUN"
     try:
         specs = build(cfg, hydra)
         if not alone:

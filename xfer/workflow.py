@@ -349,7 +349,7 @@ def _without_folder(specs: Specs, plan: Plan, began: float) -> Result | None:
 
 
 def _predict(
-    work: Work, net: nn.Module, lead: Lead, write: Callable[[Predictions, Path], Path] | None = None
+    work: Work, net: nn.Module, lead: Lead, write: Callable[..., Path] | None = None
 ) -> Path:
     """Predict what ``predict.input`` names; where the table is that ``write`` made of it."""
     from xfer.evaluation.predict import find, summary, warn_of_broken, write_table
@@ -358,7 +358,7 @@ def _predict(
     samples = find(work.plan.specs.predict_input, spec.range)
     predicted = _answers(work, net, samples, lead, broken)
     warn_of_broken(broken, len(samples))
-    path = (write or write_table)(predicted, work.folder)
+    path = (write or write_table)(predicted, work.folder, work.plan.specs.predict_format)
     for line in [*summary(predicted, path), *answer_page(work, net, samples, predicted, path)]:
         log.info(line)
     return path

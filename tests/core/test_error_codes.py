@@ -66,9 +66,7 @@ SHARED = {
     329: "data/arrays.py data/arrow_columns.py data/image_table.py",
     334: "data/parquet.py data/parquet_cells.py",
     339: "data/hf.py data/parquet.py",
-    343: (
-        "training/features/extract.py training/fit.py training/head_start.py training/lr_find.py"
-    ),
+    343: ("training/features/extract.py training/fit.py training/lr_find.py"),
     350: "data/folds.py data/multilabel_split.py",
     351: "data/folds.py data/multilabel_split.py",
     374: "data/dataset.py data/preprocess.py",

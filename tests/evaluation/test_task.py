@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import math
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,8 +20,9 @@ from xfer.evaluation.multilabel_metrics import (
     label_score,
     label_values,
 )
-from xfer.evaluation.multilabel_predictions import label_table, sign_for
+from xfer.evaluation.multilabel_predictions import sign_for
 from xfer.evaluation.multilabel_tables import read_label_table
+from xfer.evaluation.predict import write_predictions
 from xfer.evaluation.task import Multilabel, Single
 
 CLASSES = ("a", "b", "c", "d")
@@ -104,28 +107,32 @@ def test_logits_that_are_no_numbers_have_no_score() -> None:
     assert all(math.isnan(value) for value in label_values(logits, labels).values())
 
 
-def test_the_table_names_labels_and_what_is_unknown() -> None:
+def test_the_table_names_labels_and_what_is_unknown(tmp_path: Path) -> None:
+    def written(*given: Any) -> list[str]:
+        write_predictions(given[0], tmp_path / "p.csv", *given[1:])
+        return (tmp_path / "p.csv").read_text().splitlines()
+
     task = {"kind": "multilabel", "thresholds": [0.5, 0.9], "chosen_on": "val"}
     logits = np.array([[3.0, 1.0], [-3.0, -3.0]], np.float32)
     labels = np.array([[1, -1], [0, 0]])
     answers = Predictions(("x.png", "y.png"), logits, labels, ("a", "b|c"), task=task)
     assert sign_for(answers.classes) == ";"
-    lines = [",".join(row) for row in label_table(answers)]
+    lines = written(answers)
     assert lines[0] == "path,label,prediction,p_a,p_b|c"
     assert lines[1] == "x.png,a;?b|c,a,0.952574,0.731059"
     assert lines[2] == "y.png,,,0.047426,0.047426"
     unknown = Predictions(("x.png",), logits[:1], None, ("a", "b|c"), task=task)
-    twice = list(label_table(replace(answers, views=2), {"fold": [3, 4]}))
-    assert twice[0] == ["path", "fold", "label", "prediction", "p_a", "p_b|c", "views"]
-    assert twice[2] == ["y.png", 4, "", "", "0.047426", "0.047426", 2]
-    read = read_label_table(csv.DictReader(map(",".join, label_table(answers))), answers.classes)
+    twice = written(replace(answers, views=2), {"fold": [3, 4]})
+    assert twice[0] == "path,fold,label,prediction,p_a,p_b|c,views"
+    assert twice[2] == "y.png,4,,,0.047426,0.047426,2"
+    read = read_label_table(csv.DictReader(lines), answers.classes)
     assert read.labels is not None and (read.labels == labels).all()
     assert (read.said == answers.said).all() and read.names == answers.names
     np.testing.assert_allclose(read.logits, logits, atol=1e-4)
     with pytest.raises(ValueError, match="there is no class 'd'"):
         odd = {"path": "x", "label": "d", "prediction": "", "p_a": "0.5", "p_b|c": "0.5"}
         read_label_table([odd], answers.classes)
-    assert next(label_table(unknown)) == ["path", "prediction", "p_a", "p_b|c"]
+    assert written(unknown)[0] == "path,prediction,p_a,p_b|c"
 
 
 def test_a_task_reads_what_it_is_for() -> None:

@@ -54,3 +54,38 @@ def test_nothing_to_measure_is_an_error(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ExportError, match=r"E997: .*no exported file to measure"):
         xfer.run(overrides=["stages=[benchmark]", *SHIPPED])
+
+
+def test_what_is_left_out_is_named_with_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a run whose package is gone, what is left is measured; of nothing that is left, no table
+    is made."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("xfer.export.openvino.find_spec", lambda name: None)
+    words = ["stages=[fit,export]", "export=[torchscript,safetensors]", "export.images=4"]
+    run = xfer.run("digits_freeze", [*words, "run.dir=run"]).folder
+    for name in ("openvino/model.xml", "hub/config.json", "model.tflite"):
+        (run / "export" / name).parent.mkdir(exist_ok=True)
+        (run / "export" / name).touch()
+    words = [f"checkpoint.path={run}", "export.images=4"]
+    monkeypatch.setattr("xfer.export.benchmark.ROUNDS", 1)
+    monkeypatch.setattr("xfer.export.benchmark._STARTS", 0)  # each imports torch anew
+    done = xfer.run("digits_freeze", ["stages=[benchmark]", "run.dir=timed", *words])
+    assert [row["name"] for row in json.loads((done.folder / "benchmark.json").read_text())] == [
+        "torch, eager",
+        "model.torchscript",
+    ]
+    warnings = json.loads((done.folder / "result.json").read_text())["warnings"]
+    said = [line for line in warnings if "is not measured" in line]
+    assert said == [
+        "hub is not measured: it has weights without a graph",
+        "model.safetensors is not measured: it has weights without a graph",
+        "model.tflite is not measured: the stage runs .onnx, .pt2, .torchscript, openvino alone",
+        "openvino is not measured: the package 'openvino' is not installed "
+        '(pip install "xfer-vision[openvino]")',
+    ]
+    assert said[0] in capsys.readouterr().out
+    (run / "export" / "model.torchscript").unlink()
+    with pytest.raises(ExportError, match=r"E997: .*to measure; hub is not.*; openvino is"):
+        xfer.run("digits_freeze", ["stages=[benchmark]", "run.dir=none", *words])

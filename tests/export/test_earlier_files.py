@@ -15,7 +15,6 @@ import pytest
 import torch
 from torch import nn
 
-import xfer
 from xfer import api
 from xfer.core.errors import ExportError, OutputError
 from xfer.core.files import file_sha256
@@ -25,20 +24,8 @@ from xfer.export.earlier_files import earlier_files
 from xfer.export.onnx_graph import GraphCache
 from xfer.training.features.store import Store
 
-SHIPPED = Path(xfer.__file__).parent / "weights" / "source" / "digits_0_4.ckpt"
 Images = np.ndarray[Any, np.dtype[np.float32]]
 SEEN = "0" * 64
-
-
-@pytest.fixture(scope="module")
-def digits() -> api.Model:
-    return api.load(SHIPPED)
-
-
-@pytest.fixture(scope="module")
-def images(digits: api.Model) -> Images:
-    size = digits.card.input.size
-    return np.random.default_rng(0).normal(size=(6, 3, *size)).astype(np.float32)
 
 
 @dataclass

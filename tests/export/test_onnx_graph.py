@@ -18,7 +18,6 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-import xfer
 from xfer import api
 from xfer.core.errors import OutputError
 from xfer.export import Evidence, Onnx, export, onnx_graph
@@ -26,19 +25,7 @@ from xfer.export.onnx import tensors
 from xfer.export.onnx_graph import GraphCache, UnknownLayer, filled, layers_of, trace
 from xfer.training.features.store import Store
 
-SHIPPED = Path(xfer.__file__).parent / "weights" / "source" / "digits_0_4.ckpt"
 Images = np.ndarray[Any, np.dtype[np.float32]]
-
-
-@pytest.fixture(scope="module")
-def digits() -> api.Model:
-    return api.load(SHIPPED)
-
-
-@pytest.fixture(scope="module")
-def images(digits: api.Model) -> Images:
-    size = digits.card.input.size
-    return np.random.default_rng(0).normal(size=(6, 3, *size)).astype(np.float32)
 
 
 @pytest.fixture(scope="module")

@@ -31,6 +31,8 @@ COLOUR = [
     "augment.hue=0.1",
 ]
 HEAD = ["freeze=head_only", "head=linear", "trainer.ema_decay=0", "trainer.max_epochs=2", *COLOUR]
+# The first rank makes ready for this, which leaves its tensors in another order in memory.
+STANDARD = [*HEAD, "trainer.standardize=true"]
 RANK = b"xfer.training.distributed.rank"
 
 
@@ -197,17 +199,15 @@ def test_what_another_rank_fails_of_is_what_the_run_says(tmp_path):
 @pytest.fixture(scope="module")
 def head_alone(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("two")
-    finish(start(folder, *TWO, *HEAD))
+    finish(start(folder, *TWO, *STANDARD))
     return only_run(folder)
 
 
 def test_two_ranks_train_as_one_with_twice_the_batch(tmp_path):
-    # The first rank makes ready for this, which leaves its tensors in another order in memory.
-    words = [*HEAD, "trainer.standardize=true"]
     both = {"two": TWO, "one": ["data.batch_size=32", "trainer.accelerator=cpu"]}
     for name, shape in both.items():
         (tmp_path / name).mkdir()
-        finish(start(tmp_path / name, *shape, *words))
+        finish(start(tmp_path / name, *shape, *STANDARD))
     two, one = (only_run(tmp_path / name) for name in both)
     ours, theirs = (load_tensors(r / "checkpoints" / "last.ckpt") for r in (two, one))
     for name in ("net.fc.weight", "net.fc.bias"):
@@ -221,7 +221,7 @@ def test_two_ranks_train_as_one_with_twice_the_batch(tmp_path):
 
 @pytest.mark.slow
 def test_ranks_train_on_the_features_that_the_first_has_made(head_alone, tmp_path):
-    finish(start(tmp_path, *TWO, *HEAD, "features=require", "features.views=2"))
+    finish(start(tmp_path, *TWO, *STANDARD, "features=require", "features.views=2"))
     run = only_run(tmp_path)
     kept = json.loads((run / "result.json").read_text())["features"]
     assert kept["cached"] and kept["exact"] and not kept["hit"]
@@ -254,7 +254,7 @@ def test_tasks_that_slurm_started_take_part(head_alone, tmp_path):
         start(
             tmp_path,
             *TWO,
-            *HEAD,
+            *STANDARD,
             SLURM_JOB_ID=str(os.getpid()),
             SLURM_STEP_NUM_TASKS="2",
             SLURM_PROCID=str(number),

@@ -166,6 +166,17 @@ def test_of_a_solved_head_the_chosen_strength_alone_is_judged():
     assert "worse than guessing: the training loss is 2" in line
 
 
+def test_a_loss_before_calibration_says_so():
+    """Evaluation scores the calibrated network, whose loss is another."""
+    (solved,) = warnings_of(rows([2.0], [8.27]), Terms(5, None, calibrated=True), best=1)
+    assert "the training loss before calibration is 2, the validation loss before cali" in solved
+    (trained,) = warnings_of(rows([1.0], [8.27]), Terms(5, 0.1, calibrated=True))
+    assert "the validation loss before calibration ends at 8.27" in trained
+    for words, expected in (([], True), (["calibration=none"], False)):
+        plan = make_plan(compose_specs(["experiment=digits_freeze", "stages=[fit]", *words]))
+        assert terms(plan).calibrated is expected
+
+
 def test_the_alarm_is_given_once():
     found = rows([16.0, 20.0, 30.0])
     assert [alarm(found[:n], FIVE) is not None for n in (1, 2, 3)] == [True, False, False]

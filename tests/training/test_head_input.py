@@ -14,11 +14,15 @@ from runs import finish, kill, only_run, start, wait_for
 from torch import nn
 
 import xfer
+from xfer.config.hydra import compose_specs
 from xfer.core.standardize import Moments, folded, from_plain, to_plain, unfolded
 from xfer.core.torch_file import load_tensors
 from xfer.models.backbone import Timm
 from xfer.models.head import Dropout, Linear, Mlp, Pooled
+from xfer.models.network import assemble
+from xfer.plan.make import make_plan
 from xfer.training.head_input import Standardized, first_layer, moments
+from xfer.training.head_start import prepare_head
 from xfer.weights.formats.checkpoint_format import read_snapshot
 
 SHORT = ["trainer.standardize=true", "trainer.max_epochs=3", "stages=[fit,evaluate]"]
@@ -89,7 +93,7 @@ def test_what_is_folded_gives_the_answers_of_what_trained() -> None:
         assert path == "1"
         before, wanted = net.state_dict(), net(images)
         before = {name: tensor.clone() for name, tensor in before.items()}
-        found = moments(net, [path], [images[:16], images[16:]])
+        found = moments(net, [path], [(images[:16], 16), (images[16:], 24)])
         put = Standardized(net, found)
         assert torch.allclose(net(images), wanted, atol=1e-3)
         seen = []
@@ -149,9 +153,24 @@ def test_a_head_without_a_bias_is_trained_on_raw_input(
 
 def test_a_feature_that_is_constant_is_left_alone() -> None:
     net = nn.Sequential(nn.Linear(3, 2))
-    found = moments(net, ["0"], [torch.tensor([[1.0, 190.0, 0.0], [3.0, 190.0, 0.0]])])
+    found = moments(net, ["0"], [(torch.tensor([[1.0, 190.0, 0.0], [3.0, 190.0, 0.0]]), 2)])
     assert found["0"].std.tolist() == [1.0, 1.0, 1.0]
     assert found["0"].mean.tolist() == [2.0, 190.0, 0.0]
+
+
+@pytest.mark.parametrize("head", ["linear", "pooled"])
+def test_of_cached_features_they_are_those_of_the_images_to_the_last_bit(head: str) -> None:
+    """Whatever the batches that are evaluated, of 7 images or of all."""
+    found = []
+    for typed in (
+        ["features=never", "data.eval_batch_size=7"],
+        ["features=require", "data.eval_batch_size=1000"],
+    ):
+        words = ["experiment=digits_sgd", "trainer=cpu", f"head={head}", *SHORT, *typed]
+        plan = make_plan(compose_specs(words))
+        found.append(prepare_head(plan, assemble(plan.parts, plan.state)))
+    (images,), (cached,) = (of.values() for of in found)
+    assert images.std.equal(cached.std) and images.mean.equal(cached.mean)
 
 
 def test_folding_and_unfolding_are_inverse_and_go_through_a_file() -> None:

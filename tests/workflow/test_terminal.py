@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import pty
 import re
 import shutil
 import subprocess
@@ -11,6 +12,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -184,3 +186,25 @@ def test_a_terminal_that_cannot_move_its_cursor_has_finished_lines_alone(
     lines = terminal.until(ended)
     assert lines[-1] == "ENDED 0"
     assert not [line for line in terminal.seen if line.endswith(" ...") or "━" in line]
+
+
+def test_what_hydra_prints_of_several_runs_stands_on_no_live_line(tmp_path: Path) -> None:
+    """However they are asked for: hydra.mode alone leaves the live line of one run."""
+    words = ["hydra.mode=MULTIRUN", "hydra/sweeper=basic", "experiment=digits_sgd", "optim.lr=-1"]
+    ours, theirs = pty.openpty()
+    run = subprocess.Popen(
+        [sys.executable, "-m", "xfer", *words],
+        cwd=tmp_path,
+        env={**os.environ, "TERM": "xterm", "PYTHONPATH": ROOT},
+        stderr=theirs,
+        stdout=subprocess.DEVNULL,
+    )
+    os.close(theirs)
+    shown = b""
+    with suppress(OSError):  # the end of a terminal that nobody holds any more
+        while part := os.read(ours, 1 << 16):
+            shown += part
+    os.close(ours)
+    assert run.wait(timeout=60) == 2
+    before, said, _ = shown.partition(b"Error executing job with overrides: ")
+    assert said and b"reading the configuration" not in before

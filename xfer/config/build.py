@@ -56,6 +56,7 @@ class Builder:
             "packing": Packing(self._value("pack.out") or "", self._value("pack.mb")),
             "report_maps": self._value("report.maps"),
             "predict_maps": self._value("predict.maps"),
+            "predict_format": self._value("predict.format"),
         }
         if (trainer := built["trainer"]) is not None:
             general["metrics"] = custom.metrics(trainer.metrics, self.where, self.attempt)

@@ -35,7 +35,7 @@ class Composed(NamedTuple):
 
 def contradictions(c: Composed) -> Iterator[XferError]:
     """Every contradiction of ``c``, one after the other."""
-    stages = (_stages, _maps, _comparison, _packing, _audit, _embedding)
+    stages = (_stages, _predictions, _comparison, _packing, _audit, _embedding)
     for check in (*stages, _pairs, _folds, _groups, _unused):
         yield from check(c)
 
@@ -64,9 +64,16 @@ def _stages(c: Composed) -> Iterator[XferError]:
         yield ConfigError("stages", what, "type 'stages=[leaderboard]'", 76)
 
 
-def _maps(c: Composed) -> Iterator[XferError]:
-    """Heat maps of predictions where nothing is predicted, or with an exported file."""
+def _predictions(c: Composed) -> Iterator[XferError]:
+    """A format that cannot be written, or of nothing; heat maps of nothing, or with an exported
+    file."""
     stages = c.stages
+    asked = schema.value_at(c.plain, "predict.format")
+    if asked != "csv" and stages and "predict" not in stages:
+        what, fix = "is given but stages has no 'predict'", "type 'stages=[predict]'"
+        yield errors.CommandError("predict.format", what, f"{fix}, or drop predict.format", 40)
+    elif asked == "parquet" and find_spec("pyarrow") is None:
+        yield _no_pyarrow("predict.format", "csv")
     key, drop = "predict.maps", "or drop predict.maps"
     if not schema.value_at(c.plain, key):
         return
@@ -88,9 +95,12 @@ def _embedding(c: Composed) -> Iterator[XferError]:
             yield CombinationError(key, what, f"{fix}, or drop {key}", 36)
         return
     if c.embed.format == "parquet" and find_spec("pyarrow") is None:
-        what = "parquet is written by pyarrow, which is not installed"
-        fix = "type embed.format=npz, or pip install pyarrow"
-        yield CombinationError("embed.format", what, fix, 35)
+        yield _no_pyarrow("embed.format", "npz")
+
+
+def _no_pyarrow(key: str, other: str) -> CombinationError:
+    what = "parquet is written by pyarrow, which is not installed"
+    return CombinationError(key, what, f"type {key}={other}, or pip install pyarrow", 35)
 
 
 def _comparison(c: Composed) -> Iterator[XferError]:

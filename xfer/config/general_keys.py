@@ -59,6 +59,10 @@ GENERAL: dict[str, tuple[Any, str]] = {
         Annotated[int, Ge(0), Le(200)],
         "how many of the predicted images a page shows with a heat map, the first ones; 0 is none",
     ),
+    "predict.format": (
+        Literal["csv", "parquet"],
+        "the file that predict writes; parquet is written by pyarrow, which must be installed",
+    ),
     "embed.format": (
         Literal["npz", "parquet"],
         "the file that embed writes; parquet is written by pyarrow, which must be installed",

@@ -119,6 +119,7 @@ class Specs:
     packing: Packing = Packing()
     report_maps: int = 24
     predict_maps: int = 0
+    predict_format: Literal["csv", "parquet"] = "csv"
     compose: Callable[[Sequence[str]], Plain] | None = None
     slots: Plain = field(default_factory=dict)
     variant: Callable[[Sequence[str]], Specs] | None = None

@@ -12,7 +12,7 @@ import numpy as np
 
 from xfer.core.log import log
 from xfer.evaluation.conformal import set_words
-from xfer.evaluation.csv_cell import cell
+from xfer.evaluation.table_file import Column
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -161,20 +161,14 @@ def certified(
     return replace(predictions, sets=sets, p_unlike=p_unlike)
 
 
-def columns_beside(answers: Predictions) -> list[str]:
-    """The names of the columns that a certificate adds to a table of ``answers``."""
-    given = {"set": answers.sets, "p_unlike": answers.p_unlike}
-    return [name for name, column in given.items() if column is not None]
-
-
-def cells_beside(answers: Predictions, i: int) -> list[str]:
-    """Those columns of answer ``i``."""
-    row = []
-    if answers.sets is not None:
-        row.append(cell(set_words(answers.sets[i], answers.classes)))
-    if answers.p_unlike is not None:
-        row.append(f"{answers.p_unlike[i]:.6f}")
-    return row
+def certificate_columns(block: Predictions) -> list[Column]:
+    """What a certificate adds to a table: ``set`` and ``p_unlike``, where they are known."""
+    columns = []
+    if block.sets is not None:
+        columns.append(Column("set", [set_words(row, block.classes) for row in block.sets]))
+    if block.p_unlike is not None:
+        columns.append(Column("p_unlike", block.p_unlike))
+    return columns
 
 
 def words_beside(answers: Predictions, i: int) -> str:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from xfer.core.types import Predictions
-from xfer.evaluation.certificate_answers import cells_beside, columns_beside, words_beside
-from xfer.evaluation.csv_cell import cell
+from xfer.evaluation.certificate_answers import certificate_columns, words_beside
+from xfer.evaluation.table_file import Column
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -22,29 +21,27 @@ _SIGNS = ("|", ";", "/", "+", ",")
 _SHOWN = 20
 
 
-def label_table(
-    answers: Predictions, columns: Mapping[str, Sequence[int]] | None = None
-) -> Iterator[list[object]]:
-    """The header and a row an image: ``path, prediction, p_<class>...``, the labels that it is said
-    to have with ``|`` between them, or another sign where a class has that in its name. Where the
-    truth is known it is ``path, label, prediction, p_<class>...``: ``label`` are the labels that it
-    has, with ``?`` in front of those that are unknown. ``columns`` are put after the path, each
-    with an entry a row. A certificate adds ``set`` and ``p_unlike``; a last column ``views`` says
-    over how many views an answer is the mean, where there are several."""
-    classes, sign, columns = answers.classes, sign_for(answers.classes), columns or {}
-    true = [] if answers.labels is None else ["label"]
-    names, views = [f"p_{cell(name)}" for name in classes], [answers.views][: answers.views > 1]
-    last = [*columns_beside(answers), *(["views"] if views else [])]
-    yield ["path", *columns, *true, "prediction", *names, *last]
-    between = zip(*columns.values(), strict=True) if columns else itertools.repeat(())
-    for block in answers.blocks():
-        rows = zip(block.names, block.probabilities, block.said, strict=True)
-        for i, (name, shares, said) in enumerate(rows):
-            known = [] if block.labels is None else [_true(block.labels[i], classes, sign)]
-            given = cell(sign.join(_named(said, classes)))
-            numbers = [f"{p:.6f}" for p in shares]
-            certified = cells_beside(block, i)
-            yield [cell(name), *next(between), *known, given, *numbers, *certified, *views]
+def label_columns(block: Predictions) -> list[Column]:
+    """The columns of a block of answers: ``path, prediction, p_<class>...``, the labels that an
+    image is said to have with ``|`` between them, or another sign where a class has that in its
+    name. Where the truth is known it is ``path, label, prediction, p_<class>...``: ``label`` are
+    the labels that it has, with ``?`` in front of those that are unknown. A certificate adds
+    ``set`` and ``p_unlike``; a last column ``views`` says over how many views an answer is the
+    mean, where there are several."""
+    classes, sign, shares = block.classes, sign_for(block.classes), block.probabilities
+    table = [Column("path", block.names)]
+    if block.labels is not None:
+        table.append(Column("label", [_true(row, classes, sign) for row in block.labels]))
+    given = [sign.join(_named(row, classes)) for row in block.said]
+    numbers = [Column(f"p_{name}", shares[:, i]) for i, name in enumerate(classes)]
+    last = [*certificate_columns(block), *views_column(block)]
+    return [*table, Column("prediction", given), *numbers, *last]
+
+
+def views_column(block: Predictions) -> list[Column]:
+    """Over how many views each answer is the mean, where there are several."""
+    views = np.full(len(block.names), block.views)
+    return [Column("views", views)] if block.views > 1 else []
 
 
 def sign_for(classes: Sequence[str]) -> str:
@@ -59,7 +56,7 @@ def _named(said: Array, classes: Sequence[str]) -> list[str]:
 
 def _true(labels: Array, classes: Sequence[str], sign: str) -> str:
     named = zip(classes, labels, strict=True)
-    return cell(sign.join("?" * int(value < 0) + name for name, value in named if value))
+    return sign.join("?" * int(value < 0) + name for name, value in named if value)
 
 
 def mean_of_labels(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

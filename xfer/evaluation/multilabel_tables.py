@@ -14,7 +14,7 @@ _LEAST = 1e-7  # what six decimals leave open
 
 
 def read_label_table(rows: Iterable[Mapping[str, str]], classes: Sequence[str]) -> Predictions:
-    """The answers of ``rows``, as :func:`xfer.evaluation.multilabel_predictions.label_table` writes
+    """The answers of ``rows``, as :func:`xfer.evaluation.multilabel_predictions.label_columns` has
     them: logits of the probabilities, and what each image was said to have.
 
     Raises KeyError for a column that is not there, ValueError for a label that is no class, and for

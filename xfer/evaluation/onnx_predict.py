@@ -252,7 +252,7 @@ def _check_views(model: OnnxModel, tta: Tta) -> None:
 
 
 def predict(
-    specs: Specs, model: OnnxModel, write: Callable[[Predictions], Path], began: float
+    specs: Specs, model: OnnxModel, write: Callable[..., Path], began: float
 ) -> tuple[Path, int, Plain]:
     """Predict every image, and ``write`` a table of them; where that is, the number of
     predictions, and the times of a run that ``began`` then."""
@@ -260,7 +260,7 @@ def predict(
     start = time.perf_counter()
     answered = answers(model, samples, specs.tta)
     seconds = time.perf_counter() - start
-    path = write(answered)
+    path = write(answered, suffix=specs.predict_format)
     for line in summary(answered, path):
         log.info(line)
     timing = {

@@ -24,10 +24,10 @@ from xfer.data.image_bytes import ImagePlace
 from xfer.data.image_places import FilesBelow
 from xfer.data.scan import examine
 from xfer.data.walk import NO_IMAGE, Tree, is_hidden, note_lines
-from xfer.evaluation.certificate_answers import cells_beside, columns_beside, words_beside
-from xfer.evaluation.csv_cell import cell, write_csv
+from xfer.evaluation.certificate_answers import certificate_columns, words_beside
 from xfer.evaluation.metrics import FEW
-from xfer.evaluation.multilabel_predictions import label_summary, label_table
+from xfer.evaluation.multilabel_predictions import label_columns, label_summary, views_column
+from xfer.evaluation.table_file import Column, write_blocks
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -285,50 +285,56 @@ def summary(answers: Predictions, path: Path) -> list[str]:
 def write_predictions(
     predictions: Predictions, path: Path, columns: Mapping[str, Sequence[int]] | None = None
 ) -> None:
-    """A CSV row an image: ``path, label, prediction, confidence, p_<class>...``; ``columns`` are
-    put after the path, each with an entry a row.
+    """A row an image: ``path, label, prediction, confidence, p_<class>...``, as CSV or, by the
+    suffix of ``path``, parquet; ``columns`` are put after the path, each with an entry a row.
 
     Above 100 classes, the next four answers stand in place of a column a class: ``top2,
     confidence2, ..., top5, confidence5``. With a certificate, ``set`` has the classes of the
     prediction set and ``p_unlike`` the p-value. Where answers are the mean over several views, a
-    last column ``views`` says over how many. ``label`` is left out where it is unknown. Names that
-    a spreadsheet would run as a formula get a leading apostrophe, in the names of the columns as
-    well; ``-1`` and ``+1`` do not. Several labels an image have a table of their own, see
-    :func:`xfer.evaluation.multilabel_predictions.label_table`.
+    last column ``views`` says over how many. ``label`` is left out where it is unknown. In CSV,
+    names that a spreadsheet would run as a formula get a leading apostrophe, in the names of the
+    columns as well; ``-1`` and ``+1`` do not. Several labels an image have other columns, see
+    :func:`xfer.evaluation.multilabel_predictions.label_columns`. Raises OutputError.
     """
-    if predictions.task:
-        write_csv(path, label_table(predictions, columns))
-    else:
-        write_csv(path, _table(predictions, columns or {}))
+    write_blocks(_blocks(predictions, columns or {}), path)
 
 
-def _table(
+def _blocks(
     predictions: Predictions, beside: Mapping[str, Sequence[int]]
-) -> Iterator[Sequence[object]]:
-    """The header and the rows."""
-    classes = predictions.classes
-    few = len(classes) <= FEW
-    rest = [f"p_{cell(c)}" for c in classes] if few else _RUNNERS_UP
-    labels = [] if predictions.labels is None else ["label"]
-    views = [] if predictions.views == 1 else [predictions.views]
-    last = [*columns_beside(predictions), *(["views"] if views else [])]
-    yield ["path", *beside, *labels, "prediction", "confidence", *rest, *last]
-    between = zip(*beside.values(), strict=True) if beside else itertools.repeat(())
-    for block in predictions.blocks():
-        for i, (name, row) in enumerate(zip(block.names, block.probabilities, strict=True)):
-            top = int(np.argmax(block.logits[i]))
-            known = [] if block.labels is None else [cell(classes[block.labels[i]])]
-            numbers = (
-                [f"{p:.6f}" for p in row] if few else _runners_up(block.logits[i], row, classes)
-            )
-            answer = [cell(classes[top]), f"{row[top]:.6f}", *numbers]
-            certified = cells_beside(block, i)
-            yield [cell(name), *next(between), *known, *answer, *certified, *views]
+) -> Iterator[Sequence[Column]]:
+    start, columns = 0, label_columns if predictions.task else _columns
+    for block in predictions.blocks() if len(predictions.names) else [predictions]:
+        part = slice(start, start + len(block.names))
+        path, *rest = columns(block)
+        yield [path, *(Column(name, np.asarray(beside[name][part])) for name in beside), *rest]
+        start = part.stop
 
 
-def write_table(predictions: Predictions, folder: Path) -> Path:
-    """Write ``predictions.csv`` into a run's ``folder``. Raises OutputError."""
-    path = folder / "predictions.csv"
+def _columns(block: Predictions) -> list[Column]:
+    classes, shares, first = block.classes, block.probabilities, block.logits.argmax(axis=1)
+
+    def answers(place: str, chosen: Array) -> list[Column]:
+        sure = shares[np.arange(len(chosen)), chosen]
+        name, number = (
+            ("prediction", "confidence") if not place else (f"top{place}", f"confidence{place}")
+        )
+        return [Column(name, [classes[i] for i in chosen]), Column(number, sure)]
+
+    table = [Column("path", block.names)]
+    if block.labels is not None:
+        table.append(Column("label", [classes[label] for label in block.labels]))
+    table += answers("", first)
+    if len(classes) <= FEW:
+        table += [Column(f"p_{name}", shares[:, i]) for i, name in enumerate(classes)]
+    else:
+        for place, chosen in enumerate(_runners_up(block.logits), start=2):
+            table += answers(str(place), chosen)
+    return [*table, *certificate_columns(block), *views_column(block)]
+
+
+def write_table(predictions: Predictions, folder: Path, suffix: str) -> Path:
+    """Write ``predictions.csv`` or ``.parquet`` into a run's ``folder``. Raises OutputError."""
+    path = folder / f"predictions.{suffix}"
     write_predictions(predictions, path)
     return path
 
@@ -344,11 +350,14 @@ def write_logits(predictions: Predictions, folder: Path) -> None:
     atomic_write(folder / LOGITS, write)
 
 
-def write_beside(predictions: Predictions, folder: Path) -> Path:
-    """Write ``predictions.csv`` into ``folder``, where there is one already ``predictions_2.csv``
-    and so on; what is there is never replaced. Raises OutputError where it cannot be written."""
+def write_beside(predictions: Predictions, folder: Path, suffix: str) -> Path:
+    """Write ``predictions.csv`` or ``.parquet`` into ``folder``, where there is either already
+    ``predictions_2`` and so on: each may have a page of its name. What is there is never replaced.
+    Raises OutputError where it cannot be written."""
     for number in itertools.count(1):
-        path = folder / ("predictions.csv" if number == 1 else f"predictions_{number}.csv")
+        path = folder / f"predictions{'' if number == 1 else f'_{number}'}.{suffix}"
+        if any(path.with_suffix(other).exists() for other in (".csv", ".parquet")):
+            continue
         with output_errors(path), suppress(FileExistsError):
             path.touch(exist_ok=False)
             break
@@ -356,11 +365,10 @@ def write_beside(predictions: Predictions, folder: Path) -> Path:
     return path
 
 
-_RUNNERS_UP = [f"{name}{place}" for place in range(2, 6) for name in ("top", "confidence")]
-
-
-def _runners_up(logits: Array, row: Array, classes: Sequence[str]) -> list[str]:
-    """The second to the fifth answer and their probabilities; of equals the first class leads."""
-    best = np.flatnonzero(logits >= np.partition(logits, -5)[-5])  # at least five, in order
-    order = best[np.argsort(-logits[best], kind="stable")][1:5]
-    return [text for i in order for text in (cell(classes[i]), f"{row[i]:.6f}")]
+def _runners_up(logits: Array) -> Array:
+    """The classes of the second to the fifth answer (4, n); of equals the first class leads."""
+    rows = np.empty((4, len(logits)), np.int64)
+    for i, row in enumerate(logits):
+        best = np.flatnonzero(row >= np.partition(row, -5)[-5])  # at least five, in order
+        rows[:, i] = best[np.argsort(-row[best], kind="stable")][1:5]
+    return rows

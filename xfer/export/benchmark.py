@@ -24,7 +24,7 @@ from xfer.evaluation.multilabel_metrics import label_values
 from xfer.evaluation.onnx_predict import warn_if_stale
 from xfer.evaluation.onnx_session import open_session, runner
 from xfer.evaluation.predict import predict_split
-from xfer.export.openvino import opened
+from xfer.export.openvino import OpenVino, opened
 from xfer.export.parity import accuracy, pixels, run_torch, same_size
 from xfer.export.stage import check_split, spread
 
@@ -53,15 +53,17 @@ class Contestant:
     start: str | None
 
 
-def benchmark(plan: RunPlan, net: nn.Module, checkpoint: Path | None, folder: Path) -> list[Plain]:
+def benchmark(
+    plan: RunPlan, net: nn.Module, checkpoint: Path | None, folder: Path
+) -> tuple[list[Plain], list[str]]:
     """Measure the files of this run, or else those beside ``checkpoint``: ``benchmark.json`` and a
     table on the terminal.
 
-    Returns the rows, one a contestant, eager torch first; ratios are torch's time over the file's.
-    Raises ExportError when there is no file.
+    Returns the rows, one a contestant, eager torch first, whose ratios are torch's time over the
+    file's; and a remark on each file that is not measured. Raises ExportError when none is.
     """
     earlier = run_of(checkpoint) if checkpoint else None
-    files = _files([run / "export" for run in (folder, earlier) if run])
+    files, remarks = _files([run / "export" for run in (folder, earlier) if run])
     samples = check_split(plan)
     photos = spread(samples, plan.specs.export.gate.images)
     contestants = _contestants(plan.card.input, net, checkpoint, files)
@@ -86,11 +88,13 @@ def benchmark(plan: RunPlan, net: nn.Module, checkpoint: Path | None, folder: Pa
     ]
     write_json(folder / "benchmark.json", rows)
     log.info("\n".join(map(printable, lines(rows))), extra=LINES)
-    return rows
+    return rows, remarks
 
 
-def _files(folders: Sequence[Path]) -> list[Path]:
-    """The exported files in the first of ``folders`` that has any."""
+def _files(folders: Sequence[Path]) -> tuple[list[Path], list[str]]:
+    """The exported files in the first of ``folders`` that has any to measure, and a remark on each
+    other one."""
+    remarks: list[str] = []
     for folder in folders:
         files = [path for path in sorted(folder.glob("*")) if path.suffix in RUN]
         for file in files:
@@ -100,11 +104,29 @@ def _files(folders: Sequence[Path]) -> list[Path]:
         files += [
             folder / name for name, main in FOLDERS.items() if (folder / name / main).is_file()
         ]
-        if files:
-            return sorted(files)
+        exported = {*files, *folder.glob("model.*"), folder / "hub", folder / "service"}
+        reasons = {path: _why_not(path) for path in sorted(exported) if path.exists()}
+        remarks = [f"{path.name} is not measured: {why}" for path, why in reasons.items() if why]
+        if measured := [path for path, why in reasons.items() if not why]:
+            return measured, remarks
     where = folders[0] if folders else "export"
     fix = "add the stage export, or give the checkpoint.path of a run with exported files"
-    raise ExportError(where, "there is no exported file to measure", fix, 47)
+    what = "; ".join(["there is no exported file to measure", *remarks])
+    raise ExportError(where, what, fix, 47)
+
+
+def _why_not(path: Path) -> str:
+    """Why an exported file is not measured; empty for one that is."""
+    if path.name == "hub" or path.suffix in (".safetensors", ".ckpt"):
+        return "it has weights without a graph"
+    if path.suffix not in RUN and path.name not in FOLDERS:
+        return f"the stage runs {', '.join((*RUN, *FOLDERS))} alone"
+    if path.name == OpenVino.file:
+        try:
+            OpenVino().check()
+        except ExportError as error:
+            return f"{error.what} ({error.fix})"
+    return ""
 
 
 def _contestants(
@@ -135,10 +157,9 @@ def _opened(file: Path) -> tuple[Runner, bool]:
     if file.suffix == ".onnx":
         session = open_session(file, torch.get_num_threads())
         return runner(session), session.get_inputs()[0].type == "tensor(uint8)"
-    from xfer.export import OpenVino, Pt2, TorchScript
+    from xfer.export import Pt2, TorchScript
 
     if file.name == OpenVino.file:
-        OpenVino().check()
         return opened(file, torch.get_num_threads()), False
     writer = Pt2() if file.suffix == ".pt2" else TorchScript()
     return writer.open(file, torch.nn.Identity()), False

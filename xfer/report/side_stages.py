@@ -10,6 +10,7 @@ from xfer.core.live_line import working
 from xfer.core.log import LINES, log
 from xfer.core.protocols import HasTeacher
 from xfer.report.plot import draw
+from xfer.training.fit_health import warn
 
 if TYPE_CHECKING:
     from torch import nn
@@ -34,7 +35,8 @@ def benchmark(work: Work, net: nn.Module) -> None:
     from xfer.report.charts import speeds
 
     with working("benchmark"):
-        rows = speed.benchmark(work.plan, net, work.checkpoint(), work.folder)
+        rows, remarks = speed.benchmark(work.plan, net, work.checkpoint(), work.folder)
+    warn(work.warnings, remarks)
     path = draw(work.folder / "figures" / "benchmark.png", speeds, rows)
     log.info(f"drawn in {printable(path)}", extra=LINES)
 

@@ -36,13 +36,19 @@ _MARGIN = 4.0  # by which a proposed rate is below the one at which the loss rea
 @dataclass(frozen=True)
 class Terms:
     """What a fit is judged by: the number of classes, ``optim.lr`` (``None`` for a solver without
-    a rate), the training loss of guessing where it is not log(classes), and whether the head
-    began there."""
+    a rate), the training loss of guessing where it is not log(classes), whether the head began
+    there, and whether it is ``calibrated`` after the fit, which the losses of its rows are not."""
 
     classes: int
     lr: float | None
     training: float | None = None
     fresh: bool = True
+    calibrated: bool = False
+
+    @property
+    def when(self) -> str:
+        """What tells the losses of the rows from those that evaluation scores."""
+        return " before calibration" if self.calibrated else ""
 
     @property
     def guessing(self) -> float:
@@ -61,7 +67,7 @@ def terms(plan: Plan) -> Terms:
     fresh = not hasattr(specs.head, "aliases")  # else its rows may come from the source
     rate = None if specs.optim.solves else specs.optim.rate
     count, guessing = specs.task.guessing(specs.loss, labels, len(plan.card.classes))
-    return Terms(count, rate, guessing, fresh)
+    return Terms(count, rate, guessing, fresh, plan.calibration.method != "none")
 
 
 def warn(said: list[str], lines: Iterable[str]) -> None:
@@ -94,7 +100,7 @@ def warnings_of(rows: Sequence[Plain], terms: Terms, best: int | None = None) ->
     if last["train_loss"] > _ABOVE * terms.trained:
         problems.append(f"the training loss ends at {last['train_loss']:.3g}")
     if _val_loss(last) > most:
-        problems.append(f"the validation loss ends at {last['val_loss']:.3g}")
+        problems.append(f"the validation loss{terms.when} ends at {last['val_loss']:.3g}")
     for row in rows[:-1]:
         if row["epoch"] == best and _val_loss(row) > most:
             problems.append(f"that of the best epoch, {best}, is {row['val_loss']:.3g}")
@@ -114,7 +120,11 @@ def _of_solved(row: Plain, terms: Terms) -> list[str]:
         ("training", float(row["train_loss"]), terms.trained),
         ("validation", _val_loss(row), terms.guessing),
     )
-    above = [f"the {on} loss is {loss:.3g}" for on, loss, most in losses if loss > _ABOVE * most]
+    above = [
+        f"the {on} loss{terms.when} is {loss:.3g}"
+        for on, loss, most in losses
+        if loss > _ABOVE * most
+    ]
     if not above:
         return []
     return [

@@ -50,14 +50,18 @@ def rows_of(layer: nn.Module, entering: Tensor) -> Tensor:
     return entering.reshape(-1, entering.shape[-1])
 
 
-def moments(net: nn.Module, paths: Iterable[str], batches: Iterable[Tensor]) -> Standard:
-    """Moments of what enters the layers at ``paths``, over all ``batches``, in inference mode."""
+def moments(
+    net: nn.Module, paths: Iterable[str], batches: Iterable[tuple[Tensor, int]]
+) -> Standard:
+    """Moments of what enters the layers at ``paths``, over all ``batches``, in inference mode; of
+    each batch as many images count as come with it."""
     origins: dict[str, Tensor] = {}
     sums: dict[str, list[Tensor]] = {}
     counts: dict[str, int] = {}
+    counted = slice(None)
 
     def add(path: str, entering: Tensor) -> None:
-        x = rows_of(net.get_submodule(path), entering.detach()).double()
+        x = rows_of(net.get_submodule(path), entering.detach()[counted]).double()
         if path not in origins:
             # Moments about the first batch's mean, lest large means cancel the deviations.
             origins[path] = x.mean(dim=0)
@@ -70,7 +74,8 @@ def moments(net: nn.Module, paths: Iterable[str], batches: Iterable[Tensor]) -> 
     with torch.no_grad(), inference(net), ExitStack() as hooks:
         for path in paths:
             hooks.enter_context(watch(net, path, partial(add, path)))
-        for batch in batches:
+        for batch, count in batches:
+            counted = slice(count)
             net(batch)
     standard = {}
     for path, origin in origins.items():

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack, closing
+from contextlib import closing
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-import torch
 from torch import nn
 
-from xfer.core.errors import DataError
 from xfer.core.log import log
 from xfer.core.standardize import Standard, folded
 from xfer.data.augment import Plain as NoAugment
-from xfer.data.loader import EvalLoader, eval_images
 from xfer.models.head import Keep, Mlp
 from xfer.training.exact import NotExact, at_rest, features_of, solve
 from xfer.training.features import AutoFeatures
 from xfer.training.features.cut import Tail
-from xfer.training.features.extract import PartlyFrozen
+from xfer.training.features.extract import Extraction, PartlyFrozen
 from xfer.training.features.feature_loader import CachedFeatures
 from xfer.training.head_input import first_layer, moments, put
 from xfer.training.optim import Exact
@@ -81,20 +77,12 @@ def _moments(plan: Plan, frozen: PartlyFrozen, cached: CachedFeatures | None) ->
             log.info(f"the head's input is not standardised: {why}")
     if not paths:
         return {}
-    with ExitStack() as stack:
-        if cached is None:
-            batches = _images(plan)
-        else:
-            stack.enter_context(closing(Tail(net, cached.cut)))
-            batches = cached.train[None].blocks()
-        return moments(net, paths, (batch.to(frozen.device) for batch in batches))
-
-
-def _images(plan: Plan) -> Iterator[torch.Tensor]:
-    """The training images as they are evaluated, batch by batch."""
-    specs = plan.specs
-    if plan.dataset is None or specs.data is None:
-        raise DataError("data", "is needed to fit", "give data=... or data.root=DIR", 43)
-    images = eval_images(plan.dataset.splits["train"], plan.card.input)
-    loader = EvalLoader(images, specs.data.eval_batch_size, specs.data.workers, pin=False)
-    return (batch for batch, _ in loader)
+    if cached is None:
+        # In the batches of features, or the last bits are others than those of a cached run.
+        options = plan.specs.features
+        options = options if isinstance(options, AutoFeatures) else AutoFeatures()
+        return moments(net, paths, Extraction(plan, frozen, options).image_batches("train"))
+    view, parts = cached.train[None], cached.work.batches("train", None)
+    with closing(Tail(net, cached.cut)):
+        batches = ((view.features(part).to(frozen.device), len(part)) for part in parts)
+        return moments(net, paths, batches)

@@ -270,10 +270,12 @@ class Extraction:
             return images.contiguous(memory_format=torch.channels_last)
         return images
 
-    def _chunks(self, cut: Cut, split: str, view: int | None) -> Iterator[torch.Tensor]:
-        """Features (n, size) of this rank's part of a split, batch by batch. A remainder of train
-        is filled up to a whole chunk, unless the uncached run has the same; that of val is one
-        there as well."""
+    def image_batches(
+        self, split: str, view: int | None = None
+    ) -> Iterator[tuple[torch.Tensor, int]]:
+        """Images (n, 3, h, w) of this rank's part of a split on the device, as they are computed
+        together, and how many of them count. A remainder of train is filled up to a whole chunk,
+        unless the uncached run has the same; that of val is one there as well."""
         pictures, chunk = self._pictures(split, view), self.chunk(split)
         batches = self.batches(split, view)
         mine = self.group.share.of(len(batches))
@@ -285,11 +287,15 @@ class Extraction:
             collate_fn=pictures.collate,
             worker_init_fn=ignore_in_worker,
         )
-        holds = self.frozen.device.type == "cpu" and keep_freed()
         for batch in counted(loader, f"features of {split}", len(loader)):
-            images = self._placed(batch, chunk if pads else 0)
+            yield self._placed(batch, chunk if pads else 0), len(batch[1])
+
+    def _chunks(self, cut: Cut, split: str, view: int | None) -> Iterator[torch.Tensor]:
+        """Features (n, size) of this rank's part of a split, batch by batch."""
+        holds = self.frozen.device.type == "cpu" and keep_freed()
+        for images, count in self.image_batches(split, view):
             with self.cast(split):
-                yield extract(self.frozen.net, cut, images)[: len(batch[1])].cpu()
+                yield extract(self.frozen.net, cut, images)[:count].cpu()
         if holds:
             give_back()  # what is solved on the features needs other pieces
 
