@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from statistics import median
 
 from xfer.core.types import Plain
@@ -81,10 +82,17 @@ def data(plan: Plain) -> Facts:
     return tuple(facts)
 
 
-def steps(plan: Plain) -> Facts:
-    """How long the training is; nothing of a head that is solved, which takes no steps."""
+def steps(plan: Plain, history: Sequence[Plain]) -> Facts:
+    """How long the training was to be, and where it ended earlier; nothing of a head that is
+    solved, which takes no steps."""
     steps = plan.get("steps") or {}
-    return (("Steps", steps_line(plan)),) if steps.get("total") else ()
+    if not steps.get("total"):
+        return ()
+    facts = [("Steps", steps_line(plan))]
+    last = history[-1].get("epoch") if history else None
+    if last is not None and last < steps["epochs"]:
+        facts.append(("Ended", f"after epoch {last:g} of {steps['epochs']}"))
+    return tuple(facts)
 
 
 def _recipe(spec: Plain) -> str:
