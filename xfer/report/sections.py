@@ -111,6 +111,7 @@ def calibration(result: Plain) -> Facts:
     known = result.get("calibration")
     if not known:
         return ()
+    chosen = known["fitted_on"] == "cv" and (result.get("solved") or {}).get("strengths", 1) > 1
     errors = [f"{known[when]['ece']:.3f}" for when in ("before", "after")]
     losses = [f"{known[when]['loss']:.3f}" for when in ("before", "after")]
     return (
@@ -119,8 +120,11 @@ def calibration(result: Plain) -> Facts:
             "Calibration error on these",
             f"{' to '.join(errors)}; {known['by_chance']:.3f} by chance",
         ),
-        ("Loss on these", " to ".join(losses)),
+        ("Loss on these", " to ".join(losses) + _FLATTERED * chosen),
     )
+
+
+_FLATTERED = "; the first is flattered, since the penalty is the one of least loss on such images"
 
 
 def timing(timing: Plain, solved: bool) -> Facts:
