@@ -6,18 +6,19 @@ import base64
 import hashlib
 import io
 import re
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
-from card_pages import NAMES, Pictures, answers, write_card
+from card_pages import NAMES, Pictures, answers, noise, write_card
 from PIL import Image
 from test_report import Page
 
 from xfer.core.types import InputSpec, Predictions, Samples
 from xfer.evaluation import metrics
-from xfer.report import charts, confidence, image_tiles, overlay, panels, sections, svg
+from xfer.report import charts, confidence, image_tiles, overlay, panels, sections, svg, write
 from xfer.report.card import data_name
 from xfer.report.confusion import condensed
 
@@ -298,6 +299,25 @@ def test_the_axis_of_a_power_has_three_numbers_at_least() -> None:
     assert last is not None and float(last[1]) + 14 <= svg.WIDE < 16 + float(last[1])
     for low, high in ((0.764, 0.851), (0.48, 1.31), (0.0, 1.0), (1e-4, 2.6e-4)):
         assert 3 <= len(overlay._ticks(low, high, 4)) <= 5
+
+
+def test_right_answers_have_the_room_that_mistakes_leave_and_what_has_none_is_said() -> None:
+    spec = InputSpec((224, 224), 224, "bilinear", (0.5,) * 3, (0.5,) * 3)
+    given = answers(100, ("ants", "bees"))
+    logits = np.zeros((100, 2), np.float32)
+    logits[np.arange(100), given.labels] = 3.0
+    logits[0] = -logits[0]  # one mistake
+    mostly = replace(given, logits=logits)
+    samples = Samples(given.names, given.labels, Pictures(100, 224), "")
+    details = write.answered(mostly, samples, spec, heat=noise(mostly, 20))
+    assert (len(details["shots"]), len(details["right"])) == (1, 20)
+    assert details["heat"] == "Heat maps of noise."
+    full = write.answered(mostly, samples, spec, heat=noise(mostly, 60))
+    shown = len(full["shots"]) + len(full["right"])
+    assert 21 < shown < 61
+    assert full["heat"] == f"Heat maps of noise. There is room for {shown} of these."
+    mixed = write.answered(given, samples, spec, heat=noise(given, 20))
+    assert len(mixed["shots"]) > len(mixed["right"]) > 5
 
 
 def test_steps_and_features_are_told_in_words() -> None:
