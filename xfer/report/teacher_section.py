@@ -107,10 +107,11 @@ def teacher_text(result: Plain) -> tuple[str, ...]:
     ]
     for split, score in facts["scores"].items():
         low, high = score["acc_ci95"]
+        are = "is" if score["student_alone"] == 1 else "are"
         lines.append(
             f"On the {score['n']:,} {split} images the teacher is right in {score['acc']:.3f} "
             f"(95 % interval {low:.3f} to {high:.3f}), and both answer the same of "
-            f"{100 * score['agree']:.1f} %. {score['student_alone']:,} are right in the student "
+            f"{100 * score['agree']:.1f} %. {score['student_alone']:,} {are} right in the student "
             f"alone, {score['teacher_alone']:,} in the teacher alone; by McNemar's exact test p = "
             f"{score['p']:.2g}."
         )
