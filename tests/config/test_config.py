@@ -169,6 +169,11 @@ def test_a_rule_of_a_spec_names_the_place_too() -> None:
             "~experiment",
             "E205: command line: experiment: must be one option. Fix: type experiment=OPTION",
         ),
+        (
+            "export.gate.images=20",
+            "E205: command line: export.gate: has keys, and export chooses no format 'gate'",
+        ),
+        ("export.gate.images=20", "or drop export.gate; the keys of all are export.images, "),
         ("~export", "'~export' cannot be removed"),
         ("~foo", "there is no key 'foo'. Fix: drop '~foo'"),
         ("~optim.lr", "E203: optim.lr: must be given. Fix: type optim.lr=VALUE"),

@@ -318,7 +318,7 @@ def test_a_run_is_stopped_resumed_asked_and_exported_by_verbs(tmp_path: Path) ->
     assert "E521" in typed("resume", "last", code=5)
     Image.new("RGB", (40, 40), "red").save(tmp_path / "a.png")
     for name in ("predictions.csv", "predictions_2.csv"):
-        assert f"1 predictions in outputs/digits_sgd/{run.name}/{name}" in typed(
+        assert f"1 prediction in outputs/digits_sgd/{run.name}/{name}" in typed(
             "predict", "last", "a.png"
         )
         assert len((run / name).read_text().splitlines()) == 2

@@ -45,7 +45,7 @@ SHARED = {
     171: "hydra_plugins/xfer_slurm/_launch.py sweep/executors/slots.py",
     201: "config/hydra.py config/schema.py",
     203: "config/contradictions.py config/schema.py",
-    205: "config/hydra.py config/schema.py",
+    205: "config/build.py config/hydra.py config/schema.py",
     221: (
         "config/custom.py config/schema.py core/custom_parts.py evaluation/metrics.py "
         "training/callbacks/freeze_phase.py training/callbacks/user_callbacks.py "

@@ -131,7 +131,7 @@ def test_images_that_are_all_right_ask_for_no_certainty(n: int) -> None:
     if n >= 10:
         made = calibration.calibrate(logits, labels, folds(labels, 5, 0), "temperature", ("a", "b"))
         (line,) = made.facts["warnings"]
-        assert f"all {n} images" in line and f"one mistake in {n + 2} is assumed" in line
+        assert f"all {n} answers" in line and f"one mistake in {n + 2} is assumed" in line
 
 
 def test_logits_that_know_nothing_end_at_the_limit_with_a_warning() -> None:

@@ -1,5 +1,8 @@
 """Which files an input names."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 from pictures import folders
@@ -71,3 +74,9 @@ def test_more_answers_than_are_shown_are_counted(tmp_path):
     lines = summary(found, tmp_path / "predictions.csv")
     assert len(lines) == 21
     assert lines[-1].endswith("; the first 20 are shown") and lines[-1].startswith("23 predictions")
+    views = replace(found, views=10)
+    labelled = replace(views, task={"thresholds": [0.5, 0.5], "chosen_on": "val"})
+    for said in (summary(views, Path("p.csv")), summary(labelled, Path("p.csv"))):
+        assert "23 predictions, each the mean over 10 views, in p.csv; the first" in said[-1]
+    one = Predictions(("a.png",), np.zeros((1, 2), np.float32), None, ("a", "b"))
+    assert summary(one, Path("p.csv"))[-1] == "1 prediction in p.csv"

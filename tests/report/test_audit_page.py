@@ -136,7 +136,8 @@ def test_each_listed_image_is_there_with_its_neighbours(page: Path) -> None:
     kinds = re.findall(r'data-kinds="([^"]*)"', text)
     assert kinds == [" ".join(kinds) for kinds in listed.values()]
     accused = sum("label" in kinds for kinds in listed.values())
-    assert accused >= 5 and text.count("nearest labelled") == 2 * accused
+    assert 5 <= accused < len(listed) and text.count(", looks like <b>") == accused
+    assert text.count("nearest labelled") == 2 * len(listed)
     assert html.escape("audit: a remark <of> the audit") in text
 
 
@@ -157,7 +158,31 @@ def test_an_audit_without_a_finding_says_so(tmp_path: Path) -> None:
     assert "Nothing stands out." in text
     assert facts(calm)["counts"]["fdr"] is None
     said = dict(lines(work(tmp_path, calm)))
-    assert said["labels"] == "none of 60 is more likely wrong than right"
+    assert (
+        said["labels"] == "none of 60 is more likely wrong than right; the highest p_wrong is 0.00"
+    )
+    assert (
+        said["influence"]
+        == "0 move the answers most; none of them decides the class of another image"
+    )
+
+
+def test_the_last_lines_count_one_as_one(tmp_path: Path) -> None:
+    result = replace(audited(), twins=audited().twins[:1], influential={7: 0, 8: 2})
+    said = dict(lines(work(tmp_path, result)))
+    assert said["near-duplicates"].startswith("1 pair, ")
+    assert said["influence"].startswith("2 move the answers most; 1 of them decides the class")
+
+
+def test_what_is_not_listed_begins_with_the_label_that_is_most_likely_wrong() -> None:
+    result = audited()
+    result = replace(result, judged=replace(result.judged, p_wrong=np.linspace(0, 0.4, 60)))
+    rest = [float(row["p_wrong"]) for row in table(result)][len(reasons(result)) :]
+    assert rest == sorted(rest, reverse=True) and rest[0] > rest[-1]
+
+
+def test_the_page_says_where_the_saved_table_belongs(page: Path) -> None:
+    assert f"Move it to <bdi>{page.parent / 'audit.csv'}</bdi>" in page.read_text()
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
@@ -176,7 +201,11 @@ FOCUS = "return [...document.querySelectorAll('.find')].indexOf(document.activeE
 def test_decisions_are_made_by_keyboard_and_saved(browser: Browser, page: Path) -> None:
     browser.look(1280)
     browser.open(page)
-    browser.run("document.querySelector('.find').focus()")
+    browser.press("r")
+    browser.press("k")
+    assert browser.run(FOCUS) == -1
+    browser.press("j")
+    assert browser.run(FOCUS) == 0, "j goes to the first image of a page that was just opened"
     browser.press("r")
     browser.press("j")
     assert browser.run(FOCUS) == 1

@@ -6,18 +6,19 @@ import base64
 import hashlib
 import io
 import re
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
-from card_pages import NAMES, Pictures, answers, write_card
+from card_pages import NAMES, Pictures, answers, noise, write_card
 from PIL import Image
 from test_report import Page
 
 from xfer.core.types import InputSpec, Predictions, Samples
 from xfer.evaluation import metrics
-from xfer.report import confidence, image_tiles, overlay, panels, sections, svg
+from xfer.report import charts, confidence, image_tiles, overlay, panels, sections, svg, write
 from xfer.report.card import data_name
 from xfer.report.confusion import condensed
 
@@ -104,6 +105,25 @@ def test_the_curves_begin_and_end_where_the_rows_do() -> None:
     assert path is not None
     x0, y0, x1, y1 = map(float, path.groups())
     assert x0 < x1 and y0 < y1, "a loss that falls is drawn as one that rises"
+
+
+def test_a_fit_that_no_validation_image_judged_has_the_curve_of_its_training_loss() -> None:
+    rows = [{"epoch": i, "train_loss": 1 / i, "val_loss": 2 / i} for i in (1, 2)]
+    _, chosen = panels.curves(rows, 2, "train_loss")
+    assert ">train</text>" in str(chosen.svg) and ">val</text>" not in str(chosen.svg)
+    assert chosen.caption == "ring, best: 0.500 at epoch 2" and 'class="ring train"' in chosen.svg
+    figure = charts.curves(rows, 2, "train_loss")
+    assert figure
+    drawn = [line.get_label() for line in figure.axes[1].get_lines()]
+    assert "train" in drawn and "val" not in drawn
+
+
+def test_no_number_beside_an_axis_is_cut_off() -> None:
+    rows = [{"epoch": i, "lr": 2.2e-5 / i} for i in (1, 2, 3)]
+    (rate,) = panels.curves(rows, None, "val_acc")
+    numbers = re.findall(r'<text x="([\d.]+)"[^>]*class="soft end">([^<]*)</text>', str(rate.svg))
+    assert any("e-05" in text for _, text in numbers)
+    assert all(float(x) >= svg.estimate(text) for x, text in numbers)
 
 
 def test_values_that_are_not_finite_are_left_out_and_nothing_draws_nothing() -> None:
@@ -281,6 +301,25 @@ def test_the_axis_of_a_power_has_three_numbers_at_least() -> None:
         assert 3 <= len(overlay._ticks(low, high, 4)) <= 5
 
 
+def test_right_answers_have_the_room_that_mistakes_leave_and_what_has_none_is_said() -> None:
+    spec = InputSpec((224, 224), 224, "bilinear", (0.5,) * 3, (0.5,) * 3)
+    given = answers(100, ("ants", "bees"))
+    logits = np.zeros((100, 2), np.float32)
+    logits[np.arange(100), given.labels] = 3.0
+    logits[0] = -logits[0]  # one mistake
+    mostly = replace(given, logits=logits)
+    samples = Samples(given.names, given.labels, Pictures(100, 224), "")
+    details = write.answered(mostly, samples, spec, heat=noise(mostly, 20))
+    assert (len(details["shots"]), len(details["right"])) == (1, 20)
+    assert details["heat"] == "Heat maps of noise."
+    full = write.answered(mostly, samples, spec, heat=noise(mostly, 60))
+    shown = len(full["shots"]) + len(full["right"])
+    assert 21 < shown < 61
+    assert full["heat"] == f"Heat maps of noise. There is room for {shown} of these."
+    mixed = write.answered(given, samples, spec, heat=noise(given, 20))
+    assert len(mixed["shots"]) > len(mixed["right"]) > 5
+
+
 def test_steps_and_features_are_told_in_words() -> None:
     steps = {
         "batch_size": 8,
@@ -291,10 +330,10 @@ def test_steps_and_features_are_told_in_words() -> None:
         "total": 6,
     }
     plan = {"steps": steps, "optimizer": [{}]}
-    assert sections.steps(plan) == (
-        ("Steps", "3 epochs of 2 steps, 6 in all (batches of 8, 4 a step)"),
-    )
-    assert sections.steps({"steps": {**steps, "total": 0}, "optimizer": []}) == ()
+    planned = ("Steps", "3 epochs of 2 steps, 6 in all (batches of 8, 4 a step)")
+    assert sections.steps(plan, []) == sections.steps(plan, [{"epoch": 3}]) == (planned,)
+    assert sections.steps(plan, [{"epoch": 1}]) == (planned, ("Ended", "after epoch 1 of 3"))
+    assert sections.steps({"steps": {**steps, "total": 0}, "optimizer": []}, [{"epoch": 1}]) == ()
     cache = {"cached": True, "hit": False, "views": 2, "cut": ["fc"], "bytes": 2000}
     said = dict(sections.place({"features": {**cache, "difference": 1.2e-7}}))["Features"]
     assert said == (

@@ -13,6 +13,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 import xfer
+from xfer.config.verbs import spelt_out
 from xfer.core.errors import CommandError, XferError
 from xfer.evaluation import evaluate
 
@@ -101,3 +102,16 @@ def test_maps_are_refused_where_there_are_none(options: list[str], number: int) 
     with pytest.raises(CommandError) as caught:
         xfer.run(overrides=options)
     assert caught.value.number == number
+
+
+def test_what_an_exported_file_without_maps_says_to_type_has_maps(
+    trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(trained)
+    Path("m.onnx").touch()
+    with pytest.raises(CommandError) as caught:
+        xfer.run(overrides=spelt_out(["predict", "m.onnx", "more", "predict.maps=2"]))
+    (typed,) = re.findall(r"type xfer (.*) with the run", caught.value.fix)
+    words = typed.replace("RUN", "run").replace("IMAGES", "more").split()
+    folder = xfer.run(overrides=[*spelt_out(words), "run.dir=mended"]).folder
+    assert (folder / "predictions.html").read_text("utf-8").count('class="heat-map"') == 2

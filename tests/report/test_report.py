@@ -20,6 +20,8 @@ from xfer.report.card import verdict
 from xfer.report.format import listed, name_ends, number, seconds, size, words
 from xfer.report.page import render
 from xfer.report.plot import draw
+from xfer.report.soup_section import soup_lines
+from xfer.report.teacher_section import teacher_text
 
 ROOT = Path(__file__).parents[2]
 ASSETS = Path(os.environ.get("XFER_ASSETS", ROOT.parent / "shared/assets"))
@@ -630,6 +632,24 @@ def test_no_mistakes_are_said_only_when_they_were_looked_for(tmp_path: Path) -> 
     assert said in page(tmp_path, result, plan, {**details, "wrong": []})[0]
     assert said not in page(tmp_path, result, plan, {**details, "wrong": None})[0]
     assert said not in page(tmp_path, result, plan, details)[0]
+
+
+def test_one_is_counted_as_one(tmp_path: Path) -> None:
+    result, plan, details = facts()
+    for epochs, said in ((1, "(1 row)"), (2, "(2 rows)")):
+        html, _ = page(tmp_path, result, plan, {**details, "history": history(epochs)})
+        assert f"Every row of metrics.csv</bdi> {said}<" in html
+    alone = {"images": "val", "n": 9, "acc": 0.5, "job": 4}
+    soup: dict = dict.fromkeys(("chosen_on", "judged_on", "best", "soup"), alone)
+    soup |= {"jobs": [4], "members": [4, 5], "difference": {"acc": 0.0, "ci95": [-0.1, 0.1]}}
+    assert "Soup of 1 of 2 members (job 4), chosen" in soup_lines(soup)[0]
+    assert "Soup of 2 of 2 members (jobs 4, 5)" in soup_lines({**soup, "jobs": [4, 5]})[0]
+    score = {"n": 9, "acc": 0.5, "acc_ci95": [0, 1], "agree": 0.5, "teacher_alone": 2, "p": 0.5}
+    teacher = {"path": "t", "sha256": "0" * 64, "weight": 0.5, "temperature": 2.0, "hit": True}
+    teacher |= {"images": 9, "seconds": 1.0}
+    for count, said in ((1, "1 is right in the student alone"), (2, "2 are right in the student")):
+        scores = {"val": {**score, "student_alone": count}}
+        assert said in teacher_text({"teacher": {**teacher, "scores": scores}})[1]
 
 
 def test_long_tables_are_folded_and_short_ones_are_open(tmp_path: Path) -> None:

@@ -75,7 +75,8 @@ def test_the_final_model_has_as_many_epochs_as_were_best_on_average(folded: Path
 
 def test_the_plan_says_how_the_folds_are_run(folded: Path) -> None:
     log = (folded / "run.log").read_text()
-    assert "the final model: all 363 training images" in log
+    final = facts(folded)["cv"]["final_epochs"]
+    assert f"the final model: all 363 training images, {final} of 2 epochs, the mean" in log
     assert facts(folded, "plan.json")["folds"]["sizes"] == [[182, 181]]
 
 

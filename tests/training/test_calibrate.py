@@ -156,7 +156,8 @@ def test_a_fit_by_steps_is_calibrated_when_asked_and_its_error_is_of_other_image
     assert known["after"]["loss"] != pytest.approx(found["scores"]["val"]["loss"], abs=1e-6)
     ours, before = state(stepped), state(stepped_plain)
     assert {n for n in ours if not ours[n].equal(before[n])} == {"fc.weight", "fc.bias"}
-    assert "calibrated: temperature 0." in (stepped / "run.log").read_text()
+    log = (stepped / "run.log").read_text()
+    assert "calibrated: temperature 0." in log and "of 179 validation images" in log
     assert plan["calibration"]["fitted_on"] == "val"
 
 
@@ -212,3 +213,11 @@ def test_the_card_shows_the_reliability_before_and_after(solved, stepped) -> Non
     other = (solved / "report.html").read_text()
     assert f"Calibration error {facts(solved)['scores']['val']['ece']:.3f}" in other
     assert "fitted without it" not in other
+    flattered = "the first is flattered, since the penalty is the one of least loss"
+    assert flattered in other and flattered not in page
+
+
+def test_its_own_folds_are_named_where_they_are_not_those_of_the_penalty(solved) -> None:
+    log = (solved / "run.log").read_text()
+    assert "by 5 folds of the training images" in log
+    assert "; of 717 training images held out in 20 folds, calibration error" in log

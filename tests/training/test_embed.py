@@ -92,7 +92,8 @@ def test_the_same_again_is_the_same_bytes(run: Path, place: Path) -> None:
 
 
 def test_neighbours_are_those_of_scikit_learn(run: Path) -> None:
-    assert "each with its cosine distance" in (run / "run.log").read_text()
+    log = (run / "run.log").read_text()
+    assert "each with its cosine distance" in log and "as in one/neighbours.csv:" in log
     held = contents(run)
     with (run / "neighbours.csv").open() as stream:
         rows = list(csv.DictReader(stream))

@@ -144,6 +144,15 @@ def test_what_is_not_wrong(train):
     assert warnings_of(rows(train), FIVE) == []
 
 
+def test_what_the_weights_came_to_counts_and_not_the_mean_of_the_epoch_before():
+    """The final model of a cross-validation may have one epoch of two steps."""
+    assert warnings_of(rows([1.8], [0.3]), FIVE) == []
+    assert warnings_of(rows([2.0, 1.8], [1.2, 0.3]), FIVE) == []
+    assert warnings_of([{"epoch": 1, "train_loss": 1.8, "val_loss": None}], FIVE) == []
+    (line,) = warnings_of([{"epoch": 1, "train_loss": 3.5, "val_loss": None}], FIVE)
+    assert "the training loss ends at 3.5" in line
+
+
 def test_a_head_from_the_source_may_begin_above_guessing():
     found = rows([6.0, 2.5, 0.8])
     assert alarm(found[:1], FIVE) is not None

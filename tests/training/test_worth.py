@@ -194,6 +194,19 @@ def test_the_run_leaves_numbers_a_table_a_drawing_and_a_page(measured: Path) -> 
     page = (measured / "worth.html").read_text().replace("&nbsp;", " ")
     assert "http://" not in page.replace("http://www.w3.org", "")
     assert facts["sentences"][0] in page
+    assert "a curve of its own" in page
+
+
+def test_the_class_that_gains_most_is_named_where_its_band_is_apart(measured: Path) -> None:
+    facts = facts_of(measured, "worth.json")
+    for high, named in ((0.031, False), (0.029, True)):
+        name = max(facts["by_class"])
+        for row in facts["by_class"].values():
+            row["more"]["gain"] = {"value": 0.02, "low": 0.01, "high": high}
+        facts["by_class"][name]["more"]["gain"] = {"value": 0.05, "low": 0.03, "high": 0.07}
+        said = [line for line in sentences(facts) if "gains most" in line]
+        most = f"Of the classes, '{name}' gains most: +5.0 points (95 % band +3.0 to +7.0)"
+        assert said == [most] * named
 
 
 def test_axe_finds_nothing_serious_on_its_pages(measured: Path) -> None:

@@ -119,7 +119,7 @@ def test_what_it_says_to_type_next_works(terminal: Terminal, tmp_path: Path) -> 
     images = typed.replace("IMAGES", "digits_prediction_grid.png")
     terminal.type(f"{sys.executable} -m xfer {images}; echo ENDED $?")
     lines = terminal.until(ended)
-    assert lines[-1] == "ENDED 0" and "1 predictions in outputs/digits_sgd/" in lines[-2]
+    assert lines[-1] == "ENDED 0" and "1 prediction in outputs/digits_sgd/" in lines[-2]
 
 
 SHOWN = """

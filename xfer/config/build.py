@@ -117,14 +117,25 @@ class Builder:
             self.attempt.errors.append(unknown)
             return None
         named = {key: value for key, value in node.items() if isinstance(value, dict)}
-        writers = [
-            self.attempt(schema.build, "export", value, self.where, f"export.{key}")
-            for key, value in named.items()
-        ]
         rest = {key: value for key, value in node.items() if key not in named}
         target = {"_target_": "xfer.export.Strictness", **rest}
+        writers = [self._writer(key, value) for key, value in named.items()]
         gate = self.attempt(schema.build, "export", target, self.where)
         return gate and Exports(gate, tuple(w for w in writers if w is not None))
+
+    def _writer(self, name: str, node: Plain) -> Any:
+        """The writer of one format; ``None`` with an error for keys of a format that is not there."""
+        key = f"export.{name}"
+        if "_target_" in node:
+            return self.attempt(schema.build, "export", node, self.where, key)
+        shared = ("export.images", "export.max_drop", "export.tolerance")
+        what = f"has keys, and export chooses no format '{name}'"
+        fix = (
+            f"choose the format as well (one of your own names its class as {key}._target_), or "
+            f"drop {key}; the keys of all are {', '.join(shared)}"
+        )
+        self.attempt.errors.append(ConfigError(self.where(key), what, fix, 5))
+        return None
 
     def _model_file(self) -> ModelFile | None:
         """The exported file to predict with."""

@@ -82,7 +82,8 @@ def _predictions(c: Composed) -> Iterator[XferError]:
         yield errors.CommandError(key, what, fix, 40)
     if schema.value_at(c.plain, "predict.model") is not None:
         what = "heat maps are made of gradients, which an exported file does not have"
-        fix = f"type checkpoint.path=RUN in place of predict.model, {drop}"
+        typed = f"xfer predict RUN IMAGES {key}={schema.value_at(c.plain, key)}"
+        fix = f"type {typed} with the run that the file is of, {drop}"
         yield errors.CommandError(key, what, fix, 41)
 
 

@@ -218,8 +218,8 @@ def _warnings(z: Floats, truth: Labels, scaling: Scaling, classes: tuple[str, ..
         )
     if (z.argmax(axis=1) == truth).all():
         lines.append(
-            f"calibration: all {n} images that it is fitted on are answered correctly, so that "
-            f"nothing shows how often the network is wrong; one mistake in {n + 2} is assumed"
+            f"calibration: all {n} answers that it is fitted on are right, so that nothing shows "
+            f"how often the network is wrong; one mistake in {n + 2} is assumed"
         )
     if missing := [name for i, name in enumerate(classes) if not (truth == i).any()]:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""

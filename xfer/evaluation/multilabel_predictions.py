@@ -83,5 +83,5 @@ def label_summary(answers: Predictions, path: Path) -> list[str]:
         lines.append(f"{name}: {words or none}{words_beside(answers, i)}")
     n = len(answers.names)
     rest = f"; the first {len(lines)} are shown" if n > len(lines) else ""
-    each = f", each the mean over {answers.views} views" if answers.views > 1 else ""
-    return [*lines, f"{n} predictions{each} in {path}{rest}"]
+    each = f", each the mean over {answers.views} views," if answers.views > 1 else ""
+    return [*lines, f"{n} prediction{'s' * (n != 1)}{each} in {path}{rest}"]

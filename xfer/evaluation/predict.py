@@ -272,14 +272,14 @@ def summary(answers: Predictions, path: Path) -> list[str]:
     if answers.task:
         return label_summary(answers, path)
     n, chosen = len(answers.names), answers.logits.argmax(axis=1)
-    each = f", each the mean over {answers.views} views" if answers.views > 1 else ""
+    each = f", each the mean over {answers.views} views," if answers.views > 1 else ""
     shown = zip(answers.names[:20], chosen, answers.confidence, strict=False)
     lines = [
         f"{name}: {answers.classes[top]} ({sure:.3f}){words_beside(answers, i)}"
         for i, (name, top, sure) in enumerate(shown)
     ]
     rest = f"; the first {len(lines)} are shown" if n > len(lines) else ""
-    return [*lines, f"{n} predictions{each} in {path}{rest}"]
+    return [*lines, f"{n} prediction{'s' * (n != 1)}{each} in {path}{rest}"]
 
 
 def write_predictions(

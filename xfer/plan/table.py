@@ -160,8 +160,8 @@ def _soup_lines(soup: Plain | None) -> Iterator[tuple[str, str]]:
         return
     jobs = ", ".join(str(member["job"]) for member in soup["members"])
     yield "soup", f"greedy average of {soup['sweep']}, jobs {jobs}"
-    if out := ", ".join(f"{row['job']} ({row['state']})" for row in soup["left_out"]):
-        yield "", f"left out: jobs {out}"
+    if out := [f"{row['job']} ({row['state']})" for row in soup["left_out"]]:
+        yield "", f"left out: job{'s' * (len(out) != 1)} {', '.join(out)}"
     on = [f"{soup[key]['images']} ({soup[key]['n']:,})" for key in ("chosen_on", "judged_on")]
     yield "", f"chosen on {on[0]}, judged on {on[1]}"
 

@@ -49,19 +49,20 @@
       else if (event.target.type === "radio") decide(card, event.target.value);
     });
   }
-  document.getElementById("finds").addEventListener("keydown", (event) => {
+  document.addEventListener("keydown", (event) => {
     const card = event.target.closest(".find");
-    if (!card || event.ctrlKey || event.metaKey || event.altKey) return;
+    if (!card && event.target !== document.body) return;
+    if (event.ctrlKey || event.metaKey || event.altKey) return;
     if (event.target.tagName === "SELECT") return;
     const word = { a: "accept", r: "relabel", d: "drop" }[event.key];
     const step = { j: 1, k: -1 }[event.key];
-    if (word) decide(card, word);
+    if (card && word) decide(card, word);
     if (step) {
       const seen = cards.filter((other) => !other.hidden);
-      const next = seen[seen.indexOf(card) + step];
+      const next = seen[seen.indexOf(card) + step]; // without a card, j goes to the first
       if (next) next.focus();
     }
-    if (word || step) event.preventDefault();
+    if ((card && word) || step) event.preventDefault();
   });
   const cell = (text) => (/[",\r\n]/.test(text) ? '"' + text.replaceAll('"', '""') + '"' : text);
   const written = () => [table.head, ...table.rows].map((row) => row.map(cell).join(",") + "\n").join("");

@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from xfer.config.provenance import override_key
 from xfer.config.verbs import override, repeatable, shell
 from xfer.core.types import Plain, Samples
@@ -41,12 +43,14 @@ def reasons(audited: Audited) -> dict[int, list[str]]:
 
 
 def table(audited: Audited) -> list[Plain]:
-    """The rows of ``audit.csv``: every image, those that are listed first."""
+    """The rows of ``audit.csv``: every image, those that are listed first, then the others from
+    the label that is most likely wrong on."""
     listed, judged, classes = reasons(audited), audited.judged, audited.classes
     twin_of: dict[int, int] = {}
     for twin in reversed(audited.twins):
         twin_of |= {twin.image: twin.other, twin.other: twin.image}
-    rest = [image for image in range(len(audited.labels)) if image not in listed]
+    ranked = np.argsort(-judged.p_wrong, kind="stable").tolist()
+    rest = [image for image in ranked if image not in listed]
     return [
         {
             "path": audited.names[image],
@@ -141,7 +145,10 @@ def lines(work: Work) -> list[tuple[str, str]]:
     if audited is None:
         return []
     counts = audited.counts
-    labels = f"none of {counts['images']} is more likely wrong than right"
+    labels = (
+        f"none of {counts['images']} is more likely wrong than right; the highest p_wrong is "
+        f"{audited.judged.p_wrong.max():.2f}"
+    )
     if audited.blind:
         labels = f"none of {counts['images']} can be judged by these features"
     elif counts["labels"]:
@@ -150,8 +157,9 @@ def lines(work: Work) -> list[tuple[str, str]]:
             f"{counts['labels']} of {counts['images']} {are} probably wrong; false-discovery rate "
             f"{counts['fdr']:.2f}, which is {counts['fdr'] * counts['labels']:.1f} of them"
         )
-    twins = f"{counts['duplicates']} pairs, {counts['across_splits']} across splits"
-    moved = sum(n > 0 for n in audited.influential.values())
+    pairs = "1 pair" if counts["duplicates"] == 1 else f"{counts['duplicates']} pairs"
+    decisive = sum(n > 0 for n in audited.influential.values())
+    decide = f"{decisive or 'none'} of them decide{'s' * (decisive < 2)}"
     command = next_command(work)
     audit_csv = work.folder / "audit.csv"
     typed = [("note", f"these images are no files, so that data=csv cannot read {audit_csv}")]
@@ -159,9 +167,12 @@ def lines(work: Work) -> list[tuple[str, str]]:
         typed = [("decide", f"in {audit_csv}: accept, relabel or drop"), ("next", command)]
     return [
         ("labels", labels),
-        ("near-duplicates", twins),
+        ("near-duplicates", f"{pairs}, {counts['across_splits']} across splits"),
         ("outliers", str(counts["outliers"])),
-        ("influence", f"{moved} images without which another one would change its class"),
+        (
+            "influence",
+            f"{counts['influential']} move the answers most; {decide} the class of another image",
+        ),
         ("look through", str(work.folder / "audit.html")),
         *typed,
     ]

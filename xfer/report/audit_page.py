@@ -1,6 +1,7 @@
 """The stage ``audit`` as ``audit.html``: a page to look through, which fetches nothing.
 
-Each listed image stands beside its near-duplicate and its nearest neighbours of both classes. What
+Each listed image stands beside its near-duplicate and its nearest neighbours of its own class and
+of the class that it is most like else. What
 the user decides there is saved as the CSV file that ``data=csv`` reads.
 """
 
@@ -93,6 +94,7 @@ def write_page(work: Work, audited: Audited, rows: list[Plain]) -> None:
         "about": about(result, planned),
         "verdict": _verdict(audited),
         "command": printable(next_command(work) or "the images are no files: data=csv reads none"),
+        "place": printable(work.folder / "audit.csv"),
         "sections": (),
         "captions": {},
         "drawn": {},
@@ -161,7 +163,8 @@ def _meanings(audited: Audited) -> list[tuple[str, str]]:
         ),
         (
             _NAMES["outlier"],
-            "the hundredth part that is least like its fifth-nearest image, and what is far off",
+            "the hundredth part, three at least, that is least like its fifth-nearest image, and "
+            "what is far off",
         ),
         (
             _NAMES["influence"],
@@ -193,9 +196,8 @@ def _finds(work: Work, audited: Audited, listed: dict[int, list[str]]) -> Iterat
         twin_of |= {twin.image: twin.other, twin.other: twin.image}
     for row, (image, kinds) in enumerate(listed.items()):
         label, other = int(audited.labels[image]), int(audited.judged.suggested[image])
-        accused = "label" in kinds
         pair = twin_of.get(image)
-        near = [audited.like(image, of, NEAREST) if accused else [] for of in (label, other)]
+        near = [audited.like(image, of, NEAREST) for of in (label, other)]
         given, others = (tuple(thumbnail(i, _SMALL) for i in some) for some in near)
         copy = thumbnail(pair, _SMALL) if pair is not None else None
         shot = thumbnail(image, _LARGE)
@@ -208,7 +210,7 @@ def _finds(work: Work, audited: Audited, listed: dict[int, list[str]]) -> Iterat
             path=audited.names[image],
             split=audited.splits[image],
             label=audited.classes[label],
-            suggested=audited.classes[other] if accused else "",
+            suggested=audited.classes[other],
             kinds=tuple(kinds),
             lines=tuple(_lines(audited, image, kinds, pair)),
             shot=shot,

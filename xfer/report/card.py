@@ -118,7 +118,8 @@ def _origin(result: Plain) -> list[str]:
             f"{_held_out(solved)}, loss {solved['cv_loss']:.3f}"
         ]
     if best and cv.get("final_epochs"):
-        return [f"Trained for {best.get('epoch')} epochs; no image chose the epoch"]
+        epochs = "1 epoch" if best.get("epoch") == 1 else f"{best.get('epoch')} epochs"
+        return [f"Trained for {epochs}; no image chose the epoch"]
     if best:
         return [
             f"Best epoch {number(best.get('epoch'))}, step {number(best.get('step'))}, "
@@ -219,7 +220,7 @@ def _seen(result: Plain, plan: Plain, details: Plain, drawn: Collection[str]) ->
     return [
         Section(
             "Training",
-            facts=facts.steps(plan),
+            facts=facts.steps(plan, [] if result.get("status") == "running" else history),
             tables=tables.history(history),
             figures=_here(drawn, "curves"),
             charts=curves(result, history),

@@ -34,13 +34,15 @@ def curves(history: Sequence[Plain], best_epoch: int | None, metric: str) -> Fig
     figure = Figure(figsize=(11.5, 3.1), layout=ConstrainedLayoutEngine(wspace=0.06))
     loss, score, rate = figure.subplots(1, 3, width_ratios=(4, 4, 2.4))
     _draw(loss, "loss", {"train": lines["train_loss"], "val": lines["val_loss"]}, best_epoch)
-    scores = {"train": lines[other] if other != metric else [], "val": lines[metric]}
+    of = "train" if metric.startswith("train_") else "val"
+    scores = {"train": lines[other] if other != metric else [], of: lines[metric]}
     _draw(score, drawable(metric), scores, best_epoch)
     value = dict(lines[metric]).get(best_epoch or math.nan)
     if value is not None:
-        score.plot([best_epoch], [value], "o", ms=8, mfc="white", mec=VAL, mew=2.2, zorder=5)
+        ring = _LOOKS[of][0]
+        score.plot([best_epoch], [value], "o", ms=8, mfc="white", mec=ring, mew=2.2, zorder=5)
         # In the title's line, where no curve can run through it.
-        score.set_title(f"best {value:.3f} at epoch {best_epoch}", loc="right", color=VAL)
+        score.set_title(f"best {value:.3f} at epoch {best_epoch}", loc="right", color=ring)
     _draw(rate, "learning rate", {"lr": lines["lr"]}, None)
     if lines["lr"]:  # from zero: a constant rate is no noise around itself
         rate.set_ylim(bottom=-0.04 * rate.get_ylim()[1])

@@ -42,8 +42,8 @@ def explained(result: Plain, plan: Plain) -> tuple[str, ...]:
     )
     if epochs := cv.get("final_epochs"):
         final += (
-            f": no image was left to choose an epoch by, so it was trained for {epochs}, the mean "
-            "of the epochs that were best in the folds"
+            f": no image was left to choose an epoch by, so it was trained for {epochs} "
+            f"epoch{'s' * (epochs != 1)}, the mean of those that were best in the folds"
         )
     if result.get("calibration"):
         final += "; it is calibrated, which the fits of the folds are not"

@@ -26,11 +26,12 @@ _LOOKS = {"train": "train", "val": "val", "held out": "rate", "lr": "rate"}
 def curves(history: Sequence[Plain], best: int | None, metric: str) -> list[Chart]:
     """Loss, ``metric`` and learning rate by epoch; a chart without a finite value is left out."""
     other = metric.replace("val_", "train_", 1)
+    of = "train" if metric.startswith("train_") else "val"
     kinds: dict[str, dict[str, Points]] = {
         "loss": {"train": points(history, "train_loss"), "val": points(history, "val_loss")},
         metric: {
             "train": points(history, other) if other != metric else [],
-            "val": points(history, metric),
+            of: points(history, metric),
         },
         "learning rate": {"lr": points(history, "lr")},
     }
@@ -39,7 +40,7 @@ def curves(history: Sequence[Plain], best: int | None, metric: str) -> list[Char
     charts = []
     for title, lines in kinds.items():
         if drawn := {name: line for name, line in lines.items() if line}:
-            marked = (best, "val") if title == metric else None
+            marked = (best, of) if title == metric else None
             charts.append(_lines(names.get(title, title), drawn, "epoch", marked))
     return charts
 

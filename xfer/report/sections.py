@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from statistics import median
 
 from xfer.core.types import Plain
@@ -81,10 +82,17 @@ def data(plan: Plain) -> Facts:
     return tuple(facts)
 
 
-def steps(plan: Plain) -> Facts:
-    """How long the training is; nothing of a head that is solved, which takes no steps."""
+def steps(plan: Plain, history: Sequence[Plain]) -> Facts:
+    """How long the training was to be, and where it ended earlier; nothing of a head that is
+    solved, which takes no steps."""
     steps = plan.get("steps") or {}
-    return (("Steps", steps_line(plan)),) if steps.get("total") else ()
+    if not steps.get("total"):
+        return ()
+    facts = [("Steps", steps_line(plan))]
+    last = history[-1].get("epoch") if history else None
+    if last is not None and last < steps["epochs"]:
+        facts.append(("Ended", f"after epoch {last:g} of {steps['epochs']}"))
+    return tuple(facts)
 
 
 def _recipe(spec: Plain) -> str:
@@ -103,6 +111,7 @@ def calibration(result: Plain) -> Facts:
     known = result.get("calibration")
     if not known:
         return ()
+    chosen = known["fitted_on"] == "cv" and (result.get("solved") or {}).get("strengths", 1) > 1
     errors = [f"{known[when]['ece']:.3f}" for when in ("before", "after")]
     losses = [f"{known[when]['loss']:.3f}" for when in ("before", "after")]
     return (
@@ -111,8 +120,11 @@ def calibration(result: Plain) -> Facts:
             "Calibration error on these",
             f"{' to '.join(errors)}; {known['by_chance']:.3f} by chance",
         ),
-        ("Loss on these", " to ".join(losses)),
+        ("Loss on these", " to ".join(losses) + _FLATTERED * chosen),
     )
+
+
+_FLATTERED = "; the first is flattered, since the penalty is the one of least loss on such images"
 
 
 def timing(timing: Plain, solved: bool) -> Facts:

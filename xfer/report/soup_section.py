@@ -15,9 +15,9 @@ def soup_lines(soup: Plain) -> list[str]:
     chosen, judged, jobs = soup["chosen_on"], soup["judged_on"], soup["jobs"]
     difference, best = soup["difference"], soup["best"]
     low, high = (f"{100 * end:+.1f}" for end in difference["ci95"])
-    listed = ", ".join(map(str, jobs))
+    listed = f"job{'s' * (len(jobs) != 1)} {', '.join(map(str, jobs))}"
     return [
-        f"Soup of {len(jobs)} of {len(soup['members'])} members (jobs {listed}), chosen on "
+        f"Soup of {len(jobs)} of {len(soup['members'])} members ({listed}), chosen on "
         f"{chosen['images']} ({chosen['n']:,} images)",
         f"On {judged['images']} ({judged['n']:,} images that chose none of them): soup "
         f"{soup['soup']['acc']:.4f}, best member (job {best['job']}) {best['acc']:.4f}, difference "

@@ -10,6 +10,7 @@ import math
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from xfer.core.errors import printable
@@ -107,10 +108,15 @@ class Panel:
     """Room above the axes beside the usual one, for a longer legend."""
     parts: list[str] = field(default_factory=list)
 
+    @cached_property
+    def left(self) -> float:
+        """The width of the numbers beside the y axis, from :data:`LEFT` on as they need it."""
+        return max(LEFT, 8 + max(estimate(f"{value:.4g}") for value in ticks(*self.y)))
+
     def across(self, value: float) -> float:
         """The place of a value on the x axis."""
         low, high = self.x
-        return LEFT + (WIDE - LEFT - RIGHT) * (value - low) / ((high - low) or 1.0)
+        return self.left + (WIDE - self.left - RIGHT) * (value - low) / ((high - low) or 1.0)
 
     def up(self, value: float) -> float:
         """The place of a value on the y axis."""
@@ -122,16 +128,16 @@ class Panel:
         """Grid, numbers and the ``name`` of the x axis; ``whole`` numbers alone on that."""
         for value in ticks(*self.y):
             y = self.up(value)
-            line = f'<line class="grid" x1="{LEFT:g}" x2="{WIDE - RIGHT:g}"'
+            line = f'<line class="grid" x1="{self.left:g}" x2="{WIDE - RIGHT:g}"'
             self.parts.append(f'{line} y1="{y:.1f}" y2="{y:.1f}"/>')
-            self.parts.append(label(LEFT - 6, y + 4, f"{value:.4g}", look="soft end"))
+            self.parts.append(label(self.left - 6, y + 4, f"{value:.4g}", look="soft end"))
         shown = powers(*self.x) if self.log else ticks(*self.x)
         for value in shown if not whole else [v for v in shown if v == round(v)]:
             text = f"{10**value:g}" if self.log else f"{value:.4g}"
             # The last number ends with the picture, not behind it.
             at = min(self.across(value), WIDE - 2 - estimate(text) / 2)
             self.parts.append(label(at, self.high - BOTTOM + 16, text, look="soft mid"))
-        middle = (LEFT + WIDE - RIGHT) / 2
+        middle = (self.left + WIDE - RIGHT) / 2
         self.parts.append(label(middle, self.high - 5, name, look="soft mid"))
         return self
 
@@ -168,9 +174,9 @@ class Panel:
 
     def legend(self, entries: Iterable[tuple[str, str]], columns: int = 3) -> Panel:
         """Names of lines above the axes, in rows: (look, name)."""
-        room = (WIDE - LEFT - RIGHT) / columns
+        room = (WIDE - self.left - RIGHT) / columns
         for i, (look, name) in enumerate(entries):
-            x, y = LEFT + i % columns * room, 12 + 15 * (i // columns)
+            x, y = self.left + i % columns * room, 12 + 15 * (i // columns)
             self.parts.append(
                 f'<line class="line {look}" x1="{x:.1f}" x2="{x + 18:.1f}" '
                 f'y1="{y - 4:g}" y2="{y - 4:g}"/>'

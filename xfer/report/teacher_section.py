@@ -159,11 +159,12 @@ def teacher_text(result: Plain) -> tuple[str, ...]:
         low, high = score["acc_ci95"]
         several = "map" in score
         right = "has every known label right" if several else "is right"
+        are = "is" if score["student_alone"] == 1 else "are"
         lines.append(
             f"On the {score['n']:,} {split} images the teacher {right} in {score['acc']:.3f} "
             f"(95 % interval {low:.3f} to {high:.3f}), and both answer the same of "
             f"{100 * score['agree']:.1f} %{' of all labels' * several}. "
-            f"{score['student_alone']:,} are right in the student alone, "
+            f"{score['student_alone']:,} {are} right in the student alone, "
             f"{score['teacher_alone']:,} in the teacher alone; by McNemar's exact test p = "
             f"{score['p']:.2g}."
         )

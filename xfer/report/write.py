@@ -18,7 +18,7 @@ from xfer.report import charts, confusion, grids, panels
 from xfer.report.confidence import bins, recall_curves
 from xfer.report.figure_cache import Figures
 from xfer.report.heat import heat_of
-from xfer.report.image_tiles import ROOM, shots
+from xfer.report.image_tiles import ROOM, Shot, shots
 from xfer.report.multilabel_answers import CROSS_FITTED, draw_label_answers, label_details
 from xfer.report.page import render
 from xfer.report.result import outcome
@@ -281,13 +281,21 @@ def answered(
     ]
     curves = recall_curves(answers)
     drawn = panels.recall(curves)
-    right = shots(samples, answers, heat.right if heat else (), spec, heat, ROOM // 4)
-    room = ROOM - sum(len(shot.uri) + len(shot.heat) for shot in right)
+    mistakes = shots(samples, answers, positions, spec, heat)
+    # A quarter of the room at least, and what the mistakes leave.
+    room = max(ROOM // 4, ROOM - _characters(mistakes))
+    right = shots(samples, answers, heat.right if heat else (), spec, heat, room)
+    while _characters(mistakes) + _characters(right) > ROOM:
+        mistakes.pop()
+    said = heat.said if heat else ""
+    seen = sum(bool(shot.heat) for shot in (*mistakes, *right))
+    if heat and seen < len(heat.maps):
+        said += f" There is room for {seen} of these."
     return {
         "wrong": Made(len(positions), row),
-        "shots": shots(samples, answers, positions, spec, heat, room),
+        "shots": mistakes,
         "right": right,
-        "heat": heat.said if heat else "",
+        "heat": said,
         "pairs": pairs,
         "charts": {
             "confusion": (panels.matrix(counts, classes),),
@@ -296,6 +304,10 @@ def answered(
         },
         "areas": {curve.name: curve.area for curve in curves},
     }
+
+
+def _characters(shown: Sequence[Shot]) -> int:
+    return sum(len(shot.uri) + len(shot.heat) for shot in shown)
 
 
 def _reliabilities(answers: Predictions, pair: BeforeAndAfter | None) -> tuple[Chart, ...]:

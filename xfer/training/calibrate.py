@@ -64,7 +64,8 @@ def calibrate_solved(
     fit = calibrate_labels if several else calibrate
     given = (logits[seen], rows.labels[seen], fold_of[seen])
     made = fit(*given, planned.method, classes, planned.may_shift)
-    card = _folded(plan, net, made)
+    parts = len(np.unique(fold_of[seen]))
+    card = _folded(plan, net, made, f"training images held out in {parts} folds")
     if not several:
         return card
     # Chosen on the same answers as before, which are now scaled.
@@ -93,7 +94,7 @@ def calibrate_best(plan: Plan, path: Path, cached: CachedFeatures | None, lead: 
     asked, classes = plan.calibration.method, plan.card.classes
     fit = calibrate_labels if several else calibrate
     made = fit(answers.logits, labels, fold_of, asked, classes)
-    card = _folded(plan, net, made)
+    card = _folded(plan, net, made, "validation images")
     if several:
         card = replace(card, task=_scaled_task(plan, snapshot.card.task, made, answers, labels))
     _check(plan, net, answers, card)
@@ -119,11 +120,12 @@ def _scaled_task(
 _KINDS = ("weight", "bias")
 
 
-def _folded(plan: Plan, net: nn.Module, made: Calibrated) -> Card:
-    """The card of ``net``, once what was made is in its last layer."""
+def _folded(plan: Plan, net: nn.Module, made: Calibrated, images: str) -> Card:
+    """The card of ``net``, once what was made is in its last layer; of which ``images``, in
+    words."""
     from xfer.models.logit_scale import scale_logits
 
-    log.info(_summary(made, plan.calibration.fitted_on))
+    log.info(_summary(made, images))
     for line in made.facts["warnings"]:
         log.warning(line)
     scale_logits(net, plan.calibration.layers, made.scaling.scale, made.scaling.shift)
@@ -131,11 +133,11 @@ def _folded(plan: Plan, net: nn.Module, made: Calibrated) -> Card:
     return replace(plan.card, calibration=facts)
 
 
-def _summary(made: Calibrated, fitted_on: str | None) -> str:
-    facts, images = made.facts, "held-out training" if fitted_on == "cv" else "validation"
+def _summary(made: Calibrated, images: str) -> str:
+    facts = made.facts
     before, after = facts["before"], facts["after"]
     measured = (
-        f"of {facts['n']} {images} images, calibration error {before['ece']:.4f} to "
+        f"of {facts['n']} {images}, calibration error {before['ece']:.4f} to "
         f"{after['ece']:.4f} ({facts['by_chance']:.4f} is what chance alone leaves), loss "
         f"{before['loss']:.4f} to {after['loss']:.4f}"
     )

@@ -317,7 +317,8 @@ def lines(facts: Plain, folder: Path) -> Iterable[str]:
     yield f"{facts['images']:,} x {facts['width']:,} ({axes}, float32) in {folder / facts['file']}"
     neighbours = facts.get("neighbours", ())
     if neighbours:
-        yield "nearest to the image, each with its cosine distance, 0 for the same features:"
+        yield "nearest to the image, each with its cosine distance, 0 for the same features,"
+        yield f"as in {folder / 'neighbours.csv'}:"
     for row in neighbours:
         known = f" ({row['label']})" if row["label"] else ""
         yield f"{row['rank']:>3}  {row['distance']:.4f}  {row['path']}{known}"

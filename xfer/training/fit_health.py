@@ -97,7 +97,7 @@ def warnings_of(rows: Sequence[Plain], terms: Terms, best: int | None = None) ->
         return _of_solved(next((row for row in rows if row["epoch"] == best), rows[-1]), terms)
     last, problems = rows[-1], _risen(rows, terms)
     most = _ABOVE * terms.guessing
-    if last["train_loss"] > _ABOVE * terms.trained:
+    if last["train_loss"] > _most_at_the_end(rows, terms):
         problems.append(f"the training loss ends at {last['train_loss']:.3g}")
     if _val_loss(last) > most:
         problems.append(f"the validation loss{terms.when} ends at {last['val_loss']:.3g}")
@@ -113,6 +113,20 @@ def warnings_of(rows: Sequence[Plain], terms: Terms, best: int | None = None) ->
             "tries: 'stages=[lr_find]' proposes one"
         ]
     return []
+
+
+def _most_at_the_end(rows: Sequence[Plain], terms: Terms) -> float:
+    """The highest loss that a training may end with. It is a mean over the last epoch, in which
+    the weights have moved: the validation loss is measured where they came to, and of an only epoch
+    the mean says how it began."""
+    if _learned(rows[-1], terms):
+        return math.inf
+    return (_ABOVE if len(rows) > 1 else _FAR_ABOVE) * terms.trained
+
+
+def _learned(row: Plain, terms: Terms) -> bool:
+    """Whether validation images are answered better than by guessing; not where there are none."""
+    return -math.inf < _val_loss(row) < terms.guessing
 
 
 def _of_solved(row: Plain, terms: Terms) -> list[str]:
@@ -190,7 +204,7 @@ def _remedy(rows: Sequence[Plain], terms: Terms) -> str:
     lowest = min(rows, key=_val_loss)
     if _peak(rows) > _ABOVE * terms.trained or _risen(rows, terms):
         return _slower(rows, terms)
-    if -math.inf < _val_loss(lowest) < terms.guessing and lowest is not rows[-1]:
+    if _learned(lowest, terms) and lowest is not rows[-1]:
         return (
             f"It learned the training images by heart: trainer.max_epochs={lowest['epoch']} ends "
             "where the validation loss was lowest"

@@ -194,4 +194,5 @@ def _status(error: Exception) -> int | None:
 def unreachable(what: str, reason: str) -> WeightsError:
     """The error for weights that are neither in the cache nor, for ``reason``, to be had."""
     what = f"'{what}' is not in the cache and {reason}"
-    return WeightsError("source", what, "connect once, or use source=file source.path=FILE", 11)
+    fix = "connect once, or use source=file source.path=FILE and the backbone=NAME that FILE is of"
+    return WeightsError("source", what, fix, 11)
