@@ -124,7 +124,7 @@ class Builder:
         return gate and Exports(gate, tuple(w for w in writers if w is not None))
 
     def _writer(self, name: str, node: Plain) -> Any:
-        """The writer of one format; ``None`` with an error for keys of a format that is not there."""
+        """The writer of one format; ``None`` and an error for keys of one that is not chosen."""
         key = f"export.{name}"
         if "_target_" in node:
             return self.attempt(schema.build, "export", node, self.where, key)

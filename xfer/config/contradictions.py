@@ -69,7 +69,7 @@ def _predictions(c: Composed) -> Iterator[XferError]:
     file."""
     stages = c.stages
     asked = schema.value_at(c.plain, "predict.format")
-    if asked != "csv" and stages and "predict" not in stages:
+    if asked == "parquet" and stages and "predict" not in stages:
         what, fix = "is given but stages has no 'predict'", "type 'stages=[predict]'"
         yield errors.CommandError("predict.format", what, f"{fix}, or drop predict.format", 40)
     elif asked == "parquet" and find_spec("pyarrow") is None:
