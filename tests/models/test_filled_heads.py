@@ -90,6 +90,18 @@ def test_the_scale_has_the_least_loss() -> None:
     assert loss(best) < min(loss(best * 1.2), loss(best / 1.2))
 
 
+def test_means_that_are_right_about_all_images_are_not_certain_of_them() -> None:
+    labels = torch.arange(48) % 2
+    squares = 100 * torch.stack([labels, 1 - labels], dim=1).double()
+    said = F.softmax(-best_scale(squares, labels) * squares, dim=1)[torch.arange(48), labels]
+    assert said.numpy() == pytest.approx(49 / 50, abs=1e-4)  # by Platt: one mistake in 50
+    x, truth = clouds(COUNT, 0)
+    head = NearestMean(Sizes(WIDTH, CLASSES, False), "euclidean")
+    apart = torch.from_numpy(x) + 1000 * F.one_hot(torch.from_numpy(truth), WIDTH)
+    right = F.softmax(head.fill(apart, torch.from_numpy(truth)), dim=1).max(dim=1).values
+    assert float(right.mean()) == pytest.approx(1 - 1 / (COUNT + 2), abs=1e-3)
+
+
 def test_an_image_alone_in_its_class_is_left_out_by_none() -> None:
     x, labels = clouds(COUNT, 0)
     labels[:] = np.arange(COUNT) % 2
