@@ -7,7 +7,9 @@ import re
 import shutil
 import signal
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
@@ -25,8 +27,9 @@ from xfer.config.verbs import spelt_out
 from xfer.core.errors import CombinationError, CommandError, DataError, DivergedError
 from xfer.evaluation.statistics import wilson
 from xfer.models.head import Knn, Mlp, Prototype
+from xfer.plan.make import make_plan
 from xfer.plan.resume import fingerprint
-from xfer.sweep.choose import refuse_choice
+from xfer.sweep.choose import Choice, refuse_choice
 from xfer.sweep.choosing.candidates import Candidate, Weighted
 from xfer.sweep.choosing.clock import TimeIsOver, TimeLimit
 from xfer.sweep.choosing.halving import (
@@ -39,7 +42,7 @@ from xfer.sweep.choosing.halving import (
     worth,
 )
 from xfer.sweep.choosing.learners import FilledLearner, SolvedLearner, Steps, TrainedLearner
-from xfer.sweep.choosing.pricing import Contender, Price, admitted
+from xfer.sweep.choosing.pricing import Contender, Price, Scales, _step, admitted, planned
 from xfer.sweep.choosing.run_choice import last_lines
 from xfer.training import logistic
 from xfer.training.loss import CrossEntropy
@@ -516,6 +519,33 @@ def test_the_cheapest_take_part_and_features_of_a_backbone_are_paid_once() -> No
     short = admitted(contenders, 69.9)
     assert [c.name for c in short if not c.problem] == ["a linear head_only"]
     assert [c.problem for c in admitted(contenders, 760)][:4] == [""] * 4
+
+
+def test_a_price_is_the_least_of_three_and_files_are_tried_on_the_images_there_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    took = cycle([100.0, 1.0, 7.0])  # of three things that are timed, the first is the slowest
+
+    def timed(act: Callable[[], object]) -> float:
+        act()
+        return next(took)
+
+    specs = compose_specs(["experiment=digits_freeze", "data.val_fraction=0.05", "export=onnx"])
+    plan = make_plan(specs)
+    train, val = len(plan.split("train")), len(plan.split("val"))
+    assert val < specs.export.gate.images
+    monkeypatch.setattr("xfer.sweep.choosing.pricing._timed", timed)
+    assert _step(plan) == 0.5  # of two images
+    candidate = Candidate(Weighted("digits_resnet"), "linear", "head_only")
+    choice = Choice(folds=2, rungs=1)
+    scales = Scales(choice)
+    price = scales.price(planned(candidate, plan), 0.0).price
+    assert price and price.ms == 500
+    views = (specs.features.views_of(plan.specs.augment.random, 1_000_000) or 0) + 1
+    assert price.features == pytest.approx(train * views + val)
+    learnt = price.choosing / choice.folds
+    assert price.model - learnt == pytest.approx(6 * 0.5 * val + val)
 
 
 def test_the_time_limit_ends_what_takes_every_error_for_its_own() -> None:
