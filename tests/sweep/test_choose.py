@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 import warm
+import yaml
 from runs import finish, kill, wait_for
 from scipy import stats
 from sklearn.linear_model import LogisticRegression
@@ -43,7 +44,7 @@ from xfer.sweep.choosing.halving import (
 )
 from xfer.sweep.choosing.learners import FilledLearner, SolvedLearner, Steps, TrainedLearner
 from xfer.sweep.choosing.pricing import Contender, Price, Scales, _step, admitted, planned
-from xfer.sweep.choosing.run_choice import last_lines
+from xfer.sweep.choosing.run_choice import experiment_of, last_lines, summary
 from xfer.training import logistic
 from xfer.training.loss import CrossEntropy
 from xfer.training.optim import AdamW
@@ -428,6 +429,36 @@ def test_the_winner_is_an_ordinary_run_and_its_experiment_is_the_same_run(
     assert fingerprint(again.config) == plan["fingerprint"]
     assert again.stages == ("fit", "evaluate", "report")
     assert f"--config-dir={conf.relative_to(folder)} experiment=chosen" in output
+
+
+def test_a_runner_up_that_is_no_worse_costs_no_negative_nothing(
+    chosen: tuple[Path, str],
+) -> None:
+    facts = outcome(chosen[0])
+
+    def said(acc: float, ms: float | None) -> str:
+        other = {**facts["runner_up"], "name": "other", "acc": acc, "ms": ms}
+        line = next(t for t in summary({**facts, "runner_up": other}) if "runner-up" in t)
+        return line.removeprefix("the runner-up other ").partition(" (")[0]
+
+    assert said(-0.049, 11.31) == "would cost 4.9 points of accuracy, +11.3 ms an image"
+    assert said(0.0, -0.04) == said(-0.0004, 0.0) == "has the same accuracy and is as fast"
+    rounded = {**facts, "worth": {**facts["worth"], "optimism": -0.0002}}
+    assert "optimism of choosing: +0.0 points" in summary(rounded)[2]
+    assert said(0.021, None) == "would gain 2.1 points of accuracy"
+
+
+def test_an_experiment_names_its_files_wherever_it_is_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    typed = ["data=folder", "data.root=images", "source=file", "source.path=here/net.safetensors"]
+    wanted = [str(tmp_path / "images"), str(tmp_path / "here/net.safetensors")]
+    made = yaml.safe_load(experiment_of(compose_specs(typed), "named"))
+    assert [made["data"]["root"], made["source"]["path"]] == wanted
+    hub = ["source=hub", "source.path=hf://timm/resnet18.a1_in1k/model.safetensors"]
+    made = yaml.safe_load(experiment_of(compose_specs([*typed[:2], *hub]), "named"))
+    assert made["source"]["path"] == hub[1].partition("=")[2]
 
 
 def test_what_the_choice_is_worth_is_printed_with_its_optimism(chosen: tuple[Path, str]) -> None:
