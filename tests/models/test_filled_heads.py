@@ -136,7 +136,7 @@ def made(request: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, P
         patch.chdir(place)
         patch.setenv("XFER_CACHE", str(place / "cache"))
         typed = [f"head={request.param}", "optim=auto", "export=onnx"]
-        folder = xfer.run("digits_freeze", [*typed, "stages=[fit,evaluate,export]"]).folder
+        folder = xfer.run("digits_freeze", [*typed, "stages=[fit,evaluate,export,report]"]).folder
         return request.param, (place / folder).resolve()
 
 
@@ -155,6 +155,12 @@ def test_the_run_answers_as_scikit_learn_on_its_features(made: tuple[str, Path])
     assert predicted(run) == [plan.card.classes[label] for label in answers]
     cv = json.loads((run / "result.json").read_text())["best"]
     assert (cv["metric"], cv["epoch"], cv["step"]) == ("cv_loss", 1, 0)
+    # Nothing was trained: the card names no best epoch, and has no curve of one dot.
+    card = (run / "report.md").read_text()
+    assert "Nothing was trained: the head holds training images" in card
+    assert "Best epoch" not in card and not (run / "figures/curves.png").exists()
+    page = (run / "report.html").read_text()
+    assert "cv_loss" in page and "over the epochs" not in page
 
 
 def test_nothing_trains_and_what_was_frozen_is_proved(made: tuple[str, Path]) -> None:

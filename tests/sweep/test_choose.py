@@ -421,6 +421,11 @@ def test_the_winner_is_an_ordinary_run_and_its_experiment_is_the_same_run(
         assert f"\nnext: xfer predict {typed} IMAGES\n" in told
     result = json.loads((model / "result.json").read_text())
     assert result["status"] == "finished" and result["scores"]["val"]["acc"] > 0.75
+    card = (model / "report.md").read_text()
+    first = result["chosen"]["worth"]["acc"]  # judged once, before the model was made
+    assert first == facts["worth"]["acc"] and result["chosen"]["candidates"] == 4
+    assert f"accuracy {scores[facts['winner']]:.3f} is flattered by that: the choice" in card
+    assert f"is worth {first:.3f} (95 % interval" in card
     assert json.loads((model / "status.json").read_text())["state"] == "finished"
     assert "read from the cache" in output  # the features that were computed to choose
     (conf,) = folder.glob("outputs/choose/*/conf")

@@ -73,7 +73,8 @@ def choose_model(
         write_text(folder / "config.yaml", yaml_text(specs.config))
         session.choose(folder)
         try:
-            session.finish(folder, train)
+            known = _chosen(session)
+            session.finish(folder, lambda specs: train(replace(specs, chosen=known)))
         finally:
             open_log(folder)  # the model's run has closed it
             write(session, folder)  # also where the time ended before the model was finished
@@ -121,6 +122,17 @@ def facts_of(session: Session) -> Plain:
         "runner_up": _runner_up(session),
         "worth": asdict(worth(session.rounds)) if session.rounds else None,
         "model": str(session.model) if session.model else None,
+    }
+
+
+def _chosen(session: Session) -> Plain | None:
+    """What the run of the winner says of the choice, as far as it is known before that run."""
+    if (halved := session.halved) is None:
+        return None
+    return {
+        "candidates": len(halved.standings),
+        "cv_acc": halved.winner.acc,
+        "worth": asdict(worth(session.rounds)) if session.rounds else None,
     }
 
 
