@@ -311,7 +311,7 @@ def _evaluate(work: Work, net: nn.Module, lead: Lead) -> None:
             trained = f"{name}: these are the images that the checkpoint was trained on"
             warn(work.warnings, [trained])
         warn(work.warnings, fitted_on(work.checkpoint(), name, samples.names))
-        warn(work.warnings, [] if predicted.task else saturation(name, predicted.logits))
+        warn(work.warnings, saturation(name, predicted, work.plan.specs))
         work.predictions[name], work.scores[name] = predicted, score
         write_predictions(predicted, work.folder / f"predictions_{name}.csv")
         if getattr(work.plan.specs.data, "fold", None) is not None:

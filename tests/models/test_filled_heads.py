@@ -90,6 +90,18 @@ def test_the_scale_has_the_least_loss() -> None:
     assert loss(best) < min(loss(best * 1.2), loss(best / 1.2))
 
 
+def test_means_that_are_right_about_all_images_are_not_certain_of_them() -> None:
+    labels = torch.arange(48) % 2
+    squares = 100 * torch.stack([labels, 1 - labels], dim=1).double()
+    said = F.softmax(-best_scale(squares, labels) * squares, dim=1)[torch.arange(48), labels]
+    assert said.numpy() == pytest.approx(49 / 50, abs=1e-4)  # by Platt: one mistake in 50
+    x, truth = clouds(COUNT, 0)
+    head = NearestMean(Sizes(WIDTH, CLASSES, False), "euclidean")
+    apart = torch.from_numpy(x) + 1000 * F.one_hot(torch.from_numpy(truth), WIDTH)
+    right = F.softmax(head.fill(apart, torch.from_numpy(truth)), dim=1).max(dim=1).values
+    assert float(right.mean()) == pytest.approx(1 - 1 / (COUNT + 2), abs=1e-3)
+
+
 def test_an_image_alone_in_its_class_is_left_out_by_none() -> None:
     x, labels = clouds(COUNT, 0)
     labels[:] = np.arange(COUNT) % 2
@@ -124,7 +136,7 @@ def made(request: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, P
         patch.chdir(place)
         patch.setenv("XFER_CACHE", str(place / "cache"))
         typed = [f"head={request.param}", "optim=auto", "export=onnx"]
-        folder = xfer.run("digits_freeze", [*typed, "stages=[fit,evaluate,export]"]).folder
+        folder = xfer.run("digits_freeze", [*typed, "stages=[fit,evaluate,export,report]"]).folder
         return request.param, (place / folder).resolve()
 
 
@@ -143,6 +155,12 @@ def test_the_run_answers_as_scikit_learn_on_its_features(made: tuple[str, Path])
     assert predicted(run) == [plan.card.classes[label] for label in answers]
     cv = json.loads((run / "result.json").read_text())["best"]
     assert (cv["metric"], cv["epoch"], cv["step"]) == ("cv_loss", 1, 0)
+    # Nothing was trained: the card names no best epoch, and has no curve of one dot.
+    card = (run / "report.md").read_text()
+    assert "Nothing was trained: the head holds training images" in card
+    assert "Best epoch" not in card and not (run / "figures/curves.png").exists()
+    page = (run / "report.html").read_text()
+    assert "cv_loss" in page and "over the epochs" not in page
 
 
 def test_nothing_trains_and_what_was_frozen_is_proved(made: tuple[str, Path]) -> None:

@@ -7,13 +7,16 @@ import re
 import shutil
 import signal
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import warm
+import yaml
 from runs import finish, kill, wait_for
 from scipy import stats
 from sklearn.linear_model import LogisticRegression
@@ -25,8 +28,9 @@ from xfer.config.verbs import spelt_out
 from xfer.core.errors import CombinationError, CommandError, DataError, DivergedError
 from xfer.evaluation.statistics import wilson
 from xfer.models.head import Knn, Mlp, Prototype
+from xfer.plan.make import make_plan
 from xfer.plan.resume import fingerprint
-from xfer.sweep.choose import refuse_choice
+from xfer.sweep.choose import Choice, refuse_choice
 from xfer.sweep.choosing.candidates import Candidate, Weighted
 from xfer.sweep.choosing.clock import TimeIsOver, TimeLimit
 from xfer.sweep.choosing.halving import (
@@ -39,8 +43,8 @@ from xfer.sweep.choosing.halving import (
     worth,
 )
 from xfer.sweep.choosing.learners import FilledLearner, SolvedLearner, Steps, TrainedLearner
-from xfer.sweep.choosing.pricing import Contender, Price, admitted
-from xfer.sweep.choosing.run_choice import last_lines
+from xfer.sweep.choosing.pricing import Contender, Price, Scales, _step, admitted, planned
+from xfer.sweep.choosing.run_choice import experiment_of, last_lines, summary
 from xfer.training import logistic
 from xfer.training.loss import CrossEntropy
 from xfer.training.optim import AdamW
@@ -417,6 +421,11 @@ def test_the_winner_is_an_ordinary_run_and_its_experiment_is_the_same_run(
         assert f"\nnext: xfer predict {typed} IMAGES\n" in told
     result = json.loads((model / "result.json").read_text())
     assert result["status"] == "finished" and result["scores"]["val"]["acc"] > 0.75
+    card = (model / "report.md").read_text()
+    first = result["chosen"]["worth"]["acc"]  # judged once, before the model was made
+    assert first == facts["worth"]["acc"] and result["chosen"]["candidates"] == 4
+    assert f"accuracy {scores[facts['winner']]:.3f} is flattered by that: the choice" in card
+    assert f"is worth {first:.3f} (95 % interval" in card
     assert json.loads((model / "status.json").read_text())["state"] == "finished"
     assert "read from the cache" in output  # the features that were computed to choose
     (conf,) = folder.glob("outputs/choose/*/conf")
@@ -425,6 +434,36 @@ def test_the_winner_is_an_ordinary_run_and_its_experiment_is_the_same_run(
     assert fingerprint(again.config) == plan["fingerprint"]
     assert again.stages == ("fit", "evaluate", "report")
     assert f"--config-dir={conf.relative_to(folder)} experiment=chosen" in output
+
+
+def test_a_runner_up_that_is_no_worse_costs_no_negative_nothing(
+    chosen: tuple[Path, str],
+) -> None:
+    facts = outcome(chosen[0])
+
+    def said(acc: float, ms: float | None) -> str:
+        other = {**facts["runner_up"], "name": "other", "acc": acc, "ms": ms}
+        line = next(t for t in summary({**facts, "runner_up": other}) if "runner-up" in t)
+        return line.removeprefix("the runner-up other ").partition(" (")[0]
+
+    assert said(-0.049, 11.31) == "would cost 4.9 points of accuracy, +11.3 ms an image"
+    assert said(0.0, -0.04) == said(-0.0004, 0.0) == "has the same accuracy and is as fast"
+    rounded = {**facts, "worth": {**facts["worth"], "optimism": -0.0002}}
+    assert "optimism of choosing: +0.0 points" in summary(rounded)[2]
+    assert said(0.021, None) == "would gain 2.1 points of accuracy"
+
+
+def test_an_experiment_names_its_files_wherever_it_is_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    typed = ["data=folder", "data.root=images", "source=file", "source.path=here/net.safetensors"]
+    wanted = [str(tmp_path / "images"), str(tmp_path / "here/net.safetensors")]
+    made = yaml.safe_load(experiment_of(compose_specs(typed), "named"))
+    assert [made["data"]["root"], made["source"]["path"]] == wanted
+    hub = ["source=hub", "source.path=hf://timm/resnet18.a1_in1k/model.safetensors"]
+    made = yaml.safe_load(experiment_of(compose_specs([*typed[:2], *hub]), "named"))
+    assert made["source"]["path"] == hub[1].partition("=")[2]
 
 
 def test_what_the_choice_is_worth_is_printed_with_its_optimism(chosen: tuple[Path, str]) -> None:
@@ -516,6 +555,33 @@ def test_the_cheapest_take_part_and_features_of_a_backbone_are_paid_once() -> No
     short = admitted(contenders, 69.9)
     assert [c.name for c in short if not c.problem] == ["a linear head_only"]
     assert [c.problem for c in admitted(contenders, 760)][:4] == [""] * 4
+
+
+def test_a_price_is_the_least_of_three_and_files_are_tried_on_the_images_there_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    took = cycle([100.0, 1.0, 7.0])  # of three things that are timed, the first is the slowest
+
+    def timed(act: Callable[[], object]) -> float:
+        act()
+        return next(took)
+
+    specs = compose_specs(["experiment=digits_freeze", "data.val_fraction=0.05", "export=onnx"])
+    plan = make_plan(specs)
+    train, val = len(plan.split("train")), len(plan.split("val"))
+    assert val < specs.export.gate.images
+    monkeypatch.setattr("xfer.sweep.choosing.pricing._timed", timed)
+    assert _step(plan) == 0.5  # of two images
+    candidate = Candidate(Weighted("digits_resnet"), "linear", "head_only")
+    choice = Choice(folds=2, rungs=1)
+    scales = Scales(choice)
+    price = scales.price(planned(candidate, plan), 0.0).price
+    assert price and price.ms == 500
+    views = (specs.features.views_of(plan.specs.augment.random, 1_000_000) or 0) + 1
+    assert price.features == pytest.approx(train * views + val)
+    learnt = price.choosing / choice.folds
+    assert price.model - learnt == pytest.approx(6 * 0.5 * val + val)
 
 
 def test_the_time_limit_ends_what_takes_every_error_for_its_own() -> None:

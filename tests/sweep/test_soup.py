@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import re
 import shlex
 import shutil
 from contextlib import redirect_stdout
@@ -15,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import warm
 from browser import check_page
 from scipy import stats
 from torch import nn
@@ -293,6 +295,23 @@ def test_one_that_does_not_pay_is_refused_and_leaves_what_was_tried(swept: Path,
     assert words[1] == f"checkpoint.path={swept / str(best['job'])}"
     facts = json.loads((here / "refused" / "soup.json").read_text())
     assert compose_specs([*typed, least]).sweep.soup_least < facts["difference"]["ci95"][0]
+
+
+@pytest.mark.slow
+def test_the_page_shows_a_soup_that_its_commands_make(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs/howto/soup.md").read_text()
+    sweep, soup = re.findall(r"^\$ (?:python -m )?xfer (.*)$", page, re.M)[:2]
+    (asked,) = re.findall(r"^\$ xfer (soup \S+ sweep\.soup_least=\S+)$", page, re.M)
+    said = []
+    for command, code in ((sweep, 0), (soup, 6), (asked, 0)):
+        process = warm.start(tmp_path, *shlex.split(command))
+        output, _ = process.communicate(timeout=1800)
+        assert process.returncode == code, output
+        said.append(output)
+    assert "xfer: error E640: soup: does not pay" in said[1]
+    assert all("Soup of 2 of 3 members (jobs 2, 1)" in text for text in (page, *said[1:]))
+    (meant,) = re.findall(r"^\$ python -m xfer (.*stages=\[soup.*)$", page, re.M)
+    assert f"$ python -m xfer {meant}\n" in said[1]
 
 
 def test_without_a_test_split_a_half_of_val_judges_and_the_epochs_are_owned_up_to(

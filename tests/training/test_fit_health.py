@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,11 +13,13 @@ from runs import finish, kill, only_run, start, wait_for
 
 import xfer
 from xfer.config.hydra import compose_specs
+from xfer.core.types import Predictions
 from xfer.plan.make import make_plan
 from xfer.report.inputs import Work
 from xfer.report.result import outcome
 from xfer.training.fit_health import Terms, alarm, saturated, saturation, terms, warnings_of
 from xfer.training.loss import CrossEntropy
+from xfer.training.optim import Exact
 
 FIVE = Terms(5, 0.1)
 GUESSING = math.log(5)
@@ -195,8 +198,16 @@ def test_a_probability_of_one_is_one_in_float32():
     logits = np.array([[0, 10], [0, 16], [0, 17.5], [400, 0], [20, 20]], np.float32)
     ones = torch.from_numpy(logits).softmax(dim=1).max(dim=1).values == 1
     assert saturated(logits) == int(ones.sum()) == 2
-    assert saturation("val", logits)[0].startswith("2 of 5 val images")
-    assert saturation("val", np.repeat(logits[:2], 20, axis=0)) == []
+    steps = compose_specs(["optim=sgd", "data=digits"])
+    answers = Predictions(("a",) * 5, logits, np.zeros(5, np.int64), ("a", "b"))
+    (line,) = saturation("val", answers, steps)
+    assert line.startswith("2 of 5 val images") and "A lower optim.lr" in line
+    few = replace(answers, logits=np.repeat(logits[:2], 20, axis=0))
+    assert saturation("val", few, steps) == []
+    # Where nothing trains step by step there is no rate, and no loss bounds anything.
+    for nothing in (replace(steps, optim=Exact()), replace(steps, stages=("evaluate",))):
+        (line,) = saturation("val", answers, nothing)
+        assert line.endswith("too large to say how sure the network is")
 
 
 @pytest.mark.parametrize("weights", ["none", "balanced", (3.0, 1.0, 0.5)])

@@ -78,7 +78,8 @@ class Specs:
     was asked for; ``metrics`` are the user's, ``callbacks`` make the callbacks of a
     fit; ``compose`` gives that of other overrides, and ``variant`` their specs; ``choices`` are the
     options by group, but for ``export``, which has several; ``slots`` are the options of the
-    launcher, where the run is alone and may divide the machine among jobs of its own.
+    launcher, where the run is alone and may divide the machine among jobs of its own; ``chosen`` is
+    what is known of the choice that this run makes the winner of.
     """
 
     experiment: str
@@ -124,6 +125,7 @@ class Specs:
     slots: Plain = field(default_factory=dict)
     variant: Callable[[Sequence[str]], Specs] | None = None
     choices: Mapping[str, Any] = field(default_factory=dict)
+    chosen: Plain | None = None
 
     @cached_property
     def facts(self) -> Mapping[str, Plain]:

@@ -97,7 +97,7 @@ def verdict(result: Plain) -> list[str]:
     if scores and tta.get("averaged"):
         views = f"{tta['views']} views of each image (tta={tta['kind']})"
         lines.append(f"Answers are the mean {tta['averaged']} over {views}")
-    lines += _origin(result)
+    lines += [*_origin(result), *_choice(result.get("chosen"))]
     if soup := result.get("soup"):
         lines = [*reversed(soup_lines(soup)), *lines]
     if result.get("status") != "finished":
@@ -107,7 +107,7 @@ def verdict(result: Plain) -> list[str]:
 
 def _origin(result: Plain) -> list[str]:
     """How the weights came about."""
-    best, cv = result.get("best"), result.get("cv") or {}
+    best, cv = result.get("best") or {}, result.get("cv") or {}
     if (solved := result.get("solved")) and cv:
         how = "chosen by folds inside its images" if solved["strengths"] > 1 else "as given"
         return [f"The final head is the exact solution at l2 {strength(solved['l2'])}, {how}"]
@@ -120,12 +120,30 @@ def _origin(result: Plain) -> list[str]:
     if best and cv.get("final_epochs"):
         epochs = "1 epoch" if best.get("epoch") == 1 else f"{best.get('epoch')} epochs"
         return [f"Trained for {epochs}; no image chose the epoch"]
+    if best.get("step") == 0:
+        loss = number(best.get("value"))
+        return [f"Nothing was trained: the head holds training images, loss {loss} each left out"]
     if best:
         return [
             f"Best epoch {number(best.get('epoch'))}, step {number(best.get('step'))}, "
             f"by {best.get('metric')} {number(best.get('value'))}"
         ]
     return [] if result.get("soup") else ["This run did not train"]
+
+
+def _choice(chosen: Plain | None) -> list[str]:
+    """What the choice is worth that this model won."""
+    if not chosen:
+        return []
+    said = (
+        f"Chosen by xfer choose among {chosen['candidates']} candidates; its cross-validated "
+        f"accuracy {chosen['cv_acc']:.3f} is flattered by that"
+    )
+    if not (worth := chosen["worth"]):
+        return [f"{said}, by how much was not known when it was made"]
+    low, high = worth["ci95"]
+    honest = f"{worth['acc']:.3f} (95 % interval {low:.3f} to {high:.3f})"
+    return [f"{said}: the choice is worth {honest} on images that chose nothing"]
 
 
 def _score(split: str, score: Plain, use: str) -> str:

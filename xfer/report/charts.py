@@ -22,14 +22,15 @@ _MARKED = 40
 def curves(history: Sequence[Plain], best_epoch: int | None, metric: str) -> Figure | None:
     """Loss, ``metric`` and learning rate by epoch, from the rows of ``metrics.csv``.
 
-    A value that is missing, ``None`` or not finite is left out; ``None`` when none remains.
+    A value that is missing, ``None`` or not finite is left out; ``None`` when none remains, and of
+    a head that was filled.
     """
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     other = metric.replace("val_", "train_", 1)
     lines = {key: points(history, key) for key in ("train_loss", "val_loss", other, metric, "lr")}
-    if not any(lines.values()):
+    if filled(history) or not any(lines.values()):
         return None
     figure = Figure(figsize=(11.5, 3.1), layout=ConstrainedLayoutEngine(wspace=0.06))
     loss, score, rate = figure.subplots(1, 3, width_ratios=(4, 4, 2.4))
@@ -47,6 +48,12 @@ def curves(history: Sequence[Plain], best_epoch: int | None, metric: str) -> Fig
     if lines["lr"]:  # from zero: a constant rate is no noise around itself
         rate.set_ylim(bottom=-0.04 * rate.get_ylim()[1])
     return figure
+
+
+def filled(history: Sequence[Plain]) -> bool:
+    """Whether the rows are the one of a head that was filled: no step led to it, and a dot is no
+    curve."""
+    return len(history) == 1 and history[0].get("step") == 0
 
 
 def points(history: Sequence[Plain], key: str) -> Points:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from xfer.core.errors import printable
 from xfer.evaluation.metrics import METRICS
 from xfer.evaluation.multilabel_metrics import LABEL_METRICS
-from xfer.report.charts import points
+from xfer.report.charts import filled, points
 from xfer.report.format import strength
 from xfer.report.svg import Chart, Panel, Points, estimate, label, picture
 
@@ -24,7 +24,10 @@ _LOOKS = {"train": "train", "val": "val", "held out": "rate", "lr": "rate"}
 
 
 def curves(history: Sequence[Plain], best: int | None, metric: str) -> list[Chart]:
-    """Loss, ``metric`` and learning rate by epoch; a chart without a finite value is left out."""
+    """Loss, ``metric`` and learning rate by epoch; a chart without a finite value is left out, and
+    all of a head that was filled."""
+    if filled(history):
+        return []
     other = metric.replace("val_", "train_", 1)
     of = "train" if metric.startswith("train_") else "val"
     kinds: dict[str, dict[str, Points]] = {

@@ -125,6 +125,7 @@ def outcome(work: Work) -> Plain:
         "memory": batch_sizes(work.folder),
         "worth": work.worth,
         "soup": work.soup,
+        "chosen": plan.specs.chosen,
         "embed": work.embedded,
         "device": work.device,
         "precision": plan.specs.trainer.precision if fitted else "32-true",

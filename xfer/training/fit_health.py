@@ -16,12 +16,13 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from xfer.core.log import log
-from xfer.core.types import Plain
+from xfer.core.types import Plain, Predictions
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from xfer.config.specs import Specs
     from xfer.plan.plan import Plan
 
 HIGHEST_RATE = 10.0
@@ -162,16 +163,19 @@ def saturated(logits: npt.NDArray[np.float32]) -> int:
     return int((z.sum(axis=1, dtype=np.float32) == 1).sum())
 
 
-def saturation(split: str, logits: npt.NDArray[np.float32]) -> list[str]:
+def saturation(split: str, answers: Predictions, specs: Specs) -> list[str]:
     """A remark on a split of which so many images are saturated that its probabilities say little
-    about how sure the network is."""
-    count = saturated(logits)
-    if count <= _MOST_SATURATED * len(logits):
+    about how sure the network is; with what bounds them where ``specs`` train it step by step."""
+    count = 0 if answers.task else saturated(answers.logits)
+    if count <= _MOST_SATURATED * len(answers.logits):
         return []
-    return [
-        f"{count} of {len(logits)} {split} images have a float32 probability of exactly 1: the "
-        "logits are too large. A lower optim.lr makes them smaller, loss=smoothed bounds them"
-    ]
+    what = (
+        f"{count} of {len(answers.logits)} {split} images have a float32 probability of exactly 1: "
+        "the logits are too large"
+    )
+    if specs.optim.solves or "fit" not in specs.stages:
+        return [f"{what} to say how sure the network is"]
+    return [f"{what}. A lower optim.lr makes them smaller, loss=smoothed bounds them"]
 
 
 def _too_fast(rows: Sequence[Plain], terms: Terms) -> Plain | None:

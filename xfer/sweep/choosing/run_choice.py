@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 _NOT_OF_A_MODEL = ("choose", "sweep", "experiment")
 _NAME = "chosen"
 _OF_THE_RUN = ("seed", "stages", "tta", "calibration", "certificate")
-_PLACES = ("root", "file")
+_PLACES = (("data", "root"), ("data", "file"), ("source", "path"))
 
 
 def choose_model(
@@ -73,7 +73,8 @@ def choose_model(
         write_text(folder / "config.yaml", yaml_text(specs.config))
         session.choose(folder)
         try:
-            session.finish(folder, train)
+            known = _chosen(session)
+            session.finish(folder, lambda specs: train(replace(specs, chosen=known)))
         finally:
             open_log(folder)  # the model's run has closed it
             write(session, folder)  # also where the time ended before the model was finished
@@ -121,6 +122,17 @@ def facts_of(session: Session) -> Plain:
         "runner_up": _runner_up(session),
         "worth": asdict(worth(session.rounds)) if session.rounds else None,
         "model": str(session.model) if session.model else None,
+    }
+
+
+def _chosen(session: Session) -> Plain | None:
+    """What the run of the winner says of the choice, as far as it is known before that run."""
+    if (halved := session.halved) is None:
+        return None
+    return {
+        "candidates": len(halved.standings),
+        "cv_acc": halved.winner.acc,
+        "worth": asdict(worth(session.rounds)) if session.rounds else None,
     }
 
 
@@ -180,9 +192,10 @@ def experiment_of(specs: Specs, title: str) -> str:
     for key, value in specs.config.items():
         if key in groups or key in _OF_THE_RUN:
             settings[key] = _without_targets(value)
-    for place in _PLACES:
-        if isinstance(text := settings["data"].get(place), str):
-            settings["data"][place] = str(Path(text).expanduser().absolute())
+    for group, key in _PLACES:
+        text = settings[group].get(key)
+        if isinstance(text, str) and "://" not in text:  # that of the hub is no file here
+            settings[group][key] = str(Path(text).expanduser().absolute())
     return f"# @package _global_\n# {title}\n" + yaml_text({"defaults": defaults, **settings})
 
 
@@ -258,19 +271,29 @@ def summary(facts: Plain) -> list[str]:
         times = judged["folds"] * judged["repeats"]
         same = judged["winners"].get(facts["winner"], 0)
         lines.append(
-            f"optimism of choosing: {100 * judged['optimism']:+.1f} points; the same candidate won "
-            f"{same} of {times} times"
+            f"optimism of choosing: {round(100 * judged['optimism'], 1) + 0:+.1f} points; the same "
+            f"candidate won {same} of {times} times"
         )
     else:
         lines.append("worth: not known, the time ended before the choosing was judged once")
     if other := facts["runner_up"]:
-        more = f", {other['ms']:+.1f} ms an image" if other["ms"] is not None else ""
         lines.append(
-            f"the runner-up {other['name']} would cost {-100 * other['acc']:.1f} points of "
-            f"accuracy{more} ({other['only_winner_right']} images that the winner alone gets "
-            f"right, {other['only_runner_up_right']} the other way)"
+            f"the runner-up {other['name']} {_costs(other)} ({other['only_winner_right']} images "
+            f"that the winner alone gets right, {other['only_runner_up_right']} the other way)"
         )
     return lines
+
+
+def _costs(other: Plain) -> str:
+    """What the runner-up would cost or gain; a difference that is rounded away is none."""
+    points = round(100 * other["acc"], 1)
+    said = f"would {'cost' if points < 0 else 'gain'} {abs(points):.1f} points of accuracy"
+    if not points:
+        said = "has the same accuracy"
+    if other["ms"] is None:
+        return said
+    ms = round(other["ms"], 1)
+    return f"{said}, {ms:+.1f} ms an image" if ms else f"{said} and is as fast"
 
 
 def last_lines(facts: Plain, folder: Path) -> str:
