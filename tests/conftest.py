@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -103,6 +104,25 @@ def assets() -> Path:
     if not (path / "Canidae").is_dir():
         pytest.skip(f"no assets in {path}; set XFER_ASSETS")
     return path
+
+
+@pytest.fixture(scope="module")
+def digits() -> Any:
+    """The network that ships with xfer, as :func:`xfer.api.load` gives it."""
+    from shipped import SHIPPED
+
+    from xfer import api
+
+    return api.load(SHIPPED)
+
+
+@pytest.fixture(scope="module")
+def images(digits: Any) -> Any:
+    """Images of noise for it, float32 (6, 3, height, width)."""
+    import numpy as np
+
+    size = digits.card.input.size
+    return np.random.default_rng(0).normal(size=(6, 3, *size)).astype(np.float32)
 
 
 def answered(status: int, body: bytes = b"", **headers: str) -> Answer:
