@@ -341,3 +341,15 @@ def test_steps_and_features_are_told_in_words() -> None:
         "computed again"
     )
     assert sections.place({"features": {"cached": False}}) == (("Features", "not cached"),)
+
+
+@pytest.mark.parametrize(
+    ("value", "x", "text"),
+    [(95_000.0, 100, "95,000"), (110_000, 328, "110,000"), (1e-5, 60, "1e-05")],
+)
+def test_a_number_below_an_axis_is_whole_and_inside(value: float, x: float, text: str) -> None:
+    said = str(overlay._across(x, value))
+    place, anchor = re.search(r'x="([\d.]+)".*anchor="(\w+)"', said).groups()  # type: ignore[union-attr]
+    assert f">{text}<" in said
+    width = 6 * len(text)  # of letters of 11 pixels
+    assert float(place) + (width / 2 if anchor == "middle" else 0) <= overlay._WIDTH

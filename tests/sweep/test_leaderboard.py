@@ -408,14 +408,16 @@ def test_an_epoch_is_told_where_one_was_chosen(tmp_path: Path) -> None:
     head(tmp_path)
     path = job(tmp_path, 0, 0.9, lr=1) / "result.json"
     result = json.loads(path.read_text())
+    assert "The best of" not in board(tmp_path)[1]  # it is alone
+    job(tmp_path, 1, 0.8, lr=2)
     result["best"] = {"metric": "val_acc", "value": 0.9, "epoch": 7}
     result["scores"]["val"]["used_for_selection"] = True
     facts(path, **result)
-    (row,), text = board(tmp_path)
+    (row, _), text = board(tmp_path)
     assert "as was its epoch" in text and row["epoch"] == "7"
     result["scores"]["val"]["used_for_selection"] = False
     facts(path, **result, solved={"chosen_by": "cv_loss"})
-    (row,), text = board(tmp_path)
+    (row, _), text = board(tmp_path)
     assert "as was its epoch" not in text and row["epoch"] == ""
 
 

@@ -536,4 +536,6 @@ def test_another_number_of_threads_is_told(tmp_path: Path, caplog: pytest.LogCap
     facts = json.loads((tmp_path / "sweep.json").read_text())
     assert facts["objectives"] == [{"metric": "val_acc", "direction": "maximize"}]
     assert (facts["format"], facts["jobs"], facts["baseline"]) == (1, 3, None)
-    assert "2 threads before and have 1 now" in caplog.text
+    assert "threads of a job was 2 and is now 1:" in caplog.text
+    Ledger(tmp_path).open(SweepFacts("digits", "c", (ACC,), (), 3, None, "a"))
+    assert "was 1 and is now left to torch:" in caplog.text

@@ -107,15 +107,15 @@ def _no_pyarrow(key: str, other: str) -> CombinationError:
 def _comparison(c: Composed) -> Iterator[XferError]:
     """The stage ``compare`` with too few runs or with other stages, and runs without it."""
     stages, runs = c.stages, c.compare_runs
-    fix = "type stages=[compare] 'compare.runs=[RUN,RUN]'"
+    fix = "type 'stages=[compare]' 'compare.runs=[RUN,RUN]'"
     if "compare" not in stages:
         if runs:
             what = "is given but stages has no 'compare'"
-            yield CombinationError("compare.runs", what, "type stages=[compare]", 42)
+            yield CombinationError("compare.runs", what, "type 'stages=[compare]'", 42)
         return
     if stages != ("compare",):
         what = f"runs are compared that have ended; stages is {list(stages)}"
-        yield CombinationError("stages", what, "type stages=[compare]", 42)
+        yield CombinationError("stages", what, "type 'stages=[compare]'", 42)
     if len(runs) < 2:
         what = f"names {len(runs) or 'no'} run{'s' * (not runs)}, and two or more are compared"
         yield CombinationError("compare.runs", what, fix, 40)
@@ -131,10 +131,10 @@ def _packing(c: Composed) -> Iterator[XferError]:
         if c.packing.out or c.packing.mb != Packing.mb:
             what = "is given but stages has no 'pack'"
             key = "pack.out" if c.packing.out else "pack.mb"
-            yield CombinationError(key, what, f"type stages=[pack], or drop {key}", 47)
+            yield CombinationError(key, what, f"type 'stages=[pack]', or drop {key}", 47)
     elif stages != ("pack",):
         what = f"packing is no part of a run; stages is {list(stages)}"
-        yield CombinationError("stages", what, "type stages=[pack]", 47)
+        yield CombinationError("stages", what, "type 'stages=[pack]'", 47)
     elif not c.packing.out:
         what = "must be given: the folder that the shards are written into"
         yield CombinationError("pack.out", what, "type pack.out=OUT", 48)

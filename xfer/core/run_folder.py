@@ -29,6 +29,12 @@ def best_checkpoint(path: Path) -> Path:
     return checkpoints(path) / BEST if path.is_dir() else path
 
 
+def what_is_kept(folder: Path) -> str:
+    """What a run that was stopped has left to go on from, in words."""
+    kept = (checkpoints(folder) / LAST).is_file()
+    return "its state is saved" if kept else "before it had a state to save"
+
+
 def run_of(checkpoint: Path) -> Path | None:
     """The run folder that holds ``checkpoint``; ``None`` for a file that lies elsewhere."""
     folder = checkpoint.parent.parent

@@ -212,7 +212,7 @@ def axis_of(name: str, values: Sequence[object]) -> Axis:
         log = low > 0 and high / low >= 100
         to = _scale(low, high, 0.0, 1.0, log)
         places = tuple(None if v is None else to(float(v)) for v in values)  # type: ignore[arg-type]
-        ends = ((0.0, f"{low:.4g}"), (1.0, f"{high:.4g}")) if low < high else ((0.5, f"{low:.4g}"),)
+        ends = ((0.0, _figure(low)), (1.0, _figure(high))) if low < high else ((0.5, _figure(low)),)
         return Axis(f"{name} (log)" if log else name, places, ends)
     words = list(dict.fromkeys(str(v) for v in known))
     at = {word: (i / (len(words) - 1) if len(words) > 1 else 0.5) for i, word in enumerate(words)}
@@ -272,13 +272,21 @@ def _decades(xs: Sequence[float]) -> list[float]:
 def _level(y: float, value: float) -> Markup:
     return Markup(
         '<path class="tick" d="M{} {:.1f}H{}"/><text x="{}" y="{:.1f}" text-anchor="end">{}</text>'
-    ).format(_LEFT, y, _WIDTH - _RIGHT, _LEFT - 6, y + 4, f"{value:.4g}")
+    ).format(_LEFT, y, _WIDTH - _RIGHT, _LEFT - 6, y + 4, _figure(value))
 
 
 def _across(x: float, value: float) -> Markup:
-    return Markup('<text x="{:.1f}" y="{}" text-anchor="middle">{}</text>').format(
-        x, _HEIGHT - _BOTTOM + 15, f"{value:g}" if value < 1e5 else f"{value:,.10g}"
+    text = _figure(value)
+    # A label that would leave the drawing ends with it.
+    at, anchor = (x, "middle") if x + 3.5 * len(text) < _WIDTH else (_WIDTH, "end")
+    return Markup('<text x="{:.1f}" y="{}" text-anchor="{}">{}</text>').format(
+        at, _HEIGHT - _BOTTOM + 15, anchor, text
     )
+
+
+def _figure(value: float) -> str:
+    """A number beside an axis: large ones whole and with separators, others with four digits."""
+    return f"{value:,.0f}" if 1000 <= abs(value) < 1e10 else f"{value:.4g}"
 
 
 def _drawn(line: Line, at: Points, part: bool = False) -> Markup:

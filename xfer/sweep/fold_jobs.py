@@ -20,7 +20,7 @@ from xfer.config.verbs import override, repeatable
 from xfer.core.errors import ResumeError, XferError
 from xfer.core.files import read_json
 from xfer.core.log import log
-from xfer.core.run_folder import FOLDS
+from xfer.core.run_folder import FOLDS, what_is_kept
 from xfer.core.types import Plain
 from xfer.evaluation.out_of_fold import TABLE, in_words, title_of
 from xfer.evaluation.predict import LOGITS
@@ -124,7 +124,7 @@ def _run(plan: Plan, ledger: Ledger, jobs: Sequence[Job], left: list[Job]) -> No
     def ended(task: Task, code: int) -> bool:
         line = ledger.settle(task.number, code)
         if line and ledger.state(task.number) == "interrupted":
-            log.info(f"fold {task.number} has stopped, its state is saved")
+            log.info(f"fold {task.number} has stopped, {what_is_kept(task.folder)}")
             return True
         if line:
             failed.append(task.number)

@@ -82,8 +82,9 @@ class Ledger:
         before = _read(self.folder / _SWEEP).get("threads")
         if before not in (None, facts.threads):
             log.warning(
-                f"jobs had {before} threads before and have {facts.threads} now: jobs that resume "
-                "are not the same bit for bit, and features are computed again"
+                f"the number of threads of a job was {before} and is now "
+                f"{facts.threads or 'left to torch'}: jobs that resume are not the same bit for "
+                "bit, and features are computed again"
             )
         baseline = list(facts.baseline) or None
         write_json(self.folder / _SWEEP, {"format": 1, **asdict(facts), "baseline": baseline})

@@ -48,7 +48,7 @@ def check(request: SweepRequest, compose: Compose) -> Specs:
     refuse_choice(any(key == "choose" and option != "none" for key, _, option in typed))
     if not request.space:
         what = "nothing varies: the search space is empty"
-        fix = "type values, e.g. optim.lr=0.1,0.01, or for one job seed=choice(0), or drop -m"
+        fix = "type values, e.g. optim.lr=0.1,0.01, or for one job 'seed=choice(0)', or drop -m"
         raise SweepError("sweep.params", what, fix, 13)
     for p in request.space:
         size = p.high > p.low if isinstance(p, Interval) else len(p.texts)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from xfer.core.errors import XferError
 from xfer.core.log import close_log, log, open_log, say
-from xfer.core.run_folder import is_live
+from xfer.core.run_folder import is_live, what_is_kept
 from xfer.core.settings import Sweep
 from xfer.sweep.ledger import Ledger, SweepFacts, find, hold
 from xfer.sweep.objective import Objective, values
@@ -150,7 +150,7 @@ class Scheduler:
                 self._waiting.append(job)
         if done := len(self._known) - len(self._waiting):
             log.info(f"{done} of {self.total} jobs are finished already")
-        log.info(f"sweep of {self.total} jobs in {self.ledger.folder}")
+        log.info(f"sweep of {self.total} job{'s' * (self.total != 1)} in {self.ledger.folder}")
 
     def rejoin(self, held: Callable[[int], bool]) -> list[Job]:
         """Jobs that an earlier call began and that are ``held`` by who runs them still. They are
@@ -233,7 +233,7 @@ class Scheduler:
         # A cluster may not know with which code a job left; its status does.
         code = self.ledger.code(job.number) or code or 1
         if self.stopping and self.ledger.state(job.number) == "interrupted":
-            log.info(f"job {job.number} has stopped, its state is saved")
+            log.info(f"job {job.number} has stopped, {what_is_kept(self.ledger(job.number))}")
             return False
         self._attempts[job.number] += 1
         again = not self.stopping and self._attempts[job.number] <= self.options.retries

@@ -182,7 +182,8 @@ def installed(package: str = "optuna") -> Any:
     try:
         module = importlib.import_module(package)
     except ImportError as error:
-        fix = f"pip install '{DISTRIBUTION}[sweep]', or sweep.sampler=grid"
+        listed = "list every value and type sweep.sampler=grid sweep.n_trials=null"
+        fix = f"pip install '{DISTRIBUTION}[sweep]', or {listed}"
         raise SweepError("sweep.sampler", f"{package} is not installed", fix, 9) from error
     if package == "optuna":
         module.logging.set_verbosity(module.logging.ERROR)

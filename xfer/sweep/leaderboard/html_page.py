@@ -25,7 +25,7 @@ def verdict(sweep: SweepRecord, rows: Sequence[RankedJob]) -> list[str]:
     """The leaderboard in a few lines: the best, how many jobs there are, and what that is worth."""
     counts = Counter(row.job.state for row in rows)
     states = ", ".join(f"{counts[state]} {state}" for state in _STATES if counts[state])
-    jobs = f"{len(rows)} jobs: {states}" if rows else "No job has begun"
+    jobs = f"{len(rows)} job{'s' * (len(rows) > 1)}: {states}" if rows else "No job has begun"
     first = [row.job for row in rows if row.rank == 1]
     if not first:
         return ["No job has a value yet", jobs]
@@ -155,12 +155,12 @@ def _caveats(sweep: SweepRecord, rows: Sequence[RankedJob]) -> list[str]:
             whose += ", as was its epoch"
         if best.folded:
             whose = "cross-validated images that its value is measured on"
-        lines.append(
-            f"The best of {len(valued)} jobs was chosen on the same {best.images:,} "
-            f"{whose}: the value "
-            "is optimistic, the more so the more jobs there are, and its interval does not "
-            "account for that."
-        )
+        if len(valued) > 1:
+            lines.append(
+                f"The best of {len(valued)} jobs was chosen on the same {best.images:,} {whose}: "
+                "the value is optimistic, the more so the more jobs there are, and its interval "
+                "does not account for that."
+            )
         share, n = (entry(best.result, f"scores.test.{key}") for key in ("acc", "n"))
         clean = entry(best.result, "scores.test.used_for_selection") is False
         if objective.split == "val" and isinstance(share, float) and isinstance(n, int) and clean:

@@ -155,11 +155,14 @@ class History:
             return
         write_rows(self.csv, self.rows)
         epochs = self.plan.specs.trainer.epochs
-        shown = (
-            f"val {metric.name} {row[f'val_{metric.name}']:.4f}"
+        names = [
+            f"val_{metric.name}"
             for metric in self.plan.specs.task.rows(self.plan.specs.metrics)
-            if metric.on_line and row.get(f"val_{metric.name}") is not None
-        )
+            if metric.on_line or f"val_{metric.name}" == self.policy.monitor
+        ]
+        if self.policy.monitor == "val_loss":
+            names.insert(0, "val_loss")
+        shown = (f"{n.replace('_', ' ', 1)} {row[n]:.4f}" for n in names if row.get(n) is not None)
         mark = "  best" if self.best and self.best["epoch"] == row["epoch"] else ""
         log.info(
             f"epoch {row['epoch']:>{len(str(epochs))}}/{epochs}  "

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytorch_lightning as pl
 
+from xfer.core.errors import printable
 from xfer.core.log import log
 from xfer.core.signals import install, stop
 
@@ -180,7 +181,8 @@ class Timeline(pl.Callback):
     def _obey(self, trainer: pl.Trainer) -> None:
         if stop.asked and self.group.leads:
             name, step = signal.Signals(stop.asked).name, trainer.global_step
-            log.info(f"stopped by {name} after step {step}; resume with checkpoint.resume=auto")
+            again = printable(self.history.folder.parent)
+            log.info(f"stopped by {name} after step {step}; resume with checkpoint.resume={again}")
         stop.obey()
 
     def _stop_where_pruned(self, trainer: pl.Trainer) -> None:
