@@ -215,7 +215,8 @@ def test_a_column_of_groups_that_was_not_named_is_named_by_the_error(
 ) -> None:
     with pytest.raises(DataError, match=f"{number}: .*'patient'") as refused:
         of(place[0], form, group=None)
-    assert (typed := re.search(r"add data\.group=(\S+)$", refused.value.fix))
+    typed = re.search(r"add data\.group=(\S+)$", refused.value.fix)
+    assert typed
     assert len(of(place[0], form, group=typed[1]).splits["train"].groups) > 60
 
 

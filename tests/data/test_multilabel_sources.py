@@ -97,7 +97,8 @@ def test_lists_in_a_column_of_any_name_are_offered_and_read(
     path = write_parquet(tmp_path / "x.parquet", rows)
     with pytest.raises(DataError, match=r"E327: .*has no column 'label'") as refused:
         Parquet(str(path)).labelled(True)
-    assert (typed := re.search(r"type 'data\.columns=\[(\w+),(\w+)\]'", refused.value.fix))
+    typed = re.search(r"type 'data\.columns=\[(\w+),(\w+)\]'", refused.value.fix)
+    assert typed
     found = Parquet(str(path), columns=typed.groups(), leakage="ignore").labelled(True)
     assert typed.groups() == ("image", "tags") and found.classes == listed.classes
     bare = write_parquet(tmp_path / "y.parquet", [{**row, "tags": "x"} for row in rows])

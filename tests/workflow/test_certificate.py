@@ -311,7 +311,11 @@ def test_views_have_no_certificate_and_say_so(
         with caplog.at_level(logging.WARNING):
             done = xfer.run(overrides=[*asked, f"{model}{path}", f"run.dir=run{i}"])
         assert "set" not in table(done.folder / "predictions.csv")[0]
-        assert "they hold for one view" in (done.folder / "run.log").read_text()
+        log = (done.folder / "run.log").read_text()
+        assert log.count("no p_unlike: they hold for one view") == 2 and "sets with" not in log
+    both = ["stages=[predict,export]", *asked[1:], f"checkpoint.path={solved}"]
+    line = next(x for x in brief(make_plan(compose_specs(both))).splitlines() if "sets with" in x)
+    assert "; in model.onnx" in line and "of the answers here no prediction sets" in line
 
 
 def refused(*typed: str) -> str:

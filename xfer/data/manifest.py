@@ -26,6 +26,7 @@ from xfer.data.split import divide, unread_split
 _HEADER = "let the first line be path,label or path,label,split"
 _SIGNS = {"comma": ",", "semicolon": ";", "tab": "\t", "pipe": "|"}
 _BETWEEN_LABELS = "|"
+_OF_A_LABEL = (351, 386, 387)  # the errors that name one which cannot be learned
 _KEYS = ("path", "label", "split")
 _DECIDED = (*_KEYS, "suggested", "decision")
 _DECISIONS = ("accept", "relabel", "drop")
@@ -76,7 +77,17 @@ class Manifest(Loading):
         root = place(self.root) if self.root else path.parent
         images, columns = label_list(path, self)
         listed = [(located(image, root, bool(self.root)), image) for image in images]
-        return labelled_dataset(listed, self, ImageSource(path, root, columns), training, known)
+        try:
+            return labelled_dataset(listed, self, ImageSource(path, root, columns), training, known)
+        except DataError as error:
+            # With a sign of one's own between labels, the columns have commas.
+            commas = self.separator == "comma" or self.separator not in _SIGNS
+            in_cells = commas and not columns and path.suffix.lower() != ".json"
+            signs = (sign for sign in ";|/+" if sign != self.between_labels and sign in error.what)
+            if in_cells and error.number in _OF_A_LABEL and (sign := next(signs, "")):
+                told = f"""if these are several labels, type 'data.separator="{sign}"'"""
+                error.fix = f"{told}; else {error.fix}"
+            raise
 
     def dataset(self, training: bool) -> Dataset:
         """See :meth:`Loading.dataset`."""
