@@ -168,7 +168,7 @@ def _predict_alone(specs: Specs, file: ModelFile, began: float) -> Result:
     refuse_taken(specs)
     model = open_model(file)
     plan = facts(specs, model)
-    log.info(in_words(specs, plan), extra=LINES)
+    log.info(in_words(specs, plan, bool(model.task)), extra=LINES)
     if specs.run_dir is None:
         beside = model.path.parent
         check_folder(beside)

@@ -462,6 +462,9 @@ def test_without_a_task_the_quick_start_is_chosen(typed: list[str]) -> None:
 def test_a_folder_of_images_alone_is_a_whole_command() -> None:
     specs = compose_specs(["data.root=photos"])
     assert specs.experiment == "photos"
+    for file in ("labels.csv", "labels.json"):
+        typed = ["task=multilabel", "data=csv", f"data.file=more/{file}"]
+        assert compose_specs(typed).experiment == "labels"
     assert (specs.data.root, specs.backbone.name) == ("photos", "resnet50")  # type: ignore[union-attr]
     assert specs.explicit == {"data.root"}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -199,3 +200,31 @@ def test_folders_that_are_labels_are_no_groups(place: tuple[Path, Rows], tmp_pat
     with pytest.raises(CombinationError, match=r"E008: data\.group: worth divides"):
         compose_specs(["data.root=x", "data.group=FOLDER", "stages=[worth]"])
     assert Folder(root="x", group="FOLDER").group == "FOLDER"
+
+
+def test_what_a_json_list_calls_a_group_is_one_where_that_is_asked_for(
+    place: tuple[Path, Rows],
+) -> None:
+    found = of(place[0], "json", group=None)
+    assert len(found.splits["val"]) > 20 and not found.splits["train"].groups
+
+
+@pytest.mark.parametrize(("form", "number"), [("cells", "E313"), ("columns", "E388")])
+def test_a_column_of_groups_that_was_not_named_is_named_by_the_error(
+    place: tuple[Path, Rows], form: str, number: str
+) -> None:
+    with pytest.raises(DataError, match=f"{number}: .*'patient'") as refused:
+        of(place[0], form, group=None)
+    typed = re.search(r"add data\.group=(\S+)$", refused.value.fix)
+    assert typed
+    assert len(of(place[0], form, group=typed[1]).splits["train"].groups) > 60
+
+
+def test_a_column_that_is_not_there_is_none_of_path_label_and_split(
+    place: tuple[Path, Rows], tmp_path: Path
+) -> None:
+    lines = [f"{place[0] / name},{'|'.join(has)}" for name, has in place[1]]
+    (tmp_path / "bare.csv").write_text("\n".join(["path,label", *lines]))
+    with pytest.raises(DataError, match=r"E352: .*Fix: add that column, or drop data\.group$"):
+        of(tmp_path, "bare", group="patient")
+    of(tmp_path, "bare", group=None)

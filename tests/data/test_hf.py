@@ -182,7 +182,7 @@ def test_nulls_labels_and_parts(tmp_path: Path) -> None:
         root=str(tmp_path / "null"),
     )
     found = HuggingFace(str(tmp_path / "null"), on_bad="skip").dataset(True)
-    assert any("skipped 1 broken files" in line for line in found.remarks)
+    assert any("skipped 1 broken file (" in line for line in found.remarks)
     of_rows([*good, {**good[0], "label": None}]).save_to_disk(tmp_path / "label")
     refused(329, "data#6 has no label", root=str(tmp_path / "label"))
     parts = {"a": of_rows(good), "b": of_rows(good)}

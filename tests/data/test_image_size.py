@@ -38,7 +38,7 @@ def test_a_line_is_named_with_the_way_on_and_the_way_leads_on(tmp_path: Path) ->
         resizable(found, SPEC, "error")
     assert str(told.value) == (
         f"xfer: error E374: {first}: 60000 x 1 pixels are 15360000 x 256 after resizing; more than "
-        "64000000 in all; 1 more files are like it. Fix: crop it, or remove it, or type "
+        "64000000 in all; 1 more file is like it. Fix: crop it, or remove it, or type "
         "data.on_bad=skip"
     )
     left = resizable(found, SPEC, "skip")

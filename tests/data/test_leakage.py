@@ -93,6 +93,10 @@ def test_broken_files_are_skipped_with_a_count_when_asked(tmp_path):
         (tmp_path / name).write_bytes(b"")
     with pytest.raises(DataError, match=r"E310: .*00\.jpg.*2 more files"):
         Folder(str(tmp_path)).dataset(training=True)
+    with pytest.raises(
+        DataError, match=r"Fix: remove or replace the file, or type data\.on_bad=skip$"
+    ):
+        Folder(str(tmp_path)).dataset(training=True)
     found = Folder(str(tmp_path), on_bad="skip").dataset(training=True)
     assert {name: len(split) for name, split in found.splits.items()} == {"train": 14, "val": 15}
     (remark,) = [line for line in found.remarks if line.startswith("skipped")]

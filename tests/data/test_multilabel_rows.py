@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import labelled
@@ -179,3 +180,25 @@ def test_rare_combinations_are_trained_on(place: tuple[Path, Rows]) -> None:
     data = read(labelled.write_cells(folder / "rare.csv", rows))
     labels = np.concatenate([samples.labels for samples in data.splits.values()])
     assert len(labels) == len(rows)
+
+
+@pytest.mark.parametrize("sign", [";", "/", "+"])
+def test_labels_with_another_sign_between_them_are_taken_apart_as_the_error_says(
+    tmp_path: Path, sign: str
+) -> None:
+    rows = labelled.digits(tmp_path, 24)
+    rows[-1] = (rows[-1][0], ["prime", "even"])
+    cells = [["path", "label", "split"]]
+    cells += [[name, sign.join(has), "train"] for name, has in rows[:-1]]
+    cells += [[name, sign.join(has), "val"] for name, has in rows[-1:]]
+    (tmp_path / "commas.csv").write_text("\n".join(map(",".join, cells)))
+    with pytest.raises(DataError, match=r"E386: .*the label 'prime.even'") as refused:
+        read(tmp_path / "commas.csv")
+    typed = re.search(r"type 'data\.separator=\"(.)\"'; else add", refused.value.fix)
+    assert typed
+    found = read(tmp_path / "commas.csv", separator=typed[1])
+    assert found.classes == tuple(sorted(labelled.LABELS))
+    # Then the columns would have commas.
+    (tmp_path / "tabs.csv").write_text("\n".join(map("\t".join, cells)))
+    with pytest.raises(DataError, match=r"E386: .*Fix: add such images"):
+        read(tmp_path / "tabs.csv", separator="tab")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,32 @@ def test_a_column_of_another_kind_is_refused_and_the_fix_works(place: tuple[Path
     path = write_parquet(place[0] / "odd.parquet", odd)
     with pytest.raises(DataError, match=r"E329: .*an empty one among them"):
         Parquet(root=str(path)).labelled(True)
+
+
+def test_lists_in_a_column_of_any_name_are_offered_and_read(
+    place: tuple[Path, Rows], listed: Dataset, tmp_path: Path
+) -> None:
+    rows = [
+        {"split": "train", "note": "x", "image": row["image"], "tags": row["labels"]}
+        for row in cells(place)
+    ]
+    path = write_parquet(tmp_path / "x.parquet", rows)
+    with pytest.raises(DataError, match=r"E327: .*has no column 'label'") as refused:
+        Parquet(str(path)).labelled(True)
+    typed = re.search(r"type 'data\.columns=\[(\w+),(\w+)\]'", refused.value.fix)
+    assert typed
+    found = Parquet(str(path), columns=typed.groups(), leakage="ignore").labelled(True)
+    assert typed.groups() == ("image", "tags") and found.classes == listed.classes
+    bare = write_parquet(tmp_path / "y.parquet", [{**row, "tags": "x"} for row in rows])
+    with pytest.raises(DataError, match=r"Fix: write a column of images and one of lists of lab"):
+        Parquet(str(bare)).labelled(True)
+
+
+def test_the_column_called_label_is_offered_and_none_called_split(tmp_path: Path) -> None:
+    row = {"split": "train", "path": "a.png", "note": "x", "label": "cat"}
+    path = write_parquet(tmp_path / "x.parquet", [row])
+    with pytest.raises(DataError, match=r"E327: .*type 'data\.columns=\[path,label\]'"):
+        Parquet(str(path)).dataset(True)
 
 
 def test_lists_of_class_labels_are_the_cells_of_a_csv(

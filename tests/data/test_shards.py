@@ -170,7 +170,7 @@ def test_a_broken_image_in_a_shard_is_named_or_skipped(tmp_path: Path) -> None:
     write_tar(tmp_path / "x.tar", [*samples("ababab"), ("bad.jpg", b"no image"), ("bad.cls", b"a")])
     refused(tmp_path, 310, r"x\.tar/bad\.jpg: cannot be read as an image \(it is not an image\)")
     found = Shards(str(tmp_path), on_bad="skip", val_fraction=0.5).dataset(True)
-    assert any("skipped 1 broken files ('bad.jpg'" in line for line in found.remarks)
+    assert any("skipped 1 broken file ('bad.jpg'" in line for line in found.remarks)
 
 
 # What is refused

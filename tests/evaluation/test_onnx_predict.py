@@ -225,14 +225,18 @@ def test_what_is_known_of_a_file_is_said_in_words() -> None:
         **{"experiment": "more", "stages": ["predict"], "model": "m.onnx", "sha256": 64 * "a"},
         **{"classes": [*"abcdefg"], "input": {"size": [32, 48]}, "certificate": {"coverage": 0.9}},
     }
+    known["certificate"]["by_class"] = False
     specs: Any = SimpleNamespace(tta="flip")
-    assert in_words(specs, known).splitlines() == [
+    views = in_words(specs, known, several=False).splitlines()
+    assert views == [
         "run          more: predict",
         "classes      7: a, b, c, d, e, f, ...",
         "network      m.onnx, sha256 aaaaaaaaaaaa; 32 x 48 pixels",
         "answers      mean probabilities of 2 views an image (flip)",
-        "certificate  sets of coverage 0.9",
+        "certificate  no prediction sets and no p_unlike: they hold for one view, tta is flip",
     ]
+    whole = in_words(SimpleNamespace(tta="none"), known, several=True)  # type: ignore[arg-type]
+    assert whole.splitlines()[3:] == ["certificate  sets with 90 % of an image's labels on average"]
 
 
 def test_a_foreign_file_needs_labels_and_a_recipe_and_says_so(place: Path) -> None:

@@ -287,9 +287,11 @@ def test_the_plan_shows_it_and_stays_within_a_dozen_lines(
     monkeypatch.chdir(tmp_path)
     plan = make_plan(compose_specs(["experiment=digits_sgd", "tta=flip", "augment=trivial",
                                     "augment.grey=0.1"]))  # fmt: skip
-    crowd = replace(plan.dataset, remarks=("a", "b", "c", "d")) if plan.dataset else None
-    lines = brief(replace(plan, dataset=crowd)).splitlines()
-    assert len(lines) <= 12 and lines[-1].endswith("add 'stages=[]' to see it and 2 more remarks")
+    assert plan.dataset is not None
+    for count, more in ((4, "2 more remarks"), (3, "1 more remark")):
+        crowd = replace(plan.dataset, remarks=("a", "b", "c", "d")[:count])
+        lines = brief(replace(plan, dataset=crowd)).splitlines()
+        assert len(lines) <= 12 and lines[-1].endswith(f"add 'stages=[]' to see it and {more}")
     assert any("answers" in line and "2 views an image (flip)" in line for line in lines)
     assert any("augment=trivial" in line for line in lines)
     whole = table_of(plan)

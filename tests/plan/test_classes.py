@@ -160,6 +160,10 @@ def test_a_remapped_head_starts_from_the_sources_rows() -> None:
     head = assemble(plan.parts, plan.state).fc.weight
     assert torch.equal(head[0], source[0]) and not head[2:].any()
     assert torch.allclose(head[1], source[1:3].mean(0))
+    whys = {row["key"]: row["why"] for row in plan.facts["auto"]}
+    assert whys["trainer.head_start"].startswith(
+        "not solved: the head begins from the source's rows"
+    )
     assert plan.load["head"] == {"5": ["0"], "6": ["1", "2"], "7": [], "8": [], "9": []}
 
 

@@ -10,6 +10,7 @@ import torch
 from backbones import BACKBONES
 from weights_files import NO_TORCH_FILES
 
+from xfer.config.hydra import compose_specs
 from xfer.core.errors import ConfigError, WeightsError
 from xfer.core.types import Card, InputSpec
 from xfer.data.preprocess import of_timm, of_torchvision
@@ -80,6 +81,7 @@ def test_weights_of_another_architecture_are_told_with_examples_of_both_sides() 
         from_weights(Parts(SMALL, Linear(), 2), Weights("file", other, "a.pt"))
     text = str(told.value)
     assert "missing (conv1.weight" in text and "unexpected (features.0.weight" in text
+    assert "type backbone=timm or backbone=torchvision, and backbone.name=" in text
     assert "another architecture" in text and told.value.exit == 4 and "\n" not in text
 
 
@@ -143,9 +145,10 @@ def test_scratch_has_no_weights() -> None:
     assert Scratch().load(SMALL) == Weights("none", None)
 
 
-def card(backbone: str = "resnet18") -> Card:
+def card(backbone: str = "resnet18", library: str = "Timm") -> Card:
     spec = InputSpec((32, 32), 36, "bicubic", (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
-    own, head = {"_target_": "xfer.models.backbone.Timm", "name": backbone}, {"_target_": "x"}
+    own = {"_target_": f"xfer.models.backbone.{library}", "name": backbone}
+    head = {"_target_": "x"}
     return Card(own, head, tuple("abcdefg"), spec)
 
 
@@ -162,8 +165,19 @@ def test_an_earlier_run_brings_its_classes_and_its_input_along(tmp_path: Path) -
 
 def test_a_run_of_another_backbone_is_refused_by_name(tmp_path: Path) -> None:
     write_snapshot(tmp_path / "a.ckpt", Snapshot(card("resnet50"), state()))
-    with pytest.raises(WeightsError, match=r"backbone\.name=resnet50"):
+    with pytest.raises(WeightsError, match=r"Fix: type backbone\.name=resnet50$"):
         Run(str(tmp_path / "a.ckpt")).load(SMALL)
+
+
+def test_a_run_of_another_librarys_backbone_is_refused_by_both_names(tmp_path: Path) -> None:
+    write_snapshot(tmp_path / "a.ckpt", Snapshot(card("squeezenet1_0", "Torchvision"), state()))
+    source = ["source=run", f"source.path={tmp_path / 'a.ckpt'}", "data=digits"]
+    with pytest.raises(WeightsError) as told:
+        Run(str(tmp_path / "a.ckpt")).load(SMALL)
+    typed = told.value.fix.removeprefix("type ").split()
+    assert typed == ["backbone=torchvision", "backbone.name=squeezenet1_0"]
+    found = compose_specs([*source, *typed]).backbone
+    assert Run(str(tmp_path / "a.ckpt")).load(found).kind == "run"  # type: ignore[arg-type]
 
 
 def test_the_shipped_checkpoint_fits_its_backbone_and_has_no_path_of_a_machine() -> None:

@@ -312,6 +312,14 @@ def test_views_have_no_certificate_and_say_so(
             done = xfer.run(overrides=[*asked, f"{model}{path}", f"run.dir=run{i}"])
         assert "set" not in table(done.folder / "predictions.csv")[0]
         assert "they hold for one view" in (done.folder / "run.log").read_text()
+    specs = compose_specs([*asked, "data=digits", f"checkpoint.path={solved}"])
+    said = [x for x in brief(make_plan(specs)).splitlines() if x.startswith("certificate")]
+    assert said == [
+        "certificate  no prediction sets and no p_unlike: they hold for one view, tta is flip"
+    ]
+    both = ["stages=[predict,export]", "data=digits", *asked[1:], f"checkpoint.path={solved}"]
+    line = next(x for x in brief(make_plan(compose_specs(both))).splitlines() if "sets with" in x)
+    assert "; in model.onnx" in line and "of the answers here no prediction sets" in line
 
 
 def refused(*typed: str) -> str:

@@ -252,6 +252,7 @@ def test_evaluation_takes_task_and_thresholds_from_the_checkpoint(solved: Path) 
     typed = ["data=csv", "data.file=columns.csv", "stages=[evaluate]", "checkpoint.path=solved"]
     done = Done([*typed, "run.dir=again"], cwd=solved.parent)
     assert done.returncode == 0, done.stderr
+    assert "thresholds of the checkpoint, chosen on held-out training images" in done.stderr
     first, second = (
         read_json(solved.parent / name / "result.json")["scores"]["val"]
         for name in ("solved", "again")

@@ -51,7 +51,7 @@ def run_name(experiment: str, data: str, *places: Any) -> str:
     while any(sign in place.name for sign in "*?[") and not place.exists():
         place = place.parent
     place = place.expanduser().resolve()
-    name = place.stem if place.suffix in (".csv", ".npz", ".parquet") else place.name
+    name = place.stem if place.suffix in (".csv", ".json", ".npz", ".parquet") else place.name
     # Those of sweeps lie below that name.
     return name if name not in ("", "multirun") else data
 

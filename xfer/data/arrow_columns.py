@@ -88,14 +88,14 @@ def columns_of(
     usual = [_SEVERAL if several and _SEVERAL in kinds and n == "label" else n for n in _DEFAULTS]
     names = list(asked or [name for name in usual if name in kinds or name != "split"])
     if lost := [name for name in names if name not in kinds]:
-        raise DataError(where, f"has no column '{lost[0]}'", _typed(kinds), 27)
+        raise DataError(where, f"has no column '{lost[0]}'", _typed(kinds, several), 27)
     if group and group not in kinds:
         others = [name for name in kinds if name not in names] or list(kinds)
         raise DataError(where, f"has no column '{group}' to group by", closest(group, others), 92)
     image, label = names[:2]
     if kinds[image] not in _IMAGES:
         what = f"the column '{image}' has {schema.field(image).type}, neither bytes nor paths"
-        raise DataError(where, what, _typed(kinds), 27)
+        raise DataError(where, what, _typed(kinds, several), 27)
     needed = dict.fromkeys(names[2:], _NEEDED["text"])
     needed |= {name: _NEEDED["number"] for name in (label, group) if name}
     if several:
@@ -103,7 +103,7 @@ def columns_of(
     for name, need in needed.items():
         if kinds[name] not in need.kinds:
             what = f"the column '{name}' has {schema.field(name).type}, and {need.said} is needed"
-            fix = need.fix or _typed(kinds)
+            fix = need.fix or _typed(kinds, several)
             fix = "type task=multilabel for lists of labels" if kinds[name] == "list" else fix
             raise DataError(where, what, fix, 27)
     split = names[2] if len(names) > 2 else None
@@ -141,14 +141,18 @@ def kind_of(of: Any) -> Kind:
     return "number" if types.is_integer(of) else "other"
 
 
-def _typed(kinds: Mapping[str, Kind]) -> str:
+def _typed(kinds: Mapping[str, Kind], several: bool) -> str:
     """What to type for columns that are there, or what to write into the file."""
-    images = [name for name, kind in kinds.items() if kind in ("struct", "bytes")]
-    images += [name for name, kind in kinds.items() if kind == "text" and not images]
-    labels = [n for n, kind in kinds.items() if kind in ("text", "number") and n not in images[:1]]
+    need, known = _NEEDED["list" if several else "number"], ("label", _SEVERAL)
+    free = {name: kind for name, kind in kinds.items() if name != "split"}
+    images = [name for name, kind in free.items() if kind in ("struct", "bytes")]
+    images = images or [n for n, kind in free.items() if kind == "text" and n not in known]
+    labels = [n for n, kind in free.items() if kind in need.kinds and n not in images[:1]]
+    labels.sort(key=lambda name: name not in known)
     if not images or not labels:
         there = ", ".join(list(kinds)[:8]) or "none"
-        return f"write a column of images and one of labels; it has {there}"
+        lists = "lists of " * several
+        return f"write a column of images and one of {lists}labels; it has {there}"
     return f"type 'data.columns=[{images[0]},{labels[0]}]', or those that you mean"
 
 

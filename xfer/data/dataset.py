@@ -110,7 +110,8 @@ def _sound(
     if lost:
         what = f"{lost}; the first broken one is {bad[0]}"
         raise DataError(root, what, "replace the broken files", 19)
-    remark = [f"skipped {len(bad)} broken files ({first_few(bad)})"] if bad else []
+    files = "file" if len(bad) == 1 else "files"
+    remark = [f"skipped {len(bad)} broken {files} ({first_few(bad)})"] if bad else []
     return sound, list(map(printable, remark))
 
 
@@ -197,11 +198,13 @@ def resizable(dataset: Dataset, spec: InputSpec, on_bad: str) -> Dataset:
         return dataset
     if on_bad != "skip":
         first = next(iter(errors.values()))
-        more = f"; {len(errors) - 1} more files are like it" if len(errors) > 1 else ""
+        count = len(errors) - 1
+        more = f"; {count} more {'file is' if count == 1 else 'files are'} like it" if count else ""
         fix = f"{first.fix}, or type data.on_bad=skip"
         raise DataError(first.where, first.what + more, fix, 74) from first
     shown = first_few([f"'{name}': {error.what}" for name, error in errors.items()])
-    remark = printable(f"skipped {len(errors)} files ({shown})")
+    files = "file" if len(errors) == 1 else "files"
+    remark = printable(f"skipped {len(errors)} {files} ({shown})")
     return replace(
         dataset,
         splits={split: _without(dataset, split, huge[split]) for split in huge},

@@ -164,6 +164,6 @@ def broken_image(path: ImagePlace, reason: str, more: int = 0) -> DataError:
         fix = "write the shard again without it, or type data.on_bad=skip"
     elif not isinstance(path, Path):
         fix = f"write {path.file.name} again without it, or type data.on_bad=skip"
-    others = f"; {more} more files are broken" if more else ""
+    others = f"; {more} more {'file is' if more == 1 else 'files are'} broken" if more else ""
     what = f"cannot be read as an image ({reason}){others}"
     return DataError(path, what, fix, 10)

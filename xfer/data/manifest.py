@@ -18,7 +18,7 @@ from xfer.core.errors import DataError, LabelsError, closest
 from xfer.core.files import open_to_read
 from xfer.core.types import Dataset
 from xfer.data.dataset import of_files
-from xfer.data.multilabel_rows import Labelled, in_cell, in_columns, in_json
+from xfer.data.multilabel_rows import HARD, Labelled, as_group, in_cell, in_columns, in_json
 from xfer.data.multilabel_split import ImageSource, labelled_dataset
 from xfer.data.options import SPLITS, ImageRow, Loading, place
 from xfer.data.split import divide, unread_split
@@ -26,6 +26,7 @@ from xfer.data.split import divide, unread_split
 _HEADER = "let the first line be path,label or path,label,split"
 _SIGNS = {"comma": ",", "semicolon": ";", "tab": "\t", "pipe": "|"}
 _BETWEEN_LABELS = "|"
+_OF_A_LABEL = (351, 386, 387)  # the errors that name one which cannot be learned
 _KEYS = ("path", "label", "split")
 _DECIDED = (*_KEYS, "suggested", "decision")
 _DECISIONS = ("accept", "relabel", "drop")
@@ -76,7 +77,17 @@ class Manifest(Loading):
         root = place(self.root) if self.root else path.parent
         images, columns = label_list(path, self)
         listed = [(located(image, root, bool(self.root)), image) for image in images]
-        return labelled_dataset(listed, self, ImageSource(path, root, columns), training, known)
+        try:
+            return labelled_dataset(listed, self, ImageSource(path, root, columns), training, known)
+        except DataError as error:
+            # With a sign of one's own between labels, the columns have commas.
+            commas = self.separator == "comma" or self.separator not in _SIGNS
+            in_cells = commas and not columns and path.suffix.lower() != ".json"
+            signs = (sign for sign in ";|/+" if sign != self.between_labels and sign in error.what)
+            if in_cells and error.number in _OF_A_LABEL and (sign := next(signs, "")):
+                told = f"""if these are several labels, type 'data.separator="{sign}"'"""
+                error.fix = f"{told}; else {error.fix}"
+            raise
 
     def dataset(self, training: bool) -> Dataset:
         """See :meth:`Loading.dataset`."""
@@ -172,7 +183,8 @@ def _keys(path: Path, header: list[str], how: Manifest) -> list[str]:
 def _refuse_no_group(where: str, header: list[str], group: str | None) -> None:
     if group and header.count(group) != 1:
         what = f"there is no single column '{group}' to group by"
-        fix = closest(group, [name for name in header if name not in _KEYS] or header)
+        free = [name for name in header if name not in _KEYS]
+        fix = closest(group, free) if free else "add that column, or drop data.group"
         raise DataError(where, what, fix, 52)
 
 
@@ -190,7 +202,10 @@ def _refuse_unknown(where: str, header: list[str], group: str | None) -> None:
         hint = closest(unknown[0], free) if free else ""
         typo = hint.startswith("did you mean")
         what = f"unknown column '{unknown[0]}'" + (f" ({hint})" if typo else "")
-        raise DataError(where, what, _HEADER if typo else _typed(header), 13)
+        fix = _HEADER if typo else _typed(header)
+        if group is None and set(_KEYS[:2]) <= set(header):
+            fix += f"; {as_group(unknown[0])}"
+        raise DataError(where, what, fix, 13)
 
 
 def _typed(header: list[str]) -> str:
@@ -199,7 +214,7 @@ def _typed(header: list[str]) -> str:
     rest = [name for name in header if name and name not in likely]
     names = [name or (rest.pop(0) if rest else "") for name in likely[:2]] + likely[2:]
     twice = any(name and header.count(name) > 1 for name in names)
-    if twice or not all(names[:2]) or any(set(name) & set("/,[]{}:'\"\\$") for name in names):
+    if twice or not all(names[:2]) or any(set(name) & HARD for name in names):
         return _HEADER  # a line of values, or names that are hard to type
     columns = f"data.columns=[{','.join(name for name in names if name)}]"
     return f"type {columns}" if " " not in columns else f"type '{columns}'"
@@ -254,7 +269,7 @@ def label_list(path: Path, how: Manifest) -> tuple[list[Labelled], list[str]]:
     Raises DataError for a line that cannot be read, and a path that is there twice."""
     columns: list[str] = []
     if path.suffix.lower() == ".json":
-        images = list(in_json(path))
+        images = [one if how.group else replace(one, group="") for one in in_json(path)]
         if how.group not in (None, "group"):
             what = f"an entry of a JSON list has its group in 'group', and not in '{how.group}'"
             raise DataError(path, what, "type data.group=group", 52)
@@ -305,7 +320,7 @@ def _labelled(where: str, keys: list[str], cells: list[str], how: Manifest) -> L
     if "label" in facts:
         return in_cell(where, path, split, facts["label"], how.between_labels)
     names = [(name, facts[name]) for name in keys if name not in ("path", "split", how.group)]
-    return in_columns(where, path, split, names)
+    return in_columns(where, path, split, names, grouped=how.group is not None)
 
 
 def located(image: Labelled, root: Path, asked: bool) -> ImageRow:

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 _OTHERS = "the image has not been looked at for them"
 _CELLS = {"0": 0, "1": 1, "": -1}
+HARD = frozenset("/,[]{}:'\"\\$")
+"""Signs in a name that are hard to type, for a shell and for Hydra."""
 
 
 @dataclass(frozen=True)
@@ -68,19 +70,30 @@ def labelled_with(where: str, has: Sequence[str], unknown: Sequence[str]) -> Lab
     return Labelled(where, "", "", mine, theirs)
 
 
-def in_columns(where: str, path: str, split: str, cells: Sequence[tuple[str, str]]) -> Labelled:
+def in_columns(
+    where: str, path: str, split: str, cells: Sequence[tuple[str, str]], grouped: bool
+) -> Labelled:
     """The labels of (class, cell) pairs, each cell 1, 0 or, where it is unknown, empty.
 
-    Raises DataError for any other cell.
+    Raises DataError for any other cell; where images are not ``grouped`` by another column, that
+    one may have been meant for it.
     """
     for name, cell in cells:
         if cell not in _CELLS:
             what = f"'{cell}' in the column '{name}' is neither 1 nor 0 nor empty"
             fix = "write 1 for an image that has the label, 0 for one that has it not, nothing "
-            raise DataError(where, what, f"{fix}where it is unknown", 88)
+            fix += "where it is unknown" + ("" if grouped else f"; {as_group(name)}")
+            raise DataError(where, what, fix, 88)
     has = tuple(class_name(name) for name, cell in cells if cell == "1")
     unknown = tuple(class_name(name) for name, cell in cells if cell == "")
     return Labelled(where, path, split, has, unknown)
+
+
+def as_group(column: str) -> str:
+    """What to type where ``column`` says which images belong together."""
+    name = "COLUMN" if set(column) & HARD else column
+    typed = f"'data.group={name}'" if " " in name else f"data.group={name}"
+    return f"if it says which images belong together, add {typed}"
 
 
 def in_one_text(known: Sequence[int], classes: Sequence[str]) -> str:

@@ -108,7 +108,10 @@ class Examined(Entries[Facts]):
 
 def broken_files(broken: Sequence[Facts]) -> DataError:
     """The error about files that are no sound images."""
-    return broken_image(broken[0].path, str(broken[0].problem), more=len(broken) - 1)
+    error = broken_image(broken[0].path, str(broken[0].problem), more=len(broken) - 1)
+    if "data.on_bad" not in error.fix:
+        error.fix += ", or type data.on_bad=skip"
+    return error
 
 
 def examine(paths: Sequence[ImagePlace], root: Path) -> Examined:

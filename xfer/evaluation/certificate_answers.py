@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from xfer.core.log import log
-from xfer.evaluation.conformal import set_words
+from xfer.evaluation.conformal import one_view_words, set_words
 from xfer.evaluation.table_file import Column
 
 if TYPE_CHECKING:
@@ -145,7 +145,7 @@ def usable(certificate: Certificate | None, tta: Tta) -> Certificate | None:
 
 def warn_of_views(tta: Tta) -> None:
     """Say that answers which are the mean over several views have no certificate."""
-    log.warning(f"no prediction sets and no p_unlike: they hold for one view, tta is {tta}")
+    log.warning(one_view_words(tta))
 
 
 def certified(

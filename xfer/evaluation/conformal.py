@@ -19,6 +19,8 @@ import numpy as np
 if TYPE_CHECKING:
     import numpy.typing as npt
 
+    from xfer.core.types import Tta
+
 
 def rank(n: int, coverage: float) -> int:
     """Which of ``n`` scores, ascending and counted from 1, bounds those of a set:
@@ -118,6 +120,11 @@ def in_words(coverage: float, by_class: bool, several: bool) -> str:
     if several:
         return f"{share} of an image's labels on average"
     return f"the true class of {share} of images{' of each class' if by_class else ''}"
+
+
+def one_view_words(tta: Tta) -> str:
+    """That answers which are the mean over several views have no certificate."""
+    return f"no prediction sets and no p_unlike: they hold for one view, tta is {tta}"
 
 
 def set_words(row: npt.NDArray[np.bool_], classes: Sequence[str]) -> str:

@@ -34,6 +34,8 @@ from xfer.core.types import InputSpec, Plain, Predictions, Tta, class_name
 from xfer.data.preprocess import check_size, named
 from xfer.data.tta import VIEWS, check_tta, prepare_views, tta_facts, tta_words
 from xfer.evaluation.certificate_answers import warn_of_views
+from xfer.evaluation.conformal import in_words as promise
+from xfer.evaluation.conformal import one_view_words
 from xfer.evaluation.multilabel_predictions import mean_of_labels
 from xfer.evaluation.onnx_session import (
     P_UNLIKE,
@@ -225,8 +227,9 @@ _FEW = 6
 """Classes that are named."""
 
 
-def in_words(specs: Specs, known: Plain) -> str:
-    """The lines that the terminal has of :func:`facts`, as the plan of a run has them."""
+def in_words(specs: Specs, known: Plain, several: bool) -> str:
+    """The lines that the terminal has of :func:`facts`, as the plan of a run has them, of a file
+    of one label an image or ``several``."""
     classes, recipe = known["classes"], known["input"]
     more = ", ..." if len(classes) > _FEW else ""
     pixels = recipe if isinstance(recipe, str) else "{} x {} pixels".format(*recipe["size"])
@@ -238,7 +241,9 @@ def in_words(specs: Specs, known: Plain) -> str:
     if views := tta_words(specs.tta):
         lines.append(("answers", views))
     if known["certificate"]:
-        lines.append(("certificate", f"sets of coverage {known['certificate']['coverage']:g}"))
+        of = known["certificate"]
+        said = f"sets with {promise(of['coverage'], of['by_class'], several)}"
+        lines.append(("certificate", said if specs.tta == "none" else one_view_words(specs.tta)))
     return "\n".join(f"{name:<11}  {printable(text)}" for name, text in lines)
 
 

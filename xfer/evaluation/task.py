@@ -31,6 +31,13 @@ if TYPE_CHECKING:
     Logits = npt.NDArray[np.float32]
     Pooled = OutOfFold | LabelOutOfFold
 
+CHOSEN_ON = {
+    "cv": "chosen on held-out training images",
+    "val": "chosen on val, which then is no longer unseen",
+    "given": "given, and chosen on nothing",
+}
+"""Where the thresholds of a card come from, in words."""
+
 
 @dataclass(frozen=True)
 class Single:

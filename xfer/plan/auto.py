@@ -237,7 +237,12 @@ def _head_start(specs: Specs, layout: Layout, tunes: bool) -> list[Decision]:
     if tunes and isinstance(specs.optim, Undecided) and not obstacle:
         why = "fine-tuning begins at the best head on the frozen features"
         return [Decision("trainer.head_start", "solved", why)]
-    return [Decision("trainer.head_start", "zero", "all classes equally likely at first")]
+    why = "all classes equally likely at first"
+    if isinstance(specs.head, Keep):
+        why = "not solved: the head begins as the source's"
+    elif isinstance(specs.head, Remap):
+        why = "not solved: the head begins from the source's rows, a class without one at zero"
+    return [Decision("trainer.head_start", "zero", why)]
 
 
 def _average(specs: Specs, epochs: int, images: int, good: bool) -> Decision:

@@ -8,7 +8,13 @@ from xfer.core.certificate import FittedOn
 from xfer.core.errors import CombinationError
 from xfer.core.protocols import Certifies
 from xfer.core.types import Card, Dataset, Plain
-from xfer.evaluation.conformal import having_labels, in_words, largest_coverage, smallest_n
+from xfer.evaluation.conformal import (
+    having_labels,
+    in_words,
+    largest_coverage,
+    one_view_words,
+    smallest_n,
+)
 
 if TYPE_CHECKING:
     from xfer.config.specs import Specs
@@ -66,14 +72,18 @@ def _counts(specs: Specs, dataset: Dataset) -> tuple[FittedOn, int, dict[str, in
 def certificate_line(facts: Plain, specs: Specs, also_chosen: bool) -> str:
     """The same for people: what is promised, by which images, and which files will say it.
     ``also_chosen`` where the best epoch is chosen on those images too."""
-    several = specs.task.several
+    several, exports = specs.task.several, not specs.stages or "export" in specs.stages
+    views = one_view_words(specs.tta) if specs.tta != "none" else ""
+    if views and not exports:
+        return views
     line = f"sets with {in_words(facts['coverage'], facts['by_class'], several)}, by "
     line += f"{facts['n']:,} {'labelled ' * several}{_WORDS[facts['fitted_on']]}"
     if also_chosen and facts["fitted_on"] == "val":
         line += ", which also choose the best epoch"
-    if specs.stages and "export" not in specs.stages:
+    if not exports:
         return line
     whole = [w.file for w in specs.export.writers if isinstance(w, Certifies)]
     bare = [w.file for w in specs.export.writers if not isinstance(w, Certifies)]
-    line += f"; also in {', '.join(whole)}" if whole else ""
-    return line + (f"; the network alone in {', '.join(bare)}" if bare else "")
+    line += f"; {'in' if views else 'also in'} {', '.join(whole)}" if whole else ""
+    line += f"; the network alone in {', '.join(bare)}" if bare else ""
+    return line + (f"; of the answers here {views}" if views else "")

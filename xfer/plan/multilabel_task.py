@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from xfer.core.errors import LabelsError, raise_all
 from xfer.data.folder import Folder
-from xfer.evaluation.task import Multilabel, Single
+from xfer.evaluation.task import CHOSEN_ON, Multilabel, Single
 from xfer.models.head import Keep, Knn, Prototype, Remap
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def of_card(specs: Specs, card: Card) -> Specs:
     """
     several = bool(card.task)
     if several and "task.thresholds" in specs.explicit:
-        what = f"were chosen by the fit, on {card.task['chosen_on']}, and are in the checkpoint"
+        what = f"are in the checkpoint, {CHOSEN_ON[card.task['chosen_on']]}"
         fix = "drop it; predictions have every probability"
         raise LabelsError("task.thresholds", what, fix, 3)
     if several == specs.task.several:

@@ -12,6 +12,7 @@ from xfer.core.errors import printable
 from xfer.core.types import InputSpec, Plain
 from xfer.data.folds import fold_words
 from xfer.data.tta import tta_words
+from xfer.evaluation.task import CHOSEN_ON
 from xfer.plan.calibration_plan import calibration_words
 from xfer.plan.certificate_images import certificate_line
 from xfer.plan.teacher_plan import teacher_lines
@@ -56,10 +57,9 @@ def _task_lines(plan: Plan) -> list[tuple[str, str]]:
     """What an image's labels are, where it may have several; and where thresholds come from."""
     if not plan.specs.task.several:
         return []
-    given = plan.card.task or {"chosen_on": "", "thresholds": []}
     fixed = getattr(plan.specs.task, "thresholds", "f1")
     if plan.card.task:
-        said = f"thresholds of the checkpoint, chosen on {given['chosen_on']}"
+        said = f"thresholds of the checkpoint, {CHOSEN_ON[plan.card.task['chosen_on']]}"
     elif fixed != "f1":
         said = f"threshold {fixed:g} for each class"
     elif plan.specs.optim.solves:
@@ -125,7 +125,7 @@ def brief(plan: Plan) -> str:
     height, width = card.input.size
     parts = [*_certificate_lines(plan), *_parts(plan), *_teacher_lines(plan)[:1]]
     tta = tta_words(plan.specs.tta)
-    shown = _REMARKS - len(parts) - bool(tta)  # of the dozen lines
+    shown = max(_REMARKS - len(parts) - bool(tta), 0)  # of the dozen lines
     lines = [
         ("run", f"{facts['experiment']}, seed {facts['seed']}: {', '.join(facts['stages'])}"),
         *([("images", counts)] if counts else []),
@@ -139,7 +139,8 @@ def brief(plan: Plan) -> str:
         *parts,
         *(("remark", remark) for remark in remarks[:shown]),
     ]
-    left = f" and {len(remarks) - shown} more remarks" if len(remarks) > shown else ""
+    unseen = len(remarks) - shown
+    left = f" and {unseen} more remark{'s' * (unseen > 1)}" if unseen > 0 else ""
     return _columns([*lines, ("whole plan", f"add 'stages=[]' to see it{left}")])
 
 

@@ -61,7 +61,11 @@ class Run:
         name = snapshot.card.backbone.get("name")
         if name != backbone.name:
             what = f"its backbone is '{name}', not '{backbone.name}'"
-            raise WeightsError(path, what, f"type backbone.name={name}", 20)
+            home, _, kind = str(snapshot.card.backbone.get("_target_", "")).rpartition(".")
+            # xfer's options are called as their classes; one of the user's own has any name.
+            other = home == "xfer.models.backbone" and kind != type(backbone).__name__
+            library = f"backbone={kind.lower()} " if other else ""
+            raise WeightsError(path, what, f"type {library}backbone.name={name}", 20)
         return Weights(
             "run",
             snapshot.state,
