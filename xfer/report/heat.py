@@ -34,13 +34,11 @@ _BATCH = 8
 @dataclass(frozen=True)
 class Heat:
     """The maps by the image's position in its split, float32 (rows, columns), each 0 or more, and
-    how they were made or why there are none, in words. ``right`` are positions of right answers;
-    ``of`` says of which class a map is, where an image may have several."""
+    how they were made or why there are none, in words. ``right`` are positions of right answers."""
 
     said: str
     maps: dict[int, Floats] = field(default_factory=dict)
     right: tuple[int, ...] = ()
-    of: Mapping[int, int] = field(default_factory=dict)
 
 
 def heat_of(

@@ -110,10 +110,10 @@ def _of_labels(
     images = _Answered(seen.images, tuple(at))
     each = replace(seen, names=[seen.names[i] for i in at], labels=seen.labels[at], images=images)
     of = {k: c for k, (_, c) in enumerate(pairs)}
-    heat = replace(heat_at(net, of, each, spec, _MADE), of=of)
+    heat = heat_at(net, of, each, spec, _MADE)
     if not heat.maps:
         return heat, shots(seen, answers, shown, spec, room=_ROOM)
-    sure = [float(shares[pair]) for pair in pairs]
+    sure = {k: (c, float(shares[i, c])) for k, (i, c) in enumerate(pairs)}
     return heat, shots(each, answers.at(at), range(len(at)), spec, heat, _ROOM, sure)
 
 

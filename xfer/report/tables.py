@@ -159,13 +159,14 @@ def pairs(rows: Sequence[Plain]) -> tuple[Table, ...]:
 
 def wrong(files: Sequence[Plain], what: str = "class") -> tuple[Table, ...]:
     """The first images that were classified wrongly; ``what`` an image has: a class, or labels."""
+    keys, head = ["path", "label", "prediction"], ["file", f"true {what}", f"predicted {what}"]
+    if what == "labels":
+        keys, head = [*keys, "surest"], [*head, "surest wrong label"]
     rows = [
-        [*(str(row.get(k)) for k in ("path", "label", "prediction")), number(row.get("confidence"))]
-        for row in files[:_FILES]
+        [*(str(row.get(k)) for k in keys), number(row.get("confidence"))] for row in files[:_FILES]
     ]
     more = f", the first {_FILES} of {len(files):,}" if len(files) > _FILES else ""
-    head = ("file", f"true {what}", f"predicted {what}", "confidence")
-    return _table(f"Files{more}", head, rows, 3, most=0)
+    return _table(f"Files{more}", [*head, "confidence"], rows, len(head), most=0)
 
 
 def exported(files: Sequence[Plain]) -> tuple[Table, ...]:
