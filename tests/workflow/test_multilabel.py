@@ -266,7 +266,10 @@ def test_the_card_has_a_table_of_classes_and_no_confusion(solved: Path) -> None:
     assert "mAP" in text and "| class | have it | known | threshold |" in text
     assert "Thresholds chosen on training images" in text
     assert "| predicted labels | surest wrong label | confidence |" in text
-    for absent in ("Confusion", "true class", "accuracy |"):
+    assert "| same labels |" in text
+    page = (solved / "report.html").read_text()
+    assert "Images with a label against those without it" in page
+    for absent in ("Confusion", "true class", "accuracy |", "top class"):
         assert absent not in text
     assert {p.stem for p in (solved / "figures").iterdir()} == {
         "batch_grid", "curves", "prediction_grid"
@@ -437,7 +440,7 @@ def test_features_have_the_labels_of_each_image(place: Path, solved: Path) -> No
                 for row in table(place / "columns.csv")
             }
             near = table(place / "embedded_npz" / "neighbours.csv")[0]["label"]
-            assert near == ", ".join(words(labels["images/0003.png"], names))
+            assert near == "|".join(words(labels["images/0003.png"], names))
     from pyarrow import parquet
 
     columns = parquet.read_table(place / "embedded_parquet" / "embeddings.parquet").to_pydict()
@@ -462,7 +465,7 @@ def test_each_label_that_is_predicted_has_a_map(solved: Path) -> None:
     page = (solved.parent / "mapped" / "predictions.html").read_text()
     one = r"alt=\"Image \d, said to have ([^\"]*)\".*?map of</span> <bdi>([^<]*)</bdi>.*?"
     one += r"probability</span> ([\d.]+)<.*?soft\"><bdi>(.*?)</bdi>"
-    expected, counts = [], dict.fromkeys(labelled.LABELS, 0)
+    expected, counts = [], dict.fromkeys([*labelled.LABELS, "none"], 0)
     rows = table(solved.parent / "mapped" / "predictions.csv")
     assert {bool(row["prediction"]) for row in rows} == {True, False}
     for row in rows:
@@ -471,12 +474,13 @@ def test_each_label_that_is_predicted_has_a_map(solved: Path) -> None:
         for name in said or [best]:
             mark, p = "" if said else "?", f"{float(row[f'p_{name}']):.2f}"
             expected.append((", ".join(said) or "none", name + mark, p, row["path"]))
-        for name in said:
+        for name in said or ["none"]:
             counts[name] += 1
     found = [(*each, re.sub("<[^>]*>", "", name)) for *each, name in re.findall(one, page, re.S)]
     assert found == expected
     heats = re.findall(r'class="heat-map" src="([^"]*)"', page)
     assert len(heats) == len(expected) == len(set(heats)), "each label has a map of its own"
+    assert f"; {len(heats)} maps of 3 images." in page
     assert "Its heat map shows where the network finds what speaks for that label" in page
     for name, count in counts.items():
         cell = rf'<bdi>{name}</bdi></td><td data-label="images">(\d+)'

@@ -55,7 +55,7 @@ def label_details(
     """The images with a wrong label, the charts of the classes and of the probabilities, and a
     ``note`` on what they are drawn from. ``pair`` are the answers before and after the network was
     calibrated."""
-    chart = panels.recall(label_curves(answers))
+    chart = panels.recall(label_curves(answers), several=True)
     charts = {"classes": (chart,) if chart else (), "confidence": _reliabilities(answers, pair)}
     return {"charts": charts, "notes": [note], **_mistakes(answers, samples, spec)}
 

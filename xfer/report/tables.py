@@ -169,8 +169,9 @@ def wrong(files: Sequence[Plain], what: str = "class") -> tuple[Table, ...]:
     return _table(f"Files{more}", [*head, "confidence"], rows, len(head), most=0)
 
 
-def exported(files: Sequence[Plain]) -> tuple[Table, ...]:
-    """The exported files, what goes in, and how far their answers are from the network's."""
+def exported(files: Sequence[Plain], several: bool = False) -> tuple[Table, ...]:
+    """The exported files, what goes in, and how far their answers are from the network's, which
+    may give an image ``several`` labels."""
 
     def measured(row: Plain, key: str, form: str) -> str:
         return ABSENT if row.get(key) is None else form.format(row[key])
@@ -187,8 +188,9 @@ def exported(files: Sequence[Plain]) -> tuple[Table, ...]:
         ]
         for row in files
     ]
-    head = ("format", "file", "takes", "size", "largest difference", "allowed", "same top class")
-    return _table("", (*head, "on images"), rows, 3)
+    same = "same labels" if several else "same top class"
+    head = ("format", "file", "takes", "size", "largest difference", "allowed", same, "on images")
+    return _table("", head, rows, 3)
 
 
 _TAKES = {"tensor": "prepared images", "image": "pictures of any size"}
