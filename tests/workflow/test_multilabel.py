@@ -423,7 +423,7 @@ def test_a_head_of_another_task_is_refused_and_the_fix_works(
 
 def test_features_have_the_labels_of_each_image(place: Path, solved: Path) -> None:
     typed = ["stages=[embed]", "data=csv", "data.file=columns.csv", "checkpoint.path=solved"]
-    typed += ["embed.neighbours=images/0003.png", "embed.k=2"]
+    typed += ["embed.neighbours=images/0028.png", "embed.k=2"]
     for form in ("npz", "parquet"):
         done = Done([*typed, f"embed.format={form}", f"run.dir=embedded_{form}"], cwd=place)
         if form == "parquet" and find_spec("pyarrow") is None:
@@ -440,7 +440,7 @@ def test_features_have_the_labels_of_each_image(place: Path, solved: Path) -> No
                 for row in table(place / "columns.csv")
             }
             near = table(place / "embedded_npz" / "neighbours.csv")[0]["label"]
-            assert near == "|".join(words(labels["images/0003.png"], names))
+            assert near == "|".join(words(labels["images/0028.png"], names)) and "|" in near
     from pyarrow import parquet
 
     columns = parquet.read_table(place / "embedded_parquet" / "embeddings.parquet").to_pydict()
