@@ -12,6 +12,7 @@ from xfer.core.types import InputSpec, Plain, Predictions, Samples
 from xfer.evaluation.evaluate import most_wrong, score_of
 from xfer.report import confusion, grids
 from xfer.report.heat import Heat
+from xfer.report.multilabel_answers import label_details
 from xfer.report.page import render
 from xfer.report.plot import draw
 from xfer.report.write import answered
@@ -41,6 +42,21 @@ def answers(count: int, classes: Sequence[str]) -> Predictions:
     logits[np.arange(count), labels] += rng.choice([0.3, 2, 6], count).astype(np.float32)
     names = tuple(f"val/{i % 7}/some_longer_file_name_{i:05}.jpg" for i in range(count))
     return Predictions(names, logits, labels, tuple(classes))
+
+
+def write_label_card(folder: Path, known: Plain, said: Plain, classes: Sequence[str]) -> Path:
+    """The card of images with several labels: by file the labels that are ``known`` (1, 0 and -1)
+    and the probabilities of what is ``said``, from 0.5 on."""
+    labels, shares = (np.array(list(rows.values())) for rows in (known, said))
+    logits, task = np.log(shares / (1 - shares)).astype(np.float32), {"thresholds": [0.5] * 3}
+    given = Predictions(tuple(known), logits, labels, tuple(classes), task=task)
+    samples = Samples(given.names, labels, Pictures(len(known), 32), "")
+    details = label_details(
+        given, samples, InputSpec((32, 32), 32, "bilinear", (0.5,) * 3, (0.5,) * 3), ""
+    )
+    result = {"experiment": "made_up", "status": "finished", "scores": {}, "command": "xfer"}
+    render(folder, result, {"classes": list(classes)}, details)
+    return folder / "report.html"
 
 
 def noise(given: Predictions, maps: int) -> Heat:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from browser import ENTER, ESCAPE, OPEN_ALL, RIGHT, SPACE, WIDTHS, Browser, chromium, need_axe
-from card_pages import NAMES, write_card
+from card_pages import NAMES, write_card, write_label_card
 
 
 @pytest.fixture(scope="module")
@@ -212,6 +212,71 @@ def test_the_filter_shows_what_fits_and_says_how_many(browser: Browser, card: Pa
     assert said == f"{len(second)} of {len(every)} shown"
     hostile = browser.run(CHOOSE, '" onerror="alert(1)', "")
     assert hostile and all('" onerror="alert(1)' in row[:2] for row in hostile)
+
+
+LONG = "a label of many words that no row of this width has room for"
+KNOWN = {"extra.png": [1, 0, 0], "missed.png": [0, 1, 1], "open.png": [0, -1, 1]}
+SAID = {"extra.png": [0.9, 0.95, 0.1], "missed.png": [0.1, 0.8, 0.2], "open.png": [0.7, 0.9, 0.99]}
+
+
+@pytest.fixture(scope="module")
+def several(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_label_card(
+        tmp_path_factory.mktemp("several"), KNOWN, SAID, ["ants", LONG, "wolves"]
+    )
+
+
+def test_of_several_labels_the_filter_takes_those_that_are_wrong(
+    browser: Browser, several: Path
+) -> None:
+    """A label that is unknown is no false alarm, and without a class any wrong label counts."""
+    browser.look(1280)
+    browser.open(several)
+
+    def chosen(name: str, kind: str) -> set[str]:
+        browser.run(CHOOSE, name, kind)
+        shown = "[...document.querySelectorAll('#mistakes details:not([hidden]) .file')]"
+        return set(browser.run(f"return {shown}.map(e => e.textContent)"))
+
+    assert chosen("", "") == set(KNOWN)
+    assert chosen(LONG, "") == set(KNOWN)
+    assert chosen("", "missed") == chosen("wolves", "missed") == {"missed.png"}
+    assert chosen("", "alarm") == {"extra.png", "open.png"}
+    assert chosen(LONG, "alarm") == {"extra.png"} and chosen("ants", "alarm") == {"open.png"}
+    assert chosen(LONG, "missed") == set()
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("width", [360, 1400])
+def test_of_several_labels_all_are_seen_and_the_wrong_ones_stand_out(
+    browser: Browser, several: Path, width: int, dark: bool
+) -> None:
+    browser.look(width, dark)
+    browser.open(several)
+    cut = (
+        "[...document.querySelectorAll('#mistakes .names')]"
+        ".filter(e => e.scrollWidth > e.clientWidth || getComputedStyle(e).whiteSpace === 'nowrap')"
+    )
+    assert browser.run(f"return {cut}.length") == 0
+    rows = browser.run(
+        "const ink = getComputedStyle(document.body).color;"
+        "return [...document.querySelectorAll('#mistakes .names')].map(row =>"
+        " [row.innerText.trim(), [...row.querySelectorAll('bdi')]"
+        ".filter(e => getComputedStyle(e).color !== ink).map(e => e.innerText)])"
+    )
+    assert rows == [
+        ["true ants", []],
+        [f"predicted ants, {LONG}", [LONG]],
+        [f"surest wrong {LONG}", []],
+        [f"true {LONG}, wolves", ["wolves"]],
+        [f"predicted {LONG}", []],
+        ["surest wrong no wolves", []],
+        [f"true wolves, ?{LONG}", []],
+        [f"predicted ants, {LONG}, wolves", ["ants"]],
+        ["surest wrong ants", []],
+    ]
+    assert browser.run("return document.documentElement.scrollWidth") <= width
+    assert browser.faults(need_axe()) == [] and browser.errors() == []
 
 
 def test_the_page_is_whole_without_scripts(browser: Browser, card: Path) -> None:

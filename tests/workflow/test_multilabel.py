@@ -266,8 +266,11 @@ def test_the_card_has_a_table_of_classes_and_no_confusion(solved: Path) -> None:
     text = (solved / "report.md").read_text()
     assert "mAP" in text and "| class | have it | known | threshold |" in text
     assert "Thresholds chosen on training images" in text
-    assert "| file | true labels | predicted labels | confidence |" in text
-    for absent in ("Confusion", "true class", "accuracy |"):
+    assert "| predicted labels | surest wrong label | confidence |" in text
+    assert "| same labels |" in text
+    page = (solved / "report.html").read_text()
+    assert "Images with a label against those without it" in page
+    for absent in ("Confusion", "true class", "accuracy |", "top class"):
         assert absent not in text
     assert {p.stem for p in (solved / "figures").iterdir()} == {
         "batch_grid", "curves", "prediction_grid"
@@ -285,6 +288,7 @@ def test_a_wrong_picture_has_its_true_labels_beside_the_predicted_ones(solved: P
             if f"?{name}" not in true and (name in said) != (name in true)
         ]
         if each:
+            true = sorted(true, key=lambda name: name.startswith("?"))
             words = (", ".join(names) or "none" for names in (true, said))
             wrong.append((*words, max(each), row["path"]))
     wrong.sort(key=lambda row: -row[2])
@@ -292,9 +296,10 @@ def test_a_wrong_picture_has_its_true_labels_beside_the_predicted_ones(solved: P
     assert len(wrong) > 2 and any("?" in row[0] for row in wrong)
 
     def shown() -> list[tuple[str, ...]]:
-        one = r"true</span> <bdi>([^<]*)</bdi>.*?predicted</span> <bdi>([^<]*)</bdi>.*?"
-        one += r"confidence</span> ([\d.]+)<"
-        return re.findall(one, (solved / "report.html").read_text(), re.S)
+        one = r">true</span>(.*?)</span>\s*<span class=\"row names\"><span class=\"soft\">predicted"
+        one += r"</span>(.*?)</span>.*?confidence</span> ([\d.]+)<"
+        found = re.findall(one, (solved / "report.html").read_text(), re.S)
+        return [tuple(re.sub("<[^>]*>", "", cell).strip() for cell in row) for row in found]
 
     first = shown()
     assert len(first) == len(wrong) and set(first) == expected
@@ -419,7 +424,7 @@ def test_a_head_of_another_task_is_refused_and_the_fix_works(
 
 def test_features_have_the_labels_of_each_image(place: Path, solved: Path) -> None:
     typed = ["stages=[embed]", "data=csv", "data.file=columns.csv", "checkpoint.path=solved"]
-    typed += ["embed.neighbours=images/0003.png", "embed.k=2"]
+    typed += ["embed.neighbours=images/0028.png", "embed.k=2"]
     for form in ("npz", "parquet"):
         done = Done([*typed, f"embed.format={form}", f"run.dir=embedded_{form}"], cwd=place)
         if form == "parquet" and find_spec("pyarrow") is None:
@@ -436,7 +441,7 @@ def test_features_have_the_labels_of_each_image(place: Path, solved: Path) -> No
                 for row in table(place / "columns.csv")
             }
             near = table(place / "embedded_npz" / "neighbours.csv")[0]["label"]
-            assert near == ", ".join(words(labels["images/0003.png"], names))
+            assert near == "|".join(words(labels["images/0028.png"], names)) and "|" in near
     from pyarrow import parquet
 
     columns = parquet.read_table(place / "embedded_parquet" / "embeddings.parquet").to_pydict()
@@ -461,7 +466,7 @@ def test_each_label_that_is_predicted_has_a_map(solved: Path) -> None:
     page = (solved.parent / "mapped" / "predictions.html").read_text()
     one = r"alt=\"Image \d, said to have ([^\"]*)\".*?map of</span> <bdi>([^<]*)</bdi>.*?"
     one += r"probability</span> ([\d.]+)<.*?soft\"><bdi>(.*?)</bdi>"
-    expected, counts = [], dict.fromkeys(labelled.LABELS, 0)
+    expected, counts = [], dict.fromkeys([*labelled.LABELS, "none"], 0)
     rows = table(solved.parent / "mapped" / "predictions.csv")
     assert {bool(row["prediction"]) for row in rows} == {True, False}
     for row in rows:
@@ -470,12 +475,13 @@ def test_each_label_that_is_predicted_has_a_map(solved: Path) -> None:
         for name in said or [best]:
             mark, p = "" if said else "?", f"{float(row[f'p_{name}']):.2f}"
             expected.append((", ".join(said) or "none", name + mark, p, row["path"]))
-        for name in said:
+        for name in said or ["none"]:
             counts[name] += 1
     found = [(*each, re.sub("<[^>]*>", "", name)) for *each, name in re.findall(one, page, re.S)]
     assert found == expected
     heats = re.findall(r'class="heat-map" src="([^"]*)"', page)
     assert len(heats) == len(expected) == len(set(heats)), "each label has a map of its own"
+    assert f"; {len(heats)} maps of 3 images." in page
     assert "Its heat map shows where the network finds what speaks for that label" in page
     for name, count in counts.items():
         cell = rf'<bdi>{name}</bdi></td><td data-label="images">(\d+)'

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import labelled
 import numpy as np
 import pytest
 import warm
+from browser import chromium
 from sklearn import metrics
 
 import xfer
@@ -19,6 +21,7 @@ from xfer.core.errors import CommandError, DataError
 from xfer.core.files import read_json
 from xfer.evaluation.onnx_session import open_session
 from xfer.plan.make import make_plan
+from xfer.plan.teacher_plan import teacher_lines
 from xfer.report.comparison import read_all
 from xfer.report.comparison.paired import check_together, pairs
 
@@ -251,8 +254,33 @@ def test_two_runs_are_compared_by_exact_match_and_map(solved: Path) -> None:
     text = (page / "compare.md").read_text()
     assert "Validation mAP: A" in text and "exact match, first less second" in text
     assert "paired bootstrap" in text and "true labels" in text
+    assert "the product, over every class, of the probability of what it said" in text
     with pytest.raises(CommandError, match="has one label an image"):
         check_together([replace(runs[0], several=False), runs[1]])
+    with chromium() as browser:
+        for width in (360, 1280, 1400):
+            browser.look(width)
+            browser.open(page / "compare.html")
+            cut = "filter(e => e.scrollWidth > e.clientWidth).length"
+            assert browser.run(f"return [...document.querySelectorAll('.wide')].{cut}") == 0, (
+                "a score is cut"
+            )
+
+
+def test_a_teacher_without_a_split_held_out_is_worth_what_its_folds_say(folded: Path) -> None:
+    cv = read_json(folded / "result.json")["cv"]
+    data = f"data.file={folded.parent / 'columns.csv'}"
+    plan = make_plan(compose_specs([*NETWORK, data, "loss=distill", f"loss.teacher={folded}"]))
+    said = f"mAP {cv['map']:.3f} cross-validated on the 150 images of its run"
+    assert plan.teacher and said in teacher_lines(plan.teacher, plan.dataset, follows=False)[0]
+
+
+def test_a_head_that_begins_solved_says_its_map(place: Path, solved: Path) -> None:
+    typed = ["trainer.head_start=solved", "freeze=none", "optim=adamw", "trainer.max_epochs=1"]
+    run = ran(place, "begun", *NETWORK, "data.file=columns.csv", *typed, "stages=[fit]")
+    (begun,) = re.findall(r"the head begins solved: .*, (.*)", (run / "run.log").read_text())
+    (alone,) = re.findall(r"solved: l2 .*, (mAP .*) on 120", (solved / "run.log").read_text())
+    assert begun == alone
 
 
 def test_a_card_is_drawn_anew(solved: Path, folded: Path) -> None:

@@ -191,14 +191,14 @@ def _names(names: list[str]) -> str:
 
 def _score(path: Path, name: str) -> Plain | None:
     """How the run of ``path`` was scored, if it lies in one: the split, the metric ``name`` and the
-    number of images."""
+    number of images; by its cross-validation (``cv``) where it held no split out."""
     try:
         facts = read_json(path.resolve().parents[1] / "result.json")
-        scores = facts.get("scores") or {}
+        scores = {**(facts.get("scores") or {}), "cv": facts.get("cv") or {}}
         checked(dict[str, dict[str, object]], scores)
     except (OSError, ValueError, AttributeError, IndexError):
         return None  # the plan then says that it is not known
-    for split in ("val", "test"):
+    for split in ("val", "test", "cv"):
         value, n = (scores.get(split, {}).get(key) for key in (name, "n"))
         if isinstance(value, float) and isinstance(n, int):
             return {"split": split, name: value, "n": n}
@@ -294,7 +294,8 @@ def teacher_lines(teacher: TeacherPlan, dataset: Dataset | None, follows: bool) 
     """The teacher in a few lines, for the plan."""
     score, name = "not known", "map" if teacher.thresholds else "acc"
     if given := teacher.score:
-        score = f"{given[name]:.3f} on the {given['n']:,} {given['split']} images of its run"
+        on = "cross-validated on the {:,}" if given["split"] == "cv" else "on the {:,} {}"
+        score = f"{given[name]:.3f} {on.format(given['n'], given['split'])} images of its run"
     costs = [f"file of {teacher.bytes / 1e6:,.1f} MB"]
     if teacher.parameters is not None:
         costs = [f"{teacher.parameters:,} parameters"]

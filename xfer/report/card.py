@@ -295,7 +295,8 @@ def _here(drawn: Collection[str], *names: str) -> tuple[str, ...]:
 
 def _folded(result: Plain, plan: Plain, details: Plain, drawn: Collection[str]) -> list[Section]:
     """What is looked up when it is asked for: pictures of the data, weights, proofs, time."""
-    exported = tables.exported(details.get("exports") or result.get("export") or [])
+    files = details.get("exports") or result.get("export") or []
+    exported = tables.exported(files, several="task" in plan)
     nothing = () if exported or result.get("status") == "running" else ("Nothing was exported.",)
     remarks = [*(plan.get("remarks") or []), *(details.get("notes") or [])]
     more = tuple(name for name in drawn if name not in CAPTIONS)

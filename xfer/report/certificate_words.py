@@ -52,5 +52,5 @@ _EMPTY = (
 )
 _UNLIKE = (
     "p_unlike is the share of images like those of training whose features are as far from theirs. "
-    "Below 0.05, say, the image is probably of none of the classes, and its set says nothing."
+    "At 0.05 or less the image is probably of none of the classes, and its set says nothing."
 )

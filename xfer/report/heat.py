@@ -34,13 +34,11 @@ _BATCH = 8
 @dataclass(frozen=True)
 class Heat:
     """The maps by the image's position in its split, float32 (rows, columns), each 0 or more, and
-    how they were made or why there are none, in words. ``right`` are positions of right answers;
-    ``of`` says of which class a map is, where an image may have several."""
+    how they were made or why there are none, in words. ``right`` are positions of right answers."""
 
     said: str
     maps: dict[int, Floats] = field(default_factory=dict)
     right: tuple[int, ...] = ()
-    of: Mapping[int, int] = field(default_factory=dict)
 
 
 def heat_of(
@@ -155,7 +153,11 @@ def heat_at(
     except (RuntimeError, NotImplementedError) as error:  # of a layer that has no gradient
         reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
         return Heat(f"There are no heat maps: {printable(reason)}.")
-    return Heat(f"{said or _MADE} {_SCALES} {site.method}; {len(shown)} images have one.", maps)
+    images = len({samples.names[i] for i in shown})
+    have = f"{images} images have one" if images > 1 else "one image has one"
+    if images < len(maps):
+        have = f"{len(maps)} maps of {images} image{'s' * (images > 1)}"
+    return Heat(f"{said or _MADE} {_SCALES} {site.method}; {have}.", maps)
 
 
 _NO_PLACE = (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -13,7 +13,6 @@ import numpy as np
 from xfer.data.preprocess import fit_to_size
 
 if TYPE_CHECKING:
-    import numpy.typing as npt
     from markupsafe import Markup
     from PIL.Image import Image
 
@@ -40,11 +39,12 @@ _SCALE = 4  # pixels of the picture for one of its heat map, which the browser s
 @dataclass(frozen=True)
 class Shot:
     """One answer, in words and as the names of its classes: ``has`` and ``said``, of which there
-    may be ``several``. ``uri`` is its picture as the network saw it, ``size`` in pixels; ``kinds``
-    are words that a filter looks for: ``sure``, ``second`` (the true class was the second choice).
+    may be ``several``, and then ``unknown`` ones. ``uri`` is its picture as the network saw it,
+    ``size`` in pixels; ``kinds`` are words that a filter looks for: ``sure``, ``second`` (the true
+    class was the second choice).
     ``heat`` is its heat map, which lies over the picture and is ``hottest`` there; both are empty
-    where it has none, and ``of`` the class that the map is of, where an image may have several.
-    ``label`` is empty where nobody knows it."""
+    where it has none, and ``of`` the class that map and confidence are of, where an image may have
+    several. ``label`` is empty where nobody knows it."""
 
     number: int
     path: str
@@ -56,6 +56,7 @@ class Shot:
     kinds: tuple[str, ...]
     has: tuple[str, ...]
     said: tuple[str, ...]
+    unknown: tuple[str, ...] = ()
     of: str = ""
     several: bool = False
     heat: Markup | str = ""
@@ -69,15 +70,17 @@ def shots(
     spec: InputSpec,
     heat: Heat | None = None,
     room: int = ROOM,
-    sure: Sequence[float] | npt.NDArray[np.float64] = (),
+    sure: Mapping[int, tuple[int, float]] | None = None,
 ) -> list[Shot]:
     """The images at the positions ``shown``, in that order, as many as there is room for; with
-    their true classes where ``answers`` have them. How ``sure`` each answer is is the largest
-    probability, unless it is given."""
+    their true classes where ``answers`` have them. How confident each answer is is the largest
+    probability, unless ``sure`` has the class in question and its share by position."""
     taken = list[Shot]()
     if not len(samples.images):
         return taken
-    confidence = sure if len(sure) else answers.confidence
+    confidence = (
+        answers.confidence if sure is None else {i: share for i, (_, share) in sure.items()}
+    )
     for number, i in enumerate(shown[:MOST], 1):
         image = fit_to_size(samples.images[i], spec)
         image.thumbnail((SIDE, SIDE))
@@ -90,21 +93,22 @@ def shots(
         words = words_of_labels(answers, i) if answers.task else _of_one(answers, i)
         if not answers.task and words[2] == _second(answers, i):
             kinds += ("second",)
-        of = answers.classes[heat.of[i]] if heat and i in heat.of else ""
+        of = answers.classes[sure[i][0]] if sure else ""
         shown_as = (number, answers.names[i], *words[:2], float(confidence[i]))
         several = bool(answers.task)
         taken.append(Shot(*shown_as, uri, image.size, kinds, *words[2:], of, several, *heats))
     return taken
 
 
-_Words = tuple[str, str, tuple[str, ...], tuple[str, ...]]
-"""What an image is and what it is said to be, in words; and both as names of classes."""
+_Words = tuple[str, str, tuple[str, ...], tuple[str, ...], tuple[str, ...]]
+"""What an image is and what it is said to be, in words; both as names of classes, and those of
+which it is unknown."""
 
 
 def _of_one(answers: Predictions, position: int) -> _Words:
     label = "" if answers.labels is None else answers.classes[answers.labels[position]]
     taken = answers.classes[int(answers.logits[position].argmax())]
-    return label, taken, (label,), (taken,)
+    return label, taken, (label,), (taken,), ()
 
 
 def _second(answers: Predictions, position: int) -> tuple[str, ...]:
@@ -114,15 +118,16 @@ def _second(answers: Predictions, position: int) -> tuple[str, ...]:
 
 def words_of_labels(answers: Predictions, position: int) -> _Words:
     """What an image with several labels has and is said to have, in words, and as the names of its
-    classes; a question mark is before a label that is unknown."""
+    classes, the unknown ones last; in words a question mark is before a label that is unknown."""
     row = answers.at([position])
     said = tuple(name for name, yes in zip(row.classes, row.said[0], strict=True) if yes)
     if row.labels is None:
-        return "", ", ".join(said) or "none", (), said
+        return "", ", ".join(said) or "none", (), said, ()
     known = list(zip(row.classes, row.labels[0], strict=True))
     has = tuple(name for name, value in known if value == 1)
-    marked = ["?" * int(value < 0) + name for name, value in known if value]
-    return ", ".join(marked) or "none", ", ".join(said) or "none", has, said
+    unknown = tuple(name for name, value in known if value < 0)
+    marked = [*has, *(f"?{name}" for name in unknown)]
+    return ", ".join(marked) or "none", ", ".join(said) or "none", has, said, unknown
 
 
 def _heats(heat: Heat | None, position: int, size: tuple[int, int]) -> tuple[Markup | str, str]:

@@ -18,14 +18,15 @@
     if (kind.value === "sure" || kind.value === "second") {
       if (!kinds.split(" ").includes(kind.value)) return false;
     }
-    if (name.value === "") return true;
     // Of several labels, between which the page writes a backslash and an n, those that are right
-    // are neither missed nor an alarm.
-    const has = shot.dataset.label.split("\\n").includes(name.value);
-    const said = shot.dataset.prediction.split("\\n").includes(name.value);
-    if (kind.value === "missed") return has && !said;
-    if (kind.value === "alarm") return said && !has;
-    return has || said;
+    // or unknown are neither missed nor an alarm.
+    const { label, prediction, unknown } = shot.dataset;
+    const [has, said, open] = [label, prediction, unknown].map((names) => names.split("\\n").filter(Boolean));
+    const named = {
+      missed: has.filter((one) => !said.includes(one)),
+      alarm: said.filter((one) => !has.includes(one) && !open.includes(one)),
+    }[kind.value] ?? [...has, ...said];
+    return name.value ? named.includes(name.value) : named.length > 0 || kind.value === "";
   };
   const show = () => {
     for (const shot of shots) {

@@ -11,7 +11,7 @@ from xfer.core.text_columns import Made
 from xfer.data.preprocess import fit_to_size
 from xfer.report import grids, panels
 from xfer.report.confidence import bins, label_curves
-from xfer.report.image_tiles import shots, words_of_labels
+from xfer.report.image_tiles import MOST, shots, words_of_labels
 from xfer.report.plot import draw
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def label_details(
     """The images with a wrong label, the charts of the classes and of the probabilities, and a
     ``note`` on what they are drawn from. ``pair`` are the answers before and after the network was
     calibrated."""
-    chart = panels.recall(label_curves(answers))
+    chart = panels.recall(label_curves(answers), several=True)
     charts = {"classes": (chart,) if chart else (), "confidence": _reliabilities(answers, pair)}
     return {"charts": charts, "notes": [note], **_mistakes(answers, samples, spec)}
 
@@ -68,24 +68,30 @@ def _mistakes(answers: Predictions, samples: Samples, spec: InputSpec) -> Plain:
         raise ValueError("answers without labels are neither right nor wrong")
     sure = np.where(said, shares, 1 - shares)
     sure[(labels < 0) | (said == (labels == 1))] = -1
-    surest = sure.max(axis=1)
+    surest, which = sure.max(axis=1), sure.argmax(axis=1)
     wrong = np.flatnonzero(surest >= 0)
     positions = wrong[np.argsort(-surest[wrong], kind="stable")].tolist()
 
     def row(number: int) -> Plain:
         i = positions[number]
         label, prediction, *_ = words_of_labels(answers, i)
-        path, confidence = answers.names[i], float(surest[i])
-        return {"path": path, "label": label, "prediction": prediction, "confidence": confidence}
+        return {
+            "path": answers.names[i],
+            "label": label,
+            "prediction": prediction,
+            "surest": ("" if said[i, which[i]] else "no ") + answers.classes[which[i]],
+            "confidence": float(surest[i]),
+        }
 
-    pictures = shots(samples, answers, positions, spec, sure=surest)
+    seen = {i: (int(which[i]), float(surest[i])) for i in positions[:MOST]}
+    pictures = shots(samples, answers, positions, spec, sure=seen)
     return {"wrong": Made(len(positions), row), "shots": pictures, "of_labels": _WRONG}
 
 
 _WRONG = (
-    "An image is here where a known label is wrong. The confidence is that of the surest wrong "
-    "one: its probability or, where it is missing, that of its absence. A question mark is before "
-    "a label that is unknown."
+    "An image is here where a known label is wrong: missed, or given without being there. The "
+    "confidence is that of the surest wrong one: its probability or, where it is missed, that of "
+    "its absence. A question mark is before a label that is unknown."
 )
 
 

@@ -190,8 +190,9 @@ def spread(given: Sequence[Bin]) -> Chart:
     return panel.draw("confidence: number of images", alt, "Wrong answers stand below right ones.")
 
 
-def recall(given: Sequence[RecallCurve]) -> Chart | None:
-    """Precision over recall of the classes with the lowest average precision."""
+def recall(given: Sequence[RecallCurve], several: bool = False) -> Chart | None:
+    """Precision over recall of the classes with the lowest average precision; of images that may
+    have ``several`` labels."""
     worst = sorted(given, key=lambda curve: curve.area)[:_CURVES]
     if not worst:
         return None
@@ -207,9 +208,14 @@ def recall(given: Sequence[RecallCurve]) -> Chart | None:
     areas = "; ".join(f"{curve.name}: {curve.area:.3f}" for curve in worst)
     which = f"the {len(worst)} of {len(given)} classes with the lowest" if len(given) > 6 else "the"
     alt = f"Precision over recall of {len(worst)} classes. Average precision, {areas}."
-    caption = f"Each class against all others; drawn are {which} average precision."
+    against = (
+        "Images with a label against those without it"
+        if several
+        else "Each class against all others"
+    )
+    caption = f"{against}; drawn are {which} average precision."
     if len(given) <= _CURVES:
-        caption = "Each class against all others, the lowest average precision first."
+        caption = f"{against}, the lowest average precision first."
     return panel.draw("precision by recall", alt, caption)
 
 

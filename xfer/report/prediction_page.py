@@ -110,10 +110,10 @@ def _of_labels(
     images = _Answered(seen.images, tuple(at))
     each = replace(seen, names=[seen.names[i] for i in at], labels=seen.labels[at], images=images)
     of = {k: c for k, (_, c) in enumerate(pairs)}
-    heat = replace(heat_at(net, of, each, spec, _MADE), of=of)
+    heat = heat_at(net, of, each, spec, _MADE)
     if not heat.maps:
         return heat, shots(seen, answers, shown, spec, room=_ROOM)
-    sure = [float(shares[pair]) for pair in pairs]
+    sure = {k: (c, float(shares[i, c])) for k, (i, c) in enumerate(pairs)}
     return heat, shots(each, answers.at(at), range(len(at)), spec, heat, _ROOM, sure)
 
 
@@ -132,9 +132,16 @@ def _which(pictures: int, images: int) -> str:
 
 def _counts(answers: Predictions) -> Table:
     """How many images were taken for each class, or are said to have each label, the most frequent
-    first."""
-    taken = Counter(answers.logits.argmax(axis=1).tolist())
-    if answers.task:
-        taken = Counter(np.nonzero(answers.said)[1].tolist())
-    rows = tuple((answers.classes[i], f"{count:,}") for i, count in taken.most_common())
-    return Table("", ("label" if answers.task else "class", "images"), rows)
+    first; and then how many are said to have none."""
+    if not answers.task:
+        taken = Counter(answers.logits.argmax(axis=1).tolist())
+        return Table("", ("class", "images"), _rows(answers, taken))
+    said = answers.said
+    rows = _rows(answers, Counter(np.nonzero(said)[1].tolist()))
+    if without := int((~said.any(axis=1)).sum()):
+        rows += (("none", f"{without:,}"),)
+    return Table("", ("label", "images"), rows)
+
+
+def _rows(answers: Predictions, taken: Counter[int]) -> tuple[tuple[str, str], ...]:
+    return tuple((answers.classes[i], f"{count:,}") for i, count in taken.most_common())

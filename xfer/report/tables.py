@@ -159,17 +159,19 @@ def pairs(rows: Sequence[Plain]) -> tuple[Table, ...]:
 
 def wrong(files: Sequence[Plain], what: str = "class") -> tuple[Table, ...]:
     """The first images that were classified wrongly; ``what`` an image has: a class, or labels."""
+    keys, head = ["path", "label", "prediction"], ["file", f"true {what}", f"predicted {what}"]
+    if what == "labels":
+        keys, head = [*keys, "surest"], [*head, "surest wrong label"]
     rows = [
-        [*(str(row.get(k)) for k in ("path", "label", "prediction")), number(row.get("confidence"))]
-        for row in files[:_FILES]
+        [*(str(row.get(k)) for k in keys), number(row.get("confidence"))] for row in files[:_FILES]
     ]
     more = f", the first {_FILES} of {len(files):,}" if len(files) > _FILES else ""
-    head = ("file", f"true {what}", f"predicted {what}", "confidence")
-    return _table(f"Files{more}", head, rows, 3, most=0)
+    return _table(f"Files{more}", [*head, "confidence"], rows, len(head), most=0)
 
 
-def exported(files: Sequence[Plain]) -> tuple[Table, ...]:
-    """The exported files, what goes in, and how far their answers are from the network's."""
+def exported(files: Sequence[Plain], several: bool = False) -> tuple[Table, ...]:
+    """The exported files, what goes in, and how far their answers are from the network's, which
+    may give an image ``several`` labels."""
 
     def measured(row: Plain, key: str, form: str) -> str:
         return ABSENT if row.get(key) is None else form.format(row[key])
@@ -186,8 +188,9 @@ def exported(files: Sequence[Plain]) -> tuple[Table, ...]:
         ]
         for row in files
     ]
-    head = ("format", "file", "takes", "size", "largest difference", "allowed", "same top class")
-    return _table("", (*head, "on images"), rows, 3)
+    same = "same labels" if several else "same top class"
+    head = ("format", "file", "takes", "size", "largest difference", "allowed", same, "on images")
+    return _table("", head, rows, 3)
 
 
 _TAKES = {"tensor": "prepared images", "image": "pictures of any size"}

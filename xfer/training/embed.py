@@ -20,6 +20,7 @@ from xfer.core.errors import XferError
 from xfer.core.files import atomic_write, file_sha256, write_rows
 from xfer.core.types import Plain, Samples
 from xfer.evaluation.csv_cell import cell
+from xfer.evaluation.multilabel_predictions import sign_for
 from xfer.evaluation.predict import find, warn_of_broken
 
 if TYPE_CHECKING:
@@ -282,7 +283,9 @@ def _neighbours(
                 "rank": rank,
                 "path": embeddings.names[at],
                 "split": embeddings.splits[at],
-                "label": ", ".join(label) if isinstance(label, list) else label,
+                "label": sign_for(embeddings.classes).join(label)
+                if isinstance(label, list)
+                else label,
                 "distance": round(distance, 6),
             }
         )

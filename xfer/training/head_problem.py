@@ -74,7 +74,7 @@ def held_out_answers(plan: Plan, solution: Solution, train: Samples) -> tuple[Pr
     classes, task = plan.card.classes, plan.card.task
     answers = Predictions(names, held_out[seen], train.labels[seen], classes, task=task)
     counts: Plain = {"n": int(held.sum()), "left_in": int((~held).sum())}
-    if task:
+    if plan.specs.task.several:
         counts["cv_map"] = label_values(answers.logits, train.labels[seen])["map"]
     return answers, counts
 
@@ -95,11 +95,13 @@ def summary_of(facts: Plain) -> str:
     if "cv_map" in facts:
         left = f"; {facts['left_in']} images were never held out: no other has one of their labels"
     l2 = float(f"{facts['l2']:.2g}")
-    score = f"accuracy {facts['cv_acc']:.4f}"
-    if "cv_map" in facts:
-        score = f"mAP {facts['cv_map']:.4f}"
     return (
         f"solved: l2 {l2:g} {how} {facts['folds']} folds of the training images: "
-        f"loss {facts['cv_loss']:.4f}, {score} on {facts['n']} held out"
+        f"loss {facts['cv_loss']:.4f}, {held_out_score(facts)} on {facts['n']} held out"
         f"{left if facts['left_in'] else ''}"
     )
+
+
+def held_out_score(facts: Plain) -> str:
+    """The score of held-out images in words: the accuracy, or of several labels an image mAP."""
+    return f"mAP {facts['cv_map']:.4f}" if "cv_map" in facts else f"accuracy {facts['cv_acc']:.4f}"

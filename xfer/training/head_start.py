@@ -18,6 +18,7 @@ from xfer.training.features.cut import Tail
 from xfer.training.features.extract import Extraction, PartlyFrozen
 from xfer.training.features.feature_loader import CachedFeatures
 from xfer.training.head_input import first_layer, moments, put
+from xfer.training.head_problem import held_out_answers, held_out_score
 from xfer.training.optim import Exact
 
 if TYPE_CHECKING:
@@ -61,10 +62,9 @@ def _begin_solved(plan: Plan, frozen: PartlyFrozen, cached: CachedFeatures) -> N
         log.warning(f"the head does not begin solved: {error}")
         return
     best = solution.path[solution.best]
-    log.info(
-        f"the head begins solved: cross-validated loss {best.cv_loss:.4f}, "
-        f"accuracy {best.cv_acc:.4f}"
-    )
+    _, counts = held_out_answers(plan, solution, cached.work.splits["train"])
+    score = held_out_score({"cv_acc": best.cv_acc, **counts})
+    log.info(f"the head begins solved: cross-validated loss {best.cv_loss:.4f}, {score}")
 
 
 def _moments(plan: Plan, frozen: PartlyFrozen, cached: CachedFeatures | None) -> Standard:

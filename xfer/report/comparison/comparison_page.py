@@ -33,6 +33,10 @@ _OF_LABELS = (
     "An image is right where every known label is. The interval of the difference in mAP is that "
     "of a paired bootstrap: images are drawn with replacement, the same for both runs, {:,} times."
 )
+_SURE_OF_LABELS = (
+    "The number behind an answer says how sure a run was of all of it: the product, over every "
+    "class, of the probability of what it said, so that it is small where there are many classes."
+)
 _CHOSEN = (
     "A run that chose its epoch, its strength or its settings by these same images looks better on "
     "them than it is; p does not account for that."
@@ -237,6 +241,8 @@ def _differing(runs: Sequence[RunRecord]) -> PagePart:
         f"The runs differ on {len(rows):,} of the {answered:,} images that all of them answered; "
         f"on {deciding:,} of these one is right and another wrong."
     ]
+    if runs[0].several:
+        texts.append(_SURE_OF_LABELS)
     if any(unlike(runs[0], run) for run in runs[1:]):
         texts.append("The runs were not measured on the same images: see the pairs.")
     if len(rows) > _SHOWN:
