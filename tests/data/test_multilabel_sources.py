@@ -90,6 +90,7 @@ def test_a_column_of_another_kind_is_refused_and_the_fix_works(place: tuple[Path
 def test_lists_in_a_column_of_any_name_are_offered_and_read(
     place: tuple[Path, Rows], listed: Dataset, tmp_path: Path
 ) -> None:
+    pytest.importorskip("pyarrow", reason="pyarrow is not installed")
     rows = [
         {"split": "train", "note": "x", "image": row["image"], "tags": row["labels"]}
         for row in cells(place)
@@ -107,6 +108,7 @@ def test_lists_in_a_column_of_any_name_are_offered_and_read(
 
 
 def test_the_column_called_label_is_offered_and_none_called_split(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow", reason="pyarrow is not installed")
     row = {"split": "train", "path": "a.png", "note": "x", "label": "cat"}
     path = write_parquet(tmp_path / "x.parquet", [row])
     with pytest.raises(DataError, match=r"E327: .*type 'data\.columns=\[path,label\]'"):
