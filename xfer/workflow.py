@@ -329,7 +329,6 @@ def _without_folder(specs: Specs, plan: Plan, began: float) -> Result | None:
     work = Work(plan, Path(), time.perf_counter() - began, began)
     if not specs.stages or (checkpoint := work.checkpoint()) is None:
         return None if specs.stages else Result(Path(), plan.facts, None)
-    from xfer.evaluation.predict import write_beside
     from xfer.report.result import outcome
     from xfer.training.distributed.rendezvous import led
 
@@ -344,21 +343,20 @@ def _without_folder(specs: Specs, plan: Plan, began: float) -> Result | None:
         return Result(run, plan.facts, outcome(work))
     check_folder(work.folder)
     with led(plan, None) as lead:
-        path = str(_predict(work, _network(work), lead, write_beside))
+        path = str(_predict(work, _network(work), lead, beside=True))
     return Result(work.folder, work.plan.facts, outcome(work) | {"predictions": path})
 
 
-def _predict(
-    work: Work, net: nn.Module, lead: Lead, write: Callable[..., Path] | None = None
-) -> Path:
-    """Predict what ``predict.input`` names; where the table is that ``write`` made of it."""
-    from xfer.evaluation.predict import find, summary, warn_of_broken, write_table
+def _predict(work: Work, net: nn.Module, lead: Lead, beside: bool = False) -> Path:
+    """Predict what ``predict.input`` names; where the table of it is, ``beside`` earlier ones."""
+    from xfer.evaluation.predict import find, summary, warn_of_broken, write_beside, write_table
 
     spec, broken = work.plan.card.input, list[XferError]()
     samples = find(work.plan.specs.predict_input, spec.range)
     predicted = _answers(work, net, samples, lead, broken)
     warn_of_broken(broken, len(samples))
-    path = (write or write_table)(predicted, work.folder, work.plan.specs.predict_format)
+    write = write_beside if beside else write_table
+    path = write(predicted, work.folder, work.plan.specs.predict_format)
     for line in [*summary(predicted, path), *answer_page(work, net, samples, predicted, path)]:
         log.info(line)
     return path

@@ -145,6 +145,8 @@ def test_a_package_that_is_missing_is_told_and_leaves_no_folder(
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"xfer: error E159: sweep.sampler: {package} is not installed. Fix: pip")
     assert "pip install 'xfer-vision[sweep]'" in line
+    typed = line.partition("list every value and type ")[2].split()
+    assert _main([*QUICK, "optim.lr=0.1,1", *space[1:], *typed, "stages=[]"]) == 0
     assert not list(tmp_path.iterdir())
 
 
