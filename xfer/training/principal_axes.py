@@ -62,7 +62,7 @@ class Axes(ABC):
         """Find the principal axes. Of fewer rows than features, every solution lies in the span of
         the rows: then the rows are turned to the axes, and the features forgotten."""
         if self.inside and self.whole:
-            z = np.concatenate(self.whole)
+            z = self.whole[0] if len(self.whole) == 1 else np.concatenate(self.whole)
             gram = z @ z.T
         else:
             width = self.held.shape[1]
@@ -75,7 +75,14 @@ class Axes(ABC):
         if self.inside:
             scale = np.sqrt(self.spread * count)
             self.whole = np.split(self.axes * scale, len(self.views))
-            self.axes = (z.T @ self.axes) / scale
+            # The axes themselves, one per row of features, would be as large as all images, and
+            # take as long to compute as the whole path does.
+            self.spanning, self.axes = z, self.axes / scale
+
+    def weights(self, theta: Matrix) -> Matrix:
+        """The weights (classes, d) that parameters are, for standardised features."""
+        along: Matrix = theta[:, :-1] @ self.axes.T
+        return along @ self.spanning if self.inside else along
 
     def _blocks(self) -> Iterator[tuple[int, slice, Matrix]]:
         """Which view of which images, and its features in the coordinates that are worked in."""
@@ -139,13 +146,18 @@ class Axes(ABC):
 
     def head(self, theta: Matrix) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
         """Weight (classes, d) and bias (classes,) for features that are not standardised."""
-        weight = (theta[:, :-1] @ self.axes.T) / self.std
+        weight = self.weights(theta) / self.std
         return weight, theta[:, -1] - weight @ self.mean
 
     def answer(self, theta: Matrix, fold: int, into: npt.NDArray[np.float32]) -> None:
         """Write the logits of the images that ``fold`` holds out."""
         members = np.flatnonzero(self.folds == fold)
-        weight = (theta[:, :-1] @ self.axes.T).T.astype(self.dtype)
+        seen = next((i for i, view in enumerate(self.views) if view is self.held), None)
+        if self.whole and seen is not None:
+            inner = theta[:, :-1] if self.inside else self.weights(theta)
+            into[members] = self.whole[seen][members] @ inner.T + theta[:, -1]
+            return
+        weight = self.weights(theta).T.astype(self.dtype)
         for part in blocks(self.held, len(members)):
             chosen = members[part]
             into[chosen] = self._standard(self.held[chosen]) @ weight + theta[:, -1]
