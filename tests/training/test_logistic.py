@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -179,3 +183,29 @@ def test_it_is_the_same_every_time() -> None:
     a, b = (logistic.solve(rows(features, labels)) for _ in range(2))
     assert a.best == b.best
     assert all((x.weight == y.weight).all() for x, y in zip(a.path, b.path, strict=True))
+
+
+def test_a_small_problem_is_solved_on_one_thread_of_every_blas() -> None:
+    """SciPy brings a BLAS of its own, which only a process shows that has not loaded it before."""
+    code = """
+import numpy as np, sys
+from threadpoolctl import threadpool_info, threadpool_limits
+threadpool_limits(2)
+from xfer.training import logistic
+assert "scipy.optimize" not in sys.modules
+threads, loss = set(), logistic.Problem.loss
+def watched(*given):
+    threads.update((i["filepath"], i["num_threads"]) for i in threadpool_info()
+                   if i["user_api"] == "blas")
+    return loss(*given)
+logistic.Problem.loss = watched
+labels = np.arange(40) % 2
+x = np.random.default_rng(0).normal(size=(40, 8)).astype(np.float32)
+folds = logistic.folds(labels, 5, 0)
+logistic.solve(logistic.TrainingRows([x], x, labels, np.ones(40), np.ones(2), 0.0, folds), (1.0,))
+assert any("scipy" in path for path, _ in threads), threads
+print(sorted(n for _, n in threads))
+"""
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    assert set(json.loads(ran.stdout)) == {1}

@@ -16,7 +16,6 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
 from xfer.core.long_array import zeros
 from xfer.training.principal_axes import SMALL, Axes
@@ -116,8 +115,7 @@ def follow(problem: Axes, strengths: Sequence[float], nearly: bool = False) -> S
     starts: dict[int | None, Matrix | None] = dict.fromkeys([*ks, None])
     path: list[Strength] = []
     best, best_held_out = 0, np.empty((0, 0), np.float32)
-    # On small matrices the threads of BLAS cost more than they gain, and much more beside others.
-    with threadpool_limits(1 if problem.small else None):
+    with problem.threads():
         for l2 in _falling(strengths, path):
             began, steps = time.perf_counter(), 0
             held_out = zeros((len(problem.held), problem.classes), np.float32)
@@ -164,7 +162,7 @@ def held_out(
     problem = anew.problem(replace(rows, folds=fold_of))
     best = solution.path[solution.best]
     logits = np.full((len(rows.labels), problem.classes), np.nan, np.float32)
-    with threadpool_limits(1):
+    with problem.threads():
         start, _ = problem.minimum(best.l2, None, None)
         for fold in range(int(fold_of.max(initial=-1)) + 1):
             theta, _ = problem.minimum(best.l2, fold, start)

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from xfer.core.long_array import zeros
 from xfer.training.feature_moments import blocks, moments
@@ -45,7 +46,15 @@ class Axes(ABC):
         self.whole: list[Matrix] | None = None
         if self.inside or self.dtype is np.float64:
             self.whole = [self._whole(view) for view in views]
-        self._turn(count)
+        with self.threads():
+            self._turn(count)
+
+    def threads(self) -> threadpool_limits:
+        """Within, BLAS has one thread for a small problem: on small matrices several cost more than
+        they gain, and much more beside other work."""
+        import scipy.optimize  # noqa: F401  it brings a BLAS of its own, which is limited once it is there
+
+        return threadpool_limits(1 if self.small else None)
 
     def _standard(self, block: Matrix) -> Matrix:
         x: Matrix = np.subtract(block, self.mean.astype(self.dtype), dtype=self.dtype)
