@@ -18,6 +18,7 @@ from shipped import SHIPPED
 import xfer
 from xfer.core.errors import ConfigError, DataError
 from xfer.data import Canidae, Digits, Folder, Manifest, Mnist
+from xfer.data.pack import pack
 from xfer.data.scan import examine
 
 
@@ -403,19 +404,50 @@ def test_a_root_that_is_one_level_too_high_is_seen(tmp_path):
     refuse(Folder(str(tmp_path)), rf"did you mean data\.root={tmp_path}/set\?", number=305)
 
 
+def test_a_misspelt_split_is_to_be_renamed(tmp_path):
+    root = folders(tmp_path, {"train/a": 2, "train/b": 2, "vla/a": 1, "vla/b": 1})
+    error = refuse(Folder(str(root)), "vla: .*did you mean 'val'", number=303)
+    assert error.fix == f"rename the folder to {root / 'val'}"
+    (root / "vla").rename(error.fix.removeprefix("rename the folder to "))
+    assert set(Folder(str(root)).dataset(training=True).splits) == {"train", "val"}
+
+
 @pytest.mark.parametrize(
-    ("wrong", "right"),
-    [("valid", "val"), ("validation", "val"), ("Val", "val"), ("vla", "val"), ("testing", "test")],
+    ("train", "val", "test"),
+    [("train", "validation", "test"), ("Training", "", "Testing"), ("TRAIN", "valid", "")],
 )
-def test_a_split_of_another_name_is_to_be_renamed(tmp_path, wrong, right):
-    root = folders(tmp_path, {"train/a": 2, "train/b": 2, f"{wrong}/a": 1, f"{wrong}/b": 1})
-    error = refuse(Folder(str(root)), f"{wrong}: .*did you mean '{right}'", number=303)
-    assert error.fix == f"rename the folder to {root / right}"
+def test_splits_are_read_under_the_names_that_others_give_them(tmp_path, train, val, test):
+    called = {"train": train, "val": val, "test": test}
+    shapes = {split: {f"{name}/{c}": 5 for c in "ab"} for split, name in called.items() if name}
+    root = folders(tmp_path, {k: n for shape in shapes.values() for k, n in shape.items()})
+    found = Folder(str(root)).dataset(training=True)
+    assert found.classes == ("a", "b") and set(found.splits) == {"train", "val", *shapes}
+    for split, name in called.items():
+        told = f"the folder '{name}' is the split {split}" in found.remarks
+        assert told == (name not in ("", split))
+        of_split = found.splits[split].names if name else ()
+        assert all(image.startswith(f"{name}/") for image in of_split)
+    seen = Folder(str(root)).dataset(training=False)
+    assert set(seen.splits) == set(found.splits) - {"train"} and seen.remarks == found.remarks
+    labelled = Folder(str(root)).labelled(True)
+    assert labelled.classes == ("a", "b") and set(labelled.splits) == set(found.splits)
+    with pytest.raises(DataError, match=r"E303: .*called after their split"):
+        pack(Folder(str(root)), str(tmp_path.with_name("shards")), 1)
 
 
-def test_splits_that_are_all_misnamed_are_not_taken_for_classes(tmp_path):
-    root = folders(tmp_path, {f"{split}/{c}": 2 for split in ("training", "valid") for c in "ab"})
-    refuse(Folder(str(root)), "did you mean '(train|val)'", number=303)
+def test_two_folders_of_one_split_are_refused(tmp_path):
+    root = folders(tmp_path, FULL | {"validation/cat": 1, "validation/dog": 1})
+    refuse(Folder(str(root)), "validation: is called as the split 'val'.*'val' beside", number=303)
+    shutil.rmtree(root / "validation")
+    Folder(str(root)).dataset(training=True)
+
+
+def test_classes_that_are_called_as_splits_stay_classes(tmp_path):
+    root = folders(tmp_path, {"valid/1": 3, "valid/2": 3, "invalid/1": 3, "invalid/2": 3})
+    refuse(Folder(str(root)), "did you mean 'val'", number=303)  # and no split without a train
+    assert Folder(str(folders(tmp_path / "flat", {"valid": 5, "Train": 5}))).dataset(
+        training=True
+    ).classes == ("Train", "valid")
 
 
 def test_an_empty_class_folder_is_named(tmp_path):
