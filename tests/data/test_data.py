@@ -450,6 +450,32 @@ def test_classes_that_are_called_as_splits_stay_classes(tmp_path):
     ).classes == ("Train", "valid")
 
 
+def test_a_root_whose_classes_lie_deeper_is_remarked_on_with_the_root_to_type(tmp_path):
+    def told(root, **how):
+        remarks = Folder(str(root), **how).dataset(training=True).remarks
+        return [line for line in remarks if "no classes of their own" in line]
+
+    deep = {f"set/{c}": 5 for c in ("1", "2", "3")}
+    root = folders(tmp_path / "a", deep | {"examples": 5})
+    (line,) = told(root)
+    assert line.startswith("folders below a class folder") and ": 3, such as 'set/1';" in line
+    deeper = line.rpartition("type data.root=")[2]
+    assert Folder(deeper).dataset(training=True).classes == ("1", "2", "3") and not told(deeper)
+    assert told(root, group="FOLDER") == []  # who types that knows
+    (root / "set" / "x.jpg").write_bytes(encoded("JPEG", 9))
+    assert told(root) == []
+    sets = {f"{name}/{c}": 5 for name in ("training_set", "test_set") for c in "ab"}
+    (line,) = told(folders(tmp_path / "b", sets))
+    assert line.endswith("if they are, call the folders above them train, val and test")
+    for name in ("train", "test"):
+        (tmp_path / "b" / f"{'training' if name == 'train' else name}_set").rename(
+            tmp_path / "b" / name
+        )
+    assert Folder(str(tmp_path / "b")).dataset(training=True).classes == ("a", "b")
+    split = folders(tmp_path / "c", {f"train/{c}": 5 for c in ("x/1", "x/2", "y/1", "y/2")})
+    assert ": 4, such as 'train/x/1'; if they are, call" in told(split)[0]
+
+
 def test_an_empty_class_folder_is_named(tmp_path):
     root = folders(tmp_path, FULL)
     (root / "val" / "emu").mkdir()

@@ -42,9 +42,10 @@ class Folder(Loading):
 
     Without ``val/`` it is split off ``train/``; class folders directly below ``root`` are split
     too. Beside a folder to train on, ``validation/``, ``Testing/`` and what else people call a
-    split are read under their own names, with a remark. A ``test/`` of images without classes is left out with a remark, and a class has one name
-    in whatever form of Unicode it is written. Folders inside a class folder are walked, linked
-    ones as well; hidden files, files without an image's suffix and linked folders that lead back
+    split are read under their own names, with a remark. A ``test/`` of images without classes is
+    left out with a remark, and a class has one name in whatever form of Unicode it is written.
+    Folders inside a class folder are walked, linked ones as well, with a remark where a class has
+    nothing else; hidden files, files without an image's suffix and linked folders that lead back
     are left out with a remark.
 
     With ``task=multilabel`` an image has the label of every folder on its way from the root, or
@@ -68,7 +69,8 @@ class Folder(Loading):
             read.pop("train", None)  # nothing is held out of it
         rows = ImageRows.of(row for split in read for row in _rows(tree, split, read[split]))
         rows = by_folder(rows, root) if self.group else rows
-        remarks = [*_called(splits), *tree.remarks()]
+        nested = [] if self.group else _nested(root, splits.values())
+        remarks = [*_called(splits), *nested, *tree.remarks()]
         return of_files(divide(rows, self, root, training), root, self, remarks)
 
     def labelled(self, training: bool, known: tuple[str, ...] = ()) -> Dataset:
@@ -264,6 +266,21 @@ def _called(splits: Mapping[str, str]) -> list[str]:
         for split, folder in splits.items()
         if folder != split
     ]
+
+
+def _nested(root: Path, splits: Iterable[str]) -> list[str]:
+    """A line on class folders that hold folders alone, which may be the classes."""
+    tree = Tree(root)
+    classes = [f"{top}/{label}" if top else label for top in splits for label in tree.folders(top)]
+    inner = {name: some for name in classes if len(some := tree.folders_alone(name)) > 1}
+    if not inner:
+        return []
+    (first, *_), *_ = inner.values()
+    count = sum(map(len, inner.values()))
+    deeper = f"type data.root={root / next(iter(inner))}"
+    fix = deeper if len(inner) == 1 else "call the folders above them train, val and test"
+    what = f"folders below a class folder are no classes of their own: {count}, such as '{first}'"
+    return [printable(f"{what}; if they are, {fix}")]
 
 
 def _refuse_lone(tree: Tree, name: str) -> None:
