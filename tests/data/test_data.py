@@ -431,7 +431,7 @@ def test_splits_are_read_under_the_names_that_others_give_them(tmp_path, train, 
     assert set(seen.splits) == set(found.splits) - {"train"} and seen.remarks == found.remarks
     labelled = Folder(str(root)).labelled(True)
     assert labelled.classes == ("a", "b") and set(labelled.splits) == set(found.splits)
-    with pytest.raises(DataError, match=r"E303: .*called after their split"):
+    with pytest.raises(DataError, match=r"E384: .*called after their split"):
         pack(Folder(str(root)), str(tmp_path.with_name("shards")), 1)
 
 
@@ -628,7 +628,7 @@ def test_a_list_without_splits_is_split_class_by_class(tmp_path, encoding):
 def test_a_list_with_splits_is_taken_as_it_is(tmp_path):
     rows = pool(tmp_path, "path,label,split")
     for i, row in enumerate(rows[1:]):
-        row.append("train" if i < 12 else "val" if i < 16 else "test")
+        row.append("Training" if i < 12 else "validation" if i < 16 else "test")
     rows[4:4] = [[], ["", "", ""]]  # blank lines are no images
     path = listed(
         tmp_path, [[rows[0][1], rows[0][2], rows[0][0]], *(r[1:] + r[:1] for r in rows[1:])]
@@ -647,6 +647,25 @@ def test_a_file_outside_the_folder_keeps_its_whole_path(tmp_path):
     found = Manifest(str(listed(below, lines))).dataset(training=True)
     every = {name for split in names(found).values() for name in split}
     assert {str(outside), str(tmp_path / "img" / "03.jpg")} <= every
+
+
+def test_paths_without_a_suffix_are_the_files_that_have_one(tmp_path):
+    rows = pool(tmp_path)
+    short = [rows[0], *([path.removesuffix(".jpg"), label] for path, label in rows[1:])]
+    (tmp_path / "img" / "19.jpg").rename(tmp_path / "img" / "19")  # which is as it is written
+    (tmp_path / "img" / "18.jpg").rename(tmp_path / "img" / "18.JPG")
+    spec = Manifest(str(listed(tmp_path, short)))
+    line = "paths without a suffix are those of the files that have one: 19, such as 'img/00.jpg'"
+    found = spec.dataset(training=True)
+    assert found.remarks.count(line) == 1
+    every = {name for split in names(found).values() for name in split}
+    assert every == {*(f"img/{i:02d}.jpg" for i in range(18)), "img/18.JPG", "img/19"}
+    assert line in spec.labelled(True).remarks
+    shutil.copy(tmp_path / "img" / "03.jpg", tmp_path / "img" / "03.png")
+    error = refuse(spec, ":5: there is no file '.*img/03'", number=317)
+    assert error.fix == "write the suffix too: there are 03.jpg and 03.png"
+    short[4][0] = "img/03.png"
+    assert line.replace("19", "18") in Manifest(str(listed(tmp_path, short))).dataset(True).remarks
 
 
 CLASSES = ("a,train", "b,train", "c,train", "a,val", "b,val")

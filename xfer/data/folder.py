@@ -10,6 +10,7 @@ from typing import Annotated, ClassVar
 
 from annotated_types import MinLen
 
+from xfer.config.verbs import override, quoted
 from xfer.core.download import fetch_zip
 from xfer.core.errors import DataError, LabelledDataError, printable
 from xfer.core.files import read_json
@@ -284,10 +285,13 @@ def _nested(root: Path, splits: Iterable[str]) -> list[str]:
 
 
 def _refuse_lone(tree: Tree, name: str) -> None:
-    """Raise DataError where the one folder that there is holds folders."""
+    """Raise DataError where the one folder that there is holds folders, or has a list beside it."""
     if name and tree.has_folders(name):
         what = f"holds one folder, '{name}', and that holds folders"
         raise DataError(tree.root, what, f"did you mean data.root={tree.root / name}?", 5)
+    if name and (fix := _other_option(tree.root)):
+        what = f"there is one class ('{name}'); at least two are needed"
+        raise DataError(tree.root, what, fix, 5)
 
 
 def _refuse_misnamed(tree: Tree, name: str, beside: bool) -> None:
@@ -320,11 +324,13 @@ def _refuse_data_set(tree: Tree, below: str) -> None:
 
 
 def _other_option(folder: Path) -> str:
-    """What reads a folder that has no images but tar files or tables; empty for neither."""
+    """What reads a folder of tar files or tables, or one with a list; empty for none of them."""
     kinds = {"tar": "shards", "parquet": "parquet", "arrow": "hf", "npy": "arrays"}
     for suffix, option in kinds.items():
         if any(folder.glob(f"*.{suffix}")):
             return f"type data={option} to read its {suffix} files"
+    if lists := sorted(folder.glob("*.csv")):
+        return f"type data=csv {quoted(override('data.file', str(lists[0])))} to read a list"
     return ""
 
 

@@ -145,7 +145,7 @@ def _listed(
         if row.split and not row.name.startswith(f"{row.split}/"):
             folder = root / row.name.partition("/")[0]
             what = f"has the images of {row.split}, and in shards they are called after their split"
-            raise DataError(folder, what, f"rename the folder to {root / row.split}", 3)
+            raise DataError(folder, what, f"rename the folder to {root / row.split}", 84)
     return Listing(rows, {row.name: root / row.name for row in rows}, remarks), labels
 
 
