@@ -18,6 +18,7 @@ from shipped import SHIPPED
 import xfer
 from xfer.core.errors import ConfigError, DataError
 from xfer.data import Canidae, Digits, Folder, Manifest, Mnist
+from xfer.data.pack import pack
 from xfer.data.scan import examine
 
 
@@ -403,19 +404,76 @@ def test_a_root_that_is_one_level_too_high_is_seen(tmp_path):
     refuse(Folder(str(tmp_path)), rf"did you mean data\.root={tmp_path}/set\?", number=305)
 
 
+def test_a_misspelt_split_is_to_be_renamed(tmp_path):
+    root = folders(tmp_path, {"train/a": 2, "train/b": 2, "vla/a": 1, "vla/b": 1})
+    error = refuse(Folder(str(root)), "vla: .*did you mean 'val'", number=303)
+    assert error.fix == f"rename the folder to {root / 'val'}"
+    (root / "vla").rename(error.fix.removeprefix("rename the folder to "))
+    assert set(Folder(str(root)).dataset(training=True).splits) == {"train", "val"}
+
+
 @pytest.mark.parametrize(
-    ("wrong", "right"),
-    [("valid", "val"), ("validation", "val"), ("Val", "val"), ("vla", "val"), ("testing", "test")],
+    ("train", "val", "test"),
+    [("train", "validation", "test"), ("Training", "", "Testing"), ("TRAIN", "valid", "")],
 )
-def test_a_split_of_another_name_is_to_be_renamed(tmp_path, wrong, right):
-    root = folders(tmp_path, {"train/a": 2, "train/b": 2, f"{wrong}/a": 1, f"{wrong}/b": 1})
-    error = refuse(Folder(str(root)), f"{wrong}: .*did you mean '{right}'", number=303)
-    assert error.fix == f"rename the folder to {root / right}"
+def test_splits_are_read_under_the_names_that_others_give_them(tmp_path, train, val, test):
+    called = {"train": train, "val": val, "test": test}
+    shapes = {split: {f"{name}/{c}": 5 for c in "ab"} for split, name in called.items() if name}
+    root = folders(tmp_path, {k: n for shape in shapes.values() for k, n in shape.items()})
+    found = Folder(str(root)).dataset(training=True)
+    assert found.classes == ("a", "b") and set(found.splits) == {"train", "val", *shapes}
+    for split, name in called.items():
+        told = f"the folder '{name}' is the split {split}" in found.remarks
+        assert told == (name not in ("", split))
+        of_split = found.splits[split].names if name else ()
+        assert all(image.startswith(f"{name}/") for image in of_split)
+    seen = Folder(str(root)).dataset(training=False)
+    assert set(seen.splits) == set(found.splits) - {"train"} and seen.remarks == found.remarks
+    labelled = Folder(str(root)).labelled(True)
+    assert labelled.classes == ("a", "b") and set(labelled.splits) == set(found.splits)
+    with pytest.raises(DataError, match=r"E384: .*called after their split"):
+        pack(Folder(str(root)), str(tmp_path.with_name("shards")), 1)
 
 
-def test_splits_that_are_all_misnamed_are_not_taken_for_classes(tmp_path):
-    root = folders(tmp_path, {f"{split}/{c}": 2 for split in ("training", "valid") for c in "ab"})
-    refuse(Folder(str(root)), "did you mean '(train|val)'", number=303)
+def test_two_folders_of_one_split_are_refused(tmp_path):
+    root = folders(tmp_path, FULL | {"validation/cat": 1, "validation/dog": 1})
+    refuse(Folder(str(root)), "validation: is called as the split 'val'.*'val' beside", number=303)
+    shutil.rmtree(root / "validation")
+    Folder(str(root)).dataset(training=True)
+
+
+def test_classes_that_are_called_as_splits_stay_classes(tmp_path):
+    root = folders(tmp_path, {"valid/1": 3, "valid/2": 3, "invalid/1": 3, "invalid/2": 3})
+    refuse(Folder(str(root)), "did you mean 'val'", number=303)  # and no split without a train
+    assert Folder(str(folders(tmp_path / "flat", {"valid": 5, "Train": 5}))).dataset(
+        training=True
+    ).classes == ("Train", "valid")
+
+
+def test_a_root_whose_classes_lie_deeper_is_remarked_on_with_the_root_to_type(tmp_path):
+    def told(root, **how):
+        remarks = Folder(str(root), **how).dataset(training=True).remarks
+        return [line for line in remarks if "no classes of their own" in line]
+
+    deep = {f"set/{c}": 5 for c in ("1", "2", "3")}
+    root = folders(tmp_path / "a", deep | {"examples": 5})
+    (line,) = told(root)
+    assert line.startswith("folders below a class folder") and ": 3, such as 'set/1';" in line
+    deeper = line.rpartition("type data.root=")[2]
+    assert Folder(deeper).dataset(training=True).classes == ("1", "2", "3") and not told(deeper)
+    assert told(root, group="FOLDER") == []  # who types that knows
+    (root / "set" / "x.jpg").write_bytes(encoded("JPEG", 9))
+    assert told(root) == []
+    sets = {f"{name}/{c}": 5 for name in ("training_set", "test_set") for c in "ab"}
+    (line,) = told(folders(tmp_path / "b", sets))
+    assert line.endswith("if they are, call the folders above them train, val and test")
+    for name in ("train", "test"):
+        (tmp_path / "b" / f"{'training' if name == 'train' else name}_set").rename(
+            tmp_path / "b" / name
+        )
+    assert Folder(str(tmp_path / "b")).dataset(training=True).classes == ("a", "b")
+    split = folders(tmp_path / "c", {f"train/{c}": 5 for c in ("x/1", "x/2", "y/1", "y/2")})
+    assert ": 4, such as 'train/x/1'; if they are, call" in told(split)[0]
 
 
 def test_an_empty_class_folder_is_named(tmp_path):
@@ -570,7 +628,7 @@ def test_a_list_without_splits_is_split_class_by_class(tmp_path, encoding):
 def test_a_list_with_splits_is_taken_as_it_is(tmp_path):
     rows = pool(tmp_path, "path,label,split")
     for i, row in enumerate(rows[1:]):
-        row.append("train" if i < 12 else "val" if i < 16 else "test")
+        row.append("Training" if i < 12 else "validation" if i < 16 else "test")
     rows[4:4] = [[], ["", "", ""]]  # blank lines are no images
     path = listed(
         tmp_path, [[rows[0][1], rows[0][2], rows[0][0]], *(r[1:] + r[:1] for r in rows[1:])]
@@ -589,6 +647,25 @@ def test_a_file_outside_the_folder_keeps_its_whole_path(tmp_path):
     found = Manifest(str(listed(below, lines))).dataset(training=True)
     every = {name for split in names(found).values() for name in split}
     assert {str(outside), str(tmp_path / "img" / "03.jpg")} <= every
+
+
+def test_paths_without_a_suffix_are_the_files_that_have_one(tmp_path):
+    rows = pool(tmp_path)
+    short = [rows[0], *([path.removesuffix(".jpg"), label] for path, label in rows[1:])]
+    (tmp_path / "img" / "19.jpg").rename(tmp_path / "img" / "19")  # which is as it is written
+    (tmp_path / "img" / "18.jpg").rename(tmp_path / "img" / "18.JPG")
+    spec = Manifest(str(listed(tmp_path, short)))
+    line = "paths without a suffix are those of the files that have one: 19, such as 'img/00.jpg'"
+    found = spec.dataset(training=True)
+    assert found.remarks.count(line) == 1
+    every = {name for split in names(found).values() for name in split}
+    assert every == {*(f"img/{i:02d}.jpg" for i in range(18)), "img/18.JPG", "img/19"}
+    assert line in spec.labelled(True).remarks
+    shutil.copy(tmp_path / "img" / "03.jpg", tmp_path / "img" / "03.png")
+    error = refuse(spec, ":5: there is no file '.*img/03'", number=317)
+    assert error.fix == "write the suffix too: there are 03.jpg and 03.png"
+    short[4][0] = "img/03.png"
+    assert line.replace("19", "18") in Manifest(str(listed(tmp_path, short))).dataset(True).remarks
 
 
 CLASSES = ("a,train", "b,train", "c,train", "a,val", "b,val")

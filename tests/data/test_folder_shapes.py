@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from pictures import picture
 
 from xfer.core.errors import DataError
-from xfer.data import Folder
+from xfer.data import Folder, Manifest
 from xfer.evaluation.predict import find
 
 IMAGES = {f"{c}/{i}.jpg": "image" for c in ("cat", "dog") for i in range(4)}
@@ -188,3 +189,19 @@ def test_an_unlabelled_test_split_is_told(tmp_path: Path):
     remarks = Folder(root=str(tmp_path)).dataset(True).remarks
     assert any("without classes; give them to predict.input): 'test'" in line for line in remarks)
     assert find([str(tmp_path / "test")]).names == (str(tmp_path / "test" / "0.jpg"),)
+
+
+@pytest.mark.parametrize("below", ["", "images"])
+def test_images_beside_a_list_say_what_reads_it(tmp_path: Path, below: str) -> None:
+    root = tmp_path / "of mine"
+    (root / below).mkdir(parents=True)
+    rows = [f"{i}.png,{'ab'[i % 2]}" for i in range(8)]
+    for i in range(8):
+        picture(i).save(root / below / f"{i}.png")
+    (root / "labels.csv").write_text("\n".join(["path,label", *rows]))
+    with pytest.raises(DataError, match=r"E30[25]") as caught:
+        Folder(str(root)).dataset(True)
+    words = shlex.split(caught.value.fix.removeprefix("type ").removesuffix(" to read a list"))
+    assert words[0] == "data=csv"
+    file = words[1].removeprefix("data.file=").strip("'")
+    assert len(Manifest(file, root=str(root / below)).dataset(True).classes) == 2

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 
 import pytest
-from pictures import encoded, folders
+from pictures import encoded, folders, picture
 from PIL import Image, ImageOps
 
 from xfer.core.errors import DataError
 from xfer.data import Folder
+from xfer.data.image import to_rgb
 from xfer.data.image_hash import alike, look
 from xfer.data.scan import examine
 
@@ -77,6 +79,25 @@ def test_strangers_are_not_alike(tmp_path):
 def test_flat_pictures_have_no_look():
     assert look(Image.new("RGB", (50, 50), "white")) == ""
     assert list(alike(["", ""], ["", ""])) == []
+
+
+def test_a_picture_with_transparency_looks_as_it_is_seen(tmp_path):
+    folders(tmp_path, FULL)
+    for name, shape in (("train/cat/one", 1), ("train/dog/other", 2)):
+        drawn = Image.new("RGBA", (96, 64))  # black, and seen by its transparency alone
+        drawn.putalpha(picture(shape, (96, 64)).convert("L"))
+        drawn.save(tmp_path / f"{name}.png")
+    with Image.open(tmp_path / "train/cat/one.png") as image:
+        seen = to_rgb(image)
+    seen.save(tmp_path / HELD)
+    pale = seen.quantize(64)
+    pale.save(tmp_path / "train/cat/palette.png", transparency=bytes([0, 128] * 32))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # of Pillow, about palettes
+        found = Folder(str(tmp_path)).dataset(training=True)
+    assert found.leaks == ((HELD, "train/cat/one.png", "looks alike"),)
+    paths = [tmp_path / "train/cat/one.png", tmp_path / "train/cat/palette.png"]
+    assert all(facts.look for facts in examine(paths, tmp_path))
 
 
 def test_real_photographs_have_the_pairs_that_are_known(assets):

@@ -296,6 +296,33 @@ def test_one_image_of_a_class_is_never_held_out_and_that_is_said(tmp_path: Path)
     assert "1 images alone in their class were never held out" in (run / "run.log").read_text()
 
 
+def one_image_a_class(root: Path) -> list[str]:
+    folders(root, {f"{split}/{c}": 1 for split in ("train", "val") for c in "ab"})
+    options = ["experiment=default", f"data.root={root}", "data.leakage=ignore", "data.workers=0"]
+    return [*options, "backbone=digits_resnet", "source=digits_0_4"]
+
+
+def test_one_image_a_class_is_refused_and_the_remedies_train(tmp_path: Path) -> None:
+    options = one_image_a_class(tmp_path)
+    with pytest.raises(ConfigError, match=r"E009: .*each class has one image") as caught:
+        xfer.run(None, [*options, *QUICK])
+    first, _, second = caught.value.fix.removeprefix("type ").partition(" or ")
+    for typed in (first, second.partition(",")[0]):
+        stages = "stages=[fit,evaluate,report]" if "exact" in typed else QUICK[0]
+        run = xfer.run(None, [*options, stages, *typed.split()]).folder
+        assert "each is alone in its class" in (run / "run.log").read_text()
+        assert facts(run)["best"]["value"] is None and facts(run)["scores"]["val"]["n"] == 2
+        assert table(run, "metrics.csv")[0]["cv_acc"] == ""
+    assert "as given; no training image was held out" in (run / "report.html").read_text()
+
+
+@pytest.mark.slow
+def test_one_image_a_class_is_fine_tuned_from_a_head_that_is_not_solved(tmp_path: Path) -> None:
+    options = [*one_image_a_class(tmp_path), *QUICK, "freeze=lp_ft", "trainer.max_epochs=2"]
+    log = (xfer.run(None, options).folder / "run.log").read_text()
+    assert "the head does not begin solved: optim.l2 is chosen by images that are held out" in log
+
+
 def test_more_features_than_their_folder_may_hold_are_trained_step_by_step(brief) -> None:
     run = xfer.run("digits_freeze", [*FEW, "features.max_gb=0.00001"]).folder
     assert facts(run)["solved"] is None

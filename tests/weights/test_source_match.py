@@ -396,5 +396,8 @@ def test_another_architecture_is_said_after_shapes_were_compared() -> None:
     with pytest.raises(WeightsError, match=r"another architecture \(0 of the network's \d+ shapes"):
         found(through(Rules(), {"a": torch.ones(3, 7)}))
     shuffled = {f"x{i}": t for i, t in enumerate(reversed(list(tensors().values())))}
-    with pytest.raises(WeightsError, match=r"under other names, in another order"):
+    with pytest.raises(WeightsError, match=r"under other names, in another order: give source"):
         found(through(Rules(), shuffled))
+    larger = shuffled | {f"y{i}": t for i, t in enumerate(shuffled.values()) if i % 2}
+    with pytest.raises(WeightsError, match=r"order, and \d+ tensors more: if .* larger network"):
+        found(through(Rules(), larger))

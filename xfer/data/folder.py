@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, ClassVar
 
 from annotated_types import MinLen
 
+from xfer.config.verbs import override, quoted
 from xfer.core.download import fetch_zip
 from xfer.core.errors import DataError, LabelledDataError, printable
 from xfer.core.files import read_json
@@ -41,9 +42,11 @@ class Folder(Loading):
     """``root/train/<class>/``, ``root/val/<class>/`` and optionally ``root/test/<class>/``.
 
     Without ``val/`` it is split off ``train/``; class folders directly below ``root`` are split
-    too. A ``test/`` of images without classes is left out with a remark, and a class has one name
-    in whatever form of Unicode it is written. Folders inside a class folder are walked, linked
-    ones as well; hidden files, files without an image's suffix and linked folders that lead back
+    too. Beside a folder to train on, ``validation/``, ``Testing/`` and what else people call a
+    split are read under their own names, with a remark. A ``test/`` of images without classes is
+    left out with a remark, and a class has one name in whatever form of Unicode it is written.
+    Folders inside a class folder are walked, linked ones as well, with a remark where a class has
+    nothing else; hidden files, files without an image's suffix and linked folders that lead back
     are left out with a remark.
 
     With ``task=multilabel`` an image has the label of every folder on its way from the root, or
@@ -62,11 +65,14 @@ class Folder(Loading):
         tree = Tree(root)
         _refuse_one_split(root)
         splits = _splits(tree)
+        read = dict(splits)
         if not training and set(shares(self, splits)) == {"train"}:
-            splits = [split for split in splits if split != "train"]  # nothing is held out of it
-        rows = ImageRows.of(row for split in splits for row in _rows(tree, split))
+            read.pop("train", None)  # nothing is held out of it
+        rows = ImageRows.of(row for split in read for row in _rows(tree, split, read[split]))
         rows = by_folder(rows, root) if self.group else rows
-        return of_files(divide(rows, self, root, training), root, self, tree.remarks())
+        nested = [] if self.group else _nested(root, splits.values())
+        remarks = [*_called(splits), *nested, *tree.remarks()]
+        return of_files(divide(rows, self, root, training), root, self, remarks)
 
     def labelled(self, training: bool, known: tuple[str, ...] = ()) -> Dataset:
         """The same where each folder on the way to an image is one of its labels. See
@@ -129,8 +135,9 @@ def listed(root: Path) -> tuple[list[ImageRow], list[str]]:
     was left out. Raises DataError as :meth:`Folder.dataset`."""
     tree = Tree(root)
     _refuse_one_split(root)
-    rows = [row for split in _splits(tree) for row in _rows(tree, split)]
-    return rows, tree.remarks()
+    splits = _splits(tree)
+    rows = [row for split, folder in splits.items() for row in _rows(tree, split, folder)]
+    return rows, [*_called(splits), *tree.remarks()]
 
 
 def listed_labels(root: Path, alone: bool = False) -> tuple[_Labelled, list[str]]:
@@ -144,30 +151,32 @@ def listed_labels(root: Path, alone: bool = False) -> tuple[_Labelled, list[str]
     tree = Tree(root)
     _refuse_one_split(root)
     splits = _splits(tree, nested=True)
-    tree = Tree(root) if splits == [""] else tree  # nothing lies outside of the folders then
-    names = {split: tree.images(split) for split in splits}
-    for split in splits:
-        _check_folders(tree, split, names[split])
+    flat = "" in splits
+    tree = Tree(root) if flat else tree  # nothing lies outside of the folders then
+    names = {split: tree.images(folder) for split, folder in splits.items()}
+    for split, folder in splits.items():
+        _check_folders(tree, folder, names[split])
     ways = {way for some in names.values() for way in map(_way_to, some)}
     tops = {way.partition("/")[0] for way in ways}
-    if splits == [""] and not alone and len(tops) == 1:
+    if flat and not alone and len(tops) == 1:
         _refuse_lone(tree, min(tops))
-    labels = {way: _labels_of(root, way, splits) for way in sorted(ways)}
+    labels = {way: _labels_of(root, way, flat) for way in sorted(ways)}
     rows = [
         (ImageRow(name, "", split), Labelled(str(root / name), "", "", labels[_way_to(name)]))
         for split in splits
         for name in names[split]
     ]
-    return rows, [*tree.remarks(), *_label_lines(labels.values())]
+    return rows, [*_called(splits), *tree.remarks(), *_label_lines(labels.values())]
 
 
 def _way_to(name: str) -> str:
     return name.rpartition("/")[0]
 
 
-def _labels_of(root: Path, way: str, splits: Sequence[str]) -> tuple[str, ...]:
-    """The labels of the images in the folder ``way``, from the outermost on."""
-    folders = way.split("/")[splits != [""] :] if way else []
+def _labels_of(root: Path, way: str, flat: bool) -> tuple[str, ...]:
+    """The labels of the images in the folder ``way``, from the outermost on, which is that of a
+    split unless they lie ``flat``."""
+    folders = way.split("/")[not flat :] if way else []
     names = tuple(class_name(folder) for folder in folders)
     for name in names:
         if not name.strip() or name.startswith("?") or "\x1f" in name:
@@ -210,35 +219,79 @@ def _check_folders(tree: Tree, top: str, names: Sequence[str]) -> None:
                 raise _no_images(tree, folder)
 
 
-def _splits(tree: Tree, nested: bool = False) -> list[str]:
-    """The split folders below the root; one empty name when the class folders, which may be
-    ``nested``, are there."""
+def _splits(tree: Tree, nested: bool = False) -> dict[str, str]:
+    """The folders of the splits below the root, by split; one empty name when the class folders,
+    which may be ``nested``, are there."""
     root, top = tree.root, tree.folders("")
-    splits = [split for split in SPLITS if split in top]
-    if len(splits) < len(top) and not any(map(tree.has_folders, splits)):
-        splits = []  # classes that happen to be called train or test
-    for name in sorted(set(top) - set(splits)):
+    splits = _named_splits(tree, top)
+    if len(splits) < len(top) and not any(map(tree.has_folders, splits.values())):
+        splits = {}  # classes that happen to be called train or test
+    for name in sorted(set(top) - set(splits.values())):
         _refuse_misnamed(tree, name, bool(splits))
         if splits:
             tree.leave_out(name, "beside the splits")
     if not splits and len(top) == 1 and not nested:
         _refuse_lone(tree, top[0])
     ahead = Tree(root)  # a look ahead: what this one leaves out gives no remark
-    flat = len(splits) > 1 and "test" in splits and not ahead.folders("test")
-    if flat and Tree(root).images("test"):
-        splits.remove("test")
-        tree.leave_out("test", "images without classes; give them to predict.input")
-    for split in splits or [""]:
-        for label in ahead.folders(split):
-            _refuse_data_set(ahead, f"{split}/{label}" if split else label)
-    return splits or [""]
+    test = splits.get("test", "")
+    if len(splits) > 1 and test and not ahead.folders(test) and Tree(root).images(test):
+        del splits["test"]
+        tree.leave_out(test, "images without classes; give them to predict.input")
+    for folder in splits.values() or [""]:
+        for label in ahead.folders(folder):
+            _refuse_data_set(ahead, f"{folder}/{label}" if folder else label)
+    return splits or {"": ""}
+
+
+def _named_splits(tree: Tree, top: Sequence[str]) -> dict[str, str]:
+    """Which of the folders ``top`` are called as a split, by split: ``train``, ``val`` and ``test``
+    as they are, and beside a folder to train on what else people call them. Raises DataError for
+    two of one split."""
+    splits = {split: split for split in SPLITS if split in top}
+    others = [name for name in top if name not in SPLITS and name.lower() in SYNONYMS]
+    if "train" not in {SYNONYMS[name.lower()] for name in (*splits, *others)}:
+        return splits  # a class may be called valid
+    for name in filter(tree.has_folders, others):
+        if (split := SYNONYMS[name.lower()]) in splits:
+            what = f"is called as the split '{split}', and so is '{splits[split]}' beside it"
+            fix = "put the images of both into one of the two, or move one away"
+            raise DataError(tree.root / name, what, fix, 3)
+        splits[split] = name
+    return {split: splits[split] for split in SPLITS if split in splits}
+
+
+def _called(splits: Mapping[str, str]) -> list[str]:
+    """Which split each folder of another name is."""
+    return [
+        printable(f"the folder '{folder}' is the split {split}")
+        for split, folder in splits.items()
+        if folder != split
+    ]
+
+
+def _nested(root: Path, splits: Iterable[str]) -> list[str]:
+    """A line on class folders that hold folders alone, which may be the classes."""
+    tree = Tree(root)
+    classes = [f"{top}/{label}" if top else label for top in splits for label in tree.folders(top)]
+    inner = {name: some for name in classes if len(some := tree.folders_alone(name)) > 1}
+    if not inner:
+        return []
+    (first, *_), *_ = inner.values()
+    count = sum(map(len, inner.values()))
+    deeper = f"type data.root={root / next(iter(inner))}"
+    fix = deeper if len(inner) == 1 else "call the folders above them train, val and test"
+    what = f"folders below a class folder are no classes of their own: {count}, such as '{first}'"
+    return [printable(f"{what}; if they are, {fix}")]
 
 
 def _refuse_lone(tree: Tree, name: str) -> None:
-    """Raise DataError where the one folder that there is holds folders."""
+    """Raise DataError where the one folder that there is holds folders, or has a list beside it."""
     if name and tree.has_folders(name):
         what = f"holds one folder, '{name}', and that holds folders"
         raise DataError(tree.root, what, f"did you mean data.root={tree.root / name}?", 5)
+    if name and (fix := _other_option(tree.root)):
+        what = f"there is one class ('{name}'); at least two are needed"
+        raise DataError(tree.root, what, fix, 5)
 
 
 def _refuse_misnamed(tree: Tree, name: str, beside: bool) -> None:
@@ -271,16 +324,18 @@ def _refuse_data_set(tree: Tree, below: str) -> None:
 
 
 def _other_option(folder: Path) -> str:
-    """What reads a folder that has no images but tar files or tables; empty for neither."""
+    """What reads a folder of tar files or tables, or one with a list; empty for none of them."""
     kinds = {"tar": "shards", "parquet": "parquet", "arrow": "hf", "npy": "arrays"}
     for suffix, option in kinds.items():
         if any(folder.glob(f"*.{suffix}")):
             return f"type data={option} to read its {suffix} files"
+    if lists := sorted(folder.glob("*.csv")):
+        return f"type data=csv {quoted(override('data.file', str(lists[0])))} to read a list"
     return ""
 
 
-def _rows(tree: Tree, split: str) -> Iterator[ImageRow]:
-    labels, folder = tree.folders(split), tree.root / split
+def _rows(tree: Tree, split: str, top: str) -> Iterator[ImageRow]:
+    labels, folder = tree.folders(top), tree.root / top
     if not labels:
         what = "; ".join(["holds no class folders", *tree.remarks()])
         examples = f"{folder / 'cats'} and {folder / 'dogs'}"
@@ -288,7 +343,7 @@ def _rows(tree: Tree, split: str) -> Iterator[ImageRow]:
         fix = _other_option(folder) or fix
         raise DataError(folder, what, fix, 2)
     for label in labels:
-        below = f"{split}/{label}" if split else label
+        below = f"{top}/{label}" if top else label
         names = tree.images(below)
         if not names:
             raise _no_images(tree, below)

@@ -6,18 +6,20 @@ import csv
 import difflib
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from io import TextIOWrapper
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Annotated, ClassVar, Literal
 
 from annotated_types import MaxLen, MinLen
 
-from xfer.core.errors import DataError, LabelsError, closest
+from xfer.core.errors import DataError, LabelsError, closest, printable
 from xfer.core.files import open_to_read
 from xfer.core.types import Dataset
 from xfer.data.dataset import of_files
+from xfer.data.folder import SYNONYMS
+from xfer.data.image import SUFFIXES
 from xfer.data.multilabel_rows import HARD, Labelled, as_group, in_cell, in_columns, in_json
 from xfer.data.multilabel_split import ImageSource, labelled_dataset
 from xfer.data.options import SPLITS, ImageRow, Loading, place
@@ -30,6 +32,7 @@ _OF_A_LABEL = (351, 386, 387)  # the errors that name one which cannot be learne
 _KEYS = ("path", "label", "split")
 _DECIDED = (*_KEYS, "suggested", "decision")
 _DECISIONS = ("accept", "relabel", "drop")
+_ENDINGS = sorted({*SUFFIXES, *(suffix.upper() for suffix in SUFFIXES)})
 # What other tools call the columns, by what they are here.
 _ALIASES = {
     "path": ("file", "filename", "file_name", "filepath", "image", "image_path", "img", "url"),
@@ -43,11 +46,12 @@ class Manifest(Loading):
     """A CSV file in UTF-8 with a header; its ``columns`` are those of the image's path, of its
     class and, if there is one, of its split. ``separator`` is what is between them.
 
-    Paths are absolute or relative to ``root``, by default the CSV file's folder; a split is train,
-    val or test. Without ``columns`` the header is ``path,label`` or ``path,label,split``; with
-    them, others are left out. ``group`` is the name of one column more. A header with ``decision``
-    is that of an ``audit.csv``: a row is accepted as it is, relabelled with its ``suggested``
-    class, or dropped; a remark counts them.
+    Paths are absolute or relative to ``root``, by default the CSV file's folder; one of no file is
+    that of the only file of its name with an image's suffix. A split is train, val or test, or what
+    else people call it. Without ``columns`` the header is ``path,label`` or ``path,label,split``;
+    with them, others are left out. ``group`` is the name of one column more. A header with
+    ``decision`` is that of an ``audit.csv``: a row is accepted as it is, relabelled with its
+    ``suggested`` class, or dropped; a remark counts them.
     """
 
     groups: ClassVar[str] = "COLUMN"
@@ -77,8 +81,10 @@ class Manifest(Loading):
         root = place(self.root) if self.root else path.parent
         images, columns = label_list(path, self)
         listed = [(located(image, root, bool(self.root)), image) for image in images]
+        remarks = _suffix_lines((image.path, row.name) for row, image in listed)
+        source = ImageSource(path, root, columns, remarks)
         try:
-            return labelled_dataset(listed, self, ImageSource(path, root, columns), training, known)
+            return labelled_dataset(listed, self, source, training, known)
         except DataError as error:
             # With a sign of one's own between labels, the columns have commas.
             commas = self.separator == "comma" or self.separator not in _SIGNS
@@ -109,7 +115,7 @@ def _rows(path: Path, root: Path, how: Manifest) -> tuple[list[ImageRow], list[s
     keys = _keys(path, header, how)
     grouped = header.index(how.group) if how.group else None
     seen: dict[str, int] = {}
-    rows, decided = [], Counter[str]()
+    rows, decided, given = [], Counter[str](), list[str]()
     for line, cells in lines:
         where = f"{path}:{line}"
         facts = _facts(where, keys, cells)
@@ -125,11 +131,14 @@ def _rows(path: Path, root: Path, how: Manifest) -> tuple[list[ImageRow], list[s
             raise DataError(where, what, "remove one of the lines", 16)
         seen[name] = line
         decided[decision] += 1
-        rows += [row] if row else []
+        if row:
+            rows.append(row)
+            given.append(facts["path"])
     if not rows:
         raise DataError(path, "lists no image", "add a line for every image", 18)
     if "decision" not in keys:
-        return rows, unread_split(header, how.columns)
+        named = zip(given, (row.name for row in rows), strict=True)
+        return rows, [*_suffix_lines(named), *unread_split(header, how.columns)]
     counts = ", ".join(f"{decided[word]} {word}" for word in _DECISIONS)
     return rows, [f"decisions in {path.name}: {counts}"]
 
@@ -248,20 +257,37 @@ def _row(where: str, facts: dict[str, str], root: Path, asked: bool) -> ImageRow
         if not facts[name]:
             raise DataError(where, f"the {name} is empty", "fill it in or remove the line", 14)
     split = facts.get("split", "")
-    if "split" in facts and split not in SPLITS:
+    if "split" in facts and split.lower() not in SYNONYMS:
         raise DataError(where, f"unknown split '{split}'", closest(split, SPLITS), 15)
     path = Path(os.path.normpath(root / facts["path"]))
-    try:
-        is_there = path.exists()
-    except OSError:  # a name too long, a folder that may not be entered
-        is_there = False
-    if not is_there:
-        fix = "paths start at the CSV's folder; type data.root=DIR for another"
-        fix = f"paths start at {root}" if asked else fix
-        raise DataError(where, f"there is no file '{path}'", fix, 17)
+    if not _is_there(path):
+        found = [full for end in _ENDINGS if _is_there(full := path.with_name(path.name + end))]
+        if len(found) != 1:
+            fix = "paths start at the CSV's folder; type data.root=DIR for another"
+            fix = f"paths start at {root}" if asked else fix
+            if found:
+                fix = f"write the suffix too: there are {found[0].name} and {found[1].name}"
+            raise DataError(where, f"there is no file '{path}'", fix, 17)
+        path = found[0]
     # The path below the folder if it is there, else as it is, so that every file has one name.
     path = path.relative_to(root) if path.is_relative_to(root) else path
-    return ImageRow(path.as_posix(), facts["label"], split)
+    return ImageRow(path.as_posix(), facts["label"], SYNONYMS.get(split.lower(), ""))
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a name too long, a folder that may not be entered
+        return False
+
+
+def _suffix_lines(images: Iterable[tuple[str, str]]) -> list[str]:
+    """A line on images whose names have a suffix that their paths in the list lack."""
+    without = [name for path, name in images if PurePath(name).name != PurePath(path).name]
+    if not without:
+        return []
+    what = "paths without a suffix are those of the files that have one"
+    return [printable(f"{what}: {len(without)}, such as '{without[0]}'")]
 
 
 def label_list(path: Path, how: Manifest) -> tuple[list[Labelled], list[str]]:

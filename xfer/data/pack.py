@@ -141,6 +141,11 @@ def _listed(
         rows, labels = [row for row, _ in both], [labels for _, labels in both]
     else:
         rows, remarks = listed(root)
+    for row in rows:
+        if row.split and not row.name.startswith(f"{row.split}/"):
+            folder = root / row.name.partition("/")[0]
+            what = f"has the images of {row.split}, and in shards they are called after their split"
+            raise DataError(folder, what, f"rename the folder to {root / row.split}", 84)
     return Listing(rows, {row.name: root / row.name for row in rows}, remarks), labels
 
 

@@ -213,6 +213,8 @@ def _look(data: bytes, reach: Extent | None, shape: Shape | None) -> str:
                 # From its darkest to its brightest: no two dark pictures are alike for being dark.
                 over = (reach.low, max(reach.high, reach.low + 1))
                 return look(rgb_of(image, data, over))
+            if image.has_transparency_data:  # what lies behind it is not seen
+                return look(rgb_of(image, data))
             image.draft("L", (34, 32))  # a JPEG is decoded at an eighth of its size
             return look(ImageOps.exif_transpose(image))
     except Exception:  # as in decode; what only a whole decoding finds, training will name

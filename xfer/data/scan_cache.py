@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     Column = npt.NDArray[Any]
 
-_VERSION = 6
+_VERSION = 7
 _FORMS = {
     "keys": ("<u8", ()),
     "digests": ("u1", (32,)),

@@ -73,6 +73,19 @@ class Tree:
         with _listing(self.root / below) as entries:
             return any(_leads_to_folder(e) and not is_hidden(e.name) for e in entries)
 
+    def folders_alone(self, below: str) -> list[str]:
+        """The folders directly in ``below``, sorted; none where an image lies beside them."""
+        found = []
+        with _listing(self.root / below) as entries:
+            for entry in entries:
+                if is_hidden(entry.name):
+                    continue
+                if _leads_to_folder(entry):
+                    found.append(_joined(below, entry))
+                elif entry.name.lower().endswith(_ENDINGS):
+                    return []
+        return sorted(found)
+
     def images(self, below: str) -> list[str]:
         """The names of all files with an image's suffix in ``below`` and its folders, sorted.
 

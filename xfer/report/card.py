@@ -111,6 +111,9 @@ def _origin(result: Plain) -> list[str]:
     if (solved := result.get("solved")) and cv:
         how = "chosen by folds inside its images" if solved["strengths"] > 1 else "as given"
         return [f"The final head is the exact solution at l2 {strength(solved['l2'])}, {how}"]
+    if solved and not solved["n"]:
+        alone = "no training image was held out, since each is alone in its class"
+        return [f"The head is the exact solution at l2 {strength(solved['l2'])}, as given; {alone}"]
     if solved:
         return [
             f"The head is the exact solution at l2 {strength(solved['l2'])}; held out in "
@@ -121,8 +124,9 @@ def _origin(result: Plain) -> list[str]:
         epochs = "1 epoch" if best.get("epoch") == 1 else f"{best.get('epoch')} epochs"
         return [f"Trained for {epochs}; no image chose the epoch"]
     if best.get("step") == 0:
-        loss = number(best.get("value"))
-        return [f"Nothing was trained: the head holds training images, loss {loss} each left out"]
+        loss = best.get("value")
+        left = "" if loss is None else f", loss {number(loss)} each left out"
+        return [f"Nothing was trained: the head holds training images{left}"]
     if best:
         return [
             f"Best epoch {number(best.get('epoch'))}, step {number(best.get('step'))}, "

@@ -118,9 +118,10 @@ def strengths(history: Sequence[Plain], best: int) -> Figure:
                 colour, mark = _LOOKS[name]
                 axes.plot(*zip(*line, strict=True), color=colour, marker=mark, ms=4, label=name)
         axes.axvline(chosen["l2"], color=GREY, lw=1, ls=(0, (3, 3)), zorder=1)
-        value = chosen.get(f"cv_{kind}", chosen.get(f"val_{kind}"))
-        axes.plot([chosen["l2"]], [value], "D", ms=9, mfc="white", mec=RATE, mew=2.2, zorder=5)
-        axes.set_title(f"chosen {strength(chosen['l2'])}: {value:.3f}", loc="right", color=RATE)
+        scores = (chosen.get(f"{split}_{kind}") for split in ("cv", "val", "train"))
+        if (value := next((score for score in scores if score is not None), None)) is not None:
+            axes.plot([chosen["l2"]], [value], "D", ms=9, mfc="white", mec=RATE, mew=2.2, zorder=5)
+            axes.set_title(f"chosen {strength(chosen['l2'])}: {value:.3f}", loc="right", color=RATE)
         if len(history) == 1:  # a given strength, of which matplotlib makes an axis without length
             axes.set_xlim(chosen["l2"] / 10, chosen["l2"] * 10)
         axes.set(title=title, xlabel="penalty l2", xscale="log")

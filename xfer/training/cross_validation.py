@@ -93,8 +93,8 @@ def refuse_blind(strengths: Sequence[float], folds: npt.NDArray[np.int64]) -> No
     """Raise CombinationError where one of several ``strengths`` is to be chosen and no image is
     held out by ``folds`` to choose it by."""
     if len(strengths) > 1 and (folds < 0).all():
-        what = "is chosen by images that are held out, and each class is in one group of a part"
-        fix = "type optim=exact optim.l2=0.1, or take fewer data.folds"
+        what = "is chosen by images that are held out, and each class has one image, or one group"
+        fix = "type head=prototype or optim=exact optim.l2=0.1, or add images"
         raise CombinationError("optim.l2", what, fix, 9)
 
 

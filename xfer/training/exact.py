@@ -5,6 +5,7 @@ A head that is trained step by step can begin with the same solution.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -292,8 +293,8 @@ def _rows(solved: Solved, val: Samples | None, specs: Specs) -> list[Plain]:
                 "step_ms": 1000 * row.seconds / max(1, row.steps),
                 **{f"val_{name}": value for name, value in scores.items()},
                 "l2": row.l2,
-                "cv_loss": row.cv_loss,
-                "cv_acc": row.cv_acc,
+                "cv_loss": _known(row.cv_loss),
+                "cv_acc": _known(row.cv_acc),
             }
         )
     return rows
@@ -311,9 +312,14 @@ def _write_held_out(plan: Plan, solved: Solved, train: Samples, path: Path) -> P
         "strengths": len(solved.solution.path),
         "folds": solved.options.folds,
         **counts,
-        "cv_loss": best.cv_loss,
-        "cv_acc": best.cv_acc,
+        "cv_loss": _known(best.cv_loss),
+        "cv_acc": _known(best.cv_acc),
     }
+
+
+def _known(value: float) -> float | None:
+    """``None`` for NaN, which a score is that no image was held out for."""
+    return None if math.isnan(value) else value
 
 
 def at_rest(plan: Plan, net: nn.Module) -> PartlyFrozen:

@@ -68,10 +68,10 @@ def fit(plan: Plan, folder: Path, lead: Lead = NOBODY) -> FitResult:
     best.parent.mkdir(exist_ok=True)
     for file in (best, checkpoints(folder) / LAST):
         write_snapshot(file, snapshot)
-    log.info(
-        f"filled with {len(features.rows['train']):,} training images: each left out in turn, "
-        f"loss {row['cv_loss']:.4f}, accuracy {row['cv_acc']:.4f}"
-    )
+    said = "none could be left out, since each is alone in its class"
+    if row["cv_loss"] is not None:
+        said = f"each left out in turn, loss {row['cv_loss']:.4f}, accuracy {row['cv_acc']:.4f}"
+    log.info(f"filled with {len(features.rows['train']):,} training images: {said}")
     return FitResult(
         best=chosen,
         checkpoint=best,
@@ -100,7 +100,9 @@ def _filled(
     answers = {split: _answers(head, rows) for split, rows in features.rows.items()}
     known = np.isfinite(held_out).all(axis=1)
     val = metrics.values(answers["val"], labels["val"], parts)
-    cv = metrics.values(held_out[known], labels["train"][known], {})
+    cv: Plain = {"loss": None, "acc": None}  # where each image is alone in its class
+    if known.any():
+        cv = dict(metrics.values(held_out[known], labels["train"][known], {}))
     seconds = time.perf_counter() - began
     row: Plain = {
         "epoch": 1,

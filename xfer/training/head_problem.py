@@ -95,6 +95,9 @@ def summary_of(facts: Plain) -> str:
     if "cv_map" in facts:
         left = f"; {facts['left_in']} images were never held out: no other has one of their labels"
     l2 = float(f"{facts['l2']:.2g}")
+    if not facts["n"]:
+        alone = "no training image was held out, since each is alone in its class"
+        return f"solved: l2 {l2:g}; {alone}"
     return (
         f"solved: l2 {l2:g} {how} {facts['folds']} folds of the training images: "
         f"loss {facts['cv_loss']:.4f}, {held_out_score(facts)} on {facts['n']} held out"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
+from xfer.core.errors import CombinationError
 from xfer.core.log import log
 from xfer.core.standardize import Standard, folded
 from xfer.data.augment import Plain as NoAugment
@@ -57,14 +58,18 @@ def _begin_solved(plan: Plan, frozen: PartlyFrozen, cached: CachedFeatures) -> N
     before = {name: tensor.clone() for name, tensor in frozen.net.state_dict().items()}
     try:
         solution = solve(plan, frozen, cached).solution
-    except NotExact as error:
+    except (NotExact, CombinationError) as error:  # or no image is held out to choose l2 by
         frozen.net.load_state_dict(before)
-        log.warning(f"the head does not begin solved: {error}")
+        why = f"{error.where} {error.what}" if isinstance(error, CombinationError) else error
+        log.warning(f"the head does not begin solved: {why}")
         return
     best = solution.path[solution.best]
     _, counts = held_out_answers(plan, solution, cached.work.splits["train"])
-    score = held_out_score({"cv_acc": best.cv_acc, **counts})
-    log.info(f"the head begins solved: cross-validated loss {best.cv_loss:.4f}, {score}")
+    said = "no training image was held out, since each is alone in its class"
+    if counts["n"]:
+        score = held_out_score({"cv_acc": best.cv_acc, **counts})
+        said = f"cross-validated loss {best.cv_loss:.4f}, {score}"
+    log.info(f"the head begins solved: {said}")
 
 
 def _moments(plan: Plan, frozen: PartlyFrozen, cached: CachedFeatures | None) -> Standard:

@@ -97,10 +97,14 @@ def _of_strangers(
             f"{shapes.total()} shapes are in the file): type backbone=timm or "
             "backbone=torchvision, and backbone.name=NAME of the one that they are of"
         )
-    return (
-        f"{shared} of the network's {shapes.total()} shapes are there under other names, in "
-        "another order: give source.rename=[{match: PATTERN, to: NAME}]"
-    )
+    there = f"{shared} of the network's {shapes.total()} shapes are there under other names"
+    rename = "give source.rename=[{match: PATTERN, to: NAME}]"
+    if 10 * (more := given.total() - shared) > given.total():
+        return (
+            f"{there}, in another order, and {more} tensors more: if these are weights of a larger "
+            f"network of its family, type backbone.name=NAME of that one, else {rename}"
+        )
+    return f"{there}, in another order: {rename}"
 
 
 def _remedy(kinds: dict[str, list[TensorRow]], rows: Sequence[TensorRow], whole: bool) -> str:
