@@ -159,7 +159,8 @@ def _called(weights: Weights) -> str:
     """The same for a model that ``weights`` are called by and fit, the head aside."""
     for library, name in index.called(weights.origin or "")[:_RELATIVES]:
         try:
-            other = Parts({"timm": Timm, "torchvision": Torchvision}[library](name), Linear(), 2)
+            spec = Timm(name) if library == "timm" else Torchvision(name)
+            other = Parts(spec, Linear(), 2)
             _match(other, on_meta(other.bare), weights)
         except XferError:
             continue
