@@ -157,7 +157,8 @@ def _pairs(
     by_split = _named(arrays)
     if not by_split:
         if {"features", "recipe"} <= arrays.keys():
-            raise DataError(root, *OF_FEATURES, 38)
+            what, fix = OF_FEATURES
+            raise DataError(root, what, fix, 38)
         there = ", ".join(list(arrays)[:8])
         what = f"has no arrays 'images' and 'labels', nor such of splits; it has {there}"
         names = [*arrays, "LABELS"]

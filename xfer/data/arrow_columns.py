@@ -94,7 +94,8 @@ def columns_of(
     names = list(asked or [name for name in usual if name in kinds or name != "split"])
     if lost := [name for name in names if name not in kinds]:
         if "features" in kinds and b"xfer" in (schema.metadata or {}):
-            raise DataError(where, *OF_FEATURES, 27)
+            what, fix = OF_FEATURES
+            raise DataError(where, what, fix, 27)
         raise DataError(where, f"has no column '{lost[0]}'", _typed(kinds, several), 27)
     if group and group not in kinds:
         others = [name for name in kinds if name not in names] or list(kinds)
