@@ -127,7 +127,7 @@ def _said(row: Plain) -> str:
 
 def _beside(values: Sequence[float]) -> list[float]:
     """The ``values``, the same ones moved apart by as much as tells them apart in a chart."""
-    step = (max(values) - min(values)) / 40 or 0.02 * values[0]
+    step = (max(values) - min(values)) / 24 or 0.02 * values[0]
     same = defaultdict(list)
     for place, value in enumerate(values):
         same[round(value, 6)].append(place)
