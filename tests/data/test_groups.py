@@ -76,6 +76,17 @@ def test_no_group_is_in_two_splits(place: tuple[Path, Rows], form: str) -> None:
     assert any(line.endswith(f"none of them in two splits: {counts}") for line in found.remarks)
 
 
+@pytest.mark.parametrize("folds", [None, 3])
+def test_groups_of_one_image_each_are_a_remark(place: tuple[Path, Rows], folds: int | None) -> None:
+    """As ``data.group=path`` makes them."""
+    root, rows = place
+    labelled.write_cells(root / "bare.csv", rows)
+    said = f"groups by path: each of the {len(rows)} images is a group by itself"
+    alone = of(root, "bare", group="path", folds=folds)
+    assert any(line.startswith(said) for line in alone.remarks)
+    assert not any("by itself" in line for line in of(root, folds=folds).remarks)
+
+
 def test_held_out_groups_are_stratified_by_the_combinations_of_labels(
     place: tuple[Path, Rows],
 ) -> None:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from pathlib import Path
 
 import labelled
 import numpy as np
 import pytest
 
+from xfer.config.hydra import compose_specs
 from xfer.core.errors import DataError, LabelsError
 from xfer.data import Manifest
+from xfer.models.head.class_match import Naming, adopt
 
 Rows = list[tuple[str, list[str]]]
 
@@ -108,6 +111,29 @@ def test_a_network_keeps_its_classes(place: tuple[Path, Rows]) -> None:
         Manifest(file=str(path)).labelled(False, ("prime", "round", "evens"))
 
 
+def test_a_class_without_a_column_is_unknown_and_the_plan_says_so(place: tuple[Path, Rows]) -> None:
+    """As with ``head=keep``; a list of labels says all that an image has, so that what no list
+    names is absent."""
+    folder, rows = place
+    path = folder / "two.csv"
+    lines = [f"{name},{int('even' in has)},{int('prime' in has)}" for name, has in rows]
+    path.write_text("\n".join(["path,prime,even", *lines]))
+    known = ("even", "prime", "round", "straight")
+    data = Manifest(file=str(path), leakage="ignore").labelled(False, known)
+    val = data.splits["val"].labels
+    assert (val[:, 2:] == -1).all() and set(np.unique(val[:, :2])) == {0, 1}
+    said = "the data does not name 2 of the network's classes ('round', 'straight'): of every image"
+    assert any(line.startswith(f"{said} that is unknown") for line in data.remarks)
+    bare = Manifest(file=str(path), leakage="ignore").labelled(False)
+    kept = adopt(bare, Naming(known), {})
+    assert (kept.splits["val"].labels == val).all() and kept.remarks[-1] in data.remarks
+    # Which images are held out is what it was when the network was trained on this file.
+    assert list(kept.splits["val"].names) == list(data.splits["val"].names)
+    assert kept.splits["val"].sha256 == data.splits["val"].sha256
+    whole = Manifest(file=str(path), leakage="ignore").labelled(False, ("even", "prime"))
+    assert not any("does not name" in line for line in whole.remarks)
+
+
 HEAD = "path,a,b,split\n"
 OK = "0000.png,1,0,train\n0001.png,0,1,train\n0002.png,1,1,val\n"
 BAD: dict[str, tuple[str, str, str]] = {
@@ -202,3 +228,24 @@ def test_labels_with_another_sign_between_them_are_taken_apart_as_the_error_says
     (tmp_path / "tabs.csv").write_text("\n".join(map("\t".join, cells)))
     with pytest.raises(DataError, match=r"E386: .*Fix: add such images"):
         read(tmp_path / "tabs.csv", separator="tab")
+
+
+@pytest.mark.parametrize("sign", [";", "/", "+", ","])
+def test_a_sign_in_most_labels_is_a_remark_and_what_it_says_reads_them(
+    tmp_path: Path, sign: str
+) -> None:
+    kinds = [["even", "round"], ["even", "prime"], ["prime"]]
+    rows = [(name, kinds[i % 3]) for i, (name, _) in enumerate(labelled.digits(tmp_path, 30))]
+    path = labelled.write_cells(tmp_path / "cells.csv", rows, sign)
+    data = read(path)
+    (said,) = (line for line in data.remarks if "which is one class" in line)
+    assert said.startswith(f"20 of 30 images have a label such as 'even{sign}round'")
+    words = shlex.split(said.partition("type ")[2])
+    how = compose_specs(["task=multilabel", "data=csv", f"data.file={path}", *words]).data
+    found = how.labelled(True)
+    assert found.classes == ("even", "prime", "round")
+    assert not any("which is one class" in line for line in found.remarks)
+    # A column each, and a list, say themselves where a label ends.
+    entries = [{"path": name, "labels": [sign.join(has)]} for name, has in rows]
+    (tmp_path / "list.json").write_text(json.dumps(entries))
+    assert not any("which is one class" in line for line in read(tmp_path / "list.json").remarks)

@@ -79,3 +79,26 @@ def test_features_that_are_constant_count_for_nothing() -> None:
     plain, found = (leave_one_out(coordinates(x), labels, 3) for x in (features, more))
     assert np.allclose(plain.effect, found.effect, rtol=0, atol=1e-12)
     assert len(coordinates(np.ones((30, 4), np.float32)).squares) == 0
+
+
+@pytest.mark.parametrize("shape", [(60, 8), (40, 200)], ids=["tall", "wide"])
+def test_every_group_left_out_equals_a_fit_without_it(shape) -> None:
+    """Groups of one image, of a few, and of more than there are directions."""
+    features, labels = drawn(*shape)
+    groups = np.random.default_rng(2).permutation([0] * 20 + [1] * 3 + [*range(2, shape[0] - 21)])
+    found = leave_one_out(coordinates(features), labels, 3, groups=groups)
+    alone = leave_one_out(coordinates(features), labels, 3, [found.penalty / len(labels)])
+    z = features.astype(np.float64)
+    z = (z - z.mean(axis=0)) / z.std(axis=0)
+    errors = dict.fromkeys(module.PENALTIES, 0.0)
+    for group in np.unique(groups):
+        held, left = groups == group, groups != group
+        for penalty in errors:
+            fit = Ridge(alpha=len(z) * penalty, solver="cholesky")
+            said = fit.fit(z[left], np.eye(3)[labels[left]]).predict(z[held])
+            errors[penalty] += ((said - np.eye(3)[labels[held]]) ** 2).sum()
+            if len(z) * penalty == found.penalty:
+                assert np.abs(found.held_out(labels)[held] - said).max() < 1e-9
+    assert found.penalty == len(z) * min(errors, key=lambda penalty: errors[penalty])
+    assert (found.apart == alone.apart).all() and (found.effect == alone.effect).all()
+    assert (alone.unseen == alone.apart).all()

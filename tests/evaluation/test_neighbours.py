@@ -51,6 +51,26 @@ def test_copies_are_pairs_and_strangers_are_not() -> None:
     assert pairs(near(unlike(200)), least) == []
 
 
+@pytest.mark.parametrize("tile", [16, 2048])
+def test_images_of_a_group_are_neighbours_of_others_alone(monkeypatch, tile: int) -> None:
+    """Copies within a group are no pair, a copy in another one is; and a group unlike all others
+    hides none of its images."""
+    monkeypatch.setattr(neighbours, "TILE", tile)
+    features, groups = unlike(200), np.arange(200)
+    noise = np.random.default_rng(1).normal(size=(24, 60)).astype(np.float32)
+    features[100:120], groups[100:120] = features[:20] + 0.2 * noise[:20], groups[:20]
+    features[150] = features[3] + 0.2 * noise[20]
+    features[160:168], groups[160:168] = 8 * features[160] + 0.1 * noise[:8], 160
+    vectors, lengths = directions(coordinates(features))
+    found = nearest(vectors, lengths, 8, groups)
+    assert (groups[found.which] != groups[:, None]).all()
+    assert {(i, j) for i, j, _ in pairs(found, alike_from(found))} == {(3, 150), (103, 150)}
+    assert {*range(160, 168)} <= {*outliers(found).tolist()}
+    assert not {*range(160, 168)} <= {*outliers(nearest(vectors, lengths, 8)).tolist()}
+    one = nearest(vectors, lengths, 8, np.zeros(200, np.int64))
+    assert (one.which == nearest(vectors, lengths, 8).which).all()
+
+
 def test_classes_that_are_tight_are_no_near_duplicates() -> None:
     """As of features that were trained on such images: all of a class are much alike."""
     draw = np.random.default_rng(0)

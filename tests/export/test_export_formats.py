@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from test_export import CLASSES, SPEC, TOLERANCE, Branch, logits, names, pictures, softmax, tiny
 from torch import nn
 
+from xfer.config.hydra import compose_specs
 from xfer.core.errors import ExportError
 from xfer.core.files import file_sha256
 from xfer.core.types import Card
@@ -25,8 +27,6 @@ Images = np.ndarray[Any, np.dtype[np.float32]]
 @pytest.fixture(scope="module")
 def small(assets: Path) -> Images:
     """Six dogs, six wolves, at 64 x 64 pixels."""
-    from dataclasses import replace
-
     return pictures(assets, slice(6), replace(SPEC, size=(64, 64), resize=72))
 
 
@@ -130,14 +130,29 @@ class Ruined(Int8):
         return lambda images: run(images)[:, ::-1]
 
 
-def test_int8_that_costs_too_much_is_refused(small: Images, tmp_path: Path) -> None:
+@pytest.mark.parametrize("several", [False, True])
+def test_int8_that_costs_too_much_is_refused_with_the_limit_that_admits_it(
+    small: Images, tmp_path: Path, several: bool
+) -> None:
     net, card = tiny()
     labels = logits(net, small).argmax(1)
+    labels[0] = 1 - labels[0]
+    if several:
+        task = {"kind": "multilabel", "thresholds": [0.5, 0.5], "chosen_on": "given"}
+        card, labels = replace(card, task=task), np.eye(2, dtype=int)[labels]
     evidence = Evidence(calibration=small, val=split(small, labels), max_drop=0.5)
     with pytest.raises(ExportError, match=r"E995: .*int8 loses .* only 0\.5 is allowed") as caught:
         export(net, small, [Ruined()], card, tmp_path, TOLERANCE, evidence)
     assert caught.value.exit == 10
     assert "model_int8.onnx" not in names(tmp_path)
+    typed = caught.value.fix.removeprefix("type ").partition(",")[0]
+    limit = compose_specs([typed]).export.gate.max_drop
+    assert several or limit == 0.8334  # 11 of 12 right by the network, 1 by the file
+    evidence = replace(evidence, max_drop=limit)
+    export(net, small, [Ruined()], card, tmp_path, TOLERANCE, evidence)
+    evidence = replace(evidence, max_drop=limit - 1e-4)
+    with pytest.raises(ExportError, match="E995"):
+        export(net, small, [Ruined()], card, tmp_path, TOLERANCE, evidence)
 
 
 def test_int8_needs_training_images_and_a_labelled_split(small: Images, tmp_path: Path) -> None:

@@ -68,7 +68,7 @@ def audited(count: int = 60) -> Audited:
         influential=dict(zip(strongest, left_out.changed(strongest), strict=True)),
         left_out=left_out,
         vectors=directions(at)[0],
-        facts={"near_duplicate": {"cosine": 0.85}},
+        facts={"near_duplicate": {"cosine": 0.85}, "groups": None},
         features={},
         device="cpu",
         seconds=(1.0, 0.1),

@@ -32,6 +32,7 @@ from xfer.plan.make import make_plan
 from xfer.plan.resume import fingerprint
 from xfer.sweep.choose import Choice, refuse_choice
 from xfer.sweep.choosing.candidates import Candidate, Weighted
+from xfer.sweep.choosing.choice_page import summary
 from xfer.sweep.choosing.clock import TimeIsOver, TimeLimit
 from xfer.sweep.choosing.halving import (
     Halving,
@@ -44,7 +45,7 @@ from xfer.sweep.choosing.halving import (
 )
 from xfer.sweep.choosing.learners import FilledLearner, SolvedLearner, Steps, TrainedLearner
 from xfer.sweep.choosing.pricing import Contender, Price, Scales, _step, admitted, planned
-from xfer.sweep.choosing.run_choice import experiment_of, last_lines, summary
+from xfer.sweep.choosing.run_choice import experiment_of, last_lines
 from xfer.training import logistic
 from xfer.training.loss import CrossEntropy
 from xfer.training.optim import AdamW
@@ -119,6 +120,18 @@ def test_half_of_the_candidates_go_after_every_round_and_the_last_two_stay() -> 
     # The images to be answered are shown in the last round alone, and to those that are in it.
     assert [len(test) for test in candidates[1].tested] == [0, 0, 100]
     assert halved.answers.shape == (100, 2)
+
+
+def test_the_interval_of_a_candidate_is_that_of_its_folds() -> None:
+    (guess,), labels = guesses(60, 0.8)
+    shown = []
+    learn = guess.learn
+    guess.learn = lambda rows, folds, test: shown.append(folds) or learn(rows, folds, test)
+    winner = halve([guess], labels, np.arange(60), NONE, Halving(rungs=1)).winner
+    (folds,) = shown
+    scores = [winner.right[folds == k].mean() for k in range(5)]
+    assert winner.ci95 == interval(winner.acc, scores, 60, 5)
+    assert winner.ci95[0] < winner.acc < winner.ci95[1]
 
 
 def test_loss_and_accuracy_each_decide_where_they_are_asked_to() -> None:
@@ -477,8 +490,14 @@ def test_what_the_choice_is_worth_is_printed_with_its_optimism(chosen: tuple[Pat
     assert f"worth {worthy['acc']:.4f} on images that chose nothing" in output
     assert f"optimism of choosing: {100 * worthy['optimism']:+.1f} points" in output
     assert "everything was tried, so it ends earlier" in output
-    page = next(folder.glob("outputs/choose/*/choose.md")).read_text()
-    assert page.count("| squeezenet1_0 ") == 4 and "optimism of choosing" in page
+    page = next(folder.glob("outputs/choose/*/choose.html"))
+    assert f"\npage: {page.relative_to(folder)}\n" in output
+    text = page.with_suffix(".md").read_text()
+    assert text.count("| squeezenet1_0 ") == 4 and "optimism of choosing" in text
+    links = re.findall(r'href="([^"]+)"', page.read_text())
+    assert [(page.parent / link).resolve() for link in links] == [
+        (folder / outcome(folder)["model"] / "report.html").resolve()
+    ]
     status = json.loads(next(folder.glob("outputs/choose/*/status.json")).read_text())
     assert status["state"] == "finished" and "choose.json" in status["files"]
 

@@ -137,6 +137,30 @@ def test_parquet_holds_the_same(tmp_path: Path) -> None:
     assert (tmp_path / "one.parquet").read_bytes() == (tmp_path / "two.parquet").read_bytes()
 
 
+@pytest.mark.parametrize("form", ["npz", "parquet"])
+@pytest.mark.parametrize("several", [False, True])
+def test_features_given_as_images_are_called_that_and_the_remedy_works(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str, several: bool
+) -> None:
+    if form == "parquet":
+        pytest.importorskip("pyarrow")
+    labels = np.eye(2, dtype=np.int64)[[0, 1, 1]] if several else np.array([0, 1, 1])
+    rows = np.arange(9, dtype=np.float32).reshape(3, 3)
+    made = Embeddings(rows, ("p", "q", "r"), labels, ("",) * 3, ("a", "b"), {"width": 3})
+    made.write(tmp_path / f"embeddings.{form}")
+    option = {"npz": "arrays", "parquet": "parquet"}[form]
+    task = ["task=multilabel"] if several else []
+    typed = [*RANDOM[:2], *task, f"data={option}", f"data.root={tmp_path}/embeddings.{form}"]
+    with pytest.raises(
+        DataError, match=r"E3(27|38): .*holds features that stages=\[embed\]"
+    ) as told:
+        make_plan(compose_specs(typed))
+    assert told.value.fix.startswith("type data.root=IMAGES, the folder")
+    monkeypatch.chdir(place)
+    remedy = told.value.fix.split()[1].rstrip(",").replace("IMAGES", "images")
+    assert make_plan(compose_specs([*RANDOM, remedy, "data.on_bad=skip"])).split("train")
+
+
 BASE = ["stages=[embed]", *RANDOM, "predict.input=images"]
 
 

@@ -19,6 +19,7 @@ from xfer.plan.table import brief, table
 
 NETWORK = ["backbone=digits_resnet", "source=digits_0_4", "augment=none", "data.workers=0"]
 WRONG = {"train/5/0003.png": "6", "train/6/0004.png": "8", "train/8/0005.png": "5"}
+PUT = {f"train/{put}/x{Path(name).name}" for name, put in WRONG.items()}
 
 
 def digits(root: Path) -> Path:
@@ -163,6 +164,41 @@ def test_what_was_decided_is_trained_on(
     assert plan["splits"]["val"]["per_class"] == {"5": 10, "6": 10, "8": 10}
     assert any("3 relabel, 2 drop" in remark for remark in plan["remarks"])
     assert facts(folder, "result.json")["scores"]["val"]["n"] == 30
+
+
+def test_images_of_one_group_are_no_near_duplicates_and_do_not_judge_each_other(
+    audited: Path, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A whole group in the wrong class, of copies of one digit: among themselves they are right."""
+    monkeypatch.chdir(tmp_path)
+    table = [row for row in rows(audited / "audit.csv") if row["path"] not in PUT]
+    film = Image.open(place / "digits" / "train/5/0020.png")
+    shots = []
+    for i in range(4):
+        film.rotate(i, fillcolor=(0, 0, 0)).save(place / f"shot{i}.png")
+        shots.append({"path": str(place / f"shot{i}.png"), "label": "8", "split": "train"})
+    names = [*table, *shots]
+    with (tmp_path / "films.csv").open("w", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["path", "label", "split", "film"])
+        for i, row in enumerate(names):
+            film = "one" if row in shots else str(i)
+            writer.writerow([row["path"], row["label"], row["split"], film])
+    typed = ["data=csv", "data.file=films.csv", f"data.root={place / 'digits'}", *NETWORK]
+    found, grouped = (
+        facts(xfer.run(None, [*typed, *more, "stages=[audit]"]).folder)
+        for more in (["data.columns=[path,label,split]"], ["data.group=film"])
+    )
+    ours = {row["path"] for row in shots}
+
+    def within(said) -> list[object]:
+        return [r for r in said["duplicates"] if {r["path"], r["other"]} <= ours]
+
+    assert within(found) and within(grouped) == []
+    assert {r["path"] for r in grouped["duplicates"]} & {"train/5/0010.png", "val/5/copy.jpg"}
+    assert found["groups"] is None and grouped["groups"] == len(table) + 1
+    wrong = [{r["path"]: r["p_wrong"] for r in said["labels"]} for said in (found, grouped)]
+    assert ours <= wrong[1].keys() and not ours <= wrong[0].keys()
 
 
 @pytest.mark.parametrize(

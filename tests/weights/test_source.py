@@ -81,8 +81,31 @@ def test_weights_of_another_architecture_are_told_with_examples_of_both_sides() 
         from_weights(Parts(SMALL, Linear(), 2), Weights("file", other, "a.pt"))
     text = str(told.value)
     assert "missing (conv1.weight" in text and "unexpected (features.0.weight" in text
-    assert "type backbone=timm or backbone=torchvision, and backbone.name=" in text
+    assert "type backbone=LIBRARY backbone.name=NAME of the one that they are of" in text
     assert "another architecture" in text and told.value.exit == 4 and "\n" not in text
+
+
+@pytest.mark.parametrize(
+    ("library", "name", "file"),
+    [
+        ("torchvision", "squeezenet1_0", "/weights/SqueezeNet1_0-b66bff10.pth"),
+        ("timm", "resnet18.a1_in1k", "resnet50/resnet18.a1_in1k.pth"),
+    ],
+)
+def test_weights_called_by_their_architecture_are_read_with_what_the_error_says(
+    library: str, name: str, file: str
+) -> None:
+    spec = {"torchvision": Torchvision, "timm": Timm}[library]
+    weights = Weights("file", dict(spec(name).build().module.state_dict()), file)
+    with pytest.raises(WeightsError, match=r"E430: .*tensors of another one") as told:
+        check(Parts(SMALL, Linear(), 2), weights)
+    typed = told.value.fix.partition("type ")[2].split()
+    assert typed == [f"backbone={library}", f"backbone.name={name}"]
+    backbone = compose_specs(["data=digits", *typed]).backbone
+    assert check(Parts(backbone, Linear(), 2), weights).coverage == 1
+    # What a file is called by alone says nothing of its tensors.
+    with pytest.raises(WeightsError, match="type backbone=LIBRARY"):
+        check(Parts(SMALL, Linear(), 2), Weights("file", {"a": torch.ones(3, 7)}, file))
 
 
 @pytest.mark.parametrize("kind", ["missing", "unexpected", "shape"])

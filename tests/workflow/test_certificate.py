@@ -6,6 +6,7 @@ import csv
 import json
 import logging
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,13 +21,14 @@ from sklearn.datasets import load_digits
 import xfer
 from xfer.config.hydra import compose_specs
 from xfer.core.certificate import MOST_BYTES
-from xfer.core.errors import CombinationError, ExportError, Problems
+from xfer.core.errors import ColumnError, CombinationError, ExportError, Problems
 from xfer.core.torch_file import load_tensors, save_tensors
 from xfer.core.types import Predictions
 from xfer.data.preprocess import prepare
 from xfer.export.certificate_parity import CertifiedFile, pledge
 from xfer.plan.make import make_plan
 from xfer.plan.table import brief
+from xfer.plan.table import table as table_of
 from xfer.training.certificate_fit import HeldOut, certify, in_words
 from xfer.weights.formats.checkpoint_format import read_snapshot
 
@@ -154,7 +156,7 @@ def test_everything_of_a_run_says_what_was_promised(solved: Path) -> None:
     assert said["checked_on"] == "val" and said["fitted_on"] == "cv" and said["n"] == 717
     assert sum(said["set_sizes"].values()) == 179
     planned = {"coverage": 0.9, "by_class": False, "fitted_on": "cv", "n": 717}
-    assert facts(solved, "plan.json")["certificate"] == planned
+    assert facts(solved, "plan.json")["certificate"] == planned | {"layers": LAYERS}
     for name in ("report.html", "report.md"):
         text = (solved / name).read_text().replace("&nbsp;", " ")
         assert "to have the true class of 90 % of images" in text
@@ -323,9 +325,41 @@ def test_views_have_no_certificate_and_say_so(
 
 
 def refused(*typed: str) -> str:
-    with pytest.raises((CombinationError, Problems)) as raised:
+    with pytest.raises((CombinationError, ColumnError, Problems)) as raised:
         make_plan(compose_specs([*typed]))
     return str(raised.value)
+
+
+def test_the_plan_says_by_which_layers_what_is_unlike_is_told_and_how_to_leave_it_out(
+    solved: Path,
+) -> None:
+    """Those of the certificate that is made; what it says to type is heeded."""
+    typed = ["experiment=digits_freeze", "stages=[]"]
+    said = table_of(make_plan(compose_specs([*typed, "certificate.coverage=0.9"])))
+    line = next(line for line in said.splitlines() if "p_unlike" in line)
+    assert line.strip().startswith(f"p_unlike by what enters {', '.join(LAYERS)}: ")
+    assert "earlier stages tell apart" in line
+    remedy = re.search(r"(certificate\.coverage=\S+) leaves it out", line)
+    assert remedy and "p_unlike" not in table_of(make_plan(compose_specs([*typed, remedy[1]])))
+    known = ["data=digits", f"checkpoint.path={solved}", "stages=[evaluate]"]
+    assert f"enters {', '.join(LAYERS)}: " in table_of(make_plan(compose_specs(known)))
+    filled = compose_specs([*typed, "certificate.coverage=0.9", "head=knn"])
+    assert "no p_unlike: the head has no layer" in table_of(make_plan(filled))
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_a_class_called_unlike_has_no_certificate_and_the_remedy_works(
+    tmp_path: Path, several: bool
+) -> None:
+    root = folder_of(tmp_path / "images", 24, 12)
+    for split in root.iterdir():
+        next(iter(sorted(split.iterdir()))).rename(split / "unlike")
+    typed = [f"data.root={root}", "backbone=digits_resnet", "source=none"]
+    typed += ["task=multilabel", "data=folder"] if several else []
+    said = refused(*typed, "certificate.coverage=0.8")
+    assert "E187: certificate.coverage: adds the column p_unlike to tables" in said
+    remedy = said.rpartition("Fix: type ")[2].partition(",")[0]
+    make_plan(compose_specs([*typed, remedy]))
 
 
 def test_what_cannot_be_certified_is_refused_and_the_remedy_works(tmp_path: Path) -> None:

@@ -5,7 +5,8 @@ XferError                 exit  1   (a bug, when raised bare)
 │   ├── CombinationError        2   further combinations, numbered E001 to E049
 │   ├── LabelsError             2   what does not go with several labels an image, E059 to E069
 │   ├── CommandError            2   a verb, such as xfer train, with words that it cannot take
-│   └── LaunchError             2   ranks that a launcher has started otherwise than asked, E096 on
+│   ├── LaunchError             2   ranks that a launcher has started otherwise than asked, E096 on
+│   └── ColumnError             2   two columns of a table with one name, E187 to E190
 ├── DataError                   3   folders, classes, files that are no images
 │   └── LabelledDataError       3   images with several labels, or in groups, E103 to E110
 ├── WeightsError                4   source weights that do not fit or cannot be had
@@ -100,6 +101,12 @@ class LaunchError(ConfigError):
     """Ranks of a run that a launcher has started in another number or version than is asked for."""
 
     exit, base = 2, 96
+
+
+class ColumnError(ConfigError):
+    """Two columns of a table that would have one name."""
+
+    exit, base, last = 2, 187, 190
 
 
 class DataError(XferError):

@@ -13,6 +13,7 @@ from annotated_types import MaxLen, MinLen
 from xfer.core.errors import DataError, LabelledDataError, closest
 from xfer.core.types import Dataset, class_name
 from xfer.data.array_file import ArrayFacts, ArrayRow, arrays_in
+from xfer.data.arrow_columns import OF_FEATURES
 from xfer.data.decode_cache import available
 from xfer.data.folder import SYNONYMS
 from xfer.data.image_table import Listing, TableRow, dataset_of, listing_of
@@ -155,6 +156,9 @@ def _pairs(
         return {"": (arrays[images], arrays[labels])}, set(how.columns)
     by_split = _named(arrays)
     if not by_split:
+        if {"features", "recipe"} <= arrays.keys():
+            what, fix = OF_FEATURES
+            raise DataError(root, what, fix, 38)
         there = ", ".join(list(arrays)[:8])
         what = f"has no arrays 'images' and 'labels', nor such of splits; it has {there}"
         names = [*arrays, "LABELS"]

@@ -22,6 +22,11 @@ _SAID = {
     "list": "lists",
 }
 _IMAGES = ("struct", "bytes", "text")
+OF_FEATURES = (
+    "holds features that stages=[embed] has written, and no images",
+    "type data.root=IMAGES, the folder or file of images that they are of",
+)
+"""What is wrong with a file of embeddings that is given as images, and what to do."""
 
 
 class _Need(NamedTuple):
@@ -88,6 +93,9 @@ def columns_of(
     usual = [_SEVERAL if several and _SEVERAL in kinds and n == "label" else n for n in _DEFAULTS]
     names = list(asked or [name for name in usual if name in kinds or name != "split"])
     if lost := [name for name in names if name not in kinds]:
+        if "features" in kinds and b"xfer" in (schema.metadata or {}):
+            what, fix = OF_FEATURES
+            raise DataError(where, what, fix, 27)
         raise DataError(where, f"has no column '{lost[0]}'", _typed(kinds, several), 27)
     if group and group not in kinds:
         others = [name for name in kinds if name not in names] or list(kinds)

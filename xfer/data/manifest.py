@@ -6,7 +6,7 @@ import csv
 import difflib
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from io import TextIOWrapper
 from pathlib import Path, PurePath
@@ -27,7 +27,7 @@ from xfer.data.split import divide, unread_split
 
 _HEADER = "let the first line be path,label or path,label,split"
 _SIGNS = {"comma": ",", "semicolon": ";", "tab": "\t", "pipe": "|"}
-_BETWEEN_LABELS = "|"
+_BETWEEN_LABELS, _IN_CELLS = "|", ";|/+,"
 _OF_A_LABEL = (351, 386, 387)  # the errors that name one which cannot be learned
 _KEYS = ("path", "label", "split")
 _DECIDED = (*_KEYS, "suggested", "decision")
@@ -63,7 +63,7 @@ class Manifest(Loading):
     columns: Annotated[tuple[str, ...], MinLen(2), MaxLen(3)] | None = None
     """the columns of the path, of the class and, if there is one, of the split, by their names
     in the header; others are left out. ``null`` is ``path,label`` or ``path,label,split``"""
-    separator: Literal["comma", "semicolon", "tab", "pipe", ";", "|", "/", "+"] = "comma"
+    separator: Literal["comma", "semicolon", "tab", "pipe", ";", "|", "/", "+", ","] = "comma"
     """what is between the columns, by its name; with ``task=multilabel`` also the sign between
     the labels of an image, which is ``|`` unless one is given: the columns then have commas"""
 
@@ -81,31 +81,46 @@ class Manifest(Loading):
         root = place(self.root) if self.root else path.parent
         images, columns = label_list(path, self)
         listed = [(located(image, root, bool(self.root)), image) for image in images]
+        # With a sign of one's own between labels, the columns have commas.
+        commas = self.separator == "comma" or self.separator not in _SIGNS
+        in_cells = commas and not columns and path.suffix.lower() != ".json"
+        others = [sign for sign in _IN_CELLS if in_cells and sign != self.between_labels]
         remarks = _suffix_lines((image.path, row.name) for row, image in listed)
-        source = ImageSource(path, root, columns, remarks)
+        source = ImageSource(path, root, columns, [*remarks, *_unread_sign(images, others)])
         try:
             return labelled_dataset(listed, self, source, training, known)
         except DataError as error:
-            # With a sign of one's own between labels, the columns have commas.
-            commas = self.separator == "comma" or self.separator not in _SIGNS
-            in_cells = commas and not columns and path.suffix.lower() != ".json"
-            signs = (sign for sign in ";|/+" if sign != self.between_labels and sign in error.what)
-            if in_cells and error.number in _OF_A_LABEL and (sign := next(signs, "")):
-                told = f"""if these are several labels, type 'data.separator="{sign}"'"""
-                error.fix = f"{told}; else {error.fix}"
+            sign = next((sign for sign in others if sign in error.what), "")
+            if sign and error.number in _OF_A_LABEL:
+                error.fix = f"{_as_labels(sign)}; else {error.fix}"
             raise
 
     def dataset(self, training: bool) -> Dataset:
         """See :meth:`Loading.dataset`."""
         path = place(self.file)
         if self.separator not in _SIGNS:
-            name = {";": "semicolon", "|": "pipe"}.get(self.separator)
+            name = {sign: name for name, sign in _SIGNS.items()}.get(self.separator)
             what = f"'{self.separator}' is between labels, and an image has one label"
             fix = f"type data.separator={name}" if name else "drop it"
             raise LabelsError("data.separator", what, f"{fix}, or task=multilabel", 0)
         root = place(self.root) if self.root else path.parent
         rows, remarks = _rows(path, root, self)
         return of_files(divide(rows, self, path, training), root, self, remarks)
+
+
+def _unread_sign(images: Sequence[Labelled], signs: Iterable[str]) -> list[str]:
+    """A remark where most images have a label with one of ``signs`` in its name."""
+    named = [[*image.has, *image.unknown] for image in images if image.has or image.unknown]
+    for sign in signs:
+        some = [name for names in named if (name := next((n for n in names if sign in n), ""))]
+        if 2 * len(some) > len(named):
+            what = f"{len(some):,} of {len(named):,} images have a label such as '{some[0]}'"
+            return [f"{what}, which is one class; {_as_labels(sign)}"]
+    return []
+
+
+def _as_labels(sign: str) -> str:
+    return f"""if these are several labels, type 'data.separator="{sign}"'"""
 
 
 def _rows(path: Path, root: Path, how: Manifest) -> tuple[list[ImageRow], list[str]]:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 _OTHERS = "the image has not been looked at for them"
 _CELLS = {"0": 0, "1": 1, "": -1}
+_SHOWN = 5  # names in a remark
 HARD = frozenset("/,[]{}:'\"\\$")
 """Signs in a name that are hard to type, for a shell and for Hydra."""
 
@@ -100,6 +101,16 @@ def in_one_text(known: Sequence[int], classes: Sequence[str]) -> str:
     """All that is known of an image in one text: equal for equal labels alone."""
     pairs = zip(known, classes, strict=True)
     return "\x1f".join(f"{'?' * (value < 0)}{name}" for value, name in pairs if value)
+
+
+def unnamed_words(names: Sequence[str]) -> str:
+    """A remark on classes that a network knows and data with several labels has not named."""
+    shown = ", ".join(f"'{name}'" for name in names[:_SHOWN]) + ", ..." * (len(names) > _SHOWN)
+    which = f"{len(names)} of the network's classes" if len(names) > 1 else "a class of the network"
+    return (
+        f"the data does not name {which} ({shown}): of every image that is unknown, and counts "
+        "neither in the loss nor in a score"
+    )
 
 
 def lost_labels(labels: npt.NDArray[np.int64], left: npt.NDArray[np.integer]) -> set[int]:

@@ -12,12 +12,18 @@ import numpy as np
 import numpy.typing as npt
 
 from xfer.core.errors import DataError, printable
-from xfer.core.types import Dataset, Samples
+from xfer.core.types import Dataset, Samples, class_name
 from xfer.data.dataset import look_the_same, of_files
 from xfer.data.folds import into_folds
 from xfer.data.image_bytes import ImagePlace
 from xfer.data.image_rows import ImageRows, code_of
-from xfer.data.multilabel_rows import Labelled, classes_of, in_one_text, lost_labels
+from xfer.data.multilabel_rows import (
+    Labelled,
+    classes_of,
+    in_one_text,
+    lost_labels,
+    unnamed_words,
+)
 from xfer.data.options import SPLITS, ImageRow, Loading
 from xfer.data.split import groups_held_out, hold_out, refuse_divided_groups, refuse_missing, shares
 
@@ -27,8 +33,9 @@ _REST = "\0rest"
 
 class ImageSource(NamedTuple):
     """Where images come from: ``where`` errors say that it is, the ``root`` of their names, the
-    classes that it has ``named`` whether or not an image has them, remarks, and where the bytes of
-    each lie, by name or in the order of the listing, if not in files of their own."""
+    classes that it has ``named`` whether or not an image has them, as columns are (nothing where
+    each image lists all that it has), remarks, and where the bytes of each lie, by name or in the
+    order of the listing, if not in files of their own."""
 
     where: Path
     root: Path
@@ -45,15 +52,22 @@ def labelled_dataset(
     known: Sequence[str] = (),
 ) -> Dataset:
     """The data set of images and what each is labelled with; the classes are ``known`` where a
-    network has learned them. Raises DataError as :func:`divide_labelled`, :func:`with_labels` and
+    network has learned them: one that the source has not ``named``, and names others, is unknown.
+    Raises DataError as :func:`divide_labelled`, :func:`with_labels` and
     :func:`xfer.data.multilabel_rows.classes_of`."""
+    named = {class_name(name) for name in source.named}
+    if unnamed := [name for name in known if named and name not in named]:
+        source = source._replace(remarks=[*source.remarks, unnamed_words(unnamed)])
     classes = classes_of([image for _, image in listed], source.where, source.named, known)
     values: dict[str, tuple[int, ...]] = {}
 
     def rows() -> Iterator[ImageRow]:
         for row, labels in listed:
+            # The split hangs on the text, and is that of the fit, which did not know these classes.
             text = in_one_text(of_image := labels.row(classes), classes)
-            values[text] = of_image
+            if text not in values:
+                pairs = zip(of_image, classes, strict=True)
+                values[text] = tuple(-1 if not v and n in unnamed else v for v, n in pairs)
             yield row._replace(label=text)
 
     divided = divide_labelled(ImageRows.of(rows()), how, source.where, training)

@@ -187,8 +187,14 @@ def refuse_divided_groups(rows: ImageRows, where: object) -> None:
 
 
 def group_lines(rows: ImageRows, how: Loading) -> list[str]:
-    """How many groups are in each split, where there are no folds that say so."""
-    if not how.group or how.folds:
+    """How many groups are in each split, where there are no folds that say so; and whether each
+    is of one image."""
+    if not how.group:
+        return []
+    if "train" in rows.given and len(set(rows.groups)) == len(rows):
+        alone = f"groups by {how.group}: each of the {len(rows):,} images is a group by itself"
+        return [f"{alone}, so that it keeps none together; name what several share, or drop it"]
+    if how.folds:
         return []
     counts = {s: len(set(Picked(rows.groups, np.flatnonzero(rows.in_split(s))))) for s in SPLITS}
     each = ", ".join(f"{split} has {n}" for split, n in counts.items() if n)

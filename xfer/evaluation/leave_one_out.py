@@ -3,7 +3,8 @@
 The regression is a linear head with squared loss: one output a class, its target 1 for the class of
 an image and 0 for the others, a squared penalty on the weights and none on the bias. Its answers
 without an image follow from those with it by one division (Allen, 1974; Cook and Weisberg, 1982,
-chapter 2), so that n fits cost as much as one. Features are standardised once, with all images in
+chapter 2), so that n fits cost as much as one; without a whole group from a system of as many
+equations as the group has images, or directions. Features are standardised once, with all images in
 it, and the penalty is chosen once, by the least squared error of the images left out.
 """
 
@@ -100,7 +101,8 @@ class LeftOut:
     """The regression on all images, and what it would be without each.
 
     ``answers`` float64 (n, classes) are those of the fit on all images; ``apart`` float64
-    (n, classes) how far each image's target is from the answer of the fit without it; ``effect``
+    (n, classes) how far each image's target is from the answer of the fit without it, and
+    ``unseen`` from that of the fit without its group, the same where nothing is grouped; ``effect``
     float64 (n,) the root mean square, over all images, of how far their answers move when it is
     left out; ``penalty`` the strength that was chosen.
     """
@@ -109,12 +111,13 @@ class LeftOut:
     penalty: float
     answers: Floats
     apart: Floats
+    unseen: Floats
     effect: Floats
 
     def held_out(self, labels: npt.NDArray[np.int64]) -> Floats:
-        """The answer to each image of the fit without it, float64 (n, classes), for the ``labels``
-        that were fitted."""
-        return np.asarray(np.eye(self.answers.shape[1])[labels] - self.apart)
+        """The answer to each image of the fit without it and its group, float64 (n, classes), for
+        the ``labels`` that were fitted."""
+        return np.asarray(np.eye(self.answers.shape[1])[labels] - self.unseen)
 
     def without(self, image: int) -> Floats:
         """The answers to all images of the fit without one of them, float64 (n, classes)."""
@@ -142,23 +145,22 @@ def leave_one_out(
     labels: npt.NDArray[np.int64],
     classes: int,
     penalties: Sequence[float] = PENALTIES,
+    groups: npt.NDArray[np.int64] | None = None,
 ) -> LeftOut:
-    """Fit the regression and leave every image out in turn, exactly.
+    """Fit the regression and leave every image out in turn, exactly, and every one of ``groups``,
+    int64 (n,), where there are some: images of one may be copies of each other.
 
-    ``labels`` int64 (n,), ``penalties`` are times n. Equal to n fits but for rounding. Takes
-    memory for blocks and for (n, classes) numbers.
+    ``labels`` int64 (n,), ``penalties`` are times n. Equal to as many fits but for rounding. Takes
+    memory for blocks, for the features of the largest group, and for (n, classes) numbers.
     """
     count = len(labels)
+    members = _several(np.arange(count) if groups is None else groups)
     share = np.bincount(labels, minlength=classes) / count
     sums = np.zeros((len(at.squares), classes))
     for part, z in at.blocks():
         sums += z.T @ (np.eye(classes)[labels[part]] - share)
     strengths = [count * penalty for penalty in penalties]
-    losses = np.zeros(len(strengths))
-    for part, z in at.blocks():
-        target = np.eye(classes)[labels[part]]
-        for i, strength in enumerate(strengths):
-            losses[i] += float((_apart(at, z, sums, share, strength, target)[1] ** 2).sum())
+    losses = _losses(at, labels, sums, share, strengths, members)
     best = strengths[int(losses.argmin())]
     answers, apart, spread = [], [], []
     for part, z in at.blocks():
@@ -167,8 +169,44 @@ def leave_one_out(
         apart.append(block[1])
         spread.append(1 / count + z**2 @ (at.squares / (at.squares + best) ** 2))
     away = np.concatenate(apart)
+    unseen = away.copy() if members else away
+    for rows in members:
+        target = np.eye(classes)[labels[rows]]
+        unseen[rows] = _unseen(at, at.of(rows), sums, share, best, target)
     effect = np.sqrt(np.concatenate(spread) / count) * np.sqrt((away**2).sum(axis=1))
-    return LeftOut(at, best, np.concatenate(answers), away, effect)
+    return LeftOut(at, best, np.concatenate(answers), away, unseen, effect)
+
+
+def _losses(
+    at: Coordinates,
+    labels: npt.NDArray[np.int64],
+    sums: Floats,
+    share: Floats,
+    strengths: Sequence[float],
+    members: Sequence[npt.NDArray[np.int64]],
+) -> Floats:
+    """The squared error of what is left out, (strengths,): ``members`` are the images of each group
+    of several, and every other image is one by itself."""
+    losses, classes = np.zeros(len(strengths)), len(share)
+    alone = np.ones(len(labels), bool)
+    for rows in members:
+        alone[rows] = False
+        z, target = at.of(rows), np.eye(classes)[labels[rows]]
+        for i, strength in enumerate(strengths):
+            losses[i] += float((_unseen(at, z, sums, share, strength, target) ** 2).sum())
+    for part, z in at.blocks():
+        target = np.eye(classes)[labels[part]]
+        for i, strength in enumerate(strengths):
+            away = _apart(at, z, sums, share, strength, target)[1]
+            losses[i] += float((away[alone[part]] ** 2).sum())
+    return losses
+
+
+def _several(groups: npt.NDArray[np.int64]) -> list[npt.NDArray[np.int64]]:
+    """The images of every group that has more than one."""
+    order = np.argsort(groups, kind="stable")
+    parts = np.split(order, np.flatnonzero(np.diff(groups[order])) + 1)
+    return [rows for rows in parts if len(rows) > 1]
 
 
 def _apart(
@@ -180,3 +218,17 @@ def _apart(
     answers = z @ (sums * shrink[:, None]) + share
     leverage = 1 / len(at.features) + z**2 @ shrink
     return answers, (target - answers) / (1 - leverage)[:, None]
+
+
+def _unseen(
+    at: Coordinates, z: Floats, sums: Floats, share: Floats, strength: float, target: Floats
+) -> Floats:
+    """How far the targets of a group are from the answers of the fit without the group."""
+    shrink, count = 1 / (at.squares + strength), len(z)
+    away = target - z @ (sums * shrink[:, None]) - share
+    # The part of the hat matrix that is of the group is this matrix times its transpose.
+    hat = np.hstack([z * np.sqrt(shrink), np.full((count, 1), len(at.features) ** -0.5)])
+    if count <= hat.shape[1]:
+        return np.asarray(np.linalg.solve(np.eye(count) - hat @ hat.T, away))
+    small = np.eye(hat.shape[1]) - hat.T @ hat  # Woodbury's identity
+    return np.asarray(away + hat @ np.linalg.solve(small, hat.T @ away))

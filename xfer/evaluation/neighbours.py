@@ -53,10 +53,16 @@ def directions(at: Coordinates) -> tuple[Vectors, Vectors]:
     return np.asarray(vectors / np.where(lengths > 0, lengths, 1)[:, None], np.float32), lengths
 
 
-def nearest(vectors: Vectors, lengths: Vectors, count: int) -> Nearest:
-    """The ``count`` images that are most like each, as many as there are."""
+def nearest(
+    vectors: Vectors, lengths: Vectors, count: int, groups: Indices | None = None
+) -> Nearest:
+    """The ``count`` images that are most like each, as many as there are; of other ``groups``,
+    int64 (n,), than its own where there are several."""
     n = len(vectors)
-    count, crowd = min(count, n - 1), min(CROWD, n - 1)
+    if groups is None or len(np.unique(groups)) < 2:
+        groups = np.arange(n)
+    others = n - int(np.bincount(groups).max())
+    count, crowd = min(count, others), min(CROWD, others)
     which, cosines = np.empty((n, count), np.int64), np.empty((n, count), np.float32)
     away = np.empty(n, np.float32)
     for start in range(0, n, TILE):
@@ -69,9 +75,8 @@ def nearest(vectors: Vectors, lengths: Vectors, count: int) -> Nearest:
             tile = vectors[rows] @ vectors[columns].T
             apart = lengths[rows, None] ** 2 + lengths[columns] ** 2
             apart -= 2 * lengths[rows, None] * lengths[columns] * tile
-            if left == start:  # no image is a neighbour of itself
-                np.fill_diagonal(tile, -2)
-                np.fill_diagonal(apart, np.inf)
+            same = groups[rows, None] == groups[columns]  # no image is a neighbour of itself
+            tile[same], apart[same] = -2, np.inf
             values, numbers = _most(tile, count)
             best, names = np.hstack([best, values]), np.hstack([names, numbers + left])
             chosen = _most(best, count)[1]

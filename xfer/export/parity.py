@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -331,9 +332,9 @@ class Trials:
             right += [(run(images).argmax(1) == labels).sum() for run in (file, self.run)]
             count += len(labels)
         acc, network = (right / count).tolist()
-        if network - acc > self.evidence.max_drop:
-            said = f"{name} loses {network - acc:.4f} of accuracy ({acc:.4f} against {network:.4f}"
-            raise self._worse(path, f"{said} on {count} images)")
+        if (drop := network - acc) > self.evidence.max_drop:
+            said = f"{name} loses {drop:.4f} of accuracy ({acc:.4f} against {network:.4f}"
+            raise self._worse(path, f"{said} on {count} images)", drop)
         # No bound holds for a format that rounds every weight; its accuracy is what is checked.
         return {**facts, "bound": None, "close": 0, "acc": acc, "acc_network": network}
 
@@ -347,22 +348,23 @@ class Trials:
         apart = float(np.abs(self._shares(got) - self._shares(want)).mean())
         right = [1 - (score.hamming or 0.0) for score in scores]
         maps = [0.0 if score.map is None else score.map for score in scores]
+        worst = max(apart, *(network - one for one, network in (right, maps)))
         for what, (one, network) in (("right labels", right), ("mAP", maps)):
-            if network - one > self.evidence.max_drop:
-                said = (
-                    f"{name} loses {network - one:.4f} of {what} ({one:.4f} against {network:.4f}"
-                )
-                raise self._worse(path, f"{said} on {len(labels)} images)")
+            if (drop := network - one) > self.evidence.max_drop:
+                said = f"{name} loses {drop:.4f} of {what} ({one:.4f} against {network:.4f}"
+                raise self._worse(path, f"{said} on {len(labels)} images)", worst)
         if apart > self.evidence.max_drop:
             said = f"{name} gives probabilities that are {apart:.4f} from the network's on the mean"
-            raise self._worse(path, f"{said} of {len(labels)} images")
+            raise self._worse(path, f"{said} of {len(labels)} images", worst)
         facts = {"map": scores[0].map, "map_network": scores[1].map, "probabilities_apart": apart}
         scored = {"acc": right[0], "acc_network": right[1], "facts": facts}
         return {"bound": None, "close": 0, **scored}
 
-    def _worse(self, path: Path, said: str) -> ExportError:
+    def _worse(self, path: Path, said: str, drop: float) -> ExportError:
+        """The error for a file that loses as much as ``drop``, with the limit that admits it."""
         what = f"{said}, but only {self.evidence.max_drop} is allowed"
-        return ExportError(path, what, "raise export.max_drop, or leave the format out", 45)
+        fix = f"type export.max_drop={math.ceil(1e4 * drop) / 1e4:g}, or leave the format out"
+        return ExportError(path, what, fix, 45)
 
     def rounded(self, path: Path, name: str, file: Runner) -> Plain:
         """As :meth:`score`, for a file that is fitted to no images."""

@@ -15,8 +15,8 @@ from xfer.core.protocols import Backbone, Head
 from xfer.core.seeds import derive
 from xfer.core.types import Network, Plain
 from xfer.models import adapters, mindspore_layers
-from xfer.models.backbone import index
-from xfer.models.head import Keep, swap
+from xfer.models.backbone import Timm, Torchvision, index
+from xfer.models.head import Keep, Linear, swap
 from xfer.models.skip_init import SkipInit
 from xfer.weights.content import Match, Weights
 from xfer.weights.match import match
@@ -123,12 +123,12 @@ def shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
 def check(parts: Parts, weights: Weights, before: Network | None = None) -> Match:
     """Decide what of ``weights`` goes where; see :func:`xfer.weights.match.match`. ``before`` is
     the network before the head swap, where it has been built. Where nothing fits but another size
-    of the same architecture, the error names that one."""
+    of the same architecture, or the one that the file is called by, the error names that one."""
     try:
         return _match(parts, before or on_meta(parts.bare), weights)
     except WeightsError as error:
-        if error.number == MISFIT and (name := _relative(parts, weights)):
-            error.fix = f"these are the tensors of another one: type backbone.name={name}"
+        if error.number == MISFIT and (typed := _relative(parts, weights) or _called(weights)):
+            error.fix = f"these are the tensors of another one: type {typed}"
         raise
 
 
@@ -138,7 +138,8 @@ def _match(parts: Parts, before: Network, weights: Weights) -> Match:
 
 
 def _relative(parts: Parts, weights: Weights) -> str:
-    """The model of another size in the same family that ``weights`` fit, or nothing."""
+    """What to type for the model of another size in the same family that ``weights`` fit, or
+    nothing."""
     backbone = parts.backbone
     if backbone.library not in STATELESS or not is_dataclass(backbone):
         return ""
@@ -150,7 +151,20 @@ def _relative(parts: Parts, weights: Weights) -> str:
             _match(other, on_meta(other.bare), weights)
         except XferError:
             continue  # not this one, or the installed library lacks it
-        return name
+        return f"backbone.name={name}"
+    return ""
+
+
+def _called(weights: Weights) -> str:
+    """The same for a model that ``weights`` are called by and fit, the head aside."""
+    for library, name in index.called(weights.origin or "")[:_RELATIVES]:
+        try:
+            spec = Timm(name) if library == "timm" else Torchvision(name)
+            other = Parts(spec, Linear(), 2)
+            _match(other, on_meta(other.bare), weights)
+        except XferError:
+            continue
+        return f"backbone={library} backbone.name={name}"
     return ""
 
 

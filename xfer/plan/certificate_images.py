@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from xfer.core.certificate import FittedOn
-from xfer.core.errors import CombinationError
+from xfer.core.errors import ColumnError, CombinationError
 from xfer.core.protocols import Certifies
 from xfer.core.types import Card, Dataset, Plain
 from xfer.evaluation.conformal import (
@@ -15,32 +15,55 @@ from xfer.evaluation.conformal import (
     one_view_words,
     smallest_n,
 )
+from xfer.models.head import Knn, Prototype
 
 if TYPE_CHECKING:
     from xfer.config.specs import Specs
+    from xfer.freeze import Layout
+    from xfer.models.network import Parts
 
 _WORDS = {"cv": "training images, held out in folds", "val": "validation images"}
 
 
-def certificate_facts(specs: Specs, dataset: Dataset | None, card: Card) -> Plain | None:
-    """What ``plan.json`` says: ``coverage``, ``by_class``, ``fitted_on`` and ``n``; of a checkpoint
-    its certificate's. ``None`` where there is none."""
+def certificate_facts(
+    specs: Specs, dataset: Dataset | None, card: Card, parts: Parts, layout: Layout
+) -> Plain | None:
+    """What ``plan.json`` says: ``coverage``, ``by_class``, ``fitted_on`` and ``n``, and by the
+    input of which ``layers`` is told what is unlike; of a checkpoint its certificate's. ``None``
+    where there is none."""
     if card.certificate is not None:
         facts = card.certificate.to_plain()
-        return {key: facts[key] for key in ("coverage", "by_class", "fitted_on", "n")}
+        return {key: facts[key] for key in ("coverage", "by_class", "fitted_on", "n", "layers")}
     promise = specs.certificate
     planned = not specs.stages or "fit" in specs.stages
     if promise.coverage is None or not planned or dataset is None or specs.checkpoint.path:
         return None
     fitted_on, n, _ = _counts(specs, dataset)
-    return {**vars(promise), "fitted_on": fitted_on, "n": n}
+    layers = _layers(parts, layout, card.input.size)
+    return {**vars(promise), "fitted_on": fitted_on, "n": n, "layers": layers}
+
+
+def _layers(parts: Parts, layout: Layout, size: tuple[int, int]) -> list[str] | None:
+    """The layers that the fit will look at, found on a network without weights; ``None`` where
+    there are none, and of a head that holds images."""
+    from xfer.evaluation.certificate_answers import layer_paths
+    from xfer.models.network import empty
+
+    if isinstance(parts.head, Knn | Prototype):
+        return None
+    return list(layer_paths(empty(parts).eval(), layout, size)) or None
 
 
 def check_certificate(specs: Specs, dataset: Dataset | None) -> None:
-    """Raise CombinationError for a coverage that the images are too few to certify."""
+    """Raise CombinationError for a coverage that the images are too few to certify, ColumnError
+    where a class would have the name of its column."""
     coverage, by_class = specs.certificate.coverage, specs.certificate.by_class
     if coverage is None or dataset is None:
         return
+    if "unlike" in dataset.classes:
+        what = "adds the column p_unlike to tables, and so does the class 'unlike'"
+        fix = "type certificate.coverage=null, or call the class otherwise in the data"
+        raise ColumnError("certificate.coverage", what, fix, 0)
     fitted_on, n, counts = _counts(specs, dataset)
     least, needed = min(counts, key=lambda name: counts[name]), smallest_n(coverage)
     n = counts[least] if by_class else n
@@ -67,6 +90,16 @@ def _counts(specs: Specs, dataset: Dataset) -> tuple[FittedOn, int, dict[str, in
     if task.several and samples:
         n = int(having_labels(samples.labels).sum())
     return "cv" if solves else "val", n, dict(zip(dataset.classes, each, strict=bool(samples)))
+
+
+def unlike_line(facts: Plain) -> str:
+    """By what is told how unlike the training images a picture is, why, and what leaves it out."""
+    if not (layers := facts["layers"]):
+        return "no p_unlike: the head has no layer whose input could be looked at"
+    by = f"p_unlike by what enters {', '.join(layers)}"
+    why = "earlier stages tell apart what the network was not taught to"
+    why = why if len(layers) > 1 else "no earlier stage has a layer whose input could be looked at"
+    return f"{by}: {why}; certificate.coverage=null leaves it out, and the sets"
 
 
 def certificate_line(facts: Plain, specs: Specs, also_chosen: bool) -> str:

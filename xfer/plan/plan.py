@@ -139,7 +139,7 @@ class Plan:
             "augment": specs.facts["augment"],
             "tta": tta_facts(specs.tta),
             "calibration": self.calibration.to_plain(),
-            "certificate": certificate_facts(specs, dataset, card),
+            "certificate": certificate_facts(specs, dataset, card, self.parts, self.layout),
             "teacher": self.teacher
             and self.teacher.to_plain(dataset, follows=specs.augment.random),
             "freeze": specs.facts["freeze"],

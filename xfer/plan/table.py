@@ -14,7 +14,7 @@ from xfer.data.folds import fold_words
 from xfer.data.tta import tta_words
 from xfer.evaluation.task import CHOSEN_ON
 from xfer.plan.calibration_plan import calibration_words
-from xfer.plan.certificate_images import certificate_line
+from xfer.plan.certificate_images import certificate_line, unlike_line
 from xfer.plan.teacher_plan import teacher_lines
 
 if TYPE_CHECKING:
@@ -108,7 +108,11 @@ def _views_lines(plan: Plan) -> list[tuple[str, str]]:
 def _certificate_lines(plan: Plan) -> list[tuple[str, str]]:
     facts = plan.facts["certificate"]
     also_chosen = "val" in plan.card.splits
-    return [("certificate", certificate_line(facts, plan.specs, also_chosen))] if facts else []
+    if not facts:
+        return []
+    line = certificate_line(facts, plan.specs, also_chosen)
+    unlike = [("", unlike_line(facts))] if line.startswith("sets") else []
+    return [("certificate", line), *unlike]
 
 
 def _columns(lines: Sequence[tuple[str, str]]) -> str:
@@ -123,7 +127,7 @@ def brief(plan: Plan) -> str:
     counts = ", ".join(f"{split['n']:,} {name}" for name, split in facts["splits"].items())
     more = ", ..." if len(card.classes) > _FEW else ""
     height, width = card.input.size
-    parts = [*_certificate_lines(plan), *_parts(plan), *_teacher_lines(plan)[:1]]
+    parts = [*_certificate_lines(plan)[:1], *_parts(plan), *_teacher_lines(plan)[:1]]
     tta = tta_words(plan.specs.tta)
     shown = max(_REMARKS - len(parts) - bool(tta), 0)  # of the dozen lines
     lines = [

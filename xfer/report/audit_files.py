@@ -158,6 +158,7 @@ def lines(work: Work) -> list[tuple[str, str]]:
             f"{counts['fdr']:.2f}, which is {counts['fdr'] * counts['labels']:.1f} of them"
         )
     pairs = "1 pair" if counts["duplicates"] == 1 else f"{counts['duplicates']} pairs"
+    apart = "; none within a group is listed" if audited.facts["groups"] else ""
     decisive = sum(n > 0 for n in audited.influential.values())
     decide = f"{decisive or 'none'} of them decide{'s' * (decisive < 2)}"
     command = next_command(work)
@@ -167,7 +168,7 @@ def lines(work: Work) -> list[tuple[str, str]]:
         typed = [("decide", f"in {audit_csv}: accept, relabel or drop"), ("next", command)]
     return [
         ("labels", labels),
-        ("near-duplicates", f"{pairs}, {counts['across_splits']} across splits"),
+        ("near-duplicates", f"{pairs}, {counts['across_splits']} across splits{apart}"),
         ("outliers", str(counts["outliers"])),
         (
             "influence",

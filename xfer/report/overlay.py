@@ -101,6 +101,11 @@ class Frame:
         mark = '<circle class="{}" cx="{:.1f}" cy="{:.1f}" r="{:g}"><title>{}</title></circle>'
         return Markup(mark).format(look, self.to_x(x), self.to_y(y), radius, printable(title))
 
+    def reach(self, x: float, low: float, high: float, look: str) -> Markup:
+        """An upright line from one value to another, for an interval."""
+        mark = '<path class="{}" d="M{:.1f} {:.1f}V{:.1f}"/>'
+        return Markup(mark).format(look, self.to_x(x), self.to_y(low), self.to_y(high))
+
     def cross(self, x: float, title: str) -> Markup:
         """A cross at the bottom, for what has no value."""
         at, y = self.to_x(x), _HEIGHT - _BOTTOM - 5

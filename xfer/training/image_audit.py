@@ -37,13 +37,16 @@ from xfer.training.features import AutoFeatures
 from xfer.training.features.feature_loader import CachedFeatures
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
     import numpy.typing as npt
 
+    from xfer.core.types import Samples
     from xfer.plan.plan import Plan
 
 _NEAREST = 8
 """Neighbours of each image that are looked at for near-duplicates."""
-_MOST_EFFECT = 10
+_MOST_EFFECT, _SHOWN = 10, 5
 
 
 class Twin(NamedTuple):
@@ -130,10 +133,12 @@ def audit(plan: Plan) -> Audited:
         fix = "type head=linear and features=auto, or choose another backbone"
         raise CombinationError("backbone", what, fix, 26) from error
     log.info(cached.summary())
-    working = _working_bytes(matrix, len(plan.card.classes))
+    splits = dict(cached.work.splits)
+    groups = _groups(splits.values())
+    largest = 0 if groups is None else int(np.bincount(groups).max())
+    working = _working_bytes(matrix, len(plan.card.classes), largest)
     log.info(f"audit: {len(matrix):,} images in blocks, about {working / 1e6:,.0f} MB")
     ready = time.perf_counter()
-    splits = dict(cached.work.splits)
     names = tuple(name for samples in splits.values() for name in samples.names)
     labels = np.concatenate([samples.labels for samples in splits.values()])
     exact.refuse_no_numbers(matrix, names)
@@ -141,14 +146,16 @@ def audit(plan: Plan) -> Audited:
     if not len(at.squares):
         what = f"the features of all {len(names)} images are the same"
         raise DataError("features", what, "use other weights, or another backbone", 58)
-    left_out = leave_one_out(at, labels, len(classes))
+    apart, alone = _left_out_together(groups, labels)
+    left_out = leave_one_out(at, labels, len(classes), groups=apart)
     judged = judge(left_out.held_out(labels), labels)
     vectors, lengths = directions(at)
-    likest = nearest(vectors, lengths, _NEAREST)
+    likest = nearest(vectors, lengths, _NEAREST, groups)
     least = alike_from(likest)
     strongest = np.argsort(-left_out.effect, kind="stable")[:_MOST_EFFECT].tolist()
     whole = _whole(judged, left_out, labels)
     whole |= {"near_duplicate": {"cosine": least}, "working_bytes": working}
+    whole["groups"] = None if groups is None else int(groups.max()) + 1
     seconds = (ready - began, time.perf_counter() - ready)
     return Audited(
         names=names,
@@ -165,8 +172,35 @@ def audit(plan: Plan) -> Audited:
         features=cached.facts({"hit": None}),
         device=device,
         seconds=seconds,
-        warnings=_remarks(whole, plan),
+        warnings=[*_remarks(whole, plan), *_alone([classes[label] for label in alone])],
     )
+
+
+def _groups(splits: Iterable[Samples]) -> npt.NDArray[np.int64] | None:
+    """The group of each image by its number, int64 (n,); ``None`` without ``data.group``."""
+    names = [name for samples in splits for name in samples.groups]
+    return np.unique(names, return_inverse=True)[1].astype(np.int64) if names else None
+
+
+def _left_out_together(
+    groups: npt.NDArray[np.int64] | None, labels: npt.NDArray[np.int64]
+) -> tuple[npt.NDArray[np.int64] | None, list[int]]:
+    """The groups whose images are judged by the others, int64 (n,), and the classes that are in
+    one group: without it nothing would be known of them, so each of their images is one."""
+    if groups is None:
+        return None, []
+    apart = groups.copy()
+    alone = [int(k) for k in np.unique(labels) if len(np.unique(groups[labels == k])) == 1]
+    single = np.flatnonzero(np.isin(labels, alone))
+    apart[single] = groups.max() + 1 + np.arange(len(single))
+    return apart, alone
+
+
+def _alone(names: Sequence[str]) -> list[str]:
+    """A remark on classes whose images are judged by others of their group."""
+    shown = ", ".join(f"'{name}'" for name in names[:_SHOWN]) + ", ..." * (len(names) > _SHOWN)
+    why = "audit: all images of a class are in one group, and judged by each other"
+    return [f"{why}: {shown}"] if names else []
 
 
 def as_evaluated(plan: Plan) -> Plan:
@@ -202,11 +236,13 @@ def _twins(plan: Plan, names: tuple[str, ...], likest: Nearest, least: float) ->
     return rows
 
 
-def _working_bytes(matrix: npt.NDArray[np.float32], classes: int) -> int:
-    """What the audit takes beside the features: blocks, tiles, and some numbers an image."""
+def _working_bytes(matrix: npt.NDArray[np.float32], classes: int, largest: int) -> int:
+    """What the audit takes beside the features: blocks, tiles, some numbers an image, and the
+    features of the ``largest`` group."""
     count, width = matrix.shape
     square = min(count, width) ** 2 + (count * width if count <= width else 0)
     numbers = 3 * BLOCK + 3 * square + 6 * count * classes + count * min(AXES, width)
+    numbers += 3 * largest * (min(count, width) + 1)
     return int(8 * numbers + 48 * TILE**2)
 
 

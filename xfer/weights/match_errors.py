@@ -94,8 +94,8 @@ def _of_strangers(
     if 10 * shared < 9 * shapes.total():
         return (
             f"these are weights of another architecture ({shared} of the network's "
-            f"{shapes.total()} shapes are in the file): type backbone=timm or "
-            "backbone=torchvision, and backbone.name=NAME of the one that they are of"
+            f"{shapes.total()} shapes are in the file): type backbone=LIBRARY backbone.name=NAME "
+            "of the one that they are of; LIBRARY is timm or torchvision"
         )
     there = f"{shared} of the network's {shapes.total()} shapes are there under other names"
     rename = "give source.rename=[{match: PATTERN, to: NAME}]"

@@ -88,6 +88,19 @@ def relatives(library: str, name: str) -> list[str]:
     return sorted((n for n in names if n != model), key=lambda n: (distance(n), n))
 
 
+def called(place: str) -> list[tuple[str, str]]:
+    """Library and model of every name that a part of ``place``, a path or an address, begins with:
+    ``squeezenet1_0`` for ``weights/squeezenet1_0-b66bff10.pth``. The longest first."""
+    parts = [part.lower().replace("-", "_") for part in re.split(r"[/\\:]", place)]
+    found = [
+        (library, name)
+        for library, names in _shipped().items()
+        for name in names
+        if any(re.match(rf"{re.escape(name.lower())}(?![a-z0-9])", part) for part in parts)
+    ]
+    return sorted(found, key=lambda pair: -len(pair[1]))
+
+
 def missing(library: str, name: str) -> ConfigError:
     """The error for a name of the index that the installed version of ``library`` lacks."""
     return _unknown(f"{library} {version(library)}", name, f"install another version of {library}")

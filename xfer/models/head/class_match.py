@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from xfer.core.errors import ConfigError, DataError, closest
 from xfer.core.types import class_name
+from xfer.data.multilabel_rows import unnamed_words
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -130,5 +131,8 @@ def adopt(dataset: Dataset, naming: Naming, aliases: Mapping[str, str]) -> Datas
     splits = {n: replace(s, labels=adopted(s.labels)) for n, s in dataset.splits.items()}
     same = tuple(numbers) == tuple(range(len(naming.classes)))
     remark = () if same else (f"folders are matched to {len(naming.classes)} classes by name",)
+    unnamed = [name for i, name in enumerate(naming.classes) if i not in numbers]
+    if unnamed and any(s.labels.ndim == 2 for s in dataset.splits.values()):
+        remark = (unnamed_words(unnamed),)
     remarks = (*dataset.remarks, *remark)
     return replace(dataset, classes=naming.classes, splits=splits, remarks=remarks)

@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
     Indices = npt.NDArray[np.int64]
     Logits = npt.NDArray[np.float32]
-    Held = npt.NDArray[np.bool_]
 
 _LEAST = 10  # images of a class in a round, where it has so many
 _FINALISTS = 2
@@ -73,14 +72,16 @@ class Halving:
 @dataclass(frozen=True)
 class Standing:
     """How far a candidate came: in its last round it saw ``images`` training images, of which its
-    folds held out ``n`` with this mean log loss and accuracy. ``problem`` is why it was dropped
-    for another reason than its score; ``right`` bool (n,) is by image of that round."""
+    folds held out ``n`` with this mean log loss and accuracy, whose 95 % interval is ``ci95``.
+    ``problem`` is why it was dropped for another reason than its score; ``right`` bool (n,) is by
+    image of that round."""
 
     name: str
     images: int = 0
     n: int = 0
     loss: float = math.inf
     acc: float = 0.0
+    ci95: tuple[float, float] = (0.0, 1.0)
     seconds: float = 0.0
     problem: str = ""
     right: Any = field(default=None, repr=False, compare=False)
@@ -131,7 +132,7 @@ def halve(
             began = time.perf_counter()
             try:
                 learned = learner.learn(part, fold_of, asked)
-                standing = _standing(learner.name, learned, labels[part], fold_of >= 0)
+                standing = _standing(learner.name, learned, labels[part], fold_of)
                 if not standing.problem:
                     survivors.append(learner)
                     answers[learner.name] = learned.answers
@@ -179,8 +180,9 @@ def _nobody(done: dict[str, Standing]) -> DataError:
     return DataError("choose", what, "add images of each class, or other choose.sources", 67)
 
 
-def _standing(name: str, learned: Learned, labels: Indices, held: Held) -> Standing:
-    z, truth = learned.held_out[held].astype(np.float64), labels[held]
+def _standing(name: str, learned: Learned, labels: Indices, fold_of: Indices) -> Standing:
+    held = fold_of >= 0
+    z, truth, folds = learned.held_out[held].astype(np.float64), labels[held], fold_of[held]
     if not len(z):
         return Standing(name, len(labels), problem="no class has a second image to hold out")
     if not (np.isfinite(z).all() and np.isfinite(learned.answers).all()):
@@ -188,9 +190,9 @@ def _standing(name: str, learned: Learned, labels: Indices, held: Held) -> Stand
     top = z.max(axis=1)
     losses = top + np.log(np.exp(z - top[:, None]).sum(axis=1)) - z[np.arange(len(z)), truth]
     right = z.argmax(axis=1) == truth
-    return Standing(
-        name, len(labels), len(z), float(losses.mean()), float(right.mean()), right=right
-    )
+    acc, scores = float(right.mean()), [float(right[folds == k].mean()) for k in np.unique(folds)]
+    ci95 = interval(acc, scores, len(z), len(scores))
+    return Standing(name, len(labels), len(z), float(losses.mean()), acc, ci95, right=right)
 
 
 @dataclass(frozen=True)

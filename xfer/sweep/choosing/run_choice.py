@@ -1,6 +1,6 @@
 """``choose=cached``, top to bottom: price list, choosing, judging, the model, and what is left.
 
-Left are ``choose.json``, ``choose.md``, an experiment to type, and the last lines.
+Left are ``choose.json``, a page, an experiment to type, and the last lines.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from xfer.plan.multilabel_task import refuse_for_labels
 from xfer.plan.preflight import check_folder
 from xfer.plan.run_dir import make_folder, refuse_taken
 from xfer.report.last_lines import named
+from xfer.sweep.choosing.choice_page import summary, write_page
 from xfer.sweep.choosing.halving import Standing, worth
 from xfer.sweep.choosing.session import Session, announce
 from xfer.sweep.leaderboard.read_sweep import read_facts
@@ -111,6 +112,7 @@ def facts_of(session: Session) -> Plain:
     return {
         "format": 1,
         "minutes": session.choice.minutes,
+        "by": session.choice.by,
         "repeats": session.choice.repeats,
         "seconds": {
             "total": clock.spent,
@@ -156,6 +158,7 @@ def _row(session: Session, name: str, standing: Standing | None) -> Plain:
         "problem": problem or None,
         "images": standing.images if standing else None,
         "cv_acc": score.acc if score else None,
+        "ci95": score.ci95 if score else None,
         "cv_loss": score.loss if score else None,
         "seconds": standing.seconds if standing else None,
         "price": asdict(price) if price else None,
@@ -216,84 +219,8 @@ def write(session: Session, folder: Path) -> Plain:
     again = shell([f"--config-dir={folder / 'conf'}", f"experiment={_NAME}"])
     facts |= {"command": shell(session.specs.overrides), "experiment": again}
     write_json(folder / "choose.json", facts)
-    write_text(folder / "choose.md", page(facts))
+    write_page(folder, facts)
     return facts
-
-
-def page(facts: Plain) -> str:
-    """``choose.md``: what was chosen, what that is worth, and every candidate."""
-    head = "| candidate | state | images | accuracy | loss | features | choosing | ms |"
-    rows = [head, "| --- | --- | --- | --- | --- | --- | --- | --- |"]
-    for row in facts["candidates"]:
-        price = row["price"] or {}
-        cells = (
-            row["name"],
-            row["state"] + (f": {row['problem']}" if row["problem"] else ""),
-            _number(row["images"], "d"),
-            _number(row["cv_acc"], ".4f"),
-            _number(row["cv_loss"], ".4f"),
-            _number(price.get("features"), ".1f", " s"),
-            _number(price.get("choosing"), ".1f", " s"),
-            _number(price.get("ms"), ".1f"),
-        )
-        rows.append("| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |")
-    lines = [
-        "# Choice",
-        "",
-        *(f"- {printable(line)}" for line in summary(facts)),
-        "",
-        *map(printable, rows),
-        "",
-        "Accuracy and loss are cross-validated on the training images of the last round that a "
-        "candidate was in; the winner's are flattered by its being picked. Features and choosing "
-        "are the prices, measured on two images.",
-        "",
-        f"    {printable(facts['experiment'])}",
-        "",
-    ]
-    return "\n".join(lines)
-
-
-def _number(value: Any, form: str, unit: str = "") -> str:
-    return "" if value is None else f"{value:{form}}{unit}"
-
-
-def summary(facts: Plain) -> list[str]:
-    """The choice in a few sentences."""
-    won = next(row for row in facts["candidates"] if row["name"] == facts["winner"])
-    lines = [f"chosen: {facts['winner']}, cross-validated accuracy {won['cv_acc']:.4f}"]
-    if judged := facts["worth"]:
-        low, high = judged["ci95"]
-        lines.append(
-            f"worth {judged['acc']:.4f} on images that chose nothing (95 % interval {low:.4f} to "
-            f"{high:.4f}; {judged['n']} images, {judged['folds']} folds, {judged['repeats']} times)"
-        )
-        times = judged["folds"] * judged["repeats"]
-        same = judged["winners"].get(facts["winner"], 0)
-        lines.append(
-            f"optimism of choosing: {round(100 * judged['optimism'], 1) + 0:+.1f} points; the same "
-            f"candidate won {same} of {times} times"
-        )
-    else:
-        lines.append("worth: not known, the time ended before the choosing was judged once")
-    if other := facts["runner_up"]:
-        lines.append(
-            f"the runner-up {other['name']} {_costs(other)} ({other['only_winner_right']} images "
-            f"that the winner alone gets right, {other['only_runner_up_right']} the other way)"
-        )
-    return lines
-
-
-def _costs(other: Plain) -> str:
-    """What the runner-up would cost or gain; a difference that is rounded away is none."""
-    points = round(100 * other["acc"], 1)
-    said = f"would {'cost' if points < 0 else 'gain'} {abs(points):.1f} points of accuracy"
-    if not points:
-        said = "has the same accuracy"
-    if other["ms"] is None:
-        return said
-    ms = round(other["ms"], 1)
-    return f"{said}, {ms:+.1f} ms an image" if ms else f"{said} and is as fast"
 
 
 def last_lines(facts: Plain, folder: Path) -> str:
@@ -309,6 +236,7 @@ def last_lines(facts: Plain, folder: Path) -> str:
         f"took {seconds:.0f} s of {60 * minutes:.0f}{early}",
         f"again: {facts['experiment']}",
         f"next: xfer predict {model} IMAGES",
+        f"page: {folder / 'choose.html'}",
         f"everything is in {folder}",
     ]
     return "\n".join(map(printable, lines))

@@ -1,0 +1,214 @@
+"""``choose.html`` and ``choose.md``: what was chosen, what that is worth, and every candidate."""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from urllib.parse import quote
+
+from markupsafe import Markup
+
+from xfer.core.errors import printable
+from xfer.core.types import Plain
+from xfer.report.board import Cell, Grid, PagePart, intervals, put_side_by_side
+from xfer.report.format import ABSENT, seconds
+from xfer.report.last_lines import named
+from xfer.report.overlay import Drawing, axes
+
+_WINNER, _SECOND, _JUDGED, _OTHER = "t0", "t1", "t2", "rest"
+
+
+def write_page(folder: Path, facts: Plain) -> None:
+    """Write ``choose.html`` and ``choose.md`` into ``folder`` from what ``choose.json`` holds.
+    Raises OutputError when they cannot be written."""
+    tried = [row for row in facts["candidates"] if row["cv_acc"] is not None]
+    # By the rounds they came through, then by what decided.
+    tried.sort(key=lambda row: (-row["images"], _badness(row, facts["by"])))
+    lost = [row for row in facts["candidates"] if row["cv_acc"] is None]
+    parts = [
+        PagePart("Accuracy and time", charts=drawn(facts, tried)),
+        PagePart("Candidates", (_compared(facts["by"]),), tables=(_board(folder, facts, tried),)),
+        _judged(facts),
+        PagePart("Left out", tables=_lost(lost)),
+        PagePart("The model", facts=_model(facts)),
+    ]
+    page = {
+        "title": f"Choice among {len(facts['candidates'])} candidates",
+        "verdict": [printable(line) for line in summary(facts)],
+        "command": printable(facts["experiment"]),
+        "sections": [part for part in parts if part.says_anything],
+    }
+    put_side_by_side(folder / "choose", page)
+
+
+def _badness(row: Plain, by: str) -> float:
+    return float(row["cv_loss"] if by == "loss" else -row["cv_acc"])
+
+
+def summary(facts: Plain) -> list[str]:
+    """The choice in a few sentences."""
+    won = next(row for row in facts["candidates"] if row["name"] == facts["winner"])
+    lines = [f"chosen: {facts['winner']}, cross-validated accuracy {won['cv_acc']:.4f}"]
+    if judged := facts["worth"]:
+        low, high = judged["ci95"]
+        lines.append(
+            f"worth {judged['acc']:.4f} on images that chose nothing (95 % interval {low:.4f} to "
+            f"{high:.4f}; {judged['n']} images, {judged['folds']} folds, {judged['repeats']} times)"
+        )
+        times = judged["folds"] * judged["repeats"]
+        same = judged["winners"].get(facts["winner"], 0)
+        lines.append(
+            f"optimism of choosing: {round(100 * judged['optimism'], 1) + 0:+.1f} points; the same "
+            f"candidate won {same} of {times} times"
+        )
+    else:
+        lines.append("worth: not known, the time ended before the choosing was judged once")
+    if other := facts["runner_up"]:
+        lines.append(
+            f"the runner-up {other['name']} {_costs(other)} ({other['only_winner_right']} images "
+            f"that the winner alone gets right, {other['only_runner_up_right']} the other way)"
+        )
+    return lines
+
+
+def _costs(other: Plain) -> str:
+    """What the runner-up would cost or gain; a difference that is rounded away is none."""
+    points = round(100 * other["acc"], 1)
+    said = f"would {'cost' if points < 0 else 'gain'} {abs(points):.1f} points of accuracy"
+    if not points:
+        said = "has the same accuracy"
+    if other["ms"] is None:
+        return said
+    ms = round(other["ms"], 1)
+    return f"{said}, {ms:+.1f} ms an image" if ms else f"{said} and is as fast"
+
+
+def drawn(facts: Plain, tried: Sequence[Plain]) -> tuple[Drawing, ...]:
+    """Accuracy with its 95 % interval over the milliseconds of an image; nothing where no candidate
+    was judged. Those of one backbone take the same time and stand beside each other."""
+    if not tried:
+        return ()
+    second = (facts["runner_up"] or {}).get("name")
+    looks = {facts["winner"]: _WINNER, second: _SECOND}
+    points = [
+        (row["price"]["ms"], row["cv_acc"], row["ci95"], looks.get(row["name"], _OTHER), _said(row))
+        for row in tried
+    ]
+    if judged := facts["worth"]:
+        ms = next(row["price"]["ms"] for row in tried if row["name"] == facts["winner"])
+        said = f"the choosing, on images that chose nothing: {judged['acc']:.4f}"
+        points.insert(1, (ms, judged["acc"], judged["ci95"], _JUDGED, said))
+    places = _beside([point[0] for point in points])
+    ends = [end for point in points for end in point[2]]
+    frame = axes("milliseconds an image (less is better)", "accuracy", places, ends)
+    marks = []
+    for x, (_, acc, (low, high), look, said) in reversed([*zip(places, points, strict=True)]):
+        marks += [frame.reach(x, low, high, look), frame.dot(x, acc, look, said, 4)]
+    legend = [(0, f"winner: {facts['winner']}")]
+    legend += [(1, f"runner-up: {second}")] if second else []
+    legend += [(2, "the choosing, on images that chose nothing")] if judged else []
+    caption = (
+        "Lines are 95 % intervals. All candidates are judged on the same images, so that two may "
+        "differ though their intervals overlap; grey ones were dropped earlier, on fewer images, "
+        "or came behind the first two. Candidates of one backbone take the same time: they stand "
+        "beside each other."
+    )
+    alt = "; ".join(f"{said} at {ms:.1f} ms" for ms, *_, said in points)
+    title = "cross-validated accuracy over time"
+    picture = frame.background + Markup().join(marks)
+    return (Drawing(title, picture, alt, legend=tuple(legend), caption=caption),)
+
+
+def _said(row: Plain) -> str:
+    return f"{row['name']}, {row['state']}: {row['cv_acc']:.4f}"
+
+
+def _beside(values: Sequence[float]) -> list[float]:
+    """The ``values``, the same ones moved apart by as much as tells them apart in a chart."""
+    step = (max(values) - min(values)) / 24 or 0.02 * values[0]
+    same = defaultdict(list)
+    for place, value in enumerate(values):
+        same[round(value, 6)].append(place)
+    moved = list(values)
+    for places in same.values():
+        for nth, place in enumerate(places):
+            moved[place] += step * (nth - (len(places) - 1) / 2)
+    return moved
+
+
+def _compared(by: str) -> str:
+    kind = "log loss" if by == "loss" else "accuracy"
+    return (
+        f"By {kind} on the training images of the last round that a candidate was in, "
+        "cross-validated; those of a further round come first. The winner's numbers are flattered "
+        "by its being picked."
+    )
+
+
+def _board(folder: Path, facts: Plain, tried: Sequence[Plain]) -> Grid:
+    """Every candidate that was judged, the best first; the winner linked to its card."""
+    reach = intervals([(row["ci95"][0], row["cv_acc"], row["ci95"][1]) for row in tried])
+    rows = []
+    for row, interval in zip(tried, reach, strict=True):
+        low, high = row["ci95"]
+        card = _card(folder, facts) if row["name"] == facts["winner"] else ""
+        rows.append(
+            (
+                Cell(row["name"], link=card),
+                row["state"],
+                Cell(f"{row['images']:,}", row["images"]),
+                Cell(f"{row['cv_acc']:.4f}", row["cv_acc"]),
+                Cell(f"{low:.3f} to {high:.3f}", low, drawing=interval),
+                Cell(f"{row['cv_loss']:.4f}", row["cv_loss"]),
+                Cell(seconds(row["seconds"]), row["seconds"]),
+                Cell(f"{row['price']['ms']:.1f}", row["price"]["ms"]),
+            )
+        )
+    head = ("candidate", "state", "images", "accuracy", "95 % interval", "loss", "fits took")
+    return Grid("", (*head, "ms an image"), tuple(rows), 2)
+
+
+def _card(folder: Path, facts: Plain) -> str:
+    """The card of the finished model, as a link from the page; empty where there is none."""
+    card = Path(facts["model"] or folder) / "report.html"
+    there = facts["model"] is not None and card.is_file()
+    return quote(os.path.relpath(card.resolve(), folder.resolve())) if there else ""
+
+
+def _judged(facts: Plain) -> PagePart:
+    """How the choosing was judged, and how often each candidate won."""
+    title = "What the choosing is worth"
+    if not (judged := facts["worth"]):
+        return PagePart(title)
+    times = judged["folds"] * judged["repeats"]
+    text = (
+        f"The whole choosing, rounds and all, was done {times} times without the images of an "
+        "outer fold, and its winner answered for these: the accuracy on images that chose nothing. "
+        "Optimism is by how much the winners' own cross-validation had promised more."
+    )
+    rows = tuple((name, Cell(str(won), won)) for name, won in judged["winners"].items())
+    return PagePart(title, (text,), tables=(Grid("", ("candidate", f"won, of {times}"), rows),))
+
+
+def _lost(rows: Sequence[Plain]) -> tuple[Grid, ...]:
+    """The candidates that were not judged, why, and what they would have cost."""
+    cells = []
+    for row in rows:
+        price = row["price"] or {}
+        costs = [price.get(key) for key in ("features", "choosing", "model")]
+        times = (ABSENT if s is None else seconds(s) for s in costs)
+        cells.append((row["name"], row["state"], row["problem"] or ABSENT, *times))
+    head = ("candidate", "state", "why", "features", "choosing", "model")
+    return (Grid("", head, tuple(cells), 3),) if cells else ()
+
+
+def _model(facts: Plain) -> tuple[tuple[str, str], ...]:
+    """Where the finished model is, what to type next, and what the choice has taken."""
+    took = f"{facts['seconds']['total']:.0f} s of {60 * facts['minutes']:.0f}"
+    rows = [("Chosen by", facts["command"]), ("Took", took)]
+    if facts["model"]:
+        model = Path(facts["model"])
+        rows = [("Folder", str(model)), ("Next", f"xfer predict {named(model)} IMAGES"), *rows]
+    return tuple(rows)
