@@ -18,7 +18,7 @@ import xfer
 from xfer.core.errors import ConfigError, DataError, FoldError, ResumeError, XferError
 from xfer.core.signals import Stopped
 from xfer.core.torch_file import load_tensors
-from xfer.sweep.fold_jobs import FoldTurns
+from xfer.sweep.fold_jobs import FoldTurns, refuse_queued
 from xfer.sweep.ledger import Ledger
 from xfer.sweep.space import Job
 
@@ -26,6 +26,8 @@ OPTIONS = [
     *("experiment=digits_sgd", "data.digits=[5,6]", "data.folds=2", "trainer.max_epochs=2"),
     *("stages=[fit,evaluate,report]", "optim.lr=0.01", "report.maps=0"),
 ]
+
+JOBS = [Job(number, (f"data.fold={number}",), {}) for number in range(4)]
 
 
 def facts(folder: Path, name: str = "result.json"):
@@ -191,25 +193,50 @@ def test_where_all_folds_have_finished_no_cluster_is_asked(
     assert xfer.run(None, [*OPTIONS, *slurm]).facts["cv"] == facts(folded)["cv"]
 
 
+@pytest.mark.parametrize(
+    ("answer", "said", "fix"),
+    [
+        ("echo 40_1", "jobs 40_1 are in the queue", "type scancel 40_1, or wait for them: add hyd"),
+        ("exit 1", "jobs 40_0, 40_1 had folds of this run", "folds/*/queued.json once they are c"),
+    ],
+)
+def test_a_fold_that_is_in_the_queue_is_not_trained_here_as_well(
+    answer: str, said: str, fix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    program = tmp_path / "squeue"
+    program.write_text(f"#!/bin/sh\n{answer}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    for number in "01":
+        (tmp_path / "run" / "folds" / number).mkdir(parents=True)
+        queued = json.dumps({"slurm": f"40_{number}", "files": "there"})
+        (tmp_path / "run" / "folds" / number / "queued.json").write_text(queued)
+    with pytest.raises(FoldError, match=said) as caught:
+        xfer.run(None, [*OPTIONS, "run.dir=run"])
+    assert caught.value.number == 141 and fix in caught.value.fix
+    program.write_text("#!/bin/sh\n")  # what is cancelled is not there any more
+    refuse_queued(FoldTurns(Ledger(tmp_path / "run" / "folds"), JOBS))
+
+
 def test_a_fold_that_was_stopped_is_unfinished_and_one_that_says_why_stops_the_others(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    jobs = [Job(number, (f"data.fold={number}",), {}) for number in range(4)]
-    turns = FoldTurns(Ledger(tmp_path), jobs)
-    for job in jobs:
+    turns = FoldTurns(Ledger(tmp_path), JOBS)
+    for job in JOBS:
         assert turns.take() is job
     assert turns.take() is None and not turns.later
-    assert not turns.ended(jobs[0], 143)
+    assert not turns.ended(JOBS[0], 143)
     with pytest.raises(Stopped) as stopped:
         turns.check()
     assert stopped.value.exit == 143
     assert "4 of 4 folds are unfinished; with checkpoint.resume=" in caplog.text
-    assert not turns.ended(jobs[1], 137)
+    assert not turns.ended(JOBS[1], 137)
     with pytest.raises(XferError, match="fold 1: killed by signal 9"):
         turns.check()
     said = {"state": "failed", "code": 701, "exit": 7, "message": "seed: diverged"}
     (tmp_path / "2" / "status.json").write_text(json.dumps(said))
-    assert turns.ended(jobs[2], 7)
+    assert turns.ended(JOBS[2], 7)
 
 
 @pytest.mark.slow

@@ -20,10 +20,10 @@ import numpy as np
 
 from xfer.config.provenance import override_key
 from xfer.config.verbs import override, repeatable
-from xfer.core.errors import ResumeError, XferError
+from xfer.core.errors import FoldError, ResumeError, XferError
 from xfer.core.files import read_json
 from xfer.core.log import log
-from xfer.core.run_folder import FOLDS, is_live, what_is_kept
+from xfer.core.run_folder import FOLDS, QUEUED, is_live, what_is_kept
 from xfer.core.signals import Stopped
 from xfer.core.types import Plain
 from xfer.evaluation.out_of_fold import TABLE, in_words, title_of
@@ -34,6 +34,7 @@ from xfer.sweep.executors.runners import QueueRunner
 from xfer.sweep.executors.slots import JobSlot, divide
 from xfer.sweep.ledger import Ledger, hold
 from xfer.sweep.pruning import pruner
+from xfer.sweep.slurm import queued
 from xfer.sweep.space import Job
 
 if TYPE_CHECKING:
@@ -55,7 +56,8 @@ was stopped, killed or lost says nothing of them."""
 def check_launcher(plan: Plan) -> None:
     """Raise XferError where the launcher could never run the folds of ``plan`` as jobs."""
     specs, launcher = plan.specs, plan.specs.launcher
-    folds = plan.split("train").folds if plan.folded and not specs.optim.solves else None
+    trains = plan.folded and not specs.optim.solves and (specs.trains or not specs.stages)
+    folds = plan.split("train").folds if trains else None
     if folds is not None and launcher and launcher.queue:
         launcher.queue([job.overrides for job in _jobs(specs, folds)])
     elif folds is not None:
@@ -117,18 +119,18 @@ def _jobs(specs: Specs, folds: Folds) -> list[Job]:
 
 @dataclass
 class FoldTurns:
-    """The folds of a run as jobs: which comes next, and what became of each. See
-    :class:`xfer.sweep.executors.runners.Turns`."""
+    """The folds of a run as jobs: which of those that are ``waiting`` comes next, and what became
+    of each. See :class:`xfer.sweep.executors.runners.Turns`."""
 
     ledger: Ledger
     jobs: Sequence[Job]
     failed: list[int] = field(default_factory=list)
-    _waiting: list[Job] = field(init=False)
+    waiting: list[Job] = field(init=False)
     _busy: set[int] = field(default_factory=set)
 
     def __post_init__(self) -> None:
-        self._waiting = [job for job in self.jobs if not self._has_finished(job)]
-        if done := len(self.jobs) - len(self._waiting):
+        self.waiting = [job for job in self.jobs if not self._has_finished(job)]
+        if done := len(self.jobs) - len(self.waiting):
             log.info(f"{done} of {len(self.jobs)} folds are finished already")
 
     def _has_finished(self, job: Job) -> bool:
@@ -137,20 +139,20 @@ class FoldTurns:
     @property
     def later(self) -> bool:
         """Whether folds are left to begin."""
-        return bool(self._waiting)
+        return bool(self.waiting)
 
     def rejoin(self, held: Callable[[int], bool]) -> list[Job]:
         """The folds that an earlier process handed over and that are ``held`` by a queue still."""
-        joined = [job for job in self._waiting if held(job.number)]
-        self._waiting = [job for job in self._waiting if job not in joined]
+        joined = [job for job in self.waiting if held(job.number)]
+        self.waiting = [job for job in self.waiting if job not in joined]
         return joined
 
     def take(self, wait: bool = False) -> Job | None:
         """The next fold that no process works on, its folder ready; ``None`` without one."""
-        for job in self._waiting:
+        for job in self.waiting:
             folder = self.ledger(job.number)
             if not is_live(folder):
-                self._waiting.remove(job)
+                self.waiting.remove(job)
                 self.ledger.prepare(job)
                 return job
             if job.number not in self._busy:
@@ -199,7 +201,8 @@ def _run(specs: Specs, ledger: Ledger, jobs: Sequence[Job]) -> None:
 
 
 def _run_in_slots(specs: Specs, turns: FoldTurns) -> None:
-    """As many folds at a time as there are slots."""
+    """As many folds at a time as there are slots. Raises FoldError for one that a queue has."""
+    refuse_queued(turns)
     flags = [f"--config-dir={place}" for place in specs.config_dirs]
 
     def take() -> Task | None:
@@ -214,6 +217,22 @@ def _run_in_slots(specs: Specs, turns: FoldTurns) -> None:
         lambda task, code: turns.ended(turns.jobs[task.number], code),
         lambda: turns.later,
     )
+
+
+def refuse_queued(turns: FoldTurns) -> None:
+    """Raise FoldError where Slurm may have a fold still that would begin here as well."""
+    files = [turns.ledger(job.number) / QUEUED for job in turns.waiting]
+    names = [str(read_json(file)["slurm"]) for file in files if file.is_file()]
+    known = queued() if names else set()
+    if known is None:
+        what = f"jobs {', '.join(names)} had folds of this run, and squeue gives no answer"
+        fix = f"remove {turns.ledger.folder}/*/{QUEUED} once they are cancelled"
+    elif names := [name for name in names if name in known]:
+        what = f"jobs {', '.join(names)} are in the queue, and have folds of this run"
+        fix = f"type scancel {' '.join(names)}"
+    if names:
+        fix += ", or wait for them: add hydra/launcher=slurm_cpu, or the launcher that they have"
+        raise FoldError(turns.ledger.folder, what, fix, 1)
 
 
 def _slots(specs: Specs) -> list[JobSlot]:
