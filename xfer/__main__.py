@@ -254,7 +254,7 @@ def _shows_whole(flags: list[str]) -> bool:
     )
 
 
-def _job(cfg: DictConfig) -> float | None:
+def _job(_: DictConfig) -> float | None:
     """One run; returns the best value of the monitored metric, for sweepers."""
     with _starting:
         from hydra.core.hydra_config import HydraConfig
@@ -266,10 +266,11 @@ def _job(cfg: DictConfig) -> float | None:
         from xfer.sweep.soup.soup_stage import refuse_soup_in_a_sweep
         from xfer.workflow import run
 
-        hydra = cast("DictConfig", HydraConfig.get())
-        alone = hydra.mode.name == "RUN"
+        # What Hydra hands over lacks its own part, which hangs below the whole.
+        cfg = cast("DictConfig", cast("DictConfig", HydraConfig.get())._get_root())
+        alone = cfg.hydra.mode.name == "RUN"
     try:
-        specs = build(cfg, hydra)
+        specs = build(cfg)
         if not alone:
             refuse_one_run(specs.checkpoint.resume)
             refuse_choice(specs.choose.chooses)

@@ -35,6 +35,7 @@ from xfer.report.last_lines import last_lines
 from xfer.report.logger_files import attach
 from xfer.report.prediction_page import answer_page
 from xfer.report.side_stages import benchmark, embed, find_rate, worth
+from xfer.sweep.fold_jobs import before_fit, check_launcher
 from xfer.sweep.soup.soup_stage import make_soup, plan_soup
 from xfer.training.distributed.launch import leading, next_run
 from xfer.training.fit_health import saturation, terms, warn, warnings_of
@@ -101,6 +102,8 @@ def _run(specs: Specs) -> Result:
             refuse_early(specs.export.writers, plan.card)
         if earlier:
             check_same(earlier, plan.facts)
+        else:
+            check_launcher(plan)
         log.info(brief(plan) if specs.stages else table(plan), extra=LINES)
         if not earlier and (done := _without_folder(specs, plan, began)):
             return done
@@ -264,7 +267,6 @@ def _fit(work: Work, resume: Path | None, page: LivePage, lead: Lead) -> FitResu
             log.warning(f"the head is trained step by step: {error}")
             work.plan = make_plan(work.plan.asked, str(error))
             write_plan(work.plan, work.folder)
-    from xfer.sweep.fold_jobs import before_fit
     from xfer.training.fit import fit
     from xfer.training.oom import recall
 

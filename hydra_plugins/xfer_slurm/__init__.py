@@ -65,11 +65,12 @@ class SlurmLauncher(Launcher):
 
         _launch.check(self.params, self.given, rows)
 
-    def submitter(self) -> Any:
-        """Who submits jobs without waiting for them, for xfer's sweeper."""
-        from hydra_plugins.xfer_slurm import _launch
+    def queue(self, shared: Sequence[str] = ()) -> Any:
+        """The queue that jobs with the overrides ``shared`` are submitted to, and that nobody has
+        to wait for: of a sweep of xfer, or of the folds of a run."""
+        from hydra_plugins.xfer_slurm import _launch, _queue
 
-        return _launch.Submitter(self.params, self.given)
+        return _queue.SlurmQueue(_launch.Submitter(self.params, self.given), shared)
 
     def launch(
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hydra.core.utils import JobReturn
+from hydra.core.utils import JobReturn, JobStatus
 
 from hydra_plugins.xfer_slurm._launch import Submitter
+from xfer.config.hydra import job_row
+from xfer.core.errors import JobFailed, XferError
 from xfer.core.files import read_json, write_json
 from xfer.core.read_back import checked
 from xfer.core.run_folder import QUEUED
@@ -17,13 +19,11 @@ from xfer.sweep.space import Job
 
 @dataclass
 class SlurmQueue:
-    """See :class:`xfer.sweep.executors.runners.Queue`. ``row`` gives the overrides of a job in its
-    folder, ``outcome`` its exit code and message. What a job is called in Slurm stands in its
-    folder."""
+    """See :class:`xfer.sweep.executors.runners.Queue`. ``shared`` are overrides that all jobs have.
+    What a job is called in Slurm stands in its folder."""
 
     submitter: Submitter
-    row: Callable[[Job, Path], list[str]]
-    outcome: Callable[[JobReturn], tuple[int, str]]
+    shared: Sequence[str] = ()
 
     @property
     def names(self) -> Mapping[int, str]:
@@ -32,7 +32,7 @@ class SlurmQueue:
 
     def submit(self, jobs: Sequence[tuple[Job, Path]]) -> None:
         """One Slurm job, or one array of several."""
-        rows = [(job.number, self.row(job, folder)) for job, folder in jobs]
+        rows = [(job.number, job_row([*self.shared, *job.overrides], at)) for job, at in jobs]
         try:
             self.submitter.submit(rows, jobs[0][1].parent)
         finally:
@@ -52,8 +52,20 @@ class SlurmQueue:
 
     def ended(self) -> list[tuple[int, int, str]]:
         """Once a second the files are looked at, and every ten the queue."""
-        return [(number, *self.outcome(done)) for number, done in self.submitter.ended()]
+        return [(number, *outcome(done)) for number, done in self.submitter.ended()]
 
     def cancel(self) -> None:
         """Jobs at work save their state first."""
         self.submitter.cancel()
+
+
+def outcome(done: JobReturn) -> tuple[int, str]:
+    """The exit code of a job and, where it has failed, its message."""
+    if done.status is JobStatus.COMPLETED:
+        return 0, ""
+    error = done._return_value
+    if isinstance(error, JobFailed):
+        return int(error.args[0]), str(error.args[1])
+    if isinstance(error, XferError):
+        return error.exit, str(error)
+    return 1, f"{type(error).__name__}: {error}"

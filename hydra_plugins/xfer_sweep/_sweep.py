@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeGuard
 
 from hydra.core.config_loader import ConfigLoader
-from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import HydraException
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext
@@ -18,15 +17,14 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from hydra_plugins.xfer_slurm._queue import SlurmQueue
+from hydra_plugins.xfer_slurm._queue import outcome
 from hydra_plugins.xfer_sweep._launch import flags, slots
 from hydra_plugins.xfer_sweep._space import parse, read
-from xfer.config.hydra import as_config_error, build, prepare_overrides
+from xfer.config.hydra import as_config_error, build, job_row, prepare_overrides
 from xfer.config.provenance import override_key
 from xfer.config.specs import Specs
-from xfer.core.errors import JobFailed, XferError
 from xfer.core.settings import Sweep
-from xfer.sweep.executors.runners import BatchRunner, QueueRunner, SlotRunner, quoted
+from xfer.sweep.executors.runners import BatchRunner, QueueRunner, SlotRunner
 from xfer.sweep.requirements import SweepRequest
 from xfer.sweep.scheduler import Runner, run_sweep
 from xfer.sweep.space import Job, Parameter, probes
@@ -67,20 +65,16 @@ class _Jobs:
         """What is the same in all jobs."""
         return [text for text in self.fixed if not _of_sweep(override_key(text))]
 
-    def _composed(self, overrides: Sequence[str], subdir: str) -> list[str]:
-        words = prepare_overrides([*self.shared, *overrides])
-        return [*words, f"hydra.sweep.subdir={subdir}"]
-
     def compose(self, overrides: Sequence[str]) -> Specs:
         """The specs of a job. The sweep's own options are read with the rest, so that mistakes are
         reported together."""
         options = [text for text in self.fixed if _of_sweep(override_key(text))]
-        words = self._composed([*options, *overrides], "0")
+        words = prepare_overrides([*self.shared, *options, *overrides])
         try:
-            cfg = self.loader.load_sweep_config(self.config, words)
+            cfg = self.loader.load_sweep_config(self.config, [*words, "hydra.sweep.subdir=0"])
         except (HydraException, OmegaConfBaseException, YAMLError) as error:
             raise as_config_error(error) from error
-        return build(cfg, cfg.hydra)
+        return build(cfg)
 
     def runner(self, specs: Specs) -> Runner:
         """Who runs jobs like that of ``specs``."""
@@ -96,19 +90,14 @@ class _Jobs:
         size = _at_once(specs.sweep, launcher)
         if _queues(launcher):
             launcher.check([[*self.shared, *texts] for texts in probes(self.space)])
-            return QueueRunner(SlurmQueue(launcher.submitter(), self.row, _outcome), size)
+            return QueueRunner(launcher.queue(self.shared), size)
         return BatchRunner(self.launch, size)
-
-    def row(self, job: Job, folder: Path) -> list[str]:
-        """The overrides of a job in its folder."""
-        last = [f"hydra.sweep.dir={quoted(str(folder.parent))}", "++checkpoint.resume=auto"]
-        return [*self._composed(job.overrides, folder.name), *last]
 
     def launch(self, jobs: Sequence[tuple[Job, Path]]) -> list[tuple[int, str]]:
         """Run jobs through a launcher that blocks."""
-        rows = [self.row(job, folder) for job, folder in jobs]
+        rows = [job_row([*self.shared, *job.overrides], folder) for job, folder in jobs]
         done = self.launcher.launch(rows, initial_job_idx=jobs[0][0].number)
-        return [_outcome(returned) for returned in done]
+        return [outcome(returned) for returned in done]
 
 
 def _queues(launcher: Launcher) -> TypeGuard[SlurmLauncher]:
@@ -139,14 +128,3 @@ def _command(config: DictConfig, typed: Sequence[str]) -> tuple[str, bool]:
 
 def _of_sweep(key: str) -> bool:
     return key in _OWN or key.startswith("sweep.")
-
-
-def _outcome(done: JobReturn) -> tuple[int, str]:
-    if done.status is JobStatus.COMPLETED:
-        return 0, ""
-    error = done._return_value
-    if isinstance(error, JobFailed):
-        return int(error.args[0]), str(error.args[1])
-    if isinstance(error, XferError):
-        return error.exit, str(error)
-    return 1, f"{type(error).__name__}: {error}"

@@ -188,7 +188,7 @@ def test_a_job_that_is_killed_does_not_hide_the_others(place: Path) -> None:
     assert work.returncode in (1, 143), output
     # Slurm may have asked it to stop before; then it has said so itself.
     assert re.search(r"job 1, exit (1|143): .*(left no result|stopped by SIG)", output), output
-    assert "1 of 2 jobs finished, 1 failed" in output
+    assert re.search(r"1 of 2 jobs finished, (1 failed|0 failed, 1 unfinished)$", output, re.M)
     state = json.loads((place / "sweep" / "0" / "status.json").read_text())["state"]
     assert state == "finished"
 
@@ -279,7 +279,7 @@ def test_a_failure_takes_the_others_out_of_the_queue_where_that_is_asked_for(pla
     slurm("scancel", slurm_of(sweep / "1"))
     output = work.communicate(timeout=300)[0]
     assert work.returncode == 143, output
-    assert "0 of 3 jobs finished, 1 failed" in output
+    assert "0 of 3 jobs finished, 0 failed, 3 unfinished" in output
     states = [json.loads((sweep / n / "status.json").read_text())["state"] for n in "012"]
     assert states == ["interrupted"] * 3
     assert (sweep / "0" / "checkpoints" / "last.ckpt").exists()
@@ -292,3 +292,54 @@ def test_what_slurm_refuses_is_told_in_one_line(place: Path) -> None:
     output = work.communicate(timeout=120)[0]
     assert work.returncode == 2, output
     assert "Slurm refused" in output and "Traceback" not in output
+
+
+FOLDED = [*TASK, "data.digits=[5,6]", "data.folds=3", "trainer.max_epochs=20", "optim.lr=0.01"]
+
+
+def cv(run: Path) -> dict[str, object]:
+    return dict(json.loads((run / "result.json").read_text())["cv"])
+
+
+def test_folds_outlive_a_run_that_is_killed_and_end_as_those_of_this_machine(place: Path) -> None:
+    run, here = place / "run", place / "here"
+    folds = [run / "folds" / n for n in "012"]
+    queued = [*CPU[1:], *FOLDED, "run.dir=run", "checkpoint.resume=auto"]
+    killed = begin(place, *queued)
+    until(lambda: all(epochs(fold) >= 1 for fold in folds), killed)
+    names = [slurm_of(fold) for fold in folds]
+    killed.kill()
+    assert "each a job of Slurm (hydra/launcher=slurm_cpu)" in killed.communicate()[0]
+    slurm("scontrol", "suspend", names[1])
+    again = begin(place, *queued)
+    until(lambda: "in the queue already" in (run / "run.log").read_text(), again)
+    slurm("scontrol", "resume", names[1])
+    slurm("scancel", names[1])
+    output = again.communicate(timeout=600)[0]
+    assert again.returncode == 143, output
+    listed = "fold 0 is {}, fold 1 is {}, fold 2 is {}".format(*names)
+    assert f"in the queue already: {listed}\n" in output
+    assert "fold 1 has stopped, its state is saved" in output
+    assert "1 of 3 folds are unfinished; with checkpoint.resume=run they go on" in output
+    assert [finished(fold) for fold in folds] == [True, False, True]
+    status = json.loads((run / "status.json").read_text())
+    assert (status["state"], status["exit"]) == ("interrupted", 143)
+    output = finish(begin(place, *queued))
+    assert "2 of 3 folds are finished already" in output and "3 of 3: accuracy" in output
+    now = [slurm_of(fold) for fold in folds]
+    assert (now[0], now[2]) == (names[0], names[2]) and now[1] != names[1]
+    finish(begin(place, *FOLDED, "run.dir=here", "hydra.launcher.slots=2"))
+    for name in ("predictions_oof.csv", "checkpoints/best.ckpt"):
+        assert (run / name).read_bytes() == (here / name).read_bytes(), name
+    assert cv(run) == cv(here) and rows(run) == rows(here)
+    for fold in folds:
+        assert_same(fold, here / "folds" / fold.name)
+
+
+def test_a_fold_that_cannot_be_trained_takes_the_others_out_of_the_queue(place: Path) -> None:
+    wrong = ["optim.lr=9000", "freeze=none", "hydra.launcher.array_parallelism=1", "run.dir=run"]
+    work = begin(place, *CPU[1:], *FOLDED, *wrong)
+    output = work.communicate(timeout=600)[0]
+    assert work.returncode == 7, output
+    assert re.search(r"^xfer: error E7\d\d: fold \d: ", output, re.M), output
+    assert not slurm("squeue", "-h", "-r", "--name=xfer", "-t", "PENDING,RUNNING", "-o", "%i")

@@ -15,13 +15,19 @@ import pytest
 import warm
 
 import xfer
-from xfer.core.errors import DataError, ResumeError, XferError
+from xfer.core.errors import ConfigError, DataError, FoldError, ResumeError, XferError
+from xfer.core.signals import Stopped
 from xfer.core.torch_file import load_tensors
+from xfer.sweep.fold_jobs import FoldTurns, refuse_queued
+from xfer.sweep.ledger import Ledger
+from xfer.sweep.space import Job
 
 OPTIONS = [
     *("experiment=digits_sgd", "data.digits=[5,6]", "data.folds=2", "trainer.max_epochs=2"),
     *("stages=[fit,evaluate,report]", "optim.lr=0.01", "report.maps=0"),
 ]
+
+JOBS = [Job(number, (f"data.fold={number}",), {}) for number in range(4)]
 
 
 def facts(folder: Path, name: str = "result.json"):
@@ -73,10 +79,11 @@ def test_the_final_model_has_as_many_epochs_as_were_best_on_average(folded: Path
     assert "somewhat optimistic" in text
 
 
-def test_the_plan_says_how_the_folds_are_run(folded: Path) -> None:
+def test_it_is_said_how_the_folds_were_run(folded: Path) -> None:
     log = (folded / "run.log").read_text()
     final = facts(folded)["cv"]["final_epochs"]
     assert f"the final model: all 363 training images, {final} of 2 epochs, the mean" in log
+    assert f"epoch {final}/{final}  train loss" in log, "its own last epoch, not its schedule's"
     assert facts(folded, "plan.json")["folds"]["sizes"] == [[182, 181]]
 
 
@@ -114,6 +121,122 @@ def test_a_fold_that_fails_is_the_error_of_the_run(
     assert caught.value.exit == 7 and 700 <= caught.value.number < 800
     assert facts(tmp_path / "wrong", "status.json")["exit"] == 7
     assert not isinstance(caught.value, DataError)
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Programs that answer as Slurm's do."""
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    for name, answer in (("sinfo", "cpu*|64|262144|(null)"), ("sbatch", "")):
+        (tmp_path / name).write_text(f"#!/bin/sh\necho '{answer}'\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.usefixtures("cluster")
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        (OPTIONS, "each a separate job here, one at a time (hydra.launcher.slots)"),
+        ([*OPTIONS, "hydra.launcher.slots=2"], "each a separate job here, 2 at a time"),
+        (
+            [*OPTIONS, "hydra/launcher=slurm_cpu", "hydra.launcher.partition=cpu"],
+            "each a job of Slurm (hydra/launcher=slurm_cpu, partition 'cpu')",
+        ),
+        # A head that is solved has its folds in one process, whatever the launcher is.
+        (["experiment=digits_freeze", "data.folds=2", "hydra/launcher=basic"], "all in this proc"),
+    ],
+)
+def test_the_plan_says_where_the_folds_run(
+    typed: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("xfer.sweep.executors.slots.usable_cores", lambda: [0, 1])
+    xfer.run(None, [*typed, "stages=[]"])
+    words = " ".join(capsys.readouterr().out.split())
+    assert said in words
+    here = "the final model is fitted on all training images by this process"
+    assert (here in words) == (typed[0] == OPTIONS[0])
+
+
+@pytest.mark.usefixtures("cluster")
+@pytest.mark.parametrize(
+    ("typed", "kind", "said"),
+    [
+        ("hydra/launcher=basic", FoldError, "'basic' cannot run folds"),
+        ("hydra.launcher.partition=gpus", ConfigError, "there is no partition 'gpus'"),
+        ("hydra.launcher.gpus_per_node=1", ConfigError, "asks for 1 GPUs"),
+    ],
+)
+def test_a_launcher_that_could_never_run_the_folds_is_refused_before_there_is_a_folder(
+    typed: str, kind: type[XferError], said: str, tmp_path: Path
+) -> None:
+    with pytest.raises(kind, match=said) as caught:
+        xfer.run(None, [*OPTIONS, "hydra/launcher=slurm_cpu", typed, "run.dir=run"])
+    assert not (tmp_path / "run").exists()
+    if kind is FoldError:
+        assert caught.value.number == 140
+        for fix in ("hydra/launcher=slots", "hydra/launcher=slurm_cpu"):
+            assert fix in caught.value.fix
+            xfer.run(None, [*OPTIONS, fix, "stages=[]"])
+
+
+def test_where_all_folds_have_finished_no_cluster_is_asked(
+    folded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    shutil.copytree(folded, tmp_path / "run")
+    status = facts(folded, "status.json") | {"state": "interrupted"}
+    (tmp_path / "run" / "status.json").write_text(json.dumps(status))
+    slurm = ["hydra/launcher=slurm_cpu", "run.dir=run", "checkpoint.resume=auto"]
+    assert xfer.run(None, [*OPTIONS, *slurm]).facts["cv"] == facts(folded)["cv"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "said", "fix"),
+    [
+        ("echo 40_1", "jobs 40_1 are in the queue", "type scancel 40_1, or wait for them: add hyd"),
+        ("exit 1", "jobs 40_0, 40_1 had folds of this run", "folds/*/queued.json once they are c"),
+    ],
+)
+def test_a_fold_that_is_in_the_queue_is_not_trained_here_as_well(
+    answer: str, said: str, fix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    program = tmp_path / "squeue"
+    program.write_text(f"#!/bin/sh\n{answer}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    for number in "01":
+        (tmp_path / "run" / "folds" / number).mkdir(parents=True)
+        queued = json.dumps({"slurm": f"40_{number}", "files": "there"})
+        (tmp_path / "run" / "folds" / number / "queued.json").write_text(queued)
+    with pytest.raises(FoldError, match=said) as caught:
+        xfer.run(None, [*OPTIONS, "run.dir=run"])
+    assert caught.value.number == 141 and fix in caught.value.fix
+    program.write_text("#!/bin/sh\n")  # what is cancelled is not there any more
+    refuse_queued(FoldTurns(Ledger(tmp_path / "run" / "folds"), JOBS))
+
+
+def test_a_fold_that_was_stopped_is_unfinished_and_one_that_says_why_stops_the_others(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    turns = FoldTurns(Ledger(tmp_path), JOBS)
+    for job in JOBS:
+        assert turns.take() is job
+    assert turns.take() is None and not turns.later
+    assert not turns.ended(JOBS[0], 143)
+    with pytest.raises(Stopped) as stopped:
+        turns.check()
+    assert stopped.value.exit == 143
+    assert "4 of 4 folds are unfinished; with checkpoint.resume=" in caplog.text
+    assert not turns.ended(JOBS[1], 137)
+    with pytest.raises(XferError, match="fold 1: killed by signal 9"):
+        turns.check()
+    said = {"state": "failed", "code": 701, "exit": 7, "message": "seed: diverged"}
+    (tmp_path / "2" / "status.json").write_text(json.dumps(said))
+    assert turns.ended(JOBS[2], 7)
 
 
 @pytest.mark.slow

@@ -14,7 +14,8 @@ import pytest
 from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra.core.utils import JobReturn, JobStatus
 
-from hydra_plugins.xfer_sweep._sweep import _at_once, _outcome
+from hydra_plugins.xfer_slurm._queue import outcome
+from hydra_plugins.xfer_sweep._sweep import _at_once
 from xfer.core.errors import DataError, JobFailed, SweepError
 from xfer.core.log import close_log, open_log
 from xfer.core.run_folder import lock
@@ -301,6 +302,26 @@ def test_a_job_that_leaves_without_a_word_has_failed(
     assert found.err.startswith("job 2, exit 1: left with exit 0 and never finished")
 
 
+@pytest.mark.parametrize(("failures", "exits"), [({}, 143), ({"job2": [7]}, 7)])
+def test_a_job_that_was_stopped_is_unfinished_and_has_not_failed(
+    failures: dict[str, list[int]], exits: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    class Stopping(Launcher):
+        def end(self, job: Job, folder: Path) -> tuple[int, str]:
+            if job.number != 1:
+                return super().end(job, folder)
+            stopped = {"state": "interrupted", "exit": 143, "message": "stopped by SIGTERM"}
+            (folder / "status.json").write_text(json.dumps(stopped))
+            return 143, ""
+
+    assert conduct(tmp_path, Stopping(**failures)) == exits
+    count = len(failures)
+    found = capsys.readouterr()
+    assert f"{3 - count} of 4 jobs finished, {count} failed, 1 unfinished" in found.out
+    assert "job 1, exit 143: stopped by SIGTERM" in found.err
+    assert "| 1 | unfinished |" in (tmp_path / "leaderboard.md").read_text()
+
+
 def test_a_job_that_finished_has_not_failed_with_its_process(tmp_path: Path):
     class Killed(Launcher):
         def end(self, job: Job, folder: Path) -> tuple[int, str]:
@@ -378,10 +399,10 @@ def test_what_a_launcher_says_of_a_job_gives_its_exit_code():
     returned = JobReturn(status=JobStatus.FAILED)
     for error, code in ((DataError("d", "is gone", "bring it", 1), 3), (OSError("x"), 1)):
         returned.return_value = error
-        assert _outcome(returned)[0] == code
-        assert str(error) in _outcome(returned)[1]
+        assert outcome(returned)[0] == code
+        assert str(error) in outcome(returned)[1]
     returned.return_value = JobFailed(7, "diverged")
-    assert _outcome(returned) == (7, "diverged")
+    assert outcome(returned) == (7, "diverged")
 
 
 def test_a_folder_with_quotes_is_one_value():

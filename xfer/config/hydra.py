@@ -8,6 +8,7 @@ import secrets
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import replace
+from functools import partial
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,19 @@ from typing import Any
 import hydra
 import yaml
 from hydra import compose, initialize_config_dir
+from hydra._internal.callbacks import Callbacks
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_repository import ConfigRepository
+from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
 from hydra._internal.hydra import Hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.plugins import Plugins
 from hydra.errors import HydraException, MissingConfigException
 from hydra.plugins.config_source import ConfigResult
-from hydra.types import RunMode
+from hydra.types import HydraContext, RunMode
+from hydra.utils import get_method
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -31,9 +37,10 @@ from xfer.config.build import Builder
 from xfer.config.help import GROUPS, config_dir
 from xfer.config.provenance import Places, override_key
 from xfer.config.schema import value_at
-from xfer.config.specs import Specs
+from xfer.config.specs import JobLauncher, Specs
+from xfer.config.verbs import override
 from xfer.core.bounded_yaml import is_deep, read_yaml
-from xfer.core.errors import CombinationError, ConfigError, closest
+from xfer.core.errors import CombinationError, ConfigError, FoldError, closest
 from xfer.core.types import Plain
 
 BASE = {"version_base": "1.3"} if hydra.__version__.startswith("1.3") else {}
@@ -180,8 +187,8 @@ def _check_override(text: str) -> None:
     try:
         if is_deep(text):
             raise HydraException("nested too deeply")  # Hydra's parser would take minutes
-        override = OverridesParser.create().parse_override(text)
-        if not override.key_or_group:
+        parsed = OverridesParser.create().parse_override(text)
+        if not parsed.key_or_group:
             raise HydraException("no key")
     except HydraException as error:
         fix = "write key=value; put values with spaces or *?[]{}, in quotes: 'key=\"a b\"'"
@@ -189,17 +196,24 @@ def _check_override(text: str) -> None:
             fix += "; put names that are not ASCII before a colon into an experiment file"
         what = f"'{text[:200]}' is not understood"
         raise ConfigError("command line", what, fix, 7) from error
-    key, value = override.key_or_group, override.value()
+    key, value = parsed.key_or_group, parsed.value()
     no_option = isinstance(value, bool | int | float | dict) or value is None
-    if key in GROUPS and no_option and not override.is_delete():
+    if key in GROUPS and no_option and not parsed.is_delete():
         fix = other_tools.for_option(key, json.dumps(value)) or f"type {key}=OPTION; see --help"
         raise ConfigError("command line", f"'{text}' names no option", fix, 4)
 
 
+def job_row(overrides: Sequence[str], folder: Path) -> list[str]:
+    """The overrides of a job of several, whose run folder is ``folder``, as Hydra's launchers take
+    them."""
+    place = [override("hydra.sweep.dir", str(folder.parent)), f"hydra.sweep.subdir={folder.name}"]
+    several = ["hydra.mode=MULTIRUN", *place, "++checkpoint.resume=auto"]
+    return [*prepare_overrides(overrides), *several]
+
+
 def compose_specs(overrides: Sequence[str], config_dirs: Sequence[str] = ()) -> Specs:
     """Specs from overrides, without a command line; ``config_dirs`` are searched as well."""
-    cfg = _composed(overrides, config_dirs)
-    return build(cfg, cfg.hydra)
+    return build(_composed(overrides, config_dirs))
 
 
 def with_places(text: str, overrides: Sequence[str], config_dirs: Sequence[str]) -> str:
@@ -282,15 +296,39 @@ def _launcher_fix(key: str) -> str:
     return closest(name, ours)
 
 
-def _slots(hydra: DictConfig) -> Plain:
-    """The options of the launcher slots, for a run that is no job of a sweep."""
-    launcher: Plain = OmegaConf.to_container(hydra.launcher, resolve=True)  # type: ignore[assignment]
-    alone = hydra.mode is not RunMode.MULTIRUN and "slots" in launcher
-    return {key: launcher[key] for key in ("slots", "jobs_per_gpu")} if alone else {}
+def _launcher(cfg: DictConfig) -> JobLauncher | None:
+    """The launcher of a run that is no job of a sweep."""
+    if cfg.hydra.mode is RunMode.MULTIRUN:
+        return None
+    options: Plain = OmegaConf.to_container(cfg.hydra.launcher, resolve=True)  # type: ignore[assignment]
+    name = str(cfg.hydra.runtime.choices["hydra/launcher"])
+    return JobLauncher(name, options, None if "slots" in options else partial(_queue, cfg, name))
 
 
-def build(cfg: DictConfig, hydra: DictConfig) -> Specs:
-    """The specs of a composed configuration. Raises all problems together."""
+def _queue(cfg: DictConfig, name: str, rows: Sequence[Sequence[str]]) -> Any:
+    """The queue of the launcher of that ``name``, once its cluster could take jobs with these
+    overrides. Raises FoldError for a launcher that has none, ConfigError for what could never run.
+    """
+    sources = ConfigSearchPathImpl()
+    for source in cfg.hydra.runtime.config_sources:
+        sources.append(source.provider, f"{source.schema}://{source.path}")
+    launcher: Any = Plugins.instance().instantiate_launcher(
+        hydra_context=HydraContext(ConfigLoaderImpl(sources), Callbacks()),
+        # By its name, since the command is above everything here: a job is what it would do.
+        task_function=get_method("xfer.__main__._job"),
+        config=cfg,
+    )
+    if not hasattr(launcher, "queue"):
+        what = f"'{name}' cannot run folds, which are jobs of slots or of Slurm"
+        fix = "type hydra/launcher=slots, or hydra/launcher=slurm_cpu"
+        raise FoldError("hydra/launcher", what, fix, 0)
+    launcher.check(rows)
+    return launcher.queue()
+
+
+def build(cfg: DictConfig) -> Specs:
+    """The specs of a composed configuration with Hydra's own part. Raises all problems together."""
+    hydra = cfg.hydra
     choices = dict(hydra.runtime.choices)
     places, typed = _places(hydra)
     for group in GROUPS:
@@ -318,7 +356,7 @@ def build(cfg: DictConfig, hydra: DictConfig) -> Specs:
     return replace(
         specs,
         compose=lambda overrides: compose_specs(overrides, folders).config,
-        slots=_slots(hydra),
+        launcher=_launcher(cfg),
         variant=lambda overrides: compose_specs(overrides, folders),
         choices={group: choices[group] for group in GROUPS if group != "export"},
         config_dirs=tuple(str(Path(folder).resolve()) for folder in folders),

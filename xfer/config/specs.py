@@ -69,6 +69,17 @@ class Packing:
 
 
 @dataclass(frozen=True)
+class JobLauncher:
+    """Who runs the jobs of a run that is alone: the option ``name`` of ``hydra/launcher``, with its
+    ``options``. ``queue`` is ``None`` for slots of this machine; otherwise it gives the queue for
+    jobs with these overrides, or says why there is none."""
+
+    name: str
+    options: Plain
+    queue: Callable[[Sequence[Sequence[str]]], Any] | None = None
+
+
+@dataclass(frozen=True)
 class Specs:
     """One run as asked for: the built config groups, and what the command line said itself.
 
@@ -77,9 +88,9 @@ class Specs:
     ``config_dirs`` the user's folders of options; ``config`` is the resolved configuration as it
     was asked for; ``metrics`` are the user's, ``callbacks`` make the callbacks of a
     fit; ``compose`` gives that of other overrides, and ``variant`` their specs; ``choices`` are the
-    options by group, but for ``export``, which has several; ``slots`` are the options of the
-    launcher, where the run is alone and may divide the machine among jobs of its own; ``chosen`` is
-    what is known of the choice that this run makes the winner of.
+    options by group, but for ``export``, which has several; ``launcher`` runs the jobs of a run
+    that is no job itself; ``chosen`` is what is known of the choice that this run makes the winner
+    of.
     """
 
     experiment: str
@@ -122,7 +133,7 @@ class Specs:
     predict_maps: int = 0
     predict_format: Literal["csv", "parquet"] = "csv"
     compose: Callable[[Sequence[str]], Plain] | None = None
-    slots: Plain = field(default_factory=dict)
+    launcher: JobLauncher | None = None
     variant: Callable[[Sequence[str]], Specs] | None = None
     choices: Mapping[str, Any] = field(default_factory=dict)
     chosen: Plain | None = None

@@ -17,6 +17,7 @@ XferError                 exit  1   (a bug, when raised bare)
 ├── OutputError                 9   an output folder or file that cannot be written
 ├── ExportError                10   an exported file that answers otherwise
 ├── SweepError                   2   several runs that cannot be had as asked
+│   └── FoldError               2   folds that cannot be jobs as asked, E140 on
 └── Problems                        several of the above, reported together
 """
 
@@ -167,6 +168,12 @@ class SweepError(XferError):
     """Several runs that cannot be had as asked for."""
 
     exit, base = 2, 150
+
+
+class FoldError(SweepError):
+    """Folds of a cross-validation that cannot be jobs as asked for."""
+
+    exit, base = 2, 140
 
 
 class Problems(XferError):

@@ -42,7 +42,8 @@ class Plan:
     continue with. Where something trains: ``network`` (on the meta device, its head swapped and
     its adapters in place), what it is made of (``layout``), what trains when (``phases``), and
     what its ``features`` would take, what ``calibration`` comes after it, and the ``teacher`` that
-    it learns from.
+    it learns from. ``final_epochs`` is when a fit ends that the folds of a cross-validation have
+    said the length of: before its schedule does.
     """
 
     asked: Specs
@@ -60,6 +61,12 @@ class Plan:
     features: Plain = field(default_factory=dict)
     calibration: CalibrationPlan = NO_CALIBRATION
     teacher: TeacherPlan | None = None
+    final_epochs: int | None = None
+
+    @property
+    def epochs(self) -> int:
+        """How many epochs there are at most."""
+        return self.final_epochs or self.specs.trainer.epochs
 
     def split(self, name: str) -> Samples:
         """The images of one split; none of a split that there is not."""

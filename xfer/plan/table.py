@@ -74,13 +74,17 @@ def _fold_lines(plan: Plan) -> list[tuple[str, str]]:
     facts = plan.facts
     if not (folds := facts["folds"]):
         return []
-    by_steps, slots = bool(facts.get("optimizer")), plan.specs.slots.get("slots")
+    by_steps, launcher = bool(facts.get("optimizer")), plan.specs.launcher
     how = "all in this process, on features computed once"
-    if by_steps:
-        how = f"each a separate job, {slots or 'one'} at a time (hydra.launcher.slots)"
     final = "the final model is fitted on all training images"
     if by_steps:
-        final += ", for as many epochs as were best in the folds on average"
+        slots = (launcher and launcher.options.get("slots")) or "one"
+        how = f"each a separate job here, {slots} at a time (hydra.launcher.slots)"
+        final += " by this process, for as many epochs as were best in the folds on average"
+    if by_steps and launcher and launcher.queue:
+        named = launcher.options.get("partition")
+        partition = f", partition '{named}'" if named else ""
+        how = f"each a job of Slurm (hydra/launcher={launcher.name}{partition})"
     return [("folds", f"{fold_words(folds)}, {how}"), ("", final)]
 
 

@@ -65,8 +65,7 @@ class LivePage:
         stage = self.stage or "the first stage"
         if self.stage != "fit" or not self.rows:
             return stage
-        epochs = self.work.plan.specs.trainer.epochs
-        return f"{stage}, {self.rows[-1]['epoch']} of {epochs} epochs done"
+        return f"{stage}, {self.rows[-1]['epoch']} of {self.work.plan.epochs} epochs done"
 
     def _every(self) -> int:
         """Seconds between two looks at the page: about an epoch."""
@@ -113,7 +112,7 @@ class LivePage:
             lines.append(f"Best epoch {epoch}, by {metric} {number(self.best['value'])}")
         if every and self.stage == "fit" and self.rows:
             each = statistics.median(row["epoch_s"] for row in self.rows)
-            left = self.work.plan.specs.trainer.epochs - self.rows[-1]["epoch"]
+            left = self.work.plan.epochs - self.rows[-1]["epoch"]
             lines.append(f"About {seconds(each * left)} of training left at most")
         again = f"; this page reloads itself every {every} s" if every else ""
         return [*lines, f"Written at {datetime.now():%H:%M:%S}{again}"]

@@ -1,34 +1,40 @@
 """The folds of a cross-validation that is trained step by step: each a job, then one table.
 
-The jobs are below ``folds/`` in the run folder, in a ledger as a sweep has one: a run that was
-killed and is resumed begins none again that has ended. Then comes the final model, on all training
-images. It has no validation images to choose an epoch by, so it is trained as the folds were, up to
-the epoch that was best in them on average.
+The jobs are below ``folds/`` in the run folder, in a ledger as a sweep has one, and run where the
+launcher says: in slots of this machine, or in the queue of a cluster. A run that was killed and is
+resumed begins none again that has ended, and waits for those that are in the queue. Then comes the
+final model, on all training images, in this process. It has no validation images to choose an epoch
+by, so it is trained as the folds were, up to the epoch that was best in them on average.
 """
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from signal import SIGINT, SIGTERM
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from xfer.config.provenance import override_key
 from xfer.config.verbs import override, repeatable
-from xfer.core.errors import ResumeError, XferError
+from xfer.core.errors import FoldError, ResumeError, XferError
 from xfer.core.files import read_json
 from xfer.core.log import log
-from xfer.core.run_folder import FOLDS, what_is_kept
+from xfer.core.run_folder import FOLDS, QUEUED, is_live, what_is_kept
+from xfer.core.signals import Stopped
 from xfer.core.types import Plain
 from xfer.evaluation.out_of_fold import TABLE, in_words, title_of
 from xfer.evaluation.predict import LOGITS
 from xfer.plan.resume import fingerprint
 from xfer.sweep.executors.pool import Pool, Task
+from xfer.sweep.executors.runners import QueueRunner
 from xfer.sweep.executors.slots import JobSlot, divide
 from xfer.sweep.ledger import Ledger, hold
 from xfer.sweep.pruning import pruner
+from xfer.sweep.slurm import queued
 from xfer.sweep.space import Job
 
 if TYPE_CHECKING:
@@ -42,21 +48,36 @@ if TYPE_CHECKING:
     Folds = npt.NDArray[np.int64]
 
 _STAGES = ("fit", "evaluate")
+_SAYS_WHY = range(2, 11)
+"""Exit codes of a job that has said what is wrong, with the others as well most likely. One that
+was stopped, killed or lost says nothing of them."""
+
+
+def check_launcher(plan: Plan) -> None:
+    """Raise XferError where the launcher could never run the folds of ``plan`` as jobs."""
+    specs, launcher = plan.specs, plan.specs.launcher
+    trains = plan.folded and not specs.optim.solves and (specs.trains or not specs.stages)
+    folds = plan.split("train").folds if trains else None
+    if folds is not None and launcher and launcher.queue:
+        launcher.queue([job.overrides for job in _jobs(specs, folds)])
+    elif folds is not None:
+        _slots(specs)
 
 
 def before_fit(plan: Plan, folder: Path) -> tuple[Plan, Prunes | None, Pooled | None]:
     """The plan of the fit that is to come, what ends it early, and what the folds answered.
 
     Without a cross-validation ``plan`` as it is, and whatever prunes a trial of a sweep. Raises
-    XferError as the first job that failed, ResumeError for a fold of another configuration.
+    XferError as the first job that failed, ResumeError for a fold of another configuration, Stopped
+    where a signal has ended this process's waiting, or one of the jobs.
     """
     samples = plan.dataset.splits.get("train") if plan.dataset else None
     if samples is None or samples.folds is None:
         return plan, pruner(folder), None
     ledger = Ledger(folder / FOLDS, _STAGES)
-    jobs = [_job(plan.specs, number) for number in range(_count(samples.folds))]
+    jobs = _jobs(plan.specs, samples.folds)
     with hold(ledger.folder):
-        _run(plan, ledger, jobs, _waiting(plan.specs, ledger, jobs))
+        _run(plan.specs, ledger, jobs)
     results = [read_json(ledger(job.number) / "result.json") for job in jobs]
     best = [result["best"]["epoch"] for result in results]
     epochs = max(1, round(statistics.fmean(best)))
@@ -86,63 +107,137 @@ def _with_task(plan: Plan, labels: npt.NDArray[np.int64], logits: npt.NDArray[np
     return replace(plan, card=replace(plan.card, task=said))
 
 
-def _count(folds: Folds) -> int:
-    return sum(len(np.unique(row)) for row in folds)
+def _jobs(specs: Specs, folds: Folds) -> list[Job]:
+    """A job a fold and repeat, by number."""
+    typed = [text for text in repeatable(specs.overrides) if override_key(text) != "stages"]
+    stages = override("stages", list(_STAGES))
+    return [
+        Job(number, (*typed, override("data.fold", number), stages), {"data.fold": number})
+        for number in range(sum(len(np.unique(row)) for row in folds))
+    ]
 
 
-def _job(specs: Specs, number: int) -> Job:
-    once = repeatable(specs.overrides)
-    typed = [text for text in once if not text.lstrip("+").startswith("stages=")]
-    mine = (override("data.fold", number), override("stages", list(_STAGES)))
-    return Job(number, (*typed, *mine), {"data.fold": number}, None)
+@dataclass
+class FoldTurns:
+    """The folds of a run as jobs: which of those that are ``waiting`` comes next, and what became
+    of each. See :class:`xfer.sweep.executors.runners.Turns`."""
+
+    ledger: Ledger
+    jobs: Sequence[Job]
+    failed: list[int] = field(default_factory=list)
+    waiting: list[Job] = field(init=False)
+    _busy: set[int] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.waiting = [job for job in self.jobs if not self._has_finished(job)]
+        if done := len(self.jobs) - len(self.waiting):
+            log.info(f"{done} of {len(self.jobs)} folds are finished already")
+
+    def _has_finished(self, job: Job) -> bool:
+        return self.ledger.state(job.number) == "finished"
+
+    @property
+    def later(self) -> bool:
+        """Whether folds are left to begin."""
+        return bool(self.waiting)
+
+    def rejoin(self, held: Callable[[int], bool]) -> list[Job]:
+        """The folds that an earlier process handed over and that are ``held`` by a queue still."""
+        joined = [job for job in self.waiting if held(job.number)]
+        self.waiting = [job for job in self.waiting if job not in joined]
+        return joined
+
+    def take(self, wait: bool = False) -> Job | None:
+        """The next fold that no process works on, its folder ready; ``None`` without one."""
+        for job in self.waiting:
+            folder = self.ledger(job.number)
+            if not is_live(folder):
+                self.waiting.remove(job)
+                self.ledger.prepare(job)
+                return job
+            if job.number not in self._busy:
+                self._busy.add(job.number)
+                log.info(f"waiting for a process that works in {folder}")
+        return None
+
+    def ended(self, job: Job, code: int) -> bool:
+        """Note the end of a fold; whether the others are to stop because of it."""
+        line, folder = self.ledger.settle(job.number, code), self.ledger(job.number)
+        if not line:
+            done = sum(map(self._has_finished, self.jobs))
+            said = f"{done} of {len(self.jobs)}: {_said(folder)}"
+            log.info(f"fold {job.number} has finished, {said}")
+            return False
+        if self.ledger.state(job.number) == "interrupted":
+            log.info(f"fold {job.number} has stopped, {what_is_kept(folder)}")
+            return False
+        self.failed.append(job.number)
+        log.warning(f"fold {job.number}: {line}")
+        return self.ledger.code(job.number) in _SAYS_WHY
+
+    def check(self) -> None:
+        """Raise XferError as the first fold that failed, Stopped where one was stopped."""
+        if self.failed:
+            raise _failure(self.ledger, self.failed[0])
+        codes = [self.ledger.code(job.number) for job in self.jobs if not self._has_finished(job)]
+        if codes:
+            left = f"{len(codes)} of {len(self.jobs)} folds are unfinished"
+            log.warning(f"{left}; with checkpoint.resume={self.ledger.folder.parent} they go on")
+            raise Stopped(SIGINT if codes[0] == 130 else SIGTERM)
 
 
-def _waiting(specs: Specs, ledger: Ledger, jobs: Sequence[Job]) -> list[Job]:
-    """The jobs that have not finished. Raises ResumeError where one is of another run."""
+def _run(specs: Specs, ledger: Ledger, jobs: Sequence[Job]) -> None:
+    """Run what has not finished of the jobs. Raises ResumeError where one is of another run."""
     for job in jobs:
         _check(specs, ledger, job.number)
-    waiting = [job for job in jobs if ledger.state(job.number) != "finished"]
-    if done := len(jobs) - len(waiting):
-        log.info(f"{done} of {len(jobs)} folds are finished already")
-    return waiting
+    turns = FoldTurns(ledger, jobs)
+    launcher = specs.launcher
+    if turns.later and launcher and launcher.queue:
+        queue = launcher.queue([job.overrides for job in jobs])
+        QueueRunner(queue, len(jobs), "fold").run(turns)
+    elif turns.later:
+        _run_in_slots(specs, turns)
+    turns.check()
 
 
-def _run(plan: Plan, ledger: Ledger, jobs: Sequence[Job], left: list[Job]) -> None:
-    """Run what is ``left`` of the jobs, as many at a time as there are slots; the first failure
-    ends the others in good order."""
-    flags = [f"--config-dir={place}" for place in plan.specs.config_dirs]
-    failed: list[int] = []
+def _run_in_slots(specs: Specs, turns: FoldTurns) -> None:
+    """As many folds at a time as there are slots. Raises FoldError for one that a queue has."""
+    refuse_queued(turns)
+    flags = [f"--config-dir={place}" for place in specs.config_dirs]
 
     def take() -> Task | None:
-        if not left:
+        if (job := turns.take()) is None:
             return None
-        job = left.pop(0)
-        place = ledger.prepare(job)
-        last = (override("run.dir", str(place)), "checkpoint.resume=auto")
-        return Task(job.number, (*flags, *job.overrides, *last), place)
+        folder = turns.ledger(job.number)
+        last = (override("run.dir", str(folder)), "checkpoint.resume=auto")
+        return Task(job.number, (*flags, *job.overrides, *last), folder)
 
-    def ended(task: Task, code: int) -> bool:
-        line = ledger.settle(task.number, code)
-        if line and ledger.state(task.number) == "interrupted":
-            log.info(f"fold {task.number} has stopped, {what_is_kept(task.folder)}")
-            return True
-        if line:
-            failed.append(task.number)
-            log.warning(f"fold {task.number}: {line}")
-            return True
-        done = [ledger.state(job.number) for job in jobs].count("finished")
-        log.info(f"fold {task.number} has finished, {done} of {len(jobs)}: {_said(task.folder)}")
-        return False
+    Pool(_slots(specs), persistent=True).run(
+        take,
+        lambda task, code: turns.ended(turns.jobs[task.number], code),
+        lambda: turns.later,
+    )
 
-    if left:
-        Pool(_slots(plan.specs), persistent=True).run(take, ended)
-    if failed:
-        raise _failure(ledger, failed[0])
+
+def refuse_queued(turns: FoldTurns) -> None:
+    """Raise FoldError where Slurm may have a fold still that would begin here as well."""
+    files = [turns.ledger(job.number) / QUEUED for job in turns.waiting]
+    names = [str(read_json(file)["slurm"]) for file in files if file.is_file()]
+    known = queued() if names else set()
+    if known is None:
+        what = f"jobs {', '.join(names)} had folds of this run, and squeue gives no answer"
+        fix = f"remove {turns.ledger.folder}/*/{QUEUED} once they are cancelled"
+    elif names := [name for name in names if name in known]:
+        what = f"jobs {', '.join(names)} are in the queue, and have folds of this run"
+        fix = f"type scancel {' '.join(names)}"
+    if names:
+        fix += ", or wait for them: add hydra/launcher=slurm_cpu, or the launcher that they have"
+        raise FoldError(turns.ledger.folder, what, fix, 1)
 
 
 def _slots(specs: Specs) -> list[JobSlot]:
     """The slots of this machine, as the options of the launcher divide it. Raises SweepError."""
-    options, trainer = specs.slots, specs.trainer
+    options, trainer = specs.launcher.options if specs.launcher else {}, specs.trainer
     uses_gpu = trainer.accelerator in ("auto", "gpu")
     per_gpu = options.get("jobs_per_gpu", 1)
     return divide(options.get("slots"), per_gpu, uses_gpu, trainer.devices)
@@ -211,6 +306,5 @@ def _final(
         waits = phase.patience is not None
         when = round(statistics.fmean(begun)) if begun else planned
         phases.append(replace(phase, start=when, patience=None) if waits else phase)
-    return replace(
-        plan, specs=replace(specs, checkpoint=policy, trainer=trainer), phases=tuple(phases)
-    )
+    specs = replace(specs, checkpoint=policy, trainer=trainer)
+    return replace(plan, specs=specs, phases=tuple(phases), final_epochs=epochs)

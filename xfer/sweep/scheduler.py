@@ -51,7 +51,8 @@ class Runner(Protocol):
 
 
 def run_sweep(request: SweepRequest, compose: Compose, runner_of: Callable[[Specs], Runner]) -> int:
-    """Run the sweep, or resume it; its exit code is that of the first job that failed.
+    """Run the sweep, or resume it; its exit code is that of the first job that failed, else of the
+    first that was stopped and can be resumed (143, or 130).
 
     Raises XferError before the first job for what is wrong with the sweep, Stopped when a signal
     ended it.
@@ -124,7 +125,7 @@ class Scheduler:
     jobs: Sequence[Job]
     total: int
     study: Study | None
-    failed: dict[int, tuple[int, str]] = field(default_factory=dict)
+    unsuccessful: dict[int, tuple[int, str]] = field(default_factory=dict)
     stopping: bool = False
     _known: dict[int, Job] = field(default_factory=dict)
     _waiting: list[Job] = field(default_factory=list)
@@ -241,7 +242,7 @@ class Scheduler:
         if again:
             self._waiting.append(job)
             return False
-        self.failed[job.number] = code, line
+        self.unsuccessful[job.number] = code, line
         if self.ledger.state(job.number) == "failed":
             self._inform(job, None)
         self.stopping = self.stopping or self.options.fail_fast
@@ -249,7 +250,7 @@ class Scheduler:
 
     def _finished(self, job: Job) -> None:
         seconds = time.perf_counter() - self._began[job.number]
-        self.failed.pop(job.number, None)
+        self.unsuccessful.pop(job.number, None)
         folder = self.ledger(job.number)
         results = values(folder, self.objectives)
         if results is None:
@@ -272,15 +273,20 @@ class Scheduler:
         from xfer.sweep.leaderboard import write
 
         folder = self.ledger.folder
-        done = [self.ledger.state(number) for number in self._known].count("finished")
-        log.info(f"{done} of {self.total} jobs finished, {len(self.failed)} failed")
-        for number, (code, line) in sorted(self.failed.items()):
+        states = {number: self.ledger.state(number) for number in self._known}
+        counts = Counter(states.values())
+        done, left = counts["finished"], counts["interrupted"] + counts["running"]
+        unfinished = f", {left} unfinished" if left else ""
+        log.info(f"{done} of {self.total} jobs finished, {counts['failed']} failed{unfinished}")
+        for number, (code, line) in sorted(self.unsuccessful.items()):
             say(f"job {number}, exit {code}: {line}", error=True)
         if done and self.objectives:
             log.info(f"leaderboard: {write(folder, configure)}")
         if done < self.total:
-            log.info(f"with sweep.dir={folder} the same command runs what is missing or failed")
-        if self.failed:
-            return self.failed[min(self.failed)][0]
+            log.info(f"with sweep.dir={folder} the same command runs what has not finished")
+        if self.unsuccessful:
+            # A job that was stopped has nothing to say about what is wrong.
+            first = min(self.unsuccessful, key=lambda number: (states[number] != "failed", number))
+            return self.unsuccessful[first][0]
         # Whatever the reason is, a sweep that is not whole must not pass for one that is.
         return int(done < self.total)

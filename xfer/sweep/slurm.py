@@ -114,7 +114,9 @@ def largest_array() -> int:
 
 def queued() -> set[str] | None:
     """The jobs of this user that wait, run or end just now; ``None`` where Slurm gives no answer,
-    which may be a moment's."""
+    which may be a moment's, or is not there."""
+    if not shutil.which("squeue"):
+        return None
     # -r: a job of an array under its own name, also while the array waits. -a: hidden partitions.
     command = ["squeue", "--me", "-a", "-h", "-r", "-o", "%i"]
     # What a user likes to see, such as SQUEUE_STATES, must not hide a job.

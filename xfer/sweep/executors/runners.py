@@ -18,6 +18,7 @@ from xfer.core.run_folder import is_live
 from xfer.core.signals import Stopped, noted
 from xfer.sweep.executors.pool import Pool, Task
 from xfer.sweep.executors.slots import JobSlot
+from xfer.sweep.ledger import Ledger
 from xfer.sweep.scheduler import Scheduler
 from xfer.sweep.space import Job
 
@@ -196,51 +197,74 @@ class Queue(Protocol):
         """Ask every job to end."""
 
 
+class Turns(Protocol):
+    """Who says which job comes next, and learns what became of it: a :class:`Scheduler`, or the
+    folds of a run."""
+
+    @property
+    def ledger(self) -> Ledger:
+        """The jobs' folders."""
+
+    @property
+    def later(self) -> bool:
+        """Whether jobs are left to begin though :meth:`take` gave none."""
+
+    def rejoin(self, held: Callable[[int], bool]) -> Sequence[Job]:
+        """The jobs that are ``held`` by who runs them still, which are not taken again."""
+
+    def take(self, wait: bool) -> Job | None:
+        """The next job, its folder ready; ``None`` where there is none now."""
+
+    def ended(self, job: Job, code: int) -> bool:
+        """Note the end of a job; whether the others are to stop because of it."""
+
+
 @dataclass
 class QueueRunner:
-    """``size`` jobs in the ``queue`` at a time. A signal ends the waiting and no job: the same
-    command finds those that are queued or at work."""
+    """``size`` jobs in the ``queue`` at a time, called ``noun`` where they are listed. A signal
+    ends the waiting and no job: the same command finds those that are queued or at work."""
 
     queue: Queue
     size: int
+    noun: str = "job"
     threads: int | None = None
     _signals: list[int] = field(default_factory=list)
 
-    def run(self, scheduler: Scheduler) -> None:
+    def run(self, turns: Turns) -> None:
         """Submit and wait until nothing is left. Raises Stopped when a signal came."""
         with noted(self._note):
-            held = scheduler.rejoin(lambda n: self.queue.rejoin(n, scheduler.ledger(n)))
+            held = turns.rejoin(lambda n: self.queue.rejoin(n, turns.ledger(n)))
             if held:
-                log.info(f"in the queue already: {_listed(self.queue.names)}")
+                log.info(f"in the queue already: {self._listed()}")
             try:
-                self._work(scheduler, {job.number: job for job in held})
+                self._work(turns, {job.number: job for job in held})
             finally:
-                if left := self.queue.names:
-                    log.info(f"in the queue still: {_listed(left)}")
+                if self.queue.names:
+                    log.info(f"in the queue still: {self._listed()}")
 
-    def _work(self, scheduler: Scheduler, flight: dict[int, Job]) -> None:
+    def _work(self, turns: Turns, flight: dict[int, Job]) -> None:
         stopping = False
         while True:
             if not stopping:
-                self._fill(scheduler, flight)
+                self._fill(turns, flight)
             if self._signals:
                 raise Stopped(self._signals[0])
-            if not flight and (stopping or not scheduler.later):
+            if not flight and (stopping or not turns.later):
                 return
             for number, code, line in self.queue.ended():
                 # Where it has finished, its result for the queue was lost, and no other.
-                done = scheduler.ledger.state(number) == "finished"
-                scheduler.ledger.note(number, "" if done else line)
-                if scheduler.ended(flight.pop(number), 0 if done else code):
+                done = turns.ledger.state(number) == "finished"
+                turns.ledger.note(number, "" if done else line)
+                if turns.ended(flight.pop(number), 0 if done else code):
                     stopping = True
                     self.queue.cancel()
 
-    def _fill(self, scheduler: Scheduler, flight: dict[int, Job]) -> None:
+    def _fill(self, turns: Turns, flight: dict[int, Job]) -> None:
         batch = []
         while not self._signals and len(flight) < self.size:
-            if (job := scheduler.take(wait=False)) is None:
+            if (job := turns.take(wait=False)) is None:
                 break
-            batch.append((job, scheduler.ledger(job.number)))
+            batch.append((job, turns.ledger(job.number)))
             flight[job.number] = job
         if batch:
             self.queue.submit(batch)
@@ -250,7 +274,7 @@ class QueueRunner:
             raise Stopped(number)  # a second Ctrl-C does not wait for an answer of the cluster
         self._signals.append(number)
 
-
-def _listed(names: Mapping[int, str]) -> str:
-    shown = [f"job {number} is {name}" for number, name in sorted(names.items())]
-    return ", ".join(shown[:8]) + (", ..." if len(shown) > 8 else "")
+    def _listed(self) -> str:
+        names = sorted(self.queue.names.items())
+        shown = [f"{self.noun} {number} is {name}" for number, name in names]
+        return ", ".join(shown[:8]) + (", ..." if len(shown) > 8 else "")

@@ -154,7 +154,7 @@ class History:
         if not self.group.leads:
             return
         write_rows(self.csv, self.rows)
-        epochs = self.plan.specs.trainer.epochs
+        epochs = self.plan.epochs
         names = [
             f"val_{metric.name}"
             for metric in self.plan.specs.task.rows(self.plan.specs.metrics)
