@@ -137,16 +137,9 @@ def audit(plan: Plan) -> Audited:
     names = tuple(name for samples in splits.values() for name in samples.names)
     labels = np.concatenate([samples.labels for samples in splits.values()])
     exact.refuse_no_numbers(matrix, names)
-    at, classes = coordinates(matrix), plan.card.classes
-    if not len(at.squares):
-        what = f"the features of all {len(names)} images are the same"
-        raise DataError("features", what, "use other weights, or another backbone", 58)
-    left_out = leave_one_out(at, labels, len(classes))
-    judged = judge(left_out.held_out(labels), labels)
-    vectors, lengths = directions(at)
-    likest = nearest(vectors, lengths, _NEAREST)
+    classes = plan.card.classes
+    left_out, judged, influential, vectors, likest = look(matrix, labels, len(classes))
     least = alike_from(likest)
-    strongest = np.argsort(-left_out.effect, kind="stable")[:_MOST_EFFECT].tolist()
     whole = _whole(judged, left_out, labels)
     whole |= {"near_duplicate": {"cosine": least}, "working_bytes": working}
     seconds = (ready - began, time.perf_counter() - ready)
@@ -158,7 +151,7 @@ def audit(plan: Plan) -> Audited:
         judged=judged,
         twins=_twins(plan, names, likest, least),
         outliers=outliers(likest),
-        influential=dict(zip(strongest, left_out.changed(strongest), strict=True)),
+        influential=influential,
         left_out=left_out,
         vectors=vectors,
         facts=whole,
@@ -167,6 +160,31 @@ def audit(plan: Plan) -> Audited:
         seconds=seconds,
         warnings=_remarks(whole, plan),
     )
+
+
+class Looked(NamedTuple):
+    """What the features say: see :class:`Audited`; ``likest`` are the nearest of each image."""
+
+    left_out: LeftOut
+    judged: Judged
+    influential: dict[int, int]
+    vectors: npt.NDArray[np.float32]
+    likest: Nearest
+
+
+def look(matrix: npt.NDArray[np.float32], labels: npt.NDArray[np.int64], classes: int) -> Looked:
+    """All that is computed from features (n, d) with ``labels`` (n,). Raises DataError for features
+    that tell nothing apart."""
+    at = coordinates(matrix)
+    if not len(at.squares):
+        what = f"the features of all {len(labels)} images are the same"
+        raise DataError("features", what, "use other weights, or another backbone", 58)
+    left_out = leave_one_out(at, labels, classes)
+    judged = judge(left_out.held_out(labels), labels)
+    strongest = np.argsort(-left_out.effect, kind="stable")[:_MOST_EFFECT].tolist()
+    influential = dict(zip(strongest, left_out.changed(strongest), strict=True))
+    vectors, lengths = directions(at)
+    return Looked(left_out, judged, influential, vectors, nearest(vectors, lengths, _NEAREST))
 
 
 def as_evaluated(plan: Plan) -> Plan:
