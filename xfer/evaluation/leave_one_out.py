@@ -114,7 +114,9 @@ class LeftOut:
     def held_out(self, labels: npt.NDArray[np.int64]) -> Floats:
         """The answer to each image of the fit without it, float64 (n, classes), for the ``labels``
         that were fitted."""
-        return np.asarray(np.eye(self.answers.shape[1])[labels] - self.apart)
+        held = -self.apart
+        held[np.arange(len(labels)), labels] += 1
+        return held
 
     def without(self, image: int) -> Floats:
         """The answers to all images of the fit without one of them, float64 (n, classes)."""
@@ -160,15 +162,14 @@ def leave_one_out(
         for i, strength in enumerate(strengths):
             losses[i] += float((_apart(at, z, sums, share, strength, target)[1] ** 2).sum())
     best = strengths[int(losses.argmin())]
-    answers, apart, spread = [], [], []
+    answers, apart, effect = np.empty((count, classes)), np.empty((count, classes)), np.empty(count)
     for part, z in at.blocks():
-        block = _apart(at, z, sums, share, best, np.eye(classes)[labels[part]])
-        answers.append(block[0])
-        apart.append(block[1])
-        spread.append(1 / count + z**2 @ (at.squares / (at.squares + best) ** 2))
-    away = np.concatenate(apart)
-    effect = np.sqrt(np.concatenate(spread) / count) * np.sqrt((away**2).sum(axis=1))
-    return LeftOut(at, best, np.concatenate(answers), away, effect)
+        target = np.eye(classes)[labels[part]]
+        answers[part], away = _apart(at, z, sums, share, best, target)
+        apart[part] = away
+        spread = 1 / count + z**2 @ (at.squares / (at.squares + best) ** 2)
+        effect[part] = np.sqrt(spread / count) * np.sqrt((away**2).sum(axis=1))
+    return LeftOut(at, best, answers, apart, effect)
 
 
 def _apart(
