@@ -18,6 +18,8 @@ fit         features once, the head solved on them, and its tables
 evaluate    the checkpoint on what was held out, with the report
 predict     the checkpoint on the folder, with predictions.csv
 exact       a head alone: N x 256 synthetic features in a file, 10 classes, one strength, 2 folds
+audit       what stages=[audit] computes from the same features, which it has in memory
+worth       what stages=[worth] does, and checks with 1,000 more
 read        images a second, from shards and from files, in this process, cold and warm
 
 TMPDIR says which disk it is about. A million images take about 3 GB there, and are removed.
@@ -36,7 +38,7 @@ import sys
 import tarfile
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -45,12 +47,13 @@ from PIL import Image
 
 ASSETS = Path(os.environ.get("XFER_ASSETS", "../shared/assets")).resolve()
 SETS = ("Canidae", "Hymenoptera")
-STAGES = ("listing", "plan", "plan again", "fit", "evaluate", "predict", "exact", "read")
+ALONE = ("exact", "audit", "worth")
+STAGES = ("listing", "plan", "plan again", "fit", "evaluate", "predict", *ALONE, "read")
 COMMAND = [sys.executable, "-m", "xfer", "experiment=digits_freeze"]
 PER_SHARD = 10_000
 LINKED = 100_000  # above, files are hard links: as many files would take the disk's blocks
 READ = 20_000  # images that are read in one turn, at most
-WIDTH, CLASSES, FOLDS = 256, 10, 2
+WIDTH, CLASSES, FOLDS, CHECKED = 256, 10, 2, 1_000
 
 
 class Cost(NamedTuple):
@@ -131,25 +134,63 @@ def anonymous(pid: int) -> int:
     return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
 
 
+def synthetic(count: int) -> tuple[Iterator[np.ndarray], np.ndarray]:
+    """``count`` features in parts, and their labels."""
+    drawn = np.random.default_rng(0)
+    labels = drawn.integers(0, CLASSES, count)
+    centres = drawn.normal(size=(CLASSES, WIDTH)).astype(np.float32) / 8
+
+    def parts() -> Iterator[np.ndarray]:
+        for start in range(0, count, PER_SHARD):
+            some = labels[start : start + PER_SHARD]
+            yield drawn.standard_normal((len(some), WIDTH), np.float32) + centres[some]
+
+    return parts(), labels
+
+
+def in_memory(count: int) -> tuple[np.ndarray, np.ndarray]:
+    """The features as one array, and their labels."""
+    parts, labels = synthetic(count)
+    features = np.empty((count, WIDTH), np.float32)
+    for i, part in enumerate(parts):
+        features[i * PER_SHARD : i * PER_SHARD + len(part)] = part
+    return features, labels
+
+
 def solve(count: int) -> None:
     """Solve a head on ``count`` synthetic features in a file, as the exact fit does."""
     from xfer.training import logistic
     from xfer.training.cross_validation import HeadProblem
 
-    drawn = np.random.default_rng(0)
-    labels = drawn.integers(0, CLASSES, count)
-    centres = drawn.normal(size=(CLASSES, WIDTH)).astype(np.float32) / 8
+    parts, labels = synthetic(count)
     with tempfile.NamedTemporaryFile() as file:
-        for start in range(0, count, PER_SHARD):
-            some = labels[start : start + PER_SHARD]
-            noise = drawn.standard_normal((len(some), WIDTH), np.float32)
-            file.write((noise + centres[some]).tobytes())
+        for part in parts:
+            file.write(part.tobytes())
         file.flush()
         features = np.memmap(file.name, np.float32, "c", 0, (count, WIDTH))
         given = (labels, (), CLASSES, lambda counts: None, False, 0.0, (0.1,), FOLDS, 0)
         problem = HeadProblem([features], features, *given)
         solution = logistic.solve(problem.rows(), (0.1,))
     print(f"held out: accuracy {solution.path[solution.best].cv_acc:.4f}")
+
+
+def doubt(count: int) -> None:
+    """What ``stages=[audit]`` computes from ``count`` features."""
+    from xfer.training.image_audit import look
+
+    judged = look(*in_memory(count), CLASSES).judged
+    print(f"accused: {len(judged.accused)}")
+
+
+def extrapolate(count: int) -> None:
+    """What ``stages=[worth]`` computes from ``count`` features."""
+    from xfer.training.worth import of_features
+
+    features, labels = in_memory(count + CHECKED)
+    names = tuple(map(str, range(CLASSES)))
+    check = (features[count:], labels[count:])
+    facts = of_features(features[:count], labels[:count], names, 0, check)
+    print(f"largest subsample: {facts['largest_subsample']}")
 
 
 def look_through(shards: Path) -> None:
@@ -212,8 +253,8 @@ class Bench:
         }
         commands["evaluate"].append(f"run.dir={self.at}/evaluated")
         commands["predict"] += [f"checkpoint.path={self.run}", f"run.dir={self.at}/predicted"]
-        if stage == "exact":
-            command = [sys.executable, __file__, "--solve", str(self.count)]
+        if stage in ALONE:
+            command = [sys.executable, __file__, "--alone", stage, str(self.count)]
         elif stage == "listing":
             command = [sys.executable, __file__, "--list", str(self.shards)]
         else:
@@ -225,7 +266,7 @@ class Bench:
     def prepare(self, stages: Sequence[str]) -> None:
         """Write what the stages read."""
         os.environ["XFER_CACHE"] = f"{self.at}/cache"
-        if {*stages} - {"exact", "predict"}:
+        if {*stages} - {*ALONE, "predict"}:
             in_shards(self.pictures, self.count, self.shards)
         if {"predict", "read"} & {*stages}:
             in_folders(self.pictures, self.count, self.folder)
@@ -238,11 +279,14 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=STAGES, default=list(STAGES))
     parser.add_argument("--pictures", type=int, default=100, help="different pictures (100)")
     parser.add_argument("--side", type=int, default=16, help="their pixels a side (16)")
-    parser.add_argument("--solve", type=int, metavar="N", help=argparse.SUPPRESS)
+    parser.add_argument("--alone", choices=ALONE, help=argparse.SUPPRESS)
     parser.add_argument("--list", type=Path, help=argparse.SUPPRESS)
     asked = parser.parse_args()
-    if asked.solve or asked.list:
-        solve(asked.solve) if asked.solve else look_through(asked.list)
+    if asked.list:
+        look_through(asked.list)
+        return
+    if asked.alone:
+        {"exact": solve, "audit": doubt, "worth": extrapolate}[asked.alone](*asked.counts)
         return
     pictures = photographs(asked.pictures, asked.side)
     before: dict[str, tuple[int, int]] = {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from xfer.evaluation import leave_one_out as blocked
 from xfer.evaluation.leave_one_out import coordinates, leave_one_out
 from xfer.evaluation.wrong_labels import Judged, judge, margins
 
@@ -72,3 +73,13 @@ def test_labels_at_random_and_answers_that_say_nothing_accuse_nobody() -> None:
 def test_margins_are_over_the_best_other_class() -> None:
     found = margins(np.array([[3.0, 1.0, 0.0], [2.0, 2.0, 1.0]]))
     assert found.tolist() == [[2.0, -2.0, -3.0], [0.0, 0.0, -1.0]]
+
+
+def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    draw = np.random.default_rng(0)
+    answers, labels = draw.normal(size=(90, 4)), draw.integers(0, 4, 90)
+    whole = judge(answers, labels)
+    monkeypatch.setattr(blocked, "BLOCK", 40)
+    parts = judge(answers, labels)
+    assert np.allclose(parts.p_wrong, whole.p_wrong, rtol=0, atol=1e-9)
+    assert (parts.order == whole.order).all()

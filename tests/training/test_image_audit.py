@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -281,3 +282,24 @@ def test_labels_at_random_are_said_to_be_no_basis(
     folder = run(place, "stages=[audit]").folder
     warnings = facts(folder, "result.json")["warnings"]
     assert any("no label can be judged" in warning for warning in warnings)
+
+
+def test_memory_is_no_more_than_the_log_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    from xfer.evaluation import leave_one_out, neighbours
+    from xfer.training import image_audit
+
+    for module in (leave_one_out, image_audit):
+        monkeypatch.setattr(module, "BLOCK", 1 << 13)
+    for module in (neighbours, image_audit):
+        monkeypatch.setattr(module, "TILE", 64)
+    draw = np.random.default_rng(0)
+    labels = draw.integers(0, 200, 800)  # so many classes that answers are what is large
+    features = draw.normal(size=(800, 64)).astype(np.float32)
+    image_audit.look(features[:60], labels[:60], 200)  # what is imported is no memory of it
+    tracemalloc.start()
+    try:
+        image_audit.look(features, labels, 200)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < image_audit._working_bytes(features, 200)

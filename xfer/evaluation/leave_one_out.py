@@ -117,7 +117,9 @@ class LeftOut:
     def held_out(self, labels: npt.NDArray[np.int64]) -> Floats:
         """The answer to each image of the fit without it and its group, float64 (n, classes), for
         the ``labels`` that were fitted."""
-        return np.asarray(np.eye(self.answers.shape[1])[labels] - self.unseen)
+        held = -self.unseen
+        held[np.arange(len(labels)), labels] += 1
+        return held
 
     def without(self, image: int) -> Floats:
         """The answers to all images of the fit without one of them, float64 (n, classes)."""
@@ -162,19 +164,18 @@ def leave_one_out(
     strengths = [count * penalty for penalty in penalties]
     losses = _losses(at, labels, sums, share, strengths, members)
     best = strengths[int(losses.argmin())]
-    answers, apart, spread = [], [], []
+    answers, apart, effect = np.empty((count, classes)), np.empty((count, classes)), np.empty(count)
     for part, z in at.blocks():
-        block = _apart(at, z, sums, share, best, np.eye(classes)[labels[part]])
-        answers.append(block[0])
-        apart.append(block[1])
-        spread.append(1 / count + z**2 @ (at.squares / (at.squares + best) ** 2))
-    away = np.concatenate(apart)
-    unseen = away.copy() if members else away
+        target = np.eye(classes)[labels[part]]
+        answers[part], away = _apart(at, z, sums, share, best, target)
+        apart[part] = away
+        spread = 1 / count + z**2 @ (at.squares / (at.squares + best) ** 2)
+        effect[part] = np.sqrt(spread / count) * np.sqrt((away**2).sum(axis=1))
+    unseen = apart.copy() if members else apart
     for rows in members:
         target = np.eye(classes)[labels[rows]]
         unseen[rows] = _unseen(at, at.of(rows), sums, share, best, target)
-    effect = np.sqrt(np.concatenate(spread) / count) * np.sqrt((away**2).sum(axis=1))
-    return LeftOut(at, best, np.concatenate(answers), away, unseen, effect)
+    return LeftOut(at, best, answers, apart, unseen, effect)
 
 
 def _losses(

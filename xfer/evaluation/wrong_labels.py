@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from xfer.evaluation.leave_one_out import blocks
+
 if TYPE_CHECKING:
     import numpy.typing as npt
 
@@ -56,7 +58,8 @@ def judge(answers: Floats, labels: Labels) -> Judged:
     """Judge every label by the answer to its image of a model that had not seen the image.
 
     ``answers`` float64 (n, classes), the larger the likelier, on any one scale; ``labels`` int64
-    (n,). Images of one probability are in the order of their margins.
+    (n,). Images of one probability are in the order of their margins. Works in blocks, beside two
+    more matrices like ``answers``.
     """
     count = len(labels)
     rows = np.arange(count)
@@ -64,8 +67,8 @@ def judge(answers: Floats, labels: Labels) -> Judged:
     given = apart[rows, labels]
     spread = float(given.std()) or 1.0
     curves = [
-        _contaminated(answers / spread, labels, _logistic),
-        _contaminated(apart / spread, labels, _normal),
+        _contaminated(answers, spread, labels, _logistic),
+        _contaminated(apart, spread, labels, _normal),
     ]
     p_wrong = np.mean([wrong for wrong, _ in curves], axis=0)
     rate = float(np.mean([share for _, share in curves]))
@@ -78,21 +81,24 @@ def judge(answers: Floats, labels: Labels) -> Judged:
 
 
 def _contaminated(
-    answers: Floats, labels: Labels, curve: Callable[[Floats], Floats]
+    answers: Floats, spread: float, labels: Labels, curve: Callable[[Floats], Floats]
 ) -> tuple[Floats, float]:
     """How likely each label is wrong, (n,), and the share of wrong labels, where ``curve`` turns
-    scaled answers into odds of the classes."""
+    answers, scaled from their ``spread``, into odds of the classes."""
     from scipy.optimize import minimize
 
-    classes, rows = answers.shape[1], np.arange(len(labels))
+    count, classes = answers.shape
 
     def of_labels(values: Any) -> tuple[Floats, Floats, float]:
         scale, odds = (
             float(np.clip(value, -20, limit)) for value, limit in zip(values, (6, 20), strict=True)
         )
         rate = (1 - 1 / classes) / (1 + math.exp(-odds))  # at most that of chance
-        odds_of = curve(math.exp(scale) * answers)
-        right = odds_of[rows, labels] / odds_of.sum(axis=1)
+        right = np.empty(count)
+        for part in blocks(count, classes):
+            odds_of = curve(math.exp(scale) / spread * answers[part])
+            given = odds_of[np.arange(len(odds_of)), labels[part]]
+            right[part] = given / odds_of.sum(axis=1)
         said = (1 - rate) * right + rate / (classes - 1) * (1 - right)
         return right, np.maximum(said, _LEAST), rate
 
@@ -117,6 +123,9 @@ def _normal(scaled: Floats) -> Floats:
 
 def margins(answers: Floats) -> Floats:
     """The answer for each class less the largest of the others, float64 (n, classes)."""
-    top = np.sort(answers, axis=1)[:, -2:]
-    first = answers == top[:, 1:]
-    return np.asarray(answers - np.where(first, top[:, :1], top[:, 1:]))
+    apart = np.empty(answers.shape)
+    for part in blocks(*answers.shape):
+        some = answers[part]
+        top = np.partition(some, -2, axis=1)[:, -2:]
+        apart[part] = some - np.where(some == top[:, 1:], top[:, :1], top[:, 1:])
+    return apart

@@ -135,24 +135,18 @@ def audit(plan: Plan) -> Audited:
     log.info(cached.summary())
     splits = dict(cached.work.splits)
     groups = _groups(splits.values())
-    largest = 0 if groups is None else int(np.bincount(groups).max())
+    largest = 1 if groups is None else int(np.bincount(groups).max())
     working = _working_bytes(matrix, len(plan.card.classes), largest)
     log.info(f"audit: {len(matrix):,} images in blocks, about {working / 1e6:,.0f} MB")
     ready = time.perf_counter()
     names = tuple(name for samples in splits.values() for name in samples.names)
     labels = np.concatenate([samples.labels for samples in splits.values()])
     exact.refuse_no_numbers(matrix, names)
-    at, classes = coordinates(matrix), plan.card.classes
-    if not len(at.squares):
-        what = f"the features of all {len(names)} images are the same"
-        raise DataError("features", what, "use other weights, or another backbone", 58)
+    classes = plan.card.classes
     apart, alone = _left_out_together(groups, labels)
-    left_out = leave_one_out(at, labels, len(classes), groups=apart)
-    judged = judge(left_out.held_out(labels), labels)
-    vectors, lengths = directions(at)
-    likest = nearest(vectors, lengths, _NEAREST, groups)
+    looked = look(matrix, labels, len(classes), groups, apart)
+    left_out, judged, influential, vectors, likest = looked
     least = alike_from(likest)
-    strongest = np.argsort(-left_out.effect, kind="stable")[:_MOST_EFFECT].tolist()
     whole = _whole(judged, left_out, labels)
     whole |= {"near_duplicate": {"cosine": least}, "working_bytes": working}
     whole["groups"] = None if groups is None else int(groups.max()) + 1
@@ -165,7 +159,7 @@ def audit(plan: Plan) -> Audited:
         judged=judged,
         twins=_twins(plan, names, likest, least),
         outliers=outliers(likest),
-        influential=dict(zip(strongest, left_out.changed(strongest), strict=True)),
+        influential=influential,
         left_out=left_out,
         vectors=vectors,
         facts=whole,
@@ -203,6 +197,40 @@ def _alone(names: Sequence[str]) -> list[str]:
     return [f"{why}: {shown}"] if names else []
 
 
+class Looked(NamedTuple):
+    """What the features say: see :class:`Audited`; ``likest`` are the nearest of each image."""
+
+    left_out: LeftOut
+    judged: Judged
+    influential: dict[int, int]
+    vectors: npt.NDArray[np.float32]
+    likest: Nearest
+
+
+def look(
+    matrix: npt.NDArray[np.float32],
+    labels: npt.NDArray[np.int64],
+    classes: int,
+    groups: npt.NDArray[np.int64] | None = None,
+    apart: npt.NDArray[np.int64] | None = None,
+) -> Looked:
+    """All that is computed from features (n, d) with ``labels`` (n,) of images in ``groups``; those
+    of one group in ``apart`` do not judge each other. Raises DataError for features that tell
+    nothing apart."""
+    at = coordinates(matrix)
+    if not len(at.squares):
+        what = f"the features of all {len(labels)} images are the same"
+        raise DataError("features", what, "use other weights, or another backbone", 58)
+    left_out = leave_one_out(at, labels, classes, groups=apart)
+    judged = judge(left_out.held_out(labels), labels)
+    strongest = np.argsort(-left_out.effect, kind="stable")[:_MOST_EFFECT].tolist()
+    influential = dict(zip(strongest, left_out.changed(strongest), strict=True))
+    vectors, lengths = directions(at)
+    return Looked(
+        left_out, judged, influential, vectors, nearest(vectors, lengths, _NEAREST, groups)
+    )
+
+
 def as_evaluated(plan: Plan) -> Plan:
     """The plan with images as they are evaluated, on one device."""
     specs = plan.specs
@@ -236,13 +264,15 @@ def _twins(plan: Plan, names: tuple[str, ...], likest: Nearest, least: float) ->
     return rows
 
 
-def _working_bytes(matrix: npt.NDArray[np.float32], classes: int, largest: int) -> int:
+def _working_bytes(matrix: npt.NDArray[np.float32], classes: int, largest: int = 1) -> int:
     """What the audit takes beside the features: blocks, tiles, some numbers an image, and the
     features of the ``largest`` group."""
     count, width = matrix.shape
     square = min(count, width) ** 2 + (count * width if count <= width else 0)
-    numbers = 3 * BLOCK + 3 * square + 6 * count * classes + count * min(AXES, width)
-    numbers += 3 * largest * (min(count, width) + 1)
+    numbers = (
+        3 * BLOCK + 3 * square + (6 + (largest > 1)) * count * classes + count * min(AXES, width)
+    )
+    numbers += 3 * (largest > 1) * largest * (min(count, width) + 1)
     return int(8 * numbers + 48 * TILE**2)
 
 
