@@ -1,15 +1,15 @@
 """What each image does to the answers: a ridge regression without it, for every image in turn.
 
-The regression is a linear head with squared loss: one output a class, its target 1 for the class of
-an image and 0 for the others, a squared penalty on the weights and none on the bias. Its answers
-without an image follow from those with it by one division (Allen, 1974; Cook and Weisberg, 1982,
-chapter 2), so that n fits cost as much as one. Features are standardised once, with all images in
-it, and the penalty is chosen once, by the least squared error of the images left out.
+The regression is a linear head with squared loss: one output a class, its target 1 for a class that
+an image has and 0 for the others, a squared penalty on the weights and none on the bias. Its
+answers without an image follow from those with it by one division (Allen, 1974; Cook and Weisberg,
+1982, chapter 2), so that n fits cost as much as one. Features are standardised once, with all
+images in it, and the penalty is chosen once, by the least squared error of the images left out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -114,7 +114,7 @@ class LeftOut:
     def held_out(self, labels: npt.NDArray[np.int64]) -> Floats:
         """The answer to each image of the fit without it, float64 (n, classes), for the ``labels``
         that were fitted."""
-        return np.asarray(np.eye(self.answers.shape[1])[labels] - self.apart)
+        return np.asarray(_targets(labels, self.answers.shape[1]) - self.apart)
 
     def without(self, image: int) -> Floats:
         """The answers to all images of the fit without one of them, float64 (n, classes)."""
@@ -126,15 +126,27 @@ class LeftOut:
         parts = [z @ weights.T for _, z in self.at.blocks()]
         return np.asarray(np.concatenate(parts) + 1 / len(self.answers))
 
+    @property
+    def effects(self) -> Floats:
+        """The same as ``effect`` in the answers for each class, float64 (n, classes)."""
+        norm = np.sqrt((self.apart**2).sum(axis=1, keepdims=True))
+        return np.asarray(self.effect[:, None] * np.abs(self.apart) / np.where(norm, norm, 1.0))
+
     def changed(self, images: Sequence[int]) -> list[int]:
         """For each of some images: how many others are given another class without it."""
-        before, counts = self.answers.argmax(axis=1), []
+        moved = self.moved(images, lambda answers: answers.argmax(axis=1))
+        return [int(others.sum()) for others in moved]
+
+    def moved(
+        self, images: Sequence[int], said: Callable[[Floats], npt.NDArray[Any]]
+    ) -> Iterator[npt.NDArray[np.bool_]]:
+        """For each of some images: whether what is ``said`` of the answers to another image,
+        (n, ...), is otherwise without it, bool (n, ...)."""
+        before = said(self.answers)
         for image, shares in zip(images, self._shares(images).T, strict=True):
-            after = self.answers - np.outer(shares, self.apart[image])
-            moved = after.argmax(axis=1) != before
+            moved = said(self.answers - np.outer(shares, self.apart[image])) != before
             moved[image] = False
-            counts.append(int(moved.sum()))
-        return counts
+            yield moved
 
 
 def leave_one_out(
@@ -145,30 +157,35 @@ def leave_one_out(
 ) -> LeftOut:
     """Fit the regression and leave every image out in turn, exactly.
 
-    ``labels`` int64 (n,), ``penalties`` are times n. Equal to n fits but for rounding. Takes
-    memory for blocks and for (n, classes) numbers.
+    ``labels`` int64 (n,), or (n, classes) of 1 and 0 where an image has several; ``penalties`` are
+    times n. Equal to n fits but for rounding. Takes memory for blocks and for (n, classes) numbers.
     """
     count = len(labels)
-    share = np.bincount(labels, minlength=classes) / count
+    share = _targets(labels, classes).mean(axis=0)
     sums = np.zeros((len(at.squares), classes))
     for part, z in at.blocks():
-        sums += z.T @ (np.eye(classes)[labels[part]] - share)
+        sums += z.T @ (_targets(labels[part], classes) - share)
     strengths = [count * penalty for penalty in penalties]
     losses = np.zeros(len(strengths))
     for part, z in at.blocks():
-        target = np.eye(classes)[labels[part]]
+        target = _targets(labels[part], classes)
         for i, strength in enumerate(strengths):
             losses[i] += float((_apart(at, z, sums, share, strength, target)[1] ** 2).sum())
     best = strengths[int(losses.argmin())]
     answers, apart, spread = [], [], []
     for part, z in at.blocks():
-        block = _apart(at, z, sums, share, best, np.eye(classes)[labels[part]])
+        block = _apart(at, z, sums, share, best, _targets(labels[part], classes))
         answers.append(block[0])
         apart.append(block[1])
         spread.append(1 / count + z**2 @ (at.squares / (at.squares + best) ** 2))
     away = np.concatenate(apart)
     effect = np.sqrt(np.concatenate(spread) / count) * np.sqrt((away**2).sum(axis=1))
     return LeftOut(at, best, np.concatenate(answers), away, effect)
+
+
+def _targets(labels: npt.NDArray[np.int64], classes: int) -> Floats:
+    """What the regression is fitted to, float64 (n, classes)."""
+    return np.asarray(labels if labels.ndim == 2 else np.eye(classes)[labels], np.float64)
 
 
 def _apart(
