@@ -17,7 +17,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -58,6 +58,31 @@ def write(path: Path, rows: Rows, classes: Sequence[str], unknown: float) -> Non
             writer.writerow([name, *("" if drawn.random() < unknown else c for c in cells)])
 
 
+def words(file: Path, network: Sequence[str]) -> list[str]:
+    """What is typed for a table of labels."""
+    typed = [*network, "data=csv", f"data.file={file}", "task=multilabel", "data.workers=0"]
+    return [*typed, "data.leakage=ignore"]
+
+
+def files(place: Path, shares: Sequence[float] = (0.0,)) -> Iterator[tuple[str, Path, list[str]]]:
+    """The name of each set, its table written into ``place`` with each of these ``shares`` of
+    unknown labels, and its network."""
+    import labelled
+
+    rows = labelled.digits(place / "images", 1797)
+    named: Rows = [(f"images/{name}", labels) for name, labels in rows]
+    jobs = [("digits", named, list(labelled.LABELS), ["experiment=digits_freeze"])]
+    if given := photographs():
+        names = sorted({label for _, labels in given for label in labels})
+        network = ["backbone=squeezenet1_0", "source=squeezenet_file"]
+        jobs.append(("photographs", given, names, network))
+    for name, some, classes, network in jobs:
+        for unknown in shares:
+            file = place / f"{name}{unknown:g}.csv"
+            write(file, some, classes, unknown)
+            yield name, file, network
+
+
 def measure(name: str, file: Path, network: Sequence[str]) -> list[str]:
     """One row of the table."""
     from sklearn.linear_model import LogisticRegression
@@ -69,8 +94,7 @@ def measure(name: str, file: Path, network: Sequence[str]) -> list[str]:
     from xfer.plan.make import make_plan
     from xfer.training import exact
 
-    typed = [*network, "data=csv", f"data.file={file}", "task=multilabel", "data.workers=0"]
-    plan = make_plan(compose_specs([*typed, "data.leakage=ignore", "stages=[fit]"]))
+    plan = make_plan(compose_specs([*words(file, network), "stages=[fit]"]))
     net = assemble(plan.parts, plan.state)
     frozen = exact.at_rest(plan, net)
     cached = exact.features_of(plan, frozen)
@@ -122,25 +146,10 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.parse_args()
-    import labelled
-
     with tempfile.TemporaryDirectory() as made:
-        place = Path(made)
-        rows = labelled.digits(place / "images", 1797)
-        named: Rows = [(f"images/{name}", labels) for name, labels in rows]
-        jobs: list[tuple[str, Rows, Sequence[str], list[str]]] = [
-            ("digits", named, tuple(labelled.LABELS), ["experiment=digits_freeze"])
-        ]
-        if given := photographs():
-            names = sorted({label for _, labels in given for label in labels})
-            network = ["backbone=squeezenet1_0", "source=squeezenet_file"]
-            jobs.append(("photographs", given, names, network))
         print(f"| {' | '.join(HEAD)} |\n| {' | '.join(['---'] * len(HEAD))} |")
-        for name, some, classes, network in jobs:
-            for unknown in (0.0, 0.3):
-                file = place / f"{name}{unknown:g}.csv"
-                write(file, some, classes, unknown)
-                print(f"| {' | '.join(measure(name, file, network))} |", flush=True)
+        for name, file, network in files(Path(made), (0.0, 0.3)):
+            print(f"| {' | '.join(measure(name, file, network))} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,8 @@ from pictures import picture
 
 from xfer.core.types import InputSpec, Samples
 from xfer.evaluation.leave_one_out import coordinates, leave_one_out
+from xfer.evaluation.multilabel_leave_one_out import labels_left_out
+from xfer.evaluation.multilabel_wrong_labels import judge_labels
 from xfer.evaluation.neighbours import directions
 from xfer.evaluation.wrong_labels import judge
 from xfer.report import audit_page
@@ -76,6 +78,33 @@ def audited(count: int = 60) -> Audited:
     )
 
 
+def several(count: int = 80) -> Audited:
+    """Three labels that do not exclude each other, some wrong, some unknown, one oddly named."""
+    draw = np.random.default_rng(1)
+    true = (draw.random((count, 3)) < 0.4).astype(np.int64)
+    features = draw.normal(size=(count, 12)) + 6 * true @ np.eye(3, 12)
+    labels = true.copy()
+    labels[:4, 0] = 1 - labels[:4, 0]
+    labels[2, 1], labels[3, 2] = 1 - labels[2, 1], -1
+    at = coordinates(features.astype(np.float32))
+    left_out = labels_left_out(at, labels)
+    judged = judge_labels(left_out.held_out, labels)
+    strongest = np.argsort(-left_out.effect)[:4].tolist()
+    changed = left_out.changed(strongest, judged.cuts)
+    return replace(
+        audited(60),
+        names=tuple(f"train/{i:03}.jpg" for i in range(count)),
+        splits=("train",) * (count - 9) + ("val",) * 9,
+        labels=labels,
+        judged=judged,
+        twins=[Twin(50, 51, 0.97, "alike features")],
+        outliers=np.array([20, 21]),
+        influential=dict(zip(strongest, changed, strict=True)),
+        left_out=left_out,
+        vectors=directions(at)[0],
+    )
+
+
 def work(folder: Path, result: Audited) -> Work:
     """As much of a run as the page looks at."""
     splits = {
@@ -96,8 +125,8 @@ def work(folder: Path, result: Audited) -> Work:
     return cast("Work", SimpleNamespace(plan=plan, folder=folder, audited=result))
 
 
-def written(folder: Path) -> Path:
-    result = audited()
+def written(folder: Path, result: Audited | None = None) -> Path:
+    result = result or audited()
     audit_page.write_page(work(folder, result), result, table(result))
     return folder / "audit.html"
 
@@ -105,6 +134,11 @@ def written(folder: Path) -> Path:
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return written(tmp_path_factory.mktemp("audit"))
+
+
+@pytest.fixture(scope="module")
+def labels_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return written(tmp_path_factory.mktemp("several"), several())
 
 
 @pytest.fixture(scope="module")
@@ -193,6 +227,90 @@ def test_axe_finds_nothing_serious(browser: Browser, page: Path, width: int, dar
     browser.open(page)
     assert browser.faults(axe) == [] and browser.errors() == []
     assert browser.run("return document.documentElement.scrollWidth") <= width
+
+
+def test_each_accused_label_is_said_with_images_that_have_it_and_that_lack_it(
+    labels_page: Path,
+) -> None:
+    result, text = several(), labels_page.read_text()
+    pairs = [pair for pair in result.judged.pairs if pair[0] < 4]
+    assert {(0, 0), (1, 0), (2, 0), (2, 1)} <= set(pairs)
+    cards = text.split('<article class="find"')[1:]
+    assert len(cards) == len(reasons(result))
+    for image in result.judged.accused.tolist():
+        [card] = [card for card in cards if f"<bdi>train/{image:03}.jpg</bdi></h3>" in card]
+        mine = [label for one, label in result.judged.pairs if one == image]
+        for label in mine:
+            name = html.escape(CLASSES[label], quote=True).replace("&quot;", "&#34;")
+            has = result.labels[image, label]
+            said = "has it, and it looks as if it had not" if has else "has it not, and it looks"
+            assert f"<b><bdi>{name}</bdi></b>: the data says the image {said}" in card
+            assert f"nearest with <bdi>{name}" in card and f"nearest without <bdi>{name}" in card
+        assert card.count("the data says the image") == len(mine)
+    assert "labelled <b><bdi>dogs" in text and f"?{html.escape(CLASSES[2])[:3]}" in text
+    listed = len(result.judged.pairs)
+    assert f"{listed} of 239 known labels of 80 images are probably wrong" in text
+
+
+@pytest.mark.parametrize("width", [360, 1400])
+def test_axe_finds_nothing_serious_where_labels_are_several(
+    browser: Browser, labels_page: Path, width: int
+) -> None:
+    axe = need_axe()
+    browser.look(width)
+    browser.open(labels_page)
+    assert browser.faults(axe) == [] and browser.errors() == []
+    assert browser.run("return document.documentElement.scrollWidth") <= width
+
+
+def choose(browser: Browser, card: int, which: str, value: str) -> None:
+    browser.run(
+        "const s = document.querySelectorAll('.find')[arguments[0]].querySelector(arguments[1]);"
+        "s.value = arguments[2]; s.dispatchEvent(new Event('change', { bubbles: true }))",
+        card,
+        which,
+        value,
+    )
+
+
+def test_labels_are_changed_one_by_one(browser: Browser, labels_page: Path) -> None:
+    """Accused ones are turned already; another one is turned when it is chosen, and any may be
+    unknown. What nothing is changed of is not relabelled."""
+    browser.look(1280)
+    browser.open(labels_page)
+    table = embedded(labels_page)
+    before = [dict(zip(table["head"], row, strict=True)) for row in table["rows"]]
+    plain = next(i for i, row in enumerate(before) if row["label"] == row["suggested"])
+    browser.press("j")
+    browser.press("r")
+    first, second = (labels_of(before[i]["suggested"]) for i in (0, 1))
+    asked = ".asked select"
+    choose(browser, 1, asked, "?")
+    free = next(
+        name for name in CLASSES if f"?{name}" not in second and name not in turned(before[1])
+    )
+    choose(browser, 1, "fieldset span > select", free)
+    browser.run(
+        f"document.querySelectorAll('.find')[{plain}].querySelector('[value=relabel]').click()"
+    )
+    rows = saved(browser)
+    assert rows[0]["decision"] == rows[1]["decision"] == "relabel"
+    assert labels_of(rows[0]["suggested"]) == first != labels_of(rows[0]["label"])
+    now = labels_of(rows[1]["suggested"])
+    [name] = list(turned(before[1]))[:1]
+    assert f"?{name}" in now and (free in now) != (free in second)
+    assert {row["decision"] for row in rows[2:]} == {"accept"}
+    assert [row["label"] for row in rows] == [row["label"] for row in before]
+
+
+def labels_of(cell: str) -> set[str]:
+    return {*cell.split("|")} - {""}
+
+
+def turned(row: dict[str, str]) -> list[str]:
+    """The classes that are suggested otherwise than they are, in their order."""
+    given, suggested = labels_of(row["label"]), labels_of(row["suggested"])
+    return [name for name in CLASSES if (name in given) != (name in suggested)]
 
 
 FOCUS = "return [...document.querySelectorAll('.find')].indexOf(document.activeElement)"

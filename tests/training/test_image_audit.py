@@ -292,13 +292,13 @@ def test_memory_is_no_more_than_the_log_says(monkeypatch: pytest.MonkeyPatch) ->
         monkeypatch.setattr(module, "BLOCK", 1 << 13)
     for module in (neighbours, image_audit):
         monkeypatch.setattr(module, "TILE", 64)
-    draw = np.random.default_rng(0)
+    draw, names = np.random.default_rng(0), [str(k) for k in range(200)]
     labels = draw.integers(0, 200, 800)  # so many classes that answers are what is large
     features = draw.normal(size=(800, 64)).astype(np.float32)
-    image_audit.look(features[:60], labels[:60], 200)  # what is imported is no memory of it
+    image_audit.look(features[:60], labels[:60], names)  # what is imported is no memory of it
     tracemalloc.start()
     try:
-        image_audit.look(features, labels, 200)
+        image_audit.look(features, labels, names)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()

@@ -65,7 +65,7 @@ def test_the_band_of_the_limit_holds_the_floor(floor: float) -> None:
 def test_a_head_that_is_never_wrong_is_not_known_to_be_perfect() -> None:
     right = np.ones((len(SIZES), 50), np.float32)
     curve = learning_curve.fit(SIZES, right, np.ones((len(SIZES), 8)), 5, seed=0)
-    now = curve.accuracy(640)
+    now = curve.expected(640)
     # The upper end of Jeffreys' interval for no error among 50.
     assert 0.93 < now.low < 0.97
     assert now.value > 0.98
@@ -75,7 +75,7 @@ def test_more_images_never_cost_accuracy_and_bands_widen_with_fewer_judges() -> 
     right, by_repeat, _ = answered(0.05, 1.0, 0.5, 200)
     curve = learning_curve.fit(SIZES, right, by_repeat, 5, seed=0)
     assert curve.gain(640, 200).low >= 0
-    few, many, all_ = curve.score(640, 30), curve.score(640, 3000), curve.accuracy(640)
+    few, many, all_ = curve.score(640, 30), curve.score(640, 3000), curve.expected(640)
     widths = [each.high - each.low for each in (few, many, all_)]
     assert widths[0] > 1.5 * widths[1]
     assert widths[1] == pytest.approx(widths[2], rel=0.15)
@@ -124,7 +124,8 @@ def test_what_is_measured_is_what_scikit_learn_measures() -> None:
     draw = subsampling._Draw(x, labels, 5)
     share = np.array([80, 80])
     at = 2
-    taken, best = draw.answers(share, [at])
+    logits, best = draw.answers(share, [at])
+    taken = logits.argmax(axis=1)
     assert set(best.tolist()) == {at}
     theirs = np.zeros(len(draw.judged), np.int64)
     for fold in range(subsampling.FOLDS):

@@ -51,7 +51,7 @@ class Manifest(Loading):
     else people call it. Without ``columns`` the header is ``path,label`` or ``path,label,split``;
     with them, others are left out. ``group`` is the name of one column more. A header with
     ``decision`` is that of an ``audit.csv``: a row is accepted as it is, relabelled with its
-    ``suggested`` class, or dropped; a remark counts them.
+    ``suggested`` class or labels, or dropped; a remark counts them.
     """
 
     groups: ClassVar[str] = "COLUMN"
@@ -79,13 +79,13 @@ class Manifest(Loading):
         network has learned them."""
         path = place(self.file)
         root = place(self.root) if self.root else path.parent
-        images, columns = label_list(path, self)
+        images, columns, remarks = label_list(path, self)
         listed = [(located(image, root, bool(self.root)), image) for image in images]
         # With a sign of one's own between labels, the columns have commas.
         commas = self.separator == "comma" or self.separator not in _SIGNS
         in_cells = commas and not columns and path.suffix.lower() != ".json"
         others = [sign for sign in _IN_CELLS if in_cells and sign != self.between_labels]
-        remarks = _suffix_lines((image.path, row.name) for row, image in listed)
+        remarks += _suffix_lines((image.path, row.name) for row, image in listed)
         source = ImageSource(path, root, columns, [*remarks, *_unread_sign(images, others)])
         try:
             return labelled_dataset(listed, self, source, training, known)
@@ -134,7 +134,7 @@ def _rows(path: Path, root: Path, how: Manifest) -> tuple[list[ImageRow], list[s
     for line, cells in lines:
         where = f"{path}:{line}"
         facts = _facts(where, keys, cells)
-        decision = _decision(where, facts)
+        decision = _decision(where, facts, one=True)
         row = _row(where, facts, root, bool(how.root)) if decision != "drop" else None
         if row and grouped is not None:
             if not cells[grouped]:
@@ -154,8 +154,12 @@ def _rows(path: Path, root: Path, how: Manifest) -> tuple[list[ImageRow], list[s
     if "decision" not in keys:
         named = zip(given, (row.name for row in rows), strict=True)
         return rows, [*_suffix_lines(named), *unread_split(header, how.columns)]
+    return rows, _of_decisions(path, decided)
+
+
+def _of_decisions(path: Path, decided: Counter[str]) -> list[str]:
     counts = ", ".join(f"{decided[word]} {word}" for word in _DECISIONS)
-    return rows, [f"decisions in {path.name}: {counts}"]
+    return [f"decisions in {path.name}: {counts}"]
 
 
 def _no_group(where: str, column: str) -> DataError:
@@ -252,14 +256,15 @@ def _facts(where: str, keys: list[str], cells: list[str]) -> dict[str, str]:
     return dict(zip(keys, cells, strict=True))
 
 
-def _decision(where: str, facts: dict[str, str]) -> str:
-    """What was decided about an image; a label that is to be another one is put in its place."""
+def _decision(where: str, facts: dict[str, str], one: bool) -> str:
+    """What was decided about an image; what it is to be labelled with is put in its place. It has
+    to be ``one`` class, or may be several labels, or none."""
     decision = facts.get("decision", "accept").lower()
     if decision not in _DECISIONS:
         what = f"there is no decision '{decision}'"
         raise DataError(where, what, closest(decision, _DECISIONS), 56)
     if decision == "relabel":
-        if not facts.get("suggested"):
+        if one and not facts["suggested"]:
             what = "is to be relabelled, and 'suggested' names no class"
             raise DataError(where, what, "fill it in, or decide accept or drop", 57)
         facts["label"] = facts["suggested"]
@@ -305,22 +310,18 @@ def _suffix_lines(images: Iterable[tuple[str, str]]) -> list[str]:
     return [printable(f"{what}: {len(without)}, such as '{without[0]}'")]
 
 
-def label_list(path: Path, how: Manifest) -> tuple[list[Labelled], list[str]]:
-    """The images that ``path`` lists with their labels, and the classes that are columns of it.
+def label_list(path: Path, how: Manifest) -> tuple[list[Labelled], list[str], list[str]]:
+    """The images that ``path`` lists with their labels, the classes that are columns of it, and
+    what was decided about the images where it says so.
     Raises DataError for a line that cannot be read, and a path that is there twice."""
-    columns: list[str] = []
+    columns, remarks = list[str](), list[str]()
     if path.suffix.lower() == ".json":
         images = [one if how.group else replace(one, group="") for one in in_json(path)]
         if how.group not in (None, "group"):
             what = f"an entry of a JSON list has its group in 'group', and not in '{how.group}'"
             raise DataError(path, what, "type data.group=group", 52)
     else:
-        lines = _lines(path, _SIGNS.get(how.separator, ","))
-        _, header = next(lines, (1, []))
-        keys, columns = _label_keys(path, header, how)
-        at = header.index(how.group) if how.group else None
-        rows = ((_labelled(f"{path}:{n}", keys, cells, how), cells) for n, cells in lines)
-        images = [replace(one, group=cells[at]) if at is not None else one for one, cells in rows]
+        images, columns, remarks = _in_lines(path, how)
     if how.group and (without := next((one for one in images if not one.group), None)):
         raise _no_group(without.where, how.group)
     seen: dict[str, str] = {}
@@ -331,7 +332,27 @@ def label_list(path: Path, how: Manifest) -> tuple[list[Labelled], list[str]]:
         seen[image.path] = image.where
     if not images:
         raise DataError(path, "lists no image", "add a line for every image", 18)
-    return images, columns
+    return images, columns, remarks
+
+
+def _in_lines(path: Path, how: Manifest) -> tuple[list[Labelled], list[str], list[str]]:
+    """What :func:`label_list` finds in a CSV file."""
+    lines = _lines(path, _SIGNS.get(how.separator, ","))
+    _, header = next(lines, (1, []))
+    keys, columns = _label_keys(path, header, how)
+    at = header.index(how.group) if how.group else None
+    # A column a class may be called so.
+    judged = "decision" in keys and "decision" not in columns
+    images, decided = list[Labelled](), Counter[str]()
+    for line, cells in lines:
+        where = f"{path}:{line}"
+        facts = _facts(where, keys, cells)
+        decision = _decision(where, facts, one=False) if judged else "accept"
+        decided[decision] += 1
+        if decision != "drop":
+            image = _labelled(where, facts, how)
+            images.append(image if at is None else replace(image, group=cells[at]))
+    return images, columns, _of_decisions(path, decided) if judged else []
 
 
 def _label_keys(path: Path, header: list[str], how: Manifest) -> tuple[list[str], list[str]]:
@@ -352,15 +373,14 @@ def _label_keys(path: Path, header: list[str], how: Manifest) -> tuple[list[str]
     return header, classes
 
 
-def _labelled(where: str, keys: list[str], cells: list[str], how: Manifest) -> Labelled:
+def _labelled(where: str, facts: dict[str, str], how: Manifest) -> Labelled:
     """A line as an image with labels."""
-    facts = _facts(where, keys, cells)
     path, split = facts["path"], facts.get("split", "")
     if not path:
         raise DataError(where, "the path is empty", "fill it in or remove the line", 14)
     if "label" in facts:
         return in_cell(where, path, split, facts["label"], how.between_labels)
-    names = [(name, facts[name]) for name in keys if name not in ("path", "split", how.group)]
+    names = [(name, facts[name]) for name in facts if name not in ("path", "split", how.group)]
     return in_columns(where, path, split, names, grouped=how.group is not None)
 
 

@@ -31,34 +31,40 @@ _TELLING, _UNKNOWN = 4, 0.2  # repeats that tell how far training sets are apart
 class Curve:
     """Draws of one learning curve, each float64 (draws,). ``unit`` images are what ``scale`` is
     the error above the floor at; ``shake`` is by how much, of that part of the error, one training
-    set differs from another."""
+    set differs from another. ``luck`` is the deviation of a score that one image would judge, of
+    many their root less; ``None`` where it is a share of right answers, whose luck is known."""
 
     floor: Numbers
     scale: Numbers
     rate: Numbers
     unit: float
     shake: float
+    luck: float | None = None
 
     def error(self, size: float) -> Numbers:
         """The mean error of heads solved on ``size`` images, draw by draw (draws,)."""
         return np.asarray(self.floor + self.scale * (size / self.unit) ** -self.rate)
 
-    def accuracy(self, size: float) -> Band:
-        """The accuracy of a head solved on ``size`` images, on any number of images."""
+    def expected(self, size: float) -> Band:
+        """The score of a head solved on ``size`` images, on any number of images: the accuracy, or
+        what else is 1 less the error."""
         return band_of(1 - self._of_one_set(size))
 
     def score(self, size: float, judged: int) -> Band:
-        """The accuracy of such a head on ``judged`` images: wider by the luck of those."""
+        """The score of such a head on ``judged`` images: wider by the luck of those."""
         drawn = np.random.default_rng(1)
         error = self._of_one_set(size)
+        if self.luck is not None:
+            apart = self.luck / judged**0.5 * drawn.standard_normal(len(error))
+            return band_of(1 - np.clip(error + apart, 0.0, 1.0))
         return band_of(1 - drawn.binomial(judged, error) / judged)
 
     def gain(self, size: float, more: float) -> Band:
-        """How much accuracy ``more`` images add to ``size``, in the mean over training sets."""
+        """How much score ``more`` images add to ``size``, in the mean over training sets."""
         return band_of(self.error(size) - self.error(size + more))
 
     def limit(self) -> Band:
-        """The accuracy that no number of images takes the head beyond."""
+        """The score that no number of images takes the head beyond."""
         return band_of(1 - self.floor)
 
     def _of_one_set(self, size: float) -> Numbers:
@@ -110,14 +116,28 @@ def fit(
     drawn = weights(known.shape[1], seed)
     outside = np.tile([0.0, 1.0], (len(sizes), 1))
     errors = drawn @ np.concatenate([1 - known, outside], axis=1).T
+    repeats = by_repeat.shape[1]
+    # Images that are answered now so, now otherwise move a repeat as well, each by itself.
+    alone = (known * (1 - known)).mean(axis=1) / known.shape[1] * repeats / max(1, repeats - 1)
+    return fit_errors(sizes, errors, by_repeat, alone, folds, seed)
+
+
+def fit_errors(
+    sizes: npt.NDArray[np.int64],
+    errors: Numbers,
+    by_repeat: Numbers,
+    alone: Numbers,
+    folds: int,
+    seed: int,
+) -> Curve:
+    """The curve through ``errors`` float64 (draws, sizes), each draw with weights of its own;
+    ``alone`` (sizes,) is the variance between repeats that no training set is the reason of."""
     unit, repeats = float(sizes[-1]), by_repeat.shape[1]
     between = by_repeat.var(axis=1, ddof=1) if repeats > 1 else np.zeros(len(sizes))
     noise = np.hypot(_ROUGH, np.sqrt(between / repeats))
     floor, scale, rate = _fitted(sizes / unit, errors, noise, seed)
     if repeats < _TELLING:
         return Curve(floor, scale, rate, unit, _UNKNOWN)
-    # Images that are answered now so, now otherwise move a repeat as well, each by itself.
-    alone = (known * (1 - known)).mean(axis=1) / known.shape[1] * repeats / (repeats - 1)
     above = np.maximum(errors.mean(axis=0) - float(np.median(floor)), _ROUGH)
     shake = np.sqrt((folds * np.maximum(between - alone, 0.0)).mean() / (above**2).mean())
     return Curve(floor, scale, rate, unit, float(min(shake, 1.0)))

@@ -1,16 +1,16 @@
 """What each image does to the answers: a ridge regression without it, for every image in turn.
 
-The regression is a linear head with squared loss: one output a class, its target 1 for the class of
-an image and 0 for the others, a squared penalty on the weights and none on the bias. Its answers
-without an image follow from those with it by one division (Allen, 1974; Cook and Weisberg, 1982,
-chapter 2), so that n fits cost as much as one; without a whole group from a system of as many
+The regression is a linear head with squared loss: one output a class, its target 1 for a class that
+an image has and 0 for the others, a squared penalty on the weights and none on the bias. Its
+answers without an image follow from those with it by one division (Allen, 1974; Cook and Weisberg,
+1982, chapter 2), so that n fits cost as much as one; without a whole group from a system of as many
 equations as the group has images, or directions. Features are standardised once, with all images in
 it, and the penalty is chosen once, by the least squared error of the images left out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -118,7 +118,10 @@ class LeftOut:
         """The answer to each image of the fit without it and its group, float64 (n, classes), for
         the ``labels`` that were fitted."""
         held = -self.unseen
-        held[np.arange(len(labels)), labels] += 1
+        if labels.ndim == 2:
+            held += labels
+        else:
+            held[np.arange(len(labels)), labels] += 1
         return held
 
     def without(self, image: int) -> Floats:
@@ -131,15 +134,27 @@ class LeftOut:
         parts = [z @ weights.T for _, z in self.at.blocks()]
         return np.asarray(np.concatenate(parts) + 1 / len(self.answers))
 
+    @property
+    def effects(self) -> Floats:
+        """The same as ``effect`` in the answers for each class, float64 (n, classes)."""
+        norm = np.sqrt((self.apart**2).sum(axis=1, keepdims=True))
+        return np.asarray(self.effect[:, None] * np.abs(self.apart) / np.where(norm, norm, 1.0))
+
     def changed(self, images: Sequence[int]) -> list[int]:
         """For each of some images: how many others are given another class without it."""
-        before, counts = self.answers.argmax(axis=1), []
+        moved = self.moved(images, lambda answers: answers.argmax(axis=1))
+        return [int(others.sum()) for others in moved]
+
+    def moved(
+        self, images: Sequence[int], said: Callable[[Floats], npt.NDArray[Any]]
+    ) -> Iterator[npt.NDArray[np.bool_]]:
+        """For each of some images: whether what is ``said`` of the answers to another image,
+        (n, ...), is otherwise without it, bool (n, ...)."""
+        before = said(self.answers)
         for image, shares in zip(images, self._shares(images).T, strict=True):
-            after = self.answers - np.outer(shares, self.apart[image])
-            moved = after.argmax(axis=1) != before
+            moved = said(self.answers - np.outer(shares, self.apart[image])) != before
             moved[image] = False
-            counts.append(int(moved.sum()))
-        return counts
+            yield moved
 
 
 def leave_one_out(
@@ -152,28 +167,30 @@ def leave_one_out(
     """Fit the regression and leave every image out in turn, exactly, and every one of ``groups``,
     int64 (n,), where there are some: images of one may be copies of each other.
 
-    ``labels`` int64 (n,), ``penalties`` are times n. Equal to as many fits but for rounding. Takes
-    memory for blocks, for the features of the largest group, and for (n, classes) numbers.
+    ``labels`` int64 (n,), or (n, classes) of 1 and 0 where an image has several; ``penalties`` are
+    times n. Equal to as many fits but for rounding. Takes memory for blocks, for the features of
+    the largest group, and for (n, classes) numbers.
     """
     count = len(labels)
     members = _several(np.arange(count) if groups is None else groups)
-    share = np.bincount(labels, minlength=classes) / count
+    counted = labels.sum(axis=0) if labels.ndim == 2 else np.bincount(labels, minlength=classes)
+    share = counted / count
     sums = np.zeros((len(at.squares), classes))
     for part, z in at.blocks():
-        sums += z.T @ (np.eye(classes)[labels[part]] - share)
+        sums += z.T @ (_targets(labels[part], classes) - share)
     strengths = [count * penalty for penalty in penalties]
     losses = _losses(at, labels, sums, share, strengths, members)
     best = strengths[int(losses.argmin())]
     answers, apart, effect = np.empty((count, classes)), np.empty((count, classes)), np.empty(count)
     for part, z in at.blocks():
-        target = np.eye(classes)[labels[part]]
+        target = _targets(labels[part], classes)
         answers[part], away = _apart(at, z, sums, share, best, target)
         apart[part] = away
         spread = 1 / count + z**2 @ (at.squares / (at.squares + best) ** 2)
         effect[part] = np.sqrt(spread / count) * np.sqrt((away**2).sum(axis=1))
     unseen = apart.copy() if members else apart
     for rows in members:
-        target = np.eye(classes)[labels[rows]]
+        target = _targets(labels[rows], classes)
         unseen[rows] = _unseen(at, at.of(rows), sums, share, best, target)
     return LeftOut(at, best, answers, apart, unseen, effect)
 
@@ -192,11 +209,11 @@ def _losses(
     alone = np.ones(len(labels), bool)
     for rows in members:
         alone[rows] = False
-        z, target = at.of(rows), np.eye(classes)[labels[rows]]
+        z, target = at.of(rows), _targets(labels[rows], classes)
         for i, strength in enumerate(strengths):
             losses[i] += float((_unseen(at, z, sums, share, strength, target) ** 2).sum())
     for part, z in at.blocks():
-        target = np.eye(classes)[labels[part]]
+        target = _targets(labels[part], classes)
         for i, strength in enumerate(strengths):
             away = _apart(at, z, sums, share, strength, target)[1]
             losses[i] += float((away[alone[part]] ** 2).sum())
@@ -208,6 +225,11 @@ def _several(groups: npt.NDArray[np.int64]) -> list[npt.NDArray[np.int64]]:
     order = np.argsort(groups, kind="stable")
     parts = np.split(order, np.flatnonzero(np.diff(groups[order])) + 1)
     return [rows for rows in parts if len(rows) > 1]
+
+
+def _targets(labels: npt.NDArray[np.int64], classes: int) -> Floats:
+    """What the regression is fitted to, float64 (n, classes)."""
+    return np.asarray(labels if labels.ndim == 2 else np.eye(classes)[labels], np.float64)
 
 
 def _apart(

@@ -66,7 +66,7 @@ def mean_ap(weights: Floats, answers: Floats, labels: Labels) -> Floats:
     total, defined = np.zeros(len(weights)), np.zeros(len(weights))
     for c in range(labels.shape[1]):
         known = labels[:, c] >= 0
-        areas = _areas(weights[:, known], answers[known, c], labels[known, c] == 1)
+        areas = weighted_ap(weights[:, known], answers[known, c], labels[known, c] == 1)
         there = np.isfinite(areas)
         total += np.where(there, areas, 0)
         defined += there
@@ -74,7 +74,9 @@ def mean_ap(weights: Floats, answers: Floats, labels: Labels) -> Floats:
         return np.asarray(total / defined)
 
 
-def _areas(weights: Floats, answers: Floats, had: npt.NDArray[np.bool_]) -> Floats:
+def weighted_ap(weights: Floats, answers: Floats, had: npt.NDArray[np.bool_]) -> Floats:
+    """The average precision of one class of which all is known, where image i counts ``weights``
+    (draws, n) times, a draw; NaN where it is not defined."""
     if not len(answers):
         return np.full(len(weights), np.nan)
     order = np.argsort(-answers, kind="stable")

@@ -31,7 +31,7 @@ def label_columns(block: Predictions) -> list[Column]:
     classes, sign, shares = block.classes, sign_for(block.classes), block.probabilities
     table = [Column("path", block.names)]
     if block.labels is not None:
-        table.append(Column("label", [_true(row, classes, sign) for row in block.labels]))
+        table.append(Column("label", [labels_cell(row, classes, sign) for row in block.labels]))
     given = [sign.join(_named(row, classes)) for row in block.said]
     numbers = [Column(f"p_{name}", shares[:, i]) for i, name in enumerate(classes)]
     last = [*certificate_columns(block), *views_column(block)]
@@ -54,7 +54,9 @@ def _named(said: Array, classes: Sequence[str]) -> list[str]:
     return [name for name, yes in zip(classes, said, strict=True) if yes]
 
 
-def _true(labels: Array, classes: Sequence[str], sign: str) -> str:
+def labels_cell(labels: Array, classes: Sequence[str], sign: str) -> str:
+    """The labels of an image, 1, 0 or -1 a class, in one cell, with ``?`` in front of those that
+    are unknown, as :func:`xfer.data.multilabel_rows.in_cell` reads it."""
     named = zip(classes, labels, strict=True)
     return sign.join("?" * int(value < 0) + name for name, value in named if value)
 

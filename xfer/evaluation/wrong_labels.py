@@ -53,6 +53,11 @@ class Judged:
         """The images whose labels are more likely wrong than right, the most suspect first."""
         return np.asarray(self.order[self.p_wrong[self.order] > 0.5])
 
+    @property
+    def rates(self) -> Floats:
+        """The false-discovery rate down to each label that is accused, rising."""
+        return self.fdr[self.accused]
+
 
 def judge(answers: Floats, labels: Labels) -> Judged:
     """Judge every label by the answer to its image of a model that had not seen the image.

@@ -10,10 +10,18 @@
   const rowOf = (card) => table.rows[Number(card.dataset.row)];
   let unsaved = false;
 
+  // With several labels a cell has a sign between them, and ? before one that is unknown.
+  const named = (cell) => (table.sign ? cell.split(table.sign).filter(Boolean) : [cell]);
+  const states = (cell) =>
+    new Map(named(cell).map((text) => (text[0] === "?" ? [text.slice(1), "?"] : [text, ""])));
+  const joined = (of) =>
+    table.classes.filter((label) => of.has(label)).map((label) => of.get(label) + label).join(table.sign);
+
   const fits = (card) => {
     const row = rowOf(card);
     if (kind.value && !card.dataset.kinds.split(" ").includes(kind.value)) return false;
-    if (name.value && row[at.label] !== name.value && row[at.suggested] !== name.value) return false;
+    const of = [...named(row[at.label]), ...named(row[at.suggested])];
+    if (name.value && !of.includes(name.value)) return false;
     return !state.value || (row[at.decision] === "accept") === (state.value === "accept");
   };
   const show = () => {
@@ -26,26 +34,59 @@
   };
   const decide = (card, word) => {
     const row = rowOf(card), other = card.querySelector("select");
-    if (word === "relabel" && !other.value) return;
+    const same = table.sign ? row[at.suggested] === row[at.label] : !other.value;
+    if (word === "relabel" && same) word = row[at.decision];
     row[at.decision] = word;
-    if (word === "relabel") row[at.suggested] = other.value;
+    if (word === "relabel" && !table.sign) row[at.suggested] = other.value;
     card.dataset.decision = word;
     card.querySelector(`input[value="${word}"]`).checked = true;
     unsaved = true;
     count();
   };
+  const put = (card, label, state) => {
+    const row = rowOf(card), of = states(row[at.suggested]);
+    if (state === null) of.delete(label);
+    else of.set(label, state);
+    row[at.suggested] = joined(of);
+  };
+  // What a relabelled image has of one label.
+  const ask = (card, label) => {
+    const row = rowOf(card), box = document.createElement("label"), choice = document.createElement("select");
+    const state = states(row[at.suggested]).get(label);
+    choice.append(new Option("has it", "", false, state === ""));
+    choice.append(new Option("has it not", "0", false, state === undefined));
+    choice.append(new Option("unknown", "?", false, state === "?"));
+    choice.addEventListener("change", () => put(card, label, choice.value === "0" ? null : choice.value));
+    box.className = "asked";
+    box.append(label + " ", choice);
+    card.querySelector("fieldset span > select").before(box);
+  };
+  const offerLabels = (card, other) => {
+    const row = rowOf(card), before = states(row[at.label]), after = states(row[at.suggested]);
+    const asked = new Set(table.classes.filter((label) => before.get(label) !== after.get(label)));
+    for (const label of asked) ask(card, label);
+    other.append(new Option("another label", ""));
+    for (const label of table.classes) if (!asked.has(label)) other.append(new Option(label, label));
+    other.addEventListener("change", () => {
+      put(card, other.value, states(row[at.suggested]).get(other.value) === "" ? null : "");
+      ask(card, other.value);
+      other.selectedOptions[0].remove();
+    });
+  };
   for (const card of cards) {
     const row = rowOf(card), other = card.querySelector("select");
-    for (const label of table.classes) {
-      if (label === row[at.label]) continue;
-      other.append(new Option(label, label, false, label === row[at.suggested]));
-    }
-    if (!row[at.suggested]) other.selectedIndex = 0;
+    if (table.sign) offerLabels(card, other);
+    else
+      for (const label of table.classes) {
+        if (label === row[at.label]) continue;
+        other.append(new Option(label, label, false, label === row[at.suggested]));
+      }
+    if (!table.sign && !row[at.suggested]) other.selectedIndex = 0;
     card.dataset.decision = row[at.decision];
     card.querySelector("fieldset").hidden = false;
     card.querySelector(`input[value="${row[at.decision]}"]`).checked = true;
     card.addEventListener("change", (event) => {
-      if (event.target === other) decide(card, "relabel");
+      if (event.target.tagName === "SELECT") decide(card, "relabel");
       else if (event.target.type === "radio") decide(card, event.target.value);
     });
   }

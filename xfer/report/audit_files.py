@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from xfer.config.provenance import override_key
 from xfer.config.verbs import override, repeatable, shell
 from xfer.core.types import Plain, Samples
 from xfer.data.image import Files
+from xfer.report.multilabel_audit import facts_of, in_one_cell, read_sign, suspect_of
 
 if TYPE_CHECKING:
     from xfer.report.inputs import Work
@@ -45,7 +46,7 @@ def reasons(audited: Audited) -> dict[int, list[str]]:
 def table(audited: Audited) -> list[Plain]:
     """The rows of ``audit.csv``: every image, those that are listed first, then the others from
     the label that is most likely wrong on."""
-    listed, judged, classes = reasons(audited), audited.judged, audited.classes
+    listed, judged = reasons(audited), audited.judged
     twin_of: dict[int, int] = {}
     for twin in reversed(audited.twins):
         twin_of |= {twin.image: twin.other, twin.other: twin.image}
@@ -54,8 +55,9 @@ def table(audited: Audited) -> list[Plain]:
     return [
         {
             "path": audited.names[image],
-            "label": classes[audited.labels[image]],
-            "suggested": classes[judged.suggested[image]],
+            "label": _written(audited, audited.labels[image]),
+            "suggested": _written(audited, judged.suggested[image]),
+            **suspect_of(audited, image),
             "p_wrong": f"{judged.p_wrong[image]:.4f}",
             "fdr": f"{judged.fdr[image]:.4f}",
             "reason": " ".join(listed.get(image, [])),
@@ -66,6 +68,12 @@ def table(audited: Audited) -> list[Plain]:
         }
         for image in [*listed, *rest]
     ]
+
+
+def _written(audited: Audited, label: Any) -> str:
+    """A class, or several labels, as a cell of the table."""
+    classes = audited.classes
+    return in_one_cell(label, classes) if audited.several else classes[label]
 
 
 def facts(audited: Audited) -> Plain:
@@ -93,7 +101,9 @@ def facts(audited: Audited) -> Plain:
         **audited.facts,
         "counts": audited.counts,
         "features": audited.features,
-        "labels": [accused(image) for image in audited.judged.accused.tolist()],
+        "labels": facts_of(audited, NEAREST)
+        if audited.several
+        else [accused(image) for image in audited.judged.accused.tolist()],
         "duplicates": [
             {
                 "path": names[twin.image],
@@ -117,9 +127,10 @@ def facts(audited: Audited) -> Plain:
 
 
 def next_command(work: Work) -> str | None:
-    """What trains on the images as the user decided; ``None`` where they are no files."""
+    """What trains on the images as the user decided; ``None`` where ``data=csv`` reads no table of
+    them, see :func:`unread`."""
     dataset, specs = work.plan.dataset, work.plan.specs
-    if dataset is None or not all(map(_are_files, dataset.splits.values())):
+    if dataset is None or unread(work):
         return None
     data = specs.facts["data"]
     root = data.get("root") or str(Path(data["file"]).parent)
@@ -130,7 +141,19 @@ def next_command(work: Work) -> str | None:
         and (override_key(text).split(".")[0] != "data" or override_key(text)[5:] in _DATA)
     ]
     table = override("data.file", str(work.folder / "audit.csv"))
-    return shell(["data=csv", table, override("data.root", root), *taken])
+    sign = read_sign(dataset.classes) if work.plan.specs.task.several else None
+    between = [override("data.separator", sign)] if sign and sign != "|" else []
+    return shell(["data=csv", table, override("data.root", root), *between, *taken])
+
+
+def unread(work: Work) -> str | None:
+    """Why ``data=csv`` cannot read the table, in words."""
+    dataset = work.plan.dataset
+    if dataset is None or not all(map(_are_files, dataset.splits.values())):
+        return "these images are no files"
+    if work.plan.specs.task.several and read_sign(dataset.classes) is None:
+        return "names of labels hold each sign that may be between them, or begin with ?"
+    return None
 
 
 def _are_files(samples: Samples) -> bool:
@@ -139,31 +162,40 @@ def _are_files(samples: Samples) -> bool:
     return isinstance(files, Files) and all(isinstance(path, Path) for path in files.paths)
 
 
+def of_known(audited: Audited) -> str:
+    """Of how many labels the accused ones are."""
+    counts = audited.counts
+    if not audited.several:
+        return str(counts["images"])
+    return f"{counts['known']} known labels of {counts['images']} images"
+
+
 def lines(work: Work) -> list[tuple[str, str]]:
     """What the last lines of a run say of its audit."""
     audited = work.audited
     if audited is None:
         return []
-    counts = audited.counts
+    counts, known = audited.counts, of_known(audited)
     labels = (
-        f"none of {counts['images']} is more likely wrong than right; the highest p_wrong is "
+        f"none of {known} is more likely wrong than right; the highest p_wrong is "
         f"{audited.judged.p_wrong.max():.2f}"
     )
     if audited.blind:
-        labels = f"none of {counts['images']} can be judged by these features"
+        labels = f"none of {known} can be judged by these features"
     elif counts["labels"]:
         are = "is" if counts["labels"] == 1 else "are"
         labels = (
-            f"{counts['labels']} of {counts['images']} {are} probably wrong; false-discovery rate "
+            f"{counts['labels']} of {known} {are} probably wrong; false-discovery rate "
             f"{counts['fdr']:.2f}, which is {counts['fdr'] * counts['labels']:.1f} of them"
         )
     pairs = "1 pair" if counts["duplicates"] == 1 else f"{counts['duplicates']} pairs"
     apart = "; none within a group is listed" if audited.facts["groups"] else ""
     decisive = sum(n > 0 for n in audited.influential.values())
     decide = f"{decisive or 'none'} of them decide{'s' * (decisive < 2)}"
+    what = "a label" if audited.several else "the class"
     command = next_command(work)
     audit_csv = work.folder / "audit.csv"
-    typed = [("note", f"these images are no files, so that data=csv cannot read {audit_csv}")]
+    typed = [("note", f"{unread(work)}, so that data=csv cannot read {audit_csv}")]
     if command:
         typed = [("decide", f"in {audit_csv}: accept, relabel or drop"), ("next", command)]
     return [
@@ -172,7 +204,7 @@ def lines(work: Work) -> list[tuple[str, str]]:
         ("outliers", str(counts["outliers"])),
         (
             "influence",
-            f"{counts['influential']} move the answers most; {decide} the class of another image",
+            f"{counts['influential']} move the answers most; {decide} {what} of another image",
         ),
         ("look through", str(work.folder / "audit.html")),
         *typed,

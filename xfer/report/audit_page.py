@@ -1,8 +1,9 @@
 """The stage ``audit`` as ``audit.html``: a page to look through, which fetches nothing.
 
 Each listed image stands beside its near-duplicate and its nearest neighbours of its own class and
-of the class that it is most like else. What
-the user decides there is saved as the CSV file that ``data=csv`` reads.
+of the class that it is most like else; where an image has several labels, those that have a label
+in question and those that lack it. What the user decides there is saved as the CSV file that
+``data=csv`` reads.
 """
 
 from __future__ import annotations
@@ -18,9 +19,20 @@ from xfer.core.files import write_json, write_rows
 from xfer.core.live_line import working
 from xfer.core.types import Plain
 from xfer.data.preprocess import fit_to_size
-from xfer.report.audit_files import KINDS, NEAREST, facts, next_command, reasons, table
+from xfer.evaluation.multilabel_predictions import sign_for
+from xfer.report.audit_files import (
+    KINDS,
+    NEAREST,
+    facts,
+    next_command,
+    of_known,
+    reasons,
+    table,
+    unread,
+)
 from xfer.report.card import about, data_name
 from xfer.report.image_tiles import data_uri, jpeg
+from xfer.report.multilabel_audit import Accusation, accusations, in_words
 from xfer.report.page import lay_out
 from xfer.training.fit_health import warn
 
@@ -51,21 +63,31 @@ class Thumbnail:
 
 
 @dataclass(frozen=True)
+class Strip:
+    """The nearest images that are ``what`` (labelled, with, without) a ``label``."""
+
+    what: str
+    label: str
+    shots: tuple[Thumbnail, ...]
+
+
+@dataclass(frozen=True)
 class Find:
-    """One listed image: its ``row`` in the table, its ``kinds``, what is said of it in ``lines``,
-    and the nearest images with its label (``given``) and with the ``suggested`` one."""
+    """One listed image: its ``row`` in the table, its ``label`` in words and the class that it
+    ``looks`` like, or the ``accusations`` where it may have several, its ``kinds``, what is said of
+    it in ``lines``, and the images nearest to it."""
 
     row: int
     path: str
     split: str
     label: str
-    suggested: str
+    looks: str | None
+    accusations: tuple[Accusation, ...]
     kinds: tuple[str, ...]
     lines: tuple[str, ...]
     shot: Thumbnail
     twin: Thumbnail | None
-    given: tuple[Thumbnail, ...]
-    others: tuple[Thumbnail, ...]
+    near: tuple[Strip, ...]
 
 
 def audit(work: Work) -> None:
@@ -93,7 +115,7 @@ def write_page(work: Work, audited: Audited, rows: list[Plain]) -> None:
         "title": f"Audit of {data_name(result, planned)}",
         "about": about(result, planned),
         "verdict": _verdict(audited),
-        "command": printable(next_command(work) or "the images are no files: data=csv reads none"),
+        "command": printable(next_command(work) or f"{unread(work)}: data=csv reads none"),
         "place": printable(work.folder / "audit.csv"),
         "sections": (),
         "captions": {},
@@ -105,6 +127,7 @@ def write_page(work: Work, audited: Audited, rows: list[Plain]) -> None:
             (kind, _NAMES[kind], sum(kind in find.kinds for find in finds)) for kind in KINDS
         ],
         "classes": audited.classes,
+        "several": audited.several,
         "finds": finds,
         "table": _embedded(audited, rows),
     }
@@ -120,6 +143,7 @@ def _embedded(audited: Audited, rows: list[Plain]) -> Markup:
         "head": head,
         "rows": [[row[name] for name in head] for row in rows],
         "classes": audited.classes,
+        "sign": sign_for(audited.classes) if audited.several else None,
     }
     # Nothing in it may end the script element that holds it.
     return Markup(json.dumps(whole, separators=(",", ":")).replace("<", "\\u003c"))
@@ -128,9 +152,10 @@ def _embedded(audited: Audited, rows: list[Plain]) -> Markup:
 def _verdict(audited: Audited) -> list[str]:
     counts = audited.counts
     are = "is" if counts["labels"] == 1 else "are"
-    lead = f"{counts['labels']} of {counts['images']} labels {are} probably wrong"
+    known = of_known(audited) if audited.several else f"{counts['images']} labels"
+    lead = f"{counts['labels']} of {known} {are} probably wrong"
     if not counts["labels"]:
-        lead = f"None of {counts['images']} labels is more likely wrong than right"
+        lead = f"None of {known} is more likely wrong than right"
     of_labels = ""
     if audited.blind:
         lead = "No label can be judged by these features"
@@ -154,7 +179,8 @@ def _meanings(audited: Audited) -> list[tuple[str, str]]:
         (
             _NAMES["label"],
             "more likely wrong than right, by the answers of a ridge regression on the network's "
-            "features that had not seen the image",
+            "features that had not seen the image"
+            + ("; each label is a question of its own" if audited.several else ""),
         ),
         (
             _NAMES["duplicate"],
@@ -191,17 +217,31 @@ def _finds(work: Work, audited: Audited, listed: dict[int, list[str]]) -> Iterat
         picture.thumbnail((side, side))
         return Thumbnail(audited.names[image], data_uri(jpeg(picture, 72)), picture.size)
 
-    room, twin_of = ROOM, dict[int, int]()
+    def strip(what: str, label: int, images: list[int]) -> Strip:
+        shots = tuple(thumbnail(i, _SMALL) for i in images)
+        return Strip(what, audited.classes[label], shots)
+
+    room, twin_of, accused = ROOM, dict[int, int](), accusations(audited)
     for twin in reversed(audited.twins):
         twin_of |= {twin.image: twin.other, twin.other: twin.image}
     for row, (image, kinds) in enumerate(listed.items()):
-        label, other = int(audited.labels[image]), int(audited.judged.suggested[image])
-        pair = twin_of.get(image)
-        near = [audited.like(image, of, NEAREST) for of in (label, other)]
-        given, others = (tuple(thumbnail(i, _SMALL) for i in some) for some in near)
+        pair, labels = twin_of.get(image), audited.labels[image]
+        if audited.several:
+            label, looks = in_words(labels, audited.classes), None
+            near = [
+                strip(what, one.label, audited.like(image, one.label, NEAREST, has))
+                for one in accused.get(image, ())
+                for what, has in (("with", 1), ("without", 0))
+            ]
+        else:
+            given, other = int(labels), int(audited.judged.suggested[image])
+            label, looks = audited.classes[given], audited.classes[other]
+            near = [
+                strip("labelled", of, audited.like(image, of, NEAREST)) for of in (given, other)
+            ]
         copy = thumbnail(pair, _SMALL) if pair is not None else None
         shot = thumbnail(image, _LARGE)
-        pictures = [shot, *given, *others, *([copy] if copy else [])]
+        pictures = [shot, *(one for each in near for one in each.shots), *([copy] if copy else [])]
         room -= sum(len(one.uri) for one in pictures)
         if row >= MOST or room < 0:
             return
@@ -209,19 +249,19 @@ def _finds(work: Work, audited: Audited, listed: dict[int, list[str]]) -> Iterat
             row=row,
             path=audited.names[image],
             split=audited.splits[image],
-            label=audited.classes[label],
-            suggested=audited.classes[other],
+            label=label,
+            looks=looks if "label" in kinds else None,
+            accusations=tuple(accused.get(image, ())),
             kinds=tuple(kinds),
             lines=tuple(_lines(audited, image, kinds, pair)),
             shot=shot,
             twin=copy,
-            given=given,
-            others=others,
+            near=tuple(near),
         )
 
 
 def _lines(audited: Audited, image: int, kinds: list[str], pair: int | None) -> Iterator[str]:
-    if "label" in kinds:
+    if "label" in kinds and not audited.several:
         p_wrong, fdr = audited.judged.p_wrong[image], audited.judged.fdr[image]
         yield (
             f"label looks wrong: probability {p_wrong:.2f}; of the list down to here "
@@ -233,7 +273,8 @@ def _lines(audited: Audited, image: int, kinds: list[str], pair: int | None) -> 
         yield "least like any others"
     if image in audited.influential:
         changed = audited.influential[image]
+        what = "labels" if audited.several else "class"
         yield (
             f"moves the answers: without it {changed} other image{'s' * (changed != 1)} would "
-            f"change class; effect {audited.left_out.effect[image]:.3g}"
+            f"change {what}; effect {audited.left_out.effect[image]:.3g}"
         )

@@ -56,6 +56,7 @@ def worth(work: Work) -> None:
     loss, data = plan.specs.loss, plan.specs.data
     smooths = bool(getattr(loss, "label_smoothing", 0))
     weighs = smooths or loss.weights(plan.train_counts) is not None
+    weighs = weighs or not getattr(loss, "solvable", False)
     weighs = weighs or isinstance(loss, HasTeacher)
     if weighs or (data and data.sampler == "balanced"):
         plain = "worth solves heads with plain cross-entropy: loss and data.sampler play no part"

@@ -17,7 +17,17 @@ from xfer.report.page import lay_out
 from xfer.report.svg import HIGH, WIDE, Chart, Panel, label
 from xfer.report.tables import Table
 
+_SCORES = {
+    "accuracy": ("Accuracy", "share right", "right"),
+    "map": ("mAP", "mAP", "mAP"),
+    "ap": ("Average precision", "average precision", "average precision"),
+}
+"""What a curve is of, by its key: at the head of a sentence, of a chart, of a column."""
 _DRAWN = 6  # classes with a chart of their own: those that are answered worst
+_MAP_METHOD = (
+    "The answers of a repeat are ranked label by label; the curve is of the mean of the average "
+    "precisions. "
+)
 _SOON = 1.5  # times the images that there are
 _STYLE = """svg{background:#fff;font:12px system-ui,"Segoe UI","DejaVu Sans",sans-serif}
 text{fill:#1f2328}.soft{fill:#59626c}.mid{text-anchor:middle}.end{text-anchor:end}
@@ -65,13 +75,21 @@ def sentences(facts: Plain) -> list[str]:
     """What the curve says, a line each: where it stands, what 100 more images of each class bring,
     where the frozen backbone ends, when to unfreeze or take another one, and the check."""
     now, more, limit = facts["now"], facts["more"], facts["limit"]
-    name = facts.get("backbone") or "backbone"
+    name, several = facts.get("backbone") or "backbone", _several(facts)
+    added = f"{more['per_class']} more images of each class"
+    scores = f"be right on {_share(now)} of"
+    if several:
+        added = (
+            f"{more['images'] - facts['images']:,} more images, which have each label "
+            f"{more['per_class']} times on average,"
+        )
+        scores = f"have a mean average precision (mAP) of {_share(now)} on"
     lines = [
-        f"{more['per_class']} more images of each class are expected to bring "
-        f"{_points(more['gain'])}",
+        f"{added} are expected to bring {_points(more['gain'])}",
         f"A linear head on the frozen {name}, solved on all {facts['images']:,} training images, "
-        f"is expected to be right on {_share(now)} of new images",
-        f"The frozen {name} is expected to end at {_share(limit)}, however many images there are",
+        f"is expected to {scores} new images",
+        f"The frozen {name} is expected to end at {'a mAP of ' * several}{_share(limit)}, however "
+        "many images there are",
         _advice(facts),
         *_by_class(facts),
     ]
@@ -83,11 +101,21 @@ def sentences(facts: Plain) -> list[str]:
     return [*lines, _checked(facts["check"])]
 
 
+def _score(row: Plain) -> str:
+    """The key of what a curve is of: ``accuracy``, ``map`` or ``ap``."""
+    return next(key for key in _SCORES if key in row["more"])
+
+
+def _several(facts: Plain) -> bool:
+    return _score(facts) == "map"
+
+
 def _advice(facts: Plain) -> str:
     """When to unfreeze or take another backbone, and when to look for images first."""
     enough, images, part = facts["enough"], facts["images"], facts["removable"]
+    errors = "what the mAP lacks today" if _several(facts) else "today's errors"
     removes = (
-        f"more images alone can remove {100 * part['value']:.0f} % of today's errors "
+        f"more images alone can remove {100 * part['value']:.0f} % of {errors} "
         f"(95 % band {100 * part['low']:.0f} to {100 * part['high']:.0f})"
     )
     ways = "unfreeze (freeze=lp_ft) or take another backbone"
@@ -113,12 +141,18 @@ def _by_class(facts: Plain) -> Iterator[str]:
 
 
 def _checked(check: Plain) -> str:
+    said = f"{100 * check['accuracy']:.1f} % are right" if "accuracy" in check else ""
+    if "map" in check:
+        if check["map"] is None:
+            return "No check: of no label the validation images have some with it and some without"
+        of = "1 label" if check["labels"] == 1 else f"{check['labels']} labels"
+        said = f"the mAP of {of} is {100 * check['map']:.1f} %"
     verdict = "inside the band" if check["inside"] else "OUTSIDE the band"
     expected = check["expected"]
     why = "" if check["inside"] else ": validation images may be of another kind than training ones"
     return (
         f"Check: on the {check['judged']:,} validation images, which the curve has not seen, "
-        f"{100 * check['accuracy']:.1f} % are right, {verdict} that so many images allow, "
+        f"{said}, {verdict} that so many images allow, "
         f"{100 * expected['low']:.1f} to {100 * expected['high']:.1f} %{why}"
     )
 
@@ -153,7 +187,7 @@ def _table_text(facts: Plain) -> str:
     writer.writerow(["class", "images", "measured", "expected", "low", "high"])
     for name, row in _rows(facts):
         for point in row["measured"]:
-            numbers = [point["images"], f"{point['accuracy']:.6f}", "", "", ""]
+            numbers = [point["images"], f"{point[_score(row)]:.6f}", "", "", ""]
             writer.writerow([cell(name), *numbers])
         for point in row["curve"]:
             ends = [f"{point[key]:.6f}" for key in ("value", "low", "high")]
@@ -164,7 +198,8 @@ def _table_text(facts: Plain) -> str:
 def drawn(facts: Plain, title: str, images: int) -> Chart:
     """The curve with its band over the number of training images; the dashed line is today."""
     places = [(math.log10(p["images"]), p) for p in facts["curve"]]
-    measured = [(math.log10(p["images"]), p["accuracy"]) for p in facts["measured"]]
+    name, above, _ = _SCORES[_score(facts)]
+    measured = [(math.log10(p["images"]), p[_score(facts)]) for p in facts["measured"]]
     values = [p[key] for _, p in places for key in ("low", "high")] + [y for _, y in measured]
     low, high = min(values), min(1.0, max(values) + 0.01)
     panel = Panel((places[0][0] - 0.05, places[-1][0] + 0.05), (low - 0.01, high), log=True)
@@ -181,7 +216,7 @@ def drawn(facts: Plain, title: str, images: int) -> Chart:
     panel.mark(math.log10(images), now["value"], "val")
     first, last = measured[0], measured[-1]
     alt = (
-        f"Accuracy by number of training images, {title}: measured from {first[1]:.3f} at "
+        f"{name} by number of training images, {title}: measured from {first[1]:.3f} at "
         f"{10 ** first[0]:.0f} to {last[1]:.3f} at {10 ** last[0]:.0f} images; expected "
         f"{now['value']:.3f} at {images:,}, {places[-1][1]['value']:.3f} at "
         f"{places[-1][1]['images']:,}, and {limit['value']:.3f} in the end."
@@ -190,7 +225,7 @@ def drawn(facts: Plain, title: str, images: int) -> Chart:
         f"The ring is today, {images:,} training images; the band is that of 95 %, the dashed "
         "level where the frozen backbone ends."
     )
-    return panel.draw(f"{title}: share right", alt, caption)
+    return panel.draw(f"{title}: {above}", alt, caption)
 
 
 def alone(chart: Chart) -> str:
@@ -224,13 +259,14 @@ def _sections(facts: Plain, chart: Chart) -> list[Section]:
 
 
 def _measured_table(facts: Plain) -> Table:
-    head = ("training images", "right", "of each class")
+    score = _score(facts)
+    head = ("training images", _SCORES[score][2], "of each class")
     counts = facts["per_class_counts"]
     few = len(facts["classes"]) <= 6
     rows = tuple(
         (
             f"{point['images']:,}",
-            f"{point['accuracy']:.3f}",
+            f"{point[score]:.3f}",
             ", ".join(map(str, of)) if few else f"{min(of)} to {max(of)}",
         )
         for point, of in zip(facts["measured"], counts, strict=True)
@@ -240,7 +276,8 @@ def _measured_table(facts: Plain) -> Table:
 
 def _class_table(facts: Plain, classes: Sequence[tuple[str, Plain]]) -> Table:
     per = facts["more"]["per_class"]
-    head = ("class", "images", "right now", f"{per} more of each bring", "in the end")
+    now = "average precision now" if _several(facts) else "right now"
+    head = ("class", "images", now, f"{per} more of each bring", "in the end")
     rows = tuple(
         (
             name,
@@ -259,9 +296,10 @@ def _method(facts: Plain) -> tuple[str, ...]:
     return (
         f"Every training image is held out {times}, in {facts['folds']} stratified folds, and "
         "answered by linear heads that are solved on ever larger subsamples of the others, each "
-        "inside the next. The validation images have no part in the curve.",
+        f"inside the next. {_MAP_METHOD if _several(facts) else ''}The validation images have no "
+        "part in the curve.",
         "The curve is a power law with a floor, error = floor + scale x images^-rate. Its band "
-        "holds what the images that judge leave open (they are weighed anew a thousand times), "
+        "holds what the images that judge leave open (they are weighed anew many times), "
         "which rates fit, and how far one training set is from another. It says what happens with "
         "more images of the same kind, not of another kind.",
         f"The largest subsample takes {size(facts['memory_bytes'])} in double precision.",

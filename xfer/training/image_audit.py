@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -17,7 +18,15 @@ from xfer.core.device import device_name
 from xfer.core.errors import CombinationError, DataError
 from xfer.core.log import log
 from xfer.core.types import Plain
-from xfer.evaluation.leave_one_out import BLOCK, LeftOut, coordinates, leave_one_out
+from xfer.evaluation.leave_one_out import (
+    BLOCK,
+    Coordinates,
+    LeftOut,
+    coordinates,
+    leave_one_out,
+)
+from xfer.evaluation.multilabel_leave_one_out import LabelsLeftOut, labels_left_out
+from xfer.evaluation.multilabel_wrong_labels import JudgedLabels, judge_labels
 from xfer.evaluation.neighbours import (
     AXES,
     TILE,
@@ -46,7 +55,9 @@ if TYPE_CHECKING:
 
 _NEAREST = 8
 """Neighbours of each image that are looked at for near-duplicates."""
-_MOST_EFFECT, _SHOWN = 10, 5
+_MOST_EFFECT = 10
+_MANY_WRONG = 0.25
+_NAMED = 5  # labels that a remark names
 
 
 class Twin(NamedTuple):
@@ -63,23 +74,24 @@ class Twin(NamedTuple):
 class Audited:
     """What was noticed about the images of a run, all splits after each other.
 
-    ``names``, ``splits`` and ``labels`` int64 are of length n. ``judged`` is about the labels,
+    ``names``, ``splits`` and ``labels`` int64 are of length n; where an image has several labels
+    these are (n, classes) of 1, 0 and -1 for unknown. ``judged`` is about the labels,
     ``twins`` are near-duplicates, ``outliers`` int64 (m,) the images unlike all others, the
     farthest first, ``influential`` those whose removal moves the answers most with how many other
-    images would then be given another class, ``left_out`` the regression all this is of, and
-    ``vectors`` float32 (n, r) the directions of the images. ``facts`` is what ``audit.json`` says
-    of the whole.
+    images would then be given another class (or other labels), ``left_out`` the regression all
+    this is of, and ``vectors`` float32 (n, r) the directions of the images. ``facts`` is what
+    ``audit.json`` says of the whole.
     """
 
     names: tuple[str, ...]
     splits: tuple[str, ...]
     labels: npt.NDArray[np.int64]
     classes: tuple[str, ...]
-    judged: Judged
+    judged: Judged | JudgedLabels
     twins: list[Twin]
     outliers: npt.NDArray[np.int64]
     influential: dict[int, int]
-    left_out: LeftOut
+    left_out: LeftOut | LabelsLeftOut
     vectors: npt.NDArray[np.float32]
     facts: Plain
     features: Plain
@@ -88,21 +100,29 @@ class Audited:
     warnings: list[str]
 
     @property
+    def several(self) -> bool:
+        """Whether an image may have several labels, or none."""
+        return self.labels.ndim == 2
+
+    @property
     def blind(self) -> bool:
-        """Whether the features do not tell the labels: held out, no more images are taken for what
-        they are labelled than are in the largest class."""
-        right = int((self.left_out.held_out(self.labels).argmax(axis=1) == self.labels).sum())
-        return _blind(right, int(np.bincount(self.labels).max()), len(self.labels))
+        """Whether the features tell no label: held out, no more images are taken for what they are
+        labelled than are in the largest class; or no label is told better than by chance."""
+        if isinstance(self.left_out, LeftOut):
+            right = int((self.left_out.held_out(self.labels).argmax(axis=1) == self.labels).sum())
+            return _blind(right, int(np.bincount(self.labels).max()), len(self.labels))
+        return isinstance(self.judged, JudgedLabels) and not np.isfinite(self.judged.cuts).any()
 
     @property
     def counts(self) -> Plain:
         """What ``result.json`` says of the audit."""
-        accused = self.judged.accused
+        rates = self.judged.rates
         across = sum(self.splits[t.image] != self.splits[t.other] for t in self.twins)
         return {
             "images": len(self.labels),
-            "labels": len(accused),
-            "fdr": float(self.judged.fdr[accused[-1]]) if len(accused) else None,
+            "known": int((self.labels >= 0).sum()),
+            "labels": len(rates),
+            "fdr": float(rates[-1]) if len(rates) else None,
             "rate": self.judged.rate,
             "duplicates": len(self.twins),
             "across_splits": across,
@@ -111,10 +131,11 @@ class Audited:
             "seconds": self.seconds[1],
         }
 
-    def like(self, image: int, label: int, count: int) -> list[int]:
-        """The images of a class that are most like an image, ``count`` at most."""
-        members = np.flatnonzero(self.labels == label)
-        return nearest_among(self.vectors, image, members, count)
+    def like(self, image: int, label: int, count: int, has: int = 1) -> list[int]:
+        """The images of a class that are most like an image, ``count`` at most; where an image has
+        several labels those that are known to have it, or, with 0 for ``has``, to lack it."""
+        inside = np.flatnonzero(_members(self.labels, label, has))
+        return nearest_among(self.vectors, image, inside, count)
 
 
 def audit(plan: Plan) -> Audited:
@@ -143,30 +164,33 @@ def audit(plan: Plan) -> Audited:
     labels = np.concatenate([samples.labels for samples in splits.values()])
     exact.refuse_no_numbers(matrix, names)
     classes = plan.card.classes
-    apart, alone = _left_out_together(groups, labels)
-    looked = look(matrix, labels, len(classes), groups, apart)
-    left_out, judged, influential, vectors, likest = looked
+    apart, alone = _left_out_together(groups, labels, len(classes))
+    of_labels, vectors, likest = look(matrix, labels, classes, groups, apart)
     least = alike_from(likest)
-    whole = _whole(judged, left_out, labels)
-    whole |= {"near_duplicate": {"cosine": least}, "working_bytes": working}
-    whole["groups"] = None if groups is None else int(groups.max()) + 1
+    whole = {
+        "images": len(labels),
+        **of_labels.facts,
+        "near_duplicate": {"cosine": least},
+        "working_bytes": working,
+        "groups": None if groups is None else int(groups.max()) + 1,
+    }
     seconds = (ready - began, time.perf_counter() - ready)
     return Audited(
         names=names,
         splits=tuple(name for name, samples in splits.items() for _ in range(len(samples))),
         labels=labels,
         classes=classes,
-        judged=judged,
+        judged=of_labels.judged,
         twins=_twins(plan, names, likest, least),
         outliers=outliers(likest),
-        influential=influential,
-        left_out=left_out,
+        influential=of_labels.influential,
+        left_out=of_labels.left_out,
         vectors=vectors,
         facts=whole,
         features=cached.facts({"hit": None}),
         device=device,
         seconds=seconds,
-        warnings=[*_remarks(whole, plan), *_alone([classes[label] for label in alone])],
+        warnings=[*of_labels.remarks, *_alone([classes[k] for k in alone]), *_of_network(plan)],
     )
 
 
@@ -177,22 +201,31 @@ def _groups(splits: Iterable[Samples]) -> npt.NDArray[np.int64] | None:
 
 
 def _left_out_together(
-    groups: npt.NDArray[np.int64] | None, labels: npt.NDArray[np.int64]
+    groups: npt.NDArray[np.int64] | None, labels: npt.NDArray[np.int64], classes: int
 ) -> tuple[npt.NDArray[np.int64] | None, list[int]]:
     """The groups whose images are judged by the others, int64 (n,), and the classes that are in
     one group: without it nothing would be known of them, so each of their images is one."""
     if groups is None:
         return None, []
     apart = groups.copy()
-    alone = [int(k) for k in np.unique(labels) if len(np.unique(groups[labels == k])) == 1]
-    single = np.flatnonzero(np.isin(labels, alone))
-    apart[single] = groups.max() + 1 + np.arange(len(single))
+    members = [_members(labels, k) for k in range(classes)]
+    alone = [k for k, some in enumerate(members) if len(np.unique(groups[some])) == 1]
+    single = np.zeros(len(labels), bool)
+    for k in alone:
+        single |= members[k]
+    apart[single] = groups.max() + 1 + np.arange(np.count_nonzero(single))
     return apart, alone
+
+
+def _members(labels: npt.NDArray[np.int64], label: int, has: int = 1) -> npt.NDArray[np.bool_]:
+    """The images of a class, or of several labels those that are known to have it, or, with 0 for
+    ``has``, to lack it."""
+    return np.asarray(labels[:, label] == has if labels.ndim == 2 else labels == label)
 
 
 def _alone(names: Sequence[str]) -> list[str]:
     """A remark on classes whose images are judged by others of their group."""
-    shown = ", ".join(f"'{name}'" for name in names[:_SHOWN]) + ", ..." * (len(names) > _SHOWN)
+    shown = ", ".join(f"'{name}'" for name in names[:_NAMED]) + ", ..." * (len(names) > _NAMED)
     why = "audit: all images of a class are in one group, and judged by each other"
     return [f"{why}: {shown}"] if names else []
 
@@ -200,9 +233,7 @@ def _alone(names: Sequence[str]) -> list[str]:
 class Looked(NamedTuple):
     """What the features say: see :class:`Audited`; ``likest`` are the nearest of each image."""
 
-    left_out: LeftOut
-    judged: Judged
-    influential: dict[int, int]
+    of_labels: _OfLabels
     vectors: npt.NDArray[np.float32]
     likest: Nearest
 
@@ -210,25 +241,20 @@ class Looked(NamedTuple):
 def look(
     matrix: npt.NDArray[np.float32],
     labels: npt.NDArray[np.int64],
-    classes: int,
+    classes: Sequence[str],
     groups: npt.NDArray[np.int64] | None = None,
     apart: npt.NDArray[np.int64] | None = None,
 ) -> Looked:
-    """All that is computed from features (n, d) with ``labels`` (n,) of images in ``groups``; those
-    of one group in ``apart`` do not judge each other. Raises DataError for features that tell
-    nothing apart."""
+    """All that is computed from features (n, d) with ``labels`` of images in ``groups``; those of
+    one group in ``apart`` do not judge each other. Raises DataError for features that tell nothing
+    apart."""
     at = coordinates(matrix)
     if not len(at.squares):
         what = f"the features of all {len(labels)} images are the same"
         raise DataError("features", what, "use other weights, or another backbone", 58)
-    left_out = leave_one_out(at, labels, classes, groups=apart)
-    judged = judge(left_out.held_out(labels), labels)
-    strongest = np.argsort(-left_out.effect, kind="stable")[:_MOST_EFFECT].tolist()
-    influential = dict(zip(strongest, left_out.changed(strongest), strict=True))
+    judged = (_at_labels if labels.ndim == 2 else _at_classes)(at, labels, classes, apart)
     vectors, lengths = directions(at)
-    return Looked(
-        left_out, judged, influential, vectors, nearest(vectors, lengths, _NEAREST, groups)
-    )
+    return Looked(judged, vectors, nearest(vectors, lengths, _NEAREST, groups))
 
 
 def as_evaluated(plan: Plan) -> Plan:
@@ -276,37 +302,94 @@ def _working_bytes(matrix: npt.NDArray[np.float32], classes: int, largest: int =
     return int(8 * numbers + 48 * TILE**2)
 
 
-def _whole(judged: Judged, left_out: LeftOut, labels: npt.NDArray[np.int64]) -> Plain:
-    """What ``audit.json`` says of all images together."""
-    return {
-        "images": len(labels),
-        "right_held_out": int((left_out.held_out(labels).argmax(axis=1) == labels).sum()),
-        "largest_class": int(np.bincount(labels).max()),
+class _OfLabels(NamedTuple):
+    """What the audit finds out about labels; see :class:`Audited`. ``remarks`` are what makes it
+    worth less."""
+
+    judged: Judged | JudgedLabels
+    left_out: LeftOut | LabelsLeftOut
+    influential: dict[int, int]
+    facts: Plain
+    remarks: list[str]
+
+
+def _at_classes(
+    at: Coordinates,
+    labels: npt.NDArray[np.int64],
+    classes: Sequence[str],
+    apart: npt.NDArray[np.int64] | None,
+) -> _OfLabels:
+    """One label an image."""
+    left_out = leave_one_out(at, labels, len(classes), groups=apart)
+    judged = judge(left_out.held_out(labels), labels)
+    strongest = _strongest(left_out)
+    right = int((left_out.held_out(labels).argmax(axis=1) == labels).sum())
+    largest, count = int(np.bincount(labels).max()), len(labels)
+    facts = {
+        "right_held_out": right,
+        "largest_class": largest,
         "wrong_labels": {"rate": judged.rate, "expected": float(judged.p_wrong.sum())},
         "head": {"kind": "ridge regression", "penalty": left_out.penalty},
     }
+    remarks = _of_rate(judged.rate)
+    if _blind(right, largest, count):
+        remarks = [
+            f"audit: the features do not tell the labels: {right} of {count} images are taken for "
+            f"what they are labelled, and {largest} are in the largest class; so no label can be "
+            "judged"
+        ]
+    influential = dict(zip(strongest, left_out.changed(strongest), strict=True))
+    return _OfLabels(judged, left_out, influential, facts, remarks)
+
+
+def _at_labels(
+    at: Coordinates,
+    labels: npt.NDArray[np.int64],
+    classes: Sequence[str],
+    apart: npt.NDArray[np.int64] | None,
+) -> _OfLabels:
+    """Several labels an image."""
+    left_out = labels_left_out(at, labels, apart)
+    judged = judge_labels(left_out.held_out, labels)
+    strongest = _strongest(left_out)
+    penalties = dict(zip(classes, left_out.penalties.tolist(), strict=True))
+    blind = [classes[label] for label in judged.blind]
+    facts = {
+        "not_judged": blind,
+        "wrong_labels": {"rate": judged.rate, "expected": float(judged.wrong.sum())},
+        "head": {"kind": "ridge regression a label", "penalty": penalties},
+    }
+    remarks = _of_rate(judged.rate)
+    if blind:
+        names = ", ".join(f"'{name}'" for name in blind[:_NAMED]) + ", ..." * (len(blind) > _NAMED)
+        remarks.append(
+            f"audit: the features do not tell {names} better than chance, so it is not judged "
+            "which images have it"
+        )
+    changed = left_out.changed(strongest, judged.cuts)
+    influential = dict(zip(strongest, changed, strict=True))
+    return _OfLabels(judged, left_out, influential, facts, remarks)
+
+
+def _strongest(left_out: LeftOut | LabelsLeftOut) -> list[int]:
+    strongest: list[int] = np.argsort(-left_out.effect, kind="stable")[:_MOST_EFFECT].tolist()
+    return strongest
 
 
 def _blind(right: int, largest: int, count: int) -> bool:
     return wilson(right, count)[0] <= largest / count
 
 
-def _remarks(whole: Plain, plan: Plan) -> list[str]:
-    """What makes the whole audit worth less."""
-    right, largest, count = (whole[key] for key in ("right_held_out", "largest_class", "images"))
-    rate = whole["wrong_labels"]["rate"]
-    lines = []
-    if _blind(right, largest, count):
-        lines.append(
-            f"audit: the features do not tell the labels: {right} of {count} images are taken for "
-            f"what they are labelled, and {largest} are in the largest class; so no label can be "
-            "judged"
-        )
-    elif rate > 0.25:
-        lines.append(
-            f"audit: {100 * rate:.0f} % of the labels seem wrong: so many that right and wrong "
-            "ones cannot be told apart well"
-        )
-    if not plan.state:
-        lines.append("audit: the network has random weights, which tell little of what images show")
-    return lines
+def _of_rate(rate: float) -> list[str]:
+    if rate <= _MANY_WRONG:
+        return []
+    return [
+        f"audit: {100 * rate:.0f} % of the labels seem wrong: so many that right and wrong ones "
+        "cannot be told apart well"
+    ]
+
+
+def _of_network(plan: Plan) -> list[str]:
+    if plan.state:
+        return []
+    return ["audit: the network has random weights, which tell little of what images show"]

@@ -9,9 +9,10 @@ other folds, so that no image has a say in what it is answered by.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from threadpoolctl import threadpool_limits
@@ -23,6 +24,8 @@ from xfer.training.logistic import STRENGTHS, Problem, TrainingRows, folds
 
 if TYPE_CHECKING:
     import numpy.typing as npt
+
+    from xfer.training.principal_axes import Axes
 
 FOLDS = 5
 _SIZES = 8
@@ -66,43 +69,69 @@ def subsampled(
     counts = np.bincount(labels, minlength=classes)
     sizes = subsample_sizes(counts, features.shape[1])
     shares = [allotted(counts, int(size)) for size in sizes]
-    repeats = _repeats(len(labels))
+    repeats = repeats_of(len(labels))
     right = np.zeros((len(sizes), len(labels)))
     seen = np.zeros(len(labels))
     by_repeat = np.zeros((len(sizes), repeats, classes))
     chosen = np.zeros((len(sizes), repeats, FOLDS))
-    tried = [range(len(_STRENGTHS))] * len(sizes)
-    small = int(sizes[-1]) * features.shape[1] <= 1 << 22
-    with threadpool_limits(1 if small else None):
-        for repeat in counted(range(repeats), "learning curve", repeats):
-            draw = _Draw(features, labels, derive("worth", seed, repeat))
-            judged = labels[draw.judged]
-            for at, share in enumerate(shares):
-                answers, best = draw.answers(share, tried[at])
-                hits = answers == judged
-                right[at, draw.judged] += hits
-                by_repeat[at, repeat] = np.bincount(judged, hits, classes) / np.bincount(judged)
-                chosen[at, repeat] = np.log([_STRENGTHS[i] for i in best])
-                # What is best moves little from one size to the next, and less between repeats.
-                near = int(np.median(best))
-                if repeat == 0 and at + 1 < len(shares):
-                    tried[at + 1] = _around(near, 2)
-                if repeat == 0:
-                    tried[at] = _around(near, 1)
-            seen[draw.judged] += 1
+    draws = (_Draw(features, labels, derive("worth", seed, repeat)) for repeat in range(repeats))
+    for repeat, at, one in followed(draws, repeats, shares):
+        judged = labels[one.judged]
+        hits = one.logits.argmax(axis=1) == judged
+        right[at, one.judged] += hits
+        by_repeat[at, repeat] = np.bincount(judged, hits, classes) / np.bincount(judged)
+        chosen[at, repeat] = np.log(one.l2)
+        seen[one.judged] += at == 0
     with np.errstate(invalid="ignore"):
         rates = (right / seen).astype(np.float32)
-    largest = int(sizes[-1]) * features.shape[1] * 8
     l2 = np.exp(chosen.mean(axis=(1, 2)))
+    largest = bytes_of(sizes, features)
     return Subsamples(sizes, np.array(shares), rates, by_repeat, l2, largest)
+
+
+class Answered(NamedTuple):
+    """The ``judged`` images (m,) of a draw, their ``logits`` float32 (m, classes) by heads that had
+    not seen them, and the strength ``l2`` of each of these, (folds,)."""
+
+    judged: npt.NDArray[np.int64]
+    logits: npt.NDArray[np.float32]
+    l2: npt.NDArray[np.float64]
+
+
+def followed(
+    draws: Iterable[Draw], repeats: int, shares: Sequence[Any]
+) -> Iterator[tuple[int, int, Answered]]:
+    """The number of each of ``draws`` and of each of ``shares``, smallest first, with the answers
+    of heads solved on so much."""
+    tried = [range(len(_STRENGTHS))] * len(shares)
+    for repeat, draw in enumerate(counted(draws, "learning curve", repeats)):
+        for at, share in enumerate(shares):
+            with threadpool_limits(1 if draw.small(share) else None):
+                logits, best = draw.answers(share, tried[at])
+            yield repeat, at, Answered(draw.judged, logits, np.array(_STRENGTHS)[best])
+            # What is best moves little from one size to the next, and less between repeats.
+            near = int(np.median(best))
+            if repeat == 0 and at + 1 < len(shares):
+                tried[at + 1] = _around(near, 2)
+            if repeat == 0:
+                tried[at] = _around(near, 1)
+
+
+def bytes_of(sizes: npt.NDArray[np.int64], features: npt.NDArray[np.float32]) -> int:
+    """What the largest subsample takes in double precision."""
+    return int(sizes[-1] * features.shape[1] * 8)
 
 
 def subsample_sizes(counts: npt.NDArray[np.int64], width: int) -> npt.NDArray[np.int64]:
     """Subsample sizes in images of all classes, int64, rising in about equal ratios, for classes of
     ``counts`` images and ``width`` features: up to what four of five folds hold, or to what can be
     solved in reasonable time and memory."""
-    classes, total = len(counts), int(counts.sum())
-    pool = total - sum(math.ceil(int(n) / FOLDS) for n in counts)
+    pool = int(counts.sum()) - sum(math.ceil(int(n) / FOLDS) for n in counts)
+    return sizes_up_to(pool, len(counts), width)
+
+
+def sizes_up_to(pool: int, classes: int, width: int) -> npt.NDArray[np.int64]:
+    """The same for ``pool`` images outside of a fold."""
     affordable = max(_FEW * classes, min(_WORK // (width * classes), _NUMBERS // width))
     most = min(pool, affordable)
     least = min(most, max(_SMALLEST * classes, math.ceil(most / _SPAN)))
@@ -122,7 +151,8 @@ def allotted(counts: npt.NDArray[np.int64], size: int) -> npt.NDArray[np.int64]:
     return np.asarray(share)
 
 
-def _repeats(count: int) -> int:
+def repeats_of(count: int) -> int:
+    """How many times so many images are held out."""
     least, most = _REPEATS
     return int(np.clip(math.ceil(_ENOUGH / count), least, most))
 
@@ -132,72 +162,115 @@ def _around(near: int, below: int) -> range:
     return range(max(0, near - 1), min(len(_STRENGTHS), near + 1 + below))
 
 
-class _Draw:
-    """One repeat: its folds, the images that are answered in it, and the order in which images
-    come into a subsample."""
+class Draw(ABC):
+    """One repeat: its folds ``fold_of`` int64 (n,), the images that are ``judged`` in it, int64
+    (m,), and the ``order`` in which images come into a subsample."""
+
+    def __init__(
+        self,
+        features: npt.NDArray[np.float32],
+        labels: npt.NDArray[np.int64],
+        fold_of: npt.NDArray[np.int64],
+        order: npt.NDArray[np.int64],
+    ) -> None:
+        self.features, self.labels, self.fold_of, self.order = features, labels, fold_of, order
+        self.judged = np.sort(np.concatenate([self._held_out(fold) for fold in range(FOLDS)]))
+
+    def _held_out(self, fold: int) -> npt.NDArray[np.int64]:
+        """The images of a fold that are answered: all, or its share of enough."""
+        pool = self.order[self.fold_of[self.order] == fold]
+        return self._enough(pool, min(1.0, _JUDGED / len(pool)))
+
+    def small(self, share: Any) -> bool:
+        """Whether one thread is enough for a subsample."""
+        return bool(np.sum(share) * self.features.shape[1] <= 1 << 22)
+
+    def answers(
+        self, share: Any, tried: Sequence[int]
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+        """The logits of each judged image, float32 (judged, classes), by heads solved on a
+        ``share`` of the other folds, at the strength that those ``tried`` are best at for the other
+        folds' images; and its number for each fold, int64 (folds,)."""
+        judged, fold_of = self.judged, self.fold_of[self.judged]
+        logits = np.empty(0, np.float32)
+        for fold in range(FOLDS):
+            chosen, held = self._subsample(share, fold), np.flatnonzero(fold_of == fold)
+            problem = self._problem(self.features[chosen], self.labels[chosen])
+            if not fold:
+                logits = np.zeros((len(tried), len(judged), problem.classes), np.float32)
+            for at, (weight, bias) in enumerate(_path(problem, tried)):
+                for part in blocks(self.features, len(held)):
+                    rows = np.asarray(self.features[judged[held[part]]], np.float64)
+                    logits[at, held[part]] = rows @ weight.T + bias
+        best = _best(self._losses(logits.astype(np.float64), self.labels[judged]), fold_of)
+        return logits[best[fold_of], np.arange(len(judged))], np.asarray(tried)[best]
+
+    @abstractmethod
+    def _enough(self, pool: npt.NDArray[np.int64], share: float) -> npt.NDArray[np.int64]:
+        """A share of the images of a fold."""
+
+    @abstractmethod
+    def _subsample(self, share: Any, fold: int) -> npt.NDArray[np.int64]:
+        """So many images of the other folds, rising."""
+
+    @abstractmethod
+    def _problem(self, x: npt.NDArray[np.float32], labels: npt.NDArray[np.int64]) -> Axes:
+        """The head's problem on a subsample."""
+
+    @abstractmethod
+    def _losses(
+        self, logits: npt.NDArray[np.float64], labels: npt.NDArray[np.int64]
+    ) -> npt.NDArray[np.float64]:
+        """The loss of each image, (strengths, judged)."""
+
+
+class _Draw(Draw):
+    """A repeat of images that have one label; a share is a number of images of each class."""
 
     def __init__(
         self, features: npt.NDArray[np.float32], labels: npt.NDArray[np.int64], seed: int
     ) -> None:
-        self.features, self.labels = features, labels
-        self.fold_of = folds(labels, FOLDS, seed)
         drawn = np.random.default_rng(derive("worth order", seed))
         # One order for every size: a smaller subsample is a part of a larger one.
-        self.order = drawn.permutation(len(labels))
-        self.judged = np.sort(np.concatenate([self._held_out(fold) for fold in range(FOLDS)]))
+        order = drawn.permutation(len(labels))
+        super().__init__(features, labels, folds(labels, FOLDS, seed), order)
 
-    def _held_out(self, fold: int) -> npt.NDArray[np.int64]:
-        """The images of a fold that are answered: all, or of each class its share of enough."""
-        pool = self.order[self.fold_of[self.order] == fold]
-        share = min(1.0, _JUDGED / len(pool))
+    def _enough(self, pool: npt.NDArray[np.int64], share: float) -> npt.NDArray[np.int64]:
         of_class = self.labels[pool]
         parts = [pool[of_class == label] for label in np.unique(of_class)]
         return np.concatenate([part[: math.ceil(share * len(part))] for part in parts])
 
-    def answers(
-        self, share: npt.NDArray[np.int64], tried: Sequence[int]
-    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """The class that each judged image is taken for, int64 (judged,), by heads solved on
-        ``share`` images a class of the other folds, at the strength that those ``tried`` are best
-        at for the other folds' images; and its number for each fold, int64 (folds,)."""
-        judged, fold_of = self.judged, self.fold_of[self.judged]
-        logits = np.zeros((len(tried), len(judged), len(share)), np.float32)
-        for fold in range(FOLDS):
-            chosen, held = self._subsample(share, fold), np.flatnonzero(fold_of == fold)
-            path = _path(self.features[chosen], self.labels[chosen], len(share), tried)
-            for at, (weight, bias) in enumerate(path):
-                for part in blocks(self.features, len(held)):
-                    rows = np.asarray(self.features[judged[held[part]]], np.float64)
-                    logits[at, held[part]] = rows @ weight.T + bias
-        best = _best(logits, self.labels[judged], fold_of)
-        taken = logits[best[fold_of], np.arange(len(judged))].argmax(axis=1)
-        return taken, np.asarray(tried)[best]
-
-    def _subsample(self, share: npt.NDArray[np.int64], fold: int) -> npt.NDArray[np.int64]:
+    def _subsample(self, share: Any, fold: int) -> npt.NDArray[np.int64]:
         pool = self.order[self.fold_of[self.order] != fold]
         parts = [pool[self.labels[pool] == label][:count] for label, count in enumerate(share)]
         return np.sort(np.concatenate(parts))
 
+    def _problem(self, x: npt.NDArray[np.float32], labels: npt.NDArray[np.int64]) -> Axes:
+        alone, classes = np.full(len(labels), -1, np.int64), int(self.labels.max()) + 1
+        return Problem(
+            TrainingRows([x], x, labels, np.ones(len(labels)), np.ones(classes), 0.0, alone)
+        )
+
+    def _losses(
+        self, logits: npt.NDArray[np.float64], labels: npt.NDArray[np.int64]
+    ) -> npt.NDArray[np.float64]:
+        logits -= logits.max(axis=2, keepdims=True)
+        right = logits[:, np.arange(len(labels)), labels]
+        return np.asarray(np.log(np.exp(logits).sum(axis=2)) - right)
+
 
 def _path(
-    x: npt.NDArray[np.float32], labels: npt.NDArray[np.int64], classes: int, tried: Sequence[int]
+    problem: Axes, tried: Sequence[int]
 ) -> Iterator[tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]]:
     """Weight and bias of the solutions at the strengths ``tried``, the strongest penalty first."""
-    alone = np.full(len(labels), -1, np.int64)
-    rows = TrainingRows([x], x, labels, np.ones(len(labels)), np.ones(classes), 0.0, alone)
-    problem, theta = Problem(rows), None
+    theta = None
     for number in tried:
         theta, _ = problem.minimum(_STRENGTHS[number], None, theta, nearly=True)
         yield problem.head(theta)
 
 
-def _best(
-    logits: npt.NDArray[np.float32], labels: npt.NDArray[np.int64], fold_of: npt.NDArray[np.int64]
-) -> npt.NDArray[np.int64]:
+def _best(losses: npt.NDArray[np.float64], fold_of: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     """Which of the strengths has the least mean loss on the images of the other folds, int64
-    (folds,); ``logits`` float32 (strengths, judged, classes)."""
-    z = logits.astype(np.float64)
-    z -= z.max(axis=2, keepdims=True)
-    losses = np.log(np.exp(z).sum(axis=2)) - z[:, np.arange(len(labels)), labels]
+    (folds,); ``losses`` float64 (strengths, judged)."""
     totals = np.stack([losses[:, fold_of != fold].mean(axis=1) for fold in range(FOLDS)])
     return np.asarray(totals.argmin(axis=1))

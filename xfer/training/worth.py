@@ -17,6 +17,14 @@ from xfer.evaluation.learning_curve import LEVEL, Curve
 from xfer.training import logistic, subsampling
 from xfer.training.backbone_features import BackboneFeatures, backbone_features
 from xfer.training.feature_moments import blocks
+from xfer.training.multilabel_worth import of_label_features, refuse_few_labels
+from xfer.training.worth_curve import (
+    MORE,
+    MOST_CLASSES,
+    curve_facts,
+    part_to_check,
+    refuse_alike,
+)
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -24,12 +32,6 @@ if TYPE_CHECKING:
     from xfer.plan.plan import Plan
     from xfer.training.subsampling import Subsamples
 
-MORE = 100
-"""Images of each class that are added."""
-HALF_A_POINT = 0.005
-_PICTURED = 25  # places of the curve that are written
-_FURTHEST = 8  # times the images that there are
-_MOST = 100  # classes that have a curve of their own
 _LEAST = subsampling.FOLDS  # images of a class, so that each fold holds one out
 
 
@@ -41,9 +43,14 @@ def measure(plan: Plan) -> Plain:
     :func:`xfer.training.backbone_features.backbone_features`.
     """
     began = time.perf_counter()
-    _refuse_few(plan)
+    several = plan.specs.task.several
+    if several:
+        refuse_few_labels(plan.split("train").labels, plan.card.classes)
+    else:
+        _refuse_few(plan)
     features = backbone_features(plan, "worth")
-    facts = of_features(
+    of_rows = of_label_features if several else of_features
+    facts = of_rows(
         *_arrays(features, "train"), plan.card.classes, plan.specs.seed, _arrays(features, "val")
     )
     seconds = time.perf_counter() - began
@@ -83,9 +90,7 @@ def of_features(
 ) -> Plain:
     """The facts of :func:`measure` from training features float32 (n, d) and ``labels`` int64
     (n,); ``check`` are features and labels of images that the curve is not made of."""
-    if not np.ptp(rows[: 1 << 16], axis=0).any():
-        what = "are the same for every training image: no head can tell them apart"
-        raise DataError("features", what, "look at the images, or take other weights", 66)
+    refuse_alike(rows)
     drawn = subsampling.subsampled(rows, labels, len(classes), seed)
     counts = np.bincount(labels, minlength=len(classes))
     of_all = Measured(drawn, counts / counts.sum(), np.arange(len(labels)), seed)
@@ -103,7 +108,7 @@ def of_features(
         **of_all.facts(len(labels), len(classes)),
         "check": _check(of_all, rows, labels, check),
     }
-    shown = np.argsort(of_all.of_class(), kind="stable")[:_MOST]
+    shown = np.argsort(of_all.of_class(), kind="stable")[:MOST_CLASSES]
     facts["by_class"] = {
         classes[label]: Measured(
             drawn, np.eye(len(classes))[label], np.flatnonzero(labels == label), seed
@@ -137,42 +142,9 @@ class Measured:
 
     def facts(self, images: int, classes: int) -> Plain:
         """What is measured, and what the curve says of ``images`` and more."""
-        curve, sizes = self.curve, self.drawn.sizes
-        places = np.geomspace(sizes[0], images * _FURTHEST, _PICTURED).round().astype(int)
+        sizes, scores = self.drawn.sizes, self.drawn.by_repeat @ self.shares
         more = MORE * classes
-        return {
-            "measured": [
-                {"images": int(size), "accuracy": float(row.mean())}
-                for size, row in zip(sizes, self.drawn.by_repeat @ self.shares, strict=True)
-            ],
-            "curve": [{"images": int(n), **asdict(curve.accuracy(n))} for n in places.tolist()],
-            "now": {"images": images, **asdict(curve.accuracy(images))},
-            "more": {
-                "per_class": MORE,
-                "images": images + more,
-                "accuracy": asdict(curve.accuracy(images + more)),
-                "gain": asdict(curve.gain(images, more)),
-            },
-            "doubled": {"images": 2 * images, "gain": asdict(curve.gain(images, images))},
-            "limit": asdict(curve.limit()),
-            "removable": asdict(_removable(curve, images)),
-            "enough": _enough(curve, images),
-        }
-
-
-def _removable(curve: Curve, images: int) -> learning_curve.Band:
-    """The share of today's error that more images alone can remove."""
-    error = np.maximum(curve.error(images), 1e-12)
-    return learning_curve.band_of(1 - curve.floor / error)
-
-
-def _enough(curve: Curve, images: int) -> int | None:
-    """Training images from which on twice as many bring less than half a point; ``None`` where
-    that is beyond a thousand times as many as there are."""
-    for size in np.geomspace(max(2, images / 64), images * 1000, 400):
-        if curve.gain(size, size).value < HALF_A_POINT:
-            return int(float(f"{size:.2g}"))
-    return None
+        return curve_facts(self.curve, sizes, scores.mean(axis=1), "accuracy", images, more)
 
 
 def _check(
@@ -184,12 +156,8 @@ def _check(
     """What a head solved on as many training images as the curve can be asked for scores on
     images that the curve is not made of, and whether that lies in its band."""
     held, answers = check
-    size = int(measured.drawn.sizes[-1])
-    capped = size < 0.7 * len(labels)
-    chosen = np.arange(len(labels))
-    if capped:  # as large a problem as the subsamples were
-        chosen = np.random.default_rng(measured.seed).permutation(chosen)[:size]
-    weight, bias = _solved(np.asarray(rows[np.sort(chosen)]), labels[np.sort(chosen)])
+    chosen = part_to_check(len(labels), int(measured.drawn.sizes[-1]), measured.seed)
+    weight, bias = _solved(np.asarray(rows[chosen]), labels[chosen])
     hits = [
         (np.asarray(held[part], np.float64) @ weight.T + bias).argmax(axis=1) == answers[part]
         for part in blocks(held)
