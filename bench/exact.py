@@ -37,7 +37,7 @@ def solved(table, labels, classes):
     """The solution and the seconds that it took."""
     folds = logistic.folds(labels, 5, 0)
     ones = np.ones(len(labels))
-    rows = logistic.Rows([table], table, labels, ones, np.ones(classes), 0.0, folds)
+    rows = logistic.TrainingRows([table], table, labels, ones, np.ones(classes), 0.0, folds)
     began = time.perf_counter()
     return logistic.solve(rows), time.perf_counter() - began
 

@@ -106,7 +106,8 @@ def measure(name: str, file: Path, network: Sequence[str]) -> list[str]:
     train, val = plan.split("train").labels, plan.split("val").labels
     mean, std = x.mean(0), x.std(0)
     std[std <= 1e-6 * np.abs(mean)] = 1.0
-    logits, l2 = solved.answers[solved.solution.best], solved.solution.path[solved.solution.best].l2
+    best = solved.solution.path[solved.solution.best]
+    logits, l2 = solved.val @ best.weight.T + best.bias, best.l2
     theirs = np.empty(logits.shape)
     began = time.perf_counter()
     for c in range(train.shape[1]):
