@@ -10,6 +10,7 @@ from PIL import Image
 
 from xfer.core.types import InputSpec, Plain, Predictions, Samples
 from xfer.evaluation.evaluate import most_wrong, score_of
+from xfer.evaluation.multilabel_metrics import label_score
 from xfer.report import confusion, grids
 from xfer.report.heat import Heat
 from xfer.report.multilabel_answers import label_details
@@ -54,6 +55,8 @@ def write_label_card(folder: Path, known: Plain, said: Plain, classes: Sequence[
     details = label_details(
         given, samples, InputSpec((32, 32), 32, "bilinear", (0.5,) * 3, (0.5,) * 3), ""
     )
+    score = label_score(logits, labels, tuple(classes), np.full(3, 0.5), "given", False)
+    details["per_class"] = {"val": score.per_class}
     result = {"experiment": "made_up", "status": "finished", "scores": {}, "command": "xfer"}
     render(folder, result, {"classes": list(classes)}, details)
     return folder / "report.html"

@@ -79,6 +79,38 @@ def test_nothing_scrolls_sideways_on_a_phone(
     assert scrolled == [], "a table has columns out of sight"
 
 
+@pytest.mark.parametrize("several", [False, True])
+@pytest.mark.parametrize("width", [800, 1400])
+def test_no_word_of_a_class_is_broken_beside_its_chart(
+    browser: Browser, tmp_path: Path, several: bool, width: int
+) -> None:
+    names = ["photographs_of_golden_retrievers", "Enlarged Cardiomediastinum", "cat"]
+    if several:
+        known = {f"{i}.png": [i % 2, 1, 0] for i in range(8)}
+        said = {f"{i}.png": [0.7, 0.2 + 0.1 * (i % 3), 0.4] for i in range(8)}
+        page = write_label_card(tmp_path, known, said, names)
+    else:
+        page = write_card(tmp_path, 30, names)
+    browser.look(width)
+    browser.open(page)
+    lines = """
+      const found = {};
+      for (const cell of document.querySelectorAll("td.word:first-child bdi")) {
+        const text = cell.firstChild;
+        for (const word of text.data.matchAll(/\\S+/g)) {
+          const range = document.createRange();
+          range.setStart(text, word.index);
+          range.setEnd(text, word.index + word[0].length);
+          found[word[0]] = Math.max(found[word[0]] ?? 0, range.getClientRects().length);
+        }
+      }
+      return found;"""
+    found = browser.run(lines)
+    assert {*" ".join(names).split()} <= {*found}
+    assert {word: n for word, n in found.items() if n > 1} == {}
+    assert browser.run("return document.documentElement.scrollWidth") <= width
+
+
 def test_on_a_phone_a_row_is_a_card_with_the_name_of_every_column(
     browser: Browser, card: Path
 ) -> None:

@@ -256,6 +256,23 @@ def test_on_a_narrow_screen_every_column_is_there(browser: Browser, sweep: Path,
     assert browser.faults(need_axe()) == []
 
 
+def test_no_number_beside_an_axis_is_cut(browser: Browser, sweep: Path) -> None:
+    """As large ones were, whose margin was that of accuracies."""
+    facts = json.loads((sweep / "sweep.json").read_text())
+    facts["objectives"].insert(0, {"metric": "params.total", "direction": "minimize"})
+    (sweep / "sweep.json").write_text(json.dumps(facts))
+    for number in range(4):
+        file = sweep / str(number) / "result.json"
+        held = json.loads(file.read_text())
+        file.write_text(json.dumps(held | {"params": {"total": 86_000_000 + 10**7 * number}}))
+    browser.look(360)
+    browser.open(write(sweep))
+    left = "return [...document.querySelectorAll('.chart text')].map(e => [e.textContent, "
+    found = browser.run(f"{left}e.getBBox().x])")
+    assert {"100,000,000"} <= {text for text, _ in found}
+    assert [text for text, x in found if x < 0] == []
+
+
 def test_without_its_script_the_page_is_whole(browser: Browser, sweep: Path) -> None:
     browser.look(1280)
     browser.scripts(on=False)

@@ -15,6 +15,7 @@ from markupsafe import Markup
 
 from xfer.core.errors import printable
 from xfer.report.format import short
+from xfer.report.svg import estimate
 
 TONES = 8
 """How many lines of a panel have a look of their own; further ones are grey."""
@@ -67,14 +68,16 @@ def panel(title: str, across: str, lines: Sequence[Line], log: bool = False) -> 
     ys = [y for line in lines for _, y in line.points]
     if not xs:
         return None
-    to_x = _scale(*_ends(xs, log), _LEFT, _WIDTH - _RIGHT, log)
     low, high = _widened(min(ys), max(ys))
+    levels = _ticks(low, high, 4)
+    left = _beside(levels)
+    to_x = _scale(*_ends(xs, log), left, _WIDTH - _RIGHT, log)
     to_y = _scale(low, high, _HEIGHT - _BOTTOM, _TOP, False)
-    marks = [_level(to_y(y), y) for y in _ticks(low, high, 4)]
+    marks = [_level(to_y(y), y, left) for y in levels]
     marks += [_across(to_x(x), x) for x in (_decades(xs) if log else _epochs(xs))]
     marks.append(
         Markup('<text x="{}" y="{}" text-anchor="middle">{}</text>').format(
-            (_LEFT + _WIDTH - _RIGHT) // 2, _HEIGHT - 4, printable(across)
+            (left + _WIDTH - _RIGHT) // 2, _HEIGHT - 4, printable(across)
         )
     )
     # Those with a look of their own above the grey ones, the first one on top.
@@ -129,15 +132,17 @@ class Frame:
 
 def axes(across: str, up: str, xs: Sequence[float], ys: Sequence[float]) -> Frame:
     """The axes of points at ``xs`` and ``ys``, with numbers; the names are of both axes."""
-    left, right = _widened(min(xs), max(xs))
+    first, last = _widened(min(xs), max(xs))
     low, high = _widened(min(ys), max(ys))
-    to_x = _scale(left, right, _LEFT, _WIDTH - _RIGHT, False)
+    levels = _ticks(low, high, 4)
+    left = _beside(levels)
+    to_x = _scale(first, last, left, _WIDTH - _RIGHT, False)
     to_y = _scale(low, high, _HEIGHT - _BOTTOM, _TOP + 12, False)
-    marks = [_level(to_y(y), y) for y in _ticks(low, high, 4)]
+    marks = [_level(to_y(y), y, left) for y in levels]
     whole = all(x == round(x) for x in xs)
-    marks += [_across(to_x(x), x) for x in _ticks(left, right, 4) if x == round(x) or not whole]
+    marks += [_across(to_x(x), x) for x in _ticks(first, last, 4) if x == round(x) or not whole]
     name = '<text x="{}" y="{}" text-anchor="{}">{}</text>'
-    middle = (_LEFT + _WIDTH - _RIGHT) // 2
+    middle = (left + _WIDTH - _RIGHT) // 2
     marks.append(Markup(name).format(middle, _HEIGHT - 4, "middle", _text(across, 48)))
     marks.append(Markup(name).format(4, 11, "start", _text(up, 48)))
     return Frame(to_x, to_y, Markup("\n").join(marks))
@@ -274,10 +279,15 @@ def _decades(xs: Sequence[float]) -> list[float]:
     return [10.0**p for p in powers[::step]]
 
 
-def _level(y: float, value: float) -> Markup:
+def _beside(levels: Sequence[float]) -> int:
+    """The width of the numbers beside the y axis, from ``_LEFT`` on as they need it."""
+    return max(_LEFT, *(math.ceil(8 + estimate(_figure(value))) for value in levels))
+
+
+def _level(y: float, value: float, left: int) -> Markup:
     return Markup(
         '<path class="tick" d="M{} {:.1f}H{}"/><text x="{}" y="{:.1f}" text-anchor="end">{}</text>'
-    ).format(_LEFT, y, _WIDTH - _RIGHT, _LEFT - 6, y + 4, _figure(value))
+    ).format(left, y, _WIDTH - _RIGHT, left - 6, y + 4, _figure(value))
 
 
 def _across(x: float, value: float) -> Markup:
