@@ -216,6 +216,7 @@ def test_a_fold_that_is_in_the_queue_is_not_trained_here_as_well(
         xfer.run(None, [*OPTIONS, "run.dir=run"])
     assert caught.value.number == 141 and fix in caught.value.fix
     program.write_text("#!/bin/sh\n")  # what is cancelled is not there any more
+    (tmp_path / "run" / "folds" / "1" / "queued.json").write_text("[]")
     refuse_queued(FoldTurns(Ledger(tmp_path / "run" / "folds"), JOBS))
 
 

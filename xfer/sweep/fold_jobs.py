@@ -34,7 +34,7 @@ from xfer.sweep.executors.runners import QueueRunner
 from xfer.sweep.executors.slots import JobSlot, divide
 from xfer.sweep.ledger import Ledger, hold
 from xfer.sweep.pruning import pruner
-from xfer.sweep.slurm import queued
+from xfer.sweep.slurm import handed_over, queued
 from xfer.sweep.space import Job
 
 if TYPE_CHECKING:
@@ -221,8 +221,8 @@ def _run_in_slots(specs: Specs, turns: FoldTurns) -> None:
 
 def refuse_queued(turns: FoldTurns) -> None:
     """Raise FoldError where Slurm may have a fold still that would begin here as well."""
-    files = [turns.ledger(job.number) / QUEUED for job in turns.waiting]
-    names = [str(read_json(file)["slurm"]) for file in files if file.is_file()]
+    given = [handed_over(turns.ledger(job.number)) for job in turns.waiting]
+    names = [facts["slurm"] for facts in given if facts]
     known = queued() if names else set()
     if known is None:
         what = f"jobs {', '.join(names)} had folds of this run, and squeue gives no answer"
