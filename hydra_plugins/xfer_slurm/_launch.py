@@ -70,11 +70,13 @@ class Submitter:
             self._known = slurm.queued()
         if self._known is None:
             raise ConfigError("hydra/launcher", "squeue gives no answer", "try again later", 75)
+        if name not in self._known:
+            return False
         from submitit.slurm.slurm import SlurmJob
 
         job: Any = SlurmJob(folder=folder, job_id=name)
         # One whose result is there is none to wait for.
-        held = name in self._known and not job.task(0).paths.result_pickle.exists()
+        held = not job.task(0).paths.result_pickle.exists()
         if held:
             self.jobs[number] = job
         return held

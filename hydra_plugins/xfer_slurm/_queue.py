@@ -11,9 +11,9 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra_plugins.xfer_slurm._launch import Submitter
 from xfer.config.hydra import job_row
 from xfer.core.errors import JobFailed, XferError
-from xfer.core.files import read_json, write_json
-from xfer.core.read_back import checked
+from xfer.core.files import write_json
 from xfer.core.run_folder import QUEUED
+from xfer.sweep.slurm import handed_over
 from xfer.sweep.space import Job
 
 
@@ -44,11 +44,8 @@ class SlurmQueue:
 
     def rejoin(self, number: int, folder: Path) -> bool:
         """Whether Slurm has it still."""
-        try:
-            facts = checked(dict[str, str], read_json(folder / QUEUED))
-            return self.submitter.rejoin(number, facts["slurm"], facts["files"])
-        except (OSError, ValueError, KeyError):
-            return False  # it was never in a queue
+        facts = handed_over(folder)
+        return facts is not None and self.submitter.rejoin(number, facts["slurm"], facts["files"])
 
     def ended(self) -> list[tuple[int, int, str]]:
         """Once a second the files are looked at, and every ten the queue."""

@@ -20,7 +20,7 @@ import numpy as np
 
 from xfer.config.provenance import override_key
 from xfer.config.verbs import override, repeatable
-from xfer.core.errors import FoldError, ResumeError, XferError
+from xfer.core.errors import FoldError, ResumeError, XferError, printable
 from xfer.core.files import read_json
 from xfer.core.log import log
 from xfer.core.run_folder import FOLDS, QUEUED, is_live, what_is_kept
@@ -34,7 +34,7 @@ from xfer.sweep.executors.runners import QueueRunner
 from xfer.sweep.executors.slots import JobSlot, divide
 from xfer.sweep.ledger import Ledger, hold
 from xfer.sweep.pruning import pruner
-from xfer.sweep.slurm import queued
+from xfer.sweep.slurm import handed_over, queued
 from xfer.sweep.space import Job
 
 if TYPE_CHECKING:
@@ -126,12 +126,14 @@ class FoldTurns:
     jobs: Sequence[Job]
     failed: list[int] = field(default_factory=list)
     waiting: list[Job] = field(init=False)
+    _done: int = field(init=False)
     _busy: set[int] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.waiting = [job for job in self.jobs if not self._has_finished(job)]
-        if done := len(self.jobs) - len(self.waiting):
-            log.info(f"{done} of {len(self.jobs)} folds are finished already")
+        self._done = len(self.jobs) - len(self.waiting)
+        if self._done:
+            log.info(f"{self._done} of {len(self.jobs)} folds are finished already")
 
     def _has_finished(self, job: Job) -> bool:
         return self.ledger.state(job.number) == "finished"
@@ -164,8 +166,8 @@ class FoldTurns:
         """Note the end of a fold; whether the others are to stop because of it."""
         line, folder = self.ledger.settle(job.number, code), self.ledger(job.number)
         if not line:
-            done = sum(map(self._has_finished, self.jobs))
-            said = f"{done} of {len(self.jobs)}: {_said(folder)}"
+            self._done += 1
+            said = f"{self._done} of {len(self.jobs)}: {_said(folder)}"
             log.info(f"fold {job.number} has finished, {said}")
             return False
         if self.ledger.state(job.number) == "interrupted":
@@ -181,8 +183,7 @@ class FoldTurns:
             raise _failure(self.ledger, self.failed[0])
         codes = [self.ledger.code(job.number) for job in self.jobs if not self._has_finished(job)]
         if codes:
-            left = f"{len(codes)} of {len(self.jobs)} folds are unfinished"
-            log.warning(f"{left}; with checkpoint.resume={self.ledger.folder.parent} they go on")
+            log.warning(f"{len(codes)} of {len(self.jobs)} folds are unfinished")
             raise Stopped(SIGINT if codes[0] == 130 else SIGTERM)
 
 
@@ -190,14 +191,18 @@ def _run(specs: Specs, ledger: Ledger, jobs: Sequence[Job]) -> None:
     """Run what has not finished of the jobs. Raises ResumeError where one is of another run."""
     for job in jobs:
         _check(specs, ledger, job.number)
-    turns = FoldTurns(ledger, jobs)
-    launcher = specs.launcher
-    if turns.later and launcher and launcher.queue:
-        queue = launcher.queue([job.overrides for job in jobs])
-        QueueRunner(queue, len(jobs), "fold").run(turns)
-    elif turns.later:
-        _run_in_slots(specs, turns)
-    turns.check()
+    turns, launcher = FoldTurns(ledger, jobs), specs.launcher
+    try:
+        if turns.later and launcher and launcher.queue:
+            queue = launcher.queue([job.overrides for job in jobs])
+            QueueRunner(queue, len(jobs), "fold").run(turns)
+        elif turns.later:
+            _run_in_slots(specs, turns)
+        turns.check()
+    except Stopped:
+        again = f"checkpoint.resume={printable(ledger.folder.parent)}"
+        log.info(f"stopped; with {again} the same command goes on where the folds stand")
+        raise
 
 
 def _run_in_slots(specs: Specs, turns: FoldTurns) -> None:
@@ -221,8 +226,8 @@ def _run_in_slots(specs: Specs, turns: FoldTurns) -> None:
 
 def refuse_queued(turns: FoldTurns) -> None:
     """Raise FoldError where Slurm may have a fold still that would begin here as well."""
-    files = [turns.ledger(job.number) / QUEUED for job in turns.waiting]
-    names = [str(read_json(file)["slurm"]) for file in files if file.is_file()]
+    given = [handed_over(turns.ledger(job.number)) for job in turns.waiting]
+    names = [facts["slurm"] for facts in given if facts]
     known = queued() if names else set()
     if known is None:
         what = f"jobs {', '.join(names)} had folds of this run, and squeue gives no answer"

@@ -8,9 +8,15 @@ import shutil
 import subprocess
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
+from typing_extensions import TypedDict
+
 from xfer.core.errors import ConfigError, XferError, closest, raise_all
+from xfer.core.files import read_json
+from xfer.core.read_back import checked
+from xfer.core.run_folder import QUEUED
 
 _WHERE = "hydra.launcher"
 
@@ -123,6 +129,22 @@ def queued() -> set[str] | None:
     plain = {key: value for key, value in os.environ.items() if not key.startswith("SQUEUE_")}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=plain)
     return None if done.returncode else set(done.stdout.split())
+
+
+class HandedOver(TypedDict):
+    """What ``queued.json`` of a run folder says: the job's name in Slurm, and submitit's files."""
+
+    slurm: str
+    files: str
+
+
+def handed_over(folder: Path) -> HandedOver | None:
+    """The job of Slurm that a run folder was given to; ``None`` where it never was in a queue."""
+    try:
+        facts: HandedOver = checked(HandedOver, read_json(folder / QUEUED))
+    except (OSError, ValueError):
+        return None
+    return facts
 
 
 def cancel(jobs: Iterable[str]) -> None:
