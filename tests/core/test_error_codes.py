@@ -69,6 +69,7 @@ SHARED = {
     343: ("training/features/extract.py training/fit.py training/lr_find.py"),
     350: "data/folds.py data/multilabel_split.py",
     351: "data/folds.py data/multilabel_split.py",
+    364: "training/multilabel_worth.py training/worth.py",
     374: "data/dataset.py data/preprocess.py",
     378: "data/shards.py data/tar_index.py",
     381: "data/shards.py data/tar_index.py",

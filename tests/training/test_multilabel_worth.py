@@ -85,12 +85,12 @@ def test_what_is_measured_is_what_scikit_learn_measures() -> None:
 
 
 def test_the_curve_is_as_high_as_a_head_that_is_solved_on_as_many_images() -> None:
-    """Of 300 images: what a head of all of them scores on thousands of others is in the band."""
-    for seed in range(3):
-        facts = of_label_features(*drawn(300, seed=seed), "abc", seed, drawn(4000, seed=90 + seed))
+    """Of 200 images: what a head of all of them scores on thousands of others is in the band."""
+    for seed in range(2):
+        facts = of_label_features(*drawn(200, seed=seed), "abc", seed, drawn(4000, seed=90 + seed))
         check = facts["check"]
         assert check["inside"] and check["labels"] == 3
-        assert check["expected"]["high"] - check["expected"]["low"] < 0.25
+        assert check["expected"]["high"] - check["expected"]["low"] < 0.3
         assert facts["now"]["value"] == pytest.approx(check["map"], abs=0.06)
         measured = [point["map"] for point in facts["measured"]]
         assert measured[-1] > measured[0] and facts["more"]["gain"]["low"] >= 0
@@ -98,7 +98,7 @@ def test_the_curve_is_as_high_as_a_head_that_is_solved_on_as_many_images() -> No
 
 def test_unknown_labels_have_no_part_in_it() -> None:
     """Labels that nobody has looked at may be anything: nothing is otherwise."""
-    x, labels = drawn(120)
+    x, labels = drawn(60)
     facts = of_label_features(x, labels, "abc", 0, drawn(60, seed=1))
     other = labels.copy()
     other[labels < 0] = -7
@@ -190,3 +190,19 @@ def test_so_many_more_that_each_label_is_there_a_hundred_times(measured: Path) -
 
 def test_axe_finds_nothing_serious_on_its_page(measured: Path) -> None:
     check_page(measured / "worth.html")
+
+
+def test_of_many_images_some_are_judged_and_rare_labels_count_as_in_all(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("xfer.training.subsampling._JUDGED", 100)
+    monkeypatch.setattr(subsampling, "_RARE", 10)
+    x, labels = drawn(3_000, unknown=0.0)
+    labels[:, 2] = 0
+    labels[::200, 2] = 1
+    draw = subsampling._LabelDraw(x, labels, 0)
+    some, counted = labels[draw.judged] == 1, draw.counted[draw.judged]
+    assert 500 < len(draw.judged) < 800
+    assert some[:, 2].sum() == 15, "all of a rare label"
+    assert counted @ some == pytest.approx(labels.sum(axis=0), rel=0.15)
+    assert counted.sum() == pytest.approx(3_000, rel=0.1)

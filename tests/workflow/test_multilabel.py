@@ -327,8 +327,7 @@ REFUSED = {
     "head=knn": "E065",
     "head=prototype": "E065",
     "head=keep": "E065",
-    "stages=[audit]": "E066",
-    "stages=[worth]": "E066",
+    "stages=[fit,soup] sweep.dir=outputs": "E066",
     "checkpoint.monitor=val_auroc": "E286",
     "loss=asymmetric optim=exact": "E262",
 }

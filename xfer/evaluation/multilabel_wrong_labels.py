@@ -3,15 +3,14 @@ had not seen it.
 
 As :mod:`xfer.evaluation.wrong_labels`, a label at a time: a contaminated regression (Copas, 1988),
 here with an offset, since most images lack a rare label, and two probabilities of a wrong answer,
-since a label is forgotten more often than invented. The mean of the logistic and the normal curve
-is taken. What comes out is one probability for every answer, so that those of all labels are ranked
-together.
+since a label is forgotten more often than invented. The logistic curve alone is taken: with these
+it does not state too much. What comes out is one probability for every answer, so that those of all
+labels are ranked together.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -103,10 +102,8 @@ def judge_labels(answers: Floats, labels: Labels) -> JudgedLabels:
         if not _tells(answers[known, label], said[known]):
             blind.append(label)
             continue
-        fits = [_contaminated(answers[known, label], said[known], curve) for curve in _curves()]
-        wrong[known, label] = np.mean([fit.wrong for fit in fits], axis=0)
-        has[known, label] = np.mean([fit.has for fit in fits], axis=0)
-        cuts[label] = np.mean([fit.cut for fit in fits])
+        fit = _contaminated(answers[known, label], said[known])
+        wrong[known, label], has[known, label], cuts[label] = fit
         counted += len(known)
     order = np.argsort(-wrong, axis=None, kind="stable")
     down_to = np.empty(wrong.size)
@@ -138,15 +135,8 @@ class _Fit(NamedTuple):
     cut: float
 
 
-def _curves() -> tuple[Callable[[Floats], Floats], ...]:
-    from scipy.special import expit, ndtr
-
-    return expit, ndtr
-
-
-def _contaminated(answers: Floats, said: Labels, curve: Callable[[Floats], Floats]) -> _Fit:
-    """The fit to the answers (n,) for one label, and whether it is said to be there (n,), where
-    ``curve`` turns what is scaled and moved into a probability."""
+def _contaminated(answers: Floats, said: Labels) -> _Fit:
+    """The fit to the answers (n,) for one label, and whether it is said to be there (n,)."""
     from scipy.optimize import minimize
     from scipy.special import expit
 
@@ -157,7 +147,7 @@ def _contaminated(answers: Floats, said: Labels, curve: Callable[[Floats], Float
     def of_said(values: Any) -> tuple[Floats, Floats, Floats]:
         scale, at, *odds = values
         invented, forgotten = (0.5 * expit(float(value)) for value in odds)  # at most by chance
-        has = curve(math.exp(np.clip(scale, -20, 6)) * (apart - at))
+        has = expit(math.exp(np.clip(scale, -20, 6)) * (apart - at))
         missed = np.where(there, invented * (1 - has), forgotten * has)
         right = np.where(there, (1 - forgotten) * has, (1 - invented) * (1 - has))
         return has, missed, np.maximum(missed + right, _LEAST)

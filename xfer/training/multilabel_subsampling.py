@@ -19,9 +19,17 @@ import numpy as np
 from xfer.core.seeds import derive
 from xfer.evaluation.learning_curve import DRAWS, Curve, fit_errors
 from xfer.evaluation.multilabel_bootstrap import weighted_ap
-from xfer.evaluation.multilabel_metrics import average_precisions, label_losses
+from xfer.evaluation.multilabel_metrics import label_losses
 from xfer.training.multilabel_logistic import LabelProblem, LabelRows, label_folds
-from xfer.training.subsampling import FOLDS, Draw, bytes_of, followed, repeats_of, sizes_up_to
+from xfer.training.subsampling import (
+    FOLDS,
+    Draw,
+    DrawAnswers,
+    bytes_of,
+    followed,
+    repeats_of,
+    sizes_up_to,
+)
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -35,12 +43,14 @@ _WORK = 1 << 30
 """Numbers that are added up, at most: more images and classes are weighed anew fewer times."""
 _FEWEST = 200
 _BLOCK = 1 << 22  # numbers at a time
+_RARE = 50  # images of a fold that have a label are judged, where not all images are
 
 
 @dataclass(frozen=True)
 class LabelSubsamples:
     """``sizes`` int64 (sizes,): training images, smallest first. ``areas`` float64 (sizes, draws,
-    classes): the average precision of held-out images, each draw with weights of its own;
+    classes): the average precision of held-out images, that of all repeats moved by what weights
+    of its own change in one of them;
     ``by_repeat`` float64 (sizes, repeats, classes) that with equal weights. ``had`` float64
     (draws, classes) are the weights of the images that have a label, all of them together,
     ``beside`` (draws, 2) those of one more that comes first and one that comes last. ``l2`` float64
@@ -88,55 +98,52 @@ def subsampled_labels(
     (count, classes), width = labels.shape, features.shape[1]
     sizes = sizes_up_to(count - math.ceil(count / FOLDS), classes, width)
     repeats = repeats_of(count)
-    draws = _Weights(labels, len(sizes) * repeats, seed)
-    areas = np.zeros((len(sizes), draws.count, classes))
+    again = _Reweighed(labels, len(sizes), repeats, seed)
+    areas = np.zeros((len(sizes), again.count, classes))
     by_repeat = np.zeros((len(sizes), repeats, classes))
     chosen = np.zeros((len(sizes), repeats, FOLDS))
-    judged = np.empty(0, np.int64)
-    each = (
-        _LabelDraw(features, labels, derive("worth", seed, repeat)) for repeat in range(repeats)
-    )
+    had, judged = np.zeros((again.count, classes)), np.empty(0, np.int64)
+    seeds = (derive("worth", seed, repeat) for repeat in range(repeats))
+    each = (_LabelDraw(features, labels, one) for one in seeds)
     for repeat, at, one in followed(each, repeats, sizes.tolist()):
-        judged, known = one.judged, labels[one.judged]
-        areas[at] += draws.areas(one.logits, judged) / repeats
-        by_repeat[at, repeat] = average_precisions(one.logits, known)
+        judged = one.judged
+        by_repeat[at, repeat] = again.areas(np.ones((1, len(judged))), one)
         chosen[at, repeat] = np.log(one.l2)
+        for draws, weights in again.weights(repeat, len(judged)):
+            areas[at, draws] = again.areas(weights, one) - by_repeat[at, repeat]
+            had[draws] = weights @ (labels[judged] == 1)
+    areas = np.clip(areas + by_repeat.mean(axis=1)[:, None], 0.0, 1.0)
     l2 = np.exp(chosen.mean(axis=(1, 2)))
-    had, beside = draws.had(judged), draws.beside
-    largest = bytes_of(sizes, features)
-    return LabelSubsamples(sizes, areas, by_repeat, had, beside, l2, len(judged), largest)
+    largest, count = bytes_of(sizes, features), len(judged)
+    return LabelSubsamples(sizes, areas, by_repeat, had, again.beside, l2, count, largest)
 
 
-class _Weights:
-    """Weights of images, drawn a block of draws at a time and always the same: the Bayesian
-    bootstrap (Rubin 1981)."""
+class _Reweighed:
+    """Weights of images, the same for every size: the Bayesian bootstrap (Rubin 1981). Each draw
+    weighs the answers of one repeat."""
 
-    def __init__(self, labels: Labels, times: int, seed: int) -> None:
-        self.labels, self.seed = labels, derive("worth weights", seed)
-        self.count = int(np.clip(_WORK // (labels.size * times), _FEWEST, DRAWS))
+    def __init__(self, labels: Labels, sizes: int, repeats: int, seed: int) -> None:
+        self.labels, self.repeats, self.seed = labels, repeats, derive("worth weights", seed)
+        self.count = int(np.clip(_WORK // (labels.size * sizes), _FEWEST, DRAWS))
         self.beside = np.random.default_rng(self.seed).standard_gamma(0.5, (self.count, 2))
 
-    def _blocks(self, images: int) -> Iterator[tuple[slice, Floats]]:
-        size = max(1, _BLOCK // images)
-        for start in range(0, self.count, size):
-            part = slice(start, min(start + size, self.count))
-            drawn = np.random.default_rng(derive("block", self.seed, start))
-            yield part, drawn.standard_exponential((part.stop - start, images))
+    def weights(self, repeat: int, images: int) -> Iterator[tuple[Labels, Floats]]:
+        """The draws of a repeat, int64 (m,), and the weights (m, images), some at a time."""
+        mine, size = np.arange(repeat, self.count, self.repeats), max(1, _BLOCK // images)
+        drawn = np.random.default_rng(derive("worth weights", self.seed, repeat))
+        for start in range(0, len(mine), size):
+            draws = mine[start : start + size]
+            yield draws, drawn.standard_exponential((len(draws), images))
 
-    def areas(self, logits: npt.NDArray[np.float32], judged: Labels) -> Floats:
-        """The average precision of each class in each draw, float64 (draws, classes)."""
-        areas = np.empty((self.count, logits.shape[1]))
-        for part, weights in self._blocks(len(judged)):
-            for label, column in enumerate(self.labels[judged].T):
-                known = column >= 0
-                had, answers = column[known] == 1, logits[known, label].astype(np.float64)
-                areas[part, label] = weighted_ap(weights[:, known], answers, had)
+    def areas(self, weights: Floats, one: DrawAnswers) -> Floats:
+        """The average precision of each class in each draw, float64 (m, classes)."""
+        areas = np.empty((len(weights), one.logits.shape[1]))
+        for label, column in enumerate(self.labels[one.judged].T):
+            known = column >= 0
+            had, answers = column[known] == 1, one.logits[known, label].astype(np.float64)
+            counted = weights[:, known] * one.counted[known]
+            areas[:, label] = weighted_ap(counted, answers, had)
         return areas
-
-    def had(self, judged: Labels) -> Floats:
-        """What the images that have a label weigh together, float64 (draws, classes)."""
-        has = (self.labels[judged] == 1).astype(np.float64)
-        return np.concatenate([weights @ has for _, weights in self._blocks(len(judged))])
 
 
 class _LabelDraw(Draw):
@@ -147,7 +154,12 @@ class _LabelDraw(Draw):
         super().__init__(features, labels, _learnable(labels, seed), order)
 
     def _enough(self, pool: Labels, share: float) -> Labels:
-        return pool[: math.ceil(share * len(pool))]
+        has = self.labels[pool] == 1
+        rarest = np.where(has, has.sum(axis=0), len(pool)).min(axis=1)
+        odds = np.maximum(share, np.minimum(1.0, _RARE / rarest))
+        self.counted[pool] = 1 / odds
+        kept = np.random.default_rng(derive("worth judged", int(pool[0]), len(pool)))
+        return np.asarray(pool[kept.random(len(pool)) < odds])
 
     def _subsample(self, share: Any, fold: int) -> Labels:
         pool = self.order[self.fold_of[self.order] != fold]

@@ -89,18 +89,20 @@ def subsampled(
     return Subsamples(sizes, np.array(shares), rates, by_repeat, l2, largest)
 
 
-class Answered(NamedTuple):
-    """The ``judged`` images (m,) of a draw, their ``logits`` float32 (m, classes) by heads that had
-    not seen them, and the strength ``l2`` of each of these, (folds,)."""
+class DrawAnswers(NamedTuple):
+    """The ``judged`` images (m,) of a draw, for how many images each is ``counted``, their
+    ``logits`` float32 (m, classes) by heads that had not seen them, and the strength ``l2`` of each
+    of these, (folds,)."""
 
     judged: npt.NDArray[np.int64]
+    counted: npt.NDArray[np.float64]
     logits: npt.NDArray[np.float32]
     l2: npt.NDArray[np.float64]
 
 
 def followed(
     draws: Iterable[Draw], repeats: int, shares: Sequence[Any]
-) -> Iterator[tuple[int, int, Answered]]:
+) -> Iterator[tuple[int, int, DrawAnswers]]:
     """The number of each of ``draws`` and of each of ``shares``, smallest first, with the answers
     of heads solved on so much."""
     tried = [range(len(_STRENGTHS))] * len(shares)
@@ -108,7 +110,8 @@ def followed(
         for at, share in enumerate(shares):
             with threadpool_limits(1 if draw.small(share) else None):
                 logits, best = draw.answers(share, tried[at])
-            yield repeat, at, Answered(draw.judged, logits, np.array(_STRENGTHS)[best])
+            l2, counted_for = np.array(_STRENGTHS)[best], draw.counted[draw.judged]
+            yield repeat, at, DrawAnswers(draw.judged, counted_for, logits, l2)
             # What is best moves little from one size to the next, and less between repeats.
             near = int(np.median(best))
             if repeat == 0 and at + 1 < len(shares):
@@ -164,7 +167,8 @@ def _around(near: int, below: int) -> range:
 
 class Draw(ABC):
     """One repeat: its folds ``fold_of`` int64 (n,), the images that are ``judged`` in it, int64
-    (m,), and the ``order`` in which images come into a subsample."""
+    (m,), for how many each is ``counted``, float64 (n,), and the ``order`` in which images come
+    into a subsample."""
 
     def __init__(
         self,
@@ -174,6 +178,7 @@ class Draw(ABC):
         order: npt.NDArray[np.int64],
     ) -> None:
         self.features, self.labels, self.fold_of, self.order = features, labels, fold_of, order
+        self.counted = np.ones(len(labels))
         self.judged = np.sort(np.concatenate([self._held_out(fold) for fold in range(FOLDS)]))
 
     def _held_out(self, fold: int) -> npt.NDArray[np.int64]:
