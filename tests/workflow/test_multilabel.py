@@ -324,9 +324,8 @@ def test_a_trained_network_says_that_its_thresholds_were_chosen_on_val(trained: 
 
 
 REFUSED = {
-    "head=knn": "E065",
-    "head=prototype": "E065",
     "head=keep": "E065",
+    "loss=asymmetric head=knn optim=auto": "E032",
     "stages=[audit]": "E066",
     "stages=[worth]": "E066",
     "checkpoint.monitor=val_auroc": "E286",

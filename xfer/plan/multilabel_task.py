@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from xfer.core.errors import LabelsError, raise_all
 from xfer.data.folder import Folder
 from xfer.evaluation.task import CHOSEN_ON, Multilabel, Single
-from xfer.models.head import Keep, Knn, Prototype, Remap
+from xfer.models.head import Keep, Remap
 
 if TYPE_CHECKING:
     from xfer.config.specs import Specs
@@ -69,9 +69,6 @@ def _of_data(specs: Specs) -> Iterator[tuple[str, str, str, int]]:
 
 def _of_network(specs: Specs) -> Iterator[tuple[str, str, str, int]]:
     head = specs.head
-    if isinstance(head, Knn | Prototype):
-        what = f"{type(head).__name__.lower()} asks which one class an image is most like"
-        yield "head", what, "type head=linear", 6
     if isinstance(head, Keep | Remap) and specs.answers and not specs.checkpoint.path:
         what = f"{type(head).__name__.lower()} alone has no thresholds, which a fit chooses"
         yield "head", what, "add fit to stages, or type checkpoint.path=RUN head=linear", 6

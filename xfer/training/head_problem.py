@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
     from xfer.core.types import Samples
     from xfer.plan.plan import Plan
-    from xfer.training.logistic import Solution
     from xfer.training.loss import CrossEntropy
     from xfer.training.optim import Exact
 
@@ -64,10 +63,12 @@ def problem_of(
     )
 
 
-def held_out_answers(plan: Plan, solution: Solution, train: Samples) -> tuple[Predictions, Plain]:
-    """What each training image is taken for by the fit that had not seen it, and how many were and
-    were not: of several labels with the mean average precision."""
-    held_out = solution.held_out
+def held_out_answers(
+    plan: Plan, held_out: npt.NDArray[np.float32], train: Samples
+) -> tuple[Predictions, Plain]:
+    """What each training image is taken for by the fit that had not seen it, of the logits
+    ``held_out`` (n, classes), NaN where there is none; and how many were and were not: of several
+    labels with the mean average precision."""
     held = np.isfinite(held_out).all(axis=1)
     seen = np.flatnonzero(held)
     names = Picked(train.names, seen)

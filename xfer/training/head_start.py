@@ -62,7 +62,7 @@ def _begin_solved(plan: Plan, frozen: PartlyFrozen, cached: CachedFeatures) -> N
         log.warning(f"the head does not begin solved: {error}")
         return
     best = solution.path[solution.best]
-    _, counts = held_out_answers(plan, solution, cached.work.splits["train"])
+    _, counts = held_out_answers(plan, solution.held_out, cached.work.splits["train"])
     score = held_out_score({"cv_acc": best.cv_acc, **counts})
     log.info(f"the head begins solved: cross-validated loss {best.cv_loss:.4f}, {score}")
 
