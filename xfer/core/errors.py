@@ -102,6 +102,12 @@ class LaunchError(ConfigError):
     exit, base = 2, 96
 
 
+class ChoiceError(ConfigError):
+    """A choice among models that cannot be made as asked for."""
+
+    exit, base, last = 2, 134, 139
+
+
 class DataError(XferError):
     """Folders, classes or files that are not what they must be."""
 

@@ -72,9 +72,6 @@ def _of_network(specs: Specs) -> Iterator[tuple[str, str, str, int]]:
     if isinstance(head, Keep | Remap) and specs.answers and not specs.checkpoint.path:
         what = f"{type(head).__name__.lower()} alone has no thresholds, which a fit chooses"
         yield "head", what, "add fit to stages, or type checkpoint.path=RUN head=linear", 6
-    if specs.choose.chooses:
-        what = "compares candidates on one label an image"
-        yield "choose", what, "type choose=none", 10
 
 
 def check_source_head(specs: Specs, weights: Weights) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from xfer.training.optim import Exact
 
     Matrix = npt.NDArray[Any]
+    Labels = npt.NDArray[np.int64]
 
 Heads: TypeAlias = HeadProblem | LabelHeads
 SolvedRows: TypeAlias = logistic.TrainingRows | LabelRows
@@ -80,12 +82,17 @@ def held_out_answers(
     return answers, counts
 
 
-def solution_of(problem: Heads) -> tuple[SolvedRows, logistic.Solution]:
-    """The rows of a problem, and the path of its solutions."""
+def solution_of(
+    problem: Heads, members: Labels | None = None, folds: Labels | None = None
+) -> tuple[SolvedRows, logistic.Solution]:
+    """The rows of a problem on the images at ``members`` (n,), or on all, and the path of its
+    solutions; ``folds`` (n,) stand in place of those that it would draw."""
     if isinstance(problem, LabelHeads):
-        labelled = problem.rows()
+        labelled = problem.rows(members)
+        labelled = labelled if folds is None else replace(labelled, folds=folds)
         return labelled, problem.solve(labelled)
-    rows = problem.rows()
+    rows = problem.rows(members)
+    rows = rows if folds is None else replace(rows, folds=folds)
     return rows, problem.solve(rows)
 
 

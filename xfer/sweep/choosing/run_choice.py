@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from xfer.config.help import GROUPS
 from xfer.config.verbs import shell
-from xfer.core.errors import CommandError, OutputError, printable
+from xfer.core.errors import ChoiceError, CommandError, OutputError, printable
 from xfer.core.files import read_text, write_json, write_text, yaml_text
 from xfer.core.live_line import working
 from xfer.core.log import LINES, log, open_log
@@ -24,7 +24,9 @@ from xfer.plan.multilabel_task import refuse_for_labels
 from xfer.plan.preflight import check_folder
 from xfer.plan.run_dir import make_folder, refuse_taken
 from xfer.report.last_lines import named
-from xfer.sweep.choosing.halving import Standing, worth
+from xfer.sweep.choose import Choice
+from xfer.sweep.choosing.halving import Standing
+from xfer.sweep.choosing.measure import Measure, measure_of
 from xfer.sweep.choosing.session import Session, announce
 from xfer.sweep.leaderboard.read_sweep import read_facts
 
@@ -48,6 +50,11 @@ def choose_model(
     whatever the model's run raises.
     """
     refuse_for_labels(specs)
+    choice, several = cast(Choice, specs.choose), specs.task.several
+    if choice.by not in ("loss", measure_of(several).key):
+        of, other = ("several labels", "map") if several else ("one label", "acc")
+        what = f"{choice.by} is no score of images with {of}"
+        raise ChoiceError("choose.by", what, f"type choose.by={other}, or choose.by=loss", 0)
     if isinstance(specs.loss, HasTeacher):
         what = "judges by images held out, which the teacher may have been trained on"
         raise CommandError(
@@ -120,7 +127,7 @@ def facts_of(session: Session) -> Plain:
         "candidates": [_row(session, c.name, standings.get(c.name)) for c in session.contenders],
         "winner": winner,
         "runner_up": _runner_up(session),
-        "worth": asdict(worth(session.rounds)) if session.rounds else None,
+        "worth": session.worth,
         "model": str(session.model) if session.model else None,
     }
 
@@ -131,8 +138,8 @@ def _chosen(session: Session) -> Plain | None:
         return None
     return {
         "candidates": len(halved.standings),
-        "cv_acc": halved.winner.acc,
-        "worth": asdict(worth(session.rounds)) if session.rounds else None,
+        f"cv_{session.measure.key}": halved.winner.score,
+        "worth": session.worth,
     }
 
 
@@ -155,7 +162,7 @@ def _row(session: Session, name: str, standing: Standing | None) -> Plain:
         "state": state,
         "problem": problem or None,
         "images": standing.images if standing else None,
-        "cv_acc": score.acc if score else None,
+        f"cv_{session.measure.key}": score.score if score else None,
         "cv_loss": score.loss if score else None,
         "seconds": standing.seconds if standing else None,
         "price": asdict(price) if price else None,
@@ -163,8 +170,9 @@ def _row(session: Session, name: str, standing: Standing | None) -> Plain:
 
 
 def _runner_up(session: Session) -> Plain | None:
-    """What the second of the last round would cost: accuracy, as both were cross-validated on the
-    same folds, images that the one or the other alone got right, and milliseconds an image."""
+    """What the second of the last round would cost: accuracy or mAP, as both were cross-validated
+    on the same folds, images that the one or the other alone got right, where an image has one
+    label, and milliseconds an image."""
     halved = session.halved
     if halved is None or len(halved.standings) < 2:
         return None
@@ -173,12 +181,13 @@ def _runner_up(session: Session) -> Plain | None:
         return None
     prices = [session.contender(s.name).price for s in (first, second)]
     ms = prices[1].ms - prices[0].ms if prices[0] and prices[1] else None
+    facts = {"name": second.name, session.measure.key: second.score - first.score, "ms": ms}
+    if first.right is None:
+        return facts
     return {
-        "name": second.name,
-        "acc": second.acc - first.acc,
+        **facts,
         "only_winner_right": int((first.right & ~second.right).sum()),
         "only_runner_up_right": int((second.right & ~first.right).sum()),
-        "ms": ms,
     }
 
 
@@ -222,7 +231,9 @@ def write(session: Session, folder: Path) -> Plain:
 
 def page(facts: Plain) -> str:
     """``choose.md``: what was chosen, what that is worth, and every candidate."""
-    head = "| candidate | state | images | accuracy | loss | features | choosing | ms |"
+    measure = _measure(facts)
+    title = measure.title
+    head = f"| candidate | state | images | {title} | loss | features | choosing | ms |"
     rows = [head, "| --- | --- | --- | --- | --- | --- | --- | --- |"]
     for row in facts["candidates"]:
         price = row["price"] or {}
@@ -230,7 +241,7 @@ def page(facts: Plain) -> str:
             row["name"],
             row["state"] + (f": {row['problem']}" if row["problem"] else ""),
             _number(row["images"], "d"),
-            _number(row["cv_acc"], ".4f"),
+            _number(row[f"cv_{measure.key}"], ".4f"),
             _number(row["cv_loss"], ".4f"),
             _number(price.get("features"), ".1f", " s"),
             _number(price.get("choosing"), ".1f", " s"),
@@ -244,7 +255,7 @@ def page(facts: Plain) -> str:
         "",
         *map(printable, rows),
         "",
-        "Accuracy and loss are cross-validated on the training images of the last round that a "
+        f"Loss and {title} are cross-validated on the training images of the last round that a "
         "candidate was in; the winner's are flattered by its being picked. Features and choosing "
         "are the prices, measured on two images.",
         "",
@@ -258,15 +269,24 @@ def _number(value: Any, form: str, unit: str = "") -> str:
     return "" if value is None else f"{value:{form}}{unit}"
 
 
+def _measure(facts: Plain) -> Measure:
+    """What the candidates of a ``choose.json`` were judged by."""
+    return measure_of(any("cv_map" in row for row in facts["candidates"]))
+
+
 def summary(facts: Plain) -> list[str]:
     """The choice in a few sentences."""
     won = next(row for row in facts["candidates"] if row["name"] == facts["winner"])
-    lines = [f"chosen: {facts['winner']}, cross-validated accuracy {won['cv_acc']:.4f}"]
+    measure = _measure(facts)
+    key, title = measure.key, measure.title
+    lines = [f"chosen: {facts['winner']}, cross-validated {title} {won[f'cv_{key}']:.4f}"]
     if judged := facts["worth"]:
-        low, high = judged["ci95"]
+        ends = "no interval of one score"
+        if judged["ci95"]:
+            ends = "95 % interval {:.4f} to {:.4f}".format(*judged["ci95"])
         lines.append(
-            f"worth {judged['acc']:.4f} on images that chose nothing (95 % interval {low:.4f} to "
-            f"{high:.4f}; {judged['n']} images, {judged['folds']} folds, {judged['repeats']} times)"
+            f"worth {judged[key]:.4f} on images that chose nothing ({ends}; {judged['n']} images, "
+            f"{judged['folds']} folds, {judged['repeats']} times)"
         )
         times = judged["folds"] * judged["repeats"]
         same = judged["winners"].get(facts["winner"], 0)
@@ -275,25 +295,28 @@ def summary(facts: Plain) -> list[str]:
             f"candidate won {same} of {times} times"
         )
     else:
-        lines.append("worth: not known, the time ended before the choosing was judged once")
+        lines.append("worth: not known, the choosing was not judged once")
     if other := facts["runner_up"]:
-        lines.append(
-            f"the runner-up {other['name']} {_costs(other)} ({other['only_winner_right']} images "
-            f"that the winner alone gets right, {other['only_runner_up_right']} the other way)"
-        )
+        lines.append(f"the runner-up {other['name']} {_costs(other, measure)}")
     return lines
 
 
-def _costs(other: Plain) -> str:
+def _costs(other: Plain, measure: Measure) -> str:
     """What the runner-up would cost or gain; a difference that is rounded away is none."""
-    points = round(100 * other["acc"], 1)
-    said = f"would {'cost' if points < 0 else 'gain'} {abs(points):.1f} points of accuracy"
+    points = round(100 * other[measure.key], 1)
+    verb = "cost" if points < 0 else "gain"
+    said = f"would {verb} {abs(points):.1f} points of {measure.title}"
     if not points:
-        said = "has the same accuracy"
-    if other["ms"] is None:
+        said = f"has the same {measure.title}"
+    if other["ms"] is not None:
+        ms = round(other["ms"], 1)
+        said += f", {ms:+.1f} ms an image" if ms else " and is as fast"
+    if "only_winner_right" not in other:
         return said
-    ms = round(other["ms"], 1)
-    return f"{said}, {ms:+.1f} ms an image" if ms else f"{said} and is as fast"
+    return (
+        f"{said} ({other['only_winner_right']} images that the winner alone gets right, "
+        f"{other['only_runner_up_right']} the other way)"
+    )
 
 
 def last_lines(facts: Plain, folder: Path) -> str:
