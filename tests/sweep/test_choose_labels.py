@@ -22,6 +22,7 @@ from xfer.core.errors import ChoiceError, DataError
 from xfer.evaluation.task import Multilabel
 from xfer.models.head import Knn, Linear, Mlp, Prototype
 from xfer.plan.resume import fingerprint
+from xfer.report.card import verdict
 from xfer.sweep.choosing.halving import Halving, Learned, Round, growing, halve, judge, worth
 from xfer.sweep.choosing.learners import (
     FilledLearner,
@@ -324,9 +325,10 @@ def test_a_model_is_chosen_by_map_and_finished(chosen: tuple[Path, str]) -> None
     assert result["scores"]["val"]["map"] > 0.6
     said = f"worth {judged['map']:.4f} on images that chose nothing (95 % interval"
     assert said in output and "cross-validated mAP" in output
-    assert (
-        f"the choice is worth {judged['map']:.3f} (95 %" in (folder / "model/report.md").read_text()
-    )
+    card = "\n".join(verdict(result))
+    assert f"the choice is worth {judged['map']:.3f} (95 %" in card
+    alone = {**result, "chosen": {**result["chosen"], "worth": {**judged, "ci95": None}}}
+    assert f"is worth {judged['map']:.3f} on images that" in "\n".join(verdict(alone))
     page = (folder / "choose.md").read_text()
     assert "| candidate | state | images | mAP | loss |" in page and "accuracy" not in page
     assert "points of mAP" in output

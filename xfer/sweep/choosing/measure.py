@@ -27,7 +27,7 @@ LEAST = 10
 
 
 @dataclass(frozen=True)
-class Measured:
+class HeldOutScore:
     """The mean log ``loss`` of held-out images, their ``score``, and whether each is answered
     ``right``, bool (n,), where that is one answer. NaN where these images do not say."""
 
@@ -57,13 +57,13 @@ class Accuracy:
         """Images of which ten are in every round, beside those of the strata: none."""
         return []
 
-    def of(self, logits: Logits, labels: Indices, folds: Indices) -> Measured:
+    def of(self, logits: Logits, labels: Indices, folds: Indices) -> HeldOutScore:
         """What images say whose ``folds`` (n,) held them out."""
         if not len(labels):
-            return Measured(math.nan, math.nan)
+            return HeldOutScore(math.nan, math.nan)
         right = logits.argmax(axis=1) == labels
         losses = log_losses(np.asarray(logits, np.float64), labels)
-        return Measured(float(losses.mean()), float(right.mean()), right)
+        return HeldOutScore(float(losses.mean()), float(right.mean()), right)
 
     def mean(self, scores: Sequence[Sequence[float]], sizes: Sequence[Sequence[int]]) -> float:
         """The score of all rounds, of the ``scores`` of their folds, which held so many images."""
@@ -118,13 +118,13 @@ class MeanAveragePrecision:
         """Images with each label, and those without it, of which ten are in every round."""
         return [np.flatnonzero(column == side) for column in labels.T for side in (1, 0)]
 
-    def of(self, logits: Logits, labels: Indices, folds: Indices) -> Measured:
+    def of(self, logits: Logits, labels: Indices, folds: Indices) -> HeldOutScore:
         """What images say whose ``folds`` (n,) held them out."""
         z = np.asarray(logits, np.float64)
         count = int((labels >= 0).sum())
         loss = float(label_losses(z, labels).sum()) / count if count else math.nan
         each = [mean_ap(z[folds == k], labels[folds == k]) for k in np.unique(folds)]
-        return Measured(loss, _mean(each))
+        return HeldOutScore(loss, _mean(each))
 
     def mean(self, scores: Sequence[Sequence[float]], sizes: Sequence[Sequence[int]]) -> float:
         """The mean of the ``scores`` of all folds."""
