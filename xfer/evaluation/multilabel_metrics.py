@@ -128,7 +128,7 @@ def label_rows(parts: Parts) -> tuple[Metric, ...]:
     return (*LABEL_METRICS, *metrics.rows_of(parts))
 
 
-def mean_ap(logits: Floats, labels: Labels) -> float:
+def mean_average_precision(logits: Floats, labels: Labels) -> float:
     """The mean of the average precisions of the classes; NaN of none. A class that all known images
     have, or none, ranks nothing and has no part in it."""
     ranks = (labels == 1).any(axis=0) & (labels == 0).any(axis=0)
@@ -137,7 +137,7 @@ def mean_ap(logits: Floats, labels: Labels) -> float:
 
 
 def _mean_ap(answers: LabelAnswers) -> float:
-    return mean_ap(answers.logits, answers.labels)
+    return mean_average_precision(answers.logits, answers.labels)
 
 
 def class_f1(answers: LabelAnswers) -> Floats:

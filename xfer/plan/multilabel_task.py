@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 _REASONS = {
     "audit": "it asks which of the other classes an image belongs to",
     "worth": "its curve is of the share of images whose one class is right",
-    "soup": "its members are judged by the share of images whose one class is right",
 }
 _USUAL = "val_acc"
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 
 from xfer.evaluation.calibration import log_losses
-from xfer.evaluation.multilabel_metrics import label_losses, mean_ap
+from xfer.evaluation.multilabel_metrics import label_losses, mean_average_precision
 from xfer.evaluation.statistics import resampled_t, wilson
 from xfer.training.logistic import folds as stratified
 from xfer.training.multilabel_logistic import combinations, label_folds
@@ -123,7 +123,7 @@ class MeanAveragePrecision:
         z = np.asarray(logits, np.float64)
         count = int((labels >= 0).sum())
         loss = float(label_losses(z, labels).sum()) / count if count else math.nan
-        each = [mean_ap(z[folds == k], labels[folds == k]) for k in np.unique(folds)]
+        each = [mean_average_precision(z[folds == k], labels[folds == k]) for k in np.unique(folds)]
         return HeldOutScore(loss, _mean(each))
 
     def mean(self, scores: Sequence[Sequence[float]], sizes: Sequence[Sequence[int]]) -> float:
