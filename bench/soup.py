@@ -73,7 +73,7 @@ def measured(name, draw):
     taken = "taken" if len(soup) > 1 and found.pays(0.0) else "refused"
     scores = [float(hits.mean()) for hits in (best, uniform, greedily)]
     texts = [f"{score:.4f}" for score in scores]
-    gain = f"{100 * found.acc:+.1f}"
+    gain = f"{100 * found.score:+.1f}"
     members = f"{len(soup)} of {len(every)}"
     print(ROW.format(name, draw, members, *texts, gain, f"{low} to {high}", taken), flush=True)
     return scores

@@ -35,6 +35,7 @@ OF_TORCH = {
     "core.device", "core.memory", "data.loader", "data.sampler", "evaluation.evaluate",
     "evaluation.layer_cam", "export.certificate_graph", "export.multilabel_graph",
     "export.mindir.run", "export.pixels",
+    "models.head.filled_label_layers",
     "models.head.filled_layers", "models.head.layers", "models.logit_scale",
     "models.mindspore_layers", "models.network", "models.restore", "models.skip_init",
     "sweep.soup.averaging",

@@ -10,13 +10,13 @@ import pytest
 from browser import check_page
 
 from xfer.sweep.choosing.choice_page import write_page
-from xfer.sweep.choosing.halving import interval
+from xfer.sweep.choosing.measure import Accuracy
 
 SMALL, LITE = "squeezenet1_0", "tf_efficientnet_lite0"
 
 
 def judged(name: str, state: str, images: int, acc: float, loss: float, ms: float) -> dict:
-    ends = interval(acc, [acc - 0.02, acc, acc + 0.02], images, 3)
+    ends = Accuracy().interval(acc, [acc - 0.02, acc, acc + 0.02], images, 3)
     scores = {"cv_acc": acc, "cv_loss": loss, "ci95": list(ends), "seconds": 12.3}
     price = {"features": 28.4, "choosing": 49.1, "model": 83.2, "ms": ms}
     return {
@@ -138,7 +138,7 @@ def test_a_choice_that_was_judged_by_nothing_and_made_no_model_has_a_page(
     tmp_path: Path, facts: dict
 ) -> None:
     page = written(tmp_path / "choice", {**facts, "worth": None, "runner_up": None, "model": None})
-    assert "worth: not known, the time ended" in page and "href" not in page
+    assert "worth: not known, the choosing was not judged" in page and "href" not in page
     assert "runner-up:" not in page and "What the choosing is worth" not in page
 
 

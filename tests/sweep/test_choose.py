@@ -39,14 +39,15 @@ from xfer.sweep.choosing.halving import (
     Learned,
     growing,
     halve,
-    interval,
     judge,
     worth,
 )
 from xfer.sweep.choosing.learners import FilledLearner, SolvedLearner, Steps, TrainedLearner
+from xfer.sweep.choosing.measure import Accuracy
 from xfer.sweep.choosing.pricing import Contender, Price, Scales, _step, admitted, planned
 from xfer.sweep.choosing.run_choice import experiment_of, last_lines
 from xfer.training import logistic
+from xfer.training.cross_validation import HeadProblem
 from xfer.training.loss import CrossEntropy
 from xfer.training.optim import AdamW
 from xfer.training.schedule import Cosine
@@ -62,8 +63,10 @@ def blobs(n: int, width: int, classes: int, seed: int = 0, apart: float = 1.5):
     return (drawn.normal(size=(n, width)) + centres[labels]).astype(np.float32), labels
 
 
-def solved(name: str, features, labels, **more) -> SolvedLearner:
-    return SolvedLearner(name, [features], features, labels, int(labels.max()) + 1, **more)
+def solved(name: str, features, labels, strengths=logistic.STRENGTHS) -> SolvedLearner:
+    weigh, classes = CrossEntropy().weights, int(labels.max()) + 1
+    how = (weigh, False, 0.0, strengths, 5, 0)
+    return SolvedLearner(name, HeadProblem([features], features, labels, (), classes, *how))
 
 
 @dataclass
@@ -116,7 +119,7 @@ def test_half_of_the_candidates_go_after_every_round_and_the_last_two_stay() -> 
     assert [len(g.seen) for g in candidates] == [1, 3, 1, 3, 1, 2]
     assert [s.name for s in halved.standings[:3]] == ["g1", "g3", "g5"]
     assert [s.images for s in halved.standings] == [300, 300, 150, 76, 76, 76]
-    assert halved.winner.acc == pytest.approx(0.95, abs=0.05)
+    assert halved.winner.score == pytest.approx(0.95, abs=0.05)
     # The images to be answered are shown in the last round alone, and to those that are in it.
     assert [len(test) for test in candidates[1].tested] == [0, 0, 100]
     assert halved.answers.shape == (100, 2)
@@ -130,8 +133,8 @@ def test_the_interval_of_a_candidate_is_that_of_its_folds() -> None:
     winner = halve([guess], labels, np.arange(60), NONE, Halving(rungs=1)).winner
     (folds,) = shown
     scores = [winner.right[folds == k].mean() for k in range(5)]
-    assert winner.ci95 == interval(winner.acc, scores, 60, 5)
-    assert winner.ci95[0] < winner.acc < winner.ci95[1]
+    assert winner.ci95 == Accuracy().interval(winner.score, scores, 60, 5)
+    assert winner.ci95[0] < winner.score < winner.ci95[1]
 
 
 def test_loss_and_accuracy_each_decide_where_they_are_asked_to() -> None:
@@ -201,18 +204,19 @@ def test_an_outer_fold_takes_no_part_in_the_choosing() -> None:
     last = [test for test in candidates[0].tested if len(test)]
     assert sorted(np.concatenate(last).tolist()) == list(range(100))
     assert len(done.winners) == 5 and len(done.promised) == 5
-    scores = [float(done.right[done.folds == k].mean()) for k in range(5)]
-    assert done.accuracies == scores
+    assert len(done.scores) == 5 and done.sizes == (20,) * 5
+    assert np.mean(done.scores) == pytest.approx(0.8, abs=0.15)
 
 
 def test_choosing_among_guesses_is_flattered_and_the_outer_folds_say_by_how_much() -> None:
     candidates, labels = guesses(60, *[0.7] * 12)
     rules = Halving(by="acc", rungs=1)
-    found = worth([judge(candidates, labels, rules, number) for number in range(12)])
+    found = worth([judge(candidates, labels, rules, number) for number in range(12)], Accuracy())
+    assert found
     assert found.n == 60 and found.folds == 5 and found.repeats == 12
     assert sum(found.winners.values()) == 60
     # The best of twelve shares of 48 images lies 1.6 deviations up: 0.7 is promised as 0.81.
-    assert found.acc == pytest.approx(0.7, abs=0.05)
+    assert found.score == pytest.approx(0.7, abs=0.05)
     assert found.optimism == pytest.approx(0.107, abs=0.05)
     assert found.ci95[0] < 0.7 < found.ci95[1]
 
@@ -224,22 +228,21 @@ def test_a_draw_of_the_folds_is_a_function_of_the_seed_and_its_number() -> None:
     rules = Halving(rungs=1)
     ours, theirs = ([judge(learners, labels, rules, i) for i in (0, 1)] for _ in range(2))
     for a, b in zip(ours, theirs, strict=True):
-        assert (a.folds == b.folds).all() and (a.right == b.right).all() and a.winners == b.winners
-    assert (ours[0].folds != ours[1].folds).any()
+        assert a == b
     other = judge(learners, labels, replace(rules, seed=1), 0)
-    assert (other.folds != ours[0].folds).any()
+    assert len({ours[0].scores, ours[1].scores, other.scores}) == 3
 
 
 def test_the_interval_is_wilsons_with_the_corrected_number_of_images() -> None:
     scores = [0.9] * 20
     share = 5 * (1 / 20 + 1 / 4)
     expected = wilson(0.9 * 100 / share, 100 / share, stats.t.ppf(0.975, 19))
-    assert interval(0.9, scores, 100, 5) == pytest.approx(expected)
+    assert Accuracy().interval(0.9, scores, 100, 5) == pytest.approx(expected)
     # Folds that differ by more than chance widen it; where all are right it is not empty.
     wild = [0.7, 1.0, 0.8, 1.0, 1.0] * 4
-    low, high = interval(0.9, wild, 100, 5)
+    low, high = Accuracy().interval(0.9, wild, 100, 5)
     assert low < expected[0] and high > expected[1]
-    low, high = interval(1.0, [1.0] * 5, 50, 5)
+    low, high = Accuracy().interval(1.0, [1.0] * 5, 50, 5)
     assert 0.7 < low < 0.95 and high == pytest.approx(1.0)
 
 

@@ -118,7 +118,7 @@ def test_a_verdict_is_about_the_images_that_one_alone_got_right() -> None:
     soup = np.arange(100) < 92
     found = verdict(soup, member)
     assert (found.gained, found.lost, found.n) == (12, 0, 100)
-    assert found.acc == pytest.approx(0.12)
+    assert found.score == pytest.approx(0.12)
     assert found.pays(0.0) and not verdict(member, member).pays(0.0)
     assert not found.pays(found.ci95[0])
 
@@ -332,7 +332,7 @@ def test_without_a_test_split_a_half_of_val_judges_and_the_epochs_are_owned_up_t
     alone = AveragedNetwork(plan, members, tables).alone()
     for job, taste in alone.items():
         answers = right(swept / str(job) / "predictions_val.csv")
-        assert taste.acc == pytest.approx(np.mean([answers[n] for n in tables.choosing.names]))
+        assert taste.score == pytest.approx(np.mean([answers[n] for n in tables.choosing.names]))
     facts = {"epochs_chosen_on_val": True, "judged_on": {"images": tables.judged_on}}
     (said,) = remarks(facts, members)
     assert said.startswith("soup: the epoch of each member was chosen on all of val")

@@ -58,7 +58,7 @@ def kinds() -> list[tuple[range, type[errors.XferError]]]:
     named = [k for k in vars(errors).values() if isinstance(k, type) and k is not errors.Problems]
     classes = [kind for kind in named if issubclass(kind, errors.XferError)]
     owners = {kind.base: kind for kind in classes}
-    for kind in classes:
+    for kind in sorted(classes, key=lambda kind: kind.base):
         if kind.last is not None:
             before = max(base for base in owners if base < kind.base)
             owners[kind.last + 1] = owners[before]

@@ -104,6 +104,12 @@ class LaunchError(ConfigError):
     exit, base = 2, 96
 
 
+class ChoiceError(ConfigError):
+    """A choice among models that cannot be made as asked for."""
+
+    exit, base, last = 2, 134, 139
+
+
 class ColumnError(ConfigError):
     """Two columns of a table that would have one name."""
 

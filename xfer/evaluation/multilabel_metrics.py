@@ -128,12 +128,16 @@ def label_rows(parts: Parts) -> tuple[Metric, ...]:
     return (*LABEL_METRICS, *metrics.rows_of(parts))
 
 
-def _mean_ap(answers: LabelAnswers) -> float:
-    y = answers.labels
-    # A class that all known images have, or none, ranks nothing.
-    ranks = (y == 1).any(axis=0) & (y == 0).any(axis=0)
-    each = average_precisions(answers.logits[:, ranks], y[:, ranks])
+def mean_average_precision(logits: Floats, labels: Labels) -> float:
+    """The mean of the average precisions of the classes; NaN of none. A class that all known images
+    have, or none, ranks nothing and has no part in it."""
+    ranks = (labels == 1).any(axis=0) & (labels == 0).any(axis=0)
+    each = average_precisions(logits[:, ranks], labels[:, ranks])
     return float(each.mean()) if len(each) else math.nan
+
+
+def _mean_ap(answers: LabelAnswers) -> float:
+    return mean_average_precision(answers.logits, answers.labels)
 
 
 def class_f1(answers: LabelAnswers) -> Floats:

@@ -80,14 +80,16 @@ def decide(
 
 
 def decide_filled(
-    specs: Specs, layout: Layout, counts: Sequence[int]
+    specs: Specs, layout: Layout, images: int, counts: Sequence[int]
 ) -> tuple[list[Decision], Phase]:
     """Every choice that is left open for a head that is filled, not trained, and the one phase, in
-    which nothing trains. ``counts`` are the training images of each class.
+    which nothing trains. ``counts`` are, of the training ``images``, those of each class.
 
     Raises CombinationError for whatever asks to train, or weighs images.
     """
-    raise_all([_refusal_of_filled(specs, *row) for row in _against_filling(specs, layout, counts)])
+    raise_all(
+        [_refusal_of_filled(specs, *row) for row in _against_filling(specs, layout, images, counts)]
+    )
     why = f"{_name_of(specs)} holds what the frozen layers make of the training images"
     decisions = [Decision("optim", "exact", why)] if isinstance(specs.optim, Undecided) else []
     decisions += _precision(specs, once=True)
@@ -97,7 +99,7 @@ def decide_filled(
 
 
 def _against_filling(
-    specs: Specs, layout: Layout, counts: Sequence[int]
+    specs: Specs, layout: Layout, images: int, counts: Sequence[int]
 ) -> list[tuple[str, str, str]]:
     """Key, why and remedy of everything that a head without training cannot heed."""
     # A policy is asked with a head that could train; one that trains no more is the only one.
@@ -107,11 +109,11 @@ def _against_filling(
     more = len(phases) > 1 or any(not (row.head or row.frozen) for row in rows)
     steps = not (specs.optim.solves or isinstance(specs.optim, Undecided))
     smooths = bool(getattr(specs.loss, "label_smoothing", 0))
-    weighs = smooths or specs.loss.weights(counts) is not None
+    weighs = smooths or not _solvable(specs) or specs.loss.weights(counts) is not None
     taught = isinstance(specs.loss, HasTeacher)
     balanced = specs.data is not None and specs.data.sampler == "balanced"
     penalty = "optim.l2" in specs.explicit
-    most, k = sum(counts) - 1, getattr(specs.head, "k", 1)
+    most, k = images - 1, getattr(specs.head, "k", 1)
     reasons = (
         (more, "freeze", "trains more than the head", "freeze=head_only"),
         (bool(layout.adapters), "freeze", "trains adapters", "freeze=head_only"),

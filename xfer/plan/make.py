@@ -220,12 +220,13 @@ def _what_is_filled(specs: Specs, parts: Parts, dataset: Dataset) -> _Training:
     from xfer.models.network import blueprint
 
     train = dataset.splits["train"]
-    head = replace(specs.head, images=len(train)) if isinstance(specs.head, Knn) else specs.head
+    held = {"images": len(train)} if isinstance(specs.head, Knn) else {}
+    head = replace(specs.head, multilabel=specs.task.several, **held)  # type: ignore[type-var]
     specs, parts = replace(specs, head=head), replace(parts, head=head)
     network = blueprint(parts)[1]
     design = layout(network.module, network.heads)
-    counts = [int((train.labels == label).sum()) for label in range(len(dataset.classes))]
-    decisions, phase = auto.decide_filled(specs, design, counts)
+    counts = specs.task.counts(train.labels, len(dataset.classes))
+    decisions, phase = auto.decide_filled(specs, design, len(train), counts)
     specs = auto.apply(specs, decisions)
     features = _expected_features(specs, dataset, (phase,), network)
     # Nothing is optimised: that there are no steps is in the plan's line of steps.

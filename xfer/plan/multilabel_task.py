@@ -9,16 +9,13 @@ from typing import TYPE_CHECKING
 from xfer.core.errors import LabelsError, raise_all
 from xfer.data.folder import Folder
 from xfer.evaluation.task import CHOSEN_ON, Multilabel, Single
-from xfer.models.head import Keep, Knn, Prototype, Remap
+from xfer.models.head import Keep, Remap
 
 if TYPE_CHECKING:
     from xfer.config.specs import Specs
     from xfer.core.types import Card
     from xfer.weights.content import Weights
 
-_REASONS = {
-    "soup": "its members are judged by the share of images whose one class is right",
-}
 _USUAL = "val_acc"
 
 
@@ -52,10 +49,6 @@ def _refused(specs: Specs) -> Iterator[tuple[str, str, str, int]]:
     """Where, what, remedy and number of everything that is made for one label an image."""
     yield from _of_data(specs)
     yield from _of_network(specs)
-    for stage, why in _REASONS.items():
-        if stage in specs.stages:
-            what = f"{stage} is for one label an image: {why}"
-            yield "stages", what, f"take '{stage}' out of stages", 7
 
 
 def _of_data(specs: Specs) -> Iterator[tuple[str, str, str, int]]:
@@ -67,15 +60,9 @@ def _of_data(specs: Specs) -> Iterator[tuple[str, str, str, int]]:
 
 def _of_network(specs: Specs) -> Iterator[tuple[str, str, str, int]]:
     head = specs.head
-    if isinstance(head, Knn | Prototype):
-        what = f"{type(head).__name__.lower()} asks which one class an image is most like"
-        yield "head", what, "type head=linear", 6
     if isinstance(head, Keep | Remap) and specs.answers and not specs.checkpoint.path:
         what = f"{type(head).__name__.lower()} alone has no thresholds, which a fit chooses"
         yield "head", what, "add fit to stages, or type checkpoint.path=RUN head=linear", 6
-    if specs.choose.chooses:
-        what = "compares candidates on one label an image"
-        yield "choose", what, "type choose=none", 10
 
 
 def check_source_head(specs: Specs, weights: Weights) -> None:

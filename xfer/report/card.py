@@ -139,14 +139,16 @@ def _choice(chosen: Plain | None) -> list[str]:
     """What the choice is worth that this model won."""
     if not chosen:
         return []
+    key, title = ("map", "mAP") if "cv_map" in chosen else ("acc", "accuracy")
     said = (
         f"Chosen by xfer choose among {chosen['candidates']} candidates; its cross-validated "
-        f"accuracy {chosen['cv_acc']:.3f} is flattered by that"
+        f"{title} {chosen[f'cv_{key}']:.3f} is flattered by that"
     )
     if not (worth := chosen["worth"]):
         return [f"{said}, by how much was not known when it was made"]
-    low, high = worth["ci95"]
-    honest = f"{worth['acc']:.3f} (95 % interval {low:.3f} to {high:.3f})"
+    honest = f"{worth[key]:.3f}"
+    if worth["ci95"]:
+        honest += " (95 % interval {:.3f} to {:.3f})".format(*worth["ci95"])
     return [f"{said}: the choice is worth {honest} on images that chose nothing"]
 
 

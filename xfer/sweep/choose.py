@@ -41,8 +41,9 @@ class Choice:
     freezes: Annotated[tuple[FreezeName, ...], MinLen(1)] = ("head_only", "lp_ft", "none")
     """which freeze policies are candidates; each decides where the network is cut. Those that
     train more than the head are tried with a linear head, and only if their price fits"""
-    by: Literal["loss", "acc"] = "loss"
-    """what candidates are compared by on held-out images; the other decides ties"""
+    by: Literal["loss", "acc", "map"] = "loss"
+    """what candidates are compared by on held-out images: log loss, or accuracy, which with several
+    labels an image is mAP; the other decides ties"""
     folds: Annotated[int, Ge(2), Le(20)] = 5
     """folds that judge the choosing, and inside each of them as many that choose"""
     repeats: Annotated[int, Gt(0)] = 10

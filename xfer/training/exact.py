@@ -304,7 +304,7 @@ def _write_held_out(plan: Plan, solved: Solved, train: Samples, path: Path) -> P
     """Write what each training image is taken for by the fit that had not seen it, and return what
     ``result.json`` says of the solution."""
     best = solved.solution.path[solved.solution.best]
-    answers, counts = held_out_answers(plan, solved.solution, train)
+    answers, counts = held_out_answers(plan, solved.solution.held_out, train)
     write_predictions(answers, path)
     return {
         "l2": best.l2,

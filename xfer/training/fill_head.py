@@ -15,9 +15,7 @@ from xfer.core.device import device_name
 from xfer.core.files import write_json, write_rows
 from xfer.core.log import log
 from xfer.core.run_folder import LAST, best_checkpoint, checkpoints
-from xfer.core.text_columns import Picked
-from xfer.core.types import Plain, Predictions
-from xfer.evaluation import metrics
+from xfer.core.types import Plain
 from xfer.evaluation.predict import write_predictions
 from xfer.models.head.filled_layers import FilledHead
 from xfer.models.network import assemble
@@ -26,12 +24,14 @@ from xfer.training.certificate_fit import HeldOut, certify
 from xfer.training.distributed.rendezvous import NOBODY, Lead
 from xfer.training.exact import at_rest
 from xfer.training.fit_result import FitResult
+from xfer.training.head_problem import held_out_answers, held_out_score
 from xfer.training.logger import logged
 from xfer.weights.formats.checkpoint_format import Snapshot, identity, write_snapshot
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
+    from xfer.config.specs import Specs
     from xfer.plan.plan import Plan
 
 
@@ -50,16 +50,19 @@ def fit(plan: Plan, folder: Path, lead: Lead = NOBODY) -> FitResult:
     head = net.get_submodule(path)
     if not isinstance(head, FilledHead):
         raise TypeError(f"{path} is no head that is filled")
-    row, held_out = _filled(head, features, plan.specs.metrics)
+    train = features.cached.work.splits["train"]
+    row, held_out = _filled(head, features, plan.specs)
+    said = plan.specs.task.card(held_out, train.labels, "cv")
+    plan = replace(plan, card=replace(plan.card, task=said))
     before = {n: h for n, h in frozen.hashes.items() if not n.startswith(f"{path}.")}
     verdict = freeze.verdict(before, freeze.hashes(net.state_dict(), before))
     phase = {"phase": plan.phases[0].name, "from_epoch": 1, **verdict}
     write_json(folder / "freeze_proof.json", {**verdict, "phases": [phase]})
     write_json(folder / "features.json", features.facts)
     write_rows(folder / "metrics.csv", [row])
-    _write_held_out(plan, features, held_out, folder)
+    answers, counts = held_out_answers(plan, held_out, train)
+    write_predictions(answers, folder / "predictions_cv.csv")
     chosen = {"metric": "cv_loss", "value": row["cv_loss"], "epoch": 1, "step": 0}
-    train = features.cached.work.splits["train"]
     known = HeldOut(held_out, train.labels, "cv", train.sha256)
     # What enters the head is what it holds: its distances to them are its answers already.
     card = replace(plan.card, certificate=certify(plan.specs.certificate, known, unlike=None))
@@ -68,10 +71,11 @@ def fit(plan: Plan, folder: Path, lead: Lead = NOBODY) -> FitResult:
     best.parent.mkdir(exist_ok=True)
     for file in (best, checkpoints(folder) / LAST):
         write_snapshot(file, snapshot)
-    said = "none could be left out, since each is alone in its class"
+    how = "none could be left out, since each is alone in its class"
     if row["cv_loss"] is not None:
-        said = f"each left out in turn, loss {row['cv_loss']:.4f}, accuracy {row['cv_acc']:.4f}"
-    log.info(f"filled with {len(features.rows['train']):,} training images: {said}")
+        score = held_out_score({**counts, "cv_acc": row["cv_acc"]})
+        how = f"each left out in turn, loss {row['cv_loss']:.4f}, {score}"
+    log.info(f"filled with {len(train):,} training images: {how}")
     return FitResult(
         best=chosen,
         checkpoint=best,
@@ -88,26 +92,26 @@ def fit(plan: Plan, folder: Path, lead: Lead = NOBODY) -> FitResult:
 
 
 def _filled(
-    head: FilledHead, features: BackboneFeatures, parts: metrics.Parts
+    head: FilledHead, features: BackboneFeatures, specs: Specs
 ) -> tuple[Plain, npt.NDArray[np.float32]]:
     """Fill ``head``: the row of ``metrics.csv``, and the logits of each training image by all the
     others, float32 (n, classes), NaN where there is no other of its class."""
-    began = time.perf_counter()
+    began, task = time.perf_counter(), specs.task
     labels = {name: s.labels for name, s in features.cached.work.splits.items()}
     train = torch.from_numpy(np.array(features.rows["train"]))
     with torch.inference_mode():
         held_out = head.fill(train, torch.from_numpy(labels["train"])).numpy()
     answers = {split: _answers(head, rows) for split, rows in features.rows.items()}
     known = np.isfinite(held_out).all(axis=1)
-    val = metrics.values(answers["val"], labels["val"], parts)
+    val = task.values(answers["val"], labels["val"], specs.metrics)
     cv: Plain = {"loss": None, "acc": None}  # where each image is alone in its class
     if known.any():
-        cv = dict(metrics.values(held_out[known], labels["train"][known], {}))
+        cv = dict(task.values(held_out[known], labels["train"][known], {}))
     seconds = time.perf_counter() - began
     row: Plain = {
         "epoch": 1,
         "step": 0,
-        "train_loss": metrics.values(answers["train"], labels["train"], {})["loss"],
+        "train_loss": task.values(answers["train"], labels["train"], {})["loss"],
         "val_loss": val.pop("loss"),
         "val_acc": val.pop("acc"),
         "lr": None,
@@ -127,15 +131,3 @@ def _answers(head: FilledHead, rows: npt.NDArray[np.float32]) -> npt.NDArray[np.
             block = torch.from_numpy(np.array(rows[start : start + _BLOCK]))
             parts.append(head.answer(head.scaled(block)).numpy())
     return np.concatenate(parts)
-
-
-def _write_held_out(
-    plan: Plan, features: BackboneFeatures, held_out: npt.NDArray[np.float32], folder: Path
-) -> None:
-    """Write what each training image is taken for by all the others."""
-    train = features.cached.work.splits["train"]
-    seen = np.flatnonzero(np.isfinite(held_out).all(axis=1))
-    answers = Predictions(
-        Picked(train.names, seen), held_out[seen], train.labels[seen], plan.card.classes
-    )
-    write_predictions(answers, folder / "predictions_cv.csv")

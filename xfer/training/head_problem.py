@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -21,11 +22,11 @@ if TYPE_CHECKING:
 
     from xfer.core.types import Samples
     from xfer.plan.plan import Plan
-    from xfer.training.logistic import Solution
     from xfer.training.loss import CrossEntropy
     from xfer.training.optim import Exact
 
     Matrix = npt.NDArray[Any]
+    Labels = npt.NDArray[np.int64]
 
 Heads: TypeAlias = HeadProblem | LabelHeads
 SolvedRows: TypeAlias = logistic.TrainingRows | LabelRows
@@ -64,10 +65,12 @@ def problem_of(
     )
 
 
-def held_out_answers(plan: Plan, solution: Solution, train: Samples) -> tuple[Predictions, Plain]:
-    """What each training image is taken for by the fit that had not seen it, and how many were and
-    were not: of several labels with the mean average precision."""
-    held_out = solution.held_out
+def held_out_answers(
+    plan: Plan, held_out: npt.NDArray[np.float32], train: Samples
+) -> tuple[Predictions, Plain]:
+    """What each training image is taken for by the fit that had not seen it, of the logits
+    ``held_out`` (n, classes), NaN where there is none; and how many were and were not: of several
+    labels with the mean average precision."""
     held = np.isfinite(held_out).all(axis=1)
     seen = np.flatnonzero(held)
     names = Picked(train.names, seen)
@@ -79,12 +82,17 @@ def held_out_answers(plan: Plan, solution: Solution, train: Samples) -> tuple[Pr
     return answers, counts
 
 
-def solution_of(problem: Heads) -> tuple[SolvedRows, logistic.Solution]:
-    """The rows of a problem, and the path of its solutions."""
+def solution_of(
+    problem: Heads, members: Labels | None = None, folds: Labels | None = None
+) -> tuple[SolvedRows, logistic.Solution]:
+    """The rows of a problem on the images at ``members`` (n,), or on all, and the path of its
+    solutions; ``folds`` (n,) stand in place of those that it would draw."""
     if isinstance(problem, LabelHeads):
-        labelled = problem.rows()
+        labelled = problem.rows(members)
+        labelled = labelled if folds is None else replace(labelled, folds=folds)
         return labelled, problem.solve(labelled)
-    rows = problem.rows()
+    rows = problem.rows(members)
+    rows = rows if folds is None else replace(rows, folds=folds)
     return rows, problem.solve(rows)
 
 

@@ -64,7 +64,7 @@ def _begin_solved(plan: Plan, frozen: PartlyFrozen, cached: CachedFeatures) -> N
         log.warning(f"the head does not begin solved: {why}")
         return
     best = solution.path[solution.best]
-    _, counts = held_out_answers(plan, solution, cached.work.splits["train"])
+    _, counts = held_out_answers(plan, solution.held_out, cached.work.splits["train"])
     said = "no training image was held out, since each is alone in its class"
     if counts["n"]:
         score = held_out_score({"cv_acc": best.cv_acc, **counts})

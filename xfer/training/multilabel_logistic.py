@@ -214,10 +214,16 @@ def label_folds(labels: Ints, count: int, seed: int, groups: Sequence[str] | Non
     """Folds in which every combination of labels is spread evenly, int64 (n,) from 0 on; rare
     combinations are spread together. What is in one of the ``groups`` is in one fold: then they are
     no more than these, and -1 where there are no two."""
-    texts = [row.tobytes() for row in np.ascontiguousarray(labels)]
-    counts = Counter(texts)
-    order = {text: i for i, text in enumerate(sorted(counts), 1) if counts[text] >= count}
-    codes = np.array([order.get(text, 0) for text in texts])
+    codes = combinations(labels, count)
     if groups is not None:
         return as_many_as_groups(codes, groups, count, seed)
     return logistic.folds(codes, count, seed)
+
+
+def combinations(labels: Ints, least: int) -> Ints:
+    """A number an image, int64 (n,), the same for equal ``labels`` (n, classes): 0 for those that
+    fewer than ``least`` images have."""
+    texts = [row.tobytes() for row in np.ascontiguousarray(labels)]
+    counts = Counter(texts)
+    order = {text: i for i, text in enumerate(sorted(counts), 1) if counts[text] >= least}
+    return np.array([order.get(text, 0) for text in texts], np.int64)

@@ -93,7 +93,9 @@ class Knn:
     """The ``k`` nearest training images vote, one vote each; nothing is trained.
 
     The head holds the features of all training images, so that it grows with them. Its
-    probabilities are shares of the votes, with one vote more that all classes share.
+    probabilities are shares of the votes, with one vote more that all classes share. With several
+    labels an image those vote on each that know it, and the one vote more says yes to the share of
+    the training images that have the label.
     """
 
     k: Annotated[int, Gt(0)] = 5
@@ -102,13 +104,16 @@ class Knn:
     """between features; ``cosine`` is that of features of length 1"""
     images: Annotated[int, Gt(0), Le(10_000_000)] | None = None
     """training images that the head holds; the plan sets it"""
+    multilabel: bool = False
+    """whether each class is a yes or no of its own; the plan sets it"""
 
     def build(self, old: nn.Module, classes: int) -> nn.Module:
         """Buffers ``features``, ``labels``; empty until they are filled."""
-        from xfer.models.head import filled_layers, layers
+        from xfer.models.head import filled_label_layers, filled_layers, layers
 
         size = filled_layers.Sizes(layers.width(old), classes, layers.is_conv(old))
-        return filled_layers.NearestImages(size, self.images or 1, self.k, self.distance)
+        kind = filled_label_layers.NearestLabels if self.multilabel else filled_layers.NearestImages
+        return kind(size, self.images or 1, self.k, self.distance)
 
 
 @dataclass(frozen=True)
@@ -116,17 +121,22 @@ class Prototype:
     """The class whose mean feature is nearest; nothing is trained.
 
     Its logits are squared distances times one scale, by which the probabilities of training images
-    are best, each left out of its own mean.
+    are best, each left out of its own mean. With several labels an image each has a mean of the
+    images with it, one of those without it, and a scale.
     """
 
     distance: Distance = "euclidean"
     """between features; ``cosine`` is that of features of length 1"""
+    multilabel: bool = False
+    """whether each class is a yes or no of its own; the plan sets it"""
 
     def build(self, old: nn.Module, classes: int) -> nn.Module:
         """Buffers ``means``, ``scale``; empty until they are filled."""
-        from xfer.models.head import filled_layers, layers
+        from xfer.models.head import filled_label_layers, filled_layers, layers
 
         size = filled_layers.Sizes(layers.width(old), classes, layers.is_conv(old))
+        if self.multilabel:
+            return filled_label_layers.NearestLabelMeans(size, self.distance)
         return filled_layers.NearestMean(size, self.distance)
 
 

@@ -42,8 +42,9 @@ class FilledHead(nn.Module):
         raise NotImplementedError
 
     def fill(self, features: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Hold training ``features`` float32 (n, c) and ``labels`` int64 (n,). Return the logits
-        of each image by all the others, float32 (n, classes), NaN where its class has no other."""
+        """Hold training ``features`` float32 (n, c) and ``labels`` int64 (n,), with several labels
+        an image (n, classes). Return the logits of each image by all the others, float32
+        (n, classes), NaN where its class has no other."""
         raise NotImplementedError
 
 
@@ -88,6 +89,10 @@ class NearestImages(FilledHead):
             distances = self.distances(self.features[at])
             distances[torch.arange(len(at)), at] = torch.inf  # none votes for itself
             logits[at] = self.votes(distances)
+        return self.without_alone(logits, labels)
+
+    def without_alone(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """``logits`` with NaN where no other image knows the answer."""
         return alone_unknown(logits, labels, self.sizes.classes)
 
 

@@ -16,6 +16,7 @@ from xfer.report.board import Cell, Grid, PagePart, intervals, put_side_by_side
 from xfer.report.format import ABSENT, seconds
 from xfer.report.last_lines import named
 from xfer.report.overlay import Drawing, axes
+from xfer.sweep.choosing.measure import Measure, measure_of
 
 _WINNER, _SECOND, _JUDGED, _OTHER = "t0", "t1", "t2", "rest"
 
@@ -23,14 +24,17 @@ _WINNER, _SECOND, _JUDGED, _OTHER = "t0", "t1", "t2", "rest"
 def write_page(folder: Path, facts: Plain) -> None:
     """Write ``choose.html`` and ``choose.md`` into ``folder`` from what ``choose.json`` holds.
     Raises OutputError when they cannot be written."""
-    tried = [row for row in facts["candidates"] if row["cv_acc"] is not None]
+    measure = _measure(facts)
+    score, by = f"cv_{measure.key}", facts["by"]
+    tried = [row for row in facts["candidates"] if row[score] is not None]
     # By the rounds they came through, then by what decided.
-    tried.sort(key=lambda row: (-row["images"], _badness(row, facts["by"])))
-    lost = [row for row in facts["candidates"] if row["cv_acc"] is None]
+    tried.sort(key=lambda row: (-row["images"], row["cv_loss"] if by == "loss" else -row[score]))
+    lost = [row for row in facts["candidates"] if row[score] is None]
+    board = _board(folder, facts, tried, measure)
     parts = [
-        PagePart("Accuracy and time", charts=drawn(facts, tried)),
-        PagePart("Candidates", (_compared(facts["by"]),), tables=(_board(folder, facts, tried),)),
-        _judged(facts),
+        PagePart(f"{_capital(measure.title)} and time", charts=drawn(facts, tried, measure)),
+        PagePart("Candidates", (_compared(by, measure),), tables=(board,)),
+        _judged(facts, measure),
         PagePart("Left out", tables=_lost(lost)),
         PagePart("The model", facts=_model(facts)),
     ]
@@ -43,19 +47,28 @@ def write_page(folder: Path, facts: Plain) -> None:
     put_side_by_side(folder / "choose", page)
 
 
-def _badness(row: Plain, by: str) -> float:
-    return float(row["cv_loss"] if by == "loss" else -row["cv_acc"])
+def _capital(title: str) -> str:
+    return title[0].upper() + title[1:] if title.islower() else title
+
+
+def _measure(facts: Plain) -> Measure:
+    """What the candidates of a ``choose.json`` were judged by."""
+    return measure_of(any("cv_map" in row for row in facts["candidates"]))
 
 
 def summary(facts: Plain) -> list[str]:
     """The choice in a few sentences."""
     won = next(row for row in facts["candidates"] if row["name"] == facts["winner"])
-    lines = [f"chosen: {facts['winner']}, cross-validated accuracy {won['cv_acc']:.4f}"]
+    measure = _measure(facts)
+    key, title = measure.key, measure.title
+    lines = [f"chosen: {facts['winner']}, cross-validated {title} {won[f'cv_{key}']:.4f}"]
     if judged := facts["worth"]:
-        low, high = judged["ci95"]
+        ends = "no interval of one score"
+        if judged["ci95"]:
+            ends = "95 % interval {:.4f} to {:.4f}".format(*judged["ci95"])
         lines.append(
-            f"worth {judged['acc']:.4f} on images that chose nothing (95 % interval {low:.4f} to "
-            f"{high:.4f}; {judged['n']} images, {judged['folds']} folds, {judged['repeats']} times)"
+            f"worth {judged[key]:.4f} on images that chose nothing ({ends}; {judged['n']} images, "
+            f"{judged['folds']} folds, {judged['repeats']} times)"
         )
         times = judged["folds"] * judged["repeats"]
         same = judged["winners"].get(facts["winner"], 0)
@@ -64,48 +77,55 @@ def summary(facts: Plain) -> list[str]:
             f"candidate won {same} of {times} times"
         )
     else:
-        lines.append("worth: not known, the time ended before the choosing was judged once")
+        lines.append("worth: not known, the choosing was not judged once")
     if other := facts["runner_up"]:
-        lines.append(
-            f"the runner-up {other['name']} {_costs(other)} ({other['only_winner_right']} images "
-            f"that the winner alone gets right, {other['only_runner_up_right']} the other way)"
-        )
+        lines.append(f"the runner-up {other['name']} {_costs(other, measure)}")
     return lines
 
 
-def _costs(other: Plain) -> str:
+def _costs(other: Plain, measure: Measure) -> str:
     """What the runner-up would cost or gain; a difference that is rounded away is none."""
-    points = round(100 * other["acc"], 1)
-    said = f"would {'cost' if points < 0 else 'gain'} {abs(points):.1f} points of accuracy"
+    points = round(100 * other[measure.key], 1)
+    verb = "cost" if points < 0 else "gain"
+    said = f"would {verb} {abs(points):.1f} points of {measure.title}"
     if not points:
-        said = "has the same accuracy"
-    if other["ms"] is None:
+        said = f"has the same {measure.title}"
+    if other["ms"] is not None:
+        ms = round(other["ms"], 1)
+        said += f", {ms:+.1f} ms an image" if ms else " and is as fast"
+    if "only_winner_right" not in other:
         return said
-    ms = round(other["ms"], 1)
-    return f"{said}, {ms:+.1f} ms an image" if ms else f"{said} and is as fast"
+    return (
+        f"{said} ({other['only_winner_right']} images that the winner alone gets right, "
+        f"{other['only_runner_up_right']} the other way)"
+    )
 
 
-def drawn(facts: Plain, tried: Sequence[Plain]) -> tuple[Drawing, ...]:
-    """Accuracy with its 95 % interval over the milliseconds of an image; nothing where no candidate
-    was judged. Those of one backbone take the same time and stand beside each other."""
+def drawn(facts: Plain, tried: Sequence[Plain], measure: Measure) -> tuple[Drawing, ...]:
+    """The score with its 95 % interval over the milliseconds of an image; nothing where no
+    candidate was judged. Those of one backbone take the same time and stand beside each other."""
     if not tried:
         return ()
     second = (facts["runner_up"] or {}).get("name")
-    looks = {facts["winner"]: _WINNER, second: _SECOND}
+    looks, key = {facts["winner"]: _WINNER, second: _SECOND}, f"cv_{measure.key}"
     points = [
-        (row["price"]["ms"], row["cv_acc"], row["ci95"], looks.get(row["name"], _OTHER), _said(row))
+        (
+            *(row["price"]["ms"], row[key], row["ci95"] or (row[key], row[key])),
+            *(looks.get(row["name"], _OTHER), f"{row['name']}, {row['state']}: {row[key]:.4f}"),
+        )
         for row in tried
     ]
     if judged := facts["worth"]:
         ms = next(row["price"]["ms"] for row in tried if row["name"] == facts["winner"])
-        said = f"the choosing, on images that chose nothing: {judged['acc']:.4f}"
-        points.insert(1, (ms, judged["acc"], judged["ci95"], _JUDGED, said))
+        worth = judged[measure.key]
+        said = f"the choosing, on images that chose nothing: {worth:.4f}"
+        points.insert(1, (ms, worth, judged["ci95"] or (worth, worth), _JUDGED, said))
     places = _beside([point[0] for point in points])
     ends = [end for point in points for end in point[2]]
-    frame = axes("milliseconds an image (less is better)", "accuracy", places, ends)
+    frame = axes("milliseconds an image (less is better)", measure.title, places, ends)
     marks = []
-    for x, (_, acc, (low, high), look, said) in reversed([*zip(places, points, strict=True)]):
-        marks += [frame.reach(x, low, high, look), frame.dot(x, acc, look, said, 4)]
+    for x, (_, score, (low, high), look, said) in reversed([*zip(places, points, strict=True)]):
+        marks += [frame.reach(x, low, high, look), frame.dot(x, score, look, said, 4)]
     legend = [(0, f"winner: {facts['winner']}")]
     legend += [(1, f"runner-up: {second}")] if second else []
     legend += [(2, "the choosing, on images that chose nothing")] if judged else []
@@ -116,13 +136,9 @@ def drawn(facts: Plain, tried: Sequence[Plain]) -> tuple[Drawing, ...]:
         "beside each other."
     )
     alt = "; ".join(f"{said} at {ms:.1f} ms" for ms, *_, said in points)
-    title = "cross-validated accuracy over time"
+    title = f"cross-validated {measure.title} over time"
     picture = frame.background + Markup().join(marks)
     return (Drawing(title, picture, alt, legend=tuple(legend), caption=caption),)
-
-
-def _said(row: Plain) -> str:
-    return f"{row['name']}, {row['state']}: {row['cv_acc']:.4f}"
 
 
 def _beside(values: Sequence[float]) -> list[float]:
@@ -138,8 +154,8 @@ def _beside(values: Sequence[float]) -> list[float]:
     return moved
 
 
-def _compared(by: str) -> str:
-    kind = "log loss" if by == "loss" else "accuracy"
+def _compared(by: str, measure: Measure) -> str:
+    kind = "log loss" if by == "loss" else measure.title
     return (
         f"By {kind} on the training images of the last round that a candidate was in, "
         "cross-validated; those of a further round come first. The winner's numbers are flattered "
@@ -147,26 +163,29 @@ def _compared(by: str) -> str:
     )
 
 
-def _board(folder: Path, facts: Plain, tried: Sequence[Plain]) -> Grid:
+def _board(folder: Path, facts: Plain, tried: Sequence[Plain], measure: Measure) -> Grid:
     """Every candidate that was judged, the best first; the winner linked to its card."""
-    reach = intervals([(row["ci95"][0], row["cv_acc"], row["ci95"][1]) for row in tried])
+    key, ends = f"cv_{measure.key}", [row["ci95"] for row in tried]
+    reach = intervals(
+        [ci and (ci[0], row[key], ci[1]) for row, ci in zip(tried, ends, strict=True)]
+    )
     rows = []
-    for row, interval in zip(tried, reach, strict=True):
-        low, high = row["ci95"]
+    for row, ci, interval in zip(tried, ends, reach, strict=True):
+        about = Cell(f"{ci[0]:.3f} to {ci[1]:.3f}", ci[0], drawing=interval) if ci else ABSENT
         card = _card(folder, facts) if row["name"] == facts["winner"] else ""
         rows.append(
             (
                 Cell(row["name"], link=card),
                 row["state"],
                 Cell(f"{row['images']:,}", row["images"]),
-                Cell(f"{row['cv_acc']:.4f}", row["cv_acc"]),
-                Cell(f"{low:.3f} to {high:.3f}", low, drawing=interval),
+                Cell(f"{row[key]:.4f}", row[key]),
+                about,
                 Cell(f"{row['cv_loss']:.4f}", row["cv_loss"]),
                 Cell(seconds(row["seconds"]), row["seconds"]),
                 Cell(f"{row['price']['ms']:.1f}", row["price"]["ms"]),
             )
         )
-    head = ("candidate", "state", "images", "accuracy", "95 % interval", "loss", "fits took")
+    head = ("candidate", "state", "images", measure.title, "95 % interval", "loss", "fits took")
     return Grid("", (*head, "ms an image"), tuple(rows), 2)
 
 
@@ -177,7 +196,7 @@ def _card(folder: Path, facts: Plain) -> str:
     return quote(os.path.relpath(card.resolve(), folder.resolve())) if there else ""
 
 
-def _judged(facts: Plain) -> PagePart:
+def _judged(facts: Plain, measure: Measure) -> PagePart:
     """How the choosing was judged, and how often each candidate won."""
     title = "What the choosing is worth"
     if not (judged := facts["worth"]):
@@ -185,7 +204,8 @@ def _judged(facts: Plain) -> PagePart:
     times = judged["folds"] * judged["repeats"]
     text = (
         f"The whole choosing, rounds and all, was done {times} times without the images of an "
-        "outer fold, and its winner answered for these: the accuracy on images that chose nothing. "
+        f"outer fold, and its winner answered for these: the {measure.title} on images that chose "
+        "nothing. "
         "Optimism is by how much the winners' own cross-validation had promised more."
     )
     rows = tuple((name, Cell(str(won), won)) for name, won in judged["winners"].items())

@@ -22,8 +22,7 @@ import numpy as np
 
 from xfer.core.errors import DataError, XferError
 from xfer.core.seeds import derive
-from xfer.evaluation.statistics import wilson
-from xfer.training.logistic import folds as stratified
+from xfer.sweep.choosing.measure import LEAST, Measure, measure_of
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -31,7 +30,6 @@ if TYPE_CHECKING:
     Indices = npt.NDArray[np.int64]
     Logits = npt.NDArray[np.float32]
 
-_LEAST = 10  # images of a class in a round, where it has so many
 _FINALISTS = 2
 
 
@@ -62,7 +60,7 @@ class Halving:
     """How is chosen: the names are those of the keys of the group ``choose``; ``seed`` draws
     folds and rounds, and ``check`` is called before each fit: it raises where the time is over."""
 
-    by: Literal["loss", "acc"] = "loss"
+    by: Literal["loss", "acc", "map"] = "loss"
     folds: int = 5
     rungs: int = 3
     seed: int = 0
@@ -72,16 +70,16 @@ class Halving:
 @dataclass(frozen=True)
 class Standing:
     """How far a candidate came: in its last round it saw ``images`` training images, of which its
-    folds held out ``n`` with this mean log loss and accuracy, whose 95 % interval is ``ci95``.
-    ``problem`` is why it was dropped for another reason than its score; ``right`` bool (n,) is by
-    image of that round."""
+    folds held out ``n`` with this mean log loss, and accuracy or mAP as the ``score``, whose 95 %
+    interval is ``ci95``, if one is known. ``problem`` is why it was dropped for another reason than
+    its score; ``right`` bool (n,) is by image of that round, of one label an image."""
 
     name: str
     images: int = 0
     n: int = 0
     loss: float = math.inf
-    acc: float = 0.0
-    ci95: tuple[float, float] = (0.0, 1.0)
+    score: float = 0.0
+    ci95: tuple[float, float] | None = None
     seconds: float = 0.0
     problem: str = ""
     right: Any = field(default=None, repr=False, compare=False)
@@ -109,12 +107,12 @@ def halve(
     rules: Halving,
 ) -> Halved:
     """Choose among ``learners`` on the images at ``rows`` alone, and have the winner answer those
-    at ``test``. ``labels`` int64 (all images,).
+    at ``test``. ``labels`` int64 (all images,), or (all images, classes) of several labels.
 
     A candidate that fails or whose answers are no finite numbers is dropped with the reason.
     Raises the XferError of the last candidate where none is left.
     """
-    alive = list(learners)
+    alive, measure = list(learners), measure_of(labels.ndim == 2)
     done: dict[str, Standing] = {}
     answers: dict[str, Logits] = {}
     failure: XferError | None = None
@@ -123,104 +121,102 @@ def halve(
         last = number == len(rounds) - 1
         if not last and len(alive) <= _FINALISTS:
             continue  # nobody could be dropped
-        fold_of = stratified(labels[part], rules.folds, derive("choose", rules.seed, number))
+        fold_of = measure.folds(labels[part], rules.folds, derive("choose", rules.seed, number))
+        if (fold_of < 0).all():
+            raise _nobody(alive[0].name, measure.nothing)
         asked = test if last else test[:0]
-        survivors = []
         for learner in alive:
             rules.check()
-            before = done.get(learner.name, Standing(learner.name)).seconds
-            began = time.perf_counter()
+            before, began = done.get(learner.name, Standing(learner.name)), time.perf_counter()
             try:
                 learned = learner.learn(part, fold_of, asked)
-                standing = _standing(learner.name, learned, labels[part], fold_of)
-                if not standing.problem:
-                    survivors.append(learner)
-                    answers[learner.name] = learned.answers
+                standing = _standing(learner.name, learned, labels[part], fold_of, measure)
+                answers[learner.name] = learned.answers
             except XferError as error:
                 if getattr(error, "ends_choosing", False):
                     raise
                 failure = error
                 standing = Standing(learner.name, len(part), problem=error.what)
-            seconds = before + time.perf_counter() - began
+            seconds = before.seconds + time.perf_counter() - began
             done[learner.name] = replace(standing, seconds=seconds)
-        survivors.sort(key=lambda learner: rank(done[learner.name], rules.by))
-        alive = survivors if last else survivors[: max(_FINALISTS, math.ceil(len(survivors) / 2))]
+        alive = [learner for learner in alive if not done[learner.name].problem]
+        alive.sort(key=lambda learner: rank(done[learner.name], rules.by))
         if not alive:
-            raise failure or _nobody(done)
+            raise failure or _nobody(*next((n, s.problem) for n, s in done.items()))
+        alive = alive if last else alive[: max(_FINALISTS, math.ceil(len(alive) / 2))]
     ordered = sorted(done.values(), key=lambda s: (-s.images, *rank(s, rules.by)))
     return Halved(tuple(ordered), answers[ordered[0].name])
 
 
 def rank(standing: Standing, by: str) -> tuple[bool, float, float]:
     """Sorts the better candidate first; one with a problem comes last."""
-    keys = (standing.loss, -standing.acc) if by == "loss" else (-standing.acc, standing.loss)
+    keys = (standing.loss, -standing.score) if by == "loss" else (-standing.score, standing.loss)
     return (bool(standing.problem), *keys)
 
 
 def growing(labels: Indices, rows: Indices, rules: Halving) -> list[Indices]:
-    """The rows of every round, each within the next and the last one ``rows``: of every class
-    the same share, but no fewer than ten where it has them."""
-    ranks: dict[int, Indices] = {}
-    drawn = np.random.default_rng(derive("rounds", rules.seed))
-    for label in np.unique(labels[rows]):
-        ranks[int(label)] = drawn.permutation(rows[labels[rows] == label])
+    """The rows of every round, each within the next and the last one ``rows``: of every class, or
+    combination of labels, the same share, but no fewer than ten of a class, or with a label and
+    without it, where there are so many."""
+    measure, drawn = (
+        measure_of(labels.ndim == 2),
+        np.random.default_rng(derive("rounds", rules.seed)),
+    )
+    strata = [drawn.permutation(rows[some]) for some in measure.strata(labels[rows])]
+    sides = [drawn.permutation(rows[some]) for some in measure.sides(labels[rows])]
     rounds: list[Indices] = []
     for number in range(rules.rungs):
         share = 2.0 ** (number + 1 - rules.rungs)
-        parts = [m[: max(_LEAST, math.ceil(len(m) * share))] for m in ranks.values()]
-        part = np.sort(np.concatenate(parts))
+        parts = [m[: max(measure.fewest, math.ceil(len(m) * share))] for m in strata]
+        part = np.unique(np.concatenate([*parts, *rounds[-1:]]))
+        for some in sides:
+            more = max(0, LEAST - np.isin(some, part).sum())
+            part = np.union1d(part, np.setdiff1d(some, part, assume_unique=True)[:more])
         if not rounds or len(part) > len(rounds[-1]):
             rounds.append(part)
     return rounds
 
 
-def _nobody(done: dict[str, Standing]) -> DataError:
-    name, standing = next(iter(done.items()))
-    what = f"no candidate can be judged; {name}: {standing.problem}"
+def _nobody(name: str, problem: str) -> DataError:
+    what = f"no candidate can be judged; {name}: {problem}"
     return DataError("choose", what, "add images of each class, or other choose.sources", 67)
 
 
-def _standing(name: str, learned: Learned, labels: Indices, fold_of: Indices) -> Standing:
+def _standing(
+    name: str, learned: Learned, labels: Indices, fold_of: Indices, measure: Measure
+) -> Standing:
     held = fold_of >= 0
-    z, truth, folds = learned.held_out[held].astype(np.float64), labels[held], fold_of[held]
-    if not len(z):
-        return Standing(name, len(labels), problem="no class has a second image to hold out")
+    z = learned.held_out[held]
     if not (np.isfinite(z).all() and np.isfinite(learned.answers).all()):
         return Standing(name, len(labels), problem="its answers are NaN or Inf")
-    top = z.max(axis=1)
-    losses = top + np.log(np.exp(z - top[:, None]).sum(axis=1)) - z[np.arange(len(z)), truth]
-    right = z.argmax(axis=1) == truth
-    acc, scores = float(right.mean()), [float(right[folds == k].mean()) for k in np.unique(folds)]
-    ci95 = interval(acc, scores, len(z), len(scores))
-    return Standing(name, len(labels), len(z), float(losses.mean()), acc, ci95, right=right)
+    made = measure.of(z, labels[held], fold_of[held])
+    if math.isnan(made.score):
+        return Standing(name, len(labels), problem=measure.nothing)
+    ci95 = measure.interval(made.score, made.each, len(z), len(made.each))
+    return Standing(name, len(labels), len(z), made.loss, made.score, ci95, right=made.right)
 
 
 @dataclass(frozen=True)
 class Round:
-    """One draw of the outer folds: whether each image was answered right by a winner that had not
-    seen it, bool (n,), in the order of the images; the fold of each, -1 for none; what the winner
-    of every fold was called, and what its inner cross-validation had promised."""
+    """One draw of the outer folds, fold by fold: the accuracy or mAP of a winner on images that it
+    had not seen (NaN where these cannot be ranked), how many those are, what the winner was called,
+    and what its inner cross-validation had promised."""
 
-    right: npt.NDArray[np.bool_] = field(repr=False)
-    folds: Indices = field(repr=False)
+    scores: tuple[float, ...]
+    sizes: tuple[int, ...]
     winners: tuple[str, ...]
     promised: tuple[float, ...]
-
-    @property
-    def accuracies(self) -> list[float]:
-        """Of the winner of each fold, on the images of that fold."""
-        return [float(self.right[self.folds == k].mean()) for k in np.unique(self.folds) if k >= 0]
 
 
 @dataclass(frozen=True)
 class Worth:
-    """What choosing is worth: the mean accuracy of its winners on images that chose nothing, with
-    its 95 % interval; ``optimism`` is by how much the winners' inner cross-validation had promised
-    more; ``n`` images were held out, ``folds`` at a time, ``repeats`` times; ``winners`` says how
-    often each candidate won."""
+    """What choosing is worth: the mean accuracy or mAP of its winners on images that chose nothing,
+    with its 95 % interval, ``None`` where one score alone is known; ``optimism`` is by how much the
+    winners' inner cross-validation had promised more; ``n`` images were held out, ``folds`` at a
+    time, ``repeats`` times; ``winners`` says how often each candidate won."""
 
-    acc: float
-    ci95: tuple[float, float]
+    score: float
+    ci95: tuple[float, float] | None
     optimism: float
     n: int
     folds: int
@@ -230,48 +226,29 @@ class Worth:
 
 def judge(learners: Sequence[Learner], labels: Indices, rules: Halving, number: int) -> Round:
     """Judge the choosing on outer folds, drawn for the ``number``-th time (from 0); ``labels``
-    int64 (n,) are those of all images that may be learnt from."""
+    int64 (n,), or (n, classes), are those of all images that may be learnt from."""
     every, seed = np.arange(len(labels)), derive("outer", rules.seed, number)
-    fold_of = stratified(labels, rules.folds, seed)
-    right = np.zeros(len(labels), bool)
-    winners, promised = [], []
+    measure = measure_of(labels.ndim == 2)
+    fold_of = measure.folds(labels, rules.folds, seed)
+    scores, sizes, winners, promised = [], [], [], []
     for k in np.unique(fold_of[fold_of >= 0]):
         test = every[fold_of == k]
         inner = replace(rules, seed=derive("inner", seed, int(k)))
         halved = halve(learners, labels, every[fold_of != k], test, inner)
-        right[test] = halved.answers.argmax(axis=1) == labels[test]
+        scores.append(measure.of(halved.answers, labels[test], np.zeros(len(test), np.int64)).score)
+        sizes.append(len(test))
         winners.append(halved.winner.name)
-        promised.append(halved.winner.acc)
-    return Round(right, fold_of, tuple(winners), tuple(promised))
+        promised.append(halved.winner.score)
+    return Round(tuple(scores), tuple(sizes), tuple(winners), tuple(promised))
 
 
-def worth(rounds: Sequence[Round]) -> Worth:
-    """What the ``rounds`` say together."""
-    held = rounds[0].folds >= 0
-    n, outer = int(held.sum()), len(rounds[0].winners)
-    acc = float(np.mean([done.right[held].mean() for done in rounds]))
+def worth(rounds: Sequence[Round], measure: Measure) -> Worth | None:
+    """What the ``rounds`` say together; ``None`` where no fold could be scored."""
+    score = measure.mean([done.scores for done in rounds], [done.sizes for done in rounds])
+    if math.isnan(score):
+        return None
+    n, outer = sum(rounds[0].sizes), len(rounds[0].winners)
     promised = float(np.mean([p for done in rounds for p in done.promised]))
-    scores = [score for done in rounds for score in done.accuracies]
-    named = Counter(name for done in rounds for name in done.winners)
-    ci95 = interval(acc, scores, n, outer)
-    return Worth(acc, ci95, promised - acc, n, outer, len(rounds), dict(named.most_common()))
-
-
-def interval(acc: float, scores: Sequence[float], n: int, folds: int) -> tuple[float, float]:
-    """The 95 % interval of an accuracy that was cross-validated on ``n`` images: ``scores`` are
-    those of each fold of each repeat.
-
-    The variance is that of Nadeau and Bengio, "Inference for the generalization error" (2003),
-    equation 9: a share of test to training images on top of that of the mean, because fits that
-    share their images are no independent ones. It is used as a number of images in Wilson's
-    interval (1927), whose ends stay within 0 and 1 and which is not empty where all are right. The
-    quantile is Student's, of one less than the scores.
-    """
-    from scipy.stats import t
-
-    count = len(scores)
-    binomial = acc * (1 - acc) * folds / n  # the variance of a fold's accuracy by chance alone
-    spread = float(np.var(scores, ddof=1)) if count > 1 else 0.0
-    excess = max(1.0, spread / binomial) if binomial > 0 else 1.0
-    share = folds * (1 / count + 1 / (folds - 1)) * excess
-    return wilson(acc * n / share, n / share, float(t.ppf(0.975, max(1, count - 1))))
+    ci95 = measure.interval(score, [s for done in rounds for s in done.scores], n, outer)
+    named = dict(Counter(name for done in rounds for name in done.winners).most_common())
+    return Worth(score, ci95, promised - score, n, outer, len(rounds), named)

@@ -7,10 +7,10 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,78 +18,79 @@ from xfer.core.log import log
 from xfer.core.seeds import derive
 from xfer.core.types import Samples
 from xfer.data.dataset import part_of
-from xfer.sweep.choosing.halving import Learned
-from xfer.training import logistic
+from xfer.evaluation.calibration import FEWEST, cross_fitted, fit_temperature, fit_vector
+from xfer.evaluation.multilabel_calibration import fit_label_temperature, fit_label_vector
+from xfer.evaluation.task import Single
+from xfer.sweep.choosing.halving import Learned, Learner
 from xfer.training.feature_moments import moments
+from xfer.training.head_problem import Heads, solution_of
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
     from xfer.core import protocols
+    from xfer.core.types import Calibrating
     from xfer.plan.plan import Plan
 
     Indices = npt.NDArray[np.int64]
     Matrix = npt.NDArray[Any]
 
 
-class Weighs(Protocol):
-    """What is read of the loss of a run."""
-
-    @property
-    def label_smoothing(self) -> float:
-        """The share of each target that is spread over all classes."""
-
-    def weights(self, counts: Sequence[int]) -> list[float] | None:
-        """One weight a class from the training images ``counts`` a class."""
-
-
-@dataclass(frozen=True)
-class PlainLoss:
-    """Cross-entropy of which every image counts the same."""
-
-    label_smoothing: float = 0.0
-
-    def weights(self, counts: Sequence[int]) -> list[float] | None:
-        """None: all classes count the same."""
-        return None
-
-
 @dataclass(frozen=True, eq=False)
 class SolvedLearner:
-    """A linear head, solved exactly: ``views`` are float32 (n, d), one a view of all images, and
-    ``evaluated`` the view that a held-out image is judged by; ``labels`` int64 (n,) of ``classes``
-    classes. ``strengths`` are the penalties that are tried, as in ``optim=exact``."""
+    """A linear head, solved exactly: ``problem`` is that of all images, in whose place any of them
+    may stand."""
 
     name: str
-    views: Sequence[Matrix]
-    evaluated: Matrix
-    labels: Indices
-    classes: int
-    loss: Weighs = PlainLoss()
-    balanced: bool = False
-    strengths: Sequence[float] = logistic.STRENGTHS
+    problem: Heads
 
     def learn(self, rows: Indices, folds: Indices, test: Indices) -> Learned:
         """See :class:`xfer.sweep.choosing.halving.Learner`: one solution a strength and fold."""
-        labels = self.labels[rows]
-        counts = np.bincount(labels, minlength=self.classes)
-        weights = np.ones(len(rows))
-        if self.balanced:
-            weights = len(rows) / (np.count_nonzero(counts) * counts[labels])
-        of_classes = self.loss.weights(counts.tolist()) or [1.0] * self.classes
-        training = logistic.TrainingRows(
-            [view[rows] for view in self.views],
-            self.evaluated[rows],
-            labels,
-            weights,
-            np.array(of_classes),
-            self.loss.label_smoothing,
-            folds,
+        training, solution = solution_of(self.problem, rows, folds)
+        best, held_out = solution.path[solution.best], solution.held_out
+        if self.problem.labels.ndim == 2:
+            for k in np.unique(folds[folds >= 0]):
+                # Without a label on both sides there is no solution: no says as much as yes.
+                sides = [(training.labels[folds != k] == side).any(axis=0) for side in (0, 1)]
+                held_out[np.ix_(folds == k, ~(sides[0] & sides[1]))] = 0
+        answers = self.problem.held[test] @ best.weight.T + best.bias
+        return Learned(held_out, answers.astype(np.float32))
+
+
+@dataclass(frozen=True, eq=False)
+class ScaledLearner:
+    """A candidate whose finished model is calibrated, and which is compared as that will answer:
+    what a fold held out is divided by the temperature of the other folds' answers, or has the
+    scale and shift of ``method=vector``. ``labels`` are those of all images.
+
+    Too few answers are left as they are: see :data:`xfer.evaluation.calibration.FEWEST`.
+    """
+
+    learner: Learner
+    labels: Indices
+    method: Calibrating
+
+    @property
+    def name(self) -> str:
+        """That of the candidate."""
+        return self.learner.name
+
+    def learn(self, rows: Indices, folds: Indices, test: Indices) -> Learned:
+        """See :class:`xfer.sweep.choosing.halving.Learner`: as the candidate, then scaled."""
+        learned, seen = self.learner.learn(rows, folds, test), folds >= 0
+        z, labels, fold_of = learned.held_out[seen], self.labels[rows][seen], folds[seen]
+        others = [labels[fold_of != k] for k in np.unique(fold_of)]
+        known = all((some >= 0).any() for some in others)
+        if len(z) < FEWEST or not known or not np.isfinite(z).all():
+            return learned
+        several, vector = labels.ndim == 2, self.method == "vector"
+        fits = (
+            (fit_label_temperature, fit_label_vector) if several else (fit_temperature, fit_vector)
         )
-        solution = logistic.solve(training, self.strengths)
-        best = solution.path[solution.best]
-        answers = (self.evaluated[test] @ best.weight.T + best.bias).astype(np.float32)
-        return Learned(solution.held_out, answers)
+        held_out = learned.held_out.copy()
+        held_out[seen] = cross_fitted(z, labels, fold_of, fits[vector])
+        answers = fits[vector](z, labels).of(learned.answers)
+        return Learned(held_out, answers.astype(np.float32))
 
 
 def _each_left_out(
@@ -110,8 +111,8 @@ def _each_left_out(
 
 @dataclass(frozen=True)
 class Steps:
-    """How a head is trained step by step, as a run would: ``epochs`` of batches of
-    ``batch_size``."""
+    """How a head is trained step by step, as a run would, on labels of the ``task``: ``epochs`` of
+    batches of ``batch_size``."""
 
     head: protocols.Head
     loss: protocols.Loss
@@ -120,6 +121,7 @@ class Steps:
     epochs: int
     batch_size: int
     seed: int = 0
+    task: protocols.LabelTask = field(default_factory=Single)
 
     def total(self, images: int) -> int:
         """Optimizer steps of a fit to so many images."""
@@ -166,8 +168,7 @@ class TrainedLearner:
         import torch
 
         how, per_epoch = self.steps, math.ceil(len(y) / self.steps.batch_size)
-        counts = torch.bincount(y, minlength=self.classes).tolist()
-        loss = how.loss.build(counts)
+        loss = how.task.loss(how.loss, y.numpy(), self.classes)
         groups = how.optim.groups(net, {name: (1.0,) for name, _ in net.named_parameters()})
         optimizer = how.optim.build(groups)
         rates = [group["lr"] for group in optimizer.param_groups]
@@ -189,7 +190,7 @@ class TrainedLearner:
 class FilledLearner:
     """A head that holds training features and is not trained (``knn``, ``prototype``): an honest
     baseline. ``head`` is its spec, ``evaluated`` float32 (n, d) are features, ``labels`` int64 (n,)
-    of ``classes`` classes."""
+    of ``classes`` classes, or (n, classes) where it is of several labels an image."""
 
     name: str
     evaluated: Matrix

@@ -13,11 +13,17 @@ from xfer.export.stage import check_split
 from xfer.models.head import Knn, Prototype
 from xfer.sweep.choosing.candidates import Candidate
 from xfer.sweep.choosing.learners import FilledLearner, SolvedLearner, Steps, TrainedLearner
+from xfer.sweep.choosing.measure import measure_of
 from xfer.training import logistic
+from xfer.training.head_problem import Heads, problem_of
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
+
     from xfer.plan.plan import Plan
     from xfer.sweep.choose import Choice
+
+    Matrix = npt.NDArray[Any]
 
 Kind = Literal["solved", "filled", "steps", "images"]
 _IMAGES = 2
@@ -125,13 +131,12 @@ class Scales:
             learner.learn(rows[:2], none[:2], rows[:1])  # what torch imports at its first step
             took = _timed(lambda: learner.learn(rows, none, rows[:1]))
             return fits * took * plan.specs.trainer.epochs
-        fold_of = logistic.folds(labels, self.choice.folds, 0)
+        measure, rows = measure_of(plan.specs.task.several), np.arange(len(labels))
+        fold_of = measure.folds(labels, self.choice.folds, 0)
         if contender.kind == "filled":
             filled = FilledLearner("", noise, labels, classes, plan.specs.head)
-            rows = np.arange(len(labels))
             return _timed(lambda: filled.learn(rows, fold_of, rows[:1]))
-        solved = SolvedLearner("", [noise], noise, labels, classes, strengths=(1.0,))
-        rows = np.arange(len(labels))
+        solved = SolvedLearner("", replace(problem_on(plan, [noise], noise), strengths=(1.0,)))
         return _timed(lambda: solved.learn(rows, fold_of, rows[:1])) * _STRENGTHS / _WEAKER
 
 
@@ -139,8 +144,17 @@ def steps_of(plan: Plan) -> Steps:
     """How the head of ``plan`` is trained on features."""
     specs = plan.specs
     size = specs.data.batch_size if specs.data else 1
-    epochs, seed = specs.trainer.epochs, specs.seed
-    return Steps(specs.head, specs.loss, specs.optim, specs.schedule, epochs, size, seed)
+    how = (specs.optim, specs.schedule, specs.trainer.epochs, size, specs.seed, specs.task)
+    return Steps(specs.head, specs.loss, *how)
+
+
+def problem_on(plan: Plan, views: Sequence[Matrix], evaluated: Matrix) -> Heads:
+    """The head of ``plan`` to solve on these features (n, d), a view each that is trained on and
+    the one that is evaluated. Which images are held out together is the choice's to say."""
+    options: Any = plan.specs.optim
+    loss: Any = plan.specs.loss
+    problem = problem_of(plan, views, evaluated, plan.split("train"), options, loss)
+    return replace(problem, groups=())
 
 
 def _measured(plan: Plan) -> tuple[float, float, int]:
@@ -200,9 +214,11 @@ def _step(plan: Plan) -> float:
     net.train()
     freeze.hold(net, plan.specs.freeze.batch_norm)
     images, labels = images.to(device), labels.to(device)
+    specs, every = plan.specs, plan.split("train").labels
+    loss = specs.task.loss(specs.loss, every, len(plan.card.classes)).to(device)
 
     def step() -> None:
-        torch.autograd.backward(torch.nn.functional.cross_entropy(net(images), labels))
+        torch.autograd.backward(loss(net(images), labels))
 
     step()
     return _least(step) / count

@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from xfer.config.help import GROUPS
 from xfer.config.verbs import shell
-from xfer.core.errors import CommandError, OutputError, printable
+from xfer.core.errors import ChoiceError, CommandError, OutputError, printable
 from xfer.core.files import read_text, write_json, write_text, yaml_text
 from xfer.core.live_line import working
 from xfer.core.log import LINES, log, open_log
@@ -24,8 +24,10 @@ from xfer.plan.multilabel_task import refuse_for_labels
 from xfer.plan.preflight import check_folder
 from xfer.plan.run_dir import make_folder, refuse_taken
 from xfer.report.last_lines import named
+from xfer.sweep.choose import Choice
 from xfer.sweep.choosing.choice_page import summary, write_page
-from xfer.sweep.choosing.halving import Standing, worth
+from xfer.sweep.choosing.halving import Standing
+from xfer.sweep.choosing.measure import measure_of
 from xfer.sweep.choosing.session import Session, announce
 from xfer.sweep.leaderboard.read_sweep import read_facts
 
@@ -49,6 +51,11 @@ def choose_model(
     whatever the model's run raises.
     """
     refuse_for_labels(specs)
+    choice, several = cast(Choice, specs.choose), specs.task.several
+    if choice.by not in ("loss", measure_of(several).key):
+        of, other = ("several labels", "map") if several else ("one label", "acc")
+        what = f"{choice.by} is no score of images with {of}"
+        raise ChoiceError("choose.by", what, f"type choose.by={other}, or choose.by=loss", 0)
     if isinstance(specs.loss, HasTeacher):
         what = "judges by images held out, which the teacher may have been trained on"
         raise CommandError(
@@ -122,7 +129,7 @@ def facts_of(session: Session) -> Plain:
         "candidates": [_row(session, c.name, standings.get(c.name)) for c in session.contenders],
         "winner": winner,
         "runner_up": _runner_up(session),
-        "worth": asdict(worth(session.rounds)) if session.rounds else None,
+        "worth": session.worth,
         "model": str(session.model) if session.model else None,
     }
 
@@ -133,8 +140,8 @@ def _chosen(session: Session) -> Plain | None:
         return None
     return {
         "candidates": len(halved.standings),
-        "cv_acc": halved.winner.acc,
-        "worth": asdict(worth(session.rounds)) if session.rounds else None,
+        f"cv_{session.measure.key}": halved.winner.score,
+        "worth": session.worth,
     }
 
 
@@ -157,7 +164,7 @@ def _row(session: Session, name: str, standing: Standing | None) -> Plain:
         "state": state,
         "problem": problem or None,
         "images": standing.images if standing else None,
-        "cv_acc": score.acc if score else None,
+        f"cv_{session.measure.key}": score.score if score else None,
         "ci95": score.ci95 if score else None,
         "cv_loss": score.loss if score else None,
         "seconds": standing.seconds if standing else None,
@@ -166,8 +173,9 @@ def _row(session: Session, name: str, standing: Standing | None) -> Plain:
 
 
 def _runner_up(session: Session) -> Plain | None:
-    """What the second of the last round would cost: accuracy, as both were cross-validated on the
-    same folds, images that the one or the other alone got right, and milliseconds an image."""
+    """What the second of the last round would cost: accuracy or mAP, as both were cross-validated
+    on the same folds, images that the one or the other alone got right, where an image has one
+    label, and milliseconds an image."""
     halved = session.halved
     if halved is None or len(halved.standings) < 2:
         return None
@@ -176,12 +184,13 @@ def _runner_up(session: Session) -> Plain | None:
         return None
     prices = [session.contender(s.name).price for s in (first, second)]
     ms = prices[1].ms - prices[0].ms if prices[0] and prices[1] else None
+    facts = {"name": second.name, session.measure.key: second.score - first.score, "ms": ms}
+    if first.right is None:
+        return facts
     return {
-        "name": second.name,
-        "acc": second.acc - first.acc,
+        **facts,
         "only_winner_right": int((first.right & ~second.right).sum()),
         "only_runner_up_right": int((second.right & ~first.right).sum()),
-        "ms": ms,
     }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,14 +14,25 @@ from xfer.core.errors import CombinationError, XferError
 from xfer.core.log import LINES, log
 from xfer.sweep.choosing.candidates import listed, without_choice
 from xfer.sweep.choosing.clock import TimeIsOver, TimeLimit
-from xfer.sweep.choosing.halving import Halved, Halving, Learner, Round, halve, judge
+from xfer.sweep.choosing.halving import Halved, Halving, Learner, Round, halve, judge, worth
 from xfer.sweep.choosing.learners import (
     FilledLearner,
     FittedLearner,
+    ScaledLearner,
     SolvedLearner,
     TrainedLearner,
 )
-from xfer.sweep.choosing.pricing import SLACK, Contender, Price, Scales, admitted, planned, steps_of
+from xfer.sweep.choosing.measure import Measure, measure_of
+from xfer.sweep.choosing.pricing import (
+    SLACK,
+    Contender,
+    Price,
+    Scales,
+    admitted,
+    planned,
+    problem_on,
+    steps_of,
+)
 
 if TYPE_CHECKING:
     from xfer.config.specs import Specs
@@ -54,6 +65,19 @@ class Session:
         """The choice that ``specs`` ask for, whose minutes ``began`` then."""
         choice: Any = specs.choose
         return cls(specs, choice, TimeLimit(choice.minutes, began))
+
+    @property
+    def measure(self) -> Measure:
+        """What candidates are judged by."""
+        return measure_of(self.specs.task.several)
+
+    @property
+    def worth(self) -> Plain | None:
+        """What the choosing is worth, as far as it has been judged, JSON-like."""
+        if not self.rounds or not (said := worth(self.rounds, self.measure)):
+            return None
+        facts = asdict(said)
+        return {self.measure.key: facts.pop("score"), **facts}
 
     @property
     def base(self) -> list[str]:
@@ -169,7 +193,7 @@ class Session:
                 continue
             plan, name = contender.plan, contender.candidate.weighted.name
             if contender.kind == "images":
-                learners.append(FittedLearner(contender.name, plan, folder))
+                learners.append(_calibrated(FittedLearner(contender.name, plan, folder), plan))
                 continue
             if name not in pooled:
                 pooled[name] = self._pooled(plan)
@@ -177,7 +201,7 @@ class Session:
             if isinstance(features, str):
                 self.contenders[i] = replace(contender, problem=features)
             else:
-                learners.append(features.learner(contender, plan))
+                learners.append(_calibrated(features.learner(contender, plan), plan))
         self.computed_s = self.clock.spent - began
         if not learners:
             self.refuse_none()
@@ -211,10 +235,11 @@ class _Shared:
         from xfer.plan.make import make_plan
 
         if self._dataset is None and specs.data is not None:
-            self._dataset = specs.data.dataset(True)
+            self._dataset = specs.task.read(specs.data, training=True)
         known, data = self._dataset, replace(specs.data)  # type: ignore[type-var]
         # Of this one object: its class reads the folder anew for every plan.
-        object.__setattr__(data, "dataset", lambda training: known)
+        reads = "labelled" if specs.task.several else "dataset"
+        object.__setattr__(data, reads, lambda *_: known)
         plan = make_plan(replace(specs, data=data))
         self._names = self._names or plan.split("train").names
         return plan
@@ -241,13 +266,15 @@ class _Pooled:
         if contender.kind == "filled":
             head = plan.specs.head
             return FilledLearner(contender.name, self.evaluated, labels, classes, head)
-        options: Any = plan.specs.optim
-        loss: Any = plan.specs.loss
-        balanced = plan.specs.data is not None and plan.specs.data.sampler == "balanced"
-        more = {} if options.l2 == "auto" else {"strengths": (options.l2,)}
-        return SolvedLearner(
-            contender.name, self.views, self.evaluated, labels, classes, loss, balanced, **more
-        )
+        return SolvedLearner(contender.name, problem_on(plan, self.views, self.evaluated))
+
+
+def _calibrated(learner: Learner, plan: Plan) -> Learner:
+    """The candidate as its finished model will answer, which the ``plan`` may calibrate."""
+    method = plan.calibration.method
+    if method == "none":
+        return learner
+    return ScaledLearner(learner, plan.split("train").labels, method)
 
 
 def _features(plan: Plan) -> _Pooled:

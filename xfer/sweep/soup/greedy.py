@@ -13,19 +13,21 @@ import numpy as np
 from xfer.core.errors import SweepError
 from xfer.core.seeds import derive
 from xfer.data.dataset import part_of
+from xfer.evaluation.multilabel_bootstrap import map_gap
 from xfer.evaluation.statistics import paired_difference
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from xfer.core.types import Dataset, Samples
+    from xfer.core.types import Dataset, Predictions, Samples
 
 
 @dataclass(frozen=True)
 class Taste:
-    """What a network is worth on the images that choose: accuracy and mean log loss."""
+    """What a network is worth on the images that choose: its ``score``, which is the accuracy or of
+    several labels an image mAP, and mean log loss."""
 
-    acc: float
+    score: float
     loss: float
 
 
@@ -41,22 +43,22 @@ class Try:
 
 
 def greedy(alone: Mapping[int, Taste], taste: Callable[[tuple[int, ...]], Taste]) -> list[Try]:
-    """Try every member in the order of its accuracy alone, ties by loss, then by number.
+    """Try every member in the order of its score alone, ties by loss, then by number.
 
     ``taste`` gives what the average of some jobs is worth. A member joins where the average with
-    it is at least as accurate as that without it (Wortsman et al. 2022, recipe 1); an average
+    it is at least as good as that without it (Wortsman et al. 2022, recipe 1); an average
     whose loss is no finite number is never joined.
     """
-    order = sorted(alone, key=lambda job: (-alone[job].acc, alone[job].loss, job))
+    order = sorted(alone, key=lambda job: (-alone[job].score, alone[job].loss, job))
     first, *others = order
     soup: tuple[int, ...] = (first,)
-    tries, best = [Try(first, alone[first], None, True)], alone[first].acc
+    tries, best = [Try(first, alone[first], None, True)], alone[first].score
     for job in others:
         together = taste((*soup, job))
-        joins = math.isfinite(together.loss) and together.acc >= best
+        joins = math.isfinite(together.loss) and together.score >= best
         tries.append(Try(job, alone[job], together, joins))
         if joins:
-            soup, best = (*soup, job), together.acc
+            soup, best = (*soup, job), together.score
     return tries
 
 
@@ -73,28 +75,46 @@ class Tables:
 def tables_of(dataset: Dataset, seed: int) -> Tables:
     """With a split ``test``, val chooses and test judges; without, a half of val each.
 
-    Raises SweepError where there is no val, or too little of it for two halves.
+    Raises SweepError where there is no val, or too little of it for two halves, or to rank several
+    labels by.
     """
     val, test = dataset.splits.get("val"), dataset.splits.get("test")
     if val is None or len(val) < 2:
         what = "there are no two validation images: one part chooses, and the other judges"
         raise SweepError("data", what, "give data with val, and with test if you can", 35)
     if test is not None:
-        return Tables(val, test, "val", "test")
-    first, second = halves(val, seed)
-    return Tables(part_of(val, first), part_of(val, second), "a half of val", "the other half")
+        tables = Tables(val, test, "val", "test")
+    else:
+        first, second = halves(val, seed)
+        parts = part_of(val, first), part_of(val, second)
+        tables = Tables(*parts, "a half of val", "the other half")
+    for samples, of in ((tables.choosing, tables.chosen_on), (tables.judging, tables.judged_on)):
+        if samples.labels.ndim == 2 and not _ranks(samples):
+            what = f"{of} has no label that some of its images have and others have not"
+            raise SweepError("data", what, "give more images of val, and test if you can", 35)
+    return tables
+
+
+def _ranks(samples: Samples) -> bool:
+    """Whether there is a mAP of these images."""
+    sides = [(samples.labels == side).any(axis=0) for side in (0, 1)]
+    return bool((sides[0] & sides[1]).any())
 
 
 def halves(samples: Samples, seed: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Positions of two halves of ``samples``, int64 and ascending: of each class half in either.
+    """Positions of two halves of ``samples``, int64 and ascending: of each class, or combination of
+    labels, half in either.
 
     The images of a class are ranked by a hash of ``seed``, class and name and dealt out in turn,
     so that neither the order of the files nor another class decides where an image goes; of an odd
     number the half with fewer images takes the more.
     """
     parts: tuple[list[int], list[int]] = ([], [])
-    for label in np.unique(samples.labels).tolist():
-        members = np.flatnonzero(samples.labels == label).tolist()
+    labels = samples.labels
+    if labels.ndim == 2:
+        labels = np.array([" ".join(map(str, row)) for row in labels.tolist()])
+    for label in np.unique(labels).tolist():
+        members = np.flatnonzero(labels == label).tolist()
         ranked = sorted(
             members,
             key=lambda i: derive("soup", seed, label, normalize("NFC", samples.names[i])),
@@ -108,15 +128,15 @@ def halves(samples: Samples, seed: int) -> tuple[npt.NDArray[np.int64], npt.NDAr
 
 @dataclass(frozen=True)
 class Verdict:
-    """The soup against the best single member on the images that judge: ``acc`` is how much more
-    accurate it is, ``ci95`` the interval of that; ``gained`` images it alone got right, ``lost``
-    the member alone, of ``n``."""
+    """The soup against the best single member on the ``n`` images that judge: ``score`` is how much
+    higher its accuracy or mAP is, ``ci95`` the interval of that. Of one label an image, ``gained``
+    images it alone got right, ``lost`` the member alone."""
 
-    acc: float
+    score: float
     ci95: tuple[float, float]
-    gained: int
-    lost: int
     n: int
+    gained: int | None = None
+    lost: int | None = None
 
     def pays(self, least: float) -> bool:
         """Whether the interval lies above ``least`` as a whole."""
@@ -127,4 +147,15 @@ def verdict(soup: npt.NDArray[np.bool_], member: npt.NDArray[np.bool_]) -> Verdi
     """Compare two networks on the same images: which each got right, bool (n,)."""
     gained, lost = int((soup & ~member).sum()), int((member & ~soup).sum())
     n = len(soup)
-    return Verdict((gained - lost) / n, paired_difference(gained, lost, n), gained, lost, n)
+    interval = paired_difference(gained, lost, n)
+    return Verdict((gained - lost) / n, interval, n, gained, lost)
+
+
+def label_verdict(soup: Predictions, member: Predictions) -> Verdict:
+    """The same of two networks' answers to images with several labels, which rank some of them."""
+    if soup.labels is None:
+        raise ValueError("answers without labels are compared with nothing")
+    ours, theirs = (answers.logits.astype(np.float64) for answers in (soup, member))
+    if (found := map_gap(soup.labels, ours, theirs)) is None:
+        raise ValueError("the labels of these images rank nothing")
+    return Verdict(found.gap, (found.low, found.high), len(soup.labels))

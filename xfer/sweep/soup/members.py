@@ -91,11 +91,18 @@ def _difference(one: Card, other: Card) -> str:
     facts: list[tuple[str, Any, Any]] = [
         ("backbone", one.backbone, other.backbone),
         ("classes", one.classes, other.classes),
+        ("task", _task(one), _task(other)),
         ("input", one.input, other.input),
         ("source weights", one.source["sha256"], other.source["sha256"]),
         ("layers as MindSpore has them", one.compat, other.compat),
     ]
     return next((name for name, mine, theirs in facts if mine != theirs), "")
+
+
+def _task(card: Card) -> Plain:
+    """What an average has of a task: thresholds that were chosen are chosen anew."""
+    given = card.task.get("chosen_on") == "given"
+    return card.task if given else {"kind": card.task.get("kind")}
 
 
 def check_tensors(members: list[Member], make: Callable[[str, Plain], Any]) -> None:

@@ -18,8 +18,18 @@ from xfer.core.log import LINES, log
 from xfer.core.run_folder import BEST, checkpoints
 from xfer.core.seeds import derive
 from xfer.data.dataset import part_of
-from xfer.report.soup_section import soup_lines, tried, varied
-from xfer.sweep.soup.greedy import Tables, Taste, Try, Verdict, greedy, tables_of, verdict
+from xfer.evaluation.task import Multilabel
+from xfer.report.soup_section import score_name, soup_lines, tried, varied
+from xfer.sweep.soup.greedy import (
+    Tables,
+    Taste,
+    Try,
+    Verdict,
+    greedy,
+    label_verdict,
+    tables_of,
+    verdict,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -145,7 +155,7 @@ class AveragedNetwork:
     def taste(self, jobs: tuple[int, ...]) -> Taste:
         """What the average of ``jobs`` is worth on the images that choose."""
         score = _score(self.answers(jobs, self.tables.choosing))
-        return Taste(score["acc"], score["loss"])
+        return Taste(score[score_name(score)[0]], score["loss"])
 
     def answers(self, jobs: tuple[int, ...], samples: Samples) -> Predictions:
         """The answers of the average of ``jobs``."""
@@ -181,14 +191,17 @@ class AveragedNetwork:
             yield batch.to(self.device)
 
     def write(self, jobs: tuple[int, ...], path: Path) -> None:
-        """The average of ``jobs`` as a checkpoint of this run."""
+        """The average of ``jobs`` as a checkpoint of this run. Of several labels an image its
+        thresholds are chosen anew on the images that choose, unless the members' were given."""
         from xfer.weights.formats.checkpoint_format import Snapshot, identity, write_snapshot
 
+        card, choosing = self.plan.card, self.tables.choosing
+        if card.task and card.task["chosen_on"] != "given":
+            logits = self.answers(jobs, choosing).logits
+            card = replace(card, task=Multilabel().card(logits, choosing.labels, "val"))
         self._fill(jobs)
-        source = self.plan.card.source
-        card = replace(
-            self.plan.card, source={**source, "soup": {**source["soup"], "jobs": list(jobs)}}
-        )
+        source = {**card.source, "soup": {**card.source["soup"], "jobs": list(jobs)}}
+        card = replace(card, source=source)
         path.parent.mkdir(parents=True, exist_ok=True)
         state = self.net.state_dict()
         write_snapshot(path, Snapshot(card, state, run=identity(self.plan.facts)))
@@ -198,7 +211,9 @@ def _score(answers: Predictions) -> Plain:
     from xfer.evaluation.evaluate import score_of
 
     score = score_of(answers, used_for_selection=False).to_plain()
-    return {key: score[key] for key in ("n", "acc", "acc_ci95", "loss", "ece")}
+    # Nothing of several labels that thresholds decide: those of a soup are chosen last.
+    kept = ("map",) if "map" in score else ("acc", "acc_ci95")
+    return {key: score[key] for key in ("n", *kept, "loss", "ece")}
 
 
 def _facts(network: AveragedNetwork, tries: list[Try]) -> Plain:
@@ -210,16 +225,18 @@ def _facts(network: AveragedNetwork, tries: list[Try]) -> Plain:
     if len(jobs) > 1:
         soup = network.answers(jobs, network.tables.judging)
         reset = network.reset
-    right = [a.logits.argmax(axis=1) == a.labels for a in (soup, single)]
-    found: Verdict = verdict(*right)
-    least = plan.specs.sweep.soup_least
+    found = _verdict(soup, single)
+    scores = {"soup": _score(soup), "best": _score(single)}
+    key, least = score_name(scores["soup"])[0], plan.specs.sweep.soup_least
+    difference = {k: v for k, v in asdict(found).items() if v is not None}
+    difference |= {key: difference.pop("score"), "ci95": list(found.ci95)}
     return {
         **plan.card.source["soup"],
-        "members": [_member_facts(members[t.job], t) for t in tries],
+        "members": [_member_facts(members[t.job], t, key) for t in tries],
         "jobs": list(jobs),
-        "soup": _score(soup),
-        "best": {"job": best, "folder": str(members[best].folder), **_score(single)},
-        "difference": {**asdict(found), "ci95": list(found.ci95)},
+        "soup": scores["soup"],
+        "best": {"job": best, "folder": str(members[best].folder), **scores["best"]},
+        "difference": difference,
         "least": least,
         "pays": len(jobs) > 1 and found.pays(least),
         "batch_norm": {"layers": len(reset), "images": len(plan.split("train")) if reset else 0},
@@ -227,14 +244,20 @@ def _facts(network: AveragedNetwork, tries: list[Try]) -> Plain:
     }
 
 
-def _member_facts(member: Member, tried: Try) -> Plain:
+def _verdict(soup: Predictions, single: Predictions) -> Verdict:
+    if soup.task:
+        return label_verdict(soup, single)
+    return verdict(*(a.logits.argmax(axis=1) == a.labels for a in (soup, single)))
+
+
+def _member_facts(member: Member, tried: Try, key: str) -> Plain:
     return {
         "job": member.job,
         "sha256": member.sha256,
         "parameters": member.parameters,
-        "acc": tried.alone.acc,
+        key: tried.alone.score,
         "loss": tried.alone.loss,
-        "acc_with": tried.together.acc if tried.together else None,
+        f"{key}_with": tried.together.score if tried.together else None,
         "loss_with": tried.together.loss if tried.together else None,
         "joins": tried.joins,
     }
@@ -251,13 +274,15 @@ def refuse_loss(facts: Plain) -> None:
     if facts["pays"]:
         return
     best, (low, high) = facts["best"], facts["difference"]["ci95"]
+    key, _ = score_name(facts["soup"])
     use = f"use that one: xfer predict {quoted(best['folder'])} IMAGES"
     if len(facts["jobs"]) < 2:
-        what = f"no average with another member is as accurate as job {best['job']} alone"
+        how = "is as accurate" if key == "acc" else "ranks as well"
+        what = f"no average with another member {how} as job {best['job']} alone"
         raise SafetyError("soup", what, use, 40)
     least = math.ceil(100 * low - 1) / 100  # below the end itself
     what = (
-        f"does not pay: {100 * facts['difference']['acc']:+.1f} points against job {best['job']} "
+        f"does not pay: {100 * facts['difference'][key]:+.1f} points against job {best['job']} "
         f"alone on {facts['difference']['n']} images, 95 % interval {100 * low:+.1f} to "
         f"{100 * high:+.1f}, which does not lie above {100 * facts['least']:+.1f}"
     )
