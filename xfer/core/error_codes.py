@@ -61,7 +61,7 @@ def kinds() -> list[tuple[range, type[errors.XferError]]]:
     for kind in sorted(classes, key=lambda kind: kind.base):
         if kind.last is not None:
             before = max(base for base in owners if base < kind.base)
-            owners[kind.last + 1] = owners[before]
+            owners.setdefault(kind.last + 1, owners[before])
     starts = sorted(owners)
     ends = zip(starts, [*starts[1:], _LAST + 1], strict=True)
     spans = [(range(start, end), owners[start]) for start, end in ends]

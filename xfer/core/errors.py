@@ -6,6 +6,7 @@ XferError                 exit  1   (a bug, when raised bare)
 │   ├── LabelsError             2   what does not go with several labels an image, E059 to E069
 │   ├── CommandError            2   a verb, such as xfer train, with words that it cannot take
 │   ├── LaunchError             2   ranks that a launcher has started otherwise than asked, E096 on
+│   ├── ChoiceError             2   a choice that cannot be made as asked, E134 to E139
 │   └── ColumnError             2   two columns of a table with one name, E187 to E190
 ├── DataError                   3   folders, classes, files that are no images
 │   └── LabelledDataError       3   images with several labels, or in groups, E103 to E110

@@ -123,7 +123,7 @@ def fit(plan: Plan, folder: Path, lead: Lead = NOBODY) -> FitResult:
     chosen = {"metric": "cv_loss", "value": best["cv_loss"], **where}
     facts = _write_held_out(plan, solved, train, folder / "predictions_cv.csv")
     log.info(summary_of(facts))
-    card = _calibrated(plan, net, solved, bool(train.groups))
+    card = calibrate_solved(plan, net, solved.rows, solved.solution, bool(train.groups))
     card = replace(card, certificate=_certificate(plan, card, solved, frozen, cached))
     snapshot = Snapshot(card, net.cpu().state_dict(), chosen, run=identity(plan.facts))
     best_path = best_checkpoint(folder)
@@ -170,11 +170,6 @@ def _with_task(plan: Plan, solved: Solved, train: Samples) -> Plan:
     """The plan whose card says what held-out answers say of the task."""
     said = plan.specs.task.card(solved.solution.held_out, train.labels, "cv")
     return replace(plan, card=replace(plan.card, task=said))
-
-
-def _calibrated(plan: Plan, net: nn.Module, solved: Solved, grouped: bool) -> Card:
-    """The card, with what calibrates the head."""
-    return calibrate_solved(plan, net, solved.rows, solved.solution, grouped)
 
 
 def _cross_validated(plan: Plan, problem: Heads, train: Samples) -> Pooled | None:
