@@ -154,7 +154,7 @@ def leave_one_out(
     memory for blocks, for the features of the largest group, and for (n, classes) numbers.
     """
     count = len(labels)
-    members = _several(np.arange(count) if groups is None else groups)
+    members = [] if groups is None else _several(groups)
     share = np.bincount(labels, minlength=classes) / count
     sums = np.zeros((len(at.squares), classes))
     for part, z in at.blocks():
@@ -205,8 +205,11 @@ def _losses(
 def _several(groups: npt.NDArray[np.int64]) -> list[npt.NDArray[np.int64]]:
     """The images of every group that has more than one."""
     order = np.argsort(groups, kind="stable")
-    parts = np.split(order, np.flatnonzero(np.diff(groups[order])) + 1)
-    return [rows for rows in parts if len(rows) > 1]
+    starts = np.flatnonzero(np.diff(groups[order], prepend=groups.min() - 1))
+    ends = np.append(starts[1:], len(order))
+    more = ends - starts > 1
+    pairs = zip(starts[more].tolist(), ends[more].tolist(), strict=True)
+    return [order[start:end] for start, end in pairs]
 
 
 def _apart(
