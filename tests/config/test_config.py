@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+import yaml
 from shipped import SHIPPED
 
 from xfer.config import other_tools, schema
@@ -616,6 +617,8 @@ def test_the_verbs_of_other_tools_name_the_stage() -> None:
 def test_every_key_and_option_that_a_message_names_is_there() -> None:
     files = {group: list(Path(config_dir(), group).glob("*.yaml")) for group in GROUPS}
     keys = {g: {key for f in files[g] for key in _accepted(g, f)} for g in GROUPS}
+    # Formats share theirs, which stand in the configuration itself.
+    keys["export"] |= {*yaml.safe_load((Path(config_dir()) / "config.yaml").read_text())["export"]}
     options = {group: {file.stem for file in found} for group, found in files.items()}
     count, group = 0, "|".join(GROUPS)
     for path in Path(other_tools.__file__).parents[1].rglob("*.py"):

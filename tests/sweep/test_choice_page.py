@@ -113,6 +113,18 @@ def test_accuracies_lie_over_milliseconds_with_their_intervals(tmp_path: Path, f
     assert looks["the choosing"] == "t2" and [*looks.values()].count("rest") == 2
 
 
+def test_candidates_of_one_backbone_alone_stand_at_its_milliseconds(
+    tmp_path: Path, facts: dict
+) -> None:
+    rows = [row for row in facts["candidates"] if row["name"].startswith(LITE) and row["cv_acc"]]
+    page = written(tmp_path / "choice", {**facts, "candidates": rows, "runner_up": None})
+    (drawn,) = re.findall(r'<svg viewBox="0 0 340[^>]*>(.*?)</svg>', page, re.S)
+    places = [float(x) for x in re.findall(r'<circle class="\w+" cx="([\d.]+)"', drawn)]
+    ticks = re.findall(r'<text x="([\d.]+)" y="201" text-anchor="middle">(\d+)</text>', drawn)
+    x, ms = np.array(ticks, float).T
+    assert np.interp(places, x, ms) == pytest.approx(50.3, abs=1)
+
+
 def test_candidates_are_listed_by_their_round_and_those_left_out_with_the_reason(
     tmp_path: Path, facts: dict
 ) -> None:

@@ -342,7 +342,9 @@ def test_the_plan_says_by_which_layers_what_is_unlike_is_told_and_how_to_leave_i
     remedy = re.search(r"(certificate\.coverage=\S+) leaves it out", line)
     assert remedy and "p_unlike" not in table_of(make_plan(compose_specs([*typed, remedy[1]])))
     known = ["data=digits", f"checkpoint.path={solved}", "stages=[evaluate]"]
-    assert f"enters {', '.join(LAYERS)}: " in table_of(make_plan(compose_specs(known)))
+    said = table_of(make_plan(compose_specs(known)))
+    assert f"enters {', '.join(LAYERS)}, as the checkpoint has it" in said
+    assert "coverage=null" not in said
     filled = compose_specs([*typed, "certificate.coverage=0.9", "head=knn"])
     assert "no p_unlike: the head has no layer" in table_of(make_plan(filled))
 

@@ -172,7 +172,7 @@ def leave_one_out(
     the largest group, and for (n, classes) numbers.
     """
     count = len(labels)
-    members = _several(np.arange(count) if groups is None else groups)
+    members = [] if groups is None else _several(groups)
     counted = labels.sum(axis=0) if labels.ndim == 2 else np.bincount(labels, minlength=classes)
     share = counted / count
     sums = np.zeros((len(at.squares), classes))
@@ -223,8 +223,11 @@ def _losses(
 def _several(groups: npt.NDArray[np.int64]) -> list[npt.NDArray[np.int64]]:
     """The images of every group that has more than one."""
     order = np.argsort(groups, kind="stable")
-    parts = np.split(order, np.flatnonzero(np.diff(groups[order])) + 1)
-    return [rows for rows in parts if len(rows) > 1]
+    starts = np.flatnonzero(np.diff(groups[order], prepend=groups.min() - 1))
+    ends = np.append(starts[1:], len(order))
+    more = ends - starts > 1
+    pairs = zip(starts[more].tolist(), ends[more].tolist(), strict=True)
+    return [order[start:end] for start, end in pairs]
 
 
 def _targets(labels: npt.NDArray[np.int64], classes: int) -> Floats:

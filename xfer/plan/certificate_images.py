@@ -92,11 +92,14 @@ def _counts(specs: Specs, dataset: Dataset) -> tuple[FittedOn, int, dict[str, in
     return "cv" if solves else "val", n, dict(zip(dataset.classes, each, strict=bool(samples)))
 
 
-def unlike_line(facts: Plain) -> str:
-    """By what is told how unlike the training images a picture is, why, and what leaves it out."""
+def unlike_line(facts: Plain, made: bool) -> str:
+    """By what is told how unlike the training images a picture is, why, and what leaves it out;
+    where the certificate has been ``made``, the layers alone."""
     if not (layers := facts["layers"]):
-        return "no p_unlike: the head has no layer whose input could be looked at"
+        return "no p_unlike: the head has no layer of weights whose input could be looked at"
     by = f"p_unlike by what enters {', '.join(layers)}"
+    if made:
+        return f"{by}, as the checkpoint has it"
     why = "earlier stages tell apart what the network was not taught to"
     why = why if len(layers) > 1 else "no earlier stage has a layer whose input could be looked at"
     return f"{by}: {why}; certificate.coverage=null leaves it out, and the sets"

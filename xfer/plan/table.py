@@ -115,7 +115,8 @@ def _certificate_lines(plan: Plan) -> list[tuple[str, str]]:
     if not facts:
         return []
     line = certificate_line(facts, plan.specs, also_chosen)
-    unlike = [("", unlike_line(facts))] if line.startswith("sets") else []
+    made = plan.card.certificate is not None
+    unlike = [("", unlike_line(facts, made))] if line.startswith("sets") else []
     return [("certificate", line), *unlike]
 
 

@@ -120,9 +120,9 @@ def drawn(facts: Plain, tried: Sequence[Plain], measure: Measure) -> tuple[Drawi
         worth = judged[measure.key]
         said = f"the choosing, on images that chose nothing: {worth:.4f}"
         points.insert(1, (ms, worth, judged["ci95"] or (worth, worth), _JUDGED, said))
-    places = _beside([point[0] for point in points])
+    places, reach = _beside([point[0] for point in points])
     ends = [end for point in points for end in point[2]]
-    frame = axes("milliseconds an image (less is better)", measure.title, places, ends)
+    frame = axes("milliseconds an image (less is better)", measure.title, [*places, *reach], ends)
     marks = []
     for x, (_, score, (low, high), look, said) in reversed([*zip(places, points, strict=True)]):
         marks += [frame.reach(x, low, high, look), frame.dot(x, score, look, said, 4)]
@@ -141,9 +141,12 @@ def drawn(facts: Plain, tried: Sequence[Plain], measure: Measure) -> tuple[Drawi
     return (Drawing(title, picture, alt, legend=tuple(legend), caption=caption),)
 
 
-def _beside(values: Sequence[float]) -> list[float]:
-    """The ``values``, the same ones moved apart by as much as tells them apart in a chart."""
-    step = (max(values) - min(values)) / 24 or 0.02 * values[0]
+def _beside(values: Sequence[float]) -> tuple[list[float], tuple[float, float]]:
+    """The ``values``, the same ones moved apart by as much as tells them apart in a chart, and the
+    ends of its axis: a fifth of the largest at least, beside which these steps are small."""
+    middle, half = (min(values) + max(values)) / 2, (max(values) - min(values)) / 2
+    half = max(half, 0.1 * max(values))
+    step = half / 12
     same = defaultdict(list)
     for place, value in enumerate(values):
         same[round(value, 6)].append(place)
@@ -151,7 +154,7 @@ def _beside(values: Sequence[float]) -> list[float]:
     for places in same.values():
         for nth, place in enumerate(places):
             moved[place] += step * (nth - (len(places) - 1) / 2)
-    return moved
+    return moved, (middle - half, middle + half)
 
 
 def _compared(by: str, measure: Measure) -> str:
