@@ -84,7 +84,8 @@ def several(count: int = 80) -> Audited:
     true = (draw.random((count, 3)) < 0.4).astype(np.int64)
     features = draw.normal(size=(count, 12)) + 6 * true @ np.eye(3, 12)
     labels = true.copy()
-    labels[:4, 0] = 1 - labels[:4, 0]
+    labels[:3, 0] = 1 - labels[:3, 0]
+    labels[20 + np.flatnonzero(true[20:, 1])[:2], 1] = 0
     labels[2, 1], labels[3, 2] = 1 - labels[2, 1], -1
     at = coordinates(features.astype(np.float32))
     left_out = labels_left_out(at, labels)
@@ -290,6 +291,8 @@ def test_labels_are_changed_one_by_one(browser: Browser, labels_page: Path) -> N
         name for name in CLASSES if f"?{name}" not in second and name not in turned(before[1])
     )
     choose(browser, 1, "fieldset span > select", free)
+    added = next(i for i, row in enumerate(before) if i > 1 and gains(row))
+    choose(browser, added, asked, "0")
     browser.run(
         f"document.querySelectorAll('.find')[{plain}].querySelector('[value=relabel]').click()"
     )
@@ -300,11 +303,17 @@ def test_labels_are_changed_one_by_one(browser: Browser, labels_page: Path) -> N
     [name] = list(turned(before[1]))[:1]
     assert f"?{name}" in now and (free in now) != (free in second)
     assert {row["decision"] for row in rows[2:]} == {"accept"}
+    assert turned(rows[added]) == [], "what is put back is no change"
     assert [row["label"] for row in rows] == [row["label"] for row in before]
 
 
 def labels_of(cell: str) -> set[str]:
     return {*cell.split("|")} - {""}
+
+
+def gains(row: dict[str, str]) -> bool:
+    """Whether one class is suggested otherwise, which the image lacks."""
+    return len(turned(row)) == 1 and turned(row)[0] in labels_of(row["suggested"])
 
 
 def turned(row: dict[str, str]) -> list[str]:

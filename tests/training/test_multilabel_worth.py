@@ -91,7 +91,7 @@ def test_the_curve_is_as_high_as_a_head_that_is_solved_on_as_many_images() -> No
         check = facts["check"]
         assert check["inside"] and check["labels"] == 3
         assert check["expected"]["high"] - check["expected"]["low"] < 0.3
-        assert facts["now"]["value"] == pytest.approx(check["map"], abs=0.06)
+        assert facts["now"]["value"] == pytest.approx(check["map"], abs=0.12)
         measured = [point["map"] for point in facts["measured"]]
         assert measured[-1] > measured[0] and facts["more"]["gain"]["low"] >= 0
 
