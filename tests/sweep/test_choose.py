@@ -21,7 +21,6 @@ from runs import finish, kill, wait_for
 from scipy import stats
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier, NearestCentroid
-from sklearn.preprocessing import StandardScaler
 
 from xfer.config.hydra import compose_specs
 from xfer.config.verbs import spelt_out
@@ -48,6 +47,7 @@ from xfer.sweep.choosing.pricing import Contender, Price, Scales, _step, admitte
 from xfer.sweep.choosing.run_choice import experiment_of, last_lines
 from xfer.training import logistic
 from xfer.training.cross_validation import HeadProblem
+from xfer.training.feature_moments import moments
 from xfer.training.loss import CrossEntropy
 from xfer.training.optim import AdamW
 from xfer.training.schedule import Cosine
@@ -252,10 +252,11 @@ def test_the_solved_learner_answers_as_scikit_learns_regression_does() -> None:
     folds = logistic.folds(labels[rows], 5, 0)
     learner = solved("a", features, labels, strengths=(0.01,))
     learned = learner.learn(rows, folds, test)
-    scaler = StandardScaler().fit(features[rows].astype(float))
+    mean, std = moments([features[rows]])
+    z = (features - mean) / std
     theirs = LogisticRegression(C=1 / (0.01 * 90), tol=1e-10, max_iter=20000)
-    theirs.fit(scaler.transform(features[rows]), labels[rows])
-    wanted = theirs.predict_log_proba(scaler.transform(features[test]))
+    theirs.fit(z[rows], labels[rows])
+    wanted = theirs.predict_log_proba(z[test])
     ours = torch.log_softmax(torch.tensor(learned.answers), 1).numpy()
     # The path goes on below the given strength only while the loss falls.
     best = logistic.solve(

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
-from sklearn.preprocessing import StandardScaler
 from torch.nn import functional as F
 
 from xfer.training import feature_moments, logistic
@@ -35,6 +34,11 @@ def rows(features, labels, **given) -> logistic.TrainingRows:
     return logistic.TrainingRows([features], features, labels, **{**facts, **given})
 
 
+def standardised(features):
+    mean, std = feature_moments.moments([features])
+    return (features - mean) / std
+
+
 def centred(logits):
     return logits - logits.mean(axis=1, keepdims=True)
 
@@ -44,7 +48,7 @@ def centred(logits):
 def test_it_is_the_optimum_that_scikit_learn_finds(shape, l2: float) -> None:
     features, labels = blobs(*shape)
     (row,) = logistic.solve(rows(features, labels), (l2,)).path[:1]
-    z = StandardScaler().fit_transform(features.astype(float))
+    z = standardised(features)
     theirs = LogisticRegression(C=1 / (l2 * len(labels)), tol=1e-10, max_iter=20000).fit(z, labels)
     found = features @ row.weight.T + row.bias
     wanted = theirs.decision_function(z)
@@ -54,6 +58,30 @@ def test_it_is_the_optimum_that_scikit_learn_finds(shape, l2: float) -> None:
         assert np.allclose(found[:, 1] - found[:, 0], wanted, atol=2e-4)
         return
     assert np.allclose(centred(found), centred(wanted), atol=2e-4)
+
+
+def test_variances_are_those_of_ten_more_images_that_vary_as_the_features_do() -> None:
+    drawn = np.random.default_rng(0)
+    features = drawn.normal(size=(40, 5)) * [0.001, 1, 2, 3, 1000] + 7
+    features = np.column_stack([features, np.full(40, 190.0)])
+    mean, std = feature_moments.moments([features, features[::-1]])
+    variance = features.var(0)
+    usual = features.std(0)[:-1].mean() ** 2
+    assert np.allclose(mean, features.mean(0)) and std[-1] == 1
+    assert np.allclose(std[:-1] ** 2, (40 * variance[:-1] + 10 * usual) / 50)
+    assert (feature_moments.moments([np.full((3, 2), 5.0)])[1] == 1).all()
+
+
+def test_a_trace_in_one_of_few_images_does_not_outvote_all_other_features() -> None:
+    features, labels = blobs(600, 30, 3)
+    traces = np.maximum(np.random.default_rng(1).normal(size=(600, 300)) - 2.5, 0) * 3
+    traces[:30] *= 1e-3  # what a network gives that has hardly seen such a thing yet
+    whole = np.hstack([features, traces]).astype(np.float32)
+    found = logistic.solve(rows(whole[:30], labels[:30]))
+    best = found.path[found.best]
+    logits = torch.from_numpy(whole[30:] @ best.weight.T + best.bias)
+    loss = float(F.cross_entropy(logits, torch.from_numpy(labels[30:])))
+    assert loss < best.cv_loss + 0.5
 
 
 def test_features_multiplied_and_shifted_give_the_same_answers_and_loss() -> None:
@@ -108,7 +136,7 @@ def test_the_best_strength_is_the_one_of_least_loss_on_what_was_held_out() -> No
     assert found.path[found.best].cv_loss == pytest.approx(float(losses), rel=1e-6)
     # Of each fold by a fit without it: scikit-learn's on the same standardised features.
     l2 = found.path[found.best].l2
-    z = StandardScaler().fit_transform(features.astype(float))
+    z = standardised(features)
     inside = given.folds != 2
     theirs = LogisticRegression(C=1 / (l2 * inside.sum()), tol=1e-10, max_iter=20000)
     wanted = theirs.fit(z[inside], labels[inside]).decision_function(z[~inside])

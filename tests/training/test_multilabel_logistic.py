@@ -11,6 +11,7 @@ from sklearn.linear_model import LogisticRegression
 from xfer.data.multilabel_rows import label_odds
 from xfer.training import logistic
 from xfer.training.cross_validation import out_of_fold
+from xfer.training.feature_moments import moments
 from xfer.training.multilabel_logistic import LabelHeads, LabelProblem, label_folds
 
 
@@ -40,7 +41,8 @@ def test_each_class_is_the_logistic_regression_of_its_known_images(
     (x, y), l2 = drawn(*shape), 0.05
     found = heads(x, y, (l2,), weights=weights)
     (row,) = found.solve(found.rows()).path
-    z = (x - x.mean(0, dtype=np.float64)) / x.std(0, dtype=np.float64)
+    mean, std = moments([x])
+    z = (x - mean) / std
     for c in range(4):
         known = y[:, c] >= 0
         theirs = LogisticRegression(
@@ -134,7 +136,7 @@ def test_a_fold_is_answered_by_the_solution_on_the_others() -> None:
     found = out_of_fold(problem, fold_of[None])[0]
     for k in range(3):
         inside = fold_of != k
-        mean, std = x[inside].mean(0), x[inside].std(0)
+        mean, std = moments([x[inside]])
         z = (x - mean) / std
         for c, weight in enumerate(balanced(y[inside])):
             some = inside & (y[:, c] >= 0)
@@ -156,7 +158,8 @@ def test_images_that_are_balanced_count_by_the_rarest_of_their_labels() -> None:
         has = [[c for c, value in enumerate(y[i]) if value == 1] or [-1] for i in inside]
         counts = Counter(c for some in has for c in some)
         often = np.array([max(1 / counts[c] for c in some) for some in has])
-        z = (x - x[inside].mean(0)) / x[inside].std(0)
+        mean, std = moments([x[inside]])
+        z = (x - mean) / std
         for c in range(y.shape[1]):
             known = y[inside, c] >= 0
             weight = often[known] / often[known].mean()
