@@ -20,6 +20,7 @@ from xfer.core.errors import DataError
 from xfer.plan.make import make_plan
 from xfer.training import multilabel_subsampling as subsampling
 from xfer.training import worth
+from xfer.training.feature_moments import moments
 from xfer.training.multilabel_worth import of_label_features
 from xfer.training.subsampling import FOLDS
 
@@ -68,7 +69,7 @@ def test_what_is_measured_is_what_scikit_learn_measures() -> None:
     theirs = np.zeros(labels.shape)
     for fold in range(FOLDS):
         chosen, held = draw._subsample(90, fold), draw.fold_of == fold
-        mean, std = x[chosen].mean(axis=0), x[chosen].std(axis=0)
+        mean, std = moments([x[chosen]])
         for label in range(3):
             known = chosen[labels[chosen, label] >= 0]
             model = LogisticRegression(C=1 / (strength * len(known)), tol=1e-10, max_iter=5000)

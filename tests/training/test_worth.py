@@ -23,6 +23,7 @@ from xfer.plan.make import make_plan
 from xfer.report.worth_page import sentences
 from xfer.training import subsampling, worth
 from xfer.training.backbone_features import backbone_features
+from xfer.training.feature_moments import moments
 
 SIZES = np.array([20, 40, 80, 160, 320, 640])
 
@@ -130,7 +131,7 @@ def test_what_is_measured_is_what_scikit_learn_measures() -> None:
     theirs = np.zeros(len(draw.judged), np.int64)
     for fold in range(subsampling.FOLDS):
         chosen = draw._subsample(share, fold)
-        mean, std = x[chosen].mean(axis=0), x[chosen].std(axis=0)
+        mean, std = moments([x[chosen]])
         strength = subsampling._STRENGTHS[at]
         model = LogisticRegression(C=1 / (strength * len(chosen)), tol=1e-10, max_iter=5000)
         model.fit((x[chosen] - mean) / std, labels[chosen])
