@@ -344,7 +344,8 @@ def test_a_model_is_chosen_by_map_and_finished(chosen: tuple[Path, str]) -> None
     alone = {**result, "chosen": {**result["chosen"], "worth": {**judged, "ci95": None}}}
     assert f"is worth {judged['map']:.3f} on images that" in "\n".join(verdict(alone))
     page = (folder / "choose.md").read_text()
-    assert "| candidate | state | images | mAP | loss |" in page and "accuracy" not in page
+    assert "| candidate | state | images | mAP | 95 % interval | loss |" in page
+    assert "accuracy" not in page and "mAP on images that chose" in page
     assert "points of mAP" in output
 
 
