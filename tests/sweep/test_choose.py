@@ -11,12 +11,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from itertools import cycle
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import warm
 import yaml
+from PIL import Image
 from runs import finish, kill, wait_for
 from scipy import stats
 from sklearn.linear_model import LogisticRegression
@@ -42,9 +44,10 @@ from xfer.sweep.choosing.halving import (
     worth,
 )
 from xfer.sweep.choosing.learners import FilledLearner, SolvedLearner, Steps, TrainedLearner
-from xfer.sweep.choosing.measure import Accuracy
+from xfer.sweep.choosing.measure import Accuracy, MeanAveragePrecision
 from xfer.sweep.choosing.pricing import Contender, Price, Scales, _step, admitted, planned
 from xfer.sweep.choosing.run_choice import experiment_of, last_lines
+from xfer.sweep.choosing.session import Session
 from xfer.training import logistic
 from xfer.training.cross_validation import HeadProblem
 from xfer.training.feature_moments import moments
@@ -233,6 +236,27 @@ def test_a_draw_of_the_folds_is_a_function_of_the_seed_and_its_number() -> None:
     assert len({ours[0].scores, ours[1].scores, other.scores}) == 3
 
 
+def test_images_of_a_group_are_held_out_together() -> None:
+    """Frames of a film are alike, and what is in them is of the film alone: nothing to learn."""
+    drawn = np.random.default_rng(0)
+    groups = [f"film {i}" for i in np.repeat(np.arange(30), 6)]
+    labels = np.repeat(np.arange(30) % 2, 6)
+    films = drawn.normal(size=(30, 40))
+    frames = (np.repeat(films, 6, axis=0) + 0.1 * drawn.normal(size=(180, 40))).astype(np.float32)
+    learner = solved("a", frames, labels, strengths=(1.0, 0.1))
+    apart, rules = judge([learner], labels, Halving(rungs=1), 0), Halving(rungs=1, groups=groups)
+    together = judge([learner], labels, rules, 0)
+    assert np.mean(apart.scores) > 0.95 and np.mean(apart.promised) > 0.95
+    assert np.mean(together.scores) < 0.75 and np.mean(together.promised) < 0.75
+    for measure, said in (
+        (Accuracy(), labels),
+        (MeanAveragePrecision(), np.eye(2, dtype=int)[labels]),
+    ):
+        fold_of = rules.folds_of(measure, said, np.arange(180), 0)
+        held = {name: set(fold_of[np.array(groups) == name]) for name in groups}
+        assert all(len(folds) == 1 for folds in held.values()) and set(fold_of) == set(range(5))
+
+
 def test_the_interval_is_wilsons_with_the_corrected_number_of_images() -> None:
     scores = [0.9] * 20
     share = 5 * (1 / 20 + 1 / 4)
@@ -244,6 +268,7 @@ def test_the_interval_is_wilsons_with_the_corrected_number_of_images() -> None:
     assert low < expected[0] and high > expected[1]
     low, high = Accuracy().interval(1.0, [1.0] * 5, 50, 5)
     assert 0.7 < low < 0.95 and high == pytest.approx(1.0)
+    assert Accuracy().interval(0.9, [0.9], 20, 1) is None
 
 
 def test_the_solved_learner_answers_as_scikit_learns_regression_does() -> None:
@@ -381,6 +406,20 @@ def test_what_contradicts_a_choice_is_refused(nothing_cached: None) -> None:
         run(compose_specs(["choose=cached", "data=digits"]))
     with pytest.raises(CombinationError, match=r"E043: choose: -m starts several runs"):
         refuse_choice(compose_specs(DIGITS).choose.chooses)
+
+
+def test_the_groups_of_a_choice_are_those_of_the_training_images(tmp_path: Path) -> None:
+    lines = ["path,label,film"]
+    for i in range(24):
+        Image.new("L", (8, 8), 10 * i).save(tmp_path / f"{i}.png")
+        lines.append(f"{i}.png,{i % 2},film {i // 3}")
+    (tmp_path / "images.csv").write_text("\n".join(lines))
+    data = ["data=csv", f"data.file={tmp_path / 'images.csv'}", "data.group=film"]
+    specs = compose_specs([*DIGITS, *data, "data.leakage=ignore"])
+    plan, session = make_plan(specs), Session.of(specs, 0.0)
+    session.contenders = [SimpleNamespace(plan=plan, problem="")]
+    train, groups = plan.split("train"), session._rules().groups
+    assert [*groups] == [f"film {int(Path(name).stem) // 3}" for name in train.names]
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -58,13 +58,19 @@ class Learner(Protocol):
 @dataclass(frozen=True)
 class Halving:
     """How is chosen: the names are those of the keys of the group ``choose``; ``seed`` draws
-    folds and rounds, and ``check`` is called before each fit: it raises where the time is over."""
+    folds and rounds. ``groups`` has a name an image, of those that are held out together."""
 
     by: Literal["loss", "acc", "map"] = "loss"
     folds: int = 5
     rungs: int = 3
     seed: int = 0
-    check: Callable[[], object] = lambda: None
+    groups: Sequence[str] | None = None
+
+    def folds_of(self, measure: Measure, labels: Indices, rows: Indices, seed: int) -> Indices:
+        """The fold that holds out each image at ``rows``, int64 (rows,), -1 for one that none
+        does; ``labels`` are those of all images."""
+        groups = None if self.groups is None else [self.groups[row] for row in rows.tolist()]
+        return measure.folds(labels[rows], self.folds, seed, groups)
 
 
 @dataclass(frozen=True)
@@ -121,12 +127,11 @@ def halve(
         last = number == len(rounds) - 1
         if not last and len(alive) <= _FINALISTS:
             continue  # nobody could be dropped
-        fold_of = measure.folds(labels[part], rules.folds, derive("choose", rules.seed, number))
+        fold_of = rules.folds_of(measure, labels, part, derive("choose", rules.seed, number))
         if (fold_of < 0).all():
             raise _nobody(alive[0].name, measure.nothing)
         asked = test if last else test[:0]
         for learner in alive:
-            rules.check()
             before, began = done.get(learner.name, Standing(learner.name)), time.perf_counter()
             try:
                 learned = learner.learn(part, fold_of, asked)
@@ -229,7 +234,7 @@ def judge(learners: Sequence[Learner], labels: Indices, rules: Halving, number: 
     int64 (n,), or (n, classes), are those of all images that may be learnt from."""
     every, seed = np.arange(len(labels)), derive("outer", rules.seed, number)
     measure = measure_of(labels.ndim == 2)
-    fold_of = measure.folds(labels, rules.folds, seed)
+    fold_of = rules.folds_of(measure, labels, every, seed)
     scores, sizes, winners, promised = [], [], [], []
     for k in np.unique(fold_of[fold_of >= 0]):
         test = every[fold_of == k]

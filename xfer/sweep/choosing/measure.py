@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
+from xfer.data.folds import inner
 from xfer.evaluation.calibration import log_losses
 from xfer.evaluation.multilabel_metrics import label_losses, mean_average_precision
 from xfer.evaluation.statistics import resampled_t, wilson
@@ -47,9 +48,13 @@ class Accuracy:
     nothing: ClassVar[str] = "no class has a second image to hold out"
     fewest: ClassVar[int] = LEAST
 
-    def folds(self, labels: Indices, count: int, seed: int) -> Indices:
-        """The fold that holds each image out, int64 (n,), -1 for one alone in its class."""
-        return stratified(labels, count, seed)
+    def folds(
+        self, labels: Indices, count: int, seed: int, groups: Sequence[str] | None = None
+    ) -> Indices:
+        """The fold that holds each image out with its group, int64 (n,), -1 for one whose class no
+        other image, or group, has."""
+        apart = inner(labels, groups, count, seed)
+        return stratified(labels, count, seed) if apart is None else apart
 
     def strata(self, labels: Indices) -> list[Indices]:
         """The images of each class, which has the same share in every round, or ``fewest``."""
@@ -87,6 +92,8 @@ class Accuracy:
         """
         from scipy.stats import t
 
+        if folds < 2:
+            return None
         count = len(scores)
         binomial = acc * (1 - acc) * folds / n  # the variance of a fold's accuracy by chance alone
         spread = float(np.var(scores, ddof=1)) if count > 1 else 0.0
@@ -108,9 +115,12 @@ class MeanAveragePrecision:
     nothing: ClassVar[str] = "no fold holds out images with a label beside images without it"
     fewest: ClassVar[int] = 0
 
-    def folds(self, labels: Indices, count: int, seed: int) -> Indices:
-        """The fold that holds each image out, int64 (n,), -1 for one alone in its combination."""
-        return label_folds(labels, count, seed)
+    def folds(
+        self, labels: Indices, count: int, seed: int, groups: Sequence[str] | None = None
+    ) -> Indices:
+        """The fold that holds each image out with its group, int64 (n,), -1 for one alone in its
+        combination, or where there is one group."""
+        return label_folds(labels, count, seed, groups)
 
     def strata(self, labels: Indices) -> list[Indices]:
         """The images of each combination of labels, the rare ones together."""

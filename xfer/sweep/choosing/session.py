@@ -177,8 +177,9 @@ class Session:
         self.model_s = self.clock.spent - before
 
     def _rules(self) -> Halving:
-        choice = self.choice
-        return Halving(choice.by, choice.folds, choice.rungs, self.specs.seed)
+        choice, groups = self.choice, self._plan().split("train").groups
+        seed = self.specs.seed
+        return Halving(choice.by, choice.folds, choice.rungs, seed, groups=groups or None)
 
     def _plan(self) -> Plan:
         return next(c.plan for c in self.contenders if c.plan and not c.problem)
