@@ -22,6 +22,8 @@ def test_torchs_own_errors_are_known():
     with pytest.raises(RuntimeError) as caught:
         allocate(1)
     assert ran_out(caught.value) and ran_out(MemoryError()) and ran_out(torch.OutOfMemoryError())
+    assert ran_out(RuntimeError("could not create a primitive"))
+    assert not ran_out(RuntimeError("could not create a primitive descriptor for a convolution"))
     assert not ran_out(RuntimeError("shapes differ"))
 
 

@@ -15,13 +15,15 @@ import torch
 from xfer.core.errors import OutOfMemory
 
 _MESSAGES = ("can't allocate memory", "not enough memory", "std::bad_alloc")
+_ONEDNN = "could not create a primitive"
+"""All that oneDNN says where it has no memory for the code it makes; it says more of other errors."""
 
 
 def ran_out(error: BaseException) -> bool:
     """Whether the device or the machine had no memory left."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and any(words in str(error) for words in _MESSAGES)
-    )
+    said = str(error) if isinstance(error, RuntimeError) else ""
+    known = said == _ONEDNN or any(words in said for words in _MESSAGES)
+    return known or isinstance(error, MemoryError | torch.OutOfMemoryError)
 
 
 def too_large(key: str, size: int, step: Callable[[int], object]) -> OutOfMemory:
