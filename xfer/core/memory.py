@@ -16,7 +16,7 @@ from xfer.core.errors import OutOfMemory
 
 _MESSAGES = ("can't allocate memory", "not enough memory", "std::bad_alloc")
 _ONEDNN = "could not create a primitive"
-"""All that oneDNN says where it has no memory for the code it makes; it says more of other errors."""
+"""All that oneDNN says where it has no memory for the code it makes: of others it says more."""
 
 
 def ran_out(error: BaseException) -> bool:
