@@ -16,7 +16,8 @@ HERE = Path(__file__).resolve().parent
 XFER = {"plain": [], "again": [], "lp_ft": ["freeze=lp_ft"], "lora": ["freeze=lora"]}
 SCRIPTS = {"sklearn": "sklearn_fit.py", "fastai": "fastai_fit.py", "lightning": "lightning_fit.py"}
 METHODS = (*XFER, *SCRIPTS, "floor", "import")
-"""``again`` is the plain command once more, with the features that the first one computed."""
+"""``again`` is the plain command once more, in the same folder: the features that the first one
+computed are cached, and the files that it exported are there."""
 
 
 class Turn:
@@ -62,9 +63,10 @@ class Turn:
         cache = self.work / ("cache" if method in ("plain", "again") else "cache_other")
         if not keep_cache:
             shutil.rmtree(cache, ignore_errors=True)
-        shutil.rmtree(self.work / "outputs", ignore_errors=True)
+            shutil.rmtree(self.work / "outputs", ignore_errors=True)
         seconds = self.process(self.command(*XFER[method]), XFER_CACHE=str(cache))
-        (file,) = (self.work / "outputs").glob("*/*/result.json")
+        files = (self.work / "outputs").glob("*/*/result.json")
+        file = max(files, key=lambda file: file.stat().st_mtime)
         facts = json.loads(file.read_text())
         score = facts["scores"]["val"]
         with (file.parent / "predictions_val.csv").open(newline="") as stream:
