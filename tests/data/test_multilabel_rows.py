@@ -91,6 +91,20 @@ def test_unknown_is_minus_one_in_every_form(place: tuple[Path, Rows]) -> None:
     assert "val: 1 of 2 images have no label at all" in data.remarks
 
 
+def test_a_list_in_a_column_of_another_name_is_read_as_the_error_says(
+    place: tuple[Path, Rows],
+) -> None:
+    folder, rows = place
+    cells = labelled.write_cells(folder / "named.csv", rows)
+    expected = read(cells)
+    cells.write_text(cells.read_text().replace("path,label", "path,labels"))
+    with pytest.raises(DataError, match=r"E388.*'data\.columns=\[path,labels\]'; else write 1"):
+        read(cells)
+    found = read(cells, columns=("path", "labels"))
+    assert found.classes == expected.classes
+    assert (found.splits["val"].labels == expected.splits["val"].labels).all()
+
+
 def test_a_split_is_the_same_whatever_the_order_of_the_lines(place: tuple[Path, Rows]) -> None:
     folder, rows = place
     one = read(labelled.write_cells(folder / "one.csv", rows))

@@ -77,13 +77,17 @@ def in_columns(
     """The labels of (class, cell) pairs, each cell 1, 0 or, where it is unknown, empty.
 
     Raises DataError for any other cell; where images are not ``grouped`` by another column, that
-    one may have been meant for it.
+    one may have been meant for it, and a column alone for a list of labels.
     """
     for name, cell in cells:
         if cell not in _CELLS:
             what = f"'{cell}' in the column '{name}' is neither 1 nor 0 nor empty"
             fix = "write 1 for an image that has the label, 0 for one that has it not, nothing "
             fix += "where it is unknown" + ("" if grouped else f"; {as_group(name)}")
+            if len(cells) == 1:
+                column = "COLUMN" if set(name) & HARD else name
+                named = ",".join(["path", column, *(["split"] if split else [])])
+                fix = f"if it lists labels, type 'data.columns=[{named}]'; else {fix}"
             raise DataError(where, what, fix, 88)
     has = tuple(class_name(name) for name, cell in cells if cell == "1")
     unknown = tuple(class_name(name) for name, cell in cells if cell == "")
