@@ -507,6 +507,10 @@ def test_a_runner_up_that_is_no_worse_costs_no_negative_nothing(
     rounded = {**facts, "worth": {**facts["worth"], "optimism": -0.0002}}
     assert "optimism of choosing: +0.0 points" in summary(rounded)[2]
     assert said(0.021, None) == "would gain 2.1 points of accuracy"
+    why = "its log loss is larger, and that decided (choose.by=loss)"
+    for by, acc in (("loss", 0.021), ("loss", -0.021), ("acc", 0.021)):
+        text = summary({**facts, "by": by, "runner_up": {**facts["runner_up"], "acc": acc}})
+        assert (why in " ".join(text)) == (by == "loss" and acc > 0)
 
 
 def test_an_experiment_names_its_files_wherever_it_is_run(

@@ -79,7 +79,9 @@ def summary(facts: Plain) -> list[str]:
     else:
         lines.append("worth: not known, the choosing was not judged once")
     if other := facts["runner_up"]:
-        lines.append(f"the runner-up {other['name']} {_costs(other, measure)}")
+        better = facts["by"] == "loss" and other[key] > 0
+        why = "; its log loss is larger, and that decided (choose.by=loss)" if better else ""
+        lines.append(f"the runner-up {other['name']} {_costs(other, measure)}{why}")
     return lines
 
 
