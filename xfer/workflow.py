@@ -100,10 +100,7 @@ def _run(specs: Specs) -> Result:
             plan = (plan_soup if "soup" in specs.stages else make_plan)(specs)
         if "export" in specs.stages:
             refuse_early(specs.export.writers, plan.card)
-        if earlier:
-            check_same(earlier, plan.facts)
-        else:
-            check_launcher(plan)
+        check_same(earlier, plan.facts) if earlier else check_launcher(plan)
         log.info(brief(plan) if specs.stages else table(plan), extra=LINES)
         if not earlier and (done := _without_folder(specs, plan, began)):
             return done

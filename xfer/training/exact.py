@@ -108,7 +108,8 @@ def fit(plan: Plan, folder: Path, lead: Lead = NOBODY) -> FitResult:
     log.info(cached.summary())
     solved = solve(plan, frozen, cached, lead)
     train = cached.work.splits["train"]
-    plan = _with_task(plan, solved, train)
+    task = plan.specs.task.card(solved.solution.held_out, train.labels, "cv")
+    plan = replace(plan, card=replace(plan.card, task=task))
     verdict = freeze.verdict(frozen.hashes, freeze.hashes(net.state_dict(), frozen.hashes))
     phase = {"phase": plan.phases[0].name, "from_epoch": 1, **verdict}
     write_json(folder / "freeze_proof.json", {**verdict, "phases": [phase]})
@@ -164,12 +165,6 @@ def _at_rest_with_features(
     group.broadcast_state(net)
     frozen = at_rest(plan, net)
     return frozen, features_of(plan, frozen, group)
-
-
-def _with_task(plan: Plan, solved: Solved, train: Samples) -> Plan:
-    """The plan whose card says what held-out answers say of the task."""
-    said = plan.specs.task.card(solved.solution.held_out, train.labels, "cv")
-    return replace(plan, card=replace(plan.card, task=said))
 
 
 def _cross_validated(plan: Plan, problem: Heads, train: Samples) -> Pooled | None:

@@ -12,13 +12,19 @@ import numpy as np
 from xfer.core.errors import DataError
 from xfer.core.seeds import derive
 from xfer.core.types import Plain
-from xfer.evaluation.learning_curve import LEVEL
 from xfer.evaluation.multilabel_metrics import average_precisions
 from xfer.training import logistic, subsampling
 from xfer.training.feature_moments import blocks
 from xfer.training.multilabel_logistic import LabelProblem, LabelRows, label_folds
 from xfer.training.multilabel_subsampling import LabelSubsamples, subsampled_labels
-from xfer.training.worth_curve import MORE, MOST_CLASSES, curve_facts, part_to_check, refuse_alike
+from xfer.training.worth_curve import (
+    MORE,
+    MOST_CLASSES,
+    curve_facts,
+    how_measured,
+    part_to_check,
+    refuse_alike,
+)
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -54,13 +60,7 @@ def of_label_features(
     return {
         "images": len(labels),
         "classes": dict(zip(classes, has.tolist(), strict=True)),
-        "width": rows.shape[1],
-        "level": LEVEL,
-        "folds": subsampling.FOLDS,
-        "repeats": drawn.repeats,
-        "memory_bytes": drawn.bytes,
-        "largest_subsample": int(drawn.sizes[-1]),
-        "l2": drawn.l2.tolist(),
+        **how_measured(drawn, rows.shape[1]),
         "per_class_counts": np.rint(drawn.sizes[:, None] * share).astype(int).tolist(),
         **facts_of(np.arange(len(classes)), "map"),
         "check": _check(drawn, seed, rows, labels, check),

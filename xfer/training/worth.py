@@ -13,7 +13,7 @@ from xfer.core.errors import DataError
 from xfer.core.seeds import derive
 from xfer.core.types import Plain
 from xfer.evaluation import learning_curve
-from xfer.evaluation.learning_curve import LEVEL, Curve
+from xfer.evaluation.learning_curve import Curve
 from xfer.training import logistic, subsampling
 from xfer.training.backbone_features import BackboneFeatures, backbone_features
 from xfer.training.feature_moments import blocks
@@ -22,6 +22,7 @@ from xfer.training.worth_curve import (
     MORE,
     MOST_CLASSES,
     curve_facts,
+    how_measured,
     part_to_check,
     refuse_alike,
 )
@@ -97,13 +98,7 @@ def of_features(
     facts: Plain = {
         "images": len(labels),
         "classes": dict(zip(classes, counts.tolist(), strict=True)),
-        "width": rows.shape[1],
-        "level": LEVEL,
-        "folds": subsampling.FOLDS,
-        "repeats": drawn.repeats,
-        "memory_bytes": drawn.bytes,
-        "largest_subsample": int(drawn.sizes[-1]),
-        "l2": drawn.l2.tolist(),
+        **how_measured(drawn, rows.shape[1]),
         "per_class_counts": drawn.counts.tolist(),
         **of_all.facts(len(labels), len(classes)),
         "check": _check(of_all, rows, labels, check),

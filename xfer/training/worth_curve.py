@@ -10,10 +10,14 @@ import numpy as np
 from xfer.core.errors import DataError
 from xfer.core.types import Plain
 from xfer.evaluation import learning_curve
-from xfer.evaluation.learning_curve import Curve
+from xfer.evaluation.learning_curve import LEVEL, Curve
+from xfer.training.subsampling import FOLDS
 
 if TYPE_CHECKING:
     import numpy.typing as npt
+
+    from xfer.training.multilabel_subsampling import LabelSubsamples
+    from xfer.training.subsampling import Subsamples
 
     Numbers = npt.NDArray[np.float64]
 
@@ -24,6 +28,19 @@ MOST_CLASSES = 100
 HALF_A_POINT = 0.005
 _PICTURED = 25  # places of the curve that are written
 _FURTHEST = 8  # times the images that there are
+
+
+def how_measured(drawn: Subsamples | LabelSubsamples, width: int) -> Plain:
+    """On what the curve rests: folds and subsamples of features that are ``width`` wide."""
+    return {
+        "width": width,
+        "level": LEVEL,
+        "folds": FOLDS,
+        "repeats": drawn.repeats,
+        "memory_bytes": drawn.bytes,
+        "largest_subsample": int(drawn.sizes[-1]),
+        "l2": drawn.l2.tolist(),
+    }
 
 
 def curve_facts(

@@ -163,10 +163,8 @@ def growing(labels: Indices, rows: Indices, rules: Halving) -> list[Indices]:
     """The rows of every round, each within the next and the last one ``rows``: of every class, or
     combination of labels, the same share, but no fewer than ten of a class, or with a label and
     without it, where there are so many."""
-    measure, drawn = (
-        measure_of(labels.ndim == 2),
-        np.random.default_rng(derive("rounds", rules.seed)),
-    )
+    measure = measure_of(labels.ndim == 2)
+    drawn = np.random.default_rng(derive("rounds", rules.seed))
     strata = [drawn.permutation(rows[some]) for some in measure.strata(labels[rows])]
     sides = [drawn.permutation(rows[some]) for some in measure.sides(labels[rows])]
     rounds: list[Indices] = []
