@@ -178,8 +178,8 @@ def doubt(count: int) -> None:
     """What ``stages=[audit]`` computes from ``count`` features."""
     from xfer.training.image_audit import look
 
-    judged = look(*in_memory(count), CLASSES).judged
-    print(f"accused: {len(judged.accused)}")
+    found = look(*in_memory(count), tuple(map(str, range(CLASSES)))).of_labels
+    print(f"influential: {len(found.influential)}")
 
 
 def extrapolate(count: int) -> None:

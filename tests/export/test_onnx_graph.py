@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 import timm
 import torch
@@ -44,7 +45,12 @@ def other_weights(net: nn.Module) -> nn.Module:
 
 
 def of_torch(net: nn.Module, images: Images) -> Any:
-    """The model that torch's exporter makes by itself, folded and fused."""
+    """The model that torch's exporter makes by itself, folded and fused, of activations that write
+    over nothing."""
+    net = copy.deepcopy(net)
+    for module in net.modules():
+        if hasattr(module, "inplace"):
+            module.inplace = False
     traced = tensors(net, images)
     with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
         program: Any = torch.onnx.export(
@@ -288,3 +294,31 @@ def test_a_cache_that_cannot_be_written_costs_a_trace_and_a_line(
 ) -> None:
     exported(digits, images, tmp_path, GraphCache(_Full(b"")))
     assert traces == [20]
+
+
+class _Shortcut(nn.Module):
+    """A pre-activation block: where its activation writes over the input, the shortcut adds what
+    it wrote."""
+
+    def __init__(self, reads_it: bool) -> None:
+        super().__init__()
+        self.act, self.conv, self.reads_it = nn.ReLU6(inplace=True), nn.Conv2d(3, 3, 1), reads_it
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.conv(x)
+        shortcut = x if self.reads_it else x.clone()
+        return (self.conv(self.act(x)) + shortcut).mean((2, 3))
+
+
+@pytest.mark.parametrize("reads_it", [True, False])
+def test_a_shortcut_that_reads_what_an_activation_wrote_over_stays_as_it_is(
+    reads_it: bool, images: Images, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    net, spread = _Shortcut(reads_it).eval(), 6 * images
+    with torch.no_grad():
+        expected = net(torch.from_numpy(spread)).numpy()
+    onnx.save(filled(trace(tensors(net, spread), 20), net), tmp_path / "x.onnx")
+    session = ort.InferenceSession(tmp_path / "x.onnx")
+    np.testing.assert_allclose(session.run(None, {"images": spread})[0], expected, atol=1e-5)
+    assert net.act.inplace

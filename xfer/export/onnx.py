@@ -151,7 +151,7 @@ def _pictures(net: nn.Module, card: Card, file: str) -> Traced:
 
     whole = FromPixels(net, card.input, file, several=bool(card.task)).eval()
     # No side equals another or the recipe's: equal numbers could be taken for one.
-    example = torch.zeros((2, 3, 301, 433), dtype=torch.uint8)
+    example = torch.arange(2 * 3 * 301 * 433).view(2, 3, 301, 433).to(torch.uint8)
     sides = {2: torch.export.Dim("height", min=1), 3: torch.export.Dim("width", min=1)}
     free = {0: torch.export.Dim("batch", min=1), **sides}
     return Traced(whole, example, free, ("probabilities",))

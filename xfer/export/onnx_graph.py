@@ -11,8 +11,8 @@ import hashlib
 import inspect
 import io
 import sys
-from collections.abc import Callable
-from contextlib import redirect_stderr, redirect_stdout
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
 from functools import partial
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from xfer.core.protocols import Graphs
     from xfer.core.types import Plain
 
-_FORMAT = 1
+_FORMAT = 2
 _LIBRARIES = ("torch", "timm", "torchvision", "xfer")
 _DISTRIBUTIONS = (
     *("torch", "timm", "torchvision", "onnx", "onnxscript", "onnx-ir", "pillow", "xfer-vision"),
@@ -106,7 +106,8 @@ def trace(traced: Traced, opset: int) -> bytes:
     from onnxscript import ir
 
     # It prints its progress, and pages of advice; what goes wrong is in its exception.
-    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+    silent = (redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()))
+    with silent[0], silent[1], _out_of_place(traced):
         program: Any = torch.onnx.export(
             traced.net,
             (traced.example,),
@@ -129,6 +130,32 @@ def trace(traced: Traced, opset: int) -> bytes:
             kind, value.name = value.const_value.dtype, _WEIGHT + name
             value.const_value = ir.ExternalTensor(name, 0, 0, kind, shape=shape, name=value.name)
     return bytes(ir.to_proto(model).SerializeToString())
+
+
+@contextmanager
+def _out_of_place(traced: Traced) -> Iterator[None]:
+    """Within it, no activation writes over its input: a graph has no such thing, and to take one
+    apart costs the exporter as long again as the rest of a network with many (ReLU6 most of all).
+    One whose answers to the example depend on it, since a shortcut reads what was written over,
+    stays as it is."""
+    import torch
+
+    layers = [m for m in traced.net.modules() if getattr(m, "inplace", False) is True]
+
+    def answers(inplace: bool) -> list[torch.Tensor]:
+        for layer in layers:
+            layer.inplace = inplace  # type: ignore[assignment]
+        with torch.no_grad():
+            given = traced.net(traced.example.clone())
+        return [*given] if isinstance(given, tuple) else [given]
+
+    try:
+        if layers and not all(map(torch.equal, answers(True), answers(False))):
+            answers(True)
+        yield
+    finally:
+        for layer in layers:
+            layer.inplace = True  # type: ignore[assignment]
 
 
 def filled(graph: bytes, net: nn.Module) -> Any:
