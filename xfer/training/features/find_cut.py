@@ -76,6 +76,7 @@ class _Watch:
         self.could_draw: list[_Call] = []
         self.recent: deque[_Call] = deque(maxlen=_RECENT)
         self._start: Any = None
+        self._modules: list[nn.Module] = []
         self._computed, self._untouched = False, True
 
     def look(self, net: nn.Module, path: str, inputs: Sequence[Tensor]) -> None:
@@ -84,7 +85,12 @@ class _Watch:
         module = net.get_submodule(path)
         weighted = any(True for _ in module.parameters(recurse=False))
         if self._untouched:
-            versions = [tensor._version for tensor in (*net.parameters(), *net.buffers())]
+            # Not net.parameters(), which looks for names: this is done at every call of a module.
+            self._modules = self._modules or [*net.modules()]
+            held = (
+                t for m in self._modules for t in (*m._parameters.values(), *m._buffers.values())
+            )
+            versions = [tensor._version for tensor in held if tensor is not None]
             state = random_states(self.images.device), versions
             self._start = self._start or state
             self._untouched = state == self._start
