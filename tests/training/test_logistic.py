@@ -156,6 +156,19 @@ def test_the_path_goes_on_while_the_weakest_penalty_is_the_best() -> None:
     assert path[-1].l2 < logistic.STRENGTHS[-1]
 
 
+def test_a_path_takes_far_fewer_steps_than_from_each_solution_to_the_next() -> None:
+    given = rows(*blobs(120, 60, 4, apart=4.0))
+    path, problem = logistic.solve(given).path, logistic.Problem(given)
+    theirs, starts = 0, dict.fromkeys([*range(5), None])
+    for strength in path:
+        for fold, start in starts.items():
+            starts[fold], steps = problem.minimum(strength.l2, fold, start)
+            theirs += steps
+    assert len(path) > 8
+    assert sum(strength.steps for strength in path) < 0.75 * theirs
+    assert np.allclose(problem.head(starts[None])[0], path[-1].weight, atol=1e-3)
+
+
 def test_blocks_from_disk_in_single_precision_come_to_the_same(tmp_path, monkeypatch) -> None:
     features, labels = blobs(300, 20, 3)
     whole = logistic.solve(rows(features, labels), (0.1, 0.01))
