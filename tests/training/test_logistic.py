@@ -158,15 +158,15 @@ def test_the_path_goes_on_while_the_weakest_penalty_is_the_best() -> None:
 
 def test_a_path_takes_far_fewer_steps_than_from_each_solution_to_the_next() -> None:
     given = rows(*blobs(120, 60, 4, apart=4.0))
-    path, problem = logistic.solve(given).path, logistic.Problem(given)
+    path, problem = logistic.solve(given).path[:11], logistic.Problem(given)
     theirs, starts = 0, dict.fromkeys([*range(5), None])
     for strength in path:
         for fold, start in starts.items():
             starts[fold], steps = problem.minimum(strength.l2, fold, start)
             theirs += steps
-    assert len(path) > 8
+        assert np.allclose(problem.head(starts[None])[0], strength.weight, atol=1e-3)
+    assert path[-1].l2 < 0.002
     assert sum(strength.steps for strength in path) < 0.75 * theirs
-    assert np.allclose(problem.head(starts[None])[0], path[-1].weight, atol=1e-3)
 
 
 def test_blocks_from_disk_in_single_precision_come_to_the_same(tmp_path, monkeypatch) -> None:
