@@ -74,7 +74,12 @@ def traced_graphs() -> Iterator[dict[str, bytes]]:
 def look_through_once() -> None:
     """Collect garbage, and have no later look for it go through what is left."""
     gc.collect()
-    gc.freeze()
+    if "torch" in sys.modules:
+        from xfer.core import memory
+
+        memory.set_aside()
+    else:
+        gc.freeze()
     _known_modules[0] = len(sys.modules)
 
 

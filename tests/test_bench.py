@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+import warm
 
 BENCH = Path(__file__).parents[1] / "bench"
 SCRIPTS = [p.name for p in sorted(BENCH.glob("*.py")) if "ArgumentParser" in p.read_text("utf-8")]
 # All in one process: what they import takes seconds, and is the same.
 ALL = """
 import contextlib, io, json, os, runpy, sys
+os.chdir(sys.argv[1])
 sys.path.insert(0, ".")
 said = {}
-for name in json.loads(sys.argv[1]):
+for name in json.loads(sys.argv[2]):
     sys.argv, printed = [name, "--help"], io.StringIO()
     try:
         with contextlib.redirect_stdout(printed):
@@ -31,10 +31,12 @@ print(json.dumps(said))
 
 
 @pytest.fixture(scope="module")
-def said() -> dict[str, str]:
-    typed = [sys.executable, "-W", "ignore", "-c", ALL, json.dumps(SCRIPTS)]
-    done = subprocess.run(typed, cwd=BENCH, capture_output=True, text=True, check=True)
-    return dict(json.loads(done.stdout.splitlines()[-1]))
+def said(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    place = tmp_path_factory.mktemp("bench")
+    run = warm.start(place, str(BENCH), json.dumps(SCRIPTS), script=ALL)
+    told, _ = run.communicate()
+    assert run.returncode == 0, told
+    return dict(json.loads(told.splitlines()[-1]))
 
 
 @pytest.mark.parametrize("name", SCRIPTS)

@@ -241,6 +241,16 @@ def test_interpolations_that_lead_nowhere_are_told(monkeypatch: pytest.MonkeyPat
     assert "Recursive interpolation" in message("optim.lr=${optim.lr}")
 
 
+def test_the_defaults_of_a_file_may_name_a_choice_in_an_interpolation(tmp_path: Path) -> None:
+    chosen = "defaults: [digits_sgd, '/more@_global_': '${experiment}_more']\n"
+    mine = f"# @package _global_\n{chosen}"
+    for file, text in (("experiment/mine", mine), ("more/mine_more", "seed: 7\n")):
+        path = tmp_path / f"{file}.yaml"
+        path.parent.mkdir()
+        path.write_text(text)
+    assert compose_specs(["experiment=mine"], [str(tmp_path)]).seed == 7
+
+
 def test_an_interpolation_in_an_override_works_and_the_command_keeps_it() -> None:
     specs = compose_specs([TASK, "optim.lr=${schedule.warmup_epochs}", "schedule.warmup_epochs=2"])
     assert specs.optim.lr == 2

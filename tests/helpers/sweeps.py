@@ -88,7 +88,8 @@ def sweep(cwd: Path, *typed: str) -> subprocess.CompletedProcess[str]:
 
 
 def quick_sweep(cwd: Path, *typed: str) -> subprocess.CompletedProcess[str]:
-    """The same where starting Python is not what a test is about: a third of the time."""
+    """The same, or a run whose folds are jobs, where starting Python is not what a test is about: a
+    third of the time."""
     with quickly_begun(cwd, *typed) as process:
         output, _ = process.communicate(timeout=500)
     return subprocess.CompletedProcess(typed, process.returncode, output)

@@ -18,6 +18,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 # Everything that a run imports.
@@ -30,9 +31,9 @@ IMPORTED = [
 COMMAND = "from xfer.__main__ import main\nmain()\n"
 
 
-def warm() -> None:
+def warm(modules: Sequence[str] = IMPORTED) -> None:
     """Import all that a run does, once for all of them."""
-    for module in IMPORTED:
+    for module in modules:
         importlib.import_module(module)
     import torch
 
@@ -41,12 +42,13 @@ def warm() -> None:
 
 
 class Server:
-    """The process whose forks the runs are, spoken to in lines of JSON."""
+    """The process whose forks the runs are, spoken to in lines of JSON. It has torch and
+    ``modules``."""
 
-    def __init__(self) -> None:
+    def __init__(self, *modules: str) -> None:
         ours, theirs = socket.socketpair()
         self._process = subprocess.Popen(
-            [sys.executable, __file__, str(theirs.fileno())],
+            [sys.executable, __file__, str(theirs.fileno()), *modules],
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
         )
@@ -68,7 +70,7 @@ class Server:
 
 @functools.cache
 def server() -> Server:
-    started = Server()
+    started = Server(*IMPORTED)
     atexit.register(started.close)
     return started
 
@@ -76,16 +78,16 @@ def server() -> Server:
 class Run:
     """A forked run, with as much of ``subprocess.Popen`` as the tests use."""
 
-    def __init__(self, **request: object) -> None:
-        self.output = Path(str(request["output"]))
-        found = server().ask(**request)
+    def __init__(self, server: Server, **request: object) -> None:
+        self.output, self._server = Path(str(request["output"])), server
+        found = server.ask(**request)
         assert found is not None
         self.pid = found
         self.returncode: int | None = None
 
     def poll(self) -> int | None:
         if self.returncode is None:
-            self.returncode = server().ask(poll=self.pid)
+            self.returncode = self._server.ask(poll=self.pid)
         return self.returncode
 
     def wait(self, timeout: float) -> int:
@@ -116,12 +118,15 @@ def start(
     *options: str,
     script: str = COMMAND,
     start_new_session: bool = False,
+    of: Server | None = None,
     **env: str,
 ) -> Run:
-    """A run of the digits in ``folder``, or ``script`` in its place, with these arguments."""
+    """A run of the digits in ``folder``, or ``script`` in its place, with these arguments; a fork
+    ``of`` that server, else of the one that all tests share."""
     # Beside the folder, not in it: what is there is compared.
     output = folder.with_name(f".{folder.name}.{next(outputs)}.output")
     return Run(
+        of or server(),
         output=str(output),
         folder=str(folder),
         argv=["xfer", *options],
@@ -178,10 +183,16 @@ def become(request: dict) -> None:
 
 
 if __name__ == "__main__":
-    warm()
+    warm(sys.argv[2:])
+    if sys.argv[2:] == IMPORTED:
+        from xfer.data.digits import pictures
+
+        pictures()
     # What was imported is no garbage, and pages that nobody writes to are shared.
     gc.collect()
-    gc.freeze()
+    from xfer.core import memory
+
+    memory.set_aside()
     with socket.socket(fileno=int(sys.argv[1])) as other, other.makefile("rw") as stream:
         found = serve(stream)
     if found is not None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import warm
+from sweeps import quick_sweep
 
 import xfer
 from xfer.core.errors import ConfigError, DataError, FoldError, ResumeError, XferError
@@ -42,10 +43,8 @@ def table(folder: Path, name: str) -> list[dict[str, str]]:
 @pytest.fixture(scope="module")
 def folded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("jobs")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(place)
-        patch.setenv("XFER_CACHE", str(place / "cache"))
-        xfer.run(None, [*OPTIONS, "run.dir=run"])
+    done = quick_sweep(place, *OPTIONS, "run.dir=run")
+    assert done.returncode == 0, done.stdout
     return place / "run"
 
 
@@ -88,14 +87,14 @@ def test_it_is_said_how_the_folds_were_run(folded: Path) -> None:
 
 
 def test_what_has_finished_is_not_run_again_and_what_is_missing_is(
-    folded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    folded: Path, tmp_path: Path
 ) -> None:
-    monkeypatch.chdir(tmp_path)
     begun = tmp_path / "begun"
     shutil.copytree(folded / "folds", begun / "folds")
     before = (begun / "folds" / "0" / "checkpoints" / "best.ckpt").stat().st_mtime_ns
     shutil.rmtree(begun / "folds" / "1")
-    xfer.run(None, [*OPTIONS, "run.dir=begun", "checkpoint.resume=auto"])
+    done = quick_sweep(tmp_path, *OPTIONS, "run.dir=begun", "checkpoint.resume=auto")
+    assert done.returncode == 0, done.stdout
     assert (begun / "folds" / "0" / "checkpoints" / "best.ckpt").stat().st_mtime_ns == before
     ours, theirs = ((r / "predictions_oof.csv").read_bytes() for r in (begun, folded))
     assert ours == theirs

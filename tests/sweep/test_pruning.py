@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import warm
+from ranks import FORKED
 
 import xfer
 from xfer.sweep import SweepSpec
@@ -108,7 +109,7 @@ main()
 
 def run(trials: Trials, *options: str, when: str = "") -> None:
     own = f"run.dir={trials.folder}"
-    script = KILLED.replace("WHEN", when)
+    script = (FORKED if "trainer.devices=2" in options else "") + KILLED.replace("WHEN", when)
     process = warm.start(trials.folder.parent, *TRAINED, *options, own, script=script)
     said, _ = process.communicate()
     assert process.returncode == (-9 if when else 0), said

@@ -248,7 +248,7 @@ def test_a_sweep_that_was_stopped_and_killed_ends_like_one_that_was_not(
     assert done.returncode == 0, done.stdout
     command = [*RANDOM, "sweep.n_trials=2", "checkpoint.resume=auto"]
     folders = lambda: list(tmp_path.glob("outputs/multirun/*/*"))  # noqa: E731
-    with begun(tmp_path, *command, SLOTS) as process:
+    with quickly_begun(tmp_path, *command, SLOTS) as process:
         jobs = lambda: [f / n for f in folders() for n in "01"[: int(SLOTS[-1])]]  # noqa: E731
         until(lambda: jobs() and all(at_work(job) for job in jobs()), process)
         everyone = family(process.pid)

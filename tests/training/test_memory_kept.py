@@ -88,6 +88,7 @@ def test_garbage_is_looked_for_among_what_a_fit_has_made(monkeypatch):
     seen = Watched()
     monkeypatch.setattr(memory, "gc", seen)
     monkeypatch.setattr(memory, "_used", False)
+    monkeypatch.setattr(memory, "_aside", False)
     for asked in (["freeze", "unfreeze"], ["collect", "freeze", "unfreeze"]):
         with pytest.raises(KeyError), memory.new_garbage_alone():
             assert seen.asked[-1] == "freeze"
@@ -98,6 +99,12 @@ def test_garbage_is_looked_for_among_what_a_fit_has_made(monkeypatch):
     with memory.new_garbage_alone():
         assert memory.gc.asked == []
     assert memory.gc.asked == []
+    # Who has set aside what there was is taken at its word.
+    monkeypatch.setattr(memory, "gc", Watched())
+    memory.set_aside()
+    with memory.new_garbage_alone():
+        assert memory.gc.asked == ["freeze"]
+    assert memory.gc.asked == ["freeze"]
 
 
 def test_when_a_fit_is_over_its_optimizer_is_gone(tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from ranks import by_variables, free_port, shape, torchrun
+from ranks import by_variables, free_port, shape, start_two, torchrun
 from runs import assert_same, finish, in_an_epoch, only_run, start, wait_for
 
 from xfer.config.hydra import compose_specs
@@ -43,8 +43,7 @@ def two_nodes(tmp_path_factory) -> Path:
 def alone(two_nodes: Path, tmp_path: Path) -> Path:
     """The same on two devices of one machine, with another cache."""
     (tmp_path / "run").mkdir()
-    words = ["trainer.devices=2", "trainer.accelerator=cpu", "data.batch_size=16", *CACHED]
-    finish(start(tmp_path / "run", *words, XFER_CACHE=str(tmp_path / "cache")))
+    finish(start_two(tmp_path / "run", *CACHED, XFER_CACHE=str(tmp_path / "cache")))
     return only_run(tmp_path / "run")
 
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 import warm
 from pictures import folders
-from ranks import by_variables_alone, shape
+from ranks import FORKED, by_variables_alone, shape
 from runs import assert_equal, assert_same, finish, only_run, rows, start
 
 from xfer.config.hydra import compose_specs
@@ -78,7 +78,8 @@ def test_two_ranks_solve_evaluate_and_predict_as_one_process(tmp_path: Path) -> 
     folders(tmp_path / "photos", PHOTOS)
     one = ran(tmp_path, "one", *ONE, *SOLVED, XFER_CACHE=str(tmp_path / "first"))
     typed, two = [*TWO, *SOLVED, "run.dir=two"], tmp_path / "two"
-    said = finish(warm.start(tmp_path, *typed, XFER_CACHE=str(tmp_path / "second")))
+    both = {"script": FORKED + warm.COMMAND, "XFER_CACHE": str(tmp_path / "second")}
+    said = finish(warm.start(tmp_path, *typed, **both))
     assert "the head is solved exactly, by rank 0 on features that all ranks compute" in said
     names = ["predictions.csv", "predictions_cv.csv", "predictions_val.csv"]
     assert same_tables(one, two) == names

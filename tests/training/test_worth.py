@@ -140,8 +140,9 @@ def test_what_is_measured_is_what_scikit_learn_measures() -> None:
     assert (taken == theirs).mean() >= 0.995
 
 
-def test_noise_is_answered_by_chance() -> None:
+def test_noise_is_answered_by_chance(monkeypatch: pytest.MonkeyPatch) -> None:
     """No image has a say in what it is answered by."""
+    monkeypatch.setattr(subsampling, "_SIZES", 3)
     x, labels = clouds(160, width=40, apart=0.0)
     drawn = subsampling.subsampled(x, labels, 2, seed=0)
     assert abs(drawn.by_repeat[-1].mean() - 0.5) < 0.12
@@ -171,6 +172,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
         patch.setenv("XFER_CACHE", str(place / "cache"))
+        patch.setattr(subsampling, "_REPEATS", (1, 4))
         run = xfer.run("digits_freeze", ["stages=[worth]", "data.digits=[6,9]"])
         return (place / run.folder).resolve()
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -16,6 +14,7 @@ from urllib.parse import unquote
 
 import pytest
 import torch
+import warm
 from conftest import Server
 from safetensors.torch import save
 
@@ -492,30 +491,42 @@ for given in ({}, {"path": "hf://me/mine/w"}, {"path": "hf://me/mine/other"}):
 """
 
 
-def alone(mode: str, hub: Repositories, root: Path) -> list[str]:
-    env = {"HF_ENDPOINT": hub.url, "HF_HUB_CACHE": str(root / "hf"), "HF_HOME": str(root / "home")}
+@pytest.fixture
+def libraries_of(hub, tmp_path, monkeypatch):
+    """A process that has imported the libraries, which read their settings then, and nothing else
+    yet."""
+    places = {"HF_ENDPOINT": hub.url, "HF_HUB_CACHE": str(tmp_path / "hf")}
     # torchvision's store is elsewhere; nobody answers at this proxy.
-    env |= {"TORCH_HOME": str(root / "torch"), "https_proxy": "http://127.0.0.1:1"}
-    env |= dict.fromkeys(("no_proxy", "NO_PROXY"), "127.0.0.1")
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, mode],
-        **{"capture_output": True, "text": True, "timeout": 120, "env": os.environ | env},
-    )
-    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
-    return done.stdout.splitlines()
+    places |= {"HF_HOME": str(tmp_path / "home"), "TORCH_HOME": str(tmp_path / "torch")}
+    places |= {"https_proxy": "http://127.0.0.1:1", "no_proxy": "127.0.0.1"}
+    for name, value in places.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    server = warm.Server("xfer.weights.source.hub", "timm", "torchvision.models", "huggingface_hub")
+    yield server
+    server.close()
 
 
-def test_local_files_only_opens_no_socket_and_else_the_endpoint_is_asked(hub, tmp_path):
+def alone(mode: str, root: Path, libraries: warm.Server) -> list[str]:
+    run = warm.start(root, mode, script=SCRIPT, of=libraries)
+    said, _ = run.communicate()
+    assert run.returncode == 0 and "Traceback" not in said, said
+    return said.splitlines()
+
+
+def test_local_files_only_opens_no_socket_and_else_the_endpoint_is_asked(
+    hub, tmp_path, libraries_of
+):
     hub.add(save(state(1)))
     hub.add(save({"a": torch.ones(1)}), repo="me/mine", name="w")
     timm, file = "timm:test_resnet.r160_in1k", f"hf://me/mine/w@{ONE}"
-    lines = alone("network", hub, tmp_path)
+    lines = alone("network", tmp_path, libraries_of)
     assert "a socket was opened" in lines, "or the proof below could not fail"
     lines = [line for line in lines if line != "a socket was opened"]
     assert [timm, file, file] == [lines[0], *lines[2:4]]
     assert "E411" in lines[1] and all("E457" in line for line in lines[4:])
     asked = len(hub.asked)
-    lines = alone("local", hub, tmp_path)
+    lines = alone("local", tmp_path, libraries_of)
     assert [timm, file, file] == [lines[0], *lines[2:4]] and len(lines) == 6
     assert all("E411" in lines[i] for i in (1, 4, 5)) and len(hub.asked) == asked
 

@@ -106,10 +106,12 @@ MISTAKES = {
 
 
 HEAVY = {"torch", "timm", "torchvision", "matplotlib", "sklearn"}
-# Each command in a fork of a process that has read what any of them reads, and no more.
+# Each command in a fork of a process that has composed a run, which all of them do, and no more.
 FORKS = """
 import json, os, sys
 import xfer.__main__, xfer.config.hydra
+
+xfer.config.hydra.compose_specs([])
 
 for folder, typed in json.load(sys.stdin):
     if os.fork():

@@ -6,9 +6,11 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import warm
 from PIL import Image
 from shipped import SHIPPED
 
@@ -16,63 +18,105 @@ FIT_ALONE = {"pytorch_lightning", "lightning_fabric", "torchmetrics"}
 COMPILER = {"torch._dynamo", "torch._inductor", "torch.distributed.fsdp", "sympy", "triton"}
 
 
-def imported(code: str, folder: Path) -> set[str]:
+PARTS = (
+    *("data.decode_cache", "evaluation.evaluate", "export", "export.onnx"),
+    *("training.features.extract", "training.features.find_cut", "training.features.feed"),
+    *("training.oom", "export.stage", "models.head.layers"),
+    *("training.distributed.rendezvous", "data.loader", "evaluation.metrics"),
+    *("models.network", "training.nan_guard", "plan.make", "evaluation.predict"),
+    *("core.run_status", "report.write", "weights.formats.checkpoint_format"),
+    *("training.distributed.group", "workflow"),
+)
+BACKBONES = [
+    ["backbone=squeezenet1_0"],
+    ["backbone=timm", "backbone.name=tf_efficientnet_lite0"],
+    ["backbone=torchvision", "backbone.name=efficientnet_b0"],
+    ["backbone=timm", "backbone.name=deit_tiny_patch16_224"],
+]
+PLANS = [[*backbone, "data=digits", "source=none", "stages=[]"] for backbone in BACKBONES]
+EVALUATED = [
+    *("data=digits_0_4", f"checkpoint.path={SHIPPED}", "run.dir=evaluated", "report.maps=1"),
+    *("stages=[evaluate,predict,export,report]", "export=safetensors"),
+    "predict.input=picture.png",
+]
+SOLVED = ["experiment=digits_freeze", "data.digits=[5,6]", "stages=[fit,evaluate]"]
+# What needs less comes first, since what one has imported the next ones have as well.
+DONE = {
+    "plans of several networks": f"for plan in {PLANS}: xfer.run(overrides=plan)",
+    "all that a fit on kept features is made of": f"import {', '.join(f'xfer.{p}' for p in PARTS)}",
+    "a head that is solved": f"xfer.run(overrides={[*SOLVED, 'run.dir=solved']})",
+    "a checkpoint that is evaluated and exported": f"xfer.run(overrides={EVALUATED})",
+}
+TOLD = """
+import json, sys, xfer
+for name, code in json.load(sys.stdin).items():
+    exec(compile(code, name, "exec"))
+    print(json.dumps([name, sorted(sys.modules)]))
+"""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("done")
+
+
+@pytest.fixture(scope="module")
+def behind(place: Path) -> dict[str, set[str]]:
+    """The modules that a process has in memory behind each of ``DONE``."""
+    Image.new("L", (8, 8), 90).save(place / "picture.png")
+    done = subprocess.run(
+        [sys.executable, "-c", TOLD],
+        cwd=place,
+        input=json.dumps(DONE),
+        env={**os.environ, "XFER_CACHE": str(place / "cache")},
+        **{"capture_output": True, "text": True, "timeout": 600},
+    )
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('["')]
+    return {name: set(modules) for name, modules in lines}
+
+
+@pytest.mark.parametrize("what", DONE)
+def test_lightning_is_for_a_fit_step_by_step_alone(
+    what: str, behind: dict[str, set[str]], place: Path
+) -> None:
+    assert behind[what] & FIT_ALONE == set()
+    assert "torch" in behind[what]
+    for run in ("solved", "evaluated"):
+        assert json.loads((place / run / "result.json").read_text())["scores"]
+
+
+def test_plans_import_no_compiler_and_nothing_that_draws_or_exports(
+    behind: dict[str, set[str]],
+) -> None:
+    found = behind["plans of several networks"]
+    assert "torchvision" in found
+    assert found & (COMPILER | {"matplotlib", "onnx", "onnxruntime"}) == set()
+
+
+@pytest.fixture(scope="module")
+def torch_alone() -> Iterator[warm.Server]:
+    """Torch, and what imports nothing of it."""
+    server = warm.Server("xfer.models.deferred_compiler")
+    yield server
+    server.close()
+
+
+def imported(code: str, folder: Path, of: warm.Server) -> set[str]:
     """The modules that a process has in memory behind ``code``."""
     told = "import json, sys; print(json.dumps(sorted(sys.modules)))"
-    command = [sys.executable, "-c", f"{code}\n{told}"]
-    env = {**os.environ, "XFER_CACHE": str(folder / "cache")}
-    done = subprocess.run(
-        command, cwd=folder, env=env, capture_output=True, text=True, check=True, timeout=600
-    )
-    return set(json.loads(done.stdout.splitlines()[-1]))
-
-
-def test_what_a_fit_on_kept_features_is_made_of_needs_no_lightning(tmp_path: Path) -> None:
-    parts = (
-        *("data.decode_cache", "evaluation.evaluate", "export", "export.onnx"),
-        *("training.features.extract", "training.features.find_cut", "training.features.feed"),
-        *("training.oom", "export.stage", "models.head.layers"),
-        *("training.distributed.rendezvous", "data.loader", "evaluation.metrics"),
-        *("models.network", "training.nan_guard", "plan.make", "evaluation.predict"),
-        *("core.run_status", "report.write", "weights.formats.checkpoint_format"),
-        *("training.distributed.group", "workflow"),
-    )
-    found = imported("import " + ", ".join(f"xfer.{part}" for part in parts), tmp_path)
-    assert found & FIT_ALONE == set()
-    assert "torch" in found
-
-
-def test_a_checkpoint_is_evaluated_and_exported_without_lightning(tmp_path: Path) -> None:
-    picture = tmp_path / "picture.png"
-    Image.new("L", (8, 8), 90).save(picture)
-    overrides = [
-        *("data=digits_0_4", f"checkpoint.path={SHIPPED}", "run.dir=out"),
-        *("stages=[evaluate,predict,export,report]", "export=safetensors"),
-        f"predict.input={picture}",
-    ]
-    code = f"import xfer; xfer.run(overrides={overrides})"
-    assert imported(code, tmp_path) & FIT_ALONE == set()
-    assert json.loads((tmp_path / "out" / "result.json").read_text())["scores"]
-
-
-def test_plans_import_neither_lightning_nor_a_compiler(tmp_path: Path) -> None:
-    backbones = [
-        ["backbone=squeezenet1_0"],
-        ["backbone=timm", "backbone.name=tf_efficientnet_lite0"],
-        ["backbone=torchvision", "backbone.name=efficientnet_b0"],
-        ["backbone=timm", "backbone.name=deit_tiny_patch16_224"],
-    ]
-    plans = [[*backbone, "data=digits", "source=none", "stages=[]"] for backbone in backbones]
-    code = f"import xfer\nfor plan in {plans}:\n    xfer.run(overrides=plan)"
-    found = imported(code, tmp_path)
-    assert "torchvision" in found
-    assert found & (FIT_ALONE | COMPILER | {"matplotlib", "onnx", "onnxruntime"}) == set()
+    run = warm.start(folder, script=f"{code}\n{told}", of=of)
+    said, _ = run.communicate()
+    assert run.returncode == 0, said
+    return set(json.loads(said.splitlines()[-1]))
 
 
 AHEAD = "import sys, torch\nfrom xfer.models.deferred_compiler import compiler_deferred\n"
 
 
-def test_a_compiler_that_was_put_off_is_the_real_one_when_it_is_used(tmp_path: Path) -> None:
+def test_a_compiler_that_was_put_off_is_the_real_one_when_it_is_used(
+    tmp_path: Path, torch_alone: warm.Server
+) -> None:
     code = (
         AHEAD
         + """
@@ -106,7 +150,7 @@ assert torch.equal(compiled(torch.ones(2)), torch.full((2,), 4.0))
 assert seen == [False, False]
 """
     )
-    assert "torch._dynamo.utils" in imported(code, tmp_path)
+    assert "torch._dynamo.utils" in imported(code, tmp_path, torch_alone)
 
 
 @pytest.mark.parametrize(
@@ -124,7 +168,7 @@ assert seen == [False, False]
     ],
 )
 def test_whatever_else_is_asked_of_the_compiler_is_answered_at_once(
-    asked: str, tmp_path: Path
+    asked: str, tmp_path: Path, torch_alone: warm.Server
 ) -> None:
     code = (
         AHEAD
@@ -138,10 +182,12 @@ with compiler_deferred():
     from torch._dynamo.utils import counters
 """
     )
-    assert "sympy" in imported(code, tmp_path)
+    assert "sympy" in imported(code, tmp_path, torch_alone)
 
 
-def test_shapes_behind_a_cut_need_no_compiler_and_leave_it_whole(tmp_path: Path) -> None:
+def test_shapes_behind_a_cut_need_no_compiler_and_leave_it_whole(
+    tmp_path: Path, torch_alone: warm.Server
+) -> None:
     shapes = """
 import sys, torch
 from torch.nn import functional as F
@@ -157,4 +203,4 @@ for f in (F.silu, F.gelu, F.hardtanh, lambda x: x.mean((2, 3)), lambda x: F.batc
     later = "import torch._dynamo; assert torch._dynamo.disable.__module__.startswith('torch._dyn')"
     asked = "assert torch.empty(2, device='meta').add(1).shape == (2,)"
     code = f"{shapes}{none}\n{later}\n{asked}"
-    assert "torch._dynamo.convert_frame" in imported(code, tmp_path)
+    assert "torch._dynamo.convert_frame" in imported(code, tmp_path, torch_alone)

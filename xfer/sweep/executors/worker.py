@@ -11,7 +11,6 @@ ignores it, since nobody else can say how its job ends.
 
 from __future__ import annotations
 
-import gc
 import importlib
 import json
 import os
@@ -55,7 +54,10 @@ def main(arguments: list[str]) -> None:
         import_at_ease()
         for module in _NEEDED:
             importlib.import_module(module)
-        gc.freeze()  # a job that looks for garbage would copy every page it shares with this one
+        from xfer.core import memory
+
+        # A job that looks for garbage would copy every page it shares with this one.
+        memory.set_aside()
     # A signal, as the end of a job sends one, is written here as well: one select waits for all.
     ended, wake = os.pipe()
     os.set_blocking(wake, False)
@@ -67,8 +69,8 @@ def main(arguments: list[str]) -> None:
         _answer(answers, f"began {child}\n")
         code = os.waitstatus_to_exitcode(_wait(child, ended))
         _answer(answers, f"ended {code if code >= 0 else 128 - code}\n")
-    # To take the libraries apart takes as long as to import them, and what gc.freeze holds makes
-    # some complain. Nothing here is left to be written.
+    # To take the libraries apart takes as long as to import them, and what was set aside makes some
+    # complain. Nothing here is left to be written.
     os._exit(0)
 
 
