@@ -314,7 +314,7 @@ def test_files_that_are_gone_leave_the_cache(tmp_path, own_cache):
     paths[0].unlink()
     hashes([write(tmp_path / "new.jpg", JPEG), *paths[1:]], tmp_path)
     (cache,) = (own_cache / "scan").iterdir()
-    assert b"00.jpg" not in cache.read_bytes() and b"01.jpg" in cache.read_bytes()
+    assert b"00.jpg" not in cache.read_bytes() and cache.read_bytes().count(b"01.jpg") == 1
 
 
 def test_a_broken_file_is_looked_at_again(tmp_path, monkeypatch):

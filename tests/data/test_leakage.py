@@ -123,6 +123,8 @@ def test_broken_files_are_skipped_with_a_count_when_asked(tmp_path):
     (remark,) = [line for line in found.remarks if line.startswith("skipped")]
     assert remark.startswith("skipped 3 broken files ('train/cat/00.jpg': the file is empty; ")
     assert all("00.jpg" not in name for name in found.splits["train"].names if "cat" in name)
+    for split in found.splits.values():
+        assert [path.relative_to(tmp_path).as_posix() for path in split.images.paths] == split.names
 
 
 def test_a_class_without_a_sound_image_is_an_error_even_when_skipping(tmp_path):

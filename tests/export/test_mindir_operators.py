@@ -114,6 +114,26 @@ WRITTEN: list[tuple[str, onnx.ModelProto, list[str]]] = [
     ("choice", model("Greater", np.float32(0.1), then="Cast"), ["Greater", "Cast"]),
     ("maximum", model("MaxPool", kernel_shape=[3, 3], pads=[1] * 4), ["PadV3", "MaxPool"]),
     ("mean", model("AveragePool", kernel_shape=[3, 3], pads=[1, 0, 1, 2]), ["Conv2D", "Mul"]),
+    (
+        "dilated",
+        model("MaxPool", kernel_shape=[3, 2], dilations=[2, 3], pads=[1, 0, 1, 1], strides=[2, 1]),
+        ["PadV3", "Gather", "Gather", "MaxPool"],
+    ),
+    ("steeper", model("Elu", alpha=2.0), "ReLU Minimum Elu Mul Mul Add".split()),
+    ("selu", model("Selu"), "ReLU Minimum Elu Mul Mul Add".split()),
+    ("celu", model("Celu", alpha=0.5), ["RealDiv", "Elu", "Mul"]),
+    ("arc", model("Atan"), ["Atan"]),
+    (
+        "shares",
+        model("LogSoftmax", axis=1),
+        ["ReduceMax", "Sub", "Exp", "ReduceSum", "Log", "Sub"],
+    ),
+    ("sums", model("CumSum", numbers(-1).reshape(())), ["Reshape", "MatMul", "Reshape"]),
+    (
+        "sums from the back",
+        model("CumSum", numbers(1).reshape(()), reverse=1, exclusive=1),
+        ["Transpose", "Reshape", "MatMul", "Reshape", "Transpose"],
+    ),
     ("norm", model("BatchNormalization", ONE, ONE, ONE, ONE**2), ["Mul", "Add"]),
     (
         "layer",
@@ -152,10 +172,10 @@ REFUSED = [
     (model("Slice", numbers(-1), numbers(FAR), numbers(0), numbers(-1)), "slices the batch"),
     (model("Gather", numbers(1)), "picks images of the batch"),
     (model("Cast", to=TensorProto.DOUBLE, then="Cast"), "hold float32, int32, int64 and bool"),
-    (model("Elu", alpha=2.0), "has the factor 2, but MindIR's Elu only 1"),
     (model("HardSigmoid"), "has slope 0.2 and offset 0.5"),
-    (model("MaxPool", kernel_shape=[3, 3], dilations=[2, 2]), "is a dilated pool"),
-    (model("Atan"), "xfer cannot write Atan as MindIR (operator Atan, 'one')"),
+    (model("AveragePool", kernel_shape=[3, 3], dilations=[2, 2]), "average over a dilated window"),
+    (model("CumSum", numbers(0).reshape(())), "sums images"),
+    (model("Tan"), "xfer cannot write Tan as MindIR (operator Tan, 'one')"),
 ]
 
 
@@ -229,6 +249,16 @@ LAYERS: dict[str, Layer] = {
     "norm without bias": nn.LayerNorm(10, bias=False),
     "softplus": nn.Softplus(),
     "elu": nn.ELU(),
+    "steeper elu": nn.ELU(1.5),
+    "selu": nn.SELU(),
+    "celu": nn.CELU(0.7),
+    "arc tangent": torch.atan,
+    "log-softmax": nn.LogSoftmax(1),
+    "running sums": lambda x: x.cumsum(2) + x.flip(1).cumsum(1),
+    "windows added up": lambda x: functional.fold(
+        x.reshape(-1, 12, 30), (12, 5), (2, 3), padding=(0, 1), stride=(2, 1)
+    ),
+    "dilated maximum": nn.MaxPool2d((3, 2), (2, 1), 1, (2, 3)),
     "mish": nn.Mish(),
     "functions": lambda x: x.exp().tanh() + (x.abs() + 1).log().sqrt() * x.sin() / (2 + x.cos()),
     "roundings": lambda x: x.floor() + 2 * x.ceil() + x.sign() * x.abs() ** 1.5,

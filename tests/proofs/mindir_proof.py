@@ -25,5 +25,5 @@ def main(model: str, images: str, out: str) -> None:
 
 
 if __name__ == "__main__":
-    for files in zip(sys.argv[1::3], sys.argv[2::3], sys.argv[3::3], strict=True):
-        main(*files)
+    for i in range(1, len(sys.argv), 3):  # the Python of MindSpore 2.0 has no strict zip
+        main(*sys.argv[i : i + 3])

@@ -53,8 +53,8 @@ def of_files(
     rows = ImageRows.of(listed)
     where = FilesBelow(root, rows.names) if places is None else by_position(rows, places)
     facts = examine(where, root)
-    sound: npt.NDArray[np.integer] = positions_but(len(rows), ())
-    if how.on_bad == "skip":
+    sound: npt.NDArray[np.integer] | None = None  # of a million images, all positions are many
+    if how.on_bad == "skip" and facts.problems:
         sound, skipped = _sound(rows, facts, root, several)
         rows, remarks = rows.take(sound), [*remarks, *skipped]
     elif broken := facts.broken:
@@ -62,11 +62,13 @@ def of_files(
     over, range_lines = decide(how.range, facts.deep, root)
 
     def images(positions: npt.NDArray[np.integer]) -> Files:
-        return facts.files(sound[positions], over, lasting(where))
+        at = positions if sound is None else sound[positions]
+        return facts.files(at, over, lasting(where))
 
     digests = facts.columns.digests
-    digests = digests if len(sound) == len(digests) else digests[sound]
-    looks = Picked(Made(len(facts), facts.columns.look), sound)
+    looks: Sequence[str] = Made(len(facts), facts.columns.look)
+    if sound is not None:
+        digests, looks = digests[sound], Picked(looks, sound)
     said = [] if several else map(printable, _remarks(rows))
     lines = [*remarks, *range_lines, *group_lines(rows, how), *said]
     dataset = _dataset(rows, digests, looks, images, how, root, lines)
@@ -111,8 +113,7 @@ def _sound(
         what = f"{lost}; the first broken one is {bad[0]}"
         raise DataError(root, what, "replace the broken files", 19)
     files = "file" if len(bad) == 1 else "files"
-    remark = [f"skipped {len(bad)} broken {files} ({first_few(bad)})"] if bad else []
-    return sound, list(map(printable, remark))
+    return sound, [printable(f"skipped {len(bad)} broken {files} ({first_few(bad)})")]
 
 
 def _dataset(

@@ -90,9 +90,8 @@ class ImageRows(Sequence[ImageRow]):
     @property
     def pairs(self) -> set[tuple[str, str]]:
         """Every (split, class) that there is an image of."""
-        codes = np.unique(self.splits.astype(np.int64) * len(self.kinds) + self.labels)
-        pairs = (divmod(code, len(self.kinds)) for code in codes.tolist())
-        return {(_SPLITS[split], self.kinds[label]) for split, label in pairs}
+        codes = enumerate(_SPLITS)
+        return {(name, kind) for i, name in codes for kind in self.counts(self.splits == i)}
 
     def in_split(self, *splits: str) -> npt.NDArray[np.bool_]:
         """Which rows are in one of ``splits``, (n,)."""

@@ -112,6 +112,7 @@ class Known:
         except (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile):
             # A cache that cannot be read is made again.
             self.columns = ScanColumns.empty(np.empty(0, np.uint64))
+        self._others = np.ones(len(self.columns), bool)  # the rows that nobody has asked for
 
     def of(self, keys: Column) -> tuple[ScanColumns, npt.NDArray[np.int32]]:
         """The columns of images with these keys, and the positions of those that are not known."""
@@ -124,6 +125,7 @@ class Known:
             at = _places(known.keys, order, keys[part])
             here = np.flatnonzero(at >= 0)
             hit[part][here] = True
+            self._others[at[here]] = False
             for name in list(_FORMS)[1:]:
                 getattr(columns, name)[part][here] = getattr(known, name)[at[here]]
             if known.deep:
@@ -139,13 +141,12 @@ class Known:
         is_there: Callable[[str], bool],
     ) -> None:
         """Write the rows of ``columns`` at the positions ``good``, which are called ``names``, and
-        those of other images that are still there. A folder that cannot be written costs the next
-        run its scan, nothing else."""
+        those of images that :meth:`of` was not asked for and that are still there. A folder that
+        cannot be written costs the next run its scan, nothing else."""
         known = self.columns
-        # By sorting: by a table, numpy 2.0 overflows on numbers of 64 bits.
-        others = np.flatnonzero(~np.isin(known.keys, columns.keys, kind="sort"))
         left: list[int] = []
         with contextlib.suppress(OSError, EOFError, zipfile.BadZipFile):
+            others = np.flatnonzero(self._others)
             left += [i for i, name in self._names(others) if is_there(name)]
         rest = np.array(left, np.int64)
         deep = [[i, *columns.deep[at]] for i, at in _deep(good, columns)]

@@ -67,7 +67,6 @@ def _check_shards(plan: Plan) -> None:
     optimizer, features = plan.momenta is not None, plan.specs.features.use == "require"
     reasons = (
         (trainer.ranks == 1, "one device has nobody to divide with", "trainer.devices=2"),
-        (len(plan.phases) > 1, "freeze has several phases", "freeze=head_only or freeze=none"),
         (bool(plan.layout.adapters), "freeze trains adapters", "freeze=head_only or freeze=none"),
         (trainer.averages > 0, "weights are averaged", "trainer.ema_decay=0"),
         (trainer.compile, "the network is compiled", "trainer.compile=false"),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from xfer.export.mindir.graph import Graph, refuse, settings
-from xfer.export.mindir.picking import constant, padded, reshaped
+from xfer.export.mindir.picking import constant, padded, picked, reshaped
 
 if TYPE_CHECKING:
     import onnx
@@ -30,12 +30,30 @@ def folded(graph: Graph, node: onnx.NodeProto, primitive: str) -> None:
     graph.refs[node.output[0]] = done
 
 
-def elu(graph: Graph, node: onnx.NodeProto) -> None:
-    """MindIR's Elu has the factor 1 alone."""
-    slope = settings(node).get("alpha", 1.0)
-    if slope != 1:
-        raise refuse(node, f"has the factor {slope:g}, but MindIR's Elu only 1")
-    graph.emit(node, "Elu", [graph.ref(node.input[0])], alpha=1.0)
+def elu(graph: Graph, node: onnx.NodeProto, alpha: float = 1.0, gamma: float = 1.0) -> None:
+    """MindIR's Elu has the factor 1 alone; of another one it is what is below zero."""
+    given = settings(node)
+    alpha, gamma = given.get("alpha", alpha), given.get("gamma", gamma)
+    x, dims = graph.ref(node.input[0]), graph.shapes[node.input[0]]
+    if (alpha, gamma) == (1, 1):
+        graph.emit(node, "Elu", [x], alpha=1.0)
+        return
+    above = graph.file.operator("ReLU", [x], dims)
+    below = graph.file.operator("Minimum", [x, graph.number(0)], dims)
+    below = graph.file.operator("Elu", [below], dims, alpha=1.0)
+    parts = [
+        graph.file.operator("Mul", [part, graph.number(factor)], dims)
+        for part, factor in ((above, gamma), (below, gamma * alpha))
+    ]
+    graph.emit(node, "Add", parts)
+
+
+def celu(graph: Graph, node: onnx.NodeProto) -> None:
+    """``alpha`` times the Elu of an ``alpha``-th."""
+    alpha, dims = graph.number(settings(node).get("alpha", 1.0)), graph.shapes[node.input[0]]
+    part = graph.file.operator("RealDiv", [graph.ref(node.input[0]), alpha], dims)
+    part = graph.file.operator("Elu", [part], dims, alpha=1.0)
+    graph.emit(node, "Mul", [part, alpha])
 
 
 def leaky_relu(graph: Graph, node: onnx.NodeProto) -> None:
@@ -175,19 +193,29 @@ def batch_norm(graph: Graph, node: onnx.NodeProto) -> None:
 
 
 def max_pool(graph: Graph, node: onnx.NodeProto) -> None:
-    """MindIR's pool has no explicit padding: minus infinity comes before it."""
+    """MindIR's pool has no explicit padding, before which minus infinity comes, and no dilation:
+    the places of its windows are put side by side."""
     given = settings(node)
     _explicit(node, given)
-    if set(given.get("dilations", (1,))) != {1}:
-        raise refuse(node, "is a dilated pool")
-    x = graph.ref(node.input[0])
+    x, dims = graph.ref(node.input[0]), graph.shapes[node.input[0]]
     begin, end = _borders(graph, node, given)
     if any(begin + end):
         borders = [[0, 0], [0, 0], *map(list, zip(begin, end, strict=True))]
-        x = padded(graph, x, graph.shapes[node.input[0]], borders, -np.inf)
-    window = {"kernel_size": (1, 1, *given["kernel_shape"])}
-    window["strides"] = (1, 1, *given.get("strides", (1, 1)))
-    graph.emit(node, "MaxPool", [x], **window, pad_mode="VALID", **_LAYOUT)
+        x = padded(graph, x, dims, borders, -np.inf)
+        dims = tuple(size + sum(pair) for size, pair in zip(dims, borders, strict=True))
+    window, strides = tuple(given["kernel_shape"]), tuple(given.get("strides", (1, 1)))
+    dilations = given.get("dilations", (1, 1))
+    if set(dilations) != {1}:
+        for axis, (size, stride, dilation) in enumerate(
+            zip(window, strides, dilations, strict=True), start=2
+        ):
+            first = np.arange(graph.shapes[node.output[0]][axis]) * stride
+            places = (first[:, None] + np.arange(size) * dilation).reshape(-1)
+            x = picked(graph, node, x, dims, axis, places)
+            dims = (*dims[:axis], len(places), *dims[axis + 1 :])
+        strides = window
+    sides = {"kernel_size": (1, 1, *window), "strides": (1, 1, *strides)}
+    graph.emit(node, "MaxPool", [x], **sides, pad_mode="VALID", **_LAYOUT)
 
 
 def average_pool(graph: Graph, node: onnx.NodeProto) -> None:
@@ -196,6 +224,8 @@ def average_pool(graph: Graph, node: onnx.NodeProto) -> None:
     divided by fewer."""
     given = settings(node)
     _explicit(node, given)
+    if set(given.get("dilations", (1,))) != {1}:
+        raise refuse(node, "is an average over a dilated window")
     begin, end = _borders(graph, node, given)
     channels, window = graph.shapes[node.input[0]][1], tuple(given["kernel_shape"])
     weight = np.full((channels, 1, *window), 1 / np.prod(window), np.float32)
@@ -229,6 +259,8 @@ def _borders(
     window = given["kernel_shape"]
     if len(window) != 2:
         raise refuse(node, f"is a pool over {len(window)} axes, but MindIR's is over 2")
+    dilations = given.get("dilations", (1, 1))
+    window = [(k - 1) * dilation + 1 for k, dilation in zip(window, dilations, strict=True)]
     begin = tuple(given.get("pads", (0, 0, 0, 0))[:2])
     sizes, outputs = graph.shapes[node.input[0]][2:], graph.shapes[node.output[0]][2:]
     strides = given.get("strides", (1, 1))

@@ -78,7 +78,7 @@ def gather(graph: Graph, node: onnx.NodeProto) -> None:
     if dims[axis] == -1:
         raise refuse(node, "picks images of the batch")
     x = graph.ref(node.input[0])
-    graph.refs[node.output[0]] = _picked(graph, node, x, dims, axis, places % dims[axis])
+    graph.refs[node.output[0]] = picked(graph, node, x, dims, axis, places % dims[axis])
 
 
 def gather_nd(graph: Graph, node: onnx.NodeProto) -> None:
@@ -93,7 +93,7 @@ def gather_nd(graph: Graph, node: onnx.NodeProto) -> None:
     x, joined = graph.ref(node.input[0]), (prod(sides), *dims[count:])
     if count > 1:
         x = reshaped(graph, node, x, joined)
-    graph.refs[node.output[0]] = _picked(graph, node, x, joined, 0, np.asarray(flat))
+    graph.refs[node.output[0]] = picked(graph, node, x, joined, 0, np.asarray(flat))
 
 
 def _of_each_image(graph: Graph, node: onnx.NodeProto, dims: Dims) -> None:
@@ -107,7 +107,7 @@ def _of_each_image(graph: Graph, node: onnx.NodeProto, dims: Dims) -> None:
         raise refuse(node, "takes something other than the same constant places of each image")
     x = reshaped(graph, node, graph.ref(data), (-1, size))
     if not np.array_equal(first, np.arange(size)):
-        x = _picked(graph, node, x, (-1, size), 1, first)
+        x = picked(graph, node, x, (-1, size), 1, first)
     graph.refs[node.output[0]] = reshaped(graph, node, x, out)
 
 
@@ -192,7 +192,7 @@ def pad(graph: Graph, node: onnx.NodeProto) -> None:
         return
     for axis, pair in borders.items():
         places = np.pad(np.arange(dims[axis]), pair, mode=mode)
-        x = _picked(graph, node, x, dims, axis, places)
+        x = picked(graph, node, x, dims, axis, places)
         dims = (*dims[:axis], len(places), *dims[axis + 1 :])
     graph.refs[node.output[0]] = x
 
@@ -226,7 +226,7 @@ def resize(graph: Graph, node: onnx.NodeProto) -> None:
         mixture = _mixture(node, dims[axis], size, scale)
         one = mixture.argmax(1)
         if np.array_equal(mixture, np.eye(dims[axis])[one]):
-            x = _picked(graph, node, x, dims, axis, one)
+            x = picked(graph, node, x, dims, axis, one)
         else:
             x = _mixed(graph, node, x, dims, axis, mixture)
         dims = (*dims[:axis], size, *dims[axis + 1 :])
@@ -271,6 +271,46 @@ def _mixture(node: onnx.NodeProto, size: int, out: int, scale: float | None) -> 
     each = np.eye(size, dtype=np.float32).reshape(size, 1, size, 1)
     (mixed,) = session.run(["y"], {"x": each})
     return np.asarray(mixed[:, 0, :, 0]).T
+
+
+def cum_sum(graph: Graph, node: onnx.NodeProto) -> None:
+    """A product with a triangle of ones."""
+    given, dims = settings(node), graph.shapes[node.input[0]]
+    axis = int(constant(graph, node, node.input[1]).reshape(())) % len(dims)
+    if dims[axis] == -1 or graph.kinds[node.output[0]] != np.float32:
+        raise refuse(node, "sums images, or numbers that are not float32")
+    mixture = np.tri(dims[axis], k=-given.get("exclusive", 0), dtype=np.float32)
+    if given.get("reverse", 0):
+        mixture = mixture[::-1, ::-1]
+    x = graph.ref(node.input[0])
+    graph.refs[node.output[0]] = _mixed(graph, node, x, dims, axis, mixture)
+
+
+def col2im(graph: Graph, node: onnx.NodeProto) -> None:
+    """Windows added up where they lie: along each axis a product with a matrix that says where."""
+    given, out = settings(node), graph.shapes[node.output[0]]
+    sides, window = (constant(graph, node, name).tolist() for name in node.input[1:])
+    if len(window) != 2 or out[0] != -1:
+        raise refuse(node, f"adds windows over {len(window)} axes, but xfer over 2")
+    strides, dilations = (given.get(name, (1, 1)) for name in ("strides", "dilations"))
+    pads = given.get("pads", (0, 0, 0, 0))
+    mixtures = []
+    for axis, (size, k) in enumerate(zip(sides, window, strict=True)):
+        reach = size + pads[axis] + pads[2 + axis] - (k - 1) * dilations[axis]
+        first = np.arange(0, reach, strides[axis])
+        places = np.arange(k)[:, None] * dilations[axis] + first - pads[axis]
+        mixtures.append((np.arange(size)[:, None, None] == places).astype(np.float32))
+    (_, *high), (_, *wide) = (each.shape for each in mixtures)
+    dims: Dims = (-1, high[0], wide[0], high[1], wide[1])
+    x = reshaped(graph, node, graph.ref(node.input[0]), dims)
+    moved = (-1, high[0], high[1], wide[0], wide[1])
+    x = graph.file.operator("Transpose", [x, graph.file.constant((0, 1, 3, 2, 4))], moved)
+    dims = (-1, prod(high), prod(wide))
+    x = reshaped(graph, node, x, dims)
+    for axis, mixture in ((2, mixtures[1]), (1, mixtures[0])):
+        x = _mixed(graph, node, x, dims, axis, mixture.reshape(len(mixture), -1))
+        dims = (-1, dims[1], len(mixture)) if axis == 2 else (-1, len(mixture), dims[2])
+    graph.refs[node.output[0]] = reshaped(graph, node, x, out)
 
 
 def _mixed(
@@ -330,9 +370,7 @@ def _sliced(graph: Graph, name: str, spans: dict[int, tuple[int, int]]) -> str:
     )
 
 
-def _picked(
-    graph: Graph, node: onnx.NodeProto, x: str, dims: Dims, axis: int, places: Array
-) -> str:
+def picked(graph: Graph, node: onnx.NodeProto, x: str, dims: Dims, axis: int, places: Array) -> str:
     """``places`` of ``axis``, which becomes as many axes as they have."""
     out = (*dims[:axis], *places.shape, *dims[axis + 1 :])
     indices = graph.changed(f"{node.output[0]}.places", places.astype(np.int32))

@@ -134,6 +134,7 @@ def _layer_norm(inputs: list[Tensor], given: Plain) -> tuple[Tensor]:
 
 _UNARY: dict[str, Callable[[Tensor], Tensor]] = {
     "Abs": torch.abs,
+    "Atan": torch.atan,
     "Ceil": torch.ceil,
     "Cos": torch.cos,
     "Elu": functional.elu,

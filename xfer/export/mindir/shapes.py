@@ -202,3 +202,16 @@ def softmax(graph: Graph, node: onnx.NodeProto) -> None:
     """Over one axis."""
     axis = settings(node).get("axis", -1) % len(graph.shapes[node.output[0]])
     graph.emit(node, "Softmax", [graph.ref(node.input[0])], axis=(axis,))
+
+
+def log_softmax(graph: Graph, node: onnx.NodeProto) -> None:
+    """What is left of the largest and of the logarithm of the sum of what is left."""
+    dims = graph.shapes[node.output[0]]
+    axis = settings(node).get("axis", -1) % len(dims)
+    narrow, axes = (*dims[:axis], 1, *dims[axis + 1 :]), graph.file.constant((axis,))
+    x = graph.ref(node.input[0])
+    most = graph.file.operator("ReduceMax", [x, axes], narrow, keep_dims=True)
+    left = graph.file.operator("Sub", [x, most], dims)
+    raised = graph.file.operator("Exp", [left], dims)
+    total = graph.file.operator("ReduceSum", [raised, axes], narrow, keep_dims=True)
+    graph.emit(node, "Sub", [left, graph.file.operator("Log", [total], narrow)])

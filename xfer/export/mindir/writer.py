@@ -26,10 +26,12 @@ if TYPE_CHECKING:
 _OPSET = 20
 _LARGEST = (1 << 31) - 1  # protobuf reads no longer message
 
+_SELU = 1.6732632423543772, 1.0507009873554805
+"""The factors of ONNX's Selu, those of Klambauer et al., 2017."""
 _ALIKE = {
-    **{name: name for name in ("Abs", "Add", "Ceil", "Cos", "Erf", "Exp", "Floor", "Log", "Mish")},
-    **{name: name for name in ("Equal", "Greater", "Less", "Mul", "Neg", "Pow", "Sigmoid", "Sign")},
-    **{name: name for name in ("Reciprocal", "Sin", "Softplus", "Sqrt", "Sub", "Tanh")},
+    **{name: name for name in ("Abs", "Add", "Atan", "Ceil", "Cos", "Erf", "Exp", "Floor", "Log")},
+    **{name: name for name in ("Equal", "Greater", "Less", "Mish", "Mul", "Neg", "Pow", "Sigmoid")},
+    **{name: name for name in ("Reciprocal", "Sign", "Sin", "Softplus", "Sqrt", "Sub", "Tanh")},
     **{"And": "LogicalAnd", "Div": "RealDiv", "GreaterOrEqual": "GreaterEqual"},
     **{"HardSwish": "HSwish", "LessOrEqual": "LessEqual", "Not": "LogicalNot"},
     **{"Or": "LogicalOr", "Relu": "ReLU"},
@@ -40,9 +42,12 @@ _OPERATORS: dict[str, Callable[[Graph, onnx.NodeProto], None]] = {
     "AveragePool": lowering.average_pool,
     "BatchNormalization": lowering.batch_norm,
     "Cast": lowering.cast,
+    "Celu": lowering.celu,
     "Clip": lowering.clip,
+    "Col2Im": picking.col2im,
     "Concat": shapes.concat,
     "Conv": lowering.conv,
+    "CumSum": picking.cum_sum,
     "Einsum": shapes.einsum,
     "Elu": lowering.elu,
     "Expand": picking.expand,
@@ -57,6 +62,7 @@ _OPERATORS: dict[str, Callable[[Graph, onnx.NodeProto], None]] = {
     "InstanceNormalization": shapes.instance_norm,
     "LayerNormalization": shapes.layer_norm,
     "LeakyRelu": lowering.leaky_relu,
+    "LogSoftmax": shapes.log_softmax,
     "MatMul": shapes.matmul,
     "Max": partial(lowering.folded, primitive="Maximum"),
     "MaxPool": lowering.max_pool,
@@ -72,6 +78,7 @@ _OPERATORS: dict[str, Callable[[Graph, onnx.NodeProto], None]] = {
     "ReduceSumSquare": partial(shapes.reduce, primitive="ReduceSum", before="Square"),
     "Reshape": shapes.reshape,
     "Resize": picking.resize,
+    "Selu": partial(lowering.elu, alpha=_SELU[0], gamma=_SELU[1]),
     "Slice": picking.cut,
     "Softmax": shapes.softmax,
     "Split": picking.split,
