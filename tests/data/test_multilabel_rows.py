@@ -244,6 +244,29 @@ def test_labels_with_another_sign_between_them_are_taken_apart_as_the_error_says
         read(tmp_path / "tabs.csv", separator="tab")
 
 
+def test_a_column_a_class_beside_paths_of_another_name_is_read_as_the_error_says(
+    place: tuple[Path, Rows],
+) -> None:
+    path = labelled.write_columns(place[0] / "named.csv", place[1])
+    path.write_text(path.read_text().replace("path,", "Filenames,", 1))
+    with pytest.raises(DataError, match=r"E313: .*no single column 'path'") as refused:
+        read(path)
+    assert "call the one of the paths 'path'; if one column" in refused.value.fix
+    path.write_text(path.read_text().replace("Filenames,", "path,", 1))
+    assert read(path).classes == tuple(labelled.LABELS)
+
+
+def test_a_sign_in_few_labels_is_a_remark_where_it_divides_them_into_labels(tmp_path: Path) -> None:
+    kinds = [["even"], ["prime"], ["round"], ["even", "round"]]
+    rows = [(name, kinds[i % 4]) for i, (name, _) in enumerate(labelled.digits(tmp_path, 24))]
+    said = read(labelled.write_cells(tmp_path / "few.csv", rows, ",")).remarks
+    assert any("6 of 24 images have a label such as 'even,round'" in line for line in said)
+    kinds[3] = ["black, white"]
+    rows = [(name, kinds[i % 4]) for i, (name, _) in enumerate(rows)]
+    said = read(labelled.write_cells(tmp_path / "name.csv", rows, ",")).remarks
+    assert not any("which is one class" in line for line in said)
+
+
 @pytest.mark.parametrize("sign", [";", "/", "+", ","])
 def test_a_sign_in_most_labels_is_a_remark_and_what_it_says_reads_them(
     tmp_path: Path, sign: str

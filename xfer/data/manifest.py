@@ -109,11 +109,14 @@ class Manifest(Loading):
 
 
 def _unread_sign(images: Sequence[Labelled], signs: Iterable[str]) -> list[str]:
-    """A remark where most images have a label with one of ``signs`` in its name."""
+    """A remark where most images have a label with one of ``signs`` in its name, and where what
+    such signs divide are labels of other images."""
     named = [[*image.has, *image.unknown] for image in images if image.has or image.unknown]
+    labels = {name for names in named for name in names}
     for sign in signs:
         some = [name for names in named if (name := next((n for n in names if sign in n), ""))]
-        if 2 * len(some) > len(named):
+        parts = {part.strip() for name in some for part in name.split(sign)}
+        if 2 * len(some) > len(named) or (parts and parts <= labels):
             what = f"{len(some):,} of {len(named):,} images have a label such as '{some[0]}'"
             return [f"{what}, which is one class; {_as_labels(sign)}"]
     return []
@@ -239,7 +242,9 @@ def _refuse_unknown(where: str, header: list[str], group: str | None) -> None:
 def _typed(header: list[str]) -> str:
     """What to type, so that the columns of ``header`` are known: the likely ones, by name."""
     likely = [next((n for n in header if n.lower() in (key, *_ALIASES[key])), "") for key in _KEYS]
-    rest = [name for name in header if name and name not in likely]
+    # What an image is stands behind its path as a rule; a number of the row before both.
+    start = header.index(likely[0]) if likely[0] else 0
+    rest = [name for name in header[start:] + header[:start] if name and name not in likely]
     names = [name or (rest.pop(0) if rest else "") for name in likely[:2]] + likely[2:]
     twice = any(name and header.count(name) > 1 for name in names)
     if twice or not all(names[:2]) or any(set(name) & HARD for name in names):
@@ -363,7 +368,9 @@ def _label_keys(path: Path, header: list[str], how: Manifest) -> tuple[list[str]
     where = f"{path}:1"
     _refuse_one_column(where, header)
     if header.count("path") != 1:
-        raise DataError(where, "there is no single column 'path'", _typed(header), 13)
+        fix = "if each class has a column, with 1 and 0 in it, call the one of the paths 'path'"
+        fix = f"{fix}; if one column lists the labels, {_typed(header)}"
+        raise DataError(where, "there is no single column 'path'", fix, 13)
     _refuse_no_group(where, header, how.group)
     classes = [name for name in header if name not in ("path", "split", how.group)]
     odd = [name for i, name in enumerate(classes) if not name or name in classes[:i]]
