@@ -162,7 +162,7 @@ BAD: dict[str, tuple[str, str, str]] = {
     "twice": ("path,label\n0000.png,a|b|a\n0001.png,b\n", "E389", "names the label 'a' twice"),
     "twice as unknown": ("path,label\n0000.png,a|?a\n0001.png,b\n", "E389", "'a' twice"),
     "no label": ("path,label\n0000.png,\n0001.png,\n", "E389", "names no label at all"),
-    "the same image": (HEAD + OK + OK, "E316", "is listed in"),
+    "the same image": (HEAD + OK + OK, "E316", "; 2 more are listed again: 6; 7"),
     "a column twice": ("path,a,a\n0000.png,1,0\n", "E313", "'a' is there twice"),
     "no such file": (HEAD + OK.replace("0001", "nope"), "E317", "there is no file"),
     "another split": (HEAD + OK.replace("val", "vall"), "E315", "unknown split 'vall'"),
