@@ -122,7 +122,7 @@ def test_what_is_beyond_the_range_is_told(tmp_path, caplog):
     find([str(root)], (0, 2000))
     assert "cut off at 0 to 2000: 20 images" in caplog.text
     find([str(root)])  # a network that was trained on 8 bits
-    assert "reach only 4009: the pictures are dark" in caplog.text
+    assert "more than 8 bits reach only 4009 of 65535: the pictures are dark" in caplog.text
 
 
 def test_a_range_that_changes_nothing_is_told(tmp_path):

@@ -856,6 +856,11 @@ def test_a_list_with_other_columns_is_refused_with_advice_that_works(tmp_path):
         typed[key] = tuple(value[1:-1].split(",")) if value[0] == "[" else value
     assert typed == {"separator": "semicolon", "columns": ("Filename", "species")}
     assert Manifest(file, **typed).dataset(training=True).classes == ("a", "b")
+    # A number of the row before the path is not what the image shows.
+    lines = [f"7,{line.replace(';', ',')}" for line in lines]
+    (root / "list.csv").write_text("\n".join(["user.id,image,emotion,by", *lines]))
+    error = refuse(Manifest(file), "list.csv:1: ", number=313)
+    assert error.fix == "type data.columns=[image,emotion]"
 
 
 def test_a_column_of_splits_that_is_not_read_is_named(tmp_path):

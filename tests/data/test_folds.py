@@ -118,6 +118,14 @@ def test_folders_are_groups_across_classes_and_loose_images_stand_alone(tmp_path
     ]
 
 
+def test_the_folds_that_are_proposed_suit_every_class(tmp_path: Path) -> None:
+    root = str(folders(tmp_path, {"ant": 4, "cat": 3, "dog": 9}))
+    with pytest.raises(DataError, match=r"class 'cat' has 3 image\(s\)") as caught:
+        Folder(root, folds=5).dataset(training=True)
+    count = int(caught.value.fix.partition("data.folds=")[2].partition(",")[0])
+    assert Folder(root, folds=count).dataset(training=True).splits["train"].folds is not None
+
+
 def test_what_cannot_be_divided_is_refused_in_one_sentence(tmp_path: Path) -> None:
     few = folders(tmp_path / "few", {"cat": 4, "dog": 9})
     refuse(350, Folder(str(few), folds=5), r"class 'cat' has 4 image\(s\), fewer than the 5 folds")

@@ -162,7 +162,7 @@ BAD: dict[str, tuple[str, str, str]] = {
     "twice": ("path,label\n0000.png,a|b|a\n0001.png,b\n", "E389", "names the label 'a' twice"),
     "twice as unknown": ("path,label\n0000.png,a|?a\n0001.png,b\n", "E389", "'a' twice"),
     "no label": ("path,label\n0000.png,\n0001.png,\n", "E389", "names no label at all"),
-    "the same image": (HEAD + OK + OK, "E316", "is listed in"),
+    "the same image": (HEAD + OK + OK, "E316", "; 2 more are listed again: 6; 7"),
     "a column twice": ("path,a,a\n0000.png,1,0\n", "E313", "'a' is there twice"),
     "no such file": (HEAD + OK.replace("0001", "nope"), "E317", "there is no file"),
     "another split": (HEAD + OK.replace("val", "vall"), "E315", "unknown split 'vall'"),
@@ -242,6 +242,29 @@ def test_labels_with_another_sign_between_them_are_taken_apart_as_the_error_says
     (tmp_path / "tabs.csv").write_text("\n".join(map("\t".join, cells)))
     with pytest.raises(DataError, match=r"E386: .*Fix: add such images"):
         read(tmp_path / "tabs.csv", separator="tab")
+
+
+def test_a_column_a_class_beside_paths_of_another_name_is_read_as_the_error_says(
+    place: tuple[Path, Rows],
+) -> None:
+    path = labelled.write_columns(place[0] / "named.csv", place[1])
+    path.write_text(path.read_text().replace("path,", "Filenames,", 1))
+    with pytest.raises(DataError, match=r"E313: .*no single column 'path'") as refused:
+        read(path)
+    assert "call the one of the paths 'path'; if one column" in refused.value.fix
+    path.write_text(path.read_text().replace("Filenames,", "path,", 1))
+    assert read(path).classes == tuple(labelled.LABELS)
+
+
+def test_a_sign_in_few_labels_is_a_remark_where_it_divides_them_into_labels(tmp_path: Path) -> None:
+    kinds = [["even"], ["prime"], ["round"], ["even", "round"]]
+    rows = [(name, kinds[i % 4]) for i, (name, _) in enumerate(labelled.digits(tmp_path, 24))]
+    said = read(labelled.write_cells(tmp_path / "few.csv", rows, ",")).remarks
+    assert any("6 of 24 images have a label such as 'even,round'" in line for line in said)
+    kinds[3] = ["black, white"]
+    rows = [(name, kinds[i % 4]) for i, (name, _) in enumerate(rows)]
+    said = read(labelled.write_cells(tmp_path / "name.csv", rows, ",")).remarks
+    assert not any("which is one class" in line for line in said)
 
 
 @pytest.mark.parametrize("sign", [";", "/", "+", ","])

@@ -224,3 +224,13 @@ def test_thousands_of_classes_cost_what_occurs(tmp_path) -> None:
     assert [rows[20][f"top{k}"] for k in range(2, 6)] == [names[i] for i in order[1:5]]
     assert path.stat().st_size < 100_000
     assert "auroc" not in values(logits, labels) and "val_auroc" not in logged(count)
+
+
+@pytest.mark.parametrize(("right", "said"), [(0, True), (1, False)])
+def test_an_accuracy_that_the_largest_class_has_alone_says_so(right: int, said: bool) -> None:
+    labels = np.repeat([0, 1], [9, 3])
+    taken = np.where(np.arange(12) < 12 - right, 0, 1)
+    found = score(np.eye(2, dtype=np.float32)[taken], labels, ("no", "yes"), False)
+    assert ("; no better than 'no' for every image)" in found.in_words()) == said
+    alone = score(np.eye(2, dtype=np.float32)[taken], 0 * labels, ("no", "yes"), False)
+    assert "no better" not in alone.in_words()

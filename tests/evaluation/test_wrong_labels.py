@@ -7,7 +7,7 @@ import pytest
 
 from xfer.evaluation import leave_one_out as blocked
 from xfer.evaluation.leave_one_out import coordinates, leave_one_out
-from xfer.evaluation.wrong_labels import Judged, judge, margins
+from xfer.evaluation.wrong_labels import Judged, doubts, judge, margins
 
 
 def flipped(apart: float, rate: float, seed: int, classes: int = 3, count: int = 600):
@@ -45,6 +45,30 @@ def test_the_stated_rates_are_the_true_ones(apart: float, rate: float) -> None:
 def test_labels_without_a_mistake_are_hardly_accused() -> None:
     counts = [len(flipped(4.0, 0.0, seed)[0].accused) for seed in range(5)]
     assert np.mean(counts) < 3  # of 600
+
+
+def test_hard_images_among_few_are_no_evidence_and_flipped_labels_are() -> None:
+    """On 70 images of classes that overlap, lists without a flipped label, or nearly."""
+    doubted = 0
+    for seed in range(12):
+        judged, _, _ = flipped(2.0, 0.0, seed, count=70)
+        said = doubts(judged, np.arange(70) % 3, ("a", "b", "c"))
+        assert len(said) == (len(judged.accused) > 0 and not judged.shown)
+        doubted += judged.shown
+    assert doubted <= 2, "as chance has it once in twenty times"
+    assert all(flipped(4.0, 0.1, seed)[0].shown for seed in range(4))
+
+
+@pytest.mark.parametrize("rest", [30, 1])
+def test_an_image_alone_in_its_class_is_not_judged(rest: int) -> None:
+    draw = np.random.default_rng(1)
+    labels = np.repeat([0, 1, 2], [rest, rest, 1])
+    answers = np.eye(3)[labels] + 0.1 * draw.normal(size=(len(labels), 3))
+    answers[-1] = [1.0, 0.0, -1.0]  # nothing like its class
+    judged = judge(answers, labels)
+    assert judged.p_wrong[-1] == 0 and np.isfinite(judged.fdr).all() and not len(judged.accused)
+    (said,) = doubts(judged, labels, ("a", "b", "c"))
+    assert said.endswith("not judged: 'c'" if rest > 1 else "not judged: 'a', 'b', 'c'")
 
 
 def test_the_rate_of_a_list_is_the_mean_over_it() -> None:

@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 from unicodedata import normalize
 
+from xfer.core.errors import printable
+
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
@@ -272,13 +274,26 @@ class Score:
     def in_words(self) -> str:
         """The accuracy with what it is worth: ``0.9218 (165 of 179; 95 % interval ...)``."""
         low, high, right = *self.acc_ci95, round(self.acc * self.n)
-        return f"{self.acc:.4f} ({right} of {self.n}; 95 % interval {low:.4f} to {high:.4f})"
+        reach = f"95 % interval {low:.4f} to {high:.4f}{no_better(self.acc, self.per_class)}"
+        return f"{self.acc:.4f} ({right} of {self.n}; {reach})"
 
     def to_plain(self) -> Plain:
         """As JSON-like facts, as ``result.json`` holds them."""
         facts = asdict(self) | {"acc_ci95": list(self.acc_ci95)}
         others: Plain = facts.pop("others")
         return facts | others
+
+
+def no_better(acc: float, per_class: Mapping[str, Mapping[str, float]]) -> str:
+    """What is to be said of an accuracy that the name of the largest class for every image would
+    have as well; nothing of a larger one, and where the images are of one class. ``per_class`` has
+    the number of images ``n`` of each."""
+    counts = {name: row["n"] for name, row in per_class.items()}
+    most, n = max(counts.values(), default=0), sum(counts.values())
+    if acc * n >= most + 0.5 or most == n:
+        return ""
+    largest = printable(max(counts, key=lambda name: counts[name]))
+    return f"; no better than '{largest}' for every image"
 
 
 @dataclass(frozen=True)

@@ -149,5 +149,6 @@ def range_remarks(deep: Sequence[tuple[ImagePlace, Extent]], over: PixelRange | 
         lines.append(f"cut off at {ends}: {len(outside)} images, such as '{outside[0].name}'")
     most = max(e.high for _, e in deep)
     if over is None and most < 2**14:
-        lines.append(f"their pixels reach only {most:g}: the pictures are dark")
+        what = f"pixels of more than 8 bits reach only {most:g} of {high:g}"
+        lines.append(f"{what}: the pictures are dark, unless they are saved with 8 bits")
     return [printable(line) for line in lines]

@@ -144,11 +144,12 @@ def _check(
     several: bool,
 ) -> None:
     counts = np.bincount(labels, minlength=len(kinds))
-    for kind, n in zip(kinds, counts.tolist(), strict=True):
-        if n < count:
-            what = f"class '{kind}' has {n} image(s), fewer than the {count} folds"
-            fix = f"type data.folds={n}, or add images" if n >= 2 else "add images of that class"
-            raise DataError(where, what, fix, 50)
+    # The smallest class, so that what is typed is right for the others too.
+    if (n := int(counts.min())) < count:
+        kind = kinds[int(counts.argmin())]
+        what = f"class '{kind}' has {n} image(s), fewer than the {count} folds"
+        fix = f"type data.folds={n}, or add images" if n >= 2 else "add images of that class"
+        raise DataError(where, what, fix, 50)
     if groups is None:
         return
     names = np.asarray(groups)

@@ -20,7 +20,17 @@ from xfer.core.types import Dataset
 from xfer.data.dataset import of_files
 from xfer.data.folder import SYNONYMS
 from xfer.data.image import SUFFIXES
-from xfer.data.multilabel_rows import HARD, Labelled, as_group, in_cell, in_columns, in_json
+from xfer.data.leakage import first_few
+from xfer.data.multilabel_rows import (
+    HARD,
+    Labelled,
+    as_group,
+    as_labels,
+    in_cell,
+    in_columns,
+    in_json,
+    unread_sign,
+)
 from xfer.data.multilabel_split import ImageSource, labelled_dataset
 from xfer.data.options import SPLITS, ImageRow, Loading, place
 from xfer.data.split import divide, unread_split
@@ -86,13 +96,13 @@ class Manifest(Loading):
         in_cells = commas and not columns and path.suffix.lower() != ".json"
         others = [sign for sign in _IN_CELLS if in_cells and sign != self.between_labels]
         remarks += _suffix_lines((image.path, row.name) for row, image in listed)
-        source = ImageSource(path, root, columns, [*remarks, *_unread_sign(images, others)])
+        source = ImageSource(path, root, columns, [*remarks, *unread_sign(images, others)])
         try:
             return labelled_dataset(listed, self, source, training, known)
         except DataError as error:
             sign = next((sign for sign in others if sign in error.what), "")
             if sign and error.number in _OF_A_LABEL:
-                error.fix = f"{_as_labels(sign)}; else {error.fix}"
+                error.fix = f"{as_labels(sign)}; else {error.fix}"
             raise
 
     def dataset(self, training: bool) -> Dataset:
@@ -108,28 +118,13 @@ class Manifest(Loading):
         return of_files(divide(rows, self, path, training), root, self, remarks)
 
 
-def _unread_sign(images: Sequence[Labelled], signs: Iterable[str]) -> list[str]:
-    """A remark where most images have a label with one of ``signs`` in its name."""
-    named = [[*image.has, *image.unknown] for image in images if image.has or image.unknown]
-    for sign in signs:
-        some = [name for names in named if (name := next((n for n in names if sign in n), ""))]
-        if 2 * len(some) > len(named):
-            what = f"{len(some):,} of {len(named):,} images have a label such as '{some[0]}'"
-            return [f"{what}, which is one class; {_as_labels(sign)}"]
-    return []
-
-
-def _as_labels(sign: str) -> str:
-    return f"""if these are several labels, type 'data.separator="{sign}"'"""
-
-
 def _rows(path: Path, root: Path, how: Manifest) -> tuple[list[ImageRow], list[str]]:
     """The images that ``path`` lists, and what was decided about them where it says so."""
     lines = _lines(path, _SIGNS[how.separator])
     _, header = next(lines, (1, []))
     keys = _keys(path, header, how)
     grouped = header.index(how.group) if how.group else None
-    seen: dict[str, int] = {}
+    seen, twice = dict[str, int](), list[tuple[str, str]]()
     rows, decided, given = [], Counter[str](), list[str]()
     for line, cells in lines:
         where = f"{path}:{line}"
@@ -142,19 +137,28 @@ def _rows(path: Path, root: Path, how: Manifest) -> tuple[list[ImageRow], list[s
             row = row._replace(group=cells[grouped])
         name = row.name if row else facts["path"]
         if name in seen:
-            what = f"'{name}' is listed in line {seen[name]} too"
-            raise DataError(where, what, "remove one of the lines", 16)
+            twice.append((where, f"'{name}' is listed in line {seen[name]} too"))
         seen[name] = line
         decided[decision] += 1
         if row:
             rows.append(row)
             given.append(facts["path"])
+    _refuse_twice(path, twice)
     if not rows:
         raise DataError(path, "lists no image", "add a line for every image", 18)
     if "decision" not in keys:
         named = zip(given, (row.name for row in rows), strict=True)
         return rows, [*_suffix_lines(named), *unread_split(header, how.columns)]
     return rows, _of_decisions(path, decided)
+
+
+def _refuse_twice(path: Path, twice: Sequence[tuple[str, str]]) -> None:
+    """Raise DataError for images that are listed again: where, and what is said of each."""
+    if twice:
+        (where, what), *more = twice
+        lines = first_few(there.removeprefix(str(path)).strip(":[]") for there, _ in more)
+        what += f"; {len(more)} more are listed again: {lines}" if more else ""
+        raise DataError(where, what, "let each image be listed once", 16)
 
 
 def _of_decisions(path: Path, decided: Counter[str]) -> list[str]:
@@ -239,7 +243,9 @@ def _refuse_unknown(where: str, header: list[str], group: str | None) -> None:
 def _typed(header: list[str]) -> str:
     """What to type, so that the columns of ``header`` are known: the likely ones, by name."""
     likely = [next((n for n in header if n.lower() in (key, *_ALIASES[key])), "") for key in _KEYS]
-    rest = [name for name in header if name and name not in likely]
+    # What an image is stands behind its path as a rule; a number of the row before both.
+    start = header.index(likely[0]) if likely[0] else 0
+    rest = [name for name in header[start:] + header[:start] if name and name not in likely]
     names = [name or (rest.pop(0) if rest else "") for name in likely[:2]] + likely[2:]
     twice = any(name and header.count(name) > 1 for name in names)
     if twice or not all(names[:2]) or any(set(name) & HARD for name in names):
@@ -324,12 +330,12 @@ def label_list(path: Path, how: Manifest) -> tuple[list[Labelled], list[str], li
         images, columns, remarks = _in_lines(path, how)
     if how.group and (without := next((one for one in images if not one.group), None)):
         raise _no_group(without.where, how.group)
-    seen: dict[str, str] = {}
+    seen, twice = dict[str, str](), list[tuple[str, str]]()
     for image in images:
         if image.path in seen:
-            what = f"'{image.path}' is listed in {seen[image.path]} too"
-            raise DataError(image.where, what, "remove one of them", 16)
+            twice.append((image.where, f"'{image.path}' is listed in {seen[image.path]} too"))
         seen[image.path] = image.where
+    _refuse_twice(path, twice)
     if not images:
         raise DataError(path, "lists no image", "add a line for every image", 18)
     return images, columns, remarks
@@ -363,7 +369,9 @@ def _label_keys(path: Path, header: list[str], how: Manifest) -> tuple[list[str]
     where = f"{path}:1"
     _refuse_one_column(where, header)
     if header.count("path") != 1:
-        raise DataError(where, "there is no single column 'path'", _typed(header), 13)
+        fix = "if each class has a column, with 1 and 0 in it, call the one of the paths 'path'"
+        fix = f"{fix}; if one column lists the labels, {_typed(header)}"
+        raise DataError(where, "there is no single column 'path'", fix, 13)
     _refuse_no_group(where, header, how.group)
     classes = [name for name in header if name not in ("path", "split", how.group)]
     odd = [name for i, name in enumerate(classes) if not name or name in classes[:i]]

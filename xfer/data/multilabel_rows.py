@@ -6,7 +6,7 @@ not absent.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NotRequired
@@ -99,6 +99,25 @@ def as_group(column: str) -> str:
     name = "COLUMN" if set(column) & HARD else column
     typed = f"'data.group={name}'" if " " in name else f"data.group={name}"
     return f"if it says which images belong together, add {typed}"
+
+
+def unread_sign(images: Sequence[Labelled], signs: Iterable[str]) -> list[str]:
+    """A remark where most images have a label with one of ``signs`` in its name, and where what
+    such signs divide are labels of other images."""
+    named = [[*image.has, *image.unknown] for image in images if image.has or image.unknown]
+    labels = {name for names in named for name in names}
+    for sign in signs:
+        some = [name for names in named if (name := next((n for n in names if sign in n), ""))]
+        parts = {part.strip() for name in some for part in name.split(sign)}
+        if 2 * len(some) > len(named) or (parts and parts <= labels):
+            what = f"{len(some):,} of {len(named):,} images have a label such as '{some[0]}'"
+            return [f"{what}, which is one class; {as_labels(sign)}"]
+    return []
+
+
+def as_labels(sign: str) -> str:
+    """What to type where ``sign`` is between the labels of an image."""
+    return f"""if these are several labels, type 'data.separator="{sign}"'"""
 
 
 def in_one_text(known: Sequence[int], classes: Sequence[str]) -> str:

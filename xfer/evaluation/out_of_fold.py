@@ -16,7 +16,7 @@ import numpy as np
 from xfer.core.files import read_text
 from xfer.core.run_folder import run_of
 from xfer.core.text_columns import repeated
-from xfer.core.types import Plain, Predictions
+from xfer.core.types import Plain, Predictions, no_better
 from xfer.evaluation import metrics
 from xfer.evaluation.csv_cell import cell
 from xfer.evaluation.predict import write_predictions
@@ -123,6 +123,7 @@ def in_words(cv: Plain) -> str:
     value, ends = cv[name], cv[f"{name}_ci95"]
     times = f", {cv['repeats']} times" if cv["repeats"] > 1 else ""
     reach = f"; 95 % interval {ends[0]:.4f} to {ends[1]:.4f}" if ends else ""
+    reach += "" if "map" in cv else no_better(value, cv["per_class"])
     first = "undefined" if value is None else f"{value:.4f}"
     return f"{first} ({cv['n']:,} images in {cv['folds']} folds{times}{reach})"
 

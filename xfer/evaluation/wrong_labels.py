@@ -13,7 +13,7 @@ of both is taken (bench/audit.py measures all three).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +30,11 @@ if TYPE_CHECKING:
 _BEGIN = (0.5, -3.0)
 """Logarithm of the scale, and log-odds of a wrong label, that the search begins with."""
 _LEAST = 1e-300
+_SHOWN = 2.71
+"""The likelihood ratio that chance reaches once in twenty times where no label is wrong. A share
+that cannot be below 0 lies on the limit half of the time, so that it is the 90 % quantile of one
+degree of freedom (Self and Liang, 1987)."""
+_FEW = 5  # classes that a remark names
 
 
 @dataclass(frozen=True)
@@ -39,7 +44,9 @@ class Judged:
     ``suggested`` int64 (n,) is the likeliest other class; ``p_wrong`` float64 (n,) the probability
     that the label is wrong; ``fdr`` float64 (n,) the expected share of right labels among this one
     and all that are more suspect (the false-discovery rate); ``order`` int64 (n,) the images from
-    the most suspect on; ``rate`` the estimated share of wrong labels.
+    the most suspect on; ``rate`` the estimated share of wrong labels. ``ratio`` is twice the
+    logarithm by which the labels are likelier with that share of wrong ones than with none, by the
+    curve that says less. An image alone in its class is not judged, and its ``p_wrong`` 0.
     """
 
     suggested: Labels
@@ -47,6 +54,13 @@ class Judged:
     fdr: Floats
     order: Labels
     rate: float
+    ratio: float
+
+    @property
+    def shown(self) -> bool:
+        """Whether the images show that some label is wrong: else hard ones with right labels would
+        explain the answers about as well."""
+        return self.ratio > _SHOWN
 
     @property
     def accused(self) -> Labels:
@@ -71,26 +85,33 @@ def judge(answers: Floats, labels: Labels) -> Judged:
     apart = margins(answers)
     given = apart[rows, labels]
     spread = float(given.std()) or 1.0
-    curves = [
-        _contaminated(answers, spread, labels, _logistic),
-        _contaminated(apart, spread, labels, _normal),
-    ]
-    p_wrong = np.mean([wrong for wrong, _ in curves], axis=0)
-    rate = float(np.mean([share for _, share in curves]))
+    # Without an image that is alone in its class nothing is known of the class.
+    kept = np.bincount(labels)[labels] > 1
+    p_wrong, rate, ratio = np.zeros(count), 0.0, 0.0
+    if kept.any():
+        logistic = _contaminated(answers, spread, labels, kept, _logistic)
+        normal = _contaminated(apart, spread, labels, kept, _normal)
+        p_wrong = np.where(kept, (logistic[0] + normal[0]) / 2, 0)
+        rate, ratio = (logistic[1] + normal[1]) / 2, min(logistic[2], normal[2])
     order = np.lexsort((given, -p_wrong))
     fdr = np.empty(count)
     fdr[order] = 1 - np.cumsum(p_wrong[order]) / np.arange(1, count + 1)
     others = answers.copy()
     others[rows, labels] = -np.inf
-    return Judged(others.argmax(axis=1), p_wrong, fdr, order, rate)
+    return Judged(others.argmax(axis=1), p_wrong, fdr, order, rate, ratio)
 
 
 def _contaminated(
-    answers: Floats, spread: float, labels: Labels, curve: Callable[[Floats], Floats]
-) -> tuple[Floats, float]:
-    """How likely each label is wrong, (n,), and the share of wrong labels, where ``curve`` turns
-    answers, scaled from their ``spread``, into odds of the classes."""
-    from scipy.optimize import minimize
+    answers: Floats,
+    spread: float,
+    labels: Labels,
+    kept: npt.NDArray[np.bool_],
+    curve: Callable[[Floats], Floats],
+) -> tuple[Floats, float, float]:
+    """How likely each label is wrong, (n,), the share of wrong labels and :attr:`Judged.ratio`,
+    where ``curve`` turns answers, scaled from their ``spread``, into odds of the classes; fitted on
+    the images that are ``kept``, bool (n,)."""
+    from scipy.optimize import minimize, minimize_scalar
 
     count, classes = answers.shape
 
@@ -108,12 +129,30 @@ def _contaminated(
         return right, np.maximum(said, _LEAST), rate
 
     def loss(values: Any) -> float:
-        return -float(np.log(of_labels(values)[1]).mean())
+        return -float(np.log(of_labels(values)[1][kept]).mean())
 
     # Two numbers, and a likelihood that may be flat in one of them.
     best = minimize(loss, _BEGIN, method="Nelder-Mead", options={"xatol": 1e-3, "fatol": 1e-8})
+    none = minimize_scalar(lambda scale: loss((scale, -20)), bounds=(-6, 6), method="bounded")
     right, said, rate = of_labels(best.x)
-    return rate / (classes - 1) * (1 - right) / said, rate
+    ratio = 2 * int(kept.sum()) * max(0.0, float(none.fun) - float(best.fun))
+    return rate / (classes - 1) * (1 - right) / said, rate, ratio
+
+
+def doubts(judged: Judged, labels: Labels, classes: Sequence[str]) -> list[str]:
+    """Remarks on what the images are too few for: to say that any label is wrong, and to judge a
+    class."""
+    lines = []
+    if len(judged.accused) and not judged.shown:
+        lines.append(
+            f"audit: {len(labels):,} images do not show that any label is wrong: those that are "
+            "listed may be hard images with right labels, and more of them than the rate says"
+        )
+    alone = [f"'{classes[k]}'" for k in np.flatnonzero(np.bincount(labels) == 1).tolist()]
+    if alone:
+        names = ", ".join(alone[:_FEW]) + ", ..." * (len(alone) > _FEW)
+        lines.append(f"audit: an image alone in its class is not judged: {names}")
+    return lines
 
 
 def _logistic(scaled: Floats) -> Floats:

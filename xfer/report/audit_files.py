@@ -12,6 +12,7 @@ from xfer.config.provenance import override_key
 from xfer.config.verbs import override, repeatable, shell
 from xfer.core.types import Plain, Samples
 from xfer.data.image import Files
+from xfer.evaluation.wrong_labels import Judged
 from xfer.report.multilabel_audit import facts_of, in_one_cell, read_sign, suspect_of
 
 if TYPE_CHECKING:
@@ -184,8 +185,10 @@ def lines(work: Work) -> list[tuple[str, str]]:
         labels = f"none of {known} can be judged by these features"
     elif counts["labels"]:
         are = "is" if counts["labels"] == 1 else "are"
+        unsure = isinstance(audited.judged, Judged) and not audited.judged.shown
+        likely = "perhaps" if unsure else "probably"
         labels = (
-            f"{counts['labels']} of {known} {are} probably wrong; false-discovery rate "
+            f"{counts['labels']} of {known} {are} {likely} wrong; false-discovery rate "
             f"{counts['fdr']:.2f}, which is {counts['fdr'] * counts['labels']:.1f} of them"
         )
     pairs = "1 pair" if counts["duplicates"] == 1 else f"{counts['duplicates']} pairs"

@@ -52,5 +52,6 @@ _EMPTY = (
 )
 _UNLIKE = (
     "p_unlike is the share of images like those of training whose features are as far from theirs. "
-    "At 0.05 or less the image is probably of none of the classes, and its set says nothing."
+    "At 0.05 or less the image may be of none of the classes, and its set then says nothing; one "
+    "in twenty images that are of them has that as well."
 )

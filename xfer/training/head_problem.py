@@ -99,7 +99,10 @@ def solution_of(
 def summary_of(facts: Plain) -> str:
     """One line for the log, of what ``result.json`` says of the solution."""
     how = f"of {facts['strengths']} strengths by" if facts["chosen_by"] == "cv_loss" else "in"
-    left = f"; {facts['left_in']} images alone in their class were never held out"
+    alone = "1 image alone in its class was"
+    if facts["left_in"] > 1:
+        alone = f"{facts['left_in']} images alone in their class were"
+    left = f"; {alone} never held out"
     if "cv_map" in facts:
         left = f"; {facts['left_in']} images were never held out: no other has one of their labels"
     l2 = float(f"{facts['l2']:.2g}")

@@ -39,7 +39,7 @@ from xfer.evaluation.neighbours import (
     pairs,
 )
 from xfer.evaluation.statistics import wilson
-from xfer.evaluation.wrong_labels import Judged, judge
+from xfer.evaluation.wrong_labels import Judged, doubts, judge
 from xfer.training import exact
 from xfer.training.backbone_features import head_input
 from xfer.training.features import AutoFeatures
@@ -331,7 +331,7 @@ def _at_classes(
         "wrong_labels": {"rate": judged.rate, "expected": float(judged.p_wrong.sum())},
         "head": {"kind": "ridge regression", "penalty": left_out.penalty},
     }
-    remarks = _of_rate(judged.rate)
+    remarks = [*_of_rate(judged.rate), *doubts(judged, labels, classes)]
     if _blind(right, largest, count):
         remarks = [
             f"audit: the features do not tell the labels: {right} of {count} images are taken for "

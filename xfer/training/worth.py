@@ -75,7 +75,8 @@ def _refuse_few(plan: Plan) -> None:
     few = {name: n for name, n in counts.items() if n < _LEAST}
     if few:
         name, n = min(few.items(), key=lambda item: item[1])
-        what = f"has {n} training images of '{name}', and a learning curve asks for {_LEAST}"
+        images = f"{n} training image{'s' * (n != 1)}"
+        what = f"has {images} of '{name}', and a learning curve asks for {_LEAST}"
         raise DataError("data", what, "add images, or leave the class out", 64)
     if len(counts) < 2:
         what = f"has one class, '{next(iter(counts))}': there is nothing to tell apart"
