@@ -57,9 +57,11 @@ def _task_lines(plan: Plan) -> list[tuple[str, str]]:
     """What an image's labels are, where it may have several; and where thresholds come from."""
     if not plan.specs.task.several:
         return []
-    fixed = getattr(plan.specs.task, "thresholds", "f1")
+    fixed, stages = getattr(plan.specs.task, "thresholds", "f1"), {*plan.specs.stages}
     if plan.card.task:
         said = f"thresholds of the checkpoint, {CHOSEN_ON[plan.card.task['chosen_on']]}"
+    elif stages and not {"fit", "soup"} & stages:
+        return [("labels", "several an image, or none")]  # no stage takes a threshold
     elif fixed != "f1":
         said = f"threshold {fixed:g} for each class"
     elif plan.specs.optim.solves:
