@@ -7,6 +7,7 @@ XferError                 exit  1   (a bug, when raised bare)
 │   ├── CommandError            2   a verb, such as xfer train, with words that it cannot take
 │   ├── LaunchError             2   ranks that a launcher has started otherwise than asked, E096 on
 │   ├── ChoiceError             2   a choice that cannot be made as asked, E134 to E139
+│   ├── HeadError               2   what a head that is filled does not do, E660 on
 │   └── ColumnError             2   two columns of a table with one name, E187 to E190
 ├── DataError                   3   folders, classes, files that are no images
 │   └── LabelledDataError       3   images with several labels, or in groups, E103 to E110
@@ -109,6 +110,12 @@ class ChoiceError(ConfigError):
     """A choice among models that cannot be made as asked for."""
 
     exit, base, last = 2, 134, 139
+
+
+class HeadError(ConfigError):
+    """What a head that holds training features does not do, or decides by itself."""
+
+    exit, base, last = 2, 660, 669
 
 
 class ColumnError(ConfigError):

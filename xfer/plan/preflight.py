@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from xfer.core.errors import CombinationError, ConfigError, OutputError
+from xfer.core.errors import CombinationError, ConfigError, HeadError, OutputError
 from xfer.core.files import output_errors
 from xfer.core.world import check_world, refuse_launched
 from xfer.freeze import ever
@@ -79,6 +79,14 @@ def _check_shards(plan: Plan) -> None:
         if wrong:
             fix = f"type {fix}, or trainer.strategy=ddp"
             raise CombinationError("trainer.strategy", f"is fsdp, and {why}", fix, 28)
+
+
+def check_maps(plan: Plan) -> None:
+    """Raise HeadError for heat maps of a network whose answers have no gradient."""
+    if plan.specs.predict_maps and str(plan.card.head["_target_"]).endswith(".Knn"):
+        what = "heat maps are made of gradients, and a knn head counts votes, which have none"
+        fix = "drop predict.maps, or predict with a run of head=prototype or head=linear"
+        raise HeadError("predict.maps", what, fix, 1)
 
 
 def check_gpus(accelerator: str, devices: int) -> None:
