@@ -185,7 +185,7 @@ def test_a_run_says_its_range_and_every_later_reader_takes_it(tmp_path, monkeypa
     assert {Path(a.path).stem: a.label for a in answers} == {
         name: label for name, (label, _) in all_of_them.items()
     }
-    assert "1 of 21 files are broken and left out" in capsys.readouterr().err
+    assert "1 of 21 files is broken and left out" in capsys.readouterr().err
 
     wrong = [f"checkpoint.path={first.folder}", "data.range=[0,1]", f"data.root={root}"]
     with pytest.raises(ConfigError, match=r"data\.range: contradicts the network"):

@@ -516,7 +516,7 @@ def test_one_class_is_too_few(tmp_path):
 
 def test_a_class_with_one_image_cannot_be_split(tmp_path):
     root = folders(tmp_path, {"a": 3, "b": 1, "c": 1})
-    match = r"class 'b' has 1 image\(s\) \(and 1 more classes\); train, val need one each"
+    match = r"class 'b' has 1 image \(and 1 more class\); train, val need one each"
     refuse(Folder(str(root)), match, number=308)
     folders(root, {"b": 2, "c": 3})
     refuse(Folder(str(root), test_fraction=0.1), "class 'b' has 2.*test, train, val", number=308)

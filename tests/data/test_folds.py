@@ -120,7 +120,7 @@ def test_folders_are_groups_across_classes_and_loose_images_stand_alone(tmp_path
 
 def test_what_cannot_be_divided_is_refused_in_one_sentence(tmp_path: Path) -> None:
     few = folders(tmp_path / "few", {"cat": 4, "dog": 9})
-    refuse(350, Folder(str(few), folds=5), r"class 'cat' has 4 image\(s\), fewer than the 5 folds")
+    refuse(350, Folder(str(few), folds=5), r"class 'cat' has 4 images, fewer than the 5 folds")
     refuse(354, Folder(str(few), folds=2, group="FOLDER"), "no image lies in a folder")
     (tmp_path / "one").mkdir()
     rows = [(f"{c}{i}.png", c, "one" if c == "cat" else f"f{i}") for c in ("cat", "dog")

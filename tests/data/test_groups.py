@@ -154,7 +154,7 @@ def test_groups_of_one_label_an_image_are_held_out_whole(tmp_path: Path) -> None
 
 BAD = {
     "a group on both sides": ("p1 train,p1 val,p2 train", "E108: .*'p1' is in train and in val"),
-    "one group": ("p1,p1,p1", "E107: .*1 groups cannot be divided into train and val"),
+    "one group": ("p1,p1,p1", "E107: .*1 group cannot be divided into train and val"),
     "no group": ("p1,,p2", "E352: .*'patient' is empty"),
 }
 

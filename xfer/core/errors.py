@@ -35,6 +35,12 @@ def printable(text: object) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
 
 
+def counted(count: int, noun: str, plural: str = "") -> str:
+    """``1 image``, ``2,000 images``: a number and what it is of, which is ``plural`` or has an s
+    unless there is one."""
+    return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
+
+
 def closest(word: str, words: Iterable[str]) -> str:
     """A hint ``did you mean 'x'?`` with the nearest of ``words``, or the first few of them."""
     allowed = [str(w) for w in words]

@@ -14,7 +14,7 @@ from unicodedata import normalize
 
 import numpy as np
 
-from xfer.core.errors import DataError
+from xfer.core.errors import DataError, counted
 from xfer.core.seeds import derive
 from xfer.core.text_columns import Picked, Texts
 from xfer.data.image_rows import ImageRows, code_of
@@ -146,7 +146,7 @@ def _check(
     counts = np.bincount(labels, minlength=len(kinds))
     for kind, n in zip(kinds, counts.tolist(), strict=True):
         if n < count:
-            what = f"class '{kind}' has {n} image(s), fewer than the {count} folds"
+            what = f"class '{kind}' has {counted(n, 'image')}, fewer than the {count} folds"
             fix = f"type data.folds={n}, or add images" if n >= 2 else "add images of that class"
             raise DataError(where, what, fix, 50)
     if groups is None:
@@ -159,8 +159,9 @@ def _check(
             fix = "a fit without that group cannot know the class: add images of other groups"
             raise DataError(where, what, fix, 51)
     if (total := len(set(groups))) < count:
-        what = f"{total} groups cannot be divided into {count} folds"
-        raise DataError(where, what, f"type data.folds={total}", 53)
+        what = f"{counted(total, 'group')} cannot be divided into {count} folds"
+        fix = f"type data.folds={total}" if total > 1 else "add images of other groups"
+        raise DataError(where, what, fix, 53)
 
 
 def _check_parts(
@@ -175,7 +176,8 @@ def _check_parts(
     for fold in range(count):
         if not (column == fold).any():
             what = f"the groups leave fold {fold} of repeat {repeat} without an image"
-            raise DataError(where, what, f"type data.folds={count - 1}", 53)
+            fix = f"type data.folds={count - 1}" if count > 2 else "add images of other groups"
+            raise DataError(where, what, fix, 53)
         lost = set(range(len(kinds))) - set(labels[column != fold].tolist())
         if lost:
             kind = kinds[min(lost)]

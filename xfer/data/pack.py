@@ -20,7 +20,14 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from xfer.config.verbs import override, shell
-from xfer.core.errors import CombinationError, CommandError, DataError, OutputError, printable
+from xfer.core.errors import (
+    CombinationError,
+    CommandError,
+    DataError,
+    OutputError,
+    counted,
+    printable,
+)
 from xfer.core.files import atomic_write, file_sha256, write_json, write_text
 from xfer.core.live_line import working
 from xfer.core.log import LINES, log
@@ -117,10 +124,11 @@ def _say(target: Path, counts: Sequence[int], remarks: Sequence[str], several: b
     task = ["task=multilabel"] * several
     before = f", {finished} of them finished before and unchanged" if finished else ""
     reads = shell([*task, "data=shards", override("data.root", str(target))])
-    tars = f"{shards} shard{'s' * (shards != 1)}"
+    tars, are = counted(shards, "shard"), "is" if images == 1 else "are"
     lines = [
         *remarks,
-        f"{images} images of {classes} classes are in {tars}{before}: {printable(target)}",
+        f"{counted(images, 'image')} of {counted(classes, 'class', 'classes')} {are} in "
+        f"{tars}{before}: {printable(target)}",
         f"to train on them: {reads}",
     ]
     log.info("\n".join(lines), extra=LINES)

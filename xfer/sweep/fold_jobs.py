@@ -133,7 +133,7 @@ class FoldTurns:
         self.waiting = [job for job in self.jobs if not self._has_finished(job)]
         self._done = len(self.jobs) - len(self.waiting)
         if self._done:
-            log.info(f"{self._done} of {len(self.jobs)} folds are finished already")
+            log.info(f"{self._done} of {len(self.jobs)} folds finished already")
 
     def _has_finished(self, job: Job) -> bool:
         return self.ledger.state(job.number) == "finished"
@@ -183,7 +183,7 @@ class FoldTurns:
             raise _failure(self.ledger, self.failed[0])
         codes = [self.ledger.code(job.number) for job in self.jobs if not self._has_finished(job)]
         if codes:
-            log.warning(f"{len(codes)} of {len(self.jobs)} folds are unfinished")
+            log.warning(f"{len(codes)} of {len(self.jobs)} folds unfinished")
             raise Stopped(SIGINT if codes[0] == 130 else SIGTERM)
 
 
