@@ -64,6 +64,19 @@ def test_a_pack_reads_as_its_folder(root: Path, tmp_path: Path) -> None:
         assert again.with_suffix(".cls").read_text() == str(int(path.parent.name == "dog"))
 
 
+def test_splits_that_are_called_otherwise_are_packed_and_read_under_their_names(
+    tmp_path: Path,
+) -> None:
+    splits = ("Training", "validation", "Testing")
+    root = folders(tmp_path / "in", {f"{s}/{c}": 4 for s in splits for c in ("cat", "dog")})
+    out = pack(Folder(str(root)), str(tmp_path / "out"), 1)
+    one, two = Folder(str(root)).dataset(True), Shards(str(out)).dataset(True)
+    assert facts(one) == facts(two) and {*one.splits} == {"train", "val", "test"}
+    assert one.splits["val"].names[0] == "validation/cat/00.jpg"
+    assert set(one.remarks) <= set(two.remarks)
+    assert (out / "validation" / "validation-000000.tar").is_file()
+
+
 ODD = [
     *("a.b-c/x.y.z.jpg", "a.b-c/x.jpg", "a.b-c/x.png", "a.b-c/50%.JPG", "a.b-c/%2E.png"),
     *("a.b-c/in.ner/deep/\u00e9\u4e2d.jpg", f"a.b-c/{'long' * 50}.jpg", "a.b-c/x%7Epng.png"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, ClassVar
@@ -71,7 +71,7 @@ class Folder(Loading):
         rows = ImageRows.of(row for split in read for row in _rows(tree, split, read[split]))
         rows = by_folder(rows, root) if self.group else rows
         nested = [] if self.group else _nested(root, splits.values())
-        remarks = [*_called(splits), *nested, *tree.remarks()]
+        remarks = [*called_splits(splits), *nested, *tree.remarks()]
         return of_files(divide(rows, self, root, training), root, self, remarks)
 
     def labelled(self, training: bool, known: tuple[str, ...] = ()) -> Dataset:
@@ -137,7 +137,7 @@ def listed(root: Path) -> tuple[list[ImageRow], list[str]]:
     _refuse_one_split(root)
     splits = _splits(tree)
     rows = [row for split, folder in splits.items() for row in _rows(tree, split, folder)]
-    return rows, [*_called(splits), *tree.remarks()]
+    return rows, [*called_splits(splits), *tree.remarks()]
 
 
 def listed_labels(root: Path, alone: bool = False) -> tuple[_Labelled, list[str]]:
@@ -166,7 +166,7 @@ def listed_labels(root: Path, alone: bool = False) -> tuple[_Labelled, list[str]
         for split in splits
         for name in names[split]
     ]
-    return rows, [*_called(splits), *tree.remarks(), *_label_lines(labels.values())]
+    return rows, [*called_splits(splits), *tree.remarks(), *_label_lines(labels.values())]
 
 
 def _way_to(name: str) -> str:
@@ -223,7 +223,7 @@ def _splits(tree: Tree, nested: bool = False) -> dict[str, str]:
     """The folders of the splits below the root, by split; one empty name when the class folders,
     which may be ``nested``, are there."""
     root, top = tree.root, tree.folders("")
-    splits = _named_splits(tree, top)
+    splits = named_splits(root, top, tree.has_folders)
     if len(splits) < len(top) and not any(map(tree.has_folders, splits.values())):
         splits = {}  # classes that happen to be called train or test
     for name in sorted(set(top) - set(splits.values())):
@@ -243,24 +243,24 @@ def _splits(tree: Tree, nested: bool = False) -> dict[str, str]:
     return splits or {"": ""}
 
 
-def _named_splits(tree: Tree, top: Sequence[str]) -> dict[str, str]:
-    """Which of the folders ``top`` are called as a split, by split: ``train``, ``val`` and ``test``
-    as they are, and beside a folder to train on what else people call them. Raises DataError for
-    two of one split."""
+def named_splits(root: Path, top: Sequence[str], holds: Callable[[str], bool]) -> dict[str, str]:
+    """Which of the folders ``top`` in ``root`` are called as a split, by split: ``train``, ``val``
+    and ``test`` as they are, and beside a folder to train on what else people call them, where it
+    ``holds`` something. Raises DataError for two of one split."""
     splits = {split: split for split in SPLITS if split in top}
     others = [name for name in top if name not in SPLITS and name.lower() in SYNONYMS]
     if "train" not in {SYNONYMS[name.lower()] for name in (*splits, *others)}:
         return splits  # a class may be called valid
-    for name in filter(tree.has_folders, others):
+    for name in filter(holds, others):
         if (split := SYNONYMS[name.lower()]) in splits:
             what = f"is called as the split '{split}', and so is '{splits[split]}' beside it"
             fix = "put the images of both into one of the two, or move one away"
-            raise DataError(tree.root / name, what, fix, 3)
+            raise DataError(root / name, what, fix, 3)
         splits[split] = name
     return {split: splits[split] for split in SPLITS if split in splits}
 
 
-def _called(splits: Mapping[str, str]) -> list[str]:
+def called_splits(splits: Mapping[str, str]) -> list[str]:
     """Which split each folder of another name is."""
     return [
         printable(f"the folder '{folder}' is the split {split}")

@@ -103,7 +103,9 @@ def pack(data: object, out: str, mb: int, several: bool = False) -> Path:
             position = {name: str(i) for i, name in enumerate(classes)}
             said = [position[class_name(row.label)] for row in rows]
         _check_classes(where, classes, several)
-        shards = list(_planned(rows, places, target, said, mb))
+        # Of a split that is called otherwise, as validation is, the folder in the shards as well.
+        tops = {row.split: row.name.partition("/")[0] for row in rows if isinstance(data, Folder)}
+        shards = list(_planned(rows, places, target, said, mb, tops))
     plan = _fingerprint(classes, shards, target)
     _claim(target, plan, shards)
     names = [shard.path.relative_to(target).as_posix() for shard in shards]
@@ -149,11 +151,6 @@ def _listed(
         rows, labels = [row for row, _ in both], [labels for _, labels in both]
     else:
         rows, remarks = listed(root)
-    for row in rows:
-        if row.split and not row.name.startswith(f"{row.split}/"):
-            folder = root / row.name.partition("/")[0]
-            what = f"has the images of {row.split}, and in shards they are called after their split"
-            raise DataError(folder, what, f"rename the folder to {root / row.split}", 84)
     return Listing(rows, {row.name: root / row.name for row in rows}, remarks), labels
 
 
@@ -186,30 +183,36 @@ def _check_classes(root: Path, classes: Sequence[str], several: bool) -> None:
 
 
 def _planned(
-    rows: Sequence[ImageRow], places: Places, out: Path, labels: Sequence[str], mb: int
+    rows: Sequence[ImageRow],
+    places: Places,
+    out: Path,
+    labels: Sequence[str],
+    mb: int,
+    tops: Mapping[str, str],
 ) -> Iterator[_Shard]:
     """The images in their order, cut where a shard would be larger than ``mb``; ``labels`` are what
-    is said of each."""
+    is said of each, ``tops`` the folders of splits that are called otherwise."""
     names = [_with_suffix(row.name, places[row.name]) for row in rows]
     stems = Counter(name.rpartition(".")[0] for name in names)
     most = mb * 1_000_000 - 2 * _RECORD  # zeros end it, up to a whole record
     for split in dict.fromkeys(row.split for row in rows):
         images: list[_Image] = []
+        top = tops.get(split, split) if split else ""
         number = used = 0
         each = zip(rows, names, labels, strict=True)
         for row, whole, label in (one for one in each if one[0].split == split):
-            below = whole.removeprefix(f"{split}/") if split else whole
+            below = whole.removeprefix(f"{top}/") if top else whole
             key = key_of(below, stems[whole.rpartition(".")[0]] > 1)
             name = f"{key}.{below.rpartition('.')[2]}"
             size = _size(places[row.name])
             image = _Image(row.name, name, label, size)
             cost = _cost(name, size) + _cost(image.beside, len(label))
             if images and used + cost > most:
-                yield _Shard(_shard_path(out, split, number), images)
+                yield _Shard(_shard_path(out, top, number), images)
                 images, number, used = [], number + 1, 0
             images.append(image)
             used += cost
-        yield _Shard(_shard_path(out, split, number), images)
+        yield _Shard(_shard_path(out, top, number), images)
 
 
 def _with_suffix(name: str, where: ImagePlace) -> str:
@@ -226,8 +229,8 @@ def _with_suffix(name: str, where: ImagePlace) -> str:
     return f"{name}.{_SUFFIX_OF.get(form, form.lower())}"
 
 
-def _shard_path(out: Path, split: str, number: int) -> Path:
-    return out / split / f"{split or 'images'}-{number:06d}.tar"
+def _shard_path(out: Path, top: str, number: int) -> Path:
+    return out / top / f"{top or 'images'}-{number:06d}.tar"
 
 
 def _cost(name: str, size: int) -> int:
