@@ -118,6 +118,15 @@ def test_folders_are_groups_across_classes_and_loose_images_stand_alone(tmp_path
     ]
 
 
+def test_groups_are_read_where_what_is_trained_on_is_not(tmp_path: Path) -> None:
+    """Of splits with folders, an evaluation does not list ``train``."""
+    names = {f"{s}/{c}/{s}{g}": 1 for s in ("train", "val") for c in ("cat", "dog") for g in "ab"}
+    root = folders(tmp_path / "in", names)
+    whole = Folder(str(root), group="FOLDER").dataset(True).splits
+    held_out = Folder(str(root), group="FOLDER").dataset(False).splits
+    assert [*held_out] == ["val"] and [*held_out["val"].groups] == [*whole["val"].groups]
+
+
 def test_what_cannot_be_divided_is_refused_in_one_sentence(tmp_path: Path) -> None:
     few = folders(tmp_path / "few", {"cat": 4, "dog": 9})
     refuse(350, Folder(str(few), folds=5), r"class 'cat' has 4 images, fewer than the 5 folds")

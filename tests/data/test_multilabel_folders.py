@@ -180,6 +180,28 @@ def test_names_that_differ_in_capitals_are_remarked_on(
     assert "classes that look the same: ['Round', 'round']" in read(tmp_path).remarks
 
 
+@pytest.mark.parametrize("top", ["", "train"])
+def test_the_folders_above_the_labels_are_groups_where_that_is_asked_for(
+    place: tuple[Path, Rows], tmp_path: Path, top: str
+) -> None:
+    """Twelve patients, of whom each image has the labels of its inner folders alone."""
+    root, rows = place
+    truth, group_of = {}, {}
+    for i, (name, labels) in enumerate(rows):
+        path = "/".join(filter(None, [top, f"p{i % 12}", *labels, Path(name).name]))
+        put(root / name, tmp_path / "in" / path)
+        truth[path], group_of[path] = tuple(sorted(labels)), f"p{i % 12}/"
+    how = {"leakage": "ignore", "group": "FOLDER"}
+    found = Folder(root=str(tmp_path / "in"), **how).labelled(True)
+    assert by_name(found) == truth and found.classes == tuple(sorted(labelled.LABELS))
+    sides = {s: dict(zip(x.names, x.groups, strict=True)) for s, x in found.splits.items()}
+    assert sides["train"] | sides["val"] == group_of
+    assert sides["val"] and not {*sides["train"].values()} & {*sides["val"].values()}
+    assert any("outermost folders are groups, and no labels: p0; " in r for r in found.remarks)
+    out = pack(Folder(str(tmp_path / "in"), **how), str(tmp_path / "out"), 1, several=True)
+    assert by_name(Shards(root=str(out), **how).labelled(True)) == truth
+
+
 def test_a_pack_has_the_labels_of_its_folders(place: tuple[Path, Rows], tmp_path: Path) -> None:
     root, rows = place
     out = pack(Folder(str(root / "tree")), str(tmp_path / "out"), 1, several=True)

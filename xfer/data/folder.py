@@ -50,7 +50,8 @@ class Folder(Loading):
     are left out with a remark.
 
     With ``task=multilabel`` an image has the label of every folder on its way from the root, or
-    from the folder of its split; one that lies directly there has none.
+    from the folder of its split; one that lies directly there has none. With ``group`` the
+    outermost of these folders is a group, and no label.
     """
 
     groups: ClassVar[str] = "FOLDER"
@@ -78,9 +79,12 @@ class Folder(Loading):
         """The same where each folder on the way to an image is one of its labels. See
         :class:`xfer.core.protocols.ReadsLabels`."""
         root = place(self.root)
-        rows, remarks = listed_labels(root, alone=bool(known))
+        rows, remarks = listed_labels(root, alone=bool(known), grouped=self.group is not None)
         if not training and set(shares(self, {row.split for row, _ in rows})) == {"train"}:
             rows = [(row, labels) for row, labels in rows if row.split != "train"]
+        if self.group:
+            groups = by_folder((row for row, _ in rows), root, in_classes=False)
+            rows = [(row, labels) for row, (_, labels) in zip(groups, rows, strict=True)]
         return labelled_dataset(rows, self, ImageSource(root, root, (), remarks), training, known)
 
 
@@ -140,10 +144,13 @@ def listed(root: Path) -> tuple[list[ImageRow], list[str]]:
     return rows, [*called_splits(splits), *tree.remarks()]
 
 
-def listed_labels(root: Path, alone: bool = False) -> tuple[_Labelled, list[str]]:
+def listed_labels(
+    root: Path, alone: bool = False, grouped: bool = False
+) -> tuple[_Labelled, list[str]]:
     """All images below ``root``, in order, with the splits that have folders and the labels that
     are the folders on the way to them, and remarks. One folder may be ``alone`` with all of them
-    where a network knows the labels that no image here has.
+    where a network knows the labels that no image here has. Where images are ``grouped`` the
+    outermost folder is their group, and no label.
 
     Raises DataError as :meth:`Folder.dataset`, for a name that is no label's, and for one that is
     there twice on the way to an image.
@@ -160,23 +167,28 @@ def listed_labels(root: Path, alone: bool = False) -> tuple[_Labelled, list[str]
     tops = {way.partition("/")[0] for way in ways}
     if flat and not alone and len(tops) == 1:
         _refuse_lone(tree, min(tops))
-    labels = {way: _labels_of(root, way, flat) for way in sorted(ways)}
+    labels = {way: _labels_of(root, way, (not flat) + grouped) for way in sorted(ways)}
     rows = [
         (ImageRow(name, "", split), Labelled(str(root / name), "", "", labels[_way_to(name)]))
         for split in splits
         for name in names[split]
     ]
-    return rows, [*called_splits(splits), *tree.remarks(), *_label_lines(labels.values())]
+    lines = [*tree.remarks(), *_label_lines(labels.values())]
+    if grouped:
+        groups = {part for way in ways for part in way.split("/")[not flat :][:1] if part}
+        what = "the outermost folders are groups, and no labels"
+        lines.append(printable(f"{what}: {first_few(sorted(groups))}"))
+    return rows, [*called_splits(splits), *lines]
 
 
 def _way_to(name: str) -> str:
     return name.rpartition("/")[0]
 
 
-def _labels_of(root: Path, way: str, flat: bool) -> tuple[str, ...]:
-    """The labels of the images in the folder ``way``, from the outermost on, which is that of a
-    split unless they lie ``flat``."""
-    folders = way.split("/")[not flat :] if way else []
+def _labels_of(root: Path, way: str, above: int) -> tuple[str, ...]:
+    """The labels of the images in the folder ``way``: its folders but for those ``above``, of the
+    split and of the group."""
+    folders = way.split("/")[above:] if way else []
     names = tuple(class_name(folder) for folder in folders)
     for name in names:
         if not name.strip() or name.startswith("?") or "\x1f" in name:

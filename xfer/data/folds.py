@@ -117,12 +117,13 @@ def by_folder(listed: Iterable[ImageRow], root: object, in_classes: bool = True)
     ``in_classes`` below their split; an image that lies in none is a group by itself. A folder of
     the same name in two classes is one group.
 
-    Raises DataError, naming ``root``, where no image of ``train`` lies in such a folder.
+    Raises DataError, naming ``root``, where images of ``train`` are listed and none of them lies in
+    such a folder.
     """
     rows = ImageRows.of(listed)
     grouped = replace(rows, groups=Texts(_group(row, in_classes) for row in rows))
     inside = np.flatnonzero(rows.in_split("", "train"))
-    if not any(group.endswith("/") for group in Picked(grouped.groups, inside)):
+    if len(inside) and not any(group.endswith("/") for group in Picked(grouped.groups, inside)):
         below = "its class folder" if in_classes else "its split"
         what = f"data.group=FOLDER, and no image lies in a folder below {below}"
         fix = "put the images that belong together into a folder, or drop data.group"

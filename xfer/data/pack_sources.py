@@ -56,7 +56,7 @@ def listed(data: Source, several: bool) -> tuple[Listing, Sequence[Labelled]]:
     root = place(data.root)
     labels: Sequence[Labelled] = []
     if several:
-        both, remarks = listed_labels(root)
+        both, remarks = listed_labels(root, grouped=data.group is not None)
         rows, labels = [row for row, _ in both], [labels for _, labels in both]
     else:
         rows, remarks = listed_classes(root)
