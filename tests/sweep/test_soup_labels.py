@@ -116,6 +116,8 @@ def test_its_weights_are_the_mean_and_its_thresholds_are_chosen_on_what_chose(
     for name, parameter in net.named_parameters():
         wanted = sum(state[name].double() for state in states) / len(states)
         assert np.allclose(parameter.detach(), wanted, atol=1e-7), name
+    log = " ".join((souped / "run.log").read_text().split())
+    assert "or none; a threshold a class by its F1 on the images that choose" in log
     p, labels = table(souped / "predictions_val.csv")
     p = np.clip(p, 1e-9, 1 - 1e-9)
     assert card.task["chosen_on"] == "val"

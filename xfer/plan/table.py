@@ -58,9 +58,11 @@ def _task_lines(plan: Plan) -> list[tuple[str, str]]:
     if not plan.specs.task.several:
         return []
     fixed, stages = getattr(plan.specs.task, "thresholds", "f1"), {*plan.specs.stages}
-    if plan.card.task:
+    if "soup" in stages and plan.card.task.get("chosen_on") != "given":
+        said = "a threshold a class by its F1 on the images that choose"
+    elif plan.card.task:
         said = f"thresholds of the checkpoint, {CHOSEN_ON[plan.card.task['chosen_on']]}"
-    elif stages and not {"fit", "soup"} & stages:
+    elif stages and "fit" not in stages:
         return [("labels", "several an image, or none")]  # no stage takes a threshold
     elif fixed != "f1":
         said = f"threshold {fixed:g} for each class"

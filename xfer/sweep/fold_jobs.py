@@ -91,7 +91,7 @@ def before_fit(plan: Plan, folder: Path) -> tuple[Plan, Prunes | None, Pooled | 
     log.info(f"{title_of(facts)} {in_words(facts)}")
     log.info(
         f"the final model: all {len(samples):,} training images, {epochs} of {last} epochs, the "
-        f"mean of those that were best in the folds ({min(best)} to {max(best)})"
+        f"mean of those that were best in the folds ({', '.join(map(str, sorted(best)))})"
     )
     plans = [read_json(ledger(job.number) / "plan.json") for job in jobs]
     plan = _with_task(plan, samples.labels, logits)
