@@ -77,7 +77,7 @@ def test_a_range_is_that_of_the_data_set_not_of_each_image(tmp_path):
 )
 def test_no_range_is_guessed_and_the_advice_works(tmp_path, dtype, low, high):
     root = str(dataset(tmp_path, dtype, low, high))
-    with pytest.raises(DataError, match=r"E370: .*20 images have .*type 'data\.range=\[") as told:
+    with pytest.raises(DataError, match=r"E370: .*20 images with .*type 'data\.range=\[") as told:
         Folder(root).dataset(True)
     typed = told.value.fix.partition("data.range=[")[2].partition("]")[0]
     ends = tuple(float(x) for x in typed.split(","))
