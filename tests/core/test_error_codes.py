@@ -73,6 +73,7 @@ SHARED = {
     374: "data/dataset.py data/preprocess.py",
     378: "data/shards.py data/tar_index.py",
     381: "data/shards.py data/tar_index.py",
+    384: "data/pack.py data/pack_sources.py",
     383: "data/pack_index.py data/shards.py",
     386: "data/multilabel_rows.py data/multilabel_split.py",
     392: "data/arrays.py data/arrow_columns.py data/image_table.py",

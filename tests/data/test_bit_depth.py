@@ -77,7 +77,7 @@ def test_a_range_is_that_of_the_data_set_not_of_each_image(tmp_path):
 )
 def test_no_range_is_guessed_and_the_advice_works(tmp_path, dtype, low, high):
     root = str(dataset(tmp_path, dtype, low, high))
-    with pytest.raises(DataError, match=r"E370: .*20 images have .*type 'data\.range=\[") as told:
+    with pytest.raises(DataError, match=r"E370: .*20 images with .*type 'data\.range=\[") as told:
         Folder(root).dataset(True)
     typed = told.value.fix.partition("data.range=[")[2].partition("]")[0]
     ends = tuple(float(x) for x in typed.split(","))
@@ -185,7 +185,7 @@ def test_a_run_says_its_range_and_every_later_reader_takes_it(tmp_path, monkeypa
     assert {Path(a.path).stem: a.label for a in answers} == {
         name: label for name, (label, _) in all_of_them.items()
     }
-    assert "1 of 21 files are broken and left out" in capsys.readouterr().err
+    assert "1 of 21 files is broken and left out" in capsys.readouterr().err
 
     wrong = [f"checkpoint.path={first.folder}", "data.range=[0,1]", f"data.root={root}"]
     with pytest.raises(ConfigError, match=r"data\.range: contradicts the network"):

@@ -120,15 +120,24 @@ def test_folders_are_groups_across_classes_and_loose_images_stand_alone(tmp_path
 
 def test_the_folds_that_are_proposed_suit_every_class(tmp_path: Path) -> None:
     root = str(folders(tmp_path, {"ant": 4, "cat": 3, "dog": 9}))
-    with pytest.raises(DataError, match=r"class 'cat' has 3 image\(s\)") as caught:
+    with pytest.raises(DataError, match=r"class 'cat' has 3 images") as caught:
         Folder(root, folds=5).dataset(training=True)
     count = int(caught.value.fix.partition("data.folds=")[2].partition(",")[0])
     assert Folder(root, folds=count).dataset(training=True).splits["train"].folds is not None
 
 
+def test_groups_are_read_where_what_is_trained_on_is_not(tmp_path: Path) -> None:
+    """Of splits with folders, an evaluation does not list ``train``."""
+    names = {f"{s}/{c}/{s}{g}": 1 for s in ("train", "val") for c in ("cat", "dog") for g in "ab"}
+    root = folders(tmp_path / "in", names)
+    whole = Folder(str(root), group="FOLDER").dataset(True).splits
+    held_out = Folder(str(root), group="FOLDER").dataset(False).splits
+    assert [*held_out] == ["val"] and [*held_out["val"].groups] == [*whole["val"].groups]
+
+
 def test_what_cannot_be_divided_is_refused_in_one_sentence(tmp_path: Path) -> None:
     few = folders(tmp_path / "few", {"cat": 4, "dog": 9})
-    refuse(350, Folder(str(few), folds=5), r"class 'cat' has 4 image\(s\), fewer than the 5 folds")
+    refuse(350, Folder(str(few), folds=5), r"class 'cat' has 4 images, fewer than the 5 folds")
     refuse(354, Folder(str(few), folds=2, group="FOLDER"), "no image lies in a folder")
     (tmp_path / "one").mkdir()
     rows = [(f"{c}{i}.png", c, "one" if c == "cat" else f"f{i}") for c in ("cat", "dog")

@@ -14,11 +14,10 @@ from pictures import folders
 from sklearn.model_selection import StratifiedGroupKFold
 
 from xfer.config.hydra import compose_specs
-from xfer.core.errors import CombinationError, DataError, LabelledDataError, XferError
+from xfer.core.errors import CombinationError, DataError, LabelledDataError
 from xfer.core.seeds import derive
 from xfer.core.types import Dataset
-from xfer.data import ArrayFiles, Folder, Manifest
-from xfer.plan.make import make_plan
+from xfer.data import ArrayFiles, Manifest
 from xfer.training.multilabel_logistic import label_folds
 
 Rows = list[tuple[str, list[str]]]
@@ -154,7 +153,7 @@ def test_groups_of_one_label_an_image_are_held_out_whole(tmp_path: Path) -> None
 
 BAD = {
     "a group on both sides": ("p1 train,p1 val,p2 train", "E108: .*'p1' is in train and in val"),
-    "one group": ("p1,p1,p1", "E107: .*1 groups cannot be divided into train and val"),
+    "one group": ("p1,p1,p1", "E107: .*1 group cannot be divided into train and val"),
     "no group": ("p1,,p2", "E352: .*'patient' is empty"),
 }
 
@@ -202,15 +201,9 @@ def test_groups_in_arrays(place: tuple[Path, Rows], tmp_path: Path) -> None:
     assert not sides["train"] & sides["val"] and len(sides["train"] | sides["val"]) == 33
 
 
-def test_folders_that_are_labels_are_no_groups(place: tuple[Path, Rows], tmp_path: Path) -> None:
-    base = ["experiment=digits_freeze", "task=multilabel", f"data.root={place[0]}"]
-    with pytest.raises(
-        XferError, match=r"E063: data\.group: is FOLDER, and each folder is a label"
-    ):
-        make_plan(compose_specs([*base, "data=folder", "data.group=FOLDER"]))
+def test_worth_heeds_no_groups() -> None:
     with pytest.raises(CombinationError, match=r"E008: data\.group: worth divides"):
         compose_specs(["data.root=x", "data.group=FOLDER", "stages=[worth]"])
-    assert Folder(root="x", group="FOLDER").group == "FOLDER"
 
 
 def test_what_a_json_list_calls_a_group_is_one_where_that_is_asked_for(

@@ -67,7 +67,7 @@ def test_labels_are_the_folders_on_the_way(place: tuple[Path, Rows]) -> None:
     of_csv = {k.removeprefix("tree/"): v for k, v in by_name(listed.labelled(True)).items()}
     assert of_csv == walked
     assert sum(not labels for labels in walked.values()) == 6
-    counts = [int(line.split()[1]) for line in found.remarks if "have no label at all" in line]
+    counts = [int(line.split()[1]) for line in found.remarks if "no label at all" in line]
     assert sum(counts) == 6
     # 2 is even/prime, 1 is straight, 4 even/straight: one label at two depths.
     assert any("several depths are one label: prime; round; straight" in r for r in found.remarks)
@@ -178,6 +178,28 @@ def test_names_that_differ_in_capitals_are_remarked_on(
         folders = [labels[0].capitalize() if i % 2 else labels[0], *labels[1:]]
         put(root / name, tmp_path / "/".join([*folders, Path(name).name]))
     assert "classes that look the same: ['Round', 'round']" in read(tmp_path).remarks
+
+
+@pytest.mark.parametrize("top", ["", "train"])
+def test_the_folders_above_the_labels_are_groups_where_that_is_asked_for(
+    place: tuple[Path, Rows], tmp_path: Path, top: str
+) -> None:
+    """Twelve patients, of whom each image has the labels of its inner folders alone."""
+    root, rows = place
+    truth, group_of = {}, {}
+    for i, (name, labels) in enumerate(rows):
+        path = "/".join(filter(None, [top, f"p{i % 12}", *labels, Path(name).name]))
+        put(root / name, tmp_path / "in" / path)
+        truth[path], group_of[path] = tuple(sorted(labels)), f"p{i % 12}/"
+    how = {"leakage": "ignore", "group": "FOLDER"}
+    found = Folder(root=str(tmp_path / "in"), **how).labelled(True)
+    assert by_name(found) == truth and found.classes == tuple(sorted(labelled.LABELS))
+    sides = {s: dict(zip(x.names, x.groups, strict=True)) for s, x in found.splits.items()}
+    assert sides["train"] | sides["val"] == group_of
+    assert sides["val"] and not {*sides["train"].values()} & {*sides["val"].values()}
+    assert any("outermost folders are groups, and no labels: p0; " in r for r in found.remarks)
+    out = pack(Folder(str(tmp_path / "in"), **how), str(tmp_path / "out"), 1, several=True)
+    assert by_name(Shards(root=str(out), **how).labelled(True)) == truth
 
 
 def test_a_pack_has_the_labels_of_its_folders(place: tuple[Path, Rows], tmp_path: Path) -> None:

@@ -88,7 +88,7 @@ def test_unknown_is_minus_one_in_every_form(place: tuple[Path, Rows]) -> None:
         for split in ("train", "val"):
             assert (other.splits[split].labels == data.splits[split].labels).all()
     assert "train: 3 of 12 labels are unknown" in " ".join(data.remarks)
-    assert "val: 1 of 2 images have no label at all" in data.remarks
+    assert "val: 1 of 2 images has no label at all" in data.remarks
 
 
 def test_a_list_in_a_column_of_another_name_is_read_as_the_error_says(

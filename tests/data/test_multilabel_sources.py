@@ -209,6 +209,28 @@ def test_a_pack_of_a_table_has_what_is_unknown(place: tuple[Path, Rows], listed:
     assert found.classes == listed.classes and by_pixels(found) == by_pixels(listed)
 
 
+def test_a_pack_of_a_list_reads_as_the_list(
+    place: tuple[Path, Rows], listed: Dataset, tmp_path: Path
+) -> None:
+    folder, rows = place
+    entries: list[dict[str, Any]] = [{"path": f"images/{n}", "labels": has} for n, has in rows]
+    entries[4] |= {"labels": [], "unknown": list(listed.classes)}
+    (folder / "list.json").write_text(json.dumps(entries))
+    for name in ("cells.csv", "list.json"):
+        out = pack(Manifest(file=str(folder / name)), str(tmp_path / name), 1, several=True)
+        found = Shards(root=str(out), leakage="ignore").labelled(True)
+        assert found.classes == listed.classes and found.splits.keys() == listed.splits.keys()
+        for split, samples in found.splits.items():
+            other = listed.splits[split]
+            assert (samples.names, samples.sha256) == (other.names, other.sha256)
+            assert np.array_equal(samples.labels, other.labels)
+    columns = labelled.write_columns(folder / "columns.csv", [(f"images/{n}", h) for n, h in rows])
+    text = columns.read_text().splitlines()
+    columns.write_text("\n".join([f"{text[0]},never", *(f"{line},0" for line in text[1:])]))
+    with pytest.raises(DataError, match=r"E384: .*no image has the label 'never'.*take that col"):
+        pack(Manifest(file=str(columns)), str(tmp_path / "never"), 1, several=True)
+
+
 def matrix_of(listed: Dataset, rows: Rows) -> Any:
     """The labels of all images, int64 (n, classes); nobody has looked at the fifth."""
     labels = [[int(name in has) for name in listed.classes] for _, has in rows]

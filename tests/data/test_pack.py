@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -12,14 +13,16 @@ import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from pictures import encoded, folders, picture
 
 import xfer
-from xfer.config.verbs import override, shell
+from xfer.config.hydra import compose_specs
+from xfer.config.verbs import override, shell, spelt_out
 from xfer.core.errors import CombinationError, CommandError, DataError, OutputError, XferError
 from xfer.core.types import Dataset
-from xfer.data import Digits, Folder, Shards
+from xfer.data import ArrayFiles, Digits, Folder, Manifest, Shards
 from xfer.data.pack import pack
 from xfer.report.comparison.thumbnails import thumbnail
 
@@ -62,6 +65,19 @@ def test_a_pack_reads_as_its_folder(root: Path, tmp_path: Path) -> None:
         again = tmp_path / "unpacked" / path.relative_to(root / "train")
         assert again.read_bytes() == path.read_bytes()
         assert again.with_suffix(".cls").read_text() == str(int(path.parent.name == "dog"))
+
+
+def test_splits_that_are_called_otherwise_are_packed_and_read_under_their_names(
+    tmp_path: Path,
+) -> None:
+    splits = ("Training", "validation", "Testing")
+    root = folders(tmp_path / "in", {f"{s}/{c}": 4 for s in splits for c in ("cat", "dog")})
+    out = pack(Folder(str(root)), str(tmp_path / "out"), 1)
+    one, two = Folder(str(root)).dataset(True), Shards(str(out)).dataset(True)
+    assert facts(one) == facts(two) and {*one.splits} == {"train", "val", "test"}
+    assert one.splits["val"].names[0] == "validation/cat/00.jpg"
+    assert set(one.remarks) <= set(two.remarks)
+    assert (out / "validation" / "validation-000000.tar").is_file()
 
 
 ODD = [
@@ -254,6 +270,46 @@ def test_images_that_cannot_be_packed_are_named(root: Path, tmp_path: Path) -> N
         pack(Digits(digits=(0, 1)), str(tmp_path / "new"), 1)
     with pytest.raises(DataError, match="E301"):
         pack(Folder(str(tmp_path / "nowhere")), str(tmp_path / "new"), 1)
+
+
+def write_list(path: Path, names: dict[str, str]) -> Path:
+    """A CSV file of images and their groups; the class is the name of the folder."""
+    lines = [f"{name},{Path(name).parent.name},{group}" for name, group in names.items()]
+    path.write_text("\n".join(["path,label,film", *lines]) + "\n")
+    return path
+
+
+def test_a_list_is_packed_under_the_names_that_it_has(root: Path, tmp_path: Path) -> None:
+    names = [f"train/{c}/0{i}.jpg" for c in ("cat", "dog") for i in range(4)]
+    path = write_list(root / "list.csv", dict.fromkeys(names, "x"))
+    command = spelt_out(["pack", str(path), str(tmp_path / "out")])
+    columns = "data.columns=[path,label]"
+    xfer.run(None, [*command, columns])
+    given = Manifest(file=str(path), columns=("path", "label")).dataset(True)
+    assert facts(given) == facts(Shards(str(tmp_path / "out")).dataset(True))
+    # What shards cannot hold is refused, and what is said to be typed works.
+    with pytest.raises(CombinationError, match=r"E049: data\.group: is 'film'.*Fix: drop it"):
+        xfer.run(None, [*command, columns, "data.group=film", f"pack.out={tmp_path / 'none'}"])
+    far = write_list(root / "val/far.csv", {str(root / name): "x" for name in names})
+    with pytest.raises(
+        DataError, match=r"E384: .*lies outside of .*let paths be absolute"
+    ) as error:
+        pack(Manifest(file=str(far), columns=("path", "label")), str(tmp_path / "far"), 1)
+    typed = error.value.fix.rpartition("data.root=")[2]
+    far = Manifest(file=str(far), root=typed, columns=("path", "label"))
+    out = pack(far, str(tmp_path / "far"), 1)
+    assert len(Shards(str(out)).dataset(True).splits["train"]) == 6
+
+
+def test_arrays_are_trained_on_as_they_are(tmp_path: Path) -> None:
+    pixels = np.zeros((4, 8, 8, 3), np.uint8)
+    pixels[:, 0, 0, 0] = range(4)
+    np.savez(tmp_path / "a.npz", images=pixels, labels=np.array(["a", "b"] * 2))
+    with pytest.raises(CombinationError, match="E049: data: is arrays") as error:
+        pack(ArrayFiles(root=str(tmp_path / "a.npz")), str(tmp_path / "out"), 1)
+    typed = shlex.split(error.value.fix.partition("python -m xfer ")[2])
+    specs = compose_specs([*typed, "stages=[]", "data.leakage=ignore"])
+    assert specs.data is not None and len(specs.data.dataset(True).classes) == 2
 
 
 def test_a_full_disk_is_one_sentence(root: Path, tmp_path: Path) -> None:

@@ -176,7 +176,7 @@ class Stopped(nn.Module):
 
 def test_a_network_without_a_gradient_says_so_in_words() -> None:
     heat = heat_of(Stopped().eval(), *given(12, 64), 6)
-    assert heat.maps == {} and "There are no heat maps: element 0 of tensors does not" in heat.said
+    assert heat.maps == {} and "There are no heat maps: the answers have no gradient" in heat.said
 
 
 def test_two_in_three_are_the_most_confident_mistakes_and_the_rest_are_right() -> None:

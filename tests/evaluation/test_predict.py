@@ -43,8 +43,8 @@ def test_an_input_that_names_nothing_is_an_error(place, text):
 def test_files_that_are_no_images_are_left_out_and_named(place, caplog):
     (place / "b" / "bad.jpg").write_text("text")
     assert find(["b"]).names == ("b/00.jpg",)
-    assert "1 of 2 files are broken and left out: b/bad.jpg" in caplog.text
-    with pytest.raises(DataError, match=r"none of 1 files is an image \(bad\.jpg"):
+    assert "1 of 2 files is broken and left out: b/bad.jpg" in caplog.text
+    with pytest.raises(DataError, match=r"is no image \(bad\.jpg"):
         find(["b/bad.jpg"])
 
 

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from sklearn.datasets import load_digits
 from sklearn.metrics import log_loss
 from sklearn.model_selection import LeaveOneOut, cross_val_predict
 from sklearn.neighbors import KNeighborsClassifier, NearestCentroid
@@ -17,7 +19,7 @@ from torch.nn import functional as F
 
 import xfer
 from xfer.config.hydra import compose_specs
-from xfer.core.errors import CombinationError
+from xfer.core.errors import CombinationError, HeadError
 from xfer.models.head.filled_layers import FilledHead, NearestImages, NearestMean, Sizes, best_scale
 from xfer.plan.make import make_plan
 from xfer.training.backbone_features import backbone_features
@@ -187,6 +189,33 @@ def test_the_checkpoint_and_the_exported_file_answer_the_same(
     assert predicted(Path(again.folder)) == predicted(run)
     held = xfer.load(run)
     assert held.card.head["_target_"].endswith({"knn": "Knn", "prototype": "Prototype"}[name])
+
+
+def test_maps_of_votes_are_refused_in_our_words_and_those_of_means_are_drawn(
+    made: tuple[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, run = made
+    monkeypatch.chdir(tmp_path)
+    card = (run / "report.html").read_text("utf-8")
+    Image.fromarray((load_digits().images[5] * 15.9).astype(np.uint8)).save("5.png")
+    typed = ["stages=[predict]", f"checkpoint.path={run}", "predict.input=5.png"]
+    if name == "prototype":
+        folder = xfer.run(None, [*typed, "predict.maps=1", "run.dir=means"]).folder
+        assert 'class="heat-map"' in (folder / "predictions.html").read_text("utf-8")
+        assert 'class="heat-map"' in card
+        return
+    assert "There are no heat maps: the answers have no gradient" in card
+    with pytest.raises(HeadError, match=r"E661: predict\.maps: .*Fix: drop predict\.maps"):
+        xfer.run(None, [*typed, "predict.maps=1"])
+    xfer.run(None, typed)
+
+
+@pytest.mark.parametrize("typed", ["head.images=3", "head.multilabel=true"])
+def test_what_the_plan_sets_is_refused_where_it_is_typed(typed: str) -> None:
+    base = ["experiment=digits_freeze", "optim=auto", "head=knn", "stages=[fit]"]
+    key = typed.partition("=")[0]
+    with pytest.raises(HeadError, match=f"E662: {key}: .*which the plan sets.*Fix: drop it"):
+        compose_specs([*base, typed])
 
 
 @pytest.mark.parametrize(

@@ -85,7 +85,7 @@ def test_a_whole_checkpoint_with_a_hole_is_refused(plan, tmp_path):
     net = assemble(plan.parts, plan.state)
     path = tmp_path / "best.ckpt"
     save(path, plan, net, lambda n: n != "bn1.weight", None)
-    with pytest.raises(WeightsError, match=r"lacks 1 tensors \(bn1.weight\)"):
+    with pytest.raises(WeightsError, match=r"lacks 1 tensor \(bn1.weight\)"):
         open_checkpoint(path, schema.build)
 
 

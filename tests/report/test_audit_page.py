@@ -180,7 +180,7 @@ def test_what_does_not_fit_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(audit_page, "MOST", 3)
     text = written(tmp_path).read_text()
     assert text.count('<article class="find"') == 3
-    assert f"{len(reasons(audited())) - 3} more images are listed in audit.csv alone" in text
+    assert f"Listed in audit.csv alone: {len(reasons(audited())) - 3} more images." in text
 
 
 def test_an_audit_without_a_finding_says_so(tmp_path: Path) -> None:

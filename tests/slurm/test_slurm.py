@@ -321,12 +321,12 @@ def test_folds_outlive_a_run_that_is_killed_and_end_as_those_of_this_machine(pla
     listed = "fold 0 is {}, fold 1 is {}, fold 2 is {}".format(*names)
     assert f"in the queue already: {listed}\n" in output
     assert "fold 1 has stopped, its state is saved" in output
-    assert "1 of 3 folds are unfinished\nstopped; with checkpoint.resume=run the same" in output
+    assert "1 of 3 folds unfinished\nstopped; with checkpoint.resume=run the same" in output
     assert [finished(fold) for fold in folds] == [True, False, True]
     status = json.loads((run / "status.json").read_text())
     assert (status["state"], status["exit"]) == ("interrupted", 143)
     output = finish(begin(place, *queued))
-    assert "2 of 3 folds are finished already" in output and "3 of 3: accuracy" in output
+    assert "2 of 3 folds finished already" in output and "3 of 3: accuracy" in output
     now = [slurm_of(fold) for fold in folds]
     assert (now[0], now[2]) == (names[0], names[2]) and now[1] != names[1]
     finish(begin(place, *FOLDED, "run.dir=here", "hydra.launcher.slots=2"))

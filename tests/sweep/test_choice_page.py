@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from browser import check_page
 
-from xfer.sweep.choosing.choice_page import write_page
+from xfer.sweep.choosing.choice_page import summary, write_page
 from xfer.sweep.choosing.measure import Accuracy
 
 SMALL, LITE = "squeezenet1_0", "tf_efficientnet_lite0"
@@ -157,3 +157,11 @@ def test_a_choice_that_was_judged_by_nothing_and_made_no_model_has_a_page(
 def test_the_page_is_whole_in_a_browser(tmp_path: Path, facts: dict) -> None:
     written(tmp_path / "choice", facts)
     check_page(tmp_path / "choice" / "choose.html")
+
+
+def test_one_of_a_kind_is_no_plural(facts: dict) -> None:
+    """As a cross-validation of two folds, done once, of hardly any image."""
+    worth = {**facts["worth"], "folds": 2, "repeats": 1, "n": 1}
+    other = {**facts["runner_up"], "only_winner_right": 1}
+    said = " ".join(summary({**facts, "worth": worth, "runner_up": other}))
+    assert "1 image, 2 folds, once)" in said and "(1 image that the winner alone gets" in said

@@ -98,7 +98,7 @@ def test_what_has_finished_is_not_run_again_and_what_is_missing_is(
     assert (begun / "folds" / "0" / "checkpoints" / "best.ckpt").stat().st_mtime_ns == before
     ours, theirs = ((r / "predictions_oof.csv").read_bytes() for r in (begun, folded))
     assert ours == theirs
-    assert "1 of 2 folds are finished already" in (begun / "run.log").read_text()
+    assert "1 of 2 folds finished already" in (begun / "run.log").read_text()
 
 
 def test_folds_of_another_configuration_are_refused(
@@ -230,7 +230,7 @@ def test_a_fold_that_was_stopped_is_unfinished_and_one_that_says_why_stops_the_o
     with pytest.raises(Stopped) as stopped:
         turns.check()
     assert stopped.value.exit == 143
-    assert "4 of 4 folds are unfinished" in caplog.text
+    assert "4 of 4 folds unfinished" in caplog.text
     assert not turns.ended(JOBS[1], 137)
     with pytest.raises(XferError, match="fold 1: killed by signal 9"):
         turns.check()
@@ -255,7 +255,7 @@ def test_a_run_that_was_killed_ends_as_a_whole_one(folded: Path, tmp_path: Path)
     again = warm.start(tmp_path, *words)
     output, _ = again.communicate(timeout=600)
     assert again.returncode == 0, output
-    assert "1 of 2 folds are finished already" in output
+    assert "1 of 2 folds finished already" in output
     run = tmp_path / "run"
     assert (run / "predictions_oof.csv").read_bytes() == (
         folded / "predictions_oof.csv"

@@ -262,7 +262,9 @@ def test_two_objectives_are_ranked_by_how_many_jobs_are_better_in_both(tmp_path:
         as_good = [pair for pair in known if pair[0] >= value and pair[1] <= seconds]
         assert found[number] == str(1 + len(as_good) - as_good.count((value, seconds)))
     front = [number for number, rank in found.items() if rank == "1"]
-    assert f"{len(front)} of 14 jobs are on the Pareto front" in text
+    assert (
+        f"{len(front)} of 14 jobs {'is' if len(front) == 1 else 'are'} on the Pareto front" in text
+    )
     assert "## Pareto front" in text and not (tmp_path / "figures").exists()
     head(tmp_path)
     assert "## Pareto front" not in board(tmp_path)[1]

@@ -388,7 +388,9 @@ def test_a_sweep_at_work_writes_its_page_whenever_a_job_ends(tmp_path: Path) -> 
         until(further)
         output, _ = process.communicate()
     assert process.returncode == 0, output
-    counts = [int(re.findall(r"at work: (\d) of 4 jobs have ended", line)[0]) for line in seen]
+    counts = [
+        int(re.findall(r"at work: (\d) of 4 jobs ha(?:s|ve) ended", line)[0]) for line in seen
+    ]
     assert counts[0] == 0 and counts == sorted(counts) and max(counts) >= 2, seen
     assert live_line(tmp_path / "s") == ""
     assert "4 jobs: 4 finished" in (tmp_path / "s" / "leaderboard.html").read_text()

@@ -405,7 +405,7 @@ def test_what_has_no_soup_is_refused_before_anything_is_made(
     for number in (1, 2):
         (one / str(number) / "status.json").unlink()
     assert "E180" in refusal(sweep=one)
-    assert "1 of 3 jobs have finished" in refusal(sweep=one)
+    assert "1 of 3 jobs has finished" in refusal(sweep=one)
     folded = tmp_path / "folded"
     shutil.copytree(swept, folded)
     result = json.loads((folded / "1" / "result.json").read_text())

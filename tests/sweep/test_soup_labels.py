@@ -20,9 +20,11 @@ from xfer.core.errors import SafetyError, SweepError
 from xfer.core.types import Dataset, Predictions, Samples
 from xfer.evaluation.multilabel_metrics import best_thresholds
 from xfer.models.restore import open_checkpoint
+from xfer.plan.table import brief
 from xfer.sweep.leaderboard.read_sweep import read
 from xfer.sweep.soup.greedy import halves, label_verdict, tables_of
 from xfer.sweep.soup.members import members_of
+from xfer.sweep.soup.soup_stage import plan_soup
 from xfer.weights.formats.checkpoint_format import read_snapshot, write_snapshot
 from xfer.workflow import run
 
@@ -127,6 +129,11 @@ def test_its_weights_are_the_mean_and_its_thresholds_are_chosen_on_what_chose(
     scores = json.loads((souped / "result.json").read_text())["scores"]
     assert scores["val"]["used_for_selection"] and not scores["test"]["used_for_selection"]
     assert (souped / "export" / "model.safetensors").is_file()
+
+
+def test_its_plan_says_where_thresholds_are_chosen(swept: Path) -> None:
+    plan = plan_soup(compose_specs(spelt_out(["soup", str(swept), "sweep.soup_least=-1"])))
+    assert "or none; a threshold a class by its F1 on the images that choose" in brief(plan)
 
 
 def test_one_that_does_not_pay_is_refused_with_its_points_of_map(swept: Path) -> None:

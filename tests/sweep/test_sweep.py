@@ -444,7 +444,7 @@ def test_slots_take_turns_on_gpus(monkeypatch: pytest.MonkeyPatch):
     assert [slot.environment()["CUDA_VISIBLE_DEVICES"] for slot in slots] == ["2", "2", "3", "3"]
     assert sorted(core for slot in slots for core in slot.cores) == list(range(8))
     assert [slot.gpu for slot in divide(3, 1, False)] == [None] * 3
-    with pytest.raises(SweepError, match="2 GPUs with 1 jobs each take 2"):
+    with pytest.raises(SweepError, match="room for 2: 2 GPUs with 1 job each"):
         divide(3, 1, True)
     with pytest.raises(SweepError, match="a slot has one GPU"):
         divide(None, 1, True, devices=2)

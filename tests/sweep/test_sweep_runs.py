@@ -274,7 +274,7 @@ def test_a_sweep_that_was_stopped_and_killed_ends_like_one_that_was_not(
     (folder,) = folders()
     assert ledger(folder) == ledger(tmp_path / "whole")
     code, output = here(command, capsys)
-    assert code == 0 and "2 of 2 jobs are finished already" in output
+    assert code == 0 and "2 of 2 jobs finished already" in output
 
 
 def test_a_plan_lists_the_jobs_and_starts_nothing(
@@ -309,12 +309,12 @@ def test_a_finished_sweep_does_what_is_added_to_it_and_nothing_else(
     plan = [*shared, "stages=[]", "sweep.n_trials=3", "sweep.baseline=['optim.lr=1']"]
     code, said = here(plan, capsys)
     assert code == 0, said
-    assert "1 of 3 jobs are finished already\n2 jobs\n" in said
+    assert "1 of 3 jobs finished already\n2 jobs\n" in said
     assert "sweep.baseline marks no job: no job has optim.lr=1" in said
     assert _main([*shared, "stages=[fit,export]"]) == 5
     assert "type 'stages=[fit,evaluate,export]'" in capsys.readouterr().err
     assert _main([*shared, "stages=[fit]"]) == 0
-    assert "1 of 1 jobs are finished already" in capsys.readouterr().out
+    assert "1 of 1 job finished already" in capsys.readouterr().out
 
 
 def scores(run: Path) -> dict:

@@ -21,6 +21,7 @@ from xfer.models.backbone import Timm
 from xfer.models.head import Dropout, Linear, Mlp, Pooled
 from xfer.models.network import assemble
 from xfer.plan.make import make_plan
+from xfer.training.feature_moments import deviations
 from xfer.training.head_input import Standardized, first_layer, moments
 from xfer.training.head_start import prepare_head
 from xfer.weights.formats.checkpoint_format import read_snapshot
@@ -101,7 +102,13 @@ def test_what_is_folded_gives_the_answers_of_what_trained() -> None:
         net(images)
         dims = (0, 2, 3) if seen[0].ndim == 4 else 0
         assert seen[0].mean(dims).abs().max() < 1e-4
-        assert torch.allclose(seen[0].std(dims, correction=0), torch.ones(()), atol=1e-3)
+        rows = (images.movedim(1, -1) if seen[0].ndim == 4 else images).double()
+        rows = rows.reshape(-1, seen[0].shape[1])
+        plain = rows.std(0, correction=0)
+        # However many positions an image has: of one image they say the same.
+        moderated = deviations(rows.mean(0).numpy(), (plain**2).numpy(), len(images))
+        ratio = (plain / torch.from_numpy(moderated)).float()
+        assert torch.allclose(seen[0].std(dims, correction=0), ratio, atol=1e-3)
         folds = put.folded(net.state_dict())
         assert all(torch.allclose(folds[n], before[n], atol=1e-4) for n in before)
         put.remove()
@@ -149,6 +156,15 @@ def test_a_head_without_a_bias_is_trained_on_raw_input(
     assert "the head's input is not standardised: the first layer of 'fc'" in out
     state = read_snapshot(result.folder / "checkpoints" / "best.ckpt").state
     assert "fc.bias" not in state and state["fc.weight"].abs().sum() > 0
+
+
+def test_a_trace_in_one_of_few_images_does_not_put_the_next_one_far_away() -> None:
+    few = torch.rand(10, 40, generator=torch.Generator().manual_seed(0))
+    few[:, 0] = 0
+    few[3, 0] = 1e-4
+    found = moments(nn.Sequential(nn.Linear(40, 2)), ["0"], [(few, 10)])["0"]
+    assert (few[:, 1:].std(0) / found.std[1:]).std() < 0.2
+    assert 1 / found.std[0] < 8, "a deviation of its own would be 3e-5"
 
 
 def test_a_feature_that_is_constant_is_left_alone() -> None:

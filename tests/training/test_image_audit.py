@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import csv
 import json
+import re
+import shlex
 import tracemalloc
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
@@ -15,8 +19,11 @@ from sklearn.datasets import load_digits
 import xfer
 from xfer.config.hydra import compose_specs
 from xfer.core.errors import CombinationError, ConfigError, DataError, Problems
+from xfer.data.folder import Folder
 from xfer.plan.make import make_plan
 from xfer.plan.table import brief, table
+from xfer.report.audit_files import next_command
+from xfer.report.inputs import Work
 
 NETWORK = ["backbone=digits_resnet", "source=digits_0_4", "augment=none", "data.workers=0"]
 WRONG = {"train/5/0003.png": "6", "train/6/0004.png": "8", "train/8/0005.png": "5"}
@@ -186,10 +193,10 @@ def test_images_of_one_group_are_no_near_duplicates_and_do_not_judge_each_other(
             film = "one" if row in shots else str(i)
             writer.writerow([row["path"], row["label"], row["split"], film])
     typed = ["data=csv", "data.file=films.csv", f"data.root={place / 'digits'}", *NETWORK]
-    found, grouped = (
-        facts(xfer.run(None, [*typed, *more, "stages=[audit]"]).folder)
-        for more in (["data.columns=[path,label,split]"], ["data.group=film"])
-    )
+    plain = xfer.run(None, [*typed, "data.columns=[path,label,split]", "stages=[audit]"]).folder
+    kept = ["data.range=[0,255]", "data.leakage=ignore"]
+    apart = xfer.run(None, [*typed, *kept, "data.group=film", "stages=[audit]"]).folder
+    found, grouped = facts(plain), facts(apart)
     ours = {row["path"] for row in shots}
 
     def within(said) -> list[object]:
@@ -200,6 +207,31 @@ def test_images_of_one_group_are_no_near_duplicates_and_do_not_judge_each_other(
     assert found["groups"] is None and grouped["groups"] == len(table) + 1
     wrong = [{r["path"]: r["p_wrong"] for r in said["labels"]} for said in (found, grouped)]
     assert ours <= wrong[1].keys() and not ours <= wrong[0].keys()
+    # The nearest of each are the others, and the page says whose they are.
+    assert (apart / "audit.html").read_text().count(", 3 of its own group<") == len(ours)
+    assert "of its own group" not in (plain / "audit.html").read_text()
+    # What is typed next has the groups and the keys that were typed.
+    line = re.findall(r"next +python -m xfer (.*)", (apart / "run.log").read_text())[-1]
+    again = shlex.split(line)
+    assert {*kept, "data.group=group"} <= {*again}
+    splits = make_plan(compose_specs([*again, "stages=[]"])).dataset.splits.values()
+    films = {n: g for s in splits for n, g in zip(s.names, s.groups, strict=True)}
+    assert {name for name in films if films[name] == "one"} == ours and len(films) == len(names)
+
+
+def test_the_next_command_repeats_folds_but_not_those_of_one_fold(
+    place: Path, tmp_path: Path
+) -> None:
+    folds = ["data.folds=3", "data.repeats=2", "data.split_seed=4"]
+
+    def typed_next(*more: str) -> list[str]:
+        specs = compose_specs([f"data.root={place / 'digits'}", *NETWORK, *more])
+        plan = SimpleNamespace(dataset=Folder(str(place / "digits")).dataset(True), specs=specs)
+        line = next_command(cast("Work", SimpleNamespace(plan=plan, folder=tmp_path)))
+        return shlex.split(line or "")
+
+    assert {*folds} <= {*typed_next(*folds)}
+    assert not {"data.folds=3", "data.repeats=2"} & {*typed_next(*folds, "data.fold=1")}
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,8 @@ import xfer
 from xfer.config.hydra import compose_specs
 from xfer.core.errors import DataError
 from xfer.plan.make import make_plan
+from xfer.plan.table import brief
+from xfer.plan.table import table as plan_table
 
 NETWORK = ["backbone=digits_resnet", "source=digits_0_4", "augment=none", "data.workers=0"]
 TYPED = ["data=csv", "task=multilabel", "data.leakage=ignore", *NETWORK]
@@ -120,6 +122,19 @@ def test_wrong_labels_are_accused_and_unknown_ones_are_not(
     assert {row["has"] for row in accused.values()} == {True, False}
     p_wrong = [row["p_wrong"] for row in found["labels"]]
     assert p_wrong == sorted(p_wrong, reverse=True) and p_wrong[-1] > 0.5
+
+
+def test_the_plan_names_thresholds_where_they_are_chosen(
+    place: Path, wrong: set[tuple[str, str]]
+) -> None:
+    for stages, chosen in (("audit", False), ("worth", False), ("audit,fit,evaluate", True)):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(place)
+            typed = [*TYPED, "data.file=labels.csv", f"stages=[{stages}]"]
+            plan = make_plan(compose_specs(typed))
+        for said in (plan_table(plan), brief(plan)):
+            assert "several an image, or none" in said
+            assert ("a threshold a class by its F1" in said) == chosen, stages
 
 
 def test_counts_and_last_lines_are_of_known_labels(audited: Path, place: Path) -> None:

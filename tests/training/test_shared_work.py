@@ -280,7 +280,7 @@ def test_an_image_that_breaks_in_another_ranks_part_is_left_out_and_counted(trai
     del rows[1 + 32]
     assert (trained / "left" / "predictions.csv").read_text().splitlines() == rows
     said = (trained / "left" / "run.log").read_text()
-    assert "1 of 69 files are broken and left out" in said and "one.jpg" in said
+    assert "1 of 69 files is broken and left out" in said and "one.jpg" in said
 
 
 KILLED = """

@@ -36,7 +36,7 @@ class Composed(NamedTuple):
 def contradictions(c: Composed) -> Iterator[XferError]:
     """Every contradiction of ``c``, one after the other."""
     stages = (_stages, _predictions, _comparison, _packing, _audit, _embedding)
-    for check in (*stages, _pairs, _folds, _groups, _unused):
+    for check in (*stages, _pairs, _heads, _folds, _groups, _unused):
         yield from check(c)
 
 
@@ -174,6 +174,18 @@ def _unused(c: Composed) -> Iterator[XferError]:
         what = "is given without certificate.coverage, so that there are no sets"
         fix = "type certificate.coverage=0.9 as well"
         yield CombinationError("certificate.by_class", what, fix, 18)
+
+
+def _heads(c: Composed) -> Iterator[XferError]:
+    """Keys of a head that the plan sets by what the data is."""
+    head = c.facts.get("head", {})
+    sets = {
+        "images": "is the number of training images, which the plan sets",
+        "multilabel": "is whether an image has several labels, which the plan sets by task",
+    }
+    for key, what in sets.items():
+        if key in head and (head[key] or f"head.{key}" in c.typed):
+            yield errors.HeadError(f"head.{key}", what, "drop it", 2)
 
 
 def _groups(c: Composed) -> Iterator[XferError]:

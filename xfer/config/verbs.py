@@ -134,7 +134,7 @@ def _data(text: str) -> list[str]:
     path = Path(text).expanduser()
     if (option := _option(path)) is not None:
         return [*([f"data={option}"] if option else []), override("data.root", text)]
-    if path.suffix.lower() == ".csv" and path.exists():
+    if path.suffix.lower() in (".csv", ".json") and path.exists():
         return ["data=csv", override("data.file", text)]
     raise _no_such(text, "a folder of images, or a CSV file of their paths and labels")
 
@@ -262,8 +262,6 @@ def _sweep_named(text: str) -> Path:
 
 
 def _pack(words: Sequence[str]) -> list[str]:
-    if _option(Path(words[0]).expanduser()) is None:
-        raise _no_such(words[0], "a folder of images")
     return ["stages=[pack]", *_data(words[0]), override("pack.out", words[1])]
 
 
@@ -388,5 +386,5 @@ VERBS = {
     "compare": Verb("RUN RUN", "put runs beside each other", _compare, 2, 0),
     "choose": Verb("DATA minutes=10", "choose and train the best model", _choose, 0, 1, _minutes),
     "soup": Verb("SWEEP", "average a sweep's models into one", _soup),
-    "pack": Verb("DIR OUT", "write a folder as tar files (shards)", _pack, 2, 2),
+    "pack": Verb("DATA OUT", "write images as tar files (shards)", _pack, 2, 2),
 }

@@ -7,6 +7,7 @@ XferError                 exit  1   (a bug, when raised bare)
 │   ├── CommandError            2   a verb, such as xfer train, with words that it cannot take
 │   ├── LaunchError             2   ranks that a launcher has started otherwise than asked, E096 on
 │   ├── ChoiceError             2   a choice that cannot be made as asked, E134 to E139
+│   ├── HeadError               2   what a head that is filled does not do, E660 on
 │   └── ColumnError             2   two columns of a table with one name, E187 to E190
 ├── DataError                   3   folders, classes, files that are no images
 │   └── LabelledDataError       3   images with several labels, or in groups, E103 to E110
@@ -32,6 +33,12 @@ T = TypeVar("T")
 def printable(text: object) -> str:
     """``text`` with control characters escaped, so that a file name cannot forge a log line."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
+
+
+def counted(count: int, noun: str, plural: str = "") -> str:
+    """``1 image``, ``2,000 images``: a number and what it is of, which is ``plural`` or has an s
+    unless there is one."""
+    return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
 
 
 def closest(word: str, words: Iterable[str]) -> str:
@@ -109,6 +116,12 @@ class ChoiceError(ConfigError):
     """A choice among models that cannot be made as asked for."""
 
     exit, base, last = 2, 134, 139
+
+
+class HeadError(ConfigError):
+    """What a head that holds training features does not do, or decides by itself."""
+
+    exit, base, last = 2, 660, 669
 
 
 class ColumnError(ConfigError):

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from xfer.core.errors import DataError, printable
+from xfer.core.errors import DataError, counted, printable
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -125,15 +125,16 @@ def decide(
         path, first = odd[0]
         raise DataError(
             where,
-            f"{len(odd)} images have {first.kind} pixels, of which nothing says what is black and "
-            f"what is white, such as '{printable(path.name)}'; they go from {low:g} to {high:g}",
+            f"{counted(len(odd), 'image')} with {first.kind} pixels, of which nothing says what is "
+            f"black and what is white, such as '{printable(path.name)}'; they go from {low:g} to "
+            f"{high:g}",
             f"type 'data.range=[{low:g},{high:g}]', or the numbers that are to be black and white",
             70,
         )
     bits = next(bits for bits in _BITS if high < 2**bits)
     line = (
-        f"{len(deep)} images of more than 8 bits: their pixels reach {high:g}, so the range is "
-        f"taken to be {bits} bits (data.range=[0,{2**bits - 1}])"
+        f"{counted(len(deep), 'image')} of more than 8 bits: pixels reach {high:g}, so the range "
+        f"is taken to be {bits} bits (data.range=[0,{2**bits - 1}])"
     )
     return (0.0, float(2**bits - 1)), [line]
 
@@ -144,9 +145,14 @@ def range_remarks(deep: Sequence[tuple[ImagePlace, Extent]], over: PixelRange | 
         return []
     low, high = over or _FULL
     ends = f"{low:g} to {high:g}"
-    lines = [f"{len(deep)} images of more than 8 bits are read with the range {ends}"]
+    many = counted(len(deep), "image")
+    lines = [
+        f"{many} of more than 8 bits {'is' if len(deep) == 1 else 'are'} read with the range {ends}"
+    ]
     if outside := [path for path, e in deep if e.low < low or e.high > high]:
-        lines.append(f"cut off at {ends}: {len(outside)} images, such as '{outside[0].name}'")
+        lines.append(
+            f"cut off at {ends}: {counted(len(outside), 'image')}, such as '{outside[0].name}'"
+        )
     most = max(e.high for _, e in deep)
     if over is None and most < 2**14:
         what = f"pixels of more than 8 bits reach only {most:g} of {high:g}"

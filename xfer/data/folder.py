@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, ClassVar
@@ -50,7 +50,8 @@ class Folder(Loading):
     are left out with a remark.
 
     With ``task=multilabel`` an image has the label of every folder on its way from the root, or
-    from the folder of its split; one that lies directly there has none.
+    from the folder of its split; one that lies directly there has none. With ``group`` the
+    outermost of these folders is a group, and no label.
     """
 
     groups: ClassVar[str] = "FOLDER"
@@ -71,16 +72,19 @@ class Folder(Loading):
         rows = ImageRows.of(row for split in read for row in _rows(tree, split, read[split]))
         rows = by_folder(rows, root) if self.group else rows
         nested = [] if self.group else _nested(root, splits.values())
-        remarks = [*_called(splits), *nested, *tree.remarks()]
+        remarks = [*called_splits(splits), *nested, *tree.remarks()]
         return of_files(divide(rows, self, root, training), root, self, remarks)
 
     def labelled(self, training: bool, known: tuple[str, ...] = ()) -> Dataset:
         """The same where each folder on the way to an image is one of its labels. See
         :class:`xfer.core.protocols.ReadsLabels`."""
         root = place(self.root)
-        rows, remarks = listed_labels(root, alone=bool(known))
+        rows, remarks = listed_labels(root, alone=bool(known), grouped=self.group is not None)
         if not training and set(shares(self, {row.split for row, _ in rows})) == {"train"}:
             rows = [(row, labels) for row, labels in rows if row.split != "train"]
+        if self.group:
+            groups = by_folder((row for row, _ in rows), root, in_classes=False)
+            rows = [(row, labels) for row, (_, labels) in zip(groups, rows, strict=True)]
         return labelled_dataset(rows, self, ImageSource(root, root, (), remarks), training, known)
 
 
@@ -137,13 +141,16 @@ def listed(root: Path) -> tuple[list[ImageRow], list[str]]:
     _refuse_one_split(root)
     splits = _splits(tree)
     rows = [row for split, folder in splits.items() for row in _rows(tree, split, folder)]
-    return rows, [*_called(splits), *tree.remarks()]
+    return rows, [*called_splits(splits), *tree.remarks()]
 
 
-def listed_labels(root: Path, alone: bool = False) -> tuple[_Labelled, list[str]]:
+def listed_labels(
+    root: Path, alone: bool = False, grouped: bool = False
+) -> tuple[_Labelled, list[str]]:
     """All images below ``root``, in order, with the splits that have folders and the labels that
     are the folders on the way to them, and remarks. One folder may be ``alone`` with all of them
-    where a network knows the labels that no image here has.
+    where a network knows the labels that no image here has. Where images are ``grouped`` the
+    outermost folder is their group, and no label.
 
     Raises DataError as :meth:`Folder.dataset`, for a name that is no label's, and for one that is
     there twice on the way to an image.
@@ -160,23 +167,28 @@ def listed_labels(root: Path, alone: bool = False) -> tuple[_Labelled, list[str]
     tops = {way.partition("/")[0] for way in ways}
     if flat and not alone and len(tops) == 1:
         _refuse_lone(tree, min(tops))
-    labels = {way: _labels_of(root, way, flat) for way in sorted(ways)}
+    labels = {way: _labels_of(root, way, (not flat) + grouped) for way in sorted(ways)}
     rows = [
         (ImageRow(name, "", split), Labelled(str(root / name), "", "", labels[_way_to(name)]))
         for split in splits
         for name in names[split]
     ]
-    return rows, [*_called(splits), *tree.remarks(), *_label_lines(labels.values())]
+    lines = [*tree.remarks(), *_label_lines(labels.values())]
+    if grouped:
+        groups = {part for way in ways for part in way.split("/")[not flat :][:1] if part}
+        what = "the outermost folders are groups, and no labels"
+        lines.append(printable(f"{what}: {first_few(sorted(groups))}"))
+    return rows, [*called_splits(splits), *lines]
 
 
 def _way_to(name: str) -> str:
     return name.rpartition("/")[0]
 
 
-def _labels_of(root: Path, way: str, flat: bool) -> tuple[str, ...]:
-    """The labels of the images in the folder ``way``, from the outermost on, which is that of a
-    split unless they lie ``flat``."""
-    folders = way.split("/")[not flat :] if way else []
+def _labels_of(root: Path, way: str, above: int) -> tuple[str, ...]:
+    """The labels of the images in the folder ``way``: its folders but for those ``above``, of the
+    split and of the group."""
+    folders = way.split("/")[above:] if way else []
     names = tuple(class_name(folder) for folder in folders)
     for name in names:
         if not name.strip() or name.startswith("?") or "\x1f" in name:
@@ -223,7 +235,7 @@ def _splits(tree: Tree, nested: bool = False) -> dict[str, str]:
     """The folders of the splits below the root, by split; one empty name when the class folders,
     which may be ``nested``, are there."""
     root, top = tree.root, tree.folders("")
-    splits = _named_splits(tree, top)
+    splits = named_splits(root, top, tree.has_folders)
     if len(splits) < len(top) and not any(map(tree.has_folders, splits.values())):
         splits = {}  # classes that happen to be called train or test
     for name in sorted(set(top) - set(splits.values())):
@@ -243,24 +255,24 @@ def _splits(tree: Tree, nested: bool = False) -> dict[str, str]:
     return splits or {"": ""}
 
 
-def _named_splits(tree: Tree, top: Sequence[str]) -> dict[str, str]:
-    """Which of the folders ``top`` are called as a split, by split: ``train``, ``val`` and ``test``
-    as they are, and beside a folder to train on what else people call them. Raises DataError for
-    two of one split."""
+def named_splits(root: Path, top: Sequence[str], holds: Callable[[str], bool]) -> dict[str, str]:
+    """Which of the folders ``top`` in ``root`` are called as a split, by split: ``train``, ``val``
+    and ``test`` as they are, and beside a folder to train on what else people call them, where it
+    ``holds`` something. Raises DataError for two of one split."""
     splits = {split: split for split in SPLITS if split in top}
     others = [name for name in top if name not in SPLITS and name.lower() in SYNONYMS]
     if "train" not in {SYNONYMS[name.lower()] for name in (*splits, *others)}:
         return splits  # a class may be called valid
-    for name in filter(tree.has_folders, others):
+    for name in filter(holds, others):
         if (split := SYNONYMS[name.lower()]) in splits:
             what = f"is called as the split '{split}', and so is '{splits[split]}' beside it"
             fix = "put the images of both into one of the two, or move one away"
-            raise DataError(tree.root / name, what, fix, 3)
+            raise DataError(root / name, what, fix, 3)
         splits[split] = name
     return {split: splits[split] for split in SPLITS if split in splits}
 
 
-def _called(splits: Mapping[str, str]) -> list[str]:
+def called_splits(splits: Mapping[str, str]) -> list[str]:
     """Which split each folder of another name is."""
     return [
         printable(f"the folder '{folder}' is the split {split}")

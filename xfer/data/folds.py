@@ -14,7 +14,7 @@ from unicodedata import normalize
 
 import numpy as np
 
-from xfer.core.errors import DataError
+from xfer.core.errors import DataError, counted
 from xfer.core.seeds import derive
 from xfer.core.text_columns import Picked, Texts
 from xfer.data.image_rows import ImageRows, code_of
@@ -117,12 +117,13 @@ def by_folder(listed: Iterable[ImageRow], root: object, in_classes: bool = True)
     ``in_classes`` below their split; an image that lies in none is a group by itself. A folder of
     the same name in two classes is one group.
 
-    Raises DataError, naming ``root``, where no image of ``train`` lies in such a folder.
+    Raises DataError, naming ``root``, where images of ``train`` are listed and none of them lies in
+    such a folder.
     """
     rows = ImageRows.of(listed)
     grouped = replace(rows, groups=Texts(_group(row, in_classes) for row in rows))
     inside = np.flatnonzero(rows.in_split("", "train"))
-    if not any(group.endswith("/") for group in Picked(grouped.groups, inside)):
+    if len(inside) and not any(group.endswith("/") for group in Picked(grouped.groups, inside)):
         below = "its class folder" if in_classes else "its split"
         what = f"data.group=FOLDER, and no image lies in a folder below {below}"
         fix = "put the images that belong together into a folder, or drop data.group"
@@ -147,7 +148,7 @@ def _check(
     # The smallest class, so that what is typed is right for the others too.
     if (n := int(counts.min())) < count:
         kind = kinds[int(counts.argmin())]
-        what = f"class '{kind}' has {n} image(s), fewer than the {count} folds"
+        what = f"class '{kind}' has {counted(n, 'image')}, fewer than the {count} folds"
         fix = f"type data.folds={n}, or add images" if n >= 2 else "add images of that class"
         raise DataError(where, what, fix, 50)
     if groups is None:
@@ -160,8 +161,9 @@ def _check(
             fix = "a fit without that group cannot know the class: add images of other groups"
             raise DataError(where, what, fix, 51)
     if (total := len(set(groups))) < count:
-        what = f"{total} groups cannot be divided into {count} folds"
-        raise DataError(where, what, f"type data.folds={total}", 53)
+        what = f"{counted(total, 'group')} cannot be divided into {count} folds"
+        fix = f"type data.folds={total}" if total > 1 else "add images of other groups"
+        raise DataError(where, what, fix, 53)
 
 
 def _check_parts(
@@ -176,7 +178,8 @@ def _check_parts(
     for fold in range(count):
         if not (column == fold).any():
             what = f"the groups leave fold {fold} of repeat {repeat} without an image"
-            raise DataError(where, what, f"type data.folds={count - 1}", 53)
+            fix = f"type data.folds={count - 1}" if count > 2 else "add images of other groups"
+            raise DataError(where, what, fix, 53)
         lost = set(range(len(kinds))) - set(labels[column != fold].tolist())
         if lost:
             kind = kinds[min(lost)]

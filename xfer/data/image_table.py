@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from xfer.core.errors import DataError, closest
+from xfer.core.errors import DataError, closest, counted
 from xfer.core.types import Dataset
 from xfer.data.arrow_columns import BETWEEN
 from xfer.data.dataset import of_files
@@ -108,10 +108,12 @@ def _with_labels(cells: list[TableRow], where: Path) -> tuple[list[TableRow], li
     test = sum(cell.split == "test" for cell in cells)
     if Counter(cell.split for cell in without) != {"test": test} or test == len(cells):
         first = next((cell for cell in without if cell.split != "test"), without[0])
-        more = f", nor have {len(without) - 1} more rows" if len(without) > 1 else ""
+        others = len(without) - 1
+        have = "has" if others == 1 else "have"
+        more = f", nor {have} {counted(others, 'more row')}" if others else ""
         fix = "fill it in, or remove the row"
         raise DataError(where, f"{first.name} has no label{more}", fix, 29)
-    remark = f"left out (images without classes): the {test} rows of test"
+    remark = f"left out (images without classes): {counted(test, 'row')} of test"
     return [cell for cell in cells if cell.label.strip()], [remark]
 
 

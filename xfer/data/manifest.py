@@ -114,12 +114,13 @@ class Manifest(Loading):
             fix = f"type data.separator={name}" if name else "drop it"
             raise LabelsError("data.separator", what, f"{fix}, or task=multilabel", 0)
         root = place(self.root) if self.root else path.parent
-        rows, remarks = _rows(path, root, self)
+        rows, remarks = class_list(path, root, self)
         return of_files(divide(rows, self, path, training), root, self, remarks)
 
 
-def _rows(path: Path, root: Path, how: Manifest) -> tuple[list[ImageRow], list[str]]:
-    """The images that ``path`` lists, and what was decided about them where it says so."""
+def class_list(path: Path, root: Path, how: Manifest) -> tuple[list[ImageRow], list[str]]:
+    """The images that ``path`` lists with their classes, and what was decided about them where it
+    says so. Raises DataError as :func:`label_list`."""
     lines = _lines(path, _SIGNS[how.separator])
     _, header = next(lines, (1, []))
     keys = _keys(path, header, how)

@@ -43,6 +43,11 @@ class Labelled:
     others: bool = False
     group: str = ""
 
+    def in_text(self, sign: str) -> str:
+        """As :func:`in_cell` reads it, with this ``sign`` between labels."""
+        unknown = [f"?{name}" for name in self.unknown]
+        return sign.join([*self.has, *unknown, *["?"] * self.others])
+
     def row(self, classes: Sequence[str]) -> tuple[int, ...]:
         """1, 0 or -1 a class."""
         rest = -1 if self.others else 0

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from xfer.core.errors import DataError, printable
+from xfer.core.errors import DataError, counted, printable
 from xfer.core.types import Dataset, Samples, class_name
 from xfer.data.dataset import look_the_same, of_files
 from xfer.data.folds import into_folds
@@ -131,7 +131,7 @@ def _in_folds(rows: ImageRows, how: Loading, count: int, where: object) -> Image
     """
     counts = Counter(rows.counts(rows.in_split("train")))
     if (total := counts.total()) < count:
-        what = f"{total} training images cannot be divided into {count} folds"
+        what = f"{counted(total, 'training image')} cannot be divided into {count} folds"
         raise DataError(where, what, f"type data.folds={max(total, 2)}, or add images", 50)
     common = {label: n for label, n in counts.items() if n >= count}
     alone = total - sum(common.values()) < count and common
@@ -204,7 +204,7 @@ def _refuse_within_folds(train: Samples, classes: Sequence[str], where: object) 
             lost = np.flatnonzero(every.any(axis=0) & (held.sum(axis=0) == every.sum(axis=0)))
             if len(lost):
                 n, name = int(every[:, lost[0]].sum()), classes[lost[0]]
-                what = f"the {n} image(s) known to {has} the label '{name}' are all in one fold"
+                what = f"all images known to {has} the label '{name}' ({n}) are in one fold"
                 fix = "a fit without them cannot know it: add such images, or take the label out"
                 raise DataError(where, what, fix, 51)
 
@@ -213,10 +213,12 @@ def _lines(name: str, samples: Samples) -> list[str]:
     labels: npt.NDArray[np.int64] = samples.labels
     none = int((labels == 0).all(axis=1).sum())
     unknown, n = int((labels < 0).sum()), labels.size
-    lines = [f"{name}: {none} of {len(labels)} images have no label at all"] if none else []
+    have = "has" if none == 1 else "have"
+    lines = [f"{name}: {none} of {len(labels)} images {have} no label at all"] if none else []
     if unknown:
-        what = f"{name}: {unknown} of {n} labels are unknown"
-        lines.append(f"{what}, and count neither in the loss nor in a score")
+        are, count = ("is", "counts") if unknown == 1 else ("are", "count")
+        what = f"{name}: {unknown} of {n} labels {are} unknown"
+        lines.append(f"{what}, and {count} neither in the loss nor in a score")
     return lines
 
 

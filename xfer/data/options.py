@@ -98,7 +98,8 @@ class Loading(ABC):
     """cross-validations, each with other parts"""
     group: str | None = None
     """what keeps images on one side of every split and fold: a column of the CSV file, or
-    ``FOLDER``, the folder that an image is in below its class folder"""
+    ``FOLDER``, the folder that an image is in below its class folder, or, with several labels, the
+    outermost one, which is no label then"""
     fold: Annotated[int, Ge(0)] | None = None
     """train on the other parts alone and validate on this one, from 0 to folds x repeats - 1;
     ``null`` is the whole cross-validation"""

@@ -1,6 +1,6 @@
 """Images as shards: plain tar files with an index beside each, written to last.
 
-They come from a folder, from parquet files or from a data set of the library ``datasets``. The
+They come from a folder, a list, parquet files or a data set of the library ``datasets``. The
 bytes of the images are copied as they are. Equal folders give equal shards, byte for byte: what
 a shard has depends on names, contents and the limit of its size. Each is written to a temporary
 name, synced and renamed, then its index, so that a kill at any moment leaves whole shards; those
@@ -20,17 +20,21 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from xfer.config.verbs import override, shell
-from xfer.core.errors import CombinationError, CommandError, DataError, OutputError, printable
+from xfer.core.errors import (
+    CommandError,
+    DataError,
+    OutputError,
+    counted,
+    printable,
+)
 from xfer.core.files import atomic_write, file_sha256, write_json, write_text
 from xfer.core.live_line import working
 from xfer.core.log import LINES, log
 from xfer.core.types import class_name
-from xfer.data.folder import Folder, listed, listed_labels
-from xfer.data.hf import HuggingFace
+from xfer.data.folder import Folder
 from xfer.data.image import SUFFIXES, open_image, reason_of
 from xfer.data.image_bytes import FileSpan, ImagePlace, read_file
-from xfer.data.image_table import Listing, labels_in
-from xfer.data.multilabel_rows import Labelled, classes_of
+from xfer.data.multilabel_rows import classes_of
 from xfer.data.options import ImageRow, place
 from xfer.data.pack_index import (
     PACK,
@@ -40,7 +44,7 @@ from xfer.data.pack_index import (
     read_index,
     read_pack,
 )
-from xfer.data.parquet import Parquet
+from xfer.data.pack_sources import in_json, listed, packable, place_of
 from xfer.data.shards import CLASSES, key_of
 
 _BLOCK, _RECORD = tarfile.BLOCKSIZE, tarfile.RECORDSIZE
@@ -76,27 +80,27 @@ def pack(data: object, out: str, mb: int, several: bool = False) -> Path:
     """Write the images of a source into ``out``, in shards of at most ``mb`` megabytes (1e6 bytes);
     an image that is larger has a shard of its own. Each has a class, or ``several`` labels.
 
-    Returns the folder of the shards. Raises CombinationError for other kinds of data, CommandError
-    for an ``out`` that holds something else or lies in the folder, DataError for images that cannot
-    be read, and OutputError.
+    Returns the folder of the shards. Raises CombinationError as :func:`packable`, CommandError for
+    an ``out`` that holds something else or lies in the folder, DataError for images that cannot be
+    read, and OutputError.
     """
-    if not isinstance(data, Folder | Parquet | HuggingFace):
-        what = "is of a kind that is not packed; folders, parquet files and data sets of hf are"
-        raise CombinationError("data", what, "type data=folder data.root=DIR", 49)
-    root, target = place(data.root) if data.root else None, place(out)
+    source = packable(data)
+    root, target = place_of(source), place(out)
     _refuse_nested(root, target)
     with working("listing images"):
-        (rows, places, remarks), labels = _listed(data, several)
+        (rows, places, remarks), labels = listed(source, several)
         where = root or target
         if several:
             classes = list(classes_of(labels, where, (), ()))
-            said = [_in_json(image, classes) for image in labels]
+            said = [in_json(image, classes) for image in labels]
         else:
             classes = sorted({class_name(row.label) for row in rows})
             position = {name: str(i) for i, name in enumerate(classes)}
             said = [position[class_name(row.label)] for row in rows]
         _check_classes(where, classes, several)
-        shards = list(_planned(rows, places, target, said, mb))
+        # Of a split that is called otherwise, as validation is, the folder in the shards as well.
+        tops = {row.split: row.name.partition("/")[0] for row in rows if isinstance(data, Folder)}
+        shards = list(_planned(rows, places, target, said, mb, tops))
     plan = _fingerprint(classes, shards, target)
     _claim(target, plan, shards)
     names = [shard.path.relative_to(target).as_posix() for shard in shards]
@@ -117,45 +121,14 @@ def _say(target: Path, counts: Sequence[int], remarks: Sequence[str], several: b
     task = ["task=multilabel"] * several
     before = f", {finished} of them finished before and unchanged" if finished else ""
     reads = shell([*task, "data=shards", override("data.root", str(target))])
-    tars = f"{shards} shard{'s' * (shards != 1)}"
+    tars, are = counted(shards, "shard"), "is" if images == 1 else "are"
     lines = [
         *remarks,
-        f"{images} images of {classes} classes are in {tars}{before}: {printable(target)}",
+        f"{counted(images, 'image')} of {counted(classes, 'class', 'classes')} {are} in "
+        f"{tars}{before}: {printable(target)}",
         f"to train on them: {reads}",
     ]
     log.info("\n".join(lines), extra=LINES)
-
-
-def _listed(
-    data: Folder | Parquet | HuggingFace, several: bool
-) -> tuple[Listing, Sequence[Labelled]]:
-    """All images and where they are, with the splits that are given; and the labels of each where
-    it may have ``several``."""
-    if not isinstance(data, Folder):
-        listing = data.listed(several)
-        return listing, labels_in(listing) if several else []
-    root = place(data.root)
-    labels: Sequence[Labelled] = []
-    if several:
-        both, remarks = listed_labels(root)
-        rows, labels = [row for row, _ in both], [labels for _, labels in both]
-    else:
-        rows, remarks = listed(root)
-    for row in rows:
-        if row.split and not row.name.startswith(f"{row.split}/"):
-            folder = root / row.name.partition("/")[0]
-            what = f"has the images of {row.split}, and in shards they are called after their split"
-            raise DataError(folder, what, f"rename the folder to {root / row.split}", 84)
-    return Listing(rows, {row.name: root / row.name for row in rows}, remarks), labels
-
-
-def _in_json(image: Labelled, classes: Sequence[str]) -> str:
-    """What ``KEY.json`` says of an image with several labels, or none."""
-    by_value: dict[int, list[str]] = {1: [], 0: [], -1: []}
-    for name, value in zip(classes, image.row(classes), strict=True):
-        by_value[value].append(name)
-    unknown = {"unknown": by_value[-1]} if by_value[-1] else {}
-    return json.dumps({"labels": by_value[1], **unknown})
 
 
 def _refuse_nested(root: Path | None, out: Path) -> None:
@@ -171,37 +144,43 @@ def _check_classes(root: Path, classes: Sequence[str], several: bool) -> None:
     for name in classes:
         if several and (name != name.strip() or not name.isprintable()):
             what = f"the label {name!r} would not be read as it is from KEY.json"
-            raise DataError(root, what, "rename its folder", 84)
+            raise DataError(root, what, "rename it", 84)
         if {"\n", "\r", "\ufeff"} & set(name) or not name.strip():
             what = f"the class {name!r} cannot be a line of {CLASSES}"
-            raise DataError(root, what, "rename its folder", 84)
+            raise DataError(root, what, "rename it", 84)
 
 
 def _planned(
-    rows: Sequence[ImageRow], places: Places, out: Path, labels: Sequence[str], mb: int
+    rows: Sequence[ImageRow],
+    places: Places,
+    out: Path,
+    labels: Sequence[str],
+    mb: int,
+    tops: Mapping[str, str],
 ) -> Iterator[_Shard]:
     """The images in their order, cut where a shard would be larger than ``mb``; ``labels`` are what
-    is said of each."""
+    is said of each, ``tops`` the folders of splits that are called otherwise."""
     names = [_with_suffix(row.name, places[row.name]) for row in rows]
     stems = Counter(name.rpartition(".")[0] for name in names)
     most = mb * 1_000_000 - 2 * _RECORD  # zeros end it, up to a whole record
     for split in dict.fromkeys(row.split for row in rows):
         images: list[_Image] = []
+        top = tops.get(split, split) if split else ""
         number = used = 0
         each = zip(rows, names, labels, strict=True)
         for row, whole, label in (one for one in each if one[0].split == split):
-            below = whole.removeprefix(f"{split}/") if split else whole
+            below = whole.removeprefix(f"{top}/") if top else whole
             key = key_of(below, stems[whole.rpartition(".")[0]] > 1)
             name = f"{key}.{below.rpartition('.')[2]}"
             size = _size(places[row.name])
             image = _Image(row.name, name, label, size)
             cost = _cost(name, size) + _cost(image.beside, len(label))
             if images and used + cost > most:
-                yield _Shard(_shard_path(out, split, number), images)
+                yield _Shard(_shard_path(out, top, number), images)
                 images, number, used = [], number + 1, 0
             images.append(image)
             used += cost
-        yield _Shard(_shard_path(out, split, number), images)
+        yield _Shard(_shard_path(out, top, number), images)
 
 
 def _with_suffix(name: str, where: ImagePlace) -> str:
@@ -218,8 +197,8 @@ def _with_suffix(name: str, where: ImagePlace) -> str:
     return f"{name}.{_SUFFIX_OF.get(form, form.lower())}"
 
 
-def _shard_path(out: Path, split: str, number: int) -> Path:
-    return out / split / f"{split or 'images'}-{number:06d}.tar"
+def _shard_path(out: Path, top: str, number: int) -> Path:
+    return out / top / f"{top or 'images'}-{number:06d}.tar"
 
 
 def _cost(name: str, size: int) -> int:

@@ -19,7 +19,7 @@ from xfer.core.errors import DataError
 from xfer.core.files import read_bytes
 from xfer.core.types import Dataset, class_name
 from xfer.data.dataset import of_files
-from xfer.data.folder import SYNONYMS
+from xfer.data.folder import SYNONYMS, called_splits, named_splits
 from xfer.data.folds import by_folder
 from xfer.data.image_bytes import ImagePlace
 from xfer.data.image_places import TarMembers
@@ -38,7 +38,8 @@ _WORDS = re.compile(r"[^a-z]+")
 
 @dataclass(frozen=True)
 class Shards(Loading):
-    """``root/train/*.tar``, ``root/val/*.tar`` and optionally ``root/test/*.tar``.
+    """``root/train/*.tar``, ``root/val/*.tar`` and optionally ``root/test/*.tar``, or folders that
+    are called as :class:`xfer.data.folder.Folder` reads them.
 
     Without ``val/`` it is split off ``train/``; tar files directly below ``root`` are split too, as
     images in folders are. A tar file holds ``KEY.jpg`` and ``KEY.cls``, or ``KEY.json`` with a
@@ -95,17 +96,22 @@ def _tars(root: Path) -> tuple[dict[str, list[Path]], list[str]]:
     and remarks."""
     tree = Tree(root)
     beside, folders, notes = _tars_in(root), tree.folders(""), {}
-    for name in (n for n in folders if n not in SPLITS and any((root / n).glob("*.tar"))):
+
+    def holds(name: str) -> bool:
+        return any((root / name).glob("*.tar"))
+
+    splits = named_splits(root, folders, holds)
+    for name in (n for n in folders if n not in splits.values() and holds(n)):
         if meant := SYNONYMS.get(name.lower()):
             what = f"is not the name of a split; did you mean '{meant}'?"
             fix = f"type mv '{root / name}' '{root / meant}'"
             raise DataError(root / name, what, fix, 85)
         notes[name] = "left out (no folder of a split)"
-    by_split = {split: _tars_in(root / split) for split in SPLITS if split in folders}
+    by_split = {split: _tars_in(root / name) for split, name in splits.items()}
     if any(by_split.values()):
         for split in (split for split, tars in by_split.items() if not tars):
             what, fix = "holds no tar files", "add them, or remove the folder"
-            raise DataError(root / split, what, fix, 77)
+            raise DataError(root / splits[split], what, fix, 77)
         notes |= {path.name: "left out (beside the splits)" for path in beside}
     else:
         _refuse_mixed(root, beside)
@@ -114,7 +120,7 @@ def _tars(root: Path) -> tuple[dict[str, list[Path]], list[str]]:
         what = "holds no tar files, nor does train, val or test in it"
         fix = "give the folder of the *.tar files, or type data=folder for images in folders"
         raise DataError(root, what, fix, 77)
-    return by_split, note_lines(notes)
+    return by_split, [*called_splits(splits), *note_lines(notes)]
 
 
 def _tars_in(folder: Path) -> list[Path]:
@@ -199,9 +205,11 @@ class _Listing:
         if not index.samples:
             what, fix = "holds no image", "remove it, or write it again"
             raise DataError(path, what, fix, 81)
-        folder = f"{split}/" if split else ""
+        # That of the split may be called otherwise, as validation is.
+        top = path.parent.name if split else ""
+        folder = f"{top}/" if top else ""
         for sample, digest in zip(index.samples, _hashes(path, index), strict=True):
-            name = name_of(split, sample.key, sample.suffix)
+            name = name_of(top, sample.key, sample.suffix)
             if self.several:
                 self.labels.append(_labels(path, sample, self.classes))
             label = "" if self.several is not False else _single(path, sample, self.classes)
@@ -326,12 +334,13 @@ def _hashes(path: Path, index: TarIndex) -> list[str]:
     return [row[3] for row in facts.images]
 
 
-def name_of(split: str, key: str, suffix: str) -> str:
-    """The name of an image, which is its path below the folder that was packed."""
+def name_of(top: str, key: str, suffix: str) -> str:
+    """The name of an image, which is its path below the folder that was packed; ``top`` is the
+    folder of its split."""
     folder, slash, stem = key.rpartition("/")
     stem = re.sub(r"%7E[^%/]*\Z", "", stem)
     stem = re.sub(r"%(2E|25)", lambda found: {"2E": ".", "25": "%"}[found[1]], stem)
-    return f"{split}/{folder}{slash}{stem}.{suffix}".removeprefix("/")
+    return f"{top}/{folder}{slash}{stem}.{suffix}".removeprefix("/")
 
 
 def key_of(name: str, shared: bool) -> str:

@@ -156,6 +156,8 @@ def _parts(
     (n, cells, channels)."""
     with torch.no_grad(), _leaf_at(net.get_submodule(site.module)) as leaves:
         logits = net(images)
+        if not logits.requires_grad:
+            raise RuntimeError("the answers have no gradient, as votes that a knn head counts")
         rows = torch.arange(len(images), device=logits.device)
         chosen = logits[rows, torch.as_tensor(list(classes), device=logits.device)].sum()
         (gradient,) = torch.autograd.grad(chosen, leaves[-1])

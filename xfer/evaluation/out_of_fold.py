@@ -146,7 +146,8 @@ def fitted_on(checkpoint: Path | None, split: str, names: Sequence[str]) -> list
         return [f"{split}: whether the checkpoint was fitted on these images is not known"]
     if not (count := sum(cell(name) in fitted for name in names)):
         return []
+    have = "has the name of an image" if count == 1 else "have the names of images"
     return [
-        f"{split}: {count} of {len(names)} images have the names of images that the checkpoint was "
-        "fitted on, and its cross-validation has scored; this score is too good for them"
+        f"{split}: {count} of {len(names)} images {have} that the checkpoint was fitted on, and "
+        "its cross-validation has scored; this score is too good"
     ]

@@ -55,12 +55,12 @@ def find(inputs: Sequence[str], over: PixelRange | None = None) -> Samples:
     facts = examine(paths, Path.cwd())
     broken = facts.broken
     if len(broken) == len(facts):
-        what = f"none of {len(paths)} files is an image ({broken[0].path.name}: "
-        what += f"{broken[0].problem})"
+        none = f"none of {len(paths)} files is an image" if len(paths) > 1 else "is no image"
+        what = f"{none} ({broken[0].path.name}: {broken[0].problem})"
         raise DataError(inputs[0], what, "give a folder of images", 46)
     if broken:
         shown = "; ".join(f"{printable(f.path)}: {f.problem}" for f in broken[:5])
-        log.warning(f"{len(broken)} of {len(paths)} files are broken and left out: {shown}")
+        log.warning(f"{_broken(len(broken), len(paths))}: {shown}")
     for line in range_remarks(facts.deep, over)[1:]:
         log.warning(line)
     sound = np.delete(np.arange(len(paths)), sorted(facts.problems))
@@ -169,12 +169,16 @@ def _why_not(path: Path, named: Sequence[str]) -> str:
     return "" if path.suffix.lower() in SUFFIXES else NO_IMAGE
 
 
+def _broken(some: int, count: int) -> str:
+    return f"{some} of {count} files {'is' if some == 1 else 'are'} broken and left out"
+
+
 def warn_of_broken(broken: Sequence[XferError], count: int) -> None:
     """Count the files that could not be decoded in a warning; raise when it is all ``count``."""
     if len(broken) == count:
         raise broken[0]
     if broken:
-        log.warning(f"{len(broken)} of {count} files are broken and left out: {broken[0]}")
+        log.warning(f"{_broken(len(broken), count)}: {broken[0]}")
 
 
 def predict_split(

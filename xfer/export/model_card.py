@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from xfer.core.errors import printable
+from xfer.core.errors import counted, printable
 from xfer.export.metadata import metadata
 
 if TYPE_CHECKING:
@@ -119,7 +119,9 @@ def _label_row(name: str, row: Plain) -> str:
 
 
 def _data(card: Card, figures: Plain) -> Iterator[str]:
-    counts = [f"{name}: {count:,} images" for name, count in figures.get("images", {}).items()]
+    counts = [
+        f"{name}: {counted(count, 'image')}" for name, count in figures.get("images", {}).items()
+    ]
     yield f"{'; '.join(counts)}." if counts else "How many images it was trained on is not known."
     spec, size = card.input, f"{card.input.size[0]} x {card.input.size[1]} pixels"
     resized = f"to {size}"

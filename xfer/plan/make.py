@@ -22,7 +22,7 @@ from xfer.plan.certificate_images import check_certificate
 from xfer.plan.classes import class_mismatch, joined
 from xfer.plan.multilabel_task import check_source_head, of_card, refuse_for_labels, watched
 from xfer.plan.plan import NO_LAYOUT, Plan
-from xfer.plan.preflight import check_devices
+from xfer.plan.preflight import check_devices, check_votes
 from xfer.plan.teacher_plan import TeacherPlan, plan_teacher
 
 if TYPE_CHECKING:
@@ -67,6 +67,7 @@ def make_plan(specs: Specs, not_exact: str = "") -> Plan:
     if plan is None:
         raise RuntimeError("a plan that failed without an error")
     check_tta(plan.card.input, specs.tta)
+    check_votes(plan)
     check_devices(plan, training)
     if training:
         _check_training(plan)

@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from xfer.core.errors import LabelsError, raise_all
-from xfer.data.folder import Folder
 from xfer.evaluation.task import CHOSEN_ON, Multilabel, Single
 from xfer.models.head import Keep, Remap
 
@@ -47,18 +46,6 @@ def refuse_for_labels(specs: Specs) -> None:
 
 def _refused(specs: Specs) -> Iterator[tuple[str, str, str, int]]:
     """Where, what, remedy and number of everything that is made for one label an image."""
-    yield from _of_data(specs)
-    yield from _of_network(specs)
-
-
-def _of_data(specs: Specs) -> Iterator[tuple[str, str, str, int]]:
-    data = specs.data
-    if isinstance(data, Folder) and data.group is not None:
-        what = "is FOLDER, and each folder is a label: all images of one would be on one side"
-        yield "data.group", what, "drop it, or name a column of groups with data=csv", 4
-
-
-def _of_network(specs: Specs) -> Iterator[tuple[str, str, str, int]]:
     head = specs.head
     if isinstance(head, Keep | Remap) and specs.answers and not specs.checkpoint.path:
         what = f"{type(head).__name__.lower()} alone has no thresholds, which a fit chooses"

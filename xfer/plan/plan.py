@@ -188,8 +188,8 @@ def _too_long(plan: Plan) -> list[str]:
     warmup = getattr(specs.schedule, "warmup_epochs", 0)
     if warmup >= epochs:
         lines.append(
-            f"schedule.warmup_epochs={warmup:g} is as long as the {epochs} epochs or longer: the "
-            "rate rises to the end and never falls; set it below trainer.max_epochs"
+            f"schedule.warmup_epochs={warmup:g} is no less than trainer.max_epochs={epochs}: the "
+            "rate rises to the end and never falls; set it below that"
         )
     n = len(plan.split("train"))
     if specs.data and n < (size := specs.data.batch_size) * specs.trainer.ranks:

@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from xfer.core.errors import CombinationError, ConfigError, OutputError
+from xfer.core.errors import CombinationError, ConfigError, HeadError, OutputError
 from xfer.core.files import output_errors
 from xfer.core.world import check_world, refuse_launched
 from xfer.freeze import ever
@@ -78,6 +78,31 @@ def _check_shards(plan: Plan) -> None:
         if wrong:
             fix = f"type {fix}, or trainer.strategy=ddp"
             raise CombinationError("trainer.strategy", f"is fsdp, and {why}", fix, 28)
+
+
+_USUAL_DROP = 0.01
+"""``export.max_drop`` where nobody asks for another one."""
+
+
+def check_votes(plan: Plan) -> None:
+    """Raise HeadError for what a network that counts votes does not do: heat maps, as it has no
+    gradient; and with several labels files of 8 bits, which the gate would refuse after the fit."""
+    specs, head = plan.specs, plan.card.head
+    if not str(head["_target_"]).endswith(".Knn"):
+        return
+    if specs.predict_maps:
+        what = "heat maps are made of gradients, and a knn head counts votes, which have none"
+        fix = "drop predict.maps, or predict with a run of head=prototype or head=linear"
+        raise HeadError("predict.maps", what, fix, 1)
+    rounds = any(getattr(writer, "trial", "") == "score" for writer in specs.export.writers)
+    asked = "export" in specs.stages and specs.export.gate.max_drop <= _USUAL_DROP
+    if rounds and asked and specs.task.several:
+        what = (
+            "8 bits make other images the nearest, and with several labels probabilities are "
+            f"compared, of which a vote of the knn head is 1/{head['k'] + 1}"
+        )
+        fix = "type export.max_drop=0.05, or leave int8 out, or type head=prototype"
+        raise HeadError("export", what, fix, 3)
 
 
 def check_gpus(accelerator: str, devices: int) -> None:

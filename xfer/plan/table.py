@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from xfer.config import custom
-from xfer.core.errors import printable
+from xfer.core.errors import counted, printable
 from xfer.core.types import InputSpec, Plain
 from xfer.data.folds import fold_words
 from xfer.data.tta import tta_words
@@ -57,9 +57,13 @@ def _task_lines(plan: Plan) -> list[tuple[str, str]]:
     """What an image's labels are, where it may have several; and where thresholds come from."""
     if not plan.specs.task.several:
         return []
-    fixed = getattr(plan.specs.task, "thresholds", "f1")
-    if plan.card.task:
+    fixed, stages = getattr(plan.specs.task, "thresholds", "f1"), {*plan.specs.stages}
+    if "soup" in stages and plan.card.task.get("chosen_on") != "given":
+        said = "a threshold a class by its F1 on the images that choose"
+    elif plan.card.task:
         said = f"thresholds of the checkpoint, {CHOSEN_ON[plan.card.task['chosen_on']]}"
+    elif stages and "fit" not in stages:
+        return [("labels", "several an image, or none")]  # no stage takes a threshold
     elif fixed != "f1":
         said = f"threshold {fixed:g} for each class"
     elif plan.specs.optim.solves:
@@ -203,7 +207,7 @@ def _training_brief(plan: Plan) -> list[tuple[str, str]]:
 def _split_line(split: Plain) -> str:
     counts = [f"{name} {n}" for name, n in split["per_class"].items()]
     more = ", ..." * (len(counts) > 6)
-    return f"{split['n']} images ({', '.join(counts[:6])}{more})"
+    return f"{counted(split['n'], 'image')} ({', '.join(counts[:6])}{more})"
 
 
 def _spec_line(facts: Plain) -> str:

@@ -22,8 +22,13 @@ if TYPE_CHECKING:
 NEAREST = 3
 """Neighbours of each class that are named for an accused image."""
 KINDS = ("label", "duplicate", "outlier", "influence")
-_DATA = ("batch_size", "eval_batch_size", "workers", "decoded_gb", "on_bad", "leakage", "sampler")
+_DATA = frozenset(
+    "batch_size eval_batch_size workers decoded_gb on_bad leakage sampler range "
+    "folds repeats split_seed".split()
+)
 """Keys of ``data`` that mean the same for a CSV file, which has the splits that were made."""
+_GROUP = "group"
+"""The column of the groups, where images have some."""
 
 
 def reasons(audited: Audited) -> dict[int, list[str]]:
@@ -63,6 +68,7 @@ def table(audited: Audited) -> list[Plain]:
             "fdr": f"{judged.fdr[image]:.4f}",
             "reason": " ".join(listed.get(image, [])),
             "split": audited.splits[image],
+            **({_GROUP: audited.groups[image]} if audited.groups else {}),
             "twin": audited.names[twin_of[image]] if image in twin_of else "",
             "effect": f"{audited.left_out.effect[image]:.3g}",
             "decision": "accept",
@@ -135,16 +141,19 @@ def next_command(work: Work) -> str | None:
         return None
     data = specs.facts["data"]
     root = data.get("root") or str(Path(data["file"]).parent)
+    # The parts of one fold are the splits of the table.
+    same = _DATA - {"folds", "repeats"} if data.get("fold") is not None else _DATA
     taken = [
         text
         for text in repeatable(specs.overrides)
         if override_key(text) not in ("stages", "data")
-        and (override_key(text).split(".")[0] != "data" or override_key(text)[5:] in _DATA)
+        and (override_key(text).split(".")[0] != "data" or override_key(text)[5:] in same)
     ]
+    grouped = [override("data.group", _GROUP)] if data.get("group") else []
     table = override("data.file", str(work.folder / "audit.csv"))
     sign = read_sign(dataset.classes) if work.plan.specs.task.several else None
     between = [override("data.separator", sign)] if sign and sign != "|" else []
-    return shell(["data=csv", table, override("data.root", root), *between, *taken])
+    return shell(["data=csv", table, override("data.root", root), *between, *grouped, *taken])
 
 
 def unread(work: Work) -> str | None:

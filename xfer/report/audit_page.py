@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
 
-from xfer.core.errors import printable
+from xfer.core.errors import counted, printable
 from xfer.core.files import write_json, write_rows
 from xfer.core.live_line import working
 from xfer.core.types import Plain
@@ -64,11 +64,13 @@ class Thumbnail:
 
 @dataclass(frozen=True)
 class Strip:
-    """The nearest images that are ``what`` (labelled, with, without) a ``label``."""
+    """The nearest images that are ``what`` (labelled, with, without) a ``label``; so many of them
+    are ``sisters``, which are of the group of the image."""
 
     what: str
     label: str
     shots: tuple[Thumbnail, ...]
+    sisters: int
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,7 @@ def write_page(work: Work, audited: Audited, rows: list[Plain]) -> None:
         "drawn": {},
         "script": "audit.js",
         "meanings": _meanings(audited),
-        "left_out": f"{more} more images are listed in audit.csv alone." if more else "",
+        "left_out": f"Listed in audit.csv alone: {counted(more, 'more image')}." if more else "",
         "kinds": [
             (kind, _NAMES[kind], sum(kind in find.kinds for find in finds)) for kind in KINDS
         ],
@@ -180,6 +182,7 @@ def _meanings(audited: Audited) -> list[tuple[str, str]]:
             _NAMES["label"],
             "more likely wrong than right, by the answers of a ridge regression on the network's "
             "features that had not seen the image"
+            + (" nor others of its group" if audited.groups else "")
             + ("; each label is a question of its own" if audited.several else ""),
         ),
         (
@@ -217,9 +220,12 @@ def _finds(work: Work, audited: Audited, listed: dict[int, list[str]]) -> Iterat
         picture.thumbnail((side, side))
         return Thumbnail(audited.names[image], data_uri(jpeg(picture, 72)), picture.size)
 
-    def strip(what: str, label: int, images: list[int]) -> Strip:
+    def strip(what: str, label: int, of: int, has: int = 1) -> Strip:
+        images = audited.like(of, label, NEAREST, has)
         shots = tuple(thumbnail(i, _SMALL) for i in images)
-        return Strip(what, audited.classes[label], shots)
+        groups = audited.groups
+        sisters = sum(groups[i] == groups[of] for i in images) if groups else 0
+        return Strip(what, audited.classes[label], shots, sisters)
 
     room, twin_of, accused = ROOM, dict[int, int](), accusations(audited)
     for twin in reversed(audited.twins):
@@ -229,16 +235,14 @@ def _finds(work: Work, audited: Audited, listed: dict[int, list[str]]) -> Iterat
         if audited.several:
             label, looks = in_words(labels, audited.classes), None
             near = [
-                strip(what, one.label, audited.like(image, one.label, NEAREST, has))
+                strip(what, one.label, image, has)
                 for one in accused.get(image, ())
                 for what, has in (("with", 1), ("without", 0))
             ]
         else:
             given, other = int(labels), int(audited.judged.suggested[image])
             label, looks = audited.classes[given], audited.classes[other]
-            near = [
-                strip("labelled", of, audited.like(image, of, NEAREST)) for of in (given, other)
-            ]
+            near = [strip("labelled", of, image) for of in (given, other)]
         copy = thumbnail(pair, _SMALL) if pair is not None else None
         shot = thumbnail(image, _LARGE)
         pictures = [shot, *(one for each in near for one in each.shots), *([copy] if copy else [])]

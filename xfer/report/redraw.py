@@ -194,7 +194,8 @@ def _samples(
     places = {cell(name): i for i, name in enumerate(found.names)} if found else {}
     gone = [name for name in answers.names if name not in places]
     if found is None or gone:
-        what = f"{len(gone)} of {len(answers.names)} images are not there any more"
+        are = "is" if len(gone) == 1 else "are"
+        what = f"{len(gone)} of {len(answers.names)} images {are} not there any more"
         return none, [f"There are no pictures of mistakes: {what}."]
     changed = found.sha256 != known.get("sha256")
     notes = [f"The {split} images have changed since the run; the pictures are those of now."]

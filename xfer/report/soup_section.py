@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from xfer.core.errors import counted
 from xfer.core.types import Plain
 from xfer.report.format import number
 from xfer.report.tables import Table
@@ -25,10 +26,10 @@ def soup_lines(soup: Plain) -> list[str]:
     listed = f"job{'s' * (len(jobs) != 1)} {', '.join(map(str, jobs))}"
     return [
         f"Soup of {len(jobs)} of {len(soup['members'])} members ({listed}), chosen on "
-        f"{chosen['images']} ({chosen['n']:,} images)",
-        f"On {judged['images']} ({judged['n']:,} images that chose none of them): soup{of} "
-        f"{soup['soup'][key]:.4f}, best member (job {best['job']}) {best[key]:.4f}, difference "
-        f"{100 * difference[key]:+.1f} points (95 % interval {low} to {high})",
+        f"{chosen['images']} ({counted(chosen['n'], 'image')})",
+        f"On {judged['images']} ({counted(judged['n'], 'image')} that chose none of them): "
+        f"soup{of} {soup['soup'][key]:.4f}, best member (job {best['job']}) {best[key]:.4f}, "
+        f"difference {100 * difference[key]:+.1f} points (95 % interval {low} to {high})",
     ]
 
 
@@ -40,8 +41,8 @@ def soup_text(soup: Plain) -> tuple[str, ...]:
     compared = "The interval is that of a paired bootstrap"
     if key == "acc":
         second += (
-            f": {difference['gained']:,} images the soup alone got right, {difference['lost']:,} "
-            "that member alone"
+            f": {counted(difference['gained'], 'image')} the soup alone got right, "
+            f"{difference['lost']:,} that member alone"
         )
         compared = "The interval is that of Agresti and Min (2005) for pairs"
     lines = [

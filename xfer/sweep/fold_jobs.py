@@ -91,7 +91,7 @@ def before_fit(plan: Plan, folder: Path) -> tuple[Plan, Prunes | None, Pooled | 
     log.info(f"{title_of(facts)} {in_words(facts)}")
     log.info(
         f"the final model: all {len(samples):,} training images, {epochs} of {last} epochs, the "
-        f"mean of those that were best in the folds ({min(best)} to {max(best)})"
+        f"mean of those that were best in the folds ({', '.join(map(str, sorted(best)))})"
     )
     plans = [read_json(ledger(job.number) / "plan.json") for job in jobs]
     plan = _with_task(plan, samples.labels, logits)
@@ -133,7 +133,7 @@ class FoldTurns:
         self.waiting = [job for job in self.jobs if not self._has_finished(job)]
         self._done = len(self.jobs) - len(self.waiting)
         if self._done:
-            log.info(f"{self._done} of {len(self.jobs)} folds are finished already")
+            log.info(f"{self._done} of {len(self.jobs)} folds finished already")
 
     def _has_finished(self, job: Job) -> bool:
         return self.ledger.state(job.number) == "finished"
@@ -183,7 +183,7 @@ class FoldTurns:
             raise _failure(self.ledger, self.failed[0])
         codes = [self.ledger.code(job.number) for job in self.jobs if not self._has_finished(job)]
         if codes:
-            log.warning(f"{len(codes)} of {len(self.jobs)} folds are unfinished")
+            log.warning(f"{len(codes)} of {len(self.jobs)} folds unfinished")
             raise Stopped(SIGINT if codes[0] == 130 else SIGTERM)
 
 

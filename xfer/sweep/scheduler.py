@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
-from xfer.core.errors import XferError
+from xfer.core.errors import XferError, counted
 from xfer.core.log import close_log, log, open_log, say
 from xfer.core.run_folder import is_live, what_is_kept
 from xfer.core.settings import Sweep
@@ -150,7 +150,7 @@ class Scheduler:
             else:
                 self._waiting.append(job)
         if done := len(self._known) - len(self._waiting):
-            log.info(f"{done} of {self.total} jobs are finished already")
+            log.info(f"{done} of {counted(self.total, 'job')} finished already")
         log.info(f"sweep of {self.total} job{'s' * (self.total != 1)} in {self.ledger.folder}")
 
     def rejoin(self, held: Callable[[int], bool]) -> list[Job]:
@@ -277,7 +277,8 @@ class Scheduler:
         counts = Counter(states.values())
         done, left = counts["finished"], counts["interrupted"] + counts["running"]
         unfinished = f", {left} unfinished" if left else ""
-        log.info(f"{done} of {self.total} jobs finished, {counts['failed']} failed{unfinished}")
+        ended = f"{done} of {counted(self.total, 'job')} finished"
+        log.info(f"{ended}, {counts['failed']} failed{unfinished}")
         for number, (code, line) in sorted(self.unsuccessful.items()):
             say(f"job {number}, exit {code}: {line}", error=True)
         if done and self.objectives:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from xfer.core.errors import counted
 from xfer.core.log import log, open_log
 from xfer.core.settings import Sweep
 from xfer.freeze import ever
@@ -38,12 +39,12 @@ def show_plan(
         finished = ", finished" * (job.number in done)
         log.info(f"job {job.number}: {' '.join(job.overrides)}{finished}")
     if not jobs:
-        log.info(f"{total} trials of {options.sampler} over")
+        log.info(f"{counted(total, 'trial')} of {options.sampler} over")
         for p in space:
             log.info(f"  {p.key}: {_range(p)}")
     if done:
-        log.info(f"{len(done)} of {total} jobs are finished already")
-    log.info(f"{count} jobs")
+        log.info(f"{len(done)} of {counted(total, 'job')} finished already")
+    log.info(counted(count, "job"))
     left = [job.overrides for job in jobs if job.number not in done]
     rows = left if jobs else probes(space) if count else []
     plans: dict[str, Plan] = {}

@@ -11,20 +11,16 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     Matrix = npt.NDArray[Any]
+    Floats = npt.NDArray[np.float64]
 
 _CONSTANT = 1e-6  # of the largest mean: a feature that varies less is constant
 _MORE = 10
 _BLOCK = 1 << 22  # numbers that are worked on at a time
 
 
-def moments(views: Sequence[Matrix]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Mean and standard deviation of each feature over all views: float64 (d,).
-
-    Variances are moderated (Smyth, 2004): each is that of the images and of :data:`_MORE` further
-    ones, which vary as much as the features do on average. Else a feature of which one of few
-    images has a trace puts a new image, which has more of it, thousands of deviations away. The
-    deviation of a feature that is constant counts as 1, so that it comes to nothing.
-    """
+def moments(views: Sequence[Matrix]) -> tuple[Floats, Floats]:
+    """Mean and standard deviation of each feature over all views, the latter moderated: float64
+    (d,). See :func:`deviations`."""
     count, width = sum(len(view) for view in views), views[0].shape[1]
     places = [(view, part) for view in views for part in blocks(view)]
     mean, square = np.zeros(width), np.zeros(width)
@@ -33,14 +29,25 @@ def moments(views: Sequence[Matrix]) -> tuple[npt.NDArray[np.float64], npt.NDArr
     mean /= count
     for view, part in places:
         square += ((np.asarray(view[part], np.float64) - mean) ** 2).sum(axis=0)
-    variance, images = square / count, len(views[0])
+    return mean, deviations(mean, square / count, len(views[0]))
+
+
+def deviations(mean: Floats, variance: Floats, images: int) -> Floats:
+    """Standard deviations by which features with these moments in so many ``images``, float64 (d,),
+    are standardised.
+
+    Variances are moderated (Smyth, 2004): each is that of the images and of :data:`_MORE` further
+    ones, which vary as much as the features do on average. Else a feature of which one of few
+    images has a trace puts a new image, which has more of it, thousands of deviations away. The
+    deviation of a feature that is constant counts as 1, so that it comes to nothing.
+    """
     std = np.sqrt(variance)
     varies = (std > _CONSTANT * np.abs(mean)) & (std > 0)
     if varies.any():
         # The mean of deviations: neither many that hardly vary nor one that is huge decides it.
         usual = std[varies].mean() ** 2
         std = np.sqrt((images * variance + _MORE * usual) / (images + _MORE))
-    return mean, np.where(varies, std, 1.0)
+    return np.where(varies, std, 1.0)
 
 
 def blocks(view: Matrix, count: int | None = None) -> Iterator[slice]:

@@ -169,9 +169,10 @@ def saturation(split: str, answers: Predictions, specs: Specs) -> list[str]:
     count = 0 if answers.task else saturated(answers.logits)
     if count <= _MOST_SATURATED * len(answers.logits):
         return []
+    have = "has" if count == 1 else "have"
     what = (
-        f"{count} of {len(answers.logits)} {split} images have a float32 probability of exactly 1: "
-        "the logits are too large"
+        f"{count} of {len(answers.logits)} {split} images {have} a float32 probability of exactly "
+        "1: the logits are too large"
     )
     if specs.optim.solves or "fit" not in specs.stages:
         return [f"{what} to say how sure the network is"]

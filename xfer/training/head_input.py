@@ -16,12 +16,12 @@ from torch.utils.hooks import RemovableHandle
 
 from xfer.core.standardize import Moments, Standard, folded, unfolded
 from xfer.models.head.layers import DropoutConv, DropoutLinear
+from xfer.training.feature_moments import deviations
 from xfer.training.features.cut import inference
 
 if TYPE_CHECKING:
     from xfer.core.types import StateDict
 
-_CONSTANT = 1e-6  # of the mean: what varies less is constant
 _PLAIN = (nn.Linear, nn.Conv2d, DropoutLinear, DropoutConv)
 
 
@@ -54,11 +54,12 @@ def moments(
     net: nn.Module, paths: Iterable[str], batches: Iterable[tuple[Tensor, int]]
 ) -> Standard:
     """Moments of what enters the layers at ``paths``, over all ``batches``, in inference mode; of
-    each batch as many images count as come with it."""
+    each batch as many images count as come with it. Deviations are moderated by how many those are,
+    also where each has many positions, see :func:`xfer.training.feature_moments.deviations`."""
     origins: dict[str, Tensor] = {}
     sums: dict[str, list[Tensor]] = {}
     counts: dict[str, int] = {}
-    counted = slice(None)
+    counted, images = slice(None), 0
 
     def add(path: str, entering: Tensor) -> None:
         x = rows_of(net.get_submodule(path), entering.detach()[counted]).double()
@@ -75,15 +76,14 @@ def moments(
         for path in paths:
             hooks.enter_context(watch(net, path, partial(add, path)))
         for batch, count in batches:
-            counted = slice(count)
+            counted, images = slice(count), images + count
             net(batch)
     standard = {}
     for path, origin in origins.items():
         away, squares = (total / counts[path] for total in sums[path])
-        std = (squares - away**2).clamp(min=0).sqrt()
-        mean = origin + away
-        constant = (std <= _CONSTANT * mean.abs()) | (std == 0)
-        standard[path] = Moments(mean.float().cpu(), torch.where(constant, 1.0, std).float().cpu())
+        mean, variance = (origin + away).cpu(), (squares - away**2).clamp(min=0).cpu()
+        std = torch.from_numpy(deviations(mean.numpy(), variance.numpy(), images))
+        standard[path] = Moments(mean.float(), std.float())
     return standard
 
 

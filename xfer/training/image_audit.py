@@ -46,11 +46,10 @@ from xfer.training.features import AutoFeatures
 from xfer.training.features.feature_loader import CachedFeatures
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
     import numpy.typing as npt
 
-    from xfer.core.types import Samples
     from xfer.plan.plan import Plan
 
 _NEAREST = 8
@@ -80,7 +79,7 @@ class Audited:
     farthest first, ``influential`` those whose removal moves the answers most with how many other
     images would then be given another class (or other labels), ``left_out`` the regression all
     this is of, and ``vectors`` float32 (n, r) the directions of the images. ``facts`` is what
-    ``audit.json`` says of the whole.
+    ``audit.json`` says of the whole; ``groups`` are of length n, or nothing without data.group.
     """
 
     names: tuple[str, ...]
@@ -98,6 +97,7 @@ class Audited:
     device: str
     seconds: tuple[float, float]
     warnings: list[str]
+    groups: tuple[str, ...] = ()
 
     @property
     def several(self) -> bool:
@@ -155,7 +155,9 @@ def audit(plan: Plan) -> Audited:
         raise CombinationError("backbone", what, fix, 26) from error
     log.info(cached.summary())
     splits = dict(cached.work.splits)
-    groups = _groups(splits.values())
+    belonging = tuple(name for samples in splits.values() for name in samples.groups)
+    # The group of each image by its number.
+    groups = np.unique(belonging, return_inverse=True)[1].astype(np.int64) if belonging else None
     largest = 1 if groups is None else int(np.bincount(groups).max())
     working = _working_bytes(matrix, len(plan.card.classes), largest)
     log.info(f"audit: {len(matrix):,} images in blocks, about {working / 1e6:,.0f} MB")
@@ -191,13 +193,8 @@ def audit(plan: Plan) -> Audited:
         device=device,
         seconds=seconds,
         warnings=[*of_labels.remarks, *_alone([classes[k] for k in alone]), *_of_network(plan)],
+        groups=belonging,
     )
-
-
-def _groups(splits: Iterable[Samples]) -> npt.NDArray[np.int64] | None:
-    """The group of each image by its number, int64 (n,); ``None`` without ``data.group``."""
-    names = [name for samples in splits for name in samples.groups]
-    return np.unique(names, return_inverse=True)[1].astype(np.int64) if names else None
 
 
 def _left_out_together(

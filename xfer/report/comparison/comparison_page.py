@@ -83,8 +83,9 @@ def verdict(runs: Sequence[RunRecord], tested: Sequence[Paired]) -> list[str]:
         return lines
     known = [pair for pair in tested if pair.p is not None]
     differ = [f"{pair.one} and {pair.other}" for pair in known if (pair.p or 0.0) < _SURE]
+    verb = "differs" if len(differ) == 1 else "differ"
     lines.append(
-        f"{len(differ)} of {len(known)} pairs differ with p < {_SURE} by McNemar's exact test"
+        f"{len(differ)} of {len(known)} pairs {verb} with p < {_SURE} by McNemar's exact test"
         + (f": {', '.join(differ[:6])}" + ", ..." * (len(differ) > 6) if differ else "")
     )
     return lines

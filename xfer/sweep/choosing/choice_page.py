@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 from markupsafe import Markup
 
-from xfer.core.errors import printable
+from xfer.core.errors import counted, printable
 from xfer.core.types import Plain
 from xfer.report.board import Cell, Grid, PagePart, intervals, put_side_by_side
 from xfer.report.format import ABSENT, seconds
@@ -67,8 +67,9 @@ def summary(facts: Plain) -> list[str]:
         if judged["ci95"]:
             ends = "95 % interval {:.4f} to {:.4f}".format(*judged["ci95"])
         lines.append(
-            f"worth {judged[key]:.4f} on images that chose nothing ({ends}; {judged['n']} images, "
-            f"{judged['folds']} folds, {judged['repeats']} times)"
+            f"worth {judged[key]:.4f} on images that chose nothing ({ends}; "
+            f"{counted(judged['n'], 'image')}, {counted(judged['folds'], 'fold')}, "
+            f"{'once' if judged['repeats'] == 1 else counted(judged['repeats'], 'time')})"
         )
         times = judged["folds"] * judged["repeats"]
         same = judged["winners"].get(facts["winner"], 0)
@@ -98,7 +99,7 @@ def _costs(other: Plain, measure: Measure) -> str:
     if "only_winner_right" not in other:
         return said
     return (
-        f"{said} ({other['only_winner_right']} images that the winner alone gets right, "
+        f"{said} ({counted(other['only_winner_right'], 'image')} that the winner alone gets right, "
         f"{other['only_runner_up_right']} the other way)"
     )
 

@@ -43,7 +43,8 @@ def verdict(sweep: SweepRecord, rows: Sequence[RankedJob]) -> list[str]:
         aims = " and ".join(
             f"{o.metric} ({'more' if o.maximize else 'less'} is better)" for o in sweep.objectives
         )
-        lead = f"{len(first)} of {len(rows)} jobs are on the Pareto front of {aims}"
+        are = "is" if len(first) == 1 else "are"
+        lead = f"{len(first)} of {len(rows)} jobs {are} on the Pareto front of {aims}"
         return [lead, f"First by {objective.metric}: {score}", jobs]
     others = [str(job.number) for job in first[1:]]
     listed = ", ".join(others[:8]) + ", ..." * (len(others) > 8)
@@ -125,7 +126,8 @@ SILENT = (
 def at_work(rows: Sequence[RankedJob]) -> str:
     """One line about a sweep that is at work."""
     ended = sum(row.job.state in ("finished", "pruned", "failed") for row in rows)
-    return f"The sweep is at work: {ended:,} of {len(rows):,} jobs have ended."
+    have = "has" if ended == 1 else "have"
+    return f"The sweep is at work: {ended:,} of {len(rows):,} jobs {have} ended."
 
 
 _RANKS = (
