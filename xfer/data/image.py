@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from PIL.Image import Image
 
-    from xfer.core.types import PixelRange
+    from xfer.core.types import Images, PixelRange
 
 _NAMED = "jpg jpeg jpe jfif png bmp gif webp tif tiff ppm pgm pbm avif"
 SUFFIXES = frozenset(f".{name}" for name in _NAMED.split())
@@ -69,6 +69,20 @@ class Arrays:
 
     def __len__(self) -> int:
         return len(self.pixels)
+
+
+@dataclass(frozen=True, eq=False)
+class ImagesAt:
+    """Some of ``images``: those at the positions ``at``, in that order."""
+
+    images: Images
+    at: Sequence[int] | npt.NDArray[np.integer]
+
+    def __getitem__(self, index: int) -> Image:
+        return self.images[int(self.at[index])]
+
+    def __len__(self) -> int:
+        return len(self.at)
 
 
 def decode(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +16,7 @@ from xfer.core.live_line import working
 from xfer.core.log import log
 from xfer.core.run_status import amended
 from xfer.core.types import InputSpec, Plain, Predictions, Samples
+from xfer.data.image import ImagesAt
 from xfer.evaluation.csv_cell import cell
 from xfer.evaluation.metrics import FEW
 from xfer.evaluation.multilabel_tables import read_label_table
@@ -198,21 +198,8 @@ def _samples(
         return none, [f"There are no pictures of mistakes: {what}."]
     changed = found.sha256 != known.get("sha256")
     notes = [f"The {split} images have changed since the run; the pictures are those of now."]
-    images = _InOrder(found, [places[name] for name in answers.names])
-    return replace(none, images=images), notes if changed else []  # type: ignore[arg-type]
-
-
-class _InOrder:
-    """The images of ``samples`` at these places, decoded when asked for."""
-
-    def __init__(self, samples: Samples, places: Sequence[int]) -> None:
-        self.samples, self.places = samples, places
-
-    def __getitem__(self, index: int) -> object:
-        return self.samples.images[self.places[index]]
-
-    def __len__(self) -> int:
-        return len(self.places)
+    images = ImagesAt(found.images, [places[name] for name in answers.names])
+    return replace(none, images=images), notes if changed else []
 
 
 def _heat(
