@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from xfer.config.provenance import override_key
+from xfer.config.schema import value_at
 from xfer.core.errors import printable
 from xfer.evaluation.statistics import wilson
 from xfer.report.board import PagePart
@@ -15,7 +16,6 @@ from xfer.sweep.leaderboard import listing, overlaid, plots
 from xfer.sweep.leaderboard.importance import Importance
 from xfer.sweep.leaderboard.ranking import Duel, Group, RankedJob
 from xfer.sweep.leaderboard.read_sweep import SweepRecord
-from xfer.sweep.objective import entry
 
 _OF_THE_SWEEP = ("run.dir", "checkpoint.resume")
 _STATES = ("finished", "pruned", "failed", "unfinished", "not started")
@@ -151,7 +151,7 @@ def _caveats(sweep: SweepRecord, rows: Sequence[RankedJob]) -> list[str]:
         )
     elif best.images and objective.is_share:
         whose = f"{objective.split} images that its value is measured on"
-        if entry(best.result, f"scores.{objective.split}.used_for_selection") is True:
+        if value_at(best.result, f"scores.{objective.split}.used_for_selection") is True:
             whose += ", as was its epoch"
         if best.folded:
             whose = "cross-validated images that its value is measured on"
@@ -161,8 +161,8 @@ def _caveats(sweep: SweepRecord, rows: Sequence[RankedJob]) -> list[str]:
                 "the value is optimistic, the more so the more jobs there are, and its interval "
                 "does not account for that."
             )
-        share, n = (entry(best.result, f"scores.test.{key}") for key in ("acc", "n"))
-        clean = entry(best.result, "scores.test.used_for_selection") is False
+        share, n = (value_at(best.result, f"scores.test.{key}") for key in ("acc", "n"))
+        clean = value_at(best.result, "scores.test.used_for_selection") is False
         if objective.split == "val" and isinstance(share, float) and isinstance(n, int) and clean:
             right, (low, high) = round(share * n), wilson(round(share * n), n)
             lines.append(
@@ -180,7 +180,7 @@ def _best(rows: Sequence[RankedJob]) -> PagePart:
     first = next((row.job for row in rows if row.rank == 1), None)
     if first is None:
         return PagePart("Best run")
-    name = entry(first.result, "best.checkpoint")
+    name = value_at(first.result, "best.checkpoint")
     path = first.folder / str(name)
     missing = "" if path.is_file() else " (missing)"
     checkpoint = f"{path}{missing}" if name else "none: it did not train"

@@ -8,13 +8,14 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from xfer.config.schema import value_at
 from xfer.core.types import Plain
 from xfer.evaluation.csv_cell import cell
 from xfer.report.board import Cell, Grid, intervals
 from xfer.report.format import ABSENT, number, seconds, short
 from xfer.sweep.leaderboard.ranking import Group, RankedJob
 from xfer.sweep.leaderboard.read_sweep import JobRecord, SweepRecord
-from xfer.sweep.objective import entry, number_at
+from xfer.sweep.objective import number_at
 
 _OPEN = 100
 _FACTS: dict[str, tuple[str, Callable[[Any], str]]] = {
@@ -54,10 +55,10 @@ def text(sweep: SweepRecord, rows: Sequence[RankedJob]) -> str:
 def _facts(job: JobRecord) -> Plain:
     """What ``result.json`` says besides values; ``None`` for what it does not say."""
     known: Plain = {key: number_at(job.result, key) for key in _FACTS}
-    if entry(job.result, "solved") is not None:
+    if value_at(job.result, "solved") is not None:
         known["best.epoch"] = None  # there it counts strengths of the penalty
-    made = "hit" if entry(job.result, "features.hit") else "made"
-    return {**known, "features": made if entry(job.result, "features.cached") else None}
+    made = "hit" if value_at(job.result, "features.hit") else "made"
+    return {**known, "features": made if value_at(job.result, "features.cached") else None}
 
 
 def _safe(value: Any) -> Any:
