@@ -168,7 +168,7 @@ def reason_of(error: Exception) -> str:
     """What is wrong with an image, for people, where decoding it raised ``error``."""
     if isinstance(error, UnidentifiedImageError):
         return "it is not an image"
-    return printable(error) or type(error).__name__
+    return getattr(error, "strerror", None) or printable(error) or type(error).__name__
 
 
 def broken_image(path: ImagePlace, reason: str, more: int = 0) -> DataError:

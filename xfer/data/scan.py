@@ -180,8 +180,6 @@ def inspect(path: ImagePlace) -> Facts:
         data, _ = read_file(path)
         shape = shape_of(path)
         reach, size = _check(data, shape)
-    except OSError as error:
-        return Facts(path, problem=error.strerror or reason_of(error))
     except Exception as error:  # as in decode
         return Facts(path, problem=reason_of(error))
     digest = hashlib.sha256(data).hexdigest()
