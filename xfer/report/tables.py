@@ -97,34 +97,30 @@ def loaded(report: Plain) -> tuple[Table, ...]:
     return _table("Every tensor", head, rows, 5)
 
 
+_OF_CLASS = {"n": "images", "precision": "precision", "recall": "recall", "f1": "F1"}
+_OF_CLASS |= {"ap": "average precision"}
+_OF_LABEL = {"n": "have it", "known": "known", "threshold": "threshold", "ap": "AP"}
+_OF_LABEL |= {"precision": "precision", "recall": "recall", "f1": "F1", "f1_ci95": "95 % interval"}
+
+
 def per_class(by_split: Plain) -> tuple[Table, ...]:
-    """One table a split, one row a class."""
+    """One table a split, one row a class; a dash stands for what is not defined."""
     tables: tuple[Table, ...] = ()
     for split, classes in by_split.items():
-        if any("threshold" in row for row in classes.values()):
-            tables += _per_label(split, classes)
-            continue
-        head, keys = ["class", "images", "precision", "recall", "F1"], ["precision", "recall", "f1"]
-        if any("ap" in row for row in classes.values()):
-            head, keys = [*head, "average precision"], [*keys, "ap"]
+        several = any("known" in row for row in classes.values())
+        titles = _OF_LABEL if several else _OF_CLASS
+        keys = [key for key in titles if any(key in row for row in classes.values())]
         rows = [
-            [name, number(int(row.get("n") or 0)), *(number(row.get(key)) for key in keys)]
-            for name, row in classes.items()
+            [name, *(_measured(key, row.get(key)) for key in keys)] for name, row in classes.items()
         ]
-        tables += _table(split, head, rows)
+        tables += _table(split, ("class", *(titles[key] for key in keys)), rows)
     return tables
 
 
-def _per_label(split: str, classes: Plain) -> tuple[Table, ...]:
-    """The same with several labels an image; a dash stands for what is not defined."""
-    counts = ("n", "known")
-    keys = ("threshold", "ap", "precision", "recall", "f1")
-    rows = [
-        [name, *(number(int(row[key])) for key in counts), *(number(row[key]) for key in keys)]
-        for name, row in classes.items()
-    ]
-    head = ("class", "have it", "known", "threshold", "AP", "precision", "recall")
-    return _table(split, (*head, "F1"), rows)
+def _measured(key: str, value: Any) -> str:
+    if key == "f1_ci95":
+        return "{:.3f} to {:.3f}".format(*value) if value else ABSENT
+    return number(int(value or 0) if key in ("n", "known") else value)
 
 
 def calibrated(facts: Plain, by_split: Plain) -> tuple[Table, ...]:
