@@ -98,15 +98,8 @@ _WRONG = (
 def _reliabilities(answers: Predictions, pair: BeforeAndAfter | None) -> tuple[Chart, ...]:
     """The reliability diagram of all known labels together, of a calibrated network that of before
     as well."""
-    shown = [("", answers, _TOGETHER)]
-    if pair:
-        note = f"{CROSS_FITTED} {_TOGETHER}" if pair.cross_fitted else _TOGETHER
-        shown = [
-            ("before calibration", pair.before, _TOGETHER),
-            ("after calibration", pair.after, note),
-        ]
     drawn = []
-    for name, given, note in shown:
+    for name, given, note in stages_of(answers, pair, _TOGETHER):
         labels = given.labels
         if labels is None or not (known := labels >= 0).any():
             continue
@@ -115,5 +108,16 @@ def _reliabilities(answers: Predictions, pair: BeforeAndAfter | None) -> tuple[C
     return tuple(drawn)
 
 
-CROSS_FITTED = "Each image is scaled by what was fitted without it."
+def stages_of(
+    answers: Predictions, pair: BeforeAndAfter | None, note: str
+) -> list[tuple[str, Predictions, str]]:
+    """What a reliability diagram is drawn of, with its name and a ``note``: the ``answers``, or of
+    a calibrated network the ``pair``."""
+    if pair is None:
+        return [("", answers, note)]
+    scaled = f"Each image is scaled by what was fitted without it. {note}"
+    after = scaled.strip() if pair.cross_fitted else note
+    return [("before calibration", pair.before, note), ("after calibration", pair.after, after)]
+
+
 _TOGETHER = "All classes together: the tables have each."

@@ -19,7 +19,7 @@ from xfer.report.confidence import bins, recall_curves
 from xfer.report.figure_cache import Figures
 from xfer.report.heat import heat_of
 from xfer.report.image_tiles import ROOM, Shot, shots
-from xfer.report.multilabel_answers import CROSS_FITTED, draw_label_answers, label_details
+from xfer.report.multilabel_answers import draw_label_answers, label_details, stages_of
 from xfer.report.page import render
 from xfer.report.result import outcome
 from xfer.report.teacher_section import beside_teacher
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from xfer.training.calibrate import BeforeAndAfter
     from xfer.training.fit_result import FitResult
 
-
+_TIMES = ("epoch_s", "step_ms")
 OF_FOLDS = (
     "Predictions, mistakes and confusion are those of the folds, in the first repeat: of fits that "
     "had not seen the image, and not of the final model."
@@ -116,15 +116,12 @@ def _draw_fit(work: Work, fitted: FitResult, dataset: Dataset, figures: Figures)
     _draw_first_batch(work, fitted, dataset.splits["train"], figures)
     best, rows = fitted.best, fitted.rows
     if fitted.solved:
-        shows: Plain = {"rows": [_without_times(row) for row in rows], "best": best["epoch"]}
+        untimed = [{k: v for k, v in row.items() if k not in _TIMES} for row in rows]
+        shows: Plain = {"rows": untimed, "best": best["epoch"]}
         figures.draw("curves.png", shows, partial(charts.strengths, rows, best["epoch"]))
     else:
         curves = partial(charts.curves, rows, best["epoch"], best["metric"])
         figures.draw("curves.png", None, curves)
-
-
-def _without_times(row: Plain) -> Plain:
-    return {key: value for key, value in row.items() if key not in ("epoch_s", "step_ms")}
 
 
 def _draw_first_batch(work: Work, fitted: FitResult, samples: Samples, figures: Figures) -> None:
@@ -313,12 +310,8 @@ def _characters(shown: Sequence[Shot]) -> int:
 def _reliabilities(answers: Predictions, pair: BeforeAndAfter | None) -> tuple[Chart, ...]:
     """The reliability diagram, of a calibrated network that of before as well, and how many images
     have which confidence."""
-    shown = [("", answers, "")]
-    if pair:
-        note = CROSS_FITTED if pair.cross_fitted else ""
-        shown = [("before calibration", pair.before, ""), ("after calibration", pair.after, note)]
     drawn = []
-    for name, given, note in shown:
+    for name, given, note in stages_of(answers, pair, ""):
         confidence = given.confidence
         counted = bins(confidence, given.logits.argmax(axis=1) == given.labels)
         drawn.append(panels.reliability(counted, ece_by_chance(confidence), name, note))
