@@ -220,15 +220,12 @@ def _look(data: bytes, reach: Extent | None, shape: Shape | None) -> str:
 
 
 def _key(path: ImagePlace) -> int:
-    return stamp_key(path, _stamp(path))
-
-
-def _stamp(path: ImagePlace) -> str:
     """Changes with every edit of the file; never what the cache holds when it cannot be read."""
     try:
-        return stamp_now(path)
+        stamp = stamp_now(path)
     except OSError:
-        return "missing"
+        stamp = "missing"
+    return stamp_key(path, stamp)
 
 
 def _is_there(name: str) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -41,28 +40,18 @@ def of_card(specs: Specs, card: Card) -> Specs:
 def refuse_for_labels(specs: Specs) -> None:
     """Raise LabelsError, or Problems, for whatever does not go with several labels an
     image."""
-    if specs.task.several:
-        raise_all([LabelsError(where, what, fix, n) for where, what, fix, n in _refused(specs)])
-
-
-def _refused(specs: Specs) -> Iterator[tuple[str, str, str, int]]:
-    """Where, what, remedy and number of everything that is made for one label an image."""
-    yield from _of_data(specs)
-    yield from _of_network(specs)
-
-
-def _of_data(specs: Specs) -> Iterator[tuple[str, str, str, int]]:
-    data = specs.data
+    if not specs.task.several:
+        return
+    problems, data, head = [], specs.data, specs.head
     if isinstance(data, Folder) and data.group is not None:
         what = "is FOLDER, and each folder is a label: all images of one would be on one side"
-        yield "data.group", what, "drop it, or name a column of groups with data=csv", 4
-
-
-def _of_network(specs: Specs) -> Iterator[tuple[str, str, str, int]]:
-    head = specs.head
+        fix = "drop it, or name a column of groups with data=csv"
+        problems.append(LabelsError("data.group", what, fix, 4))
     if isinstance(head, Keep | Remap) and specs.answers and not specs.checkpoint.path:
         what = f"{type(head).__name__.lower()} alone has no thresholds, which a fit chooses"
-        yield "head", what, "add fit to stages, or type checkpoint.path=RUN head=linear", 6
+        fix = "add fit to stages, or type checkpoint.path=RUN head=linear"
+        problems.append(LabelsError("head", what, fix, 6))
+    raise_all(problems)
 
 
 def check_source_head(specs: Specs, weights: Weights) -> None:

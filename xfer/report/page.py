@@ -13,7 +13,7 @@ import hashlib
 import io
 import re
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -142,7 +142,7 @@ def _environment(kind: str) -> Environment:
         "picture": _picture,
         "short": short,
         "name_ends": name_ends,
-        "unique_with": _names,
+        "unique_with": lambda some, others: sorted({*some, *others}),
     }
     environment.filters.update(filters)
     return environment
@@ -157,10 +157,6 @@ def _unbroken(text: object) -> Markup:
 
 
 _PROSE: Mapping[str, Callable[[object], object]] = {"html": _unbroken, "md": str}
-
-
-def _names(some: Iterable[str], others: Iterable[str]) -> list[str]:
-    return sorted({*some, *others})
 
 
 def _script(names: str) -> Plain:

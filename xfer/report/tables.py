@@ -127,7 +127,7 @@ def calibrated(facts: Plain, by_split: Plain) -> tuple[Table, ...]:
     """With several labels an image, the calibration error of each class before the network was
     calibrated and after it, or of one that is not calibrated in each split."""
     if not facts:
-        splits = {name: rows for name, rows in by_split.items() if _has_gaps(rows)}
+        splits = {s: rows for s, rows in by_split.items() if any("ece" in r for r in rows.values())}
         names = list(next(iter(splits.values()), {}))
         gaps = [[n, *(number(rows[n].get("ece")) for rows in splits.values())] for n in names]
         return _table("Calibration error by class", ("class", *splits), gaps)
@@ -136,10 +136,6 @@ def calibrated(facts: Plain, by_split: Plain) -> tuple[Table, ...]:
         for name, row in (facts.get("per_class") or {}).items()
     ]
     return _table("Calibration error by class", ("class", "before", "after"), rows)
-
-
-def _has_gaps(classes: Plain) -> bool:
-    return any("ece" in row for row in classes.values())
 
 
 def pairs(rows: Sequence[Plain]) -> tuple[Table, ...]:
