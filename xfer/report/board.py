@@ -7,75 +7,15 @@ its hash in the content policy: without it the tables stand in their own order.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 from markupsafe import Markup
 
 from xfer.core.types import Plain
-from xfer.report.overlay import Drawing
 from xfer.report.page import Reload, lay_out
 
-_NOTHING = Markup()
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One cell of a grid: its ``text``, what it is ``sort``ed by where that is not the text, a
-    ``link`` relative to the page, and before the text a ``drawing``, or a ``picture`` (a data URI)
-    of which ``alt`` says what is seen."""
-
-    text: str
-    sort: float | str | None = None
-    link: str = ""
-    drawing: Markup = _NOTHING
-    picture: Markup = _NOTHING
-    alt: str = ""
-
-    @property
-    def key(self) -> str:
-        """What the script sorts by; empty for what comes last."""
-        text = "" if self.text == "–" else self.text.replace(",", "")
-        return text if self.sort is None else str(self.sort)
-
-
-@dataclass(frozen=True)
-class Grid:
-    """A table; the first ``left`` columns are words, the rest numbers. Above ``most`` rows it is
-    folded."""
-
-    title: str
-    head: tuple[str, ...]
-    rows: tuple[tuple[str | Cell, ...], ...]
-    left: int = 1
-    most: int = 100
-
-    @property
-    def folded(self) -> bool:
-        """Whether it is too long to stand open on a page."""
-        return len(self.rows) > self.most
-
-    @cached_property
-    def cells(self) -> list[list[Cell]]:
-        """Every row, every cell as one."""
-        return [[c if isinstance(c, Cell) else Cell(c) for c in row] for row in self.rows]
-
-
-@dataclass(frozen=True)
-class PagePart:
-    """One part of a page; ``charts`` are drawn into it."""
-
-    title: str
-    text: tuple[str, ...] = ()
-    facts: tuple[tuple[str, str], ...] = ()
-    tables: tuple[Grid, ...] = ()
-    charts: tuple[Drawing, ...] = ()
-
-    @property
-    def says_anything(self) -> bool:
-        """Whether there is anything below its title."""
-        return bool(self.text or self.facts or self.tables or self.charts)
+OPEN = 100
+"""Rows of a table that stands open on such a page."""
 
 
 def put_side_by_side(
@@ -88,7 +28,7 @@ def put_side_by_side(
     read anew. Raises OutputError when it cannot be written.
     """
     script = "board.js live.js" if live else "board.js"
-    extra: Plain = {"at_work": at_work, "live": live, "script": script, "drawn": {}}
+    extra: Plain = {"at_work": at_work, "live": live, "script": script, "charts_in_words": True}
     lay_out(path, {**page, **extra}, "board")
 
 

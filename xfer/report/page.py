@@ -108,19 +108,23 @@ def lay_out(
 ) -> None:
     """Write ``path`` with the suffixes ``.html`` and ``.md``, or one of these ``kinds`` alone.
 
-    ``card`` is what the templates name: ``title``, ``verdict`` (lines), ``command``, ``sections``,
-    ``captions`` and ``drawn`` (the PNG file in ``figures/`` by figure name); and where there is one
-    ``about``, a line below the title, and ``script``, names of files beside the templates that the
-    page may run, with blanks between them. ``template`` is the name of both before their suffixes.
+    ``card`` is what the templates name: ``title``, ``verdict`` (lines), ``command``, ``sections``;
+    where there are figures ``captions`` and ``drawn`` (the PNG file in ``figures/`` by figure
+    name); and where there is one ``about``, a line below the title, and ``script``, names of files
+    beside the templates that the page may run, with blanks between them. ``template`` is the name
+    of the HTML page's, before its suffixes.
     """
     for kind in kinds:
         _write(kind, path, card, template)
 
 
 def _write(kind: str, path: Path, card: Plain, template: str) -> None:
-    known = {"about": "", "alts": dict.fromkeys(card["drawn"], "") | ALTS, "live": None}
-    known |= card | {"script": _script(card["script"]) if card.get("script") else None}
-    page = _environment(kind).get_template(f"{template}.{kind}.j2").render(known)
+    known: Plain = {"about": "", "at_work": "", "captions": {}, "drawn": {}, "live": None}
+    known |= {"charts_in_words": False, **card}
+    known["alts"] = dict.fromkeys(known["drawn"], "") | ALTS
+    known["script"] = _script(card["script"]) if card.get("script") else None
+    name = f"{template}.html.j2" if kind == "html" else "report.md.j2"
+    page = _environment(kind).get_template(name).render(known)
     write_text(path.with_suffix(f".{kind}"), page)
 
 

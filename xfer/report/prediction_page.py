@@ -64,8 +64,6 @@ def answer_page(
         "verdict": [f"{len(answers.names):,} predictions in {table.name}"],
         "command": printable(specs.command),
         "sections": sections,
-        "captions": {},
-        "drawn": {},
         "script": "mistakes.js",
     }
     lay_out(page, card, kinds=("html",))

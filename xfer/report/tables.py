@@ -4,15 +4,39 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 from xfer.core.types import LabelScore, Plain, Score
 from xfer.evaluation import metrics
 from xfer.evaluation.multilabel_metrics import LABEL_METRICS
 from xfer.report.format import ABSENT, number, short, size
 
+if TYPE_CHECKING:
+    from markupsafe import Markup
+
 _OPEN = 12
 _FILES = 50
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell of a table that sorts: its ``text``, what it is ``sort``ed by where that is not the
+    text, a ``link`` relative to the page, and before the text a ``drawing``, or a ``picture`` (a
+    data URI) of which ``alt`` says what is seen."""
+
+    text: str
+    sort: float | str | None = None
+    link: str = ""
+    drawing: Markup | str = ""
+    picture: Markup | str = ""
+    alt: str = ""
+
+    @property
+    def key(self) -> str:
+        """What the script sorts by; empty for what comes last."""
+        text = "" if self.text == ABSENT else self.text.replace(",", "")
+        return text if self.sort is None else str(self.sort)
 
 
 @dataclass(frozen=True)
@@ -22,7 +46,7 @@ class Table:
 
     title: str
     head: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
+    rows: tuple[tuple[str | Cell, ...], ...]
     left: int = 1
     most: int = _OPEN
 
@@ -30,6 +54,11 @@ class Table:
     def folded(self) -> bool:
         """Whether it is too long to stand open on a page."""
         return len(self.rows) > self.most
+
+    @cached_property
+    def cells(self) -> list[list[Cell]]:
+        """Every row, every cell as one."""
+        return [[c if isinstance(c, Cell) else Cell(c) for c in row] for row in self.rows]
 
 
 def _table(

@@ -10,8 +10,8 @@ from xfer.config.provenance import override_key
 from xfer.config.schema import value_at
 from xfer.core.errors import printable
 from xfer.evaluation.statistics import wilson
-from xfer.report.board import PagePart
-from xfer.report.overlay import Drawing
+from xfer.report.card import Section
+from xfer.report.svg import Chart
 from xfer.sweep.leaderboard import listing, overlaid, plots
 from xfer.sweep.leaderboard.importance import Importance
 from xfer.sweep.leaderboard.ranking import Duel, Group, RankedJob
@@ -72,7 +72,7 @@ def sections(
     rows: Sequence[RankedJob],
     grouped: Sequence[Group],
     tests: tuple[Duel, Importance],
-) -> list[PagePart]:
+) -> list[Section]:
     """All parts in reading order; those without content are left out."""
     duel, importance = tests
     texts = _caveats(sweep, rows)
@@ -87,32 +87,32 @@ def sections(
             "nothing about other values."
         )
     parts = [
-        PagePart(
+        Section(
             "Jobs",
             tuple(texts),
             tables=(listing.board(sweep, rows), *listing.lost(rows, sweep)) if rows else (),
         ),
         _best(rows),
         *overlaid.charts(sweep, rows),
-        PagePart("Seeds", (_SEEDS,) if grouped else (), tables=listing.seeds(sweep, grouped)),
-        PagePart("First against second", _compared(sweep, rows, duel)),
-        PagePart("Pareto front", charts=_drawn(plots.pareto(sweep, rows))),
-        PagePart("Jobs in their order", charts=_drawn(plots.trials(sweep, rows))),
-        PagePart("Parameter importance", (decided,), charts=_drawn(plots.bars(importance))),
+        Section("Seeds", (_SEEDS,) if grouped else (), tables=listing.seeds(sweep, grouped)),
+        Section("First against second", _compared(sweep, rows, duel)),
+        Section("Pareto front", charts=_drawn(plots.pareto(sweep, rows))),
+        Section("Jobs in their order", charts=_drawn(plots.trials(sweep, rows))),
+        Section("Parameter importance", (decided,), charts=_drawn(plots.bars(importance))),
     ]
     return [part for part in parts if part.says_anything]
 
 
-def _drawn(chart: Drawing | None) -> tuple[Drawing, ...]:
+def _drawn(chart: Chart | None) -> tuple[Chart, ...]:
     return (chart,) if chart else ()
 
 
 def so_far(
-    sweep: SweepRecord, rows: Sequence[RankedJob], charts: Sequence[PagePart]
-) -> list[PagePart]:
+    sweep: SweepRecord, rows: Sequence[RankedJob], charts: Sequence[Section]
+) -> list[Section]:
     """The parts of a page that is written while the sweep is at work."""
     tables = (listing.board(sweep, rows), *listing.lost(rows, sweep)) if rows else ()
-    parts = [PagePart("Jobs", tuple(_caveats(sweep, rows)), tables=tables), *charts]
+    parts = [Section("Jobs", tuple(_caveats(sweep, rows)), tables=tables), *charts]
     return [part for part in parts if part.says_anything]
 
 
@@ -176,15 +176,15 @@ def _caveats(sweep: SweepRecord, rows: Sequence[RankedJob]) -> list[str]:
     return lines
 
 
-def _best(rows: Sequence[RankedJob]) -> PagePart:
+def _best(rows: Sequence[RankedJob]) -> Section:
     first = next((row.job for row in rows if row.rank == 1), None)
     if first is None:
-        return PagePart("Best run")
+        return Section("Best run")
     name = value_at(first.result, "best.checkpoint")
     path = first.folder / str(name)
     missing = "" if path.is_file() else " (missing)"
     checkpoint = f"{path}{missing}" if name else "none: it did not train"
-    return PagePart("Best run", facts=(("Folder", str(first.folder)), ("Checkpoint", checkpoint)))
+    return Section("Best run", facts=(("Folder", str(first.folder)), ("Checkpoint", checkpoint)))
 
 
 def _compared(sweep: SweepRecord, rows: Sequence[RankedJob], tested: Duel) -> tuple[str, ...]:

@@ -11,13 +11,13 @@ from typing import Any
 from xfer.config.schema import value_at
 from xfer.core.types import Plain
 from xfer.evaluation.csv_cell import cell
-from xfer.report.board import Cell, Grid, intervals
+from xfer.report.board import OPEN, intervals
 from xfer.report.format import ABSENT, number, seconds, short
+from xfer.report.tables import Cell, Table
 from xfer.sweep.leaderboard.ranking import Group, RankedJob
 from xfer.sweep.leaderboard.read_sweep import JobRecord, SweepRecord
 from xfer.sweep.objective import number_at
 
-_OPEN = 100
 _FACTS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "best.epoch": ("epoch", number),
     "timing.total_s": ("time", seconds),
@@ -72,7 +72,7 @@ def _typed(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def board(sweep: SweepRecord, rows: Sequence[RankedJob]) -> Grid:
+def board(sweep: SweepRecord, rows: Sequence[RankedJob]) -> Table:
     """Every job in its place. Parameters that all jobs share, and facts that none has or that are
     an objective, are left out."""
     jobs = [row.job for row in rows]
@@ -94,7 +94,7 @@ def board(sweep: SweepRecord, rows: Sequence[RankedJob]) -> Grid:
         known = [_facts(job)[key] for job in jobs]
         if key not in named and {form(value) for value in known} != {ABSENT}:
             columns[name] = [Cell(form(value), value) for value in known]
-    return Grid("", tuple(columns), tuple(zip(*columns.values(), strict=True)), 0, _OPEN)
+    return Table("", tuple(columns), tuple(zip(*columns.values(), strict=True)), 0, OPEN)
 
 
 def _named(row: RankedJob) -> Cell:
@@ -138,7 +138,7 @@ def figure(value: float | None) -> str:
     return f"{value:,.0f}" if whole or abs(value) >= 1e4 else f"{value:,.4f}"
 
 
-def lost(rows: Sequence[RankedJob], sweep: SweepRecord) -> tuple[Grid, ...]:
+def lost(rows: Sequence[RankedJob], sweep: SweepRecord) -> tuple[Table, ...]:
     """The jobs without a value, and why."""
     cells = []
     for job in (row.job for row in rows if row.rank is None):
@@ -146,10 +146,10 @@ def lost(rows: Sequence[RankedJob], sweep: SweepRecord) -> tuple[Grid, ...]:
         typed, why = short(", ".join(varied) or ABSENT), short(job.why or ABSENT, 400)
         cells.append((str(job.number), job.state, typed, why))
     head = ("job", "state", "parameters", "why")
-    return (Grid("Jobs without a value", head, tuple(cells), 4, _OPEN),) if cells else ()
+    return (Table("Jobs without a value", head, tuple(cells), 4, OPEN),) if cells else ()
 
 
-def seeds(sweep: SweepRecord, groups: Sequence[Group]) -> tuple[Grid, ...]:
+def seeds(sweep: SweepRecord, groups: Sequence[Group]) -> tuple[Table, ...]:
     """Mean and standard deviation over the jobs that differ only in their seed."""
     names = [name for name in sweep.varied if name != "seed"]
     head = ["jobs", *names, "n"]
@@ -164,4 +164,4 @@ def seeds(sweep: SweepRecord, groups: Sequence[Group]) -> tuple[Grid, ...]:
         for i in range(len(sweep.objectives)):
             cells += [figure(group.means[i]), figure(group.spreads[i])] if group.n else [ABSENT] * 2
         rows.append(tuple(map(short, cells)))
-    return (Grid("", tuple(head), tuple(rows), 1, _OPEN),) if rows else ()
+    return (Table("", tuple(head), tuple(rows), 1, OPEN),) if rows else ()
