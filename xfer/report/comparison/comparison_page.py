@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
-from urllib.parse import quote
 
 from markupsafe import Markup
 
 from xfer.core.types import Plain
 from xfer.evaluation.metrics import METRICS
 from xfer.evaluation.multilabel_metrics import LABEL_METRICS
-from xfer.report.board import OPEN, intervals
+from xfer.report.board import OPEN, card_of, reaches
 from xfer.report.card import Section
 from xfer.report.comparison.changed import changed
 from xfer.report.comparison.paired import Disputed, Paired, disputed, unlike
@@ -109,16 +107,13 @@ def panels(runs: Sequence[RunRecord], tested: Sequence[Paired], folder: Path) ->
 def _runs(runs: Sequence[RunRecord], folder: Path) -> Table:
     rows = []
     for run in runs:
-        card = run.folder / "report.html"
-        there = card.is_file() and not card.is_symlink()
-        link = quote(os.path.relpath(card.resolve(), folder.resolve())) if there else ""
         best = run.result.get("best") or {}
         by = "penalty's strength" if run.solved else "epoch"
         chosen = f"{by} {number(best.get('epoch'))} of {len(run.history)}"
         rows.append(
             (
                 run.name,
-                Cell(str(run.folder), link=link),
+                Cell(str(run.folder), link=card_of(run.folder, folder)),
                 short(run.experiment, 60),
                 chosen if run.history else "did not train",
                 number(run.result.get("seed")),
@@ -132,22 +127,14 @@ def _scores(runs: Sequence[RunRecord], split: str) -> Section:
     scores = [run.scores.get(split) or {} for run in runs]
     every = LABEL_METRICS if runs[0].several else METRICS
     metrics = [m for m in every if any(score.get(m.name) is not None for score in scores)]
-    reach = [
-        (ends[0], score["acc"], ends[1])
-        if (ends := score.get("acc_ci95")) and score.get("acc") is not None
-        else None
-        for score in scores
-    ]
+    ends = reaches([s.get("acc_ci95") for s in scores], [s.get("acc") for s in scores])
     rows = []
-    for run, score, drawing in zip(runs, scores, intervals(reach), strict=True):
-        ends = score.get("acc_ci95")
+    for run, score, reach in zip(runs, scores, ends, strict=True):
         cells: list[str | Cell] = [run.name, number(score.get("n"))]
         for metric in metrics:
             value = score.get(metric.name)
             cells.append(Cell(number(value), value))
-            if metric.name == "acc":
-                reached = f"{ends[0]:.3f} to {ends[1]:.3f}" if ends else ABSENT
-                cells.append(Cell(reached, ends[0] if ends else None, drawing=drawing))
+            cells += [reach] if metric.name == "acc" else []
         rows.append((*cells, number(score.get("used_for_selection"))))
     head = ["run", "images"]
     for metric in metrics:

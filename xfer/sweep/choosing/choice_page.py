@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from urllib.parse import quote
 
 from xfer.core.errors import printable
 from xfer.core.types import Plain
-from xfer.report.board import OPEN, intervals, put_side_by_side
+from xfer.report.board import OPEN, card_of, put_side_by_side, reaches
 from xfer.report.card import Section
 from xfer.report.format import ABSENT, seconds
 from xfer.report.last_lines import named
@@ -170,14 +168,12 @@ def _compared(by: str, measure: Measure) -> str:
 
 def _board(folder: Path, facts: Plain, tried: Sequence[Plain], measure: Measure) -> Table:
     """Every candidate that was judged, the best first; the winner linked to its card."""
-    key, ends = f"cv_{measure.key}", [row["ci95"] for row in tried]
-    reach = intervals(
-        [ci and (ci[0], row[key], ci[1]) for row, ci in zip(tried, ends, strict=True)]
-    )
+    key = f"cv_{measure.key}"
+    model = card_of(Path(facts["model"]), folder) if facts["model"] else ""
     rows = []
-    for row, ci, interval in zip(tried, ends, reach, strict=True):
-        about = Cell(f"{ci[0]:.3f} to {ci[1]:.3f}", ci[0], drawing=interval) if ci else ABSENT
-        card = _card(folder, facts) if row["name"] == facts["winner"] else ""
+    reach = reaches([row["ci95"] for row in tried], [row[key] for row in tried])
+    for row, about in zip(tried, reach, strict=True):
+        card = model if row["name"] == facts["winner"] else ""
         rows.append(
             (
                 Cell(row["name"], link=card),
@@ -192,13 +188,6 @@ def _board(folder: Path, facts: Plain, tried: Sequence[Plain], measure: Measure)
         )
     head = ("candidate", "state", "images", measure.title, "95 % interval", "loss", "fits took")
     return Table("", (*head, "ms an image"), tuple(rows), 2, OPEN)
-
-
-def _card(folder: Path, facts: Plain) -> str:
-    """The card of the finished model, as a link from the page; empty where there is none."""
-    card = Path(facts["model"] or folder) / "report.html"
-    there = facts["model"] is not None and card.is_file()
-    return quote(os.path.relpath(card.resolve(), folder.resolve())) if there else ""
 
 
 def _judged(facts: Plain, measure: Measure) -> Section:

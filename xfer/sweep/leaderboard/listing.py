@@ -11,7 +11,7 @@ from typing import Any
 from xfer.config.schema import value_at
 from xfer.core.types import Plain
 from xfer.evaluation.csv_cell import cell
-from xfer.report.board import OPEN, intervals
+from xfer.report.board import OPEN, card_of, reaches
 from xfer.report.format import ABSENT, number, seconds, short
 from xfer.report.tables import Cell, Table
 from xfer.sweep.leaderboard.ranking import Group, RankedJob
@@ -76,9 +76,13 @@ def board(sweep: SweepRecord, rows: Sequence[RankedJob]) -> Table:
     """Every job in its place. Parameters that all jobs share, and facts that none has or that are
     an objective, are left out."""
     jobs = [row.job for row in rows]
-    columns: dict[str, list[str | Cell]] = {
+    cards = [card_of(job.folder, sweep.folder) for job in jobs]
+    columns: dict[str, Sequence[str | Cell]] = {
         "rank": [Cell(number(row.rank), row.rank) for row in rows],
-        "job": [_named(row) for row in rows],
+        "job": [
+            Cell(f"{job.number}{' (baseline)' * row.baseline}", job.number, card)
+            for row, job, card in zip(rows, jobs, cards, strict=True)
+        ],
         "state": [job.state for job in jobs],
     }
     for name in sweep.varied:
@@ -88,7 +92,7 @@ def board(sweep: SweepRecord, rows: Sequence[RankedJob]) -> Table:
         if objective.is_share:
             ends = [objective.interval(job.values[i], job.images, job.result) for job in jobs]
             name = "95 % interval" if i == 0 else f"{objective.metric}, 95 % interval"
-            columns[name] = _reaches(ends, [job.values[i] for job in jobs])
+            columns[name] = reaches(ends, [job.values[i] for job in jobs])
     named = {objective.metric for objective in sweep.objectives}
     for key, (name, form) in _FACTS.items():
         known = [_facts(job)[key] for job in jobs]
@@ -97,30 +101,9 @@ def board(sweep: SweepRecord, rows: Sequence[RankedJob]) -> Table:
     return Table("", tuple(columns), tuple(zip(*columns.values(), strict=True)), 0, OPEN)
 
 
-def _named(row: RankedJob) -> Cell:
-    """The job's number, linked to its run card where it has one."""
-    job, card = row.job, row.job.folder / "report.html"
-    link = f"{job.number}/{card.name}" if card.is_file() and not card.is_symlink() else ""
-    return Cell(f"{job.number}{' (baseline)' * row.baseline}", job.number, link)
-
-
 def _valued(value: Any) -> Cell:
     number = isinstance(value, int | float) and not isinstance(value, bool)
     return Cell(short(_shown(value), 40), value if number else None)
-
-
-def _reaches(
-    ends: Sequence[tuple[float, float] | None], values: Sequence[float | None]
-) -> list[str | Cell]:
-    """The intervals as texts, each drawn on the scale of all."""
-    reach = [
-        (end[0], value, end[1]) if end and value is not None else None
-        for end, value in zip(ends, values, strict=True)
-    ]
-    return [
-        Cell(f"{row[0]:.3f} to {row[2]:.3f}" if row else ABSENT, row and row[0], drawing=drawing)
-        for row, drawing in zip(reach, intervals(reach), strict=True)
-    ]
 
 
 def _shown(value: Any) -> str:
