@@ -57,8 +57,7 @@ def finish(work: Work, net: nn.Module | None = None) -> Plain:
             _draw_answers(work, shown.samples, shown.answers, figures)
             most = work.plan.specs.report_maps
             # The answers of folds are those of other networks.
-            drawn = shown.name in work.predictions and not shown.answers.task
-            if net is not None and most and drawn:
+            if net is not None and most and shown.name in work.predictions:
                 spec = work.plan.card.input
                 work.heat = heat_of(net, shown.answers, shown.samples, spec, most, stored)
         render(work.folder, result, work.plan.facts, _details(work, result, shown))
@@ -95,7 +94,9 @@ def _shown(work: Work, dataset: Dataset) -> Shown | None:
             table = f"predictions_{name}.csv"
             return Shown(name, dataset.splits[name], work.predictions[name], table)
     held_out = work.fitted.cv if work.fitted else None
-    return Shown("cv", dataset.splits["train"], held_out.first, TABLE) if held_out else None
+    if held_out is None:
+        return None
+    return Shown("cv", dataset.splits["train"], held_out.first, TABLE)
 
 
 def _draw_fit(work: Work, fitted: FitResult, dataset: Dataset, figures: Figures) -> None:
