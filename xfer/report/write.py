@@ -18,8 +18,8 @@ from xfer.report import charts, confusion, grids, panels
 from xfer.report.confidence import bins, recall_curves
 from xfer.report.figure_cache import Figures
 from xfer.report.heat import heat_of
-from xfer.report.image_tiles import ROOM, Shot, shots
-from xfer.report.multilabel_answers import draw_label_answers, label_details, stages_of
+from xfer.report.image_tiles import ROOM, Shot, shots, words_of_labels
+from xfer.report.multilabel_answers import label_details, stages_of
 from xfer.report.page import render
 from xfer.report.result import outcome
 from xfer.report.teacher_section import beside_teacher
@@ -51,14 +51,12 @@ def finish(work: Work, net: nn.Module | None = None) -> Plain:
         if work.fitted and dataset:
             _draw_fit(work, work.fitted, dataset, figures)
         shown = _shown(work, dataset) if dataset else None
-        if shown and shown.answers.task:
-            draw_label_answers(shown.samples, shown.answers, work.plan.card.input, figures.folder)
-        elif shown:
+        if shown:
             _draw_answers(work, shown.samples, shown.answers, figures)
-            most = work.plan.specs.report_maps
+            most, spec = work.plan.specs.report_maps, work.plan.card.input
             # The answers of folds are those of other networks.
-            if net is not None and most and shown.name in work.predictions:
-                spec = work.plan.card.input
+            drawn = shown.name in work.predictions and not shown.answers.task
+            if net is not None and most and drawn:
                 work.heat = heat_of(net, shown.answers, shown.samples, spec, most, stored)
         render(work.folder, result, work.plan.facts, _details(work, result, shown))
     write_json(work.folder / "result.json", result)
@@ -159,16 +157,21 @@ def _draw_answers(work: Work, samples: Samples, answers: Predictions, figures: F
 
     shown = min(n, grids.LIMIT)
     spread = [i * n // shown for i in range(shown)]  # over the split, so that each class is seen
-    given: Plain = {
-        "predicted": [names[chosen[i]] for i in spread],
-        "right": [bool(chosen[i] == samples.labels[i]) for i in spread],
-        "confidence": [confidence[i] for i in spread],
-    }
+    if answers.task:
+        right = ~((samples.labels >= 0) & (answers.said != (samples.labels == 1))).any(axis=1)
+        given: Plain = {"predicted": [words_of_labels(answers, i)[1] for i in spread]}
+    else:
+        right = chosen == samples.labels
+        given = {"predicted": [names[chosen[i]] for i in spread]}
+        given["confidence"] = [confidence[i] for i in spread]
+    given["right"] = right[spread].tolist()
     figures.draw(
         "prediction_grid.png",
         _of_pictures(samples, spread, spec, given),
         lambda: grids.predictions(pictures(spread), **given),
     )
+    if answers.task:
+        return  # classes that do not exclude each other are not taken for another
     wrong = most_wrong(answers, grids.LIMIT)
     titles = [(names[samples.labels[i]], names[chosen[i]], confidence[i]) for i in wrong]
     figures.draw(
