@@ -11,10 +11,11 @@ from xfer.config.schema import value_at
 from xfer.core.errors import printable
 from xfer.evaluation.statistics import wilson
 from xfer.report.card import Section
+from xfer.report.comparison.paired import Paired
 from xfer.report.svg import Chart
 from xfer.sweep.leaderboard import listing, overlaid, plots
 from xfer.sweep.leaderboard.importance import Importance
-from xfer.sweep.leaderboard.ranking import Duel, Group, RankedJob
+from xfer.sweep.leaderboard.ranking import Group, RankedJob
 from xfer.sweep.leaderboard.read_sweep import SweepRecord
 
 _OF_THE_SWEEP = ("run.dir", "checkpoint.resume")
@@ -71,7 +72,7 @@ def sections(
     sweep: SweepRecord,
     rows: Sequence[RankedJob],
     grouped: Sequence[Group],
-    tests: tuple[Duel, Importance],
+    tests: tuple[Paired, Importance],
 ) -> list[Section]:
     """All parts in reading order; those without content are left out."""
     duel, importance = tests
@@ -187,7 +188,7 @@ def _best(rows: Sequence[RankedJob]) -> Section:
     return Section("Best run", facts=(("Folder", str(first.folder)), ("Checkpoint", checkpoint)))
 
 
-def _compared(sweep: SweepRecord, rows: Sequence[RankedJob], tested: Duel) -> tuple[str, ...]:
+def _compared(sweep: SweepRecord, rows: Sequence[RankedJob], tested: Paired) -> tuple[str, ...]:
     if tested.p is None:
         return (f"Not tested: {tested.why}.",)
     one, other = [row.job for row in rows if row.rank is not None][:2]
