@@ -193,7 +193,7 @@ def _run(specs: Specs, ledger: Ledger, jobs: Sequence[Job]) -> None:
         turns.check()
     except Stopped:
         again = f"checkpoint.resume={printable(ledger.folder.parent)}"
-        log.info(f"stopped; with {again} the same command goes on where the folds stand")
+        log.info(f"stopped; with {again} the same command resumes the folds where they stand")
         raise
 
 
