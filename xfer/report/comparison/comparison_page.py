@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from markupsafe import Markup
 
@@ -12,7 +14,6 @@ from xfer.evaluation.metrics import METRICS
 from xfer.evaluation.multilabel_metrics import LABEL_METRICS
 from xfer.report.board import OPEN, card_of, reaches
 from xfer.report.card import Section
-from xfer.report.comparison.changed import changed
 from xfer.report.comparison.paired import Disputed, Paired, disputed, unlike
 from xfer.report.comparison.read_run import RunRecord
 from xfer.report.comparison.thumbnails import root_of, thumbnail
@@ -24,6 +25,8 @@ from xfer.report.tables import Cell, Table
 _SHOWN = 50
 """Images on which runs differ that are shown one by one."""
 _KEYS = 500
+_WIDE = 80
+_OF_THE_RESULT = ("device", "precision")
 _SPLITS = ("val", "test")
 _SURE = 0.05
 _TEST = (
@@ -261,7 +264,7 @@ def _images(runs: Sequence[RunRecord], rows: Sequence[Disputed]) -> Table:
 
 
 def _keys(runs: Sequence[RunRecord]) -> Section:
-    rows = changed(runs)
+    rows = _changed(runs)
     if not rows:
         return Section("Changed keys", ("The runs have the same configuration and versions.",))
     head = ("key", *(run.name for run in runs))
@@ -271,3 +274,44 @@ def _keys(runs: Sequence[RunRecord]) -> Section:
     cells = tuple((short(name, 120), *values) for name, values in rows[:_KEYS])
     table = Table("", head, cells, len(head), OPEN)
     return Section("Changed keys", tuple(texts), tables=(table,))
+
+
+def _changed(runs: Sequence[RunRecord]) -> list[tuple[str, tuple[str, ...]]]:
+    """The dotted keys that are not the same in all runs, with the value of each; a key that is
+    absent is the same as one that is null. Versions, and the sha256 of weights and splits, come
+    after the configuration."""
+    every = [dict(_compared(run)) for run in runs]
+    names = dict.fromkeys(name for facts in every for name in facts)
+    rows = []
+    for name in names:
+        values = [facts.get(name) for facts in every]
+        if len({json.dumps(value, sort_keys=True) for value in values}) > 1:
+            rows.append((name, tuple(_as_text(value) for value in values)))
+    return rows
+
+
+def _compared(run: RunRecord) -> Iterator[tuple[str, Any]]:
+    yield from _flattened(run.config)
+    for name in _OF_THE_RESULT:
+        yield f"result: {name}", run.result.get(name)
+    yield "weights: sha256", (run.result.get("source") or {}).get("sha256")
+    yield "scored checkpoint: sha256", (run.result.get("checkpoint") or {}).get("sha256")
+    yield "validation images: sha256", run.digest
+    for name, version in sorted((run.result.get("versions") or {}).items()):
+        yield f"version: {name}", version
+
+
+def _flattened(config: Plain, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and their values; lists are values."""
+    for key, value in config.items():
+        if isinstance(value, dict) and value:
+            yield from _flattened(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _as_text(value: Any) -> str:
+    if value is None:
+        return ABSENT
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return short(text, _WIDE)
