@@ -10,13 +10,13 @@ from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig, OmegaConf
 
 from xfer.config.provenance import override_key
+from xfer.config.verbs import override
 from xfer.core.errors import JobFailed
 from xfer.core.files import read_json
 from xfer.core.log import say
 from xfer.core.run_folder import OUTPUT
 from xfer.plan.preflight import check_gpus
 from xfer.sweep.executors.pool import Pool, Task
-from xfer.sweep.executors.runners import quoted
 from xfer.sweep.executors.slots import JobSlot, divide, visible_gpus
 from xfer.sweep.ledger import Ledger
 from xfer.sweep.objective import trial_value
@@ -59,7 +59,7 @@ def launch(
     for number, row in enumerate(rows, first):
         folder = ledger(number)
         folder.mkdir(parents=True, exist_ok=True)
-        mine = [text.lstrip("+") for text in row] + [f"run.dir={quoted(str(folder))}"]
+        mine = [text.lstrip("+") for text in row] + [override("run.dir", str(folder))]
         tasks.append(Task(number, (*shared, *mine), folder))
     returns = {task.number: JobReturn(overrides=list(rows[task.number - first])) for task in tasks}
 

@@ -235,12 +235,12 @@ def test_curves_are_overlaid_and_those_of_a_solved_head_are_over_strengths(copie
 def test_points_lie_where_their_numbers_are() -> None:
     drawn = panel("loss", "epoch", [Line("A", [(1, 0.5), (2, 0.25), (5, 0.0)], 0)])
     assert drawn is not None
-    at = np.array(re.findall(r'cx="([\d.]+)" cy="([\d.]+)"', drawn.marks), float)
+    at = np.array(re.findall(r'cx="([\d.]+)" cy="([\d.]+)"', str(drawn.svg)), float)
     assert np.interp(2, [1, 5], at[[0, 2], 0]) == pytest.approx(at[1, 0], abs=0.1)
     assert at[1, 1] == pytest.approx((at[0, 1] + at[2, 1]) / 2, abs=0.1) and at[0, 1] < at[2, 1]
     logarithmic = panel("loss", "l2", [Line("A", [(0.01, 1), (0.1, 2), (1.0, 1)], 0)], log=True)
     assert logarithmic is not None
-    across = np.array(re.findall(r'cx="([\d.]+)"', logarithmic.marks), float)
+    across = np.array(re.findall(r'cx="([\d.]+)"', str(logarithmic.svg)), float)
     assert across[1] == pytest.approx((across[0] + across[2]) / 2, abs=0.1)
     assert panel("loss", "epoch", [Line("A", [], 0)]) is None
 

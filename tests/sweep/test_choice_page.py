@@ -120,7 +120,7 @@ def test_candidates_of_one_backbone_alone_stand_at_its_milliseconds(
     page = written(tmp_path / "choice", {**facts, "candidates": rows, "runner_up": None})
     (drawn,) = re.findall(r'<svg viewBox="0 0 340[^>]*>(.*?)</svg>', page, re.S)
     places = [float(x) for x in re.findall(r'<circle class="\w+" cx="([\d.]+)"', drawn)]
-    ticks = re.findall(r'<text x="([\d.]+)" y="201" text-anchor="middle">(\d+)</text>', drawn)
+    ticks = re.findall(r'<text x="([\d.]+)" y="208.0" class="soft mid">(\d+)</text>', drawn)
     x, ms = np.array(ticks, float).T
     assert np.interp(places, x, ms) == pytest.approx(50.3, abs=1)
 

@@ -158,10 +158,10 @@ def test_the_pareto_front_is_a_line_through_its_jobs(sweep: Path) -> None:
 def test_a_bar_is_as_long_as_what_the_forest_loses() -> None:
     drawn = bars(Importance({"a": (0.6, 0.1), "b": (-0.05, 0.02)}))
     assert drawn is not None
-    rects = re.findall(r'<rect class="bar" x="([\d.]+)" y="\d+" width="([\d.]+)"', drawn.marks)
+    rects = re.findall(r'<rect class="bar" x="([\d.]+)" y="\d+" width="([\d.]+)"', str(drawn.svg))
     (left, wide), (_, small) = np.array(rects, float)
     assert wide == pytest.approx(12 * small, rel=0.02)
-    (reach,) = re.findall(r'd="M([\d.]+) 24H([\d.]+)"', drawn.marks)
+    (reach,) = re.findall(r'd="M([\d.]+) 24H([\d.]+)"', str(drawn.svg))
     ends = np.array(reach, float)
     assert ends.mean() == pytest.approx(left + wide, abs=0.1)
     assert np.ptp(ends) == pytest.approx(wide / 3, rel=0.01)

@@ -21,7 +21,7 @@ from xfer.core.log import close_log, open_log
 from xfer.core.run_folder import lock
 from xfer.core.signals import Stopped
 from xfer.sweep import SweepSpec
-from xfer.sweep.executors.runners import BatchRunner, QueueRunner, quoted
+from xfer.sweep.executors.runners import BatchRunner, QueueRunner
 from xfer.sweep.ledger import Ledger, SweepFacts
 from xfer.sweep.objective import Objective
 from xfer.sweep.scheduler import Scheduler
@@ -403,10 +403,6 @@ def test_what_a_launcher_says_of_a_job_gives_its_exit_code():
         assert str(error) in outcome(returned)[1]
     returned.return_value = JobFailed(7, "diverged")
     assert outcome(returned) == (7, "diverged")
-
-
-def test_a_folder_with_quotes_is_one_value():
-    assert quoted("it's") == "'it\\'s'"
 
 
 def test_the_plugin_is_shipped_and_shares_its_namespace():

@@ -63,11 +63,12 @@ def _callback(key: str, node: Plain, where: schema.Where) -> MakeCallback:
         return place.replace("trainer.callbacks", dotted)
 
     kind, arguments = schema.checked("callback", node, inside, key)
-    bases = [base.__name__ for base in kind.__mro__ if _of_lightning(base)]
+    lightning = [base for base in kind.__mro__ if base.__module__.startswith("pytorch_lightning.")]
+    bases = {base.__name__ for base in lightning}
     if "Callback" not in bases:
         what, fix = f"{kind.__name__} is no callback", "derive it from pytorch_lightning.Callback"
         raise ConfigError(place, what, f"{fix}: see docs/howto/extend.md", 21)
-    for name in set(bases) & _INSTEAD.keys():
+    for name in bases & _INSTEAD.keys():
         what = f"{kind.__name__} does what xfer does"
         raise ConfigError(place, what, f"drop it: {_INSTEAD[name]}", 21)
 
@@ -81,10 +82,6 @@ def _callback(key: str, node: Plain, where: schema.Where) -> MakeCallback:
             raise ConfigError(place, what, f"mend {key}", 21) from error
 
     return make
-
-
-def _of_lightning(base: type) -> bool:
-    return base.__module__.startswith("pytorch_lightning.")
 
 
 def lines(metrics: Mapping[str, Plain], callbacks: Sequence[Plain]) -> Iterator[tuple[str, str]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,7 @@ from xfer.core.errors import DataError, counted, printable
 from xfer.core.text_columns import Made, Picked
 from xfer.core.types import Dataset, Images, InputSpec, Samples
 from xfer.data.bit_depth import decide
-from xfer.data.image import Arrays, Files
+from xfer.data.image import Arrays, Files, ImagesAt
 from xfer.data.image_bytes import ImagePlace
 from xfer.data.image_places import FilesBelow, lasting
 from xfer.data.image_rows import ImageRows, by_position
@@ -29,7 +29,6 @@ from xfer.data.split import group_lines
 
 if TYPE_CHECKING:
     import numpy.typing as npt
-    from PIL.Image import Image
 
 _IMBALANCED = 10  # largest class over smallest
 _FEW = 30  # images
@@ -269,23 +268,9 @@ def _without(dataset: Dataset, split: str, huge: Mapping[int, DataError]) -> Sam
     return replace(made, labels=samples.labels[left]) if several else made
 
 
-@dataclass(frozen=True)
-class _Part:
-    """Some of the ``images``, in the order of ``rows``."""
-
-    images: Images
-    rows: npt.NDArray[np.int64]
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> Image:
-        return self.images[int(self.rows[index])]
-
-
 def part_of(samples: Samples, rows: npt.NDArray[np.int64]) -> Samples:
     """The images at ``rows`` as a split."""
     names = Picked(samples.names, rows)
     text = f"{samples.sha256} {rows.astype('<i8').tobytes().hex()}"
     hashed = hashlib.sha256(text.encode()).hexdigest()
-    return Samples(names, samples.labels[rows], _Part(samples.images, rows), hashed)
+    return Samples(names, samples.labels[rows], ImagesAt(samples.images, rows), hashed)

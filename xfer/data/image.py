@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from PIL.Image import Image
 
-    from xfer.core.types import PixelRange
+    from xfer.core.types import Images, PixelRange
 
 _NAMED = "jpg jpeg jpe jfif png bmp gif webp tif tiff ppm pgm pbm avif"
 SUFFIXES = frozenset(f".{name}" for name in _NAMED.split())
@@ -69,6 +69,20 @@ class Arrays:
 
     def __len__(self) -> int:
         return len(self.pixels)
+
+
+@dataclass(frozen=True, eq=False)
+class ImagesAt:
+    """Some of ``images``: those at the positions ``at``, in that order."""
+
+    images: Images
+    at: Sequence[int] | npt.NDArray[np.integer]
+
+    def __getitem__(self, index: int) -> Image:
+        return self.images[int(self.at[index])]
+
+    def __len__(self) -> int:
+        return len(self.at)
 
 
 def decode(
@@ -154,7 +168,7 @@ def reason_of(error: Exception) -> str:
     """What is wrong with an image, for people, where decoding it raised ``error``."""
     if isinstance(error, UnidentifiedImageError):
         return "it is not an image"
-    return printable(error) or type(error).__name__
+    return getattr(error, "strerror", None) or printable(error) or type(error).__name__
 
 
 def broken_image(path: ImagePlace, reason: str, more: int = 0) -> DataError:

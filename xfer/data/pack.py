@@ -190,10 +190,8 @@ def _with_suffix(name: str, where: ImagePlace) -> str:
     try:
         with open_image(read_file(where)[0]) as image:
             form = str(image.format)
-    except OSError as error:
-        raise _unreadable(where, error.strerror or reason_of(error)) from error
     except Exception as error:  # as in decode
-        raise _unreadable(where, reason_of(error)) from error
+        raise _unreadable(where, error) from error
     return f"{name}.{_SUFFIX_OF.get(form, form.lower())}"
 
 
@@ -214,14 +212,13 @@ def _size(where: ImagePlace) -> int:
         if isinstance(where, Path):
             return where.stat().st_size
         return where.size if isinstance(where, FileSpan) else len(where.read()[0])
-    except OSError as error:
-        raise _unreadable(where, error.strerror or str(error)) from error
-    except ValueError as error:
-        raise _unreadable(where, str(error)) from error
+    except (OSError, ValueError) as error:
+        raise _unreadable(where, error) from error
 
 
-def _unreadable(where: ImagePlace, reason: str) -> DataError:
-    return DataError(where, f"cannot be packed ({reason})", "remove or replace the file", 84)
+def _unreadable(where: ImagePlace, error: Exception) -> DataError:
+    what = f"cannot be packed ({reason_of(error)})"
+    return DataError(where, what, "remove or replace the file", 84)
 
 
 def _fingerprint(classes: Sequence[str], shards: Sequence[_Shard], out: Path) -> str:
@@ -330,10 +327,8 @@ def _bytes(places: Places, image: _Image) -> bytes:
     path = places[image.path]
     try:
         data, stamp = read_file(path)
-    except OSError as error:
-        raise _unreadable(path, error.strerror or str(error)) from error
-    except ValueError as error:
-        raise _unreadable(path, str(error)) from error
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, error) from error
     if not stamp or len(data) != image.size:
         what = "has changed since it was listed"
         fix = f"leave the images alone while they are packed, and {_AGAIN}"

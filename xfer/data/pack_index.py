@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from xfer.core.errors import DataError
-from xfer.core.files import read_json
+from xfer.core.files import LARGEST, read_json
 from xfer.core.read_back import checked
 
 PACK = "pack.json"
@@ -52,12 +52,7 @@ def check_pack(root: Path, tars: Mapping[str, Sequence[Path]]) -> None:
 
 def read_pack(path: Path) -> PackFacts | None:
     """What ``pack.json`` says; ``None`` where there is none. Raises DataError for another file."""
-    try:
-        facts: PackFacts = checked(PackFacts, read_json(path))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise _no_index(path, error) from error
+    facts: PackFacts | None = _written(path, PackFacts)
     return facts
 
 
@@ -74,16 +69,15 @@ def index_name(name: str) -> str:
 def read_index(shard: Path) -> ShardFacts | None:
     """What the index beside ``shard`` says; ``None`` where there is none. Raises DataError for
     another file in its place."""
-    path = index_file(shard)
-    try:
-        facts: ShardFacts = checked(ShardFacts, read_json(path, _LARGEST_INDEX))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise _no_index(path, error) from error
+    facts: ShardFacts | None = _written(index_file(shard), ShardFacts, _LARGEST_INDEX)
     return facts
 
 
-def _no_index(path: Path, error: Exception) -> DataError:
-    what = f"is not what xfer pack writes ({getattr(error, 'strerror', None) or error})"
-    return DataError(path, what, "pack the images again, or remove that file", 83)
+def _written(path: Path, kind: type, most: int = LARGEST) -> Any:
+    try:
+        return checked(kind, read_json(path, most))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        what = f"is not what xfer pack writes ({getattr(error, 'strerror', None) or error})"
+        raise DataError(path, what, "pack the images again, or remove that file", 83) from error

@@ -24,7 +24,7 @@ from xfer.data.folder import SYNONYMS
 from xfer.data.image_bytes import ImagePlace, NullCell
 from xfer.data.image_table import Listing, TableRow, dataset_of, labelled_of, listing_of
 from xfer.data.options import Loading, place
-from xfer.data.parquet_cells import HELD, GroupCell, opened, places_in, unreadable
+from xfer.data.parquet_cells import HELD, GroupCell, places_in, reading
 from xfer.data.split import unread_split
 
 SUFFIX = ".parquet"
@@ -122,14 +122,8 @@ def _columns(
     path: Path, how: Parquet, first: tuple[Path, Columns] | None, several: bool
 ) -> Columns:
     """The columns of a file. Raises DataError where they are not those of the first file."""
-    try:
-        file = opened(path)
-        try:
-            schema = file.schema_arrow
-        finally:
-            file.close()
-    except (OSError, ValueError) as error:
-        raise unreadable(path, error) from error
+    with reading(path) as file:
+        schema = file.schema_arrow
     if first is None:
         return columns_of(schema, how.columns, how.group, path, several)
     expected, names = first[1], schema.names
@@ -167,14 +161,8 @@ def _cells(path: Path, columns: Columns, base: Path, split: str) -> Iterator[Tab
 
 def _small(path: Path, columns: Columns) -> dict[str, list[Any]]:
     """The columns without the bytes, as lists; of a struct its paths."""
-    try:
-        file = opened(path)
-        try:
-            table = file.read(columns=columns.others, use_threads=False)
-        finally:
-            file.close()
-    except (OSError, ValueError) as error:
-        raise unreadable(path, error) from error
+    with reading(path) as file:
+        table = file.read(columns=columns.others, use_threads=False)
     lists = {name: table.column(name).to_pylist() for name in table.column_names}
     if columns.kinds[0] == "struct":
         cells = lists[columns.image]

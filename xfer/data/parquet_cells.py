@@ -15,6 +15,7 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -100,7 +101,7 @@ class _RowGroups:
     def _opened(self, file: Path, stamp: str) -> Any:
         key = (file, stamp)
         if key not in self._files:
-            self._files[key] = opened(file)
+            self._files[key] = _opened(file)
             while len(self._files) > _OPEN:
                 self._files.popitem(last=False)[1].close()
         self._files.move_to_end(key)
@@ -110,7 +111,7 @@ class _RowGroups:
 _HELD = _RowGroups()
 
 
-def opened(path: Path) -> Any:
+def _opened(path: Path) -> Any:
     """A ``pyarrow.parquet.ParquetFile``. Raises OSError for what is no plain file, and what pyarrow
     raises, which is an OSError or a ValueError."""
     from pyarrow import parquet
@@ -120,11 +121,17 @@ def opened(path: Path) -> Any:
     return parquet.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False)
 
 
-def unreadable(path: Path, error: Exception) -> DataError:
-    """The error about a file that is no parquet file, or a damaged one."""
-    reason = getattr(error, "strerror", None) or printable(error)[:200] or type(error).__name__
-    what = f"cannot be read as a parquet file ({reason})"
-    return DataError(path, what, "copy or write it again", 34)
+@contextmanager
+def reading(path: Path) -> Iterator[Any]:
+    """A ``pyarrow.parquet.ParquetFile`` that is closed at the end. Raises DataError for a file that
+    is no parquet file, or a damaged one."""
+    try:
+        with _opened(path) as file:
+            yield file
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or printable(error)[:200] or type(error).__name__
+        what = f"cannot be read as a parquet file ({reason})"
+        raise DataError(path, what, "copy or write it again", 34) from error
 
 
 def read_bytes_of(file: Any, group: int, column: str) -> Any:
@@ -150,29 +157,20 @@ def _values(file: Any, group: int, column: str) -> Iterator[Any]:
 
 def places_in(path: Path, column: str) -> list[ImagePlace]:
     """Where the image of every row is. Raises DataError for what cannot be read."""
-    try:
-        file = opened(path)
-        try:
-            return list(_places(path, column, file))
-        finally:
-            file.close()
-    except (OSError, ValueError) as error:
-        raise unreadable(path, error) from error
-
-
-def _places(path: Path, column: str, file: Any) -> Iterator[ImagePlace]:
-    spans = _spans(path, column, file)
-    row = 0
-    for group in range(file.metadata.num_row_groups):
-        for at in range(file.metadata.row_group(group).num_rows):
-            start, size = spans[row]
-            if start == _NULL:
-                yield NullCell(path, row)
-            elif start == _PACKED:
-                yield GroupCell(path, row, column, group, at)
-            else:
-                yield FileSpan(path, row, start, size)
-            row += 1
+    places: list[ImagePlace] = []
+    with reading(path) as file:
+        spans = _spans(path, column, file)
+        for group in range(file.metadata.num_row_groups):
+            for at in range(file.metadata.row_group(group).num_rows):
+                row = len(places)
+                start, size = spans[row]
+                if start == _NULL:
+                    places.append(NullCell(path, row))
+                elif start == _PACKED:
+                    places.append(GroupCell(path, row, column, group, at))
+                else:
+                    places.append(FileSpan(path, row, start, size))
+    return places
 
 
 def _spans(path: Path, column: str, file: Any) -> list[tuple[int, int]]:

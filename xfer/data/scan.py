@@ -180,8 +180,6 @@ def inspect(path: ImagePlace) -> Facts:
         data, _ = read_file(path)
         shape = shape_of(path)
         reach, size = _check(data, shape)
-    except OSError as error:
-        return Facts(path, problem=error.strerror or reason_of(error))
     except Exception as error:  # as in decode
         return Facts(path, problem=reason_of(error))
     digest = hashlib.sha256(data).hexdigest()
@@ -222,15 +220,12 @@ def _look(data: bytes, reach: Extent | None, shape: Shape | None) -> str:
 
 
 def _key(path: ImagePlace) -> int:
-    return stamp_key(path, _stamp(path))
-
-
-def _stamp(path: ImagePlace) -> str:
     """Changes with every edit of the file; never what the cache holds when it cannot be read."""
     try:
-        return stamp_now(path)
+        stamp = stamp_now(path)
     except OSError:
-        return "missing"
+        stamp = "missing"
+    return stamp_key(path, stamp)
 
 
 def _is_there(name: str) -> bool:

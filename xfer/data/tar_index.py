@@ -72,7 +72,7 @@ class TarIndex(NamedTuple):
     left_out: dict[str, tuple[int, str]]
 
 
-class _Found(NamedTuple):
+class _Member(NamedTuple):
     """A member while its tar file is read."""
 
     name: str
@@ -141,7 +141,7 @@ class _Bounded(io.RawIOBase):
         return self.stream.tell()
 
 
-def _members(path: Path, stream: IO[bytes]) -> Iterator[_Found]:
+def _members(path: Path, stream: IO[bytes]) -> Iterator[_Member]:
     """The plain files in a tar file, in order."""
     names: set[str] = set()
     end = 0
@@ -160,7 +160,7 @@ def _members(path: Path, stream: IO[bytes]) -> Iterator[_Found]:
                 if name in names:
                     raise DataError(path, f"has two members '{name}'", _ANEW, 80)
                 names.add(name)
-                yield _Found(name, info.offset_data, info.size)
+                yield _Member(name, info.offset_data, info.size)
             _check_end(stream, -(-end // _BLOCK) * _BLOCK)
     except XferError:
         raise
@@ -194,10 +194,10 @@ def _check_end(stream: IO[bytes], end: int) -> None:
         block = stream.read(1 << 20)
 
 
-def _together(path: Path, members: list[_Found], handle: int) -> TarIndex:
+def _together(path: Path, members: list[_Member], handle: int) -> TarIndex:
     """Images with their labels. Raises DataError for one without the other."""
-    images: dict[str, _Found] = {}
-    labels: dict[str, dict[str, _Found]] = {}
+    images: dict[str, _Member] = {}
+    labels: dict[str, dict[str, _Member]] = {}
     left_out: dict[str, tuple[int, str]] = {}
     for found in members:
         folder, slash, base = found.name.rpartition("/")
@@ -226,7 +226,7 @@ def _together(path: Path, members: list[_Found], handle: int) -> TarIndex:
     return TarIndex(tuple(samples), left_out)
 
 
-def _label(path: Path, image: _Found, files: dict[str, _Found], handle: int) -> tuple[str, str]:
+def _label(path: Path, image: _Member, files: dict[str, _Member], handle: int) -> tuple[str, str]:
     """What ``KEY.cls`` says, or the ``label`` and the ``labels`` in ``KEY.json``."""
     fix = "write a KEY.cls, or a KEY.json with a label or labels, beside every KEY.jpg"
     found = files.get("cls") or files.get("json")

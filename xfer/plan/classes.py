@@ -29,7 +29,7 @@ def joined(
     names, head = weights.classes, specs.head
     known = len(names) if names else None
     if isinstance(head, Keep):
-        dataset = _kept(head, dataset, weights)
+        dataset = _in_source_classes(head, dataset, weights)
         made = specs.make("head", weights.head) if weights.head else head
         classes = _given(names or (dataset.classes if dataset else None))
         parts = Parts(
@@ -53,7 +53,7 @@ def _given(classes: tuple[str, ...] | None) -> tuple[str, ...]:
     return classes
 
 
-def _kept(head: Keep, dataset: Dataset | None, weights: Weights) -> Dataset | None:
+def _in_source_classes(head: Keep, dataset: Dataset | None, weights: Weights) -> Dataset | None:
     if dataset is None:
         return None
     if weights.classes is not None:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from xfer.core.errors import LabelsError, raise_all
+from xfer.core.errors import LabelsError
 from xfer.evaluation.task import CHOSEN_ON, Multilabel, Single
 from xfer.models.head import Keep, Remap
 
@@ -38,18 +37,14 @@ def of_card(specs: Specs, card: Card) -> Specs:
 
 
 def refuse_for_labels(specs: Specs) -> None:
-    """Raise LabelsError, or Problems, for whatever does not go with several labels an
-    image."""
-    if specs.task.several:
-        raise_all([LabelsError(where, what, fix, n) for where, what, fix, n in _refused(specs)])
-
-
-def _refused(specs: Specs) -> Iterator[tuple[str, str, str, int]]:
-    """Where, what, remedy and number of everything that is made for one label an image."""
+    """Raise LabelsError for what does not go with several labels an image."""
     head = specs.head
+    if not specs.task.several:
+        return
     if isinstance(head, Keep | Remap) and specs.answers and not specs.checkpoint.path:
         what = f"{type(head).__name__.lower()} alone has no thresholds, which a fit chooses"
-        yield "head", what, "add fit to stages, or type checkpoint.path=RUN head=linear", 6
+        fix = "add fit to stages, or type checkpoint.path=RUN head=linear"
+        raise LabelsError("head", what, fix, 6)
 
 
 def check_source_head(specs: Specs, weights: Weights) -> None:

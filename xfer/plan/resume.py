@@ -14,9 +14,9 @@ from typing_extensions import TypedDict
 
 from xfer.core.checksum import sealed
 from xfer.core.errors import ResumeError, printable
-from xfer.core.files import open_to_read, read_json
+from xfer.core.files import open_to_read
 from xfer.core.log import log
-from xfer.core.read_back import checked
+from xfer.core.read_back import read_checked
 from xfer.core.run_folder import BEST, LAST, PREVIOUS, checkpoints, is_live
 from xfer.core.types import Plain
 
@@ -152,7 +152,7 @@ def check_files(folder: Path, but: Collection[str] = ()) -> None:
     if wrong:
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         what = f"has finished, but since then {', '.join(wrong[:3])}{more}"
-        raise ResumeError(folder, what, f"put it back, or {_OTHER}", 21)
+        raise ResumeError(folder, what, _BACK, 21)
 
 
 def lacks(folder: Path, stages: Sequence[str]) -> bool:
@@ -204,7 +204,7 @@ def _is_whole(path: Path) -> bool:
 
 
 START_ANEW = "start a new run: the same command without checkpoint.resume"
-_OTHER = START_ANEW + ", and with another run.dir"
+_BACK = f"put it back, or {START_ANEW}, and with another run.dir"
 
 
 class _Config(TypedDict, total=False):
@@ -230,23 +230,10 @@ class Ended(TypedDict, total=False):
 
 
 def _plan(folder: Path) -> Plain:
-    return _facts(folder / "plan.json", Planned)
+    facts: Plain | None = read_checked(folder / "plan.json", Planned, _BACK, 20)
+    return facts or {}
 
 
 def _status(folder: Path) -> Plain:
-    return {"state": "running", "files": {}} | _facts(folder / "status.json", Ended)
-
-
-def _facts(path: Path, kind: type) -> Plain:
-    """What a file of the run folder says; nothing where there is none, as before a run has begun.
-    Raises ResumeError for what no run writes."""
-    try:
-        facts: Plain = read_json(path)
-        checked(kind, facts)
-    except (FileNotFoundError, NotADirectoryError):
-        return {}
-    except (OSError, ValueError) as error:
-        said = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        what = f"is not what a run writes ({said})"
-        raise ResumeError(path, what, f"put it back, or {_OTHER}", 20) from error
-    return facts
+    said = read_checked(folder / "status.json", Ended, _BACK, 20)
+    return {"state": "running", "files": {}, **(said or {})}

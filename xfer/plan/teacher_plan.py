@@ -20,8 +20,9 @@ from xfer.core.types import Dataset, InputSpec, Plain
 from xfer.weights.formats.detect import kind_of
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from xfer.config.specs import ModelFile, Specs
-    from xfer.core.types import Card
 
 _KEY = "loss.teacher"
 _WITHOUT = "type loss=cross_entropy without loss.teacher"
@@ -207,6 +208,7 @@ def _score(path: Path, name: str) -> Plain | None:
 
 def _checkpoint(path: Path, specs: Specs) -> _Known:
     """What a checkpoint says. Raises WeightsError."""
+    from xfer.models.network import blueprint
     from xfer.models.restore import of_a_card, pieces, read_checkpoint
 
     file, snapshot = read_checkpoint(path)
@@ -214,8 +216,9 @@ def _checkpoint(path: Path, specs: Specs) -> _Known:
     _refuse_task(path, card.task, specs)
     with of_a_card(file):
         parts, _ = pieces(card, specs.make)
-    count, operations = _cost(parts, card)
-    return _Known("run", card.classes, card.input, card.splits, card.task, count, operations)
+    net = blueprint(parts)[1].module
+    costs = sum(p.numel() for p in net.parameters()), operations(net, card.input.size)
+    return _Known("run", card.classes, card.input, card.splits, card.task, *costs)
 
 
 def _refuse_task(path: Path, task: Plain, specs: Specs) -> None:
@@ -231,24 +234,19 @@ def _refuse_task(path: Path, task: Plain, specs: Specs) -> None:
     raise CommandError(_KEY, f"{path} {what}", f"type loss.teacher=RUN with {fix}", 33)
 
 
-def _cost(parts: object, card: Card) -> tuple[int, float | None]:
-    """Parameters, and floating-point operations an image, of a checkpoint's network; ``None`` for
-    one that computes with values that it does not have yet."""
+def operations(net: nn.Module, size: tuple[int, int]) -> float | None:
+    """Floating-point operations of one image of ``size`` (height, width) through ``net``, which may
+    be without values; ``None`` where it computes with those."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    from xfer.models.network import blueprint
-
-    net = blueprint(parts)[1].module.eval()  # type: ignore[arg-type]
-    count = sum(parameter.numel() for parameter in net.parameters())
-    device = next(net.parameters()).device
-    image = torch.empty(1, 3, *card.input.size, device=device)
+    image = torch.empty(1, 3, *size, device=next(net.parameters()).device)
     try:
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            net(image)
-    except (RuntimeError, NotImplementedError):
-        return count, None
-    return count, float(counter.get_total_flops())
+            net.eval()(image)
+    except (NotImplementedError, RuntimeError, IndexError, AttributeError):
+        return None
+    return float(counter.get_total_flops())
 
 
 def _onnx(path: Path, specs: Specs) -> _Known:

@@ -120,8 +120,6 @@ def write_page(work: Work, audited: Audited, rows: list[Plain]) -> None:
         "command": printable(next_command(work) or f"{unread(work)}: data=csv reads none"),
         "place": printable(work.folder / "audit.csv"),
         "sections": (),
-        "captions": {},
-        "drawn": {},
         "script": "audit.js",
         "meanings": _meanings(audited),
         "left_out": f"Listed in audit.csv alone: {counted(more, 'more image')}." if more else "",

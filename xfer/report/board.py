@@ -6,76 +6,20 @@ its hash in the content policy: without it the tables stand in their own order.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
+from urllib.parse import quote
 
 from markupsafe import Markup
 
 from xfer.core.types import Plain
-from xfer.report.overlay import Drawing
+from xfer.report.format import ABSENT
 from xfer.report.page import Reload, lay_out
+from xfer.report.tables import Cell
 
-_NOTHING = Markup()
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One cell of a grid: its ``text``, what it is ``sort``ed by where that is not the text, a
-    ``link`` relative to the page, and before the text a ``drawing``, or a ``picture`` (a data URI)
-    of which ``alt`` says what is seen."""
-
-    text: str
-    sort: float | str | None = None
-    link: str = ""
-    drawing: Markup = _NOTHING
-    picture: Markup = _NOTHING
-    alt: str = ""
-
-    @property
-    def key(self) -> str:
-        """What the script sorts by; empty for what comes last."""
-        text = "" if self.text == "–" else self.text.replace(",", "")
-        return text if self.sort is None else str(self.sort)
-
-
-@dataclass(frozen=True)
-class Grid:
-    """A table; the first ``left`` columns are words, the rest numbers. Above ``most`` rows it is
-    folded."""
-
-    title: str
-    head: tuple[str, ...]
-    rows: tuple[tuple[str | Cell, ...], ...]
-    left: int = 1
-    most: int = 100
-
-    @property
-    def folded(self) -> bool:
-        """Whether it is too long to stand open on a page."""
-        return len(self.rows) > self.most
-
-    @cached_property
-    def cells(self) -> list[list[Cell]]:
-        """Every row, every cell as one."""
-        return [[c if isinstance(c, Cell) else Cell(c) for c in row] for row in self.rows]
-
-
-@dataclass(frozen=True)
-class PagePart:
-    """One part of a page; ``charts`` are drawn into it."""
-
-    title: str
-    text: tuple[str, ...] = ()
-    facts: tuple[tuple[str, str], ...] = ()
-    tables: tuple[Grid, ...] = ()
-    charts: tuple[Drawing, ...] = ()
-
-    @property
-    def says_anything(self) -> bool:
-        """Whether there is anything below its title."""
-        return bool(self.text or self.facts or self.tables or self.charts)
+OPEN = 100
+"""Rows of a table that stands open on such a page."""
 
 
 def put_side_by_side(
@@ -88,24 +32,33 @@ def put_side_by_side(
     read anew. Raises OutputError when it cannot be written.
     """
     script = "board.js live.js" if live else "board.js"
-    extra: Plain = {"at_work": at_work, "live": live, "script": script, "drawn": {}}
+    extra: Plain = {"at_work": at_work, "live": live, "script": script, "charts_in_words": True}
     lay_out(path, {**page, **extra}, "board")
 
 
-def intervals(rows: Sequence[tuple[float, float, float] | None]) -> list[Markup]:
-    """A small drawing a row of (low, value, high), all on one scale; nothing for ``None``."""
-    known = [row for row in rows if row]
-    if not known:
-        return [Markup()] * len(rows)
-    low, high = min(row[0] for row in known), max(row[2] for row in known)
-    wide = (high - low) or 1.0
+def reaches(ends: Sequence[Sequence[float] | None], values: Sequence[float | None]) -> list[Cell]:
+    """The intervals with these ``ends`` as texts, each drawn with its value on the scale of all."""
+    rows = [
+        (end[0], value, end[1]) if end and value is not None else None
+        for end, value in zip(ends, values, strict=True)
+    ]
+    low = min((row[0] for row in rows if row), default=0.0)
+    wide = max((row[2] for row in rows if row), default=0.0) - low
 
-    def drawn(row: tuple[float, float, float]) -> Markup:
-        a, at, b = (5 + 90 * (value - low) / wide for value in row)
-        return Markup(
+    def drawn(row: tuple[float, float, float]) -> Cell:
+        a, at, b = (5 + 90 * (value - low) / (wide or 1.0) for value in row)
+        drawing = Markup(
             '<svg class="interval" viewBox="0 0 100 14" width="100" height="14" aria-hidden="true">'
             '<path d="M5 7H95" class="track"/><path d="M{:.1f} 7H{:.1f}" class="reach"/>'
             '<circle cx="{:.1f}" cy="7" r="3.5"/></svg>'
         ).format(a, b, at)
+        return Cell(f"{row[0]:.3f} to {row[2]:.3f}", row[0], drawing=drawing)
 
-    return [drawn(row) if row else Markup() for row in rows]
+    return [drawn(row) if row else Cell(ABSENT) for row in rows]
+
+
+def card_of(run: Path, folder: Path) -> str:
+    """The run card in ``run`` as a link from a page in ``folder``; empty where there is none."""
+    card = run / "report.html"
+    there = card.is_file() and not card.is_symlink()
+    return quote(os.path.relpath(card.resolve(), folder.resolve())) if there else ""

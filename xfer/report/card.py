@@ -62,6 +62,11 @@ class Section:
     others: tuple[Shot, ...] = ()
     folded: bool = False
 
+    @property
+    def says_anything(self) -> bool:
+        """Whether there is anything below its title."""
+        return bool(self.text or self.facts or self.tables or self.figures or self.charts)
+
 
 def data_name(result: Plain, plan: Plain) -> str:
     """What the images are called: their folder or file, else the kind of ``data``, else the run."""
@@ -209,7 +214,7 @@ def sections(result: Plain, plan: Plain, details: Plain, drawn: Collection[str])
         *_seen(result, plan, details, drawn),
         *_folded(result, plan, details, drawn),
     ]
-    return [p for p in parts if p.text or p.facts or p.tables or p.figures or p.charts]
+    return [part for part in parts if part.says_anything]
 
 
 def _cross_validation(result: Plain, plan: Plain) -> list[Section]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from xfer.core.types import Plain
-from xfer.report.format import ABSENT, number
-from xfer.report.tables import Table
+from xfer.report.format import number
+from xfer.report.tables import Table, per_class
 
 
 def lead(cv: Plain) -> str:
@@ -72,39 +72,13 @@ _OF_LABELS = (
 
 def fold_tables(cv: Plain) -> tuple[Table, ...]:
     """The scores by class and by fold."""
+    titles = {"n": "images", "acc": "accuracy", "loss": "loss"}
     if "map" in cv:
-        return _label_tables(cv)
-    classes = tuple(
-        (name, number(int(row["n"])), *(number(row[key]) for key in ("precision", "recall", "f1")))
-        for name, row in cv["per_class"].items()
-    )
+        titles = {"n": "images", "map": "mAP", "macro_f1": "macro F1", "acc": "exact match"}
+        titles["loss"] = "loss"
     folds = tuple(
-        (f"{row['repeat']}", f"{row['fold']}", *(number(row[key]) for key in ("n", "acc", "loss")))
+        (f"{row['repeat']}", f"{row['fold']}", *(number(row[key]) for key in titles))
         for row in cv["per_fold"]
     )
-    return (
-        Table("By class", ("class", "images", "precision", "recall", "F1"), classes),
-        Table("By fold", ("repeat", "fold", "images", "accuracy", "loss"), folds, 2),
-    )
-
-
-def _label_tables(cv: Plain) -> tuple[Table, ...]:
-    """The same with several labels an image; a dash stands for what is not defined."""
-    keys = ("ap", "precision", "recall", "f1")
-    classes = tuple(
-        (
-            name,
-            *(number(int(row[key])) for key in ("n", "known")),
-            *(number(row[key]) for key in keys),
-            "{:.3f} to {:.3f}".format(*row["f1_ci95"]) if row["f1_ci95"] else ABSENT,
-        )
-        for name, row in cv["per_class"].items()
-    )
-    measured = ("n", "map", "macro_f1", "acc", "loss")
-    folds = tuple(
-        (f"{row['repeat']}", f"{row['fold']}", *(number(row[key]) for key in measured))
-        for row in cv["per_fold"]
-    )
-    head = ("class", "have it", "known", "AP", "precision", "recall", "F1", "95 % interval")
-    each = ("repeat", "fold", "images", "mAP", "macro F1", "exact match", "loss")
-    return Table("By class", head, classes), Table("By fold", each, folds, 2)
+    by_fold = Table("By fold", ("repeat", "fold", *titles.values()), folds, 2)
+    return *per_class({"By class": cv["per_class"]}), by_fold

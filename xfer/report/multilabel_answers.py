@@ -8,41 +8,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from xfer.core.text_columns import Made
-from xfer.data.preprocess import fit_to_size
-from xfer.report import grids, panels
+from xfer.report import panels
 from xfer.report.confidence import bins, label_curves
 from xfer.report.image_tiles import MOST, shots, words_of_labels
-from xfer.report.plot import draw
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from xfer.core.types import InputSpec, Plain, Predictions, Samples
     from xfer.report.svg import Chart
     from xfer.training.calibrate import BeforeAndAfter
-
-
-def draw_label_answers(
-    samples: Samples, answers: Predictions, spec: InputSpec, folder: Path
-) -> None:
-    """Draw ``prediction_grid.png``: images of the split under what they are said to have, right
-    where every known label is."""
-    n, said = len(answers.names), answers.said
-    shown = [i * n // min(n, grids.LIMIT) for i in range(min(n, grids.LIMIT))]
-    labels = samples.labels
-    right = ~((labels >= 0) & (said != (labels == 1))).any(axis=1)
-    titles = [
-        ", ".join(name for name, yes in zip(answers.classes, said[i], strict=True) if yes) or "none"
-        for i in shown
-    ]
-    pictures = [np.asarray(fit_to_size(samples.images[i], spec)) for i in shown]
-    draw(
-        folder / "prediction_grid.png",
-        grids.predictions,
-        pictures,
-        titles,
-        [bool(right[i]) for i in shown],
-    )
 
 
 def label_details(
@@ -98,15 +71,8 @@ _WRONG = (
 def _reliabilities(answers: Predictions, pair: BeforeAndAfter | None) -> tuple[Chart, ...]:
     """The reliability diagram of all known labels together, of a calibrated network that of before
     as well."""
-    shown = [("", answers, _TOGETHER)]
-    if pair:
-        note = f"{CROSS_FITTED} {_TOGETHER}" if pair.cross_fitted else _TOGETHER
-        shown = [
-            ("before calibration", pair.before, _TOGETHER),
-            ("after calibration", pair.after, note),
-        ]
     drawn = []
-    for name, given, note in shown:
+    for name, given, note in stages_of(answers, pair, _TOGETHER):
         labels = given.labels
         if labels is None or not (known := labels >= 0).any():
             continue
@@ -115,5 +81,16 @@ def _reliabilities(answers: Predictions, pair: BeforeAndAfter | None) -> tuple[C
     return tuple(drawn)
 
 
-CROSS_FITTED = "Each image is scaled by what was fitted without it."
+def stages_of(
+    answers: Predictions, pair: BeforeAndAfter | None, note: str
+) -> list[tuple[str, Predictions, str]]:
+    """What a reliability diagram is drawn of, with its name and a ``note``: the ``answers``, or of
+    a calibrated network the ``pair``."""
+    if pair is None:
+        return [("", answers, note)]
+    scaled = f"Each image is scaled by what was fitted without it. {note}"
+    after = scaled.strip() if pair.cross_fitted else note
+    return [("before calibration", pair.before, note), ("after calibration", pair.after, after)]
+
+
 _TOGETHER = "All classes together: the tables have each."

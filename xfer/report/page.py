@@ -13,7 +13,7 @@ import hashlib
 import io
 import re
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -108,19 +108,23 @@ def lay_out(
 ) -> None:
     """Write ``path`` with the suffixes ``.html`` and ``.md``, or one of these ``kinds`` alone.
 
-    ``card`` is what the templates name: ``title``, ``verdict`` (lines), ``command``, ``sections``,
-    ``captions`` and ``drawn`` (the PNG file in ``figures/`` by figure name); and where there is one
-    ``about``, a line below the title, and ``script``, names of files beside the templates that the
-    page may run, with blanks between them. ``template`` is the name of both before their suffixes.
+    ``card`` is what the templates name: ``title``, ``verdict`` (lines), ``command``, ``sections``;
+    where there are figures ``captions`` and ``drawn`` (the PNG file in ``figures/`` by figure
+    name); and where there is one ``about``, a line below the title, and ``script``, names of files
+    beside the templates that the page may run, with blanks between them. ``template`` is the name
+    of the HTML page's, before its suffixes.
     """
     for kind in kinds:
         _write(kind, path, card, template)
 
 
 def _write(kind: str, path: Path, card: Plain, template: str) -> None:
-    known = {"about": "", "alts": dict.fromkeys(card["drawn"], "") | ALTS, "live": None}
-    known |= card | {"script": _script(card["script"]) if card.get("script") else None}
-    page = _environment(kind).get_template(f"{template}.{kind}.j2").render(known)
+    known: Plain = {"about": "", "at_work": "", "captions": {}, "drawn": {}, "live": None}
+    known |= {"charts_in_words": False, **card}
+    known["alts"] = dict.fromkeys(known["drawn"], "") | ALTS
+    known["script"] = _script(card["script"]) if card.get("script") else None
+    name = f"{template}.html.j2" if kind == "html" else "report.md.j2"
+    page = _environment(kind).get_template(name).render(known)
     write_text(path.with_suffix(f".{kind}"), page)
 
 
@@ -142,7 +146,7 @@ def _environment(kind: str) -> Environment:
         "picture": _picture,
         "short": short,
         "name_ends": name_ends,
-        "unique_with": _names,
+        "unique_with": lambda some, others: sorted({*some, *others}),
     }
     environment.filters.update(filters)
     return environment
@@ -157,10 +161,6 @@ def _unbroken(text: object) -> Markup:
 
 
 _PROSE: Mapping[str, Callable[[object], object]] = {"html": _unbroken, "md": str}
-
-
-def _names(some: Iterable[str], others: Iterable[str]) -> list[str]:
-    return sorted({*some, *others})
 
 
 def _script(names: str) -> Plain:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,6 +11,7 @@ import numpy as np
 from xfer.core.errors import printable
 from xfer.core.live_line import working
 from xfer.core.types import Samples
+from xfer.data.image import ImagesAt
 from xfer.report.card import Section
 from xfer.report.format import words
 from xfer.report.heat import Heat, heat_at
@@ -21,28 +22,13 @@ from xfer.report.tables import Table
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from PIL.Image import Image
     from torch import nn
 
-    from xfer.core.types import Images, InputSpec, Predictions
+    from xfer.core.types import InputSpec, Predictions
     from xfer.report.inputs import Work
 
 _ROOM = 4_000_000
 """Characters of pictures on the page."""
-
-
-@dataclass(frozen=True)
-class _Answered:
-    """The images at the positions ``at``: without those that could not be decoded."""
-
-    images: Images
-    at: tuple[int, ...]
-
-    def __getitem__(self, index: int) -> Image:
-        return self.images[self.at[index]]
-
-    def __len__(self) -> int:
-        return len(self.at)
 
 
 def answer_page(
@@ -59,8 +45,8 @@ def answer_page(
     if not shown:
         return []
     place = {name: i for i, name in enumerate(samples.names)}
-    images = _Answered(samples.images, tuple(place[name] for name in answers.names))
-    seen = Samples(answers.names, samples.labels[list(images.at)], images, "")
+    images = ImagesAt(samples.images, [place[name] for name in answers.names])
+    seen = Samples(answers.names, samples.labels[images.at], images, "")
     with working("heat maps"):
         heat, pictures = (_of_labels if answers.task else _of_one)(net, answers, seen, spec, shown)
     pictured = len({picture.path for picture in pictures})
@@ -78,8 +64,6 @@ def answer_page(
         "verdict": [f"{len(answers.names):,} predictions in {table.name}"],
         "command": printable(specs.command),
         "sections": sections,
-        "captions": {},
-        "drawn": {},
         "script": "mistakes.js",
     }
     lay_out(page, card, kinds=("html",))
@@ -107,7 +91,7 @@ def _of_labels(
     pairs += [(i, int(shares[i].argmax())) for i in shown if not said[i].any()]
     pairs.sort()
     at = [i for i, _ in pairs]
-    images = _Answered(seen.images, tuple(at))
+    images = ImagesAt(seen.images, at)
     each = replace(seen, names=[seen.names[i] for i in at], labels=seen.labels[at], images=images)
     of = {k: c for k, (_, c) in enumerate(pairs)}
     heat = heat_at(net, of, each, spec, _MADE)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,15 +16,15 @@ from xfer.core.live_line import working
 from xfer.core.log import log
 from xfer.core.run_status import amended
 from xfer.core.types import InputSpec, Plain, Predictions, Samples
+from xfer.data.image import ImagesAt
 from xfer.evaluation.csv_cell import cell
 from xfer.evaluation.metrics import FEW
 from xfer.evaluation.multilabel_tables import read_label_table
 from xfer.evaluation.out_of_fold import TABLE
 from xfer.evaluation.task import Multilabel, Single
 from xfer.report.heat import Heat, heat_of
-from xfer.report.multilabel_answers import label_details
 from xfer.report.page import render
-from xfer.report.write import OF_FOLDS, OF_LABEL_FOLDS, answered, drawn_from, of_labels
+from xfer.report.write import Shown, counted, of_answers
 from xfer.training.calibrate import before_and_after
 
 if TYPE_CHECKING:
@@ -60,16 +59,8 @@ def redraw(specs: Specs, folder: Path) -> Plain:
 
 def _details(specs: Specs, folder: Path, result: Plain, plan: Plain) -> Plain:
     """What the card has beside ``result.json`` and ``plan.json``, see :func:`render`."""
-    from xfer.evaluation.evaluate import score_of
-
     several, scores = bool(plan.get("task")), result.get("scores") or {}
     details: Plain = {
-        "per_class": {name: score.get("per_class") or {} for name, score in scores.items()},
-        "mistakes": {
-            name: (score["n"] - round(score["acc"] * score["n"]), score["n"])
-            for name, score in scores.items()
-            if not several
-        },
         "history": history(folder / "metrics.csv"),
         "exports": _if_there(folder / "export" / "parity.json", result.get("export") or []),
         "load": _if_there(folder / "load_report.json", {}),
@@ -77,56 +68,27 @@ def _details(specs: Specs, folder: Path, result: Plain, plan: Plain) -> Plain:
     split = next((name for name in ("val", "test") if name in scores), "cv")
     table = folder / (TABLE if split == "cv" else f"predictions_{split}.csv")
     if not table.exists():
-        return details
-    if several:
-        return details | _of_labels(specs, result, plan, split, table)
-    answers = answers_of(table, tuple(plan["classes"]))
-    samples, notes = _samples(specs, plan, "train" if split == "cv" else split, answers)
-    spec = InputSpec.from_plain(plan["input"])
+        return details | counted(scores)
+    classes, spec = tuple(plan["classes"]), InputSpec.from_plain(plan["input"])
+    answers = answers_of(table, classes, several)
+    samples, remarks = _samples(specs, plan, "train" if split == "cv" else split, answers)
     heat = pair = None
-    if split == "cv":
-        score = score_of(answers, used_for_selection=False)
-        details["per_class"]["cv"] = score.per_class
-        details["mistakes"]["cv"] = (score.n - round(score.acc * score.n), score.n)
-        notes = [OF_FOLDS, *notes]
-    else:
-        if len(samples.images) and specs.report_maps:
-            heat = _heat(specs, folder, result, answers, samples, spec)
-        chose = split == "val" and bool(scores["val"].get("used_for_selection"))
-        pair = before_and_after(result.get("calibration") or {}, answers, chose, specs.seed)
-        notes = [drawn_from(split), *notes]
-    details |= answered(answers, samples, spec, pair, heat)
-    details["table"] = table.name
-    if len(answers.classes) > FEW:  # the table has the first five probabilities alone
-        details["charts"]["classes"], details["areas"] = (), {}
-    for name, row in details["per_class"][split].items():
-        row |= {"ap": details["areas"][name]} if name in details["areas"] else {}
-    for note in notes[1:]:
-        log.warning(note)
-    anew = f"Drawn anew from what was on disk; confidences are those of {table.name}."
-    details["notes"] = [notes[0], anew, *notes[1:]]
-    return details
-
-
-def _of_labels(specs: Specs, result: Plain, plan: Plain, split: str, table: Path) -> Plain:
-    """What the card has of answers with several labels an image; its figures stay as they are."""
-    every = csv.DictReader(io.StringIO(read_text(table), newline=""))
-    rows = [r for r in every if r.get("repeat", "0") == "0"]
-    answers = read_label_table(rows, tuple(plan["classes"]))
-    samples, more = _samples(specs, plan, "train" if split == "cv" else split, answers)
-    note, pair = OF_LABEL_FOLDS, None
     if split != "cv":
-        note = of_labels(split)
         # As the card of the fit has it: what chose the thresholds fitted the calibration as well.
         calibration = result.get("calibration") or {}
-        fitted_on_them = split == "val" and calibration.get("fitted_on") == "val"
-        pair = before_and_after(calibration, answers, fitted_on_them, specs.seed)
-    spec = InputSpec.from_plain(plan["input"])
-    details = label_details(answers, samples, spec, note, pair) | {"table": table.name}
-    for line in more:
+        chose = bool(scores[split].get("used_for_selection"))
+        chose = calibration.get("fitted_on") == "val" if several else chose
+        pair = before_and_after(calibration, answers, split == "val" and chose, specs.seed)
+        if not several and len(samples.images) and specs.report_maps:
+            heat = _heat(specs, folder, result, answers, samples, spec)
+    # Of many classes the table has the first five probabilities alone.
+    shown = Shown(split, samples, answers, table.name, several or len(classes) <= FEW)
+    details |= of_answers(scores, shown, spec, pair, heat)
+    for line in remarks:
         log.warning(line)
-    anew = f"Drawn anew from what was on disk; probabilities are those of {table.name}."
-    return details | {"notes": [*details["notes"], anew, *more]}
+    what = "probabilities" if several else "confidences"
+    anew = f"Drawn anew from what was on disk; {what} are those of {table.name}."
+    return details | {"notes": [*details["notes"], anew, *remarks]}
 
 
 def _if_there(path: Path, other: object) -> object:
@@ -146,9 +108,10 @@ def history(path: Path) -> list[Plain]:
     ]
 
 
-def answers_of(path: Path, classes: tuple[str, ...]) -> Predictions:
-    """The answers that ``predictions_<split>.csv`` has, as the logarithms of its probabilities; of
-    several repeats of a cross-validation those of the first.
+def answers_of(path: Path, classes: tuple[str, ...], several: bool = False) -> Predictions:
+    """The answers that ``predictions_<split>.csv`` has, as the logarithms of its probabilities, or
+    with ``several`` labels an image of their odds; of several repeats of a cross-validation those
+    of the first.
 
     Above so many classes that it has the first five alone, the others share what is left. The
     largest is that of the class in ``prediction`` also where six decimals make two alike. Raises
@@ -156,6 +119,8 @@ def answers_of(path: Path, classes: tuple[str, ...]) -> Predictions:
     """
     every = csv.DictReader(io.StringIO(read_text(path), newline=""))
     rows = [row for row in every if row.get("repeat", "0") == "0"]
+    if several:
+        return read_label_table(rows, classes)
     at = {cell(name): i for i, name in enumerate(classes)}
     shares = np.full((len(rows), len(classes)), _LEAST)
     for row, share in zip(rows, shares, strict=True):
@@ -199,21 +164,8 @@ def _samples(
         return none, [f"There are no pictures of mistakes: {what}."]
     changed = found.sha256 != known.get("sha256")
     notes = [f"The {split} images have changed since the run; the pictures are those of now."]
-    images = _InOrder(found, [places[name] for name in answers.names])
-    return replace(none, images=images), notes if changed else []  # type: ignore[arg-type]
-
-
-class _InOrder:
-    """The images of ``samples`` at these places, decoded when asked for."""
-
-    def __init__(self, samples: Samples, places: Sequence[int]) -> None:
-        self.samples, self.places = samples, places
-
-    def __getitem__(self, index: int) -> object:
-        return self.samples.images[self.places[index]]
-
-    def __len__(self) -> int:
-        return len(self.places)
+    images = ImagesAt(found.images, [places[name] for name in answers.names])
+    return replace(none, images=images), notes if changed else []
 
 
 def _heat(

@@ -37,6 +37,8 @@ class Chart:
     wide: float = 400.0
     """Pixels that it wants; on a narrower page it shrinks, down to ``least``, and then scrolls."""
     least: float = 0.0
+    legend: tuple[tuple[int, str], ...] = ()
+    """Names of lines by their look, for a page that lists them below the picture."""
 
 
 def escaped(text: object) -> str:
@@ -63,16 +65,25 @@ def fitted_name(name: object, room: float, size: float = FONT) -> str:
     return short(whole, most + 1)
 
 
+def _tip(text: object) -> str:
+    return f"<title>{escaped(text)}</title>"
+
+
 def label(
     x: float, y: float, name: object, room: float = math.inf, look: str = "", turn: float = 0
 ) -> str:
     """A text at a place; ``look`` are classes, ``turn`` degrees. Whole in a tooltip if cut."""
     whole = printable(name)
     shown = whole if room == math.inf else fitted_name(whole, room)
-    tip = f"<title>{escaped(whole)}</title>" if shown != whole else ""
+    tip = _tip(whole) if shown != whole else ""
     turned = f' transform="rotate({turn:g} {x:.1f} {y:.1f})"' if turn else ""
     classes = f' class="{look}"' if look else ""
     return f'<text x="{x:.1f}" y="{y:.1f}"{classes}{turned}>{escaped(shown)}{tip}</text>'
+
+
+def figure(value: float) -> str:
+    """A number beside an axis: large ones whole and with separators, others with four digits."""
+    return f"{value:,.0f}" if 1000 <= abs(value) < 1e10 else f"{value:.4g}"
 
 
 def ticks(low: float, high: float, most: int = 5) -> list[float]:
@@ -111,7 +122,7 @@ class Panel:
     @cached_property
     def left(self) -> float:
         """The width of the numbers beside the y axis, from :data:`LEFT` on as they need it."""
-        return max(LEFT, 8 + max(estimate(f"{value:.4g}") for value in ticks(*self.y)))
+        return max(LEFT, 8 + max(estimate(figure(value)) for value in ticks(*self.y)))
 
     def across(self, value: float) -> float:
         """The place of a value on the x axis."""
@@ -124,21 +135,23 @@ class Panel:
         room = self.high - TOP - self.top - BOTTOM
         return self.high - BOTTOM - room * (value - low) / ((high - low) or 1.0)
 
-    def axes(self, name: str, whole: bool = False) -> Panel:
-        """Grid, numbers and the ``name`` of the x axis; ``whole`` numbers alone on that."""
+    def axes(self, name: str, whole: bool = False, up: str = "") -> Panel:
+        """Grid, numbers and the ``name`` of the x axis, ``whole`` numbers alone on that; and what
+        is ``up``."""
         for value in ticks(*self.y):
             y = self.up(value)
             line = f'<line class="grid" x1="{self.left:g}" x2="{WIDE - RIGHT:g}"'
             self.parts.append(f'{line} y1="{y:.1f}" y2="{y:.1f}"/>')
-            self.parts.append(label(self.left - 6, y + 4, f"{value:.4g}", look="soft end"))
+            self.parts.append(label(self.left - 6, y + 4, figure(value), look="soft end"))
         shown = powers(*self.x) if self.log else ticks(*self.x)
         for value in shown if not whole else [v for v in shown if v == round(v)]:
-            text = f"{10**value:g}" if self.log else f"{value:.4g}"
+            text = f"{10**value:g}" if self.log else figure(value)
             # The last number ends with the picture, not behind it.
             at = min(self.across(value), WIDE - 2 - estimate(text) / 2)
             self.parts.append(label(at, self.high - BOTTOM + 16, text, look="soft mid"))
         middle = (self.left + WIDE - RIGHT) / 2
-        self.parts.append(label(middle, self.high - 5, name, look="soft mid"))
+        self.parts.append(label(middle, self.high - 5, name, WIDE - self.left, "soft mid"))
+        self.parts += [label(4, 11, up, WIDE - 8, "soft")] if up else []
         return self
 
     def line(self, points: Points, look: str, dots: bool = False) -> Panel:
@@ -161,6 +174,39 @@ class Panel:
         )
         return self
 
+    def dot(self, x: float, y: float, look: str, tip: str = "", radius: float = 3) -> Panel:
+        """A point, with what it says when it is pointed at."""
+        shown = f'<circle class="{look}" cx="{self.across(x):.1f}" cy="{self.up(y):.1f}"'
+        self.parts.append(f'{shown} r="{radius:g}">{tip and _tip(tip)}</circle>')
+        return self
+
+    def reach(self, x: float, low: float, high: float, look: str) -> Panel:
+        """An upright line from one value to another, for an interval."""
+        path = f"M{self.across(x):.1f} {self.up(low):.1f}V{self.up(high):.1f}"
+        self.parts.append(f'<path class="{look}" d="{path}"/>')
+        return self
+
+    def cross(self, x: float, tip: str) -> Panel:
+        """A cross at the bottom, for what has no value."""
+        path = f"M{self.across(x) - 3:.1f} {self.high - BOTTOM - 8:g}l6 6m0 -6l-6 6"
+        self.parts.append(f'<path class="rest" d="{path}">{_tip(tip)}</path>')
+        return self
+
+    def steps(self, points: Points, look: str, early: bool = False) -> Panel:
+        """A line of steps, up or down at each point; ``early`` at the one before it."""
+        at = [(self.across(x), self.up(y)) for x, y in points]
+        path = f"M{at[0][0]:.1f} {at[0][1]:.1f}"
+        path += "".join(f"V{y:.1f}H{x:.1f}" if early else f"H{x:.1f}V{y:.1f}" for x, y in at[1:])
+        self.parts.append(f'<path class="{look}" d="{path}"/>')
+        return self
+
+    def beside(self, x: float, y: float, text: str) -> Panel:
+        """A text beside a point, on the side that has room."""
+        at, place = self.across(x), self.up(y) - 6
+        left = at > WIDE / 2
+        self.parts.append(label(at - 7 if left else at + 7, place, text, look="end" * left))
+        return self
+
     def bar(self, ends: tuple[float, float], y: tuple[float, float], look: str, tip: str) -> Panel:
         """A bar from one x to another and one y to another, with a tooltip."""
         left, right = self.across(ends[0]) + 0.7, self.across(ends[1]) - 0.7
@@ -168,7 +214,7 @@ class Panel:
         if bottom > top:
             self.parts.append(
                 f'<rect class="{look}" x="{left:.1f}" y="{top:.1f}" width="{right - left:.1f}" '
-                f'height="{bottom - top:.1f}"><title>{escaped(tip)}</title></rect>'
+                f'height="{bottom - top:.1f}">{_tip(tip)}</rect>'
             )
         return self
 
@@ -184,9 +230,12 @@ class Panel:
             self.parts.append(label(x + 23, y, name, room - 26))
         return self
 
-    def draw(self, title: str, alt: str, caption: str = "") -> Chart:
+    def draw(
+        self, title: str, alt: str, caption: str = "", legend: Sequence[tuple[int, str]] = ()
+    ) -> Chart:
         """The finished chart."""
-        return Chart(title, picture(WIDE, self.high, self.parts, alt), alt, caption)
+        svg = picture(WIDE, self.high, self.parts, alt)
+        return Chart(title, svg, alt, caption, legend=tuple(legend))
 
 
 def picture(wide: float, high: float, parts: Iterable[str], alt: str) -> Markup:

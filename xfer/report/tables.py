@@ -4,15 +4,39 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 from xfer.core.types import LabelScore, Plain, Score
 from xfer.evaluation import metrics
 from xfer.evaluation.multilabel_metrics import LABEL_METRICS
 from xfer.report.format import ABSENT, number, short, size
 
+if TYPE_CHECKING:
+    from markupsafe import Markup
+
 _OPEN = 12
 _FILES = 50
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell of a table that sorts: its ``text``, what it is ``sort``ed by where that is not the
+    text, a ``link`` relative to the page, and before the text a ``drawing``, or a ``picture`` (a
+    data URI) of which ``alt`` says what is seen."""
+
+    text: str
+    sort: float | str | None = None
+    link: str = ""
+    drawing: Markup | str = ""
+    picture: Markup | str = ""
+    alt: str = ""
+
+    @property
+    def key(self) -> str:
+        """What the script sorts by; empty for what comes last."""
+        text = "" if self.text == ABSENT else self.text.replace(",", "")
+        return text if self.sort is None else str(self.sort)
 
 
 @dataclass(frozen=True)
@@ -22,7 +46,7 @@ class Table:
 
     title: str
     head: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
+    rows: tuple[tuple[str | Cell, ...], ...]
     left: int = 1
     most: int = _OPEN
 
@@ -30,6 +54,11 @@ class Table:
     def folded(self) -> bool:
         """Whether it is too long to stand open on a page."""
         return len(self.rows) > self.most
+
+    @cached_property
+    def cells(self) -> list[list[Cell]]:
+        """Every row, every cell as one."""
+        return [[c if isinstance(c, Cell) else Cell(c) for c in row] for row in self.rows]
 
 
 def _table(
@@ -97,41 +126,37 @@ def loaded(report: Plain) -> tuple[Table, ...]:
     return _table("Every tensor", head, rows, 5)
 
 
+_OF_CLASS = {"n": "images", "precision": "precision", "recall": "recall", "f1": "F1"}
+_OF_CLASS |= {"ap": "average precision"}
+_OF_LABEL = {"n": "have it", "known": "known", "threshold": "threshold", "ap": "AP"}
+_OF_LABEL |= {"precision": "precision", "recall": "recall", "f1": "F1", "f1_ci95": "95 % interval"}
+
+
 def per_class(by_split: Plain) -> tuple[Table, ...]:
-    """One table a split, one row a class."""
+    """One table a split, one row a class; a dash stands for what is not defined."""
     tables: tuple[Table, ...] = ()
     for split, classes in by_split.items():
-        if any("threshold" in row for row in classes.values()):
-            tables += _per_label(split, classes)
-            continue
-        head, keys = ["class", "images", "precision", "recall", "F1"], ["precision", "recall", "f1"]
-        if any("ap" in row for row in classes.values()):
-            head, keys = [*head, "average precision"], [*keys, "ap"]
+        several = any("known" in row for row in classes.values())
+        titles = _OF_LABEL if several else _OF_CLASS
+        keys = [key for key in titles if any(key in row for row in classes.values())]
         rows = [
-            [name, number(int(row.get("n") or 0)), *(number(row.get(key)) for key in keys)]
-            for name, row in classes.items()
+            [name, *(_measured(key, row.get(key)) for key in keys)] for name, row in classes.items()
         ]
-        tables += _table(split, head, rows)
+        tables += _table(split, ("class", *(titles[key] for key in keys)), rows)
     return tables
 
 
-def _per_label(split: str, classes: Plain) -> tuple[Table, ...]:
-    """The same with several labels an image; a dash stands for what is not defined."""
-    counts = ("n", "known")
-    keys = ("threshold", "ap", "precision", "recall", "f1")
-    rows = [
-        [name, *(number(int(row[key])) for key in counts), *(number(row[key]) for key in keys)]
-        for name, row in classes.items()
-    ]
-    head = ("class", "have it", "known", "threshold", "AP", "precision", "recall")
-    return _table(split, (*head, "F1"), rows)
+def _measured(key: str, value: Any) -> str:
+    if key == "f1_ci95":
+        return "{:.3f} to {:.3f}".format(*value) if value else ABSENT
+    return number(int(value or 0) if key in ("n", "known") else value)
 
 
 def calibrated(facts: Plain, by_split: Plain) -> tuple[Table, ...]:
     """With several labels an image, the calibration error of each class before the network was
     calibrated and after it, or of one that is not calibrated in each split."""
     if not facts:
-        splits = {name: rows for name, rows in by_split.items() if _has_gaps(rows)}
+        splits = {s: rows for s, rows in by_split.items() if any("ece" in r for r in rows.values())}
         names = list(next(iter(splits.values()), {}))
         gaps = [[n, *(number(rows[n].get("ece")) for rows in splits.values())] for n in names]
         return _table("Calibration error by class", ("class", *splits), gaps)
@@ -140,10 +165,6 @@ def calibrated(facts: Plain, by_split: Plain) -> tuple[Table, ...]:
         for name, row in (facts.get("per_class") or {}).items()
     ]
     return _table("Calibration error by class", ("class", "before", "after"), rows)
-
-
-def _has_gaps(classes: Plain) -> bool:
-    return any("ece" in row for row in classes.values())
 
 
 def pairs(rows: Sequence[Plain]) -> tuple[Table, ...]:

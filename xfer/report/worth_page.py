@@ -55,8 +55,6 @@ def write_worth(folder: Path, facts: Plain, title: str, command: str) -> list[st
             "verdict": said,
             "command": command,
             "sections": _sections(facts, chart),
-            "captions": {},
-            "drawn": {},
         },
     )
     return said

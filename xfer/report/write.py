@@ -10,7 +10,7 @@ import numpy as np
 
 from xfer.core.files import write_json
 from xfer.core.text_columns import Made
-from xfer.core.types import InputSpec, Plain, Predictions, Samples, Score
+from xfer.core.types import InputSpec, Plain, Predictions, Samples
 from xfer.data.preprocess import fit_to_size, restore
 from xfer.evaluation.calibration import ece_by_chance
 from xfer.evaluation.out_of_fold import TABLE
@@ -18,8 +18,8 @@ from xfer.report import charts, confusion, grids, panels
 from xfer.report.confidence import bins, recall_curves
 from xfer.report.figure_cache import Figures
 from xfer.report.heat import heat_of
-from xfer.report.image_tiles import ROOM, Shot, shots
-from xfer.report.multilabel_answers import CROSS_FITTED, draw_label_answers, label_details
+from xfer.report.image_tiles import ROOM, Shot, shots, words_of_labels
+from xfer.report.multilabel_answers import label_details, stages_of
 from xfer.report.page import render
 from xfer.report.result import outcome
 from xfer.report.teacher_section import beside_teacher
@@ -37,26 +37,7 @@ if TYPE_CHECKING:
     from xfer.training.calibrate import BeforeAndAfter
     from xfer.training.fit_result import FitResult
 
-
-OF_FOLDS = (
-    "Predictions, mistakes and confusion are those of the folds, in the first repeat: of fits that "
-    "had not seen the image, and not of the final model."
-)
-
-OF_LABEL_FOLDS = (
-    "Predictions and classes are those of the folds, in the first repeat: of fits that had not "
-    "seen the image, and not of the final model; and of known labels alone."
-)
-
-
-def drawn_from(split: str) -> str:
-    """The note of a card that is drawn from the answers to the images of a split."""
-    return f"Predictions, mistakes and confusion are drawn from the {split} images."
-
-
-def of_labels(split: str) -> str:
-    """The same where an image has several labels."""
-    return f"Predictions and classes are drawn from the {split} images, and of known labels alone."
+_TIMES = ("epoch_s", "step_ms")
 
 
 def finish(work: Work, net: nn.Module | None = None) -> Plain:
@@ -70,61 +51,62 @@ def finish(work: Work, net: nn.Module | None = None) -> Plain:
         if work.fitted and dataset:
             _draw_fit(work, work.fitted, dataset, figures)
         shown = _shown(work, dataset) if dataset else None
-        if shown and shown.answers.task:
-            draw_label_answers(shown.samples, shown.answers, work.plan.card.input, figures.folder)
-        elif shown:
+        if shown:
             _draw_answers(work, shown.samples, shown.answers, figures)
-            most = work.plan.specs.report_maps
+            most, spec = work.plan.specs.report_maps, work.plan.card.input
             # The answers of folds are those of other networks.
             drawn = shown.name in work.predictions and not shown.answers.task
             if net is not None and most and drawn:
-                spec = work.plan.card.input
                 work.heat = heat_of(net, shown.answers, shown.samples, spec, most, stored)
-        render(work.folder, result, work.plan.facts, _details(work, shown))
+        render(work.folder, result, work.plan.facts, _details(work, result, shown))
     write_json(work.folder / "result.json", result)
     return result
 
 
-class _Shown(NamedTuple):
-    """The answers that mistakes and confusion are drawn from, what they are called, the file that
-    has them all, and a note on them."""
+class Shown(NamedTuple):
+    """The answers that mistakes and confusion are drawn from: of a split, or of the folds (``cv``),
+    to these ``samples``, in the file ``table``; the ``whole`` of their probabilities is known."""
 
     name: str
     samples: Samples
     answers: Predictions
     table: str
-    note: str
+    whole: bool = True
+
+    @property
+    def note(self) -> str:
+        """What is said of them on the card."""
+        where, then = f"drawn from the {self.name} images", ","
+        if self.name == "cv":
+            where = "those of the folds, in the first repeat: of fits that had not seen the image"
+            where, then = f"{where}, and not of the final model", ";"
+        if self.answers.task:
+            return f"Predictions and classes are {where}{then} and of known labels alone."
+        return f"Predictions, mistakes and confusion are {where}."
 
 
-def _shown(work: Work, dataset: Dataset) -> _Shown | None:
+def _shown(work: Work, dataset: Dataset) -> Shown | None:
     """The answers on val or test; of a cross-validation without either those of its folds."""
     for name in ("val", "test"):
         if name in work.predictions:
             table = f"predictions_{name}.csv"
-            answers = work.predictions[name]
-            note = of_labels(name) if answers.task else drawn_from(name)
-            return _Shown(name, dataset.splits[name], answers, table, note)
+            return Shown(name, dataset.splits[name], work.predictions[name], table)
     held_out = work.fitted.cv if work.fitted else None
     if held_out is None:
         return None
-    answers = held_out.first
-    note = OF_LABEL_FOLDS if answers.task else OF_FOLDS
-    return _Shown("cv", dataset.splits["train"], answers, TABLE, note)
+    return Shown("cv", dataset.splits["train"], held_out.first, TABLE)
 
 
 def _draw_fit(work: Work, fitted: FitResult, dataset: Dataset, figures: Figures) -> None:
     _draw_first_batch(work, fitted, dataset.splits["train"], figures)
     best, rows = fitted.best, fitted.rows
     if fitted.solved:
-        shows: Plain = {"rows": [_without_times(row) for row in rows], "best": best["epoch"]}
+        untimed = [{k: v for k, v in row.items() if k not in _TIMES} for row in rows]
+        shows: Plain = {"rows": untimed, "best": best["epoch"]}
         figures.draw("curves.png", shows, partial(charts.strengths, rows, best["epoch"]))
     else:
         curves = partial(charts.curves, rows, best["epoch"], best["metric"])
         figures.draw("curves.png", None, curves)
-
-
-def _without_times(row: Plain) -> Plain:
-    return {key: value for key, value in row.items() if key not in ("epoch_s", "step_ms")}
 
 
 def _draw_first_batch(work: Work, fitted: FitResult, samples: Samples, figures: Figures) -> None:
@@ -175,16 +157,21 @@ def _draw_answers(work: Work, samples: Samples, answers: Predictions, figures: F
 
     shown = min(n, grids.LIMIT)
     spread = [i * n // shown for i in range(shown)]  # over the split, so that each class is seen
-    given: Plain = {
-        "predicted": [names[chosen[i]] for i in spread],
-        "right": [bool(chosen[i] == samples.labels[i]) for i in spread],
-        "confidence": [confidence[i] for i in spread],
-    }
+    if answers.task:
+        right = ~((samples.labels >= 0) & (answers.said != (samples.labels == 1))).any(axis=1)
+        given: Plain = {"predicted": [words_of_labels(answers, i)[1] for i in spread]}
+    else:
+        right = chosen == samples.labels
+        given = {"predicted": [names[chosen[i]] for i in spread]}
+        given["confidence"] = [confidence[i] for i in spread]
+    given["right"] = right[spread].tolist()
     figures.draw(
         "prediction_grid.png",
         _of_pictures(samples, spread, spec, given),
         lambda: grids.predictions(pictures(spread), **given),
     )
+    if answers.task:
+        return  # classes that do not exclude each other are not taken for another
     wrong = most_wrong(answers, grids.LIMIT)
     titles = [(names[samples.labels[i]], names[chosen[i]], confidence[i]) for i in wrong]
     figures.draw(
@@ -199,51 +186,59 @@ def _draw_answers(work: Work, samples: Samples, answers: Predictions, figures: F
     figures.draw("confused_pairs.png", shows, bars)
 
 
-def _details(work: Work, shown: _Shown | None) -> Plain:
+def _details(work: Work, result: Plain, shown: Shown | None) -> Plain:
     """What the card has beside ``result.json`` and ``plan.json``; ``shown`` is what is drawn."""
-    from xfer.evaluation.evaluate import score_of
-
-    scored = dict(work.scores)
-    folded = shown and shown.answers.saying is not None  # the classes stand with the folds
-    if shown and not folded and shown.name not in scored and shown.answers.labels is not None:
-        scored[shown.name] = score_of(shown.answers, used_for_selection=False)
-    scores = scored.items()
     details: Plain = {
-        "per_class": {name: score.per_class for name, score in scores},
-        "mistakes": {
-            name: (score.n - round(score.acc * score.n), score.n)
-            for name, score in scores
-            if isinstance(score, Score)
-        },
         "history": work.fitted.rows if work.fitted else [],
         "exports": [file.__dict__ for file in work.exports],
         "load": work.plan.load,
     }
     if shown is None or shown.answers.labels is None:
-        return details
-    # The answers of the folds are those of fits that nothing has calibrated.
-    split, answers = shown.name, shown.answers
+        return details | counted(result["scores"])
     pair = None
-    if split in work.predictions:
+    if shown.name in work.predictions:  # no fit of the folds is calibrated
         card = work.card
         fitted_on_them = shown.samples.sha256 == card.splits.get("val")
         seed = work.plan.specs.seed
-        pair = before_and_after(card.calibration, answers, fitted_on_them, seed)
-    if answers.task:
-        spec = work.plan.card.input
-        return (
-            details
-            | label_details(answers, shown.samples, spec, shown.note, pair)
-            | {"table": shown.table}
-        )
-    details |= answered(answers, shown.samples, work.plan.card.input, pair, work.heat)
-    details["table"], areas = shown.table, details["areas"]
-    details["per_class"][split] = {
-        name: row | ({"ap": areas[name]} if name in areas else {})
-        for name, row in details["per_class"][split].items()
+        pair = before_and_after(card.calibration, shown.answers, fitted_on_them, seed)
+    spec = work.plan.card.input
+    return details | of_answers(result["scores"], shown, spec, pair, work.heat)
+
+
+def counted(scores: Plain) -> Plain:
+    """Of scored splits what the card shows by class, and how many mistakes there are of how many
+    images: ``per_class`` and ``mistakes``."""
+    return {
+        "per_class": {name: score.get("per_class") or {} for name, score in scores.items()},
+        "mistakes": {
+            name: (score["n"] - round(score["acc"] * score["n"]), score["n"])
+            for name, score in scores.items()
+            if "map" not in score
+        },
     }
-    details["notes"] = [shown.note]
-    return details
+
+
+def of_answers(
+    scores: Plain, shown: Shown, spec: InputSpec, pair: BeforeAndAfter | None, heat: Heat | None
+) -> Plain:
+    """The same with what the answers that are ``shown`` show, to images taken as ``spec`` says, and
+    notes on them. ``pair`` are those before and after the network was calibrated."""
+    from xfer.evaluation.evaluate import score_of
+
+    name, answers = shown.name, shown.answers
+    if name not in scores and answers.saying is None:  # else the classes stand with the folds
+        score = score_of(answers, used_for_selection=False).to_plain()
+        scores = {**scores, name: score}
+    details = counted(scores) | {"table": shown.table}
+    if answers.task:
+        return details | label_details(answers, shown.samples, spec, shown.note, pair)
+    details |= answered(answers, shown.samples, spec, pair, heat, shown.whole)
+    areas = details["areas"]
+    details["per_class"][name] = {
+        kind: row | ({"ap": areas[kind]} if kind in areas else {})
+        for kind, row in details["per_class"][name].items()
+    }
+    return details | {"notes": [shown.note]}
 
 
 def answered(
@@ -252,11 +247,13 @@ def answered(
     spec: InputSpec,
     pair: BeforeAndAfter | None = None,
     heat: Heat | None = None,
+    whole: bool = True,
 ) -> Plain:
     """What a network's ``answers`` to ``samples`` with labels show: ``wrong`` (rows of path, label,
     prediction, confidence), ``shots`` of them, ``right`` ones that have a heat map too, ``heat``
     (how those are made), ``pairs``, ``charts``, and by class the ``areas`` below precision over
-    recall. ``pair`` are the answers before and after the network was calibrated."""
+    recall, where the ``whole`` of the probabilities is known. ``pair`` are the answers before and
+    after the network was calibrated."""
     from xfer.evaluation.evaluate import most_wrong
 
     names, labels, confidence = answers.classes, answers.labels, answers.confidence
@@ -279,7 +276,7 @@ def answered(
         {"label": classes[i], "prediction": classes[j], "count": count, "of": int(totals[i])}
         for i, j, count in taken
     ]
-    curves = recall_curves(answers)
+    curves = recall_curves(answers) if whole else []
     drawn = panels.recall(curves)
     mistakes = shots(samples, answers, positions, spec, heat)
     # A quarter of the room at least, and what the mistakes leave.
@@ -313,12 +310,8 @@ def _characters(shown: Sequence[Shot]) -> int:
 def _reliabilities(answers: Predictions, pair: BeforeAndAfter | None) -> tuple[Chart, ...]:
     """The reliability diagram, of a calibrated network that of before as well, and how many images
     have which confidence."""
-    shown = [("", answers, "")]
-    if pair:
-        note = CROSS_FITTED if pair.cross_fitted else ""
-        shown = [("before calibration", pair.before, ""), ("after calibration", pair.after, note)]
     drawn = []
-    for name, given, note in shown:
+    for name, given, note in stages_of(answers, pair, ""):
         confidence = given.confidence
         counted = bins(confidence, given.logits.argmax(axis=1) == given.labels)
         drawn.append(panels.reliability(counted, ece_by_chance(confidence), name, note))

@@ -51,7 +51,7 @@ class SweepSpec:
     study: str | None = None
     """name of the study there; ``null`` is that of the experiment"""
     dir: str | None = None
-    """the sweep's folder; a sweep that is there goes on"""
+    """the sweep's folder; a sweep that is there is resumed"""
     baseline: tuple[str, ...] = ()
     """marks the job that others are compared with, in the syntax of the parameters; ``[]``
     marks those that are the experiment as it is"""

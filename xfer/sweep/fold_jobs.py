@@ -23,7 +23,7 @@ from xfer.config.verbs import override, repeatable
 from xfer.core.errors import FoldError, ResumeError, XferError, printable
 from xfer.core.files import read_json
 from xfer.core.log import log
-from xfer.core.run_folder import FOLDS, QUEUED, is_live, what_is_kept
+from xfer.core.run_folder import FOLDS, QUEUED, what_is_kept
 from xfer.core.signals import Stopped
 from xfer.core.types import Plain
 from xfer.evaluation.out_of_fold import TABLE, in_words, title_of
@@ -127,7 +127,6 @@ class FoldTurns:
     failed: list[int] = field(default_factory=list)
     waiting: list[Job] = field(init=False)
     _done: int = field(init=False)
-    _busy: set[int] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.waiting = [job for job in self.jobs if not self._has_finished(job)]
@@ -151,16 +150,9 @@ class FoldTurns:
 
     def take(self, wait: bool = False) -> Job | None:
         """The next fold that no process works on, its folder ready; ``None`` without one."""
-        for job in self.waiting:
-            folder = self.ledger(job.number)
-            if not is_live(folder):
-                self.waiting.remove(job)
-                self.ledger.prepare(job)
-                return job
-            if job.number not in self._busy:
-                self._busy.add(job.number)
-                log.info(f"waiting for a process that works in {folder}")
-        return None
+        if job := self.ledger.take(self.waiting):
+            self.ledger.prepare(job)
+        return job
 
     def ended(self, job: Job, code: int) -> bool:
         """Note the end of a fold; whether the others are to stop because of it."""
@@ -201,7 +193,7 @@ def _run(specs: Specs, ledger: Ledger, jobs: Sequence[Job]) -> None:
         turns.check()
     except Stopped:
         again = f"checkpoint.resume={printable(ledger.folder.parent)}"
-        log.info(f"stopped; with {again} the same command goes on where the folds stand")
+        log.info(f"stopped; with {again} the same command resumes the folds where they stand")
         raise
 
 

@@ -72,6 +72,7 @@ class Ledger:
     folder: Path
     stages: tuple[str, ...] = ()
     _starts: dict[int, int] = field(default_factory=dict, compare=False)
+    _busy: set[int] = field(default_factory=set, compare=False)
 
     def __call__(self, number: int) -> Path:
         """The folder of a job, which is its run folder."""
@@ -120,6 +121,19 @@ class Ledger:
                 for text in texts:
                     check_key(str(path), text.partition("=")[0])
                 yield Job(facts["job"], texts, facts["parameters"], facts.get("trial"))
+
+    def take(self, waiting: list[Job]) -> Job | None:
+        """The first of the ``waiting`` jobs that no process works on, which is taken off the list;
+        ``None`` without one."""
+        for job in waiting:
+            folder = self(job.number)
+            if not is_live(folder):
+                waiting.remove(job)
+                return job
+            if job.number not in self._busy:
+                self._busy.add(job.number)
+                log.info(f"waiting for a process that works in {folder}")
+        return None
 
     def prepare(self, job: Job) -> Path:
         """The folder of a job that is about to start. One that was interrupted resumes where it

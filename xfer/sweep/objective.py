@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from xfer.config.schema import value_at
 from xfer.core.errors import SweepError, closest
 from xfer.core.files import read_json, read_text
 from xfer.core.types import Plain
@@ -38,11 +39,11 @@ class Objective:
             return _measured(folder, self.metric)
         if (pooled := self._pooled(result)) is not None:
             return pooled
-        if entry(result, "best.metric") == self.metric:
+        if value_at(result, "best.metric") == self.metric:
             return number_at(result, "best.value")
         value = number_at(result, self.metric)
         if value is None:
-            value = _logged(folder, self.metric, entry(result, "best.epoch"))
+            value = _logged(folder, self.metric, value_at(result, "best.epoch"))
         if value is None:
             value = number_at(result, "scores." + self.metric.replace("_", ".", 1))
         return value
@@ -51,7 +52,7 @@ class Objective:
         """The value over all folds, where the job is a cross-validation: of ``val_`` and a metric,
         and of ``scores.val.`` where there is no ``val`` beside the folds."""
         for start in ("val_", "scores.val."):
-            beside = start != "val_" and entry(result, "scores.val") is not None
+            beside = start != "val_" and value_at(result, "scores.val") is not None
             if self.metric.startswith(start) and not beside:
                 return number_at(result, f"cv.{self.metric.removeprefix(start)}")
         return None
@@ -184,16 +185,9 @@ def trial_value(result: Plain, monitor: str) -> float | None:
     return number_at(result, "best.value") if pooled is None else pooled
 
 
-def entry(node: object, key: str) -> object:
-    """What is at the dotted ``key`` of JSON facts; ``None`` where there is nothing."""
-    for part in key.split("."):
-        node = node.get(part) if isinstance(node, dict) else None
-    return node
-
-
 def number_at(node: object, key: str) -> float | None:
     """The finite number at the dotted ``key``; ``None`` where there is none."""
-    value = entry(node, key)
+    value = value_at(node, key)
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return None
     return value

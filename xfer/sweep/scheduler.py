@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from xfer.core.errors import XferError, counted
 from xfer.core.log import close_log, log, open_log, say
-from xfer.core.run_folder import is_live, what_is_kept
+from xfer.core.run_folder import what_is_kept
 from xfer.core.settings import Sweep
 from xfer.sweep.ledger import Ledger, SweepFacts, find, hold
 from xfer.sweep.objective import Objective, values
@@ -131,7 +131,6 @@ class Scheduler:
     _waiting: list[Job] = field(default_factory=list)
     _attempts: Counter[int] = field(default_factory=Counter)
     _began: dict[int, float] = field(default_factory=dict)
-    _busy: set[int] = field(default_factory=set)
     _next_page: float = 0.0
     _next_beat: float = 0.0
 
@@ -179,14 +178,8 @@ class Scheduler:
         return job
 
     def _next(self) -> Job | None:
-        for job in self._waiting:
-            folder = self.ledger(job.number)
-            if not is_live(folder):
-                self._waiting.remove(job)
-                return job
-            if job.number not in self._busy:
-                self._busy.add(job.number)
-                log.info(f"waiting for a process that works in {folder}")
+        if job := self.ledger.take(self._waiting):
+            return job
         if self.study and len(self._known) < self.total:
             number = max(self._known, default=-1) + 1
             job = self._known[number] = self.study.ask(number)

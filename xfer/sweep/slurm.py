@@ -1,4 +1,7 @@
-"""What a Slurm cluster can take, asked of Slurm itself before anything is submitted."""
+"""What a Slurm cluster can take, asked of Slurm itself before anything is submitted.
+
+The keys of a request (``partition``, ``mem_gb``, ...) are those of ``hydra_plugins/xfer_slurm``.
+"""
 
 from __future__ import annotations
 

@@ -13,6 +13,7 @@ from xfer.core.settings import Sweep
 from xfer.freeze import ever
 from xfer.plan.make import make_plan
 from xfer.plan.plan import Plan
+from xfer.plan.teacher_plan import operations
 from xfer.sweep.space import Interval, Job, Parameter, probes
 from xfer.training.features import AutoFeatures
 
@@ -70,12 +71,16 @@ class _Passes(NamedTuple):
     """Images that pass a network, and the operations of each; ``None`` where they are unknown."""
 
     images: float
-    ops: int | None
+    ops: float | None
 
 
 def _costs(planned: Sequence[tuple[Specs, Plan]], times: float) -> list[str]:
     """``times``: jobs for each one that was planned."""
-    ops = {id(plan): _operations(plan) for plan in {id(p): p for _, p in planned}.values()}
+    from xfer.models.network import blueprint
+
+    ops = {}
+    for plan in {id(p): p for _, p in planned}.values():
+        ops[id(plan)] = operations(blueprint(plan.parts)[1].module, plan.card.input.size)
     alone: list[_Passes] = []
     sets: dict[str, _Passes] = {}
     whole = 0
@@ -121,20 +126,3 @@ def _shared(specs: Specs, plan: Plan, train: int, val: int) -> tuple[str | None,
     if count == epochs and options.batch_size is None:
         what.append(specs.seed)  # views in the order of their epoch
     return json.dumps(what, sort_keys=True, default=str), (count or 1) * train + val
-
-
-def _operations(plan: Plan) -> int | None:
-    """Multiplications and additions of one image's forward pass; ``None`` where that cannot be
-    counted without values."""
-    import torch
-    from torch.utils.flop_counter import FlopCounterMode
-
-    from xfer.models.network import blueprint
-
-    network = blueprint(plan.parts)[1].module.eval()
-    try:
-        with FlopCounterMode(display=False) as counter:
-            network(torch.empty((1, 3, *plan.card.input.size), device="meta"))
-    except (NotImplementedError, RuntimeError, IndexError, AttributeError):
-        return None
-    return int(counter.get_total_flops())

@@ -47,18 +47,15 @@ def compare(runs: Sequence[RunRecord], folder: Path) -> Path:
     """
     tested = pairs(runs)
     names = " and ".join([", ".join(run.name for run in runs[:-1]), runs[-1].name])
+    experiments = ", ".join(dict.fromkeys(short(run.experiment, 60) for run in runs))
     page = {
-        "title": f"{names}: {_of(runs)}",
+        "title": f"{names}: {experiments}",
         "verdict": comparison_page.verdict(runs, tested),
         "command": "",
         "sections": comparison_page.panels(runs, tested, folder),
     }
     put_side_by_side(folder / "compare", page)
     return folder / "compare.html"
-
-
-def _of(runs: Sequence[RunRecord]) -> str:
-    return ", ".join(dict.fromkeys(short(run.experiment, 60) for run in runs))
 
 
 def terminal_lines(runs: Sequence[RunRecord]) -> list[str]:

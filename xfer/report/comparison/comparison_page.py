@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
+import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from urllib.parse import quote
+from typing import Any
 
 from markupsafe import Markup
 
 from xfer.core.types import Plain
 from xfer.evaluation.metrics import METRICS
 from xfer.evaluation.multilabel_metrics import LABEL_METRICS
-from xfer.report.board import Cell, Grid, PagePart, intervals
-from xfer.report.comparison.changed import changed
+from xfer.report.board import OPEN, card_of, reaches
+from xfer.report.card import Section
 from xfer.report.comparison.paired import Disputed, Paired, disputed, unlike
 from xfer.report.comparison.read_run import RunRecord
 from xfer.report.comparison.thumbnails import root_of, thumbnail
 from xfer.report.format import ABSENT, number, short
-from xfer.report.overlay import TONES, Drawing, Line, panel
+from xfer.report.overlay import TONES, Line, panel
+from xfer.report.svg import Chart
+from xfer.report.tables import Cell, Table
 
 _SHOWN = 50
 """Images on which runs differ that are shown one by one."""
 _KEYS = 500
+_WIDE = 80
+_OF_THE_RESULT = ("device", "precision")
 _SPLITS = ("val", "test")
 _SURE = 0.05
 _TEST = (
@@ -91,12 +95,12 @@ def verdict(runs: Sequence[RunRecord], tested: Sequence[Paired]) -> list[str]:
     return lines
 
 
-def panels(runs: Sequence[RunRecord], tested: Sequence[Paired], folder: Path) -> list[PagePart]:
+def panels(runs: Sequence[RunRecord], tested: Sequence[Paired], folder: Path) -> list[Section]:
     """All parts in reading order, for a page in ``folder``; those without content are left out."""
     parts = [
-        PagePart("Runs", tables=(_runs(runs, folder),)),
+        Section("Runs", tables=(_runs(runs, folder),)),
         *(_scores(runs, split) for split in _SPLITS if any(split in run.scores for run in runs)),
-        PagePart("Pairs", _caveats(runs, tested), tables=(_pairs(tested),)),
+        Section("Pairs", _caveats(runs, tested), tables=(_pairs(tested),)),
         _curves(runs),
         _differing(runs),
         _keys(runs),
@@ -104,55 +108,44 @@ def panels(runs: Sequence[RunRecord], tested: Sequence[Paired], folder: Path) ->
     return [part for part in parts if part.says_anything]
 
 
-def _runs(runs: Sequence[RunRecord], folder: Path) -> Grid:
+def _runs(runs: Sequence[RunRecord], folder: Path) -> Table:
     rows = []
     for run in runs:
-        card = run.folder / "report.html"
-        there = card.is_file() and not card.is_symlink()
-        link = quote(os.path.relpath(card.resolve(), folder.resolve())) if there else ""
         best = run.result.get("best") or {}
         by = "penalty's strength" if run.solved else "epoch"
         chosen = f"{by} {number(best.get('epoch'))} of {len(run.history)}"
         rows.append(
             (
                 run.name,
-                Cell(str(run.folder), link=link),
+                Cell(str(run.folder), link=card_of(run.folder, folder)),
                 short(run.experiment, 60),
                 chosen if run.history else "did not train",
                 number(run.result.get("seed")),
             )
         )
-    return Grid("", ("run", "folder", "experiment", "best", "seed"), tuple(rows), 4)
+    return Table("", ("run", "folder", "experiment", "best", "seed"), tuple(rows), 4, OPEN)
 
 
-def _scores(runs: Sequence[RunRecord], split: str) -> PagePart:
+def _scores(runs: Sequence[RunRecord], split: str) -> Section:
     """One row a run, one column a measure that any of them has."""
     scores = [run.scores.get(split) or {} for run in runs]
     every = LABEL_METRICS if runs[0].several else METRICS
     metrics = [m for m in every if any(score.get(m.name) is not None for score in scores)]
-    reach = [
-        (ends[0], score["acc"], ends[1])
-        if (ends := score.get("acc_ci95")) and score.get("acc") is not None
-        else None
-        for score in scores
-    ]
+    ends = reaches([s.get("acc_ci95") for s in scores], [s.get("acc") for s in scores])
     rows = []
-    for run, score, drawing in zip(runs, scores, intervals(reach), strict=True):
-        ends = score.get("acc_ci95")
+    for run, score, reach in zip(runs, scores, ends, strict=True):
         cells: list[str | Cell] = [run.name, number(score.get("n"))]
         for metric in metrics:
             value = score.get(metric.name)
             cells.append(Cell(number(value), value))
-            if metric.name == "acc":
-                reached = f"{ends[0]:.3f} to {ends[1]:.3f}" if ends else ABSENT
-                cells.append(Cell(reached, ends[0] if ends else None, drawing=drawing))
+            cells += [reach] if metric.name == "acc" else []
         rows.append((*cells, number(score.get("used_for_selection"))))
     head = ["run", "images"]
     for metric in metrics:
         head += [metric.label, *(["95 % interval"] if metric.name == "acc" else [])]
     head.append("used for selection")
     name = {"val": "Validation scores", "test": "Test scores"}[split]
-    return PagePart(name, tables=(Grid("", tuple(head), tuple(rows), 1),))
+    return Section(name, tables=(Table("", tuple(head), tuple(rows), 1, OPEN),))
 
 
 def _caveats(runs: Sequence[RunRecord], tested: Sequence[Paired]) -> tuple[str, ...]:
@@ -172,7 +165,7 @@ def _caveats(runs: Sequence[RunRecord], tested: Sequence[Paired]) -> tuple[str, 
     return tuple(lines)
 
 
-def _pairs(tested: Sequence[Paired]) -> Grid:
+def _pairs(tested: Sequence[Paired]) -> Table:
     rows: list[tuple[str | Cell, ...]] = []
     several = any(pair.gap for pair in tested)
     for pair in tested:
@@ -191,7 +184,7 @@ def _pairs(tested: Sequence[Paired]) -> Grid:
     head = ("pair", "images", "both right", "first alone", "second alone", "both wrong")
     of = ("mAP, first less second", "95 % interval") if several else ()
     title = "exact match" if several else "accuracy"
-    return Grid("", (*head, f"{title}, first less second", "p", *of), tuple(rows), 1)
+    return Table("", (*head, f"{title}, first less second", "p", *of), tuple(rows), 1, OPEN)
 
 
 def _map_cells(pair: Paired) -> tuple[Cell, Cell]:
@@ -201,7 +194,7 @@ def _map_cells(pair: Paired) -> tuple[Cell, Cell]:
     return Cell(f"{pair.gap.gap:+.3f}", pair.gap.gap), Cell(reach, pair.gap.low)
 
 
-def _curves(runs: Sequence[RunRecord]) -> PagePart:
+def _curves(runs: Sequence[RunRecord]) -> Section:
     trained = [run for run in runs if run.history and not run.solved]
     solved = [run for run in runs if run.solved]
     texts = []
@@ -216,12 +209,12 @@ def _curves(runs: Sequence[RunRecord]) -> PagePart:
     score = "val_map" if runs[0].several else "val_acc"
     charts = [_chart(runs, trained, key, "epoch") for key in ("val_loss", score, "train_loss")]
     charts += [_chart(runs, solved, key, "l2") for key in ("cv_loss", "val_loss", score)]
-    return PagePart("Curves", tuple(texts), charts=tuple(chart for chart in charts if chart))
+    return Section("Curves", tuple(texts), charts=tuple(chart for chart in charts if chart))
 
 
 def _chart(
     runs: Sequence[RunRecord], drawn: Sequence[RunRecord], key: str, across: str
-) -> Drawing | None:
+) -> Chart | None:
     order = [run.name for run in runs]
     lines = []
     for run in drawn:
@@ -232,11 +225,11 @@ def _chart(
     return panel(f"{_CURVES[key]}, {by}", across, lines, log=across == "l2")
 
 
-def _differing(runs: Sequence[RunRecord]) -> PagePart:
+def _differing(runs: Sequence[RunRecord]) -> Section:
     rows = disputed(runs)
     answered = len(set.intersection(*(set(run.said) for run in runs)))
     if not rows:
-        return PagePart("Images", (f"All runs say the same of all {answered:,} images.",))
+        return Section("Images", (f"All runs say the same of all {answered:,} images.",))
     deciding = sum(row.decides for row in rows)
     texts = [
         f"The runs differ on {len(rows):,} of the {answered:,} images that all of them answered; "
@@ -248,10 +241,10 @@ def _differing(runs: Sequence[RunRecord]) -> PagePart:
         texts.append("The runs were not measured on the same images: see the pairs.")
     if len(rows) > _SHOWN:
         texts.append(f"The first {_SHOWN} are shown, the other {len(rows) - _SHOWN:,} are not.")
-    return PagePart("Images", tuple(texts), tables=(_images(runs, rows[:_SHOWN]),))
+    return Section("Images", tuple(texts), tables=(_images(runs, rows[:_SHOWN]),))
 
 
-def _images(runs: Sequence[RunRecord], rows: Sequence[Disputed]) -> Grid:
+def _images(runs: Sequence[RunRecord], rows: Sequence[Disputed]) -> Table:
     lines: list[tuple[str | Cell, ...]] = []
     roots = dict.fromkeys(root for run in runs if (root := root_of(run.config)))
     for i, row in enumerate(rows):
@@ -268,16 +261,58 @@ def _images(runs: Sequence[RunRecord], rows: Sequence[Disputed]) -> Grid:
         lines.append(tuple(cells))
     true = "true labels" if runs[0].several else "true class"
     head = ("no.", "file", true, *(f"{run.name} says" for run in runs))
-    return Grid("", head, tuple(lines), len(head))
+    return Table("", head, tuple(lines), len(head), OPEN)
 
 
-def _keys(runs: Sequence[RunRecord]) -> PagePart:
-    rows = changed(runs)
+def _keys(runs: Sequence[RunRecord]) -> Section:
+    rows = _changed(runs)
     if not rows:
-        return PagePart("Changed keys", ("The runs have the same configuration and versions.",))
+        return Section("Changed keys", ("The runs have the same configuration and versions.",))
     head = ("key", *(run.name for run in runs))
     texts = ["Only what differs. A dash is a value that is null or absent."]
     if len(rows) > _KEYS:
         texts.append(f"The first {_KEYS} are shown, the other {len(rows) - _KEYS:,} are not.")
     cells = tuple((short(name, 120), *values) for name, values in rows[:_KEYS])
-    return PagePart("Changed keys", tuple(texts), tables=(Grid("", head, cells, len(head)),))
+    table = Table("", head, cells, len(head), OPEN)
+    return Section("Changed keys", tuple(texts), tables=(table,))
+
+
+def _changed(runs: Sequence[RunRecord]) -> list[tuple[str, tuple[str, ...]]]:
+    """The dotted keys that are not the same in all runs, with the value of each; a key that is
+    absent is the same as one that is null. Versions, and the sha256 of weights and splits, come
+    after the configuration."""
+    every = [dict(_compared(run)) for run in runs]
+    names = dict.fromkeys(name for facts in every for name in facts)
+    rows = []
+    for name in names:
+        values = [facts.get(name) for facts in every]
+        if len({json.dumps(value, sort_keys=True) for value in values}) > 1:
+            rows.append((name, tuple(_as_text(value) for value in values)))
+    return rows
+
+
+def _compared(run: RunRecord) -> Iterator[tuple[str, Any]]:
+    yield from _flattened(run.config)
+    for name in _OF_THE_RESULT:
+        yield f"result: {name}", run.result.get(name)
+    yield "weights: sha256", (run.result.get("source") or {}).get("sha256")
+    yield "scored checkpoint: sha256", (run.result.get("checkpoint") or {}).get("sha256")
+    yield "validation images: sha256", run.digest
+    for name, version in sorted((run.result.get("versions") or {}).items()):
+        yield f"version: {name}", version
+
+
+def _flattened(config: Plain, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and their values; lists are values."""
+    for key, value in config.items():
+        if isinstance(value, dict) and value:
+            yield from _flattened(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _as_text(value: Any) -> str:
+    if value is None:
+        return ABSENT
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return short(text, _WIDE)

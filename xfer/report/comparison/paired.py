@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -93,10 +93,15 @@ def _pair(one: RunRecord, other: RunRecord) -> Paired:
     if why := unlike(one, other):
         return Paired(one.name, other.name, why=why)
     hits = [(said.right, other.said[path].right) for path, said in one.said.items()]
+    pair = tested(one.name, other.name, hits)
+    return replace(pair, gap=_gap(one, other)) if one.several else pair
+
+
+def tested(one: str, other: str, hits: Sequence[tuple[bool, bool]]) -> Paired:
+    """The test of two runs: whether each was right, image by image."""
     first, second = hits.count((True, False)), hits.count((False, True))
-    p, both = mcnemar(first, second), hits.count((True, True))
-    counts = (one.name, other.name, len(hits), both, first, second, p)
-    return Paired(*counts, gap=_gap(one, other) if one.several else None)
+    counts = (len(hits), hits.count((True, True)), first, second)
+    return Paired(one, other, *counts, mcnemar(first, second))
 
 
 def _gap(one: RunRecord, other: RunRecord) -> MapGap | None:

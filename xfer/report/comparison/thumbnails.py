@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -15,6 +13,7 @@ from xfer.core.types import Plain
 from xfer.data.image import decode
 from xfer.data.image_bytes import ImagePlace
 from xfer.data.shards import members_of
+from xfer.report.image_tiles import data_uri, jpeg
 
 _SIDE = 96
 
@@ -69,7 +68,4 @@ def _members(root: Path) -> dict[str, ImagePlace]:
 def _small(path: ImagePlace) -> Markup:
     image = decode(path)
     image.thumbnail((_SIDE, _SIDE))
-    stream = io.BytesIO()
-    image.save(stream, "JPEG", quality=80)
-    data = base64.b64encode(stream.getvalue()).decode("ascii")
-    return Markup("data:image/jpeg;base64," + data)  # Base 64 has nothing to escape
+    return data_uri(jpeg(image, 80))

@@ -110,7 +110,8 @@ def _backbones(specs: Specs, choice: Choice) -> Iterator[Weighted]:
         source = {"source.path": str(Path(file).expanduser())}
         yield Weighted(name, {**options, "source": "file"}, {**values, **source})
     if choice.backbones == "cached":
-        yield from _cached()
+        yield from _of_timm()
+        yield from _of_torchvision()
         return
     for name in choice.backbones:
         options, values = _architecture(name)
@@ -127,14 +128,8 @@ def _architecture(name: str) -> tuple[dict[str, str], dict[str, Any]]:
     return {"backbone": library}, {"backbone.name": name}
 
 
-def _cached() -> Iterator[Weighted]:
-    """Every model of timm and torchvision whose weights need no network."""
-    yield from _of_timm()
-    yield from _of_torchvision()
-
-
 def _of_timm() -> Iterator[Weighted]:
-    """timm's, from the cache of the hub's client: a folder a repository."""
+    """Those of timm in the cache of the hub's client: a folder a repository."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
     folders = sorted(Path(HF_HUB_CACHE).glob("models--timm--*/snapshots"))
@@ -157,7 +152,7 @@ def _problem(library: str, name: str) -> ConfigError | None:
 
 
 def _of_torchvision() -> Iterator[Weighted]:
-    """torchvision's, from the store of torch.hub: a file each set of weights."""
+    """Those of torchvision in the store of torch.hub: a file each set of weights."""
     files = {path.name for path in store().glob("*.pth")}
     if not files:
         return

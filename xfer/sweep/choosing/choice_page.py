@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import os
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from urllib.parse import quote
-
-from markupsafe import Markup
 
 from xfer.core.errors import counted, printable
 from xfer.core.types import Plain
-from xfer.report.board import Cell, Grid, PagePart, intervals, put_side_by_side
+from xfer.report.board import OPEN, card_of, put_side_by_side, reaches
+from xfer.report.card import Section
 from xfer.report.format import ABSENT, seconds
 from xfer.report.last_lines import named
-from xfer.report.overlay import Drawing, axes
+from xfer.report.overlay import scatter
+from xfer.report.svg import Chart
+from xfer.report.tables import Cell, Table
 from xfer.sweep.choosing.measure import Measure, measure_of
 
 _WINNER, _SECOND, _JUDGED, _OTHER = "t0", "t1", "t2", "rest"
@@ -32,11 +31,11 @@ def write_page(folder: Path, facts: Plain) -> None:
     lost = [row for row in facts["candidates"] if row[score] is None]
     board = _board(folder, facts, tried, measure)
     parts = [
-        PagePart(f"{_capital(measure.title)} and time", charts=drawn(facts, tried, measure)),
-        PagePart("Candidates", (_compared(by, measure),), tables=(board,)),
+        Section(f"{_capital(measure.title)} and time", charts=drawn(facts, tried, measure)),
+        Section("Candidates", (_compared(by, measure),), tables=(board,)),
         _judged(facts, measure),
-        PagePart("Left out", tables=_lost(lost)),
-        PagePart("The model", facts=_model(facts)),
+        Section("Left out", tables=_lost(lost)),
+        Section("The model", facts=_model(facts)),
     ]
     page = {
         "title": f"Choice among {len(facts['candidates'])} candidates",
@@ -104,7 +103,7 @@ def _costs(other: Plain, measure: Measure) -> str:
     )
 
 
-def drawn(facts: Plain, tried: Sequence[Plain], measure: Measure) -> tuple[Drawing, ...]:
+def drawn(facts: Plain, tried: Sequence[Plain], measure: Measure) -> tuple[Chart, ...]:
     """The score with its 95 % interval over the milliseconds of an image; nothing where no
     candidate was judged. Those of one backbone take the same time and stand beside each other."""
     if not tried:
@@ -125,10 +124,10 @@ def drawn(facts: Plain, tried: Sequence[Plain], measure: Measure) -> tuple[Drawi
         points.insert(1, (ms, worth, judged["ci95"] or (worth, worth), _JUDGED, said))
     places, reach = _beside([point[0] for point in points])
     ends = [end for point in points for end in point[2]]
-    frame = axes("milliseconds an image (less is better)", measure.title, [*places, *reach], ends)
-    marks = []
+    across = "milliseconds an image (less is better)"
+    panel = scatter(across, measure.title, [*places, *reach], ends)
     for x, (_, score, (low, high), look, said) in reversed([*zip(places, points, strict=True)]):
-        marks += [frame.reach(x, low, high, look), frame.dot(x, score, look, said, 4)]
+        panel.reach(x, low, high, look).dot(x, score, look, said, 4)
     legend = [(0, f"winner: {facts['winner']}")]
     legend += [(1, f"runner-up: {second}")] if second else []
     legend += [(2, "the choosing, on images that chose nothing")] if judged else []
@@ -140,8 +139,7 @@ def drawn(facts: Plain, tried: Sequence[Plain], measure: Measure) -> tuple[Drawi
     )
     alt = "; ".join(f"{said} at {ms:.1f} ms" for ms, *_, said in points)
     title = f"cross-validated {measure.title} over time"
-    picture = frame.background + Markup().join(marks)
-    return (Drawing(title, picture, alt, legend=tuple(legend), caption=caption),)
+    return (panel.draw(title, alt, caption, legend),)
 
 
 def _beside(values: Sequence[float]) -> tuple[list[float], tuple[float, float]]:
@@ -169,16 +167,14 @@ def _compared(by: str, measure: Measure) -> str:
     )
 
 
-def _board(folder: Path, facts: Plain, tried: Sequence[Plain], measure: Measure) -> Grid:
+def _board(folder: Path, facts: Plain, tried: Sequence[Plain], measure: Measure) -> Table:
     """Every candidate that was judged, the best first; the winner linked to its card."""
-    key, ends = f"cv_{measure.key}", [row["ci95"] for row in tried]
-    reach = intervals(
-        [ci and (ci[0], row[key], ci[1]) for row, ci in zip(tried, ends, strict=True)]
-    )
+    key = f"cv_{measure.key}"
+    model = card_of(Path(facts["model"]), folder) if facts["model"] else ""
     rows = []
-    for row, ci, interval in zip(tried, ends, reach, strict=True):
-        about = Cell(f"{ci[0]:.3f} to {ci[1]:.3f}", ci[0], drawing=interval) if ci else ABSENT
-        card = _card(folder, facts) if row["name"] == facts["winner"] else ""
+    reach = reaches([row["ci95"] for row in tried], [row[key] for row in tried])
+    for row, about in zip(tried, reach, strict=True):
+        card = model if row["name"] == facts["winner"] else ""
         rows.append(
             (
                 Cell(row["name"], link=card),
@@ -192,21 +188,14 @@ def _board(folder: Path, facts: Plain, tried: Sequence[Plain], measure: Measure)
             )
         )
     head = ("candidate", "state", "images", measure.title, "95 % interval", "loss", "fits took")
-    return Grid("", (*head, "ms an image"), tuple(rows), 2)
+    return Table("", (*head, "ms an image"), tuple(rows), 2, OPEN)
 
 
-def _card(folder: Path, facts: Plain) -> str:
-    """The card of the finished model, as a link from the page; empty where there is none."""
-    card = Path(facts["model"] or folder) / "report.html"
-    there = facts["model"] is not None and card.is_file()
-    return quote(os.path.relpath(card.resolve(), folder.resolve())) if there else ""
-
-
-def _judged(facts: Plain, measure: Measure) -> PagePart:
+def _judged(facts: Plain, measure: Measure) -> Section:
     """How the choosing was judged, and how often each candidate won."""
     title = "What the choosing is worth"
     if not (judged := facts["worth"]):
-        return PagePart(title)
+        return Section(title)
     times = judged["folds"] * judged["repeats"]
     text = (
         f"The whole choosing, rounds and all, was done {times} times without the images of an "
@@ -215,10 +204,11 @@ def _judged(facts: Plain, measure: Measure) -> PagePart:
         "Optimism is by how much the winners' own cross-validation had promised more."
     )
     rows = tuple((name, Cell(str(won), won)) for name, won in judged["winners"].items())
-    return PagePart(title, (text,), tables=(Grid("", ("candidate", f"won, of {times}"), rows),))
+    table = Table("", ("candidate", f"won, of {times}"), rows, 1, OPEN)
+    return Section(title, (text,), tables=(table,))
 
 
-def _lost(rows: Sequence[Plain]) -> tuple[Grid, ...]:
+def _lost(rows: Sequence[Plain]) -> tuple[Table, ...]:
     """The candidates that were not judged, why, and what they would have cost."""
     cells = []
     for row in rows:
@@ -227,7 +217,7 @@ def _lost(rows: Sequence[Plain]) -> tuple[Grid, ...]:
         times = (ABSENT if s is None else seconds(s) for s in costs)
         cells.append((row["name"], row["state"], row["problem"] or ABSENT, *times))
     head = ("candidate", "state", "why", "features", "choosing", "model")
-    return (Grid("", head, tuple(cells), 3),) if cells else ()
+    return (Table("", head, tuple(cells), 3, OPEN),) if cells else ()
 
 
 def _model(facts: Plain) -> tuple[tuple[str, str], ...]:

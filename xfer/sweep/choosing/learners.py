@@ -230,13 +230,7 @@ class FittedLearner:
 
     def learn(self, rows: Indices, folds: Indices, test: Indices) -> Learned:
         """See :class:`xfer.sweep.choosing.halving.Learner`: a fit a fold, and one to all rows."""
-        classes = len(self.plan.card.classes)
-        held_out = np.full((len(rows), classes), np.nan, np.float32)
-        for k in np.unique(folds[folds >= 0]):
-            held = folds == k
-            held_out[held] = self._fitted(rows[~held], rows[held])
-        answers = np.empty((0, classes), np.float32)
-        return Learned(held_out, self._fitted(rows, test) if len(test) else answers)
+        return _each_left_out(self._fitted, rows, folds, test, len(self.plan.card.classes))
 
     def _fitted(self, rows: Indices, test: Indices) -> npt.NDArray[np.float32]:
         from xfer.core.device import device_of

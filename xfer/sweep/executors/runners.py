@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from xfer.config.verbs import override
 from xfer.core.errors import SweepError, printable
 from xfer.core.files import read_text
 from xfer.core.log import log, open_log
@@ -24,12 +25,6 @@ from xfer.sweep.space import Job
 
 _START_S, _LOOK_S = 60.0, 0.2
 """For jobs to begin whose launcher failed, and between two looks at them."""
-
-
-def quoted(text: str) -> str:
-    """``text`` as one value of an override."""
-    escaped = text.replace("'", "\\'")
-    return f"'{escaped}'"
 
 
 @dataclass
@@ -59,7 +54,7 @@ class SlotRunner:
             if (job := scheduler.take(wait=False)) is None:
                 return None
             jobs[job.number], folder = job, scheduler.ledger(job.number)
-            last = (f"run.dir={quoted(str(folder))}", "checkpoint.resume=auto")
+            last = (override("run.dir", str(folder)), "checkpoint.resume=auto")
             return Task(job.number, (*self.shared, *job.overrides, *last), folder)
 
         def ended(task: Task, code: int) -> bool:

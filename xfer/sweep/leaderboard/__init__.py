@@ -7,7 +7,8 @@ from pathlib import Path
 
 from xfer.core.files import write_text
 from xfer.core.log import log
-from xfer.report.board import PagePart, put_side_by_side
+from xfer.report.board import put_side_by_side
+from xfer.report.card import Section
 from xfer.report.page import Reload
 from xfer.sweep.leaderboard import html_page, listing, overlaid
 from xfer.sweep.leaderboard.baseline import Compose, baseline
@@ -56,7 +57,7 @@ def write_live(folder: Path, at_work: bool = True, within: int = _LONG) -> None:
 def _lay_out(
     sweep: SweepRecord,
     rows: Sequence[RankedJob],
-    parts: Sequence[PagePart],
+    parts: Sequence[Section],
     live: Reload | None = None,
 ) -> None:
     page = {

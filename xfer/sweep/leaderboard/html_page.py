@@ -7,15 +7,16 @@ from collections import Counter
 from collections.abc import Sequence
 
 from xfer.config.provenance import override_key
+from xfer.config.schema import value_at
 from xfer.core.errors import printable
 from xfer.evaluation.statistics import wilson
-from xfer.report.board import PagePart
-from xfer.report.overlay import Drawing
+from xfer.report.card import Section
+from xfer.report.comparison.paired import Paired
+from xfer.report.svg import Chart
 from xfer.sweep.leaderboard import listing, overlaid, plots
 from xfer.sweep.leaderboard.importance import Importance
-from xfer.sweep.leaderboard.ranking import Duel, Group, RankedJob
+from xfer.sweep.leaderboard.ranking import Group, RankedJob
 from xfer.sweep.leaderboard.read_sweep import SweepRecord
-from xfer.sweep.objective import entry
 
 _OF_THE_SWEEP = ("run.dir", "checkpoint.resume")
 _STATES = ("finished", "pruned", "failed", "unfinished", "not started")
@@ -72,8 +73,8 @@ def sections(
     sweep: SweepRecord,
     rows: Sequence[RankedJob],
     grouped: Sequence[Group],
-    tests: tuple[Duel, Importance],
-) -> list[PagePart]:
+    tests: tuple[Paired, Importance],
+) -> list[Section]:
     """All parts in reading order; those without content are left out."""
     duel, importance = tests
     texts = _caveats(sweep, rows)
@@ -88,32 +89,32 @@ def sections(
             "nothing about other values."
         )
     parts = [
-        PagePart(
+        Section(
             "Jobs",
             tuple(texts),
             tables=(listing.board(sweep, rows), *listing.lost(rows, sweep)) if rows else (),
         ),
         _best(rows),
         *overlaid.charts(sweep, rows),
-        PagePart("Seeds", (_SEEDS,) if grouped else (), tables=listing.seeds(sweep, grouped)),
-        PagePart("First against second", _compared(sweep, rows, duel)),
-        PagePart("Pareto front", charts=_drawn(plots.pareto(sweep, rows))),
-        PagePart("Jobs in their order", charts=_drawn(plots.trials(sweep, rows))),
-        PagePart("Parameter importance", (decided,), charts=_drawn(plots.bars(importance))),
+        Section("Seeds", (_SEEDS,) if grouped else (), tables=listing.seeds(sweep, grouped)),
+        Section("First against second", _compared(sweep, rows, duel)),
+        Section("Pareto front", charts=_drawn(plots.pareto(sweep, rows))),
+        Section("Jobs in their order", charts=_drawn(plots.trials(sweep, rows))),
+        Section("Parameter importance", (decided,), charts=_drawn(plots.bars(importance))),
     ]
     return [part for part in parts if part.says_anything]
 
 
-def _drawn(chart: Drawing | None) -> tuple[Drawing, ...]:
+def _drawn(chart: Chart | None) -> tuple[Chart, ...]:
     return (chart,) if chart else ()
 
 
 def so_far(
-    sweep: SweepRecord, rows: Sequence[RankedJob], charts: Sequence[PagePart]
-) -> list[PagePart]:
+    sweep: SweepRecord, rows: Sequence[RankedJob], charts: Sequence[Section]
+) -> list[Section]:
     """The parts of a page that is written while the sweep is at work."""
     tables = (listing.board(sweep, rows), *listing.lost(rows, sweep)) if rows else ()
-    parts = [PagePart("Jobs", tuple(_caveats(sweep, rows)), tables=tables), *charts]
+    parts = [Section("Jobs", tuple(_caveats(sweep, rows)), tables=tables), *charts]
     return [part for part in parts if part.says_anything]
 
 
@@ -153,7 +154,7 @@ def _caveats(sweep: SweepRecord, rows: Sequence[RankedJob]) -> list[str]:
         )
     elif best.images and objective.is_share:
         whose = f"{objective.split} images that its value is measured on"
-        if entry(best.result, f"scores.{objective.split}.used_for_selection") is True:
+        if value_at(best.result, f"scores.{objective.split}.used_for_selection") is True:
             whose += ", as was its epoch"
         if best.folded:
             whose = "cross-validated images that its value is measured on"
@@ -163,8 +164,8 @@ def _caveats(sweep: SweepRecord, rows: Sequence[RankedJob]) -> list[str]:
                 "the value is optimistic, the more so the more jobs there are, and its interval "
                 "does not account for that."
             )
-        share, n = (entry(best.result, f"scores.test.{key}") for key in ("acc", "n"))
-        clean = entry(best.result, "scores.test.used_for_selection") is False
+        share, n = (value_at(best.result, f"scores.test.{key}") for key in ("acc", "n"))
+        clean = value_at(best.result, "scores.test.used_for_selection") is False
         if objective.split == "val" and isinstance(share, float) and isinstance(n, int) and clean:
             right, (low, high) = round(share * n), wilson(round(share * n), n)
             lines.append(
@@ -178,18 +179,18 @@ def _caveats(sweep: SweepRecord, rows: Sequence[RankedJob]) -> list[str]:
     return lines
 
 
-def _best(rows: Sequence[RankedJob]) -> PagePart:
+def _best(rows: Sequence[RankedJob]) -> Section:
     first = next((row.job for row in rows if row.rank == 1), None)
     if first is None:
-        return PagePart("Best run")
-    name = entry(first.result, "best.checkpoint")
+        return Section("Best run")
+    name = value_at(first.result, "best.checkpoint")
     path = first.folder / str(name)
     missing = "" if path.is_file() else " (missing)"
     checkpoint = f"{path}{missing}" if name else "none: it did not train"
-    return PagePart("Best run", facts=(("Folder", str(first.folder)), ("Checkpoint", checkpoint)))
+    return Section("Best run", facts=(("Folder", str(first.folder)), ("Checkpoint", checkpoint)))
 
 
-def _compared(sweep: SweepRecord, rows: Sequence[RankedJob], tested: Duel) -> tuple[str, ...]:
+def _compared(sweep: SweepRecord, rows: Sequence[RankedJob], tested: Paired) -> tuple[str, ...]:
     if tested.p is None:
         return (f"Not tested: {tested.why}.",)
     one, other = [row.job for row in rows if row.rank is not None][:2]

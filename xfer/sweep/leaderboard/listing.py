@@ -8,15 +8,16 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from xfer.config.schema import value_at
 from xfer.core.types import Plain
 from xfer.evaluation.csv_cell import cell
-from xfer.report.board import Cell, Grid, intervals
+from xfer.report.board import OPEN, card_of, reaches
 from xfer.report.format import ABSENT, number, seconds, short
+from xfer.report.tables import Cell, Table
 from xfer.sweep.leaderboard.ranking import Group, RankedJob
 from xfer.sweep.leaderboard.read_sweep import JobRecord, SweepRecord
-from xfer.sweep.objective import entry, number_at
+from xfer.sweep.objective import number_at
 
-_OPEN = 100
 _FACTS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "best.epoch": ("epoch", number),
     "timing.total_s": ("time", seconds),
@@ -54,10 +55,10 @@ def text(sweep: SweepRecord, rows: Sequence[RankedJob]) -> str:
 def _facts(job: JobRecord) -> Plain:
     """What ``result.json`` says besides values; ``None`` for what it does not say."""
     known: Plain = {key: number_at(job.result, key) for key in _FACTS}
-    if entry(job.result, "solved") is not None:
+    if value_at(job.result, "solved") is not None:
         known["best.epoch"] = None  # there it counts strengths of the penalty
-    made = "hit" if entry(job.result, "features.hit") else "made"
-    return {**known, "features": made if entry(job.result, "features.cached") else None}
+    made = "hit" if value_at(job.result, "features.hit") else "made"
+    return {**known, "features": made if value_at(job.result, "features.cached") else None}
 
 
 def _safe(value: Any) -> Any:
@@ -71,13 +72,17 @@ def _typed(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def board(sweep: SweepRecord, rows: Sequence[RankedJob]) -> Grid:
+def board(sweep: SweepRecord, rows: Sequence[RankedJob]) -> Table:
     """Every job in its place. Parameters that all jobs share, and facts that none has or that are
     an objective, are left out."""
     jobs = [row.job for row in rows]
-    columns: dict[str, list[str | Cell]] = {
+    cards = [card_of(job.folder, sweep.folder) for job in jobs]
+    columns: dict[str, Sequence[str | Cell]] = {
         "rank": [Cell(number(row.rank), row.rank) for row in rows],
-        "job": [_named(row) for row in rows],
+        "job": [
+            Cell(f"{job.number}{' (baseline)' * row.baseline}", job.number, card)
+            for row, job, card in zip(rows, jobs, cards, strict=True)
+        ],
         "state": [job.state for job in jobs],
     }
     for name in sweep.varied:
@@ -87,39 +92,18 @@ def board(sweep: SweepRecord, rows: Sequence[RankedJob]) -> Grid:
         if objective.is_share:
             ends = [objective.interval(job.values[i], job.images, job.result) for job in jobs]
             name = "95 % interval" if i == 0 else f"{objective.metric}, 95 % interval"
-            columns[name] = _reaches(ends, [job.values[i] for job in jobs])
+            columns[name] = reaches(ends, [job.values[i] for job in jobs])
     named = {objective.metric for objective in sweep.objectives}
     for key, (name, form) in _FACTS.items():
         known = [_facts(job)[key] for job in jobs]
         if key not in named and {form(value) for value in known} != {ABSENT}:
             columns[name] = [Cell(form(value), value) for value in known]
-    return Grid("", tuple(columns), tuple(zip(*columns.values(), strict=True)), 0, _OPEN)
-
-
-def _named(row: RankedJob) -> Cell:
-    """The job's number, linked to its run card where it has one."""
-    job, card = row.job, row.job.folder / "report.html"
-    link = f"{job.number}/{card.name}" if card.is_file() and not card.is_symlink() else ""
-    return Cell(f"{job.number}{' (baseline)' * row.baseline}", job.number, link)
+    return Table("", tuple(columns), tuple(zip(*columns.values(), strict=True)), 0, OPEN)
 
 
 def _valued(value: Any) -> Cell:
     number = isinstance(value, int | float) and not isinstance(value, bool)
     return Cell(short(_shown(value), 40), value if number else None)
-
-
-def _reaches(
-    ends: Sequence[tuple[float, float] | None], values: Sequence[float | None]
-) -> list[str | Cell]:
-    """The intervals as texts, each drawn on the scale of all."""
-    reach = [
-        (end[0], value, end[1]) if end and value is not None else None
-        for end, value in zip(ends, values, strict=True)
-    ]
-    return [
-        Cell(f"{row[0]:.3f} to {row[2]:.3f}" if row else ABSENT, row and row[0], drawing=drawing)
-        for row, drawing in zip(reach, intervals(reach), strict=True)
-    ]
 
 
 def _shown(value: Any) -> str:
@@ -137,7 +121,7 @@ def figure(value: float | None) -> str:
     return f"{value:,.0f}" if whole or abs(value) >= 1e4 else f"{value:,.4f}"
 
 
-def lost(rows: Sequence[RankedJob], sweep: SweepRecord) -> tuple[Grid, ...]:
+def lost(rows: Sequence[RankedJob], sweep: SweepRecord) -> tuple[Table, ...]:
     """The jobs without a value, and why."""
     cells = []
     for job in (row.job for row in rows if row.rank is None):
@@ -145,10 +129,10 @@ def lost(rows: Sequence[RankedJob], sweep: SweepRecord) -> tuple[Grid, ...]:
         typed, why = short(", ".join(varied) or ABSENT), short(job.why or ABSENT, 400)
         cells.append((str(job.number), job.state, typed, why))
     head = ("job", "state", "parameters", "why")
-    return (Grid("Jobs without a value", head, tuple(cells), 4, _OPEN),) if cells else ()
+    return (Table("Jobs without a value", head, tuple(cells), 4, OPEN),) if cells else ()
 
 
-def seeds(sweep: SweepRecord, groups: Sequence[Group]) -> tuple[Grid, ...]:
+def seeds(sweep: SweepRecord, groups: Sequence[Group]) -> tuple[Table, ...]:
     """Mean and standard deviation over the jobs that differ only in their seed."""
     names = [name for name in sweep.varied if name != "seed"]
     head = ["jobs", *names, "n"]
@@ -163,4 +147,4 @@ def seeds(sweep: SweepRecord, groups: Sequence[Group]) -> tuple[Grid, ...]:
         for i in range(len(sweep.objectives)):
             cells += [figure(group.means[i]), figure(group.spreads[i])] if group.n else [ABSENT] * 2
         rows.append(tuple(map(short, cells)))
-    return (Grid("", tuple(head), tuple(rows), 1, _OPEN),) if rows else ()
+    return (Table("", tuple(head), tuple(rows), 1, OPEN),) if rows else ()

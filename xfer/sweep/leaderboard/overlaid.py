@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from xfer.core.files import read_text
-from xfer.report.board import PagePart
-from xfer.report.overlay import TONES, Drawing, Line, axis_of, panel, parallel
+from xfer.report.card import Section
+from xfer.report.overlay import TONES, Line, axis_of, panel, parallel
+from xfer.report.svg import Chart
 from xfer.sweep.leaderboard.ranking import RankedJob
 from xfer.sweep.leaderboard.read_sweep import SweepRecord
 
@@ -19,7 +20,7 @@ _KEYS = ("val_loss", "val_acc", "train_loss")
 Row = dict[str, float]
 
 
-def charts(sweep: SweepRecord, rows: Sequence[RankedJob]) -> list[PagePart]:
+def charts(sweep: SweepRecord, rows: Sequence[RankedJob]) -> list[Section]:
     """Both panels; each is left out where there is nothing to draw."""
     return [_curves(sweep, rows), _coordinates(sweep, rows)]
 
@@ -28,13 +29,13 @@ def _tone(place: int) -> int | None:
     return place if place < TONES else None
 
 
-def _curves(sweep: SweepRecord, rows: Sequence[RankedJob]) -> PagePart:
+def _curves(sweep: SweepRecord, rows: Sequence[RankedJob]) -> Section:
     shown = [row for row in rows if row.job.state != "not started"][:_MOST_CURVES]
     histories = [history(row.job.folder / "metrics.csv") for row in shown]
     solved = [any("l2" in row for row in rows) for rows in histories]
     ours = sweep.objectives[0].metric
     keys = dict.fromkeys([ours, *_KEYS])
-    drawn: list[Drawing | None] = []
+    drawn: list[Chart | None] = []
     for by_strength in sorted(set(solved)):
         across = "l2" if by_strength else "epoch"
         for key in dict.fromkeys(["cv_loss", *keys]) if by_strength else keys:
@@ -49,7 +50,7 @@ def _curves(sweep: SweepRecord, rows: Sequence[RankedJob]) -> PagePart:
             title = f"{key} by {'strength of the penalty' if by_strength else 'epoch'}"
             drawn.append(panel(title, across, lines, log=by_strength))
     made = tuple(chart for chart in drawn if chart)
-    return PagePart("Curves", tuple(_remarks(rows, solved)) if made else (), charts=made)
+    return Section("Curves", tuple(_remarks(rows, solved)) if made else (), charts=made)
 
 
 def _remarks(rows: Sequence[RankedJob], solved: Sequence[bool]) -> list[str]:
@@ -66,12 +67,12 @@ def _remarks(rows: Sequence[RankedJob], solved: Sequence[bool]) -> list[str]:
     return texts
 
 
-def _coordinates(sweep: SweepRecord, rows: Sequence[RankedJob]) -> PagePart:
+def _coordinates(sweep: SweepRecord, rows: Sequence[RankedJob]) -> Section:
     """What the sweep varied, and what came out, one line a job; nothing for a single key less
     than that."""
     known = [row.job for row in rows if row.rank is not None and row.job.parameters][:_MOST_LINES]
     if not sweep.varied or len(known) < 2:
-        return PagePart("Parameters")
+        return Section("Parameters")
     axes = [axis_of(key, [job.parameters.get(key) for job in known]) for key in sweep.varied]
     for i, objective in enumerate(sweep.objectives):
         axes.append(axis_of(objective.metric, [job.values[i] for job in known]))
@@ -81,7 +82,7 @@ def _coordinates(sweep: SweepRecord, rows: Sequence[RankedJob]) -> PagePart:
         "A line is a job: from top to bottom through the values that it was given to what came "
         "out. Pointed at, it says which job it is."
     )
-    return PagePart("Parallel coordinates", (text,), charts=(chart,))
+    return Section("Parallel coordinates", (text,), charts=(chart,))
 
 
 def history(path: Path) -> list[Row]:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from xfer.core.files import read_bytes
 from xfer.evaluation.out_of_fold import TABLE
-from xfer.evaluation.statistics import mcnemar
+from xfer.report.comparison.paired import Paired, tested
 from xfer.sweep.leaderboard.read_sweep import JobRecord, SweepRecord
 
 
@@ -35,18 +35,6 @@ class Group:
     n: int
     means: tuple[float, ...]
     spreads: tuple[float | None, ...]
-
-
-@dataclass(frozen=True)
-class Duel:
-    """McNemar's exact test of two jobs: how many ``images`` only the ``first`` or only the
-    ``second`` got right. ``why`` says why there is no test."""
-
-    images: int = 0
-    first: int = 0
-    second: int = 0
-    p: float | None = None
-    why: str = ""
 
 
 def rank(sweep: SweepRecord, baseline: Collection[int] = ()) -> list[RankedJob]:
@@ -100,22 +88,24 @@ def _group(jobs: tuple[JobRecord, ...]) -> Group:
     return Group(jobs, len(known[0]) if known else 0, means, spreads)
 
 
-def duel(rows: Sequence[RankedJob], split: str) -> Duel:
+def duel(rows: Sequence[RankedJob], split: str) -> Paired:
     """The first two rows against each other, on the images of ``split`` that both answered."""
     best = [row.job for row in rows if row.rank is not None][:2]
     if len(best) < 2:
-        return Duel(why="fewer than two jobs have a value")
+        return Paired("", "", why="fewer than two jobs have a value")
+    first, second = (f"job {job.number}" for job in best)
     one, other = (_answers(_table(job, split)) for job in best)
     for job, answers in zip(best, (one, other), strict=True):
         if not answers:
-            return Duel(why=f"job {job.number} has no readable {_table(job, split).name}")
+            why = f"job {job.number} has no readable {_table(job, split).name}"
+            return Paired(first, second, why=why)
     if {k: label for k, (label, _) in one.items()} != {k: label for k, (label, _) in other.items()}:
         why = "they did not answer the same images with the same labels"
         shared = len(one.keys() & other.keys())
-        return Duel(why=f"{why}: {len(one)} and {len(other)}, of which {shared} share their path")
+        why = f"{why}: {len(one)} and {len(other)}, of which {shared} share their path"
+        return Paired(first, second, why=why)
     hits = [(one[k][0] == one[k][1], other[k][0] == other[k][1]) for k in one]
-    first, second = hits.count((True, False)), hits.count((False, True))
-    return Duel(len(hits), first, second, mcnemar(first, second))
+    return tested(first, second, hits)
 
 
 def _table(job: JobRecord, split: str) -> Path:

@@ -11,12 +11,13 @@ from typing import Annotated, NotRequired
 from annotated_types import MinLen
 from typing_extensions import TypedDict
 
+from xfer.config.schema import value_at
 from xfer.core.errors import ConfigError
 from xfer.core.files import read_json
 from xfer.core.read_back import checked
 from xfer.core.types import Plain
 from xfer.sweep import Direction
-from xfer.sweep.objective import Objective, entry
+from xfer.sweep.objective import Objective
 
 _MOST_JOBS = 100_000
 _FIX = "give sweep.dir=outputs/multirun/EXPERIMENT/SWEEP"
@@ -60,7 +61,7 @@ class JobRecord:
     @property
     def folded(self) -> bool:
         """Whether its value is that of a cross-validation."""
-        return entry(self.result, "cv.n") is not None
+        return value_at(self.result, "cv.n") is not None
 
     @property
     def seedless(self) -> str:
@@ -140,10 +141,10 @@ def _read_job(number: int, folder: Path, objectives: Sequence[Objective]) -> Job
     if over and absent:
         why = f"has no {', '.join(absent)}"
     split = objectives[0].split
-    folded = split == "val" and entry(result, "cv.n") is not None
+    folded = split == "val" and value_at(result, "cv.n") is not None
     scored = "train" if folded else split
-    n = entry(result, f"scores.{scored}.n") or entry(plan, f"splits.{scored}.n")
-    digest = entry(plan, f"splits.{scored}.sha256")
+    n = value_at(result, f"scores.{scored}.n") or value_at(plan, f"splits.{scored}.n")
+    digest = value_at(plan, f"splits.{scored}.sha256")
     return JobRecord(
         number,
         folder,
