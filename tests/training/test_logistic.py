@@ -158,15 +158,29 @@ def test_the_path_goes_on_while_the_weakest_penalty_is_the_best() -> None:
 
 def test_a_path_takes_far_fewer_steps_than_from_each_solution_to_the_next() -> None:
     given = rows(*blobs(120, 60, 4, apart=4.0))
-    path, problem = logistic.solve(given).path[:11], logistic.Problem(given)
+    path, problem = logistic.solve(given).path, logistic.Problem(given)
     theirs, starts = 0, dict.fromkeys([*range(5), None])
     for strength in path:
         for fold, start in starts.items():
             starts[fold], steps = problem.minimum(strength.l2, fold, start)
             theirs += steps
         assert np.allclose(problem.head(starts[None])[0], strength.weight, atol=1e-3)
-    assert path[-1].l2 < 0.002
+    assert path[-1].l2 < 1e-6
     assert sum(strength.steps for strength in path) < 0.75 * theirs
+
+
+@pytest.mark.parametrize("path", [logistic.STRENGTHS, (1e-6,)])
+def test_few_images_that_are_told_apart_are_answered_by_fits_that_have_not_seen_them(path) -> None:
+    features, labels = blobs(30, 60, 3, apart=8.0)
+    given = rows(features, labels)
+    solution = logistic.solve(given, path)
+    l2 = solution.path[solution.best].l2
+    assert l2 < 1e-5  # whose gradients are small wherever they are looked at
+    logits, fold_of = logistic.held_out(given, solution, 0)
+    inside, z = fold_of != 0, standardised(features)
+    theirs = LogisticRegression(C=1 / (l2 * inside.sum()), tol=1e-13, max_iter=100_000)
+    wanted = theirs.fit(z[inside], labels[inside]).decision_function(z[~inside])
+    assert np.allclose(centred(logits[~inside]), centred(wanted), rtol=0.02, atol=0.05)
 
 
 def test_blocks_from_disk_in_single_precision_come_to_the_same(tmp_path, monkeypatch) -> None:

@@ -122,9 +122,7 @@ def follow(problem: Axes, strengths: Sequence[float], nearly: bool = False) -> S
             held_out[:] = np.nan
             for fold in (*ks, None):
                 theta, count = problem.minimum(l2, fold, _ahead(before[fold]), nearly)
-                # A start that was good enough says nothing of where the path leads.
-                before[fold] = [*before[fold][-2:], theta] if count > 1 else [theta]
-                steps += count
+                before[fold], steps = [*before[fold][-2:], theta], steps + count
                 if fold is not None:
                     problem.answer(theta, fold, held_out)
             loss, acc = problem.judged(held_out)

@@ -138,8 +138,11 @@ class Axes(ABC):
             value, gradient = self.loss(values.reshape(theta.shape) * scale, shares, l2)
             return value, (gradient * scale).ravel()
 
+        # Under a weak penalty all gradients are small where images are told apart: with 1e-7 alone
+        # any start would do, also a fit that has seen what this one holds out.
+        penalty = float(abs(l2 * theta * scale).max())
         precise = self.dtype is np.float64 and not nearly
-        factr, pgtol = (10.0, 1e-7) if precise else (1e7, 1e-5)
+        factr, pgtol = (10.0, min(1e-7, 1e-4 * penalty or 1e-7)) if precise else (1e7, 1e-5)
         if nearly and fold is not None:
             factr, pgtol = 1e8, 1e-4  # it tells strengths apart, and is no answer
         minimum, _, facts = fmin_l_bfgs_b(
@@ -151,7 +154,11 @@ class Axes(ABC):
             maxiter=_STEPS,
             maxfun=2 * _STEPS,
         )
-        return minimum.reshape(theta.shape) * scale, int(facts["funcalls"])
+        theta, steps = minimum.reshape(theta.shape) * scale, int(facts["funcalls"])
+        if start is None and precise:  # now that there is one to say what is small
+            theta, more = self.minimum(l2, fold, theta)
+            steps += more
+        return theta, steps
 
     def head(self, theta: Matrix) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
         """Weight (classes, d) and bias (classes,) for features that are not standardised."""
