@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from xfer.core.errors import WeightsError
 from xfer.weights.content import USED
 from xfer.weights.match_by_order import by_order
+from xfer.weights.reshape import grid_of
 
 if TYPE_CHECKING:
     import torch
@@ -54,7 +55,7 @@ def mismatch(
         return WeightsError(origin, what, fix, 35)
     if not any(row.fate in USED for row in rows):
         return WeightsError(origin, what, _of_strangers(wanted, weights, excused), 30)
-    return WeightsError(origin, what, _remedy(kinds, rows, not excused), 30)
+    return WeightsError(origin, what, _remedy(kinds, rows, wanted, not excused), 30)
 
 
 def ambiguous(prefixes: Sequence[str], weights: Weights) -> WeightsError:
@@ -107,8 +108,19 @@ def _of_strangers(
     return f"{there}, in another order: {rename}"
 
 
-def _remedy(kinds: dict[str, list[TensorRow]], rows: Sequence[TensorRow], whole: bool) -> str:
+def _remedy(
+    kinds: dict[str, list[TensorRow]],
+    rows: Sequence[TensorRow],
+    wanted: Mapping[str, torch.Tensor],
+    whole: bool,
+) -> str:
     missing, unexpected, wrong = kinds.values()
+    shapes = [(r.name or "", r.shape, tuple(wanted[r.name or ""].shape)) for r in wrong]
+    if wrong and not missing and all(grid_of(*shape) for shape in shapes):
+        rest = {**kinds, "wrong shape": []}
+        also = f"; {_remedy(rest, rows, wanted, whole)}" if unexpected else ""
+        typed = "type source.resize_positions=true, or backbone.image_size=PIXELS of the file"
+        return f"the file is of another image size: {typed}{also}"
     if whole and wrong and not missing and len(wrong) <= 2:
         return "the number of classes differs: use head=linear for a new head, or check the data"
     if wrong and not missing:
