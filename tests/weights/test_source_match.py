@@ -220,6 +220,20 @@ def test_positions_of_a_transformer_are_resampled_only_when_asked() -> None:
     assert torch.equal(result.state["pos_embed"][:, 0], old["pos_embed"][:, 0])
 
 
+def test_query_key_and_value_apart_are_told_from_another_architecture() -> None:
+    net = Timm("vit_tiny_patch16_224", {"depth": 2}, image_size=32)
+    state: dict[str, torch.Tensor] = {}
+    for name, tensor in net.build(5).module.state_dict().items():
+        parts = tensor.chunk(3) if ".qkv." in name else [tensor]
+        words = ("query", "key", "value") if len(parts) == 3 else ("only",)
+        state |= {f"x_{name}.{word}": part for word, part in zip(words, parts, strict=True)}
+    with pytest.raises(WeightsError, match=r"query, key and value apart.* \(2 times\)"):
+        check(Parts(net, Linear(), 2), through(Rules(), state))
+    state = {n: t for n, t in state.items() if ".1." not in n}
+    with pytest.raises(WeightsError, match="another architecture"):
+        check(Parts(net, Linear(), 2), through(Rules(), state))
+
+
 def test_the_class_names_of_a_file_come_from_a_list_or_a_text_or_json_file(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("cat\ndog\n")
     (tmp_path / "b.json").write_text(json.dumps({"0": "cat", "1": "dog"}))

@@ -92,6 +92,12 @@ def _of_strangers(
     shapes = Counter(tuple(t.shape) for n, t in wanted.items() if not n.startswith(excused))
     given = Counter(tuple(t.shape) for t in (weights.state or {}).values())
     shared = (shapes & given).total()
+    if apart := _apart(shapes - given, given - shapes):
+        return (
+            "the file has query, key and value apart, as the library transformers saves, which "
+            f"the network has in one tensor ({apart} times): type source=hub for the file that "
+            "the backbone's own library publishes, or join them under the network's names"
+        )
     if 10 * shared < 9 * shapes.total():
         return (
             f"these are weights of another architecture ({shared} of the network's "
@@ -106,6 +112,15 @@ def _of_strangers(
             f"network of its family, type backbone.name=NAME of that one, else {rename}"
         )
     return f"{there}, in another order: {rename}"
+
+
+def _apart(lacking: Counter[tuple[int, ...]], left: Counter[tuple[int, ...]]) -> int:
+    """How many matrices are ``lacking`` of which three of a third of the size are ``left``, where
+    there is no other one that is lacking."""
+    lacking = Counter({shape: n for shape, n in lacking.items() if len(shape) > 1})
+    thirds = {shape: (shape[0] // 3, *shape[1:]) for shape in lacking if not shape[0] % 3}
+    joined = [n for shape, n in lacking.items() if left[thirds.get(shape, ())] >= 3 * n]
+    return sum(joined) if len(joined) == len(lacking) else 0
 
 
 def _remedy(

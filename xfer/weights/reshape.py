@@ -51,9 +51,7 @@ def _bare(shape: Shape) -> Shape:
     return shape
 
 
-def _resampled(
-    tensor: torch.Tensor, prefix: int, old: int, new: int
-) -> tuple[torch.Tensor, str]:
+def _resampled(tensor: torch.Tensor, prefix: int, old: int, new: int) -> tuple[torch.Tensor, str]:
     """Resampled bicubically, as timm does it."""
     from timm.layers import resample_abs_pos_embed
 
