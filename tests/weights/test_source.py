@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -11,12 +12,14 @@ from backbones import BACKBONES
 from weights_files import NO_TORCH_FILES
 
 from xfer.config.hydra import compose_specs
-from xfer.core.errors import ConfigError, WeightsError
+from xfer.core.errors import ConfigError, WeightsError, XferError
 from xfer.core.types import Card, InputSpec
 from xfer.data.preprocess import of_timm, of_torchvision
 from xfer.models.backbone import Timm, Torchvision
 from xfer.models.head import Keep, Linear
 from xfer.models.network import Parts, check, from_weights
+from xfer.plan.make import make_plan
+from xfer.plan.table import table
 from xfer.weights.content import Weights
 from xfer.weights.formats.checkpoint_format import Snapshot, write_snapshot
 from xfer.weights.match import match
@@ -313,3 +316,22 @@ def test_a_wrong_tag_offers_the_published_ones(backbone: Timm | Torchvision) -> 
     tag = "a1_in1" if backbone.library == "timm" else "IMAGENET1K_V9"
     with pytest.raises(ConfigError, match=r"source\.tag.*(a1_in1k|IMAGENET1K_V1)"):
         Hub(tag).load(backbone)
+
+
+def test_the_recipe_of_a_file_is_what_source_recipe_says_and_else_told_to_be_assumed(
+    tmp_path: Path,
+) -> None:
+    path, recipe = write(tmp_path / "a.pt", state(), "zip"), tmp_path / "preprocess.json"
+    asked = ["experiment=digits_freeze", "source=file", f"source.path={path}", "stages=[]"]
+    plan = make_plan(compose_specs(asked))
+    assert plan.card.input == SMALL.build().input.scaled(32)
+    assert "as resnet18 has it by default: the file says none" in table(plan)
+    other = InputSpec((40, 40), 48, "bilinear", (0.5, 0.5, 0.5), (0.25, 0.5, 0.5))
+    recipe.write_text(json.dumps(other.to_plain()))
+    asked += [f"source.recipe={recipe}"]
+    plan = make_plan(compose_specs([*asked, "backbone.image_size=null"]))
+    assert plan.card.input == other and "by default" not in table(plan)
+    assert make_plan(compose_specs(asked)).card.input == other.scaled(32)
+    recipe.write_text('{"size": [40, 40]}')
+    with pytest.raises(XferError, match=r"E298: source\.recipe: .*is not an input recipe"):
+        make_plan(compose_specs(asked))

@@ -203,16 +203,35 @@ def test_half_precision_is_widened_and_said_and_integers_are_no_weights() -> Non
 
 
 def test_positions_of_a_transformer_are_resampled_only_when_asked() -> None:
-    old = Timm("vit_tiny_patch16_224", {"depth": 1}, image_size=64).build(5).module.state_dict()
+    small = Timm("vit_tiny_patch16_224", {"depth": 1}, image_size=64)
+    old = dict(small.build(5).module.state_dict())
     larger = Timm("vit_tiny_patch16_224", {"depth": 1}, image_size=96)
     parts = Parts(larger, Linear(), 2)
-    with pytest.raises(WeightsError, match=r"pos_embed \[1, 17, 192\] for \[1, 37, 192\]"):
-        check(parts, through(Rules(), dict(old)))
-    result = check(parts, through(Rules(resize_positions=True), dict(old)))
+    # With an entry that is no part of the network, as files of DINOv2 have.
+    old["mask_token"] = torch.zeros(1, 192)
+    wrong = r"pos_embed \[1, 17, 192\] for \[1, 37, 192\].*source\.resize_positions=true.*"
+    with pytest.raises(WeightsError, match=wrong + r"source\.drop=\['mask_token'\]"):
+        check(parts, through(Rules(), old))
+    rules = Rules(resize_positions=True, drop=("mask_token",))
+    result = check(parts, through(rules, old))
     assert [row.note for row in result.rows if row.fate == "adapted"] == [
         "positions resampled from 4x4 to 6x6"
     ]
     assert torch.equal(result.state["pos_embed"][:, 0], old["pos_embed"][:, 0])
+
+
+def test_query_key_and_value_apart_are_told_from_another_architecture() -> None:
+    net = Timm("vit_tiny_patch16_224", {"depth": 2}, image_size=32)
+    state: dict[str, torch.Tensor] = {}
+    for name, tensor in net.build(5).module.state_dict().items():
+        parts = tensor.chunk(3) if ".qkv." in name else [tensor]
+        words = ("query", "key", "value") if len(parts) == 3 else ("only",)
+        state |= {f"x_{name}.{word}": part for word, part in zip(words, parts, strict=True)}
+    with pytest.raises(WeightsError, match=r"query, key and value apart.* \(2 times\)"):
+        check(Parts(net, Linear(), 2), through(Rules(), state))
+    state = {n: t for n, t in state.items() if ".1." not in n}
+    with pytest.raises(WeightsError, match="another architecture"):
+        check(Parts(net, Linear(), 2), through(Rules(), state))
 
 
 def test_the_class_names_of_a_file_come_from_a_list_or_a_text_or_json_file(tmp_path: Path) -> None:

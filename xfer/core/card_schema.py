@@ -6,14 +6,17 @@ a network could have, before anything is built, allocated or written because of 
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any, Literal, NotRequired
 
 from pydantic import AfterValidator, ConfigDict, Field, StringConstraints, with_config
 from typing_extensions import TypedDict
 
 from xfer.core.certificate import CertificateFacts
+from xfer.core.errors import ConfigError
+from xfer.core.files import parsed, read_text
 from xfer.core.read_back import checked
-from xfer.core.types import Card
+from xfer.core.types import Card, InputSpec
 
 _FORBID = ConfigDict(extra="forbid", allow_inf_nan=False)
 _ALLOW = ConfigDict(extra="allow", allow_inf_nan=False)
@@ -43,6 +46,29 @@ class Recipe(TypedDict):
     mean: tuple[_Mean, _Mean, _Mean]
     std: tuple[_Std, _Std, _Std]
     range: NotRequired[Annotated[tuple[_End, _End], AfterValidator(_rises)]]
+
+
+def recipe_of(text: str) -> InputSpec:
+    """The recipe that a ``preprocess.json`` of this ``text`` holds. Raises ValueError."""
+    return InputSpec.from_plain(checked(Recipe, parsed(text)))
+
+
+def read_recipe(key: str, file: str) -> InputSpec:
+    """The recipe in ``file``, which ``key`` names. Raises ConfigError for none."""
+    try:
+        return recipe_of(text_of(key, file))
+    except ValueError as error:
+        fix = "give size, resize, interpolation, mean and std as preprocess.json has them"
+        raise ConfigError(key, f"'{file}' is not an input recipe ({error})", fix, 98) from error
+
+
+def text_of(key: str, file: str) -> str:
+    """What is in ``file``, which ``key`` names. Raises ConfigError for what cannot be read."""
+    try:
+        return read_text(Path(file).expanduser())
+    except (OSError, UnicodeDecodeError) as error:
+        what = f"'{file}' cannot be read ({getattr(error, 'strerror', None) or error})"
+        raise ConfigError(key, what, "give an existing file", 51) from error
 
 
 @with_config(_ALLOW)

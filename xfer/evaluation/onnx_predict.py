@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from xfer.core.card_schema import Classes, Recipe, TaskFacts
+from xfer.core.card_schema import Classes, TaskFacts, read_recipe, recipe_of, text_of
 from xfer.core.certificate import CertificateFacts
 from xfer.core.errors import (
     CombinationError,
@@ -25,7 +25,7 @@ from xfer.core.errors import (
     printable,
     raise_all,
 )
-from xfer.core.files import file_sha256, parsed, read_text
+from xfer.core.files import file_sha256, parsed
 from xfer.core.live_line import working
 from xfer.core.log import log
 from xfer.core.read_back import checked
@@ -156,7 +156,7 @@ def _classes(
         except ValueError as error:
             fix = "export it again, or type predict.labels=labels.json"
             raise WeightsError(path, f"its class names are invalid ({error})", fix, 98) from error
-    text = _read("predict.labels", labels)
+    text = text_of("predict.labels", labels)
     try:
         is_json = text.lstrip()[:1] in ("[", "{", '"')
         # Else a class a line.
@@ -168,29 +168,17 @@ def _classes(
 
 
 def _recipe(path: Path, file: str | None, said: dict[str, str]) -> InputSpec:
-    if file is None and "preprocess" not in said:
+    if file is not None:
+        return read_recipe("predict.recipe", file)
+    fix = "type predict.recipe=preprocess.json"
+    if "preprocess" not in said:
         what = f"{path} does not hold its input recipe"
-        raise ConfigError("predict.recipe", what, "type predict.recipe=preprocess.json", 98)
-    text = said["preprocess"] if file is None else _read("predict.recipe", file)
+        raise ConfigError("predict.recipe", what, fix, 98)
     try:
-        return InputSpec.from_plain(checked(Recipe, parsed(text)))
+        return recipe_of(said["preprocess"])
     except ValueError as error:
-        if file is None:
-            fix = "export it again, or type predict.recipe=preprocess.json"
-            what = f"its input recipe is invalid ({error})"
-            raise WeightsError(path, what, fix, 98) from error
-        fix = "give size, resize, interpolation, mean and std as preprocess.json has them"
-        raise ConfigError(
-            "predict.recipe", f"'{file}' is not an input recipe ({error})", fix, 98
-        ) from error
-
-
-def _read(key: str, file: str) -> str:
-    try:
-        return read_text(Path(file).expanduser())
-    except (OSError, UnicodeDecodeError) as error:
-        what = f"'{file}' cannot be read ({getattr(error, 'strerror', None) or error})"
-        raise ConfigError(key, what, "give an existing file", 51) from error
+        what = f"its input recipe is invalid ({error})"
+        raise WeightsError(path, what, f"export it again, or {fix}", 98) from error
 
 
 def warn_if_stale(path: Path) -> None:

@@ -37,6 +37,7 @@ def table(plan: Plan) -> str:
         *(("", line) for line in _load_lines(plan.load)),
         ("head", _spec_line(card.head)),
         ("input", _input_line(card.input)),
+        *_assumed_lines(plan),
         *_views_lines(plan),
         *(_training_lines(facts) if "params" in facts and not _only_audits(plan) else ()),
         *_parts(plan),
@@ -257,6 +258,16 @@ def _input_line(spec: InputSpec) -> str:
     how = "squashed" if spec.resize is None else f"short side {spec.resize}, centre crop"
     line = f"{height} x {width} RGB ({how}, {spec.interpolation}); mean {spec.mean}, std {spec.std}"
     return line + (f"; range {spec.range[0]:g} to {spec.range[1]:g}" if spec.range else "")
+
+
+def _assumed_lines(plan: Plan) -> list[tuple[str, str]]:
+    """That the recipe is the library's for the architecture, where the weights came without one."""
+    source = plan.card.source
+    asked, name = source.get("spec", {}), plan.card.backbone.get("name", "it")
+    published = source.get("kind") == "hub" and not asked.get("path")
+    if not plan.load or published or source.get("kind") == "run" or asked.get("recipe"):
+        return []
+    return [("", f"as {name} has it by default: the file says none, source.recipe=FILE would")]
 
 
 def _training_lines(facts: Plain) -> list[tuple[str, str]]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from xfer.core.errors import WeightsError
 from xfer.weights.content import USED
 from xfer.weights.match_by_order import by_order
+from xfer.weights.reshape import grid_of
 
 if TYPE_CHECKING:
     import torch
@@ -54,7 +55,7 @@ def mismatch(
         return WeightsError(origin, what, fix, 35)
     if not any(row.fate in USED for row in rows):
         return WeightsError(origin, what, _of_strangers(wanted, weights, excused), 30)
-    return WeightsError(origin, what, _remedy(kinds, rows, not excused), 30)
+    return WeightsError(origin, what, _remedy(kinds, rows, wanted, not excused), 30)
 
 
 def ambiguous(prefixes: Sequence[str], weights: Weights) -> WeightsError:
@@ -91,6 +92,12 @@ def _of_strangers(
     shapes = Counter(tuple(t.shape) for n, t in wanted.items() if not n.startswith(excused))
     given = Counter(tuple(t.shape) for t in (weights.state or {}).values())
     shared = (shapes & given).total()
+    if apart := _apart(shapes - given, given - shapes):
+        return (
+            "the file has query, key and value apart, as the library transformers saves, which "
+            f"the network has in one tensor ({apart} times): type source=hub for the file that "
+            "the backbone's own library publishes, or join them under the network's names"
+        )
     if 10 * shared < 9 * shapes.total():
         return (
             f"these are weights of another architecture ({shared} of the network's "
@@ -107,8 +114,28 @@ def _of_strangers(
     return f"{there}, in another order: {rename}"
 
 
-def _remedy(kinds: dict[str, list[TensorRow]], rows: Sequence[TensorRow], whole: bool) -> str:
+def _apart(lacking: Counter[tuple[int, ...]], left: Counter[tuple[int, ...]]) -> int:
+    """How many matrices are ``lacking`` of which three of a third of the size are ``left``, where
+    there is no other one that is lacking."""
+    lacking = Counter({shape: n for shape, n in lacking.items() if len(shape) > 1})
+    thirds = {shape: (shape[0] // 3, *shape[1:]) for shape in lacking if not shape[0] % 3}
+    joined = [n for shape, n in lacking.items() if left[thirds.get(shape, ())] >= 3 * n]
+    return sum(joined) if len(joined) == len(lacking) else 0
+
+
+def _remedy(
+    kinds: dict[str, list[TensorRow]],
+    rows: Sequence[TensorRow],
+    wanted: Mapping[str, torch.Tensor],
+    whole: bool,
+) -> str:
     missing, unexpected, wrong = kinds.values()
+    shapes = [(r.name or "", r.shape, tuple(wanted[r.name or ""].shape)) for r in wrong]
+    if wrong and not missing and all(grid_of(*shape) for shape in shapes):
+        rest = {**kinds, "wrong shape": []}
+        also = f"; {_remedy(rest, rows, wanted, whole)}" if unexpected else ""
+        typed = "type source.resize_positions=true, or backbone.image_size=PIXELS of the file"
+        return f"the file is of another image size: {typed}{also}"
     if whole and wrong and not missing and len(wrong) <= 2:
         return "the number of classes differs: use head=linear for a new head, or check the data"
     if wrong and not missing:

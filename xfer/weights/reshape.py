@@ -26,8 +26,22 @@ def adapted(
     swapped = depthwise and (given[1], *given[2:]) == (shape[0], *shape[2:])
     if weights.kind == "mindspore" and swapped:
         return tensor.transpose(0, 1), "depthwise kernel with its first two axes swapped"
-    if weights.resize_positions and name.rsplit(".", 1)[-1] in ("pos_embed", "pos_embedding"):
-        return _positions(tensor, shape)
+    if weights.resize_positions and (grid := grid_of(name, given, shape)):
+        return _resampled(tensor, *grid)
+    return None
+
+
+def grid_of(name: str, given: Shape, shape: Shape) -> tuple[int, int, int] | None:
+    """Prefix tokens and the sides of the square grids of a position embedding of shape ``given``
+    and of the wanted one, (1, prefix + side * side, c); ``None`` where they are not that."""
+    if name.rsplit(".", 1)[-1] not in ("pos_embed", "pos_embedding"):
+        return None
+    if given == shape or len(given) != 3 or len(shape) != 3 or given[2] != shape[2]:
+        return None
+    for prefix in range(min(3, given[1], shape[1])):
+        old, new = (math.isqrt(n - prefix) for n in (given[1], shape[1]))
+        if (old * old + prefix, new * new + prefix) == (given[1], shape[1]):
+            return prefix, old, new
     return None
 
 
@@ -37,17 +51,11 @@ def _bare(shape: Shape) -> Shape:
     return shape
 
 
-def _positions(tensor: torch.Tensor, shape: Shape) -> tuple[torch.Tensor, str] | None:
-    """(1, prefix + h * w, c) resampled bicubically, as timm does it; square grids only."""
-    if tensor.ndim != 3 or len(shape) != 3 or tensor.shape[2] != shape[2]:
-        return None
+def _resampled(tensor: torch.Tensor, prefix: int, old: int, new: int) -> tuple[torch.Tensor, str]:
+    """Resampled bicubically, as timm does it."""
     from timm.layers import resample_abs_pos_embed
 
-    for prefix in (0, 1, 2):
-        old, new = (math.isqrt(n - prefix) for n in (tensor.shape[1], shape[1]))
-        if (old * old + prefix, new * new + prefix) == (tensor.shape[1], shape[1]):
-            resampled = resample_abs_pos_embed(
-                tensor, [new, new], old_size=[old, old], num_prefix_tokens=prefix
-            )
-            return resampled, f"positions resampled from {old}x{old} to {new}x{new}"
-    return None
+    resampled = resample_abs_pos_embed(
+        tensor, [new, new], old_size=[old, old], num_prefix_tokens=prefix
+    )
+    return resampled, f"positions resampled from {old}x{old} to {new}x{new}"

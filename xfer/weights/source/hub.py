@@ -64,7 +64,8 @@ class Hub(Rules):
         if weights.classes is None and published.has_imagenet_classes:
             classes, synonyms = imagenet.classes(), imagenet.synonyms()
             weights = replace(weights, classes=classes, synonyms=synonyms)
-        return replace(weights, input=published.input, pinned=published.pinned)
+        recipe = weights.input or published.input
+        return replace(weights, input=recipe, pinned=published.pinned)
 
     def _address(self) -> huggingface.Address:
         repo, file, revision = huggingface.parse(self.path or "")

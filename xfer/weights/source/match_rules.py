@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, Le
 
+from xfer.core.card_schema import read_recipe
 from xfer.core.errors import ConfigError, WeightsError, closest
 from xfer.core.files import parsed, read_text
 from xfer.core.regex import compiled, matches, substituted
@@ -37,8 +38,9 @@ class Rules:
     stay as initialised. ``min_coverage``: the least share of the backbone's numbers that must be
     loaded. ``resize_positions``: resample the position embedding of a vision transformer to
     another image size. ``classes``: the names of the file's classes in order: a list, a text or
-    JSON file of them, or ``imagenet``. ``optimizer``: ``resume`` continues with the optimizer
-    state that the file holds.
+    JSON file of them, or ``imagenet``. ``recipe``: a ``preprocess.json`` of the input that the
+    weights were trained on. ``optimizer``: ``resume`` continues with the optimizer state that the
+    file holds.
     """
 
     strip: str | None = None
@@ -61,6 +63,9 @@ class Rules:
     classes: str | tuple[str, ...] | None = None
     """the names of the file's classes in order, for ``head=keep`` and ``head=remap``; ``hub``
     and ``run`` know their own"""
+    recipe: str | None = None
+    """a ``preprocess.json``: the size, crop, mean and standard deviation that these weights were
+    trained on; ``null`` is what the library has for ``backbone.name``, or publishes with them"""
     optimizer: Literal["ignore", "resume"] = "ignore"
     """``resume`` continues with the optimizer state that the file holds; see momenta"""
 
@@ -97,6 +102,7 @@ class Rules:
             origin=origin,
             sha256=sha256,
             classes=classes,
+            input=None if self.recipe is None else read_recipe("source.recipe", self.recipe),
             synonyms=synonyms,
             renamed={new: entry for new, entry in entries.items() if new != entry},
             asides={**content.asides, **asides},
