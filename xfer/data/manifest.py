@@ -119,8 +119,7 @@ class Manifest(Loading):
 
 
 def class_list(path: Path, root: Path, how: Manifest) -> tuple[list[ImageRow], list[str]]:
-    """The images that ``path`` lists with their classes, and what was decided about them where it
-    says so. Raises DataError as :func:`label_list`."""
+    """As :func:`label_list`, of images that have one class each."""
     lines = _lines(path, _SIGNS[how.separator])
     _, header = next(lines, (1, []))
     keys = _keys(path, header, how)
