@@ -16,7 +16,6 @@ from typing import Any
 import hydra
 import yaml
 from hydra import compose, initialize_config_dir
-from hydra._internal import defaults_list
 from hydra._internal.callbacks import Callbacks
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_repository import ConfigRepository
@@ -129,20 +128,6 @@ def _mode(self: Hydra, config_name: str | None, overrides: list[str]) -> Any:
 
 
 Hydra.get_mode = _mode  # type: ignore[method-assign]
-
-
-_every_choice = defaults_list._create_interpolation_map
-
-
-def _choices(overrides: Any, defaults: list[Any], self_added: bool) -> DictConfig:
-    """The choices that a file's defaults may name in an interpolation. Hydra collects them anew for
-    each file, which takes a third of its time, and hardly a file has one."""
-    if any(default.is_interpolation() for default in defaults):
-        return _every_choice(overrides, defaults, self_added)
-    return OmegaConf.create()
-
-
-defaults_list._create_interpolation_map = _choices  # type: ignore[assignment]
 
 _TASK = ("experiment", "data", "data.root", "data.file", "checkpoint.path", "predict.model")
 QUICK_START = "experiment=digits_freeze"
