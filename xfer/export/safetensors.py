@@ -167,21 +167,22 @@ def _bias_shift(net: nn.Module, library: nn.Module, images: Array) -> tuple[str,
             parent, _, last = name.rpartition(".")
             names = [child for child, _ in net.get_submodule(parent).named_children()]
             before = f"{parent}.{names[names.index(last) - 1]}"
-            peak = _peak(net, layers[before], images)
+            peak = _peak(net, before, images)
             # A power of two costs the fewest digits of the logits.
             return f"{before}.bias", 2.0 ** math.ceil(math.log2(4 * peak or 1))
     return None
 
 
-def _peak(net: nn.Module, layer: nn.Module, images: Array) -> float:
-    """The largest absolute output of ``layer`` over all images and positions."""
+def _peak(net: nn.Module, layer: str, images: Array) -> float:
+    """The largest absolute output of the layer called ``layer`` over all images and positions."""
+    from copy import deepcopy
+
     import torch
 
-    peaks: list[float] = []
-    hook = layer.register_forward_hook(lambda *seen: peaks.append(float(seen[2].abs().max())))
-    try:
-        with torch.inference_mode():
-            net(torch.from_numpy(images))
-    finally:
-        hook.remove()
+    # As the trials ask it: almost twice as fast.
+    faster, peaks = deepcopy(net).to(memory_format=torch.channels_last), list[float]()
+    see = faster.get_submodule(layer).register_forward_hook
+    see(lambda *seen: peaks.append(float(seen[2].abs().max())))
+    with torch.inference_mode():
+        faster(torch.from_numpy(images))
     return max(peaks)
