@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, ParamSpec
+from typing import TYPE_CHECKING, Any, ParamSpec
 
 from xfer.core.errors import printable
 from xfer.core.files import atomic_write, output_errors
@@ -96,7 +96,8 @@ def png(build: Callable[P, Figure | None], *args: P.args, **kwargs: P.kwargs) ->
             if figure.get_layout_engine() is None:
                 # Its parts have their places: "tight" would draw it all to find them.
                 figure.set_dpi(DPI)
-                box = figure.get_tightbbox(FigureCanvasAgg(figure).get_renderer())
+                canvas: Any = FigureCanvasAgg(figure)
+                box = figure.get_tightbbox(canvas.get_renderer())
                 look["bbox_inches"] = box.padded(look.pop("pad_inches"))
             # Of photographs a fifteenth smaller would take Pillow three times as long.
             figure.savefig(stream, **look, pil_kwargs={"compress_level": 3})
