@@ -267,7 +267,7 @@ def _assumed_lines(plan: Plan) -> list[tuple[str, str]]:
     published = source.get("kind") == "hub" and not asked.get("path")
     if not plan.load or published or source.get("kind") == "run" or asked.get("recipe"):
         return []
-    return [("", f"as {name} has it by default: the file says none, source.recipe=FILE would")]
+    return [("", f"as {name} has it by default: the file says none; source.recipe=FILE can")]
 
 
 def _training_lines(facts: Plain) -> list[tuple[str, str]]:
