@@ -9,7 +9,7 @@ model of the draw is scored on the rest, which is the truth. The sets are Canida
 (of XFER_ASSETS, train and val together, SqueezeNet's features) and the digits 5 to 9 of
 scikit-learn on the network that was trained on 0 to 4. Time: whole commands on the 300 photographs
 of Canidae, each in a new process: a plain run and a cross-validation, both with an empty
-cache, and the cross-validation again.
+cache, and the cross-validation again in the same folder.
 """
 
 import argparse
@@ -101,14 +101,15 @@ def coverage(options, work):
 
 def command(words, cache):
     began, spent = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
-    with tempfile.TemporaryDirectory() as place:
-        subprocess.run(
-            [sys.executable, "-m", "xfer", *words],
-            cwd=place,
-            env={**os.environ, "XFER_CACHE": str(cache)},
-            stdout=subprocess.DEVNULL,
-            check=True,
-        )
+    place = cache.with_name(f"runs_{cache.name}")  # where its exported files still are, again
+    place.mkdir(exist_ok=True)
+    subprocess.run(
+        [sys.executable, "-m", "xfer", *words],
+        cwd=place,
+        env={**os.environ, "XFER_CACHE": str(cache)},
+        stdout=subprocess.DEVNULL,
+        check=True,
+    )
     now = resource.getrusage(resource.RUSAGE_CHILDREN)
     processor = now.ru_utime + now.ru_stime - spent.ru_utime - spent.ru_stime
     return np.array([time.perf_counter() - began, processor])
