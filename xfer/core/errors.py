@@ -35,10 +35,10 @@ def printable(text: object) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
 
 
-def counted(count: int, noun: str, plural: str = "") -> str:
-    """``1 image``, ``2,000 images``: a number and what it is of, which is ``plural`` or has an s
-    unless there is one."""
-    return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
+def plural(count: int, noun: str, many: str = "") -> str:
+    """``1 image``, ``2,000 images``: a number and what it is of; of several ``many``, or with an s
+    where that is not given."""
+    return f"{count:,} {noun if count == 1 else many or noun + 's'}"
 
 
 def closest(word: str, words: Iterable[str]) -> str:

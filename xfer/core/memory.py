@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 import torch
 
-from xfer.core.errors import OutOfMemory, counted
+from xfer.core.errors import OutOfMemory, plural
 
 _MESSAGES = ("can't allocate memory", "not enough memory", "std::bad_alloc")
 _ONEDNN = "could not create a primitive"
@@ -31,7 +31,10 @@ def too_large(key: str, size: int, step: Callable[[int], object]) -> OutOfMemory
 
     To be called when nothing holds the failed step's tensors any more.
     """
-    what, fitting = f"batches of {counted(size, 'image')} take more memory than there is", size // 2
+    what, fitting = (
+        f"batches of {plural(size, 'image')} take more memory than there is",
+        size // 2,
+    )
     while fitting:
         free()
         try:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from xfer.core.errors import DataError, counted, printable
+from xfer.core.errors import DataError, plural, printable
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -125,7 +125,7 @@ def decide(
         path, first = odd[0]
         raise DataError(
             where,
-            f"{counted(len(odd), 'image')} with {first.kind} pixels, of which nothing says what is "
+            f"{plural(len(odd), 'image')} with {first.kind} pixels, of which nothing says what is "
             f"black and what is white, such as '{printable(path.name)}'; they go from {low:g} to "
             f"{high:g}",
             f"type 'data.range=[{low:g},{high:g}]', or the numbers that are to be black and white",
@@ -133,7 +133,7 @@ def decide(
         )
     bits = next(bits for bits in _BITS if high < 2**bits)
     line = (
-        f"{counted(len(deep), 'image')} of more than 8 bits: pixels reach {high:g}, so the range "
+        f"{plural(len(deep), 'image')} of more than 8 bits: pixels reach {high:g}, so the range "
         f"is taken to be {bits} bits (data.range=[0,{2**bits - 1}])"
     )
     return (0.0, float(2**bits - 1)), [line]
@@ -145,13 +145,13 @@ def range_remarks(deep: Sequence[tuple[ImagePlace, Extent]], over: PixelRange | 
         return []
     low, high = over or _FULL
     ends = f"{low:g} to {high:g}"
-    many = counted(len(deep), "image")
+    many = plural(len(deep), "image")
     lines = [
         f"{many} of more than 8 bits {'is' if len(deep) == 1 else 'are'} read with the range {ends}"
     ]
     if outside := [path for path, e in deep if e.low < low or e.high > high]:
         lines.append(
-            f"cut off at {ends}: {counted(len(outside), 'image')}, such as '{outside[0].name}'"
+            f"cut off at {ends}: {plural(len(outside), 'image')}, such as '{outside[0].name}'"
         )
     most = max(e.high for _, e in deep)
     if over is None and most < 2**14:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from xfer.core.errors import DataError, counted, printable
+from xfer.core.errors import DataError, plural, printable
 from xfer.core.text_columns import Made, Picked
 from xfer.core.types import Dataset, Images, InputSpec, Samples
 from xfer.data.bit_depth import decide
@@ -168,10 +168,10 @@ def _remarks(rows: ImageRows) -> list[str]:
     lines = []
     if many > _IMBALANCED * few:
         lines.append(
-            f"classes are imbalanced: {counted(many, 'image')} of '{most}', {few} of '{least}'"
+            f"classes are imbalanced: {plural(many, 'image')} of '{most}', {few} of '{least}'"
         )
     if 0 < val < _FEW:
-        lines.append(f"val has {counted(val, 'image')}: each is {100 / val:.1f} points of accuracy")
+        lines.append(f"val has {plural(val, 'image')}: each is {100 / val:.1f} points of accuracy")
     return [*lines, *look_the_same(counts)]
 
 

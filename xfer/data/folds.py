@@ -14,7 +14,7 @@ from unicodedata import normalize
 
 import numpy as np
 
-from xfer.core.errors import DataError, counted
+from xfer.core.errors import DataError, plural
 from xfer.core.seeds import derive
 from xfer.core.text_columns import Picked, Texts
 from xfer.data.image_rows import ImageRows, code_of
@@ -148,7 +148,7 @@ def _check(
     # The smallest class, so that what is typed is right for the others too.
     if (n := int(counts.min())) < count:
         kind = kinds[int(counts.argmin())]
-        what = f"class '{kind}' has {counted(n, 'image')}, fewer than the {count} folds"
+        what = f"class '{kind}' has {plural(n, 'image')}, fewer than the {count} folds"
         fix = f"type data.folds={n}, or add images" if n >= 2 else "add images of that class"
         raise DataError(where, what, fix, 50)
     if groups is None:
@@ -161,7 +161,7 @@ def _check(
             fix = "a fit without that group cannot know the class: add images of other groups"
             raise DataError(where, what, fix, 51)
     if (total := len(set(groups))) < count:
-        what = f"{counted(total, 'group')} cannot be divided into {count} folds"
+        what = f"{plural(total, 'group')} cannot be divided into {count} folds"
         fix = f"type data.folds={total}" if total > 1 else "add images of other groups"
         raise DataError(where, what, fix, 53)
 

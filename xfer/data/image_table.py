@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from xfer.core.errors import DataError, closest, counted
+from xfer.core.errors import DataError, closest, plural
 from xfer.core.types import Dataset
 from xfer.data.arrow_columns import BETWEEN
 from xfer.data.dataset import of_files
@@ -110,10 +110,10 @@ def _with_labels(cells: list[TableRow], where: Path) -> tuple[list[TableRow], li
         first = next((cell for cell in without if cell.split != "test"), without[0])
         others = len(without) - 1
         have = "has" if others == 1 else "have"
-        more = f", nor {have} {counted(others, 'more row')}" if others else ""
+        more = f", nor {have} {plural(others, 'more row')}" if others else ""
         fix = "fill it in, or remove the row"
         raise DataError(where, f"{first.name} has no label{more}", fix, 29)
-    remark = f"left out (images without classes): {counted(test, 'row')} of test"
+    remark = f"left out (images without classes): {plural(test, 'row')} of test"
     return [cell for cell in cells if cell.label.strip()], [remark]
 
 

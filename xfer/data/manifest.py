@@ -58,10 +58,9 @@ class Manifest(Loading):
 
     Paths are absolute or relative to ``root``, by default the CSV file's folder; one of no file is
     that of the only file of its name with an image's suffix. A split is train, val or test, or what
-    else people call it. Without ``columns`` the header is ``path,label`` or ``path,label,split``;
-    with them, others are left out. ``group`` is the name of one column more. A header with
-    ``decision`` is that of an ``audit.csv``: a row is accepted as it is, relabelled with its
-    ``suggested`` class or labels, or dropped; a remark counts them.
+    else people call it. ``group`` is the name of one column more. A header with ``decision`` is
+    that of an ``audit.csv``: a row is accepted as it is, relabelled with its ``suggested`` class or
+    labels, or dropped; a remark counts them.
     """
 
     groups: ClassVar[str] = "COLUMN"

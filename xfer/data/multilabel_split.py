@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from xfer.core.errors import DataError, counted, printable
+from xfer.core.errors import DataError, plural, printable
 from xfer.core.types import Dataset, Samples, class_name
 from xfer.data.dataset import look_the_same, of_files
 from xfer.data.folds import into_folds
@@ -131,7 +131,7 @@ def _in_folds(rows: ImageRows, how: Loading, count: int, where: object) -> Image
     """
     counts = Counter(rows.counts(rows.in_split("train")))
     if (total := counts.total()) < count:
-        what = f"{counted(total, 'training image')} cannot be divided into {count} folds"
+        what = f"{plural(total, 'training image')} cannot be divided into {count} folds"
         raise DataError(where, what, f"type data.folds={max(total, 2)}, or add images", 50)
     common = {label: n for label, n in counts.items() if n >= count}
     alone = total - sum(common.values()) < count and common

@@ -24,7 +24,7 @@ from xfer.core.errors import (
     CommandError,
     DataError,
     OutputError,
-    counted,
+    plural,
     printable,
 )
 from xfer.core.files import atomic_write, file_sha256, write_json, write_text
@@ -121,10 +121,10 @@ def _say(target: Path, counts: Sequence[int], remarks: Sequence[str], several: b
     task = ["task=multilabel"] * several
     before = f", {finished} of them finished before and unchanged" if finished else ""
     reads = shell([*task, "data=shards", override("data.root", str(target))])
-    tars, are = counted(shards, "shard"), "is" if images == 1 else "are"
+    tars, are = plural(shards, "shard"), "is" if images == 1 else "are"
     lines = [
         *remarks,
-        f"{counted(images, 'image')} of {counted(classes, 'class', 'classes')} {are} in "
+        f"{plural(images, 'image')} of {plural(classes, 'class', 'classes')} {are} in "
         f"{tars}{before}: {printable(target)}",
         f"to train on them: {reads}",
     ]

@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar
 
 from annotated_types import MaxLen, MinLen
 
-from xfer.core.errors import DataError, counted
+from xfer.core.errors import DataError, plural
 from xfer.core.types import Dataset
 from xfer.data.arrow_columns import (
     Columns,
@@ -177,7 +177,7 @@ def _packed(places: Iterable[ImagePlace]) -> list[str]:
         return []
     files = len({place.file for place in packed})
     line = (
-        f"{counted(len(packed), 'image')} in {counted(files, 'file')}, compressed or encoded: one "
+        f"{plural(len(packed), 'image')} in {plural(files, 'file')}, compressed or encoded: one "
         f"is read with its row group, of which a process holds {HELD >> 20} MiB, or one group if it"
         " is larger; epochs that train step by step read faster from xfer pack's shards"
     )

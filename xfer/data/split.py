@@ -9,7 +9,7 @@ from unicodedata import normalize
 
 import numpy as np
 
-from xfer.core.errors import ConfigError, DataError, LabelledDataError, closest, counted
+from xfer.core.errors import ConfigError, DataError, LabelledDataError, closest, plural
 from xfer.core.seeds import derive
 from xfer.core.text_columns import Picked
 from xfer.core.types import class_name
@@ -94,10 +94,10 @@ def hold_out(
     few = sorted(label for label, count in counts.items() if count < len(parts))
     if few:
         others = (
-            f" (and {counted(len(few) - 1, 'more class', 'more classes')})" if len(few) > 1 else ""
+            f" (and {plural(len(few) - 1, 'more class', 'more classes')})" if len(few) > 1 else ""
         )
         what = (
-            f"class '{few[0]}' has {counted(counts[few[0]], 'image')}{others}; "
+            f"class '{few[0]}' has {plural(counts[few[0]], 'image')}{others}; "
             f"{', '.join(sorted(parts))} need one each"
         )
         fix = "add images, remove the class, or give the splits folders of their own"
@@ -150,7 +150,7 @@ def groups_held_out(
     total = len(set(groups))
     count = min(_equal_parts(parts.values()), total, int(np.bincount(labels).max()))
     if count < len(parts):
-        what = f"{counted(total, 'group')} cannot be divided into {' and '.join(sorted(parts))}"
+        what = f"{plural(total, 'group')} cannot be divided into {' and '.join(sorted(parts))}"
         fix = "add images of other groups, or give the splits as a column"
         raise LabelledDataError(where, what, fix, 4)
     with warnings.catch_warnings():

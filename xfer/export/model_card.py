@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from xfer.core.errors import counted, printable
+from xfer.core.errors import plural, printable
 from xfer.export.metadata import metadata
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ def _label_row(name: str, row: Plain) -> str:
 
 def _data(card: Card, figures: Plain) -> Iterator[str]:
     counts = [
-        f"{name}: {counted(count, 'image')}" for name, count in figures.get("images", {}).items()
+        f"{name}: {plural(count, 'image')}" for name, count in figures.get("images", {}).items()
     ]
     yield f"{'; '.join(counts)}." if counts else "How many images it was trained on is not known."
     spec, size = card.input, f"{card.input.size[0]} x {card.input.size[1]} pixels"

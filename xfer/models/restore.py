@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from xfer.core.checksum import fingerprint
-from xfer.core.errors import ConfigError, WeightsError, XferError, counted
+from xfer.core.errors import ConfigError, WeightsError, XferError, plural
 from xfer.core.run_folder import best_checkpoint
 from xfer.core.types import Card, Plain
 from xfer.models import adapters
@@ -29,7 +29,7 @@ def restore(
     missing = {n: t for n, t in net.state_dict().items() if n not in snapshot.state}
     if snapshot.frozen is None:
         if missing:
-            what = f"lacks {counted(len(missing), 'tensor')} ({', '.join([*missing][:3])})"
+            what = f"lacks {plural(len(missing), 'tensor')} ({', '.join([*missing][:3])})"
             raise WeightsError(path, what, "train again", 7)
     elif fingerprint(missing.items()) != snapshot.frozen:
         what = (

@@ -80,10 +80,6 @@ def _check_shards(plan: Plan) -> None:
             raise CombinationError("trainer.strategy", f"is fsdp, and {why}", fix, 28)
 
 
-_USUAL_DROP = 0.01
-"""``export.max_drop`` where nobody asks for another one."""
-
-
 def check_votes(plan: Plan) -> None:
     """Raise HeadError for what a network that counts votes does not do: heat maps, as it has no
     gradient; and with several labels files of 8 bits, which the gate would refuse after the fit."""
@@ -95,7 +91,8 @@ def check_votes(plan: Plan) -> None:
         fix = "drop predict.maps, or predict with a run of head=prototype or head=linear"
         raise HeadError("predict.maps", what, fix, 1)
     rounds = any(getattr(writer, "trial", "") == "score" for writer in specs.export.writers)
-    asked = "export" in specs.stages and specs.export.gate.max_drop <= _USUAL_DROP
+    gate = specs.export.gate
+    asked = "export" in specs.stages and gate.max_drop <= type(gate)().max_drop
     if rounds and asked and specs.task.several:
         what = (
             "8 bits make other images the nearest, and with several labels probabilities are "

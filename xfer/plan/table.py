@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from xfer.config import custom
-from xfer.core.errors import counted, printable
+from xfer.core.errors import plural, printable
 from xfer.core.types import InputSpec, Plain
 from xfer.data.folds import fold_words
 from xfer.data.tta import tta_words
@@ -208,7 +208,7 @@ def _training_brief(plan: Plan) -> list[tuple[str, str]]:
 def _split_line(split: Plain) -> str:
     counts = [f"{name} {n}" for name, n in split["per_class"].items()]
     more = ", ..." * (len(counts) > 6)
-    return f"{counted(split['n'], 'image')} ({', '.join(counts[:6])}{more})"
+    return f"{plural(split['n'], 'image')} ({', '.join(counts[:6])}{more})"
 
 
 def _spec_line(facts: Plain) -> str:

@@ -20,8 +20,6 @@ from xfer.core.types import Dataset, InputSpec, Plain
 from xfer.weights.formats.detect import kind_of
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from xfer.config.specs import ModelFile, Specs
 
 _KEY = "loss.teacher"
@@ -208,6 +206,7 @@ def _score(path: Path, name: str) -> Plain | None:
 
 def _checkpoint(path: Path, specs: Specs) -> _Known:
     """What a checkpoint says. Raises WeightsError."""
+    from xfer.models.flops import operations
     from xfer.models.network import blueprint
     from xfer.models.restore import of_a_card, pieces, read_checkpoint
 
@@ -232,21 +231,6 @@ def _refuse_task(path: Path, task: Plain, specs: Specs) -> None:
         what = "gives an image one label, and the data's images have several"
         fix = "a run of task=multilabel, or an ONNX file that it exported"
     raise CommandError(_KEY, f"{path} {what}", f"type loss.teacher=RUN with {fix}", 33)
-
-
-def operations(net: nn.Module, size: tuple[int, int]) -> float | None:
-    """Floating-point operations of one image of ``size`` (height, width) through ``net``, which may
-    be without values; ``None`` where it computes with those."""
-    import torch
-    from torch.utils.flop_counter import FlopCounterMode
-
-    image = torch.empty(1, 3, *size, device=next(net.parameters()).device)
-    try:
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            net.eval()(image)
-    except (NotImplementedError, RuntimeError, IndexError, AttributeError):
-        return None
-    return float(counter.get_total_flops())
 
 
 def _onnx(path: Path, specs: Specs) -> _Known:

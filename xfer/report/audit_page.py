@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
 
-from xfer.core.errors import counted, printable
+from xfer.core.errors import plural, printable
 from xfer.core.files import write_json, write_rows
 from xfer.core.live_line import working
 from xfer.core.types import Plain
@@ -122,7 +122,7 @@ def write_page(work: Work, audited: Audited, rows: list[Plain]) -> None:
         "sections": (),
         "script": "audit.js",
         "meanings": _meanings(audited),
-        "left_out": f"Listed in audit.csv alone: {counted(more, 'more image')}." if more else "",
+        "left_out": f"Listed in audit.csv alone: {plural(more, 'more image')}." if more else "",
         "kinds": [
             (kind, _NAMES[kind], sum(kind in find.kinds for find in finds)) for kind in KINDS
         ],

@@ -24,7 +24,7 @@ from xfer.evaluation.out_of_fold import TABLE
 from xfer.evaluation.task import Multilabel, Single
 from xfer.report.heat import Heat, heat_of
 from xfer.report.page import render
-from xfer.report.write import Shown, counted, of_answers
+from xfer.report.write import Shown, class_scores, of_answers
 from xfer.training.calibrate import before_and_after
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def _details(specs: Specs, folder: Path, result: Plain, plan: Plain) -> Plain:
     split = next((name for name in ("val", "test") if name in scores), "cv")
     table = folder / (TABLE if split == "cv" else f"predictions_{split}.csv")
     if not table.exists():
-        return details | counted(scores)
+        return details | class_scores(scores)
     classes, spec = tuple(plan["classes"]), InputSpec.from_plain(plan["input"])
     answers = answers_of(table, classes, several)
     samples, remarks = _samples(specs, plan, "train" if split == "cv" else split, answers)

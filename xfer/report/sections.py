@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import median
 
-from xfer.core.errors import counted
+from xfer.core.errors import plural
 from xfer.core.types import Plain
 from xfer.plan.calibration_plan import calibration_words
 from xfer.plan.table import steps_line
@@ -65,7 +65,7 @@ def frozen(result: Plain, plan: Plain) -> Facts:
         facts.append(("Freeze proof", _PROVED[proof.get("proved")]))
     for audit in proof.get("groups") or []:
         groups = (
-            f"{counted(group['tensors'], 'tensor')} at {group['lr']:.3g}, "
+            f"{plural(group['tensors'], 'tensor')} at {group['lr']:.3g}, "
             f"decay {group['weight_decay']:g}"
             for group in audit["groups"]
         )

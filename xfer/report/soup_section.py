@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from xfer.core.errors import counted
+from xfer.core.errors import plural
 from xfer.core.types import Plain
 from xfer.report.format import number
 from xfer.report.tables import Table
@@ -26,8 +26,8 @@ def soup_lines(soup: Plain) -> list[str]:
     listed = f"job{'s' * (len(jobs) != 1)} {', '.join(map(str, jobs))}"
     return [
         f"Soup of {len(jobs)} of {len(soup['members'])} members ({listed}), chosen on "
-        f"{chosen['images']} ({counted(chosen['n'], 'image')})",
-        f"On {judged['images']} ({counted(judged['n'], 'image')} that chose none of them): "
+        f"{chosen['images']} ({plural(chosen['n'], 'image')})",
+        f"On {judged['images']} ({plural(judged['n'], 'image')} that chose none of them): "
         f"soup{of} {soup['soup'][key]:.4f}, best member (job {best['job']}) {best[key]:.4f}, "
         f"difference {100 * difference[key]:+.1f} points (95 % interval {low} to {high})",
     ]
@@ -41,7 +41,7 @@ def soup_text(soup: Plain) -> tuple[str, ...]:
     compared = "The interval is that of a paired bootstrap"
     if key == "acc":
         second += (
-            f": {counted(difference['gained'], 'image')} the soup alone got right, "
+            f": {plural(difference['gained'], 'image')} the soup alone got right, "
             f"{difference['lost']:,} that member alone"
         )
         compared = "The interval is that of Agresti and Min (2005) for pairs"

@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from xfer.core.errors import counted
+from xfer.core.errors import plural
 from xfer.core.files import write_json, write_text
 from xfer.core.types import Plain
 from xfer.evaluation.csv_cell import cell
@@ -80,7 +80,7 @@ def sentences(facts: Plain) -> list[str]:
     if several:
         added = (
             f"{more['images'] - facts['images']:,} more images, which have each label "
-            f"{counted(more['per_class'], 'time')} on average,"
+            f"{plural(more['per_class'], 'time')} on average,"
         )
         scores = f"have a mean average precision (mAP) of {_share(now)} on"
     lines = [

@@ -194,7 +194,7 @@ def _details(work: Work, result: Plain, shown: Shown | None) -> Plain:
         "load": work.plan.load,
     }
     if shown is None or shown.answers.labels is None:
-        return details | counted(result["scores"])
+        return details | class_scores(result["scores"])
     pair = None
     if shown.name in work.predictions:  # no fit of the folds is calibrated
         card = work.card
@@ -205,7 +205,7 @@ def _details(work: Work, result: Plain, shown: Shown | None) -> Plain:
     return details | of_answers(result["scores"], shown, spec, pair, work.heat)
 
 
-def counted(scores: Plain) -> Plain:
+def class_scores(scores: Plain) -> Plain:
     """Of scored splits what the card shows by class, and how many mistakes there are of how many
     images: ``per_class`` and ``mistakes``."""
     return {
@@ -229,7 +229,7 @@ def of_answers(
     if name not in scores and answers.saying is None:  # else the classes stand with the folds
         score = score_of(answers, used_for_selection=False).to_plain()
         scores = {**scores, name: score}
-    details = counted(scores) | {"table": shown.table}
+    details = class_scores(scores) | {"table": shown.table}
     if answers.task:
         return details | label_details(answers, shown.samples, spec, shown.note, pair)
     details |= answered(answers, shown.samples, spec, pair, heat, shown.whole)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
-from xfer.core.errors import XferError, counted
+from xfer.core.errors import XferError, plural
 from xfer.core.log import close_log, log, open_log, say
 from xfer.core.run_folder import what_is_kept
 from xfer.core.settings import Sweep
@@ -149,7 +149,7 @@ class Scheduler:
             else:
                 self._waiting.append(job)
         if done := len(self._known) - len(self._waiting):
-            log.info(f"{done} of {counted(self.total, 'job')} finished already")
+            log.info(f"{done} of {plural(self.total, 'job')} finished already")
         log.info(f"sweep of {self.total} job{'s' * (self.total != 1)} in {self.ledger.folder}")
 
     def rejoin(self, held: Callable[[int], bool]) -> list[Job]:
@@ -270,7 +270,7 @@ class Scheduler:
         counts = Counter(states.values())
         done, left = counts["finished"], counts["interrupted"] + counts["running"]
         unfinished = f", {left} unfinished" if left else ""
-        ended = f"{done} of {counted(self.total, 'job')} finished"
+        ended = f"{done} of {plural(self.total, 'job')} finished"
         log.info(f"{ended}, {counts['failed']} failed{unfinished}")
         for number, (code, line) in sorted(self.unsuccessful.items()):
             say(f"job {number}, exit {code}: {line}", error=True)

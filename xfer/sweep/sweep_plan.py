@@ -7,13 +7,13 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from xfer.core.errors import counted
+from xfer.core.errors import plural
 from xfer.core.log import log, open_log
 from xfer.core.settings import Sweep
 from xfer.freeze import ever
+from xfer.models.flops import operations
 from xfer.plan.make import make_plan
 from xfer.plan.plan import Plan
-from xfer.plan.teacher_plan import operations
 from xfer.sweep.space import Interval, Job, Parameter, probes
 from xfer.training.features import AutoFeatures
 
@@ -40,12 +40,12 @@ def show_plan(
         finished = ", finished" * (job.number in done)
         log.info(f"job {job.number}: {' '.join(job.overrides)}{finished}")
     if not jobs:
-        log.info(f"{counted(total, 'trial')} of {options.sampler} over")
+        log.info(f"{plural(total, 'trial')} of {options.sampler} over")
         for p in space:
             log.info(f"  {p.key}: {_range(p)}")
     if done:
-        log.info(f"{len(done)} of {counted(total, 'job')} finished already")
-    log.info(counted(count, "job"))
+        log.info(f"{len(done)} of {plural(total, 'job')} finished already")
+    log.info(plural(count, "job"))
     left = [job.overrides for job in jobs if job.number not in done]
     rows = left if jobs else probes(space) if count else []
     plans: dict[str, Plan] = {}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from xfer.core.errors import counted
+from xfer.core.errors import plural
 from xfer.core.text_columns import Picked
 from xfer.core.types import Plain, Predictions
 from xfer.evaluation.multilabel_metrics import label_values
@@ -101,9 +101,9 @@ def summary_of(facts: Plain) -> str:
     """One line for the log, of what ``result.json`` says of the solution."""
     how = f"of {facts['strengths']} strengths by" if facts["chosen_by"] == "cv_loss" else "in"
     were, its = ("was", "its") if facts["left_in"] == 1 else ("were", "their")
-    left = f"; {counted(facts['left_in'], 'image')} alone in a class {were} never held out"
+    left = f"; {plural(facts['left_in'], 'image')} alone in a class {were} never held out"
     if "cv_map" in facts:
-        left = f"; {counted(facts['left_in'], 'image')} {were} never held out: no other has "
+        left = f"; {plural(facts['left_in'], 'image')} {were} never held out: no other has "
         left += f"one of {its} labels"
     l2 = float(f"{facts['l2']:.2g}")
     if not facts["n"]:

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
-from xfer.core.errors import counted, printable
+from xfer.core.errors import plural, printable
 from xfer.core.types import Plain
 from xfer.report.board import OPEN, card_of, put_side_by_side, reaches
 from xfer.report.card import Section
@@ -67,8 +67,8 @@ def summary(facts: Plain) -> list[str]:
             ends = "95 % interval {:.4f} to {:.4f}".format(*judged["ci95"])
         lines.append(
             f"worth {judged[key]:.4f} on images that chose nothing ({ends}; "
-            f"{counted(judged['n'], 'image')}, {counted(judged['folds'], 'fold')}, "
-            f"{'once' if judged['repeats'] == 1 else counted(judged['repeats'], 'time')})"
+            f"{plural(judged['n'], 'image')}, {plural(judged['folds'], 'fold')}, "
+            f"{'once' if judged['repeats'] == 1 else plural(judged['repeats'], 'time')})"
         )
         times = judged["folds"] * judged["repeats"]
         same = judged["winners"].get(facts["winner"], 0)
@@ -98,7 +98,7 @@ def _costs(other: Plain, measure: Measure) -> str:
     if "only_winner_right" not in other:
         return said
     return (
-        f"{said} ({counted(other['only_winner_right'], 'image')} that the winner alone gets right, "
+        f"{said} ({plural(other['only_winner_right'], 'image')} that the winner alone gets right, "
         f"{other['only_runner_up_right']} the other way)"
     )
 

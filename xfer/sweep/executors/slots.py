@@ -7,7 +7,7 @@ import shutil
 import subprocess
 from dataclasses import dataclass
 
-from xfer.core.errors import SweepError, counted
+from xfer.core.errors import SweepError, plural
 from xfer.core.world import usable_cores
 
 KEY = "hydra.launcher.slots"
@@ -48,7 +48,7 @@ def divide(count: int | None, jobs_per_gpu: int, uses_gpu: bool, devices: int = 
         fix = "use 1, or a launcher that gives a job several"
         raise SweepError("trainer.devices", what, fix, 18)
     if shares and wanted > len(shares):
-        each = f"{counted(len(gpus), 'GPU')} with {counted(jobs_per_gpu, 'job')} each"
+        each = f"{plural(len(gpus), 'GPU')} with {plural(jobs_per_gpu, 'job')} each"
         what = f"is {wanted}, and there is room for {len(shares)}: {each}"
         raise SweepError(KEY, what, "raise hydra.launcher.jobs_per_gpu, or lower it", 11)
     if wanted > len(cores):

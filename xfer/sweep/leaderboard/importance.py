@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from xfer.core.errors import counted
+from xfer.core.errors import plural
 from xfer.sweep.leaderboard.read_sweep import SweepRecord
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def importance(sweep: SweepRecord) -> Importance:
         return Importance({}, why="no parameter varies")
     if len(done) < FEWEST:
         have = "has" if len(done) == 1 else "have"
-        why = f"{counted(len(done), 'job')} {have} a value, and at least {FEWEST} are needed"
+        why = f"{plural(len(done), 'job')} {have} a value, and at least {FEWEST} are needed"
         return Importance({}, why=why)
     values = np.array([job.values[0] for job in done], np.float64)
     if np.ptp(values) == 0:

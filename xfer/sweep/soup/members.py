@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from xfer.core.errors import SweepError, counted
+from xfer.core.errors import SweepError, plural
 from xfer.core.files import file_sha256
 from xfer.core.run_folder import best_checkpoint
 from xfer.core.types import Plain
@@ -53,7 +53,7 @@ def members_of(sweep: SweepRecord) -> list[Member]:
     finished = [job for job in sweep.jobs if job.state == "finished"]
     if len(finished) < 2:
         have = "has" if len(finished) == 1 else "have"
-        done = f"{len(finished)} of {counted(len(sweep.jobs), 'job')} {have} finished"
+        done = f"{len(finished)} of {plural(len(sweep.jobs), 'job')} {have} finished"
         what = f"{done}, and a soup is of several"
         fix = "finish the sweep: type its command again with sweep.dir"
         raise SweepError(sweep.folder, what, fix, 30)

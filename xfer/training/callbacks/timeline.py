@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytorch_lightning as pl
 
-from xfer.core.errors import counted, printable
+from xfer.core.errors import plural, printable
 from xfer.core.log import log
 from xfer.core.signals import install, stop
 
@@ -168,7 +168,7 @@ class Timeline(pl.Callback):
         if not patience or not best or start is None:
             return
         if self.history.rows[-1]["epoch"] - max(best["epoch"], start) >= patience:
-            log.info(f"stopped early: no better {best['metric']} for {counted(patience, 'epoch')}")
+            log.info(f"stopped early: no better {best['metric']} for {plural(patience, 'epoch')}")
             trainer.should_stop = True
 
     def _signalled(self) -> bool:
